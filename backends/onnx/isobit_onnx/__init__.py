@@ -1,0 +1,1 @@
+"""The ONNX backend of isobit: models through onnx-ir, runs through onnxruntime, simulators as plain QDQ models."""

@@ -1,0 +1,59 @@
+"""OnnxBackend: the front door. Imports onnx and onnxruntime only when a model is opened."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isobit.errors import PluginError
+
+if TYPE_CHECKING:
+    from isobit.backend import BackendModel
+    from isobit.encoding import Encodings
+    from isobit_onnx.model import OnnxModel
+
+
+class OnnxBackend:
+    """Opens ONNX files, ``onnx.ModelProto`` and ``onnx_ir.Model``."""
+
+    name = "onnx"
+    framework = "onnx"
+    install = 'pip install "isobit[onnx-cpu]"'
+    suffixes = (".onnx",)
+
+    def accepts(self, model: object) -> int:
+        """2 for a path that ends in .onnx and for the model classes of onnx and onnx-ir."""
+        if isinstance(model, str | os.PathLike):
+            return 2 if os.fspath(model).lower().endswith(self.suffixes) else 0
+        origin = f"{type(model).__module__}.{type(model).__name__}"
+        return 2 if origin in ("onnx.onnx_ml_pb2.ModelProto", "onnx_ir._core.Model") else 0
+
+    def open(self, model: Any, example_inputs: Any = None) -> OnnxModel:
+        """Open a model as a copy; ONNX models say their inputs, so no example is needed. Raises ModelError."""
+        self._require()
+        from isobit_onnx.model import OnnxModel
+        from isobit_onnx.reading import read_model
+
+        return OnnxModel(read_model(model))
+
+    def restore(self, state: bytes) -> OnnxModel:
+        """The model that `OnnxModel.state` wrote."""
+        self._require()
+        from isobit_onnx.state import restore
+
+        return restore(state)
+
+    def write_qdq(self, model: BackendModel, encodings: Encodings, path: Path) -> list[str]:
+        """Write the float model of any backend with `encodings` as a QDQ model; returns notes."""
+        self._require(running=False)
+        from isobit_onnx.export import write_qdq
+
+        return write_qdq(model, encodings, path)
+
+    def _require(self, *, running: bool = True) -> None:
+        needed = ["onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if running else [])]
+        missing = [name for name in needed if find_spec(name) is None]
+        if missing:
+            raise PluginError(f"backend 'onnx' needs {', '.join(missing)}: {self.install}")

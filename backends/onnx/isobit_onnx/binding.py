@@ -1,0 +1,73 @@
+"""Where the sites of the neutral graph are in an ONNX model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from isobit.backend import NameMap
+from isobit.errors import EncodingError, ModelError
+from isobit.layout import Layout, Permute
+from isobit.sites import Input, Site, Tensor, Weight
+from isobit_onnx.translation import Translation, native_readers
+
+
+@dataclass(frozen=True)
+class NativeSite:
+    """A value and the (node, input) pairs that read it at this site, None for all; `layout` makes it canonical."""
+
+    value: str
+    readers: tuple[tuple[str, int], ...] | None = None
+    layout: Layout = ()
+
+
+def bind(model: ir.Model, translation: Translation, site: Site) -> NativeSite:
+    """The native place of a site. Raises EncodingError when the graph has no such site."""
+    graph = translation.graph
+    if isinstance(site, Tensor):
+        if site.name not in translation.values:
+            raise EncodingError(f"the graph has no tensor {site.name!r} to quantize")
+        return NativeSite(translation.values[site.name])
+    if isinstance(site, Weight):
+        if site.name not in graph.weights:
+            raise EncodingError(f"the graph has no weight {site.name!r} to quantize")
+        info = graph.weights[site.name]
+        source = info.source or site.name
+        only = all(other == site.name or known.source != source for other, known in graph.weights.items())
+        readers = tuple(r for use in graph.uses(site.name) for r in native_readers(model, use, source))
+        return NativeSite(source, None if only else readers, info.layout)
+    return _bind_input(model, translation, site)
+
+
+def _bind_input(model: ir.Model, translation: Translation, site: Input) -> NativeSite:
+    graph = translation.graph
+    try:
+        node = graph.node(site.node)
+    except ModelError as error:
+        raise EncodingError(f"{site}: {error}") from error
+    name = node.input(site.index)
+    use = next((use for use in graph.uses(name or "") if use.node.name == site.node and use.index == site.index), None)
+    if name is None or use is None:
+        raise EncodingError(f"node {site.node!r} has no input {site.index}")
+    layout: Layout = ()
+    if name in graph.tensors:
+        source = translation.values[name]
+    else:
+        info = graph.weights[name]
+        source, layout = info.source or name, info.layout
+    readers = native_readers(model, use, source)
+    native_index = [reader for reader in readers if reader[1] == site.index]
+    same_twice = len([name for name in node.inputs if name == node.input(site.index)]) > 1
+    return NativeSite(source, tuple(native_index) if same_twice and native_index else readers, layout)
+
+
+def from_name_map(names: NameMap, site: Site) -> NativeSite:
+    """The place of a site in the ONNX export of another backend. Raises ModelError when the map does not have it."""
+    if site not in names:
+        raise ModelError(f"the ONNX export has no name for {str(site)!r}: the backend's to_onnx must map every site")
+    entry = names[site]
+    layout: Layout = () if entry.permutation is None else (Permute(entry.permutation),)
+    if entry.input is not None:
+        return NativeSite("", ((entry.name, entry.input),), layout)
+    return NativeSite(entry.name, None, layout)

@@ -1,0 +1,20 @@
+"""A written model file is loaded once by the runtime that will load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+
+from isobit.errors import ModelError
+
+
+def check_loads(path: Path) -> None:
+    """Load the model in onnxruntime, integer kernels and all. Raises ModelError."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        text = " ".join(str(error).split())[:400]
+        raise ModelError(f"onnxruntime does not load the exported model: {text}") from error

@@ -1,0 +1,242 @@
+"""Carrying out checked edits on a copy of an onnx-ir model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
+
+from isobit.edits import EditPlan, Inserted, Replaced
+from isobit.errors import EditError
+from isobit.graph import Node
+from isobit.layout import TRANSPOSED, Layout, conv_transpose_layout, to_native
+from isobit.ops import SETTINGS
+from isobit.sites import Tensor
+from isobit_onnx.reading import infer_shapes
+from isobit_onnx.translation import Translation
+
+#: Attributes of the canonical graph that ONNX does not have.
+_CORE_ONLY = {"GlobalAveragePool": ("keepdims",), "MatMul": ("scale",)}
+
+
+def apply_edits(model: ir.Model, translation: Translation, plan: EditPlan) -> ir.Model:
+    """A copy of `model` with the plan carried out. `translation` is the model's before the edits."""
+    editor = _Editor(model.clone(), translation, plan)
+    for step in plan.steps:
+        if isinstance(step, Replaced):
+            editor.replace(step)
+        else:
+            editor.insert(step)
+    editor.set_weights()
+    return editor.finish()
+
+
+class _Editor:
+    def __init__(self, model: ir.Model, translation: Translation, plan: EditPlan) -> None:
+        self.model, self.plan, self.before = model, plan, translation.graph
+        self.nodes = {node.name or "": node for node in model.graph}
+        self.values = {v.name or "": v for v in ir.convenience.create_value_mapping(model.graph).values()}
+        self.tensors = {tensor: self.values[name] for tensor, name in translation.values.items()}
+        self.made_parts: dict[str, tuple[str, ...]] = {}
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    def replace(self, step: Replaced) -> None:
+        """Build the chain behind the input of the old node, let its readers read the new end, remove the old parts."""
+        old = step.old
+        source, target = self.tensors[old.inputs[0] or ""], self.tensors[old.outputs[0]]
+        parts = self._parts(old)
+        result = self._chain(source, step.nodes, parts[-1])
+        self._take_over(target, result)
+        for part in reversed(parts):
+            if not any(output.uses() or output.is_graph_output() for output in part.outputs):
+                self.model.graph.remove(part, safe=True)
+        self.tensors[old.outputs[0]] = result
+
+    def _parts(self, node: Node) -> list[ir.Node]:
+        """The native nodes of a neutral one, also of one that an earlier step made."""
+        return [self.nodes[part] for name in node.parts for part in self.made_parts.get(name, (name,))]
+
+    def insert(self, step: Inserted) -> None:
+        """Build the chain behind a tensor, or before one input."""
+        site = step.site
+        name = step.nodes[0].inputs[0] or ""
+        source = self.tensors[name]
+        if isinstance(site, Tensor):
+            producer = source.producer()
+            readers = [(use.node, use.idx) for use in source.uses()]
+            is_output = source.is_graph_output()
+            result = self._chain(source, step.nodes, producer)
+            for node, index in readers:
+                node.replace_input_with(index, result)
+            if is_output:
+                self._give_output(source, result)
+            return
+        parts = self._parts(self.before.node(site.node))
+        readers = [(part, i) for part in parts for i, value in enumerate(part.inputs) if value is source]
+        result = self._chain(source, step.nodes, source.producer())
+        for part, index in readers if len(readers) == 1 else [r for r in readers if r[1] == site.index]:
+            part.replace_input_with(index, result)
+
+    def set_weights(self) -> None:
+        """Write every new value of a constant that the model has already."""
+        for name, value in self.plan.weights.items():
+            info = self.plan.graph.weights.get(name)
+            source = info.source or name if info is not None else name
+            native = self.model.graph.initializers.get(source)
+            if info is None or native is None or native.const_value is None or name not in self.before.weights:
+                continue
+            array = to_native(value, info.layout, native.const_value.numpy())
+            self._set(native, array)
+
+    def finish(self) -> ir.Model:
+        """The edited model, without what nothing reads, shapes inferred anew."""
+        passes.RemoveUnusedNodesPass()(self.model)
+        passes.TopologicalSortPass()(self.model)
+        for node in self.model.graph:
+            for output in node.outputs:
+                output.shape = output.shape if output.is_graph_output() else None
+        for value in self.model.graph.outputs:
+            if value.shape is not None:
+                value.shape = ir.Shape([None] * len(value.shape))
+        return infer_shapes(self.model)
+
+    # --- building --------------------------------------------------------------------------------------------------
+
+    def _chain(self, source: ir.Value, nodes: tuple[Node, ...], place: ir.Node | None) -> ir.Value:
+        made: list[ir.Node] = []
+        for node in nodes:
+            first = len(made)
+            source = self._build(node, source, made)
+            self.made_parts[node.name] = tuple(part.name or "" for part in made[first:])
+            self.tensors[node.outputs[0]] = source
+        if place is not None:
+            self.model.graph.insert_after(place, made)
+        elif made:
+            self.model.graph.insert_before(self.model.graph[0], made)
+        self.nodes.update({part.name or "": part for part in made})
+        return source
+
+    def _build(self, node: Node, source: ir.Value, made: list[ir.Node]) -> ir.Value:
+        if node.op == "Linear":
+            return self._build_linear(node, source, made)
+        operands = [source, *(self._operand(node, index) for index in range(1, len(node.inputs)))]
+        attributes = {k: v for k, v in node.attributes.items() if k not in _CORE_ONLY.get(node.op, ())}
+        settings = SETTINGS.get(node.op, {})
+        for index, name in sorted(settings.items()):
+            if name in attributes:
+                operands += [None] * (index - len(operands))
+                operands.append(self._setting(node, name, attributes.pop(name)))
+        return self._add(node.op, operands, node.name, attributes, made)
+
+    def _build_linear(self, node: Node, source: ir.Value, made: list[ir.Node]) -> ir.Value:
+        """Gemm for matrices; MatMul and Add for anything with more axes."""
+        weight = node.inputs[1] or ""
+        rank = self.plan.graph.tensors.get(node.outputs[0]) or self.before.tensors.get(node.outputs[0])
+        flat = rank is not None and rank.rank == 2
+        layout = self._layout(weight)
+        if layout not in ((), TRANSPOSED):
+            raise EditError(f"the weight {weight!r} of {node.name!r} has a layout that no ONNX node reads")
+        if flat:
+            value = self._constant(weight, ())
+            operands: list[ir.Value | None] = [source, value]
+            if node.input(2):
+                operands.append(self._constant(node.inputs[2] or "", ()))
+            return self._add("Gemm", operands, node.name, {"transB": 1 if layout == () else 0}, made)
+        value = self._constant(weight, TRANSPOSED)
+        bias = node.input(2)
+        product = self._add("MatMul", [source, value], f"{node.name}.matmul" if bias else node.name, {}, made)
+        return self._add("Add", [product, self._constant(bias, ())], node.name, {}, made) if bias else product
+
+    def _layout(self, name: str) -> Layout:
+        info = self.plan.graph.weights.get(name) or self.before.weights.get(name)
+        return info.layout if info is not None else ()
+
+    def _operand(self, node: Node, index: int) -> ir.Value | None:
+        name = node.inputs[index]
+        if name is None:
+            return None
+        if name in self.tensors and name not in self.plan.weights:
+            return self.tensors[name]
+        layout: Layout = ()
+        if node.op == "ConvTranspose" and index == 1 and name not in self.before.weights:
+            out, per_group, *kernel = self.plan.weights[name].shape
+            group = int(node.attributes.get("group", 1))
+            layout = conv_transpose_layout((per_group * group, out // group, *kernel), group)
+        return self._constant(name, layout)
+
+    def _constant(self, name: str, layout: Layout) -> ir.Value:
+        """The initializer of a constant; a new one is written in `layout`, the layout its reader needs."""
+        info = self.plan.graph.weights.get(name) or self.before.weights[name]
+        source = name if name not in self.before.weights else info.source or name
+        if source in self.values:
+            return self.values[source]
+        array = np.asarray(self.plan.weights[name])
+        native = to_native(array, layout)
+        return self._register(ir.Tensor(native, name=name))
+
+    def _register(self, tensor: ir.Tensor[Any]) -> ir.Value:
+        value = ir.Value(
+            name=tensor.name,
+            shape=ir.Shape(tuple(tensor.shape)),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self.model.graph.register_initializer(value)
+        self.values[tensor.name or ""] = value
+        return value
+
+    def _setting(self, node: Node, name: str, value: Any) -> ir.Value:
+        kind = np.float32 if node.op in ("Clip", "Pad") and name in ("min", "max", "value") else np.int64
+        tensor = ir.Tensor(np.asarray(value, kind), name=self._free(f"{node.name}.{name}"))
+        return self._register(tensor)
+
+    def _add(
+        self, op: str, inputs: list[ir.Value | None], name: str, attributes: Mapping[str, Any], made: list[ir.Node]
+    ) -> ir.Value:
+        domain, _, kind = op.rpartition("::")
+        node = ir.Node(domain, kind, inputs, ir.convenience.convert_attributes(dict(attributes)), name=name)
+        output = node.outputs[0]
+        output.name, output.type = self._free(f"{name}_out"), ir.TensorType(ir.DataType.FLOAT)
+        self.values[output.name] = output
+        made.append(node)
+        return output
+
+    def _free(self, name: str) -> str:
+        stem, number = name, 0
+        while name in self.values:
+            number += 1
+            name = f"{stem}{number}"
+        return name
+
+    # --- wiring ----------------------------------------------------------------------------------------------------
+
+    def _take_over(self, old: ir.Value, new: ir.Value) -> None:
+        """All readers of `old` read `new`; an output of the model keeps its name."""
+        if old.is_graph_output():
+            self._give_output(old, new)
+        ir.convenience.replace_all_uses_with(old, new)
+
+    def _give_output(self, old: ir.Value, new: ir.Value) -> None:
+        name, shape, kind = old.name or "", old.shape, old.type
+        if new.is_graph_input() or new.is_graph_output() or new.is_initializer():
+            identity = ir.Node("", "Identity", [new], name=f"{name}_identity")
+            producer = new.producer()
+            if producer is not None:
+                self.model.graph.insert_after(producer, [identity])
+            else:
+                self.model.graph.insert_before(self.model.graph[0], [identity])
+            new = identity.outputs[0]
+        old.name = self._free(f"{name}_replaced")
+        new.name, new.shape, new.type = name, shape, kind
+        for position, output in enumerate(self.model.graph.outputs):
+            if output is old:
+                self.model.graph.outputs[position] = new
+
+    def _set(self, value: ir.Value, array: NDArray[Any]) -> None:
+        tensor = ir.Tensor(array, name=value.name)
+        value.const_value, value.shape = tensor, ir.Shape(array.shape)

@@ -1,0 +1,111 @@
+"""An Encoding as ONNX says it: element type, scale and zero point tensors, axis and block size, in native layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from isobit.arithmetic import float_type
+from isobit.encoding import Encoding
+from isobit.layout import Layout, to_canonical, to_native
+from isobit.quant_spec import PerTensor, QuantSpec
+
+_INTEGERS = {
+    "int": {4: ir.DataType.INT4, 8: ir.DataType.INT8, 16: ir.DataType.INT16, 32: ir.DataType.INT32},
+    "uint": {4: ir.DataType.UINT4, 8: ir.DataType.UINT8, 16: ir.DataType.UINT16},
+}
+_FLOATS = {
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "float8e4m3": ir.DataType.FLOAT8E4M3FN,
+    "float8e5m2": ir.DataType.FLOAT8E5M2,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Scale and zero point of QuantizeLinear / DequantizeLinear, and their attributes."""
+
+    type: ir.DataType
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int32]
+    axis: int | None = None
+    block_size: int | None = None
+
+
+def stored_type(spec: QuantSpec, *, activation: bool) -> ir.DataType:
+    """The narrowest ONNX type that holds the format: a weight of 3 bits is stored in int4, one of 5 in int8.
+
+    Activations have at least 8 bits: onnxruntime (1.32) refuses to load Relu or Clip before a QuantizeLinear to int4.
+    """
+    if not spec.is_integer:
+        return _FLOATS[spec.dtype]
+    types = _INTEGERS[spec.dtype]
+    least = max(spec.bits, 8) if activation else spec.bits
+    return types[min(bits for bits in types if bits >= least)]
+
+
+def needs_clip(spec: QuantSpec) -> bool:
+    """Whether the type that stores an activation has levels that the format does not."""
+    return spec.is_integer and (spec.strict or spec.bits not in (8, 16))
+
+
+def grid_of(encoding: Encoding, shape: tuple[int, ...] = (), layout: Layout = (), *, activation: bool) -> Grid:
+    """The grid of a tensor whose native `shape` becomes canonical through `layout`.
+
+    A per-tensor encoding needs neither. What is per channel in canonical layout may be blocks in the native one (a
+    grouped ConvTranspose): the form follows from which native elements share a scale.
+    """
+    kind = stored_type(encoding.spec, activation=activation)
+    if isinstance(encoding.spec.granularity, PerTensor):
+        return Grid(kind, encoding.scale, encoding.zero_point)
+    canonical = to_canonical(np.broadcast_to(np.int8(0), shape), layout).shape
+    scale, zero_point = encoding.broadcast(canonical)
+    marks = np.arange(scale.size).reshape(scale.shape)
+    native = [_native(a, canonical, layout, shape) for a in (marks, scale, zero_point)]
+    axis, block = _form(native[0])
+    if axis is None:
+        return Grid(kind, native[1].reshape(-1)[0], native[2].reshape(-1)[0])
+    if block is None:
+        index = tuple(slice(None) if i == axis else 0 for i in range(len(shape)))
+        return Grid(kind, native[1][index], native[2][index], axis)
+    starts = np.arange(0, shape[axis], block)
+    return Grid(kind, native[1].take(starts, axis), native[2].take(starts, axis), axis, block)
+
+
+def _native(array: NDArray[Any], canonical: tuple[int, ...], layout: Layout, shape: tuple[int, ...]) -> NDArray[Any]:
+    whole = np.broadcast_to(array, canonical)
+    return to_native(whole, layout, np.zeros(shape, array.dtype))
+
+
+def _form(marks: NDArray[np.int64]) -> tuple[int | None, int | None]:
+    """Axis and block size: (None, None) one scale, (axis, None) one an index, (axis, size) one a block."""
+    varying = [axis for axis in range(marks.ndim) if np.any(marks != marks.take([0], axis))]
+    if not varying:
+        return None, None
+    runs = {axis: _run_length(marks, axis) for axis in varying}
+    if len(varying) == 1 and runs[varying[0]] == 1:
+        return varying[0], None
+    # One axis carries the blocks; along all others the scale tensor is written out in full.
+    axis = max(varying, key=lambda a: runs[a])
+    return axis, runs[axis]
+
+
+def _run_length(marks: NDArray[np.int64], axis: int) -> int:
+    steps = np.moveaxis(np.diff(marks, axis=axis), axis, 0)
+    changes = np.flatnonzero(np.any(steps != 0, axis=tuple(range(1, marks.ndim))))
+    return int(changes[0]) + 1 if changes.size else marks.shape[axis]
+
+
+def integer_tensor(values: NDArray[np.int32], kind: ir.DataType, name: str) -> ir.Tensor[Any]:
+    """Integers (or the bits of small floats) as a tensor of an ONNX type."""
+    return ir.Tensor(values.astype(kind.numpy()), dtype=kind, name=name)
+
+
+def float_tensor(values: NDArray[np.float32], spec: QuantSpec, name: str) -> ir.Tensor[Any]:
+    """Real values as a tensor of a smaller float type, saturated where the type is."""
+    return ir.Tensor(values.astype(float_type(spec.dtype)), dtype=_FLOATS[spec.dtype], name=name)

@@ -1,0 +1,212 @@
+"""OnnxModel: the contract of `isobit.backend.BackendModel` for ONNX.
+
+The float model is the master. The simulator, a plain QDQ model, is built from it when it is asked for: a rebuild costs
+about as much as making a session, and nothing can drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from isobit.backend import Batch, NameMap, OnnxName, Request
+from isobit.edits import Edit, plan_edits
+from isobit.encoding import Encoding, Encodings
+from isobit.errors import EncodingError, ModelError
+from isobit.graph import Graph
+from isobit.layout import Permute, output_shape, to_canonical
+from isobit.sites import Input, Site, Tensor, Weight
+from isobit_onnx.binding import NativeSite, bind
+from isobit_onnx.editing import apply_edits
+from isobit_onnx.observing import ObservingSession, Watched
+from isobit_onnx.qdq import insert_quantizers
+from isobit_onnx.session import Session
+from isobit_onnx.translation import translate
+
+#: Sessions kept for other settings of `enable`: float and simulated runs alternate in most work.
+_KEPT_SESSIONS = 3
+
+
+class OnnxModel:
+    """An opened ONNX model. `float_model` is prepared by `isobit_onnx.reading`."""
+
+    def __init__(self, float_model: ir.Model) -> None:
+        self.float_model = float_model
+        self.translation = translate(float_model)
+        self._encodings: dict[Site, Encoding] = {}
+        self._off: set[Site] = set()
+        self._sessions: dict[frozenset[Site], Session] = {}
+
+    @property
+    def graph(self) -> Graph:
+        """The neutral graph."""
+        return self.translation.graph
+
+    @property
+    def native(self) -> onnx.ModelProto:
+        """The simulator: a QDQ model that any onnxruntime loads."""
+        return ir.to_proto(self.simulator())
+
+    def weight(self, name: str) -> NDArray[Any]:
+        """A constant in canonical layout. Raises ModelError for an unknown name."""
+        info = self.graph.weights.get(name)
+        if info is None:
+            raise ModelError(f"no weight {name!r} in the graph")
+        tensor = self.float_model.graph.initializers[info.source or name].const_value
+        if tensor is None:
+            raise ModelError(f"weight {name!r} has no value")
+        return np.asarray(to_canonical(tensor.numpy(), info.layout))
+
+    # --- changing --------------------------------------------------------------------------------------------------
+
+    def edit(self, edits: Sequence[Edit]) -> None:
+        """Apply edits, all or none."""
+        plan = plan_edits(self.graph, edits, self.weight)
+        edited = apply_edits(self.float_model, self.translation, plan)
+        translation = translate(edited)  # may still refuse: nothing was assigned yet
+        self.float_model, self.translation = edited, translation
+        self._encodings = {site: e for site, e in self._encodings.items() if _exists(self.graph, site)}
+        self._off &= self._encodings.keys()
+        self._sessions.clear()
+
+    def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
+        """Insert, update or remove quantizers; checked against the graph before anything changes."""
+        for site, encoding in encodings.items():
+            if encoding is not None:
+                self._check(site, encoding)
+        for site, encoding in encodings.items():
+            if encoding is None:
+                self._encodings.pop(site, None)
+                self._off.discard(site)
+            else:
+                self._encodings[site] = encoding
+        self._sessions.clear()
+
+    def enable(self, sites: Iterable[Site], on: bool) -> None:
+        """Switch quantizers on or off."""
+        wanted = set(sites)
+        unknown = wanted - self._encodings.keys()
+        if unknown:
+            raise EncodingError(f"{str(next(iter(unknown)))!r} has no quantizer to switch")
+        self._off = self._off - wanted if on else self._off | wanted
+
+    def encodings(self) -> Encodings:
+        """The encodings of all quantizers, on or off."""
+        return Encodings(self._encodings)
+
+    def _check(self, site: Site, encoding: Encoding) -> None:
+        native = bind(self.float_model, self.translation, site)
+        constant = self.float_model.graph.initializers.get(native.value)
+        if constant is not None and constant.const_value is not None:
+            shape = output_shape(constant.const_value.numpy().shape, native.layout)
+            try:
+                encoding.broadcast(shape)
+            except EncodingError as error:
+                raise EncodingError(f"{str(site)!r}: {error}") from error
+
+    # --- running ---------------------------------------------------------------------------------------------------
+
+    def simulator(self, encodings: Mapping[Site, Encoding] | None = None) -> ir.Model:
+        """The float model with the quantizers that are on (or those of `encodings`) as QDQ nodes."""
+        active = self._active() if encodings is None else encodings
+        model = self.float_model.clone()
+        insert_quantizers(model, [(bind(model, self.translation, site), e) for site, e in active.items()])
+        return model
+
+    def _active(self) -> dict[Site, Encoding]:
+        return {site: encoding for site, encoding in self._encodings.items() if site not in self._off}
+
+    def run(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Outputs by name."""
+        off = frozenset(self._off)
+        if off not in self._sessions:
+            while len(self._sessions) >= _KEPT_SESSIONS:
+                del self._sessions[next(iter(self._sessions))]
+            self._sessions[off] = Session(self.simulator())
+        return self._sessions[off].run(batch)
+
+    def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
+        """Reduce the requested tensors inside the graph; a session is made for each per-sample shape of the inputs."""
+        simulator = self.simulator()
+        values = ir.convenience.create_value_mapping(simulator.graph)
+        watched = [self._watch(simulator, values, request) for request in requests]
+        sessions: dict[Any, ObservingSession] = {}
+        for batch in data:
+            key = tuple(sorted((name, array.shape[1:]) for name, array in batch.items()))
+            if key not in sessions:
+                sessions[key] = ObservingSession(simulator, watched, batch)
+            sessions[key].observe(batch)
+
+    def _watch(self, simulator: ir.Model, values: Mapping[str, ir.Value], request: Request) -> Watched:
+        site = request.site
+        native = bind(self.float_model, self.translation, site)
+        tensor = site.name if isinstance(site, Tensor) else self.graph.node(site.node).input(site.index)
+        if tensor not in self.graph.tensors or tensor is None:
+            raise EncodingError(f"{str(site)!r} is a constant: its statistics are its values")
+        value: ir.Value | None = values[native.value]
+        if request.stage == "after":
+            value = _after(simulator, values, native)
+        elif f"{native.value}_unquantized" in values and native.value in self.graph.outputs:
+            value = values[f"{native.value}_unquantized"]
+        name = value.name if value is not None else None
+        return Watched(request, name or native.value, self.graph.tensors[tensor].channel_axis)
+
+    # --- leaving ---------------------------------------------------------------------------------------------------
+
+    def to_onnx(self) -> tuple[onnx.ModelProto, NameMap]:
+        """The float model and the names of every tensor and weight in it."""
+        names: dict[Site, OnnxName] = {Tensor(t): OnnxName(v) for t, v in self.translation.values.items()}
+        for name, info in self.graph.weights.items():
+            permutation = None
+            if len(info.layout) == 1 and isinstance(info.layout[0], Permute):
+                permutation = info.layout[0].axes
+            names[Weight(name)] = OnnxName(info.source or name, permutation)
+        for node in self.graph.nodes:
+            for index in range(len(node.inputs)):
+                site = Input(node.name, index)
+                if node.inputs[index] is not None:
+                    readers = bind(self.float_model, self.translation, site).readers
+                    if readers:
+                        names[site] = OnnxName(readers[0][0], input=readers[0][1])
+        return ir.to_proto(self.float_model), names
+
+    def copy(self) -> OnnxModel:
+        """An independent copy."""
+        other = OnnxModel(self.float_model.clone())
+        other.set_state(self._encodings, self._off)
+        return other
+
+    def set_state(self, encodings: Mapping[Site, Encoding], off: Iterable[Site]) -> None:
+        """Take over the quantizers of another model of the same graph."""
+        self.set_quantizers({**dict.fromkeys(self._encodings), **encodings})
+        self._off = set(off)
+        self._sessions.clear()
+
+    def state(self) -> bytes:
+        """Everything, as bytes."""
+        from isobit_onnx.state import dump
+
+        return dump(self.float_model, self._encodings, self._off)
+
+
+def _after(simulator: ir.Model, values: Mapping[str, ir.Value], native: NativeSite) -> ir.Value | None:
+    """The value that the readers of a site see in the simulator."""
+    if native.readers:
+        node, index = native.readers[0]
+        return next(n for n in simulator.graph if n.name == node).inputs[index]
+    name = native.value
+    return values.get(f"{name}_dequantized") or values.get(f"{name}_float") or values[name]
+
+
+def _exists(graph: Graph, site: Site) -> bool:
+    if isinstance(site, Tensor):
+        return site.name in graph.tensors
+    if isinstance(site, Weight):
+        return site.name in graph.weights
+    node = next((node for node in graph.nodes if node.name == site.node), None)
+    return node is not None and node.input(site.index) is not None

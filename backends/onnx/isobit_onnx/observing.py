@@ -1,0 +1,189 @@
+"""Observation inside the graph: only minimum, maximum and a strided sample of each tensor leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from isobit.backend import Batch, Request
+from isobit.sampling import Sampling, sampling_of
+from isobit.statistics import Histogram, MinMax
+from isobit_onnx.reading import infer_shapes
+from isobit_onnx.session import Session
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One request and the value of the model that answers it."""
+
+    request: Request
+    value: str
+    channel_axis: int | None
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """Names of the reduced outputs of one watched value, or of the tensor itself; elements of one sample."""
+
+    minimum: str = ""
+    maximum: str = ""
+    sample: str = ""
+    whole: str = ""
+    sample_elements: int = 0
+
+
+class ObservingSession:
+    """A model with reductions as extra outputs, for inputs of one per-sample shape."""
+
+    def __init__(self, model: ir.Model, watched: Sequence[Watched], batch: Batch) -> None:
+        self.watched = watched
+        self._base = model
+        working = model.clone()
+        self._model_outputs = [value.name or "" for value in working.graph.outputs]
+        _set_sample_shapes(working, batch)
+        infer_shapes(working)
+        builder = _Reductions(working)
+        self._outputs = [builder.add(item) for item in watched]
+        self._session = Session(working)
+        self._whole: Session | None = None
+
+    def observe(self, batch: Batch) -> None:
+        """Run one batch and feed every observer."""
+        found = self._session.run(batch)
+        if not all(_is_finite(found[name]) for name in self._model_outputs):
+            # onnxruntime's ReduceMin and ReduceMax pass over NaN: look at the whole tensors of this batch.
+            self._observe_whole(batch)
+            return
+        for item, names in zip(self.watched, self._outputs, strict=True):
+            observer = item.request.observer
+            if names.whole:
+                observer.update(_as_float32(found[names.whole]), item.channel_axis)
+            elif isinstance(observer, Histogram):
+                bounds = float(found[names.minimum]), float(found[names.maximum])
+                observer.absorb(*bounds, found[names.sample], names.sample_elements * _samples(found[names.sample]))
+            else:
+                observer.update(np.array([found[names.minimum], found[names.maximum]], np.float32))
+
+    def _observe_whole(self, batch: Batch) -> None:
+        if self._whole is None:
+            working = self._base.clone()
+            values = ir.convenience.create_value_mapping(working.graph)
+            for item in self.watched:
+                _expose(working, values[item.value])
+            self._whole = Session(working)
+        found = self._whole.run(batch)
+        for item in self.watched:
+            item.request.observer.update(_as_float32(found[item.value]), item.channel_axis)
+
+
+def _set_sample_shapes(model: ir.Model, batch: Batch) -> None:
+    """Fix every input dimension but the batch, so that the sampling step of each tensor is known."""
+    for value in model.graph.inputs:
+        array = batch.get(value.name or "")
+        if array is not None and value.shape is not None and len(value.shape):
+            value.shape = ir.Shape([value.shape[0], *array.shape[1:]])
+
+
+def _samples(sample: NDArray[Any]) -> int:
+    """How many samples the tensor of this batch holds: its own axis 0, which need not be the input's."""
+    return int(sample.shape[0])
+
+
+def _is_finite(array: NDArray[Any]) -> bool:
+    return array.dtype.kind != "f" or bool(np.all(np.isfinite(array)))
+
+
+def _as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    return np.asarray(array, np.float32)
+
+
+def _expose(model: ir.Model, value: ir.Value) -> None:
+    if not value.is_graph_output():
+        model.graph.outputs.append(value)
+
+
+class _Reductions:
+    """Adds the reducing nodes of watched values to a graph."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.values = ir.convenience.create_value_mapping(model.graph)
+        self.made: dict[str, _Outputs] = {}
+
+    def add(self, item: Watched) -> _Outputs:
+        value = self.values[item.value]
+        shape = None if value.shape is None else tuple(n if isinstance(n, int) else None for n in value.shape)
+        reducible = isinstance(item.request.observer, Histogram | MinMax)
+        known = shape is not None and len(shape) >= 2 and all(n is not None for n in shape[1:])
+        if not reducible or not known or shape is None:
+            _expose(self.model, value)
+            return _Outputs(whole=item.value)
+        minimum = self._reduce("ReduceMin", value)
+        maximum = self._maximum(value, len(shape))
+        if not isinstance(item.request.observer, Histogram):
+            return _Outputs(minimum, maximum)
+        sizes = [n or 1 for n in shape]
+        sampling = sampling_of(sizes, item.channel_axis, item.request.observer.limit)
+        elements = int(np.prod(sizes[1:], dtype=np.int64))
+        return _Outputs(minimum, maximum, self._sample(value, sampling, len(shape)), sample_elements=elements)
+
+    def _maximum(self, value: ir.Value, rank: int) -> str:
+        """Of images by way of GlobalMaxPool, which onnxruntime runs in its blocked layout, without a copy."""
+        name = f"{value.name}__ReduceMax"
+        if name not in self.values:
+            pooled = self._node("GlobalMaxPool", [value], f"{value.name}__pooled", output=False) if rank == 4 else value
+            self._node("ReduceMax", [pooled], name, {"keepdims": 0})
+        return name
+
+    def _reduce(self, op: str, value: ir.Value) -> str:
+        name = f"{value.name}__{op}"
+        if name not in self.values:
+            self._node(op, [value], name, {"keepdims": 0})
+        return name
+
+    def _sample(self, value: ir.Value, sampling: Sampling, rank: int) -> str:
+        if sampling.step == 1:
+            name = f"{value.name}__all"
+            if name not in self.values:
+                self._node("Identity", [value], name)
+            return name
+        name = f"{value.name}__every_{sampling.step}"
+        if name in self.values:
+            return name
+        flat = value
+        wanted = 3 if sampling.spatial else 2
+        if rank != wanted:
+            shape = self._constant(f"{name}_shape", [0, 0, -1] if sampling.spatial else [0, -1])
+            flat = self._node("Reshape", [value, shape], f"{name}_flat", output=False)
+        numbers = {"start": 0, "end": np.iinfo(np.int64).max, "axis": wanted - 1, "step": sampling.step}
+        self._node("Slice", [flat, *(self._constant(f"{name}_{key}", [v]) for key, v in numbers.items())], name)
+        return name
+
+    def _node(
+        self,
+        op: str,
+        inputs: list[ir.Value],
+        name: str,
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        output: bool = True,
+    ) -> ir.Value:
+        node = ir.Node("", op, inputs, ir.convenience.convert_attributes(attributes or {}), name=f"{name}_node")
+        result = node.outputs[0]
+        result.name, result.type = name, ir.TensorType(ir.DataType.FLOAT)
+        self.model.graph.append(node)
+        self.values[name] = result
+        if output:
+            self.model.graph.outputs.append(result)
+        return result
+
+    def _constant(self, name: str, numbers: list[int]) -> ir.Value:
+        tensor = ir.Tensor(np.array(numbers, np.int64), name=name)
+        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.model.graph.register_initializer(value)
+        return value

@@ -1,0 +1,228 @@
+"""The QDQ writer: puts QuantizeLinear / DequantizeLinear pairs into a float ONNX model, in place.
+
+Constants are stored as integers behind a DequantizeLinear. Formats that ONNX has no type for are clipped to their range
+and stored in the next wider type, which gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from isobit.encoding import Encoding
+from isobit.layout import to_canonical, to_native
+from isobit.quant_spec import PerTensor
+from isobit_onnx.binding import NativeSite
+from isobit_onnx.grids import Grid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
+from isobit_onnx.translation import view_chain
+
+Placed = Iterable[tuple[NativeSite, Encoding]]
+
+
+def insert_quantizers(model: ir.Model, placed: Placed, interior: Mapping[str, Encoding] | None = None) -> None:
+    """Quantize every site of `placed` in `model`; `interior` are further values of an export, by name."""
+    writer = _Writer(model)
+    single = [(site, encoding) for site, encoding in placed if site.readers is not None]
+    whole = [(site, encoding) for site, encoding in placed if site.readers is None]
+    for site, encoding in single:  # first: these readers leave the float value before all others do
+        writer.quantize(site, encoding)
+    for site, encoding in whole:
+        writer.quantize(site, encoding)
+    for name, encoding in (interior or {}).items():
+        writer.quantize(NativeSite(name), encoding)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+class _Writer:
+    def __init__(self, model: ir.Model) -> None:
+        self.graph = model.graph
+        self.nodes = {node.name or "": node for node in model.graph}
+        self.values = {v.name or "": v for v in ir.convenience.create_value_mapping(model.graph).values()}
+        self.taken: set[str] = set()  # names given out
+        self.made: set[str] = set()  # own nodes: they keep reading the float value
+
+    def quantize(self, site: NativeSite, encoding: Encoding) -> None:
+        if not site.value and site.readers:  # known by its reader alone
+            node, index = site.readers[0]
+            value = self.nodes[node].inputs[index]
+        else:
+            value = self.values.get(site.value)
+        if value is None:
+            raise KeyError(f"value {site.value!r} is not in the model")
+        if value.is_initializer() and not value.is_graph_input():
+            result = self._constant(value, site, encoding)
+        else:
+            result = self._activation(value, encoding)
+        self._rewire(value, result, site)
+
+    # --- activations -----------------------------------------------------------------------------------------------
+
+    def _activation(self, value: ir.Value, encoding: Encoding) -> ir.Value:
+        spec, stem = encoding.spec, value.name or "value"
+        nodes: list[ir.Node] = []
+        if spec.type_name in ("float16", "bfloat16"):
+            kind = stored_type(spec, activation=True)
+            small = self._node(nodes, "Cast", [value], f"{stem}_cast", {"to": kind}, kind)
+            result = self._node(nodes, "Cast", [small], f"{stem}_float", {"to": ir.DataType.FLOAT})
+        else:
+            shape = tuple(n if isinstance(n, int) else 1 for n in value.shape) if value.shape is not None else ()
+            grid = grid_of(encoding, shape, activation=True)
+            source = value
+            if needs_clip(spec):
+                bounds = [self._initializer(f"{stem}_{end}", b) for end, b in _bounds(encoding)]
+                source = self._node(nodes, "Clip", [value, *bounds], f"{stem}_clipped")
+            elif not spec.is_integer:
+                # onnxruntime (1.32) drops a Relu in front of a QuantizeLinear to float8; it leaves Max alone.
+                lowest = self._initializer(f"{stem}_lowest", encoding.minimum)
+                source = self._node(nodes, "Max", [value, lowest], f"{stem}_saturated")
+            operands = self._operands(grid, stem)
+            settings = _attributes(grid)
+            quantized = self._node(
+                nodes, "QuantizeLinear", [source, *operands], f"{stem}_quantized", settings, grid.type
+            )
+            result = self._node(nodes, "DequantizeLinear", [quantized, *operands], f"{stem}_dequantized", settings)
+        result.shape, result.type = value.shape, ir.TensorType(ir.DataType.FLOAT)
+        producer = value.producer()
+        if producer is not None:
+            self.graph.insert_after(producer, nodes)
+        else:
+            self.graph.insert_before(self.graph[0], nodes)
+        return result
+
+    # --- constants -------------------------------------------------------------------------------------------------
+
+    def _constant(self, value: ir.Value, site: NativeSite, encoding: Encoding) -> ir.Value:
+        tensor = value.const_value
+        if tensor is None:
+            raise KeyError(f"constant {value.name!r} has no value")
+        native, spec, stem = tensor.numpy(), encoding.spec, value.name or "constant"
+        canonical = to_canonical(native, site.layout)
+        nodes: list[ir.Node] = []
+        if spec.type_name in ("float16", "bfloat16"):
+            stored = self._register(float_tensor(native, spec, self._free(f"{stem}_{spec.type_name}")))
+            result = self._node(nodes, "Cast", [stored], f"{stem}_float", {"to": ir.DataType.FLOAT})
+        else:
+            grid = grid_of(encoding, native.shape, site.layout, activation=False)
+            name = self._free(f"{stem}_quantized")
+            if spec.is_integer:
+                whole = to_native(encoding.quantize(canonical), site.layout, np.zeros(native.shape, np.int32))
+                stored = self._register(integer_tensor(whole, grid.type, name))
+            else:
+                scale, _ = encoding.broadcast(canonical.shape)
+                limit = np.float32(float(encoding.maximum.max() / encoding.scale.max()))
+                ratio = np.clip(canonical / scale, -limit, limit)
+                whole = to_native(ratio, site.layout, np.zeros(native.shape, np.float32))
+                stored = self._register(float_tensor(whole, spec, name))
+            operands = self._operands(grid, stem)
+            result = self._node(
+                nodes, "DequantizeLinear", [stored, *operands], f"{stem}_dequantized", _attributes(grid)
+            )
+        result.shape, result.type = ir.Shape(native.shape), ir.TensorType(ir.DataType.FLOAT)
+        self.graph.insert_before(self.graph[0], nodes)
+        return result
+
+    def _operands(self, grid: Grid, stem: str) -> list[ir.Value]:
+        scale = self._initializer(f"{stem}_scale", grid.scale)
+        if grid.type == ir.DataType.INT32:  # ONNX has no zero point for int32 worth writing: it is 0
+            return [scale]
+        zero = integer_tensor(np.asarray(grid.zero_point), grid.type, self._free(f"{stem}_zero_point"))
+        return [scale, self._register(zero)]
+
+    # --- wiring ----------------------------------------------------------------------------------------------------
+
+    def _rewire(self, value: ir.Value, result: ir.Value, site: NativeSite) -> None:
+        if site.readers is not None:
+            for name, index in site.readers:
+                self._reread(self.nodes[name], index, value, result)
+            return
+        for use in list(value.uses()):
+            if use.node.name not in self.made:
+                use.node.replace_input_with(use.idx, result)
+        if value.is_graph_output():
+            name = value.name or ""
+            value.name = self._free(f"{name}_unquantized")
+            for position, output in enumerate(self.graph.outputs):
+                if output is value:
+                    self.graph.outputs[position] = result
+            result.name = name
+
+    def _reread(self, node: ir.Node, index: int, value: ir.Value, result: ir.Value) -> None:
+        """Let one reader read `result`; views between the value and the reader are copied for it."""
+        current = node.inputs[index]
+        if current is None:
+            return
+        chain = view_chain(current)
+        position = next((i for i, link in enumerate(chain) if link is value), None)
+        if position is None:
+            return
+        for link in reversed(chain[:position]):
+            view = link.producer()
+            if view is None:
+                return
+            operands = [result, *view.inputs[1:]]
+            copy = ir.Node("", view.op_type, operands, view.attributes.values(), name=self._free(view.name))
+            copy.outputs[0].name = self._free(link.name)
+            copy.outputs[0].shape, copy.outputs[0].type = link.shape, link.type
+            self.graph.insert_before(node, [copy])
+            result = copy.outputs[0]
+        node.replace_input_with(index, result)
+
+    # --- making ----------------------------------------------------------------------------------------------------
+
+    def _node(
+        self,
+        nodes: list[ir.Node],
+        op: str,
+        inputs: list[ir.Value],
+        name: str,
+        attributes: Mapping[str, Any] | None = None,
+        kind: ir.DataType = ir.DataType.FLOAT,
+    ) -> ir.Value:
+        made = ir.convenience.convert_attributes(
+            {key: int(value) for key, value in (attributes or {}).items() if value is not None}
+        )
+        node = ir.Node("", op, inputs, made, name=self._free(f"{name}_node"))
+        node.outputs[0].name = self._free(name)
+        node.outputs[0].type = ir.TensorType(kind)
+        nodes.append(node)
+        self.made.add(node.name or "")
+        self.values[node.outputs[0].name or ""] = node.outputs[0]
+        return node.outputs[0]
+
+    def _initializer(self, name: str, array: Any) -> ir.Value:
+        return self._register(ir.Tensor(np.asarray(array, np.float32), name=self._free(name)))
+
+    def _register(self, tensor: ir.Tensor[Any]) -> ir.Value:
+        value = ir.Value(
+            name=tensor.name,
+            shape=ir.Shape(tuple(tensor.shape)),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self.graph.register_initializer(value)
+        self.values[tensor.name or ""] = value
+        return value
+
+    def _free(self, name: str | None) -> str:
+        stem, number, name = name or "value", 0, name or "value"
+        while name in self.values or name in self.nodes or name in self.taken:
+            number += 1
+            name = f"{stem}_{number}"
+        self.taken.add(name)
+        return name
+
+
+def _attributes(grid: Grid) -> dict[str, int | None]:
+    if grid.axis is None:
+        return {}
+    return {"axis": grid.axis, "block_size": grid.block_size}
+
+
+def _bounds(encoding: Encoding) -> list[tuple[str, Any]]:
+    if not isinstance(encoding.spec.granularity, PerTensor):
+        raise ValueError("activations of a width without an ONNX type are per tensor")
+    return [("min", encoding.minimum), ("max", encoding.maximum)]

@@ -1,0 +1,229 @@
+"""Reading any valid ONNX model and bringing it to the form that the backend works on.
+
+That form: one opset (21 or newer), no functions, no Constant nodes, every node and value with a unique name, views of
+constants carried out, shapes inferred. The names of the user's initializers are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnxscript import optimizer, version_converter
+
+from isobit.errors import ModelError
+
+#: int4, int16 and blocks in QuantizeLinear exist from here on.
+OPSET = 21
+OLDEST_OPSET = 7
+
+_QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
+
+#: Serialized protobufs end at 2 GiB; models above this keep their weights beside the graph.
+LARGE = 1_800_000_000
+
+#: Constants up to this many elements are computed ahead; larger ones only through views of a weight.
+_FOLD_LIMIT = 4096
+
+
+def read_model(source: Any) -> ir.Model:
+    """A prepared copy of a model given as path, ModelProto or onnx_ir.Model. Raises ModelError."""
+    where = repr(os.fspath(source)) if isinstance(source, str | os.PathLike) else "the model"
+    model = _load(source, where)
+    _check(model, where, source)
+    return prepare(model, where)
+
+
+def _load(source: Any, where: str) -> ir.Model:
+    if isinstance(source, ir.Model):
+        return source.clone()
+    if isinstance(source, onnx.ModelProto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(source)
+        return _deserialized(copy, where)
+    path = Path(source)
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelError(f"model file {where} {problem}")
+    try:
+        return ir.load(path)
+    except OSError as error:
+        raise ModelError(f"model file {where} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # protobuf and onnx-ir raise many kinds
+        raise ModelError(f"{where} is not an ONNX model, or is truncated: {_first_line(error)}") from error
+
+
+def _deserialized(proto: onnx.ModelProto, where: str) -> ir.Model:
+    try:
+        return ir.from_proto(proto)
+    except Exception as error:
+        raise ModelError(f"{where} is not a valid ONNX model: {_first_line(error)}") from error
+
+
+def _check(model: ir.Model, where: str, source: Any) -> None:
+    if not len(model.graph.outputs) or "" not in model.opset_imports:
+        raise ModelError(f"{where} is not an ONNX model, or is truncated: it has no outputs or no opset")
+    ops = (node.op_type for node in model.graph)
+    quantized = next((op for op in ops if op in _QUANTIZED or op.startswith("QLinear")), None)
+    if quantized is not None:
+        raise ModelError(f"{where} is quantized already (it holds {quantized}): start from the float model")
+    opset = model.opset_imports[""]
+    if opset < OLDEST_OPSET:
+        raise ModelError(f"{where} has opset {opset}; isobit reads {OLDEST_OPSET} and newer: export it again")
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            _check_external(value.name or "", value.const_value, where)
+    try:
+        # A path is checked as a file, so that external data and models of any size are looked at where they lie.
+        onnx.checker.check_model(str(source) if isinstance(source, str | os.PathLike) else ir.to_proto(model))
+    except Exception as error:  # the checker raises its own kinds
+        raise ModelError(f"{where} is not a valid ONNX model: {_first_line(error)}") from error
+
+
+def _check_external(name: str, tensor: ir.ExternalTensor, where: str) -> None:
+    file = Path(tensor.path)
+    if not file.is_file():
+        raise ModelError(f"{where}: the external data file {tensor.path!r} of weight {name!r} is missing")
+    if file.stat().st_size < (tensor.offset or 0) + tensor.nbytes:
+        raise ModelError(f"{where}: the external data file {tensor.path!r} is shorter than weight {name!r} needs")
+
+
+def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
+    """Bring a loaded model to the backend's form, in place. Raises ModelError."""
+    with _quiet():
+        _run(passes.RemoveInitializersFromInputsPass(), model)
+        _run(passes.InlinePass(), model)
+        raise_opset(model, where)
+        _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
+        _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
+        _fold_views(model)  # before the folder, which would give the results new names
+        optimizer.fold_constants(
+            model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT, should_fold=_should_fold
+        )
+        _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
+        _run(passes.RemoveUnusedNodesPass(), model)
+        _name_everything(model)
+        _run(passes.TopologicalSortPass(), model)
+    return infer_shapes(model)
+
+
+def infer_shapes(model: ir.Model) -> ir.Model:
+    """Run ONNX shape inference in place; shapes it cannot tell stay unknown."""
+    with _quiet():
+        _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            _describe(value, value.const_value)
+    return model
+
+
+def _run(step: Any, model: ir.Model) -> None:
+    step(model)
+
+
+def _describe(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    value.shape, value.dtype = ir.Shape([int(n) for n in tensor.shape if isinstance(n, int)]), tensor.dtype
+
+
+def raise_opset(model: ir.Model, where: str) -> None:
+    """Raise the opset to the one that quantized types need, in place. Raises ModelError."""
+    if model.opset_imports[""] < OPSET:
+        before = model.opset_imports[""]
+        try:
+            version_converter.ConvertVersionPass(OPSET, fallback=True)(model)
+        except Exception as error:
+            raise ModelError(f"{where}: opset {before} could not be raised to {OPSET}: {_first_line(error)}") from error
+        if model.opset_imports[""] < OPSET:
+            raise ModelError(f"{where}: opset {before} could not be raised to {OPSET}: export it with a newer opset")
+    # IR version 10 is the one of opset 21; older runtimes read it, and the tensor types of Q/DQ need it.
+    model.ir_version = max(model.ir_version or 0, 10)
+
+
+_VIEWS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity"})
+
+
+def _fold_views(model: ir.Model) -> None:
+    """Carry out views and casts of a constant that has no other reader; the result keeps the constant's name."""
+    for node in list(model.graph):
+        if node.op_type not in _VIEWS or node.domain or not node.inputs or node.outputs[0].is_graph_output():
+            continue
+        source = node.inputs[0]
+        if source is None or not source.is_initializer() or source.const_value is None or len(source.uses()) > 1:
+            continue
+        viewed = _viewed(node, source.const_value)
+        if viewed is None:
+            continue
+        output = node.outputs[0]
+        source.const_value = viewed
+        _describe(source, viewed)
+        ir.convenience.replace_all_uses_with(output, source)
+        model.graph.remove(node, safe=True)
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """Views of a shared constant stay nodes: folded, one weight would be two. None leaves the rest to the folder."""
+    source = node.inputs[0] if node.inputs else None
+    shared = node.op_type in _VIEWS and source is not None and source.is_initializer() and len(source.uses()) > 1
+    return False if shared and source is not None and source.dtype == ir.DataType.FLOAT else None
+
+
+def _viewed(node: ir.Node, tensor: ir.TensorProtocol) -> ir.TensorProtocol | None:
+    if node.op_type == "Identity":
+        return tensor
+    array = tensor.numpy()
+    if node.op_type == "Transpose":
+        perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
+        return ir.Tensor(np.ascontiguousarray(array.transpose(perm)), dtype=tensor.dtype, name=tensor.name)
+    if node.op_type == "Cast":
+        wanted = ir.DataType(node.attributes["to"].as_int())
+        if wanted == tensor.dtype:
+            return tensor
+        if wanted != ir.DataType.FLOAT:
+            return None
+        return ir.Tensor(array.astype(np.float32), name=tensor.name)
+    shape = node.outputs[0].shape
+    sizes = [n for n in shape if isinstance(n, int)] if shape is not None else []
+    if shape is None or len(sizes) != len(shape):
+        return None
+    return ir.Tensor(array.reshape(sizes), dtype=tensor.dtype, name=tensor.name)
+
+
+def _name_everything(model: ir.Model) -> None:
+    """Unique names for all nodes, apart from the names of constants and inputs too: the core has one name space."""
+    passes.NameFixPass()(model)
+    taken = {value.name for value in model.graph.inputs} | set(model.graph.initializers)
+    for node in model.graph:
+        stem = node.name or node.outputs[0].name or node.op_type
+        name, number = stem, 0
+        while name in taken:
+            number += 1
+            name = f"{stem}#{number}"
+        node.name = name
+        taken.add(name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Passes log what they leave alone; the report says it better."""
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,0 +1,57 @@
+"""An OnnxModel as bytes and back: a zip of the model, its weights and its quantizers. No pickle."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from isobit.encoding import Encoding, Encodings
+from isobit.errors import ModelError
+from isobit.formats import isobit_json
+from isobit.sites import Site, site_key, site_of
+from isobit_onnx.session import EXTERNAL
+
+if TYPE_CHECKING:
+    from isobit_onnx.model import OnnxModel
+
+_MODEL, _QUANTIZERS, _OFF = "model.onnx", "encodings.json", "off.json"
+
+
+def dump(model: ir.Model, encodings: Mapping[Site, Encoding], off: Iterable[Site]) -> bytes:
+    """The bytes of a float model and its quantizers."""
+    buffer = io.BytesIO()
+    with tempfile.TemporaryDirectory(prefix="isobit-") as folder, zipfile.ZipFile(buffer, "w") as archive:
+        ir.save(model, Path(folder) / _MODEL, external_data=EXTERNAL)
+        for name in (_MODEL, EXTERNAL):
+            if (Path(folder) / name).exists():
+                archive.write(Path(folder) / name, name)
+        archive.writestr(_QUANTIZERS, isobit_json.dumps(Encodings(encodings)))
+        archive.writestr(_OFF, json.dumps([site_key(site) for site in off]))
+    return buffer.getvalue()
+
+
+def restore(state: bytes) -> OnnxModel:
+    """The model that `dump` wrote. Raises ModelError for other bytes."""
+    from isobit_onnx.model import OnnxModel
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="isobit-") as folder, zipfile.ZipFile(io.BytesIO(state)) as archive:
+            for name in (_MODEL, EXTERNAL):
+                if name in archive.namelist():
+                    archive.extract(name, folder)
+            model = ir.load(Path(folder) / _MODEL)
+            ir.external_data.load_to_model(model)  # the folder goes
+            encodings = isobit_json.loads(archive.read(_QUANTIZERS).decode(), "state")
+            off = [site_of(*key) for key in json.loads(archive.read(_OFF))]
+    except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
+        raise ModelError(f"these bytes are no state of an ONNX model: {error}") from error
+    restored = OnnxModel(model)
+    restored.set_state(encodings, off)
+    return restored

@@ -1,0 +1,171 @@
+"""From an onnx-ir model to the neutral graph, and the way back from its names to the native nodes and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from isobit.canonical import canonicalize
+from isobit.errors import ModelError
+from isobit.graph import Graph, Node, Shape, TensorInfo, Use, WeightInfo, small_value
+
+_BODIES = frozenset({"If", "Loop", "Scan"})
+
+
+@dataclass(frozen=True)
+class Translation:
+    """The canonical graph of a model and the native names behind its tensors; nodes keep their native names."""
+
+    graph: Graph
+    values: dict[str, str]  # tensor of the graph -> value of the model
+
+
+def translate(model: ir.Model) -> Translation:
+    """Read a prepared model (`isobit_onnx.reading`)."""
+    return _Reader(model).read()
+
+
+class _Reader:
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.names: dict[str, str] = {}  # native value -> tensor or weight
+        self.tensors: dict[str, TensorInfo] = {}
+        self.weights: dict[str, WeightInfo] = {}
+        self.notes: list[str] = []
+
+    def read(self) -> Translation:
+        graph = self.model.graph
+        for value in graph.inputs:
+            self._tensor(_name(value), value)
+        for value in graph.initializers.values():
+            self._weight(value)
+        nodes = [self._node(node) for node in graph]
+        outputs = {}
+        for value in graph.outputs:
+            name = self.names[_name(value)]
+            if name in self.weights:
+                raise ModelError(f"output {_name(value)!r} is a constant: remove it from the model's outputs")
+            outputs[_name(value)] = name
+        inputs = tuple(self.names[_name(value)] for value in graph.inputs)
+        raw = Graph(tuple(nodes), inputs, outputs, self.tensors, self.weights, tuple(self.notes))
+        values = {tensor: native for native, tensor in self.names.items() if tensor in self.tensors}
+        canonical = canonicalize(raw)
+        return Translation(canonical, {name: values[name] for name in canonical.tensors})
+
+    def _tensor(self, name: str, value: ir.Value) -> None:
+        self.names[_name(value)] = name
+        self.tensors[name] = TensorInfo(_shape(value), _dtype(value))
+
+    def _weight(self, value: ir.Value) -> None:
+        name, tensor = _name(value), value.const_value
+        if tensor is None:
+            raise ModelError(f"weight {name!r} has no value")
+        self.names[name] = name
+        shape = tensor.numpy().shape
+        small = small_value(tensor.numpy()) if tensor.size <= 64 and tensor.dtype != ir.DataType.STRING else None
+        self.weights[name] = WeightInfo(shape, _dtype(value), small, name)
+
+    def _node(self, node: ir.Node) -> Node:
+        name = node.name or ""
+        inputs = [self.names[_name(value)] if value is not None else None for value in node.inputs]
+        op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+        if op in _BODIES:
+            # What a body reads from outside is an input too: fusions and quantizers must see that reader.
+            inputs += [self.names[value] for value in self._captured(node)]
+            self.notes.append(f"{op} {name!r}: the operations inside its bodies stay in float")
+        outputs = []
+        for index, value in enumerate(node.outputs):
+            if value.name and (value.uses() or value.is_graph_output() or index == 0):
+                tensor = name if index == 0 else f"{name}:{index}"
+                self._tensor(tensor, value)
+                outputs.append(tensor)
+        attributes = {key: _attribute(a) for key, a in node.attributes.items() if _is_plain(a)}
+        return Node(name, op, tuple(inputs), tuple(outputs), attributes, (name,))
+
+    def _captured(self, node: ir.Node) -> Iterator[str]:
+        """Outer values read anywhere inside the bodies of a node."""
+        seen: set[str] = set()
+        for attribute in node.attributes.values():
+            for body in _graphs(attribute):
+                for inner in ir.traversal.RecursiveGraphIterator(body):
+                    for value in inner.inputs:
+                        if value is not None and value.name in self.names and _is_outer(value, self.model.graph):
+                            seen.add(_name(value))
+                for value in body.outputs:
+                    if value.name in self.names and _is_outer(value, self.model.graph):
+                        seen.add(_name(value))
+        yield from sorted(seen - {_name(value) for value in node.inputs if value is not None})
+
+
+def _graphs(attribute: Any) -> list[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    if attribute.type == ir.AttributeType.GRAPHS:
+        return list(attribute.as_graphs())
+    return []
+
+
+def _is_outer(value: ir.Value, graph: ir.Graph) -> bool:
+    producer = value.producer()
+    if producer is not None:
+        return producer.graph is graph
+    return (value.is_initializer() and value.graph is graph) or any(value is i for i in graph.inputs)
+
+
+def _name(value: ir.Value) -> str:
+    return value.name or ""
+
+
+def _dtype(value: ir.Value) -> str:
+    dtype = value.dtype
+    if dtype is None:
+        return "unknown"
+    if dtype == ir.DataType.STRING:
+        return "string"
+    known = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
+    return known.get(dtype, dtype.name.lower())
+
+
+def _shape(value: ir.Value) -> Shape | None:
+    if value.shape is None:
+        return None
+    return tuple(n if isinstance(n, int) else n.value for n in value.shape)
+
+
+def _is_plain(attribute: Any) -> bool:
+    return attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def _attribute(attribute: Any) -> Any:
+    value = attribute.value
+    if attribute.type == ir.AttributeType.TENSOR:
+        return value.numpy()
+    return tuple(value) if isinstance(value, list) else value
+
+
+_VIEWS = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout", "Cast"})
+
+
+def native_readers(model: ir.Model, use: Use, source: str) -> tuple[tuple[str, int], ...]:
+    """The (node, input) pairs through which a reader in the graph reads the value `source`, directly or by a view."""
+    parts = set(use.node.parts)
+    return tuple(
+        (node.name or "", index)
+        for node in model.graph
+        if node.name in parts
+        for index, value in enumerate(node.inputs)
+        if value is not None and any(_name(origin) == source for origin in view_chain(value))
+    )
+
+
+def view_chain(value: ir.Value) -> list[ir.Value]:
+    """The value and, up through views, the values it was made from."""
+    chain = [value]
+    producer = value.producer()
+    while producer is not None and producer.op_type in _VIEWS and producer.inputs[0] is not None:
+        chain.append(producer.inputs[0])
+        producer = producer.inputs[0].producer()
+    return chain

@@ -1,0 +1,204 @@
+"""Ratios of calibration and simulated forward to one FP32 pass, and the extra peak memory, as a table and JSON.
+
+    python benchmarks/run.py --backend onnx --json result.json
+
+FP32 is the backend's own runtime on the float model, over the same batches, in the same process; the runs alternate and
+the medians are compared, because machines are shared and noisy. Peak memory is that of fresh processes, one that only
+runs the float model and one that calibrates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from networks import NETWORKS
+
+from isobit.backend import Backend, BackendModel
+from isobit.placement import Wishes
+from isobit.plugins import registry
+from isobit.quantsim import QuantSim
+from isobit.techniques import FoldBatchNorms
+
+Batches = list[dict[str, Any]]
+
+
+def open_network(backend: str, name: str, size: int) -> tuple[BackendModel, Callable[[dict[str, Any]], Any]]:
+    """A benchmark network opened by a backend, and the FP32 run of its plain native model."""
+    network = NETWORKS[name](size)
+    opener: Backend = registry().backend(backend)
+    if backend == "onnx":
+        import onnxruntime
+
+        from isobit_onnx.building import build_onnx
+
+        native = build_onnx(network)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(os.environ["BENCHMARK_THREADS"])
+        session = onnxruntime.InferenceSession(native.SerializeToString(), options)
+        return opener.open(native), lambda batch: session.run(None, batch)
+    raise SystemExit(f"no benchmark for backend {backend!r} yet")
+
+
+def make_batches(name: str, size: int, batch: int, count: int) -> Batches:
+    """Standard normal images."""
+    network = NETWORKS[name](size)
+    return [network.batch(batch, seed=seed) for seed in range(count)]
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """All figures of one network."""
+    batches = make_batches(name, arguments.size, arguments.batch, arguments.batches)
+    model, float_run = open_network(arguments.backend, name, arguments.size)
+    sim = QuantSim.of_backend_model(model, registry().target(arguments.target), Wishes())
+    sim.apply(FoldBatchNorms())
+
+    def fp32() -> None:
+        for batch in batches:
+            float_run(batch)
+
+    def simulate() -> None:
+        for batch in batches:
+            model.run(batch)
+
+    fp32()
+    first = timed(lambda: sim.calibrate(batches))
+    simulate()
+    schemes = sorted(registry().calibrators())
+    seconds: dict[str, list[float]] = {"fp32": [], "simulated": [], **{scheme: [] for scheme in schemes}}
+    for _ in range(arguments.repeats):
+        seconds["fp32"].append(timed(fp32))
+        for scheme in schemes:
+            seconds[scheme].append(timed(lambda scheme=scheme: sim.calibrate(batches, scheme)))
+        model.run(batches[0])  # the session of the new encodings is made outside the measurement
+        seconds["simulated"].append(timed(simulate))
+    with tempfile.TemporaryDirectory() as folder:
+        export = timed(lambda: sim.export(folder))
+    base = statistics.median(seconds["fp32"])
+    ratios = {what: [value / base for value in values] for what, values in seconds.items()}
+    return {
+        "network": name,
+        "fp32_seconds": base,
+        "first_calibration_ratio": first / base,
+        "calibration_ratio": {scheme: statistics.median(ratios[scheme]) for scheme in schemes},
+        "simulated_forward_ratio": statistics.median(ratios["simulated"]),
+        "spread": {what: [min(values), max(values)] for what, values in ratios.items()},
+        "recalibration_seconds": {scheme: timed(lambda s=scheme: sim.recalibrate(s)) for scheme in schemes},
+        "export_seconds": export,
+        "extra_peak_memory_mb": extra_peak_memory(arguments, name),
+    }
+
+
+def extra_peak_memory(arguments: argparse.Namespace, name: str) -> float:
+    """Peak of a process that calibrates, less that of one that runs the float model, in MB."""
+    peaks = {}
+    for what in ("fp32", "calibration"):
+        command = [sys.executable, __file__, "--peak-of", what, "--networks", name]
+        for key in ("backend", "target", "size", "batch", "batches"):
+            command += [f"--{key}", str(getattr(arguments, key))]
+        peaks[what] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return peaks["calibration"] - peaks["fp32"]
+
+
+def print_peak(arguments: argparse.Namespace) -> None:
+    """Run one kind of work and print this process's peak memory in MB."""
+    name = arguments.networks[0]
+    batches = make_batches(name, arguments.size, arguments.batch, arguments.batches)
+    model, float_run = open_network(arguments.backend, name, arguments.size)
+    for batch in batches:
+        float_run(batch)
+    if arguments.peak_of == "calibration":
+        sim = QuantSim.of_backend_model(model, registry().target(arguments.target), Wishes())
+        sim.apply(FoldBatchNorms())
+        sim.calibrate(batches)
+    print(peak_memory_mb())
+
+
+def peak_memory_mb() -> float:
+    """This process's own peak; getrusage would also count the process it was forked from."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    """The figures as a table on standard error; standard output is JSON alone."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="ratios to one FP32 pass (median)")
+    columns = ("network", "FP32 s", "calibration", "simulated", "export s", "extra peak MB")
+    for column in columns:
+        table.add_column(column)
+    for result in results:
+        calibration = ", ".join(f"{name} {ratio:.2f}" for name, ratio in result["calibration_ratio"].items())
+        table.add_row(
+            result["network"], f"{result['fp32_seconds']:.2f}", calibration,
+            f"{result['simulated_forward_ratio']:.2f}", f"{result['export_seconds']:.1f}",
+            f"{result['extra_peak_memory_mb']:.0f}",
+        )  # fmt: skip
+    Console(stderr=True).print(table)
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", default="onnx", choices=["onnx"])
+    parser.add_argument("--networks", nargs="+", default=sorted(NETWORKS), choices=sorted(NETWORKS))
+    parser.add_argument("--target", default="onnxruntime-cpu")
+    parser.add_argument("--size", type=int, default=224, help="image edge in pixels")
+    parser.add_argument("--batch", type=int, default=8, help="images a batch")
+    parser.add_argument("--batches", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write the JSON to this file")
+    parser.add_argument("--peak-of", choices=["fp32", "calibration"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    os.environ.setdefault("BENCHMARK_THREADS", str(arguments.threads))
+    np.seterr(all="ignore")
+    if arguments.peak_of:
+        print_peak(arguments)
+        return
+    results = [measure(arguments, name) for name in arguments.networks]
+    report = {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "settings": {
+            key: getattr(arguments, key) for key in ("backend", "target", "size", "batch", "batches", "repeats")
+        },
+        "results": results,
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+    print_table(results)
+
+
+if __name__ == "__main__":
+    main()

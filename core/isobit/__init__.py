@@ -1,0 +1,46 @@
+"""isobit: small, fast, accurate networks, with the same bits in every framework.
+
+    sim = isobit.quantize("model.onnx", data)
+    sim.export("out/")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from isobit.encoding import Encoding, Encodings
+    from isobit.errors import IsobitError
+    from isobit.quant_spec import QuantSpec
+    from isobit.quantsim import QuantSim, quantize
+    from isobit.saving import load
+
+_PUBLIC = {
+    "Encoding": "isobit.encoding",
+    "Encodings": "isobit.encoding",
+    "IsobitError": "isobit.errors",
+    "QuantSim": "isobit.quantsim",
+    "QuantSpec": "isobit.quant_spec",
+    "load": "isobit.saving",
+    "quantize": "isobit.quantsim",
+    "techniques": "isobit.techniques",
+}
+
+__all__ = ["Encoding", "Encodings", "IsobitError", "QuantSim", "QuantSpec", "load", "quantize", "techniques"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load public names on first use: `import isobit` stays as light as NumPy."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'isobit' has no attribute {name!r}")
+    module = import_module(_PUBLIC[name])
+    value = module if _PUBLIC[name] == f"isobit.{name}" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

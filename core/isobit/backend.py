@@ -1,0 +1,158 @@
+"""THE SEAM. What a backend implements, and all that it implements.
+
+A backend translates, runs, reduces and edits. It decides nothing: placement, ranges and rounding come from the core.
+`isobit.testing` is the suite that an implementation passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.edits import Edit
+from isobit.encoding import Encoding, Encodings
+from isobit.graph import Graph
+from isobit.sites import Input, Site, Tensor
+
+if TYPE_CHECKING:
+    from onnx import ModelProto  # a type only: the core imports no framework
+
+Batch = Mapping[str, NDArray[Any]]
+
+
+class Observer(Protocol):
+    """A reducer: takes every batch of a tensor and keeps little (`isobit.statistics`)."""
+
+    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
+        """Add the tensor of one batch, in canonical layout; axis 0 is the batch."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Reduce the tensor at `site` with `observer`; `stage` is before or after the site's quantizer."""
+
+    site: Tensor | Input
+    observer: Observer
+    stage: Literal["before", "after"] = "before"
+
+
+@dataclass(frozen=True)
+class OnnxName:
+    """Where a site is in an exported ONNX model.
+
+    `name` is the ONNX value's; for an Input site the ONNX node's, with `input` the index. `permutation` takes the ONNX
+    tensor's axes to the core's: ``core = onnx.transpose(permutation)``.
+    """
+
+    name: str
+    permutation: tuple[int, ...] | None = None
+    input: int | None = None
+
+
+NameMap = Mapping[Site, OnnxName]
+
+
+class BackendModel(Protocol):
+    """A model opened by a backend. Names are the user's; layouts are canonical; nothing is shared with the original."""
+
+    @property
+    def graph(self) -> Graph:
+        """The neutral graph in canonical form, up to date after `edit`."""
+        ...
+
+    @property
+    def native(self) -> Any:
+        """The framework's own model, with the quantizers in it: what the user runs, trains and saves."""
+        ...
+
+    def weight(self, name: str) -> NDArray[Any]:
+        """A constant of the graph in canonical layout, unquantized."""
+        ...
+
+    def edit(self, edits: Sequence[Edit]) -> None:
+        """Apply edits, all or none. Raises EditError; quantizers on sites that are gone go with them."""
+        ...
+
+    def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
+        """Insert, update or (None) remove the quantizers of these sites; others stay as they are."""
+        ...
+
+    def enable(self, sites: Iterable[Site], on: bool) -> None:
+        """Switch quantizers on or off without forgetting their encodings."""
+        ...
+
+    def encodings(self) -> Encodings:
+        """The encodings of all quantizers, on or off."""
+        ...
+
+    def run(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Outputs by name for one batch of inputs by name."""
+        ...
+
+    def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
+        """Run every batch and feed the observers as tensors are produced; keeps none of them."""
+        ...
+
+    def to_onnx(self) -> tuple[ModelProto, NameMap]:
+        """The float model as ONNX, and where each tensor and weight of the graph is in it."""
+        ...
+
+    def copy(self) -> BackendModel:
+        """An independent copy, quantizers included."""
+        ...
+
+    def state(self) -> bytes:
+        """Everything, as bytes that `Backend.restore` reads in another process."""
+        ...
+
+
+class Backend(Protocol):
+    """A framework's front door. Its module imports the framework only inside the methods."""
+
+    @property
+    def name(self) -> str:
+        """Unique; what users write as ``backend=``."""
+        ...
+
+    @property
+    def framework(self) -> str:
+        """The import name of the framework, by which a loaded one is recognised."""
+        ...
+
+    @property
+    def install(self) -> str:
+        """The command that installs what is missing."""
+        ...
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """File name endings of models that it opens from a path."""
+        ...
+
+    def accepts(self, model: object) -> int:
+        """0: not mine; 1: I can open it; 2: it is certainly mine."""
+        ...
+
+    def open(self, model: Any, example_inputs: Any = None) -> BackendModel:
+        """Open a model, or the path of one, as a copy. Raises ModelError."""
+        ...
+
+    def restore(self, state: bytes) -> BackendModel:
+        """The model that `BackendModel.state` wrote."""
+        ...
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """Optional: gradients through part of the graph, for block-wise techniques and training."""
+
+    def gradient(
+        self, function: Any, weights: Mapping[str, NDArray[np.float32]], batch: Batch
+    ) -> tuple[float, Mapping[str, NDArray[np.float32]]]:
+        """Value of ``function(outputs)`` with `weights` overridden, and its gradient by each of them."""
+        ...

@@ -1,0 +1,41 @@
+"""isobit's own targets, schemes, techniques and formats, registered through the same hooks as a stranger's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from isobit.plugins import hookimpl
+
+
+@hookimpl
+def isobit_targets() -> Sequence[Path]:
+    """The target files in ``isobit/targets``."""
+    folder = Path(str(files("isobit") / "targets"))
+    return sorted(folder.glob("*.toml"))
+
+
+@hookimpl
+def isobit_calibrators() -> Sequence[type[Any]]:
+    """Min-max and percentile."""
+    from isobit.calibration import MinMaxRange, Percentile
+
+    return [MinMaxRange, Percentile]
+
+
+@hookimpl
+def isobit_techniques() -> Sequence[type[Any]]:
+    """Batch norm folding."""
+    from isobit.techniques import FoldBatchNorms
+
+    return [FoldBatchNorms]
+
+
+@hookimpl
+def isobit_formats() -> Sequence[Any]:
+    """isobit's own JSON."""
+    from isobit.formats.isobit_json import IsobitJson
+
+    return [IsobitJson()]

@@ -1,0 +1,26 @@
+"""Min-max: the range of everything that was seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isobit.quant_spec import QuantSpec
+from isobit.statistics import Histogram
+
+
+@dataclass(frozen=True)
+class MinMaxRange:
+    """The exact minimum and maximum over all elements of all batches."""
+
+    name = "minmax"
+
+    def range(self, histogram: Histogram, spec: QuantSpec) -> tuple[float, float]:
+        """Minimum and maximum."""
+        return histogram.minimum, histogram.maximum
+
+    @classmethod
+    def from_text(cls, value: str | None) -> MinMaxRange:
+        """Min-max has no setting."""
+        if value is not None:
+            raise ValueError("min-max takes no setting")
+        return cls()

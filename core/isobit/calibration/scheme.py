@@ -1,0 +1,44 @@
+"""The contract of a calibration scheme, and reading one from a text such as ``"percentile=99.9"``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from isobit.errors import FormatError, did_you_mean
+from isobit.quant_spec import QuantSpec
+from isobit.statistics import Histogram
+
+
+@runtime_checkable
+class Calibrator(Protocol):
+    """Finds the range of a tensor. Implementations are frozen dataclasses; `name` is what users type."""
+
+    @property
+    def name(self) -> str:
+        """The scheme's name, lower case."""
+        ...
+
+    def range(self, histogram: Histogram, spec: QuantSpec) -> tuple[float, float]:
+        """Minimum and maximum to represent, for values as counted in `histogram` on the grid of `spec`."""
+        ...
+
+    @classmethod
+    def from_text(cls, value: str | None) -> Calibrator:
+        """The scheme with the setting written after ``=``, or with its default (None). ValueError if it is no good."""
+        ...
+
+
+def parse_calibrator(text: str | Calibrator, known: Mapping[str, type[Calibrator]]) -> Calibrator:
+    """The scheme named by `text`, ``NAME`` or ``NAME=VALUE``. Raises FormatError that lists the known ones."""
+    if not isinstance(text, str):
+        return text
+    name, equals, value = text.strip().lower().partition("=")
+    if name not in known:
+        raise FormatError(
+            f"unknown calibration method {name!r}{did_you_mean(name, known)}; known are {', '.join(sorted(known))}"
+        )
+    try:
+        return known[name].from_text(value if equals else None)
+    except ValueError as error:
+        raise FormatError(f"calibration method {text!r}: {error}") from error

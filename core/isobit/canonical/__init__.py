@@ -1,0 +1,52 @@
+"""One canonical form of the neutral graph: a pure Graph -> Graph pass that every backend's graph goes through.
+
+Frameworks write one network in many ways: a linear layer is Gemm, MatMul + Add or Dense; a layer norm is one node or
+nine. Placement and encodings can only be equal where the graphs are, so each variant is brought to one form here.
+Surviving names are kept: the pass removes interior tensors and invents none, so that every tensor of the canonical
+graph is a tensor of the native model.
+"""
+
+from __future__ import annotations
+
+from isobit.canonical.activations import fuse_activations
+from isobit.canonical.attributes import normalize_attributes
+from isobit.canonical.channels import annotate_channels
+from isobit.canonical.cleaning import (
+    absorb_settings,
+    drop_identities,
+    drop_shape_arithmetic,
+    fold_constant_views,
+    unify_reshapes,
+)
+from isobit.canonical.linear import to_linear
+from isobit.canonical.matmul_scale import absorb_matmul_scale
+from isobit.canonical.normalization import fuse_normalization
+from isobit.canonical.pooling import to_global_pooling
+from isobit.canonical.weights import canonical_weights
+from isobit.graph import Graph
+
+PASSES = (
+    drop_identities,
+    fold_constant_views,
+    absorb_settings,
+    drop_shape_arithmetic,
+    normalize_attributes,
+    to_linear,
+    canonical_weights,
+    fuse_normalization,
+    fuse_activations,
+    absorb_matmul_scale,
+    unify_reshapes,
+    to_global_pooling,
+    annotate_channels,
+)
+
+
+def canonicalize(graph: Graph) -> Graph:
+    """The canonical form of a backend's raw graph. Running it again changes nothing."""
+    for step in PASSES:
+        graph = step(graph)
+    return graph
+
+
+__all__ = ["canonicalize"]

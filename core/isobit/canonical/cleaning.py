@@ -1,0 +1,138 @@
+"""Removing what says nothing: identities, dropout, shape arithmetic, views of constants, settings given as inputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from isobit.graph import Graph, Node, WeightInfo
+from isobit.layout import Permute, Step, View, compose, output_shape, to_canonical
+from isobit.ops import SETTINGS, SHAPE_SOURCES
+
+
+def drop_identities(graph: Graph) -> Graph:
+    """Identity, inference Dropout and casts from a type to itself: their readers read the input."""
+    alias: dict[str, str] = {}
+    kept = []
+    for node in graph.nodes:
+        node = _renamed(node, alias)
+        source = node.input(0)
+        if source is not None and _is_identity(graph, node, source):
+            alias[node.outputs[0]] = source
+        else:
+            kept.append(node)
+    if not alias:
+        return graph
+    outputs = {name: alias.get(tensor, tensor) for name, tensor in graph.outputs.items()}
+    return graph.with_nodes(tuple(kept), outputs=outputs)
+
+
+def _is_identity(graph: Graph, node: Node, source: str) -> bool:
+    if any(graph.uses(extra) for extra in node.outputs[1:]):
+        return False  # a Dropout whose mask is read
+    if source in graph.weights and node.outputs[0] in graph.output_tensors:
+        return False  # a constant output has no other tensor to name
+    if node.op == "Cast":
+        info = graph.tensors.get(source) or graph.weights[source]
+        return graph.tensors[node.outputs[0]].dtype == info.dtype
+    training = graph.value(node.input(2)) if node.op == "Dropout" else None
+    return node.op == "Identity" or (node.op == "Dropout" and not np.any(training))
+
+
+def fold_constant_views(graph: Graph) -> Graph:
+    """Transpose, Reshape and the like of a constant become a step of that constant's layout."""
+    alias: dict[str, str] = {}
+    weights = dict(graph.weights)
+    kept = []
+    for node in graph.nodes:
+        node = _renamed(node, alias)
+        source = node.input(0)
+        step = _view_step(graph, node, weights[source]) if source in weights else None
+        if source is None or step is None or node.outputs[0] in graph.output_tensors:
+            kept.append(node)
+            continue
+        old = weights[source]
+        shape = output_shape(old.shape, (step,))
+        value = None if old.value is None else to_canonical(old.value, (step,))
+        viewed = WeightInfo(shape, old.dtype, value, old.source or source, compose(old.layout, (step,)))
+        name = source if len(graph.uses(source)) == 1 else f"{source}'{len(alias)}"
+        alias[node.outputs[0]] = name
+        weights[name] = viewed
+    return graph.with_nodes(tuple(kept), weights=weights) if alias else graph
+
+
+def _view_step(graph: Graph, node: Node, info: WeightInfo) -> Step | None:
+    if node.op == "Transpose":
+        reverse = tuple(range(len(info.shape)))[::-1]
+        return Permute(tuple(int(a) for a in node.attributes.get("perm", reverse)))
+    if node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+        shape = graph.tensors[node.outputs[0]].shape
+        if shape is not None and all(isinstance(n, int) for n in shape):
+            return View(tuple(n for n in shape if isinstance(n, int)), info.shape)
+    return None
+
+
+def absorb_settings(graph: Graph) -> Graph:
+    """Settings given as constant inputs (axes, bounds, shapes) become attributes."""
+    nodes = []
+    for node in graph.nodes:
+        settings = SETTINGS.get(node.op, {})
+        attributes: dict[str, Any] = dict(node.attributes)
+        inputs = list(node.inputs)
+        for index, name in settings.items():
+            value = graph.value(node.input(index))
+            if value is not None:
+                attributes[name] = value.item() if value.ndim == 0 or name in ("min", "max") else tuple(value.tolist())
+                inputs[index] = None
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        nodes.append(replace(node, inputs=tuple(inputs), attributes=attributes))
+    return graph.with_nodes(tuple(nodes))
+
+
+def drop_shape_arithmetic(graph: Graph) -> Graph:
+    """Nodes that only compute shapes from shapes go; what they fed is a setting that follows from the shapes."""
+    shapes: set[str] = set()
+    kept = []
+    for node in graph.nodes:
+        data = [name for name in node.inputs if name is not None]
+        derived = node.op in SHAPE_SOURCES or (
+            bool(data)
+            and any(name in shapes for name in data)
+            and all(name in shapes or name in graph.weights for name in data)
+        )
+        if derived and not any(tensor in graph.output_tensors for tensor in node.outputs):
+            shapes.update(node.outputs)
+        else:
+            kept.append(node)
+    if not shapes:
+        return graph
+    cleaned = []
+    for node in kept:
+        inputs = [None if name in shapes else name for name in node.inputs]
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        cleaned.append(replace(node, inputs=tuple(inputs)))
+    return graph.with_nodes(tuple(cleaned))
+
+
+def unify_reshapes(graph: Graph) -> Graph:
+    """Flatten, Squeeze, Unsqueeze and Reshape are one op, Reshape to the output's shape (unknown dimensions -1)."""
+    nodes = []
+    for node in graph.nodes:
+        shape = graph.tensors[node.outputs[0]].shape if node.outputs else None
+        if node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze") and shape is not None:
+            target = tuple(n if isinstance(n, int) else -1 for n in shape)
+            node = Node(node.name, "Reshape", node.inputs[:1], node.outputs, {"shape": target}, node.parts)
+        nodes.append(node)
+    return graph.with_nodes(tuple(nodes))
+
+
+def _renamed(node: Node, alias: dict[str, str]) -> Node:
+    if not any(name in alias for name in node.inputs):
+        return node
+    return replace(node, inputs=tuple(alias.get(name, name) if name else name for name in node.inputs))
+
+

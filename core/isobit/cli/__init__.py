@@ -1,0 +1,29 @@
+"""The `isobit` command. One file per group of verbs; importing it loads typer, and nothing heavier."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+def main() -> None:
+    """Run the command line of this process; the entry point of ``isobit``."""
+    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a name that the terminal cannot spell is no reason to fail
+    try:
+        from isobit.cli.application import app
+
+        app(prog_name="isobit")
+    except KeyboardInterrupt:  # before or after the verb; during it, the verb's guard answers
+        print("interrupted; nothing was written", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _terminate(signal_number: int, frame: FrameType | None) -> None:
+    """Leave through every `finally`, so that temporary files go."""
+    sys.exit(TERMINATED)

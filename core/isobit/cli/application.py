@@ -1,0 +1,50 @@
+"""The application: the command, its global options and its verbs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from isobit.cli.backends import backends
+from isobit.cli.guard import Debug, GuardedGroup
+from isobit.cli.inspect import inspect
+from isobit.cli.quantize import quantize
+from isobit.cli.targets import targets
+
+app = typer.Typer(
+    name="isobit",
+    cls=GuardedGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # `isobit.cli.guard` answers them
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from isobit import __version__
+
+        print(f"isobit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def isobit(
+    _debug: Debug = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Make trained networks small and fast, and keep them accurate.
+
+    Start with: [bold]isobit quantize model.onnx --data calibration.npz -o out/[/bold]
+    """
+
+
+app.command(rich_help_panel="Work")(quantize)
+app.command(rich_help_panel="Look")(inspect)
+app.command(rich_help_panel="Look")(backends)
+app.command(rich_help_panel="Look")(targets)

@@ -1,0 +1,143 @@
+"""Arrays from .npz and .npy files, and from folders of them. Pickled objects are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.cli.calibration_files import DataFiles
+from isobit.cli.file_batches import Arrays, FileBatches, full_batches
+from isobit.errors import DataError, did_you_mean
+from isobit.graph import Graph
+
+LABELS = ("label", "labels")
+
+
+def load_array_file(path: Path, graph: Graph, samples: int | None) -> DataFiles:
+    """A whole set in one file: a .npz with an array an input (and ``label``), or a .npy for a model of one input."""
+    arrays, labels, notes = _read(path, graph)
+    if samples is not None:
+        count = max((len(array) for array in arrays.values() if array.ndim), default=0)
+        if samples < count:
+            notes.append(f"the first {samples} of {count} samples are used")
+            arrays = {name: array[:samples] if array.ndim else array for name, array in arrays.items()}
+            labels = labels[:samples] if labels is not None else None
+    return DataFiles(path, arrays, labels, notes)
+
+
+def load_array_folder(path: Path, files: Sequence[Path], graph: Graph, batch_size: int, samples: int | None) -> DataFiles:
+    """A folder of .npy or .npz files, in order of their names.
+
+    The first file decides: arrays of the inputs' rank are batches, a file each; arrays of one axis less are single
+    samples, which are stacked.
+    """
+    arrays, _, notes = _read(files[0], graph)
+    whole = _is_batch(files[0], arrays, graph)
+    del arrays
+
+    def read(file: Path) -> Arrays:
+        return _read(file, graph)[0]
+
+    if whole:
+        notes.insert(0, f"{path}: {len(files)} file(s), each one batch")
+        batches = FileBatches(files, read, batch_size, whole=True, samples=samples)
+    else:
+        wanted, size, left_out = full_batches(files[:samples], batch_size, graph)
+        notes = [f"{path}: {len(wanted)} file(s), each one sample, in batches of {size}", *notes, *left_out]
+        batches = FileBatches(wanted, read, size)
+    return DataFiles(path, batches, None, notes, batches.where)
+
+
+def _is_batch(path: Path, arrays: Arrays, graph: Graph) -> bool:
+    """Whether a file of the folder holds a batch (True) or one sample (False)."""
+    kinds = set()
+    for name, array in arrays.items():
+        rank = graph.tensors[name].rank
+        if rank is not None and array.ndim not in (rank, rank - 1):
+            raise DataError(
+                f"{path}: the array for input {name!r} has shape {array.shape}; the model's input has {rank} axes, "
+                f"so a file of a folder holds one batch ({rank} axes) or one sample ({rank - 1})"
+            )
+        kinds.add(rank is None or array.ndim == rank)
+    if len(kinds) > 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise DataError(f"{path}: some arrays are a batch and some one sample ({shapes}): store all the same way")
+    return kinds.pop()
+
+
+def _read(path: Path, graph: Graph) -> tuple[Arrays, NDArray[Any] | None, list[str]]:
+    """The arrays of a file by input, its labels, and notes; only what the model reads is loaded."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return _read_npy(path, graph), None, []
+        return _read_npz(path, graph)
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{path}: its arrays do not fit into memory: split the file into a folder of batches") from error
+    except Exception as error:  # damaged files fail in many ways
+        if "pickle" in str(error).lower() or "object" in str(error).lower():
+            raise DataError(
+                f"{path}: holds pickled Python objects, which are refused because loading them can run code: "
+                "save plain numeric arrays with numpy.save or numpy.savez"
+            ) from error
+        raise DataError(f"{path}: not a readable {path.suffix.lower()} file: {error or type(error).__name__}") from error
+
+
+def _read_npy(path: Path, graph: Graph) -> Arrays:
+    names = list(graph.inputs)
+    if len(names) != 1:
+        raise DataError(
+            f"{path}: a .npy file holds one array, and the model has {len(names)} inputs ({', '.join(names)}): "
+            "use a .npz file with arrays of those names"
+        )
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:  # an empty array, or one that cannot be mapped
+        array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: this is a .npz file: rename it to end in .npz")
+    return {names[0]: array}
+
+
+def _read_npz(path: Path, graph: Graph) -> tuple[Arrays, NDArray[Any] | None, list[str]]:
+    archive = np.load(path, allow_pickle=False)
+    if isinstance(archive, np.ndarray):
+        raise DataError(f"{path}: this is a .npy file: rename it to end in .npy")
+    with archive:
+        label = next((name for name in LABELS if name in archive.files and name not in graph.inputs), None)
+        keys, notes = _keys(path, [name for name in archive.files if name != label], graph)
+        arrays = {}
+        for name, key in keys.items():
+            arrays[name] = _member(path, archive, key)
+        labels = _member(path, archive, label) if label is not None else None
+    return arrays, labels, notes
+
+
+def _member(path: Path, archive: Any, key: str) -> NDArray[Any]:
+    try:
+        return np.asarray(archive[key])
+    except MemoryError:
+        raise
+    except Exception as error:
+        if "pickle" in str(error).lower() or "object" in str(error).lower():
+            raise
+        raise DataError(f"{path}: array {key!r} cannot be read: {error or type(error).__name__}") from error
+
+
+def _keys(path: Path, names: Sequence[str], graph: Graph) -> tuple[dict[str, str], list[str]]:
+    """Which array is which input's; a lone array is the lone input's, whatever its name."""
+    inputs = list(graph.inputs)
+    missing = [name for name in inputs if name not in names]
+    if not missing:
+        extra = [name for name in names if name not in inputs]
+        notes = [f"{path} also holds {', '.join(extra)}, which the model does not read"] if extra else []
+        return {name: name for name in inputs}, notes
+    if len(inputs) == len(names) == 1:
+        return {inputs[0]: names[0]}, [f"{path}: array {names[0]!r}, the only one, is taken for input {inputs[0]!r}"]
+    held = ", ".join(names) or "no arrays"
+    raise DataError(f"{path}: no array for input {missing[0]!r}{did_you_mean(missing[0], names)}; the file holds: {held}")

@@ -1,0 +1,69 @@
+"""From exceptions to exit codes and one red line: 1 a user's error, 2 wrong usage, 70 a bug, 130 Ctrl-C."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from isobit.cli import INTERRUPTED
+from isobit.cli.terminal import complain
+from isobit.errors import IsobitError
+
+USER_ERROR, BUG = 1, 70
+
+_DEBUG, _WRITTEN = "isobit.debug", "isobit.written"
+
+
+def _remember_debug(context: typer.Context, value: bool) -> bool:
+    if value:
+        context.meta[_DEBUG] = True  # shared by the contexts of the command and its verb
+    return value
+
+
+#: ``--debug``, which the command and each verb take.
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_remember_debug, is_eager=True, help="Show tracebacks of errors.")
+]
+
+
+def remember_written(context: typer.Context, where: object) -> None:
+    """Note that files have been written, so that an interruption does not deny it."""
+    context.meta[_WRITTEN] = str(where)
+
+
+class GuardedGroup(TyperGroup):
+    """The command, with every error answered by one line on standard error and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+            raise  # typer's own, answered by typer
+        except KeyboardInterrupt:
+            self._traceback(ctx)
+            written = ctx.meta.get(_WRITTEN)
+            done = f"the files in {written} are complete" if written else "nothing was written"
+            complain(f"interrupted; {done}", label="")
+            raise typer.Exit(INTERRUPTED) from None
+        except IsobitError as error:
+            self._traceback(ctx)
+            complain(str(error))
+            raise typer.Exit(USER_ERROR) from None
+        except Exception as error:
+            if not self._traceback(ctx):
+                hint = "this is a bug in isobit or a plug-in; run again with --debug and report the traceback"
+                complain(f"unexpected {type(error).__name__}: {error} ({hint})")
+            raise typer.Exit(BUG) from None
+
+    def _traceback(self, ctx: Any) -> bool:
+        """Print the traceback if ``--debug`` asked for it."""
+        if not ctx.meta.get(_DEBUG):
+            return False
+        import sys
+        import traceback
+
+        traceback.print_exc(file=sys.stderr)
+        return True

@@ -1,0 +1,135 @@
+"""What `isobit quantize` reports: as a table for people, as JSON for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from isobit.cli.evaluation import Evaluation
+from isobit.cli.latency import Latency
+from isobit.cli.terminal import capped, line, print_json, table
+from isobit.plan import Plan
+
+_FLOATS_SHOWN, _OUTPUTS_SHOWN, _NOTES_SHOWN = 8, 4, 12
+
+Row = tuple[str, str, str, str]
+
+
+@dataclass
+class Outcome:
+    """Everything that was measured and written."""
+
+    formats: str
+    target: str
+    calibration: str
+    evaluation: Evaluation | None = None
+    float_bytes: int | None = None
+    quantized_bytes: int | None = None
+    latency: Latency | None = None
+    files: dict[str, Path] = field(default_factory=dict)
+    left_in_float: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def format_label(plan: Plan) -> str:
+    """``uint8 x int8``: the formats of activations and weights as they were placed."""
+    return f"{_types(plan, 'activation')} x {_types(plan, 'weight')}"
+
+
+def _types(plan: Plan, kind: str) -> str:
+    names = dict.fromkeys(placement.spec.type_name for placement in plan.placements.values() if placement.kind == kind)
+    return "/".join(names) if len(names) <= 3 else "mixed"
+
+
+def print_outcome(outcome: Outcome, as_json: bool) -> None:
+    """Print it."""
+    if as_json:
+        print_json(_plain(asdict(outcome)))
+        return
+    columns = ("", "FP32", outcome.formats.replace("/", "/\u200b") or "float", "change")
+    table(columns, list(_rows(outcome)), right=columns[1:])
+    for text in _captions(outcome):
+        line(text, style="dim")
+    line()
+    for what, path in outcome.files.items():
+        line(f"{what:<10} {path}")
+    summary = outcome.files.get("summary", "summary.txt")
+    if outcome.left_in_float:
+        line()
+        line(f"left in float ({len(outcome.left_in_float)})")
+        items = [f"  {name}: {why}" for name, why in outcome.left_in_float.items()]
+        for text in capped(items, _FLOATS_SHOWN, f"  ... and {{count}} more, in {summary}"):
+            line(text)
+    for text in capped(outcome.notes, _NOTES_SHOWN, f"... and {{count}} more notes, in {summary}"):
+        line(f"note: {text}")
+
+
+def _rows(outcome: Outcome) -> Iterator[Row]:
+    if outcome.evaluation is not None:
+        yield from _evaluation_rows(outcome.evaluation)
+    if outcome.quantized_bytes is not None:
+        before, after = outcome.float_bytes, outcome.quantized_bytes
+        yield "model size", "-" if before is None else _bytes(before), _bytes(after), _ratio(after, before)
+    if outcome.latency is not None:
+        before_ms, after_ms = outcome.latency.float_ms, outcome.latency.quantized_ms
+        before_text = "-" if before_ms is None else f"{before_ms:.3g} ms"
+        yield "latency", before_text, f"{after_ms:.3g} ms", _ratio(after_ms, before_ms)
+
+
+def _evaluation_rows(result: Evaluation) -> Iterator[Row]:
+    exact = result.float_accuracy
+    if exact is not None:
+        for where, found in (("simulated", result.simulated_accuracy), ("exported file", result.exported_accuracy)):
+            if found is not None:
+                yield f"accuracy, {where}", _percent(exact), _percent(found), f"{100 * (found - exact):+.2f} points"
+    else:
+        for where, found in (("simulated", result.simulated_agreement), ("exported file", result.exported_agreement)):
+            if found is not None:
+                yield f"top-1 as FP32, {where}", "-", _percent(found), ""
+    for name, ratio in list(result.sqnr.items())[:_OUTPUTS_SHOWN]:
+        yield f"SQNR of {name}", "-", "equal" if ratio == math.inf else f"{ratio:.1f} dB", ""
+
+
+def _captions(outcome: Outcome) -> Iterator[str]:
+    result, latency = outcome.evaluation, outcome.latency
+    if result is not None and result.float_accuracy is not None:
+        yield f"accuracy: top-1 of output {result.output!r} over {result.samples} samples"
+    elif result is not None and result.simulated_agreement is not None:
+        yield f"top-1 as FP32: share of {result.samples} samples where {result.output!r} has the float model's best class"
+    if latency is not None:
+        yield (
+            f"latency: median of {latency.repeats} interleaved runs, batch {latency.batch}, "
+            f"{latency.threads} thread(s), {latency.runtime}"
+        )
+    yield f"target {outcome.target}, calibration {outcome.calibration}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def _ratio(after: float, before: float | None) -> str:
+    return f"{after / before:.2f}x" if before else ""
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: paths as text, numbers that JSON cannot write as null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,207 @@
+"""Data as users have it, turned into checked batches: dicts of input name to NumPy array.
+
+`data` may be a list of batches, any re-iterable loader (torch DataLoader, tf.data.Dataset), a factory (a callable that
+returns an iterator), a one-shot iterator, or a whole set: one array, or a dict of arrays, cut into batches here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.errors import DataError, did_you_mean
+from isobit.graph import Graph, TensorInfo
+
+Batch = dict[str, NDArray[Any]]
+
+_SAME_KIND = {"f": "f", "i": "iub", "u": "iub", "b": "b"}
+
+
+class Dataset:
+    """Checked batches for one model. `notes` collects what was left out, in words, once."""
+
+    def __init__(
+        self,
+        source: Any,
+        graph: Graph,
+        *,
+        batch_size: int = 32,
+        inputs: Callable[[Any], Any] | None = None,
+        ignore_non_finite: bool = False,
+    ) -> None:
+        if source is None:
+            raise DataError("there is no data: pass a list of batches, an array or a loader")
+        if batch_size < 1:
+            raise DataError(f"the batch size must be at least 1, not {batch_size}")
+        self.graph = graph
+        self.notes: dict[str, None] = {}
+        self._source = source
+        self._inputs = inputs
+        self._ignore_non_finite = ignore_non_finite
+        self._batch_size = self._fixed_batch() or batch_size
+        self._consumed = False
+
+    @property
+    def is_one_shot(self) -> bool:
+        """Whether the data can be gone through once only."""
+        return isinstance(self._source, Iterator)
+
+    def require_passes(self, count: int, what: str) -> None:
+        """Raise DataError before anything runs when `what` needs more passes than the data allows."""
+        if self.is_one_shot and (count > 1 or self._consumed):
+            raise DataError(f"{what} goes through the data {count} times, and an iterator serves once: pass a list or a factory")
+
+    def __len__(self) -> int:
+        """Number of batches, 0 where it is not known."""
+        whole = self._whole_set()
+        if whole is not None:
+            return -(-next(iter(whole.values())).shape[0] // self._batch_size) if whole else 0
+        try:
+            return len(self._source)
+        except TypeError:
+            return 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        empty = True
+        for index, raw in enumerate(self._raw_batches()):
+            empty = False
+            yield self._checked(raw, index)
+        if empty:
+            raise DataError("the data set is empty: it gave no batch")
+
+    def first(self) -> Batch:
+        """The first batch; a one-shot iterator is not asked."""
+        if self.is_one_shot:
+            raise DataError("example inputs cannot be taken from an iterator without losing them: pass example_inputs")
+        return next(iter(self))
+
+    # --- where batches come from -----------------------------------------------------------------------------------
+
+    def _fixed_batch(self) -> int | None:
+        """The model's own batch size, where axis 0 is not dynamic."""
+        sizes = [info.shape[0] for info in self._infos().values() if info.shape]
+        return next((size for size in sizes if isinstance(size, int)), None)
+
+    def _infos(self) -> dict[str, TensorInfo]:
+        return {name: self.graph.tensors[name] for name in self.graph.inputs}
+
+    def _whole_set(self) -> Mapping[str, NDArray[Any]] | None:
+        """The source as a dict of whole arrays, if it is one array or a dict of arrays."""
+        source = self._source
+        if _is_array(source):
+            names = list(self.graph.inputs)
+            if len(names) != 1:
+                raise DataError(f"one array for a model with {len(names)} inputs ({', '.join(names)}): pass a dict")
+            return {names[0]: to_numpy(source)}
+        if isinstance(source, Mapping):
+            return self._named({str(k): to_numpy(v) for k, v in source.items()}, "the data")
+        return None
+
+    def _raw_batches(self) -> Iterator[Any]:
+        whole = self._whole_set()
+        if whole is not None:
+            yield from self._cut(whole)
+            return
+        source = self._source
+        if callable(source) and not hasattr(source, "__iter__"):
+            source = source()
+        if not isinstance(source, Iterable):
+            raise DataError(f"data must be batches, an array, a dict of arrays or a callable, not {type(source).__name__}")
+        if isinstance(source, str | bytes):
+            raise DataError("data is a text; to read files, use the command line or numpy.load")
+        if self.is_one_shot:
+            if self._consumed:
+                raise DataError("the iterator was used up by an earlier pass: pass a list or a factory")
+            self._consumed = True
+        yield from source
+
+    def _cut(self, whole: Mapping[str, NDArray[Any]]) -> Iterator[Batch]:
+        counts = {name: array.shape[0] if array.ndim else 0 for name, array in whole.items()}
+        if len(set(counts.values())) > 1:
+            raise DataError(f"the arrays hold different numbers of samples: {counts}")
+        total = min(counts.values(), default=0)
+        fixed = self._fixed_batch()
+        if fixed and total % fixed:
+            self.notes[f"the last {total % fixed} sample(s) do not fill the model's fixed batch of {fixed}: left out"] = None
+            total -= total % fixed
+        for start in range(0, total, self._batch_size):
+            yield {name: array[start : min(start + self._batch_size, total)] for name, array in whole.items()}
+
+    # --- checking one batch ----------------------------------------------------------------------------------------
+
+    def _checked(self, raw: Any, index: int) -> Batch:
+        where = f"batch {index}"
+        if self._inputs is not None:
+            raw = self._inputs(raw)
+        batch = self._named(self._as_dict(raw, where), where)
+        for name, info in self._infos().items():
+            batch[name] = self._conform(batch[name], info, f"input {name!r} in {where}")
+        if len({array.shape[0] for array in batch.values() if array.ndim}) > 1:
+            sizes = {name: array.shape[0] for name, array in batch.items() if array.ndim}
+            raise DataError(f"the inputs in {where} hold different numbers of samples: {sizes}")
+        return batch
+
+    def _as_dict(self, raw: Any, where: str) -> dict[str, NDArray[Any]]:
+        names = list(self.graph.inputs)
+        if isinstance(raw, Mapping) or (hasattr(raw, "keys") and hasattr(raw, "__getitem__")):
+            return {str(key): to_numpy(raw[key]) for key in raw.keys()}  # noqa: SIM118 (BatchEncoding iterates values)
+        if _is_array(raw):
+            raw = (raw,)
+        if not isinstance(raw, Sequence) or isinstance(raw, str | bytes):
+            raise DataError(f"{where} is a {type(raw).__name__}; a batch is an array, a tensor, a tuple or a dict")
+        if len(raw) < len(names):
+            raise DataError(f"{where} holds {len(raw)} array(s), and the model has {len(names)} inputs: {', '.join(names)}")
+        if len(raw) > len(names):
+            self.notes[f"batches hold {len(raw)} elements; the first {len(names)} went to {', '.join(names)}"] = None
+        return dict(zip(names, (to_numpy(item) for item in raw), strict=False))
+
+    def _named(self, arrays: dict[str, NDArray[Any]], where: str) -> Batch:
+        names = list(self.graph.inputs)
+        missing = [name for name in names if name not in arrays]
+        if missing:
+            given = ", ".join(arrays) or "nothing"
+            raise DataError(
+                f"{where} has no array for input {missing[0]!r}{did_you_mean(missing[0], arrays)}; it holds: {given}"
+            )
+        extra = [name for name in arrays if name not in names]
+        if extra:
+            self.notes[f"the data also holds {', '.join(extra)}, which the model does not read"] = None
+        return {name: arrays[name] for name in names}
+
+    def _conform(self, array: NDArray[Any], info: TensorInfo, what: str) -> NDArray[Any]:
+        wanted = np.dtype(info.dtype) if info.dtype != "bfloat16" else np.dtype(np.float32)
+        if array.dtype.kind not in _SAME_KIND.get(wanted.kind, wanted.kind):
+            raise DataError(f"{what} is {array.dtype}, and the model takes {wanted}: convert it (and scale it) first")
+        if array.dtype.kind == "f" and not self._ignore_non_finite and not np.all(np.isfinite(array)):
+            bad = "NaN" if np.any(np.isnan(array)) else "infinity"
+            raise DataError(f"{what} holds {bad}: clean the data, or ask to ignore it")
+        if info.shape is not None:
+            fits = array.ndim == len(info.shape) and all(
+                not isinstance(want, int) or want == have for want, have in zip(info.shape, array.shape, strict=True)
+            )
+            if not fits:
+                raise DataError(f"{what} has shape {array.shape}, and the model takes {_shape_text(info)}")
+        if array.size == 0:
+            raise DataError(f"{what} is empty, shape {array.shape}")
+        return np.ascontiguousarray(array, wanted)
+
+
+def to_numpy(value: Any) -> NDArray[Any]:
+    """A NumPy array of an array, a tensor of any framework (also on a device), or a nested list of numbers."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    array = value.numpy() if hasattr(value, "numpy") else np.asarray(value)
+    if array.dtype == object:
+        raise DataError(f"cannot make an array of a {type(value).__name__}: its parts have different shapes or types")
+    return np.asarray(array)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _shape_text(info: TensorInfo) -> str:
+    return "(" + ", ".join("?" if n is None else str(n) for n in info.shape or ()) + ")"

@@ -1,0 +1,317 @@
+"""Edits of a network, checked here as one transaction and only then applied by a backend.
+
+`plan_edits` works on the neutral graph: it resolves every edit into replacements of nodes and new values of constants,
+infers the shapes that follow, and refuses the whole list, naming the blocking node, if anything does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.canonical.channels import annotate_channels
+from isobit.errors import EditError, ModelError
+from isobit.graph import Graph, Node, Shape, TensorInfo, WeightInfo, small_value
+from isobit.shapes import ShapeMismatch, infer
+from isobit.sites import Input, Tensor
+
+Array = NDArray[Any]
+ReadWeight = Callable[[str], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class NewNode:
+    """A node to create: it reads the previous node of its chain at input 0 and the named constants after it."""
+
+    op: str
+    operands: tuple[str | None, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Replace:
+    """Put the chain `nodes` in place of a node; an empty chain splices it out. `weights` are new constants."""
+
+    node: str
+    nodes: tuple[NewNode, ...] = ()
+    weights: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Insert:
+    """Put the chain `nodes` behind a tensor, for all its readers, or before one input of one node."""
+
+    site: Tensor | Input
+    nodes: tuple[NewNode, ...]
+    weights: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class SetWeights:
+    """Give constants new values, in canonical layout; shapes may change where the graph allows it."""
+
+    weights: Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class AddBias:
+    """Give a Conv, ConvTranspose or Linear without a bias this one, one value an output channel."""
+
+    node: str
+    value: Array
+
+
+@dataclass(frozen=True)
+class Unshare:
+    """Give one reader of a shared constant a copy of its own, named ``<weight>@<node>``."""
+
+    weight: str
+    node: str
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Keep only the channels `keep` of a tensor, and follow them through the graph."""
+
+    tensor: str
+    keep: tuple[int, ...]
+
+
+Edit = Replace | Insert | SetWeights | AddBias | Unshare | Slice
+
+
+@dataclass(frozen=True, eq=False)
+class Replaced:
+    """`nodes` stand where `old` stood; their last output takes the place of old's."""
+
+    old: Node
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Inserted:
+    """`nodes` stand behind the tensor, or before the input, of `site`."""
+
+    site: Tensor | Input
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class EditPlan:
+    """Checked edits: `steps` in order, then `weights`, every constant that is new or has a new value (canonical)."""
+
+    graph: Graph
+    steps: tuple[Replaced | Inserted, ...]
+    weights: Mapping[str, Array]
+
+
+def plan_edits(graph: Graph, edits: Sequence[Edit], read: ReadWeight) -> EditPlan:
+    """Check `edits` in order against `graph`. Raises EditError and changes nothing; `read` gives a constant's value."""
+    draft = Draft(graph, read)
+    for edit in edits:
+        draft.apply(edit)
+    draft.infer_shapes()
+    return EditPlan(annotate_channels(draft.graph), tuple(draft.steps), dict(draft.values))
+
+
+class Draft:
+    """The graph and constants as the edits so far leave them, and the list of these edits.
+
+    A technique that edits step by step works on a draft and hands `edits` to the model once.
+    """
+
+    def __init__(self, graph: Graph, read: ReadWeight) -> None:
+        self.graph = graph
+        self.edits: list[Edit] = []
+        self.steps: list[Replaced | Inserted] = []
+        self.values: dict[str, Array] = {}
+        self._read = read
+
+    def apply(self, edit: Edit) -> None:
+        """Add one edit. Raises EditError."""
+        try:
+            _apply(self, edit)
+        except ModelError as error:
+            raise EditError(f"{type(edit).__name__}: {error}") from error
+        self.edits.append(edit)
+
+    def value(self, name: str) -> Array:
+        """The current value of a constant, canonical."""
+        if name not in self.graph.weights:
+            raise EditError(f"no constant {name!r} in the graph")
+        return self.values[name] if name in self.values else self._read(name)
+
+    def set_value(self, name: str, value: Array, like: WeightInfo | None = None) -> None:
+        """Give a constant, old or new, a value; float64 and integers become its element type."""
+        old = self.graph.weights.get(name, like)
+        dtype = old.dtype if old is not None else "float32"
+        array = np.ascontiguousarray(value, dtype=dtype)
+        if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+            raise EditError(f"the new value of {name!r} holds NaN or infinity")
+        if old is None:
+            info = WeightInfo(array.shape, dtype, small_value(array), name)
+        else:
+            info = replace(old, shape=array.shape, value=small_value(array))
+        self.graph = replace(self.graph, weights={**self.graph.weights, name: info})
+        self.values[name] = array
+
+    def replace_node(self, old: Node, chain: Sequence[NewNode], weights: Mapping[str, Array]) -> None:
+        """Put a chain in place of `old`, in the graph and as a step."""
+        self._add_weights(weights)
+        source = old.input(0)
+        if source is None or len(old.outputs) != 1:
+            raise EditError(f"node {old.name!r} ({old.op}) has no single data input and output, so it cannot be replaced")
+        names = [old.name] if len(chain) == 1 else [f"{old.name}.{i}" for i in range(len(chain))]
+        # A single replacement may read several tensors (a copy of a node): it keeps the operands it names.
+        nodes = self._chain(source, names, chain, last=old.outputs[0] if len(chain) == 1 else None)
+        result = nodes[-1].outputs[0] if nodes else source
+        position = self.graph.nodes.index(old)
+        self._splice(position, position + 1, nodes, {old.outputs[0]: result}, old.outputs[0])
+        self.steps.append(Replaced(old, tuple(nodes)))
+
+    def insert(self, site: Tensor | Input, chain: Sequence[NewNode], weights: Mapping[str, Array]) -> None:
+        """Put a chain behind a tensor or before an input, in the graph and as a step."""
+        self._add_weights(weights)
+        if isinstance(site, Tensor):
+            source: str | None = site.name
+        else:
+            source = self.graph.node(site.node).input(site.index)
+        if source is None or source not in self.graph.tensors or not chain:
+            raise EditError(f"there is no tensor at {site} to insert nodes behind")
+        stem = source if isinstance(site, Tensor) else f"{site.node}.in{site.index}"
+        taken = {node.name for node in self.graph.nodes}
+        names = [name for i in range(len(taken) + len(chain)) if (name := f"{stem}.{i}") not in taken][: len(chain)]
+        nodes = self._chain(source, names, chain, last=None)
+        producer = self.graph.producer(source)
+        position = self.graph.nodes.index(producer) + 1 if producer is not None else 0
+        result = nodes[-1].outputs[0]
+        if isinstance(site, Tensor):
+            self._splice(position, position, nodes, {source: result}, source)
+        else:
+            self._splice(position, position, nodes, {}, source)
+            node = self.graph.node(site.node)
+            inputs = (*node.inputs[: site.index], result, *node.inputs[site.index + 1 :])
+            self._swap(node, replace(node, inputs=inputs))
+        self.steps.append(Inserted(site, tuple(nodes)))
+
+    def _chain(self, source: str, names: Sequence[str], chain: Sequence[NewNode], last: str | None) -> list[Node]:
+        nodes = []
+        for name, new in zip(names, chain, strict=True):
+            missing = [o for o in new.operands if o is not None and o not in self.graph.weights]
+            if missing:
+                raise EditError(f"new node {name!r} ({new.op}) reads {missing[0]!r}, which is no constant of the graph")
+            output = last if last is not None else name
+            nodes.append(Node(name, new.op, (source, *new.operands), (output,), dict(new.attributes), (name,)))
+            source = output
+        return nodes
+
+    def _splice(self, start: int, end: int, new: Sequence[Node], rename: Mapping[str, str], like: str) -> None:
+        graph = self.graph
+        inside = {node.name for node in new}
+        nodes = []
+        for node in (*graph.nodes[:start], *new, *graph.nodes[end:]):
+            if node.name not in inside and any(name in rename for name in node.inputs):
+                node = replace(node, inputs=tuple(rename.get(n, n) if n is not None else None for n in node.inputs))
+            nodes.append(node)
+        tensors = dict(graph.tensors)
+        for node in new:
+            for tensor in node.outputs:
+                tensors.setdefault(tensor, TensorInfo(None, graph.tensors[like].dtype))
+        outputs = {name: rename.get(tensor, tensor) for name, tensor in graph.outputs.items()}
+        self.graph = replace(graph, tensors=tensors).with_nodes(tuple(nodes), outputs=outputs)
+
+    def _swap(self, old: Node, new: Node) -> None:
+        nodes = tuple(new if node.name == old.name else node for node in self.graph.nodes)
+        self.graph = self.graph.with_nodes(nodes)
+
+    def _add_weights(self, weights: Mapping[str, Array]) -> None:
+        for name, value in weights.items():
+            if name in self.graph.weights or name in self.graph.tensors:
+                raise EditError(f"a tensor named {name!r} exists already; new constants need new names")
+            self.set_value(name, value)
+
+    def infer_shapes(self) -> None:
+        """Shapes after the edits; EditError names the node where they stop fitting."""
+        graph = self.graph
+        tensors = dict(graph.tensors)
+        touched: set[str] = {name for name, info in tensors.items() if info.shape is None}
+        touched.update(self.values)
+        for node in graph.nodes:
+            names = [name for name in (*node.inputs, *node.outputs) if name is not None]
+            if not any(name in touched for name in names):
+                continue
+            shape = self._infer_node(node, tensors)
+            tensor = node.outputs[0]
+            if shape is not None and shape != tensors[tensor].shape:
+                tensors[tensor] = replace(tensors[tensor], shape=shape)
+                touched.add(tensor)
+        self.graph = replace(graph, tensors=tensors)
+
+    def _infer_node(self, node: Node, tensors: Mapping[str, TensorInfo]) -> Shape | None:
+        graph = self.graph
+        constants = {i: graph.weights[n].shape for i, n in enumerate(node.inputs) if n in graph.weights and n}
+        shapes: list[Shape | None] = []
+        for index, name in enumerate(node.inputs):
+            shapes.append(constants.get(index) if name not in tensors or name is None else tensors[name].shape)
+        try:
+            shape = infer(node, [s for s, n in zip(shapes, node.inputs, strict=True) if n is not None], constants)
+        except ShapeMismatch as mismatch:
+            raise EditError(f"the edit does not fit node {node.name!r} ({node.op}): {mismatch}") from mismatch
+        if shape is None and tensors[node.outputs[0]].shape is not None and self._input_changed(node, tensors):
+            raise EditError(f"the edit changes the input shape of node {node.name!r}, and the shapes of {node.op} are unknown")
+        return shape
+
+    def _input_changed(self, node: Node, tensors: Mapping[str, TensorInfo]) -> bool:
+        before = self.graph.tensors
+        return any(n in tensors and tensors[n].shape != before[n].shape for n in node.inputs if n is not None)
+
+
+def _apply(draft: Draft, edit: Edit) -> None:
+    graph = draft.graph
+    if isinstance(edit, Replace):
+        draft.replace_node(graph.node(edit.node), edit.nodes, edit.weights)
+    elif isinstance(edit, Insert):
+        draft.insert(edit.site, edit.nodes, edit.weights)
+    elif isinstance(edit, SetWeights):
+        for name, value in edit.weights.items():
+            draft.value(name)  # EditError for a name that is not a constant
+            draft.set_value(name, value)
+    elif isinstance(edit, AddBias):
+        _add_bias(draft, edit)
+    elif isinstance(edit, Unshare):
+        _unshare(draft, edit)
+    else:
+        from isobit.slicing import slice_channels  # it edits a Draft
+
+        slice_channels(draft, edit)
+
+
+def _add_bias(draft: Draft, edit: AddBias) -> None:
+    node = draft.graph.node(edit.node)
+    if node.op not in ("Conv", "ConvTranspose", "Linear"):
+        raise EditError(f"node {node.name!r} ({node.op}) cannot take a bias: only Conv, ConvTranspose and Linear can")
+    if node.input(2) is not None:
+        raise EditError(f"node {node.name!r} has a bias already, {node.input(2)!r}: use SetWeights")
+    name = f"{node.name}.bias"
+    new = NewNode(node.op, (node.inputs[1], name), node.attributes)
+    draft.replace_node(node, (new,), {name: edit.value})
+
+
+def _unshare(draft: Draft, edit: Unshare) -> None:
+    uses = draft.graph.uses(edit.weight)
+    if edit.weight not in draft.graph.weights or all(use.node.name != edit.node for use in uses):
+        raise EditError(f"node {edit.node!r} does not read a constant {edit.weight!r}")
+    if len({use.node.name for use in uses}) == 1:
+        raise EditError(f"constant {edit.weight!r} has one reader only, {edit.node!r}")
+    node = draft.graph.node(edit.node)
+    name = f"{edit.weight}@{edit.node}"
+    operands = tuple(name if operand == edit.weight else operand for operand in node.inputs[1:])
+    if node.inputs[0] == edit.weight or any(o in draft.graph.tensors for o in operands):
+        raise EditError(f"node {edit.node!r} ({node.op}) reads more than one tensor, so its constant stays shared")
+    draft.replace_node(node, (NewNode(node.op, operands, node.attributes),), {name: draft.value(edit.weight)})
+
+

@@ -1,0 +1,172 @@
+"""The neutral graph: nodes in ONNX vocabulary, tensors, and constants in canonical layout. Read only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.errors import ModelError, did_you_mean
+from isobit.layout import Layout
+from isobit.ops import operand
+
+Dimension = int | str | None
+Shape = tuple[Dimension, ...]
+
+#: Constants of at most this many elements carry their value in the graph, for pattern matching.
+SMALL = 64
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An activation: shape (None where unknown, axis 0 is the batch), element type, and the axis of its channels."""
+
+    shape: Shape | None
+    dtype: str = "float32"
+    channel_axis: int | None = None
+
+    @property
+    def rank(self) -> int | None:
+        """Number of axes, or None where the shape is unknown."""
+        return None if self.shape is None else len(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightInfo:
+    """A constant: canonical shape, element type, value if small, and how the native array `source` becomes it."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    value: NDArray[Any] | None = None
+    source: str = ""
+    layout: Layout = ()
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds real numbers; the others are indices, shapes and flags."""
+        return self.dtype.startswith(("float", "bfloat"))
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """An operation. `inputs` names tensors or weights (None: left out); `parts` are the native nodes it covers."""
+
+    name: str
+    op: str
+    inputs: tuple[str | None, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+
+    def input(self, index: int) -> str | None:
+        """The name at input `index`, None where it is absent."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def __repr__(self) -> str:
+        return f"{self.op}({self.name}: {', '.join(str(i) for i in self.inputs)})"
+
+
+@dataclass(frozen=True)
+class Use:
+    """One reader of a tensor or weight: input `index` of `node`."""
+
+    node: Node
+    index: int
+
+    @property
+    def role(self) -> str:
+        """``weight``, ``bias`` and so on for a constant operand, else ``data``."""
+        known = operand(self.node.op, self.index)
+        return known.role if known else "data"
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A network as the core sees it; nodes are in execution order.
+
+    `outputs` maps the model's output names to tensors. Names of tensors, weights and nodes are unique.
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: Mapping[str, str]
+    tensors: Mapping[str, TensorInfo]
+    weights: Mapping[str, WeightInfo]
+    notes: tuple[str, ...] = ()  # what the backend left in float, and why
+
+    def __post_init__(self) -> None:
+        for name in ("outputs", "tensors", "weights"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @cached_property
+    def _nodes(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def _producers(self) -> dict[str, Node]:
+        return {tensor: node for node in self.nodes for tensor in node.outputs}
+
+    @cached_property
+    def _uses(self) -> dict[str, tuple[Use, ...]]:
+        uses: dict[str, list[Use]] = {}
+        for node in self.nodes:
+            for index, name in enumerate(node.inputs):
+                if name is not None:
+                    uses.setdefault(name, []).append(Use(node, index))
+        return {name: tuple(found) for name, found in uses.items()}
+
+    @cached_property
+    def output_tensors(self) -> frozenset[str]:
+        """Tensors that leave the model."""
+        return frozenset(self.outputs.values())
+
+    def node(self, name: str) -> Node:
+        """The node of that name; ModelError if there is none."""
+        if name not in self._nodes:
+            raise ModelError(f"no node {name!r} in the graph{did_you_mean(name, self._nodes)}")
+        return self._nodes[name]
+
+    def producer(self, tensor: str) -> Node | None:
+        """The node that computes a tensor; None for the model's inputs."""
+        return self._producers.get(tensor)
+
+    def uses(self, name: str) -> tuple[Use, ...]:
+        """Every reader of a tensor or weight, in execution order."""
+        return self._uses.get(name, ())
+
+    def sole_reader(self, tensor: str) -> Use | None:
+        """The only reader of a tensor that does not leave the model, else None."""
+        uses = self.uses(tensor)
+        return uses[0] if len(uses) == 1 and tensor not in self.output_tensors else None
+
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor or weight holds real numbers."""
+        info = self.tensors.get(name) or self.weights[name]
+        return info.dtype.startswith(("float", "bfloat"))
+
+    def value(self, name: str | None) -> NDArray[Any] | None:
+        """The value of a small constant, or None."""
+        if name is None or name not in self.weights:
+            return None
+        return self.weights[name].value
+
+    def with_nodes(self, nodes: tuple[Node, ...], **changes: Any) -> Graph:
+        """A copy with other nodes, without the tensors and weights that nothing names any more."""
+        graph = replace(self, nodes=nodes, **changes)
+        used = {name for node in nodes for name in (*node.inputs, *node.outputs) if name is not None}
+        used.update(graph.inputs, graph.outputs.values())
+        return replace(
+            graph,
+            tensors={name: info for name, info in graph.tensors.items() if name in used},
+            weights={name: info for name, info in graph.weights.items() if name in used},
+        )
+
+
+def small_value(array: NDArray[Any]) -> NDArray[Any] | None:
+    """The array if it is small enough to be carried in a graph."""
+    return np.array(array) if array.size <= SMALL else None

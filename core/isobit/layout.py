@@ -1,0 +1,119 @@
+"""Layouts: how a native weight array becomes the canonical one, as data, and back.
+
+A layout is a tuple of steps applied in order to the native array. Each step is exact and reversible, so a canonical
+weight can be written back, and scales can be carried to the native layout, without a backend knowing why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Transpose of the axes."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """Reshape to `shape`, from the array's shape `before`."""
+
+    shape: tuple[int, ...]
+    before: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Take:
+    """Entry `index` of the leading axis (one direction of a bidirectional LSTM)."""
+
+    index: int
+
+
+Step = Permute | View | Take
+Layout = tuple[Step, ...]
+
+TRANSPOSED: Layout = (Permute((1, 0)),)
+
+
+def compose(first: Layout, second: Layout) -> Layout:
+    """`first`, then `second`; neighbouring transpositions are merged, and those that change nothing dropped."""
+    steps: list[Step] = []
+    for step in (*first, *second):
+        last = steps[-1] if steps else None
+        if isinstance(step, Permute) and isinstance(last, Permute):
+            steps[-1] = Permute(tuple(last.axes[axis] for axis in step.axes))
+        else:
+            steps.append(step)
+        last = steps[-1]
+        if isinstance(last, Permute) and last.axes == tuple(range(len(last.axes))):
+            steps.pop()
+    return tuple(steps)
+
+
+def to_canonical(native: NDArray[Any], layout: Sequence[Step]) -> NDArray[Any]:
+    """The canonical array of a native one."""
+    array = native
+    for step in layout:
+        if isinstance(step, Permute):
+            array = array.transpose(step.axes)
+        elif isinstance(step, View):
+            array = array.reshape(step.shape)
+        else:
+            array = array[step.index]
+    return array
+
+
+def to_native(canonical: NDArray[Any], layout: Sequence[Step], native: NDArray[Any] | None = None) -> NDArray[Any]:
+    """The native array of a canonical one; `native` is the array to write into where the layout takes a part of it."""
+    array = canonical
+    for position in range(len(layout) - 1, -1, -1):
+        step = layout[position]
+        if isinstance(step, Permute):
+            array = array.transpose(np.argsort(step.axes))
+        elif isinstance(step, View):
+            array = array.reshape(_resized(step, array))
+        else:
+            if native is None:
+                raise ValueError("a part of an array is written back into the whole array")
+            whole = np.array(to_canonical(native, layout[:position]))
+            whole[step.index] = array
+            array = whole
+    return np.ascontiguousarray(array)
+
+
+def _resized(step: View, array: NDArray[Any]) -> tuple[int, ...]:
+    """The shape before the view, adapted when an edit has changed the array's size along one axis."""
+    if array.shape == step.shape:
+        return step.before
+    if step.before == () or len(step.before) == 1:
+        return (array.size,)
+    known = [n for n in step.before if n in array.shape]
+    shape = tuple(n if n in known else -1 for n in step.before)
+    return shape if shape.count(-1) <= 1 else step.before
+
+
+def output_shape(shape: tuple[int, ...], layout: Sequence[Step]) -> tuple[int, ...]:
+    """The canonical shape of a native `shape`."""
+    return to_canonical(np.broadcast_to(np.int8(0), shape), layout).shape
+
+
+def conv_transpose_layout(shape: tuple[int, ...], group: int) -> Layout:
+    """ONNX's (in, out/groups, *kernel) to (out, in/groups, *kernel), groups unrolled."""
+    channels, out, *kernel = shape
+    kernel_axes = range(3, 3 + len(kernel))
+    if group == 1:
+        return (Permute((1, 0, *range(2, len(shape)))),)
+    split = (group, channels // group, out, *kernel)
+    joined = (group * out, channels // group, *kernel)
+    return (
+        View(split, shape),
+        Permute((0, 2, 1, *kernel_axes)),
+        View(joined, (group, out, channels // group, *kernel)),
+    )

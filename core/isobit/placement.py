@@ -1,0 +1,350 @@
+"""Placement: (graph, target, wishes of the user) -> Plan. Decided here once, for every framework.
+
+A float tensor is quantized when an operation that the target runs quantized computes or reads it, unless it lies inside
+a fused chain. Operations that only move values (Reshape, MaxPool) pass the encoding of their input on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from isobit.errors import FormatError, did_you_mean
+from isobit.fusing import find_chains
+from isobit.graph import Graph, Node, Use
+from isobit.ops import VALUE_PRESERVING, operand
+from isobit.plan import Placement, Plan
+from isobit.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
+from isobit.sites import Input, Site, Tensor, Weight, site_key
+from isobit.target import Target
+
+#: Constants this large are masks (attention's -1e9, -inf), not data.
+_MASK_MAGNITUDE = 1e8
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for beyond the target's defaults.
+
+    `overrides` maps patterns of tensor or weight names (or one input, ``node[1]``) to a format, or None for float;
+    the last match wins. `exclude` holds patterns of node names or op types that stay in float altogether.
+    """
+
+    weights: str | QuantSpec | None = None
+    activations: str | QuantSpec | None = None
+    overrides: Mapping[str, str | QuantSpec | None] | None = None
+    exclude: Sequence[str] = ()
+
+
+def place(graph: Graph, target: Target, wishes: Wishes = Wishes()) -> Plan:
+    """The plan of `graph` on `target`. Raises FormatError for a format that the target cannot run, or a pattern that
+    matches nothing."""
+    return _Placer(graph, target, wishes).plan()
+
+
+class _Placer:
+    def __init__(self, graph: Graph, target: Target, wishes: Wishes) -> None:
+        self.graph = graph
+        self.target = target
+        self.wishes = wishes
+        self.activation_spec = target.activation_format(wishes.activations)
+        self.floats: dict[str, str] = {}
+        self.placements: dict[Site, Placement] = {}
+        self._check_patterns()
+        self.signal = _signal_tensors(graph)
+        self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
+        chains = find_chains(graph, target, frozenset(self.quantized))
+        self.inner = {tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner}
+        for chain in chains:
+            self.quantized.update({node.name: node for node in chain.nodes})
+
+    def plan(self) -> Plan:
+        groups = self._tie_groups()
+        needed = self._needed()
+        for group, members in groups.items():
+            if any(name in needed for name in members):
+                self._place_group(group, members)
+        for name in self._float_tensors():
+            if Tensor(name) not in self.placements:
+                self.floats.setdefault(name, self._reason(name))
+        for name in self.graph.weights:
+            self._place_constant(name)
+        self._place_single_inputs()
+        self._place_biases()
+        order = {name: index for index, name in enumerate([*self.graph.inputs, *self.graph.tensors])}
+        ordered = sorted(self.placements.items(), key=lambda item: (order.get(str(item[0]), len(order)), site_key(item[0])))
+        return Plan(dict(ordered), self.floats)
+
+    # --- which nodes -----------------------------------------------------------------------------------------------
+
+    def _runs_quantized(self, node: Node) -> bool:
+        if self._is_tie(node) or not self.target.quantizes(node.op) or self._excluded(node):
+            return False
+        data = [name for name in node.inputs if name in self.graph.tensors and name is not None]
+        if node.op == "Gather":  # of a constant table, by indices
+            return node.input(0) in self.graph.weights and self.graph.is_float(node.inputs[0] or "")
+        floats = [name for name in data if self._is_float(name)]
+        return bool(floats) and all(name in self.signal for name in data) and not self._has_mask_constant(node)
+
+    def _excluded(self, node: Node) -> bool:
+        return any(fnmatchcase(node.name, p) or node.op == p for p in self.wishes.exclude)
+
+    def _has_mask_constant(self, node: Node) -> bool:
+        for name in node.inputs:
+            value = self.graph.value(name)
+            if value is not None and value.dtype.kind == "f" and value.size and np.max(np.abs(value)) >= _MASK_MAGNITUDE:
+                return True
+        return False
+
+    def _is_tie(self, node: Node) -> bool:
+        if node.op not in self.target.same_encoding and node.op not in self.target.joint_encoding:
+            return False
+        if node.op == "Resize" and node.attributes.get("mode", "nearest") not in ("nearest", b"nearest"):
+            return False
+        if node.op == "Pad" and node.attributes.get("value", 0) not in (0, 0.0, (0.0,)):
+            return False
+        return node.input(0) in self.graph.tensors and not self._excluded(node)
+
+    # --- which tensors ---------------------------------------------------------------------------------------------
+
+    def _is_float(self, name: str) -> bool:
+        return self.graph.tensors[name].dtype == "float32"
+
+    def _float_tensors(self) -> list[str]:
+        tensors = dict.fromkeys([*self.graph.inputs, *(t for node in self.graph.nodes for t in node.outputs)])
+        return [name for name in tensors if name in self.graph.tensors and self._is_float(name)]
+
+    def _needed(self) -> set[str]:
+        """Float tensors that a quantized operation computes or reads, chains' inner tensors left out."""
+        needed: set[str] = set()
+        for node in self.quantized.values():
+            names = (*node.outputs, *node.inputs)
+            needed.update(name for name in names if name in self.graph.tensors and name is not None)
+        return {name for name in needed if self._is_float(name) and name not in self.inner}
+
+    def _tie_groups(self) -> dict[str, list[str]]:
+        """Tensors that share an encoding, by the first of them in execution order."""
+        order = self._float_tensors()
+        parent = {name: name for name in order}
+
+        def root(name: str) -> str:
+            while parent[name] != name:
+                name = parent[name]
+            return name
+
+        position = {name: index for index, name in enumerate(order)}
+        for node in self.graph.nodes:
+            if not self._is_tie(node):
+                continue
+            joint = node.op in self.target.joint_encoding
+            tied = [*(node.inputs if joint else node.inputs[:1]), *node.outputs]
+            tied = [name for name in tied if name in parent]
+            for name in tied[1:]:
+                first, second = sorted((root(tied[0] or ""), root(name or "")), key=position.__getitem__)
+                parent[second] = first
+        groups: dict[str, list[str]] = {}
+        for name in order:
+            groups.setdefault(root(name), []).append(name)
+        return groups
+
+    def _place_group(self, group: str, members: Sequence[str]) -> None:
+        spec = self._group_spec(members)
+        if spec is None:
+            self.floats.update(dict.fromkeys(members, "float by your override"))
+            return
+        real = [name for name in members if not self._on_grid(name, members)]
+        ranges = {self._fixed_range(name) for name in real}
+        fixed = ranges.pop() if len(ranges) == 1 and spec.is_integer and not spec.symmetric else None
+        for name in members:
+            if name not in self.inner:
+                self.placements[Tensor(name)] = Placement(
+                    Tensor(name), spec, "activation", group, name in real, fixed, channel_axis=self._channel_axis(name)
+                )
+
+    def _group_spec(self, members: Sequence[str]) -> QuantSpec | None:
+        for name in members:
+            found, asked = self._override(name)
+            if found:
+                return None if asked is None else self.target.activation_format(asked)
+        return self.activation_spec
+
+    def _on_grid(self, name: str, members: Sequence[str]) -> bool:
+        """Whether the values of `name` are copies of values of its group that are quantized already."""
+        node = self.graph.producer(name)
+        if node is None or not self._is_tie(node) or node.op not in VALUE_PRESERVING:
+            return False
+        sources = node.inputs if node.op == "Concat" else node.inputs[:1]
+        return all(source in members for source in sources)
+
+    def _fixed_range(self, name: str) -> tuple[float, float] | None:
+        node = self.graph.producer(name)
+        return self.target.fixed_ranges.get(node.op) if node is not None else None
+
+    def _channel_axis(self, name: str) -> int:
+        return self.graph.tensors[name].channel_axis or 0
+
+    def _reason(self, name: str) -> str:
+        if name in self.inner:
+            return f"inside the fused chain that ends in {self.inner[name].name}"
+        node = self.graph.producer(name)
+        if node is None:
+            return "no operation that the target quantizes reads it"
+        if self._excluded(node):
+            return "excluded by you"
+        if name not in self.signal:
+            return "computed from shapes, masks or constants alone"
+        if not self.target.quantizes(node.op) and not self._is_tie(node):
+            return f"target {self.target.name!r} runs {node.op} in float"
+        return f"{node.op} works on tensors that stay in float"
+
+    # --- constants -------------------------------------------------------------------------------------------------
+
+    def _place_constant(self, name: str) -> None:
+        info = self.graph.weights[name]
+        uses = [use for use in self.graph.uses(name) if not self._is_bias(use)]
+        if info.dtype != "float32" or not uses:
+            return
+        placed = {use: self._constant_placement(name, use) for use in uses}
+        wanted = [placement for placement in placed.values() if placement is not None]
+        alike = {(p.spec, p.kind, p.channel_axis, p.block_axis) for p in wanted}
+        if len(wanted) == len(uses) and len(alike) == 1:
+            self.placements[Weight(name)] = wanted[0]
+            return
+        for use, placement in placed.items():
+            if placement is not None:
+                site = Input(use.node.name, use.index)
+                self.placements[site] = replace(placement, site=site)
+        if not wanted:
+            self.floats[name] = self._constant_reason(name, uses[0])
+
+    def _constant_placement(self, name: str, use: Use) -> Placement | None:
+        node, shape = use.node, self.graph.weights[name].shape
+        if node.name not in self.quantized:
+            return None
+        known = operand(node.op, use.index)
+        if known is not None and known.role not in ("weight", "recurrent_weight"):
+            return None
+        if known is None and node.op not in ("Add", "Sub", "Mul", "Div", "MatMul", "Concat", "Max", "Min", "Gemm"):
+            return None
+        found, asked = self._override(name)
+        if found and asked is None:
+            return None
+        if known is None:
+            spec = self.target.activation_format(asked if found else self.wishes.activations)
+            return Placement(Weight(name), spec, "constant")
+        spec = self.target.weight_format(asked if found else self.wishes.weights, node.op)
+        rank = len(shape)
+        channel, block = (axis % rank if axis is not None else None for axis in (known.channel_axis, known.block_axis))
+        if not found:
+            spec = _fitting(spec, shape, block)
+        return Placement(Weight(name), spec, "weight", channel_axis=channel or 0, block_axis=block)
+
+    def _constant_reason(self, name: str, use: Use) -> str:
+        if self._override(name)[0]:
+            return "float by your override"
+        if use.node.name not in self.quantized:
+            return f"{use.node.op} {use.node.name} stays in float"
+        return f"{use.role} of {use.node.op} stays in float"
+
+    def _is_bias(self, use: Use) -> bool:
+        known = operand(use.node.op, use.index)
+        return known is not None and known.role == "bias"
+
+    def _place_biases(self) -> None:
+        """int32 biases of weighted nodes whose input and weight are integers; their scale is the product."""
+        if not self.target.int32_bias:
+            return
+        spec = QuantSpec.parse("int32")
+        for name, info in self.graph.weights.items():
+            uses = [use for use in self.graph.uses(name) if self._is_bias(use)]
+            sources = {use: self._scale_sources(use.node) for use in uses}
+            if info.dtype != "float32" or not uses:
+                continue
+            if self._override(name) == (True, None):
+                self.floats[name] = "float by your override"
+                continue
+            shared = len(set(sources.values())) == 1 and len(uses) == len(self.graph.uses(name))
+            for use, scale_of in sources.items():
+                if scale_of is None:
+                    self.floats.setdefault(name, f"the input or weight of {use.node.name} is no integer")
+                    continue
+                site: Site = Weight(name) if shared else Input(use.node.name, use.index)
+                channels = PerTensor() if isinstance(self.placements[scale_of[1]].spec.granularity, PerTensor) else PerChannel()
+                self.placements[site] = Placement(site, spec.with_granularity(channels), "bias", scale_of=scale_of)
+
+    def _scale_sources(self, node: Node) -> tuple[Site, Site] | None:
+        """The sites of a weighted node's input and weight, when a bias scale can be their product."""
+        found = []
+        for index in (0, 1):
+            name = node.input(index)
+            sites: Iterable[Site] = (Input(node.name, index), Tensor(name or ""), Weight(name or ""))
+            site = next((s for s in sites if s in self.placements), None)
+            if site is None or not self.placements[site].spec.is_integer:
+                return None
+            found.append(site)
+        if isinstance(self.placements[found[1]].spec.granularity, PerBlock | Lpbq):
+            return None  # the accumulator has no one scale a channel
+        return found[0], found[1]
+
+    # --- wishes ----------------------------------------------------------------------------------------------------
+
+    def _override(self, name: str) -> tuple[bool, str | QuantSpec | None]:
+        """Whether an override names this tensor or weight, and its format."""
+        found: tuple[bool, str | QuantSpec | None] = (False, None)
+        for pattern, asked in (self.wishes.overrides or {}).items():
+            if fnmatchcase(name, pattern):
+                found = (True, asked)
+        return found
+
+    def _place_single_inputs(self) -> None:
+        """Overrides of one input of one node, written ``node[1]``."""
+        for pattern, asked in (self.wishes.overrides or {}).items():
+            site = self._input_site(pattern)
+            if site is None:
+                continue
+            name = self.graph.node(site.node).input(site.index) or ""
+            if name not in self.graph.tensors or not self._is_float(name):
+                raise FormatError(f"override {pattern!r}: input {site.index} of {site.node!r} is no float tensor")
+            if asked is None:
+                raise FormatError(f"override {pattern!r}: one reader cannot take the float tensor back; override {name!r}")
+            spec = self.target.activation_format(asked)
+            self.placements[site] = Placement(site, spec, "activation", str(site), channel_axis=self._channel_axis(name))
+
+    def _input_site(self, pattern: str) -> Input | None:
+        for node in self.graph.nodes:
+            for index in range(len(node.inputs)):
+                if pattern == str(Input(node.name, index)):
+                    return Input(node.name, index)
+        return None
+
+    def _check_patterns(self) -> None:
+        names = [*self.graph.tensors, *self.graph.weights]
+        for pattern in self.wishes.overrides or {}:
+            if not any(fnmatchcase(name, pattern) for name in names) and self._input_site(pattern) is None:
+                raise FormatError(f"override {pattern!r} matches no tensor or weight{did_you_mean(pattern, names)}")
+        nodes = [text for node in self.graph.nodes for text in (node.name, node.op)]
+        for pattern in self.wishes.exclude:
+            if not any(fnmatchcase(name, pattern) for name in nodes):
+                raise FormatError(f"exclude {pattern!r} matches no node name or op type{did_you_mean(pattern, nodes)}")
+
+
+def _signal_tensors(graph: Graph) -> set[str]:
+    """Tensors that carry the network's signal: they depend on a float input or on a looked-up table of floats."""
+    signal = {name for name in graph.inputs if graph.is_float(name)}
+    for node in graph.nodes:
+        table = node.op == "Gather" and node.input(0) in graph.weights and graph.is_float(node.inputs[0] or "")
+        if table or any(name in signal for name in node.inputs):
+            signal.update(node.outputs)
+    return signal
+
+
+def _fitting(spec: QuantSpec, shape: tuple[int, ...], block_axis: int | None) -> QuantSpec:
+    """A model-wide block format on a weight that its blocks do not divide is per-channel there (a stem with 3 inputs)."""
+    if isinstance(spec.granularity, PerBlock | Lpbq) and (block_axis is None or shape[block_axis] % spec.granularity.size):
+        return spec.with_granularity(PerChannel())
+    return spec
+
+

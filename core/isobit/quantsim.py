@@ -1,0 +1,320 @@
+"""QuantSim: the facade a person uses. One model, one target, and everything from placement to export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backend import BackendModel, Request
+from isobit.calibration.scheme import Calibrator, parse_calibrator
+from isobit.data import Dataset, to_numpy
+from isobit.edits import Edit
+from isobit.encoding import Encodings
+from isobit.errors import DataError, ModelError
+from isobit.fingerprint import fingerprint
+from isobit.graph import Graph
+from isobit.placement import Wishes, place
+from isobit.plan import Plan
+from isobit.plugins import registry
+from isobit.progress import track
+from isobit.quant_spec import QuantSpec
+from isobit.report import Report
+from isobit.resolve import observed_sites, resolve
+from isobit.sampling import SAMPLE_LIMIT
+from isobit.sites import Site
+from isobit.statistics import Histogram, Statistics
+from isobit.target import Target
+from isobit.techniques.technique import Technique, TechniqueReport
+
+
+class QuantSim:
+    """A model with simulated quantization.
+
+    The model is copied; the original is never changed. `weights` and `activations` are formats such as ``"int4"`` or
+    ``"int8 per-tensor"``; `overrides` maps patterns of tensor or weight names to a format, or to None for float;
+    `exclude` lists patterns of node names or op types that stay in float. `example_inputs` is one batch, for frameworks
+    that need one to capture a model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        example_inputs: Any = None,
+        *,
+        target: str | PathLike[str] | Target = "default",
+        weights: str | QuantSpec | None = None,
+        activations: str | QuantSpec | None = None,
+        overrides: Mapping[str, str | QuantSpec | None] | None = None,
+        exclude: Sequence[str] = (),
+        backend: str | None = None,
+    ) -> None:
+        plugins = registry()
+        self.target = plugins.target(target)
+        self.wishes = Wishes(weights, activations, dict(overrides or {}), tuple(exclude))
+        opener = plugins.backend(backend) if backend is not None else plugins.backend_for(model)
+        self._start(opener.open(model, example_inputs))
+
+    @classmethod
+    def of_backend_model(cls, model: BackendModel, target: Target, wishes: Wishes) -> QuantSim:
+        """A simulator of a model that a backend has opened; the model is taken over, not copied."""
+        sim = cls.__new__(cls)
+        sim.target, sim.wishes = target, wishes
+        sim._start(model)
+        return sim
+
+    def _start(self, model: BackendModel) -> None:
+        self._model = model
+        self.edits: list[Edit] = []
+        self.statistics = Statistics()
+        self.calibration: str | None = None  # how the encodings were found, in words
+        self._fingerprint: dict[str, str] | None = None
+        self._reports: list[TechniqueReport] = []
+        self._notes: dict[str, None] = {}
+        self._check_weights()
+        self.plan: Plan = place(model.graph, self.target, self.wishes)
+
+    # --- what is there ---------------------------------------------------------------------------------------------
+
+    @property
+    def graph(self) -> Graph:
+        """The neutral graph."""
+        return self._model.graph
+
+    @property
+    def model(self) -> Any:
+        """The framework's own model with the quantizers in it."""
+        return self._model.native
+
+    @property
+    def backend_model(self) -> BackendModel:
+        """The opened model behind the contract of `isobit.backend`."""
+        return self._model
+
+    @property
+    def encodings(self) -> Encodings:
+        """Scale and zero point of every quantized site, also of those a runtime needs and the simulator does not."""
+        simulated = dict(self._model.encodings())
+        derived = {
+            placement.site: simulated[root]
+            for members in self.plan.groups().values()
+            for placement in members
+            for root in [next((m.site for m in members if m.site in simulated), None)]
+            if root is not None
+        }
+        everything: dict[Site, Any] = {**derived, **simulated}
+        ordered = {site: everything[site] for site in self.plan.placements if site in everything}
+        return Encodings({**ordered, **everything})
+
+    @property
+    def report(self) -> Report:
+        """What is quantized, what not and why, and what was done."""
+        method = self.calibration or "not calibrated"
+        return Report(
+            self.target.name, self.graph, self.plan, self.encodings, tuple(self._reports), tuple(self._notes), method
+        )
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of the float model as it was opened, by weight; made before the first edit."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.graph, self._model.weight)
+        return self._fingerprint
+
+    # --- what it does ----------------------------------------------------------------------------------------------
+
+    def apply(self, *techniques: Technique, data: Any = None, batch_size: int = 32) -> list[TechniqueReport]:
+        """Run techniques in order on the float model; a calibrated simulator must be calibrated again afterwards."""
+        reports = []
+        self.fingerprint()
+        for technique in techniques:
+            dataset = None if data is None else Dataset(data, self.graph, batch_size=batch_size)
+            reports.append(technique.apply(_Recorded(self._model, self.edits), dataset))
+            self._note(dataset)
+        self.plan = place(self.graph, self.target, self.wishes)
+        if reports and self.calibration is not None:
+            self._model.set_quantizers(dict.fromkeys(self._model.encodings()))
+            self.statistics, self.calibration = Statistics(), None
+        self._reports += reports
+        return reports
+
+    def calibrate(
+        self,
+        data: Any,
+        method: str | Calibrator = "minmax",
+        *,
+        batch_size: int = 32,
+        inputs: Callable[[Any], Any] | None = None,
+        sample_limit: int | None = -1,
+        ignore_non_finite: bool = False,
+        progress: bool | None = None,
+    ) -> None:
+        """Observe the float model once over `data`, then set every quantizer.
+
+        `method` is a scheme (``"minmax"``, ``"percentile"``, ``"percentile=99.9"``) or a Calibrator. `inputs` picks the
+        model's inputs from a batch. `sample_limit` is how many elements of each sample are counted (None: all; minimum
+        and maximum always cover all). NaN or infinity is an error unless `ignore_non_finite`.
+        """
+        calibrator = parse_calibrator(method, registry().calibrators())
+        dataset = Dataset(data, self.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
+        limit = SAMPLE_LIMIT if sample_limit == -1 else sample_limit
+        sites = observed_sites(self.plan)
+        histograms: dict[Site, Histogram] = {site: Histogram(limit) for site in sites}
+        active = list(self._model.encodings())
+        self._model.enable(active, on=False)
+        try:
+            batches = track(dataset, "calibrating", len(dataset), show=progress)
+            self._model.observe(batches, [Request(site, histograms[site]) for site in sites])
+            if not ignore_non_finite:
+                self._refuse_non_finite(histograms, dataset)
+        except BaseException:
+            self._model.enable(active, on=True)
+            raise
+        self._note(dataset)
+        self.statistics = Statistics(histograms)
+        self._set_encodings(calibrator)
+
+    def recalibrate(self, method: str | Calibrator) -> None:
+        """Set every quantizer by another scheme from the statistics that are there; needs no data."""
+        if not len(self.statistics):
+            raise DataError("there are no statistics yet: calibrate with data first")
+        self._set_encodings(parse_calibrator(method, registry().calibrators()))
+
+    def run(self, batch: Any) -> dict[str, NDArray[Any]]:
+        """Outputs of the simulator by name, for one batch (array, tuple or dict of arrays)."""
+        return self._model.run(self._one_batch(batch))
+
+    def run_float(self, batch: Any) -> dict[str, NDArray[Any]]:
+        """Outputs with every quantizer switched off."""
+        prepared = self._one_batch(batch)
+        active = list(self._model.encodings())
+        self._model.enable(active, on=False)
+        try:
+            return self._model.run(prepared)
+        finally:
+            self._model.enable(active, on=True)
+
+    def export(self, folder: str | PathLike[str]) -> dict[str, Path]:
+        """Write ``model.qdq.onnx``, ``encodings.json`` and ``summary.txt`` into `folder`, all or nothing.
+
+        Returns the paths by what they hold. Raises ModelError when the simulator is not calibrated.
+        """
+        from isobit.exporting import export
+
+        return export(self, Path(fspath(folder)))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write everything but the original weights to one file; `isobit.load` puts it on the float model again."""
+        from isobit.saving import save
+
+        save(self, Path(fspath(path)))
+
+    def restore(
+        self, edits: Sequence[Edit], encodings: Encodings, statistics: Statistics, calibration: str | None
+    ) -> None:
+        """Replay what a saved simulator held; the inverse of `save` for an opened float model."""
+        self.fingerprint()
+        if edits:
+            _Recorded(self._model, self.edits).edit(edits)
+        self.plan = place(self.graph, self.target, self.wishes)
+        self._model.set_quantizers(dict(encodings))
+        self.statistics, self.calibration = statistics, calibration
+
+    def require_calibrated(self) -> None:
+        """Raise ModelError when a planned quantizer has no encoding."""
+        encodings = self.encodings
+        missing = [site for site in self.plan.placements if site not in encodings]
+        if missing:
+            raise ModelError(f"{len(missing)} sites have no encoding yet, {str(missing[0])!r} among them: calibrate first")
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _set_encodings(self, calibrator: Calibrator) -> None:
+        resolved = resolve(self.graph, self.plan, self.statistics, calibrator, self._model.weight)
+        self._notes.update(dict.fromkeys(resolved.notes))
+        wanted = {s: e for s, e in resolved.encodings.items() if self.plan.placements[s].simulated}
+        gone = {site: None for site in self._model.encodings() if site not in wanted}
+        self._model.set_quantizers({**gone, **wanted})
+        self._model.enable(list(wanted), on=True)
+        self.calibration = repr(calibrator)
+
+    def _one_batch(self, batch: Any) -> dict[str, NDArray[Any]]:
+        if isinstance(batch, Mapping):
+            batch = {name: to_numpy(value) for name, value in batch.items()}
+        return next(iter(Dataset([batch], self.graph)))
+
+    def _note(self, dataset: Dataset | None) -> None:
+        if dataset is not None:
+            self._notes.update(dataset.notes)
+
+    def _check_weights(self) -> None:
+        for name, info in self.graph.weights.items():
+            if not info.is_float or any(use.node.op in ("Where", "Add", "Clip", "Max", "Min") for use in self.graph.uses(name)):
+                continue  # a mask may well hold -inf
+            value = self._model.weight(name)
+            if not np.all(np.isfinite(value)):
+                bad = "NaN" if np.any(np.isnan(value)) else "infinity"
+                raise ModelError(f"weight {name!r} holds {bad}: the model cannot be quantized")
+
+    def _refuse_non_finite(self, histograms: Mapping[Site, Histogram], dataset: Dataset) -> None:
+        bad = next((site for site, histogram in histograms.items() if histogram.non_finite), None)
+        if bad is None:
+            return
+        where = ""
+        if not dataset.is_one_shot:
+            where = f" in batch {self._first_bad_batch(bad, dataset)}"
+        raise DataError(
+            f"tensor {str(bad)!r} holds NaN or infinity{where}, though the inputs are finite: "
+            "check the model, or ask to ignore it"
+        )
+
+    def _first_bad_batch(self, site: Any, dataset: Dataset) -> str:
+        for index, batch in enumerate(dataset):
+            histogram = Histogram()
+            self._model.observe([batch], [Request(site, histogram)])
+            if histogram.non_finite:
+                return str(index)
+        return "unknown"
+
+
+class _Recorded:
+    """A BackendModel that writes down the edits made through it."""
+
+    def __init__(self, model: BackendModel, log: list[Edit]) -> None:
+        self._model = model
+        self._log = log
+
+    def edit(self, edits: Sequence[Edit]) -> None:
+        self._model.edit(edits)
+        self._log += edits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def quantize(
+    model: Any,
+    data: Any,
+    *,
+    method: str | Calibrator = "minmax",
+    techniques: Iterable[Technique] | None = None,
+    example_inputs: Any = None,
+    batch_size: int = 32,
+    progress: bool | None = None,
+    **settings: Any,
+) -> QuantSim:
+    """Quantize a trained model: fold batch norms, place quantizers, calibrate on `data`.
+
+    `settings` are those of QuantSim (target, weights, activations, overrides, exclude, backend). Returns the calibrated
+    simulator; ``.export(folder)`` writes what a runtime loads.
+    """
+    from isobit.techniques import FoldBatchNorms
+
+    sim = QuantSim(model, example_inputs, **settings)
+    chosen = (FoldBatchNorms(),) if techniques is None else tuple(techniques)
+    sim.apply(*chosen, data=data, batch_size=batch_size)
+    sim.calibrate(data, method, batch_size=batch_size, progress=progress)
+    return sim

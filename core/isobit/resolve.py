@@ -1,0 +1,156 @@
+"""From a plan, statistics and weights to encodings: the last decision before a backend gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit import arithmetic
+from isobit.calibration.scheme import Calibrator
+from isobit.encoding import Encoding, Encodings
+from isobit.errors import EncodingError
+from isobit.graph import Graph
+from isobit.plan import Placement, Plan
+from isobit.quant_spec import PerTensor
+from isobit.ranges import encode_range, encode_weight
+from isobit.sites import Input, Site, Tensor
+from isobit.statistics import Histogram, Statistics
+
+ReadWeight = Callable[[str], NDArray[np.float32]]
+
+#: int32 biases stay below half of the accumulator: |bias| <= 2**30 steps.
+_BIAS_STEPS = float(2**30)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Encodings of every placement, and what had to be adjusted, in words."""
+
+    encodings: Encodings
+    notes: tuple[str, ...] = ()
+
+
+def resolve_activations(
+    plan: Plan, statistics: Statistics, calibrator: Calibrator, *, snap: bool = True
+) -> dict[Site, Encoding]:
+    """Encodings of the activations: one for each group, from all that was seen of its members."""
+    found: dict[Site, Encoding] = {}
+    for members in plan.groups().values():
+        encoding = _group_encoding(members, statistics, calibrator, snap)
+        found.update(dict.fromkeys((member.site for member in members), encoding))
+    return found
+
+
+def _group_encoding(
+    members: Sequence[Placement], statistics: Statistics, calibrator: Calibrator, snap: bool
+) -> Encoding:
+    first = members[0]
+    if first.fixed_range is not None:
+        return encode_range(*first.fixed_range, first.spec, snap=False)
+    if first.spec.type_name in ("float16", "bfloat16"):
+        return encode_range(0.0, 0.0, first.spec)
+    histograms = [statistics.histogram(member.site) for member in members if member.simulated]
+    if not histograms:
+        raise EncodingError(f"no tensor of the group of {str(first.site)!r} is observed")
+    low, high = calibrator.range(_sum(histograms), first.spec)
+    try:
+        return encode_range(low, high, first.spec, snap=snap)
+    except EncodingError as error:
+        raise EncodingError(f"tensor {str(first.site)!r}: {error}") from error
+
+
+def _sum(histograms: Sequence[Histogram]) -> Histogram:
+    if len(histograms) == 1:
+        return histograms[0]
+    total = Histogram(histograms[0].limit)
+    for histogram in histograms:
+        total.merge(histogram)
+    return total
+
+
+def resolve_weights(graph: Graph, plan: Plan, read: ReadWeight) -> dict[Site, Encoding]:
+    """Encodings of weights and other constants, from their values alone."""
+    found: dict[Site, Encoding] = {}
+    for placement in (*plan.of_kind("weight"), *plan.of_kind("constant")):
+        name = constant_name(graph, placement.site)
+        try:
+            found[placement.site] = encode_weight(
+                read(name), placement.spec, channel_axis=placement.channel_axis, block_axis=placement.block_axis
+            )
+        except EncodingError as error:
+            raise EncodingError(f"weight {name!r}: {error}") from error
+    return found
+
+
+def resolve(
+    graph: Graph, plan: Plan, statistics: Statistics, calibrator: Calibrator, read: ReadWeight, *, snap: bool = True
+) -> Resolved:
+    """Encodings of the whole plan: activations, weights, then the biases whose scales follow from both."""
+    encodings = resolve_activations(plan, statistics, calibrator, snap=snap)
+    encodings.update(resolve_weights(graph, plan, read))
+    notes: list[str] = []
+    biases = plan.of_kind("bias")
+    for placement in biases:
+        note = _make_room_for_bias(graph, placement, encodings, read)
+        if note:
+            notes.append(note)
+    for placement in biases:  # after all rooms are made: a weight may be shared
+        encodings[placement.site] = _bias_encoding(placement, encodings)
+    ordered = {site: encodings[site] for site in plan.placements}
+    return Resolved(Encodings(ordered), tuple(notes))
+
+
+def constant_name(graph: Graph, site: Site) -> str:
+    """The constant that a Weight site, or an Input site that reads a constant, stands for."""
+    if isinstance(site, Input):
+        return graph.node(site.node).input(site.index) or ""
+    return site.name
+
+
+def _bias_encoding(placement: Placement, encodings: dict[Site, Encoding]) -> Encoding:
+    assert placement.scale_of is not None  # a bias placement is made with its sources
+    source, weight = (encodings[site] for site in placement.scale_of)
+    scale = np.maximum(source.scale * weight.scale, np.float32(arithmetic.SMALLEST_SCALE))
+    axis = None if isinstance(placement.spec.granularity, PerTensor) else 0
+    return Encoding(placement.spec, scale, np.zeros(scale.shape, np.int32), axis)
+
+
+def _make_room_for_bias(
+    graph: Graph, placement: Placement, encodings: dict[Site, Encoding], read: ReadWeight
+) -> str | None:
+    """Raise the weight scale of channels whose bias would not fit into 2**30 steps of int32."""
+    assert placement.scale_of is not None
+    source, weight_site = encodings[placement.scale_of[0]], placement.scale_of[1]
+    weight = encodings[weight_site]
+    bias = np.abs(read(constant_name(graph, placement.site)).astype(np.float64))
+    needed = bias / (_BIAS_STEPS * source.scale.astype(np.float64))
+    if weight.scale.ndim == 0:
+        needed = needed.max(initial=0.0)
+    if not np.any(needed > weight.scale):
+        return None
+    # Rounded up: the nearest float32 below would leave the bias just outside.
+    raised = np.nextafter(np.maximum(weight.scale, needed).astype(np.float32), np.float32(np.inf))
+    scale = np.where(needed > weight.scale, raised, weight.scale)
+    encodings[weight_site] = Encoding(weight.spec, scale, _kept_zero_point(weight, scale), weight.axis)
+    count = int(np.count_nonzero(needed > weight.scale))
+    return f"weight {str(weight_site)!r}: the scale of {count} channel(s) was raised so that the int32 bias fits"
+
+
+def _kept_zero_point(weight: Encoding, scale: NDArray[np.float32]) -> NDArray[np.int32]:
+    if weight.spec.symmetric:
+        return weight.zero_point
+    low = weight.minimum.astype(np.float64)
+    position = weight.spec.q_min + np.rint(-low / scale)
+    return np.asarray(np.clip(position, weight.spec.q_min, weight.spec.q_max), np.int32)
+
+
+def observed_sites(plan: Plan) -> list[Tensor | Input]:
+    """The sites whose statistics the plan needs."""
+    return [
+        placement.site
+        for placement in plan.of_kind("activation")
+        if placement.simulated and placement.fixed_range is None and isinstance(placement.site, Tensor | Input)
+    ]

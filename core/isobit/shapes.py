@@ -1,0 +1,146 @@
+"""Output shapes of the ops that edits can touch, so that an edit is checked before any model is changed.
+
+Source: ONNX operator specification. Dimensions may be symbols (text) or unknown (None); axis 0 is the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from isobit.graph import Dimension, Node, Shape
+from isobit.ops import BROADCAST, UNARY
+
+_WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"})
+
+
+class ShapeMismatch(Exception):
+    """The inputs of a node do not fit together; the message says why."""
+
+
+def infer(node: Node, shapes: Sequence[Shape | None], constants: Mapping[int, tuple[int, ...]]) -> Shape | None:
+    """The shape of output 0, or None where this op's rule is not known.
+
+    `shapes` are the inputs' shapes in order (constants included), `constants` those of constant inputs alone.
+    Raises ShapeMismatch.
+    """
+    source = shapes[0] if shapes else None
+    if source is None:
+        return None
+    if node.op in _WINDOWED:
+        return _windowed(node, source, constants)
+    if node.op == "Linear":
+        return _linear(source, constants)
+    if node.op in UNARY:
+        _check_channel_constants(node, source, constants)
+        return source
+    if node.op in BROADCAST:
+        return _broadcast(shapes)
+    if node.op in ("GlobalAveragePool", "GlobalMaxPool"):
+        keep = node.attributes.get("keepdims", 1)
+        return (*source[:2], *(1,) * (len(source) - 2)) if keep else source[:2]
+    if node.op == "Concat":
+        return _concat(shapes, int(node.attributes["axis"]))
+    if node.op == "Transpose":
+        return tuple(source[axis] for axis in node.attributes["perm"])
+    if node.op == "Reshape":
+        return _reshape(source, node.attributes.get("shape"))
+    return None
+
+
+def _windowed(node: Node, source: Shape, constants: Mapping[int, tuple[int, ...]]) -> Shape:
+    attributes: Mapping[str, Any] = node.attributes
+    channels: Dimension = source[1]
+    kernel = attributes.get("kernel_shape", ())
+    if node.op in ("Conv", "ConvTranspose") and 1 in constants:
+        weight, group = constants[1], int(attributes.get("group", 1))
+        if isinstance(channels, int) and channels != weight[1] * group:
+            raise ShapeMismatch(f"weight {weight} with group {group} reads {weight[1] * group} channels, not {channels}")
+        if 2 in constants and constants[2] != (weight[0],):
+            raise ShapeMismatch(f"bias {constants[2]} does not fit {weight[0]} output channels")
+        if weight[0] % group:
+            raise ShapeMismatch(f"{weight[0]} output channels do not divide into {group} groups")
+        kernel, channels = weight[2:], weight[0]
+    spatial = len(kernel)
+    strides = attributes.get("strides", (1,) * spatial)
+    dilations = attributes.get("dilations", (1,) * spatial)
+    pads = attributes.get("pads", (0,) * (2 * spatial))
+    sizes: list[Dimension] = []
+    for axis, size in enumerate(source[2:]):
+        if not isinstance(size, int) or "auto_pad" in attributes or "output_shape" in attributes:
+            sizes.append(None)
+            continue
+        extent = (kernel[axis] - 1) * dilations[axis] + 1
+        padding = pads[axis] + pads[axis + spatial]
+        if node.op == "ConvTranspose":
+            extra = attributes.get("output_padding", (0,) * spatial)[axis]
+            sizes.append((size - 1) * strides[axis] + extent - padding + extra)
+        else:
+            steps, rest = divmod(size + padding - extent, strides[axis])
+            sizes.append(steps + 1 + (1 if rest and attributes.get("ceil_mode") else 0))
+    return (source[0], channels, *sizes)
+
+
+def _linear(source: Shape, constants: Mapping[int, tuple[int, ...]]) -> Shape | None:
+    weight = constants.get(1)
+    if weight is None:
+        return None
+    if isinstance(source[-1], int) and source[-1] != weight[1]:
+        raise ShapeMismatch(f"weight {weight} reads {weight[1]} features, not {source[-1]}")
+    if 2 in constants and constants[2] != (weight[0],):
+        raise ShapeMismatch(f"bias {constants[2]} does not fit {weight[0]} outputs")
+    return (*source[:-1], weight[0])
+
+
+def _check_channel_constants(node: Node, source: Shape, constants: Mapping[int, tuple[int, ...]]) -> None:
+    if node.op not in ("BatchNormalization", "InstanceNormalization", "PRelu") or len(source) < 2:
+        return
+    channels = source[1]
+    for shape in constants.values():
+        size = shape[0] if shape else 1
+        if isinstance(channels, int) and size not in (1, channels):
+            raise ShapeMismatch(f"a constant of shape {shape} does not fit {channels} channels")
+
+
+def _broadcast(shapes: Sequence[Shape | None]) -> Shape | None:
+    rank = max(len(s) for s in shapes if s is not None)
+    result: list[Dimension] = []
+    for axis in range(-rank, 0):
+        dimension: Dimension = 1
+        for shape in shapes:
+            if shape is None:
+                return None
+            size = shape[axis] if -axis <= len(shape) else 1
+            if isinstance(dimension, int) and dimension != 1 and isinstance(size, int) and size not in (1, dimension):
+                raise ShapeMismatch(f"shapes {[s for s in shapes]} do not broadcast")
+            dimension = size if dimension == 1 or (isinstance(size, int) and size != 1) else dimension
+        result.append(dimension)
+    return tuple(result)
+
+
+def _concat(shapes: Sequence[Shape | None], axis: int) -> Shape | None:
+    known = [s for s in shapes if s is not None]
+    if len(known) != len(shapes):
+        return None
+    sizes = [s[axis] for s in known]
+    total = sum(n for n in sizes if isinstance(n, int)) if all(isinstance(n, int) for n in sizes) else None
+    return (*known[0][:axis], total, *known[0][axis + 1 :])
+
+
+def _reshape(source: Shape, target: Sequence[int] | None) -> Shape | None:
+    if target is None:
+        return None
+    inner = [n for n in source[1:] if isinstance(n, int)]
+    wanted = [n for n in target[1:] if n >= 0]
+    if len(inner) == len(source) - 1 and len(wanted) == len(target) - 1:
+        have, want = _product(inner), _product(wanted)
+        if have != want:
+            raise ShapeMismatch(f"{have} values a sample do not reshape to {want}")
+    return (source[0], *(n if n >= 0 else None for n in target[1:]))
+
+
+def _product(sizes: Sequence[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total

@@ -1,0 +1,319 @@
+"""Statistics: what a pass over data leaves behind. Small, mergeable, and enough for every decision that follows."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.errors import DataError
+from isobit.files import write_atomically
+from isobit.sampling import SAMPLE_LIMIT, sample
+from isobit.sites import Site, site_key, site_of
+
+_ROW = 128  # bins of one sign and exponent: 7 mantissa bits
+_FORMAT = 1
+
+
+class Histogram:
+    """Counts of float32 values by their top 16 bits (sign, exponent, 7 mantissa bits), with exact minimum and maximum.
+
+    It needs no range in advance, so one pass serves every calibration scheme; it does not depend on the order or the
+    size of batches, and merges by addition. Minimum, maximum and non-finite counts cover every element; the bins count
+    at most about `limit` elements of each sample, chosen by position (`isobit.sampling`); None counts all.
+    """
+
+    def __init__(self, limit: int | None = SAMPLE_LIMIT) -> None:
+        self.limit = limit
+        self.minimum = np.inf
+        self.maximum = -np.inf
+        self.elements = 0
+        self.non_finite = 0
+        self._rows: dict[int, NDArray[np.int64]] = {}
+
+    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
+        """Add a batch; axis 0 is the batch, `channel_axis` as in the graph."""
+        values = np.asarray(batch, np.float32)
+        if values.size == 0:
+            return
+        finite = np.isfinite(values)
+        non_finite = values.size - int(np.count_nonzero(finite))
+        known = values if not non_finite else values[finite]
+        if known.size:
+            self._extend(float(known.min()), float(known.max()))
+        self._count(sample(values, channel_axis, self.limit), values.size, non_finite)
+
+    def absorb(self, minimum: float, maximum: float, sampled: NDArray[np.float32], elements: int) -> None:
+        """Add a batch that was reduced where it was computed: its exact bounds, chosen elements and element count."""
+        non_finite = int(not np.isfinite(minimum)) + int(not np.isfinite(maximum))
+        if not non_finite:
+            self._extend(minimum, maximum)
+        self._count(np.ascontiguousarray(sampled, np.float32), elements, non_finite)
+
+    def _extend(self, minimum: float, maximum: float) -> None:
+        self.minimum, self.maximum = min(self.minimum, minimum), max(self.maximum, maximum)
+
+    def _count(self, sampled: NDArray[np.float32], elements: int, non_finite: int) -> None:
+        from isobit.kernels import BINS, count_bins  # compiles on first use
+
+        self.elements += elements
+        counts = np.zeros(BINS, np.int64)
+        count_bins(sampled.reshape(-1).view(np.uint32), counts)
+        table = counts.reshape(-1, _ROW)
+        for row in np.flatnonzero(table.any(axis=1)).tolist():
+            if row % 256 == 255:  # the exponent of infinity and NaN
+                self.non_finite += 0 if non_finite else int(table[row].sum())
+            elif row in self._rows:
+                self._rows[row] += table[row]
+            else:
+                self._rows[row] = table[row].copy()
+        self.non_finite += non_finite
+
+    def merge(self, other: Histogram) -> None:
+        """Add another histogram, in any order: the sums are exact."""
+        self.check_limit(other)
+        self._extend(other.minimum, other.maximum)
+        self.elements += other.elements
+        self.non_finite += other.non_finite
+        for row, counts in other._rows.items():
+            self._rows[row] = self._rows[row] + counts if row in self._rows else counts.copy()
+
+    def check_limit(self, other: Histogram) -> None:
+        """Raise DataError when the bins of the two count different shares of their samples."""
+        if self.limit != other.limit:
+            raise DataError(f"statistics with sampling limits {self.limit} and {other.limit} do not add up")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no finite value was seen."""
+        return self.maximum < self.minimum
+
+    @property
+    def counted(self) -> int:
+        """How many elements the bins hold."""
+        return sum(int(counts.sum()) for counts in self._rows.values())
+
+    def bins(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Lower edges, upper edges and counts of the non-empty bins, by rising value, cut to [minimum, maximum]."""
+        keys, counts = self._used()
+        near = (keys.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        # The far edge is the next bin's near edge, which from the largest bin on would be infinity.
+        far = ((keys.astype(np.uint32) << 16) | 0xFFFF).view(np.float32).astype(np.float64)
+        low, high = np.minimum(near, far), np.maximum(near, far)
+        order = np.argsort(low, kind="stable")
+        low = np.clip(low[order], self.minimum, self.maximum)
+        high = np.clip(high[order], self.minimum, self.maximum)
+        return low, high, counts[order]
+
+    def _used(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        keys, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for row in sorted(self._rows):
+            used = np.flatnonzero(self._rows[row])
+            keys.append(row * _ROW + used)
+            counts.append(self._rows[row][used])
+        return np.concatenate(keys), np.concatenate(counts)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything, as arrays: for files and for comparison."""
+        keys, counts = self._used()
+        limit = -1 if self.limit is None else self.limit
+        return {
+            "bounds": np.array([self.minimum, self.maximum], np.float64),
+            "totals": np.array([self.elements, self.non_finite, limit], np.int64),
+            "keys": keys.astype(np.uint16),
+            "counts": counts,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Histogram:
+        """The inverse of `arrays`."""
+        elements, non_finite, limit = (int(v) for v in arrays["totals"])
+        histogram = cls(None if limit < 0 else limit)
+        histogram.elements, histogram.non_finite = elements, non_finite
+        histogram.minimum, histogram.maximum = (float(v) for v in arrays["bounds"])
+        for key, count in zip(arrays["keys"].tolist(), arrays["counts"].tolist(), strict=True):
+            row = histogram._rows.setdefault(key // _ROW, np.zeros(_ROW, np.int64))
+            row[key % _ROW] = count
+        return histogram
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Histogram):
+            return NotImplemented
+        mine, theirs = self.arrays(), other.arrays()
+        return all(np.array_equal(mine[name], theirs[name]) for name in mine)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Histogram([{self.minimum:.6g}, {self.maximum:.6g}], {self.elements} elements)"
+
+
+class MinMax:
+    """The minimum and maximum of each batch, in order: what a moving average needs."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[float, float]] = []
+
+    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
+        """Add a batch."""
+        if batch.size:
+            self.batches.append((float(np.min(batch)), float(np.max(batch))))
+
+    def merge(self, other: MinMax) -> None:
+        """Append the batches of a later part."""
+        self.batches += other.batches
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything, as arrays."""
+        return {"batches": np.array(self.batches, np.float64).reshape(-1, 2)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> MinMax:
+        """The inverse of `arrays`."""
+        found = cls()
+        found.batches = [(low, high) for low, high in arrays["batches"].tolist()]
+        return found
+
+
+class Moments:
+    """Mean and mean square of each channel, in float64, added up batch by batch."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: NDArray[np.float64] = np.zeros(0)
+        self.total_square: NDArray[np.float64] = np.zeros(0)
+
+    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
+        """Add a batch; without a channel axis the whole tensor is one channel."""
+        values = np.asarray(batch, np.float64)
+        if channel_axis is None:
+            values = values.reshape(1, -1)
+        else:
+            values = np.moveaxis(values, channel_axis, 0).reshape(values.shape[channel_axis], -1)
+        self._add(values.shape[1], values.sum(axis=1), np.square(values).sum(axis=1))
+
+    def merge(self, other: Moments) -> None:
+        """Add the sums of a later part."""
+        if other.count:
+            self._add(other.count, other.total, other.total_square)
+
+    def _add(self, count: int, total: NDArray[np.float64], square: NDArray[np.float64]) -> None:
+        if self.count and total.shape != self.total.shape:
+            raise DataError(f"moments of {self.total.size} and {total.size} channels do not add up")
+        self.total = self.total + total if self.count else total
+        self.total_square = self.total_square + square if self.count else square
+        self.count += count
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean of each channel."""
+        return self.total / self.count
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Population variance of each channel."""
+        return np.maximum(self.total_square / self.count - np.square(self.mean), 0.0)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything, as arrays."""
+        return {"count": np.array([self.count], np.int64), "total": self.total, "square": self.total_square}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Moments:
+        """The inverse of `arrays`."""
+        found = cls()
+        found.count = int(arrays["count"][0])
+        found.total, found.total_square = arrays["total"], arrays["square"]
+        return found
+
+
+Reducer = Histogram | MinMax | Moments
+
+_KINDS: dict[str, type[Histogram] | type[MinMax] | type[Moments]] = {
+    "histogram": Histogram, "minmax": MinMax, "moments": Moments
+}
+
+
+class Statistics(Mapping[Site, Reducer]):
+    """The reducers of one pass, by site."""
+
+    def __init__(self, items: Mapping[Site, Reducer] | None = None) -> None:
+        self._items: dict[Site, Reducer] = dict(items or {})
+
+    def __getitem__(self, site: Site) -> Reducer:
+        return self._items[site]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def histogram(self, site: Site) -> Histogram:
+        """The histogram of a site; DataError if the site was not observed."""
+        found = self._items.get(site)
+        if not isinstance(found, Histogram) or found.is_empty:
+            raise DataError(f"no values of {str(site)!r} were seen: calibrate first, with data that reaches it")
+        return found
+
+    def merge(self, other: Statistics) -> None:
+        """Add the statistics of a later part of the data."""
+        if self._items.keys() != other._items.keys():
+            odd = next(iter(self._items.keys() ^ other._items.keys()))
+            raise DataError(f"the statistics are of different sites: {str(odd)!r} is in one of them only")
+        for site, reducer in self._items.items():
+            theirs = other._items[site]
+            if type(theirs) is not type(reducer):
+                kinds = f"{type(reducer).__name__} and {type(theirs).__name__}"
+                raise DataError(f"the statistics of {str(site)!r} are of different kinds: {kinds}")
+            if isinstance(reducer, Histogram) and isinstance(theirs, Histogram):
+                reducer.check_limit(theirs)
+        for site, reducer in self._items.items():
+            reducer.merge(other._items[site])  # type: ignore[arg-type]
+
+    def save(self, path: str | Path) -> None:
+        """Write to an ``.npz`` file (no pickle), whole or not at all."""
+        with write_atomically(Path(path)) as temporary:
+            temporary.write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that `save` writes."""
+        arrays, index = {}, []
+        for number, (site, reducer) in enumerate(self._items.items()):
+            kind = next(name for name, cls in _KINDS.items() if isinstance(reducer, cls))
+            index.append([*site_key(site), kind])
+            arrays.update({f"{number}.{name}": array for name, array in reducer.arrays().items()})
+        header = json.dumps({"format": "isobit statistics", "version": _FORMAT, "sites": index})
+        arrays["header"] = np.frombuffer(header.encode(), np.uint8)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Read what `save` wrote. Raises DataError that names the file."""
+        return cls.from_file(path, str(path))
+
+    @classmethod
+    def from_file(cls, source: str | Path | IO[bytes], path: str) -> Statistics:
+        """Read an open file or a path; `path` names it in errors."""
+        try:
+            with np.load(source, allow_pickle=False) as file:
+                header = json.loads(file["header"].tobytes())
+                if header.get("format") != "isobit statistics" or header.get("version") != _FORMAT:
+                    raise DataError(f"{path}: not a statistics file of version {_FORMAT}")
+                items: dict[Site, Reducer] = {}
+                for number, (kind, name, position, reducer) in enumerate(header["sites"]):
+                    prefix = f"{number}."
+                    arrays = {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)}
+                    items[site_of(kind, name, position)] = _KINDS[reducer].from_arrays(arrays)
+        except DataError:
+            raise
+        except Exception as error:  # a damaged archive fails in many ways: zipfile, zlib, json, NumPy
+            raise DataError(f"{path}: not a statistics file: {error}") from error
+        return cls(items)

@@ -1,0 +1,238 @@
+"""Targets: what a runtime can do, read from a TOML file and checked key by key."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from isobit.errors import FormatError, TargetError, did_you_mean
+from isobit.quant_spec import FLOAT_BITS, Granularity, Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
+
+SCHEMA = 1
+
+_TABLES: Mapping[str, Mapping[str, type]] = {
+    "activations": {"default": str, "allowed": list},
+    "weights": {"default": str, "allowed": list, "granularities": list, "per_channel_ops": list},
+    "bias": {"format": str},
+    "quantize": {"ops": list, "except": list},
+    "ties": {"same": list, "joint": list},
+}
+_GRANULARITIES: Mapping[str, type[Any]] = {
+    "per-tensor": PerTensor, "per-channel": PerChannel, "block": PerBlock, "lpbq": Lpbq
+}
+_RANGE = re.compile(r"(u?int)(\d+)\.\.(\d+)")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One place of a fusion pattern: any of `ops`, and whether it may be missing."""
+
+    ops: frozenset[str]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime: its formats, which ops it runs quantized, and which it runs as one."""
+
+    name: str
+    description: str
+    activations: QuantSpec
+    weights: QuantSpec
+    activation_types: tuple[str, ...]
+    weight_types: tuple[str, ...]
+    weight_granularities: tuple[str, ...]
+    per_channel_ops: frozenset[str]
+    int32_bias: bool
+    ops: frozenset[str]
+    excluded_ops: frozenset[str]
+    fusions: tuple[tuple[Step, ...], ...]
+    same_encoding: frozenset[str]
+    joint_encoding: frozenset[str]
+    fixed_ranges: Mapping[str, tuple[float, float]]
+    text: str = field(default="", repr=False, compare=False)  # the TOML it was read from
+
+    def quantizes(self, op: str) -> bool:
+        """Whether the target runs `op` on quantized values."""
+        return op not in self.excluded_ops and ("*" in self.ops or op in self.ops)
+
+    def activation_format(self, asked: str | QuantSpec | None) -> QuantSpec:
+        """The activation format asked for, or the default; FormatError if this target cannot run it."""
+        spec = self.activations if asked is None else QuantSpec.parse(asked)
+        if spec.type_name not in self.activation_types:
+            self._refuse("activations", spec, self.activation_types)
+        if spec.granularity not in (None, PerTensor()):
+            raise FormatError(f"target {self.name!r} quantizes activations per-tensor, not {spec.granularity}")
+        return spec.with_granularity(PerTensor())
+
+    def weight_format(self, asked: str | QuantSpec | None, op: str) -> QuantSpec:
+        """The weight format asked for, or the default, for a weight of `op`; granularity is always set."""
+        spec = self.weights if asked is None else QuantSpec.parse(asked)
+        if spec.type_name not in self.weight_types:
+            self._refuse("weights", spec, self.weight_types)
+        if spec.granularity is None:
+            default = self.weights.granularity or _unsized(self.weight_granularities[0])
+            spec = spec.with_granularity(default if op in self.per_channel_ops else PerTensor())
+        kind = next(name for name, cls in _GRANULARITIES.items() if isinstance(spec.granularity, cls))
+        if kind not in self.weight_granularities:
+            known = ", ".join(self.weight_granularities)
+            raise FormatError(f"target {self.name!r} cannot run weights {spec.granularity}; it runs: {known}")
+        if spec.type_name in ("float16", "bfloat16"):
+            return spec.with_granularity(PerTensor())
+        return spec
+
+    def _refuse(self, what: str, spec: QuantSpec, known: Sequence[str]) -> None:
+        raise FormatError(f"target {self.name!r} cannot run {what} of type {spec.type_name}; it runs: {', '.join(known)}")
+
+
+def _unsized(name: str) -> Granularity:
+    return PerChannel() if name == "per-channel" else PerTensor()
+
+
+def load_target(path: Path) -> Target:
+    """Read a target file. Raises TargetError naming the file, the table and the key."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise TargetError(f"cannot read target file {path}: {error.strerror}") from error
+    return parse_target(text, str(path))
+
+
+def parse_target(text: str, where: str) -> Target:
+    """Read a target from TOML `text`; `where` names it in errors."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise TargetError(f"{where}: not valid TOML: {error}") from error
+    return replace(_Reader(where).read(data), text=text)
+
+
+class _Reader:
+    """Checks one target file; every error starts with the file and the key."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def fail(self, key: str, problem: str) -> TargetError:
+        return TargetError(f"{self.where}: {key}: {problem}")
+
+    def read(self, data: Mapping[str, Any]) -> Target:
+        known = {"schema", "name", "description", "fusions", "fixed_ranges", *_TABLES}
+        for key in data:
+            if key not in known:
+                raise self.fail(key, f"unknown key{did_you_mean(key, known)}; known are {', '.join(sorted(known))}")
+        if data.get("schema") != SCHEMA:
+            raise self.fail("schema", f"must be {SCHEMA}, found {data.get('schema')!r}")
+        tables = {name: self.table(data, name, keys) for name, keys in _TABLES.items()}
+        activations, weights = tables["activations"], tables["weights"]
+        granularities = self.words(weights, "weights", "granularities")
+        for word in granularities:
+            if word not in _GRANULARITIES:
+                raise self.fail("weights.granularities", f"unknown {word!r}; known are {', '.join(_GRANULARITIES)}")
+        target = Target(
+            name=self.text(data, "name"),
+            description=self.text(data, "description"),
+            activations=self.spec(activations["default"], "activations.default"),
+            weights=self.spec(weights["default"], "weights.default"),
+            activation_types=self.types(activations, "activations"),
+            weight_types=self.types(weights, "weights"),
+            weight_granularities=granularities,
+            per_channel_ops=frozenset(self.words(weights, "weights", "per_channel_ops")),
+            int32_bias=self.bias(tables["bias"]),
+            ops=frozenset(self.words(tables["quantize"], "quantize", "ops")),
+            excluded_ops=frozenset(self.words(tables["quantize"], "quantize", "except")),
+            fusions=self.fusions(data.get("fusions", [])),
+            same_encoding=frozenset(self.words(tables["ties"], "ties", "same")),
+            joint_encoding=frozenset(self.words(tables["ties"], "ties", "joint")),
+            fixed_ranges=self.ranges(data.get("fixed_ranges", {})),
+        )
+        for key, spec, known_types in (
+            ("activations", target.activations, target.activation_types),
+            ("weights", target.weights, target.weight_types),
+        ):
+            if spec.type_name not in known_types:
+                raise self.fail(f"{key}.default", f"{spec.type_name} is not among {key}.allowed")
+        return target
+
+    def table(self, data: Mapping[str, Any], name: str, keys: Mapping[str, type]) -> Mapping[str, Any]:
+        table = data.get(name)
+        if not isinstance(table, dict):
+            raise self.fail(name, "this table is missing" if table is None else "must be a table")
+        for key in table:
+            if key not in keys:
+                raise self.fail(f"{name}.{key}", f"unknown key{did_you_mean(key, keys)}; known are {', '.join(keys)}")
+        for key, kind in keys.items():
+            if key not in table:
+                raise self.fail(f"{name}.{key}", "this key is missing")
+            if not isinstance(table[key], kind):
+                expected = "a text" if kind is str else "a list of texts"
+                raise self.fail(f"{name}.{key}", f"must be {expected}, found {table[key]!r}")
+        return table
+
+    def text(self, data: Mapping[str, Any], key: str) -> str:
+        value = data.get(key)
+        if not isinstance(value, str) or not value:
+            raise self.fail(key, "must be a text" if key in data else "this key is missing")
+        return value
+
+    def words(self, table: Mapping[str, Any], name: str, key: str) -> tuple[str, ...]:
+        for word in table[key]:
+            if not isinstance(word, str):
+                raise self.fail(f"{name}.{key}", f"must be a list of texts, found {word!r}")
+        return tuple(table[key])
+
+    def spec(self, text: str, key: str) -> QuantSpec:
+        try:
+            return QuantSpec.parse(text)
+        except FormatError as error:
+            raise self.fail(key, str(error)) from error
+
+    def types(self, table: Mapping[str, Any], name: str) -> tuple[str, ...]:
+        found: list[str] = []
+        for word in self.words(table, name, "allowed"):
+            match = _RANGE.fullmatch(word)
+            if match and 2 <= int(match[2]) <= int(match[3]) <= 16:
+                found += [f"{match[1]}{bits}" for bits in range(int(match[2]), int(match[3]) + 1)]
+            elif word in FLOAT_BITS or (not match and self.spec(word, f"{name}.allowed").type_name == word):
+                found.append(word)
+            else:
+                raise self.fail(f"{name}.allowed", f"{word!r} is no type: write int8, int2..16 or {', '.join(FLOAT_BITS)}")
+        return tuple(found)
+
+    def bias(self, table: Mapping[str, Any]) -> bool:
+        if table["format"] not in ("int32", "float"):
+            raise self.fail("bias.format", f"must be 'int32' or 'float', found {table['format']!r}")
+        return bool(table["format"] == "int32")
+
+    def fusions(self, data: Any) -> tuple[tuple[Step, ...], ...]:
+        found = []
+        if not isinstance(data, list):
+            raise self.fail("fusions", "must be tables written [[fusions]]")
+        for index, entry in enumerate(data):
+            key = f"fusions[{index}]"
+            if not isinstance(entry, dict) or set(entry) != {"ops"} or not isinstance(entry["ops"], list):
+                raise self.fail(key, 'must hold one key, ops = ["Conv", "BatchNormalization?", "Relu|Clip"]')
+            steps = []
+            for word in entry["ops"]:
+                if not isinstance(word, str) or not word.strip("?"):
+                    raise self.fail(f"{key}.ops", f"must be a list of op names, found {word!r}")
+                steps.append(Step(frozenset(word.removesuffix("?").split("|")), word.endswith("?")))
+            if len(steps) < 2 or steps[0].optional:
+                raise self.fail(f"{key}.ops", "needs at least two places, and the first cannot be optional")
+            found.append(tuple(steps))
+        return tuple(found)
+
+    def ranges(self, data: Any) -> Mapping[str, tuple[float, float]]:
+        if not isinstance(data, dict):
+            raise self.fail("fixed_ranges", "must be a table")
+        found = {}
+        for op, pair in data.items():
+            numbers = isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, int | float) for v in pair)
+            if not numbers or not pair[0] < pair[1]:
+                raise self.fail(f"fixed_ranges.{op}", f"must be [minimum, maximum], found {pair!r}")
+            found[op] = (float(pair[0]), float(pair[1]))
+        return found

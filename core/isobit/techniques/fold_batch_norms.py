@@ -1,0 +1,242 @@
+"""Batch norm folding: a normalisation with fixed statistics is a scale and a shift, which the layer beside it can carry.
+
+Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+CVPR 2018, section 3.2; Krishnamoorthi, arXiv 1806.08342.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backend import BackendModel
+from isobit.data import Dataset
+from isobit.edits import AddBias, Draft, NewNode, Replace, SetWeights, Unshare
+from isobit.graph import Graph, Node, Use
+from isobit.techniques.technique import TechniqueReport
+
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Linear"})
+_BATCH_NORM = "BatchNormalization"
+_CONSTANTS = frozenset({"Mul", "Div", "Add", "Sub"})
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FoldBatchNorms:
+    """Fold each batch norm into the layer before it, else into the one after it; what is left becomes scale and shift.
+
+    Multiplications and additions of per-channel constants behind a layer, which exporters leave in place of batch
+    norms, are folded too. Computed in float32 in the order ``k = gamma / sqrt(variance + epsilon)``, ``weight * k``,
+    ``beta + (bias - mean) * k``, so that an exporter that folds in that order gives the same bits.
+    """
+
+    scale_and_shift: bool = True
+
+    def apply(self, model: BackendModel, data: Dataset | None = None) -> TechniqueReport:
+        """Fold all that can be folded; needs no data."""
+        draft = Draft(model.graph, model.weight)
+        changed: list[str] = []
+        left: dict[str, str] = {}
+        for node in model.graph.nodes:
+            if node.op == _BATCH_NORM or node.op in _CONSTANTS:
+                done, message = self._fold(draft, draft.graph.node(node.name))
+                if done:
+                    changed.append(message)
+                elif node.op == _BATCH_NORM:
+                    left[node.name] = message
+        for name in list(left) if self.scale_and_shift else ():
+            if _to_scale_and_shift(draft, draft.graph.node(name)):
+                changed.append(f"{name} became a scale and a shift: {left.pop(name)}")
+        if draft.edits:
+            model.edit(draft.edits)
+        return TechniqueReport("FoldBatchNorms", tuple(changed), left)
+
+    def _fold(self, draft: Draft, node: Node) -> tuple[bool, str]:
+        """Whether the node was folded, and where to or why not."""
+        before, obstacle = _layer_before(draft.graph, node)
+        if before is not None:
+            obstacle = _fold_backward(draft, before, node)
+            if not obstacle:
+                return True, f"{node.name} into {before.name}"
+        if node.op != _BATCH_NORM:
+            return False, obstacle
+        after, other = _layer_after(draft.graph, node)
+        if after is not None:
+            other = _fold_forward(draft, node, after)
+            if not other:
+                return True, f"{node.name} into {after.name}"
+        return False, f"{obstacle}; {other}"
+
+
+# --- the affine map of a node ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Affine:
+    """``y = (x - mean) * scale + shift`` for each channel."""
+
+    scale: Vector
+    mean: Vector
+    shift: Vector
+
+    def __call__(self, x: Vector) -> Vector:
+        return np.asarray((x - self.mean) * self.scale + self.shift, np.float32)
+
+
+def _affine(draft: Draft, node: Node, channels: int, rank: int, axis: int) -> _Affine | None:
+    if node.op == _BATCH_NORM:
+        names = [node.input(i) for i in range(1, 5)]
+        if any(name is None or name not in draft.graph.weights for name in names):
+            return None
+        gamma, beta, mean, variance = (draft.value(name).astype(np.float32) for name in names if name is not None)
+        epsilon = np.float32(node.attributes["epsilon"])
+        return _Affine(np.asarray(gamma / np.sqrt(variance + epsilon), np.float32), mean, beta)
+    if len(node.inputs) != 2:
+        return None
+    first, second = node.inputs
+    constant = second if second in draft.graph.weights else first
+    if constant is None or constant not in draft.graph.weights or (node.op in ("Div", "Sub") and constant == first):
+        return None
+    vector = _per_channel(draft.value(constant), channels, rank, axis)
+    if vector is None:
+        return None
+    one, zero = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    if node.op in ("Mul", "Div"):
+        with np.errstate(divide="ignore"):
+            factor = vector if node.op == "Mul" else (one / vector)
+        return _Affine(factor, zero, zero) if np.all(np.isfinite(factor)) else None
+    return _Affine(one, zero, vector if node.op == "Add" else -vector)
+
+
+def _per_channel(value: NDArray[np.float32], channels: int, rank: int, axis: int) -> Vector | None:
+    """The constant as one value a channel, if it broadcasts as one against a tensor of `rank` axes."""
+    if value.dtype != np.float32 or value.ndim > rank:
+        return None
+    shape = (1,) * (rank - value.ndim) + value.shape
+    if any(size != 1 for i, size in enumerate(shape) if i != axis) or shape[axis] not in (1, channels):
+        return None
+    return np.asarray(np.broadcast_to(value.reshape(-1), (channels,)), np.float32)
+
+
+# --- backward ----------------------------------------------------------------------------------------------------------
+
+
+def _layer_before(graph: Graph, node: Node) -> tuple[Node | None, str]:
+    source = next((name for name in node.inputs if name in graph.tensors), None)
+    producer = graph.producer(source) if source is not None else None
+    if producer is None or producer.op not in _LAYERS:
+        return None, f"{producer.op if producer else 'the model input'} comes before it"
+    if graph.sole_reader(source or "") is None:
+        return None, f"the output of {producer.name} has other readers"
+    return producer, ""
+
+
+def _fold_backward(draft: Draft, layer: Node, node: Node) -> str:
+    """Fold `node` into the layer before it; returns why not, or an empty text."""
+    graph = draft.graph
+    weight = layer.input(1)
+    problem = _weight_problem(graph, layer, weight)
+    if problem or weight is None:
+        return problem
+    bias = layer.input(2)
+    if bias is not None and bias not in graph.weights:
+        return f"the bias of {layer.name} is computed"
+    values = draft.value(weight)
+    info = graph.tensors[layer.outputs[0]]
+    rank = info.rank or values.ndim
+    if node.op == _BATCH_NORM and layer.op == "Linear" and rank != 2:
+        return f"it normalises axis 1, and {layer.name} has its channels last"
+    axis = rank - 1 if layer.op == "Linear" else 1
+    affine = _affine(draft, node, values.shape[0], rank, axis)
+    if affine is None or affine.scale.shape != (values.shape[0],):
+        return "its parameters are no per-channel constants"
+    old_bias = draft.value(bias) if bias is not None else np.zeros(values.shape[0], np.float32)
+    new_bias = affine(old_bias)
+    new_weight = np.asarray(values * affine.scale.reshape(-1, *(1,) * (values.ndim - 1)), np.float32)
+    if not (np.all(np.isfinite(new_weight)) and np.all(np.isfinite(new_bias))):
+        return "the folded weights would not be finite"
+    if not np.array_equal(new_weight, values):
+        draft.apply(SetWeights({weight: new_weight}))
+    _set_bias(draft, layer, new_bias)
+    draft.apply(Replace(node.name))
+    return ""
+
+
+def _set_bias(draft: Draft, layer: Node, value: Vector) -> None:
+    name = layer.input(2)
+    if name is None:
+        draft.apply(AddBias(layer.name, value))
+        return
+    if len(draft.graph.uses(name)) > 1:
+        draft.apply(Unshare(name, layer.name))
+        name = draft.graph.node(layer.name).inputs[2] or name
+    draft.apply(SetWeights({name: value}))
+
+
+def _weight_problem(graph: Graph, layer: Node, weight: str | None) -> str:
+    if weight is None or weight not in graph.weights:
+        return f"the weight of {layer.name} is computed"
+    if graph.weights[weight].dtype != "float32":
+        return f"the weight of {layer.name} is {graph.weights[weight].dtype}"
+    readers = {use.node.name for use in graph.uses(weight)}
+    if len(readers) > 1:
+        return f"the weight of {layer.name} is shared with {', '.join(sorted(readers - {layer.name}))}"
+    return ""
+
+
+# --- forward -----------------------------------------------------------------------------------------------------------
+
+
+def _layer_after(graph: Graph, node: Node) -> tuple[Node | None, str]:
+    use: Use | None = graph.sole_reader(node.outputs[0])
+    if use is None or use.index != 0 or use.node.op not in ("Conv", "Linear"):
+        return None, "no single convolution or linear layer reads it"
+    if use.node.op == "Linear" and graph.tensors[node.outputs[0]].rank != 2:
+        return None, f"it normalises axis 1, and {use.node.name} reads the last axis"
+    if any(use.node.attributes.get("pads", ())) or "auto_pad" in use.node.attributes:
+        return None, f"{use.node.name} pads with zeros, which the shift would change"
+    return use.node, ""
+
+
+def _fold_forward(draft: Draft, node: Node, layer: Node) -> str:
+    graph = draft.graph
+    weight, bias = layer.input(1), layer.input(2)
+    problem = _weight_problem(graph, layer, weight)
+    if problem or weight is None:
+        return problem
+    if bias is not None and bias not in graph.weights:
+        return f"the bias of {layer.name} is computed"
+    values = draft.value(weight)
+    groups = int(layer.attributes.get("group", 1))
+    affine = _affine(draft, node, values.shape[1] * groups, graph.tensors[node.outputs[0]].rank or 4, 1)
+    if affine is None:
+        return "its parameters are computed"
+    offset = affine(np.zeros_like(affine.scale))
+    # Output channel o reads the input channels of its group: one row of (groups, in/groups) for each.
+    row = np.arange(values.shape[0]) // (values.shape[0] // groups)
+    shape = (*values.shape[:2], *(1,) * (values.ndim - 2))
+    scale = affine.scale.reshape(groups, -1)[row].reshape(shape)
+    shift = offset.reshape(groups, -1)[row].reshape(shape)
+    old_bias = draft.value(bias) if bias is not None else np.zeros(values.shape[0], np.float32)
+    moved = (values * shift).sum(axis=tuple(range(1, values.ndim)), dtype=np.float64)
+    draft.apply(SetWeights({weight: np.asarray(values * scale, np.float32)}))
+    _set_bias(draft, layer, np.asarray(old_bias + moved, np.float32))
+    draft.apply(Replace(node.name))
+    return ""
+
+
+def _to_scale_and_shift(draft: Draft, node: Node) -> bool:
+    """Put Mul and Add by per-channel constants in place of a batch norm that no layer can carry."""
+    rank = draft.graph.tensors[node.outputs[0]].rank
+    affine = _affine(draft, node, 0, rank or 0, 1)
+    if affine is None or rank is None:
+        return False
+    shape = (-1, *(1,) * (rank - 2))
+    offset = affine(np.zeros_like(affine.scale))
+    names = (f"{node.name}.scale", f"{node.name}.shift")
+    weights = dict(zip(names, (affine.scale.reshape(shape), offset.reshape(shape)), strict=True))
+    draft.apply(Replace(node.name, (NewNode("Mul", (names[0],)), NewNode("Add", (names[1],))), weights))
+    return True

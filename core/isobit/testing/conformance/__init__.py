@@ -1,0 +1,30 @@
+"""The conformance suite: what every backend, built in or a stranger's, passes.
+
+A backend's test file says how to build the reference networks natively, and inherits the suite:
+
+    class TestMyBackend(BackendConformance):
+        @pytest.fixture
+        def backend(self): return MyBackend()
+
+        @pytest.fixture
+        def build(self): return build_my_model      # isobit.testing.networks.Network -> native model
+
+Network descriptions are in `isobit.testing.networks`, the NumPy reference in `isobit.testing.interpreter`.
+"""
+
+from __future__ import annotations
+
+from isobit.testing.conformance.editing import EditingConformance
+from isobit.testing.conformance.graphs import GraphConformance
+from isobit.testing.conformance.leaving import LeavingConformance
+from isobit.testing.conformance.observing import ObservingConformance
+from isobit.testing.conformance.quantizing import QuantizingConformance
+
+
+class BackendConformance(
+    GraphConformance, QuantizingConformance, ObservingConformance, EditingConformance, LeavingConformance
+):
+    """All parts of the suite."""
+
+
+__all__ = ["BackendConformance"]

@@ -1,0 +1,97 @@
+"""Part 1: the neutral graph, weights and plain runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from isobit.canonical import canonicalize
+from isobit.errors import IsobitError
+from isobit.isomorphism import correspondence, differences
+from isobit.placement import place
+from isobit.plugins import registry
+from isobit.sites import Tensor
+from isobit.testing.conformance.setting import Opened, Setting, assert_close
+
+
+class GraphConformance(Setting):
+    """Translation into the neutral graph, and running."""
+
+    def test_graph_is_the_networks(self, opened: Opened) -> None:
+        """Ops, attributes, edges and weight content are those of the neutral description."""
+        network, model = opened.network, opened.model
+        assert differences(network.graph, model.graph, network.weights.__getitem__, model.weight) == []
+
+    def test_graph_is_canonical(self, opened: Opened) -> None:
+        """The canonical pass changes nothing any more."""
+        model = opened.model
+        again = canonicalize(model.graph)
+        assert differences(model.graph, again, model.weight, model.weight) == []
+
+    def test_names(self, opened: Opened) -> None:
+        """Inputs, outputs and weights have the user's names; all names are unique; node order is execution order."""
+        network, graph = opened.network, opened.model.graph
+        assert graph.inputs == network.graph.inputs
+        assert list(graph.outputs) == list(network.graph.outputs)
+        assert set(graph.weights) == set(network.graph.weights)
+        nodes = [node.name for node in graph.nodes]
+        assert len(set(nodes)) == len(nodes)
+        seen = set(graph.inputs) | set(graph.weights)
+        for node in graph.nodes:
+            assert {name for name in node.inputs if name is not None} <= seen
+            seen.update(node.outputs)
+
+    def test_tensor_facts(self, opened: Opened) -> None:
+        """Shapes (axis 0 dynamic), element types and channel axes agree with the description."""
+        network, model = opened.network, opened.model
+        pairs = correspondence(network.graph, model.graph, network.weights.__getitem__, model.weight)
+        assert set(pairs) == set(network.graph.tensors)
+        for ours, theirs in pairs.items():
+            want, have = network.graph.tensors[ours], model.graph.tensors[theirs]
+            assert have.shape is not None
+            assert want.shape is not None
+            assert have.shape[1:] == want.shape[1:], theirs
+            assert not isinstance(have.shape[0], int), theirs
+            assert (have.dtype, have.channel_axis) == (want.dtype, want.channel_axis), theirs
+
+    def test_weights_are_canonical(self, opened: Opened) -> None:
+        """Every constant comes out in canonical layout, equal to the last bit."""
+        for name, value in opened.network.weights.items():
+            np.testing.assert_array_equal(opened.model.weight(name), value, err_msg=name)
+
+    def test_unknown_weight_is_an_error(self, opened: Opened) -> None:
+        """Not a KeyError: the message names the weight."""
+        with pytest.raises(IsobitError, match="no_such_weight"):
+            opened.model.weight("no_such_weight")
+
+    @pytest.mark.parametrize("size", [1, 3])
+    def test_run(self, opened: Opened, size: int) -> None:
+        """Outputs by name, for any batch size, as the NumPy interpreter computes them."""
+        batch = opened.network.batch(size, seed=size)
+        assert_close(opened.model.run(batch), opened.expected(batch))
+
+    def test_plan_is_the_networks(self, opened: Opened) -> None:
+        """The same placement comes out of the backend's graph and of the description."""
+        network, model = opened.network, opened.model
+        pairs = correspondence(network.graph, model.graph, network.weights.__getitem__, model.weight)
+        for name in ("default", "onnxruntime-cpu"):
+            target = registry().target(name)
+            ours, theirs = place(network.graph, target), place(model.graph, target)
+            want = {
+                Tensor(pairs[site.name]) if isinstance(site, Tensor) else site: (p.spec, p.kind, p.simulated)
+                for site, p in ours.placements.items()
+            }
+            assert {site: (p.spec, p.kind, p.simulated) for site, p in theirs.placements.items()} == want
+
+    def test_the_original_is_not_changed(self, backend: object, open_network: Callable[[str], Opened]) -> None:
+        """Two openings of one description do not share anything."""
+        first, second = open_network("conv_net"), open_network("conv_net")
+        batch = first.network.batch(2)
+        before = second.model.run(batch)
+        from isobit.edits import SetWeights
+
+        first.model.edit([SetWeights({"fc.bias": np.full(5, 100.0, np.float32)})])
+        after = second.model.run(batch)
+        np.testing.assert_array_equal(after["logits"], before["logits"])

@@ -1,0 +1,125 @@
+"""Part 3: observation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from isobit.backend import Request
+from isobit.encoding import Encoding
+from isobit.sites import Input, Tensor
+from isobit.statistics import Histogram, MinMax, Moments
+from isobit.testing import interpreter
+from isobit.testing.collecting import Collect
+from isobit.testing.conformance.setting import Opened, Setting
+
+
+class ObservingConformance(Setting):
+    """Reducing tensors as they are produced."""
+
+    def test_every_tensor_can_be_observed(self, opened: Opened) -> None:
+        """The values and channel axis of each tensor of the graph, in canonical layout."""
+        model, batch = opened.model, opened.network.batch(3)
+        expected = interpreter.interpret(model.graph, model.weight, batch)
+        collected = {name: Collect() for name in model.graph.tensors}
+        model.observe([batch], [Request(Tensor(name), collect) for name, collect in collected.items()])
+        for name, collect in collected.items():
+            scale = max(1.0, float(np.abs(expected[name]).max()))
+            np.testing.assert_allclose(collect.values, expected[name], rtol=0, atol=1e-4 * scale, err_msg=name)
+            assert collect.channel_axes == [model.graph.tensors[name].channel_axis]
+
+    def test_reduced_where_they_are(self, opened: Opened) -> None:
+        """A backend's own reduction equals the core's on the whole tensors, to the last count."""
+        model = opened.model
+        batches = [opened.network.batch(size, seed=size) for size in (1, 3, 2)]
+        names = list(model.graph.tensors)
+        collected = {name: Collect() for name in names}
+        histograms = {name: Histogram(limit=64) for name in names}
+        bounds = {name: MinMax() for name in names}
+        moments = {name: Moments() for name in names}
+        requests = [
+            Request(Tensor(name), observer[name])
+            for observer in (collected, histograms, bounds, moments)
+            for name in names
+        ]
+        model.observe(batches, requests)
+        for name in names:
+            axis = model.graph.tensors[name].channel_axis
+            histogram, minmax, moment = Histogram(limit=64), MinMax(), Moments()
+            for values in collected[name].batches:
+                for observer in (histogram, minmax, moment):
+                    observer.update(values, axis)
+            assert histograms[name] == histogram, name
+            assert bounds[name].batches == minmax.batches, name
+            np.testing.assert_allclose(moments[name].mean, moment.mean, rtol=1e-6, atol=1e-7)
+
+    def test_batching_does_not_matter(self, open_network: Callable[[str], Opened]) -> None:
+        """The histogram of the input is the same however the data is cut, and in whatever order it comes."""
+        opened = open_network("conv_net")
+        data = opened.network.batch(12)["image"]
+        found = []
+        for cuts in ([12], [1] * 12, [5, 4, 3]):
+            histogram = Histogram(limit=100)
+            parts = np.split(data, np.cumsum(cuts)[:-1])
+            batches = [{"image": part} for part in parts]
+            opened.model.observe(batches[::-1], [Request(Tensor("image"), histogram)])
+            found.append(histogram)
+        assert found[0] == found[1] == found[2]
+
+    def test_before_and_after_the_quantizer(self, open_network: Callable[[str], Opened]) -> None:
+        """`stage` tells the float value from the rounded one, at a tensor and at one of its readers."""
+        model = open_network("two_inputs").model
+        encoding = Encoding.of("int4", 0.25)
+        reader = model.graph.uses("left")[0].node.name
+        batch = open_network("two_inputs").network.batch(5)
+        model.set_quantizers({Tensor("left"): encoding})
+        before, after, read = Collect(), Collect(), Collect()
+        requests = [
+            Request(Tensor("left"), before, "before"),
+            Request(Tensor("left"), after, "after"),
+            Request(Input(reader, 0), read, "after"),
+        ]
+        model.observe([batch], requests)
+        np.testing.assert_array_equal(before.values, batch["left"])
+        np.testing.assert_array_equal(after.values, encoding.fake_quantize(batch["left"]))
+        np.testing.assert_array_equal(read.values, after.values)
+
+    def test_output_tensors_before_their_quantizer(self, open_network: Callable[[str], Opened]) -> None:
+        """Also a tensor that leaves the model has a float value in front of its quantizer."""
+        opened = open_network("conv_net")
+        model, batch = opened.model, opened.network.batch(4)
+        tensor = model.graph.outputs["logits"]
+        plain = model.run(batch)["logits"]
+        encoding = Encoding.of("int4", 0.5)
+        model.set_quantizers({Tensor(tensor): encoding})
+        before = Collect()
+        model.observe([batch], [Request(Tensor(tensor), before, "before")])
+        np.testing.assert_array_equal(before.values, plain)
+        np.testing.assert_array_equal(model.run(batch)["logits"], encoding.fake_quantize(plain))
+
+    def test_nan_is_counted(self, open_network: Callable[[str], Opened]) -> None:
+        """NaN and infinity that reach a tensor are counted there and do not enter minimum and maximum."""
+        opened = open_network("shared_weights")
+        batch = opened.network.batch(4)
+        batch["x"][1, 2] = np.nan
+        batch["x"][2, 3] = np.inf
+        histogram = Histogram()
+        opened.model.observe([batch], [Request(Tensor("x"), histogram)])
+        finite = batch["x"][np.isfinite(batch["x"])]
+        assert histogram.non_finite == 2
+        assert (histogram.minimum, histogram.maximum) == (finite.min(), finite.max())
+
+    def test_data_is_taken_as_it_comes(self, open_network: Callable[[str], Opened]) -> None:
+        """A generator is consumed batch by batch, not drawn into a list first."""
+        opened = open_network("shared_weights")
+        histogram = Histogram()
+        seen: list[int] = []
+
+        def batches() -> object:
+            for index in range(4):
+                seen.append(histogram.elements)
+                yield opened.network.batch(2, seed=index)
+
+        opened.model.observe(batches(), [Request(Tensor("x"), histogram)])  # type: ignore[arg-type]
+        assert seen == [0, 16, 32, 48]

@@ -1,0 +1,80 @@
+"""What the parts of the suite share: the two fixtures a backend provides, and opening a network with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from isobit.backend import Backend, BackendModel
+from isobit.graph import Graph
+from isobit.testing import interpreter
+from isobit.testing.networks import NETWORKS, Network
+
+Build = Callable[[Network], Any]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A reference network and the backend's model of it."""
+
+    network: Network
+    model: BackendModel
+
+    def expected(self, batch: Mapping[str, NDArray[Any]], encodings: Any = None) -> dict[str, NDArray[Any]]:
+        """Outputs by the NumPy interpreter on the model's own graph and constants."""
+        return interpreter.outputs(self.model.graph, self.model.weight, batch, encodings)
+
+
+class Setting:
+    """Base of the parts: a backend's test class overrides the first two fixtures."""
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        """The backend under test."""
+        raise TypeError("a conformance class must provide the fixture 'backend'")
+
+    @pytest.fixture
+    def build(self) -> Build:
+        """How to build a reference network in the backend's framework."""
+        raise TypeError("a conformance class must provide the fixture 'build'")
+
+    @pytest.fixture
+    def open_network(self, backend: Backend, build: Build) -> Callable[[str], Opened]:
+        """Opens a reference network by name."""
+
+        def opened(name: str) -> Opened:
+            network = NETWORKS[name]()
+            return Opened(network, backend.open(build(network), network.batch(2)))
+
+        return opened
+
+    @pytest.fixture(params=sorted(NETWORKS))
+    def opened(self, request: pytest.FixtureRequest, open_network: Callable[[str], Opened]) -> Opened:
+        """Each reference network in turn."""
+        return open_network(request.param)
+
+
+def assert_close(found: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float = 1e-4) -> None:
+    """Equal names, shapes, and values within `tolerance` of the largest magnitude."""
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, name
+        limit = tolerance * max(1.0, float(np.abs(value).max()))
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=limit, err_msg=name)
+
+
+def assert_same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Equal to the last bit."""
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def weight_names(graph: Graph) -> list[str]:
+    """Constants that a weighted operation multiplies."""
+    return [name for name in graph.weights if any(use.role == "weight" for use in graph.uses(name))]
