@@ -24,6 +24,8 @@ from isobit.target import Target
 #: Constants this large are masks (attention's -1e9, -inf), not data.
 _MASK_MAGNITUDE = 1e8
 
+_MASKING = frozenset({"Add", "Sub", "Where", "Min", "Max"})
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -55,6 +57,7 @@ class _Placer:
         self.placements: dict[Site, Placement] = {}
         self._check_patterns()
         self.signal = _signal_tensors(graph)
+        self.masked = self._masked_tensors()
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
         chains = find_chains(graph, target, frozenset(self.quantized))
         self.inner = {tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner}
@@ -70,12 +73,17 @@ class _Placer:
         for name in self._float_tensors():
             if Tensor(name) not in self.placements:
                 self.floats.setdefault(name, self._reason(name))
+        for name, info in self.graph.tensors.items():
+            if self.graph.is_float(name) and not self._is_float(name):
+                self.floats[name] = f"it is {info.dtype}: only float32 is quantized, so convert the model to float32"
         for name in self.graph.weights:
             self._place_constant(name)
         self._place_single_inputs()
         self._place_biases()
         order = {name: index for index, name in enumerate([*self.graph.inputs, *self.graph.tensors])}
-        ordered = sorted(self.placements.items(), key=lambda item: (order.get(str(item[0]), len(order)), site_key(item[0])))
+        ordered = sorted(
+            self.placements.items(), key=lambda item: (order.get(str(item[0]), len(order)), site_key(item[0]))
+        )
         return Plan(dict(ordered), self.floats)
 
     # --- which nodes -----------------------------------------------------------------------------------------------
@@ -95,7 +103,12 @@ class _Placer:
     def _has_mask_constant(self, node: Node) -> bool:
         for name in node.inputs:
             value = self.graph.value(name)
-            if value is not None and value.dtype.kind == "f" and value.size and np.max(np.abs(value)) >= _MASK_MAGNITUDE:
+            if (
+                value is not None
+                and value.dtype.kind == "f"
+                and value.size
+                and float(np.max(np.abs(value))) >= _MASK_MAGNITUDE
+            ):
                 return True
         return False
 
@@ -123,7 +136,18 @@ class _Placer:
         for node in self.quantized.values():
             names = (*node.outputs, *node.inputs)
             needed.update(name for name in names if name in self.graph.tensors and name is not None)
-        return {name for name in needed if self._is_float(name) and name not in self.inner}
+        return {name for name in needed if self._is_float(name) and name not in self.inner and name not in self.masked}
+
+    def _masked_tensors(self) -> set[str]:
+        """Signals with an additive mask on them: a grid that reaches to -1e9 would have no levels left for the rest."""
+        masked: set[str] = set()
+        for node in self.graph.nodes:
+            floats = [n for n in node.inputs if n in self.graph.tensors and n is not None and self._is_float(n)]
+            added = any(name not in self.signal for name in floats) or self._has_mask_constant(node)
+            carried = node.op in VALUE_PRESERVING and any(name in masked for name in floats)
+            if carried or (node.op in _MASKING and added and node.outputs[0] in self.signal):
+                masked.update(node.outputs)
+        return masked
 
     def _tie_groups(self) -> dict[str, list[str]]:
         """Tensors that share an encoding, by the first of them in execution order."""
@@ -194,6 +218,8 @@ class _Placer:
             return "no operation that the target quantizes reads it"
         if self._excluded(node):
             return "excluded by you"
+        if name in self.masked:
+            return f"{node.op} puts a mask on it"
         if name not in self.signal:
             return "computed from shapes, masks or constants alone"
         if not self.target.quantizes(node.op) and not self._is_tie(node):
@@ -272,7 +298,11 @@ class _Placer:
                     self.floats.setdefault(name, f"the input or weight of {use.node.name} is no integer")
                     continue
                 site: Site = Weight(name) if shared else Input(use.node.name, use.index)
-                channels = PerTensor() if isinstance(self.placements[scale_of[1]].spec.granularity, PerTensor) else PerChannel()
+                channels = (
+                    PerTensor()
+                    if isinstance(self.placements[scale_of[1]].spec.granularity, PerTensor)
+                    else PerChannel()
+                )
                 self.placements[site] = Placement(site, spec.with_granularity(channels), "bias", scale_of=scale_of)
 
     def _scale_sources(self, node: Node) -> tuple[Site, Site] | None:
@@ -309,9 +339,13 @@ class _Placer:
             if name not in self.graph.tensors or not self._is_float(name):
                 raise FormatError(f"override {pattern!r}: input {site.index} of {site.node!r} is no float tensor")
             if asked is None:
-                raise FormatError(f"override {pattern!r}: one reader cannot take the float tensor back; override {name!r}")
+                raise FormatError(
+                    f"override {pattern!r}: one reader cannot take the float tensor back; override {name!r}"
+                )
             spec = self.target.activation_format(asked)
-            self.placements[site] = Placement(site, spec, "activation", str(site), channel_axis=self._channel_axis(name))
+            self.placements[site] = Placement(
+                site, spec, "activation", str(site), channel_axis=self._channel_axis(name)
+            )
 
     def _input_site(self, pattern: str) -> Input | None:
         for node in self.graph.nodes:
@@ -343,8 +377,8 @@ def _signal_tensors(graph: Graph) -> set[str]:
 
 def _fitting(spec: QuantSpec, shape: tuple[int, ...], block_axis: int | None) -> QuantSpec:
     """A model-wide block format on a weight that its blocks do not divide is per-channel there (a stem with 3 inputs)."""
-    if isinstance(spec.granularity, PerBlock | Lpbq) and (block_axis is None or shape[block_axis] % spec.granularity.size):
+    if isinstance(spec.granularity, PerBlock | Lpbq) and (
+        block_axis is None or shape[block_axis] % spec.granularity.size
+    ):
         return spec.with_granularity(PerChannel())
     return spec
-
-
