@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from isobit.errors import ModelError, did_you_mean
 from isobit.layout import Layout
 from isobit.ops import operand
+from isobit.sites import Input, Site, Tensor
 
 Dimension = int | str | None
 Shape = tuple[Dimension, ...]
@@ -143,6 +144,13 @@ class Graph:
         """The only reader of a tensor that does not leave the model, else None."""
         uses = self.uses(tensor)
         return uses[0] if len(uses) == 1 and tensor not in self.output_tensors else None
+
+    def has_site(self, site: Site) -> bool:
+        """Whether the graph has the place that a site names."""
+        if isinstance(site, Input):
+            node = self._nodes.get(site.node)
+            return node is not None and node.input(site.index) is not None
+        return site.name in (self.tensors if isinstance(site, Tensor) else self.weights)
 
     def is_float(self, name: str) -> bool:
         """Whether a tensor or weight holds real numbers."""

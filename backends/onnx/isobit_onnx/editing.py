@@ -16,6 +16,7 @@ from isobit.graph import Node
 from isobit.layout import TRANSPOSED, Layout, conv_transpose_layout, to_native
 from isobit.ops import SETTINGS
 from isobit.sites import Tensor
+from isobit_onnx.initializers import add_initializer
 from isobit_onnx.reading import infer_shapes
 from isobit_onnx.translation import Translation
 
@@ -180,13 +181,7 @@ class _Editor:
         return self._register(ir.Tensor(native, name=name))
 
     def _register(self, tensor: ir.Tensor[Any]) -> ir.Value:
-        value = ir.Value(
-            name=tensor.name,
-            shape=ir.Shape(tuple(tensor.shape)),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self.model.graph.register_initializer(value)
+        value = add_initializer(self.model.graph, tensor)
         self.values[tensor.name or ""] = value
         return value
 

@@ -70,7 +70,7 @@ class OnnxModel:
         edited = apply_edits(self.float_model, self.translation, plan)
         translation = translate(edited)  # may still refuse: nothing was assigned yet
         self.float_model, self.translation = edited, translation
-        self._encodings = {site: e for site, e in self._encodings.items() if _exists(self.graph, site)}
+        self._encodings = {site: e for site, e in self._encodings.items() if self.graph.has_site(site)}
         self._off &= self._encodings.keys()
         self._sessions.clear()
 
@@ -201,12 +201,3 @@ def _after(simulator: ir.Model, values: Mapping[str, ir.Value], native: NativeSi
         return next(n for n in simulator.graph if n.name == node).inputs[index]
     name = native.value
     return values.get(f"{name}_dequantized") or values.get(f"{name}_float") or values[name]
-
-
-def _exists(graph: Graph, site: Site) -> bool:
-    if isinstance(site, Tensor):
-        return site.name in graph.tensors
-    if isinstance(site, Weight):
-        return site.name in graph.weights
-    node = next((node for node in graph.nodes if node.name == site.node), None)
-    return node is not None and node.input(site.index) is not None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from isobit.backend import Batch, Request
 from isobit.sampling import Sampling, sampling_of
 from isobit.statistics import Histogram, MinMax
+from isobit_onnx.initializers import add_initializer
 from isobit_onnx.reading import infer_shapes
 from isobit_onnx.session import Session
 
@@ -183,7 +184,4 @@ class _Reductions:
         return result
 
     def _constant(self, name: str, numbers: list[int]) -> ir.Value:
-        tensor = ir.Tensor(np.array(numbers, np.int64), name=name)
-        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.model.graph.register_initializer(value)
-        return value
+        return add_initializer(self.model.graph, ir.Tensor(np.array(numbers, np.int64), name=name))

@@ -18,6 +18,7 @@ from isobit.layout import to_canonical, to_native
 from isobit.quant_spec import PerTensor
 from isobit_onnx.binding import NativeSite
 from isobit_onnx.grids import Grid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
+from isobit_onnx.initializers import add_initializer
 from isobit_onnx.translation import view_chain
 
 Placed = Iterable[tuple[NativeSite, Encoding]]
@@ -197,13 +198,7 @@ class _Writer:
         return self._register(ir.Tensor(np.asarray(array, np.float32), name=self._free(name)))
 
     def _register(self, tensor: ir.Tensor[Any]) -> ir.Value:
-        value = ir.Value(
-            name=tensor.name,
-            shape=ir.Shape(tuple(tensor.shape)),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self.graph.register_initializer(value)
+        value = add_initializer(self.graph, tensor)
         self.values[tensor.name or ""] = value
         return value
 

@@ -35,7 +35,10 @@ def _show_version(value: bool) -> None:
 def isobit(
     _debug: Debug = False,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+        bool,
+        typer.Option(
+            "--version", metavar="", callback=_show_version, is_eager=True, help="Show the version and leave."
+        ),
     ] = False,
 ) -> None:
     """Make trained networks small and fast, and keep them accurate.

@@ -20,16 +20,19 @@ LABELS = ("label", "labels")
 def load_array_file(path: Path, graph: Graph, samples: int | None) -> DataFiles:
     """A whole set in one file: a .npz with an array an input (and ``label``), or a .npy for a model of one input."""
     arrays, labels, notes = _read(path, graph)
-    if samples is not None:
-        count = max((len(array) for array in arrays.values() if array.ndim), default=0)
-        if samples < count:
-            notes.append(f"the first {samples} of {count} samples are used")
-            arrays = {name: array[:samples] if array.ndim else array for name, array in arrays.items()}
-            labels = labels[:samples] if labels is not None else None
+    count = max((len(array) for array in arrays.values() if array.ndim), default=0)
+    if labels is not None and (labels.ndim == 0 or len(labels) != count):
+        raise DataError(f"{path}: the labels have shape {labels.shape}, and there are {count} samples")
+    if samples is not None and samples < count:
+        notes.append(f"the first {samples} of {count} samples are used")
+        arrays = {name: array[:samples] if array.ndim else array for name, array in arrays.items()}
+        labels = labels[:samples] if labels is not None else None
     return DataFiles(path, arrays, labels, notes)
 
 
-def load_array_folder(path: Path, files: Sequence[Path], graph: Graph, batch_size: int, samples: int | None) -> DataFiles:
+def load_array_folder(
+    path: Path, files: Sequence[Path], graph: Graph, batch_size: int, samples: int | None
+) -> DataFiles:
     """A folder of .npy or .npz files, in order of their names.
 
     The first file decides: arrays of the inputs' rank are batches, a file each; arrays of one axis less are single
@@ -78,14 +81,23 @@ def _read(path: Path, graph: Graph) -> tuple[Arrays, NDArray[Any] | None, list[s
     except DataError:
         raise
     except MemoryError as error:
-        raise DataError(f"{path}: its arrays do not fit into memory: split the file into a folder of batches") from error
+        raise DataError(
+            f"{path}: its arrays do not fit into memory: split the file into a folder of batches"
+        ) from error
     except Exception as error:  # damaged files fail in many ways
-        if "pickle" in str(error).lower() or "object" in str(error).lower():
+        if _is_object_array(error):
             raise DataError(
                 f"{path}: holds pickled Python objects, which are refused because loading them can run code: "
                 "save plain numeric arrays with numpy.save or numpy.savez"
             ) from error
-        raise DataError(f"{path}: not a readable {path.suffix.lower()} file: {error or type(error).__name__}") from error
+        if "pickle" in str(error):  # NumPy takes whatever it does not recognise for a pickle
+            raise DataError(
+                f"{path}: not a {path.suffix.lower()} file: it does not begin as one (a pickle is refused, because "
+                "loading it can run code); write it with numpy.save or numpy.savez"
+            ) from error
+        raise DataError(
+            f"{path}: not a readable {path.suffix.lower()} file: {error or type(error).__name__}"
+        ) from error
 
 
 def _read_npy(path: Path, graph: Graph) -> Arrays:
@@ -124,9 +136,14 @@ def _member(path: Path, archive: Any, key: str) -> NDArray[Any]:
     except MemoryError:
         raise
     except Exception as error:
-        if "pickle" in str(error).lower() or "object" in str(error).lower():
+        if _is_object_array(error):
             raise
         raise DataError(f"{path}: array {key!r} cannot be read: {error or type(error).__name__}") from error
+
+
+def _is_object_array(error: Exception) -> bool:
+    """Whether NumPy refused an array of Python objects."""
+    return "Object arrays" in str(error) or "Python objects" in str(error)
 
 
 def _keys(path: Path, names: Sequence[str], graph: Graph) -> tuple[dict[str, str], list[str]]:
@@ -140,4 +157,6 @@ def _keys(path: Path, names: Sequence[str], graph: Graph) -> tuple[dict[str, str
     if len(inputs) == len(names) == 1:
         return {inputs[0]: names[0]}, [f"{path}: array {names[0]!r}, the only one, is taken for input {inputs[0]!r}"]
     held = ", ".join(names) or "no arrays"
-    raise DataError(f"{path}: no array for input {missing[0]!r}{did_you_mean(missing[0], names)}; the file holds: {held}")
+    raise DataError(
+        f"{path}: no array for input {missing[0]!r}{did_you_mean(missing[0], names)}; the file holds: {held}"
+    )

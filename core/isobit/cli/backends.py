@@ -18,7 +18,7 @@ Row = dict[str, str | None]
 
 
 def backends(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     _debug: Debug = False,
 ) -> None:
     """List the installed backends: framework, version, and the command that installs what is missing."""
@@ -52,7 +52,9 @@ def runtime_warnings(cpu: str | None, gpu: str | None) -> list[str]:
             "run pip uninstall -y onnxruntime onnxruntime-gpu, then install one of isobit[onnx-cpu] and isobit[onnx-cuda]"
         ]
     if not cpu and not gpu:
-        return ['onnxruntime is not installed: ONNX models cannot be run, and exports are not checked: pip install "isobit[onnx-cpu]"']
+        return [
+            'onnxruntime is not installed: ONNX models cannot be run, and exports are not checked: pip install "isobit[onnx-cpu]"'
+        ]
     return []
 
 

@@ -41,7 +41,8 @@ class DataFiles:
             yield
         except DataError as error:
             where = self.where() if self.where is not None else str(self.path)
-            raise DataError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+            message = str(error).replace("ask to ignore it", "pass --ignore-non-finite")
+            raise DataError(message if message.startswith(where) else f"{where}: {message}") from error
 
 
 def load(

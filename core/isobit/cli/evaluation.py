@@ -39,7 +39,7 @@ class Evaluator:
 
     def __init__(self, dataset: Dataset, labels: NDArray[Any] | None, output: str) -> None:
         self.dataset = dataset
-        self.labels = _checked_labels(labels, dataset)
+        self.labels = None if labels is None else _class_numbers(labels)
         self.result = Evaluation(output, labelled=self.labels is not None)
         self._float_classes: list[NDArray[np.int64]] = []
 
@@ -95,18 +95,13 @@ class Evaluator:
         return float(np.mean(found == exact)) if found.size else None
 
 
-def _checked_labels(labels: NDArray[Any] | None, dataset: Dataset) -> NDArray[Any] | None:
-    if labels is None:
-        return None
+def _class_numbers(labels: NDArray[Any]) -> NDArray[np.int64]:
     values = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     whole = values.dtype.kind in "iu" or (values.dtype.kind == "f" and bool(np.all(values == np.rint(values))))
     if values.ndim != 1 or not whole:
         raise DataError(
             f"the labels have shape {labels.shape} and type {labels.dtype}: they must be one whole number a sample"
         )
-    samples = dataset.sample_count
-    if samples is not None and samples != len(values):
-        raise DataError(f"there are {len(values)} labels for {samples} samples")
     if values.size and values.min() < 0:
         raise DataError(f"label {values.min():g} is negative: labels are class numbers from 0")
     return values.astype(np.int64)

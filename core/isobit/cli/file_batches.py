@@ -87,7 +87,9 @@ def full_batches(files: Sequence[Path], batch_size: int, graph: Graph) -> tuple[
         raise DataError(
             f"{files[0].parent}: {len(files)} sample(s) do not fill one batch: the model's batch is fixed at {fixed}"
         )
-    notes = [f"the last {left_out} file(s) do not fill the model's fixed batch of {fixed}: left out"] if left_out else []
+    notes = (
+        [f"the last {left_out} file(s) do not fill the model's fixed batch of {fixed}: left out"] if left_out else []
+    )
     return files[: len(files) - left_out], fixed, notes
 
 
@@ -98,4 +100,6 @@ def _check_alike(first: Arrays, other: Arrays, first_path: Path, path: Path) -> 
                 f"array for input {name!r} has shape {array.shape}, and that of {first_path.name} has {first[name].shape}"
             )
         if array.dtype != first[name].dtype:
-            raise DataError(f"array for input {name!r} is {array.dtype}, and that of {first_path.name} is {first[name].dtype}")
+            raise DataError(
+                f"array for input {name!r} is {array.dtype}, and that of {first_path.name} is {first[name].dtype}"
+            )

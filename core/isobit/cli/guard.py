@@ -24,7 +24,8 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
 
 #: ``--debug``, which the command and each verb take.
 Debug = Annotated[
-    bool, typer.Option("--debug", callback=_remember_debug, is_eager=True, help="Show tracebacks of errors.")
+    bool,
+    typer.Option("--debug", metavar="", callback=_remember_debug, is_eager=True, help="Show tracebacks of errors."),
 ]
 
 

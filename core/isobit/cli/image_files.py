@@ -90,7 +90,9 @@ def plan_preprocessing(graph: Graph, asked: ImageOptions) -> Preprocessing:
     info = graph.tensors[name]
     shape = info.shape
     if shape is None or len(shape) != 4:
-        raise DataError(f"input {name!r} has shape {_text(shape)}: images need an input of 4 axes (batch, channels and size)")
+        raise DataError(
+            f"input {name!r} has shape {_text(shape)}: images need an input of 4 axes (batch, channels and size)"
+        )
     layout = asked.layout or _layout(name, shape)
     axis, spatial = (1, shape[2:]) if layout == "nchw" else (3, shape[1:3])
     channels = _channels(name, shape[axis], asked.channels)
@@ -100,7 +102,9 @@ def plan_preprocessing(graph: Graph, asked: ImageOptions) -> Preprocessing:
             raise DataError(f"input {name!r} takes uint8 pixels as they are: leave out --scale, --mean and --std")
         return Preprocessing(height, width, channels, layout, "uint8", None, None, None)
     if info.dtype not in ("float32", "float16", "float64"):
-        raise DataError(f"input {name!r} takes {info.dtype}: images serve inputs of uint8 or float; pass arrays instead")
+        raise DataError(
+            f"input {name!r} takes {info.dtype}: images serve inputs of uint8 or float; pass arrays instead"
+        )
     for option, values in (("--mean", asked.mean), ("--std", asked.std)):
         if values is not None and len(values) not in (1, _CHANNELS[channels]):
             raise DataError(f"{option} has {len(values)} numbers for {_CHANNELS[channels]} channel(s) ({channels})")
@@ -162,7 +166,9 @@ def _decode(path: Path, mode: str, size: tuple[int, int]) -> NDArray[Any]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 if image.mode in _DEEP_MODES:
-                    raise DataError(f"{path}: {image.mode} pixels of more than 8 bits are not supported: pass arrays instead")
+                    raise DataError(
+                        f"{path}: {image.mode} pixels of more than 8 bits are not supported: pass arrays instead"
+                    )
                 pixels = image.convert(mode).resize(size, Image.Resampling.BILINEAR)
     except DataError:
         raise

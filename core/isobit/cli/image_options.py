@@ -32,7 +32,9 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text.strip())
     if not match or not int(match[1]) or not int(match[2]):
-        raise typer.BadParameter(f"{text!r} is no size: write HEIGHTxWIDTH, for example 224x224", param_hint="--image-size")
+        raise typer.BadParameter(
+            f"{text!r} is no size: write HEIGHTxWIDTH, for example 224x224", param_hint="--image-size"
+        )
     return int(match[1]), int(match[2])
 
 

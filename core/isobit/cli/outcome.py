@@ -49,7 +49,7 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         print_json(_plain(asdict(outcome)))
         return
-    columns = ("", "FP32", outcome.formats.replace("/", "/\u200b") or "float", "change")
+    columns = ("", "FP32", outcome.formats, "change")
     table(columns, list(_rows(outcome)), right=columns[1:])
     for text in _captions(outcome):
         line(text, style="dim")

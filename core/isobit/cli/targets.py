@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def targets(
     name: Annotated[str | None, typer.Argument(help="Show all of one target: its name, or a .toml file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     _debug: Debug = False,
 ) -> None:
     """List the targets (runtimes), or show what one of them can do."""
@@ -33,7 +33,10 @@ def targets(
         print_json(rows)
         return
     columns = ("target", "activations x weights", "description")
-    table(columns, [(row["name"], row.get("formats", "not valid"), row.get("description", row.get("error", ""))) for row in rows])
+    table(
+        columns,
+        [(row["name"], row.get("formats", "not valid"), row.get("description", row.get("error", ""))) for row in rows],
+    )
     line("isobit targets NAME shows all of one; --target takes a name or a .toml file of yours")
 
 
@@ -92,7 +95,10 @@ def _show(target: Target) -> None:
         ("run as one", "\n".join(" -> ".join(steps) for steps in data["fusions"]) or "none"),
         ("output as input", ", ".join(data["ties"]["same"]) or "none"),
         ("inputs alike", ", ".join(data["ties"]["joint"]) or "none"),
-        ("fixed ranges", ", ".join(f"{op} [{low:g}, {high:g}]" for op, (low, high) in data["fixed_ranges"].items()) or "none"),
+        (
+            "fixed ranges",
+            ", ".join(f"{op} [{low:g}, {high:g}]" for op, (low, high) in data["fixed_ranges"].items()) or "none",
+        ),
     ]
     line(f"{target.name}: {target.description}", style="bold")
     table(("", ""), rows)

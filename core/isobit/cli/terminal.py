@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 
 def output() -> Console:
     """The console of results. Made on each use, because tests swap the streams."""
     from rich.console import Console
 
-    return Console(highlight=False, emoji=False)
+    # In a file or a pipe nobody's window is 80 columns wide, and broken rows cannot be searched.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    return Console(highlight=False, emoji=False, width=width)
 
 
 def complain(message: str, label: str = "error: ") -> None:
@@ -32,7 +35,9 @@ def warn(message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, highlight=False, emoji=False).print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+    Console(stderr=True, highlight=False, emoji=False).print(
+        Text(f"warning: {message}", style="yellow"), soft_wrap=True
+    )
 
 
 def line(text: str = "", style: str = "") -> None:
@@ -47,25 +52,18 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2, default=str, allow_nan=False))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), title: str = "") -> None:
-    """A table; columns named in `right` hold numbers."""
-    made = make_table(columns, right=right, title=title)
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """A table; columns named in `right` hold numbers. Without any column title there is no header."""
+    from rich import box
+    from rich.table import Table
     from rich.text import Text
 
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     output().print(made)
-
-
-def make_table(columns: Sequence[str], *, right: Sequence[str] = (), title: str = "") -> Table:
-    """An empty table in the command's style."""
-    from rich import box
-    from rich.table import Table
-
-    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return made
 
 
 def capped(items: Sequence[str], cap: int, rest: str) -> list[str]:

@@ -1,0 +1,76 @@
+"""`isobit quantize`: from a trained model and data to deployable files, and what they cost in accuracy."""
+
+from __future__ import annotations
+
+import typer
+
+from isobit.cli import quantize_options as options
+from isobit.cli.guard import Debug, remember_written
+from isobit.cli.image_options import ImageOptions, parse_numbers, parse_size
+from isobit.cli.quantize_options import Job, parse_overrides
+
+
+def quantize(
+    context: typer.Context,
+    model: options.Model,
+    data: options.Data,
+    out: options.Out,
+    evaluate: options.Evaluate = None,
+    target: options.Target = "default",
+    weights: options.Weights = None,
+    activations: options.Activations = None,
+    override: options.Override = None,
+    exclude: options.Exclude = None,
+    no_fold: options.NoFold = False,
+    backend: options.Backend = None,
+    method: options.Method = "minmax",
+    batch_size: options.BatchSize = 32,
+    samples: options.Samples = None,
+    ignore_non_finite: options.IgnoreNonFinite = False,
+    image_size: options.ImageSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    scale: options.Scale = None,
+    channels: options.ChannelOrder = None,
+    layout: options.AxisOrder = None,
+    latency_batch: options.LatencyBatch = 8,
+    threads: options.Threads = None,
+    as_json: options.AsJson = False,
+    _debug: Debug = False,
+) -> None:
+    """Quantize a trained model and write the files that a runtime loads.
+
+    Folds batch norms, calibrates on --data and measures on --evaluate.
+    Writes model.qdq.onnx, encodings.json and summary.txt, all or nothing.
+
+    [bold]Examples[/bold]
+
+    isobit quantize model.onnx --data calibration.npz --evaluate test.npz -o out/
+
+    isobit quantize model.onnx --data photos/ --target onnxruntime-cpu -o out/
+
+    isobit quantize model.onnx --data c.npz --weights int4 --exclude Softmax -o out/
+
+    isobit quantize model.onnx --data c.npz --override 'head.*=int16' -o out/
+    """
+    images = ImageOptions(
+        parse_size(image_size),
+        parse_numbers(mean, "--mean"),
+        parse_numbers(std, "--std"),
+        scale,
+        channels.value if channels else None,
+        layout.value if layout else None,
+    )
+    job = Job(
+        model, data, out, evaluate, target, weights, activations, parse_overrides(override or ()), tuple(exclude or ()),
+        not no_fold, backend, method, batch_size, samples, ignore_non_finite, images, latency_batch, threads,
+    )  # fmt: skip
+    from isobit.cli.outcome import print_outcome
+    from isobit.cli.quantize_run import Run
+
+    run = Run(job, quiet=as_json)
+    run.prepare()
+    run.quantize()
+    run.write()
+    remember_written(context, job.out)
+    print_outcome(run.measure_files(), as_json)

@@ -1,0 +1,231 @@
+"""The options of `isobit quantize`, and reading those that are written in a small language of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isobit.cli.image_options import ImageOptions
+
+_FORMATS, _DATA, _IMAGES, _MEASURE = "Formats", "Data", "Images", "Measuring"
+
+
+class Channels(StrEnum):
+    """Order of an image's channels."""
+
+    rgb = "rgb"
+    bgr = "bgr"
+    gray = "gray"
+
+
+class Layout(StrEnum):
+    """Order of an image batch's axes."""
+
+    nchw = "nchw"
+    nhwc = "nhwc"
+
+
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="The trained float model, for example model.onnx.", show_default=False)
+]
+Data = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        show_default=False,
+        help="Calibration data, a few hundred typical inputs: .npz with an array for each input name, .npy, "
+        "a folder of them (one file a sample or a batch), an image, or a folder of images.",
+    ),
+]
+Out = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FOLDER", show_default=False, help="Where the files are written.")
+]
+Evaluate = Annotated[
+    Path | None,
+    typer.Option(
+        "--evaluate",
+        metavar="PATH",
+        help="Data to measure on. With an array 'label' or 'labels' in the .npz: top-1 accuracy of the first "
+        "output; else agreement with the float model. SQNR in both.",
+    ),
+]
+
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        metavar="NAME",
+        rich_help_panel=_FORMATS,
+        help="The runtime: a name of `isobit targets`, or a .toml file.",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="FORMAT",
+        rich_help_panel=_FORMATS,
+        help="Format of weights, for example int4 or 'int8 per-tensor'.",
+    ),
+]
+Activations = Annotated[
+    str | None,
+    typer.Option(
+        "--activations", metavar="FORMAT", rich_help_panel=_FORMATS, help="Format of activations, for example uint16."
+    ),
+]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override",
+        metavar="NAME=FORMAT",
+        rich_help_panel=_FORMATS,
+        help="Another format for tensors or weights of this name; * and ? match; NAME=float leaves them in float. Repeatable.",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="PATTERN",
+        rich_help_panel=_FORMATS,
+        help="Nodes (by name, * and ? match) or op types that stay in float. Repeatable.",
+    ),
+]
+NoFold = Annotated[
+    bool,
+    typer.Option(
+        "--no-fold", metavar="", rich_help_panel=_FORMATS, help="Do not fold batch norms into the layers beside them."
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        rich_help_panel=_FORMATS,
+        help="The backend that opens the model; found by itself unless said.",
+    ),
+]
+
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method", metavar="NAME", rich_help_panel=_DATA, help="Calibration: minmax, percentile, percentile=99.9."
+    ),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        min=1,
+        rich_help_panel=_DATA,
+        help="Samples a batch, where the model leaves it open.",
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples", metavar="N", min=1, rich_help_panel=_DATA, help="Calibrate on at most this many samples."
+    ),
+]
+IgnoreNonFinite = Annotated[
+    bool,
+    typer.Option("--ignore-non-finite", metavar="", rich_help_panel=_DATA, help="Accept NaN and infinity in the data."),
+]
+
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size", metavar="HxW", rich_help_panel=_IMAGES, help="Size to resize to; the input's own unless said."
+    ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        "--mean", metavar="R,G,B", rich_help_panel=_IMAGES, help="Subtracted after --scale, in the order of --channels."
+    ),
+]
+Std = Annotated[
+    str | None, typer.Option("--std", metavar="R,G,B", rich_help_panel=_IMAGES, help="Divided by after --mean.")
+]
+Scale = Annotated[
+    float | None,
+    typer.Option(
+        "--scale",
+        metavar="FACTOR",
+        rich_help_panel=_IMAGES,
+        help="Multiplies the pixels 0..255 of float inputs; 1/255 unless said.",
+    ),
+]
+ChannelOrder = Annotated[
+    Channels | None, typer.Option("--channels", rich_help_panel=_IMAGES, help="rgb or gray by the input unless said.")
+]
+AxisOrder = Annotated[
+    Layout | None, typer.Option("--layout", rich_help_panel=_IMAGES, help="By the input unless said.")
+]
+
+LatencyBatch = Annotated[
+    int,
+    typer.Option(
+        "--latency-batch",
+        metavar="N",
+        min=0,
+        rich_help_panel=_MEASURE,
+        help="Samples a batch when latency is measured; 0 skips it.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        rich_help_panel=_MEASURE,
+        help="Threads when latency is measured; all unless said.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print the results as JSON.")]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that was asked of one run."""
+
+    model: Path
+    data: Path
+    out: Path
+    evaluate: Path | None
+    target: str
+    weights: str | None
+    activations: str | None
+    overrides: dict[str, str | None]
+    exclude: tuple[str, ...]
+    fold: bool
+    backend: str | None
+    method: str
+    batch_size: int
+    samples: int | None
+    ignore_non_finite: bool
+    images: ImageOptions
+    latency_batch: int
+    threads: int | None
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, str | None]:
+    """``NAME=FORMAT`` texts as overrides; ``float`` is None. Raises typer.BadParameter."""
+    found: dict[str, str | None] = {}
+    for text in texts:
+        name, equals, asked = text.partition("=")
+        name, asked = name.strip(), asked.strip()
+        if not equals or not name or not asked:
+            raise typer.BadParameter(f"{text!r}: write NAME=FORMAT or NAME=float", param_hint="--override")
+        found[name] = None if asked.lower() == "float" else asked
+    return found

@@ -1,0 +1,152 @@
+"""One run of `isobit quantize`, step by step. Whatever can be wrong with the request is found before the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isobit.backend import BackendModel
+from isobit.calibration import parse_calibrator
+from isobit.cli.calibration_files import DataFiles, holds_images, load
+from isobit.cli.evaluation import Evaluator
+from isobit.cli.file_batches import fixed_batch
+from isobit.cli.latency import FileSession, available_threads, file_size, first_samples, measure, runtime_available
+from isobit.cli.outcome import Outcome, format_label
+from isobit.cli.quantize_options import Job
+from isobit.cli.terminal import line
+from isobit.data import Dataset
+from isobit.errors import DataError, ModelError
+from isobit.files import check_writable
+from isobit.plugins import registry
+from isobit.quantsim import QuantSim
+from isobit.techniques import FoldBatchNorms
+
+
+class Run:
+    """The steps, in the order of their definition; `quiet` prints nothing on the way."""
+
+    def __init__(self, job: Job, *, quiet: bool = False) -> None:
+        self.job = job
+        self._quiet = quiet
+        self._notes: list[str] = []
+        self._evaluator: Evaluator | None = None
+        self._evaluation_files: DataFiles | None = None
+        self._float_model: BackendModel | None = None
+
+    def prepare(self) -> None:
+        """Open everything and check it: the output folder, the method, the model, the data."""
+        job = self.job
+        check_writable(job.out)
+        parse_calibrator(job.method, registry().calibrators())
+        if not job.model.exists():
+            raise ModelError(f"{job.model}: no such file")
+        self.sim = QuantSim(
+            job.model,
+            target=job.target,
+            weights=job.weights,
+            activations=job.activations,
+            overrides=job.overrides,
+            exclude=job.exclude,
+            backend=job.backend,
+        )
+        self.graph = self.sim.graph
+        self.data = self._load(job.data, samples=job.samples)
+        with self.data.named():
+            self.first_batch = self._dataset(self.data).first()
+        if job.evaluate is not None:
+            self._prepare_evaluation(self._load(job.evaluate))
+        self._check_image_options()
+
+    def quantize(self) -> None:
+        """Fold, calibrate, and measure the simulator against the float model."""
+        job = self.job
+        if job.fold:
+            self.sim.apply(FoldBatchNorms())
+        with self.data.named():
+            self.sim.calibrate(
+                self.data.source, job.method, batch_size=job.batch_size, ignore_non_finite=job.ignore_non_finite
+            )
+        if self._evaluator is not None and self._evaluation_files is not None and self._float_model is not None:
+            with self._evaluation_files.named():
+                self._evaluator.compare(self._float_model.run, self.sim.backend_model.run)
+        self._float_model = None
+
+    def write(self) -> None:
+        """Write the files."""
+        self.paths = self.sim.export(self.job.out)
+
+    def measure_files(self) -> Outcome:
+        """Size, latency and accuracy of the files that were written."""
+        report = self.sim.report
+        outcome = Outcome(
+            format_label(self.sim.plan),
+            self.sim.target.name,
+            self.job.method,
+            float_bytes=file_size(self.job.model),
+            quantized_bytes=file_size(self.paths["model"]),
+            files=self.paths,
+            left_in_float=report.left_in_float,
+        )
+        try:
+            self._run_exported(outcome)
+        except ModelError as error:
+            self._notes.append(f"the exported model was not measured: {error}")
+        if self._evaluator is not None:
+            outcome.evaluation = self._evaluator.result
+            self._notes += self._evaluator.result.notes
+        outcome.notes = list(dict.fromkeys([*report.graph.notes, *report.notes, *self._notes]))
+        return outcome
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _run_exported(self, outcome: Outcome) -> None:
+        if not runtime_available():
+            self._notes.append(
+                "latency and accuracy of the exported file were not measured: onnxruntime is not installed"
+            )
+            return
+        threads = self.job.threads or available_threads()
+        exported = FileSession(self.paths["model"], threads)
+        if self._evaluator is not None and self._evaluation_files is not None:
+            with self._evaluation_files.named():
+                self._evaluator.exported(exported.run)
+        if not self.job.latency_batch:
+            return
+        original = None
+        if self.job.model.suffix.lower() == ".onnx":
+            try:
+                original = FileSession(self.job.model, threads)
+            except ModelError as error:
+                self._notes.append(f"latency of the float model was not measured: {error}")
+        batch = first_samples(self.first_batch, self.job.latency_batch, fixed_batch(self.graph))
+        outcome.latency = measure(original, exported, batch, threads)
+
+    def _prepare_evaluation(self, files: DataFiles) -> None:
+        if files.labels is None:
+            self._notes.append(
+                f"{files.path} holds no labels, so accuracy was not measured; agreement with the float model was"
+            )
+        dataset = self._dataset(files)
+        with files.named():
+            dataset.first()
+            self._evaluator = Evaluator(dataset, files.labels, next(iter(self.graph.outputs)))
+        self._evaluation_files = files
+        self._float_model = self.sim.backend_model.copy()
+
+    def _load(self, path: Any, samples: int | None = None) -> DataFiles:
+        files = load(path, self.graph, self.job.images, batch_size=self.job.batch_size, samples=samples)
+        if self._quiet:
+            self._notes += files.notes
+        else:
+            for note in files.notes:
+                line(note)
+        return files
+
+    def _dataset(self, files: DataFiles) -> Dataset:
+        job = self.job
+        return Dataset(files.source, self.graph, batch_size=job.batch_size, ignore_non_finite=job.ignore_non_finite)
+
+    def _check_image_options(self) -> None:
+        paths = [path for path in (self.job.data, self.job.evaluate) if path is not None]
+        given = self.job.images.given
+        if given and not any(holds_images(path) for path in paths):
+            raise DataError(f"{given[0]} is for images, and {self.job.data} holds arrays, which are used as they are")
