@@ -49,8 +49,10 @@ class ObservingSession:
         _set_sample_shapes(working, batch)
         infer_shapes(working)
         builder = _Reductions(working)
-        self._outputs = [builder.add(item) for item in watched]
-        self._session = Session(working)
+        # onnxruntime visits the last leaves of a graph first: the reductions of the earliest tensors are added last, so
+        # that each runs as soon as its tensor is there, and the tensor is freed.
+        self._outputs = [builder.add(item) for item in reversed(watched)][::-1]
+        self._session = Session(working, plan_memory=False)
         self._whole: Session | None = None
 
     def observe(self, batch: Batch) -> None:

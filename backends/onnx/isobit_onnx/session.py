@@ -27,8 +27,10 @@ def weight_bytes(model: ir.Model) -> int:
 class Session:
     """Runs a model in float: QDQ pairs are computed as they are written, never fused into integer kernels."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, *, plan_memory: bool = True) -> None:
+        """`plan_memory` reserves all tensors of a run at once: faster for plain runs, larger where many outputs leave."""
         options = onnxruntime.SessionOptions()
+        options.enable_mem_pattern = plan_memory
         options.log_severity_level = 3
         # Fused integer kernels round elsewhere; a simulator rounds at its quantizers and nowhere else.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
