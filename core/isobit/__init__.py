@@ -1,7 +1,7 @@
 """isobit: small, fast, accurate networks, with the same bits in every framework.
 
-    sim = isobit.quantize("model.onnx", data)
-    sim.export("out/")
+sim = isobit.quantize("model.onnx", data)
+sim.export("out/")
 """
 
 from __future__ import annotations

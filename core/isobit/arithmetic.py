@@ -20,9 +20,7 @@ SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 _EXACT_IN_FLOAT32 = 1 << 16
 
 
-def quantize(
-    x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, q_min: int, q_max: int
-) -> NDArray[np.int32]:
+def quantize(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, q_min: int, q_max: int) -> NDArray[np.int32]:
     """Integers of `x` on the grid; `scale` and `zero_point` must broadcast against `x`.
 
     Values outside the grid saturate. NaN is outside the contract and has no defined result.
@@ -39,18 +37,14 @@ def dequantize(q: ArrayLike, scale: ArrayLike, zero_point: ArrayLike) -> NDArray
     return np.asarray(steps.astype(work) * np.asarray(scale, work), np.float32)
 
 
-def fake_quantize(
-    x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, q_min: int, q_max: int
-) -> NDArray[np.float32]:
+def fake_quantize(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, q_min: int, q_max: int) -> NDArray[np.float32]:
     """`x` quantized and dequantized: the nearest values of the grid, float32."""
     q = _grid_position(x, scale, zero_point, q_min, q_max)
     steps = q - np.asarray(zero_point, q.dtype)
     return np.asarray(steps * np.asarray(scale, q.dtype), np.float32)
 
 
-def _grid_position(
-    x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, q_min: int, q_max: int
-) -> NDArray[Any]:
+def _grid_position(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, q_min: int, q_max: int) -> NDArray[Any]:
     """Integral floats in ``[q_min, q_max]``, in the working precision of the grid."""
     work: type[np.float32] | type[np.float64]
     work = np.float32 if q_max - q_min < _EXACT_IN_FLOAT32 else np.float64

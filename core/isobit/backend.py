@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from isobit.edits import Edit
 from isobit.encoding import Encoding, Encodings
 from isobit.graph import Graph
+from isobit.layout import Layout
 from isobit.sites import Input, Site, Tensor
 
 if TYPE_CHECKING:
@@ -46,12 +47,14 @@ class OnnxName:
     """Where a site is in an exported ONNX model.
 
     `name` is the ONNX value's; for an Input site the ONNX node's, with `input` the index. `permutation` takes the ONNX
-    tensor's axes to the core's: ``core = onnx.transpose(permutation)``.
+    tensor's axes to the core's: ``core = onnx.transpose(permutation)``. A constant that needs more than a
+    transposition (a grouped ConvTranspose) says it in `layout`.
     """
 
     name: str
     permutation: tuple[int, ...] | None = None
     input: int | None = None
+    layout: Layout = ()
 
 
 NameMap = Mapping[Site, OnnxName]

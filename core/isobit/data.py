@@ -52,7 +52,9 @@ class Dataset:
     def require_passes(self, count: int, what: str) -> None:
         """Raise DataError before anything runs when `what` needs more passes than the data allows."""
         if self.is_one_shot and (count > 1 or self._consumed):
-            raise DataError(f"{what} goes through the data {count} times, and an iterator serves once: pass a list or a factory")
+            raise DataError(
+                f"{what} goes through the data {count} times, and an iterator serves once: pass a list or a factory"
+            )
 
     def __len__(self) -> int:
         """Number of batches, 0 where it is not known."""
@@ -109,7 +111,8 @@ class Dataset:
         if callable(source) and not hasattr(source, "__iter__"):
             source = source()
         if not isinstance(source, Iterable):
-            raise DataError(f"data must be batches, an array, a dict of arrays or a callable, not {type(source).__name__}")
+            kind = type(source).__name__
+            raise DataError(f"data must be batches, an array, a dict of arrays or a callable, not {kind}")
         if isinstance(source, str | bytes):
             raise DataError("data is a text; to read files, use the command line or numpy.load")
         if self.is_one_shot:
@@ -125,7 +128,8 @@ class Dataset:
         total = min(counts.values(), default=0)
         fixed = self._fixed_batch()
         if fixed and total % fixed:
-            self.notes[f"the last {total % fixed} sample(s) do not fill the model's fixed batch of {fixed}: left out"] = None
+            rest = total % fixed
+            self.notes[f"the last {rest} sample(s) do not fill the model's fixed batch of {fixed}: left out"] = None
             total -= total % fixed
         for start in range(0, total, self._batch_size):
             yield {name: array[start : min(start + self._batch_size, total)] for name, array in whole.items()}
@@ -153,7 +157,8 @@ class Dataset:
         if not isinstance(raw, Sequence) or isinstance(raw, str | bytes):
             raise DataError(f"{where} is a {type(raw).__name__}; a batch is an array, a tensor, a tuple or a dict")
         if len(raw) < len(names):
-            raise DataError(f"{where} holds {len(raw)} array(s), and the model has {len(names)} inputs: {', '.join(names)}")
+            known = ", ".join(names)
+            raise DataError(f"{where} holds {len(raw)} array(s), and the model has {len(names)} inputs: {known}")
         if len(raw) > len(names):
             self.notes[f"batches hold {len(raw)} elements; the first {len(names)} went to {', '.join(names)}"] = None
         return dict(zip(names, (to_numpy(item) for item in raw), strict=False))
@@ -186,17 +191,39 @@ class Dataset:
                 raise DataError(f"{what} has shape {array.shape}, and the model takes {_shape_text(info)}")
         if array.size == 0:
             raise DataError(f"{what} is empty, shape {array.shape}")
-        return np.ascontiguousarray(array, wanted)
+        with np.errstate(over="ignore"):
+            converted = np.asarray(array, wanted, order="C")
+        if wanted.kind in "iu" and not np.array_equal(converted, array):
+            raise DataError(f"{what} holds values outside the range of {wanted}, which the model takes")
+        if wanted.kind == "f" and not self._ignore_non_finite and not np.all(np.isfinite(converted)):
+            raise DataError(f"{what} holds values too large for {wanted}, which the model takes")
+        return converted
+
+
+def example_of(source: Any, samples: int = 2) -> Any:
+    """One raw batch of `source`, for frameworks that need an example; None where taking one would lose it."""
+    if isinstance(source, Iterator) or source is None:
+        return None
+    if _is_array(source):
+        return source[:samples]
+    if isinstance(source, Mapping):
+        return {name: value[:samples] for name, value in source.items()}
+    if callable(source) and not hasattr(source, "__iter__"):
+        source = source()
+    return next(iter(source), None) if isinstance(source, Iterable) else None
 
 
 def to_numpy(value: Any) -> NDArray[Any]:
     """A NumPy array of an array, a tensor of any framework (also on a device), or a nested list of numbers."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-    array = value.numpy() if hasattr(value, "numpy") else np.asarray(value)
+    try:
+        array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"cannot make an array of a {type(value).__name__}: {error}") from error
     if array.dtype == object:
         raise DataError(f"cannot make an array of a {type(value).__name__}: its parts have different shapes or types")
-    return np.asarray(array)
+    return array
 
 
 def _is_array(value: Any) -> bool:

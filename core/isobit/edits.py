@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from isobit.canonical.channels import annotate_channels
 from isobit.errors import EditError, ModelError
 from isobit.graph import Graph, Node, Shape, TensorInfo, WeightInfo, small_value
-from isobit.shapes import ShapeMismatch, infer
+from isobit.shapes import ShapeError, infer
 from isobit.sites import Input, Tensor
 
 Array = NDArray[Any]
@@ -149,7 +150,7 @@ class Draft:
         """Give a constant, old or new, a value; float64 and integers become its element type."""
         old = self.graph.weights.get(name, like)
         dtype = old.dtype if old is not None else "float32"
-        array = np.ascontiguousarray(value, dtype=dtype)
+        array = np.array(value, dtype=dtype, order="C")
         if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
             raise EditError(f"the new value of {name!r} holds NaN or infinity")
         if old is None:
@@ -164,8 +165,10 @@ class Draft:
         self._add_weights(weights)
         source = old.input(0)
         if source is None or len(old.outputs) != 1:
-            raise EditError(f"node {old.name!r} ({old.op}) has no single data input and output, so it cannot be replaced")
-        names = [old.name] if len(chain) == 1 else [f"{old.name}.{i}" for i in range(len(chain))]
+            raise EditError(
+                f"node {old.name!r} ({old.op}) has not one data input and one output: it cannot be replaced"
+            )
+        names = [old.name] if len(chain) == 1 else self._free_names(old.name, len(chain))
         # A single replacement may read several tensors (a copy of a node): it keeps the operands it names.
         nodes = self._chain(source, names, chain, last=old.outputs[0] if len(chain) == 1 else None)
         result = nodes[-1].outputs[0] if nodes else source
@@ -183,9 +186,7 @@ class Draft:
         if source is None or source not in self.graph.tensors or not chain:
             raise EditError(f"there is no tensor at {site} to insert nodes behind")
         stem = source if isinstance(site, Tensor) else f"{site.node}.in{site.index}"
-        taken = {node.name for node in self.graph.nodes}
-        names = [name for i in range(len(taken) + len(chain)) if (name := f"{stem}.{i}") not in taken][: len(chain)]
-        nodes = self._chain(source, names, chain, last=None)
+        nodes = self._chain(source, self._free_names(stem, len(chain)), chain, last=None)
         producer = self.graph.producer(source)
         position = self.graph.nodes.index(producer) + 1 if producer is not None else 0
         result = nodes[-1].outputs[0]
@@ -197,6 +198,12 @@ class Draft:
             inputs = (*node.inputs[: site.index], result, *node.inputs[site.index + 1 :])
             self._swap(node, replace(node, inputs=inputs))
         self.steps.append(Inserted(site, tuple(nodes)))
+
+    def _free_names(self, stem: str, count: int) -> list[str]:
+        """``<stem>.0``, ``<stem>.1`` and so on, leaving out names of nodes, tensors and constants that exist."""
+        taken = {node.name for node in self.graph.nodes} | self.graph.tensors.keys() | self.graph.weights.keys()
+        free = (name for i in range(len(taken) + count) if (name := f"{stem}.{i}") not in taken)
+        return list(islice(free, count))
 
     def _chain(self, source: str, names: Sequence[str], chain: Sequence[NewNode], last: str | None) -> list[Node]:
         nodes = []
@@ -244,9 +251,9 @@ class Draft:
             names = [name for name in (*node.inputs, *node.outputs) if name is not None]
             if not any(name in touched for name in names):
                 continue
-            shape = self._infer_node(node, tensors)
             tensor = node.outputs[0]
-            if shape is not None and shape != tensors[tensor].shape:
+            shape = _updated(tensors[tensor].shape, self._infer_node(node, tensors))
+            if shape != tensors[tensor].shape:
                 tensors[tensor] = replace(tensors[tensor], shape=shape)
                 touched.add(tensor)
         self.graph = replace(graph, tensors=tensors)
@@ -259,15 +266,24 @@ class Draft:
             shapes.append(constants.get(index) if name not in tensors or name is None else tensors[name].shape)
         try:
             shape = infer(node, [s for s, n in zip(shapes, node.inputs, strict=True) if n is not None], constants)
-        except ShapeMismatch as mismatch:
+        except ShapeError as mismatch:
             raise EditError(f"the edit does not fit node {node.name!r} ({node.op}): {mismatch}") from mismatch
         if shape is None and tensors[node.outputs[0]].shape is not None and self._input_changed(node, tensors):
-            raise EditError(f"the edit changes the input shape of node {node.name!r}, and the shapes of {node.op} are unknown")
+            raise EditError(
+                f"the edit changes the input shape of node {node.name!r}, and the shapes of {node.op} are unknown"
+            )
         return shape
 
     def _input_changed(self, node: Node, tensors: Mapping[str, TensorInfo]) -> bool:
         before = self.graph.tensors
         return any(n in tensors and tensors[n].shape != before[n].shape for n in node.inputs if n is not None)
+
+
+def _updated(old: Shape | None, new: Shape | None) -> Shape | None:
+    """The inferred shape, with what was known before wherever the rules of `infer` say less."""
+    if old is None or new is None or len(old) != len(new):
+        return old if new is None else new
+    return tuple(n if isinstance(n, int) or o is None else o for o, n in zip(old, new, strict=True))
 
 
 def _apply(draft: Draft, edit: Edit) -> None:
@@ -313,5 +329,3 @@ def _unshare(draft: Draft, edit: Unshare) -> None:
     if node.inputs[0] == edit.weight or any(o in draft.graph.tensors for o in operands):
         raise EditError(f"node {edit.node!r} ({node.op}) reads more than one tensor, so its constant stays shared")
     draft.replace_node(node, (NewNode(node.op, operands, node.attributes),), {name: draft.value(edit.weight)})
-
-

@@ -137,12 +137,12 @@ class Encoding:
             return self.scale.reshape(view), self.zero_point.reshape(view)
         return self._expand_blocks(shape, axis)
 
-    def _expand_blocks(
-        self, shape: tuple[int, ...], axis: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    def _expand_blocks(self, shape: tuple[int, ...], axis: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         blocks = self.scale.shape[axis]
         fits = len(shape) == self.scale.ndim and shape[axis] % blocks == 0
-        fits = fits and all(s in (1, n) for i, (s, n) in enumerate(zip(self.scale.shape, shape, strict=False)) if i != axis)
+        fits = fits and all(
+            s in (1, n) for i, (s, n) in enumerate(zip(self.scale.shape, shape, strict=False)) if i != axis
+        )
         if not fits:
             raise EncodingError(f"block scales of shape {self.scale.shape} do not fit a tensor of shape {shape}")
         repeat = shape[axis] // blocks

@@ -38,7 +38,7 @@ def write_folder(folder: Path) -> Iterator[Path]:
 
     Files in `folder` of other names are left alone.
     """
-    created = not folder.exists()
+    created = next((path for path in (*reversed(folder.parents), folder) if not path.exists()), None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".isobit-", dir=folder))
@@ -47,6 +47,9 @@ def write_folder(folder: Path) -> Iterator[Path]:
     done = False
     try:
         yield staging
+        for item in staging.iterdir():  # seen before the first file moves
+            if (folder / item.name).is_dir():
+                raise OutputError(f"cannot write {folder / item.name}: a folder of that name is there")
         for item in sorted(staging.iterdir()):
             item.replace(folder / item.name)
         done = True
@@ -54,8 +57,8 @@ def write_folder(folder: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write to folder {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        if created and not done:
-            shutil.rmtree(folder, ignore_errors=True)
+        if created is not None and not done:  # the outermost folder that was made here
+            shutil.rmtree(created, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:

@@ -34,9 +34,7 @@ def count_bins(bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
         counts[b] += second[b] + third[b] + fourth[b]
 
 
-@numba.njit(
-    "void(float32[::1], float32, float32, float32, float32)", cache=True, nogil=True, error_model="numpy"
-)
+@numba.njit("void(float32[::1], float32, float32, float32, float32)", cache=True, nogil=True, error_model="numpy")
 def fake_quantize_in_place(
     x: NDArray[np.float32], scale: np.float32, zero_point: np.float32, q_min: np.float32, q_max: np.float32
 ) -> None:

@@ -85,7 +85,7 @@ def to_native(canonical: NDArray[Any], layout: Sequence[Step], native: NDArray[A
             whole = np.array(to_canonical(native, layout[:position]))
             whole[step.index] = array
             array = whole
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")  # ascontiguousarray would make a scalar one-dimensional
 
 
 def _resized(step: View, array: NDArray[Any]) -> tuple[int, ...]:

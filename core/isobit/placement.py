@@ -42,8 +42,10 @@ class Wishes:
 
 
 def place(graph: Graph, target: Target, wishes: Wishes = Wishes()) -> Plan:
-    """The plan of `graph` on `target`. Raises FormatError for a format that the target cannot run, or a pattern that
-    matches nothing."""
+    """The plan of `graph` on `target`.
+
+    Raises FormatError for a format that the target cannot run, or a pattern that matches nothing.
+    """
     return _Placer(graph, target, wishes).plan()
 
 
@@ -366,8 +368,8 @@ class _Placer:
 
 
 def _signal_tensors(graph: Graph) -> set[str]:
-    """Tensors that carry the network's signal: they depend on a float input or on a looked-up table of floats."""
-    signal = {name for name in graph.inputs if graph.is_float(name)}
+    """Tensors that carry the network's signal: they depend on floats, on 8-bit pixels, or on a table of floats."""
+    signal = {name for name in graph.inputs if graph.is_float(name) or graph.tensors[name].dtype in ("uint8", "int8")}
     for node in graph.nodes:
         table = node.op == "Gather" and node.input(0) in graph.weights and graph.is_float(node.inputs[0] or "")
         if table or any(name in signal for name in node.inputs):
@@ -376,7 +378,7 @@ def _signal_tensors(graph: Graph) -> set[str]:
 
 
 def _fitting(spec: QuantSpec, shape: tuple[int, ...], block_axis: int | None) -> QuantSpec:
-    """A model-wide block format on a weight that its blocks do not divide is per-channel there (a stem with 3 inputs)."""
+    """A model-wide block format is per-channel on a weight that its blocks do not divide (a stem with 3 inputs)."""
     if isinstance(spec.granularity, PerBlock | Lpbq) and (
         block_axis is None or shape[block_axis] % spec.granularity.size
     ):

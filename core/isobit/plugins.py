@@ -152,11 +152,11 @@ class Registry:
             return name
         if os.fspath(name).endswith(".toml"):
             return load_target(Path(name))
-        targets = self.targets()
-        if name not in targets:
+        targets, key = self.targets(), os.fspath(name)
+        if key not in targets:
             known = ", ".join(sorted(targets))
-            raise TargetError(f"unknown target {str(name)!r}{did_you_mean(str(name), targets)}; known are {known}, or a .toml file")
-        return load_target(targets[str(name)])
+            raise TargetError(f"unknown target {key!r}{did_you_mean(key, targets)}; known are {known}, or a .toml file")
+        return load_target(targets[key])
 
     def calibrators(self) -> dict[str, type[Calibrator]]:
         """Calibration schemes by name."""
@@ -164,7 +164,15 @@ class Registry:
 
     def techniques(self) -> dict[str, type[Any]]:
         """Techniques by class name."""
-        return {technique.__name__: technique for technique in self._collect("isobit_techniques")}
+        found: dict[str, type[Any]] = {}
+        for technique in self._collect("isobit_techniques"):
+            name = technique.__name__
+            if name in found:
+                raise PluginError(
+                    f"two plug-ins register a technique named {name!r}: {found[name]!r} and {technique!r}"
+                )
+            found[name] = technique
+        return found
 
     def formats(self) -> dict[str, Any]:
         """Encodings formats by name."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isobit.backend import BackendModel, Request
 from isobit.calibration.scheme import Calibrator, parse_calibrator
-from isobit.data import Dataset, to_numpy
+from isobit.data import Dataset, example_of, to_numpy
 from isobit.edits import Edit
 from isobit.encoding import Encodings
 from isobit.errors import DataError, ModelError
@@ -228,7 +228,9 @@ class QuantSim:
         encodings = self.encodings
         missing = [site for site in self.plan.placements if site not in encodings]
         if missing:
-            raise ModelError(f"{len(missing)} sites have no encoding yet, {str(missing[0])!r} among them: calibrate first")
+            raise ModelError(
+                f"{len(missing)} sites have no encoding yet, {str(missing[0])!r} among them: calibrate first"
+            )
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -252,7 +254,9 @@ class QuantSim:
 
     def _check_weights(self) -> None:
         for name, info in self.graph.weights.items():
-            if not info.is_float or any(use.node.op in ("Where", "Add", "Clip", "Max", "Min") for use in self.graph.uses(name)):
+            if not info.is_float or any(
+                use.node.op in ("Where", "Add", "Clip", "Max", "Min") for use in self.graph.uses(name)
+            ):
                 continue  # a mask may well hold -inf
             value = self._model.weight(name)
             if not np.all(np.isfinite(value)):
@@ -313,7 +317,7 @@ def quantize(
     """
     from isobit.techniques import FoldBatchNorms
 
-    sim = QuantSim(model, example_inputs, **settings)
+    sim = QuantSim(model, example_of(data) if example_inputs is None else example_inputs, **settings)
     chosen = (FoldBatchNorms(),) if techniques is None else tuple(techniques)
     sim.apply(*chosen, data=data, batch_size=batch_size)
     sim.calibrate(data, method, batch_size=batch_size, progress=progress)

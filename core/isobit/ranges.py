@@ -85,7 +85,7 @@ def _encode_blocks(
     size, length = granularity.size, values.shape[block_axis]
     if length % size:
         raise EncodingError(f"block size {size} does not divide axis {block_axis} of a tensor of shape {values.shape}")
-    split = values.shape[:block_axis] + (length // size, size) + values.shape[block_axis + 1 :]
+    split = (*values.shape[:block_axis], length // size, size, *values.shape[block_axis + 1 :])
     kept = {channel_axis + (channel_axis > block_axis), block_axis}
     # Batch axes of a stacked matrix (batch, out, in) are channels too: only the block and what follows it is reduced.
     reduced = tuple(i for i in range(len(split)) if i not in kept and i > block_axis)
@@ -144,9 +144,7 @@ def _zero_point(low: NDArray[np.float64], scale: NDArray[np.float32], spec: Quan
     return np.asarray(np.clip(position, spec.q_min, spec.q_max), np.int32)
 
 
-def _float_encoding(
-    low: NDArray[np.float64], high: NDArray[np.float64], spec: QuantSpec, axis: int | None
-) -> Encoding:
+def _float_encoding(low: NDArray[np.float64], high: NDArray[np.float64], spec: QuantSpec, axis: int | None) -> Encoding:
     zero = np.zeros(low.shape, np.int32)
     if spec.bits == 16:
         return Encoding(spec.with_granularity(PerTensor()), np.float32(1), np.int32(0))  # type: ignore[arg-type]

@@ -40,7 +40,9 @@ class Report:
         lines = [f"target        {self.target}", f"operations    {_op_counts(self.graph)}"]
         counts = self.counts
         kinds = ("activation", "weight", "bias", "constant")
-        lines.append("quantized     " + ", ".join(f"{counts[k]} {_plural(k, counts[k])}" for k in kinds if counts.get(k)))
+        lines.append(
+            "quantized     " + ", ".join(f"{counts[k]} {_plural(k, counts[k])}" for k in kinds if counts.get(k))
+        )
         lines.append(f"calibration   {self.calibration}")
         for report in self.techniques:
             lines += ["", f"{report.technique}: {len(report.changed)} changed, {len(report.left)} left"]
@@ -62,7 +64,7 @@ class Report:
             low, high = encoding.minimum.min(), encoding.maximum.max()
             kind = self.plan.placements[site].kind if site in self.plan.placements else "loaded"
             name = f"{site}" if not isinstance(site, Input) else f"{site} (this reader alone)"
-            lines.append(f"  {name:<{width}}  {kind:<10}  {str(encoding.spec):<28}  [{low:.6g}, {high:.6g}]")
+            lines.append(f"  {name:<{width}}  {kind:<10}  {encoding.spec!s:<28}  [{low:.6g}, {high:.6g}]")
         return lines
 
 

@@ -14,7 +14,7 @@ from isobit.ops import BROADCAST, UNARY
 _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"})
 
 
-class ShapeMismatch(Exception):
+class ShapeError(Exception):
     """The inputs of a node do not fit together; the message says why."""
 
 
@@ -22,7 +22,7 @@ def infer(node: Node, shapes: Sequence[Shape | None], constants: Mapping[int, tu
     """The shape of output 0, or None where this op's rule is not known.
 
     `shapes` are the inputs' shapes in order (constants included), `constants` those of constant inputs alone.
-    Raises ShapeMismatch.
+    Raises ShapeError.
     """
     source = shapes[0] if shapes else None
     if source is None:
@@ -55,11 +55,11 @@ def _windowed(node: Node, source: Shape, constants: Mapping[int, tuple[int, ...]
     if node.op in ("Conv", "ConvTranspose") and 1 in constants:
         weight, group = constants[1], int(attributes.get("group", 1))
         if isinstance(channels, int) and channels != weight[1] * group:
-            raise ShapeMismatch(f"weight {weight} with group {group} reads {weight[1] * group} channels, not {channels}")
+            raise ShapeError(f"weight {weight} with group {group} reads {weight[1] * group} channels, not {channels}")
         if 2 in constants and constants[2] != (weight[0],):
-            raise ShapeMismatch(f"bias {constants[2]} does not fit {weight[0]} output channels")
+            raise ShapeError(f"bias {constants[2]} does not fit {weight[0]} output channels")
         if weight[0] % group:
-            raise ShapeMismatch(f"{weight[0]} output channels do not divide into {group} groups")
+            raise ShapeError(f"{weight[0]} output channels do not divide into {group} groups")
         kernel, channels = weight[2:], weight[0]
     spatial = len(kernel)
     strides = attributes.get("strides", (1,) * spatial)
@@ -86,9 +86,9 @@ def _linear(source: Shape, constants: Mapping[int, tuple[int, ...]]) -> Shape | 
     if weight is None:
         return None
     if isinstance(source[-1], int) and source[-1] != weight[1]:
-        raise ShapeMismatch(f"weight {weight} reads {weight[1]} features, not {source[-1]}")
+        raise ShapeError(f"weight {weight} reads {weight[1]} features, not {source[-1]}")
     if 2 in constants and constants[2] != (weight[0],):
-        raise ShapeMismatch(f"bias {constants[2]} does not fit {weight[0]} outputs")
+        raise ShapeError(f"bias {constants[2]} does not fit {weight[0]} outputs")
     return (*source[:-1], weight[0])
 
 
@@ -99,7 +99,7 @@ def _check_channel_constants(node: Node, source: Shape, constants: Mapping[int, 
     for shape in constants.values():
         size = shape[0] if shape else 1
         if isinstance(channels, int) and size not in (1, channels):
-            raise ShapeMismatch(f"a constant of shape {shape} does not fit {channels} channels")
+            raise ShapeError(f"a constant of shape {shape} does not fit {channels} channels")
 
 
 def _broadcast(shapes: Sequence[Shape | None]) -> Shape | None:
@@ -112,7 +112,7 @@ def _broadcast(shapes: Sequence[Shape | None]) -> Shape | None:
                 return None
             size = shape[axis] if -axis <= len(shape) else 1
             if isinstance(dimension, int) and dimension != 1 and isinstance(size, int) and size not in (1, dimension):
-                raise ShapeMismatch(f"shapes {[s for s in shapes]} do not broadcast")
+                raise ShapeError(f"shapes {[s for s in shapes]} do not broadcast")
             dimension = size if dimension == 1 or (isinstance(size, int) and size != 1) else dimension
         result.append(dimension)
     return tuple(result)
@@ -135,7 +135,7 @@ def _reshape(source: Shape, target: Sequence[int] | None) -> Shape | None:
     if len(inner) == len(source) - 1 and len(wanted) == len(target) - 1:
         have, want = _product(inner), _product(wanted)
         if have != want:
-            raise ShapeMismatch(f"{have} values a sample do not reshape to {want}")
+            raise ShapeError(f"{have} values a sample do not reshape to {want}")
     return (source[0], *(n if n >= 0 else None for n in target[1:]))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +11,11 @@ from isobit.graph import Node
 from isobit.ops import BROADCAST, UNARY
 
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize"})
-_ACROSS_CHANNELS = frozenset({"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "GroupNormalization", "LRN"})
+_ACROSS_CHANNELS = frozenset(
+    "Softmax LogSoftmax Hardmax LayerNormalization RMSNormalization GroupNormalization LpNormalization LRN "
+    "CumSum".split()
+)
+_GROUPED = "node {!r} is a grouped convolution: its channels cannot be removed one by one"
 
 Kept = NDArray[np.int64]
 
@@ -26,7 +29,7 @@ def slice_channels(draft: Draft, edit: Slice) -> None:
     count = info.shape[info.channel_axis]
     keep = np.asarray(sorted(set(edit.keep)), np.int64)
     if not isinstance(count, int) or keep.size == 0 or keep[0] < 0 or keep[-1] >= count:
-        raise EditError(f"channels to keep of {edit.tensor!r} must be some of 0..{count}, not {edit.keep}")
+        raise EditError(f"channels to keep of {edit.tensor!r} must be some of its {count} channels, not {edit.keep}")
     Slicer(draft).run(edit.tensor, keep)
 
 
@@ -85,7 +88,7 @@ class Slicer:
                 self.groups[node.name] = len(keep)
                 self._reach(source, keep)
             elif int(node.attributes.get("group", 1)) != 1:
-                raise EditError(f"node {node.name!r} is a grouped convolution: its channels cannot be removed one by one")
+                raise EditError(_GROUPED.format(node.name))
         elif node.op in UNARY or node.op in _POOLS:
             self._elementwise(node, keep)
         elif node.op in BROADCAST:
@@ -102,7 +105,7 @@ class Slicer:
             elif int(node.attributes.get("group", 1)) == 1:
                 self._cut(node.input(1), 1, keep)
             else:
-                raise EditError(f"node {node.name!r} is a grouped convolution: its channels cannot be removed one by one")
+                raise EditError(_GROUPED.format(node.name))
         elif node.op == "Linear" and index == 0:
             self._cut(node.input(1), 1, keep)
         elif node.op in UNARY or node.op in _POOLS or node.op in BROADCAST:
@@ -126,12 +129,20 @@ class Slicer:
         info = self.draft.graph.tensors[node.outputs[0]]
         rank, axis = info.rank or 0, info.channel_axis or 0
         for name in node.inputs:
-            if name in self.draft.graph.tensors and name is not None:
-                self._reach(name, keep)
+            if name is not None and name in self.draft.graph.tensors:
+                if self._has_channels(name, axis - rank):
+                    self._reach(name, keep)
             elif name is not None:
                 own = axis - (rank - len(self.draft.graph.weights[name].shape))
                 if own >= 0 and self.draft.graph.weights[name].shape[own] != 1:
                     self._cut(name, own, keep)
+
+    def _has_channels(self, tensor: str, axis: int) -> bool:
+        """Whether a tensor has the channels on `axis`, counted from the end, and does not broadcast over them."""
+        shape = self.draft.graph.tensors[tensor].shape
+        if shape is None:
+            raise EditError(f"the shape of tensor {tensor!r} is unknown, so its channels cannot be removed")
+        return -axis <= len(shape) and shape[axis] != 1
 
     def _is_depthwise(self, node: Node) -> bool:
         group = int(node.attributes.get("group", 1))
@@ -142,7 +153,9 @@ class Slicer:
         """How many positions each channel has behind a reshape of (batch, channels, ...) to (batch, features)."""
         source = self.draft.graph.tensors[node.inputs[0] or ""].shape
         target = self.draft.graph.tensors[node.outputs[0]].shape
-        if source is None or target is None or len(target) != 2 or not all(isinstance(n, int) for n in source[1:]):
+        channels_first = self.draft.graph.tensors[node.inputs[0] or ""].channel_axis in (None, 1)
+        whole = source is not None and target is not None and len(target) == 2 and channels_first
+        if source is None or not whole or not all(isinstance(n, int) for n in source[1:]):
             raise EditError(f"node {node.name!r} (Reshape) blocks the removal of channels: it is no flattening")
         return int(np.prod([n for n in source[2:] if isinstance(n, int)], dtype=np.int64))
 

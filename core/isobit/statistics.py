@@ -235,7 +235,9 @@ class Moments:
 Reducer = Histogram | MinMax | Moments
 
 _KINDS: dict[str, type[Histogram] | type[MinMax] | type[Moments]] = {
-    "histogram": Histogram, "minmax": MinMax, "moments": Moments
+    "histogram": Histogram,
+    "minmax": MinMax,
+    "moments": Moments,
 }
 
 
@@ -297,7 +299,11 @@ class Statistics(Mapping[Site, Reducer]):
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
         """Read what `save` wrote. Raises DataError that names the file."""
-        return cls.from_file(path, str(path))
+        try:
+            with open(path, "rb") as file:
+                return cls.from_file(file, str(path))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
     @classmethod
     def from_file(cls, source: str | Path | IO[bytes], path: str) -> Statistics:

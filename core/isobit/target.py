@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,12 @@ _TABLES: Mapping[str, Mapping[str, type]] = {
     "ties": {"same": list, "joint": list},
 }
 _GRANULARITIES: Mapping[str, type[Any]] = {
-    "per-tensor": PerTensor, "per-channel": PerChannel, "block": PerBlock, "lpbq": Lpbq
+    "per-tensor": PerTensor,
+    "per-channel": PerChannel,
+    "block": PerBlock,
+    "lpbq": Lpbq,
 }
-_RANGE = re.compile(r"(u?int)(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(u?int)([0-9]{1,4})\.\.([0-9]{1,4})")
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,13 @@ class Target:
         return spec
 
     def _refuse(self, what: str, spec: QuantSpec, known: Sequence[str]) -> None:
-        raise FormatError(f"target {self.name!r} cannot run {what} of type {spec.type_name}; it runs: {', '.join(known)}")
+        raise FormatError(
+            f"target {self.name!r} cannot run {what} of type {spec.type_name}; it runs: {', '.join(known)}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _unsized(name: str) -> Granularity:
@@ -99,6 +109,8 @@ def load_target(path: Path) -> Target:
         text = path.read_text("utf-8")
     except OSError as error:
         raise TargetError(f"cannot read target file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TargetError(f"cannot read target file {path}: it is not text in UTF-8") from error
     return parse_target(text, str(path))
 
 
@@ -125,11 +137,13 @@ class _Reader:
         for key in data:
             if key not in known:
                 raise self.fail(key, f"unknown key{did_you_mean(key, known)}; known are {', '.join(sorted(known))}")
-        if data.get("schema") != SCHEMA:
+        if data.get("schema") != SCHEMA or isinstance(data["schema"], bool):
             raise self.fail("schema", f"must be {SCHEMA}, found {data.get('schema')!r}")
         tables = {name: self.table(data, name, keys) for name, keys in _TABLES.items()}
         activations, weights = tables["activations"], tables["weights"]
         granularities = self.words(weights, "weights", "granularities")
+        if not granularities:
+            raise self.fail("weights.granularities", f"must name at least one of {', '.join(_GRANULARITIES)}")
         for word in granularities:
             if word not in _GRANULARITIES:
                 raise self.fail("weights.granularities", f"unknown {word!r}; known are {', '.join(_GRANULARITIES)}")
@@ -156,6 +170,11 @@ class _Reader:
         ):
             if spec.type_name not in known_types:
                 raise self.fail(f"{key}.default", f"{spec.type_name} is not among {key}.allowed")
+        if target.activations.granularity not in (None, PerTensor()):
+            raise self.fail("activations.default", "activations are quantized per-tensor")
+        asked = target.weights.granularity
+        if asked is not None and not any(isinstance(asked, _GRANULARITIES[word]) for word in granularities):
+            raise self.fail("weights.default", f"{asked} is not among weights.granularities")
         return target
 
     def table(self, data: Mapping[str, Any], name: str, keys: Mapping[str, type]) -> Mapping[str, Any]:
@@ -200,7 +219,8 @@ class _Reader:
             elif word in FLOAT_BITS or (not match and self.spec(word, f"{name}.allowed").type_name == word):
                 found.append(word)
             else:
-                raise self.fail(f"{name}.allowed", f"{word!r} is no type: write int8, int2..16 or {', '.join(FLOAT_BITS)}")
+                known = ", ".join(FLOAT_BITS)
+                raise self.fail(f"{name}.allowed", f"{word!r} is no type: write int8, int2..16 or {known}")
         return tuple(found)
 
     def bias(self, table: Mapping[str, Any]) -> bool:
@@ -231,7 +251,7 @@ class _Reader:
             raise self.fail("fixed_ranges", "must be a table")
         found = {}
         for op, pair in data.items():
-            numbers = isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, int | float) for v in pair)
+            numbers = isinstance(pair, list) and len(pair) == 2 and all(_is_number(v) for v in pair)
             if not numbers or not pair[0] < pair[1]:
                 raise self.fail(f"fixed_ranges.{op}", f"must be [minimum, maximum], found {pair!r}")
             found[op] = (float(pair[0]), float(pair[1]))

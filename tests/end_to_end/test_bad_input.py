@@ -152,6 +152,18 @@ def test_an_export_that_fails_leaves_the_folder_as_it_was(sim, network, tmp_path
     assert (tmp_path / "out" / "model.qdq.onnx").read_text() == "an earlier export"
 
 
+def test_an_export_that_fails_removes_every_folder_it_made(sim, network, tmp_path, monkeypatch):
+    sim.calibrate([network.batch(2)])
+
+    def broken(*_):
+        raise ModelError("no")
+
+    monkeypatch.setattr("isobit_onnx.export.save_model", broken)
+    with pytest.raises(ModelError):
+        sim.export(tmp_path / "new" / "deep" / "out")
+    assert os.listdir(tmp_path) == []
+
+
 def test_models(tmp_path, model):
     path = tmp_path / "cut.onnx"
     path.write_bytes(model.SerializeToString()[:500])

@@ -145,6 +145,19 @@ def test_attention_masks_stay_in_float(tmp_path, target):
     assert "scores" not in sim.graph.tensors
 
 
+def test_pixels_are_signal(tmp_path):
+    """A camera model takes uint8 and casts: what follows is quantized, the integers themselves are not."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], "cast", to=FLOAT),
+        helper.make_node("Mul", ["f", "scale"], ["s"], "normalize"),
+        helper.make_node("Conv", ["s", "w"], ["y"], "conv"),
+    ]
+    inputs, outputs = [("x", TensorProto.UINT8, ["n", 3, 8, 8])], [("y", FLOAT, ["n", 4, 6, 6])]
+    model = model_of(nodes, inputs, outputs, [number("scale", 1 / 255), constant("w", 4, 3, 3, 3)])
+    sim = check(model, [{"x": RNG.integers(0, 256, (2, 3, 8, 8), np.uint8)} for _ in range(3)], tmp_path)
+    assert {"normalize", "conv", "w"} <= {str(site) for site in sim.encodings}
+
+
 def test_a_fixed_batch_cuts_the_data(tmp_path):
     node = helper.make_node("Gemm", ["x", "w"], ["y"], "fc")
     model = model_of([node], [("x", FLOAT, [2, 4])], [("y", FLOAT, [2, 6])], [constant("w", 4, 6)])

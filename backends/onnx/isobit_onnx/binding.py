@@ -67,7 +67,7 @@ def from_name_map(names: NameMap, site: Site) -> NativeSite:
     if site not in names:
         raise ModelError(f"the ONNX export has no name for {str(site)!r}: the backend's to_onnx must map every site")
     entry = names[site]
-    layout: Layout = () if entry.permutation is None else (Permute(entry.permutation),)
+    layout: Layout = entry.layout if entry.permutation is None else (Permute(entry.permutation),)
     if entry.input is not None:
         return NativeSite("", ((entry.name, entry.input),), layout)
     return NativeSite(entry.name, None, layout)

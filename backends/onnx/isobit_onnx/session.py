@@ -28,7 +28,7 @@ class Session:
     """Runs a model in float: QDQ pairs are computed as they are written, never fused into integer kernels."""
 
     def __init__(self, model: ir.Model, *, plan_memory: bool = True) -> None:
-        """`plan_memory` reserves all tensors of a run at once: faster for plain runs, larger where many outputs leave."""
+        """`plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave."""
         options = onnxruntime.SessionOptions()
         options.enable_mem_pattern = plan_memory
         options.log_severity_level = 3

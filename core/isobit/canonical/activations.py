@@ -72,9 +72,7 @@ def _product_activation(graph: Graph, last: Node) -> Fusion | None:
     return None
 
 
-def _gated(
-    graph: Graph, x: str, gate: Node, constant: float
-) -> tuple[str, dict[str, object], tuple[Node, ...]] | None:
+def _gated(graph: Graph, x: str, gate: Node, constant: float) -> tuple[str, dict[str, object], tuple[Node, ...]] | None:
     """The activation ``constant * x * gate(x)``: its name, attributes, and the nodes inside the gate."""
     if gate.op == "Sigmoid" and gate.input(0) == x and close(constant, 1.0):
         return "Swish", {}, ()

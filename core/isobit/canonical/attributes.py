@@ -21,7 +21,8 @@ def normalize_attributes(graph: Graph) -> Graph:
 def _normalized(graph: Graph, node: Node) -> Node:
     attributes: dict[str, Any] = {**DEFAULTS.get(node.op, {}), **node.attributes}
     for name in IGNORED_ATTRIBUTES & attributes.keys():
-        del attributes[name]
+        if node.op != "Dropout":
+            del attributes[name]
     source = node.input(0)
     shape = graph.tensors[source].shape if source is not None and source in graph.tensors else None
     if node.op in _WINDOWED:

@@ -37,8 +37,10 @@ def _is_identity(graph: Graph, node: Node, source: str) -> bool:
     if node.op == "Cast":
         info = graph.tensors.get(source) or graph.weights[source]
         return graph.tensors[node.outputs[0]].dtype == info.dtype
-    training = graph.value(node.input(2)) if node.op == "Dropout" else None
-    return node.op == "Identity" or (node.op == "Dropout" and not np.any(training))
+    if node.op == "Dropout":
+        training = graph.value(node.input(2))
+        return not np.any(node.attributes.get("training_mode", 0) if training is None else training)
+    return node.op == "Identity"
 
 
 def fold_constant_views(graph: Graph) -> Graph:
@@ -57,7 +59,7 @@ def fold_constant_views(graph: Graph) -> Graph:
         shape = output_shape(old.shape, (step,))
         value = None if old.value is None else to_canonical(old.value, (step,))
         viewed = WeightInfo(shape, old.dtype, value, old.source or source, compose(old.layout, (step,)))
-        name = source if len(graph.uses(source)) == 1 else f"{source}'{len(alias)}"
+        name = f"{source}'{len(alias)}"  # canonical_weights gives it the source's name where that is free
         alias[node.outputs[0]] = name
         weights[name] = viewed
     return graph.with_nodes(tuple(kept), weights=weights) if alias else graph
@@ -93,29 +95,36 @@ def absorb_settings(graph: Graph) -> Graph:
 
 
 def drop_shape_arithmetic(graph: Graph) -> Graph:
-    """Nodes that only compute shapes from shapes go; what they fed is a setting that follows from the shapes."""
-    shapes: set[str] = set()
-    kept = []
-    for node in graph.nodes:
-        data = [name for name in node.inputs if name is not None]
-        derived = node.op in SHAPE_SOURCES or (
-            bool(data)
-            and any(name in shapes for name in data)
-            and all(name in shapes or name in graph.weights for name in data)
-        )
-        if derived and not any(tensor in graph.output_tensors for tensor in node.outputs):
-            shapes.update(node.outputs)
-        else:
-            kept.append(node)
+    """Nodes that only compute shapes from shapes go; what they fed is a setting that follows from the shapes.
+
+    Where a value computed from shapes is data (looked-up positions, a mask), what computes it stays.
+    """
+    shapes = _shape_tensors(graph)
     if not shapes:
         return graph
-    cleaned = []
-    for node in kept:
-        inputs = [None if name in shapes else name for name in node.inputs]
+    kept = []
+    needed = set(graph.output_tensors)
+    for node in reversed(graph.nodes):
+        if shapes.issuperset(node.outputs) and needed.isdisjoint(node.outputs):
+            continue
+        settings = SETTINGS.get(node.op, {})
+        inputs = [None if name in shapes and i in settings else name for i, name in enumerate(node.inputs)]
+        needed.update(name for name in inputs if name is not None)
         while inputs and inputs[-1] is None:
             inputs.pop()
-        cleaned.append(replace(node, inputs=tuple(inputs)))
-    return graph.with_nodes(tuple(cleaned))
+        kept.append(replace(node, inputs=tuple(inputs)))
+    return graph.with_nodes(tuple(reversed(kept)))
+
+
+def _shape_tensors(graph: Graph) -> set[str]:
+    """Tensors that follow from shapes and constants alone."""
+    shapes: set[str] = set()
+    for node in graph.nodes:
+        data = [name for name in node.inputs if name is not None]
+        known = all(name in shapes or name in graph.weights for name in data)
+        if node.op in SHAPE_SOURCES or (known and any(name in shapes for name in data)):
+            shapes.update(node.outputs)
+    return shapes
 
 
 def unify_reshapes(graph: Graph) -> Graph:
@@ -134,5 +143,3 @@ def _renamed(node: Node, alias: dict[str, str]) -> Node:
     if not any(name in alias for name in node.inputs):
         return node
     return replace(node, inputs=tuple(alias.get(name, name) if name else name for name in node.inputs))
-
-

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from isobit.canonical.linear import view_weight
 from isobit.graph import Graph, Node, WeightInfo
-from isobit.layout import Layout, Permute, Take, conv_transpose_layout
+from isobit.layout import Layout, Permute, Take, compose, conv_transpose_layout, output_shape, to_canonical
 
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
@@ -37,21 +37,32 @@ def _viewed(graph: Graph, node: Node, weights: dict[str, WeightInfo]) -> Node:
     for index, layout in layouts.items():
         name = inputs[index]
         if name is not None:
-            inputs[index] = view_weight(weights, name, layout)
+            inputs[index] = _canonical_view(weights, name, layout)
     return replace(node, inputs=tuple(inputs))
+
+
+def _canonical_view(weights: dict[str, WeightInfo], name: str, layout: Layout) -> str:
+    """The constant through `layout`, whose own layout is not empty even where nothing moves: `_is_done` looks at it."""
+    old = weights[name]
+    if compose(old.layout, layout):
+        return view_weight(weights, name, layout)
+    shape = output_shape(old.shape, layout)
+    value = None if old.value is None else to_canonical(old.value, layout)
+    alias = f"{name}'"
+    weights[alias] = replace(old, shape=shape, value=value, layout=(Permute(tuple(range(len(shape)))),))
+    return alias
 
 
 def _is_done(graph: Graph, weight: str) -> bool:
     """Whether the layout was applied by an earlier run of this pass."""
-    return bool(graph.weights[weight].layout) and all(use.node.op != "Transpose" for use in graph.uses(weight)) and (
-        graph.weights[weight].source == weight
-    )
+    info = graph.weights[weight]
+    return bool(info.layout) and info.source == weight
 
 
 def _restore_names(graph: Graph) -> Graph:
     """A view takes its source's name when nothing reads the source itself."""
     rename: dict[str, str] = {}
-    for name, info in graph.weights.items():
+    for name, info in sorted(graph.weights.items(), key=lambda item: len(item[1].layout)):
         source = info.source
         if source and source != name and source not in graph.weights and source not in rename.values():
             rename[name] = source

@@ -46,7 +46,8 @@ def load_array_folder(
         return _read(file, graph)[0]
 
     if whole:
-        notes.insert(0, f"{path}: {len(files)} file(s), each one batch")
+        limit = f", at most {samples} samples of them" if samples is not None else ""
+        notes.insert(0, f"{path}: {len(files)} file(s), each one batch{limit}")
         batches = FileBatches(files, read, batch_size, whole=True, samples=samples)
     else:
         wanted, size, left_out = full_batches(files[:samples], batch_size, graph)
@@ -90,11 +91,6 @@ def _read(path: Path, graph: Graph) -> tuple[Arrays, NDArray[Any] | None, list[s
                 f"{path}: holds pickled Python objects, which are refused because loading them can run code: "
                 "save plain numeric arrays with numpy.save or numpy.savez"
             ) from error
-        if "pickle" in str(error):  # NumPy takes whatever it does not recognise for a pickle
-            raise DataError(
-                f"{path}: not a {path.suffix.lower()} file: it does not begin as one (a pickle is refused, because "
-                "loading it can run code); write it with numpy.save or numpy.savez"
-            ) from error
         raise DataError(
             f"{path}: not a readable {path.suffix.lower()} file: {error or type(error).__name__}"
         ) from error
@@ -107,20 +103,18 @@ def _read_npy(path: Path, graph: Graph) -> Arrays:
             f"{path}: a .npy file holds one array, and the model has {len(names)} inputs ({', '.join(names)}): "
             "use a .npz file with arrays of those names"
         )
+    _check_beginning(path, b"\x93NUMPY")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError:  # an empty array, or one that cannot be mapped
         array = np.load(path, allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: this is a .npz file: rename it to end in .npz")
     return {names[0]: array}
 
 
 def _read_npz(path: Path, graph: Graph) -> tuple[Arrays, NDArray[Any] | None, list[str]]:
-    archive = np.load(path, allow_pickle=False)
-    if isinstance(archive, np.ndarray):
-        raise DataError(f"{path}: this is a .npy file: rename it to end in .npy")
-    with archive:
+    _check_beginning(path, b"PK")
+    # NumPy leaves a damaged archive open when it opens the file itself.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         label = next((name for name in LABELS if name in archive.files and name not in graph.inputs), None)
         keys, notes = _keys(path, [name for name in archive.files if name != label], graph)
         arrays = {}
@@ -128,6 +122,17 @@ def _read_npz(path: Path, graph: Graph) -> tuple[Arrays, NDArray[Any] | None, li
             arrays[name] = _member(path, archive, key)
         labels = _member(path, archive, label) if label is not None else None
     return arrays, labels, notes
+
+
+def _check_beginning(path: Path, magic: bytes) -> None:
+    """Refuse a file of another kind, a pickle among them, which NumPy would name misleadingly."""
+    with path.open("rb") as file:
+        start = file.read(len(magic))
+    if start != magic:
+        raise DataError(
+            f"{path}: not a {path.suffix.lower()} file: it does not begin as one; write it with numpy.save or "
+            "numpy.savez (pickles are refused, because loading one can run code)"
+        )
 
 
 def _member(path: Path, archive: Any, key: str) -> NDArray[Any]:

@@ -49,11 +49,12 @@ def runtime_warnings(cpu: str | None, gpu: str | None) -> list[str]:
     if cpu and gpu:
         return [
             f"onnxruntime {cpu} and onnxruntime-gpu {gpu} are both installed and overwrite each other's files: "
-            "run pip uninstall -y onnxruntime onnxruntime-gpu, then install one of isobit[onnx-cpu] and isobit[onnx-cuda]"
+            "run pip uninstall -y onnxruntime onnxruntime-gpu, then install isobit[onnx-cpu] or isobit[onnx-cuda]"
         ]
     if not cpu and not gpu:
         return [
-            'onnxruntime is not installed: ONNX models cannot be run, and exports are not checked: pip install "isobit[onnx-cpu]"'
+            "onnxruntime is not installed: ONNX models cannot be run, and exports are not checked: "
+            'pip install "isobit[onnx-cpu]"'
         ]
     return []
 

@@ -72,8 +72,8 @@ class Evaluator:
         while scores.ndim > 2 and scores.shape[-1] == 1:
             scores = scores[..., 0]
         if scores.ndim != 2 or scores.shape[1] < 2 or scores.dtype.kind != "f":
-            shape = ("samples", *outputs[self.result.output].shape[1:])
-            note = f"output {self.result.output!r} has shape ({', '.join(map(str, shape))}), which scores no classes: no top-1"
+            shape = ", ".join(map(str, ("samples", *outputs[self.result.output].shape[1:])))
+            note = f"output {self.result.output!r} has shape ({shape}), which scores no classes: no top-1"
             if note not in self.result.notes:
                 self.result.notes.append(note)
             return np.zeros(0, np.int64)

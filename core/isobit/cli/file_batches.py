@@ -97,7 +97,7 @@ def _check_alike(first: Arrays, other: Arrays, first_path: Path, path: Path) -> 
     for name, array in other.items():
         if array.shape != first[name].shape:
             raise DataError(
-                f"array for input {name!r} has shape {array.shape}, and that of {first_path.name} has {first[name].shape}"
+                f"array for input {name!r} has shape {array.shape}; that of {first_path.name} has {first[name].shape}"
             )
         if array.dtype != first[name].dtype:
             raise DataError(

@@ -47,12 +47,12 @@ class Preprocessing:
 
     def _normalise(self, values: NDArray[np.float32]) -> NDArray[Any]:
         if self.scale is not None:
-            values = values * np.float32(self.scale)
+            values *= np.float32(self.scale)
         if self.mean is not None:
-            values = values - np.array(self.mean, np.float32)
+            values -= np.array(self.mean, np.float32)
         if self.std is not None:
-            values = values / np.array(self.std, np.float32)
-        return values.astype(self.dtype)
+            values /= np.array(self.std, np.float32)
+        return np.asarray(values, self.dtype)
 
     def __str__(self) -> str:
         steps = [f"resized to {self.height}x{self.width} (bilinear, not cropped)", self.channels]

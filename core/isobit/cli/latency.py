@@ -16,20 +16,29 @@ from numpy.typing import NDArray
 from isobit.errors import ModelError
 
 _WARM_UP, _FEWEST, _MOST, _SECONDS = 2, 5, 50, 3.0
+_STEADY = 1.5  # a median further above the best run than this is a busy machine's
 
 Batch = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Median milliseconds a batch of each file, None where the file cannot be run by onnxruntime."""
+    """Median and best milliseconds a batch of each file, None where onnxruntime cannot run the float one."""
 
     float_ms: float | None
     quantized_ms: float
+    float_best_ms: float | None
+    quantized_best_ms: float
     batch: int
     threads: int
     repeats: int
     runtime: str
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the runs took about the same time, so that the ratio of the medians means something."""
+        pairs = ((self.float_ms, self.float_best_ms), (self.quantized_ms, self.quantized_best_ms))
+        return all(ms is None or best is None or ms <= _STEADY * best for ms, best in pairs)
 
 
 def runtime_available() -> bool:
@@ -80,10 +89,11 @@ def measure(float_session: FileSession | None, quantized: FileSession, batch: Ba
             start = time.perf_counter()
             session.run(batch)
             taken.append((time.perf_counter() - start) * 1e3)
-    medians = [statistics.median(taken) for taken in times]
+    medians, best = [statistics.median(taken) for taken in times], [min(taken) for taken in times]
     size = len(next(iter(batch.values())))
     runtime = f"onnxruntime {onnxruntime.__version__}, CPU"
-    return Latency(medians[0] if float_session else None, medians[-1], size, threads, len(times[0]), runtime)
+    before = (medians[0], best[0]) if float_session else (None, None)
+    return Latency(before[0], medians[-1], before[1], best[-1], size, threads, len(times[0]), runtime)
 
 
 def first_samples(batch: Batch, count: int, fixed: int | None) -> Batch:

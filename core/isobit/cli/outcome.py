@@ -36,12 +36,14 @@ class Outcome:
 
 def format_label(plan: Plan) -> str:
     """``uint8 x int8``: the formats of activations and weights as they were placed."""
+    if not plan.placements:
+        return "all in float"
     return f"{_types(plan, 'activation')} x {_types(plan, 'weight')}"
 
 
 def _types(plan: Plan, kind: str) -> str:
     names = dict.fromkeys(placement.spec.type_name for placement in plan.placements.values() if placement.kind == kind)
-    return "/".join(names) if len(names) <= 3 else "mixed"
+    return "/".join(names) or "float" if len(names) <= 3 else "mixed"
 
 
 def print_outcome(outcome: Outcome, as_json: bool) -> None:
@@ -98,12 +100,16 @@ def _captions(outcome: Outcome) -> Iterator[str]:
     if result is not None and result.float_accuracy is not None:
         yield f"accuracy: top-1 of output {result.output!r} over {result.samples} samples"
     elif result is not None and result.simulated_agreement is not None:
-        yield f"top-1 as FP32: share of {result.samples} samples where {result.output!r} has the float model's best class"
+        yield f"top-1 as FP32: share of {result.samples} samples where the best class of {result.output!r} is the same"
     if latency is not None:
         yield (
             f"latency: median of {latency.repeats} interleaved runs, batch {latency.batch}, "
             f"{latency.threads} thread(s), {latency.runtime}"
         )
+        if not latency.is_steady:
+            best = [ms for ms in (latency.float_best_ms, latency.quantized_best_ms) if ms is not None]
+            best_text = " and ".join(f"{ms:.3g} ms" for ms in best)
+            yield f"the runs varied, as on a busy machine; the best took {best_text}: measure again, or --threads 1"
     yield f"target {outcome.target}, calibration {outcome.calibration}"
 
 

@@ -86,7 +86,7 @@ Override = Annotated[
         "--override",
         metavar="NAME=FORMAT",
         rich_help_panel=_FORMATS,
-        help="Another format for tensors or weights of this name; * and ? match; NAME=float leaves them in float. Repeatable.",
+        help="Another format for tensors or weights of this name; * and ? match; NAME=float is float. Repeatable.",
     ),
 ]
 Exclude = Annotated[

@@ -12,7 +12,7 @@ from isobit.cli.file_batches import fixed_batch
 from isobit.cli.latency import FileSession, available_threads, file_size, first_samples, measure, runtime_available
 from isobit.cli.outcome import Outcome, format_label
 from isobit.cli.quantize_options import Job
-from isobit.cli.terminal import line
+from isobit.cli.terminal import line, warn
 from isobit.data import Dataset
 from isobit.errors import DataError, ModelError
 from isobit.files import check_writable
@@ -72,6 +72,8 @@ class Run:
 
     def write(self) -> None:
         """Write the files."""
+        if not self.sim.plan.placements:
+            warn(f"nothing was quantized on target {self.sim.target.name!r}: see what was left in float, and why")
         self.paths = self.sim.export(self.job.out)
 
     def measure_files(self) -> Outcome:

@@ -135,7 +135,9 @@ def _numbers(entry: Mapping[str, Any], key: str, dtype: type[np.float32] | type[
         raise EncodingError(f"{key}: rows of different lengths, or no numbers") from error
     allowed = "iu" if dtype is np.int32 else "iuf"
     if array.dtype.kind not in allowed or array.size == 0:
-        raise EncodingError(f"{key}: must be {'whole numbers' if dtype is np.int32 else 'numbers'}, found {str(entry[key])[:60]}")
+        raise EncodingError(
+            f"{key}: must be {'whole numbers' if dtype is np.int32 else 'numbers'}, found {str(entry[key])[:60]}"
+        )
     limit = np.iinfo(np.int32).max if dtype is np.int32 else np.finfo(np.float32).max
     if np.any(np.abs(array.astype(np.float64)) > limit):
         raise EncodingError(f"{key}: out of the range of {np.dtype(dtype)}")

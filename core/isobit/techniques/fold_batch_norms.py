@@ -1,4 +1,4 @@
-"""Batch norm folding: a normalisation with fixed statistics is a scale and a shift, which the layer beside it can carry.
+"""Batch norm folding: a normalisation with fixed statistics is a scale and shift that the layer beside it can carry.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
 CVPR 2018, section 3.2; Krishnamoorthi, arXiv 1806.08342.
@@ -71,7 +71,7 @@ class FoldBatchNorms:
         return False, f"{obstacle}; {other}"
 
 
-# --- the affine map of a node ------------------------------------------------------------------------------------------
+# --- the affine map of a node ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,7 @@ def _per_channel(value: NDArray[np.float32], channels: int, rank: int, axis: int
     return np.asarray(np.broadcast_to(value.reshape(-1), (channels,)), np.float32)
 
 
-# --- backward ----------------------------------------------------------------------------------------------------------
+# --- backward -------------------------------------------------------------------------------------------------------
 
 
 def _layer_before(graph: Graph, node: Node) -> tuple[Node | None, str]:
@@ -187,7 +187,7 @@ def _weight_problem(graph: Graph, layer: Node, weight: str | None) -> str:
     return ""
 
 
-# --- forward -----------------------------------------------------------------------------------------------------------
+# --- forward --------------------------------------------------------------------------------------------------------
 
 
 def _layer_after(graph: Graph, node: Node) -> tuple[Node | None, str]:

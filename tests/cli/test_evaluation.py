@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from isobit.cli.evaluation import Evaluator
+from isobit.cli.latency import Latency, file_size, first_samples
+from isobit.cli.outcome import Outcome, print_outcome
+from isobit.data import Dataset
+
+SCORES = np.eye(4, dtype=np.float32)
+
+
+def evaluator(make_graph, labels=None, scores=SCORES, batch_size=3):
+    dataset = Dataset(scores, make_graph(x=("n", *scores.shape[1:])), batch_size=batch_size)
+    return Evaluator(dataset, labels, "y")
+
+
+def same(batch):
+    return {"y": batch["x"]}
+
+
+def shifted(batch):
+    """The classes of the first sample of each batch go wrong."""
+    values = batch["x"].copy()
+    values[0] = np.roll(values[0], 1)
+    return {"y": values}
+
+
+def test_accuracy_and_agreement(make_graph):
+    found = evaluator(make_graph, np.array([0, 1, 2, 0]))
+    found.compare(same, shifted)
+    found.exported(same)
+    result = found.result
+    assert result.samples == 4
+    assert (result.float_accuracy, result.simulated_accuracy, result.exported_accuracy) == (0.75, 0.75, 0.75)
+    assert (result.simulated_agreement, result.exported_agreement) == (0.5, 1.0)
+
+
+def test_labels_in_a_column_and_as_floats(make_graph):
+    found = evaluator(make_graph, np.array([[0.0], [1.0], [2.0], [3.0]]))
+    found.compare(same, same)
+    assert found.result.float_accuracy == 1.0
+
+
+def test_sqnr(make_graph):
+    found = evaluator(make_graph)
+    found.compare(same, lambda batch: {"y": batch["x"] * np.float32(1.125)})
+    assert found.result.sqnr["y"] == pytest.approx(20 * math.log10(8))
+    found = evaluator(make_graph)
+    found.compare(same, same)
+    assert found.result.sqnr["y"] == math.inf
+
+
+def test_outputs_that_score_no_classes(make_graph):
+    scores = np.ones((4, 2, 5, 5), np.float32)
+    found = evaluator(make_graph, np.zeros(4, int), scores)
+    found.compare(same, same)
+    assert found.result.float_accuracy is None
+    assert found.result.simulated_agreement is None
+    assert found.result.notes == ["output 'y' has shape (samples, 2, 5, 5), which scores no classes: no top-1"]
+
+
+def test_trailing_axes_of_one_are_no_obstacle(make_graph):
+    found = evaluator(make_graph, np.arange(4), SCORES.reshape(4, 4, 1, 1))
+    found.compare(same, same)
+    assert found.result.float_accuracy == 1.0
+
+
+def test_table_says_dashes_where_nothing_was_measured(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    outcome = Outcome("uint8 x int8", "default", "minmax", quantized_bytes=2_500_000)
+    outcome.latency = Latency(None, 1.234, None, 1.2, 4, 2, 9, "onnxruntime 1, CPU")
+    print_outcome(outcome, as_json=False)
+    text = capsys.readouterr().out
+    assert "2.5 MB" in text
+    assert "1.23 ms" in text
+    assert "median of 9 interleaved runs, batch 4, 2 thread(s), onnxruntime 1, CPU" in text
+    assert "varied" not in text
+
+
+def test_a_busy_machine_is_said(capsys):
+    outcome = Outcome("uint8 x int8", "default", "minmax")
+    outcome.latency = Latency(14.2, 0.3, 1.8, 0.25, 4, 2, 9, "onnxruntime 1, CPU")
+    print_outcome(outcome, as_json=False)
+    assert "the runs varied, as on a busy machine; the best took 1.8 ms and 0.25 ms" in capsys.readouterr().out
+
+
+def test_names_with_brackets_are_printed_as_they_are(capsys):
+    outcome = Outcome("uint8 x int8", "default", "minmax", left_in_float={"[bold]x[/bold]": "why [0]"})
+    print_outcome(outcome, as_json=False)
+    assert "[bold]x[/bold]: why [0]" in capsys.readouterr().out
+
+
+def test_json_has_no_infinity(capsys, make_graph):
+    found = evaluator(make_graph)
+    found.compare(same, same)
+    print_outcome(Outcome("a x b", "default", "minmax", found.result), as_json=True)
+    assert '"y": null' in capsys.readouterr().out
+
+
+def test_first_samples_keep_a_fixed_batch():
+    batch = {"x": np.zeros((4, 2))}
+    assert first_samples(batch, 1, None)["x"].shape == (1, 2)
+    assert first_samples(batch, 1, 4)["x"].shape == (4, 2)
+
+
+def test_size_counts_external_weights(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    weight = onnx.numpy_helper.from_array(np.zeros((64, 64), np.float32), "w")
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    ports = [onnx.helper.make_tensor_value_info(name, 1, ["n", 64]) for name in "xy"]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ports[:1], ports[1:], [weight]))
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    assert file_size(path) == path.stat().st_size + (tmp_path / "m.data").stat().st_size
+    assert file_size(tmp_path) is None

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+
+import isobit.plugins
+from isobit.errors import PluginError
+
+
+def fail_with(error, monkeypatch):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(isobit.plugins, "registry", fail)
+
+
+def test_isobit_error_is_one_line(isobit, monkeypatch):
+    fail_with(PluginError("a message\nof [bold]two[/bold] lines"), monkeypatch)
+    result = isobit("targets")
+    assert result.exit_code == 1
+    assert result.stderr == "error: a message of [bold]two[/bold] lines\n"
+    assert result.stdout == ""
+
+
+def test_bug_names_the_exception_and_debug(isobit, monkeypatch):
+    fail_with(ZeroDivisionError("oops"), monkeypatch)
+    result = isobit("targets")
+    assert result.exit_code == 70
+    assert result.stderr.count("\n") == 1
+    assert "unexpected ZeroDivisionError: oops" in result.stderr
+    assert "--debug" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "targets"), ("targets", "--debug")])
+@pytest.mark.parametrize(("error", "code"), [(PluginError("oops"), 1), (ValueError("oops"), 70)])
+def test_debug_shows_the_traceback(isobit, monkeypatch, arguments, error, code):
+    fail_with(error, monkeypatch)
+    result = isobit(*arguments)
+    assert result.exit_code == code
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "oops" in result.stderr
+
+
+def test_interruption(isobit, monkeypatch):
+    fail_with(KeyboardInterrupt(), monkeypatch)
+    result = isobit("targets")
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted; nothing was written\n"
+
+
+def test_interruption_after_writing_does_not_deny_it(isobit, digits, tmp_path, monkeypatch):
+    from isobit.cli.quantize_run import Run
+
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "measure_files", interrupt)
+    out = tmp_path / "out"
+    result = isobit("quantize", digits / "model.onnx", "--data", digits / "calibration.npz", "-o", out, "--samples", 32)
+    assert result.exit_code == 130
+    assert result.stderr == f"interrupted; the files in {out} are complete\n"
+    assert (out / "model.qdq.onnx").exists()
+
+
+def test_version_and_help(isobit):
+    from isobit import __version__
+
+    assert isobit("--version").stdout == f"isobit {__version__}\n"
+    for verb in ((), ("quantize",), ("inspect",), ("backends",), ("targets",)):
+        result = isobit(*verb, "--help")
+        assert result.exit_code == 0
+        assert "Usage: " in result.stdout
+    assert "Formats" in isobit("quantize", "--help").stdout

@@ -1,0 +1,82 @@
+"""The neutral graph: finding things in it, and leaving out what nothing names."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from sketch import Sketch
+
+from isobit.errors import ModelError
+from isobit.graph import SMALL, Graph, small_value
+
+
+def diamond() -> Graph:
+    sketch = Sketch()
+    x = sketch.input("x", "N", 3)
+    weight = sketch.random("w", 3, 3)
+    bias = sketch.random("b", 3)
+    left = sketch.node("Linear", x, weight, bias, name="left", shape=("N", 3))
+    right = sketch.node("Linear", x, weight, name="right", shape=("N", 3))
+    sketch.weight("unread", 1.0)
+    return sketch.graph(sketch.node("Add", left, right, name="sum", shape=("N", 3)))
+
+
+def test_finding_nodes_producers_and_readers() -> None:
+    graph = diamond()
+    assert graph.node("left").op == "Linear"
+    assert graph.producer("sum") is graph.node("sum")
+    assert graph.producer("x") is None
+    assert [(use.node.name, use.index, use.role) for use in graph.uses("w")] == [
+        ("left", 1, "weight"),
+        ("right", 1, "weight"),
+    ]
+    assert [use.role for use in graph.uses("b")] == ["bias"]
+    assert [use.role for use in graph.uses("left")] == ["data"]
+    assert graph.uses("nothing") == ()
+    with pytest.raises(ModelError, match=re.escape("no node 'lefft' in the graph (did you mean 'left'?)")):
+        graph.node("lefft")
+
+
+def test_a_sole_reader_is_one_reader_of_what_stays_inside() -> None:
+    graph = diamond()
+    reader = graph.sole_reader("left")
+    assert reader is not None
+    assert (reader.node.name, reader.index) == ("sum", 0)
+    assert graph.sole_reader("x") is None
+    assert graph.sole_reader("sum") is None
+
+
+def test_inputs_that_are_left_out_are_absent() -> None:
+    node = diamond().node("right")
+    assert node.input(1) == "w"
+    assert node.input(2) is None
+
+
+def test_what_nothing_names_is_left_out() -> None:
+    graph = diamond()
+    less = graph.with_nodes(graph.nodes[:1], outputs={"out": "left"})
+    assert set(less.tensors) == {"x", "left"}
+    assert set(less.weights) == {"w", "b"}
+    assert "unread" in graph.weights
+
+
+def test_a_graph_is_read_only() -> None:
+    graph = diamond()
+    with pytest.raises(TypeError):
+        graph.tensors["x"] = graph.tensors["sum"]  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        graph.nodes = ()  # type: ignore[misc]
+
+
+def test_small_constants_carry_a_copy_of_their_value() -> None:
+    array = np.zeros(SMALL)
+    value = small_value(array)
+    assert value is not None
+    array[0] = 1
+    assert not value.any()
+    assert small_value(np.zeros(SMALL + 1)) is None
+    assert diamond().value("b") is not None
+    assert diamond().value("x") is None
+    assert diamond().value(None) is None

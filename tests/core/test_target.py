@@ -1,0 +1,238 @@
+"""Target files: what they say, and an error for everything that they cannot say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isobit.errors import FormatError, TargetError
+from isobit.plugins import Registry
+from isobit.quant_spec import QuantSpec
+from isobit.target import Step, load_target, parse_target
+
+TOML = """
+schema = 1
+name = "chip"
+description = "A chip"
+
+[activations]
+default = "uint8"
+allowed = ["uint8", "int4..6", "float16"]
+
+[weights]
+default = "int8"
+allowed = ["int8", "int4", "bfloat16"]
+granularities = ["per-channel", "per-tensor", "block"]
+per_channel_ops = ["Conv"]
+
+[bias]
+format = "int32"
+
+[quantize]
+ops = ["*"]
+except = ["Erf"]
+
+[[fusions]]
+ops = ["Conv|Linear", "BatchNormalization?", "Relu"]
+
+[ties]
+same = ["Reshape"]
+joint = ["Concat"]
+
+[fixed_ranges]
+Softmax = [0, 1.0]
+"""
+
+
+def test_a_target_is_what_its_file_says() -> None:
+    target = parse_target(TOML, "chip.toml")
+    assert (target.name, target.description) == ("chip", "A chip")
+    assert target.activation_types == ("uint8", "int4", "int5", "int6", "float16")
+    assert target.weight_types == ("int8", "int4", "bfloat16")
+    assert target.int32_bias
+    relu = Step(frozenset({"Relu"}))
+    assert target.fusions == (
+        (Step(frozenset({"Conv", "Linear"})), Step(frozenset({"BatchNormalization"}), optional=True), relu),
+    )
+    assert target.fixed_ranges == {"Softmax": (0.0, 1.0)}
+    assert (target.same_encoding, target.joint_encoding) == ({"Reshape"}, {"Concat"})
+    assert target.quantizes("Conv")
+    assert not target.quantizes("Erf")
+
+
+def test_fusions_and_fixed_ranges_may_be_missing() -> None:
+    text = re.sub(r"\[\[fusions\]\]\nops.*\n", "", TOML).split("[fixed_ranges]")[0]
+    target = parse_target(text, "chip.toml")
+    assert (target.fusions, target.fixed_ranges) == ((), {})
+
+
+def test_formats_asked_for() -> None:
+    target = parse_target(TOML, "chip.toml")
+    assert str(target.activation_format(None)) == "uint8 asymmetric per-tensor"
+    assert str(target.activation_format("int5 asymmetric")) == "int5 asymmetric per-tensor"
+    assert str(target.weight_format(None, "Conv")) == "int8 symmetric per-channel"
+    assert str(target.weight_format(None, "MatMul")) == "int8 symmetric per-tensor"
+    assert str(target.weight_format("int4 block=32", "MatMul")) == "int4 symmetric block=32"
+    assert str(target.weight_format(QuantSpec.parse("bfloat16 per-channel"), "Conv")) == "bfloat16 per-tensor"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("int8", "target 'chip' cannot run activations of type int8; it runs: uint8, int4, int5, int6, float16"),
+        ("uint8 per-channel", "target 'chip' quantizes activations per-tensor, not per-channel"),
+        ("uint8 block=4", "not block=4"),
+        ("uint", "unknown number type 'uint'"),
+    ],
+)
+def test_activation_formats_it_cannot_run(asked: str, said: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(said)):
+        parse_target(TOML, "chip.toml").activation_format(asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("uint8", "target 'chip' cannot run weights of type uint8; it runs: int8, int4, bfloat16"),
+        ("int4 lpbq=4", "target 'chip' cannot run weights lpbq=4; it runs: per-channel, per-tensor, block"),
+    ],
+)
+def test_weight_formats_it_cannot_run(asked: str, said: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(said)):
+        parse_target(TOML, "chip.toml").weight_format(asked, "Conv")
+
+
+def changed(old: str, new: str) -> str:
+    assert TOML.count(old) == 1
+    return TOML.replace(old, new)
+
+
+WRONG = {
+    "not TOML": (changed("schema = 1", "schema ="), "not valid TOML"),
+    "unknown key": (changed('description = "A', 'descriptoin = "A'), "descriptoin: unknown key (did you mean"),
+    "unknown table": (TOML + "\n[extra]\n", "extra: unknown key"),
+    "no schema": (changed("schema = 1", ""), "schema: must be 1, found None"),
+    "other schema": (changed("schema = 1", "schema = 2"), "schema: must be 1, found 2"),
+    "schema a flag": (changed("schema = 1", "schema = true"), "schema: must be 1, found True"),
+    "schema a text": (changed("schema = 1", 'schema = "1"'), "schema: must be 1, found '1'"),
+    "no name": (changed('name = "chip"', ""), "name: this key is missing"),
+    "name a number": (changed('name = "chip"', "name = 3"), "name: must be a text"),
+    "name empty": (changed('name = "chip"', 'name = ""'), "name: must be a text"),
+    "no description": (changed('description = "A chip"', ""), "description: this key is missing"),
+    "table missing": (changed('[bias]\nformat = "int32"', ""), "bias: this table is missing"),
+    "table a text": (
+        changed('[bias]\nformat = "int32"', "").replace("schema", 'bias = "int32"\nschema'),
+        "must be a table",
+    ),
+    "key missing": (changed('format = "int32"', ""), "bias.format: this key is missing"),
+    "unknown key in a table": (
+        changed("per_channel_ops", "per_chanel_ops"),
+        "weights.per_chanel_ops: unknown key (did",
+    ),
+    "text for a list": (changed('ops = ["*"]', 'ops = "*"'), "quantize.ops: must be a list of texts, found '*'"),
+    "list for a text": (changed('default = "uint8"', 'default = ["uint8"]'), "activations.default: must be a text"),
+    "list of numbers": (
+        changed('except = ["Erf"]', "except = [3]"),
+        "quantize.except: must be a list of texts, found 3",
+    ),
+    "ties of numbers": (
+        changed('same = ["Reshape"]', "same = [true]"),
+        "ties.same: must be a list of texts, found True",
+    ),
+    "bad format": (
+        changed('default = "uint8"', 'default = "unit8"'),
+        "activations.default: unknown number type 'unit8'",
+    ),
+    "default not allowed": (
+        changed('default = "int8"', 'default = "int6"'),
+        "weights.default: int6 is not among weights",
+    ),
+    "activations per channel": (changed('default = "uint8"', 'default = "uint8 per-channel"'), "activations.default: "),
+    "default granularity": (
+        changed('default = "int8"', 'default = "int8 lpbq=8"'),
+        "weights.default: lpbq=8 is not among",
+    ),
+    "type of nonsense": (changed('"int4..6"', '"int4..x"'), "activations.allowed: unknown number type"),
+    "range reversed": (changed('"int4..6"', '"int6..4"'), "activations.allowed: 'int6..4' is no type"),
+    "range too wide": (changed('"int4..6"', '"int4..17"'), "activations.allowed: 'int4..17' is no type"),
+    "type with granularity": (changed('"int4..6"', '"int4 block=2"'), "activations.allowed: 'int4 block=2' is no type"),
+    "unknown granularity": (changed('"block"]', '"blocks"]'), "weights.granularities: unknown 'blocks'; known are"),
+    "no granularity": (
+        changed('["per-channel", "per-tensor", "block"]', "[]"),
+        "weights.granularities: must name at least",
+    ),
+    "bias format": (
+        changed('format = "int32"', 'format = "int16"'),
+        "bias.format: must be 'int32' or 'float', found 'int16'",
+    ),
+    "fusions a table": (changed("[[fusions]]", "[fusions]"), "fusions: must be tables written [[fusions]]"),
+    "fusion of one": (changed('"BatchNormalization?", "Relu"]', "]"), "fusions[0].ops: needs at least two places"),
+    "optional first": (
+        changed('"Conv|Linear"', '"Conv|Linear?"'),
+        "fusions[0].ops: needs at least two places, and the first",
+    ),
+    "fusion of numbers": (changed('"Relu"]', "3]"), "fusions[0].ops: must be a list of op names, found 3"),
+    "fusion of nothing": (changed('"Relu"]', '"?"]'), "fusions[0].ops: must be a list of op names, found '?'"),
+    "fusion without ops": (
+        changed('ops = ["Conv|Linear"', 'op = ["Conv|Linear"'),
+        "fusions[0]: must hold one key, ops",
+    ),
+    "fusion ops a text": (
+        changed('ops = ["Conv|Linear", "BatchNormalization?", "Relu"]', 'ops = "Conv"'),
+        "fusions[0]: must",
+    ),
+    "range of one": (changed("[0, 1.0]", "[0]"), "fixed_ranges.Softmax: must be [minimum, maximum], found [0]"),
+    "range of texts": (changed("[0, 1.0]", '["0", "1"]'), "fixed_ranges.Softmax: must be [minimum, maximum]"),
+    "range of flags": (changed("[0, 1.0]", "[false, true]"), "fixed_ranges.Softmax: must be [minimum, maximum]"),
+    "range upside down": (changed("[0, 1.0]", "[1.0, 0]"), "fixed_ranges.Softmax: must be [minimum, maximum]"),
+    "range infinite": (changed("[0, 1.0]", "[0, inf]"), "fixed_ranges.Softmax: must be [minimum, maximum]"),
+    "range not a number": (changed("[0, 1.0]", "[0, nan]"), "fixed_ranges.Softmax: must be [minimum, maximum]"),
+    "ranges a list": (
+        changed("[fixed_ranges]\nSoftmax = [0, 1.0]", "").replace("schema", "fixed_ranges = []\nschema"),
+        "fixed_ranges: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_every_wrong_key_is_named_with_its_file(case: str) -> None:
+    text, said = WRONG[case]
+    with pytest.raises(TargetError, match=r"^some/chip\.toml: .*") as error:
+        parse_target(text, "some/chip.toml")
+    assert said in str(error.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=r"cannot read target file .*missing\.toml"):
+        load_target(tmp_path / "missing.toml")
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes(TOML.replace("A chip", "für").encode("latin-1"))
+    with pytest.raises(TargetError, match=r"latin\.toml: it is not text in UTF-8"):
+        load_target(latin)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Registry:
+    return Registry([])
+
+
+@pytest.mark.parametrize("name", ["default", "onnxruntime-cpu"])
+def test_the_targets_that_come_with_isobit(plain: Registry, name: str) -> None:
+    target = plain.target(name)
+    assert target.name == name
+    assert plain.target(target) is target
+    for op in ("Conv", "Linear", "MatMul", "Gather"):
+        assert str(target.weight_format(None, op)).startswith("int8 symmetric per-")
+    assert str(target.activation_format(None)) == "uint8 asymmetric per-tensor"
+
+
+def test_targets_by_name_and_by_file(plain: Registry, tmp_path: Path) -> None:
+    path: Any = tmp_path / "chip.toml"
+    path.write_text(TOML)
+    assert plain.target(path) == plain.target(str(path)) == parse_target(TOML, "")
+    with pytest.raises(TargetError, match=re.escape("unknown target 'defualt' (did you mean 'default'?); known are")):
+        plain.target("defualt")
+    assert plain.target(Path("default")).name == "default"
