@@ -164,6 +164,8 @@ class Draft:
         """Put a chain in place of `old`, in the graph and as a step."""
         self._add_weights(weights)
         source = old.input(0)
+        if not chain and source in self.graph.weights:  # ``constant * x`` is spliced out to x
+            source = next((name for name in old.inputs if name in self.graph.tensors), source)
         if source is None or len(old.outputs) != 1:
             raise EditError(
                 f"node {old.name!r} ({old.op}) has not one data input and one output: it cannot be replaced"

@@ -21,14 +21,19 @@ class Chain:
         return tuple(node.outputs[0] for node in self.nodes[:-1])
 
 
-def find_chains(graph: Graph, target: Target, starts: frozenset[str]) -> list[Chain]:
-    """The longest chain from each node in `starts`, in execution order; no node is in two chains."""
+def find_chains(
+    graph: Graph, target: Target, starts: frozenset[str], apart: frozenset[str] = frozenset()
+) -> list[Chain]:
+    """The longest chain from each node in `starts`, in execution order.
+
+    No node is in two chains, and none of `apart` in any.
+    """
     taken: set[str] = set()
     chains = []
     for node in graph.nodes:
         if node.name in taken or node.name not in starts:
             continue
-        matches = (_match(graph, node, pattern) for pattern in target.fusions)
+        matches = (_match(graph, node, pattern, apart) for pattern in target.fusions)
         best = max((match for match in matches if match), key=len, default=None)
         if best is not None and not any(member.name in taken for member in best):
             taken.update(member.name for member in best)
@@ -36,13 +41,13 @@ def find_chains(graph: Graph, target: Target, starts: frozenset[str]) -> list[Ch
     return chains
 
 
-def _match(graph: Graph, node: Node, pattern: Sequence[Step]) -> tuple[Node, ...] | None:
+def _match(graph: Graph, node: Node, pattern: Sequence[Step], apart: frozenset[str]) -> tuple[Node, ...] | None:
     if node.op not in pattern[0].ops:
         return None
     nodes = [node]
     for step in pattern[1:]:
         follower = _follower(graph, nodes[-1])
-        if follower is not None and follower.op in step.ops:
+        if follower is not None and follower.op in step.ops and follower.name not in apart:
             nodes.append(follower)
         elif not step.optional:
             return None

@@ -94,6 +94,10 @@ def _resized(step: View, array: NDArray[Any]) -> tuple[int, ...]:
         return step.before
     if step.before == () or len(step.before) == 1:
         return (array.size,)
+    axes = [axis for axis, size in enumerate(step.shape) if size != 1]
+    if [step.shape[axis] for axis in axes] == [size for size in step.before if size != 1]:
+        sizes = iter([array.shape[axis] for axis in axes])  # the view moves axes of size 1 alone
+        return tuple(size if size == 1 else next(sizes) for size in step.before)
     known = [n for n in step.before if n in array.shape]
     shape = tuple(n if n in known else -1 for n in step.before)
     return shape if shape.count(-1) <= 1 else step.before

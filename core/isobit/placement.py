@@ -61,7 +61,8 @@ class _Placer:
         self.signal = _signal_tensors(graph)
         self.masked = self._masked_tensors()
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
-        chains = find_chains(graph, target, frozenset(self.quantized))
+        apart = frozenset(node.name for node in graph.nodes if self._excluded(node))
+        chains = find_chains(graph, target, frozenset(self.quantized), apart)
         self.inner = {tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner}
         for chain in chains:
             self.quantized.update({node.name: node for node in chain.nodes})

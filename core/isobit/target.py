@@ -62,6 +62,8 @@ class Target:
 
     def quantizes(self, op: str) -> bool:
         """Whether the target runs `op` on quantized values."""
+        if "::" in op:  # no op of the neutral vocabulary: nobody knows what it does, so "*" does not mean it
+            return op in self.ops
         return op not in self.excluded_ops and ("*" in self.ops or op in self.ops)
 
     def activation_format(self, asked: str | QuantSpec | None) -> QuantSpec:

@@ -49,7 +49,9 @@ class _Editor:
     def replace(self, step: Replaced) -> None:
         """Build the chain behind the input of the old node, let its readers read the new end, remove the old parts."""
         old = step.old
-        source, target = self.tensors[old.inputs[0] or ""], self.tensors[old.outputs[0]]
+        # ``constant * x`` is spliced out to x
+        first = next((name for name in old.inputs if name in self.tensors), "") if not step.nodes else old.inputs[0]
+        source, target = self.tensors[first or ""], self.tensors[old.outputs[0]]
         parts = self._parts(old)
         result = self._chain(source, step.nodes, parts[-1])
         self._take_over(target, result)

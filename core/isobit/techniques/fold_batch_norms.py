@@ -222,8 +222,11 @@ def _fold_forward(draft: Draft, node: Node, layer: Node) -> str:
     shift = offset.reshape(groups, -1)[row].reshape(shape)
     old_bias = draft.value(bias) if bias is not None else np.zeros(values.shape[0], np.float32)
     moved = (values * shift).sum(axis=tuple(range(1, values.ndim)), dtype=np.float64)
-    draft.apply(SetWeights({weight: np.asarray(values * scale, np.float32)}))
-    _set_bias(draft, layer, np.asarray(old_bias + moved, np.float32))
+    new_weight, new_bias = np.asarray(values * scale, np.float32), np.asarray(old_bias + moved, np.float32)
+    if not (np.all(np.isfinite(new_weight)) and np.all(np.isfinite(new_bias))):
+        return "the folded weights would not be finite"
+    draft.apply(SetWeights({weight: new_weight}))
+    _set_bias(draft, layer, new_bias)
     draft.apply(Replace(node.name))
     return ""
 
@@ -236,6 +239,8 @@ def _to_scale_and_shift(draft: Draft, node: Node) -> bool:
         return False
     shape = (-1, *(1,) * (rank - 2))
     offset = affine(np.zeros_like(affine.scale))
+    if not (np.all(np.isfinite(affine.scale)) and np.all(np.isfinite(offset))):
+        return False
     names = (f"{node.name}.scale", f"{node.name}.shift")
     weights = dict(zip(names, (affine.scale.reshape(shape), offset.reshape(shape)), strict=True))
     draft.apply(Replace(node.name, (NewNode("Mul", (names[0],)), NewNode("Add", (names[1],))), weights))

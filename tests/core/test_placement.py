@@ -1,0 +1,431 @@
+"""Which sites are quantized, how, and why others are not: both targets on graphs drawn by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from sketch import Sketch
+
+from isobit.canonical import canonicalize
+from isobit.errors import FormatError
+from isobit.graph import Graph
+from isobit.placement import Wishes, place
+from isobit.plan import Plan
+from isobit.plugins import Registry
+from isobit.sites import Input, Tensor, Weight
+from isobit.target import Target
+
+IMAGE = ("N", 4, 6, 6)
+TARGETS: Mapping[str, Target] = {name: Registry([]).target(name) for name in ("default", "onnxruntime-cpu")}
+both = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+DEFAULT, ORT = TARGETS["default"], TARGETS["onnxruntime-cpu"]
+
+ACTIVATION = "uint8 asymmetric per-tensor"
+WEIGHT = "int8 symmetric per-channel"
+BIAS = "int32 symmetric per-channel"
+
+
+def formats(plan: Plan) -> dict[str, str]:
+    """Formats by site; ``(copy)`` marks what the simulator does not round again."""
+    return {
+        f"{'w:' if isinstance(site, Weight) else ''}{site}": f"{p.spec}{'' if p.simulated else ' (copy)'}"
+        for site, p in plan.placements.items()
+    }
+
+
+def conv(sketch: Sketch, x: str, name: str, out: int = 4, source: int = 4, *, bias: bool = False) -> str:
+    operands = [sketch.random(f"{name}.w", out, source, 1, 1), *([sketch.random(f"{name}.b", out)] if bias else [])]
+    return sketch.node("Conv", x, *operands, name=name, shape=("N", out, 6, 6))
+
+
+def relu(sketch: Sketch, x: str, name: str) -> str:
+    return sketch.node("Relu", x, name=name, shape=IMAGE)
+
+
+def drawn(sketch: Sketch, *outputs: str) -> Graph:
+    return canonicalize(sketch.graph(*outputs))
+
+
+# --- chains ---------------------------------------------------------------------------------------------------------
+
+
+@both
+def test_a_fused_chain_is_quantized_at_its_ends(target: Target) -> None:
+    sketch = Sketch()
+    y = conv(sketch, sketch.input("x", *IMAGE), "conv", bias=True)
+    y = sketch.batch_norm("bn", y, 4, IMAGE)
+    plan = place(drawn(sketch, relu(sketch, y, "relu")), target)
+    assert formats(plan) == {"x": ACTIVATION, "relu": ACTIVATION, "w:conv.w": WEIGHT, "w:conv.b": BIAS}
+    bias = plan.placements[Weight("conv.b")]
+    assert (bias.kind, bias.scale_of) == ("bias", (Tensor("x"), Weight("conv.w")))
+    assert plan.placements[Weight("conv.w")].kind == "weight"
+    assert plan.floats["conv"] == plan.floats["bn"] == "inside the fused chain that ends in relu"
+    assert plan.floats["bn.gamma"] == "scale of BatchNormalization stays in float"
+    assert set(plan.placements).isdisjoint({Tensor("conv"), Tensor("bn")})
+
+
+@both
+@pytest.mark.parametrize("tapped", ["conv", "bn"])
+def test_a_chain_ends_where_others_read_it(target: Target, tapped: str) -> None:
+    sketch = Sketch()
+    y = conv(sketch, sketch.input("x", *IMAGE), "conv")
+    y = sketch.batch_norm("bn", y, 4, IMAGE)
+    plan = place(drawn(sketch, relu(sketch, y, "relu"), tapped), target)
+    assert Tensor(tapped) in plan.placements
+    assert (Tensor("conv") in plan.placements) == (tapped == "conv")
+
+
+def test_what_a_target_does_not_fuse_or_run_stays_in_float() -> None:
+    sketch = Sketch()
+    y = conv(sketch, sketch.input("x", *IMAGE), "conv")
+    y = sketch.node("PRelu", y, sketch.random("slope", 4, 1, 1), name="prelu", shape=IMAGE)
+    y = sketch.node("Exp", y, name="exp", shape=IMAGE)
+    graph = drawn(sketch, relu(sketch, y, "relu"))
+    assert formats(place(graph, DEFAULT)) == {
+        "x": ACTIVATION,
+        "prelu": ACTIVATION,
+        "exp": ACTIVATION,
+        "relu": ACTIVATION,
+        "w:conv.w": WEIGHT,
+    }
+    plan = place(graph, ORT)
+    assert formats(plan) == {"x": ACTIVATION, "conv": ACTIVATION, "w:conv.w": WEIGHT}
+    assert plan.floats == {
+        "prelu": "target 'onnxruntime-cpu' runs PRelu in float",
+        "exp": "target 'onnxruntime-cpu' runs Exp in float",
+        "relu": "target 'onnxruntime-cpu' runs Relu in float",
+        "slope": "PRelu prelu stays in float",
+    }
+
+
+@both
+def test_a_residual_is_quantized_on_every_edge_but_before_its_relu(target: Target) -> None:
+    sketch = Sketch()
+    x = sketch.input("x", *IMAGE)
+    y = relu(sketch, conv(sketch, x, "a"), "a.relu")
+    total = sketch.node("Add", conv(sketch, y, "b"), x, name="sum", shape=IMAGE)
+    plan = place(drawn(sketch, relu(sketch, total, "relu")), target)
+    expected = {"x", "a.relu", "b", "relu"}
+    assert {name for name, spec in formats(plan).items() if spec == ACTIVATION} == expected
+    assert plan.floats["sum"] == "inside the fused chain that ends in relu"
+
+
+@both
+def test_placements_come_in_the_order_of_the_graph(target: Target) -> None:
+    sketch = Sketch()
+    y = conv(sketch, sketch.input("x", *IMAGE), "second")
+    plan = place(drawn(sketch, conv(sketch, y, "first")), target)
+    assert [str(p.site) for p in plan.of_kind("activation")] == ["x", "second", "first"]
+
+
+# --- ties -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_concatenation_shares_one_encoding_where_the_target_says_so() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", *IMAGE)
+    parts = [conv(sketch, x, "a"), relu(sketch, conv(sketch, x, "b"), "b.relu")]
+    y = sketch.node("Concat", *parts, name="cat", shape=("N", 8, 6, 6), axis=1)
+    graph = drawn(sketch, conv(sketch, y, "last", source=8))
+    plan = place(graph, DEFAULT)
+    groups = {group: [str(p.site) for p in members] for group, members in plan.groups().items()}
+    assert groups == {"x": ["x"], "a": ["a", "b.relu", "cat"], "last": ["last"]}
+    assert formats(plan)["cat"] == ACTIVATION + " (copy)", "its values are on the grid already"
+    assert formats(plan)["a"] == formats(plan)["b.relu"] == ACTIVATION
+    apart = place(graph, ORT)
+    assert all(len(members) == 1 for members in apart.groups().values())
+    assert formats(apart)["cat"] == ACTIVATION
+
+
+@both
+@pytest.mark.parametrize(
+    ("op", "shape", "attributes"),
+    [
+        ("MaxPool", ("N", 4, 3, 3), {"kernel_shape": (2, 2), "strides": (2, 2)}),
+        ("Transpose", ("N", 6, 6, 4), {"perm": (0, 2, 3, 1)}),
+        ("Slice", ("N", 4, 3, 6), {}),
+        ("Resize", ("N", 4, 12, 12), {"mode": "nearest"}),
+        ("Pad", ("N", 4, 8, 8), {"value": 0.0}),
+        ("Flatten", ("N", 144), {}),
+    ],
+)
+def test_ops_that_move_values_pass_the_encoding_on(target: Target, op: str, shape: Any, attributes: Any) -> None:
+    sketch = Sketch()
+    y = conv(sketch, sketch.input("x", *IMAGE), "conv")
+    moved = sketch.node(op, y, name="moved", shape=shape, **attributes)
+    last = sketch.node("GlobalAveragePool", moved, name="pool", shape=None)
+    plan = place(drawn(sketch, last), target)
+    assert plan.placements[Tensor("moved")].group == "conv"
+    assert formats(plan)["moved"] == ACTIVATION + " (copy)"
+    assert formats(plan)["conv"] == formats(plan)["pool"] == ACTIVATION
+
+
+@both
+@pytest.mark.parametrize(("op", "attributes"), [("Resize", {"mode": "linear"}), ("Pad", {"value": 1.0})])
+def test_ops_that_make_new_values_do_not(target: Target, op: str, attributes: Any) -> None:
+    sketch = Sketch()
+    y = conv(sketch, sketch.input("x", *IMAGE), "conv")
+    y = sketch.node(op, y, name="made", shape=IMAGE, **attributes)
+    plan = place(drawn(sketch, conv(sketch, y, "last")), target)
+    assert formats(plan)["made"] == ACTIVATION
+    assert plan.placements[Tensor("made")].group == "made"
+
+
+@both
+def test_a_model_input_that_is_only_moved_has_its_encoding_from_behind(target: Target) -> None:
+    sketch = Sketch()
+    y = sketch.node("Transpose", sketch.input("x", "N", 6, 6, 4), name="nchw", shape=IMAGE, perm=(0, 3, 1, 2))
+    plan = place(drawn(sketch, conv(sketch, y, "conv")), target)
+    assert formats(plan)["x"] == ACTIVATION
+    assert formats(plan)["nchw"] == ACTIVATION + " (copy)"
+
+
+# --- fixed ranges ---------------------------------------------------------------------------------------------------
+
+
+@both
+def test_ranges_that_the_op_fixes(target: Target) -> None:
+    sketch = Sketch()
+    y = conv(sketch, sketch.input("x", *IMAGE), "conv")
+    y = sketch.node("Sigmoid", y, name="sigmoid", shape=IMAGE)
+    y = sketch.node("Reshape", y, name="flat", shape=("N", 144))
+    graph = drawn(sketch, sketch.node("Softmax", y, name="softmax", shape=("N", 144)))
+    plan = place(graph, target)
+    for name in ("sigmoid", "flat", "softmax"):
+        assert plan.placements[Tensor(name)].fixed_range == (0.0, 1.0)
+    assert plan.placements[Tensor("conv")].fixed_range is None
+    # a symmetric grid would waste half of its levels on a range from 0: it is calibrated like any other
+    assert place(graph, target, Wishes(activations="int8")).placements[Tensor("sigmoid")].fixed_range is None
+
+
+def test_members_of_a_group_that_disagree_have_no_fixed_range() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", *IMAGE)
+    one = sketch.node("Sigmoid", conv(sketch, x, "a"), name="one", shape=IMAGE)
+    two = sketch.node("Tanh", conv(sketch, x, "b"), name="two", shape=IMAGE)
+    y = sketch.node("Concat", one, two, name="cat", shape=("N", 8, 6, 6), axis=1)
+    plan = place(drawn(sketch, conv(sketch, y, "last", source=8)), DEFAULT)
+    assert {plan.placements[Tensor(name)].fixed_range for name in ("one", "two", "cat")} == {None}
+
+
+# --- masks and shapes -----------------------------------------------------------------------------------------------
+
+
+def attention(sketch: Sketch, mask: str) -> Graph:
+    q, k = sketch.input("q", "N", 5, 8), sketch.input("k", "N", 8, 5)
+    scores = sketch.node("MatMul", q, k, name="scores", shape=("N", 5, 5))
+    if mask == "constant":
+        added = sketch.weight("mask", np.triu(np.full((5, 5), -1e9), 1))
+    else:
+        flags = sketch.input("flags", "N", 5, 5, dtype="bool")
+        added = sketch.node(
+            "Where", flags, sketch.weight("no", 0.0), sketch.weight("yes", -1e9), name="where", shape=("N", 5, 5)
+        )
+    total = sketch.node("Add", scores, added, name="masked", shape=("N", 5, 5))
+    return drawn(sketch, sketch.node("Softmax", total, name="softmax", shape=("N", 5, 5)))
+
+
+@both
+@pytest.mark.parametrize("mask", ["constant", "computed"])
+def test_masked_scores_have_no_grid(target: Target, mask: str) -> None:
+    """A grid that reaches down to -1e9 has no level left for the scores."""
+    plan = place(attention(Sketch(), mask), target)
+    assert formats(plan) == {"q": ACTIVATION, "k": ACTIVATION, "scores": ACTIVATION, "softmax": ACTIVATION}
+    assert plan.floats["masked"] == "Add puts a mask on it"
+    if mask == "computed":
+        assert plan.floats["where"] == "computed from shapes, masks or constants alone"
+        assert plan.floats["yes"] == "Where where stays in float"
+    else:
+        assert plan.floats["mask"] == "Add masked stays in float"
+
+
+@both
+def test_integer_tensors_are_no_signal(target: Target) -> None:
+    sketch = Sketch()
+    ids = sketch.input("ids", "N", 5, dtype="int64")
+    x = sketch.node("Gather", sketch.random("table", 11, 8), ids, name="embed", shape=("N", 5, 8))
+    y = sketch.node("Linear", x, sketch.random("w", 4, 8), name="fc", shape=("N", 5, 4))
+    plan = place(drawn(sketch, y), target)
+    assert formats(plan) == {
+        "embed": ACTIVATION,
+        "fc": ACTIVATION,
+        "w:table": "int8 symmetric per-tensor",
+        "w:w": WEIGHT,
+    }
+
+
+# --- constants ------------------------------------------------------------------------------------------------------
+
+
+@both
+def test_constants_of_elementwise_ops_are_quantized_as_activations(target: Target) -> None:
+    sketch = Sketch()
+    y = conv(sketch, sketch.input("x", *IMAGE), "conv")
+    y = sketch.node("Mul", y, sketch.random("factor", 4, 1, 1), name="mul", shape=IMAGE)
+    plan = place(drawn(sketch, y), target, Wishes(activations="int8"))
+    assert plan.placements[Weight("factor")].kind == "constant"
+    assert formats(plan)["w:factor"] == "int8 symmetric per-tensor"
+
+
+def test_a_weight_shared_alike_is_one_site_and_else_one_for_each_reader() -> None:
+    sketch = Sketch()
+    ids = sketch.input("ids", "N", 5, dtype="int64")
+    table = sketch.random("table", 8, 8)
+    x = sketch.node("Gather", table, ids, name="embed", shape=("N", 5, 8))
+    y = sketch.node("Linear", x, sketch.random("w", 8, 8), name="first", shape=("N", 5, 8))
+    y = sketch.node("Linear", y, "w", name="second", shape=("N", 5, 8))
+    y = sketch.node("Linear", y, table, name="head", shape=("N", 5, 8))
+    plan = place(drawn(sketch, y), DEFAULT)
+    assert plan.placements[Weight("w")].channel_axis == 0
+    assert Weight("table") not in plan.placements
+    assert str(plan.placements[Input("embed", 0)].spec) == "int8 symmetric per-tensor"
+    assert str(plan.placements[Input("head", 1)].spec) == WEIGHT
+    partly = place(drawn(sketch, y), DEFAULT, Wishes(exclude=["second"]))
+    assert Weight("w") not in partly.placements
+    assert Input("first", 1) in partly.placements
+    assert Input("second", 1) not in partly.placements
+
+
+def test_stacked_weights_have_their_channels_in_the_middle() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", 2, 5, 3)
+    graph = drawn(sketch, sketch.node("MatMul", x, sketch.random("w", 2, 3, 4), name="mm", shape=(2, 5, 4)))
+    placement = place(graph, DEFAULT).placements[Weight("w")]
+    assert (placement.channel_axis, placement.block_axis) == (1, 2)
+
+
+def test_blocks_where_they_divide_and_channels_where_they_do_not() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", "N", 6)
+    y = sketch.node("Linear", x, sketch.random("odd", 8, 6), name="a", shape=("N", 8))
+    y = sketch.node("Linear", y, sketch.random("even", 4, 8), sketch.random("b", 4), name="b", shape=("N", 4))
+    graph = drawn(sketch, y)
+    plan = place(graph, DEFAULT, Wishes(weights="int4 block=4"))
+    assert formats(plan)["w:even"] == "int4 symmetric block=4"
+    assert plan.placements[Weight("even")].block_axis == 1
+    assert formats(plan)["w:odd"] == "int4 symmetric per-channel"
+    assert plan.floats["b"] == "the input or weight of b is no integer", "blocks have no one accumulator scale"
+    asked = place(graph, DEFAULT, Wishes(overrides={"odd": "int4 block=4"}))
+    assert formats(asked)["w:odd"] == "int4 symmetric block=4", "an explicit wish is not bent: encoding it is the error"
+
+
+# --- biases ---------------------------------------------------------------------------------------------------------
+
+
+def test_biases_that_cannot_be_integers() -> None:
+    sketch = Sketch()
+    graph = drawn(sketch, conv(sketch, sketch.input("x", *IMAGE), "conv", bias=True))
+    for wishes in (Wishes(weights="float16"), Wishes(activations="float8e4m3"), Wishes(exclude=["conv"])):
+        plan = place(graph, DEFAULT, wishes)
+        assert Weight("conv.b") not in plan.placements
+        assert plan.floats["conv.b"] == "the input or weight of conv is no integer"
+    plan = place(graph, DEFAULT, Wishes(overrides={"conv.b": None}))
+    assert plan.floats["conv.b"] == "float by your override"
+    per_tensor = place(graph, DEFAULT, Wishes(weights="int8 per-tensor"))
+    assert formats(per_tensor)["w:conv.b"] == "int32 symmetric per-tensor"
+
+
+def test_a_bias_of_two_layers_has_two_scales() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", *IMAGE)
+    bias = sketch.random("bias", 4)
+    y = sketch.node("Conv", x, sketch.random("a.w", 4, 4, 1, 1), bias, name="a", shape=IMAGE)
+    y = sketch.node("Conv", y, sketch.random("b.w", 4, 4, 1, 1), bias, name="b", shape=IMAGE)
+    plan = place(drawn(sketch, y), DEFAULT)
+    assert Weight("bias") not in plan.placements
+    assert plan.placements[Input("a", 2)].scale_of == (Tensor("x"), Weight("a.w"))
+    assert plan.placements[Input("b", 2)].scale_of == (Tensor("a"), Weight("b.w"))
+
+
+# --- wishes ---------------------------------------------------------------------------------------------------------
+
+
+def small() -> Graph:
+    sketch = Sketch()
+    y = relu(sketch, conv(sketch, sketch.input("x", *IMAGE), "block.conv", bias=True), "block.relu")
+    y = sketch.node("MaxPool", y, name="pool", shape=("N", 4, 3, 3), kernel_shape=(2, 2), strides=(2, 2))
+    return drawn(sketch, sketch.node("Conv", y, sketch.random("head.w", 4, 4, 1, 1), name="head", shape=("N", 4, 3, 3)))
+
+
+def test_formats_for_all() -> None:
+    plan = place(small(), DEFAULT, Wishes(weights="int4 per-tensor", activations="int16"))
+    assert formats(plan)["w:head.w"] == "int4 symmetric per-tensor"
+    assert formats(plan)["head"] == "int16 symmetric per-tensor"
+
+
+def test_overrides_by_pattern_the_last_wins() -> None:
+    overrides = {"*.w": "int4", "head.*": "int6", "block.relu": "uint4", "x": None}
+    found = formats(place(small(), DEFAULT, Wishes(overrides=overrides)))
+    assert found["w:block.conv.w"] == "int4 symmetric per-channel"
+    assert found["w:head.w"] == "int6 symmetric per-channel"
+    assert found["block.relu"] == "uint4 asymmetric per-tensor"
+    assert found["pool"] == "uint4 asymmetric per-tensor (copy)", "what it is tied to goes along"
+    plan = place(small(), DEFAULT, Wishes(overrides=overrides))
+    assert plan.floats["x"] == "float by your override"
+
+
+def test_weights_kept_in_float() -> None:
+    plan = place(small(), DEFAULT, Wishes(overrides={"head.w": None}))
+    assert plan.floats["head.w"] == "float by your override"
+    assert Tensor("head") in plan.placements
+
+
+def test_one_reader_may_have_its_own_format() -> None:
+    plan = place(small(), DEFAULT, Wishes(overrides={"head[0]": "uint4"}))
+    assert str(plan.placements[Input("head", 0)].spec) == "uint4 asymmetric per-tensor"
+    assert formats(plan)["pool"] == ACTIVATION + " (copy)"
+
+
+@pytest.mark.parametrize("pattern", ["block.conv", "Conv", "block.*"])
+def test_excluded_nodes_stay_in_float(pattern: str) -> None:
+    plan = place(small(), DEFAULT, Wishes(exclude=[pattern]))
+    assert Weight("block.conv.w") not in plan.placements
+    assert plan.floats["block.conv.w"] == "Conv block.conv stays in float"
+    assert Tensor("x") not in plan.placements
+    assert (Weight("head.w") in plan.placements) == (pattern != "Conv")
+
+
+def test_an_excluded_node_is_fused_into_nothing() -> None:
+    plan = place(small(), ORT, Wishes(exclude=["Relu"]))
+    assert Tensor("block.conv") in plan.placements
+    assert plan.placements[Tensor("block.relu")].group == "block.relu", "the next layer reads it through the pooling"
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        (
+            Wishes(overrides={"haed.w": "int4"}),
+            "override 'haed.w' matches no tensor or weight (did you mean 'head.w'?)",
+        ),
+        (Wishes(overrides={"head[3]": "int4"}), "override 'head[3]' matches no tensor or weight"),
+        (Wishes(exclude=["Covn"]), "exclude 'Covn' matches no node name or op type (did you mean 'Conv'?)"),
+        (Wishes(overrides={"head[1]": "int4"}), "override 'head[1]': input 1 of 'head' is no float tensor"),
+        (Wishes(overrides={"head[0]": None}), "one reader cannot take the float tensor back; override 'pool'"),
+        (Wishes(overrides={"head.w": "in4"}), "unknown number type 'in4'"),
+        (Wishes(overrides={"x": "uint8 per-channel"}), "quantizes activations per-tensor, not per-channel"),
+        (
+            Wishes(activations="uint4"),
+            "target 'onnxruntime-cpu' cannot run activations of type uint4; it runs: uint8, int8",
+        ),
+        (Wishes(weights="int2"), "target 'onnxruntime-cpu' cannot run weights of type int2; it runs: int8, uint8"),
+        (Wishes(weights="int4 lpbq=2"), "cannot run weights lpbq=2; it runs: per-channel, per-tensor, block"),
+    ],
+)
+def test_wishes_that_cannot_be_met(wishes: Wishes, said: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(said)):
+        place(small(), ORT, wishes)
+
+
+@both
+def test_every_float_tensor_and_weight_is_placed_or_explained(target: Target) -> None:
+    for graph in (small(), attention(Sketch(), "computed"), attention(Sketch(), "constant")):
+        plan = place(graph, target)
+        names = [name for name in [*graph.tensors, *graph.weights] if graph.is_float(name)]
+        for name in names:
+            placed = {Tensor(name), Weight(name)} & plan.placements.keys()
+            assert bool(placed) != (name in plan.floats), name

@@ -1,0 +1,163 @@
+"""Plans, statistics and weights become encodings."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from sketch import Sketch
+
+from isobit.calibration import MinMaxRange, Percentile
+from isobit.canonical import canonicalize
+from isobit.errors import DataError, EncodingError
+from isobit.graph import Graph
+from isobit.placement import Wishes, place
+from isobit.plugins import Registry
+from isobit.quant_spec import QuantSpec
+from isobit.ranges import encode_range, encode_weight
+from isobit.resolve import Resolved, observed_sites, resolve
+from isobit.sites import Input, Tensor
+from isobit.statistics import Histogram, Statistics
+
+TARGET = Registry([]).target("default")
+UINT8 = QuantSpec.parse("uint8")
+
+
+def network(bias: np.ndarray | None = None) -> tuple[Graph, dict[str, np.ndarray]]:
+    """Two layers side by side, concatenated; a sigmoid; one bias."""
+    sketch = Sketch()
+    x = sketch.input("x", "N", 4)
+    sketch.weight("b", bias if bias is not None else [0.5, -1.0, 0.0])
+    a = sketch.node("Linear", x, sketch.random("a.w", 3, 4), "b", name="a", shape=("N", 3))
+    b = sketch.node("Linear", x, sketch.random("b.w", 3, 4), name="b_", shape=("N", 3))
+    both = sketch.node("Concat", a, b, name="cat", shape=("N", 6), axis=1)
+    y = sketch.node("Linear", both, sketch.random("c.w", 2, 6), name="c", shape=("N", 2))
+    graph = canonicalize(sketch.graph(sketch.node("Sigmoid", y, name="sigmoid", shape=("N", 2))))
+    return graph, sketch.values
+
+
+VALUES = {
+    "x": np.linspace(-1, 1, 99),
+    "a": np.linspace(-3, 1, 99),
+    "b_": np.linspace(-1, 5, 99),
+    "c": np.linspace(0.5, 2, 99),
+}
+
+
+def statistics_of(**values: np.ndarray) -> Statistics:
+    found = {}
+    for name, value in values.items():
+        histogram = Histogram()
+        histogram.update(np.float32(value).reshape(1, -1))
+        found[Tensor(name)] = histogram
+    return Statistics(found)
+
+
+def resolved(wishes: Wishes | None = None, bias: np.ndarray | None = None, scheme: object = MinMaxRange()) -> Resolved:
+    graph, values = network(bias)
+    return resolve(graph, place(graph, TARGET, wishes or Wishes()), statistics_of(**VALUES), scheme, values.__getitem__)  # type: ignore[arg-type]
+
+
+def test_only_what_is_calibrated_is_observed() -> None:
+    graph, _ = network()
+    assert observed_sites(place(graph, TARGET)) == [Tensor(name) for name in VALUES]
+    plan = place(graph, TARGET, Wishes(overrides={"c[0]": "int8"}))
+    assert Input("c", 0) in observed_sites(plan)
+
+
+def test_every_placement_has_an_encoding_in_the_order_of_the_plan() -> None:
+    graph, _ = network()
+    assert list(resolved().encodings) == list(place(graph, TARGET).placements)
+    assert resolved().notes == ()
+
+
+def test_activations() -> None:
+    found = resolved().encodings
+    assert found["x"] == encode_range(-1, 1, UINT8)
+    group = encode_range(-3, 5, UINT8)  # of all that the two layers gave
+    assert found["a"] == found["b_"] == found["cat"] == group
+    assert found["sigmoid"] == encode_range(0, 1, UINT8, snap=False), "a fixed range is not snapped"
+    assert found["sigmoid"].scale == np.float32(1 / 255)
+
+
+def test_the_scheme_sees_the_whole_group() -> None:
+    scheme = Percentile(90)
+    merged = Histogram()
+    for name in ("a", "b_"):
+        merged.update(np.float32(VALUES[name]).reshape(1, -1))
+    assert resolved(scheme=scheme).encodings["cat"] == encode_range(*scheme.range(merged, UINT8), UINT8)
+
+
+def test_resolving_leaves_the_statistics_alone() -> None:
+    graph, values = network()
+    statistics = statistics_of(**VALUES)
+    resolve(graph, place(graph, TARGET), statistics, MinMaxRange(), values.__getitem__)
+    assert all(statistics[site] == reducer for site, reducer in statistics_of(**VALUES).items())
+
+
+def test_weights_depend_on_their_values_alone() -> None:
+    _, values = network()
+    found = resolved().encodings
+    assert found["a.w"] == encode_weight(values["a.w"], QuantSpec.parse("int8 per-channel"))
+    blocks = resolved(Wishes(overrides={"c.w": "int4 lpbq=3"})).encodings["c.w"]
+    assert blocks == encode_weight(values["c.w"], QuantSpec.parse("int4 lpbq=3"), block_axis=1)
+
+
+def test_a_bias_has_the_scale_of_its_accumulator() -> None:
+    found = resolved().encodings
+    bias = found["b"]
+    np.testing.assert_array_equal(bias.scale, found["x"].scale * found["a.w"].scale)
+    assert (str(bias.spec), bias.axis) == ("int32 symmetric per-channel", 0)
+    whole = resolved(Wishes(weights="int8 per-tensor")).encodings["b"]
+    assert (whole.scale.shape, whole.axis) == ((), None)
+
+
+@pytest.mark.parametrize("weights", ["int8 per-channel", "int8 per-tensor", "uint8 per-channel"])
+def test_a_bias_that_does_not_fit_raises_its_channels_weight_scale(weights: str) -> None:
+    big = np.float32([0.5, 3e6, -2e6])
+    found = resolved(Wishes(weights=weights), big)
+    plain = resolved(Wishes(weights=weights))
+    source, weight, bias = (found.encodings[name] for name in ("x", "a.w", "b"))
+    steps = np.abs(big.astype(np.float64)) / (source.scale.astype(np.float64) * weight.scale.astype(np.float64))
+    assert np.all(steps <= 2**30)
+    error = np.abs(bias.fake_quantize(big).astype(np.float64) - big)
+    assert np.all(error <= 0.5 * bias.scale + 2.0**-23 * np.abs(big)), "nothing saturates"
+    count = 1 if "tensor" in weights else 2
+    assert found.notes == (f"weight 'a.w': the scale of {count} channel(s) was raised so that the int32 bias fits",)
+    if count == 2:
+        raised = weight.scale > plain.encodings["a.w"].scale
+        assert raised.tolist() == [False, True, True]
+        exact = np.abs(big[1:].astype(np.float64)) / (2.0**30 * float(source.scale))
+        np.testing.assert_allclose(weight.scale[1:], exact, rtol=1e-6)
+        assert weight.zero_point[0] == plain.encodings["a.w"].zero_point[0]
+
+
+def test_float_formats_need_no_statistics() -> None:
+    graph, values = network()
+    plan = place(graph, TARGET, Wishes(activations="bfloat16"))
+    found = resolve(graph, plan, Statistics(), MinMaxRange(), values.__getitem__).encodings
+    assert found["x"].scale == 1
+
+
+def test_unseen_tensors_are_named() -> None:
+    graph, values = network()
+    seen = {name: value for name, value in VALUES.items() if name != "c"}
+    with pytest.raises(DataError, match="no values of 'c' were seen"):
+        resolve(graph, place(graph, TARGET), statistics_of(**seen), MinMaxRange(), values.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        (Wishes(activations="uint8 symmetric"), "tensor 'x': uint8 symmetric per-tensor has no negative levels"),
+        (Wishes(overrides={"c.w": "int4 block=4"}), "weight 'c.w': block size 4 does not divide axis 1"),
+        (
+            Wishes(overrides={"a.w": "uint8 symmetric"}),
+            "weight 'a.w': uint8 symmetric per-channel has no negative levels",
+        ),
+    ],
+)
+def test_what_cannot_be_encoded_is_named(wishes: Wishes, said: str) -> None:
+    with pytest.raises(EncodingError, match=re.escape(said)):
+        resolved(wishes)

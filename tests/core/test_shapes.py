@@ -1,0 +1,133 @@
+"""Shape inference of the ops that edits touch, against shapes that NumPy computes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from numpy_backend import compute
+
+from isobit.graph import Node
+from isobit.shapes import ShapeError, infer
+
+
+def node(op: str, inputs: int = 1, **attributes: Any) -> Node:
+    return Node("n", op, tuple(f"i{i}" for i in range(inputs)), ("o",), attributes)
+
+
+@given(
+    op=st.sampled_from(["Conv", "ConvTranspose", "MaxPool"]),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 2),
+    pads=st.tuples(*[st.integers(0, 2)] * 4),
+)
+def test_windows(op: str, size: Any, kernel: Any, stride: int, dilation: int, pads: Any) -> None:
+    dilation = 1 if op == "ConvTranspose" else dilation
+    attributes = {
+        "strides": (stride,) * 2,
+        "dilations": (dilation,) * 2,
+        "pads": pads,
+        "group": 2,
+        "kernel_shape": kernel,
+    }
+    made = node(op, 1 if op == "MaxPool" else 2, **attributes)
+    x, weight = np.zeros((2, 4, *size)), np.zeros((6, 2, *kernel))
+    operands = [x] if op == "MaxPool" else [x, weight]
+    shape = infer(made, [("N", 4, *size), weight.shape], {} if op == "MaxPool" else {1: weight.shape})
+    assert shape is not None
+    assume(all(isinstance(n, int) and n > 0 for n in shape[1:]))
+    assert shape == ("N", *compute(made, operands).shape[1:])
+
+
+def test_windows_of_unknown_size() -> None:
+    made = node("Conv", 2, group=1)
+    assert infer(made, [("N", 3, "H", None), (5, 3, 3, 3)], {1: (5, 3, 3, 3)}) == ("N", 5, None, None)
+    same = node("Conv", 2, group=1, auto_pad="SAME_UPPER")
+    assert infer(same, [("N", 3, 8, 8), (5, 3, 3, 3)], {1: (5, 3, 3, 3)}) == ("N", 5, None, None)
+
+
+@pytest.mark.parametrize(("ceil_mode", "size"), [(0, 2), (1, 3)])
+def test_pooling_may_round_up(ceil_mode: int, size: int) -> None:
+    made = node("AveragePool", kernel_shape=(2,), strides=(2,), ceil_mode=ceil_mode)
+    assert infer(made, [("N", 3, 5)], {}) == ("N", 3, size)
+
+
+def test_output_padding_lengthens() -> None:
+    made = node("ConvTranspose", 2, strides=(2,), output_padding=(1,))
+    assert infer(made, [("N", 3, 5), (4, 3, 3)], {1: (4, 3, 3)}) == ("N", 4, 12)
+
+
+def test_linear() -> None:
+    made = node("Linear", 3)
+    assert infer(made, [("N", 5, 3), (4, 3), (4,)], {1: (4, 3), 2: (4,)}) == ("N", 5, 4)
+    assert infer(made, [("N", None), (4, 3)], {1: (4, 3)}) == ("N", 4)
+    assert infer(made, [("N", 3), ("N", 4)], {}) is None
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [((2, 3), (3,)), ((2, 1, 4), (3, 1)), ((), (2,)), ((1,), (5, 5)), ((2, 3), (2, 3), (1, 3)), ((7,), ())],
+)
+def test_broadcasting_follows_numpy(shapes: tuple[tuple[int, ...], ...]) -> None:
+    for order in itertools.permutations(shapes):
+        assert infer(node("Add", len(order)), order, {}) == np.broadcast_shapes(*order)
+
+
+def test_broadcasting_of_symbols() -> None:
+    assert infer(node("Add", 2), [("N", 3), ("N", 3)], {}) == ("N", 3)
+    assert infer(node("Add", 2), [("N", 1), (1, 3)], {}) == ("N", 3)
+    assert infer(node("Add", 2), [("N", 3), None], {}) is None
+
+
+@pytest.mark.parametrize(
+    ("made", "source", "expected"),
+    [
+        (node("Relu"), ("N", 3), ("N", 3)),
+        (node("GlobalAveragePool", keepdims=1), ("N", 3, 8, 8), ("N", 3, 1, 1)),
+        (node("GlobalAveragePool", keepdims=0), ("N", 3, 8, 8), ("N", 3)),
+        (node("Transpose", perm=(0, 2, 1)), ("N", 3, 8), ("N", 8, 3)),
+        (node("Reshape", shape=(-1, 12)), ("N", 3, 4), ("N", 12)),
+        (node("Reshape", shape=(-1, 3, -1)), ("N", 12), ("N", 3, None)),
+        (node("Mystery"), ("N", 3), None),
+        (node("Relu"), None, None),
+    ],
+)
+def test_other_rules(made: Node, source: Any, expected: Any) -> None:
+    assert infer(made, [source], {}) == expected
+
+
+def test_concat() -> None:
+    made = node("Concat", 2, axis=1)
+    assert infer(made, [("N", 3, 8), ("N", 4, 8)], {}) == ("N", 7, 8)
+    assert infer(made, [("N", 3, 8), ("N", "C", 8)], {}) == ("N", None, 8)
+    assert infer(made, [("N", 3, 8), None], {}) is None
+
+
+@pytest.mark.parametrize(
+    ("made", "shapes", "constants", "said"),
+    [
+        (node("Conv", 2, group=2), [("N", 3, 8), (4, 2, 3)], {1: (4, 2, 3)}, "with group 2 reads 4 channels, not 3"),
+        (node("Conv", 2, group=2), [("N", 4, 8), (3, 2, 3)], {1: (3, 2, 3)}, "3 output channels do not divide into 2"),
+        (node("Conv", 3), [("N", 4, 8), (3, 4, 3), (4,)], {1: (3, 4, 3), 2: (4,)}, "does not fit 3 output channels"),
+        (node("Linear", 2), [("N", 3), (4, 5)], {1: (4, 5)}, "reads 5 features, not 3"),
+        (node("Linear", 3), [("N", 5), (4, 5), (5,)], {1: (4, 5), 2: (5,)}, "does not fit 4 outputs"),
+        (node("BatchNormalization", 2), [("N", 3, 8), (4,)], {1: (4,)}, "does not fit 3 channels"),
+        (node("PRelu", 2), [("N", 3, 8), (2, 1)], {1: (2, 1)}, "does not fit 3 channels"),
+        (node("Add", 2), [("N", 3), (4,)], {1: (4,)}, "do not broadcast"),
+        (node("Reshape", shape=(-1, 10)), [("N", 3, 4)], {}, "12 values a sample do not reshape to 10"),
+    ],
+)
+def test_what_does_not_fit(made: Node, shapes: Any, constants: Any, said: str) -> None:
+    with pytest.raises(ShapeError, match=said):
+        infer(made, shapes, constants)
+
+
+@pytest.mark.parametrize("slope", [(1,), (), (3, 1, 1)])
+def test_a_slope_may_be_shared(slope: tuple[int, ...]) -> None:
+    assert infer(node("PRelu", 2), [("N", 3, 8, 8), slope], {1: slope}) == ("N", 3, 8, 8)
