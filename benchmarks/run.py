@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from networks import NETWORKS
 
 from isobit.backend import Backend, BackendModel
-from isobit.placement import Wishes
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.techniques import FoldBatchNorms
+from isobit.wishes import Wishes
 
 Batches = list[dict[str, Any]]
 

@@ -60,7 +60,8 @@ class Dataset:
         """Number of batches, 0 where it is not known."""
         whole = self._whole_set()
         if whole is not None:
-            return -(-next(iter(whole.values())).shape[0] // self._batch_size) if whole else 0
+            counts = [a.shape[0] for name, a in whole.items() if a.ndim and self._batch_symbol(name) is not None]
+            return -(-counts[0] // self._batch_size) if counts else 1
         try:
             return len(self._source)
         except TypeError:
@@ -83,9 +84,17 @@ class Dataset:
     # --- where batches come from -----------------------------------------------------------------------------------
 
     def _fixed_batch(self) -> int | None:
-        """The model's own batch size, where axis 0 is not dynamic."""
-        sizes = [info.shape[0] for info in self._infos().values() if info.shape]
-        return next((size for size in sizes if isinstance(size, int)), None)
+        """The model's own batch size, where axis 0 of every input is that number."""
+        sizes = {info.shape[0] if info.shape else None for info in self._infos().values()}
+        size = sizes.pop() if len(sizes) == 1 else None
+        return size if isinstance(size, int) else None
+
+    def _batch_symbol(self, name: str) -> str | None:
+        """What the model calls axis 0 of an input; None for a fixed size, which is no batch."""
+        shape = self.graph.tensors[name].shape
+        if shape is None or not shape:
+            return None
+        return None if isinstance(shape[0], int) and self._fixed_batch() is None else str(shape[0])
 
     def _infos(self) -> dict[str, TensorInfo]:
         return {name: self.graph.tensors[name] for name in self.graph.inputs}
@@ -122,7 +131,11 @@ class Dataset:
         yield from source
 
     def _cut(self, whole: Mapping[str, NDArray[Any]]) -> Iterator[Batch]:
-        counts = {name: array.shape[0] if array.ndim else 0 for name, array in whole.items()}
+        cut = {name: array for name, array in whole.items() if self._batch_symbol(name) is not None or array.ndim == 0}
+        if not cut:  # no input has the batch on axis 0: the arrays are one batch
+            yield dict(whole)
+            return
+        counts = {name: array.shape[0] if array.ndim else 0 for name, array in cut.items()}
         if len(set(counts.values())) > 1:
             raise DataError(f"the arrays hold different numbers of samples: {counts}")
         total = min(counts.values(), default=0)
@@ -132,7 +145,8 @@ class Dataset:
             self.notes[f"the last {rest} sample(s) do not fill the model's fixed batch of {fixed}: left out"] = None
             total -= total % fixed
         for start in range(0, total, self._batch_size):
-            yield {name: array[start : min(start + self._batch_size, total)] for name, array in whole.items()}
+            end = min(start + self._batch_size, total)
+            yield {name: array[start:end] if name in cut else array for name, array in whole.items()}
 
     # --- checking one batch ----------------------------------------------------------------------------------------
 
@@ -143,9 +157,14 @@ class Dataset:
         batch = self._named(self._as_dict(raw, where), where)
         for name, info in self._infos().items():
             batch[name] = self._conform(batch[name], info, f"input {name!r} in {where}")
-        if len({array.shape[0] for array in batch.values() if array.ndim}) > 1:
-            sizes = {name: array.shape[0] for name, array in batch.items() if array.ndim}
-            raise DataError(f"the inputs in {where} hold different numbers of samples: {sizes}")
+        sizes: dict[str, dict[str, int]] = {}
+        for name, array in batch.items():
+            symbol = self._batch_symbol(name)
+            if symbol is not None and array.ndim:
+                sizes.setdefault(symbol, {})[name] = array.shape[0]
+        for group in sizes.values():
+            if len(set(group.values())) > 1:
+                raise DataError(f"the inputs in {where} hold different numbers of samples: {group}")
         return batch
 
     def _as_dict(self, raw: Any, where: str) -> dict[str, NDArray[Any]]:

@@ -154,11 +154,21 @@ class Draft:
         if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
             raise EditError(f"the new value of {name!r} holds NaN or infinity")
         if old is None:
-            info = WeightInfo(array.shape, dtype, small_value(array), name)
+            info = WeightInfo.of(array, name, dtype)
         else:
-            info = replace(old, shape=array.shape, value=small_value(array))
+            info = replace(
+                old, shape=array.shape, value=small_value(array), magnitude=WeightInfo.of(array, name).magnitude
+            )
         self.graph = replace(self.graph, weights={**self.graph.weights, name: info})
         self.values[name] = array
+
+    def free_name(self, stem: str) -> str:
+        """`stem`, or it with a number where the graph has that name already."""
+        name, number = stem, 0
+        while name in self.graph.weights or name in self.graph.tensors:
+            number += 1
+            name = f"{stem}.{number}"
+        return name
 
     def replace_node(self, old: Node, chain: Sequence[NewNode], weights: Mapping[str, Array]) -> None:
         """Put a chain in place of `old`, in the graph and as a step."""
@@ -297,6 +307,11 @@ def _apply(draft: Draft, edit: Edit) -> None:
     elif isinstance(edit, SetWeights):
         for name, value in edit.weights.items():
             draft.value(name)  # EditError for a name that is not a constant
+            others = graph.source_readers(name) - {use.node.name for use in graph.uses(name)}
+            if others:
+                raise EditError(
+                    f"constant {name!r} is also read by {', '.join(sorted(others))} in another layout: Unshare it first"
+                )
             draft.set_value(name, value)
     elif isinstance(edit, AddBias):
         _add_bias(draft, edit)
@@ -314,7 +329,7 @@ def _add_bias(draft: Draft, edit: AddBias) -> None:
         raise EditError(f"node {node.name!r} ({node.op}) cannot take a bias: only Conv, ConvTranspose and Linear can")
     if node.input(2) is not None:
         raise EditError(f"node {node.name!r} has a bias already, {node.input(2)!r}: use SetWeights")
-    name = f"{node.name}.bias"
+    name = draft.free_name(f"{node.name}.bias")
     new = NewNode(node.op, (node.inputs[1], name), node.attributes)
     draft.replace_node(node, (new,), {name: edit.value})
 
@@ -323,10 +338,10 @@ def _unshare(draft: Draft, edit: Unshare) -> None:
     uses = draft.graph.uses(edit.weight)
     if edit.weight not in draft.graph.weights or all(use.node.name != edit.node for use in uses):
         raise EditError(f"node {edit.node!r} does not read a constant {edit.weight!r}")
-    if len({use.node.name for use in uses}) == 1:
+    if len(draft.graph.source_readers(edit.weight)) == 1:
         raise EditError(f"constant {edit.weight!r} has one reader only, {edit.node!r}")
     node = draft.graph.node(edit.node)
-    name = f"{edit.weight}@{edit.node}"
+    name = draft.free_name(f"{edit.weight}@{edit.node}")
     operands = tuple(name if operand == edit.weight else operand for operand in node.inputs[1:])
     if node.inputs[0] == edit.weight or any(o in draft.graph.tensors for o in operands):
         raise EditError(f"node {edit.node!r} ({node.op}) reads more than one tensor, so its constant stays shared")

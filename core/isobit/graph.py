@@ -39,13 +39,25 @@ class TensorInfo:
 
 @dataclass(frozen=True, eq=False)
 class WeightInfo:
-    """A constant: canonical shape, element type, value if small, and how the native array `source` becomes it."""
+    """A constant: canonical shape, element type, value if small, and how the native array `source` becomes it.
+
+    `magnitude` is the largest absolute value of a float constant, NaN where it holds NaN; None where nobody looked.
+    """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
     value: NDArray[Any] | None = None
     source: str = ""
     layout: Layout = ()
+    magnitude: float | None = None
+
+    @classmethod
+    def of(cls, array: NDArray[Any], name: str, dtype: str | None = None) -> WeightInfo:
+        """What the graph says of the native constant `name`."""
+        real = array.dtype.kind == "f" and array.size > 0
+        # max and min apart: an array of absolute values would double the memory of a large weight
+        magnitude = max(float(array.max()), -float(array.min())) if real else None
+        return cls(array.shape, dtype or str(array.dtype), small_value(array), name, (), magnitude)
 
     @property
     def is_float(self) -> bool:
@@ -139,6 +151,12 @@ class Graph:
     def uses(self, name: str) -> tuple[Use, ...]:
         """Every reader of a tensor or weight, in execution order."""
         return self._uses.get(name, ())
+
+    def source_readers(self, weight: str) -> frozenset[str]:
+        """Names of the nodes that read a constant, under this name or through another view of the same native array."""
+        source = self.weights[weight].source or weight
+        views = (name for name, info in self.weights.items() if (info.source or name) == source)
+        return frozenset(use.node.name for name in views for use in self.uses(name))
 
     def sole_reader(self, tensor: str) -> Use | None:
         """The only reader of a tensor that does not leave the model, else None."""

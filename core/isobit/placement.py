@@ -6,13 +6,10 @@ a fused chain. Operations that only move values (Reshape, MaxPool) pass the enco
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-import numpy as np
-
-from isobit.errors import FormatError, did_you_mean
+from isobit.errors import FormatError
 from isobit.fusing import find_chains
 from isobit.graph import Graph, Node, Use
 from isobit.ops import VALUE_PRESERVING, operand
@@ -20,6 +17,7 @@ from isobit.plan import Placement, Plan
 from isobit.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.sites import Input, Site, Tensor, Weight, site_key
 from isobit.target import Target
+from isobit.wishes import Wishes
 
 #: Constants this large are masks (attention's -1e9, -inf), not data.
 _MASK_MAGNITUDE = 1e8
@@ -27,26 +25,12 @@ _MASK_MAGNITUDE = 1e8
 _MASKING = frozenset({"Add", "Sub", "Where", "Min", "Max"})
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What the user asked for beyond the target's defaults.
-
-    `overrides` maps patterns of tensor or weight names (or one input, ``node[1]``) to a format, or None for float;
-    the last match wins. `exclude` holds patterns of node names or op types that stay in float altogether.
-    """
-
-    weights: str | QuantSpec | None = None
-    activations: str | QuantSpec | None = None
-    overrides: Mapping[str, str | QuantSpec | None] | None = None
-    exclude: Sequence[str] = ()
-
-
-def place(graph: Graph, target: Target, wishes: Wishes = Wishes()) -> Plan:
+def place(graph: Graph, target: Target, wishes: Wishes | None = None) -> Plan:
     """The plan of `graph` on `target`.
 
     Raises FormatError for a format that the target cannot run, or a pattern that matches nothing.
     """
-    return _Placer(graph, target, wishes).plan()
+    return _Placer(graph, target, wishes or Wishes()).plan()
 
 
 class _Placer:
@@ -57,11 +41,11 @@ class _Placer:
         self.activation_spec = target.activation_format(wishes.activations)
         self.floats: dict[str, str] = {}
         self.placements: dict[Site, Placement] = {}
-        self._check_patterns()
+        wishes.check(graph)
         self.signal = _signal_tensors(graph)
         self.masked = self._masked_tensors()
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
-        apart = frozenset(node.name for node in graph.nodes if self._excluded(node))
+        apart = frozenset(node.name for node in graph.nodes if self.wishes.excludes(node))
         chains = find_chains(graph, target, frozenset(self.quantized), apart)
         self.inner = {tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner}
         for chain in chains:
@@ -92,7 +76,7 @@ class _Placer:
     # --- which nodes -----------------------------------------------------------------------------------------------
 
     def _runs_quantized(self, node: Node) -> bool:
-        if self._is_tie(node) or not self.target.quantizes(node.op) or self._excluded(node):
+        if self._is_tie(node) or not self.target.quantizes(node.op) or self.wishes.excludes(node):
             return False
         data = [name for name in node.inputs if name in self.graph.tensors and name is not None]
         if node.op == "Gather":  # of a constant table, by indices
@@ -100,29 +84,22 @@ class _Placer:
         floats = [name for name in data if self._is_float(name)]
         return bool(floats) and all(name in self.signal for name in data) and not self._has_mask_constant(node)
 
-    def _excluded(self, node: Node) -> bool:
-        return any(fnmatchcase(node.name, p) or node.op == p for p in self.wishes.exclude)
-
     def _has_mask_constant(self, node: Node) -> bool:
-        for name in node.inputs:
-            value = self.graph.value(name)
-            if (
-                value is not None
-                and value.dtype.kind == "f"
-                and value.size
-                and float(np.max(np.abs(value))) >= _MASK_MAGNITUDE
-            ):
-                return True
-        return False
+        plain = (name for i, name in enumerate(node.inputs) if operand(node.op, i) is None)
+        constants = (self.graph.weights[name] for name in plain if name in self.graph.weights and name)
+        # "not below" and not "above": NaN is no data either
+        return any(info.magnitude is not None and not info.magnitude < _MASK_MAGNITUDE for info in constants)
 
     def _is_tie(self, node: Node) -> bool:
         if node.op not in self.target.same_encoding and node.op not in self.target.joint_encoding:
             return False
         if node.op == "Resize" and node.attributes.get("mode", "nearest") not in ("nearest", b"nearest"):
             return False
-        if node.op == "Pad" and node.attributes.get("value", 0) not in (0, 0.0, (0.0,)):
+        if node.op == "Pad" and (node.input(2) is not None or node.attributes.get("value", 0) not in (0, 0.0, (0.0,))):
             return False
-        return node.input(0) in self.graph.tensors and not self._excluded(node)
+        if any(tensor in self.masked for tensor in node.outputs):
+            return False
+        return node.input(0) in self.graph.tensors and not self.wishes.excludes(node)
 
     # --- which tensors ---------------------------------------------------------------------------------------------
 
@@ -139,7 +116,13 @@ class _Placer:
         for node in self.quantized.values():
             names = (*node.outputs, *node.inputs)
             needed.update(name for name in names if name in self.graph.tensors and name is not None)
-        return {name for name in needed if self._is_float(name) and name not in self.inner and name not in self.masked}
+        return (
+            {name for name in needed if self._is_float(name) and self._is_read(name)} - self.inner.keys() - self.masked
+        )
+
+    def _is_read(self, name: str) -> bool:
+        """Whether anybody sees the tensor: an LSTM's first output often goes nowhere."""
+        return bool(self.graph.uses(name)) or name in self.graph.output_tensors
 
     def _masked_tensors(self) -> set[str]:
         """Signals with an additive mask on them: a grid that reaches to -1e9 would have no levels left for the rest."""
@@ -147,7 +130,7 @@ class _Placer:
         for node in self.graph.nodes:
             floats = [n for n in node.inputs if n in self.graph.tensors and n is not None and self._is_float(n)]
             added = any(name not in self.signal for name in floats) or self._has_mask_constant(node)
-            carried = node.op in VALUE_PRESERVING and any(name in masked for name in floats)
+            carried = node.op in VALUE_PRESERVING | _MASKING and any(name in masked for name in floats)
             if carried or (node.op in _MASKING and added and node.outputs[0] in self.signal):
                 masked.update(node.outputs)
         return masked
@@ -193,7 +176,7 @@ class _Placer:
 
     def _group_spec(self, members: Sequence[str]) -> QuantSpec | None:
         for name in members:
-            found, asked = self._override(name)
+            found, asked = self.wishes.override(name)
             if found:
                 return None if asked is None else self.target.activation_format(asked)
         return self.activation_spec
@@ -219,7 +202,7 @@ class _Placer:
         node = self.graph.producer(name)
         if node is None:
             return "no operation that the target quantizes reads it"
-        if self._excluded(node):
+        if self.wishes.excludes(node):
             return "excluded by you"
         if name in self.masked:
             return f"{node.op} puts a mask on it"
@@ -239,7 +222,7 @@ class _Placer:
         placed = {use: self._constant_placement(name, use) for use in uses}
         wanted = [placement for placement in placed.values() if placement is not None]
         alike = {(p.spec, p.kind, p.channel_axis, p.block_axis) for p in wanted}
-        if len(wanted) == len(uses) and len(alike) == 1:
+        if len(wanted) == len(self.graph.uses(name)) and len(alike) == 1:
             self.placements[Weight(name)] = wanted[0]
             return
         for use, placement in placed.items():
@@ -258,7 +241,7 @@ class _Placer:
             return None
         if known is None and node.op not in ("Add", "Sub", "Mul", "Div", "MatMul", "Concat", "Max", "Min", "Gemm"):
             return None
-        found, asked = self._override(name)
+        found, asked = self.wishes.override(name)
         if found and asked is None:
             return None
         if known is None:
@@ -272,7 +255,7 @@ class _Placer:
         return Placement(Weight(name), spec, "weight", channel_axis=channel or 0, block_axis=block)
 
     def _constant_reason(self, name: str, use: Use) -> str:
-        if self._override(name)[0]:
+        if self.wishes.override(name)[0]:
             return "float by your override"
         if use.node.name not in self.quantized:
             return f"{use.node.op} {use.node.name} stays in float"
@@ -292,9 +275,12 @@ class _Placer:
             sources = {use: self._scale_sources(use.node) for use in uses}
             if info.dtype != "float32" or not uses:
                 continue
-            if self._override(name) == (True, None):
+            found, asked = self.wishes.override(name)
+            if found and asked is None:
                 self.floats[name] = "float by your override"
                 continue
+            if found and QuantSpec.parse(asked or "").type_name != "int32":
+                raise FormatError(f"override of bias {name!r}: a bias is int32 or float (None), not {asked}")
             shared = len(set(sources.values())) == 1 and len(uses) == len(self.graph.uses(name))
             for use, scale_of in sources.items():
                 if scale_of is None:
@@ -324,20 +310,9 @@ class _Placer:
 
     # --- wishes ----------------------------------------------------------------------------------------------------
 
-    def _override(self, name: str) -> tuple[bool, str | QuantSpec | None]:
-        """Whether an override names this tensor or weight, and its format."""
-        found: tuple[bool, str | QuantSpec | None] = (False, None)
-        for pattern, asked in (self.wishes.overrides or {}).items():
-            if fnmatchcase(name, pattern):
-                found = (True, asked)
-        return found
-
     def _place_single_inputs(self) -> None:
         """Overrides of one input of one node, written ``node[1]``."""
-        for pattern, asked in (self.wishes.overrides or {}).items():
-            site = self._input_site(pattern)
-            if site is None:
-                continue
+        for site, pattern, asked in self.wishes.single_inputs(self.graph):
             name = self.graph.node(site.node).input(site.index) or ""
             if name not in self.graph.tensors or not self._is_float(name):
                 raise FormatError(f"override {pattern!r}: input {site.index} of {site.node!r} is no float tensor")
@@ -349,23 +324,6 @@ class _Placer:
             self.placements[site] = Placement(
                 site, spec, "activation", str(site), channel_axis=self._channel_axis(name)
             )
-
-    def _input_site(self, pattern: str) -> Input | None:
-        for node in self.graph.nodes:
-            for index in range(len(node.inputs)):
-                if pattern == str(Input(node.name, index)):
-                    return Input(node.name, index)
-        return None
-
-    def _check_patterns(self) -> None:
-        names = [*self.graph.tensors, *self.graph.weights]
-        for pattern in self.wishes.overrides or {}:
-            if not any(fnmatchcase(name, pattern) for name in names) and self._input_site(pattern) is None:
-                raise FormatError(f"override {pattern!r} matches no tensor or weight{did_you_mean(pattern, names)}")
-        nodes = [text for node in self.graph.nodes for text in (node.name, node.op)]
-        for pattern in self.wishes.exclude:
-            if not any(fnmatchcase(name, pattern) for name in nodes):
-                raise FormatError(f"exclude {pattern!r} matches no node name or op type{did_you_mean(pattern, nodes)}")
 
 
 def _signal_tensors(graph: Graph) -> set[str]:

@@ -150,6 +150,8 @@ class Registry:
 
         if isinstance(name, Target):
             return name
+        if not isinstance(name, str | os.PathLike):
+            raise TargetError(f"a target is a name or the path of a .toml file, not {name!r}")
         if os.fspath(name).endswith(".toml"):
             return load_target(Path(name))
         targets, key = self.targets(), os.fspath(name)

@@ -15,10 +15,10 @@ from isobit.calibration.scheme import Calibrator, parse_calibrator
 from isobit.data import Dataset, example_of, to_numpy
 from isobit.edits import Edit
 from isobit.encoding import Encodings
-from isobit.errors import DataError, ModelError
+from isobit.errors import DataError, ModelError, OutputError
 from isobit.fingerprint import fingerprint
 from isobit.graph import Graph
-from isobit.placement import Wishes, place
+from isobit.placement import place
 from isobit.plan import Plan
 from isobit.plugins import registry
 from isobit.progress import track
@@ -26,10 +26,11 @@ from isobit.quant_spec import QuantSpec
 from isobit.report import Report
 from isobit.resolve import observed_sites, resolve
 from isobit.sampling import SAMPLE_LIMIT
-from isobit.sites import Site
+from isobit.sites import Input, Site, Weight
 from isobit.statistics import Histogram, Statistics
 from isobit.target import Target
 from isobit.techniques.technique import Technique, TechniqueReport
+from isobit.wishes import Wishes
 
 
 class QuantSim:
@@ -50,12 +51,12 @@ class QuantSim:
         weights: str | QuantSpec | None = None,
         activations: str | QuantSpec | None = None,
         overrides: Mapping[str, str | QuantSpec | None] | None = None,
-        exclude: Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
         backend: str | None = None,
     ) -> None:
         plugins = registry()
         self.target = plugins.target(target)
-        self.wishes = Wishes(weights, activations, dict(overrides or {}), tuple(exclude))
+        self.wishes = Wishes(weights, activations, dict(overrides or {}), exclude)
         opener = plugins.backend(backend) if backend is not None else plugins.backend_for(model)
         self._start(opener.open(model, example_inputs))
 
@@ -75,8 +76,8 @@ class QuantSim:
         self._fingerprint: dict[str, str] | None = None
         self._reports: list[TechniqueReport] = []
         self._notes: dict[str, None] = {}
-        self._check_weights()
         self.plan: Plan = place(model.graph, self.target, self.wishes)
+        self._check_weights()
 
     # --- what is there ---------------------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ class QuantSim:
 
     def recalibrate(self, method: str | Calibrator) -> None:
         """Set every quantizer by another scheme from the statistics that are there; needs no data."""
-        if not len(self.statistics):
+        if self.calibration is None:
             raise DataError("there are no statistics yet: calibrate with data first")
         self._set_encodings(parse_calibrator(method, registry().calibrators()))
 
@@ -204,6 +205,8 @@ class QuantSim:
         """
         from isobit.exporting import export
 
+        if not isinstance(folder, str | PathLike):
+            raise OutputError(f"export needs a folder, not {folder!r}")
         return export(self, Path(fspath(folder)))
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -253,13 +256,12 @@ class QuantSim:
             self._notes.update(dataset.notes)
 
     def _check_weights(self) -> None:
+        """Refuse NaN and infinity in parameters and in all that is quantized; a mask may well hold -inf."""
         for name, info in self.graph.weights.items():
-            if not info.is_float or any(
-                use.node.op in ("Where", "Add", "Clip", "Max", "Min") for use in self.graph.uses(name)
-            ):
-                continue  # a mask may well hold -inf
-            value = self._model.weight(name)
-            if not np.all(np.isfinite(value)):
+            uses = self.graph.uses(name)
+            sites = (Weight(name), *(Input(use.node.name, use.index) for use in uses))
+            matters = any(use.role != "data" for use in uses) or any(site in self.plan.placements for site in sites)
+            if info.is_float and matters and not np.all(np.isfinite(value := self._model.weight(name))):
                 bad = "NaN" if np.any(np.isnan(value)) else "infinity"
                 raise ModelError(f"weight {name!r} holds {bad}: the model cannot be quantized")
 

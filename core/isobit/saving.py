@@ -17,10 +17,10 @@ from isobit.errors import IsobitError, ModelError
 from isobit.files import write_atomically
 from isobit.fingerprint import check_fingerprint, fingerprint
 from isobit.formats import isobit_json
-from isobit.placement import Wishes
 from isobit.plugins import registry
 from isobit.statistics import Statistics
 from isobit.target import parse_target
+from isobit.wishes import Wishes
 
 if TYPE_CHECKING:
     from isobit.quantsim import QuantSim

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from isobit.graph import Graph, Node, Shape, TensorInfo, WeightInfo, small_value
+from isobit.graph import Graph, Node, Shape, TensorInfo, WeightInfo
 
 
 class Sketch:
@@ -59,7 +59,7 @@ class Sketch:
 
     def graph(self, *outputs: str) -> Graph:
         """The graph whose outputs are these tensors, named ``out0``, ``out1`` and so on."""
-        infos = {n: WeightInfo(v.shape, str(v.dtype), small_value(v), n) for n, v in self.values.items()}
+        infos = {n: WeightInfo.of(v, n) for n, v in self.values.items()}
         named = {f"out{index}": tensor for index, tensor in enumerate(outputs)}
         return Graph(tuple(self._nodes), tuple(self._inputs), named, self._tensors, infos)
 

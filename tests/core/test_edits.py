@@ -220,6 +220,20 @@ def test_shapes_that_no_rule_knows_stay_where_nothing_changed() -> None:
         plan_edits(graph, [SetWeights({"w": np.ones((6, 3, 3, 3))})], sketch.values.__getitem__)
 
 
+def test_a_constant_seen_in_two_layouts_is_shared() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", "N", 4)
+    weight = sketch.random("w", 4, 4)
+    y = sketch.node("MatMul", x, weight, name="a", shape=("N", 4))
+    y = sketch.node("Gemm", y, weight, name="b", shape=("N", 4), transB=1)
+    graph = canonicalize(sketch.graph(y))
+    values = {name: sketch.values["w"] if name == "w" else sketch.values["w"].T for name in graph.weights}
+    with pytest.raises(EditError, match="constant 'w' is also read by a in another layout: Unshare it first"):
+        plan_edits(graph, [SetWeights({"w": np.ones((4, 4))})], values.__getitem__)
+    plan = plan_edits(graph, [Unshare("w", "b"), SetWeights({"w@b": np.ones((4, 4))})], values.__getitem__)
+    assert plan.graph.node("b").inputs[1] == "w@b"
+
+
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[Sequence[Edit], str]] = [

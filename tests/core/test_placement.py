@@ -13,11 +13,12 @@ from sketch import Sketch
 from isobit.canonical import canonicalize
 from isobit.errors import FormatError
 from isobit.graph import Graph
-from isobit.placement import Wishes, place
+from isobit.placement import place
 from isobit.plan import Plan
 from isobit.plugins import Registry
 from isobit.sites import Input, Tensor, Weight
 from isobit.target import Target
+from isobit.wishes import Wishes
 
 IMAGE = ("N", 4, 6, 6)
 TARGETS: Mapping[str, Target] = {name: Registry([]).target(name) for name in ("default", "onnxruntime-cpu")}

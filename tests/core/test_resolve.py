@@ -12,13 +12,14 @@ from isobit.calibration import MinMaxRange, Percentile
 from isobit.canonical import canonicalize
 from isobit.errors import DataError, EncodingError
 from isobit.graph import Graph
-from isobit.placement import Wishes, place
+from isobit.placement import place
 from isobit.plugins import Registry
 from isobit.quant_spec import QuantSpec
 from isobit.ranges import encode_range, encode_weight
 from isobit.resolve import Resolved, observed_sites, resolve
 from isobit.sites import Input, Tensor
 from isobit.statistics import Histogram, Statistics
+from isobit.wishes import Wishes
 
 TARGET = Registry([]).target("default")
 UINT8 = QuantSpec.parse("uint8")

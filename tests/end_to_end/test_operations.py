@@ -145,6 +145,27 @@ def test_attention_masks_stay_in_float(tmp_path, target):
     assert "scores" not in sim.graph.tensors
 
 
+def test_a_mask_that_comes_with_a_learned_bias_stays_in_float(tmp_path):
+    """As in T5: the mask is added to a bias from a table, and their sum to the scores."""
+    nodes = [
+        helper.make_node("Cast", ["mask"], ["m"], "cast", to=FLOAT),
+        helper.make_node("Mul", ["m", "lowest"], ["penalty"], "penalty"),
+        helper.make_node("Gather", ["table", "places"], ["bias"], "bias"),
+        helper.make_node("Add", ["bias", "penalty"], ["both"], "both"),
+        helper.make_node("Transpose", ["x"], ["xt"], "turn", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["x", "xt"], ["scores"], "scores"),
+        helper.make_node("Add", ["scores", "both"], ["sum"], "sum"),
+        helper.make_node("Softmax", ["sum"], ["y"], "softmax", axis=-1),
+    ]
+    constants = [constant("table", 9, 6), number("lowest", -3.4e38)]
+    inputs = [("x", FLOAT, ["n", 6, 4]), ("mask", INT64, ["n", 6, 6]), ("places", INT64, ["n", 6])]
+    model = model_of(nodes, inputs, [("y", FLOAT, ["n", 6, 6])], constants)
+    masks = np.tile(np.array([0, 0, 0, 0, 1, 1]), (2, 6, 1))
+    feeds = {"x": normal(2, 6, 4), "mask": masks, "places": RNG.integers(0, 9, (2, 6))}
+    sim = check(model, [feeds], tmp_path)
+    assert not {"both", "sum"} & {str(site) for site in sim.encodings}
+
+
 def test_pixels_are_signal(tmp_path):
     """A camera model takes uint8 and casts: what follows is quantized, the integers themselves are not."""
     nodes = [

@@ -151,6 +151,8 @@ class _Editor:
                 operands.append(self._constant(node.inputs[2] or "", ()))
             return self._add("Gemm", operands, node.name, {"transB": 1 if layout == () else 0}, made)
         value = self._constant(weight, TRANSPOSED)
+        if layout == () and weight in self.before.weights:  # kept as (out, in) for another reader
+            value = self._add("Transpose", [value], f"{node.name}.weight_t", {"perm": (1, 0)}, made)
         bias = node.input(2)
         product = self._add("MatMul", [source, value], f"{node.name}.matmul" if bias else node.name, {}, made)
         return self._add("Add", [product, self._constant(bias, ())], node.name, {}, made) if bias else product

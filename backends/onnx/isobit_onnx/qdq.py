@@ -143,7 +143,7 @@ class _Writer:
         for use in list(value.uses()):
             if use.node.name not in self.made:
                 use.node.replace_input_with(use.idx, result)
-        if value.is_graph_output():
+        if value.is_graph_output() and not value.is_graph_input():  # an input passed through keeps the caller's values
             name = value.name or ""
             value.name = self._free(f"{name}_unquantized")
             for position, output in enumerate(self.graph.outputs):

@@ -104,7 +104,7 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
         raise_opset(model, where)
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
-        _fold_views(model)  # before the folder, which would give the results new names
+        fold_views(model)  # before the folder, which would give the results new names
         optimizer.fold_constants(
             model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT, should_fold=_should_fold
         )
@@ -150,7 +150,7 @@ def raise_opset(model: ir.Model, where: str) -> None:
 _VIEWS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity"})
 
 
-def _fold_views(model: ir.Model) -> None:
+def fold_views(model: ir.Model) -> None:
     """Carry out views and casts of a constant that has no other reader; the result keeps the constant's name."""
     for node in list(model.graph):
         if node.op_type not in _VIEWS or node.domain or not node.inputs or node.outputs[0].is_graph_output():

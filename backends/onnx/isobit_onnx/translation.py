@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from isobit.canonical import canonicalize
 from isobit.errors import ModelError
-from isobit.graph import Graph, Node, Shape, TensorInfo, Use, WeightInfo, small_value
+from isobit.graph import Graph, Node, Shape, TensorInfo, Use, WeightInfo
 
 _BODIES = frozenset({"If", "Loop", "Scan"})
 
@@ -64,9 +64,10 @@ class _Reader:
         if tensor is None:
             raise ModelError(f"weight {name!r} has no value")
         self.names[name] = name
-        shape = tensor.numpy().shape
-        small = small_value(tensor.numpy()) if tensor.size <= 64 and tensor.dtype != ir.DataType.STRING else None
-        self.weights[name] = WeightInfo(shape, _dtype(value), small, name)
+        if tensor.dtype == ir.DataType.STRING:
+            self.weights[name] = WeightInfo(tuple(int(n) for n in value.shape or () if isinstance(n, int)), "string")
+        else:
+            self.weights[name] = WeightInfo.of(tensor.numpy(), name, _dtype(value))
 
     def _node(self, node: ir.Node) -> Node:
         name = node.name or ""
@@ -120,6 +121,8 @@ def _name(value: ir.Value) -> str:
 
 
 def _dtype(value: ir.Value) -> str:
+    if isinstance(value.type, ir.SequenceType | ir.OptionalType):
+        return "sequence"
     dtype = value.dtype
     if dtype is None:
         return "unknown"

@@ -31,8 +31,10 @@ class Calibrator(Protocol):
 
 def parse_calibrator(text: str | Calibrator, known: Mapping[str, type[Calibrator]]) -> Calibrator:
     """The scheme named by `text`, ``NAME`` or ``NAME=VALUE``. Raises FormatError that lists the known ones."""
-    if not isinstance(text, str):
+    if isinstance(text, Calibrator):
         return text
+    if not isinstance(text, str):
+        raise FormatError(f"a calibration method is a name or a Calibrator, not {text!r}")
     name, equals, value = text.strip().lower().partition("=")
     if name not in known:
         raise FormatError(

@@ -52,10 +52,11 @@ def _explicit_window(graph: Graph, node: Node, attributes: dict[str, Any], shape
     for name in ("strides", "dilations"):
         attributes[name] = tuple(attributes.get(name, (1,) * spatial))
     mode = attributes.pop("auto_pad", "NOTSET")
-    if mode in ("NOTSET", "VALID") or shape is None or node.op == "ConvTranspose":
+    if mode.startswith("SAME") and (shape is None or node.op == "ConvTranspose"):
+        attributes["auto_pad"] = mode  # depends on output_shape, or on an unknown input: left as it was said
+        attributes.pop("pads", None)
+    elif mode in ("NOTSET", "VALID") or shape is None:
         attributes["pads"] = tuple(attributes.get("pads", (0,) * (2 * spatial)))
-        if mode.startswith("SAME"):
-            attributes["auto_pad"] = mode  # depends on output_shape, or on an unknown input: left as it was said
     else:
         pads = _same_padding(shape[2:], kernel, attributes["strides"], attributes["dilations"], mode)
         if pads is None:

@@ -58,7 +58,8 @@ def fold_constant_views(graph: Graph) -> Graph:
         old = weights[source]
         shape = output_shape(old.shape, (step,))
         value = None if old.value is None else to_canonical(old.value, (step,))
-        viewed = WeightInfo(shape, old.dtype, value, old.source or source, compose(old.layout, (step,)))
+        layout = compose(old.layout, (step,))
+        viewed = replace(old, shape=shape, value=value, source=old.source or source, layout=layout)
         name = f"{source}'{len(alias)}"  # canonical_weights gives it the source's name where that is free
         alias[node.outputs[0]] = name
         weights[name] = viewed

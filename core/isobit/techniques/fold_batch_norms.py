@@ -170,7 +170,7 @@ def _set_bias(draft: Draft, layer: Node, value: Vector) -> None:
     if name is None:
         draft.apply(AddBias(layer.name, value))
         return
-    if len(draft.graph.uses(name)) > 1:
+    if len(draft.graph.uses(name)) > 1 or len(draft.graph.source_readers(name)) > 1:
         draft.apply(Unshare(name, layer.name))
         name = draft.graph.node(layer.name).inputs[2] or name
     draft.apply(SetWeights({name: value}))
@@ -181,7 +181,7 @@ def _weight_problem(graph: Graph, layer: Node, weight: str | None) -> str:
         return f"the weight of {layer.name} is computed"
     if graph.weights[weight].dtype != "float32":
         return f"the weight of {layer.name} is {graph.weights[weight].dtype}"
-    readers = {use.node.name for use in graph.uses(weight)}
+    readers = graph.source_readers(weight)
     if len(readers) > 1:
         return f"the weight of {layer.name} is shared with {', '.join(sorted(readers - {layer.name}))}"
     return ""
@@ -241,7 +241,7 @@ def _to_scale_and_shift(draft: Draft, node: Node) -> bool:
     offset = affine(np.zeros_like(affine.scale))
     if not (np.all(np.isfinite(affine.scale)) and np.all(np.isfinite(offset))):
         return False
-    names = (f"{node.name}.scale", f"{node.name}.shift")
+    names = (draft.free_name(f"{node.name}.scale"), draft.free_name(f"{node.name}.shift"))
     weights = dict(zip(names, (affine.scale.reshape(shape), offset.reshape(shape)), strict=True))
     draft.apply(Replace(node.name, (NewNode("Mul", (names[0],)), NewNode("Add", (names[1],))), weights))
     return True

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.canonical import canonicalize
-from isobit.graph import Dimension, Graph, Node, Shape, TensorInfo, WeightInfo, small_value
+from isobit.graph import Dimension, Graph, Node, Shape, TensorInfo, WeightInfo
 from isobit.shapes import infer
 
 Array = NDArray[Any]
@@ -170,7 +170,7 @@ class NetworkBuilder:
 
     def build(self) -> Network:
         """The finished network."""
-        infos = {n: WeightInfo(w.shape, str(w.dtype), small_value(w), n) for n, w in self._weights.items()}
+        infos = {n: WeightInfo.of(w, n) for n, w in self._weights.items()}
         raw = Graph(tuple(self._nodes), tuple(self._inputs), self._outputs, self._tensors, infos)
         return Network(self.name, canonicalize(raw), dict(self._weights))
 

@@ -12,13 +12,13 @@ from isobit.edits import SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import IsobitError
 from isobit.isomorphism import differences
-from isobit.placement import Wishes
 from isobit.plugins import registry
 from isobit.quant_spec import QuantSpec
 from isobit.quantsim import QuantSim
 from isobit.sites import Site, Tensor, Weight
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.conformance.setting import Opened, Setting, assert_close, assert_same, weight_names
+from isobit.wishes import Wishes
 
 
 def quantized(opened: Opened) -> BackendModel:
