@@ -1,0 +1,1 @@
+"""isobit's PyTorch backend."""

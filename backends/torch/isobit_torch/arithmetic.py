@@ -1,0 +1,72 @@
+"""`isobit.arithmetic` in torch, bit for bit, with straight-through gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_EXACT_IN_FLOAT32 = 1 << 16
+
+FLOAT_TYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8e4m3": torch.float8_e4m3fn,
+    "float8e5m2": torch.float8_e5m2,
+}
+
+
+def _rounded(x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return torch.round(x)
+    result: Tensor = _Round.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Round(torch.autograd.Function):
+    """Round half to even; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class _Cast(torch.autograd.Function):
+    """Round to a smaller float type, saturating for float8; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+            limit = torch.finfo(dtype).max
+            x = x.clamp(-limit, limit)
+        return x.to(dtype).to(torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
+    """`x` rounded to the grid; `scale` and `zero_point` broadcast against it.
+
+    Gradients reach `x`, inside the grid, and the scale.
+    The division is a true one by a tensor: torch's own fake-quantize multiplies by the inverse, which rounds otherwise.
+    """
+    work = torch.float32 if q_max - q_min < _EXACT_IN_FLOAT32 else torch.float64
+    values, steps, zero = x.to(torch.float32).to(work), scale.to(work), zero_point.to(work)
+    if zero.requires_grad:
+        zero = _rounded(zero)
+    q = torch.clamp(_rounded(values / steps) + zero, q_min, q_max)
+    return ((q - zero) * steps).to(torch.float32).to(x.dtype)
+
+
+def cast(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
+    """`x` rounded to a smaller float type times a scale."""
+    values = x.to(torch.float32)
+    result: Tensor = _Cast.apply(values / scale, FLOAT_TYPES[dtype]) * scale  # type: ignore[no-untyped-call]
+    return result.to(x.dtype)

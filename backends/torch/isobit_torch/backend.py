@@ -1,0 +1,44 @@
+"""TorchBackend: the front door. Imports torch only when a model is opened."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from isobit.errors import PluginError
+
+if TYPE_CHECKING:
+    from isobit_torch.model import TorchModel
+
+
+class TorchBackend:
+    """Opens ``torch.nn.Module``."""
+
+    name = "torch"
+    framework = "torch"
+    install = 'pip install "isobit[torch-cpu]"'
+    suffixes: tuple[str, ...] = ()
+
+    def accepts(self, model: object) -> int:
+        """2 for modules; asked only of a torch that is imported already, which it is if the model is a module."""
+        torch = sys.modules.get("torch")
+        return 2 if torch is not None and isinstance(model, torch.nn.Module) else 0
+
+    def open(self, model: Any, example_inputs: Any = None) -> TorchModel:
+        """Capture a copy of a module with one batch of its inputs. Raises ModelError."""
+        self._require()
+        from isobit_torch.opening import open_module
+
+        return open_module(model, example_inputs)
+
+    def restore(self, state: bytes) -> TorchModel:
+        """The model that `TorchModel.state` wrote."""
+        self._require()
+        from isobit_torch.state import restore
+
+        return restore(state)
+
+    def _require(self) -> None:
+        if find_spec("torch") is None:
+            raise PluginError(f"backend 'torch' needs PyTorch: {self.install}")

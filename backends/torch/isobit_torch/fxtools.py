@@ -1,0 +1,92 @@
+"""Small helpers on fx nodes: arguments by name, what a node is, and its core name, shape and type.
+
+Every node that computes a tensor carries three entries of our own in ``meta``: ``name`` (its name in the neutral
+graph), ``shape`` and ``dtype``. Nodes that compute sizes (symbolic integers) carry no name.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+NAME, SHAPE, DTYPE = "name", "shape", "dtype"
+
+
+def op_name(node: fx.Node) -> str:
+    """The ATen name without its overload (``add``), ``getitem``, or "" for what is no function."""
+    if node.op != "call_function":
+        return ""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.split("::")[1]
+    return "getitem" if node.target is operator.getitem else getattr(node.target, "__name__", "")
+
+
+def full_name(node: fx.Node) -> str:
+    """The name with namespace and overload, ``aten::add.Tensor``."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        schema = node.target._schema
+        return f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an ATen call by name, defaults filled in."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    found: dict[str, Any] = {}
+    for index, argument in enumerate(node.target._schema.arguments):
+        if index < len(node.args):
+            found[argument.name] = node.args[index]
+        else:
+            default = argument.default_value if argument.has_default_value() else None
+            found[argument.name] = node.kwargs.get(argument.name, default)
+    return found
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether an argument is a node that computes a tensor (not a size, not a list of tensors)."""
+    return isinstance(value, fx.Node) and value.meta.get(DTYPE) is not None
+
+
+def is_constant(value: Any) -> bool:
+    """Whether an argument is a parameter or buffer."""
+    return isinstance(value, fx.Node) and value.op == "get_attr"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` as ``"float32"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def attribute(root: torch.nn.Module, path: str) -> Any:
+    """The parameter, buffer or module at a dotted path."""
+    found: Any = root
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def erase_unread(graph: fx.Graph, wanted: Callable[[fx.Node], bool] = lambda node: True) -> None:
+    """Remove nodes that nothing reads."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output") and wanted(node):
+            graph.erase_node(node)
+
+
+def replace_reads(old: fx.Node, new: fx.Node, readers: Iterable[fx.Node]) -> None:
+    """Let `readers` read `new` where they read `old`."""
+    for reader in readers:
+        reader.replace_input_with(old, new)
+
+
+def behind(source: fx.Node) -> fx.Node:
+    """The node to insert behind: inputs stay in front of everything."""
+    if source.op != "placeholder":
+        return source
+    inputs: list[fx.Node] = [node for node in source.graph.nodes if node.op == "placeholder"]
+    return inputs[-1]

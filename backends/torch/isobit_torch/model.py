@@ -1,0 +1,269 @@
+"""TorchModel: the contract of `isobit.backend.BackendModel` for PyTorch.
+
+The float graph is the master. The simulator's graph is a copy of it with calls of quantizers, made anew when sites come
+or go; parameters, buffers and quantizers stay the same objects, so that what the user holds stays valid.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from isobit.backend import Batch, NameMap, Request
+from isobit.edits import Edit, plan_edits
+from isobit.encoding import Encoding, Encodings
+from isobit.errors import DataError, EncodingError, IsobitError, ModelError
+from isobit.graph import Graph
+from isobit.layout import to_canonical
+from isobit.sites import Input, Site, Tensor, Weight
+from isobit_torch.binding import bind
+from isobit_torch.convert import to_array
+from isobit_torch.fxtools import attribute
+from isobit_torch.inserting import Simulated, insert_quantizers
+from isobit_torch.observing import ObservingRunner, Watched
+from isobit_torch.program import Program, copy_graph
+from isobit_torch.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
+from isobit_torch.simulator import Simulator
+from isobit_torch.translation import translate
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+class TorchModel:
+    """An opened module."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.translation = translate(
+            program.graph, program.root, program.inputs, program.signature.outputs, program.notes
+        )
+        self._keys: dict[Site, str] = {}
+        self._native = Simulator(program.root, copy_graph(program.graph)[0], program.signature)
+        self._native.eval()
+        self._simulated: Simulated | None = None
+        self._rebuild()
+
+    @property
+    def graph(self) -> Graph:
+        """The neutral graph."""
+        return self.translation.graph
+
+    @property
+    def native(self) -> Simulator:
+        """The simulator: a module that takes and returns what the user's does."""
+        return self._native
+
+    def weight(self, name: str) -> NDArray[Any]:
+        """A constant in canonical layout. Raises ModelError for an unknown name."""
+        info = self.graph.weights.get(name)
+        if info is None:
+            raise ModelError(f"no weight {name!r} in the graph")
+        source = info.source or name
+        if source in self.translation.numbers:
+            return np.array(to_canonical(self.translation.numbers[source], info.layout))
+        node = self.translation.attributes[source]
+        return np.array(to_canonical(to_array(attribute(self._native, str(node.target))), info.layout))
+
+    # --- changing --------------------------------------------------------------------------------------------------
+
+    def edit(self, edits: Sequence[Edit]) -> None:
+        """Apply edits, all or none."""
+        from isobit_torch.editing import apply_edits
+
+        plan = plan_edits(self.graph, edits, self.weight)
+        edited = apply_edits(self.program, self.translation, self._native, plan)
+        edited.write(self._native)  # nothing was changed before this line
+        self.program, self.translation = edited.program, edited.translation
+        for site in [site for site in self._keys if not _exists(self.graph, site)]:
+            self._drop(site)
+        self._rebuild()
+
+    def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
+        """Insert, update or remove quantizers; checked against the graph before anything changes."""
+        for site, encoding in encodings.items():
+            if encoding is not None:
+                self._check(site, encoding)
+        moved = False
+        for site, encoding in encodings.items():
+            known = site in self._keys
+            if encoding is None:
+                moved |= known
+                self._drop(site)
+            elif known:
+                self._quantizer(site).set(encoding)
+            else:
+                self._add(site, encoding)
+                moved = True
+        if moved:
+            self._rebuild()
+
+    def enable(self, sites: Iterable[Site], on: bool) -> None:
+        """Switch quantizers on or off; nothing is rebuilt."""
+        wanted = list(sites)
+        for site in wanted:
+            if site not in self._keys:
+                raise EncodingError(f"{str(site)!r} has no quantizer to switch")
+        for site in wanted:
+            self._quantizer(site).enabled = on
+
+    def encodings(self) -> Encodings:
+        """The encodings of all quantizers, on or off, as the modules hold them now."""
+        return Encodings({site: self._quantizer(site).encoding for site in self._keys})
+
+    def disabled(self) -> list[Site]:
+        """The sites whose quantizers are off."""
+        return [site for site in self._keys if not self._quantizer(site).enabled]
+
+    def _quantizer(self, site: Site) -> Quantizer:
+        return self._native.quantizers[self._keys[site]]
+
+    def _check(self, site: Site, encoding: Encoding) -> None:
+        native = bind(self.translation, site)
+        if native.source.op != "get_attr":
+            return
+        value = attribute(self._native, str(native.source.target))
+        shape = to_canonical(np.broadcast_to(np.int8(0), tuple(value.shape)), native.layout).shape
+        try:
+            encoding.broadcast(shape)
+        except EncodingError as error:
+            raise EncodingError(f"{str(site)!r}: {error}") from error
+
+    def _add(self, site: Site, encoding: Encoding) -> None:
+        native = bind(self.translation, site)
+        constant = native.source.op == "get_attr"
+        made = WeightQuantizer(encoding, native.layout) if constant else Quantizer(encoding)
+        made.to(self._native.device())
+        made.train(self._native.training)
+        stem = key = "".join(c if c.isalnum() else "_" for c in str(site))
+        taken, number = self._native.quantizers, 0
+        while key in taken:
+            number += 1
+            key = f"{stem}_{number}"
+        self._native.get_submodule(QUANTIZERS).add_module(key, made)
+        self._keys[site] = key
+
+    def _drop(self, site: Site) -> None:
+        key = self._keys.pop(site, None)
+        if key is not None:
+            del self._native.get_submodule(QUANTIZERS)._modules[key]
+
+    def _rebuild(self) -> None:
+        self._simulated = insert_quantizers(self.program.graph, self.translation, self._keys, self._native.quantizers)
+        self._native.set_graph(self._simulated.graph)
+
+    # --- running ---------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Outputs by name, in evaluation mode."""
+        flat: Any = self._native.run_flat
+        return self._outputs(self._evaluate(flat, batch))
+
+    def _evaluate(self, function: Any, batch: Batch) -> Sequence[Any]:
+        device = self._native.device()
+        training = self._native.training
+        self._native.eval()
+        try:
+            with torch.no_grad():
+                feeds = [self._feed(batch[info.name], info.dtype, device) for info in self.program.inputs]
+                result: Sequence[Any] = function(*feeds)
+        except IsobitError:
+            raise
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            shapes = {name: array.shape for name, array in batch.items()}
+            raise ModelError(f"the model failed on a batch of shapes {shapes}: {str(error).splitlines()[0]}") from error
+        finally:
+            self._native.train(training)
+        return result
+
+    def _feed(self, array: NDArray[Any], dtype: str, device: torch.device) -> torch.Tensor:
+        wanted = getattr(torch, dtype)
+        source = np.ascontiguousarray(array)
+        return torch.from_numpy(source if source.flags.writeable else source.copy()).to(device, wanted)
+
+    def _outputs(self, flat: Sequence[Any]) -> dict[str, NDArray[Any]]:
+        names = self.program.signature.outputs
+        return {name: np.array(to_array(t)) for name, t in zip(names, flat, strict=True) if name is not None}
+
+    def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
+        """Reduce the requested tensors as they are produced."""
+        assert self._simulated is not None
+        watched: dict[fx.Node, list[Watched]] = {}
+        for request in requests:
+            watched.setdefault(self._watched_node(request), []).append(
+                Watched(request, self._channel_axis(request.site))
+            )
+        runner = ObservingRunner(self._native, self._simulated.graph, watched)
+        for batch in data:
+            missing = [info.name for info in self.program.inputs if info.name not in batch]
+            if missing:
+                raise DataError(f"a batch has no array for input {missing[0]!r}")
+            self._evaluate(runner.run, batch)
+
+    def _watched_node(self, request: Request) -> fx.Node:
+        assert self._simulated is not None
+        native = bind(self.translation, request.site)
+        if native.source.op == "get_attr":
+            raise EncodingError(f"{str(request.site)!r} is a constant: its statistics are its values")
+        source = self._simulated.copies[native.source]
+        if request.stage == "before":
+            return source
+        sites = [request.site]
+        if isinstance(request.site, Input):
+            sites.append(Tensor(self._read_tensor(request.site)))
+        return next((self._simulated.after[site] for site in sites if site in self._simulated.after), source)
+
+    def _read_tensor(self, site: Input) -> str:
+        return self.graph.node(site.node).input(site.index) or ""
+
+    def _channel_axis(self, site: Tensor | Input) -> int | None:
+        name = site.name if isinstance(site, Tensor) else self._read_tensor(site)
+        return self.graph.tensors[name].channel_axis
+
+    # --- leaving ---------------------------------------------------------------------------------------------------
+
+    def to_onnx(self) -> tuple[ModelProto, NameMap]:
+        """The float model as ONNX, and where each tensor and weight of the graph is in it."""
+        from isobit_torch.onnx_export import to_onnx
+
+        return to_onnx(self)
+
+    def copy(self) -> TorchModel:
+        """An independent copy."""
+        root = copy.deepcopy(self._native)
+        root.__dict__["_modules"].pop(QUANTIZERS)
+        program = self.program
+        made = TorchModel(
+            Program(
+                root, copy_graph(program.graph)[0], program.signature, program.inputs, program.symbols, program.notes
+            )
+        )
+        made.set_state(self.encodings(), self.disabled())
+        made.native.train(self._native.training)
+        return made
+
+    def set_state(self, encodings: Mapping[Site, Encoding], off: Iterable[Site]) -> None:
+        """Take over the quantizers of another model of the same graph."""
+        self.set_quantizers({**dict.fromkeys(list(self._keys)), **encodings})
+        self.enable(off, on=False)
+
+    def state(self) -> bytes:
+        """Everything, as bytes."""
+        from isobit_torch.state import dump
+
+        return dump(self)
+
+
+def _exists(graph: Graph, site: Site) -> bool:
+    if isinstance(site, Tensor):
+        return site.name in graph.tensors
+    if isinstance(site, Weight):
+        return site.name in graph.weights
+    node = next((node for node in graph.nodes if node.name == site.node), None)
+    return node is not None and node.input(site.index) is not None

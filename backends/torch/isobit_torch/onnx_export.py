@@ -1,0 +1,277 @@
+"""The float model as ONNX, by torch.onnx.export, and where each site of the graph is in it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from isobit.backend import NameMap, OnnxName
+from isobit.errors import ModelError
+from isobit.layout import TRANSPOSED, Layout, Permute, conv_transpose_layout, to_canonical
+from isobit.sites import Input, Site, Tensor, Weight
+from isobit_torch.marking import DOMAIN, marked_graph, onnx_translation
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from onnx import ModelProto
+
+    from isobit_torch.model import TorchModel
+
+#: int4, int16 and blocks in QuantizeLinear exist from here on.
+OPSET = 21
+
+
+def to_onnx(model: TorchModel) -> tuple[ModelProto, NameMap]:
+    """Export the float graph. Raises ModelError for what ONNX cannot say, and where a quantized site has no name."""
+    import onnx_ir as ir
+
+    graph, labels = marked_graph(model.program.graph, model.translation)
+    exported = _export(model, graph)
+    _rename_clashes(exported)
+    _prepare(exported)
+    found = _take_out_marks(exported, labels)
+    _fold_weight_views(exported)
+    _name_outputs(exported, model)
+    names = _names(model, exported, found)
+    missing = [site for site in model.encodings() if site not in names]
+    if missing:
+        raise ModelError(f"the ONNX export lost {len(missing)} quantized site(s), {str(missing[0])!r} among them")
+    return ir.to_proto(exported), names
+
+
+def _export(model: TorchModel, graph: Any) -> ir.Model:
+    program, native = model.program, model.native
+    training = native.training
+    device = native.device()
+    feeds = tuple(
+        torch.zeros(program.symbols.shape(info, 0), dtype=getattr(torch, info.dtype), device=device)
+        for info in program.inputs
+    )
+    shapes = tuple(
+        {axis: torch.export.Dim.AUTO for axis, n in enumerate(info.shape) if isinstance(n, str)} or None
+        for info in program.inputs
+    )
+    native.eval()
+    module = fx.GraphModule(_flat_root(native), _tensors_only(graph))
+    module.eval()
+    try:
+        with _quiet(), torch.no_grad():
+            exported = torch.export.export(module, feeds, dynamic_shapes=shapes, strict=False)
+            result: Any = torch.onnx.export(
+                exported,
+                (),
+                dynamo=True,
+                optimize=False,
+                opset_version=OPSET,
+                custom_translation_table=onnx_translation(),
+                verbose=False,
+            )
+    except Exception as error:
+        raise ModelError(f"torch.onnx.export cannot write this model: {_reason(error)}") from error
+    finally:
+        native.train(training)
+    made: ir.Model = result.model
+    return made
+
+
+def _reason(error: BaseException) -> str:
+    """What the innermost of a chain of errors says: the outer ones are advice for people who write exporters."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+
+
+def _tensors_only(graph: fx.Graph) -> fx.Graph:
+    """What else the model returned says nothing in ONNX."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    results: Any = output.args[0]
+    output.args = (tuple(value for value in results if isinstance(value, fx.Node)),)
+    return graph
+
+
+def _flat_root(native: nn.Module) -> nn.Module:
+    root = nn.Module()
+    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        root.__dict__[name] = native.__dict__[name]
+    return root
+
+
+def _take_out_marks(model: ir.Model, labels: dict[str, Site]) -> dict[Site, list[Any]]:
+    """Remove the marks; for each site the marked value, and for an Input site its (node, index) readers."""
+    import onnx_ir as ir
+
+    found: dict[Site, list[Any]] = {}
+    for node in [n for n in model.graph if n.domain == DOMAIN]:
+        site = labels[str(node.attributes["label"].value)]
+        source, output = node.inputs[0], node.outputs[0]
+        if isinstance(site, Input):
+            found.setdefault(site, []).extend((use.node, use.idx) for use in output.uses())
+        if output.is_graph_output():
+            identity = ir.Node("", "Identity", [source], name=f"{node.name}_output")
+            made = identity.outputs[0]
+            made.name, made.type, made.shape = f"{output.name}_identity", output.type, output.shape
+            model.graph.insert_before(node, [identity])
+            for position, value in enumerate(model.graph.outputs):
+                if value is output:
+                    model.graph.outputs[position] = made
+        if source is None:
+            continue
+        ir.convenience.replace_all_uses_with(output, source)
+        model.graph.remove(node, safe=True)
+        if not isinstance(site, Input):
+            found[site] = [source]
+    model.opset_imports.pop(DOMAIN, None)
+    return found
+
+
+def _rename_clashes(model: ir.Model) -> None:
+    """The exporter names values after calls, which may be the name of a parameter too."""
+    taken = {value.name for value in model.graph.inputs} | set(model.graph.initializers)
+    for node in model.graph:
+        for value in node.outputs:
+            stem, number = value.name, 0
+            while value.name in taken:
+                number += 1
+                value.name = f"{stem}_{number}"
+            taken.add(value.name)
+
+
+def _name_outputs(model: ir.Model, torch_model: TorchModel) -> None:
+    """The user's names; an Identity before an output goes where its input can be the output itself."""
+    import onnx_ir as ir
+
+    names = [name for name in torch_model.program.signature.outputs if name is not None]
+    taken = {v.name for v in model.graph.inputs} | set(model.graph.initializers)
+    for position, name in enumerate(names):
+        output = model.graph.outputs[position]
+        producer = output.producer()
+        if producer is not None and producer.op_type == "Identity" and not output.uses():
+            source = producer.inputs[0]
+            free = source is not None and source.producer() is not None and not source.is_graph_output()
+            if free and source is not None:
+                model.graph.outputs[position] = source
+                model.graph.remove(producer, safe=True)
+                output = source
+        for value in ir.convenience.create_value_mapping(model.graph).values():
+            if value.name == name and value is not output and name not in taken:
+                value.name = f"{name}_inner"
+        output.name = name if name not in taken else f"{name}_out"
+
+
+def _prepare(model: ir.Model) -> None:
+    """Fold shape arithmetic as the ONNX backend does for any file; nothing folds across the marks."""
+    from isobit_onnx.reading import prepare
+
+    model.graph.name = model.graph.name or "model"
+    prepare(model, "the exported model")
+
+
+def _fold_weight_views(model: ir.Model) -> None:
+    """A transposed weight is stored transposed: runtimes look for the constant right behind the operation."""
+    import onnx_ir.passes.common as passes
+
+    from isobit_onnx.reading import fold_views, infer_shapes
+
+    fold_views(model)
+    passes.RemoveUnusedNodesPass()(model)
+    infer_shapes(model)
+
+
+def _names(model: TorchModel, exported: ir.Model, found: dict[Site, list[Any]]) -> NameMap:
+    names: dict[Site, OnnxName] = {}
+    graph = model.graph
+    for site, entries in found.items():
+        if isinstance(site, Tensor) and entries[0].name:
+            names[site] = OnnxName(entries[0].name)
+        elif isinstance(site, Input):
+            readers = [(node, index) for node, index in entries if node.graph is exported.graph]
+            name = graph.node(site.node).input(site.index)
+            if len(readers) != 1 or name is None:
+                continue
+            node, index = readers[0]
+            layout = _layout(model, name, node.inputs[index]) if name in graph.weights else ()
+            if layout is not None and node.name:
+                names[site] = _named(node.name, layout, index)
+    for name, info in graph.weights.items():
+        entry = found.get(Weight(info.source or name))
+        if entry is None or entry[0].name not in exported.graph.initializers:
+            continue
+        layout = _layout(model, name, entry[0])
+        if layout is not None:
+            names[Weight(name)] = _named(entry[0].name, layout)
+    _sole_readers(model, exported, names)
+    return names
+
+
+def _sole_readers(model: TorchModel, exported: ir.Model, names: dict[Site, OnnxName]) -> None:
+    """An input that is its tensor's only reader is where that tensor is read."""
+    import onnx_ir as ir
+
+    values = ir.convenience.create_value_mapping(exported.graph)
+    for node in model.graph.nodes:
+        for index, name in enumerate(node.inputs):
+            site = Input(node.name, index)
+            entry = names.get(Tensor(name)) if name in model.graph.tensors and name is not None else None
+            if entry is None or site in names or len(model.graph.uses(name or "")) != 1 or entry.name not in values:
+                continue
+            uses = list(values[entry.name].uses())
+            if len(uses) == 1 and uses[0].node.name:
+                names[site] = OnnxName(uses[0].node.name, input=uses[0].idx)
+
+
+def _named(name: str, layout: Layout, index: int | None = None) -> OnnxName:
+    if not layout:
+        return OnnxName(name, input=index)
+    if len(layout) == 1 and isinstance(layout[0], Permute):
+        return OnnxName(name, layout[0].axes, index)
+    return OnnxName(name, input=index, layout=layout)
+
+
+def _layout(model: TorchModel, name: str, value: Any) -> Layout | None:
+    """How the exported constant becomes the canonical one: the layout under which the contents are equal."""
+    if value is None or value.const_value is None:
+        return None
+    native = value.const_value.numpy()
+    wanted, info = model.weight(name), model.graph.weights[name]
+    candidates: list[Layout] = [info.layout, (), TRANSPOSED]
+    if native.ndim > 2:
+        last = native.ndim - 1
+        candidates.append((Permute((*range(last - 1), last, last - 1)),))
+        candidates += [
+            conv_transpose_layout(native.shape, int(use.node.attributes.get("group", 1)))
+            for use in model.graph.uses(name)
+            if use.node.op == "ConvTranspose"
+        ]
+    for layout in candidates:
+        try:
+            seen = to_canonical(native, layout)
+        except (ValueError, IndexError):
+            continue
+        if seen.shape == wanted.shape and np.array_equal(seen, wanted):
+            return layout
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints and logs its progress."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,19 @@
+"""The public conformance suite over the PyTorch backend."""
+
+from __future__ import annotations
+
+import pytest
+
+from isobit.testing.conformance import BackendConformance
+from isobit_torch.backend import TorchBackend
+from isobit_torch.building import build_torch
+
+
+class TestTorch(BackendConformance):
+    @pytest.fixture
+    def backend(self):
+        return TorchBackend()
+
+    @pytest.fixture
+    def build(self):
+        return build_torch
