@@ -166,3 +166,24 @@ def test_recurrent_layers_are_one_node() -> None:
     x = torch.randn(3, 6, 4)
     np.testing.assert_allclose(sim.run_float(x)["output"], module(x).detach().numpy(), atol=1e-5)
     sim.calibrate([x])
+
+
+def test_quantize_a_sequential_module(tmp_path) -> None:
+    """nn.Sequential calls its argument ``input``, a Python builtin; the example comes from the data."""
+    import isobit
+
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 16, 3, stride=2),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    ).eval()  # fmt: skip
+    data = [torch.randn(4, 3, 16, 16) for _ in range(4)]
+    sim = isobit.quantize(module, data)
+    assert sim.graph.inputs == ("input",)
+    simulated = sim.run(data[0])["output"]
+    with torch.no_grad():
+        expected = module(data[0]).numpy()
+    assert np.abs(simulated - expected).max() < 0.1 * np.abs(expected).max()
+    session = onnxruntime.InferenceSession(str(sim.export(tmp_path)["model"]))
+    np.testing.assert_allclose(session.run(None, {"input": data[0].numpy()})[0], simulated, atol=0.05)

@@ -63,7 +63,8 @@ def read_inputs(graph: fx.Graph, program: Any) -> tuple[tuple[InputInfo, ...], S
                 names[text] = "batch" if axis == 0 and "batch" not in names.values() else f"dynamic{len(names)}"
                 sizes[names[text]] = _two_sizes(size, program, len(sizes))
             shape.append(names[text])
-        found.append(InputInfo(node.name, tuple(shape), dtype_name(value.dtype)))
+        # by the argument's own name: fx renames one that hides a builtin, as nn.Sequential's `input` does
+        found.append(InputInfo(node.meta[NAME], tuple(shape), dtype_name(value.dtype)))
     return tuple(found), Symbols(sizes)
 
 
