@@ -46,15 +46,13 @@ class Request:
 class OnnxName:
     """Where a site is in an exported ONNX model.
 
-    `name` is the ONNX value's; for an Input site the ONNX node's, with `input` the index. `permutation` takes the ONNX
-    tensor's axes to the core's: ``core = onnx.transpose(permutation)``. A constant that needs more than a
-    transposition (a grouped ConvTranspose) says it in `layout`.
+    `name` is the ONNX value's; for an Input site the ONNX node's, with `input` the index. `layout` makes the ONNX
+    tensor the core's (`isobit.layout`): a transposition for most weights, more for a grouped ConvTranspose.
     """
 
     name: str
-    permutation: tuple[int, ...] | None = None
-    input: int | None = None
     layout: Layout = ()
+    input: int | None = None
 
 
 NameMap = Mapping[Site, OnnxName]

@@ -477,6 +477,17 @@ def test_same_padding_of_an_unknown_size() -> None:
     assert strided["auto_pad"] == "SAME_UPPER"
 
 
+def test_same_padding_of_a_transposed_convolution_stays_as_it_was_said() -> None:
+    """What it pads follows from the output's shape, which is another attribute."""
+    sketch = Sketch()
+    x = sketch.input("x", "N", 4, 8, 8)
+    weight = sketch.random("w", 4, 3, 3, 3)
+    y = sketch.node("ConvTranspose", x, weight, name="up", shape=("N", 3, 8, 8), auto_pad="SAME_UPPER")
+    attributes = only(canonical(sketch, y)).attributes
+    assert attributes["auto_pad"] == "SAME_UPPER"
+    assert "pads" not in attributes
+
+
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax", "RMSNormalization", "LayerNormalization"])
 @pytest.mark.parametrize("axis", [None, -1, 2])
 def test_axes_are_counted_from_the_end(op: str, axis: int | None) -> None:

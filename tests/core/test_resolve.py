@@ -17,7 +17,7 @@ from isobit.plugins import Registry
 from isobit.quant_spec import QuantSpec
 from isobit.ranges import encode_range, encode_weight
 from isobit.resolve import Resolved, observed_sites, resolve
-from isobit.sites import Input, Tensor
+from isobit.sites import Input, Tensor, Weight
 from isobit.statistics import Histogram, Statistics
 from isobit.wishes import Wishes
 
@@ -103,6 +103,19 @@ def test_weights_depend_on_their_values_alone() -> None:
     assert found["a.w"] == encode_weight(values["a.w"], QuantSpec.parse("int8 per-channel"))
     blocks = resolved(Wishes(overrides={"c.w": "int4 lpbq=3"})).encodings["c.w"]
     assert blocks == encode_weight(values["c.w"], QuantSpec.parse("int4 lpbq=3"), block_axis=1)
+
+
+def test_readers_with_formats_of_their_own_encode_the_same_values() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", "N", 4)
+    weight = sketch.random("w", 4, 4)
+    y = sketch.node("Linear", x, weight, name="first", shape=("N", 4))
+    graph = canonicalize(sketch.graph(sketch.node("Linear", y, weight, name="second", shape=("N", 4))))
+    plan = place(graph, TARGET, Wishes(exclude=["second"]))
+    statistics = statistics_of(x=VALUES["x"], first=VALUES["a"])
+    found = resolve(graph, plan, statistics, MinMaxRange(), sketch.values.__getitem__).encodings
+    assert found[Input("first", 1)] == encode_weight(sketch.values["w"], QuantSpec.parse("int8 per-channel"))
+    assert Weight("w") not in found
 
 
 def test_a_bias_has_the_scale_of_its_accumulator() -> None:

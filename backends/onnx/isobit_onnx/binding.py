@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from isobit.backend import NameMap
 from isobit.errors import EncodingError, ModelError
-from isobit.layout import Layout, Permute
+from isobit.layout import Layout
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_onnx.translation import Translation, native_readers
 
@@ -67,7 +67,6 @@ def from_name_map(names: NameMap, site: Site) -> NativeSite:
     if site not in names:
         raise ModelError(f"the ONNX export has no name for {str(site)!r}: the backend's to_onnx must map every site")
     entry = names[site]
-    layout: Layout = entry.layout if entry.permutation is None else (Permute(entry.permutation),)
     if entry.input is not None:
-        return NativeSite("", ((entry.name, entry.input),), layout)
-    return NativeSite(entry.name, None, layout)
+        return NativeSite("", ((entry.name, entry.input),), entry.layout)
+    return NativeSite(entry.name, None, entry.layout)

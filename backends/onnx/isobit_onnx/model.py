@@ -19,7 +19,7 @@ from isobit.edits import Edit, plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, ModelError
 from isobit.graph import Graph
-from isobit.layout import Permute, output_shape, to_canonical
+from isobit.layout import output_shape, to_canonical
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_onnx.binding import NativeSite, bind
 from isobit_onnx.editing import apply_edits
@@ -162,10 +162,7 @@ class OnnxModel:
         """The float model and the names of every tensor and weight in it."""
         names: dict[Site, OnnxName] = {Tensor(t): OnnxName(v) for t, v in self.translation.values.items()}
         for name, info in self.graph.weights.items():
-            permutation = None
-            if len(info.layout) == 1 and isinstance(info.layout[0], Permute):
-                permutation = info.layout[0].axes
-            names[Weight(name)] = OnnxName(info.source or name, permutation)
+            names[Weight(name)] = OnnxName(info.source or name, info.layout)
         for node in self.graph.nodes:
             for index in range(len(node.inputs)):
                 site = Input(node.name, index)

@@ -200,14 +200,14 @@ def _names(model: TorchModel, exported: ir.Model, found: dict[Site, list[Any]]) 
             node, index = readers[0]
             layout = _layout(model, name, node.inputs[index]) if name in graph.weights else ()
             if layout is not None and node.name:
-                names[site] = _named(node.name, layout, index)
+                names[site] = OnnxName(node.name, layout, index)
     for name, info in graph.weights.items():
         entry = found.get(Weight(info.source or name))
         if entry is None or entry[0].name not in exported.graph.initializers:
             continue
         layout = _layout(model, name, entry[0])
         if layout is not None:
-            names[Weight(name)] = _named(entry[0].name, layout)
+            names[Weight(name)] = OnnxName(entry[0].name, layout)
     _sole_readers(model, exported, names)
     return names
 
@@ -226,14 +226,6 @@ def _sole_readers(model: TorchModel, exported: ir.Model, names: dict[Site, OnnxN
             uses = list(values[entry.name].uses())
             if len(uses) == 1 and uses[0].node.name:
                 names[site] = OnnxName(uses[0].node.name, input=uses[0].idx)
-
-
-def _named(name: str, layout: Layout, index: int | None = None) -> OnnxName:
-    if not layout:
-        return OnnxName(name, input=index)
-    if len(layout) == 1 and isinstance(layout[0], Permute):
-        return OnnxName(name, layout[0].axes, index)
-    return OnnxName(name, input=index, layout=layout)
 
 
 def _layout(model: TorchModel, name: str, value: Any) -> Layout | None:
