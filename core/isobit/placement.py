@@ -48,6 +48,12 @@ class _Placer:
         apart = frozenset(node.name for node in graph.nodes if self.wishes.excludes(node))
         chains = find_chains(graph, target, frozenset(self.quantized), apart)
         self.inner = {tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner}
+        for pattern, asked in (wishes.overrides or {}).items():
+            if pattern in self.inner and asked is not None:
+                raise FormatError(
+                    f"override {pattern!r}: the tensor lies inside the chain that ends in "
+                    f"{self.inner[pattern].name!r}, which target {target.name!r} runs as one"
+                )
         for chain in chains:
             self.quantized.update({node.name: node for node in chain.nodes})
 
@@ -279,7 +285,9 @@ class _Placer:
             if found and asked is None:
                 self.floats[name] = "float by your override"
                 continue
-            if found and QuantSpec.parse(asked or "").type_name != "int32":
+            # A pattern such as "classifier.*" may mean the weight; a format for the bias alone is a mistake.
+            named = name in (self.wishes.overrides or {})
+            if found and named and QuantSpec.parse(asked or "").type_name != "int32":
                 raise FormatError(f"override of bias {name!r}: a bias is int32 or float (None), not {asked}")
             shared = len(set(sources.values())) == 1 and len(uses) == len(self.graph.uses(name))
             for use, scale_of in sources.items():

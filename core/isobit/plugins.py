@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -96,8 +96,13 @@ class Registry:
 
     def _collect(self, hook: str) -> list[Any]:
         found: list[Any] = []
-        for plugin_items in getattr(self._manager.hook, hook)():
-            found += plugin_items
+        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            try:
+                found += implementation.function()
+            except Exception as failure:  # one broken plug-in must not take the others with it
+                name = implementation.plugin_name
+                record = self.records.get(name, PluginRecord(name, name, "unknown distribution"))
+                self.records[name] = replace(record, error=f"{hook}: {type(failure).__name__}: {failure}")
         return found
 
     def backends(self) -> dict[str, Backend]:
@@ -106,10 +111,10 @@ class Registry:
 
     def backend(self, name: str) -> Backend:
         """The backend of that name. PluginError if there is none, or if its plug-in failed to load."""
+        backends = self.backends()
         record = self.records.get(name)
         if record is not None and record.error:
             raise PluginError(f"plug-in {name!r} of {record.distribution} did not load: {record.error}")
-        backends = self.backends()
         if name not in backends:
             known = ", ".join(sorted(backends)) or "none"
             raise PluginError(f"no backend {name!r}{did_you_mean(name, backends)}; installed: {known}")

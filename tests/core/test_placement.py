@@ -430,3 +430,14 @@ def test_every_float_tensor_and_weight_is_placed_or_explained(target: Target) ->
         for name in names:
             placed = {Tensor(name), Weight(name)} & plan.placements.keys()
             assert bool(placed) != (name in plan.floats), name
+
+
+def test_an_override_inside_a_chain_says_what_the_chain_is() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", "N", 3, 8, 8)
+    weight = sketch.random("w", 4, 3, 1, 1)
+    y = sketch.node("Conv", x, weight, name="conv", shape=("N", 4, 8, 8))
+    y = sketch.node("Relu", y, name="relu", shape=("N", 4, 8, 8))
+    graph = canonicalize(sketch.graph(y))
+    with pytest.raises(FormatError, match="'conv'.*inside the chain that ends in 'relu'"):
+        place(graph, Registry([]).target("default"), Wishes(overrides={"conv": "int16"}))

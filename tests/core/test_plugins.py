@@ -132,6 +132,18 @@ def test_a_hook_with_arguments_that_do_not_exist_is_recorded() -> None:
     assert found.backends() == {}
 
 
+def test_a_hook_that_raises_is_recorded_and_stops_nobody_else() -> None:
+    def isobit_backends() -> list[FakeBackend]:
+        raise RuntimeError("no device")
+
+    broken = Point("odd", lambda: SimpleNamespace(isobit_backends=hookimpl(isobit_backends)))
+    found = registry(broken, Point("good", lambda: plugin(isobit_backends=[FakeBackend("good")])))
+    assert set(found.backends()) == {"good"}
+    assert "no device" in (found.records["odd"].error or "")
+    with pytest.raises(PluginError, match="no device"):
+        found.backend("odd")
+
+
 def test_two_plug_ins_of_one_name() -> None:
     found = registry(backends(FakeBackend("a")), backends(FakeBackend("b")))
     assert "two plug-ins are named 'mine'" in (found.records["mine"].error or "")

@@ -214,6 +214,8 @@ def test_wishes_by_exact_name_and_wrong_kinds():
     assert str(sim.encodings["layer[0].w"].spec) == "int4 symmetric per-channel"
     with pytest.raises(FormatError, match="a bias is int32 or float"):
         isobit.QuantSim(model, overrides={"b": "int8"})
+    by_pattern = isobit.quantize(model, [normal(4, 3)], overrides={"*b*": "int16"})
+    assert by_pattern.encodings["b"].spec.bits == 32
     for wrong in ({"exclude": [3]}, {"overrides": {3: "int8"}}, {"target": 3}):
         with pytest.raises(IsobitError, match="3"):
             isobit.QuantSim(model, **wrong)

@@ -58,8 +58,10 @@ class ObservingSession:
     def observe(self, batch: Batch) -> None:
         """Run one batch and feed every observer."""
         found = self._session.run(batch)
-        if not all(_is_finite(found[name]) for name in self._model_outputs):
-            # onnxruntime's ReduceMin and ReduceMax pass over NaN: look at the whole tensors of this batch.
+        bounds = [name for names in self._outputs for name in (names.minimum, names.maximum) if name]
+        if not all(_is_finite(found[name]) for name in (*self._model_outputs, *bounds)):
+            # onnxruntime's ReduceMin and ReduceMax pass over NaN, and infinity hides the largest finite value: look at
+            # the whole tensors of this batch.
             self._observe_whole(batch)
             return
         for item, names in zip(self.watched, self._outputs, strict=True):

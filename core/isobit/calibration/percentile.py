@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isobit.errors import FormatError
 from isobit.quant_spec import QuantSpec
 from isobit.statistics import Histogram
 
@@ -23,7 +24,7 @@ class Percentile:
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
-            raise ValueError(f"a percentile lies above 50 and up to 100, not {self.percentile}")
+            raise FormatError(f"a percentile lies above 50 and up to 100, not {self.percentile}")
 
     def range(self, histogram: Histogram, spec: QuantSpec) -> tuple[float, float]:
         """The two quantiles."""

@@ -42,5 +42,5 @@ def parse_calibrator(text: str | Calibrator, known: Mapping[str, type[Calibrator
         )
     try:
         return known[name].from_text(value if equals else None)
-    except ValueError as error:
+    except (ValueError, FormatError) as error:
         raise FormatError(f"calibration method {text!r}: {error}") from error

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from isobit.canonical import canonicalize
 from isobit.graph import Dimension, Graph, Node, Shape, TensorInfo, WeightInfo
+from isobit.layout import conv_transpose_layout, to_native
 from isobit.shapes import infer
 
 Array = NDArray[Any]
@@ -171,6 +172,12 @@ class NetworkBuilder:
     def build(self) -> Network:
         """The finished network."""
         infos = {n: WeightInfo.of(w, n) for n, w in self._weights.items()}
+        for node in self._nodes:  # the raw graph has ONNX's layout, which the canonical pass turns
+            if node.op == "ConvTranspose":
+                name, group = node.inputs[1] or "", int(node.attributes["group"])
+                out, per_group, *kernel = self._weights[name].shape
+                layout = conv_transpose_layout((per_group * group, out // group, *kernel), group)
+                infos[name] = WeightInfo.of(to_native(self._weights[name], layout), name)
         raw = Graph(tuple(self._nodes), tuple(self._inputs), self._outputs, self._tensors, infos)
         return Network(self.name, canonicalize(raw), dict(self._weights))
 
