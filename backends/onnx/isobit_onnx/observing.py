@@ -58,8 +58,8 @@ class ObservingSession:
     def observe(self, batch: Batch) -> None:
         """Run one batch and feed every observer."""
         found = self._session.run(batch)
-        bounds = [name for names in self._outputs for name in (names.minimum, names.maximum) if name]
-        if not all(_is_finite(found[name]) for name in (*self._model_outputs, *bounds)):
+        ends = [name for names in self._outputs for name in (names.minimum, names.maximum) if name]
+        if not all(_is_finite(found[name]) for name in (*self._model_outputs, *ends)):
             # onnxruntime's ReduceMin and ReduceMax pass over NaN, and infinity hides the largest finite value: look at
             # the whole tensors of this batch.
             self._observe_whole(batch)
