@@ -21,7 +21,7 @@ from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EncodingError, IsobitError, ModelError
 from isobit.graph import Graph
 from isobit.layout import to_canonical
-from isobit.sites import Input, Site, Tensor, Weight
+from isobit.sites import Input, Site, Tensor
 from isobit_torch.binding import bind
 from isobit_torch.convert import to_array
 from isobit_torch.fxtools import attribute
@@ -81,7 +81,7 @@ class TorchModel:
         edited = apply_edits(self.program, self.translation, self._native, plan)
         edited.write(self._native)  # nothing was changed before this line
         self.program, self.translation = edited.program, edited.translation
-        for site in [site for site in self._keys if not _exists(self.graph, site)]:
+        for site in [site for site in self._keys if not self.graph.has_site(site)]:
             self._drop(site)
         self._rebuild()
 
@@ -258,12 +258,3 @@ class TorchModel:
         from isobit_torch.state import dump
 
         return dump(self)
-
-
-def _exists(graph: Graph, site: Site) -> bool:
-    if isinstance(site, Tensor):
-        return site.name in graph.tensors
-    if isinstance(site, Weight):
-        return site.name in graph.weights
-    node = next((node for node in graph.nodes if node.name == site.node), None)
-    return node is not None and node.input(site.index) is not None
