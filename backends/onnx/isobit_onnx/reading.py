@@ -6,10 +6,7 @@ constants carried out, shapes inferred. The names of the user's initializers are
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +17,16 @@ import onnx_ir.passes.common as passes
 from onnxscript import optimizer, version_converter
 
 from isobit.errors import ModelError
+from isobit.quiet import quiet_loggers
 
 #: int4, int16 and blocks in QuantizeLinear exist from here on.
 OPSET = 21
 OLDEST_OPSET = 7
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
+
+#: Passes log what they leave alone; the report says it better.
+_PASS_LOGGERS = ("onnx_ir", "onnxscript")
 
 #: Serialized protobufs end at 2 GiB; models above this keep their weights beside the graph.
 LARGE = 1_800_000_000
@@ -98,7 +99,7 @@ def _check_external(name: str, tensor: ir.ExternalTensor, where: str) -> None:
 
 def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
     """Bring a loaded model to the backend's form, in place. Raises ModelError."""
-    with _quiet():
+    with quiet_loggers(*_PASS_LOGGERS):
         _run(passes.RemoveInitializersFromInputsPass(), model)
         _run(passes.InlinePass(), model)
         raise_opset(model, where)
@@ -117,7 +118,7 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
 
 def infer_shapes(model: ir.Model) -> ir.Model:
     """Run ONNX shape inference in place; shapes it cannot tell stay unknown."""
-    with _quiet():
+    with quiet_loggers(*_PASS_LOGGERS):
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
     for value in model.graph.initializers.values():
         if value.const_value is not None:
@@ -208,20 +209,6 @@ def _name_everything(model: ir.Model) -> None:
             name = f"{stem}#{number}"
         node.name = name
         taken.add(name)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Passes log what they leave alone; the report says it better."""
-    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:

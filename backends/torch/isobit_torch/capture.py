@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
+from isobit.quiet import quiet_loggers
 from isobit_torch.capture_errors import explain
 from isobit_torch.signature import Argument, Call, Signature, example_call, output_names
 
@@ -142,14 +143,7 @@ def _plain_signature(module: nn.Module, call: Call) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """torch.export logs what it retries; what matters is in the error."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.export", "torch.fx", "torch._dynamo")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    names = ("torch", "torch.export", "torch.fx", "torch._dynamo")
+    with warnings.catch_warnings(), quiet_loggers(*names, level=logging.CRITICAL):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield

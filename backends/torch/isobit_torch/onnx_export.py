@@ -17,6 +17,7 @@ from torch import fx, nn
 from isobit.backend import NameMap, OnnxName
 from isobit.errors import ModelError
 from isobit.layout import TRANSPOSED, Layout, Permute, conv_transpose_layout, to_canonical
+from isobit.quiet import quiet_loggers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_torch.marking import DOMAIN, marked_graph, onnx_translation
 
@@ -256,14 +257,8 @@ def _layout(model: TorchModel, name: str, value: Any) -> Layout | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter prints and logs its progress."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    names = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
+    hidden = contextlib.redirect_stdout(io.StringIO())
+    with warnings.catch_warnings(), hidden, quiet_loggers(*names, level=logging.CRITICAL):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
