@@ -1,7 +1,9 @@
 """Placement: (graph, target, wishes of the user) -> Plan. Decided here once, for every framework.
 
 A float tensor is quantized when an operation that the target runs quantized computes or reads it, unless it lies inside
-a fused chain. Operations that only move values (Reshape, MaxPool) pass the encoding of their input on.
+a fused chain. Where it exists in float too (an input, the result of an operation in float, or one that the target can
+leave in float), operations in float read that. Operations that only move values (Reshape, MaxPool) pass the encoding of
+their input on.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ class _Placer:
     def plan(self) -> Plan:
         groups = self._tie_groups()
         needed = self._needed()
+        self.awaited = self._awaited()
         for group, members in groups.items():
             if any(name in needed for name in members):
                 self._place_group(group, members)
@@ -174,11 +177,47 @@ class _Placer:
         real = [name for name in members if not self._on_grid(name, members)]
         ranges = {self._fixed_range(name) for name in real}
         fixed = ranges.pop() if len(ranges) == 1 and spec.is_integer and not spec.symmetric else None
+        asked = any(self.wishes.override(name)[0] for name in members)
         for name in members:
-            if name not in self.inner:
-                self.placements[Tensor(name)] = Placement(
-                    Tensor(name), spec, "activation", group, name in real, fixed, channel_axis=self._channel_axis(name)
+            for site in (Tensor(name),) if asked else self._activation_sites(name, members):
+                self.placements[site] = Placement(
+                    site, spec, "activation", name, group, name in real, fixed, channel_axis=self._channel_axis(name)
                 )
+
+    def _activation_sites(self, name: str, members: Sequence[str]) -> Iterable[Site]:
+        """The tensor for all its readers, or single readers where the others read its float values."""
+        if name in self.inner:
+            return ()
+        quantized = [use for use in self.graph.uses(name) if self._is_awaiting(use)]
+        if self._on_grid(name, members):
+            source = self.graph.producer(name)
+            return (Tensor(name),) if source is not None and self._reads_grid(source) else ()
+        everyone = len(quantized) == len(self.graph.uses(name)) and name not in self.graph.output_tensors
+        if everyone or not self._exists_in_float(name):
+            return (Tensor(name),)
+        return [Input(use.node.name, use.index) for use in quantized]
+
+    def _exists_in_float(self, name: str) -> bool:
+        """Whether the runtime has the values before they are rounded."""
+        node = self.graph.producer(name)
+        return node is None or node.name not in self.quantized or node.op in self.target.float_results
+
+    def _reads_grid(self, node: Node) -> bool:
+        """Whether what a tie reads is on a grid: by a quantizer on its tensor, or on this input alone."""
+        indices = range(len(node.inputs)) if node.op == "Concat" else (0,)
+        return all({Tensor(node.inputs[i] or ""), Input(node.name, i)} & self.placements.keys() for i in indices)
+
+    def _awaited(self) -> set[str]:
+        """Tensors that a quantized operation reads, directly or behind operations that only move values."""
+        awaited: set[str] = set()
+        for node in reversed(self.graph.nodes):
+            if node.name in self.quantized or (self._is_tie(node) and any(t in awaited for t in node.outputs)):
+                awaited.update(name for name in node.inputs if name is not None)
+        return awaited
+
+    def _is_awaiting(self, use: Use) -> bool:
+        node = use.node
+        return node.name in self.quantized or (self._is_tie(node) and any(t in self.awaited for t in node.outputs))
 
     def _group_spec(self, members: Sequence[str]) -> QuantSpec | None:
         for name in members:
@@ -205,6 +244,9 @@ class _Placer:
     def _reason(self, name: str) -> str:
         if name in self.inner:
             return f"inside the fused chain that ends in {self.inner[name].name}"
+        alone = [str(site) for site, placement in self.placements.items() if placement.tensor == name]
+        if alone:
+            return f"rounded for {', '.join(alone)} alone; the others read it in float"
         node = self.graph.producer(name)
         if node is None:
             return "no operation that the target quantizes reads it"
@@ -216,6 +258,8 @@ class _Placer:
             return "computed from shapes, masks or constants alone"
         if not self.target.quantizes(node.op) and not self._is_tie(node):
             return f"target {self.target.name!r} runs {node.op} in float"
+        if self._exists_in_float(name) and name not in self.awaited:
+            return f"{node.op} leaves it in float for its readers"
         return f"{node.op} works on tensors that stay in float"
 
     # --- constants -------------------------------------------------------------------------------------------------
@@ -330,7 +374,7 @@ class _Placer:
                 )
             spec = self.target.activation_format(asked)
             self.placements[site] = Placement(
-                site, spec, "activation", str(site), channel_axis=self._channel_axis(name)
+                site, spec, "activation", name, str(site), channel_axis=self._channel_axis(name)
             )
 
 

@@ -16,14 +16,16 @@ Kind = Literal["activation", "weight", "bias", "constant"]
 class Placement:
     """One quantized site.
 
-    Activations of one `group` share their encoding. `simulated` is False where the values are on the group's grid
-    already (a Reshape of a quantized tensor): the runtime needs the encoding, the simulator no second rounding.
+    `tensor` is the activation that is quantized there: for all its readers or, at an Input site, for one. Those of one
+    `group` share their encoding. `simulated` is False where the values are on the group's grid already (a Reshape of a
+    quantized tensor): the runtime needs the encoding, the simulator no second rounding.
     A bias has the scale of its `scale_of`, (input site, weight site), multiplied.
     """
 
     site: Site
     spec: QuantSpec
     kind: Kind
+    tensor: str = ""
     group: str = ""
     simulated: bool = True
     fixed_range: tuple[float, float] | None = None

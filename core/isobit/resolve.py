@@ -52,7 +52,8 @@ def _group_encoding(
         return encode_range(*first.fixed_range, first.spec, snap=False)
     if first.spec.type_name in ("float16", "bfloat16"):
         return encode_range(0.0, 0.0, first.spec)
-    histograms = [statistics.histogram(member.site) for member in members if member.simulated]
+    observed = dict.fromkeys(member.tensor for member in members if member.simulated)
+    histograms = [statistics.histogram(Tensor(name)) for name in observed]
     if not histograms:
         raise EncodingError(f"no tensor of the group of {str(first.site)!r} is observed")
     low, high = calibrator.range(_sum(histograms), first.spec)
@@ -147,10 +148,11 @@ def _kept_zero_point(weight: Encoding, scale: NDArray[np.float32]) -> NDArray[np
     return np.asarray(np.clip(position, weight.spec.q_min, weight.spec.q_max), np.int32)
 
 
-def observed_sites(plan: Plan) -> list[Tensor | Input]:
-    """The sites whose statistics the plan needs."""
-    return [
-        placement.site
+def observed_sites(plan: Plan) -> list[Tensor]:
+    """The tensors whose statistics the plan needs, whoever reads them quantized."""
+    names = (
+        placement.tensor
         for placement in plan.of_kind("activation")
-        if placement.simulated and placement.fixed_range is None and isinstance(placement.site, Tensor | Input)
-    ]
+        if placement.simulated and placement.fixed_range is None
+    )
+    return [Tensor(name) for name in dict.fromkeys(names)]

@@ -22,6 +22,7 @@ _TABLES: Mapping[str, Mapping[str, type]] = {
     "quantize": {"ops": list, "except": list},
     "ties": {"same": list, "joint": list},
 }
+_OPTIONAL: Mapping[str, Mapping[str, type]] = {"quantize": {"float_results": list}}
 _GRANULARITIES: Mapping[str, type[Any]] = {
     "per-tensor": PerTensor,
     "per-channel": PerChannel,
@@ -41,7 +42,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Target:
-    """A runtime: its formats, which ops it runs quantized, and which it runs as one."""
+    """A runtime: its formats, which ops it runs quantized, and which it runs as one.
+
+    An op of `float_results` can hand on what it computes without rounding it: only quantized readers need it on a grid.
+    """
 
     name: str
     description: str
@@ -54,6 +58,7 @@ class Target:
     int32_bias: bool
     ops: frozenset[str]
     excluded_ops: frozenset[str]
+    float_results: frozenset[str]
     fusions: tuple[tuple[Step, ...], ...]
     same_encoding: frozenset[str]
     joint_encoding: frozenset[str]
@@ -161,6 +166,7 @@ class _Reader:
             int32_bias=self.bias(tables["bias"]),
             ops=frozenset(self.words(tables["quantize"], "quantize", "ops")),
             excluded_ops=frozenset(self.words(tables["quantize"], "quantize", "except")),
+            float_results=frozenset(self.words(tables["quantize"], "quantize", "float_results")),
             fusions=self.fusions(data.get("fusions", [])),
             same_encoding=frozenset(self.words(tables["ties"], "ties", "same")),
             joint_encoding=frozenset(self.words(tables["ties"], "ties", "joint")),
@@ -183,11 +189,15 @@ class _Reader:
         table = data.get(name)
         if not isinstance(table, dict):
             raise self.fail(name, "this table is missing" if table is None else "must be a table")
+        optional = _OPTIONAL.get(name, {})
+        known = {**keys, **optional}
         for key in table:
-            if key not in keys:
-                raise self.fail(f"{name}.{key}", f"unknown key{did_you_mean(key, keys)}; known are {', '.join(keys)}")
-        for key, kind in keys.items():
+            if key not in known:
+                raise self.fail(f"{name}.{key}", f"unknown key{did_you_mean(key, known)}; known are {', '.join(known)}")
+        for key, kind in known.items():
             if key not in table:
+                if key in optional:
+                    continue
                 raise self.fail(f"{name}.{key}", "this key is missing")
             if not isinstance(table[key], kind):
                 expected = "a text" if kind is str else "a list of texts"
@@ -201,10 +211,10 @@ class _Reader:
         return value
 
     def words(self, table: Mapping[str, Any], name: str, key: str) -> tuple[str, ...]:
-        for word in table[key]:
+        for word in table.get(key, ()):
             if not isinstance(word, str):
                 raise self.fail(f"{name}.{key}", f"must be a list of texts, found {word!r}")
-        return tuple(table[key])
+        return tuple(table.get(key, ()))
 
     def spec(self, text: str, key: str) -> QuantSpec:
         try:

@@ -64,7 +64,9 @@ def test_only_what_is_calibrated_is_observed() -> None:
     graph, _ = network()
     assert observed_sites(place(graph, TARGET)) == [Tensor(name) for name in VALUES]
     plan = place(graph, TARGET, Wishes(overrides={"c[0]": "int8"}))
-    assert Input("c", 0) in observed_sites(plan)
+    assert Input("c", 0) in plan.placements
+    observed = observed_sites(plan)
+    assert observed.count(Tensor("c")) == 1  # the tensor and its reader of another format see the same values
 
 
 def test_every_placement_has_an_encoding_in_the_order_of_the_plan() -> None:

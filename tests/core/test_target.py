@@ -219,7 +219,7 @@ def plain() -> Registry:
     return Registry([])
 
 
-@pytest.mark.parametrize("name", ["default", "onnxruntime-cpu"])
+@pytest.mark.parametrize("name", ["default", "onnxruntime-cpu", "onnxruntime-cpu-transformer"])
 def test_the_targets_that_come_with_isobit(plain: Registry, name: str) -> None:
     target = plain.target(name)
     assert target.name == name

@@ -132,7 +132,7 @@ def attention_with_mask():
     return model_of(nodes, inputs, [("y", FLOAT, ["n", "s", 8])], constants)
 
 
-@pytest.mark.parametrize("target", ["default", "onnxruntime-cpu"])
+@pytest.mark.parametrize("target", ["default", "onnxruntime-cpu", "onnxruntime-cpu-transformer"])
 def test_attention_masks_stay_in_float(tmp_path, target):
     masks = np.array([[1] * 6, [1, 1, 1, 1, 0, 0]])
     batches = [{"ids": RNG.integers(0, 20, (2, 6)), "mask": masks} for _ in range(3)]

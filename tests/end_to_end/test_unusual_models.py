@@ -100,7 +100,7 @@ def test_a_mask_in_a_concatenation_leaves_the_others_alone():
     np.testing.assert_allclose(sim.run(x)["y"], expected, atol=0.02 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("target", ["default", "onnxruntime-cpu"])
+@pytest.mark.parametrize("target", ["default", "onnxruntime-cpu", "onnxruntime-cpu-transformer"])
 def test_a_computed_pad_value_is_observed(tmp_path, target):
     nodes = [
         node("ReduceMax", ["x"], ["top"], keepdims=0),

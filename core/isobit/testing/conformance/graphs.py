@@ -12,7 +12,7 @@ from isobit.errors import IsobitError
 from isobit.isomorphism import correspondence, differences
 from isobit.placement import place
 from isobit.plugins import registry
-from isobit.sites import Tensor
+from isobit.sites import Input, Site, Tensor
 from isobit.testing.conformance.setting import Opened, Setting, assert_close
 
 
@@ -76,13 +76,18 @@ class GraphConformance(Setting):
         """The same placement comes out of the backend's graph and of the description."""
         network, model = opened.network, opened.model
         pairs = correspondence(network.graph, model.graph, network.weights.__getitem__, model.weight)
-        for name in ("default", "onnxruntime-cpu"):
+
+        def theirs_of(site: Site) -> Site:
+            if isinstance(site, Input):
+                producer = model.graph.producer(pairs[network.graph.node(site.node).outputs[0]])
+                assert producer is not None
+                return Input(producer.name, site.index)
+            return Tensor(pairs[site.name]) if isinstance(site, Tensor) else site
+
+        for name in ("default", "onnxruntime-cpu", "onnxruntime-cpu-transformer"):
             target = registry().target(name)
             ours, theirs = place(network.graph, target), place(model.graph, target)
-            want = {
-                Tensor(pairs[site.name]) if isinstance(site, Tensor) else site: (p.spec, p.kind, p.simulated)
-                for site, p in ours.placements.items()
-            }
+            want = {theirs_of(site): (p.spec, p.kind, p.simulated) for site, p in ours.placements.items()}
             assert {site: (p.spec, p.kind, p.simulated) for site, p in theirs.placements.items()} == want
 
     def test_the_original_is_not_changed(self, backend: object, open_network: Callable[[str], Opened]) -> None:

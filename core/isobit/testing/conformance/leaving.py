@@ -78,7 +78,7 @@ class LeavingConformance(Setting):
         for site in sites:
             assert names[site].name in known, site
 
-    @pytest.mark.parametrize("target", ["default", "onnxruntime-cpu"])
+    @pytest.mark.parametrize("target", ["default", "onnxruntime-cpu", "onnxruntime-cpu-transformer"])
     def test_quantize_and_export(self, opened: Opened, tmp_path: Path, target: str) -> None:
         """The whole way: fold, calibrate, export; the file in onnxruntime agrees with the simulator."""
         onnxruntime = pytest.importorskip("onnxruntime")

