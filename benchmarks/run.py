@@ -1,10 +1,11 @@
 """Ratios of calibration and simulated forward to one FP32 pass, and the extra peak memory, as a table and JSON.
 
-    python benchmarks/run.py --backend onnx --json result.json
+    python benchmarks/run.py --backend torch --json result.json
 
-FP32 is the backend's own runtime on the float model, over the same batches, in the same process; the runs alternate and
-the medians are compared, because machines are shared and noisy. Peak memory is that of fresh processes, one that only
-runs the float model and one that calibrates.
+FP32 is the user's own float model in the backend's own runtime, over the same batches, in the same process; the runs
+alternate and the medians are compared, because machines are shared and noisy. PyTorch runs the user's model with its
+batch norms, the simulator without: ``folded`` is the float model after folding, whose ratio says how much of a figure
+is that. Peak memory is that of fresh processes, one that only runs the float model and one that calibrates.
 """
 
 from __future__ import annotations
@@ -53,7 +54,18 @@ def open_network(backend: str, name: str, size: int) -> tuple[BackendModel, Call
         options.intra_op_num_threads = int(os.environ["BENCHMARK_THREADS"])
         session = onnxruntime.InferenceSession(native.SerializeToString(), options)
         return opener.open(native), lambda batch: session.run(None, batch)
-    raise SystemExit(f"no benchmark for backend {backend!r} yet")
+    import torch
+
+    from isobit_torch.building import build_torch
+
+    torch.set_num_threads(int(os.environ["BENCHMARK_THREADS"]))
+    module = build_torch(network)
+
+    def run(batch: dict[str, Any]) -> Any:
+        with torch.no_grad():
+            return module(**{name: torch.from_numpy(array) for name, array in batch.items()})
+
+    return opener.open(module, network.batch(2)), run
 
 
 def make_batches(name: str, size: int, batch: int, count: int) -> Batches:
@@ -84,13 +96,20 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         for batch in batches:
             model.run(batch)
 
+    def folded() -> None:
+        model.enable(list(model.encodings()), on=False)
+        for batch in batches:
+            model.run(batch)
+        model.enable(list(model.encodings()), on=True)
+
     fp32()
     first = timed(lambda: sim.calibrate(batches))
     simulate()
     schemes = sorted(registry().calibrators())
-    seconds: dict[str, list[float]] = {"fp32": [], "simulated": [], **{scheme: [] for scheme in schemes}}
+    seconds: dict[str, list[float]] = {"fp32": [], "folded": [], "simulated": [], **{scheme: [] for scheme in schemes}}
     for _ in range(arguments.repeats):
         seconds["fp32"].append(timed(fp32))
+        seconds["folded"].append(timed(folded))
         for scheme in schemes:
             seconds[scheme].append(timed(lambda scheme=scheme: sim.calibrate(batches, scheme)))
         model.run(batches[0])  # the session of the new encodings is made outside the measurement
@@ -105,6 +124,7 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         "first_calibration_ratio": first / base,
         "calibration_ratio": {scheme: statistics.median(ratios[scheme]) for scheme in schemes},
         "simulated_forward_ratio": statistics.median(ratios["simulated"]),
+        "folded_fp32_ratio": statistics.median(ratios["folded"]),
         "spread": {what: [min(values), max(values)] for what, values in ratios.items()},
         "recalibration_seconds": {scheme: timed(lambda s=scheme: sim.recalibrate(s)) for scheme in schemes},
         "export_seconds": export,
@@ -152,15 +172,15 @@ def print_table(results: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="ratios to one FP32 pass (median)")
-    columns = ("network", "FP32 s", "calibration", "simulated", "export s", "extra peak MB")
+    columns = ("network", "FP32 s", "calibration", "simulated", "folded FP32", "export s", "extra peak MB")
     for column in columns:
         table.add_column(column)
     for result in results:
         calibration = ", ".join(f"{name} {ratio:.2f}" for name, ratio in result["calibration_ratio"].items())
         table.add_row(
             result["network"], f"{result['fp32_seconds']:.2f}", calibration,
-            f"{result['simulated_forward_ratio']:.2f}", f"{result['export_seconds']:.1f}",
-            f"{result['extra_peak_memory_mb']:.0f}",
+            f"{result['simulated_forward_ratio']:.2f}", f"{result['folded_fp32_ratio']:.2f}",
+            f"{result['export_seconds']:.1f}", f"{result['extra_peak_memory_mb']:.0f}",
         )  # fmt: skip
     Console(stderr=True).print(table)
 
@@ -168,7 +188,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", default="onnx", choices=["onnx"])
+    parser.add_argument("--backend", default="onnx", choices=["onnx", "torch"])
     parser.add_argument("--networks", nargs="+", default=sorted(NETWORKS), choices=sorted(NETWORKS))
     parser.add_argument("--target", default="onnxruntime-cpu")
     parser.add_argument("--size", type=int, default=224, help="image edge in pixels")
