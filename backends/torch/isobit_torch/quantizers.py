@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from isobit.arithmetic import SMALLEST_SCALE
 from isobit.encoding import Encoding
-from isobit.layout import Layout, Permute, View
+from isobit.layout import Layout
 from isobit.quant_spec import PerChannel, PerTensor
 from isobit_torch.arithmetic import cast, fake_quantize
 from isobit_torch.convert import to_array
+from isobit_torch.cuda_kernels import fused
+from isobit_torch.layouts import to_canonical, to_native
 from isobit_torch.threads import run_in_parts
 
 #: The one name that the simulator adds to the user's; a float state_dict loads without it.
@@ -111,20 +113,21 @@ class Quantizer(nn.Module):
         return self._numbers[1]
 
     def _compute(self, x: Tensor) -> Tensor:
+        values = to_canonical(x, self.layout)
+        result = fused(values, self.scale, self.zero_point, self._template, self.in_place and not self.layout)
+        if result is None:
+            result = self._expression(values)
+        return to_native(result, self.layout, x)
+
+    def _expression(self, values: Tensor) -> Tensor:
+        """The reference in torch's operations, on any device and with gradients."""
         spec = self._template.spec
-        values = x
-        for step in self.layout:
-            values = _step(values, step)
         scale, zero = self.scale, self.zero_point
         if scale.ndim:
             scale, zero = self._broadcast(scale, values), self._broadcast(zero, values)
         if spec.is_integer:
-            result = fake_quantize(values, scale, zero, spec.q_min, spec.q_max)
-        else:
-            result = cast(values, scale, spec.dtype)
-        for step in reversed(self.layout):
-            result = _back(result, step, x)
-        return result
+            return fake_quantize(values, scale, zero, spec.q_min, spec.q_max)
+        return cast(values, scale, spec.dtype)
 
     def _broadcast(self, grid: Tensor, values: Tensor) -> Tensor:
         """Scales in a shape that broadcasts against the tensor."""
@@ -210,21 +213,3 @@ def _flat(x: Tensor) -> Any:
     order = sorted(range(x.ndim), key=lambda axis: -strides[axis])
     moved = x.permute(order)
     return moved.view(-1) if moved.is_contiguous() else None
-
-
-def _step(x: Tensor, step: Any) -> Tensor:
-    if isinstance(step, Permute):
-        return x.permute(step.axes)
-    if isinstance(step, View):
-        return x.reshape(step.shape)
-    return x[step.index]
-
-
-def _back(x: Tensor, step: Any, native: Tensor) -> Tensor:
-    if isinstance(step, Permute):
-        return x.permute(np.argsort(step.axes).tolist())
-    if isinstance(step, View):
-        return x.reshape(step.before)
-    whole = native.clone()
-    whole[step.index] = x
-    return whole
