@@ -55,23 +55,34 @@ class Histogram:
             self._extend(minimum, maximum)
         self._count(np.ascontiguousarray(sampled, np.float32), elements, non_finite)
 
+    def add_counts(self, counts: NDArray[np.int64]) -> int:
+        """Add 65,536 counts by top 16 bits; returns how many of them are of infinity and NaN, which have no bin.
+
+        For values that are counted where they are: `absorb`, without sampled elements, tells the rest of them.
+        """
+        table, non_finite = counts.reshape(-1, _ROW), 0
+        for row in np.flatnonzero(table.any(axis=1)).tolist():
+            if row % 256 == 255:  # the exponent of infinity and NaN
+                non_finite += int(table[row].sum())
+            elif row in self._rows:
+                self._rows[row] += table[row]
+            else:
+                self._rows[row] = table[row].copy()
+        return non_finite
+
     def _extend(self, minimum: float, maximum: float) -> None:
-        self.minimum, self.maximum = min(self.minimum, minimum), max(self.maximum, maximum)
+        # Adding 0.0 makes -0.0 the same zero: which of the two a reduction finds depends on its order.
+        self.minimum, self.maximum = min(self.minimum, minimum) + 0.0, max(self.maximum, maximum) + 0.0
 
     def _count(self, sampled: NDArray[np.float32], elements: int, non_finite: int) -> None:
         from isobit.kernels import BINS, count_bins  # compiles on first use
 
         self.elements += elements
-        counts = np.zeros(BINS, np.int64)
-        count_bins(sampled.reshape(-1).view(np.uint32), counts)
-        table = counts.reshape(-1, _ROW)
-        for row in np.flatnonzero(table.any(axis=1)).tolist():
-            if row % 256 == 255:  # the exponent of infinity and NaN
-                self.non_finite += 0 if non_finite else int(table[row].sum())
-            elif row in self._rows:
-                self._rows[row] += table[row]
-            else:
-                self._rows[row] = table[row].copy()
+        if sampled.size:
+            counts = np.zeros(BINS, np.int64)
+            count_bins(sampled.reshape(-1).view(np.uint32), counts)
+            found = self.add_counts(counts)
+            self.non_finite += 0 if non_finite else found
         self.non_finite += non_finite
 
     def merge(self, other: Histogram) -> None:

@@ -349,3 +349,27 @@ def test_an_unseen_tensor_says_so() -> None:
     for name in ("a", "b", "c"):
         with pytest.raises(DataError, match=f"no values of '{name}' were seen: calibrate first"):
             statistics.histogram(Tensor(name))
+
+
+def test_counts_made_elsewhere():
+    """`absorb` and `add_counts` together are `update`; bins of infinity and NaN are told, not kept."""
+    values = np.array([[0.5, -3.0, 0.0, 7.25], [-0.0, 1e-3, 0.5, -2.0]], np.float32)
+    table = np.zeros(1 << 16, np.int64)
+    for value in values.reshape(-1):
+        table[int(value.view(np.uint32)) >> 16] += 1
+    found, wanted = Histogram(), Histogram()
+    found.absorb(-3.0, 7.25, np.zeros(0, np.float32), values.size)
+    assert found.add_counts(table) == 0
+    wanted.update(values)
+    assert found == wanted
+    table[:] = 0
+    table[[0x7F80, 0xFFC0]] = 2, 3
+    assert found.add_counts(table) == 5
+    assert found == wanted
+
+
+def test_zero_bounds_have_one_sign():
+    histogram = Histogram()
+    histogram.update(np.array([[-0.0, 1.0]], np.float32))
+    histogram.update(np.array([[0.0, 1.0]], np.float32))
+    assert not np.signbit(histogram.minimum)

@@ -204,7 +204,8 @@ class TorchModel:
             missing = [info.name for info in self.program.inputs if info.name not in batch]
             if missing:
                 raise DataError(f"a batch has no array for input {missing[0]!r}")
-            self._evaluate(runner.run, batch)
+            self._evaluate(runner.observe, batch)
+        runner.finish()
 
     def _watched_node(self, request: Request) -> fx.Node:
         assert self._simulated is not None

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import fx, nn
 
 from isobit.backend import Request
-from isobit.sampling import sampling_of
 from isobit.statistics import Histogram, MinMax
 from isobit_torch.convert import to_array
+from isobit_torch.device_histogram import DeviceHistograms, chosen
 
 
 @dataclass(frozen=True)
@@ -26,18 +25,37 @@ class Watched:
 
 
 class ObservingRunner(fx.Interpreter):
-    """Runs a graph and feeds the observers of the nodes in `watched`."""
+    """Runs a graph and feeds the observers of the nodes in `watched`; `in_place` counts on devices where that helps."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, watched: Mapping[fx.Node, Sequence[Watched]]) -> None:
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, watched: Mapping[fx.Node, Sequence[Watched]], in_place: bool = True
+    ) -> None:
         super().__init__(root, garbage_collect_values=True, graph=graph)
         self._watched = watched
+        self._device = DeviceHistograms() if in_place else None
 
     def run_node(self, n: fx.Node) -> Any:
         """Compute one node, and reduce its result where it is watched."""
         result = super().run_node(n)
         for item in self._watched.get(n, ()):
-            _feed(item, result.detach())
+            tensor = result.detach()
+            if self._device is None or not self._device.take(item, tensor):
+                _feed(item, tensor)
         return result
+
+    def observe(self, *feeds: torch.Tensor) -> Any:
+        """Run one batch; what held NaN or infinity on a device is computed again, and reduced as a whole."""
+        result = self.run(*feeds)
+        again = self._device.settle() if self._device is not None else []
+        if again:
+            watched = {node: [item for item in items if item in again] for node, items in self._watched.items()}
+            ObservingRunner(self.module, self.graph, watched, in_place=False).run(*feeds)
+        return result
+
+    def finish(self) -> None:
+        """End the pass: counts that are on devices go into their observers."""
+        if self._device is not None:
+            self._device.finish()
 
 
 def _feed(item: Watched, tensor: torch.Tensor) -> None:
@@ -51,16 +69,4 @@ def _feed(item: Watched, tensor: torch.Tensor) -> None:
     elif isinstance(observer, MinMax):
         observer.update(np.array([low, high], np.float32))
     else:
-        observer.absorb(low, high, _sample(tensor, item.channel_axis, observer.limit), tensor.numel())
-
-
-def _sample(tensor: torch.Tensor, channel_axis: int | None, limit: int | None) -> NDArray[Any]:
-    """`isobit.sampling.sample` on the tensor's own device: only what is counted leaves it."""
-    if tensor.ndim < 2:
-        tensor = tensor.reshape(tensor.shape[0] if tensor.ndim else 1, -1)
-    chosen = sampling_of(tuple(tensor.shape), channel_axis, limit)
-    if chosen.step == 1:
-        return to_array(tensor)
-    if chosen.spatial:
-        return to_array(tensor.reshape(*tensor.shape[:2], -1)[:, :, :: chosen.step])
-    return to_array(tensor.reshape(tensor.shape[0], -1)[:, :: chosen.step])
+        observer.absorb(low, high, to_array(chosen(tensor, item.channel_axis, observer.limit)), tensor.numel())
