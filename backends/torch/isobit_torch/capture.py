@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from isobit.errors import ModelError
 from isobit.quiet import quiet_loggers
 from isobit_torch.capture_errors import explain
+from isobit_torch.devices import require_one_device
 from isobit_torch.signature import Argument, Call, Signature, example_call, output_names
 
 _INTEGER = (torch.int64, torch.int32, torch.bool)
@@ -41,12 +42,18 @@ def capture(model: nn.Module, example: Any) -> Capture:
         module = copy.deepcopy(model).eval()
     except Exception as error:
         raise ModelError(f"the model cannot be copied: {error}") from error
-    call = _batched(example_call(module, example))
+    call = _batched(_moved(example_call(module, example), require_one_device(module)))
     program, notes = _export(module, call)
     with torch.no_grad():
         outputs = module(*call.args, **call.kwargs)
     signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
     return Capture(module, program, signature, notes)
+
+
+def _moved(call: Call, device: torch.device) -> Call:
+    """The example on the model's device, wherever the user has it."""
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(device), (call.args, call.kwargs))
+    return Call(args, kwargs, call.names)
 
 
 def _batched(call: Call) -> Call:

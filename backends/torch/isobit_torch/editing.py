@@ -15,6 +15,7 @@ from isobit.graph import Node
 from isobit.layout import Layout, Permute, Take, View, conv_transpose_layout, to_native
 from isobit.sites import Tensor
 from isobit_torch.convert import to_array, to_tensor
+from isobit_torch.devices import device_of
 from isobit_torch.fxtools import DTYPE, NAME, SHAPE, aten, attribute, behind, erase_unread
 from isobit_torch.loading import CONSTANTS
 from isobit_torch.lowering import lower
@@ -250,8 +251,7 @@ class _Editor:
 
     def _new(self, name: str, value: Any) -> fx.Node:
         path = self._path(name)
-        device = next((p.device for p in self.root.parameters()), torch.device("cpu"))
-        self.values[path] = to_tensor(value).to(device)
+        self.values[path] = to_tensor(value).to(device_of(self.root))
         with self.graph.inserting_before(next(iter(self.graph.nodes))):
             node = self.graph.get_attr(path)
         node.meta.update(

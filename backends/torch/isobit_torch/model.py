@@ -156,7 +156,7 @@ class TorchModel:
 
     def _rebuild(self) -> None:
         self._simulated = insert_quantizers(self.program.graph, self.translation, self._keys, self._native.quantizers)
-        self._native.set_graph(self._simulated.graph)
+        self._native.set_graph(self._simulated.graph, self.program.graph)
 
     # --- running ---------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -19,13 +20,16 @@ from isobit.errors import ModelError
 from isobit.layout import TRANSPOSED, Layout, Permute, conv_transpose_layout, to_canonical
 from isobit.quiet import quiet_loggers
 from isobit.sites import Input, Site, Tensor, Weight
+from isobit_torch.devices import follow
 from isobit_torch.marking import DOMAIN, marked_graph, onnx_translation
+from isobit_torch.quantizers import QUANTIZERS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from onnx import ModelProto
 
     from isobit_torch.model import TorchModel
+    from isobit_torch.simulator import Simulator
 
 #: int4, int16 and blocks in QuantizeLinear exist from here on.
 OPSET = 21
@@ -52,16 +56,15 @@ def to_onnx(model: TorchModel) -> tuple[ModelProto, NameMap]:
 def _export(model: TorchModel, graph: Any) -> ir.Model:
     program, native = model.program, model.native
     training = native.training
-    device = native.device()
     feeds = tuple(
-        torch.zeros(program.symbols.shape(info, 0), dtype=getattr(torch, info.dtype), device=device)
-        for info in program.inputs
+        torch.zeros(program.symbols.shape(info, 0), dtype=getattr(torch, info.dtype)) for info in program.inputs
     )
     shapes = tuple(
         {axis: torch.export.Dim.AUTO for axis, n in enumerate(info.shape) if isinstance(n, str)} or None
         for info in program.inputs
     )
     native.eval()
+    follow(graph, native.device(), torch.device("cpu"))
     module = fx.GraphModule(_flat_root(native), _tensors_only(graph))
     module.eval()
     try:
@@ -99,11 +102,17 @@ def _tensors_only(graph: fx.Graph) -> fx.Graph:
     return graph
 
 
-def _flat_root(native: nn.Module) -> nn.Module:
+def _flat_root(native: Simulator) -> nn.Module:
+    """The parameters without the simulator around them, on the CPU: the file is the same wherever the model is."""
     root = nn.Module()
     for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         root.__dict__[name] = native.__dict__[name]
-    return root
+    root._modules = {name: module for name, module in native._modules.items() if name != QUANTIZERS}
+    if native.device().type == "cpu":
+        return root
+    held: dict[int, Any] = {id(t): t.detach().cpu() for t in root.buffers()}
+    held |= {id(t): nn.Parameter(t.detach().cpu(), requires_grad=False) for t in root.parameters()}
+    return copy.deepcopy(root, held)
 
 
 def _take_out_marks(model: ir.Model, labels: dict[str, Site]) -> dict[Site, list[Any]]:

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from isobit.errors import EditError, ModelError
 from isobit.graph import Dimension
+from isobit_torch.devices import device_of
 from isobit_torch.fxtools import DTYPE, NAME, SHAPE, attribute, dtype_name
 
 
@@ -116,7 +117,7 @@ def propagate(
 ) -> None:
     """Set shape and dtype of every node of `graph`. Raises EditError where the operations do not fit together."""
     runs = []
-    device = next((p.device for p in root.parameters()), torch.device("cpu"))
+    device = device_of(root)
     for which in (0, 1) if symbols.sizes else (0,):
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             fakes = [

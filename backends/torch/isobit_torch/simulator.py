@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from isobit_torch.devices import device_of, follow
 from isobit_torch.program import copy_graph
 from isobit_torch.quantizers import QUANTIZERS, Quantizer
 from isobit_torch.signature import Signature
@@ -26,13 +27,30 @@ class Simulator(fx.GraphModule):
         for name in _MODULE_STATE:
             self.__dict__[name] = root.__dict__[name]
         self.__dict__["signature"] = signature
+        self.__dict__["float_graph"] = None
         if QUANTIZERS not in self._modules:
             self.add_module(QUANTIZERS, nn.Module())
         self.set_graph(graph)
 
-    def set_graph(self, graph: fx.Graph) -> None:
-        """Compute by another graph from now on; parameters stay the same objects."""
+    def set_graph(self, graph: fx.Graph, float_graph: fx.Graph | None = None) -> None:
+        """Compute by another graph from now on; parameters stay the same objects.
+
+        `float_graph`, which it was made from, moves to other devices with the simulator.
+        """
+        self.__dict__["float_graph"] = float_graph
         self.graph = graph
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Simulator:
+        """Move as any module does; what the user's code makes on the model's device, it makes on the new one."""
+        before = self.device()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after, own = self.device(), self.__dict__["float_graph"]
+        if after != before:
+            if own is not None:
+                follow(own, before, after)
+            if follow(self.graph, before, after):
+                self.recompile()
+        return self
 
     def recompile(self) -> Any:
         """The generated function takes flat tensors; `forward` is the user's way to call it."""
@@ -73,4 +91,4 @@ class Simulator(fx.GraphModule):
 
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        return device_of(self)

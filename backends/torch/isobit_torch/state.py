@@ -21,6 +21,7 @@ from isobit.encoding import Encodings
 from isobit.errors import ModelError
 from isobit.formats import isobit_json
 from isobit.sites import site_key, site_of
+from isobit_torch.devices import follow
 from isobit_torch.fxtools import attribute
 from isobit_torch.modules import BatchNorm, Container, Dropout, container_path, set_tensor
 from isobit_torch.program import Program
@@ -49,6 +50,7 @@ def dump(model: TorchModel) -> bytes:
         "inputs": [[info.name, list(info.shape), info.dtype] for info in program.inputs],
         "symbols": {name: list(sizes) for name, sizes in program.symbols.sizes.items()},
         "notes": list(program.notes),
+        "device": str(native.device()),
     }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -96,6 +98,7 @@ def _program(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Progra
     nodes: dict[str, fx.Node] = {}
     for entry in header["nodes"]:
         nodes[entry["id"]] = _make(graph, entry, nodes)
+    follow(graph, torch.device(header["device"]), torch.device("cpu"))  # the tensors were written from there
     inputs = tuple(InputInfo(name, tuple(shape), dtype) for name, shape, dtype in header["inputs"])
     symbols = Symbols({name: (sizes[0], sizes[1]) for name, sizes in header["symbols"].items()})
     propagate(root, graph, inputs, symbols)
