@@ -6,7 +6,7 @@ A backend translates, runs, reduces and edits. It decides nothing: placement, ra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -150,10 +150,25 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Differentiable(Protocol):
-    """Optional: gradients through part of the graph, for block-wise techniques and training."""
+    """Optional, asked for by ``isinstance``: gradients by weights, for block-wise techniques and training."""
 
     def gradient(
-        self, function: Any, weights: Mapping[str, NDArray[np.float32]], batch: Batch
+        self,
+        function: Callable[[Mapping[str, Any]], Any],
+        weights: Mapping[str, NDArray[np.float32]],
+        batch: Batch,
     ) -> tuple[float, Mapping[str, NDArray[np.float32]]]:
-        """Value of ``function(outputs)`` with `weights` overridden, and its gradient by each of them."""
+        """Value of ``function(outputs)`` with `weights` overridden, and its gradient by each of them.
+
+        `function` takes all outputs of the model by the names that `run` gives them, as the framework's own tensors,
+        and returns one real number as such a tensor. What it computes with arithmetic operators and indices alone works
+        in every framework. `weights` are float32 in canonical layout, and so are the gradients; a weight with several
+        readers is overridden for all of them, and its gradient is the sum. The model runs as in `run`: in evaluation
+        mode, with its quantizers, through whose rounding gradients pass straight inside the grid and not outside. The
+        model itself stays as it is. Raises IsobitError for an unknown weight, another shape or type, a value or a
+        gradient that is not finite, and a function that returns anything else.
+
+        Source of the gradient of rounding: Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic
+        Neurons for Conditional Computation" (straight-through estimator).
+        """
         ...

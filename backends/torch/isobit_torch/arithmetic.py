@@ -59,7 +59,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
     """
     work = torch.float32 if q_max - q_min < _EXACT_IN_FLOAT32 else torch.float64
     values, steps, zero = x.to(torch.float32).to(work), scale.to(work), zero_point.to(work)
-    if zero.requires_grad:
+    if zero_point.is_floating_point():  # a learned one
         zero = _rounded(zero)
     q = torch.clamp(_rounded(values / steps) + zero, q_min, q_max)
     return ((q - zero) * steps).to(torch.float32).to(x.dtype)

@@ -7,7 +7,7 @@ or go; parameters, buffers and quantizers stay the same objects, so that what th
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -206,6 +206,20 @@ class TorchModel:
                 raise DataError(f"a batch has no array for input {missing[0]!r}")
             self._evaluate(runner.observe, batch)
         runner.finish()
+
+    def gradient(
+        self, function: Callable[[Mapping[str, Any]], Any], weights: Mapping[str, NDArray[np.float32]], batch: Batch
+    ) -> tuple[float, dict[str, NDArray[np.float32]]]:
+        """Value of ``function(outputs)`` with `weights` overridden, and its gradient by each of them."""
+        from isobit_torch.differentiating import Overridden, fixed
+
+        assert self._simulated is not None
+        runner = Overridden(self._native, self._simulated.graph, self.translation, weights)
+        with fixed(self._native):
+            flat = self._evaluate(runner.run_with_gradients, batch)
+            names = self.program.signature.outputs
+            outputs = {name: tensor for name, tensor in zip(names, flat, strict=True) if name is not None}
+            return runner.derive(function, outputs)
 
     def _watched_node(self, request: Request) -> fx.Node:
         assert self._simulated is not None

@@ -109,7 +109,7 @@ class Quantizer(nn.Module):
     def _scalars(self) -> tuple[float, float]:
         key = (id(self.scale), self.scale._version, id(self.zero_point), self.zero_point._version)
         if self._numbers is None or self._numbers[0] != key:
-            self._numbers = key, (float(self.scale), float(self.zero_point))
+            self._numbers = key, (float(self.scale), float(round(float(self.zero_point))))
         return self._numbers[1]
 
     def _compute(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ Network descriptions are in `isobit.testing.networks`, the NumPy reference in `i
 
 from __future__ import annotations
 
+from isobit.testing.conformance.differentiating import DifferentiatingConformance
 from isobit.testing.conformance.editing import EditingConformance
 from isobit.testing.conformance.graphs import GraphConformance
 from isobit.testing.conformance.leaving import LeavingConformance
@@ -22,7 +23,12 @@ from isobit.testing.conformance.quantizing import QuantizingConformance
 
 
 class BackendConformance(
-    GraphConformance, QuantizingConformance, ObservingConformance, EditingConformance, LeavingConformance
+    GraphConformance,
+    QuantizingConformance,
+    ObservingConformance,
+    EditingConformance,
+    DifferentiatingConformance,
+    LeavingConformance,
 ):
     """All parts of the suite."""
 

@@ -1,0 +1,136 @@
+"""Part 6: gradients, of backends that have them (`isobit.backend.Differentiable`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from isobit.backend import BackendModel, Batch, Differentiable
+from isobit.edits import SetWeights
+from isobit.encoding import Encoding
+from isobit.errors import IsobitError
+from isobit.sites import Tensor, Weight
+from isobit.testing import interpreter
+from isobit.testing.conformance.setting import Opened, Setting, assert_same, weight_names
+
+Array = NDArray[Any]
+Function = Callable[[Mapping[str, Any]], Any]
+
+
+class DifferentiatingConformance(Setting):
+    """Values and gradients of functions of the outputs."""
+
+    def test_gradients_are_finite_differences(self, opened: Opened) -> None:
+        """By every float weight, along a random direction and at single elements, on the float model.
+
+        The differences are those of the interpreter, which computes in float64: float32 leaves no room for small steps.
+        """
+        model, network = differentiable(opened.model), opened.network
+        graph, batch, rng = opened.model.graph, network.batch(2), np.random.default_rng(0)
+        function = function_of(opened.model.run(batch))
+        inputs = {name: value.astype(np.float64) if value.dtype.kind == "f" else value for name, value in batch.items()}
+        weights = {name: opened.model.weight(name) for name, info in graph.weights.items() if info.is_float}
+        wide = {name: value.astype(np.float64) for name, value in weights.items()}
+
+        def at(name: str, changed: Array) -> float:
+            lookup: Callable[[str], Array] = lambda n: changed if n == name else wide.get(n, opened.model.weight(n))  # noqa: E731
+            return float(function(interpreter.outputs(graph, lookup, inputs)))
+
+        value, gradients = model.gradient(function, weights, batch)
+        np.testing.assert_allclose(value, at("", np.zeros(0)), rtol=1e-4)
+        assert set(gradients) == set(weights)
+        for name, gradient in gradients.items():
+            assert gradient.dtype == np.float32
+            assert gradient.shape == weights[name].shape
+            single = np.zeros(gradient.size)
+            single[rng.integers(gradient.size)] = 1
+            for direction in (rng.standard_normal(gradient.shape), single.reshape(gradient.shape)):
+                step = 1e-6 / np.linalg.norm(direction) * direction
+                expected = (at(name, wide[name] + step) - at(name, wide[name] - step)) / 2e-6
+                found = float((gradient * direction).sum() / np.linalg.norm(direction))
+                limit = 1e-3 * max(float(np.linalg.norm(gradient)), 1e-2)
+                assert abs(found - expected) < limit, name
+
+    def test_overridden_is_as_edited(self, opened: Opened) -> None:
+        """The value is that of a model whose weights were set, quantizers included; the model stays as it is."""
+        model, batch = opened.model, opened.network.batch(2)
+        model.set_quantizers({Tensor(model.graph.inputs[0]): Encoding.of("int6", 0.1)})
+        before, function = model.run(batch), function_of(model.run(batch))
+        weights = {name: np.array(model.weight(name) * np.float32(1.5)) for name in weight_names(model.graph)}
+        value, _ = differentiable(model).gradient(function, weights, batch)
+        assert_same(model.run(batch), before)
+        for name, changed in weights.items():
+            np.testing.assert_array_equal(model.weight(name) * np.float32(1.5), changed)
+        edited = model.copy()
+        edited.edit([SetWeights(weights)])
+        np.testing.assert_allclose(value, function(edited.run(batch)), rtol=1e-5)
+
+    def test_straight_through(self, opened: Opened) -> None:
+        """A quantized weight has the gradient of the float model at its rounded values; none where it saturates."""
+        model, batch = opened.model, opened.network.batch(2)
+        for name in weight_names(model.graph):
+            weight = model.weight(name)
+            encoding = Encoding.of("int4 per-tensor", np.abs(weight).max() / 12)
+            rounded = encoding.fake_quantize(weight)
+            inside = np.abs(np.rint(weight / encoding.scale) + 0.5) < 8
+            assert not inside.all()
+            function = function_of(model.run(batch))
+            plain, wanted = differentiable(model).gradient(function, {name: rounded}, batch)
+            model.set_quantizers({Weight(name): encoding})
+            value, found = differentiable(model).gradient(function, {name: weight}, batch)
+            model.set_quantizers({Weight(name): None})
+            assert value == pytest.approx(plain, rel=1e-6)
+            scale = np.abs(wanted[name]).max()
+            np.testing.assert_allclose(found[name], wanted[name] * inside, rtol=0, atol=1e-5 * scale, err_msg=name)
+
+    def test_what_gradients_refuse(self, open_network: Callable[[str], Opened]) -> None:
+        """Unknown weights, other shapes and types, NaN, functions that are none."""
+        opened = open_network("shared_weights")
+        model, batch = differentiable(opened.model), opened.network.batch(2)
+        weight = opened.model.weight("fc1.weight")
+        function = function_of(opened.model.run(batch))
+        wrong: tuple[dict[str, Array], ...] = (
+            {"fc1.wait": weight}, {"fc1.weight": weight[:-1]}, {"fc1.weight": weight.astype(np.float64)},
+            {"fc1.weight": np.full_like(weight, np.nan)},
+        )  # fmt: skip
+        for weights in wrong:
+            with pytest.raises(IsobitError, match=r"fc1\.w"):
+                model.gradient(function, weights, batch)
+        functions: tuple[Function, ...] = (
+            lambda outputs: outputs["y"],
+            lambda outputs: 1.0,
+            lambda outputs: outputs["y"][0, 0] * float("nan"),
+        )
+        for nonsense in functions:
+            with pytest.raises(IsobitError, match="function"):
+                model.gradient(nonsense, {"fc1.weight": weight}, batch)
+
+
+def differentiable(model: BackendModel) -> Differentiable:
+    """The model as what it can do; the test is skipped where it cannot."""
+    if not isinstance(model, Differentiable):
+        pytest.skip("the backend has no gradients")
+    return model
+
+
+def function_of(outputs: Batch) -> Function:
+    """A smooth function of some elements of every output: by operators and indices alone, for arrays and tensors."""
+    rng = np.random.default_rng(1)
+    terms = [
+        (name, tuple(int(rng.integers(size)) for size in value.shape), float(rng.uniform(0.5, 2.0)))
+        for name, value in sorted(outputs.items())
+        for _ in range(6)
+    ]
+
+    def function(found: Mapping[str, Any]) -> Any:
+        total: Any = 0.0
+        for name, index, factor in terms:
+            element = found[name][index]
+            total = total + factor * element * element - element
+        return total
+
+    return function
