@@ -21,6 +21,7 @@ from isobit_torch.devices import follow, require_one_device
 from isobit_torch.model import TorchModel
 from isobit_torch.quantizers import Quantizer, WeightQuantizer
 from isobit_torch.signature import example_call
+from isobit_torch.simulator import Simulator
 
 
 class Places(nn.Module):
@@ -102,6 +103,15 @@ def test_a_state_from_another_device(model: TorchModel) -> None:
 def test_the_example_goes_where_the_model_is() -> None:
     call = example_call(Places(), {"x": np.zeros((2, 6), np.float32)})
     assert _moved(call, torch.device("meta")).kwargs["x"].device.type == "meta"
+
+
+def test_exports_are_made_on_the_cpu(model: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a model on another device gives the same file."""
+    expected, names = model.to_onnx()
+    monkeypatch.setattr(Simulator, "device", lambda self: torch.device("cuda", 0))
+    found, others = model.to_onnx()
+    assert others == names
+    assert found.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
 
 
 def test_models_that_are_nowhere_or_everywhere() -> None:

@@ -1,6 +1,6 @@
 """Fake quantization on a CUDA device: one triton kernel where that gives the reference's bits, else torch's operations.
 
-torch's operations on CUDA are exact too (its division by a tensor is a true one); they read and write eight times.
+torch's operations on CUDA are exact too (its division by a tensor is a true one); they are six passes over the tensor.
 """
 
 from __future__ import annotations
