@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from isobit.encoding import Encoding
 from isobit.quant_spec import QuantSpec
@@ -83,7 +84,10 @@ def encodings(draw: st.DrawFn, granularity: str = "") -> Encoding:
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # the interpreter computes with NumPy
 class TestInterpreted:
     def test_the_probe_passes(self) -> None:
-        assert cuda_kernels.usable(torch.device("cpu"))
+        for default in ("cpu", "meta"):
+            cuda_kernels.usable.cache_clear()
+            with torch.device(default):
+                assert cuda_kernels.usable(torch.device("cpu"))
 
     @settings(max_examples=60, deadline=None)
     @given(encodings(), st.integers(0, 100))
@@ -157,6 +161,7 @@ class TestInterpreted:
         assert torch.equal(quantizer(weight), found)  # with gradients: torch's operations
         assert launched == [(3, 20)]
 
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit.trace
     def test_what_it_leaves_to_torch(self) -> None:
         plain = Encoding.of("int8", 0.1)
         x = torch.randn(4, 6)
@@ -168,6 +173,12 @@ class TestInterpreted:
         assert cuda_kernels.fused(x[:0], scale, zero, plain, False) is None
         assert cuda_kernels.fused(x, scale, zero.float(), plain, False) is None  # a learned zero point
         assert cuda_kernels.fused(x.clone().requires_grad_(), scale, zero, plain, False) is None
+        with FlopCounterMode(display=False):
+            assert cuda_kernels.fused(x, scale, zero, plain, False) is None
+        used = []
+        torch.jit.trace(lambda y: used.append(cuda_kernels.fused(y, scale, zero, plain, False)) or y + 1, x)
+        assert used
+        assert not any(found is not None for found in used)
         for text in ("int32", "float16"):
             assert cuda_kernels.fused(x, scale, zero, Encoding.of(text, 1.0), False) is None
 

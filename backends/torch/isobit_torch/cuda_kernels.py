@@ -9,6 +9,7 @@ import warnings
 from functools import cache
 from importlib.util import find_spec
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from isobit.quant_spec import PerChannel, PerTensor
 from isobit_torch.arithmetic import fake_quantize
 
 #: Where the kernel runs. On ROCm, whose triton compiler is another one, nobody has looked at what it makes of it.
-DEVICES = frozenset({"cuda"}) if torch.version.hip is None else frozenset()
+DEVICES: frozenset[str] = frozenset({"cuda"}) if torch.version.hip is None else frozenset()
 
 _HAS_TRITON = find_spec("triton") is not None
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -32,7 +33,7 @@ def fused(x: Tensor, scale: Tensor, zero_point: Tensor, encoding: Encoding, in_p
     and `zero_point` have the shapes of `encoding` and stay on the device: nothing waits for it.
     """
     spec = encoding.spec
-    if x.device.type not in DEVICES or not _HAS_TRITON or x.dtype not in _FLOATS or x.numel() == 0:
+    if x.device.type not in DEVICES or not _HAS_TRITON or x.dtype not in _FLOATS:
         return None
     if not spec.is_integer or spec.bits > 16 or zero_point.dtype != torch.int32 or scale.device != x.device:
         return None
@@ -40,14 +41,13 @@ def fused(x: Tensor, scale: Tensor, zero_point: Tensor, encoding: Encoding, in_p
         return None
     axis = -1 if isinstance(spec.granularity, PerTensor) or encoding.axis is None else encoding.axis
     block = axis >= 0 and not isinstance(spec.granularity, PerChannel)
-    if (
-        torch.compiler.is_compiling()
-    ):  # Inductor's own code divides approximately; a call that it cannot see into does not
+    if torch.compiler.is_compiling():
+        # Inductor's own code divides approximately and contracts; it does not look into this operation.
         if torch.compiler.is_exporting() or block:
             return None
         made: Tensor = torch.ops.isobit.fake_quantize(x, scale, zero_point, spec.q_min, spec.q_max, axis)
         return made
-    if type(x) not in (Tensor, nn.Parameter) or not _is_dense(x) or not usable(x.device):
+    if type(x) not in (Tensor, nn.Parameter) or _is_recorded() or not _is_dense(x) or not usable(x.device):
         return None
     if block:
         inner = _block_length(x, scale, axis)
@@ -66,8 +66,9 @@ def usable(device: torch.device) -> bool:
 
     Tried once a process and device; a warning says why not.
     """
-    scale, zero_point = torch.tensor([0.1, 3.0]), torch.tensor([0, -7], dtype=torch.int32)
-    ties = (torch.arange(-140, 140) + 0.5)[:, None] * scale
+    scale = torch.from_numpy(np.array([0.1, 3.0], np.float32))  # on the CPU, whatever torch's defaults are
+    zero_point = torch.from_numpy(np.array([0, -7], np.int32))
+    ties = torch.from_numpy(np.arange(-139.5, 140, dtype=np.float32))[:, None] * scale
     x = torch.cat([ties, torch.nextafter(ties, ties + 1), torch.nextafter(ties, ties - 1)])
     wanted = fake_quantize(x, scale, zero_point, -128, 127)
     try:
@@ -105,8 +106,15 @@ def _launch(x: Tensor, result: Tensor, scale: Tensor, zero_point: Tensor, bounds
         )  # fmt: skip
 
 
+def _is_recorded() -> bool:
+    """Whether somebody writes down torch's operations (torch.jit.trace, a dispatch mode), who would miss the kernel."""
+    return torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
+
+
 def _is_dense(x: Tensor) -> bool:
-    """Whether the elements fill one stretch of memory, each its own place, in any order of axes."""
+    """Whether there are elements that fill one stretch of memory, each its own place, in any order of axes."""
+    if x.numel() == 0:
+        return False
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size != 1:

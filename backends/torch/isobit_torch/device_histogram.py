@@ -44,8 +44,11 @@ class DeviceHistograms:
         bounds = torch.stack(torch.aminmax(tensor)).to(torch.float32)  # NaN where there is one
         self._batch.setdefault(device, []).append((item, tensor.numel(), bounds))
         if isinstance(observer, Histogram):
-            table = self._tables.setdefault((id(observer), device), _Table(observer, device))
-            table.count(chosen(tensor, item.channel_axis, observer.limit), torch.isfinite(bounds).all())
+            key = id(observer), device
+            if key not in self._tables:
+                self._tables[key] = _Table(observer, device)
+            wanted = torch.isfinite(bounds).all()
+            self._tables[key].count(chosen(tensor, item.channel_axis, observer.limit), wanted)
         return True
 
     def settle(self) -> list[Watched]:

@@ -57,7 +57,8 @@ def _export(model: TorchModel, graph: Any) -> ir.Model:
     program, native = model.program, model.native
     training = native.training
     feeds = tuple(
-        torch.zeros(program.symbols.shape(info, 0), dtype=getattr(torch, info.dtype)) for info in program.inputs
+        torch.zeros(program.symbols.shape(info, 0), dtype=getattr(torch, info.dtype), device="cpu")
+        for info in program.inputs
     )
     shapes = tuple(
         {axis: torch.export.Dim.AUTO for axis, n in enumerate(info.shape) if isinstance(n, str)} or None
