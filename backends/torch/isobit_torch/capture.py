@@ -75,7 +75,7 @@ def _export(module: nn.Module, call: Call) -> tuple[ExportedProgram, tuple[str, 
     for batch, sequence, note in tries:
         shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch, sequence), call.by_name)  # noqa: B023
         try:
-            with quiet(), _plain_signature(module, call), torch.no_grad():
+            with quiet(), named_arguments(module, call), torch.no_grad():
                 program = torch.export.export(
                     module, call.args, call.kwargs, dynamic_shapes=shapes if batch else None, strict=False
                 )
@@ -121,8 +121,8 @@ def _out_spec(outputs: Any, program: ExportedProgram) -> pytree.TreeSpec:
 
 
 @contextmanager
-def _plain_signature(module: nn.Module, call: Call) -> Iterator[None]:
-    """torch.export has no dynamic shapes for ``*args`` and ``**kwargs``: here forward names its arguments."""
+def named_arguments(module: nn.Module, call: Call) -> Iterator[None]:
+    """Let forward name its arguments: torch.export has no dynamic shapes for ``*args`` and ``**kwargs``."""
     original = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from isobit.arithmetic import SMALLEST_SCALE
 from isobit.encoding import Encoding
 from isobit.layout import Layout, Permute, View
 from isobit.quant_spec import PerChannel, PerTensor
-from isobit_torch.arithmetic import cast, fake_quantize
+from isobit_torch.arithmetic import cast, fake_quantize, in_trace
 from isobit_torch.convert import to_array
 from isobit_torch.threads import run_in_parts
 
@@ -24,6 +24,8 @@ QUANTIZERS = "isobit_quantizers"
 
 class Quantizer(nn.Module):
     """Rounds a tensor to the grid of an encoding. `enabled` switches it; `in_place` allows to overwrite the input."""
+
+    __jit_unused_properties__: ClassVar = ["encoding"]  # torch.jit.trace compiles properties
 
     scale: Tensor
     zero_point: Tensor
@@ -82,7 +84,7 @@ class Quantizer(nn.Module):
         """`x` on the grid; `x` itself where the quantizer is off."""
         if not self.enabled:
             return x
-        if torch.compiler.is_compiling():
+        if is_traced(x):
             return self._compute(x)
         if torch.is_grad_enabled() and (x.requires_grad or self.scale.requires_grad):
             return self._compute(x)
@@ -192,12 +194,17 @@ class WeightQuantizer(Quantizer):
         if not self.enabled:
             return x
         grid = self.scale
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (x.requires_grad or grid.requires_grad)):
+        if is_traced(x) or (torch.is_grad_enabled() and (x.requires_grad or grid.requires_grad)):
             return self._compute(x)
         key = (id(x), x.data_ptr(), x._version, x.dtype, x.device, id(grid), grid._version, self.zero_point._version)
         if self._cache is None or self._cache[0] != key:
             self._cache = key, self._compute(x)
         return self._cache[1]
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether calls are recorded, not computed: by torch.compile and export, torch.jit.trace, or a fake tensor."""
+    return torch.compiler.is_compiling() or in_trace() or type(x) not in (Tensor, nn.Parameter)
 
 
 def _flat(x: Tensor) -> Any:

@@ -19,6 +19,8 @@ _MODULE_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers
 class Simulator(fx.GraphModule):
     """Takes and returns what the user's module does; `graph` works on the flat tensors behind that."""
 
+    __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "quantizers"]  # noqa: RUF012
+
     def __init__(self, root: nn.Module, graph: fx.Graph, signature: Signature) -> None:
         empty = fx.Graph()
         empty.output(())
