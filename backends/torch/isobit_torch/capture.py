@@ -25,9 +25,10 @@ _INTEGER = (torch.int64, torch.int32, torch.bool)
 
 @dataclass(frozen=True)
 class Capture:
-    """The user's module (a copy, in evaluation mode), its program and its signature."""
+    """The user's module (a copy, in evaluation mode), the call of it, its program and its signature."""
 
     module: nn.Module
+    call: Call
     program: ExportedProgram
     signature: Signature
     notes: tuple[str, ...]
@@ -46,7 +47,7 @@ def capture(model: nn.Module, example: Any) -> Capture:
     with torch.no_grad():
         outputs = module(*call.args, **call.kwargs)
     signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
-    return Capture(module, program, signature, notes)
+    return Capture(module, call, program, signature, notes)
 
 
 def _batched(call: Call) -> Call:

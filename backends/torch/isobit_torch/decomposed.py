@@ -34,7 +34,7 @@ def quantized_activation(graph: fx.Graph, x: fx.Node, site: Site, encoding: Enco
     """`x` to integers and back. Raises ModelError for a format without such a call."""
     spec = encoding.spec
     if spec.dtype in _CAST_ONLY:
-        return _to_float32(graph, graph.call_function(aten.to.dtype, (x, FLOAT_TYPES[spec.dtype])))
+        return _cast(graph, _cast(graph, x, FLOAT_TYPES[spec.dtype]), torch.float32)
     dtype = _stored_type(site, spec)
     if dtype == torch.int32 and spec.bits > 16:
         raise _refusal(site, spec, "an activation has at most 16 bits")
@@ -51,7 +51,7 @@ def dequantized_constant(
     """The float value of a constant that is stored as integers. Raises ModelError for a format without such a call."""
     spec = encoding.spec
     if spec.dtype in _CAST_ONLY:
-        return _to_float32(graph, constant("", value.detach().to(FLOAT_TYPES[spec.dtype])))
+        return _cast(graph, constant("", value.detach().to(FLOAT_TYPES[spec.dtype])), torch.float32)
     dtype = _stored_type(site, spec)
     integers, axis = encoding.quantize(to_canonical(to_array(value), layout)), encoding.axis
     blocks = not isinstance(spec.granularity, PerTensor | PerChannel)
@@ -122,8 +122,8 @@ def _stored_type(site: Site, spec: QuantSpec) -> torch.dtype:
     raise _refusal(site, spec, "no integer type of torch holds it")
 
 
-def _to_float32(graph: fx.Graph, x: fx.Node) -> fx.Node:
-    return graph.call_function(aten.to.dtype, (x, torch.float32))
+def _cast(graph: fx.Graph, x: fx.Node, dtype: torch.dtype) -> fx.Node:
+    return graph.call_function(aten._to_copy.default, (x,), {"dtype": dtype})
 
 
 def _refusal(site: Site, spec: QuantSpec, why: str) -> ModelError:

@@ -8,12 +8,29 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import CodeGen
 
 from isobit_torch.program import copy_graph
 from isobit_torch.quantizers import QUANTIZERS, Quantizer
 from isobit_torch.signature import Signature
 
 _MODULE_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+
+
+class _UsersCall(CodeGen):
+    """What lies between the user's call and the flat graph, for those that interpret it, as torch.export does."""
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__()
+        self.signature = signature
+
+    def process_inputs(self, *args: Any) -> Any:
+        """The flat tensors of a call by position."""
+        return self.signature.flatten(args, {})
+
+    def process_outputs(self, outputs: Any) -> Any:
+        """The user's structure."""
+        return self.signature.unflatten(outputs)
 
 
 class Simulator(fx.GraphModule):
@@ -33,8 +50,10 @@ class Simulator(fx.GraphModule):
         self.set_graph(graph)
 
     def set_graph(self, graph: fx.Graph) -> None:
-        """Compute by another graph from now on; parameters stay the same objects."""
-        self.graph = graph
+        """Compute by a copy of another graph from now on; parameters stay the same objects."""
+        made = copy_graph(graph)[0]
+        made.set_codegen(_UsersCall(self.__dict__["signature"]))
+        self.graph = made
 
     def recompile(self) -> Any:
         """The generated function takes flat tensors; `forward` is the user's way to call it."""
