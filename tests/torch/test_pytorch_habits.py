@@ -193,10 +193,30 @@ def test_training_lowers_a_loss(learn: bool) -> None:
     assert losses[-1] < 0.3 * losses[0]
     moved = [name for name, q in model.quantizers.items() if not torch.equal(q.scale.detach(), scales[name])]
     assert bool(moved) == learn
-    assert np.array_equal(sim.encodings["0.weight"].scale, model.quantizers["0_weight"].scale.detach())
+    learned = model.quantizers["0_weight"].scale.detach()
+    assert np.array_equal(sim.encodings["0.weight"].scale, learned.abs())
     model.eval()
     with torch.no_grad():
         assert torch.equal(model(x), torch.from_numpy(sim.run(x)["output"]))
+
+
+def test_a_learned_scale_is_a_magnitude(sim: QuantSim, image: torch.Tensor) -> None:
+    """A step of training across zero: the simulator, its encodings, and what is saved stay one grid."""
+    model, image = sim.model, image.clone()
+    with torch.no_grad():
+        expected = model(image)
+        encodings = dict(sim.encodings)
+        model.learn_ranges()
+        for quantizer in model.quantizers.values():
+            quantizer.scale.neg_()
+        assert torch.equal(model(image), expected)
+        assert dict(sim.encodings) == encodings
+        saved = copy.deepcopy(model.state_dict())
+        model.learn_ranges(False)
+        assert torch.equal(model(image), expected)
+        model.load_state_dict(saved)
+        assert torch.equal(model(image), expected)
+        assert dict(sim.encodings) == encodings
 
 
 def test_hooks_on_quantizers(sim: QuantSim, image: torch.Tensor) -> None:

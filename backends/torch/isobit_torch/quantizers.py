@@ -47,7 +47,7 @@ class Quantizer(nn.Module):
     def encoding(self) -> Encoding:
         """The encoding as it is now: learned or loaded values included."""
         spec = self._template.spec
-        scale = np.maximum(to_array(self.scale).astype(np.float32), np.float32(SMALLEST_SCALE))
+        scale = np.maximum(np.abs(to_array(self.scale).astype(np.float32)), np.float32(SMALLEST_SCALE))
         zero = np.rint(to_array(self.zero_point)).astype(np.int32)
         if spec.is_integer:
             zero = np.clip(zero, spec.q_min, spec.q_max)
@@ -66,7 +66,7 @@ class Quantizer(nn.Module):
 
     def learn(self, on: bool = True, *, zero_point: bool = False) -> None:
         """Turn the scale (and an asymmetric grid's zero point) into parameters for training, or back."""
-        for name in ("scale", "zero_point"):
+        for name, grid in zip(("scale", "zero_point"), self._grid(), strict=True):
             value = getattr(self, name)
             wanted = on and (name == "scale" or (zero_point and not self._template.spec.symmetric))
             if wanted == isinstance(value, nn.Parameter):
@@ -75,8 +75,8 @@ class Quantizer(nn.Module):
             if wanted:
                 self.register_parameter(name, nn.Parameter(value.detach().to(torch.float32)))
             else:
-                kind = torch.float32 if name == "scale" else torch.int32
-                self.register_buffer(name, value.detach().round().to(kind) if kind == torch.int32 else value.detach())
+                kept = grid.detach()
+                self.register_buffer(name, kept if name == "scale" else kept.round().to(torch.int32))
 
     # --- computing -------------------------------------------------------------------------------------------------
 
@@ -109,7 +109,8 @@ class Quantizer(nn.Module):
     def _scalars(self) -> tuple[float, float]:
         key = (id(self.scale), self.scale._version, id(self.zero_point), self.zero_point._version)
         if self._numbers is None or self._numbers[0] != key:
-            self._numbers = key, (float(self.scale), float(self.zero_point))
+            scale, zero = self._grid()
+            self._numbers = key, (float(scale), float(zero))
         return self._numbers[1]
 
     def _compute(self, x: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ class Quantizer(nn.Module):
         values = x
         for step in self.layout:
             values = _step(values, step)
-        scale, zero = self.scale, self.zero_point
+        scale, zero = self._grid()
         if scale.ndim:
             scale, zero = self._broadcast(scale, values), self._broadcast(zero, values)
         if spec.is_integer:
@@ -127,6 +128,15 @@ class Quantizer(nn.Module):
         for step in reversed(self.layout):
             result = _back(result, step, x)
         return result
+
+    def _grid(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point as `encoding` has them: training may carry learned ones past zero and out of range."""
+        scale, zero, spec = self.scale, self.zero_point, self._template.spec
+        if isinstance(scale, nn.Parameter):
+            scale = scale.abs().clamp(min=SMALLEST_SCALE)
+        if isinstance(zero, nn.Parameter):
+            zero = zero.clamp(spec.q_min, spec.q_max)
+        return scale, zero
 
     def _broadcast(self, grid: Tensor, values: Tensor) -> Tensor:
         """Scales in a shape that broadcasts against the tensor."""
@@ -165,6 +175,8 @@ class Quantizer(nn.Module):
             super()._load_from_state_dict(
                 state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
             )
+            if not isinstance(self.scale, nn.Parameter):  # it may have been one when it was saved
+                self.scale.abs_().clamp_(min=SMALLEST_SCALE)
             self._numbers = self._cache = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Quantizer:
