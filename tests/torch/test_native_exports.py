@@ -322,6 +322,31 @@ def test_torchscript_formats(activations: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, sim.run(x)["output"])
 
 
+class Filling(nn.Module):
+    """Filling in place, which has no functional form in TorchScript."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        factor = torch.zeros_like(y)
+        factor[:, :2].fill_(1.0)
+        factor[:, 2:] = torch.tensor(2.0)
+        return y * factor
+
+
+@pytest.mark.parametrize("form", ["torchscript", "pt2"])
+def test_in_place_code(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = [torch.randn(3, 4)]
+    sim = simulator(Filling(), data)
+    many = torch.randn(7, 4)
+    found = elsewhere(sim.export(tmp_path, formats=form)[form], [many])["0"]
+    np.testing.assert_array_equal(found, sim.run(many)["output"])
+
+
 class Nested(nn.Module):
     def __init__(self) -> None:
         super().__init__()

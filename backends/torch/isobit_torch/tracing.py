@@ -23,7 +23,7 @@ def make_traceable(graph: fx.Graph) -> None:
             continue
         if node.target is aten.sym_size.int:
             node.target = Tensor.size
-        elif node.target is aten.fill.Tensor:
+        elif op_name(node) == "fill":
             node.target = filled
             continue
         elif sizes.isdisjoint(node.all_input_nodes):
@@ -52,6 +52,6 @@ def sliced(x: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: An
     return x[(*[slice(None)] * axis, slice(start, end, step))]
 
 
-def filled(x: Tensor, value: Tensor) -> Tensor:
-    """``aten::fill.Tensor``, which TorchScript does not have."""
-    return value.to(x.dtype).expand_as(x).clone()
+def filled(x: Tensor, value: Any) -> Tensor:
+    """``aten::fill`` of a number or a tensor, which TorchScript cannot record."""
+    return value.to(x.dtype).expand_as(x).clone() if isinstance(value, Tensor) else torch.full_like(x, value)
