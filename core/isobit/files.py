@@ -34,9 +34,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def write_folder(folder: Path) -> Iterator[Path]:
-    """A staging folder whose files move into `folder` together when the block ends well.
+    """A staging folder whose files and folders move into `folder` together when the block ends well.
 
-    Files in `folder` of other names are left alone.
+    What is in `folder` under other names is left alone; a folder takes the place of a folder of its name as a whole.
     """
     created = next((path for path in (*reversed(folder.parents), folder) if not path.exists()), None)
     try:
@@ -47,10 +47,15 @@ def write_folder(folder: Path) -> Iterator[Path]:
     done = False
     try:
         yield staging
-        for item in staging.iterdir():  # seen before the first file moves
-            if (folder / item.name).is_dir():
-                raise OutputError(f"cannot write {folder / item.name}: a folder of that name is there")
-        for item in sorted(staging.iterdir()):
+        items = sorted(staging.iterdir())
+        for item in items:  # seen before the first one moves
+            there = folder / item.name
+            if there.exists() and there.is_dir() != item.is_dir():
+                kind = "folder" if there.is_dir() else "file"
+                raise OutputError(f"cannot write {there}: a {kind} of that name is there")
+        for item in items:
+            if item.is_dir() and (folder / item.name).exists():
+                (folder / item.name).replace(Path(tempfile.mkdtemp(dir=staging)) / "replaced")
             item.replace(folder / item.name)
         done = True
     except OSError as error:

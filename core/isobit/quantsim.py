@@ -198,16 +198,19 @@ class QuantSim:
         finally:
             self._model.enable(active, on=True)
 
-    def export(self, folder: str | PathLike[str]) -> dict[str, Path]:
-        """Write ``model.qdq.onnx``, ``encodings.json`` and ``summary.txt`` into `folder`, all or nothing.
+    def export(self, folder: str | PathLike[str], formats: str | Sequence[str] = ("onnx",)) -> dict[str, Path]:
+        """Write the model in `formats`, ``encodings.json`` and ``summary.txt`` into `folder`, all or nothing.
 
-        Returns the paths by what they hold. Raises ModelError when the simulator is not calibrated.
+        ``"onnx"`` is ``model.qdq.onnx``; backends add formats of their framework, PyTorch ``"pt2"`` and
+        ``"torchscript"``. Returns the paths by what they hold: ``"model"`` (the ONNX file) or the other format's name,
+        ``"encodings"``, ``"summary"``. Raises ModelError when the simulator is not calibrated, and OutputError for a
+        format that the backend cannot write.
         """
         from isobit.exporting import export
 
         if not isinstance(folder, str | PathLike):
             raise OutputError(f"export needs a folder, not {folder!r}")
-        return export(self, Path(fspath(folder)))
+        return export(self, Path(fspath(folder)), formats)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything but the original weights to one file; `isobit.load` puts it on the float model again."""

@@ -92,6 +92,18 @@ def test_no_file_moves_when_one_of_them_cannot(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a", "b"]
 
 
+def test_a_folder_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with write_folder(tmp_path) as staging:
+            (staging / "model").mkdir()
+            (staging / "model" / content).write_text(content)
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["new"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="a file of that name is there"), write_folder(tmp_path) as staging:
+        (staging / "file").mkdir()
+
+
 def test_writable_is_asked_before_the_work(tmp_path: Path) -> None:
     check_writable(tmp_path / "not" / "yet" / "there")
     assert names(tmp_path) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _EXACT_IN_FLOAT32 = 1 << 16
 
@@ -17,8 +17,24 @@ FLOAT_TYPES = {
 }
 
 
+def in_trace() -> bool:
+    """Whether torch.jit.trace records what is called."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Whether somebody writes down torch's operations on `x` and would miss a kernel: a compiler, a trace, a mode."""
+    modes = torch._C._len_torch_dispatch_stack() > 0
+    return torch.compiler.is_compiling() or in_trace() or modes or type(x) not in (Tensor, nn.Parameter)
+
+
+def _with_gradient() -> bool:
+    """Whether a gradient is to pass through; a TorchScript trace cannot hold functions of our own."""
+    return torch.is_grad_enabled() and not in_trace()
+
+
 def _rounded(x: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
+    if not _with_gradient():
         return torch.round(x)
     result: Tensor = _Round.apply(x)  # type: ignore[no-untyped-call]
     return result
@@ -36,15 +52,20 @@ class _Round(torch.autograd.Function):
         return gradients[0]
 
 
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounded to a smaller float type, saturating for float8."""
+    if dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        limit = torch.finfo(dtype).max
+        x = x.clamp(-limit, limit)
+    return x.to(dtype).to(torch.float32)
+
+
 class _Cast(torch.autograd.Function):
-    """Round to a smaller float type, saturating for float8; the gradient passes straight through."""
+    """`_cast`; the gradient passes straight through."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-        if dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-            limit = torch.finfo(dtype).max
-            x = x.clamp(-limit, limit)
-        return x.to(dtype).to(torch.float32)
+        return _cast(x, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -67,6 +88,6 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
 
 def cast(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
     """`x` rounded to a smaller float type times a scale."""
-    values = x.to(torch.float32)
-    result: Tensor = _Cast.apply(values / scale, FLOAT_TYPES[dtype]) * scale  # type: ignore[no-untyped-call]
+    rounded = _Cast.apply if _with_gradient() else _cast
+    result: Tensor = rounded(x.to(torch.float32) / scale, FLOAT_TYPES[dtype]) * scale
     return result.to(x.dtype)

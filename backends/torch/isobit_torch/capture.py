@@ -26,9 +26,10 @@ _INTEGER = (torch.int64, torch.int32, torch.bool)
 
 @dataclass(frozen=True)
 class Capture:
-    """The user's module (a copy, in evaluation mode), its program and its signature."""
+    """The user's module (a copy, in evaluation mode), the call of it, its program and its signature."""
 
     module: nn.Module
+    call: Call
     program: ExportedProgram
     signature: Signature
     notes: tuple[str, ...]
@@ -47,7 +48,7 @@ def capture(model: nn.Module, example: Any) -> Capture:
     with torch.no_grad():
         outputs = module(*call.args, **call.kwargs)
     signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
-    return Capture(module, program, signature, notes)
+    return Capture(module, call, program, signature, notes)
 
 
 def _moved(call: Call, device: torch.device) -> Call:
@@ -82,7 +83,7 @@ def _export(module: nn.Module, call: Call) -> tuple[ExportedProgram, tuple[str, 
     for batch, sequence, note in tries:
         shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch, sequence), call.by_name)  # noqa: B023
         try:
-            with quiet(), _plain_signature(module, call), torch.no_grad():
+            with quiet(), named_arguments(module, call), torch.no_grad():
                 program = torch.export.export(
                     module, call.args, call.kwargs, dynamic_shapes=shapes if batch else None, strict=False
                 )
@@ -128,8 +129,8 @@ def _out_spec(outputs: Any, program: ExportedProgram) -> pytree.TreeSpec:
 
 
 @contextmanager
-def _plain_signature(module: nn.Module, call: Call) -> Iterator[None]:
-    """torch.export has no dynamic shapes for ``*args`` and ``**kwargs``: here forward names its arguments."""
+def named_arguments(module: nn.Module, call: Call) -> Iterator[None]:
+    """Let forward name its arguments: torch.export has no dynamic shapes for ``*args`` and ``**kwargs``."""
     original = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:

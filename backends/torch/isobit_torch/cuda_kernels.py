@@ -11,11 +11,11 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isobit.encoding import Encoding
 from isobit.quant_spec import PerChannel, PerTensor
-from isobit_torch.arithmetic import fake_quantize
+from isobit_torch.arithmetic import fake_quantize, is_recorded
 
 #: Where the kernel runs. On ROCm, whose triton compiler is another one, nobody has looked at what it makes of it.
 DEVICES: frozenset[str] = frozenset({"cuda"}) if torch.version.hip is None else frozenset()
@@ -47,7 +47,7 @@ def fused(x: Tensor, scale: Tensor, zero_point: Tensor, encoding: Encoding, in_p
             return None
         made: Tensor = torch.ops.isobit.fake_quantize(x, scale, zero_point, spec.q_min, spec.q_max, axis)
         return made
-    if type(x) not in (Tensor, nn.Parameter) or _is_recorded() or not _is_dense(x) or not usable(x.device):
+    if is_recorded(x) or not _is_dense(x) or not usable(x.device):
         return None
     if block:
         inner = _block_length(x, scale, axis)
@@ -104,11 +104,6 @@ def _launch(x: Tensor, result: Tensor, scale: Tensor, zero_point: Tensor, bounds
             x, result, scale.contiguous(), zero_point.contiguous(), low, high, count, max(1, inner), scales,
             several=scales > 1, wide=count > _WIDE, block=_BLOCK, enable_fp_fusion=False,
         )  # fmt: skip
-
-
-def _is_recorded() -> bool:
-    """Whether somebody writes down torch's operations (torch.jit.trace, a dispatch mode), who would miss the kernel."""
-    return torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _is_dense(x: Tensor) -> bool:

@@ -98,6 +98,8 @@ def _attention(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
             mask = e.call(aten.where.self, mask, e.constant(0.0, "keep"), e.constant(low, "drop"), part="bias")
         scores = e.call(aten.add.Tensor, scores, mask, part="masked")
     weights = e.call(aten.softmax.int, scores, -1, part="softmax")
+    if a["dropout_p"]:  # of training alone
+        weights = e.call(aten.dropout.default, weights, a["dropout_p"], False, part="dropout")
     return e.call(aten.matmul.default, weights, value)
 
 

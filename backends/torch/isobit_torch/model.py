@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -248,6 +249,18 @@ class TorchModel:
         from isobit_torch.onnx_export import to_onnx
 
         return to_onnx(self)
+
+    @property
+    def native_formats(self) -> Mapping[str, str]:
+        """PyTorch's own file formats, and the names of their files."""
+        return {"pt2": "model.pt2", "torchscript": "model.torchscript.pt"}
+
+    def write_native(self, form: str, encodings: Encodings, path: Path) -> list[str]:
+        """Write one of `native_formats`; returns what the reader should know. Raises ModelError, nothing is changed."""
+        from isobit_torch.pt2_export import write_pt2
+        from isobit_torch.torchscript_export import write_torchscript
+
+        return write_pt2(self, encodings, path) if form == "pt2" else write_torchscript(self, path)
 
     def copy(self) -> TorchModel:
         """An independent copy."""

@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 
 from isobit.errors import ModelError
 from isobit_torch.capture import Capture, capture, quiet
+from isobit_torch.dropouts import restore_dropout
 from isobit_torch.expanding import expand
 from isobit_torch.functionalizing import functionalize
 from isobit_torch.fxtools import DTYPE, NAME, arguments, attribute, erase_unread, op_name
@@ -49,6 +50,7 @@ def program_of(captured: Capture) -> Program:
     name_by_module(graph, leaves)
     inputs, symbols = read_inputs(graph, exported)
     require_float(inputs)
+    restore_dropout(graph, captured.module, captured.call)
     expand(graph, root)
     restore_modules(graph, root, captured.module)
     erase_unread(graph)

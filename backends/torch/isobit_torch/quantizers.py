@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from isobit.arithmetic import SMALLEST_SCALE
 from isobit.encoding import Encoding
 from isobit.layout import Layout
 from isobit.quant_spec import PerChannel, PerTensor
-from isobit_torch.arithmetic import cast, fake_quantize
+from isobit_torch.arithmetic import cast, fake_quantize, is_recorded
 from isobit_torch.convert import to_array
 from isobit_torch.cuda_kernels import fused
 from isobit_torch.layouts import to_canonical, to_native
@@ -26,6 +26,8 @@ QUANTIZERS = "isobit_quantizers"
 
 class Quantizer(nn.Module):
     """Rounds a tensor to the grid of an encoding. `enabled` switches it; `in_place` allows to overwrite the input."""
+
+    __jit_unused_properties__: ClassVar = ["encoding"]  # torch.jit.trace compiles properties
 
     scale: Tensor
     zero_point: Tensor
@@ -47,7 +49,7 @@ class Quantizer(nn.Module):
     def encoding(self) -> Encoding:
         """The encoding as it is now: learned or loaded values included."""
         spec = self._template.spec
-        scale = np.maximum(to_array(self.scale).astype(np.float32), np.float32(SMALLEST_SCALE))
+        scale = np.maximum(np.abs(to_array(self.scale).astype(np.float32)), np.float32(SMALLEST_SCALE))
         zero = np.rint(to_array(self.zero_point)).astype(np.int32)
         if spec.is_integer:
             zero = np.clip(zero, spec.q_min, spec.q_max)
@@ -66,7 +68,7 @@ class Quantizer(nn.Module):
 
     def learn(self, on: bool = True, *, zero_point: bool = False) -> None:
         """Turn the scale (and an asymmetric grid's zero point) into parameters for training, or back."""
-        for name in ("scale", "zero_point"):
+        for name, grid in zip(("scale", "zero_point"), self._grid(), strict=True):
             value = getattr(self, name)
             wanted = on and (name == "scale" or (zero_point and not self._template.spec.symmetric))
             if wanted == isinstance(value, nn.Parameter):
@@ -75,8 +77,8 @@ class Quantizer(nn.Module):
             if wanted:
                 self.register_parameter(name, nn.Parameter(value.detach().to(torch.float32)))
             else:
-                kind = torch.float32 if name == "scale" else torch.int32
-                self.register_buffer(name, value.detach().round().to(kind) if kind == torch.int32 else value.detach())
+                kept = grid.detach()
+                self.register_buffer(name, kept if name == "scale" else kept.round().to(torch.int32))
 
     # --- computing -------------------------------------------------------------------------------------------------
 
@@ -84,7 +86,7 @@ class Quantizer(nn.Module):
         """`x` on the grid; `x` itself where the quantizer is off."""
         if not self.enabled:
             return x
-        if torch.compiler.is_compiling():
+        if is_recorded(x):
             return self._compute(x)
         if torch.is_grad_enabled() and (x.requires_grad or self.scale.requires_grad):
             return self._compute(x)
@@ -109,12 +111,13 @@ class Quantizer(nn.Module):
     def _scalars(self) -> tuple[float, float]:
         key = (id(self.scale), self.scale._version, id(self.zero_point), self.zero_point._version)
         if self._numbers is None or self._numbers[0] != key:
-            self._numbers = key, (float(self.scale), float(round(float(self.zero_point))))
+            scale, zero = self._grid()
+            self._numbers = key, (float(scale), float(round(float(zero))))
         return self._numbers[1]
 
     def _compute(self, x: Tensor) -> Tensor:
         values = to_canonical(x, self.layout)
-        result = fused(values, self.scale, self.zero_point, self._template, self.in_place and not self.layout)
+        result = fused(values, *self._grid(), self._template, self.in_place and not self.layout)
         if result is None:
             result = self._expression(values)
         return to_native(result, self.layout, x)
@@ -122,12 +125,21 @@ class Quantizer(nn.Module):
     def _expression(self, values: Tensor) -> Tensor:
         """The reference in torch's operations, on any device and with gradients."""
         spec = self._template.spec
-        scale, zero = self.scale, self.zero_point
+        scale, zero = self._grid()
         if scale.ndim:
             scale, zero = self._broadcast(scale, values), self._broadcast(zero, values)
         if spec.is_integer:
             return fake_quantize(values, scale, zero, spec.q_min, spec.q_max)
         return cast(values, scale, spec.dtype)
+
+    def _grid(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point as `encoding` has them: training may carry learned ones past zero and out of range."""
+        scale, zero, spec = self.scale, self.zero_point, self._template.spec
+        if isinstance(scale, nn.Parameter):
+            scale = scale.abs().clamp(min=SMALLEST_SCALE)
+        if isinstance(zero, nn.Parameter):
+            zero = zero.clamp(spec.q_min, spec.q_max)
+        return scale, zero
 
     def _broadcast(self, grid: Tensor, values: Tensor) -> Tensor:
         """Scales in a shape that broadcasts against the tensor."""
@@ -166,6 +178,8 @@ class Quantizer(nn.Module):
             super()._load_from_state_dict(
                 state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
             )
+            if not isinstance(self.scale, nn.Parameter):  # it may have been one when it was saved
+                self.scale.abs_().clamp_(min=SMALLEST_SCALE)
             self._numbers = self._cache = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Quantizer:
@@ -195,7 +209,7 @@ class WeightQuantizer(Quantizer):
         if not self.enabled:
             return x
         grid = self.scale
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (x.requires_grad or grid.requires_grad)):
+        if is_recorded(x) or (torch.is_grad_enabled() and (x.requires_grad or grid.requires_grad)):
             return self._compute(x)
         key = (id(x), x.data_ptr(), x._version, x.dtype, x.device, id(grid), grid._version, self.zero_point._version)
         if self._cache is None or self._cache[0] != key:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import CodeGen
 
 from isobit_torch.devices import device_of, follow
 from isobit_torch.program import copy_graph
@@ -17,8 +18,26 @@ from isobit_torch.signature import Signature
 _MODULE_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
 
 
+class _UsersCall(CodeGen):
+    """What lies between the user's call and the flat graph, for those that interpret it, as torch.export does."""
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__()
+        self.signature = signature
+
+    def process_inputs(self, *args: Any) -> Any:
+        """The flat tensors of a call by position."""
+        return self.signature.flatten(args, {})
+
+    def process_outputs(self, outputs: Any) -> Any:
+        """The user's structure."""
+        return self.signature.unflatten(outputs)
+
+
 class Simulator(fx.GraphModule):
     """Takes and returns what the user's module does; `graph` works on the flat tensors behind that."""
+
+    __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "quantizers"]  # noqa: RUF012
 
     def __init__(self, root: nn.Module, graph: fx.Graph, signature: Signature) -> None:
         empty = fx.Graph()
@@ -27,27 +46,28 @@ class Simulator(fx.GraphModule):
         for name in _MODULE_STATE:
             self.__dict__[name] = root.__dict__[name]
         self.__dict__["signature"] = signature
-        self.__dict__["float_graph"] = None
         if QUANTIZERS not in self._modules:
             self.add_module(QUANTIZERS, nn.Module())
         self.set_graph(graph)
 
-    def set_graph(self, graph: fx.Graph, float_graph: fx.Graph | None = None) -> None:
-        """Compute by another graph from now on; parameters stay the same objects.
+    def set_graph(self, graph: fx.Graph, *others: fx.Graph) -> None:
+        """Compute by a copy of another graph from now on; parameters stay the same objects.
 
-        `float_graph`, which it was made from, moves to other devices with the simulator.
+        `graph` and the `others` that it was made from move to other devices with the simulator.
         """
-        self.__dict__["float_graph"] = float_graph
-        self.graph = graph
+        self.__dict__["sources"] = (graph, *others)
+        made = copy_graph(graph)[0]
+        made.set_codegen(_UsersCall(self.__dict__["signature"]))
+        self.graph = made
 
     def _apply(self, fn: Any, recurse: bool = True) -> Simulator:
         """Move as any module does; what the user's code makes on the model's device, it makes on the new one."""
         before = self.device()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        after, own = self.device(), self.__dict__["float_graph"]
+        after = self.device()
         if after != before:
-            if own is not None:
-                follow(own, before, after)
+            for graph in self.__dict__["sources"]:
+                follow(graph, before, after)
             if follow(self.graph, before, after):
                 self.recompile()
         return self

@@ -168,6 +168,11 @@ def _spec(spec: pytree.TreeSpec) -> Any:
     return ["tuple", children]
 
 
+def plain_spec(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    """A structure of tuples, lists and dicts alone, for files that are read where the user's classes are not."""
+    return _read_spec(_spec(spec))
+
+
 def _read_spec(data: Any) -> pytree.TreeSpec:
     def build(entry: Any) -> Any:
         if entry == "*":

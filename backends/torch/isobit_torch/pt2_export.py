@@ -1,0 +1,82 @@
+"""``.pt2``: an ExportedProgram with quantize and dequantize calls, and constants stored as integers."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from isobit.encoding import Encodings
+from isobit.errors import ModelError
+from isobit_torch.binding import bind
+from isobit_torch.capture import named_arguments, quiet
+from isobit_torch.decomposed import dequantized_constant, quantized_activation
+from isobit_torch.fxtools import DTYPE, attribute, erase_unread
+from isobit_torch.inserting import insert_quantizers
+from isobit_torch.quantizers import Quantizer
+from isobit_torch.standalone import Constants, Standalone, call_of, example_inputs, plain_signature, standalone
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from isobit_torch.model import TorchModel
+
+_NOTE = (
+    "model.pt2: torch.export.load reads it after `import torch.ao.quantization.fx._decomposed`. torch's reference "
+    "quantizes by multiplying with the inverse of the scale: activations beside a tie may differ by one step"
+)
+
+
+def write_pt2(model: TorchModel, encodings: Encodings, path: Path) -> list[str]:
+    """Write `model` with `encodings`. Raises ModelError for a format, or an operation, that the file cannot say."""
+    module = _quantized(model, encodings)
+    program = _export(model, module)
+    program.example_inputs = None  # the one part of the file that would be pickled
+    torch.export.save(program, path)
+    return [_NOTE]
+
+
+def _quantized(model: TorchModel, encodings: Encodings) -> Standalone:
+    """The float graph with quantize and dequantize calls in place of quantizers."""
+    keys = {site: f"site{number}" for number, site in enumerate(encodings)}
+    quantizers = {keys[site]: Quantizer(encoding) for site, encoding in encodings.items()}
+    simulated = insert_quantizers(model.program.graph, model.translation, keys, quantizers)
+    graph, native = simulated.graph, model.native
+    constants = Constants.beside(graph)
+    for site, node in simulated.after.items():
+        source: Any = node.args[0]
+        with graph.inserting_before(node):
+            if source.op == "get_attr":
+                value = attribute(native, source.target)
+                _require_float32(str(source.target), value.dtype)
+                layout, make = bind(model.translation, site).layout, partial(constants.replace, graph, source)
+                result = dequantized_constant(graph, value, layout, site, encodings[site], make)
+            else:
+                _require_float32(str(site), source.meta.get(DTYPE))
+                make = partial(constants.add, graph, f"isobit_grids.{keys[site]}")
+                result = quantized_activation(graph, source, site, encodings[site], make)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    erase_unread(graph, lambda node: node.op == "get_attr")
+    return standalone(native, graph, constants.made, plain_signature(model.program.signature))
+
+
+def _require_float32(name: str, dtype: object) -> None:
+    if str(dtype).removeprefix("torch.") != "float32":
+        raise ModelError(f"{name!r} is {dtype}: a .pt2 file is written from float32, see sim.model.float()")
+
+
+def _export(model: TorchModel, module: Standalone) -> ExportedProgram:
+    program, signature = model.program, plain_signature(model.program.signature)
+    call = call_of(signature, example_inputs(program, model.native.device()))
+    axes = {
+        info.name: {axis: torch.export.Dim.AUTO for axis, n in enumerate(info.shape) if isinstance(n, str)} or None
+        for info in program.inputs
+    }
+    try:
+        with quiet(), named_arguments(module, call), torch.no_grad():
+            return torch.export.export(module, call.args, dynamic_shapes=call_of(signature, axes).by_name, strict=False)
+    except Exception as error:
+        raise ModelError(f"torch.export cannot write this model: {type(error).__name__}: {error}") from error

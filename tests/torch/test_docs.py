@@ -1,0 +1,26 @@
+"""The blocks of the page on PyTorch, in order."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "torch.md"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit
+def test_the_page_on_pytorch(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    text = PAGE.read_text("utf-8")
+    blocks = list(re.finditer(r"```python\n(.*?)```", text, re.DOTALL))
+    assert len(blocks) == 6
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks:
+        line = text[: block.start(1)].count("\n")  # a traceback points into the page
+        exec(compile("\n" * line + block[1], str(PAGE), "exec"), names)
+    assert {"model.qdq.onnx", "model.pt2", "model.torchscript.pt", "encodings.json", "summary.txt"} == {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
