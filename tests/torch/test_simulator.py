@@ -216,3 +216,16 @@ def test_export_agrees_with_onnxruntime(sim: QuantSim, images: list[np.ndarray],
 def test_sites(sim: QuantSim) -> None:
     assert Weight("fc.weight") in sim.encodings
     assert Tensor("image") in sim.encodings
+
+
+def test_a_weight_written_past_autograd_is_rounded_anew(sim: QuantSim, images: list[np.ndarray]) -> None:
+    image = torch.from_numpy(images[0])
+    with torch.no_grad():
+        before = sim.model(image)
+        for parameter in sim.model.parameters():
+            parameter.data.mul_(0.5)  # as weight averaging does; torch counts no version for it
+        after = sim.model(image)
+    fresh = sim.backend_model.copy().native
+    assert not torch.equal(after, before)
+    with torch.no_grad():
+        assert torch.equal(after, fresh(image))

@@ -24,8 +24,9 @@ def in_trace() -> bool:
 
 def is_recorded(x: Tensor) -> bool:
     """Whether somebody writes down torch's operations on `x` and would miss a kernel: a compiler, a trace, a mode."""
-    modes = torch._C._len_torch_dispatch_stack() > 0
-    return torch.compiler.is_compiling() or in_trace() or modes or type(x) not in (Tensor, nn.Parameter)
+    if torch.compiler.is_compiling() or in_trace():
+        return True
+    return type(x) not in (Tensor, nn.Parameter) or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _with_gradient() -> bool:
