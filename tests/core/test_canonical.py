@@ -237,7 +237,58 @@ def test_a_recurrent_weight_has_no_direction_axis() -> None:
     x = sketch.input("x", 5, "N", 3)
     operands = [sketch.random("w", 1, 16, 3), sketch.random("r", 1, 16, 4), sketch.random("b", 1, 32)]
     graph = canonical(sketch, sketch.node("LSTM", x, *operands, name="lstm", shape=(5, 1, "N", 4), hidden_size=4))
-    assert [graph.weights[name].shape for name in "wrb"] == [(16, 3), (16, 4), (32,)]
+    node = only(graph)
+    assert node.inputs[:4] == ("x", "w", "r", "b")
+    assert node.attributes["activations"] == ("Sigmoid", "Tanh", "Tanh")
+    assert [graph.weights[name].shape for name in "wr"] == [(16, 3), (16, 4)]
+    read = weights_of(graph, sketch)
+    for index, half in ((3, sketch.values["b"][0, :16]), (8, sketch.values["b"][0, 16:])):
+        np.testing.assert_array_equal(read(node.inputs[index] or ""), half)
+
+
+def test_a_bias_that_is_put_together_keeps_both_names() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", 5, "N", 3)
+    bias = sketch.node(
+        "Concat", sketch.random("b_ih", 1, 16), sketch.random("b_hh", 1, 16), name="b", shape=(1, 32), axis=1
+    )
+    operands = [sketch.random("w", 1, 16, 3), sketch.random("r", 1, 16, 4), bias]
+    graph = canonical(sketch, sketch.node("LSTM", x, *operands, name="lstm", shape=(5, 1, "N", 4)))
+    node = only(graph)
+    assert (node.inputs[3], node.inputs[8]) == ("b_ih", "b_hh")
+    assert node.parts == ("b", "lstm")
+    assert [graph.weights[name].shape for name in ("b_ih", "b_hh")] == [(16,), (16,)]
+    assert node.attributes["hidden_size"] == 4
+
+
+def test_an_initial_state_of_zeros_is_none() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", 5, "N", 3)
+    shape = sketch.node("Shape", x, name="shape", shape=(3,), dtype="int64")
+    zeros = sketch.node("Expand", sketch.weight("zero", 0.0), shape, name="zeros", shape=(2, "N", 4))
+    given = sketch.input("h", 2, "N", 4)
+    states = []
+    for number, source in enumerate((given, zeros)):
+        bounds = [sketch.weight(f"{n}{number}", [n], np.int64) for n in (0, 1)]
+        states.append(
+            sketch.node("Slice", source, *bounds, bounds[0], name=f"state{number}", shape=(1, "N", 4), dtype="float32")
+        )
+    operands = [sketch.random("w", 1, 16, 3), sketch.random("r", 1, 16, 4), None, None]
+    made = sketch.node("LSTM", x, *operands, *states, name="lstm", shape=(5, 1, "N", 4))
+    graph = canonical(sketch, made)
+    assert [node.op for node in graph.nodes] == ["Slice", "LSTM"]
+    assert graph.node("lstm").inputs == ("x", "w", "r", None, None, "state0")
+
+
+def test_a_slice_of_everything_goes() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", "N", 3)
+    ends = [sketch.weight("all", [(1 << 63) - 1, 3], np.int64), sketch.weight("some", [1 << 40, 2], np.int64)]
+    starts, axes = sketch.weight("starts", [0, 0], np.int64), sketch.weight("axes", [0, 1], np.int64)
+    y = sketch.node("Slice", x, starts, ends[0], axes, name="whole", shape=("N", 3))
+    graph = canonical(sketch, sketch.node("Slice", y, starts, ends[1], axes, name="part", shape=("N", 2)))
+    assert only(graph).name == "part"
+    assert only(graph).attributes == {"starts": (0, 0), "ends": (1 << 40, 2), "axes": (0, 1), "steps": (1, 1)}
 
 
 # --- identities and shapes ------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from isobit.canonical.cleaning import (
     absorb_settings,
     drop_identities,
     drop_shape_arithmetic,
+    drop_whole_slices,
     fold_constant_views,
     unify_reshapes,
 )
@@ -22,6 +23,7 @@ from isobit.canonical.linear import to_linear
 from isobit.canonical.matmul_scale import absorb_matmul_scale
 from isobit.canonical.normalization import fuse_normalization
 from isobit.canonical.pooling import to_global_pooling
+from isobit.canonical.recurrent import canonical_recurrent, drop_zero_states
 from isobit.canonical.weights import canonical_weights
 from isobit.graph import Graph
 
@@ -29,9 +31,12 @@ PASSES = (
     drop_identities,
     fold_constant_views,
     absorb_settings,
+    drop_whole_slices,
+    drop_zero_states,
     drop_shape_arithmetic,
     normalize_attributes,
     to_linear,
+    canonical_recurrent,
     canonical_weights,
     fuse_normalization,
     fuse_activations,

@@ -31,6 +31,9 @@ def _normalized(graph: Graph, node: Node) -> Node:
         attributes["axis"] -= len(shape)
     if node.op == "Concat" and shape is not None and attributes["axis"] < 0:
         attributes["axis"] += len(shape)
+    if node.op == "Slice" and "starts" in attributes:
+        attributes.setdefault("axes", tuple(range(len(attributes["starts"]))))
+        attributes.setdefault("steps", (1,) * len(attributes["starts"]))
     if node.op == "Transpose" and "perm" not in attributes and shape is not None:
         attributes["perm"] = tuple(range(len(shape)))[::-1]
     if node.op.startswith("Reduce") and shape is not None:
