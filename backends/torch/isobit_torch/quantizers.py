@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from isobit.arithmetic import SMALLEST_SCALE
 from isobit.encoding import Encoding
-from isobit.layout import Layout, Permute, View
+from isobit.layout import Blocks, Layout, Permute, View
 from isobit.quant_spec import PerChannel, PerTensor
 from isobit_torch.arithmetic import cast, fake_quantize
 from isobit_torch.convert import to_array
@@ -217,7 +217,14 @@ def _step(x: Tensor, step: Any) -> Tensor:
         return x.permute(step.axes)
     if isinstance(step, View):
         return x.reshape(step.shape)
+    if isinstance(step, Blocks):
+        return _reordered(x, step.order)
     return x[step.index]
+
+
+def _reordered(x: Tensor, order: Sequence[int]) -> Tensor:
+    blocks = x.chunk(len(order))
+    return torch.cat([blocks[block] for block in order])
 
 
 def _back(x: Tensor, step: Any, native: Tensor) -> Tensor:
@@ -225,6 +232,8 @@ def _back(x: Tensor, step: Any, native: Tensor) -> Tensor:
         return x.permute(np.argsort(step.axes).tolist())
     if isinstance(step, View):
         return x.reshape(step.before)
+    if isinstance(step, Blocks):
+        return _reordered(x, np.argsort(step.order).tolist())
     whole = native.clone()
     whole[step.index] = x
     return whole
