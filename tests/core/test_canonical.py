@@ -528,3 +528,11 @@ def test_reduced_axes_are_sorted_and_counted_from_the_front() -> None:
     graph = canonical(sketch, sketch.node("ReduceMax", y, name="all", shape=(1, 1, 1)))
     assert dict(graph.node("some").attributes) == {"axes": (1, 2), "keepdims": 1}
     assert dict(graph.node("all").attributes) == {"axes": (0, 1, 2), "keepdims": 1}
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(7, (1,) * 7), (4, (2, 2, 2, 1)), (1, (7,))])
+def test_a_number_of_parts_is_their_sizes(count: int, sizes: tuple[int, ...]) -> None:
+    sketch = Sketch()
+    x = sketch.input("x", "N", 7)
+    first = sketch.node("Split", x, name="split", shape=("N", sizes[0]), axis=-1, num_outputs=count)
+    assert only(canonical(sketch, first)).attributes == {"axis": 1, "split": sizes}

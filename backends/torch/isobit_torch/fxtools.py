@@ -93,7 +93,8 @@ def erase_unread(graph: fx.Graph, wanted: Callable[[fx.Node], bool] = lambda nod
 
 
 def _keeps_place(node: fx.Node) -> bool:
-    return op_name(node) == "getitem" and node.args[1] == 0 and len(node.all_input_nodes[0].users) > 1
+    first = op_name(node) == "getitem" and node.args[1:] == (0,)
+    return first and len(node.all_input_nodes[0].users) > 1
 
 
 def replace_reads(old: fx.Node, new: fx.Node, readers: Iterable[fx.Node]) -> None:

@@ -20,7 +20,7 @@ from isobit.layout import TRANSPOSED, Layout, Permute, Take, conv_transpose_layo
 from isobit.quiet import quiet_loggers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_torch.marking import MARK, marked_graph, onnx_translation
-from isobit_torch.recurrent_export import as_operators, lower, recurrent_translation
+from isobit_torch.recurrent_export import as_operators, lower, recurrent_translation, refuse_projections
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -36,6 +36,7 @@ def to_onnx(model: TorchModel) -> tuple[ModelProto, NameMap]:
     """Export the float graph. Raises ModelError for what ONNX cannot say, and where a quantized site has no name."""
     import onnx_ir as ir
 
+    refuse_projections(model.program.graph)
     graph, labels = marked_graph(model.program.graph, model.translation)
     as_operators(graph, model.native)
     exported = _export(model, graph)

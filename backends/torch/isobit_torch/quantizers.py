@@ -222,6 +222,11 @@ def _step(x: Tensor, step: Any) -> Tensor:
     return x[step.index]
 
 
+def _inverse(order: Sequence[int]) -> list[int]:
+    """The permutation back; NumPy's argsort is not for torch.compile to see."""
+    return [order.index(place) for place in range(len(order))]
+
+
 def _reordered(x: Tensor, order: Sequence[int]) -> Tensor:
     blocks = x.chunk(len(order))
     return torch.cat([blocks[block] for block in order])
@@ -229,11 +234,11 @@ def _reordered(x: Tensor, order: Sequence[int]) -> Tensor:
 
 def _back(x: Tensor, step: Any, native: Tensor) -> Tensor:
     if isinstance(step, Permute):
-        return x.permute(np.argsort(step.axes).tolist())
+        return x.permute(_inverse(step.axes))
     if isinstance(step, View):
         return x.reshape(step.before)
     if isinstance(step, Blocks):
-        return _reordered(x, np.argsort(step.order).tolist())
+        return _reordered(x, _inverse(step.order))
     whole = native.clone()
     whole[step.index] = x
     return whole

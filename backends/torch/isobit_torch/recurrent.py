@@ -25,6 +25,8 @@ KINDS = {"lstm": ("LSTM", ""), "gru": ("GRU", ""), "rnn_tanh": ("RNN", "Tanh"), 
 #: PyTorch's gates (i f g o; r z n) in ONNX's order (i o f c; z r h).
 GATES: dict[str, Layout] = {"LSTM": (Blocks((0, 3, 1, 2)),), "GRU": (Blocks((1, 0, 2)),), "RNN": ()}
 
+PROJECTION = "a projection (proj_size) has no form in ONNX"
+
 
 def expand_recurrent(e: Expander, node: fx.Node, a: dict[str, Any]) -> None:
     """All layers and directions of a call; the call itself is read no more then."""
@@ -43,7 +45,7 @@ def why_float(node: fx.Node, a: dict[str, Any]) -> str | None:
         return "packed sequences have no form in ONNX: pass padded ones"
     cells = 2 if a["bidirectional"] else 1
     if len(a["params"]) != cells * int(a["num_layers"]) * (4 if a["has_biases"] else 2):
-        return "a projection (proj_size) has no form in ONNX"
+        return PROJECTION
     if not all(is_constant(parameter) for parameter in a["params"]):
         return "its weights are computed"
     return None if all(op_name(user) == "getitem" for user in node.users) else "its results are taken as a whole"

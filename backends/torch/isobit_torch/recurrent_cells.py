@@ -45,7 +45,7 @@ def expand_gru_cell(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | 
         _call(e, aten.sigmoid.default, _sum(e, inner[i], outer[i], f"{part}.sum"), part=part)
         for i, part in enumerate("rz")
     )
-    reset = None if inner[2] is None else _call(e, aten.mul.Tensor, r, inner[2], part="reset")
+    reset = None if inner[2] is None else _call(e, aten.mul.Tensor, inner[2], r, part="reset")
     n = _call(e, aten.tanh.default, _sum(e, outer[2], reset, "n.sum"), part="n")
     if is_zeros(hidden):
         return _call(e, aten.sub.Tensor, n, _call(e, aten.mul.Tensor, n, z, part="left_out"))

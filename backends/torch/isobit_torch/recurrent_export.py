@@ -16,10 +16,10 @@ from torch import fx, nn
 from isobit.errors import ModelError
 from isobit.layout import to_canonical
 from isobit.sites import Site
-from isobit_torch.fxtools import attribute
+from isobit_torch.fxtools import NAME, arguments, attribute, op_name
 from isobit_torch.marking import DOMAIN
 from isobit_torch.modules import Recurrent
-from isobit_torch.recurrent import GATES
+from isobit_torch.recurrent import GATES, KINDS, PROJECTION, why_float
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -61,6 +61,13 @@ def recurrent_operator() -> Any:
         return x.new_empty(x.shape[0], 1, x.shape[1], hidden), state, torch.empty_like(state)
 
     return torch.ops.isobit.recurrent.default
+
+
+def refuse_projections(graph: fx.Graph) -> None:
+    """torch.onnx.export writes an LSTM with projections as one without. Raises ModelError."""
+    for node in graph.nodes:
+        if op_name(node) in KINDS and why_float(node, arguments(node)) == PROJECTION:
+            raise ModelError(f"the LSTM {node.meta[NAME]!r} cannot leave as ONNX: {PROJECTION}")
 
 
 def as_operators(graph: fx.Graph, root: nn.Module) -> None:

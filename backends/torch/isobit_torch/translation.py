@@ -149,8 +149,8 @@ class _Reader:
             name = full_name(node)
             tensors = tuple(value for value in node.all_input_nodes if is_tensor(value))
             if tensors and any(str(t.meta[DTYPE]).startswith("float") for t in (*tensors, node) if DTYPE in t.meta):
-                why = why_float(node, arguments(node)) if op_name(node) in KINDS else "it has no mapping"
-                self.notes.append(f"{name} at {node.meta[NAME]!r} stays in float: {why}")
+                why = f" ({why_float(node, arguments(node))})" if op_name(node) in KINDS else ""
+                self.notes.append(f"{name} at {node.meta[NAME]!r} has no mapping{why}: it stays in float")
             spoken = Spoken(name if "::" in name else f"torch::{name}", tensors)
         return spoken
 
