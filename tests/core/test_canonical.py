@@ -280,17 +280,6 @@ def test_an_initial_state_of_zeros_is_none() -> None:
     assert graph.node("lstm").inputs == ("x", "w", "r", None, None, "state0")
 
 
-def test_a_slice_of_everything_goes() -> None:
-    sketch = Sketch()
-    x = sketch.input("x", "N", 3)
-    ends = [sketch.weight("all", [(1 << 63) - 1, 3], np.int64), sketch.weight("some", [1 << 40, 2], np.int64)]
-    starts, axes = sketch.weight("starts", [0, 0], np.int64), sketch.weight("axes", [0, 1], np.int64)
-    y = sketch.node("Slice", x, starts, ends[0], axes, name="whole", shape=("N", 3))
-    graph = canonical(sketch, sketch.node("Slice", y, starts, ends[1], axes, name="part", shape=("N", 2)))
-    assert only(graph).name == "part"
-    assert only(graph).attributes == {"starts": (0, 0), "ends": (1 << 40, 2), "axes": (0, 1), "steps": (1, 1)}
-
-
 # --- identities and shapes ------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from isobit.edits import Unshare
+from isobit.errors import EditError
 from isobit.testing import interpreter
 from isobit_onnx.backend import OnnxBackend
 
@@ -129,3 +131,17 @@ def test_a_parameter_that_others_read_too_is_copied():
     np.testing.assert_array_equal(model.weight("w"), constants["w"])
     joined = model.weight(model.graph.node("layer").inputs[1] or "")
     np.testing.assert_array_equal(joined, np.concatenate([constants["w"][8:], constants["w"][:8]]))
+
+
+def test_a_shared_weight_of_recurrent_layers_stays_shared():
+    """An edit cannot make a recurrent layer anew, and says so before anything changes."""
+    constants = {"w": normal(1, 16, FEATURES), "r": normal(1, 16, HIDDEN)}
+    nodes = [helper.make_node("LSTM", [x, "w", "r"], [y], f"layer_{y}", hidden_size=HIDDEN) for x, y in ("ac", "bd")]
+    shapes = {name: [5, "n", FEATURES] for name in "ab"}, {name: [5, 1, "n", HIDDEN] for name in "cd"}
+    batch = {name: normal(5, 2, FEATURES) for name in "ab"}
+    model = opened(model_of(nodes, *shapes, constants), batch)
+    before = model.run(batch)
+    with pytest.raises(EditError, match="LSTM"):
+        model.edit([Unshare("w", "layer_d")])
+    for name, value in model.run(batch).items():
+        np.testing.assert_array_equal(value, before[name])

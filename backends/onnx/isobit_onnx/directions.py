@@ -79,12 +79,13 @@ class _Splitter:
         if value.is_initializer() and value.const_value is not None:
             array = np.ascontiguousarray(value.const_value.numpy()[index : index + 1])
             return add_initializer(self.graph, ir.Tensor(array, value.const_value.dtype, name=name))
+        name = f"{self.name}.{name}"
         cut = ir.Node("", "Slice", [value, *(self._number(n) for n in (index, index + 1, 0))], name=name)
-        cut.outputs[0].name, cut.outputs[0].type = f"{self.name}.{name}", value.type
+        cut.outputs[0].name, cut.outputs[0].type = name, value.type
         self.graph.insert_before(self.node, [cut])
         return cut.outputs[0]
 
     def _number(self, number: int) -> ir.Value:
-        name = f"{self.name}.{number}"
+        name = f"{self.name}.direction{number}"
         known = self.graph.initializers.get(name)
         return known or add_initializer(self.graph, ir.Tensor(np.array([number], np.int64), name=name))

@@ -115,7 +115,7 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
         )
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         join_weights(model)
-        drop_flattenings(model)
+        drop_idle(model)
         _run(passes.RemoveUnusedNodesPass(), model)
         _name_everything(model)
         _run(passes.TopologicalSortPass(), model)
@@ -171,16 +171,28 @@ def fold_views(model: ir.Model) -> None:
         model.graph.remove(node, safe=True)
 
 
-def drop_flattenings(model: ir.Model) -> None:
-    """A Reshape of one axis to one axis is nothing; shape inference does not look through it."""
+def drop_idle(model: ir.Model) -> None:
+    """Remove a Reshape from one axis to one axis, which shape inference cannot follow, and a Slice of everything."""
     for node in list(model.graph):
-        source = node.inputs[0] if node.op_type == "Reshape" and not node.domain else None
-        if source is None or source.shape is None or len(source.shape) != 1 or node.outputs[0].is_graph_output():
+        if node.domain or node.op_type not in ("Reshape", "Slice") or node.outputs[0].is_graph_output():
             continue
-        target = node.inputs[1].const_value if node.inputs[1] is not None else None
-        if target is not None and target.numpy().tolist() == [-1]:
+        source, *operands = node.inputs
+        known = [None if value is None else value.const_value for value in operands]
+        settings = [tensor.numpy().tolist() for tensor in known if tensor is not None]
+        if source is None or source.shape is None or len(settings) != len(known):
+            continue
+        one_axis = node.op_type == "Reshape" and len(source.shape) == 1 and settings[0] == [-1]
+        if one_axis or (node.op_type == "Slice" and _takes_all(source.shape, *settings)):
             ir.convenience.replace_all_uses_with(node.outputs[0], source)
             model.graph.remove(node, safe=True)
+
+
+def _takes_all(
+    shape: ir.Shape, starts: list[int], ends: list[int], axes: list[int] | None = None, steps: list[int] | None = None
+) -> bool:
+    sizes = [shape[axis] for axis in axes or range(len(starts))]
+    reached = (isinstance(size, int) and end >= size for size, end in zip(sizes, ends, strict=True))
+    return all(start == 0 for start in starts) and all(step == 1 for step in steps or (1,)) and all(reached)
 
 
 def _should_fold(node: ir.Node) -> bool | None:

@@ -79,8 +79,9 @@ class Recurrent(Container):
     ) -> tuple[Tensor, ...]:
         """(time, 1, batch, hidden) of (time, batch, features), and the last states (1, batch, hidden), as in ONNX."""
         x = x.flip(0) if self.reverse else x
-        zeros = x.new_zeros(1, x.shape[1], recurrent_weight.shape[1]) if hidden is None or cell is None else x
-        state = [zeros if hidden is None else hidden, zeros if cell is None else cell]
+        given = (hidden, cell) if self.kind == "LSTM" else (hidden,)
+        zeros = (1, x.shape[1], recurrent_weight.shape[1])
+        state = [x.new_zeros(zeros) if value is None else value for value in given]
         weights = [weight, recurrent_weight, *(t for t in (bias, recurrent_bias) if t is not None)]
         settings = (bias is not None, 1, 0.0, self.training, False, False)
         if self.kind == "LSTM":

@@ -15,7 +15,6 @@ from isobit.canonical.cleaning import (
     absorb_settings,
     drop_identities,
     drop_shape_arithmetic,
-    drop_whole_slices,
     fold_constant_views,
     unify_reshapes,
 )
@@ -31,7 +30,6 @@ PASSES = (
     drop_identities,
     fold_constant_views,
     absorb_settings,
-    drop_whole_slices,
     drop_zero_states,
     drop_shape_arithmetic,
     normalize_attributes,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,28 +11,15 @@ from isobit.graph import Graph, Node, WeightInfo
 from isobit.layout import Permute, Step, View, compose, output_shape, to_canonical
 from isobit.ops import SETTINGS, SHAPE_SOURCES
 
-#: What exporters write for "to the end".
-_END = (1 << 31) - 1
-
 
 def drop_identities(graph: Graph) -> Graph:
     """Identity, inference Dropout and casts from a type to itself: their readers read the input."""
-    return _drop(graph, _is_identity)
-
-
-def drop_whole_slices(graph: Graph) -> Graph:
-    """A Slice that takes everything, as exporters write for the one layer of a network's only recurrent layer."""
-    return _drop(graph, _takes_all)
-
-
-def _drop(graph: Graph, is_nothing: Callable[[Graph, Node, str], bool]) -> Graph:
-    """Without the nodes that pass their first input on."""
     alias: dict[str, str] = {}
     kept = []
     for node in graph.nodes:
         node = _renamed(node, alias)
         source = node.input(0)
-        if source is not None and is_nothing(graph, node, source):
+        if source is not None and _is_identity(graph, node, source):
             alias[node.outputs[0]] = source
         else:
             kept.append(node)
@@ -55,18 +41,6 @@ def _is_identity(graph: Graph, node: Node, source: str) -> bool:
         training = graph.value(node.input(2))
         return not np.any(node.attributes.get("training_mode", 0) if training is None else training)
     return node.op == "Identity"
-
-
-def _takes_all(graph: Graph, node: Node, source: str) -> bool:
-    starts, ends = (node.attributes.get(name) for name in ("starts", "ends"))
-    if node.op != "Slice" or source not in graph.tensors or starts is None or ends is None:
-        return False
-    shape = graph.tensors[source].shape
-    axes, steps = node.attributes.get("axes", tuple(range(len(starts)))), node.attributes.get("steps")
-    return shape is not None and all(
-        start == 0 and step == 1 and (end >= _END or (isinstance(size := shape[axis], int) and end >= size))
-        for start, end, axis, step in zip(starts, ends, axes, steps or (1,) * len(starts), strict=True)
-    )
 
 
 def fold_constant_views(graph: Graph) -> Graph:

@@ -191,7 +191,7 @@ def _recurrent(node: Node, operands: list[Any]) -> Array:
     x, w, r = (operand.astype(np.float64) for operand in operands[:3])
     lengths, state, cell, peephole = [*operands[4:8], *[None] * (8 - len(operands[:8]))][:4]
     if lengths is not None or peephole is not None:
-        raise NotImplementedError("sequence lengths and peepholes are not interpreted")
+        raise ValueError(f"{node.name!r} has sequence lengths or peepholes, which this interpreter does not know")
     hidden = int(node.attributes["hidden_size"])
     gates = w.shape[0] // hidden
     wb, rb = (
