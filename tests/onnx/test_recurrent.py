@@ -9,9 +9,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from isobit.edits import Unshare
+from isobit.encoding import Encoding
 from isobit.errors import EditError
+from isobit.layout import Blocks, to_canonical, to_native
 from isobit.testing import interpreter
 from isobit_onnx.backend import OnnxBackend
+from isobit_onnx.grids import grid_of
 
 RNG = np.random.default_rng(0)
 HIDDEN, FEATURES = 4, 3
@@ -145,3 +148,17 @@ def test_a_shared_weight_of_recurrent_layers_stays_shared():
         model.edit([Unshare("w", "layer_d")])
     for name, value in model.run(batch).items():
         np.testing.assert_array_equal(value, before[name])
+
+
+def test_scales_of_reordered_gates_follow_the_native_rows():
+    """A constant that is kept in another order of the gates, (gates * 2, features)."""
+    scales = np.arange(1, 9, dtype=np.float32)
+    encoding = Encoding.of("int8 per-channel", scales, axis=0)
+    native = np.arange(24, dtype=np.float32).reshape(8, 3)
+    layout = (Blocks((0, 3, 1, 2)),)
+    grid = grid_of(encoding, native.shape, layout, activation=False)
+    assert (grid.axis, grid.block_size) == (0, None)
+    expected = to_native(encoding.fake_quantize(to_canonical(native, layout)), layout)
+    rows = grid.scale[:, None]
+    np.testing.assert_array_equal(np.rint(native / rows) * rows, expected)
+    assert grid.scale.tolist() == [1, 2, 5, 6, 7, 8, 3, 4]

@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN as the neutral graph has them: a module call for each layer and direction, cells as single steps.
+"""LSTM, GRU and RNN as the neutral graph has them: a module call for each layer and direction.
 
 PyTorch has one call for all layers and directions; between its layers and at its ends lies what the neutral graph says
 openly: transpositions, concatenations, slices of initial states.
@@ -7,7 +7,7 @@ openly: transpositions, concatenations, slices of initial states.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -32,11 +32,16 @@ def expand_recurrent(e: Expander, node: fx.Node, a: dict[str, Any]) -> None:
     """All layers and directions of a call; the call itself is read no more then."""
     if why_float(node, a):
         return
-    network = _Network(e, node, a)
-    for user, result in network.run():
-        result.meta["val"] = user.meta.get("val")
-        user.replace_all_uses_with(result)
-        e.graph.erase_node(user)
+    replace_results(e.graph, node, _Network(e, node, a).run())
+
+
+def replace_results(graph: fx.Graph, node: fx.Node, results: Mapping[int, fx.Node]) -> None:
+    """Let the readers of each of a node's results read another node."""
+    for user in list(node.users):
+        index: Any = user.args[1]
+        results[index].meta["val"] = user.meta.get("val")
+        user.replace_all_uses_with(results[index])
+        graph.erase_node(user)
 
 
 def why_float(node: fx.Node, a: dict[str, Any]) -> str | None:
@@ -62,8 +67,8 @@ class _Network:
         states = a["hx"]
         self.states: list[Any] = list(states) if isinstance(states, list | tuple) else [states]
 
-    def run(self) -> list[tuple[fx.Node, fx.Node]]:
-        """Each result of the call that is read, and the node that has it now."""
+    def run(self) -> dict[int, fx.Node]:
+        """The results of the call that are read, by index."""
         x = self.a["input"]
         if self.a["batch_first"]:
             x = self.e.call(aten.transpose.int, x, 0, 1, part="sequence_first", like=x)
@@ -77,11 +82,8 @@ class _Network:
                 )
         if self.a["batch_first"]:
             x = self.e.call(aten.transpose.int, x, 0, 1, part="batch_first", like=x)
-        found = []
-        for index, user in self.read.items():
-            result = x if index == 0 else self._join([states[index] for states in last], 0, f"last{index}")
-            found.append((user, result))
-        return found
+        joined = {i: self._join([states[i] for states in last], 0, f"last{i}") for i in self.read if i > 0}
+        return {0: x, **joined}
 
     def _layer(self, layer: int, x: fx.Node) -> tuple[fx.Node, dict[int, fx.Node]]:
         """The sequence (time, batch, directions * hidden) of a layer, and those of its last states that are read."""

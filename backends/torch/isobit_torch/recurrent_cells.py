@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from isobit_torch.fxtools import aten, getitems, is_constant, is_zeros, op_name
+from isobit_torch.fxtools import aten, is_constant, is_zeros, op_name
+from isobit_torch.recurrent import replace_results
 
 if TYPE_CHECKING:
     from isobit_torch.expanding import Expander
@@ -27,11 +28,7 @@ def expand_lstm_cell(e: Expander, node: fx.Node, a: dict[str, Any]) -> None:
     if not is_zeros(cell):
         state = _sum(e, _call(e, aten.mul.Tensor, f, cell, part="kept"), state, "cell")
     result = _call(e, aten.mul.Tensor, o, _call(e, aten.tanh.default, state, part="squashed"))
-    for index, user in getitems(node).items():
-        made = state if index else result
-        made.meta["val"] = user.meta.get("val")
-        user.replace_all_uses_with(made)
-        e.graph.erase_node(user)
+    replace_results(e.graph, node, {0: result, 1: state})
 
 
 def expand_gru_cell(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
