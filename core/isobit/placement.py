@@ -250,6 +250,8 @@ class _Placer:
         node = self.graph.producer(name)
         if node is None:
             return "no operation that the target quantizes reads it"
+        if not self._is_read(name):
+            return "nothing reads it"
         if self.wishes.excludes(node):
             return "excluded by you"
         if name in self.masked:

@@ -236,10 +236,54 @@ def reshape(node: Node, x: Array) -> Array:
     return x.reshape(x.shape[0], *node.attributes["shape"][1:])
 
 
+def sigmoid(x: Array) -> Array:
+    """The logistic function."""
+    return 1 / (1 + np.exp(-x))
+
+
+def steps(node: Node, x: Array, advance: Callable[[Array], Array]) -> Array:
+    """Y of a recurrent layer: `advance` goes from one step's input to the hidden state after it."""
+    turn = -1 if node.attributes["direction"] == "reverse" else 1
+    return np.stack([advance(step) for step in x[::turn]])[::turn, None]
+
+
+def lstm(node: Node, x: Array, w: Array, r: Array, *rest: Array | None) -> Array:
+    """The equations of ONNX LSTM, gates in the order i, o, f, c."""
+    bias, recurrent_bias = rest[0], rest[5]
+    h = c = np.zeros((x.shape[1], r.shape[1]))
+
+    def advance(step: Array) -> Array:
+        nonlocal h, c
+        i, o, f, g = np.split(step @ w.T + h @ r.T + bias + recurrent_bias, 4, axis=1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        return h
+
+    return steps(node, x, advance)
+
+
+def gru(node: Node, x: Array, w: Array, r: Array, *rest: Array | None) -> Array:
+    """The equations of ONNX GRU with ``linear_before_reset``, gates in the order z, r, h."""
+    bias, recurrent_bias = rest[0], rest[5]
+    h = np.zeros((x.shape[1], r.shape[1]))
+
+    def advance(step: Array) -> Array:
+        nonlocal h
+        zx, rx, hx = np.split(step @ w.T + bias, 3, axis=1)
+        zh, rh, hh = np.split(h @ r.T + recurrent_bias, 3, axis=1)
+        update = sigmoid(zx + zh)
+        h = (1 - update) * np.tanh(hx + sigmoid(rx + rh) * hh) + update * h
+        return h
+
+    return steps(node, x, advance)
+
+
 OPERATORS: Mapping[str, Callable[..., Array]] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
     "Linear": linear,
+    "LSTM": lstm,
+    "GRU": gru,
     "BatchNormalization": batch_norm,
     "Softmax": softmax,
     "MaxPool": max_pool,
@@ -247,7 +291,7 @@ OPERATORS: Mapping[str, Callable[..., Array]] = {
     "Reshape": reshape,
     "Relu": lambda node, x: np.maximum(x, 0),
     "Clip": lambda node, x: np.clip(x, node.attributes.get("min"), node.attributes.get("max")),
-    "Sigmoid": lambda node, x: 1 / (1 + np.exp(-x)),
+    "Sigmoid": lambda node, x: sigmoid(x),
     "Add": lambda node, a, b: a + b,
     "Sub": lambda node, a, b: a - b,
     "Mul": lambda node, a, b: a * b,

@@ -237,7 +237,47 @@ def test_a_recurrent_weight_has_no_direction_axis() -> None:
     x = sketch.input("x", 5, "N", 3)
     operands = [sketch.random("w", 1, 16, 3), sketch.random("r", 1, 16, 4), sketch.random("b", 1, 32)]
     graph = canonical(sketch, sketch.node("LSTM", x, *operands, name="lstm", shape=(5, 1, "N", 4), hidden_size=4))
-    assert [graph.weights[name].shape for name in "wrb"] == [(16, 3), (16, 4), (32,)]
+    node = only(graph)
+    assert node.inputs[:4] == ("x", "w", "r", "b")
+    assert node.attributes["activations"] == ("Sigmoid", "Tanh", "Tanh")
+    assert [graph.weights[name].shape for name in "wr"] == [(16, 3), (16, 4)]
+    read = weights_of(graph, sketch)
+    for index, half in ((3, sketch.values["b"][0, :16]), (8, sketch.values["b"][0, 16:])):
+        np.testing.assert_array_equal(read(node.inputs[index] or ""), half)
+
+
+def test_a_bias_that_is_put_together_keeps_both_names() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", 5, "N", 3)
+    bias = sketch.node(
+        "Concat", sketch.random("b_ih", 1, 16), sketch.random("b_hh", 1, 16), name="b", shape=(1, 32), axis=1
+    )
+    operands = [sketch.random("w", 1, 16, 3), sketch.random("r", 1, 16, 4), bias]
+    graph = canonical(sketch, sketch.node("LSTM", x, *operands, name="lstm", shape=(5, 1, "N", 4)))
+    node = only(graph)
+    assert (node.inputs[3], node.inputs[8]) == ("b_ih", "b_hh")
+    assert node.parts == ("b", "lstm")
+    assert [graph.weights[name].shape for name in ("b_ih", "b_hh")] == [(16,), (16,)]
+    assert node.attributes["hidden_size"] == 4
+
+
+def test_an_initial_state_of_zeros_is_none() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", 5, "N", 3)
+    shape = sketch.node("Shape", x, name="shape", shape=(3,), dtype="int64")
+    zeros = sketch.node("Expand", sketch.weight("zero", 0.0), shape, name="zeros", shape=(2, "N", 4))
+    given = sketch.input("h", 2, "N", 4)
+    states = []
+    for number, source in enumerate((given, zeros)):
+        bounds = [sketch.weight(f"{n}{number}", [n], np.int64) for n in (0, 1)]
+        states.append(
+            sketch.node("Slice", source, *bounds, bounds[0], name=f"state{number}", shape=(1, "N", 4), dtype="float32")
+        )
+    operands = [sketch.random("w", 1, 16, 3), sketch.random("r", 1, 16, 4), None, None]
+    made = sketch.node("LSTM", x, *operands, *states, name="lstm", shape=(5, 1, "N", 4))
+    graph = canonical(sketch, made)
+    assert [node.op for node in graph.nodes] == ["Slice", "LSTM"]
+    assert graph.node("lstm").inputs == ("x", "w", "r", None, None, "state0")
 
 
 # --- identities and shapes ------------------------------------------------------------------------------------------
@@ -477,3 +517,11 @@ def test_reduced_axes_are_sorted_and_counted_from_the_front() -> None:
     graph = canonical(sketch, sketch.node("ReduceMax", y, name="all", shape=(1, 1, 1)))
     assert dict(graph.node("some").attributes) == {"axes": (1, 2), "keepdims": 1}
     assert dict(graph.node("all").attributes) == {"axes": (0, 1, 2), "keepdims": 1}
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(7, (1,) * 7), (4, (2, 2, 2, 1)), (1, (7,))])
+def test_a_number_of_parts_is_their_sizes(count: int, sizes: tuple[int, ...]) -> None:
+    sketch = Sketch()
+    x = sketch.input("x", "N", 7)
+    first = sketch.node("Split", x, name="split", shape=("N", sizes[0]), axis=-1, num_outputs=count)
+    assert only(canonical(sketch, first)).attributes == {"axis": 1, "split": sizes}

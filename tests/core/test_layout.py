@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from isobit.layout import (
     TRANSPOSED,
+    Blocks,
     Layout,
     Permute,
     Take,
@@ -100,3 +101,35 @@ def test_composing_keeps_other_steps_in_order() -> None:
     steps = (Take(0), View((6,), (2, 3)))
     assert compose(steps[:1], steps[1:]) == steps
     assert compose((*TRANSPOSED, steps[1]), TRANSPOSED[:0]) == (*TRANSPOSED, steps[1])
+
+
+@st.composite
+def reordered(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, ...]]:
+    order = draw(st.permutations(range(draw(st.integers(1, 5)))))
+    shape = (len(order) * draw(st.integers(1, 3)), *draw(st.lists(st.integers(1, 3), max_size=2)))
+    return np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape), tuple(order)
+
+
+@given(reordered())
+def test_blocks_of_the_leading_axis(case: tuple[np.ndarray, tuple[int, ...]]) -> None:
+    """Row by row, and back; also behind a part of an array, as ONNX keeps a layer's gates."""
+    native, order = case
+    layout = (Blocks(order),)
+    canonical = to_canonical(native, layout)
+    size = native.shape[0] // len(order)
+    for block, source in enumerate(order):
+        for row in range(size):
+            np.testing.assert_array_equal(canonical[block * size + row], native[source * size + row])
+    assert output_shape(native.shape, layout) == native.shape
+    np.testing.assert_array_equal(to_native(canonical, layout), native)
+    np.testing.assert_array_equal(to_native(canonical, (Take(0), *layout), np.zeros_like(native)[None])[0], native)
+
+
+@given(st.permutations(range(4)).map(tuple), st.permutations(range(4)).map(tuple))
+def test_composing_merges_reorderings(first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    x = np.arange(16).reshape(8, 2)
+    steps = (Blocks(first), Blocks(second))
+    composed = compose(steps[:1], steps[1:])
+    np.testing.assert_array_equal(to_canonical(x, composed), to_canonical(x, steps))
+    assert len(composed) <= 1
+    assert compose(steps[:1], (Blocks((1, 0)),)) == (*compose((), steps[:1]), Blocks((1, 0)))

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import isobit
-from isobit.sites import Tensor
+from isobit.sites import Tensor, Weight
 
 RNG = np.random.default_rng(0)
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -66,7 +66,11 @@ def test_lstm(tmp_path, direction):
     outputs = [("y", FLOAT, ["s", count, "n", 4]), ("yh", FLOAT, [count, "n", 4])]
     model = model_of([node], [("x", FLOAT, ["s", "n", 3])], outputs, constants)
     sim = check(model, [{"x": normal(5, 2, 3)} for _ in range(3)], tmp_path)
-    assert {"W", "R"} <= {str(site) for site in sim.encodings}
+    ends = (".forward", ".reverse") if direction == "bidirectional" else ("",)
+    quantized = {str(site) for site in sim.encodings}
+    assert {f"{name}{end}" for name in "WR" for end in ends} <= quantized
+    assert {node.op for node in sim.graph.nodes} <= {"LSTM", "Concat"}
+    assert all(sim.encodings[Weight(f"{name}{end}")].scale.shape == (16,) for name in "WR" for end in ends)
 
 
 def test_gru(tmp_path):

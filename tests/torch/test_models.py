@@ -149,25 +149,6 @@ def test_a_misspelt_argument_is_explained() -> None:
         simulator(Attention(), {"token": torch.randn(2, 5, 12)})
 
 
-def test_recurrent_layers_are_one_node() -> None:
-    class Tagger(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm = nn.LSTM(4, 5, batch_first=True)
-            self.fc = nn.Linear(5, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.fc(self.lstm(x)[0])
-
-    torch.manual_seed(0)
-    module = Tagger().eval()
-    sim = simulator(module, torch.randn(2, 6, 4))
-    assert any(node.name == "lstm" for node in sim.graph.nodes)
-    x = torch.randn(3, 6, 4)
-    np.testing.assert_allclose(sim.run_float(x)["output"], module(x).detach().numpy(), atol=1e-5)
-    sim.calibrate([x])
-
-
 def test_quantize_a_sequential_module(tmp_path) -> None:
     """nn.Sequential calls its argument ``input``, a Python builtin; the example comes from the data."""
     import isobit

@@ -407,3 +407,32 @@ def test_formats_are_named(sim: QuantSim, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"'pt3' \(did you mean 'pt2'\?\).*onnx, pt2, torchscript"):
         sim.export(tmp_path / "out", formats=("pt2", "pt3"))
     assert not (tmp_path / "out").exists()
+
+
+class Tagger(nn.Module):
+    """Two directions in two layers: weights whose gates the files keep in the user's order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.lstm = nn.LSTM(8, 6, 2, batch_first=True, bidirectional=True)
+        self.gru = nn.GRU(12, 5, batch_first=True)
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.gru(self.lstm(self.words(ids))[0])[0])
+
+
+def test_recurrent_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = [torch.randint(0, 20, (4, 7)) for _ in range(4)]
+    sim = simulator(Tagger(), data)
+    paths = sim.export(tmp_path / "out", formats=("pt2", "torchscript"))
+    stored = torch.export.load(paths["pt2"]).state_dict["lstm.weight_ih_l0"]
+    encoding = sim.encodings[Weight("lstm.weight_ih_l0")]
+    i, f, g, o = encoding.quantize(sim.backend_model.weight("lstm.weight_ih_l0")).reshape(4, 6, 8)[[0, 2, 3, 1]]
+    assert np.array_equal(stored.numpy(), np.concatenate([i, f, g, o]))  # torch's order of gates, ONNX's is i, o, f, g
+    wanted = sim.run({"ids": data[0].numpy()})["output"]
+    for form in ("pt2", "torchscript"):
+        (found,) = elsewhere(paths[form], [data[0]]).values()
+        np.testing.assert_array_equal(found, wanted, err_msg=form)

@@ -81,6 +81,17 @@ class _Builder:
         self.constants[inputs[1]] = to_native(canonical, conv_transpose_layout(shape, group))
         self._node("ConvTranspose", inputs, output, node.name, node.attributes)
 
+    def _add_lstm(self, node: Node, inputs: list[str], output: str) -> None:
+        """Constants have an axis for the directions, and the two biases are one operand."""
+        for name in inputs[1:4] + inputs[8:]:
+            self.constants[name] = self.network.weights[name][None]
+        bias = f"{node.name}.bias"
+        self._node("Concat", [inputs[3], inputs[8]], bias, bias, {"axis": 1})
+        attributes = {name: value for name, value in node.attributes.items() if name != "activations"}
+        self._node(node.op, [*inputs[:3], bias], output, node.name, attributes)
+
+    _add_gru = _add_lstm
+
     def _add_linear(self, node: Node, inputs: list[str], output: str) -> None:
         if self.graph.tensors[node.outputs[0]].rank == 2:
             self._node("Gemm", inputs, output, node.name, {"transB": 1})

@@ -14,7 +14,7 @@ from isobit.edits import EditPlan, Inserted, Replaced
 from isobit.errors import EditError
 from isobit.graph import Node
 from isobit.layout import TRANSPOSED, Layout, conv_transpose_layout, to_native
-from isobit.ops import SETTINGS
+from isobit.ops import RECURRENT, SETTINGS
 from isobit.sites import Tensor
 from isobit_onnx.initializers import add_initializer
 from isobit_onnx.reading import infer_shapes
@@ -127,6 +127,8 @@ class _Editor:
     def _build(self, node: Node, source: ir.Value, made: list[ir.Node]) -> ir.Value:
         if node.op == "Linear":
             return self._build_linear(node, source, made)
+        if node.op in RECURRENT:
+            raise EditError(f"the ONNX backend cannot make a {node.op} node ({node.name!r})")
         operands = [source, *(self._operand(node, index) for index in range(1, len(node.inputs)))]
         attributes = {k: v for k, v in node.attributes.items() if k not in _CORE_ONLY.get(node.op, ())}
         settings = SETTINGS.get(node.op, {})

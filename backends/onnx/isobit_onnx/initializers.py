@@ -1,4 +1,4 @@
-"""Adding a constant to an onnx-ir graph."""
+"""Adding a constant to an onnx-ir graph, and changing one."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def add_initializer(graph: ir.Graph, tensor: ir.Tensor[Any]) -> ir.Value:
     )
     graph.register_initializer(value)
     return value
+
+
+def describe(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Give a constant the shape and element type of its tensor."""
+    value.shape, value.dtype = ir.Shape([int(n) for n in tensor.shape if isinstance(n, int)]), tensor.dtype

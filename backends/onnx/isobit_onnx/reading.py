@@ -18,6 +18,9 @@ from onnxscript import optimizer, version_converter
 
 from isobit.errors import ModelError
 from isobit.quiet import quiet_loggers
+from isobit_onnx.directions import split_directions
+from isobit_onnx.initializers import describe
+from isobit_onnx.joined_weights import join_weights, joins_weights
 
 #: int4, int16 and blocks in QuantizeLinear exist from here on.
 OPSET = 21
@@ -105,11 +108,14 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
         raise_opset(model, where)
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
+        split_directions(model)
         fold_views(model)  # before the folder, which would give the results new names
         optimizer.fold_constants(
             model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT, should_fold=_should_fold
         )
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
+        join_weights(model)
+        drop_idle(model)
         _run(passes.RemoveUnusedNodesPass(), model)
         _name_everything(model)
         _run(passes.TopologicalSortPass(), model)
@@ -122,16 +128,12 @@ def infer_shapes(model: ir.Model) -> ir.Model:
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
     for value in model.graph.initializers.values():
         if value.const_value is not None:
-            _describe(value, value.const_value)
+            describe(value, value.const_value)
     return model
 
 
 def _run(step: Any, model: ir.Model) -> None:
     step(model)
-
-
-def _describe(value: ir.Value, tensor: ir.TensorProtocol) -> None:
-    value.shape, value.dtype = ir.Shape([int(n) for n in tensor.shape if isinstance(n, int)]), tensor.dtype
 
 
 def raise_opset(model: ir.Model, where: str) -> None:
@@ -164,13 +166,39 @@ def fold_views(model: ir.Model) -> None:
             continue
         output = node.outputs[0]
         source.const_value = viewed
-        _describe(source, viewed)
+        describe(source, viewed)
         ir.convenience.replace_all_uses_with(output, source)
         model.graph.remove(node, safe=True)
 
 
+def drop_idle(model: ir.Model) -> None:
+    """Remove a Reshape from one axis to one axis, which shape inference cannot follow, and a Slice of everything."""
+    for node in list(model.graph):
+        if node.domain or node.op_type not in ("Reshape", "Slice") or node.outputs[0].is_graph_output():
+            continue
+        source, *operands = node.inputs
+        known = [None if value is None else value.const_value for value in operands]
+        settings = [tensor.numpy().tolist() for tensor in known if tensor is not None]
+        if source is None or source.shape is None or len(settings) != len(known):
+            continue
+        one_axis = node.op_type == "Reshape" and len(source.shape) == 1 and settings[0] == [-1]
+        if one_axis or (node.op_type == "Slice" and _takes_all(source.shape, *settings)):
+            ir.convenience.replace_all_uses_with(node.outputs[0], source)
+            model.graph.remove(node, safe=True)
+
+
+def _takes_all(
+    shape: ir.Shape, starts: list[int], ends: list[int], axes: list[int] | None = None, steps: list[int] | None = None
+) -> bool:
+    sizes = [shape[axis] for axis in axes or range(len(starts))]
+    reached = (isinstance(size, int) and end >= size for size, end in zip(sizes, ends, strict=True))
+    return all(start == 0 for start in starts) and all(step == 1 for step in steps or (1,)) and all(reached)
+
+
 def _should_fold(node: ir.Node) -> bool | None:
     """Views of a shared constant stay nodes: folded, one weight would be two. None leaves the rest to the folder."""
+    if joins_weights(node):  # by the folder they would lose their names
+        return False
     source = node.inputs[0] if node.inputs else None
     shared = node.op_type in _VIEWS and source is not None and source.is_initializer() and len(source.uses()) > 1
     return False if shared and source is not None and source.dtype == ir.DataType.FLOAT else None

@@ -11,8 +11,10 @@ from torch.nn import functional
 
 from isobit.graph import Node
 from isobit.layout import conv_transpose_layout, to_native
+from isobit.ops import RECURRENT
 from isobit.testing.networks import Network
 from isobit_torch.modules import container_path
+from isobit_torch.recurrent import GATES
 
 
 def build_torch(network: Network) -> nn.Module:
@@ -78,6 +80,9 @@ class NetworkModule(nn.Module):
         if node.op == "Linear":
             out, features = self._shape(node.input(1))
             return nn.Linear(features, out, bias=node.input(2) is not None)
+        if node.op in RECURRENT:
+            kind: Any = nn.LSTM if node.op == "LSTM" else nn.GRU
+            return kind(self._shape(node.input(1))[1], a["hidden_size"])  # type: ignore[no-any-return]
         if node.op == "BatchNormalization":
             return nn.BatchNorm2d(self._shape(node.input(1))[0], eps=a["epsilon"])
         if node.op == "LayerNormalization":
@@ -93,9 +98,13 @@ class NetworkModule(nn.Module):
         }
         roles["BatchNormalization"] = ("weight", "bias", "running_mean", "running_var")
         roles["LayerNormalization"] = ("weight", "bias")
+        cell = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "", "", "", "", "bias_hh_l0")
+        roles.update(dict.fromkeys(RECURRENT, cell))
         first: dict[str, nn.Parameter] = {}
         for node in self.network.graph.nodes:
             for role, name in zip(roles.get(node.op, ()), node.inputs[1:], strict=False):
+                if not role:
+                    continue
                 layer = self.get_submodule(node.name)
                 old = getattr(layer, role)
                 if name in first:
@@ -108,6 +117,8 @@ class NetworkModule(nn.Module):
 
     def _native(self, node: Node, role: str, name: str) -> Any:
         value = self.network.weights[name]
+        if node.op in RECURRENT:
+            return to_native(value, GATES[node.op])
         if node.op != "ConvTranspose" or role != "weight":
             return value.copy()
         group = int(node.attributes["group"])
@@ -120,11 +131,21 @@ class NetworkModule(nn.Module):
         values: dict[str, Any] = {**dict(zip(graph.inputs, args, strict=False)), **kwargs}
         for node in graph.nodes:
             inputs = [values[name] for name in node.inputs if name in values]
-            values[node.outputs[0]] = self._run(node, inputs)
+            values[node.outputs[0]] = inputs[0] if self._is_layers_own(node) else self._run(node, inputs)
         return {name: values[tensor] for name, tensor in graph.outputs.items()}
+
+    def _is_layers_own(self, node: Node) -> bool:
+        """Whether the node only takes the axis of directions away, which nn.LSTM's result does not have."""
+        producer = self.network.graph.producer(node.inputs[0] or "")
+        if producer is not None and node.op == "Reshape" and producer.op == "Transpose":
+            return self._is_layers_own(producer)
+        return producer is not None and producer.op in RECURRENT
 
     def _run(self, node: Node, x: list[Tensor]) -> Tensor:
         a = node.attributes
+        if node.op in RECURRENT:
+            sequence: Tensor = self.get_submodule(node.name)(x[0])[0]
+            return sequence
         if node.op in ("Conv", "ConvTranspose", "Linear", "BatchNormalization", "LayerNormalization"):
             result: Tensor = self.get_submodule(node.name)(x[0])
             return result

@@ -15,6 +15,7 @@ _OURS = str(Path(__file__).parent)
 
 #: What stands in the message or the type of the error, and what to do about it.
 _ADVICE = (
+    ("packed_sequence", "packed sequences cannot be captured: give the layer padded ones, and mask its results"),
     ("DataDependent", "its result decides the program's flow or a shape: use torch.where or torch.cond instead"),
     ("data-dependent", "its result decides the program's flow or a shape: use torch.where or torch.cond instead"),
     ("bool(", "an `if` on a tensor cannot be captured: use torch.where or torch.cond instead"),
@@ -30,9 +31,9 @@ _ADVICE = (
 def explain(error: BaseException, module: nn.Module) -> str:
     """A message for ModelError: what failed, in which line, and what to change."""
     reason = _first_line(str(error)) or type(error).__name__
-    text = f"{type(error).__name__} {error}"
-    advice = next((advice for sign, advice in _ADVICE if sign in text), "rewrite this line with plain torch operations")
     where = _line(error)
+    text = f"{type(error).__name__} {error} {where[2] if where is not None else ''}"
+    advice = next((advice for sign, advice in _ADVICE if sign in text), "rewrite this line with plain torch operations")
     name = type(module).__name__
     if where is None:
         return f"the model {name} cannot be captured by torch.export: {reason}; {advice}"

@@ -7,6 +7,7 @@ the inverse of the scale, so an activation beside a tie may get the neighbouring
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import fx
 
 from isobit.encoding import Encoding
 from isobit.errors import ModelError
-from isobit.layout import Layout, Permute, View, to_canonical, to_native
+from isobit.layout import Blocks, Layout, Permute, View, to_canonical, to_native
 from isobit.quant_spec import PerChannel, PerTensor, QuantSpec
 from isobit.sites import Site
 from isobit_torch.arithmetic import FLOAT_TYPES
@@ -53,13 +54,10 @@ def dequantized_constant(
     if spec.dtype in _CAST_ONLY:
         return _cast(graph, constant("", value.detach().to(FLOAT_TYPES[spec.dtype])), torch.float32)
     dtype = _stored_type(site, spec)
-    integers, axis = encoding.quantize(to_canonical(to_array(value), layout)), encoding.axis
+    integers = encoding.quantize(to_canonical(to_array(value), layout))
     blocks = not isinstance(spec.granularity, PerTensor | PerChannel)
-    if not blocks and all(isinstance(step, Permute) for step in layout):  # the user's shape, and its axis
-        integers = to_native(integers, layout)
-        for step in reversed(layout):
-            axis = axis if axis is None else step.axes[axis]  # type: ignore[union-attr]
-        layout = ()
+    if not blocks and all(isinstance(step, Permute | Blocks) for step in layout):  # the user's shape, and its axis
+        integers, encoding, layout = to_native(integers, layout), _native_grid(encoding, layout), ()
     stored = constant("", torch.from_numpy(np.array(integers, order="C")).to(value.device, dtype))
     grid = (spec.q_min, spec.q_max, dtype)
     if blocks:
@@ -73,15 +71,26 @@ def dequantized_constant(
         result = graph.call_function(_ops.dequantize_per_tensor.default, (stored, *numbers, *grid))
     else:
         scales, zeros, _ = _numbers(site, encoding, constant)
-        result = graph.call_function(_ops.dequantize_per_channel.default, (stored, scales, zeros, axis, *grid))
+        result = graph.call_function(_ops.dequantize_per_channel.default, (stored, scales, zeros, encoding.axis, *grid))
     for step in reversed(layout):
         if isinstance(step, Permute):
             result = graph.call_function(aten.permute.default, (result, np.argsort(step.axes).tolist()))
         elif isinstance(step, View):
             result = graph.call_function(aten.reshape.default, (result, list(step.before)))
         else:
-            raise _refusal(site, spec, "it is the grid of a part of a larger constant")
+            raise _refusal(site, spec, "its values are a part of a larger constant, or that in another order")
     return result
+
+
+def _native_grid(encoding: Encoding, layout: Layout) -> Encoding:
+    """The grid of a constant in the user's layout: the axis of its channels, and their order."""
+    scale, zero, axis = encoding.scale, encoding.zero_point, encoding.axis
+    for step in reversed(layout):
+        if isinstance(step, Permute):
+            axis = None if axis is None else step.axes[axis]
+        elif axis == 0:
+            scale, zero = to_native(scale, (step,)), to_native(zero, (step,))
+    return replace(encoding, scale=scale, zero_point=zero, axis=axis)
 
 
 def _numbers(site: Site, encoding: Encoding, constant: Constant) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from torch import fx, nn
 from isobit.edits import EditPlan, Inserted, Replaced
 from isobit.errors import EditError
 from isobit.graph import Node
-from isobit.layout import Layout, Permute, Take, View, conv_transpose_layout, to_native
+from isobit.layout import Blocks, Layout, Permute, Take, View, conv_transpose_layout, to_native
 from isobit.sites import Tensor
 from isobit_torch.convert import to_array, to_tensor
 from isobit_torch.devices import device_of
@@ -283,6 +283,10 @@ def _viewed(graph: fx.Graph, node: fx.Node, layout: Layout, name: str) -> fx.Nod
             made = graph.call_function(aten.permute.default, (node, list(step.axes)))
         elif isinstance(step, View):
             made = graph.call_function(aten.reshape.default, (node, list(step.shape)))
+        elif isinstance(step, Blocks):
+            raise EditError(
+                f"constant {name!r} is a recurrent layer's, in PyTorch's order of the gates: Unshare it first"
+            )
         else:
             assert isinstance(step, Take)
             made = graph.call_function(aten.select.int, (node, 0, step.index))

@@ -6,7 +6,6 @@ What is inside attention can then be quantized, and a node of the graph is a nod
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,8 @@ from torch import fx, nn
 from isobit_torch.einsum import expand_einsum
 from isobit_torch.fxtools import DTYPE, NAME, arguments, aten, dtype_name, is_constant, is_tensor, op_name
 from isobit_torch.loading import add_constant
+from isobit_torch.recurrent import expand_recurrent
+from isobit_torch.recurrent_cells import expand_gru_cell, expand_lstm_cell, expand_rnn_cell
 
 
 class Expander:
@@ -265,16 +266,12 @@ _RULES: dict[str, Rule] = {
     "chunk": _chunk,
     "einsum": expand_einsum,
     "_native_batch_norm_legit_no_training": _multi_outputs,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), expand_recurrent),
+    "lstm_cell": expand_lstm_cell,
+    "gru_cell": expand_gru_cell,
+    "rnn_tanh_cell": expand_rnn_cell,
+    "rnn_relu_cell": expand_rnn_cell,
 }
-
-
-def getitems(node: fx.Node) -> dict[int, fx.Node]:
-    """The nodes that take single results out of a node with several, by index."""
-    found: dict[int, fx.Node] = {}
-    for user in node.users:
-        if user.op == "call_function" and user.target is operator.getitem and isinstance(user.args[1], int):
-            found.setdefault(user.args[1], user)
-    return found
 
 
 def dtype_of(value: Any) -> str | None:

@@ -58,6 +58,20 @@ def is_constant(value: Any) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
+def is_zeros(value: Any) -> bool:
+    """Whether an argument is a call that makes zeros."""
+    return isinstance(value, fx.Node) and op_name(value) in ("zeros", "zeros_like", "new_zeros")
+
+
+def getitems(node: fx.Node) -> dict[int, fx.Node]:
+    """The nodes that take single results out of a node with several, by index."""
+    found: dict[int, fx.Node] = {}
+    for user in node.users:
+        if user.op == "call_function" and user.target is operator.getitem and isinstance(user.args[1], int):
+            found.setdefault(user.args[1], user)
+    return found
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """``torch.float32`` as ``"float32"``."""
     return str(dtype).removeprefix("torch.")
@@ -72,10 +86,15 @@ def attribute(root: torch.nn.Module, path: str) -> Any:
 
 
 def erase_unread(graph: fx.Graph, wanted: Callable[[fx.Node], bool] = lambda node: True) -> None:
-    """Remove nodes that nothing reads."""
+    """Remove nodes that nothing reads, but for a first result beside others that are read: it keeps their places."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output") and wanted(node):
+        if not node.users and not _keeps_place(node) and node.op not in ("placeholder", "output") and wanted(node):
             graph.erase_node(node)
+
+
+def _keeps_place(node: fx.Node) -> bool:
+    first = op_name(node) == "getitem" and node.args[1:] == (0,)
+    return first and len(node.all_input_nodes[0].users) > 1
 
 
 def replace_reads(old: fx.Node, new: fx.Node, readers: Iterable[fx.Node]) -> None:

@@ -60,6 +60,53 @@ class Dropout(Container):
         return f"probability={self.probability}"
 
 
+class Recurrent(Container):
+    """One layer and direction of an LSTM, GRU or RNN; its parameters come as arguments, as those of batch norm."""
+
+    def __init__(self, kind: str, activation: str = "", *, reverse: bool = False) -> None:
+        super().__init__()
+        self.kind, self.activation, self.reverse = kind, activation, reverse
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        weight: Tensor,
+        recurrent_weight: Tensor,
+        bias: Tensor | None,
+        recurrent_bias: Tensor | None,
+        hidden: Tensor | None = None,
+        cell: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """(time, 1, batch, hidden) of (time, batch, features), and the last states (1, batch, hidden), as in ONNX."""
+        x = x.flip(0) if self.reverse else x
+        given = (hidden, cell) if self.kind == "LSTM" else (hidden,)
+        zeros = (1, x.shape[1], recurrent_weight.shape[1])
+        state = [x.new_zeros(zeros) if value is None else value for value in given]
+        weights = [weight, recurrent_weight, *(t for t in (bias, recurrent_bias) if t is not None)]
+        settings = (bias is not None, 1, 0.0, self.training, False, False)
+        if self.kind == "LSTM":
+            y, *states = torch.lstm(x, state, weights, *settings)
+        else:
+            name = "gru" if self.kind == "GRU" else f"rnn_{self.activation.lower()}"
+            y, *states = getattr(torch, name)(x, state[0], weights, *settings)
+        y = y.flip(0) if self.reverse else y
+        return (y.unsqueeze(1), *states)
+
+    def extra_repr(self) -> str:
+        """Settings, for printing."""
+        return ", ".join(filter(None, (self.kind, self.activation, "reverse" if self.reverse else "")))
+
+
+def add_functional(root: nn.Module, module: nn.Module) -> str:
+    """The path of a module for a call, outside of the user's names; it holds no state."""
+    holder = root._modules.get("isobit_functional")
+    if holder is None:
+        root.add_module("isobit_functional", holder := nn.Module())
+    name = f"call{len(holder._modules)}"
+    holder.add_module(name, module)
+    return f"isobit_functional.{name}"
+
+
 def container_path(root: nn.Module, path: str) -> nn.Module:
     """The module at a dotted path, made of containers where it does not exist."""
     module = root

@@ -17,12 +17,13 @@ from torch import fx, nn
 
 from isobit.backend import NameMap, OnnxName
 from isobit.errors import ModelError
-from isobit.layout import TRANSPOSED, Layout, Permute, conv_transpose_layout, to_canonical
+from isobit.layout import TRANSPOSED, Layout, Permute, Take, conv_transpose_layout, to_canonical
 from isobit.quiet import quiet_loggers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_torch.devices import follow
-from isobit_torch.marking import DOMAIN, marked_graph, onnx_translation
+from isobit_torch.marking import MARK, marked_graph, onnx_translation
 from isobit_torch.quantizers import QUANTIZERS
+from isobit_torch.recurrent_export import as_operators, lower, recurrent_translation, refuse_projections
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,11 +40,14 @@ def to_onnx(model: TorchModel) -> tuple[ModelProto, NameMap]:
     """Export the float graph. Raises ModelError for what ONNX cannot say, and where a quantized site has no name."""
     import onnx_ir as ir
 
+    refuse_projections(model.program.graph)
     graph, labels = marked_graph(model.program.graph, model.translation)
+    as_operators(graph, model.native)
     exported = _export(model, graph)
     _rename_clashes(exported)
     _prepare(exported)
     found = _take_out_marks(exported, labels)
+    lower(exported, found)
     _fold_weight_views(exported)
     _name_outputs(exported, model)
     names = _names(model, exported, found)
@@ -77,7 +81,7 @@ def _export(model: TorchModel, graph: Any) -> ir.Model:
                 dynamo=True,
                 optimize=False,
                 opset_version=OPSET,
-                custom_translation_table=onnx_translation(),
+                custom_translation_table={**onnx_translation(), **recurrent_translation()},
                 verbose=False,
             )
     except Exception as error:
@@ -121,7 +125,7 @@ def _take_out_marks(model: ir.Model, labels: dict[str, Site]) -> dict[Site, list
     import onnx_ir as ir
 
     found: dict[Site, list[Any]] = {}
-    for node in [n for n in model.graph if n.domain == DOMAIN]:
+    for node in [n for n in model.graph if n.op_type == MARK]:
         site = labels[str(node.attributes["label"].value)]
         source, output = node.inputs[0], node.outputs[0]
         if isinstance(site, Input):
@@ -140,7 +144,6 @@ def _take_out_marks(model: ir.Model, labels: dict[str, Site]) -> dict[Site, list
         model.graph.remove(node, safe=True)
         if not isinstance(site, Input):
             found[site] = [source]
-    model.opset_imports.pop(DOMAIN, None)
     return found
 
 
@@ -246,6 +249,8 @@ def _layout(model: TorchModel, name: str, value: Any) -> Layout | None:
     native = value.const_value.numpy()
     wanted, info = model.weight(name), model.graph.weights[name]
     candidates: list[Layout] = [info.layout, (), TRANSPOSED]
+    if native.shape[:1] == (1,):
+        candidates.append((Take(0),))
     if native.ndim > 2:
         last = native.ndim - 1
         candidates.append((Permute((*range(last - 1), last, last - 1)),))

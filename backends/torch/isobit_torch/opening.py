@@ -15,7 +15,7 @@ from isobit_torch.functionalizing import functionalize
 from isobit_torch.fxtools import DTYPE, NAME, arguments, attribute, erase_unread, op_name
 from isobit_torch.loading import build_root, describe, load_graph
 from isobit_torch.model import TorchModel
-from isobit_torch.modules import BatchNorm, Dropout
+from isobit_torch.modules import BatchNorm, Dropout, add_functional
 from isobit_torch.naming import make_unique, name_by_module
 from isobit_torch.program import Program
 from isobit_torch.shapes import propagate, read_inputs, require_float
@@ -82,13 +82,13 @@ def restore_modules(graph: fx.Graph, root: nn.Module, original: nn.Module) -> No
             args = (a["input"], a["weight"], a["bias"], a["running_mean"], a["running_var"])
             path = _path_of(node, modules, root, BatchNorm)
             if path is None:
-                path = _reserved(root, node, BatchNorm(a["momentum"], a["eps"]))
+                path = add_functional(root, BatchNorm(a["momentum"], a["eps"]))
         elif name in _DROPOUT_CALLS:
             a = arguments(node)
             args = (a["input"],)
             path = _path_of(node, modules, root, Dropout)
             if path is None:
-                path = _reserved(root, node, Dropout(float(a["p"]), _DROPOUT_CALLS[name]))
+                path = add_functional(root, Dropout(float(a["p"]), _DROPOUT_CALLS[name]))
         else:
             continue
         with graph.inserting_before(node):
@@ -101,16 +101,6 @@ def restore_modules(graph: fx.Graph, root: nn.Module, original: nn.Module) -> No
 def _path_of(node: fx.Node, modules: dict[str, nn.Module], root: nn.Module, kind: type[nn.Module]) -> str | None:
     path = node.meta[NAME]
     return path if path in modules and path and isinstance(attribute(root, path), kind) else None
-
-
-def _reserved(root: nn.Module, node: fx.Node, module: nn.Module) -> str:
-    """A module for a functional call, outside of the user's names; it holds no state."""
-    holder = root._modules.get("isobit_functional")
-    if holder is None:
-        root.add_module("isobit_functional", holder := nn.Module())
-    name = f"call{len(holder._modules)}"
-    holder.add_module(name, module)
-    return f"isobit_functional.{name}"
 
 
 def strip(graph: fx.Graph) -> None:

@@ -17,6 +17,7 @@ from isobit.errors import EditError, ModelError
 from isobit.graph import Dimension
 from isobit_torch.devices import device_of
 from isobit_torch.fxtools import DTYPE, NAME, SHAPE, attribute, dtype_name
+from isobit_torch.modules import Recurrent
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ class _Runner(fx.Interpreter):
         return self.fakes[target]
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return torch.empty_like(args[0])  # batch norm and dropout
+        module = attribute(self.root, target)
+        return module(*args) if isinstance(module, Recurrent) else torch.empty_like(args[0])  # batch norm and dropout
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)

@@ -23,7 +23,7 @@ from isobit.formats import isobit_json
 from isobit.sites import site_key, site_of
 from isobit_torch.devices import follow
 from isobit_torch.fxtools import attribute
-from isobit_torch.modules import BatchNorm, Container, Dropout, container_path, set_tensor
+from isobit_torch.modules import BatchNorm, Container, Dropout, Recurrent, container_path, set_tensor
 from isobit_torch.program import Program
 from isobit_torch.quantizers import QUANTIZERS
 from isobit_torch.shapes import InputInfo, Symbols, propagate
@@ -88,7 +88,9 @@ def _program(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Progra
     made: dict[str, Any] = {}
     for path, kind, settings in header["modules"]:
         parent, _, name = path.rpartition(".")
-        classes: dict[str, Any] = {"BatchNorm": BatchNorm, "Dropout": Dropout, "Container": Container}
+        classes: dict[str, Any] = {
+            "BatchNorm": BatchNorm, "Dropout": Dropout, "Recurrent": Recurrent, "Container": Container
+        }  # fmt: skip
         container_path(root, parent).add_module(name, classes[kind](**settings))
     for path, key, parameter, trainable, persistent in header["places"]:
         if key not in made:
@@ -139,6 +141,9 @@ def _modules(root: nn.Module) -> list[list[Any]]:
             found.append([path, "BatchNorm", {"momentum": module.momentum, "epsilon": module.epsilon}])
         elif isinstance(module, Dropout):
             found.append([path, "Dropout", {"probability": module.probability, "kind": module.kind}])
+        elif isinstance(module, Recurrent):
+            settings = {"kind": module.kind, "activation": module.activation, "reverse": module.reverse}
+            found.append([path, "Recurrent", settings])
         else:
             found.append([path, "Container", {}])
     return found

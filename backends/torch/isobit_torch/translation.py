@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from isobit.canonical import canonicalize
+from isobit.canonical.linear import view_weight
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node, TensorInfo, WeightInfo
 from isobit_torch.convert import to_array
-from isobit_torch.expanding import getitems
-from isobit_torch.fxtools import DTYPE, NAME, SHAPE, attribute, full_name, is_tensor, op_name
-from isobit_torch.modules import BatchNorm
+from isobit_torch.fxtools import DTYPE, NAME, SHAPE, arguments, attribute, full_name, getitems, is_tensor, op_name
+from isobit_torch.modules import BatchNorm, Recurrent
+from isobit_torch.recurrent import KINDS, why_float
 from isobit_torch.shapes import InputInfo
-from isobit_torch.vocabulary import Spoken, speak
+from isobit_torch.vocabulary import Spoken, Viewed, speak, speak_recurrent
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +139,8 @@ class _Reader:
             module = attribute(self.root, str(node.target))
             if isinstance(module, BatchNorm):
                 return Spoken("BatchNormalization", node.args, {"epsilon": module.epsilon})
+            if isinstance(module, Recurrent):
+                return speak_recurrent(module, node)
             return Spoken("Dropout", node.args)
         spoken = None
         if isinstance(node.target, torch._ops.OpOverload) and _shapes_known(node):
@@ -146,13 +149,16 @@ class _Reader:
             name = full_name(node)
             tensors = tuple(value for value in node.all_input_nodes if is_tensor(value))
             if tensors and any(str(t.meta[DTYPE]).startswith("float") for t in (*tensors, node) if DTYPE in t.meta):
-                self.notes.append(f"{name} at {node.meta[NAME]!r} has no mapping: it stays in float")
+                why = f" ({why_float(node, arguments(node))})" if op_name(node) in KINDS else ""
+                self.notes.append(f"{name} at {node.meta[NAME]!r} has no mapping{why}: it stays in float")
             spoken = Spoken(name if "::" in name else f"torch::{name}", tensors)
         return spoken
 
     def _input(self, value: Any, node: str, index: int) -> str | None:
         if value is None:
             return None
+        if isinstance(value, Viewed):
+            return view_weight(self.weights, self.names[value.node], value.layout)
         if isinstance(value, np.ndarray):
             name = f"{node}.{index}"
             while name in self.weights or name in self.tensors:

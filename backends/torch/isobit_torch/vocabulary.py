@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from isobit.layout import Layout
 from isobit_torch.fxtools import SHAPE, arguments, is_tensor, op_name
+from isobit_torch.modules import Recurrent
+from isobit_torch.recurrent import GATES
 from isobit_torch.vocabulary_shapes import SHAPE_RULES
 from isobit_torch.vocabulary_windows import WINDOW_RULES
 
@@ -25,6 +28,14 @@ class Spoken:
     op: str
     inputs: tuple[Any, ...]
     attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """A parameter that the neutral graph has in another layout."""
+
+    node: fx.Node
+    layout: Layout
 
 
 Arguments = dict[str, Any]
@@ -72,6 +83,20 @@ def speak(node: fx.Node) -> Spoken | None:
         operands = tuple(constant(value) for value in list(a.values())[:2])
         return Spoken(_BINARY[name], operands) if all(value is not None for value in operands) else None
     return None
+
+
+def speak_recurrent(module: Recurrent, node: fx.Node) -> Spoken:
+    """One layer and direction: ONNX's gates and ONNX's inputs, the bias in its two halves."""
+    x, *parameters, hidden, cell = node.args
+    layout = GATES[module.kind]
+    viewed = [Viewed(p, layout) if isinstance(p, fx.Node) and layout else p for p in parameters]
+    weight, recurrent, bias, recurrent_bias = viewed
+    attributes: dict[str, Any] = {"direction": "reverse" if module.reverse else "forward"}
+    if module.kind == "GRU":
+        attributes["linear_before_reset"] = 1
+    if module.activation:
+        attributes["activations"] = (module.activation,)
+    return Spoken(module.kind, (x, weight, recurrent, bias, None, hidden, cell, None, recurrent_bias), attributes)
 
 
 def constant(value: Any) -> Any:

@@ -22,6 +22,7 @@ from isobit.canonical.linear import to_linear
 from isobit.canonical.matmul_scale import absorb_matmul_scale
 from isobit.canonical.normalization import fuse_normalization
 from isobit.canonical.pooling import to_global_pooling
+from isobit.canonical.recurrent import canonical_recurrent, drop_zero_states
 from isobit.canonical.weights import canonical_weights
 from isobit.graph import Graph
 
@@ -29,9 +30,11 @@ PASSES = (
     drop_identities,
     fold_constant_views,
     absorb_settings,
+    drop_zero_states,
     drop_shape_arithmetic,
     normalize_attributes,
     to_linear,
+    canonical_recurrent,
     canonical_weights,
     fuse_normalization,
     fuse_activations,

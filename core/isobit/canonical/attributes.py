@@ -31,6 +31,11 @@ def _normalized(graph: Graph, node: Node) -> Node:
         attributes["axis"] -= len(shape)
     if node.op == "Concat" and shape is not None and attributes["axis"] < 0:
         attributes["axis"] += len(shape)
+    if node.op == "Slice" and "starts" in attributes:
+        attributes.setdefault("axes", tuple(range(len(attributes["starts"]))))
+        attributes.setdefault("steps", (1,) * len(attributes["starts"]))
+    if node.op == "Split" and shape is not None:
+        _explicit_split(attributes, shape)
     if node.op == "Transpose" and "perm" not in attributes and shape is not None:
         attributes["perm"] = tuple(range(len(shape)))[::-1]
     if node.op.startswith("Reduce") and shape is not None:
@@ -38,6 +43,16 @@ def _normalized(graph: Graph, node: Node) -> Node:
         attributes["axes"] = tuple(sorted(a % len(shape) for a in axes))
         attributes.setdefault("keepdims", 1)
     return replace(node, attributes={k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()})
+
+
+def _explicit_split(attributes: dict[str, Any], shape: Shape) -> None:
+    """Sizes for a number of parts; the last is smaller where they are not equal."""
+    axis = attributes["axis"] = int(attributes.get("axis", 0)) % len(shape)
+    count, total = attributes.get("num_outputs"), shape[axis]
+    if count is not None and isinstance(total, int):
+        size = -(-total // int(count))
+        attributes["split"] = (*(size,) * (int(count) - 1), total - size * (int(count) - 1))
+        del attributes["num_outputs"]
 
 
 def _explicit_window(graph: Graph, node: Node, attributes: dict[str, Any], shape: Shape | None) -> None:

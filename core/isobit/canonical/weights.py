@@ -6,13 +6,11 @@ from dataclasses import replace
 
 from isobit.canonical.linear import view_weight
 from isobit.graph import Graph, Node, WeightInfo
-from isobit.layout import Layout, Permute, Take, compose, conv_transpose_layout, output_shape, to_canonical
-
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+from isobit.layout import Layout, Permute, compose, conv_transpose_layout, output_shape, to_canonical
 
 
 def canonical_weights(graph: Graph) -> Graph:
-    """ConvTranspose, stacked MatMul, one-directional recurrent weights; then each constant gets its own name back."""
+    """ConvTranspose and stacked MatMul; then each constant gets its own name back."""
     weights = dict(graph.weights)
     nodes = tuple(_viewed(graph, node, weights) for node in graph.nodes)
     return _restore_names(graph.with_nodes(nodes, weights=weights))
@@ -29,8 +27,6 @@ def _viewed(graph: Graph, node: Node, weights: dict[str, WeightInfo]) -> Node:
     elif node.op == "MatMul" and len(shape) > 2:
         last = len(shape) - 1
         layouts[1] = (Permute((*range(last - 1), last, last - 1)),)
-    elif node.op in _RECURRENT and node.attributes.get("direction", "forward") != "bidirectional":
-        layouts = {i: (Take(0),) for i in (1, 2, 3) if node.input(i) in graph.weights}
     if not layouts:
         return node
     inputs = list(node.inputs)

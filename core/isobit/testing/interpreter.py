@@ -186,11 +186,45 @@ def _gelu(node: Node, operands: list[Array]) -> Array:
     return np.asarray(x * 0.5 * (1 + erf(x / math.sqrt(2))))
 
 
+def _recurrent(node: Node, operands: list[Any]) -> Array:
+    """Y of an LSTM or GRU of one direction, (sequence, 1, batch, hidden), from ONNX's equations gate by gate."""
+    x, w, r = (operand.astype(np.float64) for operand in operands[:3])
+    lengths, state, cell, peephole = [*operands[4:8], *[None] * (8 - len(operands[:8]))][:4]
+    if lengths is not None or peephole is not None:
+        raise ValueError(f"{node.name!r} has sequence lengths or peepholes, which this interpreter does not know")
+    hidden = int(node.attributes["hidden_size"])
+    gates = w.shape[0] // hidden
+    wb, rb = (
+        np.zeros(w.shape[0]) if len(operands) <= index or operands[index] is None else operands[index]
+        for index in (3, 8)
+    )
+    h, c = (np.zeros((x.shape[1], hidden)) if s is None else s[0].astype(np.float64) for s in (state, cell))
+    order = range(x.shape[0]) if node.attributes["direction"] == "forward" else range(x.shape[0] - 1, -1, -1)
+    result = np.empty((x.shape[0], 1, x.shape[1], hidden))
+    for step in order:
+        from_x = np.split(x[step] @ w.T + wb, gates, -1)
+        from_h = np.split(h @ r.T + rb, gates, -1)
+        if node.op == "LSTM":
+            i, o, f = (_sigmoid(a + b) for a, b in zip(from_x[:3], from_h[:3], strict=True))
+            c = f * c + i * np.tanh(from_x[3] + from_h[3])
+            h = o * np.tanh(c)
+        else:
+            z, reset = (_sigmoid(a + b) for a, b in zip(from_x[:2], from_h[:2], strict=True))
+            if not node.attributes["linear_before_reset"]:
+                from_h[2] = (reset * h) @ r[2 * hidden :].T + rb[2 * hidden :]
+                reset = np.ones_like(reset)
+            h = (1 - z) * np.tanh(from_x[2] + reset * from_h[2]) + z * h
+        result[step, 0] = h
+    return result
+
+
 _OPS: Mapping[str, Callable[[Node, list[Any]], Array]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Linear": _linear,
     "MatMul": _matmul,
+    "LSTM": _recurrent,
+    "GRU": _recurrent,
     "BatchNormalization": _batch_norm,
     "LayerNormalization": _layer_norm,
     "Softmax": _softmax,

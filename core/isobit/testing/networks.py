@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from isobit.canonical import canonicalize
 from isobit.graph import Dimension, Graph, Node, Shape, TensorInfo, WeightInfo
 from isobit.layout import conv_transpose_layout, to_native
+from isobit.ops import RECURRENT
 from isobit.shapes import infer
 
 Array = NDArray[Any]
@@ -74,7 +75,7 @@ class NetworkBuilder:
         fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else shape[0]
         return self.weight(name, self._rng.standard_normal(shape) * np.sqrt(2.0 / fan_in))
 
-    def op(self, op: str, name: str, *inputs: str, **attributes: Any) -> str:
+    def op(self, op: str, name: str, *inputs: str | None, **attributes: Any) -> str:
         """Any node with one output."""
         node = Node(name, op, tuple(inputs), (name,), attributes, (name,))
         self._nodes.append(node)
@@ -157,6 +158,21 @@ class NetworkBuilder:
         shift = self.weight(f"{name}.bias", self._rng.standard_normal(features) * 0.1)
         return self.op("LayerNormalization", name, x, scale, shift, axis=-1, epsilon=1e-5)
 
+    def recurrent(self, op: str, name: str, x: str, hidden: int) -> str:
+        """An LSTM or GRU over (sequence, batch, features); the two nodes behind it take the axis of directions away.
+
+        The weights are PyTorch's for one layer by name, and ONNX's in the order of their gates.
+        """
+        rows = hidden * {"LSTM": 4, "GRU": 3}[op]
+        weights = [self.random_weight(f"{name}.weight_ih_l0", rows, self._channels(x, -1))]
+        weights.append(self.random_weight(f"{name}.weight_hh_l0", rows, hidden))
+        biases = [self.weight(f"{name}.bias_{part}_l0", self._rng.standard_normal(rows) * 0.1) for part in ("ih", "hh")]
+        attributes = {"linear_before_reset": 1} if op == "GRU" else {}
+        missing = (None,) * 4
+        y = self.op(op, name, x, *weights, biases[0], *missing, biases[1], hidden_size=hidden, **attributes)
+        y = self.op("Transpose", f"{name}.by_batch", y, perm=(0, 2, 1, 3))
+        return self.op("Reshape", f"{name}.joined", y, shape=(self._channels(x, 0), -1, hidden))
+
     def relu6(self, name: str, x: str) -> str:
         """Clip to [0, 6]."""
         return self.op("Clip", name, x, min=0.0, max=6.0)
@@ -185,7 +201,7 @@ class NetworkBuilder:
         shape = self._tensors[tensor].shape or ()
         size: Dimension = shape[axis]
         if not isinstance(size, int):
-            raise ValueError(f"the channels of {tensor!r} are unknown")
+            raise ValueError(f"axis {axis} of {tensor!r} is unknown")
         return size
 
     def _shape_of(self, node: Node) -> Shape | None:
@@ -201,6 +217,8 @@ class NetworkBuilder:
             return (*shapes[0][:-1], shapes[1][-1])
         if node.op == "Gather" and 0 in constants and shapes[1]:
             return (*shapes[1], constants[0][1])
+        if node.op in RECURRENT and shapes[0]:
+            return (shapes[0][0], 1, shapes[0][1], node.attributes["hidden_size"])
         return infer(node, shapes, constants)
 
 
@@ -286,10 +304,29 @@ def attention() -> Network:
     return b.build()
 
 
+def recurrent() -> Network:
+    """An LSTM, then a GRU, over a batch of sequences whose first axis is the batch."""
+    b = NetworkBuilder("recurrent", 7)
+    x = b.op("Transpose", "sequence_first", b.input("samples", 5, 6), perm=(1, 0, 2))
+    x = b.recurrent("GRU", "gru", b.recurrent("LSTM", "lstm", x, 8), 7)
+    x = b.op("Transpose", "batch_first", x, perm=(1, 0, 2))
+    b.output("classes", b.linear("fc", x, 3))
+    return b.build()
+
+
 #: The reference networks by name.
 NETWORKS: Mapping[str, Callable[[], Network]] = {
     make.__name__: make
-    for make in (conv_net, inverted_residual, pre_activation, upsampler, two_inputs, shared_weights, attention)
+    for make in (
+        conv_net,
+        inverted_residual,
+        pre_activation,
+        upsampler,
+        two_inputs,
+        shared_weights,
+        attention,
+        recurrent,
+    )
 }
 
 
