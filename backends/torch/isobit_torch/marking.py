@@ -6,7 +6,7 @@ They tell where each tensor of the graph is after the exporter's decompositions,
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -17,7 +17,12 @@ from isobit_torch.fxtools import behind, op_name
 from isobit_torch.program import copy_graph
 from isobit_torch.translation import Translation
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 DOMAIN, MARK = "isobit", "Mark"
+
+_LIBRARY: Any = torch.library.Library("isobit", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 _TYPES = (
     "float",
@@ -38,16 +43,13 @@ _TYPES = (
 
 @cache
 def mark_operator() -> Any:
-    """The operator ``isobit::mark(Tensor, str) -> Tensor``, registered once in a process."""
+    """The operator ``isobit::mark(Tensor, str) -> Tensor``, registered once in a process.
 
-    @torch.library.custom_op("isobit::mark", mutates_args=())
-    def mark(x: torch.Tensor, label: str) -> torch.Tensor:
-        return x.clone()
-
-    @mark.register_fake
-    def _(x: torch.Tensor, label: str) -> torch.Tensor:
-        return torch.empty_like(x)
-
+    Registered the short way: each mark is traced several times, and `torch.library.custom_op` adds to each of them.
+    """
+    _LIBRARY.define("mark(Tensor x, str label) -> Tensor")
+    _LIBRARY.impl("mark", lambda x, label: x.clone(), "CPU")
+    _LIBRARY.impl("mark", lambda x, label: torch.empty_like(x), "Meta")
     return torch.ops.isobit.mark.default
 
 
@@ -75,7 +77,10 @@ def onnx_translation() -> dict[Any, Any]:
 
 
 def marked_graph(graph: fx.Graph, translation: Translation) -> tuple[fx.Graph, dict[str, Site]]:
-    """A copy of the float graph with a mark on every tensor and constant, and on each reader of those with several."""
+    """A copy of the float graph with a mark on every tensor, and on each reader of a tensor or constant with several.
+
+    Constants themselves keep their names in the export, and are marked there (`mark_constants`).
+    """
     made, copies = copy_graph(graph)
     labels: dict[str, Site] = {}
     neutral = translation.graph
@@ -85,18 +90,12 @@ def marked_graph(graph: fx.Graph, translation: Translation) -> tuple[fx.Graph, d
         labels[label] = site
         return made.call_function(mark_operator(), (source, label))
 
-    sites: list[Site] = [Tensor(name) for name in neutral.tensors]
-    sources = {info.source or name for name, info in neutral.weights.items()}
-    sites += [Weight(name) for name in sorted(sources) if name in translation.attributes]
     for node in neutral.nodes:
         for index, name in enumerate(node.inputs):
-            shared = name is not None and (len(neutral.uses(name)) > 1 or name in neutral.weights)
-            if shared and (
-                name in neutral.tensors or (neutral.weights[name or ""].source or name) in translation.attributes
-            ):
+            if name is not None and _is_shared(translation, name):
                 _mark_readers(made, copies, translation, Input(node.name, index), mark)
-    for site in sites:
-        source = copies[_source(translation, site)]
+    for site in (Tensor(name) for name in neutral.tensors):
+        source = copies[translation.values[site.name]]
         readers = [user for user in source.users if op_name(user) != "sym_size"]
         with made.inserting_after(behind(source)):
             marked = mark(source, site)
@@ -105,8 +104,31 @@ def marked_graph(graph: fx.Graph, translation: Translation) -> tuple[fx.Graph, d
     return made, labels
 
 
-def _source(translation: Translation, site: Site) -> fx.Node:
-    return translation.values[site.name] if isinstance(site, Tensor) else translation.attributes[str(site)]
+def _is_shared(translation: Translation, name: str) -> bool:
+    """Whether several inputs of nodes read a tensor, or a constant that an export keeps."""
+    graph = translation.graph
+    if name in graph.tensors:
+        return len(graph.uses(name)) > 1
+    return len(graph.source_readers(name)) > 1 and (graph.weights[name].source or name) in translation.attributes
+
+
+def mark_constants(model: ir.Model, translation: Translation, labels: dict[str, Site]) -> None:
+    """Put a mark between each constant of the graph and its readers in an exported model; `labels` grows."""
+    import onnx_ir as ir
+
+    graph = translation.graph
+    for source in sorted({info.source or name for name, info in graph.weights.items()} & set(translation.attributes)):
+        value = model.graph.initializers.get(str(translation.attributes[source].target))
+        if value is None or not value.uses():
+            continue
+        label = f"{len(labels)}"
+        labels[label] = Weight(source)
+        node = ir.Node(DOMAIN, MARK, [value], [ir.AttrString("label", label)], name=f"{MARK}.{label}")
+        node.outputs[0].name = f"{value.name}.{MARK}"
+        node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+        ir.convenience.replace_all_uses_with(value, node.outputs[0])
+        node.replace_input_with(0, value)
+        model.graph.insert_before(model.graph[0], node)
 
 
 def _mark_readers(made: fx.Graph, copies: Any, translation: Translation, site: Input, mark: Any) -> None:

@@ -21,7 +21,7 @@ from isobit.layout import TRANSPOSED, Layout, Permute, Take, conv_transpose_layo
 from isobit.quiet import quiet_loggers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_torch.devices import follow
-from isobit_torch.marking import MARK, marked_graph, onnx_translation
+from isobit_torch.marking import MARK, mark_constants, marked_graph, onnx_translation
 from isobit_torch.quantizers import QUANTIZERS
 from isobit_torch.recurrent_export import as_operators, lower, recurrent_translation, refuse_projections
 
@@ -45,6 +45,7 @@ def to_onnx(model: TorchModel) -> tuple[ModelProto, NameMap]:
     as_operators(graph, model.native)
     exported = _export(model, graph)
     _rename_clashes(exported)
+    mark_constants(exported, model.translation, labels)
     _prepare(exported)
     found = _take_out_marks(exported, labels)
     lower(exported, found)
@@ -227,19 +228,19 @@ def _names(model: TorchModel, exported: ir.Model, found: dict[Site, list[Any]]) 
 
 
 def _sole_readers(model: TorchModel, exported: ir.Model, names: dict[Site, OnnxName]) -> None:
-    """An input that is its tensor's only reader is where that tensor is read."""
+    """An input that is the only reader of its tensor or constant is where that is read."""
     import onnx_ir as ir
 
-    values = ir.convenience.create_value_mapping(exported.graph)
-    for node in model.graph.nodes:
+    values, graph = ir.convenience.create_value_mapping(exported.graph), model.graph
+    for node in graph.nodes:
         for index, name in enumerate(node.inputs):
             site = Input(node.name, index)
-            entry = names.get(Tensor(name)) if name in model.graph.tensors and name is not None else None
-            if entry is None or site in names or len(model.graph.uses(name or "")) != 1 or entry.name not in values:
+            if name is None or site in names or len(graph.uses(name)) != 1:
                 continue
-            uses = list(values[entry.name].uses())
-            if len(uses) == 1 and uses[0].node.name:
-                names[site] = OnnxName(uses[0].node.name, input=uses[0].idx)
+            entry = names.get(Tensor(name) if name in graph.tensors else Weight(name))
+            uses = list(values[entry.name].uses()) if entry is not None and entry.name in values else []
+            if entry is not None and len(uses) == 1 and uses[0].node.name:
+                names[site] = OnnxName(uses[0].node.name, entry.layout, uses[0].idx)
 
 
 def _layout(model: TorchModel, name: str, value: Any) -> Layout | None:
