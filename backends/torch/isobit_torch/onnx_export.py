@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +89,11 @@ def _reason(error: BaseException) -> str:
     """What the innermost of a chain of errors says: the outer ones are advice for people who write exporters."""
     while error.__cause__ is not None:
         error = error.__cause__
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
+    if missing:
+        return (
+            f"ONNX has no operation for {missing[1]}: replace it in the model, or export what is before and behind it"
+        )
     return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
