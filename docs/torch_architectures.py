@@ -20,7 +20,7 @@ _SIZES: dict[str, Any] = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
 }  # fmt: skip
 _TEXT: dict[str, Any] = {"vocab_size": 100, **_SIZES}
-_DECODER: dict[str, Any] = {"use_cache": False, **_TEXT}
+_DECODER: dict[str, Any] = {"use_cache": False, **_TEXT, "num_hidden_layers": 1}
 _GROUPED: dict[str, Any] = {"num_key_value_heads": 2, **_DECODER}
 _PATCHES: dict[str, Any] = {"image_size": 32, "patch_size": 8, "num_labels": 10, **_SIZES}
 _SPEECH: dict[str, Any] = {
@@ -107,11 +107,11 @@ _GENERATORS: dict[str, Callable[[], Made]] = {
         t.MarianMTModel, t.MarianConfig, _two_texts, pad_token_id=0, decoder_start_token_id=0, **_PAIR
     ),
     "GPT-2": _build(
-        t.GPT2LMHeadModel, t.GPT2Config, text, vocab_size=100, n_embd=64, n_layer=2, n_head=4, use_cache=False
+        t.GPT2LMHeadModel, t.GPT2Config, text, vocab_size=100, n_embd=64, n_layer=1, n_head=4, use_cache=False
     ),
     "OPT": _build(
         t.OPTForCausalLM, t.OPTConfig, text,
-        vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, ffn_dim=128, word_embed_proj_dim=64,
+        vocab_size=100, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, ffn_dim=128, word_embed_proj_dim=64,
         use_cache=False,
     ),
     "BLOOM": _build(t.BloomForCausalLM, t.BloomConfig, text, vocab_size=100, hidden_size=64, n_layer=2, n_head=4,

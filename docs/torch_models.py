@@ -1,7 +1,7 @@
 """Small versions of well-known architectures through the whole way: open, calibrate, run, export, onnxruntime.
 
 Writes docs/torch-models.md. Default target, batch norms folded, min-max calibration on other batches than those that
-are measured. ``python docs/torch_models.py [NAME ...]``; names alone print and write nothing.
+are measured. ``python docs/torch_models.py [NAME ...]`` measures these rows anew and keeps the others.
 """
 
 from __future__ import annotations
@@ -96,6 +96,11 @@ class Sums:
         return _decibels(self.signal, self.executed_noise)
 
     @property
+    def close(self) -> bool:
+        """Whether onnxruntime gives what the simulator does: a tenth of its error at most, or the same choices."""
+        return self.onnxruntime >= self.simulator + 20 or (self.top_1 is not None and self.top_1 >= 0.995)
+
+    @property
     def top_1(self) -> float | None:
         """Share of equal choices, None without logits."""
         return self.agreed / self.choices if self.choices else None
@@ -129,8 +134,7 @@ class Row:
         missed = []
         if integers.share < 0.999 or integers.largest > 1 or self.constants[1]:
             missed.append("integers")
-        close = sums.onnxruntime >= sums.simulator + 20 or (sums.top_1 is not None and sums.top_1 >= 0.995)
-        if not close:
+        if not sums.close:
             missed.append("onnxruntime")
         if not self.float_error < 1e-4:
             missed.append("float")
@@ -194,7 +198,7 @@ def _resizes(sim: isobit.QuantSim, executed: Executed, batch: Batch) -> str:
         sums.add(plain, simulated, executed.run(arrays(batch)), None)
     except Exception:
         return "fixed"
-    return "yes" if sums.onnxruntime >= sums.simulator + 20 else "differs"
+    return "yes" if sums.close else "differs"
 
 
 def line(name: str) -> str:
@@ -212,26 +216,57 @@ def _plain(text: str) -> str:
     return " ".join(text.replace(f"{home}/", "").replace("|", "\\|").split())
 
 
+def read_rows() -> dict[str, str]:
+    """The rows of the page as it is, by architecture."""
+    text = PAGE.read_text() if PAGE.exists() else ""
+    rows = {row.split("|")[1].strip(): row for row in text.splitlines() if row.startswith("| ")}
+    return {name: rows[name] for name in ARCHITECTURES if name in rows}
+
+
+def write_page(rows: dict[str, str]) -> None:
+    """The page with these rows, in the order of the list of architectures."""
+    libraries = ((torch, "torch"), (transformers, "transformers"), (onnxruntime, "onnxruntime"))
+    versions = ", ".join(f"{name} {library.__version__}" for library, name in libraries)
+    table = "\n".join(rows[name] for name in ARCHITECTURES if name in rows)
+    PAGE.write_text(f"{HEADER}\n{table}\n\nMade by docs/torch_models.py with {versions}.\n")
+
+
 def main() -> None:
-    """Print the table; write it when no name is given."""
+    """Measure the architectures named, or all; each row is written as soon as it is there."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    wanted, lines = sys.argv[1:], [HEADER]
-    for name in ARCHITECTURES:
-        if not wanted or name in wanted:
-            lines.append(line(name))
-            print(lines[-1], flush=True)
-    if not wanted:
-        versions = (
-            f"torch {torch.__version__}, transformers {transformers.__version__}, onnxruntime {onnxruntime.__version__}"
-        )
-        text = "\n".join(lines)
-        Path(__file__).with_name("torch-models.md").write_text(
-            f"{text}\n\nMade by docs/torch_models.py with {versions}.\n"
-        )
+    for name in sys.argv[1:] or ARCHITECTURES:
+        row = line(name)
+        print(row, flush=True)
+        write_page({**read_rows(), name: row})
 
 
-HEADER = """TODO"""
+PAGE = Path(__file__).with_name("torch-models.md")
+
+COLUMNS = (
+    "| architecture | works | sites | float error | simulator | onnxruntime | top-1 | quantizers | integers | off by "
+    "| weights | dynamic | in float |"
+)
+RULE = "---|" * 13
+
+HEADER = f"""# PyTorch architectures
+
+Small versions of architectures from `transformers`, taken the whole way: opened, batch norms folded, calibrated
+(min-max, 8 batches), run, exported to a QDQ model, and run in onnxruntime in float (`session.disable_quant_qdq`).
+Measured on 3 other batches. Weights are random, but scaled so that every layer carries a signal
+(docs/torch_weights.py says why): the figures show that simulator and file agree, not how accurate a trained model stays.
+
+- **works**: each quantizer fed the same input gives at least 99.9 % equal integers and none off by more than 1, stored
+  weights and biases are the simulator's, and end to end onnxruntime is 20 dB nearer to the simulator than the simulator
+  is to the float model, or chooses the same class in 99.5 % of cases.
+- **float error**: of the opened model against the module, relative to the largest value.
+- **simulator**, **onnxruntime**: SQNR in dB, the simulator against the float model, onnxruntime against the simulator.
+- **integers**: activation quantizers compared, share of equal integers, largest difference.
+- **dynamic**: whether another batch size / another sequence length runs through simulator and file, and agrees.
+- **in float**: operations without a mapping; they run as they are.
+
+{COLUMNS}
+|{RULE}"""
 
 
 if __name__ == "__main__":

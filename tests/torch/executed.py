@@ -90,7 +90,7 @@ class Executed:
     def compare(self, batch: Arrays) -> Comparison:
         """Feed each activation quantizer of the simulator what onnxruntime fed the one of the same site."""
         if self._tapped_session is None:
-            self._tapped_session = _session(self._tapped.SerializeToString())
+            self._tapped_session = _session(self._tapped.SerializeToString(), tapped=True)
         found = {**batch, **_run(self._tapped_session, batch)}
         values = equal = largest = 0
         for quantizer, source, result in self._taps:
@@ -119,9 +119,14 @@ class Executed:
         return to_canonical(result.numpy(), native.layout)
 
 
-def _session(model: str | bytes) -> onnxruntime.InferenceSession:
-    """A session that computes DequantizeLinear and what follows it in float, as the simulator does."""
+def _session(model: str | bytes, *, tapped: bool = False) -> onnxruntime.InferenceSession:
+    """A session that computes DequantizeLinear and what follows it in float, as the simulator does.
+
+    With every tensor an output, onnxruntime (1.32) mixes up layouts of depthwise convolutions at its highest level.
+    """
     options = onnxruntime.SessionOptions()
+    if tapped:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.disable_quant_qdq", "1")

@@ -60,7 +60,8 @@ class Group(nn.Module):
 def _activations() -> dict[str, Operation]:
     plain = (
         "ReLU ReLU6 ELU SELU CELU GELU SiLU Mish Hardswish Hardsigmoid Hardtanh LeakyReLU LogSigmoid PReLU RReLU "
-        "Sigmoid Softplus Softshrink Hardshrink Softsign Tanh Tanhshrink Identity Dropout Dropout2d AlphaDropout Softmax2d"
+        "Sigmoid Softplus Softshrink Hardshrink Softsign Tanh Tanhshrink Identity Dropout Dropout2d "
+        "AlphaDropout Softmax2d"
     )
     return {
         **{name: getattr(nn, name)() for name in plain.split()},

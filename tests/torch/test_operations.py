@@ -56,6 +56,7 @@ def decibels(signal: np.ndarray, other: np.ndarray) -> float:
     return np.inf if noise == 0 else 10 * np.log10(np.square(signal).sum() / noise)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", GROUPS)
 def test_operations(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

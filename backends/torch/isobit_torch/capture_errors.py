@@ -55,7 +55,8 @@ def explain_failure(error: BaseException, module: nn.Module) -> str:
     reason = f"{type(error).__name__}: {_first_line(str(error))}"
     where = _line(error)
     place = f" at {where[0]}:{where[1]}: `{where[2]}`" if where is not None else ""
-    return f"the model {type(module).__name__} fails on the example inputs{place}: {reason}; pass a batch that it can run on"
+    name = type(module).__name__
+    return f"the model {name} fails on the example inputs{place}: {reason}; pass a batch that it runs on"
 
 
 #: Calls whose result is a number or has a size that only the data knows, by what they say of themselves.

@@ -157,6 +157,7 @@ def _name_outputs(model: ir.Model, torch_model: TorchModel) -> None:
     import onnx_ir as ir
 
     names = [name for name in torch_model.program.signature.outputs if name is not None]
+    _separate_outputs(model)
     taken = {v.name for v in model.graph.inputs} | set(model.graph.initializers)
     for position, name in enumerate(names):
         output = model.graph.outputs[position]
@@ -172,6 +173,21 @@ def _name_outputs(model: ir.Model, torch_model: TorchModel) -> None:
             if value.name == name and value is not output and name not in taken:
                 value.name = f"{name}_inner"
         output.name = name if name not in taken else f"{name}_out"
+
+
+def _separate_outputs(model: ir.Model) -> None:
+    """A tensor that is returned twice gets an Identity for each further name."""
+    import onnx_ir as ir
+
+    outputs = model.graph.outputs
+    for position, value in enumerate(outputs):
+        if not any(value is other for other in outputs[:position]):
+            continue
+        identity = ir.Node("", "Identity", [value], name=f"{value.name}_output_{position}")
+        again = identity.outputs[0]
+        again.name, again.type, again.shape = f"{value.name}_{position}", value.type, value.shape
+        model.graph.append(identity)
+        outputs[position] = again
 
 
 def _prepare(model: ir.Model) -> None:
