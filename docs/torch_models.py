@@ -254,7 +254,8 @@ HEADER = f"""# PyTorch architectures
 Small versions of architectures from `transformers`, taken the whole way: opened, batch norms folded, calibrated
 (min-max, 8 batches), run, exported to a QDQ model, and run in onnxruntime in float (`session.disable_quant_qdq`).
 Measured on 3 other batches. Weights are random, but scaled so that every layer carries a signal
-(docs/torch_weights.py says why): the figures show that simulator and file agree, not how accurate a trained model stays.
+(docs/torch_weights.py says why): the figures show that simulator and file agree, not how accurate a trained model
+stays.
 
 - **works**: each quantizer fed the same input gives at least 99.9 % equal integers and none off by more than 1, stored
   weights and biases are the simulator's, and end to end onnxruntime is 20 dB nearer to the simulator than the simulator
