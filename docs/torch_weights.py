@@ -31,7 +31,8 @@ def _fill(layer: nn.Module) -> bool:
     """Weights of the layers that everybody uses; returns whether this is one of them."""
     if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear) or type(layer).__name__ == "Conv1D":
         weight = layer.weight
-        assert isinstance(weight, nn.Parameter)
+        if not isinstance(weight, nn.Parameter):  # computed from others by a parametrization, which stay as they are
+            return True
         conv = isinstance(layer, nn.modules.conv._ConvNd)
         fan_in = weight.shape[0] if type(layer).__name__ == "Conv1D" else weight[0].numel()
         weight.normal_(0, math.sqrt((2.0 if conv else 1.0) / fan_in))

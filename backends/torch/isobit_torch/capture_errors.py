@@ -80,7 +80,7 @@ def refuse_data_dependence(graph: fx.Graph, module: nn.Module) -> None:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
         tags = node.target.tags
-        sizes = op_name(node) == "index" and any(_is_mask(index) for index in node.args[1])  # type: ignore[union-attr]
+        sizes = op_name(node) == "index" and any(_is_mask(index) for index in node.args[1])
         for tag, meaning, advice in _ESCAPES:
             if tag not in tags and not (sizes and tag is torch.Tag.dynamic_output_shape):
                 continue

@@ -228,7 +228,12 @@ def _sorted(node: fx.Node, a: Arguments) -> Any:
     count = a.get("k", size)
     if not isinstance(count, int):
         return None
-    attributes = {"axis": a["dim"], "k": count, "largest": int(a.get("largest", a.get("descending"))), "sorted": 1}
+    attributes = {
+        "axis": a["dim"],
+        "k": count,
+        "largest": int(bool(a.get("largest", a.get("descending")))),
+        "sorted": 1,
+    }
     return "TopK", (a["self"],), attributes
 
 
@@ -244,7 +249,7 @@ def _shrink(bias: bool) -> Rule:
 def _triangle(node: fx.Node, a: Arguments) -> Any:
     if isinstance(a["diagonal"], fx.Node):
         return None
-    return "Trilu", (a["self"],), {"upper": int(node.target._schema.name == "aten::triu"), "k": a["diagonal"]}
+    return "Trilu", (a["self"],), {"upper": int(op_name(node) == "triu"), "k": a["diagonal"]}
 
 
 def _scatter(node: fx.Node, a: Arguments) -> Any:

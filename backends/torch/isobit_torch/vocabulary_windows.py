@@ -150,7 +150,11 @@ def _resize(mode: str) -> Rule:
         coordinates = "half_pixel" if exact else "asymmetric"
         if mode != "nearest":
             coordinates = "align_corners" if aligned else "pytorch_half_pixel"
-        attributes = {"mode": mode, "coordinate_transformation_mode": coordinates, "scales": (1.0, 1.0, *factors)}
+        attributes: dict[str, Any] = {
+            "mode": mode,
+            "coordinate_transformation_mode": coordinates,
+            "scales": (1.0, 1.0, *factors),
+        }
         if mode == "nearest":
             attributes["nearest_mode"] = "round_prefer_ceil" if exact else "floor"
         if mode == "cubic":
