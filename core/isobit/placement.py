@@ -175,7 +175,7 @@ class _Placer:
         ranges = {self._fixed_range(name) for name in real}
         fixed = ranges.pop() if len(ranges) == 1 and spec.is_integer and not spec.symmetric else None
         for name in members:
-            if name not in self.inner:
+            if name not in self.inner and self._is_read(name):
                 self.placements[Tensor(name)] = Placement(
                     Tensor(name), spec, "activation", group, name in real, fixed, channel_axis=self._channel_axis(name)
                 )
@@ -208,6 +208,8 @@ class _Placer:
         node = self.graph.producer(name)
         if node is None:
             return "no operation that the target quantizes reads it"
+        if not self._is_read(name):
+            return "nothing reads it"
         if self.wishes.excludes(node):
             return "excluded by you"
         if name in self.masked:

@@ -245,6 +245,18 @@ def test_masked_scores_have_no_grid(target: Target, mask: str) -> None:
 
 
 @both
+def test_a_moved_tensor_that_nothing_reads_has_no_grid(target: Target) -> None:
+    """Code that overwrites part of a tensor often takes the old part for its size alone."""
+    sketch = Sketch()
+    y = relu(sketch, conv(sketch, sketch.input("x", *IMAGE), "conv"), "relu")
+    sketch.node("Slice", y, name="part", shape=("N", 4, 2, 6), starts=[0], ends=[2], axes=[2])
+    plan = place(drawn(sketch, y), target)
+    assert Tensor("relu") in plan.placements
+    assert Tensor("part") not in plan.placements
+    assert plan.floats["part"] == "nothing reads it"
+
+
+@both
 def test_a_projected_table_is_signal(target: Target) -> None:
     """DeBERTa's relative positions: a learned table through a linear layer, and its product with the queries."""
     sketch = Sketch()

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from torch import fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from isobit.errors import ModelError
-from isobit_torch.fxtools import DTYPE, op_name
+from isobit_torch.fxtools import op_name
 
 _FRAMEWORK = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parent)
@@ -79,13 +80,11 @@ def refuse_data_dependence(graph: fx.Graph, module: nn.Module) -> None:
     for node in graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
-        tags = node.target.tags
-        sizes = op_name(node) == "index" and any(_is_mask(index) for index in node.args[1])
         for tag, meaning, advice in _ESCAPES:
-            if tag not in tags and not (sizes and tag is torch.Tag.dynamic_output_shape):
+            if tag not in node.target.tags:
                 continue
-            if op_name(node) == "index" and not sizes:
-                continue
+            if tag is torch.Tag.dynamic_output_shape and not free_unbacked_symbols(node.meta.get("val")):
+                continue  # torch knows the size: one_hot of a given depth, a table read by numbers
             found = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace", "")))
             lines = [(file, int(number)) for file, number in found if _is_users(file)]
             place = ""
@@ -94,10 +93,6 @@ def refuse_data_dependence(graph: fx.Graph, module: nn.Module) -> None:
                 place = f" at {file}:{number}: `{linecache.getline(file, number).strip()}`"
             name = type(module).__name__
             raise ModelError(f"the model {name} cannot be captured{place}: {op_name(node)} {meaning}; {advice}")
-
-
-def _is_mask(index: object) -> bool:
-    return isinstance(index, fx.Node) and str(index.meta.get(DTYPE)) in ("bool", "uint8")
 
 
 def _line(error: BaseException) -> tuple[str, int, str] | None:
