@@ -1,7 +1,7 @@
 """Small versions of well-known architectures through the whole way: open, calibrate, run, export, onnxruntime.
 
-Writes docs/torch-models.md. Random weights (He-scaled where convolutions would fade to nothing), default target, batch
-norms folded, min-max calibration. ``python docs/torch_models.py [NAME ...]``; names alone print and write nothing.
+Writes docs/torch-models.md. Default target, batch norms folded, min-max calibration on other batches than those that
+are measured. ``python docs/torch_models.py [NAME ...]`` measures these rows anew and keeps the others.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,239 +17,257 @@ import numpy as np
 import onnxruntime
 import torch
 import transformers
+from numpy.typing import NDArray
+from torch_architectures import ARCHITECTURES, Batch
+from torch_weights import awaken
 
 import isobit
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "torch"))
+from executed import Comparison, Executed
 
-def architectures() -> dict[str, Any]:
-    """For each name, what makes the module and one batch of its inputs."""
-    t = transformers
-    kw = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
-    dec = dict(vocab_size=100, use_cache=False, **kw)
-    ids = torch.randint(0, 90, (2, 7))
-    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    text["attention_mask"][1, 5:] = 0
-    img = {"pixel_values": torch.randn(2, 3, 32, 32)}
-    return {
-        "bert": lambda: (t.BertModel(t.BertConfig(vocab_size=100, **kw)), text),
-        "distilbert": lambda: (
-            t.DistilBertModel(t.DistilBertConfig(vocab_size=100, dim=32, n_layers=2, n_heads=4, hidden_dim=64)),
-            text,
-        ),
-        "roberta": lambda: (t.RobertaModel(t.RobertaConfig(vocab_size=100, **kw)), text),
-        "albert": lambda: (t.AlbertModel(t.AlbertConfig(vocab_size=100, embedding_size=16, **kw)), text),
-        "deberta": lambda: (
-            t.DebertaV2Model(
-                t.DebertaV2Config(
-                    vocab_size=100, relative_attention=True, position_buckets=8, pos_att_type=["c2p", "p2c"], **kw
-                )
-            ),
-            text,
-        ),
-        "t5": lambda: (
-            t.T5EncoderModel(t.T5Config(vocab_size=100, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)),
-            text,
-        ),
-        "gpt2": lambda: (
-            t.GPT2Model(t.GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4, use_cache=False)),
-            text,
-        ),
-        "opt": lambda: (
-            t.OPTModel(
-                t.OPTConfig(
-                    vocab_size=100,
-                    hidden_size=32,
-                    num_hidden_layers=2,
-                    num_attention_heads=4,
-                    ffn_dim=64,
-                    word_embed_proj_dim=32,
-                    use_cache=False,
-                )
-            ),
-            text,
-        ),
-        "llama": lambda: (t.LlamaModel(t.LlamaConfig(**dec)), text),
-        "mistral": lambda: (t.MistralModel(t.MistralConfig(num_key_value_heads=2, **dec)), text),
-        "qwen2": lambda: (t.Qwen2Model(t.Qwen2Config(num_key_value_heads=2, **dec)), text),
-        "phi": lambda: (t.PhiModel(t.PhiConfig(**dec)), text),
-        "gemma": lambda: (t.GemmaModel(t.GemmaConfig(head_dim=8, num_key_value_heads=2, pad_token_id=0, **dec)), text),
-        "vit": lambda: (t.ViTModel(t.ViTConfig(image_size=32, patch_size=8, **kw)), img),
-        "deit": lambda: (t.DeiTModel(t.DeiTConfig(image_size=32, patch_size=8, **kw)), img),
-        "beit": lambda: (t.BeitModel(t.BeitConfig(image_size=32, patch_size=8, **kw)), img),
-        "swin": lambda: (
-            t.SwinModel(
-                t.SwinConfig(image_size=32, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4)
-            ),
-            img,
-        ),
-        "convnext": lambda: (t.ConvNextModel(t.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)), img),
-        "resnet": lambda: (
-            t.ResNetModel(t.ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")),
-            img,
-        ),
-        "regnet": lambda: (
-            t.RegNetModel(t.RegNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], groups_width=8)),
-            img,
-        ),
-        "mobilenetv1": lambda: (t.MobileNetV1Model(t.MobileNetV1Config(depth_multiplier=0.25)), img),
-        "mobilenetv2": lambda: (t.MobileNetV2Model(t.MobileNetV2Config(depth_multiplier=0.25)), img),
-        "mobilevit": lambda: (
-            t.MobileViTModel(
-                t.MobileViTConfig(
-                    image_size=32, hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 16, 24, 32, 32]
-                )
-            ),
-            {"pixel_values": torch.randn(2, 3, 64, 64)},
-        ),
-        "efficientnet": lambda: (
-            t.EfficientNetModel(
-                t.EfficientNetConfig(image_size=32, width_coefficient=0.5, depth_coefficient=0.5, hidden_dim=640)
-            ),
-            img,
-        ),
-        "segformer": lambda: (
-            t.SegformerModel(
-                t.SegformerConfig(
-                    hidden_sizes=[8, 16, 16, 32],
-                    depths=[1, 1, 1, 1],
-                    num_attention_heads=[1, 2, 2, 4],
-                    decoder_hidden_size=16,
-                )
-            ),
-            {"pixel_values": torch.randn(2, 3, 64, 64)},
-        ),
-        "wav2vec2": lambda: (
-            t.Wav2Vec2Model(
-                t.Wav2Vec2Config(
-                    conv_dim=(16, 16),
-                    conv_stride=(5, 2),
-                    conv_kernel=(10, 3),
-                    num_feat_extract_layers=2,
-                    num_conv_pos_embeddings=8,
-                    num_conv_pos_embedding_groups=2,
-                    vocab_size=32,
-                    **kw,
-                )
-            ),
-            {"input_values": torch.randn(2, 400)},
-        ),
-        "whisper": lambda: (
-            t.WhisperModel(
-                t.WhisperConfig(
-                    d_model=32,
-                    encoder_layers=2,
-                    decoder_layers=2,
-                    encoder_attention_heads=4,
-                    decoder_attention_heads=4,
-                    encoder_ffn_dim=64,
-                    decoder_ffn_dim=64,
-                    max_source_positions=50,
-                    num_mel_bins=16,
-                    vocab_size=100,
-                    pad_token_id=0,
-                    bos_token_id=1,
-                    eos_token_id=2,
-                    decoder_start_token_id=1,
-                    begin_suppress_tokens=None,
-                    suppress_tokens=None,
-                )
-            ).encoder,
-            {"input_features": torch.randn(2, 16, 100)},
-        ),
-        "clip": lambda: (t.CLIPVisionModel(t.CLIPVisionConfig(image_size=32, patch_size=8, **kw)), img),
-    }
+CALIBRATION, EVALUATION = range(100, 108), range(200, 203)
+Arrays = dict[str, NDArray[Any]]
 
 
-def like(example: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
-    """Another batch of the example's kind."""
+def like(example: Batch, seed: int, batch: int | None = None, length: int | None = None) -> Batch:
+    """Another batch of the example's kind; `batch` and `length` change the sizes."""
     made = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(x.shape, generator=made)
-        if x.is_floating_point()
-        else torch.randint(1, 90, x.shape, generator=made)
-        if name == "input_ids"
-        else x
-        for name, x in example.items()
-    }
+    found: Batch = {}
+    for name, x in example.items():
+        shape = list(x.shape)
+        shape[0] = shape[0] if batch is None else batch
+        if length is not None and _is_sequence(x):
+            shape[1] = length
+        if name == "flattened_patches":  # the first two columns are positions
+            found[name] = torch.cat(
+                [x[:1, :, :2].expand(shape[0], -1, -1), torch.randn(*shape[:2], shape[2] - 2, generator=made)], -1
+            )
+        elif x.is_floating_point():
+            found[name] = torch.randn(shape, generator=made)
+        elif name.endswith("input_ids"):
+            found[name] = torch.randint(3, 90, shape, generator=made)
+        else:
+            found[name] = torch.ones(shape, dtype=x.dtype)
+            if name == "attention_mask":
+                found[name][seed % shape[0], shape[1] - 3 :] = 0
+    return found
 
 
-def decibels(signal: np.ndarray, other: np.ndarray) -> str:
-    """Signal-to-noise ratio in dB; "equal" where every bit agrees."""
-    if np.array_equal(signal, other):
-        return "equal"
-    noise = np.square(signal.astype(np.float64) - other).sum()
-    return f"{10 * np.log10(np.square(signal.astype(np.float64)).sum() / noise):.1f}"
+def _is_sequence(x: torch.Tensor) -> bool:
+    return x.ndim == 2 and not x.is_floating_point()
 
 
-def scaled(module: torch.nn.Module) -> torch.nn.Module:
-    """He-scaled convolutions, in evaluation mode."""
-    for layer in module.modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(layer.weight)
-    return module.eval()
+def arrays(batch: Batch) -> Arrays:
+    """The batch in NumPy."""
+    return {name: tensor.numpy() for name, tensor in batch.items()}
 
 
-def row(name: str, make: Any) -> str:
-    """One line of the table."""
-    stage = "build"
+@dataclass
+class Sums:
+    """Signal, and noise of simulator against float and of onnxruntime against the simulator; top-1 agreement."""
+
+    signal: float = 0.0
+    simulated_noise: float = 0.0
+    executed_noise: float = 0.0
+    choices: int = 0
+    agreed: int = 0
+
+    def add(self, plain: Arrays, simulated: Arrays, executed: Arrays, mask: NDArray[Any] | None) -> None:
+        """Count the first output of one batch; what a mask hides is nobody's business."""
+        key = next(iter(plain))
+        x, y, z = (_valid(found[key].astype(np.float64), mask) for found in (plain, simulated, executed))
+        self.signal += float(np.square(x).sum())
+        self.simulated_noise += float(np.square(y - x).sum())
+        self.executed_noise += float(np.square(z - y).sum())
+        if key == "logits":
+            axis = 1 if x.ndim == 4 else -1
+            agreed = y.argmax(axis) == z.argmax(axis)
+            self.choices, self.agreed = self.choices + agreed.size, self.agreed + int(agreed.sum())
+
+    @property
+    def simulator(self) -> float:
+        """SQNR of the simulator against the float model, in dB."""
+        return _decibels(self.signal, self.simulated_noise)
+
+    @property
+    def onnxruntime(self) -> float:
+        """SQNR of onnxruntime against the simulator, in dB."""
+        return _decibels(self.signal, self.executed_noise)
+
+    @property
+    def close(self) -> bool:
+        """Whether onnxruntime gives what the simulator does: a tenth of its error at most, or the same choices."""
+        return self.onnxruntime >= self.simulator + 20 or (self.top_1 is not None and self.top_1 >= 0.995)
+
+    @property
+    def top_1(self) -> float | None:
+        """Share of equal choices, None without logits."""
+        return self.agreed / self.choices if self.choices else None
+
+
+def _valid(output: NDArray[np.float64], mask: NDArray[Any] | None) -> NDArray[np.float64]:
+    return output[mask.astype(bool)] if mask is not None and output.shape[:2] == mask.shape else output
+
+
+def _decibels(signal: float, noise: float) -> float:
+    return float("inf") if noise == 0 else 10 * float(np.log10(signal / noise))
+
+
+@dataclass
+class Row:
+    """What is measured of one architecture."""
+
+    sites: int
+    float_error: float
+    sums: Sums
+    integers: Comparison
+    constants: tuple[int, list[str]]
+    floats: str
+    batch: str
+    sequence: str
+
+    @property
+    def verdict(self) -> str:
+        """Whether the requirement is met, or what is not."""
+        integers, sums = self.integers, self.sums
+        missed = []
+        if integers.share < 0.999 or integers.largest > 1 or self.constants[1]:
+            missed.append("integers")
+        if not sums.close:
+            missed.append("onnxruntime")
+        if not self.float_error < 1e-4:
+            missed.append("float")
+        return "yes" if not missed else f"no: {', '.join(missed)}"
+
+    def cells(self) -> list[str]:
+        """The cells of the table."""
+        sums, integers = self.sums, self.integers
+        top = "" if sums.top_1 is None else f"{100 * sums.top_1:.1f} %"
+        other = "equal" if np.isinf(sums.onnxruntime) else f"{sums.onnxruntime:.0f}"
+        share = f"{100 * integers.share:.3f} %".replace("100.000", "100")
+        count, unequal = self.constants
+        weights = f"{count} equal" if not unequal else f"{len(unequal)} of {count} differ"
+        return [
+            self.verdict, f"{self.sites}", f"{self.float_error:.0e}", f"{sums.simulator:.1f}", other, top,
+            f"{integers.quantizers}", share, f"{integers.largest}", weights,
+            f"{self.batch} / {self.sequence}", self.floats,
+        ]  # fmt: skip
+
+
+def measure(name: str) -> Row:
+    """Take one architecture the whole way."""
+    torch.manual_seed(0)
+    module, example = ARCHITECTURES[name]()
+    awaken(module, [like(example, seed) for seed in CALIBRATION])
+    evaluation = [like(example, seed) for seed in EVALUATION]
+    sim = isobit.QuantSim(module, example)
+    error = max(_float_error(sim, module, batch) for batch in evaluation)
+    floats = ", ".join(dict.fromkeys(note.split(" at ")[0] for note in sim.graph.notes if "no mapping" in note))
+    sim.apply(isobit.techniques.FoldBatchNorms())
+    sim.calibrate([like(example, seed) for seed in CALIBRATION], progress=False)
+    sums, integers = Sums(), Comparison()
+    with tempfile.TemporaryDirectory() as folder:
+        executed = Executed(sim, Path(folder))
+        constants = executed.unequal_constants()
+        for batch in evaluation:
+            feeds = arrays(batch)
+            mask = feeds.get("decoder_attention_mask" if "decoder_input_ids" in feeds else "attention_mask")
+            sums.add(sim.run_float(batch), sim.run(batch), executed.run(feeds), mask)
+            integers += executed.compare(feeds)
+        resized = (_resizes(sim, executed, like(example, 300, batch=3)), "–")
+        if any(_is_sequence(x) for x in example.values()):
+            resized = (resized[0], _resizes(sim, executed, like(example, 301, length=9)))
+    return Row(len(sim.plan.placements), error, sums, integers, constants, floats or "none", *resized)
+
+
+def _float_error(sim: isobit.QuantSim, module: torch.nn.Module, batch: Batch) -> float:
+    """The largest difference of the opened model from the module, relative to the largest value."""
+    with torch.no_grad():
+        expected = module(**batch)
+    key, found = next(iter(sim.run_float(batch).items()))
+    wanted = expected[key].numpy()
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+def _resizes(sim: isobit.QuantSim, executed: Executed, batch: Batch) -> str:
+    """Whether simulator and file run a batch of other sizes and agree."""
     try:
-        torch.manual_seed(0)
-        module, example = make()
-        scaled(module)
-        stage = "open"
-        sim = isobit.QuantSim(module, example)
-        with torch.no_grad():
-            expected = module(**example)[0].numpy()
-        key = next(iter(sim.graph.outputs))
-        error = np.abs(sim.run_float(example)[key] - expected).max()
-        data = [like(example, seed) for seed in range(3)]
-        stage = "calibrate"
-        sim.apply(isobit.techniques.FoldBatchNorms())
-        sim.calibrate(data, progress=False)
-        simulated, plain = sim.run(data[0])[key], sim.run_float(data[0])[key]
-        stage = "export"
-        with tempfile.TemporaryDirectory() as folder:
-            paths = sim.export(folder)
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-            session = onnxruntime.InferenceSession(str(paths["model"]), options)
-            feeds = {i.name: data[0][i.name].numpy() for i in session.get_inputs()}
-            executed = session.run([key], feeds)[0]
-    except Exception as failure:
-        return f"| {name} | no, at {stage}: {type(failure).__name__}: {' '.join(str(failure).split())[:200]} | | | | |"
-    floats = ", ".join(dict.fromkeys(note.split(" at ")[0] for note in sim.graph.notes)) or "none"
-    figures = f"{error:.0e} | {decibels(plain, simulated)} | {decibels(simulated, executed)}"
-    return f"| {name} | yes, {len(sim.plan.placements)} sites | {figures} | {floats} |"
+        simulated, plain = sim.run(batch), sim.run_float(batch)
+        sums = Sums()
+        sums.add(plain, simulated, executed.run(arrays(batch)), None)
+    except Exception:
+        return "fixed"
+    return "yes" if sums.close else "differs"
+
+
+def line(name: str) -> str:
+    """One line of the table."""
+    try:
+        cells = measure(name).cells()
+    except isobit.errors.IsobitError as error:
+        cells = [f"no: {_plain(str(error))}", *[""] * 11]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    """An error as a cell: paths are this machine's own."""
+    home = str(Path(transformers.__file__).parents[1])
+    return " ".join(text.replace(f"{home}/", "").replace("|", "\\|").split())
+
+
+def read_rows() -> dict[str, str]:
+    """The rows of the page as it is, by architecture."""
+    text = PAGE.read_text() if PAGE.exists() else ""
+    rows = {row.split("|")[1].strip(): row for row in text.splitlines() if row.startswith("| ")}
+    return {name: rows[name] for name in ARCHITECTURES if name in rows}
+
+
+def write_page(rows: dict[str, str]) -> None:
+    """The page with these rows, in the order of the list of architectures."""
+    libraries = ((torch, "torch"), (transformers, "transformers"), (onnxruntime, "onnxruntime"))
+    versions = ", ".join(f"{name} {library.__version__}" for library, name in libraries)
+    table = "\n".join(rows[name] for name in ARCHITECTURES if name in rows)
+    PAGE.write_text(f"{HEADER}\n{table}\n\nMade by docs/torch_models.py with {versions}.\n")
 
 
 def main() -> None:
-    """Print the table; write it when no name is given."""
+    """Measure the architectures named, or all; each row is written as soon as it is there."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    wanted, lines = sys.argv[1:], [HEADER]
-    for name, make in architectures().items():
-        if not wanted or name in wanted:
-            lines.append(row(name, make))
-            print(lines[-1], flush=True)
-    if not wanted:
-        versions = (
-            f"torch {torch.__version__}, transformers {transformers.__version__}, onnxruntime {onnxruntime.__version__}"
-        )
-        text = "\n".join(lines)
-        Path(__file__).with_name("torch-models.md").write_text(
-            f"{text}\n\nMade by docs/torch_models.py with {versions}.\n"
-        )
+    for name in sys.argv[1:] or ARCHITECTURES:
+        row = line(name)
+        print(row, flush=True)
+        write_page({**read_rows(), name: row})
 
 
-HEADER = """# PyTorch architectures
+PAGE = Path(__file__).with_name("torch-models.md")
 
-Small versions with random weights, opened, batch norms folded, calibrated (min-max), run, and exported to a QDQ model
-that onnxruntime runs in float (`session.disable_quant_qdq`). SQNR in dB: the simulator against the float model, and
-onnxruntime against the simulator.
+COLUMNS = (
+    "| architecture | works | sites | float error | simulator | onnxruntime | top-1 | quantizers | integers | off by "
+    "| weights | dynamic | in float |"
+)
+RULE = "---|" * 13
 
-| architecture | works | float error | simulator | onnxruntime | operations without a mapping, left in float |
-|---|---|---|---|---|---|"""
+HEADER = f"""# PyTorch architectures
+
+Small versions of architectures from `transformers`, taken the whole way: opened, batch norms folded, calibrated
+(min-max, 8 batches), run, exported to a QDQ model, and run in onnxruntime in float (`session.disable_quant_qdq`).
+Measured on 3 other batches. Weights are random, but scaled so that every layer carries a signal
+(docs/torch_weights.py says why): the figures show that simulator and file agree, not how accurate a trained model
+stays.
+
+- **works**: each quantizer fed the same input gives at least 99.9 % equal integers and none off by more than 1, stored
+  weights and biases are the simulator's, and end to end onnxruntime is 20 dB nearer to the simulator than the simulator
+  is to the float model, or chooses the same class in 99.5 % of cases.
+- **float error**: of the opened model against the module, relative to the largest value.
+- **simulator**, **onnxruntime**: SQNR in dB, the simulator against the float model, onnxruntime against the simulator.
+- **integers**: activation quantizers compared, share of equal integers, largest difference.
+- **dynamic**: whether another batch size / another sequence length runs through simulator and file, and agrees.
+- **in float**: operations without a mapping; they run as they are.
+
+{COLUMNS}
+|{RULE}"""
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ SETTINGS: Mapping[str, Mapping[int, str]] = {
     "Dropout": {1: "ratio", 2: "training_mode"},
     "CumSum": {1: "axis"},
     "OneHot": {1: "depth"},
+    "Trilu": {1: "k"},
     **{
         f"Reduce{kind}": {1: "axes"}
         for kind in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
@@ -80,9 +81,10 @@ VALUE_PRESERVING = frozenset(
 #: Elementwise ops of one input, shape and channels unchanged.
 UNARY = frozenset(
     "Relu Clip LeakyRelu PRelu Elu Selu Celu Gelu HardSwish HardSigmoid Swish Mish Sigmoid Tanh Softplus Softsign "
-    "ThresholdedRelu Exp Log Sqrt Reciprocal Neg Abs Erf Sin Cos Floor Ceil Round Sign Softmax LogSoftmax Hardmax "
+    "ThresholdedRelu Shrink Exp Log Sqrt Reciprocal Neg Abs Erf Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh "
+    "Floor Ceil Round Sign Softmax LogSoftmax Hardmax "
     "BatchNormalization LayerNormalization InstanceNormalization GroupNormalization RMSNormalization "
-    "LpNormalization LRN Cast CumSum Not IsNaN Identity Dropout".split()
+    "LpNormalization LRN Cast CumSum Not IsNaN IsInf Trilu Identity Dropout".split()
 )
 
 #: Elementwise ops of several inputs, with broadcasting.

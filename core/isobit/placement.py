@@ -17,6 +17,7 @@ from isobit.graph import Graph, Node, Use
 from isobit.ops import VALUE_PRESERVING, operand
 from isobit.plan import Placement, Plan
 from isobit.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
+from isobit.signal_tensors import signal_tensors
 from isobit.sites import Input, Site, Tensor, Weight, site_key
 from isobit.target import Target
 from isobit.wishes import Wishes
@@ -44,7 +45,7 @@ class _Placer:
         self.floats: dict[str, str] = {}
         self.placements: dict[Site, Placement] = {}
         wishes.check(graph)
-        self.signal = _signal_tensors(graph)
+        self.signal = signal_tensors(graph)
         self.masked = self._masked_tensors()
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
         apart = frozenset(node.name for node in graph.nodes if self.wishes.excludes(node))
@@ -179,6 +180,8 @@ class _Placer:
         fixed = ranges.pop() if len(ranges) == 1 and spec.is_integer and not spec.symmetric else None
         asked = any(self.wishes.override(name)[0] for name in members)
         for name in members:
+            if name in self.inner or not self._is_read(name):
+                continue
             for site in (Tensor(name),) if asked else self._activation_sites(name, members):
                 self.placements[site] = Placement(
                     site, spec, "activation", name, group, name in real, fixed, channel_axis=self._channel_axis(name)
@@ -186,8 +189,6 @@ class _Placer:
 
     def _activation_sites(self, name: str, members: Sequence[str]) -> Iterable[Site]:
         """The tensor for all its readers, or single readers where the others read its float values."""
-        if name in self.inner:
-            return ()
         quantized = [use for use in self.graph.uses(name) if self._is_awaiting(use)]
         if self._on_grid(name, members):
             source = self.graph.producer(name)
@@ -378,16 +379,6 @@ class _Placer:
             self.placements[site] = Placement(
                 site, spec, "activation", name, str(site), channel_axis=self._channel_axis(name)
             )
-
-
-def _signal_tensors(graph: Graph) -> set[str]:
-    """Tensors that carry the network's signal: they depend on floats, on 8-bit pixels, or on a table of floats."""
-    signal = {name for name in graph.inputs if graph.is_float(name) or graph.tensors[name].dtype in ("uint8", "int8")}
-    for node in graph.nodes:
-        table = node.op == "Gather" and node.input(0) in graph.weights and graph.is_float(node.inputs[0] or "")
-        if table or any(name in signal for name in node.inputs):
-            signal.update(node.outputs)
-    return signal
 
 
 def _fitting(spec: QuantSpec, shape: tuple[int, ...], block_axis: int | None) -> QuantSpec:

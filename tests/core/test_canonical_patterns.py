@@ -77,6 +77,60 @@ def test_a_mean_over_everything_of_an_unknown_tensor_is_left_alone() -> None:
     assert "LayerNormalization" not in ops(graph)
 
 
+# --- root mean square norm ------------------------------------------------------------------------------------------
+
+
+def rms_norm(sketch: Sketch, x: str, square: str = "Pow", divide: str = "Mul", swap: bool = False) -> str:
+    """A root mean square norm in elementary ops."""
+    scalars = (*BATCH_SEQ[:-1], 1)
+    operands = (x, sketch.weight("two", 2.0)) if square == "Pow" else (x, x)
+    squared = sketch.node(square, *operands, name="squared", shape=BATCH_SEQ)
+    mean = sketch.node("ReduceMean", squared, name="mean", shape=scalars, axes=[-1])
+    padded = sketch.node("Add", mean, sketch.weight("eps", 1e-6), name="padded", shape=scalars)
+    root = sketch.node("Sqrt", padded, name="root", shape=scalars)
+    if divide == "Mul":
+        root = sketch.node("Reciprocal", root, name="inverse", shape=scalars)
+    ratio = sketch.node(divide, *((root, x) if swap and divide == "Mul" else (x, root)), name="ratio", shape=BATCH_SEQ)
+    gamma = sketch.random("gamma", 8)
+    return sketch.node("Mul", *((gamma, ratio) if swap else (ratio, gamma)), name="norm", shape=BATCH_SEQ)
+
+
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+@pytest.mark.parametrize("divide", ["Mul", "Div"])
+@pytest.mark.parametrize("swap", [False, True])
+def test_rms_norm_written_out_is_one_node(square: str, divide: str, swap: bool) -> None:
+    sketch = Sketch()
+    x = sketch.input("x", *BATCH_SEQ)
+    graph = canonical(sketch, rms_norm(sketch, x, square, divide, swap))
+    (node,) = graph.nodes
+    assert (node.op, node.inputs, node.outputs) == ("RMSNormalization", ("x", "gamma"), ("norm",))
+    assert node.attributes["axis"] == -1
+    assert node.attributes["epsilon"] == pytest.approx(1e-6)
+    assert set(node.parts) - {"inverse"} == {"squared", "mean", "padded", "root", "ratio", "norm"}
+
+
+def test_the_scale_of_an_rms_norm_may_be_computed() -> None:
+    """Gemma multiplies by one plus the weight."""
+    sketch = Sketch()
+    x = sketch.input("x", *BATCH_SEQ)
+    norm = rms_norm(sketch, x)
+    scale = sketch.node("Add", "gamma", sketch.weight("one", 1.0), name="scale", shape=(8,))
+    nodes = sketch.graph(norm).nodes
+    raw = sketch.graph(norm)
+    last = Node("norm", "Mul", ("ratio", scale), ("norm",), {}, ("norm",))
+    made = (nodes[-1], *(node for node in nodes[:-1] if node.name != "norm"), last)
+    graph = canonicalize(Graph(made, raw.inputs, raw.outputs, raw.tensors, raw.weights))
+    assert ops(graph) == ["Add", "RMSNormalization"]
+    assert graph.nodes[-1].inputs == ("x", "scale")
+
+
+@pytest.mark.parametrize("tapped", ["squared", "mean", "inverse", "ratio"])
+def test_an_rms_norm_that_is_tapped_stays_written_out(tapped: str) -> None:
+    sketch = Sketch()
+    norm = rms_norm(sketch, sketch.input("x", *BATCH_SEQ))
+    assert "RMSNormalization" not in ops(canonical(sketch, norm, tapped))
+
+
 # --- activations ----------------------------------------------------------------------------------------------------
 
 

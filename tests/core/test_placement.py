@@ -245,6 +245,41 @@ def test_masked_scores_have_no_grid(target: Target, mask: str) -> None:
 
 
 @both
+def test_a_moved_tensor_that_nothing_reads_has_no_grid(target: Target) -> None:
+    """Code that overwrites part of a tensor often takes the old part for its size alone."""
+    sketch = Sketch()
+    y = relu(sketch, conv(sketch, sketch.input("x", *IMAGE), "conv"), "relu")
+    sketch.node("Slice", y, name="part", shape=("N", 4, 2, 6), starts=[0], ends=[2], axes=[2])
+    plan = place(drawn(sketch, y), target)
+    assert Tensor("relu") in plan.placements
+    assert Tensor("part") not in plan.placements
+    assert plan.floats["part"] == "nothing reads it"
+
+
+@both
+def test_a_projected_table_is_signal(target: Target) -> None:
+    """DeBERTa's relative positions: a learned table through a linear layer, and its product with the queries."""
+    sketch = Sketch()
+    x = sketch.input("x", "N", 5, 8)
+    part = sketch.node("Slice", sketch.random("table", 9, 8), name="part", shape=(7, 8), starts=[0], ends=[7], axes=[0])
+    keys = sketch.node("Linear", part, sketch.random("w", 8, 8), name="keys", shape=(7, 8))
+    turned = sketch.node("Transpose", keys, name="turned", shape=(8, 7), perm=(1, 0))
+    y = sketch.node("MatMul", x, turned, name="y", shape=("N", 5, 7))
+    plan = place(drawn(sketch, y), target)
+    assert {Tensor("part"), Weight("w"), Tensor("keys"), Tensor("turned"), Tensor("y")} <= set(plan.placements)
+
+
+@both
+def test_positions_made_of_constants_are_no_signal(target: Target) -> None:
+    """Rotary angles reach far and must stay exact; nothing learned projects them."""
+    sketch = Sketch()
+    places = sketch.input("places", "N", 1, dtype="int64")
+    ramp = sketch.node("Cast", places, name="ramp", shape=("N", 1), to="float32")
+    angles = sketch.node("MatMul", ramp, sketch.random("frequencies", 1, 4), name="angles", shape=("N", 4))
+    assert Tensor("angles") not in place(drawn(sketch, angles), target).placements
+
+
+@both
 def test_integer_tensors_are_no_signal(target: Target) -> None:
     sketch = Sketch()
     ids = sketch.input("ids", "N", 5, dtype="int64")

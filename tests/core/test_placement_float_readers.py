@@ -99,3 +99,12 @@ def test_a_view_between_a_float_tensor_and_one_of_its_readers() -> None:
     plan = place(graph, TRANSFORMER)
     assert activations(plan) == {Input("first", 0), Tensor("first")}
     assert not plan.placements[Tensor("first")].simulated
+
+
+def test_a_pattern_reaches_no_tensor_inside_a_fused_chain() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", "N", 4, 6, 6)
+    y = sketch.node("Conv", x, sketch.random("conv.w", 4, 4, 1, 1), name="conv", shape=("N", 4, 6, 6))
+    graph = canonicalize(sketch.graph(sketch.node("Relu", y, name="conv.relu", shape=("N", 4, 6, 6))))
+    plan = place(graph, TARGETS["default"], Wishes(overrides={"conv*": "int8"}))
+    assert activations(plan) == {Tensor("x"), Tensor("conv.relu")}

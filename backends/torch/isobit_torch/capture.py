@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
 from isobit.quiet import quiet_loggers
-from isobit_torch.capture_errors import explain
+from isobit_torch.capture_errors import explain, explain_failure
 from isobit_torch.devices import require_one_device
 from isobit_torch.signature import Argument, Call, Signature, example_call, output_names
 
@@ -44,9 +46,8 @@ def capture(model: nn.Module, example: Any) -> Capture:
     except Exception as error:
         raise ModelError(f"the model cannot be copied: {error}") from error
     call = _batched(_moved(example_call(module, example), require_one_device(module)))
+    outputs = _outputs(module, call)
     program, notes = _export(module, call)
-    with torch.no_grad():
-        outputs = module(*call.args, **call.kwargs)
     signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
     return Capture(module, call, program, signature, notes)
 
@@ -55,6 +56,21 @@ def _moved(call: Call, device: torch.device) -> Call:
     """The example on the model's device, wherever the user has it."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(device), (call.args, call.kwargs))
     return Call(args, kwargs, call.names)
+
+
+def _outputs(module: nn.Module, call: Call) -> Any:
+    """What the module itself returns for the example; neither the example nor the module's buffers are changed."""
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (call.args, call.kwargs))
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with torch.no_grad():
+        try:
+            outputs = module(*args, **kwargs)
+        except Exception as error:
+            raise ModelError(explain_failure(error, module)) from error
+        for name, buffer in module.named_buffers():
+            if name in before:
+                buffer.copy_(before[name])
+    return outputs
 
 
 def _batched(call: Call) -> Call:
@@ -150,8 +166,9 @@ def named_arguments(module: nn.Module, call: Call) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """torch.export logs what it retries; what matters is in the error."""
+    """torch.export logs what it retries, and prints what it has so far; what matters is in the error."""
     names = ("torch", "torch.export", "torch.fx", "torch._dynamo")
-    with warnings.catch_warnings(), quiet_loggers(*names, level=logging.CRITICAL):
+    hidden = contextlib.redirect_stderr(io.StringIO())
+    with warnings.catch_warnings(), hidden, quiet_loggers(*names, level=logging.CRITICAL):
         warnings.simplefilter("ignore")
         yield

@@ -13,6 +13,8 @@ import torch
 from torch import fx, nn
 
 from isobit_torch.einsum import expand_einsum
+from isobit_torch.expanding_math import MATH
+from isobit_torch.expanding_moves import MOVES, repeat_interleaved
 from isobit_torch.fxtools import DTYPE, NAME, arguments, aten, dtype_name, is_constant, is_tensor, op_name
 from isobit_torch.loading import add_constant
 from isobit_torch.recurrent import expand_recurrent
@@ -75,8 +77,8 @@ def _attention(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
         heads, groups = (n.meta["val"].shape[-3] for n in (query, key))
         if heads != groups:
             key, value = (
-                e.call(aten.repeat_interleave.self_int, n, int(heads // groups), -3, part="repeat")
-                for n in (key, value)
+                repeat_interleaved(e, n, -3, int(heads // groups), f"{part}_repeat")
+                for n, part in ((key, "key"), (value, "value"))
             )
     scale = a["scale"]
     if scale is None:
@@ -102,14 +104,6 @@ def _attention(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
     if a["dropout_p"]:  # of training alone
         weights = e.call(aten.dropout.default, weights, a["dropout_p"], False, part="dropout")
     return e.call(aten.matmul.default, weights, value)
-
-
-def _addmm(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
-    if a["beta"] != 1 or a["alpha"] != 1:
-        return None
-    left, right = (a["batch1"], a["batch2"]) if "batch1" in a else (a["mat1"], a["mat2"])
-    product = e.call(aten.matmul.default, left, right, part="product")
-    return e.call(aten.add.Tensor, product, a["self"])
 
 
 def _linear(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
@@ -159,13 +153,6 @@ def _view(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
     return e.call(aten.reshape.default, a["self"], a["size"])
 
 
-def _addcmul(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
-    if a["value"] != 1:
-        return None
-    product = e.call(aten.mul.Tensor, a["tensor1"], a["tensor2"], part="product")
-    return e.call(aten.add.Tensor, a["self"], product)
-
-
 def _square(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
     return e.call(aten.mul.Tensor, a["self"], a["self"])
 
@@ -181,6 +168,8 @@ def _alpha(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
 def _scalar(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     """A number beside a float tensor is a constant of the graph, which a quantizer can reach."""
     left, right = a["self"], a["other"]
+    if a.get("rounding_mode") == "floor":
+        return MATH["floor_divide"](e, node, a)
     if a.get("rounding_mode") is not None or not str(node.meta.get(DTYPE)).startswith(("float", "bfloat")):
         return None
     name = op_name(node)
@@ -244,16 +233,15 @@ def _multi_outputs(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | N
 
 
 _RULES: dict[str, Rule] = {
+    **MOVES,
+    **MATH,
     "scaled_dot_product_attention": _attention,
-    "addmm": _addmm,
-    "baddbmm": _addmm,
     "linear": _linear,
     "rsqrt": _rsqrt,
     "stack": _stack,
     "unbind": _unbind,
     "view": _view,
     "_unsafe_view": _view,
-    "addcmul": _addcmul,
     "square": _square,
     "add": _alpha,
     "sub": _alpha,
@@ -262,6 +250,7 @@ _RULES: dict[str, Rule] = {
     "div": _scalar,
     "true_divide": _scalar,
     "layer_norm": _norm_constants,
+    "rms_norm": _norm_constants,
     "group_norm": _norm_constants,
     "chunk": _chunk,
     "einsum": expand_einsum,

@@ -27,6 +27,20 @@ def functionalize(graph: fx.Graph) -> str | None:
     return None
 
 
+def written_buffers(graph: fx.Graph) -> tuple[str, ...]:
+    """Notes on buffers that forward itself changes: a captured program starts each time from what they were."""
+    found: dict[str, None] = {}
+    for node in graph.nodes:
+        if not _is_in_place(node):
+            continue
+        root = node.args[0]
+        while isinstance(root, fx.Node) and _may_alias(root):
+            root = root.args[0]
+        if isinstance(root, fx.Node) and root.op == "get_attr":
+            found[str(root.target)] = None
+    return tuple(f"forward changes the buffer {name!r}; here it keeps its value" for name in found)
+
+
 def _is_in_place(node: fx.Node) -> bool:
     return (
         node.op == "call_function"

@@ -130,7 +130,7 @@ def add_constant(root: nn.Module, graph: fx.Graph, stem: str, value: torch.Tenso
     taken = holder._buffers if holder is not None else {}
     name = stem = "".join(c if c.isalnum() else "_" for c in stem)
     number = 0
-    while name in taken:
+    while name in taken or hasattr(nn.Module, name):  # `to`, `half`, `float` are methods
         number += 1
         name = f"{stem}_{number}"
     path = f"{CONSTANTS}.{name}"

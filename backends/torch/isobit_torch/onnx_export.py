@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,6 +98,11 @@ def _reason(error: BaseException) -> str:
     """What the innermost of a chain of errors says: the outer ones are advice for people who write exporters."""
     while error.__cause__ is not None:
         error = error.__cause__
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
+    if missing:
+        return (
+            f"ONNX has no operation for {missing[1]}: replace it in the model, or export what is before and behind it"
+        )
     return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
@@ -165,6 +171,7 @@ def _name_outputs(model: ir.Model, torch_model: TorchModel) -> None:
     import onnx_ir as ir
 
     names = [name for name in torch_model.program.signature.outputs if name is not None]
+    _separate_outputs(model)
     taken = {v.name for v in model.graph.inputs} | set(model.graph.initializers)
     for position, name in enumerate(names):
         output = model.graph.outputs[position]
@@ -180,6 +187,21 @@ def _name_outputs(model: ir.Model, torch_model: TorchModel) -> None:
             if value.name == name and value is not output and name not in taken:
                 value.name = f"{name}_inner"
         output.name = name if name not in taken else f"{name}_out"
+
+
+def _separate_outputs(model: ir.Model) -> None:
+    """A tensor that is returned twice gets an Identity for each further name."""
+    import onnx_ir as ir
+
+    outputs = model.graph.outputs
+    for position, value in enumerate(outputs):
+        if not any(value is other for other in outputs[:position]):
+            continue
+        identity = ir.Node("", "Identity", [value], name=f"{value.name}_output_{position}")
+        again = identity.outputs[0]
+        again.name, again.type, again.shape = f"{value.name}_{position}", value.type, value.shape
+        model.graph.append(identity)
+        outputs[position] = again
 
 
 def _prepare(model: ir.Model) -> None:

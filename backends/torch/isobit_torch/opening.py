@@ -9,16 +9,18 @@ from torch.export import ExportedProgram
 
 from isobit.errors import ModelError
 from isobit_torch.capture import Capture, capture, quiet
+from isobit_torch.capture_errors import refuse_data_dependence
 from isobit_torch.dropouts import restore_dropout
 from isobit_torch.expanding import expand
-from isobit_torch.functionalizing import functionalize
+from isobit_torch.folding import fold_constants
+from isobit_torch.functionalizing import functionalize, written_buffers
 from isobit_torch.fxtools import DTYPE, NAME, arguments, attribute, erase_unread, op_name
 from isobit_torch.loading import build_root, describe, load_graph
 from isobit_torch.model import TorchModel
 from isobit_torch.modules import BatchNorm, Dropout, add_functional
 from isobit_torch.naming import make_unique, name_by_module
 from isobit_torch.program import Program
-from isobit_torch.shapes import propagate, read_inputs, require_float
+from isobit_torch.shapes import read_inputs, require_float, settle
 
 _DROPOUT_CALLS = {"dropout": "dropout", "feature_dropout": "dropout2d", "alpha_dropout": "alpha_dropout"}
 
@@ -39,6 +41,7 @@ def program_of(captured: Capture) -> Program:
     if any(_is_transform(node) for node in exported.graph.nodes):
         exported = _lowered(exported)
     graph = load_graph(exported, root, canonical)
+    changed = written_buffers(graph)
     blocking = functionalize(graph)
     if blocking is not None:  # torch's own functionalisation is thorough, and splits some calls on the way
         exported = _lowered(exported)
@@ -46,18 +49,20 @@ def program_of(captured: Capture) -> Program:
         if functionalize(graph) is not None:
             raise ModelError(f"the model changes a tensor in place that others share ({blocking}): assign a new one")
     erase_unread(graph, lambda node: node.op != "get_attr")
+    refuse_data_dependence(graph, captured.module)
     leaves = frozenset(path for path, module in captured.module.named_modules() if not list(module.children()))
     name_by_module(graph, leaves)
     inputs, symbols = read_inputs(graph, exported)
     require_float(inputs)
     restore_dropout(graph, captured.module, captured.call)
+    folded = fold_constants(graph, root)
     expand(graph, root)
     restore_modules(graph, root, captured.module)
     erase_unread(graph)
     make_unique(graph)
     strip(graph)
-    propagate(root, graph, inputs, symbols)
-    return Program(root, graph, captured.signature, inputs, symbols, captured.notes)
+    inputs, symbols, fixed = settle(root, graph, inputs, symbols)
+    return Program(root, graph, captured.signature, inputs, symbols, (*captured.notes, *changed, *folded, *fixed))
 
 
 def _lowered(program: ExportedProgram) -> ExportedProgram:

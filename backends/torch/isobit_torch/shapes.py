@@ -6,7 +6,7 @@ A dimension that is the same both times is fixed; one that follows a symbol has 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -150,6 +150,36 @@ def propagate(
         same_rank = len(first[0]) == len(last[0])
         pairs = zip(first[0], last[0], strict=True) if same_rank else ()
         node.meta[SHAPE] = tuple(symbols.dimension(a, b) for a, b in pairs) if same_rank else None
+
+
+def settle(
+    root: nn.Module, graph: fx.Graph, inputs: tuple[InputInfo, ...], symbols: Symbols
+) -> tuple[tuple[InputInfo, ...], Symbols, tuple[str, ...]]:
+    """`propagate` with as many dynamic dimensions as the graph can have; what had to be fixed is told.
+
+    torch.export leaves a size open that must be equal to a fixed one elsewhere. Raises EditError.
+    """
+    names = list(symbols.sizes)
+    inner = [name for name in names if name != "batch"]
+    tries = [[], *([name] for name in inner), inner, names]
+    for position, fixed in enumerate(tries):
+        sizes = {name: symbols.sizes[name][0] for name in fixed}
+        kept = Symbols({name: both for name, both in symbols.sizes.items() if name not in sizes})
+        tried = tuple(replace(info, shape=tuple(_fixed(n, sizes) for n in info.shape)) for info in inputs)
+        try:
+            propagate(root, graph, tried, kept)
+        except EditError:
+            if position == len(tries) - 1:
+                raise
+            continue
+        where = [f"axis {a} of {i.name!r}" for i in inputs for a, n in enumerate(i.shape) if n in fixed]
+        note = f"{' and '.join(where)} cannot change: the model's code fixes the size"
+        return tried, kept, (note,) if where else ()
+    raise AssertionError("the last try returns or raises")
+
+
+def _fixed(size: int | str, sizes: Mapping[str, int]) -> int | str:
+    return sizes.get(size, size) if isinstance(size, str) else size
 
 
 def require_float(inputs: tuple[InputInfo, ...]) -> None:

@@ -149,8 +149,11 @@ class _Reader:
             name = full_name(node)
             tensors = tuple(value for value in node.all_input_nodes if is_tensor(value))
             if tensors and any(str(t.meta[DTYPE]).startswith("float") for t in (*tensors, node) if DTYPE in t.meta):
-                why = f" ({why_float(node, arguments(node))})" if op_name(node) in KINDS else ""
-                self.notes.append(f"{name} at {node.meta[NAME]!r} has no mapping{why}: it stays in float")
+                random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+                why = "draws random numbers, so that no two runs agree" if random else "has no mapping"
+                if op_name(node) in KINDS:
+                    why += f" ({why_float(node, arguments(node))})"
+                self.notes.append(f"{name} at {node.meta[NAME]!r} {why}: it stays in float")
             spoken = Spoken(name if "::" in name else f"torch::{name}", tensors)
         return spoken
 

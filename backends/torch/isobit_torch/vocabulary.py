@@ -50,18 +50,20 @@ _UNARY = {
     "reciprocal": "Reciprocal", "abs": "Abs", "erf": "Erf", "sin": "Sin", "cos": "Cos", "floor": "Floor",
     "ceil": "Ceil", "round": "Round", "sign": "Sign",
     "silu": "Swish", "mish": "Mish", "hardswish": "HardSwish", "softsign": "Softsign",
-    "logical_not": "Not", "bitwise_not": "Not", "isnan": "IsNaN", "selu": "Selu",
+    "logical_not": "Not", "bitwise_not": "Not", "isnan": "IsNaN", "isinf": "IsInf", "selu": "Selu", "sgn": "Sign",
+    "tan": "Tan", "asin": "Asin", "acos": "Acos", "atan": "Atan", "sinh": "Sinh", "cosh": "Cosh", "asinh": "Asinh",
+    "acosh": "Acosh", "atanh": "Atanh",
 }  # fmt: skip
 
 _BINARY = {
     "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "true_divide": "Div", "maximum": "Max", "minimum": "Min",
     "eq": "Equal", "gt": "Greater", "lt": "Less", "ge": "GreaterOrEqual", "le": "LessOrEqual", "logical_and": "And",
     "logical_or": "Or", "logical_xor": "Xor", "__and__": "And", "__or__": "Or",
-    "bitwise_and": "And", 
+    "bitwise_and": "And",
     "bitwise_or": "Or", "pow": "Pow", "fmod": "Mod", "remainder": "Mod",
 }  # fmt: skip
 
-_PRODUCTS = ("matmul", "bmm", "mm")
+_PRODUCTS = ("matmul", "bmm", "mm", "mv", "dot")
 
 
 def speak(node: fx.Node) -> Spoken | None:
@@ -240,6 +242,59 @@ def _arg(op: str) -> Rule:
     return rule
 
 
+def _vector_norm(node: fx.Node, a: Arguments) -> Any:
+    op = {1: "ReduceL1", 2: "ReduceL2"}.get(a["ord"])
+    return None if op is None else _reduce(op)(node, a)
+
+
+def _sorted(node: fx.Node, a: Arguments) -> Any:
+    """sort and topk; a sort is a TopK of all."""
+    size = a["self"].meta[SHAPE][a["dim"]]
+    count = a.get("k", size)
+    if not isinstance(count, int):
+        return None
+    attributes = {
+        "axis": a["dim"],
+        "k": count,
+        "largest": int(bool(a.get("largest", a.get("descending")))),
+        "sorted": 1,
+    }
+    return "TopK", (a["self"],), attributes
+
+
+def _shrink(bias: bool) -> Rule:
+    """ONNX's Shrink is both: softshrink moves what it keeps towards zero."""
+    return lambda node, a: (
+        "Shrink",
+        (a["self"],),
+        {"lambd": float(a["lambd"]), "bias": float(a["lambd"]) if bias else 0.0},
+    )
+
+
+def _triangle(node: fx.Node, a: Arguments) -> Any:
+    if isinstance(a["diagonal"], fx.Node):
+        return None
+    return "Trilu", (a["self"],), {"upper": int(op_name(node) == "triu"), "k": a["diagonal"]}
+
+
+def _scatter(node: fx.Node, a: Arguments) -> Any:
+    if not is_tensor(a.get("src")):
+        return None
+    attributes: dict[str, Any] = {"axis": a["dim"] % rank(a["self"])}
+    if op_name(node) == "scatter_add":
+        attributes["reduction"] = "add"
+    return "ScatterElements", (a["self"], a["index"], a["src"]), attributes
+
+
+def _grid_sample(node: fx.Node, a: Arguments) -> Any:
+    attributes = {
+        "mode": ("linear", "nearest", "cubic")[a["interpolation_mode"]],
+        "padding_mode": ("zeros", "border", "reflection")[a["padding_mode"]],
+        "align_corners": int(a["align_corners"]),
+    }
+    return "GridSample", (a["input"], a["grid"]), attributes
+
+
 def _dropout(node: fx.Node, a: Arguments) -> Any:
     return "Dropout", (a["input"],)
 
@@ -281,6 +336,18 @@ RULES: dict[str, Rule] = {
     "sum": _reduce("ReduceSum"),
     "amax": _reduce("ReduceMax"),
     "amin": _reduce("ReduceMin"),
+    "prod": _reduce("ReduceProd"),
+    "logsumexp": _reduce("ReduceLogSumExp"),
+    "linalg_vector_norm": _vector_norm,
+    "topk": _sorted,
+    "sort": _sorted,
+    "hardshrink": _shrink(bias=False),
+    "softshrink": _shrink(bias=True),
+    "triu": _triangle,
+    "tril": _triangle,
+    "scatter": _scatter,
+    "scatter_add": _scatter,
+    "grid_sampler": _grid_sample,
     "argmax": _arg("ArgMax"),
     "argmin": _arg("ArgMin"),
     "cumsum": lambda node, a: ("CumSum", (a["self"],), {"axis": a["dim"]}),

@@ -52,9 +52,19 @@ def _expand(node: fx.Node, a: Arguments) -> Any:
 
 
 def _repeat(node: fx.Node, a: Arguments) -> Any:
-    if any(isinstance(n, fx.Node) for n in a["repeats"]) or len(a["repeats"]) != _rank(a["self"]):
+    if len(a["repeats"]) != _rank(a["self"]):
         return None
-    return "Tile", (a["self"],), {"repeats": tuple(a["repeats"])}
+    return "Tile", (a["self"],), {"repeats": tuple(n if isinstance(n, int) else -1 for n in a["repeats"])}
+
+
+def _flip(node: fx.Node, a: Arguments) -> Any:
+    axes = tuple(axis % _rank(a["self"]) for axis in a["dims"])
+    count = len(axes)
+    return (
+        "Slice",
+        (a["self"],),
+        {"starts": (-1,) * count, "ends": (-_END,) * count, "axes": axes, "steps": (-1,) * count},
+    )
 
 
 def _slice(node: fx.Node, a: Arguments) -> Any:
@@ -62,10 +72,8 @@ def _slice(node: fx.Node, a: Arguments) -> Any:
     source = a["self"]
     if start == 0 and step == 1 and (end == _END or source.meta[SHAPE] == node.meta[SHAPE]):
         return "Identity", (source,)
-    if any(isinstance(value, fx.Node) for value in (start, end, step)):
-        return None
-    axis = a["dim"] % _rank(source)
-    return "Slice", (source,), {"starts": (start,), "ends": (end,), "axes": (axis,), "steps": (step,)}
+    settings = {"starts": start, "ends": end, "axes": a["dim"] % _rank(source), "steps": step}
+    return "Slice", (source,), {key: (n,) for key, n in settings.items() if not isinstance(n, fx.Node)}
 
 
 def _select(node: fx.Node, a: Arguments) -> Any:
@@ -101,6 +109,8 @@ def _pad(node: fx.Node, a: Arguments) -> Any:
     begin, end = [0] * count, [0] * count
     for position in range(len(a["pad"]) // 2):
         begin[-1 - position], end[-1 - position] = a["pad"][2 * position], a["pad"][2 * position + 1]
+    if not any((*begin, *end)):
+        return "Identity", (a["self"],)
     attributes: dict[str, Any] = {"pads": (*begin, *end), "mode": mode}
     if mode == "constant" and a.get("value"):
         attributes["value"] = float(a["value"])
@@ -111,7 +121,8 @@ SHAPE_RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"), _reshape
     ),
-    **dict.fromkeys(("transpose", "permute", "t", "numpy_T", "mT", "swapaxes"), _transpose),
+    **dict.fromkeys(("transpose", "permute", "t", "numpy_T", "mT"), _transpose),
+    "flip": _flip,
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     "repeat": _repeat,
     "slice": _slice,

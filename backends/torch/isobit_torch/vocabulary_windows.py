@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from isobit_torch.fxtools import SHAPE
+from isobit_torch.fxtools import SHAPE, op_name
 
 Arguments = dict[str, Any]
 Rule = Callable[[fx.Node, Arguments], Any]
@@ -87,6 +87,18 @@ def _max_pool(node: fx.Node, a: Arguments) -> Any:
     return "MaxPool", (a["self"],), {**_window(a, count), "dilations": _each(a["dilation"], count)}
 
 
+def _max_pool_values(node: fx.Node, a: Arguments) -> Any:
+    """A max pool whose places (numbered in another way in ONNX) nobody reads."""
+    return None if any(user.args[1] != 0 for user in node.users) else _max_pool(node, a)
+
+
+def _adaptive_max(node: fx.Node, a: Arguments) -> Any:
+    found = _adaptive_average(node, a)
+    if found is None or any(op_name(user) == "getitem" and user.args[1] != 0 for user in node.users):
+        return None
+    return {"GlobalAveragePool": "GlobalMaxPool", "AveragePool": "MaxPool"}.get(found[0], found[0]), *found[1:]
+
+
 def _average_pool(node: fx.Node, a: Arguments) -> Any:
     count = _count(node, a)
     if count is None or a.get("divisor_override") is not None:
@@ -98,8 +110,7 @@ def _average_pool(node: fx.Node, a: Arguments) -> Any:
 
 def _count(node: fx.Node, a: Arguments) -> int | None:
     """Spatial axes of a pooling call ``...pool2d``; None where the input has no batch axis."""
-    digits = [c for c in str(node.target) if c in "123"]
-    count = int(digits[0])
+    count = int(next(c for c in op_name(node) if c in "123"))
     return count if _spatial(a["self"].meta[SHAPE]) == count else None
 
 
@@ -135,10 +146,21 @@ def _resize(mode: str) -> Rule:
                 return None
             factors = [y / x for x, y in pairs]
         aligned = bool(a.get("align_corners"))
-        coordinates = "asymmetric" if mode == "nearest" else "align_corners" if aligned else "pytorch_half_pixel"
-        attributes = {"mode": mode, "coordinate_transformation_mode": coordinates, "scales": (1.0, 1.0, *factors)}
+        exact = "exact" in op_name(node)
+        coordinates = "half_pixel" if exact else "asymmetric"
+        if mode != "nearest":
+            coordinates = "align_corners" if aligned else "pytorch_half_pixel"
+        attributes: dict[str, Any] = {
+            "mode": mode,
+            "coordinate_transformation_mode": coordinates,
+            "scales": (1.0, 1.0, *factors),
+        }
         if mode == "nearest":
-            attributes["nearest_mode"] = "floor"
+            attributes["nearest_mode"] = "round_prefer_ceil" if exact else "floor"
+        if mode == "cubic":
+            attributes["cubic_coeff_a"] = -0.75
+        if op_name(node).endswith("_aa"):
+            attributes["antialias"] = 1
         return "Resize", (_source(a),), attributes
 
     return rule
@@ -151,18 +173,22 @@ def _source(a: Arguments) -> fx.Node:
 
 _CONVS = ("conv1d", "conv2d", "conv3d", "convolution")
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-_UPSAMPLES = {"nearest": ("1d", "2d", "3d"), "linear": ("1d",), "bilinear": ("2d",), "trilinear": ("3d",)}
+_UPSAMPLES: dict[str, str] = {
+    **{f"upsample_nearest{n}d": "nearest" for n in (1, 2, 3)},
+    **{f"_upsample_nearest_exact{n}d": "nearest" for n in (1, 2, 3)},
+    **dict.fromkeys(("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), "linear"),
+    "_upsample_bilinear2d_aa": "linear",
+    **dict.fromkeys(("upsample_bicubic2d", "_upsample_bicubic2d_aa"), "cubic"),
+}
 
 WINDOW_RULES: dict[str, Rule] = {
     **dict.fromkeys(_CONVS, _conv),
     **dict.fromkeys(_TRANSPOSED, _conv_transpose),
     **{f"max_pool{n}d": _max_pool for n in (1, 2, 3)},
+    **{f"max_pool{n}d_with_indices": _max_pool_values for n in (1, 2, 3)},
+    **{f"adaptive_max_pool{n}d": _adaptive_max for n in (1, 2, 3)},
     **{f"avg_pool{n}d": _average_pool for n in (1, 2, 3)},
     **{f"adaptive_avg_pool{n}d": _adaptive_average for n in (1, 2, 3)},
-    **{
-        f"upsample_{kind}{axes}": _resize("nearest" if kind == "nearest" else "linear")
-        for kind, ranks in _UPSAMPLES.items()
-        for axes in ranks
-    },
+    **{name: _resize(mode) for name, mode in _UPSAMPLES.items()},
     "pixel_shuffle": lambda node, a: ("DepthToSpace", (a["self"],), {"blocksize": a["upscale_factor"], "mode": "CRD"}),
 }

@@ -1,0 +1,130 @@
+"""Models that cannot be captured, or not quite: each message quotes the line and says what to write instead."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import isobit
+from isobit.errors import ModelError
+
+
+class Branch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.mean() > 0:
+            return x + 1
+        return x
+
+
+class Loop(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(int(x[0, 0].abs()) + 1):
+            x = x + 1
+        return x
+
+
+class Item(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.max().item()
+
+
+class Numpy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(np.sin(x.numpy()))
+
+
+class Mask(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x > 0] * 2
+
+
+class Nonzero(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x.nonzero()[:, 0]].sum(0)
+
+
+class Formatted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        text = f"mean {x.mean():.3f}"
+        return x * len(text)
+
+
+class Asserted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        assert (x < 100).all()
+        return x * 2
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "advice"),
+    [
+        (Branch, "if x.mean() > 0:", "torch.where"),
+        (Loop, "for _ in range(int(x[0, 0].abs()) + 1):", "torch.cond"),
+        (Item, "return x / x.max().item()", "keep it a tensor"),
+        (Numpy, "return torch.from_numpy(np.sin(x.numpy()))", "the torch function of that name"),
+        (Mask, "return x[x > 0] * 2", "torch.where(mask, x, 0)"),
+        (Nonzero, "return x[x.nonzero()[:, 0]].sum(0)", "a sum over a mask"),
+        (Formatted, 'text = f"mean {x.mean():.3f}"', "outside of forward"),
+        (Asserted, "assert (x < 100).all()", "depends on the values of a tensor"),
+    ],
+)
+def test_the_line_and_what_to_do(module: type[nn.Module], line: str, advice: str, capfd) -> None:
+    with pytest.raises(ModelError) as caught:
+        isobit.QuantSim(module().eval(), torch.randn(2, 3))
+    text = str(caught.value)
+    assert f"`{line}`" in text
+    assert re.search(r"test_capture_errors\.py:\d+", text)
+    assert advice in text
+    assert capfd.readouterr().err == ""  # torch prints the whole program that it has so far
+
+
+def test_a_model_that_fails_on_its_example_is_no_capture_problem() -> None:
+    class Picky(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[1] != 3:
+                raise ValueError("three channels, please")
+            return x
+
+    with pytest.raises(
+        ModelError, match=r"Picky fails on the example inputs at .*: ValueError: three channels, please"
+    ):
+        isobit.QuantSim(Picky().eval(), torch.randn(2, 4))
+
+
+class Stateful(nn.Module):
+    """Writes into its input, a buffer and a list; prints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        print("mean", x.mean())
+        self.calls += 1
+        self.seen.append(1)
+        x.mul_(2)
+        return x + self.calls
+
+
+def test_side_effects_are_left_out_and_said(capfd) -> None:
+    module, x = Stateful().eval(), torch.ones(2, 3)
+    sim = isobit.QuantSim(module, x)
+    assert torch.equal(x, torch.ones(2, 3))
+    assert (module.seen, float(module.calls)) == ([], 0)
+    assert "forward changes the buffer 'calls'; here it keeps its value" in sim.graph.notes
+    for _ in range(2):
+        np.testing.assert_array_equal(sim.run_float(x)["output"], np.full((2, 3), 3.0))
+
+
+def test_random_calls_are_said() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn_like(x)
+
+    sim = isobit.QuantSim(Noisy().eval(), torch.randn(2, 3))
+    assert any("draws random numbers" in note for note in sim.graph.notes)
