@@ -21,6 +21,7 @@ from isobit.canonical.cleaning import (
 from isobit.canonical.linear import to_linear
 from isobit.canonical.matmul_scale import absorb_matmul_scale
 from isobit.canonical.normalization import fuse_normalization
+from isobit.canonical.padding import absorb_padding
 from isobit.canonical.pooling import to_global_pooling
 from isobit.canonical.weights import canonical_weights
 from isobit.graph import Graph
@@ -33,6 +34,7 @@ PASSES = (
     normalize_attributes,
     to_linear,
     canonical_weights,
+    absorb_padding,
     fuse_normalization,
     fuse_activations,
     absorb_matmul_scale,
