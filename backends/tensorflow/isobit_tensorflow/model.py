@@ -7,6 +7,7 @@ nothing is translated back; the simulator is made anew around the variables that
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -18,8 +19,8 @@ from isobit.backend import Batch, NameMap, Request
 from isobit.edits import Edit, plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EditError, EncodingError, ModelError
-from isobit.graph import Graph
-from isobit.layout import to_canonical, to_native
+from isobit.graph import Graph, WeightInfo
+from isobit.layout import resized, to_canonical, to_native
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_tensorflow.kernels import is_known, known_ops
 from isobit_tensorflow.observing import Observation
@@ -67,19 +68,21 @@ class KerasModel:
                 )
         variables = self._native.parameters
         values: dict[str, NDArray[Any]] = {}
+        infos = dict(plan.graph.weights)
         for name, value in plan.weights.items():
-            info = plan.graph.weights.get(name)
-            if info is None:
+            if name not in infos:
                 continue  # a later edit of the same list removed it again
+            info = infos[name] = _fitted(infos[name], self.graph.weights.get(name))
             source = info.source or name
             old = values.get(source)
             if old is None and source in variables:
                 old = variables[source].numpy()
             values[source] = to_native(np.asarray(value), info.layout, old)
-        kept = {info.source or name for name, info in plan.graph.weights.items()}
+        graph = replace(plan.graph, weights=infos)
+        kept = {info.source or name for name, info in graph.weights.items()}
         held = {source: _changed(source, variables, values) for source in variables | values if source in kept}
-        quantizers = {s: q for s, q in self._native.quantizers.items() if plan.graph.has_site(s)}
-        self._replace(plan.graph, held, quantizers)
+        quantizers = {s: q for s, q in self._native.quantizers.items() if graph.has_site(s)}
+        self._replace(graph, held, quantizers)
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers; checked against the graph before anything changes."""
@@ -152,7 +155,7 @@ class KerasModel:
     def run(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """Outputs by name, in evaluation mode."""
         if self._function is None:
-            self._function = tf.function(self._native.run_named, reduce_retracing=True)
+            self._function = tf.function(self._native.run_named, reduce_retracing=True, autograph=False)
         found = _evaluated(self._function, self.feeds(batch))
         return {name: np.asarray(value.numpy()) for name, value in found.items()}
 
@@ -201,6 +204,16 @@ class KerasModel:
         from isobit_tensorflow.state import dump
 
         return dump(self._native)
+
+
+def _fitted(info: WeightInfo, before: WeightInfo | None) -> WeightInfo:
+    """A constant whose shape has changed: its layout follows, or it is kept as it is canonical from now on."""
+    if before is None or before.shape == info.shape or not info.layout:
+        return info
+    try:
+        return replace(info, layout=resized(info.layout, info.shape))
+    except ValueError:
+        return replace(info, layout=())
 
 
 def _changed(

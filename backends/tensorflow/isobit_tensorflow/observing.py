@@ -38,8 +38,8 @@ class Observation:
         self._by_key: dict[Key, list[Watched]] = {}
         for item in self._watched:
             self._by_key.setdefault(item.key, []).append(item)
-        self._reduced = tf.function(lambda feeds: self._run(feeds, whole=False), reduce_retracing=True)
-        self._whole = tf.function(lambda feeds: self._run(feeds, whole=True), reduce_retracing=True)
+        self._reduced = tf.function(lambda feeds: self._run(feeds, whole=False), reduce_retracing=True, autograph=False)
+        self._whole = tf.function(lambda feeds: self._run(feeds, whole=True), reduce_retracing=True, autograph=False)
 
     def feed(self, feeds: Mapping[str, tf.Tensor]) -> None:
         """Run one batch and feed every observer."""

@@ -56,7 +56,7 @@ def _converted(graph: Graph, node: Node) -> ModelProto:
         results = compute(node, [Operand(tensor) for tensor in tensors])
         return [tf.identity(result.tensor, f"out{index}") for index, result in enumerate(results)]
 
-    frozen = convert_variables_to_constants_v2(tf.function(call).get_concrete_function(*specs))
+    frozen = convert_variables_to_constants_v2(tf.function(call, autograph=False).get_concrete_function(*specs))
     try:
         import tf2onnx
 

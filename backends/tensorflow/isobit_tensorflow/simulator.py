@@ -74,6 +74,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
         """Output names in the structure that the model returns."""
         return json.loads(self._outputs_names)
 
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """What the user's model returns for `inputs`, simulated."""
         found = self.run_named(self._named(inputs), training=bool(training))
