@@ -184,6 +184,7 @@ class Emitter:
         shape: Sequence[Size],
         dtype: str = "float32",
         last: bool = False,
+        /,
         **attributes: Any,
     ) -> Value:
         """A node with one output; `inputs` are values in the form that the node reads, and names of constants.

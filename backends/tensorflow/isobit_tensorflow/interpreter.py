@@ -71,7 +71,7 @@ class Run:
             self._raw[name] = value
         quantizer = self.quantizers.get(site)
         if quantizer is not None:
-            value = value.like(quantizer(value.tensor, axes=value.axes))
+            value = value.like(quantizer.call(value.tensor, value.axes))
             if self.tap is not None:
                 self.tap(site, "after", value)
         self._values[name] = value
@@ -94,7 +94,7 @@ class Run:
         value = self._values[name]
         if own in self.quantizers:
             raw = self._raw[name]
-            value = raw.like(self.quantizers[own](raw.tensor, axes=raw.axes))
+            value = raw.like(self.quantizers[own].call(raw.tensor, raw.axes))
             if self.tap is not None:
                 self.tap(own, "before", raw)
                 self.tap(own, "after", value)
@@ -107,7 +107,7 @@ class Run:
             quantizer = self.quantizers.get(site)
 
             def quantize(value: tf.Tensor, axes: tuple[int, ...] | None) -> tf.Tensor:
-                return value if quantizer is None else quantizer(value, axes=axes)
+                return value if quantizer is None else quantizer.call(value, axes)
 
             self._constants[site] = Constant(native, info.layout, quantize)
         return self._constants[site]

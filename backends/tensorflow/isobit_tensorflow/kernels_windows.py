@@ -115,7 +115,7 @@ def _max_pool(node: Node, x: Operand) -> Operand:
     kernel, strides, value = _window(node, x)
     dilations = numbers(node.attributes.get("dilations", (1,) * len(kernel)))
     value = _ceiled(node, _padded(node, value, kernel, value.dtype.min), kernel, value.dtype.min)
-    return Operand(tf.nn.pool(value, kernel, "MAX", strides, "VALID", dilations=dilations), last=True)
+    return Operand(_pooled(value, kernel, "MAX", strides, dilations), last=True)
 
 
 def _average_pool(node: Node, x: Operand) -> Operand:
@@ -123,13 +123,23 @@ def _average_pool(node: Node, x: Operand) -> Operand:
     kernel, strides, value = _window(node, x)
 
     def pool(t: tf.Tensor) -> tf.Tensor:
-        return tf.nn.pool(_ceiled(node, _padded(node, t, kernel), kernel, 0.0), kernel, "AVG", strides, "VALID")
+        return _pooled(_ceiled(node, _padded(node, t, kernel), kernel, 0.0), kernel, "AVG", strides)
 
     result = pool(value)
     _, padded = _pads(node, value, kernel)
     if (padded and not node.attributes.get("count_include_pad")) or node.attributes.get("ceil_mode"):
         result = result / pool(tf.ones_like(value[:1, ..., :1]))
     return Operand(result, last=True)
+
+
+def _pooled(
+    x: tf.Tensor, kernel: Sequence[int], kind: str, strides: Sequence[int], dilations: Sequence[int] | None = None
+) -> tf.Tensor:
+    """TensorFlow does not jump over values: where the stride is larger than the window, all windows are cut."""
+    steps = [1 if s > k or max(dilations or (1,)) > 1 else s for s, k in zip(strides, kernel, strict=True)]
+    result = tf.nn.pool(x, kernel, kind, steps, "VALID", dilations=dilations)
+    cut = [slice(None, None, s if step == 1 else 1) for s, step in zip(strides, steps, strict=True)]
+    return result[(slice(None), *cut)] if any(item.step > 1 for item in cut) else result
 
 
 def _ceiled(node: Node, x: tf.Tensor, kernel: Sequence[int], fill: float) -> tf.Tensor:

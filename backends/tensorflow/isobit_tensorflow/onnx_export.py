@@ -120,7 +120,8 @@ def _float_run(model: KerasModel, batch: dict[str, Any]) -> dict[str, Any]:
     try:
         for layer in on:
             layer.enabled = False
-        return model.run(batch)
+        found = model.native.run_named(model.feeds(batch))
+        return {name: np.asarray(value.numpy()) for name, value in found.items()}
     finally:
         for layer in on:
             layer.enabled = True

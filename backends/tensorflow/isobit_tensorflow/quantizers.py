@@ -29,9 +29,9 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
     variables because a constant would be folded into other arithmetic.
     """
 
-    def __init__(self, encodings: str, **kwargs: Any) -> None:
+    def __init__(self, encodings: str, name: str | None = None, trainable: bool = True) -> None:
         """`encodings` is isobit's JSON of one site and its encoding."""
-        super().__init__(**{**kwargs, "dtype": "float32", "trainable": kwargs.get("trainable", True)})
+        super().__init__(name=name, trainable=trainable, dtype="float32", autocast=False)
         (self.site, self._template), *others = isobit_json.loads(encodings, "quantizer").items()
         if others:
             raise EncodingError("a quantizer holds the encoding of one site")
@@ -47,14 +47,15 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
 
     def _variable(self, name: str, value: Any, dtype: Any) -> keras.Variable:
         array = np.array(value, dtype)
-        return self.add_weight(
+        made = self.add_weight(
             name=name,
             shape=array.shape,
             initializer=lambda shape, dtype=None: tf.constant(array),
             dtype="float32",
-            trainable=False,
             autocast=False,
         )
+        made.trainable = False  # afterwards: TensorFlow gives no gradient to a variable that was made without
+        return made
 
     # --- encodings -------------------------------------------------------------------------------------------------
 

@@ -51,9 +51,13 @@ def make_variable(spec: VariableSpec, value: NDArray[Any] | None = None) -> kera
     with ExitStack() as stack:
         for scope in scopes:
             stack.enter_context(keras.name_scope(scope))
+        real = array.dtype == np.float32
+        # the aggregation is for the moving statistics of a distributed batch norm
+        aggregation = "none" if spec.trainable else "mean" if real else "only_first_replica"
         made = keras.Variable(
-            array, dtype=spec.dtype, trainable=spec.trainable, autocast=array.dtype == np.float32, name=last
+            array, dtype=spec.dtype, trainable=real, autocast=real, aggregation=aggregation, name=last
         )
+    made.trainable = spec.trainable  # afterwards: TensorFlow gives no gradient to a variable that was made without
     made.regularizer = None if spec.regularizer is None else keras.regularizers.deserialize(spec.regularizer)
     made.constraint = None if spec.constraint is None else keras.constraints.deserialize(spec.constraint)
     return made
