@@ -36,25 +36,39 @@ class Take:
     index: int
 
 
-Step = Permute | View | Take
+@dataclass(frozen=True)
+class Blocks:
+    """The leading axis in equal blocks (an LSTM's gates), reordered: block i of the result is block ``order[i]``."""
+
+    order: tuple[int, ...]
+
+
+Step = Permute | View | Take | Blocks
 Layout = tuple[Step, ...]
 
 TRANSPOSED: Layout = (Permute((1, 0)),)
 
 
 def compose(first: Layout, second: Layout) -> Layout:
-    """`first`, then `second`; neighbouring transpositions are merged, and those that change nothing dropped."""
+    """`first`, then `second`; neighbouring steps of one kind are merged, and those that change nothing dropped."""
     steps: list[Step] = []
     for step in (*first, *second):
         last = steps[-1] if steps else None
         if isinstance(step, Permute) and isinstance(last, Permute):
             steps[-1] = Permute(tuple(last.axes[axis] for axis in step.axes))
+        elif isinstance(step, Blocks) and isinstance(last, Blocks) and len(step.order) == len(last.order):
+            steps[-1] = Blocks(tuple(last.order[block] for block in step.order))
         else:
             steps.append(step)
-        last = steps[-1]
-        if isinstance(last, Permute) and last.axes == tuple(range(len(last.axes))):
+        if _is_nothing(steps[-1]):
             steps.pop()
     return tuple(steps)
+
+
+def _is_nothing(step: Step) -> bool:
+    if isinstance(step, Permute):
+        return step.axes == tuple(range(len(step.axes)))
+    return isinstance(step, Blocks) and step.order == tuple(range(len(step.order)))
 
 
 def to_canonical(native: NDArray[Any], layout: Sequence[Step]) -> NDArray[Any]:
@@ -65,9 +79,16 @@ def to_canonical(native: NDArray[Any], layout: Sequence[Step]) -> NDArray[Any]:
             array = array.transpose(step.axes)
         elif isinstance(step, View):
             array = array.reshape(step.shape)
+        elif isinstance(step, Blocks):
+            array = _reordered(array, step.order)
         else:
             array = array[step.index]
     return array
+
+
+def _reordered(array: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
+    blocks = array.reshape(len(order), array.shape[0] // len(order), *array.shape[1:])
+    return blocks[list(order)].reshape(array.shape)
 
 
 def to_native(canonical: NDArray[Any], layout: Sequence[Step], native: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -79,6 +100,8 @@ def to_native(canonical: NDArray[Any], layout: Sequence[Step], native: NDArray[A
             array = array.transpose(np.argsort(step.axes))
         elif isinstance(step, View):
             array = array.reshape(_resized(step, array))
+        elif isinstance(step, Blocks):
+            array = _reordered(array, np.argsort(step.order).tolist())
         else:
             if native is None:
                 raise ValueError("a part of an array is written back into the whole array")
@@ -103,6 +126,8 @@ def resized(layout: Sequence[Step], shape: tuple[int, ...]) -> Layout:
         elif isinstance(step, Permute):
             steps.append(step)
             array = array.transpose(np.argsort(step.axes))
+        elif isinstance(step, Blocks):
+            steps.append(step)
         else:
             raise ValueError("a part of an array keeps its shape")
     return tuple(reversed(steps))

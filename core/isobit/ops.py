@@ -19,10 +19,18 @@ class Operand:
 _WEIGHT = Operand("weight", 0, 1)
 _BIAS = Operand("bias", 0)
 _NORM = {1: Operand("scale", 0), 2: Operand("shift", 0)}
-_RECURRENT = {1: Operand("weight", 0, 1), 2: Operand("recurrent_weight", 0, 1), 3: Operand("recurrent_bias", 0)}
+_RECURRENT = {
+    1: Operand("weight", 0, 1),
+    2: Operand("recurrent_weight", 0, 1),
+    3: Operand("input_bias", 0),
+    8: Operand("recurrent_bias", 0),
+}
+
+#: Layers that run over a sequence. Their inputs are ONNX's, of one direction; 3 and 8 are the two halves of ONNX's B.
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 #: Constant operands by op and input index. Canonical layouts: Conv and ConvTranspose (out, in/groups, *kernel),
-#: Linear (out, in), MatMul (batch, out, in), Gather (rows, dimension).
+#: Linear (out, in), MatMul (batch, out, in), Gather (rows, dimension), LSTM, GRU and RNN (gates * hidden, in).
 OPERANDS: Mapping[str, Mapping[int, Operand]] = {
     "Conv": {1: _WEIGHT, 2: _BIAS},
     "ConvTranspose": {1: _WEIGHT, 2: _BIAS},
@@ -35,9 +43,7 @@ OPERANDS: Mapping[str, Mapping[int, Operand]] = {
     "InstanceNormalization": _NORM,
     "RMSNormalization": {1: Operand("scale", 0)},
     "PRelu": {1: Operand("slope", 0)},
-    "LSTM": _RECURRENT,
-    "GRU": _RECURRENT,
-    "RNN": _RECURRENT,
+    **dict.fromkeys(RECURRENT, _RECURRENT),
 }
 
 #: Ops whose weight is matrix-multiplied or convolved with an activation at input 0.
@@ -107,6 +113,16 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "AveragePool": {"ceil_mode": 0, "count_include_pad": 0},
     "MaxPool": {"ceil_mode": 0},
     "Gather": {"axis": 0},
+    "LSTM": {"direction": "forward", "input_forget": 0, "layout": 0},
+    "GRU": {"direction": "forward", "linear_before_reset": 0, "layout": 0},
+    "RNN": {"direction": "forward", "layout": 0},
+}
+
+#: The activations of a recurrent layer where nothing is said, one direction's.
+ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
+    "LSTM": ("Sigmoid", "Tanh", "Tanh"),
+    "GRU": ("Sigmoid", "Tanh"),
+    "RNN": ("Tanh",),
 }
 
 #: Attributes that say nothing of the result.

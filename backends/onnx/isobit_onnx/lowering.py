@@ -22,7 +22,7 @@ PLAIN = frozenset(
     "Relu LeakyRelu Elu Selu Celu Gelu HardSwish HardSigmoid Mish Sigmoid Tanh Softplus Softsign "
     "ThresholdedRelu Exp Log Sqrt Reciprocal Neg Abs Erf Sin Cos Floor Ceil Round Sign Softmax LogSoftmax Not IsNaN "
     "Identity Add Sub Mul Div Pow Max Min Mean Sum Where Equal Greater Less GreaterOrEqual LessOrEqual And Or Xor Mod "
-    "Concat Transpose MaxPool AveragePool GlobalMaxPool ReduceMean ReduceSum ArgMax ArgMin DepthToSpace LSTM GRU".split()
+    "Concat Transpose MaxPool AveragePool GlobalMaxPool ReduceMean ReduceSum ArgMax ArgMin DepthToSpace".split()
 )
 
 
@@ -113,6 +113,29 @@ def _rms_norm(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     writer.node("Mul", [scaled, inputs[1]], last, node.name, {})
 
 
+def _recurrent(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    """ONNX wants an axis for the direction, and the two halves of the bias as one."""
+    operands = [*inputs, *[""] * (9 - len(inputs))]
+    axes = writer.constant(f"{node.name}/direction", [0], np.int64)
+
+    def directed(name: str) -> str:
+        made = writer.free(f"{name}/directed")
+        writer.node("Unsqueeze", [name, axes], made, made, {})
+        return made
+
+    halves = [operands[3], operands[8]]
+    bias = ""
+    if any(halves):
+        rows = writer.graph.weights[node.inputs[1] or ""].shape[0]
+        zeros = np.zeros(rows, np.float32)
+        halves = [half or writer.constant(f"{node.name}/no_bias", zeros, np.float32) for half in halves]
+        joined = writer.free(f"{node.name}/bias")
+        writer.node("Concat", halves, joined, joined, {"axis": 0})
+        bias = directed(joined)
+    weights = [directed(name) for name in operands[1:3]]
+    writer.node(node.op, [operands[0], *weights, bias], writer.value(node.outputs[0]), node.name, node.attributes)
+
+
 def _prelu(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     """ONNX broadcasts the slope from the last axis: a slope a channel gets axes of size 1 behind."""
     slope, rank = inputs[1], writer.graph.tensors[node.inputs[0] or ""].rank or 0
@@ -159,6 +182,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "Cast": _cast,
     "Expand": _expand,
     "Reshape": _reshape,
+    **dict.fromkeys(("LSTM", "GRU"), _recurrent),
 }
 
 

@@ -141,7 +141,7 @@ class OnnxWriter:
 
     def _through_view(self, node: onnx.NodeProto, index: int) -> tuple[onnx.NodeProto, int]:
         """The reader of a constant behind the transposition that was written for it."""
-        if node.op_type == "Transpose" and node.input[0] in self.constants:
+        if node.op_type in ("Transpose", "Unsqueeze") and node.input[0] in self.constants:
             for other in self.nodes:
                 for place, read in enumerate(other.input):
                     if read == node.output[0]:

@@ -224,6 +224,11 @@ class Emitter:
         known: Shape = tuple("batch" if axis == 0 and size is None else size for axis, size in enumerate(shape))
         self.tensors[name] = TensorInfo(known, dtype)
 
+    def mark_batch(self, name: str, shape: Sequence[Size]) -> None:
+        """The batch of a tensor is its one axis of unknown size: of a sequence, that is axis 1."""
+        if list(shape).count(None) == 1:
+            self.tensors[name] = TensorInfo(tuple("batch" if size is None else size for size in shape))
+
     # --- training --------------------------------------------------------------------------------------------------
 
     def drop(self, value: Value, name: str, rate: float, seed: int | None, noise: Sequence[int] | None) -> Value:

@@ -41,7 +41,12 @@ def _matrix(operand: Operand, index: int) -> tf.Tensor:
 
 
 def _gather(node: Node, table: Operand, indices: Operand) -> Operand:
-    return Operand(tf.gather(table.canonical(), indices.canonical(), axis=int(node.attributes.get("axis", 0))))
+    """Indices below 0 count from the end, as in ONNX; those of an embedding are not."""
+    axis = int(node.attributes.get("axis", 0))
+    value, places = table.canonical(), indices.canonical()
+    if not isinstance(table, Constant):
+        places = tf.where(places < 0, places + tf.cast(tf.shape(value)[axis], places.dtype), places)
+    return Operand(tf.gather(value, places, axis=axis))
 
 
 PRODUCTS: Mapping[str, Callable[..., Any]] = {"Linear": _linear, "MatMul": _matmul, "Gather": _gather}

@@ -52,7 +52,8 @@ def _slice(node: Node, x: Operand) -> Operand:
     order = list(x.axes or range(x.rank))
     for axis, start, end, step in zip(axes, numbers(a["starts"]), numbers(a["ends"]), steps, strict=True):
         stop = None if end >= _END or end <= -_END else end
-        index[order.index(axis % x.rank)] = slice(start if step > 0 or start < _END else None, stop, step)
+        first = None if step < 0 and (start == -1 or start >= _END) else start
+        index[order.index(axis % x.rank)] = slice(first, stop, step)
     return x.like(x.tensor[tuple(index)])
 
 

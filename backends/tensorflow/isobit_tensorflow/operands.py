@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from isobit.layout import Layout, Permute, Step, View, compose
+from isobit.layout import Blocks, Layout, Permute, Step, Take, View, compose
 
 
 def last_axes(rank: int) -> tuple[int, ...]:
@@ -99,7 +99,10 @@ class Constant(Operand):
 
 def _rank_of(rank: int, layout: Layout) -> int:
     for step in layout:
-        rank = len(step.shape) if isinstance(step, View) else rank if isinstance(step, Permute) else rank - 1
+        if isinstance(step, View):
+            rank = len(step.shape)
+        elif isinstance(step, Take):
+            rank -= 1
     return rank
 
 
@@ -110,6 +113,9 @@ def apply_layout(value: tf.Tensor, layout: Sequence[Step]) -> tf.Tensor:
             value = tf.transpose(value, step.axes)
         elif isinstance(step, View):
             value = tf.reshape(value, step.shape)
+        elif isinstance(step, Blocks):
+            parts = tf.split(value, len(step.order), 0)
+            value = tf.concat([parts[index] for index in step.order], 0)
         else:
             value = value[step.index]
     return value

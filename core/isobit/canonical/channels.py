@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from isobit.graph import Graph, Node
-from isobit.ops import BROADCAST, UNARY
+from isobit.ops import BROADCAST, RECURRENT, UNARY
 
 _SPATIAL = frozenset(
     "Conv ConvTranspose MaxPool AveragePool GlobalMaxPool GlobalAveragePool LpPool BatchNormalization "
     "InstanceNormalization GroupNormalization Resize DepthToSpace SpaceToDepth PRelu LRN".split()
 )
-_LAST = frozenset({"Linear", "MatMul", "LayerNormalization", "RMSNormalization", "Gather", "LSTM", "GRU", "RNN"})
+_LAST = frozenset({"Linear", "MatMul", "LayerNormalization", "RMSNormalization", "Gather"}) | RECURRENT
 
 
 def annotate_channels(graph: Graph) -> Graph:
