@@ -63,17 +63,21 @@ def _conv(node: Node, x: Operand, weight: Constant, bias: Constant | None = None
 
 def _depthwise(x: tf.Tensor, filters: tf.Tensor, strides: Sequence[int], dilations: Sequence[int]) -> tf.Tensor:
     """Filters (*kernel, 1, channels * multiplier), the multiples of a channel side by side."""
-    spatial = filters.shape[:-2]
-    channels = x.shape[-1]
+    channels, spatial = x.shape[-1], filters.shape[:-2]
     filters = tf.reshape(filters, (*spatial, channels, filters.shape[-1] // channels))
     if len(spatial) == 1:
-        wide = _depthwise(x[:, None], filters[None], (strides[0],) * 2, (1, *dilations))
-        return wide[:, 0]
-    if len(spatial) == 3:
-        pairs = zip(tf.split(x, channels, -1), tf.split(filters, channels, -2), strict=True)
-        return tf.concat([tf.nn.convolution(v, f, strides, "VALID", dilations=dilations) for v, f in pairs], -1)
-    filters = tf.reshape(filters, (*spatial, channels, -1)) if len(filters.shape) != 4 else filters
-    if len(set(strides)) > 1 or (max(dilations) > 1 and max(strides) > 1):  # TensorFlow has one stride for both axes
+        return _depthwise_planes(x[:, None], filters[None], (strides[0],) * 2, (1, *dilations))[:, 0]
+    if len(spatial) == 2:
+        return _depthwise_planes(x, filters, strides, dilations)
+    pairs = zip(tf.split(x, channels, -1), tf.split(filters, channels, -2), strict=True)
+    return tf.concat([tf.nn.convolution(v, f, strides, "VALID", dilations=dilations) for v, f in pairs], -1)
+
+
+def _depthwise_planes(
+    x: tf.Tensor, filters: tf.Tensor, strides: Sequence[int], dilations: Sequence[int]
+) -> tf.Tensor:
+    """TensorFlow has one stride for both axes, and none beside dilations: any other is cut out of the whole."""
+    if len(set(strides)) > 1 or (max(dilations) > 1 and max(strides) > 1):
         whole = tf.nn.depthwise_conv2d(x, filters, (1, 1, 1, 1), "VALID", dilations=tuple(dilations))
         return whole[:, :: strides[0], :: strides[1]]
     return tf.nn.depthwise_conv2d(x, filters, (1, *strides, 1), "VALID", dilations=tuple(dilations))

@@ -166,11 +166,8 @@ def _crop(padding: str, reach: int, stride: int, extra: int | None) -> tuple[int
     """Values cut in front, and cut in all (negative: added behind) from ``(n - 1) * stride + reach``."""
     if padding == "valid":
         return 0, -(max(stride - reach, 0) if extra is None else extra)
-    if extra is None:
-        cut = reach - stride
-        return max(cut, 0) // 2, cut
-    before = reach // 2
-    return before, 2 * before - extra
+    cut = reach - stride if extra is None else 2 * (reach // 2) - extra
+    return max(cut, 0) // 2, cut
 
 
 def _pool(op: str) -> Rule:
