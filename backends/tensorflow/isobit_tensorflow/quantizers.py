@@ -102,7 +102,8 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
     def call(self, x: tf.Tensor, axes: Sequence[int] | None = None) -> tf.Tensor:
         """`x` on the grid; `axes` are the canonical axes in the order in which `x` has them."""
         spec = self._template.spec
-        scale = self._broadcast(tf.convert_to_tensor(self.scale), x, axes)
+        positive = tf.maximum(tf.convert_to_tensor(self.scale), SMALLEST_SCALE)  # training may push it below
+        scale = self._broadcast(positive, x, axes)
         if spec.is_integer:
             zero = self._broadcast(tf.convert_to_tensor(self.zero_point), x, axes)
             result = fake_quantize(x, scale, zero, spec.q_min, spec.q_max)

@@ -52,6 +52,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
         self._held = list(variables.values())
         self.quantizer_layers = list(quantizers.values())
         self._generators = [keras.random.SeedGenerator(d.seed) for d in self.behaviour.dropouts]
+        self.supports_jit = False  # XLA may divide otherwise; `compile(jit_compile=True)` still asks for it
         self.built = True
 
     @property
