@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import onnxruntime
 import tensorflow as tf
+from keras import layers
 
 import isobit
 
@@ -32,30 +33,28 @@ def application(name: str, size: int = 64, **settings: Any) -> Make:
 
 def vit() -> keras.Model:
     """A vision transformer: patches by a convolution, learned positions, two blocks."""
-    L = keras.layers
     x = image = keras.Input((32, 32, 3), name="image")
-    x = L.Conv2D(32, 8, 8, name="patches")(x)
-    x = L.Reshape((16, 32))(x)
-    x = x + L.Embedding(16, 32, name="positions")(keras.ops.expand_dims(keras.ops.arange(16), 0))
+    x = layers.Conv2D(32, 8, 8, name="patches")(x)
+    x = layers.Reshape((16, 32))(x)
+    x = x + layers.Embedding(16, 32, name="positions")(keras.ops.expand_dims(keras.ops.arange(16), 0))
     for block in range(2):
-        y = L.LayerNormalization(epsilon=1e-6)(x)
-        y = L.MultiHeadAttention(4, 8, dropout=0.1, name=f"attention{block}")(y, y)
-        x = L.Add()([x, L.Dropout(0.1)(y)])
-        y = L.LayerNormalization(epsilon=1e-6)(x)
-        y = L.Dense(64, activation="gelu", name=f"up{block}")(y)
-        x = L.Add()([x, L.Dense(32, name=f"down{block}")(y)])
-    x = L.GlobalAveragePooling1D()(L.LayerNormalization(epsilon=1e-6)(x))
-    return keras.Model(image, L.Dense(10, name="logits")(x))
+        y = layers.LayerNormalization(epsilon=1e-6)(x)
+        y = layers.MultiHeadAttention(4, 8, dropout=0.1, name=f"attention{block}")(y, y)
+        x = layers.Add()([x, layers.Dropout(0.1)(y)])
+        y = layers.LayerNormalization(epsilon=1e-6)(x)
+        y = layers.Dense(64, activation="gelu", name=f"up{block}")(y)
+        x = layers.Add()([x, layers.Dense(32, name=f"down{block}")(y)])
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization(epsilon=1e-6)(x))
+    return keras.Model(image, layers.Dense(10, name="logits")(x))
 
 
 def tagger() -> keras.Model:
     """Words to tags: embedding, a bidirectional LSTM, a GRU, a linear layer at every step."""
-    L = keras.layers
     words = keras.Input((12,), dtype="int32", name="words")
-    x = L.Embedding(50, 16, name="embedding")(words)
-    x = L.Bidirectional(L.LSTM(16, return_sequences=True), name="both_ways")(x)
-    x = L.GRU(16, return_sequences=True, name="gru")(x)
-    return keras.Model(words, L.TimeDistributed(L.Dense(8), name="tags")(x))
+    x = layers.Embedding(50, 16, name="embedding")(words)
+    x = layers.Bidirectional(layers.LSTM(16, return_sequences=True), name="both_ways")(x)
+    x = layers.GRU(16, return_sequences=True, name="gru")(x)
+    return keras.Model(words, layers.TimeDistributed(layers.Dense(8), name="tags")(x))
 
 
 ARCHITECTURES: Mapping[str, Make] = {

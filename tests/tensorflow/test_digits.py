@@ -46,9 +46,7 @@ def accuracy(run, data: tuple[np.ndarray, np.ndarray]) -> float:
 def test_plan_and_weight_encodings_are_those_of_the_onnx_backend(model, network, test_set) -> None:
     data = np.load(FOLDER / "calibration.npz")["image"]
     ours, theirs = isobit.quantize(model, data), isobit.quantize(FOLDER / "model.onnx", data)
-    pairs = correspondence(
-        theirs.graph, ours.graph, theirs.backend_model.weight, ours.backend_model.weight
-    )
+    pairs = correspondence(theirs.graph, ours.graph, theirs.backend_model.weight, ours.backend_model.weight)
     assert set(pairs) == set(theirs.graph.tensors)
     names = {old.name: new.name for old, new in zip(theirs.graph.nodes, ours.graph.nodes, strict=True)}
     weights = {

@@ -54,7 +54,10 @@ def test_scales_of_channels_and_blocks_in_any_order_of_axes() -> None:
     rng = np.random.default_rng(0)
     values = rng.standard_normal((6, 4, 3, 5)).astype(np.float32)
     channel = Encoding(
-        QuantSpec("int", 4, granularity=PerChannel()), rng.uniform(0.1, 1, 6).astype(np.float32), np.zeros(6, np.int32), 0
+        QuantSpec("int", 4, granularity=PerChannel()),
+        rng.uniform(0.1, 1, 6).astype(np.float32),
+        np.zeros(6, np.int32),
+        0,
     )
     block = Encoding(
         QuantSpec("int", 4, granularity=PerBlock(2)),

@@ -1,4 +1,4 @@
-"""Every kind of layer: the simulator without quantizers is the Keras model, and the ONNX export agrees in onnxruntime."""
+"""Every kind of layer: the simulator without quantizers is the Keras model, and onnxruntime agrees with its export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ops of the neutral graph whose ONNX form differs: settings that are inputs in ONNX, ops that ONNX writes as several."""
+"""Neutral ops whose ONNX form differs: settings that are inputs in ONNX, and ops that ONNX writes as several."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN = frozenset(
     "Relu LeakyRelu Elu Selu Celu Gelu HardSwish HardSigmoid Mish Sigmoid Tanh Softplus Softsign "
     "ThresholdedRelu Exp Log Sqrt Reciprocal Neg Abs Erf Sin Cos Floor Ceil Round Sign Softmax LogSoftmax Not IsNaN "
     "Identity Add Sub Mul Div Pow Max Min Mean Sum Where Equal Greater Less GreaterOrEqual LessOrEqual And Or Xor Mod "
-    "Concat Transpose MaxPool AveragePool GlobalMaxPool ReduceMean ReduceSum ArgMax ArgMin DepthToSpace".split()
+    "Concat Transpose MaxPool ReduceMean ReduceSum ArgMax ArgMin DepthToSpace".split()
 )
 
 
@@ -75,6 +75,14 @@ def _global_average(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> No
     pooled = writer.free(f"{node.name}/pooled")
     writer.node("GlobalAveragePool", inputs, pooled, f"{node.name}/pooled", {})
     writer.node("Flatten", [pooled], output, node.name, {"axis": 1})
+
+
+def _average_pool(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    """onnxruntime (1.32) refuses its own integer kernel where dilations are said, even those of 1."""
+    attributes = dict(node.attributes)
+    if set(attributes.get("dilations", ())) <= {1}:
+        attributes.pop("dilations", None)
+    writer.node("AveragePool", inputs, writer.value(node.outputs[0]), node.name, attributes)
 
 
 def _global_max(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
@@ -174,6 +182,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     **dict.fromkeys(set(SETTINGS) - {"Dropout"}, _with_settings),
     "Linear": _linear,
     "MatMul": _matmul,
+    "AveragePool": _average_pool,
     "GlobalAveragePool": _global_average,
     "GlobalMaxPool": _global_max,
     "Swish": _swish,

@@ -22,7 +22,7 @@ _PARTS = {
 
 
 @keras.saving.register_keras_serializable("isobit_testing")
-class Bias(L.Layer):  # type: ignore[misc]
+class Bias(keras.layers.Layer):  # type: ignore[misc]
     """Adds a vector: a linear layer's bias where two of them share one weight."""
 
     def build(self, shape: Any) -> None:
@@ -115,7 +115,9 @@ class _Builder:
         if len(self.graph.uses(weight)) == 1:
             layer = L.Dense(out, use_bias=bias is not None, name=node.name)
             made = layer(x)
-            self._set(layer, node, {"kernel": self._weight(node).T, **({"bias": self._weight(node, 2)} if bias else {})})
+            self._set(
+                layer, node, {"kernel": self._weight(node).T, **({"bias": self._weight(node, 2)} if bias else {})}
+            )
             return made
         if weight not in self.shared:
             layer = self.shared[weight] = L.Dense(out, use_bias=False, name=f"{node.name}_shared")
@@ -165,4 +167,3 @@ class _Builder:
         if node.op in merging:
             return merging[node.op](name=name)(list(x))
         return layers[node.op]()(x[0])
-

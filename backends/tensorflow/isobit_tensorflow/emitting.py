@@ -201,7 +201,12 @@ class Emitter:
         return Value(made, tuple(shape), dtype, last)
 
     def emit_many(
-        self, op: str, name: str, inputs: Sequence[Value], results: Sequence[tuple[Sequence[Size], str]], **attributes: Any
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[Value],
+        results: Sequence[tuple[Sequence[Size], str]],
+        **attributes: Any,
     ) -> list[Value]:
         """A node with several outputs, each with a shape and a type."""
         base = self.unique(name)
@@ -259,13 +264,9 @@ class Emitter:
                 continue
             needed.update(name for name in node.inputs if name is not None)
             kept.append(node)
-        raw = Graph(
-            (), tuple(self.inputs), self.outputs, self.tensors, self.weights, tuple(dict.fromkeys(self.notes))
-        )
+        raw = Graph((), tuple(self.inputs), self.outputs, self.tensors, self.weights, tuple(dict.fromkeys(self.notes)))
         return raw.with_nodes(tuple(reversed(kept)))
 
     def dropout_list(self) -> tuple[Dropout, ...]:
         """Dropouts with their readers."""
         return tuple(replace(d, readers=tuple(self._readers.get(d.name, ()))) for d in self.dropouts.values())
-
-

@@ -39,7 +39,7 @@ class Run:
         self._raw: dict[str, Operand] = {}  # before the quantizer, where a single reader has its own
         self._constants: dict[Site, Constant] = {}
         self._dropped: dict[str, Operand] = {}
-        self._left = Counter(name for node in graph.nodes for name in node.inputs if name is not None)
+        self._left = Counter(name or "" for node in graph.nodes for name in node.inputs)
         self._left.update(graph.outputs.values())
         self._own = {graph.node(site.node).inputs[site.index] for site in quantizers if isinstance(site, Input)}
         dropouts = training.dropouts if training is not None else ()
@@ -119,7 +119,9 @@ class Run:
         if momentum is None:
             return compute(node, operands)
         x, scale, shift, *_ = operands
-        assert x is not None and isinstance(scale, Constant) and isinstance(shift, Constant)
+        assert x is not None
+        assert isinstance(scale, Constant)
+        assert isinstance(shift, Constant)
         mean, variance = batch_moments(x)
         for name, value in ((node.inputs[3], mean), (node.inputs[4], variance)):
             moving = self.variables[self._source(name)]

@@ -10,18 +10,16 @@ import tensorflow as tf
 from isobit.graph import Node
 from isobit_tensorflow.operands import Constant, Operand
 
-Tensor = tf.Tensor
 
-
-def _unary(function: Callable[[Tensor], Tensor]) -> Callable[[Node, Operand], Operand]:
+def _unary(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[Node, Operand], Operand]:
     return lambda node, x: x.like(function(x.tensor))
 
 
-def _attributed(function: Callable[[Tensor, Mapping[str, Any]], Tensor]) -> Callable[[Node, Operand], Operand]:
+def _attributed(function: Callable[[tf.Tensor, Mapping[str, Any]], tf.Tensor]) -> Callable[[Node, Operand], Operand]:
     return lambda node, x: x.like(function(x.tensor, node.attributes))
 
 
-def _binary(function: Callable[..., Tensor]) -> Callable[..., Operand]:
+def _binary(function: Callable[..., tf.Tensor]) -> Callable[..., Operand]:
     def kernel(node: Node, *operands: Operand) -> Operand:
         tensors, last = aligned(operands)
         return Operand(function(*tensors), last)
@@ -29,7 +27,7 @@ def _binary(function: Callable[..., Tensor]) -> Callable[..., Operand]:
     return kernel
 
 
-def aligned(operands: tuple[Operand, ...]) -> tuple[list[Tensor], bool]:
+def aligned(operands: tuple[Operand, ...]) -> tuple[list[tf.Tensor], bool]:
     """The tensors in one order of axes, for broadcasting, and whether that is channels last."""
     rank = max(operand.rank for operand in operands)
     last = rank > 2 and any(o.last and o.rank == rank for o in operands if not isinstance(o, Constant))
@@ -38,7 +36,7 @@ def aligned(operands: tuple[Operand, ...]) -> tuple[list[Tensor], bool]:
     return _one_type([_channels_last(operand, rank) for operand in operands]), True
 
 
-def _channels_last(operand: Operand, rank: int) -> Tensor:
+def _channels_last(operand: Operand, rank: int) -> tf.Tensor:
     if operand.rank == rank:
         return operand.channels_last()
     value = operand.canonical()
@@ -48,7 +46,7 @@ def _channels_last(operand: Operand, rank: int) -> Tensor:
     return Operand(tf.reshape(value, tf.concat([[1] * (rank - operand.rank), size], 0))).channels_last()
 
 
-def _one_type(tensors: list[Tensor]) -> list[Tensor]:
+def _one_type(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     """Float constants follow the tensors: in mixed precision these are smaller."""
     floats = [t.dtype for t in tensors if t.dtype.is_floating]
     small = next((kind for kind in floats if kind != tf.float32), None)
@@ -57,26 +55,26 @@ def _one_type(tensors: list[Tensor]) -> list[Tensor]:
     return [tf.cast(t, small) if t.dtype.is_floating else t for t in tensors]
 
 
-def _clip(x: Tensor, a: Mapping[str, Any]) -> Tensor:
+def _clip(x: tf.Tensor, a: Mapping[str, Any]) -> tf.Tensor:
     low, high = a.get("min"), a.get("max")
     if low is not None:
         x = tf.maximum(x, tf.cast(low, x.dtype))
     return x if high is None else tf.minimum(x, tf.cast(high, x.dtype))
 
 
-def _hard_sigmoid(x: Tensor, a: Mapping[str, Any]) -> Tensor:
+def _hard_sigmoid(x: tf.Tensor, a: Mapping[str, Any]) -> tf.Tensor:
     return tf.clip_by_value(x * tf.cast(a["alpha"], x.dtype) + tf.cast(a["beta"], x.dtype), 0, 1)
 
 
-def _hard_swish(x: Tensor) -> Tensor:
+def _hard_swish(x: tf.Tensor) -> tf.Tensor:
     return x * tf.nn.relu6(x + tf.cast(3, x.dtype)) * tf.cast(1 / 6, x.dtype)
 
 
-def _gelu(x: Tensor, a: Mapping[str, Any]) -> Tensor:
+def _gelu(x: tf.Tensor, a: Mapping[str, Any]) -> tf.Tensor:
     return tf.nn.gelu(x, approximate=a.get("approximate", "none") == "tanh")
 
 
-def _softmax(function: Callable[..., Tensor]) -> Callable[[Node, Operand], Operand]:
+def _softmax(function: Callable[..., tf.Tensor]) -> Callable[[Node, Operand], Operand]:
     return lambda node, x: Operand(function(x.canonical(), axis=int(node.attributes.get("axis", -1))))
 
 
@@ -102,11 +100,11 @@ def _cumsum(node: Node, x: Operand) -> Operand:
     return Operand(tf.cumsum(x.canonical(), int(a["axis"]), **options))
 
 
-def _mean(*tensors: Tensor) -> Tensor:
+def _mean(*tensors: tf.Tensor) -> tf.Tensor:
     return tf.add_n(list(tensors)) / tf.cast(len(tensors), tensors[0].dtype)
 
 
-def _threshold(x: Tensor, a: Mapping[str, Any]) -> Tensor:
+def _threshold(x: tf.Tensor, a: Mapping[str, Any]) -> tf.Tensor:
     return tf.where(x > tf.cast(a.get("alpha", 1.0), x.dtype), x, tf.zeros_like(x))
 
 
@@ -149,4 +147,3 @@ ELEMENTWISE: Mapping[str, Callable[..., Any]] = {
     "Cast": _cast,
     "CumSum": _cumsum,
 }  # fmt: skip
-

@@ -16,8 +16,9 @@ Step = Callable[[tf.Tensor, tuple[tf.Tensor, ...]], tuple[tf.Tensor, ...]]
 
 def _layer(node: Node, x: Operand, w: Constant, r: Constant, *rest: Operand | None) -> Operand:
     """(sequence, batch, in) to (sequence, 1, batch, hidden); `rest` are ONNX's inputs from the bias on."""
-    bias, lengths, state, cell, peephole, recurrent_bias = [*rest, *[None] * (6 - len(rest))]
-    if any(given is not None for given in (lengths, state, cell, peephole)):
+    given: list[Operand | None] = [*rest, *[None] * (6 - len(rest))]
+    bias, *unsupported, recurrent_bias = given
+    if any(operand is not None for operand in unsupported):
         raise ModelError(f"node {node.name!r}: lengths, initial states and peepholes are not run")
     value = x.canonical()
     hidden = int(node.attributes["hidden_size"])

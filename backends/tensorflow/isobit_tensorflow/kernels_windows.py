@@ -73,9 +73,7 @@ def _depthwise(x: tf.Tensor, filters: tf.Tensor, strides: Sequence[int], dilatio
     return tf.concat([tf.nn.convolution(v, f, strides, "VALID", dilations=dilations) for v, f in pairs], -1)
 
 
-def _depthwise_planes(
-    x: tf.Tensor, filters: tf.Tensor, strides: Sequence[int], dilations: Sequence[int]
-) -> tf.Tensor:
+def _depthwise_planes(x: tf.Tensor, filters: tf.Tensor, strides: Sequence[int], dilations: Sequence[int]) -> tf.Tensor:
     """TensorFlow has one stride for both axes, and none beside dilations: any other is cut out of the whole."""
     if len(set(strides)) > 1 or (max(dilations) > 1 and max(strides) > 1):
         whole = tf.nn.depthwise_conv2d(x, filters, (1, 1, 1, 1), "VALID", dilations=tuple(dilations))

@@ -128,7 +128,7 @@ class KerasModel:
             kind = {Tensor: "tensor", Weight: "weight", Input: "input"}[type(site)]
             raise EncodingError(f"the graph has no {kind} {str(site)!r} to quantize")
         name = graph.node(site.node).inputs[site.index] if isinstance(site, Input) else site.name
-        if name in graph.weights:
+        if name is not None and name in graph.weights:
             try:
                 encoding.broadcast(graph.weights[name].shape)
             except EncodingError as error:

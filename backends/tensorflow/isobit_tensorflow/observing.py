@@ -106,7 +106,7 @@ def sample(value: Operand, channel_axis: int | None, limit: int | None) -> tf.Te
 def _watched(simulator: Simulator, request: Request) -> Watched:
     graph, site = simulator.graph, request.site
     name = graph.node(site.node).input(site.index) if isinstance(site, Input) else site.name
-    if name not in graph.tensors:
+    if name is None or name not in graph.tensors:
         raise EncodingError(f"{str(site)!r} is no tensor of the graph: only tensors have statistics")
     quantizers = simulator.quantizers
     key: Key = (Tensor(name), "before")

@@ -12,7 +12,7 @@ from isobit.canonical import canonicalize
 from isobit.errors import ModelError
 from isobit_tensorflow.emitting import Emitter, Value
 from isobit_tensorflow.model import KerasModel
-from isobit_tensorflow.reading import Reader, _is_functional
+from isobit_tensorflow.reading import Reader, is_functional
 from isobit_tensorflow.simulator import Simulator
 from isobit_tensorflow.training import Training
 from isobit_tensorflow.variables import VariableSpec, make_variable
@@ -61,22 +61,17 @@ def _load(path: str) -> keras.Model:
 def _require_graph(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise ModelError(f"the TensorFlow backend opens Keras models, not {type(model).__name__}")
-    if isinstance(model, keras.Sequential) and not getattr(model, "inputs", None) if model.built else (
-        isinstance(model, keras.Sequential)
-    ):
+    if isinstance(model, keras.Sequential) and not getattr(model, "inputs", None):
         raise ModelError(
             f"the Sequential model {model.name!r} is not built: put keras.Input(shape=...) first, or call "
             "model.build(input_shape)"
         )
-    if not _is_functional(model):
+    if not is_functional(model):
         raise ModelError(
             f"{model.name!r} is a subclassed model ({type(model).__name__}): its layers have no graph to read. Make it "
             "functional: x = keras.Input(shape=...); model = keras.Model(x, model.call(x)), where call uses layers and "
             "keras.ops only"
         )
-    unbuilt = [layer.name for layer in model.layers if not layer.built]
-    if unbuilt:
-        raise ModelError(f"layer {unbuilt[0]!r} is not built: call the model once")
 
 
 def _structures(model: keras.Model) -> tuple[Any, Any]:

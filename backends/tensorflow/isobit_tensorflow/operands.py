@@ -77,7 +77,7 @@ class Constant(Operand):
         return self._rank
 
     @property
-    def tensor(self) -> tf.Tensor:  # type: ignore[override]
+    def tensor(self) -> tf.Tensor:
         """The canonical value."""
         return self.form(tuple(range(self._rank)))
 

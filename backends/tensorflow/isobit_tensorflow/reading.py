@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import keras
@@ -97,7 +98,7 @@ class Reader:
         from isobit_tensorflow.rules import rule_of
 
         _refuse_masks(name, kwargs)
-        if isinstance(operation, keras.Model) and _is_functional(operation):
+        if isinstance(operation, keras.Model) and is_functional(operation):
             return self._inline(operation, name, args)
         rule = rule_of(operation)
         call = Call(self, operation, name, args, {k: v for k, v in kwargs.items() if k != "training"})
@@ -161,12 +162,17 @@ def _node_of(tensor: Any) -> Any:
     return history.operation._inbound_nodes[history.node_index]
 
 
-def _is_functional(model: keras.Model) -> bool:
-    """Whether a model is a graph of layers: Sequential, or functional with the usual call."""
-    if isinstance(model, keras.Sequential):
-        return type(model).call is keras.Sequential.call
-    functional = type(keras.Model(x := keras.Input((1,)), x))
-    return isinstance(model, functional) and type(model).call is functional.call
+@cache
+def _functional() -> type:
+    """The class of functional models, which Keras does not export by name."""
+    x = keras.Input((1,))
+    return type(keras.Model(x, x))
+
+
+def is_functional(model: keras.Model) -> bool:
+    """Whether a model is a graph of layers: Sequential or functional, with the call that these have."""
+    kinds = (keras.Sequential, _functional())
+    return any(isinstance(model, kind) and type(model).call is kind.call for kind in kinds)
 
 
 @contextmanager

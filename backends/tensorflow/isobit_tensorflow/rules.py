@@ -13,8 +13,15 @@ from isobit_tensorflow.reading import Rule
 
 @cache
 def _layer_rules() -> Mapping[type, Rule]:
-    from isobit_tensorflow import rules_activations, rules_dense, rules_merging, rules_misc, rules_norm
-    from isobit_tensorflow import rules_recurrent, rules_windows
+    from isobit_tensorflow import (
+        rules_activations,
+        rules_dense,
+        rules_merging,
+        rules_misc,
+        rules_norm,
+        rules_recurrent,
+        rules_windows,
+    )
 
     parts = (
         rules_activations, rules_dense, rules_merging, rules_misc, rules_norm, rules_recurrent, rules_windows,

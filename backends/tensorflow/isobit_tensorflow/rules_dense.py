@@ -18,9 +18,7 @@ from isobit_tensorflow.rules_merging import broadcast
 from isobit_tensorflow.rules_shapes import reshape
 
 
-def linear(
-    call: Call, name: str, x: Value, kernel: Any, layout: Layout, bias: Any = None, flat: Layout = ()
-) -> Value:
+def linear(call: Call, name: str, x: Value, kernel: Any, layout: Layout, bias: Any = None, flat: Layout = ()) -> Value:
     """The last axis of Keras times a weight that `layout` makes (out, in)."""
     e = call.emitter
     weight = e.weight(kernel, layout, f"{name}/kernel")

@@ -71,7 +71,7 @@ def _chain(op: str) -> Rule:
 
     def rule(call: Call) -> Value:
         values = list(call.args[0])
-        result = values[0]
+        result: Value = values[0]
         for position, value in enumerate(values[1:], 1):
             name = call.name if position == len(values) - 1 else f"{call.name}/{position}"
             result = broadcast(call, op, [result, value], name)

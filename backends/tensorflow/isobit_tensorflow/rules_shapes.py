@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from types import EllipsisType
 from typing import Any
 
@@ -122,14 +123,10 @@ def _get_item(call: Call) -> Value | None:
     at = items.index(Ellipsis)
     items[at : at + 1] = [slice(None)] * (x.rank - used)
     x = e.plain(x)
-    axis, shape, cut, taken = 0, list(x.shape), [], []
-    for item in (item for item in items if item is not None):
-        if isinstance(item, slice):
-            if item != slice(None):
-                cut.append((axis, item))
-        else:
-            taken.append((axis, int(item)))
-        axis += 1
+    shape = list(x.shape)
+    places = list(enumerate(item for item in items if item is not None))
+    cut = [(axis, item) for axis, item in places if isinstance(item, slice) and item != slice(None)]
+    taken = [(axis, int(item)) for axis, item in places if not isinstance(item, slice)]
     names = _stages(call.name, len(cut) > 0, len(taken), None in items)
     if cut:
         x = _sliced(call, x, cut, next(names))
@@ -179,7 +176,7 @@ def _split(call: Call) -> list[Value]:
         sizes = [total // parts] * parts
     else:
         edges = [0, *(int(n) for n in parts), total]
-        sizes = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        sizes = [b - a for a, b in pairwise(edges)]
     results = [((*x.shape[:axis], size, *x.shape[axis + 1 :]), x.dtype) for size in sizes]
     return e.emit_many("Split", call.name, [x], results, axis=axis, split=tuple(sizes))
 
@@ -189,9 +186,7 @@ def _stack(call: Call) -> Value:
 
     values = [call.emitter.plain(value) for value in call.args[0]]
     axis = int(call.setting("axis", 0)) % (values[0].rank + 1)
-    wide = [
-        reshape(call, v, (*v.shape[:axis], 1, *v.shape[axis:]), f"{call.name}/{i}") for i, v in enumerate(values)
-    ]
+    wide = [reshape(call, v, (*v.shape[:axis], 1, *v.shape[axis:]), f"{call.name}/{i}") for i, v in enumerate(values)]
     return concatenate(call, wide, axis)
 
 
@@ -250,4 +245,3 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Amin": _reduction("ReduceMin"),
     "Prod": _reduction("ReduceProd"),
 }
-

@@ -61,9 +61,7 @@ def _window(
         out = [None if n is None else -(-n // s) for n, s in zip(sizes, strides, strict=True)]
         return {"auto_pad": "SAME_UPPER"}, out
     begin = [r - 1 for r in reach] if padding == "causal" else [0] * count
-    out = [
-        None if n is None else (n + b - r) // s + 1 for n, b, r, s in zip(sizes, begin, reach, strides, strict=True)
-    ]
+    out = [None if n is None else (n + b - r) // s + 1 for n, b, r, s in zip(sizes, begin, reach, strides, strict=True)]
     return {"pads": (*begin, *[0] * count)}, out
 
 
@@ -243,7 +241,9 @@ def _upsampling(call: Call) -> Value:
     else:
         raise ModelError(f"{call.name!r}: interpolation {mode!r} is not read; nearest and bilinear are")
     scales = (1.0, 1.0, *(float(f) for f in factors))
-    return _emit(call, "Resize", call.name, [channels_first(call, x)], _channels(call, x), out, scales=scales, **attributes)
+    return _emit(
+        call, "Resize", call.name, [channels_first(call, x)], _channels(call, x), out, scales=scales, **attributes
+    )
 
 
 def _pooling_layers(kind: str) -> list[type]:
@@ -252,8 +252,15 @@ def _pooling_layers(kind: str) -> list[type]:
 
 _RULES: Sequence[tuple[Callable[[Call], Any], list[type]]] = (
     (_conv, _pooling_layers("Conv")),
-    (_conv_transpose, [keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose,
-                       GroupedConv2DTranspose]),
+    (
+        _conv_transpose,
+        [
+            keras.layers.Conv1DTranspose,
+            keras.layers.Conv2DTranspose,
+            keras.layers.Conv3DTranspose,
+            GroupedConv2DTranspose,
+        ],
+    ),
     (_depthwise, [keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D]),
     (_separable, [keras.layers.SeparableConv1D, keras.layers.SeparableConv2D]),
     (_pool("MaxPool"), _pooling_layers("MaxPooling")),
@@ -266,4 +273,3 @@ _RULES: Sequence[tuple[Callable[[Call], Any], list[type]]] = (
 )
 
 LAYERS: Mapping[type, Rule] = {kind: rule for rule, kinds in _RULES for kind in kinds}
-

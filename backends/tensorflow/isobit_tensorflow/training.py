@@ -41,7 +41,7 @@ class Training:
         nodes = {part: node for node in graph.nodes for part in (*node.parts, node.name)}
         kept = []
         for dropout in self.dropouts:
-            readers = set()
+            readers: set[tuple[str, Any]] = set()
             for name, index in dropout.readers:
                 if not name:
                     if graph.outputs.get(index) == dropout.tensor:

@@ -11,7 +11,6 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-
 #: What TensorFlow does not take in the name of a scope.
 _UNFIT = re.compile(r"^[^A-Za-z0-9.]|[^A-Za-z0-9_.>-]")
 
