@@ -170,6 +170,7 @@ def test_attention_with_a_mask_and_plain_attention() -> None:
     x = keras.Input((5, 8))
     mask = keras.Input((5, 5), dtype="bool")
     check(keras.Model([x, mask], L.MultiHeadAttention(2, 4)(x, x, attention_mask=mask)), "Where")
+    check(keras.Model(x, L.MultiHeadAttention(2, 4)(x, x, use_causal_mask=True)), "Where")
     check(keras.Model(x, L.Attention(use_scale=True)([x, x])), "MatMul")
 
 

@@ -138,8 +138,11 @@ def _attention(call: Call) -> Value | None:
     """(batch, time, heads, size) each: MatMul(Q, Kᵀ) with the scale, mask, Softmax, MatMul."""
     query, key, value, bias, mask = (call.argument(index) for index in range(5))
     e, name = call.emitter, call.name
-    if call.setting("is_causal") or call.setting("attn_logits_soft_cap") is not None:
-        raise ModelError(f"{name!r}: causal attention is read when the mask is given as a tensor")
+    causal = bool(call.setting("is_causal"))
+    if call.setting("attn_logits_soft_cap") is not None:
+        raise ModelError(f"{name!r}: a soft cap on the scores is not read")
+    if causal and None in (query.shape[1], key.shape[1]):
+        raise ModelError(f"{name!r}: causal attention needs sequences of a known length")
     if query.shape[2] != key.shape[2]:
         raise ModelError(f"{name!r}: grouped-query attention is not read")
     scale = call.argument(5) or call.kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
@@ -152,6 +155,9 @@ def _attention(call: Call) -> Value | None:
         scores = broadcast(call, "Add", [scores, bias], f"{name}/biased")
     if mask is not None:
         scores = broadcast(call, "Where", [mask, scores, np.float32(-1e9)], f"{name}/masked", scores.dtype)
+    if causal:
+        past = np.tril(np.ones((query.shape[1], key.shape[1]), bool))
+        scores = broadcast(call, "Where", [past, scores, np.float32(-1e9)], f"{name}/causal", scores.dtype)
     weights = e.emit("Softmax", f"{name}/softmax", [scores], shape, q.dtype, axis=-1)
     mixed = e.emit("MatMul", f"{name}/mixed", [weights, v], (*shape[:-1], v.shape[-1]), q.dtype)
     return e.transposed(mixed, (0, 2, 1, 3), name)
