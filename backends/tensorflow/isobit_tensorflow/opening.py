@@ -89,7 +89,9 @@ def _inputs(emitter: Emitter, model: keras.Model, structure: Any) -> dict[int, V
         if dtype not in ("float32", "int32", "int64", "bool", "uint8", "int8", "float16", "bfloat16"):
             raise ModelError(f"input {tensor.name!r} is {dtype}: real numbers are float32 here")
         kind = "float32" if dtype in ("float16", "bfloat16") else dtype
-        found[id(tensor)] = emitter.input(names.get(id(tensor)) or tensor._keras_history.operation.name, tensor.shape, kind)
+        found[id(tensor)] = emitter.input(
+            names.get(id(tensor)) or tensor._keras_history.operation.name, tensor.shape, kind
+        )
     return found
 
 
