@@ -241,6 +241,17 @@ def test_recurrent_layers(name: str) -> None:
     check(RECURRENT[name](), "GRU" if "gru" in name or "summed" in name or name == "backwards" else "LSTM")
 
 
+def test_between_recurrent_layers_the_sequence_stays_first() -> None:
+    x = keras.Input((7, 5))
+    y = L.LSTM(4, return_sequences=True)(x)
+    opened = check(keras.Model(x, L.Dense(2)(L.GRU(3, return_sequences=True, name="gru")(y))))
+    layer = ["Transpose", "Reshape"]
+    assert [node.op for node in opened.graph.nodes] == [
+        "Transpose", "LSTM", *layer, "GRU", *layer, "Transpose", "Linear",
+    ]  # fmt: skip
+    assert opened.graph.tensors[opened.graph.node("gru").inputs[0]].shape == (7, "batch", 4)
+
+
 def test_shapes_and_wrappers() -> None:
     x = image(6, 4)
     words = keras.Input((3,), dtype="int32")

@@ -176,6 +176,7 @@ def refused() -> dict[str, tuple[object, str]]:
         ),
         "training": (keras.Model(x, L.Dropout(0.5, name="always")(x, training=True)), "always.*training=True"),
         "float64": (keras.Model(d := keras.Input((4,), dtype="float64"), d * 2.0), "float64"),
+        "half": (keras.Model(x, L.Dense(3, dtype="bfloat16", name="half")(x)), "half/kernel.*bfloat16"),
         "no model": (L.Dense(3), "opens Keras models"),
     }
 
@@ -184,6 +185,15 @@ def refused() -> dict[str, tuple[object, str]]:
 def test_refused_models_say_why(name: str) -> None:
     model, message = refused()[name]
     with pytest.raises(ModelError, match=message):
+        opened(model)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
+def test_a_model_that_keras_has_quantized_is_refused() -> None:
+    x = keras.Input((4,))
+    model = keras.Model(x, L.Dense(3, name="dense")(x))
+    model.get_layer("dense").quantize("int8")
+    with pytest.raises(ModelError, match="dense.*quantized by Keras"):
         opened(model)
 
 

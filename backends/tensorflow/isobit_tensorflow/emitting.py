@@ -65,6 +65,7 @@ class Emitter:
         self._names: set[str] = set()
         self._plain: dict[tuple[str, str | None], str] = {}  # graph tensor, dropout -> in Keras' order of axes
         self._first: dict[tuple[str, str | None], str] = {}  # graph tensor in Keras' order, dropout -> channels first
+        self._undone: dict[str, tuple[Value, tuple[int, ...]]] = {}  # transposed -> what it was made of, and how
         self._paths: dict[int, str] = {}
         self._readers: dict[str, list[tuple[str, Any]]] = {}
 
@@ -130,7 +131,12 @@ class Emitter:
         if value.last and perm == first_axes(value.rank):
             return Value(value.name, shape, value.dtype, dropout=value.dropout)
         source = self.plain(value)
+        if source.name in self._undone and value.dropout is None:
+            origin, before = self._undone[source.name]
+            if tuple(before[axis] for axis in perm) == tuple(range(value.rank)):
+                return origin  # a transposition of the user's that undoes his last one
         made = self.emit("Transpose", name, [source], shape, value.dtype, perm=perm)
+        self._undone[made.name] = source, perm
         if perm == last_axes(value.rank):
             self._first[made.name, None] = source.name
         elif perm == first_axes(value.rank):

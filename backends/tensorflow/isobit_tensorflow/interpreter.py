@@ -39,9 +39,11 @@ class Run:
         self._raw: dict[str, Operand] = {}  # before the quantizer, where a single reader has its own
         self._constants: dict[Site, Constant] = {}
         self._dropped: dict[str, Operand] = {}
-        self._left = Counter(name or "" for node in graph.nodes for name in node.inputs)
+        self._left = Counter(name for node in graph.nodes for name in node.inputs if name is not None)
         self._left.update(graph.outputs.values())
-        self._own = {graph.node(site.node).inputs[site.index] for site in quantizers if isinstance(site, Input)}
+        self._own: set[str | None] = {
+            graph.node(site.node).inputs[site.index] for site in quantizers if isinstance(site, Input)
+        }
         dropouts = training.dropouts if training is not None else ()
         self._drops = {reader: dropout for dropout in dropouts for reader in dropout.readers}
 
@@ -53,8 +55,8 @@ class Run:
             operands = [self._operand(node, index) for index in range(len(node.inputs))]
             for name, result in zip(node.outputs, self._compute(node, operands), strict=False):
                 self._produce(name, result)
-            for name in node.inputs:
-                self._release(name)
+            for read in node.inputs:
+                self._release(read)
         return {name: self._output(name, tensor) for name, tensor in self.graph.outputs.items()}
 
     def _output(self, name: str, tensor: str) -> tf.Tensor:

@@ -33,6 +33,7 @@ def open_model(model: Any) -> KerasModel:
     raw = emitter.graph()
     graph = canonicalize(raw)
     training = Training(emitter.dropout_list(), emitter.momentum)
+    _require_float32(emitter)
     variables = {}
     for info in graph.weights.values():
         source = info.source
@@ -72,6 +73,16 @@ def _require_graph(model: Any) -> None:
             "functional: x = keras.Input(shape=...); model = keras.Model(x, model.call(x)), where call uses layers and "
             "keras.ops only"
         )
+
+
+def _require_float32(emitter: Emitter) -> None:
+    for name, variable in emitter.variables.items():
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        if "float" in dtype and dtype != "float32":
+            raise ModelError(
+                f"variable {name!r} is {dtype}: variables are float32 here, also under a mixed policy. Load the "
+                "weights into the model built with dtype='float32' or 'mixed_float16'"
+            )
 
 
 def _structures(model: keras.Model) -> tuple[Any, Any]:

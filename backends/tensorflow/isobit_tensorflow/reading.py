@@ -97,7 +97,7 @@ class Reader:
         """The result of one layer or operation on values."""
         from isobit_tensorflow.rules import rule_of
 
-        _refuse_masks(name, kwargs)
+        _refuse(operation, name, kwargs)
         if isinstance(operation, keras.Model) and is_functional(operation):
             return self._inline(operation, name, args)
         rule = rule_of(operation)
@@ -163,7 +163,7 @@ def _node_of(tensor: Any) -> Any:
 
 
 @cache
-def _functional() -> type:
+def _functional() -> Any:
     """The class of functional models, which Keras does not export by name."""
     x = keras.Input((1,))
     return type(keras.Model(x, x))
@@ -171,7 +171,7 @@ def _functional() -> type:
 
 def is_functional(model: keras.Model) -> bool:
     """Whether a model is a graph of layers: Sequential or functional, with the call that these have."""
-    kinds = (keras.Sequential, _functional())
+    kinds: tuple[Any, ...] = (keras.Sequential, _functional())
     return any(isinstance(model, kind) and type(model).call is kind.call for kind in kinds)
 
 
@@ -187,9 +187,11 @@ def _calls_forgotten(owner: Any) -> Iterator[None]:
             del layer._inbound_nodes[inbound:], layer._outbound_nodes[outbound:]
 
 
-def _refuse_masks(name: str, kwargs: Mapping[str, Any]) -> None:
-    for key, value in kwargs.items():
-        if key == "training" and value:
-            raise ModelError(f"{name!r} is called with training=True: the neutral graph is that of inference")
-        if key == "initial_state" and value is not None:
-            raise ModelError(f"{name!r} is called with an initial state: only states that begin at 0 are read")
+def _refuse(operation: Any, name: str, kwargs: Mapping[str, Any]) -> None:
+    """What changes a layer's meaning without being seen in its call."""
+    if getattr(operation, "quantization_mode", None) is not None:
+        raise ModelError(f"{name!r} was quantized by Keras ({operation.quantization_mode}): open the float model")
+    if kwargs.get("training"):
+        raise ModelError(f"{name!r} is called with training=True: the neutral graph is that of inference")
+    if kwargs.get("initial_state") is not None:
+        raise ModelError(f"{name!r} is called with an initial state: only states that begin at 0 are read")

@@ -88,7 +88,9 @@ def _emit(
 
 
 def _moved(call: Call, x: Value, name: str, perm: tuple[int, ...]) -> Value:
-    return _emit(call, "Transpose", name, [x], tuple(x.shape[axis] for axis in perm), {"perm": perm})
+    made = call.emitter.transposed(x, perm, name)
+    call.emitter.mark_batch(made.name, made.shape)
+    return made
 
 
 def _reversed(call: Call, x: Value, name: str) -> Value:
