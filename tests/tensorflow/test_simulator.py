@@ -106,6 +106,9 @@ def test_fit_learns_weights_and_scales() -> None:
     assert not np.array_equal(native.parameters["fc/kernel"].numpy(), kernel)
     assert not np.array_equal(layer.scale.numpy(), scale)
     learned = sim.backend_model.encodings()[Weight("fc/kernel")]
+    again = sim.backend_model.copy()
+    assert again.native.quantizers[Weight("fc/kernel")].scale.trainable
+    assert dict(again.encodings()) == dict(sim.backend_model.encodings())
     np.testing.assert_array_equal(learned.scale, np.maximum(layer.scale.numpy(), np.float32(SMALLEST_SCALE)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
 
 import keras
 import tensorflow as tf
@@ -16,13 +16,7 @@ NATIVE = "keras::"
 
 def run_native(node: Node, *operands: Operand | None) -> list[Operand]:
     """Call the operation that the node describes, with its tensors in the places they had."""
-    operation = keras.saving.deserialize_keras_object(_config(node.attributes["operation"]))
+    operation = keras.saving.deserialize_keras_object(json.loads(node.attributes["operation"]))
     arguments = iter([None if operand is None else operand.canonical() for operand in operands])
     places = [next(arguments) if place == "tensor" else place for place in node.attributes["arguments"]]
     return [Operand(result) for result in tf.nest.flatten(operation(*places))]
-
-
-def _config(text: str) -> Any:
-    import json
-
-    return json.loads(text)

@@ -118,10 +118,6 @@ class KerasModel:
         """The encodings of all quantizers, on or off, as their variables hold them now."""
         return Encodings({site: layer.encoding for site, layer in self._native.quantizers.items()})
 
-    def disabled(self) -> list[Site]:
-        """The sites whose quantizers are off."""
-        return [site for site, layer in self._native.quantizers.items() if not layer.enabled]
-
     def _check(self, site: Site, encoding: Encoding) -> None:
         graph = self.graph
         if not graph.has_site(site):
@@ -186,18 +182,7 @@ class KerasModel:
 
     def copy(self) -> KerasModel:
         """An independent copy."""
-        native = self._native
-        made = Simulator.from_config(native.get_config())
-        for name, variable in made.parameters.items():
-            variable.assign(native.parameters[name])
-        copy = KerasModel(made)
-        copy.set_state(self.encodings(), self.disabled())
-        return copy
-
-    def set_state(self, encodings: Mapping[Site, Encoding], off: Iterable[Site]) -> None:
-        """Take over the quantizers of another model of the same graph."""
-        self.set_quantizers({**dict.fromkeys(list(self._native.quantizers)), **encodings})
-        self.enable(off, on=False)
+        return KerasModel(self._native.twin())
 
     def state(self) -> bytes:
         """Everything, as bytes."""

@@ -23,7 +23,7 @@ def open_model(model: Any) -> KerasModel:
     if isinstance(model, str | os.PathLike):
         model = _load(os.fspath(model))
     if isinstance(model, Simulator):
-        return KerasModel(_copied(model))
+        return KerasModel(model.twin())
     _require_graph(model)
     emitter = Emitter()
     structure_in, structure_out = _structures(model)
@@ -129,9 +129,3 @@ def _policy(model: keras.Model) -> Any:
     policies = [layer.dtype_policy for layer in model.layers if layer.weights]
     mixed = [policy for policy in policies if policy.compute_dtype != policy.variable_dtype]
     return mixed[0] if len(mixed) * 2 > len(policies) else "float32"
-
-
-def _copied(simulator: Simulator) -> Simulator:
-    made = Simulator.from_config(simulator.get_config())
-    made.set_weights(simulator.get_weights())
-    return made

@@ -29,15 +29,16 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
     variables because a constant would be folded into other arithmetic.
     """
 
-    def __init__(self, encodings: str, name: str | None = None, trainable: bool = True) -> None:
-        """`encodings` is isobit's JSON of one site and its encoding."""
-        super().__init__(name=name, trainable=trainable, dtype="float32", autocast=False)
+    def __init__(self, encodings: str, learned: tuple[bool, bool] = (False, False), name: str | None = None) -> None:
+        """`encodings` is isobit's JSON of one site and its encoding; `learned` says whether its parts are trained."""
+        super().__init__(name=name, dtype="float32", autocast=False)
         (self.site, self._template), *others = isobit_json.loads(encodings, "quantizer").items()
         if others:
             raise EncodingError("a quantizer holds the encoding of one site")
         self.scale = self._variable("scale", self._template.scale, np.float32)
         self.zero_point = self._variable("zero_point", self._template.zero_point, np.float32)
         self.on = self._variable("on", np.float32(1), np.float32)
+        self.scale.trainable, self.zero_point.trainable = learned
         self.built = True
 
     @classmethod
@@ -135,4 +136,5 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """The site and the encoding as it is now."""
         current = isobit_json.dumps(Encodings({self.site: self.encoding}))
-        return {"name": self.name, "trainable": self.trainable, "encodings": current}
+        learned = (bool(self.scale.trainable), bool(self.zero_point.trainable))
+        return {"name": self.name, "encodings": current, "learned": learned}

@@ -90,14 +90,17 @@ def _average(call: Call) -> Value:
 
 def _two(op: str, dtype: str | None = None) -> Rule:
     def rule(call: Call) -> Value | None:
-        operands = [call.argument(0), call.argument(1)]
-        if not all(isinstance(o, Value | keras.Variable | int | float | np.ndarray | np.generic) or hasattr(o, "numpy")
-                   for o in operands):  # fmt: skip
-            return None
-        return broadcast(call, op, [o.numpy() if hasattr(o, "numpy") and not isinstance(o, keras.Variable) else o
-                                    for o in operands], dtype=dtype)  # fmt: skip
+        operands = [_as_operand(call.argument(index)) for index in (0, 1)]
+        return None if any(operand is None for operand in operands) else broadcast(call, op, operands, dtype=dtype)
 
     return rule
+
+
+def _as_operand(argument: Any) -> Any:
+    """A value, a variable or an array; None for anything else."""
+    if isinstance(argument, Value | keras.Variable | np.ndarray | np.generic | int | float):
+        return argument
+    return np.asarray(argument.numpy()) if hasattr(argument, "numpy") else None  # a tensor in the user's code
 
 
 def concatenate(call: Call, values: Sequence[Value], axis: int) -> Value:

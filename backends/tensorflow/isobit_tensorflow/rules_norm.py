@@ -13,7 +13,7 @@ from isobit_tensorflow.emitting import Value
 from isobit_tensorflow.reading import Call, Rule
 
 
-def _vector(call: Call, variable: Any, part: str, size: int, fill: float) -> str:
+def _vector(call: Call, variable: Any, part: str, size: int | list[int], fill: float) -> str:
     """A variable, or a constant where the layer does without."""
     if variable is not None:
         return call.emitter.weight(variable, path=f"{call.name}/{part}")
@@ -65,16 +65,10 @@ def _layer_norm(call: Call) -> Value | None:
     full = [int(n) for n in sizes if n is not None]
     if len(full) != len(sizes):
         return None
-    scale = _shaped(call, layer.gamma, "gamma", full, 1.0)
-    shift = _shaped(call, layer.beta, "beta", full, 0.0)
+    scale = _vector(call, layer.gamma, "gamma", full, 1.0)
+    shift = _vector(call, layer.beta, "beta", full, 0.0)
     attributes = {"axis": axes[0], "epsilon": float(layer.epsilon)}
     return e.emit("LayerNormalization", call.name, [x, scale, shift], x.shape, x.dtype, **attributes)
-
-
-def _shaped(call: Call, variable: Any, part: str, sizes: list[int], fill: float) -> str:
-    if variable is not None:
-        return call.emitter.weight(variable, path=f"{call.name}/{part}")
-    return call.emitter.constant(f"{call.name}/{part}", np.full(sizes, fill, np.float32))
 
 
 def _group_norm(call: Call) -> Value | None:

@@ -121,6 +121,15 @@ class Simulator(keras.Model):  # type: ignore[misc]
         config["dtype"] = keras.saving.deserialize_keras_object(config["dtype"])
         return cls(**config)
 
+    def twin(self) -> Simulator:
+        """An independent copy, the quantizers' switches included."""
+        made = Simulator.from_config(self.get_config())
+        for name, variable in made.parameters.items():
+            variable.assign(self.parameters[name])
+        for copy, layer in zip(made.quantizer_layers, self.quantizer_layers, strict=True):
+            copy.enabled = layer.enabled
+        return made
+
     def build(self, input_shape: Any = None) -> None:
         """Nothing is left to build: every variable is there."""
 
