@@ -111,6 +111,28 @@ def to_native(canonical: NDArray[Any], layout: Sequence[Step], native: NDArray[A
     return np.asarray(array, order="C")  # ascontiguousarray would make a scalar one-dimensional
 
 
+def resized(layout: Sequence[Step], shape: tuple[int, ...]) -> Layout:
+    """The layout of a constant whose canonical shape an edit has changed to `shape`, its views adapted.
+
+    Raises ValueError where a view does not say how the native array changes.
+    """
+    array = np.broadcast_to(np.int8(0), shape)
+    steps: list[Step] = []
+    for step in reversed(layout):
+        if isinstance(step, View):
+            before = array.reshape(_resized(step, array))
+            steps.append(View(array.shape, before.shape))
+            array = before
+        elif isinstance(step, Permute):
+            steps.append(step)
+            array = array.transpose(np.argsort(step.axes))
+        elif isinstance(step, Blocks):
+            steps.append(step)
+        else:
+            raise ValueError("a part of an array keeps its shape")
+    return tuple(reversed(steps))
+
+
 def _resized(step: View, array: NDArray[Any]) -> tuple[int, ...]:
     """The shape before the view, adapted when an edit has changed the array's size along one axis."""
     if array.shape == step.shape:

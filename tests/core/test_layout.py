@@ -17,6 +17,7 @@ from isobit.layout import (
     compose,
     conv_transpose_layout,
     output_shape,
+    resized,
     to_canonical,
     to_native,
 )
@@ -133,3 +134,16 @@ def test_composing_merges_reorderings(first: tuple[int, ...], second: tuple[int,
     np.testing.assert_array_equal(to_canonical(x, composed), to_canonical(x, steps))
     assert len(composed) <= 1
     assert compose(steps[:1], (Blocks((1, 0)),)) == (*compose((), steps[:1]), Blocks((1, 0)))
+
+
+def test_a_layout_follows_a_constant_that_an_edit_has_cut() -> None:
+    depthwise: Layout = (Permute((2, 3, 0, 1)), View((6, 1, 3, 3), (6, 1, 3, 3)))  # Keras' (height, width, channels, 1)
+    cut = resized(depthwise, (4, 1, 3, 3))
+    assert output_shape((3, 3, 4, 1), cut) == (4, 1, 3, 3)
+    canonical = np.random.default_rng(0).standard_normal((4, 1, 3, 3)).astype(np.float32)
+    np.testing.assert_array_equal(to_canonical(to_native(canonical, cut), cut), canonical)
+    assert resized(TRANSPOSED, (3, 5)) == TRANSPOSED
+    with pytest.raises(ValueError, match="reshape"):  # two channels of six multiples: no whole number is left
+        resized((View((6, 1, 3), (2, 3, 3)),), (5, 1, 3))
+    with pytest.raises(ValueError, match="part"):
+        resized((Take(0),), (3,))

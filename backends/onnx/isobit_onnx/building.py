@@ -82,13 +82,11 @@ class _Builder:
         self._node("ConvTranspose", inputs, output, node.name, node.attributes)
 
     def _add_lstm(self, node: Node, inputs: list[str], output: str) -> None:
-        """Constants have an axis for the directions, and the two biases are one operand."""
-        for name in inputs[1:4] + inputs[8:]:
+        """Constants have an axis for the directions."""
+        for name in inputs[1:]:
             self.constants[name] = self.network.weights[name][None]
-        bias = f"{node.name}.bias"
-        self._node("Concat", [inputs[3], inputs[8]], bias, bias, {"axis": 1})
         attributes = {name: value for name, value in node.attributes.items() if name != "activations"}
-        self._node(node.op, [*inputs[:3], bias], output, node.name, attributes)
+        self._node(node.op, inputs, output, node.name, attributes)
 
     _add_gru = _add_lstm
 

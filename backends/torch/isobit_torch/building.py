@@ -82,7 +82,7 @@ class NetworkModule(nn.Module):
             return nn.Linear(features, out, bias=node.input(2) is not None)
         if node.op in RECURRENT:
             kind: Any = nn.LSTM if node.op == "LSTM" else nn.GRU
-            return kind(self._shape(node.input(1))[1], a["hidden_size"])  # type: ignore[no-any-return]
+            return kind(self._shape(node.input(1))[1], a["hidden_size"], bias=False)  # type: ignore[no-any-return]
         if node.op == "BatchNormalization":
             return nn.BatchNorm2d(self._shape(node.input(1))[0], eps=a["epsilon"])
         if node.op == "LayerNormalization":
@@ -98,13 +98,10 @@ class NetworkModule(nn.Module):
         }
         roles["BatchNormalization"] = ("weight", "bias", "running_mean", "running_var")
         roles["LayerNormalization"] = ("weight", "bias")
-        cell = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "", "", "", "", "bias_hh_l0")
-        roles.update(dict.fromkeys(RECURRENT, cell))
+        roles.update(dict.fromkeys(RECURRENT, ("weight_ih_l0", "weight_hh_l0")))
         first: dict[str, nn.Parameter] = {}
         for node in self.network.graph.nodes:
             for role, name in zip(roles.get(node.op, ()), node.inputs[1:], strict=False):
-                if not role:
-                    continue
                 layer = self.get_submodule(node.name)
                 old = getattr(layer, role)
                 if name in first:

@@ -21,6 +21,7 @@ from isobit.canonical.cleaning import (
 from isobit.canonical.linear import to_linear
 from isobit.canonical.matmul_scale import absorb_matmul_scale
 from isobit.canonical.normalization import fuse_normalization
+from isobit.canonical.padding import absorb_padding
 from isobit.canonical.pooling import to_global_pooling
 from isobit.canonical.recurrent import canonical_recurrent, drop_zero_states
 from isobit.canonical.weights import canonical_weights
@@ -36,6 +37,7 @@ PASSES = (
     to_linear,
     canonical_recurrent,
     canonical_weights,
+    absorb_padding,
     fuse_normalization,
     fuse_activations,
     absorb_matmul_scale,

@@ -161,15 +161,14 @@ class NetworkBuilder:
     def recurrent(self, op: str, name: str, x: str, hidden: int) -> str:
         """An LSTM or GRU over (sequence, batch, features); the two nodes behind it take the axis of directions away.
 
-        The weights are PyTorch's for one layer by name, and ONNX's in the order of their gates.
+        The weights are PyTorch's for one layer by name, and ONNX's in the order of their gates. There is no bias: Keras'
+        LSTM has one where PyTorch's has two.
         """
         rows = hidden * {"LSTM": 4, "GRU": 3}[op]
         weights = [self.random_weight(f"{name}.weight_ih_l0", rows, self._channels(x, -1))]
         weights.append(self.random_weight(f"{name}.weight_hh_l0", rows, hidden))
-        biases = [self.weight(f"{name}.bias_{part}_l0", self._rng.standard_normal(rows) * 0.1) for part in ("ih", "hh")]
         attributes = {"linear_before_reset": 1} if op == "GRU" else {}
-        missing = (None,) * 4
-        y = self.op(op, name, x, *weights, biases[0], *missing, biases[1], hidden_size=hidden, **attributes)
+        y = self.op(op, name, x, *weights, hidden_size=hidden, **attributes)
         y = self.op("Transpose", f"{name}.by_batch", y, perm=(0, 2, 1, 3))
         return self.op("Reshape", f"{name}.joined", y, shape=(self._channels(x, 0), -1, hidden))
 

@@ -1,0 +1,200 @@
+"""Neutral ops whose ONNX form differs: settings that are inputs in ONNX, and ops that ONNX writes as several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import helper
+
+from isobit.graph import Node
+from isobit.ops import SETTINGS
+
+if TYPE_CHECKING:
+    from isobit_onnx.writing import OnnxWriter
+
+Lowering = Callable[["OnnxWriter", Node, Sequence[str]], None]
+
+#: Ops with the same name, inputs and attributes in ONNX.
+PLAIN = frozenset(
+    "Conv ConvTranspose Gather BatchNormalization LayerNormalization GroupNormalization InstanceNormalization "
+    "Relu LeakyRelu Elu Selu Celu Gelu HardSwish HardSigmoid Mish Sigmoid Tanh Softplus Softsign "
+    "ThresholdedRelu Exp Log Sqrt Reciprocal Neg Abs Erf Sin Cos Floor Ceil Round Sign Softmax LogSoftmax Not IsNaN "
+    "Identity Add Sub Mul Div Pow Max Min Mean Sum Where Equal Greater Less GreaterOrEqual LessOrEqual And Or Xor Mod "
+    "Concat Transpose MaxPool ReduceMean ReduceSum ArgMax ArgMin DepthToSpace".split()
+)
+
+
+def _with_settings(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    """Attributes that are inputs in ONNX."""
+    attributes, operands = dict(node.attributes), list(inputs)
+    for index, name in sorted(SETTINGS[node.op].items()):
+        if name in attributes:
+            value = attributes.pop(name)
+            real = name in ("min", "max", "value", "scales", "ratio")
+            operands += [""] * (index - len(operands))
+            operands.append(writer.constant(f"{node.name}/{name}", value, np.float32 if real else np.int64))
+    outputs = [writer.value(output) for output in node.outputs]
+    writer.node(node.op, operands, outputs, node.name, attributes)
+
+
+def _linear(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    """Gemm for matrices; MatMul and Add for anything with more axes."""
+    output, weight = writer.value(node.outputs[0]), node.inputs[1] or ""
+    turned = bool(writer.stored_layout(weight))
+    if writer.graph.tensors[node.outputs[0]].rank == 2:
+        writer.node("Gemm", inputs, output, node.name, {"transB": 0 if turned else 1})
+        return
+    kernel, biased = inputs[1], len(inputs) == 3 and inputs[2]
+    if not turned:
+        kernel = writer.free(f"{inputs[1]}/transposed")
+        writer.node("Transpose", [inputs[1]], kernel, kernel, {"perm": [1, 0]})
+    product = writer.free(f"{node.name}/matmul") if biased else output
+    writer.node("MatMul", [inputs[0], kernel], product, f"{node.name}/matmul" if biased else node.name, {})
+    if biased:
+        writer.node("Add", [product, inputs[2]], output, node.name, {})
+
+
+def _matmul(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    scale, output = node.attributes.get("scale"), writer.value(node.outputs[0])
+    if scale is None:
+        writer.node("MatMul", inputs, output, node.name, {})
+        return
+    product = writer.free(f"{node.name}/product")
+    writer.node("MatMul", inputs, product, f"{node.name}/product", {})
+    factor = writer.constant(f"{node.name}/scale", scale, np.float32)
+    writer.node("Mul", [product, factor], output, node.name, {})
+
+
+def _global_average(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    output = writer.value(node.outputs[0])
+    if node.attributes.get("keepdims", 1):
+        writer.node("GlobalAveragePool", inputs, output, node.name, {})
+        return
+    pooled = writer.free(f"{node.name}/pooled")
+    writer.node("GlobalAveragePool", inputs, pooled, f"{node.name}/pooled", {})
+    writer.node("Flatten", [pooled], output, node.name, {"axis": 1})
+
+
+def _average_pool(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    """onnxruntime (1.32) refuses its own integer kernel where dilations are said, even those of 1."""
+    attributes = dict(node.attributes)
+    if set(attributes.get("dilations", ())) <= {1}:
+        attributes.pop("dilations", None)
+    writer.node("AveragePool", inputs, writer.value(node.outputs[0]), node.name, attributes)
+
+
+def _global_max(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    output = writer.value(node.outputs[0])
+    if node.attributes.get("keepdims", 1):
+        writer.node("GlobalMaxPool", inputs, output, node.name, {})
+        return
+    pooled = writer.free(f"{node.name}/pooled")
+    writer.node("GlobalMaxPool", inputs, pooled, f"{node.name}/pooled", {})
+    writer.node("Flatten", [pooled], output, node.name, {"axis": 1})
+
+
+def _swish(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    gate = writer.free(f"{node.name}/sigmoid")
+    writer.node("Sigmoid", inputs, gate, gate, {})
+    writer.node("Mul", [inputs[0], gate], writer.value(node.outputs[0]), node.name, {})
+
+
+def _rms_norm(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    """``x / sqrt(mean(x²) + epsilon) * scale``, which ONNX has as one op from opset 23 only."""
+    stem, x = node.name, inputs[0]
+    square, power, shifted, root, scaled = (
+        writer.free(f"{stem}/{part}") for part in ("square", "power", "shifted", "root", "scaled")
+    )
+    axes = writer.constant(f"{stem}/axes", list(range(int(node.attributes["axis"]), 0)), np.int64)
+    epsilon = writer.constant(f"{stem}/epsilon", node.attributes["epsilon"], np.float32)
+    writer.node("Mul", [x, x], square, square, {})
+    writer.node("ReduceMean", [square, axes], power, power, {"keepdims": 1})
+    writer.node("Add", [power, epsilon], shifted, shifted, {})
+    writer.node("Sqrt", [shifted], root, root, {})
+    last = writer.value(node.outputs[0])
+    if len(inputs) == 1:
+        writer.node("Div", [x, root], last, node.name, {})
+        return
+    writer.node("Div", [x, root], scaled, scaled, {})
+    writer.node("Mul", [scaled, inputs[1]], last, node.name, {})
+
+
+def _recurrent(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    """ONNX wants an axis for the direction, and the two halves of the bias as one."""
+    operands = [*inputs, *[""] * (9 - len(inputs))]
+    axes = writer.constant(f"{node.name}/direction", [0], np.int64)
+
+    def directed(name: str) -> str:
+        made = writer.free(f"{name}/directed")
+        writer.node("Unsqueeze", [name, axes], made, made, {})
+        return made
+
+    halves = [operands[3], operands[8]]
+    bias = ""
+    if any(halves):
+        rows = writer.graph.weights[node.inputs[1] or ""].shape[0]
+        zeros = np.zeros(rows, np.float32)
+        halves = [half or writer.constant(f"{node.name}/no_bias", zeros, np.float32) for half in halves]
+        joined = writer.free(f"{node.name}/bias")
+        writer.node("Concat", halves, joined, joined, {"axis": 0})
+        bias = directed(joined)
+    weights = [directed(name) for name in operands[1:3]]
+    writer.node(node.op, [operands[0], *weights, bias], writer.value(node.outputs[0]), node.name, node.attributes)
+
+
+def _prelu(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    """ONNX broadcasts the slope from the last axis: a slope a channel gets axes of size 1 behind."""
+    slope, rank = inputs[1], writer.graph.tensors[node.inputs[0] or ""].rank or 0
+    name = node.inputs[1] or ""
+    shape = writer.graph.weights[name].shape if name in writer.graph.weights else ()
+    if len(shape) == 1 and rank > 2 and shape[0] != 1:
+        slope = writer.free(f"{node.name}/slope")
+        target = writer.constant(f"{node.name}/slope_shape", [shape[0], *[1] * (rank - 2)], np.int64)
+        writer.node("Reshape", [inputs[1], target], slope, slope, {})
+    writer.node("PRelu", [inputs[0], slope], writer.value(node.outputs[0]), node.name, {})
+
+
+def _cast(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(str(node.attributes["to"])))
+    writer.node("Cast", inputs, writer.value(node.outputs[0]), node.name, {"to": int(kind)})
+
+
+def _expand(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    """-1 keeps a size, which ONNX writes as 1."""
+    shape = [1 if n < 0 else n for n in node.attributes["shape"]]
+    target = writer.constant(f"{node.name}/shape", shape, np.int64)
+    writer.node("Expand", [inputs[0], target], writer.value(node.outputs[0]), node.name, {})
+
+
+def _reshape(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    """With several unknown sizes the batch keeps its own (0), the last one is worked out (-1)."""
+    shape: list[int] = list(node.attributes["shape"])
+    unknown = [axis for axis, size in enumerate(shape) if size < 0]
+    for axis in unknown[:-1]:
+        shape[axis] = 0
+    target = writer.constant(f"{node.name}/shape", shape, np.int64)
+    writer.node("Reshape", [inputs[0], target], writer.value(node.outputs[0]), node.name, {})
+
+
+LOWERINGS: Mapping[str, Lowering] = {
+    **dict.fromkeys(set(SETTINGS) - {"Dropout"}, _with_settings),
+    "Linear": _linear,
+    "MatMul": _matmul,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": _global_average,
+    "GlobalMaxPool": _global_max,
+    "Swish": _swish,
+    "RMSNormalization": _rms_norm,
+    "PRelu": _prelu,
+    "Cast": _cast,
+    "Expand": _expand,
+    "Reshape": _reshape,
+    **dict.fromkeys(("LSTM", "GRU"), _recurrent),
+}
+
+
+def lowered_ops() -> Any:
+    """All ops with an ONNX form."""
+    return sorted({*PLAIN, *LOWERINGS})

@@ -1,0 +1,1 @@
+"""isobit for Keras 3 models on the TensorFlow backend."""

@@ -1,0 +1,55 @@
+"""TensorFlowBackend: the front door. Imports Keras and TensorFlow only when a model is opened."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from isobit.errors import ModelError, PluginError
+
+if TYPE_CHECKING:
+    from isobit_tensorflow.model import KerasModel
+
+
+class TensorFlowBackend:
+    """Opens functional and Sequential Keras 3 models, and the path of a ``.keras`` file."""
+
+    name = "tensorflow"
+    framework = "keras"  # a Keras model on another Keras backend comes here too, and hears what to change
+    install = 'pip install "isobit[tensorflow-cpu]"'
+    suffixes: tuple[str, ...] = (".keras",)
+
+    def accepts(self, model: object) -> int:
+        """2 for Keras models (asked only of a Keras that is imported already) and for ``.keras`` paths."""
+        if isinstance(model, str | os.PathLike):
+            return 2 if os.fspath(model).endswith(self.suffixes) else 0
+        keras = sys.modules.get("keras")
+        return 2 if keras is not None and isinstance(model, keras.Model) else 0
+
+    def open(self, model: Any, example_inputs: Any = None) -> KerasModel:
+        """Read a copy of a model. `example_inputs` are not needed. Raises ModelError."""
+        self._require()
+        from isobit_tensorflow.opening import open_model
+
+        return open_model(model)
+
+    def restore(self, state: bytes) -> KerasModel:
+        """The model that `KerasModel.state` wrote."""
+        self._require()
+        from isobit_tensorflow.state import restore
+
+        return restore(state)
+
+    def _require(self) -> None:
+        for module, what in (("tensorflow", "TensorFlow"), ("keras", "Keras")):
+            if find_spec(module) is None:
+                raise PluginError(f"backend 'tensorflow' needs {what}: {self.install}")
+        import keras
+
+        if keras.backend.backend() != "tensorflow":
+            raise ModelError(
+                f"Keras runs on {keras.backend.backend()!r} here, and this backend simulates on TensorFlow: set "
+                "KERAS_BACKEND=tensorflow before Keras is imported; the same model file loads there"
+            )

@@ -1,0 +1,84 @@
+"""A neutral graph written as ONNX: what onnxruntime computes is what the interpreter computes, under the same names."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from isobit.errors import ModelError
+from isobit.graph import Graph, Node, TensorInfo, WeightInfo
+from isobit.layout import to_canonical
+from isobit.sites import Input, Tensor, Weight
+from isobit.testing import interpreter
+from isobit.testing.networks import NETWORKS
+from isobit_onnx.writing import write_onnx
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_reference_networks(name: str) -> None:
+    network = NETWORKS[name]()
+    graph, weights = network.graph, network.weights
+    proto, names = write_onnx(graph, weights.__getitem__)
+    onnx.checker.check_model(proto, full_check=True)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    batch = network.batch(3)
+    expected = interpreter.outputs(graph, weights.__getitem__, batch)
+    assert [output.name for output in session.get_outputs()] == list(graph.outputs)
+    for output, found in zip(session.get_outputs(), session.run(None, batch), strict=True):
+        np.testing.assert_allclose(found, expected[output.name], rtol=1e-3, atol=1e-4)
+    stored = {constant.name: onnx.numpy_helper.to_array(constant) for constant in proto.graph.initializer}
+    for weight, value in weights.items():
+        entry = names[Weight(weight)]
+        np.testing.assert_array_equal(to_canonical(stored[entry.name], entry.layout), value)
+    nodes = {node.name: node for node in proto.graph.node}
+    for node in graph.nodes:
+        for index, read in enumerate(node.inputs):
+            if read is None:
+                continue
+            entry = names[Input(node.name, index)]
+            site = Tensor(read) if read in graph.tensors else Weight(read)
+            source = nodes[entry.name].input[entry.input]
+            view = next((n for n in proto.graph.node if source in n.output and n.op_type == "Transpose"), None)
+            assert names[site].name in (source, view.input[0] if view is not None else None)
+
+
+def one(op: str, value: np.ndarray | None, shape: tuple, /, **attributes: object) -> tuple[Graph, dict]:
+    """A graph of one node on ``x`` (batch, 4, 5, 5), with `value` as its constant where there is one."""
+    weights = {} if value is None else {"w": value}
+    node = Node("n", op, ("x", *weights), ("n",), attributes, ("n",))
+    tensors = {"x": TensorInfo(("batch", 4, 5, 5)), "n": TensorInfo(shape)}
+    infos = {name: WeightInfo.of(array, name) for name, array in weights.items()}
+    return Graph((node,), ("x",), {"y": "n"}, tensors, infos), weights
+
+
+X = np.random.default_rng(0).standard_normal((3, 4, 5, 5)).astype(np.float32)
+FORMS = {
+    "slope a channel": (one("PRelu", np.full(4, 0.1, np.float32), ("batch", 4, 5, 5)), np.where(X < 0, X * 0.1, X)),
+    "root mean square": (
+        one("RMSNormalization", np.full(5, 2.0, np.float32), ("batch", 4, 5, 5), axis=-1, epsilon=1e-5),
+        X / np.sqrt((X**2).mean(-1, keepdims=True) + 1e-5) * 2,
+    ),
+    "flat maximum": (one("GlobalMaxPool", None, ("batch", 4), keepdims=0), X.max((2, 3))),
+    "kept sizes": (one("Expand", None, ("batch", 4, 5, 5), shape=(-1, -1, 5, 5)), X),
+    "two unknown sizes": (one("Reshape", None, ("batch", 4, None), shape=(-1, 4, -1)), X.reshape(3, 4, 25)),
+    "one-sided": (one("Clip", None, ("batch", 4, 5, 5), max=0.5), np.minimum(X, 0.5)),
+    "swish": (one("Swish", None, ("batch", 4, 5, 5)), X / (1 + np.exp(-X))),
+    "mean": (one("ReduceMean", None, ("batch", 5), axes=(1, 2), keepdims=0), X.mean((1, 2))),
+    "cast": (one("Cast", None, ("batch", 4, 5, 5), to="float32"), X),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_ops_whose_onnx_form_differs(name: str) -> None:
+    (graph, weights), expected = FORMS[name]
+    proto, _ = write_onnx(graph, weights.__getitem__)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    np.testing.assert_allclose(session.run(["y"], {"x": X})[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_op_without_a_form_is_an_error() -> None:
+    graph, weights = one("keras::Thing", None, ("batch", 4))
+    with pytest.raises(ModelError, match="'n'.*keras::Thing"):
+        write_onnx(graph, weights.__getitem__)

@@ -1,0 +1,18 @@
+"""The Python blocks of docs/keras.md, in order; tests/docs passes them over, having no TensorFlow."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "keras.md"
+
+
+def test_the_page_runs(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), names)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.qdq.onnx", "encodings.json", "summary.txt"}

@@ -1,0 +1,228 @@
+"""Models as people write them: nested, shared, several inputs and outputs; and what cannot be opened."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+from keras import ops
+
+from isobit.errors import IsobitError, ModelError
+from isobit.isomorphism import differences
+from isobit.sites import Tensor, Weight
+from isobit_tensorflow.backend import TensorFlowBackend
+
+
+def opened(model):
+    return TensorFlowBackend().open(model)
+
+
+def ops_of(model) -> list[str]:
+    return [node.op for node in model.graph.nodes]
+
+
+def test_channels_last_inputs_are_the_users() -> None:
+    """The graph's input is the user's tensor, a Transpose behind it; a Permute of his in front is no node."""
+    x = keras.Input((8, 6, 3), name="image")
+    conv = L.Conv2D(4, 3, name="conv")
+    plain = opened(keras.Model(x, conv(x)))
+    assert plain.graph.tensors["image"].shape == ("batch", 8, 6, 3)
+    assert ops_of(plain) == ["Transpose", "Conv", "Transpose"]
+    x = keras.Input((3, 8, 6), name="image")
+    turned = opened(keras.Model(x, L.Permute((3, 1, 2))(conv(L.Permute((2, 3, 1))(x)))))
+    assert ops_of(turned) == ["Conv"]
+    image = np.random.default_rng(0).standard_normal((2, 8, 6, 3)).astype(np.float32)
+    np.testing.assert_allclose(
+        plain.run({"image": image})["conv"],
+        next(iter(turned.run({"image": image.transpose(0, 3, 1, 2)}).values())).transpose(0, 2, 3, 1),
+        rtol=1e-6,
+    )
+
+
+def test_a_functional_and_a_sequential_model_have_one_graph() -> None:
+    layers = [L.Conv2D(4, 3, activation="relu", name="conv"), L.Flatten(), L.Dense(3, activation="softmax", name="fc")]
+    sequential = keras.Sequential([keras.Input((8, 8, 2)), *layers])
+    x = inputs = keras.Input((8, 8, 2))
+    for layer in layers:
+        x = layer(x)
+    one, two = opened(sequential), opened(keras.Model(inputs, x))
+    assert differences(one.graph, two.graph, one.weight, two.weight) == []
+    assert ops_of(one) == ["Transpose", "Conv", "Relu", "Transpose", "Reshape", "Linear", "Softmax"]
+    assert [node.name for node in one.graph.nodes if node.op in ("Conv", "Relu")] == ["conv", "conv/relu"]
+
+
+def test_nested_models_shared_layers_several_inputs_and_outputs() -> None:
+    tower_in = keras.Input((6,))
+    tower = keras.Model(tower_in, L.Dense(4, activation="tanh", name="dense")(tower_in), name="tower")
+    inner = keras.Sequential([keras.Input((4,)), L.Dense(4, name="dense")], name="inner")
+    left, right = keras.Input((6,), name="left"), keras.Input((6,), name="right")
+    a, b = tower(left), tower(right)
+    model = keras.Model({"left": left, "right": right}, {"score": inner(a * b), "sum": ops.sum(a + b, axis=-1)})
+    made = opened(model)
+    graph = made.graph
+    assert set(graph.inputs) == {"left", "right"}
+    assert set(graph.outputs) == {"score", "sum"}
+    readers = [use.node.name for use in graph.uses("dense/kernel")]
+    assert readers == ["tower/dense", "tower/dense#1"]  # one weight, two calls
+    assert len({name for name in graph.weights if name.endswith("kernel")}) == 2  # two layers of one name
+    rng = np.random.default_rng(0)
+    batch = {name: rng.standard_normal((3, 6)).astype(np.float32) for name in ("left", "right")}
+    for name, value in model(batch).items():
+        np.testing.assert_allclose(made.run(batch)[name], value, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(made.native(batch)[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_an_input_that_is_returned_and_a_tensor_returned_twice() -> None:
+    x = keras.Input((4,), name="x")
+    y = L.Dense(3, name="fc")(x)
+    made = opened(keras.Model(x, [x, y, y]))
+    batch = {"x": np.ones((2, 4), np.float32)}
+    found = made.run(batch)
+    assert len(found) == 3
+    np.testing.assert_array_equal(found["x"], batch["x"])
+    np.testing.assert_array_equal(found["fc"], found["fc_1"])
+    made.to_onnx()
+
+
+def test_an_operation_outside_the_vocabulary_stays_in_float() -> None:
+    """It runs as Keras runs it, is noted, survives saving, and tf2onnx converts it for the export."""
+    x = keras.Input((6,), name="x")
+    y = L.Dense(3, name="fc")(ops.arctan(ops.flip(L.Dense(6, name="first")(x), axis=-1)))
+    model = keras.Model(x, y)
+    made = opened(model)
+    assert ops_of(made) == ["Linear", "keras::Flip", "keras::Arctan", "Linear"]
+    assert len(made.graph.notes) == 2
+    batch = {"x": np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)}
+    np.testing.assert_allclose(made.run(batch)["fc"], model(batch["x"]), rtol=1e-5, atol=1e-6)
+    again = TensorFlowBackend().restore(made.state())
+    np.testing.assert_array_equal(again.run(batch)["fc"], made.run(batch)["fc"])
+    proto, names = made.to_onnx()
+    assert {node.op_type for node in proto.graph.node} >= {"Gemm", "Atan"}
+    assert names[Tensor("first")].name == "first"
+
+
+def test_dropout_is_between_the_nodes_of_the_graph() -> None:
+    x = keras.Input((6, 4))
+    y = L.SpatialDropout1D(0.5, name="drop")(L.Dense(8, name="first")(x))
+    made = opened(keras.Model(x, L.Add(name="sum")([L.Dense(8, name="second")(y), y])))
+    assert ops_of(made) == ["Linear", "Linear", "Add"]
+    (dropout,) = made.native.behaviour.dropouts
+    assert dropout.tensor == "first"
+    assert dropout.readers == (("second", 0), ("sum", 1))
+    assert dropout.noise == (-1, 1, -1)
+
+
+def test_weights_come_out_in_canonical_layout() -> None:
+    x = keras.Input((8, 8, 4))
+    y = L.DepthwiseConv2D(3, depth_multiplier=2, name="depth")(L.Conv2D(4, (3, 2), name="conv")(x))
+    made = opened(keras.Model(x, L.Dense(5, name="fc")(L.GlobalAveragePooling2D()(y))))
+    native = made.native.parameters
+    np.testing.assert_array_equal(made.weight("conv/kernel"), native["conv/kernel"].numpy().transpose(3, 2, 0, 1))
+    np.testing.assert_array_equal(made.weight("fc/kernel"), native["fc/kernel"].numpy().T)
+    depth = native["depth/kernel"].numpy()
+    assert made.weight("depth/kernel").shape == (8, 1, 3, 3)
+    np.testing.assert_array_equal(made.weight("depth/kernel")[3, 0], depth[:, :, 1, 1])
+    assert made.graph.has_site(Weight("depth/kernel"))
+
+
+# --- what cannot be opened -------------------------------------------------------------------------------------------
+
+
+class Subclassed(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = L.Dense(3)
+
+    def call(self, x):
+        return ops.relu(self.dense(x))
+
+
+def test_a_subclassed_model_says_how_to_become_functional() -> None:
+    model = Subclassed()
+    model(np.ones((2, 4), np.float32))
+    with pytest.raises(ModelError, match=r"subclassed.*keras\.Model\(x, model\.call\(x\)\)"):
+        opened(model)
+    x = keras.Input((4,))
+    advised = opened(keras.Model(x, model.call(x)))
+    batch = np.ones((2, 4), np.float32)
+    np.testing.assert_allclose(
+        next(iter(advised.run({advised.graph.inputs[0]: batch}).values())), model(batch), rtol=1e-6
+    )
+
+
+@keras.saving.register_keras_serializable("tests")
+class Branching(L.Layer):
+    def call(self, x):
+        return x if float(ops.sum(x)) > 0 else -x
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def refused() -> dict[str, tuple[object, str]]:
+    x, words = keras.Input((4,)), keras.Input((5,), dtype="int32")
+    steps = keras.Input((5, 4))
+    masked = L.LSTM(3)(L.Embedding(9, 4, mask_zero=True, name="words")(words))
+    return {
+        "unbuilt": (keras.Sequential([L.Dense(3)], name="raw"), "raw.*not built.*keras.Input"),
+        "branch on values": (keras.Model(x, Branching(name="branch")(x)), "branch.*keras.ops"),
+        "mask": (keras.Model(words, masked), "words.*mask"),
+        "masking layer": (keras.Model(steps, L.LSTM(3)(L.Masking(name="skip")(steps))), "skip.*mask"),
+        "states": (keras.Model(steps, L.LSTM(3, return_state=True, name="lstm")(steps)), "lstm.*states"),
+        "unknown length": (
+            keras.Model(s := keras.Input((None, 4)), L.GRU(3, name="gru")(s)),
+            "gru.*unknown length",
+        ),
+        "training": (keras.Model(x, L.Dropout(0.5, name="always")(x, training=True)), "always.*training=True"),
+        "float64": (keras.Model(d := keras.Input((4,), dtype="float64"), d * 2.0), "float64"),
+        "half": (keras.Model(x, L.Dense(3, dtype="bfloat16", name="half")(x)), "half/kernel.*bfloat16"),
+        "no model": (L.Dense(3), "opens Keras models"),
+    }
+
+
+@pytest.mark.parametrize("name", refused())
+def test_refused_models_say_why(name: str) -> None:
+    model, message = refused()[name]
+    with pytest.raises(ModelError, match=message):
+        opened(model)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
+def test_a_model_that_keras_has_quantized_is_refused() -> None:
+    x = keras.Input((4,))
+    model = keras.Model(x, L.Dense(3, name="dense")(x))
+    model.get_layer("dense").quantize("int8")
+    with pytest.raises(ModelError, match="dense.*quantized by Keras"):
+        opened(model)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras saves so
+def test_files_that_are_no_models(tmp_path) -> None:
+    path = tmp_path / "model.keras"
+    with pytest.raises(ModelError, match="model.keras"):
+        opened(path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="model.keras"):
+        opened(path)
+    x = keras.Input((4,))
+    unsafe = keras.Model(x, L.Lambda(lambda t: t * 2.0)(x))
+    unsafe.save(path)
+    with pytest.raises(ModelError, match="safe"):
+        opened(path)
+    assert issubclass(ModelError, IsobitError)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras saves so
+def test_a_model_file_is_a_model(tmp_path) -> None:
+    x = keras.Input((4,), name="x")
+    keras.Model(x, L.Dense(3, name="fc")(x)).save(tmp_path / "model.keras")
+    made = opened(tmp_path / "model.keras")
+    assert made.run({"x": np.ones((2, 4), np.float32)})["fc"].shape == (2, 3)
+
+
+def test_another_keras_backend_is_told_to_change(monkeypatch) -> None:
+    model = keras.Sequential([keras.Input((4,)), L.Dense(3)])
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ModelError, match="'jax'.*KERAS_BACKEND=tensorflow"):
+        opened(model)

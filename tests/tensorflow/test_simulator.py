@@ -1,0 +1,204 @@
+"""The simulator is a Keras model: compile, fit, save, tf.function, mixed precision, distribution."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers as L
+
+import isobit
+from isobit.arithmetic import SMALLEST_SCALE
+from isobit.encoding import Encoding
+from isobit.plugins import registry
+from isobit.quantsim import QuantSim
+from isobit.sites import Tensor, Weight
+from isobit.techniques import FoldBatchNorms
+from isobit.wishes import Wishes
+from isobit_tensorflow.backend import TensorFlowBackend
+from isobit_tensorflow.quantizers import Quantizer
+
+
+def network() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    x = image = keras.Input((8, 8, 3), name="image")
+    x = L.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(x)
+    x = L.BatchNormalization(momentum=0.5, name="bn")(x)
+    x = L.Dropout(0.5, name="drop")(L.ReLU(name="relu")(x))
+    x = L.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(image, L.Dense(4, kernel_regularizer="l2", name="fc")(x), name="small")
+
+
+def images(count: int = 16, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 8, 8, 3)).astype(np.float32)
+
+
+def simulated(model: keras.Model, data=None) -> QuantSim:
+    sim = QuantSim.of_backend_model(TensorFlowBackend().open(model), registry().target("default"), Wishes())
+    sim.calibrate([images()] if data is None else data)
+    return sim
+
+
+def test_it_takes_and_returns_what_the_model_does() -> None:
+    model, x = network(), images()
+    sim = simulated(model)
+    native = sim.model
+    np.testing.assert_array_equal(native(x), sim.run({"image": x})["fc"])
+    np.testing.assert_array_equal(native.predict(x, batch_size=16, verbose=0), sim.run({"image": x})["fc"])
+    paths = {variable.path for variable in native.variables}
+    assert {"conv/kernel", "bn/gamma", "bn/moving_mean", "fc/kernel", "fc/bias"} <= paths
+    assert [v.path for v in native.trainable_variables] == [v.path for v in model.trainable_variables]
+
+
+def test_eager_and_traced_agree_to_the_last_bit_of_a_quantized_tensor() -> None:
+    sim, x = simulated(network()), images(seed=3)
+    native = sim.model
+    eager = native(x)
+    traced = tf.function(native)(x)
+    step = float(sim.encodings["fc"].scale)
+    assert np.abs(np.round((eager - traced) / step)).max() <= 1  # the convolution's last bits may tip a rounding
+    assert np.mean(np.asarray(eager) == np.asarray(traced)) > 0.9
+
+
+def test_save_and_load(tmp_path) -> None:
+    sim, x = simulated(network()), images(seed=1)
+    native = sim.model
+    path = tmp_path / "simulator.keras"
+    native.save(path)
+    loaded = keras.saving.load_model(path, safe_mode=True)
+    np.testing.assert_array_equal(loaded(x), native(x))
+    assert {layer.site: layer.encoding for layer in loaded.quantizer_layers} == dict(sim.backend_model.encodings())
+    assert list(loaded.parameters) == list(native.parameters)
+    assert {v.path for v in loaded.trainable_variables} == {v.path for v in native.trainable_variables}
+    again = TensorFlowBackend().open(path)  # a simulator on disk is a model too
+    assert dict(again.encodings()) == dict(sim.backend_model.encodings())
+    np.testing.assert_array_equal(again.run({"image": x})["fc"], sim.run({"image": x})["fc"])
+
+
+def test_training_moves_statistics_and_drops_values() -> None:
+    """Batch norm follows the batch with the layer's momentum, dropout acts, the regulariser is in the loss."""
+    model, x = network(), images(64) + 1.0
+    native = TensorFlowBackend().open(model).native
+    wanted = model.get_layer("bn")
+    before = native.parameters["bn/moving_mean"].numpy().copy()
+    outputs = [native(x, training=True).numpy() for _ in range(2)]
+    assert not np.array_equal(*outputs)
+    model(x, training=True)
+    model(x, training=True)
+    after = native.parameters["bn/moving_mean"].numpy()
+    assert not np.array_equal(after, before)
+    np.testing.assert_allclose(after, wanted.moving_mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(native.parameters["bn/moving_variance"].numpy(), wanted.moving_variance, rtol=1e-3)
+    np.testing.assert_allclose(sum(native.losses), sum(model.losses), rtol=1e-6)
+
+
+def test_fit_learns_weights_and_scales() -> None:
+    sim = simulated(network())
+    native = sim.model
+    layer = native.quantizers[Weight("fc/kernel")]
+    layer.learn()
+    assert any(variable is layer.scale for variable in native.trainable_variables)
+    x, y = images(64), np.random.default_rng(0).integers(0, 4, 64)
+    native.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    scale, kernel = layer.scale.numpy().copy(), native.parameters["fc/kernel"].numpy().copy()
+    history = native.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(16), epochs=3, shuffle=False, verbose=0)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+    assert not np.array_equal(native.parameters["fc/kernel"].numpy(), kernel)
+    assert not np.array_equal(layer.scale.numpy(), scale)
+    learned = sim.backend_model.encodings()[Weight("fc/kernel")]
+    again = sim.backend_model.copy()
+    assert again.native.quantizers[Weight("fc/kernel")].scale.trainable
+    assert dict(again.encodings()) == dict(sim.backend_model.encodings())
+    np.testing.assert_array_equal(learned.scale, np.maximum(layer.scale.numpy(), np.float32(SMALLEST_SCALE)))
+
+
+def test_mixed_precision() -> None:
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = network()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    sim, x = simulated(model), images()
+    assert sim.model.compute_dtype == "float16"
+    assert sim.model(x).dtype == tf.float16
+    assert sim.model.parameters["conv/kernel"].dtype == "float32"
+    plain = np.asarray(model(x), np.float32)
+    np.testing.assert_allclose(sim.run_float({"image": x})["fc"], plain, atol=1e-2)
+    assert np.abs(np.asarray(sim.model(x), np.float32) - plain).max() < 0.2
+
+
+def test_mirrored_strategy(tmp_path) -> None:
+    sim = simulated(network())
+    path = tmp_path / "simulator.keras"
+    sim.model.save(path)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    x, y = images(32), np.zeros(32, np.int64)
+    with strategy.scope():
+        native = keras.saving.load_model(path)
+        native.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = native.parameters["bn/moving_mean"].numpy().copy()
+    history = native.fit(x, y, batch_size=16, epochs=2, verbose=0)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+    assert not np.array_equal(native.parameters["bn/moving_mean"].numpy(), before)
+
+
+def test_switching_traces_nothing_again() -> None:
+    sim, x = simulated(network()), images()
+    native = sim.model
+    traced = tf.function(native)
+    on = traced(x).numpy()
+    sim.backend_model.enable(sim.backend_model.encodings(), on=False)
+    off = traced(x).numpy()
+    assert traced.experimental_get_tracing_count() == 1
+    np.testing.assert_allclose(off, network()(x), atol=1e-5)
+    assert not np.array_equal(on, off)
+
+
+def test_data_of_every_kind() -> None:
+    model = network()
+    x = images(12)
+    dataset = tf.data.Dataset.from_tensor_slices(x).batch(4)
+    kinds = [x, {"image": x}, [x[:4], x[4:8], x[8:]], dataset, lambda: iter(dataset), (x[i : i + 4] for i in (0, 4, 8)),
+             dataset.map(lambda t: (t, 0))]  # fmt: skip
+    scales = []
+    for data in kinds:
+        sim = isobit.QuantSim(model, target="default")
+        sim.calibrate(data)
+        scales.append(sim.encodings["image"].scale)
+    assert len({float(scale) for scale in scales}) == 1
+
+
+def test_observation_returns_only_what_is_asked() -> None:
+    """The traced function's outputs are bounds, samples and counts; memory is that of one batch."""
+    from isobit.backend import Request
+    from isobit.statistics import Histogram, MinMax
+    from isobit_tensorflow.observing import Observation
+
+    opened = TensorFlowBackend().open(network())
+    name = opened.graph.node("conv").outputs[0]
+    watched = Observation(opened.native, [Request(Tensor(name), Histogram(limit=64)), Request(Tensor(name), MinMax())])
+    found = watched._reduced(opened.feeds({"image": images(5)}))
+    assert {key: tuple(value.shape) for key, value in found.items()} == {
+        "0/bounds": (2,), "0/sample": (5, 6, 8), "0/elements": (), "1/bounds": (2,),
+    }  # fmt: skip
+
+
+def test_pruned_and_folded_layers_keep_their_names() -> None:
+    from isobit.edits import Slice
+
+    opened = TensorFlowBackend().open(network())
+    x = images()
+    before = opened.run({"image": x})["fc"]
+    FoldBatchNorms().apply(opened)
+    np.testing.assert_allclose(opened.run({"image": x})["fc"], before, atol=1e-5)
+    assert "bn/gamma" not in opened.native.parameters
+    opened.edit([Slice(opened.graph.node("conv").outputs[0], (0, 2, 5))])
+    assert tuple(opened.native.parameters["conv/kernel"].shape) == (3, 3, 3, 3)
+    assert opened.native(x).shape == (16, 4)
+
+
+def test_a_quantizer_is_a_layer_that_keras_can_save() -> None:
+    layer = Quantizer.of(Tensor("x"), Encoding.of("uint8", 0.25, 3))
+    layer.scale.assign(0.5)
+    made = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert (made.site, made.encoding) == (layer.site, Encoding.of("uint8", 0.5, 3))
