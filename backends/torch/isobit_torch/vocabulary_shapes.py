@@ -119,7 +119,8 @@ def _pad(node: fx.Node, a: Arguments) -> Any:
 
 SHAPE_RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"), _reshape
+        ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"),
+        _reshape,
     ),
     **dict.fromkeys(("transpose", "permute", "t", "numpy_T", "mT"), _transpose),
     "flip": _flip,
