@@ -247,9 +247,16 @@ def steps(node: Node, x: Array, advance: Callable[[Array], Array]) -> Array:
     return np.stack([advance(step) for step in x[::turn]])[::turn, None]
 
 
+def biases(w: Array, bias: Array | None = None, *rest: Array | None) -> tuple[Array, Array]:
+    """Both halves of a recurrent layer's bias, zeros where there is none."""
+    zeros = np.zeros(w.shape[0], np.float32)
+    recurrent_bias = rest[4] if len(rest) > 4 else None
+    return zeros if bias is None else bias, zeros if recurrent_bias is None else recurrent_bias
+
+
 def lstm(node: Node, x: Array, w: Array, r: Array, *rest: Array | None) -> Array:
     """The equations of ONNX LSTM, gates in the order i, o, f, c."""
-    bias, recurrent_bias = rest[0], rest[5]
+    bias, recurrent_bias = biases(w, *rest)
     h = c = np.zeros((x.shape[1], r.shape[1]))
 
     def advance(step: Array) -> Array:
@@ -264,7 +271,7 @@ def lstm(node: Node, x: Array, w: Array, r: Array, *rest: Array | None) -> Array
 
 def gru(node: Node, x: Array, w: Array, r: Array, *rest: Array | None) -> Array:
     """The equations of ONNX GRU with ``linear_before_reset``, gates in the order z, r, h."""
-    bias, recurrent_bias = rest[0], rest[5]
+    bias, recurrent_bias = biases(w, *rest)
     h = np.zeros((x.shape[1], r.shape[1]))
 
     def advance(step: Array) -> Array:

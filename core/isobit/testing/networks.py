@@ -161,8 +161,8 @@ class NetworkBuilder:
     def recurrent(self, op: str, name: str, x: str, hidden: int) -> str:
         """An LSTM or GRU over (sequence, batch, features); the two nodes behind it take the axis of directions away.
 
-        The weights are PyTorch's for one layer by name, and ONNX's in the order of their gates. There is no bias: Keras'
-        LSTM has one where PyTorch's has two.
+        The weights are PyTorch's for one layer by name, and ONNX's in the order of their gates. There is no bias:
+        Keras' LSTM has one where PyTorch's has two.
         """
         rows = hidden * {"LSTM": 4, "GRU": 3}[op]
         weights = [self.random_weight(f"{name}.weight_ih_l0", rows, self._channels(x, -1))]
