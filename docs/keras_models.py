@@ -87,7 +87,7 @@ def inputs_like(model: keras.Model, seed: int, count: int = 4) -> Any:
 
 
 def scaled(model: keras.Model) -> keras.Model:
-    """He-scaled kernels, and batch norms with statistics of the model's own activations."""
+    """He-scaled kernels of convolutions, which would fade to nothing otherwise."""
     rng = np.random.default_rng(0)
     for variable in model.trainable_variables:
         if "kernel" in variable.name and len(variable.shape) == 4:
