@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import helper
@@ -193,8 +193,3 @@ LOWERINGS: Mapping[str, Lowering] = {
     "Reshape": _reshape,
     **dict.fromkeys(("LSTM", "GRU"), _recurrent),
 }
-
-
-def lowered_ops() -> Any:
-    """All ops with an ONNX form."""
-    return sorted({*PLAIN, *LOWERINGS})

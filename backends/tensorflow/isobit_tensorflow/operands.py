@@ -121,12 +121,6 @@ def apply_layout(value: tf.Tensor, layout: Sequence[Step]) -> tf.Tensor:
     return value
 
 
-def leading_size(tensor: tf.Tensor) -> Any:
-    """The size of axis 0, as a number where it is known."""
-    size = tensor.shape[0]
-    return tf.shape(tensor)[0] if size is None else size
-
-
 def numbers(value: Any) -> tuple[int, ...]:
     """Integers of an attribute."""
     return tuple(int(n) for n in np.atleast_1d(value))

@@ -6,7 +6,7 @@ What is inside attention can then be quantized, and a node of the graph is a nod
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import fx, nn
 from isobit_torch.einsum import expand_einsum
 from isobit_torch.expanding_math import MATH
 from isobit_torch.expanding_moves import MOVES, repeat_interleaved
-from isobit_torch.fxtools import DTYPE, NAME, arguments, aten, dtype_name, is_constant, is_tensor, op_name
+from isobit_torch.fxtools import DTYPE, NAME, arguments, aten, is_constant, is_tensor, op_name
 from isobit_torch.loading import add_constant
 from isobit_torch.recurrent import expand_recurrent
 from isobit_torch.recurrent_cells import expand_gru_cell, expand_lstm_cell, expand_rnn_cell
@@ -261,13 +261,3 @@ _RULES: dict[str, Rule] = {
     "rnn_tanh_cell": expand_rnn_cell,
     "rnn_relu_cell": expand_rnn_cell,
 }
-
-
-def dtype_of(value: Any) -> str | None:
-    """The element type of a traced value."""
-    return dtype_name(value.dtype) if isinstance(value, torch.Tensor) else None
-
-
-def with_sizes(values: Sequence[Any]) -> bool:
-    """Whether any of the values is computed at run time."""
-    return any(isinstance(value, fx.Node) for value in values)

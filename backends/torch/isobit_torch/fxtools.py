@@ -7,7 +7,7 @@ graph), ``shape`` and ``dtype``. Nodes that compute sizes (symbolic integers) ca
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,12 +95,6 @@ def erase_unread(graph: fx.Graph, wanted: Callable[[fx.Node], bool] = lambda nod
 def _keeps_place(node: fx.Node) -> bool:
     first = op_name(node) == "getitem" and node.args[1:] == (0,)
     return first and len(node.all_input_nodes[0].users) > 1
-
-
-def replace_reads(old: fx.Node, new: fx.Node, readers: Iterable[fx.Node]) -> None:
-    """Let `readers` read `new` where they read `old`."""
-    for reader in readers:
-        reader.replace_input_with(old, new)
 
 
 def behind(source: fx.Node) -> fx.Node:

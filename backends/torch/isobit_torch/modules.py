@@ -141,8 +141,3 @@ def delete_tensor(root: nn.Module, path: str) -> None:
     module._parameters.pop(name, None)
     module._buffers.pop(name, None)
     module._non_persistent_buffers_set.discard(name)
-
-
-def free_of_autograd(*tensors: Tensor | None) -> bool:
-    """Whether no gradient is asked of any of these tensors."""
-    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)

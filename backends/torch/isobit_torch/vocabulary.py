@@ -6,7 +6,7 @@ None leaves the call without a mapping: it stays in float under its ATen name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -356,9 +356,3 @@ RULES: dict[str, Rule] = {
     "feature_dropout": _dropout,
     "feature_alpha_dropout": _dropout,
 }
-
-
-def known_names() -> Sequence[str]:
-    """ATen names with a mapping, for the documentation."""
-    names = {*RULES, *WINDOW_RULES, *SHAPE_RULES, *_UNARY, *_BINARY, *_IDENTITIES, *_PRODUCTS}
-    return sorted(names)
