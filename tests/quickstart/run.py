@@ -30,7 +30,9 @@ assert not foreign, f"installed here: {foreign}"
 model, test = sys.argv[1:]
 with np.load(test) as file:
     image, label = file["image"], file["label"]
-session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry("session.x64quantprecision", "1")  # or processors without VNNI saturate
+session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 (logits,) = session.run(["logits"], {"image": image})
 print(np.mean(logits.argmax(1) == label))
 """

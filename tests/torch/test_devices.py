@@ -92,7 +92,7 @@ def test_a_state_from_another_device(model: TorchModel) -> None:
             if name == "graph.json":
                 text = data.decode().replace('{"device": "cpu"}', '{"device": "cuda:0"}')
                 header = json.loads(text)
-                assert text.count("cuda:0") >= 5
+                assert text.count("cuda:0") >= 2  # the mask of the batch's size, and the header
                 assert header["device"] == "cpu"
                 data = json.dumps({**header, "device": "cuda:0"}).encode()
             after.writestr(name, data)

@@ -18,6 +18,11 @@ from isobit_onnx.session import save_model
 
 _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
+_SATURATION = (
+    "on x86-64 processors without VNNI, run the exported model with the session option session.x64quantprecision=1: "
+    "else onnxruntime's sums of uint8 x int8 products saturate there"
+)
+
 
 def write_qdq(model: BackendModel, encodings: Encodings, path: Path) -> list[str]:
     """Write `model` with `encodings` to `path`; returns what the reader should know.
@@ -38,11 +43,11 @@ def write_qdq(model: BackendModel, encodings: Encodings, path: Path) -> list[str
     infer_shapes(float_model)
     save_model(float_model, path)
     if find_spec("onnxruntime") is None:
-        return ["the exported model was not checked: onnxruntime is not installed"]
+        return ["the exported model was not checked: onnxruntime is not installed", _SATURATION]
     from isobit_onnx.checking import check_loads
 
     check_loads(path)
-    return []
+    return [_SATURATION]
 
 
 def _interior(model: OnnxModel, encodings: Encodings) -> dict[str, Encoding]:

@@ -52,7 +52,7 @@ def available_threads() -> int:
 
 
 class FileSession:
-    """A model file in onnxruntime on the CPU, as a user would deploy it: every optimisation on."""
+    """A model file in onnxruntime on the CPU, as a user would deploy it: every optimisation on, and sums that hold."""
 
     def __init__(self, path: Path, threads: int) -> None:
         import onnxruntime
@@ -60,6 +60,8 @@ class FileSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
+        # Without it, sums of uint8 x int8 products saturate on x86-64 processors without VNNI; on others nothing changes.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             self.output_names = [output.name for output in self._session.get_outputs()]
