@@ -255,7 +255,8 @@ Small versions of architectures from `transformers`, taken the whole way: opened
 (min-max, 8 batches), run, exported to a QDQ model, and run in onnxruntime in float (`session.disable_quant_qdq`).
 Measured on 3 other batches. Weights are random, but scaled so that every layer carries a signal
 (docs/torch_weights.py says why): the figures show that simulator and file agree, not how accurate a trained model
-stays.
+stays. A deep random network with batch norms may amplify any noise: the outputs of MobileNetV1 in float keep 9 dB when
+noise 40 dB below the signal, which is about what 8 bits make, is added to its images.
 
 - **works**: each quantizer fed the same input gives at least 99.9 % equal integers and none off by more than 1, stored
   weights and biases are the simulator's, and end to end onnxruntime is 20 dB nearer to the simulator than the simulator

@@ -132,7 +132,8 @@ def _reshape(source: Shape, target: Sequence[int] | None) -> Shape | None:
         return None
     inner = [n for n in source[1:] if isinstance(n, int)]
     wanted = [n for n in target[1:] if n >= 0]
-    if len(inner) == len(source) - 1 and len(wanted) == len(target) - 1:
+    # A leading axis of unknown size is no batch axis (batch and time as one, say): samples cannot be told apart.
+    if source[0] is not None and len(inner) == len(source) - 1 and len(wanted) == len(target) - 1:
         have, want = _product(inner), _product(wanted)
         if have != want:
             raise ShapeError(f"{have} values a sample do not reshape to {want}")

@@ -94,6 +94,7 @@ def test_broadcasting_of_symbols() -> None:
         (node("Transpose", perm=(0, 2, 1)), ("N", 3, 8), ("N", 8, 3)),
         (node("Reshape", shape=(-1, 12)), ("N", 3, 4), ("N", 12)),
         (node("Reshape", shape=(-1, 3, -1)), ("N", 12), ("N", 3, None)),
+        (node("Reshape", shape=(-1, 5, 8)), (None, 8), (None, 5, 8)),
         (node("Mystery"), ("N", 3), None),
         (node("Relu"), None, None),
     ],

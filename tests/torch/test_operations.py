@@ -87,6 +87,67 @@ def test_attention_of_torch_with_a_padding_mask(tmp_path: Path) -> None:
     assert any("axis 1 of 'padding' cannot change" in note for note in sim.graph.notes)
 
 
+class Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True, activation="gelu")
+        self.decoder = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x: Tensor, padding: Tensor) -> tuple[Tensor, ...]:
+        mixed, weights = self.attention(x, x, x, key_padding_mask=padding)
+        encoded = self.layer(mixed)
+        return mixed, weights, encoded, self.decoder(x, encoded)
+
+
+def test_a_transposed_output_that_is_read_on(tmp_path: Path) -> None:
+    """onnxruntime would drop the Transpose before `mixed`, whose readers transpose it back."""
+    torch.manual_seed(0)
+    padding = torch.zeros(2, 6, dtype=torch.bool)
+    padding[1, 4:] = True
+    check(Layers(), {"x": torch.randn(2, 6, 8), "padding": padding}, tmp_path)
+
+
+class Scaled(nn.Module):
+    """A learned scale by channel, viewed to broadcast over an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.scale = nn.Parameter(torch.linspace(0.5, 2.0, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale.unsqueeze(-1).unsqueeze(-1) * self.conv(x)
+
+
+def test_a_viewed_constant_keeps_its_shape_in_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    check(Scaled(), torch.randn(2, 3, 9, 9), tmp_path)
+
+
+class TokenNorm(nn.Module):
+    """LeViT's batch norm of batch and tokens as one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        result: Tensor = self.norm(y.flatten(0, 1)).reshape_as(y)
+        return result
+
+
+def test_batch_norm_of_batch_and_tokens_as_one_axis() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 6)
+    sim = isobit.QuantSim(TokenNorm().eval(), x)
+    before = sim.run_float(x)["output"]
+    sim.apply(isobit.techniques.FoldBatchNorms())
+    assert "BatchNormalization" not in {node.op for node in sim.graph.nodes}
+    np.testing.assert_allclose(sim.run_float(x)["output"], before, atol=1e-5)
+
+
 class Tables(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -146,10 +146,27 @@ class _Writer:
         if value.is_graph_output() and not value.is_graph_input():  # an input passed through keeps the caller's values
             name = value.name or ""
             value.name = self._free(f"{name}_unquantized")
+            returned = self._read_again(result) if result.uses() else result
             for position, output in enumerate(self.graph.outputs):
                 if output is value:
-                    self.graph.outputs[position] = result
-            result.name = name
+                    self.graph.outputs[position] = returned
+            returned.name = name
+
+    def _read_again(self, result: ir.Value) -> ir.Value:
+        """`result` computed once more, for the caller alone.
+
+        onnxruntime (1.32) may drop a Transpose before a quantized output that other nodes read, and returns the output
+        in the wrong shape.
+        """
+        producer = result.producer()
+        if producer is None:
+            return result
+        copy = ir.Node("", producer.op_type, producer.inputs, producer.attributes.values())
+        copy.name = self._free(f"{producer.name}_returned")
+        self.made.add(copy.name)
+        copy.outputs[0].shape, copy.outputs[0].type = result.shape, result.type
+        self.graph.insert_after(producer, [copy])
+        return copy.outputs[0]
 
     def _reread(self, node: ir.Node, index: int, value: ir.Value, result: ir.Value) -> None:
         """Let one reader read `result`; views between the value and the reader are copied for it."""

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from isobit.backend import NameMap, OnnxName
 from isobit.errors import ModelError
-from isobit.layout import TRANSPOSED, Layout, Permute, Take, conv_transpose_layout, to_canonical
+from isobit.layout import TRANSPOSED, Layout, Permute, Take, conv_transpose_layout, to_canonical, to_native
 from isobit.quiet import quiet_loggers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_torch.devices import follow
@@ -287,7 +287,9 @@ def _layout(model: TorchModel, name: str, value: Any) -> Layout | None:
             seen = to_canonical(native, layout)
         except (ValueError, IndexError):
             continue
-        if seen.shape == wanted.shape and np.array_equal(seen, wanted):
+        # A view accepts any shape of as many values: the layout fits only if it leads back as well.
+        back = to_native(seen, layout, native).shape == native.shape
+        if back and seen.shape == wanted.shape and np.array_equal(seen, wanted):
             return layout
     return None
 
