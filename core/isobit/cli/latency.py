@@ -60,7 +60,7 @@ class FileSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
-        # Without it, sums of uint8 x int8 products saturate on x86-64 processors without VNNI; on others nothing changes.
+        # Without it, sums of uint8 x int8 products saturate on x86-64 processors that have no VNNI.
         options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
