@@ -296,9 +296,14 @@ def _layout(model: TorchModel, name: str, value: Any) -> Layout | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints and logs its progress."""
+    """The exporter prints and logs its progress, and traces each call back to lines of code that nobody reads here."""
     names = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
     hidden = contextlib.redirect_stdout(io.StringIO())
-    with warnings.catch_warnings(), hidden, quiet_loggers(*names, level=logging.CRITICAL):
-        warnings.simplefilter("ignore")
-        yield
+    traces = fx.config.do_not_emit_stack_traces
+    fx.config.do_not_emit_stack_traces = True
+    try:
+        with warnings.catch_warnings(), hidden, quiet_loggers(*names, level=logging.CRITICAL):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        fx.config.do_not_emit_stack_traces = traces
