@@ -40,7 +40,8 @@ def test_reference_networks(name: str) -> None:
             entry = names[Input(node.name, index)]
             site = Tensor(read) if read in graph.tensors else Weight(read)
             source = nodes[entry.name].input[entry.input]
-            view = next((n for n in proto.graph.node if source in n.output and n.op_type == "Transpose"), None)
+            views = ("Transpose", "Unsqueeze")
+            view = next((n for n in proto.graph.node if source in n.output and n.op_type in views), None)
             assert names[site].name in (source, view.input[0] if view is not None else None)
 
 
