@@ -145,19 +145,14 @@ class _Builder:
         shift.bias._path = bias
         return made
 
-    def _batchnormalization(self, node: Node, x: Any) -> Any:
-        layer = L.BatchNormalization(epsilon=node.attributes["epsilon"], name=node.name)
+    def _norm(self, node: Node, x: Any) -> Any:
+        layer = getattr(L, node.op)(epsilon=node.attributes["epsilon"], name=node.name)
         made = layer(x)
         parts = _PARTS[node.op]
         self._set(layer, node, {part: self._weight(node, index) for index, part in enumerate(parts, 1)})
         return made
 
-    def _layernormalization(self, node: Node, x: Any) -> Any:
-        layer = L.LayerNormalization(epsilon=node.attributes["epsilon"], name=node.name)
-        made = layer(x)
-        parts = _PARTS[node.op]
-        self._set(layer, node, {part: self._weight(node, index) for index, part in enumerate(parts, 1)})
-        return made
+    _batchnormalization = _layernormalization = _norm
 
     def _recurrent(self, node: Node, x: Any) -> Any:
         kind = getattr(L, node.op)
