@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from isobit.backend import BackendModel, Request
 from isobit.calibration.scheme import Calibrator, parse_calibrator
 from isobit.data import Dataset, example_of, to_numpy
-from isobit.edits import Edit
-from isobit.encoding import Encodings
-from isobit.errors import DataError, ModelError, OutputError
+from isobit.edits import Edit, SetWeights
+from isobit.encoding import Encoding, Encodings
+from isobit.errors import DataError, EncodingError, ModelError, OutputError
 from isobit.fingerprint import fingerprint
 from isobit.graph import Graph
 from isobit.placement import place
@@ -24,7 +24,7 @@ from isobit.plugins import registry
 from isobit.progress import track
 from isobit.quant_spec import QuantSpec
 from isobit.report import Report
-from isobit.resolve import observed_sites, resolve
+from isobit.resolve import constant_name, observed_sites, resolve
 from isobit.sampling import SAMPLE_LIMIT
 from isobit.sites import Input, Site, Weight
 from isobit.statistics import Histogram, Statistics
@@ -73,6 +73,7 @@ class QuantSim:
         self.edits: list[Edit] = []
         self.statistics = Statistics()
         self.calibration: str | None = None  # how the encodings were found, in words
+        self._frozen: dict[Site, Encoding] = {}
         self._fingerprint: dict[str, str] | None = None
         self._reports: list[TechniqueReport] = []
         self._notes: dict[str, None] = {}
@@ -133,14 +134,37 @@ class QuantSim:
         self.fingerprint()
         for technique in techniques:
             dataset = None if data is None else Dataset(data, self.graph, batch_size=batch_size)
-            reports.append(technique.apply(_Recorded(self._model, self.edits), dataset))
+            self._forget_calibration()
+            done = len(self.edits)
+            report = technique.apply(_Recorded(self._model, self.edits), dataset, self.plan)
+            self.plan = place(self.graph, self.target, self.wishes)
+            self._thaw_changed(self.edits[done:])
+            self.freeze(report.encodings)
+            reports.append(report)
             self._note(dataset)
-        self.plan = place(self.graph, self.target, self.wishes)
-        if reports and self.calibration is not None:
-            self._model.set_quantizers(dict.fromkeys(self._model.encodings()))
-            self.statistics, self.calibration = Statistics(), None
         self._reports += reports
         return reports
+
+    def freeze(self, encodings: Mapping[Site, Encoding] | Iterable[Site]) -> None:
+        """Keep these encodings, or those that these sites have now, through every later calibration.
+
+        Raises EncodingError for a site that the plan does not quantize, and for one without an encoding.
+        """
+        wanted = encodings if isinstance(encodings, Mapping) else self._present(encodings)
+        odd = next((site for site in wanted if site not in self.plan.placements), None)
+        if odd is not None:
+            raise EncodingError(f"{str(odd)!r} is not quantized in this plan: its encoding cannot be frozen")
+        self._frozen.update(wanted)
+
+    def thaw(self, sites: Iterable[Site] | None = None) -> None:
+        """Let calibration decide again about these sites (None: all)."""
+        for site in list(self._frozen) if sites is None else sites:
+            self._frozen.pop(site, None)
+
+    @property
+    def frozen(self) -> Encodings:
+        """The encodings that calibration keeps."""
+        return Encodings(self._frozen)
 
     def calibrate(
         self,
@@ -219,7 +243,13 @@ class QuantSim:
         save(self, Path(fspath(path)))
 
     def restore(
-        self, edits: Sequence[Edit], encodings: Encodings, statistics: Statistics, calibration: str | None
+        self,
+        edits: Sequence[Edit],
+        encodings: Encodings,
+        statistics: Statistics,
+        frozen: Encodings,
+        *,
+        calibration: str | None,
     ) -> None:
         """Replay what a saved simulator held; the inverse of `save` for an opened float model."""
         self.fingerprint()
@@ -228,6 +258,7 @@ class QuantSim:
         self.plan = place(self.graph, self.target, self.wishes)
         self._model.set_quantizers(dict(encodings))
         self.statistics, self.calibration = statistics, calibration
+        self.freeze(frozen)
 
     def require_calibrated(self) -> None:
         """Raise ModelError when a planned quantizer has no encoding."""
@@ -241,13 +272,34 @@ class QuantSim:
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _set_encodings(self, calibrator: Calibrator) -> None:
-        resolved = resolve(self.graph, self.plan, self.statistics, calibrator, self._model.weight)
+        resolved = resolve(self.graph, self.plan, self.statistics, calibrator, self._model.weight, frozen=self._frozen)
         self._notes.update(dict.fromkeys(resolved.notes))
         wanted = {s: e for s, e in resolved.encodings.items() if self.plan.placements[s].simulated}
         gone = {site: None for site in self._model.encodings() if site not in wanted}
         self._model.set_quantizers({**gone, **wanted})
         self._model.enable(list(wanted), on=True)
         self.calibration = repr(calibrator)
+
+    def _present(self, sites: Iterable[Site]) -> dict[Site, Encoding]:
+        encodings = self.encodings
+        wanted = list(sites)
+        missing = next((site for site in wanted if site not in encodings), None)
+        if missing is not None:
+            raise EncodingError(f"{str(missing)!r} has no encoding to freeze: calibrate or load encodings first")
+        return {site: encodings[site] for site in wanted}
+
+    def _forget_calibration(self) -> None:
+        """An edited model is another model: its quantizers and statistics go."""
+        if self.calibration is not None:
+            self._model.set_quantizers(dict.fromkeys(self._model.encodings()))
+            self.statistics, self.calibration = Statistics(), None
+
+    def _thaw_changed(self, edits: Sequence[Edit]) -> None:
+        """Forget the frozen encodings of sites that are gone and of constants that got new values."""
+        changed = {name for edit in edits if isinstance(edit, SetWeights) for name in edit.weights}
+        for site in list(self._frozen):
+            if site not in self.plan.placements or constant_name(self.graph, site) in changed:
+                del self._frozen[site]
 
     def _one_batch(self, batch: Any) -> dict[str, NDArray[Any]]:
         if isinstance(batch, Mapping):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ ReadWeight = Callable[[str], NDArray[np.float32]]
 #: int32 biases stay below half of the accumulator: |bias| <= 2**30 steps.
 _BIAS_STEPS = float(2**30)
 
+_NONE: Mapping[Site, Encoding] = {}
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -34,12 +36,18 @@ class Resolved:
 
 
 def resolve_activations(
-    plan: Plan, statistics: Statistics, calibrator: Calibrator, *, snap: bool = True
+    plan: Plan,
+    statistics: Statistics,
+    calibrator: Calibrator,
+    *,
+    snap: bool = True,
+    frozen: Mapping[Site, Encoding] = _NONE,
 ) -> dict[Site, Encoding]:
     """Encodings of the activations: one for each group, from all that was seen of its members."""
     found: dict[Site, Encoding] = {}
     for members in plan.groups().values():
-        encoding = _group_encoding(members, statistics, calibrator, snap)
+        known = next((frozen[member.site] for member in members if member.site in frozen), None)
+        encoding = known or _group_encoding(members, statistics, calibrator, snap)
         found.update(dict.fromkeys((member.site for member in members), encoding))
     return found
 
@@ -72,10 +80,15 @@ def _sum(histograms: Sequence[Histogram]) -> Histogram:
     return total
 
 
-def resolve_weights(graph: Graph, plan: Plan, read: ReadWeight) -> dict[Site, Encoding]:
+def resolve_weights(
+    graph: Graph, plan: Plan, read: ReadWeight, *, frozen: Mapping[Site, Encoding] = _NONE
+) -> dict[Site, Encoding]:
     """Encodings of weights and other constants, from their values alone."""
     found: dict[Site, Encoding] = {}
     for placement in (*plan.of_kind("weight"), *plan.of_kind("constant")):
+        if placement.site in frozen:
+            found[placement.site] = frozen[placement.site]
+            continue
         name = constant_name(graph, placement.site)
         try:
             found[placement.site] = encode_weight(
@@ -87,19 +100,31 @@ def resolve_weights(graph: Graph, plan: Plan, read: ReadWeight) -> dict[Site, En
 
 
 def resolve(
-    graph: Graph, plan: Plan, statistics: Statistics, calibrator: Calibrator, read: ReadWeight, *, snap: bool = True
+    graph: Graph,
+    plan: Plan,
+    statistics: Statistics,
+    calibrator: Calibrator,
+    read: ReadWeight,
+    *,
+    snap: bool = True,
+    frozen: Mapping[Site, Encoding] | None = None,
 ) -> Resolved:
-    """Encodings of the whole plan: activations, weights, then the biases whose scales follow from both."""
-    encodings = resolve_activations(plan, statistics, calibrator, snap=snap)
-    encodings.update(resolve_weights(graph, plan, read))
+    """Encodings of the whole plan: activations, weights, then the biases whose scales follow from both.
+
+    What is `frozen` is taken as it is, for all members of a group, and asks for no statistics.
+    """
+    kept = dict(frozen or {})
+    encodings = resolve_activations(plan, statistics, calibrator, snap=snap, frozen=kept)
+    encodings.update(resolve_weights(graph, plan, read, frozen=kept))
     notes: list[str] = []
-    biases = plan.of_kind("bias")
+    biases = [placement for placement in plan.of_kind("bias") if placement.site not in kept]
     for placement in biases:
-        note = _make_room_for_bias(graph, placement, encodings, read)
+        note = _make_room_for_bias(graph, placement, encodings, read, kept)
         if note:
             notes.append(note)
     for placement in biases:  # after all rooms are made: a weight may be shared
         encodings[placement.site] = _bias_encoding(placement, encodings)
+    encodings.update((site, encoding) for site, encoding in kept.items() if site in plan.placements)
     ordered = {site: encodings[site] for site in plan.placements}
     return Resolved(Encodings(ordered), tuple(notes))
 
@@ -120,9 +145,13 @@ def _bias_encoding(placement: Placement, encodings: dict[Site, Encoding]) -> Enc
 
 
 def _make_room_for_bias(
-    graph: Graph, placement: Placement, encodings: dict[Site, Encoding], read: ReadWeight
+    graph: Graph,
+    placement: Placement,
+    encodings: dict[Site, Encoding],
+    read: ReadWeight,
+    frozen: Mapping[Site, Encoding],
 ) -> str | None:
-    """Raise the weight scale of channels whose bias would not fit into 2**30 steps of int32."""
+    """Raise the weight scale of channels whose bias would not fit into 2**30 steps of int32; not a frozen one."""
     assert placement.scale_of is not None
     source, weight_site = encodings[placement.scale_of[0]], placement.scale_of[1]
     weight = encodings[weight_site]
@@ -132,6 +161,8 @@ def _make_room_for_bias(
         needed = needed.max(initial=0.0)
     if not np.any(needed > weight.scale):
         return None
+    if weight_site in frozen:
+        return f"weight {str(weight_site)!r}: its encoding is frozen, so a bias of its node may not fit into int32"
     # Rounded up: the nearest float32 below would leave the bias just outside.
     raised = np.nextafter(np.maximum(weight.scale, needed).astype(np.float32), np.float32(np.inf))
     scale = np.where(needed > weight.scale, raised, weight.scale)

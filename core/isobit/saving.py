@@ -25,9 +25,9 @@ from isobit.wishes import Wishes
 if TYPE_CHECKING:
     from isobit.quantsim import QuantSim
 
-VERSION = 1
+VERSION = 2
 
-_MANIFEST, _TARGET, _ENCODINGS = "manifest.json", "target.toml", "encodings.json"
+_MANIFEST, _TARGET, _ENCODINGS, _FROZEN = "manifest.json", "target.toml", "encodings.json", "frozen.json"
 _WEIGHTS, _STATISTICS = "weights.safetensors", "statistics.npz"
 
 
@@ -53,6 +53,7 @@ def save(sim: QuantSim, path: Path) -> None:
         archive.writestr(_TARGET, sim.target.text)
         archive.writestr(_WEIGHTS, save_tensors(arrays))
         archive.writestr(_ENCODINGS, isobit_json.dumps(sim.backend_model.encodings()))
+        archive.writestr(_FROZEN, isobit_json.dumps(sim.frozen))
         if len(sim.statistics):
             archive.writestr(_STATISTICS, sim.statistics.to_bytes())
 
@@ -73,7 +74,8 @@ def load(path: str | PathLike[str], model: Any, example_inputs: Any = None, *, b
     check_fingerprint(manifest["fingerprint"], fingerprint(opened.graph, opened.weight), where)
     keys = ("weights", "activations", "overrides", "exclude")
     sim = QuantSim.of_backend_model(opened, contents["target"], Wishes(*(manifest[key] for key in keys)))
-    sim.restore(contents["edits"], contents["encodings"], contents["statistics"], manifest["calibration"])
+    parts = (contents[key] for key in ("edits", "encodings", "statistics", "frozen"))
+    sim.restore(*parts, calibration=manifest["calibration"])
     return sim
 
 
@@ -94,6 +96,7 @@ def _read(where: str) -> dict[str, Any]:
                 "target": parse_target(archive.read(_TARGET).decode(), f"{where}: {_TARGET}"),
                 "edits": edits_from_records(manifest["edits"], load_tensors(archive.read(_WEIGHTS))),
                 "encodings": isobit_json.loads(archive.read(_ENCODINGS).decode(), f"{where}: {_ENCODINGS}"),
+                "frozen": isobit_json.loads(archive.read(_FROZEN).decode(), f"{where}: {_FROZEN}"),
                 "statistics": statistics,
             }
     except IsobitError:

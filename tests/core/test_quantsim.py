@@ -13,11 +13,12 @@ from numpy_backend import NumpyBackend, NumpyModel
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
-from isobit.errors import DataError, FormatError, ModelError
+from isobit.edits import SetWeights
+from isobit.errors import DataError, EncodingError, FormatError, ModelError
 from isobit.plugins import Registry, hookimpl
 from isobit.quantsim import QuantSim
 from isobit.sites import Tensor, Weight
-from isobit.techniques import FoldBatchNorms
+from isobit.techniques import FoldBatchNorms, TechniqueReport
 
 IMAGE = ("N", 3, 6, 6)
 
@@ -130,6 +131,34 @@ def test_editing_afterwards_asks_for_another_calibration() -> None:
     np.testing.assert_allclose(made.run_float(DATA)["out0"], network().run({"x": DATA})["out0"], rtol=1e-4, atol=1e-4)
     assert len(made.edits) > 0
     assert "FoldBatchNorms: 1 changed, 0 left" in str(made.report)
+
+
+def test_what_is_frozen_outlives_calibration_until_its_weight_is_edited() -> None:
+    made = sim()
+    made.apply(FoldBatchNorms())
+    made.calibrate(DATA)
+    before = made.encodings
+    made.freeze([Tensor("relu"), Weight("conv.w"), Weight("fc.w")])
+    made.calibrate(3 * DATA)
+    assert all(made.encodings[site] == before[site] for site in made.frozen)
+    assert made.encodings["x"] != before["x"]
+    made.apply(_Doubled())
+    assert set(made.frozen) == {Tensor("relu"), Weight("fc.w")}, "new values need an encoding of their own"
+    made.thaw()
+    made.calibrate(3 * DATA)
+    assert made.encodings["relu"] != before["relu"]
+    with pytest.raises(EncodingError, match="'nowhere' is not quantized"):
+        made.freeze({Tensor("nowhere"): before["x"]})
+    with pytest.raises(EncodingError, match="'nowhere' has no encoding to freeze"):
+        made.freeze([Tensor("nowhere")])
+
+
+class _Doubled:
+    """A technique that changes the weight of the convolution."""
+
+    def apply(self, model: NumpyModel, data: object, plan: object) -> TechniqueReport:
+        model.edit([SetWeights({"conv.w": 2 * model.weight("conv.w")})])
+        return TechniqueReport("Doubled", ("conv.w",))
 
 
 def test_the_report_tells_what_is_where() -> None:

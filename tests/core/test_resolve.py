@@ -177,3 +177,26 @@ def test_unseen_tensors_are_named() -> None:
 def test_what_cannot_be_encoded_is_named(wishes: Wishes, said: str) -> None:
     with pytest.raises(EncodingError, match=re.escape(said)):
         resolved(wishes)
+
+
+def test_what_is_frozen_is_kept_and_asks_for_no_statistics() -> None:
+    graph, values = network()
+    plan = place(graph, TARGET)
+    unseen = {name: value for name, value in VALUES.items() if name not in ("a", "b_")}
+    kept = {
+        Tensor("a"): encode_range(-4, 9, UINT8),
+        Weight("c.w"): encode_weight(2 * values["c.w"], QuantSpec.parse("int8 per-channel")),
+    }
+    found = resolve(graph, plan, statistics_of(**unseen), MinMaxRange(), values.__getitem__, frozen=kept).encodings
+    assert found["a"] == found["b_"] == found["cat"] == kept[Tensor("a")], "a group has one encoding"
+    assert found[Weight("c.w")] == kept[Weight("c.w")]
+
+
+def test_the_scale_of_a_frozen_weight_is_not_raised_for_a_bias() -> None:
+    kept = {Weight("a.w"): resolved().encodings[Weight("a.w")]}
+    graph, values = network(np.float32([1e9, 0, 0]))
+    found = resolve(
+        graph, place(graph, TARGET), statistics_of(**VALUES), MinMaxRange(), values.__getitem__, frozen=kept
+    )
+    assert found.encodings[Weight("a.w")] == kept[Weight("a.w")]
+    assert any("frozen" in note for note in found.notes)

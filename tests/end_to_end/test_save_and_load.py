@@ -28,8 +28,12 @@ def sim(network):
 
 def test_round_trip(tmp_path, network, sim):
     path = tmp_path / "net.isobit"
+    sim.freeze(list(sim.encodings)[:2])
     sim.save(path)
+    sim.thaw()
     loaded = isobit.load(path, build_onnx(network))
+    assert set(loaded.frozen) == set(list(sim.encodings)[:2])
+    loaded.thaw()
     batch = network.batch(5, seed=9)
     np.testing.assert_array_equal(loaded.run(batch)["features"], sim.run(batch)["features"])
     assert dict(loaded.encodings) == dict(sim.encodings)
@@ -46,7 +50,7 @@ def test_the_file_holds_no_unchanged_weight(tmp_path, network, sim):
     sim.save(tmp_path / "net.isobit")
     with zipfile.ZipFile(tmp_path / "net.isobit") as archive:
         assert set(archive.namelist()) == {
-            "manifest.json", "target.toml", "weights.safetensors", "encodings.json", "statistics.npz",
+            "manifest.json", "target.toml", "weights.safetensors", "encodings.json", "frozen.json", "statistics.npz",
         }  # fmt: skip
         assert network.weights["padded.weight"].tobytes() not in archive.read("weights.safetensors")
 

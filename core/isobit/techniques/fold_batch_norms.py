@@ -15,6 +15,7 @@ from isobit.backend import BackendModel
 from isobit.data import Dataset
 from isobit.edits import AddBias, Draft, NewNode, Replace, SetWeights, Unshare
 from isobit.graph import Graph, Node, Use
+from isobit.plan import Plan
 from isobit.techniques.technique import TechniqueReport
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Linear"})
@@ -35,8 +36,8 @@ class FoldBatchNorms:
 
     scale_and_shift: bool = True
 
-    def apply(self, model: BackendModel, data: Dataset | None = None) -> TechniqueReport:
-        """Fold all that can be folded; needs no data."""
+    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
+        """Fold all that can be folded; needs neither data nor a plan."""
         draft = Draft(model.graph, model.weight)
         changed: list[str] = []
         left: dict[str, str] = {}

@@ -6,23 +6,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from isobit.encoding import Encoding
+from isobit.sites import Site
+
 if TYPE_CHECKING:
     from isobit.backend import BackendModel
     from isobit.data import Dataset
+    from isobit.plan import Plan
 
 
 @dataclass(frozen=True)
 class TechniqueReport:
-    """What a technique changed, and what it left alone and why."""
+    """What a technique changed, what it left alone and why, and the encodings that its weights were made for.
+
+    `encodings` are frozen: calibration keeps them, because weights that were rounded to a grid need that very grid.
+    """
 
     technique: str
     changed: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
+    encodings: Mapping[Site, Encoding] = field(default_factory=dict)
 
 
 class Technique(Protocol):
     """Improves a model before it is calibrated."""
 
-    def apply(self, model: BackendModel, data: Dataset | None) -> TechniqueReport:
-        """Edit `model` through the contract alone. A technique whose needs are not met says so and changes nothing."""
+    def apply(self, model: BackendModel, data: Dataset | None, plan: Plan | None) -> TechniqueReport:
+        """Edit `model` through the contract alone. A technique whose needs are not met says so and changes nothing.
+
+        `plan` says what will be quantized and how. `model` has no quantizers switched on; one that needs them sets
+        them on a copy.
+        """
         ...
