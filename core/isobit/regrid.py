@@ -26,6 +26,6 @@ def regrid(encoding: Encoding, spec: QuantSpec) -> Encoding | None:
         return None
     moved = encoding.zero_point.astype(np.int64) + (wanted.q_min - own.q_min)
     try:
-        return replace(encoding, spec=wanted, zero_point=moved)
+        return replace(encoding, spec=wanted, zero_point=np.clip(moved, -(2**31), 2**31 - 1).astype(np.int32))
     except EncodingError:  # a symmetric format whose zero point is not where it would have to be
         return None

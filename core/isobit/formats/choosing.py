@@ -19,8 +19,7 @@ def format_named(name: str) -> EncodingsFormat:
     if name not in formats:
         known = ", ".join(sorted(formats))
         raise EncodingError(f"no encodings format {name!r}{did_you_mean(str(name), formats)}; known are {known}")
-    found: EncodingsFormat = formats[name]
-    return found
+    return formats[name]
 
 
 def format_of(path: str | PathLike[str]) -> EncodingsFormat:
@@ -56,9 +55,7 @@ def read_encodings(path: str | PathLike[str], model: Any = None, *, format: str 
     return chosen.read(path, _names(model))
 
 
-def write_encodings(
-    encodings: Encodings, path: str | PathLike[str], format: str, model: Any = None
-) -> list[str]:
+def write_encodings(encodings: Encodings, path: str | PathLike[str], format: str, model: Any = None) -> list[str]:
     """Write encodings in the format of that name; returns what the file holds otherwise than asked.
 
     Formats other than isobit's own use the names and layouts of an ONNX model: they come from `model`.

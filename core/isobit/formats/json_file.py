@@ -118,7 +118,7 @@ class Fields:
         values = array.astype(np.float64)
         if not np.all(values == np.rint(values)):  # NaN is unequal to itself
             raise self.error(key, f"must be whole numbers, found {shown(self.data[key])}")
-        if np.any(np.abs(values) > np.iinfo(np.int32).max):
+        if np.any((values < -(2**31)) | (values >= 2**31)):
             raise self.error(key, "out of the range of int32")
         return values.astype(np.int32)
 

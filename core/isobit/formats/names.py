@@ -99,9 +99,11 @@ def without_single_inputs(encodings: Encodings, names: Names | None, format_name
             )
         first.setdefault(whole, site)
     joined = sorted({str(site) for site in first})
-    notes = [
-        f"{format_name} does not know single readers: {', '.join(joined)} will be rounded for all readers"
-    ] if joined else []
+    notes = (
+        [f"{format_name} does not know single readers: {', '.join(joined)} will be rounded for all readers"]
+        if joined
+        else []
+    )
     return Encodings(found), notes
 
 
@@ -142,9 +144,7 @@ def _onnx_places(
     return places
 
 
-def _readers(
-    graph: Graph, known: Mapping[Site, OnnxName], names: Names
-) -> dict[tuple[str, int], tuple[Place, ...]]:
+def _readers(graph: Graph, known: Mapping[Site, OnnxName], names: Names) -> dict[tuple[str, int], tuple[Place, ...]]:
     """Constants by the node and input of the ONNX model that read them."""
     found: dict[tuple[str, int], tuple[Place, ...]] = {}
     for node in graph.nodes:

@@ -1,4 +1,4 @@
-"""Scales in the layout of a file: from an Encoding in canonical layout to (axis, block size), as ONNX says it, and back.
+"""Scales in the layout of a file: from a canonical Encoding to (axis, block size), as ONNX says it, and back.
 
 Both ways follow which elements of the tensor share a scale, so every layout is carried over exactly or refused.
 """
@@ -123,17 +123,15 @@ def _canonical_of_permuted(native: Encoding, permutation: tuple[int, ...], axis:
     moved = permutation.index(axis)
     if isinstance(native.spec.granularity, PerChannel):
         return replace(native, axis=moved)
-    arrays = [
-        None if array is None else array.transpose(permutation)
-        for array in (native.scale, native.zero_point, native.multiplier, native.channel_scale)
-    ]
-    scale, zero_point, multiplier, channel = arrays
-    assert scale is not None and zero_point is not None  # an encoding has both
+    scale, zero_point = native.scale.transpose(permutation), native.zero_point.transpose(permutation)
+    if native.multiplier is not None and native.channel_scale is not None:
+        parts = native.multiplier.transpose(permutation), native.channel_scale.transpose(permutation)
+        return Encoding(native.spec, scale, zero_point, moved, *parts)
     for other in range(moved + 1, scale.ndim):  # behind the blocks, where isobit's own encodings have one scale
         first = scale.take([0], other), zero_point.take([0], other)
-        if np.all(scale == first[0]) and np.all(zero_point == first[1]) and multiplier is None:
+        if np.all(scale == first[0]) and np.all(zero_point == first[1]):
             scale, zero_point = first
-    return Encoding(native.spec, scale, zero_point, moved, multiplier, channel)
+    return Encoding(native.spec, scale, zero_point, moved)
 
 
 def _marks(encoding: Encoding, shape: Shape) -> NDArray[np.int64]:
