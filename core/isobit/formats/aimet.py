@@ -111,7 +111,10 @@ class Found:
                 encoding = read(place)
                 if place.is_constant:
                     encoding.broadcast(place.canonical)
-                self.encodings[place.site] = encoding
+                if place.inner and self.encodings.setdefault(place.site, encoding) != encoding:
+                    self.note(f"{name!r} lies inside the node of {str(place.site)!r}, whose encoding is taken")
+                if not place.inner:
+                    self.encodings[place.site] = encoding
         except IsobitError as error:
             raise error if str(error).startswith(fields.at) else EncodingError(f"{fields.at}: {error}") from error
 
@@ -156,6 +159,8 @@ def writable(
             raise EncodingError(
                 f"{place.name!r} is one constant in the file and several in the model, with different encodings"
             )
+        for inner in names.inner(site) if names is not None else ():
+            found.setdefault(inner.name, (inner, encoding))
     if strict:
         shown = ", ".join(strict[:3]) + (f" and {len(strict) - 3} more" if strict[3:] else "")
         notes.append(f"{format_name} has no strict grids, so these got the lowest level too: {shown}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Place:
     """A tensor or constant under its name in files.
 
     A constant has its canonical shape, the native one and the layout between them, and the canonical axes of its
-    channels and blocks.
+    channels and blocks. `inner` marks a value inside a node of the graph, whose encoding is that of the node's output.
     """
 
     name: str
@@ -32,11 +32,21 @@ class Place:
     layout: Layout = ()
     channel_axis: int = 0
     block_axis: int | None = None
+    inner: bool = False
 
     @property
     def is_constant(self) -> bool:
         """Whether it is a weight, a bias or another constant."""
         return isinstance(self.site, Weight)
+
+
+@runtime_checkable
+class HasInnerValues(Protocol):
+    """What a BackendModel adds whose ONNX model has values that the neutral graph does not."""
+
+    def inner_values(self) -> Mapping[str, str]:
+        """ONNX values before a reshape inside one neutral node, and the tensor whose encoding is theirs."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +77,18 @@ class Names:
             return replace(names, notes=(f"names of its ONNX export are not known: {error}",))
         shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
         places = _onnx_places(opened.graph, known, shapes, names)
+        if isinstance(opened, HasInnerValues):
+            places += [Place(name, Tensor(tensor), inner=True) for name, tensor in opened.inner_values().items()]
         both = _collect(opened.graph, places, names, opened)
         return replace(both, readers=_readers(opened.graph, known, both))
 
     def find(self, name: str) -> tuple[Place, ...]:
         """What a name of a file stands for; nothing where the model has no such name."""
         return self.by_name.get(name, ())
+
+    def inner(self, site: Site) -> list[Place]:
+        """Values inside a node that share the encoding of its output `site`."""
+        return [place for places in self.by_name.values() for place in places if place.inner and place.site == site]
 
     def of_site(self, site: Tensor | Weight) -> Place:
         """How files call a site. Raises EncodingError when the model does not have it."""
@@ -159,7 +175,7 @@ def _collect(graph: Graph, places: list[Place], below: Names | None = None, mode
     by_name: dict[str, tuple[Place, ...]] = {}
     for place in places:
         by_name[place.name] = (*by_name.get(place.name, ()), place)
-    by_site: dict[Site, Place] = {place.site: place for place in places}
+    by_site: dict[Site, Place] = {place.site: place for place in places if not place.inner}
     if below is not None:
         by_name = {**below.by_name, **by_name}
         by_site = {**below.by_site, **by_site}
