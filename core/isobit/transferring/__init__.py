@@ -11,8 +11,9 @@ import numpy as np
 from isobit.encoding import Encoding
 from isobit.errors import EncodingError
 from isobit.plugins import registry
+from isobit.ranges import encode_weight
 from isobit.sites import Site, Tensor, Weight
-from isobit.transferring.content import Side
+from isobit.transferring.content import Array, Side
 from isobit.transferring.folded import fold
 from isobit.transferring.placing import place_encodings
 from isobit.transferring.report import Transfer
@@ -66,21 +67,22 @@ def _transfer_folded(encodings: Mapping[Site, Encoding], source: Side, target: S
 
 
 def _is_of_unfolded(encoding: Encoding, name: str, raw: Side, folded: Side) -> bool:
-    """Whether the range of an encoding is that of the weight before folding rather than after."""
-    if name not in raw.graph.weights or name not in folded.graph.weights:
+    """Whether an encoding is closer to what the weight before folding gives than to what the folded one gives."""
+    if name not in raw.graph.weights or name not in folded.graph.weights or encoding.spec.bits > 16:
+        return False  # a bias has the grid of its products, whatever it holds
+    before, after = (np.asarray(side.read(name)) for side in (raw, folded))
+    if before.shape != after.shape or np.array_equal(before, after):
         return False
-    values = [np.asarray(side.read(name), np.float64) for side in (raw, folded)]
-    if values[0].shape != values[1].shape or np.array_equal(*values):
-        return False
-    try:
-        scale = encoding.broadcast(values[0].shape)[0].astype(np.float64)
-    except EncodingError:
-        return False
-    axes = tuple(axis for axis in range(scale.ndim) if scale.shape[axis] == 1) if scale.ndim else None
-    steps = [np.abs(value / scale).max(axis=axes) for value in values]
-    levels = 2.0 ** (encoding.spec.bits - 1)
-    before, after = (float(np.median(np.abs(np.log(np.maximum(s, 1e-9) / levels)))) for s in steps)
-    return before < after
+    return _distance(encoding, before) < _distance(encoding, after)
+
+
+def _distance(encoding: Encoding, weight: Array) -> float:
+    """How far the scales are from those of the weight's own range, in octaves."""
+    blocks = encoding.axis if encoding.scale.ndim > 1 else None
+    own = encode_weight(weight, encoding.spec, channel_axis=encoding.axis or 0, block_axis=blocks)
+    if own.scale.shape != encoding.scale.shape:
+        return float("inf")
+    return float(np.median(np.abs(np.log2(encoding.scale.astype(np.float64) / own.scale))))
 
 
 def _opened(model: Any) -> tuple[Side, Plan | None]:

@@ -29,8 +29,8 @@ class Side:
 def content_classes(source: Side, target: Side) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """The class of each constant of both sides: constants of one class hold the same, whatever their names.
 
-    Whole numbers are compared as int64, reals as float32. A constant of the target that has no equal in the source
-    takes the class of the one constant of its shape that is within `TOLERANCE`.
+    Whole numbers are compared as int64, reals as float32, vectors whatever axis they lie along. A constant of the target
+    that has no equal in the source takes the class of the one constant of its shape that is within `TOLERANCE`.
     """
     found = [{name: _digest(side.read(name)) for name in side.graph.weights} for side in (source, target)]
     known, other = (set(classes.values()) for classes in found)
@@ -39,8 +39,8 @@ def content_classes(source: Side, target: Side) -> tuple[Mapping[str, str], Mapp
     for name, digest in found[1].items():
         if digest in known:
             continue
-        value = target.read(name)
-        near = [twin for twin in loose.get(value.shape, ()) if is_close(source.read(twin), value)]
+        value = _plain(target.read(name))
+        near = [twin for twin in loose.get(value.shape, ()) if is_close(_plain(source.read(twin)), value)]
         digests = {found[0][twin] for twin in near}
         if len(digests) == 1:
             found[1][name] = digests.pop()
@@ -58,11 +58,17 @@ def is_close(a: Array, b: Array, tolerance: float = TOLERANCE) -> bool:
 def _by_shape(side: Side, names: Iterable[str]) -> dict[tuple[int, ...], list[str]]:
     shapes: dict[tuple[int, ...], list[str]] = {}
     for name in names:
-        shapes.setdefault(tuple(side.graph.weights[name].shape), []).append(name)
+        shapes.setdefault(_plain(side.read(name)).shape, []).append(name)
     return shapes
 
 
 def _digest(value: Array) -> str:
-    plain = np.asarray(value, np.float32 if value.dtype.kind == "f" else np.int64, order="C")
+    plain = _plain(value)
     text = f"{plain.shape}{plain.dtype.kind}".encode()
     return hashlib.blake2b(text + plain.tobytes(), digest_size=16).hexdigest()
+
+
+def _plain(value: Array) -> Array:
+    """One type for reals and one for whole numbers; a constant with a single axis longer than 1 as a vector."""
+    plain = np.asarray(value, np.float32 if value.dtype.kind == "f" else np.int64, order="C")
+    return plain.reshape(-1) if sum(size != 1 for size in plain.shape) <= 1 else plain

@@ -162,7 +162,7 @@ class Matching:
 
     def _values(self) -> dict[str, str]:
         """The value of the source that each value of the target is: by who makes it, else by who reads it."""
-        found = dict(self._inputs)
+        found = {**self._like_inputs(), **self._inputs}
         for b, a in self.nodes.items():
             found.update(zip(self.target.nodes[b].outputs, self.source.nodes[a].outputs, strict=False))
         read: dict[str, set[str]] = {}
@@ -175,6 +175,16 @@ class Matching:
             if root not in found and len(candidates) == 1:
                 found[root] = candidates.pop()
         return found
+
+
+    def _like_inputs(self) -> dict[str, str]:
+        """Model inputs that are the only ones of their type and size, whoever reads them."""
+        ours, theirs = (
+            _grouped((name, made[name]) for name in side.graph.inputs for made in [side.forward(strict=False)])
+            for side in (self.source, self.target)
+        )
+        alone = (key for key, names in ours.items() if len(names) == len(theirs.get(key, ())) == 1)
+        return {theirs[key][0]: ours[key][0] for key in alone}
 
 
 def _whole(side: Skeleton, strict: bool) -> dict[str, str]:

@@ -26,9 +26,13 @@ def place_encodings(
     found = {site: grid for site in sites for grid in [placer.grid(site)] if grid is not None}
     missing = {site: placer.why_missing(site) for site in sites if site not in found} if wanted is not None else {}
     used = {site for grid in found.values() for site in grid.sites}
-    unmapped = {site: placer.why_unmapped(site) for site in encodings if site not in used}
+    used |= placer.said_again(used)
+    left = [site for site in encodings if site not in used]
+    needless = [site for site in left if placer.is_needless(site)]
+    unmapped = {site: placer.why_unmapped(site) for site in left if site not in needless}
+    notes = tuple(f"bias {str(site)!r} of the source is zero, and the target has none there" for site in needless)
     mapped = {site: tuple(sorted(grid.sites, key=str)) for site, grid in found.items()}
-    return Transfer(Encodings({site: grid.encoding for site, grid in found.items()}), mapped, unmapped, missing)
+    return Transfer(Encodings({site: grid.encoding for site, grid in found.items()}), mapped, unmapped, missing, notes)
 
 
 class _Placer:
@@ -203,6 +207,30 @@ class _Placer:
             except EncodingError:
                 return None
         return grid
+
+    def said_again(self, used: Iterable[Site]) -> set[Site]:
+        """Sites of the source that say of moved values what a used site says of the same values."""
+        known = {(self._value(site), self.encodings[site]) for site in used}
+        return {s for s, e in self.encodings.items() if self._value(s) is not None and (self._value(s), e) in known}
+
+    def _value(self, site: Site) -> str | None:
+        """The value of the source that a site quantizes; None for constants and for readers that compute."""
+        if isinstance(site, Tensor):
+            return self.source.root.get(site.name)
+        if isinstance(site, Input) and site.node not in self.source.nodes and self.source.graph.has_site(site):
+            return self.source.root.get(self.source.graph.node(site.node).inputs[site.index] or "")
+        return None
+
+    def is_needless(self, site: Site) -> bool:
+        """Whether it is a bias of zeros that the target's layer does without."""
+        info = self.source.graph.weights.get(site.name) if isinstance(site, Weight) else None
+        if info is None or info.magnitude != 0:
+            return False
+        uses = self.source.graph.uses(site.name if isinstance(site, Weight) else "")
+        twins = [self.matching.twins.get(use.node.name) for use in uses if use.role == "bias"]
+        return len(twins) == len(uses) and all(
+            twin is not None and self.target.graph.node(twin).input(2) is None for twin in twins
+        )
 
     # --- reasons ---------------------------------------------------------------------------------------------------
 
