@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from isobit.errors import DataError
 from isobit.files import write_atomically
+from isobit.gram import Gram
+from isobit.rows import Rows
 from isobit.sampling import SAMPLE_LIMIT, sample
 from isobit.sites import Site, site_key, site_of
 
@@ -243,12 +245,14 @@ class Moments:
         return found
 
 
-Reducer = Histogram | MinMax | Moments
+Reducer = Histogram | MinMax | Moments | Rows | Gram
 
-_KINDS: dict[str, type[Histogram] | type[MinMax] | type[Moments]] = {
+_KINDS: dict[str, type[Histogram] | type[MinMax] | type[Moments] | type[Rows] | type[Gram]] = {
     "histogram": Histogram,
     "minmax": MinMax,
     "moments": Moments,
+    "rows": Rows,
+    "gram": Gram,
 }
 
 
