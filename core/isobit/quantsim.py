@@ -137,7 +137,7 @@ class QuantSim:
             dataset = None if data is None else Dataset(data, self.graph, batch_size=batch_size)
             self._forget_calibration()
             done = len(self.edits)
-            plan = replace(self.plan, frozen=self.frozen)
+            plan = replace(self.plan, frozen=self.frozen, replan=lambda graph: place(graph, self.target, self.wishes))
             report = technique.apply(_Recorded(self._model, self.edits), dataset, plan)
             self.plan = place(self.graph, self.target, self.wishes)
             self._thaw_changed(self.edits[done:])

@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.channel_ranges import ChannelRanges
 from isobit.errors import DataError
 from isobit.files import write_atomically
 from isobit.gram import Gram
@@ -245,12 +246,13 @@ class Moments:
         return found
 
 
-Reducer = Histogram | MinMax | Moments | Rows | Gram
+Reducer = Histogram | MinMax | Moments | ChannelRanges | Rows | Gram
 
-_KINDS: dict[str, type[Histogram] | type[MinMax] | type[Moments] | type[Rows] | type[Gram]] = {
+_KINDS: dict[str, type[Any]] = {
     "histogram": Histogram,
     "minmax": MinMax,
     "moments": Moments,
+    "channel ranges": ChannelRanges,
     "rows": Rows,
     "gram": Gram,
 }

@@ -6,6 +6,7 @@ from isobit.techniques.correct_bias import CorrectBias
 from isobit.techniques.equalize_cross_layers import EqualizeCrossLayers
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.techniques.reestimate_batch_norms import ReestimateBatchNorms
+from isobit.techniques.smooth_quant import SmoothQuant
 from isobit.techniques.technique import Technique, TechniqueReport
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "EqualizeCrossLayers",
     "FoldBatchNorms",
     "ReestimateBatchNorms",
+    "SmoothQuant",
     "Technique",
     "TechniqueReport",
 ]
