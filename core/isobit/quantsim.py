@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,8 @@ class QuantSim:
             dataset = None if data is None else Dataset(data, self.graph, batch_size=batch_size)
             self._forget_calibration()
             done = len(self.edits)
-            report = technique.apply(_Recorded(self._model, self.edits), dataset, self.plan)
+            plan = replace(self.plan, frozen=self.frozen, replan=lambda graph: place(graph, self.target, self.wishes))
+            report = technique.apply(_Recorded(self._model, self.edits), dataset, plan)
             self.plan = place(self.graph, self.target, self.wishes)
             self._thaw_changed(self.edits[done:])
             self.freeze(report.encodings)
