@@ -176,13 +176,10 @@ class Matching:
                 found[root] = candidates.pop()
         return found
 
-
     def _like_inputs(self) -> dict[str, str]:
         """Model inputs that are the only ones of their type and size, whoever reads them."""
-        ours, theirs = (
-            _grouped((name, made[name]) for name in side.graph.inputs for made in [side.forward(strict=False)])
-            for side in (self.source, self.target)
-        )
+        kinds = [(side, side.forward(strict=False)) for side in (self.source, self.target)]
+        ours, theirs = (_grouped((name, made[name]) for name in side.graph.inputs) for side, made in kinds)
         alone = (key for key, names in ours.items() if len(names) == len(theirs.get(key, ())) == 1)
         return {theirs[key][0]: ours[key][0] for key in alone}
 
