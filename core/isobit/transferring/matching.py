@@ -1,8 +1,9 @@
 """Which node of one graph is which of another: found by content and structure, never by names, and never guessed.
 
 Nodes that one fingerprint tells apart on both sides are anchors; from them the match spreads along inputs and readers.
-What symmetry leaves open is kept open. The method is that of binary diffing: Dullien and Rolles, "Graph-based comparison
-of executable objects", SSTIC 2005; the fingerprints are colours of Weisfeiler and Lehman's refinement (1968).
+What symmetry leaves open is kept open. The method is that of binary diffing: Dullien and Rolles, "Graph-based
+comparison of executable objects", SSTIC 2005; the fingerprints are colours of Weisfeiler and Lehman's refinement
+(1968).
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ class GraphConformance(Setting):
         assert differences(model.graph, again, model.weight, model.weight) == []
 
     def test_names(self, opened: Opened) -> None:
-        """Inputs, outputs and weights have the user's names (two parts of one variable cannot both); all names are unique; node order is execution order."""
+        """Inputs, outputs and weights have the user's names; all names are unique; node order is execution order.
+
+        Two parts of one variable cannot both have its name.
+        """
         network, graph = opened.network, opened.model.graph
         assert graph.inputs == network.graph.inputs
         assert list(graph.outputs) == list(network.graph.outputs)

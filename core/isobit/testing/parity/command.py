@@ -28,8 +28,8 @@ from isobit.testing.parity.worker import builders, work
 app = typer.Typer(cls=GuardedGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.callback()
-def testing(_debug: Debug = False) -> None:
+@app.callback(name="testing")
+def checks(_debug: Debug = False) -> None:
     """Checks of isobit's promises, for those who write backends."""
 
 

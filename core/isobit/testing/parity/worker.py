@@ -41,7 +41,7 @@ class NetworkBuilder(Protocol):
 
 
 def builders() -> dict[str, Backend]:
-    """The registered backends that build the reference networks; the ONNX one first, by its models others are judged."""
+    """The registered backends that build the reference networks; the ONNX one first: it judges the others."""
     found = {name: b for name, b in registry().backends().items() if isinstance(b, NetworkBuilder)}
     return dict(sorted(found.items(), key=lambda item: (item[0] != "onnx", item[0])))
 
