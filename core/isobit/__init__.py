@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from isobit.quant_spec import QuantSpec
     from isobit.quantsim import QuantSim, quantize
     from isobit.saving import load
+    from isobit.transferring import transfer
 
 _PUBLIC = {
     "Encoding": "isobit.encoding",
@@ -27,9 +28,20 @@ _PUBLIC = {
     "load": "isobit.saving",
     "quantize": "isobit.quantsim",
     "techniques": "isobit.techniques",
+    "transfer": "isobit.transferring",
 }
 
-__all__ = ["Encoding", "Encodings", "IsobitError", "QuantSim", "QuantSpec", "load", "quantize", "techniques"]
+__all__ = [
+    "Encoding",
+    "Encodings",
+    "IsobitError",
+    "QuantSim",
+    "QuantSpec",
+    "load",
+    "quantize",
+    "techniques",
+    "transfer",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from isobit.errors import PluginError
 if TYPE_CHECKING:
     from isobit.backend import BackendModel
     from isobit.encoding import Encodings
+    from isobit.testing.networks import Network
     from isobit_onnx.model import OnnxModel
 
 
@@ -51,6 +52,13 @@ class OnnxBackend:
         from isobit_onnx.export import write_qdq
 
         return write_qdq(model, encodings, path)
+
+    def build_network(self, network: Network) -> Any:
+        """A reference network as ``onnx.ModelProto``, for `isobit.testing`."""
+        self._require(running=False)
+        from isobit_onnx.building import build_onnx
+
+        return build_onnx(network)
 
     def _require(self, *, running: bool = True) -> None:
         needed = ["onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if running else [])]

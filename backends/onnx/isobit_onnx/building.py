@@ -82,9 +82,13 @@ class _Builder:
         self._node("ConvTranspose", inputs, output, node.name, node.attributes)
 
     def _add_lstm(self, node: Node, inputs: list[str], output: str) -> None:
-        """Constants have an axis for the directions."""
-        for name in inputs[1:]:
+        """Constants have an axis for the directions, and the two biases are joined."""
+        for name in filter(None, inputs[1:]):
             self.constants[name] = self.network.weights[name][None]
+        if len(inputs) > 3:
+            joined = f"{node.name}.biases"
+            self._node("Concat", [inputs[3], inputs[8]], joined, joined, {"axis": 1})
+            inputs = [*inputs[:3], joined]
         attributes = {name: value for name, value in node.attributes.items() if name != "activations"}
         self._node(node.op, inputs, output, node.name, attributes)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from isobit.errors import ModelError, PluginError
 
 if TYPE_CHECKING:
+    from isobit.testing.networks import Network
     from isobit_tensorflow.model import KerasModel
 
 
@@ -41,6 +42,13 @@ class TensorFlowBackend:
         from isobit_tensorflow.state import restore
 
         return restore(state)
+
+    def build_network(self, network: Network) -> Any:
+        """A reference network as ``keras.Model``, for `isobit.testing`."""
+        self._require()
+        from isobit_tensorflow.building import build_keras
+
+        return build_keras(network)
 
     def _require(self) -> None:
         for module, what in (("tensorflow", "TensorFlow"), ("keras", "Keras")):

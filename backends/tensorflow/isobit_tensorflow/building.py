@@ -87,7 +87,7 @@ class _Builder:
 
     def _set(self, layer: Any, node: Node, values: Mapping[str, Any]) -> None:
         """Values and names of the layer's variables."""
-        for (part, value), name in zip(values.items(), node.inputs[1:], strict=True):
+        for (part, value), name in zip(values.items(), node.inputs[1:], strict=False):
             variable = getattr(layer, part)
             variable.assign(value)
             variable._path = name
@@ -156,11 +156,16 @@ class _Builder:
 
     def _recurrent(self, node: Node, x: Any) -> Any:
         kind = getattr(L, node.op)
-        layer = kind(node.attributes["hidden_size"], return_sequences=True, use_bias=False, name=node.name)
+        layer = kind(
+            node.attributes["hidden_size"], return_sequences=True, use_bias=len(node.inputs) > 3, name=node.name
+        )
         made = layer(x)
         layout = compose(TRANSPOSED, GATES[node.op])
         kernels = {"kernel": self._weight(node), "recurrent_kernel": self._weight(node, 2)}
         self._set(layer.cell, node, {part: to_native(value, layout) for part, value in kernels.items()})
+        if len(node.inputs) > 3:  # both biases are one variable
+            layer.cell.bias.assign([to_native(self._weight(node, index), GATES[node.op]) for index in (3, 8)])
+            layer.cell.bias._path = f"{node.name}.bias"
         return made
 
     _lstm = _gru = _recurrent

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from isobit.errors import PluginError
 
 if TYPE_CHECKING:
+    from isobit.testing.networks import Network
     from isobit_torch.model import TorchModel
 
 
@@ -38,6 +39,13 @@ class TorchBackend:
         from isobit_torch.state import restore
 
         return restore(state)
+
+    def build_network(self, network: Network) -> Any:
+        """A reference network as ``torch.nn.Module``, for `isobit.testing`."""
+        self._require()
+        from isobit_torch.building import build_torch
+
+        return build_torch(network)
 
     def _require(self) -> None:
         if find_spec("torch") is None:

@@ -16,6 +16,9 @@ from isobit.testing.networks import Network
 from isobit_torch.modules import container_path
 from isobit_torch.recurrent import GATES
 
+#: Parameters of a recurrent layer in the order of the node's inputs; in between lie lengths, states and peepholes.
+_RECURRENT_PARTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "", "", "", "", "bias_hh_l0")
+
 
 def build_torch(network: Network) -> nn.Module:
     """The network in evaluation mode; parameters have the network's names, outputs are a dict by name."""
@@ -82,7 +85,8 @@ class NetworkModule(nn.Module):
             return nn.Linear(features, out, bias=node.input(2) is not None)
         if node.op in RECURRENT:
             kind: Any = nn.LSTM if node.op == "LSTM" else nn.GRU
-            return kind(self._shape(node.input(1))[1], a["hidden_size"], bias=False)  # type: ignore[no-any-return]
+            bias = node.input(3) is not None
+            return kind(self._shape(node.input(1))[1], a["hidden_size"], bias=bias)  # type: ignore[no-any-return]
         if node.op == "BatchNormalization":
             return nn.BatchNorm2d(self._shape(node.input(1))[0], eps=a["epsilon"])
         if node.op == "LayerNormalization":
@@ -98,19 +102,21 @@ class NetworkModule(nn.Module):
         }
         roles["BatchNormalization"] = ("weight", "bias", "running_mean", "running_var")
         roles["LayerNormalization"] = ("weight", "bias")
-        roles.update(dict.fromkeys(RECURRENT, ("weight_ih_l0", "weight_hh_l0")))
+        roles.update(dict.fromkeys(RECURRENT, _RECURRENT_PARTS))
         first: dict[str, nn.Parameter] = {}
         for node in self.network.graph.nodes:
             for role, name in zip(roles.get(node.op, ()), node.inputs[1:], strict=False):
+                if name is None:
+                    continue
                 layer = self.get_submodule(node.name)
                 old = getattr(layer, role)
                 if name in first:
                     setattr(layer, role, first[name])
                     continue
                 with torch.no_grad():
-                    old.copy_(torch.from_numpy(self._native(node, role, name or "")))
+                    old.copy_(torch.from_numpy(self._native(node, role, name)))
                 if isinstance(old, nn.Parameter):
-                    first[name or ""] = old
+                    first[name] = old
 
     def _native(self, node: Node, role: str, name: str) -> Any:
         value = self.network.weights[name]

@@ -11,6 +11,7 @@ from isobit.cli.guard import Debug, GuardedGroup
 from isobit.cli.inspect import inspect
 from isobit.cli.quantize import quantize
 from isobit.cli.targets import targets
+from isobit.cli.transfer import transfer
 
 app = typer.Typer(
     name="isobit",
@@ -48,6 +49,7 @@ def isobit(
 
 
 app.command(rich_help_panel="Work")(quantize)
+app.command(rich_help_panel="Work")(transfer)
 app.command(rich_help_panel="Look")(inspect)
 app.command(rich_help_panel="Look")(backends)
 app.command(rich_help_panel="Look")(targets)

@@ -55,7 +55,7 @@ def _transfer_folded(encodings: Mapping[Site, Encoding], source: Side, target: S
     stale: dict[Site, str] = {}
     for site, encoding in encodings.items():
         if isinstance(site, Weight) and _is_of_unfolded(encoding, site.name, source, ours):
-            stale[site] = "it was made for the weight as it is before its batch norm is folded, and the target's is folded"
+            stale[site] = "it was made for the weight before its batch norm is folded, and the target's is folded"
             continue
         name = site.name if isinstance(site, Tensor) else ""
         while name in renamed:

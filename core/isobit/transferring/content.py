@@ -29,8 +29,8 @@ class Side:
 def content_classes(source: Side, target: Side) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """The class of each constant of both sides: constants of one class hold the same, whatever their names.
 
-    Whole numbers are compared as int64, reals as float32, vectors whatever axis they lie along. A constant of the target
-    that has no equal in the source takes the class of the one constant of its shape that is within `TOLERANCE`.
+    Whole numbers are compared as int64, reals as float32, vectors whatever axis they lie along. A constant of the
+    target that has no equal in the source takes the class of the one constant of its shape that is within `TOLERANCE`.
     """
     found = [{name: _digest(side.read(name)) for name in side.graph.weights} for side in (source, target)]
     known, other = (set(classes.values()) for classes in found)

@@ -1,8 +1,9 @@
 """Which node of one graph is which of another: found by content and structure, never by names, and never guessed.
 
 Nodes that one fingerprint tells apart on both sides are anchors; from them the match spreads along inputs and readers.
-What symmetry leaves open is kept open. The method is that of binary diffing: Dullien and Rolles, "Graph-based comparison
-of executable objects", SSTIC 2005; the fingerprints are colours of Weisfeiler and Lehman's refinement (1968).
+What symmetry leaves open is kept open. The method is that of binary diffing: Dullien and Rolles, "Graph-based
+comparison of executable objects", SSTIC 2005; the fingerprints are colours of Weisfeiler and Lehman's refinement
+(1968).
 """
 
 from __future__ import annotations
@@ -176,13 +177,10 @@ class Matching:
                 found[root] = candidates.pop()
         return found
 
-
     def _like_inputs(self) -> dict[str, str]:
         """Model inputs that are the only ones of their type and size, whoever reads them."""
-        ours, theirs = (
-            _grouped((name, made[name]) for name in side.graph.inputs for made in [side.forward(strict=False)])
-            for side in (self.source, self.target)
-        )
+        kinds = [(side, side.forward(strict=False)) for side in (self.source, self.target)]
+        ours, theirs = (_grouped((name, made[name]) for name in side.graph.inputs) for side, made in kinds)
         alone = (key for key, names in ours.items() if len(names) == len(theirs.get(key, ())) == 1)
         return {theirs[key][0]: ours[key][0] for key in alone}
 

@@ -188,7 +188,7 @@ class _Placer:
         return self._fitting(name, self.grids.common(known))
 
     def _holds_same(self, name: str, twin: Reader) -> bool:
-        """Whether the source's constant holds what the target's does; a bias that a fold made may differ in last bits."""
+        """Whether the source's constant holds what the target's does; a folded bias may differ in last bits."""
         ours = self.source.graph.node(twin.node).input(twin.index)
         if ours not in self.source.classes:
             return False

@@ -42,6 +42,7 @@ class Skeleton:
         self.movers: dict[str, list[Node]] = {}  # by root
         self.readers: dict[str, list[Reader]] = {}  # by root
         self.nodes: dict[str, Node] = {}
+        self._own: dict[tuple[str, bool], str] = {}
         for node in graph.nodes:
             self._add(node)
 
@@ -72,6 +73,12 @@ class Skeleton:
 
     def own(self, node: Node, *, strict: bool) -> str:
         """What a node is by itself: op, attributes and the content of its constants; weights alone unless `strict`."""
+        key = node.name, strict
+        if key not in self._own:
+            self._own[key] = self._describe(node, strict)
+        return self._own[key]
+
+    def _describe(self, node: Node, strict: bool) -> str:
         constants = [
             f"{index}:{self.classes[name]}"
             for index, name in enumerate(node.inputs)

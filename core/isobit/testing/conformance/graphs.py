@@ -12,7 +12,7 @@ from isobit.errors import IsobitError
 from isobit.isomorphism import correspondence, differences
 from isobit.placement import place
 from isobit.plugins import registry
-from isobit.sites import Input, Site, Tensor
+from isobit.sites import Input, Site, Tensor, Weight
 from isobit.testing.conformance.setting import Opened, Setting, assert_close
 
 
@@ -31,11 +31,14 @@ class GraphConformance(Setting):
         assert differences(model.graph, again, model.weight, model.weight) == []
 
     def test_names(self, opened: Opened) -> None:
-        """Inputs, outputs and weights have the user's names; all names are unique; node order is execution order."""
+        """Inputs, outputs and weights have the user's names; all names are unique; node order is execution order.
+
+        Two parts of one variable cannot both have its name.
+        """
         network, graph = opened.network, opened.model.graph
         assert graph.inputs == network.graph.inputs
         assert list(graph.outputs) == list(network.graph.outputs)
-        assert set(graph.weights) == set(network.graph.weights)
+        assert set(graph.weights) == {opened.weight_name(name) for name in network.graph.weights}
         nodes = [node.name for node in graph.nodes]
         assert len(set(nodes)) == len(nodes)
         seen = set(graph.inputs) | set(graph.weights)
@@ -60,7 +63,7 @@ class GraphConformance(Setting):
     def test_weights_are_canonical(self, opened: Opened) -> None:
         """Every constant comes out in canonical layout, equal to the last bit."""
         for name, value in opened.network.weights.items():
-            np.testing.assert_array_equal(opened.model.weight(name), value, err_msg=name)
+            np.testing.assert_array_equal(opened.model.weight(opened.weight_name(name)), value, err_msg=name)
 
     def test_unknown_weight_is_an_error(self, opened: Opened) -> None:
         """Not a KeyError: the message names the weight."""
@@ -83,7 +86,7 @@ class GraphConformance(Setting):
                 producer = model.graph.producer(pairs[network.graph.node(site.node).outputs[0]])
                 assert producer is not None
                 return Input(producer.name, site.index)
-            return Tensor(pairs[site.name]) if isinstance(site, Tensor) else site
+            return Tensor(pairs[site.name]) if isinstance(site, Tensor) else Weight(opened.weight_name(site.name))
 
         for name in ("default", "onnxruntime-cpu", "onnxruntime-cpu-transformer"):
             target = registry().target(name)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from isobit.backend import Backend, BackendModel
 from isobit.graph import Graph
+from isobit.isomorphism import correspondence
 from isobit.testing import interpreter
 from isobit.testing.networks import NETWORKS, Network
 
@@ -28,6 +29,20 @@ class Opened:
     def expected(self, batch: Mapping[str, NDArray[Any]], encodings: Any = None) -> dict[str, NDArray[Any]]:
         """Outputs by the NumPy interpreter on the model's own graph and constants."""
         return interpreter.outputs(self.model.graph, self.model.weight, batch, encodings)
+
+    def weight_name(self, described: str) -> str:
+        """What the model calls a constant of the description: the same, or where it is a part of a variable another."""
+        if described in self.model.graph.weights:
+            return described
+        network, model = self.network, self.model
+        pairs = correspondence(network.graph, model.graph, network.weights.__getitem__, model.weight)
+        use = network.graph.uses(described)[0]
+        reader = model.graph.producer(pairs[use.node.outputs[0]])
+        name = reader.input(use.index) if reader is not None else None
+        assert name is not None, described
+        siblings = [info for info in model.graph.weights.values() if info.source == model.graph.weights[name].source]
+        assert len(siblings) > 1, f"{described} is called {name}, and is no part of anything"
+        return name
 
 
 class Setting:

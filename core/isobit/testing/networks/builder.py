@@ -1,11 +1,8 @@
-"""Reference networks, described once without a framework: a neutral graph and NumPy weights.
-
-A backend's tests build each of them natively and compare what comes back; benchmarks time the larger ones.
-"""
+"""Describing a network without a framework: a neutral graph and NumPy weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,14 +158,20 @@ class NetworkBuilder:
     def recurrent(self, op: str, name: str, x: str, hidden: int) -> str:
         """An LSTM or GRU over (sequence, batch, features); the two nodes behind it take the axis of directions away.
 
-        The weights are PyTorch's for one layer by name, and ONNX's in the order of their gates. There is no bias:
-        Keras' LSTM has one where PyTorch's has two.
+        The weights are PyTorch's for one layer by name, and ONNX's in the order of their gates. A GRU has both biases;
+        an LSTM has none: Keras' has one where PyTorch's has two.
         """
         rows = hidden * {"LSTM": 4, "GRU": 3}[op]
         weights = [self.random_weight(f"{name}.weight_ih_l0", rows, self._channels(x, -1))]
         weights.append(self.random_weight(f"{name}.weight_hh_l0", rows, hidden))
+        operands: list[str | None] = list(weights)
         attributes = {"linear_before_reset": 1} if op == "GRU" else {}
-        y = self.op(op, name, x, *weights, hidden_size=hidden, **attributes)
+        if op == "GRU":
+            biases = [
+                self.weight(f"{name}.bias_{side}_l0", self._rng.standard_normal(rows) * 0.1) for side in ("ih", "hh")
+            ]
+            operands += [biases[0], None, None, None, None, biases[1]]
+        y = self.op(op, name, x, *operands, hidden_size=hidden, **attributes)
         y = self.op("Transpose", f"{name}.by_batch", y, perm=(0, 2, 1, 3))
         return self.op("Reshape", f"{name}.joined", y, shape=(self._channels(x, 0), -1, hidden))
 
@@ -219,116 +222,3 @@ class NetworkBuilder:
         if node.op in RECURRENT and shapes[0]:
             return (shapes[0][0], 1, shapes[0][1], node.attributes["hidden_size"])
         return infer(node, shapes, constants)
-
-
-def conv_net() -> Network:
-    """Convolutions with batch norm, ReLU and ReLU6, pooling and a linear layer."""
-    b = NetworkBuilder("conv_net")
-    x = b.input("image", 3, 16, 16)
-    x = b.op("Relu", "relu1", b.batch_norm("bn1", b.conv("conv1", x, 8, bias=False)))
-    x = b.op(
-        "MaxPool", "pool", x, kernel_shape=(2, 2), strides=(2, 2), dilations=(1, 1), pads=(0, 0, 0, 0), ceil_mode=0
-    )
-    x = b.relu6("relu2", b.batch_norm("bn2", b.conv("conv2", x, 16, stride=2)))
-    b.output("logits", b.linear("fc", b.global_pool("gap", x), 5))
-    return b.build()
-
-
-def inverted_residual() -> Network:
-    """The block of MobileNetV2: expand, depthwise, project, add."""
-    b = NetworkBuilder("inverted_residual", 1)
-    x = b.input("image", 3, 16, 16)
-    x = b.relu6("stem_act", b.batch_norm("stem_bn", b.conv("stem", x, 8, stride=2, bias=False)))
-    y = b.relu6("expand_act", b.batch_norm("expand_bn", b.conv("expand", x, 24, 1, bias=False)))
-    y = b.relu6("depthwise_act", b.batch_norm("depthwise_bn", b.conv("depthwise", y, 24, group=24, bias=False)))
-    y = b.batch_norm("project_bn", b.conv("project", y, 8, 1, bias=False))
-    x = b.op("Add", "add", x, y)
-    b.output("logits", b.linear("fc", b.global_pool("gap", x), 5))
-    return b.build()
-
-
-def pre_activation() -> Network:
-    """Batch norm before the convolution: folded forward where there is no padding, else left over; a linear one too."""
-    b = NetworkBuilder("pre_activation", 2)
-    x = b.input("image", 4, 8, 8)
-    x = b.conv("pointwise", b.batch_norm("bn1", x), 8, 1)
-    x = b.op("Relu", "relu", x)
-    x = b.conv("padded", b.batch_norm("bn2", x), 8, 3)
-    b.output("features", b.linear("fc", b.global_pool("gap", x), 6))
-    return b.build()
-
-
-def upsampler() -> Network:
-    """Transposed convolutions, plain and grouped, with batch norm behind."""
-    b = NetworkBuilder("upsampler", 3)
-    x = b.input("image", 4, 6, 6)
-    x = b.op("Relu", "relu1", b.batch_norm("bn1", b.conv_transpose("up1", x, 8)))
-    x = b.conv_transpose("up2", x, 6, group=2)
-    b.output("image_out", b.op("Sigmoid", "sigmoid", x))
-    return b.build()
-
-
-def two_inputs() -> Network:
-    """Two inputs, concatenation, Swish, two outputs."""
-    b = NetworkBuilder("two_inputs", 4)
-    left, right = b.input("left", 10), b.input("right", 6)
-    joined = b.op("Concat", "concat", b.linear("fc_left", left, 8), b.linear("fc_right", right, 8), axis=1)
-    hidden = b.op("Relu", "relu", b.linear("fc_joined", joined, 12))
-    b.output("score", b.linear("fc_score", hidden, 3))
-    b.output("gate", b.op("Swish", "gate", hidden))
-    return b.build()
-
-
-def shared_weights() -> Network:
-    """One linear weight with two readers."""
-    b = NetworkBuilder("shared_weights", 5)
-    x = b.input("x", 8)
-    first = b.op("Relu", "relu1", b.linear("fc1", x, 8))
-    second = b.op("Relu", "relu2", b.linear("fc2", first, 8, weight="fc1.weight"))
-    b.output("y", b.linear("fc3", b.op("Add", "add", first, second), 4))
-    return b.build()
-
-
-def attention() -> Network:
-    """One transformer block on three axes: layer norm, single-head attention, Gelu, residuals."""
-    b = NetworkBuilder("attention", 6)
-    x = b.input("tokens", 6, 16)
-    h = b.layer_norm("norm1", x)
-    q, k, v = (b.linear(name, h, 16) for name in ("query", "key", "value"))
-    scores = b.op("MatMul", "scores", q, b.op("Transpose", "key_t", k, perm=(0, 2, 1)), scale=0.25)
-    mixed = b.op("MatMul", "mixed", b.op("Softmax", "softmax", scores, axis=-1), v)
-    x = b.op("Add", "add1", x, b.linear("out", mixed, 16))
-    h = b.op("Gelu", "gelu", b.linear("up", b.layer_norm("norm2", x), 32), approximate="none")
-    b.output("tokens_out", b.op("Add", "add2", x, b.linear("down", h, 16)))
-    return b.build()
-
-
-def recurrent() -> Network:
-    """An LSTM, then a GRU, over a batch of sequences whose first axis is the batch."""
-    b = NetworkBuilder("recurrent", 7)
-    x = b.op("Transpose", "sequence_first", b.input("samples", 5, 6), perm=(1, 0, 2))
-    x = b.recurrent("GRU", "gru", b.recurrent("LSTM", "lstm", x, 8), 7)
-    x = b.op("Transpose", "batch_first", x, perm=(1, 0, 2))
-    b.output("classes", b.linear("fc", x, 3))
-    return b.build()
-
-
-#: The reference networks by name.
-NETWORKS: Mapping[str, Callable[[], Network]] = {
-    make.__name__: make
-    for make in (
-        conv_net,
-        inverted_residual,
-        pre_activation,
-        upsampler,
-        two_inputs,
-        shared_weights,
-        attention,
-        recurrent,
-    )
-}
-
-
-def names() -> Sequence[str]:
-    """Names of the reference networks."""
-    return tuple(NETWORKS)

@@ -1,0 +1,76 @@
+"""`isobit transfer`: encodings of one model for another that computes the same, in whatever framework."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from isobit.cli.guard import Debug, remember_written
+from isobit.cli.terminal import capped, line, print_json, warn
+
+if TYPE_CHECKING:
+    from isobit.transferring import Transfer
+
+_SHOWN = 20
+
+
+def transfer(
+    context: typer.Context,
+    encodings: Annotated[
+        Path, typer.Argument(metavar="ENCODINGS", help="An encodings.json of the source.", show_default=False)
+    ],
+    source: Annotated[
+        Path, typer.Option("--source", metavar="MODEL", help="The model that they belong to.", show_default=False)
+    ],
+    target: Annotated[
+        Path, typer.Option("--target", metavar="MODEL", help="The model to find them a place in.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="PATH", help="The encodings file to write.", show_default=False)
+    ],
+    partial: Annotated[
+        bool, typer.Option("--partial", metavar="", help="Write also when some found no place.")
+    ] = False,
+    show_all: Annotated[bool, typer.Option("--all", metavar="", help=f"List all, not the first {_SHOWN}.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
+    _debug: Debug = False,
+) -> None:
+    """Carry encodings over to another export of the same network, by structure and by what its weights hold.
+
+    Names do not count. What has no counterpart, or several that nothing tells apart, is listed with the reason, and
+    nothing is written then but with --partial.
+
+    [bold]Example[/bold]
+
+    isobit transfer out/encodings.json --source model.keras --target exported.onnx -o exported.json
+    """
+    from isobit.errors import EncodingError
+    from isobit.formats.isobit_json import IsobitJson
+    from isobit.transferring import transfer as carry
+
+    found = carry(IsobitJson().read(encodings), source, target)
+    if found.complete or partial:
+        IsobitJson().write(found.encodings, out)
+        remember_written(context, out)
+    if as_json:
+        print_json({"out": str(out), **found.as_data()})
+    else:
+        _print(found, out, 10**9 if show_all else _SHOWN)
+    if not found.complete and not partial:
+        raise EncodingError(
+            f"{len(found.unmapped)} of the encodings in {encodings} found no place in {target}: nothing was written; "
+            "--partial writes the others"
+        )
+
+
+def _print(found: Transfer, out: Path, cap: int) -> None:
+    line(f"{len(found.encodings)} encodings for {out}", style="bold")
+    for note in found.notes:
+        warn(note)
+    lost = [f"  {site}: {why}" for site, why in found.unmapped.items()]
+    if lost:
+        line(f"without a place: {len(lost)}", style="bold")
+    for text in capped(lost, cap, "  ... and {count} more: --all lists them"):
+        line(text)
