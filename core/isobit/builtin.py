@@ -22,10 +22,10 @@ def isobit_targets() -> Sequence[Path]:
 
 @hookimpl
 def isobit_calibrators() -> Sequence[type[Any]]:
-    """Min-max and percentile."""
-    from isobit.calibration import MinMaxRange, Percentile
+    """Every scheme of `isobit.calibration`."""
+    from isobit import calibration as c
 
-    return [MinMaxRange, Percentile]
+    return [c.MinMaxRange, c.MovingAverage, c.Percentile, c.Entropy, c.MeanSquareError, c.SignalToNoise]
 
 
 @hookimpl

@@ -184,8 +184,8 @@ class QuantSim:
     ) -> None:
         """Observe the float model once over `data`, then set every quantizer.
 
-        `method` is a scheme (``"minmax"``, ``"percentile"``, ``"percentile=99.9"``) or a Calibrator. `inputs` picks the
-        model's inputs from a batch. `sample_limit` is how many elements of each sample are counted (None: all; minimum
+        `method` is a scheme (``"minmax"``, ``"moving-average"``, ``"percentile=99.9"``, ``"entropy"``, ``"mse"``,
+        ``"sqnr"``) or a Calibrator. `inputs` picks the model's inputs from a batch. `sample_limit` is how many elements of each sample are counted (None: all; minimum
         and maximum always cover all). NaN or infinity is an error unless `ignore_non_finite`.
         """
         calibrator = parse_calibrator(method, registry().calibrators())

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit import arithmetic
-from isobit.calibration.scheme import Calibrator
+from isobit.calibration.scheme import Calibrator, Noting
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError
 from isobit.graph import Graph
@@ -64,11 +64,20 @@ def _group_encoding(
     histograms = [statistics.histogram(Tensor(name)) for name in observed]
     if not histograms:
         raise EncodingError(f"no tensor of the group of {str(first.site)!r} is observed")
-    low, high = calibrator.range(_sum(histograms), first.spec)
     try:
+        low, high = calibrator.range(_sum(histograms), first.spec)
         return encode_range(low, high, first.spec, snap=snap)
     except EncodingError as error:
         raise EncodingError(f"tensor {str(first.site)!r}: {error}") from error
+
+
+def _scheme_notes(plan: Plan, calibrator: Calibrator, frozen: Mapping[Site, Encoding]) -> list[str]:
+    """What the scheme does otherwise than its name says, for the formats that it decides about."""
+    if not isinstance(calibrator, Noting):
+        return []
+    decided = [p.spec for p in plan.of_kind("activation") if p.fixed_range is None and p.site not in frozen]
+    notes = [calibrator.note(spec) for spec in dict.fromkeys(decided) if spec.type_name not in ("float16", "bfloat16")]
+    return [note for note in dict.fromkeys(notes) if note]
 
 
 def _sum(histograms: Sequence[Histogram]) -> Histogram:
@@ -76,7 +85,7 @@ def _sum(histograms: Sequence[Histogram]) -> Histogram:
         return histograms[0]
     total = Histogram(histograms[0].limit)
     for histogram in histograms:
-        total.merge(histogram)
+        total.join(histogram)
     return total
 
 
@@ -116,7 +125,7 @@ def resolve(
     kept = dict(frozen or {})
     encodings = resolve_activations(plan, statistics, calibrator, snap=snap, frozen=kept)
     encodings.update(resolve_weights(graph, plan, read, frozen=kept))
-    notes: list[str] = []
+    notes = _scheme_notes(plan, calibrator, kept)
     biases = [placement for placement in plan.of_kind("bias") if placement.site not in kept]
     for placement in biases:
         note = _make_room_for_bias(graph, placement, encodings, read, kept)

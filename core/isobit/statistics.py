@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -23,12 +24,70 @@ _ROW = 128  # bins of one sign and exponent: 7 mantissa bits
 _FORMAT = 1
 
 
+class MinMax:
+    """The minimum and maximum of each of the last 4,096 batches, in order: what a moving average needs."""
+
+    WINDOW = 4096
+
+    def __init__(self) -> None:
+        self._bounds = array("d")
+
+    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
+        """Add a batch."""
+        if batch.size:
+            self.add(float(np.min(batch)), float(np.max(batch)))
+
+    def add(self, minimum: float, maximum: float) -> None:
+        """Add a batch by its bounds."""
+        self._bounds.extend((minimum, maximum))
+        if len(self._bounds) >= 4 * self.WINDOW:
+            self._forget()
+
+    def merge(self, other: MinMax) -> None:
+        """Append the batches of a later part."""
+        self._bounds += other._bounds
+        self._forget()
+
+    def join(self, other: MinMax) -> None:
+        """Take the bounds of both: of another tensor in the same batches."""
+        mine, theirs = self.bounds(), other.bounds()
+        shared = min(len(mine), len(theirs))
+        longer = mine if len(mine) > shared else theirs
+        both = np.stack([mine[len(mine) - shared :], theirs[len(theirs) - shared :]])
+        ends = np.stack([both[..., 0].min(axis=0), both[..., 1].max(axis=0)], axis=1)
+        self._bounds = array("d", np.concatenate([longer[: len(longer) - shared], ends]).tobytes())
+
+    def _forget(self) -> None:
+        del self._bounds[: max(0, len(self._bounds) - 2 * self.WINDOW)]
+
+    @property
+    def batches(self) -> list[tuple[float, float]]:
+        """Minimum and maximum of each batch."""
+        return [(low, high) for low, high in self.bounds().tolist()]
+
+    def bounds(self) -> NDArray[np.float64]:
+        """The same as an array of shape (batches, 2)."""
+        return np.array(self._bounds, np.float64).reshape(-1, 2)[-self.WINDOW :]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything, as arrays."""
+        return {"batches": self.bounds()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> MinMax:
+        """The inverse of `arrays`."""
+        found = cls()
+        found._bounds = array("d", np.asarray(arrays["batches"], np.float64).reshape(-1, 2).tobytes())
+        return found
+
+
 class Histogram:
     """Counts of float32 values by their top 16 bits (sign, exponent, 7 mantissa bits), with exact minimum and maximum.
 
     It needs no range in advance, so one pass serves every calibration scheme; it does not depend on the order or the
     size of batches, and merges by addition. Minimum, maximum and non-finite counts cover every element; the bins count
     at most about `limit` elements of each sample, chosen by position (`isobit.sampling`); None counts all.
+    `batch_bounds` alone, which only a moving average reads, depends on batches; equality leaves it out.
     """
 
     def __init__(self, limit: int | None = SAMPLE_LIMIT) -> None:
@@ -37,6 +96,7 @@ class Histogram:
         self.maximum = -np.inf
         self.elements = 0
         self.non_finite = 0
+        self.batch_bounds = MinMax()
         self._rows: dict[int, NDArray[np.int64]] = {}
 
     def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
@@ -48,14 +108,14 @@ class Histogram:
         non_finite = values.size - int(np.count_nonzero(finite))
         known = values if not non_finite else values[finite]
         if known.size:
-            self._extend(float(known.min()), float(known.max()))
+            self._add_bounds(float(known.min()), float(known.max()))
         self._count(sample(values, channel_axis, self.limit), values.size, non_finite)
 
     def absorb(self, minimum: float, maximum: float, sampled: NDArray[np.float32], elements: int) -> None:
         """Add a batch that was reduced where it was computed: its exact bounds, chosen elements and element count."""
         non_finite = int(not np.isfinite(minimum)) + int(not np.isfinite(maximum))
         if not non_finite:
-            self._extend(minimum, maximum)
+            self._add_bounds(minimum, maximum)
         self._count(np.ascontiguousarray(sampled, np.float32), elements, non_finite)
 
     def add_counts(self, counts: NDArray[np.int64]) -> int:
@@ -73,6 +133,10 @@ class Histogram:
                 self._rows[row] = table[row].copy()
         return non_finite
 
+    def _add_bounds(self, minimum: float, maximum: float) -> None:
+        self._extend(minimum, maximum)
+        self.batch_bounds.add(minimum + 0.0, maximum + 0.0)
+
     def _extend(self, minimum: float, maximum: float) -> None:
         # Adding 0.0 makes -0.0 the same zero: which of the two a reduction finds depends on its order.
         self.minimum, self.maximum = min(self.minimum, minimum) + 0.0, max(self.maximum, maximum) + 0.0
@@ -89,7 +153,16 @@ class Histogram:
         self.non_finite += non_finite
 
     def merge(self, other: Histogram) -> None:
-        """Add another histogram, in any order: the sums are exact."""
+        """Add the histogram of a later part of the data. The sums are exact; the order matters to moving averages."""
+        self._add(other)
+        self.batch_bounds.merge(other.batch_bounds)
+
+    def join(self, other: Histogram) -> None:
+        """Add the histogram of another tensor over the same batches."""
+        self._add(other)
+        self.batch_bounds.join(other.batch_bounds)
+
+    def _add(self, other: Histogram) -> None:
         self.check_limit(other)
         self._extend(other.minimum, other.maximum)
         self.elements += other.elements
@@ -141,6 +214,7 @@ class Histogram:
             "totals": np.array([self.elements, self.non_finite, limit], np.int64),
             "keys": keys.astype(np.uint16),
             "counts": counts,
+            **self.batch_bounds.arrays(),
         }
 
     @classmethod
@@ -150,6 +224,7 @@ class Histogram:
         histogram = cls(None if limit < 0 else limit)
         histogram.elements, histogram.non_finite = elements, non_finite
         histogram.minimum, histogram.maximum = (float(v) for v in arrays["bounds"])
+        histogram.batch_bounds = MinMax.from_arrays(arrays)
         for key, count in zip(arrays["keys"].tolist(), arrays["counts"].tolist(), strict=True):
             row = histogram._rows.setdefault(key // _ROW, np.zeros(_ROW, np.int64))
             row[key % _ROW] = count
@@ -159,39 +234,12 @@ class Histogram:
         if not isinstance(other, Histogram):
             return NotImplemented
         mine, theirs = self.arrays(), other.arrays()
-        return all(np.array_equal(mine[name], theirs[name]) for name in mine)
+        return all(np.array_equal(mine[name], theirs[name]) for name in mine.keys() - {"batches"})
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"Histogram([{self.minimum:.6g}, {self.maximum:.6g}], {self.elements} elements)"
-
-
-class MinMax:
-    """The minimum and maximum of each batch, in order: what a moving average needs."""
-
-    def __init__(self) -> None:
-        self.batches: list[tuple[float, float]] = []
-
-    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
-        """Add a batch."""
-        if batch.size:
-            self.batches.append((float(np.min(batch)), float(np.max(batch))))
-
-    def merge(self, other: MinMax) -> None:
-        """Append the batches of a later part."""
-        self.batches += other.batches
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything, as arrays."""
-        return {"batches": np.array(self.batches, np.float64).reshape(-1, 2)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> MinMax:
-        """The inverse of `arrays`."""
-        found = cls()
-        found.batches = [(low, high) for low, high in arrays["batches"].tolist()]
-        return found
 
 
 class Moments:

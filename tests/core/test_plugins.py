@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from isobit.calibration import MinMaxRange, Percentile
+from isobit.calibration import Entropy, MeanSquareError, MinMaxRange, MovingAverage, Percentile, SignalToNoise
 from isobit.errors import PluginError
 from isobit.plugins import Registry, hookimpl
 
@@ -66,7 +66,14 @@ def fails() -> Any:
 def test_what_comes_with_isobit() -> None:
     own = registry()
     assert own.backends() == {}
-    assert own.calibrators() == {"minmax": MinMaxRange, "percentile": Percentile}
+    assert own.calibrators() == {
+        "minmax": MinMaxRange,
+        "moving-average": MovingAverage,
+        "percentile": Percentile,
+        "entropy": Entropy,
+        "mse": MeanSquareError,
+        "sqnr": SignalToNoise,
+    }
     assert "FoldBatchNorms" in own.techniques()
     assert "isobit" in own.formats()
     assert {"default", "onnxruntime-cpu"} <= own.targets().keys()

@@ -29,6 +29,15 @@ class Calibrator(Protocol):
         ...
 
 
+@runtime_checkable
+class Noting(Protocol):
+    """Optional, asked for by ``isinstance``: a scheme that does something else for some formats says so."""
+
+    def note(self, spec: QuantSpec) -> str | None:
+        """What it does instead for `spec`, in words; None where it does what its name says."""
+        ...
+
+
 def parse_calibrator(text: str | Calibrator, known: Mapping[str, type[Calibrator]]) -> Calibrator:
     """The scheme named by `text`, ``NAME`` or ``NAME=VALUE``. Raises FormatError that lists the known ones."""
     if isinstance(text, Calibrator):

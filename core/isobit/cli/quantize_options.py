@@ -117,7 +117,10 @@ Backend = Annotated[
 Method = Annotated[
     str,
     typer.Option(
-        "--method", metavar="NAME", rich_help_panel=_DATA, help="Calibration: minmax, percentile, percentile=99.9."
+        "--method",
+        metavar="NAME",
+        rich_help_panel=_DATA,
+        help="Calibration: minmax, moving-average, percentile, percentile=99.9, entropy, mse or sqnr.",
     ),
 ]
 BatchSize = Annotated[

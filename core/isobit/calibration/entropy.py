@@ -1,0 +1,140 @@
+"""Entropy: the range whose grid keeps most of the distribution, by Kullback-Leibler divergence.
+
+Source: Migacz, "8-bit inference with TensorRT", GTC 2017, carried over to signed, asymmetric and narrower grids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.calibration.error import Bins
+from isobit.calibration.search import Floats, first_best, smallest_error, thresholds
+from isobit.encoding import Encoding
+from isobit.quant_spec import PerChannel, QuantSpec
+from isobit.ranges import encode_range
+from isobit.statistics import Histogram
+
+MOST_BITS = 8
+
+_BINS = 2048  # linear bins up to the largest value, and less than twice that
+_STEPS = 32  # thresholds in each power of two
+_SUBNORMAL = 2.0**-126
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """The threshold on magnitudes with the smallest divergence of the rounded from the clipped distribution.
+
+    P are the values in linear bins, clipped values counted in the outermost occupied bin that is left; Q spreads what
+    falls on one level of the grid, clipped values apart, evenly over that level's occupied bins. Zeros are exact in
+    every grid and left out. Grids of more than 8 bits are finer than the bins, and float grids are not even: for them
+    the range is that of `mse`.
+    """
+
+    name = "entropy"
+
+    def range(self, histogram: Histogram, spec: QuantSpec) -> tuple[float, float]:
+        """The range with the smallest divergence."""
+        if self.note(spec):
+            return smallest_error(histogram, spec, clip_weight=1.0)
+        minimum, maximum = histogram.minimum, histogram.maximum
+        bins = _without_zeros(Bins(*histogram.bins()))
+        if not bins.counts.size:
+            return minimum, maximum
+        largest = max(-minimum, maximum)
+        width = 2.0 ** (np.floor(np.log2(largest)) - np.log2(_BINS))
+        ends = thresholds(largest, _STEPS, width * 2 ** (spec.bits - 1))
+        low, high = np.maximum(minimum, -ends), np.minimum(maximum, ends)
+        grids = encode_range(low, high, spec.with_granularity(PerChannel()), axis=0)
+        wide = grids.scale >= width  # a level narrower than a bin would lose nothing
+        wide[0] = True
+        best = int(np.flatnonzero(wide)[first_best(divergences(bins, grids, low, high, width)[wide])])
+        return float(low[best]), float(high[best])
+
+    def note(self, spec: QuantSpec) -> str | None:
+        """What is done instead for formats that the divergence says nothing about."""
+        if spec.is_integer and spec.bits <= MOST_BITS:
+            return None
+        return f"entropy calibration is for integers of up to {MOST_BITS} bits: {spec.type_name} is calibrated by mse"
+
+    @classmethod
+    def from_text(cls, value: str | None) -> Entropy:
+        """Entropy has no setting."""
+        if value is not None:
+            raise ValueError("entropy takes no setting")
+        return cls()
+
+
+def divergences(bins: Bins, grids: Encoding, low: Floats, high: Floats, width: float) -> Floats:
+    """Kullback-Leibler divergence of each grid from the values clipped to its range, over bins of `width`."""
+    first, below, counts = _linear(bins, width)
+    total = below[-1]
+    start = np.clip(np.floor(low / width).astype(np.int64) - first, 0, counts.size)
+    stop = np.clip(np.ceil(high / width).astype(np.int64) - first, 0, counts.size)
+    cells = _cells(grids, start, stop, first, width)
+    mass = np.diff(below[cells], axis=1)
+    occupied = np.diff(np.concatenate([[0], np.cumsum(counts > 0)])[cells], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        level = np.where(mass > 0, np.log(mass / occupied), 0.0)
+    inside = below[stop] - below[start]
+    cut_low, cut_high = below[start], total - below[stop]
+    rows = np.arange(low.size)
+    used = mass > 0
+    at_low, at_high = used.argmax(axis=1), used.shape[1] - 1 - used[:, ::-1].argmax(axis=1)
+    q_part = (mass * level).sum(axis=1) + cut_low * level[rows, at_low] + cut_high * level[rows, at_high]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = (_p_part(counts, start, stop, cut_low, cut_high) - q_part) / total + np.log(inside / total)
+    return np.where(inside > 0, np.maximum(found, 0.0), np.inf)
+
+
+def _without_zeros(bins: Bins) -> Bins:
+    kept = np.maximum(-bins.low, bins.high) >= _SUBNORMAL
+    return Bins(*(part[kept] for part in bins))
+
+
+def _linear(bins: Bins, width: float) -> tuple[int, Floats, Floats]:
+    """Index of the first linear bin, the count below each edge, and the count in each bin."""
+    # A bin without width is a value of its own: it lies in the linear bin that it ends, away from zero.
+    single = bins.low == bins.high
+    low = np.where(single & (bins.high > 0), np.nextafter(bins.low, -np.inf), bins.low)
+    high = np.where(single & (bins.high <= 0), np.nextafter(bins.high, np.inf), bins.high)
+    first, last = int(np.floor(low[0] / width)), int(np.ceil(high[-1] / width))
+    upper = np.cumsum(bins.counts).astype(np.float64)
+    known = np.stack([low, high], axis=1).reshape(-1)
+    below = np.interp(
+        np.arange(first, last + 1) * width, known, np.stack([upper - bins.counts, upper], axis=1).reshape(-1)
+    )
+    return first, below, np.diff(below)
+
+
+def _cells(
+    grids: Encoding, start: NDArray[np.int64], stop: NDArray[np.int64], first: int, width: float
+) -> NDArray[np.int64]:
+    """Edges of each grid's levels as indices of linear bins; the outer levels reach to the ends of the range."""
+    levels = np.arange(grids.spec.q_min, grids.spec.q_max) + 0.5
+    borders = (levels - grids.zero_point[:, None]) * grids.scale.astype(np.float64)[:, None]
+    inner = np.rint(borders / width).astype(np.int64) - first
+    inner = np.clip(inner, start[:, None], stop[:, None])
+    return np.concatenate([start[:, None], inner, stop[:, None]], axis=1)
+
+
+def _p_part(
+    counts: Floats, start: NDArray[np.int64], stop: NDArray[np.int64], cut_low: Floats, cut_high: Floats
+) -> Floats:
+    """Sum of ``p log p`` over the bins of each range, with the clipped counts in its outermost occupied bins."""
+    sums = np.concatenate([[0.0], np.cumsum(_plogp(counts))])
+    occupied = np.flatnonzero(counts > 0)
+    lowest = occupied[np.minimum(np.searchsorted(occupied, start), occupied.size - 1)]
+    highest = occupied[np.maximum(np.searchsorted(occupied, stop) - 1, 0)]
+    at_low = counts[lowest] + cut_low
+    at_high = np.where(lowest == highest, at_low, counts[highest])
+    found = sums[stop] - sums[start]
+    found += _plogp(at_low) - _plogp(counts[lowest])
+    return np.asarray(found + _plogp(at_high + cut_high) - _plogp(at_high), np.float64)
+
+
+def _plogp(p: Floats) -> Floats:
+    return p * np.log(np.where(p > 0, p, 1.0))

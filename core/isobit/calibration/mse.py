@@ -1,0 +1,27 @@
+"""MSE: the range with the smallest mean square error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isobit.calibration.search import smallest_error
+from isobit.quant_spec import QuantSpec
+from isobit.statistics import Histogram
+
+
+@dataclass(frozen=True)
+class MeanSquareError:
+    """The range that loses least to rounding and clipping together, on the very grid that it becomes."""
+
+    name = "mse"
+
+    def range(self, histogram: Histogram, spec: QuantSpec) -> tuple[float, float]:
+        """The optimal range."""
+        return smallest_error(histogram, spec, clip_weight=1.0)
+
+    @classmethod
+    def from_text(cls, value: str | None) -> MeanSquareError:
+        """MSE has no setting."""
+        if value is not None:
+            raise ValueError("mse takes no setting")
+        return cls()
