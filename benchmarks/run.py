@@ -5,7 +5,8 @@
 FP32 is the user's own float model in the backend's own runtime, over the same batches, in the same process; the runs
 alternate and the medians are compared, because machines are shared and noisy. PyTorch and TensorFlow run the user's
 model with its batch norms, the simulator without: ``folded`` is the float model after folding, whose ratio says how
-much of a figure is that. Peak memory is that of fresh processes, one that only runs the float model and one that calibrates.
+much of a figure is that. Peak memory is that of fresh processes, one that only runs the float model and one that
+calibrates.
 """
 
 from __future__ import annotations

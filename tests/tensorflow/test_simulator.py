@@ -172,15 +172,53 @@ def test_observation_returns_only_what_is_asked() -> None:
     """The traced function's outputs are bounds, samples and counts; memory is that of one batch."""
     from isobit.backend import Request
     from isobit.statistics import Histogram, MinMax
-    from isobit_tensorflow.observing import Observation
+    from isobit_tensorflow.observing import Observation, Watched
 
     opened = TensorFlowBackend().open(network())
     name = opened.graph.node("conv").outputs[0]
-    watched = Observation(opened.native, [Request(Tensor(name), Histogram(limit=64)), Request(Tensor(name), MinMax())])
-    found = watched._reduced(opened.feeds({"image": images(5)}))
-    assert {key: tuple(value.shape) for key, value in found.items()} == {
-        "0/bounds": (2,), "0/sample": (5, 6, 8), "0/elements": (), "1/bounds": (2,),
+    requests = [Request(Tensor(name), Histogram(limit=64)), Request(Tensor(name), MinMax())]
+    watched = [Watched.of(request, opened.graph, {}) for request in requests]
+    traced = Observation(opened.native, {}, watched, opened._signature())
+    found = traced._reduced(opened.feeds({"image": images(5)}))
+    assert keras.tree.map_structure(lambda value: tuple(value.shape), found) == {
+        "bounds": (2, 2), "sizes": (2,), "samples": [(5, 6, 8)], "wholes": [],
     }  # fmt: skip
+
+
+def test_passes_are_traced_once() -> None:
+    """Calibrating again, other schemes, another batch size and switches find the passes that were traced."""
+    sim = simulated(network())
+    opened = sim.backend_model
+    opened.run({"image": images(16)})
+    observation, run = opened._observations["float"], opened._runs["simulated"]
+    sim.calibrate([images(16), images(5)], "percentile")
+    opened.run({"image": images(3)})
+    sim.run_float(images(2))
+    sim.calibrate([images(7)])
+    assert opened._observations["float"] is observation
+    assert opened._runs["simulated"] is run
+    counts = [f.experimental_get_tracing_count() for f in (observation._reduced, run, opened._runs["float"])]
+    assert counts == [1, 1, 1]
+
+
+def test_each_pass_has_the_quantizers_that_are_on() -> None:
+    sim, x = simulated(network()), {"image": images(4, seed=2)}
+    opened = sim.backend_model
+    all_on, sites = opened.run(x)["fc"], list(opened.encodings())
+    opened.enable(sites[:1], on=False)
+    some = opened.run(x)["fc"]
+    np.testing.assert_array_equal(some, opened.native(x["image"]))
+    opened.enable(sites, on=False)
+    none = opened.run(x)["fc"]
+    np.testing.assert_array_equal(none, opened.native(x["image"]))
+    opened.enable(sites, on=True)
+    np.testing.assert_array_equal(opened.run(x)["fc"], all_on)
+    assert not np.array_equal(all_on, some)
+    assert not np.array_equal(some, none)
+    opened.set_quantizers({sites[0]: None})  # the traced passes follow
+    np.testing.assert_array_equal(opened.run(x)["fc"], some)
+    FoldBatchNorms().apply(opened)
+    np.testing.assert_allclose(sim.run_float(x)["fc"], none, atol=1e-5)
 
 
 def test_pruned_and_folded_layers_keep_their_names() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,11 +14,13 @@ from isobit.sites import Input, Site, Tensor, Weight
 from isobit_tensorflow.kernels import compute
 from isobit_tensorflow.kernels_normalization import batch_moments, batch_norm
 from isobit_tensorflow.operands import Constant, Operand
-from isobit_tensorflow.quantizers import Quantizer
 from isobit_tensorflow.training import Training
 
 #: Told of a tensor before and after its quantizer, and of a single reader's own.
 Tap = Callable[[Site, str, Operand], None]
+
+#: A tensor on its quantizer's grid; the canonical axes in the order in which the tensor has them, None for their own.
+Rounding = Callable[[tf.Tensor, Sequence[int] | None], tf.Tensor]
 
 
 class Run:
@@ -28,7 +30,7 @@ class Run:
         self,
         graph: Graph,
         variables: Mapping[str, keras.Variable],
-        quantizers: Mapping[Site, Quantizer],
+        quantizers: Mapping[Site, Rounding],
         training: Training | None = None,
         seeds: Mapping[str, keras.random.SeedGenerator] | None = None,
         tap: Tap | None = None,
@@ -73,7 +75,7 @@ class Run:
             self._raw[name] = value
         quantizer = self.quantizers.get(site)
         if quantizer is not None:
-            value = value.like(quantizer.call(value.tensor, value.axes))
+            value = value.like(quantizer(value.tensor, value.axes))
             if self.tap is not None:
                 self.tap(site, "after", value)
         self._values[name] = value
@@ -96,7 +98,7 @@ class Run:
         value = self._values[name]
         if own in self.quantizers:
             raw = self._raw[name]
-            value = raw.like(self.quantizers[own].call(raw.tensor, raw.axes))
+            value = raw.like(self.quantizers[own](raw.tensor, raw.axes))
             if self.tap is not None:
                 self.tap(own, "before", raw)
                 self.tap(own, "after", value)
@@ -109,7 +111,7 @@ class Run:
             quantizer = self.quantizers.get(site)
 
             def quantize(value: tf.Tensor, axes: tuple[int, ...] | None) -> tf.Tensor:
-                return value if quantizer is None else quantizer.call(value, axes)
+                return value if quantizer is None else quantizer(value, axes)
 
             self._constants[site] = Constant(native, info.layout, quantize)
         return self._constants[site]

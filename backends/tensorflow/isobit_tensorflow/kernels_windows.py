@@ -82,7 +82,7 @@ def _depthwise_planes(x: tf.Tensor, filters: tf.Tensor, strides: Sequence[int], 
 
 
 def _biased(result: tf.Tensor, bias: Constant | None) -> tf.Tensor:
-    return result if bias is None else result + tf.cast(bias.canonical(), result.dtype)
+    return result if bias is None else tf.nn.bias_add(result, tf.cast(bias.canonical(), result.dtype))
 
 
 def _conv_transpose(node: Node, x: Operand, weight: Constant, bias: Constant | None = None) -> Operand:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
@@ -22,8 +23,9 @@ from isobit.errors import DataError, EditError, EncodingError, ModelError
 from isobit.graph import Graph, WeightInfo
 from isobit.layout import resized, to_canonical, to_native
 from isobit.sites import Input, Site, Tensor, Weight
+from isobit_tensorflow.interpreter import Rounding
 from isobit_tensorflow.kernels import is_known, known_ops
-from isobit_tensorflow.observing import Observation
+from isobit_tensorflow.observing import Observation, Watched
 from isobit_tensorflow.quantizers import Quantizer
 from isobit_tensorflow.simulator import Simulator
 from isobit_tensorflow.variables import VariableSpec, make_variable
@@ -31,13 +33,17 @@ from isobit_tensorflow.variables import VariableSpec, make_variable
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+#: The quantizers of a pass: none of them on, all of them, or some.
+Switches = Literal["float", "simulated", "switched"]
+
 
 class KerasModel:
     """An opened Keras model."""
 
     def __init__(self, native: Simulator) -> None:
         self._native = native
-        self._function: Any = None
+        self._runs: dict[Switches, Any] = {}
+        self._observations: dict[Switches, Observation] = {}
 
     @property
     def graph(self) -> Graph:
@@ -144,16 +150,42 @@ class KerasModel:
             name=old.name,
             dtype=old.dtype_policy,
         )
-        self._function = None
+        kept = {"float"} if graph is old.graph else set()  # a pass without quantizers stays what it is
+        self._runs = {switches: run for switches, run in self._runs.items() if switches in kept}
+        self._observations = {switches: o for switches, o in self._observations.items() if switches in kept}
 
     # --- running ---------------------------------------------------------------------------------------------------
 
     def run(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """Outputs by name, in evaluation mode."""
-        if self._function is None:
-            self._function = tf.function(self._native.run_named, reduce_retracing=True, autograph=False)
-        found = _evaluated(self._function, self.feeds(batch))
+        native, (switches, rounding) = self._native, self._rounding()
+        if switches not in self._runs:
+            self._runs[switches] = tf.function(
+                lambda feeds: native.run_named(feeds, rounding=rounding),
+                input_signature=self._signature(),
+                autograph=False,
+            )
+        found = _evaluated(self._runs[switches], self.feeds(batch))
         return {name: np.asarray(value.numpy()) for name, value in found.items()}
+
+    def _rounding(self) -> tuple[Switches, Mapping[Site, Rounding]]:
+        """The quantizers of a pass. Where all are off or all are on, the traced pass has no switches."""
+        layers = self._native.quantizers
+        on = {layer.enabled for layer in layers.values()}
+        if not on or on == {False}:
+            return "float", {}
+        if on == {True}:
+            return "simulated", {site: layer.rounded for site, layer in layers.items()}
+        return "switched", {site: layer.call for site, layer in layers.items()}
+
+    def _signature(self) -> list[dict[str, tf.TensorSpec]]:
+        """Inputs of any batch size: a smaller last batch is traced no second time."""
+        specs = {}
+        for name in self.graph.inputs:
+            info = self.graph.tensors[name]
+            shape = info.shape and [n if axis and isinstance(n, int) else None for axis, n in enumerate(info.shape)]
+            specs[name] = tf.TensorSpec(shape, info.dtype)
+        return [specs]
 
     def feeds(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The tensors of a batch. Raises DataError where an input is missing."""
@@ -167,10 +199,15 @@ class KerasModel:
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
         """Reduce the requested tensors inside a tf.function that returns nothing else."""
-        observation = Observation(self._native, requests)
+        switches, rounding = self._rounding()
+        watched = tuple(Watched.of(request, self.graph, rounding) for request in requests)
+        observation = self._observations.get(switches)
+        if observation is None or observation.watched != watched:
+            observation = Observation(self._native, rounding, watched, self._signature())
+            self._observations[switches] = observation
+        feed = partial(observation.feed, observers=[request.observer for request in requests])
         for batch in data:
-            feeds = self.feeds(batch)
-            _evaluated(observation.feed, feeds)
+            _evaluated(feed, self.feeds(batch))
 
     # --- leaving ---------------------------------------------------------------------------------------------------
 

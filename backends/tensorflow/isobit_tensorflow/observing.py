@@ -8,81 +8,118 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from isobit.backend import Request
+from isobit.backend import Observer, Request
 from isobit.errors import EncodingError
+from isobit.graph import Graph
 from isobit.sampling import sampling_of
 from isobit.sites import Input, Site, Tensor
 from isobit.statistics import Histogram, MinMax
+from isobit_tensorflow.interpreter import Rounding
 from isobit_tensorflow.operands import Operand
 from isobit_tensorflow.simulator import Simulator
-
-Key = tuple[Site, str]
 
 
 @dataclass(frozen=True)
 class Watched:
-    """One request: where its tensor is met, and the axis of its channels."""
+    """What one request wants of a tensor: where it is met, the axis of its channels, and what leaves the function.
 
-    request: Request
-    key: Key
+    `kind` is "histogram" (bounds and a sample, of about `limit` elements each), "minmax" (bounds) or "whole".
+    """
+
+    site: Site
+    stage: str
     channel_axis: int | None
+    kind: str
+    limit: int | None
+
+    @classmethod
+    def of(cls, request: Request, graph: Graph, rounding: Mapping[Site, Rounding]) -> Watched:
+        """Where a request is answered. Raises EncodingError for what is no tensor."""
+        site, observer = request.site, request.observer
+        name = graph.node(site.node).input(site.index) if isinstance(site, Input) else site.name
+        if name is None or name not in graph.tensors:
+            raise EncodingError(f"{str(site)!r} is no tensor of the graph: only tensors have statistics")
+        own = site if site in rounding else Tensor(name)
+        after = request.stage == "after" and own in rounding
+        info = graph.tensors[name]
+        kind, limit = "whole", None
+        if info.dtype == "float32" and isinstance(observer, Histogram | MinMax):
+            kind = "histogram" if isinstance(observer, Histogram) else "minmax"
+            limit = getattr(observer, "limit", None)
+        return cls(own if after else Tensor(name), "after" if after else "before", info.channel_axis, kind, limit)
 
 
 class Observation:
-    """Runs batches through a simulator and feeds the observers of `requests`."""
+    """A traced pass that reduces the tensors of `watched`; it serves any number of passes over data."""
 
-    def __init__(self, simulator: Simulator, requests: Sequence[Request]) -> None:
-        self._simulator = simulator
-        self._watched = [_watched(simulator, request) for request in requests]
-        self._by_key: dict[Key, list[Watched]] = {}
-        for item in self._watched:
-            self._by_key.setdefault(item.key, []).append(item)
-        self._reduced = tf.function(lambda feeds: self._run(feeds, whole=False), reduce_retracing=True, autograph=False)
-        self._whole = tf.function(lambda feeds: self._run(feeds, whole=True), reduce_retracing=True, autograph=False)
+    def __init__(
+        self, simulator: Simulator, rounding: Mapping[Site, Rounding], watched: Sequence[Watched], signature: Any
+    ) -> None:
+        self.watched = tuple(watched)
+        self._simulator, self._rounding = simulator, rounding
+        self._places: dict[tuple[Site, str], list[int]] = {}
+        for index, item in enumerate(watched):
+            self._places.setdefault((item.site, item.stage), []).append(index)
+        self._reduced = tf.function(self._reduce, input_signature=signature, autograph=False)
+        self._whole = tf.function(self._collect, input_signature=signature, autograph=False)
 
-    def feed(self, feeds: Mapping[str, tf.Tensor]) -> None:
-        """Run one batch and feed every observer."""
-        found = {name: np.asarray(value.numpy()) for name, value in self._reduced(feeds).items()}
-        if not all(np.all(np.isfinite(value)) for name, value in found.items() if name.endswith("/bounds")):
+    def feed(self, feeds: Mapping[str, tf.Tensor], observers: Sequence[Observer]) -> None:
+        """Run one batch and feed every observer, in the order of `watched`."""
+        found = self._reduced(feeds)
+        bounds, sizes = found["bounds"].numpy(), found["sizes"].numpy().tolist()
+        if not np.all(np.isfinite(bounds)):
             # NaN or infinity hides the finite bounds: look at the whole tensors of this batch
-            whole = {name: np.asarray(value.numpy()) for name, value in self._whole(feeds).items()}
-            for index, item in enumerate(self._watched):
-                _update(item, whole[f"{index}/whole"])
+            for observer, item, values in zip(observers, self.watched, self._whole(feeds), strict=True):
+                observer.update(_array(values), item.channel_axis)
             return
-        for index, item in enumerate(self._watched):
-            observer = item.request.observer
-            if f"{index}/whole" in found:
-                _update(item, found[f"{index}/whole"])
-            elif isinstance(observer, Histogram):
-                low, high = found[f"{index}/bounds"]
-                observer.absorb(float(low), float(high), found[f"{index}/sample"], int(found[f"{index}/elements"]))
+        samples, wholes = iter(found["samples"]), iter(found["wholes"])
+        for index, (observer, item) in enumerate(zip(observers, self.watched, strict=True)):
+            if isinstance(observer, Histogram) and item.kind == "histogram":
+                low, high = bounds[index].tolist()
+                observer.absorb(low, high, _array(next(samples)), sizes[index])
             else:
-                observer.update(found[f"{index}/bounds"].astype(np.float32))
+                observer.update(bounds[index] if item.kind == "minmax" else _array(next(wholes)), item.channel_axis)
 
-    def _run(self, feeds: Mapping[str, tf.Tensor], *, whole: bool) -> dict[str, tf.Tensor]:
-        """The reductions by name; what a tensor's observers share is computed once."""
-        found: dict[str, tf.Tensor] = {}
-        places = {id(item): index for index, item in enumerate(self._watched)}
+    def _reduce(self, feeds: Mapping[str, tf.Tensor]) -> dict[str, Any]:
+        """Bounds (tensors, 2), element counts, samples of histograms; what has no reduction here is whole."""
+        bounds, sizes, samples, wholes = (dict[int, tf.Tensor]() for _ in range(4))
 
         def tap(site: Site, stage: str, value: Operand) -> None:
-            bounds: tf.Tensor | None = None
-            for item in self._by_key.get((site, stage), ()):
-                name = places[id(item)]
-                observer = item.request.observer
-                if whole or not isinstance(observer, Histogram | MinMax) or not value.tensor.dtype.is_floating:
-                    found[f"{name}/whole"] = tf.cast(value.canonical(), tf.float32)
+            pair: tf.Tensor | None = None
+            for index in self._places.get((site, stage), ()):
+                item = self.watched[index]
+                sizes[index] = tf.size(value.tensor, tf.int64)
+                if item.kind == "whole":
+                    bounds[index], wholes[index] = tf.zeros(2), value.canonical()
                     continue
                 tensor = tf.cast(value.tensor, tf.float32)
-                if bounds is None:
-                    bounds = tf.stack([tf.reduce_min(tensor), tf.reduce_max(tensor)])
-                found[f"{name}/bounds"] = bounds
-                if isinstance(observer, Histogram):
-                    found[f"{name}/sample"] = sample(value.like(tensor), item.channel_axis, observer.limit)
-                    found[f"{name}/elements"] = tf.size(tensor, tf.int64)
+                if pair is None:
+                    pair = tf.stack([tf.reduce_min(tensor), tf.reduce_max(tensor)])
+                bounds[index] = pair
+                if item.kind == "histogram":
+                    samples[index] = sample(value.like(tensor), item.channel_axis, item.limit)
 
-        self._simulator.run_named(feeds, tap=tap)
-        return found
+        self._simulator.run_named(feeds, tap=tap, rounding=self._rounding)
+        indices = range(len(self.watched))
+        return {
+            "bounds": tf.stack([bounds[index] for index in indices]),
+            "sizes": tf.stack([sizes[index] for index in indices]),
+            "samples": [samples[index] for index in sorted(samples)],
+            "wholes": [wholes[index] for index in sorted(wholes)],
+        }
+
+    def _collect(self, feeds: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+        """Every watched tensor as it is."""
+        found: dict[int, tf.Tensor] = {}
+
+        def tap(site: Site, stage: str, value: Operand) -> None:
+            for index in self._places.get((site, stage), ()):
+                found[index] = value.canonical()
+
+        self._simulator.run_named(feeds, tap=tap, rounding=self._rounding)
+        return [found[index] for index in range(len(self.watched))]
 
 
 def sample(value: Operand, channel_axis: int | None, limit: int | None) -> tf.Tensor:
@@ -103,18 +140,5 @@ def sample(value: Operand, channel_axis: int | None, limit: int | None) -> tf.Te
     return tf.reshape(flat, (-1, int(np.prod(static))))[:, :: chosen.step]
 
 
-def _watched(simulator: Simulator, request: Request) -> Watched:
-    graph, site = simulator.graph, request.site
-    name = graph.node(site.node).input(site.index) if isinstance(site, Input) else site.name
-    if name is None or name not in graph.tensors:
-        raise EncodingError(f"{str(site)!r} is no tensor of the graph: only tensors have statistics")
-    quantizers = simulator.quantizers
-    key: Key = (Tensor(name), "before")
-    if request.stage == "after":
-        own = site if site in quantizers else Tensor(name)
-        key = (own, "after" if own in quantizers else "before")
-    return Watched(request, key, graph.tensors[name].channel_axis)
-
-
-def _update(item: Watched, values: Any) -> None:
-    item.request.observer.update(np.asarray(values, np.float32), item.channel_axis)
+def _array(values: tf.Tensor) -> NDArray[np.float32]:
+    return np.asarray(values.numpy(), np.float32)

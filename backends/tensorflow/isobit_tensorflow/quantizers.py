@@ -16,7 +16,8 @@ from isobit.errors import EncodingError
 from isobit.formats import isobit_json
 from isobit.quant_spec import PerChannel, PerTensor
 from isobit.sites import Site
-from isobit_tensorflow.arithmetic import cast, fake_quantize
+from isobit_tensorflow.arithmetic import Rint, cast, fake_quantize, straight_through
+from isobit_tensorflow.variables import put, value_of
 
 _VARIABLES = ("scale", "zero_point", "on")
 
@@ -64,8 +65,8 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
     def encoding(self) -> Encoding:
         """The encoding as it is now: learned or loaded values included."""
         spec = self._template.spec
-        scale = np.maximum(np.asarray(self.scale.numpy(), np.float32), np.float32(SMALLEST_SCALE))
-        zero = np.rint(self.zero_point.numpy()).astype(np.int32)
+        scale = np.maximum(np.asarray(value_of(self.scale), np.float32), np.float32(SMALLEST_SCALE))
+        zero = np.rint(value_of(self.zero_point)).astype(np.int32)
         if spec.is_integer:
             zero = np.clip(zero, spec.q_min, spec.q_max)
         if np.array_equal(scale, self._template.scale) and np.array_equal(zero, self._template.zero_point):
@@ -81,17 +82,17 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
         if encoding.scale.shape != tuple(self.scale.shape):
             raise EncodingError(f"scales of shape {encoding.scale.shape} do not fit {tuple(self.scale.shape)}")
         self._template = encoding
-        self.scale.assign(encoding.scale)
-        self.zero_point.assign(encoding.zero_point.astype(np.float32))
+        put(self.scale, encoding.scale)
+        put(self.zero_point, encoding.zero_point.astype(np.float32))
 
     @property
     def enabled(self) -> bool:
         """Whether it rounds."""
-        return bool(self.on.numpy())
+        return bool(value_of(self.on))
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        self.on.assign(float(value))
+        put(self.on, np.float32(value))
 
     def learn(self, on: bool = True, *, zero_point: bool = False) -> None:
         """Train the scale (and an asymmetric grid's zero point) together with the weights, or stop that."""
@@ -102,15 +103,20 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, x: tf.Tensor, axes: Sequence[int] | None = None) -> tf.Tensor:
         """`x` on the grid; `axes` are the canonical axes in the order in which `x` has them."""
+        return tf.where(tf.convert_to_tensor(self.on) > 0.5, self._rounded(x, axes, straight_through), x)
+
+    def rounded(self, x: tf.Tensor, axes: Sequence[int] | None = None) -> tf.Tensor:
+        """What `call` gives where the quantizer is on, for evaluation: without a switch, and without gradients."""
+        return self._rounded(x, axes, tf.math.rint)
+
+    def _rounded(self, x: tf.Tensor, axes: Sequence[int] | None, rint: Rint) -> tf.Tensor:
         spec = self._template.spec
         positive = tf.maximum(tf.convert_to_tensor(self.scale), SMALLEST_SCALE)  # training may push it below
         scale = self._broadcast(positive, x, axes)
         if spec.is_integer:
             zero = self._broadcast(tf.convert_to_tensor(self.zero_point), x, axes)
-            result = fake_quantize(x, scale, zero, spec.q_min, spec.q_max)
-        else:
-            result = cast(x, scale, spec.dtype)
-        return tf.where(tf.convert_to_tensor(self.on) > 0.5, result, x)
+            return fake_quantize(x, scale, zero, spec.q_min, spec.q_max, rint)
+        return cast(x, scale, spec.dtype)
 
     def _broadcast(self, grid: tf.Tensor, x: tf.Tensor, axes: Sequence[int] | None) -> tf.Tensor:
         axis, granularity = self._template.axis, self._template.spec.granularity

@@ -12,7 +12,7 @@ import tensorflow as tf
 from isobit.graph import Graph
 from isobit.graph_records import graph_from_record, graph_to_record
 from isobit.sites import Site
-from isobit_tensorflow.interpreter import Run, Tap
+from isobit_tensorflow.interpreter import Rounding, Run, Tap
 from isobit_tensorflow.quantizers import Quantizer
 from isobit_tensorflow.training import Training
 from isobit_tensorflow.variables import VariableSpec, make_variable
@@ -82,12 +82,19 @@ class Simulator(keras.Model):  # type: ignore[misc]
         return keras.tree.map_structure(lambda name: found[name], self.output_structure)
 
     def run_named(
-        self, feeds: Mapping[str, tf.Tensor], *, training: bool = False, tap: Tap | None = None
+        self,
+        feeds: Mapping[str, tf.Tensor],
+        *,
+        training: bool = False,
+        tap: Tap | None = None,
+        rounding: Mapping[Site, Rounding] | None = None,
     ) -> dict[str, tf.Tensor]:
-        """Outputs by name from inputs by name."""
+        """Outputs by name from inputs by name; `rounding` stands for the quantizers, each behind its switch."""
+        if rounding is None:
+            rounding = {site: layer.call for site, layer in self.quantizers.items()}
         seeds = {d.name: g for d, g in zip(self.behaviour.dropouts, self._generators, strict=True)}
         behaviour = self.behaviour if training else None
-        run = Run(self.graph, self.parameters, self.quantizers, behaviour, seeds, tap)
+        run = Run(self.graph, self.parameters, rounding, behaviour, seeds, tap)
         return run({name: self._typed(name, feeds[name]) for name in self.graph.inputs})
 
     def _typed(self, name: str, value: Any) -> tf.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 #: What TensorFlow does not take in the name of a scope.
@@ -41,6 +42,20 @@ class VariableSpec:
     def to_record(self) -> dict[str, Any]:
         """As JSON data."""
         return {**asdict(self), "shape": list(self.shape)}
+
+
+def value_of(variable: keras.Variable) -> NDArray[Any]:
+    """``variable.numpy()`` in a fifth of its time, which counts where hundreds of small ones are read."""
+    native = variable.value
+    if isinstance(native, tf.distribute.DistributedValues):
+        return np.asarray(variable.numpy())
+    return np.asarray(tf.raw_ops.ReadVariableOp(resource=native.handle, dtype=native.dtype).numpy())
+
+
+def put(variable: keras.Variable, value: Any) -> None:
+    """Assign a value that is not there yet: assigning takes longer than looking."""
+    if not np.array_equal(value_of(variable), value):
+        variable.assign(value)
 
 
 def make_variable(spec: VariableSpec, value: NDArray[Any] | None = None) -> keras.Variable:
