@@ -52,7 +52,8 @@ class ObservingSession:
         # onnxruntime visits the last leaves of a graph first: the reductions of the earliest tensors are added last, so
         # that each runs as soon as its tensor is there, and the tensor is freed.
         self._outputs = [builder.add(item) for item in reversed(watched)][::-1]
-        self._session = Session(working, plan_memory=False)
+        samples = {names.sample for names in self._outputs if names.sample}
+        self._session = Session(working, plan_memory=False, any_order=samples, blocked_after=0)
         self._whole: Session | None = None
 
     def observe(self, batch: Batch) -> None:
