@@ -3,9 +3,9 @@
     python benchmarks/run.py --backend torch --json result.json
 
 FP32 is the user's own float model in the backend's own runtime, over the same batches, in the same process; the runs
-alternate and the medians are compared, because machines are shared and noisy. PyTorch runs the user's model with its
-batch norms, the simulator without: ``folded`` is the float model after folding, whose ratio says how much of a figure
-is that. Peak memory is that of fresh processes, one that only runs the float model and one that calibrates.
+alternate and the medians are compared, because machines are shared and noisy. PyTorch and TensorFlow run the user's
+model with its batch norms, the simulator without: ``folded`` is the float model after folding, whose ratio says how
+much of a figure is that. Peak memory is that of fresh processes, one that only runs the float model and one that calibrates.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from isobit.backend import Backend, BackendModel
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.techniques import FoldBatchNorms
+from isobit.testing.networks import Network
 from isobit.wishes import Wishes
 
 Batches = list[dict[str, Any]]
@@ -42,18 +43,24 @@ Batches = list[dict[str, Any]]
 
 def open_network(backend: str, name: str, size: int) -> tuple[BackendModel, Callable[[dict[str, Any]], Any]]:
     """A benchmark network opened by a backend, and the FP32 run of its plain native model."""
-    network = NETWORKS[name](size)
-    opener: Backend = registry().backend(backend)
-    if backend == "onnx":
-        import onnxruntime
+    return OPENERS[backend](NETWORKS[name](size), registry().backend(backend))
 
-        from isobit_onnx.building import build_onnx
 
-        native = build_onnx(network)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ["BENCHMARK_THREADS"])
-        session = onnxruntime.InferenceSession(native.SerializeToString(), options)
-        return opener.open(native), lambda batch: session.run(None, batch)
+def open_onnx(network: Network, opener: Backend) -> tuple[BackendModel, Callable[[dict[str, Any]], Any]]:
+    """An ONNX file in onnxruntime."""
+    import onnxruntime
+
+    from isobit_onnx.building import build_onnx
+
+    native = build_onnx(network)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ["BENCHMARK_THREADS"])
+    session = onnxruntime.InferenceSession(native.SerializeToString(), options)
+    return opener.open(native), lambda batch: session.run(None, batch)
+
+
+def open_torch(network: Network, opener: Backend) -> tuple[BackendModel, Callable[[dict[str, Any]], Any]]:
+    """A module in eager mode, as people run it."""
     import torch
 
     from isobit_torch.building import build_torch
@@ -66,6 +73,28 @@ def open_network(backend: str, name: str, size: int) -> tuple[BackendModel, Call
             return module(**{name: torch.from_numpy(array) for name, array in batch.items()})
 
     return opener.open(module, network.batch(2)), run
+
+
+def open_tensorflow(network: Network, opener: Backend) -> tuple[BackendModel, Callable[[dict[str, Any]], Any]]:
+    """A Keras model in a tf.function."""
+    import tensorflow as tf
+
+    from isobit_tensorflow.building import build_keras
+
+    threads = int(os.environ["BENCHMARK_THREADS"])
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    native = build_keras(network)
+    function = tf.function(lambda inputs: native(inputs, training=False), reduce_retracing=True)
+
+    def run(batch: dict[str, Any]) -> Any:
+        inputs = {name: tf.convert_to_tensor(array) for name, array in batch.items()}
+        return {name: output.numpy() for name, output in function(inputs).items()}
+
+    return opener.open(native), run
+
+
+OPENERS = {"onnx": open_onnx, "torch": open_torch, "tensorflow": open_tensorflow}
 
 
 def make_batches(name: str, size: int, batch: int, count: int) -> Batches:
@@ -188,7 +217,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", default="onnx", choices=["onnx", "torch"])
+    parser.add_argument("--backend", default="onnx", choices=list(OPENERS))
     parser.add_argument("--networks", nargs="+", default=sorted(NETWORKS), choices=sorted(NETWORKS))
     parser.add_argument("--target", default="onnxruntime-cpu")
     parser.add_argument("--size", type=int, default=224, help="image edge in pixels")

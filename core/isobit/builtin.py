@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isobit.plugins import hookimpl
+
+if TYPE_CHECKING:
+    from isobit.formats.format import EncodingsFormat
 
 
 @hookimpl
@@ -34,8 +37,11 @@ def isobit_techniques() -> Sequence[type[Any]]:
 
 
 @hookimpl
-def isobit_formats() -> Sequence[Any]:
-    """isobit's own JSON."""
+def isobit_formats() -> Sequence[EncodingsFormat]:
+    """isobit's own JSON, and AIMET's files."""
+    from isobit.formats.aimet_v0_6_1 import AimetV061
+    from isobit.formats.aimet_v1 import AimetV1
+    from isobit.formats.aimet_v2 import AimetV2
     from isobit.formats.isobit_json import IsobitJson
 
-    return [IsobitJson()]
+    return [IsobitJson(), AimetV061(), AimetV1(), AimetV2()]

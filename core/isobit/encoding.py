@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,10 +205,22 @@ def _same(a: NDArray[Any] | None, b: NDArray[Any] | None) -> bool:
 
 
 class Encodings(Mapping[Site, Encoding]):
-    """The encodings of a model, by site; a plain name finds the tensor or weight of that name."""
+    """The encodings of a model, by site; a plain name finds the tensor or weight of that name.
 
-    def __init__(self, items: Mapping[Site, Encoding] | None = None) -> None:
+    Those read from a file also carry what the reader has to say: `notes`, in words, and `unmapped`, the names in the
+    file that the model does not have.
+    """
+
+    def __init__(
+        self,
+        items: Mapping[Site, Encoding] | None = None,
+        *,
+        notes: Iterable[str] = (),
+        unmapped: Iterable[str] = (),
+    ) -> None:
         self._items: dict[Site, Encoding] = dict(items or {})
+        self.notes = tuple(notes)
+        self.unmapped = tuple(unmapped)
 
     def __getitem__(self, key: Site | str) -> Encoding:
         if isinstance(key, str):

@@ -58,17 +58,18 @@ def _node_signature(node: Node, tensors: Mapping[str, str], weights: Mapping[str
     inputs = ["-" if name is None else tensors.get(name) or weights.get(name, "?") for name in node.inputs]
     while inputs and inputs[-1] == "-":
         inputs.pop()
-    attributes = ",".join(f"{key}={_canonical(node.attributes[key])}" for key in sorted(node.attributes))
+    attributes = ",".join(f"{key}={attribute_text(node.attributes[key])}" for key in sorted(node.attributes))
     return f"{node.op}({','.join(inputs)};{attributes})"
 
 
-def _canonical(value: Any) -> str:
+def attribute_text(value: Any) -> str:
+    """An attribute as a text that is equal in every framework: numbers in float32, sequences as lists."""
     if isinstance(value, bool | int | np.integer):
         return repr(float(value))
     if isinstance(value, float | np.floating):
         return repr(float(np.float32(value)))
     if isinstance(value, tuple | list):
-        return "[" + ",".join(_canonical(v) for v in value) + "]"
+        return "[" + ",".join(attribute_text(v) for v in value) + "]"
     if isinstance(value, np.ndarray):
         return _weight_hash(value)
     return repr(value)

@@ -21,6 +21,7 @@ from isobit.errors import PluginError, TargetError, did_you_mean
 if TYPE_CHECKING:
     from isobit.backend import Backend
     from isobit.calibration.scheme import Calibrator
+    from isobit.formats.format import EncodingsFormat
     from isobit.target import Target
 
 GROUP = "isobit"
@@ -49,8 +50,8 @@ class Hooks:
         """Techniques: frozen dataclasses with one method, ``apply``."""
 
     @hookspec
-    def isobit_formats(self) -> Sequence[Any]:  # type: ignore[empty-body]
-        """Encodings formats: objects with ``name``, ``read`` and ``write`` (`isobit.formats`)."""
+    def isobit_formats(self) -> Sequence[EncodingsFormat]:  # type: ignore[empty-body]
+        """Encodings formats: objects that read and write a kind of file (`isobit.formats.format.EncodingsFormat`)."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class Registry:
             found[name] = technique
         return found
 
-    def formats(self) -> dict[str, Any]:
+    def formats(self) -> dict[str, EncodingsFormat]:
         """Encodings formats by name."""
         return _by_name("format", self._collect("isobit_formats"))
 

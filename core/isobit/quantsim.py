@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,9 @@ from isobit.statistics import Histogram, Statistics
 from isobit.target import Target
 from isobit.techniques.technique import Technique, TechniqueReport
 from isobit.wishes import Wishes
+
+if TYPE_CHECKING:
+    from isobit.loading import LoadReport
 
 
 class QuantSim:
@@ -136,7 +140,8 @@ class QuantSim:
             dataset = None if data is None else Dataset(data, self.graph, batch_size=batch_size)
             self._forget_calibration()
             done = len(self.edits)
-            report = technique.apply(_Recorded(self._model, self.edits), dataset, self.plan)
+            plan = replace(self.plan, frozen=self.frozen, replan=lambda graph: place(graph, self.target, self.wishes))
+            report = technique.apply(_Recorded(self._model, self.edits), dataset, plan)
             self.plan = place(self.graph, self.target, self.wishes)
             self._thaw_changed(self.edits[done:])
             self.freeze(report.encodings)
@@ -202,9 +207,39 @@ class QuantSim:
         self.statistics = Statistics(histograms)
         self._set_encodings(calibrator)
 
+    def load_encodings(
+        self,
+        source: str | PathLike[str] | Mapping[Site, Encoding],
+        *,
+        strict: bool = True,
+        partial: bool = True,
+        freeze: bool = False,
+        format: str | None = None,
+    ) -> LoadReport:
+        """Set quantizers to encodings of a file (isobit's, AIMET's, a QDQ model) or of another simulator.
+
+        `strict`: an entry that names nothing quantized, or has another format than the plan, is an error; without it
+        such entries are reported, and the file's formats become overrides. `partial`: sites that the file says nothing
+        of keep what they have; without it they stay in float from now on. `freeze`: later calibration keeps what was
+        loaded. `format` names the file's format where the content does not tell. Biases follow from their input and
+        weight unless they are in the file. Raises EncodingError, and then nothing has changed.
+        """
+        from isobit.loading import load_encodings
+
+        return load_encodings(self, source, strict=strict, partial=partial, freeze=freeze, format=format)
+
+    def adopt(self, plan: Plan, wishes: Wishes, encodings: Mapping[Site, Encoding], calibration: str) -> None:
+        """Take over a plan of this graph, the wishes that it came from, and encodings found elsewhere."""
+        wanted = {site: e for site, e in encodings.items() if plan.placements[site].simulated}
+        gone = {site: None for site in self._model.encodings() if site not in wanted}
+        self._model.set_quantizers({**gone, **wanted})
+        self._model.enable(list(wanted), on=True)
+        self.plan, self.wishes, self.calibration = plan, wishes, calibration
+        self._frozen = {site: e for site, e in self._frozen.items() if encodings.get(site) == e}
+
     def recalibrate(self, method: str | Calibrator) -> None:
         """Set every quantizer by another scheme from the statistics that are there; needs no data."""
-        if self.calibration is None:
+        if self.calibration is None or (observed_sites(self.plan) and not len(self.statistics)):
             raise DataError("there are no statistics yet: calibrate with data first")
         self._set_encodings(parse_calibrator(method, registry().calibrators()))
 

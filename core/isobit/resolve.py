@@ -123,7 +123,7 @@ def resolve(
         if note:
             notes.append(note)
     for placement in biases:  # after all rooms are made: a weight may be shared
-        encodings[placement.site] = _bias_encoding(placement, encodings)
+        encodings[placement.site] = bias_encoding(placement, encodings)
     encodings.update((site, encoding) for site, encoding in kept.items() if site in plan.placements)
     ordered = {site: encodings[site] for site in plan.placements}
     return Resolved(Encodings(ordered), tuple(notes))
@@ -136,7 +136,8 @@ def constant_name(graph: Graph, site: Site) -> str:
     return site.name
 
 
-def _bias_encoding(placement: Placement, encodings: dict[Site, Encoding]) -> Encoding:
+def bias_encoding(placement: Placement, encodings: Mapping[Site, Encoding]) -> Encoding:
+    """The encoding of an int32 bias: input scale times weight scale."""
     assert placement.scale_of is not None  # a bias placement is made with its sources
     source, weight = (encodings[site] for site in placement.scale_of)
     scale = np.maximum(source.scale * weight.scale, np.float32(arithmetic.SMALLEST_SCALE))

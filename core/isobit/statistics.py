@@ -11,8 +11,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.channel_ranges import ChannelRanges
 from isobit.errors import DataError
 from isobit.files import write_atomically
+from isobit.gram import Gram
+from isobit.rows import Rows
 from isobit.sampling import SAMPLE_LIMIT, sample
 from isobit.sites import Site, site_key, site_of
 
@@ -243,12 +246,15 @@ class Moments:
         return found
 
 
-Reducer = Histogram | MinMax | Moments
+Reducer = Histogram | MinMax | Moments | ChannelRanges | Rows | Gram
 
-_KINDS: dict[str, type[Histogram] | type[MinMax] | type[Moments]] = {
+_KINDS: dict[str, type[Any]] = {
     "histogram": Histogram,
     "minmax": MinMax,
     "moments": Moments,
+    "channel ranges": ChannelRanges,
+    "rows": Rows,
+    "gram": Gram,
 }
 
 

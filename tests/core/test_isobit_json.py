@@ -126,7 +126,7 @@ MALFORMED = {
     "no version": ('{"format": "isobit encodings"}', "version None is unknown"),
     "another version": (file_of(version=2), "version 2 is unknown; this isobit reads version 1"),
     "version a flag": (file_of(version=True), "version True is unknown"),
-    "encodings missing": ('{"format": "isobit encodings", "version": 1}', "encodings: must be a list"),
+    "encodings missing": ('{"format": "isobit encodings", "version": 1}', "encodings: this field is missing"),
     "encodings an object": (file_of(encodings={}), "encodings: must be a list"),
     "entry a number": (file_of(ENTRY, 3), "encodings[1]: must be an object"),
     "kind missing": (without(ENTRY, "kind"), RELU + "kind: this field is missing"),

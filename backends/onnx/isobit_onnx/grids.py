@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from isobit.arithmetic import float_type
 from isobit.encoding import Encoding
-from isobit.layout import Layout, to_canonical, to_native
-from isobit.quant_spec import PerTensor, QuantSpec
+from isobit.formats.native_grid import native_form
+from isobit.layout import Layout
+from isobit.quant_spec import QuantSpec
 
 _INTEGERS = {
     "int": {4: ir.DataType.INT4, 8: ir.DataType.INT8, 16: ir.DataType.INT16, 32: ir.DataType.INT32},
@@ -57,48 +58,11 @@ def needs_clip(spec: QuantSpec) -> bool:
 def grid_of(encoding: Encoding, shape: tuple[int, ...] = (), layout: Layout = (), *, activation: bool) -> Grid:
     """The grid of a tensor whose native `shape` becomes canonical through `layout`.
 
-    A per-tensor encoding needs neither. What is per channel in canonical layout may be blocks in the native one (a
-    grouped ConvTranspose): the form follows from which native elements share a scale.
+    A per-tensor encoding needs neither.
     """
     kind = stored_type(encoding.spec, activation=activation)
-    if isinstance(encoding.spec.granularity, PerTensor):
-        return Grid(kind, encoding.scale, encoding.zero_point)
-    canonical = to_canonical(np.broadcast_to(np.int8(0), shape), layout).shape
-    scale, zero_point = encoding.broadcast(canonical)
-    marks = np.arange(scale.size).reshape(scale.shape)
-    native = [_native(a, canonical, layout, shape) for a in (marks, scale, zero_point)]
-    axis, block = _form(native[0])
-    if axis is None:
-        return Grid(kind, native[1].reshape(-1)[0], native[2].reshape(-1)[0])
-    if block is None:
-        index = tuple(slice(None) if i == axis else 0 for i in range(len(shape)))
-        return Grid(kind, native[1][index], native[2][index], axis)
-    starts = np.arange(0, shape[axis], block)
-    return Grid(kind, native[1].take(starts, axis), native[2].take(starts, axis), axis, block)
-
-
-def _native(array: NDArray[Any], canonical: tuple[int, ...], layout: Layout, shape: tuple[int, ...]) -> NDArray[Any]:
-    whole = np.broadcast_to(array, canonical)
-    return to_native(whole, layout, np.zeros(shape, array.dtype))
-
-
-def _form(marks: NDArray[np.int64]) -> tuple[int | None, int | None]:
-    """Axis and block size: (None, None) one scale, (axis, None) one an index, (axis, size) one a block."""
-    varying = [axis for axis in range(marks.ndim) if np.any(marks != marks.take([0], axis))]
-    if not varying:
-        return None, None
-    runs = {axis: _run_length(marks, axis) for axis in varying}
-    if len(varying) == 1 and runs[varying[0]] == 1:
-        return varying[0], None
-    # One axis carries the blocks; along all others the scale tensor is written out in full.
-    axis = max(varying, key=lambda a: runs[a])
-    return axis, runs[axis]
-
-
-def _run_length(marks: NDArray[np.int64], axis: int) -> int:
-    steps = np.moveaxis(np.diff(marks, axis=axis), axis, 0)
-    changes = np.flatnonzero(np.any(steps != 0, axis=tuple(range(1, marks.ndim))))
-    return int(changes[0]) + 1 if changes.size else marks.shape[axis]
+    form = native_form(encoding, shape, layout)
+    return Grid(kind, form.of(encoding.scale), form.of(encoding.zero_point), form.axis, form.block_size)
 
 
 def integer_tensor(values: NDArray[np.int32], kind: ir.DataType, name: str) -> ir.Tensor[Any]:

@@ -31,6 +31,8 @@ from isobit_onnx.translation import translate
 #: Sessions kept for other settings of `enable`: float and simulated runs alternate in most work.
 _KEPT_SESSIONS = 3
 
+_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+
 
 class OnnxModel:
     """An opened ONNX model. `float_model` is prepared by `isobit_onnx.reading`."""
@@ -171,6 +173,17 @@ class OnnxModel:
                     if readers:
                         names[site] = OnnxName(readers[0][0], input=readers[0][1])
         return ir.to_proto(self.float_model), names
+
+    def inner_values(self) -> dict[str, str]:
+        """Values before a reshape inside one neutral node: the runtime's kernel for the rest ends there."""
+        natives = {node.name: node for node in self.float_model.graph}
+        found = {}
+        for node in self.graph.nodes:
+            last = natives[node.parts[-1]]
+            inner = last.inputs[0] if len(node.parts) > 1 and last.op_type in _VIEWS else None
+            if inner is not None and inner.name:
+                found[inner.name] = node.outputs[0]
+        return found
 
     def copy(self) -> OnnxModel:
         """An independent copy."""

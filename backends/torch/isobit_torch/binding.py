@@ -104,3 +104,14 @@ def view_chain(node: fx.Node) -> list[fx.Node]:
     while is_view(chain[-1]) and isinstance(chain[-1].args[0], fx.Node):
         chain.append(chain[-1].args[0])
     return chain
+
+
+def seen_through_views(read: fx.Node, source: fx.Node, result: fx.Node, reader: fx.Node) -> fx.Node:
+    """`result` as `reader` shall read it: behind copies of the views that lie between `source` and `read`."""
+    chain = view_chain(read)
+    for view in reversed(chain[: chain.index(source)]):
+        with reader.graph.inserting_before(reader):
+            copied = reader.graph.node_copy(view, lambda n: n)
+        copied.args = (result, *copied.args[1:])
+        result = copied
+    return result

@@ -14,6 +14,7 @@ from isobit.errors import EditError
 from isobit.graph import Node
 from isobit.layout import Blocks, Layout, Permute, Take, View, conv_transpose_layout, to_native
 from isobit.sites import Tensor
+from isobit_torch.binding import seen_through_views, view_chain
 from isobit_torch.convert import to_array, to_tensor
 from isobit_torch.devices import device_of
 from isobit_torch.fxtools import DTYPE, NAME, SHAPE, aten, attribute, behind, erase_unread
@@ -143,16 +144,18 @@ class _Editor:
             readers = list(source.users)
             with self.graph.inserting_after(behind(source)):
                 result = self._chain(source, step.nodes)
-        else:
-            node = self.before.node(site.node)
-            parts = [n for part in node.parts for n in self.parts.get(part, ())]
-            readers = [n for n in parts if source in n.all_input_nodes]
-            if not readers:
-                raise EditError(f"{site}: the input is read through a view, which this edit does not follow")
-            with self.graph.inserting_before(readers[0]):
-                result = self._chain(source, step.nodes)
-        for reader in readers:
-            reader.replace_input_with(source, result)
+            for reader in readers:
+                reader.replace_input_with(source, result)
+            return
+        node = self.before.node(site.node)
+        parts = [n for part in node.parts for n in self.parts.get(part, ())]
+        reads = [(n, r) for n in parts for r in n.all_input_nodes if r not in parts and source in view_chain(r)]
+        if not reads:
+            raise EditError(f"{site}: no operation reads the input by itself, so nothing can be put before it")
+        with self.graph.inserting_after(behind(source)):
+            result = self._chain(source, step.nodes)
+        for reader, read in reads:
+            reader.replace_input_with(read, seen_through_views(read, source, result, reader))
 
     def set_weights(self) -> None:
         """New values of constants that the module has already."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from isobit.sites import Site
-from isobit_torch.binding import NativeSite, Reader, bind, view_chain
+from isobit_torch.binding import NativeSite, Reader, bind, seen_through_views
 from isobit_torch.fxtools import NAME, behind, op_name
 from isobit_torch.program import copy_graph
 from isobit_torch.quantizers import QUANTIZERS, Quantizer
@@ -60,7 +60,7 @@ def _insert(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], native: NativeSi
                 user.replace_input_with(source, node)
     else:
         for reader in native.readers:
-            _reread(graph, copies, reader, native.source, node)
+            _reread(copies, reader, native.source, node)
     return node
 
 
@@ -68,16 +68,10 @@ def _is_quantizer(node: fx.Node) -> bool:
     return node.op == "call_module" and str(node.target).startswith(f"{QUANTIZERS}.")
 
 
-def _reread(
-    graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], reader: Reader, source: fx.Node, result: fx.Node
-) -> None:
+def _reread(copies: Mapping[fx.Node, fx.Node], reader: Reader, source: fx.Node, result: fx.Node) -> None:
     """Let one reader read `result`; views between the value and the reader are copied for it."""
     node = copies[reader.node]
-    for view in reversed(view_chain(reader.read)[: view_chain(reader.read).index(source)]):
-        with graph.inserting_before(node):
-            copied = graph.node_copy(copies[view], lambda n: n)
-        copied.args = (result, *copied.args[1:])
-        result = copied
+    result = seen_through_views(copies[reader.read], copies[source], result, node)
     old = copies[reader.read]
     if reader.index is None or not isinstance(node.args[reader.index], fx.Node):
         node.replace_input_with(old, result)

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from isobit.techniques.correct_bias import CorrectBias
+from isobit.techniques.equalize_cross_layers import EqualizeCrossLayers
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
+from isobit.techniques.reestimate_batch_norms import ReestimateBatchNorms
+from isobit.techniques.smooth_quant import SmoothQuant
 from isobit.techniques.technique import Technique, TechniqueReport
 
-__all__ = ["FoldBatchNorms", "Technique", "TechniqueReport"]
+__all__ = [
+    "CorrectBias",
+    "EqualizeCrossLayers",
+    "FoldBatchNorms",
+    "ReestimateBatchNorms",
+    "SmoothQuant",
+    "Technique",
+    "TechniqueReport",
+]

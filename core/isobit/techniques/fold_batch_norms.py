@@ -13,12 +13,22 @@ from numpy.typing import NDArray
 
 from isobit.backend import BackendModel
 from isobit.data import Dataset
-from isobit.edits import AddBias, Draft, NewNode, Replace, SetWeights, Unshare
+from isobit.edits import Draft, NewNode, Replace, SetWeights
 from isobit.graph import Graph, Node, Use
+from isobit.normal import Normal
 from isobit.plan import Plan
 from isobit.techniques.technique import TechniqueReport
+from isobit.techniques.weighted_layer import (
+    LAYERS,
+    bias_obstacle,
+    bias_of,
+    by_input,
+    by_output,
+    groups_of,
+    set_bias,
+    weight_obstacle,
+)
 
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Linear"})
 _BATCH_NORM = "BatchNormalization"
 _CONSTANTS = frozenset({"Mul", "Div", "Add", "Sub"})
 
@@ -41,9 +51,10 @@ class FoldBatchNorms:
         draft = Draft(model.graph, model.weight)
         changed: list[str] = []
         left: dict[str, str] = {}
+        outputs: dict[str, Normal] = {}
         for node in model.graph.nodes:
             if node.op == _BATCH_NORM or node.op in _CONSTANTS:
-                done, message = self._fold(draft, draft.graph.node(node.name))
+                done, message = self._fold(draft, draft.graph.node(node.name), outputs)
                 if done:
                     changed.append(message)
                 elif node.op == _BATCH_NORM:
@@ -53,13 +64,13 @@ class FoldBatchNorms:
                 changed.append(f"{name} became a scale and a shift: {left.pop(name)}")
         if draft.edits:
             model.edit(draft.edits)
-        return TechniqueReport("FoldBatchNorms", tuple(changed), left)
+        return TechniqueReport("FoldBatchNorms", tuple(changed), left, outputs=outputs)
 
-    def _fold(self, draft: Draft, node: Node) -> tuple[bool, str]:
-        """Whether the node was folded, and where to or why not."""
+    def _fold(self, draft: Draft, node: Node, outputs: dict[str, Normal]) -> tuple[bool, str]:
+        """Whether the node was folded, and where to or why not; `outputs` keeps what the batch norm knew."""
         before, obstacle = _layer_before(draft.graph, node)
         if before is not None:
-            obstacle = _fold_backward(draft, before, node)
+            obstacle = _fold_backward(draft, before, node, outputs)
             if not obstacle:
                 return True, f"{node.name} into {before.name}"
         if node.op != _BATCH_NORM:
@@ -128,23 +139,20 @@ def _per_channel(value: NDArray[np.float32], channels: int, rank: int, axis: int
 def _layer_before(graph: Graph, node: Node) -> tuple[Node | None, str]:
     source = next((name for name in node.inputs if name in graph.tensors), None)
     producer = graph.producer(source) if source is not None else None
-    if producer is None or producer.op not in _LAYERS:
+    if producer is None or producer.op not in LAYERS:
         return None, f"{producer.op if producer else 'the model input'} comes before it"
     if graph.sole_reader(source or "") is None:
         return None, f"the output of {producer.name} has other readers"
     return producer, ""
 
 
-def _fold_backward(draft: Draft, layer: Node, node: Node) -> str:
+def _fold_backward(draft: Draft, layer: Node, node: Node, outputs: dict[str, Normal]) -> str:
     """Fold `node` into the layer before it; returns why not, or an empty text."""
     graph = draft.graph
     weight = layer.input(1)
-    problem = _weight_problem(graph, layer, weight)
+    problem = weight_obstacle(graph, layer) or bias_obstacle(graph, layer)
     if problem or weight is None:
         return problem
-    bias = layer.input(2)
-    if bias is not None and bias not in graph.weights:
-        return f"the bias of {layer.name} is computed"
     values = draft.value(weight)
     info = graph.tensors[layer.outputs[0]]
     rank = info.rank or values.ndim
@@ -154,38 +162,26 @@ def _fold_backward(draft: Draft, layer: Node, node: Node) -> str:
     affine = _affine(draft, node, values.shape[0], rank, axis)
     if affine is None or affine.scale.shape != (values.shape[0],):
         return "its parameters are no per-channel constants"
-    old_bias = draft.value(bias) if bias is not None else np.zeros(values.shape[0], np.float32)
-    new_bias = affine(old_bias)
-    new_weight = np.asarray(values * affine.scale.reshape(-1, *(1,) * (values.ndim - 1)), np.float32)
+    new_bias = affine(bias_of(draft, layer, values.shape[0]))
+    new_weight = np.asarray(values * by_output(values, affine.scale), np.float32)
     if not (np.all(np.isfinite(new_weight)) and np.all(np.isfinite(new_bias))):
         return "the folded weights would not be finite"
     if not np.array_equal(new_weight, values):
         draft.apply(SetWeights({weight: new_weight}))
-    _set_bias(draft, layer, new_bias)
+    set_bias(draft, layer, new_bias)
+    _remember(draft, layer, node, affine, outputs)
     draft.apply(Replace(node.name))
     return ""
 
 
-def _set_bias(draft: Draft, layer: Node, value: Vector) -> None:
-    name = layer.input(2)
-    if name is None:
-        draft.apply(AddBias(layer.name, value))
-        return
-    if len(draft.graph.uses(name)) > 1 or len(draft.graph.source_readers(name)) > 1:
-        draft.apply(Unshare(name, layer.name))
-        name = draft.graph.node(layer.name).inputs[2] or name
-    draft.apply(SetWeights({name: value}))
-
-
-def _weight_problem(graph: Graph, layer: Node, weight: str | None) -> str:
-    if weight is None or weight not in graph.weights:
-        return f"the weight of {layer.name} is computed"
-    if graph.weights[weight].dtype != "float32":
-        return f"the weight of {layer.name} is {graph.weights[weight].dtype}"
-    readers = graph.source_readers(weight)
-    if len(readers) > 1:
-        return f"the weight of {layer.name} is shared with {', '.join(sorted(readers - {layer.name}))}"
-    return ""
+def _remember(draft: Draft, layer: Node, node: Node, affine: _Affine, outputs: dict[str, Normal]) -> None:
+    """The distribution of the layer's output from now on: normal with mean beta and deviation gamma."""
+    tensor = layer.outputs[0]
+    if node.op == _BATCH_NORM:
+        gamma = np.abs(draft.value(node.inputs[1] or "")).astype(np.float64)
+        outputs[tensor] = Normal(affine.shift.astype(np.float64), gamma)
+    elif tensor in outputs:
+        outputs[tensor] = outputs[tensor].moved(affine.scale.astype(np.float64), affine(np.zeros_like(affine.mean)))
 
 
 # --- forward --------------------------------------------------------------------------------------------------------
@@ -204,30 +200,22 @@ def _layer_after(graph: Graph, node: Node) -> tuple[Node | None, str]:
 
 def _fold_forward(draft: Draft, node: Node, layer: Node) -> str:
     graph = draft.graph
-    weight, bias = layer.input(1), layer.input(2)
-    problem = _weight_problem(graph, layer, weight)
+    weight = layer.input(1)
+    problem = weight_obstacle(graph, layer) or bias_obstacle(graph, layer)
     if problem or weight is None:
         return problem
-    if bias is not None and bias not in graph.weights:
-        return f"the bias of {layer.name} is computed"
-    values = draft.value(weight)
-    groups = int(layer.attributes.get("group", 1))
+    values, groups = draft.value(weight), groups_of(layer)
     affine = _affine(draft, node, values.shape[1] * groups, graph.tensors[node.outputs[0]].rank or 4, 1)
     if affine is None:
         return "its parameters are computed"
     offset = affine(np.zeros_like(affine.scale))
-    # Output channel o reads the input channels of its group: one row of (groups, in/groups) for each.
-    row = np.arange(values.shape[0]) // (values.shape[0] // groups)
-    shape = (*values.shape[:2], *(1,) * (values.ndim - 2))
-    scale = affine.scale.reshape(groups, -1)[row].reshape(shape)
-    shift = offset.reshape(groups, -1)[row].reshape(shape)
-    old_bias = draft.value(bias) if bias is not None else np.zeros(values.shape[0], np.float32)
-    moved = (values * shift).sum(axis=tuple(range(1, values.ndim)), dtype=np.float64)
-    new_weight, new_bias = np.asarray(values * scale, np.float32), np.asarray(old_bias + moved, np.float32)
+    moved = (values * by_input(values, groups, offset)).sum(axis=tuple(range(1, values.ndim)), dtype=np.float64)
+    new_weight = np.asarray(values * by_input(values, groups, affine.scale), np.float32)
+    new_bias = np.asarray(bias_of(draft, layer, values.shape[0]) + moved, np.float32)
     if not (np.all(np.isfinite(new_weight)) and np.all(np.isfinite(new_bias))):
         return "the folded weights would not be finite"
     draft.apply(SetWeights({weight: new_weight}))
-    _set_bias(draft, layer, new_bias)
+    set_bias(draft, layer, new_bias)
     draft.apply(Replace(node.name))
     return ""
 

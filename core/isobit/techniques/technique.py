@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from isobit.encoding import Encoding
+from isobit.normal import Normal
 from isobit.sites import Site
 
 if TYPE_CHECKING:
@@ -20,12 +21,14 @@ class TechniqueReport:
     """What a technique changed, what it left alone and why, and the encodings that its weights were made for.
 
     `encodings` are frozen: calibration keeps them, because weights that were rounded to a grid need that very grid.
+    `outputs` is what is known of the distribution of tensors, from batch norms that are gone now.
     """
 
     technique: str
     changed: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
     encodings: Mapping[Site, Encoding] = field(default_factory=dict)
+    outputs: Mapping[str, Normal] = field(default_factory=dict, repr=False)
 
 
 class Technique(Protocol):

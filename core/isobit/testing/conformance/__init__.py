@@ -20,6 +20,7 @@ from isobit.testing.conformance.graphs import GraphConformance
 from isobit.testing.conformance.leaving import LeavingConformance
 from isobit.testing.conformance.observing import ObservingConformance
 from isobit.testing.conformance.quantizing import QuantizingConformance
+from isobit.testing.conformance.rounding import RoundingConformance
 
 
 class BackendConformance(
@@ -29,6 +30,7 @@ class BackendConformance(
     EditingConformance,
     DifferentiatingConformance,
     LeavingConformance,
+    RoundingConformance,
 ):
     """All parts of the suite."""
 

@@ -1,0 +1,64 @@
+"""What a format of encodings files is: the contract of the hook ``isobit_formats``."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Protocol
+
+from isobit.encoding import Encodings
+from isobit.errors import EncodingError
+from isobit.formats.json_file import parse, read_text
+from isobit.formats.names import Names
+
+
+class FileContent:
+    """A file that formats look at to recognise it; read once for all of them."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path)
+        self.where = fspath(path)
+
+    @cached_property
+    def json(self) -> Any:
+        """The file as JSON, None where it is none."""
+        if self.path.suffix.lower() == ".onnx":
+            return None  # it may be large, and is no JSON
+        try:
+            return parse(read_text(self.path), self.where)
+        except EncodingError:
+            return None
+
+
+class EncodingsFormat(Protocol):
+    """A kind of file that holds encodings.
+
+    `names` says where the names of the file are in a model. A format that uses names or layouts of its own needs it;
+    without it names are taken as they are.
+    """
+
+    @property
+    def name(self) -> str:
+        """Unique; what users write as ``format=``."""
+        ...
+
+    @property
+    def suffix(self) -> str:
+        """The ending that its files usually have."""
+        ...
+
+    def recognises(self, content: FileContent) -> bool:
+        """Whether a file is one of this kind, in any version of it: the right version is `read`'s business."""
+        ...
+
+    def read(self, path: str | PathLike[str], names: Names | None = None) -> Encodings:
+        """Read a file. Raises EncodingError naming the file, the entry and the field."""
+        ...
+
+    def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
+        """Write a file, whole or not at all; returns, in words, what it holds otherwise than asked.
+
+        Raises EncodingError for what the format cannot hold.
+        """
+        ...

@@ -1,0 +1,217 @@
+"""Cross-layer equalization: factors move between the channels of neighbouring layers, and the function stays.
+
+Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, sections 4.1
+and 4.1.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from isobit.backend import BackendModel, Request
+from isobit.data import Dataset
+from isobit.edits import Draft, NewNode, Replace, SetWeights
+from isobit.errors import FormatError
+from isobit.graph import Graph, Node
+from isobit.normal import Normal
+from isobit.plan import Plan
+from isobit.sites import Tensor
+from isobit.statistics import Moments
+from isobit.techniques.layer_pairs import Pair, find_pairs
+from isobit.techniques.technique import TechniqueReport
+from isobit.techniques.weighted_layer import (
+    Floats,
+    bias_of,
+    by_input,
+    by_output,
+    channel_axis,
+    groups_of,
+    input_ranges,
+    response,
+    set_bias,
+)
+
+#: A channel whose range is this much smaller than the largest of its layer is empty: no factor is read off it.
+_EMPTY = 1e-8
+
+#: c = mean - 3 deviations: 99.87 % of the values lie above it.
+_DEVIATIONS = 3.0
+
+_CONVERGED = 1e-4
+
+
+@dataclass(frozen=True)
+class EqualizeCrossLayers:
+    """Give both sides of each channel between two layers the same weight range, then move high biases on.
+
+    Pairs of Conv (depthwise and grouped too), ConvTranspose and Linear with nothing, Relu, PRelu, LeakyRelu or pooling
+    between them. With ranges r1 and r2 of a channel in the first and the second layer, ``s = sqrt(r1 * r2) / r2``
+    divides the first and multiplies the second; swept over all pairs until no factor changes by more than 1e-4, at
+    most `sweeps` times. `clip` says what becomes of ``Clip(0, b)``, ReLU6 above all: ``"keep"`` leaves such pairs
+    alone, ``"per-channel"`` clips each channel at ``b / s``, ``"relu"`` drops the upper bound, which changes the
+    function. High biases ``c = max(0, mean - 3 * deviation)`` are absorbed by the next layer, where that does not pad:
+    from `outputs`, the report of FoldBatchNorms, or else from moments of the data, one pass.
+    """
+
+    absorb_biases: bool = True
+    clip: Literal["keep", "per-channel", "relu"] = "keep"
+    sweeps: int = 50
+    outputs: Mapping[str, Normal] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.clip not in ("keep", "per-channel", "relu"):
+            raise FormatError(f"clip is 'keep', 'per-channel' or 'relu', not {self.clip!r}")
+        if self.sweeps < 1:
+            raise FormatError(f"at least one sweep, not {self.sweeps}")
+
+    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
+        """Equalize, then absorb; without data and `outputs` no bias is absorbed."""
+        graph = model.graph
+        clips = _upper_clips(graph) if self.clip != "keep" else frozenset()
+        pairs, left = find_pairs(graph, clips)
+        if not pairs:
+            return TechniqueReport("EqualizeCrossLayers", (), {**left} or {"model": "it has no pair of layers"})
+        known = {pair.tensor: self.outputs[pair.tensor] for pair in pairs if pair.tensor in self.outputs}
+        if self.absorb_biases and data is not None:
+            known.update(_observed(model, data, [pair.tensor for pair in pairs if pair.tensor not in known]))
+        draft = Draft(graph, model.weight)
+        factors = _factors(draft, pairs, self.sweeps)
+        _rescale(draft, pairs, factors)
+        changed = [_described(pair, factor) for pair, factor in zip(pairs, factors, strict=True)]
+        for pair, factor in zip(pairs, factors, strict=True):
+            if pair.tensor in known:
+                known[pair.tensor] = known[pair.tensor].moved(1 / factor, np.zeros_like(factor))
+            for node in pair.between:
+                if node.name in clips:
+                    _replace_clip(draft, node, channel_axis(graph, pair.first), factor, self.clip == "per-channel")
+        notes = dict(left)
+        for pair in pairs if self.absorb_biases else ():
+            done, why = _absorb(draft, pair, known, clipped=self.clip == "per-channel")
+            if done:
+                changed.append(done)
+            elif why:
+                notes[f"high biases of {pair.first.name}"] = why
+        model.edit(draft.edits)
+        return TechniqueReport("EqualizeCrossLayers", tuple(changed), notes, outputs={**self.outputs, **known})
+
+
+# --- equalization ---------------------------------------------------------------------------------------------------
+
+
+def _factors(draft: Draft, pairs: Sequence[Pair], sweeps: int) -> list[Floats]:
+    """The factor of each channel of each pair; weights enter by the largest absolute value of their taps alone."""
+    matrices: dict[str, Floats] = {}
+    for pair in pairs:
+        for layer in (pair.first, pair.second):
+            weight = draft.value(layer.inputs[1] or "").astype(np.float64)
+            matrices[layer.name] = np.abs(weight).reshape(*weight.shape[:2], -1).max(axis=2, initial=0.0)
+    total = [np.ones(matrices[pair.first.name].shape[0]) for pair in pairs]
+    for _ in range(sweeps):
+        largest = 0.0
+        for index, pair in enumerate(pairs):
+            first, second = matrices[pair.first.name], matrices[pair.second.name]
+            r1, r2 = first.max(axis=1, initial=0.0), input_ranges(second, groups_of(pair.second))
+            lively = (r1 > _EMPTY * r1.max(initial=0.0)) & (r2 > _EMPTY * r2.max(initial=0.0))
+            factor = np.ones_like(r1)
+            factor[lively] = np.sqrt(r1[lively] * r2[lively]) / r2[lively]
+            matrices[pair.first.name] = first / by_output(first, factor)
+            matrices[pair.second.name] = second * by_input(second, groups_of(pair.second), factor)
+            total[index] = total[index] * factor
+            largest = max(largest, float(np.abs(factor - 1).max(initial=0.0)))
+        if largest < _CONVERGED:
+            break
+    return total
+
+
+def _rescale(draft: Draft, pairs: Sequence[Pair], factors: Sequence[Floats]) -> None:
+    """Write weights and biases with all their factors, each rounded to float32 once."""
+    outward = {pair.first.name: factor for pair, factor in zip(pairs, factors, strict=True)}
+    inward = {pair.second.name: factor for pair, factor in zip(pairs, factors, strict=True)}
+    for name in dict.fromkeys(layer.name for pair in pairs for layer in (pair.first, pair.second)):
+        layer = draft.graph.node(name)
+        weight = draft.value(layer.inputs[1] or "").astype(np.float64)
+        if name in inward:
+            weight = weight * by_input(weight, groups_of(layer), inward[name])
+        if name in outward:
+            weight = weight / by_output(weight, outward[name])
+            if layer.input(2) is not None:
+                set_bias(draft, layer, bias_of(draft, layer, weight.shape[0]) / outward[name])
+        draft.apply(SetWeights({layer.inputs[1] or "": weight}))
+
+
+def _upper_clips(graph: Graph) -> frozenset[str]:
+    """Names of the nodes ``Clip(0, b)``."""
+    clips = (node for node in graph.nodes if node.op == "Clip" and len(node.inputs) == 1)
+    return frozenset(
+        node.name for node in clips if node.attributes.get("min") == 0 and node.attributes.get("max", 0) > 0
+    )
+
+
+def _replace_clip(draft: Draft, node: Node, axis: int, factor: Floats, per_channel: bool) -> None:
+    chain, weights = (NewNode("Relu"),), {}
+    rank = draft.graph.tensors[node.outputs[0]].rank or 0
+    if per_channel:
+        name = draft.free_name(f"{node.name}.bound")
+        bound = node.attributes["max"] / factor
+        weights = {name: bound.reshape(-1, *(1,) * (rank - 1 - axis)).astype(np.float32)}
+        chain = (*chain, NewNode("Min", (name,)))
+    draft.apply(Replace(node.name, chain, weights))
+
+
+def _described(pair: Pair, factor: Floats) -> str:
+    return (
+        f"{pair.first.name} and {pair.second.name}: factors {factor.min():.3g} to {factor.max():.3g} "
+        f"over {factor.size} channels"
+    )
+
+
+# --- high biases ----------------------------------------------------------------------------------------------------
+
+
+def _observed(model: BackendModel, data: Dataset, tensors: Sequence[str]) -> dict[str, Normal]:
+    """Mean and deviation of these tensors over the data, one pass."""
+    if not tensors:
+        return {}
+    moments = {name: Moments() for name in tensors}
+    model.observe(data, [Request(Tensor(name), observer) for name, observer in moments.items()])
+    return {name: Normal(found.mean, np.sqrt(found.variance)) for name, found in moments.items()}
+
+
+def _absorb(draft: Draft, pair: Pair, known: dict[str, Normal], clipped: bool) -> tuple[str, str]:
+    """What was absorbed, or why nothing could be; both empty where no bias is high."""
+    normal = known.get(pair.tensor)
+    if normal is None:
+        return "", "neither batch norm nor data tell its distribution"
+    first, second = draft.graph.node(pair.first.name), draft.graph.node(pair.second.name)
+    activated = any(node.op in ("Relu", "PRelu", "LeakyRelu", "Clip") for node in pair.between)
+    high = normal.mean - _DEVIATIONS * normal.deviation
+    moved = np.maximum(high, 0.0) if activated else normal.mean
+    if not np.any(moved):
+        return "", ""
+    if _pads(second) or any(_pads(node) for node in pair.between):
+        return "", f"{second.name} or what is before it pads with zeros, where the bias would be missing"
+    if clipped and any(node.op == "Clip" for node in pair.between):
+        return "", "its upper clip would move with the bias"
+    weight = draft.value(second.inputs[1] or "")
+    if second.op == "ConvTranspose" and not _is_pointwise(second, weight.shape[2:]):
+        return "", f"{second.name} overlaps unevenly, so that no one bias stands for it"
+    shift = response(weight, second, moved)
+    set_bias(draft, first, bias_of(draft, first, moved.size) - moved)
+    set_bias(draft, second, bias_of(draft, second, weight.shape[0]) + shift)
+    known[pair.tensor] = replace(normal, mean=normal.mean - moved)
+    count = int(np.count_nonzero(moved))
+    return f"{pair.second.name} absorbed the bias of {count} channel(s) of {pair.first.name}", ""
+
+
+def _pads(node: Node) -> bool:
+    return "auto_pad" in node.attributes or (node.op != "MaxPool" and any(node.attributes.get("pads", ())))
+
+
+def _is_pointwise(node: Node, kernel: Sequence[int]) -> bool:
+    """Whether every output of a transposed convolution meets the same taps."""
+    ones = (1,) * len(kernel)
+    return tuple(kernel) == ones and tuple(node.attributes.get("strides", ones)) == ones

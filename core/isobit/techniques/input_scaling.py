@@ -1,0 +1,152 @@
+"""Factors on the input channels of linear layers: out of the activation, into the weights, and the function stays.
+
+The activation is divided in the node that computes it where that can carry the factors, else by a Mul before each
+reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isobit.backend import BackendModel
+from isobit.edits import Draft, Insert, NewNode, SetWeights, Unshare, plan_edits
+from isobit.graph import Graph, Node
+from isobit.plan import Placement, Plan
+from isobit.sites import Input, Site, Tensor, Weight
+from isobit.techniques.layer_pairs import HOMOGENEOUS
+from isobit.techniques.weighted_layer import (
+    LAYERS,
+    Floats,
+    bias_obstacle,
+    bias_of,
+    by_output,
+    set_bias,
+    weight_obstacle,
+)
+
+_NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledInput:
+    """A tensor and the quantized linear layers that read it; `carrier` computes it and can carry the factors."""
+
+    tensor: str
+    readers: tuple[Node, ...]
+    carrier: Node | None
+
+    @property
+    def name(self) -> str:
+        """The readers, in words."""
+        return ", ".join(node.name for node in self.readers)
+
+
+def find_inputs(graph: Graph, plan: Plan) -> tuple[list[ScaledInput], dict[str, str]]:
+    """Every input of linear layers with quantized weights, and why other such layers have none."""
+    found: dict[str, list[Node]] = {}
+    left: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op != "Linear" or weight_placement(node, plan) is None:
+            continue
+        obstacle = weight_obstacle(graph, node)
+        if obstacle:
+            left[node.name] = obstacle
+        elif node.inputs[0] in graph.tensors:
+            found.setdefault(node.inputs[0] or "", []).append(node)
+    inputs = [ScaledInput(tensor, tuple(readers), _carrier(graph, tensor, readers)) for tensor, readers in found.items()]
+    return inputs, left
+
+
+def weight_placement(layer: Node, plan: Plan) -> Placement | None:
+    """How the weight of a layer is quantized, or None."""
+    return _placement(plan, (Input(layer.name, 1), Weight(layer.inputs[1] or "")))
+
+
+def input_placement(layer: Node, plan: Plan) -> Placement | None:
+    """How the input of a layer is quantized, or None."""
+    return _placement(plan, (Input(layer.name, 0), Tensor(layer.inputs[0] or "")))
+
+
+def _placement(plan: Plan, sites: Sequence[Site]) -> Placement | None:
+    return next((plan.placements[site] for site in sites if site in plan.placements), None)
+
+
+def _carrier(graph: Graph, tensor: str, readers: Sequence[Node]) -> Node | None:
+    """The norm or layer that computes `tensor` for these readers alone, through homogeneous activations."""
+    names = {node.name for node in readers}
+    if tensor in graph.output_tensors or any(use.node.name not in names for use in graph.uses(tensor)):
+        return None
+    node = graph.producer(tensor)
+    while node is not None and node.op in HOMOGENEOUS and "Pool" not in node.op:
+        if graph.sole_reader(node.inputs[0] or "") is None:
+            return None
+        node = graph.producer(node.inputs[0] or "")
+    if node is None or node.outputs[0] in graph.output_tensors:
+        return None
+    if node.op in _NORMS:
+        constants = [name for name in node.inputs[1:3] if name is not None]
+        axis = node.attributes.get("axis", -1)
+        rank = graph.tensors[tensor].rank
+        last = axis == -1 or (rank is not None and axis == rank - 1)
+        return node if last and constants and all(name in graph.weights for name in constants) else None
+    if node.op == "Linear" and not weight_obstacle(graph, node) and not bias_obstacle(graph, node):
+        return node
+    return None
+
+
+def rescale(draft: Draft, item: ScaledInput, factors: Floats) -> str:
+    """Divide the input by `factors`, multiply the weights that read it; says where the division went."""
+    for node in item.readers:
+        weight = node.inputs[1] or ""
+        draft.apply(SetWeights({weight: draft.value(weight).astype(np.float64) * factors}))
+    if item.carrier is None:
+        for node in item.readers:
+            name = draft.free_name(f"{node.name}.input_scale")
+            values = {name: (1.0 / factors).astype(np.float32)}
+            draft.apply(Insert(Input(node.name, 0), (NewNode("Mul", (name,)),), values))
+        return "a Mul"
+    carrier = draft.graph.node(item.carrier.name)
+    if carrier.op in LAYERS:
+        weight = carrier.inputs[1] or ""
+        value = draft.value(weight).astype(np.float64)
+        draft.apply(SetWeights({weight: value / by_output(value, factors)}))
+        if carrier.input(2) is not None:
+            set_bias(draft, carrier, bias_of(draft, carrier, factors.size) / factors)
+    else:
+        for index in (1, 2):
+            _divide_constant(draft, carrier.name, index, factors)
+    return carrier.name
+
+
+def _divide_constant(draft: Draft, node: str, index: int, factors: Floats) -> None:
+    name = draft.graph.node(node).input(index)
+    if name is None:
+        return
+    if len(draft.graph.source_readers(name)) > 1:
+        draft.apply(Unshare(name, node))
+        name = draft.graph.node(node).inputs[index] or ""
+    draft.apply(SetWeights({name: draft.value(name).astype(np.float64) / factors}))
+
+
+def rounded_before(model: BackendModel, plan: Plan, items: Sequence[ScaledInput]) -> Mapping[str, str]:
+    """The tensors that the target would round before a Mul divides them, and why that is of no use.
+
+    A target that runs Mul on integers rounds its input: the large channels would set the grid of the small ones still.
+    """
+    inserted = [item for item in items if item.carrier is None]
+    if not inserted or plan.replan is None:
+        return {}
+    draft = Draft(model.graph, model.weight)
+    for item in inserted:
+        rescale(draft, item, np.ones(model.graph.weights[item.readers[0].inputs[1] or ""].shape[1]))
+    after = plan.replan(plan_edits(model.graph, draft.edits, model.weight).graph)
+    sites = {site for site, placement in after.placements.items() if placement.kind == "activation"}
+    found = {}
+    for item in inserted:
+        muls = [use.node for use in draft.graph.uses(item.tensor) if use.node.op == "Mul"]
+        if Tensor(item.tensor) in sites or any(Input(node.name, 0) in sites for node in muls):
+            found[item.tensor] = "the target rounds it before factors could be taken out, and nothing can carry them"
+    return found

@@ -1,0 +1,119 @@
+"""Weighted layers as techniques see them: whether one may be changed, and how factors and biases go into it.
+
+Weights are canonical: (out, in/groups, *kernel); output channel o of a grouped layer reads the inputs of its group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.edits import AddBias, Draft, SetWeights, Unshare
+from isobit.graph import Graph, Node
+
+LAYERS = frozenset({"Conv", "ConvTranspose", "Linear"})
+
+Floats = NDArray[np.float64]
+Vector = NDArray[np.float32]
+
+
+def weight_obstacle(graph: Graph, layer: Node) -> str:
+    """Why the weight of a layer cannot be changed for this layer alone, or an empty text."""
+    weight = layer.input(1)
+    if weight is None or weight not in graph.weights:
+        return f"the weight of {layer.name} is computed"
+    if graph.weights[weight].dtype != "float32":
+        return f"the weight of {layer.name} is {graph.weights[weight].dtype}"
+    readers = graph.source_readers(weight)
+    if len(readers) > 1:
+        return f"the weight of {layer.name} is shared with {', '.join(sorted(readers - {layer.name}))}"
+    return ""
+
+
+def bias_obstacle(graph: Graph, layer: Node) -> str:
+    """Why a layer cannot get another bias, or an empty text; it may have none yet, or share it."""
+    if layer.op not in LAYERS:
+        return f"{layer.op} has no bias"
+    bias = layer.input(2)
+    if bias is not None and bias not in graph.weights:
+        return f"the bias of {layer.name} is computed"
+    return ""
+
+
+def groups_of(layer: Node) -> int:
+    """The number of groups; 1 for Linear."""
+    return int(layer.attributes.get("group", 1))
+
+
+def channel_axis(graph: Graph, layer: Node) -> int:
+    """The axis of the output channels of a layer."""
+    return (graph.tensors[layer.outputs[0]].rank or 2) - 1 if layer.op == "Linear" else 1
+
+
+def bias_of(draft: Draft, layer: Node, channels: int) -> Vector:
+    """The bias, zeros where there is none."""
+    name = layer.input(2)
+    return draft.value(name).astype(np.float32) if name is not None else np.zeros(channels, np.float32)
+
+
+def set_bias(draft: Draft, layer: Node, value: NDArray[np.floating]) -> None:
+    """Give a layer this bias, as a copy of its own where others read the old one."""
+    name = layer.input(2)
+    value = np.asarray(value, np.float32)
+    if name is None:
+        draft.apply(AddBias(layer.name, value))
+        return
+    if len(draft.graph.uses(name)) > 1 or len(draft.graph.source_readers(name)) > 1:
+        draft.apply(Unshare(name, layer.name))
+        name = draft.graph.node(layer.name).inputs[2] or name
+    draft.apply(SetWeights({name: value}))
+
+
+def by_input(weight: NDArray[np.floating], groups: int, values: NDArray[np.floating]) -> NDArray[np.floating]:
+    """One value an input channel, laid out to broadcast against the weight."""
+    row = np.arange(weight.shape[0]) // (weight.shape[0] // groups)
+    return values.reshape(groups, -1)[row].reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))
+
+
+def by_output(weight: NDArray[np.floating], values: NDArray[np.floating]) -> NDArray[np.floating]:
+    """One value an output channel, laid out to broadcast against the weight."""
+    return values.reshape(-1, *(1,) * (weight.ndim - 1))
+
+
+def response(weight: NDArray[np.floating], layer: Node, values: Floats, sizes: Sequence[object] = ()) -> Floats:
+    """The mean output for inputs that are constant, one value a channel.
+
+    A tap of a convolution that lies in the padding for some output positions counts for the others alone; `sizes` are
+    those of the input's spatial axes. Without them, far from the borders. Each tap of a transposed convolution meets
+    one in so many outputs as the strides say.
+    """
+    taps = weight.astype(np.float64) * by_input(weight, groups_of(layer), values)
+    if layer.op == "Conv" and sizes and all(isinstance(size, int) for size in sizes):
+        taps = taps * _coverage(layer, weight.shape[2:], [int(str(size)) for size in sizes])
+    met = taps.reshape(weight.shape[0], -1).sum(axis=1)
+    if layer.op == "ConvTranspose":
+        met = met / np.prod(layer.attributes.get("strides", (1,)))
+    return np.asarray(met, np.float64)
+
+
+def _coverage(layer: Node, kernel: Sequence[int], sizes: Sequence[int]) -> Floats:
+    """For each tap of a convolution, the share of output positions where it reads the input, not the padding."""
+    count = len(kernel)
+    strides, dilations = (layer.attributes.get(name, (1,) * count) for name in ("strides", "dilations"))
+    pads = layer.attributes.get("pads", (0,) * (2 * count))
+    share: Floats = np.ones((1,) * count)
+    for axis, (taps, size) in enumerate(zip(kernel, sizes, strict=True)):
+        padded = size + pads[axis] + pads[axis + count]
+        outputs = np.arange((padded - (taps - 1) * dilations[axis] - 1) // strides[axis] + 1) * strides[axis]
+        reads = outputs[:, None] + np.arange(taps) * dilations[axis] - pads[axis]
+        inside = ((reads >= 0) & (reads < size)).mean(axis=0)
+        share = share * inside.reshape(-1, *(1,) * (count - 1 - axis))
+    return share
+
+
+def input_ranges(weight: NDArray[np.floating], groups: int) -> Floats:
+    """The largest absolute weight that reads each input channel."""
+    matrix = np.abs(weight).reshape(*weight.shape[:2], -1).max(axis=2, initial=0.0)
+    return np.asarray(matrix.reshape(groups, -1, weight.shape[1]).max(axis=1, initial=0.0).reshape(-1), np.float64)

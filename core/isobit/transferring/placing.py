@@ -1,0 +1,275 @@
+"""From a matching of two graphs to sites of the target with encodings of the source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from isobit.encoding import Encoding, Encodings
+from isobit.errors import EncodingError
+from isobit.graph import Node
+from isobit.sites import Input, Site, Tensor, Weight
+from isobit.transferring.content import Side, content_classes
+from isobit.transferring.grids import Grid, SourceGrids
+from isobit.transferring.matching import Matching
+from isobit.transferring.report import Transfer
+from isobit.transferring.skeleton import Reader, Skeleton
+
+
+def place_encodings(
+    encodings: Mapping[Site, Encoding], source: Side, target: Side, wanted: Iterable[Site] | None = None
+) -> Transfer:
+    """The encodings at the target's sites: at `wanted` ones, or at those that correspond to the source's."""
+    classes = content_classes(source, target)
+    matching = Matching(Skeleton(source.graph, classes[0]), Skeleton(target.graph, classes[1]))
+    placer = _Placer(matching, encodings)
+    sites = list(wanted) if wanted is not None else placer.corresponding()
+    found = {site: grid for site in sites for grid in [placer.grid(site)] if grid is not None}
+    missing = {site: placer.why_missing(site) for site in sites if site not in found} if wanted is not None else {}
+    used = {site for grid in found.values() for site in grid.sites}
+    used |= placer.said_again(used)
+    left = [site for site in encodings if site not in used]
+    needless = [site for site in left if placer.is_needless(site)]
+    unmapped = {site: placer.why_unmapped(site) for site in left if site not in needless}
+    notes = tuple(f"bias {str(site)!r} of the source is zero, and the target has none there" for site in needless)
+    mapped = {site: tuple(sorted(grid.sites, key=str)) for site, grid in found.items()}
+    return Transfer(Encodings({site: grid.encoding for site, grid in found.items()}), mapped, unmapped, missing, notes)
+
+
+class _Placer:
+    """Answers for one site of the target at a time."""
+
+    def __init__(self, matching: Matching, encodings: Mapping[Site, Encoding]) -> None:
+        self.matching = matching
+        self.source, self.target = matching.source, matching.target
+        self.grids = SourceGrids(self.source, encodings)
+        self.encodings = encodings
+        self.open_source = {name for names, _ in matching.open for name in names}
+        self.open_target = {name: ours for ours, names in matching.open for name in names}
+        self.movers = self._matched_movers()
+
+    # --- what corresponds ------------------------------------------------------------------------------------------
+
+    def _matched_movers(self) -> dict[str, Node]:
+        """Transposes and the like that both sides have alike behind one value, target to source."""
+        found: dict[str, Node] = {}
+        for theirs, ours in self.matching.values.items():
+            free = list(self.source.movers.get(ours, ()))
+            for mover in self.target.movers.get(theirs, ()):
+                alike = [m for m in free if m.op == mover.op and self._shape(m, True) == self._shape(mover, False)]
+                if len(alike) == 1:
+                    found[mover.name] = alike[0]
+                    free.remove(alike[0])
+        return found
+
+    def _shape(self, mover: Node, ours: bool) -> tuple[object, ...] | None:
+        side = self.source if ours else self.target
+        shape = side.graph.tensors[mover.outputs[0]].shape
+        return None if shape is None else tuple(n if isinstance(n, int) else None for n in shape)
+
+    def _tensor(self, name: str) -> str | None:
+        """The source's tensor of one of the target's."""
+        root = self.target.root.get(name)
+        if root == name:
+            return self.matching.values.get(name)
+        mover = self.target.graph.producer(name)
+        twin = self.movers.get(mover.name) if mover is not None else None
+        return None if twin is None else twin.outputs[0]
+
+    def _reader(self, reader: Reader) -> Reader | None:
+        """The source's reader of one of the target's that computes."""
+        twin, node = self.matching.nodes.get(reader.node), self.target.graph.node(reader.node)
+        if twin is None:
+            return None
+        index = reader.index
+        if node.input(index) in self.target.root:
+            index = self.matching.order.get(node.name, {}).get(index, -1)
+        elif self.source.graph.node(twin).input(index) in self.source.root:  # ``constant * x`` against ``x * constant``
+            index = next((i for i, n in enumerate(self.source.graph.node(twin).inputs) if n in self.source.classes), -1)
+        return Reader(twin, index) if index >= 0 else None
+
+    def corresponding(self) -> list[Site]:
+        """The sites of the target that stand where the source has encodings, each value said as the source says it."""
+        sites: list[Site] = []
+        for root in self.matching.values:
+            for name in [root, *(m.outputs[0] for m in self.target.movers.get(root, ()))]:
+                if self._on_tensor(name) is not None:
+                    sites.append(Tensor(name))
+            sites += [
+                Input(mover.name, 0)
+                for mover in self.target.movers.get(root, ())
+                if mover.name in self.movers and Input(self.movers[mover.name].name, 0) in self.encodings
+            ]
+            sites += self._single_readers(root, set(sites))
+        return sites + self._constants()
+
+    def _single_readers(self, root: str, sites: set[Site]) -> list[Site]:
+        """Readers whose value is on another grid than the sites so far give it."""
+        found: list[Site] = []
+        for reader in self.target.readers.get(root, ()):
+            twin = self._reader(reader)
+            grid = self.grids.read(twin) if twin is not None else None
+            if grid is not None and self._given(reader, sites) != grid.encoding:
+                found.append(Input(reader.node, reader.index))
+        return found
+
+    def _given(self, reader: Reader, sites: set[Site]) -> Encoding | None:
+        node, index = self.target.graph.node(reader.node), reader.index
+        while True:
+            name = node.inputs[index] or ""
+            for site in (Input(node.name, index), Tensor(name)):
+                if site in sites:
+                    grid = self.grid(site)
+                    return None if grid is None else grid.encoding
+            mover = self.target.graph.producer(name)
+            if mover is None or mover.name in self.target.nodes:
+                return None
+            node, index = mover, 0
+
+    def _constants(self) -> list[Site]:
+        sites: list[Site] = []
+        for name in self.target.graph.weights:
+            uses = [Reader(use.node.name, use.index) for use in self.target.graph.uses(name)]
+            if self.grid(Weight(name)) is not None:
+                sites.append(Weight(name))
+            else:
+                single = [Input(reader.node, reader.index) for reader in uses]
+                sites += [site for site in single if self.grid(site) is not None]
+        return sites
+
+    # --- encodings -------------------------------------------------------------------------------------------------
+
+    def grid(self, site: Site) -> Grid | None:
+        """The encoding of one site of the target, and where it comes from."""
+        if isinstance(site, Weight):
+            return self._on_weight(site.name)
+        if isinstance(site, Tensor):
+            return self._on_tensor(site.name) or self._on_readers(site.name)
+        node = self.target.graph.node(site.node)
+        if site.node in self.target.nodes:
+            name = node.input(site.index) or ""
+            twin = self._reader(Reader(site.node, site.index))
+            if twin is None or (name in self.target.classes and not self._holds_same(name, twin)):
+                return None
+            return self._fitting(name, self.grids.read(twin))
+        twin_mover = self.movers.get(site.node)
+        if twin_mover is not None:
+            return self.grids.read(Reader(twin_mover.name, 0))
+        return self._on_tensor(node.inputs[0] or "") or self._on_readers(node.outputs[0])
+
+    def _on_tensor(self, name: str) -> Grid | None:
+        ours = self._tensor(name)
+        if ours is not None and Tensor(ours) in self.encodings:
+            return self._fitting(name, self.grids.tensor(ours))
+        root = self.target.root.get(name, name)
+        moved = self.matching.values.get(root) if ours is None and root != name else None
+        grid = self.grids.tensor(moved) if moved is not None else None
+        # Only a grid of the whole tensor goes through a transpose that the source does not have.
+        return grid if grid is not None and grid.encoding.axis is None else None
+
+    def _on_readers(self, name: str) -> Grid | None:
+        """The one encoding on which all that read the tensor, also through movers, read it."""
+        twins = [self._reader(reader) for reader in self._readers_behind(name)]
+        return self.grids.common([twin for twin in twins if twin is not None]) if all(twins) else None
+
+    def _readers_behind(self, name: str) -> list[Reader]:
+        found = []
+        for use in self.target.graph.uses(name):
+            if use.node.name in self.target.nodes:
+                found.append(Reader(use.node.name, use.index))
+            else:
+                found += self._readers_behind(use.node.outputs[0])
+        return found
+
+    def _on_weight(self, name: str) -> Grid | None:
+        twins = [self._reader(Reader(use.node.name, use.index)) for use in self.target.graph.uses(name)]
+        known = [twin for twin in twins if twin is not None and self._holds_same(name, twin)]
+        if not known or len(known) < len(twins):
+            return None
+        return self._fitting(name, self.grids.common(known))
+
+    def _holds_same(self, name: str, twin: Reader) -> bool:
+        """Whether the source's constant holds what the target's does; a bias that a fold made may differ in last bits."""
+        ours = self.source.graph.node(twin.node).input(twin.index)
+        if ours not in self.source.classes:
+            return False
+        return self.source.classes[ours] == self.target.classes[name] or self._is_bias(twin)
+
+    def _is_bias(self, reader: Reader) -> bool:
+        uses = self.source.graph.uses(self.source.graph.node(reader.node).input(reader.index) or "")
+        return any(use.node.name == reader.node and use.role == "bias" for use in uses)
+
+    def _fitting(self, name: str, grid: Grid | None) -> Grid | None:
+        """The grid, if it fits the shape of what it is for."""
+        info = self.target.graph.weights.get(name)
+        if grid is not None and info is not None:
+            try:
+                grid.encoding.broadcast(tuple(info.shape))
+            except EncodingError:
+                return None
+        return grid
+
+    def said_again(self, used: Iterable[Site]) -> set[Site]:
+        """Sites of the source that say of moved values what a used site says of the same values."""
+        known = {(self._value(site), self.encodings[site]) for site in used}
+        return {s for s, e in self.encodings.items() if self._value(s) is not None and (self._value(s), e) in known}
+
+    def _value(self, site: Site) -> str | None:
+        """The value of the source that a site quantizes; None for constants and for readers that compute."""
+        if isinstance(site, Tensor):
+            return self.source.root.get(site.name)
+        if isinstance(site, Input) and site.node not in self.source.nodes and self.source.graph.has_site(site):
+            return self.source.root.get(self.source.graph.node(site.node).inputs[site.index] or "")
+        return None
+
+    def is_needless(self, site: Site) -> bool:
+        """Whether it is a bias of zeros that the target's layer does without."""
+        info = self.source.graph.weights.get(site.name) if isinstance(site, Weight) else None
+        if info is None or info.magnitude != 0:
+            return False
+        uses = self.source.graph.uses(site.name if isinstance(site, Weight) else "")
+        twins = [self.matching.twins.get(use.node.name) for use in uses if use.role == "bias"]
+        return len(twins) == len(uses) and all(
+            twin is not None and self.target.graph.node(twin).input(2) is None for twin in twins
+        )
+
+    # --- reasons ---------------------------------------------------------------------------------------------------
+
+    def why_unmapped(self, site: Site) -> str:
+        """Why a site of the source has none in the target."""
+        if not self.source.graph.has_site(site):
+            return "the source has no such site"
+        node = self._node_of(site)
+        if node is None:
+            return "no input of the target corresponds to this one"
+        return self._why(node.name, node.op, self.open_source, self.matching.twins, "target", site)
+
+    def why_missing(self, site: Site) -> str:
+        """Why a site of the target has no encoding."""
+        graph = self.target.graph
+        node = graph.node(site.node) if isinstance(site, Input) else None
+        if isinstance(site, Tensor):
+            node = graph.producer(self.target.root.get(site.name, site.name))
+        elif isinstance(site, Weight):
+            node = graph.uses(site.name)[0].node
+        if node is None:
+            return "no input of the source corresponds to this one"
+        return self._why(node.name, node.op, self.open_target, self.matching.nodes, "source", site)
+
+    def _why(
+        self, node: str, op: str, unsure: Iterable[str], matched: Mapping[str, str], other: str, site: Site
+    ) -> str:
+        if node in unsure:
+            return f"node {node!r} ({op}) is one of several that nothing tells apart in the {other}"
+        if node not in matched:
+            return f"node {node!r} ({op}) has no counterpart in the {other}, by content or by place"
+        if isinstance(site, Weight):
+            return f"node {matched[node]!r} of the {other} holds other values there, or has no such constant"
+        return f"node {matched[node]!r} of the {other} has no such site of its own"
+
+    def _node_of(self, site: Site) -> Node | None:
+        graph = self.source.graph
+        if isinstance(site, Input):
+            return graph.node(site.node)
+        if isinstance(site, Weight):
+            return next((use.node for use in graph.uses(site.name)), None)
+        return graph.producer(self.source.root.get(site.name, site.name))
