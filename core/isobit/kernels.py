@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 BINS = 1 << 16
 
 
-@numba.njit("void(uint32[::1], int64[::1])", cache=True, nogil=True)
+# Read only: JAX hands out such arrays, and a writable one fits here too.
+_BITS = numba.types.Array(numba.uint32, 1, "C", readonly=True)
+
+
+@numba.njit(numba.void(_BITS, numba.int64[::1]), cache=True, nogil=True)
 def count_bins(bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
     """Add the float32 values whose bit patterns are `bits` to `counts` by their top 16 bits.
 

@@ -1,0 +1,69 @@
+"""JaxBackend: the front door. Imports JAX only when a model is opened."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from isobit.errors import ModelError, PluginError
+from isobit_jax.native import JaxModel
+
+if TYPE_CHECKING:
+    from isobit_jax.model import OpenedModel
+
+
+class JaxBackend:
+    """Opens a `JaxModel`; one batch of example inputs says the shapes of all axes but the first."""
+
+    name = framework = "jax"
+    install = "pip install isobit-jax jax"
+    suffixes: tuple[str, ...] = ()
+
+    def accepts(self, model: object) -> int:
+        """2 for a `JaxModel`."""
+        return 2 if isinstance(model, JaxModel) else 0
+
+    def open(self, model: JaxModel, example_inputs: Any = None) -> OpenedModel:
+        """Trace the function with a symbolic batch size and read its jaxpr. Raises ModelError."""
+        self._require()
+        if not isinstance(model, JaxModel):
+            raise ModelError(f"the JAX backend opens isobit_jax.JaxModel(function, params), not {type(model).__name__}")
+        from isobit_jax.model import OpenedModel
+        from isobit_jax.reading import read
+
+        return OpenedModel(*read(model, _by_name(model, example_inputs)))
+
+    def restore(self, state: bytes) -> OpenedModel:
+        """The model that `OpenedModel.state` wrote."""
+        self._require()
+        import safetensors.numpy
+
+        from isobit.errors import IsobitError
+        from isobit_jax.model import OpenedModel
+
+        try:
+            length = int.from_bytes(state[:8], "little")
+            meta = json.loads(state[8 : 8 + length].decode())
+            return OpenedModel.of_parts(meta, safetensors.numpy.load(state[8 + length :]))
+        except (ValueError, KeyError, TypeError, IsobitError, safetensors.SafetensorError) as error:
+            raise ModelError(f"these bytes are no state of a JAX model: {error}") from error
+
+    def _require(self) -> None:
+        if find_spec("jax") is None:
+            raise PluginError(f"backend 'jax' needs JAX: {self.install}")
+
+
+def _by_name(model: JaxModel, example: Any) -> Mapping[str, Any]:
+    """The arrays of an example batch by input name: its own keys, or the function's arguments in order."""
+    if example is None:
+        raise ModelError("a JAX function does not say its shapes: pass example_inputs, one batch of the model's inputs")
+    if isinstance(example, Mapping):
+        return example
+    arrays = example if isinstance(example, list | tuple) else [example]
+    names = list(inspect.signature(model.function).parameters)[1:]
+    if len(names) < len(arrays):
+        raise ModelError(f"the function takes {len(names)} inputs after its parameters; the example has {len(arrays)}")
+    return dict(zip(names, arrays, strict=False))

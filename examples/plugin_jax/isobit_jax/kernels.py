@@ -1,0 +1,112 @@
+"""The ops of the neutral graph in JAX, canonical layouts in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from isobit.graph import Node
+from isobit_jax.recurrent import gru, lstm
+
+Kernel = Callable[..., Any]
+
+
+def _spatial(node: Node) -> dict[str, Any]:
+    pads, attributes = node.attributes["pads"], node.attributes
+    half = len(pads) // 2
+    padding = list(zip(pads[:half], pads[half:], strict=True))
+    return {"window_strides": attributes["strides"], "padding": padding, "rhs_dilation": attributes["dilations"]}
+
+
+def _conv(node: Node, x: Any, weight: Any, bias: Any = None) -> Any:
+    result = lax.conv_general_dilated(x, weight, **_spatial(node), feature_group_count=node.attributes["group"])
+    return _per_channel(result, bias)
+
+
+def _conv_transpose(node: Node, x: Any, weight: Any, bias: Any = None) -> Any:
+    """A convolution of the input dilated by the strides with the kernel turned around."""
+    settings, space = _spatial(node), range(2, weight.ndim)
+    extra = node.attributes.get("output_padding") or (0,) * len(space)
+    reach = [(weight.shape[axis] - 1) * settings["rhs_dilation"][axis - 2] for axis in space]
+    padding = [(r - low, r - high + e) for r, (low, high), e in zip(reach, settings["padding"], extra, strict=True)]
+    result = lax.conv_general_dilated(
+        x, jnp.flip(weight, tuple(space)), (1,) * len(space), padding, lhs_dilation=settings["window_strides"],
+        rhs_dilation=settings["rhs_dilation"], feature_group_count=node.attributes["group"],
+    )  # fmt: skip
+    return _per_channel(result, bias)
+
+
+def _per_channel(x: Any, bias: Any) -> Any:
+    return x if bias is None else x + bias.reshape(-1, *(1,) * (x.ndim - 2))
+
+
+def _linear(node: Node, x: Any, weight: Any, bias: Any = None) -> Any:
+    return x @ weight.T if bias is None else x @ weight.T + bias
+
+
+def _batch_norm(node: Node, x: Any, *operands: Any) -> Any:
+    scale, shift, mean, variance = (value.reshape(-1, *(1,) * (x.ndim - 2)) for value in operands)
+    return (x - mean) / jnp.sqrt(variance + node.attributes["epsilon"]) * scale + shift
+
+
+def _layer_norm(node: Node, x: Any, scale: Any, shift: Any) -> Any:
+    centered = x - x.mean(-1, keepdims=True)
+    return centered / jnp.sqrt((centered**2).mean(-1, keepdims=True) + node.attributes["epsilon"]) * scale + shift
+
+
+def _max_pool(node: Node, x: Any) -> Any:
+    at, half = node.attributes, len(node.attributes["pads"]) // 2
+    padding = [(0, 0), (0, 0), *zip(at["pads"][:half], at["pads"][half:], strict=True)]
+    window, strides, dilations = ((1, 1, *at[key]) for key in ("kernel_shape", "strides", "dilations"))
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding, None, dilations)
+
+
+def _recurrent(layer: Kernel) -> Kernel:
+    def run(node: Node, x: Any, w: Any, r: Any) -> Any:
+        return layer(x, w, r, reverse=node.attributes["direction"] == "reverse")[:, None]
+
+    return run
+
+
+def _reduce(function: Kernel) -> Kernel:
+    def run(node: Node, x: Any) -> Any:
+        return function(x, axis=tuple(node.attributes["axes"]), keepdims=bool(node.attributes.get("keepdims", 1)))
+
+    return run
+
+
+def _reshape(node: Node, x: Any) -> Any:
+    """The batch axis may be any: only one dimension is unknown."""
+    shape = node.attributes["shape"]
+    return x.reshape([-1 if not isinstance(n, int) else n for n in shape])
+
+
+def _plain(function: Kernel) -> Kernel:
+    return lambda node, *operands: function(*operands)
+
+
+KERNELS: Mapping[str, Kernel] = {
+    **{op: _plain(function) for op, function in {
+        "Relu": jax.nn.relu, "Sigmoid": jax.nn.sigmoid, "Swish": jax.nn.silu, "Tanh": jnp.tanh, "Exp": jnp.exp,
+        "Log": jnp.log, "Sqrt": jnp.sqrt, "Reciprocal": lambda x: 1 / x, "Neg": jnp.negative, "Abs": jnp.abs,
+        "Erf": lax.erf, "Add": jnp.add, "Sub": jnp.subtract, "Mul": jnp.multiply, "Div": jnp.divide, "Pow": jnp.power,
+        "Max": jnp.maximum, "Min": jnp.minimum,
+    }.items()},
+    "Conv": _conv, "ConvTranspose": _conv_transpose, "Linear": _linear, "BatchNormalization": _batch_norm,
+    "LayerNormalization": _layer_norm, "MaxPool": _max_pool, "Reshape": _reshape,
+    "LSTM": _recurrent(lstm), "GRU": _recurrent(gru),
+    "MatMul": lambda node, a, b: a @ b * node.attributes.get("scale", 1.0),
+    "Softmax": lambda node, x: jax.nn.softmax(x, node.attributes["axis"]),
+    "Gelu": lambda node, x: jax.nn.gelu(x, node.attributes["approximate"] == "tanh"),
+    "Clip": lambda node, x: jnp.clip(x, node.attributes.get("min"), node.attributes.get("max")),
+    "GlobalAveragePool": lambda node, x: x.mean(range(2, x.ndim), keepdims=bool(node.attributes.get("keepdims", 1))),
+    "Transpose": lambda node, x: x.transpose(node.attributes["perm"]),
+    "Concat": lambda node, *parts: jnp.concatenate(parts, node.attributes["axis"]),
+    **{f"Reduce{name}": _reduce(function) for name, function in {
+        "Mean": jnp.mean, "Sum": jnp.sum, "Max": jnp.max, "Min": jnp.min,
+    }.items()},
+}  # fmt: skip
