@@ -82,18 +82,26 @@ def canonical_encoding(
     permutation = _permutation(layout, len(shape))
     if permutation is not None and axis is not None:
         return _canonical_of_permuted(native, permutation, axis)
-    marks = to_canonical(np.broadcast_to(_marks(native, shape), shape), layout)
-    found, block = _form(marks)
     if parts is not None:
         raise EncodingError("lpbq needs a weight whose axes are only transposed in the model")
-    if block is None:
-        found = channel_axis if found is None else found
-        index = marks[tuple(slice(None) if i == found else 0 for i in range(marks.ndim))]
-        per_channel = spec.with_granularity(PerChannel())
-        return Encoding(per_channel, scale.reshape(-1)[index], zero_point.reshape(-1)[index], found)
-    index = marks.take(np.arange(0, marks.shape[found or 0], block), found or 0)
-    blocks = spec.with_granularity(PerBlock(block))
-    return Encoding(blocks, scale.reshape(-1)[index], zero_point.reshape(-1)[index], found)
+    return _canonical_by_value(native, shape, layout, channel_axis)
+
+
+def _canonical_by_value(native: Encoding, shape: Shape, layout: Layout, channel_axis: int) -> Encoding:
+    """By the values of the scales, for files write blocks out in full along the other axes."""
+    marks = to_canonical(np.broadcast_to(_marks(native, shape), shape), layout)
+    scale, zero_point = native.scale.reshape(-1)[marks], native.zero_point.reshape(-1)[marks]
+    first = [slice(None) if i == channel_axis else slice(0, 1) for i in range(marks.ndim)]
+    if np.all(scale == scale[tuple(first)]) and np.all(zero_point == zero_point[tuple(first)]):
+        spec = native.spec.with_granularity(PerChannel())
+        return Encoding(spec, scale[tuple(first)].reshape(-1), zero_point[tuple(first)].reshape(-1), channel_axis)
+    axis, block = _form(marks)
+    if axis is None or block is None:
+        raise EncodingError("its scales follow neither the channels nor blocks of the inputs in the model's layout")
+    starts = np.arange(0, marks.shape[axis], block)
+    return Encoding(
+        native.spec.with_granularity(PerBlock(block)), scale.take(starts, axis), zero_point.take(starts, axis), axis
+    )
 
 
 def _canonical_shape(shape: Shape, layout: Layout) -> Shape:
