@@ -84,7 +84,7 @@ def _distance(a: Encoding, b: Encoding) -> np.ndarray:
         return np.abs(a.scale.astype(np.float64) - b.scale) / a.scale
     ends = (a.spec.q_min, a.spec.q_max)
     values = [[(q - e.zero_point.astype(np.float64)) * e.scale.astype(np.float64) for q in ends] for e in (a, b)]
-    return np.max(np.abs(np.asarray(values[0]) - np.asarray(values[1])), axis=0) / a.scale
+    return np.asarray(np.max(np.abs(np.asarray(values[0]) - np.asarray(values[1])), axis=0) / a.scale)
 
 
 def _shown(encoding: Encoding) -> str:

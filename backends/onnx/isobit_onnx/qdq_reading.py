@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ _TYPES = {
 }  # fmt: skip
 #: How tools call the integers of a constant; what is left is the constant's name.
 _ENDINGS = ("_quantized", "_QuantizeLinear_Output", "_q", "_float16", "_bfloat16")
-_UNQUANTIZED = "_unquantized"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,7 @@ def read_qdq(path: str | PathLike[str], names: Names | None) -> Encodings:
         raise EncodingError(
             f"{fspath(path)}: the model holds no QuantizeLinear or DequantizeLinear: it is not quantized"
         )
-    for entry in entries:
+    for entry in _apart(entries):
         try:
             for site, encoding in _placed(entry, names):
                 if site is None:
@@ -78,6 +77,19 @@ def read_qdq(path: str | PathLike[str], names: Names | None) -> Encodings:
         except IsobitError as error:
             raise EncodingError(f"{entry.at}: {error}") from error
     return Encodings(found, notes=notes, unmapped=unmapped)
+
+
+def _apart(entries: Sequence[Quantized]) -> Iterator[Quantized]:
+    """Several grids of one activation are each for their readers alone."""
+    grids: dict[str, set[tuple[QuantSpec, bytes, bytes]]] = {}
+    for entry in entries:
+        grids.setdefault(entry.name, set()).add(_key(entry.grid))
+    for entry in entries:
+        yield replace(entry, some=True) if entry.shape is None and len(grids[entry.name]) > 1 else entry
+
+
+def _key(grid: Grid) -> tuple[QuantSpec, bytes, bytes]:
+    return grid.spec, grid.scale.tobytes(), grid.zero_point.tobytes()
 
 
 def quantized_values(path: str | PathLike[str]) -> list[Quantized]:
@@ -149,15 +161,11 @@ class _Reader:
         if value.const_value is not None and not value.is_graph_input():  # a float constant that is rounded when run
             return self._of_constant(value, grid, node, at)
         value, grid, entered = self._behind_clip(value, grid, quantizer)
-        name = value.name or ""
-        if name.endswith(_UNQUANTIZED) and any(output is node.outputs[0] for output in self._returned(value)):
-            name = name.removesuffix(_UNQUANTIZED)
+        ends = (use.node.outputs[0] for use in quantizer.outputs[0].uses())
+        name = next((end.name for end in ends if end.is_graph_output()), None)  # a quantized output has the float name
+        name = name or value.name or ""
         others = [use.node for use in value.uses() if use.node is not entered and use.node.op_type != "QuantizeLinear"]
         return Quantized(name, grid, None, self._readers(node), bool(others) or value.is_graph_output(), at)
-
-    def _returned(self, value: ir.Value) -> list[ir.Value]:
-        """The outputs of the model that are `value` behind a quantizer."""
-        return [output for output in self.graph.outputs if output.name == (value.name or "").removesuffix(_UNQUANTIZED)]
 
     def _of_constant(self, source: ir.Value, grid: Grid, node: ir.Node, at: str) -> Quantized:
         name, tensor = source.name or "", source.const_value

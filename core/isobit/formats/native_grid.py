@@ -99,9 +99,19 @@ def _canonical_by_value(native: Encoding, shape: Shape, layout: Layout, channel_
     if axis is None or block is None:
         raise EncodingError("its scales follow neither the channels nor blocks of the inputs in the model's layout")
     starts = np.arange(0, marks.shape[axis], block)
-    return Encoding(
-        native.spec.with_granularity(PerBlock(block)), scale.take(starts, axis), zero_point.take(starts, axis), axis
-    )
+    spec = native.spec.with_granularity(PerBlock(block))
+    return Encoding(spec, *_joined(scale.take(starts, axis), zero_point.take(starts, axis), axis), axis)
+
+
+def _joined(
+    scale: NDArray[np.float32], zero_point: NDArray[np.int32], block_axis: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Without the copies along axes behind the blocks, where isobit's own encodings have one scale."""
+    for axis in range(block_axis + 1, scale.ndim):
+        first = scale.take([0], axis), zero_point.take([0], axis)
+        if np.all(scale == first[0]) and np.all(zero_point == first[1]):
+            scale, zero_point = first
+    return scale, zero_point
 
 
 def _canonical_shape(shape: Shape, layout: Layout) -> Shape:
@@ -135,11 +145,7 @@ def _canonical_of_permuted(native: Encoding, permutation: tuple[int, ...], axis:
     if native.multiplier is not None and native.channel_scale is not None:
         parts = native.multiplier.transpose(permutation), native.channel_scale.transpose(permutation)
         return Encoding(native.spec, scale, zero_point, moved, *parts)
-    for other in range(moved + 1, scale.ndim):  # behind the blocks, where isobit's own encodings have one scale
-        first = scale.take([0], other), zero_point.take([0], other)
-        if np.all(scale == first[0]) and np.all(zero_point == first[1]):
-            scale, zero_point = first
-    return Encoding(native.spec, scale, zero_point, moved)
+    return Encoding(native.spec, *_joined(scale, zero_point, moved), moved)
 
 
 def _marks(encoding: Encoding, shape: Shape) -> NDArray[np.int64]:
