@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, did_you_mean
 from isobit.graph import Graph
@@ -15,7 +17,7 @@ from isobit.plan import Placement, Plan
 from isobit.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor
 from isobit.regrid import regrid
 from isobit.resolve import bias_encoding, constant_name
-from isobit.sites import Input, Site, Tensor
+from isobit.sites import Input, Site, Tensor, Weight
 
 if TYPE_CHECKING:
     from isobit.quantsim import QuantSim
@@ -101,7 +103,7 @@ def map_to_plan(encodings: Mapping[Site, Encoding], graph: Graph, plan: Plan) ->
         if not placements:
             mapped.ignored[str(site)] = _why_not(site, graph, plan)
         for placement in placements:
-            fitted = _fitted(encoding, placement)
+            fitted = _fitted(encoding, placement, graph)
             if fitted is None:
                 problem = f"{encoding.spec} in the file, {placement.spec} in the plan"
                 if placement.kind == "bias":
@@ -136,7 +138,12 @@ def _placements(site: Site, graph: Graph, plan: Plan) -> Iterator[Placement]:
     """The placements that an entry for `site` speaks of: its own, or those of its single readers."""
     if site in plan.placements:
         yield plan.placements[site]
-    elif not isinstance(site, Input):
+    elif isinstance(site, Input):
+        name = (graph.node(site.node).input(site.index) or "") if graph.has_site(site) else ""
+        whole = Weight(name) if name in graph.weights else Tensor(name)
+        if whole in plan.placements:
+            yield plan.placements[whole]
+    else:
         for placement in plan.placements.values():
             if isinstance(placement.site, Input) and graph.node(placement.site.node).input(placement.site.index) == str(
                 site
@@ -144,16 +151,20 @@ def _placements(site: Site, graph: Graph, plan: Plan) -> Iterator[Placement]:
                 yield placement
 
 
-def _fitted(encoding: Encoding, placement: Placement) -> Encoding | None:
+def _fitted(encoding: Encoding, placement: Placement, graph: Graph) -> Encoding | None:
     """The encoding in the placement's format, or None where the format has other values."""
-    spec = placement.spec
-    if encoding.scale.size == 1 and isinstance(spec.granularity, PerTensor | PerChannel):  # one channel is a tensor
-        axis = placement.channel_axis if isinstance(spec.granularity, PerChannel) else None
-        shape = () if axis is None else (1,)
-        bare = encoding.spec.with_granularity(spec.granularity)
-        if isinstance(encoding.spec.granularity, PerTensor | PerChannel):
-            encoding = Encoding(bare, encoding.scale.reshape(shape), encoding.zero_point.reshape(shape), axis)
-    return regrid(encoding, spec)
+    granularity = placement.spec.granularity
+    if isinstance(granularity, PerChannel) and isinstance(encoding.spec.granularity, PerTensor):
+        shape = graph.weights[constant_name(graph, placement.site)].shape  # one scale is that of each channel
+        axis, count = placement.channel_axis, shape[placement.channel_axis] if shape else 1
+        scale, zero_point = np.broadcast_to(encoding.scale, (count,)), np.broadcast_to(encoding.zero_point, (count,))
+        encoding = Encoding(encoding.spec.with_granularity(granularity), scale, zero_point, axis)
+    elif isinstance(granularity, PerTensor) and isinstance(encoding.spec.granularity, PerChannel):
+        if encoding.scale.size != 1:
+            return None
+        bare = encoding.spec.with_granularity(granularity)  # one channel is a tensor
+        encoding = Encoding(bare, encoding.scale.reshape(()), encoding.zero_point.reshape(()))
+    return regrid(encoding, placement.spec)
 
 
 def _name(graph: Graph, placement: Placement) -> str:

@@ -257,19 +257,27 @@ class QuantSim:
         finally:
             self._model.enable(active, on=True)
 
-    def export(self, folder: str | PathLike[str], formats: str | Sequence[str] = ("onnx",)) -> dict[str, Path]:
+    def export(
+        self,
+        folder: str | PathLike[str],
+        formats: str | Sequence[str] = ("onnx",),
+        *,
+        encodings_formats: str | Sequence[str] = (),
+    ) -> dict[str, Path]:
         """Write the model in `formats`, ``encodings.json`` and ``summary.txt`` into `folder`, all or nothing.
 
         ``"onnx"`` is ``model.qdq.onnx``; backends add formats of their framework, PyTorch ``"pt2"`` and
-        ``"torchscript"``. Returns the paths by what they hold: ``"model"`` (the ONNX file) or the other format's name,
-        ``"encodings"``, ``"summary"``. Raises ModelError when the simulator is not calibrated, and OutputError for a
-        format that the backend cannot write.
+        ``"torchscript"``. `encodings_formats` are further files of encodings, such as ``"aimet-1.0.0"``: then the float
+        ``model.onnx`` whose names they use is written too. Returns the paths by what they hold: ``"model"`` (the ONNX
+        file) or the other format's name, ``"encodings"``, ``"summary"``, ``"float_model"``. Raises ModelError when the
+        simulator is not calibrated, and OutputError for a format that the backend cannot write, or when a written file
+        lacks an encoding that the target needs.
         """
         from isobit.exporting import export
 
         if not isinstance(folder, str | PathLike):
             raise OutputError(f"export needs a folder, not {folder!r}")
-        return export(self, Path(fspath(folder)), formats)
+        return export(self, Path(fspath(folder)), formats, encodings_formats)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything but the original weights to one file; `isobit.load` puts it on the float model again."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.edit_records import edits_from_records, edits_to_records
+from isobit.encoding import Encodings
 from isobit.errors import IsobitError, ModelError
 from isobit.files import write_atomically
 from isobit.fingerprint import check_fingerprint, fingerprint
@@ -77,6 +78,23 @@ def load(path: str | PathLike[str], model: Any, example_inputs: Any = None, *, b
     parts = (contents[key] for key in ("edits", "encodings", "statistics", "frozen"))
     sim.restore(*parts, calibration=manifest["calibration"])
     return sim
+
+
+def is_saved(path: str | PathLike[str]) -> bool:
+    """Whether a file is a saved simulator, by its content."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {_MANIFEST, _ENCODINGS} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def encodings_in(path: str | PathLike[str]) -> Encodings:
+    """The encodings of a saved simulator, without its model. Raises ModelError."""
+    encodings: Encodings = _read(fspath(path))["encodings"]
+    return encodings
 
 
 def _read(where: str) -> dict[str, Any]:

@@ -60,6 +60,13 @@ class OnnxBackend:
 
         return build_onnx(network)
 
+    def write_float(self, model: BackendModel, path: Path) -> None:
+        """Write the float model of any backend as ONNX."""
+        self._require(running=False)
+        from isobit_onnx.export import write_float
+
+        write_float(model, path)
+
     def _require(self, *, running: bool = True) -> None:
         needed = ["onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if running else [])]
         missing = [name for name in needed if find_spec(name) is None]

@@ -11,6 +11,7 @@ from isobit.backend import BackendModel
 from isobit.encoding import Encodings
 from isobit.sites import Tensor
 from isobit_onnx.binding import bind, from_name_map
+from isobit_onnx.completeness import check_complete
 from isobit_onnx.model import OnnxModel
 from isobit_onnx.qdq import insert_quantizers
 from isobit_onnx.reading import infer_shapes, raise_opset
@@ -41,9 +42,16 @@ def write_qdq(model: BackendModel, encodings: Encodings, path: Path) -> list[str
     insert_quantizers(float_model, places, interior)
     infer_shapes(float_model)
     save_model(float_model, path)
+    check_complete(path, places, interior)
     if find_spec("onnxruntime") is None:
         return ["the exported model was not checked: onnxruntime is not installed", _SATURATION]
     from isobit_onnx.checking import check_loads
 
     check_loads(path)
     return [_SATURATION]
+
+
+def write_float(model: BackendModel, path: Path) -> None:
+    """Write the float model, with the names that `to_onnx` says."""
+    proto, _ = model.to_onnx()
+    save_model(ir.from_proto(proto), path)

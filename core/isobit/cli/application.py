@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from isobit.cli.backends import backends
+from isobit.cli.convert import convert
+from isobit.cli.diff import diff
 from isobit.cli.guard import Debug, GuardedGroup
 from isobit.cli.inspect import inspect
 from isobit.cli.quantize import quantize
@@ -50,6 +52,8 @@ def isobit(
 
 app.command(rich_help_panel="Work")(quantize)
 app.command(rich_help_panel="Work")(transfer)
+app.command(rich_help_panel="Work")(convert)
 app.command(rich_help_panel="Look")(inspect)
+app.command(rich_help_panel="Look")(diff)
 app.command(rich_help_panel="Look")(backends)
 app.command(rich_help_panel="Look")(targets)

@@ -13,7 +13,7 @@ from isobit.errors import IsobitError
 
 USER_ERROR, BUG = 1, 70
 
-_DEBUG, _WRITTEN = "isobit.debug", "isobit.written"
+_DEBUG, _WRITTEN, _ERROR_CODE = "isobit.debug", "isobit.written", "isobit.error_code"
 
 
 def _remember_debug(context: typer.Context, value: bool) -> bool:
@@ -34,6 +34,11 @@ def remember_written(context: typer.Context, where: object) -> None:
     context.meta[_WRITTEN] = str(where)
 
 
+def errors_exit_with(context: typer.Context, code: int) -> None:
+    """Let a user's error end this verb with `code`, where 1 is an answer."""
+    context.meta[_ERROR_CODE] = code
+
+
 class GuardedGroup(TyperGroup):
     """The command, with every error answered by one line on standard error and an exit code."""
 
@@ -52,7 +57,7 @@ class GuardedGroup(TyperGroup):
         except IsobitError as error:
             self._traceback(ctx)
             complain(str(error))
-            raise typer.Exit(USER_ERROR) from None
+            raise typer.Exit(ctx.meta.get(_ERROR_CODE, USER_ERROR)) from None
         except Exception as error:
             if not self._traceback(ctx):
                 hint = "this is a bug in isobit or a plug-in; run again with --debug and report the traceback"

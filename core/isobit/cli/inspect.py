@@ -47,17 +47,17 @@ def inspect(
     if not path.exists():
         raise ModelError(f"{path}: no such file")
     cap = 10**9 if show_all else _SHOWN
-    if path.suffix.lower() == ".json":
+    if path.suffix.lower() in (".json", ".encodings"):
         _inspect_encodings(path, cap, as_json)
     else:
         _inspect_model(path, target, backend, not no_fold, cap, as_json)
 
 
 def _inspect_encodings(path: Path, cap: int, as_json: bool) -> None:
-    from isobit.formats.isobit_json import IsobitJson
+    from isobit.formats.choosing import read_encodings
     from isobit.sites import site_key
 
-    encodings = IsobitJson().read(path)
+    encodings = read_encodings(path)
     if as_json:
         rows = [{"kind": site_key(site)[0], "name": str(site), **_encoding_data(e)} for site, e in encodings.items()]
         print_json({"path": str(path), "encodings": rows})

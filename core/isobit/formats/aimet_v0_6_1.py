@@ -40,6 +40,7 @@ class AimetV061:
 
     name = "aimet-0.6.1"
     suffix = ".encodings"
+    uses_names = True
 
     def recognises(self, content: FileContent) -> bool:
         """Whether it is a file of a version 0."""

@@ -49,6 +49,7 @@ class AimetV1:
 
     name = "aimet-1.0.0"
     suffix = ".encodings"
+    uses_names = True
 
     def recognises(self, content: FileContent) -> bool:
         """Whether it is a file of a version 1."""

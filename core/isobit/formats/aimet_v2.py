@@ -37,6 +37,7 @@ class AimetV2:
 
     name = "aimet-2.0.0"
     suffix = ".encodings"
+    uses_names = True
 
     def recognises(self, content: FileContent) -> bool:
         """Whether it is a file of a version 2."""
@@ -186,7 +187,8 @@ def _entry(place: Place, encoding: Encoding) -> dict[str, Any]:
         block = granularity.size if isinstance(granularity, PerBlock | Lpbq) else None
     else:
         form = native_form(encoding, shape, place.layout)
-        axis, index, block = form.axis, form.index, form.block_size
+        axis, block = form.axis, form.block_size
+        index = form.index if block is None else _joined(form.index, axis)
     if axis is not None:
         entry["axis"] = axis
     if block is not None:
@@ -204,13 +206,18 @@ def _lpbq_parts(place: Place, encoding: Encoding, index: NDArray[np.int64]) -> d
     """The multipliers in the native layout, and the channel scales with the axes that they do not vary along as one."""
     if encoding.multiplier is None or encoding.channel_scale is None:
         raise EncodingError(f"{place.name!r}: an lpbq encoding without its multipliers cannot be written")
-    whole = np.broadcast_to(encoding.channel_scale, encoding.scale.shape).reshape(-1)[index]
     channels = np.arange(encoding.channel_scale.size).reshape(encoding.channel_scale.shape)
-    marks = np.broadcast_to(channels, encoding.scale.shape).reshape(-1)[index]
-    for axis in range(marks.ndim):
-        if np.all(marks == marks.take([0], axis)):
-            marks, whole = marks.take([0], axis), whole.take([0], axis)
+    marks = _joined(np.broadcast_to(channels, encoding.scale.shape).reshape(-1)[index], None)
+    whole = encoding.channel_scale.reshape(-1)[marks]
     return {
         "per_block_int_scale": plain(encoding.multiplier.reshape(-1)[index]),
         "per_channel_float_scale": plain(whole),
     }
+
+
+def _joined(index: NDArray[np.int64], kept: int | None) -> NDArray[np.int64]:
+    """Without the copies along axes that all have the same scales, as AIMET writes blocks; ONNX has them in full."""
+    for axis in range(index.ndim):
+        if axis != kept and np.all(index == index.take([0], axis)):
+            index = index.take([0], axis)
+    return index

@@ -52,7 +52,7 @@ def read_encodings(path: str | PathLike[str], model: Any = None, *, format: str 
     in ``unmapped``, what could not be read as it stands in ``notes``. Raises EncodingError.
     """
     chosen = format_of(path) if format is None else format_named(format)
-    return chosen.read(path, _names(model))
+    return chosen.read(path, _names(model, chosen))
 
 
 def write_encodings(encodings: Encodings, path: str | PathLike[str], format: str, model: Any = None) -> list[str]:
@@ -60,8 +60,11 @@ def write_encodings(encodings: Encodings, path: str | PathLike[str], format: str
 
     Formats other than isobit's own use the names and layouts of an ONNX model: they come from `model`.
     """
-    return format_named(format).write(encodings, Path(path), _names(model))
+    chosen = format_named(format)
+    return chosen.write(encodings, Path(path), _names(model, chosen))
 
 
-def _names(model: Any) -> Names | None:
-    return model if model is None or isinstance(model, Names) else Names.of(model)
+def _names(model: Any, chosen: EncodingsFormat) -> Names | None:
+    if model is None or isinstance(model, Names):
+        return model
+    return Names.of(model) if chosen.uses_names else None

@@ -48,6 +48,11 @@ class EncodingsFormat(Protocol):
         """The ending that its files usually have."""
         ...
 
+    @property
+    def uses_names(self) -> bool:
+        """Whether its files have names and layouts of their own; making `Names` may mean an ONNX export."""
+        ...
+
     def recognises(self, content: FileContent) -> bool:
         """Whether a file is one of this kind, in any version of it: the right version is `read`'s business."""
         ...

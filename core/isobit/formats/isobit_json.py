@@ -30,6 +30,7 @@ class IsobitJson:
 
     name = "isobit"
     suffix = ".json"
+    uses_names = False
 
     def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
         """Write a file, whole or not at all. It holds every encoding, so there is nothing to note."""

@@ -58,7 +58,7 @@ class Names:
     by_site: Mapping[Site, Place]
     model: BackendModel | None = None
     notes: tuple[str, ...] = ()
-    readers: Mapping[tuple[str, int], tuple[Place, ...]] = field(default_factory=dict)
+    inputs: Mapping[tuple[str, int], Input] = field(default_factory=dict)  # by node and input of the ONNX model
 
     @classmethod
     def of(cls, model: Any, *, onnx: bool = True) -> Names:
@@ -80,7 +80,7 @@ class Names:
         if isinstance(opened, HasInnerValues):
             places += [Place(name, Tensor(tensor), inner=True) for name, tensor in opened.inner_values().items()]
         both = _collect(opened.graph, places, names, opened)
-        return replace(both, readers=_readers(opened.graph, known, both))
+        return replace(both, inputs=_inputs(known))
 
     def find(self, name: str) -> tuple[Place, ...]:
         """What a name of a file stands for; nothing where the model has no such name."""
@@ -89,6 +89,13 @@ class Names:
     def inner(self, site: Site) -> list[Place]:
         """Values inside a node that share the encoding of its output `site`."""
         return [place for places in self.by_name.values() for place in places if place.inner and place.site == site]
+
+    def constants_at(self, node: str, index: int) -> tuple[Place, ...]:
+        """The constant that an input of a node of the ONNX model reads."""
+        site = self.inputs.get((node, index))
+        name = None if site is None else self.graph.node(site.node).input(site.index)
+        place = self.by_site.get(Weight(name or ""))
+        return () if place is None else (place,)
 
     def of_site(self, site: Tensor | Weight) -> Place:
         """How files call a site. Raises EncodingError when the model does not have it."""
@@ -114,7 +121,7 @@ def without_single_inputs(encodings: Encodings, names: Names | None, format_name
                 f"{f'at {str(first[whole])!r}' if whole in first else 'for its other readers'}"
             )
         first.setdefault(whole, site)
-    joined = sorted({str(site) for site in first})
+    joined = [str(site) for site in encodings if isinstance(site, Input)]
     notes = (
         [f"{format_name} does not know single readers: {', '.join(joined)} will be rounded for all readers"]
         if joined
@@ -160,15 +167,12 @@ def _onnx_places(
     return places
 
 
-def _readers(graph: Graph, known: Mapping[Site, OnnxName], names: Names) -> dict[tuple[str, int], tuple[Place, ...]]:
-    """Constants by the node and input of the ONNX model that read them."""
-    found: dict[tuple[str, int], tuple[Place, ...]] = {}
-    for node in graph.nodes:
-        for index, name in enumerate(node.inputs):
-            entry, place = known.get(Input(node.name, index)), names.by_site.get(Weight(name or ""))
-            if entry is not None and entry.input is not None and place is not None:
-                found[entry.name, entry.input] = (place,)
-    return found
+def _inputs(known: Mapping[Site, OnnxName]) -> dict[tuple[str, int], Input]:
+    return {
+        (entry.name, entry.input): site
+        for site, entry in known.items()
+        if isinstance(site, Input) and entry.input is not None
+    }
 
 
 def _collect(graph: Graph, places: list[Place], below: Names | None = None, model: Any = None) -> Names:

@@ -82,18 +82,36 @@ def canonical_encoding(
     permutation = _permutation(layout, len(shape))
     if permutation is not None and axis is not None:
         return _canonical_of_permuted(native, permutation, axis)
-    marks = to_canonical(np.broadcast_to(_marks(native, shape), shape), layout)
-    found, block = _form(marks)
     if parts is not None:
         raise EncodingError("lpbq needs a weight whose axes are only transposed in the model")
-    if block is None:
-        found = channel_axis if found is None else found
-        index = marks[tuple(slice(None) if i == found else 0 for i in range(marks.ndim))]
-        per_channel = spec.with_granularity(PerChannel())
-        return Encoding(per_channel, scale.reshape(-1)[index], zero_point.reshape(-1)[index], found)
-    index = marks.take(np.arange(0, marks.shape[found or 0], block), found or 0)
-    blocks = spec.with_granularity(PerBlock(block))
-    return Encoding(blocks, scale.reshape(-1)[index], zero_point.reshape(-1)[index], found)
+    return _canonical_by_value(native, shape, layout, channel_axis)
+
+
+def _canonical_by_value(native: Encoding, shape: Shape, layout: Layout, channel_axis: int) -> Encoding:
+    """By the values of the scales, for files write blocks out in full along the other axes."""
+    marks = to_canonical(np.broadcast_to(_marks(native, shape), shape), layout)
+    scale, zero_point = native.scale.reshape(-1)[marks], native.zero_point.reshape(-1)[marks]
+    first = [slice(None) if i == channel_axis else slice(0, 1) for i in range(marks.ndim)]
+    if np.all(scale == scale[tuple(first)]) and np.all(zero_point == zero_point[tuple(first)]):
+        spec = native.spec.with_granularity(PerChannel())
+        return Encoding(spec, scale[tuple(first)].reshape(-1), zero_point[tuple(first)].reshape(-1), channel_axis)
+    axis, block = _form(marks)
+    if axis is None or block is None:
+        raise EncodingError("its scales follow neither the channels nor blocks of the inputs in the model's layout")
+    starts = np.arange(0, marks.shape[axis], block)
+    spec = native.spec.with_granularity(PerBlock(block))
+    return Encoding(spec, *_joined(scale.take(starts, axis), zero_point.take(starts, axis), axis), axis)
+
+
+def _joined(
+    scale: NDArray[np.float32], zero_point: NDArray[np.int32], block_axis: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Without the copies along axes behind the blocks, where isobit's own encodings have one scale."""
+    for axis in range(block_axis + 1, scale.ndim):
+        first = scale.take([0], axis), zero_point.take([0], axis)
+        if np.all(scale == first[0]) and np.all(zero_point == first[1]):
+            scale, zero_point = first
+    return scale, zero_point
 
 
 def _canonical_shape(shape: Shape, layout: Layout) -> Shape:
@@ -127,11 +145,7 @@ def _canonical_of_permuted(native: Encoding, permutation: tuple[int, ...], axis:
     if native.multiplier is not None and native.channel_scale is not None:
         parts = native.multiplier.transpose(permutation), native.channel_scale.transpose(permutation)
         return Encoding(native.spec, scale, zero_point, moved, *parts)
-    for other in range(moved + 1, scale.ndim):  # behind the blocks, where isobit's own encodings have one scale
-        first = scale.take([0], other), zero_point.take([0], other)
-        if np.all(scale == first[0]) and np.all(zero_point == first[1]):
-            scale, zero_point = first
-    return Encoding(native.spec, scale, zero_point, moved)
+    return Encoding(native.spec, *_joined(scale, zero_point, moved), moved)
 
 
 def _marks(encoding: Encoding, shape: Shape) -> NDArray[np.int64]:

@@ -1,0 +1,54 @@
+"""A written QDQ model is read back: every value that was to be quantized is, for those who read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from isobit.encoding import Encoding
+from isobit.errors import OutputError
+from isobit_onnx.binding import NativeSite
+from isobit_onnx.translation import view_chain
+
+_QUANTIZERS = frozenset({"QuantizeLinear", "Clip", "Max", "Cast"})
+
+
+def check_complete(path: Path, placed: Iterable[tuple[NativeSite, Encoding]], interior: Mapping[str, Encoding]) -> None:
+    """Raise OutputError when a value of `placed` or `interior` has no quantizer in the file: a runtime makes one up."""
+    graph = ir.load(path).graph
+    values = ir.convenience.create_value_mapping(graph)
+    nodes = {node.name or "": node for node in graph}
+    outputs = {value.name for value in graph.outputs}
+    for site in [*(site for site, _ in placed), *(NativeSite(name) for name in interior)]:
+        if site.readers is not None:
+            missing = [f"{n}[{i}]" for n, i in site.readers if n in nodes and not _is_dequantized(nodes[n].inputs[i])]
+        else:
+            missing = [] if _is_quantized(site.value, values, outputs) else [site.value]
+        if missing:
+            raise OutputError(
+                f"the exported model has no quantizer at {missing[0]!r}, which the target quantizes: the runtime would "
+                "make one up; leave it in float with exclude or overrides, and report this as a bug"
+            )
+
+
+def _is_quantized(name: str, values: Mapping[str, ir.Value], outputs: set[str | None]) -> bool:
+    """Whether nobody reads the float value but its quantizer; constants and unread values are gone altogether."""
+    value = values.get(name)
+    if value is None:
+        return True  # a constant: its integers are in the file under another name
+    if name in outputs and _is_dequantized(value):
+        return True
+    if value.is_initializer() and not value.is_graph_input():
+        return not value.uses()
+    return any(use.node.op_type in _QUANTIZERS for use in value.uses())
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    """Whether a value, or what it is a view of, comes out of a DequantizeLinear or of a cast from a smaller float."""
+    for link in [] if value is None else view_chain(value):
+        producer = link.producer()
+        if producer is not None and producer.op_type in ("DequantizeLinear", "Cast"):
+            return True
+    return False

@@ -1,0 +1,302 @@
+"""Reading a QDQ model of any tool back: which values are quantized, for whom, and on which grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
+
+from isobit.encoding import Encoding, Encodings
+from isobit.errors import EncodingError, IsobitError
+from isobit.formats.names import Names, Place
+from isobit.formats.native_grid import canonical_encoding
+from isobit.quant_spec import PerBlock, PerChannel, PerTensor, QuantSpec
+from isobit.quiet import quiet_loggers
+from isobit.regrid import regrid
+from isobit.sites import Site, Tensor, Weight
+
+_TYPES = {
+    ir.DataType.INT4: "int4", ir.DataType.INT8: "int8", ir.DataType.INT16: "int16", ir.DataType.INT32: "int32",
+    ir.DataType.UINT4: "uint4", ir.DataType.UINT8: "uint8", ir.DataType.UINT16: "uint16",
+    ir.DataType.FLOAT8E4M3FN: "float8e4m3", ir.DataType.FLOAT8E5M2: "float8e5m2",
+    ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16",
+}  # fmt: skip
+#: How tools call the integers of a constant; what is left is the constant's name.
+_ENDINGS = ("_quantized", "_QuantizeLinear_Output", "_q", "_float16", "_bfloat16")
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Scale and zero point of a DequantizeLinear in the layout of the file; `spec` says its granularity."""
+
+    spec: QuantSpec
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int32]
+    axis: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A value that is quantized: its float name, its shape if it is a constant, and who reads it so."""
+
+    name: str
+    grid: Grid
+    shape: tuple[int, ...] | None = None  # of a constant
+    readers: tuple[tuple[str, int], ...] = ()
+    some: bool = False  # others read the value in float
+    at: str = field(default="")
+
+
+def read_qdq(path: str | PathLike[str], names: Names | None) -> Encodings:
+    """Encodings of a QDQ model, by the sites of a model or, without one, by the names in the file.
+
+    Raises EncodingError naming the file and the tensor.
+    """
+    found: dict[Site, Encoding] = {}
+    unmapped: dict[str, None] = {}
+    notes: dict[str, None] = dict.fromkeys(names.notes) if names is not None else {}
+    entries = quantized_values(path)
+    if not entries:
+        raise EncodingError(
+            f"{fspath(path)}: the model holds no QuantizeLinear or DequantizeLinear: it is not quantized"
+        )
+    for entry in _apart(entries):
+        try:
+            for site, encoding in _placed(entry, names):
+                if site is None:
+                    unmapped[entry.name] = None
+                elif found.setdefault(site, encoding) != encoding and regrid(found[site], encoding.spec) != encoding:
+                    notes[f"{entry.name!r} is quantized twice: the first grid is taken"] = None
+        except IsobitError as error:
+            raise EncodingError(f"{entry.at}: {error}") from error
+    return Encodings(found, notes=notes, unmapped=unmapped)
+
+
+def _apart(entries: Sequence[Quantized]) -> Iterator[Quantized]:
+    """Several grids of one activation are each for their readers alone."""
+    grids: dict[str, set[tuple[QuantSpec, bytes, bytes]]] = {}
+    for entry in entries:
+        grids.setdefault(entry.name, set()).add(_key(entry.grid))
+    for entry in entries:
+        yield replace(entry, some=True) if entry.shape is None and len(grids[entry.name]) > 1 else entry
+
+
+def _key(grid: Grid) -> tuple[QuantSpec, bytes, bytes]:
+    return grid.spec, grid.scale.tobytes(), grid.zero_point.tobytes()
+
+
+def quantized_values(path: str | PathLike[str]) -> list[Quantized]:
+    """Every quantized value of a QDQ model file. Raises EncodingError."""
+    where = fspath(path)
+    if not Path(path).is_file():
+        raise EncodingError(f"cannot read encodings file {where}: no such file")
+    try:
+        model = ir.load(path)
+        with quiet_loggers("onnx_ir", "onnxscript"):
+            passes.InlinePass()(model)
+            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    except Exception as error:  # protobuf and onnx-ir raise many kinds
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise EncodingError(f"{where}: not an ONNX model, or truncated: {first}") from error
+    return list(_Reader(model, where).all())
+
+
+class _Reader:
+    def __init__(self, model: ir.Model, where: str) -> None:
+        self.graph, self.where = model.graph, where
+
+    def all(self) -> Iterator[Quantized]:
+        for node in self.graph:
+            if node.domain in ("", "ai.onnx", "com.microsoft") and node.op_type == "DequantizeLinear":
+                yield from self._dequantized(node)
+            elif node.op_type == "Cast" and not node.domain:
+                yield from self._cast(node)
+
+    def _dequantized(self, node: ir.Node) -> Iterator[Quantized]:
+        source = node.inputs[0]
+        at = f"{self.where}: {node.name or node.outputs[0].name}"
+        if source is None:
+            raise EncodingError(f"{at}: DequantizeLinear has no input")
+        quantizer = source.producer()
+        if quantizer is not None and quantizer.op_type != "QuantizeLinear":
+            return  # integers computed inside the model: no quantizer of a float tensor
+        grid = self._grid(node, source, at)
+        if quantizer is not None:
+            value = quantizer.inputs[0]
+            if value is None:
+                raise EncodingError(f"{at}: QuantizeLinear has no input")
+            yield self._of_value(value, grid, node, quantizer, at)
+        elif source.const_value is not None:
+            yield self._of_constant(source, grid, node, at)
+
+    def _cast(self, node: ir.Node) -> Iterator[Quantized]:
+        """A pair of casts to a smaller float and back, or the cast of a stored smaller float."""
+        source = node.inputs[0]
+        if source is None or ir.DataType(node.attributes["to"].as_int()) != ir.DataType.FLOAT:
+            return
+        producer, constant = source.producer(), source.const_value
+        kind = constant.dtype if constant is not None else None
+        if producer is not None and producer.op_type == "Cast" and producer.inputs[0] is not None:
+            kind = ir.DataType(producer.attributes["to"].as_int())
+        if kind not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            return
+        at = f"{self.where}: {node.name or node.outputs[0].name}"
+        spec = QuantSpec.parse(f"{_TYPES[kind]} per-tensor")
+        grid = Grid(spec, np.asarray(1, np.float32), np.asarray(0, np.int32))
+        if constant is not None:
+            yield self._of_constant(source, grid, node, at)
+        elif producer is not None and producer.inputs[0] is not None:
+            value = producer.inputs[0]
+            if value.dtype in (None, ir.DataType.FLOAT):
+                yield self._of_value(value, grid, node, producer, at)
+
+    def _of_value(self, value: ir.Value, grid: Grid, node: ir.Node, quantizer: ir.Node, at: str) -> Quantized:
+        if value.const_value is not None and not value.is_graph_input():  # a float constant that is rounded when run
+            return self._of_constant(value, grid, node, at)
+        value, grid, entered = self._behind_clip(value, grid, quantizer)
+        ends = (use.node.outputs[0] for use in quantizer.outputs[0].uses())
+        name = next((end.name for end in ends if end.is_graph_output()), None)  # a quantized output has the float name
+        name = name or value.name or ""
+        others = [use.node for use in value.uses() if use.node is not entered and use.node.op_type != "QuantizeLinear"]
+        return Quantized(name, grid, None, self._readers(node), bool(others) or value.is_graph_output(), at)
+
+    def _of_constant(self, source: ir.Value, grid: Grid, node: ir.Node, at: str) -> Quantized:
+        name, tensor = source.name or "", source.const_value
+        stem = next((name.removesuffix(end) for end in _ENDINGS if name.endswith(end)), name)
+        shape = tuple(tensor.numpy().shape) if tensor is not None else ()
+        return Quantized(stem, grid, shape, self._readers(node), False, at)
+
+    def _readers(self, node: ir.Node) -> tuple[tuple[str, int], ...]:
+        return tuple((use.node.name or "", use.idx) for use in node.outputs[0].uses())
+
+    def _behind_clip(self, value: ir.Value, grid: Grid, quantizer: ir.Node) -> tuple[ir.Value, Grid, ir.Node]:
+        """Our Clip (or Max, for float8) in front of a quantizer is part of it: it says the narrower width."""
+        clip = value.producer()
+        if clip is None or clip.op_type not in ("Clip", "Max") or clip.domain or len(value.uses()) != 1:
+            return value, grid, quantizer
+        bounds = [None if b is None or b.const_value is None else b.const_value.numpy() for b in clip.inputs[1:]]
+        before = clip.inputs[0]
+        if before is None or any(bound is None or bound.size != 1 for bound in bounds):
+            return value, grid, quantizer
+        limits = [np.float32(bound.reshape(())) for bound in bounds if bound is not None]
+        for spec in _narrower(grid.spec) if isinstance(grid.spec.granularity, PerTensor) else ():
+            try:
+                encoding = Encoding(spec, grid.scale.reshape(()), grid.zero_point.reshape(()))
+            except EncodingError:  # the zero point is outside the narrower grid
+                continue
+            ends = [encoding.minimum] if clip.op_type == "Max" else [encoding.minimum, encoding.maximum]
+            if len(limits) == len(ends) and all(said == end for said, end in zip(limits, ends, strict=True)):
+                return before, Grid(spec, grid.scale, grid.zero_point), clip
+        return value, grid, quantizer
+
+    def _grid(self, node: ir.Node, source: ir.Value, at: str) -> Grid:
+        said = self._constant(node, 1, at)
+        if said is None or (said.dtype.kind != "f" and said.dtype.name != "bfloat16"):
+            raise EncodingError(f"{at}: its scale is missing or no float")
+        scale = said.astype(np.float32)
+        zero = self._constant(node, 2, at)
+        kind = self._kind(node, source)
+        if kind not in _TYPES:
+            raise EncodingError(f"{at}: type {kind} is none that isobit knows")
+        zeros = np.zeros(scale.shape, np.int32) if zero is None else zero.astype(np.int32)
+        axis, block = _axis(node, scale, source)
+        granularity = PerTensor() if axis is None else PerChannel() if block is None else PerBlock(block)
+        if axis is None:
+            scale, zeros = scale.reshape(()), zeros.reshape(())
+        spec = QuantSpec.parse(_TYPES[kind]).with_granularity(granularity)
+        if spec.dtype == "int" and np.any(zeros):
+            spec = QuantSpec(spec.dtype, spec.bits, False, granularity=granularity)
+        return Grid(spec, scale, zeros, axis)
+
+    def _constant(self, node: ir.Node, index: int, at: str) -> NDArray[Any] | None:
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            return None
+        if value.const_value is None:
+            raise EncodingError(f"{at}: {value.name}: scales and zero points must be constants")
+        return value.const_value.numpy()
+
+    def _kind(self, node: ir.Node, source: ir.Value) -> ir.DataType | None:
+        """The type of the integers: the constant's, the zero point's, what the quantizer says, or uint8."""
+        if source.const_value is not None:
+            return source.const_value.dtype
+        zero = node.inputs[2] if len(node.inputs) > 2 else None
+        if zero is not None and zero.const_value is not None:
+            return zero.const_value.dtype
+        quantizer = source.producer()
+        if quantizer is not None and "output_dtype" in quantizer.attributes:
+            return ir.DataType(quantizer.attributes["output_dtype"].as_int())
+        return source.dtype or ir.DataType.UINT8
+
+
+def _axis(node: ir.Node, scale: NDArray[np.float32], source: ir.Value) -> tuple[int | None, int | None]:
+    """Axis and block size as DequantizeLinear says them; one scale alone is per tensor."""
+    block = node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
+    if scale.ndim == 0 or (scale.size == 1 and not block):
+        return None, None
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+    shape = source.const_value.numpy().shape if source.const_value is not None else source.shape
+    rank = len(shape) if shape is not None else scale.ndim
+    return axis % rank if rank else 0, block or None
+
+
+def _narrower(spec: QuantSpec) -> Iterator[QuantSpec]:
+    """Formats that are stored in the type of `spec` with a Clip or Max in front of them."""
+    if not spec.is_integer:
+        yield spec
+        return
+    widths = range(2, 8) if spec.bits == 8 else range(9, 16)
+    granularity = spec.granularity
+    for bits in (spec.bits, *widths):
+        if spec.dtype == "int" and spec.symmetric:
+            yield QuantSpec("int", bits, strict=True, granularity=granularity)
+        if bits != spec.bits:
+            yield QuantSpec(spec.dtype, bits, spec.symmetric and spec.dtype == "int", granularity=granularity)
+
+
+def _placed(entry: Quantized, names: Names | None) -> Iterator[tuple[Site | None, Encoding]]:
+    """The sites of an entry and their encodings in canonical layout."""
+    grid = entry.grid
+    if names is None:
+        site: Site = Tensor(entry.name) if entry.shape is None else Weight(entry.name)
+        yield site, Encoding(grid.spec, grid.scale, grid.zero_point, grid.axis)
+        return
+    places = _places(entry, names)
+    if not places:
+        yield None, Encoding(grid.spec, grid.scale, grid.zero_point, grid.axis)
+    for place in places:
+        if not place.is_constant:
+            encoding = Encoding(grid.spec, grid.scale, grid.zero_point, grid.axis)
+            single = _single_readers(entry, place, names)
+            for reader in single or (place.site,):
+                yield reader, encoding
+        else:
+            yield place.site, canonical_encoding(
+                grid.spec, grid.scale, grid.zero_point, grid.axis, place.native, place.layout,
+                channel_axis=place.channel_axis,
+            )  # fmt: skip
+
+
+def _places(entry: Quantized, names: Names) -> list[Place]:
+    """By name, and for a constant also by who reads it: tools give it new names."""
+    constant = entry.shape is not None
+    found = [place for place in names.find(entry.name) if place.is_constant == constant]
+    if constant and not found:
+        found = [place for reader in entry.readers for place in names.constants_at(*reader)]
+    if constant:
+        found = [place for place in found if place.native == entry.shape]
+    return list(dict.fromkeys(found))
+
+
+def _single_readers(entry: Quantized, place: Place, names: Names) -> list[Site]:
+    """The readers that read an activation quantized while others read it in float."""
+    if not entry.some or place.inner:
+        return []
+    return [site for reader in entry.readers if (site := names.inputs.get(reader)) is not None]

@@ -1,0 +1,54 @@
+"""`isobit convert`: encodings from one format to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isobit.cli.diff import encodings_of, names_of
+from isobit.cli.guard import Debug
+from isobit.cli.terminal import line, warn
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Encodings, a saved simulator or a QDQ model.")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
+    format: Annotated[
+        str,
+        typer.Option("--format", metavar="NAME", help="isobit, aimet-0.6.1, aimet-1.0.0, aimet-2.0.0, onnx-qdq ..."),
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="The float model: names and axes of other tools are its ONNX file's."
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", metavar="NAME", help="The backend that opens the model.")
+    ] = None,
+    no_fold: Annotated[
+        bool, typer.Option("--no-fold", metavar="", help="Do not fold batch norms of the model.")
+    ] = False,
+    _debug: Debug = False,
+) -> None:
+    """Write encodings in another format. What the format cannot hold is an error or a warning.
+
+    [bold]Example[/bold]
+
+    isobit convert out/encodings.json model.encodings --format aimet-1.0.0 --model model.onnx
+    """
+    from isobit.errors import EncodingError
+    from isobit.formats.choosing import format_named
+
+    chosen = format_named(format)
+    names = None if model is None else names_of(model, backend, not no_fold)
+    encodings = encodings_of(source, names)
+    if encodings.unmapped:
+        shown = ", ".join(list(encodings.unmapped)[:5])
+        raise EncodingError(f"{source}: the model has no {shown}: is it the model that the file belongs to?")
+    notes = [*encodings.notes, *chosen.write(encodings, destination, names)]
+    for note in dict.fromkeys(notes):
+        warn(note)
+    line(f"{destination}: {len(encodings)} encodings in format {format}")

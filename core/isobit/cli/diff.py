@@ -1,0 +1,109 @@
+"""`isobit diff`: what differs between two encodings files, two saved simulators or two QDQ models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from isobit.cli.guard import Debug, errors_exit_with
+from isobit.cli.terminal import line, print_json, table, warn
+
+if TYPE_CHECKING:
+    from isobit.comparing import Difference
+    from isobit.encoding import Encodings
+    from isobit.formats.names import Names
+
+SAME, DIFFERENT, FAILED = 0, 1, 2
+
+_SHOWN = 30
+
+
+def diff(
+    context: typer.Context,
+    a: Annotated[Path, typer.Argument(metavar="A", help="Encodings, a saved simulator or a QDQ model.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="What to compare it with.")],
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="MODEL", help="The float model, to match names of different tools."),
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", metavar="NAME", help="The backend that opens the model.")
+    ] = None,
+    no_fold: Annotated[
+        bool, typer.Option("--no-fold", metavar="", help="Do not fold batch norms of the model.")
+    ] = False,
+    show_all: Annotated[bool, typer.Option("--all", metavar="", help=f"List all, not the first {_SHOWN}.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
+    _debug: Debug = False,
+) -> None:
+    """Show which encodings differ, and by how many steps. Exit code 0: none, 1: some, 2: an error.
+
+    [bold]Examples[/bold]
+
+    isobit diff before/encodings.json after/encodings.json
+
+    isobit diff out/model.qdq.onnx aimet.encodings --model model.onnx
+    """
+    from isobit.comparing import compare
+
+    errors_exit_with(context, FAILED)
+    names = None if model is None else names_of(model, backend, not no_fold)
+    first, second = encodings_of(a, names), encodings_of(b, names)
+    for found, path in ((first, a), (second, b)):
+        for note in found.notes:
+            warn(f"{path}: {note}")
+        if found.unmapped:
+            warn(f"{path}: the model has no {', '.join(found.unmapped)}")
+    differences = compare(first, second)
+    if as_json:
+        counts = {"a": len(first), "b": len(second), "different": len(differences)}
+        print_json({"a": str(a), "b": str(b), "counts": counts, "differences": [d.record() for d in differences]})
+    else:
+        _show(differences, len(first), len(second), 10**9 if show_all else _SHOWN)
+    raise typer.Exit(DIFFERENT if differences else SAME)
+
+
+def encodings_of(path: Path, names: Names | None) -> Encodings:
+    """The encodings in a file of any format, or in a saved simulator."""
+    from isobit.formats.choosing import read_encodings
+    from isobit.saving import encodings_in, is_saved
+
+    return encodings_in(path) if is_saved(path) else read_encodings(path, names)
+
+
+def names_of(model: Path, backend: str | None, fold: bool) -> Names:
+    """The names of a model file."""
+    from isobit.formats.names import Names
+    from isobit.quantsim import QuantSim
+    from isobit.techniques import FoldBatchNorms
+
+    sim = QuantSim(model, backend=backend)
+    if fold:
+        sim.apply(FoldBatchNorms())
+    return Names.of(sim)
+
+
+def _show(differences: list[Difference], first: int, second: int, cap: int) -> None:
+    from isobit.sites import site_key
+
+    if not differences:
+        line(f"the same: {first} encodings")
+        return
+    line(f"{len(differences)} differences (A has {first} encodings, B {second})", style="bold")
+    rows = [
+        (
+            site_key(d.site)[0],
+            str(d.site),
+            d.what,
+            d.a,
+            d.b,
+            "" if d.steps is None else f"{d.steps:.3g}",
+            str(d.channels or ""),
+        )
+        for d in differences[:cap]
+    ]
+    table(("site", "name", "what", "A", "B", "steps", "scales"), rows, right=("steps", "scales"))
+    if len(differences) > cap:
+        line(f"... and {len(differences) - cap} more: --all lists them")

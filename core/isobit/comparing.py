@@ -1,0 +1,93 @@
+"""What differs between two sets of encodings, where, and by how many steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from isobit.encoding import Encoding
+from isobit.regrid import regrid
+from isobit.sites import Site, site_key
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One site that differs.
+
+    `what` is ``only in A``, ``only in B``, ``format`` (other width, granularity or type of number), ``axis``, ``shape``
+    or ``grid``. For ``grid`` `steps` is how far the real value of one and the same integer is apart at most, in steps
+    of A, `channels` how many of the scales differ, and `zero_points` the largest difference of zero points.
+    """
+
+    site: Site
+    what: str
+    a: str = ""
+    b: str = ""
+    steps: float | None = None
+    channels: int = 0
+    zero_points: int = 0
+
+    def record(self) -> dict[str, object]:
+        """The difference as plain data."""
+        kind, name, index = site_key(self.site)
+        said = {"kind": kind, "name": name, **({"index": index} if kind == "input" else {}), "what": self.what}
+        values = {"a": self.a, "b": self.b, "steps": self.steps}
+        return {**said, **values, "channels": self.channels, "zero_points": self.zero_points}
+
+
+def compare(a: Mapping[Site, Encoding], b: Mapping[Site, Encoding]) -> list[Difference]:
+    """The differences, in the order of `a`, then what only `b` has; the same levels under two types do not differ."""
+    found = [Difference(site, "only in A", str(encoding.spec)) for site, encoding in a.items() if site not in b]
+    for site, encoding in a.items():
+        difference = _difference(site, encoding, b[site]) if site in b else None
+        if difference is not None:
+            found.append(difference)
+    order = {site: number for number, site in enumerate(a)}
+    found.sort(key=lambda difference: order[difference.site])
+    return [*found, *(Difference(site, "only in B", "", str(e.spec)) for site, e in b.items() if site not in a)]
+
+
+def _difference(site: Site, a: Encoding, b: Encoding) -> Difference | None:
+    moved = regrid(b, a.spec)
+    if moved is None and a.spec.is_integer and b.spec.is_integer:
+        unsigned = "uint" if a.spec.dtype == "uint" or b.spec.dtype == "uint" else "int"
+        moved, a = _as_asymmetric(b, unsigned), _as_asymmetric(a, unsigned) or a
+        moved = None if moved is None else regrid(moved, a.spec)
+    if moved is None:
+        return Difference(site, "format", str(a.spec), str(b.spec))
+    if a.axis != moved.axis:
+        return Difference(site, "axis", str(a.axis), str(moved.axis))
+    if a.scale.shape != moved.scale.shape:
+        return Difference(site, "shape", str(a.scale.shape), str(moved.scale.shape))
+    differs = (a.scale != moved.scale) | (a.zero_point != moved.zero_point)
+    if not np.any(differs):
+        return None
+    zero = np.abs(a.zero_point.astype(np.int64) - moved.zero_point)
+    steps = float(_distance(a, moved).max())
+    return Difference(site, "grid", _shown(a), _shown(moved), steps, int(differs.sum()), int(zero.max()))
+
+
+def _as_asymmetric(encoding: Encoding, dtype: str) -> Encoding | None:
+    """The same levels in an asymmetric type, to compare zero points that one of two formats cannot have."""
+    from dataclasses import replace
+
+    if encoding.spec.strict:
+        return None
+    return regrid(encoding, replace(encoding.spec, dtype=dtype, symmetric=False))
+
+
+def _distance(a: Encoding, b: Encoding) -> np.ndarray:
+    """The largest distance of two grids' values for one integer, in steps of `a`."""
+    if not a.spec.is_integer:
+        return np.abs(a.scale.astype(np.float64) - b.scale) / a.scale
+    ends = (a.spec.q_min, a.spec.q_max)
+    values = [[(q - e.zero_point.astype(np.float64)) * e.scale.astype(np.float64) for q in ends] for e in (a, b)]
+    return np.asarray(np.max(np.abs(np.asarray(values[0]) - np.asarray(values[1])), axis=0) / a.scale)
+
+
+def _shown(encoding: Encoding) -> str:
+    if encoding.scale.size == 1:
+        return f"{encoding.scale.reshape(-1)[0]:.6g} @ {encoding.zero_point.reshape(-1)[0]}"
+    return f"{encoding.scale.min():.4g}..{encoding.scale.max():.4g} ({encoding.scale.size} scales)"

@@ -1,0 +1,40 @@
+"""A model in the eyes of a file: activations, and constants in every layout that ONNX models have."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from isobit.encoding import Encoding
+from isobit.formats.names import Names, Place
+from isobit.graph import Graph
+from isobit.layout import TRANSPOSED, conv_transpose_layout, output_shape
+from isobit.quant_spec import QuantSpec
+from isobit.ranges import encode_weight
+from isobit.sites import Tensor, Weight
+
+_LAYOUTS = {
+    "conv.w": ((8, 4, 3, 3), ()),
+    "matmul.w": ((4, 6), TRANSPOSED),
+    "up.w": ((4, 6, 2, 2), conv_transpose_layout((4, 6, 2, 2), 1)),
+    "grouped.w": ((4, 3, 2, 2), conv_transpose_layout((4, 3, 2, 2), 2)),
+}
+
+
+def place_of(name: str) -> Place:
+    native, layout = _LAYOUTS[name]
+    return Place(name, Weight(name), output_shape(native, layout), native, layout, 0, 1)
+
+
+WEIGHTS = {name: place_of(name) for name in _LAYOUTS}
+BIAS = Place("conv.b", Weight("conv.b"), (8,), (8,), (), 0, None)
+PLACES = [Place("x", Tensor("x")), Place("relu_out", Tensor("relu")), BIAS, *WEIGHTS.values()]
+NAMES = Names(
+    Graph((), (), {}, {}, {}), {place.name: (place,) for place in PLACES}, {place.site: place for place in PLACES}
+)
+
+
+def weight_encoding(name: str, text: str, seed: int = 0) -> Encoding:
+    """The min-max encoding of random values, with the block axis of the place."""
+    place = WEIGHTS[name]
+    values = np.random.default_rng(seed).standard_normal(place.canonical).astype(np.float32)
+    return encode_weight(values, QuantSpec.parse(text), channel_axis=0, block_axis=1)
