@@ -20,9 +20,8 @@ def by_tf2onnx(model: keras.Model) -> onnx.ModelProto:
 
     @tf.function(input_signature=specs, autograph=False)
     def call(*tensors: tf.Tensor) -> list[tf.Tensor]:
-        return tf.nest.flatten(
-            model(dict(zip(names, tensors, strict=True)) if isinstance(model.input, dict) else tensors)
-        )
+        named = dict(zip(names, tensors, strict=True))
+        return tf.nest.flatten(model(named if isinstance(model.input, dict) else tensors[0]))
 
     proto, _ = tf2onnx.convert.from_function(call, input_signature=specs, opset=17)
     return proto
