@@ -40,7 +40,9 @@ def transfer(encodings: Mapping[Site, Encoding], source: Any, target: Any) -> Tr
     best = place_encodings(encodings, ours, theirs, wanted)
     if not best.complete:
         folded = _transfer_folded(encodings, ours, theirs, plan)
-        best = min((best, folded), key=lambda found: (len(found.unmapped) + len(found.missing), found is folded))
+        # Among equals, the target as it is; else the folded source, which has the better reasons.
+        candidates = (best, folded) if _FOLDED in folded.notes else (folded, best)
+        best = min(candidates, key=lambda found: len(found.unmapped) + len(found.missing))
     if encodings and not best.mapped:
         site, why = next(iter(best.unmapped.items()))
         raise EncodingError(f"none of the {len(encodings)} encodings has a place in the target; {str(site)!r}: {why}")

@@ -151,6 +151,20 @@ class Matching:
             if len(names) == len(others.get(key, ())):
                 self.open.append((tuple(names), tuple(others[key])))
 
+    def settle(self, group: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
+        """Pair the nodes of an open group in execution order: for one whose every pairing says the same."""
+        self.open.remove(group)
+        for a, b in zip(*group, strict=True):
+            self.nodes[b], self.twins[a] = a, b
+            self.settle_order(b)
+        self.values = self._values()
+
+    def settle_order(self, target: str) -> None:
+        """Take the inputs of a matched node of the target in the order of the source's."""
+        ours = self.source.operands(self.source.nodes[self.nodes[target]])
+        theirs = self.target.operands(self.target.nodes[target])
+        self.order.setdefault(target, dict(zip(theirs, ours, strict=False)))
+
     def _find_copies(self) -> None:
         """A node of the target that computes what a matched one computes has the same counterpart."""
         known = {key: name for name, key in _past(self.source, strict=True).items() if name in self.twins}
@@ -158,8 +172,7 @@ class Matching:
         for name, key in _past(self.target, strict=True).items():
             if name not in self.nodes and name not in unsure and key in known:
                 self.nodes[name] = known[key]
-                operands = self.target.operands(self.target.nodes[name])
-                self.order[name] = {index: index for index in operands}
+                self.settle_order(name)
 
     def _values(self) -> dict[str, str]:
         """The value of the source that each value of the target is: by who makes it, else by who reads it."""

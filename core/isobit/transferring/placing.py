@@ -43,9 +43,33 @@ class _Placer:
         self.source, self.target = matching.source, matching.target
         self.grids = SourceGrids(self.source, encodings)
         self.encodings = encodings
+        self._settle()
         self.open_source = {name for names, _ in matching.open for name in names}
         self.open_target = {name: ours for ours, names in matching.open for name in names}
         self.movers = self._matched_movers()
+
+    def _settle(self) -> None:
+        """Close what symmetry left open where the source says the same of all that are alike."""
+        for group in list(self.matching.open):
+            if len({self._profile(name) for name in group[0]}) == 1:
+                self.matching.settle(group)
+        for theirs, ours in self.matching.nodes.items():
+            reads = {self._read(ours, index) for index in self.source.operands(self.source.nodes[ours])}
+            if theirs not in self.matching.order and len(reads) == 1:
+                self.matching.settle_order(theirs)
+
+    def _profile(self, name: str) -> tuple[object, ...]:
+        """All encodings that the source has around a node."""
+        node = self.source.nodes[name]
+        reads = [self._read(name, index) for index in range(len(node.inputs))]
+        made = [self.encodings.get(Tensor(tensor)) for tensor in node.outputs]
+        movers = [mover for tensor in node.outputs for mover in self.source.movers.get(tensor, ())]
+        moved = [self.encodings.get(site) for m in movers for site in (Input(m.name, 0), Tensor(m.outputs[0]))]
+        return (*reads, *made, *moved)
+
+    def _read(self, node: str, index: int) -> Encoding | None:
+        grid = self.grids.read(Reader(node, index))
+        return None if grid is None else grid.encoding
 
     # --- what corresponds ------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from isobit.testing.conformance.differentiating import DifferentiatingConformance
 from isobit.testing.conformance.editing import EditingConformance
+from isobit.testing.conformance.front_door import FrontDoorConformance
 from isobit.testing.conformance.graphs import GraphConformance
 from isobit.testing.conformance.leaving import LeavingConformance
 from isobit.testing.conformance.observing import ObservingConformance
@@ -31,6 +32,7 @@ class BackendConformance(
     DifferentiatingConformance,
     LeavingConformance,
     RoundingConformance,
+    FrontDoorConformance,
 ):
     """All parts of the suite."""
 

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from isobit.backend import BackendModel, Request
+from isobit.edits import SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import IsobitError
 from isobit.quant_spec import PerBlock, PerChannel, QuantSpec
@@ -67,6 +68,26 @@ class QuantizingConformance(Setting):
             found = after_quantizer(model, Tensor("x"), {"x": values})
             expected = encoding.fake_quantize(values)
             np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+    @pytest.mark.parametrize("text", ["int2", "int4", "int8 strict", "uint5", "int8 asymmetric", "int12", "int16"])
+    def test_weight_bits(self, open_network: Callable[[str], Opened], text: str) -> None:
+        """A weight quantizer is `arithmetic.fake_quantize`, per tensor and per channel: rows of 1 and 0 read it out."""
+        opened = open_network("shared_weights")
+        model, rng = opened.model, np.random.default_rng(2)
+        product = model.graph.uses("fc1.weight")[0].node.outputs[0]
+        for granularity in ("per-tensor", "per-channel"):
+            spec = QuantSpec.parse(f"{text} {granularity}")
+            whole = Encoding.of(QuantSpec.parse(text), 0.01, 0 if spec.symmetric else (spec.q_min + spec.q_max) // 2)
+            values = rng.choice(tie_values(whole, 0).reshape(-1), (8, 8), replace=False)
+            encoding = whole
+            if granularity == "per-channel":
+                scale = (0.01 * 2.0 ** rng.integers(-3, 4, 8)).astype(np.float32)
+                encoding = Encoding(spec, scale, np.full(8, int(whole.zero_point), np.int32), 0)
+            model.edit([SetWeights({"fc1.weight": values, "fc1.bias": np.zeros(8, np.float32)})])
+            model.set_quantizers({Weight("fc1.weight"): encoding})
+            collect = Collect()
+            model.observe([{"x": np.eye(8, dtype=np.float32)}], [Request(Tensor(product), collect)])
+            np.testing.assert_array_equal(collect.values, encoding.fake_quantize(values).T)
 
     @pytest.mark.parametrize("text", ["float16", "bfloat16", "float8e4m3", "float8e5m2"])
     def test_float_formats(self, open_network: Callable[[str], Opened], text: str) -> None:

@@ -28,7 +28,7 @@ from isobit.testing.parity.worker import builders, work
 app = typer.Typer(cls=GuardedGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.callback(name="testing")
+@app.callback()
 def checks(_debug: Debug = False) -> None:
     """Checks of isobit's promises, for those who write backends."""
 

@@ -1,0 +1,81 @@
+"""Part 7: the front door, and simulators that are saved and put on the float model again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isobit.backend import Backend, Request
+from isobit.encoding import Encoding
+from isobit.errors import IsobitError
+from isobit.plugins import registry
+from isobit.quantsim import QuantSim
+from isobit.saving import load
+from isobit.sites import Tensor
+from isobit.techniques import FoldBatchNorms
+from isobit.testing.collecting import Collect
+from isobit.testing.conformance.setting import Build, Opened, Setting, assert_same
+from isobit.testing.networks import NETWORKS
+from isobit.wishes import Wishes
+
+
+class FrontDoorConformance(Setting):
+    """Who the backend is, what it opens, and what it answers to what it does not."""
+
+    def test_says_who_it_is(self, backend: Backend) -> None:
+        """Names that users type and read, without the framework being imported for them."""
+        assert backend.name
+        assert backend.framework.isidentifier()
+        assert "install" in backend.install
+        assert all(suffix.startswith(".") for suffix in backend.suffixes)
+
+    def test_accepts_its_own_models(self, backend: Backend, build: Build) -> None:
+        """The framework's models, and nothing else."""
+        assert backend.accepts(build(NETWORKS["two_inputs"]())) > 0
+        for strange in (None, object(), 3, "model.nothing", np.zeros(3), {"a": 1}):
+            assert backend.accepts(strange) == 0, strange
+
+    def test_open_refuses_what_is_no_model(self, backend: Backend) -> None:
+        """An IsobitError, not the framework's own."""
+        with pytest.raises(IsobitError):
+            backend.open(object())
+
+    def test_observing_what_is_not_there(self, open_network: Callable[[str], Opened]) -> None:
+        """A tensor that the graph does not have is an error that names it; the model still runs."""
+        opened = open_network("two_inputs")
+        batch = opened.network.batch(2)
+        before = opened.model.run(batch)
+        with pytest.raises(IsobitError, match="nothing_there"):
+            opened.model.observe([batch], [Request(Tensor("nothing_there"), Collect())])
+        assert_same(opened.model.run(batch), before)
+
+    def test_native_is_the_simulator(self, open_network: Callable[[str], Opened]) -> None:
+        """What the user gets is there before and after quantizers are set and edits made."""
+        model = open_network("conv_net").model
+        assert model.native is not None
+        model.set_quantizers({Tensor("image"): Encoding.of("uint8", 0.1, 128)})
+        FoldBatchNorms().apply(model)
+        assert model.native is not None
+
+    def test_save_and_load(self, backend: Backend, build: Build, tmp_path: Path) -> None:
+        """A simulator with edits and frozen encodings, put on the float model again: the same to the last bit."""
+        if backend.name not in registry().backends():
+            pytest.skip("the backend is not registered as a plug-in, and loading finds it by name")
+        network = NETWORKS["pre_activation"]()
+        model = backend.open(build(network), network.batch(2))
+        sim = QuantSim.of_backend_model(model, registry().target("default"), Wishes(weights="int5"))
+        sim.apply(FoldBatchNorms())
+        sim.calibrate([network.batch(4, seed) for seed in range(2)], "percentile=99.9")
+        sim.freeze([Tensor("image")])
+        sim.save(tmp_path / "sim.isobit")
+        loaded = load(tmp_path / "sim.isobit", build(network), network.batch(2), backend=backend.name)
+        assert dict(loaded.encodings) == dict(sim.encodings)
+        assert set(loaded.frozen) == {Tensor("image")}
+        batch = network.batch(3, 9)
+        assert_same(loaded.run(batch), sim.run(batch))
+        other = NETWORKS["conv_net"]()
+        with pytest.raises(IsobitError, match="another model"):
+            load(tmp_path / "sim.isobit", build(other), other.batch(2), backend=backend.name)

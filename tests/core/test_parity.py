@@ -1,0 +1,120 @@
+"""Comparing what two frameworks found: each difference is counted, and a broken promise is one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isobit.encoding import Encoding, Encodings
+from isobit.placement import place
+from isobit.plugins import registry
+from isobit.sites import Site, Tensor, Weight
+from isobit.testing.networks import NETWORKS
+from isobit.testing.parity.comparing import Agreement, agreement, broken_promises, compare, decibels
+from isobit.testing.parity.results import Result, said
+from isobit.testing.parity.table import as_markdown
+
+
+def result(**changes: Encoding) -> Result:
+    """Of a small network, with one encoding for each site; `changes` by name."""
+    network = NETWORKS["shared_weights"]()
+    plan = place(network.graph, registry().target("default"))
+    encodings: dict[Site, Encoding] = {}
+    for site, placement in plan.placements.items():
+        if placement.kind == "activation":
+            encodings[site] = Encoding.of("uint8", 0.5, 3)
+        elif placement.kind == "weight":
+            size = network.weights[str(site)].shape[0]
+            encodings[site] = Encoding.of("int8 per-channel", np.full(size, 0.25), np.zeros(size, np.int32), 0)
+    encodings.update(
+        {(Weight if name.endswith("weight") else Tensor)(name.replace("_", ".")): e for name, e in changes.items()}
+    )
+    by_scheme = {"minmax": Encodings(encodings), "mse": Encodings(encodings)}
+    plans = {name: said(place(network.graph, registry().target(name))) for name in ("default", "onnxruntime-cpu")}
+    outputs = {"y": np.arange(8, dtype=np.float32).reshape(2, 4)}
+    return Result(network.graph, network.weights, plans, by_scheme, outputs, {"y": outputs["y"] + 0.1})
+
+
+def test_equal_results_have_no_differences() -> None:
+    found = compare("n", "folded", "torch", result(), result())
+    assert not found.differences
+    assert not found.broken
+    assert found.activations["minmax"].equal == found.activations["minmax"].total > 4
+    assert (found.weights.equal, found.weights.total) == (2, 2)
+    assert "none" in as_markdown(["onnx", "torch"], [found], broken_promises([found]))
+
+
+STEP = 0.5 / 2048
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero_point", "scheme", "verdict"),
+    [
+        (0.5 + STEP, 3, "minmax", "near"),
+        (0.5, 4, "minmax", "near"),
+        (0.5 + 2.5 * STEP, 3, "minmax", "far"),
+        (0.5, 5, "minmax", "far"),
+        (0.5 * (1 + 1 / 128), 3, "mse", "near"),
+        (0.5 * (1 + 1 / 16), 3, "mse", "far"),
+    ],
+)
+def test_how_far_encodings_may_be_apart(scale: float, zero_point: int, scheme: str, verdict: str) -> None:
+    found = compare("n", "folded", "torch", result(), result(x=Encoding.of("uint8", scale, zero_point)))
+    assert getattr(found.activations[scheme], verdict) == 1
+    assert (f"{scheme} encodings" in found.broken) == (verdict == "far")
+    assert any(text.startswith(f"{scheme}: x: ") for text in found.differences)
+
+
+def test_a_weight_may_not_differ_at_all() -> None:
+    size = 8
+    scale = np.full(size, 0.25, np.float32)
+    scale[2] = np.nextafter(scale[2], np.float32(1))
+    odd = Encoding.of("int8 per-channel", scale, np.zeros(size, np.int32), 0)
+    found = compare("n", "folded", "torch", result(), result(fc1_weight=odd))
+    assert "weight encodings" in found.broken
+    assert broken_promises([found])
+
+
+def test_the_share_of_equal_encodings_is_one_of_all_together() -> None:
+    near = compare("n", "folded", "torch", result(), result(x=Encoding.of("uint8", 0.5, 4)))
+    assert not near.broken
+    assert [text for text in broken_promises([near]) if text.startswith("minmax: ")]
+    alike = [compare("n", "folded", "torch", result(), result()) for _ in range(60)]
+    assert not broken_promises([near, *alike])
+
+
+def test_other_graphs_and_plans_are_counted() -> None:
+    network = NETWORKS["two_inputs"]()
+    mine = result()
+    strange = replace(mine, graph=network.graph, weights=network.weights)
+    assert "graph" in compare("n", "folded", "torch", mine, strange).broken
+    plans = {**mine.plans, "default": {s: v for s, v in mine.plans["default"].items() if s != Tensor("x")}}
+    found = compare("n", "folded", "torch", mine, replace(mine, plans=plans))
+    assert found.plans == {"default": 1, "onnxruntime-cpu": 0}
+    assert "plan for default" in found.broken
+
+
+def test_agreement_of_outputs() -> None:
+    rng = np.random.default_rng(0)
+    signal = rng.standard_normal((200, 10)).astype(np.float32)
+    simulated = signal + 0.1 * rng.standard_normal(signal.shape).astype(np.float32)
+    close = simulated + 0.001 * rng.standard_normal(signal.shape).astype(np.float32)
+    assert agreement(signal, simulated, close).kept
+    assert agreement(signal, simulated, close).margin_db == pytest.approx(40, abs=1)
+    far = agreement(signal, simulated, signal)
+    assert not far.kept
+    assert far.top1 < 0.995
+    assert Agreement(10.0, 20.0, 1.0).kept  # equal choices are enough
+    assert decibels(signal, signal) == 200
+
+
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+    written = result()
+    written.write(tmp_path, "shared_weights", "as built")
+    again = Result.read(tmp_path, "shared_weights", "as built")
+    assert not compare("n", "as built", "torch", written, again).differences
+    np.testing.assert_array_equal(again.outputs["y"], written.outputs["y"])
+    assert again.plans == {name: dict(plan) for name, plan in written.plans.items()}

@@ -1,0 +1,37 @@
+"""Two frameworks in one process: a backend is an argument, never a global."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import isobit
+from isobit.sites import Tensor
+from isobit.techniques import FoldBatchNorms
+from isobit.testing.networks import NETWORKS
+from isobit_onnx.building import build_onnx
+from isobit_tensorflow.building import build_keras
+from isobit_torch.building import build_torch, example_of
+
+
+def test_frameworks_side_by_side() -> None:
+    network = NETWORKS["inverted_residual"]()
+    sims = {
+        "torch": isobit.QuantSim(build_torch(network), example_of(network)),
+        "tensorflow": isobit.QuantSim(build_keras(network)),
+        "onnx": isobit.QuantSim(build_onnx(network)),
+    }
+    data = [network.batch(8, seed) for seed in range(3)]
+    for sim in sims.values():  # step by step in turn, not one after the other
+        sim.apply(FoldBatchNorms())
+    for sim in sims.values():
+        sim.calibrate(data)
+    batch = network.batch(8, 9)
+    outputs = {name: sim.run(batch)["logits"] for name, sim in sims.items()}
+    for name, sim in sims.items():
+        for other, twin in sims.items():
+            found = isobit.transfer(sim.encodings, sim, twin)
+            assert found.complete, (name, other, found)
+            assert dict(found.encodings) == dict(twin.encodings), (name, other)
+        np.testing.assert_allclose(outputs[name], outputs["onnx"], rtol=0, atol=1e-4)
+        sim.backend_model.set_quantizers({Tensor("image"): None})
+    assert all(Tensor("image") not in sim.backend_model.encodings() for sim in sims.values())
