@@ -10,15 +10,24 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], description: str, total: int = 0, *, show: bool | None = None) -> Iterator[T]:
-    """The items, with a progress bar on standard error; `show` None shows it on a terminal only."""
+    """The items, with a bar, their rate and the time left on standard error; `show` None: on a terminal only."""
     visible = sys.stderr.isatty() if show is None else show
     if not visible:
         yield from items
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    class Rate(ProgressColumn):
+        """Items a second."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:.3g}/s")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeLeft())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(description, total=total or None)
         for item in items:

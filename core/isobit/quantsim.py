@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel, Request
+from isobit.backend import BackendModel
 from isobit.calibration.scheme import Calibrator, parse_calibrator
 from isobit.data import Dataset, example_of, to_numpy
 from isobit.edits import Edit, SetWeights
@@ -19,16 +19,16 @@ from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EncodingError, ModelError, OutputError
 from isobit.fingerprint import fingerprint
 from isobit.graph import Graph
+from isobit.observation import ExecutorLike, Observation, refuse_non_finite
 from isobit.placement import place
 from isobit.plan import Plan
 from isobit.plugins import registry
-from isobit.progress import track
 from isobit.quant_spec import QuantSpec
 from isobit.report import Report
 from isobit.resolve import constant_name, observed_sites, resolve
 from isobit.sampling import SAMPLE_LIMIT
 from isobit.sites import Input, Site, Weight
-from isobit.statistics import Histogram, Statistics
+from isobit.statistics import Statistics
 from isobit.target import Target
 from isobit.techniques.technique import Technique, TechniqueReport
 from isobit.wishes import Wishes
@@ -180,31 +180,36 @@ class QuantSim:
         inputs: Callable[[Any], Any] | None = None,
         sample_limit: int | None = -1,
         ignore_non_finite: bool = False,
+        executor: ExecutorLike | None = None,
+        resume: str | PathLike[str] | None = None,
         progress: bool | None = None,
     ) -> None:
         """Observe the float model once over `data`, then set every quantizer.
 
         `method` is a scheme (``"minmax"``, ``"moving-average"``, ``"percentile=99.9"``, ``"entropy"``, ``"mse"``,
-        ``"sqnr"``) or a Calibrator. `inputs` picks the model's inputs from a batch. `sample_limit` is how many elements of each sample are counted (None: all; minimum
-        and maximum always cover all). NaN or infinity is an error unless `ignore_non_finite`.
+        ``"sqnr"``) or a Calibrator. `inputs` picks the model's inputs from a batch. `sample_limit` is how many elements
+        of each sample are counted (None: all; minimum and maximum always cover all). NaN or infinity is an error unless
+        `ignore_non_finite`.
+
+        `executor` is a `concurrent.futures.Executor`, or a callable that makes one, whose workers share the batches;
+        the result has the same bits. `resume` is a file: statistics in it count, and their batches are skipped; Ctrl-C
+        ends the pass after the running batch and leaves what there is in the file.
         """
         calibrator = parse_calibrator(method, registry().calibrators())
         dataset = Dataset(data, self.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
         limit = SAMPLE_LIMIT if sample_limit == -1 else sample_limit
-        sites = observed_sites(self.plan)
-        histograms: dict[Site, Histogram] = {site: Histogram(limit) for site in sites}
+        observation = Observation(limit, executor, None if resume is None else Path(fspath(resume)), progress)
         active = list(self._model.encodings())
         self._model.enable(active, on=False)
         try:
-            batches = track(dataset, "calibrating", len(dataset), show=progress)
-            self._model.observe(batches, [Request(site, histograms[site]) for site in sites])
+            statistics = observation.statistics(self._model, observed_sites(self.plan), dataset)
             if not ignore_non_finite:
-                self._refuse_non_finite(histograms, dataset)
+                refuse_non_finite(statistics, self._model, dataset)
         except BaseException:
             self._model.enable(active, on=True)
             raise
         self._note(dataset)
-        self.statistics = Statistics(histograms)
+        self.statistics = statistics
         self._set_encodings(calibrator)
 
     def load_encodings(
@@ -239,9 +244,33 @@ class QuantSim:
 
     def recalibrate(self, method: str | Calibrator) -> None:
         """Set every quantizer by another scheme from the statistics that are there; needs no data."""
-        if self.calibration is None or (observed_sites(self.plan) and not len(self.statistics)):
+        if not len(self.statistics) and (self.calibration is None or observed_sites(self.plan)):
             raise DataError("there are no statistics yet: calibrate with data first")
         self._set_encodings(parse_calibrator(method, registry().calibrators()))
+
+    def save_statistics(self, path: str | PathLike[str]) -> None:
+        """Write the statistics of the calibration to an ``.npz`` file."""
+        self.statistics.save(fspath(path))
+
+    def load_statistics(self, *paths: str | PathLike[str]) -> None:
+        """Take the statistics of these files, of parts of the data in this order; `recalibrate` sets the quantizers.
+
+        Raises DataError when a file is none, or is of another model.
+        """
+        total = Statistics()
+        for index, path in enumerate(paths):
+            part = Statistics.load(fspath(path))
+            missing = next((site for site in observed_sites(self.plan) if site not in part), None)
+            if missing is not None:
+                raise DataError(f"{fspath(path)}: has no statistics of {str(missing)!r}: of another model or plan")
+            if not index:
+                total = part
+                continue
+            try:
+                total.merge(part)
+            except DataError as error:
+                raise DataError(f"{fspath(path)}: does not add to {fspath(paths[0])}: {error}") from error
+        self.statistics = total
 
     def run(self, batch: Any) -> dict[str, NDArray[Any]]:
         """Outputs of the simulator by name, for one batch (array, tuple or dict of arrays)."""
@@ -362,26 +391,6 @@ class QuantSim:
             if info.is_float and matters and not np.all(np.isfinite(value := self._model.weight(name))):
                 bad = "NaN" if np.any(np.isnan(value)) else "infinity"
                 raise ModelError(f"weight {name!r} holds {bad}: the model cannot be quantized")
-
-    def _refuse_non_finite(self, histograms: Mapping[Site, Histogram], dataset: Dataset) -> None:
-        bad = next((site for site, histogram in histograms.items() if histogram.non_finite), None)
-        if bad is None:
-            return
-        where = ""
-        if not dataset.is_one_shot:
-            where = f" in batch {self._first_bad_batch(bad, dataset)}"
-        raise DataError(
-            f"tensor {str(bad)!r} holds NaN or infinity{where}, though the inputs are finite: "
-            "check the model, or ask to ignore it"
-        )
-
-    def _first_bad_batch(self, site: Any, dataset: Dataset) -> str:
-        for index, batch in enumerate(dataset):
-            histogram = Histogram()
-            self._model.observe([batch], [Request(site, histogram)])
-            if histogram.non_finite:
-                return str(index)
-        return "unknown"
 
 
 class _Recorded:

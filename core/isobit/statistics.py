@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.channel_ranges import ChannelRanges
+from isobit.bounds import MinMax as MinMax
 from isobit.errors import DataError
 from isobit.files import write_atomically
 from isobit.gram import Gram
@@ -22,63 +22,6 @@ from isobit.sites import Site, site_key, site_of
 
 _ROW = 128  # bins of one sign and exponent: 7 mantissa bits
 _FORMAT = 1
-
-
-class MinMax:
-    """The minimum and maximum of each of the last 4,096 batches, in order: what a moving average needs."""
-
-    WINDOW = 4096
-
-    def __init__(self) -> None:
-        self._bounds = array("d")
-
-    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
-        """Add a batch."""
-        if batch.size:
-            self.add(float(np.min(batch)), float(np.max(batch)))
-
-    def add(self, minimum: float, maximum: float) -> None:
-        """Add a batch by its bounds."""
-        self._bounds.extend((minimum, maximum))
-        if len(self._bounds) >= 4 * self.WINDOW:
-            self._forget()
-
-    def merge(self, other: MinMax) -> None:
-        """Append the batches of a later part."""
-        self._bounds += other._bounds
-        self._forget()
-
-    def join(self, other: MinMax) -> None:
-        """Take the bounds of both: of another tensor in the same batches."""
-        mine, theirs = self.bounds(), other.bounds()
-        shared = min(len(mine), len(theirs))
-        longer = mine if len(mine) > shared else theirs
-        both = np.stack([mine[len(mine) - shared :], theirs[len(theirs) - shared :]])
-        ends = np.stack([both[..., 0].min(axis=0), both[..., 1].max(axis=0)], axis=1)
-        self._bounds = array("d", np.concatenate([longer[: len(longer) - shared], ends]).tobytes())
-
-    def _forget(self) -> None:
-        del self._bounds[: max(0, len(self._bounds) - 2 * self.WINDOW)]
-
-    @property
-    def batches(self) -> list[tuple[float, float]]:
-        """Minimum and maximum of each batch."""
-        return [(low, high) for low, high in self.bounds().tolist()]
-
-    def bounds(self) -> NDArray[np.float64]:
-        """The same as an array of shape (batches, 2)."""
-        return np.array(self._bounds, np.float64).reshape(-1, 2)[-self.WINDOW :]
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything, as arrays."""
-        return {"batches": self.bounds()}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> MinMax:
-        """The inverse of `arrays`."""
-        found = cls()
-        found._bounds = array("d", np.asarray(arrays["batches"], np.float64).reshape(-1, 2).tobytes())
-        return found
 
 
 class Histogram:
@@ -151,6 +94,10 @@ class Histogram:
             found = self.add_counts(counts)
             self.non_finite += 0 if non_finite else found
         self.non_finite += non_finite
+
+    def blank(self) -> Histogram:
+        """One with the same limit that has seen nothing."""
+        return Histogram(self.limit)
 
     def merge(self, other: Histogram) -> None:
         """Add the histogram of a later part of the data. The sums are exact; the order matters to moving averages."""
@@ -259,6 +206,10 @@ class Moments:
             values = np.moveaxis(values, channel_axis, 0).reshape(values.shape[channel_axis], -1)
         self._add(values.shape[1], values.sum(axis=1), np.square(values).sum(axis=1))
 
+    def blank(self) -> Moments:
+        """One that has seen nothing."""
+        return Moments()
+
     def merge(self, other: Moments) -> None:
         """Add the sums of a later part."""
         if other.count:
@@ -307,10 +258,11 @@ _KINDS: dict[str, type[Any]] = {
 
 
 class Statistics(Mapping[Site, Reducer]):
-    """The reducers of one pass, by site."""
+    """The reducers of one pass over `batches` batches, by site."""
 
-    def __init__(self, items: Mapping[Site, Reducer] | None = None) -> None:
+    def __init__(self, items: Mapping[Site, Reducer] | None = None, batches: int = 0) -> None:
         self._items: dict[Site, Reducer] = dict(items or {})
+        self.batches = batches
 
     def __getitem__(self, site: Site) -> Reducer:
         return self._items[site]
@@ -328,6 +280,10 @@ class Statistics(Mapping[Site, Reducer]):
             raise DataError(f"no values of {str(site)!r} were seen: calibrate first, with data that reaches it")
         return found
 
+    def blank(self) -> Statistics:
+        """Empty reducers of the same kinds for the same sites."""
+        return Statistics({site: reducer.blank() for site, reducer in self._items.items()})
+
     def merge(self, other: Statistics) -> None:
         """Add the statistics of a later part of the data."""
         if self._items.keys() != other._items.keys():
@@ -342,6 +298,7 @@ class Statistics(Mapping[Site, Reducer]):
                 reducer.check_limit(theirs)
         for site, reducer in self._items.items():
             reducer.merge(other._items[site])  # type: ignore[arg-type]
+        self.batches += other.batches
 
     def save(self, path: str | Path) -> None:
         """Write to an ``.npz`` file (no pickle), whole or not at all."""
@@ -355,7 +312,9 @@ class Statistics(Mapping[Site, Reducer]):
             kind = next(name for name, cls in _KINDS.items() if isinstance(reducer, cls))
             index.append([*site_key(site), kind])
             arrays.update({f"{number}.{name}": array for name, array in reducer.arrays().items()})
-        header = json.dumps({"format": "isobit statistics", "version": _FORMAT, "sites": index})
+        header = json.dumps(
+            {"format": "isobit statistics", "version": _FORMAT, "batches": self.batches, "sites": index}
+        )
         arrays["header"] = np.frombuffer(header.encode(), np.uint8)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
@@ -371,6 +330,11 @@ class Statistics(Mapping[Site, Reducer]):
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
     @classmethod
+    def from_bytes(cls, content: bytes) -> Statistics:
+        """The inverse of `to_bytes`."""
+        return cls.from_file(io.BytesIO(content), "statistics")
+
+    @classmethod
     def from_file(cls, source: str | Path | IO[bytes], path: str) -> Statistics:
         """Read an open file or a path; `path` names it in errors."""
         try:
@@ -378,6 +342,7 @@ class Statistics(Mapping[Site, Reducer]):
                 header = json.loads(file["header"].tobytes())
                 if header.get("format") != "isobit statistics" or header.get("version") != _FORMAT:
                     raise DataError(f"{path}: not a statistics file of version {_FORMAT}")
+                batches = int(header["batches"])
                 items: dict[Site, Reducer] = {}
                 for number, (kind, name, position, reducer) in enumerate(header["sites"]):
                     prefix = f"{number}."
@@ -387,4 +352,4 @@ class Statistics(Mapping[Site, Reducer]):
             raise
         except Exception as error:  # a damaged archive fails in many ways: zipfile, zlib, json, NumPy
             raise DataError(f"{path}: not a statistics file: {error}") from error
-        return cls(items)
+        return cls(items, batches)

@@ -92,7 +92,7 @@ def divergences(bins: Bins, grids: Encoding, low: Floats, high: Floats, width: f
 
 def _without_zeros(bins: Bins) -> Bins:
     kept = np.maximum(-bins.low, bins.high) >= _SUBNORMAL
-    return Bins(*(part[kept] for part in bins))
+    return Bins(bins.low[kept], bins.high[kept], bins.counts[kept])
 
 
 def _linear(bins: Bins, width: float) -> tuple[int, Floats, Floats]:

@@ -9,6 +9,7 @@ import typer
 from isobit.cli.backends import backends
 from isobit.cli.convert import convert
 from isobit.cli.diff import diff
+from isobit.cli.calibrate import calibrate
 from isobit.cli.guard import Debug, GuardedGroup
 from isobit.cli.inspect import inspect
 from isobit.cli.quantize import quantize
@@ -53,6 +54,7 @@ def isobit(
 app.command(rich_help_panel="Work")(quantize)
 app.command(rich_help_panel="Work")(transfer)
 app.command(rich_help_panel="Work")(convert)
+app.command(rich_help_panel="Work")(calibrate)
 app.command(rich_help_panel="Look")(inspect)
 app.command(rich_help_panel="Look")(diff)
 app.command(rich_help_panel="Look")(backends)

@@ -48,11 +48,11 @@ class GuardedGroup(TyperGroup):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
             raise  # typer's own, answered by typer
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             self._traceback(ctx)
             written = ctx.meta.get(_WRITTEN)
             done = f"the files in {written} are complete" if written else "nothing was written"
-            complain(f"interrupted; {done}", label="")
+            complain(f"interrupted; {str(error) or done}", label="")
             raise typer.Exit(INTERRUPTED) from None
         except IsobitError as error:
             self._traceback(ctx)

@@ -123,6 +123,37 @@ Method = Annotated[
         help="Calibration: minmax, moving-average, percentile, percentile=99.9, entropy, mse or sqnr.",
     ),
 ]
+Statistics = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--statistics",
+        metavar="FILE...",
+        help="Statistics of earlier runs, in the order of their data; they are added up, and no data is needed.",
+    ),
+]
+FurtherStatistics = Annotated[list[Path] | None, typer.Argument(metavar="", hidden=True)]
+CalibrationData = Annotated[
+    Path | None, typer.Option("--data", metavar="PATH", help="Calibration data, as for `isobit quantize`.")
+]
+CalibratedOut = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FOLDER", help="Where the quantized model and its encodings are written."),
+]
+WriteStatistics = Annotated[
+    Path | None, typer.Option("--write-statistics", metavar="FILE", help="Write the statistics, an .npz file.")
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="FILE",
+        help="Go on from the statistics in this file if it exists; Ctrl-C keeps what there is in it.",
+    ),
+]
+Processes = Annotated[
+    int | None, typer.Option("--processes", metavar="N", min=1, help="Share the batches among this many processes.")
+]
+
 BatchSize = Annotated[
     int,
     typer.Option(

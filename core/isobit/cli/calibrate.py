@@ -1,0 +1,163 @@
+"""`isobit calibrate`: statistics of a model from data or from files, and the encodings that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+import typer
+
+from isobit.cli import quantize_options as options
+from isobit.cli.guard import Debug, remember_written
+from isobit.cli.image_options import ImageOptions, parse_numbers, parse_size
+from isobit.cli.quantize_options import parse_overrides
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from isobit.quantsim import QuantSim
+
+
+def calibrate(
+    context: typer.Context,
+    model: options.Model,
+    more: options.FurtherStatistics = None,
+    statistics: options.Statistics = None,
+    data: options.CalibrationData = None,
+    out: options.CalibratedOut = None,
+    write_statistics: options.WriteStatistics = None,
+    resume: options.Resume = None,
+    processes: options.Processes = None,
+    target: options.Target = "default",
+    weights: options.Weights = None,
+    activations: options.Activations = None,
+    override: options.Override = None,
+    exclude: options.Exclude = None,
+    no_fold: options.NoFold = False,
+    backend: options.Backend = None,
+    method: options.Method = "minmax",
+    batch_size: options.BatchSize = 32,
+    samples: options.Samples = None,
+    ignore_non_finite: options.IgnoreNonFinite = False,
+    image_size: options.ImageSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    scale: options.Scale = None,
+    channels: options.ChannelOrder = None,
+    layout: options.AxisOrder = None,
+    _debug: Debug = False,
+) -> None:
+    """Collect the statistics of a model over data, or add up those of several runs, and set the quantizers from them.
+
+    One pass over the data serves every method: keep its statistics, and try another one without the data.
+
+    [bold]Examples[/bold]
+
+    isobit calibrate model.onnx --data part1/ --write-statistics a.npz
+
+    isobit calibrate model.onnx --statistics a.npz b.npz --method entropy -o out/
+
+    isobit calibrate model.onnx --data photos/ --resume so-far.npz --processes 4 -o out/
+    """
+    files = [*(statistics or ()), *(more or ())]
+    if bool(files) == (data is not None):
+        raise typer.BadParameter("give either --data or --statistics", param_hint="'--data' / '--statistics'")
+    if more and not statistics:
+        raise typer.BadParameter(f"unexpected {more[0]}: statistics follow --statistics", param_hint="'MODEL'")
+    if data is None and (resume is not None or processes is not None):
+        raise typer.BadParameter("they are about --data", param_hint="'--resume' / '--processes'")
+    if out is None and write_statistics is None and resume is None:
+        raise typer.BadParameter("say what to write: -o FOLDER, or --write-statistics FILE", param_hint="'-o'")
+    from isobit.files import check_writable
+    from isobit.quantsim import QuantSim
+    from isobit.techniques import FoldBatchNorms
+
+    for path in (out, write_statistics.absolute().parent if write_statistics else None):
+        if path is not None:
+            check_writable(path)
+    _check(model, method)
+    sim = QuantSim(
+        model,
+        target=target,
+        weights=weights,
+        activations=activations,
+        overrides=parse_overrides(override or ()),
+        exclude=tuple(exclude or ()),
+        backend=backend,
+    )
+    if not no_fold:
+        sim.apply(FoldBatchNorms())
+    if data is None:
+        sim.load_statistics(*files)
+        sim.recalibrate(method)
+    else:
+        images = ImageOptions(
+            parse_size(image_size),
+            parse_numbers(mean, "--mean"),
+            parse_numbers(std, "--std"),
+            scale,
+            channels.value if channels else None,
+            layout.value if layout else None,
+        )
+        _observe(sim, data, images, method, batch_size, samples, ignore_non_finite, resume, processes)
+    if write_statistics is not None:
+        sim.save_statistics(write_statistics)
+        remember_written(context, write_statistics)
+    paths = {} if out is None else sim.export(out)
+    if out is not None:
+        remember_written(context, out)
+    _report(sim, {"statistics": write_statistics, **paths} if write_statistics else paths)
+
+
+def _check(model: Path, method: str) -> None:
+    from isobit.calibration import parse_calibrator
+    from isobit.errors import ModelError
+    from isobit.plugins import registry
+
+    parse_calibrator(method, registry().calibrators())
+    if not model.exists():
+        raise ModelError(f"{model}: no such file")
+
+
+def _observe(
+    sim: QuantSim,
+    data: Path,
+    images: ImageOptions,
+    method: str,
+    batch_size: int,
+    samples: int | None,
+    ignore_non_finite: bool,
+    resume: Path | None,
+    processes: int | None,
+) -> None:
+    from isobit.cli.calibration_files import load
+    from isobit.cli.terminal import line
+
+    files = load(data, sim.graph, images, batch_size=batch_size, samples=samples)
+    for note in files.notes:
+        line(note)
+    executor = None
+    if processes is not None:
+        executor = partial(ProcessPoolExecutor, processes, mp_context=get_context("spawn"))
+    with files.named():
+        sim.calibrate(
+            files.source,
+            method,
+            batch_size=batch_size,
+            ignore_non_finite=ignore_non_finite,
+            executor=executor,
+            resume=resume,
+        )
+
+
+def _report(sim: QuantSim, paths: Mapping[str, Path]) -> None:
+    from isobit.cli.terminal import line
+
+    line(f"{len(sim.statistics)} tensors over {sim.statistics.batches} batches, calibration {sim.calibration}")
+    for what, path in paths.items():
+        line(f"{what:<10} {path}")
+    for note in sim.report.notes:
+        line(f"note: {note}")

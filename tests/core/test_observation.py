@@ -1,0 +1,134 @@
+"""The pass over the data: interrupted, resumed, from files."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from numpy_backend import NumpyBackend, NumpyModel
+from sketch import Sketch
+
+from isobit.canonical import canonicalize
+from isobit.errors import DataError
+from isobit.plugins import Registry, hookimpl
+from isobit.quantsim import QuantSim
+from isobit.statistics import Statistics
+
+DATA = np.random.default_rng(3).standard_normal((12, 3, 6, 6)).astype(np.float32)
+BATCHES = [DATA[i : i + 2] for i in range(0, 12, 2)]
+
+
+@pytest.fixture(autouse=True)
+def _numpy_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    @hookimpl
+    def isobit_backends() -> list[NumpyBackend]:
+        return [NumpyBackend()]
+
+    point = SimpleNamespace(name="numpy", value="here", dist=None)
+    point.load = lambda: SimpleNamespace(isobit_backends=isobit_backends)
+    found = Registry([point])  # type: ignore[list-item]
+    monkeypatch.setattr("isobit.quantsim.registry", lambda: found)
+
+
+def sim(channels: int = 4) -> QuantSim:
+    sketch = Sketch(0)
+    x = sketch.input("x", "N", 3, 6, 6)
+    weight = sketch.random("conv.w", channels, 3, 3, 3)
+    y = sketch.node("Conv", x, weight, name="conv", shape=("N", channels, 4, 4), group=1)
+    y = sketch.node("Sigmoid", y, name="gate", shape=("N", channels, 4, 4))
+    return QuantSim(NumpyModel(canonicalize(sketch.graph(y)), sketch.values))
+
+
+def calibrated(method: str = "minmax") -> QuantSim:
+    made = sim()
+    made.calibrate(BATCHES, method)
+    return made
+
+
+def interrupted_at(number: int) -> Iterator[np.ndarray]:
+    """The data; Ctrl-C comes while batch `number` is being read."""
+    for index, batch in enumerate(BATCHES):
+        if index == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        yield batch
+
+
+@pytest.mark.parametrize("number", [0, 2, 5])
+def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path: Path, number: int) -> None:
+    file, made = tmp_path / "so-far.npz", sim()
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=f"the statistics of {number + 1} batches are in .*so-far.npz"):
+        made.calibrate(interrupted_at(number), resume=file)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert Statistics.load(file).batches == number + 1
+    assert made.calibration is None
+
+    again = sim()
+    again.calibrate(BATCHES, "moving-average", resume=file)
+    assert again.statistics.to_bytes() == calibrated().statistics.to_bytes()
+    assert dict(again.encodings) == dict(calibrated("moving-average").encodings)
+    assert Statistics.load(file).batches == 6
+
+
+def test_without_a_file_an_interruption_is_at_once(tmp_path: Path) -> None:
+    made = sim()
+    with pytest.raises(KeyboardInterrupt):
+        made.calibrate(interrupted_at(1))
+    assert len(made.statistics) == 0
+
+
+def test_a_pass_that_is_done_needs_no_more_batches(tmp_path: Path) -> None:
+    file = tmp_path / "s.npz"
+    sim().calibrate(BATCHES, resume=file)
+    made = sim()
+    made.calibrate(BATCHES, "mse", resume=file)
+    assert made.statistics.batches == 6
+    assert dict(made.encodings) == dict(calibrated("mse").encodings)
+
+
+def test_the_file_of_another_model_or_limit_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "s.npz"
+    sim().calibrate(BATCHES, resume=file)
+    with pytest.raises(DataError, match=r"s\.npz: not of this model and these settings: .* sampling limits"):
+        sim().calibrate(BATCHES, resume=file, sample_limit=7)
+
+
+def test_statistics_of_parts_add_up_from_files(tmp_path: Path) -> None:
+    for name, part in (("a", BATCHES[:2]), ("b", BATCHES[2:])):
+        made = sim()
+        made.calibrate(part)
+        made.save_statistics(tmp_path / f"{name}.npz")
+    loaded = sim()
+    loaded.load_statistics(tmp_path / "a.npz", tmp_path / "b.npz")
+    loaded.recalibrate("moving-average=0.5")
+    assert loaded.statistics.to_bytes() == calibrated().statistics.to_bytes()
+    assert dict(loaded.encodings) == dict(calibrated("moving-average=0.5").encodings)
+
+
+def test_statistics_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    Statistics().save(tmp_path / "empty.npz")
+    with pytest.raises(DataError, match=r"empty\.npz: has no statistics of 'x': of another model or plan"):
+        sim().load_statistics(tmp_path / "empty.npz")
+    made = sim()
+    made.calibrate(BATCHES, sample_limit=5)
+    made.save_statistics(tmp_path / "five.npz")
+    calibrated().save_statistics(tmp_path / "all.npz")
+    loaded = sim()
+    with pytest.raises(DataError, match=r"five\.npz: does not add to .*all\.npz: .* sampling limits"):
+        loaded.load_statistics(tmp_path / "all.npz", tmp_path / "five.npz")
+    assert len(loaded.statistics) == 0
+
+
+def test_what_a_scheme_does_otherwise_is_noted() -> None:
+    made = sim()
+    made.calibrate(BATCHES, "entropy")
+    assert not any("entropy" in note for note in made.report.notes)
+    model = made.backend_model.copy()
+    wide = QuantSim(model, activations="uint16")
+    wide.calibrate(BATCHES, "entropy")
+    assert any("uint16 is calibrated by mse" in note for note in wide.report.notes)

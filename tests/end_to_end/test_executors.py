@@ -1,0 +1,126 @@
+"""Calibration shared among workers has the bits of one process, also when a worker is killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isobit.errors import DataError
+from isobit.quantsim import QuantSim
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+with np.load(DIGITS / "calibration.npz") as archive:
+    BATCHES = list(archive["image"].reshape(64, 4, 1, 32, 32))
+
+
+def pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+
+
+@pytest.fixture(scope="module")
+def expected() -> QuantSim:
+    sim = QuantSim(DIGITS / "model.onnx")
+    sim.calibrate(BATCHES, "moving-average")
+    return sim
+
+
+def assert_same(sim: QuantSim, expected: QuantSim) -> None:
+    assert sim.statistics.to_bytes() == expected.statistics.to_bytes()
+    assert dict(sim.encodings) == dict(expected.encodings)
+
+
+def killing(executors: list[ProcessPoolExecutor]) -> Iterator[np.ndarray]:
+    """The data; one of the first pool's processes is killed when four of the eight chunks are under way."""
+    for index, batch in enumerate(BATCHES):
+        if index == 32:
+            processes = executors[0]._processes
+            while not processes:
+                time.sleep(0.05)
+            time.sleep(0.3)
+            os.kill(next(iter(processes)), signal.SIGKILL)
+        yield batch
+
+
+def test_processes_give_the_same_bits(expected: QuantSim) -> None:
+    sim = QuantSim(DIGITS / "model.onnx")
+    with pool() as executor:
+        sim.calibrate(BATCHES, "moving-average", executor=executor)
+    assert_same(sim, expected)
+
+
+def test_a_pool_whose_worker_is_killed_is_replaced(expected: QuantSim) -> None:
+    made: list[ProcessPoolExecutor] = []
+
+    def another() -> ProcessPoolExecutor:
+        made.append(pool())
+        return made[-1]
+
+    sim = QuantSim(DIGITS / "model.onnx")
+    sim.calibrate(killing(made), "moving-average", executor=another)
+    assert len(made) == 2
+    assert_same(sim, expected)
+    assert not any("workers died" in note for note in sim.report.notes)
+
+
+def test_without_another_pool_this_process_does_the_rest(expected: QuantSim) -> None:
+    sim = QuantSim(DIGITS / "model.onnx")
+    with pool() as executor:
+        sim.calibrate(killing([executor]), "moving-average", executor=executor)
+    assert_same(sim, expected)
+    assert any("workers died" in note for note in sim.report.notes)
+
+
+def test_an_interrupted_pass_of_workers_goes_on(tmp_path: Path, expected: QuantSim) -> None:
+    def interrupted() -> Iterator[np.ndarray]:
+        for index, batch in enumerate(BATCHES):
+            if index == 20:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    with ThreadPoolExecutor(1) as executor:
+        sim = QuantSim(DIGITS / "model.onnx")
+        with pytest.raises(KeyboardInterrupt, match="the statistics of 21 batches"):
+            sim.calibrate(interrupted(), executor=executor, resume=tmp_path / "s.npz")
+        sim.calibrate(BATCHES, "moving-average", executor=executor, resume=tmp_path / "s.npz")
+    assert_same(sim, expected)
+
+
+def test_what_is_wrong_with_the_data_is_said_as_ever(expected: QuantSim) -> None:
+    bad = [np.full((2, 1, 32, 32), 3e38, np.float32)]
+    sim = QuantSim(DIGITS / "model.onnx")
+    with ThreadPoolExecutor(1) as executor, pytest.raises(DataError, match="holds NaN or infinity in batch 64"):
+        sim.calibrate([*BATCHES, *bad], executor=executor)
+    assert sim.calibration is None
+
+
+@pytest.mark.filterwarnings("default")  # a cluster has warnings of its own
+def test_a_cluster_gives_the_same_bits(expected: QuantSim) -> None:
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        executor: Executor = client.get_executor()
+        sim = QuantSim(DIGITS / "model.onnx")
+        sim.calibrate(BATCHES, "moving-average", executor=executor)
+        assert_same(sim, expected)
+
+        def killed() -> Iterator[np.ndarray]:
+            for index, batch in enumerate(BATCHES):
+                if index == 32:
+                    worker = next(iter(cluster.workers.values()))
+                    os.kill(worker.pid, signal.SIGKILL)
+                yield batch
+
+        sim.calibrate(killed(), "moving-average", executor=executor)
+        assert_same(sim, expected)
