@@ -33,7 +33,7 @@ class Session:
     """
 
     def __init__(
-        self, model: ir.Model, *, plan_memory: bool = True, any_order: Collection[str] = (), blocked_after: int = 8
+        self, model: ir.Model, *, plan_memory: bool = True, any_order: Collection[str] = (), blocked_after: int = 4
     ) -> None:
         """`plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave.
 
