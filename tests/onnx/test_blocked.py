@@ -54,7 +54,9 @@ def quantized(formats: list[str]) -> OnnxModel:
     return model
 
 
-@pytest.mark.parametrize("formats", [["uint8"], ["int8"], ["int16"], ["uint5", "int12", "uint8"], ["uint8", "bfloat16"]])
+@pytest.mark.parametrize(
+    "formats", [["uint8"], ["int8"], ["int16"], ["uint5", "int12", "uint8"], ["uint8", "bfloat16"]]
+)
 def test_simulated_outputs_are_the_same_bits(formats):
     simulator = quantized(formats).simulator()
     plain, blocked = Session(simulator, blocked_after=100), Session(simulator, blocked_after=0)
@@ -94,7 +96,7 @@ def test_a_session_changes_its_layout_in_the_middle_of_the_data(monkeypatch):
 @pytest.mark.parametrize("stage", ["before", "after"])
 def test_statistics_are_the_same(stage, monkeypatch):
     """Counts, bounds and their order, for tensors that are sampled and tensors that are counted whole."""
-    assert 48 * 48 * 16 > Histogram().limit
+    assert (Histogram().limit or 0) < 48 * 48 * 16
 
     def observed():
         model = quantized(["uint8"])

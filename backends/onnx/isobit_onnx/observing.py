@@ -89,7 +89,7 @@ class ObservingSession:
 
 
 def _set_sample_shapes(model: ir.Model, batch: Batch) -> bool:
-    """Fix every input dimension but the batch, so that the sampling step of each tensor is known; says if any was open."""
+    """Fix every input dimension but the batch, which the sampling steps follow from; says if any was open."""
     changed = False
     for value in model.graph.inputs:
         array = batch.get(value.name or "")
