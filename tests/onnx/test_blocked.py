@@ -60,6 +60,8 @@ def quantized(formats: list[str]) -> OnnxModel:
 def test_simulated_outputs_are_the_same_bits(formats):
     simulator = quantized(formats).simulator()
     plain, blocked = Session(simulator, blocked_after=100), Session(simulator, blocked_after=0)
+    assert blocked.is_blocked
+    assert not plain.is_blocked
     for size in (1, 3):
         batch = network().batch(size, seed=size)
         expected, found = plain.run(batch), blocked.run(batch)
@@ -89,6 +91,7 @@ def test_a_session_changes_its_layout_in_the_middle_of_the_data(monkeypatch):
     batch = network().batch(2)
     outputs = [model.run(batch)["features"] for _ in range(7)]
     assert made == [True]
+    assert [kept.is_blocked for kept in model._sessions.values()] == [True]
     for other in outputs[1:]:
         np.testing.assert_array_equal(other, outputs[0])
 
