@@ -100,7 +100,7 @@ class Session:
 def _source(model: ir.Model, folder: Path) -> str | bytes:
     """The model as onnxruntime takes it: bytes, or a path in `folder` where it is too large for one protobuf."""
     if weight_bytes(model) < LARGE:
-        return ir.to_proto(model).SerializeToString()
+        return bytes(ir.to_proto(model).SerializeToString())
     path = folder / "model.onnx"
     ir.save(model, path, external_data=EXTERNAL)
     return str(path)
