@@ -1,9 +1,9 @@
 """Quantizers and reductions in onnxruntime's blocked layout: an optimised model without the reorders around them.
 
-onnxruntime's CPU kernels of Conv and its kin keep channels in blocks (NCHWc). What it does not know in that layout, such
-as QuantizeLinear, it puts between two copies of the tensor, ReorderOutput and ReorderInput. An elementwise operation
-does not care about the order of its elements: here it moves into the layout, and the copies go. Every value keeps its
-bits.
+onnxruntime's CPU kernels of Conv and its kin keep channels in blocks (NCHWc). What it does not know in that layout,
+such as QuantizeLinear, it puts between two copies of the tensor, ReorderOutput and ReorderInput. An elementwise
+operation does not care about the order of its elements: here it moves into the layout, and the copies go. Every value
+keeps its bits.
 """
 
 from __future__ import annotations
@@ -131,14 +131,15 @@ class _Mover:
             return None
         alike = len(known) == 1 or (node.op_type in _BINARY and known[0].dims == known[1].dims and all(known[0].dims))
         scalar = all(
-            value is not None or not name or self._is_scalar(name)
+            value is not None or not name or self._is_scalar(name, most=0 if "Linear" in node.op_type else 4)
             for name, value in zip(node.input, inputs, strict=True)
         )
         return inputs if alike and scalar and (len(known) == len(node.input) or node.op_type in _WITH_SCALARS) else None
 
-    def _is_scalar(self, name: str) -> bool:
+    def _is_scalar(self, name: str, most: int) -> bool:
+        """Whether a constant holds one number in at most `most` dimensions: a scale of one dimension is per channel."""
         constant = self.constants_by_name.get(name)
-        return constant is not None and prod(constant.dims) == 1
+        return constant is not None and prod(constant.dims) == 1 and len(constant.dims) <= most
 
     def _move(self, node: NodeProto, inputs: list[_Blocked | None]) -> None:
         """Compute in blocked layout; whoever reads the plain value gets it by a reorder."""

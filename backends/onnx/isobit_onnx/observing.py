@@ -46,8 +46,9 @@ class ObservingSession:
         self._base = model
         working = model.clone()
         self._model_outputs = [value.name or "" for value in working.graph.outputs]
-        _set_sample_shapes(working, batch)
-        infer_shapes(working)
+        opened = _set_sample_shapes(working, batch)
+        if opened or not _are_known(working, [item.value for item in watched]):
+            infer_shapes(working)
         builder = _Reductions(working)
         # onnxruntime visits the last leaves of a graph first: the reductions of the earliest tensors are added last, so
         # that each runs as soon as its tensor is there, and the tensor is freed.
@@ -87,12 +88,21 @@ class ObservingSession:
             item.request.observer.update(_as_float32(found[item.value]), item.channel_axis)
 
 
-def _set_sample_shapes(model: ir.Model, batch: Batch) -> None:
-    """Fix every input dimension but the batch, so that the sampling step of each tensor is known."""
+def _set_sample_shapes(model: ir.Model, batch: Batch) -> bool:
+    """Fix every input dimension but the batch, which the sampling steps follow from; says if any was open."""
+    changed = False
     for value in model.graph.inputs:
         array = batch.get(value.name or "")
         if array is not None and value.shape is not None and len(value.shape):
+            changed |= tuple(value.shape[1:]) != array.shape[1:]
             value.shape = ir.Shape([value.shape[0], *array.shape[1:]])
+    return changed
+
+
+def _are_known(model: ir.Model, names: Sequence[str]) -> bool:
+    values = ir.convenience.create_value_mapping(model.graph)
+    shapes = [values[name].shape for name in names]
+    return all(shape is not None and all(isinstance(n, int) for n in shape[1:]) for shape in shapes)
 
 
 def _samples(sample: NDArray[Any]) -> int:

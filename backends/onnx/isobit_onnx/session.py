@@ -33,7 +33,7 @@ class Session:
     """
 
     def __init__(
-        self, model: ir.Model, *, plan_memory: bool = True, any_order: Collection[str] = (), blocked_after: int = 8
+        self, model: ir.Model, *, plan_memory: bool = True, any_order: Collection[str] = (), blocked_after: int = 4
     ) -> None:
         """`plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave.
 
@@ -43,9 +43,9 @@ class Session:
         self._plan_memory, self._any_order = plan_memory, any_order
         self._runs_left = blocked_after
         self._model: ir.Model | None = model if _gains_from_blocks(model, any_order) else None
+        self.is_blocked = False
         try:
-            self._session = self._open_blocked() if not blocked_after else None
-            self._session = self._session or self._open(model)
+            self._session = (self._open_blocked() if not blocked_after else None) or self._open(model)
         except Exception as error:  # onnxruntime raises its own kinds
             raise ModelError(f"onnxruntime cannot run the model: {_short(error)}") from error
         self.output_names = [output.name for output in self._session.get_outputs()]
@@ -69,14 +69,21 @@ class Session:
         if model is None:
             return None
         with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
-            path = optimise(_source(model, Path(folder)), self._options(), Path(folder))
+            try:
+                path = optimise(_source(model, Path(folder)), self._options(), Path(folder))
+            except (
+                Exception
+            ):  # not every model that runs can be written: the plain session runs it, or says what is wrong
+                return None
             proto = onnx.load(path, load_external_data=False)
             if not keep_blocked(proto, self._any_order):
                 return None
             path.write_bytes(proto.SerializeToString())
             options = self._options()
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
-            return onnxruntime.InferenceSession(str(path), options, providers=_providers())
+            session = onnxruntime.InferenceSession(str(path), options, providers=_providers())
+        self.is_blocked = True
+        return session
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """All outputs by name. Raises ModelError."""
@@ -93,7 +100,7 @@ class Session:
 def _source(model: ir.Model, folder: Path) -> str | bytes:
     """The model as onnxruntime takes it: bytes, or a path in `folder` where it is too large for one protobuf."""
     if weight_bytes(model) < LARGE:
-        return ir.to_proto(model).SerializeToString()
+        return bytes(ir.to_proto(model).SerializeToString())
     path = folder / "model.onnx"
     ir.save(model, path, external_data=EXTERNAL)
     return str(path)
