@@ -21,6 +21,7 @@ from isobit.testing.conformance.leaving import LeavingConformance
 from isobit.testing.conformance.observing import ObservingConformance
 from isobit.testing.conformance.quantizing import QuantizingConformance
 from isobit.testing.conformance.rounding import RoundingConformance
+from isobit.testing.conformance.techniques import TechniquesConformance
 
 
 class BackendConformance(
@@ -31,6 +32,7 @@ class BackendConformance(
     DifferentiatingConformance,
     LeavingConformance,
     RoundingConformance,
+    TechniquesConformance,
 ):
     """All parts of the suite."""
 
