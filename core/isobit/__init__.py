@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from isobit.encoding import Encoding, Encodings
     from isobit.errors import IsobitError
     from isobit.quant_spec import QuantSpec
-    from isobit.quantsim import QuantSim, quantize
+    from isobit.quantizing import quantize
+    from isobit.quantsim import QuantSim
     from isobit.saving import load
     from isobit.transferring import transfer
 
@@ -26,7 +27,7 @@ _PUBLIC = {
     "QuantSim": "isobit.quantsim",
     "QuantSpec": "isobit.quant_spec",
     "load": "isobit.saving",
-    "quantize": "isobit.quantsim",
+    "quantize": "isobit.quantizing",
     "techniques": "isobit.techniques",
     "transfer": "isobit.transferring",
 }

@@ -30,10 +30,24 @@ def isobit_calibrators() -> Sequence[type[Any]]:
 
 @hookimpl
 def isobit_techniques() -> Sequence[type[Any]]:
-    """Batch norm folding."""
-    from isobit.techniques import FoldBatchNorms
+    """Batch norm folding and re-estimation, equalization, bias correction, scaling of inputs."""
+    from isobit import techniques
 
-    return [FoldBatchNorms]
+    return [
+        techniques.Awq,
+        techniques.CorrectBias,
+        techniques.EqualizeCrossLayers,
+        techniques.FoldBatchNorms,
+        techniques.ReestimateBatchNorms,
+        techniques.SmoothQuant,
+    ]
+
+
+@hookimpl
+def isobit_recipes() -> Sequence[Path]:
+    """The recipe files in ``isobit/recipes``."""
+    folder = Path(str(files("isobit") / "recipes"))
+    return sorted(folder.glob("*.toml"))
 
 
 @hookimpl

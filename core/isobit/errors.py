@@ -29,6 +29,10 @@ class TargetError(IsobitError):
     """A target file is not valid, or no target has that name."""
 
 
+class RecipeError(IsobitError):
+    """A recipe file is not valid, or no recipe has that name."""
+
+
 class EncodingError(IsobitError):
     """An encoding, or a file of encodings, is not valid."""
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from isobit.errors import PluginError, TargetError, did_you_mean
+from isobit.errors import PluginError, RecipeError, TargetError, did_you_mean
 
 if TYPE_CHECKING:
     from isobit.backend import Backend
     from isobit.calibration.scheme import Calibrator
     from isobit.formats.format import EncodingsFormat
+    from isobit.recipe import Recipe
     from isobit.target import Target
 
 GROUP = "isobit"
@@ -40,6 +41,10 @@ class Hooks:
     @hookspec
     def isobit_targets(self) -> Sequence[Path]:  # type: ignore[empty-body]
         """Target files (TOML); a file's stem is its name."""
+
+    @hookspec
+    def isobit_recipes(self) -> Sequence[Path]:  # type: ignore[empty-body]
+        """Recipe files (TOML, `isobit.recipe`); a file's stem is its name."""
 
     @hookspec
     def isobit_calibrators(self) -> Sequence[type[Calibrator]]:  # type: ignore[empty-body]
@@ -143,12 +148,7 @@ class Registry:
 
     def targets(self) -> dict[str, Path]:
         """Target files by name."""
-        found: dict[str, Path] = {}
-        for path in self._collect("isobit_targets"):
-            if path.stem in found:
-                raise PluginError(f"two targets are named {path.stem!r}: {found[path.stem]} and {path}")
-            found[path.stem] = path
-        return found
+        return _by_stem("target", self._collect("isobit_targets"))
 
     def target(self, name: str | os.PathLike[str] | Target) -> Target:
         """A target by name, or from a file when it ends in ``.toml``."""
@@ -165,6 +165,26 @@ class Registry:
             known = ", ".join(sorted(targets))
             raise TargetError(f"unknown target {key!r}{did_you_mean(key, targets)}; known are {known}, or a .toml file")
         return load_target(targets[key])
+
+    def recipes(self) -> dict[str, Path]:
+        """Recipe files by name."""
+        return _by_stem("recipe", self._collect("isobit_recipes"))
+
+    def recipe(self, name: str | os.PathLike[str] | Recipe) -> Recipe:
+        """A recipe by name, or from a file when it ends in ``.toml``."""
+        from isobit.recipe import Recipe, load_recipe
+
+        if isinstance(name, Recipe):
+            return name
+        if not isinstance(name, str | os.PathLike):
+            raise RecipeError(f"a recipe is a name or the path of a .toml file, not {name!r}")
+        if os.fspath(name).endswith(".toml"):
+            return load_recipe(Path(name), self.techniques())
+        recipes, key = self.recipes(), os.fspath(name)
+        if key not in recipes:
+            known = ", ".join(sorted(recipes))
+            raise RecipeError(f"unknown recipe {key!r}{did_you_mean(key, recipes)}; known are {known}, or a .toml file")
+        return load_recipe(recipes[key], self.techniques())
 
     def calibrators(self) -> dict[str, type[Calibrator]]:
         """Calibration schemes by name."""
@@ -185,6 +205,15 @@ class Registry:
     def formats(self) -> dict[str, EncodingsFormat]:
         """Encodings formats by name."""
         return _by_name("format", self._collect("isobit_formats"))
+
+
+def _by_stem(what: str, paths: Iterable[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in found:
+            raise PluginError(f"two {what}s are named {path.stem!r}: {found[path.stem]} and {path}")
+        found[path.stem] = path
+    return found
 
 
 def _by_name(what: str, items: Iterable[Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from isobit.backend import BackendModel
 from isobit.calibration.scheme import Calibrator, parse_calibrator
-from isobit.data import Dataset, example_of, to_numpy
+from isobit.cooking import StepResult
+from isobit.data import Dataset, to_numpy
 from isobit.edits import Edit, SetWeights
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EncodingError, ModelError, OutputError
@@ -35,6 +36,16 @@ from isobit.wishes import Wishes
 
 if TYPE_CHECKING:
     from isobit.loading import LoadReport
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A simulator between two techniques."""
+
+    model: BackendModel
+    edits: Sequence[Edit]
+    frozen: Mapping[Site, Encoding]
+    reports: Sequence[TechniqueReport]
 
 
 class QuantSim:
@@ -80,6 +91,7 @@ class QuantSim:
         self._frozen: dict[Site, Encoding] = {}
         self._fingerprint: dict[str, str] | None = None
         self._reports: list[TechniqueReport] = []
+        self.steps: list[StepResult] = []  # of the recipe that was run
         self._notes: dict[str, None] = {}
         self.plan: Plan = place(model.graph, self.target, self.wishes)
         self._check_weights()
@@ -121,7 +133,14 @@ class QuantSim:
         """What is quantized, what not and why, and what was done."""
         method = self.calibration or "not calibrated"
         return Report(
-            self.target.name, self.graph, self.plan, self.encodings, tuple(self._reports), tuple(self._notes), method
+            self.target.name,
+            self.graph,
+            self.plan,
+            self.encodings,
+            tuple(self._reports),
+            tuple(self._notes),
+            method,
+            tuple(self.steps),
         )
 
     def fingerprint(self) -> dict[str, str]:
@@ -140,8 +159,7 @@ class QuantSim:
             dataset = None if data is None else Dataset(data, self.graph, batch_size=batch_size)
             self._forget_calibration()
             done = len(self.edits)
-            plan = replace(self.plan, frozen=self.frozen, replan=lambda graph: place(graph, self.target, self.wishes))
-            report = technique.apply(_Recorded(self._model, self.edits), dataset, plan)
+            report = technique.apply(_Recorded(self._model, self.edits), dataset, self.working_plan())
             self.plan = place(self.graph, self.target, self.wishes)
             self._thaw_changed(self.edits[done:])
             self.freeze(report.encodings)
@@ -149,6 +167,21 @@ class QuantSim:
             self._note(dataset)
         self._reports += reports
         return reports
+
+    def working_plan(self) -> Plan:
+        """The plan as techniques see it: with what is frozen, and how an edited graph would be planned."""
+        return replace(self.plan, frozen=self.frozen, replan=lambda graph: place(graph, self.target, self.wishes))
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything that `apply` changes, for `roll_back`."""
+        return Checkpoint(self._model.copy(), tuple(self.edits), dict(self._frozen), tuple(self._reports))
+
+    def roll_back(self, checkpoint: Checkpoint) -> None:
+        """Undo the techniques that were applied since; a checkpoint serves once."""
+        self._model = checkpoint.model
+        self.edits, self._reports = list(checkpoint.edits), list(checkpoint.reports)
+        self._frozen = dict(checkpoint.frozen)
+        self.plan = place(self.graph, self.target, self.wishes)
 
     def freeze(self, encodings: Mapping[Site, Encoding] | Iterable[Site]) -> None:
         """Keep these encodings, or those that these sites have now, through every later calibration.
@@ -406,28 +439,3 @@ class _Recorded:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
-
-
-def quantize(
-    model: Any,
-    data: Any,
-    *,
-    method: str | Calibrator = "minmax",
-    techniques: Iterable[Technique] | None = None,
-    example_inputs: Any = None,
-    batch_size: int = 32,
-    progress: bool | None = None,
-    **settings: Any,
-) -> QuantSim:
-    """Quantize a trained model: fold batch norms, place quantizers, calibrate on `data`.
-
-    `settings` are those of QuantSim (target, weights, activations, overrides, exclude, backend). Returns the calibrated
-    simulator; ``.export(folder)`` writes what a runtime loads.
-    """
-    from isobit.techniques import FoldBatchNorms
-
-    sim = QuantSim(model, example_of(data) if example_inputs is None else example_inputs, **settings)
-    chosen = (FoldBatchNorms(),) if techniques is None else tuple(techniques)
-    sim.apply(*chosen, data=data, batch_size=batch_size)
-    sim.calibrate(data, method, batch_size=batch_size, progress=progress)
-    return sim

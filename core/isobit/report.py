@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from isobit.cooking import StepResult
 from isobit.encoding import Encodings
 from isobit.graph import Graph
 from isobit.plan import Plan
@@ -24,6 +25,7 @@ class Report:
     techniques: Sequence[TechniqueReport]
     notes: Sequence[str]
     calibration: str
+    steps: Sequence[StepResult] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -44,6 +46,8 @@ class Report:
             "quantized     " + ", ".join(f"{counts[k]} {_plural(k, counts[k])}" for k in kinds if counts.get(k))
         )
         lines.append(f"calibration   {self.calibration}")
+        if any(step.before is not None for step in self.steps):
+            lines += ["", "recipe", *(f"  {step}" for step in self.steps)]
         for report in self.techniques:
             lines += ["", f"{report.technique}: {len(report.changed)} changed, {len(report.left)} left"]
             lines += [f"  left {name}: {why}" for name, why in report.left.items()]

@@ -213,6 +213,13 @@ def batch_norm(node: Node, x: Array, gamma: Array, beta: Array, mean: Array, var
     return (x - mean) / np.sqrt(variance + node.attributes["epsilon"]) * gamma + beta
 
 
+def layer_norm(node: Node, x: Array, scale: Array, shift: Array | None = None) -> Array:
+    """Normalisation of the last axis."""
+    centered = x - x.mean(-1, keepdims=True)
+    scaled = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + node.attributes["epsilon"]) * scale
+    return scaled if shift is None else scaled + shift
+
+
 def softmax(node: Node, x: Array) -> Array:
     """Softmax along ``axis``."""
     raised = np.exp(x - x.max(node.attributes["axis"], keepdims=True))
@@ -299,6 +306,9 @@ OPERATORS: Mapping[str, Callable[..., Array]] = {
     "Relu": lambda node, x: np.maximum(x, 0),
     "Clip": lambda node, x: np.clip(x, node.attributes.get("min"), node.attributes.get("max")),
     "Sigmoid": lambda node, x: sigmoid(x),
+    "LeakyRelu": lambda node, x: np.where(x < 0, x * node.attributes["alpha"], x),
+    "LayerNormalization": lambda node, x, *affine: layer_norm(node, x, *affine),
+    "Min": lambda node, a, b: np.minimum(a, b),
     "Add": lambda node, a, b: a + b,
     "Sub": lambda node, a, b: a - b,
     "Mul": lambda node, a, b: a * b,

@@ -22,6 +22,8 @@ def quantize(
     override: options.Override = None,
     exclude: options.Exclude = None,
     no_fold: options.NoFold = False,
+    recipe: options.Recipe = None,
+    _explain: options.Explain = False,
     backend: options.Backend = None,
     method: options.Method = "minmax",
     batch_size: options.BatchSize = 32,
@@ -40,7 +42,7 @@ def quantize(
 ) -> None:
     """Quantize a trained model and write the files that a runtime loads.
 
-    Folds batch norms, calibrates on --data and measures on --evaluate.
+    Folds batch norms or follows a --recipe, calibrates on --data and measures on --evaluate.
     Writes model.qdq.onnx, encodings.json and summary.txt, all or nothing.
 
     [bold]Examples[/bold]
@@ -48,6 +50,8 @@ def quantize(
     isobit quantize model.onnx --data calibration.npz --evaluate test.npz -o out/
 
     isobit quantize model.onnx --data photos/ --target onnxruntime-cpu -o out/
+
+    isobit quantize model.onnx --data c.npz --recipe ptq -o out/
 
     isobit quantize model.onnx --data c.npz --weights int4 --exclude Softmax -o out/
 
@@ -63,7 +67,7 @@ def quantize(
     )
     job = Job(
         model, data, out, evaluate, target, weights, activations, parse_overrides(override or ()), tuple(exclude or ()),
-        not no_fold, backend, method, batch_size, samples, ignore_non_finite, images, latency_batch, threads,
+        not no_fold, recipe, backend, method, batch_size, samples, ignore_non_finite, images, latency_batch, threads,
     )  # fmt: skip
     from isobit.cli.outcome import print_outcome
     from isobit.cli.quantize_run import Run

@@ -104,6 +104,27 @@ NoFold = Annotated[
         "--no-fold", metavar="", rich_help_panel=_FORMATS, help="Do not fold batch norms into the layers beside them."
     ),
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        is_eager=True,  # --explain reads it
+        rich_help_panel=_FORMATS,
+        help="What is done before calibration: basic, ptq, transformer, or a .toml file; basic unless said.",
+    ),
+]
+Explain = Annotated[
+    bool,
+    typer.Option(
+        "--explain",
+        metavar="",
+        is_eager=True,
+        callback=lambda context, asked: explain(context.params.get("recipe")) if asked else None,
+        rich_help_panel=_FORMATS,
+        help="Show the steps of every recipe, or of a --recipe named before, and exit.",
+    ),
+]
 Backend = Annotated[
     str | None,
     typer.Option(
@@ -243,6 +264,7 @@ class Job:
     overrides: dict[str, str | None]
     exclude: tuple[str, ...]
     fold: bool
+    recipe: str | None
     backend: str | None
     method: str
     batch_size: int
@@ -251,6 +273,15 @@ class Job:
     images: ImageOptions
     latency_batch: int
     threads: int | None
+
+
+def explain(recipe: str | None) -> None:
+    """Print what a recipe, or every recipe, does. Raises typer.Exit."""
+    from isobit.plugins import registry
+
+    names = [recipe] if recipe is not None else sorted(registry().recipes())
+    typer.echo("\n\n".join(str(registry().recipe(name)) for name in names))
+    raise typer.Exit
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, str | None]:

@@ -13,12 +13,12 @@ from isobit.cli.latency import FileSession, available_threads, file_size, first_
 from isobit.cli.outcome import Outcome, format_label
 from isobit.cli.quantize_options import Job
 from isobit.cli.terminal import line, warn
+from isobit.cooking import cook
 from isobit.data import Dataset
-from isobit.errors import DataError, ModelError
+from isobit.errors import DataError, ModelError, RecipeError
 from isobit.files import check_writable
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
-from isobit.techniques import FoldBatchNorms
 
 
 class Run:
@@ -33,10 +33,13 @@ class Run:
         self._float_model: BackendModel | None = None
 
     def prepare(self) -> None:
-        """Open everything and check it: the output folder, the method, the model, the data."""
+        """Open everything and check it: the output folder, the method, the recipe, the model, the data."""
         job = self.job
         check_writable(job.out)
-        parse_calibrator(job.method, registry().calibrators())
+        self._calibrator = parse_calibrator(job.method, registry().calibrators())
+        self._recipe = registry().recipe(job.recipe or "basic")
+        if job.recipe and not job.fold:
+            raise RecipeError("--no-fold is for no recipe: a recipe says itself whether batch norms are folded")
         if not job.model.exists():
             raise ModelError(f"{job.model}: no such file")
         self.sim = QuantSim(
@@ -57,11 +60,12 @@ class Run:
         self._check_image_options()
 
     def quantize(self) -> None:
-        """Fold, calibrate, and measure the simulator against the float model."""
+        """Follow the recipe, calibrate, and measure the simulator against the float model."""
         job = self.job
-        if job.fold:
-            self.sim.apply(FoldBatchNorms())
         with self.data.named():
+            if job.fold:
+                self.sim.steps = cook(self.sim, self._recipe, self.data.source, self._calibrator, job.batch_size)
+                self._notes += [str(step) for step in self.sim.steps if step.before is not None or step.why]
             self.sim.calibrate(
                 self.data.source, job.method, batch_size=job.batch_size, ignore_non_finite=job.ignore_non_finite
             )

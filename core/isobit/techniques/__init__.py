@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from isobit.techniques.awq import Awq
 from isobit.techniques.correct_bias import CorrectBias
 from isobit.techniques.equalize_cross_layers import EqualizeCrossLayers
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
@@ -10,6 +11,7 @@ from isobit.techniques.smooth_quant import SmoothQuant
 from isobit.techniques.technique import Technique, TechniqueReport
 
 __all__ = [
+    "Awq",
     "CorrectBias",
     "EqualizeCrossLayers",
     "FoldBatchNorms",

@@ -237,6 +237,7 @@ _OPS: Mapping[str, Callable[[Node, list[Any]], Array]] = {
     "Swish": lambda node, v: v[0] * _sigmoid(v[0]),
     "Add": lambda node, v: v[0] + v[1],
     "Mul": lambda node, v: v[0] * v[1],
+    "Min": lambda node, v: np.minimum(v[0], v[1]),
     "Concat": lambda node, v: np.concatenate(v, node.attributes["axis"]),
     "Transpose": lambda node, v: v[0].transpose(node.attributes["perm"]),
     "Reshape": lambda node, v: v[0].reshape((v[0].shape[0], *node.attributes["shape"][1:])),

@@ -22,6 +22,7 @@ from isobit.testing.conformance.leaving import LeavingConformance
 from isobit.testing.conformance.observing import ObservingConformance
 from isobit.testing.conformance.quantizing import QuantizingConformance
 from isobit.testing.conformance.rounding import RoundingConformance
+from isobit.testing.conformance.techniques import TechniquesConformance
 
 
 class BackendConformance(
@@ -33,6 +34,7 @@ class BackendConformance(
     LeavingConformance,
     RoundingConformance,
     FrontDoorConformance,
+    TechniquesConformance,
 ):
     """All parts of the suite."""
 

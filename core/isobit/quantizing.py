@@ -1,0 +1,48 @@
+"""`isobit.quantize`: a trained model in, a calibrated simulator out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from os import PathLike
+from typing import Any
+
+from isobit.calibration.scheme import Calibrator, parse_calibrator
+from isobit.cooking import cook
+from isobit.data import example_of
+from isobit.errors import RecipeError
+from isobit.plugins import registry
+from isobit.quantsim import QuantSim
+from isobit.recipe import Recipe
+from isobit.techniques.technique import Technique
+
+
+def quantize(
+    model: Any,
+    data: Any,
+    *,
+    method: str | Calibrator = "minmax",
+    recipe: str | PathLike[str] | Recipe | None = None,
+    techniques: Iterable[Technique] | None = None,
+    example_inputs: Any = None,
+    batch_size: int = 32,
+    progress: bool | None = None,
+    **settings: Any,
+) -> QuantSim:
+    """Quantize a trained model: run a recipe's techniques, place quantizers, calibrate on `data`.
+
+    `recipe` is a name (``"basic"``, which folds batch norms, unless said; ``"ptq"``, ``"transformer"``) or a TOML file;
+    `techniques` are run in its place. `settings` are those of QuantSim (target, weights, activations, overrides,
+    exclude, backend). Returns the calibrated simulator; ``.export(folder)`` writes what a runtime loads.
+    """
+    if recipe is not None and techniques is not None:
+        raise RecipeError("either a recipe or techniques: a recipe names its techniques itself")
+    plugins = registry()
+    chosen = plugins.recipe("basic" if recipe is None else recipe)
+    calibrator = parse_calibrator(method, plugins.calibrators())
+    sim = QuantSim(model, example_of(data) if example_inputs is None else example_inputs, **settings)
+    if techniques is None:
+        sim.steps = cook(sim, chosen, data, calibrator, batch_size)
+    else:
+        sim.apply(*techniques, data=data, batch_size=batch_size)
+    sim.calibrate(data, calibrator, batch_size=batch_size, progress=progress)
+    return sim

@@ -1,0 +1,145 @@
+"""Bias correction brings the mean outputs back, fast, full and analytic; batch norms are re-estimated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from technique_networks import chain, opened, simulator
+
+from isobit.cooking import output_sqnr
+from isobit.data import Dataset
+from isobit.errors import DataError, FormatError
+from isobit.graph import Node
+from isobit.techniques import CorrectBias, FoldBatchNorms, ReestimateBatchNorms
+from isobit.techniques.weighted_layer import response
+from isobit.testing.networks import Network, NetworkBuilder, conv_net
+
+
+def mean_error(network: Network, data, technique=None) -> tuple[float, float]:
+    """Largest shift of a channel's mean output, by its standard deviation, and the SQNR of the outputs."""
+    sim = simulator(network, weights="int4 per-tensor")
+    wanted = sim.backend_model.run(data)
+    if technique is not None:
+        (report,) = sim.apply(technique, data=data)
+        assert report.changed
+    sim.calibrate(data)
+    found, name = sim.run(data), next(iter(wanted))
+    shift = (found[name] - wanted[name]).mean(axis=0) / wanted[name].std(axis=0)
+    return float(np.abs(shift).max()), output_sqnr([wanted], [found])
+
+
+@pytest.mark.parametrize("group", [1, 8])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mode", ["fast", "full"])
+def test_means_come_back(mode: str, bias: bool, group: int) -> None:
+    network = chain(3, spread=0, group=group, bias=bias)
+    data = network.batch(24)
+    before, sqnr = mean_error(network, data)
+    after, better = mean_error(network, data, CorrectBias(mode))
+    assert before > 0.1
+    assert after < (0.6 if mode == "fast" else 0.25) * before  # calibration moves after the correction
+    assert better > sqnr
+
+
+def test_analytic_is_near_the_empirical() -> None:
+    """Input means from batch norm statistics, where these are what the layer really has."""
+    b = NetworkBuilder("known", 4)
+    x = b.conv("first", b.input("x", 16, 4, 4), 12, 1)
+    x = b.op("Relu", "relu", b.batch_norm("bn", x))
+    b.output("y", b.global_pool("gap", b.conv("second", x, 6, 1)))
+    network = b.build()
+    weights = {name: np.array(value) for name, value in network.weights.items()}
+    weights["bn.running_mean"] = weights["first.bias"]
+    weights["bn.running_var"] = (weights["first.weight"] ** 2).sum(axis=(1, 2, 3))
+    network = Network("known", network.graph, weights)
+    data = network.batch(200)
+
+    def corrected(mode: str) -> np.ndarray:
+        sim = simulator(network, weights="int3 per-tensor", overrides={"first.weight": "int16"})
+        (folded,) = sim.apply(FoldBatchNorms())
+        before = np.array(sim.backend_model.weight("second.bias"))
+        (report,) = sim.apply(CorrectBias(mode, outputs=folded.outputs), data=None if mode == "analytic" else data)
+        if mode == "analytic":
+            assert report.left == {"first": "no batch norm tells the mean of its input"}
+        return sim.backend_model.weight("second.bias") - before
+
+    analytic, empirical = corrected("analytic"), corrected("fast")
+    assert np.abs(empirical).max() > 0.05
+    np.testing.assert_allclose(analytic, empirical, atol=0.15 * np.abs(empirical).max())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_response_knows_the_padding(stride: int) -> None:
+    """Constant inputs through the reference convolution, borders and all."""
+    b = NetworkBuilder("padded", 5)
+    x = b.input("x", 3, 5, 5)
+    b.output("y", b.conv("conv", x, 4, 3, stride=stride, bias=False))
+    network = b.build()
+    values = np.array([1.0, -2.0, 0.5])
+    batch = {"x": np.broadcast_to(values.reshape(1, -1, 1, 1), (1, 3, 5, 5)).astype(np.float32)}
+    expected = opened(network).run(batch)["y"].mean(axis=(0, 2, 3))
+    node: Node = network.graph.node("conv")
+    found = response(network.weights["conv.weight"], node, values, (5, 5))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_what_bias_correction_needs() -> None:
+    network = chain(6, spread=0)
+    sim = simulator(network)
+    for technique, why in ((CorrectBias(), "needs data"), (CorrectBias("full"), "needs data")):
+        (report,) = sim.apply(technique)
+        assert report.changed == ()
+        assert why in report.left["model"]
+    assert "plan" in CorrectBias().apply(opened(network)).left["model"]
+    assert sim.edits == []
+    once = iter([network.batch(2)])
+    with pytest.raises(DataError, match="2 times"):
+        sim.apply(CorrectBias(), data=once)
+    with pytest.raises(FormatError, match="mode is"):
+        CorrectBias("slow")  # type: ignore[arg-type]
+
+
+def test_one_sample_is_enough_to_run() -> None:
+    network = chain(7, spread=0)
+    sim = simulator(network)
+    (report,) = sim.apply(CorrectBias(), data=network.batch(1))
+    assert len(report.changed) == 4
+    assert all(np.all(np.isfinite(sim.backend_model.weight(name))) for name in sim.graph.weights)
+
+
+def test_batch_norms_get_the_statistics_of_the_quantized_model() -> None:
+    network = conv_net()
+    data = network.batch(16)
+    sim = simulator(network, weights="int4 per-tensor")
+    (report,) = sim.apply(ReestimateBatchNorms(sweeps=2), data=data)
+    assert report.changed == ("bn1", "bn2")
+    sim.calibrate(data)
+    # By hand: the output of the first convolution with its weight and its input on their grids, and the second's
+    # behind the first batch norm as it is now.
+    encodings = sim.encodings
+    for conv, norm in (("conv1", "bn1"), ("conv2", "bn2")):
+        collected = _collected(sim.backend_model, data, conv)
+        np.testing.assert_allclose(sim.backend_model.weight(f"{norm}.running_mean"), collected.mean((0, 2, 3)), rtol=0.05, atol=0.02)
+        np.testing.assert_allclose(sim.backend_model.weight(f"{norm}.running_var"), collected.var((0, 2, 3)), rtol=0.1)
+    assert encodings
+
+
+def _collected(model, data, tensor: str) -> np.ndarray:
+    from isobit.backend import Request
+    from isobit.sites import Tensor
+    from isobit.testing.collecting import Collect
+
+    seen = Collect()
+    model.observe([data], [Request(Tensor(tensor), seen)])
+    return seen.values
+
+
+def test_no_batch_norm_is_said() -> None:
+    network = chain(8, spread=0)
+    sim = simulator(network)
+    (report,) = sim.apply(ReestimateBatchNorms(), data=network.batch(2))
+    assert "no batch norm" in report.left["model"]
+    assert "needs data" in ReestimateBatchNorms().apply(opened(network)).left["model"]
+    assert "needs data" in ReestimateBatchNorms().apply(opened(conv_net()), Dataset([conv_net().batch(2)], conv_net().graph)).left["model"]
+    with pytest.raises(FormatError, match="sweep"):
+        ReestimateBatchNorms(sweeps=0)

@@ -1,0 +1,159 @@
+"""SmoothQuant and AWQ: the function stays, the error falls, factors go where they can be carried."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from technique_networks import assert_same_function, opened, simulator
+
+from isobit.cooking import output_sqnr
+from isobit.errors import FormatError
+from isobit.techniques import Awq, SmoothQuant
+from isobit.testing.networks import Network, NetworkBuilder, conv_net, shared_weights
+
+TARGET = "onnxruntime-cpu-transformer"
+
+
+def encoder(seed: int = 0, *, residual: bool = False, before: str = "norm", outliers: float = 60.0) -> Network:
+    """Two linear readers of one tensor with a few large channels, then another behind ReLU."""
+    b = NetworkBuilder("encoder", seed)
+    x = b.input("x", 5, 16)
+    if before == "norm":
+        h = b.layer_norm("norm", x)
+    elif before == "linear":
+        h = b.op("Relu", "relu0", b.linear("norm", x, 16))
+    else:
+        h = b.op("Sigmoid", "norm", x)
+    joined = b.op("Add", "joined", b.linear("left", h, 24), b.linear("right", h, 24))
+    y = b.linear("down", b.op("Relu", "relu", b.linear("up", joined, 24)), 16)
+    b.output("y", b.op("Add", "sum", y, h) if residual else y)
+    network = b.build()
+    weights = {name: np.array(value) for name, value in network.weights.items()}
+    if before != "sigmoid":
+        weights["norm.weight"][[2, 9]] *= outliers
+        weights["norm.bias"][[2, 9]] *= outliers
+    for name in ("left.weight", "right.weight"):
+        weights[name][:, [2, 9]] /= outliers
+    return Network("encoder", network.graph, weights)
+
+
+def sqnr(network: Network, *techniques, weights: str = "int8", activations: str = "uint8", target: str = TARGET):
+    sim = simulator(network, target, weights=weights, activations=activations)
+    data = network.batch(32)
+    wanted = sim.backend_model.run(data)
+    reports = sim.apply(*techniques, data=data)
+    sim.calibrate(data)
+    return output_sqnr([wanted], [sim.run(data)]), reports
+
+
+@settings(max_examples=12)
+@given(
+    seed=st.integers(0, 500),
+    residual=st.booleans(),
+    before=st.sampled_from(["norm", "linear", "sigmoid"]),
+    technique=st.sampled_from([SmoothQuant(0.5), SmoothQuant(rows=64), Awq(4, rows=64)]),
+)
+def test_the_function_stays(seed, residual, before, technique) -> None:
+    network = encoder(seed, residual=residual, before=before)
+    sim, data = simulator(network, TARGET), network.batch(8, seed)
+    wanted = sim.backend_model.run(data)
+    sim.apply(technique, data=data)
+    assert_same_function(sim.backend_model.run(data), wanted)
+
+
+def test_smoothing_cures_outliers() -> None:
+    network = encoder(1)
+    naive, _ = sqnr(network)
+    searched, (report,) = sqnr(network, SmoothQuant())
+    worst = min(sqnr(network, SmoothQuant(alpha))[0] for alpha in (0.0, 0.25, 0.5, 0.75, 1.0))
+    assert searched > naive + 8
+    assert searched > worst
+    assert any("left, right" in text and "divided in norm" in text for text in report.changed)
+
+
+def test_the_carrier_or_a_mul() -> None:
+    for residual, before, where in (
+        (False, "norm", "norm"),
+        (False, "linear", "norm"),
+        (True, "norm", "a Mul"),
+        (False, "sigmoid", "a Mul"),
+    ):
+        sim = simulator(encoder(2, residual=residual, before=before), TARGET)
+        (report,) = sim.apply(SmoothQuant(0.5), data=encoder(2).batch(8))
+        (text,) = (text for text in report.changed if text.startswith("left, right"))
+        assert text.endswith(f"divided in {where}")
+        muls = [node for node in sim.graph.nodes if node.op == "Mul"]
+        assert len([m for m in muls if m.name.startswith(("left", "right"))]) == (2 if where == "a Mul" else 0)
+
+
+def test_a_target_that_rounds_before_the_mul() -> None:
+    network = encoder(3, residual=True)
+    sim = simulator(network, "default")
+    (report,) = sim.apply(SmoothQuant(), data=network.batch(8))
+    assert "rounds it before" in report.left["left, right"]
+
+
+def test_the_formula_of_the_paper() -> None:
+    network = encoder(4)
+    sim, data = simulator(network, TARGET), network.batch(16)
+    before = {name: np.array(sim.backend_model.weight(name)) for name in sim.graph.weights}
+    sim.apply(SmoothQuant(0.5), data=data)
+    from isobit.backend import Request
+    from isobit.sites import Tensor
+    from isobit.testing.collecting import Collect
+
+    seen = Collect()
+    opened(network).observe([data], [Request(Tensor("norm"), seen)])
+    largest = np.abs(seen.values).max(axis=(0, 1))
+    heaviest = np.maximum(*(np.abs(before[f"{n}.weight"]).max(axis=0) for n in ("left", "right")))
+    expected = np.sqrt(largest / heaviest)
+    found = sim.backend_model.weight("left.weight")[0] / before["left.weight"][0]
+    np.testing.assert_allclose(found / found[0], expected / expected[0], rtol=1e-3)
+    np.testing.assert_allclose(sim.backend_model.weight("norm.weight") * found, before["norm.weight"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["int4 per-channel", "int4 block=8", "int3"])
+def test_awq_lowers_the_error_of_few_bits(weights: str) -> None:
+    target = "default"
+    naive, better = [], []
+    for seed in range(4):
+        network = encoder(seed, outliers=4.0)
+        naive.append(sqnr(network, weights=weights, activations="uint16", target=target)[0])
+        found, (report,) = sqnr(network, Awq(), weights=weights, activations="uint16", target=target)
+        better.append(found)
+        assert report.changed
+    assert np.mean(better) > np.mean(naive) + 0.3
+
+
+def test_what_they_need_and_leave() -> None:
+    network = shared_weights()
+    for technique in (SmoothQuant(), Awq()):
+        sim = simulator(network)
+        (report,) = sim.apply(technique)
+        assert "needs data" in report.left["model"]
+        (report,) = sim.apply(technique, data=network.batch(4))
+        assert "shared with" in report.left["fc1"]
+    sim = simulator(conv_net(), exclude=["Linear"])
+    (report,) = sim.apply(SmoothQuant(), data=conv_net().batch(2))
+    assert report.left == {"model": "it has no quantized linear layer"}
+    for wrong in (lambda: SmoothQuant(1.5), lambda: SmoothQuant(rows=0), lambda: Awq(steps=0)):
+        with pytest.raises(FormatError):
+            wrong()
+
+
+@pytest.mark.parametrize("technique", [SmoothQuant(), Awq()])
+def test_silent_channels_and_one_sample(technique) -> None:
+    """A channel that never fires, a column of zeros, an all-zero weight."""
+    network = encoder(5)
+    weights = {name: np.array(value) for name, value in network.weights.items()}
+    weights["norm.weight"][0] = weights["norm.bias"][0] = 0
+    weights["left.weight"][:, 1] = weights["right.weight"][:, 1] = 0
+    weights["down.weight"][:] = 0
+    network = Network("silent", network.graph, weights)
+    sim, data = simulator(network, TARGET, weights="int4"), network.batch(1)
+    wanted = sim.backend_model.run(data)
+    sim.apply(technique, data=data)
+    assert all(np.all(np.isfinite(sim.backend_model.weight(name))) for name in sim.graph.weights)
+    np.testing.assert_allclose(sim.backend_model.run(data)["y"], wanted["y"], atol=1e-4)

@@ -1,0 +1,181 @@
+"""Recipe files are checked; steps are judged, rolled back where they hurt, and skipped where they do not apply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy_backend import NumpyBackend
+from technique_networks import chain, opened, simulator
+
+import isobit
+from isobit.calibration import MinMaxRange
+from isobit.cooking import cook, output_sqnr
+from isobit.edits import SetWeights
+from isobit.errors import DataError, RecipeError
+from isobit.plugins import Registry, hookimpl, registry
+from isobit.recipe import Recipe, Step, parse_recipe
+from isobit.techniques import CorrectBias, EqualizeCrossLayers, FoldBatchNorms, TechniqueReport
+from isobit.testing.networks import conv_net
+
+
+@dataclass(frozen=True)
+class Spoil:
+    """Makes everything worse; a stranger's technique."""
+
+    amount: float = 0.3
+
+    def apply(self, model, data=None, plan=None) -> TechniqueReport:
+        name = "fc.weight"
+        model.edit([SetWeights({name: model.weight(name) * np.float32(1 + self.amount)})])
+        return TechniqueReport("Spoil", (name,))
+
+
+KNOWN = {cls.__name__: cls for cls in (FoldBatchNorms, EqualizeCrossLayers, CorrectBias, Spoil)}
+
+
+def recipe(*steps: Step, samples: int = 16) -> Recipe:
+    return Recipe("test", "", steps, samples)
+
+
+def test_a_harmful_step_is_rolled_back() -> None:
+    network = chain(1, spread=0)
+    data = [network.batch(8, seed) for seed in range(3)]
+    sim = simulator(network, weights="int8 per-tensor")
+    plain = [np.array(sim.backend_model.weight(name)) for name in ("fc.weight", "fc.bias")]
+    results = cook(sim, recipe(Step(Spoil)), data, MinMaxRange())
+    assert results[0].outcome == "rolled back"
+    assert results[0].before > results[0].after
+    for before, name in zip(plain, ("fc.weight", "fc.bias"), strict=True):
+        np.testing.assert_array_equal(sim.backend_model.weight(name), before)
+    assert sim.edits == []
+    sim.calibrate(data)
+    assert "Spoil" not in str(sim.report)
+
+
+def test_good_steps_are_kept_and_counted() -> None:
+    network = chain(2)
+    data = [network.batch(8, seed) for seed in range(3)]
+    sim = simulator(network, weights="int8 per-tensor")
+    wanted = [sim.backend_model.run(batch) for batch in data]
+    steps = recipe(Step(EqualizeCrossLayers), Step(Spoil), Step(CorrectBias), samples=24)
+    results = cook(sim, steps, data, MinMaxRange())
+    equalized, spoilt, corrected = results
+    assert (equalized.outcome, spoilt.outcome) == ("kept", "rolled back")
+    assert equalized.after > equalized.before + 10
+    assert spoilt.before == equalized.after
+    assert corrected.before == equalized.after
+    assert (equalized.passes, spoilt.passes, corrected.passes) == (1.0, 0.0, 2.0)
+    sim.calibrate(data)
+    reached = output_sqnr(wanted, [sim.run(batch) for batch in data])
+    last = corrected.after if corrected.outcome == "kept" else corrected.before
+    assert reached == pytest.approx(last, abs=1e-6)  # the judge saw the whole data, so it saw this model
+    assert "kept" in str(equalized)
+    assert "dB" in str(equalized)
+
+
+def test_kept_whatever_it_does_and_skipped() -> None:
+    network = chain(3, spread=0)
+    sim = simulator(network)
+    steps = recipe(Step(Spoil, keep=True), Step(CorrectBias, weight_bits_below=8), Step(FoldBatchNorms))
+    spoilt, skipped, unchanged = cook(sim, steps, network.batch(4), MinMaxRange())
+    assert spoilt.outcome == "kept"
+    assert spoilt.after < spoilt.before
+    assert (skipped.outcome, skipped.why) == ("skipped", "no weight has fewer than 8 bits")
+    assert unchanged.outcome == "changed nothing"
+    low = simulator(network, weights="int4")
+    assert cook(low, recipe(Step(CorrectBias, weight_bits_below=8)), network.batch(4), MinMaxRange())[0].outcome != "skipped"
+
+
+def test_one_shot_data_serves_what_does_not_judge() -> None:
+    network = chain(4)
+    with pytest.raises(DataError, match="recipe 'test'"):
+        cook(simulator(network), recipe(Step(EqualizeCrossLayers)), iter([network.batch(2)]), MinMaxRange())
+    assert cook(simulator(network), recipe(Step(FoldBatchNorms), samples=0), iter([network.batch(2)]), MinMaxRange())
+
+
+def test_the_library_follows_a_recipe(monkeypatch) -> None:
+    found = Registry([])
+    monkeypatch.setattr(found, "backend_for", lambda model: NumpyBackend())
+    for module in ("isobit.quantsim", "isobit.quantizing"):
+        monkeypatch.setattr(f"{module}.registry", lambda: found)
+    network = chain(5)
+    data = network.batch(16)
+    plain = isobit.quantize(opened(network), data, weights="int8 per-tensor")
+    better = isobit.quantize(opened(network), data, weights="int8 per-tensor", recipe="ptq")
+    wanted = [opened(network).run(data)]
+    assert output_sqnr(wanted, [better.run(data)]) > output_sqnr(wanted, [plain.run(data)]) + 10
+    assert [step.step for step in better.steps][:2] == ["FoldBatchNorms", "EqualizeCrossLayers"]
+    assert "EqualizeCrossLayers kept" in str(better.report)
+    with pytest.raises(RecipeError, match="either"):
+        isobit.quantize(opened(network), data, recipe="ptq", techniques=[])
+
+
+def test_basic_is_what_it_was() -> None:
+    (step,) = registry().recipe("basic").steps
+    assert step.make(MinMaxRange()) == FoldBatchNorms()
+    sim = simulator(conv_net())
+    (result,) = cook(sim, registry().recipe("basic"), conv_net().batch(2), MinMaxRange())
+    assert (result.outcome, result.before) == ("kept", None)
+
+
+def test_every_recipe_loads_and_is_explained() -> None:
+    for name in registry().recipes():
+        found = registry().recipe(name)
+        assert found.name == name
+        assert found.description in str(found)
+        assert "calibrate" in str(found)
+
+
+def test_settings_and_methods_reach_the_technique() -> None:
+    text = 'schema = 1\nname = "mine"\n[[steps]]\ntechnique = "CorrectBias"\nsettings = { mode = "full" }\n'
+    (step,) = parse_recipe(text, "mine.toml", KNOWN).steps
+    assert step.make("percentile") == CorrectBias("full", method="percentile")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("nonsense", "not valid TOML"),
+        ("schema = 2\nname = 'a'", "schema: must be 1"),
+        ("schema = 1\nname = 'a'\nstep = []", "unknown key 'step'"),
+        ("schema = 1\nname = 'a'\njudge_samples = 'x'", "judge_samples: must be int"),
+        ("schema = 1\nname = ''", "needs a name"),
+        ("schema = 1\nname = 'a'\nsteps = [1]", "step 1: must be a table"),
+        ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'FoldBatchNorm'", "did you mean 'FoldBatchNorms'"),
+        ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'Spoil'\nkept = true", "unknown key 'kept'"),
+        ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'Spoil'\nsettings = {much = 1}", "unknown key 'much'"),
+        ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'CorrectBias'\nsettings = {mode = 'x'}", "settings of CorrectBias"),
+        ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'Spoil'\nkeep = 1", "keep: must be bool"),
+    ],
+)
+def test_wrong_files_say_what_is_wrong(text: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem) as caught:
+        parse_recipe(text, "mine.toml", KNOWN)
+    assert str(caught.value).startswith("mine.toml")
+
+
+def test_a_strangers_recipe(tmp_path) -> None:
+    path = tmp_path / "gentle.toml"
+    path.write_text('schema = 1\nname = "gentle"\ndescription = "d"\n[[steps]]\ntechnique = "Spoil"\n')
+
+    class Plugin:
+        @hookimpl
+        def isobit_recipes(self):
+            return [path]
+
+        @hookimpl
+        def isobit_techniques(self):
+            return [Spoil]
+
+    found = Registry([])
+    found._manager.register(Plugin(), name="stranger")
+    assert found.recipe("gentle").steps == (Step(Spoil),)
+    assert found.recipe(str(path)).name == "gentle"
+    with pytest.raises(RecipeError, match="did you mean 'gentle'"):
+        found.recipe("gentl")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        found.recipe("nowhere.toml")
+    with pytest.raises(RecipeError, match="name or the path"):
+        found.recipe(3)  # type: ignore[arg-type]
