@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel, Request
+from isobit.backend import Backend, BackendModel, Request
 from isobit.calibration.scheme import Calibrator, parse_calibrator
 from isobit.data import Dataset, example_of, to_numpy
 from isobit.edits import Edit, SetWeights
@@ -56,13 +56,12 @@ class QuantSim:
         activations: str | QuantSpec | None = None,
         overrides: Mapping[str, str | QuantSpec | None] | None = None,
         exclude: str | Sequence[str] = (),
-        backend: str | None = None,
+        backend: str | Backend | None = None,
     ) -> None:
         plugins = registry()
         self.target = plugins.target(target)
         self.wishes = Wishes(weights, activations, dict(overrides or {}), exclude)
-        opener = plugins.backend(backend) if backend is not None else plugins.backend_for(model)
-        self._start(opener.open(model, example_inputs))
+        self._start(plugins.open(model, example_inputs, backend))
 
     @classmethod
     def of_backend_model(cls, model: BackendModel, target: Target, wishes: Wishes) -> QuantSim:

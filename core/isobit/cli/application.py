@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from isobit.cli.backends import backends
+from isobit.cli.doctor import doctor
 from isobit.cli.guard import Debug, GuardedGroup
 from isobit.cli.inspect import inspect
 from isobit.cli.quantize import quantize
@@ -51,3 +52,4 @@ app.command(rich_help_panel="Work")(quantize)
 app.command(rich_help_panel="Look")(inspect)
 app.command(rich_help_panel="Look")(backends)
 app.command(rich_help_panel="Look")(targets)
+app.command(rich_help_panel="Look")(doctor)
