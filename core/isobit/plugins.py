@@ -6,20 +6,21 @@ techniques, calibrators, formats); the contract is on the objects. isobit's own 
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
-from isobit.errors import PluginError, RecipeError, TargetError, did_you_mean
+from isobit.errors import IsobitError, PluginError, RecipeError, TargetError, did_you_mean
 
 if TYPE_CHECKING:
-    from isobit.backend import Backend
+    from isobit.backend import Backend, BackendModel
     from isobit.calibration.scheme import Calibrator
     from isobit.formats.format import EncodingsFormat
     from isobit.recipe import Recipe
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 
 GROUP = "isobit"
 
+T = TypeVar("T")
+
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
 
 class Hooks:
-    """What a plug-in can register. Each hook returns a list; none is required."""
+    """What a plug-in can register. Each hook returns a list; none is required. `CONTRACT` is their version."""
 
     @hookspec
     def isobit_backends(self) -> Sequence[Backend]:  # type: ignore[empty-body]
@@ -44,7 +47,7 @@ class Hooks:
 
     @hookspec
     def isobit_recipes(self) -> Sequence[Path]:  # type: ignore[empty-body]
-        """Recipe files (TOML, `isobit.recipe`); a file's stem is its name."""
+        """Recipe files (TOML): which techniques in which order; a file's stem is its name."""
 
     @hookspec
     def isobit_calibrators(self) -> Sequence[type[Calibrator]]:  # type: ignore[empty-body]
@@ -59,25 +62,71 @@ class Hooks:
         """Encodings formats: objects that read and write a kind of file (`isobit.formats.format.EncodingsFormat`)."""
 
 
+#: The version of the contract between isobit and its plug-ins: the hooks above and the objects that they return. A plug-in
+#: says which one it was written for with ``ISOBIT_CONTRACT = 1`` in its module; unsaid it is 1.
+CONTRACT = 1
+
+_HOOKS = tuple(name for name in vars(Hooks) if name.startswith("isobit_"))
+
+#: What the objects of each hook must have, and where their name is.
+_REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "isobit_backends": ("name", "framework", "install", "suffixes", "accepts", "open", "restore"),
+    "isobit_targets": ("stem",),
+    "isobit_recipes": ("stem",),
+    "isobit_calibrators": ("name", "range", "from_text"),
+    "isobit_techniques": ("__name__", "apply"),
+    "isobit_formats": ("name", "read", "write"),
+}
+_NAMED_BY: Mapping[str, str] = {"isobit_targets": "stem", "isobit_recipes": "stem", "isobit_techniques": "__name__"}
+
+
 @dataclass(frozen=True)
 class PluginRecord:
-    """One entry point: where it comes from and whether it loaded."""
+    """One entry point: where it comes from and whether it works. `distribution` is a name and a version."""
 
     name: str
     module: str
     distribution: str
     error: str | None = None
 
+    def __str__(self) -> str:
+        return f"plug-in {self.name!r} of {self.distribution}"
+
+    @property
+    def package(self) -> str:
+        """The import package that holds its module."""
+        return self.module.split(":")[0].split(".")[0]
+
+
+class Named(dict[str, T]):
+    """Objects by name. A name that two plug-ins claim is in it, but raises PluginError when it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conflicts: dict[str, str] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self.conflicts
+
+    def __missing__(self, name: str) -> T:
+        if name in self.conflicts:
+            raise PluginError(self.conflicts[name])
+        raise KeyError(name)
+
 
 class Registry:
-    """The loaded plug-ins. One is made for the process on first use; tests make their own."""
+    """The loaded plug-ins. One is made for the process on first use; tests make their own.
+
+    A plug-in that fails, in whatever way, is recorded and stops no other one.
+    """
 
     def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
-        from isobit import builtin  # it names this module's hookimpl
+        from isobit import __version__, builtin  # it names this module's hookimpl
 
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(Hooks)
         self._manager.register(builtin, name="isobit")
+        self._own = PluginRecord("isobit", "isobit.builtin", f"isobit {__version__}")
         self.records: dict[str, PluginRecord] = {}
         disabled = {name.strip() for name in os.environ.get("ISOBIT_DISABLE_PLUGINS", "").split(",")}
         for point in entry_points(group=GROUP) if points is None else points:
@@ -90,46 +139,105 @@ class Registry:
         if point.name in self.records:
             first = self.records[point.name].distribution
             error = f"two plug-ins are named {point.name!r}: one of {first}, one of {distribution}; uninstall one"
+            if self._manager.has_plugin(point.name):  # nobody can say which of the two is meant
+                self._manager.unregister(name=point.name)
         else:
             try:
-                self._manager.register(point.load(), name=point.name)
-                self._manager.check_pending()
-            except Exception as failure:  # a stranger's code may raise anything
-                error = f"{type(failure).__name__}: {failure}"
+                module = point.load()
+                error = _refusal(module, distribution)
+                if error is None:
+                    self._manager.register(module, name=point.name)
+                    self._manager.check_pending()
+            except (Exception, SystemExit) as failure:  # a stranger's code may raise anything
+                error = _said(failure)
                 if self._manager.has_plugin(point.name):
                     self._manager.unregister(name=point.name)
         self.records[point.name] = PluginRecord(point.name, point.value, distribution, error)
 
-    def _collect(self, hook: str) -> list[Any]:
-        found: list[Any] = []
+    def _collect(self, hook: str) -> list[tuple[PluginRecord, Any]]:
+        """What the hook's implementations return, each with its plug-in."""
+        found: list[tuple[PluginRecord, Any]] = []
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            record = self.records.get(implementation.plugin_name, self._own)
             try:
-                found += implementation.function()
-            except Exception as failure:  # one broken plug-in must not take the others with it
-                name = implementation.plugin_name
-                record = self.records.get(name, PluginRecord(name, name, "unknown distribution"))
-                self.records[name] = replace(record, error=f"{hook}: {type(failure).__name__}: {failure}")
+                items = list(implementation.function())
+                for item in items:
+                    for attribute in _REQUIRED[hook]:
+                        getattr(item, attribute)
+            except (Exception, SystemExit) as failure:  # one broken plug-in must not take the others with it
+                self.records[record.name] = replace(record, error=f"{hook}: {_said(failure)}")
+            else:
+                found += [(record, item) for item in items]
         return found
 
-    def backends(self) -> dict[str, Backend]:
+    def _named(self, hook: str) -> Named[Any]:
+        named: Named[Any] = Named()
+        owners: dict[str, PluginRecord] = {}
+        what = hook.removeprefix("isobit_").removesuffix("s")
+        for record, item in self._collect(hook):
+            name = getattr(item, _NAMED_BY.get(hook, "name"))
+            if name in owners:
+                named.pop(name, None)
+                named.conflicts[name] = (
+                    f"two plug-ins register a {what} named {name!r}: {owners[name]} and {record}; uninstall one, or leave "
+                    "it out with ISOBIT_DISABLE_PLUGINS"
+                )
+                continue
+            owners[name] = record
+            named[name] = item
+        return named
+
+    def conflicts(self) -> list[str]:
+        """Names that two plug-ins claim, in words."""
+        return [text for hook in _HOOKS for text in self._named(hook).conflicts.values()]
+
+    def backends(self) -> Named[Backend]:
         """Backends by name."""
-        return _by_name("backend", self._collect("isobit_backends"))
+        return self._named("isobit_backends")
+
+    def owner(self, backend: Backend) -> PluginRecord | None:
+        """The plug-in that registered a backend."""
+        pairs = self._collect("isobit_backends")  # a hook may make its objects anew each time: the name tells
+        return next((record for record, item in pairs if item.name == backend.name), None)
 
     def backend(self, name: str) -> Backend:
         """The backend of that name. PluginError if there is none, or if its plug-in failed to load."""
         backends = self.backends()
         record = self.records.get(name)
         if record is not None and record.error:
-            raise PluginError(f"plug-in {name!r} of {record.distribution} did not load: {record.error}")
+            raise PluginError(f"{record} did not load: {record.error}")
         if name not in backends:
             known = ", ".join(sorted(backends)) or "none"
             raise PluginError(f"no backend {name!r}{did_you_mean(name, backends)}; installed: {known}")
         return backends[name]
 
+    def open(self, model: Any, example_inputs: Any = None, backend: str | Backend | None = None) -> BackendModel:
+        """Open a model with the backend that is asked for, else with the one that claims it.
+
+        A stranger's backend that raises anything but an IsobitError is answered with a PluginError that names its
+        distribution.
+        """
+        if backend is None:
+            opener = self.backend_for(model)
+        else:
+            opener = self.backend(backend) if isinstance(backend, str) else backend
+        try:
+            return opener.open(model, example_inputs)
+        except IsobitError:
+            raise
+        except Exception as failure:
+            record = self.owner(opener)
+            if record is None or record.distribution == self._own.distribution:
+                raise
+            raise PluginError(f"{record} failed to open a {type(model).__name__}: {_said(failure)}") from failure
+
     def backend_for(self, model: Any) -> Backend:
         """The backend that opens `model`, an object or a path. PluginError if none does, or two claim it equally."""
-        votes = [(backend.accepts(model), backend) for backend in self.backends().values()]
+        backends = self.backends()
+        votes = [(self._vote(backend, model), backend) for backend in backends.values()]
         best = max((vote for vote, _ in votes), default=0)
+        if best == 0 and backends.conflicts:
+            raise PluginError("; ".join(backends.conflicts.values()))
         winners = [backend for vote, backend in votes if vote == best]
         if best == 0:
             raise PluginError(self._nobody_opens(model))
@@ -137,6 +245,14 @@ class Registry:
             names = " and ".join(repr(backend.name) for backend in winners)
             raise PluginError(f"backends {names} both open {type(model).__name__}: say which with backend=")
         return winners[0]
+
+    def _vote(self, backend: Backend, model: Any) -> int:
+        try:
+            return int(backend.accepts(model))
+        except Exception as failure:
+            record = self.owner(backend) or self._own
+            self.records[record.name] = replace(record, error=f"accepts: {_said(failure)}")
+            return 0
 
     def _nobody_opens(self, model: Any) -> str:
         suffixes = sorted({suffix for backend in self.backends().values() for suffix in backend.suffixes})
@@ -146,9 +262,9 @@ class Registry:
             return f"no backend opens {os.fspath(model)!r}: known endings are {', '.join(suffixes) or 'none'}{hint}"
         return f"no backend opens a {type(model).__module__}.{type(model).__name__}{hint}"
 
-    def targets(self) -> dict[str, Path]:
+    def targets(self) -> Named[Path]:
         """Target files by name."""
-        return _by_stem("target", self._collect("isobit_targets"))
+        return self._named("isobit_targets")
 
     def target(self, name: str | os.PathLike[str] | Target) -> Target:
         """A target by name, or from a file when it ends in ``.toml``."""
@@ -166,9 +282,9 @@ class Registry:
             raise TargetError(f"unknown target {key!r}{did_you_mean(key, targets)}; known are {known}, or a .toml file")
         return load_target(targets[key])
 
-    def recipes(self) -> dict[str, Path]:
+    def recipes(self) -> Named[Path]:
         """Recipe files by name."""
-        return _by_stem("recipe", self._collect("isobit_recipes"))
+        return self._named("isobit_recipes")
 
     def recipe(self, name: str | os.PathLike[str] | Recipe) -> Recipe:
         """A recipe by name, or from a file when it ends in ``.toml``."""
@@ -186,43 +302,48 @@ class Registry:
             raise RecipeError(f"unknown recipe {key!r}{did_you_mean(key, recipes)}; known are {known}, or a .toml file")
         return load_recipe(recipes[key], self.techniques())
 
-    def calibrators(self) -> dict[str, type[Calibrator]]:
+    def calibrators(self) -> Named[type[Calibrator]]:
         """Calibration schemes by name."""
-        return _by_name("calibrator", self._collect("isobit_calibrators"))
+        return self._named("isobit_calibrators")
 
-    def techniques(self) -> dict[str, type[Any]]:
+    def techniques(self) -> Named[type[Any]]:
         """Techniques by class name."""
-        found: dict[str, type[Any]] = {}
-        for technique in self._collect("isobit_techniques"):
-            name = technique.__name__
-            if name in found:
-                raise PluginError(
-                    f"two plug-ins register a technique named {name!r}: {found[name]!r} and {technique!r}"
-                )
-            found[name] = technique
+        return self._named("isobit_techniques")
+
+    def formats(self) -> Named[EncodingsFormat]:
+        """Encodings formats by name."""
+        return self._named("isobit_formats")
+
+    def at_fault(self, error: BaseException) -> PluginRecord | None:
+        """The stranger's plug-in in whose code an error was raised, from the traceback; None where it was isobit's."""
+        records = [r for r in self.records.values() if r.distribution != self._own.distribution]
+        frame, found = error.__traceback__, None
+        while frame is not None:
+            package = str(frame.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+            found = next((record for record in records if record.package == package), found)
+            frame = frame.tb_next
         return found
 
-    def formats(self) -> dict[str, EncodingsFormat]:
-        """Encodings formats by name."""
-        return _by_name("format", self._collect("isobit_formats"))
+
+def _refusal(module: Any, distribution: str) -> str | None:
+    """Why a module is no plug-in for this isobit, in words; None where it is one."""
+    contract = getattr(module, "ISOBIT_CONTRACT", 1)
+    if contract != CONTRACT:
+        older = isinstance(contract, int) and contract < CONTRACT
+        mend = f"a newer version of {distribution.rpartition(' ')[0]}" if older else "a newer version of isobit"
+        return f"it was written for contract {contract!r} of isobit, and this isobit has contract {CONTRACT}: install {mend}"
+    for name in dir(module):
+        options = pluggy.PluginManager(GROUP).parse_hookimpl_opts(module, name)
+        hook = (options.get("specname") or name) if options else name
+        if options and hook not in _HOOKS:
+            return f"unknown hook {hook!r}{did_you_mean(hook, _HOOKS)}; known are {', '.join(_HOOKS)}"
+        if not options and name.startswith("isobit_") and inspect.isfunction(getattr(module, name)):
+            return f"{name!r} looks like a hook and is none: mark it with @isobit.plugins.hookimpl"
+    return None
 
 
-def _by_stem(what: str, paths: Iterable[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in found:
-            raise PluginError(f"two {what}s are named {path.stem!r}: {found[path.stem]} and {path}")
-        found[path.stem] = path
-    return found
-
-
-def _by_name(what: str, items: Iterable[Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for item in items:
-        if item.name in found:
-            raise PluginError(f"two plug-ins register a {what} named {item.name!r}: {found[item.name]!r} and {item!r}")
-        found[item.name] = item
-    return found
+def _said(failure: BaseException) -> str:
+    return f"{type(failure).__name__}: {failure}"
 
 
 @cache

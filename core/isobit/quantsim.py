@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel
+from isobit.backend import Backend, BackendModel
 from isobit.calibration.scheme import Calibrator, parse_calibrator
 from isobit.cooking import StepResult
 from isobit.data import Dataset, to_numpy
@@ -67,13 +67,12 @@ class QuantSim:
         activations: str | QuantSpec | None = None,
         overrides: Mapping[str, str | QuantSpec | None] | None = None,
         exclude: str | Sequence[str] = (),
-        backend: str | None = None,
+        backend: str | Backend | None = None,
     ) -> None:
         plugins = registry()
         self.target = plugins.target(target)
         self.wishes = Wishes(weights, activations, dict(overrides or {}), exclude)
-        opener = plugins.backend(backend) if backend is not None else plugins.backend_for(model)
-        self._start(opener.open(model, example_inputs))
+        self._start(plugins.open(model, example_inputs, backend))
 
     @classmethod
     def of_backend_model(cls, model: BackendModel, target: Target, wishes: Wishes) -> QuantSim:

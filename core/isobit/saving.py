@@ -24,6 +24,7 @@ from isobit.target import parse_target
 from isobit.wishes import Wishes
 
 if TYPE_CHECKING:
+    from isobit.backend import Backend
     from isobit.quantsim import QuantSim
 
 VERSION = 2
@@ -59,7 +60,9 @@ def save(sim: QuantSim, path: Path) -> None:
             archive.writestr(_STATISTICS, sim.statistics.to_bytes())
 
 
-def load(path: str | PathLike[str], model: Any, example_inputs: Any = None, *, backend: str | None = None) -> QuantSim:
+def load(
+    path: str | PathLike[str], model: Any, example_inputs: Any = None, *, backend: str | Backend | None = None
+) -> QuantSim:
     """Put a saved simulator on its float model again.
 
     Raises ModelError when the file is none, or when `model` is not the model it was made from (which weight differs).
@@ -69,9 +72,7 @@ def load(path: str | PathLike[str], model: Any, example_inputs: Any = None, *, b
     where = fspath(path)
     contents = _read(where)
     manifest = contents["manifest"]
-    plugins = registry()
-    opener = plugins.backend(backend) if backend is not None else plugins.backend_for(model)
-    opened = opener.open(model, example_inputs)
+    opened = registry().open(model, example_inputs, backend)
     check_fingerprint(manifest["fingerprint"], fingerprint(opened.graph, opened.weight), where)
     keys = ("weights", "activations", "overrides", "exclude")
     sim = QuantSim.of_backend_model(opened, contents["target"], Wishes(*(manifest[key] for key in keys)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 from isobit.cli.backends import runtime_warnings
 from isobit.plugins import registry
@@ -12,10 +13,20 @@ def test_backends(isobit):
     assert "onnx" in result.stdout
     assert "ready" in result.stdout
     data = json.loads(isobit("backends", "--json").stdout)
-    row = next(row for row in data["backends"] if row["plug-in"] == "onnx")
-    assert row["framework"] == "onnx"
-    assert row["state"] == "ready"
-    assert row["distribution"].startswith("isobit ")
+    row = next(row for row in data["backends"] if row["name"] == "onnx")
+    assert (row["distribution"], row["framework"], row["state"], row["mend"]) == ("isobit", "onnx", "ready", None)
+    assert row["version"] == version("isobit")
+    assert row["framework version"] == version("onnx")
+    assert row["device"] in ("CPU", "CUDA", "CPU (CUDA build, no driver)")
+
+
+def test_doctor(isobit):
+    result = isobit("doctor")
+    assert result.exit_code == 0, result.output
+    assert "this installation is sound" in result.stdout
+    data = json.loads(isobit("doctor", "--json").stdout)
+    assert data["sound"] is True
+    assert data["facts"]["NumPy"] == version("numpy")
 
 
 def test_warnings_about_the_runtime():

@@ -21,9 +21,30 @@ class FakeBackend:
     name: str
     vote: int = 1
     suffixes: tuple[str, ...] = ()
+    framework: str = "math"
+    install: str = "pip install nothing"
 
     def accepts(self, model: object) -> int:
+        if self.vote < 0:
+            raise RuntimeError("cannot look")
         return self.vote
+
+    def open(self, model: object, example_inputs: object = None) -> Any:
+        raise KeyError("weights")
+
+    def restore(self, state: bytes) -> Any:
+        raise NotImplementedError
+
+
+class Scheme:
+    """As much of a scheme, technique and format as the registry looks at."""
+
+    name = "mine"
+    range = from_text = apply = read = write = None
+
+
+class Same(Scheme):
+    name = "same"
 
 
 @dataclass(frozen=True)
@@ -80,24 +101,21 @@ def test_what_comes_with_isobit() -> None:
 
 
 def test_a_plug_in_adds_to_it() -> None:
-    class Mine:
-        name = "mine"
-
     found = registry(
         Point(
             "mine",
             lambda: plugin(
                 isobit_backends=[FakeBackend("jax")],
-                isobit_calibrators=[Mine],
-                isobit_techniques=[Mine],
-                isobit_formats=[Mine()],
+                isobit_calibrators=[Scheme],
+                isobit_techniques=[Scheme],
+                isobit_formats=[Scheme()],
                 isobit_targets=[Path("a/chip.toml")],
             ),
         )
     )
     assert found.backend("jax") == FakeBackend("jax")
-    assert found.calibrators()["mine"] is Mine
-    assert found.techniques()["Mine"] is Mine
+    assert found.calibrators()["mine"] is Scheme
+    assert found.techniques()["Scheme"] is Scheme
     assert found.formats()["mine"].name == "mine"
     assert found.targets()["chip"] == Path("a/chip.toml")
     record = found.records["mine"]
@@ -159,19 +177,73 @@ def test_two_plug_ins_of_one_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hook", "make", "ask"),
+    ("hook", "item", "ask", "name"),
     [
-        ("isobit_backends", lambda: FakeBackend("same"), Registry.backends),
-        ("isobit_calibrators", lambda: SimpleNamespace(name="same"), Registry.calibrators),
-        ("isobit_formats", lambda: SimpleNamespace(name="same"), Registry.formats),
-        ("isobit_techniques", lambda: type("same", (), {}), Registry.techniques),
-        ("isobit_targets", lambda: Path("x/same.toml"), Registry.targets),
+        ("isobit_backends", FakeBackend("same"), Registry.backends, "same"),
+        ("isobit_calibrators", Same, Registry.calibrators, "same"),
+        ("isobit_formats", Same(), Registry.formats, "same"),
+        ("isobit_techniques", Same, Registry.techniques, "Same"),
+        ("isobit_targets", Path("x/same.toml"), Registry.targets, "same"),
     ],
 )
-def test_two_things_of_one_name(hook: str, make: Callable[[], Any], ask: Callable[[Registry], Any]) -> None:
-    points = [Point(name, lambda: plugin(**{hook: [make()]})) for name in ("one", "two")]
-    with pytest.raises(PluginError, match=r"two .*named 'same'"):
-        ask(registry(*points))
+def test_two_things_of_one_name(hook: str, item: Any, ask: Callable[[Registry], Any], name: str) -> None:
+    """Asking for it names both plug-ins; whatever else there is works."""
+    found = registry(*(Point(point, lambda: plugin(**{hook: [item]})) for point in ("one", "two")))
+    both = rf"named '{name}': plug-in 'one' of some-package 1.2 and plug-in 'two' of some-package 1.2"
+    assert name in ask(found)
+    with pytest.raises(PluginError, match=both):
+        ask(found)[name]
+    assert name not in list(ask(found))
+    assert re.search(both, found.conflicts()[0])
+    assert "minmax" in found.calibrators()
+
+
+def test_a_name_of_isobit_itself_is_a_conflict_too() -> None:
+    taken = type("MinMax", (Scheme,), {"name": "minmax"})
+    found = registry(Point("mine", lambda: plugin(isobit_calibrators=[taken])))
+    with pytest.raises(PluginError, match=r"named 'minmax': plug-in 'isobit' of isobit .* and plug-in 'mine' of some"):
+        found.calibrators()["minmax"]
+    assert found.calibrators()["percentile"] is Percentile
+
+
+@pytest.mark.parametrize(("contract", "mend"), [(0, "some-package"), (2, "isobit"), ("1", "isobit")])
+def test_another_contract_is_refused(contract: Any, mend: str) -> None:
+    def make() -> Any:
+        module = plugin(isobit_backends=[FakeBackend("old")])
+        module.ISOBIT_CONTRACT = contract
+        return module
+
+    found = registry(Point("old", make))
+    said = f"for contract {contract!r} of isobit, and this isobit has contract 1: install a newer version of {mend}"
+    with pytest.raises(PluginError, match=re.escape(said)):
+        found.backend("old")
+    assert found.backends() == {}
+
+
+def test_a_hook_without_its_mark_is_recorded() -> None:
+    def isobit_backends() -> list[FakeBackend]:
+        return [FakeBackend("odd")]
+
+    found = registry(Point("odd", lambda: SimpleNamespace(isobit_backends=isobit_backends)))
+    assert "mark it with @isobit.plugins.hookimpl" in (found.records["odd"].error or "")
+
+
+@pytest.mark.parametrize("items", [None, [object()], [SimpleNamespace(name="half", accepts=None)]])
+def test_what_is_no_backend_is_recorded(items: Any) -> None:
+    found = registry(Point("odd", lambda: plugin(isobit_backends=items)), backends(FakeBackend("good")))
+    assert list(found.backends()) == ["good"]
+    assert "isobit_backends: " in (found.records["odd"].error or "")
+
+
+def test_a_backend_that_raises_is_named_and_stops_nobody_else() -> None:
+    found = registry(backends(FakeBackend("bad", -1), name="bad"), backends(FakeBackend("good")))
+    assert found.backend_for(object()).name == "good"
+    assert found.records["bad"].error == "accepts: RuntimeError: cannot look"
+    with pytest.raises(PluginError, match=r"plug-in 'mine' of some-package 1\.2 failed to open a dict: KeyError"):
+        found.open({})
+    with pytest.raises(KeyError) as caught:
+        FakeBackend("good").open({})
+    assert found.at_fault(caught.value) is None  # this test's module is no plug-in's
 
 
 def test_disabled_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

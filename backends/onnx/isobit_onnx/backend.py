@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isobit.devices import device_of
 from isobit.errors import PluginError
 
 if TYPE_CHECKING:
@@ -66,6 +68,9 @@ class OnnxBackend:
         from isobit_onnx.export import write_float
 
         write_float(model, path)
+    def device(self) -> str:
+        """CUDA with onnxruntime-gpu and a driver."""
+        return device_of(any(True for _ in distributions(name="onnxruntime-gpu")))
 
     def _require(self, *, running: bool = True) -> None:
         needed = ["onnx", "onnx_ir", "onnxscript", *(["onnxruntime"] if running else [])]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from isobit.devices import device_of
 from isobit.errors import ModelError, PluginError
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ class TensorFlowBackend:
         from isobit_tensorflow.building import build_keras
 
         return build_keras(network)
+    def device(self) -> str:
+        """CUDA with NVIDIA's libraries, which ``isobit[tensorflow-cuda]`` brings, and a driver."""
+        return device_of(any(True for kind in ("cu12", "cu13") for _ in distributions(name=f"nvidia-cudnn-{kind}")))
 
     def _require(self) -> None:
         for module, what in (("tensorflow", "TensorFlow"), ("keras", "Keras")):

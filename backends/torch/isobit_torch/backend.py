@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isobit.devices import device_of
 from isobit.errors import PluginError
 
 if TYPE_CHECKING:
@@ -46,6 +49,12 @@ class TorchBackend:
         from isobit_torch.building import build_torch
 
         return build_torch(network)
+    def device(self) -> str:
+        """CUDA with a CUDA build, which says so in a file of its own, and a driver."""
+        spec = find_spec("torch")
+        version = Path(spec.origin).with_name("version.py") if spec is not None and spec.origin else None
+        built = version is not None and version.is_file() and re.search(r"^cuda\b.*= ['\"]", version.read_text(), re.M)
+        return device_of(bool(built))
 
     def _require(self) -> None:
         if find_spec("torch") is None:

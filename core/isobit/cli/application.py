@@ -10,6 +10,7 @@ from isobit.cli.backends import backends
 from isobit.cli.convert import convert
 from isobit.cli.diff import diff
 from isobit.cli.calibrate import calibrate
+from isobit.cli.doctor import doctor
 from isobit.cli.guard import Debug, GuardedGroup
 from isobit.cli.inspect import inspect
 from isobit.cli.quantize import quantize
@@ -59,3 +60,4 @@ app.command(rich_help_panel="Look")(inspect)
 app.command(rich_help_panel="Look")(diff)
 app.command(rich_help_panel="Look")(backends)
 app.command(rich_help_panel="Look")(targets)
+app.command(rich_help_panel="Look")(doctor)

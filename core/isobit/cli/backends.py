@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isobit.cli.guard import Debug
 from isobit.cli.terminal import line, print_json, table, warn
+from isobit.devices import ReportsDevice
 
 if TYPE_CHECKING:
     from isobit.backend import Backend
@@ -17,29 +18,43 @@ if TYPE_CHECKING:
 Row = dict[str, str | None]
 
 
+COLUMNS = ("name", "version", "distribution", "framework", "framework version", "device", "state")
+
+
 def backends(
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     _debug: Debug = False,
 ) -> None:
-    """List the installed backends: framework, version, and the command that installs what is missing."""
+    """List the installed backends: framework, version, device, and the command that mends what is missing or broken."""
+    rows, warnings = survey()
+    if as_json:
+        print_json({"backends": rows, "warnings": warnings})
+    else:
+        show(rows, warnings)
+
+
+def survey() -> tuple[list[Row], list[str]]:
+    """What every plug-in is and how it does, and what is wrong besides."""
     from isobit.plugins import registry
 
     found = registry()
-    rows = _rows(found.records.values(), found.backends().values())
-    warnings = runtime_warnings(_installed("onnxruntime"), _installed("onnxruntime-gpu"))
-    if as_json:
-        print_json({"backends": rows, "warnings": warnings})
-        return
+    listed = list(found.backends().values())  # first: asking a plug-in for its backends may show that it is broken
+    conflicts = found.conflicts()
+    rows = _rows(found.records.values(), listed)
+    return rows, [*conflicts, *runtime_warnings(_installed("onnxruntime"), _installed("onnxruntime-gpu"))]
+
+
+def show(rows: Sequence[Row], warnings: Sequence[str]) -> None:
+    """The table, and below it what is to be done."""
     if rows:
-        columns = ("plug-in", "distribution", "framework", "version", "state")
-        table(columns, [tuple(row[column] or "" for column in columns) for row in rows])
+        table(COLUMNS, [tuple(row[column] or "" for column in COLUMNS) for row in rows])
     else:
         line('no backend is installed; for ONNX models: pip install "isobit[onnx-cpu]"')
     for row in rows:
-        if row["install"]:
-            line(f"to install what {row['plug-in']!r} needs: {row['install']}")
         if row["error"]:
-            line(f"{row['plug-in']}: {row['error']}", style="red")
+            line(f"{row['name']} of {row['distribution']} {row['version']}: {row['error']}", style="red")
+        if row["mend"]:
+            line(f"to mend {row['name']!r}: {row['mend']}")
     for warning in warnings:
         warn(warning)
 
@@ -64,45 +79,54 @@ def _rows(records: Iterable[PluginRecord], backends: Iterable[Backend]) -> list[
     rows: list[Row] = []
     remaining = list(backends)
     for record in records:
-        package = record.module.split(":")[0].split(".")[0]
-        own = [b for b in remaining if record.error is None and type(b).__module__.split(".")[0] == package]
+        own = [b for b in remaining if record.error is None and type(b).__module__.split(".")[0] == record.package]
         remaining = [b for b in remaining if b not in own]
-        rows += [_backend_row(record.name, record.distribution, backend) for backend in own]
-        if not own:
-            state = "broken" if record.error else "loaded, no backend in it"
-            rows.append(_row(record.name, record.distribution, state=state, error=record.error))
-    return rows + [_backend_row(backend.name, "unknown distribution", backend) for backend in remaining]
+        rows += [_backend_row(record, backend) for backend in own]
+        if not own and record.error:
+            rows.append(_row(record, state="broken", error=record.error, mend=_mended(record)))
+        elif not own:
+            rows.append(_row(record, state="loaded, no backend in it"))
+    return rows
 
 
-def _backend_row(plugin: str, distribution: str, backend: Backend) -> Row:
+def _backend_row(record: PluginRecord, backend: Backend) -> Row:
+    name = record.name if record.name == backend.name else f"{record.name}: {backend.name}"
     try:
         framework, install = backend.framework, backend.install
         version = _framework_version(framework)
+        if version is None:
+            return _row(record, name, framework, "not installed", state="framework missing", mend=install)
+        device = backend.device() if isinstance(backend, ReportsDevice) else "unknown"
     except Exception as error:  # a stranger's code may raise anything
-        return _row(plugin, distribution, state="broken", error=f"{type(error).__name__}: {error}")
-    name = plugin if plugin == backend.name else f"{plugin}: {backend.name}"
-    if version is None:
-        return _row(name, distribution, framework, "not installed", "framework missing", install)
-    return _row(name, distribution, framework, version, "ready")
+        return _row(record, name, state="broken", error=f"{type(error).__name__}: {error}", mend=_mended(record))
+    return _row(record, name, framework, version, device, "ready")
+
+
+def _mended(record: PluginRecord) -> str:
+    distribution = record.distribution.rpartition(" ")[0]
+    return f"pip install --upgrade {distribution}, or leave it out: ISOBIT_DISABLE_PLUGINS={record.name}"
 
 
 def _row(
-    plugin: str,
-    distribution: str,
+    record: PluginRecord,
+    name: str | None = None,
     framework: str | None = None,
-    version: str | None = None,
+    framework_version: str | None = None,
+    device: str | None = None,
     state: str = "",
-    install: str | None = None,
-    error: str | None = None,
+    **problem: str,
 ) -> Row:
+    distribution, _, version = record.distribution.rpartition(" ")
     return {
-        "plug-in": plugin,
+        "name": name or record.name,
+        "version": version,
         "distribution": distribution,
         "framework": framework,
-        "version": version,
+        "framework version": framework_version,
+        "device": device,
         "state": state,
-        "install": install,
-        "error": error,
+        "error": problem.get("error"),
+        "mend": problem.get("mend"),
     }
 
 

@@ -60,7 +60,7 @@ class GuardedGroup(TyperGroup):
             raise typer.Exit(ctx.meta.get(_ERROR_CODE, USER_ERROR)) from None
         except Exception as error:
             if not self._traceback(ctx):
-                hint = "this is a bug in isobit or a plug-in; run again with --debug and report the traceback"
+                hint = f"this is a bug in {_culprit(error)}; run again with --debug and report the traceback there"
                 complain(f"unexpected {type(error).__name__}: {error} ({hint})")
             raise typer.Exit(BUG) from None
 
@@ -73,3 +73,12 @@ class GuardedGroup(TyperGroup):
 
         traceback.print_exc(file=sys.stderr)
         return True
+
+
+def _culprit(error: Exception) -> str:
+    from isobit.plugins import registry
+
+    try:
+        return str(registry().at_fault(error) or "isobit")
+    except Exception:  # finding plug-ins may be what failed
+        return "isobit or a plug-in"

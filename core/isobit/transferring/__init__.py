@@ -93,5 +93,5 @@ def _opened(model: Any) -> tuple[Side, Plan | None]:
     if isinstance(model, QuantSim):
         return Side(model.graph, model.backend_model.weight), model.plan
     if not (hasattr(model, "graph") and hasattr(model, "set_quantizers")):
-        model = registry().backend_for(model).open(model)
+        model = registry().open(model)
     return Side(model.graph, model.weight), None
