@@ -107,6 +107,10 @@ class Lacking:
     name, framework, install, suffixes = "lacking", "no_such_framework", "pip install lacking[framework]", (".lack",)
     def accepts(self, model):
         return 0
+    def open(self, model, example_inputs=None):
+        raise ImportError("no_such_framework")
+    def restore(self, state):
+        raise ImportError("no_such_framework")
 
 @hookimpl
 def isobit_backends():
@@ -120,8 +124,8 @@ def test_broken_and_lacking_plugins_are_shown(tmp_path):
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = command("backends", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
-    assert "wrecked: RuntimeError: it is wrecked" in done.stdout
+    assert "wrecked of wrecked 1.0: RuntimeError: it is wrecked" in done.stdout
     assert "not installed" in done.stdout
-    assert "to install what 'lacking' needs: pip install lacking[framework]" in done.stdout
+    assert "to mend 'lacking': pip install lacking[framework]" in done.stdout
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert any(row[:3] == ["wrecked", "wrecked", "1.0"] and row[-1] == "broken" for row in rows if len(row) > 3)
+    assert any(row[:3] == ["wrecked", "1.0", "wrecked"] and row[-1] == "broken" for row in rows if len(row) > 3)

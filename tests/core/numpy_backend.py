@@ -1,11 +1,12 @@
 """A backend in plain NumPy: the neutral graph is the model, interpreted node by node in float64, with loops.
 
-It is slow and obviously right, and it implements `isobit.backend.BackendModel` but for `to_onnx` and `state`.
+It is slow and obviously right, and it implements `isobit.backend.BackendModel` but for `to_onnx`.
 """
 
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,11 @@ class NumpyBackend:
     def open(self, model: NumpyModel, example_inputs: Any = None) -> NumpyModel:
         """A copy."""
         return model.copy()
+
+    def restore(self, state: bytes) -> NumpyModel:
+        """What `NumpyModel.state` wrote."""
+        model: NumpyModel = pickle.loads(state)  # from a test, for a test
+        return model
 
 
 class NumpyModel:
@@ -99,6 +105,10 @@ class NumpyModel:
         twin = NumpyModel(self.graph, self._weights)
         twin._encodings, twin._off = dict(self._encodings), set(self._off)
         return twin
+
+    def state(self) -> bytes:
+        """Everything."""
+        return pickle.dumps(self)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
