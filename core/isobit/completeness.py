@@ -15,15 +15,20 @@ from isobit.sites import Input, Site, Tensor, Weight
 
 #: Formats whose files leave these out by their nature.
 LEFT_OUT = {"aimet-0.6.1": ("int32",), "aimet-1.0.0": ("int32",), "aimet-2.0.0": ("float16", "bfloat16")}
+#: Formats that leave out tensors which only hold values of another one of their tie.
+TIED = ("aimet-0.6.1", "aimet-1.0.0")
 
 
 def check_file(path: Path, form: str, encodings: Mapping[Site, Encoding], names: Names | None, plan: Plan) -> None:
     """Read an encodings file back and raise OutputError when a site of the plan is not in it with its encoding."""
     read = registry().formats()[form].read(path, names)
+    groups = plan.groups()
     for site, placement in plan.placements.items():
         if placement.spec.type_name in LEFT_OUT.get(form, ()):
             continue
-        found = next((read[alias] for alias in _aliases(site, names) if alias in read), None)
+        tied = groups.get(placement.group, ()) if form in TIED and not placement.simulated else ()
+        sites = [alias for each in (site, *(member.site for member in tied)) for alias in _aliases(each, names)]
+        found = next((read[alias] for alias in sites if alias in read), None)
         if found is None:
             raise OutputError(
                 f"{path.name} has no encoding for {str(site)!r}, which the target quantizes: the runtime would make "

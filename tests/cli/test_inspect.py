@@ -73,7 +73,7 @@ def test_errors(isobit, tmp_path):
     (tmp_path / "text.onnx").write_text("hello", "utf-8")
     for name, message in (
         ("none.onnx", "none.onnx: no such file"),
-        ("other.json", "no encodings file that is known"),
+        ("other.json", "other.json: no encodings file that is known"),
         ("text.onnx", "text.onnx' is not an ONNX model"),
     ):
         result = isobit("inspect", tmp_path / name)

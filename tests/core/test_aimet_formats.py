@@ -149,16 +149,41 @@ V1: dict[str, Any] = {
     "version": "1.0.0",
     "producer": {"package": "aimet-onnx", "version": "2.42.0"},
     "activation_encodings": [
-        {"bw": 8, "dtype": "INT", "enc_type": "PER_TENSOR", "is_sym": False, "name": "relu_out", "offset": [-143.0], "scale": [0.25]},
+        {
+            "bw": 8,
+            "dtype": "INT",
+            "enc_type": "PER_TENSOR",
+            "is_sym": False,
+            "name": "relu_out",
+            "offset": [-143.0],
+            "scale": [0.25],
+        },
     ],
     "param_encodings": [
-        {"bw": 4, "dtype": "INT", "enc_type": "PER_BLOCK", "is_sym": True, "name": "matmul.w", "block_size": 2,
-         "offset": [-8.0] * 12, "scale": [1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]},
-        {"block_size": 2, "bw": 8, "compressed_bw": 4, "dtype": "INT", "enc_type": "LPBQ", "is_sym": True, "name": "conv.w",
-         "offset": [-128] * 8, "per_block_int_scale": [9, 16, 12, 16, 16, 12, 11, 16, 16, 15, 10, 16, 16, 12, 15, 16],
-         "scale": [0.5, 1, 2, 4, 8, 16, 32, 64]},
+        {
+            "bw": 4,
+            "dtype": "INT",
+            "enc_type": "PER_BLOCK",
+            "is_sym": True,
+            "name": "matmul.w",
+            "block_size": 2,
+            "offset": [-8.0] * 12,
+            "scale": [1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
+        },
+        {
+            "block_size": 2,
+            "bw": 8,
+            "compressed_bw": 4,
+            "dtype": "INT",
+            "enc_type": "LPBQ",
+            "is_sym": True,
+            "name": "conv.w",
+            "offset": [-128] * 8,
+            "per_block_int_scale": [9, 16, 12, 16, 16, 12, 11, 16, 16, 15, 10, 16, 16, 12, 15, 16],
+            "scale": [0.5, 1, 2, 4, 8, 16, 32, 64],
+        },
     ],
-}  # fmt: skip
+}
 
 
 def test_blocks_of_aimet_go_channel_by_channel(tmp_path: Path) -> None:

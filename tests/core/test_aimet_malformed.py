@@ -1,4 +1,4 @@
-"""Malformed files of AIMET's three formats: each is refused by file, entry and field, and nothing else is ever raised."""
+"""Malformed files of AIMET's three formats: each is refused by file, entry and field; nothing else is ever raised."""
 
 from __future__ import annotations
 
@@ -39,25 +39,66 @@ V0: dict[str, Any] = {
 V1: dict[str, Any] = {
     "version": "1.0.0",
     "activation_encodings": [
-        {"name": "x", "enc_type": "PER_TENSOR", "dtype": "INT", "bw": 8, "is_sym": False, "scale": [0.5], "offset": [-3]}
+        {
+            "name": "x",
+            "enc_type": "PER_TENSOR",
+            "dtype": "INT",
+            "bw": 8,
+            "is_sym": False,
+            "scale": [0.5],
+            "offset": [-3],
+        }
     ],
     "param_encodings": [
-        {"name": "matmul.w", "enc_type": "PER_CHANNEL", "dtype": "INT", "bw": 8, "is_sym": True, "scale": [0.5] * 6, "offset": [-128] * 6},
-        {"name": "up.w", "enc_type": "PER_BLOCK", "dtype": "INT", "bw": 4, "is_sym": True, "block_size": 2, "scale": [0.5] * 12, "offset": [-8] * 12},
-        {"name": "conv.w", "enc_type": "LPBQ", "dtype": "INT", "bw": 8, "compressed_bw": 4, "is_sym": True, "block_size": 2,
-         "scale": [0.5] * 8, "offset": [-128] * 8, "per_block_int_scale": [3] * 16},
+        {
+            "name": "matmul.w",
+            "enc_type": "PER_CHANNEL",
+            "dtype": "INT",
+            "bw": 8,
+            "is_sym": True,
+            "scale": [0.5] * 6,
+            "offset": [-128] * 6,
+        },
+        {
+            "name": "up.w",
+            "enc_type": "PER_BLOCK",
+            "dtype": "INT",
+            "bw": 4,
+            "is_sym": True,
+            "block_size": 2,
+            "scale": [0.5] * 12,
+            "offset": [-8] * 12,
+        },
+        {
+            "name": "conv.w",
+            "enc_type": "LPBQ",
+            "dtype": "INT",
+            "bw": 8,
+            "compressed_bw": 4,
+            "is_sym": True,
+            "block_size": 2,
+            "scale": [0.5] * 8,
+            "offset": [-128] * 8,
+            "per_block_int_scale": [3] * 16,
+        },
     ],
-}  # fmt: skip
+}
 V2: dict[str, Any] = {
     "version": "2.0.0",
     "encodings": [
         {"name": "x", "output_dtype": "uint8", "y_scale": 0.5, "y_zero_point": 3},
         {"name": "matmul.w", "output_dtype": "int8", "y_scale": [0.5] * 6, "axis": 1},
         {"name": "up.w", "output_dtype": "int4", "y_scale": [[[[0.5]]] * 6] * 2, "axis": 0, "block_size": 2},
-        {"name": "conv.w", "output_dtype": "int4", "axis": 1, "block_size": 2,
-         "per_block_int_scale": [[[[3]], [[2]]]] * 8, "per_channel_float_scale": [[[[0.5]]]] * 8},
+        {
+            "name": "conv.w",
+            "output_dtype": "int4",
+            "axis": 1,
+            "block_size": 2,
+            "per_block_int_scale": [[[[3]], [[2]]]] * 8,
+            "per_channel_float_scale": [[[[0.5]]]] * 8,
+        },
     ],
-}  # fmt: skip
+}
 
 GOOD = {"0.6.1": V0, "1.0.0": V1, "2.0.0": V2}
 _GONE = object()
@@ -144,7 +185,10 @@ MALFORMED: dict[str, tuple[str, str]] = {
         spoilt(V0, A, value={"conv.w": V0[A]["x"]}), A + " (conv.w): the model has a constant of that name",
     ),
     "0: by module": (spoilt(V0, A, "x", value={"inputs": {}}), X0 + ": inputs: unknown field (did you mean 'input'?)"),
-    "0: by module, no number": (spoilt(V0, A, "x", value={"input": {"a": {}}}), X0 + ": input: a: must be a whole number"),
+    "0: by module, no number": (
+        spoilt(V0, A, "x", value={"input": {"a": {}}}),
+        X0 + ": input: a: must be a whole number",
+    ),
     # --- 1.0.0
     "1: part an object": (spoilt(V1, A, value={}), A + ": must be a list"),
     "1: entry null": (spoilt(V1, A, 0, value=None), A + "[0]: must be an object"),
@@ -174,7 +218,10 @@ MALFORMED: dict[str, tuple[str, str]] = {
     "1: offset outside": (v1(0, "offset", [-300], part=A), X1 + ": zero points of uint8 lie in [0, 255]"),
     "1: 32 bits, asymmetric": (v1(0, "bw", 32, part=A), X1 + ": a grid of 32 bits is that of a bias"),
     "1: half a step": (v1(0, "zero_point_shift", 0.5), M1 + ": zero_point_shift: grids that are shifted"),
-    "1: channels of an activation": (v1(0, "enc_type", "PER_CHANNEL", part=A), X1 + ": enc_type: an activation has one"),
+    "1: channels of an activation": (
+        v1(0, "enc_type", "PER_CHANNEL", part=A),
+        X1 + ": enc_type: an activation has one",
+    ),
     "1: field unknown": (v1(0, "block_size", 2), M1 + ": block_size: unknown field"),
     "1: block size missing": (v1(1, "block_size"), U1 + ": block_size: this field is missing"),
     "1: block size 0": (v1(1, "block_size", 0), U1 + ": block_size: must be a whole number from 1"),
@@ -184,7 +231,10 @@ MALFORMED: dict[str, tuple[str, str]] = {
     "1: lpbq offset": (v1(2, "offset", [-8] * 8), C1 + ": offset: lpbq is symmetric"),
     "1: lpbq multiplier 0": (v1(2, "per_block_int_scale", [0] * 16), C1 + ": per_block_int_scale: must lie in [1, 16]"),
     "1: lpbq multiplier 17": (v1(2, "per_block_int_scale", [17] * 16), C1 + ": per_block_int_scale: must lie in"),
-    "1: lpbq too few": (v1(2, "per_block_int_scale", [3] * 15), C1 + ": per_block_int_scale: 15 block scales do not fit"),
+    "1: lpbq too few": (
+        v1(2, "per_block_int_scale", [3] * 15),
+        C1 + ": per_block_int_scale: 15 block scales do not fit",
+    ),
     "1: lpbq channels": (v1(2, "scale", [0.5] * 7), C1 + ": offset: 8 offsets do not fit 7 scales"),
     "1: lpbq bits": (v1(2, "compressed_bw", 9), C1 + ": bw: must be a whole number from 9"),
     # --- 2.0.0
@@ -215,7 +265,10 @@ MALFORMED: dict[str, tuple[str, str]] = {
     "2: lpbq, other part": (v2(3, "per_block_int_scale"), C2 + ": per_block_int_scale: this field is missing"),
     "2: lpbq, no size": (v2(3, "block_size"), C2 + ": "),
     "2: lpbq, shapes": (v2(3, "per_channel_float_scale", [0.5] * 8), C2 + ": per_channel_float_scale: shape (8,)"),
-    "2: lpbq, fractions": (v2(3, "per_block_int_scale", [[[[1.5]], [[2]]]] * 8), C2 + ": per_block_int_scale: must be whole"),
+    "2: lpbq, fractions": (
+        v2(3, "per_block_int_scale", [[[[1.5]], [[2]]]] * 8),
+        C2 + ": per_block_int_scale: must be whole",
+    ),
     "2: field unknown": (v2(0, "zero_point", 3), X2 + ": zero_point: unknown field (did you mean 'y_zero_point'?)"),
 }  # fmt: skip
 

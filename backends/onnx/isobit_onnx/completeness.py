@@ -40,8 +40,10 @@ def _is_quantized(name: str, values: Mapping[str, ir.Value], outputs: set[str | 
         return True  # a constant: its integers are in the file under another name
     if name in outputs and _is_dequantized(value):
         return True
+    if not value.uses() and name not in outputs:
+        return True  # nobody reads it
     if value.is_initializer() and not value.is_graph_input():
-        return not value.uses()
+        return False
     return any(use.node.op_type in _QUANTIZERS for use in value.uses())
 
 

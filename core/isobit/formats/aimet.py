@@ -22,10 +22,14 @@ from isobit.files import write_atomically
 from isobit.formats.format import FileContent
 from isobit.formats.json_file import Fields, parse, read_text
 from isobit.formats.names import Names, Place, without_single_inputs
+from isobit.ops import VALUE_PRESERVING
 from isobit.quant_spec import Granularity, QuantSpec
 from isobit.sites import Input, Site, Tensor, Weight
 
 AXIS_GUESSED = "the file has no axes: without the model the channels of {} are taken to be along axis 0"
+#: Operations behind which AIMET has no quantizer.
+_MOVES = VALUE_PRESERVING - {"Concat", "Resize", "GlobalMaxPool"}
+
 NAMES_KEPT = "without the model names and axes are written as they are, not as its ONNX file has them"
 
 
@@ -136,10 +140,11 @@ def entry_name(entry: Any, at: str) -> tuple[Fields, str]:
 
 
 def writable(
-    encodings: Encodings, names: Names | None, format_name: str, floats: Iterable[str]
+    encodings: Encodings, names: Names | None, format_name: str, floats: Iterable[str], *, moved: bool
 ) -> tuple[list[tuple[Place, Encoding]], list[str]]:
     """What a file gets: (place, encoding) in order, strict grids widened, and notes.
 
+    `moved` says whether the version lists values that are only moved (a Reshape's); AIMET has no quantizer there.
     Raises EncodingError for single readers that disagree and for float types that are not in `floats`.
     """
     whole, notes = without_single_inputs(encodings, names, format_name)
@@ -154,17 +159,25 @@ def writable(
         if encoding.spec.strict:
             strict.append(str(site))
             encoding = replace(encoding, spec=replace(encoding.spec, strict=False))
+        inner = names.inner(site) if names is not None else []
+        found.update({each.name: (each, encoding) for each in inner})
+        if not moved and (inner or _is_moved(site, encoding, whole, names)):
+            continue
         place = names.of_site(site) if names is not None else Place(str(site), site)
         if found.setdefault(place.name, (place, encoding))[1] != encoding:
             raise EncodingError(
                 f"{place.name!r} is one constant in the file and several in the model, with different encodings"
             )
-        for inner in names.inner(site) if names is not None else ():
-            found.setdefault(inner.name, (inner, encoding))
     if strict:
         shown = ", ".join(strict[:3]) + (f" and {len(strict) - 3} more" if strict[3:] else "")
         notes.append(f"{format_name} has no strict grids, so these got the lowest level too: {shown}")
     return list(found.values()), notes
+
+
+def _is_moved(site: Site, encoding: Encoding, encodings: Mapping[Site, Encoding], names: Names | None) -> bool:
+    """Whether a tensor holds the values of another one and has its encoding."""
+    node = names.graph.producer(site.name) if names is not None and isinstance(site, Tensor) else None
+    return node is not None and node.op in _MOVES and encodings.get(Tensor(node.input(0) or "")) == encoding
 
 
 def producer() -> dict[str, str]:

@@ -60,7 +60,7 @@ class AimetV061:
 
     def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
         """Write a file. int32 biases are left out, as AIMET does."""
-        placed, notes = writable(encodings, names, self.name, ("float16",))
+        placed, notes = writable(encodings, names, self.name, ("float16",), moved=False)
         parts: dict[str, dict[str, Any]] = {"activation_encodings": {}, "param_encodings": {}}
         biases = 0
         for place, encoding in placed:

@@ -67,7 +67,7 @@ class AimetV1:
 
     def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
         """Write a file. int32 biases are left out, as AIMET does: it computes their scales itself."""
-        placed, notes = writable(encodings, names, self.name, ("float16",))
+        placed, notes = writable(encodings, names, self.name, ("float16",), moved=False)
         parts: dict[str, list[dict[str, Any]]] = {part: [] for part in _PARTS}
         biases = 0
         for place, encoding in placed:

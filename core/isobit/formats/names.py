@@ -69,11 +69,11 @@ class Names:
         if not isinstance(getattr(opened, "graph", None), Graph):
             raise EncodingError(f"names come from a QuantSim, an opened model or a Graph, not {type(model).__name__}")
         names = _collect(opened.graph, _graph_places(opened.graph), model=opened)
-        if not onnx:
+        if not onnx or not hasattr(opened, "to_onnx"):
             return names
         try:
             proto, known = opened.to_onnx()
-        except (IsobitError, AttributeError) as error:
+        except IsobitError as error:  # names of modules and weights still serve
             return replace(names, notes=(f"names of its ONNX export are not known: {error}",))
         shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
         places = _onnx_places(opened.graph, known, shapes, names)
