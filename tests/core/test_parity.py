@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from isobit.encoding import Encoding, Encodings
 from isobit.placement import place
 from isobit.plugins import registry
 from isobit.sites import Site, Tensor, Weight
 from isobit.testing.networks import NETWORKS
+from isobit.testing.parity import command
 from isobit.testing.parity.comparing import Agreement, agreement, broken_promises, compare, decibels
 from isobit.testing.parity.results import Result, said
 from isobit.testing.parity.table import as_markdown
@@ -118,3 +121,25 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert not compare("n", "as built", "torch", written, again).differences
     np.testing.assert_array_equal(again.outputs["y"], written.outputs["y"])
     assert again.plans == {name: dict(plan) for name, plan in written.plans.items()}
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_command_leaves_with_what_it_found(broken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = result(x=Encoding.of("uint8", 0.7, 3)) if broken else result()
+    found = [compare("shared_weights", "folded", "torch", result(), other)]
+    monkeypatch.setattr(command, "_interpreters", lambda pairs, only: {"onnx": "python", "torch": "python"})
+    monkeypatch.setattr(command, "_run", lambda interpreters, networks, folder: found)
+    paths = tmp_path / "p.json", tmp_path / "p.md"
+    done = CliRunner().invoke(command.app, ["parity", "--json", str(paths[0]), "--markdown", str(paths[1])])
+    assert done.exit_code == int(broken)
+    assert ("broken: shared_weights (folded) in torch: minmax encodings" in done.stdout) == broken
+    data = json.loads(paths[0].read_text("utf-8"))
+    assert bool(data["broken"]) == broken
+    assert len(data["comparisons"][0]["differences"]) == 2 * broken  # one for each scheme
+    assert "| shared_weights | folded | equal |" in paths[1].read_text("utf-8")
+
+
+def test_parity_of_one_framework_is_none() -> None:
+    done = CliRunner().invoke(command.app, ["parity", "--backend", "nothing"])
+    assert done.exit_code == 1
+    assert "--backend nothing: those that build the reference networks are" in " ".join(done.stderr.split())

@@ -53,6 +53,9 @@ def _load(source: Any, where: str) -> ir.Model:
         copy = onnx.ModelProto()
         copy.CopyFrom(source)
         return _deserialized(copy, where)
+    if not isinstance(source, str | os.PathLike):
+        kind = type(source).__name__
+        raise ModelError(f"the ONNX backend opens paths, onnx.ModelProto and onnx_ir.Model, not {kind}")
     path = Path(source)
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"

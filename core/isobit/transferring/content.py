@@ -70,5 +70,5 @@ def _digest(value: Array) -> str:
 
 def _plain(value: Array) -> Array:
     """One type for reals and one for whole numbers; a constant with a single axis longer than 1 as a vector."""
-    plain = np.asarray(value, np.float32 if value.dtype.kind == "f" else np.int64, order="C")
+    plain: Array = np.asarray(value, np.dtype("float32" if value.dtype.kind == "f" else "int64"), order="C")
     return plain.reshape(-1) if sum(size != 1 for size in plain.shape) <= 1 else plain

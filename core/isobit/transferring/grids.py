@@ -62,7 +62,7 @@ class SourceGrids:
         known = [grid for grid in grids if grid is not None]
         if not known or len(known) < len(grids) or any(grid.encoding != known[0].encoding for grid in known):
             return None
-        return Grid(known[0].encoding, frozenset().union(*(grid.sites for grid in known)))
+        return Grid(known[0].encoding, frozenset(site for grid in known for site in grid.sites))
 
     def _mover(self, name: str) -> Node | None:
         """The node that only moved the tensor's values here."""

@@ -73,7 +73,7 @@ def parity(
     if markdown is not None:
         with write_atomically(markdown) as temporary:
             temporary.write_text(as_markdown(list(interpreters), comparisons, broken), "utf-8")
-    print_table(list(interpreters), comparisons)
+    print_table(comparisons)
     for scheme, counts in shares(comparisons).items():
         line(f"{scheme}: {counts.equal} of {counts.total} activation encodings equal, {counts.near} one step apart")
     line(f"differences: {dict(differing(comparisons)) or 'none'}")

@@ -8,7 +8,7 @@ from isobit.cli.terminal import table
 from isobit.testing.parity.comparing import MARGIN_DB, Comparison, Counts, shares
 
 
-def print_table(frameworks: Sequence[str], comparisons: Sequence[Comparison]) -> None:
+def print_table(comparisons: Sequence[Comparison]) -> None:
     """Print one row for each network and stage."""
     columns, rows = _cells(comparisons)
     table(columns, rows, right=columns[3:])
