@@ -93,11 +93,14 @@ def test_an_interrupted_pass_of_workers_goes_on(tmp_path: Path, expected: QuantS
     assert_same(sim, expected)
 
 
-def test_what_is_wrong_with_the_data_is_said_as_ever(expected: QuantSim) -> None:
-    bad = [np.full((2, 1, 32, 32), 3e38, np.float32)]
+def test_an_error_of_isobit_in_a_worker_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object, batch: object) -> None:
+        raise DataError("this batch is refused")
+
+    monkeypatch.setattr("isobit_onnx.observing.ObservingSession.observe", refuse)
     sim = QuantSim(DIGITS / "model.onnx")
-    with ThreadPoolExecutor(1) as executor, pytest.raises(DataError, match="holds NaN or infinity in batch 64"):
-        sim.calibrate([*BATCHES, *bad], executor=executor)
+    with ThreadPoolExecutor(1) as executor, pytest.raises(DataError, match="this batch is refused"):
+        sim.calibrate(BATCHES, executor=executor)
     assert sim.calibration is None
 
 
