@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from isobit.backend import BackendModel
 from isobit.calibration.scheme import Calibrator, parse_calibrator
+from isobit.counting import VARIABLE, counted_by_numpy
 from isobit.data import Dataset, example_of, to_numpy
 from isobit.edits import Edit, SetWeights
 from isobit.encoding import Encoding, Encodings
@@ -204,6 +205,8 @@ class QuantSim:
             self._model.enable(active, on=True)
             raise
         self._note(dataset)
+        if counted_by_numpy():
+            self._notes[f"values were counted by NumPy, as {VARIABLE} says: with numba it is faster"] = None
         self.statistics = statistics
         self._set_encodings(calibrator)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.bounds import MinMax as MinMax
+from isobit.counting import BINS, count_bits
 from isobit.errors import DataError
 from isobit.files import write_atomically
 from isobit.sampling import SAMPLE_LIMIT, sample
@@ -82,12 +83,10 @@ class Histogram:
         self.minimum, self.maximum = min(self.minimum, minimum) + 0.0, max(self.maximum, maximum) + 0.0
 
     def _count(self, sampled: NDArray[np.float32], elements: int, non_finite: int) -> None:
-        from isobit.kernels import BINS, count_bins  # compiles on first use
-
         self.elements += elements
         if sampled.size:
             counts = np.zeros(BINS, np.int64)
-            count_bins(sampled.reshape(-1).view(np.uint32), counts)
+            count_bits(sampled.reshape(-1).view(np.uint32), counts)
             found = self.add_counts(counts)
             self.non_finite += 0 if non_finite else found
         self.non_finite += non_finite
