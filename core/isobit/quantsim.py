@@ -198,7 +198,7 @@ class QuantSim:
         active = list(self._model.encodings())
         self._model.enable(active, on=False)
         try:
-            statistics = observation.statistics(self._model, observed_sites(self.plan), dataset)
+            statistics = observation.statistics(self._model, self.plan, dataset)
             if not ignore_non_finite:
                 refuse_non_finite(statistics, self._model, dataset)
         except BaseException:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.bounds import MinMax as MinMax
+from isobit.channel_range import ChannelRange
 from isobit.counting import BINS, count_bits
 from isobit.errors import DataError
 from isobit.files import write_atomically
@@ -241,12 +242,13 @@ class Moments:
         return found
 
 
-Reducer = Histogram | MinMax | Moments
+Reducer = Histogram | MinMax | Moments | ChannelRange
 
-_KINDS: dict[str, type[Histogram] | type[MinMax] | type[Moments]] = {
+_KINDS: dict[str, type[Reducer]] = {
     "histogram": Histogram,
     "minmax": MinMax,
     "moments": Moments,
+    "channels": ChannelRange,
 }
 
 
@@ -271,6 +273,13 @@ class Statistics(Mapping[Site, Reducer]):
         found = self._items.get(site)
         if not isinstance(found, Histogram) or found.is_empty:
             raise DataError(f"no values of {str(site)!r} were seen: calibrate first, with data that reaches it")
+        return found
+
+    def channels(self, site: Site) -> ChannelRange:
+        """The ranges of a site's channels; DataError if they were not observed."""
+        found = self._items.get(site)
+        if not isinstance(found, ChannelRange) or found.is_empty:
+            raise DataError(f"no channels of {str(site)!r} were seen: calibrate first, with data that reaches it")
         return found
 
     def blank(self) -> Statistics:
