@@ -174,16 +174,17 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("BENCHMARK_THREADS", str(arguments.threads))
     python = peers_python(arguments)
-    report = {
+    report: dict[str, Any] = {
         "date": date.today().isoformat(),
         "machine": machine(),
         "settings": {key: getattr(arguments, key) for key in ("size", "batch", "batches", "threads")},
-        "results": [measure(arguments, name, python) for name in arguments.networks],
+        "results": [],
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    for name in arguments.networks:
+        report["results"].append(measure(arguments, name, python))
+        if arguments.json:  # after each network: the peers take long, and one of them may not come back
+            arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":
