@@ -1,7 +1,8 @@
 """Ratios of calibration and simulated forward to one FP32 pass, and the extra peak memory, as a table and JSON.
 
-    python benchmarks/run.py --backend torch --json result.json
+    python benchmarks/run.py --backend onnx torch --json result.json
 
+Each backend is measured in a process of its own.
 FP32 is the user's own float model in the backend's own runtime, over the same batches, in the same process; the runs
 alternate and the medians are compared, because machines are shared and noisy. PyTorch and TensorFlow run the user's
 model with its batch norms, the simulator without: ``folded`` is the float model after folding, whose ratio says how
@@ -15,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,78 +30,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from memory import extra_peak_memory, print_peak
 from networks import NETWORKS
+from opening import OPENERS, open_network, stream_batches
 
-from isobit.backend import Backend, BackendModel
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.techniques import FoldBatchNorms
-from isobit.testing.networks import Network
 from isobit.wishes import Wishes
-
-Batches = list[dict[str, Any]]
-
-
-def open_network(backend: str, name: str, size: int) -> tuple[BackendModel, Callable[[dict[str, Any]], Any]]:
-    """A benchmark network opened by a backend, and the FP32 run of its plain native model."""
-    return OPENERS[backend](NETWORKS[name](size), registry().backend(backend))
-
-
-def open_onnx(network: Network, opener: Backend) -> tuple[BackendModel, Callable[[dict[str, Any]], Any]]:
-    """An ONNX file in onnxruntime."""
-    import onnxruntime
-
-    from isobit_onnx.building import build_onnx
-
-    native = build_onnx(network)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ["BENCHMARK_THREADS"])
-    session = onnxruntime.InferenceSession(native.SerializeToString(), options)
-    return opener.open(native), lambda batch: session.run(None, batch)
-
-
-def open_torch(network: Network, opener: Backend) -> tuple[BackendModel, Callable[[dict[str, Any]], Any]]:
-    """A module in eager mode, as people run it."""
-    import torch
-
-    from isobit_torch.building import build_torch
-
-    torch.set_num_threads(int(os.environ["BENCHMARK_THREADS"]))
-    module = build_torch(network)
-
-    def run(batch: dict[str, Any]) -> Any:
-        with torch.no_grad():
-            return module(**{name: torch.from_numpy(array) for name, array in batch.items()})
-
-    return opener.open(module, network.batch(2)), run
-
-
-def open_tensorflow(network: Network, opener: Backend) -> tuple[BackendModel, Callable[[dict[str, Any]], Any]]:
-    """A Keras model in a tf.function."""
-    import tensorflow as tf
-
-    from isobit_tensorflow.building import build_keras
-
-    threads = int(os.environ["BENCHMARK_THREADS"])
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
-    native = build_keras(network)
-    function = tf.function(lambda inputs: native(inputs, training=False), reduce_retracing=True)
-
-    def run(batch: dict[str, Any]) -> Any:
-        inputs = {name: tf.convert_to_tensor(array) for name, array in batch.items()}
-        return {name: output.numpy() for name, output in function(inputs).items()}
-
-    return opener.open(native), run
-
-
-OPENERS = {"onnx": open_onnx, "torch": open_torch, "tensorflow": open_tensorflow}
-
-
-def make_batches(name: str, size: int, batch: int, count: int) -> Batches:
-    """Standard normal images."""
-    network = NETWORKS[name](size)
-    return [network.batch(batch, seed=seed) for seed in range(count)]
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -113,7 +49,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """All figures of one network."""
-    batches = make_batches(name, arguments.size, arguments.batch, arguments.batches)
+    batches = list(stream_batches(name, arguments.size, arguments.batch, arguments.batches))
     model, float_run = open_network(arguments.backend, name, arguments.size)
     sim = QuantSim.of_backend_model(model, registry().target(arguments.target), Wishes())
     sim.apply(FoldBatchNorms())
@@ -150,6 +86,7 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     base = statistics.median(seconds["fp32"])
     ratios = {what: [value / base for value in values] for what, values in seconds.items()}
     return {
+        "backend": arguments.backend,
         "network": name,
         "fp32_seconds": base,
         "first_calibration_ratio": first / base,
@@ -159,42 +96,8 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         "spread": {what: [min(values), max(values)] for what, values in ratios.items()},
         "recalibration_seconds": {scheme: timed(lambda s=scheme: sim.recalibrate(s)) for scheme in schemes},
         "export_seconds": export,
-        "extra_peak_memory_mb": extra_peak_memory(arguments, name),
+        "extra_peak_memory_mb": {str(n): extra_peak_memory(arguments, name, n) for n in arguments.memory_images},
     }
-
-
-def extra_peak_memory(arguments: argparse.Namespace, name: str) -> float:
-    """Peak of a process that calibrates, less that of one that runs the float model, in MB."""
-    peaks = {}
-    for what in ("fp32", "calibration"):
-        command = [sys.executable, __file__, "--peak-of", what, "--networks", name]
-        for key in ("backend", "target", "size", "batch", "batches"):
-            command += [f"--{key}", str(getattr(arguments, key))]
-        peaks[what] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return peaks["calibration"] - peaks["fp32"]
-
-
-def print_peak(arguments: argparse.Namespace) -> None:
-    """Run one kind of work and print this process's peak memory in MB."""
-    name = arguments.networks[0]
-    batches = make_batches(name, arguments.size, arguments.batch, arguments.batches)
-    model, float_run = open_network(arguments.backend, name, arguments.size)
-    for batch in batches:
-        float_run(batch)
-    if arguments.peak_of == "calibration":
-        sim = QuantSim.of_backend_model(model, registry().target(arguments.target), Wishes())
-        sim.apply(FoldBatchNorms())
-        sim.calibrate(batches)
-    print(peak_memory_mb())
-
-
-def peak_memory_mb() -> float:
-    """This process's own peak; getrusage would also count the process it was forked from."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
@@ -203,15 +106,15 @@ def print_table(results: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="ratios to one FP32 pass (median)")
-    columns = ("network", "FP32 s", "calibration", "simulated", "folded FP32", "export s", "extra peak MB")
+    columns = ("backend", "network", "FP32 s", "calibration", "simulated", "folded FP32", "export s", "extra peak MB")
     for column in columns:
         table.add_column(column)
     for result in results:
         calibration = ", ".join(f"{name} {ratio:.2f}" for name, ratio in result["calibration_ratio"].items())
         table.add_row(
-            result["network"], f"{result['fp32_seconds']:.2f}", calibration,
+            result["backend"], result["network"], f"{result['fp32_seconds']:.2f}", calibration,
             f"{result['simulated_forward_ratio']:.2f}", f"{result['folded_fp32_ratio']:.2f}",
-            f"{result['export_seconds']:.1f}", f"{result['extra_peak_memory_mb']:.0f}",
+            f"{result['export_seconds']:.1f}", ", ".join(f"{mb:.0f}" for mb in result["extra_peak_memory_mb"].values()),
         )  # fmt: skip
     Console(stderr=True).print(table)
 
@@ -219,7 +122,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", default="onnx", choices=list(OPENERS))
+    parser.add_argument("--backend", nargs="+", default=["onnx"], choices=list(OPENERS))
     parser.add_argument("--networks", nargs="+", default=sorted(NETWORKS), choices=sorted(NETWORKS))
     parser.add_argument("--target", default="onnxruntime-cpu")
     parser.add_argument("--size", type=int, default=224, help="image edge in pixels")
@@ -227,20 +130,26 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory-images", type=int, nargs="*", default=[64, 1024], help="peak memory at these counts")
     parser.add_argument("--json", type=Path, help="also write the JSON to this file")
     parser.add_argument("--peak-of", choices=["fp32", "calibration"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ.setdefault("BENCHMARK_THREADS", str(arguments.threads))
     np.seterr(all="ignore")
-    if arguments.peak_of:
-        print_peak(arguments)
-        return
-    results = [measure(arguments, name) for name in arguments.networks]
+    backends = arguments.backend
+    if len(backends) > 1:
+        results = [result for backend in backends for result in in_own_process(backend)]
+    else:
+        (arguments.backend,) = backends
+        if arguments.peak_of:
+            print_peak(arguments)
+            return
+        results = [measure(arguments, name) for name in arguments.networks]
     report = {
         "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": machine(),
         "settings": {
-            key: getattr(arguments, key) for key in ("backend", "target", "size", "batch", "batches", "repeats")
+            key: getattr(arguments, key) for key in ("target", "size", "batch", "batches", "repeats", "threads")
         },
         "results": results,
     }
@@ -248,7 +157,35 @@ def main() -> None:
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n")
-    print_table(results)
+    if len(backends) == 1:
+        print_table(results)
+
+
+def in_own_process(backend: str) -> list[dict[str, Any]]:
+    """The results of one backend; frameworks do not share a process."""
+    given, skip = [], False
+    for word in sys.argv[1:]:
+        skip = word == "--backend" or (skip and not word.startswith("--"))
+        if not skip:
+            given.append(word)
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "result.json"
+        command = [sys.executable, __file__, *given, "--backend", backend, "--json", str(found)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        results: list[dict[str, Any]] = json.loads(found.read_text())["results"]
+    return results
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

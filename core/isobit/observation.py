@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,9 +14,12 @@ from types import FrameType, TracebackType
 from typing import TypeVar
 
 from isobit.backend import BackendModel, Request
+from isobit.channel_range import ChannelRange
 from isobit.data import Batch, Dataset
 from isobit.errors import DataError
+from isobit.plan import Plan
 from isobit.progress import track
+from isobit.resolve import blank_statistics
 from isobit.sites import Site, Tensor
 from isobit.statistics import Histogram, Statistics
 
@@ -34,13 +37,13 @@ class Observation:
     resume: Path | None = None
     progress: bool | None = None
 
-    def statistics(self, model: BackendModel, sites: Sequence[Tensor], dataset: Dataset) -> Statistics:
-        """The statistics of `sites` over all batches, those in the file `resume` counted in.
+    def statistics(self, model: BackendModel, plan: Plan, dataset: Dataset) -> Statistics:
+        """The statistics that `plan` needs over all batches, those in the file `resume` counted in.
 
         Ctrl-C with `resume` ends the pass after the batch that is running and writes the file; then comes
         KeyboardInterrupt, which says so.
         """
-        found = Statistics({site: Histogram(self.limit) for site in sites})
+        found = blank_statistics(plan, self.limit)
         if self.resume is not None and self.resume.exists():
             found = self._earlier(found)
         with _EndOfBatch() if self.resume is not None else nullcontext() as stop:
@@ -115,7 +118,14 @@ class _EndOfBatch(AbstractContextManager["_EndOfBatch"]):
 
 def refuse_non_finite(statistics: Statistics, model: BackendModel, dataset: Dataset) -> None:
     """Raise DataError that names the first tensor that held NaN or infinity, and the batch where it did."""
-    bad = next((site for site, found in statistics.items() if isinstance(found, Histogram) and found.non_finite), None)
+    bad = next(
+        (
+            site
+            for site, found in statistics.items()
+            if isinstance(found, Histogram | ChannelRange) and found.non_finite
+        ),
+        None,
+    )
     if bad is None:
         return
     where = "" if dataset.is_one_shot else f" in batch {_first_bad_batch(bad, model, dataset)}"

@@ -178,6 +178,10 @@ class _Placer:
         real = [name for name in members if not self._on_grid(name, members)]
         ranges = {self._fixed_range(name) for name in real}
         fixed = ranges.pop() if len(ranges) == 1 and spec.is_integer and not spec.symmetric else None
+        if isinstance(spec.granularity, PerChannel) and (
+            len(members) > 1 or fixed or not self._has_channels(members[0])
+        ):
+            spec = spec.with_granularity(PerTensor())  # one encoding for tensors of several shapes, or of no channels
         asked = any(self.wishes.override(name)[0] for name in members)
         for name in members:
             if name in self.inner or not self._is_read(name):
@@ -242,6 +246,9 @@ class _Placer:
     def _channel_axis(self, name: str) -> int:
         return self.graph.tensors[name].channel_axis or 0
 
+    def _has_channels(self, name: str) -> bool:
+        return self.graph.tensors[name].channel_axis is not None
+
     def _reason(self, name: str) -> str:
         if name in self.inner:
             return f"inside the fused chain that ends in {self.inner[name].name}"
@@ -299,6 +306,7 @@ class _Placer:
             return None
         if known is None:
             spec = self.target.activation_format(asked if found else self.wishes.activations)
+            spec = spec.with_granularity(PerTensor())
             return Placement(Weight(name), spec, "constant")
         spec = self.target.weight_format(asked if found else self.wishes.weights, node.op)
         rank = len(shape)
@@ -358,6 +366,8 @@ class _Placer:
             site = next((s for s in sites if s in self.placements), None)
             if site is None or not self.placements[site].spec.is_integer:
                 return None
+            if index == 0 and isinstance(self.placements[site].spec.granularity, PerChannel):
+                return None  # the products of one output have several scales
             found.append(site)
         if isinstance(self.placements[found[1]].spec.granularity, PerBlock | Lpbq):
             return None  # the accumulator has no one scale a channel
@@ -376,6 +386,10 @@ class _Placer:
                     f"override {pattern!r}: one reader cannot take the float tensor back; override {name!r}"
                 )
             spec = self.target.activation_format(asked)
+            if isinstance(spec.granularity, PerChannel):
+                raise FormatError(
+                    f"override {pattern!r}: one scale a channel is for a tensor, not for one of its readers"
+                )
             self.placements[site] = Placement(
                 site, spec, "activation", name, str(site), channel_axis=self._channel_axis(name)
             )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from isobit.backend import Backend, BackendModel
 from isobit.calibration.scheme import Calibrator, parse_calibrator
 from isobit.cooking import StepResult
+from isobit.counting import VARIABLE, counted_by_numpy
 from isobit.data import Dataset, to_numpy
 from isobit.edits import Edit, SetWeights
 from isobit.encoding import Encoding, Encodings
@@ -234,13 +235,15 @@ class QuantSim:
         active = list(self._model.encodings())
         self._model.enable(active, on=False)
         try:
-            statistics = observation.statistics(self._model, observed_sites(self.plan), dataset)
+            statistics = observation.statistics(self._model, self.plan, dataset)
             if not ignore_non_finite:
                 refuse_non_finite(statistics, self._model, dataset)
         except BaseException:
             self._model.enable(active, on=True)
             raise
         self._note(dataset)
+        if counted_by_numpy():
+            self._notes[f"values were counted by NumPy, as {VARIABLE} says: with numba it is faster"] = None
         self.statistics = statistics
         self._set_encodings(calibrator)
 

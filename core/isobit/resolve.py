@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit import arithmetic
-from isobit.calibration.scheme import Calibrator, Noting
+from isobit.calibration.scheme import Calibrator, Channelwise, Noting
+from isobit.channel_range import ChannelRange
 from isobit.encoding import Encoding, Encodings
-from isobit.errors import EncodingError
+from isobit.errors import EncodingError, FormatError
 from isobit.graph import Graph
 from isobit.plan import Placement, Plan
-from isobit.quant_spec import PerTensor
+from isobit.quant_spec import PerChannel, PerTensor
 from isobit.ranges import encode_range, encode_weight
 from isobit.sites import Input, Site, Tensor
 from isobit.statistics import Histogram, Statistics
@@ -61,6 +62,8 @@ def _group_encoding(
     if first.spec.type_name in ("float16", "bfloat16"):
         return encode_range(0.0, 0.0, first.spec)
     observed = dict.fromkeys(member.tensor for member in members if member.simulated)
+    if isinstance(first.spec.granularity, PerChannel):
+        return _channel_encoding(first, statistics, calibrator, snap)
     histograms = [statistics.histogram(Tensor(name)) for name in observed]
     if not histograms:
         raise EncodingError(f"no tensor of the group of {str(first.site)!r} is observed")
@@ -69,6 +72,16 @@ def _group_encoding(
         return encode_range(low, high, first.spec, snap=snap)
     except EncodingError as error:
         raise EncodingError(f"tensor {str(first.site)!r}: {error}") from error
+
+
+def _channel_encoding(placement: Placement, statistics: Statistics, calibrator: Calibrator, snap: bool) -> Encoding:
+    if not isinstance(calibrator, Channelwise):
+        raise FormatError(
+            f"tensor {placement.tensor!r} has one scale a channel, which method {calibrator.name!r} has no ranges for: "
+            "use minmax or mse"
+        )
+    low, high = calibrator.channel_range(statistics.channels(Tensor(placement.tensor)), placement.spec)
+    return encode_range(low, high, placement.spec, axis=placement.channel_axis, snap=snap)
 
 
 def _scheme_notes(plan: Plan, calibrator: Calibrator, frozen: Mapping[Site, Encoding]) -> list[str]:
@@ -187,6 +200,14 @@ def _kept_zero_point(weight: Encoding, scale: NDArray[np.float32]) -> NDArray[np
     low = weight.minimum.astype(np.float64)
     position = weight.spec.q_min + np.rint(-low / scale)
     return np.asarray(np.clip(position, weight.spec.q_min, weight.spec.q_max), np.int32)
+
+
+def blank_statistics(plan: Plan, limit: int | None) -> Statistics:
+    """Empty reducers for the tensors that the plan observes; `limit` is that of a Histogram."""
+    by_channel = {p.tensor for p in plan.of_kind("activation") if isinstance(p.spec.granularity, PerChannel)}
+    return Statistics(
+        {site: ChannelRange() if site.name in by_channel else Histogram(limit) for site in observed_sites(plan)}
+    )
 
 
 def observed_sites(plan: Plan) -> list[Tensor]:

@@ -11,8 +11,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.channel_ranges import ChannelRanges
 from isobit.bounds import MinMax as MinMax
+from isobit.channel_range import ChannelRange
+from isobit.counting import BINS, count_bits
 from isobit.errors import DataError
 from isobit.files import write_atomically
 from isobit.gram import Gram
@@ -85,12 +86,10 @@ class Histogram:
         self.minimum, self.maximum = min(self.minimum, minimum) + 0.0, max(self.maximum, maximum) + 0.0
 
     def _count(self, sampled: NDArray[np.float32], elements: int, non_finite: int) -> None:
-        from isobit.kernels import BINS, count_bins  # compiles on first use
-
         self.elements += elements
         if sampled.size:
             counts = np.zeros(BINS, np.int64)
-            count_bins(sampled.reshape(-1).view(np.uint32), counts)
+            count_bits(sampled.reshape(-1).view(np.uint32), counts)
             found = self.add_counts(counts)
             self.non_finite += 0 if non_finite else found
         self.non_finite += non_finite
@@ -245,13 +244,13 @@ class Moments:
         return found
 
 
-Reducer = Histogram | MinMax | Moments | ChannelRanges | Rows | Gram
+Reducer = Histogram | MinMax | Moments | ChannelRange | Rows | Gram
 
-_KINDS: dict[str, type[Any]] = {
+_KINDS: dict[str, type[Reducer]] = {
     "histogram": Histogram,
     "minmax": MinMax,
     "moments": Moments,
-    "channel ranges": ChannelRanges,
+    "channels": ChannelRange,
     "rows": Rows,
     "gram": Gram,
 }
@@ -280,9 +279,21 @@ class Statistics(Mapping[Site, Reducer]):
             raise DataError(f"no values of {str(site)!r} were seen: calibrate first, with data that reaches it")
         return found
 
+    def channels(self, site: Site) -> ChannelRange:
+        """The ranges of a site's channels; DataError if they were not observed."""
+        found = self._items.get(site)
+        if not isinstance(found, ChannelRange) or found.is_empty:
+            raise DataError(f"no channels of {str(site)!r} were seen: calibrate first, with data that reaches it")
+        return found
+
     def blank(self) -> Statistics:
-        """Empty reducers of the same kinds for the same sites."""
-        return Statistics({site: reducer.blank() for site, reducer in self._items.items()})
+        """Empty reducers of the same kinds for the same sites. Raises DataError for rows, which know their place."""
+        found: dict[Site, Reducer] = {}
+        for site, reducer in self._items.items():
+            if isinstance(reducer, Rows | Gram):
+                raise DataError(f"the statistics of {str(site)!r} are not collected in parts of any order")
+            found[site] = reducer.blank()
+        return Statistics(found)
 
     def merge(self, other: Statistics) -> None:
         """Add the statistics of a later part of the data."""

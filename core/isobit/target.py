@@ -22,7 +22,10 @@ _TABLES: Mapping[str, Mapping[str, type]] = {
     "quantize": {"ops": list, "except": list},
     "ties": {"same": list, "joint": list},
 }
-_OPTIONAL: Mapping[str, Mapping[str, type]] = {"quantize": {"float_results": list}}
+_OPTIONAL: Mapping[str, Mapping[str, type]] = {
+    "quantize": {"float_results": list},
+    "activations": {"granularities": list},
+}
 _GRANULARITIES: Mapping[str, type[Any]] = {
     "per-tensor": PerTensor,
     "per-channel": PerChannel,
@@ -63,6 +66,7 @@ class Target:
     same_encoding: frozenset[str]
     joint_encoding: frozenset[str]
     fixed_ranges: Mapping[str, tuple[float, float]]
+    activation_granularities: tuple[str, ...] = ("per-tensor",)
     text: str = field(default="", repr=False, compare=False)  # the TOML it was read from
 
     def quantizes(self, op: str) -> bool:
@@ -76,9 +80,12 @@ class Target:
         spec = self.activations if asked is None else QuantSpec.parse(asked)
         if spec.type_name not in self.activation_types:
             self._refuse("activations", spec, self.activation_types)
-        if spec.granularity not in (None, PerTensor()):
-            raise FormatError(f"target {self.name!r} quantizes activations per-tensor, not {spec.granularity}")
-        return spec.with_granularity(PerTensor())
+        if spec.granularity is None:
+            return spec.with_granularity(self.activations.granularity or PerTensor())
+        if str(spec.granularity) not in self.activation_granularities:
+            known = " or ".join(self.activation_granularities)
+            raise FormatError(f"target {self.name!r} quantizes activations {known}, not {spec.granularity}")
+        return spec
 
     def weight_format(self, asked: str | QuantSpec | None, op: str) -> QuantSpec:
         """The weight format asked for, or the default, for a weight of `op`; granularity is always set."""
@@ -171,6 +178,7 @@ class _Reader:
             same_encoding=frozenset(self.words(tables["ties"], "ties", "same")),
             joint_encoding=frozenset(self.words(tables["ties"], "ties", "joint")),
             fixed_ranges=self.ranges(data.get("fixed_ranges", {})),
+            activation_granularities=self.words(activations, "activations", "granularities") or ("per-tensor",),
         )
         for key, spec, known_types in (
             ("activations", target.activations, target.activation_types),
@@ -178,8 +186,12 @@ class _Reader:
         ):
             if spec.type_name not in known_types:
                 raise self.fail(f"{key}.default", f"{spec.type_name} is not among {key}.allowed")
-        if target.activations.granularity not in (None, PerTensor()):
-            raise self.fail("activations.default", "activations are quantized per-tensor")
+        for word in target.activation_granularities:
+            if word not in ("per-tensor", "per-channel"):
+                raise self.fail("activations.granularities", f"unknown {word!r}; known are per-tensor, per-channel")
+        given = target.activations.granularity
+        if given is not None and str(given) not in target.activation_granularities:
+            raise self.fail("activations.default", f"activations are quantized {target.activation_granularities[0]}")
         asked = target.weights.granularity
         if asked is not None and not any(isinstance(asked, _GRANULARITIES[word]) for word in granularities):
             raise self.fail("weights.default", f"{asked} is not among weights.granularities")

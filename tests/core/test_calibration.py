@@ -7,13 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isobit.calibration import Calibrator, MinMaxRange, Percentile, parse_calibrator
+from isobit.calibration import Calibrator, MinMaxRange, MovingAverage, Percentile, parse_calibrator
 from isobit.errors import FormatError
 from isobit.quant_spec import QuantSpec
 from isobit.statistics import Histogram
 
 SPEC = QuantSpec.parse("uint8")
-KNOWN: dict[str, type[Calibrator]] = {"minmax": MinMaxRange, "percentile": Percentile}
+KNOWN: dict[str, type[Calibrator]] = {
+    "minmax": MinMaxRange,
+    "moving-average": MovingAverage,
+    "percentile": Percentile,
+}
 
 
 def histogram_of(x: np.ndarray) -> Histogram:
@@ -82,9 +86,24 @@ def test_one_value_is_its_own_range() -> None:
     assert Percentile(99).range(histogram_of(np.full(9, 3.3, np.float32)), SPEC) == (np.float32(3.3), np.float32(3.3))
 
 
+@pytest.mark.parametrize("constant", [0.01, 0.3, 1.0])
+def test_a_moving_average_follows_the_batches(constant: float) -> None:
+    batches = np.random.default_rng(0).standard_normal((40, 1, 16)).astype(np.float32)
+    histogram = Histogram()
+    low, high = float(batches[0].min()), float(batches[0].max())
+    for batch in batches:
+        histogram.update(batch)
+        low = (1 - constant) * low + constant * float(batch.min())
+        high = (1 - constant) * high + constant * float(batch.max())
+    assert MovingAverage(constant).range(histogram, SPEC) == pytest.approx((low, high), rel=1e-12)
+    assert MovingAverage(constant).range(histogram_of(np.float32([2, 3])), SPEC) == (2.0, 3.0)
+
+
 @pytest.mark.parametrize(
     ("text", "scheme"),
     [
+        ("moving-average", MovingAverage(0.01)),
+        ("moving-average=0.1", MovingAverage(0.1)),
         ("minmax", MinMaxRange()),
         (" MinMax ", MinMaxRange()),
         ("percentile", Percentile(99.99)),
@@ -101,10 +120,15 @@ def test_reading_a_scheme(text: str | Calibrator, scheme: Calibrator) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("minmx", r"unknown calibration method 'minmx' \(did you mean 'minmax'\?\); known are minmax, percentile"),
+        (
+            "minmx",
+            r"unknown calibration method 'minmx' \(did you mean 'minmax'\?\); known are minmax, moving-av",
+        ),
         ("", "unknown calibration method ''"),
         ("minmax=3", "calibration method 'minmax=3': min-max takes no setting"),
         ("minmax=", "min-max takes no setting"),
+        ("moving-average=0.001", "the averaging constant lies from 0.01 to 1, not 0.001"),
+        ("moving-average=nan", "the averaging constant lies from 0.01 to 1"),
         ("percentile=", "calibration method 'percentile=':"),
         ("percentile=much", "could not convert string to float"),
         ("percentile=50", "a percentile lies above 50 and up to 100, not 50"),

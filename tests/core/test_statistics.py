@@ -126,6 +126,22 @@ def test_counts_do_not_overflow_32_bits() -> None:
     assert histogram.counted == histogram.elements == 2**34
 
 
+def test_a_million_batches_stay_exact() -> None:
+    """Counts far beyond 2**53 add up to the last one: int64 all the way, through files too."""
+    table = np.zeros(1 << 16, np.int64)
+    table[0x3F80] = 3 * 2**38 + 1  # of 1.0 in one batch
+    batch = Histogram(None)
+    batch.absorb(0.0, 1.0, np.zeros(0, np.float32), int(table.sum()))
+    batch.add_counts(table)
+    total, step = Histogram(None), Histogram.from_arrays(batch.arrays())
+    for bit in range(20):  # 1,000,000 merges by doubling
+        if 1_000_000 >> bit & 1:
+            total.merge(step)
+        step.merge(Histogram.from_arrays(step.arrays()))
+    assert total.elements == total.counted == 1_000_000 * (3 * 2**38 + 1)
+    assert Histogram.from_arrays(total.arrays()) == total
+
+
 @given(samples_of(finite))
 def test_bins_are_sorted_cut_to_the_range_and_hold_everything(x: np.ndarray) -> None:
     histogram = histogram_of(x)
@@ -173,6 +189,27 @@ def test_minmax_keeps_batches_in_order() -> None:
     assert first.batches == [(-3.0, 2.0), (5.0, 5.0)]
     assert MinMax.from_arrays(first.arrays()).batches == first.batches
     assert MinMax.from_arrays(MinMax().arrays()).batches == []
+
+
+def test_bounds_of_the_last_batches_are_kept_however_they_are_merged() -> None:
+    numbers = np.arange(2.5 * MinMax.WINDOW)
+    whole, merged = MinMax(), MinMax()
+    for part in np.array_split(numbers, 7):
+        one = MinMax()
+        for number in part.tolist():
+            whole.add(-number, number)
+            one.add(-number, number)
+        merged.merge(MinMax.from_arrays(one.arrays()))
+    assert merged.batches == whole.batches
+    assert len(whole.batches) == MinMax.WINDOW
+    assert whole.batches[-1] == (-numbers[-1], numbers[-1])
+
+
+def test_bounds_of_two_tensors_are_joined_batch_by_batch() -> None:
+    first, second = histogram_of(np.float32([[1.0]]), np.float32([[5.0]])), histogram_of(np.float32([[-2.0]]))
+    first.join(second)
+    assert first.batch_bounds.batches == [(1.0, 1.0), (-2.0, 5.0)], "the last batches are the same ones"
+    assert (first.elements, first.minimum) == (3, -2.0)
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1, 2])

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.channel_range import ChannelRange
 from isobit.quant_spec import QuantSpec
 from isobit.statistics import Histogram
 
@@ -17,6 +21,10 @@ class MinMaxRange:
     def range(self, histogram: Histogram, spec: QuantSpec) -> tuple[float, float]:
         """Minimum and maximum."""
         return histogram.minimum, histogram.maximum
+
+    def channel_range(self, channels: ChannelRange, spec: QuantSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Minimum and maximum of each channel."""
+        return channels.minimum, channels.maximum
 
     @classmethod
     def from_text(cls, value: str | None) -> MinMaxRange:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.calibration.channel_error import smallest_channel_errors
 from isobit.calibration.search import smallest_error
+from isobit.channel_range import ChannelRange
 from isobit.quant_spec import QuantSpec
 from isobit.statistics import Histogram
 
@@ -18,6 +23,10 @@ class MeanSquareError:
     def range(self, histogram: Histogram, spec: QuantSpec) -> tuple[float, float]:
         """The optimal range."""
         return smallest_error(histogram, spec, clip_weight=1.0)
+
+    def channel_range(self, channels: ChannelRange, spec: QuantSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The range of least expected error in each channel."""
+        return smallest_channel_errors(channels, spec)
 
     @classmethod
     def from_text(cls, value: str | None) -> MeanSquareError:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.channel_range import ChannelRange
 from isobit.errors import FormatError, did_you_mean
 from isobit.quant_spec import QuantSpec
 from isobit.statistics import Histogram
@@ -26,6 +30,15 @@ class Calibrator(Protocol):
     @classmethod
     def from_text(cls, value: str | None) -> Calibrator:
         """The scheme with the setting written after ``=``, or with its default (None). ValueError if it is no good."""
+        ...
+
+
+@runtime_checkable
+class Channelwise(Protocol):
+    """Optional, asked for by ``isinstance``: a scheme for activations with one scale a channel."""
+
+    def channel_range(self, channels: ChannelRange, spec: QuantSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Minimum and maximum to represent in each channel."""
         ...
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend import BackendModel, Request
-from isobit.channel_ranges import ChannelRanges
+from isobit.channel_range import ChannelRange
 from isobit.data import Dataset
 from isobit.patches import Patches
 from isobit.plan import Plan
@@ -25,7 +25,7 @@ from isobit.techniques.weighted_layer import Floats
 class SeenInput:
     """Ranges of the channels of one input, and a sample of its rows, (rows, channels)."""
 
-    ranges: ChannelRanges
+    ranges: ChannelRange
     rows: NDArray[np.float32]
 
 
@@ -33,7 +33,7 @@ def observe_inputs(
     model: BackendModel, data: Dataset, items: Sequence[ScaledInput], rows: int
 ) -> dict[str, SeenInput]:
     """What the data shows of each input, by its tensor; at most `rows` rows of each are kept. One pass."""
-    ranges = {item.tensor: ChannelRanges() for item in items}
+    ranges = {item.tensor: ChannelRange() for item in items}
     kept = {item.tensor: Rows(Patches.of(model.graph, item.readers[0]), rows) for item in items}
     requests = [Request(Tensor(name), observer) for found in (ranges, kept) for name, observer in found.items()]
     model.observe(data, requests)
@@ -63,7 +63,7 @@ def expected_error(model: BackendModel, plan: Plan, item: ScaledInput, seen: See
     return total
 
 
-def _input_noise(plan: Plan, item: ScaledInput, ranges: ChannelRanges, factors: Floats) -> float:
+def _input_noise(plan: Plan, item: ScaledInput, ranges: ChannelRange, factors: Floats) -> float:
     """The variance of rounding on the grid that the divided input would get; 0 where it stays in float."""
     placement = input_placement(item.readers[0], plan)
     if placement is None or not placement.spec.is_integer:

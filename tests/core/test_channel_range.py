@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isobit.channel_ranges import ChannelRanges
+from isobit.channel_range import ChannelRange
 from isobit.errors import DataError
 from isobit.sites import Tensor
 from isobit.statistics import Statistics
@@ -20,7 +20,7 @@ from isobit.statistics import Statistics
 )
 def test_parts_add_up_to_the_whole(values, axis, cut) -> None:
     values = values.astype(np.float32)
-    whole, parts, later = ChannelRanges(), ChannelRanges(), ChannelRanges()
+    whole, parts, later = ChannelRange(), ChannelRange(), ChannelRange()
     whole.update(values, axis)
     parts.update(values[:cut], axis)
     later.update(values[cut:], axis)
@@ -34,17 +34,17 @@ def test_parts_add_up_to_the_whole(values, axis, cut) -> None:
 
 
 def test_they_are_saved(tmp_path) -> None:
-    ranges = ChannelRanges()
+    ranges = ChannelRange()
     ranges.update(np.arange(12, dtype=np.float32).reshape(2, 6), 1)
     Statistics({Tensor("x"): ranges}).save(tmp_path / "s.npz")
     found = Statistics.load(tmp_path / "s.npz")[Tensor("x")]
-    assert isinstance(found, ChannelRanges)
+    assert isinstance(found, ChannelRange)
     for name, array in ranges.arrays().items():
         np.testing.assert_array_equal(found.arrays()[name], array)
 
 
 def test_other_channels_do_not_add_up() -> None:
-    ranges, other = ChannelRanges(), ChannelRanges()
+    ranges, other = ChannelRange(), ChannelRange()
     ranges.update(np.ones((2, 3), np.float32), 1)
     other.update(np.ones((2, 4), np.float32), 1)
     with pytest.raises(DataError, match="3 and 4"):

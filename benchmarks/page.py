@@ -1,0 +1,120 @@
+"""docs/benchmarks.md from the JSON of `run.py` and `peers.py`.
+
+python benchmarks/page.py run-onnx.json run-torch.json --peers peers.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+NETWORKS = {"resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2"}
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table."""
+    yield "| " + " | ".join(columns) + " |"
+    yield "| " + " | ".join("---" for _ in columns) + " |"
+    yield from ("| " + " | ".join(row) + " |" for row in rows)
+
+
+def where(report: dict[str, Any]) -> str:
+    """The caption of one JSON file."""
+    settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items())
+    return f"Measured on {report['date']}: {report['machine']}. Settings: {settings}."
+
+
+def own_lines(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Ratios of each backend to its FP32 pass."""
+    yield "## Ratios to one FP32 pass"
+    yield ""
+    yield (
+        "FP32 is the float model in the backend's own runtime over the same batches, in the same process; runs "
+        "alternate and medians are compared. *Folded* is the float model after batch norm folding. Memory is the "
+        "peak of a process that calibrates, less that of one that runs the float model, by the number of images."
+    )
+    for report in reports:
+        yield ""
+        yield where(report)
+        yield ""
+        schemes = list(report["results"][0]["calibration_ratio"])
+        columns = ["backend", "network", *schemes, "simulated", "folded", "export, s", "memory, MB"]
+        rows = []
+        for result in report["results"]:
+            memory = ", ".join(f"{images}: {mb:.0f}" for images, mb in result["extra_peak_memory_mb"].items())
+            ratios = [*(result["calibration_ratio"][s] for s in schemes), result["simulated_forward_ratio"]]
+            rows.append([
+                result["backend"], NETWORKS[result["network"]], *(f"{ratio:.2f}" for ratio in ratios),
+                f"{result['folded_fp32_ratio']:.2f}", f"{result['export_seconds']:.1f}", memory,
+            ])  # fmt: skip
+        yield from table(columns, rows)
+    yield ""
+    yield "Another scheme from the same statistics (`sim.recalibrate`), all tensors, in seconds:"
+    yield ""
+    rows = [
+        [
+            result["backend"],
+            NETWORKS[result["network"]],
+            *(f"{s:.2f}" for s in result["recalibration_seconds"].values()),
+        ]
+        for report in reports
+        for result in report["results"]
+    ]
+    yield from table(["backend", "network", *reports[0]["results"][0]["recalibration_seconds"]], rows)
+
+
+def peer_lines(report: dict[str, Any]) -> Iterator[str]:
+    """isobit beside other tools."""
+    yield "## Other tools"
+    yield ""
+    yield (
+        "Every tool gets the same ONNX model with folded batch norms and the same images. *Ratio* is the time to one "
+        "pass of onnxruntime in FP32. aimet-onnx's and nncf's times include making their simulator. *SQNR* is that of "
+        "uint8 activations under the tool's ranges, over all values of each tensor that every tool has a range for."
+    )
+    yield ""
+    yield where(report)
+    for result in report["results"]:
+        yield ""
+        yield f"### {NETWORKS[result['network']]}, {result['tensors']} tensors"
+        yield ""
+        rows = []
+        for tool, entry in result["tools"].items():
+            if entry["error"]:
+                rows.append([tool, "–", "–", "–"])
+                continue
+            ratios = ("–" if entry[key] is None else f"{entry[key]:.1f}" for key in ("sqnr_mean", "sqnr_worst"))
+            rows.append([tool, f"{entry['ratio']:.2f}", *ratios])
+        yield from table(["tool", "ratio", "SQNR, mean, dB", "SQNR, worst tensor, dB"], rows)
+        for tool, entry in result["tools"].items():
+            if entry["error"]:
+                yield ""
+                yield f"{tool} did not run: {entry['error'].splitlines()[0]}"
+        yield ""
+        rows = [
+            [pair["own"], pair["peer"], f"{pair['mean']:+.2f}", f"{pair['lowest']:+.2f}",
+             f"{pair['no_worse']} of {pair['tensors']}"] for pair in result["compared"]
+        ]  # fmt: skip
+        yield from table(["isobit", "peer", "mean gain, dB", "lowest gain, dB", "no worse by 0.05 dB"], rows)
+
+
+def main() -> None:
+    """Read, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="+", type=Path, help="JSON of run.py")
+    parser.add_argument("--peers", type=Path, help="JSON of peers.py")
+    parser.add_argument("--out", type=Path, default=PAGE)
+    arguments = parser.parse_args()
+    lines = ["# Benchmarks", "", "<!-- Written by benchmarks/page.py from the JSON of run.py and peers.py. -->", ""]
+    lines += own_lines([json.loads(path.read_text()) for path in arguments.run])
+    if arguments.peers:
+        lines += ["", *peer_lines(json.loads(arguments.peers.read_text()))]
+    arguments.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What `peers.py` runs in the peers' environment: time and ranges of each tool on one ONNX model; JSON out.
+
+    python peer_tools.py model.onnx data.npz threads result.json
+
+Sources: the tools' public interfaces in their documentation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def main() -> None:
+    model, data, threads, out = sys.argv[1:]
+    os.environ["OMP_NUM_THREADS"] = threads
+    with np.load(data) as archive:
+        batches = [{"image": batch} for batch in archive["image"]]
+    found: dict[str, Any] = {"fp32_seconds": fp32(model, batches, int(threads)), "tools": {}}
+    for name, work in tools(model, batches).items():
+        start = time.perf_counter()
+        try:
+            ranges = work()
+        except Exception as error:  # a tool that is not installed or fails says so in the table
+            found["tools"][name] = {"error": f"{type(error).__name__}: {error}"[:300]}
+            continue
+        found["tools"][name] = {"seconds": time.perf_counter() - start, "ranges": ranges}
+    Path(out).write_text(json.dumps(found))
+
+
+def fp32(model: str, batches: list[dict[str, Any]], threads: int) -> float:
+    """The median of five passes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session.run(None, batches[0])
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for batch in batches:
+            session.run(None, batch)
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[2]
+
+
+def tools(model: str, batches: list[dict[str, Any]]) -> dict[str, Callable[[], dict[str, list[float]]]]:
+    """Each tool and scheme, by name."""
+    return {
+        "onnxruntime minmax": lambda: onnxruntime_ranges(model, batches, "MinMax"),
+        "onnxruntime entropy": lambda: onnxruntime_ranges(model, batches, "Entropy"),
+        "onnxruntime percentile": lambda: onnxruntime_ranges(model, batches, "Percentile"),
+        "aimet-onnx min_max": lambda: aimet_ranges(model, batches, "min_max"),
+        "aimet-onnx tf_enhanced": lambda: aimet_ranges(model, batches, "tf_enhanced"),
+        "aimet-torch tf_enhanced": lambda: aimet_torch(model, batches),
+        "nncf": lambda: nncf(model, batches),
+    }
+
+
+def onnxruntime_ranges(model: str, batches: list[dict[str, Any]], method: str) -> dict[str, list[float]]:
+    """`onnxruntime.quantization`'s calibrators with their defaults."""
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
+    from onnxruntime.quantization.calibrate import create_calibrator
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left: Iterator[dict[str, Any]] = iter(batches)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.left, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        calibrator = create_calibrator(
+            Path(model), None, str(Path(folder) / "augmented.onnx"), calibrate_method=getattr(CalibrationMethod, method)
+        )
+        calibrator.collect_data(Reader())
+        data = calibrator.compute_data()
+    return {
+        name: [float(np.min(tensor.lowest)), float(np.max(tensor.highest))]
+        for name, tensor in data.items()
+        if hasattr(tensor, "lowest")
+    }
+
+
+def aimet_ranges(model: str, batches: list[dict[str, Any]], scheme: str) -> dict[str, list[float]]:
+    """aimet-onnx's simulator: construction and calibration."""
+    import onnx
+    from aimet_onnx import QuantizationSimModel
+    from aimet_onnx.common.defs import QuantScheme
+
+    schemes = {"min_max": QuantScheme.min_max, "tf_enhanced": QuantScheme.post_training_tf_enhanced}
+    sim = QuantizationSimModel(onnx.load(model), quant_scheme=schemes[scheme])
+    sim.compute_encodings(batches)
+    found = {}
+    for name in sim.activation_names:
+        quantizer = sim.qc_quantize_op_dict.get(name)
+        encodings = quantizer.get_encodings() if quantizer is not None and quantizer.enabled else None
+        if encodings:
+            found[name] = [float(encodings[0].min), float(encodings[0].max)]
+    return found
+
+
+def aimet_torch(model: str, batches: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """aimet-torch's simulator of the same network, read back from ONNX; time only."""
+    import onnx2torch
+    import torch
+    from aimet_torch import QuantizationSimModel
+    from aimet_torch.common.defs import QuantScheme
+
+    module = onnx2torch.convert(model).eval()
+    example = torch.from_numpy(batches[0]["image"])
+    sim = QuantizationSimModel(module, example, quant_scheme=QuantScheme.post_training_tf_enhanced)
+
+    def run(simulated: Any) -> None:
+        with torch.no_grad():
+            for batch in batches:
+                simulated(torch.from_numpy(batch["image"]))
+
+    sim.compute_encodings(run)
+    return {}
+
+
+def nncf(model: str, batches: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """nncf.quantize with its defaults: statistics, bias correction and writing; time only."""
+    import nncf as tool
+    import onnx
+
+    tool.quantize(onnx.load(model), tool.Dataset(batches), subset_size=len(batches))
+    return {}
+
+
+if __name__ == "__main__":
+    main()

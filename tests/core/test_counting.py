@@ -1,0 +1,46 @@
+"""Counting by numba, on threads and by NumPy is one counting."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from isobit.counting import BINS, VARIABLE, count_bits
+from isobit.errors import PluginError
+from isobit.statistics import Histogram
+
+
+@pytest.mark.parametrize("size", [0, 7, 70_000, 300_000])
+def test_numpy_counts_what_numba_counts(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    bits = np.random.default_rng(0).integers(0, 2**32, size, np.uint32)
+    found = np.ones((2, BINS), np.int64)
+    count_bits(bits, found[0])
+    monkeypatch.setenv(VARIABLE, "numpy")
+    count_bits(bits, found[1])
+    np.testing.assert_array_equal(found[0], found[1])
+    assert found[0].sum() == size + BINS
+
+
+def test_threads_count_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    bits = np.random.default_rng(1).standard_normal(50_003).astype(np.float32).view(np.uint32)
+    whole, parts = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
+    count_bits(bits, whole)
+    monkeypatch.setattr("isobit.counting._PART", 9000)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    count_bits(bits, parts)
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_without_numba_the_choice_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "isobit.kernels", None)
+    with pytest.raises(PluginError, match="pip install numba; where that is not possible, set ISOBIT_KERNELS=numpy"):
+        Histogram().update(np.ones((1, 3), np.float32))
+    monkeypatch.setenv(VARIABLE, "numpy")
+    histogram = Histogram()
+    histogram.update(np.ones((1, 3), np.float32))
+    assert histogram.counted == 3
+    monkeypatch.setenv(VARIABLE, "cupy")
+    with pytest.raises(PluginError, match="ISOBIT_KERNELS is 'cupy', and must be 'numba' or 'numpy'"):
+        histogram.update(np.ones((1, 3), np.float32))
