@@ -1,4 +1,4 @@
-"""Recipes: which techniques run, in what order and when. Data, read from TOML; `docs/techniques.md` says what keys mean."""
+"""Recipes: which techniques run, in what order and when, as data in TOML. `docs/techniques.md` explains the keys."""
 
 from __future__ import annotations
 

@@ -85,7 +85,10 @@ def test_kept_whatever_it_does_and_skipped() -> None:
     assert (skipped.outcome, skipped.why) == ("skipped", "no weight has fewer than 8 bits")
     assert unchanged.outcome == "changed nothing"
     low = simulator(network, weights="int4")
-    assert cook(low, recipe(Step(CorrectBias, weight_bits_below=8)), network.batch(4), MinMaxRange())[0].outcome != "skipped"
+    assert (
+        cook(low, recipe(Step(CorrectBias, weight_bits_below=8)), network.batch(4), MinMaxRange())[0].outcome
+        != "skipped"
+    )
 
 
 def test_one_shot_data_serves_what_does_not_judge() -> None:
@@ -146,7 +149,10 @@ def test_settings_and_methods_reach_the_technique() -> None:
         ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'FoldBatchNorm'", "did you mean 'FoldBatchNorms'"),
         ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'Spoil'\nkept = true", "unknown key 'kept'"),
         ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'Spoil'\nsettings = {much = 1}", "unknown key 'much'"),
-        ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'CorrectBias'\nsettings = {mode = 'x'}", "settings of CorrectBias"),
+        (
+            "schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'CorrectBias'\nsettings = {mode = 'x'}",
+            "settings of CorrectBias",
+        ),
         ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'Spoil'\nkeep = 1", "keep: must be bool"),
     ],
 )

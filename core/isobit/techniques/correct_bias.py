@@ -73,9 +73,7 @@ class CorrectBias:
         changed = tuple(f"{name}: by at most {np.abs(shift).max():.3g}" for name, shift in shifts.items())
         return TechniqueReport("CorrectBias", changed, left)
 
-    def _analytic(
-        self, model: BackendModel, plan: Plan, layers: list[Node], left: dict[str, str]
-    ) -> dict[str, Floats]:
+    def _analytic(self, model: BackendModel, plan: Plan, layers: list[Node], left: dict[str, str]) -> dict[str, Floats]:
         encodings = resolve_weights(model.graph, plan, model.weight, frozen=plan.frozen)
         means = expected_means(model.graph, model.weight, self.outputs)
         shifts = {}

@@ -29,9 +29,7 @@ class SeenInput:
     rows: NDArray[np.float32]
 
 
-def observe_inputs(
-    model: BackendModel, data: Dataset, items: Sequence[ScaledInput], rows: int
-) -> dict[str, SeenInput]:
+def observe_inputs(model: BackendModel, data: Dataset, items: Sequence[ScaledInput], rows: int) -> dict[str, SeenInput]:
     """What the data shows of each input, by its tensor; at most `rows` rows of each are kept. One pass."""
     ranges = {item.tensor: ChannelRanges() for item in items}
     kept = {item.tensor: Rows(Patches.of(model.graph, item.readers[0]), rows) for item in items}

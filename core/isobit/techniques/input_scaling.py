@@ -56,7 +56,9 @@ def find_inputs(graph: Graph, plan: Plan) -> tuple[list[ScaledInput], dict[str, 
             left[node.name] = obstacle
         elif node.inputs[0] in graph.tensors:
             found.setdefault(node.inputs[0] or "", []).append(node)
-    inputs = [ScaledInput(tensor, tuple(readers), _carrier(graph, tensor, readers)) for tensor, readers in found.items()]
+    inputs = [
+        ScaledInput(tensor, tuple(readers), _carrier(graph, tensor, readers)) for tensor, readers in found.items()
+    ]
     return inputs, left
 
 

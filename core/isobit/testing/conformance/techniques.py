@@ -54,7 +54,8 @@ class TechniquesConformance(Setting):
             assert any(text.endswith("a Mul") for text in report.changed)
 
     @pytest.mark.parametrize(
-        ("name", "mode"), [("conv_net", "full"), ("inverted_residual", "fast"), ("upsampler", "fast"), ("attention", "fast")]
+        ("name", "mode"),
+        [("conv_net", "full"), ("inverted_residual", "fast"), ("upsampler", "fast"), ("attention", "fast")],
     )
     def test_corrected_biases(self, open_network: Open, name: str, mode: str) -> None:
         """Mean outputs of the coarsely quantized model come nearer to the float model's."""
