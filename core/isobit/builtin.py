@@ -27,10 +27,10 @@ def isobit_calibrators() -> Sequence[type[Any]]:
 
 @hookimpl
 def isobit_techniques() -> Sequence[type[Any]]:
-    """Batch norm folding."""
-    from isobit.techniques import FoldBatchNorms
+    """Batch norm folding, and the rounding of weights."""
+    from isobit.techniques import GPTQ, AdaRound, FoldBatchNorms, SequentialMse
 
-    return [FoldBatchNorms]
+    return [FoldBatchNorms, SequentialMse, GPTQ, AdaRound]
 
 
 @hookimpl

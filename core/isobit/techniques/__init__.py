@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from isobit.techniques.ada_round import AdaRound
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
+from isobit.techniques.gptq import GPTQ
+from isobit.techniques.sequential_mse import SequentialMse
 from isobit.techniques.technique import Technique, TechniqueReport
 
-__all__ = ["FoldBatchNorms", "Technique", "TechniqueReport"]
+__all__ = ["GPTQ", "AdaRound", "FoldBatchNorms", "SequentialMse", "Technique", "TechniqueReport"]
