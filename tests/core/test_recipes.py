@@ -131,10 +131,10 @@ def test_every_recipe_loads_and_is_explained() -> None:
         assert "calibrate" in str(found)
 
 
-def test_settings_and_methods_reach_the_technique() -> None:
+def test_settings_and_calibration_reach_the_technique() -> None:
     text = 'schema = 1\nname = "mine"\n[[steps]]\ntechnique = "CorrectBias"\nsettings = { mode = "full" }\n'
     (step,) = parse_recipe(text, "mine.toml", KNOWN).steps
-    assert step.make("percentile") == CorrectBias("full", method="percentile")
+    assert step.make("percentile") == CorrectBias("full", calibration="percentile")
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,11 @@ class CorrectBias:
     ``"fast"`` corrects all layers from two passes, one through the float and one through the quantized model: of a
     layer's shift, what came in with its input is left to the layers before it. ``"full"`` goes layer after layer, each
     measured behind the corrected ones before it: one pass each. ``"analytic"`` needs no data: it takes the input means
-    from `outputs`, what FoldBatchNorms reported. `method` calibrates the quantized model that is compared.
+    from `outputs`, what FoldBatchNorms reported. `calibration` is the scheme of the quantized model that is compared.
     """
 
     mode: Literal["fast", "full", "analytic"] = "fast"
-    method: str | Calibrator = "minmax"
+    calibration: str | Calibrator = "minmax"
     outputs: Mapping[str, Normal] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class CorrectBias:
         elif data is None:
             return _nothing(f"{self.mode!r} needs data; 'analytic' does not")
         else:
-            calibrator = parse_calibrator(self.method, registry().calibrators())
+            calibrator = parse_calibrator(self.calibration, registry().calibrators())
             correct = _fast if self.mode == "fast" else _full
             shifts = correct(model, plan, data, calibrator, layers)
         draft = Draft(model.graph, model.weight)
