@@ -28,7 +28,7 @@ from isobit.sites import Input, Site, Tensor, Weight
 from isobit.statistics import Moments
 from isobit.techniques.expected_values import expected_means
 from isobit.techniques.technique import TechniqueReport
-from isobit.techniques.weighted_layer import LAYERS, Floats, bias_obstacle, bias_of, response, set_bias
+from isobit.techniques.weighted_layer import LAYERS, Floats, bias_obstacle, bias_of, groups_of, response, set_bias
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def _layers(graph: Graph, plan: Plan) -> tuple[list[Node], dict[str, str]]:
         obstacle = bias_obstacle(graph, node)
         if obstacle:
             left[node.name] = obstacle
+        elif graph.tensors[node.outputs[0]].channel_axis is None:
+            left[node.name] = "the rank of its output is unknown"
         else:
             layers.append(node)
     return layers, left
@@ -135,13 +137,12 @@ def _fast(
     encodings = twin.encodings()
     shifts = {}
     for layer in layers:
-        weight = model.weight(layer.inputs[1] or "") if layer.inputs[1] in model.graph.weights else None
         shift = plain.output(layer) - quantized.output(layer)
-        if weight is not None:
+        if layer.inputs[1] in model.graph.weights:
+            weight = _quantized_weight(model, layer, encodings)
             arrived = plain.input(layer) - quantized.input(layer)
-            shift = shift - response(
-                _quantized_weight(model, layer, encodings), layer, arrived, _sizes(model.graph, layer)
-            )
+            if arrived.size == weight.shape[1] * groups_of(layer):  # else its channels are on another axis
+                shift = shift - response(weight, layer, arrived, _sizes(model.graph, layer))
         shifts[layer.name] = shift
     return shifts
 

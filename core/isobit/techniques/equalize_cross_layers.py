@@ -184,7 +184,7 @@ def _observed(model: BackendModel, data: Dataset, tensors: Sequence[str]) -> dic
 def _absorb(draft: Draft, pair: Pair, known: dict[str, Normal], clipped: bool) -> tuple[str, str]:
     """What was absorbed, or why nothing could be; both empty where no bias is high."""
     normal = known.get(pair.tensor)
-    if normal is None:
+    if normal is None or normal.mean.size != draft.graph.weights[pair.first.inputs[1] or ""].shape[0]:
         return "", "neither batch norm nor data tell its distribution"
     first, second = draft.graph.node(pair.first.name), draft.graph.node(pair.second.name)
     activated = any(node.op in ("Relu", "PRelu", "LeakyRelu", "Clip") for node in pair.between)
