@@ -152,7 +152,8 @@ def _upper_clips(graph: Graph) -> frozenset[str]:
 
 
 def _replace_clip(draft: Draft, node: Node, axis: int, factor: Floats, per_channel: bool) -> None:
-    chain, weights = (NewNode("Relu"),), {}
+    chain: tuple[NewNode, ...] = (NewNode("Relu"),)
+    weights = {}
     rank = draft.graph.tensors[node.outputs[0]].rank or 0
     if per_channel:
         name = draft.free_name(f"{node.name}.bound")

@@ -78,7 +78,7 @@ class SmoothQuant:
             found = np.ones_like(heaviest)
             found[lively] = largest[lively] ** alpha / heaviest[lively] ** (1 - alpha)
             found[lively] /= np.exp(np.log(found[lively]).mean())
-            return found
+            return np.asarray(found, np.float64)
 
         if self.alpha is not None:
             return self.alpha, factors(self.alpha)

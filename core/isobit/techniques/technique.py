@@ -29,8 +29,8 @@ class TechniqueReport:
     changed: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
     encodings: Mapping[Site, Encoding] = field(default_factory=dict)
-    outputs: Mapping[str, Normal] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
+    outputs: Mapping[str, Normal] = field(default_factory=dict, repr=False)
 
 
 class Technique(Protocol):
