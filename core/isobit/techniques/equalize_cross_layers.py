@@ -83,8 +83,9 @@ class EqualizeCrossLayers:
         _rescale(draft, pairs, factors)
         changed = [_described(pair, factor) for pair, factor in zip(pairs, factors, strict=True)]
         for pair, factor in zip(pairs, factors, strict=True):
-            if pair.tensor in known:
-                known[pair.tensor] = known[pair.tensor].moved(1 / factor, np.zeros_like(factor))
+            normal = known.pop(pair.tensor, None)
+            if normal is not None and normal.mean.size == factor.size:  # else its channels are on another axis
+                known[pair.tensor] = normal.moved(1 / factor, np.zeros_like(factor))
             for node in pair.between:
                 if node.name in clips:
                     _replace_clip(draft, node, channel_axis(graph, pair.first), factor, self.clip == "per-channel")
@@ -185,7 +186,7 @@ def _observed(model: BackendModel, data: Dataset, tensors: Sequence[str]) -> dic
 def _absorb(draft: Draft, pair: Pair, known: dict[str, Normal], clipped: bool) -> tuple[str, str]:
     """What was absorbed, or why nothing could be; both empty where no bias is high."""
     normal = known.get(pair.tensor)
-    if normal is None or normal.mean.size != draft.graph.weights[pair.first.inputs[1] or ""].shape[0]:
+    if normal is None:
         return "", "neither batch norm nor data tell its distribution"
     first, second = draft.graph.node(pair.first.name), draft.graph.node(pair.second.name)
     activated = any(node.op in ("Relu", "PRelu", "LeakyRelu", "Clip") for node in pair.between)
