@@ -41,7 +41,7 @@ class TechniquesConformance(Setting):
         assert_close(model.run(batch), before)
         assert_close(model.run(batch), opened.expected(batch))
 
-    @pytest.mark.parametrize("technique", [SmoothQuant(0.5), SmoothQuant(), Awq(steps=4)])
+    @pytest.mark.parametrize("technique", [SmoothQuant(0.5), SmoothQuant(), Awq(rows=64)])
     def test_scaling_inputs_keeps_the_function(self, open_network: Open, technique: Technique) -> None:
         """The factors go into a layer norm, or into a Mul where its output has other readers."""
         opened = open_network("attention")
