@@ -30,15 +30,18 @@ def isobit_calibrators() -> Sequence[type[Any]]:
 
 @hookimpl
 def isobit_techniques() -> Sequence[type[Any]]:
-    """Batch norm folding and re-estimation, equalization, bias correction, scaling of inputs."""
+    """Batch norm folding and re-estimation, equalization, bias correction, scaling of inputs, rounding of weights."""
     from isobit import techniques
 
     return [
+        techniques.AdaRound,
         techniques.Awq,
         techniques.CorrectBias,
         techniques.EqualizeCrossLayers,
         techniques.FoldBatchNorms,
+        techniques.GPTQ,
         techniques.ReestimateBatchNorms,
+        techniques.SequentialMse,
         techniques.SmoothQuant,
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,14 @@ class Gram:
         cross = self.cross - _outer(self.total, self.reference_mean)
         reference = self.reference - _outer(self.reference_total, self.reference_mean)
         return Gram(self.count, zero, second, cross, reference, zero)
+
+    @classmethod
+    def sum(cls, grams: Sequence[Gram]) -> Gram:
+        """The sums over the rows of all of them."""
+        found = cls.from_arrays(grams[0].arrays())
+        for gram in grams[1:]:
+            found.merge(gram)
+        return found
 
     def merge(self, other: Gram) -> None:
         """Add the sums of other rows."""

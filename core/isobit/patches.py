@@ -126,10 +126,8 @@ class Patches:
         place = np.unravel_index(position, self.output_size(samples.shape))
         rows = np.zeros((len(sample), self.channels, prod(self.kernel)), np.float32)
         for tap, where, inside in self._taps(place, samples.shape[2:]):
-            if inside.all():
-                rows[:, :, tap] = samples[(sample, slice(None), *where)]
-            else:
-                rows[inside, :, tap] = samples[(sample[inside], slice(None), *(axis[inside] for axis in where))]
+            met: tuple[Any, ...] = (sample[inside], slice(None), *(axis[inside] for axis in where))
+            rows[inside, :, tap] = samples[met]
         return rows.reshape(len(sample), self.groups, self.columns)
 
     def _taps(

@@ -1,4 +1,4 @@
-"""Recipes: which techniques run, in what order and when. Data, read from TOML; `docs/techniques.md` says what keys mean."""
+"""Recipes: which techniques run, in what order and when, as data in TOML. `docs/techniques.md` explains the keys."""
 
 from __future__ import annotations
 
@@ -35,11 +35,10 @@ class Step:
         """The technique's name."""
         return self.technique.__name__
 
-    def make(self, method: Any) -> Any:
-        """The technique; where it compares with a quantized model, that is calibrated by `method`."""
-        takes = {item.name for item in fields(self.technique)}
-        shared = {"method": method} if "method" in takes and "method" not in self.settings else {}
-        return self.technique(**shared, **self.settings)
+    def make(self, calibration: Any) -> Any:
+        """The technique; where it compares with a quantized model, that is calibrated by this scheme."""
+        takes = any(item.name == "calibration" for item in fields(self.technique))
+        return self.technique(**({"calibration": calibration} if takes else {}) | dict(self.settings))
 
     def obstacle(self, plan: Plan) -> str:
         """Why the step does not run for this plan, or an empty text."""

@@ -51,6 +51,7 @@ class Report:
         for report in self.techniques:
             lines += ["", f"{report.technique}: {len(report.changed)} changed, {len(report.left)} left"]
             lines += [f"  left {name}: {why}" for name, why in report.left.items()]
+            lines += [f"  note {note}" for note in report.notes]
         if self.left_in_float:
             lines += ["", f"left in float ({len(self.left_in_float)})"]
             lines += [f"  {name}: {why}" for name, why in self.left_in_float.items()]

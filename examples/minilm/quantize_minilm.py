@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=500, help="how many to compare")
     parser.add_argument("--target", default=TARGET)
     parser.add_argument("--method", default="minmax", help="minmax or percentile=99.99")
+    parser.add_argument("--recipe", default="basic", help="basic, or transformer: SmoothQuant before calibration")
     parser.add_argument("--export", help="folder for the QDQ model")
     options = parser.parse_args()
 
@@ -93,9 +94,11 @@ def main() -> None:
     model = AutoModel.from_pretrained(folder).eval()
     sentences = docstring_sentences(CALIBRATION + options.sentences)
     data = tokenized(tokenizer, sentences[:CALIBRATION])
-    sim = isobit.quantize(model, data, target=options.target, method=options.method)
+    sim = isobit.quantize(model, data, target=options.target, method=options.method, recipe=options.recipe)
+    for step in sim.steps:
+        print(step)
     cosine = similarities(model, sim, tokenized(tokenizer, sentences[CALIBRATION:]))
-    print(f"{len(cosine)} sentences, {options.target}, {options.method}")
+    print(f"{len(cosine)} sentences, {options.target}, {options.method}, recipe {options.recipe}")
     print(f"cosine to the float embeddings: mean {cosine.mean():.4f}, worst {cosine.min():.4f}")
     if options.export:
         path = sim.export(options.export)["model"]

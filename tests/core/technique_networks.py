@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 from numpy_backend import NumpyModel
@@ -59,7 +60,7 @@ def chain(
 def _unbalanced(network: Network, rng: np.random.Generator, spread: float, group: int) -> Network:
     weights = {name: np.array(value) for name, value in network.weights.items()}
     layers = ("conv0", "conv1", "conv2", "fc")
-    for first, second in zip(layers[:-1], layers[1:], strict=True):
+    for first, second in pairwise(layers):
         factor = 10 ** (spread * rng.standard_normal(8)).astype(np.float32)
         weights[f"{first}.weight"] *= factor.reshape(-1, 1, 1, 1)
         if f"{first}.bias" in weights:

@@ -119,7 +119,9 @@ def test_batch_norms_get_the_statistics_of_the_quantized_model() -> None:
     encodings = sim.encodings
     for conv, norm in (("conv1", "bn1"), ("conv2", "bn2")):
         collected = _collected(sim.backend_model, data, conv)
-        np.testing.assert_allclose(sim.backend_model.weight(f"{norm}.running_mean"), collected.mean((0, 2, 3)), rtol=0.05, atol=0.02)
+        np.testing.assert_allclose(
+            sim.backend_model.weight(f"{norm}.running_mean"), collected.mean((0, 2, 3)), rtol=0.05, atol=0.02
+        )
         np.testing.assert_allclose(sim.backend_model.weight(f"{norm}.running_var"), collected.var((0, 2, 3)), rtol=0.1)
     assert encodings
 
@@ -140,6 +142,11 @@ def test_no_batch_norm_is_said() -> None:
     (report,) = sim.apply(ReestimateBatchNorms(), data=network.batch(2))
     assert "no batch norm" in report.left["model"]
     assert "needs data" in ReestimateBatchNorms().apply(opened(network)).left["model"]
-    assert "needs data" in ReestimateBatchNorms().apply(opened(conv_net()), Dataset([conv_net().batch(2)], conv_net().graph)).left["model"]
+    assert (
+        "needs data"
+        in ReestimateBatchNorms()
+        .apply(opened(conv_net()), Dataset([conv_net().batch(2)], conv_net().graph))
+        .left["model"]
+    )
     with pytest.raises(FormatError, match="sweep"):
         ReestimateBatchNorms(sweeps=0)

@@ -1,4 +1,4 @@
-"""Equalization keeps the function, evens the ranges, leaves alone what it may not touch, and cures rescaled channels."""
+"""Equalization keeps the function, evens the ranges, leaves alone what it may not touch, cures rescaled channels."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def test_the_factor_of_the_paper() -> None:
     """Two layers: after one sweep each range is sqrt(r1 * r2)."""
     s = Sketch(3)
     y = s.node("Linear", s.input("x", "N", 3), s.random("a.w", 4, 3), s.random("a.b", 4), name="a", shape=("N", 4))
-    y = s.node("Linear", s.node("Relu", y, name="relu", shape=("N", 4)), s.random("b.w", 2, 4), name="b", shape=("N", 2))
+    y = s.node(
+        "Linear", s.node("Relu", y, name="relu", shape=("N", 4)), s.random("b.w", 2, 4), name="b", shape=("N", 2)
+    )
     network = Network("two", canonicalize(s.graph(y)), s.values)
     model = opened(network)
     EqualizeCrossLayers(absorb_biases=False).apply(model)

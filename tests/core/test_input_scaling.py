@@ -53,7 +53,7 @@ def sqnr(network: Network, *techniques, weights: str = "int8", activations: str 
     seed=st.integers(0, 500),
     residual=st.booleans(),
     before=st.sampled_from(["norm", "linear", "sigmoid"]),
-    technique=st.sampled_from([SmoothQuant(0.5), SmoothQuant(rows=64), Awq(4, rows=64)]),
+    technique=st.sampled_from([SmoothQuant(0.5), SmoothQuant(rows=64), Awq(rows=64)]),
 )
 def test_the_function_stays(seed, residual, before, technique) -> None:
     network = encoder(seed, residual=residual, before=before)
@@ -138,7 +138,7 @@ def test_what_they_need_and_leave() -> None:
     sim = simulator(conv_net(), exclude=["Linear"])
     (report,) = sim.apply(SmoothQuant(), data=conv_net().batch(2))
     assert report.left == {"model": "it has no quantized linear layer"}
-    for wrong in (lambda: SmoothQuant(1.5), lambda: SmoothQuant(rows=0), lambda: Awq(steps=0)):
+    for wrong in (lambda: SmoothQuant(1.5), lambda: SmoothQuant(rows=0), lambda: Awq(rows=0)):
         with pytest.raises(FormatError):
             wrong()
 

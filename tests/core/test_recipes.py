@@ -85,7 +85,10 @@ def test_kept_whatever_it_does_and_skipped() -> None:
     assert (skipped.outcome, skipped.why) == ("skipped", "no weight has fewer than 8 bits")
     assert unchanged.outcome == "changed nothing"
     low = simulator(network, weights="int4")
-    assert cook(low, recipe(Step(CorrectBias, weight_bits_below=8)), network.batch(4), MinMaxRange())[0].outcome != "skipped"
+    assert (
+        cook(low, recipe(Step(CorrectBias, weight_bits_below=8)), network.batch(4), MinMaxRange())[0].outcome
+        != "skipped"
+    )
 
 
 def test_one_shot_data_serves_what_does_not_judge() -> None:
@@ -128,10 +131,10 @@ def test_every_recipe_loads_and_is_explained() -> None:
         assert "calibrate" in str(found)
 
 
-def test_settings_and_methods_reach_the_technique() -> None:
+def test_settings_and_calibration_reach_the_technique() -> None:
     text = 'schema = 1\nname = "mine"\n[[steps]]\ntechnique = "CorrectBias"\nsettings = { mode = "full" }\n'
     (step,) = parse_recipe(text, "mine.toml", KNOWN).steps
-    assert step.make("percentile") == CorrectBias("full", method="percentile")
+    assert step.make("percentile") == CorrectBias("full", calibration="percentile")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,10 @@ def test_settings_and_methods_reach_the_technique() -> None:
         ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'FoldBatchNorm'", "did you mean 'FoldBatchNorms'"),
         ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'Spoil'\nkept = true", "unknown key 'kept'"),
         ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'Spoil'\nsettings = {much = 1}", "unknown key 'much'"),
-        ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'CorrectBias'\nsettings = {mode = 'x'}", "settings of CorrectBias"),
+        (
+            "schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'CorrectBias'\nsettings = {mode = 'x'}",
+            "settings of CorrectBias",
+        ),
         ("schema = 1\nname = 'a'\n[[steps]]\ntechnique = 'Spoil'\nkeep = 1", "keep: must be bool"),
     ],
 )

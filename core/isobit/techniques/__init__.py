@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from isobit.techniques.ada_round import AdaRound
 from isobit.techniques.awq import Awq
 from isobit.techniques.correct_bias import CorrectBias
 from isobit.techniques.equalize_cross_layers import EqualizeCrossLayers
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
+from isobit.techniques.gptq import GPTQ
 from isobit.techniques.reestimate_batch_norms import ReestimateBatchNorms
+from isobit.techniques.sequential_mse import SequentialMse
 from isobit.techniques.smooth_quant import SmoothQuant
 from isobit.techniques.technique import Technique, TechniqueReport
 
 __all__ = [
+    "GPTQ",
+    "AdaRound",
     "Awq",
     "CorrectBias",
     "EqualizeCrossLayers",
     "FoldBatchNorms",
     "ReestimateBatchNorms",
+    "SequentialMse",
     "SmoothQuant",
     "Technique",
     "TechniqueReport",

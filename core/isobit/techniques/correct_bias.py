@@ -28,7 +28,7 @@ from isobit.sites import Input, Site, Tensor, Weight
 from isobit.statistics import Moments
 from isobit.techniques.expected_values import expected_means
 from isobit.techniques.technique import TechniqueReport
-from isobit.techniques.weighted_layer import LAYERS, Floats, bias_obstacle, bias_of, response, set_bias
+from isobit.techniques.weighted_layer import LAYERS, Floats, bias_obstacle, bias_of, groups_of, response, set_bias
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class CorrectBias:
     ``"fast"`` corrects all layers from two passes, one through the float and one through the quantized model: of a
     layer's shift, what came in with its input is left to the layers before it. ``"full"`` goes layer after layer, each
     measured behind the corrected ones before it: one pass each. ``"analytic"`` needs no data: it takes the input means
-    from `outputs`, what FoldBatchNorms reported. `method` calibrates the quantized model that is compared.
+    from `outputs`, what FoldBatchNorms reported. `calibration` is the scheme of the quantized model that is compared.
     """
 
     mode: Literal["fast", "full", "analytic"] = "fast"
-    method: str | Calibrator = "minmax"
+    calibration: str | Calibrator = "minmax"
     outputs: Mapping[str, Normal] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class CorrectBias:
         elif data is None:
             return _nothing(f"{self.mode!r} needs data; 'analytic' does not")
         else:
-            calibrator = parse_calibrator(self.method, registry().calibrators())
+            calibrator = parse_calibrator(self.calibration, registry().calibrators())
             correct = _fast if self.mode == "fast" else _full
             shifts = correct(model, plan, data, calibrator, layers)
         draft = Draft(model.graph, model.weight)
@@ -73,9 +73,7 @@ class CorrectBias:
         changed = tuple(f"{name}: by at most {np.abs(shift).max():.3g}" for name, shift in shifts.items())
         return TechniqueReport("CorrectBias", changed, left)
 
-    def _analytic(
-        self, model: BackendModel, plan: Plan, layers: list[Node], left: dict[str, str]
-    ) -> dict[str, Floats]:
+    def _analytic(self, model: BackendModel, plan: Plan, layers: list[Node], left: dict[str, str]) -> dict[str, Floats]:
         encodings = resolve_weights(model.graph, plan, model.weight, frozen=plan.frozen)
         means = expected_means(model.graph, model.weight, self.outputs)
         shifts = {}
@@ -102,6 +100,8 @@ def _layers(graph: Graph, plan: Plan) -> tuple[list[Node], dict[str, str]]:
         obstacle = bias_obstacle(graph, node)
         if obstacle:
             left[node.name] = obstacle
+        elif graph.tensors[node.outputs[0]].channel_axis is None:
+            left[node.name] = "the rank of its output is unknown"
         else:
             layers.append(node)
     return layers, left
@@ -137,13 +137,12 @@ def _fast(
     encodings = twin.encodings()
     shifts = {}
     for layer in layers:
-        weight = model.weight(layer.inputs[1] or "") if layer.inputs[1] in model.graph.weights else None
         shift = plain.output(layer) - quantized.output(layer)
-        if weight is not None:
+        if layer.inputs[1] in model.graph.weights:
+            weight = _quantized_weight(model, layer, encodings)
             arrived = plain.input(layer) - quantized.input(layer)
-            shift = shift - response(
-                _quantized_weight(model, layer, encodings), layer, arrived, _sizes(model.graph, layer)
-            )
+            if arrived.size == weight.shape[1] * groups_of(layer):  # else its channels are on another axis
+                shift = shift - response(weight, layer, arrived, _sizes(model.graph, layer))
         shifts[layer.name] = shift
     return shifts
 

@@ -83,8 +83,9 @@ class EqualizeCrossLayers:
         _rescale(draft, pairs, factors)
         changed = [_described(pair, factor) for pair, factor in zip(pairs, factors, strict=True)]
         for pair, factor in zip(pairs, factors, strict=True):
-            if pair.tensor in known:
-                known[pair.tensor] = known[pair.tensor].moved(1 / factor, np.zeros_like(factor))
+            normal = known.pop(pair.tensor, None)
+            if normal is not None and normal.mean.size == factor.size:  # else its channels are on another axis
+                known[pair.tensor] = normal.moved(1 / factor, np.zeros_like(factor))
             for node in pair.between:
                 if node.name in clips:
                     _replace_clip(draft, node, channel_axis(graph, pair.first), factor, self.clip == "per-channel")
@@ -152,7 +153,8 @@ def _upper_clips(graph: Graph) -> frozenset[str]:
 
 
 def _replace_clip(draft: Draft, node: Node, axis: int, factor: Floats, per_channel: bool) -> None:
-    chain, weights = (NewNode("Relu"),), {}
+    chain: tuple[NewNode, ...] = (NewNode("Relu"),)
+    weights = {}
     rank = draft.graph.tensors[node.outputs[0]].rank or 0
     if per_channel:
         name = draft.free_name(f"{node.name}.bound")

@@ -181,7 +181,8 @@ def _remember(draft: Draft, layer: Node, node: Node, affine: _Affine, outputs: d
         gamma = np.abs(draft.value(node.inputs[1] or "")).astype(np.float64)
         outputs[tensor] = Normal(affine.shift.astype(np.float64), gamma)
     elif tensor in outputs:
-        outputs[tensor] = outputs[tensor].moved(affine.scale.astype(np.float64), affine(np.zeros_like(affine.mean)))
+        shift = affine(np.zeros_like(affine.mean)).astype(np.float64)
+        outputs[tensor] = outputs[tensor].moved(affine.scale.astype(np.float64), shift)
 
 
 # --- forward --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,9 +29,7 @@ class SeenInput:
     rows: NDArray[np.float32]
 
 
-def observe_inputs(
-    model: BackendModel, data: Dataset, items: Sequence[ScaledInput], rows: int
-) -> dict[str, SeenInput]:
+def observe_inputs(model: BackendModel, data: Dataset, items: Sequence[ScaledInput], rows: int) -> dict[str, SeenInput]:
     """What the data shows of each input, by its tensor; at most `rows` rows of each are kept. One pass."""
     ranges = {item.tensor: ChannelRange() for item in items}
     kept = {item.tensor: Rows(Patches.of(model.graph, item.readers[0]), rows) for item in items}
@@ -73,11 +71,20 @@ def _input_noise(plan: Plan, item: ScaledInput, ranges: ChannelRange, factors: F
     return float(encoding.scale) ** 2 / 12
 
 
-def best_factors(
-    model: BackendModel, plan: Plan, item: ScaledInput, seen: SeenInput, candidates: Mapping[float, Floats]
+def best_alpha(
+    model: BackendModel, plan: Plan, item: ScaledInput, seen: SeenInput, factors: Callable[[float], Floats]
 ) -> tuple[float, Floats] | None:
-    """The candidate with the least expected error, and its key; None where no factors at all are as good."""
-    errors = {key: expected_error(model, plan, item, seen, factors) for key, factors in candidates.items()}
+    """The alpha whose `factors` have the least expected error, and these; None where no factors at all are as good.
+
+    Tenths from 0 to 1, then the half-tenths beside the best of them.
+    """
+
+    def error(alpha: float) -> float:
+        return expected_error(model, plan, item, seen, factors(alpha))
+
+    errors = {tenth / 10: error(tenth / 10) for tenth in range(11)}
+    near = min(errors, key=errors.__getitem__)
+    errors.update({alpha: error(alpha) for alpha in (near - 0.05, near + 0.05) if 0 < alpha < 1})
     best = min(errors, key=errors.__getitem__)
-    plain = expected_error(model, plan, item, seen, np.ones_like(candidates[best]))
-    return (best, candidates[best]) if errors[best] < plain else None
+    found = factors(best)
+    return (best, found) if errors[best] < expected_error(model, plan, item, seen, np.ones_like(found)) else None

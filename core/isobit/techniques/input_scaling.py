@@ -51,13 +51,23 @@ def find_inputs(graph: Graph, plan: Plan) -> tuple[list[ScaledInput], dict[str, 
     for node in graph.nodes:
         if node.op != "Linear" or weight_placement(node, plan) is None:
             continue
-        obstacle = weight_obstacle(graph, node)
+        obstacle = weight_obstacle(graph, node) or _axis_obstacle(graph, node.inputs[0] or "")
         if obstacle:
             left[node.name] = obstacle
-        elif node.inputs[0] in graph.tensors:
+        else:
             found.setdefault(node.inputs[0] or "", []).append(node)
-    inputs = [ScaledInput(tensor, tuple(readers), _carrier(graph, tensor, readers)) for tensor, readers in found.items()]
+    inputs = [
+        ScaledInput(tensor, tuple(readers), _carrier(graph, tensor, readers)) for tensor, readers in found.items()
+    ]
     return inputs, left
+
+
+def _axis_obstacle(graph: Graph, tensor: str) -> str:
+    info = graph.tensors.get(tensor)
+    if info is None:
+        return "its input is a constant"
+    last = info.rank is not None and info.channel_axis == info.rank - 1
+    return "" if last else "its input has its channels on another axis, or none"
 
 
 def weight_placement(layer: Node, plan: Plan) -> Placement | None:

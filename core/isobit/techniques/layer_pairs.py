@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from isobit.graph import Graph, Node
 from isobit.techniques.weighted_layer import LAYERS, bias_obstacle, channel_axis, weight_obstacle
 
@@ -86,5 +84,4 @@ def _keeps_channels(graph: Graph, node: Node, axis: int) -> bool:
     before, after = (graph.tensors[name].shape for name in (node.inputs[0] or "", node.outputs[0]))
     if before is None or after is None or axis != 1 or len(after) < 2:
         return False
-    sizes = [*before[2:], *after[2:]]
-    return before[1] == after[1] and all(isinstance(n, int) for n in sizes) and int(np.prod(sizes or [1])) == 1
+    return before[1] == after[1] and all(size == 1 for size in (*before[2:], *after[2:]))

@@ -30,12 +30,12 @@ _MEAN, _VARIANCE = 3, 4
 class ReestimateBatchNorms:
     """Set mean and variance of each batch norm to those of its input in the quantized model.
 
-    For batch norms that are in the graph: before FoldBatchNorms, or after training. One pass calibrates by `method`,
-    and each of `sweeps` more measures all batch norms behind those that the sweep before it has set.
+    For batch norms that are in the graph: before FoldBatchNorms, or after training. One pass calibrates by the scheme
+    `calibration`, and each of `sweeps` more measures all batch norms behind those that the sweep before it has set.
     """
 
     sweeps: int = 1
-    method: str | Calibrator = "minmax"
+    calibration: str | Calibrator = "minmax"
 
     def __post_init__(self) -> None:
         if self.sweeps < 1:
@@ -49,7 +49,7 @@ class ReestimateBatchNorms:
         if not norms:
             return _report((), left or {"model": "it has no batch norm; apply it before FoldBatchNorms"})
         data.require_passes(1 + self.sweeps, "ReestimateBatchNorms")
-        twin = simulate(model, plan, data, parse_calibrator(self.method, registry().calibrators()))
+        twin = simulate(model, plan, data, parse_calibrator(self.calibration, registry().calibrators()))
         for _ in range(self.sweeps):
             moments = {node.inputs[0] or "": Moments() for node in norms}
             twin.observe(data, [Request(Tensor(name), observer) for name, observer in moments.items()])

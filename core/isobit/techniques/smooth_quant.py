@@ -15,25 +15,24 @@ from isobit.data import Dataset
 from isobit.edits import Draft
 from isobit.errors import FormatError
 from isobit.plan import Plan
-from isobit.techniques.input_errors import SeenInput, best_factors, observe_inputs
+from isobit.techniques.input_errors import SeenInput, best_alpha, observe_inputs
 from isobit.techniques.input_scaling import ScaledInput, find_inputs, input_placement, rescale, rounded_before
 from isobit.techniques.technique import TechniqueReport
 from isobit.techniques.weighted_layer import Floats
-
-_ALPHAS = tuple(step / 20 for step in range(21))
 
 
 @dataclass(frozen=True)
 class SmoothQuant:
     """Divide each input channel of linear layers by ``s = max|x|**alpha / max|w|**(1 - alpha)``, multiply its weights.
 
-    `alpha` None searches 0, 0.05, ... 1 for each input, and no factors at all: the least expected output error, from
-    the rounding noise of the activation's grid and the rounding errors of the weights on a sample of `rows` rows. One
-    pass over the data. The division goes into the norm or layer before, or into a Mul where that has other readers.
+    `alpha` None searches between 0 and 1 for each input, by steps of 0.05, and no factors at all: the least expected
+    output error, from the rounding noise of the activation's grid and the rounding errors of the weights on a sample of
+    `rows` rows. One pass over the data. The division goes into the norm or layer before, or into a Mul where that has
+    other readers.
     """
 
     alpha: float | None = None
-    rows: int = 512
+    rows: int = 256
 
     def __post_init__(self) -> None:
         if self.alpha is not None and not 0 <= self.alpha <= 1:
@@ -78,8 +77,8 @@ class SmoothQuant:
             found = np.ones_like(heaviest)
             found[lively] = largest[lively] ** alpha / heaviest[lively] ** (1 - alpha)
             found[lively] /= np.exp(np.log(found[lively]).mean())
-            return found
+            return np.asarray(found, np.float64)
 
         if self.alpha is not None:
             return self.alpha, factors(self.alpha)
-        return best_factors(model, plan, item, seen, {alpha: factors(alpha) for alpha in _ALPHAS})
+        return best_alpha(model, plan, item, seen, factors)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class TechniqueReport:
     """What a technique changed, what it left alone and why, and the encodings that its weights were made for.
 
+    `notes` are what a user should know of the result, such as data that is too little for it.
     `encodings` are frozen: calibration keeps them, because weights that were rounded to a grid need that very grid.
     `outputs` is what is known of the distribution of tensors, from batch norms that are gone now.
     """
@@ -28,6 +29,7 @@ class TechniqueReport:
     changed: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
     encodings: Mapping[Site, Encoding] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     outputs: Mapping[str, Normal] = field(default_factory=dict, repr=False)
 
 

@@ -74,7 +74,7 @@ def set_bias(draft: Draft, layer: Node, value: NDArray[np.floating]) -> None:
 def by_input(weight: NDArray[np.floating], groups: int, values: NDArray[np.floating]) -> NDArray[np.floating]:
     """One value an input channel, laid out to broadcast against the weight."""
     row = np.arange(weight.shape[0]) // (weight.shape[0] // groups)
-    return values.reshape(groups, -1)[row].reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))
+    return np.asarray(values.reshape(groups, -1)[row].reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2)))
 
 
 def by_output(weight: NDArray[np.floating], values: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -41,7 +41,7 @@ class TechniquesConformance(Setting):
         assert_close(model.run(batch), before)
         assert_close(model.run(batch), opened.expected(batch))
 
-    @pytest.mark.parametrize("technique", [SmoothQuant(0.5), SmoothQuant(), Awq(steps=4)])
+    @pytest.mark.parametrize("technique", [SmoothQuant(0.5), SmoothQuant(), Awq(rows=64)])
     def test_scaling_inputs_keeps_the_function(self, open_network: Open, technique: Technique) -> None:
         """The factors go into a layer norm, or into a Mul where its output has other readers."""
         opened = open_network("attention")
@@ -54,7 +54,8 @@ class TechniquesConformance(Setting):
             assert any(text.endswith("a Mul") for text in report.changed)
 
     @pytest.mark.parametrize(
-        ("name", "mode"), [("conv_net", "full"), ("inverted_residual", "fast"), ("upsampler", "fast"), ("attention", "fast")]
+        ("name", "mode"),
+        [("conv_net", "full"), ("inverted_residual", "fast"), ("upsampler", "fast"), ("attention", "fast")],
     )
     def test_corrected_biases(self, open_network: Open, name: str, mode: str) -> None:
         """Mean outputs of the coarsely quantized model come nearer to the float model's."""

@@ -1,0 +1,119 @@
+"""The numba kernels of rounding. Compiled once a machine and cached."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+#: Smallest gain that counts, of what the move costs by itself: below it, float noise could go round in circles.
+_GAIN = 1e-9
+
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+
+@numba.njit(
+    "float64[:,::1](float64[:,::1], float64[:,::1], float64[:,::1], float64, float64, float64[:,::1])", **_OPTIONS
+)
+def feed_back(
+    target: Matrix, scale: Matrix, zero_point: Matrix, q_min: float, q_max: float, upper: Matrix
+) -> Matrix:  # pragma: no cover (compiled)
+    """Round the columns of `target` (outputs, columns) one after the other, each error spread over those that follow.
+
+    `target` becomes the integers; returns the errors, each divided by the diagonal of `upper`.
+    """
+    outputs, columns = target.shape
+    errors = np.empty((outputs, columns))
+    for o in range(outputs):
+        row = target[o]
+        for j in range(columns):
+            q = min(max(np.rint(row[j] / scale[o, j]) + zero_point[o, j], q_min), q_max)
+            error = (row[j] - (q - zero_point[o, j]) * scale[o, j]) / upper[j, j]
+            row[j] = q
+            errors[o, j] = error
+            for k in range(j + 1, columns):
+                row[k] -= error * upper[j, k]
+    return errors
+
+
+@numba.njit("void(float64[::1], float64, float64[::1])", **_OPTIONS)
+def _add(residual: Vector, step: float, row: Vector) -> None:  # pragma: no cover (compiled)
+    for k in range(residual.size):
+        residual[k] += step * row[k]
+
+
+@numba.njit("float64(float64[::1], float64[::1], float64[::1], float64[::1], float64)", fastmath=True, **_OPTIONS)
+def _best_partner(
+    own: Vector, scale: Vector, residual: Vector, row: Vector, step: float
+) -> float:  # pragma: no cover (compiled)
+    """The least change that one more move by one level could bring after `step` along `row`, wherever it is."""
+    best = np.inf
+    for k in range(own.size):
+        best = min(best, own[k] - 2 * scale[k] * abs(residual[k] + step * row[k]))
+    return best
+
+
+@numba.njit(
+    "int64(float64[::1], float64[::1], float64[:,::1], float64[::1], float64[::1], float64, float64)", **_OPTIONS
+)
+def move_singles(
+    q: Vector, residual: Vector, hessian: Matrix, scale: Vector, zero_point: Vector, q_min: float, q_max: float
+) -> int:  # pragma: no cover (compiled)
+    """Move each weight of a row in turn to its best level, until none moves; returns how often one did.
+
+    `residual` is half the gradient, ``H v - b`` for the values v of the integers `q`, and follows them.
+    """
+    moves = 0
+    while True:
+        before = moves
+        for j in range(q.size):
+            own = hessian[j, j]
+            best = np.rint((q[j] - zero_point[j]) - residual[j] / (own * scale[j])) + zero_point[j]
+            best = min(max(best, q_min), q_max)
+            if best != q[j]:
+                step = (best - q[j]) * scale[j]
+                if step * (step * own + 2 * residual[j]) < -_GAIN * step * step * own:
+                    q[j] = best
+                    _add(residual, step, hessian[j])
+                    moves += 1
+        if moves == before:
+            return moves
+
+
+@numba.njit(
+    "int64(float64[::1], float64[::1], float64[:,::1], float64[::1], float64, float64, float64[::1])", **_OPTIONS
+)
+def move_pairs(
+    q: Vector, residual: Vector, hessian: Matrix, scale: Vector, q_min: float, q_max: float, own: Vector
+) -> int:  # pragma: no cover (compiled)
+    """Move each weight by one level together with the partner that makes most of it, where the two gain.
+
+    `own` is ``scale**2 * diag(H)``. Returns how many pairs moved.
+    """
+    moves = 0
+    for j in range(q.size):
+        row = hessian[j]
+        for sign in (-1.0, 1.0):
+            if q[j] + sign < q_min or q[j] + sign > q_max:
+                continue
+            step = sign * scale[j]
+            limit = -_GAIN * own[j] - step * (step * row[j] + 2 * residual[j])
+            if _best_partner(own, scale, residual, row, step) >= limit:
+                continue
+            partner, back = -1, 0.0
+            for k in range(q.size):
+                after = residual[k] + step * row[k]
+                change = own[k] - 2 * scale[k] * abs(after)
+                way = -1.0 if after > 0 else 1.0
+                if change < limit and k != j and q_min <= q[k] + way <= q_max:
+                    limit, partner, back = change, k, way
+            if partner >= 0:
+                q[j] += sign
+                q[partner] += back
+                _add(residual, step, row)
+                _add(residual, back * scale[partner], hessian[partner])
+                moves += 1
+    return moves

@@ -1,0 +1,288 @@
+"""How the data meets the layers: a float pass, passes of the quantized model, and each layer solved from its Gram."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backend import BackendModel, Request
+from isobit.calibration.scheme import Calibrator, parse_calibrator
+from isobit.data import Dataset
+from isobit.edits import AddBias, Edit, SetWeights
+from isobit.encoding import Encoding
+from isobit.errors import DataError
+from isobit.gram import Gram
+from isobit.graph import Graph
+from isobit.plan import Plan
+from isobit.plugins import registry
+from isobit.ranges import encode_weight
+from isobit.resolve import observed_sites, resolve
+from isobit.rounding.grid import Grid
+from isobit.rounding.layers import Layer, find_layers
+from isobit.rounding.objective import Objective
+from isobit.rows import ROW_LIMIT, Rows
+from isobit.sites import Input, Site
+from isobit.statistics import Histogram, Statistics
+from isobit.techniques.technique import TechniqueReport
+
+#: Rows for each column of a layer's weight, about: more say little more of its second moments.
+_ROWS_PER_COLUMN = 32
+_FEWEST_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """What the rounding techniques share.
+
+    Fast, the default: one pass of the float model for the activations' ranges and `sweeps` passes of the quantized one,
+    whose layers are rounded to nearest in the first sweep and as the sweep before left them in the others. Each layer
+    is to do on the quantized model's inputs what its float weight does there: its own error alone is made good.
+
+    `sequential`: layer after layer, one pass each, from the inputs that the rounded layers before it give, and towards
+    the float layer's output on the float model's inputs: what is left of all errors before it is made good as well.
+
+    Layers are taken in groups whose rows and sums fit into `memory` bytes, each group with passes of its own.
+    `correct_bias` lets each layer's bias take up the mean of its error. `calibration` sets the activations' quantizers.
+    """
+
+    sweeps: int = 1
+    sequential: bool = False
+    correct_bias: bool = True
+    damping: float = 0.01
+    rows: int = ROW_LIMIT
+    memory: int = 1 << 30
+    calibration: str | Calibrator = "minmax"
+
+    def limit(self, layer: Layer) -> int:
+        """Rows kept of each input of a layer."""
+        patches = layer.patches
+        wanted = min(self.rows, max(_FEWEST_ROWS, _ROWS_PER_COLUMN * patches.columns))
+        room = self.memory // (16 * patches.groups * patches.columns * len(layer.readers))
+        return max(1, min(wanted, room))
+
+    def cost(self, layer: Layer) -> int:
+        """Bytes of a layer's rows, of two models, and of its sums."""
+        patches = layer.patches
+        rows = 8 * self.limit(layer) * patches.groups * patches.columns * len(layer.readers)
+        return rows + 24 * patches.groups * patches.columns**2
+
+    def groups(self, layers: Sequence[Layer]) -> list[list[Layer]]:
+        """The layers in order, cut where the memory is full."""
+        found: list[list[Layer]] = []
+        used = 0
+        for layer in layers:
+            cost = self.cost(layer)
+            if not found or used + cost > self.memory:
+                found.append([])
+                used = 0
+            found[-1].append(layer)
+            used += cost
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One layer to solve: its float weight, canonical, and the error of its output."""
+
+    layer: Layer
+    weight: NDArray[np.float32]
+    objective: Objective
+
+    @property
+    def matrix(self) -> NDArray[np.float32]:
+        """The weight as (groups, outputs, columns)."""
+        return self.layer.patches.matrix(self.weight)
+
+    def min_max(self) -> Encoding:
+        """The encoding that calibration would choose."""
+        placement = self.layer.placement
+        return encode_weight(
+            self.weight, placement.spec, channel_axis=placement.channel_axis, block_axis=placement.block_axis
+        )
+
+    def grid(self, encoding: Encoding) -> Grid:
+        """The grid of an encoding of this weight."""
+        return Grid.of(encoding, self.layer.patches)
+
+
+#: Integers (groups, outputs, columns) and the encoding that they are of.
+Solution = tuple[NDArray[np.float64], Encoding]
+Solve = Callable[[Problem], Solution]
+
+
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    layer: Layer
+    encoding: Encoding
+    weight: NDArray[np.float32]
+    biases: dict[str, NDArray[np.float32]]
+    note: str
+    before: float
+    after: float
+
+
+@dataclass(eq=False)
+class _Run:
+    """One application of a technique."""
+
+    name: str
+    model: BackendModel
+    data: Dataset
+    plan: Plan
+    procedure: Procedure
+    solve: Solve
+    calibrator: Calibrator
+    statistics: Statistics = field(default_factory=Statistics)
+    reference: dict[str, Rows] = field(default_factory=dict)
+    solved: dict[str, _Solved] = field(default_factory=dict)
+
+    def fast(self, groups: list[list[Layer]]) -> None:
+        self._float_pass([])
+        for _ in range(self.procedure.sweeps):
+            simulator = self._simulator()
+            found: list[_Solved] = []
+            for group in groups:
+                rows = self._rows(group)
+                simulator.observe(self.data, _requests(rows, "after"))
+                found += [self._solve(layer, rows) for layer in group]
+            self.solved = {solved.layer.weight: solved for solved in found}
+
+    def sequential(self, groups: list[list[Layer]]) -> None:
+        for group in groups:
+            self._float_pass(group)
+            for layer in group:
+                rows = self._rows([layer])
+                self._simulator().observe(self.data, _requests(rows, "after"))
+                self.solved[layer.weight] = self._solve(layer, rows)
+
+    def _rows(self, layers: Iterable[Layer]) -> dict[str, Rows]:
+        limit = self.procedure.limit
+        return {name: Rows(patches, limit(layer)) for layer in layers for name, patches in layer.readers.items()}
+
+    def _float_pass(self, group: list[Layer]) -> None:
+        """The float model's rows of a group; the first pass also sees the activations' ranges."""
+        self.reference = self._rows(group)
+        histograms = {site: Histogram() for site in observed_sites(self.plan) if not self.statistics}
+        ranges = [Request(site, histogram) for site, histogram in histograms.items()]
+        if ranges or self.reference:
+            self.model.observe(self.data, [*ranges, *_requests(self.reference, "before")])
+        if histograms:
+            self.statistics = Statistics(dict(histograms))
+
+    def _simulator(self) -> BackendModel:
+        """A copy with every quantizer of the plan, and the weights as far as they are solved."""
+        copy = self.model.copy()
+        edits = self.edits(copy.graph)
+        if edits:
+            copy.edit(edits)
+        resolved = resolve(
+            copy.graph, self.plan, self.statistics, self.calibrator, copy.weight, frozen=self.encodings()
+        )
+        copy.set_quantizers({s: e for s, e in resolved.encodings.items() if self.plan.placements[s].simulated})
+        return copy
+
+    def _solve(self, layer: Layer, rows: dict[str, Rows]) -> _Solved:
+        weight = self.model.weight(layer.weight)
+        grams = {name: self._gram(name, rows[name]) for name in layer.readers}
+        centered = self.procedure.correct_bias and all(_can_absorb(self.model.graph, name) for name in layer.readers)
+        total = Gram.sum([gram.centered() if centered else gram for gram in grams.values()])
+        matrix = layer.patches.matrix(weight)
+        objective = Objective.of(matrix, total, self.procedure.damping)
+        problem = Problem(layer, weight, objective)
+        integers, encoding = self.solve(problem)
+        rounded = np.asarray(encoding.dequantize(integers.reshape(weight.shape)), np.float32)
+        biases = {}
+        for name, gram in grams.items() if centered else ():
+            moved = _mean_output(matrix, gram.reference_mean) - _mean_output(layer.patches.matrix(rounded), gram.mean)
+            bias = self.model.graph.node(name).input(2)
+            old = 0.0 if bias is None else self.model.weight(bias).astype(np.float64)
+            biases[name] = np.asarray(old + moved, np.float32)
+        nearest = problem.min_max().fake_quantize(weight)
+        scale = objective.constant.sum() or 1.0
+        before, after = (float(objective.error(layer.patches.matrix(w)).sum() / scale) for w in (nearest, rounded))
+        note = ""
+        if total.count < layer.patches.columns:
+            note = (
+                f"{layer.name}: {total.count} rows of data for {layer.patches.columns} weights a channel do not "
+                "determine them all; what they leave open is rounded near the float weight (use more samples)"
+            )
+        return _Solved(layer, encoding, rounded, biases, note, before, after)
+
+    def _gram(self, name: str, rows: Rows) -> Gram:
+        try:
+            return Gram.of(rows, self.reference.get(name))
+        except DataError as error:
+            raise DataError(f"input of {name!r}: {error}") from error
+
+    def edits(self, graph: Graph) -> list[Edit]:
+        """What writes the solved weights and biases."""
+        found: list[Edit] = []
+        values = {solved.layer.weight: solved.weight for solved in self.solved.values()}
+        for solved in self.solved.values():
+            for name, bias in solved.biases.items():
+                old = graph.node(name).input(2)
+                if old is None:
+                    found.append(AddBias(name, bias))
+                else:
+                    values[old] = bias
+        return [*([SetWeights(values)] if values else []), *found]
+
+    def encodings(self) -> dict[Site, Encoding]:
+        """The encodings of the solved weights, to be frozen."""
+        return {solved.layer.placement.site: solved.encoding for solved in self.solved.values()}
+
+    def report(self, left: dict[str, str]) -> TechniqueReport:
+        """What was done, layer by layer."""
+        changed = tuple(
+            f"{weight}: error of the output {solved.before:.3g} -> {solved.after:.3g} of its power"
+            for weight, solved in self.solved.items()
+        )
+        notes = tuple(solved.note for solved in self.solved.values() if solved.note)
+        return TechniqueReport(self.name, changed, left, self.encodings(), notes)
+
+
+def round_weights(
+    name: str, model: BackendModel, data: Dataset | None, plan: Plan | None, procedure: Procedure, solve: Solve
+) -> TechniqueReport:
+    """Round every weight of the plan that can be, write the values, and return the encodings that they are of.
+
+    Raises DataError for data that serves fewer passes than are needed, or that holds NaN or infinity.
+    """
+    if plan is None:
+        return TechniqueReport(name, left={"all weights": "there is no plan that says what is quantized"})
+    layers, left = find_layers(model.graph, plan)
+    if data is None:
+        left.update((layer.weight, "it needs data: pass some calibration samples") for layer in layers)
+    if data is None or not layers:
+        return TechniqueReport(name, left=left)
+    data.require_passes(2, name)
+    calibrator = parse_calibrator(procedure.calibration, registry().calibrators())
+    run = _Run(name, model, data, plan, procedure, solve, calibrator)
+    groups = procedure.groups(layers)
+    if procedure.sequential:
+        run.sequential(groups)
+    else:
+        run.fast(groups)
+    model.edit(run.edits(model.graph))
+    return run.report(left)
+
+
+def _requests(rows: dict[str, Rows], stage: str) -> list[Request]:
+    return [Request(Input(name, 0), one, stage) for name, one in rows.items()]  # type: ignore[arg-type]
+
+
+def _can_absorb(graph: Graph, name: str) -> bool:
+    """Whether a node has a bias of its own, or can have one."""
+    node = graph.node(name)
+    bias = node.input(2)
+    if bias is None:
+        return node.op != "MatMul"
+    known = bias in graph.weights and graph.weights[bias].dtype == "float32"
+    return known and len(graph.uses(bias)) == 1 and len(graph.source_readers(bias)) == 1
+
+
+def _mean_output(matrix: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.einsum("goc,gc->go", matrix.astype(np.float64), mean).reshape(-1))

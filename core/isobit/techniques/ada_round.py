@@ -1,0 +1,73 @@
+"""AdaRound: each weight up or down so that its layer's output changes least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from isobit.backend import BackendModel
+from isobit.calibration.scheme import Calibrator
+from isobit.data import Dataset
+from isobit.plan import Plan
+from isobit.rounding.coordinate_descent import coordinate_descent
+from isobit.rounding.gptq import gptq
+from isobit.rounding.procedure import Problem, Procedure, Solution, round_weights
+from isobit.rounding.scale_search import fitted_scale, search_scale
+from isobit.rows import ROW_LIMIT
+from isobit.techniques.technique import TechniqueReport
+
+#: Rounds of integers and scales in turn; the gain of each is a fraction of that of the one before.
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class AdaRound:
+    """Round weights by the error of their layer's output.
+
+    The quadratic integer problem is solved from second moments: from the better of nearest and GPTQ, by coordinate
+    descent over single weights and pairs; it never ends worse. `scales="searched"` chooses the scale of each channel
+    by the same error, and refits it to the integers found; `"minmax"` keeps the grid of calibration.
+    The other settings are those of `isobit.rounding.procedure.Procedure`.
+
+    Source of the problem: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
+    """
+
+    scales: Literal["searched", "minmax"] = "searched"
+    sweeps: int = 1
+    sequential: bool = False
+    correct_bias: bool = True
+    damping: float = 0.01
+    rows: int = ROW_LIMIT
+    memory: int = 1 << 30
+    calibration: str | Calibrator = "minmax"
+
+    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
+        """Write rounded weights; needs a plan and data that serves two passes."""
+        procedure = Procedure(
+            self.sweeps,
+            self.sequential,
+            self.correct_bias,
+            self.damping,
+            self.rows,
+            self.memory,
+            self.calibration,
+        )
+        return round_weights("AdaRound", model, data, plan, procedure, self._solve)
+
+    def _solve(self, problem: Problem) -> Solution:
+        layer, objective = problem.layer, problem.objective
+        searched = self.scales == "searched"
+        if searched:
+            encoding = search_scale(problem.weight, layer.placement, layer.patches, objective)
+        else:
+            encoding = problem.min_max()
+        grid = problem.grid(encoding)
+        nearest, fed_back = grid.nearest(problem.matrix), gptq(objective, grid)
+        worse = objective.error(grid.values(fed_back)) > objective.error(grid.values(nearest))
+        integers = coordinate_descent(objective, grid, np.where(worse[..., None], nearest, fed_back))
+        for _ in range(_ROUNDS if searched else 0):
+            encoding = fitted_scale(encoding, integers, layer.placement, layer.patches, objective)
+            integers = coordinate_descent(objective, problem.grid(encoding), integers)
+        return integers, encoding

@@ -1,0 +1,59 @@
+"""GPTQ as a technique: rounding with error feedback."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from isobit.backend import BackendModel
+from isobit.calibration.scheme import Calibrator
+from isobit.data import Dataset
+from isobit.plan import Plan
+from isobit.rounding.gptq import gptq
+from isobit.rounding.procedure import Problem, Procedure, Solution, round_weights
+from isobit.rounding.scale_search import search_scale
+from isobit.rows import ROW_LIMIT
+from isobit.techniques.technique import TechniqueReport
+
+
+@dataclass(frozen=True)
+class GPTQ:
+    """Round a weight's columns one after the other, each error made good by those that follow.
+
+    `activation_order` takes the columns with the largest inputs first. `scales="searched"` chooses the scale of each
+    channel by the error of the layer's output with nearest rounding; `"minmax"` keeps the grid of calibration.
+    The other settings are those of `isobit.rounding.procedure.Procedure`.
+
+    Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers".
+    """
+
+    scales: Literal["searched", "minmax"] = "searched"
+    activation_order: bool = True
+    sweeps: int = 1
+    sequential: bool = False
+    correct_bias: bool = True
+    damping: float = 0.01
+    rows: int = ROW_LIMIT
+    memory: int = 1 << 30
+    calibration: str | Calibrator = "minmax"
+
+    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
+        """Write rounded weights; needs a plan and data that serves two passes."""
+        procedure = Procedure(
+            self.sweeps,
+            self.sequential,
+            self.correct_bias,
+            self.damping,
+            self.rows,
+            self.memory,
+            self.calibration,
+        )
+        return round_weights("GPTQ", model, data, plan, procedure, self._solve)
+
+    def _solve(self, problem: Problem) -> Solution:
+        layer, objective = problem.layer, problem.objective
+        if self.scales == "searched":
+            encoding = search_scale(problem.weight, layer.placement, layer.patches, objective)
+        else:
+            encoding = problem.min_max()
+        return gptq(objective, problem.grid(encoding), activation_order=self.activation_order), encoding

@@ -1,0 +1,49 @@
+"""Sequential MSE: weight scales chosen by the error of the layer's output, nearest rounding kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isobit.backend import BackendModel
+from isobit.calibration.scheme import Calibrator
+from isobit.data import Dataset
+from isobit.plan import Plan
+from isobit.rounding.procedure import Problem, Procedure, Solution, round_weights
+from isobit.rounding.scale_search import search_scale
+from isobit.rows import ROW_LIMIT
+from isobit.techniques.technique import TechniqueReport
+
+
+@dataclass(frozen=True)
+class SequentialMse:
+    """Choose the scale of each channel or block among `candidates` shrunk ranges by the error of the layer's output.
+
+    For every width. The other settings are those of `isobit.rounding.procedure.Procedure`.
+    """
+
+    candidates: int = 20
+    sweeps: int = 1
+    sequential: bool = False
+    correct_bias: bool = True
+    damping: float = 0.01
+    rows: int = ROW_LIMIT
+    memory: int = 1 << 30
+    calibration: str | Calibrator = "minmax"
+
+    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
+        """Write weights rounded to the chosen scales; needs a plan and data that serves two passes."""
+        procedure = Procedure(
+            self.sweeps,
+            self.sequential,
+            self.correct_bias,
+            self.damping,
+            self.rows,
+            self.memory,
+            self.calibration,
+        )
+        return round_weights("SequentialMse", model, data, plan, procedure, self._solve)
+
+    def _solve(self, problem: Problem) -> Solution:
+        layer = problem.layer
+        encoding = search_scale(problem.weight, layer.placement, layer.patches, problem.objective, self.candidates)
+        return problem.grid(encoding).nearest(problem.matrix), encoding

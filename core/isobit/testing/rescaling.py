@@ -1,0 +1,42 @@
+"""Networks that compute the same with channels of very different sizes: what breaks a quantizer, and a cure mends."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from isobit.backend import BackendModel
+from isobit.edits import NewNode, Replace
+from isobit.techniques import FoldBatchNorms
+from isobit.techniques.layer_pairs import find_pairs
+from isobit.testing.networks import Network
+
+
+def network_of(model: BackendModel, name: str) -> Network:
+    """An opened model as a description that every backend can build."""
+    return Network(name, model.graph, {weight: np.array(model.weight(weight)) for weight in model.graph.weights})
+
+
+def folded_with_relu(model: BackendModel, name: str) -> Network:
+    """A copy of a model with its batch norms folded and every Clip a Relu, which lets factors through."""
+    twin = model.copy()
+    FoldBatchNorms().apply(twin)
+    twin.edit([Replace(node.name, (NewNode("Relu"),)) for node in twin.graph.nodes if node.op == "Clip"])
+    return network_of(twin, name)
+
+
+def rescaled(network: Network, decades: float = 1.5, seed: int = 0) -> Network:
+    """The same function with every channel between two layers multiplied by up to ``10**decades`` or divided by it."""
+    rng = np.random.default_rng(seed)
+    weights = {name: np.array(value, np.float64) for name, value in network.weights.items()}
+    for pair in find_pairs(network.graph)[0]:
+        first, second = (weights[layer.inputs[1] or ""] for layer in (pair.first, pair.second))
+        factors = 10 ** rng.uniform(-decades, decades, first.shape[0])
+        first *= factors.reshape(-1, *(1,) * (first.ndim - 1))
+        if pair.first.input(2) is not None:
+            weights[pair.first.inputs[2] or ""] *= factors
+        group = int(pair.second.attributes.get("group", 1))
+        per_out, per_in = second.shape[0] // group, second.shape[1]
+        for index in range(group):
+            part = factors[index * per_in : (index + 1) * per_in].reshape(1, -1, *(1,) * (second.ndim - 2))
+            second[index * per_out : (index + 1) * per_out] /= part
+    return Network(f"{network.name}_rescaled", network.graph, {n: v.astype(np.float32) for n, v in weights.items()})

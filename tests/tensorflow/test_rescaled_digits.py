@@ -1,0 +1,65 @@
+"""The digits network with rescaled channels in Keras: cured, with the weights that the ONNX backend gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isobit.plugins import registry
+from isobit.quantsim import QuantSim
+from isobit.techniques import CorrectBias, EqualizeCrossLayers
+from isobit.testing.networks import Network
+from isobit.testing.rescaling import folded_with_relu, rescaled
+from isobit.wishes import Wishes
+from isobit_tensorflow.backend import TensorFlowBackend
+from isobit_tensorflow.building import build_keras
+
+FOLDER = Path(__file__).parents[2] / "examples" / "digits"
+DATA = {"image": np.load(FOLDER / "calibration.npz")["image"][:48]}
+TEST = {name: values[:200] for name, values in np.load(FOLDER / "test.npz").items()}
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    pytest.importorskip("onnxruntime")
+    return rescaled(folded_with_relu(registry().backend("onnx").open(FOLDER / "model.onnx"), "digits"))
+
+
+def simulator(model, weights: str) -> QuantSim:
+    return QuantSim.of_backend_model(model, registry().target("default"), Wishes(weights))
+
+
+def accuracy(run) -> float:
+    return float(np.mean(run({"image": TEST["image"]})["logits"].argmax(1) == TEST["label"]))
+
+
+def test_equalization_cures_rescaled_channels(network: Network) -> None:
+    sim = simulator(TensorFlowBackend().open(build_keras(network)), "int8 per-tensor")
+    plain = accuracy(sim.backend_model.run)
+    sim.calibrate(DATA)
+    assert accuracy(sim.run) < plain - 0.5
+    sim.apply(EqualizeCrossLayers(), data=DATA)
+    for one in (sim, simulator(sim.backend_model.copy(), "int8")):  # per channel too: activations were rescaled as well
+        one.calibrate(DATA)
+        assert accuracy(one.run) >= plain - 0.005
+
+
+def test_weights_are_those_of_the_onnx_backend(network: Network) -> None:
+    from isobit_onnx.building import build_onnx
+
+    ours = simulator(TensorFlowBackend().open(build_keras(network)), "int8 per-tensor")
+    theirs = simulator(registry().backend("onnx").open(build_onnx(network)), "int8 per-tensor")
+    for sim in (ours, theirs):
+        sim.apply(EqualizeCrossLayers(), CorrectBias(), data=DATA)
+    compared = 0
+    for mine, other in zip(ours.graph.nodes, theirs.graph.nodes, strict=True):
+        assert mine.op == other.op
+        for here, there in zip(mine.inputs, other.inputs, strict=True):
+            if here in ours.graph.weights:
+                value = theirs.backend_model.weight(there)
+                limit = 1e-6 * max(1.0, float(np.abs(value).max()))
+                np.testing.assert_allclose(ours.backend_model.weight(here), value, rtol=0, atol=limit, err_msg=here)
+                compared += 1
+    assert compared == 54
