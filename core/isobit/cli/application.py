@@ -10,6 +10,7 @@ from isobit.cli.backends import backends
 from isobit.cli.doctor import doctor
 from isobit.cli.guard import Debug, GuardedGroup
 from isobit.cli.inspect import inspect
+from isobit.cli.new_plugin import new_plugin
 from isobit.cli.quantize import quantize
 from isobit.cli.targets import targets
 
@@ -49,6 +50,7 @@ def isobit(
 
 
 app.command(rich_help_panel="Work")(quantize)
+app.command("new-plugin", rich_help_panel="Work")(new_plugin)
 app.command(rich_help_panel="Look")(inspect)
 app.command(rich_help_panel="Look")(backends)
 app.command(rich_help_panel="Look")(targets)
