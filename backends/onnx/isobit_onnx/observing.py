@@ -41,8 +41,10 @@ class _Outputs:
 class ObservingSession:
     """A model with reductions as extra outputs, for inputs of one per-sample shape."""
 
-    def __init__(self, model: ir.Model, watched: Sequence[Watched], batch: Batch) -> None:
-        self.watched = watched
+    def __init__(
+        self, model: ir.Model, watched: Sequence[Watched], batch: Batch, providers: Sequence[str] = ()
+    ) -> None:
+        self.watched, self._providers = watched, providers
         self._base = model
         working = model.clone()
         self._model_outputs = [value.name or "" for value in working.graph.outputs]
@@ -52,7 +54,7 @@ class ObservingSession:
         # onnxruntime visits the last leaves of a graph first: the reductions of the earliest tensors are added last, so
         # that each runs as soon as its tensor is there, and the tensor is freed.
         self._outputs = [builder.add(item) for item in reversed(watched)][::-1]
-        self._session = Session(working, plan_memory=False)
+        self._session = Session(working, providers, plan_memory=False)
         self._whole: Session | None = None
 
     def observe(self, batch: Batch) -> None:
@@ -80,7 +82,7 @@ class ObservingSession:
             values = ir.convenience.create_value_mapping(working.graph)
             for item in self.watched:
                 _expose(working, values[item.value])
-            self._whole = Session(working)
+            self._whole = Session(working, self._providers)
         found = self._whole.run(batch)
         for item in self.watched:
             item.request.observer.update(_as_float32(found[item.value]), item.channel_axis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from isobit.errors import ModelError
+from isobit.errors import ModelError, PluginError, did_you_mean
 from isobit_onnx.reading import LARGE
 
 EXTERNAL = "weights.bin"
@@ -27,21 +27,24 @@ def weight_bytes(model: ir.Model) -> int:
 class Session:
     """Runs a model in float: QDQ pairs are computed as they are written, never fused into integer kernels."""
 
-    def __init__(self, model: ir.Model, *, plan_memory: bool = True) -> None:
-        """`plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave."""
+    def __init__(self, model: ir.Model, providers: Sequence[str] = (), *, plan_memory: bool = True) -> None:
+        """`providers` are onnxruntime's, in order of preference; without any, CUDA where it is there, then the CPU.
+
+        `plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave.
+        """
+        chosen = chosen_providers(providers)
         options = onnxruntime.SessionOptions()
         options.enable_mem_pattern = plan_memory
         options.log_severity_level = 3
         # Fused integer kernels round elsewhere; a simulator rounds at its quantizers and nowhere else.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
-            self._session = self._open(model, options)
+            self._session = self._open(model, options, chosen)
         except Exception as error:  # onnxruntime raises its own kinds
             raise ModelError(f"onnxruntime cannot run the model: {_short(error)}") from error
         self.output_names = [output.name for output in self._session.get_outputs()]
 
-    def _open(self, model: ir.Model, options: Any) -> Any:
-        providers = _providers()
+    def _open(self, model: ir.Model, options: Any, providers: list[str]) -> Any:
         if weight_bytes(model) < LARGE:
             return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=providers)
         # The session maps or copies the weights while it is made, so the folder can go afterwards.
@@ -59,9 +62,14 @@ class Session:
         return {name: np.asarray(value) for name, value in zip(self.output_names, values, strict=True)}
 
 
-def _providers() -> list[str]:
+def chosen_providers(wanted: Sequence[str] = ()) -> list[str]:
+    """The providers to run on. Raises PluginError for one that the installed onnxruntime does not have."""
     available = onnxruntime.get_available_providers()
-    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    for name in wanted:
+        if name not in available:
+            hint = did_you_mean(name, available) or '; for CUDA: pip install "isobit[onnx-cuda]"'
+            raise PluginError(f"onnxruntime has no provider {name!r}{hint}; it has {', '.join(available)}")
+    return list(wanted) or [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
 
 
 def _short(error: Exception) -> str:
