@@ -62,8 +62,8 @@ class Hooks:
         """Encodings formats: objects that read and write a kind of file (`isobit.formats.format.EncodingsFormat`)."""
 
 
-#: The version of the contract between isobit and its plug-ins: the hooks above and the objects that they return. A plug-in
-#: says which one it was written for with ``ISOBIT_CONTRACT = 1`` in its module; unsaid it is 1.
+#: The version of the contract between isobit and its plug-ins: the hooks above and the objects that they return.
+#: A plug-in says which one it was written for with ``ISOBIT_CONTRACT = 1`` in its module; unsaid it is 1.
 CONTRACT = 1
 
 _HOOKS = tuple(name for name in vars(Hooks) if name.startswith("isobit_"))
@@ -179,8 +179,8 @@ class Registry:
             if name in owners:
                 named.pop(name, None)
                 named.conflicts[name] = (
-                    f"two plug-ins register a {what} named {name!r}: {owners[name]} and {record}; uninstall one, or leave "
-                    "it out with ISOBIT_DISABLE_PLUGINS"
+                    f"two plug-ins register a {what} named {name!r}: {owners[name]} and {record}; uninstall one, or "
+                    "leave it out with ISOBIT_DISABLE_PLUGINS"
                 )
                 continue
             owners[name] = record
@@ -331,7 +331,8 @@ def _refusal(module: Any, distribution: str) -> str | None:
     if contract != CONTRACT:
         older = isinstance(contract, int) and contract < CONTRACT
         mend = f"a newer version of {distribution.rpartition(' ')[0]}" if older else "a newer version of isobit"
-        return f"it was written for contract {contract!r} of isobit, and this isobit has contract {CONTRACT}: install {mend}"
+        here = f"this isobit has contract {CONTRACT}"
+        return f"it was written for contract {contract!r} of isobit, and {here}: install {mend}"
     for name in dir(module):
         options = pluggy.PluginManager(GROUP).parse_hookimpl_opts(module, name)
         hook = (options.get("specname") or name) if options else name

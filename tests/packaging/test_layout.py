@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from importlib.metadata import distribution, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-
-import pytest
 
 import isobit
 
@@ -21,11 +18,6 @@ FRAMEWORKS = ("torch", "tensorflow", "keras", "onnx", "onnxruntime", "onnx_ir", 
 def folder_of(package):
     """Where a package is installed, without importing it."""
     return Path(find_spec(package).origin).parent
-
-
-@pytest.mark.skipif(os.environ.get("TOX_ENV_NAME") != "core", reason="only the env `core` is without frameworks")
-def test_no_framework_is_installed_here():
-    assert [name for name in FRAMEWORKS if find_spec(name) is not None] == []
 
 
 def test_import_loads_no_framework_and_no_numba():

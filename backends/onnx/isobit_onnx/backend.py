@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,12 +20,19 @@ if TYPE_CHECKING:
 
 
 class OnnxBackend:
-    """Opens ONNX files, ``onnx.ModelProto`` and ``onnx_ir.Model``."""
+    """Opens ONNX files, ``onnx.ModelProto`` and ``onnx_ir.Model``.
+
+    `providers` are onnxruntime's, in order of preference: ``QuantSim(model, backend=OnnxBackend(["CPUExecutionProvider"]))``.
+    Without any, models run on CUDA where onnxruntime-gpu finds it, else on the CPU.
+    """
 
     name = "onnx"
     framework = "onnx"
     install = 'pip install "isobit[onnx-cpu]"'
     suffixes = (".onnx",)
+
+    def __init__(self, providers: Sequence[str] = ()) -> None:
+        self.providers = tuple(providers)
 
     def accepts(self, model: object) -> int:
         """2 for a path that ends in .onnx and for the model classes of onnx and onnx-ir."""
@@ -38,15 +46,17 @@ class OnnxBackend:
         self._require()
         from isobit_onnx.model import OnnxModel
         from isobit_onnx.reading import read_model
+        from isobit_onnx.session import chosen_providers
 
-        return OnnxModel(read_model(model))
+        chosen_providers(self.providers)  # before the work
+        return OnnxModel(read_model(model), self.providers)
 
     def restore(self, state: bytes) -> OnnxModel:
         """The model that `OnnxModel.state` wrote."""
         self._require()
         from isobit_onnx.state import restore
 
-        return restore(state)
+        return restore(state, self.providers)
 
     def write_qdq(self, model: BackendModel, encodings: Encodings, path: Path) -> list[str]:
         """Write the float model of any backend with `encodings` as a QDQ model; returns notes."""

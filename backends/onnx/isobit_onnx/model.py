@@ -35,10 +35,10 @@ _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
 class OnnxModel:
-    """An opened ONNX model. `float_model` is prepared by `isobit_onnx.reading`."""
+    """An opened ONNX model, prepared by `isobit_onnx.reading`, that runs on onnxruntime's `providers`."""
 
-    def __init__(self, float_model: ir.Model) -> None:
-        self.float_model = float_model
+    def __init__(self, float_model: ir.Model, providers: Sequence[str] = ()) -> None:
+        self.float_model, self.providers = float_model, tuple(providers)
         self.translation = translate(float_model)
         self._encodings: dict[Site, Encoding] = {}
         self._off: set[Site] = set()
@@ -129,7 +129,7 @@ class OnnxModel:
         if off not in self._sessions:
             while len(self._sessions) >= _KEPT_SESSIONS:
                 del self._sessions[next(iter(self._sessions))]
-            self._sessions[off] = Session(self.simulator())
+            self._sessions[off] = Session(self.simulator(), self.providers)
         return self._sessions[off].run(batch)
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
@@ -141,7 +141,7 @@ class OnnxModel:
         for batch in data:
             key = tuple(sorted((name, array.shape[1:]) for name, array in batch.items()))
             if key not in sessions:
-                sessions[key] = ObservingSession(simulator, watched, batch)
+                sessions[key] = ObservingSession(simulator, watched, batch, self.providers)
             sessions[key].observe(batch)
 
     def _watch(self, simulator: ir.Model, values: Mapping[str, ir.Value], request: Request) -> Watched:
@@ -187,7 +187,7 @@ class OnnxModel:
 
     def copy(self) -> OnnxModel:
         """An independent copy."""
-        other = OnnxModel(self.float_model.clone())
+        other = OnnxModel(self.float_model.clone(), self.providers)
         other.set_state(self._encodings, self._off)
         return other
 

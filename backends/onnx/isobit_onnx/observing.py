@@ -41,8 +41,10 @@ class _Outputs:
 class ObservingSession:
     """A model with reductions as extra outputs, for inputs of one per-sample shape."""
 
-    def __init__(self, model: ir.Model, watched: Sequence[Watched], batch: Batch) -> None:
-        self.watched = watched
+    def __init__(
+        self, model: ir.Model, watched: Sequence[Watched], batch: Batch, providers: Sequence[str] = ()
+    ) -> None:
+        self.watched, self._providers = watched, providers
         self._base = model
         working = model.clone()
         self._model_outputs = [value.name or "" for value in working.graph.outputs]
@@ -54,7 +56,7 @@ class ObservingSession:
         # that each runs as soon as its tensor is there, and the tensor is freed.
         self._outputs = [builder.add(item) for item in reversed(watched)][::-1]
         samples = {names.sample for names in self._outputs if names.sample}
-        self._session = Session(working, plan_memory=False, any_order=samples, blocked_after=0)
+        self._session = Session(working, providers, plan_memory=False, any_order=samples, blocked_after=0)
         self._whole: Session | None = None
 
     def observe(self, batch: Batch) -> None:
@@ -82,7 +84,7 @@ class ObservingSession:
             values = ir.convenience.create_value_mapping(working.graph)
             for item in self.watched:
                 _expose(working, values[item.value])
-            self._whole = Session(working)
+            self._whole = Session(working, self._providers)
         found = self._whole.run(batch)
         for item in self.watched:
             item.request.observer.update(_as_float32(found[item.value]), item.channel_axis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from isobit.errors import ModelError
+from isobit.errors import ModelError, PluginError, did_you_mean
 from isobit_onnx.blocked import block_size, keep_blocked, optimise
 from isobit_onnx.reading import LARGE
 
@@ -33,16 +33,25 @@ class Session:
     """
 
     def __init__(
-        self, model: ir.Model, *, plan_memory: bool = True, any_order: Collection[str] = (), blocked_after: int = 4
+        self,
+        model: ir.Model,
+        providers: Sequence[str] = (),
+        *,
+        plan_memory: bool = True,
+        any_order: Collection[str] = (),
+        blocked_after: int = 4,
     ) -> None:
-        """`plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave.
+        """`providers` are onnxruntime's, in order of preference; without any, CUDA where it is there, then the CPU.
 
+        `plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave.
         After `blocked_after` runs the session is made anew in blocked layout. `any_order` are outputs whose elements
         may come in another order within each sample.
         """
         self._plan_memory, self._any_order = plan_memory, any_order
+        self._providers = chosen_providers(providers)
         self._runs_left = blocked_after
-        self._model: ir.Model | None = model if _gains_from_blocks(model, any_order) else None
+        on_cpu = self._providers == ["CPUExecutionProvider"]
+        self._model: ir.Model | None = model if on_cpu and _gains_from_blocks(model, any_order) else None
         self.is_blocked = False
         try:
             self._session = (self._open_blocked() if not blocked_after else None) or self._open(model)
@@ -61,7 +70,7 @@ class Session:
     def _open(self, model: ir.Model) -> Any:
         # A session maps or copies the weights while it is made, so the folder can go afterwards.
         with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
-            return onnxruntime.InferenceSession(_source(model, Path(folder)), self._options(), providers=_providers())
+            return onnxruntime.InferenceSession(_source(model, Path(folder)), self._options(), providers=self._providers)
 
     def _open_blocked(self) -> Any:
         """The session in blocked layout, or None where nothing is gained by it."""
@@ -71,9 +80,7 @@ class Session:
         with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
             try:
                 path = optimise(_source(model, Path(folder)), self._options(), Path(folder))
-            except (
-                Exception
-            ):  # not every model that runs can be written: the plain session runs it, or says what is wrong
+            except Exception:  # not every model that runs can be written: the plain session runs it, or says why not
                 return None
             proto = onnx.load(path, load_external_data=False)
             if not keep_blocked(proto, self._any_order):
@@ -81,7 +88,7 @@ class Session:
             path.write_bytes(proto.SerializeToString())
             options = self._options()
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
-            session = onnxruntime.InferenceSession(str(path), options, providers=_providers())
+            session = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
         self.is_blocked = True
         return session
 
@@ -107,14 +114,19 @@ def _source(model: ir.Model, folder: Path) -> str | bytes:
 
 
 def _gains_from_blocks(model: ir.Model, any_order: Collection[str]) -> bool:
-    """Whether the model has convolutions, and quantizers or reductions, and runs where there is a blocked layout."""
+    """Whether the model has convolutions, and quantizers or reductions, and there is a blocked layout."""
     ops = {node.op_type for node in model.graph}
-    return "Conv" in ops and bool(any_order or "QuantizeLinear" in ops) and len(_providers()) == 1 and block_size() > 0
+    return "Conv" in ops and bool(any_order or "QuantizeLinear" in ops) and block_size() > 0
 
 
-def _providers() -> list[str]:
+def chosen_providers(wanted: Sequence[str] = ()) -> list[str]:
+    """The providers to run on. Raises PluginError for one that the installed onnxruntime does not have."""
     available = onnxruntime.get_available_providers()
-    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    for name in wanted:
+        if name not in available:
+            hint = did_you_mean(name, available) or '; for CUDA: pip install "isobit[onnx-cuda]"'
+            raise PluginError(f"onnxruntime has no provider {name!r}{hint}; it has {', '.join(available)}")
+    return list(wanted) or [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
 
 
 def _short(error: Exception) -> str:

@@ -6,7 +6,7 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ def dump(model: ir.Model, encodings: Mapping[Site, Encoding], off: Iterable[Site
     return buffer.getvalue()
 
 
-def restore(state: bytes) -> OnnxModel:
+def restore(state: bytes, providers: Sequence[str] = ()) -> OnnxModel:
     """The model that `dump` wrote. Raises ModelError for other bytes."""
     from isobit_onnx.model import OnnxModel
 
@@ -52,6 +52,6 @@ def restore(state: bytes) -> OnnxModel:
             off = [site_of(*key) for key in json.loads(archive.read(_OFF))]
     except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
         raise ModelError(f"these bytes are no state of an ONNX model: {error}") from error
-    restored = OnnxModel(model)
+    restored = OnnxModel(model, providers)
     restored.set_state(encodings, off)
     return restored

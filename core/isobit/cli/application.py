@@ -13,6 +13,7 @@ from isobit.cli.calibrate import calibrate
 from isobit.cli.doctor import doctor
 from isobit.cli.guard import Debug, GuardedGroup
 from isobit.cli.inspect import inspect
+from isobit.cli.new_plugin import new_plugin
 from isobit.cli.quantize import quantize
 from isobit.cli.targets import targets
 from isobit.cli.transfer import transfer
@@ -56,6 +57,7 @@ app.command(rich_help_panel="Work")(quantize)
 app.command(rich_help_panel="Work")(transfer)
 app.command(rich_help_panel="Work")(convert)
 app.command(rich_help_panel="Work")(calibrate)
+app.command("new-plugin", rich_help_panel="Work")(new_plugin)
 app.command(rich_help_panel="Look")(inspect)
 app.command(rich_help_panel="Look")(diff)
 app.command(rich_help_panel="Look")(backends)

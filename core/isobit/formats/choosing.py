@@ -28,12 +28,19 @@ def format_of(path: str | PathLike[str]) -> EncodingsFormat:
     if not content.path.is_file():
         raise EncodingError(f"cannot read encodings file {fspath(path)}: no such file")
     formats = registry().formats()
-    found = [name for name, candidate in formats.items() if candidate.recognises(content)]
+    found = [name for name, candidate in formats.items() if _recognises(candidate, content)]
     if len(found) > 1:
         raise EncodingError(f"{fspath(path)}: formats {' and '.join(found)} both claim it: say which with format=")
     if not found:
         _explain(content, sorted(formats))
     return format_named(found[0])
+
+
+def _recognises(candidate: EncodingsFormat, content: FileContent) -> bool:
+    try:
+        return candidate.recognises(content)
+    except Exception:  # a stranger's format that fails on a file it does not know stops no other one
+        return False
 
 
 def _explain(content: FileContent, known: list[str]) -> None:

@@ -1,12 +1,12 @@
-"""OpenedModel: the contract of `isobit.backend`. The canonical neutral graph is the program, run by JAX's kernels, so an
-edit that the core has checked is nothing but its new graph and constants.
+"""OpenedModel: the contract of `isobit.backend`. The canonical neutral graph is the program, run by JAX's kernels.
+
+So an edit that the core has checked is nothing but its new graph and constants.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +41,15 @@ class OpenedModel:
         self.graph, self._weights = graph, dict(weights)
         self._encodings: dict[Site, Encoding] = {}
         self._off: set[Site] = set()
-        self._changed()
+        self._compiled: dict[Any, Callable[..., Any]] = {}
 
     @property
     def native(self) -> JaxModel:
         """The simulator as a function of its parameters: ``weights`` by name, and ``quantizers``."""
-        run = partial(run_graph, self.graph, dict(self._encodings))
-        return JaxModel(lambda params, **inputs: run(params["weights"], params["quantizers"], inputs), self._parameters())
+        run = partial(run_graph, self.graph, self._forms())
+        return JaxModel(
+            lambda params, **inputs: run(params["weights"], params["quantizers"], inputs), self._parameters()
+        )
 
     def weight(self, name: str) -> Array:
         """A constant in canonical layout. Raises ModelError for an unknown name."""
@@ -62,11 +64,13 @@ class OpenedModel:
         plan = plan_edits(self.graph, edits, self.weight)
         odd = next((node for node in plan.graph.nodes if node.op not in KERNELS), None)
         if odd is not None:
-            raise EditError(f"the JAX backend cannot make a {odd.op} node ({odd.name!r}); it makes {', '.join(KERNELS)}")
+            raise EditError(
+                f"the JAX backend cannot make a {odd.op} node ({odd.name!r}); it makes {', '.join(KERNELS)}"
+            )
         values = {**self._weights, **plan.weights}
         self.graph, self._weights = plan.graph, {name: values[name] for name in plan.graph.weights}
         self._encodings = {site: e for site, e in self._encodings.items() if self.graph.has_site(site)}
-        self._changed()
+        self._compiled = {}
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers; checked against the graph before anything changes."""
@@ -79,7 +83,6 @@ class OpenedModel:
                 self._encodings.pop(site, None)
             else:
                 self._encodings[site] = encoding
-        self._changed()
 
     def enable(self, sites: Iterable[Site], on: bool) -> None:
         """Switch quantizers on or off; nothing is compiled again."""
@@ -103,8 +106,8 @@ class OpenedModel:
             except EncodingError as error:
                 raise EncodingError(f"{str(site)!r}: {error}") from error
 
-    def _changed(self) -> None:
-        self._compiled: dict[tuple[Tap, ...], Callable[..., Any]] = {}
+    def _forms(self) -> Forms:
+        return tuple((site, quantizers.Form.of(encoding)) for site, encoding in self._encodings.items())
 
     # --- running ---------------------------------------------------------------------------------------------------
 
@@ -134,7 +137,7 @@ class OpenedModel:
 
         def loss(given: dict[str, Any]) -> Any:
             weights = {**held["weights"], **given}
-            value = function(run_graph(self.graph, self._encodings, weights, held["quantizers"], self._feeds(batch)))
+            value = function(run_graph(self.graph, self._forms(), weights, held["quantizers"], self._feeds(batch)))
             if not isinstance(value, jax.Array) or value.shape != ():
                 raise ModelError(f"the function must return one number of JAX, not {value!r}")
             return value
@@ -146,10 +149,11 @@ class OpenedModel:
 
     def _run(self, batch: Batch, taps: tuple[Tap, ...] = ()) -> Any:
         feeds, parameters = self._feeds(batch), self._parameters()
-        if taps not in self._compiled:
-            self._compiled[taps] = jax.jit(partial(_tapped, self.graph, dict(self._encodings), taps))
+        key = (self._forms(), taps)
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(partial(_tapped, self.graph, *key))
         try:
-            outputs, found = self._compiled[taps](parameters["weights"], parameters["quantizers"], feeds)
+            outputs, found = self._compiled[key](parameters["weights"], parameters["quantizers"], feeds)
         except (TypeError, ValueError) as error:
             shapes = {name: value.shape for name, value in feeds.items()}
             raise ModelError(f"the model failed on a batch of shapes {shapes}: {error}") from error
@@ -186,7 +190,7 @@ class OpenedModel:
     def copy(self) -> OpenedModel:
         """An independent copy."""
         twin = OpenedModel(self.graph, self._weights)
-        twin._encodings, twin._off = dict(self._encodings), set(self._off)
+        twin._encodings, twin._off, twin._compiled = dict(self._encodings), set(self._off), dict(self._compiled)
         return twin
 
     def state(self) -> bytes:
@@ -208,21 +212,24 @@ class OpenedModel:
         return model
 
 
+#: The quantizers of a compiled function.
+Forms = tuple[tuple[Site, quantizers.Form], ...]
+
 #: A tensor, or what one reader sees of it, before or after its quantizer.
 Tap = tuple[Tensor | Input, str]
 
 
 def run_graph(
-    graph: Graph, encodings: Mapping[Site, Encoding], weights: Mapping[str, Any], numbers: Sequence[Any],
+    graph: Graph, forms: Forms, weights: Mapping[str, Any], numbers: Sequence[Any],
     inputs: Mapping[str, Any], tap: Callable[[Tap, Any], None] = lambda tap, value: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Outputs by name; `numbers` are the quantizers' parameters in the order of `encodings`."""
-    held = dict(zip(encodings, numbers, strict=True))
+    """Outputs by name; `numbers` are the quantizers' parameters in the order of `forms`."""
+    held = {site: (form, given) for (site, form), given in zip(forms, numbers, strict=True)}
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
 
     def rounded(site: Site, value: Any) -> Any:
-        return quantizers.apply(encodings[site], held[site], value) if site in held else value
+        return quantizers.apply(*held[site], value) if site in held else value
 
     def produce(name: str, value: Any) -> None:
         before[name], after[name] = value, rounded(Tensor(name), value)
@@ -249,7 +256,7 @@ def run_graph(
 
 
 def _tapped(
-    graph: Graph, encodings: Mapping[Site, Encoding], taps: Sequence[Tap], weights: Any, numbers: Any, inputs: Any
+    graph: Graph, forms: Forms, taps: Sequence[Tap], weights: Any, numbers: Any, inputs: Any
 ) -> tuple[dict[str, Any], list[Any]]:
     found: dict[Tap, Any] = {}
 
@@ -257,5 +264,5 @@ def _tapped(
         if key in taps:
             found[key] = value
 
-    outputs = run_graph(graph, encodings, weights, numbers, inputs, tap)
+    outputs = run_graph(graph, forms, weights, numbers, inputs, tap)
     return outputs, [found[key] for key in taps]

@@ -47,7 +47,9 @@ def find(step: Step) -> Match | None:
     """The node that ends at a step, if a pattern does."""
     if step.primitive == "div" and (found := _mean(step)) is not None:
         return found
-    traced = map(_traced, _recurrent(step)) if step.primitive == "scan" else _known(step.primitive, step.outputs[0].shape)
+    traced = (
+        map(_traced, _recurrent(step)) if step.primitive == "scan" else _known(step.primitive, step.outputs[0].shape)
+    )
     for pattern, flat in traced:
         bound = _unify(flat.outputs[0], step.outputs[-1], {}, frozenset(map(id, flat.inputs)))
         found = [bound.get(id(value)) for value in flat.inputs] if bound is not None else [None]

@@ -5,8 +5,9 @@ Scale and zero point are arguments of the compiled function: XLA could rewrite a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,50 +23,80 @@ _FLOATS = {
 }  # fmt: skip
 
 
-def parameters(encoding: Encoding, on: bool) -> tuple[Any, Any, Any]:
-    """What changes without compiling again: scale, zero point and switch."""
-    return jnp.asarray(encoding.scale), jnp.asarray(encoding.zero_point, jnp.float32), jnp.asarray(on)
+class Form(NamedTuple):
+    """What is compiled in: ``int``, ``wide`` or a float type; the axis of channels or blocks; whether it has blocks."""
+
+    kind: str
+    axis: int | None
+    blocks: bool
+
+    @classmethod
+    def of(cls, encoding: Encoding) -> Form:
+        """The form of an encoding."""
+        spec = encoding.spec
+        kind = spec.dtype if not spec.is_integer else "int" if spec.q_max - spec.q_min <= 0xFFFF else "wide"
+        per_tensor = isinstance(spec.granularity, PerTensor)
+        return cls(
+            kind, None if per_tensor else encoding.axis, not isinstance(spec.granularity, PerTensor | PerChannel)
+        )
 
 
-def apply(encoding: Encoding, numbers: tuple[Any, Any, Any], x: Any) -> Any:
-    """`x` on the grid of `encoding`, whose numbers are those of `parameters`."""
-    scale, zero_point, on = numbers
-    scale, zero_point = _broadcast(encoding, scale, x), _broadcast(encoding, zero_point, x)
-    if encoding.spec.is_integer:
-        rounded = _fake_quantize(x, scale, zero_point, encoding.spec.q_min, encoding.spec.q_max)
+def parameters(encoding: Encoding, on: bool) -> tuple[Any, ...]:
+    """What changes without compiling again: scale, zero point, lowest and highest level, and the switch."""
+    spec = encoding.spec
+    numbers = (encoding.zero_point, spec.q_min, spec.q_max) if spec.is_integer else (encoding.zero_point, 0, 0)
+    return jnp.asarray(encoding.scale), *(jnp.asarray(n, jnp.float32) for n in numbers), jnp.asarray(on)
+
+
+def apply(form: Form, numbers: Sequence[Any], x: Any) -> Any:
+    """`x` on the grid of the encoding whose form and numbers these are."""
+    scale, zero_point, low, high, on = numbers
+    scale, zero_point = _broadcast(form, scale, x), _broadcast(form, zero_point, x)
+    if form.kind == "int":
+        rounded = _fake_quantize(x, scale, zero_point, low, high)
+    elif form.kind == "wide":
+        rounded = _fake_quantize_wide(x, scale, zero_point, low, high)
     else:
-        rounded = _cast(x, scale, encoding.spec.dtype)
+        rounded = _cast(x, scale, form.kind)
     return jnp.where(on, rounded, x)
 
 
-def _broadcast(encoding: Encoding, numbers: Any, x: Any) -> Any:
-    granularity, axis = encoding.spec.granularity, encoding.axis
-    if isinstance(granularity, PerTensor) or axis is None:
+def _broadcast(form: Form, numbers: Any, x: Any) -> Any:
+    if form.axis is None:
         return numbers
-    if isinstance(granularity, PerChannel):
-        return numbers.reshape([-1 if place == axis else 1 for place in range(x.ndim)])
-    return jnp.repeat(numbers, x.shape[axis] // numbers.shape[axis], axis)
+    if form.blocks:
+        return jnp.repeat(numbers, x.shape[form.axis] // numbers.shape[form.axis], form.axis)
+    return numbers.reshape([-1 if place == form.axis else 1 for place in range(x.ndim)])
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
-def _fake_quantize(x: Any, scale: Any, zero_point: Any, low: int, high: int) -> Any:
-    if high - low > 0xFFFF:  # float32 does not hold such grids, and float64 is an option of the whole process: NumPy
-        return jax.pure_callback(partial(_wide, low=low, high=high), x, x, scale, zero_point)
-    return (jnp.clip(lax.round(x / scale, _EVEN) + zero_point, low, high) - zero_point) * scale
+def _level(x: Any, scale: Any, zero_point: Any) -> Any:
+    return lax.round(x / scale, lax.RoundingMethod.TO_NEAREST_EVEN) + zero_point
 
 
-@_fake_quantize.defjvp
-def _straight_through(low: int, high: int, primals: Any, tangents: Any) -> tuple[Any, Any]:
-    x, scale, zero_point = primals
-    level = lax.round(x / scale, _EVEN) + zero_point
-    return _fake_quantize(x, scale, zero_point, low, high), tangents[0] * ((level >= low) & (level <= high))
+@jax.custom_jvp
+def _fake_quantize(x: Any, scale: Any, zero_point: Any, low: Any, high: Any) -> Any:
+    return (jnp.clip(_level(x, scale, zero_point), low, high) - zero_point) * scale
 
 
-_EVEN = lax.RoundingMethod.TO_NEAREST_EVEN
+@jax.custom_jvp
+def _fake_quantize_wide(x: Any, scale: Any, zero_point: Any, low: Any, high: Any) -> Any:
+    """NumPy's: float32 does not hold such grids, and float64 is an option of the whole process in JAX."""
+    return jax.pure_callback(_in_numpy, x, x, scale, zero_point, low, high)
 
 
-def _wide(x: Any, scale: Any, zero_point: Any, *, low: int, high: int) -> Any:
-    return arithmetic.fake_quantize(x, np.asarray(scale), np.asarray(zero_point, np.int32), low, high)
+def _in_numpy(x: Any, scale: Any, zero_point: Any, low: Any, high: Any) -> Any:
+    zero = np.asarray(zero_point, np.int32)
+    low, high = max(int(low), -(2**31)), min(int(high), 2**31 - 1)  # float32 has neither end exactly
+    return arithmetic.fake_quantize(np.asarray(x), np.asarray(scale), zero, low, high)
+
+
+def _straight_through(primals: Any, tangents: Any, function: Any) -> tuple[Any, Any]:
+    level = _level(*primals[:3])
+    return function(*primals), tangents[0] * ((level >= primals[3]) & (level <= primals[4]))
+
+
+_fake_quantize.defjvp(partial(_straight_through, function=_fake_quantize))
+_fake_quantize_wide.defjvp(partial(_straight_through, function=_fake_quantize_wide))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -48,9 +48,13 @@ def read(model: JaxModel, example: Mapping[str, Any]) -> tuple[Graph, dict[str, 
         flat = trace(flat_function, params, inputs)
     except Exception as error:  # JAX raises its own kinds, the user's function anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise ModelError(f"the function cannot be traced for any batch size: {type(error).__name__}: {reason}") from error
+        raise ModelError(
+            f"the function cannot be traced for any batch size: {type(error).__name__}: {reason}"
+        ) from error
     keys = sorted(inputs)  # the order in which JAX flattens a dict
-    reader = Reader(dict(zip(map(id, flat.inputs), [*names, *keys], strict=False)), dict(zip(names, params, strict=True)))
+    reader = Reader(
+        dict(zip(map(id, flat.inputs), [*names, *keys], strict=False)), dict(zip(names, params, strict=True))
+    )
     graph = reader.graph(flat, [name for name in example], sorted(outputs))
     graph = replace(graph, outputs={name: graph.outputs[name] for name in outputs})
     graph = canonicalize(graph)
@@ -61,7 +65,9 @@ def read(model: JaxModel, example: Mapping[str, Any]) -> tuple[Graph, dict[str, 
 def _abstract(name: str, array: NDArray[Any]) -> jax.ShapeDtypeStruct:
     kind = {"float64": "float32", "int64": "int32"}.get(str(array.dtype), str(array.dtype))
     if kind not in _TYPES or array.ndim == 0:
-        raise ModelError(f"input {name!r} is {array.dtype} of shape {array.shape}: inputs are {', '.join(_TYPES)} batches")
+        raise ModelError(
+            f"input {name!r} is {array.dtype} of shape {array.shape}: inputs are {', '.join(_TYPES)} batches"
+        )
     return jax.ShapeDtypeStruct((BATCH, *array.shape[1:]), np.dtype(kind))
 
 
@@ -100,7 +106,9 @@ class Reader:
                 RULES[step.primitive](self, step)
             else:
                 place = f" (in {step.scope})" if step.scope else ""
-                raise ModelError(f"the JAX backend does not read {step.primitive!r}{place}; it reads {', '.join(RULES)}")
+                raise ModelError(
+                    f"the JAX backend does not read {step.primitive!r}{place}; it reads {', '.join(RULES)}"
+                )
         infos = {name: WeightInfo.of(array, name) for name, array in self.constants.items()}
         bad = next((n for n, i in infos.items() if i.is_float and i.dtype != "float32"), None)
         if bad is not None:

@@ -26,9 +26,9 @@ def _add(reader: Reader, step: Step) -> None:
     for total, bias in (step.inputs, step.inputs[::-1]):
         vector, channels = without_ones(bias), step.outputs[0].shape[1:2]
         of_channels = vector.shape == channels and bias.padded == (*channels, *(1,) * (len(step.outputs[0].shape) - 2))
-        if total.step is not None and total.step.primitive == "conv_general_dilated" and of_channels:
-            if reader.give_bias(total, vector, step.outputs[0]):
-                return None
+        convolved = total.step is not None and total.step.primitive == "conv_general_dilated"
+        if convolved and of_channels and reader.give_bias(total, vector, step.outputs[0]):
+            return None
     return _plain("Add")(reader, step)
 
 
@@ -62,10 +62,16 @@ def _reduce(op: str) -> Rule:
 def _reshape(reader: Reader, step: Step) -> None:
     """Axes of size 1 in front change nothing for a reader that broadcasts, which every reader of a vector does."""
     source, result = step.inputs[0], step.outputs[0]
-    if source.padded == result.padded and reader.name(source) in reader.constants and len(source.shape) < len(result.shape):
+    if (
+        source.padded == result.padded
+        and reader.name(source) in reader.constants
+        and len(source.shape) < len(result.shape)
+    ):
         return reader.alias(result, source)
     if source.core != result.core and step.primitive == "broadcast_in_dim":
-        raise ModelError(f"a value of shape {source.shape} is repeated to {result.shape}: let operators broadcast instead")
+        raise ModelError(
+            f"a value of shape {source.shape} is repeated to {result.shape}: let operators broadcast instead"
+        )
     shape = tuple(n if isinstance(n, int) else -1 for n in result.shape)
     return reader.add("Reshape", [reader.name(source)], result, shape=shape)
 
@@ -136,7 +142,9 @@ def _conv(reader: Reader, step: Step) -> None:
         if any(n < 0 for n in high):
             settings["output_padding"] = tuple(max(0, -n) for n in high)
         high = tuple(max(0, n) for n in high)
-        weight = _onnx_transposed(reader, reader.moved(reader.moved(reader.name(source), order), tuple(rhs)), settings["group"])
+        weight = _onnx_transposed(
+            reader, reader.moved(reader.moved(reader.name(source), order), tuple(rhs)), settings["group"]
+        )
     settings |= {"strides": strides, "pads": (*low, *high)}
     operands = [data, weight or reader.moved(reader.name(kernel), tuple(rhs))]
     if tuple(out) == tuple(range(len(out))):
@@ -162,7 +170,9 @@ def _onnx_transposed(reader: Reader, kernel: str, group: int) -> str:
     out, inner, *space = reader.shape(kernel)
     if group == 1:
         return reader.moved(kernel, (1, 0, *range(2, 2 + len(space))))
-    parts = reader.between("Reshape", [kernel], (group, out // group, inner, *space), shape=(group, out // group, inner, *space))
+    parts = reader.between(
+        "Reshape", [kernel], (group, out // group, inner, *space), shape=(group, out // group, inner, *space)
+    )
     turned = reader.moved(parts, (0, 2, 1, *range(3, 3 + len(space))))
     whole = (group * inner, out // group, *space)
     return reader.between("Reshape", [turned], whole, shape=whole)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from isobit.graph import Node
-from isobit.ops import OPERANDS
 from isobit.testing.networks import Network
 from isobit_jax import JaxModel
 from isobit_jax.recurrent import gru, lstm

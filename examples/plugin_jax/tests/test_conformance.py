@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from networks import build_jax
 
 from isobit.testing.conformance import BackendConformance
 from isobit_jax.backend import JaxBackend
+from networks import build_jax
 
 
 class TestJax(BackendConformance):

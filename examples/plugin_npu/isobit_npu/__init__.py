@@ -1,0 +1,1 @@
+"""A vendor's plug-in without a backend: a target, a calibration scheme, a technique and a file format."""
