@@ -6,11 +6,10 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from networks import NETWORKS
-
 from isobit.backend import Backend, BackendModel
 from isobit.plugins import registry
 from isobit.testing.networks import Network
+from networks import NETWORKS
 
 Batches = list[dict[str, Any]]
 

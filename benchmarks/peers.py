@@ -26,7 +26,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from networks import NETWORKS
 from opening import open_network, stream_batches
 from run import machine, timed
 
@@ -37,6 +36,7 @@ from isobit.ranges import encode_range
 from isobit.resolve import observed_sites
 from isobit.techniques import FoldBatchNorms
 from isobit.wishes import Wishes
+from networks import NETWORKS
 
 PACKAGES = ("aimet-onnx", "aimet-torch", "nncf", "onnxruntime", "onnx2torch", "torch", "torchvision")
 SCHEMES = ("minmax", "moving-average", "percentile=99.999", "entropy", "mse", "sqnr")

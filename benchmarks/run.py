@@ -31,13 +31,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from memory import extra_peak_memory, print_peak
-from networks import NETWORKS
 from opening import OPENERS, open_network, stream_batches
 
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.techniques import FoldBatchNorms
 from isobit.wishes import Wishes
+from networks import NETWORKS
 
 
 def timed(work: Callable[[], Any]) -> float:

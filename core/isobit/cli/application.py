@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from isobit.cli.backends import backends
+from isobit.cli.calibrate import calibrate
 from isobit.cli.convert import convert
 from isobit.cli.diff import diff
-from isobit.cli.calibrate import calibrate
 from isobit.cli.doctor import doctor
 from isobit.cli.guard import Debug, GuardedGroup
 from isobit.cli.inspect import inspect
