@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import tempfile
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,10 @@ from torch_weights import awaken
 
 import isobit
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "torch"))
-from executed import Comparison, Executed
+from agreement import Comparison, Row, Sums
+from executed import Executed
 
 CALIBRATION, EVALUATION = range(100, 108), range(200, 203)
 Arrays = dict[str, NDArray[Any]]
@@ -63,98 +64,6 @@ def arrays(batch: Batch) -> Arrays:
     return {name: tensor.numpy() for name, tensor in batch.items()}
 
 
-@dataclass
-class Sums:
-    """Signal, and noise of simulator against float and of onnxruntime against the simulator; top-1 agreement."""
-
-    signal: float = 0.0
-    simulated_noise: float = 0.0
-    executed_noise: float = 0.0
-    choices: int = 0
-    agreed: int = 0
-
-    def add(self, plain: Arrays, simulated: Arrays, executed: Arrays, mask: NDArray[Any] | None) -> None:
-        """Count the first output of one batch; what a mask hides is nobody's business."""
-        key = next(iter(plain))
-        x, y, z = (_valid(found[key].astype(np.float64), mask) for found in (plain, simulated, executed))
-        self.signal += float(np.square(x).sum())
-        self.simulated_noise += float(np.square(y - x).sum())
-        self.executed_noise += float(np.square(z - y).sum())
-        if key == "logits":
-            axis = 1 if x.ndim == 4 else -1
-            agreed = y.argmax(axis) == z.argmax(axis)
-            self.choices, self.agreed = self.choices + agreed.size, self.agreed + int(agreed.sum())
-
-    @property
-    def simulator(self) -> float:
-        """SQNR of the simulator against the float model, in dB."""
-        return _decibels(self.signal, self.simulated_noise)
-
-    @property
-    def onnxruntime(self) -> float:
-        """SQNR of onnxruntime against the simulator, in dB."""
-        return _decibels(self.signal, self.executed_noise)
-
-    @property
-    def close(self) -> bool:
-        """Whether onnxruntime gives what the simulator does: a tenth of its error at most, or the same choices."""
-        return self.onnxruntime >= self.simulator + 20 or (self.top_1 is not None and self.top_1 >= 0.995)
-
-    @property
-    def top_1(self) -> float | None:
-        """Share of equal choices, None without logits."""
-        return self.agreed / self.choices if self.choices else None
-
-
-def _valid(output: NDArray[np.float64], mask: NDArray[Any] | None) -> NDArray[np.float64]:
-    return output[mask.astype(bool)] if mask is not None and output.shape[:2] == mask.shape else output
-
-
-def _decibels(signal: float, noise: float) -> float:
-    return float("inf") if noise == 0 else 10 * float(np.log10(signal / noise))
-
-
-@dataclass
-class Row:
-    """What is measured of one architecture."""
-
-    sites: int
-    float_error: float
-    sums: Sums
-    integers: Comparison
-    constants: tuple[int, list[str]]
-    floats: str
-    batch: str
-    sequence: str
-
-    @property
-    def verdict(self) -> str:
-        """Whether the requirement is met, or what is not."""
-        integers, sums = self.integers, self.sums
-        missed = []
-        if integers.share < 0.999 or integers.largest > 1 or self.constants[1]:
-            missed.append("integers")
-        if not sums.close:
-            missed.append("onnxruntime")
-        if not self.float_error < 1e-4:
-            missed.append("float")
-        return "yes" if not missed else f"no: {', '.join(missed)}"
-
-    def cells(self) -> list[str]:
-        """The cells of the table."""
-        sums, integers = self.sums, self.integers
-        top = "" if sums.top_1 is None else f"{100 * sums.top_1:.1f} %"
-        other = "equal" if np.isinf(sums.onnxruntime) else f"{sums.onnxruntime:.0f}"
-        share = f"{100 * integers.share:.3f} %".replace("100.000", "100")
-        count, unequal = self.constants
-        weights = f"{count} equal" if not unequal else f"{len(unequal)} of {count} differ"
-        return [
-            self.verdict, f"{self.sites}", f"{self.float_error:.0e}", f"{sums.simulator:.1f}", other, top,
-            f"{integers.quantizers}", share, f"{integers.largest}", weights,
-            f"{self.batch} / {self.sequence}", self.floats,
-        ]  # fmt: skip
-
-
 def measure(name: str) -> Row:
     """Take one architecture the whole way."""
     torch.manual_seed(0)
@@ -173,12 +82,17 @@ def measure(name: str) -> Row:
         for batch in evaluation:
             feeds = arrays(batch)
             mask = feeds.get("decoder_attention_mask" if "decoder_input_ids" in feeds else "attention_mask")
-            sums.add(sim.run_float(batch), sim.run(batch), executed.run(feeds), mask)
+            sums.add(sim.run_float(batch), sim.run(batch), executed.run(feeds), mask, classes=_has_logits(sim))
             integers += executed.compare(feeds)
         resized = (_resizes(sim, executed, like(example, 300, batch=3)), "–")
         if any(_is_sequence(x) for x in example.values()):
             resized = (resized[0], _resizes(sim, executed, like(example, 301, length=9)))
-    return Row(len(sim.plan.placements), error, sums, integers, constants, floats or "none", *resized)
+    sizes = " / ".join(resized)
+    return Row(len(sim.plan.placements), error, sums, integers, constants, floats or "none", sizes)
+
+
+def _has_logits(sim: isobit.QuantSim) -> bool:
+    return next(iter(sim.graph.outputs)) == "logits"
 
 
 def _float_error(sim: isobit.QuantSim, module: torch.nn.Module, batch: Batch) -> float:
@@ -195,7 +109,7 @@ def _resizes(sim: isobit.QuantSim, executed: Executed, batch: Batch) -> str:
     try:
         simulated, plain = sim.run(batch), sim.run_float(batch)
         sums = Sums()
-        sums.add(plain, simulated, executed.run(arrays(batch)), None)
+        sums.add(plain, simulated, executed.run(arrays(batch)), None, classes=_has_logits(sim))
     except Exception:
         return "fixed"
     return "yes" if sums.close else "differs"
