@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ class Bins(NamedTuple):
         found = cls(low, high, counts.astype(np.float64))
         if parts < 1:
             return found
-        shares = 0.5 ** np.arange(1, parts + 1)
+        shares: NDArray[np.float64] = np.exp2(-np.arange(1.0, parts + 1))
         if histogram.maximum > high[-1]:
             found = _joined(found, cls(*_pairs(np.linspace(high[-1], histogram.maximum, parts + 1)), shares))
         if histogram.minimum < low[0]:
@@ -59,7 +59,7 @@ def _joined(first: Bins, second: Bins) -> Bins:
     return Bins(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
 
 
-def _pairs(edges: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pairs(edges: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return edges[:-1], edges[1:]
 
 
