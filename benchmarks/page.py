@@ -67,7 +67,7 @@ def own_lines(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield from table(["backend", "network", *reports[0]["results"][0]["recalibration_seconds"]], rows)
 
 
-def peer_lines(report: dict[str, Any]) -> Iterator[str]:
+def peer_lines(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
     """isobit beside other tools."""
     yield "## Other tools"
     yield ""
@@ -76,43 +76,49 @@ def peer_lines(report: dict[str, Any]) -> Iterator[str]:
         "pass of onnxruntime in FP32. aimet-onnx's and nncf's times include making their simulator. *SQNR* is that of "
         "uint8 activations under the tool's ranges, over all values of each tensor that every tool has a range for."
     )
+    for report in reports:
+        yield ""
+        yield where(report)
+        for result in report["results"]:
+            yield from network_lines(result)
+
+
+def network_lines(result: dict[str, Any]) -> Iterator[str]:
+    """The two tables of one network: each tool, and isobit's schemes against those of peers."""
     yield ""
-    yield where(report)
-    for result in report["results"]:
+    yield f"### {NETWORKS[result['network']]}, {result['tensors']} tensors"
+    yield ""
+    rows, failed = [], []
+    for tool, entry in result["tools"].items():
+        if entry["error"]:
+            failed.append(f"{tool} did not run: {entry['error'].splitlines()[0]}")
+            continue
+        ratios = ("–" if entry[key] is None else f"{entry[key]:.1f}" for key in ("sqnr_mean", "sqnr_worst"))
+        rows.append([tool, f"{entry['ratio']:.2f}", *ratios])
+    yield from table(["tool", "ratio", "SQNR, mean, dB", "SQNR, worst tensor, dB"], rows)
+    for line in failed:
         yield ""
-        yield f"### {NETWORKS[result['network']]}, {result['tensors']} tensors"
-        yield ""
-        rows = []
-        for tool, entry in result["tools"].items():
-            if entry["error"]:
-                rows.append([tool, "–", "–", "–"])
-                continue
-            ratios = ("–" if entry[key] is None else f"{entry[key]:.1f}" for key in ("sqnr_mean", "sqnr_worst"))
-            rows.append([tool, f"{entry['ratio']:.2f}", *ratios])
-        yield from table(["tool", "ratio", "SQNR, mean, dB", "SQNR, worst tensor, dB"], rows)
-        for tool, entry in result["tools"].items():
-            if entry["error"]:
-                yield ""
-                yield f"{tool} did not run: {entry['error'].splitlines()[0]}"
-        yield ""
-        rows = [
-            [pair["own"], pair["peer"], f"{pair['mean']:+.2f}", f"{pair['lowest']:+.2f}",
-             f"{pair['no_worse']} of {pair['tensors']}"] for pair in result["compared"]
-        ]  # fmt: skip
-        yield from table(["isobit", "peer", "mean gain, dB", "lowest gain, dB", "no worse by 0.05 dB"], rows)
+        yield line
+    yield ""
+    rows = []
+    for pair in result["compared"]:
+        share = f"{pair['no_worse']} of {pair['tensors']}"
+        rows.append([pair["own"], pair["peer"], f"{pair['mean']:+.2f}", f"{pair['lowest']:+.2f}", share])
+    yield from table(["isobit", "peer", "mean gain, dB", "lowest gain, dB", "no worse by 0.05 dB"], rows)
 
 
 def main() -> None:
     """Read, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="+", type=Path, help="JSON of run.py")
-    parser.add_argument("--peers", type=Path, help="JSON of peers.py")
+    parser.add_argument("run", nargs="*", type=Path, help="JSON of run.py")
+    parser.add_argument("--peers", nargs="*", type=Path, default=[], help="JSON of peers.py")
     parser.add_argument("--out", type=Path, default=PAGE)
     arguments = parser.parse_args()
     lines = ["# Benchmarks", "", "<!-- Written by benchmarks/page.py from the JSON of run.py and peers.py. -->", ""]
-    lines += own_lines([json.loads(path.read_text()) for path in arguments.run])
+    if arguments.run:
+        lines += [*own_lines([json.loads(path.read_text()) for path in arguments.run]), ""]
     if arguments.peers:
-        lines += ["", *peer_lines(json.loads(arguments.peers.read_text()))]
+        lines += peer_lines([json.loads(path.read_text()) for path in arguments.peers])
     arguments.out.write_text("\n".join(lines) + "\n")
 
 

@@ -1,6 +1,6 @@
 """What `peers.py` runs in the peers' environment: time and ranges of each tool on one ONNX model; JSON out.
 
-    python peer_tools.py model.onnx data.npz threads result.json
+    python peer_tools.py model.onnx data.npz threads result.json [TOOL...]
 
 Sources: the tools' public interfaces in their documentation.
 """
@@ -20,12 +20,15 @@ import numpy as np
 
 
 def main() -> None:
-    model, data, threads, out = sys.argv[1:]
+    model, data, threads, out, *chosen = sys.argv[1:]
     os.environ["OMP_NUM_THREADS"] = threads
     with np.load(data) as archive:
         batches = [{"image": batch} for batch in archive["image"]]
     found: dict[str, Any] = {"fp32_seconds": fp32(model, batches, int(threads)), "tools": {}}
     for name, work in tools(model, batches).items():
+        if chosen and not any(name.startswith(tool) for tool in chosen):
+            continue
+        print(f"{name} ...", file=sys.stderr, flush=True)
         start = time.perf_counter()
         try:
             ranges = work()

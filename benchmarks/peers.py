@@ -114,7 +114,7 @@ def measure(arguments: argparse.Namespace, name: str, python: str) -> dict[str, 
         Path(paths[0]).write_bytes(model.SerializeToString())
         np.savez(paths[1], image=np.stack([batch["image"] for batch in batches]))
         script = str(Path(__file__).parent / "peer_tools.py")
-        command = [python, script, paths[0], paths[1], str(arguments.threads), paths[2]]
+        command = [python, script, paths[0], paths[1], str(arguments.threads), paths[2], *arguments.tools]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": ""}, stdout=subprocess.DEVNULL)
         peers = json.loads(Path(paths[2]).read_text())
     found |= peers["tools"]
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--venv", type=Path, default=Path.home() / ".cache" / "isobit" / "peers")
     parser.add_argument("--python", type=Path, help="the interpreter of an environment that holds the peers")
+    parser.add_argument("--tools", nargs="*", default=[], help="beginnings of tools' names; all unless said")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     os.environ.setdefault("BENCHMARK_THREADS", str(arguments.threads))

@@ -76,7 +76,7 @@ def divergence(counts: dict[int, float], low: float, high: float, spec: QuantSpe
 @pytest.mark.parametrize("name", SHAPES)
 def test_divergences_are_those_of_the_definition(name: str, text: str) -> None:
     spec, histogram = QuantSpec.parse(text), histogram_of(SHAPES[name][SHAPES[name] != 0])
-    bins = Bins(*histogram.bins())
+    bins = Bins.of(histogram)
     largest = float(np.abs(SHAPES[name]).max())
     width = 2.0 ** (math.floor(math.log2(largest)) - 8)
     ends = thresholds(largest, 4, largest / 6)
@@ -92,7 +92,7 @@ def test_divergences_are_those_of_the_definition(name: str, text: str) -> None:
 def test_the_range_has_the_smallest_divergence(name: str, text: str) -> None:
     spec, histogram = QuantSpec.parse(text), histogram_of(SHAPES[name])
     low, high = Entropy().range(histogram, spec)
-    counts = linear_counts(Bins(*histogram_of(SHAPES[name][SHAPES[name] != 0]).bins()), largest_width(histogram))
+    counts = linear_counts(Bins.of(histogram_of(SHAPES[name][SHAPES[name] != 0])), largest_width(histogram))
     found = divergence(counts, low, high, spec, largest_width(histogram))
     largest = max(-histogram.minimum, histogram.maximum)
     for end in np.linspace(largest / 4, largest, 12).tolist():

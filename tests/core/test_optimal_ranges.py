@@ -70,7 +70,7 @@ def test_errors_are_those_of_many_points_in_each_bin(
     spec = QuantSpec.parse(text)
     zero_point = 0 if spec.symmetric else 3
     grid = Encoding.of(f"{text} per-channel", [scale], [zero_point], axis=0)
-    bins = Bins(*histogram_of(np.float32(values)).bins())
+    bins = Bins.of(histogram_of(np.float32(values)))
     total = 0.0
     s = float(np.float32(scale))
     for low, high, count in zip(*bins, strict=True):
@@ -85,7 +85,7 @@ def test_errors_are_those_of_many_points_in_each_bin(
 @pytest.mark.parametrize("text", ["uint8", "int4"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_thinned_bins_tell_grids_apart_as_all_do(name: str, text: str) -> None:
-    bins = Bins(*histogram_of(SHAPES[name]).bins())
+    bins = Bins.of(histogram_of(SHAPES[name]))
     few = bins.thinned()
     assert few.counts.sum() == bins.counts.sum()
     assert few.counts.size < 0.7 * bins.counts.size
@@ -153,6 +153,35 @@ def test_float8_loses_no_less_than_by_brute_force() -> None:
     errors = {t: float(np.mean(np.square(encode_range(0, t, spec).fake_quantize(np.float32(x)) - x))) for t in
               [high, *np.geomspace(1, 4000, 60)]}  # fmt: skip
     assert errors[high] <= min(errors.values()) * 1.02
+
+
+@pytest.mark.parametrize("scheme", [MeanSquareError(), SignalToNoise()])
+@pytest.mark.parametrize("name", ["normal", "laplace", "relu"])
+def test_tails_that_the_counted_elements_missed_count(name: str, scheme: MeanSquareError | SignalToNoise) -> None:
+    """One element of 97 is counted: the range must serve all of them nearly as well as one from all of them."""
+    spec = QuantSpec.parse("uint8")
+    rng = np.random.default_rng(5)
+    x = {"normal": rng.standard_normal, "laplace": lambda n: rng.laplace(size=n), "relu": rng.standard_normal}[name](
+        200_000
+    )
+    x = np.float32(np.maximum(x, 0) if name == "relu" else x)
+    few = Histogram(None)
+    few.absorb(float(x.min()), float(x.max()), x[::97], x.size)
+    found, best, full = (
+        true_cost(x.astype(np.float64), *bounds, spec)
+        for bounds in (scheme.range(few, spec), scheme.range(histogram_of(x), spec), (float(x.min()), float(x.max())))
+    )
+    assert found <= best * 1.1
+    assert found <= full * 1.02
+
+
+def test_the_tails_are_those_of_an_exponential() -> None:
+    histogram = Histogram(None)
+    histogram.absorb(-8.0, 5.0, np.float32([0.5, 1.0]), 16)
+    bins = Bins.of(histogram)
+    assert bins.counts.tolist() == [0.125, 0.25, 0.5, 1, 1, 0.5, 0.25, 0.125]
+    assert (bins.low[0], bins.high[-1]) == (-8.0, 5.0)
+    assert np.all(bins.high[:-1] <= bins.low[1:])
 
 
 def test_the_widest_of_the_good_ones_is_taken() -> None:

@@ -49,13 +49,6 @@ def killing(executors: list[ProcessPoolExecutor]) -> Iterator[np.ndarray]:
         yield batch
 
 
-def test_processes_give_the_same_bits(expected: QuantSim) -> None:
-    sim = QuantSim(DIGITS / "model.onnx")
-    with pool() as executor:
-        sim.calibrate(BATCHES, "moving-average", executor=executor)
-    assert_same(sim, expected)
-
-
 def test_a_pool_whose_worker_is_killed_is_replaced(expected: QuantSim) -> None:
     made: list[ProcessPoolExecutor] = []
 

@@ -41,7 +41,7 @@ class Entropy:
         if self.note(spec):
             return smallest_error(histogram, spec, clip_weight=1.0)
         minimum, maximum = histogram.minimum, histogram.maximum
-        bins = _without_zeros(Bins(*histogram.bins()))
+        bins = _without_zeros(Bins.of(histogram))
         if not bins.counts.size:
             return minimum, maximum
         largest = max(-minimum, maximum)
@@ -102,7 +102,7 @@ def _linear(bins: Bins, width: float) -> tuple[int, Floats, Floats]:
     low = np.where(single & (bins.high > 0), np.nextafter(bins.low, -np.inf), bins.low)
     high = np.where(single & (bins.high <= 0), np.nextafter(bins.high, np.inf), bins.high)
     first, last = int(np.floor(low[0] / width)), int(np.ceil(high[-1] / width))
-    upper = np.cumsum(bins.counts).astype(np.float64)
+    upper = np.cumsum(bins.counts)
     known = np.stack([low, high], axis=1).reshape(-1)
     below = np.interp(
         np.arange(first, last + 1) * width, known, np.stack([upper - bins.counts, upper], axis=1).reshape(-1)

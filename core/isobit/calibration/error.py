@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit import arithmetic
 from isobit.encoding import Encoding
+from isobit.statistics import Histogram
 
 
 class Bins(NamedTuple):
-    """What `Histogram.bins` returns: edges and counts of the non-empty bins by rising value."""
+    """Edges and counts of the non-empty bins by rising value, in counted elements, tails in parts of them."""
 
     low: NDArray[np.float64]
     high: NDArray[np.float64]
-    counts: NDArray[np.int64]
+    counts: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, histogram: Histogram) -> Bins:
+        """The bins of a histogram, and what lies between its last counted value and its exact bound on each side.
+
+        Where one element of n was counted, about n lie beyond the largest counted one, and the largest of all is known:
+        they are spread exponentially over that gap, half of them over each next part of equal width. Without them a
+        range would be judged by tails that the choice of elements happens to have missed.
+        """
+        low, high, counts = histogram.bins()
+        parts = int(np.log2(histogram.elements / histogram.counted)) if histogram.counted else 0
+        found = cls(low, high, counts.astype(np.float64))
+        if parts < 1:
+            return found
+        shares: NDArray[np.float64] = np.exp2(-np.arange(1.0, parts + 1))
+        if histogram.maximum > high[-1]:
+            found = _joined(found, cls(*_pairs(np.linspace(high[-1], histogram.maximum, parts + 1)), shares))
+        if histogram.minimum < low[0]:
+            found = _joined(cls(*_pairs(np.linspace(histogram.minimum, low[0], parts + 1)), shares[::-1]), found)
+        return found
 
     def thinned(self) -> Bins:
         """The same values in fewer bins: where they are small for the tensor, so many bins tell no grids apart.
@@ -34,6 +55,14 @@ class Bins(NamedTuple):
         return Bins(self.low[starts], self.high[ends], np.add.reduceat(self.counts, starts))
 
 
+def _joined(first: Bins, second: Bins) -> Bins:
+    return Bins(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
+
+
+def _pairs(edges: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return edges[:-1], edges[1:]
+
+
 def mean_square_errors(bins: Bins, grids: Encoding, clip_weight: float = 1.0) -> NDArray[np.float64]:
     """Mean square error of each grid of `grids` (a per-channel encoding), outside the grid times `clip_weight`.
 
@@ -41,7 +70,7 @@ def mean_square_errors(bins: Bins, grids: Encoding, clip_weight: float = 1.0) ->
     """
     error = _integer_errors if grids.spec.is_integer else _float_errors
     total = float(bins.counts.sum())
-    return np.asarray(error(bins, grids, clip_weight) @ bins.counts.astype(np.float64) / total, np.float64)
+    return np.asarray(error(bins, grids, clip_weight) @ bins.counts / total, np.float64)
 
 
 def _integer_errors(bins: Bins, grids: Encoding, clip_weight: float) -> NDArray[np.float64]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from isobit.calibration.error import Bins
 from isobit.errors import FormatError
 from isobit.quant_spec import QuantSpec
 from isobit.statistics import Histogram
@@ -30,7 +32,7 @@ class Percentile:
         """The two quantiles."""
         if self.percentile == 100:
             return histogram.minimum, histogram.maximum
-        low, high, counts = histogram.bins()
+        low, high, counts = Bins.of(histogram)
         tail = (100 - self.percentile) / 100 * float(counts.sum())
         return quantile(low, high, counts, tail), -quantile(-high[::-1], -low[::-1], counts[::-1], tail)
 
@@ -41,9 +43,9 @@ class Percentile:
 
 
 def quantile(
-    low: np.ndarray[tuple[int], np.dtype[np.float64]],
-    high: np.ndarray[tuple[int], np.dtype[np.float64]],
-    counts: np.ndarray[tuple[int], np.dtype[np.int64]],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    counts: NDArray[np.float64],
     rank: float,
 ) -> float:
     """The value that `rank` elements lie below, for sorted bins [low, high] holding `counts` elements."""

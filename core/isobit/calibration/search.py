@@ -50,7 +50,7 @@ def smallest_error(histogram: Histogram, spec: QuantSpec, clip_weight: float) ->
     largest = max(-minimum, maximum)
     if not histogram.counted or largest == 0 or spec.bits > 16 or spec.type_name in ("float16", "bfloat16"):
         return minimum, maximum
-    bins, spec = Bins(*histogram.bins()).thinned(), spec.with_granularity(PerChannel())
+    bins, spec = Bins.of(histogram).thinned(), spec.with_granularity(PerChannel())
 
     def cost(low: Floats, high: Floats) -> Floats:
         return mean_square_errors(bins, encode_range(low, high, spec, axis=0), clip_weight)
