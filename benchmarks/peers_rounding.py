@@ -2,7 +2,7 @@
 
     python benchmarks/peers_rounding.py --peers-python /path/to/python --seeds 0 --iterations 1000 10000
 
-Every method gets the same network, calibration images and held-out images (`digits_mobilenet`). The peers get it with its
+Every method gets the same network, calibration and held-out images (`digits_mobilenet`). The peers get it with its
 batch norms folded (aimet's folding fails on the file), and run in an environment of their own, one process each; their
 seconds are those of their own calls, without start and import.
 """
