@@ -27,10 +27,10 @@ from isobit.plan import Placement
 from isobit.quant_spec import QuantSpec
 from isobit.rounding import Objective
 from isobit.rounding.layers import Layer
-from isobit.rounding.procedure import Problem, Procedure
 from isobit.rows import Rows
 from isobit.sites import Weight
 from isobit.techniques import GPTQ, AdaRound, SequentialMse
+from isobit.techniques.rounding_procedure import Problem, Procedure
 
 Array = NDArray[np.float32]
 Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -11,9 +11,9 @@ from isobit.errors import DataError
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.rounding.layers import find_layers
-from isobit.rounding.procedure import Procedure
 from isobit.sites import Weight
 from isobit.techniques import GPTQ, AdaRound, FoldBatchNorms, SequentialMse
+from isobit.techniques.rounding_procedure import Procedure
 from isobit.testing.networks import NETWORKS, NetworkBuilder
 from isobit.wishes import Wishes
 
