@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +30,13 @@ def coordinate_descent(
     groups, outputs, _ = found.shape
     residual = grid.values(found) @ objective.hessian - objective.linear
 
-    def one(g: int, start: int) -> None:
-        for o in range(start, min(start + _OUTPUTS, outputs)):
+    def some(start: int) -> None:
+        for place in range(start, min(start + _OUTPUTS, groups * outputs)):
+            g, o = divmod(place, outputs)
             _one_output(found[g, o], residual[g, o], objective.hessian[g], grid, (g, o), sweeps)
 
     with ThreadPoolExecutor(get_num_threads()) as threads:  # the kernels let go of the interpreter
-        list(threads.map(one, *zip(*product(range(groups), range(0, outputs, _OUTPUTS)), strict=True)))
+        list(threads.map(some, range(0, groups * outputs, _OUTPUTS)))
     return found
 
 

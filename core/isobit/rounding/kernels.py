@@ -12,11 +12,12 @@ Matrix = NDArray[np.float64]
 #: Smallest gain that counts, of what the move costs by itself: below it, float noise could go round in circles.
 _GAIN = 1e-9
 
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy"}
-
 
 @numba.njit(
-    "float64[:,::1](float64[:,::1], float64[:,::1], float64[:,::1], float64, float64, float64[:,::1])", **_OPTIONS
+    "float64[:,::1](float64[:,::1], float64[:,::1], float64[:,::1], float64, float64, float64[:,::1])",
+    cache=True,
+    nogil=True,
+    error_model="numpy",
 )
 def feed_back(
     target: Matrix, scale: Matrix, zero_point: Matrix, q_min: float, q_max: float, upper: Matrix
@@ -39,13 +40,19 @@ def feed_back(
     return errors
 
 
-@numba.njit("void(float64[::1], float64, float64[::1])", **_OPTIONS)
+@numba.njit("void(float64[::1], float64, float64[::1])", cache=True, nogil=True, error_model="numpy")
 def _add(residual: Vector, step: float, row: Vector) -> None:  # pragma: no cover (compiled)
     for k in range(residual.size):
         residual[k] += step * row[k]
 
 
-@numba.njit("float64(float64[::1], float64[::1], float64[::1], float64[::1], float64)", fastmath=True, **_OPTIONS)
+@numba.njit(
+    "float64(float64[::1], float64[::1], float64[::1], float64[::1], float64)",
+    fastmath=True,
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
 def _best_partner(
     own: Vector, scale: Vector, residual: Vector, row: Vector, step: float
 ) -> float:  # pragma: no cover (compiled)
@@ -57,7 +64,10 @@ def _best_partner(
 
 
 @numba.njit(
-    "int64(float64[::1], float64[::1], float64[:,::1], float64[::1], float64[::1], float64, float64)", **_OPTIONS
+    "int64(float64[::1], float64[::1], float64[:,::1], float64[::1], float64[::1], float64, float64)",
+    cache=True,
+    nogil=True,
+    error_model="numpy",
 )
 def move_singles(
     q: Vector, residual: Vector, hessian: Matrix, scale: Vector, zero_point: Vector, q_min: float, q_max: float
@@ -84,7 +94,10 @@ def move_singles(
 
 
 @numba.njit(
-    "int64(float64[::1], float64[::1], float64[:,::1], float64[::1], float64, float64, float64[::1])", **_OPTIONS
+    "int64(float64[::1], float64[::1], float64[:,::1], float64[::1], float64, float64, float64[::1])",
+    cache=True,
+    nogil=True,
+    error_model="numpy",
 )
 def move_pairs(
     q: Vector, residual: Vector, hessian: Matrix, scale: Vector, q_min: float, q_max: float, own: Vector

@@ -11,7 +11,7 @@ from isobit.encoding import Encoding
 from isobit.patches import Patches
 from isobit.plan import Placement
 from isobit.quant_spec import Lpbq, PerBlock, PerTensor
-from isobit.ranges import encode_weight, smallest_scale
+from isobit.ranges import encode_weight, smallest_scale, snap_up
 from isobit.rounding.grid import Grid
 from isobit.rounding.objective import Objective
 
@@ -48,9 +48,11 @@ def search_scale(
 def fitted_scale(
     encoding: Encoding, integers: Matrix, placement: Placement, patches: Patches, objective: Objective
 ) -> Encoding:
-    """The encoding with the scales of least error for these integers, where they differ usefully; zero points stay.
+    """The encoding with the scales of least error for these integers; zero points stay.
 
-    Least squares in one variable for each scale, for blocks in as many as a channel has blocks. LPBQ stays as it is.
+    Least squares in one variable for each scale, for blocks in as many as a channel has blocks. The scales are snapped
+    to 12 significant bits, so that the last-bit noise between frameworks stays out of them; one that comes out too
+    small or negative stays, and so does all of LPBQ.
     """
     granularity = encoding.spec.granularity
     if isinstance(granularity, Lpbq):
@@ -67,7 +69,8 @@ def fitted_scale(
         with np.errstate(divide="ignore", invalid="ignore"):
             scale = upper / lower
     useful = np.isfinite(scale) & (scale > smallest_scale(encoding.spec))
-    return replace(encoding, scale=np.where(useful, scale, encoding.scale).astype(np.float32))
+    scale = np.where(useful, scale, 1.0)
+    return replace(encoding, scale=np.where(useful, snap_up(scale), encoding.scale).astype(np.float32))
 
 
 def _nearest(weight: NDArray[np.float32], encoding: Encoding, patches: Patches) -> Matrix:

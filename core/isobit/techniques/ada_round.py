@@ -13,9 +13,9 @@ from isobit.data import Dataset
 from isobit.plan import Plan
 from isobit.rounding.coordinate_descent import coordinate_descent
 from isobit.rounding.gptq import gptq
-from isobit.rounding.procedure import Problem, Procedure, Solution, round_weights
 from isobit.rounding.scale_search import fitted_scale, search_scale
 from isobit.rows import ROW_LIMIT
+from isobit.techniques.rounding_procedure import Problem, Procedure, Solution, round_weights
 from isobit.techniques.technique import TechniqueReport
 
 #: Rounds of integers and scales in turn; the gain of each is a fraction of that of the one before.
@@ -29,7 +29,7 @@ class AdaRound:
     The quadratic integer problem is solved from second moments: from the better of nearest and GPTQ, by coordinate
     descent over single weights and pairs; it never ends worse. `scales="searched"` chooses the scale of each channel
     by the same error, and refits it to the integers found; `"minmax"` keeps the grid of calibration.
-    The other settings are those of `isobit.rounding.procedure.Procedure`.
+    The other settings are those of `isobit.techniques.rounding_procedure.Procedure`.
 
     Source of the problem: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
     """

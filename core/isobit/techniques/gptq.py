@@ -10,9 +10,9 @@ from isobit.calibration.scheme import Calibrator
 from isobit.data import Dataset
 from isobit.plan import Plan
 from isobit.rounding.gptq import gptq
-from isobit.rounding.procedure import Problem, Procedure, Solution, round_weights
 from isobit.rounding.scale_search import search_scale
 from isobit.rows import ROW_LIMIT
+from isobit.techniques.rounding_procedure import Problem, Procedure, Solution, round_weights
 from isobit.techniques.technique import TechniqueReport
 
 
@@ -22,7 +22,7 @@ class GPTQ:
 
     `activation_order` takes the columns with the largest inputs first. `scales="searched"` chooses the scale of each
     channel by the error of the layer's output with nearest rounding; `"minmax"` keeps the grid of calibration.
-    The other settings are those of `isobit.rounding.procedure.Procedure`.
+    The other settings are those of `isobit.techniques.rounding_procedure.Procedure`.
 
     Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers".
     """

@@ -8,9 +8,9 @@ from isobit.backend import BackendModel
 from isobit.calibration.scheme import Calibrator
 from isobit.data import Dataset
 from isobit.plan import Plan
-from isobit.rounding.procedure import Problem, Procedure, Solution, round_weights
 from isobit.rounding.scale_search import search_scale
 from isobit.rows import ROW_LIMIT
+from isobit.techniques.rounding_procedure import Problem, Procedure, Solution, round_weights
 from isobit.techniques.technique import TechniqueReport
 
 
@@ -18,7 +18,7 @@ from isobit.techniques.technique import TechniqueReport
 class SequentialMse:
     """Choose the scale of each channel or block among `candidates` shrunk ranges by the error of the layer's output.
 
-    For every width. The other settings are those of `isobit.rounding.procedure.Procedure`.
+    For every width. The other settings are those of `isobit.techniques.rounding_procedure.Procedure`.
     """
 
     candidates: int = 20

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pytest
+from numpy.typing import NDArray
 
-from isobit.backend import Request
+from isobit.backend import Batch, Request
+from isobit.data import Dataset
+from isobit.edits import Edit, plan_edits
+from isobit.encoding import Encoding
 from isobit.errors import ModelError
-from isobit.graph import Node
+from isobit.graph import Graph, Node
 from isobit.patches import Patches
+from isobit.placement import place
+from isobit.plugins import registry
 from isobit.rows import Rows
-from isobit.sites import Input
+from isobit.sites import Input, Site, Tensor
+from isobit.techniques import GPTQ, AdaRound, SequentialMse, Technique
 from isobit.testing import interpreter
 from isobit.testing.conformance.setting import Opened, Setting
+from isobit.wishes import Wishes
 
 
 class RoundingConformance(Setting):
-    """Sampling rows in every layer."""
+    """Sampling rows in every layer, and rounding by them."""
 
     def test_rows_are_the_layers_inputs(self, opened: Opened) -> None:
         """Each layer's rows times its weight are its outputs at the stamped positions, as the interpreter computes."""
@@ -54,6 +64,60 @@ class RoundingConformance(Setting):
         for name in found[0]:
             np.testing.assert_array_equal(found[0][name].stamps, found[1][name].stamps)
         np.testing.assert_array_equal(found[0]["conv1"].values, found[1]["conv1"].values)
+
+    @pytest.mark.parametrize("network", ["conv_net", "upsampler", "attention"])
+    @pytest.mark.parametrize("technique", [SequentialMse(), GPTQ(), AdaRound()], ids=lambda t: type(t).__name__)
+    def test_weights_are_those_of_the_interpreter(
+        self, open_network: Callable[[str], Opened], network: str, technique: Technique
+    ) -> None:
+        """A technique gives the weights and encodings that it gives on the interpreter's observations."""
+        opened = open_network(network)
+        model, data = opened.model, Dataset(opened.network.batch(8), opened.model.graph, batch_size=3)
+        plan = place(model.graph, registry().target("default"), Wishes("int4 per-channel", None, {}, ()))
+        twin = _Interpreted(model.graph, {name: model.weight(name) for name in model.graph.weights})
+        report = technique.apply(model, data, plan)
+        expected = technique.apply(twin, data, plan)  # type: ignore[arg-type]
+        assert report.changed
+        assert report.encodings.keys() == expected.encodings.keys()
+        for site, encoding in report.encodings.items():
+            assert encoding == expected.encodings[site], site
+            value = model.weight(str(site))
+            np.testing.assert_allclose(value, twin.weight(str(site)), rtol=1e-6, err_msg=str(site))
+            np.testing.assert_array_equal(value, encoding.fake_quantize(value))
+        for name in twin.weights.keys() - {str(site) for site in report.encodings}:
+            np.testing.assert_allclose(model.weight(name), twin.weight(name), rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+class _Interpreted:
+    """The graph and constants of a model run by the interpreter: what the techniques need of the contract."""
+
+    def __init__(self, graph: Graph, weights: Mapping[str, NDArray[Any]]) -> None:
+        self.graph = graph
+        self.weights = dict(weights)
+        self.quantizers: dict[Site, Encoding] = {}
+
+    def weight(self, name: str) -> NDArray[Any]:
+        return self.weights[name]
+
+    def copy(self) -> _Interpreted:
+        return _Interpreted(self.graph, self.weights)
+
+    def edit(self, edits: Sequence[Edit]) -> None:
+        plan = plan_edits(self.graph, edits, self.weight)
+        self.graph = plan.graph
+        self.weights = {**self.weights, **plan.weights}
+
+    def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
+        self.quantizers.update({site: encoding for site, encoding in encodings.items() if encoding is not None})
+
+    def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
+        for batch in data:
+            values = interpreter.interpret(self.graph, self.weight, batch, self.quantizers)
+            for request in requests:
+                site = request.site
+                name = site.name if isinstance(site, Tensor) else self.graph.node(site.node).inputs[site.index] or ""
+                value = np.asarray(values[name], np.float32)
+                request.observer.update(value, self.graph.tensors[name].channel_axis)
 
 
 def _layers(opened: Opened) -> dict[str, tuple[Node, Patches]]:

@@ -170,7 +170,7 @@ class _Run:
         if ranges or self.reference:
             self.model.observe(self.data, [*ranges, *_requests(self.reference, "before")])
         if histograms:
-            self.statistics = Statistics(dict(histograms))
+            self.statistics = Statistics({site: histogram for site, histogram in histograms.items()})
 
     def _simulator(self) -> BackendModel:
         """A copy with every quantizer of the plan, and the weights as far as they are solved."""
