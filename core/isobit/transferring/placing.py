@@ -214,7 +214,7 @@ class _Placer:
     def _holds_same(self, name: str, twin: Reader) -> bool:
         """Whether the source's constant holds what the target's does; a folded bias may differ in last bits."""
         ours = self.source.graph.node(twin.node).input(twin.index)
-        if ours not in self.source.classes:
+        if ours is None or ours not in self.source.classes:
             return False
         return self.source.classes[ours] == self.target.classes[name] or self._is_bias(twin)
 
