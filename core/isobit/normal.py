@@ -6,7 +6,6 @@ Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +44,3 @@ class Normal:
     def _density(self, value: float | Floats) -> Floats:
         z = np.clip(self._standard(value), -60.0, 60.0)  # its square must not overflow
         return np.asarray(np.exp(-0.5 * np.square(z)) / math.sqrt(2.0 * math.pi), np.float64)
-
-
-def concatenated(parts: Sequence[Normal]) -> Normal:
-    """The channels of several distributions, one after the other."""
-    return Normal(np.concatenate([p.mean for p in parts]), np.concatenate([p.deviation for p in parts]))
