@@ -70,7 +70,7 @@ _HOOKS = tuple(name for name in vars(Hooks) if name.startswith("isobit_"))
 
 #: What the objects of each hook must have, and where their name is.
 _REQUIRED: Mapping[str, tuple[str, ...]] = {
-    "isobit_backends": ("name", "framework", "install", "suffixes", "accepts", "open", "restore"),
+    "isobit_backends": ("name", "suffixes", "accepts", "open"),
     "isobit_targets": ("stem",),
     "isobit_recipes": ("stem",),
     "isobit_calibrators": ("name", "range", "from_text"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 pytest.importorskip("hatchling", reason="builds with hatchling, which the tox env `core` has")
 
@@ -87,6 +88,17 @@ def test_a_variant_brings_its_framework_on_its_device_alone(requirements, extra)
     assert {"onnx", "onnx-ir", "onnxscript"} <= names_of(requirements, extra)  # what export needs
     if extra == "tensorflow-cuda":
         assert any(r.name == "tensorflow" and "and-cuda" in r.extras for r in requirements[extra])
+
+
+def test_the_lowest_versions_are_the_bounds(requirements):
+    """What `tox -e lowest` installs is what the metadata of the core and of onnx-cpu says."""
+    bounds = {}
+    for requirement in requirements["onnx-cpu"]:
+        (bound,) = (spec.version for spec in requirement.specifier if spec.operator == ">=")
+        bounds[requirement.name.lower().replace("_", "-")] = Version(bound)
+    lines = (ROOT / "constraints-lowest.txt").read_text("utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert {name.replace("_", "-"): Version(number) for name, number in pinned.items()} == bounds
 
 
 def test_any_variants_go_together(requirements):

@@ -33,7 +33,7 @@ def read(model: JaxModel, example: Mapping[str, Any]) -> tuple[Graph, dict[str, 
     """The canonical graph of a model and its constants, both in canonical layout. Raises ModelError."""
     inputs = {name: _abstract(name, np.asarray(array)) for name, array in example.items()}
     leaves, treedef = jax.tree_util.tree_flatten_with_path(model.params)
-    names = [".".join(_key(part) for part in path) for path, _ in leaves]
+    names = [".".join(_key(part) for part in path) or "params" for path, _ in leaves]
     params = [np.array(leaf) for _, leaf in leaves]
 
     outputs: list[str] = []  # in the user's order, which JAX does not keep
@@ -110,12 +110,13 @@ class Reader:
                     f"the JAX backend does not read {step.primitive!r}{place}; it reads {', '.join(RULES)}"
                 )
         infos = {name: WeightInfo.of(array, name) for name, array in self.constants.items()}
-        bad = next((n for n, i in infos.items() if i.is_float and i.dtype != "float32"), None)
-        if bad is not None:
-            raise ModelError(f"parameter {bad!r} is {infos[bad].dtype}: parameters are float32 here")
         found = {name: self.name(value) for name, value in zip(outputs, flat.outputs, strict=True)}
         graph = Graph(tuple(self._nodes), tuple(inputs), found, self._tensors, infos)
-        return graph.with_nodes(graph.nodes)
+        graph = graph.with_nodes(graph.nodes)
+        bad = next((n for n, i in graph.weights.items() if i.is_float and i.dtype != "float32"), None)
+        if bad is not None:
+            raise ModelError(f"parameter {bad!r} is {graph.weights[bad].dtype}: parameters are float32 here")
+        return graph
 
     def _recurrent(self, match: Match, output: Value) -> None:
         """ONNX has an axis for the direction behind the sequence's."""

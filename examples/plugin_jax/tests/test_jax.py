@@ -1,0 +1,115 @@
+"""What is JAX's own: how models are given and read, what is refused, and the simulator as a JAX function."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import isobit
+from isobit.errors import ModelError
+from isobit.testing.networks import conv_net, two_inputs
+from isobit_jax import JaxModel
+from isobit_jax.backend import JaxBackend
+from networks import build_jax
+
+
+def ops_of(function, params, *arrays):
+    """The ops of a function of arrays, in order."""
+    return [node.op for node in JaxBackend().open(JaxModel(function, params), arrays).graph.nodes]
+
+
+def test_the_whole_way(tmp_path):
+    """Found by its type, folded, calibrated, exported; the simulator is a function of its parameters."""
+    network = conv_net()
+    data = [network.batch(4, seed=seed) for seed in range(4)]
+    sim = isobit.quantize(build_jax(network), data, method="percentile=99.9")
+    assert "BatchNormalization" not in {node.op for node in sim.graph.nodes}
+    paths = sim.export(tmp_path)
+    assert paths["model"].is_file()
+    outputs = jax.jit(sim.model.function)(sim.model.params, **data[0])
+    np.testing.assert_allclose(outputs["logits"], sim.run(data[0])["logits"], rtol=0, atol=1e-5)
+
+    def loss(weights):
+        params = {**sim.model.params, "weights": weights}
+        return jnp.sum(sim.model.function(params, **data[0])["logits"] ** 2)
+
+    gradients = jax.grad(loss)(sim.model.params["weights"])
+    assert all(np.any(np.asarray(gradient)) for name, gradient in gradients.items() if name.endswith("weight"))
+
+
+def test_outputs_and_inputs_of_any_structure():
+    """Inputs by position are named by the function's arguments; outputs without names are numbered."""
+    params = {"w": jnp.ones((3, 2)), "layers": [jnp.ones(2), jnp.ones(2)]}
+    function = lambda p, left, right: (left @ p["w"] + p["layers"][0], right * p["layers"][1])  # noqa: E731
+    model = JaxBackend().open(JaxModel(function, params), (np.ones((2, 3), np.float32), np.ones((2, 2), np.float32)))
+    assert model.graph.inputs == ("left", "right")
+    assert list(model.graph.outputs) == ["output_0", "output_1"]
+    assert set(model.graph.weights) == {"w", "layers.0", "layers.1"}
+    found = model.run({"left": np.ones((5, 3)), "right": np.full((5, 2), 2.0)})
+    np.testing.assert_array_equal(found["output_0"], np.full((5, 2), 4.0))
+
+
+X4 = np.random.default_rng(0).standard_normal((2, 6, 6, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+def test_a_norm_over_another_axis_is_none(axis):
+    """Vectors of one length on channels or on the last axis: only those of the channels are batch norm's."""
+    shape = [1, 1, 1, 1]
+    shape[axis] = 6
+
+    def norm(p, x):
+        scale, shift, mean, variance = (p[name].reshape(shape) for name in ("scale", "shift", "mean", "var"))
+        return (x - mean) / jnp.sqrt(variance + 1e-3) * scale + shift
+
+    params = {
+        name: jnp.asarray(np.linspace(0.5, 1.5, 6, dtype=np.float32)) for name in ("scale", "shift", "mean", "var")
+    }
+    ops = ops_of(norm, params, X4)
+    assert (ops == ["BatchNormalization"]) == (axis == 1)
+    model = JaxBackend().open(JaxModel(norm, params), X4)
+    np.testing.assert_allclose(model.run({"x": X4})["output"], norm(params, X4), rtol=1e-5, atol=1e-5)
+
+
+def test_norms_as_flax_writes_them():
+    def layer_norm(p, x):
+        mean, square = jnp.mean(x, -1, keepdims=True), jnp.mean(x * x, -1, keepdims=True)
+        variance = jnp.maximum(0.0, square - mean * mean)
+        return (x - mean) * (lax.rsqrt(variance + 1e-6) * p["scale"]) + p["bias"]
+
+    assert ops_of(layer_norm, {"scale": jnp.ones(6), "bias": jnp.zeros(6)}, X4) == ["LayerNormalization"]
+
+
+def test_channels_last_convolutions_get_transpositions():
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    conv = lambda p, x: lax.conv_general_dilated(x, p, (1, 1), "SAME", dimension_numbers=dimensions)  # noqa: E731
+    kernel = jnp.asarray(np.random.default_rng(1).standard_normal((3, 3, 6, 4)), jnp.float32)
+    model = JaxBackend().open(JaxModel(conv, kernel), X4)
+    assert [node.op for node in model.graph.nodes] == ["Transpose", "Conv", "Transpose"]
+    np.testing.assert_allclose(model.run({"x": X4})["output"], conv(kernel, X4), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda p, x: jnp.sort(x), "does not read 'sort'"),
+        (lambda p, x: x * 2 if x.shape[0] > 3 else x, "cannot be traced for any batch size"),
+        (lambda p, x: x @ p["double"], "'double' is float16"),
+        (lambda p, x: x + jnp.ones((x.shape[0], 6)), "is repeated to"),
+        (lambda p, x: jnp.flip(x, 1), "a reversed array"),
+    ],
+)
+def test_what_is_refused_says_what_it_is(function, said):
+    params = {"double": np.ones((6, 2), np.float16)}
+    with pytest.raises(ModelError, match=said):
+        JaxBackend().open(JaxModel(function, params), np.ones((2, 6), np.float32))
+
+
+def test_an_example_is_needed():
+    with pytest.raises(ModelError, match="pass example_inputs"):
+        isobit.QuantSim(build_jax(two_inputs()))
+    with pytest.raises(ModelError, match=r"takes 1 inputs .* the example has 2"):
+        JaxBackend().open(JaxModel(lambda p, x: x, {}), (X4, X4))
