@@ -33,5 +33,6 @@ def test_frameworks_side_by_side() -> None:
             assert found.complete, (name, other, found)
             assert dict(found.encodings) == dict(twin.encodings), (name, other)
         np.testing.assert_allclose(outputs[name], outputs["onnx"], rtol=0, atol=1e-4)
+    for sim in sims.values():
         sim.backend_model.set_quantizers({Tensor("image"): None})
     assert all(Tensor("image") not in sim.backend_model.encodings() for sim in sims.values())
