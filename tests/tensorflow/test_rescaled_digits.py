@@ -59,7 +59,8 @@ def test_weights_are_those_of_the_onnx_backend(network: Network) -> None:
         for here, there in zip(mine.inputs, other.inputs, strict=True):
             if here in ours.graph.weights:
                 value = theirs.backend_model.weight(there)
-                limit = 1e-6 * max(1.0, float(np.abs(value).max()))
+                # A value near a tie goes up in one framework and down in the other: a mean moves in its 6th digit.
+                limit = (1e-6 if value.ndim > 1 else 1e-5) * max(1.0, float(np.abs(value).max()))
                 np.testing.assert_allclose(ours.backend_model.weight(here), value, rtol=0, atol=limit, err_msg=here)
                 compared += 1
     assert compared == 54

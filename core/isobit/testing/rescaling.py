@@ -30,7 +30,7 @@ def rescaled(network: Network, decades: float = 1.5, seed: int = 0) -> Network:
     weights = {name: np.array(value, np.float64) for name, value in network.weights.items()}
     for pair in find_pairs(network.graph)[0]:
         first, second = (weights[layer.inputs[1] or ""] for layer in (pair.first, pair.second))
-        factors = 10 ** rng.uniform(-decades, decades, first.shape[0])
+        factors = np.power(10.0, rng.uniform(-decades, decades, first.shape[0]))
         first *= factors.reshape(-1, *(1,) * (first.ndim - 1))
         if pair.first.input(2) is not None:
             weights[pair.first.inputs[2] or ""] *= factors
