@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
 from itertools import islice
 
-from isobit.backend import BackendModel, Batch, Request
+from isobit.backend import BackendModel, Batch
 from isobit.errors import IsobitError
 from isobit.observation import ExecutorLike
 from isobit.plugins import registry
-from isobit.sites import Tensor
 from isobit.statistics import Statistics
 
 CHUNK = 8  # batches
@@ -37,7 +36,7 @@ def observe_chunk(backend: str, state: bytes, blank: bytes, batches: list[Batch]
 
 def _observe(model: BackendModel, blank: bytes, batches: list[Batch]) -> bytes:
     found = Statistics.from_bytes(blank)
-    model.observe(batches, [Request(site, found[site]) for site in found if isinstance(site, Tensor)])
+    model.observe(batches, found.requests())
     found.batches = len(batches)
     return found.to_bytes()
 

@@ -75,7 +75,7 @@ class Observation:
                 pass
             return
         counted = _counted(track(left, "calibrating", total, show=self.progress), found)
-        model.observe(counted, [Request(site, found[site]) for site in found if isinstance(site, Tensor)])
+        model.observe(counted, found.requests())
 
 
 def _counted(batches: Iterable[T], found: Statistics) -> Iterator[T]:

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,10 @@ from isobit.files import write_atomically
 from isobit.gram import Gram
 from isobit.rows import Rows
 from isobit.sampling import SAMPLE_LIMIT, sample
-from isobit.sites import Site, site_key, site_of
+from isobit.sites import Input, Site, Tensor, site_key, site_of
+
+if TYPE_CHECKING:
+    from isobit.backend import Request
 
 _ROW = 128  # bins of one sign and exponent: 7 mantissa bits
 _FORMAT = 1
@@ -294,6 +297,16 @@ class Statistics(Mapping[Site, Reducer]):
                 raise DataError(f"the statistics of {str(site)!r} are not collected in parts of any order")
             found[site] = reducer.blank()
         return Statistics(found)
+
+    def requests(self) -> list[Request]:
+        """What a model is asked to observe so that these reducers are fed."""
+        from isobit.backend import Request
+
+        return [
+            Request(site, reducer)
+            for site, reducer in self._items.items()
+            if isinstance(site, Tensor | Input) and not isinstance(reducer, Gram)
+        ]
 
     def merge(self, other: Statistics) -> None:
         """Add the statistics of a later part of the data."""

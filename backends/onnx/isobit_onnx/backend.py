@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class OnnxBackend:
     """Opens ONNX files, ``onnx.ModelProto`` and ``onnx_ir.Model``.
 
-    `providers` are onnxruntime's, in order of preference, for ``QuantSim(model, backend=OnnxBackend(providers))``. Without any, models run on CUDA where onnxruntime-gpu finds it, else on the CPU.
+    `providers` are onnxruntime's, in order of preference, for ``QuantSim(model, backend=OnnxBackend(providers))``.
+    Without any, models run on CUDA where onnxruntime-gpu finds it, else on the CPU.
     """
 
     name = "onnx"
@@ -77,6 +78,7 @@ class OnnxBackend:
         from isobit_onnx.export import write_float
 
         write_float(model, path)
+
     def device(self) -> str:
         """CUDA with onnxruntime-gpu and a driver."""
         return device_of(any(True for _ in distributions(name="onnxruntime-gpu")))

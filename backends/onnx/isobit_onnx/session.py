@@ -70,7 +70,9 @@ class Session:
     def _open(self, model: ir.Model) -> Any:
         # A session maps or copies the weights while it is made, so the folder can go afterwards.
         with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
-            return onnxruntime.InferenceSession(_source(model, Path(folder)), self._options(), providers=self._providers)
+            return onnxruntime.InferenceSession(
+                _source(model, Path(folder)), self._options(), providers=self._providers
+            )
 
     def _open_blocked(self) -> Any:
         """The session in blocked layout, or None where nothing is gained by it."""

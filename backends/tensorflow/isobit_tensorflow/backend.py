@@ -51,6 +51,7 @@ class TensorFlowBackend:
         from isobit_tensorflow.building import build_keras
 
         return build_keras(network)
+
     def device(self) -> str:
         """CUDA with NVIDIA's libraries, which ``isobit[tensorflow-cuda]`` brings, and a driver."""
         return device_of(any(True for kind in ("cu12", "cu13") for _ in distributions(name=f"nvidia-cudnn-{kind}")))

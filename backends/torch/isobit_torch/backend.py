@@ -49,6 +49,7 @@ class TorchBackend:
         from isobit_torch.building import build_torch
 
         return build_torch(network)
+
     def device(self) -> str:
         """CUDA with a CUDA build, which says so in a file of its own, and a driver."""
         spec = find_spec("torch")
