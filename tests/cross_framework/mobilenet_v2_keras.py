@@ -35,7 +35,7 @@ def trained() -> keras.Model:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(2e-3), loss, jit_compile=False)
     with np.load(DIGITS / "test.npz") as archive:
-        model.fit(coloured(archive["image"]), archive["label"], batch_size=60, epochs=25, verbose=0)
+        model.fit(coloured(archive["image"]), archive["label"], batch_size=60, epochs=10, verbose=0)
     return model
 
 
