@@ -76,7 +76,7 @@ def usual_adaround(case: Case, scale: Array, q_min: int, q_max: int, iterations:
     Batches of 32 images, or 512 tokens; learning rate 1e-3; regularisation 0.01, off for the first fifth; beta from 20
     to 2 along a cosine. Source: Nagel et al. 2020, sections 3.3 and 5, and AIMET's defaults.
     """
-    x, w, s = torch.from_numpy(case.inputs), torch.from_numpy(case.weight), torch.from_numpy(scale)
+    x, w, s = torch.from_numpy(case.inputs), torch.from_numpy(case.weight), torch.from_numpy(np.array(scale))
     floor = torch.floor(w / s)
     rest = (w / s - floor).clamp(1e-4, 1 - 1e-4)
     alpha = (-torch.log(1.2 / (rest + 0.1) - 1)).requires_grad_()

@@ -18,8 +18,8 @@ from isobit.rows import ROW_LIMIT
 from isobit.techniques.rounding_procedure import Problem, Procedure, Solution, round_weights
 from isobit.techniques.technique import TechniqueReport
 
-#: Rounds of integers and scales in turn; the gain of each is a fraction of that of the one before.
-_ROUNDS = 3
+#: Sweeps over pairs before each fit of the scales; the descent to the end comes after.
+_FITTING = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class AdaRound:
         grid = problem.grid(encoding)
         nearest, fed_back = grid.nearest(problem.matrix), gptq(objective, grid)
         worse = objective.error(grid.values(fed_back)) > objective.error(grid.values(nearest))
-        integers = coordinate_descent(objective, grid, np.where(worse[..., None], nearest, fed_back))
-        for _ in range(_ROUNDS if searched else 0):
+        integers = np.where(worse[..., None], nearest, fed_back)
+        for sweeps in _FITTING if searched else ():
+            integers = coordinate_descent(objective, problem.grid(encoding), integers, sweeps=sweeps)
             encoding = fitted_scale(encoding, integers, layer.placement, layer.patches, objective)
-            integers = coordinate_descent(objective, problem.grid(encoding), integers)
-        return integers, encoding
+        return coordinate_descent(objective, problem.grid(encoding), integers), encoding
