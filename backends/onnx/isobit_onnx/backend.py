@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class OnnxBackend:
     """Opens ONNX files, ``onnx.ModelProto`` and ``onnx_ir.Model``.
 
-    `providers` are onnxruntime's, in order of preference: ``QuantSim(model, backend=OnnxBackend(providers))``. Without any,
-    models run on CUDA where onnxruntime-gpu finds it, else on the CPU.
+    `providers` are onnxruntime's, in order of preference: ``QuantSim(model, backend=OnnxBackend(providers))``. Without
+    any, models run on CUDA where onnxruntime-gpu finds it, else on the CPU.
     """
 
     name = "onnx"
