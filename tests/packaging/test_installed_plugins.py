@@ -227,7 +227,7 @@ def test_a_new_plug_in_is_ready(tmp_path):
     tests = run(tmp_path / "site", "-m", "pytest", "-q", "-W", "error", "-k", "test_plugin or test_names", str(folder))
     assert tests.returncode == 0, tests.stdout + tests.stderr
     summary = tests.stdout.splitlines()[-1]
-    assert re.match(r"4 passed, 8 skipped, \d{3} deselected", summary), summary  # the suite is there, and waits
+    assert re.match(r"4 passed, \d+ skipped, \d{3} deselected", summary), summary  # the suite is there, and waits
     again = run(tmp_path, "-m", "isobit.cli", "new-plugin", "acme-npu", "--out", str(tmp_path))
     assert again.returncode == 1
     assert "exists already" in again.stderr
