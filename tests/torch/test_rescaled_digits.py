@@ -57,8 +57,8 @@ def test_weights_are_those_of_the_onnx_backend(network: Network) -> None:
     compare(ours, theirs, 1e-6)
     for sim in (ours, theirs):
         sim.apply(CorrectBias(), data=DATA)
-    # Measured behind quantizers of equal encodings: float noise of 1e-7 puts one value of a middle layer on the other
-    # side of a tie, and the layers behind it grow that to a percent of their values. Biases differ by 5e-4 at most here.
+    # Measured behind quantizers of equal encodings: float noise of 1e-7 puts one value of a middle layer to the other
+    # side of a tie, and the layers behind it grow that to a percent of their values. Biases differ by 5e-4 at most.
     compare(ours, theirs, 2e-3)
 
 
