@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from isobit.backend import Backend, BackendModel
 from isobit.calibration.scheme import Calibrator, parse_calibrator
+from isobit.checkpoint import Checkpoint
 from isobit.cooking import StepResult
 from isobit.counting import VARIABLE, counted_by_numpy
 from isobit.data import Dataset, to_numpy
@@ -26,6 +27,7 @@ from isobit.placement import place
 from isobit.plan import Plan
 from isobit.plugins import registry
 from isobit.quant_spec import QuantSpec
+from isobit.recording import Recorded
 from isobit.report import Report
 from isobit.resolve import constant_name, observed_sites, resolve
 from isobit.sampling import SAMPLE_LIMIT
@@ -37,16 +39,6 @@ from isobit.wishes import Wishes
 
 if TYPE_CHECKING:
     from isobit.loading import LoadReport
-
-
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """A simulator between two techniques."""
-
-    model: BackendModel
-    edits: Sequence[Edit]
-    frozen: Mapping[Site, Encoding]
-    reports: Sequence[TechniqueReport]
 
 
 class QuantSim:
@@ -159,7 +151,7 @@ class QuantSim:
             dataset = None if data is None else Dataset(data, self.graph, batch_size=batch_size)
             self._forget_calibration()
             done = len(self.edits)
-            report = technique.apply(_Recorded(self._model, self.edits), dataset, self.working_plan())
+            report = technique.apply(Recorded(self._model, self.edits), dataset, self.working_plan())
             self.plan = place(self.graph, self.target, self.wishes)
             self._thaw_changed(self.edits[done:])
             self.freeze(report.encodings)
@@ -174,13 +166,21 @@ class QuantSim:
 
     def checkpoint(self) -> Checkpoint:
         """Everything that `apply` changes, for `roll_back`."""
-        return Checkpoint(self._model.copy(), tuple(self.edits), dict(self._frozen), tuple(self._reports))
+        return Checkpoint(
+            self._model.copy(),
+            tuple(self.edits),
+            dict(self._frozen),
+            tuple(self._reports),
+            self.statistics,
+            self.calibration,
+        )
 
     def roll_back(self, checkpoint: Checkpoint) -> None:
         """Undo the techniques that were applied since; a checkpoint serves once."""
         self._model = checkpoint.model
         self.edits, self._reports = list(checkpoint.edits), list(checkpoint.reports)
         self._frozen = dict(checkpoint.frozen)
+        self.statistics, self.calibration = checkpoint.statistics, checkpoint.calibration
         self.plan = place(self.graph, self.target, self.wishes)
 
     def freeze(self, encodings: Mapping[Site, Encoding] | Iterable[Site]) -> None:
@@ -292,20 +292,7 @@ class QuantSim:
 
         Raises DataError when a file is none, or is of another model.
         """
-        total = Statistics()
-        for index, path in enumerate(paths):
-            part = Statistics.load(fspath(path))
-            missing = next((site for site in observed_sites(self.plan) if site not in part), None)
-            if missing is not None:
-                raise DataError(f"{fspath(path)}: has no statistics of {str(missing)!r}: of another model or plan")
-            if not index:
-                total = part
-                continue
-            try:
-                total.merge(part)
-            except DataError as error:
-                raise DataError(f"{fspath(path)}: does not add to {fspath(paths[0])}: {error}") from error
-        self.statistics = total
+        self.statistics = Statistics.of_files(paths, observed_sites(self.plan))
 
     def run(self, batch: Any) -> dict[str, NDArray[Any]]:
         """Outputs of the simulator by name, for one batch (array, tuple or dict of arrays)."""
@@ -361,7 +348,7 @@ class QuantSim:
         """Replay what a saved simulator held; the inverse of `save` for an opened float model."""
         self.fingerprint()
         if edits:
-            _Recorded(self._model, self.edits).edit(edits)
+            Recorded(self._model, self.edits).edit(edits)
         self.plan = place(self.graph, self.target, self.wishes)
         self._model.set_quantizers(dict(encodings))
         self.statistics, self.calibration = statistics, calibration
@@ -426,18 +413,3 @@ class QuantSim:
             if info.is_float and matters and not np.all(np.isfinite(value := self._model.weight(name))):
                 bad = "NaN" if np.any(np.isnan(value)) else "infinity"
                 raise ModelError(f"weight {name!r} holds {bad}: the model cannot be quantized")
-
-
-class _Recorded:
-    """A BackendModel that writes down the edits made through it."""
-
-    def __init__(self, model: BackendModel, log: list[Edit]) -> None:
-        self._model = model
-        self._log = log
-
-    def edit(self, edits: Sequence[Edit]) -> None:
-        self._model.edit(edits)
-        self._log += edits
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike, fspath
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -352,6 +353,27 @@ class Statistics(Mapping[Site, Reducer]):
                 return cls.from_file(file, str(path))
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+    @classmethod
+    def of_files(cls, paths: Sequence[str | PathLike[str]], needed: Iterable[Site] = ()) -> Statistics:
+        """The sum of the files' statistics, of parts of the data in this order.
+
+        Raises DataError that names the file which is none, lacks a `needed` site, or does not add to the first.
+        """
+        total, needed = cls(), list(needed)
+        for index, path in enumerate(map(fspath, paths)):
+            part = cls.load(path)
+            missing = next((site for site in needed if site not in part), None)
+            if missing is not None:
+                raise DataError(f"{path}: has no statistics of {str(missing)!r}: of another model or plan")
+            if not index:
+                total = part
+                continue
+            try:
+                total.merge(part)
+            except DataError as error:
+                raise DataError(f"{path}: does not add to {fspath(paths[0])}: {error}") from error
+        return total
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Statistics:

@@ -153,6 +153,20 @@ def test_what_is_frozen_outlives_calibration_until_its_weight_is_edited() -> Non
         made.freeze([Tensor("nowhere")])
 
 
+def test_a_technique_is_undone_with_the_calibration_it_cost() -> None:
+    made = sim()
+    made.calibrate(DATA)
+    before, outputs = made.encodings, made.run(DATA)["out0"]
+    checkpoint = made.checkpoint()
+    made.apply(_Doubled())
+    assert made.calibration is None
+    made.roll_back(checkpoint)
+    assert made.encodings == before
+    assert made.edits == []
+    np.testing.assert_array_equal(made.run(DATA)["out0"], outputs)
+    made.recalibrate("percentile=99")
+
+
 class _Doubled:
     """A technique that changes the weight of the convolution."""
 

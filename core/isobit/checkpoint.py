@@ -1,0 +1,25 @@
+"""A simulator between two techniques, to come back to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from isobit.backend import BackendModel
+from isobit.edits import Edit
+from isobit.encoding import Encoding
+from isobit.sites import Site
+from isobit.statistics import Statistics
+from isobit.techniques.technique import TechniqueReport
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Everything that a technique changes; `model` is a copy with its quantizers."""
+
+    model: BackendModel
+    edits: Sequence[Edit]
+    frozen: Mapping[Site, Encoding]
+    reports: Sequence[TechniqueReport]
+    statistics: Statistics
+    calibration: str | None
