@@ -361,7 +361,7 @@ class Statistics(Mapping[Site, Reducer]):
         Raises DataError that names the file which is none, lacks a `needed` site, or does not add to the first.
         """
         total, needed = cls(), list(needed)
-        for index, path in enumerate(map(fspath, paths)):
+        for index, path in enumerate([fspath(path) for path in paths]):
             part = cls.load(path)
             missing = next((site for site in needed if site not in part), None)
             if missing is not None:
