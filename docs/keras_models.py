@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import isobit
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "agreement"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "tensorflow"))
 from agreement import Comparison, Row, Sums
 from forced import Forced

@@ -22,7 +22,7 @@ from torch_weights import awaken
 
 import isobit
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "agreement"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "torch"))
 from agreement import Comparison, Row, Sums
 from executed import Executed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers as L
 
@@ -127,11 +128,12 @@ def test_mixed_precision() -> None:
     assert np.abs(np.asarray(sim.model(x), np.float32) - plain).max() < 0.2
 
 
-def test_mirrored_strategy(tmp_path) -> None:
+@pytest.mark.parametrize("devices", [["CPU:0"], ["CPU:0", "CPU:1"]], ids=["one", "two"])
+def test_mirrored_strategy(tmp_path, devices: list[str]) -> None:
     sim = simulated(network())
     path = tmp_path / "simulator.keras"
     sim.model.save(path)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    strategy = tf.distribute.MirroredStrategy(devices)
     x, y = images(32), np.zeros(32, np.int64)
     with strategy.scope():
         native = keras.saving.load_model(path)
