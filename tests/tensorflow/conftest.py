@@ -1,4 +1,4 @@
-"""The modules beside this file, and those of all frameworks, can be imported; the CPU is two devices, for strategies."""
+"""What is beside this file, and what all frameworks share, can be imported; the CPU is two devices, for strategies."""
 
 from __future__ import annotations
 

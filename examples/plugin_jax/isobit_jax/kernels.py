@@ -66,8 +66,9 @@ def _max_pool(node: Node, x: Any) -> Any:
 
 
 def _recurrent(layer: Kernel) -> Kernel:
-    def run(node: Node, x: Any, w: Any, r: Any) -> Any:
-        return layer(x, w, r, reverse=node.attributes["direction"] == "reverse")[:, None]
+    def run(node: Node, x: Any, w: Any, r: Any, *more: Any) -> Any:
+        biases = (more[0], more[5]) if len(more) > 5 else ()
+        return layer(x, w, r, *biases, reverse=node.attributes["direction"] == "reverse")[:, None]
 
     return run
 

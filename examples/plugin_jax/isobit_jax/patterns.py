@@ -179,10 +179,12 @@ def _norms(shape: tuple[Any, ...]) -> Iterator[Pattern]:
 
 
 def _recurrent(step: Step) -> Iterator[Pattern]:
-    x, (w, r) = step.inputs[-1].shape, (value.shape for value in step.inputs[:2])
+    x, constants = step.inputs[-1].shape, [value.shape for value in step.inputs[: step.params["num_consts"]]]
+    (w, r), biases = (s for s in constants if len(s) == 2), [s for s in constants if len(s) == 1]
     reverse = bool(step.params["reverse"])
     said = {"direction": "reverse" if reverse else "forward", "hidden_size": r[-1]}
     if w[0] == 4 * r[-1]:
-        yield Pattern("LSTM", lambda *a: lstm(*a, reverse=reverse), [x, w, r], (), said)
+        yield Pattern("LSTM", lambda *a: lstm(*a, reverse=reverse), [x, w, r, *biases], (), said)
     if w[0] == 3 * r[-1]:
-        yield Pattern("GRU", lambda *a: gru(*a, reverse=reverse), [x, w, r], (), {**said, "linear_before_reset": 1})
+        said |= {"linear_before_reset": 1}
+        yield Pattern("GRU", lambda *a: gru(*a, reverse=reverse), [x, w, r, *biases], (), said)

@@ -51,7 +51,9 @@ def parameters(encoding: Encoding, on: bool) -> tuple[Any, ...]:
 def apply(form: Form, numbers: Sequence[Any], x: Any) -> Any:
     """`x` on the grid of the encoding whose form and numbers these are."""
     scale, zero_point, low, high, on = numbers
-    scale, zero_point = _broadcast(form, scale, x), _broadcast(form, zero_point, x)
+    # Behind a barrier XLA cannot see that a divisor is repeated, for which it would multiply by the inverse.
+    scale = lax.optimization_barrier(jnp.broadcast_to(_broadcast(form, scale, x), x.shape))
+    zero_point = _broadcast(form, zero_point, x)
     if form.kind == "int":
         rounded = _fake_quantize(x, scale, zero_point, low, high)
     elif form.kind == "wide":

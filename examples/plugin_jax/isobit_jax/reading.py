@@ -5,7 +5,7 @@ the outputs do not need is read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -119,9 +119,11 @@ class Reader:
         return graph
 
     def _recurrent(self, match: Match, output: Value) -> None:
-        """ONNX has an axis for the direction behind the sequence's."""
+        """ONNX has an axis for the direction behind the sequence's; the graph's second bias is input 8."""
         length, batch, hidden = shape_of(output)
-        y = self.between(match.op, [self.name(v) for v in match.inputs], (length, 1, batch, hidden), **match.attributes)
+        names: list[str | None] = [self.name(v) for v in match.inputs]
+        names[4:4] = [None] * 4 if len(names) == 5 else []
+        y = self.between(match.op, names, (length, 1, batch, hidden), **match.attributes)
         y = self.between("Transpose", [y], (length, batch, 1, hidden), perm=(0, 2, 1, 3))
         self.add("Reshape", [y], output, shape=(length, -1, hidden))
 
@@ -143,11 +145,11 @@ class Reader:
         self.constants[name] = array
         return name
 
-    def add(self, op: str, inputs: list[str], output: Value, **attributes: Any) -> None:
+    def add(self, op: str, inputs: Sequence[str | None], output: Value, **attributes: Any) -> None:
         """A node whose result is `output`."""
         self._names[id(output)] = self._node(op, inputs, shape_of(output), output.dtype, attributes)
 
-    def between(self, op: str, inputs: list[str], shape: Shape, /, **attributes: Any) -> str:
+    def between(self, op: str, inputs: Sequence[str | None], shape: Shape, /, **attributes: Any) -> str:
         """A node whose result only the next one reads; returns its name."""
         return self._node(op, inputs, shape, "float32", attributes)
 
@@ -174,7 +176,9 @@ class Reader:
         self.alias(total, convolution)
         return True
 
-    def _node(self, op: str, inputs: list[str], shape: Shape, dtype: str, attributes: Mapping[str, Any]) -> str:
+    def _node(
+        self, op: str, inputs: Sequence[str | None], shape: Shape, dtype: str, attributes: Mapping[str, Any]
+    ) -> str:
         name = self._free(self._scope or op.lower())
         self._nodes.append(Node(name, op, tuple(inputs), (name,), dict(attributes), (name,)))
         self._tensors[name] = TensorInfo(shape, dtype)

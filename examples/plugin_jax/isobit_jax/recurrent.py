@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 
-def lstm(x: jax.Array, w: jax.Array, r: jax.Array, *, reverse: bool = False) -> jax.Array:
-    """(sequence, batch, hidden) from (sequence, batch, features); gates in the order i, o, f, c."""
+def _product(x: Array, weight: Array, bias: Array | None) -> Array:
+    y = x @ weight.T
+    return y if bias is None else y + bias
 
-    def step(state: tuple[jax.Array, jax.Array], now: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+
+def lstm(
+    x: Array, w: Array, r: Array, wb: Array | None = None, rb: Array | None = None, *, reverse: bool = False
+) -> Array:
+    """(sequence, batch, hidden) from (sequence, batch, features); gates in the order i, o, f, c; two biases or none."""
+
+    def step(state: tuple[Array, Array], now: Array) -> tuple[tuple[Array, Array], Array]:
         h, c = state
-        i, o, f, g = jnp.split(now @ w.T + h @ r.T, 4, axis=-1)
+        i, o, f, g = jnp.split(_product(now, w, wb) + _product(h, r, rb), 4, axis=-1)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         h = jax.nn.sigmoid(o) * jnp.tanh(c)
         return (h, c), h
@@ -21,12 +28,14 @@ def lstm(x: jax.Array, w: jax.Array, r: jax.Array, *, reverse: bool = False) -> 
     return lax.scan(step, (zeros, zeros), x, reverse=reverse)[1]
 
 
-def gru(x: jax.Array, w: jax.Array, r: jax.Array, *, reverse: bool = False) -> jax.Array:
+def gru(
+    x: Array, w: Array, r: Array, wb: Array | None = None, rb: Array | None = None, *, reverse: bool = False
+) -> Array:
     """The same with gates in the order z, r, h; the reset gate acts after the product (``linear_before_reset``)."""
 
-    def step(h: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
-        zx, rx, hx = jnp.split(now @ w.T, 3, axis=-1)
-        zh, rh, hh = jnp.split(h @ r.T, 3, axis=-1)
+    def step(h: Array, now: Array) -> tuple[Array, Array]:
+        zx, rx, hx = jnp.split(_product(now, w, wb), 3, axis=-1)
+        zh, rh, hh = jnp.split(_product(h, r, rb), 3, axis=-1)
         z = jax.nn.sigmoid(zx + zh)
         h = (1 - z) * jnp.tanh(hx + jax.nn.sigmoid(rx + rh) * hh) + z * h
         return h, h

@@ -85,6 +85,11 @@ def max_pool(node: Node, x):
     return lax.reduce_window(x, -jnp.inf, lax.max, size, strides, "VALID")
 
 
+def reshape(node: Node, x):
+    shape = node.attributes["shape"]
+    return x if shape[0] != -1 else x.reshape(x.shape[0], *shape[1:])
+
+
 LAYERS = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
@@ -92,8 +97,8 @@ LAYERS = {
     "BatchNormalization": batch_norm,
     "LayerNormalization": layer_norm,
     "MaxPool": max_pool,
-    "LSTM": lambda node, x, w, r: lstm(x, w, r),
-    "GRU": lambda node, x, w, r: gru(x, w, r),
+    "LSTM": lambda node, *operands: lstm(*operands),
+    "GRU": lambda node, *operands: gru(*operands),
     "Relu": lambda node, x: jax.nn.relu(x),
     "Clip": lambda node, x: jax.nn.relu6(x),
     "Sigmoid": lambda node, x: jax.nn.sigmoid(x),
@@ -104,7 +109,7 @@ LAYERS = {
     "Concat": lambda node, *parts: jnp.concatenate(parts, node.attributes["axis"]),
     # behind a recurrent layer, whose axis of directions JAX's users do not have, both change nothing
     "Transpose": lambda node, x: x if x.ndim < len(node.attributes["perm"]) else x.transpose(node.attributes["perm"]),
-    "Reshape": lambda node, x: x,
+    "Reshape": reshape,
     "MatMul": lambda node, a, b: a @ b * node.attributes["scale"] if "scale" in node.attributes else a @ b,
     "GlobalAveragePool": lambda node, x: x.mean((2, 3)),
 }
