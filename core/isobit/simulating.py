@@ -8,9 +8,8 @@ from isobit.backend import BackendModel, Request
 from isobit.calibration.scheme import Calibrator
 from isobit.data import Dataset
 from isobit.plan import Plan
-from isobit.resolve import observed_sites, resolve
-from isobit.sites import Site
-from isobit.statistics import Histogram, Statistics
+from isobit.resolve import blank_statistics, resolve
+from isobit.sampling import SAMPLE_LIMIT
 
 
 def simulate(
@@ -20,10 +19,9 @@ def simulate(
 
     One pass over `data` through the float model calibrates them, and serves the requests in `also`.
     """
-    histograms: dict[Site, Histogram] = {site: Histogram() for site in observed_sites(plan)}
-    requests = [Request(site, histogram) for site, histogram in histograms.items()]  # type: ignore[arg-type]
-    model.observe(data, [*requests, *also])
-    resolved = resolve(model.graph, plan, Statistics(histograms), calibrator, model.weight, frozen=plan.frozen)
+    statistics = blank_statistics(plan, SAMPLE_LIMIT)
+    model.observe(data, [*statistics.requests(), *also])
+    resolved = resolve(model.graph, plan, statistics, calibrator, model.weight, frozen=plan.frozen)
     twin = model.copy()
     twin.set_quantizers({s: e for s, e in resolved.encodings.items() if plan.placements[s].simulated})
     return twin

@@ -140,11 +140,12 @@ def entry_name(entry: Any, at: str) -> tuple[Fields, str]:
 
 
 def writable(
-    encodings: Encodings, names: Names | None, format_name: str, floats: Iterable[str], *, moved: bool
+    encodings: Encodings, names: Names | None, format_name: str, floats: Iterable[str], *, complete: bool
 ) -> tuple[list[tuple[Place, Encoding]], list[str]]:
     """What a file gets: (place, encoding) in order, strict grids widened, and notes.
 
-    `moved` says whether the version lists values that are only moved (a Reshape's); AIMET has no quantizer there.
+    A version that is not `complete` lists neither values that are only moved (a Reshape's), where AIMET has no
+    quantizer, nor int32 biases, whose scales AIMET computes itself.
     Raises EncodingError for single readers that disagree and for float types that are not in `floats`.
     """
     whole, notes = without_single_inputs(encodings, names, format_name)
@@ -161,7 +162,7 @@ def writable(
             encoding = replace(encoding, spec=replace(encoding.spec, strict=False))
         inner = names.inner(site) if names is not None else []
         found.update({each.name: (each, encoding) for each in inner})
-        if not moved and (inner or _is_moved(site, encoding, whole, names)):
+        if not complete and (inner or _is_moved(site, encoding, whole, names)):
             continue
         place = names.of_site(site) if names is not None else Place(str(site), site)
         if found.setdefault(place.name, (place, encoding))[1] != encoding:
@@ -171,7 +172,11 @@ def writable(
     if strict:
         shown = ", ".join(strict[:3]) + (f" and {len(strict) - 3} more" if strict[3:] else "")
         notes.append(f"{format_name} has no strict grids, so these got the lowest level too: {shown}")
-    return list(found.values()), notes
+    placed = [pair for pair in found.values() if complete or pair[1].spec.type_name != "int32"]
+    if len(placed) < len(found):
+        left_out = len(found) - len(placed)
+        notes.append(f"{format_name} leaves out the {left_out} int32 biases, whose scales follow from the others")
+    return placed, notes
 
 
 def _is_moved(site: Site, encoding: Encoding, encodings: Mapping[Site, Encoding], names: Names | None) -> bool:

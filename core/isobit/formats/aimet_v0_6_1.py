@@ -60,17 +60,11 @@ class AimetV061:
 
     def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
         """Write a file. int32 biases are left out, as AIMET does."""
-        placed, notes = writable(encodings, names, self.name, ("float16",), moved=False)
+        placed, notes = writable(encodings, names, self.name, ("float16",), complete=False)
         parts: dict[str, dict[str, Any]] = {"activation_encodings": {}, "param_encodings": {}}
-        biases = 0
         for place, encoding in placed:
-            if encoding.spec.type_name == "int32":
-                biases += 1
-                continue
             part = "param_encodings" if place.is_constant else "activation_encodings"
             parts[part][place.name] = _entries(place, encoding)
-        if biases:
-            notes.append(f"{self.name} leaves out the {biases} int32 biases, whose scales follow from the others")
         write_text(path, {"version": VERSION, "producer": producer(), **parts, "excluded_layers": []})
         return notes
 

@@ -56,7 +56,7 @@ class AimetV2:
 
     def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
         """Write a file, int32 biases with it. 16-bit floats are what is not in the file."""
-        placed, notes = writable(encodings, names, self.name, ("float16", "bfloat16", *_FLOATS.values()), moved=True)
+        placed, notes = writable(encodings, names, self.name, ("float16", "bfloat16", *_FLOATS.values()), complete=True)
         entries = []
         floats = []
         for place, encoding in placed:

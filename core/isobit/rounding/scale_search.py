@@ -18,8 +18,16 @@ from isobit.rounding.objective import Objective
 Matrix = NDArray[np.float64]
 
 
+#: Shrunk ranges that are tried for each channel or block.
+CANDIDATES = 20
+
+
 def search_scale(
-    weight: NDArray[np.float32], placement: Placement, patches: Patches, objective: Objective, candidates: int = 20
+    weight: NDArray[np.float32],
+    placement: Placement,
+    patches: Patches,
+    objective: Objective,
+    candidates: int = CANDIDATES,
 ) -> Encoding:
     """The encoding, among `candidates` evenly shrunk min-max ranges, whose nearest rounding errs least.
 

@@ -13,7 +13,7 @@ from isobit.data import Dataset
 from isobit.plan import Plan
 from isobit.rounding.coordinate_descent import coordinate_descent
 from isobit.rounding.gptq import gptq
-from isobit.rounding.scale_search import fitted_scale, search_scale
+from isobit.rounding.scale_search import fitted_scale
 from isobit.rows import ROW_LIMIT
 from isobit.techniques.rounding_procedure import Problem, Procedure, Solution, round_weights
 from isobit.techniques.technique import TechniqueReport
@@ -45,24 +45,12 @@ class AdaRound:
 
     def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
         """Write rounded weights; needs a plan and data that serves two passes."""
-        procedure = Procedure(
-            self.sweeps,
-            self.sequential,
-            self.correct_bias,
-            self.damping,
-            self.rows,
-            self.memory,
-            self.calibration,
-        )
-        return round_weights("AdaRound", model, data, plan, procedure, self._solve)
+        return round_weights("AdaRound", model, data, plan, Procedure.of(self), self._solve)
 
     def _solve(self, problem: Problem) -> Solution:
         layer, objective = problem.layer, problem.objective
         searched = self.scales == "searched"
-        if searched:
-            encoding = search_scale(problem.weight, layer.placement, layer.patches, objective)
-        else:
-            encoding = problem.min_max()
+        encoding = problem.searched() if searched else problem.min_max()
         grid = problem.grid(encoding)
         nearest, fed_back = grid.nearest(problem.matrix), gptq(objective, grid)
         worse = objective.error(grid.values(fed_back)) > objective.error(grid.values(nearest))

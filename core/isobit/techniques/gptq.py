@@ -10,7 +10,6 @@ from isobit.calibration.scheme import Calibrator
 from isobit.data import Dataset
 from isobit.plan import Plan
 from isobit.rounding.gptq import gptq
-from isobit.rounding.scale_search import search_scale
 from isobit.rows import ROW_LIMIT
 from isobit.techniques.rounding_procedure import Problem, Procedure, Solution, round_weights
 from isobit.techniques.technique import TechniqueReport
@@ -39,21 +38,8 @@ class GPTQ:
 
     def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
         """Write rounded weights; needs a plan and data that serves two passes."""
-        procedure = Procedure(
-            self.sweeps,
-            self.sequential,
-            self.correct_bias,
-            self.damping,
-            self.rows,
-            self.memory,
-            self.calibration,
-        )
-        return round_weights("GPTQ", model, data, plan, procedure, self._solve)
+        return round_weights("GPTQ", model, data, plan, Procedure.of(self), self._solve)
 
     def _solve(self, problem: Problem) -> Solution:
-        layer, objective = problem.layer, problem.objective
-        if self.scales == "searched":
-            encoding = search_scale(problem.weight, layer.placement, layer.patches, objective)
-        else:
-            encoding = problem.min_max()
-        return gptq(objective, problem.grid(encoding), activation_order=self.activation_order), encoding
+        encoding = problem.searched() if self.scales == "searched" else problem.min_max()
+        return gptq(problem.objective, problem.grid(encoding), activation_order=self.activation_order), encoding

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,15 @@ from isobit.graph import Graph
 from isobit.plan import Plan
 from isobit.plugins import registry
 from isobit.ranges import encode_weight
-from isobit.resolve import observed_sites, resolve
+from isobit.resolve import blank_statistics, resolve
 from isobit.rounding.grid import Grid
 from isobit.rounding.layers import Layer, find_layers
 from isobit.rounding.objective import Objective
+from isobit.rounding.scale_search import CANDIDATES, search_scale
 from isobit.rows import ROW_LIMIT, Rows
+from isobit.sampling import SAMPLE_LIMIT
 from isobit.sites import Input, Site
-from isobit.statistics import Histogram, Statistics
+from isobit.statistics import Statistics
 from isobit.techniques.technique import TechniqueReport
 
 #: Rows for each column of a layer's weight, about: more say little more of its second moments.
@@ -55,6 +57,11 @@ class Procedure:
     rows: int = ROW_LIMIT
     memory: int = 1 << 30
     calibration: str | Calibrator = "minmax"
+
+    @classmethod
+    def of(cls, technique: object) -> Procedure:
+        """The procedure of a technique that has these settings among its own."""
+        return cls(**{setting.name: getattr(technique, setting.name) for setting in fields(cls)})
 
     def limit(self, layer: Layer) -> int:
         """Rows kept of each input of a layer."""
@@ -102,6 +109,10 @@ class Problem:
         return encode_weight(
             self.weight, placement.spec, channel_axis=placement.channel_axis, block_axis=placement.block_axis
         )
+
+    def searched(self, candidates: int = CANDIDATES) -> Encoding:
+        """The encoding whose scales make the least error of the layer's output with nearest rounding."""
+        return search_scale(self.weight, self.layer.placement, self.layer.patches, self.objective, candidates)
 
     def grid(self, encoding: Encoding) -> Grid:
         """The grid of an encoding of this weight."""
@@ -165,12 +176,10 @@ class _Run:
     def _float_pass(self, group: list[Layer]) -> None:
         """The float model's rows of a group; the first pass also sees the activations' ranges."""
         self.reference = self._rows(group)
-        histograms = {site: Histogram() for site in observed_sites(self.plan) if not self.statistics}
-        ranges = [Request(site, histogram) for site, histogram in histograms.items()]
+        ranges = Statistics() if self.statistics else blank_statistics(self.plan, SAMPLE_LIMIT)
         if ranges or self.reference:
-            self.model.observe(self.data, [*ranges, *_requests(self.reference, "before")])
-        if histograms:
-            self.statistics = Statistics({site: histogram for site, histogram in histograms.items()})
+            self.model.observe(self.data, [*ranges.requests(), *_requests(self.reference, "before")])
+        self.statistics = self.statistics or ranges
 
     def _simulator(self) -> BackendModel:
         """A copy with every quantizer of the plan, and the weights as far as they are solved."""

@@ -8,7 +8,7 @@ from isobit.backend import BackendModel
 from isobit.calibration.scheme import Calibrator
 from isobit.data import Dataset
 from isobit.plan import Plan
-from isobit.rounding.scale_search import search_scale
+from isobit.rounding.scale_search import CANDIDATES
 from isobit.rows import ROW_LIMIT
 from isobit.techniques.rounding_procedure import Problem, Procedure, Solution, round_weights
 from isobit.techniques.technique import TechniqueReport
@@ -21,7 +21,7 @@ class SequentialMse:
     For every width. The other settings are those of `isobit.techniques.rounding_procedure.Procedure`.
     """
 
-    candidates: int = 20
+    candidates: int = CANDIDATES
     sweeps: int = 1
     sequential: bool = False
     correct_bias: bool = True
@@ -32,18 +32,8 @@ class SequentialMse:
 
     def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
         """Write weights rounded to the chosen scales; needs a plan and data that serves two passes."""
-        procedure = Procedure(
-            self.sweeps,
-            self.sequential,
-            self.correct_bias,
-            self.damping,
-            self.rows,
-            self.memory,
-            self.calibration,
-        )
-        return round_weights("SequentialMse", model, data, plan, procedure, self._solve)
+        return round_weights("SequentialMse", model, data, plan, Procedure.of(self), self._solve)
 
     def _solve(self, problem: Problem) -> Solution:
-        layer = problem.layer
-        encoding = search_scale(problem.weight, layer.placement, layer.patches, problem.objective, self.candidates)
+        encoding = problem.searched(self.candidates)
         return problem.grid(encoding).nearest(problem.matrix), encoding

@@ -12,11 +12,11 @@ import numpy as np
 
 from isobit.backend import BackendModel
 from isobit.data import Dataset
-from isobit.edits import Draft
 from isobit.errors import FormatError
 from isobit.plan import Plan
-from isobit.techniques.input_errors import SeenInput, best_alpha, observe_inputs
-from isobit.techniques.input_scaling import ScaledInput, find_inputs, input_placement, rescale, rounded_before
+from isobit.techniques.input_errors import SeenInput, best_alpha
+from isobit.techniques.input_rescaling import rescale_inputs
+from isobit.techniques.input_scaling import ScaledInput, find_inputs, input_placement
 from isobit.techniques.technique import TechniqueReport
 from isobit.techniques.weighted_layer import Floats
 
@@ -46,22 +46,7 @@ class SmoothQuant:
             return TechniqueReport("SmoothQuant", (), {"model": "it needs data and a plan: apply it through QuantSim"})
         items, left = find_inputs(model.graph, plan)
         left.update({i.name: "its input stays in float" for i in items if input_placement(i.readers[0], plan) is None})
-        useless = rounded_before(model, plan, [item for item in items if item.name not in left])
-        left.update({item.name: useless[item.tensor] for item in items if item.tensor in useless})
-        items = [item for item in items if item.name not in left]
-        if not items:
-            return TechniqueReport("SmoothQuant", (), left or {"model": "it has no quantized linear layer"})
-        seen = observe_inputs(model, data, items, self.rows)
-        draft, changed = Draft(model.graph, model.weight), []
-        for item in items:
-            found = self._factors(model, plan, item, seen[item.tensor])
-            if found is None:
-                left[item.name] = "no alpha makes the expected error smaller"
-            else:
-                changed.append(f"{item.name}: alpha {found[0]:g}, divided in {rescale(draft, item, found[1])}")
-        if draft.edits:
-            model.edit(draft.edits)
-        return TechniqueReport("SmoothQuant", tuple(changed), left)
+        return rescale_inputs("SmoothQuant", model, plan, data, self.rows, items, left, self._factors)
 
     def _factors(
         self, model: BackendModel, plan: Plan, item: ScaledInput, seen: SeenInput
