@@ -173,8 +173,9 @@ PAGE = Path(__file__).with_name("keras-models.md")
 
 HEADER = """# Keras architectures
 
-Random weights (docs/keras_models.py scales them) and reduced inputs, opened, batch norms folded, calibrated (min-max, 4 batches), run, exported to a QDQ
-model, and run in onnxruntime in float (`session.disable_quant_qdq`). Measured on 2 other batches of 4.
+Random weights (docs/keras_models.py scales them) and reduced inputs, opened, batch norms folded, calibrated (min-max, 4
+batches), run, exported to a QDQ model, and run in onnxruntime in float (`session.disable_quant_qdq`). Measured on 2
+other batches of 4.
 
 - **works**: each quantized tensor, computed by TensorFlow from onnxruntime's integers before it, has at least 99.9 %
   equal integers and none off by more than 1, stored weights and biases are the simulator's, and end to end onnxruntime
