@@ -113,6 +113,16 @@ def test_dropout_is_between_the_nodes_of_the_graph() -> None:
     assert dropout.noise == (-1, 1, -1)
 
 
+def test_dropout_inside_attention_acts_on_the_weights() -> None:
+    x = keras.Input((6, 16))
+    made = opened(keras.Model(x, L.MultiHeadAttention(2, 8, dropout=0.3, name="attention")(x, x)))
+    (dropout,) = made.native.behaviour.dropouts
+    (softmax,) = (node for node in made.graph.nodes if node.op == "Softmax")
+    (mixed,) = (node for node in made.graph.nodes if softmax.outputs[0] in node.inputs)
+    assert (dropout.tensor, dropout.rate) == (softmax.outputs[0], 0.3)
+    assert dropout.readers == ((mixed.name, 0),)
+
+
 def test_weights_come_out_in_canonical_layout() -> None:
     x = keras.Input((8, 8, 4))
     y = L.DepthwiseConv2D(3, depth_multiplier=2, name="depth")(L.Conv2D(4, (3, 2), name="conv")(x))

@@ -17,14 +17,18 @@ def _layer_rules() -> Mapping[type, Rule]:
         rules_activations,
         rules_dense,
         rules_merging,
-        rules_misc,
         rules_norm,
+        rules_preprocessing,
         rules_recurrent,
+        rules_shapes,
+        rules_steps,
+        rules_training,
         rules_windows,
     )
 
     parts = (
-        rules_activations, rules_dense, rules_merging, rules_misc, rules_norm, rules_recurrent, rules_windows,
+        rules_activations, rules_dense, rules_merging, rules_norm, rules_preprocessing,
+        rules_recurrent, rules_shapes, rules_steps, rules_training, rules_windows,
     )  # fmt: skip
     return {kind: rule for part in parts for kind, rule in part.LAYERS.items()}
 

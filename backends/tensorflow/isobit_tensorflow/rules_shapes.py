@@ -1,4 +1,4 @@
-"""Operations that move, cut, join and reduce."""
+"""Layers and operations that move, cut, join and reduce."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from itertools import pairwise
 from types import EllipsisType
 from typing import Any
 
+import keras
 import numpy as np
 
 from isobit.errors import ModelError
 from isobit_tensorflow.emitting import Size, Value
 from isobit_tensorflow.operands import first_axes
-from isobit_tensorflow.reading import Call
+from isobit_tensorflow.reading import Call, Rule
 
 _END = (1 << 63) - 1
 
@@ -223,6 +224,38 @@ def _tile(call: Call) -> Value | None:
     shape = [None if n is None else n * r for n, r in zip(x.shape, repeats, strict=True)]
     return e.emit("Tile", call.name, [x], shape, x.dtype, repeats=tuple(repeats))
 
+
+def _flatten(call: Call) -> Value:
+    x = call.x
+    if call.operation.data_format == "channels_first" and x.rank > 2:
+        x = call.emitter.transposed(x, (0, *range(2, x.rank), 1), f"{call.name}/channels_last")
+    inner = x.shape[1:]
+    size = None if None in inner else math.prod(n for n in inner if n is not None)
+    return reshape(call, x, (x.shape[0], size))
+
+
+def _reshape_layer(call: Call) -> Value:
+    x = call.x
+    return reshape(call, x, (x.shape[0], *(int(n) for n in call.operation.target_shape)))
+
+
+def _permute(call: Call) -> Value:
+    return call.emitter.transposed(call.x, (0, *(int(n) for n in call.operation.dims)), call.name)
+
+
+def _repeat_vector(call: Call) -> Value:
+    e, x, count = call.emitter, call.x, int(call.operation.n)
+    wide = reshape(call, x, (x.shape[0], 1, x.shape[1]), f"{call.name}/wide")
+    shape = (x.shape[0], count, x.shape[1])
+    return e.emit("Tile", call.name, [e.plain(wide)], shape, x.dtype, repeats=(1, count, 1))
+
+
+LAYERS: Mapping[type, Rule] = {
+    keras.layers.Flatten: _flatten,
+    keras.layers.Reshape: _reshape_layer,
+    keras.layers.Permute: _permute,
+    keras.layers.RepeatVector: _repeat_vector,
+}
 
 OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Reshape": lambda call: reshape(call, call.x, call.setting("newshape")),
