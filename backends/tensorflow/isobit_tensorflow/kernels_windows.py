@@ -49,10 +49,12 @@ def _conv(node: Node, x: Operand, weight: Constant, bias: Constant | None = None
     pads, needed = _pads(node, value, kernel)
     filters = tf.cast(weight.form((*range(2, count + 2), 1, 0)), value.dtype)
     plain = count == 2 and set(dilations) == {1} and all(isinstance(n, int) for pair in pads for n in pair)
-    if group > 1 and group == value.shape[-1]:
+    padding = [[0, 0], *(list(pair) for pair in pads), [0, 0]] if needed else "VALID"
+    if group == value.shape[-1] > 1 and plain and len(set(strides)) == 1:  # pads of its own: a third of a copy's time
+        result = tf.nn.depthwise_conv2d(value, _multiplied(value, filters), (1, *strides, 1), padding)
+    elif group > 1 and group == value.shape[-1]:
         result = _depthwise(tf.pad(value, [(0, 0), *pads, (0, 0)]) if needed else value, filters, strides, dilations)
     elif plain and group == 1:
-        padding = [[0, 0], *(list(pair) for pair in pads), [0, 0]] if needed else "VALID"
         result = tf.nn.conv2d(value, filters, strides, padding)
     else:
         value = _padded(node, value, kernel)
@@ -61,10 +63,15 @@ def _conv(node: Node, x: Operand, weight: Constant, bias: Constant | None = None
     return Operand(_biased(result, bias), last=True)
 
 
+def _multiplied(x: tf.Tensor, filters: tf.Tensor) -> tf.Tensor:
+    """Filters (*kernel, 1, channels * multiplier), the multiples of a channel side by side, on two axes."""
+    channels = x.shape[-1]
+    return tf.reshape(filters, (*filters.shape[:-2], channels, filters.shape[-1] // channels))
+
+
 def _depthwise(x: tf.Tensor, filters: tf.Tensor, strides: Sequence[int], dilations: Sequence[int]) -> tf.Tensor:
-    """Filters (*kernel, 1, channels * multiplier), the multiples of a channel side by side."""
     channels, spatial = x.shape[-1], filters.shape[:-2]
-    filters = tf.reshape(filters, (*spatial, channels, filters.shape[-1] // channels))
+    filters = _multiplied(x, filters)
     if len(spatial) == 1:
         return _depthwise_planes(x[:, None], filters[None], (strides[0],) * 2, (1, *dilations))[:, 0]
     if len(spatial) == 2:
