@@ -19,7 +19,8 @@ from isobit.edits import Edit, plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, ModelError
 from isobit.graph import Graph
-from isobit.layout import output_shape, to_canonical
+from isobit.layout import to_canonical
+from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_onnx.binding import NativeSite, bind
 from isobit_onnx.editing import apply_edits
@@ -80,9 +81,7 @@ class OnnxModel:
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers; checked against the graph before anything changes."""
-        for site, encoding in encodings.items():
-            if encoding is not None:
-                self._check(site, encoding)
+        check_quantizers(self.graph, encodings)
         for site, encoding in encodings.items():
             if encoding is None:
                 self._encodings.pop(site, None)
@@ -102,16 +101,6 @@ class OnnxModel:
     def encodings(self) -> Encodings:
         """The encodings of all quantizers, on or off."""
         return Encodings(self._encodings)
-
-    def _check(self, site: Site, encoding: Encoding) -> None:
-        native = bind(self.float_model, self.translation, site)
-        constant = self.float_model.graph.initializers.get(native.value)
-        if constant is not None and constant.const_value is not None:
-            shape = output_shape(constant.const_value.numpy().shape, native.layout)
-            try:
-                encoding.broadcast(shape)
-            except EncodingError as error:
-                raise EncodingError(f"{str(site)!r}: {error}") from error
 
     # --- running ---------------------------------------------------------------------------------------------------
 
@@ -140,7 +129,7 @@ class OnnxModel:
         Sessions of the float model serve later passes that want the same: a calibration with other data makes none.
         """
         active = self._active()
-        simulator = self.simulator(active)
+        simulator = self.simulator(active) if active else self.float_model
         values = ir.convenience.create_value_mapping(simulator.graph)
         watched = tuple(self._watch(simulator, values, request) for request in requests)
         sessions: dict[Any, ObservingSession] = {}
