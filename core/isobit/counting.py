@@ -7,9 +7,14 @@ Where numba cannot be installed, NumPy counts, about ten times slower: only when
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +23,9 @@ from isobit.errors import PluginError
 
 VARIABLE = "ISOBIT_KERNELS"
 BINS = 1 << 16
+ROWS = 1 << 9  # of 128 bins: one sign and exponent each
 
+_CORES = os.cpu_count() or 1
 _PART = 1 << 21  # values; fewer are counted before another thread has woken up and its table is added
 
 
@@ -30,31 +37,59 @@ def counted_by_numpy() -> bool:
     return chosen == "numpy"
 
 
-def count_bits(bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
-    """Add float32 values, given by their bit patterns, to the 65,536 `counts` by their top 16 bits."""
-    if counted_by_numpy():
-        counts += np.bincount(bits >> 16, minlength=BINS)
-        return
+def kernels() -> Any:
+    """The module of numba kernels, which compile on first use. Raises PluginError where numba is not installed."""
     try:
-        from isobit.kernels import count_bins  # compiles on first use
+        return import_module("isobit.kernels")
     except ImportError as error:
         raise PluginError(
             f"isobit counts with numba, which cannot be imported ({error}): pip install numba; "
             f"where that is not possible, set {VARIABLE}=numpy"
         ) from error
-    parts = min(os.cpu_count() or 1, bits.size // _PART)
+
+
+def count_bits(bits: NDArray[np.uint32], counts: NDArray[np.int64], rows: NDArray[np.bool_]) -> None:
+    """Add float32 values, given by their bit patterns, to the 65,536 `counts` by their top 16 bits.
+
+    `rows` are 512 flags, one a sign and exponent: those of the values are set.
+    """
+    if counted_by_numpy():
+        found = np.bincount(bits >> 16, minlength=BINS)
+        counts += found
+        rows |= found.reshape(ROWS, -1).any(axis=1)
+        return
+    count_bins: Callable[..., None] = kernels().count_bins
+    parts = min(_CORES, bits.size // _PART)
     if parts < 2:
-        count_bins(bits, counts)
+        count_bins(bits, counts, rows)
         return
     edges = [bits.size * i // parts for i in range(parts + 1)]
-    tables = np.zeros((parts, BINS), np.int64)
-    work = [bits[a:b] for a, b in pairwise(edges)]
-    for done in [_pool(os.getpid()).submit(count_bins, *pair) for pair in zip(work, tables, strict=True)]:
+    tables, flags = np.zeros((parts, BINS), np.int64), np.zeros((parts, ROWS), np.bool_)
+    work = [(bits[a:b], table, flag) for (a, b), table, flag in zip(pairwise(edges), tables, flags, strict=True)]
+    for done in [_pool(os.getpid()).submit(count_bins, *part) for part in work]:
         done.result()
     counts += tables.sum(axis=0)
+    rows |= flags.any(axis=0)
+
+
+class Scratch(threading.local):
+    """A thread's table of counts, all zero between two uses: a fresh one is half a megabyte to clear."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(BINS, np.int64)
+        self.rows = np.zeros(ROWS, np.bool_)
+
+    @contextmanager
+    def zeroed_after(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+        """The table and its flagged rows, which are cleared in the end, whatever happens."""
+        try:
+            yield self.counts, self.rows
+        finally:
+            self.counts.reshape(ROWS, -1)[self.rows] = 0
+            self.rows[:] = False
 
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
     """Threads of this process: a fork has none of its parent's. The kernel runs without the interpreter's lock."""
-    return ThreadPoolExecutor(os.cpu_count(), "isobit")
+    return ThreadPoolExecutor(_CORES, "isobit")

@@ -1,4 +1,4 @@
-"""The numba kernels: counting into bfloat16 bins, and fake-quantize in place. Compiled once a machine and cached."""
+"""The numba kernels: counting into bins, fake-quantize in place, errors of grids. Compiled once a machine."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ BINS = 1 << 16
 _BITS = numba.types.Array(numba.uint32, 1, "C", readonly=True)
 
 
-@numba.njit(numba.void(_BITS, numba.int64[::1]), cache=True, nogil=True)
-def count_bins(bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
-    """Add the float32 values whose bit patterns are `bits` to `counts` by their top 16 bits.
+@numba.njit(numba.void(_BITS, numba.int64[::1], numba.boolean[::1]), cache=True, nogil=True)
+def count_bins(bits: NDArray[np.uint32], counts: NDArray[np.int64], rows: NDArray[np.bool_]) -> None:
+    """Add the float32 values whose bit patterns are `bits` to `counts` by their top 16 bits, and flag their `rows`.
 
     Large inputs use four tables: they break the dependency between neighbours that fall into one bin.
     """
     if bits.size < 4 * BINS:
         for i in range(bits.size):
             counts[bits[i] >> 16] += 1
+            rows[bits[i] >> 23] = True
         return
     second = np.zeros(BINS, np.int64)
     third = np.zeros(BINS, np.int64)
@@ -36,6 +37,8 @@ def count_bins(bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
         counts[bits[i] >> 16] += 1
     for b in range(BINS):
         counts[b] += second[b] + third[b] + fourth[b]
+        if counts[b]:
+            rows[b >> 7] = True
 
 
 @numba.njit("void(float32[::1], float32, float32, float32, float32)", cache=True, nogil=True, error_model="numpy")
@@ -47,3 +50,41 @@ def fake_quantize_in_place(
         q = np.float32(np.rint(x[i] / scale)) + zero_point
         q = min(max(q, q_min), q_max)
         x[i] = (q - zero_point) * scale
+
+
+@numba.njit(
+    numba.void(*[numba.float64[::1]] * 5, *[numba.float64] * 3, numba.float64[::1]),
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def integer_errors(
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    scales: NDArray[np.float64],
+    zeros: NDArray[np.float64],
+    q_min: float,
+    q_max: float,
+    clip_weight: float,
+    errors: NDArray[np.float64],
+) -> None:
+    """Sum of square errors of all bins on each integer grid; `isobit.calibration.error` has the formulas."""
+    for g in range(scales.size):
+        scale, first, last = scales[g], q_min - zeros[g], q_max - zeros[g]
+        inverse, total = 1 / scale, 0.0
+        for b in range(low.size):
+            start, stop = low[b] * inverse, high[b] * inverse
+            nearest = min(max(np.rint(start), first), last)
+            distance = start - nearest
+            weight = clip_weight if start < first or start > last else 1.0
+            if low[b] == high[b]:
+                total += counts[b] * (distance * distance * weight)
+                continue
+            below = distance * distance * distance * weight * (1 / 3) + nearest * (1 / 12)
+            nearest = min(max(np.rint(stop), first), last)
+            distance = stop - nearest
+            weight = clip_weight if stop < first or stop > last else 1.0
+            above = distance * distance * distance * weight * (1 / 3) + nearest * (1 / 12)
+            total += counts[b] * scale / (high[b] - low[b]) * (above - below)
+        errors[g] = total * scale * scale

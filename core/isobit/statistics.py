@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from isobit.bounds import MinMax as MinMax
 from isobit.channel_range import ChannelRange
-from isobit.counting import BINS, count_bits
+from isobit.counting import BINS, ROWS, Scratch, count_bits
 from isobit.errors import DataError
 from isobit.files import write_atomically
 from isobit.gram import Gram
@@ -25,7 +25,8 @@ from isobit.sites import Input, Site, Tensor, site_key, site_of
 if TYPE_CHECKING:
     from isobit.backend import Request
 
-_ROW = 128  # bins of one sign and exponent: 7 mantissa bits
+_ROW = BINS // ROWS  # bins of one sign and exponent: 7 mantissa bits
+_scratch = Scratch()
 _FORMAT = 1
 
 
@@ -71,8 +72,12 @@ class Histogram:
 
         For values that are counted where they are: `absorb`, without sampled elements, tells the rest of them.
         """
-        table, non_finite = counts.reshape(-1, _ROW), 0
-        for row in np.flatnonzero(table.any(axis=1)).tolist():
+        table = counts.reshape(-1, _ROW)
+        return self._add_rows(table, np.asarray(table.any(axis=1)))
+
+    def _add_rows(self, table: NDArray[np.int64], used: NDArray[np.bool_]) -> int:
+        non_finite = 0
+        for row in np.flatnonzero(used).tolist():
             if row % 256 == 255:  # the exponent of infinity and NaN
                 non_finite += int(table[row].sum())
             elif row in self._rows:
@@ -92,9 +97,9 @@ class Histogram:
     def _count(self, sampled: NDArray[np.float32], elements: int, non_finite: int) -> None:
         self.elements += elements
         if sampled.size:
-            counts = np.zeros(BINS, np.int64)
-            count_bits(sampled.reshape(-1).view(np.uint32), counts)
-            found = self.add_counts(counts)
+            with _scratch.zeroed_after() as (counts, rows):
+                count_bits(sampled.reshape(-1).view(np.uint32), counts, rows)
+                found = self._add_rows(counts.reshape(-1, _ROW), rows)
             self.non_finite += 0 if non_finite else found
         self.non_finite += non_finite
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from isobit.counting import BINS, VARIABLE, count_bits
+from isobit.counting import BINS, ROWS, VARIABLE, count_bits
 from isobit.errors import PluginError
 from isobit.statistics import Histogram
 
@@ -15,22 +15,39 @@ from isobit.statistics import Histogram
 @pytest.mark.parametrize("size", [0, 7, 70_000, 300_000])
 def test_numpy_counts_what_numba_counts(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bits = np.random.default_rng(0).integers(0, 2**32, size, np.uint32)
-    found = np.ones((2, BINS), np.int64)
-    count_bits(bits, found[0])
+    found, rows = np.ones((2, BINS), np.int64), np.zeros((2, ROWS), np.bool_)
+    count_bits(bits, found[0], rows[0])
     monkeypatch.setenv(VARIABLE, "numpy")
-    count_bits(bits, found[1])
+    count_bits(bits, found[1], rows[1])
     np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(rows, [(found[0] > 1).reshape(ROWS, -1).any(axis=1)] * 2)
     assert found[0].sum() == size + BINS
 
 
 def test_threads_count_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     bits = np.random.default_rng(1).standard_normal(50_003).astype(np.float32).view(np.uint32)
-    whole, parts = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
-    count_bits(bits, whole)
+    (whole, parts), rows = np.zeros((2, BINS), np.int64), np.zeros((2, ROWS), np.bool_)
+    count_bits(bits, whole, rows[0])
     monkeypatch.setattr("isobit.counting._PART", 9000)
-    monkeypatch.setattr("os.cpu_count", lambda: 3)
-    count_bits(bits, parts)
+    monkeypatch.setattr("isobit.counting._CORES", 3)
+    count_bits(bits, parts, rows[1])
     np.testing.assert_array_equal(whole, parts)
+    np.testing.assert_array_equal(rows[0], rows[1])
+
+
+def test_the_table_of_a_thread_is_clear_again_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(1, 9, dtype=np.float32).reshape(2, 4)
+
+    def interrupted(self: Histogram, table: object, used: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Histogram, "_add_rows", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Histogram().update(values)
+    histogram = Histogram()
+    histogram.update(values)
+    assert histogram.counted == 8
 
 
 def test_without_numba_the_choice_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from isobit.calibration import MeanSquareError, SignalToNoise
@@ -96,6 +96,18 @@ def test_thinned_bins_tell_grids_apart_as_all_do(name: str, text: str) -> None:
     np.testing.assert_allclose(mean_square_errors(few, grids), mean_square_errors(bins, grids), rtol=5e-3)
 
 
+@pytest.mark.parametrize("gamma", [1.0, 3.0])
+@pytest.mark.parametrize("text", ["uint8", "int8", "int4 strict", "uint4"])
+def test_numpy_finds_the_errors_that_numba_finds(text: str, gamma: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(3).standard_normal(3000).astype(np.float32)
+    bins = Bins.of(histogram_of(np.append(x, np.float32([0.0, 2.0, 2.0]))))
+    ends = np.linspace(0.1, 5, 40)
+    grids = encode_range(-ends, ends, QuantSpec.parse(text), axis=0)
+    found = mean_square_errors(bins, grids, gamma)
+    monkeypatch.setenv("ISOBIT_KERNELS", "numpy")
+    np.testing.assert_allclose(found, mean_square_errors(bins, grids, gamma), rtol=1e-9)
+
+
 def test_sqnr_is_no_worse_than_the_search_that_it_replaces() -> None:
     """17 scales by 21 offsets over the middles of 512 bins, clipped values thrice: what AIMET's scheme searches."""
     spec = QuantSpec.parse("uint8")
@@ -139,6 +151,8 @@ def test_noise_in_the_last_bits_does_not_move_the_encoding(
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=30),
     st.sampled_from(["uint8", "int4", "int16", "float8e4m3", "float8e5m2", "float16", "int32"]),
 )
+@example([3.82887787453481e16], "uint8")  # its best end is below it
+@example([-3.82887787453481e16], "int4")
 def test_any_finite_values_have_a_range_about_inside_what_was_seen(values: list[float], text: str) -> None:
     histogram = histogram_of(np.float32(values))
     low, high = SignalToNoise().range(histogram, QuantSpec.parse(text))

@@ -26,6 +26,7 @@ DOMAIN = "com.microsoft.nchwc"
 _UNARY = {"Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh"}
 _WITH_SCALARS = {"QuantizeLinear", "DequantizeLinear", "Clip", "Max", "Min", "Add", "Mul"}
 _BINARY = {"Add", "Mul"}
+_REDUCING = {"ReduceMin", "ReduceMax", "GlobalMaxPool", "Reshape", "Slice"}
 
 
 class _Blocked(NamedTuple):
@@ -81,7 +82,8 @@ def keep_blocked(model: ModelProto, any_order: Collection[str] = ()) -> bool:
         mover.take(node)
     if mover.moved:
         del model.graph.node[:]
-        model.graph.node.extend(_alive(mover.nodes, [output.name for output in model.graph.output]))
+        alive = _alive(mover.nodes, [output.name for output in model.graph.output])
+        model.graph.node.extend(_reductions_first(alive))
         model.graph.initializer.extend(mover.constants)
         del model.graph.value_info[:]  # of the old layout
     return mover.moved
@@ -213,6 +215,23 @@ def _alive(nodes: list[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
             kept.append(node)
             needed.update(_read(node))
     return kept[::-1]
+
+
+def _reductions_first(nodes: list[NodeProto]) -> list[NodeProto]:
+    """The nodes in order, but each reduction or sample right behind what it reads."""
+    made_here = {name for node in nodes for name in node.output}
+    readers: dict[str, list[NodeProto]] = {}
+    for node in nodes:
+        inner = [name for name in node.input if name in made_here]
+        if node.op_type in _REDUCING and len(inner) == 1:
+            readers.setdefault(inner[0], []).append(node)
+    ordered: list[NodeProto] = []
+    waiting = [node for node in reversed(nodes) if all(node is not late for rs in readers.values() for late in rs)]
+    while waiting:
+        node = waiting.pop()
+        ordered.append(node)
+        waiting += [reader for name in node.output for reader in reversed(readers.get(name, ()))]
+    return ordered
 
 
 def _read(node: NodeProto) -> Iterable[str]:

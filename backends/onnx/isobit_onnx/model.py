@@ -19,7 +19,8 @@ from isobit.edits import Edit, plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, ModelError
 from isobit.graph import Graph
-from isobit.layout import output_shape, to_canonical
+from isobit.layout import to_canonical
+from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_onnx.binding import NativeSite, bind
 from isobit_onnx.editing import apply_edits
@@ -43,6 +44,7 @@ class OnnxModel:
         self._encodings: dict[Site, Encoding] = {}
         self._off: set[Site] = set()
         self._sessions: dict[frozenset[Site], Session] = {}
+        self._observing: tuple[tuple[Watched, ...], dict[Any, ObservingSession]] = (), {}
 
     @property
     def graph(self) -> Graph:
@@ -75,12 +77,11 @@ class OnnxModel:
         self._encodings = {site: e for site, e in self._encodings.items() if self.graph.has_site(site)}
         self._off &= self._encodings.keys()
         self._sessions.clear()
+        self._observing = (), {}
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers; checked against the graph before anything changes."""
-        for site, encoding in encodings.items():
-            if encoding is not None:
-                self._check(site, encoding)
+        check_quantizers(self.graph, encodings)
         for site, encoding in encodings.items():
             if encoding is None:
                 self._encodings.pop(site, None)
@@ -100,16 +101,6 @@ class OnnxModel:
     def encodings(self) -> Encodings:
         """The encodings of all quantizers, on or off."""
         return Encodings(self._encodings)
-
-    def _check(self, site: Site, encoding: Encoding) -> None:
-        native = bind(self.float_model, self.translation, site)
-        constant = self.float_model.graph.initializers.get(native.value)
-        if constant is not None and constant.const_value is not None:
-            shape = output_shape(constant.const_value.numpy().shape, native.layout)
-            try:
-                encoding.broadcast(shape)
-            except EncodingError as error:
-                raise EncodingError(f"{str(site)!r}: {error}") from error
 
     # --- running ---------------------------------------------------------------------------------------------------
 
@@ -133,16 +124,25 @@ class OnnxModel:
         return self._sessions[off].run(batch)
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
-        """Reduce the requested tensors inside the graph; a session is made for each per-sample shape of the inputs."""
-        simulator = self.simulator()
+        """Reduce the requested tensors inside the graph; a session is made for each per-sample shape of the inputs.
+
+        Sessions of the float model serve later passes that want the same: a calibration with other data makes none.
+        """
+        active = self._active()
+        simulator = self.simulator(active) if active else self.float_model
         values = ir.convenience.create_value_mapping(simulator.graph)
-        watched = [self._watch(simulator, values, request) for request in requests]
+        watched = tuple(self._watch(simulator, values, request) for request in requests)
         sessions: dict[Any, ObservingSession] = {}
+        if not active:
+            if self._observing[0] != watched:
+                self._observing = watched, sessions
+            sessions = self._observing[1]
+        observers = [request.observer for request in requests]
         for batch in data:
             key = tuple(sorted((name, array.shape[1:]) for name, array in batch.items()))
             if key not in sessions:
                 sessions[key] = ObservingSession(simulator, watched, batch, self.providers)
-            sessions[key].observe(batch)
+            sessions[key].observe(batch, observers)
 
     def _watch(self, simulator: ir.Model, values: Mapping[str, ir.Value], request: Request) -> Watched:
         site = request.site
@@ -156,7 +156,7 @@ class OnnxModel:
         elif f"{native.value}_unquantized" in values and native.value in self.graph.outputs:
             value = values[f"{native.value}_unquantized"]
         name = value.name if value is not None else None
-        return Watched(request, name or native.value, self.graph.tensors[tensor].channel_axis)
+        return Watched.of(request.observer, name or native.value, self.graph.tensors[tensor].channel_axis)
 
     # --- leaving ---------------------------------------------------------------------------------------------------
 

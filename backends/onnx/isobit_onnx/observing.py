@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from isobit.backend import Batch, Request
+from isobit.backend import Batch, Observer
 from isobit.sampling import Sampling, sampling_of
 from isobit.statistics import Histogram, MinMax
 from isobit_onnx.initializers import add_initializer
@@ -20,11 +20,19 @@ from isobit_onnx.session import Session
 
 @dataclass(frozen=True)
 class Watched:
-    """One request and the value of the model that answers it."""
+    """What a request wants of a value. `kind` is "histogram" (of about `limit` elements), "minmax" or "whole"."""
 
-    request: Request
     value: str
     channel_axis: int | None
+    kind: str
+    limit: int | None
+
+    @classmethod
+    def of(cls, observer: Observer, value: str, channel_axis: int | None) -> Watched:
+        """What an observer needs."""
+        if isinstance(observer, Histogram):
+            return cls(value, channel_axis, "histogram", observer.limit)
+        return cls(value, channel_axis, "minmax" if isinstance(observer, MinMax) else "whole", None)
 
 
 @dataclass(frozen=True)
@@ -55,21 +63,21 @@ class ObservingSession:
         # onnxruntime visits the last leaves of a graph first: the reductions of the earliest tensors are added last, so
         # that each runs as soon as its tensor is there, and the tensor is freed.
         self._outputs = [builder.add(item) for item in reversed(watched)][::-1]
+        ends = {name for names in self._outputs for name in (names.minimum, names.maximum) if name}
+        self._checked = [*self._model_outputs, *sorted(ends)]
         samples = {names.sample for names in self._outputs if names.sample}
         self._session = Session(working, providers, plan_memory=False, any_order=samples, blocked_after=0)
         self._whole: Session | None = None
 
-    def observe(self, batch: Batch) -> None:
-        """Run one batch and feed every observer."""
+    def observe(self, batch: Batch, observers: Sequence[Observer]) -> None:
+        """Run one batch and feed every observer, in the order of `watched`."""
         found = self._session.run(batch)
-        ends = [name for names in self._outputs for name in (names.minimum, names.maximum) if name]
-        if not all(_is_finite(found[name]) for name in (*self._model_outputs, *ends)):
+        if not all(_is_finite(found[name]) for name in self._checked):
             # onnxruntime's ReduceMin and ReduceMax pass over NaN, and infinity hides the largest finite value: look at
             # the whole tensors of this batch.
-            self._observe_whole(batch)
+            self._observe_whole(batch, observers)
             return
-        for item, names in zip(self.watched, self._outputs, strict=True):
-            observer = item.request.observer
+        for observer, item, names in zip(observers, self.watched, self._outputs, strict=True):
             if names.whole:
                 observer.update(_as_float32(found[names.whole]), item.channel_axis)
             elif isinstance(observer, Histogram):
@@ -78,7 +86,7 @@ class ObservingSession:
             else:
                 observer.update(np.array([found[names.minimum], found[names.maximum]], np.float32))
 
-    def _observe_whole(self, batch: Batch) -> None:
+    def _observe_whole(self, batch: Batch, observers: Sequence[Observer]) -> None:
         if self._whole is None:
             working = self._base.clone()
             values = ir.convenience.create_value_mapping(working.graph)
@@ -86,8 +94,8 @@ class ObservingSession:
                 _expose(working, values[item.value])
             self._whole = Session(working, self._providers)
         found = self._whole.run(batch)
-        for item in self.watched:
-            item.request.observer.update(_as_float32(found[item.value]), item.channel_axis)
+        for observer, item in zip(observers, self.watched, strict=True):
+            observer.update(_as_float32(found[item.value]), item.channel_axis)
 
 
 def _set_sample_shapes(model: ir.Model, batch: Batch) -> bool:
@@ -136,17 +144,16 @@ class _Reductions:
     def add(self, item: Watched) -> _Outputs:
         value = self.values[item.value]
         shape = None if value.shape is None else tuple(n if isinstance(n, int) else None for n in value.shape)
-        reducible = isinstance(item.request.observer, Histogram | MinMax)
         known = shape is not None and len(shape) >= 2 and all(n is not None for n in shape[1:])
-        if not reducible or not known or shape is None:
+        if item.kind == "whole" or not known or shape is None:
             _expose(self.model, value)
             return _Outputs(whole=item.value)
         minimum = self._reduce("ReduceMin", value)
         maximum = self._maximum(value, len(shape))
-        if not isinstance(item.request.observer, Histogram):
+        if item.kind == "minmax":
             return _Outputs(minimum, maximum)
         sizes = [n or 1 for n in shape]
-        sampling = sampling_of(sizes, item.channel_axis, item.request.observer.limit)
+        sampling = sampling_of(sizes, item.channel_axis, item.limit)
         elements = int(np.prod(sizes[1:], dtype=np.int64))
         return _Outputs(minimum, maximum, self._sample(value, sampling, len(shape)), sample_elements=elements)
 

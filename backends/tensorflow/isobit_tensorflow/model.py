@@ -22,7 +22,8 @@ from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EditError, EncodingError, ModelError
 from isobit.graph import Graph, WeightInfo
 from isobit.layout import resized, to_canonical, to_native
-from isobit.sites import Input, Site, Tensor, Weight
+from isobit.quantizer_checks import check_quantizers
+from isobit.sites import Site
 from isobit_tensorflow.interpreter import Rounding
 from isobit_tensorflow.kernels import is_known, known_ops
 from isobit_tensorflow.observing import Observation, Watched
@@ -92,9 +93,7 @@ class KerasModel:
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers; checked against the graph before anything changes."""
-        for site, encoding in encodings.items():
-            if encoding is not None:
-                self._check(site, encoding)
+        check_quantizers(self.graph, encodings)
         quantizers = self._native.quantizers
         before = set(quantizers)
         moved = False
@@ -123,18 +122,6 @@ class KerasModel:
     def encodings(self) -> Encodings:
         """The encodings of all quantizers, on or off, as their variables hold them now."""
         return Encodings({site: layer.encoding for site, layer in self._native.quantizers.items()})
-
-    def _check(self, site: Site, encoding: Encoding) -> None:
-        graph = self.graph
-        if not graph.has_site(site):
-            kind = {Tensor: "tensor", Weight: "weight", Input: "input"}[type(site)]
-            raise EncodingError(f"the graph has no {kind} {str(site)!r} to quantize")
-        name = graph.node(site.node).inputs[site.index] if isinstance(site, Input) else site.name
-        if name is not None and name in graph.weights:
-            try:
-                encoding.broadcast(graph.weights[name].shape)
-            except EncodingError as error:
-                raise EncodingError(f"{str(site)!r}: {error}") from error
 
     def _replace(
         self, graph: Graph, variables: Mapping[str, keras.Variable], quantizers: Mapping[Site, Quantizer]

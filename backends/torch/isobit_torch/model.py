@@ -22,6 +22,7 @@ from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EncodingError, IsobitError, ModelError
 from isobit.graph import Graph
 from isobit.layout import to_canonical
+from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor
 from isobit_torch.binding import bind
 from isobit_torch.convert import to_array
@@ -88,9 +89,7 @@ class TorchModel:
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers; checked against the graph before anything changes."""
-        for site, encoding in encodings.items():
-            if encoding is not None:
-                self._check(site, encoding)
+        check_quantizers(self.graph, encodings)
         moved = False
         for site, encoding in encodings.items():
             known = site in self._keys
@@ -124,17 +123,6 @@ class TorchModel:
 
     def _quantizer(self, site: Site) -> Quantizer:
         return self._native.quantizers[self._keys[site]]
-
-    def _check(self, site: Site, encoding: Encoding) -> None:
-        native = bind(self.translation, site)
-        if native.source.op != "get_attr":
-            return
-        value = attribute(self._native, str(native.source.target))
-        shape = to_canonical(np.broadcast_to(np.int8(0), tuple(value.shape)), native.layout).shape
-        try:
-            encoding.broadcast(shape)
-        except EncodingError as error:
-            raise EncodingError(f"{str(site)!r}: {error}") from error
 
     def _add(self, site: Site, encoding: Encoding) -> None:
         native = bind(self.translation, site)

@@ -23,6 +23,7 @@ from isobit.errors import DataError, EditError, EncodingError, ModelError
 from isobit.formats import isobit_json
 from isobit.graph import Graph
 from isobit.graph_records import graph_from_record, graph_to_record
+from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_jax import quantizers
 from isobit_jax.kernels import KERNELS
@@ -74,9 +75,7 @@ class OpenedModel:
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers; checked against the graph before anything changes."""
-        for site, encoding in encodings.items():
-            if encoding is not None:
-                self._check(site, encoding)
+        check_quantizers(self.graph, encodings)
         for site, encoding in encodings.items():
             self._off.discard(site)
             if encoding is None:
@@ -95,16 +94,6 @@ class OpenedModel:
     def encodings(self) -> Encodings:
         """The encodings of all quantizers, on or off."""
         return Encodings(self._encodings)
-
-    def _check(self, site: Site, encoding: Encoding) -> None:
-        if not self.graph.has_site(site):
-            raise EncodingError(f"the graph has no {type(site).__name__} {str(site)!r} to quantize")
-        name = self.graph.node(site.node).inputs[site.index] if isinstance(site, Input) else site.name
-        if name in self._weights:
-            try:
-                encoding.broadcast(self._weights[name].shape)
-            except EncodingError as error:
-                raise EncodingError(f"{str(site)!r}: {error}") from error
 
     def _forms(self) -> Forms:
         return tuple((site, quantizers.Form.of(encoding)) for site, encoding in self._encodings.items())
