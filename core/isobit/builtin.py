@@ -30,7 +30,7 @@ def isobit_calibrators() -> Sequence[type[Any]]:
 
 @hookimpl
 def isobit_techniques() -> Sequence[type[Any]]:
-    """Batch norm folding and re-estimation, equalization, bias correction, scaling of inputs, rounding of weights."""
+    """Batch norm folding and re-estimation, equalization, bias correction, scaling of inputs, rounding, low rank."""
     from isobit import techniques
 
     return [
@@ -43,6 +43,8 @@ def isobit_techniques() -> Sequence[type[Any]]:
         techniques.ReestimateBatchNorms,
         techniques.SequentialMse,
         techniques.SmoothQuant,
+        techniques.SpatialSvd,
+        techniques.WeightSvd,
     ]
 
 

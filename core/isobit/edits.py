@@ -131,6 +131,7 @@ class Draft:
         self.steps: list[Replaced | Inserted] = []
         self.values: dict[str, Array] = {}
         self._read = read
+        self._shapes_before: dict[str, Shape | None] = {}  # of the tensors that new ones stand for
 
     def apply(self, edit: Edit) -> None:
         """Add one edit. Raises EditError."""
@@ -240,6 +241,8 @@ class Draft:
         for node in new:
             for tensor in node.outputs:
                 tensors.setdefault(tensor, TensorInfo(None, graph.tensors[like].dtype))
+        for old, result in rename.items():
+            self._shapes_before.setdefault(result, self._shapes_before.get(old, tensors[old].shape))
         outputs = {name: rename.get(tensor, tensor) for name, tensor in graph.outputs.items()}
         self.graph = replace(graph, tensors=tensors).with_nodes(tuple(nodes), outputs=outputs)
 
@@ -287,8 +290,9 @@ class Draft:
         return shape
 
     def _input_changed(self, node: Node, tensors: Mapping[str, TensorInfo]) -> bool:
-        before = self.graph.tensors
-        return any(n in tensors and tensors[n].shape != before[n].shape for n in node.inputs if n is not None)
+        names = [name for name in node.inputs if name in tensors and name is not None]
+        before = [self._shapes_before.get(name, self.graph.tensors[name].shape) for name in names]
+        return any(tensors[name].shape != shape for name, shape in zip(names, before, strict=True))
 
 
 def _updated(old: Shape | None, new: Shape | None) -> Shape | None:

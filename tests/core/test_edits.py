@@ -15,6 +15,7 @@ from isobit.canonical import canonicalize
 from isobit.edits import AddBias, Edit, Insert, Inserted, NewNode, Replace, Replaced, SetWeights, Unshare, plan_edits
 from isobit.errors import EditError
 from isobit.sites import Input, Tensor
+from isobit.testing.networks import NetworkBuilder
 
 IMAGE = ("N", 4, 6, 6)
 
@@ -276,3 +277,18 @@ def test_refusals_name_what_blocks_and_change_nothing(edits: Sequence[Edit], sai
         model.edit(edits)
     assert model.graph is graph
     np.testing.assert_array_equal(output(model), before)
+
+
+def test_a_chain_may_stand_before_a_node_of_unknown_shapes() -> None:
+    """Its result has the shape of what it stands for, so a MatMul of two tensors behind it is not asked anything."""
+    b = NetworkBuilder("product")
+    x = b.input("x", 4, 6)
+    b.output("y", b.op("MatMul", "product", b.linear("left", x, 4, bias=False), b.op("Relu", "right", x)))
+    network = b.build()
+    weights = {"a": np.ones((2, 6), np.float32), "b": np.ones((4, 2), np.float32)}
+    chain = (NewNode("Linear", ("a",)), NewNode("Linear", ("b",)))
+    plan = plan_edits(network.graph, [Replace("left", chain, weights)], network.weights.__getitem__)
+    assert plan.graph.node("product").inputs == ("left.1", "right")
+    wrong = {**weights, "b": np.ones((5, 2), np.float32)}
+    with pytest.raises(EditError, match="product"):
+        plan_edits(network.graph, [Replace("left", chain, wrong)], network.weights.__getitem__)

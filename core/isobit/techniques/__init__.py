@@ -11,7 +11,9 @@ from isobit.techniques.gptq import GPTQ
 from isobit.techniques.reestimate_batch_norms import ReestimateBatchNorms
 from isobit.techniques.sequential_mse import SequentialMse
 from isobit.techniques.smooth_quant import SmoothQuant
+from isobit.techniques.spatial_svd import SpatialSvd
 from isobit.techniques.technique import Technique, TechniqueReport
+from isobit.techniques.weight_svd import WeightSvd
 
 __all__ = [
     "GPTQ",
@@ -23,6 +25,8 @@ __all__ = [
     "ReestimateBatchNorms",
     "SequentialMse",
     "SmoothQuant",
+    "SpatialSvd",
     "Technique",
     "TechniqueReport",
+    "WeightSvd",
 ]

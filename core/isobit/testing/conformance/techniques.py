@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from isobit.backend import Batch
 from isobit.calibration import MinMaxRange
@@ -19,8 +20,11 @@ from isobit.techniques import (
     FoldBatchNorms,
     ReestimateBatchNorms,
     SmoothQuant,
+    SpatialSvd,
     Technique,
+    WeightSvd,
 )
+from isobit.testing import interpreter
 from isobit.testing.conformance.setting import Opened, Setting, assert_close
 from isobit.wishes import Wishes
 
@@ -40,6 +44,25 @@ class TechniquesConformance(Setting):
         EqualizeCrossLayers(absorb_biases=False, clip="per-channel").apply(model)
         assert_close(model.run(batch), before)
         assert_close(model.run(batch), opened.expected(batch))
+
+    @pytest.mark.parametrize("name", ["conv_net", "upsampler", "two_inputs", "attention"])
+    def test_low_rank_factors(self, open_network: Open, name: str) -> None:
+        """All ranks keep the function; fewer give the network whose graph and weights the backend then shows."""
+        for technique, ops in ((SpatialSvd, {"Conv"}), (WeightSvd, {"Conv", "Linear"})):
+            opened = open_network(name)
+            model, batch = opened.model, opened.network.batch(3)
+            graph = model.graph
+            layers = [node for node in graph.nodes if node.op in ops]
+            ranks = {node.name: _ranks(model.weight(node.inputs[1] or ""), technique) for node in layers}
+            splittable = technique(0.999).apply(model.copy()).left
+            full = {layer: rank for layer, rank in ranks.items() if "cost" in splittable.get(layer, "cost")}
+            before = model.run(batch)
+            technique(ranks=full).apply(model)
+            assert len(model.graph.nodes) == len(graph.nodes) + len(full)
+            assert_close(model.run(batch), before)
+            cut = open_network(name).model
+            technique(ranks={layer: max(1, rank // 2) for layer, rank in full.items()}).apply(cut)
+            assert_close(cut.run(batch), interpreter.outputs(cut.graph, cut.weight, batch))
 
     @pytest.mark.parametrize("technique", [SmoothQuant(0.5), SmoothQuant(), Awq(rows=64)])
     def test_scaling_inputs_keeps_the_function(self, open_network: Open, technique: Technique) -> None:
@@ -114,3 +137,11 @@ def _mean_shift(sim: QuantSim, reference: object, batch: Batch) -> float:
         others = tuple(i for i in range(value.ndim) if i != (1 if value.ndim != 3 else 2))
         shifts.append((found[name] - value).mean(others) / (value.std() + 1e-9))
     return float(np.sqrt(np.mean(np.square(np.concatenate([shift.reshape(-1) for shift in shifts])))))
+
+
+def _ranks(weight: NDArray[np.float32], technique: type[SpatialSvd] | type[WeightSvd]) -> int:
+    """How many ranks a layer's weight has for a technique."""
+    out, inputs, *kernel = weight.shape
+    if technique is SpatialSvd:
+        return min(out * kernel[-1], inputs * kernel[0]) if kernel else 0
+    return min(int(out), int(inputs * np.prod(kernel)))
