@@ -3,22 +3,26 @@
     python benchmarks/peers_rounding.py --peers-python /path/to/python --seeds 0 --iterations 1000 10000
 
 Every method gets the same network, calibration and held-out images (`digits_mobilenet`). The peers get it with its
-batch norms folded (aimet's folding fails on the file), and run in an environment of their own, one process each; their
-seconds are those of their own calls, without start and import.
+batch norms folded, as aimet's folding wants biases that are initializers and the exported file computes them (Expand).
+They run in an environment of their own, one process each. Seconds are those of the method's own calls, without start
+and import; CPU seconds are those of its process. With ``--json`` each figure is written as soon as it is known, and a
+run goes on where the last one stopped; delete the file to measure anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,18 +44,29 @@ OURS: Mapping[str, tuple[Technique, ...]] = {
 }
 
 
-def ours(path: Path, data: digits_mobilenet.Data, bits: int, techniques: tuple[Technique, ...]) -> tuple[Any, float]:
-    """Logits of the calibrated simulator, and the seconds from the file to it."""
-    start = time.perf_counter()
+Results = dict[str, dict[str, dict[str, float]]]
+
+
+class Outcome(NamedTuple):
+    """Logits on the held-out images, and the wall and CPU seconds of the method."""
+
+    logits: Any
+    seconds: float
+    cpu_seconds: float
+
+
+def ours(path: Path, data: digits_mobilenet.Data, bits: int, techniques: tuple[Technique, ...]) -> Outcome:
+    """The calibrated simulator, timed from the file on."""
+    start, cpu = time.perf_counter(), time.process_time()
     sim = isobit.QuantSim(path, weights=f"int{bits} per-channel")
     sim.apply(FoldBatchNorms(), *techniques, data=data.calibration)
     sim.calibrate(data.calibration)
-    seconds = time.perf_counter() - start
-    return sim.run(data.test)["logits"], seconds
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    return Outcome(sim.run(data.test)["logits"], seconds, cpu_seconds)
 
 
-def peer(python: str, name: str, path: Path, data: digits_mobilenet.Data, *options: str) -> tuple[Any, float]:
-    """Logits and seconds of a peer."""
+def peer(python: str, name: str, path: Path, data: digits_mobilenet.Data, *options: str) -> Outcome:
+    """A peer, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "data.npz", Path(folder) / "out.npz"
         np.savez(source, calibration=data.calibration, test=data.test)
@@ -63,36 +78,54 @@ def peer(python: str, name: str, path: Path, data: digits_mobilenet.Data, *optio
         command = [python, str(script), name, str(folded), str(source), str(out), *options]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         with np.load(out) as file:
-            return file["logits"], float(file["seconds"])
+            return Outcome(file["logits"], float(file["seconds"]), float(file["cpu_seconds"]))
 
 
-def measure(seed: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """SQNR, accuracy and seconds by method."""
+def methods(seed: int, args: argparse.Namespace) -> dict[str, Callable[[], Outcome]]:
+    """What is to be measured, by name."""
     path, data = digits_mobilenet.onnx_file(seed), digits_mobilenet.data(seed)
-    reference = onnxruntime.InferenceSession(path).run(None, {"image": data.test})[0]
-    found = {}
+    found: dict[str, Callable[[], Outcome]] = {}
 
-    def note(name: str, logits: Any, seconds: float) -> None:
-        accuracy = float((logits.argmax(1) == data.label).mean())
-        sqnr = digits_mobilenet.sqnr(reference, logits)
-        found[name] = {"sqnr": sqnr, "seconds": seconds, "accuracy": accuracy}
-        print(f"seed {seed}  {name:<34} {sqnr:6.2f} dB  {100 * accuracy:6.2f} %  {seconds:7.1f} s", flush=True)
+    def add_peer(name: str, *options: str) -> None:
+        found[name] = partial(peer, args.peers_python, options[0], path, data, *options[1:])
 
     for bits in args.bits:
         for name, techniques in OURS.items():
             if "sequential" not in name or args.sequential:
-                note(f"W{bits}A8 {name}", *ours(path, data, bits, techniques))
+                found[f"W{bits}A8 {name}"] = partial(ours, path, data, bits, techniques)
         if args.peers_python:
             width = ("--bits", str(bits))
             for method in ("nearest", "seqmse"):
-                note(f"W{bits}A8 aimet {method}", *peer(args.peers_python, f"aimet-{method}", path, data, *width))
+                add_peer(f"W{bits}A8 aimet {method}", f"aimet-{method}", *width)
             for count in args.iterations if bits < 8 else ():
-                options = (*width, "--iterations", str(count))
-                logits = peer(args.peers_python, "aimet-adaround", path, data, *options)
-                note(f"W{bits}A8 aimet AdaRound {count}", *logits)
+                add_peer(f"W{bits}A8 aimet AdaRound {count}", "aimet-adaround", *width, "--iterations", str(count))
             if bits == 8:
-                note("W8A8 nncf", *peer(args.peers_python, "nncf", path, data))
+                add_peer("W8A8 nncf", "nncf")
     return found
+
+
+def measure(seed: int, args: argparse.Namespace, results: Results) -> None:
+    """Adds to `results` what the seed lacks: SQNR, accuracy and seconds by method."""
+    data = digits_mobilenet.data(seed)
+    reference = onnxruntime.InferenceSession(digits_mobilenet.onnx_file(seed)).run(None, {"image": data.test})[0]
+    found = results.setdefault(str(seed), {})
+    for name, method in methods(seed, args).items():
+        if name in found:
+            continue
+        logits, seconds, cpu_seconds = method()
+        accuracy = float((logits.argmax(1) == data.label).mean())
+        sqnr = digits_mobilenet.sqnr(reference, logits)
+        found[name] = {"sqnr": sqnr, "seconds": seconds, "cpu_seconds": cpu_seconds, "accuracy": accuracy}
+        print(f"seed {seed}  {name:<34} {sqnr:6.2f} dB  {100 * accuracy:6.2f} %  {cpu_seconds:7.1f} CPU s", flush=True)
+        if args.json:
+            write(args.json, results)
+
+
+def write(path: Path, results: Results) -> None:
+    """Replaces the file at once, so that a run broken off leaves the old or the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(part, path)
 
 
 def main() -> None:
@@ -104,13 +137,14 @@ def main() -> None:
     parser.add_argument("--sequential", action="store_true", help="also the exact sequential mode")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    results = {seed: measure(seed, args) for seed in args.seeds}
-    print("\nmean over seeds")
-    for name in next(iter(results.values())):
-        values = [result[name] for result in results.values()]
-        print(f"{name:<42} {mean(v['sqnr'] for v in values):6.2f} dB  {mean(v['seconds'] for v in values):7.1f} s")
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
+    results: Results = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+    for seed in args.seeds:
+        measure(seed, args, results)
+    print("\nmean over the seeds that have the figure")
+    for name in sorted({name for result in results.values() for name in result}):
+        values = [result[name] for result in results.values() if name in result]
+        sqnr, cpu_seconds = mean(v["sqnr"] for v in values), mean(v["cpu_seconds"] for v in values)
+        print(f"{name:<42} {sqnr:6.2f} dB  {cpu_seconds:7.1f} CPU s  {len(values)} seeds")
 
 
 if __name__ == "__main__":
