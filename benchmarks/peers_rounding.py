@@ -14,14 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,21 +50,30 @@ Results = dict[str, dict[str, dict[str, float]]]
 
 
 class Outcome(NamedTuple):
-    """Logits on the held-out images, and the wall and CPU seconds of the method."""
+    """Logits on the held-out images, the wall and CPU seconds of the method, and what else it tells."""
 
     logits: Any
     seconds: float
     cpu_seconds: float
+    extra: Mapping[str, float] = MappingProxyType({})
 
 
 def ours(path: Path, data: digits_mobilenet.Data, bits: int, techniques: tuple[Technique, ...]) -> Outcome:
     """The calibrated simulator, timed from the file on."""
     start, cpu = time.perf_counter(), time.process_time()
     sim = isobit.QuantSim(path, weights=f"int{bits} per-channel")
-    sim.apply(FoldBatchNorms(), *techniques, data=data.calibration)
+    _, *reports = sim.apply(FoldBatchNorms(), *techniques, data=data.calibration)
     sim.calibrate(data.calibration)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-    return Outcome(sim.run(data.test)["logits"], seconds, cpu_seconds)
+    extra = layer_errors(reports[0].changed) if reports else {}
+    return Outcome(sim.run(data.test)["logits"], seconds, cpu_seconds, extra)
+
+
+def layer_errors(changed: Sequence[str]) -> dict[str, float]:
+    """Median over layers of the output's error, as a share of its power, by nearest rounding and by the technique."""
+    pairs = [found.groups() for line in changed if (found := re.search(r"output (\S+) -> (\S+) of its power", line))]
+    nearest, rounded = ([float(value) for value in column] for column in zip(*pairs, strict=True))
+    return {"layer_error_nearest": median(nearest), "layer_error": median(rounded)}
 
 
 def peer(python: str, name: str, path: Path, data: digits_mobilenet.Data, *options: str) -> Outcome:
@@ -112,10 +123,10 @@ def measure(seed: int, args: argparse.Namespace, results: Results) -> None:
     for name, method in methods(seed, args).items():
         if name in found:
             continue
-        logits, seconds, cpu_seconds = method()
+        logits, seconds, cpu_seconds, extra = method()
         accuracy = float((logits.argmax(1) == data.label).mean())
         sqnr = digits_mobilenet.sqnr(reference, logits)
-        found[name] = {"sqnr": sqnr, "seconds": seconds, "cpu_seconds": cpu_seconds, "accuracy": accuracy}
+        found[name] = {"sqnr": sqnr, "seconds": seconds, "cpu_seconds": cpu_seconds, "accuracy": accuracy, **extra}
         print(f"seed {seed}  {name:<34} {sqnr:6.2f} dB  {100 * accuracy:6.2f} %  {cpu_seconds:7.1f} CPU s", flush=True)
         if args.json:
             write(args.json, results)
