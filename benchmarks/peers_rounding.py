@@ -3,24 +3,28 @@
     python benchmarks/peers_rounding.py --peers-python /path/to/python --seeds 0 --iterations 1000 10000
 
 Every method gets the same network, calibration and held-out images (`digits_mobilenet`). The peers get it with its
-batch norms folded (aimet's folding fails on the file), and run in an environment of their own, one process each; their
-seconds are those of their own calls, without start and import.
+batch norms folded, as aimet's folding wants biases that are initializers and the exported file computes them (Expand).
+They run in an environment of their own, one process each. Seconds are those of the method's own calls, without start
+and import; CPU seconds are those of its process. With ``--json`` each figure is written as soon as it is known, and a
+run goes on where the last one stopped; delete the file to measure anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
-from statistics import mean
-from typing import Any
+from statistics import mean, median
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,18 +46,38 @@ OURS: Mapping[str, tuple[Technique, ...]] = {
 }
 
 
-def ours(path: Path, data: digits_mobilenet.Data, bits: int, techniques: tuple[Technique, ...]) -> tuple[Any, float]:
-    """Logits of the calibrated simulator, and the seconds from the file to it."""
-    start = time.perf_counter()
+Results = dict[str, dict[str, dict[str, float]]]
+
+
+class Outcome(NamedTuple):
+    """Logits on the held-out images, the wall and CPU seconds of the method, and what else it tells."""
+
+    logits: Any
+    seconds: float
+    cpu_seconds: float
+    extra: Mapping[str, float] = MappingProxyType({})
+
+
+def ours(path: Path, data: digits_mobilenet.Data, bits: int, techniques: tuple[Technique, ...]) -> Outcome:
+    """The calibrated simulator, timed from the file on."""
+    start, cpu = time.perf_counter(), time.process_time()
     sim = isobit.QuantSim(path, weights=f"int{bits} per-channel")
-    sim.apply(FoldBatchNorms(), *techniques, data=data.calibration)
+    _, *reports = sim.apply(FoldBatchNorms(), *techniques, data=data.calibration)
     sim.calibrate(data.calibration)
-    seconds = time.perf_counter() - start
-    return sim.run(data.test)["logits"], seconds
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    extra = layer_errors(reports[0].changed) if reports else {}
+    return Outcome(sim.run(data.test)["logits"], seconds, cpu_seconds, extra)
 
 
-def peer(python: str, name: str, path: Path, data: digits_mobilenet.Data, options: Sequence[str]) -> tuple[Any, float]:
-    """Logits and seconds of a peer."""
+def layer_errors(changed: Sequence[str]) -> dict[str, float]:
+    """Median over layers of the output's error, as a share of its power, by nearest rounding and by the technique."""
+    pairs = [found.groups() for line in changed if (found := re.search(r"output (\S+) -> (\S+) of its power", line))]
+    nearest, rounded = ([float(value) for value in column] for column in zip(*pairs, strict=True))
+    return {"layer_error_nearest": median(nearest), "layer_error": median(rounded)}
+
+
+def peer(python: str, name: str, path: Path, data: digits_mobilenet.Data, *options: str) -> Outcome:
+    """A peer, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "data.npz", Path(folder) / "out.npz"
         np.savez(source, calibration=data.calibration, test=data.test)
@@ -63,28 +87,56 @@ def peer(python: str, name: str, path: Path, data: digits_mobilenet.Data, option
         onnx.save(sim.backend_model.to_onnx()[0], folded)
         script = Path(__file__).parent / "peers" / "rounding.py"
         command = [python, str(script), name, str(folded), str(source), str(out), *options]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         with np.load(out) as file:
-            return file["logits"], float(file["seconds"])
+            return Outcome(file["logits"], float(file["seconds"]), float(file["cpu_seconds"]))
 
 
-def works(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[Path, digits_mobilenet.Data], tuple[Any, float]]]]:
-    """What is measured, by name; the slow ones last."""
+def methods(seed: int, args: argparse.Namespace) -> dict[str, Callable[[], Outcome]]:
+    """What is to be measured, by name."""
+    path, data = digits_mobilenet.onnx_file(seed), digits_mobilenet.data(seed)
+    found: dict[str, Callable[[], Outcome]] = {}
+
+    def add_peer(name: str, *options: str) -> None:
+        found[name] = partial(peer, args.peers_python, options[0], path, data, *options[1:])
+
     for bits in args.bits:
         for name, techniques in OURS.items():
             if "sequential" not in name or args.sequential:
-                yield f"W{bits}A8 {name}", partial(ours, bits=bits, techniques=techniques)
-    if not args.peers_python:
-        return
-    aimet = partial(peer, args.peers_python)
-    for bits in args.bits:
-        for method in ("nearest", "seqmse"):
-            yield f"W{bits}A8 aimet {method}", partial(aimet, f"aimet-{method}", options=("--bits", str(bits)))
-        if bits == 8:
-            yield "W8A8 nncf", partial(aimet, "nncf", options=())
-    for count, bits in product(args.iterations, [bits for bits in args.bits if bits < 8]):
-        options = ("--bits", str(bits), "--iterations", str(count))
-        yield f"W{bits}A8 aimet AdaRound {count}", partial(aimet, "aimet-adaround", options=options)
+                found[f"W{bits}A8 {name}"] = partial(ours, path, data, bits, techniques)
+        if args.peers_python:
+            width = ("--bits", str(bits))
+            for method in ("nearest", "seqmse"):
+                add_peer(f"W{bits}A8 aimet {method}", f"aimet-{method}", *width)
+            for count in args.iterations if bits < 8 else ():
+                add_peer(f"W{bits}A8 aimet AdaRound {count}", "aimet-adaround", *width, "--iterations", str(count))
+            if bits == 8:
+                add_peer("W8A8 nncf", "nncf")
+    return found
+
+
+def measure(seed: int, args: argparse.Namespace, results: Results) -> None:
+    """Adds to `results` what the seed lacks: SQNR, accuracy and seconds by method."""
+    data = digits_mobilenet.data(seed)
+    reference = onnxruntime.InferenceSession(digits_mobilenet.onnx_file(seed)).run(None, {"image": data.test})[0]
+    found = results.setdefault(str(seed), {})
+    for name, method in methods(seed, args).items():
+        if name in found:
+            continue
+        logits, seconds, cpu_seconds, extra = method()
+        accuracy = float((logits.argmax(1) == data.label).mean())
+        sqnr = digits_mobilenet.sqnr(reference, logits)
+        found[name] = {"sqnr": sqnr, "seconds": seconds, "cpu_seconds": cpu_seconds, "accuracy": accuracy, **extra}
+        print(f"seed {seed}  {name:<34} {sqnr:6.2f} dB  {100 * accuracy:6.2f} %  {cpu_seconds:7.1f} CPU s", flush=True)
+        if args.json:
+            write(args.json, results)
+
+
+def write(path: Path, results: Results) -> None:
+    """Replaces the file at once, so that a run broken off leaves the old or the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(part, path)
 
 
 def main() -> None:
@@ -94,35 +146,16 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, nargs="*", default=[1000, 10_000], help="of aimet's AdaRound")
     parser.add_argument("--peers-python", help="a Python with aimet-onnx and nncf; without it the peers are left out")
     parser.add_argument("--sequential", action="store_true", help="also the exact sequential mode")
-    parser.add_argument(
-        "--json", type=Path, help="written after every measurement; what it holds is not measured again"
-    )
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    results: dict[str, dict[str, dict[str, float]]] = {}
-    if args.json and args.json.exists():
-        results = json.loads(args.json.read_text())
-    for name, work in works(args):
-        for seed in args.seeds:
-            if name in results.setdefault(str(seed), {}):
-                continue
-            path, data = digits_mobilenet.onnx_file(seed), digits_mobilenet.data(seed)
-            reference = onnxruntime.InferenceSession(path).run(None, {"image": data.test})[0]
-            try:
-                logits, seconds = work(path, data)
-            except subprocess.CalledProcessError as error:
-                print(f"seed {seed}  {name}: failed\n{error.stderr[-2000:]}", flush=True)
-                continue
-            accuracy = float((logits.argmax(1) == data.label).mean())
-            sqnr = digits_mobilenet.sqnr(reference, logits)
-            results[str(seed)][name] = {"sqnr": sqnr, "seconds": seconds, "accuracy": accuracy}
-            print(f"seed {seed}  {name:<34} {sqnr:6.2f} dB  {100 * accuracy:6.2f} %  {seconds:7.1f} s", flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(results, indent=2) + "\n")
-    print("\nmean over the seeds that each was measured on")
-    for name in dict.fromkeys(name for found in results.values() for name in found):
-        values = [found[name] for found in results.values() if name in found]
-        sqnr, seconds = (mean(v[key] for v in values) for key in ("sqnr", "seconds"))
-        print(f"{name:<42} {sqnr:6.2f} dB  {seconds:7.1f} s  {len(values)} seeds")
+    results: Results = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+    for seed in args.seeds:
+        measure(seed, args, results)
+    print("\nmean over the seeds that have the figure")
+    for name in sorted({name for result in results.values() for name in result}):
+        values = [result[name] for result in results.values() if name in result]
+        sqnr, cpu_seconds = mean(v["sqnr"] for v in values), mean(v["cpu_seconds"] for v in values)
+        print(f"{name:<42} {sqnr:6.2f} dB  {cpu_seconds:7.1f} CPU s  {len(values)} seeds")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from isobit.graph import Graph
 from isobit.graph_records import graph_from_record, graph_to_record
 from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor, Weight
-from isobit_jax import quantizers
+from isobit_jax import observing, quantizers
 from isobit_jax.kernels import KERNELS
 from isobit_jax.native import JaxModel
 
@@ -105,13 +105,13 @@ class OpenedModel:
         return self._run(batch)[0]
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
-        """Run every batch; the requested tensors leave the compiled function, are reduced, and are let go."""
+        """Run every batch; the requested tensors are reduced where they are, and let go."""
         taps = [self._tap(request) for request in requests]
         for batch in data:
             found = self._run(batch, tuple(dict.fromkeys(taps)))[1]
             for tap, request in zip(taps, requests, strict=True):
                 name = tap[0].name if isinstance(tap[0], Tensor) else self._read(tap[0])
-                request.observer.update(np.asarray(found[tap], np.float32), self.graph.tensors[name].channel_axis)
+                observing.feed(request.observer, found[tap], self.graph.tensors[name].channel_axis)
 
     def gradient(
         self, function: Callable[[Mapping[str, Any]], Any], weights: Mapping[str, Array], batch: Batch

@@ -10,8 +10,9 @@ from jax import lax
 
 import isobit
 from isobit.errors import ModelError
+from isobit.statistics import Histogram
 from isobit.testing.networks import conv_net, two_inputs
-from isobit_jax import JaxModel
+from isobit_jax import JaxModel, observing
 from isobit_jax.backend import JaxBackend
 from networks import build_jax
 
@@ -113,3 +114,27 @@ def test_an_example_is_needed():
         isobit.QuantSim(build_jax(two_inputs()))
     with pytest.raises(ModelError, match=r"takes 1 inputs .* the example has 2"):
         JaxBackend().open(JaxModel(lambda p, x: x, {}), (X4, X4))
+
+
+def test_of_an_observed_tensor_only_bounds_and_counted_elements_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statistics are those of the whole tensor, and of NaN too."""
+    values = np.random.default_rng(0).standard_normal((2, 6, 70, 70)).astype(np.float32)
+    fetched = []
+    absorb = Histogram.absorb
+
+    def counted(self: Histogram, low: float, high: float, sampled: np.ndarray, elements: int) -> None:
+        fetched.append(sampled.size)
+        absorb(self, low, high, sampled, elements)
+
+    monkeypatch.setattr(Histogram, "absorb", counted)
+    for axis in (1, None):
+        found, wanted = Histogram(), Histogram()
+        observing.feed(found, jnp.asarray(values), axis)
+        wanted.update(values, axis)
+        assert found == wanted
+    assert all(size < values.size / 5 for size in fetched)
+    assert len(fetched) == 2
+    values[1, 0, 0, 0] = np.nan
+    found = Histogram()
+    observing.feed(found, jnp.asarray(values), 1)
+    assert found.non_finite == 1
