@@ -87,7 +87,7 @@ def test_an_interrupted_pass_of_workers_goes_on(tmp_path: Path, expected: QuantS
 
 
 def test_an_error_of_isobit_in_a_worker_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: object, batch: object) -> None:
+    def refuse(self: object, batch: object, observers: object) -> None:
         raise DataError("this batch is refused")
 
     monkeypatch.setattr("isobit_onnx.observing.ObservingSession.observe", refuse)
