@@ -62,8 +62,6 @@ class Session:
     def _options(self) -> Any:
         options = onnxruntime.SessionOptions()
         options.enable_mem_pattern = self._plan_memory
-        if not self._plan_memory:  # in the order of the file, so that what is reduced is still in the cache, then freed
-            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         options.log_severity_level = 3
         # Fused integer kernels round elsewhere; a simulator rounds at its quantizers and nowhere else.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -92,6 +90,8 @@ class Session:
             path.write_bytes(proto.SerializeToString())
             options = self._options()
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
+            if not self._plan_memory:  # in the file's order: what is reduced is still in the cache, and then freed
+                options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
             session = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
         self.is_blocked = True
         return session
