@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+AnyArray = TypeVar("AnyArray")
 
 #: Elements counted of each sample, about; tensors at most this large are counted whole.
 SAMPLE_LIMIT = 8192
@@ -41,14 +44,19 @@ def sample(
     batch: NDArray[np.float32], channel_axis: int | None, limit: int | None = SAMPLE_LIMIT
 ) -> NDArray[np.float32]:
     """The chosen elements of every sample of a batch, contiguous; the batch itself where all are chosen."""
-    if batch.ndim < 2:
-        batch = batch.reshape(batch.shape[0] if batch.ndim else 1, -1)
-    chosen = sampling_of(batch.shape, channel_axis, limit)
-    if chosen.step == 1:
-        return np.ascontiguousarray(batch)
-    if chosen.spatial:
-        return np.ascontiguousarray(batch.reshape(*batch.shape[:2], -1)[:, :, :: chosen.step])
-    return np.ascontiguousarray(batch.reshape(batch.shape[0], -1)[:, :: chosen.step])
+    return np.ascontiguousarray(strided(batch, channel_axis, limit))
+
+
+def strided(batch: AnyArray, channel_axis: int | None, limit: int | None = SAMPLE_LIMIT) -> AnyArray:
+    """`sample` of an array of any framework that reshapes and slices as NumPy does, where it is."""
+    array: Any = batch
+    if array.ndim < 2:
+        array = array.reshape(array.shape[0] if array.ndim else 1, -1)
+    chosen = sampling_of(tuple(array.shape), channel_axis, limit)
+    if chosen.step > 1:
+        array = array.reshape(*array.shape[: 2 if chosen.spatial else 1], -1)[..., :: chosen.step]
+    found: AnyArray = array
+    return found
 
 
 def _coprime(positions: int, number: int) -> int:

@@ -221,12 +221,15 @@ def _reductions_first(nodes: list[NodeProto]) -> list[NodeProto]:
     """The nodes in order, but each reduction or sample right behind what it reads."""
     made_here = {name for node in nodes for name in node.output}
     readers: dict[str, list[NodeProto]] = {}
+    others: list[NodeProto] = []
     for node in nodes:
         inner = [name for name in node.input if name in made_here]
         if node.op_type in _REDUCING and len(inner) == 1:
             readers.setdefault(inner[0], []).append(node)
+        else:
+            others.append(node)
     ordered: list[NodeProto] = []
-    waiting = [node for node in reversed(nodes) if all(node is not late for rs in readers.values() for late in rs)]
+    waiting = others[::-1]
     while waiting:
         node = waiting.pop()
         ordered.append(node)

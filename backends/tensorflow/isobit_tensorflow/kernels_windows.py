@@ -49,43 +49,47 @@ def _conv(node: Node, x: Operand, weight: Constant, bias: Constant | None = None
     pads, needed = _pads(node, value, kernel)
     filters = tf.cast(weight.form((*range(2, count + 2), 1, 0)), value.dtype)
     plain = count == 2 and set(dilations) == {1} and all(isinstance(n, int) for pair in pads for n in pair)
-    padding = [[0, 0], *(list(pair) for pair in pads), [0, 0]] if needed else "VALID"
-    if group == value.shape[-1] > 1 and plain and len(set(strides)) == 1:  # pads of its own: a third of a copy's time
-        result = tf.nn.depthwise_conv2d(value, _multiplied(value, filters), (1, *strides, 1), padding)
-    elif group > 1 and group == value.shape[-1]:
-        result = _depthwise(tf.pad(value, [(0, 0), *pads, (0, 0)]) if needed else value, filters, strides, dilations)
+    depthwise = group == value.shape[-1] > 1
+    padding: Any = "VALID"
+    if needed and plain and (group == 1 or (depthwise and len(set(strides)) == 1)):  # faster than a padded copy
+        padding = [[0, 0], *(list(pair) for pair in pads), [0, 0]]
+    elif needed:
+        value = tf.pad(value, [(0, 0), *pads, (0, 0)])
+    if depthwise:
+        result = _depthwise(value, filters, strides, dilations, padding)
     elif plain and group == 1:
         result = tf.nn.conv2d(value, filters, strides, padding)
     else:
-        value = _padded(node, value, kernel)
         parts = zip(tf.split(value, group, -1), tf.split(filters, group, -1), strict=True)
         result = tf.concat([tf.nn.convolution(v, f, strides, "VALID", dilations=dilations) for v, f in parts], -1)
     return Operand(_biased(result, bias), last=True)
 
 
-def _multiplied(x: tf.Tensor, filters: tf.Tensor) -> tf.Tensor:
-    """Filters (*kernel, 1, channels * multiplier), the multiples of a channel side by side, on two axes."""
-    channels = x.shape[-1]
-    return tf.reshape(filters, (*filters.shape[:-2], channels, filters.shape[-1] // channels))
+def _depthwise(
+    x: tf.Tensor, filters: tf.Tensor, strides: Sequence[int], dilations: Sequence[int], padding: Any
+) -> tf.Tensor:
+    """Filters (*kernel, 1, channels * multiplier), the multiples of a channel side by side.
 
-
-def _depthwise(x: tf.Tensor, filters: tf.Tensor, strides: Sequence[int], dilations: Sequence[int]) -> tf.Tensor:
+    `padding` other than "VALID" is for planes with one stride and no dilation.
+    """
     channels, spatial = x.shape[-1], filters.shape[:-2]
-    filters = _multiplied(x, filters)
+    filters = tf.reshape(filters, (*spatial, channels, filters.shape[-1] // channels))
     if len(spatial) == 1:
-        return _depthwise_planes(x[:, None], filters[None], (strides[0],) * 2, (1, *dilations))[:, 0]
+        return _depthwise_planes(x[:, None], filters[None], (strides[0],) * 2, (1, *dilations), padding)[:, 0]
     if len(spatial) == 2:
-        return _depthwise_planes(x, filters, strides, dilations)
+        return _depthwise_planes(x, filters, strides, dilations, padding)
     pairs = zip(tf.split(x, channels, -1), tf.split(filters, channels, -2), strict=True)
     return tf.concat([tf.nn.convolution(v, f, strides, "VALID", dilations=dilations) for v, f in pairs], -1)
 
 
-def _depthwise_planes(x: tf.Tensor, filters: tf.Tensor, strides: Sequence[int], dilations: Sequence[int]) -> tf.Tensor:
+def _depthwise_planes(
+    x: tf.Tensor, filters: tf.Tensor, strides: Sequence[int], dilations: Sequence[int], padding: Any
+) -> tf.Tensor:
     """TensorFlow has one stride for both axes, and none beside dilations: any other is cut out of the whole."""
     if len(set(strides)) > 1 or (max(dilations) > 1 and max(strides) > 1):
         whole = tf.nn.depthwise_conv2d(x, filters, (1, 1, 1, 1), "VALID", dilations=tuple(dilations))
         return whole[:, :: strides[0], :: strides[1]]
-    return tf.nn.depthwise_conv2d(x, filters, (1, *strides, 1), "VALID", dilations=tuple(dilations))
+    return tf.nn.depthwise_conv2d(x, filters, (1, *strides, 1), padding, dilations=tuple(dilations))
 
 
 def _biased(result: tf.Tensor, bias: Constant | None) -> tf.Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isobit.sampling import sampling_of
+from isobit.sampling import strided
 from isobit.statistics import Histogram, MinMax
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class DeviceHistograms:
             if key not in self._tables:
                 self._tables[key] = _Table(observer, device)
             wanted = torch.isfinite(bounds).all()
-            self._tables[key].count(chosen(tensor, item.channel_axis, observer.limit), wanted)
+            self._tables[key].count(strided(tensor, item.channel_axis, observer.limit), wanted)
         return True
 
     def settle(self) -> list[Watched]:
@@ -94,15 +94,3 @@ class _Table:
         self._histogram.add_counts(self._counts.cpu().numpy().astype(np.int64))
         self._counts.zero_()
         self._counted = 0
-
-
-def chosen(tensor: Tensor, channel_axis: int | None, limit: int | None) -> Tensor:
-    """`isobit.sampling.sample` on a tensor: the elements of each sample that are counted."""
-    if tensor.ndim < 2:
-        tensor = tensor.reshape(tensor.shape[0] if tensor.ndim else 1, -1)
-    sampling = sampling_of(tuple(tensor.shape), channel_axis, limit)
-    if sampling.step == 1:
-        return tensor
-    if sampling.spatial:
-        return tensor.reshape(*tensor.shape[:2], -1)[:, :, :: sampling.step]
-    return tensor.reshape(tensor.shape[0], -1)[:, :: sampling.step]

@@ -11,9 +11,10 @@ import torch
 from torch import fx, nn
 
 from isobit.backend import Request
+from isobit.sampling import strided
 from isobit.statistics import Histogram, MinMax
 from isobit_torch.convert import to_array
-from isobit_torch.device_histogram import DeviceHistograms, chosen
+from isobit_torch.device_histogram import DeviceHistograms
 
 
 @dataclass(frozen=True)
@@ -69,4 +70,4 @@ def _feed(item: Watched, tensor: torch.Tensor) -> None:
     elif isinstance(observer, MinMax):
         observer.update(np.array([low, high], np.float32))
     else:
-        observer.absorb(low, high, to_array(chosen(tensor, item.channel_axis, observer.limit)), tensor.numel())
+        observer.absorb(low, high, to_array(strided(tensor, item.channel_axis, observer.limit)), tensor.numel())

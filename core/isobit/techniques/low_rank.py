@@ -18,7 +18,7 @@ from isobit.edits import Draft, NewNode, Replace
 from isobit.errors import FormatError
 from isobit.graph import Graph, Node
 from isobit.techniques.technique import TechniqueReport
-from isobit.techniques.weighted_layer import groups_of, weight_obstacle
+from isobit.techniques.weighted_layer import bias_obstacle, groups_of, weight_obstacle
 
 Floats = NDArray[np.float64]
 Factors = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -96,9 +96,7 @@ def obstacle(graph: Graph, node: Node) -> str:
     """Why a layer is not split, or an empty text."""
     if groups_of(node) > 1:
         return f"its {groups_of(node)} groups are matrices of their own"
-    if node.input(2) is not None and node.input(2) not in graph.weights:
-        return f"the bias of {node.name} is computed"
-    return weight_obstacle(graph, node)
+    return bias_obstacle(graph, node) or weight_obstacle(graph, node)
 
 
 def cost(graph: Graph, node: Node, weights: int | None = None) -> float:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from isobit.backend import Observer
-from isobit.sampling import sampling_of
+from isobit.sampling import strided
 from isobit.statistics import Histogram
 
 
@@ -16,7 +16,7 @@ def feed(observer: Observer, value: jax.Array, channel_axis: int | None) -> None
     if isinstance(observer, Histogram) and value.ndim > 1 and value.size and value.dtype == jnp.float32:
         low, high = (float(bound) for bound in _bounds(value))
         if np.isfinite(low) and np.isfinite(high):
-            counted = np.asarray(_sampled(value, channel_axis, observer.limit))
+            counted = np.asarray(strided(value, channel_axis, observer.limit))
             observer.absorb(low, high, counted, value.size)
             return
     observer.update(np.asarray(value, np.float32), channel_axis)
@@ -25,12 +25,3 @@ def feed(observer: Observer, value: jax.Array, channel_axis: int | None) -> None
 @jax.jit
 def _bounds(value: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.min(value), jnp.max(value)
-
-
-def _sampled(value: jax.Array, channel_axis: int | None, limit: int | None) -> jax.Array:
-    """The elements that `isobit.sampling.sample` takes of an array."""
-    chosen = sampling_of(value.shape, channel_axis, limit)
-    if chosen.step == 1:
-        return value
-    kept = value.shape[: 2 if chosen.spatial else 1]
-    return value.reshape(*kept, -1)[..., :: chosen.step]
