@@ -233,7 +233,8 @@ def _reductions_first(nodes: list[NodeProto]) -> list[NodeProto]:
     while waiting:
         node = waiting.pop()
         ordered.append(node)
-        waiting += [reader for name in node.output for reader in reversed(readers.get(name, ()))]
+        for name in node.output:
+            waiting += reversed(readers.get(name, []))
     return ordered
 
 
