@@ -70,21 +70,24 @@ def integer_errors(
     errors: NDArray[np.float64],
 ) -> None:
     """Sum of square errors of all bins on each integer grid; `isobit.calibration.error` has the formulas."""
-    for g in range(scales.size):
-        scale, first, last = scales[g], q_min - zeros[g], q_max - zeros[g]
-        inverse, total = 1 / scale, 0.0
-        for b in range(low.size):
-            start, stop = low[b] * inverse, high[b] * inverse
-            nearest = min(max(np.rint(start), first), last)
-            distance = start - nearest
-            weight = clip_weight if start < first or start > last else 1.0
-            if low[b] == high[b]:
-                total += counts[b] * (distance * distance * weight)
-                continue
-            below = distance * distance * distance * weight * (1 / 3) + nearest * (1 / 12)
-            nearest = min(max(np.rint(stop), first), last)
-            distance = stop - nearest
-            weight = clip_weight if stop < first or stop > last else 1.0
-            above = distance * distance * distance * weight * (1 / 3) + nearest * (1 / 12)
-            total += counts[b] * scale / (high[b] - low[b]) * (above - below)
-        errors[g] = total * scale * scale
+    inverse, cube = 1 / scales, scales * scales * scales
+    first, last = q_min - zeros, q_max - zeros
+    errors[:] = 0
+    for b in range(low.size):
+        if low[b] == high[b]:
+            for g in range(scales.size):
+                u = low[b] * inverse[g]
+                distance = u - min(max(np.rint(u), first[g]), last[g])
+                weight = clip_weight if u < first[g] or u > last[g] else 1.0
+                errors[g] += counts[b] * (distance * distance * weight) * scales[g] * scales[g]
+            continue
+        density = counts[b] / (high[b] - low[b])
+        for g in range(scales.size):  # grids inside: their sums run side by side, each in the order of the bins
+            start, stop = low[b] * inverse[g], high[b] * inverse[g]
+            low_level = min(max(np.rint(start), first[g]), last[g])
+            high_level = min(max(np.rint(stop), first[g]), last[g])
+            before, after = start - low_level, stop - high_level
+            before_weight = clip_weight if start < first[g] or start > last[g] else 1.0
+            after_weight = clip_weight if stop < first[g] or stop > last[g] else 1.0
+            thirds = after * after * after * after_weight - before * before * before * before_weight
+            errors[g] += density * (thirds * (1 / 3) + (high_level - low_level) * (1 / 12)) * cube[g]

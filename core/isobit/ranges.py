@@ -7,6 +7,8 @@ two ranges that differ in their last float32 bits nearly always give the same 12
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -19,6 +21,14 @@ from isobit.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 SNAP_BITS = 12
 
 _FLOAT32_EPSILON = 1.1920929e-7
+
+
+class Grids(NamedTuple):
+    """The grids of several ranges in one format: scales (float32) and zero points (int32), one a range."""
+
+    spec: QuantSpec
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int32]
 
 
 def smallest_scale(spec: QuantSpec) -> float:
@@ -45,14 +55,28 @@ def encode_range(
         raise EncodingError(f"a range must be finite, not [{np.min(low)}, {np.max(high)}]")
     if spec.granularity is None:
         spec = spec.with_granularity(PerTensor() if low.ndim == 0 else PerChannel())
+    if spec.bits == 16 and not spec.is_integer:
+        return Encoding(spec.with_granularity(PerTensor()), np.float32(1), np.int32(0))  # type: ignore[arg-type]
+    return Encoding(spec, *_grids(low, high, spec, snap), axis)
+
+
+def candidate_grids(minimum: NDArray[np.float64], maximum: NDArray[np.float64], spec: QuantSpec) -> Grids:
+    """The grids that `encode_range` gives to ranges ``[minimum[i], maximum[i]]`` of one tensor; any but 16-bit floats.
+
+    For a search among many: it leaves the checks of an Encoding to the range that is chosen.
+    """
+    return Grids(spec, *_grids(np.minimum(minimum, 0.0), np.maximum(maximum, 0.0), spec, snap=True))
+
+
+def _grids(
+    low: NDArray[np.float64], high: NDArray[np.float64], spec: QuantSpec, snap: bool
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Scales and zero points, with low <= 0 <= high; scales of float formats are not snapped."""
+    scale = np.maximum(_fill_empty_channels(_raw_scale(low, high, spec)), smallest_scale(spec))
     if not spec.is_integer:
-        return _float_encoding(low, high, spec, axis)
-    scale = _raw_scale(low, high, spec)
-    scale = np.maximum(_fill_empty_channels(scale), smallest_scale(spec))
-    if snap:
-        scale = snap_up(scale)
-    scale32 = scale.astype(np.float32)
-    return Encoding(spec, scale32, _zero_point(low, scale32, spec), axis)
+        return scale.astype(np.float32), np.zeros(low.shape, np.int32)
+    scale32 = (snap_up(scale) if snap else scale).astype(np.float32)
+    return scale32, _zero_point(low, scale32, spec)
 
 
 def encode_weight(
@@ -142,11 +166,3 @@ def _zero_point(low: NDArray[np.float64], scale: NDArray[np.float32], spec: Quan
         return np.zeros(scale.shape, np.int32)
     position = spec.q_min + np.rint(-low / scale.astype(np.float64))
     return np.asarray(np.clip(position, spec.q_min, spec.q_max), np.int32)
-
-
-def _float_encoding(low: NDArray[np.float64], high: NDArray[np.float64], spec: QuantSpec, axis: int | None) -> Encoding:
-    zero = np.zeros(low.shape, np.int32)
-    if spec.bits == 16:
-        return Encoding(spec.with_granularity(PerTensor()), np.float32(1), np.int32(0))  # type: ignore[arg-type]
-    scale = np.maximum(_fill_empty_channels(_raw_scale(low, high, spec)), smallest_scale(spec))
-    return Encoding(spec, scale.astype(np.float32), zero, axis)

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from isobit.bin_counts import BinCounts
 from isobit.counting import BINS, ROWS, VARIABLE, count_bits
 from isobit.errors import PluginError
 from isobit.statistics import Histogram
@@ -38,11 +39,11 @@ def test_threads_count_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_of_a_thread_is_clear_again_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(1, 9, dtype=np.float32).reshape(2, 4)
 
-    def interrupted(self: Histogram, table: object, used: object) -> int:
+    def interrupted(self: BinCounts, counts: object, rows: object) -> int:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Histogram, "_add_rows", interrupted)
+        patch.setattr(BinCounts, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             Histogram().update(values)
     histogram = Histogram()

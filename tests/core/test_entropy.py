@@ -12,7 +12,7 @@ from isobit.calibration.entropy import divergences
 from isobit.calibration.error import Bins
 from isobit.calibration.search import thresholds
 from isobit.quant_spec import QuantSpec
-from isobit.ranges import encode_range
+from isobit.ranges import candidate_grids, encode_range
 from isobit.statistics import Histogram
 
 RNG = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def test_divergences_are_those_of_the_definition(name: str, text: str) -> None:
     width = 2.0 ** (math.floor(math.log2(largest)) - 8)
     ends = thresholds(largest, 4, largest / 6)
     low, high = np.maximum(histogram.minimum, -ends), np.minimum(histogram.maximum, ends)
-    found = divergences(bins, encode_range(low, high, spec, axis=0), low, high, width)
+    found = divergences(bins, candidate_grids(low, high, spec), low, high, width)
     counts = linear_counts(bins, width)
     expected = [divergence(counts, a, b, spec, width) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)

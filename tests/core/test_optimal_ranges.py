@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from isobit.calibration import MeanSquareError, SignalToNoise
 from isobit.calibration.error import Bins, mean_square_errors
 from isobit.calibration.search import TOLERANCE, first_best, thresholds
-from isobit.encoding import Encoding
 from isobit.errors import EncodingError, FormatError
 from isobit.quant_spec import QuantSpec
-from isobit.ranges import encode_range
+from isobit.ranges import Grids, candidate_grids, encode_range
 from isobit.statistics import Histogram
 
 RNG = np.random.default_rng(0)
@@ -69,7 +68,7 @@ def test_errors_are_those_of_many_points_in_each_bin(
 ) -> None:
     spec = QuantSpec.parse(text)
     zero_point = 0 if spec.symmetric else 3
-    grid = Encoding.of(f"{text} per-channel", [scale], [zero_point], axis=0)
+    grid = Grids(spec, np.array([scale], np.float32), np.array([zero_point], np.int32))
     bins = Bins.of(histogram_of(np.float32(values)))
     total = 0.0
     s = float(np.float32(scale))
@@ -92,7 +91,7 @@ def test_thinned_bins_tell_grids_apart_as_all_do(name: str, text: str) -> None:
     assert np.all(few.low <= few.high)
     assert np.all(few.high[:-1] <= few.low[1:])
     ends = thresholds(float(np.abs(SHAPES[name]).max()), 8, 0.2)
-    grids = encode_range(np.maximum(bins.low[0], -ends), np.minimum(bins.high[-1], ends), QuantSpec.parse(text), axis=0)
+    grids = candidate_grids(np.maximum(bins.low[0], -ends), np.minimum(bins.high[-1], ends), QuantSpec.parse(text))
     np.testing.assert_allclose(mean_square_errors(few, grids), mean_square_errors(bins, grids), rtol=5e-3)
 
 
@@ -102,7 +101,7 @@ def test_numpy_finds_the_errors_that_numba_finds(text: str, gamma: float, monkey
     x = np.random.default_rng(3).standard_normal(3000).astype(np.float32)
     bins = Bins.of(histogram_of(np.append(x, np.float32([0.0, 2.0, 2.0]))))
     ends = np.linspace(0.1, 5, 40)
-    grids = encode_range(-ends, ends, QuantSpec.parse(text), axis=0)
+    grids = candidate_grids(-ends, ends, QuantSpec.parse(text))
     found = mean_square_errors(bins, grids, gamma)
     monkeypatch.setenv("ISOBIT_KERNELS", "numpy")
     np.testing.assert_allclose(found, mean_square_errors(bins, grids, gamma), rtol=1e-9)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from isobit.calibration.search import TOLERANCE
 from isobit.channel_range import ChannelRange
 from isobit.quant_spec import QuantSpec
-from isobit.ranges import encode_range
+from isobit.ranges import candidate_grids
 
 _STEPS, _OCTAVES = 32, 8
 
@@ -34,7 +34,7 @@ def smallest_channel_errors(channels: ChannelRange, spec: QuantSpec) -> tuple[ND
     thresholds = np.ldexp(np.floor(mantissa * 64) / 64, exponent)
     thresholds[0] = largest
     lows, highs = np.maximum(low, -thresholds), np.minimum(high, thresholds)
-    scale = encode_range(lows.reshape(-1), highs.reshape(-1), spec, axis=0).scale.astype(np.float64)
+    scale = candidate_grids(lows.reshape(-1), highs.reshape(-1), spec).scale.astype(np.float64)
     error = np.square(scale.reshape(thresholds.shape)) / 12
     both = (low < 0) & (high > 0)
     with np.errstate(divide="ignore", invalid="ignore"):

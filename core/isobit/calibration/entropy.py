@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from isobit.calibration.error import Bins
 from isobit.calibration.search import Floats, first_best, smallest_error, thresholds
-from isobit.encoding import Encoding
-from isobit.quant_spec import PerChannel, QuantSpec
-from isobit.ranges import encode_range
+from isobit.quant_spec import QuantSpec
+from isobit.ranges import Grids, candidate_grids
 from isobit.statistics import Histogram
 
 MOST_BITS = 8
@@ -48,7 +47,7 @@ class Entropy:
         width = 2.0 ** (np.floor(np.log2(largest)) - np.log2(_BINS))
         ends = thresholds(largest, _STEPS, width * 2 ** (spec.bits - 1))
         low, high = np.maximum(minimum, -ends), np.minimum(maximum, ends)
-        grids = encode_range(low, high, spec.with_granularity(PerChannel()), axis=0)
+        grids = candidate_grids(low, high, spec)
         wide = grids.scale >= width  # a level narrower than a bin would lose nothing
         wide[0] = True
         best = int(np.flatnonzero(wide)[first_best(divergences(bins, grids, low, high, width)[wide])])
@@ -68,7 +67,7 @@ class Entropy:
         return cls()
 
 
-def divergences(bins: Bins, grids: Encoding, low: Floats, high: Floats, width: float) -> Floats:
+def divergences(bins: Bins, grids: Grids, low: Floats, high: Floats, width: float) -> Floats:
     """Kullback-Leibler divergence of each grid from the values clipped to its range, over bins of `width`."""
     first, below, counts = _linear(bins, width)
     total = below[-1]
@@ -111,7 +110,7 @@ def _linear(bins: Bins, width: float) -> tuple[int, Floats, Floats]:
 
 
 def _cells(
-    grids: Encoding, start: NDArray[np.int64], stop: NDArray[np.int64], first: int, width: float
+    grids: Grids, start: NDArray[np.int64], stop: NDArray[np.int64], first: int, width: float
 ) -> NDArray[np.int64]:
     """Edges of each grid's levels as indices of linear bins; the outer levels reach to the ends of the range."""
     levels = np.arange(grids.spec.q_min, grids.spec.q_max) + 0.5

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from isobit import arithmetic
 from isobit.counting import counted_by_numpy, kernels
-from isobit.encoding import Encoding
-from isobit.statistics import Histogram
+from isobit.histogram import Histogram
+from isobit.ranges import Grids
 
 
 class Bins(NamedTuple):
@@ -64,8 +64,8 @@ def _pairs(edges: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64
     return edges[:-1], edges[1:]
 
 
-def mean_square_errors(bins: Bins, grids: Encoding, clip_weight: float = 1.0) -> NDArray[np.float64]:
-    """Mean square error of each grid of `grids` (a per-channel encoding), outside the grid times `clip_weight`.
+def mean_square_errors(bins: Bins, grids: Grids, clip_weight: float = 1.0) -> NDArray[np.float64]:
+    """Mean square error of each of `grids`, outside the grid times `clip_weight`.
 
     Values are taken as evenly spread within their bin; for integer grids the mean over a bin is exact.
     """
@@ -76,7 +76,7 @@ def mean_square_errors(bins: Bins, grids: Encoding, clip_weight: float = 1.0) ->
     return np.asarray(error(bins, grids, clip_weight) @ bins.counts / total, np.float64)
 
 
-def _integer_sums(bins: Bins, grids: Encoding, clip_weight: float) -> NDArray[np.float64]:
+def _integer_sums(bins: Bins, grids: Grids, clip_weight: float) -> NDArray[np.float64]:
     """`_integer_errors` times the counts, in one go by the numba kernel."""
     scales, zeros = grids.scale.astype(np.float64), grids.zero_point.astype(np.float64)
     found = np.empty(scales.size)
@@ -85,7 +85,7 @@ def _integer_sums(bins: Bins, grids: Encoding, clip_weight: float) -> NDArray[np
     return found
 
 
-def _integer_errors(bins: Bins, grids: Encoding, clip_weight: float) -> NDArray[np.float64]:
+def _integer_errors(bins: Bins, grids: Grids, clip_weight: float) -> NDArray[np.float64]:
     """Mean square error over each bin: (grids, bins)."""
     scale = grids.scale.astype(np.float64)[:, None]
     zero = grids.zero_point.astype(np.float64)[:, None]
@@ -128,7 +128,7 @@ def _integral(
     return cube
 
 
-def _float_errors(bins: Bins, grids: Encoding, clip_weight: float) -> NDArray[np.float64]:
+def _float_errors(bins: Bins, grids: Grids, clip_weight: float) -> NDArray[np.float64]:
     """Square error in the middle of each bin: float8 has wider steps than the bins' 7 bits of mantissa."""
     scale = grids.scale.astype(np.float64)[:, None]
     middle = (bins.low + bins.high) / 2

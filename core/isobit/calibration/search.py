@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.calibration.error import Bins, mean_square_errors
-from isobit.quant_spec import PerChannel, QuantSpec
-from isobit.ranges import encode_range
+from isobit.quant_spec import QuantSpec
+from isobit.ranges import candidate_grids
 from isobit.statistics import Histogram
 
 TOLERANCE = 1e-3
@@ -50,10 +50,10 @@ def smallest_error(histogram: Histogram, spec: QuantSpec, clip_weight: float) ->
     largest = max(-minimum, maximum)
     if not histogram.counted or largest == 0 or spec.bits > 16 or spec.type_name in ("float16", "bfloat16"):
         return minimum, maximum
-    bins, spec = Bins.of(histogram).thinned(), spec.with_granularity(PerChannel())
+    bins = Bins.of(histogram).thinned()
 
     def cost(low: Floats, high: Floats) -> Floats:
-        return mean_square_errors(bins, encode_range(low, high, spec, axis=0), clip_weight)
+        return mean_square_errors(bins, candidate_grids(low, high, spec), clip_weight)
 
     end = _scan(largest, lambda t: cost(np.maximum(minimum, -t), np.minimum(maximum, t)))
     low, high = max(minimum, -end), min(maximum, end)
@@ -84,7 +84,7 @@ def _scan(largest: float, cost: Callable[[Floats], Floats]) -> float:
 
 def _grids_near(low: float, high: float, spec: QuantSpec) -> tuple[Floats, Floats]:
     """The ranges of grids whose scale and zero point are near those of [low, high], by falling scale."""
-    grid = encode_range(np.array([low]), np.array([high]), spec, axis=0)
+    grid = candidate_grids(np.array([low]), np.array([high]), spec)
     scale, zero = float(grid.scale[0]), int(grid.zero_point[0])
     scales = thresholds(scale * (1 + _NEAR), _FINE, scale / (1 + _NEAR))[1:, None]
     zeros = np.arange(max(zero - 2, spec.q_min), min(zero + 2, spec.q_max) + 1)
