@@ -26,7 +26,7 @@ DOMAIN = "com.microsoft.nchwc"
 _UNARY = {"Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh"}
 _WITH_SCALARS = {"QuantizeLinear", "DequantizeLinear", "Clip", "Max", "Min", "Add", "Mul"}
 _BINARY = {"Add", "Mul"}
-_REDUCING = {"ReduceMin", "ReduceMax", "GlobalMaxPool", "Reshape", "Slice"}
+_REDUCING = {"ReduceMin", "ReduceMax", "Reshape", "Slice"}
 
 
 class _Blocked(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ class ObservingSession:
         # that each runs as soon as its tensor is there, and the tensor is freed.
         self._outputs = [builder.add(item) for item in reversed(watched)][::-1]
         ends = {name for names in self._outputs for name in (names.minimum, names.maximum) if name}
-        self._checked = [*self._model_outputs, *sorted(ends)]
+        self._ends = sorted(ends)
         samples = {names.sample for names in self._outputs if names.sample}
         self._session = Session(working, providers, plan_memory=False, any_order=samples, blocked_after=0)
         self._whole: Session | None = None
@@ -72,7 +73,7 @@ class ObservingSession:
     def observe(self, batch: Batch, observers: Sequence[Observer]) -> None:
         """Run one batch and feed every observer, in the order of `watched`."""
         found = self._session.run(batch)
-        if not all(_is_finite(found[name]) for name in self._checked):
+        if not self._is_finite(found):
             # onnxruntime's ReduceMin and ReduceMax pass over NaN, and infinity hides the largest finite value: look at
             # the whole tensors of this batch.
             self._observe_whole(batch, observers)
@@ -85,6 +86,12 @@ class ObservingSession:
                 observer.absorb(*bounds, found[names.sample], names.sample_elements * _samples(found[names.sample]))
             else:
                 observer.update(np.array([found[names.minimum], found[names.maximum]], np.float32))
+
+    def _is_finite(self, found: Batch) -> bool:
+        outputs = (found[name] for name in self._model_outputs)
+        return all(isfinite(found[name]) for name in self._ends) and all(
+            array.dtype.kind != "f" or np.isfinite(array).all() for array in outputs
+        )
 
     def _observe_whole(self, batch: Batch, observers: Sequence[Observer]) -> None:
         if self._whole is None:
@@ -120,10 +127,6 @@ def _samples(sample: NDArray[Any]) -> int:
     return int(sample.shape[0])
 
 
-def _is_finite(array: NDArray[Any]) -> bool:
-    return array.dtype.kind != "f" or bool(np.all(np.isfinite(array)))
-
-
 def _as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(array, np.float32)
 
@@ -148,22 +151,13 @@ class _Reductions:
         if item.kind == "whole" or not known or shape is None:
             _expose(self.model, value)
             return _Outputs(whole=item.value)
-        minimum = self._reduce("ReduceMin", value)
-        maximum = self._maximum(value, len(shape))
+        minimum, maximum = self._reduce("ReduceMin", value), self._reduce("ReduceMax", value)
         if item.kind == "minmax":
             return _Outputs(minimum, maximum)
         sizes = [n or 1 for n in shape]
         sampling = sampling_of(sizes, item.channel_axis, item.limit)
         elements = int(np.prod(sizes[1:], dtype=np.int64))
         return _Outputs(minimum, maximum, self._sample(value, sampling, len(shape)), sample_elements=elements)
-
-    def _maximum(self, value: ir.Value, rank: int) -> str:
-        """Of images by way of GlobalMaxPool, which onnxruntime runs in its blocked layout, without a copy."""
-        name = f"{value.name}__ReduceMax"
-        if name not in self.values:
-            pooled = self._node("GlobalMaxPool", [value], f"{value.name}__pooled", output=False) if rank == 4 else value
-            self._node("ReduceMax", [pooled], name, {"keepdims": 0})
-        return name
 
     def _reduce(self, op: str, value: ir.Value) -> str:
         name = f"{value.name}__{op}"

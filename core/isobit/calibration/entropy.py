@@ -47,10 +47,10 @@ class Entropy:
         width = 2.0 ** (np.floor(np.log2(largest)) - np.log2(_BINS))
         ends = thresholds(largest, _STEPS, width * 2 ** (spec.bits - 1))
         low, high = np.maximum(minimum, -ends), np.minimum(maximum, ends)
-        grids = candidate_grids(low, high, spec)
-        wide = grids.scale >= width  # a level narrower than a bin would lose nothing
+        wide = candidate_grids(low, high, spec).scale >= width  # a level narrower than a bin would lose nothing
         wide[0] = True
-        best = int(np.flatnonzero(wide)[first_best(divergences(bins, grids, low, high, width)[wide])])
+        low, high = low[wide], high[wide]
+        best = first_best(divergences(bins, candidate_grids(low, high, spec), low, high, width))
         return float(low[best]), float(high[best])
 
     def note(self, spec: QuantSpec) -> str | None:
@@ -76,14 +76,14 @@ def divergences(bins: Bins, grids: Grids, low: Floats, high: Floats, width: floa
     cells = _cells(grids, start, stop, first, width)
     mass = np.diff(below[cells], axis=1)
     occupied = np.diff(np.concatenate([[0], np.cumsum(counts > 0)])[cells], axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        level = np.where(mass > 0, np.log(mass / occupied), 0.0)
+    used = mass > 0
+    level = np.divide(mass, occupied, out=np.ones(mass.shape), where=used)
+    np.log(level, out=level)
     inside = below[stop] - below[start]
     cut_low, cut_high = below[start], total - below[stop]
     rows = np.arange(low.size)
-    used = mass > 0
     at_low, at_high = used.argmax(axis=1), used.shape[1] - 1 - used[:, ::-1].argmax(axis=1)
-    q_part = (mass * level).sum(axis=1) + cut_low * level[rows, at_low] + cut_high * level[rows, at_high]
+    q_part = np.einsum("ij,ij->i", mass, level) + cut_low * level[rows, at_low] + cut_high * level[rows, at_high]
     with np.errstate(divide="ignore", invalid="ignore"):
         found = (_p_part(counts, start, stop, cut_low, cut_high) - q_part) / total + np.log(inside / total)
     return np.where(inside > 0, np.maximum(found, 0.0), np.inf)
@@ -114,10 +114,14 @@ def _cells(
 ) -> NDArray[np.int64]:
     """Edges of each grid's levels as indices of linear bins; the outer levels reach to the ends of the range."""
     levels = np.arange(grids.spec.q_min, grids.spec.q_max) + 0.5
-    borders = (levels - grids.zero_point[:, None]) * grids.scale.astype(np.float64)[:, None]
-    inner = np.rint(borders / width).astype(np.int64) - first
-    inner = np.clip(inner, start[:, None], stop[:, None])
-    return np.concatenate([start[:, None], inner, stop[:, None]], axis=1)
+    cells = np.empty((start.size, levels.size + 2), np.int64)
+    cells[:, 0], cells[:, -1] = start, stop
+    borders = levels - grids.zero_point[:, None]
+    borders *= grids.scale.astype(np.float64)[:, None] / width  # a power of two
+    inner = np.rint(borders, out=borders) - first
+    np.maximum(inner, start[:, None], out=inner)
+    cells[:, 1:-1] = np.minimum(inner, stop[:, None], out=inner)
+    return cells
 
 
 def _p_part(
