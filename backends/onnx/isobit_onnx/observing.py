@@ -38,7 +38,10 @@ class Watched:
 
 @dataclass(frozen=True)
 class _Outputs:
-    """Names of the reduced outputs of one watched value, or of the tensor itself; elements of one sample."""
+    """Names of the reduced outputs of one watched value, or of the tensor itself; elements of one sample.
+
+    Without a minimum it is 0: the value has none below, and a zero in its sample shows that this one is there.
+    """
 
     minimum: str = ""
     maximum: str = ""
@@ -54,21 +57,24 @@ class ObservingSession:
         self, model: ir.Model, watched: Sequence[Watched], batch: Batch, providers: Sequence[str] = ()
     ) -> None:
         self.watched, self._providers = watched, providers
-        self._base = model
-        working = model.clone()
+        self._base = model.clone()
+        opened = _set_sample_shapes(self._base, batch)
+        if opened or not _are_known(self._base, [item.value for item in watched]):
+            infer_shapes(self._base)
+        self._open(zero_is_minimum=True)
+        self._whole: Session | None = None
+
+    def _open(self, *, zero_is_minimum: bool) -> None:
+        working = self._base.clone()
         self._model_outputs = [value.name or "" for value in working.graph.outputs]
-        opened = _set_sample_shapes(working, batch)
-        if opened or not _are_known(working, [item.value for item in watched]):
-            infer_shapes(working)
-        builder = _Reductions(working)
+        builder = _Reductions(working, zero_is_minimum)
         # onnxruntime visits the last leaves of a graph first: the reductions of the earliest tensors are added last, so
         # that each runs as soon as its tensor is there, and the tensor is freed.
-        self._outputs = [builder.add(item) for item in reversed(watched)][::-1]
-        ends = {name for names in self._outputs for name in (names.minimum, names.maximum) if name}
-        self._ends = sorted(ends)
+        self._outputs = [builder.add(item) for item in reversed(self.watched)][::-1]
+        self._ends = sorted({name for names in self._outputs for name in (names.minimum, names.maximum) if name})
+        self._with_zeros = sorted({names.sample for names in self._outputs if names.sample and not names.minimum})
         samples = {names.sample for names in self._outputs if names.sample}
-        self._session = Session(working, providers, plan_memory=False, any_order=samples, blocked_after=0)
-        self._whole: Session | None = None
+        self._session = Session(working, self._providers, plan_memory=False, any_order=samples, blocked_after=0)
 
     def observe(self, batch: Batch, observers: Sequence[Observer]) -> None:
         """Run one batch and feed every observer, in the order of `watched`."""
@@ -78,12 +84,17 @@ class ObservingSession:
             # the whole tensors of this batch.
             self._observe_whole(batch, observers)
             return
+        if any(found[name].all() for name in self._with_zeros):
+            self._open(zero_is_minimum=False)  # zeros are too rare in this data: from here on the minimum is looked for
+            found = self._session.run(batch)
         for observer, item, names in zip(observers, self.watched, self._outputs, strict=True):
             if names.whole:
                 observer.update(_as_float32(found[names.whole]), item.channel_axis)
             elif isinstance(observer, Histogram):
-                bounds = float(found[names.minimum]), float(found[names.maximum])
-                observer.absorb(*bounds, found[names.sample], names.sample_elements * _samples(found[names.sample]))
+                sample = found[names.sample]
+                minimum = float(found[names.minimum]) if names.minimum else 0.0
+                elements = names.sample_elements * int(sample.shape[0])  # its own axis 0, which need not be the input's
+                observer.absorb(minimum, float(found[names.maximum]), sample, elements)
             else:
                 observer.update(np.array([found[names.minimum], found[names.maximum]], np.float32))
 
@@ -122,11 +133,6 @@ def _are_known(model: ir.Model, names: Sequence[str]) -> bool:
     return all(shape is not None and all(isinstance(n, int) for n in shape[1:]) for shape in shapes)
 
 
-def _samples(sample: NDArray[Any]) -> int:
-    """How many samples the tensor of this batch holds: its own axis 0, which need not be the input's."""
-    return int(sample.shape[0])
-
-
 def _as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(array, np.float32)
 
@@ -136,11 +142,21 @@ def _expose(model: ir.Model, value: ir.Value) -> None:
         model.graph.outputs.append(value)
 
 
+def _is_clipped_at_zero(value: ir.Value) -> bool:
+    """Whether a value comes out of a node that leaves nothing below zero, and most likely zeros."""
+    node = value.producer()
+    if node is None or node.op_type != "Clip":
+        return node is not None and node.op_type == "Relu"
+    bound = node.inputs[1] if len(node.inputs) > 1 else None
+    lowest = None if bound is None else ir.convenience.get_const_tensor(bound)
+    return lowest is not None and bool((lowest.numpy() == 0).all())
+
+
 class _Reductions:
     """Adds the reducing nodes of watched values to a graph."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self.model = model
+    def __init__(self, model: ir.Model, zero_is_minimum: bool) -> None:
+        self.model, self.zero_is_minimum = model, zero_is_minimum
         self.values = ir.convenience.create_value_mapping(model.graph)
         self.made: dict[str, _Outputs] = {}
 
@@ -151,9 +167,10 @@ class _Reductions:
         if item.kind == "whole" or not known or shape is None:
             _expose(self.model, value)
             return _Outputs(whole=item.value)
-        minimum, maximum = self._reduce("ReduceMin", value), self._reduce("ReduceMax", value)
+        maximum = self._reduce("ReduceMax", value)
         if item.kind == "minmax":
-            return _Outputs(minimum, maximum)
+            return _Outputs(self._reduce("ReduceMin", value), maximum)
+        minimum = "" if self.zero_is_minimum and _is_clipped_at_zero(value) else self._reduce("ReduceMin", value)
         sizes = [n or 1 for n in shape]
         sampling = sampling_of(sizes, item.channel_axis, item.limit)
         elements = int(np.prod(sizes[1:], dtype=np.int64))
