@@ -51,6 +51,21 @@ def test_it_takes_and_returns_what_the_model_does() -> None:
     assert [v.path for v in native.trainable_variables] == [v.path for v in model.trainable_variables]
 
 
+@pytest.mark.parametrize("pads", [((1, 1), (1, 1)), ((0, 1), (0, 1))])
+def test_depthwise_convolutions_are_left_no_explicit_padding(pads) -> None:
+    """TensorFlow 2.21 drops it when it fuses the bias and the ReLU by oneDNN, and the process ends."""
+    x = image = keras.Input((8, 8, 3), name="image")
+    x = L.DepthwiseConv2D(3, strides=2, padding="valid", name="half")(L.ZeroPadding2D(pads, name="pad")(x))
+    x = L.ReLU(6.0, name="relu6")(L.DepthwiseConv2D(3, padding="same", name="whole")(x))
+    native = simulated(keras.Model(image, x)).model
+    traced = tf.function(native).get_concrete_function(tf.TensorSpec((4, 8, 8, 3)))
+    graphs = [traced.graph.as_graph_def().node, *(f.node_def for f in traced.graph.as_graph_def().library.function)]
+    found = [n.attr["padding"].s for nodes in graphs for n in nodes if n.op == "DepthwiseConv2dNative"]
+    assert len(found) == 2
+    assert b"EXPLICIT" not in found
+    np.testing.assert_allclose(traced(images(4)), native(images(4)), atol=0.1)
+
+
 def test_eager_and_traced_agree_to_the_last_bit_of_a_quantized_tensor() -> None:
     sim, x = simulated(network()), images(seed=3)
     native = sim.model
