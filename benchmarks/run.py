@@ -30,6 +30,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from first_use import first_use_seconds
 from memory import extra_peak_memory, print_peak
 from opening import OPENERS, open_network, stream_batches
 
@@ -151,6 +152,7 @@ def main() -> None:
         "settings": {
             key: getattr(arguments, key) for key in ("target", "size", "batch", "batches", "repeats", "threads")
         },
+        "kernels_first_use_seconds": first_use_seconds() if len(backends) == 1 else None,
         "results": results,
     }
     text = json.dumps(report, indent=2)

@@ -24,7 +24,9 @@ def test_the_minimum_behind_a_relu_is_exact_with_and_without_zeros(op, shift, mo
     assert (Histogram().limit or 0) < 8 * 40 * 40, "only a sample of the values leaves the graph"
     made = []
     opened = ObservingSession._open
-    monkeypatch.setattr(ObservingSession, "_open", lambda self, **how: (made.append(how), opened(self, **how)))
+    monkeypatch.setattr(
+        ObservingSession, "_open", lambda self, batch, **how: (made.append(how), opened(self, batch, **how))
+    )
     rng = np.random.default_rng(5)
     batches = [{"image": (rng.standard_normal((2, 8, 40, 40)) / 3 + by).astype(np.float32)} for by in shift]
     histogram = Histogram()

@@ -33,7 +33,7 @@ def apply_edits(model: ir.Model, translation: Translation, plan: EditPlan) -> ir
         else:
             editor.insert(step)
     editor.set_weights()
-    return editor.finish()
+    return editor.finish() if plan.steps else editor.model  # other values leave nodes and shapes as they are
 
 
 class _Editor:

@@ -19,6 +19,9 @@ from isobit_onnx.reading import infer_shapes
 from isobit_onnx.session import Session
 
 
+_BLOCKED_AFTER = 32  # batches
+
+
 @dataclass(frozen=True)
 class Watched:
     """What a request wants of a value. `kind` is "histogram" (of about `limit` elements), "minmax" or "whole"."""
@@ -57,15 +60,15 @@ class ObservingSession:
         self, model: ir.Model, watched: Sequence[Watched], batch: Batch, providers: Sequence[str] = ()
     ) -> None:
         self.watched, self._providers = watched, providers
-        self._base = model.clone()
-        opened = _set_sample_shapes(self._base, batch)
-        if opened or not _are_known(self._base, [item.value for item in watched]):
-            infer_shapes(self._base)
-        self._open(zero_is_minimum=True)
+        self._base = model
+        self._open(batch, zero_is_minimum=True)
         self._whole: Session | None = None
 
-    def _open(self, *, zero_is_minimum: bool) -> None:
+    def _open(self, batch: Batch, *, zero_is_minimum: bool) -> None:
         working = self._base.clone()
+        opened = _set_sample_shapes(working, batch)
+        if opened or not _are_known(working, [item.value for item in self.watched]):
+            infer_shapes(working)
         self._model_outputs = [value.name or "" for value in working.graph.outputs]
         builder = _Reductions(working, zero_is_minimum)
         # onnxruntime visits the last leaves of a graph first: the reductions of the earliest tensors are added last, so
@@ -74,7 +77,9 @@ class ObservingSession:
         self._ends = sorted({name for names in self._outputs for name in (names.minimum, names.maximum) if name})
         self._with_zeros = sorted({names.sample for names in self._outputs if names.sample and not names.minimum})
         samples = {names.sample for names in self._outputs if names.sample}
-        self._session = Session(working, self._providers, plan_memory=False, any_order=samples, blocked_after=0)
+        # Reductions gain most from the blocked layout; where there are none, a short pass is over before that pays.
+        after = 0 if self._ends else _BLOCKED_AFTER
+        self._session = Session(working, self._providers, plan_memory=False, any_order=samples, blocked_after=after)
 
     def observe(self, batch: Batch, observers: Sequence[Observer]) -> None:
         """Run one batch and feed every observer, in the order of `watched`."""
@@ -85,7 +90,7 @@ class ObservingSession:
             self._observe_whole(batch, observers)
             return
         if any(found[name].all() for name in self._with_zeros):
-            self._open(zero_is_minimum=False)  # zeros are too rare in this data: from here on the minimum is looked for
+            self._open(batch, zero_is_minimum=False)  # zeros are too rare here: look for the minimum
             found = self._session.run(batch)
         for observer, item, names in zip(observers, self.watched, self._outputs, strict=True):
             if names.whole:

@@ -1,0 +1,30 @@
+"""Seconds until the kernels of a fresh process are there: compiled for the first time on a machine, and cached."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+_SCRIPT = """
+import time
+import numpy, isobit.statistics
+start = time.perf_counter()
+from isobit.counting import kernels
+kernels()
+print(time.perf_counter() - start)
+"""
+
+
+def first_use_seconds(repeats: int = 3) -> dict[str, float]:
+    """Medians for an empty and a filled cache; numba's own import is part of both."""
+    seconds: dict[str, list[float]] = {"compiled": [], "cached": []}
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+            for found in seconds.values():
+                command = [sys.executable, "-c", _SCRIPT]
+                found.append(float(subprocess.run(command, check=True, capture_output=True, env=environment).stdout))
+    return {what: statistics.median(found) for what, found in seconds.items()}
