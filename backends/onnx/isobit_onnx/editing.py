@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isobit.edits import EditPlan, Inserted, Replaced
 from isobit.errors import EditError
-from isobit.graph import Node
+from isobit.graph import Graph, Node
 from isobit.layout import TRANSPOSED, Layout, conv_transpose_layout, to_native
 from isobit.ops import RECURRENT, SETTINGS
 from isobit.sites import Tensor
@@ -33,7 +33,13 @@ def apply_edits(model: ir.Model, translation: Translation, plan: EditPlan) -> ir
         else:
             editor.insert(step)
     editor.set_weights()
-    return editor.finish() if plan.steps else editor.model  # other values leave nodes and shapes as they are
+    return editor.finish() if plan.steps or _may_move_shapes(plan, translation.graph) else editor.model
+
+
+def _may_move_shapes(plan: EditPlan, before: Graph) -> bool:
+    """Whether new values have other shapes, or are integers, which may be sizes themselves."""
+    known = ((value, before.weights.get(name)) for name, value in plan.weights.items())
+    return any(info is None or value.shape != info.shape or value.dtype.kind != "f" for value, info in known)
 
 
 class _Editor:

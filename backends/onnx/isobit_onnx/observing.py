@@ -18,7 +18,6 @@ from isobit_onnx.initializers import add_initializer
 from isobit_onnx.reading import infer_shapes
 from isobit_onnx.session import Session
 
-
 _BLOCKED_AFTER = 32  # batches
 
 
