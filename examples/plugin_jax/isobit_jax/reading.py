@@ -57,7 +57,11 @@ def read(model: JaxModel, example: Mapping[str, Any]) -> tuple[Graph, dict[str, 
     arguments += [given[name] for name in sorted(given)]  # the order in which JAX flattens a dict
     results = reader.inline(closed, arguments)
     found = {name: reader.name(value) for name, value in zip(sorted(order), results, strict=True)}
-    return reader.builder.canonical({name: found[name] for name in order})
+    graph, constants = reader.builder.canonical({name: found[name] for name in order})
+    bad = next((name for name, info in graph.weights.items() if info.is_float and info.dtype != "float32"), None)
+    if bad is not None:
+        raise ModelError(f"parameter {bad!r} is {graph.weights[bad].dtype}: parameters are float32 here")
+    return graph, constants
 
 
 def _abstract(name: str, array: NDArray[Any]) -> jax.ShapeDtypeStruct:
