@@ -38,7 +38,7 @@ class Engine(Protocol):
 
     @property
     def ops(self) -> Collection[str]:
-        """The ops of the neutral graph that it runs."""
+        """The ops of the neutral graph that it runs; the canonical form makes some that no user wrote (HardSwish)."""
         ...
 
     def native(self, model: GraphModel) -> Any:
