@@ -7,7 +7,9 @@ nothing but its new graph and constants.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from weakref import ReferenceType, ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +96,7 @@ class GraphModel:
         self.off: set[Site] = set()
         self.cache: dict[Any, Any] = {}
         if isinstance(engine, DifferentiableEngine):  # only then has the model the attribute, which `isinstance` asks
-            self.gradient = lambda function, weights, batch: _gradient(self, engine, function, weights, batch)
+            self.gradient = partial(_gradient, ref(self), engine)  # weak: a model goes with its last user
 
     @property
     def native(self) -> Any:
@@ -205,10 +207,13 @@ class GraphModel:
 
 
 def _gradient(
-    model: GraphModel, engine: DifferentiableEngine, function: Callable[[Mapping[str, Any]], Any], weights: Batch,
-    batch: Batch,
+    reference: ReferenceType[GraphModel], engine: DifferentiableEngine, function: Callable[[Mapping[str, Any]], Any],
+    weights: Batch, batch: Batch,
 ) -> tuple[float, Mapping[str, Array]]:  # fmt: skip
     """`isobit.backend.Differentiable.gradient`, arguments and results checked."""
+    model = reference()
+    if model is None:
+        raise ModelError("this gradient is of a model that is gone: keep the model, not its method")
     for name, value in weights.items():
         if name not in model.weights or not model.graph.weights[name].is_float:
             raise ModelError(f"no float weight {name!r} in the graph")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -207,6 +208,9 @@ def test_gradients_are_the_engines_own() -> None:
     assert not isinstance(plain, Differentiable)
     assert isinstance(model, Differentiable)
     assert isinstance(model.copy(), Differentiable)
+    gone = ref(twin := model.copy())
+    del twin
+    assert gone() is None, "a model is no part of a cycle"
     name, batch = "fc1.weight", network.batch(2)
     value, found = model.gradient(lambda outputs: outputs["y"], {name: model.weight(name)}, batch)
     assert value == float(np.float32(model.run(batch)["y"].flat[0]))
