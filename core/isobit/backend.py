@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Batch = Mapping[str, NDArray[Any]]
 
+Stage = Literal["before", "after"]
+
 
 class Observer(Protocol):
     """A reducer: takes every batch of a tensor and keeps little (`isobit.statistics`)."""
@@ -39,7 +41,7 @@ class Request:
 
     site: Tensor | Input
     observer: Observer
-    stage: Literal["before", "after"] = "before"
+    stage: Stage = "before"
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ def compose(first: Layout, second: Layout) -> Layout:
         last = steps[-1] if steps else None
         if isinstance(step, Permute) and isinstance(last, Permute):
             steps[-1] = Permute(tuple(last.axes[axis] for axis in step.axes))
+        elif isinstance(step, View) and isinstance(last, View):
+            steps[-1] = View(step.shape, last.before)
         elif isinstance(step, Blocks) and isinstance(last, Blocks) and len(step.order) == len(last.order):
             steps[-1] = Blocks(tuple(last.order[block] for block in step.order))
         else:
@@ -68,6 +70,8 @@ def compose(first: Layout, second: Layout) -> Layout:
 def _is_nothing(step: Step) -> bool:
     if isinstance(step, Permute):
         return step.axes == tuple(range(len(step.axes)))
+    if isinstance(step, View):
+        return step.shape == step.before
     return isinstance(step, Blocks) and step.order == tuple(range(len(step.order)))
 
 

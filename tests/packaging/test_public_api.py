@@ -15,6 +15,11 @@ SNAPSHOT = Path(__file__).with_name("public_api.txt")
 MODULES = {
     "isobit": None,
     "isobit.backend": ("Backend", "BackendModel", "Differentiable", "Observer", "OnnxName", "Request"),
+    "isobit.graph_model": ("DifferentiableEngine", "Engine", "GraphModel"),
+    "isobit.graph_builder": ("GraphBuilder",),
+    "isobit.graph_state": ("restore",),
+    "isobit.running": ("run_graph",),
+    "isobit.feeding": ("feed",),
     "isobit.devices": ("ReportsDevice",),
     "isobit.exporting": ("NativeExporter",),
     "isobit.plugins": ("CONTRACT", "Hooks", "PluginRecord", "hookimpl", "names", "records", "registry"),

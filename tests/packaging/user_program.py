@@ -1,4 +1,4 @@
-"""A user's program, for type checkers: `mypy` checks it with the rest, and it is never run."""
+"""A user's program, for type checkers: `mypy` checks it with the rest, `basedpyright` it alone; it is never run."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.canonical.cleaning import drop_unread
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node, Shape, TensorInfo, WeightInfo
 from isobit.layout import Layout, compose, to_canonical
@@ -263,15 +264,9 @@ class Emitter:
 
     def graph(self) -> Graph:
         """The raw graph, without nodes that nothing reads."""
-        needed = set(self.outputs.values())
-        kept = []
-        for node in reversed(self.nodes):
-            if needed.isdisjoint(node.outputs):
-                continue
-            needed.update(name for name in node.inputs if name is not None)
-            kept.append(node)
-        raw = Graph((), tuple(self.inputs), self.outputs, self.tensors, self.weights, tuple(dict.fromkeys(self.notes)))
-        return raw.with_nodes(tuple(reversed(kept)))
+        notes = tuple(dict.fromkeys(self.notes))
+        raw = Graph(tuple(self.nodes), tuple(self.inputs), self.outputs, self.tensors, self.weights, notes)
+        return drop_unread(raw)
 
     def dropout_list(self) -> tuple[Dropout, ...]:
         """Dropouts with their readers."""

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 
 from isobit.backend import Request
-from isobit.sampling import strided
-from isobit.statistics import Histogram, MinMax
+from isobit.feeding import feed
 from isobit_torch.convert import to_array
 from isobit_torch.device_histogram import DeviceHistograms
 
@@ -41,7 +39,7 @@ class ObservingRunner(fx.Interpreter):
         for item in self._watched.get(n, ()):
             tensor = result.detach()
             if self._device is None or not self._device.take(item, tensor):
-                _feed(item, tensor)
+                feed(item.request.observer, tensor, item.channel_axis, _bounds, to_array)
         return result
 
     def observe(self, *feeds: torch.Tensor) -> Any:
@@ -59,15 +57,6 @@ class ObservingRunner(fx.Interpreter):
             self._device.finish()
 
 
-def _feed(item: Watched, tensor: torch.Tensor) -> None:
-    observer = item.request.observer
-    if not isinstance(observer, Histogram | MinMax) or tensor.numel() == 0 or tensor.dtype == torch.bool:
-        observer.update(np.asarray(to_array(tensor), np.float32), item.channel_axis)
-        return
-    low, high = (float(bound) for bound in torch.aminmax(tensor))
-    if not (np.isfinite(low) and np.isfinite(high)):  # rare: the whole tensor says how many, and the finite bounds
-        observer.update(np.asarray(to_array(tensor), np.float32), item.channel_axis)
-    elif isinstance(observer, MinMax):
-        observer.update(np.array([low, high], np.float32))
-    else:
-        observer.absorb(low, high, to_array(strided(tensor, item.channel_axis, observer.limit)), tensor.numel())
+def _bounds(tensor: torch.Tensor) -> tuple[float, float]:
+    low, high = torch.aminmax(tensor)
+    return float(low), float(high)

@@ -4,36 +4,47 @@ Frameworks write one network in many ways: a linear layer is Gemm, MatMul + Add 
 nine. Placement and encodings can only be equal where the graphs are, so each variant is brought to one form here.
 Surviving names are kept: the pass removes interior tensors and invents none, so that every tensor of the canonical
 graph is a tensor of the native model.
+
+A backend whose program is the canonical graph itself may ask for more: what its framework writes in many steps, batch
+norm or softmax, becomes one node too. Elsewhere a runtime runs these steps one by one, and they stay.
 """
 
 from __future__ import annotations
 
 from isobit.canonical.activations import fuse_activations
 from isobit.canonical.attributes import normalize_attributes
+from isobit.canonical.bounds import fuse_bounds
 from isobit.canonical.channels import annotate_channels
 from isobit.canonical.cleaning import (
     absorb_settings,
     drop_identities,
     drop_shape_arithmetic,
+    drop_unread,
     fold_constant_views,
+    join_reshapes,
     unify_reshapes,
 )
 from isobit.canonical.linear import to_linear
 from isobit.canonical.matmul_scale import absorb_matmul_scale
 from isobit.canonical.normalization import fuse_normalization
 from isobit.canonical.padding import absorb_padding
+from isobit.canonical.per_channel import fuse_per_channel
 from isobit.canonical.pooling import to_global_pooling
 from isobit.canonical.recurrent import canonical_recurrent, drop_zero_states
+from isobit.canonical.reductions import fuse_reductions
 from isobit.canonical.weights import canonical_weights
 from isobit.graph import Graph
 
-PASSES = (
+CLEANING = (
     drop_identities,
     fold_constant_views,
     absorb_settings,
     drop_zero_states,
     drop_shape_arithmetic,
     normalize_attributes,
+)
+COMPOSED = (drop_unread, join_reshapes, fuse_bounds, fuse_reductions, fuse_per_channel)
+FORMS = (
     to_linear,
     canonical_recurrent,
     canonical_weights,
@@ -47,9 +58,13 @@ PASSES = (
 )
 
 
-def canonicalize(graph: Graph) -> Graph:
-    """The canonical form of a backend's raw graph. Running it again changes nothing."""
-    for step in PASSES:
+def canonicalize(graph: Graph, *, composed: bool = False) -> Graph:
+    """The canonical form of a backend's raw graph. Running it again changes nothing.
+
+    `composed` is for backends that run the canonical graph itself: nodes that nothing reads go, and means, softmax,
+    batch norm, a convolution's bias and limits become one node each where they are written in elementary steps.
+    """
+    for step in (*CLEANING, *(COMPOSED if composed else ()), *FORMS):
         graph = step(graph)
     return graph
 

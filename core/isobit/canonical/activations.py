@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
-from isobit.canonical.matching import Fusion, close, fuse, fused, producer_of, scalar, split_operand
+from isobit.canonical.matching import Fusion, close, fuse, fused, producer_of, split_operand
+from isobit.canonical.products import Product
 from isobit.graph import Graph, Node
 
 
@@ -14,55 +14,13 @@ def fuse_activations(graph: Graph) -> Graph:
     return fuse(graph, _product_activation)
 
 
-@dataclass
-class _Product:
-    """The factors of a chain of Mul and Div: tensors, one constant, and the nodes of the chain."""
-
-    tensors: list[str] = field(default_factory=list)
-    constant: float = 1.0
-    nodes: list[Node] = field(default_factory=list)
-
-
-def _factors(graph: Graph, name: str, product: _Product) -> None:
-    """Collect the factors of `name`, looking into a Mul or Div that only this product reads."""
-    value = scalar(graph, name)
-    if value is not None:
-        product.constant *= value
-        return
-    node = graph.producer(name) if name in graph.tensors else None
-    inner = node is not None and node.op in ("Mul", "Div") and graph.sole_reader(name) is not None
-    if node is None or not inner:
-        product.tensors.append(name)
-        return
-    _multiply(graph, node, product)
-
-
-def _multiply(graph: Graph, node: Node, product: _Product) -> None:
-    left, right = node.inputs
-    if left is None or right is None:
-        return
-    if node.op == "Div":
-        divisor = scalar(graph, right)
-        if divisor is None or divisor == 0:
-            product.tensors.append(node.outputs[0])
-            return
-        product.constant /= divisor
-        product.nodes.append(node)
-        _factors(graph, left, product)
-        return
-    product.nodes.append(node)
-    _factors(graph, left, product)
-    _factors(graph, right, product)
-
-
 def _product_activation(graph: Graph, last: Node) -> Fusion | None:
     if last.op not in ("Mul", "Div") or len(last.inputs) != 2:
         return None
-    product = _Product()
-    _multiply(graph, last, product)
-    if len(product.tensors) != 2:
+    product = Product.ending_at(graph, last)
+    if len(product.over) != 2 or product.under:
         return None
-    for x, gate_name in (product.tensors, product.tensors[::-1]):
+    for x, gate_name in (product.over, product.over[::-1]):
         gate = graph.producer(gate_name)
         found = _gated(graph, x, gate, product.constant) if gate is not None else None
         if found is not None and gate is not None:
@@ -101,14 +59,13 @@ def _gelu(graph: Graph, x: str, gate: Node) -> tuple[str, dict[str, object], tup
     inner = graph.producer(operands[0])
     if inner is None or inner.op not in ("Erf", "Tanh") or inner.input(0) is None:
         return None
-    argument = _Product()
-    _factors(graph, inner.input(0) or "", argument)
+    argument = Product.of(graph, inner.input(0) or "")
     nodes = (*argument.nodes, inner)
-    if len(argument.tensors) != 1:
+    if len(argument.over) != 1 or argument.under:
         return None
-    if inner.op == "Erf" and argument.tensors == [x] and close(argument.constant, math.sqrt(0.5)):
+    if inner.op == "Erf" and argument.over == [x] and close(argument.constant, math.sqrt(0.5)):
         return "Gelu", {"approximate": "none"}, nodes
-    cubic = _cubic(graph, x, argument.tensors[0])
+    cubic = _cubic(graph, x, argument.over[0])
     if inner.op == "Tanh" and cubic is not None and close(argument.constant, math.sqrt(2 / math.pi)):
         return "Gelu", {"approximate": "tanh"}, (*cubic, *nodes)
     return None
@@ -120,13 +77,12 @@ def _cubic(graph: Graph, x: str, name: str) -> tuple[Node, ...] | None:
     if add is None or x not in add.inputs:
         return None
     other = next((i for i in add.inputs if i != x), None)
-    product = _Product()
-    _factors(graph, other or "", product)
-    if not close(product.constant, 0.044715):
+    product = Product.of(graph, other or "")
+    if not close(product.constant, 0.044715) or product.under:
         return None
-    if product.tensors == [x, x, x]:
+    if product.over == [x, x, x]:
         return (*product.nodes, add)
-    cube = producer_of(graph, product.tensors[0], "Pow") if len(product.tensors) == 1 else None
+    cube = producer_of(graph, product.over[0], "Pow") if len(product.over) == 1 else None
     if cube is not None and split_operand(graph, cube) == (x, 3.0):
         return (cube, *product.nodes, add)
     return None

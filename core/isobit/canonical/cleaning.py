@@ -7,9 +7,32 @@ from typing import Any
 
 import numpy as np
 
+from isobit.canonical.matching import Fusion, fuse, fused, producer_of
 from isobit.graph import Graph, Node, WeightInfo
 from isobit.layout import Permute, Step, View, compose, output_shape, to_canonical
 from isobit.ops import SETTINGS, SHAPE_SOURCES
+
+
+def drop_unread(graph: Graph) -> Graph:
+    """Nodes that no output of the model needs."""
+    needed = set(graph.output_tensors)
+    kept = []
+    for node in reversed(graph.nodes):
+        if needed.isdisjoint(node.outputs):
+            continue
+        needed.update(name for name in node.inputs if name is not None)
+        kept.append(node)
+    return graph.with_nodes(tuple(reversed(kept)))
+
+
+def join_reshapes(graph: Graph) -> Graph:
+    """A Reshape that is read by another one alone."""
+    return fuse(graph, _joined)
+
+
+def _joined(graph: Graph, last: Node) -> Fusion | None:
+    first = producer_of(graph, last.input(0), "Reshape") if last.op == "Reshape" else None
+    return fused(last, "Reshape", first.inputs[:1], (first, last), **last.attributes) if first else None
 
 
 def drop_identities(graph: Graph) -> Graph:

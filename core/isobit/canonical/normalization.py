@@ -6,6 +6,7 @@ Inside are means of squares, whose range over tokens is the square of the signal
 from __future__ import annotations
 
 from isobit.canonical.matching import Fusion, fuse, fused, producer_of, split_operand
+from isobit.canonical.products import Product
 from isobit.graph import Graph, Node
 
 
@@ -15,29 +16,61 @@ def fuse_normalization(graph: Graph) -> Graph:
 
 
 def _layer_norm(graph: Graph, last: Node) -> Fusion | None:
-    """``(x - mean(x)) / sqrt(var(x) + eps) * gamma + beta``, variance as mean of the squared difference."""
-    affine = _affine(graph, last)
-    if affine is None:
+    """``(x - mean(x)) / sqrt(var(x) + eps) * gamma + beta``, the factors in any order."""
+    if last.op != "Add" or len(last.inputs) != 2:
         return None
-    divide, multiply, scale, shift = affine
-    centered = producer_of(graph, divide.input(0), "Sub")
-    root = producer_of(graph, divide.input(1), "Sqrt")
-    if centered is None or root is None:
+    for tensor, shift in (last.inputs, last.inputs[::-1]):
+        if tensor is None or shift is None or not _is_constant_vector(graph, shift):
+            continue
+        product = Product.of(graph, tensor)
+        if len(product.over) != 2 or len(product.under) != 1 or product.constant != 1:
+            continue
+        root = producer_of(graph, product.under[0], "Sqrt")
+        add = producer_of(graph, root.input(0), "Add") if root else None
+        operands = split_operand(graph, add) if add else None
+        variance = _variance(graph, operands[0]) if operands else None
+        if root is None or add is None or operands is None or variance is None:
+            continue
+        for scale, name in (product.over, product.over[::-1]):
+            centered = _centered(graph, name)
+            if centered is not None and centered[0] == variance[0] and _is_constant_vector(graph, scale):
+                covers = (*centered[1], *variance[1], add, root, *product.nodes, last)
+                inputs = (variance[0], scale, shift)
+                return fused(last, "LayerNormalization", inputs, covers, axis=-1, epsilon=operands[1])
+    return None
+
+
+def _centered(graph: Graph, name: str | None) -> tuple[str, tuple[Node, ...]] | None:
+    """``x`` where `name` is ``x - mean(x)``, and the nodes of that."""
+    difference = producer_of(graph, name, "Sub")
+    x = difference.input(0) if difference else None
+    mean = producer_of(graph, difference.input(1), "ReduceMean") if difference else None
+    if difference is None or x is None or mean is None or mean.input(0) != x or not _last_axis(graph, mean):
         return None
-    add = producer_of(graph, root.input(0), "Add")
-    operands = split_operand(graph, add) if add else None
-    if add is None or operands is None:
+    return x, (mean, difference)
+
+
+def _variance(graph: Graph, name: str) -> tuple[str, tuple[Node, ...]] | None:
+    """``x`` where `name` is its variance: ``mean((x - mean(x))²)``, or Flax's ``relu(mean(x²) - mean(x)²)``."""
+    mean = producer_of(graph, name, "ReduceMean")
+    if mean is not None and _last_axis(graph, mean):
+        square = graph.producer(mean.input(0) or "")
+        centered = _centered(graph, _squared(graph, square)) if square else None
+        return (centered[0], (*centered[1], square, mean)) if centered and square else None
+    positive = producer_of(graph, name, "Relu")
+    difference = producer_of(graph, positive.input(0), "Sub") if positive else None
+    if positive is None or difference is None:
         return None
-    variance = producer_of(graph, operands[0], "ReduceMean")
-    square = graph.producer(variance.input(0) or "") if variance else None
-    mean = producer_of(graph, centered.input(1), "ReduceMean")
-    if variance is None or square is None or mean is None or mean.input(0) != centered.input(0):
+    of_square = producer_of(graph, difference.input(0), "ReduceMean")
+    squared = graph.producer(difference.input(1) or "")
+    square = graph.producer(of_square.input(0) or "") if of_square else None
+    mean = producer_of(graph, _squared(graph, squared), "ReduceMean") if squared else None
+    x = mean.input(0) if mean else None
+    if of_square is None or square is None or squared is None or mean is None or x is None:
         return None
-    if not (_squares(graph, square, centered.outputs[0]) and _last_axis(graph, mean) and _last_axis(graph, variance)):
+    if _squared(graph, square) != x or not (_last_axis(graph, mean) and _last_axis(graph, of_square)):
         return None
-    covers = (mean, centered, square, variance, add, root, divide, multiply, last)
-    inputs = (centered.input(0), scale, shift)
-    return fused(last, "LayerNormalization", inputs, covers, axis=-1, epsilon=operands[1])
+    return x, (square, of_square, mean, squared, difference, positive)
 
 
 def _rms_norm(graph: Graph, last: Node) -> Fusion | None:
@@ -70,7 +103,7 @@ def _over_root(graph: Graph, node: Node) -> tuple[str, float, tuple[Node, ...]] 
         square = graph.producer(mean.input(0) or "") if mean else None
         if add is None or operands is None or mean is None or square is None or not _last_axis(graph, mean):
             continue
-        if _squares(graph, square, x):
+        if _squared(graph, square) == x:
             return x, operands[1], tuple(n for n in (square, mean, add, root, inverse) if n is not None)
     return None
 
@@ -80,26 +113,16 @@ def _is_vector(graph: Graph, name: str) -> bool:
     return info.shape is not None and len(info.shape) == 1
 
 
-def _affine(graph: Graph, last: Node) -> tuple[Node, Node, str, str] | None:
-    if last.op != "Add" or len(last.inputs) != 2:
-        return None
-    for tensor, shift in (last.inputs, last.inputs[::-1]):
-        multiply = producer_of(graph, tensor, "Mul")
-        if multiply is None or shift is None or shift not in graph.weights:
-            continue
-        for inner, scale in (multiply.inputs, multiply.inputs[::-1]):
-            divide = producer_of(graph, inner, "Div")
-            if divide is None or scale is None or scale not in graph.weights:
-                continue
-            if len(graph.weights[scale].shape) == 1:
-                return divide, multiply, scale, shift
-    return None
+def _is_constant_vector(graph: Graph, name: str) -> bool:
+    return name in graph.weights and len(graph.weights[name].shape) == 1
 
 
-def _squares(graph: Graph, node: Node, tensor: str) -> bool:
-    if node.op == "Mul":
-        return node.inputs == (tensor, tensor)
-    return node.op == "Pow" and split_operand(graph, node) == (tensor, 2.0)
+def _squared(graph: Graph, node: Node) -> str | None:
+    """What `node` is the square of."""
+    if node.op == "Mul" and node.inputs[0] == node.inputs[1]:
+        return node.inputs[0]
+    operands = split_operand(graph, node) if node.op == "Pow" else None
+    return operands[0] if operands and operands[1] == 2.0 else None
 
 
 def _last_axis(graph: Graph, node: Node) -> bool:

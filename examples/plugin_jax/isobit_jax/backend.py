@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isobit.errors import ModelError, PluginError
+from isobit.graph_model import GraphModel
+from isobit.graph_state import restore
 from isobit_jax.native import JaxModel
-
-if TYPE_CHECKING:
-    from isobit_jax.model import OpenedModel
 
 
 class JaxBackend:
@@ -26,30 +24,22 @@ class JaxBackend:
         """2 for a `JaxModel`."""
         return 2 if isinstance(model, JaxModel) else 0
 
-    def open(self, model: JaxModel, example_inputs: Any = None) -> OpenedModel:
+    def open(self, model: JaxModel, example_inputs: Any = None) -> GraphModel:
         """Trace the function with a symbolic batch size and read its jaxpr. Raises ModelError."""
         self._require()
         if not isinstance(model, JaxModel):
             raise ModelError(f"the JAX backend opens isobit_jax.JaxModel(function, params), not {type(model).__name__}")
-        from isobit_jax.model import OpenedModel
+        from isobit_jax.engine import JaxEngine
         from isobit_jax.reading import read
 
-        return OpenedModel(*read(model, _by_name(model, example_inputs)))
+        return GraphModel(JaxEngine(), *read(model, _by_name(model, example_inputs)))
 
-    def restore(self, state: bytes) -> OpenedModel:
-        """The model that `OpenedModel.state` wrote."""
+    def restore(self, state: bytes) -> GraphModel:
+        """The model that `GraphModel.state` wrote."""
         self._require()
-        import safetensors.numpy
+        from isobit_jax.engine import JaxEngine
 
-        from isobit.errors import IsobitError
-        from isobit_jax.model import OpenedModel
-
-        try:
-            length = int.from_bytes(state[:8], "little")
-            meta = json.loads(state[8 : 8 + length].decode())
-            return OpenedModel.of_parts(meta, safetensors.numpy.load(state[8 + length :]))
-        except (ValueError, KeyError, TypeError, IsobitError, safetensors.SafetensorError) as error:
-            raise ModelError(f"these bytes are no state of a JAX model: {error}") from error
+        return restore(JaxEngine(), state)
 
     def _require(self) -> None:
         if find_spec("jax") is None:

@@ -58,6 +58,10 @@ def _layer_norm(node: Node, x: Any, scale: Any, shift: Any) -> Any:
     return centered / jnp.sqrt((centered**2).mean(-1, keepdims=True) + node.attributes["epsilon"]) * scale + shift
 
 
+def _rms_norm(node: Node, x: Any, scale: Any) -> Any:
+    return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + node.attributes["epsilon"]) * scale
+
+
 def _max_pool(node: Node, x: Any) -> Any:
     at, half = node.attributes, len(node.attributes["pads"]) // 2
     padding = [(0, 0), (0, 0), *zip(at["pads"][:half], at["pads"][half:], strict=True)]
@@ -92,13 +96,14 @@ def _plain(function: Kernel) -> Kernel:
 
 KERNELS: Mapping[str, Kernel] = {
     **{op: _plain(function) for op, function in {
-        "Relu": jax.nn.relu, "Sigmoid": jax.nn.sigmoid, "Swish": jax.nn.silu, "Tanh": jnp.tanh, "Exp": jnp.exp,
+        "Relu": jax.nn.relu, "Sigmoid": jax.nn.sigmoid, "Swish": jax.nn.silu, "HardSwish": jax.nn.hard_swish,
+        "Tanh": jnp.tanh, "Exp": jnp.exp,
         "Log": jnp.log, "Sqrt": jnp.sqrt, "Reciprocal": lambda x: 1 / x, "Neg": jnp.negative, "Abs": jnp.abs,
         "Erf": lax.erf, "Add": jnp.add, "Sub": jnp.subtract, "Mul": jnp.multiply, "Div": jnp.divide, "Pow": jnp.power,
         "Max": jnp.maximum, "Min": jnp.minimum,
     }.items()},
     "Conv": _conv, "ConvTranspose": _conv_transpose, "Linear": _linear, "BatchNormalization": _batch_norm,
-    "LayerNormalization": _layer_norm, "MaxPool": _max_pool, "Reshape": _reshape,
+    "LayerNormalization": _layer_norm, "RMSNormalization": _rms_norm, "MaxPool": _max_pool, "Reshape": _reshape,
     "LSTM": _recurrent(lstm), "GRU": _recurrent(gru),
     "MatMul": lambda node, a, b: a @ b * node.attributes.get("scale", 1.0),
     "Softmax": lambda node, x: jax.nn.softmax(x, node.attributes["axis"]),

@@ -1,10 +1,10 @@
-"""From a jaxpr to the neutral graph: patterns first, then one rule for each primitive. Backward, so that nothing that
-the outputs do not need is read.
+"""From a function to the neutral graph: its jaxpr, calls inlined, one rule for each primitive.
+
+What JAX writes in many steps (softmax, norms, Gelu, a convolution's bias) the core brings together.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,54 +12,56 @@ from typing import Any
 import jax
 import numpy as np
 from jax.export import symbolic_shape
+from jax.extend.core import ClosedJaxpr, Literal
 from numpy.typing import NDArray
 
-from isobit.canonical import canonicalize
 from isobit.errors import ModelError
-from isobit.graph import Graph, Node, Shape, TensorInfo, WeightInfo
-from isobit.layout import to_canonical
-from isobit_jax.flattening import Flat, Step, Value, trace
+from isobit.graph import Graph, Shape
+from isobit.graph_builder import GraphBuilder
 from isobit_jax.native import JaxModel, outputs_by_name
-from isobit_jax.patterns import Match, find
 from isobit_jax.rules import RULES
+from isobit_jax.values import Value
 
 #: The size of axis 0. All traces share one symbol, or their shapes could not be compared.
 (BATCH,) = symbolic_shape("batch")
 
 _TYPES = ("float32", "int32", "uint8", "int8", "bool")
+_CALLS = frozenset("jit pjit closed_call core_call custom_jvp_call custom_vjp_call remat checkpoint".split())
+_NOTHING = frozenset({"copy", "stop_gradient", "optimization_barrier"})
 
 
 def read(model: JaxModel, example: Mapping[str, Any]) -> tuple[Graph, dict[str, NDArray[Any]]]:
     """The canonical graph of a model and its constants, both in canonical layout. Raises ModelError."""
     inputs = {name: _abstract(name, np.asarray(array)) for name, array in example.items()}
     leaves, treedef = jax.tree_util.tree_flatten_with_path(model.params)
-    names = [".".join(_key(part) for part in path) or "params" for path, _ in leaves]
     params = [np.array(leaf) for _, leaf in leaves]
-
-    outputs: list[str] = []  # in the user's order, which JAX does not keep
+    order: list[str] = []  # of the outputs, the user's, which JAX does not keep
 
     def flat_function(arrays: list[Any], given: dict[str, Any]) -> dict[str, Any]:
         params = jax.tree_util.tree_unflatten(treedef, arrays)
         found = outputs_by_name(model.function(params, **given))
-        outputs[:] = map(str, found)
+        order[:] = map(str, found)
         return dict(found)
 
     try:
-        flat = trace(flat_function, params, inputs)
+        closed = jax.make_jaxpr(flat_function)(params, inputs)
     except Exception as error:  # JAX raises its own kinds, the user's function anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise ModelError(
             f"the function cannot be traced for any batch size: {type(error).__name__}: {reason}"
         ) from error
-    keys = sorted(inputs)  # the order in which JAX flattens a dict
-    reader = Reader(
-        dict(zip(map(id, flat.inputs), [*names, *keys], strict=False)), dict(zip(names, params, strict=True))
-    )
-    graph = reader.graph(flat, [name for name in example], sorted(outputs))
-    graph = replace(graph, outputs={name: graph.outputs[name] for name in outputs})
-    graph = canonicalize(graph)
-    arrays = {n: to_canonical(reader.constants[i.source or n], i.layout) for n, i in graph.weights.items()}
-    return graph, {name: np.array(array, order="C") for name, array in arrays.items()}
+    reader = Reader()
+    names = (".".join(map(_key, path)) or "params" for path, _ in leaves)
+    given = {name: reader.input(name, info) for name, info in inputs.items()}
+    arguments = [reader.held(array, name) for array, name in zip(params, names, strict=True)]
+    arguments += [given[name] for name in sorted(given)]  # the order in which JAX flattens a dict
+    results = reader.inline(closed, arguments)
+    found = {name: reader.name(value) for name, value in zip(sorted(order), results, strict=True)}
+    graph, constants = reader.builder.canonical({name: found[name] for name in order})
+    bad = next((name for name, info in graph.weights.items() if info.is_float and info.dtype != "float32"), None)
+    if bad is not None:
+        raise ModelError(f"parameter {bad!r} is {graph.weights[bad].dtype}: parameters are float32 here")
+    return graph, constants
 
 
 def _abstract(name: str, array: NDArray[Any]) -> jax.ShapeDtypeStruct:
@@ -75,136 +77,92 @@ def _key(part: Any) -> str:
     return str(next((getattr(part, name) for name in ("key", "name", "idx") if hasattr(part, name)), part))
 
 
+def _shape(shape: Sequence[Any]) -> Shape:
+    """The shape, with None for every dimension that depends on the batch size."""
+    return tuple(n if isinstance(n, int) else ("batch" if n is BATCH or n == BATCH else None) for n in shape)
+
+
 class Reader:
-    """Collects the nodes of one graph. Rules call `add`, `constant` and `moved`."""
+    """Follows a jaxpr and builds the graph. Rules call `node`, `number`, `moved` and `name`."""
 
-    def __init__(self, names: dict[int, str], constants: dict[str, NDArray[Any]]) -> None:
-        self._names, self.constants = names, constants
-        self._tensors: dict[str, TensorInfo] = {}
-        self._nodes: list[Node] = []
-        self._taken = Counter([*names.values()])
-        self._scope, self._readers = "", Counter[int]()
+    def __init__(self) -> None:
+        self.builder = GraphBuilder()
 
-    def graph(self, flat: Flat, inputs: list[str], outputs: list[str]) -> Graph:
-        """The raw graph, every parameter under its path, every node under its `jax.named_scope`."""
-        for position, array in flat.constants.items():
-            self._names[id(flat.inputs[position])] = self._free("constant")
-            self.constants[self._names[id(flat.inputs[position])]] = np.asarray(array)
-        for value in flat.inputs:
-            if self._names[id(value)] not in self.constants:
-                self._tensors[self._names[id(value)]] = TensorInfo(shape_of(value), value.dtype)
-        needed = _needed(flat)
-        self._readers = Counter(id(v) for step, match in needed for v in (match.inputs if match else step.inputs))
-        self._readers.update(map(id, flat.outputs))
-        for step, match in needed:
-            self._scope = step.scope
-            if match is not None and match.op in ("LSTM", "GRU"):
-                self._recurrent(match, step.outputs[-1])
-            elif match is not None:
-                self.add(match.op, [self.name(v) for v in match.inputs], step.outputs[-1], **match.attributes)
-            elif step.primitive in RULES:
-                RULES[step.primitive](self, step)
-            else:
-                place = f" (in {step.scope})" if step.scope else ""
-                raise ModelError(
-                    f"the JAX backend does not read {step.primitive!r}{place}; it reads {', '.join(RULES)}"
-                )
-        infos = {name: WeightInfo.of(array, name) for name, array in self.constants.items()}
-        found = {name: self.name(value) for name, value in zip(outputs, flat.outputs, strict=True)}
-        graph = Graph(tuple(self._nodes), tuple(inputs), found, self._tensors, infos)
-        graph = graph.with_nodes(graph.nodes)
-        bad = next((n for n, i in graph.weights.items() if i.is_float and i.dtype != "float32"), None)
-        if bad is not None:
-            raise ModelError(f"parameter {bad!r} is {graph.weights[bad].dtype}: parameters are float32 here")
-        return graph
+    def inline(self, closed: Any, arguments: Sequence[Value], scope: str = "") -> list[Value]:
+        """The results of a jaxpr; each node has the name of its `jax.named_scope`."""
+        jaxpr, constants = (closed.jaxpr, closed.consts) if isinstance(closed, ClosedJaxpr) else (closed, ())
+        variables = (*jaxpr.invars, *jaxpr.constvars)
+        known = dict(zip(variables, (*arguments, *map(self.held, constants)), strict=True))
 
-    def _recurrent(self, match: Match, output: Value) -> None:
-        """ONNX has an axis for the direction behind the sequence's; the graph's second bias is input 8."""
-        length, batch, hidden = shape_of(output)
-        names: list[str | None] = [self.name(v) for v in match.inputs]
-        names[4:4] = [None] * 4 if len(names) == 5 else []
-        y = self.between(match.op, names, (length, 1, batch, hidden), **match.attributes)
-        y = self.between("Transpose", [y], (length, batch, 1, hidden), perm=(0, 2, 1, 3))
-        self.add("Reshape", [y], output, shape=(length, -1, hidden))
+        def value(atom: Any) -> Value:
+            return _like(atom.aval, literal=atom.val) if isinstance(atom, Literal) else known[atom]
+
+        for eqn in jaxpr.eqns:
+            where = "/".join(part for part in (scope, str(eqn.source_info.name_stack)) if part)
+            try:
+                results = self._results(eqn, [value(atom) for atom in eqn.invars], where)
+            except ModelError as error:
+                results = [_like(var.aval, problem=str(error)) for var in eqn.outvars]
+            known.update(zip(eqn.outvars, results, strict=True))
+        return [value(atom) for atom in jaxpr.outvars]
+
+    def _results(self, eqn: Any, operands: Sequence[Value], scope: str) -> Sequence[Value]:
+        name, out = eqn.primitive.name, eqn.outvars[0].aval
+        inner = next((eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params), None)
+        if name in _CALLS and inner is not None:
+            return self.inline(inner, operands, scope)
+        if name in _NOTHING or (name == "convert_element_type" and operands[0].dtype == str(out.dtype)):
+            return operands[:1]
+        if name == "select_n" and operands[0].is_number:
+            return [operands[1 + int(operands[0].literal)]]
+        if name == "max" and operands[0].is_number and operands[0].literal == -np.inf:
+            return operands[1:]
+        if out.shape == () and len(eqn.outvars) == 1 and all(value.is_number for value in operands):
+            return [_like(out, literal=eqn.primitive.bind(*(value.literal for value in operands), **eqn.params))]
+        if name not in RULES:
+            place = f" (in {scope})" if scope else ""
+            raise ModelError(f"the JAX backend does not read {name!r}{place}; it reads {', '.join(RULES)}")
+        self.builder.scope = scope
+        found = RULES[name](self, eqn, *operands)
+        return [found] if isinstance(found, Value) else found
+
+    def input(self, name: str, info: jax.ShapeDtypeStruct) -> Value:
+        """An input of the model."""
+        return _like(info, name=self.builder.input(name, _shape(info.shape), str(info.dtype)))
+
+    def held(self, array: Any, name: str = "constant") -> Value:
+        """A parameter, or an array that the function closes over."""
+        array = np.asarray(array)
+        return _like(array, name=self.builder.constant(array, name))
+
+    def number(self, number: float) -> Value:
+        """A float32 number."""
+        return Value((), "float32", literal=number)
 
     def name(self, value: Value) -> str:
         """The graph's name of a value; a number in the code becomes a constant."""
+        if value.problem or value.flipped:
+            raise ModelError(
+                value.problem or "a reversed array is read as the kernel of a transposed convolution alone"
+            )
         if value.literal is not None:
-            return self.constant(np.asarray(value.literal, value.dtype))
-        if id(value) not in self._names:
-            raise ModelError("a reversed array is read as the kernel of a transposed convolution alone")
-        return self._names[id(value)]
+            return self.builder.constant(np.asarray(value.literal, value.dtype))
+        return value.name
 
-    def alias(self, value: Value, source: Value) -> None:
-        """`value` is `source`, as numbers and by name."""
-        self._names[id(value)] = self.name(source)
+    def node(self, op: str, operands: Sequence[Value | None], like: Any, /, **attributes: Any) -> Value:
+        """The result of a node, with the shape and type of `like`."""
+        names = [None if value is None else self.name(value) for value in operands]
+        return _like(like, name=self.builder.node(op, names, _shape(like.shape), str(like.dtype), **attributes))
 
-    def constant(self, array: NDArray[Any]) -> str:
-        """A new constant."""
-        name = self._free("constant")
-        self.constants[name] = array
-        return name
-
-    def add(self, op: str, inputs: Sequence[str | None], output: Value, **attributes: Any) -> None:
-        """A node whose result is `output`."""
-        self._names[id(output)] = self._node(op, inputs, shape_of(output), output.dtype, attributes)
-
-    def between(self, op: str, inputs: Sequence[str | None], shape: Shape, /, **attributes: Any) -> str:
-        """A node whose result only the next one reads; returns its name."""
-        return self._node(op, inputs, shape, "float32", attributes)
-
-    def moved(self, name: str, axes: tuple[int, ...]) -> str:
-        """The transpose of a tensor or constant; itself where the axes stay."""
-        if axes == tuple(range(len(axes))):
-            return name
-        shape = self.shape(name)
-        return self.between("Transpose", [name], tuple(shape[axis] for axis in axes), perm=axes)
-
-    def shape(self, name: str) -> Any:
-        """The shape of a tensor or constant."""
-        return self.constants[name].shape if name in self.constants else self._tensors[name].shape
-
-    def give_bias(self, convolution: Value, bias: Value, total: Value) -> bool:
-        """Make `total`, a convolution plus `bias`, one node; False where something else reads the convolution."""
-        position = len(self._nodes) - 1
-        while position >= 0 and self._nodes[position].outputs[0] != self.name(convolution):
-            position -= 1
-        node = self._nodes[position]
-        if self._readers[id(convolution)] > 1 or node.op not in ("Conv", "ConvTranspose") or len(node.inputs) > 2:
-            return False
-        self._nodes[position] = replace(node, inputs=(*node.inputs, self.name(bias)))
-        self.alias(total, convolution)
-        return True
-
-    def _node(
-        self, op: str, inputs: Sequence[str | None], shape: Shape, dtype: str, attributes: Mapping[str, Any]
-    ) -> str:
-        name = self._free(self._scope or op.lower())
-        self._nodes.append(Node(name, op, tuple(inputs), (name,), dict(attributes), (name,)))
-        self._tensors[name] = TensorInfo(shape, dtype)
-        return name
-
-    def _free(self, stem: str) -> str:
-        name = stem
-        while self._taken[name]:
-            name = f"{stem}#{self._taken[stem]}"
-            self._taken[stem] += 1
-        self._taken[name] += 1
-        return name
+    def moved(self, value: Value, axes: Sequence[int]) -> Value:
+        """The transpose of a value; itself where the axes stay. What is flipped moves along."""
+        if tuple(axes) == tuple(range(len(axes))):
+            return value
+        turned = Value(tuple(value.shape[axis] for axis in axes), value.dtype)
+        flipped = frozenset(place for place, axis in enumerate(axes) if axis in value.flipped)
+        plain = replace(value, flipped=frozenset())
+        return replace(self.node("Transpose", [plain], turned, perm=tuple(axes)), flipped=flipped)
 
 
-def shape_of(value: Value) -> Shape:
-    """The shape, with None for every dimension that depends on the batch size."""
-    return tuple(n if isinstance(n, int) else ("batch" if n is BATCH or n == BATCH else None) for n in value.shape)
-
-
-def _needed(flat: Flat) -> list[tuple[Step, Match | None]]:
-    """The steps that the outputs need, in order, each as the end of a pattern or alone."""
-    needed, found = {id(value) for value in flat.outputs}, []
-    for step in reversed(flat.steps):
-        if needed.isdisjoint(map(id, step.outputs)):
-            continue
-        match = find(step)
-        found.append((step, match))
-        needed.update(map(id, match.inputs if match is not None else step.inputs))
-    return found[::-1]
+def _like(info: Any, **known: Any) -> Value:
+    return Value(tuple(info.shape), str(info.dtype), **known)

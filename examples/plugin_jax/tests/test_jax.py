@@ -10,10 +10,13 @@ from jax import lax
 
 import isobit
 from isobit.errors import ModelError
+from isobit.feeding import feed
 from isobit.statistics import Histogram
 from isobit.testing.networks import conv_net, two_inputs
-from isobit_jax import JaxModel, observing
+from isobit_jax import JaxModel
 from isobit_jax.backend import JaxBackend
+from isobit_jax.engine import JaxEngine
+from isobit_jax.recurrent import lstm
 from networks import build_jax
 
 
@@ -84,6 +87,46 @@ def test_norms_as_flax_writes_them():
     assert ops_of(layer_norm, {"scale": jnp.ones(6), "bias": jnp.zeros(6)}, X4) == ["LayerNormalization"]
 
 
+@pytest.mark.parametrize(
+    ("function", "op"),
+    [
+        (lambda p, x: jax.nn.softmax(x, 1), "Softmax"),
+        (lambda p, x: jax.nn.hard_swish(x), "HardSwish"),
+        (lambda p, x: jax.nn.gelu(x, approximate=True), "Gelu"),
+        (lambda p, x: jnp.clip(x, -0.5, 0.5), "Clip"),
+        (lambda p, x: x.mean((1, 2), keepdims=True), "ReduceMean"),
+        (lambda p, x: x * lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-5) * p, "RMSNormalization"),
+    ],
+)
+def test_what_jax_writes_in_steps_is_one_node(function, op):
+    scale = jnp.linspace(0.5, 1.5, 6)
+    model = JaxBackend().open(JaxModel(function, scale), X4)
+    assert [node.op for node in model.graph.nodes] == [op]
+    np.testing.assert_allclose(model.run({"x": X4})["output"], function(scale, X4), rtol=1e-5, atol=1e-6)
+
+
+def test_nodes_have_the_names_of_their_scopes():
+    def function(p, x):
+        with jax.named_scope("block"):
+            with jax.named_scope("conv"):
+                y = lax.conv_general_dilated(x, p["kernel"], (1, 1), "SAME") + p["bias"][:, None, None]
+            y = jax.nn.relu(y)
+        return y + x
+
+    params = {"kernel": jnp.ones((6, 6, 3, 3)), "bias": jnp.ones(6)}
+    graph = JaxBackend().open(JaxModel(function, params), X4).graph
+    assert [node.name for node in graph.nodes] == ["block/conv", "block", "add"]
+    assert graph.nodes[0].inputs == ("x", "kernel", "bias")
+
+
+def test_what_no_output_needs_is_not_read():
+    def function(p, x):
+        jnp.sort(x) + jnp.flip(x, 1)
+        return x * 2
+
+    assert ops_of(function, {}, X4) == ["Mul"]
+
+
 def test_channels_last_convolutions_get_transpositions():
     dimensions = ("NHWC", "HWIO", "NHWC")
     conv = lambda p, x: lax.conv_general_dilated(x, p, (1, 1), "SAME", dimension_numbers=dimensions)  # noqa: E731
@@ -101,12 +144,24 @@ def test_channels_last_convolutions_get_transpositions():
         (lambda p, x: x @ p["double"], "'double' is float16"),
         (lambda p, x: x + jnp.ones((x.shape[0], 6)), "is repeated to"),
         (lambda p, x: jnp.flip(x, 1), "a reversed array"),
+        (lambda p, x: jnp.cumsum(x, 1) + 1, "does not read 'cumsum'"),
+        (lambda p, x: lax.scan(lambda s, row: (s + row, s), jnp.zeros(x.shape[1]), x)[1], "a layer of isobit_jax"),
     ],
 )
 def test_what_is_refused_says_what_it_is(function, said):
     params = {"double": np.ones((6, 2), np.float16)}
     with pytest.raises(ModelError, match=said):
         JaxBackend().open(JaxModel(function, params), np.ones((2, 6), np.float32))
+
+
+def test_a_recurrent_layer_that_does_not_start_from_zeros_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = {"w": jnp.ones((8, 6)), "r": jnp.ones((8, 2))}
+    model = JaxModel(lambda p, x: lstm(x.transpose(1, 0, 2), p["w"], p["r"]), params)
+    x = np.ones((3, 5, 6), np.float32)
+    assert "LSTM" in [node.op for node in JaxBackend().open(model, x).graph.nodes]
+    monkeypatch.setattr(jnp, "zeros", jnp.ones)
+    with pytest.raises(ModelError, match=r"a layer of isobit_jax\.recurrent"):
+        JaxBackend().open(model, x)
 
 
 def test_an_example_is_needed():
@@ -129,12 +184,12 @@ def test_of_an_observed_tensor_only_bounds_and_counted_elements_are_fetched(monk
     monkeypatch.setattr(Histogram, "absorb", counted)
     for axis in (1, None):
         found, wanted = Histogram(), Histogram()
-        observing.feed(found, jnp.asarray(values), axis)
+        feed(found, jnp.asarray(values), axis, JaxEngine().bounds)
         wanted.update(values, axis)
         assert found == wanted
     assert all(size < values.size / 5 for size in fetched)
     assert len(fetched) == 2
     values[1, 0, 0, 0] = np.nan
     found = Histogram()
-    observing.feed(found, jnp.asarray(values), 1)
+    feed(found, jnp.asarray(values), 1, JaxEngine().bounds)
     assert found.non_finite == 1
