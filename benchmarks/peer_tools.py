@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+_KEPT: list[Any] = []
+
 
 def main() -> None:
     model, data, threads, out, *chosen = sys.argv[1:]
@@ -114,8 +116,11 @@ def aimet_ranges(model: str, batches: list[dict[str, Any]], scheme: str) -> dict
 
 def aimet_torch(model: str, batches: list[dict[str, Any]]) -> dict[str, list[float]]:
     """aimet-torch's simulator of the same network, read back from ONNX; time only."""
-    import onnx2torch
     import torch
+
+    if torch.version.cuda is None:
+        declare_torchvision_operators(torch)
+    import onnx2torch
     from aimet_torch import QuantizationSimModel
     from aimet_torch.common.defs import QuantScheme
 
@@ -130,6 +135,15 @@ def aimet_torch(model: str, batches: list[dict[str, Any]]) -> dict[str, list[flo
 
     sim.compute_encodings(run)
     return {}
+
+
+def declare_torchvision_operators(torch: Any) -> None:
+    """Let torchvision be imported beside a CPU build of torch: PyPI's has its operators, unused here, for CUDA."""
+    library = torch.library.Library("torchvision", "DEF")
+    pooling = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
+    for name in ("nms", "qnms", *pooling, *(f"_{name}_backward" for name in pooling)):
+        library.define(f"{name}(Tensor x) -> Tensor")
+    _KEPT.append(library)  # it takes its operators along
 
 
 def nncf(model: str, batches: list[dict[str, Any]]) -> dict[str, list[float]]:

@@ -39,6 +39,7 @@ from isobit.wishes import Wishes
 from networks import NETWORKS
 
 PACKAGES = ("aimet-onnx", "aimet-torch", "nncf", "onnxruntime", "onnx2torch", "torch", "torchvision")
+CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"  # the same runtime for all, and no torch for CUDA
 SCHEMES = ("minmax", "moving-average", "percentile=99.999", "entropy", "mse", "sqnr")
 SPEC = QuantSpec.parse("uint8 asymmetric")
 
@@ -53,7 +54,8 @@ def peers_python(arguments: argparse.Namespace) -> str:
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+        command = [str(python), "-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS), *PACKAGES]
+        subprocess.run(command, check=True)
     return str(python)
 
 
