@@ -46,9 +46,9 @@ def simulate_weights(
     draft = Draft(twin.graph, twin.weight)
     for site, encoding in encodings.items():
         placement = plan.placements[site]
-        if placement.kind == "activation" and encoding.spec.is_integer:
-            if _cuts_off(encoding, statistics.get(Tensor(placement.tensor))):
-                _clip(draft, placement, encoding)
+        seen = statistics.get(Tensor(placement.tensor))
+        if placement.kind == "activation" and encoding.spec.is_integer and _cuts_off(encoding, seen):
+            _clip(draft, placement, encoding)
     if draft.edits:
         twin.edit(draft.edits)
     twin.set_quantizers({s: e for s, e in encodings.items() if plan.placements[s].kind in ("weight", "constant")})

@@ -27,7 +27,7 @@ class Activation:
 
 
 def activation_behind(graph: Graph, layer: Node, read: Callable[[str], NDArray[np.float32]]) -> Activation | None:
-    """What every reader sees a layer's output through: Relu, Clip, LeakyRelu or PRelu; None where it is anything else."""
+    """What every reader sees a layer's output through: Relu, Clip, LeakyRelu or PRelu; None if it is anything else."""
     output = layer.outputs[0]
     uses = graph.uses(output)
     if len(uses) != 1 or output in graph.outputs.values() or uses[0].index != 0:

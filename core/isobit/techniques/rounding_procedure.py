@@ -113,7 +113,7 @@ class Problem:
         return self.layer.patches.matrix(self.weight)
 
     def share(self, matrix: NDArray[np.float32]) -> float:
-        """The error of a weight as a matrix, as a share of the output's power; behind the activation if that is known."""
+        """The error of a weight as a matrix, as a share of the output's power; behind the activation if known."""
         error = self.objective.error if self.activated is None else self.activated.error
         power = self.objective.constant if self.activated is None else self.activated.power()
         return float(error(matrix).sum() / (power.sum() or 1.0))
