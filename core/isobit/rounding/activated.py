@@ -81,13 +81,14 @@ class ActivatedError:
 
         found = np.array(integers, np.float64)
         with ThreadPoolExecutor(get_num_threads()) as threads:  # the kernel lets go of the interpreter
-            list(threads.map(lambda at: self._one_output(grid, found, *at, sweeps), np.ndindex(*found.shape[:2])))
+            list(threads.map(lambda at: self._one_output(grid, found, at, sweeps), np.ndindex(*found.shape[:2])))
         return found
 
-    def _one_output(self, grid: Grid, found: Matrix, g: int, o: int, sweeps: int) -> None:
+    def _one_output(self, grid: Grid, found: Matrix, at: tuple[int, ...], sweeps: int) -> None:
         from isobit.rounding.kernels_activated import move_activated  # compiles on first use
 
-        q, scale, zero_point = found[g, o], grid.scale[g, o], grid.zero_point[g, o]
+        g, o = at
+        q, scale, zero_point = found[at], grid.scale[at], grid.zero_point[at]
         y, wanted = self._outputs((q - zero_point) * scale, g, o)
         x = self.rows[g]
         ridge = self.damping * (float(np.square(x, dtype=np.float64).mean()) or 1.0) * x.shape[1]
