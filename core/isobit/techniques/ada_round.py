@@ -32,7 +32,7 @@ class AdaRound:
 
     `activation_aware` goes on from there in the error behind the layer's activation function, where that is a Relu, a
     clip, a LeakyRelu or a PRelu: on the sampled rows themselves, of which those count for nothing whose output is cut
-    off in both models. A layer takes some seconds then.
+    off in both models. The errors of the report are then those behind the activation.
 
     The other settings are those of `isobit.techniques.rounding_procedure.Procedure`.
 

@@ -241,11 +241,11 @@ class _Run:
             return None
         node = self.model.graph.node(layer.name)
         activation = activation_behind(self.model.graph, node, self.model.weight)
-        if activation is None:
+        name, bias = node.input(2), np.zeros(matrix.shape[:2])
+        if activation is None or (name is not None and name not in self.model.graph.weights):
             return None
-        bias = np.zeros(matrix.shape[:2])
-        if node.input(2) is not None:
-            bias = self.model.weight(node.inputs[2] or "").astype(np.float64).reshape(bias.shape)
+        if name is not None:
+            bias = self.model.weight(name).astype(np.float64).reshape(bias.shape)
         reference = self.reference.get(layer.name)
         return ActivatedError.of(
             activation,
