@@ -88,6 +88,17 @@ def test_descent_against_every_combination(name: str, two_models: bool) -> None:
     assert np.mean(np.log(ratios)) < 0.9 * np.mean(np.log(starts))
 
 
+def test_a_weight_may_be_a_transposed_view() -> None:
+    _, x, r, weight, bias = case("relu")
+    grid = Grid(np.full(weight.shape, 0.3), np.zeros(weight.shape), -4, 3)
+    found = []
+    for layout in (weight, weight.transpose(2, 1, 0).copy().transpose(2, 1, 0)):
+        rows = (part.astype(np.float32) for part in (x, r))
+        error = ActivatedError.of(FUNCTIONS["relu"][0], *rows, layout, bias, centered=True)
+        found.append(error.descend(grid, grid.nearest(layout)))
+    np.testing.assert_array_equal(*found)
+
+
 def test_rows_that_are_cut_off_in_both_count_for_nothing() -> None:
     """What a Relu hides is free: the integers are those that fit the other rows alone."""
     x = np.float32([[1, 0], [1, 0], [0, 1], [0, 1]])[:, None]

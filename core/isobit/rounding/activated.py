@@ -50,7 +50,7 @@ class ActivatedError:
         """From rows (rows, groups, columns); `centered` if the bias will take up the mean error of the output."""
         x = np.ascontiguousarray(rows.transpose(1, 2, 0))
         r = x if reference is None else np.ascontiguousarray(reference.transpose(1, 2, 0))
-        w = weight.astype(np.float64)
+        w = weight.astype(np.float64, order="C")  # a backend's weight may be a transposed view, which kernels refuse
         offset = bias
         if centered:
             mean, wanted = (part.mean(axis=2, dtype=np.float64) for part in (x, r))
