@@ -42,7 +42,9 @@ OURS: Mapping[str, tuple[Technique, ...]] = {
     "isobit SequentialMse": (SequentialMse(),),
     "isobit GPTQ": (GPTQ(),),
     "isobit AdaRound": (AdaRound(),),
+    "isobit AdaRound activation-aware": (AdaRound(activation_aware=True),),
     "isobit AdaRound sequential": (AdaRound(sequential=True),),
+    "isobit AdaRound sequential, activation-aware": (AdaRound(sequential=True, activation_aware=True),),
 }
 
 

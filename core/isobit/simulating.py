@@ -1,15 +1,22 @@
-"""A quantized copy of a model, for techniques that compare it with the float one."""
+"""Quantized copies of a model, for techniques that compare them with the float one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from isobit.backend import BackendModel, Request
 from isobit.calibration.scheme import Calibrator
+from isobit.channel_range import ChannelRange
 from isobit.data import Dataset
-from isobit.plan import Plan
+from isobit.edits import Draft, Insert, NewNode
+from isobit.encoding import Encoding
+from isobit.plan import Placement, Plan
 from isobit.resolve import blank_statistics, resolve
 from isobit.sampling import SAMPLE_LIMIT
+from isobit.sites import Input, Site, Tensor
+from isobit.statistics import Histogram, Reducer, Statistics
 
 
 def simulate(
@@ -19,9 +26,63 @@ def simulate(
 
     One pass over `data` through the float model calibrates them, and serves the requests in `also`.
     """
+    encodings, _ = _calibrated(model, plan, data, calibrator, also)
+    twin = model.copy()
+    twin.set_quantizers(encodings)
+    return twin
+
+
+def simulate_weights(
+    model: BackendModel, plan: Plan, data: Dataset, calibrator: Calibrator, also: Sequence[Request] = ()
+) -> BackendModel:
+    """A copy of `model` with the quantizers of weights, and activations clipped to their grids but not rounded.
+
+    For means: rounding an activation has next to no mean error, but it is not continuous. Where float noise takes a
+    value across a tie, frameworks part by a whole step, and every layer behind makes more of it. A clip stands behind
+    each tensor that the scheme of calibration cuts off; names stay. One pass, as in `simulate`.
+    """
+    encodings, statistics = _calibrated(model, plan, data, calibrator, also)
+    twin = model.copy()
+    draft = Draft(twin.graph, twin.weight)
+    for site, encoding in encodings.items():
+        placement = plan.placements[site]
+        seen = statistics.get(Tensor(placement.tensor))
+        if placement.kind == "activation" and encoding.spec.is_integer and _cuts_off(encoding, seen):
+            _clip(draft, placement, encoding)
+    if draft.edits:
+        twin.edit(draft.edits)
+    twin.set_quantizers({s: e for s, e in encodings.items() if plan.placements[s].kind in ("weight", "constant")})
+    return twin
+
+
+def _calibrated(
+    model: BackendModel, plan: Plan, data: Dataset, calibrator: Calibrator, also: Sequence[Request]
+) -> tuple[dict[Site, Encoding], Statistics]:
+    """The encodings of what is simulated, and what they were chosen by."""
     statistics = blank_statistics(plan, SAMPLE_LIMIT)
     model.observe(data, [*statistics.requests(), *also])
     resolved = resolve(model.graph, plan, statistics, calibrator, model.weight, frozen=plan.frozen)
-    twin = model.copy()
-    twin.set_quantizers({s: e for s, e in resolved.encodings.items() if plan.placements[s].simulated})
-    return twin
+    return {s: e for s, e in resolved.encodings.items() if plan.placements[s].simulated}, statistics
+
+
+def _cuts_off(encoding: Encoding, seen: Reducer | None) -> bool:
+    """Whether values were seen further outside the grid than rounding moves them anyway."""
+    if not isinstance(seen, Histogram | ChannelRange):
+        return False  # a fixed range, which its operation does not leave
+    half = encoding.scale / 2
+    return bool(np.any(seen.minimum < encoding.minimum - half) or np.any(seen.maximum > encoding.maximum + half))
+
+
+def _clip(draft: Draft, placement: Placement, encoding: Encoding) -> None:
+    site = placement.site
+    assert isinstance(site, Tensor | Input)  # of an activation
+    if encoding.axis is None:
+        bounds = {"min": float(encoding.minimum), "max": float(encoding.maximum)}
+        draft.apply(Insert(site, (NewNode("Clip", attributes=bounds),)))
+        return
+    rank = draft.graph.tensors[placement.tensor].rank or encoding.axis + 1
+    shape = (-1, *(1,) * (rank - 1 - encoding.axis))
+    values = {"Max": encoding.minimum.reshape(shape), "Min": encoding.maximum.reshape(shape)}
+    names = {op: draft.free_name(f"{placement.tensor}.{op.lower()}") for op in values}
+    chain = tuple(NewNode(op, (name,)) for op, name in names.items())
+    draft.apply(Insert(site, chain, {names[op]: value for op, value in values.items()}))

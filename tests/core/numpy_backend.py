@@ -318,6 +318,7 @@ OPERATORS: Mapping[str, Callable[..., Array]] = {
     "Sigmoid": lambda node, x: sigmoid(x),
     "LeakyRelu": lambda node, x: np.where(x < 0, x * node.attributes["alpha"], x),
     "LayerNormalization": lambda node, x, *affine: layer_norm(node, x, *affine),
+    "Max": lambda node, a, b: np.maximum(a, b),
     "Min": lambda node, a, b: np.minimum(a, b),
     "Add": lambda node, a, b: a + b,
     "Sub": lambda node, a, b: a - b,

@@ -47,20 +47,24 @@ def test_per_channel(model) -> None:
 
 
 def test_the_ladder_of_data_free_quantization(model) -> None:
-    """Per-tensor weights: naive, + equalization, + absorption, + bias correction. No step loses accuracy.
+    """Per-tensor weights: naive, + equalization, + absorption, + bias correction, fast and full. No step loses.
 
-    The SQNR is not asked to rise: behind equalization it is that of the activations' grids, and with 8 bits absorption
-    and bias correction move it by tenths of a decibel, either way.
+    Behind equalization the SQNR is that of the activations' grids with 8 bits. No channel lies so high that to absorb
+    its bias would narrow a grid, so absorption changes nothing; fast bias correction is worth a tenth of a decibel,
+    of which last bits of other processors may take some.
     """
     rungs = [
         (),
         (EqualizeCrossLayers(absorb_biases=False),),
         (EqualizeCrossLayers(),),
         (EqualizeCrossLayers(), CorrectBias()),
+        (EqualizeCrossLayers(), CorrectBias("full")),
     ]
     found = [measured(model, *rung, weights="int8 per-tensor") for rung in rungs]
     plain = found[0][0]
     assert found[0][1] < plain - 50
-    assert all(accuracy >= plain - 0.5 and sqnr > 37 for _, accuracy, sqnr in found[1:])
+    assert all(accuracy >= plain - 0.5 and sqnr > 38 for _, accuracy, sqnr in found[1:])
     for lower, higher in pairwise(found):
         assert higher[1] >= lower[1]
+        assert higher[2] >= lower[2] - 0.02
+    assert found[-1][2] > found[1][2] + 0.4

@@ -29,6 +29,11 @@ class AdaRound:
     The quadratic integer problem is solved from second moments: from the better of nearest and GPTQ, by coordinate
     descent over single weights and pairs; it never ends worse. `scales="searched"` chooses the scale of each channel
     by the same error, and refits it to the integers found; `"minmax"` keeps the grid of calibration.
+
+    `activation_aware` goes on from there in the error behind the layer's activation function, where that is a Relu, a
+    clip, a LeakyRelu or a PRelu: on the sampled rows themselves, of which those count for nothing whose output is cut
+    off in both models. The errors of the report are then those behind the activation.
+
     The other settings are those of `isobit.techniques.rounding_procedure.Procedure`.
 
     Source of the problem: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
@@ -38,6 +43,7 @@ class AdaRound:
     sweeps: int = 1
     sequential: bool = False
     correct_bias: bool = True
+    activation_aware: bool = False
     damping: float = 0.01
     rows: int = ROW_LIMIT
     memory: int = 1 << 30
@@ -58,4 +64,7 @@ class AdaRound:
         for sweeps in _FITTING if searched else ():
             integers = coordinate_descent(objective, problem.grid(encoding), integers, sweeps=sweeps)
             encoding = fitted_scale(encoding, integers, layer.placement, layer.patches, objective)
-        return coordinate_descent(objective, problem.grid(encoding), integers), encoding
+        integers = coordinate_descent(objective, problem.grid(encoding), integers)
+        if problem.activated is not None:
+            integers = problem.activated.descend(problem.grid(encoding), integers)
+        return integers, encoding

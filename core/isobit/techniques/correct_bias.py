@@ -23,7 +23,7 @@ from isobit.normal import Normal
 from isobit.plan import Plan
 from isobit.plugins import registry
 from isobit.resolve import resolve_weights
-from isobit.simulating import simulate
+from isobit.simulating import simulate_weights
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit.statistics import Moments
 from isobit.techniques.expected_values import expected_means
@@ -34,6 +34,9 @@ from isobit.techniques.weighted_layer import LAYERS, Floats, bias_obstacle, bias
 @dataclass(frozen=True)
 class CorrectBias:
     """Shift the bias of each quantized Conv, ConvTranspose and Linear so that its mean output is the float model's.
+
+    Means are of a model with quantized weights and with activations that are clipped to their grids but not rounded:
+    so they are the same in all frameworks, to float accuracy.
 
     ``"fast"`` corrects all layers from two passes, one through the float and one through the quantized model: of a
     layer's shift, what came in with its input is left to the layers before it. ``"full"`` goes layer after layer, each
@@ -97,7 +100,8 @@ def _layers(graph: Graph, plan: Plan) -> tuple[list[Node], dict[str, str]]:
     for node in graph.nodes:
         if node.op not in LAYERS or _weight_site(node, plan.placements) is None:
             continue
-        obstacle = bias_obstacle(graph, node)
+        computed = node.inputs[1] not in graph.weights
+        obstacle = "its weight is computed" if computed else bias_obstacle(graph, node)
         if obstacle:
             left[node.name] = obstacle
         elif graph.tensors[node.outputs[0]].channel_axis is None:
@@ -132,17 +136,16 @@ def _fast(
     """
     data.require_passes(2, "CorrectBias")
     plain, quantized = (_Means(layers, inputs=True) for _ in range(2))
-    twin = simulate(model, plan, data, calibrator, plain.requests)
+    twin = simulate_weights(model, plan, data, calibrator, plain.requests)
     twin.observe(data, quantized.requests)
     encodings = twin.encodings()
     shifts = {}
     for layer in layers:
         shift = plain.output(layer) - quantized.output(layer)
-        if layer.inputs[1] in model.graph.weights:
-            weight = _quantized_weight(model, layer, encodings)
-            arrived = plain.input(layer) - quantized.input(layer)
-            if arrived.size == weight.shape[1] * groups_of(layer):  # else its channels are on another axis
-                shift = shift - response(weight, layer, arrived, _sizes(model.graph, layer))
+        weight = _quantized_weight(model, layer, encodings)
+        arrived = plain.input(layer) - quantized.input(layer)
+        if arrived.size == weight.shape[1] * groups_of(layer):  # else its channels are on another axis
+            shift = shift - response(weight, layer, arrived, _sizes(model.graph, layer))
         shifts[layer.name] = shift
     return shifts
 
@@ -153,7 +156,7 @@ def _full(
     """Layer after layer, on a copy that gets each correction before the next layer is measured."""
     data.require_passes(1 + len(layers), "CorrectBias(mode='full')")
     plain = _Means(layers, inputs=False)
-    twin = simulate(model, plan, data, calibrator, plain.requests)
+    twin = simulate_weights(model, plan, data, calibrator, plain.requests)
     shifts = {}
     for layer in layers:
         measured = _Means([layer], inputs=False)
@@ -167,7 +170,7 @@ def _full(
 
 
 class _Means:
-    """Observers of the means of layers' outputs, and inputs before they are rounded for the layer."""
+    """Observers of the means of layers' outputs, and inputs before they are clipped for the layer."""
 
     def __init__(self, layers: list[Node], *, inputs: bool) -> None:
         names = [name for layer in layers for name in (layer.outputs[0], layer.inputs[0] if inputs else None)]

@@ -41,6 +41,12 @@ _EMPTY = 1e-8
 #: c = mean - 3 deviations: 99.87 % of the values lie above it.
 _DEVIATIONS = 3.0
 
+#: A channel is expected to reach this many deviations from its mean, as in section 5 of the paper.
+_REACH = 6.0
+
+#: Absorbing has to make the range of the tensor smaller by this share. With less, only the rounding errors change.
+_GAIN = 0.01
+
 _CONVERGED = 1e-4
 
 
@@ -53,8 +59,9 @@ class EqualizeCrossLayers:
     divides the first and multiplies the second; swept over all pairs until no factor changes by more than 1e-4, at
     most `sweeps` times. `clip` says what becomes of ``Clip(0, b)``, ReLU6 above all: ``"keep"`` leaves such pairs
     alone, ``"per-channel"`` clips each channel at ``b / s``, ``"relu"`` drops the upper bound, which changes the
-    function. High biases ``c = max(0, mean - 3 * deviation)`` are absorbed by the next layer, where that does not pad:
-    from `outputs`, the report of FoldBatchNorms, or else from moments of the data, one pass.
+    function. High biases, at most ``c = max(0, mean - 3 * deviation)``, are absorbed by the next layer, where that does
+    not pad and the tensor's range gets smaller, by no more than this takes: what lies below c is lost. Means and
+    deviations are from `outputs`, the report of FoldBatchNorms, or else from moments of the data, one pass.
     """
 
     absorb_biases: bool = True
@@ -191,7 +198,7 @@ def _absorb(draft: Draft, pair: Pair, known: dict[str, Normal], clipped: bool) -
     first, second = draft.graph.node(pair.first.name), draft.graph.node(pair.second.name)
     activated = any(node.op in ("Relu", "PRelu", "LeakyRelu", "Clip") for node in pair.between)
     high = normal.mean - _DEVIATIONS * normal.deviation
-    moved = np.maximum(high, 0.0) if activated else normal.mean
+    moved = _useful(normal, np.maximum(high, 0.0) if activated else normal.mean, activated)
     if not np.any(moved):
         return "", ""
     if _pads(second) or any(_pads(node) for node in pair.between):
@@ -207,6 +214,17 @@ def _absorb(draft: Draft, pair: Pair, known: dict[str, Normal], clipped: bool) -
     known[pair.tensor] = replace(normal, mean=normal.mean - moved)
     count = int(np.count_nonzero(moved))
     return f"{pair.second.name} absorbed the bias of {count} channel(s) of {pair.first.name}", ""
+
+
+def _useful(normal: Normal, moved: Floats, activated: bool) -> Floats:
+    """As little of `moved`, one value a channel, as takes the range of the tensor to where all of it would."""
+    high = normal.mean + _REACH * normal.deviation
+    low = np.zeros_like(high) if activated else normal.mean - _REACH * normal.deviation
+    top, bottom = max(float((high - moved).max()), 0.0), 0.0 if activated else min(float((low - moved).min()), 0.0)
+    width = max(float(high.max()), 0.0) - min(float(low.min()), 0.0)
+    if top - bottom > (1 - _GAIN) * width:
+        return np.zeros_like(moved)
+    return np.maximum(high - top, 0.0) if activated else np.clip(0.0, high - top, low - bottom)
 
 
 def _pads(node: Node) -> bool:

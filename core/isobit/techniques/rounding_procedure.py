@@ -20,6 +20,8 @@ from isobit.plan import Plan
 from isobit.plugins import registry
 from isobit.ranges import encode_weight
 from isobit.resolve import blank_statistics, resolve
+from isobit.rounding.activated import ActivatedError
+from isobit.rounding.activation import activation_behind
 from isobit.rounding.grid import Grid
 from isobit.rounding.layers import Layer, find_layers
 from isobit.rounding.objective import Objective
@@ -48,6 +50,7 @@ class Procedure:
 
     Layers are taken in groups whose rows and sums fit into `memory` bytes, each group with passes of its own.
     `correct_bias` lets each layer's bias take up the mean of its error. `calibration` sets the activations' quantizers.
+    `activation_aware` makes the error behind each layer's activation function known, which only AdaRound asks for.
     """
 
     sweeps: int = 1
@@ -57,11 +60,13 @@ class Procedure:
     rows: int = ROW_LIMIT
     memory: int = 1 << 30
     calibration: str | Calibrator = "minmax"
+    activation_aware: bool = False
 
     @classmethod
     def of(cls, technique: object) -> Procedure:
-        """The procedure of a technique that has these settings among its own."""
-        return cls(**{setting.name: getattr(technique, setting.name) for setting in fields(cls)})
+        """The procedure of a technique, by the settings that it shares."""
+        names = [setting.name for setting in fields(cls) if hasattr(technique, setting.name)]
+        return cls(**{name: getattr(technique, name) for name in names})
 
     def limit(self, layer: Layer) -> int:
         """Rows kept of each input of a layer."""
@@ -92,16 +97,26 @@ class Procedure:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One layer to solve: its float weight, canonical, and the error of its output."""
+    """One layer to solve: its float weight, canonical, the error of its output, and that behind its activation.
+
+    The latter is there for a procedure that is `activation_aware`, where one node with a known activation reads.
+    """
 
     layer: Layer
     weight: NDArray[np.float32]
     objective: Objective
+    activated: ActivatedError | None = None
 
     @property
     def matrix(self) -> NDArray[np.float32]:
         """The weight as (groups, outputs, columns)."""
         return self.layer.patches.matrix(self.weight)
+
+    def share(self, matrix: NDArray[np.float32]) -> float:
+        """The error of a weight as a matrix, as a share of the output's power; behind the activation if known."""
+        error = self.objective.error if self.activated is None else self.activated.error
+        power = self.objective.constant if self.activated is None else self.activated.power()
+        return float(error(matrix).sum() / (power.sum() or 1.0))
 
     def min_max(self) -> Encoding:
         """The encoding that calibration would choose."""
@@ -200,7 +215,7 @@ class _Run:
         total = Gram.sum([gram.centered() if centered else gram for gram in grams.values()])
         matrix = layer.patches.matrix(weight)
         objective = Objective.of(matrix, total, self.procedure.damping)
-        problem = Problem(layer, weight, objective)
+        problem = Problem(layer, weight, objective, self._activated(layer, matrix, rows, centered))
         integers, encoding = self.solve(problem)
         rounded = np.asarray(encoding.dequantize(integers.reshape(weight.shape)), np.float32)
         biases = {}
@@ -210,8 +225,7 @@ class _Run:
             old = 0.0 if bias is None else self.model.weight(bias).astype(np.float64)
             biases[name] = np.asarray(old + moved, np.float32)
         nearest = problem.min_max().fake_quantize(weight)
-        scale = objective.constant.sum() or 1.0
-        before, after = (float(objective.error(layer.patches.matrix(w)).sum() / scale) for w in (nearest, rounded))
+        before, after = (problem.share(layer.patches.matrix(value)) for value in (nearest, rounded))
         note = ""
         if total.count < layer.patches.columns:
             note = (
@@ -219,6 +233,29 @@ class _Run:
                 "determine them all; what they leave open is rounded near the float weight (use more samples)"
             )
         return _Solved(layer, encoding, rounded, biases, note, before, after)
+
+    def _activated(
+        self, layer: Layer, matrix: NDArray[np.float32], rows: dict[str, Rows], centered: bool
+    ) -> ActivatedError | None:
+        if not self.procedure.activation_aware or len(layer.readers) > 1:
+            return None
+        node = self.model.graph.node(layer.name)
+        activation = activation_behind(self.model.graph, node, self.model.weight)
+        name, bias = node.input(2), np.zeros(matrix.shape[:2])
+        if activation is None or (name is not None and name not in self.model.graph.weights):
+            return None
+        if name is not None:
+            bias = self.model.weight(name).astype(np.float64).reshape(bias.shape)
+        reference = self.reference.get(layer.name)
+        return ActivatedError.of(
+            activation,
+            rows[layer.name].values,
+            None if reference is None else reference.values,
+            matrix,
+            bias,
+            centered=centered,
+            damping=self.procedure.damping,
+        )
 
     def _gram(self, name: str, rows: Rows) -> Gram:
         try:

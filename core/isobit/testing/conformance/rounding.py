@@ -20,7 +20,7 @@ from isobit.placement import place
 from isobit.plugins import registry
 from isobit.rows import Rows
 from isobit.sites import Input, Site, Tensor
-from isobit.techniques import GPTQ, AdaRound, SequentialMse, Technique
+from isobit.techniques import GPTQ, AdaRound, FoldBatchNorms, SequentialMse, Technique
 from isobit.testing import interpreter
 from isobit.testing.conformance.setting import Opened, Setting
 from isobit.wishes import Wishes
@@ -71,21 +71,31 @@ class RoundingConformance(Setting):
         self, open_network: Callable[[str], Opened], network: str, technique: Technique
     ) -> None:
         """A technique gives the weights and encodings that it gives on the interpreter's observations."""
+        _compare_with_interpreter(open_network(network), technique)
+
+    @pytest.mark.parametrize("network", ["conv_net", "inverted_residual"])
+    def test_rounding_behind_activations(self, open_network: Callable[[str], Opened], network: str) -> None:
+        """The same with Relu and Clip right behind folded layers, in whose outputs the error is measured."""
         opened = open_network(network)
-        model, data = opened.model, Dataset(opened.network.batch(8), opened.model.graph, batch_size=3)
-        plan = place(model.graph, registry().target("default"), Wishes("int4 per-channel", None, {}, ()))
-        twin = _Interpreted(model.graph, {name: model.weight(name) for name in model.graph.weights})
-        report = technique.apply(model, data, plan)
-        expected = technique.apply(twin, data, plan)  # type: ignore[arg-type]
-        assert report.changed
-        assert report.encodings.keys() == expected.encodings.keys()
-        for site, encoding in report.encodings.items():
-            assert encoding == expected.encodings[site], site
-            value = model.weight(str(site))
-            np.testing.assert_allclose(value, twin.weight(str(site)), rtol=1e-6, err_msg=str(site))
-            np.testing.assert_array_equal(value, encoding.fake_quantize(value))
-        for name in twin.weights.keys() - {str(site) for site in report.encodings}:
-            np.testing.assert_allclose(model.weight(name), twin.weight(name), rtol=1e-4, atol=1e-5, err_msg=name)
+        FoldBatchNorms().apply(opened.model)
+        _compare_with_interpreter(opened, AdaRound(activation_aware=True))
+
+
+def _compare_with_interpreter(opened: Opened, technique: Technique) -> None:
+    model, data = opened.model, Dataset(opened.network.batch(8), opened.model.graph, batch_size=3)
+    plan = place(model.graph, registry().target("default"), Wishes("int4 per-channel", None, {}, ()))
+    twin = _Interpreted(model.graph, {name: model.weight(name) for name in model.graph.weights})
+    report = technique.apply(model, data, plan)
+    expected = technique.apply(twin, data, plan)  # type: ignore[arg-type]
+    assert report.changed
+    assert report.encodings.keys() == expected.encodings.keys()
+    for site, encoding in report.encodings.items():
+        assert encoding == expected.encodings[site], site
+        value = model.weight(str(site))
+        np.testing.assert_allclose(value, twin.weight(str(site)), rtol=1e-6, err_msg=str(site))
+        np.testing.assert_array_equal(value, encoding.fake_quantize(value))
+    for name in twin.weights.keys() - {str(site) for site in report.encodings}:
+        np.testing.assert_allclose(model.weight(name), twin.weight(name), rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 class _Interpreted:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from isobit.backend import Batch
 from isobit.calibration import MinMaxRange
+from isobit.calibration.scheme import Calibrator
 from isobit.cooking import cook, output_sqnr
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
@@ -78,19 +79,25 @@ class TechniquesConformance(Setting):
             assert any(text.endswith("a Mul") for text in report.changed)
 
     @pytest.mark.parametrize(
-        ("name", "mode"),
-        [("conv_net", "full"), ("inverted_residual", "fast"), ("upsampler", "fast"), ("attention", "fast")],
+        ("name", "technique"),
+        [
+            ("conv_net", CorrectBias("full")),
+            ("inverted_residual", CorrectBias()),
+            ("inverted_residual", CorrectBias(calibration="percentile=99")),
+            ("upsampler", CorrectBias()),
+            ("attention", CorrectBias()),
+        ],
     )
-    def test_corrected_biases(self, open_network: Open, name: str, mode: str) -> None:
+    def test_corrected_biases(self, open_network: Open, name: str, technique: CorrectBias) -> None:
         """Mean outputs of the coarsely quantized model come nearer to the float model's."""
         opened = open_network(name)
         batch, reference = opened.network.batch(12), opened.model.copy()
         sim = _sim(opened)
         sim.apply(FoldBatchNorms())
-        plain = _mean_shift(_calibrated(sim, batch), reference, batch)
-        (report,) = sim.apply(CorrectBias(mode), data=[batch])  # type: ignore[arg-type]
+        plain = _mean_shift(_calibrated(sim, batch, technique.calibration), reference, batch)
+        (report,) = sim.apply(technique, data=[batch])
         assert report.changed
-        corrected = _mean_shift(_calibrated(sim, batch), reference, batch)
+        corrected = _mean_shift(_calibrated(sim, batch, technique.calibration), reference, batch)
         assert corrected < 0.95 * plain
 
     def test_batch_norms_are_reestimated(self, open_network: Open) -> None:
@@ -124,8 +131,8 @@ def _sim(opened: Opened, target: str = "default") -> QuantSim:
     return QuantSim.of_backend_model(opened.model, registry().target(target), Wishes("int4 per-tensor"))
 
 
-def _calibrated(sim: QuantSim, batch: Batch) -> QuantSim:
-    sim.calibrate([batch])
+def _calibrated(sim: QuantSim, batch: Batch, method: str | Calibrator = "minmax") -> QuantSim:
+    sim.calibrate([batch], method)
     return sim
 
 

@@ -1,0 +1,131 @@
+"""The numba kernel of the descent behind an activation function. Compiled once a machine and cached."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+#: Smallest gain that counts, of what the move costs by itself: below it, float noise could go round in circles.
+_GAIN = 1e-9
+
+
+@numba.njit("float64(float64, float64, float64, float64)", cache=True, nogil=True, inline="always")
+def _activate(y: float, slope: float, low: float, high: float) -> float:  # pragma: no cover (compiled)
+    value = y if y > 0 else slope * y
+    return min(max(value, low), high)
+
+
+@numba.njit(
+    "UniTuple(float64, 2)(float64[::1], float64[::1], float32[::1])",
+    fastmath={"reassoc", "contract"},
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def _slopes(pull: Vector, share: Vector, x: NDArray[np.float32]) -> tuple[float, float]:  # pragma: no cover (compiled)
+    first, second = 0.0, 0.0
+    for r in range(x.size):
+        first += pull[r] * x[r]
+        second += share[r] * x[r] * x[r]
+    return first, second
+
+
+@numba.njit(
+    "float64(float64[::1], float64[::1], float32[::1], float64, float64, float64, float64)",
+    fastmath={"reassoc", "contract"},
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def _loss(
+    y: Vector, target: Vector, x: NDArray[np.float32], step: float, slope: float, low: float, high: float
+) -> float:  # pragma: no cover (compiled)
+    total = 0.0
+    for r in range(y.size):
+        error = _activate(y[r] + step * x[r], slope, low, high) - target[r]
+        total += error * error
+    return total
+
+
+@numba.njit(
+    "void(float64[::1], float64[::1], float64[::1], float64[::1], float64[::1], float64, float64, float64)",
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def _reweigh(
+    y: Vector, wanted: Vector, target: Vector, pull: Vector, share: Vector, slope: float, low: float, high: float
+) -> None:  # pragma: no cover (compiled)
+    """The weight of each row: the square of the secant of f from y to where it is to be, 0 where both are cut off."""
+    for r in range(y.size):
+        gap = y[r] - wanted[r]
+        if abs(gap) > 1e-12 * abs(wanted[r]):
+            secant = (_activate(y[r], slope, low, high) - target[r]) / gap
+        elif low < target[r] < high:
+            secant = 1.0 if wanted[r] > 0 else slope
+        else:
+            secant = 0.0
+        share[r] = secant * secant
+        pull[r] = share[r] * gap
+
+
+@numba.njit(
+    "int64(float64[::1], float64[::1], float32[:,::1], float64[::1], float64[::1], float64[::1], float64[::1],"
+    " float64[::1], float64, int64)",
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def move_activated(
+    q: Vector,
+    weight: Vector,
+    x: NDArray[np.float32],
+    y: Vector,
+    wanted: Vector,
+    scale: Vector,
+    zero_point: Vector,
+    limits: Vector,
+    ridge: float,
+    sweeps: int,
+) -> int:  # pragma: no cover (compiled)
+    """Move each weight of one output in turn, in place, until none moves; returns how often one did.
+
+    Where to is told by the rows weighted by secants; whether it goes there, by the error itself. `y` is the output at
+    each row before the activation and follows the integers `q`; `wanted` is what it is to be; `x` is (columns, rows);
+    `limits` is slope, low and high of the activation, and the lowest and highest integer.
+    """
+    slope, low, high, q_min, q_max = limits[0], limits[1], limits[2], limits[3], limits[4]
+    target, pull, share = np.empty(y.size), np.empty(y.size), np.empty(y.size)
+    for r in range(y.size):
+        target[r] = _activate(wanted[r], slope, low, high)
+    _reweigh(y, wanted, target, pull, share, slope, low, high)
+    loss = _loss(y, target, x[0], 0.0, slope, low, high)
+    moves = 0
+    for _ in range(sweeps):
+        before = moves
+        for j in range(q.size):
+            first, own = _slopes(pull, share, x[j])
+            value = (q[j] - zero_point[j]) * scale[j]
+            apart = value - weight[j]
+            first, own = first + ridge * apart, own + ridge
+            if own <= 0:
+                continue
+            best = np.rint((q[j] - zero_point[j]) - first / (own * scale[j])) + zero_point[j]
+            best = min(max(best, q_min), q_max)
+            if best == q[j]:
+                continue
+            step = (best - q[j]) * scale[j]
+            after = _loss(y, target, x[j], step, slope, low, high)
+            if after - loss + ridge * step * (step + 2 * apart) < -_GAIN * own * step * step:
+                q[j] = best
+                loss = after
+                for r in range(y.size):
+                    y[r] += step * x[j, r]
+                _reweigh(y, wanted, target, pull, share, slope, low, high)
+                moves += 1
+        if moves == before:
+            break
+    return moves
