@@ -147,7 +147,7 @@ def _variance(weight: NDArray[np.float32], placement: Placement) -> NDArray[np.f
     if placement.spec.is_integer:
         scale = np.atleast_2d(encoding.broadcast(weight.shape)[0])
         return np.broadcast_to(np.square(scale) / 12, (len(weight), scale.shape[1]))
-    return np.square(encoding.fake_quantize(weight) - weight)
+    return np.asarray(np.square(encoding.fake_quantize(weight) - weight), np.float32)
 
 
 def best_alpha(error: ExpectedError, families: Sequence[Callable[[float], Rescaling]]) -> Rescaling | None:
