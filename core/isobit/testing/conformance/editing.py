@@ -109,8 +109,8 @@ class EditingConformance(Setting):
         both = {**factor, "shift": factor["factor"] - 1}
         for behind in (True, False):
             opened = open_network("shared_weights")
-            reader = opened.model.graph.uses("fc1.weight")[1].node
-            site = Tensor(reader.inputs[0] or "") if behind else Input(reader.name, 0)
+            node = opened.model.graph.uses("fc1.weight")[1].node
+            site = Tensor(node.inputs[0] or "") if behind else Input(node.name, 0)
             check_edit(opened, [Insert(site, chain, both)])
 
     def test_unshare(self, open_network: Callable[[str], Opened]) -> None:
