@@ -8,9 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from technique_networks import assert_same_function, opened, simulator
 
+from isobit.backend import Request
 from isobit.cooking import output_sqnr
 from isobit.errors import FormatError
+from isobit.sites import Tensor
 from isobit.techniques import Awq, SmoothQuant
+from isobit.techniques.input_errors import ExpectedError, _beyond, observe_inputs
+from isobit.techniques.input_scaling import Rescaling, find_inputs
+from isobit.testing.collecting import Collect
 from isobit.testing.networks import Network, NetworkBuilder, conv_net, shared_weights
 
 TARGET = "onnxruntime-cpu-transformer"
@@ -39,13 +44,21 @@ def encoder(seed: int = 0, *, residual: bool = False, before: str = "norm", outl
     return Network("encoder", network.graph, weights)
 
 
-def sqnr(network: Network, *techniques, weights: str = "int8", activations: str = "uint8", target: str = TARGET):
+def sqnr(
+    network: Network,
+    *techniques,
+    weights: str = "int8",
+    activations: str = "uint8",
+    target: str = TARGET,
+    samples: int = 32,
+):
     sim = simulator(network, target, weights=weights, activations=activations)
-    data = network.batch(32)
-    wanted = sim.backend_model.run(data)
+    data = network.batch(samples)
+    new = network.batch(128, seed=1)  # what the calibration has not seen
+    wanted = sim.backend_model.run(new)
     reports = sim.apply(*techniques, data=data)
     sim.calibrate(data)
-    return output_sqnr([wanted], [sim.run(data)]), reports
+    return output_sqnr([wanted], [sim.run(new)]), reports
 
 
 @settings(max_examples=12)
@@ -53,7 +66,7 @@ def sqnr(network: Network, *techniques, weights: str = "int8", activations: str 
     seed=st.integers(0, 500),
     residual=st.booleans(),
     before=st.sampled_from(["norm", "linear", "sigmoid"]),
-    technique=st.sampled_from([SmoothQuant(0.5), SmoothQuant(rows=64), Awq(rows=64)]),
+    technique=st.sampled_from([SmoothQuant(0.5), SmoothQuant(), Awq()]),
 )
 def test_the_function_stays(seed, residual, before, technique) -> None:
     network = encoder(seed, residual=residual, before=before)
@@ -71,6 +84,60 @@ def test_smoothing_cures_outliers() -> None:
     assert searched > naive + 8
     assert searched > worst
     assert any("left, right" in text and "divided in norm" in text for text in report.changed)
+
+
+def test_a_shift_helps_channels_that_lie_on_one_side() -> None:
+    """Carried by the norm, by a layer, or by a Mul and an Add; never by a layer behind an activation."""
+    for residual, before, where in ((False, "norm", "in norm"), (True, "norm", "in a Mul and an Add")):
+        network = encoder(4, residual=residual, before=before)
+        sides = np.where(np.arange(16) % 2, 4, -4).astype(np.float32)
+        weights = {**network.weights, "norm.bias": sides * network.weights["norm.weight"]}
+        network = Network("shifted", network.graph, weights)
+        shifted, (report,) = sqnr(network, SmoothQuant(), samples=2048)
+        plain, (other,) = sqnr(network, SmoothQuant(shift=False), samples=2048)
+        assert shifted > plain + 1
+        (text,) = (text for text in report.changed if text.startswith("left, right"))
+        assert "subtracted" in text
+        assert text.endswith(f"divided {where}")
+        assert not any("subtracted" in text for text in other.changed)
+    _, (report,) = sqnr(encoder(4, before="linear"), SmoothQuant())
+    assert not any("subtracted" in text for text in report.changed if text.endswith("divided in norm"))
+
+
+def test_what_new_data_exceeds() -> None:
+    """Against exponential values drawn anew."""
+    count, tail = 500, 0.7
+    values = np.random.default_rng(0).exponential(tail, 4_000_000)
+    reach = tail * np.log(count + 1)
+    for margin in (0.0, 0.5):
+        wanted = np.square(np.maximum(values - reach - margin, 0)).mean()
+        found = _beyond(np.array([margin]), np.array([reach]), count)
+        np.testing.assert_allclose(found, wanted, rtol=0.1)
+
+
+def test_the_expected_error_is_what_rounding_costs() -> None:
+    """Against the layers' outputs computed from rounded inputs and weights."""
+    network = encoder(7, outliers=8.0)
+    sim, data = simulator(network, TARGET), network.batch(256)
+    item = next(i for i in find_inputs(sim.graph, sim.plan)[0] if i.name == "left, right")
+    seen = observe_inputs(sim.backend_model, [data], [item])[item.tensor]
+    error = ExpectedError.of(sim.backend_model, sim.plan, item, seen)
+    collected = Collect()
+    sim.backend_model.observe([data], [Request(Tensor(item.tensor), collected)])
+    rows = collected.values.reshape(-1, 16).astype(np.float64)
+    shift, factors = seen.middle, np.sqrt(seen.largest())
+    changed = (rows - shift) / factors
+    low, high = min(changed.min(), 0), max(changed.max(), 0)
+    scale = (high - low) / 255
+    rounded = np.rint(changed / scale) * scale
+    wanted = 0.0
+    for name in ("left.weight", "right.weight"):
+        weight = network.weights[name] * factors
+        steps = np.abs(weight).max(axis=1, keepdims=True) / 127
+        coarse = np.rint(weight / steps) * steps
+        wanted += np.square(rounded @ coarse.T - changed @ weight.T).sum() / len(rows)
+    found = error.after(Rescaling(factors, shift))
+    np.testing.assert_allclose(found, wanted, rtol=0.35)  # the clipping of new data is in `found` alone
 
 
 def test_the_carrier_or_a_mul() -> None:
@@ -100,10 +167,6 @@ def test_the_formula_of_the_paper() -> None:
     sim, data = simulator(network, TARGET), network.batch(16)
     before = {name: np.array(sim.backend_model.weight(name)) for name in sim.graph.weights}
     sim.apply(SmoothQuant(0.5), data=data)
-    from isobit.backend import Request
-    from isobit.sites import Tensor
-    from isobit.testing.collecting import Collect
-
     seen = Collect()
     opened(network).observe([data], [Request(Tensor("norm"), seen)])
     largest = np.abs(seen.values).max(axis=(0, 1))
@@ -138,9 +201,9 @@ def test_what_they_need_and_leave() -> None:
     sim = simulator(conv_net(), exclude=["Linear"])
     (report,) = sim.apply(SmoothQuant(), data=conv_net().batch(2))
     assert report.left == {"model": "it has no quantized linear layer"}
-    for wrong in (lambda: SmoothQuant(1.5), lambda: SmoothQuant(rows=0), lambda: Awq(rows=0)):
+    for wrong in (-0.1, 1.5):
         with pytest.raises(FormatError):
-            wrong()
+            SmoothQuant(wrong)
 
 
 @pytest.mark.parametrize("technique", [SmoothQuant(), Awq()])

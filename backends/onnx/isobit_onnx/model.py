@@ -126,7 +126,8 @@ class OnnxModel:
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
         """Reduce the requested tensors inside the graph; a session is made for each per-sample shape of the inputs.
 
-        Sessions of the float model serve later passes that want the same: a calibration with other data makes none.
+        One serves all shapes where only whole tensors are wanted. Sessions of the float model serve later passes that
+        want the same: a calibration with other data makes none.
         """
         active = self._active()
         simulator = self.simulator(active) if active else self.float_model
@@ -138,8 +139,9 @@ class OnnxModel:
                 self._observing = watched, sessions
             sessions = self._observing[1]
         observers = [request.observer for request in requests]
+        reduced = any(item.kind != "whole" for item in watched)
         for batch in data:
-            key = tuple(sorted((name, array.shape[1:]) for name, array in batch.items()))
+            key = tuple(sorted((name, array.shape[1:]) for name, array in batch.items())) if reduced else ()
             if key not in sessions:
                 sessions[key] = ObservingSession(simulator, watched, batch, self.providers)
             sessions[key].observe(batch, observers)

@@ -53,7 +53,7 @@ class _Outputs:
 
 
 class ObservingSession:
-    """A model with reductions as extra outputs, for inputs of one per-sample shape."""
+    """A model with reductions as extra outputs, for inputs of one per-sample shape; with whole tensors, for any."""
 
     def __init__(
         self, model: ir.Model, watched: Sequence[Watched], batch: Batch, providers: Sequence[str] = ()
@@ -65,8 +65,8 @@ class ObservingSession:
 
     def _open(self, batch: Batch, *, zero_is_minimum: bool) -> None:
         working = self._base.clone()
-        opened = _set_sample_shapes(working, batch)
-        if opened or not _are_known(working, [item.value for item in self.watched]):
+        reduced = [item.value for item in self.watched if item.kind != "whole"]
+        if reduced and (_set_sample_shapes(working, batch) or not _are_known(working, reduced)):
             infer_shapes(working)
         self._model_outputs = [value.name or "" for value in working.graph.outputs]
         builder = _Reductions(working, zero_is_minimum)

@@ -142,7 +142,7 @@ class _Editor:
         source = self._value(step.nodes[0].inputs[0] or "")
         if isinstance(site, Tensor):
             readers = list(source.users)
-            with self.graph.inserting_after(behind(source)):
+            with self.graph.inserting_before(behind(source).next):  # the chain stays in order
                 result = self._chain(source, step.nodes)
             for reader in readers:
                 reader.replace_input_with(source, result)
@@ -152,7 +152,7 @@ class _Editor:
         reads = [(n, r) for n in parts for r in n.all_input_nodes if r not in parts and source in view_chain(r)]
         if not reads:
             raise EditError(f"{site}: no operation reads the input by itself, so nothing can be put before it")
-        with self.graph.inserting_after(behind(source)):
+        with self.graph.inserting_before(behind(source).next):  # the chain stays in order
             result = self._chain(source, step.nodes)
         for reader, read in reads:
             reader.replace_input_with(read, seen_through_views(read, source, result, reader))

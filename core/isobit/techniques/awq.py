@@ -12,13 +12,11 @@ import numpy as np
 
 from isobit.backend import BackendModel
 from isobit.data import Dataset
-from isobit.errors import FormatError
 from isobit.plan import Plan
-from isobit.techniques.input_errors import SeenInput, best_alpha
+from isobit.techniques.input_errors import ExpectedError, best_alpha
 from isobit.techniques.input_rescaling import rescale_inputs
-from isobit.techniques.input_scaling import ScaledInput, find_inputs
+from isobit.techniques.input_scaling import Rescaling, ScaledInput, find_inputs
 from isobit.techniques.technique import TechniqueReport
-from isobit.techniques.weighted_layer import Floats
 
 
 @dataclass(frozen=True)
@@ -26,36 +24,28 @@ class Awq:
     """Multiply the weights of linear layers by ``s = strength**alpha`` along their inputs, divide the inputs by it.
 
     The strength of a channel is its root mean square over the data. Alpha is searched between 0 and 1 for each input by
-    steps of 0.05: the least output error on a sample of `rows` rows. Made for weights of few bits; where the input is
-    rounded too, its noise counts. One pass over the data. The division goes into the norm or layer before, or into a
-    Mul where that has other readers.
+    steps of 0.05: the least output error that the rounding of the weights is expected to make. Made for weights of few
+    bits; where the input is rounded too, its noise counts. One pass over the data. The division goes into the norm or
+    layer before, or into a Mul where that has other readers.
     """
-
-    rows: int = 256
-
-    def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise FormatError(f"at least one row, not {self.rows}")
 
     def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
         """Scale every input of a linear layer whose weight the plan quantizes."""
         if data is None or plan is None:
             return TechniqueReport("Awq", (), {"model": "it needs data and a plan: apply it through QuantSim"})
         items, left = find_inputs(model.graph, plan)
-        return rescale_inputs("Awq", model, plan, data, self.rows, items, left, self._factors)
+        return rescale_inputs("Awq", model, plan, data, items, left, self._choose)
 
-    def _factors(
-        self, model: BackendModel, plan: Plan, item: ScaledInput, seen: SeenInput
-    ) -> tuple[float, Floats] | None:
-        strength = np.sqrt(seen.ranges.mean_square)
+    def _choose(self, model: BackendModel, item: ScaledInput, error: ExpectedError) -> Rescaling | None:
+        strength = np.sqrt(error.seen.mean_square())
         lively = strength > 0
         if not lively.any():
             return None
 
-        def factors(alpha: float) -> Floats:
-            found = np.ones_like(strength)
-            found[lively] = strength[lively] ** alpha
-            found[lively] /= np.sqrt(found[lively].max() * found[lively].min())
-            return np.asarray(found, np.float64)
+        def rescaling(alpha: float) -> Rescaling:
+            factors = np.ones_like(strength)
+            factors[lively] = strength[lively] ** alpha
+            factors[lively] /= np.sqrt(factors[lively].max() * factors[lively].min())
+            return Rescaling(factors, np.zeros_like(factors), f"alpha {alpha:g}")
 
-        return best_alpha(model, plan, item, seen, factors)
+        return best_alpha(error, [rescaling])

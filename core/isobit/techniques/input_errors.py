@@ -1,4 +1,4 @@
-"""What factors on the inputs of linear layers do to the layers' output error, told from one pass over the data."""
+"""What rescaling the inputs of linear layers does to the layers' output error, told from moments and ranges alone."""
 
 from __future__ import annotations
 
@@ -9,82 +9,162 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend import BackendModel, Request
-from isobit.channel_range import ChannelRange
 from isobit.data import Dataset
-from isobit.patches import Patches
-from isobit.plan import Plan
+from isobit.plan import Placement, Plan
 from isobit.quant_spec import PerTensor
 from isobit.ranges import encode_range, encode_weight
-from isobit.rows import Rows
 from isobit.sites import Tensor
-from isobit.techniques.input_scaling import ScaledInput, input_placement, weight_placement
+from isobit.techniques.input_scaling import Rescaling, ScaledInput, input_placement, weight_placement
 from isobit.techniques.weighted_layer import Floats
 
 
-@dataclass(frozen=True, eq=False)
 class SeenInput:
-    """Ranges of the channels of one input, and a sample of its rows, (rows, channels)."""
+    """Range, mean and mean square of each channel of one input, whose channels lie on the last axis."""
 
-    ranges: ChannelRange
-    rows: NDArray[np.float32]
+    def __init__(self) -> None:
+        self.count = 0
+        self.minimum: Floats = np.zeros(0)
+        self.maximum: Floats = np.zeros(0)
+        self._total: Floats = np.zeros(0)
+        self._square: Floats = np.zeros(0)
+
+    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
+        """Add a batch, (..., channels)."""
+        rows = np.asarray(batch, np.float32).reshape(-1, batch.shape[-1])
+        if not len(rows):
+            return
+        low, high = rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64)
+        wide = rows.astype(np.float64)
+        total, square = wide.sum(axis=0), np.einsum("ij,ij->j", wide, wide)
+        if self.count:
+            low, high = np.minimum(self.minimum, low), np.maximum(self.maximum, high)
+            total, square = self._total + total, self._square + square
+        self.minimum, self.maximum, self._total, self._square = low, high, total, square
+        self.count += len(rows)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is anything, without NaN and infinity."""
+        return self.count > 0 and bool(np.all(np.isfinite(self._square)))
+
+    @property
+    def mean(self) -> Floats:
+        """Mean of each channel."""
+        return self._total / self.count
+
+    @property
+    def middle(self) -> Floats:
+        """The middle of each channel's range."""
+        return (self.minimum + self.maximum) / 2
+
+    def largest(self, shift: Floats | float = 0.0) -> Floats:
+        """The largest distance of each channel from `shift`."""
+        return np.maximum(self.maximum - shift, shift - self.minimum)
+
+    def mean_square(self, shift: Floats | float = 0.0) -> Floats:
+        """Mean squared distance of each channel from `shift`."""
+        return np.maximum(self._square / self.count - 2 * shift * self.mean + np.square(shift), 0.0)
 
 
-def observe_inputs(model: BackendModel, data: Dataset, items: Sequence[ScaledInput], rows: int) -> dict[str, SeenInput]:
-    """What the data shows of each input, by its tensor; at most `rows` rows of each are kept. One pass."""
-    ranges = {item.tensor: ChannelRange() for item in items}
-    kept = {item.tensor: Rows(Patches.of(model.graph, item.readers[0]), rows) for item in items}
-    requests = [Request(Tensor(name), observer) for found in (ranges, kept) for name, observer in found.items()]
-    model.observe(data, requests)
-    return {name: SeenInput(ranges[name], kept[name].values[:, 0]) for name in ranges}
+def observe_inputs(model: BackendModel, data: Dataset, items: Sequence[ScaledInput]) -> dict[str, SeenInput]:
+    """What the data shows of each input, by its tensor. One pass."""
+    seen = {item.tensor: SeenInput() for item in items}
+    model.observe(data, [Request(Tensor(name), observer) for name, observer in seen.items()])
+    return seen
 
 
-def expected_error(model: BackendModel, plan: Plan, item: ScaledInput, seen: SeenInput, factors: Floats) -> float:
-    """The expected squared output error of one row, over all readers, when the input is divided by `factors`.
+@dataclass(frozen=True, eq=False)
+class ExpectedError:
+    """The expected squared output error of one row, over all readers of an input, once it is rescaled.
 
-    The grid of the input puts noise of ``scale**2 / 12`` on each channel; the errors of the weights meet the sampled
-    rows. The encodings are those that the plan would give the new weights.
+    Both roundings are taken as noise that is independent from value to value, of variance ``scale**2 / 12`` on a grid
+    of integers: that of the input meets the squared weights, that of the weights the mean squares of the input. New
+    data will reach beyond the range that was seen, the more so the fewer rows there were, and be clipped where the grid
+    ends: a factor that fits each channel to the whole grid would fit the calibration data alone. The encodings are
+    those that the plan would give; neither data nor rounded weights are needed.
+    Source: Widrow and Kollár, "Quantization Noise", Cambridge University Press 2008, chapter 4.
     """
-    noise = _input_noise(plan, item, seen.ranges, factors)
-    rows = (seen.rows / factors).astype(np.float32)
-    total = 0.0
-    for node in item.readers:
-        placement = weight_placement(node, plan)
-        if placement is None:
-            continue
-        weight = (model.weight(node.inputs[1] or "") * factors).astype(np.float32)
-        encoding = encode_weight(
-            weight, placement.spec, channel_axis=placement.channel_axis, block_axis=placement.block_axis
+
+    seen: SeenInput
+    input: Placement | None
+    weights: tuple[tuple[NDArray[np.float32], Placement], ...]
+    energy: Floats  # sum of the squared weights that meet each channel
+
+    @classmethod
+    def of(cls, model: BackendModel, plan: Plan, item: ScaledInput, seen: SeenInput) -> ExpectedError:
+        """For the layers of `item` whose weights the plan quantizes."""
+        weights = []
+        for node in item.readers:
+            placement = weight_placement(node, plan)
+            if placement is not None:
+                weights.append((np.asarray(model.weight(node.inputs[1] or ""), np.float32), placement))
+        squares = [np.einsum("ij,ij->j", weight, weight, dtype=np.float64) for weight, _ in weights]
+        return cls(seen, input_placement(item.readers[0], plan), tuple(weights), np.sum(squares, axis=0))
+
+    def after(self, change: Rescaling) -> float:
+        """The error with the input changed like this."""
+        factors = change.factors
+        power = self.seen.mean_square(change.shift) / np.square(factors)
+        total = float(self.energy @ self._input_error(change))
+        for weight, placement in self.weights:
+            variance = _variance(weight * factors.astype(np.float32), placement)
+            total += float(np.broadcast_to(variance.sum(axis=0, dtype=np.float64), power.shape) @ power)
+        return total
+
+    def _input_error(self, change: Rescaling) -> Floats:
+        """The mean squared error of each channel, in units of the input as it came; 0 where it stays in float."""
+        if self.input is None or not self.input.spec.is_integer:
+            return np.zeros_like(self.energy)
+        factors, seen = change.factors, self.seen
+        low, high = (seen.minimum - change.shift) / factors, (seen.maximum - change.shift) / factors
+        spec = self.input.spec.with_granularity(PerTensor())
+        encoding = encode_range(low.min(), high.max(), spec)
+        scale, zero = float(encoding.scale), int(encoding.zero_point)
+        above = ((spec.q_max - zero) * scale - high) * factors
+        below = (low - (spec.q_min - zero) * scale) * factors
+        clipped = _beyond(above, seen.maximum - seen.mean, seen.count) + _beyond(
+            below, seen.mean - seen.minimum, seen.count
         )
-        wrong = rows @ (encoding.fake_quantize(weight) - weight).T
-        total += noise * float(np.square(weight, dtype=np.float64).sum())
-        total += float(np.square(wrong, dtype=np.float64).sum()) / max(len(rows), 1)
-    return total
+        return np.square(scale * factors) / 12 + clipped
 
 
-def _input_noise(plan: Plan, item: ScaledInput, ranges: ChannelRange, factors: Floats) -> float:
-    """The variance of rounding on the grid that the divided input would get; 0 where it stays in float."""
-    placement = input_placement(item.readers[0], plan)
-    if placement is None or not placement.spec.is_integer:
-        return 0.0
-    spec = placement.spec.with_granularity(PerTensor())
-    encoding = encode_range((ranges.minimum / factors).min(), (ranges.maximum / factors).max(), spec)
-    return float(encoding.scale) ** 2 / 12
+def _beyond(margin: Floats, reach: Floats, count: int) -> Floats:
+    """The mean square of what exceeds a limit that lies by `margin` beyond the farthest of `count` values.
 
-
-def best_alpha(
-    model: BackendModel, plan: Plan, item: ScaledInput, seen: SeenInput, factors: Callable[[float], Floats]
-) -> tuple[float, Floats] | None:
-    """The alpha whose `factors` have the least expected error, and these; None where no factors at all are as good.
-
-    Tenths from 0 to 1, then the half-tenths beside the best of them.
+    The tail is taken as exponential: the farthest value lies at ``tail * log(count)``, one of `count` new values
+    exceeds it, by `tail` on average.
+    Source: Coles, "An Introduction to Statistical Modeling of Extreme Values", Springer 2001, sections 3.1 and 4.2.
     """
+    tail = np.maximum(reach, np.finfo(np.float32).tiny) / np.log(count + 1)
+    return np.asarray(2 * np.square(tail) / count * np.exp(-np.maximum(margin, 0.0) / tail), np.float64)
 
-    def error(alpha: float) -> float:
-        return expected_error(model, plan, item, seen, factors(alpha))
 
-    errors = {tenth / 10: error(tenth / 10) for tenth in range(11)}
-    near = min(errors, key=errors.__getitem__)
-    errors.update({alpha: error(alpha) for alpha in (near - 0.05, near + 0.05) if 0 < alpha < 1})
-    best = min(errors, key=errors.__getitem__)
-    found = factors(best)
-    return (best, found) if errors[best] < expected_error(model, plan, item, seen, np.ones_like(found)) else None
+def _variance(weight: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+    """What rounding puts on each weight, as a variance: (out, in), or (out, 1) where it is the same for all inputs."""
+    encoding = encode_weight(
+        weight, placement.spec, channel_axis=placement.channel_axis, block_axis=placement.block_axis
+    )
+    if placement.spec.is_integer:
+        scale = np.atleast_2d(encoding.broadcast(weight.shape)[0])
+        return np.broadcast_to(np.square(scale) / 12, (len(weight), scale.shape[1]))
+    return np.asarray(np.square(encoding.fake_quantize(weight) - weight), np.float32)
+
+
+def best_alpha(error: ExpectedError, families: Sequence[Callable[[float], Rescaling]]) -> Rescaling | None:
+    """The rescaling of the least expected error; None where none at all is as good.
+
+    Each family is tried at tenths of alpha from 0 to 1, the best one at the half-tenths beside its best.
+    """
+    found = [
+        (error.after(made), tenth / 10, family, made)
+        for family in families
+        for tenth in range(11)
+        for made in [family(tenth / 10)]
+    ]
+    _, near, family, _ = min(found, key=lambda item: item[0])
+    for alpha in (near - 0.05, near + 0.05):
+        if 0 < alpha < 1:
+            made = family(alpha)
+            found.append((error.after(made), alpha, family, made))
+    least, _, _, best = min(found, key=lambda item: item[0])
+    return best if least < error.after(Rescaling.nothing(best.factors.size)) else None

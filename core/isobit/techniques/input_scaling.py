@@ -1,7 +1,7 @@
-"""Factors on the input channels of linear layers: out of the activation, into the weights, and the function stays.
+"""Shifts and factors on input channels of linear layers: out of the activation, into the layers; the function stays.
 
-The activation is divided in the node that computes it where that can carry the factors, else by a Mul before each
-reader.
+The activation is changed in the node that computes it where that can carry the change, else by a Mul, and an Add where
+it is shifted, before each reader.
 """
 
 from __future__ import annotations
@@ -31,12 +31,35 @@ _NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
 
 
 @dataclass(frozen=True, eq=False)
+class Rescaling:
+    """What is done to an input x, ``(x - shift) / factors`` by channel, and why: `reason` is for the report."""
+
+    factors: Floats
+    shift: Floats
+    reason: str = ""
+
+    @classmethod
+    def nothing(cls, channels: int) -> Rescaling:
+        """The one that changes nothing."""
+        return cls(np.ones(channels), np.zeros(channels))
+
+    @property
+    def is_shifted(self) -> bool:
+        """Whether anything is subtracted."""
+        return bool(self.shift.any())
+
+
+@dataclass(frozen=True, eq=False)
 class ScaledInput:
-    """A tensor and the quantized linear layers that read it; `carrier` computes it and can carry the factors."""
+    """A tensor and the quantized linear layers that read it.
+
+    `carrier` computes it and can carry the factors; `shiftable` says whether a shift too has places to go to.
+    """
 
     tensor: str
     readers: tuple[Node, ...]
     carrier: Node | None
+    shiftable: bool
 
     @property
     def name(self) -> str:
@@ -56,10 +79,15 @@ def find_inputs(graph: Graph, plan: Plan) -> tuple[list[ScaledInput], dict[str, 
             left[node.name] = obstacle
         else:
             found.setdefault(node.inputs[0] or "", []).append(node)
-    inputs = [
-        ScaledInput(tensor, tuple(readers), _carrier(graph, tensor, readers)) for tensor, readers in found.items()
-    ]
-    return inputs, left
+    return [_scaled_input(graph, tensor, tuple(readers)) for tensor, readers in found.items()], left
+
+
+def _scaled_input(graph: Graph, tensor: str, readers: tuple[Node, ...]) -> ScaledInput:
+    carrier = _carrier(graph, tensor, readers)
+    shiftable = not any(bias_obstacle(graph, node) for node in readers)
+    if carrier is not None:  # an activation behind the carrier lets factors through, but no shift
+        shiftable &= carrier.outputs[0] == tensor and (carrier.op in LAYERS or carrier.input(2) is not None)
+    return ScaledInput(tensor, readers, carrier, shiftable)
 
 
 def _axis_obstacle(graph: Graph, tensor: str) -> str:
@@ -107,42 +135,58 @@ def _carrier(graph: Graph, tensor: str, readers: Sequence[Node]) -> Node | None:
     return None
 
 
-def rescale(draft: Draft, item: ScaledInput, factors: Floats) -> str:
-    """Divide the input by `factors`, multiply the weights that read it; says where the division went."""
+def rescale(draft: Draft, item: ScaledInput, change: Rescaling) -> str:
+    """Change the input and the layers that read it; says where the change of the input went."""
+    factors, shift = change.factors, change.shift
     for node in item.readers:
         weight = node.inputs[1] or ""
-        draft.apply(SetWeights({weight: draft.value(weight).astype(np.float64) * factors}))
+        value = draft.value(weight).astype(np.float64)
+        if change.is_shifted:
+            here = draft.graph.node(node.name)
+            set_bias(draft, here, bias_of(draft, here, len(value)) + value @ shift)
+        draft.apply(SetWeights({weight: value * factors}))
     if item.carrier is None:
-        for node in item.readers:
-            name = draft.free_name(f"{node.name}.input_scale")
-            values = {name: (1.0 / factors).astype(np.float32)}
-            draft.apply(Insert(Input(node.name, 0), (NewNode("Mul", (name,)),), values))
-        return "a Mul"
+        return _insert(draft, item, change)
     carrier = draft.graph.node(item.carrier.name)
     if carrier.op in LAYERS:
         weight = carrier.inputs[1] or ""
         value = draft.value(weight).astype(np.float64)
         draft.apply(SetWeights({weight: value / by_output(value, factors)}))
-        if carrier.input(2) is not None:
-            set_bias(draft, carrier, bias_of(draft, carrier, factors.size) / factors)
+        if carrier.input(2) is not None or change.is_shifted:
+            set_bias(draft, carrier, (bias_of(draft, carrier, factors.size) - shift) / factors)
     else:
-        for index in (1, 2):
-            _divide_constant(draft, carrier.name, index, factors)
+        _change_constant(draft, carrier.name, 1, factors, 0.0)
+        _change_constant(draft, carrier.name, 2, factors, shift)
     return carrier.name
 
 
-def _divide_constant(draft: Draft, node: str, index: int, factors: Floats) -> None:
+def _insert(draft: Draft, item: ScaledInput, change: Rescaling) -> str:
+    """A Mul, or a Mul and an Add, before every reader. They read the same constants, so a runtime can merge them."""
+    stem = item.readers[0].name
+    values = {draft.free_name(f"{stem}.input_scale"): 1.0 / change.factors}
+    chain = [NewNode("Mul", tuple(values))]
+    if change.is_shifted:
+        values[name := draft.free_name(f"{stem}.input_shift")] = -change.shift / change.factors
+        chain.append(NewNode("Add", (name,)))
+    constants = {name: value.astype(np.float32) for name, value in values.items()}
+    for node in item.readers:
+        draft.apply(Insert(Input(node.name, 0), tuple(chain), constants))
+        constants = {}
+    return "a Mul and an Add" if change.is_shifted else "a Mul"
+
+
+def _change_constant(draft: Draft, node: str, index: int, factors: Floats, shift: Floats | float) -> None:
     name = draft.graph.node(node).input(index)
     if name is None:
         return
     if len(draft.graph.source_readers(name)) > 1:
         draft.apply(Unshare(name, node))
         name = draft.graph.node(node).inputs[index] or ""
-    draft.apply(SetWeights({name: draft.value(name).astype(np.float64) / factors}))
+    draft.apply(SetWeights({name: (draft.value(name).astype(np.float64) - shift) / factors}))
 
 
 def rounded_before(model: BackendModel, plan: Plan, items: Sequence[ScaledInput]) -> Mapping[str, str]:
-    """The tensors that the target would round before a Mul divides them, and why that is of no use.
+    """The tensors that the target would round before a Mul or an Add changes them, and why that is of no use.
 
     A target that runs Mul on integers rounds its input: the large channels would set the grid of the small ones still.
     """
@@ -151,12 +195,17 @@ def rounded_before(model: BackendModel, plan: Plan, items: Sequence[ScaledInput]
         return {}
     draft = Draft(model.graph, model.weight)
     for item in inserted:
-        rescale(draft, item, np.ones(model.graph.weights[item.readers[0].inputs[1] or ""].shape[1]))
+        channels = model.graph.weights[item.readers[0].inputs[1] or ""].shape[1]
+        shift = np.full(channels, float(item.shiftable))  # any shift: it is the nodes that are looked at
+        _insert(draft, item, Rescaling(np.ones(channels), shift))
     after = plan.replan(plan_edits(model.graph, draft.edits, model.weight).graph)
     sites = {site for site, placement in after.placements.items() if placement.kind == "activation"}
     found = {}
     for item in inserted:
         muls = [use.node for use in draft.graph.uses(item.tensor) if use.node.op == "Mul"]
-        if Tensor(item.tensor) in sites or any(Input(node.name, 0) in sites for node in muls):
+        adds = [use.node for mul in muls for use in draft.graph.uses(mul.outputs[0]) if use.node.op == "Add"]
+        early = [Tensor(item.tensor), *(Tensor(add.inputs[0] or "") for add in adds)]
+        early_inputs = [Input(node.name, 0) for node in (*muls, *adds)]
+        if not sites.isdisjoint([*early, *early_inputs]):
             found[item.tensor] = "the target rounds it before factors could be taken out, and nothing can carry them"
     return found

@@ -1,11 +1,14 @@
 """SmoothQuant: channels of an activation that are far larger than the others become smaller, their weights larger.
 
-Source: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
-ICML 2023; alpha is searched here for each input by the output error that both roundings are expected to make.
+Sources: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models",
+ICML 2023; Wei et al., "Outlier Suppression+: Accurate Quantization of Large Language Models by Equivalent and Effective
+Shifting and Scaling", EMNLP 2023 (the shift). Alpha and shift are searched here for each input by the output error that
+both roundings are expected to make.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +17,9 @@ from isobit.backend import BackendModel
 from isobit.data import Dataset
 from isobit.errors import FormatError
 from isobit.plan import Plan
-from isobit.techniques.input_errors import SeenInput, best_alpha
+from isobit.techniques.input_errors import ExpectedError, best_alpha
 from isobit.techniques.input_rescaling import rescale_inputs
-from isobit.techniques.input_scaling import ScaledInput, find_inputs, input_placement
+from isobit.techniques.input_scaling import Rescaling, ScaledInput, find_inputs, input_placement
 from isobit.techniques.technique import TechniqueReport
 from isobit.techniques.weighted_layer import Floats
 
@@ -25,20 +28,19 @@ from isobit.techniques.weighted_layer import Floats
 class SmoothQuant:
     """Divide each input channel of linear layers by ``s = max|x|**alpha / max|w|**(1 - alpha)``, multiply its weights.
 
-    `alpha` None searches between 0 and 1 for each input, by steps of 0.05, and no factors at all: the least expected
-    output error, from the rounding noise of the activation's grid and the rounding errors of the weights on a sample of
-    `rows` rows. One pass over the data. The division goes into the norm or layer before, or into a Mul where that has
-    other readers.
+    `alpha` None searches for each input the least output error that the roundings of input and weights are expected to
+    make on new data: alpha between 0 and 1 by steps of 0.05; with `shift` also each channel's middle or mean subtracted
+    first, which the biases take up; and nothing at all. One pass over the data, for ranges and moments. The change goes
+    into the norm or layer before, or into a Mul (and an Add) where that has other readers. A given `alpha` is the
+    paper's formula, without a shift.
     """
 
     alpha: float | None = None
-    rows: int = 256
+    shift: bool = True
 
     def __post_init__(self) -> None:
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise FormatError(f"alpha lies between 0 and 1, not {self.alpha}")
-        if self.rows < 1:
-            raise FormatError(f"at least one row, not {self.rows}")
 
     def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
         """Smooth every input of a quantized linear layer that the plan quantizes too."""
@@ -46,24 +48,32 @@ class SmoothQuant:
             return TechniqueReport("SmoothQuant", (), {"model": "it needs data and a plan: apply it through QuantSim"})
         items, left = find_inputs(model.graph, plan)
         left.update({i.name: "its input stays in float" for i in items if input_placement(i.readers[0], plan) is None})
-        return rescale_inputs("SmoothQuant", model, plan, data, self.rows, items, left, self._factors)
+        return rescale_inputs("SmoothQuant", model, plan, data, items, left, self._choose)
 
-    def _factors(
-        self, model: BackendModel, plan: Plan, item: ScaledInput, seen: SeenInput
-    ) -> tuple[float, Floats] | None:
-        weights = [model.weight(node.inputs[1] or "").astype(np.float64) for node in item.readers]
-        heaviest = np.max([np.abs(weight).max(axis=0, initial=0.0) for weight in weights], axis=0)
-        largest = seen.ranges.largest
-        lively = (largest > 0) & (heaviest > 0)
-        if not lively.any():
+    def _choose(self, model: BackendModel, item: ScaledInput, error: ExpectedError) -> Rescaling | None:
+        weights = [np.abs(model.weight(node.inputs[1] or "")) for node in item.readers]
+        heaviest = np.max([weight.max(axis=0, initial=0.0) for weight in weights], axis=0).astype(np.float64)
+        seen, nowhere = error.seen, np.zeros_like(heaviest)
+        if not ((seen.largest() > 0) & (heaviest > 0)).any():
             return None
-
-        def factors(alpha: float) -> Floats:
-            found = np.ones_like(heaviest)
-            found[lively] = largest[lively] ** alpha / heaviest[lively] ** (1 - alpha)
-            found[lively] /= np.exp(np.log(found[lively]).mean())
-            return np.asarray(found, np.float64)
-
         if self.alpha is not None:
-            return self.alpha, factors(self.alpha)
-        return best_alpha(model, plan, item, seen, factors)
+            return _family(seen.largest(), heaviest, nowhere, "")(self.alpha)
+        shifts = {"": nowhere}
+        if self.shift and item.shiftable:
+            shifts.update({", middle subtracted": seen.middle, ", mean subtracted": seen.mean})
+        return best_alpha(
+            error, [_family(seen.largest(shift), heaviest, shift, words) for words, shift in shifts.items()]
+        )
+
+
+def _family(largest: Floats, heaviest: Floats, shift: Floats, words: str) -> Callable[[float], Rescaling]:
+    """The rescaling for each alpha; the geometric mean of the factors is 1."""
+    lively = (largest > 0) & (heaviest > 0)
+
+    def rescaling(alpha: float) -> Rescaling:
+        factors = np.ones_like(largest)
+        factors[lively] = largest[lively] ** alpha / heaviest[lively] ** (1 - alpha)
+        factors[lively] /= np.exp(np.log(factors[lively]).mean())
+        return Rescaling(factors, shift, f"alpha {alpha:g}{words}")
+
+    return rescaling

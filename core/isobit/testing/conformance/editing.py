@@ -97,7 +97,7 @@ class EditingConformance(Setting):
         check_edit(opened, [Replace(node.name, chain, weights)])
 
     def test_insert(self, open_network: Callable[[str], Opened]) -> None:
-        """Behind a tensor for all its readers, and before one reader alone."""
+        """Behind a tensor for all its readers, and before one reader alone; a chain in its order."""
         opened = open_network("shared_weights")
         hidden = opened.model.graph.uses("fc1.weight")[1].node.inputs[0] or ""
         factor = {"factor": np.linspace(0.5, 2, 8, dtype=np.float32)}
@@ -105,6 +105,13 @@ class EditingConformance(Setting):
         opened = open_network("shared_weights")
         reader = opened.model.graph.uses("fc1.weight")[1].node.name
         check_edit(opened, [Insert(Input(reader, 0), (NewNode("Mul", ("factor",)),), factor)])
+        chain = NewNode("Mul", ("factor",)), NewNode("Add", ("shift",))
+        both = {**factor, "shift": factor["factor"] - 1}
+        for behind in (True, False):
+            opened = open_network("shared_weights")
+            node = opened.model.graph.uses("fc1.weight")[1].node
+            site = Tensor(node.inputs[0] or "") if behind else Input(node.name, 0)
+            check_edit(opened, [Insert(site, chain, both)])
 
     def test_unshare(self, open_network: Callable[[str], Opened]) -> None:
         """A copy of a shared weight changes nothing, and the two can then be set apart."""

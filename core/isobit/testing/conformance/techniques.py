@@ -65,7 +65,7 @@ class TechniquesConformance(Setting):
             technique(ranks={layer: max(1, rank // 2) for layer, rank in full.items()}).apply(cut)
             assert_close(cut.run(batch), interpreter.outputs(cut.graph, cut.weight, batch))
 
-    @pytest.mark.parametrize("technique", [SmoothQuant(0.5), SmoothQuant(), Awq(rows=64)])
+    @pytest.mark.parametrize("technique", [SmoothQuant(0.5), SmoothQuant(), Awq()])
     def test_scaling_inputs_keeps_the_function(self, open_network: Open, technique: Technique) -> None:
         """The factors go into a layer norm, or into a Mul where its output has other readers."""
         opened = open_network("attention")
