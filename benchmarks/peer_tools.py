@@ -120,12 +120,15 @@ def aimet_torch(model: str, batches: list[dict[str, Any]]) -> dict[str, list[flo
 
     if torch.version.cuda is None:
         declare_torchvision_operators(torch)
+    import onnx
     import onnx2torch
     from aimet_torch import QuantizationSimModel
     from aimet_torch.common.defs import QuantScheme
 
-    module = onnx2torch.convert(model).eval()
+    converted = onnx.version_converter.convert_version(onnx.load(model), 18)  # onnx2torch reads no newer Flatten
+    module = onnx2torch.convert(converted).eval()
     example = torch.from_numpy(batches[0]["image"])
+    register_converted_modules(torch)
     sim = QuantizationSimModel(module, example, quant_scheme=QuantScheme.post_training_tf_enhanced)
 
     def run(simulated: Any) -> None:
@@ -135,6 +138,31 @@ def aimet_torch(model: str, batches: list[dict[str, Any]]) -> dict[str, list[flo
 
     sim.compute_encodings(run)
     return {}
+
+
+def register_converted_modules(torch: Any) -> None:
+    """Tell aimet-torch how onnx2torch's own modules are quantized: every input and the output."""
+    from aimet_torch.nn import QuantizationMixin
+    from onnx2torch.node_converters.binary_math_operations import OnnxBinaryMathOperation
+    from onnx2torch.node_converters.global_average_pool import OnnxGlobalAveragePoolWithKnownInputShape
+
+    def quantized(cls: Any, inputs: int) -> Any:
+        def init(self: Any) -> None:
+            super(made, self).__quant_init__()
+            self.input_quantizers = torch.nn.ModuleList([None] * inputs)
+            self.output_quantizers = torch.nn.ModuleList([None])
+
+        def forward(self: Any, *values: Any) -> Any:
+            pairs = zip(self.input_quantizers, values, strict=True)
+            result = cls.forward(self, *(value if rounder is None else rounder(value) for rounder, value in pairs))
+            rounder = self.output_quantizers[0]
+            return result if rounder is None else rounder(result)
+
+        made = type(f"Quantized{cls.__name__}", (QuantizationMixin, cls), {"__quant_init__": init, "forward": forward})
+        return made
+
+    for cls, inputs in ((OnnxBinaryMathOperation, 2), (OnnxGlobalAveragePoolWithKnownInputShape, 1)):
+        QuantizationMixin.implements(cls)(quantized(cls, inputs))
 
 
 def declare_torchvision_operators(torch: Any) -> None:
