@@ -35,6 +35,14 @@ def _numpy_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("isobit.quantsim.registry", lambda: found)
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_are_heard() -> Iterator[None]:
+    """Shells start background jobs with Ctrl-C ignored, which Python then leaves so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def sim(channels: int = 4) -> QuantSim:
     sketch = Sketch(0)
     x = sketch.input("x", "N", 3, 6, 6)
