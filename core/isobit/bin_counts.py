@@ -37,22 +37,21 @@ class BinCounts:
         if rows[_NON_FINITE].any():
             rows, non_finite = rows.copy(), int(table[_NON_FINITE].sum())
             rows[_NON_FINITE] = False
-        self._add_rows(np.flatnonzero(rows), table)
+        found = np.flatnonzero(rows)
+        self._add_rows(found, table[found])
         return non_finite
 
     def merge(self, other: BinCounts) -> None:
         """Add the counts of another."""
         rows = np.flatnonzero(other._place >= 0)
-        table = np.zeros((ROWS, _ROW), np.int64)
-        table[rows] = other._table[other._place[rows]]
-        self._add_rows(rows, table)
+        self._add_rows(rows, other._table[other._place[rows]])
 
-    def _add_rows(self, rows: NDArray[np.int64], table: NDArray[np.int64]) -> None:
+    def _add_rows(self, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
         new = rows[self._place[rows] < 0]
         if new.size:
             self._place[new] = len(self._table) + np.arange(new.size)
             self._table = np.concatenate([self._table, np.zeros((new.size, _ROW), np.int64)])
-        self._table[self._place[rows]] += table[rows]
+        self._table[self._place[rows]] += counts
 
     @property
     def total(self) -> int:

@@ -162,7 +162,6 @@ class _Reductions:
     def __init__(self, model: ir.Model, zero_is_minimum: bool) -> None:
         self.model, self.zero_is_minimum = model, zero_is_minimum
         self.values = ir.convenience.create_value_mapping(model.graph)
-        self.made: dict[str, _Outputs] = {}
 
     def add(self, item: Watched) -> _Outputs:
         value = self.values[item.value]

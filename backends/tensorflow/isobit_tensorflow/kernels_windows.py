@@ -12,11 +12,16 @@ from isobit.graph import Node
 from isobit_tensorflow.operands import Constant, Operand, numbers
 
 
+def _overhang(size: Any, kernel: int, stride: int, dilation: int) -> Any:
+    """By how much the last of the windows that ``SAME_UPPER`` has would reach beyond `size`; negative: it does not."""
+    return (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size
+
+
 def same_padding(sizes: Sequence[Any], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Any:
     """Begin and end pads of ``SAME_UPPER`` for sizes that are only known when the kernel runs."""
     pads = []
     for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
-        total = tf.maximum((-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size, 0)
+        total = tf.maximum(_overhang(size, k, stride, dilation), 0)
         pads.append((total // 2, total - total // 2))
     return pads
 
@@ -43,7 +48,7 @@ def _padded(node: Node, x: tf.Tensor, kernel: Sequence[int], fill: float = 0.0) 
 def _is_same(x: tf.Tensor, pads: Sequence[tuple[int, int]], kernel: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether TensorFlow's own "SAME" padding comes to these pads, for a known size and no dilation."""
     for size, pair, k, stride in zip(x.shape[1:-1], pads, kernel, strides, strict=True):
-        total = None if size is None else max((-(-size // stride) - 1) * stride + k - size, 0)
+        total = None if size is None else max(_overhang(size, k, stride, 1), 0)
         if total is None or pair != (total // 2, total - total // 2):
             return False
     return True

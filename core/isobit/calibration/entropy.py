@@ -47,10 +47,12 @@ class Entropy:
         width = 2.0 ** (np.floor(np.log2(largest)) - np.log2(_BINS))
         ends = thresholds(largest, _STEPS, width * 2 ** (spec.bits - 1))
         low, high = np.maximum(minimum, -ends), np.minimum(maximum, ends)
-        wide = candidate_grids(low, high, spec).scale >= width  # a level narrower than a bin would lose nothing
+        grids = candidate_grids(low, high, spec)
+        wide = grids.scale >= width  # a level narrower than a bin would lose nothing
         wide[0] = True
         low, high = low[wide], high[wide]
-        best = first_best(divergences(bins, candidate_grids(low, high, spec), low, high, width))
+        grids = Grids(spec, grids.scale[wide], grids.zero_point[wide])
+        best = first_best(divergences(bins, grids, low, high, width))
         return float(low[best]), float(high[best])
 
     def note(self, spec: QuantSpec) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,9 @@ Vector = NDArray[np.float64]
 #: Smallest gain that counts, of what the move costs by itself: below it, float noise could go round in circles.
 _GAIN = 1e-9
 
+#: Sums over rows may be vectorised, in another order.
+_SUMS: dict[str, Any] = {"fastmath": {"reassoc", "contract"}, "cache": True, "nogil": True, "error_model": "numpy"}
+
 
 @numba.njit("float64(float64, float64, float64, float64)", cache=True, nogil=True, inline="always")
 def _activate(y: float, slope: float, low: float, high: float) -> float:  # pragma: no cover (compiled)
@@ -18,13 +23,7 @@ def _activate(y: float, slope: float, low: float, high: float) -> float:  # prag
     return min(max(value, low), high)
 
 
-@numba.njit(
-    "UniTuple(float64, 2)(float64[::1], float64[::1], float32[::1])",
-    fastmath={"reassoc", "contract"},
-    cache=True,
-    nogil=True,
-    error_model="numpy",
-)
+@numba.njit("UniTuple(float64, 2)(float64[::1], float64[::1], float32[::1])", **_SUMS)
 def _slopes(pull: Vector, share: Vector, x: NDArray[np.float32]) -> tuple[float, float]:  # pragma: no cover (compiled)
     first, second = 0.0, 0.0
     for r in range(x.size):
@@ -33,13 +32,7 @@ def _slopes(pull: Vector, share: Vector, x: NDArray[np.float32]) -> tuple[float,
     return first, second
 
 
-@numba.njit(
-    "float64(float64[::1], float64[::1], float32[::1], float64, float64, float64, float64)",
-    fastmath={"reassoc", "contract"},
-    cache=True,
-    nogil=True,
-    error_model="numpy",
-)
+@numba.njit("float64(float64[::1], float64[::1], float32[::1], float64, float64, float64, float64)", **_SUMS)
 def _loss(
     y: Vector, target: Vector, x: NDArray[np.float32], step: float, slope: float, low: float, high: float
 ) -> float:  # pragma: no cover (compiled)
