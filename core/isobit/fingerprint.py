@@ -22,8 +22,8 @@ def fingerprint(graph: Graph, read: Callable[[str], NDArray[Any]]) -> dict[str, 
     structure = repr([(n.name, n.op, n.inputs, n.outputs, sorted(n.attributes.items())) for n in graph.nodes])
     found = {_STRUCTURE: _hash(structure.encode())}
     for name in graph.weights:
-        array = np.ascontiguousarray(read(name))
-        found[name] = _hash(f"{array.shape}{array.dtype}".encode() + array.tobytes())
+        array = read(name)
+        found[name] = _hash(f"{array.shape}{array.dtype}".encode(), _bytes(array))
     return found
 
 
@@ -41,5 +41,15 @@ def check_fingerprint(saved: Fingerprint, found: Fingerprint, where: str) -> Non
         raise ModelError(f"{where} was made from a model with other weights: {changed[0]!r}{more} differ(s)")
 
 
-def _hash(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def _bytes(array: NDArray[Any]) -> bytes | NDArray[np.uint8]:
+    """What an array holds; text by its characters, for its elements are but addresses."""
+    if array.dtype.hasobject:
+        return repr(array.tolist()).encode()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _hash(*parts: bytes | NDArray[np.uint8]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

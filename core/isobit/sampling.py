@@ -31,13 +31,18 @@ class Sampling:
 def sampling_of(shape: Sequence[int], channel_axis: int | None, limit: int | None = SAMPLE_LIMIT) -> Sampling:
     """How one sample's elements are chosen, for a batch of `shape` (axis 0 is the batch)."""
     size = int(np.prod(shape[1:], dtype=np.int64))
-    spatial = channel_axis == 1 and len(shape) > 2
+    spatial = is_spatial(len(shape), channel_axis)
     channels = shape[1] if spatial else 1
     positions = size // channels if channels else 0
     if limit is None or size <= limit:
         return Sampling(1, positions, spatial)
     wanted = max(1, limit // channels)
     return Sampling(_coprime(positions, -(-positions // wanted)), positions, spatial)
+
+
+def is_spatial(rank: int, channel_axis: int | None) -> bool:
+    """Whether positions in space are chosen, all channels at each, and not single elements."""
+    return channel_axis == 1 and rank > 2
 
 
 def sample(

@@ -136,7 +136,7 @@ def test_the_expected_error_is_what_rounding_costs() -> None:
         steps = np.abs(weight).max(axis=1, keepdims=True) / 127
         coarse = np.rint(weight / steps) * steps
         wanted += np.square(rounded @ coarse.T - changed @ weight.T).sum() / len(rows)
-    found = error.after(Rescaling(factors, shift))
+    (found,) = error.after([Rescaling(factors, shift)])
     np.testing.assert_allclose(found, wanted, rtol=0.35)  # the clipping of new data is in `found` alone
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isobit.edits import EditPlan, Inserted, Replaced
 from isobit.errors import EditError
-from isobit.graph import Graph, Node
+from isobit.graph import Graph, Node, Shape
 from isobit.layout import TRANSPOSED, Layout, conv_transpose_layout, to_native
 from isobit.ops import RECURRENT, SETTINGS
 from isobit.sites import Tensor
@@ -103,7 +103,7 @@ class _Editor:
             self._set(native, array)
 
     def finish(self) -> ir.Model:
-        """The edited model, without what nothing reads, shapes inferred anew."""
+        """The edited model, without what nothing reads; shapes are inferred anew, or those of the plan."""
         passes.RemoveUnusedNodesPass()(self.model)
         passes.TopologicalSortPass()(self.model)
         for node in self.model.graph:
@@ -112,7 +112,16 @@ class _Editor:
         for value in self.model.graph.outputs:
             if value.shape is not None:
                 value.shape = ir.Shape([None] * len(value.shape))
-        return infer_shapes(self.model)
+        infer_shapes(self.model)
+        for name, info in self.plan.graph.tensors.items():
+            if info.shape is not None and name in self.tensors:  # with names of sizes that a Reshape hides from ONNX
+                self._describe(self.tensors[name], info.shape)
+        return self.model
+
+    @staticmethod
+    def _describe(value: ir.Value, shape: Shape) -> None:
+        inferred = value.shape if value.shape is not None and len(value.shape) == len(shape) else [None] * len(shape)
+        value.shape = ir.Shape([old if new is None else new for new, old in zip(shape, inferred, strict=True)])
 
     # --- building --------------------------------------------------------------------------------------------------
 

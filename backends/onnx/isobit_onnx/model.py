@@ -24,7 +24,7 @@ from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_onnx.binding import NativeSite, bind
 from isobit_onnx.editing import apply_edits
-from isobit_onnx.observing import ObservingSession, Watched
+from isobit_onnx.observing import ObservingSession, Watched, serves_any_shape
 from isobit_onnx.qdq import insert_quantizers
 from isobit_onnx.session import Session
 from isobit_onnx.translation import translate
@@ -124,10 +124,9 @@ class OnnxModel:
         return self._sessions[off].run(batch)
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
-        """Reduce the requested tensors inside the graph; a session is made for each per-sample shape of the inputs.
+        """Reduce the requested tensors inside the graph, in one session or in one for each per-sample shape.
 
-        One serves all shapes where only whole tensors are wanted. Sessions of the float model serve later passes that
-        want the same: a calibration with other data makes none.
+        Sessions of the float model serve later passes that want the same: a calibration with other data makes none.
         """
         active = self._active()
         simulator = self.simulator(active) if active else self.float_model
@@ -139,9 +138,9 @@ class OnnxModel:
                 self._observing = watched, sessions
             sessions = self._observing[1]
         observers = [request.observer for request in requests]
-        reduced = any(item.kind != "whole" for item in watched)
+        any_shape = serves_any_shape(simulator, watched)
         for batch in data:
-            key = tuple(sorted((name, array.shape[1:]) for name, array in batch.items())) if reduced else ()
+            key = () if any_shape else tuple(sorted((name, array.shape[1:]) for name, array in batch.items()))
             if key not in sessions:
                 sessions[key] = ObservingSession(simulator, watched, batch, self.providers)
             sessions[key].observe(batch, observers)

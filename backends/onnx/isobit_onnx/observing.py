@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,16 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from isobit.backend import Batch, Observer
-from isobit.sampling import Sampling, sampling_of
+from isobit.sampling import Sampling, is_spatial, sampling_of
 from isobit.statistics import Histogram, MinMax
 from isobit_onnx.initializers import add_initializer
 from isobit_onnx.reading import infer_shapes
-from isobit_onnx.session import Session
+from isobit_onnx.session import Session, gains_from_blocks
 
 _BLOCKED_AFTER = 32  # batches
+
+#: Sizes, and names of sizes that the inputs have.
+_Dims = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -40,36 +43,39 @@ class Watched:
 
 @dataclass(frozen=True)
 class _Outputs:
-    """Names of the reduced outputs of one watched value, or of the tensor itself; elements of one sample.
+    """Names of the reduced outputs of one watched value, or of the tensor itself; its shape behind the batch.
 
     Without a minimum it is 0: the value has none below, and a zero in its sample shows that this one is there.
+    `step` is the input that says how far apart the elements of the sample lie, where that depends on the batch.
     """
 
     minimum: str = ""
     maximum: str = ""
     sample: str = ""
     whole: str = ""
-    sample_elements: int = 0
+    step: str = ""
+    shape: _Dims = ()
 
 
 class ObservingSession:
-    """A model with reductions as extra outputs, for inputs of one per-sample shape; with whole tensors, for any."""
+    """A model with reductions as extra outputs, for inputs of one per-sample shape, or of any (`serves_any_shape`)."""
 
     def __init__(
         self, model: ir.Model, watched: Sequence[Watched], batch: Batch, providers: Sequence[str] = ()
     ) -> None:
         self.watched, self._providers = watched, providers
         self._base = model
+        self._any_shape = serves_any_shape(model, watched)
         self._open(batch, zero_is_minimum=True)
         self._whole: Session | None = None
 
     def _open(self, batch: Batch, *, zero_is_minimum: bool) -> None:
         working = self._base.clone()
         reduced = [item.value for item in self.watched if item.kind != "whole"]
-        if reduced and (_set_sample_shapes(working, batch) or not _are_known(working, reduced)):
+        if not self._any_shape and (_set_sample_shapes(working, batch) or not _are_known(working, reduced)):
             infer_shapes(working)
         self._model_outputs = [value.name or "" for value in working.graph.outputs]
-        builder = _Reductions(working, zero_is_minimum)
+        builder = _Reductions(working, zero_is_minimum, self._any_shape)
         # onnxruntime visits the last leaves of a graph first: the reductions of the earliest tensors are added last, so
         # that each runs as soon as its tensor is there, and the tensor is freed.
         self._outputs = [builder.add(item) for item in reversed(self.watched)][::-1]
@@ -82,7 +88,9 @@ class ObservingSession:
 
     def observe(self, batch: Batch, observers: Sequence[Observer]) -> None:
         """Run one batch and feed every observer, in the order of `watched`."""
-        found = self._session.run(batch)
+        sizes = _sizes(self._base, batch)
+        feeds = {**batch, **self._steps(sizes)}
+        found = self._session.run(feeds)
         if not self._is_finite(found):
             # onnxruntime's ReduceMin and ReduceMax pass over NaN, and infinity hides the largest finite value: look at
             # the whole tensors of this batch.
@@ -90,17 +98,28 @@ class ObservingSession:
             return
         if any(found[name].all() for name in self._with_zeros):
             self._open(batch, zero_is_minimum=False)  # zeros are too rare here: look for the minimum
-            found = self._session.run(batch)
+            found = self._session.run(feeds)
         for observer, item, names in zip(observers, self.watched, self._outputs, strict=True):
             if names.whole:
                 observer.update(_as_float32(found[names.whole]), item.channel_axis)
             elif isinstance(observer, Histogram):
                 sample = found[names.sample]
                 minimum = float(found[names.minimum]) if names.minimum else 0.0
-                elements = names.sample_elements * int(sample.shape[0])  # its own axis 0, which need not be the input's
+                # the value's own axis 0, which need not be the input's
+                elements = prod(_resolved(names.shape, sizes)) * int(sample.shape[0])
                 observer.absorb(minimum, float(found[names.maximum]), sample, elements)
             else:
                 observer.update(np.array([found[names.minimum], found[names.maximum]], np.float32))
+
+    def _steps(self, sizes: Mapping[str, int]) -> dict[str, NDArray[np.int64]]:
+        """How far apart the elements of each sample lie, for tensors of this batch's shapes."""
+        return {
+            names.step: np.array(
+                [sampling_of([1, *_resolved(names.shape, sizes)], item.channel_axis, item.limit).step], np.int64
+            )
+            for item, names in zip(self.watched, self._outputs, strict=True)
+            if names.step
+        }
 
     def _is_finite(self, found: Batch) -> bool:
         outputs = (found[name] for name in self._model_outputs)
@@ -120,6 +139,47 @@ class ObservingSession:
             observer.update(_as_float32(found[item.value]), item.channel_axis)
 
 
+def serves_any_shape(model: ir.Model, watched: Sequence[Watched]) -> bool:
+    """Whether one session observes inputs of all shapes.
+
+    It does where the sizes of all reduced tensors are those of inputs, known for each batch. Where onnxruntime works in
+    blocked layout it must know them when the session is made.
+    """
+    reduced = [item.value for item in watched if item.kind != "whole"]
+    if reduced and gains_from_blocks(model, reduced):
+        return False
+    values, inputs = ir.convenience.create_value_mapping(model.graph), _input_dims(model)
+    return all(_sample_dims(values[name], inputs) is not None for name in reduced)
+
+
+def _input_dims(model: ir.Model) -> dict[str, tuple[str, int]]:
+    """The first input and axis that has each named size."""
+    found: dict[str, tuple[str, int]] = {}
+    for value in model.graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim) and size.value is not None:
+                found.setdefault(size.value, (value.name or "", axis))
+    return found
+
+
+def _sizes(model: ir.Model, batch: Batch) -> dict[str, int]:
+    """The named sizes of a batch."""
+    return {size: batch[name].shape[axis] for size, (name, axis) in _input_dims(model).items() if name in batch}
+
+
+def _sample_dims(value: ir.Value, named: Collection[str] = ()) -> _Dims | None:
+    """The sizes behind the batch, as numbers or as names of `named`; None where they are not known, or there is none."""
+    if value.shape is None or len(value.shape) < 2:
+        return None
+    sizes = tuple(size if isinstance(size, int) else size.value for size in value.shape[1:])
+    known = tuple(size for size in sizes if isinstance(size, int) or size in named and size is not None)
+    return known if len(known) == len(sizes) else None
+
+
+def _resolved(dims: _Dims, sizes: Mapping[str, int]) -> list[int]:
+    return [sizes[size] if isinstance(size, str) else size for size in dims]
+
+
 def _set_sample_shapes(model: ir.Model, batch: Batch) -> bool:
     """Fix every input dimension but the batch, which the sampling steps follow from; says if any was open."""
     changed = False
@@ -133,8 +193,7 @@ def _set_sample_shapes(model: ir.Model, batch: Batch) -> bool:
 
 def _are_known(model: ir.Model, names: Sequence[str]) -> bool:
     values = ir.convenience.create_value_mapping(model.graph)
-    shapes = [values[name].shape for name in names]
-    return all(shape is not None and all(isinstance(n, int) for n in shape[1:]) for shape in shapes)
+    return all(_sample_dims(values[name]) is not None for name in names)
 
 
 def _as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
@@ -159,25 +218,27 @@ def _is_clipped_at_zero(value: ir.Value) -> bool:
 class _Reductions:
     """Adds the reducing nodes of watched values to a graph."""
 
-    def __init__(self, model: ir.Model, zero_is_minimum: bool) -> None:
+    def __init__(self, model: ir.Model, zero_is_minimum: bool, any_shape: bool) -> None:
         self.model, self.zero_is_minimum = model, zero_is_minimum
+        self.named = _input_dims(model) if any_shape else {}
         self.values = ir.convenience.create_value_mapping(model.graph)
 
     def add(self, item: Watched) -> _Outputs:
         value = self.values[item.value]
-        shape = None if value.shape is None else tuple(n if isinstance(n, int) else None for n in value.shape)
-        known = shape is not None and len(shape) >= 2 and all(n is not None for n in shape[1:])
-        if item.kind == "whole" or not known or shape is None:
+        dims = _sample_dims(value, self.named)
+        if item.kind == "whole" or dims is None:
             _expose(self.model, value)
             return _Outputs(whole=item.value)
         maximum = self._reduce("ReduceMax", value)
         if item.kind == "minmax":
             return _Outputs(self._reduce("ReduceMin", value), maximum)
         minimum = "" if self.zero_is_minimum and _is_clipped_at_zero(value) else self._reduce("ReduceMin", value)
-        sizes = [n or 1 for n in shape]
-        sampling = sampling_of(sizes, item.channel_axis, item.limit)
-        elements = int(np.prod(sizes[1:], dtype=np.int64))
-        return _Outputs(minimum, maximum, self._sample(value, sampling, len(shape)), sample_elements=elements)
+        sizes = [size for size in dims if isinstance(size, int)]
+        if len(sizes) == len(dims):
+            sampling = sampling_of([1, *sizes], item.channel_axis, item.limit)
+            return _Outputs(minimum, maximum, self._sample(value, sampling, 1 + len(dims)), shape=dims)
+        sample, step = self._open_sample(value, item, 1 + len(dims))
+        return _Outputs(minimum, maximum, sample, step=step, shape=dims)
 
     def _reduce(self, op: str, value: ir.Value) -> str:
         name = f"{value.name}__{op}"
@@ -192,16 +253,29 @@ class _Reductions:
                 self._node("Identity", [value], name)
             return name
         name = f"{value.name}__every_{sampling.step}"
-        if name in self.values:
-            return name
-        flat = value
-        wanted = 3 if sampling.spatial else 2
-        if rank != wanted:
-            shape = self._constant(f"{name}_shape", [0, 0, -1] if sampling.spatial else [0, -1])
-            flat = self._node("Reshape", [value, shape], f"{name}_flat", output=False)
-        numbers = {"start": 0, "end": np.iinfo(np.int64).max, "axis": wanted - 1, "step": sampling.step}
-        self._node("Slice", [flat, *(self._constant(f"{name}_{key}", [v]) for key, v in numbers.items())], name)
+        if name not in self.values:
+            self._slice(value, name, sampling.spatial, rank, self._constant(f"{name}_step", [sampling.step]))
         return name
+
+    def _open_sample(self, value: ir.Value, item: Watched, rank: int) -> tuple[str, str]:
+        """A sample whose step is an input of the model; names of both."""
+        spatial = is_spatial(rank, item.channel_axis)
+        name = f"{value.name}__sample_{item.limit}{'_spatial' if spatial else ''}"
+        if name not in self.values:
+            step = ir.Value(name=f"{name}_step", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
+            self.model.graph.inputs.append(step)
+            self._slice(value, name, spatial, rank, step)
+        return name, f"{name}_step"
+
+    def _slice(self, value: ir.Value, name: str, spatial: bool, rank: int, step: ir.Value) -> None:
+        """Every `step`-th element of each sample, or, `spatial`, of each channel, as output `name`."""
+        flat = value
+        axis = 2 if spatial else 1
+        if rank != axis + 1:
+            shape = self._constant(f"{name}_shape", [0, 0, -1] if spatial else [0, -1])
+            flat = self._node("Reshape", [value, shape], f"{name}_flat", output=False)
+        numbers = {"start": 0, "end": np.iinfo(np.int64).max, "axis": axis}
+        self._node("Slice", [flat, *(self._constant(f"{name}_{key}", [v]) for key, v in numbers.items()), step], name)
 
     def _node(
         self,

@@ -34,6 +34,9 @@ _PASS_LOGGERS = ("onnx_ir", "onnxscript")
 #: Serialized protobufs end at 2 GiB; models above this keep their weights beside the graph.
 LARGE = 1_800_000_000
 
+#: Types whose protobufs hold the bytes of a NumPy array.
+_PLAIN = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.INT32})
+
 #: Constants up to this many elements are computed ahead; larger ones only through views of a weight.
 _FOLD_LIMIT = 4096
 
@@ -105,6 +108,7 @@ def _check_external(name: str, tensor: ir.ExternalTensor, where: str) -> None:
 
 def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
     """Bring a loaded model to the backend's form, in place. Raises ModelError."""
+    hold_weights(model)
     with quiet_loggers(*_PASS_LOGGERS):
         _run(passes.RemoveInitializersFromInputsPass(), model)
         _run(passes.InlinePass(), model)
@@ -123,6 +127,14 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
         _name_everything(model)
         _run(passes.TopologicalSortPass(), model)
     return infer_shapes(model)
+
+
+def hold_weights(model: ir.Model) -> None:
+    """Keep the weights as arrays, in place: a protobuf copies its bytes whenever they are looked at."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype in _PLAIN:
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
 
 
 def infer_shapes(model: ir.Model) -> ir.Model:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from isobit_onnx.blocked import block_size, keep_blocked, optimise
 from isobit_onnx.reading import LARGE
 
 EXTERNAL = "weights.bin"
+
+Weights = dict[str, NDArray[Any]]
+
+#: Bytes; onnxruntime wants small constants, among them shapes, in the graph.
+_SMALLEST_APART = 1024
+
+_SHARED = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8, ir.DataType.UINT8})
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -51,8 +59,9 @@ class Session:
         self._providers = chosen_providers(providers)
         self._runs_left = blocked_after
         on_cpu = self._providers == ["CPUExecutionProvider"]
-        self._model: ir.Model | None = model if on_cpu and _gains_from_blocks(model, any_order) else None
+        self._model: ir.Model | None = model if on_cpu and gains_from_blocks(model, any_order) else None
         self.is_blocked = False
+        self._weights: Weights = {}  # onnxruntime reads them where they lie
         try:
             self._session = (self._open_blocked() if not blocked_after else None) or self._open(model)
         except Exception as error:  # onnxruntime raises its own kinds
@@ -68,20 +77,23 @@ class Session:
         return options
 
     def _open(self, model: ir.Model) -> Any:
-        # A session maps or copies the weights while it is made, so the folder can go afterwards.
-        with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
-            return onnxruntime.InferenceSession(
-                _source(model, Path(folder)), self._options(), providers=self._providers
-            )
+        with _serialized(model) as (source, weights):
+            options = self._options()
+            _add_weights(options, weights)
+            session = onnxruntime.InferenceSession(source, options, providers=self._providers)
+            self._weights = weights
+        return session
 
     def _open_blocked(self) -> Any:
         """The session in blocked layout, or None where nothing is gained by it."""
         model, self._model = self._model, None
         if model is None:
             return None
-        with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
+        with tempfile.TemporaryDirectory(prefix="isobit-") as name, _serialized(model) as (source, weights):
             try:
-                path = optimise(_source(model, Path(folder)), self._options(), Path(folder))
+                options = self._options()
+                _add_weights(options, weights)
+                path = optimise(source, options, Path(name))
             except Exception:  # not every model that runs can be written: the plain session runs it, or says why not
                 return None
             proto = onnx.load(path, load_external_data=False)
@@ -108,16 +120,45 @@ class Session:
         return {name: np.asarray(value) for name, value in zip(self.output_names, values, strict=True)}
 
 
-def _source(model: ir.Model, folder: Path) -> str | bytes:
-    """The model as onnxruntime takes it: bytes, or a path in `folder` where it is too large for one protobuf."""
-    if weight_bytes(model) < LARGE:
-        return bytes(ir.to_proto(model).SerializeToString())
-    path = folder / "model.onnx"
-    ir.save(model, path, external_data=EXTERNAL)
-    return str(path)
+@contextmanager
+def _serialized(model: ir.Model) -> Iterator[tuple[str | bytes, Weights]]:
+    """A model as onnxruntime takes it, and its large weights by name, which are not copied.
+
+    Where what is left is too large for one protobuf: a path, in a folder that goes afterwards, with all weights.
+    """
+    initializers = model.graph.initializers
+    apart = {name: value.const_value for name, value in initializers.items() if _can_lie_apart(value)}
+    weights = {name: np.require(tensor.numpy(), requirements="CA") for name, tensor in apart.items()}
+    if weight_bytes(model) - sum(array.nbytes for array in weights.values()) < LARGE:
+        try:
+            for name, tensor in apart.items():
+                elsewhere = ir.ExternalTensor("memory", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+                initializers[name].const_value = elsewhere
+            source = ir.to_proto(model).SerializeToString()
+        finally:
+            for name, tensor in apart.items():
+                initializers[name].const_value = tensor
+        yield source, weights
+        return
+    with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data=EXTERNAL)
+        yield str(path), {}  # a session maps or copies the file while it is made
 
 
-def _gains_from_blocks(model: ir.Model, any_order: Collection[str]) -> bool:
+def _can_lie_apart(value: ir.Value) -> bool:
+    """Whether a constant is large enough to be worth it, and of a type that NumPy has."""
+    tensor = value.const_value
+    return tensor is not None and tensor.nbytes >= _SMALLEST_APART and tensor.dtype in _SHARED
+
+
+def _add_weights(options: Any, weights: Weights) -> None:
+    if weights:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
+
+
+def gains_from_blocks(model: ir.Model, any_order: Collection[str]) -> bool:
     """Whether the model has convolutions, and quantizers or reductions, and there is a blocked layout."""
     ops = {node.op_type for node in model.graph}
     return "Conv" in ops and bool(any_order or "QuantizeLinear" in ops) and block_size() > 0

@@ -12,7 +12,7 @@ from isobit.backend import BackendModel, Request
 from isobit.data import Dataset
 from isobit.plan import Placement, Plan
 from isobit.quant_spec import PerTensor
-from isobit.ranges import encode_range, encode_weight
+from isobit.ranges import candidate_grids, encode_weight
 from isobit.sites import Tensor
 from isobit.techniques.input_scaling import Rescaling, ScaledInput, input_placement, weight_placement
 from isobit.techniques.weighted_layer import Floats
@@ -58,11 +58,11 @@ class SeenInput:
         return (self.minimum + self.maximum) / 2
 
     def largest(self, shift: Floats | float = 0.0) -> Floats:
-        """The largest distance of each channel from `shift`."""
+        """The largest distance of each channel from `shift`, (..., channels)."""
         return np.maximum(self.maximum - shift, shift - self.minimum)
 
     def mean_square(self, shift: Floats | float = 0.0) -> Floats:
-        """Mean squared distance of each channel from `shift`."""
+        """Mean squared distance of each channel from `shift`, (..., channels)."""
         return np.maximum(self._square / self.count - 2 * shift * self.mean + np.square(shift), 0.0)
 
 
@@ -101,31 +101,34 @@ class ExpectedError:
         squares = [np.einsum("ij,ij->j", weight, weight, dtype=np.float64) for weight, _ in weights]
         return cls(seen, input_placement(item.readers[0], plan), tuple(weights), np.sum(squares, axis=0))
 
-    def after(self, change: Rescaling) -> float:
-        """The error with the input changed like this."""
-        factors = change.factors
-        power = self.seen.mean_square(change.shift) / np.square(factors)
-        total = float(self.energy @ self._input_error(change))
+    def after(self, changes: Sequence[Rescaling]) -> Floats:
+        """The error with the input changed like each of these."""
+        factors, shift = (np.stack([getattr(change, part) for change in changes]) for part in ("factors", "shift"))
+        power = self.seen.mean_square(shift) / np.square(factors)
+        total = (self._input_error(factors, shift) * self.energy).sum(axis=1)
         for weight, placement in self.weights:
-            variance = _variance(weight * factors.astype(np.float32), placement)
-            total += float(np.broadcast_to(variance.sum(axis=0, dtype=np.float64), power.shape) @ power)
-        return total
+            for at, factor in enumerate(factors.astype(np.float32)):
+                variance = _variance(weight * factor, placement).sum(axis=0, dtype=np.float64)
+                total[at] += (variance * power[at]).sum()
+        return np.asarray(total)
 
-    def _input_error(self, change: Rescaling) -> Floats:
-        """The mean squared error of each channel, in units of the input as it came; 0 where it stays in float."""
+    def _input_error(self, factors: Floats, shift: Floats) -> Floats:
+        """The mean squared error of each channel, (changes, channels), in units of the input as it came.
+
+        It is 0 where the input stays in float.
+        """
         if self.input is None or not self.input.spec.is_integer:
-            return np.zeros_like(self.energy)
-        factors, seen = change.factors, self.seen
-        low, high = (seen.minimum - change.shift) / factors, (seen.maximum - change.shift) / factors
-        spec = self.input.spec.with_granularity(PerTensor())
-        encoding = encode_range(low.min(), high.max(), spec)
-        scale, zero = float(encoding.scale), int(encoding.zero_point)
+            return np.zeros_like(factors)
+        seen, spec = self.seen, self.input.spec.with_granularity(PerTensor())
+        low, high = (seen.minimum - shift) / factors, (seen.maximum - shift) / factors
+        grids = candidate_grids(low.min(axis=1), high.max(axis=1), spec)
+        scale, zero = grids.scale[:, None].astype(np.float64), grids.zero_point[:, None]
         above = ((spec.q_max - zero) * scale - high) * factors
         below = (low - (spec.q_min - zero) * scale) * factors
         clipped = _beyond(above, seen.maximum - seen.mean, seen.count) + _beyond(
             below, seen.mean - seen.minimum, seen.count
         )
-        return np.square(scale * factors) / 12 + clipped
+        return np.asarray(np.square(scale * factors) / 12 + clipped)
 
 
 def _beyond(margin: Floats, reach: Floats, count: int) -> Floats:
@@ -155,16 +158,12 @@ def best_alpha(error: ExpectedError, families: Sequence[Callable[[float], Rescal
 
     Each family is tried at tenths of alpha from 0 to 1, the best one at the half-tenths beside its best.
     """
-    found = [
-        (error.after(made), tenth / 10, family, made)
-        for family in families
-        for tenth in range(11)
-        for made in [family(tenth / 10)]
-    ]
-    _, near, family, _ = min(found, key=lambda item: item[0])
-    for alpha in (near - 0.05, near + 0.05):
-        if 0 < alpha < 1:
-            made = family(alpha)
-            found.append((error.after(made), alpha, family, made))
-    least, _, _, best = min(found, key=lambda item: item[0])
-    return best if least < error.after(Rescaling.nothing(best.factors.size)) else None
+    tried = [(family, tenth / 10) for family in families for tenth in range(11)]
+    made = [family(alpha) for family, alpha in tried]
+    errors = error.after([*made, Rescaling.nothing(made[0].factors.size)])
+    at = int(errors[:-1].argmin())
+    family, near = tried[at]
+    beside = [family(alpha) for alpha in (near - 0.05, near + 0.05) if 0 < alpha < 1]
+    found = [(errors[at], made[at]), *zip(error.after(beside), beside, strict=True)]
+    least, best = min(found, key=lambda item: item[0])
+    return best if least < errors[-1] else None

@@ -143,7 +143,8 @@ def rescale(draft: Draft, item: ScaledInput, change: Rescaling) -> str:
         value = draft.value(weight).astype(np.float64)
         if change.is_shifted:
             here = draft.graph.node(node.name)
-            set_bias(draft, here, bias_of(draft, here, len(value)) + value @ shift)
+            moved = np.einsum("oi,i->o", value, shift)  # the threads of a BLAS would be in the way of what follows
+            set_bias(draft, here, bias_of(draft, here, len(value)) + moved)
         draft.apply(SetWeights({weight: value * factors}))
     if item.carrier is None:
         return _insert(draft, item, change)
