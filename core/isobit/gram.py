@@ -48,11 +48,12 @@ class Gram:
         """
         x = _checked(rows)
         if reference is None:
-            return cls(len(x), _total(x), _product(x, x))
+            return cls(len(x), _total(x), _products(x)[0])
         if not np.array_equal(rows.stamps, reference.stamps):
             raise DataError("the rows of the two models are of different positions: pass the same data in one order")
         r = _checked(reference)
-        return cls(len(x), _total(x), _product(x, x), _product(x, r), _product(r, r), _total(r))
+        second, cross, reference_second = _products(x, r)
+        return cls(len(x), _total(x), second, cross, reference_second, _total(r))
 
     @property
     def has_reference(self) -> bool:
@@ -136,13 +137,14 @@ def _total(x: NDArray[np.float32]) -> Matrix:
     return np.asarray(x.sum(axis=0, dtype=np.float64))
 
 
-def _product(x: NDArray[np.float32], y: NDArray[np.float32]) -> Matrix:
-    """Sum of x yᵀ for each group, chunk after chunk in the order of the rows."""
-    found = np.zeros((x.shape[1], x.shape[2], y.shape[2]))
+def _products(x: NDArray[np.float32], r: NDArray[np.float32] | None = None) -> list[Matrix]:
+    """Sums of x xᵀ, and with r of x rᵀ and r rᵀ, for each group, chunk after chunk in the order of the rows."""
+    found = [np.zeros((x.shape[1], x.shape[2], x.shape[2])) for _ in range(1 if r is None else 3)]
     for start in range(0, len(x), _CHUNK):
-        left = x[start : start + _CHUNK].transpose(1, 2, 0).astype(np.float64)
-        right = left if y is x else y[start : start + _CHUNK].transpose(1, 2, 0).astype(np.float64)
-        found += left @ right.transpose(0, 2, 1)
+        parts = [y[start : start + _CHUNK].transpose(1, 2, 0).astype(np.float64) for y in (x, r) if y is not None]
+        left, right = parts[0], parts[-1]
+        for total, a, b in zip(found, (left, left, right), (left, right, right), strict=False):
+            total += a @ b.transpose(0, 2, 1)
     return found
 
 

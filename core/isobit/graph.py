@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -151,6 +151,17 @@ class Graph:
     def uses(self, name: str) -> tuple[Use, ...]:
         """Every reader of a tensor or weight, in execution order."""
         return self._uses.get(name, ())
+
+    def before(self, tensors: Iterable[str]) -> frozenset[str]:
+        """Names of the nodes that these tensors are computed from."""
+        found: set[str] = set()
+        waiting = list(tensors)
+        while waiting:
+            node = self.producer(waiting.pop())
+            if node is not None and node.name not in found:
+                found.add(node.name)
+                waiting += [name for name in node.inputs if name is not None]
+        return frozenset(found)
 
     def source_readers(self, weight: str) -> frozenset[str]:
         """Names of the nodes that read a constant, under this name or through another view of the same native array."""

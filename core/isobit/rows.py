@@ -101,8 +101,11 @@ class Rows:
     @property
     def values(self) -> NDArray[np.float32]:
         """(rows, groups, columns), in the order of `stamps`."""
-        empty = np.zeros((0, self.patches.groups, self.patches.columns), np.float32)
-        return np.concatenate([empty, *self._rows])
+        if len(self._rows) != 1:  # they are put together once
+            empty = np.zeros((0, self.patches.groups, self.patches.columns), np.float32)
+            self._rows = [np.concatenate([empty, *self._rows])]
+            self._sample, self._position = ([found] for found in self.stamps.T)
+        return self._rows[0]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything, as arrays."""

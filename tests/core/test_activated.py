@@ -49,7 +49,7 @@ def by_definition(name: str, x, r, weight, bias, value, g: int, o: int) -> float
 def test_the_error_is_that_of_the_definition(name: str) -> None:
     error, x, r, weight, bias = case(name)
     value = weight + np.float32(0.2)
-    found, power = error.error(value), error.power()
+    found, power = error.error(value), error.power
     for g, o in np.ndindex(2, 3):
         assert found[g, o] == pytest.approx(by_definition(name, x, r, weight, bias, value[g, o], g, o), rel=1e-6)
         wanted = FUNCTIONS[name][1](r[:, g] @ weight[g, o].astype(np.float64) + bias[g, o], 3 * g + o)

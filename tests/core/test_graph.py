@@ -39,6 +39,13 @@ def test_finding_nodes_producers_and_readers() -> None:
         graph.node("lefft")
 
 
+def test_what_tensors_are_computed_from() -> None:
+    graph = diamond()
+    assert graph.before(["sum"]) == {"left", "right", "sum"}
+    assert graph.before(["left", "x", "w"]) == {"left"}
+    assert graph.before([]) == graph.before(["x"]) == frozenset()
+
+
 def test_a_sole_reader_is_one_reader_of_what_stays_inside() -> None:
     graph = diamond()
     reader = graph.sole_reader("left")

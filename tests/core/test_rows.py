@@ -112,6 +112,7 @@ def test_batching_does_not_matter(sizes, limit):
     cut, merged, start = Rows(patches, limit), Rows(patches, limit), 0
     for size in sizes:
         cut.update(data[start : start + size])
+        assert len(cut.values) == len(cut)  # looked at on the way
         part = Rows(patches, limit, first=start)
         part.update(data[start : start + size])
         merged.merge(part)

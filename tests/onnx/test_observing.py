@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from isobit.backend import Request
+from isobit.quant_spec import QuantSpec
+from isobit.ranges import encode_range
 from isobit.sites import Tensor
 from isobit.statistics import Histogram
 from isobit.testing.networks import NetworkBuilder
@@ -36,3 +40,86 @@ def test_the_minimum_behind_a_relu_is_exact_with_and_without_zeros(op, shift, mo
     np.testing.assert_array_equal(histogram.batch_bounds.arrays()["batches"][:, 1], [end.max() for end in ends])
     assert histogram.minimum == min(end.min() for end in ends)
     assert len(made) == 1 + (9 in shift), "one session, and a second one from where zeros are missing"
+
+
+def _sequences() -> onnx.ModelProto:
+    """(batch, length, 24) in, with a score for each pair of positions; images of any size beside it."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length", 24])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, "height", "width"])
+    rng = np.random.default_rng(0)
+    weight = numpy_helper.from_array(rng.standard_normal((24, 24)).astype(np.float32), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"], "linear"),
+        helper.make_node("Transpose", ["y"], ["turned"], "turn", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["y", "turned"], ["scores"], "pairs"),
+        helper.make_node("Relu", ["image"], ["bright"], "relu"),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", "length", "length"]),
+        helper.make_tensor_value_info("bright", TensorProto.FLOAT, ["batch", 3, "height", "width"]),
+    ]
+    graph = helper.make_graph(nodes, "sequences", [x, image], outputs, [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def test_one_session_observes_batches_of_all_shapes(monkeypatch):
+    """What it samples is what `Histogram.update` takes of the whole tensor, above and below the limit of a sample."""
+    model = OnnxBackend().open(_sequences())
+    made = []
+    opened = ObservingSession._open
+    monkeypatch.setattr(
+        ObservingSession, "_open", lambda self, batch, **how: (made.append(how), opened(self, batch, **how))
+    )
+    rng = np.random.default_rng(1)
+    batches = [
+        {
+            "x": rng.standard_normal((size, length, 24)).astype(np.float32),
+            "image": (rng.standard_normal((size, 3, length, width)) + shift).astype(np.float32),
+        }
+        for size, length, width, shift in [(2, 3, 5, 0), (1, 50, 40, 9), (3, 17, 90, 0), (2, 97, 31, 0)]
+    ]
+    limit = 700
+    tensors = {tensor: info.channel_axis for tensor, info in model.graph.tensors.items() if tensor != "turn"}
+    found = {tensor: Histogram(limit) for tensor in tensors}
+    model.observe(batches, [Request(Tensor(tensor), histogram) for tensor, histogram in found.items()])
+    assert len(made) == 2, "one session, and a second one from where zeros are missing behind the Relu"
+    wanted = {tensor: Histogram(limit) for tensor in tensors}
+    for batch in batches:
+        whole = {tensor: Whole() for tensor in tensors}
+        model.observe([batch], [Request(Tensor(tensor), observer) for tensor, observer in whole.items()])
+        for tensor, axis in tensors.items():
+            wanted[tensor].update(whole[tensor].array, axis)
+    assert found == wanted
+    assert any(histogram.counted < histogram.elements for histogram in found.values())
+
+
+class Whole:
+    """Keeps the tensor of a batch."""
+
+    def update(self, batch, channel_axis=None):
+        self.array = batch
+
+
+def test_what_nobody_looks_at_is_not_computed():
+    """Whole tensors of the simulator's first layer: neither outputs nor later nodes are in the session."""
+    model = OnnxBackend().open(_sequences())
+    spec = QuantSpec.parse("uint8 per-tensor")
+    model.set_quantizers({Tensor(name): encode_range(-3.0, 3.0, spec) for name in ("linear", "pairs", "x", "relu")})
+    rng = np.random.default_rng(1)
+    batch = {
+        "x": rng.standard_normal((2, 7, 24)).astype(np.float32),
+        "image": rng.standard_normal((2, 3, 4, 5)).astype(np.float32),
+    }
+    sessions = []
+    kept = ObservingSession.observe
+    before, after = Whole(), Whole()
+    requests = [Request(Tensor("linear"), before), Request(Tensor("linear"), after, "after")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ObservingSession, "observe", lambda self, *args: (sessions.append(self), kept(self, *args)))
+        model.observe([batch], requests)
+    (session,) = sessions
+    assert len(session._session.output_names) == 2
+    assert not {"bright", "scores"} & set(session._session.output_names)
+    grid = encode_range(-3.0, 3.0, spec)
+    np.testing.assert_allclose(before.array, grid.fake_quantize(batch["x"]) @ model.weight("w").T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(after.array, grid.fake_quantize(before.array))

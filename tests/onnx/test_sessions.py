@@ -1,15 +1,23 @@
-"""Sessions are made once and kept while they fit."""
+"""Sessions are made once and kept while they fit, and read the weights where they lie."""
 
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import isobit
+from isobit.edits import SetWeights
+from isobit.errors import EditError
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS
 from isobit_onnx import model as onnx_model
+from isobit_onnx import session as onnx_session
+from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.building import build_onnx
+from isobit_onnx.reading import read_model
+from isobit_onnx.session import Session
+from isobit_onnx.translation import translate
 
 
 def test_a_second_calibration_observes_with_the_session_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +48,54 @@ def test_a_second_calibration_observes_with_the_session_of_the_first(monkeypatch
     fresh.calibrate([network.batch(4, seed=0)], sample_limit=None)
     assert dict(fresh.encodings) == dict(sim.encodings)
     np.testing.assert_array_equal(*(s.run(network.batch(2))[next(iter(s.graph.outputs))] for s in (sim, fresh)))
+
+
+@pytest.mark.parametrize("limit", [onnx_session.LARGE, 1000])
+def test_a_session_takes_large_weights_as_they_are(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_session, "LARGE", limit)
+    network = NETWORKS["conv_net"]()
+    proto = build_onnx(network)
+    model = read_model(proto)
+    before = {name: value.const_value for name, value in model.graph.initializers.items()}
+    taken: list[int] = []
+    inference_session = onnxruntime.InferenceSession
+
+    def noted(source: object, *args: object, **more: object) -> object:
+        if isinstance(source, bytes):
+            taken.append(len(source))
+        return inference_session(source, *args, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    session = Session(model)
+    monkeypatch.undo()
+    assert {name: value.const_value for name, value in model.graph.initializers.items()} == before
+    large = sum(tensor.nbytes for tensor in before.values() if tensor is not None and tensor.nbytes >= 1024)
+    assert large
+    assert bool(taken) == (limit > 1000)
+    assert max(taken, default=0) < proto.ByteSize() - large / 2
+    batch = network.batch(2)
+    expected = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, batch)
+    for found, wanted in zip(session.run(batch).values(), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_new_weights_of_layers_leave_the_graph_and_other_copies_as_they_are() -> None:
+    network = NETWORKS["conv_net"]()
+    model = OnnxBackend().open(build_onnx(network))
+    batch = network.batch(2)
+    (output,) = model.graph.outputs
+    before, copy = model.run(batch)[output], model.copy()
+    layer = next(node for node in model.graph.nodes if node.op == "Conv")
+    weight, float_model = layer.inputs[1] or "", copy.float_model
+    copy.edit([SetWeights({weight: 2 * copy.weight(weight)})])
+    assert copy.float_model is float_model, "nothing was built anew"
+    fresh = translate(copy.float_model).graph
+    assert [repr(node) for node in copy.graph.nodes] == [repr(node) for node in fresh.nodes]
+    assert copy.graph.tensors == fresh.tensors
+    assert {n: (w.shape, w.magnitude) for n, w in copy.graph.weights.items()} == {
+        n: (w.shape, w.magnitude) for n, w in fresh.weights.items()
+    }
+    assert np.abs(copy.run(batch)[output] - before).max() > 1e-3
+    np.testing.assert_array_equal(model.run(batch)[output], before)
+    with pytest.raises(EditError, match="NaN or infinity"):
+        copy.edit([SetWeights({weight: np.full_like(copy.weight(weight), np.nan)})])

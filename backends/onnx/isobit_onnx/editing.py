@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-from numpy.typing import NDArray
 
 from isobit.edits import EditPlan, Inserted, Replaced
 from isobit.errors import EditError
 from isobit.graph import Graph, Node, Shape
 from isobit.layout import TRANSPOSED, Layout, conv_transpose_layout, to_native
-from isobit.ops import RECURRENT, SETTINGS
+from isobit.ops import RECURRENT, SETTINGS, WEIGHTED
 from isobit.sites import Tensor
 from isobit_onnx.initializers import add_initializer
 from isobit_onnx.reading import infer_shapes
@@ -32,14 +31,37 @@ def apply_edits(model: ir.Model, translation: Translation, plan: EditPlan) -> ir
             editor.replace(step)
         else:
             editor.insert(step)
-    editor.set_weights()
-    return editor.finish() if plan.steps or _may_move_shapes(plan, translation.graph) else editor.model
+    set_weights(editor.model, plan, translation.graph)
+    return editor.model if _keeps_shapes(plan, translation.graph) else editor.finish()
 
 
-def _may_move_shapes(plan: EditPlan, before: Graph) -> bool:
-    """Whether new values have other shapes, or are integers, which may be sizes themselves."""
-    known = ((value, before.weights.get(name)) for name, value in plan.weights.items())
-    return any(info is None or value.shape != info.shape or value.dtype.kind != "f" for value, info in known)
+def changes_layers_alone(plan: EditPlan, before: Graph) -> bool:
+    """Whether edits change nothing but values of weights and biases of layers, which no rule of reading looks at."""
+
+    def of_layers(name: str) -> bool:
+        uses = before.uses(name)
+        readers = {use.node.name for use in uses}
+        return readers == before.source_readers(name) and all(u.node.op in WEIGHTED and u.index > 0 for u in uses)
+
+    return _keeps_shapes(plan, before) and all(of_layers(name) for name in plan.weights)
+
+
+def set_weights(model: ir.Model, plan: EditPlan, before: Graph) -> None:
+    """Write every new value of a constant that the graph `before` has."""
+    for name, value in plan.weights.items():
+        info = plan.graph.weights.get(name)
+        native = None if info is None else model.graph.initializers.get(info.source or name)
+        if info is None or native is None or native.const_value is None or name not in before.weights:
+            continue
+        array = to_native(value, info.layout, native.const_value.numpy())
+        native.const_value, native.shape = ir.Tensor(array, name=native.name), ir.Shape(array.shape)
+
+
+def _keeps_shapes(plan: EditPlan, before: Graph) -> bool:
+    """Whether nothing but known constants change, none their shape, and no integers, which may be sizes themselves."""
+    known = [(value, before.weights.get(name)) for name, value in plan.weights.items()]
+    same = all(info is not None and value.shape == info.shape and value.dtype.kind == "f" for value, info in known)
+    return same and not plan.steps
 
 
 class _Editor:
@@ -90,17 +112,6 @@ class _Editor:
         result = self._chain(source, step.nodes, source.producer())
         for part, index in readers if len(readers) == 1 else [r for r in readers if r[1] == site.index]:
             part.replace_input_with(index, result)
-
-    def set_weights(self) -> None:
-        """Write every new value of a constant that the model has already."""
-        for name, value in self.plan.weights.items():
-            info = self.plan.graph.weights.get(name)
-            source = info.source or name if info is not None else name
-            native = self.model.graph.initializers.get(source)
-            if info is None or native is None or native.const_value is None or name not in self.before.weights:
-                continue
-            array = to_native(value, info.layout, native.const_value.numpy())
-            self._set(native, array)
 
     def finish(self) -> ir.Model:
         """The edited model, without what nothing reads; shapes are inferred anew, or those of the plan."""
@@ -252,7 +263,3 @@ class _Editor:
         for position, output in enumerate(self.model.graph.outputs):
             if output is old:
                 self.model.graph.outputs[position] = new
-
-    def _set(self, value: ir.Value, array: NDArray[Any]) -> None:
-        tensor = ir.Tensor(array, name=value.name)
-        value.const_value, value.shape = tensor, ir.Shape(array.shape)

@@ -7,6 +7,7 @@ about as much as making a session, and nothing can drift apart.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from isobit.layout import to_canonical
 from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_onnx.binding import NativeSite, bind
-from isobit_onnx.editing import apply_edits
+from isobit_onnx.editing import apply_edits, changes_layers_alone, set_weights
 from isobit_onnx.observing import ObservingSession, Watched, serves_any_shape
 from isobit_onnx.qdq import insert_quantizers
 from isobit_onnx.session import Session
@@ -71,9 +72,13 @@ class OnnxModel:
     def edit(self, edits: Sequence[Edit]) -> None:
         """Apply edits, all or none."""
         plan = plan_edits(self.graph, edits, self.weight)
-        edited = apply_edits(self.float_model, self.translation, plan)
-        translation = translate(edited)  # may still refuse: nothing was assigned yet
-        self.float_model, self.translation = edited, translation
+        if changes_layers_alone(plan, self.graph):
+            set_weights(self.float_model, plan, self.graph)
+            self.translation = replace(self.translation, graph=plan.graph)
+        else:
+            edited = apply_edits(self.float_model, self.translation, plan)
+            translation = translate(edited)  # may still refuse: nothing was assigned yet
+            self.float_model, self.translation = edited, translation
         self._encodings = {site: e for site, e in self._encodings.items() if self.graph.has_site(site)}
         self._off &= self._encodings.keys()
         self._sessions.clear()
@@ -128,7 +133,7 @@ class OnnxModel:
 
         Sessions of the float model serve later passes that want the same: a calibration with other data makes none.
         """
-        active = self._active()
+        active = self._active_before(requests)
         simulator = self.simulator(active) if active else self.float_model
         values = ir.convenience.create_value_mapping(simulator.graph)
         watched = tuple(self._watch(simulator, values, request) for request in requests)
@@ -144,6 +149,23 @@ class OnnxModel:
             if key not in sessions:
                 sessions[key] = ObservingSession(simulator, watched, batch, self.providers)
             sessions[key].observe(batch, observers)
+
+    def _active_before(self, requests: Sequence[Request]) -> dict[Site, Encoding]:
+        """The quantizers that are on; where whole tensors alone are wanted, those that these depend on."""
+        active = self._active()
+        if not active or any(Watched.of(request.observer, "", None).kind != "whole" for request in requests):
+            return active
+        sites = [request.site for request in requests]
+        readers = {site.node for site in sites if isinstance(site, Input)}
+        tensors = {site.name for site in sites if isinstance(site, Tensor)}
+        tensors.update(name for node in readers for name in self.graph.node(node).inputs if name is not None)
+        nodes = self.graph.before(tensors) | readers
+        tensors.update(name for node in nodes for name in self.graph.node(node).inputs if name is not None)
+
+        def matters(site: Site) -> bool:
+            return site.node in nodes if isinstance(site, Input) else site.name in tensors
+
+        return {site: encoding for site, encoding in active.items() if matters(site)}
 
     def _watch(self, simulator: ir.Model, values: Mapping[str, ir.Value], request: Request) -> Watched:
         site = request.site

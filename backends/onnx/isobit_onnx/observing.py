@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from isobit.backend import Batch, Observer
@@ -74,11 +75,14 @@ class ObservingSession:
         reduced = [item.value for item in self.watched if item.kind != "whole"]
         if not self._any_shape and (_set_sample_shapes(working, batch) or not _are_known(working, reduced)):
             infer_shapes(working)
+        if not reduced:  # what is not looked at need not be computed
+            working.graph.outputs.clear()
         self._model_outputs = [value.name or "" for value in working.graph.outputs]
         builder = _Reductions(working, zero_is_minimum, self._any_shape)
         # onnxruntime visits the last leaves of a graph first: the reductions of the earliest tensors are added last, so
         # that each runs as soon as its tensor is there, and the tensor is freed.
         self._outputs = [builder.add(item) for item in reversed(self.watched)][::-1]
+        passes.RemoveUnusedNodesPass()(working)
         self._ends = sorted({name for names in self._outputs for name in (names.minimum, names.maximum) if name})
         self._with_zeros = sorted({names.sample for names in self._outputs if names.sample and not names.minimum})
         samples = {names.sample for names in self._outputs if names.sample}
@@ -168,11 +172,11 @@ def _sizes(model: ir.Model, batch: Batch) -> dict[str, int]:
 
 
 def _sample_dims(value: ir.Value, named: Collection[str] = ()) -> _Dims | None:
-    """The sizes behind the batch, as numbers or as names of `named`; None where they are not known, or there is none."""
+    """The sizes behind the batch, as numbers or as names of `named`; None where they are unknown, or there is none."""
     if value.shape is None or len(value.shape) < 2:
         return None
     sizes = tuple(size if isinstance(size, int) else size.value for size in value.shape[1:])
-    known = tuple(size for size in sizes if isinstance(size, int) or size in named and size is not None)
+    known = tuple(size for size in sizes if isinstance(size, int) or (size in named and size is not None))
     return known if len(known) == len(sizes) else None
 
 

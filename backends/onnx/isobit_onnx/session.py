@@ -126,19 +126,14 @@ def _serialized(model: ir.Model) -> Iterator[tuple[str | bytes, Weights]]:
 
     Where what is left is too large for one protobuf: a path, in a folder that goes afterwards, with all weights.
     """
-    initializers = model.graph.initializers
-    apart = {name: value.const_value for name, value in initializers.items() if _can_lie_apart(value)}
-    weights = {name: np.require(tensor.numpy(), requirements="CA") for name, tensor in apart.items()}
+    apart = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and _can_lie_apart(value.const_value)
+    }
+    weights: Weights = {name: np.require(tensor.numpy(), requirements=("C", "A")) for name, tensor in apart.items()}
     if weight_bytes(model) - sum(array.nbytes for array in weights.values()) < LARGE:
-        try:
-            for name, tensor in apart.items():
-                elsewhere = ir.ExternalTensor("memory", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
-                initializers[name].const_value = elsewhere
-            source = ir.to_proto(model).SerializeToString()
-        finally:
-            for name, tensor in apart.items():
-                initializers[name].const_value = tensor
-        yield source, weights
+        yield _without(model, apart), weights
         return
     with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
         path = Path(folder) / "model.onnx"
@@ -146,10 +141,24 @@ def _serialized(model: ir.Model) -> Iterator[tuple[str | bytes, Weights]]:
         yield str(path), {}  # a session maps or copies the file while it is made
 
 
-def _can_lie_apart(value: ir.Value) -> bool:
+def _can_lie_apart(tensor: ir.TensorProtocol) -> bool:
     """Whether a constant is large enough to be worth it, and of a type that NumPy has."""
-    tensor = value.const_value
-    return tensor is not None and tensor.nbytes >= _SMALLEST_APART and tensor.dtype in _SHARED
+    return tensor.nbytes >= _SMALLEST_APART and tensor.dtype in _SHARED
+
+
+def _without(model: ir.Model, apart: Mapping[str, ir.TensorProtocol]) -> bytes:
+    """A model as a protobuf that says of these weights that they are elsewhere."""
+    initializers = model.graph.initializers
+    try:
+        for name, tensor in apart.items():
+            shape = ir.Shape(tensor.shape.numpy())
+            initializers[name].const_value = ir.ExternalTensor(
+                "memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
+            )
+        return bytes(ir.to_proto(model).SerializeToString())
+    finally:
+        for name, tensor in apart.items():
+            initializers[name].const_value = tensor
 
 
 def _add_weights(options: Any, weights: Weights) -> None:

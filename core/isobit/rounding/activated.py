@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,9 @@ from isobit.rounding.activation import Activation
 from isobit.rounding.grid import Grid
 
 Matrix = NDArray[np.float64]
+
+#: Outputs that are computed at once.
+_OUTPUTS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,44 +66,56 @@ class ActivatedError:
     def error(self, weight: NDArray[np.floating]) -> Matrix:
         """The error of each output channel, without damping, (groups, outputs)."""
         found = np.empty(weight.shape[:2])
-        for g, o in np.ndindex(*found.shape):
-            y, wanted = self._outputs(weight[g, o].astype(np.float64), g, o)
-            slope = self._slope(g, o)
-            found[g, o] = np.square(self.activation(y, slope) - self.activation(wanted, slope)).mean()
+        for g, some, y, wanted in self._outputs(weight.astype(np.float64)):
+            slope = self._slopes(g, some)
+            found[g, some] = np.square(self.activation(y, slope) - self.activation(wanted, slope)).mean(axis=1)
         return found
 
+    @cached_property
     def power(self) -> Matrix:
         """The mean square of each output channel behind the activation, (groups, outputs), as it is to be."""
         found = np.empty(self.weight.shape[:2])
-        for g, o in np.ndindex(*found.shape):
-            _, wanted = self._outputs(self.weight[g, o], g, o)
-            found[g, o] = np.square(self.activation(wanted, self._slope(g, o))).mean()
+        for g, some, _, wanted in self._outputs(None):
+            found[g, some] = np.square(self.activation(wanted, self._slopes(g, some))).mean(axis=1)
         return found
 
     def descend(self, grid: Grid, integers: Matrix, *, sweeps: int = 20) -> Matrix:
         """Better integers, (groups, outputs, columns), never worse ones: each weight in turn moves while that helps."""
         from numba import get_num_threads
 
-        found = np.array(integers, np.float64)
-        with ThreadPoolExecutor(get_num_threads()) as threads:  # the kernel lets go of the interpreter
-            list(threads.map(lambda at: self._one_output(grid, found, at, sweeps), np.ndindex(*found.shape[:2])))
-        return found
-
-    def _one_output(self, grid: Grid, found: Matrix, at: tuple[int, ...], sweeps: int) -> None:
         from isobit.rounding.kernels_activated import move_activated  # compiles on first use
 
-        g, o = at
-        q, scale, zero_point = found[at], grid.scale[at], grid.zero_point[at]
-        y, wanted = self._outputs((q - zero_point) * scale, g, o)
-        x = self.rows[g]
-        ridge = self.damping * (float(np.square(x, dtype=np.float64).mean()) or 1.0) * x.shape[1]
-        limits = np.array([self._slope(g, o), self.activation.low, self.activation.high, grid.q_min, grid.q_max])
-        move_activated(q, self.weight[g, o], x, y, wanted, scale, zero_point, limits, ridge, sweeps)
+        found = np.array(integers, np.float64)
 
-    def _outputs(self, v: Matrix, g: int, o: int) -> tuple[Matrix, Matrix]:
-        """Output o of group g before the activation at every row: with the weight v, and as it is to be."""
-        return v @ self.rows[g] + self.offset[g, o], self.weight[g, o] @ self.reference[g] + self.bias[g, o]
+        def move(g: int, o: int, ridge: float, y: Matrix, wanted: Matrix) -> None:
+            slope = float(self._slopes(g, slice(o, o + 1))[0, 0])
+            limits = np.array([slope, self.activation.low, self.activation.high, grid.q_min, grid.q_max])
+            scale, zero_point = grid.scale[g, o], grid.zero_point[g, o]
+            move_activated(
+                found[g, o], self.weight[g, o], self.rows[g], y, wanted, scale, zero_point, limits, ridge, sweeps
+            )
 
-    def _slope(self, g: int, o: int) -> float:
-        slopes = self.activation.slope
-        return float(slopes[(g * self.weight.shape[1] + o) % slopes.size])
+        with ThreadPoolExecutor(get_num_threads()) as threads:  # the kernel lets go of the interpreter
+            for g, some, y, wanted in self._outputs(grid.values(found)):
+                ridge = self.damping * (float(np.square(self.rows[g], dtype=np.float64).mean()) or 1.0)
+                ridge *= self.rows.shape[1]
+                tasks = [threads.submit(move, g, some.start + i, ridge, y[i], wanted[i]) for i in range(len(y))]
+                for task in tasks:
+                    task.result()
+        return found
+
+    def _outputs(self, weight: Matrix | None) -> Iterator[tuple[int, slice, Matrix, Matrix]]:
+        """Group, some of its outputs, and these at every row before the activation: with a weight, and as to be."""
+        groups, outputs, _ = self.weight.shape
+        for g in range(groups):
+            x, r = self.rows[g].astype(np.float64), self.reference[g].astype(np.float64)
+            for start in range(0, outputs, _OUTPUTS):
+                some = slice(start, min(start + _OUTPUTS, outputs))
+                wanted = self.weight[g, some] @ r + self.bias[g, some, None]
+                y = wanted if weight is None else weight[g, some] @ x + self.offset[g, some, None]
+                yield g, some, y, wanted
+
+    def _slopes(self, g: int, some: slice) -> Matrix:
+        """The slopes of some outputs of a group, (outputs, 1)."""
+        slopes, outputs = self.activation.slope, self.weight.shape[1]
+        return slopes[np.arange(g * outputs + some.start, g * outputs + some.stop) % slopes.size, None]

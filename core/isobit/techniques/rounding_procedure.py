@@ -115,7 +115,7 @@ class Problem:
     def share(self, matrix: NDArray[np.float32]) -> float:
         """The error of a weight as a matrix, as a share of the output's power; behind the activation if known."""
         error = self.objective.error if self.activated is None else self.activated.error
-        power = self.objective.constant if self.activated is None else self.activated.power()
+        power = self.objective.constant if self.activated is None else self.activated.power
         return float(error(matrix).sum() / (power.sum() or 1.0))
 
     def min_max(self) -> Encoding:
@@ -177,12 +177,16 @@ class _Run:
             self.solved = {solved.layer.weight: solved for solved in found}
 
     def sequential(self, groups: list[list[Layer]]) -> None:
+        simulator = None
         for group in groups:
             self._float_pass(group)
+            simulator = simulator or self._simulator()
             for layer in group:
                 rows = self._rows([layer])
-                self._simulator().observe(self.data, _requests(rows, "after"))
-                self.solved[layer.weight] = self._solve(layer, rows)
+                simulator.observe(self.data, _requests(rows, "after"))
+                solved = self._solve(layer, rows)
+                self.solved[layer.weight] = solved
+                self._simulate(simulator, [solved])
 
     def _rows(self, layers: Iterable[Layer]) -> dict[str, Rows]:
         limit = self.procedure.limit
@@ -199,14 +203,18 @@ class _Run:
     def _simulator(self) -> BackendModel:
         """A copy with every quantizer of the plan, and the weights as far as they are solved."""
         copy = self.model.copy()
-        edits = self.edits(copy.graph)
+        self._simulate(copy, self.solved.values())
+        return copy
+
+    def _simulate(self, copy: BackendModel, solved: Iterable[_Solved]) -> None:
+        """Give a copy these weights and biases, and the encodings of all that is solved."""
+        edits = _edits(copy.graph, solved)
         if edits:
             copy.edit(edits)
         resolved = resolve(
             copy.graph, self.plan, self.statistics, self.calibrator, copy.weight, frozen=self.encodings()
         )
         copy.set_quantizers({s: e for s, e in resolved.encodings.items() if self.plan.placements[s].simulated})
-        return copy
 
     def _solve(self, layer: Layer, rows: dict[str, Rows]) -> _Solved:
         weight = self.model.weight(layer.weight)
@@ -263,19 +271,6 @@ class _Run:
         except DataError as error:
             raise DataError(f"input of {name!r}: {error}") from error
 
-    def edits(self, graph: Graph) -> list[Edit]:
-        """What writes the solved weights and biases."""
-        found: list[Edit] = []
-        values = {solved.layer.weight: solved.weight for solved in self.solved.values()}
-        for solved in self.solved.values():
-            for name, bias in solved.biases.items():
-                old = graph.node(name).input(2)
-                if old is None:
-                    found.append(AddBias(name, bias))
-                else:
-                    values[old] = bias
-        return [*([SetWeights(values)] if values else []), *found]
-
     def encodings(self) -> dict[Site, Encoding]:
         """The encodings of the solved weights, to be frozen."""
         return {solved.layer.placement.site: solved.encoding for solved in self.solved.values()}
@@ -312,8 +307,23 @@ def round_weights(
         run.sequential(groups)
     else:
         run.fast(groups)
-    model.edit(run.edits(model.graph))
+    model.edit(_edits(model.graph, run.solved.values()))
     return run.report(left)
+
+
+def _edits(graph: Graph, solved: Iterable[_Solved]) -> list[Edit]:
+    """What writes solved weights and biases."""
+    found: list[Edit] = []
+    values = {}
+    for one in solved:
+        values[one.layer.weight] = one.weight
+        for name, bias in one.biases.items():
+            old = graph.node(name).input(2)
+            if old is None:
+                found.append(AddBias(name, bias))
+            else:
+                values[old] = bias
+    return [*([SetWeights(values)] if values else []), *found]
 
 
 def _requests(rows: dict[str, Rows], stage: str) -> list[Request]:
