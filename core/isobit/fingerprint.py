@@ -41,14 +41,14 @@ def check_fingerprint(saved: Fingerprint, found: Fingerprint, where: str) -> Non
         raise ModelError(f"{where} was made from a model with other weights: {changed[0]!r}{more} differ(s)")
 
 
-def _bytes(array: NDArray[Any]) -> bytes | NDArray[np.uint8]:
+def _bytes(array: NDArray[Any]) -> bytes | memoryview:
     """What an array holds; text by its characters, for its elements are but addresses."""
     if array.dtype.hasobject:
         return repr(array.tolist()).encode()
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _hash(*parts: bytes | NDArray[np.uint8]) -> str:
+def _hash(*parts: bytes | memoryview) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part)
