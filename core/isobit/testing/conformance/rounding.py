@@ -26,6 +26,9 @@ from isobit.testing.conformance.setting import Opened, Setting
 from isobit.wishes import Wishes
 
 
+_NAMES = ("SequentialMse", "GPTQ", "AdaRound", "AdaRound sequential")
+
+
 class RoundingConformance(Setting):
     """Sampling rows in every layer, and rounding by them."""
 
@@ -66,7 +69,7 @@ class RoundingConformance(Setting):
         np.testing.assert_array_equal(found[0]["conv1"].values, found[1]["conv1"].values)
 
     @pytest.mark.parametrize("network", ["conv_net", "upsampler", "attention"])
-    @pytest.mark.parametrize("technique", [SequentialMse(), GPTQ(), AdaRound()], ids=lambda t: type(t).__name__)
+    @pytest.mark.parametrize("technique", [SequentialMse(), GPTQ(), AdaRound(), AdaRound(sequential=True)], ids=_NAMES)
     def test_weights_are_those_of_the_interpreter(
         self, open_network: Callable[[str], Opened], network: str, technique: Technique
     ) -> None:
