@@ -43,7 +43,7 @@ def rescale_inputs(
         if found is None:
             reasons[item.name] = "no alpha makes the expected error smaller"
         else:
-            changed.append(f"{item.name}: {found.reason}, divided in {rescale(draft, item, found)}")
+            changed.append(f"{item.name}: {found.reason}, divided in {rescale(draft, item, found.snapped())}")
     if draft.edits:
         model.edit(draft.edits)
     return TechniqueReport(technique, tuple(changed), reasons)

@@ -7,7 +7,7 @@ it is shifted, before each reader.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from isobit.techniques.weighted_layer import (
     weight_obstacle,
 )
 
+#: Significant bits of a factor: the fewer, the more rarely noise carries one over to its neighbour.
+_FACTOR_BITS = 6
+
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
 
 
@@ -42,6 +45,14 @@ class Rescaling:
     def nothing(cls, channels: int) -> Rescaling:
         """The one that changes nothing."""
         return cls(np.ones(channels), np.zeros(channels))
+
+    def snapped(self) -> Rescaling:
+        """This one with factors of few bits, so that what is quantized has the same bits in every framework.
+
+        A mean square differs in its last bits between them; so would each scaled weight, and with it its scale.
+        """
+        mantissa, exponent = np.frexp(self.factors)
+        return replace(self, factors=np.ldexp(np.rint(np.ldexp(mantissa, _FACTOR_BITS)), exponent - _FACTOR_BITS))
 
     @property
     def is_shifted(self) -> bool:

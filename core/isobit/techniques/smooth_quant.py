@@ -32,7 +32,7 @@ class SmoothQuant:
     make on new data: alpha between 0 and 1 by steps of 0.05; with `shift` also each channel's middle or mean subtracted
     first, which the biases take up; and nothing at all. One pass over the data, for ranges and moments. The change goes
     into the norm or layer before, or into a Mul (and an Add) where that has other readers. A given `alpha` is the
-    paper's formula, without a shift.
+    paper's formula, without a shift. Factors have 6 significant bits (`isobit.techniques.input_scaling`).
     """
 
     alpha: float | None = None

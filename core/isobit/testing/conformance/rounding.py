@@ -25,7 +25,6 @@ from isobit.testing import interpreter
 from isobit.testing.conformance.setting import Opened, Setting
 from isobit.wishes import Wishes
 
-
 _NAMES = ("SequentialMse", "GPTQ", "AdaRound", "AdaRound sequential")
 
 

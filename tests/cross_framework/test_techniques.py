@@ -1,0 +1,84 @@
+"""The same technique on the same network gives the same weights and encodings in every framework."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+import isobit
+from isobit.techniques import (
+    GPTQ,
+    AdaRound,
+    Awq,
+    CorrectBias,
+    EqualizeCrossLayers,
+    FoldBatchNorms,
+    ReestimateBatchNorms,
+    SequentialMse,
+    SmoothQuant,
+    SpatialSvd,
+    Technique,
+    WeightSvd,
+)
+from isobit.testing.networks import NETWORKS
+from isobit_onnx.building import build_onnx
+from isobit_tensorflow.building import build_keras
+from isobit_torch.building import build_torch, example_of
+
+#: Of the largest value of each constant.
+CLOSE = 1e-6
+
+TECHNIQUES: dict[str, tuple[str, Sequence[Technique]]] = {
+    "fold": ("inverted_residual", [FoldBatchNorms()]),
+    "equalize": ("inverted_residual", [FoldBatchNorms(), EqualizeCrossLayers(clip="per-channel")]),
+    "equalize and absorb": ("conv_net", [FoldBatchNorms(), EqualizeCrossLayers()]),
+    "correct biases": ("inverted_residual", [FoldBatchNorms(), CorrectBias()]),
+    "correct biases, layer after layer": ("conv_net", [FoldBatchNorms(), CorrectBias("full")]),
+    "SequentialMse": ("inverted_residual", [FoldBatchNorms(), SequentialMse()]),
+    "GPTQ": ("inverted_residual", [FoldBatchNorms(), GPTQ()]),
+    "AdaRound": ("inverted_residual", [FoldBatchNorms(), AdaRound()]),
+    "AdaRound, sequential": ("inverted_residual", [FoldBatchNorms(), AdaRound(sequential=True)]),
+    "AdaRound, activation-aware": ("inverted_residual", [FoldBatchNorms(), AdaRound(activation_aware=True)]),
+    "AdaRound of a transformer": ("attention", [AdaRound()]),
+    "AdaRound of transposed convolutions": ("upsampler", [FoldBatchNorms(), AdaRound()]),
+    "SmoothQuant": ("attention", [SmoothQuant()]),
+    "Awq": ("attention", [Awq()]),
+    "re-estimate batch norms": ("conv_net", [ReestimateBatchNorms()]),
+    "SpatialSvd": ("conv_net", [FoldBatchNorms(), SpatialSvd(0.5)]),
+    "WeightSvd": ("two_inputs", [WeightSvd(0.5)]),
+}
+
+
+@pytest.mark.parametrize("case", TECHNIQUES)
+def test_weights_and_encodings_are_those_of_the_other_frameworks(case: str) -> None:
+    name, techniques = TECHNIQUES[case]
+    network = NETWORKS[name]()
+    target = "onnxruntime-cpu-transformer" if name == "attention" else "default"
+    bits = (
+        {"weights": "int4 per-channel"}
+        if any(isinstance(t, AdaRound | GPTQ | SequentialMse) for t in techniques)
+        else {}
+    )
+    sims = {
+        "onnx": isobit.QuantSim(build_onnx(network), target=target, **bits),
+        "torch": isobit.QuantSim(build_torch(network), example_of(network), target=target, **bits),
+        "tensorflow": isobit.QuantSim(build_keras(network), target=target, **bits),
+    }
+    data = [network.batch(8, seed) for seed in range(4)]
+    changed = {framework: sim.apply(*techniques, data=data)[-1].changed for framework, sim in sims.items()}
+    assert all(changed.values()), changed
+    for sim in sims.values():
+        sim.calibrate(data)
+    first = sims["onnx"]
+    for framework, sim in sims.items():
+        names = sim.graph.weights.keys() & first.graph.weights.keys()
+        assert names == sim.graph.weights.keys() == first.graph.weights.keys(), framework
+        for constant in names:
+            wanted, found = (one.backend_model.weight(constant) for one in (first, sim))
+            atol = CLOSE * float(np.abs(wanted).max(initial=1e-30))
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=atol, err_msg=f"{framework} {constant}")
+        found_encodings = isobit.transfer(first.encodings, first, sim)
+        assert found_encodings.complete, (framework, found_encodings)
+        assert dict(found_encodings.encodings) == dict(sim.encodings), framework
