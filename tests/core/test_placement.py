@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from drawn_graphs import ACTIVATION, BIAS, DEFAULT, IMAGE, ORT, WEIGHT, both, conv, drawn, formats, relu, small
 from sketch import Sketch
 
-from isobit.canonical import canonicalize
-from isobit.errors import FormatError
 from isobit.graph import Graph
 from isobit.placement import place
-from isobit.plan import Plan
-from isobit.plugins import Registry
 from isobit.sites import Input, Tensor, Weight
 from isobit.target import Target
 from isobit.wishes import Wishes
-
-IMAGE = ("N", 4, 6, 6)
-TARGETS: Mapping[str, Target] = {name: Registry([]).target(name) for name in ("default", "onnxruntime-cpu")}
-both = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-DEFAULT, ORT = TARGETS["default"], TARGETS["onnxruntime-cpu"]
-
-ACTIVATION = "uint8 asymmetric per-tensor"
-WEIGHT = "int8 symmetric per-channel"
-BIAS = "int32 symmetric per-channel"
-
-
-def formats(plan: Plan) -> dict[str, str]:
-    """Formats by site; ``(copy)`` marks what the simulator does not round again."""
-    return {
-        f"{'w:' if isinstance(site, Weight) else ''}{site}": f"{p.spec}{'' if p.simulated else ' (copy)'}"
-        for site, p in plan.placements.items()
-    }
-
-
-def conv(sketch: Sketch, x: str, name: str, out: int = 4, source: int = 4, *, bias: bool = False) -> str:
-    operands = [sketch.random(f"{name}.w", out, source, 1, 1), *([sketch.random(f"{name}.b", out)] if bias else [])]
-    return sketch.node("Conv", x, *operands, name=name, shape=("N", out, 6, 6))
-
-
-def relu(sketch: Sketch, x: str, name: str) -> str:
-    return sketch.node("Relu", x, name=name, shape=IMAGE)
-
-
-def drawn(sketch: Sketch, *outputs: str) -> Graph:
-    return canonicalize(sketch.graph(*outputs))
-
 
 # --- chains ---------------------------------------------------------------------------------------------------------
 
@@ -377,86 +341,6 @@ def test_a_bias_of_two_layers_has_two_scales() -> None:
     assert plan.placements[Input("b", 2)].scale_of == (Tensor("a"), Weight("b.w"))
 
 
-# --- wishes ---------------------------------------------------------------------------------------------------------
-
-
-def small() -> Graph:
-    sketch = Sketch()
-    y = relu(sketch, conv(sketch, sketch.input("x", *IMAGE), "block.conv", bias=True), "block.relu")
-    y = sketch.node("MaxPool", y, name="pool", shape=("N", 4, 3, 3), kernel_shape=(2, 2), strides=(2, 2))
-    return drawn(sketch, sketch.node("Conv", y, sketch.random("head.w", 4, 4, 1, 1), name="head", shape=("N", 4, 3, 3)))
-
-
-def test_formats_for_all() -> None:
-    plan = place(small(), DEFAULT, Wishes(weights="int4 per-tensor", activations="int16"))
-    assert formats(plan)["w:head.w"] == "int4 symmetric per-tensor"
-    assert formats(plan)["head"] == "int16 symmetric per-tensor"
-
-
-def test_overrides_by_pattern_the_last_wins() -> None:
-    overrides = {"*.w": "int4", "head.*": "int6", "block.relu": "uint4", "x": None}
-    found = formats(place(small(), DEFAULT, Wishes(overrides=overrides)))
-    assert found["w:block.conv.w"] == "int4 symmetric per-channel"
-    assert found["w:head.w"] == "int6 symmetric per-channel"
-    assert found["block.relu"] == "uint4 asymmetric per-tensor"
-    assert found["pool"] == "uint4 asymmetric per-tensor (copy)", "what it is tied to goes along"
-    plan = place(small(), DEFAULT, Wishes(overrides=overrides))
-    assert plan.floats["x"] == "float by your override"
-
-
-def test_weights_kept_in_float() -> None:
-    plan = place(small(), DEFAULT, Wishes(overrides={"head.w": None}))
-    assert plan.floats["head.w"] == "float by your override"
-    assert Tensor("head") in plan.placements
-
-
-def test_one_reader_may_have_its_own_format() -> None:
-    plan = place(small(), DEFAULT, Wishes(overrides={"head[0]": "uint4"}))
-    assert str(plan.placements[Input("head", 0)].spec) == "uint4 asymmetric per-tensor"
-    assert formats(plan)["pool"] == ACTIVATION + " (copy)"
-
-
-@pytest.mark.parametrize("pattern", ["block.conv", "Conv", "block.*"])
-def test_excluded_nodes_stay_in_float(pattern: str) -> None:
-    plan = place(small(), DEFAULT, Wishes(exclude=[pattern]))
-    assert Weight("block.conv.w") not in plan.placements
-    assert plan.floats["block.conv.w"] == "Conv block.conv stays in float"
-    assert Tensor("x") not in plan.placements
-    assert (Weight("head.w") in plan.placements) == (pattern != "Conv")
-
-
-def test_an_excluded_node_is_fused_into_nothing() -> None:
-    plan = place(small(), ORT, Wishes(exclude=["Relu"]))
-    assert Tensor("block.conv") in plan.placements
-    assert plan.placements[Tensor("block.relu")].group == "block.relu", "the next layer reads it through the pooling"
-
-
-@pytest.mark.parametrize(
-    ("wishes", "said"),
-    [
-        (
-            Wishes(overrides={"haed.w": "int4"}),
-            "override 'haed.w' matches no tensor or weight (did you mean 'head.w'?)",
-        ),
-        (Wishes(overrides={"head[3]": "int4"}), "override 'head[3]' matches no tensor or weight"),
-        (Wishes(exclude=["Covn"]), "exclude 'Covn' matches no node name or op type (did you mean 'Conv'?)"),
-        (Wishes(overrides={"head[1]": "int4"}), "override 'head[1]': input 1 of 'head' is no float tensor"),
-        (Wishes(overrides={"head[0]": None}), "one reader cannot take the float tensor back; override 'pool'"),
-        (Wishes(overrides={"head.w": "in4"}), "unknown number type 'in4'"),
-        (Wishes(overrides={"x": "uint8 per-channel"}), "quantizes activations per-tensor, not per-channel"),
-        (
-            Wishes(activations="uint4"),
-            "target 'onnxruntime-cpu' cannot run activations of type uint4; it runs: uint8, int8",
-        ),
-        (Wishes(weights="int2"), "target 'onnxruntime-cpu' cannot run weights of type int2; it runs: int8, uint8"),
-        (Wishes(weights="int4 lpbq=2"), "cannot run weights lpbq=2; it runs: per-channel, per-tensor, block"),
-    ],
-)
-def test_wishes_that_cannot_be_met(wishes: Wishes, said: str) -> None:
-    with pytest.raises(FormatError, match=re.escape(said)):
-        place(small(), ORT, wishes)
-
-
 @both
 def test_every_float_tensor_and_weight_is_placed_or_explained(target: Target) -> None:
     for graph in (small(), attention(Sketch(), "computed"), attention(Sketch(), "constant")):
@@ -465,14 +349,3 @@ def test_every_float_tensor_and_weight_is_placed_or_explained(target: Target) ->
         for name in names:
             placed = {Tensor(name), Weight(name)} & plan.placements.keys()
             assert bool(placed) != (name in plan.floats), name
-
-
-def test_an_override_inside_a_chain_says_what_the_chain_is() -> None:
-    sketch = Sketch()
-    x = sketch.input("x", "N", 3, 8, 8)
-    weight = sketch.random("w", 4, 3, 1, 1)
-    y = sketch.node("Conv", x, weight, name="conv", shape=("N", 4, 8, 8))
-    y = sketch.node("Relu", y, name="relu", shape=("N", 4, 8, 8))
-    graph = canonicalize(sketch.graph(y))
-    with pytest.raises(FormatError, match="'conv'.*inside the chain that ends in 'relu'"):
-        place(graph, Registry([]).target("default"), Wishes(overrides={"conv": "int16"}))
