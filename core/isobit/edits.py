@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from isobit.canonical.channels import annotate_channels
 from isobit.errors import EditError, ModelError
 from isobit.graph import Graph, Node, Shape, TensorInfo, WeightInfo, small_value
+from isobit.ops import WEIGHTED
 from isobit.shapes import ShapeError, infer
 from isobit.sites import Input, Tensor
 
@@ -108,6 +109,22 @@ class EditPlan:
     graph: Graph
     steps: tuple[Replaced | Inserted, ...]
     weights: Mapping[str, Array]
+
+    def keeps_shapes(self, before: Graph) -> bool:
+        """Whether nothing but known constants change, none its shape, and no integers, which may be sizes."""
+        known = [(value, before.weights.get(name)) for name, value in self.weights.items()]
+        same = all(info is not None and value.shape == info.shape and value.dtype.kind == "f" for value, info in known)
+        return same and not self.steps
+
+    def changes_layers_alone(self, before: Graph) -> bool:
+        """Whether nothing but values of weights and biases of layers change, which no rule of reading looks at."""
+
+        def of_layers(name: str) -> bool:
+            uses = before.uses(name)
+            readers = {use.node.name for use in uses}
+            return readers == before.source_readers(name) and all(u.node.op in WEIGHTED and u.index > 0 for u in uses)
+
+        return self.keeps_shapes(before) and all(of_layers(name) for name in self.weights)
 
 
 def plan_edits(graph: Graph, edits: Sequence[Edit], read: ReadWeight) -> EditPlan:

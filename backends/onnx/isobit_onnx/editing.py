@@ -13,7 +13,7 @@ from isobit.edits import EditPlan, Inserted, Replaced
 from isobit.errors import EditError
 from isobit.graph import Graph, Node, Shape
 from isobit.layout import TRANSPOSED, Layout, conv_transpose_layout, to_native
-from isobit.ops import RECURRENT, SETTINGS, WEIGHTED
+from isobit.ops import RECURRENT, SETTINGS
 from isobit.sites import Tensor
 from isobit_onnx.initializers import add_initializer
 from isobit_onnx.reading import infer_shapes
@@ -32,18 +32,7 @@ def apply_edits(model: ir.Model, translation: Translation, plan: EditPlan) -> ir
         else:
             editor.insert(step)
     set_weights(editor.model, plan, translation.graph)
-    return editor.model if _keeps_shapes(plan, translation.graph) else editor.finish()
-
-
-def changes_layers_alone(plan: EditPlan, before: Graph) -> bool:
-    """Whether edits change nothing but values of weights and biases of layers, which no rule of reading looks at."""
-
-    def of_layers(name: str) -> bool:
-        uses = before.uses(name)
-        readers = {use.node.name for use in uses}
-        return readers == before.source_readers(name) and all(u.node.op in WEIGHTED and u.index > 0 for u in uses)
-
-    return _keeps_shapes(plan, before) and all(of_layers(name) for name in plan.weights)
+    return editor.model if plan.keeps_shapes(translation.graph) else editor.finish()
 
 
 def set_weights(model: ir.Model, plan: EditPlan, before: Graph) -> None:
@@ -55,13 +44,6 @@ def set_weights(model: ir.Model, plan: EditPlan, before: Graph) -> None:
             continue
         array = to_native(value, info.layout, native.const_value.numpy())
         native.const_value, native.shape = ir.Tensor(array, name=native.name), ir.Shape(array.shape)
-
-
-def _keeps_shapes(plan: EditPlan, before: Graph) -> bool:
-    """Whether nothing but known constants change, none their shape, and no integers, which may be sizes themselves."""
-    known = [(value, before.weights.get(name)) for name, value in plan.weights.items()]
-    same = all(info is not None and value.shape == info.shape and value.dtype.kind == "f" for value, info in known)
-    return same and not plan.steps
 
 
 class _Editor:

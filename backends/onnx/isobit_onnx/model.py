@@ -24,7 +24,7 @@ from isobit.layout import to_canonical
 from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_onnx.binding import NativeSite, bind
-from isobit_onnx.editing import apply_edits, changes_layers_alone, set_weights
+from isobit_onnx.editing import apply_edits, set_weights
 from isobit_onnx.observing import ObservingSession, Watched, serves_any_shape
 from isobit_onnx.qdq import insert_quantizers
 from isobit_onnx.session import Session
@@ -72,7 +72,7 @@ class OnnxModel:
     def edit(self, edits: Sequence[Edit]) -> None:
         """Apply edits, all or none."""
         plan = plan_edits(self.graph, edits, self.weight)
-        if changes_layers_alone(plan, self.graph):
+        if plan.changes_layers_alone(self.graph):
             set_weights(self.float_model, plan, self.graph)
             self.translation = replace(self.translation, graph=plan.graph)
         else:

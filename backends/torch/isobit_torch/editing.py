@@ -69,7 +69,10 @@ class Edited:
 
 
 def apply_edits(program: Program, translation: Translation, root: nn.Module, plan: EditPlan) -> Edited:
-    """Carry out `plan` on copies. Raises EditError; nothing of `program` or `root` changes here."""
+    """Carry out `plan` on copies. Raises EditError; nothing of `program` or `root` changes here.
+
+    New values of layers alone leave the program as it is.
+    """
     editor = _Editor(program, translation, root, plan)
     for step in plan.steps:
         if isinstance(step, Replaced):
@@ -77,6 +80,8 @@ def apply_edits(program: Program, translation: Translation, root: nn.Module, pla
         else:
             editor.insert(step)
     editor.set_weights()
+    if plan.changes_layers_alone(translation.graph):
+        return Edited(program, replace(translation, graph=plan.graph), editor.values, ())
     return editor.finish()
 
 

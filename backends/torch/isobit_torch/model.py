@@ -82,7 +82,10 @@ class TorchModel:
         plan = plan_edits(self.graph, edits, self.weight)
         edited = apply_edits(self.program, self.translation, self._native, plan)
         edited.write(self._native)  # nothing was changed before this line
+        is_same = edited.program is self.program
         self.program, self.translation = edited.program, edited.translation
+        if is_same:
+            return
         for site in [site for site in self._keys if not self.graph.has_site(site)]:
             self._drop(site)
         self._rebuild()

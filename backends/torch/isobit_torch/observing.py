@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,10 @@ class Watched:
     channel_axis: int | None
 
 
+class _AllSeen(Exception):  # noqa: N818  (no error)
+    """Nothing more is watched."""
+
+
 class ObservingRunner(fx.Interpreter):
     """Runs a graph and feeds the observers of the nodes in `watched`; `in_place` counts on devices where that helps."""
 
@@ -30,7 +35,9 @@ class ObservingRunner(fx.Interpreter):
         self, root: nn.Module, graph: fx.Graph, watched: Mapping[fx.Node, Sequence[Watched]], in_place: bool = True
     ) -> None:
         super().__init__(root, garbage_collect_values=True, graph=graph)
+        self.extra_traceback = False  # the first line of an error is all that is told
         self._watched = watched
+        self._last = next((node for node in reversed(graph.nodes) if node in watched), None)
         self._device = DeviceHistograms() if in_place else None
 
     def run_node(self, n: fx.Node) -> Any:
@@ -40,16 +47,22 @@ class ObservingRunner(fx.Interpreter):
             tensor = result.detach()
             if self._device is None or not self._device.take(item, tensor):
                 feed(item.request.observer, tensor, item.channel_axis, _bounds, to_array)
+        if n is self._last:
+            raise _AllSeen
         return result
 
-    def observe(self, *feeds: torch.Tensor) -> Any:
-        """Run one batch; what held NaN or infinity on a device is computed again, and reduced as a whole."""
-        result = self.run(*feeds)
+    def observe(self, *feeds: torch.Tensor) -> tuple[()]:
+        """Run one batch as far as something is watched.
+
+        What held NaN or infinity on a device is computed again, and reduced as a whole.
+        """
+        with suppress(_AllSeen):
+            self.run(*feeds)
         again = self._device.settle() if self._device is not None else []
         if again:
             watched = {node: [item for item in items if item in again] for node, items in self._watched.items()}
-            ObservingRunner(self.module, self.graph, watched, in_place=False).run(*feeds)
-        return result
+            ObservingRunner(self.module, self.graph, watched, in_place=False).observe(*feeds)
+        return ()
 
     def finish(self) -> None:
         """End the pass: counts that are on devices go into their observers."""
