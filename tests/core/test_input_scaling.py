@@ -13,7 +13,7 @@ from isobit.cooking import output_sqnr
 from isobit.errors import FormatError
 from isobit.sites import Tensor
 from isobit.techniques import Awq, SmoothQuant
-from isobit.techniques.input_errors import ExpectedError, _beyond, observe_inputs
+from isobit.techniques.input_errors import ExpectedError, SeenInput, _beyond, observe_inputs
 from isobit.techniques.input_scaling import Rescaling, find_inputs
 from isobit.testing.collecting import Collect
 from isobit.testing.networks import Network, NetworkBuilder, conv_net, shared_weights
@@ -223,3 +223,18 @@ def test_silent_channels_and_one_sample(technique) -> None:
     sim.apply(technique, data=data)
     assert all(np.all(np.isfinite(sim.backend_model.weight(name))) for name in sim.graph.weights)
     np.testing.assert_allclose(sim.backend_model.run(data)["y"], wanted["y"], atol=1e-4)
+
+
+def test_noise_does_not_move_a_shift_and_steps_make_the_range_little_wider():
+    rng = np.random.default_rng(3)
+    rows = (rng.normal(size=(200, 64)) * rng.uniform(0.01, 50, 64) + rng.normal(size=64)).astype(np.float32)
+    rows[:, 5] = 0.3  # a constant stays one
+    noisy = rows + (1e-7 * np.ptp(rows, axis=0) * rng.normal(size=rows.shape)).astype(np.float32)
+    seen, again = SeenInput(), SeenInput()
+    seen.update(rows)
+    again.update(noisy)
+    assert not np.array_equal(seen.middle, again.middle)
+    np.testing.assert_array_equal(seen.snapped(seen.middle), again.snapped(again.middle))
+    np.testing.assert_array_equal(seen.snapped(seen.mean), again.snapped(again.mean))
+    np.testing.assert_array_less(seen.largest(seen.snapped(seen.middle)), seen.largest(seen.middle) * 1.016 + 1e-9)
+    assert seen.snapped(seen.middle)[5] == seen.middle[5]

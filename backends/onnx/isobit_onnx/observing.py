@@ -75,7 +75,7 @@ class ObservingSession:
         reduced = [item.value for item in self.watched if item.kind != "whole"]
         if not self._any_shape and (_set_sample_shapes(working, batch) or not _are_known(working, reduced)):
             infer_shapes(working)
-        if not reduced:  # what is not looked at need not be computed
+        if self.watched and not reduced:  # what is not looked at need not be computed
             working.graph.outputs.clear()
         self._model_outputs = [value.name or "" for value in working.graph.outputs]
         builder = _Reductions(working, zero_is_minimum, self._any_shape)

@@ -17,6 +17,9 @@ from isobit.sites import Tensor
 from isobit.techniques.input_scaling import Rescaling, ScaledInput, input_placement, weight_placement
 from isobit.techniques.weighted_layer import Floats
 
+#: Of the power of two above a channel's range, for a shift: as coarse as factors are.
+_SHIFT_BITS = 7
+
 
 class SeenInput:
     """Range, mean and mean square of each channel of one input, whose channels lie on the last axis."""
@@ -56,6 +59,12 @@ class SeenInput:
     def middle(self) -> Floats:
         """The middle of each channel's range."""
         return (self.minimum + self.maximum) / 2
+
+    def snapped(self, shift: Floats) -> Floats:
+        """`shift` in steps of a hundredth of each channel's range: the same bits in every framework (decision 0018)."""
+        _, exponent = np.frexp(self.maximum - self.minimum)
+        steps = np.ldexp(np.rint(np.ldexp(shift, _SHIFT_BITS - exponent)), exponent - _SHIFT_BITS)
+        return np.where(self.maximum > self.minimum, steps, shift)
 
     def largest(self, shift: Floats | float = 0.0) -> Floats:
         """The largest distance of each channel from `shift`, (..., channels)."""

@@ -32,7 +32,7 @@ class SmoothQuant:
     make on new data: alpha between 0 and 1 by steps of 0.05; with `shift` also each channel's middle or mean subtracted
     first, which the biases take up; and nothing at all. One pass over the data, for ranges and moments. The change goes
     into the norm or layer before, or into a Mul (and an Add) where that has other readers. A given `alpha` is the
-    paper's formula, without a shift. Factors have 6 significant bits (`isobit.techniques.input_scaling`).
+    paper's formula, without a shift. Factors and shifts have few bits (`Rescaling.snapped`).
     """
 
     alpha: float | None = None
@@ -60,7 +60,8 @@ class SmoothQuant:
             return _family(seen.largest(), heaviest, nowhere, "")(self.alpha)
         shifts = {"": nowhere}
         if self.shift and item.shiftable:
-            shifts.update({", middle subtracted": seen.middle, ", mean subtracted": seen.mean})
+            middle, mean = seen.snapped(seen.middle), seen.snapped(seen.mean)
+            shifts.update({", middle subtracted": middle, ", mean subtracted": mean})
         return best_alpha(
             error, [_family(seen.largest(shift), heaviest, shift, words) for words, shift in shifts.items()]
         )
