@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from isobit.canonical.channels import annotate_channels
 from isobit.errors import EditError, ModelError
-from isobit.graph import Graph, Node, Shape, TensorInfo, WeightInfo, small_value
+from isobit.graph import Graph, Node, Shape, TensorInfo, WeightInfo
 from isobit.ops import WEIGHTED
 from isobit.shapes import ShapeError, infer
 from isobit.sites import Input, Tensor
@@ -132,8 +133,7 @@ def plan_edits(graph: Graph, edits: Sequence[Edit], read: ReadWeight) -> EditPla
     draft = Draft(graph, read)
     for edit in edits:
         draft.apply(edit)
-    draft.infer_shapes()
-    return EditPlan(annotate_channels(draft.graph), tuple(draft.steps), dict(draft.values))
+    return draft.plan()
 
 
 class Draft:
@@ -158,6 +158,11 @@ class Draft:
             raise EditError(f"{type(edit).__name__}: {error}") from error
         self.edits.append(edit)
 
+    def plan(self) -> EditPlan:
+        """What the edits come to. Raises EditError where shapes do not fit."""
+        self.infer_shapes()
+        return EditPlan(annotate_channels(self.graph), tuple(self.steps), dict(self.values))
+
     def value(self, name: str) -> Array:
         """The current value of a constant, canonical."""
         if name not in self.graph.weights:
@@ -169,15 +174,12 @@ class Draft:
         old = self.graph.weights.get(name, like)
         dtype = old.dtype if old is not None else "float32"
         array = np.array(value, dtype=dtype, order="C")
-        if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+        info = WeightInfo.of(array, name, dtype)
+        if info.magnitude is not None and not isfinite(info.magnitude):
             raise EditError(f"the new value of {name!r} holds NaN or infinity")
-        if old is None:
-            info = WeightInfo.of(array, name, dtype)
-        else:
-            info = replace(
-                old, shape=array.shape, value=small_value(array), magnitude=WeightInfo.of(array, name).magnitude
-            )
-        self.graph = replace(self.graph, weights={**self.graph.weights, name: info})
+        if old is not None:
+            info = replace(old, shape=info.shape, value=info.value, magnitude=info.magnitude)
+        self.graph = self.graph.with_weight(name, info)
         self.values[name] = array
 
     def free_name(self, stem: str) -> str:
@@ -223,17 +225,15 @@ class Draft:
         if isinstance(site, Tensor):
             self._splice(position, position, nodes, {source: result}, source)
         else:
-            self._splice(position, position, nodes, {}, source)
             node = self.graph.node(site.node)
             inputs = (*node.inputs[: site.index], result, *node.inputs[site.index + 1 :])
-            self._swap(node, replace(node, inputs=inputs))
+            self._splice(position, position, nodes, {}, source, replace(node, inputs=inputs))
         self.steps.append(Inserted(site, tuple(nodes)))
 
-    def _free_names(self, stem: str, count: int) -> list[str]:
+    def _free_names(self, stem: str, number: int) -> list[str]:
         """``<stem>.0``, ``<stem>.1`` and so on, leaving out names of nodes, tensors and constants that exist."""
-        taken = {node.name for node in self.graph.nodes} | self.graph.tensors.keys() | self.graph.weights.keys()
-        free = (name for i in range(len(taken) + count) if (name := f"{stem}.{i}") not in taken)
-        return list(islice(free, count))
+        free = (name for i in count() if not self.graph.is_taken(name := f"{stem}.{i}"))
+        return list(islice(free, number))
 
     def _chain(self, source: str, names: Sequence[str], chain: Sequence[NewNode], last: str | None) -> list[Node]:
         nodes = []
@@ -246,11 +246,21 @@ class Draft:
             source = output
         return nodes
 
-    def _splice(self, start: int, end: int, new: Sequence[Node], rename: Mapping[str, str], like: str) -> None:
+    def _splice(
+        self,
+        start: int,
+        end: int,
+        new: Sequence[Node],
+        rename: Mapping[str, str],
+        like: str,
+        changed: Node | None = None,
+    ) -> None:
         graph = self.graph
         inside = {node.name for node in new}
         nodes = []
         for node in (*graph.nodes[:start], *new, *graph.nodes[end:]):
+            if changed is not None and node.name == changed.name:
+                node = changed
             if node.name not in inside and any(name in rename for name in node.inputs):
                 node = replace(node, inputs=tuple(rename.get(n, n) if n is not None else None for n in node.inputs))
             nodes.append(node)
@@ -262,10 +272,6 @@ class Draft:
             self._shapes_before.setdefault(result, self._shapes_before.get(old, tensors[old].shape))
         outputs = {name: rename.get(tensor, tensor) for name, tensor in graph.outputs.items()}
         self.graph = replace(graph, tensors=tensors).with_nodes(tuple(nodes), outputs=outputs)
-
-    def _swap(self, old: Node, new: Node) -> None:
-        nodes = tuple(new if node.name == old.name else node for node in self.graph.nodes)
-        self.graph = self.graph.with_nodes(nodes)
 
     def _add_weights(self, weights: Mapping[str, Array]) -> None:
         for name, value in weights.items():

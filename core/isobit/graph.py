@@ -98,6 +98,10 @@ class Use:
         return known.role if known else "data"
 
 
+#: Properties of a graph that follow from its nodes alone.
+_OF_NODES = frozenset({"_nodes", "_producers", "_uses"})
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """A network as the core sees it; nodes are in execution order.
@@ -114,7 +118,9 @@ class Graph:
 
     def __post_init__(self) -> None:
         for name in ("outputs", "tensors", "weights"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+            given = getattr(self, name)
+            if not isinstance(given, MappingProxyType):  # another graph's is shared
+                object.__setattr__(self, name, MappingProxyType(dict(given)))
 
     @cached_property
     def _nodes(self) -> dict[str, Node]:
@@ -143,6 +149,10 @@ class Graph:
         if name not in self._nodes:
             raise ModelError(f"no node {name!r} in the graph{did_you_mean(name, self._nodes)}")
         return self._nodes[name]
+
+    def is_taken(self, name: str) -> bool:
+        """Whether a node, a tensor or a weight has that name."""
+        return name in self._nodes or name in self.tensors or name in self.weights
 
     def producer(self, tensor: str) -> Node | None:
         """The node that computes a tensor; None for the model's inputs."""
@@ -191,6 +201,13 @@ class Graph:
         if name is None or name not in self.weights:
             return None
         return self.weights[name].value
+
+    def with_weight(self, name: str, info: WeightInfo) -> Graph:
+        """A copy that has a weight, new or in place of the old one of that name."""
+        graph = replace(self, weights={**self.weights, name: info})
+        # The nodes are the same: what was looked up among them holds.
+        graph.__dict__.update((key, self.__dict__[key]) for key in _OF_NODES & self.__dict__.keys())
+        return graph
 
     def with_nodes(self, nodes: tuple[Node, ...], **changes: Any) -> Graph:
         """A copy with other nodes, without the tensors and weights that nothing names any more."""

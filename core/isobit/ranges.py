@@ -60,12 +60,14 @@ def encode_range(
     return Encoding(spec, *_grids(low, high, spec, snap), axis)
 
 
-def candidate_grids(minimum: NDArray[np.float64], maximum: NDArray[np.float64], spec: QuantSpec) -> Grids:
+def candidate_grids(
+    minimum: NDArray[np.float64], maximum: NDArray[np.float64], spec: QuantSpec, *, snap: bool = True
+) -> Grids:
     """The grids that `encode_range` gives to ranges ``[minimum[i], maximum[i]]`` of one tensor; any but 16-bit floats.
 
     For a search among many: it leaves the checks of an Encoding to the range that is chosen.
     """
-    return Grids(spec, *_grids(np.minimum(minimum, 0.0), np.maximum(maximum, 0.0), spec, snap=True))
+    return Grids(spec, *_grids(np.minimum(minimum, 0.0), np.maximum(maximum, 0.0), spec, snap))
 
 
 def _grids(

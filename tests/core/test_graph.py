@@ -9,7 +9,7 @@ import pytest
 from sketch import Sketch
 
 from isobit.errors import ModelError
-from isobit.graph import SMALL, Graph, small_value
+from isobit.graph import SMALL, Graph, WeightInfo, small_value
 
 
 def diamond() -> Graph:
@@ -44,6 +44,18 @@ def test_what_tensors_are_computed_from() -> None:
     assert graph.before(["sum"]) == {"left", "right", "sum"}
     assert graph.before(["left", "x", "w"]) == {"left"}
     assert graph.before([]) == graph.before(["x"]) == frozenset()
+
+
+def test_a_copy_with_another_weight_has_the_readers_of_its_own() -> None:
+    graph = diamond()
+    assert graph.uses("w")  # looked up before
+    more = graph.with_weight("w", WeightInfo.of(np.zeros((3, 4), np.float32), "w"))
+    assert (more.weights["w"].shape, graph.weights["w"].shape) == ((3, 4), (3, 3))
+    assert [use.node.name for use in more.uses("w")] == ["left", "right"]
+    fewer = more.with_nodes(tuple(node for node in more.nodes if node.name != "right"))
+    assert [use.node.name for use in fewer.uses("w")] == ["left"]
+    assert all(more.is_taken(name) for name in ("w", "x", "right"))
+    assert not more.is_taken("nothing")
 
 
 def test_a_sole_reader_is_one_reader_of_what_stays_inside() -> None:

@@ -12,9 +12,10 @@ from isobit.backend import BackendModel, Request
 from isobit.data import Dataset
 from isobit.plan import Placement, Plan
 from isobit.quant_spec import PerTensor
-from isobit.ranges import candidate_grids, encode_weight
+from isobit.ranges import candidate_grids
 from isobit.sites import Tensor
 from isobit.techniques.input_scaling import Rescaling, ScaledInput, input_placement, weight_placement
+from isobit.techniques.scaled_weights import rounding_noise
 from isobit.techniques.weighted_layer import Floats
 
 #: Of the power of two above a channel's range, for a shift: as coarse as factors are.
@@ -106,7 +107,7 @@ class ExpectedError:
         for node in item.readers:
             placement = weight_placement(node, plan)
             if placement is not None:
-                weights.append((np.asarray(model.weight(node.inputs[1] or ""), np.float32), placement))
+                weights.append((np.ascontiguousarray(model.weight(node.inputs[1] or ""), np.float32), placement))
         squares = [np.einsum("ij,ij->j", weight, weight, dtype=np.float64) for weight, _ in weights]
         return cls(seen, input_placement(item.readers[0], plan), tuple(weights), np.sum(squares, axis=0))
 
@@ -116,9 +117,7 @@ class ExpectedError:
         power = self.seen.mean_square(shift) / np.square(factors)
         total = (self._input_error(factors, shift) * self.energy).sum(axis=1)
         for weight, placement in self.weights:
-            for at, factor in enumerate(factors.astype(np.float32)):
-                variance = _variance(weight * factor, placement).sum(axis=0, dtype=np.float64)
-                total[at] += (variance * power[at]).sum()
+            total += (rounding_noise(weight, factors.astype(np.float32), placement) * power).sum(axis=1)
         return np.asarray(total)
 
     def _input_error(self, factors: Floats, shift: Floats) -> Floats:
@@ -149,17 +148,6 @@ def _beyond(margin: Floats, reach: Floats, count: int) -> Floats:
     """
     tail = np.maximum(reach, np.finfo(np.float32).tiny) / np.log(count + 1)
     return np.asarray(2 * np.square(tail) / count * np.exp(-np.maximum(margin, 0.0) / tail), np.float64)
-
-
-def _variance(weight: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
-    """What rounding puts on each weight, as a variance: (out, in), or (out, 1) where it is the same for all inputs."""
-    encoding = encode_weight(
-        weight, placement.spec, channel_axis=placement.channel_axis, block_axis=placement.block_axis
-    )
-    if placement.spec.is_integer:
-        scale = np.atleast_2d(encoding.broadcast(weight.shape)[0])
-        return np.broadcast_to(np.square(scale) / 12, (len(weight), scale.shape[1]))
-    return np.asarray(np.square(encoding.fake_quantize(weight) - weight), np.float32)
 
 
 def best_alpha(error: ExpectedError, families: Sequence[Callable[[float], Rescaling]]) -> Rescaling | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from isobit.backend import BackendModel
-from isobit.edits import Draft, Insert, NewNode, SetWeights, Unshare, plan_edits
+from isobit.edits import Draft, Insert, NewNode, SetWeights, Unshare
 from isobit.graph import Graph, Node
 from isobit.plan import Placement, Plan
 from isobit.sites import Input, Site, Tensor, Weight
@@ -151,12 +151,13 @@ def rescale(draft: Draft, item: ScaledInput, change: Rescaling) -> str:
     factors, shift = change.factors, change.shift
     for node in item.readers:
         weight = node.inputs[1] or ""
-        value = draft.value(weight).astype(np.float64)
+        value = draft.value(weight)
         if change.is_shifted:
             here = draft.graph.node(node.name)
-            moved = np.einsum("oi,i->o", value, shift)  # the threads of a BLAS would be in the way of what follows
+            # no product of a BLAS: its threads would be in the way of what follows
+            moved = np.einsum("oi,i->o", value.astype(np.float64), shift)
             set_bias(draft, here, bias_of(draft, here, len(value)) + moved)
-        draft.apply(SetWeights({weight: value * factors}))
+        draft.apply(SetWeights({weight: value * factors.astype(np.float32)}))
     if item.carrier is None:
         return _insert(draft, item, change)
     carrier = draft.graph.node(item.carrier.name)
@@ -210,7 +211,7 @@ def rounded_before(model: BackendModel, plan: Plan, items: Sequence[ScaledInput]
         channels = model.graph.weights[item.readers[0].inputs[1] or ""].shape[1]
         shift = np.full(channels, float(item.shiftable))  # any shift: it is the nodes that are looked at
         _insert(draft, item, Rescaling(np.ones(channels), shift))
-    after = plan.replan(plan_edits(model.graph, draft.edits, model.weight).graph)
+    after = plan.replan(draft.plan().graph)
     sites = {site for site, placement in after.placements.items() if placement.kind == "activation"}
     found = {}
     for item in inserted:
