@@ -57,24 +57,26 @@ def encode_range(
         spec = spec.with_granularity(PerTensor() if low.ndim == 0 else PerChannel())
     if spec.bits == 16 and not spec.is_integer:
         return Encoding(spec.with_granularity(PerTensor()), np.float32(1), np.int32(0))  # type: ignore[arg-type]
-    return Encoding(spec, *_grids(low, high, spec, snap), axis)
+    scale = _fill_empty_channels(_raw_scale(low, high, spec))
+    return Encoding(spec, *_grids(low, scale, spec, snap), axis)
 
 
 def candidate_grids(
     minimum: NDArray[np.float64], maximum: NDArray[np.float64], spec: QuantSpec, *, snap: bool = True
 ) -> Grids:
-    """The grids that `encode_range` gives to ranges ``[minimum[i], maximum[i]]`` of one tensor; any but 16-bit floats.
+    """The grid that `encode_range` gives to each range ``[minimum[i], maximum[i]]`` of a tensor; any but 16-bit floats.
 
     For a search among many: it leaves the checks of an Encoding to the range that is chosen.
     """
-    return Grids(spec, *_grids(np.minimum(minimum, 0.0), np.maximum(maximum, 0.0), spec, snap))
+    low = np.minimum(minimum, 0.0)
+    return Grids(spec, *_grids(low, _raw_scale(low, np.maximum(maximum, 0.0), spec), spec, snap))
 
 
 def _grids(
-    low: NDArray[np.float64], high: NDArray[np.float64], spec: QuantSpec, snap: bool
+    low: NDArray[np.float64], raw_scale: NDArray[np.float64], spec: QuantSpec, snap: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Scales and zero points, with low <= 0 <= high; scales of float formats are not snapped."""
-    scale = np.maximum(_fill_empty_channels(_raw_scale(low, high, spec)), smallest_scale(spec))
+    """Final scales and zero points, with low <= 0; scales of float formats are not snapped."""
+    scale = np.maximum(raw_scale, smallest_scale(spec))
     if not spec.is_integer:
         return scale.astype(np.float32), np.zeros(low.shape, np.int32)
     scale32 = (snap_up(scale) if snap else scale).astype(np.float32)

@@ -99,6 +99,19 @@ def test_a_weight_may_be_a_transposed_view() -> None:
     np.testing.assert_array_equal(*found)
 
 
+def test_damping_is_for_each_row() -> None:
+    """The same rows three times over are the same problem."""
+    _, x, r, weight, bias = case("relu", 2)
+    grid = Grid(np.full(weight.shape, 0.3), np.zeros(weight.shape), -4, 3)
+    found = []
+    for times, damping in ((1, 0.5), (3, 0.5), (1, 0.0)):
+        rows = (np.tile(part, (times, 1, 1)).astype(np.float32) for part in (x, r))
+        error = ActivatedError.of(FUNCTIONS["relu"][0], *rows, weight, bias, centered=False, damping=damping)
+        found.append(error.descend(grid, np.zeros(weight.shape)))
+    np.testing.assert_array_equal(found[0], found[1])
+    assert np.any(found[0] != found[2]), "it is felt"
+
+
 def test_rows_that_are_cut_off_in_both_count_for_nothing() -> None:
     """What a Relu hides is free: the integers are those that fit the other rows alone."""
     x = np.float32([[1, 0], [1, 0], [0, 1], [0, 1]])[:, None]

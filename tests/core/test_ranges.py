@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from isobit.encoding import Encoding
 from isobit.errors import EncodingError
 from isobit.quant_spec import QuantSpec
-from isobit.ranges import encode_range, encode_weight, smallest_scale, snap_up
+from isobit.ranges import candidate_grids, encode_range, encode_weight, smallest_scale, snap_up
 
 values = st.floats(-1e6, 1e6, allow_nan=False, width=32)
 bits = st.integers(2, 16)
@@ -236,3 +236,15 @@ def test_float8_uses_its_whole_range() -> None:
     encoding = encode_range(-3.0, 2.0, QuantSpec.parse("float8e4m3"))
     assert encoding.scale == np.float32(3.0 / 448)
     assert encoding.minimum == pytest.approx(-3.0)
+
+
+@pytest.mark.parametrize("spec", ["uint8", "int4", "float8e4m3"])
+@pytest.mark.parametrize("snap", [True, False])
+def test_a_candidate_has_the_grid_of_its_own_range(spec: str, snap: bool) -> None:
+    """Whatever stands beside it, also where it is empty."""
+    parsed = QuantSpec.parse(spec)
+    ranges = np.array([(0, 0), (-0.3, 1.7), (0, 1e-12), (-2, 0), (0, 0), (0.5, 3)], np.float64)
+    grids = candidate_grids(ranges[:, 0], ranges[:, 1], parsed, snap=snap)
+    for at, (low, high) in enumerate(ranges):
+        encoding = encode_range(low, high, parsed, snap=snap)
+        assert (grids.scale[at], grids.zero_point[at]) == (encoding.scale, encoding.zero_point)

@@ -93,6 +93,54 @@ def test_one_session_observes_batches_of_all_shapes(monkeypatch):
     assert any(histogram.counted < histogram.elements for histogram in found.values())
 
 
+LIMIT = 64
+
+
+def _promising(*shapes: list[str | int], to: list[str | int], op: str = "Sigmoid", constants=()) -> onnx.ModelProto:
+    """One operation whose inputs and output have these declared shapes."""
+    names = ["x", "z"][: len(shapes)]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in zip(names, shapes, strict=True)
+    ]
+    held = [numpy_helper.from_array(np.array([value]), f"c{i}") for i, value in enumerate(constants)]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, to)
+    node = helper.make_node(op, [*names, *(tensor.name for tensor in held)], ["y"], "node")
+    graph = helper.make_graph([node], "promising", inputs, [output], held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("model", "shapes"),
+    [
+        (_promising(["n", 3, "n", "n"], to=["n", 3, "n", "n"]), [[(2, 3, 8, 12)], [(4, 3, 17, 5)]]),
+        (_promising(["b", "s", 16], ["b", "s", 16], to=["b", None, 16], op="Add"), [[(2, 5, 16), (2, 1, 16)]]),
+        (_promising(["b", "s", 16], ["b", "s", 16], to=["b", None, 16], op="Add"), [[(2, 1, 16), (2, 7, 16)]] * 2),
+        (
+            _promising(["b", "s", 16], to=["b", "s", 16], op="Slice", constants=(1, 99, 1)),
+            [[(2, 5, 16)], [(2, 30, 16)]],
+        ),
+        (_promising(["", "", 16], to=["", "", 16]), [[(2, 5, 16)], [(3, 30, 16)]]),
+        (_promising(["b", "s", 16], to=["b", "s", 16]), [[(2, 5, 16)], [(3, 30, 16)]]),
+    ],
+    ids=["one name thrice", "two inputs", "broadcast", "output named by hand", "empty names", "kept"],
+)
+def test_sizes_are_those_of_the_batch_whatever_names_promise(model, shapes):
+    """onnxruntime does not mind names that are not true; samples and counts are those of the tensors all the same."""
+    opened = OnnxBackend().open(model)
+    rng = np.random.default_rng(3)
+    batches = [
+        {name: rng.standard_normal(shape).astype(np.float32) for name, shape in zip("xz", some, strict=False)}
+        for some in shapes
+    ]
+    output = opened.graph.outputs["y"]
+    found, wanted = Histogram(LIMIT), Histogram(LIMIT)
+    opened.observe(batches, [Request(Tensor(output), found)])
+    for batch in batches:
+        wanted.update(opened.run(batch)["y"], opened.graph.tensors[output].channel_axis)
+    assert found.elements == sum(opened.run(batch)["y"].size for batch in batches)
+    assert found == wanted
+
+
 class Whole:
     """Keeps the tensor of a batch."""
 
@@ -115,7 +163,7 @@ def test_what_nobody_looks_at_is_not_computed():
     before, after = Whole(), Whole()
     requests = [Request(Tensor("linear"), before), Request(Tensor("linear"), after, "after")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ObservingSession, "observe", lambda self, *args: (sessions.append(self), kept(self, *args)))
+        patch.setattr(ObservingSession, "observe", lambda self, *args: (sessions.append(self), kept(self, *args))[1])
         model.observe([batch], requests)
     (session,) = sessions
     assert len(session._session.output_names) == 2

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import isobit
 from isobit.edits import SetWeights
 from isobit.errors import EditError
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS
-from isobit_onnx import model as onnx_model
+from isobit_onnx import observing as onnx_observing
 from isobit_onnx import session as onnx_session
 from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.building import build_onnx
@@ -23,12 +28,12 @@ from isobit_onnx.translation import translate
 def test_a_second_calibration_observes_with_the_session_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
-    class Counted(onnx_model.ObservingSession):
-        def __init__(self, *args: object) -> None:
+    class Counted(onnx_observing.ObservingSession):
+        def __init__(self, *args: object, **options: object) -> None:
             made.append(self)
-            super().__init__(*args)  # type: ignore[arg-type]
+            super().__init__(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(onnx_model, "ObservingSession", Counted)
+    monkeypatch.setattr(onnx_observing, "ObservingSession", Counted)
     network = NETWORKS["residual"]()
     sim = isobit.QuantSim(build_onnx(network))
     sim.calibrate([network.batch(4, seed=0)])
@@ -99,3 +104,46 @@ def test_new_weights_of_layers_leave_the_graph_and_other_copies_as_they_are() ->
     np.testing.assert_array_equal(model.run(batch)[output], before)
     with pytest.raises(EditError, match="NaN or infinity"):
         copy.edit([SetWeights({weight: np.full_like(copy.weight(weight), np.nan)})])
+
+
+def test_weights_in_files_are_found_wherever_the_process_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are handed over as arrays, and those of other types and sizes, also inside a branch."""
+    table, order = np.arange(2048, dtype=np.float32).reshape(512, 4), np.arange(512)[::-1].copy()
+    branches = [
+        helper.make_graph(
+            [helper.make_node("Add", ["rows", name], [f"{name}_sum"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_sum", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(np.full(4, value, np.float32), name)],
+        )
+        for name, value in (("one", 1.0), ("two", 2.0))
+    ]
+    nodes = [
+        helper.make_node("Gather", ["order", "i"], ["at"]),
+        helper.make_node("Gather", ["table", "at"], ["rows"]),
+        helper.make_node("If", ["flag"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(*info)
+        for info in (("i", TensorProto.INT64, ["n"]), ("flag", TensorProto.BOOL, []))
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])]
+    constants = [numpy_helper.from_array(array, name) for name, array in (("table", table), ("order", order))]
+    graph = helper.make_graph(nodes, "files", inputs, outputs, constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "model" / "model.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="weights.data", size_threshold=0)
+    monkeypatch.chdir(tmp_path)
+    model = OnnxBackend().open(path)
+    found = model.run({"i": np.array([0, 5]), "flag": np.array(False)})["y"]
+    np.testing.assert_array_equal(found, table[order[[0, 5]]] + 2)
+
+
+def test_what_nothing_reads_stays_with_the_model() -> None:
+    proto = build_onnx(NETWORKS["conv_net"]())
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(4096, np.float32), "unread"))
+    model = ir.from_proto(proto)
+    batch = NETWORKS["conv_net"]().batch(2)
+    assert Session(model).run(batch).keys() == {"logits"}

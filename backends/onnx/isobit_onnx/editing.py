@@ -1,4 +1,4 @@
-"""Carrying out checked edits on a copy of an onnx-ir model."""
+"""Carrying out checked edits of an onnx-ir model."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_onnx.binding import NativeSite, bind
 from isobit_onnx.editing import apply_edits, set_weights
-from isobit_onnx.observing import ObservingSession, Watched, serves_any_shape
-from isobit_onnx.qdq import insert_quantizers
+from isobit_onnx.observing import ObservingSessions, Watched
+from isobit_onnx.qdq import Quantized, insert_quantizers
 from isobit_onnx.session import Session
 from isobit_onnx.translation import translate
 
@@ -45,7 +45,7 @@ class OnnxModel:
         self._encodings: dict[Site, Encoding] = {}
         self._off: set[Site] = set()
         self._sessions: dict[frozenset[Site], Session] = {}
-        self._observing: tuple[tuple[Watched, ...], dict[Any, ObservingSession]] = (), {}
+        self._observing: ObservingSessions | None = None  # of the float model
 
     @property
     def graph(self) -> Graph:
@@ -82,7 +82,7 @@ class OnnxModel:
         self._encodings = {site: e for site, e in self._encodings.items() if self.graph.has_site(site)}
         self._off &= self._encodings.keys()
         self._sessions.clear()
-        self._observing = (), {}
+        self._observing = None
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers; checked against the graph before anything changes."""
@@ -111,10 +111,13 @@ class OnnxModel:
 
     def simulator(self, encodings: Mapping[Site, Encoding] | None = None) -> ir.Model:
         """The float model with the quantizers that are on (or those of `encodings`) as QDQ nodes."""
-        active = self._active() if encodings is None else encodings
+        return self._quantized(self._active() if encodings is None else encodings)[0]
+
+    def _quantized(self, encodings: Mapping[Site, Encoding]) -> tuple[ir.Model, dict[str, Quantized]]:
+        """A copy with these quantizers, and what is quantized for all its readers, by its name in the float model."""
         model = self.float_model.clone()
-        insert_quantizers(model, [(bind(model, self.translation, site), e) for site, e in active.items()])
-        return model
+        places = [(bind(model, self.translation, site), encoding) for site, encoding in encodings.items()]
+        return model, insert_quantizers(model, places)
 
     def _active(self) -> dict[Site, Encoding]:
         return {site: encoding for site, encoding in self._encodings.items() if site not in self._off}
@@ -129,26 +132,22 @@ class OnnxModel:
         return self._sessions[off].run(batch)
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
-        """Reduce the requested tensors inside the graph, in one session or in one for each per-sample shape.
+        """Reduce the requested tensors inside the graph.
 
         Sessions of the float model serve later passes that want the same: a calibration with other data makes none.
         """
         active = self._active_before(requests)
-        simulator = self.simulator(active) if active else self.float_model
+        simulator, quantized = self._quantized(active) if active else (self.float_model, {})
         values = ir.convenience.create_value_mapping(simulator.graph)
-        watched = tuple(self._watch(simulator, values, request) for request in requests)
-        sessions: dict[Any, ObservingSession] = {}
+        watched = tuple(self._watch(simulator, values, quantized, request) for request in requests)
+        sessions = self._observing
+        if active or sessions is None or sessions.watched != watched:
+            sessions = ObservingSessions(simulator, watched, self.providers)
         if not active:
-            if self._observing[0] != watched:
-                self._observing = watched, sessions
-            sessions = self._observing[1]
+            self._observing = sessions
         observers = [request.observer for request in requests]
-        any_shape = serves_any_shape(simulator, watched)
         for batch in data:
-            key = () if any_shape else tuple(sorted((name, array.shape[1:]) for name, array in batch.items()))
-            if key not in sessions:
-                sessions[key] = ObservingSession(simulator, watched, batch, self.providers)
-            sessions[key].observe(batch, observers)
+            sessions.observe(batch, observers)
 
     def _active_before(self, requests: Sequence[Request]) -> dict[Site, Encoding]:
         """The quantizers that are on; where whole tensors alone are wanted, those that these depend on."""
@@ -167,19 +166,23 @@ class OnnxModel:
 
         return {site: encoding for site, encoding in active.items() if matters(site)}
 
-    def _watch(self, simulator: ir.Model, values: Mapping[str, ir.Value], request: Request) -> Watched:
+    def _watch(
+        self,
+        simulator: ir.Model,
+        values: Mapping[str, ir.Value],
+        quantized: Mapping[str, Quantized],
+        request: Request,
+    ) -> Watched:
         site = request.site
         native = bind(self.float_model, self.translation, site)
         tensor = site.name if isinstance(site, Tensor) else self.graph.node(site.node).input(site.index)
         if tensor not in self.graph.tensors or tensor is None:
             raise EncodingError(f"{str(site)!r} is a constant: its statistics are its values")
-        value: ir.Value | None = values[native.value]
-        if request.stage == "after":
-            value = _after(simulator, values, native)
-        elif f"{native.value}_unquantized" in values and native.value in self.graph.outputs:
-            value = values[f"{native.value}_unquantized"]
-        name = value.name if value is not None else None
-        return Watched.of(request.observer, name or native.value, self.graph.tensors[tensor].channel_axis)
+        source, result = quantized.get(native.value) or (values[native.value],) * 2
+        if request.stage == "before" or result.name not in values:  # where nothing reads the result, it is gone
+            result = source
+        value = result if request.stage == "before" else _read(simulator, native) or result
+        return Watched.of(request.observer, value.name or native.value, self.graph.tensors[tensor].channel_axis)
 
     # --- leaving ---------------------------------------------------------------------------------------------------
 
@@ -227,10 +230,9 @@ class OnnxModel:
         return dump(self.float_model, self._encodings, self._off)
 
 
-def _after(simulator: ir.Model, values: Mapping[str, ir.Value], native: NativeSite) -> ir.Value | None:
-    """The value that the readers of a site see in the simulator."""
-    if native.readers:
-        node, index = native.readers[0]
-        return next(n for n in simulator.graph if n.name == node).inputs[index]
-    name = native.value
-    return values.get(f"{name}_dequantized") or values.get(f"{name}_float") or values[name]
+def _read(simulator: ir.Model, native: NativeSite) -> ir.Value | None:
+    """The value that the reader of a site sees in the simulator; None where it is not one reader's."""
+    if not native.readers:
+        return None
+    node, index = native.readers[0]
+    return next(n for n in simulator.graph if n.name == node).inputs[index]

@@ -47,7 +47,8 @@ class _Outputs:
     """Names of the reduced outputs of one watched value, or of the tensor itself; its shape behind the batch.
 
     Without a minimum it is 0: the value has none below, and a zero in its sample shows that this one is there.
-    `step` is the input that says how far apart the elements of the sample lie, where that depends on the batch.
+    Where the shape depends on the batch, `step` is the input that says how far apart the elements of the sample lie,
+    and `size` what shape the value has.
     """
 
     minimum: str = ""
@@ -55,18 +56,55 @@ class _Outputs:
     sample: str = ""
     whole: str = ""
     step: str = ""
+    size: str = ""
     shape: _Dims = ()
+
+
+class ObservingSessions:
+    """The session that observes a model on batches of all shapes, or one for each per-sample shape of the inputs.
+
+    One serves all where each reduced tensor has the sizes that its names promise, which are those of inputs. Not every
+    file keeps such promises: from the first batch on that shows it, each shape has a session.
+    """
+
+    def __init__(self, model: ir.Model, watched: tuple[Watched, ...], providers: Sequence[str] = ()) -> None:
+        self.watched = watched
+        self._model, self._providers = model, providers
+        self._any_shape = serves_any_shape(model, watched)
+        self._sessions: dict[Any, ObservingSession] = {}
+
+    def observe(self, batch: Batch, observers: Sequence[Observer]) -> None:
+        """Run one batch and feed every observer, in the order of `watched`."""
+        if self._any_shape and not self._session((), batch).observe(batch, observers):
+            self._any_shape = False
+            self._sessions.clear()
+        if not self._any_shape:
+            key = tuple(sorted((name, array.shape[1:]) for name, array in batch.items()))
+            self._session(key, batch).observe(batch, observers)
+
+    def _session(self, key: Any, batch: Batch) -> ObservingSession:
+        if key not in self._sessions:
+            self._sessions[key] = ObservingSession(
+                self._model, self.watched, batch, self._providers, any_shape=self._any_shape
+            )
+        return self._sessions[key]
 
 
 class ObservingSession:
     """A model with reductions as extra outputs, for inputs of one per-sample shape, or of any (`serves_any_shape`)."""
 
     def __init__(
-        self, model: ir.Model, watched: Sequence[Watched], batch: Batch, providers: Sequence[str] = ()
+        self,
+        model: ir.Model,
+        watched: Sequence[Watched],
+        batch: Batch,
+        providers: Sequence[str] = (),
+        *,
+        any_shape: bool = False,
     ) -> None:
         self.watched, self._providers = watched, providers
         self._base = model
-        self._any_shape = serves_any_shape(model, watched)
+        self._any_shape = any_shape
         self._open(batch, zero_is_minimum=True)
         self._whole: Session | None = None
 
@@ -90,16 +128,21 @@ class ObservingSession:
         after = 0 if self._ends else _BLOCKED_AFTER
         self._session = Session(working, self._providers, plan_memory=False, any_order=samples, blocked_after=after)
 
-    def observe(self, batch: Batch, observers: Sequence[Observer]) -> None:
-        """Run one batch and feed every observer, in the order of `watched`."""
+    def observe(self, batch: Batch, observers: Sequence[Observer]) -> bool:
+        """Run one batch and feed every observer, in the order of `watched`.
+
+        False where a tensor has not the sizes that its names promise: nothing is observed then.
+        """
         sizes = _sizes(self._base, batch)
         feeds = {**batch, **self._steps(sizes)}
         found = self._session.run(feeds)
+        if any(found[o.size][1:].tolist() != _resolved(o.shape, sizes) for o in self._outputs if o.size):
+            return False
         if not self._is_finite(found):
             # onnxruntime's ReduceMin and ReduceMax pass over NaN, and infinity hides the largest finite value: look at
             # the whole tensors of this batch.
             self._observe_whole(batch, observers)
-            return
+            return True
         if any(found[name].all() for name in self._with_zeros):
             self._open(batch, zero_is_minimum=False)  # zeros are too rare here: look for the minimum
             found = self._session.run(feeds)
@@ -114,6 +157,7 @@ class ObservingSession:
                 observer.absorb(minimum, float(found[names.maximum]), sample, elements)
             else:
                 observer.update(np.array([found[names.minimum], found[names.maximum]], np.float32))
+        return True
 
     def _steps(self, sizes: Mapping[str, int]) -> dict[str, NDArray[np.int64]]:
         """How far apart the elements of each sample lie, for tensors of this batch's shapes."""
@@ -161,14 +205,16 @@ def _input_dims(model: ir.Model) -> dict[str, tuple[str, int]]:
     found: dict[str, tuple[str, int]] = {}
     for value in model.graph.inputs:
         for axis, size in enumerate(value.shape or ()):
-            if isinstance(size, ir.SymbolicDim) and size.value is not None:
+            if isinstance(size, ir.SymbolicDim) and size.value:
                 found.setdefault(size.value, (value.name or "", axis))
     return found
 
 
 def _sizes(model: ir.Model, batch: Batch) -> dict[str, int]:
-    """The named sizes of a batch."""
-    return {size: batch[name].shape[axis] for size, (name, axis) in _input_dims(model).items() if name in batch}
+    """The named sizes of a batch; onnxruntime refuses one that lacks an input or has it in another rank."""
+    shapes = {name: np.shape(array) for name, array in batch.items()}
+    places = _input_dims(model).items()
+    return {size: shapes[name][axis] for size, (name, axis) in places if axis < len(shapes.get(name, ()))}
 
 
 def _sample_dims(value: ir.Value, named: Collection[str] = ()) -> _Dims | None:
@@ -181,7 +227,7 @@ def _sample_dims(value: ir.Value, named: Collection[str] = ()) -> _Dims | None:
 
 
 def _resolved(dims: _Dims, sizes: Mapping[str, int]) -> list[int]:
-    return [sizes[size] if isinstance(size, str) else size for size in dims]
+    return [sizes.get(size, 1) if isinstance(size, str) else size for size in dims]
 
 
 def _set_sample_shapes(model: ir.Model, batch: Batch) -> bool:
@@ -242,7 +288,10 @@ class _Reductions:
             sampling = sampling_of([1, *sizes], item.channel_axis, item.limit)
             return _Outputs(minimum, maximum, self._sample(value, sampling, 1 + len(dims)), shape=dims)
         sample, step = self._open_sample(value, item, 1 + len(dims))
-        return _Outputs(minimum, maximum, sample, step=step, shape=dims)
+        size = f"{value.name}__size"
+        if size not in self.values:
+            self._node("Shape", [value], size, kind=ir.DataType.INT64)
+        return _Outputs(minimum, maximum, sample, step=step, size=size, shape=dims)
 
     def _reduce(self, op: str, value: ir.Value) -> str:
         name = f"{value.name}__{op}"
@@ -289,10 +338,11 @@ class _Reductions:
         attributes: Mapping[str, Any] | None = None,
         *,
         output: bool = True,
+        kind: ir.DataType = ir.DataType.FLOAT,
     ) -> ir.Value:
         node = ir.Node("", op, inputs, ir.convenience.convert_attributes(attributes or {}), name=f"{name}_node")
         result = node.outputs[0]
-        result.name, result.type = name, ir.TensorType(ir.DataType.FLOAT)
+        result.name, result.type = name, ir.TensorType(kind)
         self.model.graph.append(node)
         self.values[name] = result
         if output:

@@ -7,7 +7,7 @@ and stored in the next wider type, which gives the same bits.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -24,18 +24,30 @@ from isobit_onnx.translation import view_chain
 Placed = Iterable[tuple[NativeSite, Encoding]]
 
 
-def insert_quantizers(model: ir.Model, placed: Placed, interior: Mapping[str, Encoding] | None = None) -> None:
-    """Quantize every site of `placed` in `model`; `interior` are further values of an export, by name."""
+class Quantized(NamedTuple):
+    """A value that is quantized for all who read it, and what they read instead."""
+
+    source: ir.Value
+    result: ir.Value
+
+
+def insert_quantizers(
+    model: ir.Model, placed: Placed, interior: Mapping[str, Encoding] | None = None
+) -> dict[str, Quantized]:
+    """Quantize every site of `placed` in `model`; `interior` are further values of an export, by name.
+
+    Returns what is quantized for all its readers, by the name that it had.
+    """
     writer = _Writer(model)
     single = [(site, encoding) for site, encoding in placed if site.readers is not None]
     whole = [(site, encoding) for site, encoding in placed if site.readers is None]
     for site, encoding in single:  # first: these readers leave the float value before all others do
         writer.quantize(site, encoding)
-    for site, encoding in whole:
-        writer.quantize(site, encoding)
+    found = {site.value: writer.quantize(site, encoding) for site, encoding in whole}
     for name, encoding in (interior or {}).items():
         writer.quantize(NativeSite(name), encoding)
     passes.RemoveUnusedNodesPass()(model)
+    return found
 
 
 class _Writer:
@@ -46,7 +58,7 @@ class _Writer:
         self.taken: set[str] = set()  # names given out
         self.made: set[str] = set()  # own nodes: they keep reading the float value
 
-    def quantize(self, site: NativeSite, encoding: Encoding) -> None:
+    def quantize(self, site: NativeSite, encoding: Encoding) -> Quantized:
         if not site.value and site.readers:  # known by its reader alone
             node, index = site.readers[0]
             value = self.nodes[node].inputs[index]
@@ -59,6 +71,7 @@ class _Writer:
         else:
             result = self._activation(value, encoding)
         self._rewire(value, result, site)
+        return Quantized(value, result)
 
     # --- activations -----------------------------------------------------------------------------------------------
 

@@ -129,7 +129,7 @@ def _serialized(model: ir.Model) -> Iterator[tuple[str | bytes, Weights]]:
     apart = {
         name: value.const_value
         for name, value in model.graph.initializers.items()
-        if value.const_value is not None and _can_lie_apart(value.const_value)
+        if value.const_value is not None and _can_lie_apart(value)
     }
     weights: Weights = {name: np.require(tensor.numpy(), requirements=("C", "A")) for name, tensor in apart.items()}
     if weight_bytes(model) - sum(array.nbytes for array in weights.values()) < LARGE:
@@ -141,24 +141,38 @@ def _serialized(model: ir.Model) -> Iterator[tuple[str | bytes, Weights]]:
         yield str(path), {}  # a session maps or copies the file while it is made
 
 
-def _can_lie_apart(tensor: ir.TensorProtocol) -> bool:
-    """Whether a constant is large enough to be worth it, and of a type that NumPy has."""
-    return tensor.nbytes >= _SMALLEST_APART and tensor.dtype in _SHARED
+def _can_lie_apart(value: ir.Value) -> bool:
+    """Whether a constant is large enough to be worth it, of a type that NumPy has, and read.
+
+    onnxruntime does not find what it has left out because nothing reads it.
+    """
+    tensor = value.const_value
+    is_read = bool(value.uses()) or value.is_graph_output()
+    return tensor is not None and tensor.nbytes >= _SMALLEST_APART and tensor.dtype in _SHARED and is_read
 
 
 def _without(model: ir.Model, apart: Mapping[str, ir.TensorProtocol]) -> bytes:
-    """A model as a protobuf that says of these weights that they are elsewhere."""
-    initializers = model.graph.initializers
+    """A model as a protobuf that says of these weights that they are elsewhere; no other thread may read it meanwhile.
+
+    What lies in files goes into the protobuf, for onnxruntime would look for them in the working directory.
+    """
+    inside = [value for graph in model.graphs() for value in graph.initializers.values()]
+    before = {value: value.const_value for value in inside}
     try:
         for name, tensor in apart.items():
-            shape = ir.Shape(tensor.shape.numpy())
-            initializers[name].const_value = ir.ExternalTensor(
-                "memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
-            )
+            model.graph.initializers[name].const_value = _elsewhere(name, tensor)
+        for value, held in before.items():
+            if value.const_value is held and isinstance(held, ir.ExternalTensor):
+                value.const_value = ir.Tensor(held.numpy(), held.dtype, name=value.name)
         return bytes(ir.to_proto(model).SerializeToString())
     finally:
-        for name, tensor in apart.items():
-            initializers[name].const_value = tensor
+        for value, held in before.items():
+            value.const_value = held
+
+
+def _elsewhere(name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.ExternalTensor("memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
 
 
 def _add_weights(options: Any, weights: Weights) -> None:

@@ -167,9 +167,10 @@ class TorchModel:
                 result: Sequence[Any] = function(*feeds)
         except IsobitError:
             raise
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
             shapes = {name: array.shape for name, array in batch.items()}
-            raise ModelError(f"the model failed on a batch of shapes {shapes}: {str(error).splitlines()[0]}") from error
+            words = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ModelError(f"the model failed on a batch of shapes {shapes}: {words}") from error
         finally:
             self._native.train(training)
         return result

@@ -98,7 +98,7 @@ class ActivatedError:
         with ThreadPoolExecutor(get_num_threads()) as threads:  # the kernel lets go of the interpreter
             for g, some, y, wanted in self._outputs(grid.values(found)):
                 ridge = self.damping * (float(np.square(self.rows[g], dtype=np.float64).mean()) or 1.0)
-                ridge *= self.rows.shape[1]
+                ridge *= self.rows.shape[2]
                 tasks = [threads.submit(move, g, some.start + i, ridge, y[i], wanted[i]) for i in range(len(y))]
                 for task in tasks:
                     task.result()

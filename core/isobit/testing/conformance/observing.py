@@ -85,6 +85,31 @@ class ObservingConformance(Setting):
         np.testing.assert_array_equal(after.values, encoding.fake_quantize(batch["left"]))
         np.testing.assert_array_equal(read.values, after.values)
 
+    def test_the_rounding_of_one_reader_is_not_that_of_the_tensor(self, open_network: Callable[[str], Opened]) -> None:
+        """A tensor and the input of one of its readers are rounded each to its own grid, however they are observed."""
+        opened = open_network("residual")
+        wide, narrow = Encoding.of("uint8", 0.25), Encoding.of("uint8", 0.25 / 255)
+        add = next(node for node in opened.model.graph.nodes if node.op == "Add")
+        shared = add.inputs[1] or ""  # a convolution reads it too
+        tensor, own = Tensor(shared), Input(add.name, 1)
+        assert len(opened.model.graph.uses(shared)) == 2
+        opened.model.set_quantizers({own: narrow, tensor: wide})
+        before, after, read = Collect(), Collect(), Collect()
+        ends, read_ends = MinMax(), MinMax()
+        requests = [
+            Request(tensor, before),
+            Request(tensor, after, "after"),
+            Request(own, read, "after"),
+            Request(tensor, ends, "after"),
+            Request(own, read_ends, "after"),
+        ]
+        opened.model.observe([opened.network.batch(4)], requests)
+        assert before.values.max() > 0.25
+        np.testing.assert_array_equal(after.values, wide.fake_quantize(before.values))
+        np.testing.assert_array_equal(read.values, narrow.fake_quantize(before.values))
+        assert ends.batches[0][1] == after.values.max()
+        assert read_ends.batches[0][1] == read.values.max()
+
     def test_output_tensors_before_their_quantizer(self, open_network: Callable[[str], Opened]) -> None:
         """Also a tensor that leaves the model has a float value in front of its quantizer."""
         opened = open_network("conv_net")
