@@ -238,3 +238,23 @@ def test_noise_does_not_move_a_shift_and_steps_make_the_range_little_wider():
     np.testing.assert_array_equal(seen.snapped(seen.mean), again.snapped(again.mean))
     np.testing.assert_array_less(seen.largest(seen.snapped(seen.middle)), seen.largest(seen.middle) * 1.016 + 1e-9)
     assert seen.snapped(seen.middle)[5] == seen.middle[5]
+
+
+def test_what_is_seen_of_an_input_is_what_numpy_says_of_all_rows():
+    rng = np.random.default_rng(8)
+    batches = [rng.normal(3, 2, (n, 5, 37)).astype(np.float32) for n in (4, 0, 1, 9)]
+    seen = SeenInput()
+    assert not seen.is_finite
+    for batch in batches:
+        seen.update(batch)
+    rows = np.concatenate(batches).reshape(-1, 37).astype(np.float64)
+    assert seen.is_finite
+    assert seen.count == len(rows)
+    np.testing.assert_array_equal(seen.minimum, rows.min(axis=0))
+    np.testing.assert_array_equal(seen.maximum, rows.max(axis=0))
+    np.testing.assert_allclose(seen.mean, rows.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(seen.mean_square(1.5), np.square(rows - 1.5).mean(axis=0), rtol=1e-10)
+    for odd in (np.nan, np.inf):
+        broken = SeenInput()
+        broken.update(np.where(np.arange(37) == 9, odd, batches[0]).astype(np.float32))
+        assert not broken.is_finite

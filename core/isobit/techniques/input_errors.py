@@ -27,24 +27,31 @@ class SeenInput:
 
     def __init__(self) -> None:
         self.count = 0
-        self.minimum: Floats = np.zeros(0)
-        self.maximum: Floats = np.zeros(0)
+        self._low = self._high = np.zeros(0, np.float32)
         self._total: Floats = np.zeros(0)
         self._square: Floats = np.zeros(0)
 
     def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
         """Add a batch, (..., channels)."""
-        rows = np.asarray(batch, np.float32).reshape(-1, batch.shape[-1])
-        if not len(rows):
-            return
-        low, high = rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64)
-        wide = rows.astype(np.float64)
-        total, square = wide.sum(axis=0), np.einsum("ij,ij->j", wide, wide)
-        if self.count:
-            low, high = np.minimum(self.minimum, low), np.maximum(self.maximum, high)
-            total, square = self._total + total, self._square + square
-        self.minimum, self.maximum, self._total, self._square = low, high, total, square
+        from isobit.techniques.kernels import add_columns  # compiles on first use
+
+        rows = np.ascontiguousarray(batch, np.float32).reshape(-1, batch.shape[-1])
+        if not self.count:
+            channels = rows.shape[1]
+            self._low, self._high = np.full(channels, np.inf, np.float32), np.full(channels, -np.inf, np.float32)
+            self._total, self._square = np.zeros(channels), np.zeros(channels)
+        add_columns(rows, self._low, self._high, self._total, self._square)
         self.count += len(rows)
+
+    @property
+    def minimum(self) -> Floats:
+        """The least value of each channel."""
+        return self._low.astype(np.float64)
+
+    @property
+    def maximum(self) -> Floats:
+        """The largest value of each channel."""
+        return self._high.astype(np.float64)
 
     @property
     def is_finite(self) -> bool:
