@@ -141,10 +141,11 @@ def _products(x: NDArray[np.float32], r: NDArray[np.float32] | None = None) -> l
     """Sums of x xᵀ, and with r of x rᵀ and r rᵀ, for each group, chunk after chunk in the order of the rows."""
     found = [np.zeros((x.shape[1], x.shape[2], x.shape[2])) for _ in range(1 if r is None else 3)]
     for start in range(0, len(x), _CHUNK):
-        parts = [y[start : start + _CHUNK].transpose(1, 2, 0).astype(np.float64) for y in (x, r) if y is not None]
+        chunks = [y[start : start + _CHUNK].transpose(1, 0, 2) for y in (x, r) if y is not None]
+        parts = [np.asarray(chunk, np.float64, order="C") for chunk in chunks]  # the rows of a group side by side
         left, right = parts[0], parts[-1]
         for total, a, b in zip(found, (left, left, right), (left, right, right), strict=False):
-            total += a @ b.transpose(0, 2, 1)
+            total += a.transpose(0, 2, 1) @ b
     return found
 
 
