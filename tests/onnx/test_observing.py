@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import onnx
 import pytest
@@ -139,6 +141,22 @@ def test_sizes_are_those_of_the_batch_whatever_names_promise(model, shapes):
         wanted.update(opened.run(batch)["y"], opened.graph.tensors[output].channel_axis)
     assert found.elements == sum(opened.run(batch)["y"].size for batch in batches)
     assert found == wanted
+
+
+def test_names_that_a_reduction_would_have_may_be_taken():
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "m", 3]) for name in ("x", "last"))
+    names = ["x", "x__ReduceMax", "x__sample_64", "x__size", "x__ReduceMin", "last"]
+    nodes = [helper.make_node("Neg", [a], [b], f"node{i}") for i, (a, b) in enumerate(pairwise(names))]
+    graph = helper.make_graph(nodes, "taken", [x], [y])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    model = OnnxBackend().open(proto)
+    data = np.random.default_rng(2).standard_normal((4, 50, 3)).astype(np.float32)
+    found = {tensor: Histogram(LIMIT) for tensor in model.graph.tensors}
+    model.observe([{"x": data}], [Request(Tensor(tensor), histogram) for tensor, histogram in found.items()])
+    assert len(found) == len(names)
+    for i, histogram in enumerate(found.values()):
+        values = (-1) ** i * data
+        assert (histogram.minimum, histogram.maximum) == (values.min(), values.max())
 
 
 class Whole:

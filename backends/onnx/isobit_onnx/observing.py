@@ -272,6 +272,12 @@ class _Reductions:
         self.model, self.zero_is_minimum = model, zero_is_minimum
         self.named = _input_dims(model) if any_shape else {}
         self.values = ir.convenience.create_value_mapping(model.graph)
+        self._mark = "__"  # longer than any in the model's names, so that what is made has names of its own
+        while any(self._mark in name for name in self.values):
+            self._mark += "_"
+
+    def _name(self, value: ir.Value, what: str) -> str:
+        return f"{value.name}{self._mark}{what}"
 
     def add(self, item: Watched) -> _Outputs:
         value = self.values[item.value]
@@ -288,24 +294,24 @@ class _Reductions:
             sampling = sampling_of([1, *sizes], item.channel_axis, item.limit)
             return _Outputs(minimum, maximum, self._sample(value, sampling, 1 + len(dims)), shape=dims)
         sample, step = self._open_sample(value, item, 1 + len(dims))
-        size = f"{value.name}__size"
+        size = self._name(value, "size")
         if size not in self.values:
             self._node("Shape", [value], size, kind=ir.DataType.INT64)
         return _Outputs(minimum, maximum, sample, step=step, size=size, shape=dims)
 
     def _reduce(self, op: str, value: ir.Value) -> str:
-        name = f"{value.name}__{op}"
+        name = self._name(value, op)
         if name not in self.values:
             self._node(op, [value], name, {"keepdims": 0})
         return name
 
     def _sample(self, value: ir.Value, sampling: Sampling, rank: int) -> str:
         if sampling.step == 1:
-            name = f"{value.name}__all"
+            name = self._name(value, "all")
             if name not in self.values:
                 self._node("Identity", [value], name)
             return name
-        name = f"{value.name}__every_{sampling.step}"
+        name = self._name(value, f"every_{sampling.step}")
         if name not in self.values:
             self._slice(value, name, sampling.spatial, rank, self._constant(f"{name}_step", [sampling.step]))
         return name
@@ -313,7 +319,7 @@ class _Reductions:
     def _open_sample(self, value: ir.Value, item: Watched, rank: int) -> tuple[str, str]:
         """A sample whose step is an input of the model; names of both."""
         spatial = is_spatial(rank, item.channel_axis)
-        name = f"{value.name}__sample_{item.limit}{'_spatial' if spatial else ''}"
+        name = self._name(value, f"sample_{item.limit}{'_spatial' if spatial else ''}")
         if name not in self.values:
             step = ir.Value(name=f"{name}_step", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64))
             self.model.graph.inputs.append(step)
