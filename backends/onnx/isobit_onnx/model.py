@@ -179,9 +179,9 @@ class OnnxModel:
         if tensor not in self.graph.tensors or tensor is None:
             raise EncodingError(f"{str(site)!r} is a constant: its statistics are its values")
         source, result = quantized.get(native.value) or (values[native.value],) * 2
-        if request.stage == "before" or result.name not in values:  # where nothing reads the result, it is gone
-            result = source
-        value = result if request.stage == "before" else _read(simulator, native) or result
+        value = source
+        if request.stage == "after":  # where nothing reads the result of a quantizer, it is gone
+            value = _read(simulator, native) or (result if result.name in values else source)
         return Watched.of(request.observer, value.name or native.value, self.graph.tensors[tensor].channel_axis)
 
     # --- leaving ---------------------------------------------------------------------------------------------------
