@@ -14,25 +14,32 @@ from isobit.quant_spec import QuantSpec
 from isobit.ranges import encode_range
 from isobit.sites import Tensor
 from isobit.statistics import Histogram
+from isobit.testing.collecting import Collect
 from isobit.testing.networks import NetworkBuilder
 from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.building import build_onnx
 from isobit_onnx.observing import ObservingSession
 
 
+@pytest.fixture
+def made(monkeypatch):
+    """How each session was opened."""
+    found = []
+    opened = ObservingSession._open
+    monkeypatch.setattr(
+        ObservingSession, "_open", lambda self, batch, **how: (found.append(how), opened(self, batch, **how))
+    )
+    return found
+
+
 @pytest.mark.parametrize("op", ["relu", "relu6"])
 @pytest.mark.parametrize("shift", [(0, 0, 0), (9, 0, 0), (0, 9, -9), (9, 9, 9)])
-def test_the_minimum_behind_a_relu_is_exact_with_and_without_zeros(op, shift, monkeypatch):
+def test_the_minimum_behind_a_relu_is_exact_with_and_without_zeros(op, shift, made):
     b = NetworkBuilder("rectified")
     x = b.input("image", 8, 40, 40)
     b.output("y", b.relu6("relu", x) if op == "relu6" else b.op("Relu", "relu", x))
     model = OnnxBackend().open(build_onnx(b.build()))
     assert (Histogram().limit or 0) < 8 * 40 * 40, "only a sample of the values leaves the graph"
-    made = []
-    opened = ObservingSession._open
-    monkeypatch.setattr(
-        ObservingSession, "_open", lambda self, batch, **how: (made.append(how), opened(self, batch, **how))
-    )
     rng = np.random.default_rng(5)
     batches = [{"image": (rng.standard_normal((2, 8, 40, 40)) / 3 + by).astype(np.float32)} for by in shift]
     histogram = Histogram()
@@ -64,14 +71,9 @@ def _sequences() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-def test_one_session_observes_batches_of_all_shapes(monkeypatch):
+def test_one_session_observes_batches_of_all_shapes(made):
     """What it samples is what `Histogram.update` takes of the whole tensor, above and below the limit of a sample."""
     model = OnnxBackend().open(_sequences())
-    made = []
-    opened = ObservingSession._open
-    monkeypatch.setattr(
-        ObservingSession, "_open", lambda self, batch, **how: (made.append(how), opened(self, batch, **how))
-    )
     rng = np.random.default_rng(1)
     batches = [
         {
@@ -87,10 +89,10 @@ def test_one_session_observes_batches_of_all_shapes(monkeypatch):
     assert len(made) == 2, "one session, and a second one from where zeros are missing behind the Relu"
     wanted = {tensor: Histogram(limit) for tensor in tensors}
     for batch in batches:
-        whole = {tensor: Whole() for tensor in tensors}
+        whole = {tensor: Collect() for tensor in tensors}
         model.observe([batch], [Request(Tensor(tensor), observer) for tensor, observer in whole.items()])
         for tensor, axis in tensors.items():
-            wanted[tensor].update(whole[tensor].array, axis)
+            wanted[tensor].update(whole[tensor].values, axis)
     assert found == wanted
     assert any(histogram.counted < histogram.elements for histogram in found.values())
 
@@ -159,13 +161,6 @@ def test_names_that_a_reduction_would_have_may_be_taken():
         assert (histogram.minimum, histogram.maximum) == (values.min(), values.max())
 
 
-class Whole:
-    """Keeps the tensor of a batch."""
-
-    def update(self, batch, channel_axis=None):
-        self.array = batch
-
-
 def test_what_nobody_looks_at_is_not_computed():
     """Whole tensors of the simulator's first layer: neither outputs nor later nodes are in the session."""
     model = OnnxBackend().open(_sequences())
@@ -178,7 +173,7 @@ def test_what_nobody_looks_at_is_not_computed():
     }
     sessions = []
     kept = ObservingSession.observe
-    before, after = Whole(), Whole()
+    before, after = Collect(), Collect()
     requests = [Request(Tensor("linear"), before), Request(Tensor("linear"), after, "after")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ObservingSession, "observe", lambda self, *args: (sessions.append(self), kept(self, *args))[1])
@@ -187,5 +182,7 @@ def test_what_nobody_looks_at_is_not_computed():
     assert len(session._session.output_names) == 2
     assert not {"bright", "scores"} & set(session._session.output_names)
     grid = encode_range(-3.0, 3.0, spec)
-    np.testing.assert_allclose(before.array, grid.fake_quantize(batch["x"]) @ model.weight("w").T, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(after.array, grid.fake_quantize(before.array))
+    np.testing.assert_allclose(
+        before.values, grid.fake_quantize(batch["x"]) @ model.weight("w").T, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_array_equal(after.values, grid.fake_quantize(before.values))

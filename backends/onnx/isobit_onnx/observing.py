@@ -70,7 +70,7 @@ class ObservingSessions:
     def __init__(self, model: ir.Model, watched: tuple[Watched, ...], providers: Sequence[str] = ()) -> None:
         self.watched = watched
         self._model, self._providers = model, providers
-        self._any_shape = serves_any_shape(model, watched)
+        self._any_shape = _serves_any_shape(model, watched)
         self._sessions: dict[Any, ObservingSession] = {}
 
     def observe(self, batch: Batch, observers: Sequence[Observer]) -> None:
@@ -91,7 +91,7 @@ class ObservingSessions:
 
 
 class ObservingSession:
-    """A model with reductions as extra outputs, for inputs of one per-sample shape, or of any (`serves_any_shape`)."""
+    """A model with reductions as extra outputs, for inputs of one per-sample shape, or of any (`_serves_any_shape`)."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class ObservingSession:
             observer.update(_as_float32(found[item.value]), item.channel_axis)
 
 
-def serves_any_shape(model: ir.Model, watched: Sequence[Watched]) -> bool:
+def _serves_any_shape(model: ir.Model, watched: Sequence[Watched]) -> bool:
     """Whether one session observes inputs of all shapes.
 
     It does where the sizes of all reduced tensors are those of inputs, known for each batch. Where onnxruntime works in

@@ -68,19 +68,20 @@ class Session:
             raise ModelError(f"onnxruntime cannot run the model: {_short(error)}") from error
         self.output_names = [output.name for output in self._session.get_outputs()]
 
-    def _options(self) -> Any:
+    def _options(self, weights: Weights | None = None) -> Any:
         options = onnxruntime.SessionOptions()
         options.enable_mem_pattern = self._plan_memory
         options.log_severity_level = 3
         # Fused integer kernels round elsewhere; a simulator rounds at its quantizers and nowhere else.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if weights:
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+            options.add_external_initializers(list(weights), values)
         return options
 
     def _open(self, model: ir.Model) -> Any:
         with _serialized(model) as (source, weights):
-            options = self._options()
-            _add_weights(options, weights)
-            session = onnxruntime.InferenceSession(source, options, providers=self._providers)
+            session = onnxruntime.InferenceSession(source, self._options(weights), providers=self._providers)
             self._weights = weights
         return session
 
@@ -91,9 +92,7 @@ class Session:
             return None
         with tempfile.TemporaryDirectory(prefix="isobit-") as name, _serialized(model) as (source, weights):
             try:
-                options = self._options()
-                _add_weights(options, weights)
-                path = optimise(source, options, Path(name))
+                path = optimise(source, self._options(weights), Path(name))
             except Exception:  # not every model that runs can be written: the plain session runs it, or says why not
                 return None
             proto = onnx.load(path, load_external_data=False)
@@ -173,12 +172,6 @@ def _without(model: ir.Model, apart: Mapping[str, ir.TensorProtocol]) -> bytes:
 def _elsewhere(name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
     shape = ir.Shape(tensor.shape.numpy())
     return ir.ExternalTensor("memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
-
-
-def _add_weights(options: Any, weights: Weights) -> None:
-    if weights:
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-        options.add_external_initializers(list(weights), values)
 
 
 def gains_from_blocks(model: ir.Model, any_order: Collection[str]) -> bool:

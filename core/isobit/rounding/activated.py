@@ -86,20 +86,19 @@ class ActivatedError:
         from isobit.rounding.kernels_activated import move_activated  # compiles on first use
 
         found = np.array(integers, np.float64)
+        ridges = [self.damping * (float(np.square(x, dtype=np.float64).mean()) or 1.0) * x.shape[1] for x in self.rows]
 
-        def move(g: int, o: int, ridge: float, y: Matrix, wanted: Matrix) -> None:
+        def move(g: int, o: int, y: Matrix, wanted: Matrix) -> None:
             slope = float(self._slopes(g, slice(o, o + 1))[0, 0])
             limits = np.array([slope, self.activation.low, self.activation.high, grid.q_min, grid.q_max])
             scale, zero_point = grid.scale[g, o], grid.zero_point[g, o]
             move_activated(
-                found[g, o], self.weight[g, o], self.rows[g], y, wanted, scale, zero_point, limits, ridge, sweeps
+                found[g, o], self.weight[g, o], self.rows[g], y, wanted, scale, zero_point, limits, ridges[g], sweeps
             )
 
         with ThreadPoolExecutor(get_num_threads()) as threads:  # the kernel lets go of the interpreter
             for g, some, y, wanted in self._outputs(grid.values(found)):
-                ridge = self.damping * (float(np.square(self.rows[g], dtype=np.float64).mean()) or 1.0)
-                ridge *= self.rows.shape[2]
-                tasks = [threads.submit(move, g, some.start + i, ridge, y[i], wanted[i]) for i in range(len(y))]
+                tasks = [threads.submit(move, g, some.start + i, y[i], wanted[i]) for i in range(len(y))]
                 for task in tasks:
                     task.result()
         return found

@@ -14,7 +14,7 @@ from isobit.plan import Placement, Plan
 from isobit.quant_spec import PerTensor
 from isobit.ranges import candidate_grids
 from isobit.sites import Tensor
-from isobit.techniques.input_scaling import Rescaling, ScaledInput, input_placement, weight_placement
+from isobit.techniques.input_scaling import Rescaling, ScaledInput, in_steps, input_placement, weight_placement
 from isobit.techniques.scaled_weights import rounding_noise
 from isobit.techniques.weighted_layer import Floats
 
@@ -70,9 +70,8 @@ class SeenInput:
 
     def snapped(self, shift: Floats) -> Floats:
         """`shift` in steps of a hundredth of each channel's range: the same bits in every framework (decision 0018)."""
-        _, exponent = np.frexp(self.maximum - self.minimum)
-        steps = np.ldexp(np.rint(np.ldexp(shift, _SHIFT_BITS - exponent)), exponent - _SHIFT_BITS)
-        return np.where(self.maximum > self.minimum, steps, shift)
+        size = self.maximum - self.minimum
+        return np.where(size > 0, in_steps(shift, size, _SHIFT_BITS), shift)
 
     def largest(self, shift: Floats | float = 0.0) -> Floats:
         """The largest distance of each channel from `shift`, (..., channels)."""

@@ -51,13 +51,18 @@ class Rescaling:
 
         A mean square differs in its last bits between them; so would each scaled weight, and with it its scale.
         """
-        mantissa, exponent = np.frexp(self.factors)
-        return replace(self, factors=np.ldexp(np.rint(np.ldexp(mantissa, _FACTOR_BITS)), exponent - _FACTOR_BITS))
+        return replace(self, factors=in_steps(self.factors, self.factors, _FACTOR_BITS))
 
     @property
     def is_shifted(self) -> bool:
         """Whether anything is subtracted."""
         return bool(self.shift.any())
+
+
+def in_steps(values: Floats, size: Floats, bits: int) -> Floats:
+    """`values` rounded to steps of ``2**-bits`` of the power of two above `size`."""
+    _, exponent = np.frexp(size)
+    return np.asarray(np.ldexp(np.rint(np.ldexp(values, bits - exponent)), exponent - bits))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from isobit.plan import Placement
 from isobit.quant_spec import PerBlock, PerChannel, PerTensor
 from isobit.ranges import candidate_grids, encode_weight
-
-Floats = NDArray[np.float64]
+from isobit.techniques.weighted_layer import Floats
 
 
 def rounding_noise(weight: NDArray[np.float32], factors: NDArray[np.float32], placement: Placement) -> Floats:
