@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 from isobit.errors import IsobitError, PluginError, RecipeError, TargetError, did_you_mean
+from isobit.version import __version__
 
 if TYPE_CHECKING:
     from isobit.backend import Backend, BackendModel
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from isobit.target import Target
 
 GROUP = "isobit"
+
+#: The distribution of isobit itself, as an entry point names it.
+_OWN = f"isobit {__version__}"
 
 T = TypeVar("T")
 
@@ -93,6 +97,11 @@ class PluginRecord:
         return f"plug-in {self.name!r} of {self.distribution}"
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is a part of isobit itself, by its distribution."""
+        return self.distribution == _OWN
+
+    @property
     def package(self) -> str:
         """The import package that holds its module."""
         return self.module.split(":")[0].split(".")[0]
@@ -121,12 +130,8 @@ class Registry:
     """
 
     def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
-        from isobit import __version__, builtin  # it names this module's hookimpl
-
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(Hooks)
-        self._manager.register(builtin, name="isobit")
-        self._own = PluginRecord("isobit", "isobit.builtin", f"isobit {__version__}")
         self.records: dict[str, PluginRecord] = {}
         disabled = {name.strip() for name in os.environ.get("ISOBIT_DISABLE_PLUGINS", "").split(",")}
         for point in entry_points(group=GROUP) if points is None else points:
@@ -158,7 +163,7 @@ class Registry:
         """What the hook's implementations return, each with its plug-in."""
         found: list[tuple[PluginRecord, Any]] = []
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
-            record = self.records.get(implementation.plugin_name, self._own)
+            record = self.records[implementation.plugin_name]
             try:
                 items = list(implementation.function())
                 for item in items:
@@ -227,7 +232,7 @@ class Registry:
             raise
         except Exception as failure:
             record = self.owner(opener)
-            if record is None or record.distribution == self._own.distribution:
+            if record is None or record.is_own:
                 raise
             raise PluginError(f"{record} failed to open a {type(model).__name__}: {_said(failure)}") from failure
 
@@ -250,8 +255,9 @@ class Registry:
         try:
             return int(backend.accepts(model))
         except Exception as failure:
-            record = self.owner(backend) or self._own
-            self.records[record.name] = replace(record, error=f"accepts: {_said(failure)}")
+            record = self.owner(backend)
+            if record is not None:
+                self.records[record.name] = replace(record, error=f"accepts: {_said(failure)}")
             return 0
 
     def _nobody_opens(self, model: Any) -> str:
@@ -316,7 +322,7 @@ class Registry:
 
     def at_fault(self, error: BaseException) -> PluginRecord | None:
         """The stranger's plug-in in whose code an error was raised, from the traceback; None where it was isobit's."""
-        records = [r for r in self.records.values() if r.distribution != self._own.distribution]
+        records = [r for r in self.records.values() if not r.is_own]
         frame, found = error.__traceback__, None
         while frame is not None:
             package = str(frame.tb_frame.f_globals.get("__name__", "")).split(".")[0]

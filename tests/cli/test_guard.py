@@ -63,7 +63,7 @@ def test_interruption_after_writing_does_not_deny_it(isobit, digits, tmp_path, m
 
 
 def test_version_and_help(isobit):
-    from isobit import __version__
+    from isobit.version import __version__
 
     assert isobit("--version").stdout == f"isobit {__version__}\n"
     for verb in ((), ("quantize",), ("inspect",), ("backends",), ("targets",)):

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+from registries import own_registry
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
 from isobit.graph import Graph
 from isobit.plan import Plan
-from isobit.plugins import Registry
 from isobit.sites import Weight
 from isobit.target import Target
 
 IMAGE = ("N", 4, 6, 6)
-TARGETS: Mapping[str, Target] = {name: Registry([]).target(name) for name in ("default", "onnxruntime-cpu")}
+TARGETS: Mapping[str, Target] = {name: own_registry().target(name) for name in ("default", "onnxruntime-cpu")}
 both = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 DEFAULT, ORT = TARGETS["default"], TARGETS["onnxruntime-cpu"]
 

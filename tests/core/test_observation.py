@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from numpy_backend import NumpyBackend, NumpyModel
+from registries import own_registry
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
 from isobit.errors import DataError
-from isobit.plugins import Registry, hookimpl
+from isobit.plugins import hookimpl
 from isobit.quantsim import QuantSim
 from isobit.statistics import Statistics
 
@@ -31,7 +32,7 @@ def _numpy_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     point = SimpleNamespace(name="numpy", value="here", dist=None)
     point.load = lambda: SimpleNamespace(isobit_backends=isobit_backends)
-    found = Registry([point])  # type: ignore[list-item]
+    found = own_registry(point)
     monkeypatch.setattr("isobit.quantsim.registry", lambda: found)
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from registries import own_registry
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
 from isobit.graph import Graph
 from isobit.placement import place
 from isobit.plan import Plan
-from isobit.plugins import Registry
 from isobit.sites import Input, Site, Tensor
 from isobit.wishes import Wishes
 
 TOKENS = ("N", 7, 4)
-TARGETS = {name: Registry([]).target(name) for name in ("default", "onnxruntime-cpu", "onnxruntime-cpu-transformer")}
+TARGETS = {name: own_registry().target(name) for name in ("default", "onnxruntime-cpu", "onnxruntime-cpu-transformer")}
 TRANSFORMER = TARGETS["onnxruntime-cpu-transformer"]
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from registries import own_registry
 
 from isobit.calibration import Entropy, MeanSquareError, MinMaxRange, MovingAverage, Percentile, SignalToNoise
 from isobit.errors import PluginError
@@ -73,7 +74,7 @@ def plugin(**hooks: Sequence[Any]) -> SimpleNamespace:
 
 
 def registry(*points: Point) -> Registry:
-    return Registry(points)  # type: ignore[arg-type]
+    return own_registry(*points)
 
 
 def backends(*found: FakeBackend, name: str = "mine") -> Point:
@@ -87,6 +88,7 @@ def fails() -> Any:
 def test_what_comes_with_isobit() -> None:
     own = registry()
     assert own.backends() == {}
+    assert not own.records["isobit"].error
     assert own.calibrators() == {
         "minmax": MinMaxRange,
         "moving-average": MovingAverage,
@@ -249,7 +251,7 @@ def test_a_backend_that_raises_is_named_and_stops_nobody_else() -> None:
 def test_disabled_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISOBIT_DISABLE_PLUGINS", "jax, other")
     found = registry(Point("jax", fails), backends(FakeBackend("torch")))
-    assert list(found.records) == ["mine"]
+    assert list(found.records) == ["isobit", "mine"]
     with pytest.raises(PluginError, match="no backend 'jax'"):
         found.backend("jax")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy_backend import NumpyBackend
+from registries import own_registry
 from technique_networks import chain, opened, simulator
 
 import isobit
@@ -14,7 +16,7 @@ from isobit.calibration import MinMaxRange
 from isobit.cooking import cook, output_sqnr
 from isobit.edits import SetWeights
 from isobit.errors import DataError, RecipeError
-from isobit.plugins import Registry, hookimpl, registry
+from isobit.plugins import hookimpl, registry
 from isobit.recipe import Recipe, Step, parse_recipe
 from isobit.techniques import CorrectBias, EqualizeCrossLayers, FoldBatchNorms, TechniqueReport
 from isobit.testing.networks import conv_net
@@ -99,7 +101,7 @@ def test_one_shot_data_serves_what_does_not_judge() -> None:
 
 
 def test_the_library_follows_a_recipe(monkeypatch) -> None:
-    found = Registry([])
+    found = own_registry()
     monkeypatch.setattr(found, "backend_for", lambda model: NumpyBackend())
     for module in ("isobit.quantsim", "isobit.quantizing"):
         monkeypatch.setattr(f"{module}.registry", lambda: found)
@@ -175,8 +177,7 @@ def test_a_strangers_recipe(tmp_path) -> None:
         def isobit_techniques(self):
             return [Spoil]
 
-    found = Registry([])
-    found._manager.register(Plugin(), name="stranger")
+    found = own_registry(SimpleNamespace(name="stranger", value="here", dist=None, load=Plugin))
     assert found.recipe("gentle").steps == (Step(Spoil),)
     assert found.recipe(str(path)).name == "gentle"
     with pytest.raises(RecipeError, match="did you mean 'gentle'"):

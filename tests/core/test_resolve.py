@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from registries import own_registry
 from sketch import Sketch
 
 from isobit.calibration import MinMaxRange, Percentile
@@ -13,7 +14,6 @@ from isobit.canonical import canonicalize
 from isobit.errors import DataError, EncodingError
 from isobit.graph import Graph
 from isobit.placement import place
-from isobit.plugins import Registry
 from isobit.quant_spec import QuantSpec
 from isobit.ranges import encode_range, encode_weight
 from isobit.resolve import Resolved, observed_sites, resolve
@@ -21,7 +21,7 @@ from isobit.sites import Input, Tensor, Weight
 from isobit.statistics import Histogram, Statistics
 from isobit.wishes import Wishes
 
-TARGET = Registry([]).target("default")
+TARGET = own_registry().target("default")
 UINT8 = QuantSpec.parse("uint8")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from registries import own_registry
 
 from isobit.errors import FormatError, TargetError
 from isobit.plugins import Registry
@@ -216,7 +217,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def plain() -> Registry:
-    return Registry([])
+    return own_registry()
 
 
 @pytest.mark.parametrize("name", ["default", "onnxruntime-cpu", "onnxruntime-cpu-transformer"])

@@ -6,12 +6,12 @@ import re
 
 import pytest
 from drawn_graphs import ACTIVATION, DEFAULT, ORT, formats, small
+from registries import own_registry
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
 from isobit.errors import FormatError
 from isobit.placement import place
-from isobit.plugins import Registry
 from isobit.sites import Input, Tensor, Weight
 from isobit.wishes import Wishes
 
@@ -94,4 +94,4 @@ def test_an_override_inside_a_chain_says_what_the_chain_is() -> None:
     y = sketch.node("Relu", y, name="relu", shape=("N", 4, 8, 8))
     graph = canonicalize(sketch.graph(y))
     with pytest.raises(FormatError, match="'conv'.*inside the chain that ends in 'relu'"):
-        place(graph, Registry([]).target("default"), Wishes(overrides={"conv": "int16"}))
+        place(graph, own_registry().target("default"), Wishes(overrides={"conv": "int16"}))

@@ -31,7 +31,7 @@ app = typer.Typer(
 
 def _show_version(value: bool) -> None:
     if value:
-        from isobit import __version__
+        from isobit.version import __version__
 
         print(f"isobit {__version__}")
         raise typer.Exit

@@ -84,7 +84,7 @@ def _rows(records: Iterable[PluginRecord], backends: Iterable[Backend]) -> list[
         rows += [_backend_row(record, backend) for backend in own]
         if not own and record.error:
             rows.append(_row(record, state="broken", error=record.error, mend=_mended(record)))
-        elif not own:
+        elif not own and not record.is_own:
             rows.append(_row(record, state="loaded, no backend in it"))
     return rows
 

@@ -42,9 +42,9 @@ def new_plugin(
 
 def write_plugin(name: str, out: Path) -> Path:
     """The new package's folder. Raises PluginError for a name that is none, OutputError where the folder exists."""
-    from isobit import __version__
     from isobit.files import write_folder
     from isobit.plugins import CONTRACT, names
+    from isobit.version import __version__
 
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise PluginError(

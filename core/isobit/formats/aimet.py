@@ -25,6 +25,7 @@ from isobit.formats.names import Names, Place, without_single_inputs
 from isobit.ops import VALUE_PRESERVING
 from isobit.quant_spec import Granularity, QuantSpec
 from isobit.sites import Input, Site, Tensor, Weight
+from isobit.version import __version__
 
 AXIS_GUESSED = "the file has no axes: without the model the channels of {} are taken to be along axis 0"
 #: Operations behind which AIMET has no quantizer.
@@ -187,8 +188,6 @@ def _is_moved(site: Site, encoding: Encoding, encodings: Mapping[Site, Encoding]
 
 def producer() -> dict[str, str]:
     """Who wrote the file, in AIMET's words."""
-    from isobit import __version__
-
     return {"package": "isobit", "version": __version__}
 
 
