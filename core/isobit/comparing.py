@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isobit.encoding import Encoding
-from isobit.regrid import regrid
+from isobit.same_levels import same_levels
 from isobit.sites import Site, site_key
 
 
@@ -50,11 +50,11 @@ def compare(a: Mapping[Site, Encoding], b: Mapping[Site, Encoding]) -> list[Diff
 
 
 def _difference(site: Site, a: Encoding, b: Encoding) -> Difference | None:
-    moved = regrid(b, a.spec)
+    moved = same_levels(b, a.spec)
     if moved is None and a.spec.is_integer and b.spec.is_integer:
         unsigned = "uint" if a.spec.dtype == "uint" or b.spec.dtype == "uint" else "int"
         moved, a = _as_asymmetric(b, unsigned), _as_asymmetric(a, unsigned) or a
-        moved = None if moved is None else regrid(moved, a.spec)
+        moved = None if moved is None else same_levels(moved, a.spec)
     if moved is None:
         return Difference(site, "format", str(a.spec), str(b.spec))
     if a.axis != moved.axis:
@@ -75,7 +75,7 @@ def _as_asymmetric(encoding: Encoding, dtype: str) -> Encoding | None:
 
     if encoding.spec.strict:
         return None
-    return regrid(encoding, replace(encoding.spec, dtype=dtype, symmetric=False))
+    return same_levels(encoding, replace(encoding.spec, dtype=dtype, symmetric=False))
 
 
 def _distance(a: Encoding, b: Encoding) -> np.ndarray:

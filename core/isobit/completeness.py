@@ -10,7 +10,7 @@ from isobit.errors import OutputError
 from isobit.formats.names import Names
 from isobit.plan import Plan
 from isobit.plugins import registry
-from isobit.regrid import regrid
+from isobit.same_levels import same_levels
 from isobit.sites import Input, Site, Tensor, Weight
 
 #: Formats whose files leave these out by their nature.
@@ -43,7 +43,7 @@ def check_file(path: Path, form: str, encodings: Mapping[Site, Encoding], names:
 
 def same_values(found: Encoding, wanted: Encoding) -> bool:
     """Whether two encodings have the same scales and, at least, the levels of `wanted`: strict grids may be wider."""
-    moved = regrid(found, wanted.spec) or found
+    moved = same_levels(found, wanted.spec) or found
     return bool(
         moved.scale.size == wanted.scale.size
         and (moved.scale.reshape(-1) == wanted.scale.reshape(-1)).all()

@@ -15,8 +15,8 @@ from isobit.graph import Graph
 from isobit.placement import place
 from isobit.plan import Placement, Plan
 from isobit.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor
-from isobit.regrid import regrid
 from isobit.resolve import bias_encoding, constant_name
+from isobit.same_levels import same_levels
 from isobit.sites import Input, Site, Tensor, Weight
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _fitted(encoding: Encoding, placement: Placement, graph: Graph) -> Encoding 
             return None
         bare = encoding.spec.with_granularity(granularity)  # one channel is a tensor
         encoding = Encoding(bare, encoding.scale.reshape(()), encoding.zero_point.reshape(()))
-    return regrid(encoding, placement.spec)
+    return same_levels(encoding, placement.spec)
 
 
 def _name(graph: Graph, placement: Placement) -> str:
@@ -218,7 +218,7 @@ def _with_the_rest(plan: Plan, loaded: Mapping[Site, Encoding], kept: Mapping[Si
     """What was loaded, what stays as it was, and the biases whose scales follow from both."""
     found = {site: encoding for site, encoding in kept.items() if site in plan.placements}
     for site, encoding in list(found.items()):
-        if regrid(encoding, plan.placements[site].spec) is None:  # its format has changed
+        if same_levels(encoding, plan.placements[site].spec) is None:  # its format has changed
             del found[site]
     found.update(loaded)
     for placement in plan.of_kind("bias"):

@@ -19,7 +19,7 @@ from isobit.formats.names import Names
 from isobit.plugins import registry
 from isobit.quant_spec import QuantSpec
 from isobit.quantsim import QuantSim
-from isobit.regrid import regrid
+from isobit.same_levels import same_levels
 from isobit.sites import Tensor, Weight
 from isobit.wishes import Wishes
 
@@ -191,7 +191,7 @@ def test_one_scale_is_that_of_every_channel() -> None:
     ],
 )
 def test_the_same_levels_under_another_type(encoding: Encoding, spec: str, zero_point: int | None) -> None:
-    moved = regrid(encoding, QuantSpec.parse(spec))
+    moved = same_levels(encoding, QuantSpec.parse(spec))
     assert (None if moved is None else int(moved.zero_point)) == zero_point
     if moved is not None:
         x = np.linspace(-100, 100, 999, dtype=np.float32)
