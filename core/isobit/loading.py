@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,16 +55,9 @@ class Mapped:
 
 
 def load_encodings(
-    sim: QuantSim,
-    source: str | PathLike[str] | Mapping[Site, Encoding],
-    *,
-    strict: bool,
-    partial: bool,
-    freeze: bool,
-    format: str | None,
+    sim: QuantSim, encodings: Encodings, where: str, *, strict: bool, partial: bool, freeze: bool
 ) -> LoadReport:
-    """Put encodings on a simulator; `QuantSim.load_encodings` says what the settings mean."""
-    encodings = _read(sim, source, format)
+    """Put encodings on a simulator; `QuantSim.load_encodings` says what the settings mean, `where` their origin."""
     wishes, plan = sim.wishes, sim.plan
     mapped = map_to_plan(encodings, sim.graph, plan)
     if strict:
@@ -85,7 +77,6 @@ def load_encodings(
     _check_constants(sim, plan, mapped.encodings)
     everything = _with_the_rest(plan, mapped.encodings, sim.encodings if partial else Encodings())
     missing = tuple(site for site in plan.placements if site not in everything)
-    where = fspath(source) if isinstance(source, str | PathLike) else f"{len(encodings)} encodings"
     sim.adopt(plan, wishes, everything, f"encodings of {where}")
     if freeze:
         sim.freeze(mapped.encodings)
@@ -122,16 +113,6 @@ def map_to_plan(encodings: Mapping[Site, Encoding], graph: Graph, plan: Plan) ->
             for member in members[placement.group]:
                 mapped.encodings.setdefault(member.site, known)
     return mapped
-
-
-def _read(sim: QuantSim, source: str | PathLike[str] | Mapping[Site, Encoding], format: str | None) -> Encodings:
-    from isobit.formats.choosing import read_encodings
-
-    if isinstance(source, str | PathLike):
-        return read_encodings(source, sim, format=format)
-    if not isinstance(source, Mapping) or not all(isinstance(e, Encoding) for e in source.values()):
-        raise EncodingError(f"encodings come from a path or from Encodings, not from {type(source).__name__}")
-    return source if isinstance(source, Encodings) else Encodings(source)
 
 
 def _placements(site: Site, graph: Graph, plan: Plan) -> Iterator[Placement]:

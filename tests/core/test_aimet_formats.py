@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isobit.encoding import Encoding, Encodings
+from isobit.encodings_files import read_encodings, write_encodings
 from isobit.errors import EncodingError
-from isobit.formats import read_encodings, write_encodings
 from isobit.formats.names import Names
 from isobit.formats.native_grid import canonical_encoding, native_form
 from isobit.graph import Graph, Node, TensorInfo

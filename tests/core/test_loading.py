@@ -13,8 +13,8 @@ from sketch import Sketch
 from isobit.canonical import canonicalize
 from isobit.completeness import check_file
 from isobit.encoding import Encoding, Encodings
+from isobit.encodings_files import write_encodings
 from isobit.errors import DataError, EncodingError, OutputError
-from isobit.formats import write_encodings
 from isobit.formats.names import Names
 from isobit.plugins import registry
 from isobit.quant_spec import QuantSpec
@@ -211,10 +211,10 @@ def test_a_file_that_lacks_an_encoding_is_no_export(tmp_path: Path) -> None:
     path = tmp_path / "m.encodings"
     for form in ("aimet-1.0.0", "isobit"):
         write_encodings(sim.encodings, path, form, names)
-        check_file(path, form, sim.encodings, names, sim.plan)
+        check_file(path, registry().format(form), sim.encodings, names, sim.plan)
         write_encodings(without(sim.encodings, "relu"), path, form, names)
         with pytest.raises(OutputError, match="m.encodings has no encoding for 'relu', which the target quantizes"):
-            check_file(path, form, sim.encodings, names, sim.plan)
+            check_file(path, registry().format(form), sim.encodings, names, sim.plan)
         write_encodings(Encodings({**sim.encodings, Tensor("x"): Encoding.of("uint8", 9.0)}), path, form, names)
         with pytest.raises(OutputError, match="has another encoding for 'x' than the simulator"):
-            check_file(path, form, sim.encodings, names, sim.plan)
+            check_file(path, registry().format(form), sim.encodings, names, sim.plan)

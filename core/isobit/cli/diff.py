@@ -67,7 +67,7 @@ def diff(
 
 def encodings_of(path: Path, names: Names | None) -> Encodings:
     """The encodings in a file of any format, or in a saved simulator."""
-    from isobit.formats.choosing import read_encodings
+    from isobit.encodings_files import read_encodings
     from isobit.saving import encodings_in, is_saved
 
     return encodings_in(path) if is_saved(path) else read_encodings(path, names)

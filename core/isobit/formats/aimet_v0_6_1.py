@@ -25,7 +25,7 @@ from isobit.formats.aimet import (
     writable,
     write_text,
 )
-from isobit.formats.format import FileContent
+from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import Fields
 from isobit.formats.names import Names, Place
 from isobit.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor
@@ -35,12 +35,14 @@ VERSION = "0.6.1"
 _FIELDS = ("bitwidth", "dtype", "is_symmetric", "min", "max", "scale", "offset")
 
 
-class AimetV061:
+class AimetV061(EncodingsFormat):
     """``{"version": "0.6.1", "activation_encodings": {name: [...]}, "param_encodings": {name: [...]}}``."""
 
     name = "aimet-0.6.1"
     suffix = ".encodings"
     uses_names = True
+    omitted_types = ("int32",)  # AIMET computes the scales of biases itself
+    omits_moved_tensors = True  # it has no quantizer there
 
     def recognises(self, content: FileContent) -> bool:
         """Whether it is a file of a version 0."""
@@ -60,7 +62,7 @@ class AimetV061:
 
     def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
         """Write a file. int32 biases are left out, as AIMET does."""
-        placed, notes = writable(encodings, names, self.name, ("float16",), complete=False)
+        placed, notes = writable(encodings, names, self, ("float16",))
         parts: dict[str, dict[str, Any]] = {"activation_encodings": {}, "param_encodings": {}}
         for place, encoding in placed:
             part = "param_encodings" if place.is_constant else "activation_encodings"

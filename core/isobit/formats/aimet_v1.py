@@ -25,7 +25,7 @@ from isobit.formats.aimet import (
     writable,
     write_text,
 )
-from isobit.formats.format import FileContent
+from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import Fields
 from isobit.formats.names import Names, Place
 from isobit.formats.native_grid import block_count
@@ -44,12 +44,14 @@ _FIELDS = {
 }
 
 
-class AimetV1:
+class AimetV1(EncodingsFormat):
     """``{"version": "1.0.0", "activation_encodings": [...], "param_encodings": [...]}``."""
 
     name = "aimet-1.0.0"
     suffix = ".encodings"
     uses_names = True
+    omitted_types = ("int32",)  # AIMET computes the scales of biases itself
+    omits_moved_tensors = True  # it has no quantizer there
 
     def recognises(self, content: FileContent) -> bool:
         """Whether it is a file of a version 1."""
@@ -67,7 +69,7 @@ class AimetV1:
 
     def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
         """Write a file. int32 biases are left out, as AIMET does: it computes their scales itself."""
-        placed, notes = writable(encodings, names, self.name, ("float16",), complete=False)
+        placed, notes = writable(encodings, names, self, ("float16",))
         parts: dict[str, list[dict[str, Any]]] = {part: [] for part in _PARTS}
         for place, encoding in placed:
             part = "param_encodings" if place.is_constant else "activation_encodings"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError
 from isobit.formats.aimet import Found, claims, document, entry_name, plain, producer, writable, write_text
-from isobit.formats.format import FileContent
+from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import Fields
 from isobit.formats.names import Names, Place
 from isobit.formats.native_grid import canonical_encoding, native_form
@@ -32,12 +32,13 @@ _KINDS_GUESSED = (
 )
 
 
-class AimetV2:
+class AimetV2(EncodingsFormat):
     """``{"version": "2.0.0", "encodings": [...]}``."""
 
     name = "aimet-2.0.0"
     suffix = ".encodings"
     uses_names = True
+    omitted_types = ("float16", "bfloat16")  # 16-bit floats are as float tensors are
 
     def recognises(self, content: FileContent) -> bool:
         """Whether it is a file of a version 2."""
@@ -56,11 +57,11 @@ class AimetV2:
 
     def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
         """Write a file, int32 biases with it. 16-bit floats are what is not in the file."""
-        placed, notes = writable(encodings, names, self.name, ("float16", "bfloat16", *_FLOATS.values()), complete=True)
+        placed, notes = writable(encodings, names, self, (*self.omitted_types, *_FLOATS.values()))
         entries = []
         floats = []
         for place, encoding in placed:
-            if encoding.spec.type_name in ("float16", "bfloat16"):
+            if encoding.spec.type_name in self.omitted_types:
                 floats.append(place.name)
             else:
                 entries.append(_entry(place, encoding))
