@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from isobit.cli.backends import show, survey
-from isobit.cli.guard import USER_ERROR, Debug
+from isobit.cli.exit_codes import USER_ERROR
+from isobit.cli.guard import Debug
 from isobit.cli.terminal import line, print_json, table
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.cli.calibration_files import DataFiles
+from isobit.cli.data_files import DataFiles
 from isobit.cli.file_batches import Arrays, FileBatches, full_batches
 from isobit.cli.image_options import ImageOptions
 from isobit.errors import DataError, PluginError
