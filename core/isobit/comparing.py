@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,21 +32,21 @@ class Difference:
     def record(self) -> dict[str, object]:
         """The difference as plain data."""
         kind, name, index = site_key(self.site)
-        said = {"kind": kind, "name": name, **({"index": index} if kind == "input" else {}), "what": self.what}
+        site = {"kind": kind, "name": name, **({"index": index} if kind == "input" else {}), "what": self.what}
         values = {"a": self.a, "b": self.b, "steps": self.steps}
-        return {**said, **values, "channels": self.channels, "zero_points": self.zero_points}
+        return {**site, **values, "channels": self.channels, "zero_points": self.zero_points}
 
 
 def compare(a: Mapping[Site, Encoding], b: Mapping[Site, Encoding]) -> list[Difference]:
     """The differences, in the order of `a`, then what only `b` has; the same levels under two types do not differ."""
-    found = [Difference(site, "only in A", str(encoding.spec)) for site, encoding in a.items() if site not in b]
+    differences = [Difference(site, "only in A", str(encoding.spec)) for site, encoding in a.items() if site not in b]
     for site, encoding in a.items():
         difference = _difference(site, encoding, b[site]) if site in b else None
         if difference is not None:
-            found.append(difference)
+            differences.append(difference)
     order = {site: number for number, site in enumerate(a)}
-    found.sort(key=lambda difference: order[difference.site])
-    return [*found, *(Difference(site, "only in B", "", str(e.spec)) for site, e in b.items() if site not in a)]
+    differences.sort(key=lambda difference: order[difference.site])
+    return [*differences, *(Difference(site, "only in B", "", str(e.spec)) for site, e in b.items() if site not in a)]
 
 
 def _difference(site: Site, a: Encoding, b: Encoding) -> Difference | None:
@@ -71,8 +71,6 @@ def _difference(site: Site, a: Encoding, b: Encoding) -> Difference | None:
 
 def _as_asymmetric(encoding: Encoding, dtype: str) -> Encoding | None:
     """The same levels in an asymmetric type, to compare zero points that one of two formats cannot have."""
-    from dataclasses import replace
-
     if encoding.spec.strict:
         return None
     return same_levels(encoding, replace(encoding.spec, dtype=dtype, symmetric=False))

@@ -69,9 +69,9 @@ def load_encodings(
         mapped = map_to_plan(encodings, sim.graph, plan)
         mapped.ignored.update({name: f"the plan cannot give it {text}" for name, text in mapped.formats.items()})
     if not partial:
-        unsaid = {_name(sim.graph, plan.placements[site]): None for site in _missing(plan, mapped.encodings)}
-        if unsaid:
-            wishes = replace(wishes, overrides={**(wishes.overrides or {}), **unsaid})
+        float_names = {_name(sim.graph, plan.placements[site]): None for site in _missing(plan, mapped.encodings)}
+        if float_names:
+            wishes = replace(wishes, overrides={**(wishes.overrides or {}), **float_names})
             plan = place(sim.graph, sim.target, wishes)
             mapped = map_to_plan(encodings, sim.graph, plan)
     _check_constants(sim, plan, mapped.encodings)
@@ -106,12 +106,12 @@ def map_to_plan(encodings: Mapping[Site, Encoding], graph: Graph, plan: Plan) ->
             if placement.kind != "activation":
                 mapped.encodings[placement.site] = fitted
                 continue
-            first, known = groups.setdefault(placement.group, (site, fitted))
-            if known != fitted:
+            first, agreed = groups.setdefault(placement.group, (site, fitted))
+            if agreed != fitted:
                 problem = f"the target gives it the encoding of {str(first)!r}, and the file has another"
                 mapped.ignored[str(site)] = mapped.conflicts[str(site)] = problem
             for member in members[placement.group]:
-                mapped.encodings.setdefault(member.site, known)
+                mapped.encodings.setdefault(member.site, agreed)
     return mapped
 
 
@@ -186,9 +186,9 @@ def _check_constants(sim: QuantSim, plan: Plan, encodings: Mapping[Site, Encodin
         if placement.kind == "activation":
             continue
         name = constant_name(sim.graph, site)
-        wanted = placement.channel_axis if isinstance(granularity, PerChannel) else placement.block_axis
-        if isinstance(granularity, PerChannel | PerBlock | Lpbq) and encoding.axis != wanted:
-            raise EncodingError(f"{name!r}: its scales lie along axis {encoding.axis}, in the graph along {wanted}")
+        own_axis = placement.channel_axis if isinstance(granularity, PerChannel) else placement.block_axis
+        if isinstance(granularity, PerChannel | PerBlock | Lpbq) and encoding.axis != own_axis:
+            raise EncodingError(f"{name!r}: its scales lie along axis {encoding.axis}, in the graph along {own_axis}")
         try:
             encoding.broadcast(sim.graph.weights[name].shape)
         except EncodingError as error:
@@ -197,13 +197,13 @@ def _check_constants(sim: QuantSim, plan: Plan, encodings: Mapping[Site, Encodin
 
 def _with_the_rest(plan: Plan, loaded: Mapping[Site, Encoding], kept: Mapping[Site, Encoding]) -> dict[Site, Encoding]:
     """What was loaded, what stays as it was, and the biases whose scales follow from both."""
-    found = {site: encoding for site, encoding in kept.items() if site in plan.placements}
-    for site, encoding in list(found.items()):
+    encodings = {site: encoding for site, encoding in kept.items() if site in plan.placements}
+    for site, encoding in list(encodings.items()):
         if same_levels(encoding, plan.placements[site].spec) is None:  # its format has changed
-            del found[site]
-    found.update(loaded)
+            del encodings[site]
+    encodings.update(loaded)
     for placement in plan.of_kind("bias"):
-        known = placement.scale_of is not None and all(source in found for source in placement.scale_of)
-        if placement.site not in loaded and known:
-            found[placement.site] = bias_encoding(placement, found)
-    return found
+        follows = placement.scale_of is not None and all(source in encodings for source in placement.scale_of)
+        if placement.site not in loaded and follows:
+            encodings[placement.site] = bias_encoding(placement, encodings)
+    return encodings

@@ -51,11 +51,11 @@ def diff(
     errors_exit_with(context, FAILED)
     names = None if model is None else names_of(model, backend, not no_fold)
     first, second = encodings_of(a, names), encodings_of(b, names)
-    for found, path in ((first, a), (second, b)):
-        for note in found.notes:
+    for encodings, path in ((first, a), (second, b)):
+        for note in encodings.notes:
             warn(f"{path}: {note}")
-        if found.unmapped:
-            warn(f"{path}: the model has no {', '.join(found.unmapped)}")
+        if encodings.unmapped:
+            warn(f"{path}: the model has no {', '.join(encodings.unmapped)}")
     differences = compare(first, second)
     if as_json:
         counts = {"a": len(first), "b": len(second), "different": len(differences)}

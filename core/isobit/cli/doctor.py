@@ -41,6 +41,6 @@ def doctor(
     else:
         table(("", ""), list(facts.items()))
         show(rows, warnings)
-        line("this installation is sound" if sound else "this installation needs mending", style="bold")
+        line("this installation is sound" if sound else "this installation needs repair", style="bold")
     if not sound:
         raise typer.Exit(USER_ERROR)

@@ -47,9 +47,9 @@ def document(path: str | PathLike[str], version: str) -> Fields:
     """The document of a file. Raises EncodingError when it is none, or of another version."""
     where = fspath(path)
     fields = Fields(parse(read_text(path), where), where)
-    found = fields.text("version")
-    if found != version:
-        raise fields.error("version", f"{found!r} is unknown here; this reader takes {version}")
+    written = fields.text("version")
+    if written != version:
+        raise fields.error("version", f"{written!r} is unknown here; this reader takes {version}")
     return fields
 
 
@@ -84,7 +84,7 @@ def unsigned_start(spec: QuantSpec) -> int:
     return 0 if spec.dtype == "uint" else -(1 << (spec.bits - 1))
 
 
-class Found:
+class EncodingsInFile:
     """The encodings of a file as they are read: by the sites of the model, or by the file's names without one."""
 
     def __init__(self, names: Names | None) -> None:
@@ -100,11 +100,11 @@ class Found:
             raise EncodingError(f"{fields.at}: a second entry for the same name")
         self.seen.add(name)
         places = () if self.names is None else self.names.find(name)
-        wanted = [place for place in places if kind is None or place.is_constant == (kind == "weight")]
-        if places and not wanted:
+        matching = [place for place in places if kind is None or place.is_constant == (kind == "weight")]
+        if places and not matching:
             other = "a constant" if kind == "tensor" else "an activation"
             raise EncodingError(f"{fields.at}: the model has {other} of that name, the file another kind of tensor")
-        if self.names is not None and not wanted:
+        if self.names is not None and not matching:
             self.unmapped[name] = None
             return
         try:
@@ -112,7 +112,7 @@ class Found:
                 encoding = read(None)
                 constant = kind == "weight" if kind else encoding.axis is not None or encoding.spec.bits == 32
                 self.encodings[Weight(name) if constant else Tensor(name)] = encoding
-            for place in wanted:
+            for place in matching:
                 encoding = read(place)
                 if place.is_constant:
                     encoding.broadcast(place.canonical)

@@ -72,7 +72,7 @@ def loads(text: str, where: str) -> Encodings:
         raise EncodingError(f'{where}: not an isobit encodings file (its "format" is not "isobit encodings")')
     if data.get("version") != VERSION or isinstance(data.get("version"), bool):
         raise EncodingError(f"{where}: version {data.get('version')!r} is unknown; this isobit reads version {VERSION}")
-    found: dict[Site, Encoding] = {}
+    encodings: dict[Site, Encoding] = {}
     for number, entry in enumerate(Fields(data, where).array("encodings")):
         fields = Fields(entry, f"{where}: encodings[{number}]")
         if isinstance(entry.get("name"), str):
@@ -83,10 +83,10 @@ def loads(text: str, where: str) -> Encodings:
             encoding = _encoding(fields)
         except IsobitError as error:
             raise error if str(error).startswith(fields.at) else EncodingError(f"{fields.at}: {error}") from error
-        if site in found:
+        if site in encodings:
             raise EncodingError(f"{fields.at}: a second entry for the same {entry['kind']}")
-        found[site] = encoding
-    return Encodings(found)
+        encodings[site] = encoding
+    return Encodings(encodings)
 
 
 def _encoding(fields: Fields) -> Encoding:
