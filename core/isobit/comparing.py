@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from isobit.encoding import Encoding
-from isobit.regrid import regrid
+from isobit.same_levels import same_levels
 from isobit.sites import Site, site_key
 
 
@@ -32,29 +32,29 @@ class Difference:
     def record(self) -> dict[str, object]:
         """The difference as plain data."""
         kind, name, index = site_key(self.site)
-        said = {"kind": kind, "name": name, **({"index": index} if kind == "input" else {}), "what": self.what}
+        site = {"kind": kind, "name": name, **({"index": index} if kind == "input" else {}), "what": self.what}
         values = {"a": self.a, "b": self.b, "steps": self.steps}
-        return {**said, **values, "channels": self.channels, "zero_points": self.zero_points}
+        return {**site, **values, "channels": self.channels, "zero_points": self.zero_points}
 
 
 def compare(a: Mapping[Site, Encoding], b: Mapping[Site, Encoding]) -> list[Difference]:
     """The differences, in the order of `a`, then what only `b` has; the same levels under two types do not differ."""
-    found = [Difference(site, "only in A", str(encoding.spec)) for site, encoding in a.items() if site not in b]
+    differences = [Difference(site, "only in A", str(encoding.spec)) for site, encoding in a.items() if site not in b]
     for site, encoding in a.items():
         difference = _difference(site, encoding, b[site]) if site in b else None
         if difference is not None:
-            found.append(difference)
+            differences.append(difference)
     order = {site: number for number, site in enumerate(a)}
-    found.sort(key=lambda difference: order[difference.site])
-    return [*found, *(Difference(site, "only in B", "", str(e.spec)) for site, e in b.items() if site not in a)]
+    differences.sort(key=lambda difference: order[difference.site])
+    return [*differences, *(Difference(site, "only in B", "", str(e.spec)) for site, e in b.items() if site not in a)]
 
 
 def _difference(site: Site, a: Encoding, b: Encoding) -> Difference | None:
-    moved = regrid(b, a.spec)
+    moved = same_levels(b, a.spec)
     if moved is None and a.spec.is_integer and b.spec.is_integer:
         unsigned = "uint" if a.spec.dtype == "uint" or b.spec.dtype == "uint" else "int"
         moved, a = _as_asymmetric(b, unsigned), _as_asymmetric(a, unsigned) or a
-        moved = None if moved is None else regrid(moved, a.spec)
+        moved = None if moved is None else same_levels(moved, a.spec)
     if moved is None:
         return Difference(site, "format", str(a.spec), str(b.spec))
     if a.axis != moved.axis:
@@ -71,11 +71,9 @@ def _difference(site: Site, a: Encoding, b: Encoding) -> Difference | None:
 
 def _as_asymmetric(encoding: Encoding, dtype: str) -> Encoding | None:
     """The same levels in an asymmetric type, to compare zero points that one of two formats cannot have."""
-    from dataclasses import replace
-
     if encoding.spec.strict:
         return None
-    return regrid(encoding, replace(encoding.spec, dtype=dtype, symmetric=False))
+    return same_levels(encoding, replace(encoding.spec, dtype=dtype, symmetric=False))
 
 
 def _distance(a: Encoding, b: Encoding) -> np.ndarray:

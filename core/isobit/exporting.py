@@ -11,7 +11,6 @@ from isobit.completeness import check_file
 from isobit.encoding import Encodings
 from isobit.errors import OutputError, PluginError, did_you_mean
 from isobit.files import check_writable, write_folder
-from isobit.formats.choosing import format_named
 from isobit.formats.isobit_json import IsobitJson
 from isobit.formats.names import Names
 from isobit.plugins import registry
@@ -63,7 +62,7 @@ def export(
     with write_folder(folder) as staging:
         notes = [note for form in files for note in _write(sim.backend_model, form, encodings, staging / files[form])]
         IsobitJson().write(encodings, staging / ENCODINGS)
-        check_file(staging / ENCODINGS, IsobitJson.name, encodings, None, sim.plan)
+        check_file(staging / ENCODINGS, IsobitJson(), encodings, None, sim.plan)
         notes += _write_foreign(sim, foreign, encodings, staging)
         text = str(sim.report) + "".join(f"\n{note}\n" for note in notes)
         (staging / SUMMARY).write_text(text, "utf-8")
@@ -76,7 +75,7 @@ def export(
 def _foreign_files(formats: str | Sequence[str]) -> dict[str, str]:
     """The file name of each further encodings format. Raises EncodingError for one that is not known."""
     wanted = [formats] if isinstance(formats, str) else list(formats)
-    files = {form: format_named(form).suffix for form in wanted if form != IsobitJson.name}
+    files = {form: registry().format(form).suffix for form in wanted if form != IsobitJson.name}
     if len(files) == 1:
         return {form: FOREIGN + suffix for form, suffix in files.items()}
     return {form: f"{FOREIGN}.{form}{suffix}" for form, suffix in files.items()}
@@ -90,8 +89,9 @@ def _write_foreign(sim: QuantSim, files: Mapping[str, str], encodings: Encodings
     names = Names.of(sim)
     notes = []
     for form, file in files.items():
-        notes += format_named(form).write(encodings, staging / file, names)
-        check_file(staging / file, form, encodings, names, sim.plan)
+        chosen = registry().format(form)
+        notes += chosen.write(encodings, staging / file, names)
+        check_file(staging / file, chosen, encodings, names, sim.plan)
     return notes
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +14,8 @@ from isobit.graph import Graph
 from isobit.placement import place
 from isobit.plan import Placement, Plan
 from isobit.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor
-from isobit.regrid import regrid
 from isobit.resolve import bias_encoding, constant_name
+from isobit.same_levels import same_levels
 from isobit.sites import Input, Site, Tensor, Weight
 
 if TYPE_CHECKING:
@@ -56,16 +55,9 @@ class Mapped:
 
 
 def load_encodings(
-    sim: QuantSim,
-    source: str | PathLike[str] | Mapping[Site, Encoding],
-    *,
-    strict: bool,
-    partial: bool,
-    freeze: bool,
-    format: str | None,
+    sim: QuantSim, encodings: Encodings, where: str, *, strict: bool, partial: bool, freeze: bool
 ) -> LoadReport:
-    """Put encodings on a simulator; `QuantSim.load_encodings` says what the settings mean."""
-    encodings = _read(sim, source, format)
+    """Put encodings on a simulator; `QuantSim.load_encodings` says what the settings mean, `where` their origin."""
     wishes, plan = sim.wishes, sim.plan
     mapped = map_to_plan(encodings, sim.graph, plan)
     if strict:
@@ -77,15 +69,14 @@ def load_encodings(
         mapped = map_to_plan(encodings, sim.graph, plan)
         mapped.ignored.update({name: f"the plan cannot give it {text}" for name, text in mapped.formats.items()})
     if not partial:
-        unsaid = {_name(sim.graph, plan.placements[site]): None for site in _missing(plan, mapped.encodings)}
-        if unsaid:
-            wishes = replace(wishes, overrides={**(wishes.overrides or {}), **unsaid})
+        float_names = {_name(sim.graph, plan.placements[site]): None for site in _missing(plan, mapped.encodings)}
+        if float_names:
+            wishes = replace(wishes, overrides={**(wishes.overrides or {}), **float_names})
             plan = place(sim.graph, sim.target, wishes)
             mapped = map_to_plan(encodings, sim.graph, plan)
     _check_constants(sim, plan, mapped.encodings)
     everything = _with_the_rest(plan, mapped.encodings, sim.encodings if partial else Encodings())
     missing = tuple(site for site in plan.placements if site not in everything)
-    where = fspath(source) if isinstance(source, str | PathLike) else f"{len(encodings)} encodings"
     sim.adopt(plan, wishes, everything, f"encodings of {where}")
     if freeze:
         sim.freeze(mapped.encodings)
@@ -115,23 +106,13 @@ def map_to_plan(encodings: Mapping[Site, Encoding], graph: Graph, plan: Plan) ->
             if placement.kind != "activation":
                 mapped.encodings[placement.site] = fitted
                 continue
-            first, known = groups.setdefault(placement.group, (site, fitted))
-            if known != fitted:
+            first, agreed = groups.setdefault(placement.group, (site, fitted))
+            if agreed != fitted:
                 problem = f"the target gives it the encoding of {str(first)!r}, and the file has another"
                 mapped.ignored[str(site)] = mapped.conflicts[str(site)] = problem
             for member in members[placement.group]:
-                mapped.encodings.setdefault(member.site, known)
+                mapped.encodings.setdefault(member.site, agreed)
     return mapped
-
-
-def _read(sim: QuantSim, source: str | PathLike[str] | Mapping[Site, Encoding], format: str | None) -> Encodings:
-    from isobit.formats.choosing import read_encodings
-
-    if isinstance(source, str | PathLike):
-        return read_encodings(source, sim, format=format)
-    if not isinstance(source, Mapping) or not all(isinstance(e, Encoding) for e in source.values()):
-        raise EncodingError(f"encodings come from a path or from Encodings, not from {type(source).__name__}")
-    return source if isinstance(source, Encodings) else Encodings(source)
 
 
 def _placements(site: Site, graph: Graph, plan: Plan) -> Iterator[Placement]:
@@ -164,7 +145,7 @@ def _fitted(encoding: Encoding, placement: Placement, graph: Graph) -> Encoding 
             return None
         bare = encoding.spec.with_granularity(granularity)  # one channel is a tensor
         encoding = Encoding(bare, encoding.scale.reshape(()), encoding.zero_point.reshape(()))
-    return regrid(encoding, placement.spec)
+    return same_levels(encoding, placement.spec)
 
 
 def _name(graph: Graph, placement: Placement) -> str:
@@ -205,9 +186,9 @@ def _check_constants(sim: QuantSim, plan: Plan, encodings: Mapping[Site, Encodin
         if placement.kind == "activation":
             continue
         name = constant_name(sim.graph, site)
-        wanted = placement.channel_axis if isinstance(granularity, PerChannel) else placement.block_axis
-        if isinstance(granularity, PerChannel | PerBlock | Lpbq) and encoding.axis != wanted:
-            raise EncodingError(f"{name!r}: its scales lie along axis {encoding.axis}, in the graph along {wanted}")
+        own_axis = placement.channel_axis if isinstance(granularity, PerChannel) else placement.block_axis
+        if isinstance(granularity, PerChannel | PerBlock | Lpbq) and encoding.axis != own_axis:
+            raise EncodingError(f"{name!r}: its scales lie along axis {encoding.axis}, in the graph along {own_axis}")
         try:
             encoding.broadcast(sim.graph.weights[name].shape)
         except EncodingError as error:
@@ -216,13 +197,13 @@ def _check_constants(sim: QuantSim, plan: Plan, encodings: Mapping[Site, Encodin
 
 def _with_the_rest(plan: Plan, loaded: Mapping[Site, Encoding], kept: Mapping[Site, Encoding]) -> dict[Site, Encoding]:
     """What was loaded, what stays as it was, and the biases whose scales follow from both."""
-    found = {site: encoding for site, encoding in kept.items() if site in plan.placements}
-    for site, encoding in list(found.items()):
-        if regrid(encoding, plan.placements[site].spec) is None:  # its format has changed
-            del found[site]
-    found.update(loaded)
+    encodings = {site: encoding for site, encoding in kept.items() if site in plan.placements}
+    for site, encoding in list(encodings.items()):
+        if same_levels(encoding, plan.placements[site].spec) is None:  # its format has changed
+            del encodings[site]
+    encodings.update(loaded)
     for placement in plan.of_kind("bias"):
-        known = placement.scale_of is not None and all(source in found for source in placement.scale_of)
-        if placement.site not in loaded and known:
-            found[placement.site] = bias_encoding(placement, found)
-    return found
+        follows = placement.scale_of is not None and all(source in encodings for source in placement.scale_of)
+        if placement.site not in loaded and follows:
+            encodings[placement.site] = bias_encoding(placement, encodings)
+    return encodings

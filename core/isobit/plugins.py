@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
-from isobit.errors import IsobitError, PluginError, RecipeError, TargetError, did_you_mean
+from isobit.errors import EncodingError, IsobitError, PluginError, RecipeError, TargetError, did_you_mean
+from isobit.plugin_objects import name_of, problem_of
 from isobit.version import __version__
 
 if TYPE_CHECKING:
@@ -71,17 +72,6 @@ class Hooks:
 CONTRACT = 1
 
 _HOOKS = tuple(name for name in vars(Hooks) if name.startswith("isobit_"))
-
-#: What the objects of each hook must have, and where their name is.
-_REQUIRED: Mapping[str, tuple[str, ...]] = {
-    "isobit_backends": ("name", "suffixes", "accepts", "open"),
-    "isobit_targets": ("stem",),
-    "isobit_recipes": ("stem",),
-    "isobit_calibrators": ("name", "range", "from_text"),
-    "isobit_techniques": ("__name__", "apply"),
-    "isobit_formats": ("name", "read", "write"),
-}
-_NAMED_BY: Mapping[str, str] = {"isobit_targets": "stem", "isobit_recipes": "stem", "isobit_techniques": "__name__"}
 
 
 @dataclass(frozen=True)
@@ -161,26 +151,26 @@ class Registry:
 
     def _collect(self, hook: str) -> list[tuple[PluginRecord, Any]]:
         """What the hook's implementations return, each with its plug-in."""
-        found: list[tuple[PluginRecord, Any]] = []
+        registered: list[tuple[PluginRecord, Any]] = []
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
             record = self.records[implementation.plugin_name]
             try:
                 items = list(implementation.function())
-                for item in items:
-                    for attribute in _REQUIRED[hook]:
-                        getattr(item, attribute)
+                problems = [problem for problem in (problem_of(item, hook) for item in items) if problem]
             except (Exception, SystemExit) as failure:  # one broken plug-in must not take the others with it
-                self.records[record.name] = replace(record, error=f"{hook}: {_said(failure)}")
+                items, problems = [], [_said(failure)]
+            if problems:
+                self.records[record.name] = replace(record, error=f"{hook}: {'; '.join(problems)}")
             else:
-                found += [(record, item) for item in items]
-        return found
+                registered += [(record, item) for item in items]
+        return registered
 
     def _named(self, hook: str) -> Named[Any]:
         named: Named[Any] = Named()
         owners: dict[str, PluginRecord] = {}
         what = hook.removeprefix("isobit_").removesuffix("s")
         for record, item in self._collect(hook):
-            name = getattr(item, _NAMED_BY.get(hook, "name"))
+            name = name_of(item, hook)
             if name in owners:
                 named.pop(name, None)
                 named.conflicts[name] = (
@@ -262,11 +252,15 @@ class Registry:
 
     def _nobody_opens(self, model: Any) -> str:
         suffixes = sorted({suffix for backend in self.backends().values() for suffix in backend.suffixes})
-        broken = [f"{r.name} ({r.error})" for r in self.records.values() if r.error]
-        hint = f"; plug-ins that did not load: {', '.join(broken)}" if broken else ""
+        hint = self._hint()
         if isinstance(model, str | os.PathLike):
             return f"no backend opens {os.fspath(model)!r}: known endings are {', '.join(suffixes) or 'none'}{hint}"
         return f"no backend opens a {type(model).__module__}.{type(model).__name__}{hint}"
+
+    def _hint(self) -> str:
+        """The end of an error that something is not there: the plug-ins that could have brought it and are broken."""
+        broken = [f"{r.name} ({r.error})" for r in self.records.values() if r.error]
+        return f"; plug-ins that did not load: {', '.join(broken)}" if broken else ""
 
     def targets(self) -> Named[Path]:
         """Target files by name."""
@@ -320,15 +314,30 @@ class Registry:
         """Encodings formats by name."""
         return self._named("isobit_formats")
 
+    def format(self, name: str) -> EncodingsFormat:
+        """An encodings format by name. Raises EncodingError."""
+        formats = self.formats()
+        if name not in formats:
+            near, known = did_you_mean(str(name), formats), ", ".join(sorted(formats))
+            raise EncodingError(f"no encodings format {name!r}{near}; known are {known}{self._hint()}")
+        return formats[name]
+
+    def format_of(self, path: str | os.PathLike[str]) -> EncodingsFormat:
+        """The encodings format that recognises a file. Raises EncodingError when none or several do."""
+        from isobit.formats.choosing import format_of
+
+        formats = self.formats()  # first: it may show that a plug-in is broken
+        return format_of(path, formats, if_none=self._hint())
+
     def at_fault(self, error: BaseException) -> PluginRecord | None:
         """The stranger's plug-in in whose code an error was raised, from the traceback; None where it was isobit's."""
         records = [r for r in self.records.values() if not r.is_own]
-        frame, found = error.__traceback__, None
+        frame, culprit = error.__traceback__, None
         while frame is not None:
             package = str(frame.tb_frame.f_globals.get("__name__", "")).split(".")[0]
-            found = next((record for record in records if record.package == package), found)
+            culprit = next((record for record in records if record.package == package), culprit)
             frame = frame.tb_next
-        return found
+        return culprit
 
 
 def _refusal(module: Any, distribution: str) -> str | None:
@@ -336,9 +345,9 @@ def _refusal(module: Any, distribution: str) -> str | None:
     contract = getattr(module, "ISOBIT_CONTRACT", 1)
     if contract != CONTRACT:
         older = isinstance(contract, int) and contract < CONTRACT
-        mend = f"a newer version of {distribution.rpartition(' ')[0]}" if older else "a newer version of isobit"
+        newer = distribution.rpartition(" ")[0] if older else "isobit"
         here = f"this isobit has contract {CONTRACT}"
-        return f"it was written for contract {contract!r} of isobit, and {here}: install {mend}"
+        return f"it was written for contract {contract!r} of isobit, and {here}: install a newer version of {newer}"
     for name in dir(module):
         options = pluggy.PluginManager(GROUP).parse_hookimpl_opts(module, name)
         hook = (options.get("specname") or name) if options else name

@@ -264,9 +264,11 @@ class QuantSim:
         loaded. `format` names the file's format where the content does not tell. Biases follow from their input and
         weight unless they are in the file. Raises EncodingError, and then nothing has changed.
         """
+        from isobit.encodings_files import encodings_from
         from isobit.loading import load_encodings
 
-        return load_encodings(self, source, strict=strict, partial=partial, freeze=freeze, format=format)
+        encodings, where = encodings_from(source, self, format)
+        return load_encodings(self, encodings, where, strict=strict, partial=partial, freeze=freeze)
 
     def adopt(self, plan: Plan, wishes: Wishes, encodings: Mapping[Site, Encoding], calibration: str) -> None:
         """Take over a plan of this graph, the wishes that it came from, and encodings found elsewhere."""

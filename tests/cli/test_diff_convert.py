@@ -12,7 +12,7 @@ import pytest
 
 import isobit as library
 from isobit.encoding import Encoding, Encodings
-from isobit.formats import read_encodings, write_encodings
+from isobit.encodings_files import read_encodings, write_encodings
 from isobit.sites import Input, Site, Tensor, Weight
 
 WEIGHT = Encoding.of("int8 per-channel", [0.5, 0.25], axis=0)

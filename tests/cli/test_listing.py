@@ -14,7 +14,7 @@ def test_backends(isobit):
     assert "ready" in result.stdout
     data = json.loads(isobit("backends", "--json").stdout)
     row = next(row for row in data["backends"] if row["name"] == "onnx")
-    assert (row["distribution"], row["framework"], row["state"], row["mend"]) == ("isobit", "onnx", "ready", None)
+    assert (row["distribution"], row["framework"], row["state"], row["repair"]) == ("isobit", "onnx", "ready", None)
     assert row["version"] == version("isobit")
     assert row["framework version"] == version("onnx")
     assert row["device"] in ("CPU", "CUDA", "CPU (CUDA build, no driver)")

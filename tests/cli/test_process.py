@@ -126,6 +126,6 @@ def test_broken_and_lacking_plugins_are_shown(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "wrecked of wrecked 1.0: RuntimeError: it is wrecked" in done.stdout
     assert "not installed" in done.stdout
-    assert "to mend 'lacking': pip install lacking[framework]" in done.stdout
+    assert "to repair 'lacking': pip install lacking[framework]" in done.stdout
     rows = [line.split() for line in done.stdout.splitlines()]
     assert any(row[:3] == ["wrecked", "1.0", "wrecked"] and row[-1] == "broken" for row in rows if len(row) > 3)

@@ -5,6 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from isobit.encodings_files import read_encodings
+from isobit.errors import ModelError
+from isobit.quantizing import quantize
+from isobit.quantsim import QuantSim
+
 QUICK = ("--samples", 32, "--latency-batch", 0)
 
 
@@ -78,6 +83,19 @@ def test_many_floats_are_capped(isobit, digits, calibration, tmp_path):
     assert result.exit_code == 0, result.output
     assert f"more, in {tmp_path / 'out' / 'summary.txt'}" in result.stdout
     assert result.stdout.count("excluded by you") + result.stdout.count("stays in float") <= 8
+
+
+def test_the_command_does_what_the_library_does(isobit, digits, calibration, images, tmp_path):
+    model = digits / "model.onnx"
+    arguments = ("--data", calibration, "-o", tmp_path / "out", "--method", "entropy", "--latency-batch", 0)
+    assert isobit("quantize", model, *arguments).exit_code == 0
+    opened = QuantSim(model)
+    sim = quantize(opened, images, method="entropy")
+    assert sim is opened
+    assert dict(sim.encodings) == dict(quantize(model, images, method="entropy").encodings)
+    assert dict(read_encodings(tmp_path / "out" / "encodings.json")) == dict(sim.encodings)
+    with pytest.raises(ModelError, match="a QuantSim has its settings already: leave out target"):
+        quantize(opened, images, target="default")
 
 
 def test_no_fold(isobit, digits, calibration, tmp_path):

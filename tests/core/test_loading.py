@@ -13,13 +13,13 @@ from sketch import Sketch
 from isobit.canonical import canonicalize
 from isobit.completeness import check_file
 from isobit.encoding import Encoding, Encodings
+from isobit.encodings_files import write_encodings
 from isobit.errors import DataError, EncodingError, OutputError
-from isobit.formats import write_encodings
 from isobit.formats.names import Names
 from isobit.plugins import registry
 from isobit.quant_spec import QuantSpec
 from isobit.quantsim import QuantSim
-from isobit.regrid import regrid
+from isobit.same_levels import same_levels
 from isobit.sites import Tensor, Weight
 from isobit.wishes import Wishes
 
@@ -191,7 +191,7 @@ def test_one_scale_is_that_of_every_channel() -> None:
     ],
 )
 def test_the_same_levels_under_another_type(encoding: Encoding, spec: str, zero_point: int | None) -> None:
-    moved = regrid(encoding, QuantSpec.parse(spec))
+    moved = same_levels(encoding, QuantSpec.parse(spec))
     assert (None if moved is None else int(moved.zero_point)) == zero_point
     if moved is not None:
         x = np.linspace(-100, 100, 999, dtype=np.float32)
@@ -211,10 +211,10 @@ def test_a_file_that_lacks_an_encoding_is_no_export(tmp_path: Path) -> None:
     path = tmp_path / "m.encodings"
     for form in ("aimet-1.0.0", "isobit"):
         write_encodings(sim.encodings, path, form, names)
-        check_file(path, form, sim.encodings, names, sim.plan)
+        check_file(path, registry().format(form), sim.encodings, names, sim.plan)
         write_encodings(without(sim.encodings, "relu"), path, form, names)
         with pytest.raises(OutputError, match="m.encodings has no encoding for 'relu', which the target quantizes"):
-            check_file(path, form, sim.encodings, names, sim.plan)
+            check_file(path, registry().format(form), sim.encodings, names, sim.plan)
         write_encodings(Encodings({**sim.encodings, Tensor("x"): Encoding.of("uint8", 9.0)}), path, form, names)
         with pytest.raises(OutputError, match="has another encoding for 'x' than the simulator"):
-            check_file(path, form, sim.encodings, names, sim.plan)
+            check_file(path, registry().format(form), sim.encodings, names, sim.plan)

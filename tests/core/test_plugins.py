@@ -41,7 +41,9 @@ class Scheme:
     """As much of a scheme, technique and format as the registry looks at."""
 
     name = "mine"
-    range = from_text = apply = read = write = None
+    range = from_text = apply = read = write = recognises = suffix = None
+    uses_names = omits_moved_tensors = False
+    omitted_types = ()
 
 
 class Same(Scheme):

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import isobit
+from isobit.encodings_files import read_encodings, write_encodings
 from isobit.errors import EncodingError, OutputError
-from isobit.formats import read_encodings, write_encodings
 from isobit.formats.names import Names
 from isobit.sites import Input, Tensor, Weight
 from isobit_onnx.binding import NativeSite

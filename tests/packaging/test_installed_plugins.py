@@ -158,7 +158,7 @@ def test_plug_ins_can_be_left_out(site):
     assert result["found"]["raises"].startswith("PluginError: no backend 'raises'")
 
 
-def test_the_commands_name_what_is_broken_and_how_to_mend_it(site):
+def test_the_commands_name_what_is_broken_and_how_to_repair_it(site):
     done = run(site, "-m", "isobit.cli", "backends", "--json")
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
@@ -166,14 +166,14 @@ def test_the_commands_name_what_is_broken_and_how_to_mend_it(site):
     assert (rows["good"]["state"], rows["good"]["device"], rows["good"]["version"]) == ("ready", "unknown", "2.5")
     for name in ("raises", "leaves", "hook-fails", "old", "misspelt"):
         assert (rows[name]["state"], rows[name]["distribution"]) == ("broken", f"acme-{name}")
-        assert rows[name]["mend"].startswith(
+        assert rows[name]["repair"].startswith(
             f"pip install --upgrade acme-{name}, or leave it out: ISOBIT_DISABLE_PLUGINS="
         )
     assert any("two plug-ins register a backend named 'twins'" in warning for warning in data["warnings"])
     done = run(site, "-m", "isobit.cli", "doctor", COLUMNS="250")
     assert done.returncode == 1
     assert "raises of acme-raises 2.5: RuntimeError: no licence" in done.stdout
-    assert "this installation needs mending" in done.stdout
+    assert "this installation needs repair" in done.stdout
 
 
 def test_two_distributions_of_one_plug_in_name(tmp_path):

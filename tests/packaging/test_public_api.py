@@ -25,6 +25,7 @@ MODULES = {
     "isobit.plugins": ("CONTRACT", "Hooks", "PluginRecord", "hookimpl", "names", "records", "registry"),
     "isobit.calibration.scheme": ("Calibrator",),
     "isobit.techniques.technique": ("Technique", "TechniqueReport"),
+    "isobit.encodings_files": ("read_encodings", "write_encodings"),
     "isobit.formats.format": ("EncodingsFormat",),
     "isobit.edits": ("AddBias", "Insert", "NewNode", "Replace", "SetWeights", "Slice", "Unshare"),
     "isobit.sites": ("Input", "Tensor", "Weight"),

@@ -5,18 +5,15 @@ from __future__ import annotations
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from isobit.encoding import Encodings
 from isobit.errors import EncodingError, PluginError
 from isobit.files import write_atomically
-
-if TYPE_CHECKING:
-    from isobit.encoding import Encodings
-    from isobit.formats.format import FileContent
-    from isobit.formats.names import Names
+from isobit.formats.format import EncodingsFormat, FileContent
+from isobit.formats.names import Names
 
 
-class OnnxQdq:
+class OnnxQdq(EncodingsFormat):
     """ONNX models with QuantizeLinear and DequantizeLinear, made by any tool."""
 
     name = "onnx-qdq"

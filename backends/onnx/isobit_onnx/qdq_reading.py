@@ -19,7 +19,7 @@ from isobit.formats.names import Names, Place
 from isobit.formats.native_grid import canonical_encoding
 from isobit.quant_spec import PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.quiet import quiet_loggers
-from isobit.regrid import regrid
+from isobit.same_levels import same_levels
 from isobit.sites import Site, Tensor, Weight
 
 _TYPES = {
@@ -72,7 +72,7 @@ def read_qdq(path: str | PathLike[str], names: Names | None) -> Encodings:
             for site, encoding in _placed(entry, names):
                 if site is None:
                     unmapped[entry.name] = None
-                elif found.setdefault(site, encoding) != encoding and regrid(found[site], encoding.spec) != encoding:
+                elif same_levels(found.setdefault(site, encoding), encoding.spec) != encoding:
                     notes[f"{entry.name!r} is quantized twice: the first grid is taken"] = None
         except IsobitError as error:
             raise EncodingError(f"{entry.at}: {error}") from error

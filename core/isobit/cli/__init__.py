@@ -6,7 +6,7 @@ import signal
 import sys
 from types import FrameType
 
-INTERRUPTED, TERMINATED = 130, 143
+from isobit.cli.exit_codes import INTERRUPTED, TERMINATED
 
 
 def main() -> None:

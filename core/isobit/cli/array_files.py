@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.cli.calibration_files import DataFiles
+from isobit.cli.data_files import DataFiles
 from isobit.cli.file_batches import Arrays, FileBatches, full_batches
 from isobit.errors import DataError, did_you_mean
 from isobit.graph import Graph
@@ -50,9 +50,9 @@ def load_array_folder(
         notes.insert(0, f"{path}: {len(files)} file(s), each one batch{limit}")
         batches = FileBatches(files, read, batch_size, whole=True, samples=samples)
     else:
-        wanted, size, left_out = full_batches(files[:samples], batch_size, graph)
-        notes = [f"{path}: {len(wanted)} file(s), each one sample, in batches of {size}", *notes, *left_out]
-        batches = FileBatches(wanted, read, size)
+        used, size, left_out = full_batches(files[:samples], batch_size, graph)
+        notes = [f"{path}: {len(used)} file(s), each one sample, in batches of {size}", *notes, *left_out]
+        batches = FileBatches(used, read, size)
     return DataFiles(path, batches, None, notes, batches.where)
 
 

@@ -25,7 +25,7 @@ def backends(
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     _debug: Debug = False,
 ) -> None:
-    """List the installed backends: framework, version, device, and the command that mends what is missing or broken."""
+    """List the installed backends: framework, version, device, and how to repair what is missing or broken."""
     rows, warnings = survey()
     if as_json:
         print_json({"backends": rows, "warnings": warnings})
@@ -37,10 +37,10 @@ def survey() -> tuple[list[Row], list[str]]:
     """What every plug-in is and how it does, and what is wrong besides."""
     from isobit.plugins import registry
 
-    found = registry()
-    listed = list(found.backends().values())  # first: asking a plug-in for its backends may show that it is broken
-    conflicts = found.conflicts()
-    rows = _rows(found.records.values(), listed)
+    plugins = registry()
+    listed = list(plugins.backends().values())  # first: asking a plug-in for its backends may show that it is broken
+    conflicts = plugins.conflicts()
+    rows = _rows(plugins.records.values(), listed)
     return rows, [*conflicts, *runtime_warnings(_installed("onnxruntime"), _installed("onnxruntime-gpu"))]
 
 
@@ -53,8 +53,8 @@ def show(rows: Sequence[Row], warnings: Sequence[str]) -> None:
     for row in rows:
         if row["error"]:
             line(f"{row['name']} of {row['distribution']} {row['version']}: {row['error']}", style="red")
-        if row["mend"]:
-            line(f"to mend {row['name']!r}: {row['mend']}")
+        if row["repair"]:
+            line(f"to repair {row['name']!r}: {row['repair']}")
     for warning in warnings:
         warn(warning)
 
@@ -83,7 +83,7 @@ def _rows(records: Iterable[PluginRecord], backends: Iterable[Backend]) -> list[
         remaining = [b for b in remaining if b not in own]
         rows += [_backend_row(record, backend) for backend in own]
         if not own and record.error:
-            rows.append(_row(record, state="broken", error=record.error, mend=_mended(record)))
+            rows.append(_row(record, state="broken", error=record.error, repair=_repair(record)))
         elif not own and not record.is_own:
             rows.append(_row(record, state="loaded, no backend in it"))
     return rows
@@ -95,14 +95,14 @@ def _backend_row(record: PluginRecord, backend: Backend) -> Row:
         framework, install = backend.framework, backend.install
         version = _framework_version(framework)
         if version is None:
-            return _row(record, name, framework, "not installed", state="framework missing", mend=install)
+            return _row(record, name, framework, "not installed", state="framework missing", repair=install)
         device = backend.device() if isinstance(backend, ReportsDevice) else "unknown"
     except Exception as error:  # a stranger's code may raise anything
-        return _row(record, name, state="broken", error=f"{type(error).__name__}: {error}", mend=_mended(record))
+        return _row(record, name, state="broken", error=f"{type(error).__name__}: {error}", repair=_repair(record))
     return _row(record, name, framework, version, device, "ready")
 
 
-def _mended(record: PluginRecord) -> str:
+def _repair(record: PluginRecord) -> str:
     distribution = record.distribution.rpartition(" ")[0]
     return f"pip install --upgrade {distribution}, or leave it out: ISOBIT_DISABLE_PLUGINS={record.name}"
 
@@ -126,7 +126,7 @@ def _row(
         "device": device,
         "state": state,
         "error": problem.get("error"),
-        "mend": problem.get("mend"),
+        "repair": problem.get("repair"),
     }
 
 
@@ -138,7 +138,7 @@ def _framework_version(module: str) -> str | None:
     if find_spec(module) is None:
         return None
     names = packages_distributions().get(module, [module])
-    return next((found for found in map(_installed, names) if found), "unknown version")
+    return next((version for version in map(_installed, names) if version), "unknown version")
 
 
 def _installed(distribution: str) -> str | None:

@@ -40,9 +40,9 @@ def convert(
     isobit convert out/encodings.json model.encodings --format aimet-1.0.0 --model model.onnx
     """
     from isobit.errors import EncodingError
-    from isobit.formats.choosing import format_named
+    from isobit.plugins import registry
 
-    chosen = format_named(format)
+    chosen = registry().format(format)
     names = None if model is None else names_of(model, backend, not no_fold)
     encodings = encodings_of(source, names)
     if encodings.unmapped:

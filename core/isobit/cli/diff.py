@@ -51,11 +51,11 @@ def diff(
     errors_exit_with(context, FAILED)
     names = None if model is None else names_of(model, backend, not no_fold)
     first, second = encodings_of(a, names), encodings_of(b, names)
-    for found, path in ((first, a), (second, b)):
-        for note in found.notes:
+    for encodings, path in ((first, a), (second, b)):
+        for note in encodings.notes:
             warn(f"{path}: {note}")
-        if found.unmapped:
-            warn(f"{path}: the model has no {', '.join(found.unmapped)}")
+        if encodings.unmapped:
+            warn(f"{path}: the model has no {', '.join(encodings.unmapped)}")
     differences = compare(first, second)
     if as_json:
         counts = {"a": len(first), "b": len(second), "different": len(differences)}
@@ -67,7 +67,7 @@ def diff(
 
 def encodings_of(path: Path, names: Names | None) -> Encodings:
     """The encodings in a file of any format, or in a saved simulator."""
-    from isobit.formats.choosing import read_encodings
+    from isobit.encodings_files import read_encodings
     from isobit.saving import encodings_in, is_saved
 
     return encodings_in(path) if is_saved(path) else read_encodings(path, names)

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from isobit.cli.backends import show, survey
-from isobit.cli.guard import USER_ERROR, Debug
+from isobit.cli.exit_codes import USER_ERROR
+from isobit.cli.guard import Debug
 from isobit.cli.terminal import line, print_json, table
 
 
@@ -40,6 +41,6 @@ def doctor(
     else:
         table(("", ""), list(facts.items()))
         show(rows, warnings)
-        line("this installation is sound" if sound else "this installation needs mending", style="bold")
+        line("this installation is sound" if sound else "this installation needs repair", style="bold")
     if not sound:
         raise typer.Exit(USER_ERROR)

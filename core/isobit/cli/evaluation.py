@@ -85,14 +85,14 @@ class Evaluator:
         return np.asarray(scores.argmax(axis=1), np.int64)
 
     def _accuracy(self, classes: list[NDArray[np.int64]]) -> float | None:
-        found = np.concatenate(classes)
-        if self.labels is None or not found.size:
+        predicted = np.concatenate(classes)
+        if self.labels is None or not predicted.size:
             return None
-        return float(np.mean(found == self.labels[: len(found)]))
+        return float(np.mean(predicted == self.labels[: len(predicted)]))
 
     def _agreement(self, classes: list[NDArray[np.int64]]) -> float | None:
-        found, exact = np.concatenate(classes), np.concatenate(self._float_classes)
-        return float(np.mean(found == exact)) if found.size else None
+        quantized, exact = np.concatenate(classes), np.concatenate(self._float_classes)
+        return float(np.mean(quantized == exact)) if quantized.size else None
 
 
 def _class_numbers(labels: NDArray[Any]) -> NDArray[np.int64]:

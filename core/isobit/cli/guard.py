@@ -7,11 +7,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from isobit.cli import INTERRUPTED
+from isobit.cli.exit_codes import BUG, INTERRUPTED, USER_ERROR
 from isobit.cli.terminal import complain
 from isobit.errors import IsobitError
-
-USER_ERROR, BUG = 1, 70
 
 _DEBUG, _WRITTEN, _ERROR_CODE = "isobit.debug", "isobit.written", "isobit.error_code"
 

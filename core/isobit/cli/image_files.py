@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.cli.calibration_files import DataFiles
+from isobit.cli.data_files import DataFiles
 from isobit.cli.file_batches import Arrays, FileBatches, full_batches
 from isobit.cli.image_options import ImageOptions
 from isobit.errors import DataError, PluginError
@@ -78,9 +78,9 @@ def load_images(
     def read(file: Path) -> Arrays:
         return {name: preprocessing(file)}
 
-    wanted, size, notes = full_batches(files[:samples], batch_size, graph)
-    batches = FileBatches(wanted, read, size)
-    notes.insert(0, f"{path}: {len(wanted)} image(s), {preprocessing}")
+    used, size, notes = full_batches(files[:samples], batch_size, graph)
+    batches = FileBatches(used, read, size)
+    notes.insert(0, f"{path}: {len(used)} image(s), {preprocessing}")
     return DataFiles(path, batches, None, notes, batches.where)
 
 
@@ -136,14 +136,14 @@ def _channels(name: str, count: Any, asked: str | None) -> str:
 
 
 def _size(name: str, spatial: Shape, asked: tuple[int, int] | None) -> tuple[int, int]:
-    known = [size if isinstance(size, int) else None for size in spatial]
+    fixed = [size if isinstance(size, int) else None for size in spatial]
     if asked is None:
-        if None in known:
+        if None in fixed:
             raise DataError(f"input {name!r} takes images of any size: say --image-size HEIGHTxWIDTH")
-        return known[0] or 0, known[1] or 0
-    if any(want is not None and want != have for want, have in zip(known, asked, strict=True)):
-        want_text = "x".join("?" if size is None else str(size) for size in known)
-        raise DataError(f"--image-size {asked[0]}x{asked[1]}: input {name!r} takes {want_text}")
+        return fixed[0] or 0, fixed[1] or 0
+    if any(own is not None and own != other for own, other in zip(fixed, asked, strict=True)):
+        own_text = "x".join("?" if size is None else str(size) for size in fixed)
+        raise DataError(f"--image-size {asked[0]}x{asked[1]}: input {name!r} takes {own_text}")
     return asked
 
 

@@ -47,14 +47,22 @@ def inspect(
     if not path.exists():
         raise ModelError(f"{path}: no such file")
     cap = 10**9 if show_all else _SHOWN
-    if path.suffix.lower() in (".json", ".encodings"):
+    if _is_for_encodings(path.suffix.lower()):
         _inspect_encodings(path, cap, as_json)
     else:
         _inspect_model(path, target, backend, not no_fold, cap, as_json)
 
 
+def _is_for_encodings(ending: str) -> bool:
+    """Whether files of this ending hold encodings, and no model that a backend opens."""
+    from isobit.plugins import registry
+
+    models = {suffix for backend in registry().backends().values() for suffix in backend.suffixes}
+    return ending in {form.suffix for form in registry().formats().values()} - models
+
+
 def _inspect_encodings(path: Path, cap: int, as_json: bool) -> None:
-    from isobit.formats.choosing import read_encodings
+    from isobit.encodings_files import read_encodings
     from isobit.sites import site_key
 
     encodings = read_encodings(path)

@@ -84,13 +84,13 @@ def _rows(outcome: Outcome) -> Iterator[Row]:
 def _evaluation_rows(result: Evaluation) -> Iterator[Row]:
     exact = result.float_accuracy
     if exact is not None:
-        for where, found in (("simulated", result.simulated_accuracy), ("exported file", result.exported_accuracy)):
-            if found is not None:
-                yield f"accuracy, {where}", _percent(exact), _percent(found), f"{100 * (found - exact):+.2f} points"
+        for where, share in (("simulated", result.simulated_accuracy), ("exported file", result.exported_accuracy)):
+            if share is not None:
+                yield f"accuracy, {where}", _percent(exact), _percent(share), f"{100 * (share - exact):+.2f} points"
     else:
-        for where, found in (("simulated", result.simulated_agreement), ("exported file", result.exported_agreement)):
-            if found is not None:
-                yield f"top-1 as FP32, {where}", "-", _percent(found), ""
+        for where, share in (("simulated", result.simulated_agreement), ("exported file", result.exported_agreement)):
+            if share is not None:
+                yield f"top-1 as FP32, {where}", "-", _percent(share), ""
     for name, ratio in list(result.sqnr.items())[:_OUTPUTS_SHOWN]:
         yield f"SQNR of {name}", "-", "equal" if ratio == math.inf else f"{ratio:.1f} dB", ""
 

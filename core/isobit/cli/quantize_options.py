@@ -286,11 +286,11 @@ def explain(recipe: str | None) -> None:
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, str | None]:
     """``NAME=FORMAT`` texts as overrides; ``float`` is None. Raises typer.BadParameter."""
-    found: dict[str, str | None] = {}
+    overrides: dict[str, str | None] = {}
     for text in texts:
-        name, equals, asked = text.partition("=")
-        name, asked = name.strip(), asked.strip()
-        if not equals or not name or not asked:
+        name, equals, form = text.partition("=")
+        name, form = name.strip(), form.strip()
+        if not equals or not name or not form:
             raise typer.BadParameter(f"{text!r}: write NAME=FORMAT or NAME=float", param_hint="--override")
-        found[name] = None if asked.lower() == "float" else asked
-    return found
+        overrides[name] = None if form.lower() == "float" else form
+    return overrides

@@ -6,18 +6,19 @@ from typing import Any
 
 from isobit.backend import BackendModel
 from isobit.calibration import parse_calibrator
-from isobit.cli.calibration_files import DataFiles, holds_images, load
+from isobit.cli.calibration_files import holds_images, load
+from isobit.cli.data_files import DataFiles
 from isobit.cli.evaluation import Evaluator
 from isobit.cli.file_batches import fixed_batch
 from isobit.cli.latency import FileSession, available_threads, file_size, first_samples, measure, runtime_available
 from isobit.cli.outcome import Outcome, format_label
 from isobit.cli.quantize_options import Job
 from isobit.cli.terminal import line, warn
-from isobit.cooking import cook
 from isobit.data import Dataset
 from isobit.errors import DataError, ModelError, RecipeError
 from isobit.files import check_writable
 from isobit.plugins import registry
+from isobit.quantizing import quantize
 from isobit.quantsim import QuantSim
 
 
@@ -63,12 +64,16 @@ class Run:
         """Follow the recipe, calibrate, and measure the simulator against the float model."""
         job = self.job
         with self.data.named():
-            if job.fold:
-                self.sim.steps = cook(self.sim, self._recipe, self.data.source, self._calibrator, job.batch_size)
-                self._notes += [str(step) for step in self.sim.steps if step.before is not None or step.why]
-            self.sim.calibrate(
-                self.data.source, job.method, batch_size=job.batch_size, ignore_non_finite=job.ignore_non_finite
+            quantize(
+                self.sim,
+                self.data.source,
+                method=self._calibrator,
+                recipe=self._recipe if job.fold else None,
+                techniques=None if job.fold else (),
+                batch_size=job.batch_size,
+                ignore_non_finite=job.ignore_non_finite,
             )
+        self._notes += [str(step) for step in self.sim.steps if step.before is not None or step.why]
         if self._evaluator is not None and self._evaluation_files is not None and self._float_model is not None:
             with self._evaluation_files.named():
                 self._evaluator.compare(self._float_model.run, self.sim.backend_model.run)

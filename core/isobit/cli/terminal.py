@@ -58,12 +58,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
-    output().print(made)
+        grid.add_row(*(Text(cell) for cell in row))
+    output().print(grid)
 
 
 def capped(items: Sequence[str], cap: int, rest: str) -> list[str]:

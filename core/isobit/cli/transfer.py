@@ -50,26 +50,26 @@ def transfer(
     from isobit.formats.isobit_json import IsobitJson
     from isobit.transferring import transfer as carry
 
-    found = carry(IsobitJson().read(encodings), source, target)
-    if found.complete or partial:
-        IsobitJson().write(found.encodings, out)
+    result = carry(IsobitJson().read(encodings), source, target)
+    if result.complete or partial:
+        IsobitJson().write(result.encodings, out)
         remember_written(context, out)
     if as_json:
-        print_json({"out": str(out), **found.as_data()})
+        print_json({"out": str(out), **result.as_data()})
     else:
-        _print(found, out, 10**9 if show_all else _SHOWN)
-    if not found.complete and not partial:
+        _print(result, out, 10**9 if show_all else _SHOWN)
+    if not result.complete and not partial:
         raise EncodingError(
-            f"{len(found.unmapped)} of the encodings in {encodings} found no place in {target}: nothing was written; "
+            f"{len(result.unmapped)} of the encodings in {encodings} found no place in {target}: nothing was written; "
             "--partial writes the others"
         )
 
 
-def _print(found: Transfer, out: Path, cap: int) -> None:
-    line(f"{len(found.encodings)} encodings for {out}", style="bold")
-    for note in found.notes:
+def _print(result: Transfer, out: Path, cap: int) -> None:
+    line(f"{len(result.encodings)} encodings for {out}", style="bold")
+    for note in result.notes:
         warn(note)
-    lost = [f"  {site}: {why}" for site, why in found.unmapped.items()]
+    lost = [f"  {site}: {why}" for site, why in result.unmapped.items()]
     if lost:
         line(f"without a place: {len(lost)}", style="bold")
     for text in capped(lost, cap, "  ... and {count} more: --all lists them"):

@@ -1,5 +1,1 @@
-"""Files of encodings: one module a format (`isobit.formats.format`), read and written by name or content."""
-
-from isobit.formats.choosing import read_encodings, write_encodings
-
-__all__ = ["read_encodings", "write_encodings"]
+"""Formats of encodings files, one a module; `isobit.encodings_files` reads and writes files in any of them."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, IsobitError
 from isobit.files import write_atomically
-from isobit.formats.format import FileContent
+from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import Fields, parse, read_text
 from isobit.formats.names import Names, Place, without_single_inputs
 from isobit.ops import VALUE_PRESERVING
@@ -47,9 +47,9 @@ def document(path: str | PathLike[str], version: str) -> Fields:
     """The document of a file. Raises EncodingError when it is none, or of another version."""
     where = fspath(path)
     fields = Fields(parse(read_text(path), where), where)
-    found = fields.text("version")
-    if found != version:
-        raise fields.error("version", f"{found!r} is unknown here; this reader takes {version}")
+    written = fields.text("version")
+    if written != version:
+        raise fields.error("version", f"{written!r} is unknown here; this reader takes {version}")
     return fields
 
 
@@ -84,7 +84,7 @@ def unsigned_start(spec: QuantSpec) -> int:
     return 0 if spec.dtype == "uint" else -(1 << (spec.bits - 1))
 
 
-class Found:
+class EncodingsInFile:
     """The encodings of a file as they are read: by the sites of the model, or by the file's names without one."""
 
     def __init__(self, names: Names | None) -> None:
@@ -100,11 +100,11 @@ class Found:
             raise EncodingError(f"{fields.at}: a second entry for the same name")
         self.seen.add(name)
         places = () if self.names is None else self.names.find(name)
-        wanted = [place for place in places if kind is None or place.is_constant == (kind == "weight")]
-        if places and not wanted:
+        matching = [place for place in places if kind is None or place.is_constant == (kind == "weight")]
+        if places and not matching:
             other = "a constant" if kind == "tensor" else "an activation"
             raise EncodingError(f"{fields.at}: the model has {other} of that name, the file another kind of tensor")
-        if self.names is not None and not wanted:
+        if self.names is not None and not matching:
             self.unmapped[name] = None
             return
         try:
@@ -112,7 +112,7 @@ class Found:
                 encoding = read(None)
                 constant = kind == "weight" if kind else encoding.axis is not None or encoding.spec.bits == 32
                 self.encodings[Weight(name) if constant else Tensor(name)] = encoding
-            for place in wanted:
+            for place in matching:
                 encoding = read(place)
                 if place.is_constant:
                     encoding.broadcast(place.canonical)
@@ -141,43 +141,42 @@ def entry_name(entry: Any, at: str) -> tuple[Fields, str]:
 
 
 def writable(
-    encodings: Encodings, names: Names | None, format_name: str, floats: Iterable[str], *, complete: bool
+    encodings: Encodings, names: Names | None, version: EncodingsFormat, floats: Iterable[str]
 ) -> tuple[list[tuple[Place, Encoding]], list[str]]:
-    """What a file gets: (place, encoding) in order, strict grids widened, and notes.
+    """What a file of this version gets: (place, encoding) in order, strict grids widened, and notes.
 
-    A version that is not `complete` lists neither values that are only moved (a Reshape's), where AIMET has no
-    quantizer, nor int32 biases, whose scales AIMET computes itself.
+    Moved tensors and int32 biases are left out where the version omits them; 16-bit floats are left to the caller.
     Raises EncodingError for single readers that disagree and for float types that are not in `floats`.
     """
-    whole, notes = without_single_inputs(encodings, names, format_name)
+    whole, notes = without_single_inputs(encodings, names, version.name)
     if names is None:
         notes.append(NAMES_KEPT)
-    found: dict[str, tuple[Place, Encoding]] = {}
+    placed: dict[str, tuple[Place, Encoding]] = {}
     strict = []
     for site, encoding in whole.items():
         assert not isinstance(site, Input)  # they were joined
         if not encoding.spec.is_integer and encoding.spec.type_name not in floats:
-            raise EncodingError(f"{str(site)!r}: {format_name} has no {encoding.spec.type_name}")
+            raise EncodingError(f"{str(site)!r}: {version.name} has no {encoding.spec.type_name}")
         if encoding.spec.strict:
             strict.append(str(site))
             encoding = replace(encoding, spec=replace(encoding.spec, strict=False))
         inner = names.inner(site) if names is not None else []
-        found.update({each.name: (each, encoding) for each in inner})
-        if not complete and (inner or _is_moved(site, encoding, whole, names)):
+        placed.update({each.name: (each, encoding) for each in inner})
+        if version.omits_moved_tensors and (inner or _is_moved(site, encoding, whole, names)):
             continue
         place = names.of_site(site) if names is not None else Place(str(site), site)
-        if found.setdefault(place.name, (place, encoding))[1] != encoding:
+        if placed.setdefault(place.name, (place, encoding))[1] != encoding:
             raise EncodingError(
                 f"{place.name!r} is one constant in the file and several in the model, with different encodings"
             )
     if strict:
         shown = ", ".join(strict[:3]) + (f" and {len(strict) - 3} more" if strict[3:] else "")
-        notes.append(f"{format_name} has no strict grids, so these got the lowest level too: {shown}")
-    placed = [pair for pair in found.values() if complete or pair[1].spec.type_name != "int32"]
-    if len(placed) < len(found):
-        left_out = len(found) - len(placed)
-        notes.append(f"{format_name} leaves out the {left_out} int32 biases, whose scales follow from the others")
-    return placed, notes
+        notes.append(f"{version.name} has no strict grids, so these got the lowest level too: {shown}")
+    biases = [name for name, (_, encoding) in placed.items() if encoding.spec.type_name == "int32"]
+    if biases and "int32" in version.omitted_types:
+        notes.append(f"{version.name} leaves out the {len(biases)} int32 biases, whose scales follow from the others")
+        placed = {name: pair for name, pair in placed.items() if name not in biases}
+    return list(placed.values()), notes
 
 
 def _is_moved(site: Site, encoding: Encoding, encodings: Mapping[Site, Encoding], names: Names | None) -> bool:

@@ -15,7 +15,7 @@ from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError
 from isobit.formats.aimet import (
     AXIS_GUESSED,
-    Found,
+    EncodingsInFile,
     claims,
     document,
     integer_encoding,
@@ -25,7 +25,7 @@ from isobit.formats.aimet import (
     writable,
     write_text,
 )
-from isobit.formats.format import FileContent
+from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import Fields
 from isobit.formats.names import Names, Place
 from isobit.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor
@@ -35,12 +35,14 @@ VERSION = "0.6.1"
 _FIELDS = ("bitwidth", "dtype", "is_symmetric", "min", "max", "scale", "offset")
 
 
-class AimetV061:
+class AimetV061(EncodingsFormat):
     """``{"version": "0.6.1", "activation_encodings": {name: [...]}, "param_encodings": {name: [...]}}``."""
 
     name = "aimet-0.6.1"
     suffix = ".encodings"
     uses_names = True
+    omitted_types = ("int32",)  # AIMET computes the scales of biases itself
+    omits_moved_tensors = True  # it has no quantizer there
 
     def recognises(self, content: FileContent) -> bool:
         """Whether it is a file of a version 0."""
@@ -49,18 +51,18 @@ class AimetV061:
     def read(self, path: str | PathLike[str], names: Names | None = None) -> Encodings:
         """Read a file, by ONNX names or by the modules of PyTorch."""
         top = document(path, VERSION)
-        found = Found(names)
+        in_file = EncodingsInFile(names)
         for at, name, entries in _activations(top, names):
-            found.add(Fields({}, at), name, "tensor", _Entries(entries, at, name, found).encoding)
+            in_file.add(Fields({}, at), name, "tensor", _Entries(entries, at, name, in_file).encoding)
         params = Fields(top.require("param_encodings"), f"{top.at}: param_encodings")
         for name, entries in params.data.items():
             at = f"{params.at} ({name})"
-            found.add(Fields({}, at), name, "weight", _Entries(entries, at, name, found).encoding)
-        return found.result()
+            in_file.add(Fields({}, at), name, "weight", _Entries(entries, at, name, in_file).encoding)
+        return in_file.result()
 
     def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
         """Write a file. int32 biases are left out, as AIMET does."""
-        placed, notes = writable(encodings, names, self.name, ("float16",), complete=False)
+        placed, notes = writable(encodings, names, self, ("float16",))
         parts: dict[str, dict[str, Any]] = {"activation_encodings": {}, "param_encodings": {}}
         for place, encoding in placed:
             part = "param_encodings" if place.is_constant else "activation_encodings"
@@ -106,11 +108,11 @@ def _tensor_of(module: str, side: str, number: str, names: Names | None, at: str
 class _Entries:
     """The list of one name that is being read."""
 
-    def __init__(self, entries: Any, at: str, name: str, found: Found) -> None:
+    def __init__(self, entries: Any, at: str, name: str, in_file: EncodingsInFile) -> None:
         if not isinstance(entries, list) or not entries:
             raise EncodingError(f"{at}: must be a list of at least one object")
         self.all = [Fields(entry, f"{at}[{number}]") for number, entry in enumerate(entries)]
-        self.at, self.name, self.found = at, name, found
+        self.at, self.name, self.in_file = at, name, in_file
 
     def encoding(self, place: Place | None) -> Encoding:
         """The encoding of the list on a place of the model."""
@@ -149,9 +151,9 @@ class _Entries:
             for key, level in (("min", o), ("max", o + (1 << bits) - 1)):
                 if key not in fields:
                     continue
-                said = float(self._number(fields, key))
-                if abs(said - level * s) > 1.01 * s:  # strict grids of AIMET end one level lower
-                    raise fields.error(key, f"{said:.6g} does not fit scale and offset, which say {level * s:.6g}")
+                written = float(self._number(fields, key))
+                if abs(written - level * s) > 1.01 * s:  # strict grids of AIMET end one level lower
+                    raise fields.error(key, f"{written:.6g} does not fit scale and offset, which say {level * s:.6g}")
 
     def _number(self, fields: Fields, key: str) -> Any:
         values = fields.numbers(key)
@@ -161,7 +163,7 @@ class _Entries:
 
     def _axis(self, place: Place | None) -> int:
         if place is None:
-            self.found.note(AXIS_GUESSED.format(repr(self.name)))
+            self.in_file.note(AXIS_GUESSED.format(repr(self.name)))
             return 0
         if not place.is_constant:
             raise EncodingError(f"{self.at}: an activation has one entry, found {len(self.all)}")

@@ -13,7 +13,7 @@ from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError
 from isobit.formats.aimet import (
     AXIS_GUESSED,
-    Found,
+    EncodingsInFile,
     claims,
     document,
     entry_name,
@@ -25,7 +25,7 @@ from isobit.formats.aimet import (
     writable,
     write_text,
 )
-from isobit.formats.format import FileContent
+from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import Fields
 from isobit.formats.names import Names, Place
 from isobit.formats.native_grid import block_count
@@ -44,12 +44,14 @@ _FIELDS = {
 }
 
 
-class AimetV1:
+class AimetV1(EncodingsFormat):
     """``{"version": "1.0.0", "activation_encodings": [...], "param_encodings": [...]}``."""
 
     name = "aimet-1.0.0"
     suffix = ".encodings"
     uses_names = True
+    omitted_types = ("int32",)  # AIMET computes the scales of biases itself
+    omits_moved_tensors = True  # it has no quantizer there
 
     def recognises(self, content: FileContent) -> bool:
         """Whether it is a file of a version 1."""
@@ -58,16 +60,16 @@ class AimetV1:
     def read(self, path: str | PathLike[str], names: Names | None = None) -> Encodings:
         """Read a file; blocks need the model, for the file does not say its shapes."""
         top = document(path, VERSION)
-        found = Found(names)
+        in_file = EncodingsInFile(names)
         for part, kind in _PARTS.items():
             for number, entry in enumerate(top.array(part)):
                 fields, name = entry_name(entry, f"{top.at}: {part}[{number}]")
-                found.add(fields, name, kind, _Entry(fields, found).encoding)
-        return found.result()
+                in_file.add(fields, name, kind, _Entry(fields, in_file).encoding)
+        return in_file.result()
 
     def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
         """Write a file. int32 biases are left out, as AIMET does: it computes their scales itself."""
-        placed, notes = writable(encodings, names, self.name, ("float16",), complete=False)
+        placed, notes = writable(encodings, names, self, ("float16",))
         parts: dict[str, list[dict[str, Any]]] = {part: [] for part in _PARTS}
         for place, encoding in placed:
             part = "param_encodings" if place.is_constant else "activation_encodings"
@@ -79,9 +81,9 @@ class AimetV1:
 class _Entry:
     """One entry that is being read."""
 
-    def __init__(self, fields: Fields, found: Found) -> None:
+    def __init__(self, fields: Fields, in_file: EncodingsInFile) -> None:
         self.fields = fields
-        self.found = found
+        self.in_file = in_file
 
     def encoding(self, place: Place | None) -> Encoding:
         """The encoding of the entry on a place of the model."""
@@ -116,7 +118,7 @@ class _Entry:
         if kind == "PER_CHANNEL":
             spec = integer_spec(bits, symmetric, offset, PerChannel())
             if place is None:
-                self.found.note(AXIS_GUESSED.format(repr(fields.data["name"])))
+                self.in_file.note(AXIS_GUESSED.format(repr(fields.data["name"])))
             return integer_encoding(spec, scale, offset, 0 if place is None else self._channels(place, scale.size))
         shape, axis = self._blocks(place, PerBlock(fields.whole("block_size", 1)), scale.size)
         spec = integer_spec(bits, symmetric, offset, PerBlock(fields.whole("block_size", 1)))

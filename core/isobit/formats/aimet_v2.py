@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError
-from isobit.formats.aimet import Found, claims, document, entry_name, plain, producer, writable, write_text
-from isobit.formats.format import FileContent
+from isobit.formats.aimet import EncodingsInFile, claims, document, entry_name, plain, producer, writable, write_text
+from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import Fields
 from isobit.formats.names import Names, Place
 from isobit.formats.native_grid import canonical_encoding, native_form
@@ -32,12 +32,13 @@ _KINDS_GUESSED = (
 )
 
 
-class AimetV2:
+class AimetV2(EncodingsFormat):
     """``{"version": "2.0.0", "encodings": [...]}``."""
 
     name = "aimet-2.0.0"
     suffix = ".encodings"
     uses_names = True
+    omitted_types = ("float16", "bfloat16")  # 16-bit floats are as float tensors are
 
     def recognises(self, content: FileContent) -> bool:
         """Whether it is a file of a version 2."""
@@ -46,21 +47,21 @@ class AimetV2:
     def read(self, path: str | PathLike[str], names: Names | None = None) -> Encodings:
         """Read a file. Axes are those of the ONNX model; without `names` they stay so."""
         top = document(path, VERSION)
-        found = Found(names)
+        in_file = EncodingsInFile(names)
         if names is None:
-            found.note(_KINDS_GUESSED)
+            in_file.note(_KINDS_GUESSED)
         for number, entry in enumerate(top.array("encodings")):
             fields, name = entry_name(entry, f"{top.at}: encodings[{number}]")
-            found.add(fields, name, None, _Entry(fields).encoding)
-        return found.result()
+            in_file.add(fields, name, None, _Entry(fields).encoding)
+        return in_file.result()
 
     def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
         """Write a file, int32 biases with it. 16-bit floats are what is not in the file."""
-        placed, notes = writable(encodings, names, self.name, ("float16", "bfloat16", *_FLOATS.values()), complete=True)
+        placed, notes = writable(encodings, names, self, (*self.omitted_types, *_FLOATS.values()))
         entries = []
         floats = []
         for place, encoding in placed:
-            if encoding.spec.type_name in ("float16", "bfloat16"):
+            if encoding.spec.type_name in self.omitted_types:
                 floats.append(place.name)
             else:
                 entries.append(_entry(place, encoding))
@@ -134,17 +135,17 @@ class _Entry:
 
     def _grid(self, granularity: Granularity, shape: tuple[int, ...]) -> tuple[QuantSpec, NDArray[np.int32]]:
         fields = self.fields
-        said, has_zero = fields.text("output_dtype"), fields.data.get("y_zero_point") is not None
+        type_name, has_zero = fields.text("output_dtype"), fields.data.get("y_zero_point") is not None
         zero = fields.wholes("y_zero_point", floats=True) if has_zero else np.zeros((), np.int32)
         if zero.shape not in (shape, ()):
             raise fields.error("y_zero_point", f"shape {zero.shape} does not fit scales of shape {shape}")
         zero = np.broadcast_to(zero, shape)
-        if said in _FLOATS:
-            return QuantSpec(_FLOATS[said], 8, granularity=granularity), zero
-        match = _INTEGER.fullmatch(said)
+        if type_name in _FLOATS:
+            return QuantSpec(_FLOATS[type_name], 8, granularity=granularity), zero
+        match = _INTEGER.fullmatch(type_name)
         if match is None:
             known = "intN, uintN, " + ", ".join(_FLOATS)
-            raise fields.error("output_dtype", f"unknown type {said[:40]!r}; known are {known}")
+            raise fields.error("output_dtype", f"unknown type {type_name[:40]!r}; known are {known}")
         dtype, bits = f"{match[1]}int", int(match[2])
         if bits == 32 and (dtype == "uint" or np.any(zero != 0)):
             raise fields.error("output_dtype", "a grid of 32 bits is that of a bias: signed, with zero point 0")
@@ -174,7 +175,7 @@ class _Entry:
 
 def _entry(place: Place, encoding: Encoding) -> dict[str, Any]:
     spec, granularity = encoding.spec, encoding.spec.granularity
-    kinds = {own: said for said, own in _FLOATS.items()}
+    kinds = {own: onnx for onnx, own in _FLOATS.items()}
     entry: dict[str, Any] = {"name": place.name, "output_dtype": kinds.get(spec.dtype, spec.type_name)}
     if isinstance(granularity, PerTensor):
         entry["y_scale"] = float(encoding.scale)

@@ -21,18 +21,26 @@ class FileContent:
         self.where = fspath(path)
 
     @cached_property
+    def may_be_json(self) -> bool:
+        """Whether the file begins as a text does: an ONNX model does not, and need not be read to find out."""
+        try:
+            with self.path.open("rb") as file:
+                first = file.read(1)
+        except OSError:
+            return True  # reading it whole says what is wrong
+        return not first or first >= b"\t"
+
+    @cached_property
     def json(self) -> Any:
         """The file as JSON, None where it is none."""
-        if self.path.suffix.lower() == ".onnx":
-            return None  # it may be large, and is no JSON
         try:
-            return parse(read_text(self.path), self.where)
+            return parse(read_text(self.path), self.where) if self.may_be_json else None
         except EncodingError:
             return None
 
 
 class EncodingsFormat(Protocol):
-    """A kind of file that holds encodings.
+    """A kind of file that holds encodings. A class that derives from it need not say what has a default here.
 
     `names` says where the names of the file are in a model. A format that uses names or layouts of its own needs it;
     without it names are taken as they are.
@@ -46,11 +54,6 @@ class EncodingsFormat(Protocol):
     @property
     def suffix(self) -> str:
         """The ending that its files usually have."""
-        ...
-
-    @property
-    def uses_names(self) -> bool:
-        """Whether its files have names and layouts of their own; making `Names` may mean an ONNX export."""
         ...
 
     def recognises(self, content: FileContent) -> bool:
@@ -67,3 +70,18 @@ class EncodingsFormat(Protocol):
         Raises EncodingError for what the format cannot hold.
         """
         ...
+
+    @property
+    def uses_names(self) -> bool:
+        """Whether its files have names and layouts of their own; making `Names` may mean an ONNX export."""
+        return False
+
+    @property
+    def omitted_types(self) -> tuple[str, ...]:
+        """Types of numbers, such as ``"int32"``, that its files never hold, because who reads them does without."""
+        return ()
+
+    @property
+    def omits_moved_tensors(self) -> bool:
+        """Whether its files leave out tensors that only hold values of another one and have its encoding."""
+        return False

@@ -5,32 +5,29 @@ from __future__ import annotations
 import json
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, IsobitError
 from isobit.files import write_atomically
+from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import Fields, parse, read_text
+from isobit.formats.names import Names
 from isobit.quant_spec import QuantSpec
 from isobit.sites import Site, site_key, site_of
-
-if TYPE_CHECKING:
-    from isobit.formats.format import FileContent
-    from isobit.formats.names import Names
 
 VERSION = 1
 
 _FIELDS = ("kind", "name", "index", "format", "scale", "zero_point", "axis", "multiplier", "channel_scale")
 
 
-class IsobitJson:
+class IsobitJson(EncodingsFormat):
     """``{"format": "isobit encodings", "version": 1, "encodings": [...]}``; the schema is in docs/."""
 
     name = "isobit"
     suffix = ".json"
-    uses_names = False
 
     def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
         """Write a file, whole or not at all. It holds every encoding, so there is nothing to note."""
@@ -75,7 +72,7 @@ def loads(text: str, where: str) -> Encodings:
         raise EncodingError(f'{where}: not an isobit encodings file (its "format" is not "isobit encodings")')
     if data.get("version") != VERSION or isinstance(data.get("version"), bool):
         raise EncodingError(f"{where}: version {data.get('version')!r} is unknown; this isobit reads version {VERSION}")
-    found: dict[Site, Encoding] = {}
+    encodings: dict[Site, Encoding] = {}
     for number, entry in enumerate(Fields(data, where).array("encodings")):
         fields = Fields(entry, f"{where}: encodings[{number}]")
         if isinstance(entry.get("name"), str):
@@ -86,10 +83,10 @@ def loads(text: str, where: str) -> Encodings:
             encoding = _encoding(fields)
         except IsobitError as error:
             raise error if str(error).startswith(fields.at) else EncodingError(f"{fields.at}: {error}") from error
-        if site in found:
+        if site in encodings:
             raise EncodingError(f"{fields.at}: a second entry for the same {entry['kind']}")
-        found[site] = encoding
-    return Encodings(found)
+        encodings[site] = encoding
+    return Encodings(encodings)
 
 
 def _encoding(fields: Fields) -> Encoding:

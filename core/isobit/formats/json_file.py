@@ -28,12 +28,12 @@ def parse(text: str, where: str) -> Any:
         raise EncodingError(f"{where}: begins with a byte order mark: save it as UTF-8 without one")
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) < len(items):
+        fields = dict(items)
+        if len(fields) < len(items):
             names = [name for name, _ in items]
             twice = next(name for name in names if names.count(name) > 1)
             raise EncodingError(f"{where}: {twice}: this name stands twice in one object")
-        return found
+        return fields
 
     try:
         return json.loads(text, object_pairs_hook=pairs)

@@ -72,15 +72,15 @@ class Names:
         if not onnx or not hasattr(opened, "to_onnx"):
             return names
         try:
-            proto, known = opened.to_onnx()
+            proto, onnx_names = opened.to_onnx()
         except IsobitError as error:  # names of modules and weights still serve
             return replace(names, notes=(f"names of its ONNX export are not known: {error}",))
         shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
-        places = _onnx_places(opened.graph, known, shapes, names)
+        places = _onnx_places(opened.graph, onnx_names, shapes, names)
         if isinstance(opened, HasInnerValues):
             places += [Place(name, Tensor(tensor), inner=True) for name, tensor in opened.inner_values().items()]
         both = _collect(opened.graph, places, names, opened)
-        return replace(both, inputs=_inputs(known))
+        return replace(both, inputs=_inputs(onnx_names))
 
     def find(self, name: str) -> tuple[Place, ...]:
         """What a name of a file stands for; nothing where the model has no such name."""
@@ -109,25 +109,25 @@ def without_single_inputs(encodings: Encodings, names: Names | None, format_name
 
     Raises EncodingError where readers of one tensor have different encodings.
     """
-    found: dict[Site, Encoding] = {s: e for s, e in encodings.items() if not isinstance(s, Input)}
+    joined: dict[Site, Encoding] = {s: e for s, e in encodings.items() if not isinstance(s, Input)}
     first: dict[Site, Input] = {}
     for site, encoding in encodings.items():
         if not isinstance(site, Input):
             continue
         whole = _whole_site(site, names, format_name)
-        if found.setdefault(whole, encoding) != encoding:
+        if joined.setdefault(whole, encoding) != encoding:
             raise EncodingError(
                 f"{format_name} has one encoding for a tensor, but {str(whole)!r} has another at {str(site)!r} than "
                 f"{f'at {str(first[whole])!r}' if whole in first else 'for its other readers'}"
             )
         first.setdefault(whole, site)
-    joined = [str(site) for site in encodings if isinstance(site, Input)]
+    single = [str(site) for site in encodings if isinstance(site, Input)]
     notes = (
-        [f"{format_name} does not know single readers: {', '.join(joined)} will be rounded for all readers"]
-        if joined
+        [f"{format_name} does not know single readers: {', '.join(single)} will be rounded for all readers"]
+        if single
         else []
     )
-    return Encodings(found), notes
+    return Encodings(joined), notes
 
 
 def _whole_site(site: Input, names: Names | None, format_name: str) -> Tensor | Weight:
@@ -154,10 +154,10 @@ def _graph_places(graph: Graph) -> list[Place]:
 
 
 def _onnx_places(
-    graph: Graph, known: Mapping[Site, OnnxName], shapes: Mapping[str, tuple[int, ...]], names: Names
+    graph: Graph, onnx_names: Mapping[Site, OnnxName], shapes: Mapping[str, tuple[int, ...]], names: Names
 ) -> list[Place]:
     places = []
-    for site, entry in known.items():
+    for site, entry in onnx_names.items():
         if isinstance(site, Tensor) and entry.input is None and site.name in graph.tensors:
             places.append(Place(entry.name, site))
         elif isinstance(site, Weight) and entry.input is None and entry.name in shapes and site in names.by_site:
@@ -167,10 +167,10 @@ def _onnx_places(
     return places
 
 
-def _inputs(known: Mapping[Site, OnnxName]) -> dict[tuple[str, int], Input]:
+def _inputs(onnx_names: Mapping[Site, OnnxName]) -> dict[tuple[str, int], Input]:
     return {
         (entry.name, entry.input): site
-        for site, entry in known.items()
+        for site, entry in onnx_names.items()
         if isinstance(site, Input) and entry.input is not None
     }
 
@@ -190,8 +190,8 @@ def _axes(graph: Graph, weight: str) -> tuple[int, int | None]:
     """Channel and block axis of a constant, by what its readers take it for."""
     rank = len(graph.weights[weight].shape)
     for use in graph.uses(weight):
-        known = operand(use.node.op, use.index)
-        if known is not None and rank:
-            channel = (known.channel_axis or 0) % rank
-            return channel, None if known.block_axis is None or rank < 2 else known.block_axis % rank
+        role = operand(use.node.op, use.index)
+        if role is not None and rank:
+            channel = (role.channel_axis or 0) % rank
+            return channel, None if role.block_axis is None or rank < 2 else role.block_axis % rank
     return 0, None

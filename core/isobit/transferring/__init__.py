@@ -35,14 +35,14 @@ def transfer(encodings: Mapping[Site, Encoding], source: Any, target: Any) -> Tr
     has one. What symmetry leaves open is reported, unless all that it could mean is the same. Raises EncodingError
     where nothing at all corresponds.
     """
-    (ours, _), (theirs, plan) = _opened(source), _opened(target)
-    wanted = None if plan is None else list(plan.placements)
-    best = place_encodings(encodings, ours, theirs, wanted)
+    (source_side, _), (target_side, plan) = _opened(source), _opened(target)
+    sites = None if plan is None else list(plan.placements)
+    best = place_encodings(encodings, source_side, target_side, sites)
     if not best.complete:
-        folded = _transfer_folded(encodings, ours, theirs, plan)
+        folded = _transfer_folded(encodings, source_side, target_side, plan)
         # Among equals, the target as it is; else the folded source, which has the better reasons.
         candidates = (best, folded) if _FOLDED in folded.notes else (folded, best)
-        best = min(candidates, key=lambda found: len(found.unmapped) + len(found.missing))
+        best = min(candidates, key=lambda result: len(result.unmapped) + len(result.missing))
     if encodings and not best.mapped:
         site, why = next(iter(best.unmapped.items()))
         raise EncodingError(f"none of the {len(encodings)} encodings has a place in the target; {str(site)!r}: {why}")
@@ -51,21 +51,21 @@ def transfer(encodings: Mapping[Site, Encoding], source: Any, target: Any) -> Tr
 
 def _transfer_folded(encodings: Mapping[Site, Encoding], source: Side, target: Side, plan: Plan | None) -> Transfer:
     """Both models with folded batch norms, but for a target whose plan speaks of it as it is."""
-    ours, renamed = fold(source)
-    theirs = target if plan is not None else fold(target)[0]
+    folded_source, renamed = fold(source)
+    folded_target = target if plan is not None else fold(target)[0]
     kept: dict[Site, Encoding] = {}
     stale: dict[Site, str] = {}
     for site, encoding in encodings.items():
-        if isinstance(site, Weight) and _is_of_unfolded(encoding, site.name, source, ours):
+        if isinstance(site, Weight) and _is_of_unfolded(encoding, site.name, source, folded_source):
             stale[site] = "it was made for the weight before its batch norm is folded, and the target's is folded"
             continue
         name = site.name if isinstance(site, Tensor) else ""
         while name in renamed:
             name = renamed[name]
         kept.setdefault(Tensor(name) if name else site, encoding)
-    found = place_encodings(kept, ours, theirs, None if plan is None else list(plan.placements))
-    notes = (*found.notes, _FOLDED) if plan is None and theirs.graph is not target.graph else found.notes
-    return replace(found, unmapped={**found.unmapped, **stale}, notes=notes)
+    result = place_encodings(kept, folded_source, folded_target, None if plan is None else list(plan.placements))
+    notes = (*result.notes, _FOLDED) if plan is None and folded_target.graph is not target.graph else result.notes
+    return replace(result, unmapped={**result.unmapped, **stale}, notes=notes)
 
 
 def _is_of_unfolded(encoding: Encoding, name: str, raw: Side, folded: Side) -> bool:

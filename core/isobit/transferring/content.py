@@ -32,19 +32,17 @@ def content_classes(source: Side, target: Side) -> tuple[Mapping[str, str], Mapp
     Whole numbers are compared as int64, reals as float32, vectors whatever axis they lie along. A constant of the
     target that has no equal in the source takes the class of the one constant of its shape that is within `TOLERANCE`.
     """
-    found = [{name: _digest(side.read(name)) for name in side.graph.weights} for side in (source, target)]
-    known, other = (set(classes.values()) for classes in found)
-    lonely = [name for name, digest in found[0].items() if digest not in other]
-    loose = _by_shape(source, lonely)
-    for name, digest in found[1].items():
-        if digest in known:
-            continue
+    in_source, in_target = (
+        {name: _digest(side.read(name)) for name in side.graph.weights} for side in (source, target)
+    )
+    source_classes, target_classes = set(in_source.values()), set(in_target.values())
+    by_shape = _by_shape(source, [name for name, digest in in_source.items() if digest not in target_classes])
+    for name in [name for name, digest in in_target.items() if digest not in source_classes]:
         value = _plain(target.read(name))
-        near = [twin for twin in loose.get(value.shape, ()) if is_close(_plain(source.read(twin)), value)]
-        digests = {found[0][twin] for twin in near}
+        digests = {in_source[n] for n in by_shape.get(value.shape, ()) if is_close(_plain(source.read(n)), value)}
         if len(digests) == 1:
-            found[1][name] = digests.pop()
-    return found[0], found[1]
+            in_target[name] = digests.pop()
+    return in_source, in_target
 
 
 def is_close(a: Array, b: Array, tolerance: float = TOLERANCE) -> bool:
@@ -60,6 +58,10 @@ def _by_shape(side: Side, names: Iterable[str]) -> dict[tuple[int, ...], list[st
     for name in names:
         shapes.setdefault(_plain(side.read(name)).shape, []).append(name)
     return shapes
+
+
+def _digests(side: Side) -> dict[str, str]:
+    return {name: _digest(side.read(name)) for name in side.graph.weights}
 
 
 def _digest(value: Array) -> str:

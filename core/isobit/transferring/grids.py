@@ -59,10 +59,10 @@ class SourceGrids:
     def common(self, readers: Iterable[Reader]) -> Grid | None:
         """What all of `readers` read on, where that is one encoding."""
         grids = [self.read(reader) for reader in readers]
-        known = [grid for grid in grids if grid is not None]
-        if not known or len(known) < len(grids) or any(grid.encoding != known[0].encoding for grid in known):
+        there = [grid for grid in grids if grid is not None]
+        if not there or len(there) < len(grids) or any(grid.encoding != there[0].encoding for grid in there):
             return None
-        return Grid(known[0].encoding, frozenset(site for grid in known for site in grid.sites))
+        return Grid(there[0].encoding, frozenset(site for grid in there for site in grid.sites))
 
     def _mover(self, name: str) -> Node | None:
         """The node that only moved the tensor's values here."""
@@ -75,14 +75,14 @@ class SourceGrids:
 
     def _equal_above(self, name: str) -> list[Site]:
         """Sites before a tensor that say the same encoding of the same values."""
-        found: list[Site] = []
+        sites: list[Site] = []
         encoding, mover = self.encodings[Tensor(name)], self._mover(name)
         while mover is not None:
             source = mover.inputs[0] or ""
             above = (Input(mover.name, 0), Tensor(source))
-            found += [site for site in above if self.encodings.get(site) == encoding]
+            sites += [site for site in above if self.encodings.get(site) == encoding]
             mover = self._mover(source)
-        return found
+        return sites
 
     def _grid(self, site: Site, *others: Site) -> Grid:
         encoding = self.encodings[site]

@@ -16,23 +16,23 @@ from isobit.transferring.skeleton import Reader, Skeleton
 
 
 def place_encodings(
-    encodings: Mapping[Site, Encoding], source: Side, target: Side, wanted: Iterable[Site] | None = None
+    encodings: Mapping[Site, Encoding], source: Side, target: Side, quantized: Iterable[Site] | None = None
 ) -> Transfer:
-    """The encodings at the target's sites: at `wanted` ones, or at those that correspond to the source's."""
+    """The encodings at the target's sites: at those `quantized`, or at those that correspond to the source's."""
     classes = content_classes(source, target)
     matching = Matching(Skeleton(source.graph, classes[0]), Skeleton(target.graph, classes[1]))
     placer = _Placer(matching, encodings)
-    sites = list(wanted) if wanted is not None else placer.corresponding()
-    found = {site: grid for site in sites for grid in [placer.grid(site)] if grid is not None}
-    missing = {site: placer.why_missing(site) for site in sites if site not in found} if wanted is not None else {}
-    used = {site for grid in found.values() for site in grid.sites}
+    sites = list(quantized) if quantized is not None else placer.corresponding()
+    grids = {site: grid for site in sites for grid in [placer.grid(site)] if grid is not None}
+    missing = {site: placer.why_missing(site) for site in sites if site not in grids} if quantized is not None else {}
+    used = {site for grid in grids.values() for site in grid.sites}
     used |= placer.said_again(used)
     left = [site for site in encodings if site not in used]
     needless = [site for site in left if placer.is_needless(site)]
     unmapped = {site: placer.why_unmapped(site) for site in left if site not in needless}
     notes = tuple(f"bias {str(site)!r} of the source is zero, and the target has none there" for site in needless)
-    mapped = {site: tuple(sorted(grid.sites, key=str)) for site, grid in found.items()}
-    return Transfer(Encodings({site: grid.encoding for site, grid in found.items()}), mapped, unmapped, missing, notes)
+    mapped = {site: tuple(sorted(grid.sites, key=str)) for site, grid in grids.items()}
+    return Transfer(Encodings({site: grid.encoding for site, grid in grids.items()}), mapped, unmapped, missing, notes)
 
 
 class _Placer:
@@ -45,7 +45,7 @@ class _Placer:
         self.encodings = encodings
         self._settle()
         self.open_source = {name for names, _ in matching.open for name in names}
-        self.open_target = {name: ours for ours, names in matching.open for name in names}
+        self.open_target = {name for _, names in matching.open for name in names}
         self.movers = self._matched_movers()
 
     def _settle(self) -> None:
@@ -53,19 +53,19 @@ class _Placer:
         for group in list(self.matching.open):
             if len({self._profile(name) for name in group[0]}) == 1:
                 self.matching.settle(group)
-        for theirs, ours in self.matching.nodes.items():
-            reads = {self._read(ours, index) for index in self.source.operands(self.source.nodes[ours])}
-            if theirs not in self.matching.order and len(reads) == 1:
-                self.matching.settle_order(theirs)
+        for target, source in self.matching.to_source.items():
+            reads = {self._read(source, index) for index in self.source.operands(self.source.nodes[source])}
+            if target not in self.matching.order and len(reads) == 1:
+                self.matching.settle_order(target)
 
     def _profile(self, name: str) -> tuple[object, ...]:
         """All encodings that the source has around a node."""
         node = self.source.nodes[name]
         reads = [self._read(name, index) for index in range(len(node.inputs))]
-        made = [self.encodings.get(Tensor(tensor)) for tensor in node.outputs]
+        outputs = [self.encodings.get(Tensor(tensor)) for tensor in node.outputs]
         movers = [mover for tensor in node.outputs for mover in self.source.movers.get(tensor, ())]
         moved = [self.encodings.get(site) for m in movers for site in (Input(m.name, 0), Tensor(m.outputs[0]))]
-        return (*reads, *made, *moved)
+        return (*reads, *outputs, *moved)
 
     def _read(self, node: str, index: int) -> Encoding | None:
         grid = self.grids.read(Reader(node, index))
@@ -75,20 +75,15 @@ class _Placer:
 
     def _matched_movers(self) -> dict[str, Node]:
         """Transposes and the like that both sides have alike behind one value, target to source."""
-        found: dict[str, Node] = {}
-        for theirs, ours in self.matching.values.items():
-            free = list(self.source.movers.get(ours, ()))
-            for mover in self.target.movers.get(theirs, ()):
-                alike = [m for m in free if m.op == mover.op and self._shape(m, True) == self._shape(mover, False)]
+        matched: dict[str, Node] = {}
+        for target, source in self.matching.values.items():
+            free = list(self.source.movers.get(source, ()))
+            for mover in self.target.movers.get(target, ()):
+                alike = [m for m in free if m.op == mover.op and _shape(self.source, m) == _shape(self.target, mover)]
                 if len(alike) == 1:
-                    found[mover.name] = alike[0]
+                    matched[mover.name] = alike[0]
                     free.remove(alike[0])
-        return found
-
-    def _shape(self, mover: Node, ours: bool) -> tuple[object, ...] | None:
-        side = self.source if ours else self.target
-        shape = side.graph.tensors[mover.outputs[0]].shape
-        return None if shape is None else tuple(n if isinstance(n, int) else None for n in shape)
+        return matched
 
     def _tensor(self, name: str) -> str | None:
         """The source's tensor of one of the target's."""
@@ -96,20 +91,20 @@ class _Placer:
         if root == name:
             return self.matching.values.get(name)
         mover = self.target.graph.producer(name)
-        twin = self.movers.get(mover.name) if mover is not None else None
-        return None if twin is None else twin.outputs[0]
+        matched = self.movers.get(mover.name) if mover is not None else None
+        return None if matched is None else matched.outputs[0]
 
     def _reader(self, reader: Reader) -> Reader | None:
         """The source's reader of one of the target's that computes."""
-        twin, node = self.matching.nodes.get(reader.node), self.target.graph.node(reader.node)
-        if twin is None:
+        name = self.matching.to_source.get(reader.node)
+        if name is None:
             return None
-        index = reader.index
+        node, matched, index = self.target.graph.node(reader.node), self.source.graph.node(name), reader.index
         if node.input(index) in self.target.root:
             index = self.matching.order.get(node.name, {}).get(index, -1)
-        elif self.source.graph.node(twin).input(index) in self.source.root:  # ``constant * x`` against ``x * constant``
-            index = next((i for i, n in enumerate(self.source.graph.node(twin).inputs) if n in self.source.classes), -1)
-        return Reader(twin, index) if index >= 0 else None
+        elif matched.input(index) in self.source.root:  # ``constant * x`` against ``x * constant``
+            index = next((i for i, constant in enumerate(matched.inputs) if constant in self.source.classes), -1)
+        return Reader(name, index) if index >= 0 else None
 
     def corresponding(self) -> list[Site]:
         """The sites of the target that stand where the source has encodings, each value said as the source says it."""
@@ -128,13 +123,13 @@ class _Placer:
 
     def _single_readers(self, root: str, sites: set[Site]) -> list[Site]:
         """Readers whose value is on another grid than the sites so far give it."""
-        found: list[Site] = []
+        single: list[Site] = []
         for reader in self.target.readers.get(root, ()):
-            twin = self._reader(reader)
-            grid = self.grids.read(twin) if twin is not None else None
+            matched = self._reader(reader)
+            grid = self.grids.read(matched) if matched is not None else None
             if grid is not None and self._given(reader, sites) != grid.encoding:
-                found.append(Input(reader.node, reader.index))
-        return found
+                single.append(Input(reader.node, reader.index))
+        return single
 
     def _given(self, reader: Reader, sites: set[Site]) -> Encoding | None:
         node, index = self.target.graph.node(reader.node), reader.index
@@ -171,52 +166,52 @@ class _Placer:
         node = self.target.graph.node(site.node)
         if site.node in self.target.nodes:
             name = node.input(site.index) or ""
-            twin = self._reader(Reader(site.node, site.index))
-            if twin is None or (name in self.target.classes and not self._holds_same(name, twin)):
+            matched = self._reader(Reader(site.node, site.index))
+            if matched is None or (name in self.target.classes and not self._holds_same(name, matched)):
                 return None
-            return self._fitting(name, self.grids.read(twin))
-        twin_mover = self.movers.get(site.node)
-        if twin_mover is not None:
-            return self.grids.read(Reader(twin_mover.name, 0))
+            return self._fitting(name, self.grids.read(matched))
+        mover = self.movers.get(site.node)
+        if mover is not None:
+            return self.grids.read(Reader(mover.name, 0))
         return self._on_tensor(node.inputs[0] or "") or self._on_readers(node.outputs[0])
 
     def _on_tensor(self, name: str) -> Grid | None:
-        ours = self._tensor(name)
-        if ours is not None and Tensor(ours) in self.encodings:
-            return self._fitting(name, self.grids.tensor(ours))
+        source_tensor = self._tensor(name)
+        if source_tensor is not None and Tensor(source_tensor) in self.encodings:
+            return self._fitting(name, self.grids.tensor(source_tensor))
         root = self.target.root.get(name, name)
-        moved = self.matching.values.get(root) if ours is None and root != name else None
+        moved = self.matching.values.get(root) if source_tensor is None and root != name else None
         grid = self.grids.tensor(moved) if moved is not None else None
         # Only a grid of the whole tensor goes through a transpose that the source does not have.
         return grid if grid is not None and grid.encoding.axis is None else None
 
     def _on_readers(self, name: str) -> Grid | None:
         """The one encoding on which all that read the tensor, also through movers, read it."""
-        twins = [self._reader(reader) for reader in self._readers_behind(name)]
-        return self.grids.common([twin for twin in twins if twin is not None]) if all(twins) else None
+        readers = [self._reader(reader) for reader in self._readers_behind(name)]
+        return self.grids.common([reader for reader in readers if reader is not None]) if all(readers) else None
 
     def _readers_behind(self, name: str) -> list[Reader]:
-        found = []
+        readers = []
         for use in self.target.graph.uses(name):
             if use.node.name in self.target.nodes:
-                found.append(Reader(use.node.name, use.index))
+                readers.append(Reader(use.node.name, use.index))
             else:
-                found += self._readers_behind(use.node.outputs[0])
-        return found
+                readers += self._readers_behind(use.node.outputs[0])
+        return readers
 
     def _on_weight(self, name: str) -> Grid | None:
-        twins = [self._reader(Reader(use.node.name, use.index)) for use in self.target.graph.uses(name)]
-        known = [twin for twin in twins if twin is not None and self._holds_same(name, twin)]
-        if not known or len(known) < len(twins):
+        readers = [self._reader(Reader(use.node.name, use.index)) for use in self.target.graph.uses(name)]
+        alike = [reader for reader in readers if reader is not None and self._holds_same(name, reader)]
+        if not alike or len(alike) < len(readers):
             return None
-        return self._fitting(name, self.grids.common(known))
+        return self._fitting(name, self.grids.common(alike))
 
-    def _holds_same(self, name: str, twin: Reader) -> bool:
+    def _holds_same(self, name: str, reader: Reader) -> bool:
         """Whether the source's constant holds what the target's does; a folded bias may differ in last bits."""
-        ours = self.source.graph.node(twin.node).input(twin.index)
-        if ours is None or ours not in self.source.classes:
+        constant = self.source.graph.node(reader.node).input(reader.index)
+        if constant is None or constant not in self.source.classes:
             return False
-        return self.source.classes[ours] == self.target.classes[name] or self._is_bias(twin)
+        return self.source.classes[constant] == self.target.classes[name] or self._is_bias(reader)
 
     def _is_bias(self, reader: Reader) -> bool:
         uses = self.source.graph.uses(self.source.graph.node(reader.node).input(reader.index) or "")
@@ -234,8 +229,8 @@ class _Placer:
 
     def said_again(self, used: Iterable[Site]) -> set[Site]:
         """Sites of the source that say of moved values what a used site says of the same values."""
-        known = {(self._value(site), self.encodings[site]) for site in used}
-        return {s for s, e in self.encodings.items() if self._value(s) is not None and (self._value(s), e) in known}
+        said = {(self._value(site), self.encodings[site]) for site in used}
+        return {s for s, e in self.encodings.items() if self._value(s) is not None and (self._value(s), e) in said}
 
     def _value(self, site: Site) -> str | None:
         """The value of the source that a site quantizes; None for constants and for readers that compute."""
@@ -251,9 +246,9 @@ class _Placer:
         if info is None or info.magnitude != 0:
             return False
         uses = self.source.graph.uses(site.name if isinstance(site, Weight) else "")
-        twins = [self.matching.twins.get(use.node.name) for use in uses if use.role == "bias"]
-        return len(twins) == len(uses) and all(
-            twin is not None and self.target.graph.node(twin).input(2) is None for twin in twins
+        layers = [self.matching.to_target.get(use.node.name) for use in uses if use.role == "bias"]
+        return len(layers) == len(uses) and all(
+            layer is not None and self.target.graph.node(layer).input(2) is None for layer in layers
         )
 
     # --- reasons ---------------------------------------------------------------------------------------------------
@@ -265,7 +260,7 @@ class _Placer:
         node = self._node_of(site)
         if node is None:
             return "no input of the target corresponds to this one"
-        return self._why(node.name, node.op, self.open_source, self.matching.twins, "target", site)
+        return self._why(node.name, node.op, self.open_source, self.matching.to_target, "target", site)
 
     def why_missing(self, site: Site) -> str:
         """Why a site of the target has no encoding."""
@@ -277,7 +272,7 @@ class _Placer:
             node = graph.uses(site.name)[0].node
         if node is None:
             return "no input of the source corresponds to this one"
-        return self._why(node.name, node.op, self.open_target, self.matching.nodes, "source", site)
+        return self._why(node.name, node.op, self.open_target, self.matching.to_source, "source", site)
 
     def _why(
         self, node: str, op: str, unsure: Iterable[str], matched: Mapping[str, str], other: str, site: Site
@@ -297,3 +292,9 @@ class _Placer:
         if isinstance(site, Weight):
             return next((use.node for use in graph.uses(site.name)), None)
         return graph.producer(self.source.root.get(site.name, site.name))
+
+
+def _shape(side: Skeleton, mover: Node) -> tuple[object, ...] | None:
+    """What a mover makes, axes of unknown size alike."""
+    shape = side.graph.tensors[mover.outputs[0]].shape
+    return None if shape is None else tuple(n if isinstance(n, int) else None for n in shape)

@@ -93,30 +93,30 @@ class Skeleton:
 
     def forward(self, *, strict: bool) -> dict[str, str]:
         """By value: a hash of all that it is computed from."""
-        found = {
+        hashes = {
             name: digest((info.dtype, str(sorted(map(str, (info.shape or ())[1:])))))
             for name in self.graph.inputs
             for info in [self.graph.tensors[name]]
         }
         for node in self.nodes.values():
-            inputs = [found[root] for root in self.operands(node).values()]
+            inputs = [hashes[root] for root in self.operands(node).values()]
             if node.op in COMMUTATIVE:
                 inputs.sort()
             for index, tensor in enumerate(node.outputs):
-                found[tensor] = digest((self.own(node, strict=strict), *inputs, str(index)))
-        return found
+                hashes[tensor] = digest((self.own(node, strict=strict), *inputs, str(index)))
+        return hashes
 
     def backward(self, *, strict: bool) -> dict[str, str]:
         """By node: a hash of all that is computed from it."""
-        found: dict[str, str] = {}
+        hashes: dict[str, str] = {}
         for node in reversed(self.nodes.values()):
             uses = []
             for output, tensor in enumerate(node.outputs):
                 leaves = tensor in self.output_roots
-                uses += [f"{output}:{self.place(r)}:{found[r.node]}" for r in self.readers.get(tensor, ())]
+                uses += [f"{output}:{self.place(r)}:{hashes[r.node]}" for r in self.readers.get(tensor, ())]
                 uses += [f"{output}:out"] if leaves else []
-            found[node.name] = digest((self.own(node, strict=strict), *sorted(uses)))
-        return found
+            hashes[node.name] = digest((self.own(node, strict=strict), *sorted(uses)))
+        return hashes
 
     def place(self, reader: Reader) -> int:
         """The input of a reader; all of a commutative node's count as one."""
@@ -125,8 +125,8 @@ class Skeleton:
 
 def is_anchor(op: str, index: int) -> bool:
     """Whether a constant there tells a layer from its likes: a weight does, a bias or a factor need not."""
-    known = operand(op, index)
-    return known is not None and known.role in ("weight", "recurrent_weight")
+    role = operand(op, index)
+    return role is not None and role.role in ("weight", "recurrent_weight")
 
 
 def digest(parts: Iterable[str]) -> str:

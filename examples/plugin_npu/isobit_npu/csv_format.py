@@ -12,14 +12,14 @@ import numpy as np
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, IsobitError
 from isobit.files import write_atomically
-from isobit.formats.format import FileContent
+from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.quant_spec import QuantSpec
 from isobit.sites import site_key, site_of
 
 _HEAD = ["kind", "name", "index", "format", "axis", "scale", "zero_point"]
 
 
-class NpuCsv:
+class NpuCsv(EncodingsFormat):
     """``kind,name,index,format,axis,scale,zero_point``."""
 
     name = "npu-csv"

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import isobit
+from isobit.cli.application import app
+from isobit.encodings_files import read_encodings
 from isobit.errors import EncodingError, FormatError
-from isobit.formats import read_encodings
 from isobit.plugins import registry
 from isobit.sites import Tensor
 from isobit_npu.clip_weights import ClipWeights
@@ -68,7 +70,11 @@ def test_format(sim, tmp_path):
     table = registry().formats()["npu-csv"]
     assert table.write(sim.encodings, path) == []
     assert dict(table.read(path)) == dict(sim.encodings)
-    assert dict(read_encodings(path)) == dict(sim.encodings)
+    other = isobit.QuantSim(DIGITS / "model.onnx", target="npu")
+    other.apply(isobit.techniques.FoldBatchNorms())
+    assert not other.load_encodings(path).missing
+    assert dict(other.encodings) == dict(sim.encodings) == dict(read_encodings(path))
+    assert f"{len(sim.encodings)} encodings" in CliRunner().invoke(app, ["inspect", str(path)]).stdout
     path.write_text(path.read_text().replace("weight,", "wait,", 1))
     with pytest.raises(EncodingError, match=r"npu\.csv: line \d+: not a row of an NPU table"):
         table.read(path)

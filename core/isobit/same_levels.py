@@ -11,21 +11,21 @@ from isobit.errors import EncodingError
 from isobit.quant_spec import QuantSpec
 
 
-def regrid(encoding: Encoding, spec: QuantSpec) -> Encoding | None:
+def same_levels(encoding: Encoding, spec: QuantSpec) -> Encoding | None:
     """`encoding` as a format `spec` says it, with exactly the same real values; None where that format has others.
 
     The granularity must be the same, or unsaid in `spec`.
     """
-    own = encoding.spec
-    wanted = spec if spec.granularity is not None or own.granularity is None else spec.with_granularity(own.granularity)
-    if wanted == own:
+    old = encoding.spec
+    new = spec if spec.granularity is not None or old.granularity is None else spec.with_granularity(old.granularity)
+    if new == old:
         return encoding
-    if wanted.granularity != own.granularity or not (wanted.is_integer and own.is_integer):
+    if new.granularity != old.granularity or not (new.is_integer and old.is_integer):
         return None
-    if wanted.q_max - wanted.q_min != own.q_max - own.q_min:
+    if new.q_max - new.q_min != old.q_max - old.q_min:
         return None
-    moved = encoding.zero_point.astype(np.int64) + (wanted.q_min - own.q_min)
+    zero_point = encoding.zero_point.astype(np.int64) + (new.q_min - old.q_min)
     try:
-        return replace(encoding, spec=wanted, zero_point=np.clip(moved, -(2**31), 2**31 - 1).astype(np.int32))
+        return replace(encoding, spec=new, zero_point=np.clip(zero_point, -(2**31), 2**31 - 1).astype(np.int32))
     except EncodingError:  # a symmetric format whose zero point is not where it would have to be
         return None

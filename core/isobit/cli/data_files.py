@@ -1,0 +1,36 @@
+"""DataFiles: data that was read from files, with what is known of the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isobit.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """Data read from `path`: `source` is what Dataset takes, `notes` says how the files were read."""
+
+    path: Path
+    source: Any
+    labels: NDArray[np.generic] | None = None
+    notes: list[str] = field(default_factory=list)
+    where: Callable[[], str] | None = None
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Put the file's name before the message of a DataError."""
+        try:
+            yield
+        except DataError as error:
+            where = self.where() if self.where is not None else str(self.path)
+            message = str(error).replace("ask to ignore it", "pass --ignore-non-finite")
+            raise DataError(message if message.startswith(where) else f"{where}: {message}") from error
