@@ -14,10 +14,10 @@ from isobit.version import __version__ as __version__
 if TYPE_CHECKING:
     from isobit.encoding import Encoding, Encodings
     from isobit.errors import IsobitError
+    from isobit.load import load
     from isobit.quant_spec import QuantSpec
     from isobit.quantizing import quantize
     from isobit.quantsim import QuantSim
-    from isobit.saving import load
     from isobit.transferring import transfer
 
 _PUBLIC = {
@@ -26,7 +26,7 @@ _PUBLIC = {
     "IsobitError": "isobit.errors",
     "QuantSim": "isobit.quantsim",
     "QuantSpec": "isobit.quant_spec",
-    "load": "isobit.saving",
+    "load": "isobit.load",
     "quantize": "isobit.quantizing",
     "techniques": "isobit.techniques",
     "transfer": "isobit.transferring",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,31 +17,13 @@ from isobit.edits import Edit
 from isobit.encoding import Encoding, Encodings
 from isobit.graph import Graph
 from isobit.layout import Layout
-from isobit.sites import Input, Site, Tensor
+from isobit.observer import Request
+from isobit.sites import Site
 
 if TYPE_CHECKING:
     from onnx import ModelProto  # a type only: the core imports no framework
 
 Batch = Mapping[str, NDArray[Any]]
-
-Stage = Literal["before", "after"]
-
-
-class Observer(Protocol):
-    """A reducer: takes every batch of a tensor and keeps little (`isobit.statistics`)."""
-
-    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
-        """Add the tensor of one batch, in canonical layout; axis 0 is the batch."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """Reduce the tensor at `site` with `observer`; `stage` is before or after the site's quantizer."""
-
-    site: Tensor | Input
-    observer: Observer
-    stage: Stage = "before"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 class MinMax:
     """The minimum and maximum of each of the last 4,096 batches, in order: what a moving average needs."""
 
+    wants: Literal["bounds"] = "bounds"
     WINDOW = 4096
 
     def __init__(self) -> None:
@@ -28,6 +29,11 @@ class MinMax:
         self._bounds.extend((minimum, maximum))
         if len(self._bounds) >= 4 * self.WINDOW:
             self._forget()
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What two of them must have alike to add up."""
+        return ()
 
     def blank(self) -> MinMax:
         """One that has seen nothing."""

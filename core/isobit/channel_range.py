@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit.errors import DataError
+from isobit.run_sums import RunSums
 
 
 class ChannelRange:
     """Minimum, maximum and mean square of each channel, and how many values were not finite.
 
-    Squares are summed in float64 over runs of 8 batches, and the runs' sums in order: parts of the data that end where
-    a run ends merge to the same bits as the whole.
+    Squares are summed in float64 (`isobit.run_sums`).
     """
 
-    RUN = 8
+    wants: Literal["tensor"] = "tensor"
 
     def __init__(self) -> None:
         self.minimum: NDArray[np.float64] = np.zeros(0)
         self.maximum: NDArray[np.float64] = np.zeros(0)
         self.count = 0  # of finite values in each channel, the least
         self.non_finite = 0
-        self._closed: NDArray[np.float64] = np.zeros(0)
-        self._open: NDArray[np.float64] = np.zeros(0)
-        self._open_batches = 0
+        self._squares = RunSums()
 
     def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
         """Add a batch; a tensor without a channel axis has one channel."""
@@ -42,10 +40,7 @@ class ChannelRange:
         squares = np.square(np.where(finite, rows, 0.0)).sum(axis=1)
         self._extend(low, high)
         self.count += int(finite.sum(axis=1).min())
-        self._open = self._open + squares if self._open.size else squares
-        self._open_batches += 1
-        if self._open_batches == self.RUN:
-            self._close()
+        self._squares.add(squares)
 
     def _extend(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
         if not self.minimum.size:
@@ -55,10 +50,10 @@ class ChannelRange:
             raise DataError(f"ranges of {self.minimum.size} and {low.size} channels do not add up")
         self.minimum, self.maximum = np.minimum(self.minimum, low) + 0.0, np.maximum(self.maximum, high) + 0.0
 
-    def _close(self) -> None:
-        if self._open.size:
-            self._closed = self._closed + self._open if self._closed.size else self._open
-        self._open, self._open_batches = np.zeros(0), 0
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What two of them must have alike to add up."""
+        return ()
 
     def blank(self) -> ChannelRange:
         """One that has seen nothing."""
@@ -71,10 +66,7 @@ class ChannelRange:
         self._extend(other.minimum, other.maximum)
         self.count += other.count
         self.non_finite += other.non_finite
-        self._close()
-        self._open, self._open_batches = other._closed, 0
-        self._close()
-        self._open, self._open_batches = other._open, other._open_batches
+        self._squares.merge(other._squares)
 
     @property
     def is_empty(self) -> bool:
@@ -89,24 +81,22 @@ class ChannelRange:
     @property
     def mean_square(self) -> NDArray[np.float64]:
         """Mean square of each channel."""
-        parts = [part for part in (self._closed, self._open) if part.size]
-        return np.asarray(sum(parts) / max(self.count, 1), np.float64)
+        return np.asarray(self._squares.total / max(self.count, 1), np.float64)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything, as arrays."""
         return {
             "minimum": self.minimum,
             "maximum": self.maximum,
-            "totals": np.array([self.count, self.non_finite, self._open_batches], np.int64),
-            "closed": self._closed,
-            "open": self._open,
+            "totals": np.array([self.count, self.non_finite], np.int64),
+            **self._squares.arrays(),
         }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> ChannelRange:
         """The inverse of `arrays`."""
-        found = cls()
-        found.minimum, found.maximum = arrays["minimum"], arrays["maximum"]
-        found.count, found.non_finite, found._open_batches = (int(v) for v in arrays["totals"])
-        found._closed, found._open = arrays["closed"], arrays["open"]
-        return found
+        ranges = cls()
+        ranges.minimum, ranges.maximum = arrays["minimum"], arrays["maximum"]
+        ranges.count, ranges.non_finite = (int(v) for v in arrays["totals"])
+        ranges._squares = RunSums.from_arrays(arrays)
+        return ranges

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from isobit.backend import BackendModel
 from isobit.edits import Edit
 from isobit.encoding import Encoding
+from isobit.normal import Normal
 from isobit.sites import Site
 from isobit.statistics import Statistics
 from isobit.techniques.technique import TechniqueReport
@@ -23,3 +24,4 @@ class Checkpoint:
     reports: Sequence[TechniqueReport]
     statistics: Statistics
     calibration: str | None
+    batch_norms: Mapping[str, Normal]

@@ -43,6 +43,8 @@ class Dataset:
         self._ignore_non_finite = ignore_non_finite
         self._batch_size = self._fixed_batch() or batch_size
         self._consumed = False
+        self._first: Batch | None = None  # of the first pass
+        self.batches_seen = 0  # of the longest pass
 
     @property
     def is_one_shot(self) -> bool:
@@ -71,9 +73,18 @@ class Dataset:
         empty = True
         for index, raw in enumerate(self._raw_batches()):
             empty = False
-            yield self._checked(raw, index)
+            batch = self._checked(raw, index)
+            if self._first is None:
+                self._first = batch
+            self.batches_seen = max(self.batches_seen, index + 1)
+            yield batch
         if empty:
             raise DataError("the data set is empty: it gave no batch")
+
+    def begins_with(self, batch: Batch) -> bool:
+        """Whether the first pass began with this batch, as every pass does over data that is not shuffled."""
+        first = self._first
+        return first is None or all(np.array_equal(array, batch[name]) for name, array in first.items())
 
     def first(self) -> Batch:
         """The first batch; a one-shot iterator is not asked."""

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from isobit.backend import BackendModel
 from isobit.completeness import check_file
 from isobit.encoding import Encodings
 from isobit.errors import OutputError, PluginError, did_you_mean
 from isobit.files import check_writable, write_folder
+from isobit.formats.format import EncodingsFormat
 from isobit.formats.isobit_json import IsobitJson
 from isobit.formats.names import Names
-from isobit.plugins import registry
-
-if TYPE_CHECKING:
-    from isobit.quantsim import QuantSim
+from isobit.report import Report
+from isobit.simulation import Simulation
 
 ONNX = "onnx"
 MODEL, ENCODINGS, SUMMARY = "model.qdq.onnx", "encodings.json", "summary.txt"
@@ -51,48 +50,47 @@ class NativeExporter(Protocol):
 
 
 def export(
-    sim: QuantSim, folder: Path, formats: str | Sequence[str] = (ONNX,), encodings_formats: str | Sequence[str] = ()
+    simulation: Simulation,
+    folder: Path,
+    formats: str | Sequence[str],
+    encodings_formats: Sequence[EncodingsFormat],
+    onnx_backend: Callable[[], object],
 ) -> dict[str, Path]:
-    """Write a calibrated simulator in `formats`, its encodings and its summary into `folder`."""
-    sim.require_calibrated()
-    files = _files(sim.backend_model, formats)
-    foreign = _foreign_files(encodings_formats)
+    """Write a calibrated simulation in `formats`, its encodings and its summary into `folder`.
+
+    `encodings_formats` are further files of encodings; `onnx_backend` gives the backend that writes ONNX files.
+    """
+    simulation.require_calibrated()
+    model, encodings = simulation.model, simulation.encodings
+    files = _files(model, formats)
+    further = _further_files(encodings_formats)
     check_writable(folder)
-    encodings = sim.encodings
     with write_folder(folder) as staging:
-        notes = [note for form in files for note in _write(sim.backend_model, form, encodings, staging / files[form])]
+        notes = []
+        for form, file in files.items():
+            notes += _write(model, form, encodings, staging / file, onnx_backend)
         IsobitJson().write(encodings, staging / ENCODINGS)
-        check_file(staging / ENCODINGS, IsobitJson(), encodings, None, sim.plan)
-        notes += _write_foreign(sim, foreign, encodings, staging)
-        text = str(sim.report) + "".join(f"\n{note}\n" for note in notes)
+        check_file(staging / ENCODINGS, IsobitJson(), encodings, None, simulation.plan)
+        if further:
+            _onnx_writer(onnx_backend).write_float(model, staging / FLOAT_MODEL)
+            names = Names.of(model)
+        for encodings_format in encodings_formats:
+            path = staging / further[encodings_format.name]
+            notes += encodings_format.write(encodings, path, names)
+            check_file(path, encodings_format, encodings, names, simulation.plan)
+        text = str(Report.of(simulation)) + "".join(f"\n{note}\n" for note in notes)
         (staging / SUMMARY).write_text(text, "utf-8")
     models = {"model" if form == ONNX else form: folder / file for form, file in files.items()}
-    for form, file in foreign.items():
-        models |= {"float_model": folder / FLOAT_MODEL, form: folder / file}
+    for name, file in further.items():
+        models |= {"float_model": folder / FLOAT_MODEL, name: folder / file}
     return {**models, "encodings": folder / ENCODINGS, "summary": folder / SUMMARY}
 
 
-def _foreign_files(formats: str | Sequence[str]) -> dict[str, str]:
-    """The file name of each further encodings format. Raises EncodingError for one that is not known."""
-    wanted = [formats] if isinstance(formats, str) else list(formats)
-    files = {form: registry().format(form).suffix for form in wanted if form != IsobitJson.name}
-    if len(files) == 1:
-        return {form: FOREIGN + suffix for form, suffix in files.items()}
-    return {form: f"{FOREIGN}.{form}{suffix}" for form, suffix in files.items()}
-
-
-def _write_foreign(sim: QuantSim, files: Mapping[str, str], encodings: Encodings, staging: Path) -> list[str]:
-    """Write encodings of other tools with the float ONNX model that their names belong to; each is read back."""
-    if not files:
-        return []
-    _onnx_writer().write_float(sim.backend_model, staging / FLOAT_MODEL)
-    names = Names.of(sim)
-    notes = []
-    for form, file in files.items():
-        chosen = registry().format(form)
-        notes += chosen.write(encodings, staging / file, names)
-        check_file(staging / file, chosen, encodings, names, sim.plan)
-    return notes
+def _further_files(formats: Sequence[EncodingsFormat]) -> dict[str, str]:
+    """The file name of each further encodings format."""
+    if len(formats) == 1:
+        return {form.name: FOREIGN + form.suffix for form in formats}
+    return {form.name: f"{FOREIGN}.{form.name}{form.suffix}" for form in formats}
 
 
 def _files(model: BackendModel, formats: str | Sequence[str]) -> dict[str, str]:
@@ -109,15 +107,17 @@ def _files(model: BackendModel, formats: str | Sequence[str]) -> dict[str, str]:
     return {form: known[form] for form in wanted}
 
 
-def _write(model: BackendModel, form: str, encodings: Encodings, path: Path) -> list[str]:
+def _write(
+    model: BackendModel, form: str, encodings: Encodings, path: Path, onnx_backend: Callable[[], object]
+) -> list[str]:
     if form != ONNX:
         assert isinstance(model, NativeExporter)  # or `_files` would not know the format
         return model.write_native(form, encodings, path)
-    return _onnx_writer().write_qdq(model, encodings, path)
+    return _onnx_writer(onnx_backend).write_qdq(model, encodings, path)
 
 
-def _onnx_writer() -> QdqWriter:
-    writer = registry().backend("onnx")
+def _onnx_writer(onnx_backend: Callable[[], object]) -> QdqWriter:
+    writer = onnx_backend()
     if not isinstance(writer, QdqWriter):
         raise PluginError("the plug-in named 'onnx' cannot write QDQ models: reinstall isobit")
     return writer

@@ -14,12 +14,13 @@ from weakref import ReferenceType, ref
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import Batch, NameMap, Request
+from isobit.backend import Batch, NameMap
 from isobit.edits import Edit, plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EditError, EncodingError, ModelError
 from isobit.feeding import feed
 from isobit.graph import Graph
+from isobit.observer import Request
 from isobit.quantizer_checks import check_quantizers
 from isobit.running import Tap
 from isobit.sites import Site, Tensor

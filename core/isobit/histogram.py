@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ class Histogram:
     at most about `limit` elements of each sample, chosen by position (`isobit.sampling`); None counts all.
     `batch_bounds` alone, which only a moving average reads, depends on batches; equality leaves it out.
     """
+
+    wants: Literal["sample"] = "sample"
 
     def __init__(self, limit: int | None = SAMPLE_LIMIT) -> None:
         self.limit = limit
@@ -77,6 +79,11 @@ class Histogram:
                 found = self._counts.add(counts, rows)
             self.non_finite += 0 if non_finite else found
         self.non_finite += non_finite
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What two of them must have alike to add up."""
+        return (self.limit,)
 
     def blank(self) -> Histogram:
         """One with the same limit that has seen nothing."""

@@ -11,6 +11,7 @@ BINS = 1 << 16
 
 # Read only: JAX hands out such arrays, and a writable one fits here too.
 _BITS = numba.types.Array(numba.uint32, 1, "C", readonly=True)
+_ROWS = numba.types.Array(numba.float32, 2, "C", readonly=True)
 
 
 @numba.njit(numba.void(_BITS, numba.int64[::1], numba.boolean[::1]), cache=True, nogil=True)
@@ -91,3 +92,21 @@ def integer_errors(
             after_weight = clip_weight if stop < first[g] or stop > last[g] else 1.0
             thirds = after * after * after * after_weight - before * before * before * before_weight
             errors[g] += density * (thirds * (1 / 3) + (high_level - low_level) * (1 / 12)) * cube[g]
+
+
+@numba.njit(numba.void(_ROWS, *[numba.float32[::1]] * 2, *[numba.float64[::1]] * 2), cache=True, nogil=True)
+def add_columns(
+    rows: NDArray[np.float32],
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
+    total: NDArray[np.float64],
+    square: NDArray[np.float64],
+) -> None:  # pragma: no cover (compiled)
+    """Widen the ranges of the columns of `rows`, and add to their sums and sums of squares."""
+    for r in range(rows.shape[0]):
+        for c in range(rows.shape[1]):
+            value = rows[r, c]
+            low[c] = value if value < low[c] else low[c]
+            high[c] = value if value > high[c] else high[c]
+            total[c] += value
+            square[c] += np.float64(value) * np.float64(value)

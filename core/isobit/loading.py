@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,10 +15,8 @@ from isobit.plan import Placement, Plan
 from isobit.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor
 from isobit.resolve import bias_encoding, constant_name
 from isobit.same_levels import same_levels
+from isobit.simulation import Simulation
 from isobit.sites import Input, Site, Tensor, Weight
-
-if TYPE_CHECKING:
-    from isobit.quantsim import QuantSim
 
 
 @dataclass(frozen=True)
@@ -55,31 +52,33 @@ class Mapped:
 
 
 def load_encodings(
-    sim: QuantSim, encodings: Encodings, where: str, *, strict: bool, partial: bool, freeze: bool
+    simulation: Simulation, encodings: Encodings, where: str, *, strict: bool, partial: bool, freeze: bool
 ) -> LoadReport:
     """Put encodings on a simulator; `QuantSim.load_encodings` says what the settings mean, `where` their origin."""
-    wishes, plan = sim.wishes, sim.plan
-    mapped = map_to_plan(encodings, sim.graph, plan)
+    wishes, plan = simulation.wishes, simulation.plan
+    mapped = map_to_plan(encodings, simulation.graph, plan)
     if strict:
         _refuse(mapped, encodings.unmapped)
     changed = mapped.formats
     if changed:  # the file's formats are the user's wish
         wishes = replace(wishes, overrides={**(wishes.overrides or {}), **changed})
-        plan = place(sim.graph, sim.target, wishes)
-        mapped = map_to_plan(encodings, sim.graph, plan)
+        plan = place(simulation.graph, simulation.target, wishes)
+        mapped = map_to_plan(encodings, simulation.graph, plan)
         mapped.ignored.update({name: f"the plan cannot give it {text}" for name, text in mapped.formats.items()})
     if not partial:
-        float_names = {_name(sim.graph, plan.placements[site]): None for site in _missing(plan, mapped.encodings)}
+        float_names = {
+            _name(simulation.graph, plan.placements[site]): None for site in _missing(plan, mapped.encodings)
+        }
         if float_names:
             wishes = replace(wishes, overrides={**(wishes.overrides or {}), **float_names})
-            plan = place(sim.graph, sim.target, wishes)
-            mapped = map_to_plan(encodings, sim.graph, plan)
-    _check_constants(sim, plan, mapped.encodings)
-    everything = _with_the_rest(plan, mapped.encodings, sim.encodings if partial else Encodings())
+            plan = place(simulation.graph, simulation.target, wishes)
+            mapped = map_to_plan(encodings, simulation.graph, plan)
+    _check_constants(simulation.graph, plan, mapped.encodings)
+    everything = _with_the_rest(plan, mapped.encodings, simulation.encodings if partial else Encodings())
     missing = tuple(site for site in plan.placements if site not in everything)
-    sim.adopt(plan, wishes, everything, f"encodings of {where}")
+    simulation.adopt(plan, wishes, everything, f"encodings of {where}")
     if freeze:
-        sim.freeze(mapped.encodings)
+        simulation.freeze(mapped.encodings)
     ignored = {**dict.fromkeys(encodings.unmapped, "the model has no such name"), **mapped.ignored}
     return LoadReport(tuple(mapped.encodings), ignored, missing, changed, encodings.notes)
 
@@ -178,19 +177,19 @@ def _missing(plan: Plan, encodings: Mapping[Site, Encoding]) -> list[Site]:
     return [site for site, placement in plan.placements.items() if site not in encodings and placement.kind != "bias"]
 
 
-def _check_constants(sim: QuantSim, plan: Plan, encodings: Mapping[Site, Encoding]) -> None:
+def _check_constants(graph: Graph, plan: Plan, encodings: Mapping[Site, Encoding]) -> None:
     """Refuse scales that do not lie along the axis of the graph, or do not fit the constant."""
     for site, encoding in encodings.items():
         placement = plan.placements[site]
         granularity = encoding.spec.granularity
         if placement.kind == "activation":
             continue
-        name = constant_name(sim.graph, site)
+        name = constant_name(graph, site)
         own_axis = placement.channel_axis if isinstance(granularity, PerChannel) else placement.block_axis
         if isinstance(granularity, PerChannel | PerBlock | Lpbq) and encoding.axis != own_axis:
             raise EncodingError(f"{name!r}: its scales lie along axis {encoding.axis}, in the graph along {own_axis}")
         try:
-            encoding.broadcast(sim.graph.weights[name].shape)
+            encoding.broadcast(graph.weights[name].shape)
         except EncodingError as error:
             raise EncodingError(f"{name!r}: {error}") from error
 

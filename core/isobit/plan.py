@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from isobit.encoding import Encoding
-from isobit.graph import Graph
 from isobit.quant_spec import QuantSpec
 from isobit.sites import Site
 
@@ -38,16 +36,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every quantized site of a graph for a target, and the reason for each float tensor or weight left alone.
-
-    `frozen` holds encodings that are decided already, whatever is observed; `replan` makes the plan of an edited graph,
-    for the same target and wishes.
-    """
+    """Every quantized site of a graph for a target, and the reason for each float tensor or weight left alone."""
 
     placements: Mapping[Site, Placement]
     floats: Mapping[str, str] = field(default_factory=dict)
-    frozen: Mapping[Site, Encoding] = field(default_factory=dict)
-    replan: Callable[[Graph], Plan] | None = None
 
     def of_kind(self, kind: Kind) -> list[Placement]:
         """The placements of one kind, in graph order."""

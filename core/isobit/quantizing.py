@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import Any
 
+from isobit.applying import apply_technique, calibrate, uses_data
 from isobit.calibration.scheme import Calibrator, parse_calibrator
-from isobit.cooking import cook
-from isobit.data import example_of
+from isobit.data import Dataset, example_of
 from isobit.errors import ModelError, RecipeError
+from isobit.executing import ExecutorLike
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.recipe import Recipe
+from isobit.run_recipe import run_recipe
+from isobit.sampling import SAMPLE_LIMIT
 from isobit.techniques.technique import Technique
 
 
@@ -25,7 +28,10 @@ def quantize(
     techniques: Iterable[Technique] | None = None,
     example_inputs: Any = None,
     batch_size: int = 32,
+    inputs: Callable[[Any], Any] | None = None,
     ignore_non_finite: bool = False,
+    executor: ExecutorLike | None = None,
+    resume: str | PathLike[str] | None = None,
     progress: bool | None = None,
     **settings: Any,
 ) -> QuantSim:
@@ -34,7 +40,9 @@ def quantize(
     `recipe` is a name (``"basic"``, which folds batch norms, unless said; ``"ptq"``, ``"transformer"``) or a TOML file;
     `techniques` are run in its place. `settings` are those of QuantSim (target, weights, activations, overrides,
     exclude, backend); a QuantSim in place of the model has its own, and is the one that is returned, calibrated.
-    ``.export(folder)`` writes what a runtime loads. NaN or infinity in the data is an error unless `ignore_non_finite`.
+    `batch_size` to `progress` are about the passes over the data, all of them (`isobit.QuantSim`).
+    ``.export(folder)`` writes what a runtime loads. Raises DataError, before anything runs, for an iterator that serves
+    once where more passes are needed.
     """
     if recipe is not None and techniques is not None:
         raise RecipeError("either a recipe or techniques: a recipe names its techniques itself")
@@ -49,9 +57,14 @@ def quantize(
         sim = model
     else:
         sim = QuantSim(model, example_of(data) if example_inputs is None else example_inputs, **settings)
+    dataset = Dataset(data, sim.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
+    passes = sim.passes(dataset, executor, resume, progress)
     if techniques is None:
-        sim.steps = cook(sim, chosen, data, calibrator, batch_size)
+        run_recipe(sim.simulation, chosen, passes, calibrator)
     else:
-        sim.apply(*techniques, data=data, batch_size=batch_size)
-    sim.calibrate(data, calibrator, batch_size=batch_size, ignore_non_finite=ignore_non_finite, progress=progress)
+        steps = list(techniques)
+        dataset.require_passes(1 + sum(map(uses_data, steps)), "quantize, with these techniques,")
+        for technique in steps:
+            apply_technique(sim.simulation, technique, passes, calibrator)
+    calibrate(sim.simulation, passes, calibrator, SAMPLE_LIMIT, ignore_non_finite=ignore_non_finite)
     return sim

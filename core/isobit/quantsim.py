@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from isobit.applying import apply_technique, calibrate, observe_for, uses_data
 from isobit.backend import Backend, BackendModel
 from isobit.calibration.scheme import Calibrator, parse_calibrator
 from isobit.checkpoint import Checkpoint
-from isobit.cooking import StepResult
-from isobit.counting import VARIABLE, counted_by_numpy
 from isobit.data import Dataset, to_numpy
-from isobit.edits import Edit, SetWeights
 from isobit.encoding import Encoding, Encodings
-from isobit.errors import DataError, EncodingError, ModelError, OutputError
-from isobit.fingerprint import fingerprint
+from isobit.encodings_files import encodings_from
+from isobit.errors import DataError, OutputError
+from isobit.executing import ExecutorLike, OnExecutor
+from isobit.exporting import export
+from isobit.formats.isobit_json import IsobitJson
 from isobit.graph import Graph
-from isobit.observation import ExecutorLike, Observation, refuse_non_finite
-from isobit.placement import place
+from isobit.loading import LoadReport, load_encodings
+from isobit.observation import Passes, run_here
 from isobit.plan import Plan
 from isobit.plugins import registry
 from isobit.quant_spec import QuantSpec
-from isobit.recording import Recorded
+from isobit.recipe import StepResult
 from isobit.report import Report
-from isobit.resolve import constant_name, observed_sites, resolve
+from isobit.resolve import observed_sites
 from isobit.sampling import SAMPLE_LIMIT
-from isobit.sites import Input, Site, Weight
+from isobit.saving import save
+from isobit.simulation import Simulation
+from isobit.sites import Site
 from isobit.statistics import Statistics
 from isobit.target import Target
 from isobit.techniques.technique import Technique, TechniqueReport
 from isobit.wishes import Wishes
-
-if TYPE_CHECKING:
-    from isobit.loading import LoadReport
 
 
 class QuantSim:
@@ -48,6 +46,12 @@ class QuantSim:
     ``"int8 per-tensor"``; `overrides` maps patterns of tensor or weight names to a format, or to None for float;
     `exclude` lists patterns of node names or op types that stay in float. `example_inputs` is one batch, for frameworks
     that need one to capture a model.
+
+    Wherever there is `data`, these settings are about the passes over it: `batch_size` cuts whole arrays into batches,
+    `inputs` picks the model's inputs from a batch, NaN or infinity is an error unless `ignore_non_finite`, and
+    `progress` shows a bar (None: on a terminal). `executor` is a `concurrent.futures.Executor`, or a callable that
+    makes one, whose workers share the batches; the result has the same bits. `resume` is a file: statistics in it
+    count, and their batches are skipped; Ctrl-C ends the pass after the running batch and leaves what there is in it.
     """
 
     def __init__(
@@ -63,146 +67,154 @@ class QuantSim:
         backend: str | Backend | None = None,
     ) -> None:
         plugins = registry()
-        self.target = plugins.target(target)
-        self.wishes = Wishes(weights, activations, dict(overrides or {}), exclude)
-        self._start(plugins.open(model, example_inputs, backend))
+        chosen = plugins.target(target)
+        wishes = Wishes(weights, activations, dict(overrides or {}), exclude)
+        self._simulation = Simulation(plugins.open(model, example_inputs, backend), chosen, wishes)
 
     @classmethod
     def of_backend_model(cls, model: BackendModel, target: Target, wishes: Wishes) -> QuantSim:
         """A simulator of a model that a backend has opened; the model is taken over, not copied."""
-        sim = cls.__new__(cls)
-        sim.target, sim.wishes = target, wishes
-        sim._start(model)
-        return sim
+        return cls.of_simulation(Simulation(model, target, wishes))
 
-    def _start(self, model: BackendModel) -> None:
-        self._model = model
-        self.edits: list[Edit] = []
-        self.statistics = Statistics()
-        self.calibration: str | None = None  # how the encodings were found, in words
-        self._frozen: dict[Site, Encoding] = {}
-        self._fingerprint: dict[str, str] | None = None
-        self._reports: list[TechniqueReport] = []
-        self.steps: list[StepResult] = []  # of the recipe that was run
-        self._notes: dict[str, None] = {}
-        self.plan: Plan = place(model.graph, self.target, self.wishes)
-        self._check_weights()
+    @classmethod
+    def of_simulation(cls, simulation: Simulation) -> QuantSim:
+        """The facade of a simulation."""
+        sim = cls.__new__(cls)
+        sim._simulation = simulation
+        return sim
 
     # --- what is there ---------------------------------------------------------------------------------------------
 
     @property
+    def simulation(self) -> Simulation:
+        """The state behind the facade."""
+        return self._simulation
+
+    @property
     def graph(self) -> Graph:
         """The neutral graph."""
-        return self._model.graph
+        return self._simulation.graph
 
     @property
     def model(self) -> Any:
         """The framework's own model with the quantizers in it."""
-        return self._model.native
+        return self._simulation.model.native
 
     @property
     def backend_model(self) -> BackendModel:
         """The opened model behind the contract of `isobit.backend`."""
-        return self._model
+        return self._simulation.model
+
+    @property
+    def target(self) -> Target:
+        """What the runtime can do."""
+        return self._simulation.target
+
+    @property
+    def plan(self) -> Plan:
+        """What is quantized, how, and what is not, and why."""
+        return self._simulation.plan
 
     @property
     def encodings(self) -> Encodings:
         """Scale and zero point of every quantized site, also of those a runtime needs and the simulator does not."""
-        simulated = dict(self._model.encodings())
-        derived = {
-            placement.site: simulated[root]
-            for members in self.plan.groups().values()
-            for placement in members
-            for root in [next((m.site for m in members if m.site in simulated), None)]
-            if root is not None
-        }
-        everything: dict[Site, Any] = {**derived, **simulated}
-        ordered = {site: everything[site] for site in self.plan.placements if site in everything}
-        return Encodings({**ordered, **everything})
+        return self._simulation.encodings
+
+    @property
+    def statistics(self) -> Statistics:
+        """What was observed of the model as it is now."""
+        return self._simulation.statistics
+
+    @property
+    def calibration(self) -> str | None:
+        """How the encodings were found, in words; None before calibration."""
+        return self._simulation.calibration
+
+    @property
+    def steps(self) -> Sequence[StepResult]:
+        """What the steps of the recipe that was run did."""
+        return tuple(self._simulation.steps)
 
     @property
     def report(self) -> Report:
         """What is quantized, what not and why, and what was done."""
-        method = self.calibration or "not calibrated"
-        return Report(
-            self.target.name,
-            self.graph,
-            self.plan,
-            self.encodings,
-            tuple(self._reports),
-            tuple(self._notes),
-            method,
-            tuple(self.steps),
-        )
-
-    def fingerprint(self) -> dict[str, str]:
-        """Hashes of the float model as it was opened, by weight; made before the first edit."""
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint(self.graph, self._model.weight)
-        return self._fingerprint
+        return Report.of(self._simulation)
 
     # --- what it does ----------------------------------------------------------------------------------------------
 
-    def apply(self, *techniques: Technique, data: Any = None, batch_size: int = 32) -> list[TechniqueReport]:
-        """Run techniques in order on the float model; a calibrated simulator must be calibrated again afterwards."""
-        reports = []
-        self.fingerprint()
-        for technique in techniques:
-            dataset = None if data is None else Dataset(data, self.graph, batch_size=batch_size)
-            self._forget_calibration()
-            done = len(self.edits)
-            report = technique.apply(Recorded(self._model, self.edits), dataset, self.working_plan())
-            self.plan = place(self.graph, self.target, self.wishes)
-            self._thaw_changed(self.edits[done:])
-            self.freeze(report.encodings)
-            reports.append(report)
-            self._note(dataset)
-        self._reports += reports
-        return reports
+    def apply(
+        self,
+        *techniques: Technique,
+        data: Any = None,
+        method: str | Calibrator = "minmax",
+        batch_size: int = 32,
+        inputs: Callable[[Any], Any] | None = None,
+        ignore_non_finite: bool = False,
+        executor: ExecutorLike | None = None,
+        resume: str | PathLike[str] | None = None,
+        progress: bool | None = None,
+    ) -> list[TechniqueReport]:
+        """Run techniques in order on the float model; a calibrated simulator must be calibrated again afterwards.
 
-    def working_plan(self) -> Plan:
-        """The plan as techniques see it: with what is frozen, and how an edited graph would be planned."""
-        return replace(self.plan, frozen=self.frozen, replan=lambda graph: place(graph, self.target, self.wishes))
+        `method` is the scheme of calibration of techniques that compare with a quantized model. Without `data`, what
+        `observe` or a statistics file left serves. Raises DataError when a technique needs data and there is none.
+        """
+        calibrator = parse_calibrator(method, registry().calibrators())
+        passes = None
+        if data is not None:
+            dataset = self._dataset(data, batch_size, inputs, ignore_non_finite)
+            passes = self.passes(dataset, executor, resume, progress)
+            observing = [type(technique).__name__ for technique in techniques if uses_data(technique)]
+            if len(observing) > 1:
+                dataset.require_passes(len(observing), " and ".join(observing))
+        return [apply_technique(self._simulation, technique, passes, calibrator) for technique in techniques]
+
+    def observe(
+        self,
+        *techniques: Technique,
+        data: Any,
+        method: str | Calibrator = "minmax",
+        batch_size: int = 32,
+        inputs: Callable[[Any], Any] | None = None,
+        ignore_non_finite: bool = False,
+        executor: ExecutorLike | None = None,
+        resume: str | PathLike[str] | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        """Observe what techniques need of the model as it is now, and change nothing.
+
+        Afterwards each of them, with whatever settings ask for the same, is applied without data; `save_statistics`
+        keeps it for another day. What depends on a technique's own results (sequential rounding) stays to be observed.
+        """
+        calibrator = parse_calibrator(method, registry().calibrators())
+        dataset = self._dataset(data, batch_size, inputs, ignore_non_finite)
+        passes = self.passes(dataset, executor, resume, progress)
+        for technique in techniques:
+            observe_for(self._simulation, technique, passes, calibrator)
 
     def checkpoint(self) -> Checkpoint:
         """Everything that `apply` changes, for `roll_back`."""
-        return Checkpoint(
-            self._model.copy(),
-            tuple(self.edits),
-            dict(self._frozen),
-            tuple(self._reports),
-            self.statistics,
-            self.calibration,
-        )
+        return self._simulation.checkpoint()
 
     def roll_back(self, checkpoint: Checkpoint) -> None:
         """Undo the techniques that were applied since; a checkpoint serves once."""
-        self._model = checkpoint.model
-        self.edits, self._reports = list(checkpoint.edits), list(checkpoint.reports)
-        self._frozen = dict(checkpoint.frozen)
-        self.statistics, self.calibration = checkpoint.statistics, checkpoint.calibration
-        self.plan = place(self.graph, self.target, self.wishes)
+        self._simulation.roll_back(checkpoint)
 
     def freeze(self, encodings: Mapping[Site, Encoding] | Iterable[Site]) -> None:
         """Keep these encodings, or those that these sites have now, through every later calibration.
 
         Raises EncodingError for a site that the plan does not quantize, and for one without an encoding.
         """
-        wanted = encodings if isinstance(encodings, Mapping) else self._present(encodings)
-        odd = next((site for site in wanted if site not in self.plan.placements), None)
-        if odd is not None:
-            raise EncodingError(f"{str(odd)!r} is not quantized in this plan: its encoding cannot be frozen")
-        self._frozen.update(wanted)
+        self._simulation.freeze(encodings)
 
     def thaw(self, sites: Iterable[Site] | None = None) -> None:
         """Let calibration decide again about these sites (None: all)."""
-        for site in list(self._frozen) if sites is None else sites:
-            self._frozen.pop(site, None)
+        self._simulation.thaw(sites)
 
     @property
     def frozen(self) -> Encodings:
         """The encodings that calibration keeps."""
-        return Encodings(self._frozen)
+        return self._simulation.frozen
 
     def calibrate(
         self,
@@ -220,32 +232,14 @@ class QuantSim:
         """Observe the float model once over `data`, then set every quantizer.
 
         `method` is a scheme (``"minmax"``, ``"moving-average"``, ``"percentile=99.9"``, ``"entropy"``, ``"mse"``,
-        ``"sqnr"``) or a Calibrator. `inputs` picks the model's inputs from a batch. `sample_limit` is how many elements
-        of each sample are counted (None: all; minimum and maximum always cover all). NaN or infinity is an error unless
-        `ignore_non_finite`.
-
-        `executor` is a `concurrent.futures.Executor`, or a callable that makes one, whose workers share the batches;
-        the result has the same bits. `resume` is a file: statistics in it count, and their batches are skipped; Ctrl-C
-        ends the pass after the running batch and leaves what there is in the file.
+        ``"sqnr"``) or a Calibrator. `sample_limit` is how many elements of each sample are counted (None: all; minimum
+        and maximum always cover all).
         """
         calibrator = parse_calibrator(method, registry().calibrators())
-        dataset = Dataset(data, self.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
+        dataset = self._dataset(data, batch_size, inputs, ignore_non_finite)
+        passes = self.passes(dataset, executor, resume, progress)
         limit = SAMPLE_LIMIT if sample_limit == -1 else sample_limit
-        observation = Observation(limit, executor, None if resume is None else Path(fspath(resume)), progress)
-        active = list(self._model.encodings())
-        self._model.enable(active, on=False)
-        try:
-            statistics = observation.statistics(self._model, self.plan, dataset)
-            if not ignore_non_finite:
-                refuse_non_finite(statistics, self._model, dataset)
-        except BaseException:
-            self._model.enable(active, on=True)
-            raise
-        self._note(dataset)
-        if counted_by_numpy():
-            self._notes[f"values were counted by NumPy, as {VARIABLE} says: with numba it is faster"] = None
-        self.statistics = statistics
-        self._set_encodings(calibrator)
+        calibrate(self._simulation, passes, calibrator, limit, ignore_non_finite=ignore_non_finite)
 
     def load_encodings(
         self,
@@ -264,51 +258,52 @@ class QuantSim:
         loaded. `format` names the file's format where the content does not tell. Biases follow from their input and
         weight unless they are in the file. Raises EncodingError, and then nothing has changed.
         """
-        from isobit.encodings_files import encodings_from
-        from isobit.loading import load_encodings
-
-        encodings, where = encodings_from(source, self, format)
-        return load_encodings(self, encodings, where, strict=strict, partial=partial, freeze=freeze)
-
-    def adopt(self, plan: Plan, wishes: Wishes, encodings: Mapping[Site, Encoding], calibration: str) -> None:
-        """Take over a plan of this graph, the wishes that it came from, and encodings found elsewhere."""
-        wanted = {site: e for site, e in encodings.items() if plan.placements[site].simulated}
-        gone = {site: None for site in self._model.encodings() if site not in wanted}
-        self._model.set_quantizers({**gone, **wanted})
-        self._model.enable(list(wanted), on=True)
-        self.plan, self.wishes, self.calibration = plan, wishes, calibration
-        self._frozen = {site: e for site, e in self._frozen.items() if encodings.get(site) == e}
+        encodings, where = encodings_from(source, self.backend_model, format)
+        return load_encodings(self._simulation, encodings, where, strict=strict, partial=partial, freeze=freeze)
 
     def recalibrate(self, method: str | Calibrator) -> None:
         """Set every quantizer by another scheme from the statistics that are there; needs no data."""
-        if not len(self.statistics) and (self.calibration is None or observed_sites(self.plan)):
+        simulation = self._simulation
+        if not len(simulation.statistics) and (simulation.calibration is None or observed_sites(simulation.plan)):
             raise DataError("there are no statistics yet: calibrate with data first")
-        self._set_encodings(parse_calibrator(method, registry().calibrators()))
+        simulation.set_encodings(parse_calibrator(method, registry().calibrators()))
 
     def save_statistics(self, path: str | PathLike[str]) -> None:
-        """Write the statistics of the calibration to an ``.npz`` file."""
-        self.statistics.save(fspath(path))
+        """Write what was observed of the model as it is now, by calibration and for techniques, to an ``.npz`` file."""
+        simulation = self._simulation
+        simulation.statistics.model = simulation.state_fingerprint()
+        simulation.statistics.save(fspath(path))
 
     def load_statistics(self, *paths: str | PathLike[str]) -> None:
-        """Take the statistics of these files, of parts of the data in this order; `recalibrate` sets the quantizers.
+        """Take the statistics of these files, of parts of the data in this order.
 
-        Raises DataError when a file is none, or is of another model.
+        `recalibrate` sets the quantizers by them, and techniques that were observed for need no data. Raises DataError
+        when a file is none, or is of another model: techniques that were applied before must be applied first.
         """
-        self.statistics = Statistics.of_files(paths, observed_sites(self.plan))
+        simulation = self._simulation
+        key = simulation.state_fingerprint()
+        simulation.statistics = Statistics.of_files(paths, observed_sites(simulation.plan), key)
+        simulation.data = None
 
     def run(self, batch: Any) -> dict[str, NDArray[Any]]:
-        """Outputs of the simulator by name, for one batch (array, tuple or dict of arrays)."""
-        return self._model.run(self._one_batch(batch))
+        """Outputs of the simulator by name, for one batch (array, tuple or dict of arrays).
+
+        Raises ModelError when it is not calibrated; `run_float` runs the float model.
+        """
+        prepared = self._one_batch(batch)
+        self._simulation.require_quantizers()
+        return self.backend_model.run(prepared)
 
     def run_float(self, batch: Any) -> dict[str, NDArray[Any]]:
         """Outputs with every quantizer switched off."""
         prepared = self._one_batch(batch)
-        active = list(self._model.encodings())
-        self._model.enable(active, on=False)
+        model = self.backend_model
+        active = list(model.encodings())
+        model.enable(active, on=False)
         try:
-            return self._model.run(prepared)
+            return model.run(prepared)
         finally:
-            self._model.enable(active, on=True)
+            model.enable(active, on=True)
 
     def export(
         self,
@@ -326,92 +321,38 @@ class QuantSim:
         simulator is not calibrated, and OutputError for a format that the backend cannot write, or when a written file
         lacks an encoding that the target needs.
         """
-        from isobit.exporting import export
-
         if not isinstance(folder, str | PathLike):
             raise OutputError(f"export needs a folder, not {folder!r}")
-        return export(self, Path(fspath(folder)), formats, encodings_formats)
+        plugins = registry()
+        names = [encodings_formats] if isinstance(encodings_formats, str) else list(encodings_formats)
+        further = [plugins.format(name) for name in names if name != IsobitJson.name]
+        return export(self._simulation, Path(fspath(folder)), formats, further, lambda: plugins.backend("onnx"))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything but the original weights to one file; `isobit.load` puts it on the float model again."""
-        from isobit.saving import save
-
-        save(self, Path(fspath(path)))
-
-    def restore(
-        self,
-        edits: Sequence[Edit],
-        encodings: Encodings,
-        statistics: Statistics,
-        frozen: Encodings,
-        *,
-        calibration: str | None,
-    ) -> None:
-        """Replay what a saved simulator held; the inverse of `save` for an opened float model."""
-        self.fingerprint()
-        if edits:
-            Recorded(self._model, self.edits).edit(edits)
-        self.plan = place(self.graph, self.target, self.wishes)
-        self._model.set_quantizers(dict(encodings))
-        self.statistics, self.calibration = statistics, calibration
-        self.freeze(frozen)
-
-    def require_calibrated(self) -> None:
-        """Raise ModelError when a planned quantizer has no encoding."""
-        encodings = self.encodings
-        missing = [site for site in self.plan.placements if site not in encodings]
-        if missing:
-            raise ModelError(
-                f"{len(missing)} sites have no encoding yet, {str(missing[0])!r} among them: calibrate first"
-            )
+        save(self._simulation, Path(fspath(path)))
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
-    def _set_encodings(self, calibrator: Calibrator) -> None:
-        resolved = resolve(self.graph, self.plan, self.statistics, calibrator, self._model.weight, frozen=self._frozen)
-        self._notes.update(dict.fromkeys(resolved.notes))
-        wanted = {s: e for s, e in resolved.encodings.items() if self.plan.placements[s].simulated}
-        gone = {site: None for site in self._model.encodings() if site not in wanted}
-        self._model.set_quantizers({**gone, **wanted})
-        self._model.enable(list(wanted), on=True)
-        self.calibration = repr(calibrator)
+    def _dataset(
+        self, data: Any, batch_size: int, inputs: Callable[[Any], Any] | None, ignore_non_finite: bool
+    ) -> Dataset:
+        return Dataset(data, self.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
 
-    def _present(self, sites: Iterable[Site]) -> dict[Site, Encoding]:
-        encodings = self.encodings
-        wanted = list(sites)
-        missing = next((site for site in wanted if site not in encodings), None)
-        if missing is not None:
-            raise EncodingError(f"{str(missing)!r} has no encoding to freeze: calibrate or load encodings first")
-        return {site: encodings[site] for site in wanted}
-
-    def _forget_calibration(self) -> None:
-        """An edited model is another model: its quantizers and statistics go."""
-        if self.calibration is not None:
-            self._model.set_quantizers(dict.fromkeys(self._model.encodings()))
-            self.statistics, self.calibration = Statistics(), None
-
-    def _thaw_changed(self, edits: Sequence[Edit]) -> None:
-        """Forget the frozen encodings of sites that are gone and of constants that got new values."""
-        changed = {name for edit in edits if isinstance(edit, SetWeights) for name in edit.weights}
-        for site in list(self._frozen):
-            if site not in self.plan.placements or constant_name(self.graph, site) in changed:
-                del self._frozen[site]
+    def passes(
+        self,
+        dataset: Dataset,
+        executor: ExecutorLike | None,
+        resume: str | PathLike[str] | None,
+        progress: bool | None,
+    ) -> Passes:
+        """How this simulator goes through checked data; the settings are those of `calibrate`."""
+        runner = run_here
+        if executor is not None:
+            runner = OnExecutor(executor, registry().backend_for(self.model), dataset.notes)
+        return Passes(self._simulation, dataset, runner, None if resume is None else Path(fspath(resume)), progress)
 
     def _one_batch(self, batch: Any) -> dict[str, NDArray[Any]]:
         if isinstance(batch, Mapping):
             batch = {name: to_numpy(value) for name, value in batch.items()}
         return next(iter(Dataset([batch], self.graph)))
-
-    def _note(self, dataset: Dataset | None) -> None:
-        if dataset is not None:
-            self._notes.update(dataset.notes)
-
-    def _check_weights(self) -> None:
-        """Refuse NaN and infinity in parameters and in all that is quantized; a mask may well hold -inf."""
-        for name, info in self.graph.weights.items():
-            uses = self.graph.uses(name)
-            sites = (Weight(name), *(Input(use.node.name, use.index) for use in uses))
-            matters = any(use.role != "data" for use in uses) or any(site in self.plan.placements for site in sites)
-            if info.is_float and matters and not np.all(np.isfinite(value := self._model.weight(name))):
-                bad = "NaN" if np.any(np.isnan(value)) else "infinity"
-                raise ModelError(f"weight {name!r} holds {bad}: the model cannot be quantized")

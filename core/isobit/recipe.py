@@ -35,10 +35,9 @@ class Step:
         """The technique's name."""
         return self.technique.__name__
 
-    def make(self, calibration: Any) -> Any:
-        """The technique; where it compares with a quantized model, that is calibrated by this scheme."""
-        takes = any(item.name == "calibration" for item in fields(self.technique))
-        return self.technique(**({"calibration": calibration} if takes else {}) | dict(self.settings))
+    def make(self) -> Any:
+        """The technique."""
+        return self.technique(**self.settings)
 
     def obstacle(self, plan: Plan) -> str:
         """Why the step does not run for this plan, or an empty text."""
@@ -53,6 +52,27 @@ class Step:
         notes = [f"when weights have fewer than {self.weight_bits_below} bits"] if self.weight_bits_below else []
         notes += ["always kept"] if self.keep else []
         return f"{self.name}({said})" + (f"   {', '.join(notes)}" if notes else "")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did: `outcome` is ``"kept"``, ``"rolled back"``, ``"changed nothing"`` or ``"skipped"``.
+
+    `passes` over the data; `before` and `after` are the SQNR of the outputs in dB, None where nothing was judged.
+    """
+
+    step: str
+    outcome: str
+    seconds: float = 0.0
+    passes: float = 0.0
+    before: float | None = None
+    after: float | None = None
+    why: str = ""
+
+    def __str__(self) -> str:
+        judged = "" if self.before is None or self.after is None else f", SQNR {self.before:.2f} -> {self.after:.2f} dB"
+        why = f": {self.why}" if self.why else ""
+        return f"{self.step} {self.outcome}{why} ({self.seconds:.1f} s, {self.passes:.1f} passes{judged})"
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isobit.cooking import StepResult
 from isobit.encoding import Encodings
 from isobit.graph import Graph
 from isobit.plan import Plan
+from isobit.recipe import StepResult
+from isobit.simulation import Simulation
 from isobit.sites import Input
 from isobit.techniques.technique import TechniqueReport
 
@@ -26,6 +27,20 @@ class Report:
     notes: Sequence[str]
     calibration: str
     steps: Sequence[StepResult] = ()
+
+    @classmethod
+    def of(cls, simulation: Simulation) -> Report:
+        """The report of a simulation as it is now."""
+        return cls(
+            simulation.target.name,
+            simulation.graph,
+            simulation.plan,
+            simulation.encodings,
+            tuple(simulation.reports),
+            tuple(simulation.notes),
+            simulation.calibration or "not calibrated",
+            tuple(simulation.steps),
+        )
 
     @property
     def counts(self) -> dict[str, int]:

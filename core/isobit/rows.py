@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ class Rows:
     stamps, however the data is cut into batches. The choice is thinned by halves as data comes, and what is left
     depends on all of the data and not on the order of thinning.
     """
+
+    wants: Literal["tensor"] = "tensor"
 
     def __init__(self, patches: Patches, limit: int = ROW_LIMIT, first: int = 0) -> None:
         if limit < 1:
@@ -59,6 +61,15 @@ class Rows:
             self._sample.append(sample + self.first + self.samples)
             self._position.append(position)
         self.samples += count
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What two of them must have alike to add up."""
+        return (self.limit, self.patches)
+
+    def blank(self) -> Rows:
+        """One that has seen nothing, for the same samples."""
+        return Rows(self.patches, self.limit, self.first)
 
     def merge(self, other: Rows) -> None:
         """Append the rows of the part of the data that follows; DataError for another part or another layer."""

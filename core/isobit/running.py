@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from isobit.backend import Stage
 from isobit.graph import Graph, Node
+from isobit.observer import Stage
 from isobit.sites import Input, Site, Tensor, Weight
 
 #: The results of a node, one array or several, from its operands (None: left out), all in canonical layout.

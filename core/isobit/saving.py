@@ -10,22 +10,16 @@ import json
 import zipfile
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isobit.edit_records import edits_from_records, edits_to_records
 from isobit.encoding import Encodings
 from isobit.errors import IsobitError, ModelError
 from isobit.files import write_atomically
-from isobit.fingerprint import check_fingerprint, fingerprint
 from isobit.formats import isobit_json
-from isobit.plugins import registry
+from isobit.simulation import Simulation
 from isobit.statistics import Statistics
 from isobit.target import parse_target
-from isobit.wishes import Wishes
-
-if TYPE_CHECKING:
-    from isobit.backend import Backend
-    from isobit.quantsim import QuantSim
 
 VERSION = 2
 
@@ -33,52 +27,31 @@ _MANIFEST, _TARGET, _ENCODINGS, _FROZEN = "manifest.json", "target.toml", "encod
 _WEIGHTS, _STATISTICS = "weights.safetensors", "statistics.npz"
 
 
-def save(sim: QuantSim, path: Path) -> None:
-    """Write a simulator, whole or not at all."""
+def save(simulation: Simulation, path: Path) -> None:
+    """Write a simulation, whole or not at all."""
     from safetensors.numpy import save as save_tensors
 
-    records, arrays = edits_to_records(sim.edits)
-    wishes = sim.wishes
+    records, arrays = edits_to_records(simulation.edits)
+    wishes = simulation.wishes
     manifest = {
         "format": "isobit sim",
         "version": VERSION,
-        "fingerprint": sim.fingerprint(),
+        "fingerprint": simulation.fingerprint(),
         "weights": None if wishes.weights is None else str(wishes.weights),
         "activations": None if wishes.activations is None else str(wishes.activations),
         "overrides": {k: None if v is None else str(v) for k, v in (wishes.overrides or {}).items()},
         "exclude": list(wishes.exclude),
-        "calibration": sim.calibration,
+        "calibration": simulation.calibration,
         "edits": records,
     }
     with write_atomically(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(_MANIFEST, json.dumps(manifest))
-        archive.writestr(_TARGET, sim.target.text)
+        archive.writestr(_TARGET, simulation.target.text)
         archive.writestr(_WEIGHTS, save_tensors(arrays))
-        archive.writestr(_ENCODINGS, isobit_json.dumps(sim.backend_model.encodings()))
-        archive.writestr(_FROZEN, isobit_json.dumps(sim.frozen))
-        if len(sim.statistics):
-            archive.writestr(_STATISTICS, sim.statistics.to_bytes())
-
-
-def load(
-    path: str | PathLike[str], model: Any, example_inputs: Any = None, *, backend: str | Backend | None = None
-) -> QuantSim:
-    """Put a saved simulator on its float model again.
-
-    Raises ModelError when the file is none, or when `model` is not the model it was made from (which weight differs).
-    """
-    from isobit.quantsim import QuantSim
-
-    where = fspath(path)
-    contents = _read(where)
-    manifest = contents["manifest"]
-    opened = registry().open(model, example_inputs, backend)
-    check_fingerprint(manifest["fingerprint"], fingerprint(opened.graph, opened.weight), where)
-    keys = ("weights", "activations", "overrides", "exclude")
-    sim = QuantSim.of_backend_model(opened, contents["target"], Wishes(*(manifest[key] for key in keys)))
-    parts = (contents[key] for key in ("edits", "encodings", "statistics", "frozen"))
-    sim.restore(*parts, calibration=manifest["calibration"])
-    return sim
+        archive.writestr(_ENCODINGS, isobit_json.dumps(simulation.model.encodings()))
+        archive.writestr(_FROZEN, isobit_json.dumps(simulation.frozen))
+        if len(simulation.statistics):
+            archive.writestr(_STATISTICS, simulation.statistics.to_bytes())
 
 
 def is_saved(path: str | PathLike[str]) -> bool:
@@ -94,11 +67,11 @@ def is_saved(path: str | PathLike[str]) -> bool:
 
 def encodings_in(path: str | PathLike[str]) -> Encodings:
     """The encodings of a saved simulator, without its model. Raises ModelError."""
-    encodings: Encodings = _read(fspath(path))["encodings"]
+    encodings: Encodings = read_saved(fspath(path))["encodings"]
     return encodings
 
 
-def _read(where: str) -> dict[str, Any]:
+def read_saved(where: str) -> dict[str, Any]:
     """Everything in the file, checked and parsed."""
     from safetensors.numpy import load as load_tensors
 

@@ -2,67 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from isobit.backend import BackendModel, Request
+from isobit.backend import BackendModel
 from isobit.calibration.scheme import Calibrator
 from isobit.channel_range import ChannelRange
-from isobit.data import Dataset
 from isobit.edits import Draft, Insert, NewNode
 from isobit.encoding import Encoding
 from isobit.plan import Placement, Plan
-from isobit.resolve import blank_statistics, resolve
-from isobit.sampling import SAMPLE_LIMIT
+from isobit.reducer import Reducer
+from isobit.resolve import resolve
 from isobit.sites import Input, Site, Tensor
-from isobit.statistics import Histogram, Reducer, Statistics
+from isobit.statistics import Histogram, Statistics
 
 
-def simulate(
-    model: BackendModel, plan: Plan, data: Dataset, calibrator: Calibrator, also: Sequence[Request] = ()
-) -> BackendModel:
-    """A copy of `model` with the quantizers of `plan` switched on; `model` itself has none.
-
-    One pass over `data` through the float model calibrates them, and serves the requests in `also`.
-    """
-    encodings, _ = _calibrated(model, plan, data, calibrator, also)
-    twin = model.copy()
-    twin.set_quantizers(encodings)
-    return twin
+def simulated_encodings(
+    model: BackendModel, plan: Plan, statistics: Statistics, calibrator: Calibrator, frozen: Mapping[Site, Encoding]
+) -> dict[Site, Encoding]:
+    """The encodings of all that `plan` simulates, chosen from the ranges in `statistics`."""
+    resolved = resolve(model.graph, plan, statistics, calibrator, model.weight, frozen=frozen)
+    return {site: encoding for site, encoding in resolved.encodings.items() if plan.placements[site].simulated}
 
 
-def simulate_weights(
-    model: BackendModel, plan: Plan, data: Dataset, calibrator: Calibrator, also: Sequence[Request] = ()
+def quantized_copy(model: BackendModel, encodings: Mapping[Site, Encoding]) -> BackendModel:
+    """A copy of `model` with these quantizers switched on; `model` itself has none."""
+    copy = model.copy()
+    copy.set_quantizers(encodings)
+    return copy
+
+
+def weights_quantized_copy(
+    model: BackendModel, plan: Plan, encodings: Mapping[Site, Encoding], statistics: Statistics
 ) -> BackendModel:
     """A copy of `model` with the quantizers of weights, and activations clipped to their grids but not rounded.
 
     For means: rounding an activation has next to no mean error, but it is not continuous. Where float noise takes a
     value across a tie, frameworks part by a whole step, and every layer behind makes more of it. A clip stands behind
-    each tensor that the scheme of calibration cuts off; names stay. One pass, as in `simulate`.
+    each tensor that the scheme of calibration cuts off; names stay.
     """
-    encodings, statistics = _calibrated(model, plan, data, calibrator, also)
-    twin = model.copy()
-    draft = Draft(twin.graph, twin.weight)
+    copy = model.copy()
+    draft = Draft(copy.graph, copy.weight)
     for site, encoding in encodings.items():
         placement = plan.placements[site]
         seen = statistics.get(Tensor(placement.tensor))
         if placement.kind == "activation" and encoding.spec.is_integer and _cuts_off(encoding, seen):
             _clip(draft, placement, encoding)
     if draft.edits:
-        twin.edit(draft.edits)
-    twin.set_quantizers({s: e for s, e in encodings.items() if plan.placements[s].kind in ("weight", "constant")})
-    return twin
-
-
-def _calibrated(
-    model: BackendModel, plan: Plan, data: Dataset, calibrator: Calibrator, also: Sequence[Request]
-) -> tuple[dict[Site, Encoding], Statistics]:
-    """The encodings of what is simulated, and what they were chosen by."""
-    statistics = blank_statistics(plan, SAMPLE_LIMIT)
-    model.observe(data, [*statistics.requests(), *also])
-    resolved = resolve(model.graph, plan, statistics, calibrator, model.weight, frozen=plan.frozen)
-    return {s: e for s, e in resolved.encodings.items() if plan.placements[s].simulated}, statistics
+        copy.edit(draft.edits)
+    constants = {s: e for s, e in encodings.items() if plan.placements[s].kind in ("weight", "constant")}
+    copy.set_quantizers(constants)
+    return copy
 
 
 def _cuts_off(encoding: Encoding, seen: Reducer | None) -> bool:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from isobit.backend import Request
 from isobit.edits import Edit, plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.graph import Graph, Node
+from isobit.observer import Request
 from isobit.sites import Input, Site, Tensor, Weight
 
 Array = np.ndarray[Any, Any]

@@ -10,10 +10,11 @@ from sketch import Sketch
 from technique_networks import assert_same_function, chain, opened, simulator
 
 from isobit.canonical import canonicalize
-from isobit.cooking import output_sqnr
 from isobit.data import Dataset
 from isobit.errors import FormatError
 from isobit.normal import Normal
+from isobit.run_recipe import output_sqnr
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import EqualizeCrossLayers, FoldBatchNorms
 from isobit.testing.networks import Network, NetworkBuilder, inverted_residual, shared_weights, upsampler
 
@@ -33,18 +34,18 @@ def test_the_function_stays(seed: int, middle: str, group: int, bias: bool, abso
     network = chain(seed, middle=middle, group=group, bias=bias, size=3)
     model, batch = opened(network), network.batch(2, seed)
     before = model.run(batch)
-    report = EqualizeCrossLayers(absorb_biases=False).apply(model)
+    report = EqualizeCrossLayers(absorb_biases=False).apply(TechniqueContext(model))
     assert len([text for text in report.changed if "factors" in text]) == 3
     assert_same_function(model.run(batch), before)
     if absorb and middle == "":  # what no activation follows is absorbed exactly, wherever nothing pads
-        EqualizeCrossLayers().apply(model, Dataset([batch], model.graph))
+        EqualizeCrossLayers().apply(TechniqueContext(model, dataset=Dataset([batch], model.graph)))
         assert_same_function(model.run(batch), before)
 
 
 def test_both_sides_get_the_same_ranges() -> None:
     network = chain(middle="Relu", group=8)
     model = opened(network)
-    EqualizeCrossLayers(absorb_biases=False).apply(model)
+    EqualizeCrossLayers(absorb_biases=False).apply(TechniqueContext(model))
     conv0, conv1, conv2, fc = (model.weight(f"{name}.weight") for name in ("conv0", "conv1", "conv2", "fc"))
     np.testing.assert_allclose(ranges_out(conv0), ranges_out(conv1), rtol=1e-3)
     np.testing.assert_allclose(ranges_out(conv1), np.abs(conv2).max(axis=(0, 2, 3)), rtol=1e-3)
@@ -60,7 +61,7 @@ def test_the_factor_of_the_paper() -> None:
     )
     network = Network("two", canonicalize(s.graph(y)), s.values)
     model = opened(network)
-    EqualizeCrossLayers(absorb_biases=False).apply(model)
+    EqualizeCrossLayers(absorb_biases=False).apply(TechniqueContext(model))
     expected = np.sqrt(np.abs(s.values["a.w"]).max(1) * np.abs(s.values["b.w"]).max(0))
     np.testing.assert_allclose(np.abs(model.weight("a.w")).max(1), expected, rtol=1e-5)
     np.testing.assert_allclose(np.abs(model.weight("b.w")).max(0), expected, rtol=1e-5)
@@ -86,16 +87,16 @@ def test_transposed_grouped_and_folded() -> None:
     network = upsampler()
     model, batch = opened(network), network.batch(2)
     before = model.run(batch)
-    FoldBatchNorms().apply(model)
-    report = EqualizeCrossLayers(absorb_biases=False).apply(model)
+    FoldBatchNorms().apply(TechniqueContext(model))
+    report = EqualizeCrossLayers(absorb_biases=False).apply(TechniqueContext(model))
     assert report.changed[0].startswith("up1 and up2:")
     assert_same_function(model.run(batch), before)
 
 
 def test_residual_branches_and_clips_are_left() -> None:
     model = opened(inverted_residual())
-    FoldBatchNorms().apply(model)
-    report = EqualizeCrossLayers(absorb_biases=False).apply(model)
+    FoldBatchNorms().apply(TechniqueContext(model))
+    report = EqualizeCrossLayers(absorb_biases=False).apply(TechniqueContext(model))
     assert report.changed == ()
     assert "several readers" in report.left["project"] or "beside" in report.left["project"]
     assert "Clip" in report.left["expand"]
@@ -105,8 +106,8 @@ def test_clips_per_channel_keep_the_function() -> None:
     network = inverted_residual()
     model, batch = opened(network), network.batch(2)
     before = model.run(batch)
-    FoldBatchNorms().apply(model)
-    report = EqualizeCrossLayers(absorb_biases=False, clip="per-channel").apply(model)
+    FoldBatchNorms().apply(TechniqueContext(model))
+    report = EqualizeCrossLayers(absorb_biases=False, clip="per-channel").apply(TechniqueContext(model))
     assert [text.split(":")[0] for text in report.changed] == ["expand and depthwise", "depthwise and project"]
     assert [node.op for node in model.graph.nodes].count("Min") == 2
     assert_same_function(model.run(batch), before)
@@ -114,8 +115,8 @@ def test_clips_per_channel_keep_the_function() -> None:
 
 def test_clips_become_relu_when_asked() -> None:
     model = opened(inverted_residual())
-    FoldBatchNorms().apply(model)
-    EqualizeCrossLayers(clip="relu").apply(model)
+    FoldBatchNorms().apply(TechniqueContext(model))
+    EqualizeCrossLayers(clip="relu").apply(TechniqueContext(model))
     assert sorted(node.op for node in model.graph.nodes if node.op in ("Clip", "Relu")) == ["Clip", "Relu", "Relu"]
     with pytest.raises(FormatError, match="clip is"):
         EqualizeCrossLayers(clip="relu6")  # type: ignore[arg-type]
@@ -123,7 +124,7 @@ def test_clips_become_relu_when_asked() -> None:
 
 def test_shared_weights_are_left() -> None:
     model = opened(shared_weights())
-    report = EqualizeCrossLayers().apply(model)
+    report = EqualizeCrossLayers().apply(TechniqueContext(model))
     assert report.changed == ()
     assert "shared with fc2" in report.left["fc1"]
 
@@ -138,7 +139,7 @@ def test_empty_channels() -> None:
     network = Network("empty", network.graph, weights)
     model, batch = opened(network), network.batch(2)
     before = model.run(batch)
-    EqualizeCrossLayers().apply(model, Dataset([batch], model.graph))
+    EqualizeCrossLayers().apply(TechniqueContext(model, dataset=Dataset([batch], model.graph)))
     assert all(np.all(np.isfinite(model.weight(name))) for name in model.graph.weights)
     np.testing.assert_allclose(model.run(batch)["logits"], before["logits"], atol=1e-5)
     np.testing.assert_array_equal(model.weight("conv0.weight")[0], 0)
@@ -165,15 +166,15 @@ def test_high_biases_are_absorbed(source: str) -> None:
     network = biased()
     model, batch = opened(network), network.batch(32)
     before = model.run(batch)
-    folded = FoldBatchNorms().apply(model)
-    np.testing.assert_allclose(folded.outputs["first"].mean[:3], [8, 12, 20])
+    folded = FoldBatchNorms().apply(TechniqueContext(model))
+    np.testing.assert_allclose(folded.batch_norms["first"].mean[:3], [8, 12, 20])
     bias = np.array(model.weight("first.bias"))
     if source == "batch norm":
-        report = EqualizeCrossLayers(outputs=folded.outputs).apply(model)
+        report = EqualizeCrossLayers().apply(TechniqueContext(model, batch_norms=folded.batch_norms))
     else:
-        report = EqualizeCrossLayers().apply(model, Dataset([batch], model.graph))
+        report = EqualizeCrossLayers().apply(TechniqueContext(model, dataset=Dataset([batch], model.graph)))
     assert report.changed[-1] == "second absorbed the bias of 3 channel(s) of first"
-    known = report.outputs["first"]
+    known = report.batch_norms["first"]
     reach = known.mean + 6 * known.deviation  # of the widest of the three, three deviations above zero, and no less
     np.testing.assert_allclose(reach[:3], 9 * known.deviation[:3].max(), rtol=1e-6)
     assert np.all(known.mean[:3] >= 3 * known.deviation[:3] * (1 - 1e-6))
@@ -181,19 +182,19 @@ def test_high_biases_are_absorbed(source: str) -> None:
     size = np.abs(before["y"]).max()
     moved = np.abs(model.run(batch)["y"] - before["y"]) > 1e-5 * size
     assert moved.mean() < 0.02  # 0.13 % of the values of each channel lie below
-    assert EqualizeCrossLayers().apply(opened(network)).left  # before folding there is no pair
+    assert EqualizeCrossLayers().apply(TechniqueContext(opened(network))).left  # before folding there is no pair
 
 
 def test_biases_that_no_range_ends_with_stay() -> None:
     """Another channel reaches further: absorbing would lose values and gain no finer grid."""
     model = opened(biased())
-    folded = FoldBatchNorms().apply(model)
-    normal = folded.outputs["first"]
+    folded = FoldBatchNorms().apply(TechniqueContext(model))
+    normal = folded.batch_norms["first"]
     wide = Normal(np.where(np.arange(6) == 5, 0.0, normal.mean), np.where(np.arange(6) == 5, 9.0, normal.deviation))
     bias = np.array(model.weight("first.bias"))
-    report = EqualizeCrossLayers(outputs={"first": wide}).apply(model)
+    report = EqualizeCrossLayers().apply(TechniqueContext(model, batch_norms={"first": wide}))
     assert not any("absorbed" in text for text in report.changed)
-    factor = normal.mean[:3] / report.outputs["first"].mean[:3]  # of the equalization
+    factor = normal.mean[:3] / report.batch_norms["first"].mean[:3]  # of the equalization
     np.testing.assert_allclose(model.weight("first.bias")[:3], bias[:3] / factor, rtol=1e-6)
 
 
@@ -204,13 +205,13 @@ def test_no_more_is_absorbed_than_the_range_takes() -> None:
     y = s.node("Linear", y, s.random("b.w", 2, 2), s.random("b.b", 2), name="b", shape=("N", 2))
     network = Network("two", canonicalize(s.graph(y)), s.values)
     model = opened(network)
-    EqualizeCrossLayers(absorb_biases=False).apply(model)
+    EqualizeCrossLayers(absorb_biases=False).apply(TechniqueContext(model))
     bias, batch = np.array(model.weight("a.b")), {"x": np.float32([[1, 2, 3], [-1, 0, 1]])}
     before = model.run(batch)
     known = Normal(np.array([-3.0, 4.0]), np.array([7.0, 3.0]) / 6)
-    report = EqualizeCrossLayers(outputs={"a": known}, sweeps=1).apply(model)
+    report = EqualizeCrossLayers(sweeps=1).apply(TechniqueContext(model, batch_norms={"a": known}))
     np.testing.assert_allclose(bias - model.weight("a.b"), [-3.0, 0.0], atol=1e-4)
-    np.testing.assert_allclose(report.outputs["a"].mean, [0.0, 4.0], atol=1e-3)
+    np.testing.assert_allclose(report.batch_norms["a"].mean, [0.0, 4.0], atol=1e-3)
     assert_same_function(model.run(batch), before)
 
 
@@ -218,7 +219,7 @@ def test_what_pads_absorbs_nothing() -> None:
     network = chain(4, spread=0)
     model = opened(network)
     known = {"conv0": Normal(np.full(8, 9.0), np.ones(8)), "conv1": Normal(np.full(8, 9.0), np.ones(8))}
-    report = EqualizeCrossLayers(outputs=known).apply(model)
+    report = EqualizeCrossLayers().apply(TechniqueContext(model, batch_norms=known))
     assert "pads with zeros" in report.left["high biases of conv0"]
     assert any(text.startswith("conv2 absorbed the bias of") for text in report.changed)
     assert "neither batch norm nor data" in report.left["high biases of conv2"]
@@ -228,10 +229,10 @@ def test_one_sample_and_nothing_to_do() -> None:
     network = chain(5)
     model, batch = opened(network), network.batch(1)
     before = model.run(batch)
-    EqualizeCrossLayers().apply(model, Dataset([batch], model.graph))
+    EqualizeCrossLayers().apply(TechniqueContext(model, dataset=Dataset([batch], model.graph)))
     assert np.abs(model.run(batch)["logits"] - before["logits"]).max() < 0.05 * np.abs(before["logits"]).max() + 1e-6
     b = NetworkBuilder("none")
     b.output("y", b.op("Sigmoid", "sigmoid", b.input("x", 4)))
-    report = EqualizeCrossLayers().apply(opened(b.build()))
+    report = EqualizeCrossLayers().apply(TechniqueContext(opened(b.build())))
     assert report.changed == ()
     assert report.left == {"model": "it has no pair of layers"}

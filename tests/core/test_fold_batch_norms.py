@@ -12,6 +12,7 @@ from sketch import Sketch, ops
 
 from isobit.canonical import canonicalize
 from isobit.layout import to_canonical
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms, TechniqueReport
 
 IMAGE = ("N", 4, 5, 5)
@@ -43,7 +44,7 @@ def fold(sketch: Sketch, *outputs: str, technique: FoldBatchNorms | None = None)
     shape = tuple(3 if not isinstance(n, int) else n for n in graph.tensors["x"].shape or ())
     batch = {"x": np.random.default_rng(7).standard_normal(shape).astype(np.float32)}
     before = model.run(batch)
-    report = (technique or FoldBatchNorms()).apply(model)
+    report = (technique or FoldBatchNorms()).apply(TechniqueContext(model))
     for name, value in model.run(batch).items():
         np.testing.assert_allclose(value, before[name], rtol=2e-4, atol=2e-4)
         assert np.abs(value).max() > 1e-3
@@ -156,7 +157,7 @@ def test_constants_that_are_none_of_a_channel_stay(op: str, operand: Callable[[S
     y = layer(sketch, sketch.input("x", *IMAGE), "conv")
     graph = canonicalize(sketch.graph(sketch.node(op, y, operand(sketch), name="op", shape=None)))
     model = NumpyModel(graph, sketch.values)
-    report = FoldBatchNorms().apply(model)
+    report = FoldBatchNorms().apply(TechniqueContext(model))
     assert (report.changed, report.left) == ((), {})
     assert model.graph is graph
 
@@ -310,7 +311,7 @@ def test_a_batch_norm_of_computed_statistics_is_left() -> None:
     raw = sketch.graph(y)
     graph = canonicalize(raw.with_nodes(tuple(node for node in raw.nodes if node.name != "unused")))
     model = NumpyModel(graph, sketch.values)
-    report = FoldBatchNorms().apply(model)
+    report = FoldBatchNorms().apply(TechniqueContext(model))
     assert report.left["bn"].startswith("its parameters are no per-channel constants")
     assert model.graph is graph
 
@@ -324,7 +325,7 @@ def test_a_broken_variance_is_left_as_it_is(behind: bool) -> None:
     sketch.values["bn.var"][:] = -1e-5  # the square root of 0
     model = NumpyModel(canonicalize(sketch.graph(y)), sketch.values)
     with np.errstate(divide="ignore", invalid="ignore"):
-        report = FoldBatchNorms().apply(model)
+        report = FoldBatchNorms().apply(TechniqueContext(model))
     assert report.changed == ()
     assert "the folded weights would not be finite" in report.left["bn"]
     assert sorted(ops(model.graph)) == ["BatchNormalization", "Conv"]
@@ -339,7 +340,7 @@ def test_folding_twice_changes_nothing_more() -> None:
     y = sketch.batch_norm("bn", y, 4, IMAGE)
     model, _ = fold(sketch, y)
     graph = model.graph
-    assert FoldBatchNorms().apply(model) == TechniqueReport("FoldBatchNorms", (), {})
+    assert FoldBatchNorms().apply(TechniqueContext(model)) == TechniqueReport("FoldBatchNorms", (), {})
     assert model.graph is graph
 
 

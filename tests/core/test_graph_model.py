@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy_backend import OPERATORS, NumpyModel, compute
 
-from isobit.backend import BackendModel, Differentiable, Request
+from isobit.backend import BackendModel, Differentiable
 from isobit.edits import AddBias, NewNode, Replace, SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import DataError, EditError, EncodingError, IsobitError, ModelError
@@ -18,9 +18,11 @@ from isobit.feeding import feed
 from isobit.graph_builder import GraphBuilder
 from isobit.graph_model import GraphModel
 from isobit.graph_state import restore
+from isobit.moments import Moments
+from isobit.observer import Request
 from isobit.running import Tap, run_graph
 from isobit.sites import Input, Site, Tensor, Weight
-from isobit.statistics import Histogram, MinMax, Moments
+from isobit.statistics import Histogram, MinMax
 from isobit.testing.collecting import Collect
 from isobit.testing.networks import NETWORKS
 

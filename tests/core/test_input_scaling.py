@@ -8,12 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from technique_networks import assert_same_function, opened, simulator
 
-from isobit.backend import Request
-from isobit.cooking import output_sqnr
-from isobit.errors import FormatError
+from isobit.channel_moments import ChannelMoments
+from isobit.data import Dataset
+from isobit.errors import DataError, FormatError
+from isobit.observer import Request
+from isobit.run_recipe import output_sqnr
 from isobit.sites import Tensor
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import Awq, SmoothQuant
-from isobit.techniques.input_errors import ExpectedError, SeenInput, _beyond, observe_inputs
+from isobit.techniques.input_errors import ExpectedError, _beyond, in_steps_of_range, input_requests
 from isobit.techniques.input_scaling import Rescaling, find_inputs
 from isobit.testing.collecting import Collect
 from isobit.testing.networks import Network, NetworkBuilder, conv_net, shared_weights
@@ -120,7 +123,8 @@ def test_the_expected_error_is_what_rounding_costs() -> None:
     network = encoder(7, outliers=8.0)
     sim, data = simulator(network, TARGET), network.batch(256)
     item = next(i for i in find_inputs(sim.graph, sim.plan)[0] if i.name == "left, right")
-    seen = observe_inputs(sim.backend_model, [data], [item])[item.tensor]
+    context = TechniqueContext(sim.backend_model, sim.plan, Dataset([data], sim.graph))
+    (seen,) = context.observe(input_requests([item])).float
     error = ExpectedError.of(sim.backend_model, sim.plan, item, seen)
     collected = Collect()
     sim.backend_model.observe([data], [Request(Tensor(item.tensor), collected)])
@@ -196,9 +200,9 @@ def test_awq_lowers_the_error_of_few_bits(weights: str) -> None:
 def test_what_they_need_and_leave() -> None:
     network = shared_weights()
     for technique in (SmoothQuant(), Awq()):
+        with pytest.raises(DataError, match=f"{type(technique).__name__} needs data"):
+            simulator(encoder(0), TARGET).apply(technique)
         sim = simulator(network)
-        (report,) = sim.apply(technique)
-        assert "needs data" in report.left["model"]
         (report,) = sim.apply(technique, data=network.batch(4))
         assert "shared with" in report.left["fc1"]
     sim = simulator(conv_net(), exclude=["Linear"])
@@ -230,20 +234,22 @@ def test_noise_does_not_move_a_shift_and_steps_make_the_range_little_wider():
     rows = (rng.normal(size=(200, 64)) * rng.uniform(0.01, 50, 64) + rng.normal(size=64)).astype(np.float32)
     rows[:, 5] = 0.3  # a constant stays one
     noisy = rows + (1e-7 * np.ptp(rows, axis=0) * rng.normal(size=rows.shape)).astype(np.float32)
-    seen, again = SeenInput(), SeenInput()
+    seen, again = ChannelMoments(), ChannelMoments()
     seen.update(rows)
     again.update(noisy)
     assert not np.array_equal(seen.middle, again.middle)
-    np.testing.assert_array_equal(seen.snapped(seen.middle), again.snapped(again.middle))
-    np.testing.assert_array_equal(seen.snapped(seen.mean), again.snapped(again.mean))
-    np.testing.assert_array_less(seen.largest(seen.snapped(seen.middle)), seen.largest(seen.middle) * 1.016 + 1e-9)
-    assert seen.snapped(seen.middle)[5] == seen.middle[5]
+    np.testing.assert_array_equal(in_steps_of_range(seen.middle, seen), in_steps_of_range(again.middle, again))
+    np.testing.assert_array_equal(in_steps_of_range(seen.mean, seen), in_steps_of_range(again.mean, again))
+    np.testing.assert_array_less(
+        seen.largest(in_steps_of_range(seen.middle, seen)), seen.largest(seen.middle) * 1.016 + 1e-9
+    )
+    assert in_steps_of_range(seen.middle, seen)[5] == seen.middle[5]
 
 
 def test_what_is_seen_of_an_input_is_what_numpy_says_of_all_rows():
     rng = np.random.default_rng(8)
     batches = [rng.normal(3, 2, (n, 5, 37)).astype(np.float32) for n in (4, 0, 1, 9)]
-    seen = SeenInput()
+    seen = ChannelMoments()
     assert not seen.is_finite
     for batch in batches:
         seen.update(batch)
@@ -255,6 +261,6 @@ def test_what_is_seen_of_an_input_is_what_numpy_says_of_all_rows():
     np.testing.assert_allclose(seen.mean, rows.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(seen.mean_square(1.5), np.square(rows - 1.5).mean(axis=0), rtol=1e-10)
     for odd in (np.nan, np.inf):
-        broken = SeenInput()
+        broken = ChannelMoments()
         broken.update(np.where(np.arange(37) == 9, odd, batches[0]).astype(np.float32))
         assert not broken.is_finite

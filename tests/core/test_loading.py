@@ -58,7 +58,7 @@ def state(sim: QuantSim) -> Any:
         dict(sim.encodings),
         dict(sim.backend_model.encodings()),
         sim.plan,
-        sim.wishes,
+        sim.simulation.wishes,
         sim.calibration,
         dict(sim.frozen),
     )
@@ -134,7 +134,7 @@ def test_not_partial_leaves_the_rest_in_float() -> None:
     sim.load_encodings(without(source.encodings, "relu", "flat", "fc.b", "fc"), partial=False)
     assert set(map(str, sim.plan.placements)) == {"x", "conv.w", "conv.b", "fc.w"}
     assert sim.report.left_in_float["relu"] == "float by your override"
-    sim.require_calibrated()
+    sim.simulation.require_calibrated()
     sim.calibrate(DATA, progress=False)
     assert Tensor("relu") not in sim.encodings, "later calibration leaves them alone"
 

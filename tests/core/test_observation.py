@@ -59,6 +59,12 @@ def calibrated(method: str = "minmax") -> QuantSim:
     return made
 
 
+def content(sim: QuantSim) -> bytes:
+    """The statistics, whichever model they say that they are of."""
+    sim.statistics.model = ""
+    return sim.statistics.to_bytes()
+
+
 def interrupted_at(number: int) -> Iterator[np.ndarray]:
     """The data; Ctrl-C comes while batch `number` is being read."""
     for index, batch in enumerate(BATCHES):
@@ -79,7 +85,7 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path: Path, number: in
 
     again = sim()
     again.calibrate(BATCHES, "moving-average", resume=file)
-    assert again.statistics.to_bytes() == calibrated().statistics.to_bytes()
+    assert content(again) == content(calibrated())
     assert dict(again.encodings) == dict(calibrated("moving-average").encodings)
     assert Statistics.load(file).batches == 6
 
@@ -115,7 +121,7 @@ def test_statistics_of_parts_add_up_from_files(tmp_path: Path) -> None:
     loaded = sim()
     loaded.load_statistics(tmp_path / "a.npz", tmp_path / "b.npz")
     loaded.recalibrate("moving-average=0.5")
-    assert loaded.statistics.to_bytes() == calibrated().statistics.to_bytes()
+    assert content(loaded) == content(calibrated())
     assert dict(loaded.encodings) == dict(calibrated("moving-average=0.5").encodings)
 
 

@@ -19,6 +19,7 @@ from isobit.errors import DataError, EncodingError, FormatError, ModelError
 from isobit.plugins import hookimpl
 from isobit.quantsim import QuantSim
 from isobit.sites import Tensor, Weight
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms, TechniqueReport
 
 IMAGE = ("N", 3, 6, 6)
@@ -126,11 +127,11 @@ def test_editing_afterwards_asks_for_another_calibration() -> None:
     assert report.changed == ("bn into conv",)
     assert len(made.statistics) == 0
     with pytest.raises(ModelError, match=re.escape("sites have no encoding yet")):
-        made.require_calibrated()
+        made.simulation.require_calibrated()
     made.calibrate(DATA)
-    made.require_calibrated()
+    made.simulation.require_calibrated()
     np.testing.assert_allclose(made.run_float(DATA)["out0"], network().run({"x": DATA})["out0"], rtol=1e-4, atol=1e-4)
-    assert len(made.edits) > 0
+    assert len(made.simulation.edits) > 0
     assert "FoldBatchNorms: 1 changed, 0 left" in str(made.report)
 
 
@@ -163,7 +164,7 @@ def test_a_technique_is_undone_with_the_calibration_it_cost() -> None:
     assert made.calibration is None
     made.roll_back(checkpoint)
     assert made.encodings == before
-    assert made.edits == []
+    assert made.simulation.edits == []
     np.testing.assert_array_equal(made.run(DATA)["out0"], outputs)
     made.recalibrate("percentile=99")
 
@@ -171,8 +172,8 @@ def test_a_technique_is_undone_with_the_calibration_it_cost() -> None:
 class _Doubled:
     """A technique that changes the weight of the convolution."""
 
-    def apply(self, model: NumpyModel, data: object, plan: object) -> TechniqueReport:
-        model.edit([SetWeights({"conv.w": 2 * model.weight("conv.w")})])
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
+        context.model.edit([SetWeights({"conv.w": 2 * context.model.weight("conv.w")})])
         return TechniqueReport("Doubled", ("conv.w",))
 
 

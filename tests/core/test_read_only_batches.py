@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from isobit.statistics import Histogram, MinMax, Moments
+from isobit.moments import Moments
+from isobit.statistics import Histogram, MinMax
 
 
 def test_observers_take_read_only_arrays() -> None:

@@ -12,6 +12,7 @@ from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.rounding.layers import find_layers
 from isobit.sites import Weight
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import GPTQ, AdaRound, FoldBatchNorms, SequentialMse
 from isobit.techniques.rounding_procedure import Procedure
 from isobit.testing.networks import NETWORKS, NetworkBuilder
@@ -189,14 +190,12 @@ def test_what_is_left_has_a_reason():
 
 
 def test_needs_that_are_not_met():
-    """Without data or a plan nothing is changed, and the report says why; one pass is too few."""
+    """Without data nothing is changed, and the error says what to do; without a plan there is nothing to do."""
     network = mlp()
     sim = simulator(network)
-    (report,) = sim.apply(AdaRound())
-    assert not report.changed
-    assert set(report.left.values()) == {"it needs data: pass some calibration samples"}
+    with pytest.raises(DataError, match="AdaRound needs data, .*: pass data="):
+        sim.apply(AdaRound())
     np.testing.assert_array_equal(sim.backend_model.weight("fc1.weight"), network.weights["fc1.weight"])
-    report = GPTQ().apply(sim.backend_model, Dataset(correlated(4), sim.graph), None)
-    assert report.left == {"all weights": "there is no plan that says what is quantized"}
+    assert not GPTQ().apply(TechniqueContext(sim.backend_model, dataset=Dataset(correlated(4), sim.graph))).changed
     with pytest.raises(DataError, match="AdaRound goes through the data 2 times"):
         sim.apply(AdaRound(), data=iter([correlated(4)]))

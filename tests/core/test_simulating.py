@@ -7,17 +7,24 @@ from numpy_backend import NumpyModel
 from sketch import Sketch
 from technique_networks import chain, opened
 
-from isobit.backend import Request
 from isobit.calibration import MeanSquareError, MinMaxRange, Percentile
 from isobit.canonical import canonicalize
 from isobit.data import Dataset
+from isobit.observer import Request
 from isobit.placement import place
 from isobit.plugins import registry
-from isobit.simulating import simulate, simulate_weights
 from isobit.sites import Tensor, Weight
 from isobit.target import parse_target
+from isobit.technique_context import Requests, TechniqueContext
 from isobit.testing.collecting import Collect
 from isobit.wishes import Wishes
+
+
+def context(model, plan, data, calibrator) -> TechniqueContext:
+    """One that has seen the ranges."""
+    observed = TechniqueContext(model, plan, data, calibrator=calibrator)
+    observed.observe(Requests(ranges=True))
+    return observed
 
 
 def seen(model, batch, *tensors: str) -> list[np.ndarray]:
@@ -30,10 +37,10 @@ def test_activations_are_clipped_and_not_rounded() -> None:
     network = chain(0, spread=0)
     model, batch = opened(network), network.batch(16)
     plan, data = place(model.graph, registry().target("default"), Wishes("int4")), Dataset([batch], model.graph)
-    real = simulate(model, plan, data, Percentile(95)).encodings()
-    twin = simulate_weights(model, plan, data, Percentile(95))
-    assert set(twin.encodings()) == {Weight(f"{name}.weight") for name in ("conv0", "conv1", "conv2", "fc")}
-    before, behind, after = seen(twin, batch, "act0", "act0.0", "conv1")
+    real = context(model, plan, data, Percentile(95)).quantized_copy().encodings()
+    copy = context(model, plan, data, Percentile(95)).weights_quantized_copy()
+    assert set(copy.encodings()) == {Weight(f"{name}.weight") for name in ("conv0", "conv1", "conv2", "fc")}
+    before, behind, after = seen(copy, batch, "act0", "act0.0", "conv1")
     low, high = (float(getattr(real["act0"], end)) for end in ("minimum", "maximum"))
     assert before.max() > high + 0.1
     np.testing.assert_array_equal(behind, np.clip(before, np.float32(low), np.float32(high)))
@@ -48,7 +55,7 @@ def test_what_cuts_nothing_off_adds_nothing() -> None:
     network = chain(1, spread=0)
     model, batch = opened(network), network.batch(4)
     plan, data = place(model.graph, registry().target("default"), Wishes("int8")), Dataset([batch], model.graph)
-    assert len(simulate_weights(model, plan, data, MinMaxRange()).graph.nodes) == len(model.graph.nodes)
+    assert len(context(model, plan, data, MinMaxRange()).weights_quantized_copy().graph.nodes) == len(model.graph.nodes)
 
 
 def test_channels_are_clipped_each_for_itself() -> None:
@@ -63,9 +70,9 @@ def test_channels_are_clipped_each_for_itself() -> None:
     x = x.astype(np.float32)  # with long tails
     plan = place(model.graph, target, Wishes(None, "uint4 per-channel"))
     data = Dataset([{"x": x}], model.graph)
-    encoding = simulate(model, plan, data, MeanSquareError()).encodings()["x"]
+    encoding = context(model, plan, data, MeanSquareError()).quantized_copy().encodings()["x"]
     assert encoding.axis == 1
-    (clipped,) = seen(simulate_weights(model, plan, data, MeanSquareError()), {"x": x}, "x.1")
+    (clipped,) = seen(context(model, plan, data, MeanSquareError()).weights_quantized_copy(), {"x": x}, "x.1")
     low, high = encoding.minimum.reshape(-1, 1, 1), encoding.maximum.reshape(-1, 1, 1)
     np.testing.assert_array_equal(clipped, np.clip(x, low, high))
     assert np.any(clipped != x)

@@ -9,6 +9,7 @@ import pytest
 from technique_networks import assert_same_function, opened
 
 from isobit.errors import FormatError
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import SpatialSvd, WeightSvd
 from isobit.testing.networks import NETWORKS, Network, NetworkBuilder
 
@@ -29,7 +30,7 @@ def test_all_ranks_keep_the_function(technique, stride: int, dilation: int) -> N
     network = convolution(stride, dilation)
     model, batch = opened(network), network.batch(2)
     before = model.run(batch)
-    report = technique(ranks={"conv": {SpatialSvd: 9, WeightSvd: 6}[technique]}).apply(model)
+    report = technique(ranks={"conv": {SpatialSvd: 9, WeightSvd: 6}[technique]}).apply(TechniqueContext(model))
     assert [node.op for node in model.graph.nodes] == ["Conv", "Conv"]
     assert report.changed[0].startswith("conv: rank ")
     assert_same_function(model.run(batch), before)
@@ -40,7 +41,7 @@ def test_no_weight_of_that_rank_is_nearer(technique) -> None:
     """The product of the factors has the error that Eckart and Young give: the singular values that are left out."""
     network = convolution(1, 1)
     model, rank = opened(network), 3
-    technique(ranks={"conv": rank}).apply(model)
+    technique(ranks={"conv": rank}).apply(TechniqueContext(model))
     first, second = (model.weight(node.inputs[1]) for node in model.graph.nodes)
     whole = network.weights["weight"].astype(np.float64)
     product_of = np.zeros(whole.shape)
@@ -60,7 +61,7 @@ def test_the_rank_follows_from_the_share_of_multiplications() -> None:
     network = convolution(1, 1)
     before, a_rank = 6 * 3 * 3 * 5 * 110, 9 * 120 + 30 * 110
     model = opened(network)
-    report = SpatialSvd(0.5).apply(model)
+    report = SpatialSvd(0.5).apply(TechniqueContext(model))
     rank = int(0.5 * before / a_rank)
     assert report.changed == (f"conv: rank {rank} of 9, {rank * a_rank / before:.1%} of its multiply-accumulates",)
     assert report.notes == (
@@ -71,7 +72,7 @@ def test_the_rank_follows_from_the_share_of_multiplications() -> None:
 
 def test_linear_layers_are_split_over_their_inputs() -> None:
     model = opened(NETWORKS["two_inputs"]())
-    report = WeightSvd(0.7).apply(model)
+    report = WeightSvd(0.7).apply(TechniqueContext(model))
     assert [text.partition(":")[0] for text in report.changed] == ["fc_left", "fc_right", "fc_joined", "fc_score"]
     joined = [node for node in model.graph.nodes if node.name.startswith("fc_joined")]
     assert [model.weight(node.inputs[1]).shape for node in joined] == [(4, 16), (12, 4)]  # 0.7 * 192 / 28
@@ -79,13 +80,13 @@ def test_linear_layers_are_split_over_their_inputs() -> None:
 
 
 def test_what_is_left_alone_says_why() -> None:
-    shared = WeightSvd(0.9).apply(opened(NETWORKS["shared_weights"]()))
+    shared = WeightSvd(0.9).apply(TechniqueContext(opened(NETWORKS["shared_weights"]())))
     assert "shared with" in shared.left["fc1"]
-    grouped = SpatialSvd().apply(opened(NETWORKS["inverted_residual"]()))
+    grouped = SpatialSvd().apply(TechniqueContext(opened(NETWORKS["inverted_residual"]())))
     assert any("groups are matrices of their own" in reason for reason in grouped.left.values())
     assert any(reason == "its kernel is one row or column" for reason in grouped.left.values())
     model = opened(convolution(1, 1))
-    report = SpatialSvd(0.01).apply(model)
+    report = SpatialSvd(0.01).apply(TechniqueContext(model))
     assert report.left == {"conv": "one rank costs more than 1% of its multiply-accumulates"}
     assert len(model.graph.nodes) == 1
 
@@ -94,8 +95,8 @@ def test_settings() -> None:
     with pytest.raises(FormatError, match="SpatialSvd: keep must be above 0 and below 1, not 1"):
         SpatialSvd(1.0)
     with pytest.raises(FormatError, match="WeightSvd: ranks names 'other', which is no Conv or Linear"):
-        WeightSvd(ranks={"other": 1}).apply(opened(convolution(1, 1)))
+        WeightSvd(ranks={"other": 1}).apply(TechniqueContext(opened(convolution(1, 1))))
     with pytest.raises(FormatError, match="rank 7 of 'conv' is not in 1 to 6"):
-        WeightSvd(ranks={"conv": 7}).apply(opened(convolution(1, 1)))
+        WeightSvd(ranks={"conv": 7}).apply(TechniqueContext(opened(convolution(1, 1))))
     with pytest.raises(FormatError, match="'fc1' cannot be split: the weight of fc1 is shared"):
-        WeightSvd(ranks={"fc1": 2}).apply(opened(NETWORKS["shared_weights"]()))
+        WeightSvd(ranks={"fc1": 2}).apply(TechniqueContext(opened(NETWORKS["shared_weights"]())))

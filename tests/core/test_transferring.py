@@ -17,6 +17,7 @@ from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.ranges import encode_weight
 from isobit.sites import Input, Site, Tensor, Weight
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
 from isobit.wishes import Wishes
 
@@ -168,7 +169,7 @@ def normalized(name: Name = str, *, bias: bool = False) -> NumpyModel:
 
 
 def folded(model: NumpyModel) -> NumpyModel:
-    FoldBatchNorms().apply(model)  # type: ignore[arg-type]
+    FoldBatchNorms().apply(TechniqueContext(model))  # type: ignore[arg-type]
     return model
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from isobit.errors import DataError
 from isobit.quantsim import QuantSim
+from isobit.techniques import AdaRound, CorrectBias, EqualizeCrossLayers, FoldBatchNorms, SmoothQuant, Technique
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 with np.load(DIGITS / "calibration.npz") as archive:
@@ -33,6 +34,7 @@ def expected() -> QuantSim:
 
 
 def assert_same(sim: QuantSim, expected: QuantSim) -> None:
+    sim.statistics.model = expected.statistics.model  # which a pass that can go on knows and another does not
     assert sim.statistics.to_bytes() == expected.statistics.to_bytes()
     assert dict(sim.encodings) == dict(expected.encodings)
 
@@ -84,6 +86,24 @@ def test_an_interrupted_pass_of_workers_goes_on(tmp_path: Path, expected: QuantS
             sim.calibrate(interrupted(), executor=executor, resume=tmp_path / "s.npz")
         sim.calibrate(BATCHES, "moving-average", executor=executor, resume=tmp_path / "s.npz")
     assert_same(sim, expected)
+
+
+@pytest.mark.parametrize(
+    "technique",
+    [AdaRound(sweeps=2), CorrectBias(), SmoothQuant(), EqualizeCrossLayers()],
+    ids=lambda t: type(t).__name__,
+)
+def test_techniques_observe_on_workers_with_the_same_bits(technique: Technique) -> None:
+    sims = [QuantSim(DIGITS / "model.onnx", weights="int4") for _ in range(2)]
+    with ThreadPoolExecutor(2) as executor:
+        for sim, workers in zip(sims, (None, executor), strict=True):
+            sim.apply(FoldBatchNorms())
+            (report,) = sim.apply(technique, data=BATCHES[:20], executor=workers)
+            assert report.changed or not isinstance(technique, AdaRound)
+            assert not any("in this process" in note for note in sim.report.notes)
+    here, there = (sim.backend_model for sim in sims)
+    for name in here.graph.weights:
+        np.testing.assert_array_equal(there.weight(name), here.weight(name), err_msg=name)
 
 
 def test_an_error_of_isobit_in_a_worker_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from isobit.backend import Request
 from isobit.encoding import Encoding
+from isobit.observer import Request
 from isobit.quant_spec import QuantSpec
 from isobit.sites import Tensor
 from isobit.statistics import Histogram, MinMax

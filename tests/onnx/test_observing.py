@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from isobit.backend import Request
+from isobit.observer import Request
 from isobit.quant_spec import QuantSpec
 from isobit.ranges import encode_range
 from isobit.sites import Tensor

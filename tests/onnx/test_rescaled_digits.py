@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isobit.cooking import output_sqnr
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
+from isobit.run_recipe import output_sqnr
 from isobit.techniques import CorrectBias, EqualizeCrossLayers
 from isobit.testing.rescaling import folded_with_relu, rescaled
 from isobit.wishes import Wishes

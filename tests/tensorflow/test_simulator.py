@@ -14,6 +14,7 @@ from isobit.encoding import Encoding
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.sites import Tensor, Weight
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
 from isobit.wishes import Wishes
 from isobit_tensorflow.backend import TensorFlowBackend
@@ -187,7 +188,7 @@ def test_data_of_every_kind() -> None:
 
 def test_observation_returns_only_what_is_asked() -> None:
     """The traced function's outputs are bounds, samples and counts; memory is that of one batch."""
-    from isobit.backend import Request
+    from isobit.observer import Request
     from isobit.statistics import Histogram, MinMax
     from isobit_tensorflow.observing import Observation, Watched
 
@@ -234,7 +235,7 @@ def test_each_pass_has_the_quantizers_that_are_on() -> None:
     assert not np.array_equal(some, none)
     opened.set_quantizers({sites[0]: None})  # the traced passes follow
     np.testing.assert_array_equal(opened.run(x)["fc"], some)
-    FoldBatchNorms().apply(opened)
+    FoldBatchNorms().apply(TechniqueContext(opened))
     np.testing.assert_allclose(sim.run_float(x)["fc"], none, atol=1e-5)
 
 
@@ -244,7 +245,7 @@ def test_pruned_and_folded_layers_keep_their_names() -> None:
     opened = TensorFlowBackend().open(network())
     x = images()
     before = opened.run({"image": x})["fc"]
-    FoldBatchNorms().apply(opened)
+    FoldBatchNorms().apply(TechniqueContext(opened))
     np.testing.assert_allclose(opened.run({"image": x})["fc"], before, atol=1e-5)
     assert "bn/gamma" not in opened.native.parameters
     opened.edit([Slice(opened.graph.node("conv").outputs[0], (0, 2, 5))])

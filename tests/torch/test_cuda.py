@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import isobit
-from isobit.backend import Request
 from isobit.encoding import Encoding
+from isobit.observer import Request
 from isobit.quant_spec import QuantSpec
 from isobit.sites import Tensor, Weight
 from isobit.statistics import Histogram, MinMax

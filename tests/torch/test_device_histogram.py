@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from isobit.backend import Request
 from isobit.errors import DataError
+from isobit.observer import Request
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.sites import Tensor

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from isobit.backend import Request
 from isobit.edits import Insert, NewNode, SetWeights
 from isobit.encoding import Encoding
+from isobit.observer import Request
 from isobit.quant_spec import QuantSpec
 from isobit.sites import Input, Tensor, Weight
 from isobit.statistics import MinMax

@@ -15,12 +15,13 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from isobit.backend import Batch, NameMap, OnnxName, Request
+from isobit.backend import Batch, NameMap, OnnxName
 from isobit.edits import Edit, plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, ModelError
 from isobit.graph import Graph
 from isobit.layout import to_canonical
+from isobit.observer import Request
 from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_onnx.binding import NativeSite, bind

@@ -12,7 +12,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
-from isobit.backend import Batch, Observer
+from isobit.backend import Batch
+from isobit.observer import Observer
 from isobit.sampling import Sampling, is_spatial, sampling_of
 from isobit.statistics import Histogram, MinMax
 from isobit_onnx.initializers import add_initializer

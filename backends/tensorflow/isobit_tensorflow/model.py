@@ -16,12 +16,13 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from isobit.backend import Batch, NameMap, Request
+from isobit.backend import Batch, NameMap
 from isobit.edits import Edit, plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EditError, EncodingError, ModelError
 from isobit.graph import Graph, WeightInfo
 from isobit.layout import resized, to_canonical, to_native
+from isobit.observer import Request
 from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Site
 from isobit_tensorflow.interpreter import Rounding

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from isobit.backend import Observer, Request
 from isobit.errors import EncodingError
 from isobit.graph import Graph
+from isobit.observer import Observer, Request
 from isobit.sampling import sampling_of
 from isobit.sites import Input, Site, Tensor
 from isobit.statistics import Histogram, MinMax

@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from isobit.backend import Batch, NameMap, Request
+from isobit.backend import Batch, NameMap
 from isobit.edits import Edit, plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EncodingError, IsobitError, ModelError
 from isobit.graph import Graph
 from isobit.layout import to_canonical
+from isobit.observer import Request
 from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor
 from isobit_torch.binding import bind

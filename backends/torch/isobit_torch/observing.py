@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from isobit.backend import Request
 from isobit.feeding import feed
+from isobit.observer import Request
 from isobit_torch.convert import to_array
 from isobit_torch.device_histogram import DeviceHistograms
 

@@ -7,14 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from isobit.backend import BackendModel
-from isobit.calibration.scheme import Calibrator
-from isobit.data import Dataset
-from isobit.plan import Plan
 from isobit.rounding.coordinate_descent import coordinate_descent
 from isobit.rounding.gptq import gptq
 from isobit.rounding.scale_search import fitted_scale
 from isobit.rows import ROW_LIMIT
+from isobit.technique_context import Requests, TechniqueContext
 from isobit.techniques.rounding_procedure import Problem, Procedure, Solution, round_weights
 from isobit.techniques.technique import TechniqueReport
 
@@ -47,11 +44,19 @@ class AdaRound:
     damping: float = 0.01
     rows: int = ROW_LIMIT
     memory: int = 1 << 30
-    calibration: str | Calibrator = "minmax"
 
-    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
-        """Write rounded weights; needs a plan and data that serves two passes."""
-        return round_weights("AdaRound", model, data, plan, Procedure.of(self), self._solve)
+    @property
+    def uses_data(self) -> bool:
+        """Always."""
+        return True
+
+    def requests(self, context: TechniqueContext) -> Requests:
+        """The ranges, and rows of the inputs of all layers where they fit into `memory` together."""
+        return Procedure.of(self).requests(context)
+
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
+        """Write rounded weights; needs data that serves two passes, or what was observed of it."""
+        return round_weights("AdaRound", context, Procedure.of(self), self._solve)
 
     def _solve(self, problem: Problem) -> Solution:
         layer, objective = problem.layer, problem.objective

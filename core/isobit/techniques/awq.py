@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from isobit.backend import BackendModel
-from isobit.data import Dataset
-from isobit.plan import Plan
-from isobit.techniques.input_errors import ExpectedError, best_alpha
-from isobit.techniques.input_rescaling import rescale_inputs
+from isobit.technique_context import Requests, TechniqueContext
+from isobit.techniques.input_errors import ExpectedError, best_alpha, input_requests
+from isobit.techniques.input_rescaling import rescalable, rescale_inputs
 from isobit.techniques.input_scaling import Rescaling, ScaledInput, find_inputs
 from isobit.techniques.technique import TechniqueReport
 
@@ -29,12 +28,23 @@ class Awq:
     layer before, or into a Mul where that has other readers.
     """
 
-    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
+    @property
+    def uses_data(self) -> bool:
+        """Always."""
+        return True
+
+    def requests(self, context: TechniqueContext) -> Requests:
+        """Ranges and moments of the channels of each input."""
+        return input_requests(self._inputs(context)[0])
+
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Scale every input of a linear layer whose weight the plan quantizes."""
-        if data is None or plan is None:
-            return TechniqueReport("Awq", (), {"model": "it needs data and a plan: apply it through QuantSim"})
-        items, left = find_inputs(model.graph, plan)
-        return rescale_inputs("Awq", model, plan, data, items, left, self._choose)
+        items, left = self._inputs(context)
+        return rescale_inputs("Awq", context, items, left, self._choose)
+
+    def _inputs(self, context: TechniqueContext) -> tuple[list[ScaledInput], dict[str, str]]:
+        items, left = find_inputs(context.graph, context.plan)
+        return rescalable(context, items, left)
 
     def _choose(self, model: BackendModel, item: ScaledInput, error: ExpectedError) -> Rescaling | None:
         strength = np.sqrt(error.seen.mean_square())

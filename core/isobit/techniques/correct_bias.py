@@ -6,26 +6,23 @@ and appendix C (analytic); Finkelstein et al., "Fighting Quantization Bias With 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from isobit.backend import BackendModel, Request
-from isobit.calibration.scheme import Calibrator, parse_calibrator
-from isobit.data import Dataset
+from isobit.backend import BackendModel
 from isobit.edits import Draft
 from isobit.encoding import Encoding
 from isobit.errors import FormatError
 from isobit.graph import Graph, Node
-from isobit.normal import Normal
+from isobit.moments import Moments
+from isobit.observer import Request
 from isobit.plan import Plan
-from isobit.plugins import registry
 from isobit.resolve import resolve_weights
-from isobit.simulating import simulate_weights
 from isobit.sites import Input, Site, Tensor, Weight
-from isobit.statistics import Moments
+from isobit.technique_context import Requests, TechniqueContext
 from isobit.techniques.expected_values import expected_means
 from isobit.techniques.technique import TechniqueReport
 from isobit.techniques.weighted_layer import LAYERS, Floats, bias_obstacle, bias_of, groups_of, response, set_bias
@@ -41,32 +38,41 @@ class CorrectBias:
     ``"fast"`` corrects all layers from two passes, one through the float and one through the quantized model: of a
     layer's shift, what came in with its input is left to the layers before it. ``"full"`` goes layer after layer, each
     measured behind the corrected ones before it: one pass each. ``"analytic"`` needs no data: it takes the input means
-    from `outputs`, what FoldBatchNorms reported. `calibration` is the scheme of the quantized model that is compared.
+    from the batch norms that were folded before.
     """
 
     mode: Literal["fast", "full", "analytic"] = "fast"
-    calibration: str | Calibrator = "minmax"
-    outputs: Mapping[str, Normal] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.mode not in ("fast", "full", "analytic"):
             raise FormatError(f"mode is 'fast', 'full' or 'analytic', not {self.mode!r}")
 
-    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
+    @property
+    def uses_data(self) -> bool:
+        """In all modes but ``"analytic"``."""
+        return self.mode != "analytic"
+
+    def requests(self, context: TechniqueContext) -> Requests:
+        """Mean outputs of all layers in float; in the fast mode also mean inputs, and both with quantization."""
+        layers, _ = _layers(context.graph, context.plan)
+        return self._requests(layers) if self.uses_data and layers else Requests()
+
+    def _requests(self, layers: list[Node]) -> Requests:
+        fast = self.mode == "fast"
+        quantized = _mean_requests(layers, inputs=True) if fast else ()
+        return Requests(_mean_requests(layers, inputs=fast), weights_quantized=quantized, ranges=True)
+
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Correct every layer whose weight the plan quantizes; those without a bias get one."""
-        if plan is None:
-            return _nothing("it needs a plan: apply it through QuantSim")
-        layers, left = _layers(model.graph, plan)
+        model = context.model
+        layers, left = _layers(model.graph, context.plan)
         if not layers:
             return TechniqueReport("CorrectBias", (), {**left} or {"model": "it has no quantized layer"})
         if self.mode == "analytic":
-            shifts = self._analytic(model, plan, layers, left)
-        elif data is None:
-            return _nothing(f"{self.mode!r} needs data; 'analytic' does not")
+            shifts = self._analytic(context, layers, left)
         else:
-            calibrator = parse_calibrator(self.calibration, registry().calibrators())
             correct = _fast if self.mode == "fast" else _full
-            shifts = correct(model, plan, data, calibrator, layers)
+            shifts = correct(context, self._requests(layers), layers)
         draft = Draft(model.graph, model.weight)
         for name, shift in shifts.items():
             layer = draft.graph.node(name)
@@ -76,9 +82,10 @@ class CorrectBias:
         changed = tuple(f"{name}: by at most {np.abs(shift).max():.3g}" for name, shift in shifts.items())
         return TechniqueReport("CorrectBias", changed, left)
 
-    def _analytic(self, model: BackendModel, plan: Plan, layers: list[Node], left: dict[str, str]) -> dict[str, Floats]:
-        encodings = resolve_weights(model.graph, plan, model.weight, frozen=plan.frozen)
-        means = expected_means(model.graph, model.weight, self.outputs)
+    def _analytic(self, context: TechniqueContext, layers: list[Node], left: dict[str, str]) -> dict[str, Floats]:
+        model = context.model
+        encodings = resolve_weights(model.graph, context.plan, model.weight, frozen=context.frozen)
+        means = expected_means(model.graph, model.weight, context.batch_norms)
         shifts = {}
         for layer in layers:
             mean = means.get(layer.inputs[0] or "")
@@ -89,10 +96,6 @@ class CorrectBias:
             error = _quantized_weight(model, layer, encodings) - weight
             shifts[layer.name] = -response(error, layer, mean, _sizes(model.graph, layer))
         return shifts
-
-
-def _nothing(why: str) -> TechniqueReport:
-    return TechniqueReport("CorrectBias", (), {"model": why})
 
 
 def _layers(graph: Graph, plan: Plan) -> tuple[list[Node], dict[str, str]]:
@@ -127,18 +130,15 @@ def _sizes(graph: Graph, layer: Node) -> tuple[object, ...]:
     return (graph.tensors[layer.inputs[0] or ""].shape or ())[2:] if layer.op != "Linear" else ()
 
 
-def _fast(
-    model: BackendModel, plan: Plan, data: Dataset, calibrator: Calibrator, layers: list[Node]
-) -> dict[str, Floats]:
+def _fast(context: TechniqueContext, requests: Requests, layers: list[Node]) -> dict[str, Floats]:
     """All layers from one float and one quantized pass.
 
     ``E[y] - E[y^] - W^ (E[x] - E[x^])``: the layers before will correct their own part, which is not corrected twice.
     """
-    data.require_passes(2, "CorrectBias")
-    plain, quantized = (_Means(layers, inputs=True) for _ in range(2))
-    twin = simulate_weights(model, plan, data, calibrator, plain.requests)
-    twin.observe(data, quantized.requests)
-    encodings = twin.encodings()
+    observations = context.observe(requests)
+    plain = _Means(requests.float, observations.float)
+    quantized = _Means(requests.weights_quantized, observations.weights_quantized)
+    model, encodings = context.model, context.encodings()
     shifts = {}
     for layer in layers:
         shift = plain.output(layer) - quantized.output(layer)
@@ -150,38 +150,40 @@ def _fast(
     return shifts
 
 
-def _full(
-    model: BackendModel, plan: Plan, data: Dataset, calibrator: Calibrator, layers: list[Node]
-) -> dict[str, Floats]:
+def _full(context: TechniqueContext, requests: Requests, layers: list[Node]) -> dict[str, Floats]:
     """Layer after layer, on a copy that gets each correction before the next layer is measured."""
-    data.require_passes(1 + len(layers), "CorrectBias(mode='full')")
-    plain = _Means(layers, inputs=False)
-    twin = simulate_weights(model, plan, data, calibrator, plain.requests)
+    context.require_passes(1 + len(layers))
+    plain = _Means(requests.float, context.observe(requests).float)
+    copy = context.weights_quantized_copy()
     shifts = {}
     for layer in layers:
-        measured = _Means([layer], inputs=False)
-        twin.observe(data, measured.requests)
+        asked = _mean_requests([layer], inputs=False)
+        context.observe_copy(copy, asked)
+        measured = _Means(asked, [request.observer for request in asked])
         shift = shifts[layer.name] = plain.output(layer) - measured.output(layer)
-        draft = Draft(twin.graph, twin.weight)
+        draft = Draft(copy.graph, copy.weight)
         here = draft.graph.node(layer.name)
         set_bias(draft, here, bias_of(draft, here, shift.size) + shift)
-        twin.edit(draft.edits)
+        copy.edit(draft.edits)
     return shifts
 
 
+def _mean_requests(layers: list[Node], *, inputs: bool) -> list[Request]:
+    """Moments of layers' outputs, and of inputs before they are clipped for the layer."""
+    names = [name for layer in layers for name in (layer.outputs[0], layer.inputs[0] if inputs else None)]
+    return [Request(Tensor(name), Moments()) for name in dict.fromkeys(names) if name is not None]
+
+
 class _Means:
-    """Observers of the means of layers' outputs, and inputs before they are clipped for the layer."""
+    """The means that requests came to, by layer."""
 
-    def __init__(self, layers: list[Node], *, inputs: bool) -> None:
-        names = [name for layer in layers for name in (layer.outputs[0], layer.inputs[0] if inputs else None)]
-        self._moments = {name: Moments() for name in names if name is not None}
-
-    @property
-    def requests(self) -> list[Request]:
-        return [Request(Tensor(name), moments) for name, moments in self._moments.items()]
+    def __init__(self, requests: Sequence[Request], moments: Sequence[Any]) -> None:
+        self._moments = {str(request.site): seen for request, seen in zip(requests, moments, strict=True)}
 
     def output(self, layer: Node) -> Floats:
-        return self._moments[layer.outputs[0]].mean
+        mean: Floats = self._moments[layer.outputs[0]].mean
+        return mean
 
     def input(self, layer: Node) -> Floats:
-        return self._moments[layer.inputs[0] or ""].mean
+        mean: Floats = self._moments[layer.inputs[0] or ""].mean
+        return mean

@@ -6,21 +6,20 @@ and 4.1.3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from isobit.backend import BackendModel, Request
-from isobit.data import Dataset
 from isobit.edits import Draft, NewNode, Replace, SetWeights
 from isobit.errors import FormatError
 from isobit.graph import Graph, Node
+from isobit.moments import Moments
 from isobit.normal import Normal
-from isobit.plan import Plan
+from isobit.observer import Request
 from isobit.sites import Tensor
-from isobit.statistics import Moments
+from isobit.technique_context import Requests, TechniqueContext
 from isobit.techniques.layer_pairs import Pair, find_pairs
 from isobit.techniques.technique import TechniqueReport
 from isobit.techniques.weighted_layer import (
@@ -61,13 +60,12 @@ class EqualizeCrossLayers:
     alone, ``"per-channel"`` clips each channel at ``b / s``, ``"relu"`` drops the upper bound, which changes the
     function. High biases, at most ``c = max(0, mean - 3 * deviation)``, are absorbed by the next layer, where that does
     not pad and the tensor's range gets smaller, by no more than this takes: what lies below c is lost. Means and
-    deviations are from `outputs`, the report of FoldBatchNorms, or else from moments of the data, one pass.
+    deviations are from moments of the data, one pass, or without data from the batch norms that were folded.
     """
 
     absorb_biases: bool = True
     clip: Literal["keep", "per-channel", "relu"] = "keep"
     sweeps: int = 50
-    outputs: Mapping[str, Normal] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.clip not in ("keep", "per-channel", "relu"):
@@ -75,16 +73,29 @@ class EqualizeCrossLayers:
         if self.sweeps < 1:
             raise FormatError(f"at least one sweep, not {self.sweeps}")
 
-    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
-        """Equalize, then absorb; without data and `outputs` no bias is absorbed."""
-        graph = model.graph
-        clips = _upper_clips(graph) if self.clip != "keep" else frozenset()
+    @property
+    def uses_data(self) -> bool:
+        """Whether biases are absorbed, by the moments of the data where there is some."""
+        return self.absorb_biases
+
+    def requests(self, context: TechniqueContext) -> Requests:
+        """Moments of the tensors between the layers."""
+        return _moments(find_pairs(context.graph, self._clips(context.graph))[0] if self.absorb_biases else ())
+
+    def _clips(self, graph: Graph) -> frozenset[str]:
+        return _upper_clips(graph) if self.clip != "keep" else frozenset()
+
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
+        """Equalize, then absorb; where neither data nor batch norms tell of the biases, none is absorbed."""
+        model, graph = context.model, context.graph
+        clips = self._clips(graph)
         pairs, left = find_pairs(graph, clips)
         if not pairs:
             return TechniqueReport("EqualizeCrossLayers", (), {**left} or {"model": "it has no pair of layers"})
-        known = {pair.tensor: self.outputs[pair.tensor] for pair in pairs if pair.tensor in self.outputs}
-        if self.absorb_biases and data is not None:
-            known.update(_observed(model, data, [pair.tensor for pair in pairs if pair.tensor not in known]))
+        known = {pair.tensor: context.batch_norms[pair.tensor] for pair in pairs if pair.tensor in context.batch_norms}
+        requests = _moments(pairs if self.absorb_biases else ())
+        if requests.float and context.can_observe(requests):
+            known.update(_distributions(requests, context.observe(requests).float))
         draft = Draft(graph, model.weight)
         factors = _factors(draft, pairs, self.sweeps)
         _rescale(draft, pairs, factors)
@@ -104,7 +115,7 @@ class EqualizeCrossLayers:
             elif why:
                 notes[f"high biases of {pair.first.name}"] = why
         model.edit(draft.edits)
-        return TechniqueReport("EqualizeCrossLayers", tuple(changed), notes, outputs={**self.outputs, **known})
+        return TechniqueReport("EqualizeCrossLayers", tuple(changed), notes, batch_norms=known)
 
 
 # --- equalization ---------------------------------------------------------------------------------------------------
@@ -181,13 +192,15 @@ def _described(pair: Pair, factor: Floats) -> str:
 # --- high biases ----------------------------------------------------------------------------------------------------
 
 
-def _observed(model: BackendModel, data: Dataset, tensors: Sequence[str]) -> dict[str, Normal]:
-    """Mean and deviation of these tensors over the data, one pass."""
-    if not tensors:
-        return {}
-    moments = {name: Moments() for name in tensors}
-    model.observe(data, [Request(Tensor(name), observer) for name, observer in moments.items()])
-    return {name: Normal(found.mean, np.sqrt(found.variance)) for name, found in moments.items()}
+def _moments(pairs: Sequence[Pair]) -> Requests:
+    """Moments of the tensors between layers."""
+    return Requests([Request(Tensor(name), Moments()) for name in dict.fromkeys(pair.tensor for pair in pairs)])
+
+
+def _distributions(requests: Requests, moments: Sequence[Moments]) -> dict[str, Normal]:
+    """Mean and deviation of each channel of the requested tensors."""
+    seen = zip(requests.float, moments, strict=True)
+    return {str(request.site): Normal(item.mean, np.sqrt(item.variance)) for request, item in seen}
 
 
 def _absorb(draft: Draft, pair: Pair, known: dict[str, Normal], clipped: bool) -> tuple[str, str]:

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel
-from isobit.data import Dataset
 from isobit.edits import Draft, NewNode, Replace, SetWeights
 from isobit.graph import Graph, Node, Use
 from isobit.normal import Normal
-from isobit.plan import Plan
+from isobit.technique_context import TechniqueContext
 from isobit.techniques.technique import TechniqueReport
 from isobit.techniques.weighted_layer import (
     LAYERS,
@@ -46,8 +44,9 @@ class FoldBatchNorms:
 
     scale_and_shift: bool = True
 
-    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
-        """Fold all that can be folded; needs neither data nor a plan."""
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
+        """Fold all that can be folded; needs no data."""
+        model = context.model
         draft = Draft(model.graph, model.weight)
         changed: list[str] = []
         left: dict[str, str] = {}
@@ -64,7 +63,7 @@ class FoldBatchNorms:
                 changed.append(f"{name} became a scale and a shift: {left.pop(name)}")
         if draft.edits:
             model.edit(draft.edits)
-        return TechniqueReport("FoldBatchNorms", tuple(changed), left, outputs=outputs)
+        return TechniqueReport("FoldBatchNorms", tuple(changed), left, batch_norms=outputs)
 
     def _fold(self, draft: Draft, node: Node, outputs: dict[str, Normal]) -> tuple[bool, str]:
         """Whether the node was folded, and where to or why not; `outputs` keeps what the batch norm knew."""

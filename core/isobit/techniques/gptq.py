@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from isobit.backend import BackendModel
-from isobit.calibration.scheme import Calibrator
-from isobit.data import Dataset
-from isobit.plan import Plan
 from isobit.rounding.gptq import gptq
 from isobit.rows import ROW_LIMIT
+from isobit.technique_context import Requests, TechniqueContext
 from isobit.techniques.rounding_procedure import Problem, Procedure, Solution, round_weights
 from isobit.techniques.technique import TechniqueReport
 
@@ -34,11 +31,19 @@ class GPTQ:
     damping: float = 0.01
     rows: int = ROW_LIMIT
     memory: int = 1 << 30
-    calibration: str | Calibrator = "minmax"
 
-    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
-        """Write rounded weights; needs a plan and data that serves two passes."""
-        return round_weights("GPTQ", model, data, plan, Procedure.of(self), self._solve)
+    @property
+    def uses_data(self) -> bool:
+        """Always."""
+        return True
+
+    def requests(self, context: TechniqueContext) -> Requests:
+        """The ranges, and rows of the inputs of all layers where they fit into `memory` together."""
+        return Procedure.of(self).requests(context)
+
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
+        """Write rounded weights; needs data that serves two passes, or what was observed of it."""
+        return round_weights("GPTQ", context, Procedure.of(self), self._solve)
 
     def _solve(self, problem: Problem) -> Solution:
         encoding = problem.searched() if self.scales == "searched" else problem.min_max()

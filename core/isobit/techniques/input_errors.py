@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel, Request
-from isobit.data import Dataset
+from isobit.backend import BackendModel
+from isobit.channel_moments import ChannelMoments
+from isobit.observer import Request
 from isobit.plan import Placement, Plan
 from isobit.quant_spec import PerTensor
 from isobit.ranges import candidate_grids
 from isobit.sites import Tensor
+from isobit.technique_context import Requests
 from isobit.techniques.input_scaling import Rescaling, ScaledInput, in_steps, input_placement, weight_placement
 from isobit.techniques.scaled_weights import rounding_noise
 from isobit.techniques.weighted_layer import Floats
@@ -22,71 +24,15 @@ from isobit.techniques.weighted_layer import Floats
 _SHIFT_BITS = 7
 
 
-class SeenInput:
-    """Range, mean and mean square of each channel of one input, whose channels lie on the last axis."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._low = self._high = np.zeros(0, np.float32)
-        self._total: Floats = np.zeros(0)
-        self._square: Floats = np.zeros(0)
-
-    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
-        """Add a batch, (..., channels)."""
-        from isobit.techniques.kernels import add_columns  # compiles on first use
-
-        rows = np.ascontiguousarray(batch, np.float32).reshape(-1, batch.shape[-1])
-        if not self.count:
-            channels = rows.shape[1]
-            self._low, self._high = np.full(channels, np.inf, np.float32), np.full(channels, -np.inf, np.float32)
-            self._total, self._square = np.zeros(channels), np.zeros(channels)
-        add_columns(rows, self._low, self._high, self._total, self._square)
-        self.count += len(rows)
-
-    @property
-    def minimum(self) -> Floats:
-        """The least value of each channel."""
-        return self._low.astype(np.float64)
-
-    @property
-    def maximum(self) -> Floats:
-        """The largest value of each channel."""
-        return self._high.astype(np.float64)
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether there is anything, without NaN and infinity."""
-        return self.count > 0 and bool(np.all(np.isfinite(self._square)))
-
-    @property
-    def mean(self) -> Floats:
-        """Mean of each channel."""
-        return self._total / self.count
-
-    @property
-    def middle(self) -> Floats:
-        """The middle of each channel's range."""
-        return (self.minimum + self.maximum) / 2
-
-    def snapped(self, shift: Floats) -> Floats:
-        """`shift` in steps of a hundredth of each channel's range: the same bits in every framework (decision 0018)."""
-        size = self.maximum - self.minimum
-        return np.where(size > 0, in_steps(shift, size, _SHIFT_BITS), shift)
-
-    def largest(self, shift: Floats | float = 0.0) -> Floats:
-        """The largest distance of each channel from `shift`, (..., channels)."""
-        return np.maximum(self.maximum - shift, shift - self.minimum)
-
-    def mean_square(self, shift: Floats | float = 0.0) -> Floats:
-        """Mean squared distance of each channel from `shift`, (..., channels)."""
-        return np.maximum(self._square / self.count - 2 * shift * self.mean + np.square(shift), 0.0)
+def input_requests(items: Iterable[ScaledInput]) -> Requests:
+    """What has to be seen of each input."""
+    return Requests([Request(Tensor(item.tensor), ChannelMoments()) for item in items])
 
 
-def observe_inputs(model: BackendModel, data: Dataset, items: Sequence[ScaledInput]) -> dict[str, SeenInput]:
-    """What the data shows of each input, by its tensor. One pass."""
-    seen = {item.tensor: SeenInput() for item in items}
-    model.observe(data, [Request(Tensor(name), observer) for name, observer in seen.items()])
-    return seen
+def in_steps_of_range(shift: Floats, seen: ChannelMoments) -> Floats:
+    """`shift` in steps of a hundredth of each channel's range: the same bits in every framework (decision 0018)."""
+    size = seen.maximum - seen.minimum
+    return np.where(size > 0, in_steps(shift, size, _SHIFT_BITS), shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +47,13 @@ class ExpectedError:
     Source: Widrow and Kollár, "Quantization Noise", Cambridge University Press 2008, chapter 4.
     """
 
-    seen: SeenInput
+    seen: ChannelMoments
     input: Placement | None
     weights: tuple[tuple[NDArray[np.float32], Placement], ...]
     energy: Floats  # sum of the squared weights that meet each channel
 
     @classmethod
-    def of(cls, model: BackendModel, plan: Plan, item: ScaledInput, seen: SeenInput) -> ExpectedError:
+    def of(cls, model: BackendModel, plan: Plan, item: ScaledInput, seen: ChannelMoments) -> ExpectedError:
         """For the layers of `item` whose weights the plan quantizes."""
         weights = []
         for node in item.readers:

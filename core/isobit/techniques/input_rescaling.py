@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from isobit.backend import BackendModel
-from isobit.data import Dataset
 from isobit.edits import Draft
-from isobit.plan import Plan
-from isobit.techniques.input_errors import ExpectedError, observe_inputs
+from isobit.technique_context import TechniqueContext
+from isobit.techniques.input_errors import ExpectedError, input_requests
 from isobit.techniques.input_scaling import Rescaling, ScaledInput, input_placement, rescale, rounded_before
 from isobit.techniques.technique import TechniqueReport
 
@@ -16,34 +15,36 @@ from isobit.techniques.technique import TechniqueReport
 Choose = Callable[[BackendModel, ScaledInput, ExpectedError], Rescaling | None]
 
 
-def rescale_inputs(
-    technique: str,
-    model: BackendModel,
-    plan: Plan,
-    data: Dataset,
-    items: Sequence[ScaledInput],
-    left: Mapping[str, str],
-    choose: Choose,
-) -> TechniqueReport:
-    """Change the inputs that are not `left` as `choose` finds best for them, and the layers that read them."""
+def rescalable(
+    context: TechniqueContext, items: Sequence[ScaledInput], left: Mapping[str, str]
+) -> tuple[list[ScaledInput], dict[str, str]]:
+    """The inputs that factors can be of use for, and the reasons `left` with those of the others."""
     reasons = dict(left)
-    rounded = [i for i in items if i.name not in reasons and input_placement(i.readers[0], plan) is not None]
-    useless = rounded_before(model, plan, rounded)
+    rounded = [item for item in items if input_placement(item.readers[0], context.plan) is not None]
+    useless = rounded_before(context, rounded)
     reasons.update({item.name: useless[item.tensor] for item in rounded if item.tensor in useless})
-    chosen = [item for item in items if item.name not in reasons]
-    if not chosen:
-        return TechniqueReport(technique, (), reasons or {"model": "it has no quantized linear layer"})
-    seen = observe_inputs(model, data, chosen)
+    return [item for item in items if item.name not in reasons], reasons
+
+
+def rescale_inputs(
+    technique: str, context: TechniqueContext, items: Sequence[ScaledInput], left: Mapping[str, str], choose: Choose
+) -> TechniqueReport:
+    """Change the inputs `items` as `choose` finds best for them, and the layers that read them."""
+    if not items:
+        return TechniqueReport(technique, (), dict(left) or {"model": "it has no quantized linear layer"})
+    model, plan, reasons = context.model, context.plan, dict(left)
+    moments = context.observe(input_requests(items)).float
     draft, changed = Draft(model.graph, model.weight), []
-    for item in chosen:
-        if not seen[item.tensor].is_finite:
+    for item, seen in zip(items, moments, strict=True):
+        if not seen.is_finite:
             reasons[item.name] = "its input holds NaN or infinity, or nothing"
             continue
-        found = choose(model, item, ExpectedError.of(model, plan, item, seen[item.tensor]))
-        if found is None:
+        rescaling = choose(model, item, ExpectedError.of(model, plan, item, seen))
+        if rescaling is None:
             reasons[item.name] = "no alpha makes the expected error smaller"
         else:
-            changed.append(f"{item.name}: {found.reason}, divided in {rescale(draft, item, found.snapped())}")
+            carrier = rescale(draft, item, rescaling.snapped())
+            changed.append(f"{item.name}: {rescaling.reason}, divided in {carrier}")
     if draft.edits:
         model.edit(draft.edits)
     return TechniqueReport(technique, tuple(changed), reasons)

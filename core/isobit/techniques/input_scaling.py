@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from isobit.backend import BackendModel
 from isobit.edits import Draft, Insert, NewNode, SetWeights, Unshare
 from isobit.graph import Graph, Node
 from isobit.plan import Placement, Plan
 from isobit.sites import Input, Site, Tensor, Weight
+from isobit.technique_context import TechniqueContext
 from isobit.techniques.layer_pairs import HOMOGENEOUS
 from isobit.techniques.weighted_layer import (
     LAYERS,
@@ -203,20 +203,20 @@ def _change_constant(draft: Draft, node: str, index: int, factors: Floats, shift
     draft.apply(SetWeights({name: (draft.value(name).astype(np.float64) - shift) / factors}))
 
 
-def rounded_before(model: BackendModel, plan: Plan, items: Sequence[ScaledInput]) -> Mapping[str, str]:
+def rounded_before(context: TechniqueContext, items: Sequence[ScaledInput]) -> Mapping[str, str]:
     """The tensors that the target would round before a Mul or an Add changes them, and why that is of no use.
 
     A target that runs Mul on integers rounds its input: the large channels would set the grid of the small ones still.
     """
     inserted = [item for item in items if item.carrier is None]
-    if not inserted or plan.replan is None:
+    if not inserted or context.replan is None:
         return {}
-    draft = Draft(model.graph, model.weight)
+    draft = Draft(context.graph, context.model.weight)
     for item in inserted:
-        channels = model.graph.weights[item.readers[0].inputs[1] or ""].shape[1]
+        channels = context.graph.weights[item.readers[0].inputs[1] or ""].shape[1]
         shift = np.full(channels, float(item.shiftable))  # any shift: it is the nodes that are looked at
         _insert(draft, item, Rescaling(np.ones(channels), shift))
-    after = plan.replan(draft.plan().graph)
+    after = context.replan(draft.plan().graph)
     sites = {site for site, placement in after.placements.items() if placement.kind == "activation"}
     found = {}
     for item in inserted:

@@ -10,17 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel, Request
-from isobit.calibration.scheme import Calibrator, parse_calibrator
-from isobit.data import Dataset
+from isobit.backend import BackendModel
 from isobit.edits import Draft, SetWeights, Unshare
 from isobit.errors import FormatError
 from isobit.graph import Graph, Node
-from isobit.plan import Plan
-from isobit.plugins import registry
-from isobit.simulating import simulate
+from isobit.moments import Moments
+from isobit.observer import Request
 from isobit.sites import Tensor
-from isobit.statistics import Moments
+from isobit.technique_context import Requests, TechniqueContext
 from isobit.techniques.technique import TechniqueReport
 
 _MEAN, _VARIANCE = 3, 4
@@ -30,38 +27,53 @@ _MEAN, _VARIANCE = 3, 4
 class ReestimateBatchNorms:
     """Set mean and variance of each batch norm to those of its input in the quantized model.
 
-    For batch norms that are in the graph: before FoldBatchNorms, or after training. One pass calibrates by the scheme
-    `calibration`, and each of `sweeps` more measures all batch norms behind those that the sweep before it has set.
+    For batch norms that are in the graph: before FoldBatchNorms, or after training. One pass calibrates, and each of
+    `sweeps` more measures all batch norms behind those that the sweep before it has set.
     """
 
     sweeps: int = 1
-    calibration: str | Calibrator = "minmax"
 
     def __post_init__(self) -> None:
         if self.sweeps < 1:
             raise FormatError(f"at least one sweep, not {self.sweeps}")
 
-    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
+    @property
+    def uses_data(self) -> bool:
+        """Always."""
+        return True
+
+    def requests(self, context: TechniqueContext) -> Requests:
+        """Moments of the inputs of batch norms in the quantized model."""
+        return _requests(_norms(context.graph)[0])
+
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Measure on a quantized copy, set on the model."""
-        norms, left = _norms(model.graph)
-        if data is None or plan is None:
-            return _report((), {"model": "it needs data and a plan: apply it through QuantSim"})
+        norms, left = _norms(context.graph)
         if not norms:
             return _report((), left or {"model": "it has no batch norm; apply it before FoldBatchNorms"})
-        data.require_passes(1 + self.sweeps, "ReestimateBatchNorms")
-        twin = simulate(model, plan, data, parse_calibrator(self.calibration, registry().calibrators()))
-        for _ in range(self.sweeps):
-            moments = {node.inputs[0] or "": Moments() for node in norms}
-            twin.observe(data, [Request(Tensor(name), observer) for name, observer in moments.items()])
+        context.require_passes(1 + self.sweeps)
+        requests = _requests(norms)
+        moments = dict(zip((str(r.site) for r in requests.quantized), context.observe(requests).quantized, strict=True))
+        copy = context.quantized_copy()
+        for sweep in range(self.sweeps):
+            if sweep:
+                asked = _requests(norms).quantized
+                context.observe_copy(copy, asked)
+                moments = {str(request.site): request.observer for request in asked}
             for node in norms:
-                found = moments[node.inputs[0] or ""]
-                if found.mean.size != twin.graph.weights[node.inputs[_MEAN] or ""].shape[0]:
+                size = context.graph.weights[node.inputs[_MEAN] or ""].shape[0]
+                if moments[node.inputs[0] or ""].mean.size != size:
                     left[node.name] = "its input has its channels on another axis"
             norms = [node for node in norms if node.name not in left]
-            statistics = {node.name: moments[node.inputs[0] or ""] for node in norms}
-            for one in (twin, model):
-                _set(one, {name: (found.mean, found.variance) for name, found in statistics.items()})
+            measured = {node.name: moments[node.inputs[0] or ""] for node in norms}
+            for target in (copy, context.model):
+                _set(target, {name: (seen.mean, seen.variance) for name, seen in measured.items()})
         return _report(tuple(node.name for node in norms), left)
+
+
+def _requests(norms: list[Node]) -> Requests:
+    names = dict.fromkeys(node.inputs[0] or "" for node in norms)
+    return Requests(quantized=[Request(Tensor(name), Moments()) for name in names])
 
 
 def _report(changed: tuple[str, ...], left: dict[str, str]) -> TechniqueReport:

@@ -8,18 +8,14 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel, Request
-from isobit.calibration.scheme import Calibrator, parse_calibrator
-from isobit.data import Dataset
+from isobit.backend import BackendModel
 from isobit.edits import AddBias, Edit, SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import DataError
 from isobit.gram import Gram
 from isobit.graph import Graph
-from isobit.plan import Plan
-from isobit.plugins import registry
+from isobit.observer import Request
 from isobit.ranges import encode_weight
-from isobit.resolve import blank_statistics, resolve
 from isobit.rounding.activated import ActivatedError
 from isobit.rounding.activation import activation_behind
 from isobit.rounding.grid import Grid
@@ -27,9 +23,8 @@ from isobit.rounding.layers import Layer, find_layers
 from isobit.rounding.objective import Objective
 from isobit.rounding.scale_search import CANDIDATES, search_scale
 from isobit.rows import ROW_LIMIT, Rows
-from isobit.sampling import SAMPLE_LIMIT
 from isobit.sites import Input, Site
-from isobit.statistics import Statistics
+from isobit.technique_context import Requests, TechniqueContext
 from isobit.techniques.technique import TechniqueReport
 
 #: Rows for each column of a layer's weight, about: more say little more of its second moments.
@@ -49,7 +44,7 @@ class Procedure:
     the float layer's output on the float model's inputs: what is left of all errors before it is made good as well.
 
     Layers are taken in groups whose rows and sums fit into `memory` bytes, each group with passes of its own.
-    `correct_bias` lets each layer's bias take up the mean of its error. `calibration` sets the activations' quantizers.
+    `correct_bias` lets each layer's bias take up the mean of its error.
     `activation_aware` makes the error behind each layer's activation function known, which only AdaRound asks for.
     """
 
@@ -59,7 +54,6 @@ class Procedure:
     damping: float = 0.01
     rows: int = ROW_LIMIT
     memory: int = 1 << 30
-    calibration: str | Calibrator = "minmax"
     activation_aware: bool = False
 
     @classmethod
@@ -93,6 +87,18 @@ class Procedure:
             found[-1].append(layer)
             used += cost
         return found
+
+    def empty_rows(self, layers: Iterable[Layer]) -> dict[str, Rows]:
+        """Empty reducers of the inputs of each layer's readers, by reader."""
+        return {name: Rows(patches, self.limit(layer)) for layer in layers for name, patches in layer.readers.items()}
+
+    def requests(self, context: TechniqueContext) -> Requests:
+        """What can be observed beforehand: the ranges, and in the fast mode the rows of all layers, if they fit."""
+        layers, _ = find_layers(context.graph, context.plan)
+        groups = self.groups(layers)
+        if self.sequential or len(groups) != 1:
+            return Requests(ranges=bool(layers))
+        return Requests(ranges=True, quantized=_requests(self.empty_rows(layers), "after"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,66 +161,57 @@ class _Run:
     """One application of a technique."""
 
     name: str
-    model: BackendModel
-    data: Dataset
-    plan: Plan
+    context: TechniqueContext
     procedure: Procedure
     solve: Solve
-    calibrator: Calibrator
-    statistics: Statistics = field(default_factory=Statistics)
     reference: dict[str, Rows] = field(default_factory=dict)
     solved: dict[str, _Solved] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.model = self.context.model
+
     def fast(self, groups: list[list[Layer]]) -> None:
-        self._float_pass([])
-        for _ in range(self.procedure.sweeps):
-            simulator = self._simulator()
-            found: list[_Solved] = []
+        for sweep in range(self.procedure.sweeps):
+            copy = self._copy() if sweep else None
+            solved: list[_Solved] = []
             for group in groups:
-                rows = self._rows(group)
-                simulator.observe(self.data, _requests(rows, "after"))
-                found += [self._solve(layer, rows) for layer in group]
-            self.solved = {solved.layer.weight: solved for solved in found}
+                rows = self.procedure.empty_rows(group)
+                asked = _requests(rows, "after")
+                if copy is None:
+                    requests = Requests(ranges=True, quantized=asked)
+                    seen = self.context.observe(requests, keep=len(groups) == 1).quantized
+                    rows = dict(zip(rows, seen, strict=True))
+                else:
+                    self.context.observe_copy(copy, asked)
+                solved += [self._solve(layer, rows) for layer in group]
+            self.solved = {item.layer.weight: item for item in solved}
 
     def sequential(self, groups: list[list[Layer]]) -> None:
-        simulator = None
+        self.context.require_passes(2)
+        copy = None
         for group in groups:
-            self._float_pass(group)
-            simulator = simulator or self._simulator()
+            self.reference = self.procedure.empty_rows(group)
+            self.context.observe(Requests(_requests(self.reference, "before"), ranges=True), keep=False)
+            copy = copy or self._copy()
             for layer in group:
-                rows = self._rows([layer])
-                simulator.observe(self.data, _requests(rows, "after"))
+                rows = self.procedure.empty_rows([layer])
+                self.context.observe_copy(copy, _requests(rows, "after"))
                 solved = self._solve(layer, rows)
                 self.solved[layer.weight] = solved
-                self._simulate(simulator, [solved])
+                self._write(copy, [solved])
 
-    def _rows(self, layers: Iterable[Layer]) -> dict[str, Rows]:
-        limit = self.procedure.limit
-        return {name: Rows(patches, limit(layer)) for layer in layers for name, patches in layer.readers.items()}
-
-    def _float_pass(self, group: list[Layer]) -> None:
-        """The float model's rows of a group; the first pass also sees the activations' ranges."""
-        self.reference = self._rows(group)
-        ranges = Statistics() if self.statistics else blank_statistics(self.plan, SAMPLE_LIMIT)
-        if ranges or self.reference:
-            self.model.observe(self.data, [*ranges.requests(), *_requests(self.reference, "before")])
-        self.statistics = self.statistics or ranges
-
-    def _simulator(self) -> BackendModel:
+    def _copy(self) -> BackendModel:
         """A copy with every quantizer of the plan, and the weights as far as they are solved."""
         copy = self.model.copy()
-        self._simulate(copy, self.solved.values())
+        self._write(copy, self.solved.values())
         return copy
 
-    def _simulate(self, copy: BackendModel, solved: Iterable[_Solved]) -> None:
+    def _write(self, copy: BackendModel, solved: Iterable[_Solved]) -> None:
         """Give a copy these weights and biases, and the encodings of all that is solved."""
         edits = _edits(copy.graph, solved)
         if edits:
             copy.edit(edits)
-        resolved = resolve(
-            copy.graph, self.plan, self.statistics, self.calibrator, copy.weight, frozen=self.encodings()
-        )
-        copy.set_quantizers({s: e for s, e in resolved.encodings.items() if self.plan.placements[s].simulated})
+        copy.set_quantizers(self.context.encodings(copy, self.encodings()))
 
     def _solve(self, layer: Layer, rows: dict[str, Rows]) -> _Solved:
         weight = self.model.weight(layer.weight)
@@ -285,29 +282,21 @@ class _Run:
         return TechniqueReport(self.name, changed, left, self.encodings(), notes)
 
 
-def round_weights(
-    name: str, model: BackendModel, data: Dataset | None, plan: Plan | None, procedure: Procedure, solve: Solve
-) -> TechniqueReport:
+def round_weights(name: str, context: TechniqueContext, procedure: Procedure, solve: Solve) -> TechniqueReport:
     """Round every weight of the plan that can be, write the values, and return the encodings that they are of.
 
-    Raises DataError for data that serves fewer passes than are needed, or that holds NaN or infinity.
+    Raises DataError for data that is missing, serves fewer passes than are needed, or holds NaN or infinity.
     """
-    if plan is None:
-        return TechniqueReport(name, left={"all weights": "there is no plan that says what is quantized"})
-    layers, left = find_layers(model.graph, plan)
-    if data is None:
-        left.update((layer.weight, "it needs data: pass some calibration samples") for layer in layers)
-    if data is None or not layers:
+    layers, left = find_layers(context.graph, context.plan)
+    if not layers:
         return TechniqueReport(name, left=left)
-    data.require_passes(2, name)
-    calibrator = parse_calibrator(procedure.calibration, registry().calibrators())
-    run = _Run(name, model, data, plan, procedure, solve, calibrator)
+    run = _Run(name, context, procedure, solve)
     groups = procedure.groups(layers)
     if procedure.sequential:
         run.sequential(groups)
     else:
         run.fast(groups)
-    model.edit(_edits(model.graph, run.solved.values()))
+    context.model.edit(_edits(context.graph, run.solved.values()))
     return run.report(left)
 
 

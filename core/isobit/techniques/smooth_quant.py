@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from isobit.backend import BackendModel
-from isobit.data import Dataset
 from isobit.errors import FormatError
-from isobit.plan import Plan
-from isobit.techniques.input_errors import ExpectedError, best_alpha
-from isobit.techniques.input_rescaling import rescale_inputs
+from isobit.technique_context import Requests, TechniqueContext
+from isobit.techniques.input_errors import ExpectedError, best_alpha, in_steps_of_range, input_requests
+from isobit.techniques.input_rescaling import rescalable, rescale_inputs
 from isobit.techniques.input_scaling import Rescaling, ScaledInput, find_inputs, input_placement
 from isobit.techniques.technique import TechniqueReport
 from isobit.techniques.weighted_layer import Floats
@@ -42,13 +41,25 @@ class SmoothQuant:
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise FormatError(f"alpha lies between 0 and 1, not {self.alpha}")
 
-    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
+    @property
+    def uses_data(self) -> bool:
+        """Always."""
+        return True
+
+    def requests(self, context: TechniqueContext) -> Requests:
+        """Ranges and moments of the channels of each input."""
+        return input_requests(self._inputs(context)[0])
+
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Smooth every input of a quantized linear layer that the plan quantizes too."""
-        if data is None or plan is None:
-            return TechniqueReport("SmoothQuant", (), {"model": "it needs data and a plan: apply it through QuantSim"})
-        items, left = find_inputs(model.graph, plan)
-        left.update({i.name: "its input stays in float" for i in items if input_placement(i.readers[0], plan) is None})
-        return rescale_inputs("SmoothQuant", model, plan, data, items, left, self._choose)
+        items, left = self._inputs(context)
+        return rescale_inputs("SmoothQuant", context, items, left, self._choose)
+
+    def _inputs(self, context: TechniqueContext) -> tuple[list[ScaledInput], dict[str, str]]:
+        items, left = find_inputs(context.graph, context.plan)
+        in_float = [item for item in items if input_placement(item.readers[0], context.plan) is None]
+        left.update({item.name: "its input stays in float" for item in in_float})
+        return rescalable(context, [item for item in items if item not in in_float], left)
 
     def _choose(self, model: BackendModel, item: ScaledInput, error: ExpectedError) -> Rescaling | None:
         weights = [np.abs(model.weight(node.inputs[1] or "")) for node in item.readers]
@@ -60,7 +71,7 @@ class SmoothQuant:
             return _family(seen.largest(), heaviest, nowhere, "")(self.alpha)
         shifts = {"": nowhere}
         if self.shift and item.shiftable:
-            middle, mean = seen.snapped(seen.middle), seen.snapped(seen.mean)
+            middle, mean = in_steps_of_range(seen.middle, seen), in_steps_of_range(seen.mean, seen)
             shifts.update({", middle subtracted": middle, ", mean subtracted": mean})
         return best_alpha(
             error, [_family(seen.largest(shift), heaviest, shift, words) for words, shift in shifts.items()]

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel
-from isobit.data import Dataset
 from isobit.graph import Graph, Node
-from isobit.plan import Plan
+from isobit.technique_context import TechniqueContext
 from isobit.techniques.low_rank import Floats, Part, Split, check_keep, factorise, spatial_sizes
 from isobit.techniques.technique import TechniqueReport
 
@@ -34,9 +32,9 @@ class SpatialSvd:
     def __post_init__(self) -> None:
         check_keep("SpatialSvd", self.keep)
 
-    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
-        """Split all layers that get cheaper; needs neither data nor a plan."""
-        return factorise("SpatialSvd", model, _split, self.keep, self.ranks, ("Conv",))
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
+        """Split all layers that get cheaper; needs no data."""
+        return factorise("SpatialSvd", context.model, _split, self.keep, self.ranks, ("Conv",))
 
 
 def _split(graph: Graph, node: Node, weight: NDArray[np.float32]) -> Split | str:

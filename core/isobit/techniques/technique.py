@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, runtime_checkable
 
 from isobit.encoding import Encoding
 from isobit.normal import Normal
 from isobit.sites import Site
-
-if TYPE_CHECKING:
-    from isobit.backend import BackendModel
-    from isobit.data import Dataset
-    from isobit.plan import Plan
+from isobit.technique_context import Requests, TechniqueContext
 
 
 @dataclass(frozen=True)
@@ -22,7 +18,8 @@ class TechniqueReport:
 
     `notes` are what a user should know of the result, such as data that is too little for it.
     `encodings` are frozen: calibration keeps them, because weights that were rounded to a grid need that very grid.
-    `outputs` is what is known of the distribution of tensors, from batch norms that are gone now.
+    `batch_norms` is what is known of the distribution of tensors, from batch norms that are gone now; later techniques
+    find it in their context.
     """
 
     technique: str
@@ -30,16 +27,33 @@ class TechniqueReport:
     left: Mapping[str, str] = field(default_factory=dict)
     encodings: Mapping[Site, Encoding] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    outputs: Mapping[str, Normal] = field(default_factory=dict, repr=False)
+    batch_norms: Mapping[str, Normal] = field(default_factory=dict, repr=False)
 
 
 class Technique(Protocol):
     """Improves a model before it is calibrated."""
 
-    def apply(self, model: BackendModel, data: Dataset | None, plan: Plan | None) -> TechniqueReport:
-        """Edit `model` through the contract alone. A technique whose needs are not met says so and changes nothing.
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
+        """Edit ``context.model`` through the contract alone.
 
-        `plan` says what will be quantized and how. `model` has no quantizers switched on; one that needs them sets
-        them on a copy.
+        One that finds nothing to do says so in its report and changes nothing; one that needs data and has none raises
+        DataError (`TechniqueContext.observe` does).
         """
+        ...
+
+
+@runtime_checkable
+class Observes(Protocol):
+    """What a technique that observes the model adds: it says beforehand what it must observe.
+
+    So a recipe observes for several steps in one pass, and a technique runs again from statistics, without the data.
+    """
+
+    @property
+    def uses_data(self) -> bool:
+        """Whether it goes through the data with its present settings."""
+        ...
+
+    def requests(self, context: TechniqueContext) -> Requests:
+        """What it will ask ``context.observe`` for on the model as it is now, as far as that is known beforehand."""
         ...

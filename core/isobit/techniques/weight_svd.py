@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel
-from isobit.data import Dataset
 from isobit.graph import Graph, Node
-from isobit.plan import Plan
+from isobit.technique_context import TechniqueContext
 from isobit.techniques.low_rank import Floats, Part, Split, check_keep, cost, factorise
 from isobit.techniques.technique import TechniqueReport
 
@@ -34,9 +32,9 @@ class WeightSvd:
     def __post_init__(self) -> None:
         check_keep("WeightSvd", self.keep)
 
-    def apply(self, model: BackendModel, data: Dataset | None = None, plan: Plan | None = None) -> TechniqueReport:
-        """Split all layers that get cheaper; needs neither data nor a plan."""
-        return factorise("WeightSvd", model, _split, self.keep, self.ranks, ("Conv", "Linear"))
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
+        """Split all layers that get cheaper; needs no data."""
+        return factorise("WeightSvd", context.model, _split, self.keep, self.ranks, ("Conv", "Linear"))
 
 
 def _split(graph: Graph, node: Node, weight: NDArray[np.float32]) -> Split | str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
 
 class Collect:
     """Keeps every batch of a tensor, in order."""
+
+    wants: Literal["tensor"] = "tensor"
 
     def __init__(self) -> None:
         self.batches: list[NDArray[np.float32]] = []

@@ -6,6 +6,7 @@ import numpy as np
 
 from isobit.backend import BackendModel
 from isobit.edits import NewNode, Replace
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
 from isobit.techniques.layer_pairs import find_pairs
 from isobit.testing.networks import Network
@@ -19,7 +20,7 @@ def network_of(model: BackendModel, name: str) -> Network:
 def folded_with_relu(model: BackendModel, name: str) -> Network:
     """A copy of a model with its batch norms folded and every Clip a Relu, which lets factors through."""
     twin = model.copy()
-    FoldBatchNorms().apply(twin)
+    FoldBatchNorms().apply(TechniqueContext(twin))
     twin.edit([Replace(node.name, (NewNode("Relu"),)) for node in twin.graph.nodes if node.op == "Clip"])
     return network_of(twin, name)
 

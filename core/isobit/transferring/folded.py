@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from isobit.backend import BackendModel
 from isobit.edits import Edit, Replaced, plan_edits
 from isobit.graph import Graph
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
 from isobit.transferring.content import Side
 
@@ -20,7 +21,7 @@ Array = NDArray[Any]
 def fold(side: Side) -> tuple[Side, Mapping[str, str]]:
     """The side after `FoldBatchNorms`, and the new name of each tensor whose node went."""
     drawn = _Drawn(side)
-    FoldBatchNorms().apply(cast(BackendModel, drawn))  # it asks for a graph, weights and edits alone
+    FoldBatchNorms().apply(TechniqueContext(cast(BackendModel, drawn)))  # it asks for a graph, weights and edits alone
     return Side(drawn.graph, drawn.weight), drawn.renamed
 
 

@@ -12,6 +12,7 @@ from isobit.encoding import Encoding
 from isobit.errors import EditError
 from isobit.isomorphism import differences
 from isobit.sites import Input, Tensor, Weight
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
 from isobit.testing import interpreter
 from isobit.testing.conformance.setting import Opened, Setting, assert_close, assert_same
@@ -173,6 +174,6 @@ class EditingConformance(Setting):
         """A technique of the core works through the contract alone, and leaves the function as it was."""
         model, batch = opened.model, opened.network.batch(3)
         before = model.run(batch)
-        FoldBatchNorms().apply(model)
+        FoldBatchNorms().apply(TechniqueContext(model))
         assert "BatchNormalization" not in {node.op for node in model.graph.nodes}
         assert_close(model.run(batch), before)

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isobit.backend import Backend, Request
+from isobit.backend import Backend
 from isobit.encoding import Encoding
 from isobit.errors import IsobitError
+from isobit.load import load
+from isobit.observer import Request
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
-from isobit.saving import load
 from isobit.sites import Tensor
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.collecting import Collect
 from isobit.testing.conformance.setting import Build, Opened, Setting, assert_same
@@ -57,7 +59,7 @@ class FrontDoorConformance(Setting):
         model = open_network("conv_net").model
         assert model.native is not None
         model.set_quantizers({Tensor("image"): Encoding.of("uint8", 0.1, 128)})
-        FoldBatchNorms().apply(model)
+        FoldBatchNorms().apply(TechniqueContext(model))
         assert model.native is not None
 
     def test_save_and_load(self, backend: Backend, build: Build, tmp_path: Path) -> None:

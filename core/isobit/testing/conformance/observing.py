@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from isobit.backend import Request
 from isobit.encoding import Encoding
+from isobit.observer import Request
 from isobit.sites import Input, Tensor
 from isobit.statistics import Histogram, MinMax, Moments
 from isobit.testing import interpreter

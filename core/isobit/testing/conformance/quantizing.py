@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel, Request
+from isobit.backend import BackendModel
 from isobit.edits import SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import IsobitError
+from isobit.observer import Request
 from isobit.quant_spec import PerBlock, PerChannel, QuantSpec
 from isobit.ranges import encode_weight
 from isobit.sites import Input, Site, Tensor, Weight

@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backend import Batch, Request
+from isobit.backend import Batch
 from isobit.data import Dataset
 from isobit.edits import Edit, plan_edits
 from isobit.encoding import Encoding
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node
+from isobit.observer import Request
 from isobit.patches import Patches
 from isobit.placement import place
 from isobit.plugins import registry
 from isobit.rows import Rows
 from isobit.sites import Input, Site, Tensor
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import GPTQ, AdaRound, FoldBatchNorms, SequentialMse, Technique
 from isobit.testing import interpreter
 from isobit.testing.conformance.setting import Opened, Setting
@@ -79,7 +81,7 @@ class RoundingConformance(Setting):
     def test_rounding_behind_activations(self, open_network: Callable[[str], Opened], network: str) -> None:
         """The same with Relu and Clip right behind folded layers, in whose outputs the error is measured."""
         opened = open_network(network)
-        FoldBatchNorms().apply(opened.model)
+        FoldBatchNorms().apply(TechniqueContext(opened.model))
         _compare_with_interpreter(opened, AdaRound(activation_aware=True))
 
 
@@ -87,8 +89,8 @@ def _compare_with_interpreter(opened: Opened, technique: Technique) -> None:
     model, data = opened.model, Dataset(opened.network.batch(8), opened.model.graph, batch_size=3)
     plan = place(model.graph, registry().target("default"), Wishes("int4 per-channel", None, {}, ()))
     twin = _Interpreted(model.graph, {name: model.weight(name) for name in model.graph.weights})
-    report = technique.apply(model, data, plan)
-    expected = technique.apply(twin, data, plan)  # type: ignore[arg-type]
+    report = technique.apply(TechniqueContext(model, plan, data))
+    expected = technique.apply(TechniqueContext(twin, plan, data))  # type: ignore[arg-type]
     assert report.changed
     assert report.encodings.keys() == expected.encodings.keys()
     for site, encoding in report.encodings.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,15 @@ from numpy.typing import NDArray
 
 from isobit.backend import Batch
 from isobit.calibration import MinMaxRange
-from isobit.calibration.scheme import Calibrator
-from isobit.cooking import cook, output_sqnr
+from isobit.data import Dataset
+from isobit.errors import DataError
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
+from isobit.run_recipe import output_sqnr, run_recipe
+from isobit.technique_context import TechniqueContext
 from isobit.techniques import (
+    GPTQ,
+    AdaRound,
     Awq,
     CorrectBias,
     EqualizeCrossLayers,
@@ -41,8 +46,8 @@ class TechniquesConformance(Setting):
         opened = open_network(name)
         model, batch = opened.model, opened.network.batch(3)
         before = model.run(batch)
-        FoldBatchNorms().apply(model)
-        EqualizeCrossLayers(absorb_biases=False, clip="per-channel").apply(model)
+        FoldBatchNorms().apply(TechniqueContext(model))
+        EqualizeCrossLayers(absorb_biases=False, clip="per-channel").apply(TechniqueContext(model))
         assert_close(model.run(batch), before)
         assert_close(model.run(batch), opened.expected(batch))
 
@@ -55,14 +60,14 @@ class TechniquesConformance(Setting):
             graph = model.graph
             layers = [node for node in graph.nodes if node.op in ops]
             ranks = {node.name: _ranks(model.weight(node.inputs[1] or ""), technique) for node in layers}
-            splittable = technique(0.999).apply(model.copy()).left
+            splittable = technique(0.999).apply(TechniqueContext(model.copy())).left
             full = {layer: rank for layer, rank in ranks.items() if "cost" in splittable.get(layer, "cost")}
             before = model.run(batch)
-            technique(ranks=full).apply(model)
+            technique(ranks=full).apply(TechniqueContext(model))
             assert len(model.graph.nodes) == len(graph.nodes) + len(full)
             assert_close(model.run(batch), before)
             cut = open_network(name).model
-            technique(ranks={layer: max(1, rank // 2) for layer, rank in full.items()}).apply(cut)
+            technique(ranks={layer: max(1, rank // 2) for layer, rank in full.items()}).apply(TechniqueContext(cut))
             assert_close(cut.run(batch), interpreter.outputs(cut.graph, cut.weight, batch))
 
     @pytest.mark.parametrize("technique", [SmoothQuant(0.5), SmoothQuant(), Awq()])
@@ -79,26 +84,59 @@ class TechniquesConformance(Setting):
             assert any(text.endswith("a Mul") for text in report.changed)
 
     @pytest.mark.parametrize(
-        ("name", "technique"),
+        ("name", "technique", "method"),
         [
-            ("conv_net", CorrectBias("full")),
-            ("inverted_residual", CorrectBias()),
-            ("inverted_residual", CorrectBias(calibration="percentile=99")),
-            ("upsampler", CorrectBias()),
-            ("attention", CorrectBias()),
+            ("conv_net", CorrectBias("full"), "minmax"),
+            ("inverted_residual", CorrectBias(), "minmax"),
+            ("inverted_residual", CorrectBias(), "percentile=99"),
+            ("upsampler", CorrectBias(), "minmax"),
+            ("attention", CorrectBias(), "minmax"),
         ],
     )
-    def test_corrected_biases(self, open_network: Open, name: str, technique: CorrectBias) -> None:
+    def test_corrected_biases(self, open_network: Open, name: str, technique: CorrectBias, method: str) -> None:
         """Mean outputs of the coarsely quantized model come nearer to the float model's."""
         opened = open_network(name)
         batch, reference = opened.network.batch(12), opened.model.copy()
         sim = _sim(opened)
         sim.apply(FoldBatchNorms())
-        plain = _mean_shift(_calibrated(sim, batch, technique.calibration), reference, batch)
-        (report,) = sim.apply(technique, data=[batch])
+        plain = _mean_shift(_calibrated(sim, batch, method), reference, batch)
+        (report,) = sim.apply(technique, data=[batch], method=method)
         assert report.changed
-        corrected = _mean_shift(_calibrated(sim, batch, technique.calibration), reference, batch)
+        corrected = _mean_shift(_calibrated(sim, batch, method), reference, batch)
         assert corrected < 0.95 * plain
+
+    @pytest.mark.parametrize(
+        ("observing", "applied"),
+        [
+            (AdaRound(), (AdaRound(), AdaRound(scales="minmax"), AdaRound(damping=0.1))),
+            (GPTQ(), (GPTQ(), AdaRound())),
+            (CorrectBias(), (CorrectBias(),)),
+        ],
+        ids=("AdaRound", "GPTQ", "CorrectBias"),
+    )
+    def test_a_technique_runs_again_from_statistics(
+        self, open_network: Open, tmp_path: Path, observing: Technique, applied: tuple[Technique, ...]
+    ) -> None:
+        """Observed once and saved, a technique needs no data, whatever its other settings are."""
+        network = open_network("conv_net").network
+        data, path = [network.batch(4, seed) for seed in range(2)], tmp_path / "statistics.npz"
+        sim = _sim(open_network("conv_net"))
+        sim.apply(FoldBatchNorms())
+        sim.observe(observing, data=data)
+        sim.save_statistics(path)
+        for technique in applied:
+            direct, again = _sim(open_network("conv_net")), _sim(open_network("conv_net"))
+            for other in (direct, again):
+                other.apply(FoldBatchNorms())
+            (expected,) = direct.apply(technique, data=data)
+            again.load_statistics(path)
+            (report,) = again.apply(technique)
+            assert report.changed == expected.changed
+            assert report.encodings == expected.encodings
+            for name in direct.graph.weights:
+                np.testing.assert_array_equal(again.backend_model.weight(name), direct.backend_model.weight(name))
+        with pytest.raises(DataError, match="of another model"):
+            _sim(open_network("conv_net")).load_statistics(path)  # before folding it is one
 
     def test_batch_norms_are_reestimated(self, open_network: Open) -> None:
         """Their statistics become those of their inputs in the quantized model."""
@@ -116,8 +154,9 @@ class TechniquesConformance(Setting):
         model = sim.backend_model
         before = {name: np.array(model.weight(name)) for name in model.graph.weights}
         wanted, checkpoint = model.run(batch), sim.checkpoint()
-        steps = cook(sim, registry().recipe("ptq"), [batch], MinMaxRange())
-        judged = [step for step in steps if step.after is not None and step.outcome == "kept"]
+        passes = sim.passes(Dataset([batch], sim.graph), None, None, None)
+        run_recipe(sim.simulation, registry().recipe("ptq"), passes, MinMaxRange())
+        judged = [step for step in sim.steps if step.after is not None and step.outcome == "kept"]
         reached = output_sqnr([wanted], [_calibrated(sim, batch).run(batch)])
         assert judged
         assert reached == pytest.approx(judged[-1].after, abs=0.1)
@@ -131,7 +170,7 @@ def _sim(opened: Opened, target: str = "default") -> QuantSim:
     return QuantSim.of_backend_model(opened.model, registry().target(target), Wishes("int4 per-tensor"))
 
 
-def _calibrated(sim: QuantSim, batch: Batch, method: str | Calibrator = "minmax") -> QuantSim:
+def _calibrated(sim: QuantSim, batch: Batch, method: str = "minmax") -> QuantSim:
     sim.calibrate([batch], method)
     return sim
 

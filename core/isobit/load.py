@@ -1,0 +1,33 @@
+"""`isobit.load`: a saved simulator put on its float model again."""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from typing import Any
+
+from isobit.backend import Backend
+from isobit.fingerprint import check_fingerprint
+from isobit.plugins import registry
+from isobit.quantsim import QuantSim
+from isobit.saving import read_saved
+from isobit.simulation import Simulation
+from isobit.wishes import Wishes
+
+
+def load(
+    path: str | PathLike[str], model: Any, example_inputs: Any = None, *, backend: str | Backend | None = None
+) -> QuantSim:
+    """Put a saved simulator on its float model again.
+
+    Raises ModelError when the file is none, or when `model` is not the model it was made from (which weight differs).
+    """
+    where = fspath(path)
+    contents = read_saved(where)
+    manifest = contents["manifest"]
+    opened = registry().open(model, example_inputs, backend)
+    keys = ("weights", "activations", "overrides", "exclude")
+    simulation = Simulation(opened, contents["target"], Wishes(*(manifest[key] for key in keys)))
+    check_fingerprint(manifest["fingerprint"], simulation.fingerprint(), where)
+    parts = (contents[key] for key in ("edits", "encodings", "statistics", "frozen"))
+    simulation.restore(*parts, calibration=manifest["calibration"])
+    return QuantSim.of_simulation(simulation)
