@@ -20,7 +20,7 @@ Array = NDArray[Any]
 def fold(side: Side) -> tuple[Side, Mapping[str, str]]:
     """The side after `FoldBatchNorms`, and the new name of each tensor whose node went."""
     drawn = _Drawn(side)
-    FoldBatchNorms().apply(cast(BackendModel, drawn))  # it asks for a graph, weights and edits alone
+    FoldBatchNorms().apply(cast(BackendModel, drawn))  # it uses no more of a model than this class has
     return Side(drawn.graph, drawn.weight), drawn.renamed
 
 
