@@ -50,23 +50,23 @@ def compare(a: Mapping[Site, Encoding], b: Mapping[Site, Encoding]) -> list[Diff
 
 
 def _difference(site: Site, a: Encoding, b: Encoding) -> Difference | None:
-    moved = same_levels(b, a.spec)
-    if moved is None and a.spec.is_integer and b.spec.is_integer:
+    b_in_a = same_levels(b, a.spec)
+    if b_in_a is None and a.spec.is_integer and b.spec.is_integer:
         unsigned = "uint" if a.spec.dtype == "uint" or b.spec.dtype == "uint" else "int"
-        moved, a = _as_asymmetric(b, unsigned), _as_asymmetric(a, unsigned) or a
-        moved = None if moved is None else same_levels(moved, a.spec)
-    if moved is None:
+        b_in_a, a = _as_asymmetric(b, unsigned), _as_asymmetric(a, unsigned) or a
+        b_in_a = None if b_in_a is None else same_levels(b_in_a, a.spec)
+    if b_in_a is None:
         return Difference(site, "format", str(a.spec), str(b.spec))
-    if a.axis != moved.axis:
-        return Difference(site, "axis", str(a.axis), str(moved.axis))
-    if a.scale.shape != moved.scale.shape:
-        return Difference(site, "shape", str(a.scale.shape), str(moved.scale.shape))
-    differs = (a.scale != moved.scale) | (a.zero_point != moved.zero_point)
+    if a.axis != b_in_a.axis:
+        return Difference(site, "axis", str(a.axis), str(b_in_a.axis))
+    if a.scale.shape != b_in_a.scale.shape:
+        return Difference(site, "shape", str(a.scale.shape), str(b_in_a.scale.shape))
+    differs = (a.scale != b_in_a.scale) | (a.zero_point != b_in_a.zero_point)
     if not np.any(differs):
         return None
-    zero = np.abs(a.zero_point.astype(np.int64) - moved.zero_point)
-    steps = float(_distance(a, moved).max())
-    return Difference(site, "grid", _shown(a), _shown(moved), steps, int(differs.sum()), int(zero.max()))
+    zero = np.abs(a.zero_point.astype(np.int64) - b_in_a.zero_point)
+    steps = float(_distance(a, b_in_a).max())
+    return Difference(site, "grid", _shown(a), _shown(b_in_a), steps, int(differs.sum()), int(zero.max()))
 
 
 def _as_asymmetric(encoding: Encoding, dtype: str) -> Encoding | None:

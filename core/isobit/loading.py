@@ -60,7 +60,7 @@ def load_encodings(
     if strict:
         _refuse(mapped, encodings.unmapped)
     changed = mapped.formats
-    if changed:  # the file's formats are the user's wish
+    if changed:  # a user who loads a file asks for its formats
         wishes = replace(wishes, overrides={**(wishes.overrides or {}), **changed})
         plan = place(simulation.graph, simulation.target, wishes)
         mapped = map_to_plan(encodings, simulation.graph, plan)
@@ -135,14 +135,14 @@ def _fitted(encoding: Encoding, placement: Placement, graph: Graph) -> Encoding 
     """The encoding in the placement's format, or None where the format has other values."""
     granularity = placement.spec.granularity
     if isinstance(granularity, PerChannel) and isinstance(encoding.spec.granularity, PerTensor):
-        shape = graph.weights[constant_name(graph, placement.site)].shape  # one scale is that of each channel
+        shape = graph.weights[constant_name(graph, placement.site)].shape  # each channel gets the one scale
         axis, count = placement.channel_axis, shape[placement.channel_axis] if shape else 1
         scale, zero_point = np.broadcast_to(encoding.scale, (count,)), np.broadcast_to(encoding.zero_point, (count,))
         encoding = Encoding(encoding.spec.with_granularity(granularity), scale, zero_point, axis)
     elif isinstance(granularity, PerTensor) and isinstance(encoding.spec.granularity, PerChannel):
         if encoding.scale.size != 1:
             return None
-        bare = encoding.spec.with_granularity(granularity)  # one channel is a tensor
+        bare = encoding.spec.with_granularity(granularity)  # a single channel is the whole tensor
         encoding = Encoding(bare, encoding.scale.reshape(()), encoding.zero_point.reshape(()))
     return same_levels(encoding, placement.spec)
 

@@ -17,6 +17,9 @@ PROTOCOLS: Mapping[str, tuple[str, str]] = {
     "isobit_formats": ("isobit.formats.format", "EncodingsFormat"),
 }
 
+#: The statement of a member that is annotated and has no value.
+ANNOTATED = object()
+
 #: The hooks whose objects are classes.
 _CLASSES = ("isobit_calibrators", "isobit_techniques")
 _NAMED_BY: Mapping[str, str] = {"isobit_targets": "stem", "isobit_recipes": "stem", "isobit_techniques": "__name__"}
@@ -59,11 +62,11 @@ def lacking(item: Any, protocol: type) -> tuple[list[str], list[str]]:
 
 
 def members(protocol: type) -> dict[str, Any]:
-    """The public members of a Protocol and how it states each; None for one that is only annotated."""
+    """The public members of a Protocol and how it states each: `ANNOTATED`, or what its class holds."""
     stated: dict[str, Any] = {}
     for base in reversed(protocol.__mro__):
         if getattr(base, "_is_protocol", False):
-            stated.update(dict.fromkeys(inspect.get_annotations(base)))
+            stated.update(dict.fromkeys(inspect.get_annotations(base), ANNOTATED))
             stated.update(vars(base))
     return {name: statement for name, statement in stated.items() if not name.startswith("_")}
 
@@ -71,7 +74,7 @@ def members(protocol: type) -> dict[str, Any]:
 def has_default(statement: Any) -> bool:
     """Whether the statement of a member is also an implementation: a value, or a function that does something."""
     function = statement.fget if isinstance(statement, property) else getattr(statement, "__func__", statement)
-    if statement is None or getattr(function, "__isabstractmethod__", False):
+    if statement is ANNOTATED or getattr(function, "__isabstractmethod__", False):
         return False
     return not inspect.isfunction(function) or not _does_nothing(function.__code__)
 

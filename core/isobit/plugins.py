@@ -192,7 +192,7 @@ class Registry:
 
     def owner(self, backend: Backend) -> PluginRecord | None:
         """The plug-in that registered a backend."""
-        pairs = self._collect("isobit_backends")  # a hook may make its objects anew each time: the name tells
+        pairs = self._collect("isobit_backends")  # a hook may return new objects each time, so names are compared
         return next((record for record, item in pairs if item.name == backend.name), None)
 
     def backend(self, name: str) -> Backend:

@@ -86,8 +86,8 @@ def test_folder_of_samples_is_stacked_by_name(tmp_path, graph):
     files = load(tmp_path, graph, PLAIN, batch_size=3)
     assert len(files.source) == 2
     for _ in range(2):  # any number of passes
-        found = batches(files, graph)
-        assert [batch["x"][:, 0].tolist() for batch in found] == [[0, 1, 2], [3]]
+        served = batches(files, graph)
+        assert [batch["x"][:, 0].tolist() for batch in served] == [[0, 1, 2], [3]]
 
 
 def test_folder_of_batches(tmp_path, pair):

@@ -110,8 +110,8 @@ def test_converting_there_and_back(isobit: Callable[..., Any], sim: library.Quan
         result = isobit("convert", there, tmp_path / "back.json", "--format", "isobit", "--model", model)
         assert result.exit_code == 0, result.output
         read = read_encodings(tmp_path / "back.json")
-        wanted = {s: e for s, e in sim.encodings.items() if e.spec.type_name != "int32" or form == "onnx-qdq"}
-        assert dict(read) == wanted
+        written = {s: e for s, e in sim.encodings.items() if e.spec.type_name != "int32" or form == "onnx-qdq"}
+        assert dict(read) == written
 
 
 def test_what_a_format_cannot_hold_is_said(isobit: Callable[..., Any], tmp_path: Path) -> None:

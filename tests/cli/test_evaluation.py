@@ -30,43 +30,43 @@ def shifted(batch):
 
 
 def test_accuracy_and_agreement(make_graph):
-    found = evaluator(make_graph, np.array([0, 1, 2, 0]))
-    found.compare(same, shifted)
-    found.exported(same)
-    result = found.result
+    comparison = evaluator(make_graph, np.array([0, 1, 2, 0]))
+    comparison.compare(same, shifted)
+    comparison.exported(same)
+    result = comparison.result
     assert result.samples == 4
     assert (result.float_accuracy, result.simulated_accuracy, result.exported_accuracy) == (0.75, 0.75, 0.75)
     assert (result.simulated_agreement, result.exported_agreement) == (0.5, 1.0)
 
 
 def test_labels_in_a_column_and_as_floats(make_graph):
-    found = evaluator(make_graph, np.array([[0.0], [1.0], [2.0], [3.0]]))
-    found.compare(same, same)
-    assert found.result.float_accuracy == 1.0
+    comparison = evaluator(make_graph, np.array([[0.0], [1.0], [2.0], [3.0]]))
+    comparison.compare(same, same)
+    assert comparison.result.float_accuracy == 1.0
 
 
 def test_sqnr(make_graph):
-    found = evaluator(make_graph)
-    found.compare(same, lambda batch: {"y": batch["x"] * np.float32(1.125)})
-    assert found.result.sqnr["y"] == pytest.approx(20 * math.log10(8))
-    found = evaluator(make_graph)
-    found.compare(same, same)
-    assert found.result.sqnr["y"] == math.inf
+    comparison = evaluator(make_graph)
+    comparison.compare(same, lambda batch: {"y": batch["x"] * np.float32(1.125)})
+    assert comparison.result.sqnr["y"] == pytest.approx(20 * math.log10(8))
+    comparison = evaluator(make_graph)
+    comparison.compare(same, same)
+    assert comparison.result.sqnr["y"] == math.inf
 
 
 def test_outputs_that_score_no_classes(make_graph):
     scores = np.ones((4, 2, 5, 5), np.float32)
-    found = evaluator(make_graph, np.zeros(4, int), scores)
-    found.compare(same, same)
-    assert found.result.float_accuracy is None
-    assert found.result.simulated_agreement is None
-    assert found.result.notes == ["output 'y' has shape (samples, 2, 5, 5), which scores no classes: no top-1"]
+    comparison = evaluator(make_graph, np.zeros(4, int), scores)
+    comparison.compare(same, same)
+    assert comparison.result.float_accuracy is None
+    assert comparison.result.simulated_agreement is None
+    assert comparison.result.notes == ["output 'y' has shape (samples, 2, 5, 5), which scores no classes: no top-1"]
 
 
 def test_trailing_axes_of_one_are_no_obstacle(make_graph):
-    found = evaluator(make_graph, np.arange(4), SCORES.reshape(4, 4, 1, 1))
-    found.compare(same, same)
-    assert found.result.float_accuracy == 1.0
+    comparison = evaluator(make_graph, np.arange(4), SCORES.reshape(4, 4, 1, 1))
+    comparison.compare(same, same)
+    assert comparison.result.float_accuracy == 1.0
 
 
 def test_table_says_dashes_where_nothing_was_measured(capsys, monkeypatch):
@@ -95,9 +95,9 @@ def test_names_with_brackets_are_printed_as_they_are(capsys):
 
 
 def test_json_has_no_infinity(capsys, make_graph):
-    found = evaluator(make_graph)
-    found.compare(same, same)
-    print_outcome(Outcome("a x b", "default", "minmax", found.result), as_json=True)
+    comparison = evaluator(make_graph)
+    comparison.compare(same, same)
+    print_outcome(Outcome("a x b", "default", "minmax", comparison.result), as_json=True)
     assert '"y": null' in capsys.readouterr().out
 
 

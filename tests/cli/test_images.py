@@ -103,9 +103,9 @@ def test_folder_of_formats_is_sorted(tmp_path, make_graph):
         Image.fromarray(np.full((4, 4), 40 * index, np.uint8)).save(tmp_path / f"{index}.{ending}", kind)
     graph = make_graph(x=("n", 1, 4, 4))
     files = load(tmp_path, graph, ImageOptions(scale=1.0), batch_size=2)
-    found = [batch["x"][:, 0, 0, 0] for batch in Dataset(files.source, graph)]
-    np.testing.assert_allclose(np.concatenate(found), [0, 40, 80, 120, 160], atol=2)
-    assert [len(batch) for batch in found] == [2, 2, 1]
+    pixels = [batch["x"][:, 0, 0, 0] for batch in Dataset(files.source, graph)]
+    np.testing.assert_allclose(np.concatenate(pixels), [0, 40, 80, 120, 160], atol=2)
+    assert [len(batch) for batch in pixels] == [2, 2, 1]
 
 
 def test_damaged_image_is_named(tmp_path, photo, make_graph):

@@ -128,6 +128,11 @@ def test_a_class_that_derives_from_the_protocol_has_its_defaults_and_nothing_els
         pass
 
     assert lacking(Derived(), Contract) == (["size", "name", "read", "make"], [])
+    assert lacking(SimpleNamespace(size=None), Contract)[0] == [
+        "name",
+        "read",
+        "make",
+    ]  # None is a value
     assert lacking(object(), Contract) == (["size", "name", "read", "make"], ["colour", "weight", "write", "fits"])
 
 

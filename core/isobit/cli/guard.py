@@ -45,7 +45,7 @@ class GuardedGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
-            raise  # typer's own, answered by typer
+            raise  # typer prints these and sets the exit code
         except KeyboardInterrupt as error:
             self._traceback(ctx)
             written = ctx.meta.get(_WRITTEN)

@@ -109,7 +109,7 @@ Recipe = Annotated[
     typer.Option(
         "--recipe",
         metavar="NAME",
-        is_eager=True,  # --explain reads it
+        is_eager=True,  # it must be parsed before --explain, which reads it
         rich_help_panel=_FORMATS,
         help="What is done before calibration: basic, ptq, transformer, or a .toml file; basic unless said.",
     ),

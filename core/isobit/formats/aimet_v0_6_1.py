@@ -98,7 +98,7 @@ def _tensor_of(module: str, side: str, number: str, names: Names | None, at: str
         raise EncodingError(f"{at}: {side}: entries by module need the model")
     node = next((node for node in names.graph.nodes if node.name == module), None)
     if node is None:
-        return f"{module}:{side}{number}"  # unknown to the model, and said so
+        return f"{module}:{side}{number}"  # no such name is in the model: it will be listed as unmapped
     tensors = [n for n in (node.inputs if side == "input" else node.outputs) if n in names.graph.tensors and n]
     if int(number) >= len(tensors):
         raise EncodingError(f"{at}: {side}: {number}: the module has {len(tensors)} such tensors")

@@ -38,7 +38,7 @@ class AimetV2(EncodingsFormat):
     name = "aimet-2.0.0"
     suffix = ".encodings"
     uses_names = True
-    omitted_types = ("float16", "bfloat16")  # 16-bit floats are as float tensors are
+    omitted_types = ("float16", "bfloat16")  # readers take a tensor without an entry for a float one
 
     def recognises(self, content: FileContent) -> bool:
         """Whether it is a file of a version 2."""
@@ -183,7 +183,7 @@ def _entry(place: Place, encoding: Encoding) -> dict[str, Any]:
             entry["y_zero_point"] = int(encoding.zero_point)
         return entry
     shape = place.native or None
-    if shape is None:  # names without a model: what is there goes out as it is
+    if shape is None:  # without the model the shape is not known: the scales are written as they are
         axis, index = encoding.axis, np.arange(encoding.scale.size).reshape(encoding.scale.shape)
         block = granularity.size if isinstance(granularity, PerBlock | Lpbq) else None
     else:

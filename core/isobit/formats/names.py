@@ -73,7 +73,7 @@ class Names:
             return names
         try:
             proto, onnx_names = opened.to_onnx()
-        except IsobitError as error:  # names of modules and weights still serve
+        except IsobitError as error:  # files that use names of modules and weights can still be read
             return replace(names, notes=(f"names of its ONNX export are not known: {error}",))
         shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
         places = _onnx_places(opened.graph, onnx_names, shapes, names)
@@ -146,7 +146,7 @@ def _graph_places(graph: Graph) -> list[Place]:
         channel, block = _axes(graph, name)
         try:
             native = to_native(np.broadcast_to(np.int8(0), info.shape), info.layout).shape
-        except ValueError:  # a part of an array
+        except ValueError:  # the constant is a part of an array, and its layout cannot be undone
             places.append(Place(name, Weight(name), info.shape, info.shape, (), channel, block))
             continue
         places.append(Place(info.source or name, Weight(name), info.shape, native, info.layout, channel, block))

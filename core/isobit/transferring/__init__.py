@@ -40,7 +40,7 @@ def transfer(encodings: Mapping[Site, Encoding], source: Any, target: Any) -> Tr
     best = place_encodings(encodings, source_side, target_side, sites)
     if not best.complete:
         folded = _transfer_folded(encodings, source_side, target_side, plan)
-        # Among equals, the target as it is; else the folded source, which has the better reasons.
+        # Where both map as many: the one for the target as it is, else the folded one, whose reasons say more.
         candidates = (best, folded) if _FOLDED in folded.notes else (folded, best)
         best = min(candidates, key=lambda result: len(result.unmapped) + len(result.missing))
     if encodings and not best.mapped:
@@ -50,7 +50,7 @@ def transfer(encodings: Mapping[Site, Encoding], source: Any, target: Any) -> Tr
 
 
 def _transfer_folded(encodings: Mapping[Site, Encoding], source: Side, target: Side, plan: Plan | None) -> Transfer:
-    """Both models with folded batch norms, but for a target whose plan speaks of it as it is."""
+    """Both models with folded batch norms, but for a target that has a plan: the plan is of the target as it is."""
     folded_source, renamed = fold(source)
     folded_target = target if plan is not None else fold(target)[0]
     kept: dict[Site, Encoding] = {}
@@ -71,7 +71,7 @@ def _transfer_folded(encodings: Mapping[Site, Encoding], source: Side, target: S
 def _is_of_unfolded(encoding: Encoding, name: str, raw: Side, folded: Side) -> bool:
     """Whether an encoding is closer to what the weight before folding gives than to what the folded one gives."""
     if name not in raw.graph.weights or name not in folded.graph.weights or encoding.spec.bits > 16:
-        return False  # a bias has the grid of its products, whatever it holds
+        return False  # the scale of a bias follows from input and weight, not from its values
     before, after = (np.asarray(side.read(name)) for side in (raw, folded))
     if before.shape != after.shape or np.array_equal(before, after):
         return False

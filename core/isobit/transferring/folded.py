@@ -21,7 +21,7 @@ Array = NDArray[Any]
 def fold(side: Side) -> tuple[Side, Mapping[str, str]]:
     """The side after `FoldBatchNorms`, and the new name of each tensor whose node went."""
     drawn = _Drawn(side)
-    FoldBatchNorms().apply(TechniqueContext(cast(BackendModel, drawn)))  # it asks for a graph, weights and edits alone
+    FoldBatchNorms().apply(TechniqueContext(cast(BackendModel, drawn)))  # it uses no more of a model
     return Side(drawn.graph, drawn.weight), drawn.renamed
 
 

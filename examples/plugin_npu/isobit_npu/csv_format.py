@@ -7,13 +7,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, IsobitError
 from isobit.files import write_atomically
 from isobit.formats.format import EncodingsFormat, FileContent
-from isobit.quant_spec import QuantSpec
 from isobit.sites import site_key, site_of
 
 _HEAD = ["kind", "name", "index", "format", "axis", "scale", "zero_point"]
@@ -58,8 +55,5 @@ class NpuCsv(EncodingsFormat):
 
 
 def _encoding(rows: list[Any]) -> Encoding:
-    form, axis, *_ = rows[0]
-    scales, zeros = (np.array([row[place] for row in rows]) for place in (2, 3))
-    if axis == "":
-        return Encoding(QuantSpec.parse(form), scales[0].astype(np.float32), zeros[0])
-    return Encoding(QuantSpec.parse(form), scales.astype(np.float32), zeros, int(axis))
+    (form, axis, *_), (*_, scales, zeros) = rows[0], zip(*rows, strict=True)
+    return Encoding.of(form, scales[0], zeros[0]) if axis == "" else Encoding.of(form, scales, zeros, int(axis))
