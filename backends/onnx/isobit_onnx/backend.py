@@ -54,7 +54,7 @@ class OnnxBackend:
     def restore(self, state: bytes) -> OnnxModel:
         """The model that `OnnxModel.state` wrote."""
         self._require()
-        from isobit_onnx.state import restore
+        from isobit_onnx.restore_state import restore
 
         return restore(state, self.providers)
 

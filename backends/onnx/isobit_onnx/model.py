@@ -28,6 +28,7 @@ from isobit_onnx.editing import apply_edits, set_weights
 from isobit_onnx.observing import ObservingSessions, Watched
 from isobit_onnx.qdq import Quantized, insert_quantizers
 from isobit_onnx.session import Session
+from isobit_onnx.state import dump
 from isobit_onnx.translation import translate
 
 #: Sessions kept for other settings of `enable`: float and simulated runs alternate in most work.
@@ -225,8 +226,6 @@ class OnnxModel:
 
     def state(self) -> bytes:
         """Everything, as bytes."""
-        from isobit_onnx.state import dump
-
         return dump(self.float_model, self._encodings, self._off)
 
 
