@@ -55,9 +55,9 @@ def test_a_second_calibration_observes_with_the_session_of_the_first(monkeypatch
     np.testing.assert_array_equal(*(s.run(network.batch(2))[next(iter(s.graph.outputs))] for s in (sim, fresh)))
 
 
-@pytest.mark.parametrize("limit", [onnx_session.LARGE, 1000])
+@pytest.mark.parametrize("limit", [onnx_session.PROTOBUF_LIMIT, 1000])
 def test_a_session_takes_large_weights_as_they_are(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_session, "LARGE", limit)
+    monkeypatch.setattr(onnx_session, "PROTOBUF_LIMIT", limit)
     network = NETWORKS["conv_net"]()
     proto = build_onnx(network)
     model = read_model(proto)

@@ -12,7 +12,7 @@ import isobit
 from isobit.encoding import Encoding
 from isobit.quant_spec import QuantSpec
 from isobit.sites import Input, Tensor, Weight
-from isobit_onnx import reading, session
+from isobit_onnx import save_model, session
 from isobit_onnx.backend import OnnxBackend
 
 RNG = np.random.default_rng(3)
@@ -166,8 +166,8 @@ def test_one_reader_of_a_tensor_can_have_its_own_format():
 @pytest.fixture
 def small_limit(monkeypatch):
     """Treat every model as too large for one protobuf."""
-    monkeypatch.setattr(session, "LARGE", 100)
-    monkeypatch.setattr(reading, "LARGE", 100)
+    monkeypatch.setattr(session, "PROTOBUF_LIMIT", 100)
+    monkeypatch.setattr(save_model, "PROTOBUF_LIMIT", 100)
 
 
 def test_models_beyond_the_protobuf_limit_go_through_files(tmp_path, small_limit):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import onnx_ir as ir
 
 from isobit.backend import BackendModel
-from isobit.encoding import Encodings
-from isobit.sites import Tensor
-from isobit_onnx.binding import bind, from_name_map
+from isobit.encoding import Encoding, Encodings
+from isobit.sites import Site
+from isobit_onnx.binding import NativeSite, from_name_map
 from isobit_onnx.completeness import check_complete
-from isobit_onnx.model import OnnxModel
+from isobit_onnx.opset import raise_opset
 from isobit_onnx.qdq import insert_quantizers
-from isobit_onnx.reading import infer_shapes, raise_opset
-from isobit_onnx.session import save_model
+from isobit_onnx.reading import infer_shapes
+from isobit_onnx.save_model import save_model
 
 _SATURATION = (
     "on x86-64 processors without VNNI, run the exported model with the session option session.x64quantprecision=1: "
@@ -23,32 +25,47 @@ _SATURATION = (
 )
 
 
+class QdqPlan(NamedTuple):
+    """A float model to change, where its quantizers go, and those of values inside neutral nodes, by name."""
+
+    float_model: ir.Model
+    placed: Sequence[tuple[NativeSite, Encoding]]
+    interior: Mapping[str, Encoding]
+
+
+@runtime_checkable
+class PlansQdq(Protocol):
+    """A model that knows more than the names of `to_onnx` say: the ONNX backend's own."""
+
+    def qdq_plan(self, encodings: Mapping[Site, Encoding]) -> QdqPlan:
+        """Where the quantizers of `encodings` go in a copy of the float model."""
+        ...
+
+
 def write_qdq(model: BackendModel, encodings: Encodings, path: Path) -> list[str]:
     """Write `model` with `encodings` to `path`; returns what the reader should know.
 
     The file is loaded by onnxruntime before it counts as written, where onnxruntime is installed.
     """
-    if isinstance(model, OnnxModel):
-        float_model = model.float_model.clone()
-        places = [(bind(float_model, model.translation, site), e) for site, e in encodings.items()]
-        inner = model.inner_values().items()
-        interior = {name: encodings[Tensor(tensor)] for name, tensor in inner if Tensor(tensor) in encodings}
-    else:
-        proto, names = model.to_onnx()
-        float_model = ir.from_proto(proto)
-        raise_opset(float_model, "the exported model")
-        places = [(from_name_map(names, site), e) for site, e in encodings.items()]
-        interior = {}
-    insert_quantizers(float_model, places, interior)
-    infer_shapes(float_model)
-    save_model(float_model, path)
-    check_complete(path, places, interior)
+    plan = model.qdq_plan(encodings) if isinstance(model, PlansQdq) else _plan_by_names(model, encodings)
+    insert_quantizers(plan.float_model, plan.placed, plan.interior)
+    infer_shapes(plan.float_model)
+    save_model(plan.float_model, path)
+    check_complete(path, plan.placed, plan.interior)
     if find_spec("onnxruntime") is None:
         return ["the exported model was not checked: onnxruntime is not installed", _SATURATION]
     from isobit_onnx.checking import check_loads
 
     check_loads(path)
     return [_SATURATION]
+
+
+def _plan_by_names(model: BackendModel, encodings: Encodings) -> QdqPlan:
+    """The plan for any backend's model, whose `to_onnx` says the names of its sites."""
+    proto, names = model.to_onnx()
+    float_model = ir.from_proto(proto)
+    raise_opset(float_model, "the exported model")
+    return QdqPlan(float_model, [(from_name_map(names, site), e) for site, e in encodings.items()], {})
 
 
 def write_float(model: BackendModel, path: Path) -> None:

@@ -25,6 +25,7 @@ from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_onnx.binding import NativeSite, bind
 from isobit_onnx.editing import apply_edits, set_weights
+from isobit_onnx.export import QdqPlan
 from isobit_onnx.observing import ObservingSessions, Watched
 from isobit_onnx.qdq import Quantized, insert_quantizers
 from isobit_onnx.session import Session
@@ -211,6 +212,14 @@ class OnnxModel:
             if inner is not None and inner.name:
                 found[inner.name] = node.outputs[0]
         return found
+
+    def qdq_plan(self, encodings: Mapping[Site, Encoding]) -> QdqPlan:
+        """Where the quantizers of an export go, those of values inside neutral nodes too."""
+        float_model = self.float_model.clone()
+        placed = [(bind(float_model, self.translation, site), encoding) for site, encoding in encodings.items()]
+        inner = self.inner_values().items()
+        interior = {name: encodings[Tensor(tensor)] for name, tensor in inner if Tensor(tensor) in encodings}
+        return QdqPlan(float_model, placed, interior)
 
     def copy(self) -> OnnxModel:
         """An independent copy."""

@@ -21,6 +21,7 @@ from isobit.quant_spec import PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.quiet import quiet_loggers
 from isobit.regrid import regrid
 from isobit.sites import Site, Tensor, Weight
+from isobit_onnx.error_text import first_line
 
 _TYPES = {
     ir.DataType.INT4: "int4", ir.DataType.INT8: "int8", ir.DataType.INT16: "int16", ir.DataType.INT32: "int32",
@@ -103,8 +104,7 @@ def quantized_values(path: str | PathLike[str]) -> list[Quantized]:
             passes.InlinePass()(model)
             passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     except Exception as error:  # protobuf and onnx-ir raise many kinds
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise EncodingError(f"{where}: not an ONNX model, or truncated: {first}") from error
+        raise EncodingError(f"{where}: not an ONNX model, or truncated: {first_line(error)}") from error
     return list(_Reader(model, where).all())
 
 

@@ -14,25 +14,20 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-from onnxscript import optimizer, version_converter
+from onnxscript import optimizer
 
 from isobit.errors import ModelError
 from isobit.quiet import quiet_loggers
 from isobit_onnx.directions import split_directions
+from isobit_onnx.error_text import first_line
 from isobit_onnx.initializers import describe
 from isobit_onnx.joined_weights import join_weights, joins_weights
-
-#: int4, int16 and blocks in QuantizeLinear exist from here on.
-OPSET = 21
-OLDEST_OPSET = 7
+from isobit_onnx.opset import OLDEST_OPSET, raise_opset
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 
 #: Passes log what they leave alone; the report says it better.
 _PASS_LOGGERS = ("onnx_ir", "onnxscript")
-
-#: Serialized protobufs end at 2 GiB; models above this keep their weights beside the graph.
-LARGE = 1_800_000_000
 
 #: Types whose protobufs hold the bytes of a NumPy array.
 _PLAIN = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.INT32})
@@ -68,14 +63,14 @@ def _load(source: Any, where: str) -> ir.Model:
     except OSError as error:
         raise ModelError(f"model file {where} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # protobuf and onnx-ir raise many kinds
-        raise ModelError(f"{where} is not an ONNX model, or is truncated: {_first_line(error)}") from error
+        raise ModelError(f"{where} is not an ONNX model, or is truncated: {first_line(error)}") from error
 
 
 def _deserialized(proto: onnx.ModelProto, where: str) -> ir.Model:
     try:
         return ir.from_proto(proto)
     except Exception as error:
-        raise ModelError(f"{where} is not a valid ONNX model: {_first_line(error)}") from error
+        raise ModelError(f"{where} is not a valid ONNX model: {first_line(error)}") from error
 
 
 def _check(model: ir.Model, where: str, source: Any) -> None:
@@ -95,7 +90,7 @@ def _check(model: ir.Model, where: str, source: Any) -> None:
         # A path is checked as a file, so that external data and models of any size are looked at where they lie.
         onnx.checker.check_model(str(source) if isinstance(source, str | os.PathLike) else ir.to_proto(model))
     except Exception as error:  # the checker raises its own kinds
-        raise ModelError(f"{where} is not a valid ONNX model: {_first_line(error)}") from error
+        raise ModelError(f"{where} is not a valid ONNX model: {first_line(error)}") from error
 
 
 def _check_external(name: str, tensor: ir.ExternalTensor, where: str) -> None:
@@ -149,20 +144,6 @@ def infer_shapes(model: ir.Model) -> ir.Model:
 
 def _run(step: Any, model: ir.Model) -> None:
     step(model)
-
-
-def raise_opset(model: ir.Model, where: str) -> None:
-    """Raise the opset to the one that quantized types need, in place. Raises ModelError."""
-    if model.opset_imports[""] < OPSET:
-        before = model.opset_imports[""]
-        try:
-            version_converter.ConvertVersionPass(OPSET, fallback=True)(model)
-        except Exception as error:
-            raise ModelError(f"{where}: opset {before} could not be raised to {OPSET}: {_first_line(error)}") from error
-        if model.opset_imports[""] < OPSET:
-            raise ModelError(f"{where}: opset {before} could not be raised to {OPSET}: export it with a newer opset")
-    # IR version 10 is the one of opset 21; older runtimes read it, and the tensor types of Q/DQ need it.
-    model.ir_version = max(model.ir_version or 0, 10)
 
 
 _VIEWS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity"})
@@ -252,8 +233,3 @@ def _name_everything(model: ir.Model) -> None:
             name = f"{stem}#{number}"
         node.name = name
         taken.add(name)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

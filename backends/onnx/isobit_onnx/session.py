@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from isobit.errors import ModelError, PluginError, did_you_mean
 from isobit_onnx.blocked import block_size, keep_blocked, optimise
-from isobit_onnx.reading import LARGE
-
-EXTERNAL = "weights.bin"
+from isobit_onnx.error_text import one_line
+from isobit_onnx.initializers import PROTOBUF_LIMIT, weight_bytes
 
 Weights = dict[str, NDArray[Any]]
 
@@ -26,11 +25,6 @@ Weights = dict[str, NDArray[Any]]
 _SMALLEST_APART = 1024
 
 _SHARED = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8, ir.DataType.UINT8})
-
-
-def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers."""
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
 class Session:
@@ -65,7 +59,7 @@ class Session:
         try:
             self._session = (self._open_blocked() if not blocked_after else None) or self._open(model)
         except Exception as error:  # onnxruntime raises its own kinds
-            raise ModelError(f"onnxruntime cannot run the model: {_short(error)}") from error
+            raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}") from error
         self.output_names = [output.name for output in self._session.get_outputs()]
 
     def _options(self, weights: Weights | None = None) -> Any:
@@ -115,7 +109,7 @@ class Session:
                 self._session = self._open_blocked() or self._session
             values = self._session.run(None, dict(feeds))
         except Exception as error:
-            raise ModelError(f"onnxruntime failed on a batch: {_short(error)}") from error
+            raise ModelError(f"onnxruntime failed on a batch: {one_line(error)}") from error
         return {name: np.asarray(value) for name, value in zip(self.output_names, values, strict=True)}
 
 
@@ -131,12 +125,12 @@ def _serialized(model: ir.Model) -> Iterator[tuple[str | bytes, Weights]]:
         if value.const_value is not None and _can_lie_apart(value)
     }
     weights: Weights = {name: np.require(tensor.numpy(), requirements=("C", "A")) for name, tensor in apart.items()}
-    if weight_bytes(model) - sum(array.nbytes for array in weights.values()) < LARGE:
+    if weight_bytes(model) - sum(array.nbytes for array in weights.values()) < PROTOBUF_LIMIT:
         yield _without(model, apart), weights
         return
     with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
         path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data=EXTERNAL)
+        ir.save(model, path, external_data="weights.bin")
         yield str(path), {}  # a session maps or copies the file while it is made
 
 
@@ -188,15 +182,3 @@ def chosen_providers(wanted: Sequence[str] = ()) -> list[str]:
             hint = did_you_mean(name, available) or '; for CUDA: pip install "isobit[onnx-cuda]"'
             raise PluginError(f"onnxruntime has no provider {name!r}{hint}; it has {', '.join(available)}")
     return list(wanted) or [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
-
-
-def save_model(model: ir.Model, path: Path) -> None:
-    """Write a model file; weights beyond the protobuf limit go beside it, into ``<name>.data``."""
-    if weight_bytes(model) < LARGE:
-        onnx.save(ir.to_proto(model), path)
-    else:
-        ir.save(model, path, external_data=f"{path.name}.data")
