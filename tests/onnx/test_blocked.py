@@ -13,12 +13,12 @@ from isobit.quant_spec import QuantSpec
 from isobit.sites import Tensor
 from isobit.statistics import Histogram, MinMax
 from isobit.testing.networks import Network, NetworkBuilder
-from isobit_onnx import session
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.blocked import DOMAIN, block_size, keep_blocked, optimise
-from isobit_onnx.building import build_onnx
 from isobit_onnx.model import OnnxModel
-from isobit_onnx.session import Session
+from isobit_onnx.reference_networks import build_onnx
+from isobit_onnx.run import session
+from isobit_onnx.run.blocked_layout import DOMAIN, block_size, keep_blocked, optimise
+from isobit_onnx.run.session import Session
 
 pytestmark = pytest.mark.skipif(block_size() == 0, reason="onnxruntime has no blocked layout on this machine")
 

@@ -17,8 +17,8 @@ from isobit.statistics import Histogram
 from isobit.testing.collecting import Collect
 from isobit.testing.networks import NetworkBuilder
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.building import build_onnx
-from isobit_onnx.observing import ObservingSession
+from isobit_onnx.reference_networks import build_onnx
+from isobit_onnx.run.observe import ObservingSession
 
 
 @pytest.fixture

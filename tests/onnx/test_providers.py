@@ -10,8 +10,8 @@ import isobit
 from isobit.errors import PluginError
 from isobit.testing.networks import two_inputs
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.building import build_onnx
-from isobit_onnx.session import Session
+from isobit_onnx.reference_networks import build_onnx
+from isobit_onnx.run.session import Session
 
 
 @pytest.fixture

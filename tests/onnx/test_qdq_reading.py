@@ -16,8 +16,8 @@ from isobit.errors import EncodingError, OutputError
 from isobit.formats import read_encodings, write_encodings
 from isobit.formats.names import Names
 from isobit.sites import Input, Tensor, Weight
-from isobit_onnx.binding import NativeSite
-from isobit_onnx.completeness import check_complete
+from isobit_onnx.qdq.check_quantized import check_complete
+from isobit_onnx.translate.sites import NativeSite
 
 RNG = np.random.default_rng(5)
 DATA = RNG.standard_normal((8, 4, 8, 8)).astype(np.float32)

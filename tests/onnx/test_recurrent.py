@@ -14,7 +14,7 @@ from isobit.errors import EditError
 from isobit.layout import Blocks, to_canonical, to_native
 from isobit.testing import interpreter
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.grids import grid_of
+from isobit_onnx.qdq.grids import grid_of
 
 RNG = np.random.default_rng(0)
 HIDDEN, FEATURES = 4, 3

@@ -15,7 +15,7 @@ from isobit.techniques import CorrectBias, EqualizeCrossLayers
 from isobit.testing.rescaling import folded_with_relu, rescaled
 from isobit.wishes import Wishes
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.building import build_onnx
+from isobit_onnx.reference_networks import build_onnx
 
 FOLDER = Path(__file__).parents[2] / "examples" / "digits"
 DATA = np.load(FOLDER / "calibration.npz")["image"][:96]

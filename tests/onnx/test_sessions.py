@@ -16,13 +16,13 @@ from isobit.edits import SetWeights
 from isobit.errors import EditError
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS
-from isobit_onnx import observing as onnx_observing
-from isobit_onnx import session as onnx_session
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.building import build_onnx
-from isobit_onnx.reading import read_model
-from isobit_onnx.session import Session
-from isobit_onnx.translation import translate
+from isobit_onnx.read.read_model import read_model
+from isobit_onnx.reference_networks import build_onnx
+from isobit_onnx.run import observe as onnx_observing
+from isobit_onnx.run import session as onnx_session
+from isobit_onnx.run.session import Session
+from isobit_onnx.translate.translate import translate
 
 
 def test_a_second_calibration_observes_with_the_session_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ import isobit
 from isobit.encoding import Encoding
 from isobit.quant_spec import QuantSpec
 from isobit.sites import Input, Tensor, Weight
-from isobit_onnx import save_model, session
 from isobit_onnx.backend import OnnxBackend
+from isobit_onnx.export import save_model
+from isobit_onnx.run import session
 
 RNG = np.random.default_rng(3)
 

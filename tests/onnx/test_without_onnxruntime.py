@@ -16,7 +16,7 @@ from isobit.encoding import Encoding, Encodings
 from isobit.sites import Tensor
 from isobit.testing.networks import NETWORKS
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.writing import write_onnx
+from isobit_onnx.write.write_onnx import write_onnx
 
 class Model:
     def to_onnx(self):

@@ -13,7 +13,7 @@ from isobit.layout import to_canonical
 from isobit.sites import Input, Tensor, Weight
 from isobit.testing import interpreter
 from isobit.testing.networks import NETWORKS
-from isobit_onnx.writing import write_onnx
+from isobit_onnx.write.write_onnx import write_onnx
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))

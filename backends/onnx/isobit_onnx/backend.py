@@ -45,8 +45,8 @@ class OnnxBackend:
         """Open a model as a copy; ONNX models say their inputs, so no example is needed. Raises ModelError."""
         self._require()
         from isobit_onnx.model import OnnxModel
-        from isobit_onnx.reading import read_model
-        from isobit_onnx.session import chosen_providers
+        from isobit_onnx.read.read_model import read_model
+        from isobit_onnx.run.session import chosen_providers
 
         chosen_providers(self.providers)  # before the work
         return OnnxModel(read_model(model), self.providers)
@@ -61,21 +61,21 @@ class OnnxBackend:
     def write_qdq(self, model: BackendModel, encodings: Encodings, path: Path) -> list[str]:
         """Write the float model of any backend with `encodings` as a QDQ model; returns notes."""
         self._require(running=False)
-        from isobit_onnx.export import write_qdq
+        from isobit_onnx.export.export_qdq import write_qdq
 
         return write_qdq(model, encodings, path)
 
     def build_network(self, network: Network) -> Any:
         """A reference network as ``onnx.ModelProto``, for `isobit.testing`."""
         self._require(running=False)
-        from isobit_onnx.building import build_onnx
+        from isobit_onnx.reference_networks import build_onnx
 
         return build_onnx(network)
 
     def write_float(self, model: BackendModel, path: Path) -> None:
         """Write the float model of any backend as ONNX."""
         self._require(running=False)
-        from isobit_onnx.export import write_float
+        from isobit_onnx.export.export_qdq import write_float
 
         write_float(model, path)
 

@@ -23,14 +23,14 @@ from isobit.graph import Graph
 from isobit.layout import to_canonical
 from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor, Weight
-from isobit_onnx.binding import NativeSite, bind
-from isobit_onnx.editing import apply_edits, set_weights
-from isobit_onnx.export import QdqPlan
-from isobit_onnx.observing import ObservingSessions, Watched
-from isobit_onnx.qdq import Quantized, insert_quantizers
-from isobit_onnx.session import Session
+from isobit_onnx.export.export_qdq import QdqPlan
+from isobit_onnx.qdq.writer import Quantized, insert_quantizers
+from isobit_onnx.run.observe import ObservingSessions, Watched
+from isobit_onnx.run.session import Session
 from isobit_onnx.state import dump
-from isobit_onnx.translation import translate
+from isobit_onnx.translate.edit import apply_edits, set_weights
+from isobit_onnx.translate.sites import NativeSite, bind
+from isobit_onnx.translate.translate import translate
 
 #: Sessions kept for other settings of `enable`: float and simulated runs alternate in most work.
 _KEPT_SESSIONS = 3
@@ -39,7 +39,7 @@ _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
 class OnnxModel:
-    """An opened ONNX model, prepared by `isobit_onnx.reading`, that runs on onnxruntime's `providers`."""
+    """An opened ONNX model, prepared by `isobit_onnx.read.read_model`, that runs on onnxruntime's `providers`."""
 
     def __init__(self, float_model: ir.Model, providers: Sequence[str] = ()) -> None:
         self.float_model, self.providers = float_model, tuple(providers)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from isobit.ops import RECURRENT
-from isobit_onnx.initializers import add_initializer, describe
+from isobit_onnx.read.initializers import add_initializer, describe
 
 _WEIGHTS, _BIAS = (1, 2), 3
 

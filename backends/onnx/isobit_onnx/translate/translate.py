@@ -24,7 +24,7 @@ class Translation:
 
 
 def translate(model: ir.Model) -> Translation:
-    """Read a prepared model (`isobit_onnx.reading`)."""
+    """Read a prepared model (`isobit_onnx.read.read_model`)."""
     return _Reader(model).read()
 
 

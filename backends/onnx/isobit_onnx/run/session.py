@@ -15,9 +15,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from isobit.errors import ModelError, PluginError, did_you_mean
-from isobit_onnx.blocked import block_size, keep_blocked, optimise
-from isobit_onnx.error_text import one_line
-from isobit_onnx.initializers import PROTOBUF_LIMIT, weight_bytes
+from isobit_onnx.read.error_text import one_line
+from isobit_onnx.read.initializers import PROTOBUF_LIMIT, weight_bytes
+from isobit_onnx.run.blocked_layout import block_size, keep_blocked, optimise
 
 Weights = dict[str, NDArray[Any]]
 
@@ -31,7 +31,7 @@ class Session:
     """Runs a model in float: QDQ pairs are computed as they are written, never fused into integer kernels.
 
     Where onnxruntime keeps images in blocks of channels, quantizers and reductions can work in that layout
-    (`isobit_onnx.blocked`). The same bits come out in less time, but the session takes longer to make.
+    (`isobit_onnx.run.blocked_layout`). The same bits come out in less time, but the session takes longer to make.
     """
 
     def __init__(

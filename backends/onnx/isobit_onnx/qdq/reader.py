@@ -21,7 +21,7 @@ from isobit.quant_spec import PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.quiet import quiet_loggers
 from isobit.regrid import regrid
 from isobit.sites import Site, Tensor, Weight
-from isobit_onnx.error_text import first_line
+from isobit_onnx.read.error_text import first_line
 
 _TYPES = {
     ir.DataType.INT4: "int4", ir.DataType.INT8: "int8", ir.DataType.INT16: "int16", ir.DataType.INT32: "int32",

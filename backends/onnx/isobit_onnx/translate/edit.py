@@ -15,9 +15,9 @@ from isobit.graph import Graph, Node, Shape
 from isobit.layout import TRANSPOSED, Layout, conv_transpose_layout, to_native
 from isobit.ops import RECURRENT, SETTINGS
 from isobit.sites import Tensor
-from isobit_onnx.initializers import add_initializer
-from isobit_onnx.reading import infer_shapes
-from isobit_onnx.translation import Translation
+from isobit_onnx.read.initializers import add_initializer
+from isobit_onnx.read.read_model import infer_shapes
+from isobit_onnx.translate.translate import Translation
 
 #: Attributes of the canonical graph that ONNX does not have.
 _CORE_ONLY = {"GlobalAveragePool": ("keepdims",), "MatMul": ("scale",)}

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnxruntime
 
 from isobit.errors import ModelError
-from isobit_onnx.error_text import one_line
+from isobit_onnx.read.error_text import one_line
 
 
 def check_loads(path: Path) -> None:

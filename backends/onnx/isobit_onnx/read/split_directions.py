@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from isobit.ops import RECURRENT
-from isobit_onnx.initializers import add_initializer
+from isobit_onnx.read.initializers import add_initializer
 
 _DIRECTIONS = ("forward", "reverse")
 

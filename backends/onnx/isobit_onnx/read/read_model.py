@@ -18,11 +18,11 @@ from onnxscript import optimizer
 
 from isobit.errors import ModelError
 from isobit.quiet import quiet_loggers
-from isobit_onnx.directions import split_directions
-from isobit_onnx.error_text import first_line
-from isobit_onnx.initializers import describe
-from isobit_onnx.joined_weights import join_weights, joins_weights
-from isobit_onnx.opset import OLDEST_OPSET, raise_opset
+from isobit_onnx.read.error_text import first_line
+from isobit_onnx.read.initializers import describe
+from isobit_onnx.read.join_weights import join_weights, joins_weights
+from isobit_onnx.read.opset import OLDEST_OPSET, raise_opset
+from isobit_onnx.read.split_directions import split_directions
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 

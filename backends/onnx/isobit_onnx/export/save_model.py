@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from isobit_onnx.initializers import PROTOBUF_LIMIT, weight_bytes
+from isobit_onnx.read.initializers import PROTOBUF_LIMIT, weight_bytes
 
 
 def save_model(model: ir.Model, path: Path) -> None:

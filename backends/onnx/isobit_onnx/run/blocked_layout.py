@@ -75,7 +75,7 @@ def keep_blocked(model: ModelProto, any_order: Collection[str] = ()) -> bool:
     """Move what lies between reorders of an optimised model into the blocked layout, in place; says if anything moved.
 
     `any_order` are outputs whose elements may come out in another order within each sample: strided samples as
-    `isobit_onnx.observing` makes them.
+    `isobit_onnx.run.observe` makes them.
     """
     mover = _Mover(model, frozenset(any_order))
     for node in list(model.graph.node):

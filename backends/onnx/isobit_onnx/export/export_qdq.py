@@ -12,12 +12,12 @@ import onnx_ir as ir
 from isobit.backend import BackendModel
 from isobit.encoding import Encoding, Encodings
 from isobit.sites import Site
-from isobit_onnx.binding import NativeSite, from_name_map
-from isobit_onnx.completeness import check_complete
-from isobit_onnx.opset import raise_opset
-from isobit_onnx.qdq import insert_quantizers
-from isobit_onnx.reading import infer_shapes
-from isobit_onnx.save_model import save_model
+from isobit_onnx.export.save_model import save_model
+from isobit_onnx.qdq.check_quantized import check_complete
+from isobit_onnx.qdq.writer import insert_quantizers
+from isobit_onnx.read.opset import raise_opset
+from isobit_onnx.read.read_model import infer_shapes
+from isobit_onnx.translate.sites import NativeSite, from_name_map
 
 _SATURATION = (
     "on x86-64 processors without VNNI, run the exported model with the session option session.x64quantprecision=1: "
@@ -54,7 +54,7 @@ def write_qdq(model: BackendModel, encodings: Encodings, path: Path) -> list[str
     check_complete(path, plan.placed, plan.interior)
     if find_spec("onnxruntime") is None:
         return ["the exported model was not checked: onnxruntime is not installed", _SATURATION]
-    from isobit_onnx.checking import check_loads
+    from isobit_onnx.export.check_loads import check_loads
 
     check_loads(path)
     return [_SATURATION]

@@ -9,7 +9,7 @@ from onnx import helper
 
 from isobit.graph import Node
 from isobit.ops import SETTINGS
-from isobit_onnx.onnx_writer import Lowering, OnnxWriter
+from isobit_onnx.write.onnx_writer import Lowering, OnnxWriter
 
 #: Ops with the same name, inputs and attributes in ONNX.
 _PLAIN = frozenset(

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from isobit.backend import Batch, Observer
 from isobit.sampling import Sampling, is_spatial, sampling_of
 from isobit.statistics import Histogram, MinMax
-from isobit_onnx.initializers import add_initializer
-from isobit_onnx.reading import infer_shapes
-from isobit_onnx.session import Session, gains_from_blocks
+from isobit_onnx.read.initializers import add_initializer
+from isobit_onnx.read.read_model import infer_shapes
+from isobit_onnx.run.session import Session, gains_from_blocks
 
 _BLOCKED_AFTER = 32  # batches
 

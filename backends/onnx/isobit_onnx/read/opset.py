@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnxscript import version_converter
 
 from isobit.errors import ModelError
-from isobit_onnx.error_text import first_line
+from isobit_onnx.read.error_text import first_line
 
 #: int4, int16 and blocks in QuantizeLinear exist from here on.
 OPSET = 21

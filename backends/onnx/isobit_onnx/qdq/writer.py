@@ -16,10 +16,10 @@ import onnx_ir.passes.common as passes
 from isobit.encoding import Encoding
 from isobit.layout import to_canonical, to_native
 from isobit.quant_spec import PerTensor
-from isobit_onnx.binding import NativeSite
-from isobit_onnx.grids import Grid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
-from isobit_onnx.initializers import add_initializer
-from isobit_onnx.translation import view_chain
+from isobit_onnx.qdq.grids import Grid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
+from isobit_onnx.read.initializers import add_initializer
+from isobit_onnx.translate.sites import NativeSite
+from isobit_onnx.translate.translate import view_chain
 
 Placed = Iterable[tuple[NativeSite, Encoding]]
 

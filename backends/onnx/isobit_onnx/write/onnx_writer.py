@@ -15,7 +15,7 @@ from isobit.errors import ModelError
 from isobit.graph import Graph, Node, TensorInfo
 from isobit.layout import TRANSPOSED, Layout, Permute, conv_transpose_layout, to_native
 from isobit.sites import Input, Site, Tensor, Weight
-from isobit_onnx.opset import OPSET
+from isobit_onnx.read.opset import OPSET
 
 #: The ONNX model of a node outside the ONNX vocabulary: as many inputs and outputs as the node, in order.
 Foreign = Callable[[Node], onnx.ModelProto]

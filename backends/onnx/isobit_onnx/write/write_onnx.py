@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from isobit.backend import NameMap
 from isobit.graph import Graph
-from isobit_onnx.lowering import LOWERINGS
-from isobit_onnx.onnx_writer import Foreign, OnnxWriter
+from isobit_onnx.write.lower import LOWERINGS
+from isobit_onnx.write.onnx_writer import Foreign, OnnxWriter
 
 
 def write_onnx(

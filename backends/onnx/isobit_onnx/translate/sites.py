@@ -10,7 +10,7 @@ from isobit.backend import NameMap
 from isobit.errors import EncodingError, ModelError
 from isobit.layout import Layout
 from isobit.sites import Input, Site, Tensor, Weight
-from isobit_onnx.translation import Translation, native_readers
+from isobit_onnx.translate.translate import Translation, native_readers
 
 
 @dataclass(frozen=True)
