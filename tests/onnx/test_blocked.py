@@ -64,10 +64,10 @@ def test_simulated_outputs_are_the_same_bits(formats):
     assert not plain.is_blocked
     for size in (1, 3):
         batch = network().batch(size, seed=size)
-        expected, found = plain.run(batch), blocked.run(batch)
-        assert list(expected) == list(found)
+        expected, outputs = plain.run(batch), blocked.run(batch)
+        assert list(expected) == list(outputs)
         for name in expected:
-            np.testing.assert_array_equal(found[name].view(np.uint32), expected[name].view(np.uint32), err_msg=name)
+            np.testing.assert_array_equal(outputs[name].view(np.uint32), expected[name].view(np.uint32), err_msg=name)
 
 
 def test_no_tensor_is_reordered_around_a_quantizer(tmp_path):
@@ -86,12 +86,12 @@ def test_no_tensor_is_reordered_around_a_quantizer(tmp_path):
 
 def test_a_session_changes_its_layout_in_the_middle_of_the_data(monkeypatch):
     model = quantized(["uint8"])
-    made = []
-    monkeypatch.setattr(session, "keep_blocked", lambda *args: made.append(keep_blocked(*args)) or made[-1])
+    results = []
+    monkeypatch.setattr(session, "keep_blocked", lambda *args: results.append(keep_blocked(*args)) or results[-1])
     batch = network().batch(2)
     outputs = [model.run(batch)["features"] for _ in range(7)]
-    assert made == [True]
-    assert [kept.is_blocked for kept in model._sessions.values()] == [True]
+    assert results == [True]
+    assert [opened.is_blocked for opened in model._sessions.values()] == [True]
     for other in outputs[1:]:
         np.testing.assert_array_equal(other, outputs[0])
 
@@ -108,9 +108,9 @@ def test_statistics_are_the_same(stage, monkeypatch):
         model.observe([network().batch(size, seed=size) for size in (2, 3)], requests)
         return {name: histogram.arrays() for name, histogram in histograms.items()}
 
-    found = observed()
+    blocked = observed()
     monkeypatch.setattr(session, "block_size", lambda: 0)
-    expected = observed()
-    for name, arrays in expected.items():
+    plain = observed()
+    for name, arrays in plain.items():
         for key, array in arrays.items():
-            np.testing.assert_array_equal(found[name][key], array, err_msg=f"{name} {key}")
+            np.testing.assert_array_equal(blocked[name][key], array, err_msg=f"{name} {key}")

@@ -184,8 +184,8 @@ def test_models_beyond_the_protobuf_limit_go_through_files(tmp_path, small_limit
     assert (tmp_path / "out" / "model.qdq.onnx.data").exists()
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # the integer kernels of an AVX2 CPU saturate
-    found = onnxruntime.InferenceSession(str(written["model"]), options).run(None, {"x": data})[0]
-    np.testing.assert_allclose(found, sim.run(data)["y"], atol=1e-4)
+    exported_output = onnxruntime.InferenceSession(str(written["model"]), options).run(None, {"x": data})[0]
+    np.testing.assert_allclose(exported_output, sim.run(data)["y"], atol=1e-4)
     copied = OnnxBackend().restore(sim.backend_model.state())
     np.testing.assert_array_equal(copied.run({"x": data})["y"], sim.run(data)["y"])
 

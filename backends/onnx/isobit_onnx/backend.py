@@ -48,7 +48,7 @@ class OnnxBackend:
         from isobit_onnx.read.read_model import read_model
         from isobit_onnx.run.session import chosen_providers
 
-        chosen_providers(self.providers)  # before the work
+        chosen_providers(self.providers)  # a provider that is not there is refused before the model is read
         return OnnxModel(read_model(model), self.providers)
 
     def restore(self, state: bytes) -> OnnxModel:

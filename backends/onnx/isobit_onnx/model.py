@@ -186,7 +186,7 @@ class OnnxModel:
             value = _read(simulator, native) or (result if result.name in values else source)
         return Watched.of(request.observer, value.name or native.value, self.graph.tensors[tensor].channel_axis)
 
-    # --- leaving ---------------------------------------------------------------------------------------------------
+    # --- export ----------------------------------------------------------------------------------------------------
 
     def to_onnx(self) -> tuple[onnx.ModelProto, NameMap]:
         """The float model and the names of every tensor and weight in it."""
@@ -205,13 +205,13 @@ class OnnxModel:
     def inner_values(self) -> dict[str, str]:
         """Values before a reshape inside one neutral node: the runtime's kernel for the rest ends there."""
         natives = {node.name: node for node in self.float_model.graph}
-        found = {}
+        tensors = {}
         for node in self.graph.nodes:
             last = natives[node.parts[-1]]
             inner = last.inputs[0] if len(node.parts) > 1 and last.op_type in _VIEWS else None
             if inner is not None and inner.name:
-                found[inner.name] = node.outputs[0]
-        return found
+                tensors[inner.name] = node.outputs[0]
+        return tensors
 
     def qdq_plan(self, encodings: Mapping[Site, Encoding]) -> QdqPlan:
         """Where the quantizers of an export go, those of values inside neutral nodes too."""

@@ -1,1 +1,1 @@
-"""Files that leave: QDQ models and float models, loaded once before they count as written."""
+"""Files for deployment: QDQ models, read back and loaded before they count as written, and float models."""

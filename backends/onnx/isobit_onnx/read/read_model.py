@@ -111,13 +111,13 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         split_directions(model)
-        fold_views(model)  # before the folder, which would give the results new names
+        fold_views(model)  # before constant folding, which would give the results new names
         optimizer.fold_constants(
             model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT, should_fold=_should_fold
         )
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         join_weights(model)
-        drop_idle(model)
+        remove_no_ops(model)
         _run(passes.RemoveUnusedNodesPass(), model)
         _name_everything(model)
         _run(passes.TopologicalSortPass(), model)
@@ -146,13 +146,13 @@ def _run(step: Any, model: ir.Model) -> None:
     step(model)
 
 
-_VIEWS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity"})
+_FOLDED_VIEWS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity"})
 
 
 def fold_views(model: ir.Model) -> None:
     """Carry out views and casts of a constant that has no other reader; the result keeps the constant's name."""
     for node in list(model.graph):
-        if node.op_type not in _VIEWS or node.domain or not node.inputs or node.outputs[0].is_graph_output():
+        if node.op_type not in _FOLDED_VIEWS or node.domain or not node.inputs or node.outputs[0].is_graph_output():
             continue
         source = node.inputs[0]
         if source is None or not source.is_initializer() or source.const_value is None or len(source.uses()) > 1:
@@ -167,15 +167,15 @@ def fold_views(model: ir.Model) -> None:
         model.graph.remove(node, safe=True)
 
 
-def drop_idle(model: ir.Model) -> None:
+def remove_no_ops(model: ir.Model) -> None:
     """Remove a Reshape from one axis to one axis, which shape inference cannot follow, and a Slice of everything."""
     for node in list(model.graph):
         if node.domain or node.op_type not in ("Reshape", "Slice") or node.outputs[0].is_graph_output():
             continue
         source, *operands = node.inputs
-        known = [None if value is None else value.const_value for value in operands]
-        settings = [tensor.numpy().tolist() for tensor in known if tensor is not None]
-        if source is None or source.shape is None or len(settings) != len(known):
+        tensors = [None if value is None else value.const_value for value in operands]
+        settings = [tensor.numpy().tolist() for tensor in tensors if tensor is not None]
+        if source is None or source.shape is None or len(settings) != len(tensors):
             continue
         one_axis = node.op_type == "Reshape" and len(source.shape) == 1 and settings[0] == [-1]
         if one_axis or (node.op_type == "Slice" and _takes_all(source.shape, *settings)):
@@ -192,11 +192,11 @@ def _takes_all(
 
 
 def _should_fold(node: ir.Node) -> bool | None:
-    """Views of a shared constant stay nodes: folded, one weight would be two. None leaves the rest to the folder."""
-    if joins_weights(node):  # by the folder they would lose their names
+    """Views of a shared constant stay nodes: folded, one weight would be two. None leaves it to the pass."""
+    if joins_weights(node):  # constant folding would give the results new names
         return False
     source = node.inputs[0] if node.inputs else None
-    shared = node.op_type in _VIEWS and source is not None and source.is_initializer() and len(source.uses()) > 1
+    shared = node.op_type in _FOLDED_VIEWS and source is not None and source.is_initializer() and len(source.uses()) > 1
     return False if shared and source is not None and source.dtype == ir.DataType.FLOAT else None
 
 
@@ -208,10 +208,10 @@ def _viewed(node: ir.Node, tensor: ir.TensorProtocol) -> ir.TensorProtocol | Non
         perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
         return ir.Tensor(np.ascontiguousarray(array.transpose(perm)), dtype=tensor.dtype, name=tensor.name)
     if node.op_type == "Cast":
-        wanted = ir.DataType(node.attributes["to"].as_int())
-        if wanted == tensor.dtype:
+        target = ir.DataType(node.attributes["to"].as_int())
+        if target == tensor.dtype:
             return tensor
-        if wanted != ir.DataType.FLOAT:
+        if target != ir.DataType.FLOAT:
             return None
         return ir.Tensor(array.astype(np.float32), name=tensor.name)
     shape = node.outputs[0].shape

@@ -63,11 +63,11 @@ def block_size() -> int:
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
         path = optimise(model.SerializeToString(), options, Path(folder))
-        found = onnx.load(path, load_external_data=False).graph
-    conv = next((node for node in found.node if node.domain == DOMAIN and node.op_type == "Conv"), None)
+        optimised = onnx.load(path, load_external_data=False).graph
+    conv = next((node for node in optimised.node if node.domain == DOMAIN and node.op_type == "Conv"), None)
     if conv is None:
         return 0
-    padded = next(tensor.dims[0] for tensor in found.initializer if tensor.name == conv.input[1])
+    padded = next(tensor.dims[0] for tensor in optimised.initializer if tensor.name == conv.input[1])
     return int(padded) - 32
 
 
@@ -128,15 +128,21 @@ class _Mover:
     def _elementwise(self, node: NodeProto) -> list[_Blocked | None] | None:
         """The blocked inputs of an elementwise node, None for its scalars; None when it cannot move."""
         inputs = [self.blocked.get(name) for name in node.input]
-        known = [value for value in inputs if value is not None]
-        if not known or node.op_type not in _UNARY | _WITH_SCALARS or len(node.output) != 1:
+        blocked = [value for value in inputs if value is not None]
+        if not blocked or node.op_type not in _UNARY | _WITH_SCALARS or len(node.output) != 1:
             return None
-        alike = len(known) == 1 or (node.op_type in _BINARY and known[0].dims == known[1].dims and all(known[0].dims))
-        scalar = all(
+        same_shape = len(blocked) == 1 or (
+            node.op_type in _BINARY and blocked[0].dims == blocked[1].dims and all(blocked[0].dims)
+        )
+        rest_is_scalar = all(
             value is not None or not name or self._is_scalar(name, most=0 if "Linear" in node.op_type else 4)
             for name, value in zip(node.input, inputs, strict=True)
         )
-        return inputs if alike and scalar and (len(known) == len(node.input) or node.op_type in _WITH_SCALARS) else None
+        return (
+            inputs
+            if same_shape and rest_is_scalar and (len(blocked) == len(node.input) or node.op_type in _WITH_SCALARS)
+            else None
+        )
 
     def _is_scalar(self, name: str, most: int) -> bool:
         """Whether a constant holds one number in at most `most` dimensions: a scale of one dimension is per channel."""
@@ -146,20 +152,20 @@ class _Mover:
     def _move(self, node: NodeProto, inputs: list[_Blocked | None]) -> None:
         """Compute in blocked layout; whoever reads the plain value gets it by a reorder."""
         source = next(value for value in inputs if value is not None)
-        moved = NodeProto()
-        moved.CopyFrom(node)
-        moved.name = f"{node.name}__blocked"
+        moved_node = NodeProto()
+        moved_node.CopyFrom(node)
+        moved_node.name = f"{node.name}__blocked"
         for index, value in enumerate(inputs):
             if value is not None:
-                moved.input[index] = value.name
+                moved_node.input[index] = value.name
         plain = node.output[0]
-        moved.output[0] = f"{plain}__blocked"
-        self.blocked[plain] = _Blocked(moved.output[0], source.channels, source.dims)
-        self.nodes.append(moved)
+        moved_node.output[0] = f"{plain}__blocked"
+        self.blocked[plain] = _Blocked(moved_node.output[0], source.channels, source.dims)
+        self.nodes.append(moved_node)
         if node.op_type == "QuantizeLinear":  # there is no reorder of integers
             self.nodes.append(node)
         else:
-            self.nodes.append(_reorder_output(moved.output[0], plain, source.channels))
+            self.nodes.append(_reorder_output(moved_node.output[0], plain, source.channels))
 
     def _reads_in_any_order(self, node: NodeProto) -> bool:
         """Let a reduction to one number, or a strided sample, read the blocked value; False when it cannot."""
@@ -209,12 +215,12 @@ def _attribute(node: NodeProto, name: str, default: int = 0) -> int:
 
 def _alive(nodes: list[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
     """The nodes that an output depends on, in order."""
-    needed, kept = set(outputs), []
+    needed, alive = set(outputs), []
     for node in reversed(nodes):
         if any(name in needed for name in node.output):
-            kept.append(node)
+            alive.append(node)
             needed.update(_read(node))
-    return kept[::-1]
+    return alive[::-1]
 
 
 def _reductions_first(nodes: list[NodeProto]) -> list[NodeProto]:

@@ -22,9 +22,9 @@ from isobit_onnx.run.blocked_layout import block_size, keep_blocked, optimise
 Weights = dict[str, NDArray[Any]]
 
 #: Bytes; onnxruntime wants small constants, among them shapes, in the graph.
-_SMALLEST_APART = 1024
+_SMALLEST_ARRAY = 1024
 
-_SHARED = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8, ir.DataType.UINT8})
+_ARRAY_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8, ir.DataType.UINT8})
 
 
 class Session:
@@ -55,7 +55,7 @@ class Session:
         on_cpu = self._providers == ["CPUExecutionProvider"]
         self._model: ir.Model | None = model if on_cpu and gains_from_blocks(model, any_order) else None
         self.is_blocked = False
-        self._weights: Weights = {}  # onnxruntime reads them where they lie
+        self._weights: Weights = {}  # onnxruntime reads these arrays as long as the session lives
         try:
             self._session = (self._open_blocked() if not blocked_after else None) or self._open(model)
         except Exception as error:  # onnxruntime raises its own kinds
@@ -119,14 +119,14 @@ def _serialized(model: ir.Model) -> Iterator[tuple[str | bytes, Weights]]:
 
     Where what is left is too large for one protobuf: a path, in a folder that goes afterwards, with all weights.
     """
-    apart = {
+    large = {
         name: value.const_value
         for name, value in model.graph.initializers.items()
-        if value.const_value is not None and _can_lie_apart(value)
+        if value.const_value is not None and _can_be_an_array(value)
     }
-    weights: Weights = {name: np.require(tensor.numpy(), requirements=("C", "A")) for name, tensor in apart.items()}
+    weights: Weights = {name: np.require(tensor.numpy(), requirements=("C", "A")) for name, tensor in large.items()}
     if weight_bytes(model) - sum(array.nbytes for array in weights.values()) < PROTOBUF_LIMIT:
-        yield _without(model, apart), weights
+        yield _serialized_without(model, large), weights
         return
     with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
         path = Path(folder) / "model.onnx"
@@ -134,36 +134,37 @@ def _serialized(model: ir.Model) -> Iterator[tuple[str | bytes, Weights]]:
         yield str(path), {}  # a session maps or copies the file while it is made
 
 
-def _can_lie_apart(value: ir.Value) -> bool:
-    """Whether a constant is large enough to be worth it, of a type that NumPy has, and read.
+def _can_be_an_array(value: ir.Value) -> bool:
+    """Whether a constant can be handed over as an array: large, of a type that NumPy has, and read by something.
 
-    onnxruntime does not find what it has left out because nothing reads it.
+    onnxruntime removes constants that nothing reads, and then refuses an array for one of them.
     """
     tensor = value.const_value
     is_read = bool(value.uses()) or value.is_graph_output()
-    return tensor is not None and tensor.nbytes >= _SMALLEST_APART and tensor.dtype in _SHARED and is_read
+    return tensor is not None and tensor.nbytes >= _SMALLEST_ARRAY and tensor.dtype in _ARRAY_TYPES and is_read
 
 
-def _without(model: ir.Model, apart: Mapping[str, ir.TensorProtocol]) -> bytes:
-    """A model as a protobuf that says of these weights that they are elsewhere; no other thread may read it meanwhile.
+def _serialized_without(model: ir.Model, large: Mapping[str, ir.TensorProtocol]) -> bytes:
+    """A model as a protobuf that names the weights of `large` without holding them.
 
-    What lies in files goes into the protobuf, for onnxruntime would look for them in the working directory.
+    The model is changed meanwhile, so no other thread may read it. Weights in files go into the protobuf: onnxruntime
+    would look for the files in the working directory.
     """
-    inside = [value for graph in model.graphs() for value in graph.initializers.values()]
-    before = {value: value.const_value for value in inside}
+    constants = [value for graph in model.graphs() for value in graph.initializers.values()]
+    tensors = {value: value.const_value for value in constants}
     try:
-        for name, tensor in apart.items():
-            model.graph.initializers[name].const_value = _elsewhere(name, tensor)
-        for value, held in before.items():
-            if value.const_value is held and isinstance(held, ir.ExternalTensor):
-                value.const_value = ir.Tensor(held.numpy(), held.dtype, name=value.name)
+        for name, large_tensor in large.items():
+            model.graph.initializers[name].const_value = _external_tensor(name, large_tensor)
+        for value, tensor in tensors.items():
+            if value.const_value is tensor and isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=value.name)
         return bytes(ir.to_proto(model).SerializeToString())
     finally:
-        for value, held in before.items():
-            value.const_value = held
+        for value, tensor in tensors.items():
+            value.const_value = tensor
 
 
-def _elsewhere(name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+def _external_tensor(name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
     shape = ir.Shape(tensor.shape.numpy())
     return ir.ExternalTensor("memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
 
@@ -174,11 +175,11 @@ def gains_from_blocks(model: ir.Model, any_order: Collection[str]) -> bool:
     return "Conv" in ops and bool(any_order or "QuantizeLinear" in ops) and block_size() > 0
 
 
-def chosen_providers(wanted: Sequence[str] = ()) -> list[str]:
+def chosen_providers(providers: Sequence[str] = ()) -> list[str]:
     """The providers to run on. Raises PluginError for one that the installed onnxruntime does not have."""
     available = onnxruntime.get_available_providers()
-    for name in wanted:
+    for name in providers:
         if name not in available:
             hint = did_you_mean(name, available) or '; for CUDA: pip install "isobit[onnx-cuda]"'
             raise PluginError(f"onnxruntime has no provider {name!r}{hint}; it has {', '.join(available)}")
-    return list(wanted) or [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    return list(providers) or [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]

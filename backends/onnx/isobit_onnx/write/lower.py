@@ -126,9 +126,9 @@ def _recurrent(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     axes = writer.constant(f"{node.name}/direction", [0], np.int64)
 
     def directed(name: str) -> str:
-        made = writer.free(f"{name}/directed")
-        writer.node("Unsqueeze", [name, axes], made, made, {})
-        return made
+        with_direction = writer.free(f"{name}/directed")
+        writer.node("Unsqueeze", [name, axes], with_direction, with_direction, {})
+        return with_direction
 
     halves = [operands[3], operands[8]]
     bias = ""
