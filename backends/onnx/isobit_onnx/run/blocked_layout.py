@@ -8,6 +8,7 @@ keeps its bits.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Collection, Iterable
 from functools import cache
@@ -18,7 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+_LOG = logging.getLogger(__name__)
 
 DOMAIN = "com.microsoft.nchwc"
 
@@ -54,6 +57,14 @@ def optimise(source: str | bytes, options: Any, folder: Path) -> Path:
 @cache
 def block_size() -> int:
     """Channels in a block on this machine, read off a small optimised model; 0 where there is no blocked layout."""
+    try:
+        return _block_size()
+    except Exception as error:  # a runtime that does not write its optimised models, or calls things otherwise
+        _LOG.info("no blocked layout: %s", error)
+        return 0
+
+
+def _block_size() -> int:
     image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 33, 4, 4])
     weight = numpy_helper.from_array(np.ones((33, 3, 1, 1), np.float32), "w")
@@ -103,6 +114,7 @@ class _Mover:
         self.producers = {name: node for node in graph.node for name in node.output}
         self.blocked: dict[str, _Blocked] = {}
         self.renamed: dict[str, str] = {}
+        self.taken = set(_names(graph))
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
         self.moved = False
@@ -154,18 +166,19 @@ class _Mover:
         source = next(value for value in inputs if value is not None)
         moved_node = NodeProto()
         moved_node.CopyFrom(node)
-        moved_node.name = f"{node.name}__blocked"
+        moved_node.name = self._free(f"{node.name or node.output[0]}__blocked")
         for index, value in enumerate(inputs):
             if value is not None:
                 moved_node.input[index] = value.name
         plain = node.output[0]
-        moved_node.output[0] = f"{plain}__blocked"
+        moved_node.output[0] = self._free(f"{plain}__blocked")
         self.blocked[plain] = _Blocked(moved_node.output[0], source.channels, source.dims)
         self.nodes.append(moved_node)
         if node.op_type == "QuantizeLinear":  # there is no reorder of integers
             self.nodes.append(node)
         else:
-            self.nodes.append(_reorder_output(moved_node.output[0], plain, source.channels))
+            name = self._free(f"{plain}__reorder")
+            self.nodes.append(_reorder_output(moved_node.output[0], plain, source.channels, name))
 
     def _reads_in_any_order(self, node: NodeProto) -> bool:
         """Let a reduction to one number, or a strided sample, read the blocked value; False when it cannot."""
@@ -194,18 +207,39 @@ class _Mover:
 
     def _sample(self, node: NodeProto, source: _Blocked) -> None:
         """Every k-th position of the image with all its channels: (batch, blocks, positions, channels of a block)."""
-        shape = f"{node.output[0]}__blocks"
+        shape = self._free(f"{node.output[0]}__blocks")
         numbers = np.array([0, source.channels // block_size(), -1, block_size()], np.int64)
         self.constants.append(numpy_helper.from_array(numbers, shape))
-        flat = f"{node.output[0]}__positions"
-        self.nodes.append(helper.make_node("Reshape", [source.name, shape], [flat], f"{flat}_node"))
+        flat = self._free(f"{node.output[0]}__positions")
+        self.nodes.append(helper.make_node("Reshape", [source.name, shape], [flat], self._free(f"{flat}_node")))
         node.input[0] = flat
         self.nodes.append(node)
 
+    def _free(self, name: str) -> str:
+        """A name that no node and no value has yet."""
+        free_name, number = name, 0
+        while free_name in self.taken:
+            number += 1
+            free_name = f"{name}_{number}"
+        self.taken.add(free_name)
+        return free_name
 
-def _reorder_output(blocked: str, plain: str, channels: int) -> NodeProto:
+
+def _names(graph: GraphProto) -> Iterable[str]:
+    """The names of all nodes and values, also of those inside nodes."""
+    for value in (*graph.input, *graph.initializer):
+        yield value.name
+    for node in graph.node:
+        yield node.name
+        yield from node.output
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _names(body)
+
+
+def _reorder_output(blocked: str, plain: str, channels: int, name: str) -> NodeProto:
     return helper.make_node(
-        "ReorderOutput", [blocked], [plain], f"{plain}__reorder", domain=DOMAIN, channels=channels, channels_last=0
+        "ReorderOutput", [blocked], [plain], name, domain=DOMAIN, channels=channels, channels_last=0
     )
 
 

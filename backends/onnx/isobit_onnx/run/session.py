@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from isobit_onnx.read.error_text import one_line
 from isobit_onnx.read.initializers import PROTOBUF_LIMIT, weight_bytes
 from isobit_onnx.run.blocked_layout import block_size, keep_blocked, optimise
 
+_LOG = logging.getLogger(__name__)
+
 Weights = dict[str, NDArray[Any]]
 
 #: Bytes; onnxruntime wants small constants, among them shapes, in the graph.
@@ -31,7 +34,8 @@ class Session:
     """Runs a model in float: QDQ pairs are computed as they are written, never fused into integer kernels.
 
     Where onnxruntime keeps images in blocks of channels, quantizers and reductions can work in that layout
-    (`isobit_onnx.run.blocked_layout`). The same bits come out in less time, but the session takes longer to make.
+    (`isobit_onnx.run.blocked_layout`). The same bits come out in less time, but the session takes longer to make. It
+    is kept only if its first run gives the bits of the plain session, and while it gives no error.
     """
 
     def __init__(
@@ -46,20 +50,18 @@ class Session:
         """`providers` are onnxruntime's, in order of preference; without any, CUDA where it is there, then the CPU.
 
         `plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave.
-        After `blocked_after` runs the session is made anew in blocked layout. `any_order` are outputs whose elements
+        The run after `blocked_after` runs makes a session in blocked layout. `any_order` are outputs whose elements
         may come in another order within each sample.
         """
-        self._plan_memory, self._any_order = plan_memory, any_order
+        self._plan_memory, self._any_order = plan_memory, frozenset(any_order)
         self._providers = chosen_providers(providers)
-        self._runs_left = blocked_after
         on_cpu = self._providers == ["CPUExecutionProvider"]
+        # Held where a session in blocked layout may take the place of the plain one, or the other way round.
         self._model: ir.Model | None = model if on_cpu and gains_from_blocks(model, any_order) else None
+        self._runs_left = blocked_after
         self.is_blocked = False
-        self._weights: Weights = {}  # onnxruntime reads these arrays as long as the session lives
-        try:
-            self._session = (self._open_blocked() if not blocked_after else None) or self._open(model)
-        except Exception as error:  # onnxruntime raises its own kinds
-            raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}") from error
+        self._weights: Weights = {}  # onnxruntime reads these arrays as long as the plain session lives
+        self._session = self._open(model)
         self.output_names = [output.name for output in self._session.get_outputs()]
 
     def _options(self, weights: Weights | None = None) -> Any:
@@ -74,21 +76,19 @@ class Session:
         return options
 
     def _open(self, model: ir.Model) -> Any:
-        with _serialized(model) as (source, weights):
-            session = onnxruntime.InferenceSession(source, self._options(weights), providers=self._providers)
-            self._weights = weights
+        """The plain session. Raises ModelError."""
+        try:
+            with _serialized(model) as (source, weights):
+                session = onnxruntime.InferenceSession(source, self._options(weights), providers=self._providers)
+        except Exception as error:  # onnxruntime raises its own kinds
+            raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}") from error
+        self._weights = weights
         return session
 
-    def _open_blocked(self) -> Any:
-        """The session in blocked layout, or None where nothing is gained by it."""
-        model, self._model = self._model, None
-        if model is None:
-            return None
+    def _open_blocked(self, model: ir.Model) -> Any:
+        """The session in blocked layout, or None where nothing is gained by it. Raises onnxruntime's errors."""
         with tempfile.TemporaryDirectory(prefix="isobit-") as name, _serialized(model) as (source, weights):
-            try:
-                path = optimise(source, self._options(weights), Path(name))
-            except Exception:  # not every model that runs can be written: the plain session runs it, or says why not
-                return None
+            path = optimise(source, self._options(weights), Path(name))
             proto = onnx.load(path, load_external_data=False)
             if not keep_blocked(proto, self._any_order):
                 return None
@@ -97,20 +97,76 @@ class Session:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
             if not self._plan_memory:  # in the file's order: what is reduced is still in the cache, and then freed
                 options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-            session = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
-        self.is_blocked = True
-        return session
+            return onnxruntime.InferenceSession(str(path), options, providers=self._providers)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """All outputs by name. Raises ModelError."""
         self._runs_left -= 1
         try:
-            if self._runs_left < 0 and self._model is not None:
-                self._session = self._open_blocked() or self._session
-            values = self._session.run(None, dict(feeds))
+            outputs = self._outputs(feeds)
         except Exception as error:
+            if self._model is not None and self.is_blocked:
+                return self._run_plain(self._model, feeds)
             raise ModelError(f"onnxruntime failed on a batch: {one_line(error)}") from error
+        if self._model is not None and self._runs_left < 0 and not self.is_blocked:
+            self._change_layout(self._model, feeds, outputs)
+        return outputs
+
+    def _outputs(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """What the session at hand gives. Raises onnxruntime's errors."""
+        values = self._session.run(None, dict(feeds))
         return {name: np.asarray(value) for name, value in zip(self.output_names, values, strict=True)}
+
+    def _change_layout(
+        self, model: ir.Model, feeds: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Put a session in blocked layout in place of the plain one, if it gives the same bits as this one did.
+
+        The plain session goes before the other one runs, so that the tensors of both are not in memory at once.
+        """
+        is_replaced, problem = False, "nothing is gained by it"
+        try:
+            session = self._open_blocked(model)
+            if session is not None:
+                self._session, self._weights, is_replaced = session, {}, True
+                self.is_blocked = _are_same_bits(expected, self._outputs(feeds), self._any_order)
+                problem = "its outputs differ from those of the plain session"
+        except Exception as error:  # not every model that runs can be written, and not every written one can be loaded
+            problem = one_line(error)
+        if not self.is_blocked:
+            _LOG.info("no session in blocked layout: %s", problem)
+            self._model = None
+            self._session = self._open(model) if is_replaced else self._session
+
+    def _run_plain(self, model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs of a plain session, which stays if it runs what the blocked session failed on. Raises ModelError."""
+        blocked_session, self._session = self._session, self._open(model)
+        try:
+            outputs = self._outputs(feeds)
+        except Exception as error:  # the batch is at fault
+            self._session, self._weights = blocked_session, {}
+            raise ModelError(f"onnxruntime failed on a batch: {one_line(error)}") from error
+        _LOG.info("the session in blocked layout failed on a batch that the plain session runs")
+        self._model, self.is_blocked = None, False
+        return outputs
+
+
+def _are_same_bits(
+    expected: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], any_order: Collection[str]
+) -> bool:
+    """Whether all outputs are the same to the bit; those of `any_order` hold the same elements in each sample."""
+    for name, array in expected.items():
+        bits, other_bits = _bits(array), _bits(outputs[name])
+        if name in any_order:
+            bits, other_bits = (np.sort(part.reshape(len(part), -1), axis=1) for part in (bits, other_bits))
+        if bits.dtype != other_bits.dtype or not np.array_equal(bits, other_bits):
+            return False
+    return True
+
+
+def _bits(array: NDArray[Any]) -> NDArray[Any]:
+    is_number = array.dtype.kind in "fiub" and array.dtype.itemsize <= 8
+    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}") if is_number else array
 
 
 @contextmanager
