@@ -19,7 +19,7 @@ from isobit.testing.networks import Network, NetworkBuilder
 from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.model import OnnxModel
 from isobit_onnx.reference_networks import build_onnx
-from isobit_onnx.run import blocked_layout, session
+from isobit_onnx.run import blocked_layout, observe, session
 from isobit_onnx.run.blocked_layout import DOMAIN, block_size, keep_blocked, optimise
 from isobit_onnx.run.session import Session
 
@@ -105,16 +105,30 @@ def test_statistics_are_the_same(stage, monkeypatch):
     """Counts, bounds and their order, for tensors that are sampled and tensors that are counted whole."""
     assert (Histogram().limit or 0) < 48 * 48 * 16
 
+    opened: list[Session] = []
+    layouts: set[bool] = set()
+
+    class Recorded(Session):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            opened.append(self)
+
+    monkeypatch.setattr(observe, "Session", Recorded)
+
     def observed():
         model = quantized(["uint8"])
         histograms = {name: Histogram() for name in NAMES} | {name: MinMax() for name in ("relu@", "gate@")}
         requests = [Request(Tensor(name.rstrip("@")), h, stage) for name, h in histograms.items()]
         model.observe([network().batch(size, seed=size) for size in (2, 3)], requests)
+        layouts.update(session.is_blocked for session in opened)
         return {name: histogram.arrays() for name, histogram in histograms.items()}
 
     blocked = observed()
+    assert layouts == {True}
+    opened.clear()
     monkeypatch.setattr(session, "block_size", lambda: 0)
     plain = observed()
+    assert layouts == {True, False}
     for name, arrays in plain.items():
         for key, array in arrays.items():
             np.testing.assert_array_equal(blocked[name][key], array, err_msg=f"{name} {key}")
