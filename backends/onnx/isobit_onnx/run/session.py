@@ -103,14 +103,21 @@ class Session:
         """All outputs by name. Raises ModelError."""
         self._runs_left -= 1
         try:
-            outputs = self._outputs(feeds)
+            outputs = self._run_in_either_layout(feeds)
         except Exception as error:
-            if self._model is not None and self.is_blocked:
-                return self._run_plain(self._model, feeds)
             raise ModelError(f"onnxruntime failed on a batch: {one_line(error)}") from error
         if self._model is not None and self._runs_left < 0 and not self.is_blocked:
             self._change_layout(self._model, feeds, outputs)
         return outputs
+
+    def _run_in_either_layout(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs, from the plain session where that of the blocked layout fails. Raises onnxruntime's errors."""
+        try:
+            return self._outputs(feeds)
+        except Exception:
+            if self._model is None or not self.is_blocked:
+                raise
+        return self._run_plain(self._model, feeds)
 
     def _outputs(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """What the session at hand gives. Raises onnxruntime's errors."""
@@ -139,13 +146,13 @@ class Session:
             self._session = self._open(model) if is_replaced else self._session
 
     def _run_plain(self, model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs of a plain session, which stays if it runs what the blocked session failed on. Raises ModelError."""
+        """Outputs of a plain session, which stays if it runs what the blocked session failed on."""
         blocked_session, self._session = self._session, self._open(model)
         try:
             outputs = self._outputs(feeds)
-        except Exception as error:  # the batch is at fault
+        except Exception:  # the batch is at fault
             self._session, self._weights = blocked_session, {}
-            raise ModelError(f"onnxruntime failed on a batch: {one_line(error)}") from error
+            raise
         _LOG.info("the session in blocked layout failed on a batch that the plain session runs")
         self._model, self.is_blocked = None, False
         return outputs
