@@ -23,7 +23,7 @@ def open_onnx(network: Network, opener: Backend) -> tuple[BackendModel, Callable
     """An ONNX file in onnxruntime."""
     import onnxruntime
 
-    from isobit_onnx.building import build_onnx
+    from isobit_onnx.reference_networks import build_onnx
 
     native = build_onnx(network)
     options = onnxruntime.SessionOptions()

@@ -60,7 +60,7 @@ class Engine(Protocol):
         ...
 
     def to_onnx(self, model: GraphModel) -> tuple[ModelProto, NameMap]:
-        """The float model as ONNX: ``isobit_onnx.writing.write_onnx(model.graph, model.weight)``."""
+        """The float model as ONNX: ``isobit_onnx.write.write_onnx.write_onnx(model.graph, model.weight)``."""
         ...
 
 

@@ -12,7 +12,7 @@ import pytest
 from isobit.formats.isobit_json import IsobitJson
 from isobit.quantsim import QuantSim
 from isobit.testing.networks import NETWORKS
-from isobit_onnx.building import build_onnx
+from isobit_onnx.reference_networks import build_onnx
 
 
 @pytest.fixture

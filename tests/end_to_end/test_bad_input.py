@@ -11,7 +11,7 @@ from onnx import numpy_helper
 import isobit
 from isobit.errors import DataError, FormatError, IsobitError, ModelError, OutputError, PluginError, TargetError
 from isobit.testing.networks import NETWORKS
-from isobit_onnx.building import build_onnx
+from isobit_onnx.reference_networks import build_onnx
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_an_export_that_fails_removes_every_folder_it_made(sim, network, tmp_pat
     def broken(*_):
         raise ModelError("no")
 
-    monkeypatch.setattr("isobit_onnx.export.save_model", broken)
+    monkeypatch.setattr("isobit_onnx.export.export_qdq.save_model", broken)
     with pytest.raises(ModelError):
         sim.export(tmp_path / "new" / "deep" / "out")
     assert os.listdir(tmp_path) == []

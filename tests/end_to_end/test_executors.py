@@ -110,7 +110,7 @@ def test_an_error_of_isobit_in_a_worker_is_passed_on(monkeypatch: pytest.MonkeyP
     def refuse(self: object, batch: object, observers: object) -> None:
         raise DataError("this batch is refused")
 
-    monkeypatch.setattr("isobit_onnx.observing.ObservingSession.observe", refuse)
+    monkeypatch.setattr("isobit_onnx.run.observe.ObservingSession.observe", refuse)
     sim = QuantSim(DIGITS / "model.onnx")
     with ThreadPoolExecutor(1) as executor, pytest.raises(DataError, match="this batch is refused"):
         sim.calibrate(BATCHES, executor=executor)

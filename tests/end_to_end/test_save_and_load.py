@@ -10,7 +10,7 @@ import pytest
 import isobit
 from isobit.errors import ModelError
 from isobit.testing.networks import NETWORKS
-from isobit_onnx.building import build_onnx
+from isobit_onnx.reference_networks import build_onnx
 
 
 @pytest.fixture

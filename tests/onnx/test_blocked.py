@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
+import isobit
 from isobit.encoding import Encoding
+from isobit.errors import ModelError
 from isobit.observer import Request
 from isobit.quant_spec import QuantSpec
 from isobit.sites import Tensor
 from isobit.statistics import Histogram, MinMax
 from isobit.testing.networks import Network, NetworkBuilder
-from isobit_onnx import session
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.blocked import DOMAIN, block_size, keep_blocked, optimise
-from isobit_onnx.building import build_onnx
 from isobit_onnx.model import OnnxModel
-from isobit_onnx.session import Session
+from isobit_onnx.reference_networks import build_onnx
+from isobit_onnx.run import blocked_layout, observe, session
+from isobit_onnx.run.blocked_layout import DOMAIN, block_size, keep_blocked, optimise
+from isobit_onnx.run.session import Session
 
 pytestmark = pytest.mark.skipif(block_size() == 0, reason="onnxruntime has no blocked layout on this machine")
 
@@ -60,14 +63,15 @@ def quantized(formats: list[str]) -> OnnxModel:
 def test_simulated_outputs_are_the_same_bits(formats):
     simulator = quantized(formats).simulator()
     plain, blocked = Session(simulator, blocked_after=100), Session(simulator, blocked_after=0)
+    blocked.run(network().batch(2, seed=2))
     assert blocked.is_blocked
     assert not plain.is_blocked
     for size in (1, 3):
         batch = network().batch(size, seed=size)
-        expected, found = plain.run(batch), blocked.run(batch)
-        assert list(expected) == list(found)
+        expected, outputs = plain.run(batch), blocked.run(batch)
+        assert list(expected) == list(outputs)
         for name in expected:
-            np.testing.assert_array_equal(found[name].view(np.uint32), expected[name].view(np.uint32), err_msg=name)
+            np.testing.assert_array_equal(outputs[name].view(np.uint32), expected[name].view(np.uint32), err_msg=name)
 
 
 def test_no_tensor_is_reordered_around_a_quantizer(tmp_path):
@@ -86,12 +90,12 @@ def test_no_tensor_is_reordered_around_a_quantizer(tmp_path):
 
 def test_a_session_changes_its_layout_in_the_middle_of_the_data(monkeypatch):
     model = quantized(["uint8"])
-    made = []
-    monkeypatch.setattr(session, "keep_blocked", lambda *args: made.append(keep_blocked(*args)) or made[-1])
+    results = []
+    monkeypatch.setattr(session, "keep_blocked", lambda *args: results.append(keep_blocked(*args)) or results[-1])
     batch = network().batch(2)
     outputs = [model.run(batch)["features"] for _ in range(7)]
-    assert made == [True]
-    assert [kept.is_blocked for kept in model._sessions.values()] == [True]
+    assert results == [True]
+    assert [opened.is_blocked for opened in model._sessions.values()] == [True]
     for other in outputs[1:]:
         np.testing.assert_array_equal(other, outputs[0])
 
@@ -101,16 +105,149 @@ def test_statistics_are_the_same(stage, monkeypatch):
     """Counts, bounds and their order, for tensors that are sampled and tensors that are counted whole."""
     assert (Histogram().limit or 0) < 48 * 48 * 16
 
+    opened: list[Session] = []
+    layouts: set[bool] = set()
+
+    class Recorded(Session):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            opened.append(self)
+
+    monkeypatch.setattr(observe, "Session", Recorded)
+
     def observed():
         model = quantized(["uint8"])
         histograms = {name: Histogram() for name in NAMES} | {name: MinMax() for name in ("relu@", "gate@")}
         requests = [Request(Tensor(name.rstrip("@")), h, stage) for name, h in histograms.items()]
         model.observe([network().batch(size, seed=size) for size in (2, 3)], requests)
+        layouts.update(session.is_blocked for session in opened)
         return {name: histogram.arrays() for name, histogram in histograms.items()}
 
-    found = observed()
+    blocked = observed()
+    assert layouts == {True}
+    opened.clear()
     monkeypatch.setattr(session, "block_size", lambda: 0)
-    expected = observed()
-    for name, arrays in expected.items():
+    plain = observed()
+    assert layouts == {True, False}
+    for name, arrays in plain.items():
         for key, array in arrays.items():
-            np.testing.assert_array_equal(found[name][key], array, err_msg=f"{name} {key}")
+            np.testing.assert_array_equal(blocked[name][key], array, err_msg=f"{name} {key}")
+
+
+def assert_runs_plain(session: Session, simulator: ir.Model) -> None:
+    """Both runs give the outputs of a plain session, and the session is one by then."""
+    plain = Session(simulator, blocked_after=100)
+    for size in (1, 3):
+        batch = network().batch(size, seed=size)
+        expected = plain.run(batch)
+        for name, output in session.run(batch).items():
+            np.testing.assert_array_equal(output.view(np.uint32), expected[name].view(np.uint32), err_msg=name)
+    assert not session.is_blocked
+
+
+def without_names(model: ir.Model) -> ir.Model:
+    for node in model.graph:
+        node.name = ""
+    return model
+
+
+def with_names_taken(model: ir.Model) -> ir.Model:
+    """Nodes and values have the names that moved ones would get."""
+    values = ir.convenience.create_value_mapping(model.graph)
+    stem = "relu_quantized"
+    for name, value in zip([f"{stem}__blocked", f"{stem}__reorder"], (values["wide"], values["back"]), strict=True):
+        value.name = name
+    model.graph[0].name, model.graph[1].name = f"{stem}_node__blocked", f"{stem}_node__reorder"
+    return model
+
+
+@pytest.mark.parametrize("change", [without_names, with_names_taken])
+def test_new_names_are_unique(change) -> None:
+    """A file's nodes may have no names, and its names may be those that moved nodes would get."""
+    simulator = change(quantized(["uint8"]).simulator())
+    blocked, plain = Session(simulator, blocked_after=0), Session(simulator, blocked_after=100)
+    for size in (1, 3):
+        batch = network().batch(size, seed=size)
+        expected = plain.run(batch)
+        for name, output in blocked.run(batch).items():
+            np.testing.assert_array_equal(output.view(np.uint32), expected[name].view(np.uint32), err_msg=name)
+    assert blocked.is_blocked
+
+
+def test_a_file_of_nodes_without_names_is_calibrated_and_simulated(tmp_path) -> None:
+    proto = build_onnx(network())
+    for node in proto.graph.node:
+        node.name = ""
+    onnx.save(proto, tmp_path / "model.onnx")
+    sim = isobit.quantize(tmp_path / "model.onnx", [network().batch(2, seed=seed) for seed in range(2)])
+    batch = network().batch(2)
+    outputs = [sim.run(batch) for _ in range(7)]
+    assert [kept.is_blocked for kept in sim.backend_model._sessions.values()] == [True]
+    for other in outputs[1:]:
+        np.testing.assert_array_equal(other["features"], outputs[0]["features"])
+
+
+def fails(model: onnx.ModelProto, any_order=()) -> bool:
+    raise ValueError("a fault of the blocked layout")
+
+
+def names_nodes_alike(model: onnx.ModelProto, any_order=()) -> bool:
+    keep_blocked(model, any_order)
+    for node in model.graph.node:
+        node.name = "alike"
+    return True
+
+
+def computes_something_else(model: onnx.ModelProto, any_order=()) -> bool:
+    keep_blocked(model, any_order)
+    (scale,) = [tensor for tensor in model.graph.initializer if tensor.name == "also_scale"]
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.float32(0.0371), scale.name))
+    return True
+
+
+@pytest.mark.parametrize("faulty", [fails, names_nodes_alike, computes_something_else])
+def test_a_fault_of_the_blocked_layout_is_no_fault_of_the_session(faulty, monkeypatch) -> None:
+    monkeypatch.setattr(session, "keep_blocked", faulty)
+    simulator = quantized(["uint8"]).simulator()
+    assert_runs_plain(Session(simulator, blocked_after=0), simulator)
+
+
+@pytest.mark.parametrize("faulty", [fails, names_nodes_alike])
+def test_observation_survives_a_fault_of_the_blocked_layout(faulty, monkeypatch) -> None:
+    histograms = {}
+    for keep in (keep_blocked, faulty):
+        monkeypatch.setattr(session, "keep_blocked", keep)
+        histograms[keep] = {name: Histogram() for name in NAMES}
+        requests = [Request(Tensor(name), histogram) for name, histogram in histograms[keep].items()]
+        quantized(["uint8"]).observe([network().batch(2, seed=seed) for seed in range(2)], requests)
+    assert histograms[keep_blocked] == histograms[faulty]
+
+
+def test_a_blocked_session_that_fails_later_gives_way_to_the_plain_one() -> None:
+    class Failing:
+        def run(self, *args: object) -> None:
+            raise RuntimeError("a kernel failed")
+
+    simulator = quantized(["uint8"]).simulator()
+    blocked = Session(simulator, blocked_after=0)
+    blocked.run(network().batch(2))
+    assert blocked.is_blocked
+    with pytest.raises(ModelError, match="failed on a batch"):
+        blocked.run({"image": np.zeros((1, 2, 48, 48), np.float32)})
+    assert blocked.is_blocked, "the batch was at fault"
+    blocked._session = Failing()
+    assert_runs_plain(blocked, simulator)
+
+
+def test_a_runtime_that_does_not_write_its_models_has_no_blocked_layout(monkeypatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError("no such option")
+
+    block_size.cache_clear()
+    monkeypatch.setattr(blocked_layout, "optimise", refuse)
+    try:
+        assert block_size() == 0
+        model = quantized(["uint8"])
+        model.run(network().batch(1))
+    finally:
+        block_size.cache_clear()

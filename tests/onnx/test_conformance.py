@@ -6,7 +6,7 @@ import pytest
 
 from isobit.testing.conformance import BackendConformance
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.building import build_onnx
+from isobit_onnx.reference_networks import build_onnx
 
 
 class TestOnnx(BackendConformance):

@@ -102,11 +102,11 @@ def test_simulator_rounds_like_the_core_and_like_onnxruntime(text, scale, positi
     noise = (rng.standard_normal(64) * scale * 2.0 ** (encoding.spec.bits - 1)).astype(np.float32)
     values = np.concatenate([values_around_ties(encoding, rng), noise])
     expected = encoding.fake_quantize(values)
-    found = simulated(encoding, values)
+    rounded = simulated(encoding, values)
     # -(-0.0): the negation shows 0.0 as -0.0 and back, so zeros are compared as numbers and the rest as bits.
     nonzero = expected != 0
-    assert_same_bits(found[nonzero], expected[nonzero])
-    np.testing.assert_array_equal(found[~nonzero], 0)
+    assert_same_bits(rounded[nonzero], expected[nonzero])
+    np.testing.assert_array_equal(rounded[~nonzero], 0)
     if encoding.spec.type_name in ONNX_TYPES and not encoding.spec.strict:
         assert_same_bits(executed(encoding, values), expected)
 

@@ -17,24 +17,24 @@ from isobit.statistics import Histogram
 from isobit.testing.collecting import Collect
 from isobit.testing.networks import NetworkBuilder
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.building import build_onnx
-from isobit_onnx.observing import ObservingSession
+from isobit_onnx.reference_networks import build_onnx
+from isobit_onnx.run.observe import ObservingSession
 
 
 @pytest.fixture
-def made(monkeypatch):
+def openings(monkeypatch):
     """How each session was opened."""
-    found = []
+    settings = []
     opened = ObservingSession._open
     monkeypatch.setattr(
-        ObservingSession, "_open", lambda self, batch, **how: (found.append(how), opened(self, batch, **how))
+        ObservingSession, "_open", lambda self, batch, **how: (settings.append(how), opened(self, batch, **how))
     )
-    return found
+    return settings
 
 
 @pytest.mark.parametrize("op", ["relu", "relu6"])
 @pytest.mark.parametrize("shift", [(0, 0, 0), (9, 0, 0), (0, 9, -9), (9, 9, 9)])
-def test_the_minimum_behind_a_relu_is_exact_with_and_without_zeros(op, shift, made):
+def test_the_minimum_behind_a_relu_is_exact_with_and_without_zeros(op, shift, openings):
     b = NetworkBuilder("rectified")
     x = b.input("image", 8, 40, 40)
     b.output("y", b.relu6("relu", x) if op == "relu6" else b.op("Relu", "relu", x))
@@ -48,7 +48,7 @@ def test_the_minimum_behind_a_relu_is_exact_with_and_without_zeros(op, shift, ma
     np.testing.assert_array_equal(histogram.batch_bounds.arrays()["batches"][:, 0], [end.min() for end in ends])
     np.testing.assert_array_equal(histogram.batch_bounds.arrays()["batches"][:, 1], [end.max() for end in ends])
     assert histogram.minimum == min(end.min() for end in ends)
-    assert len(made) == 1 + (9 in shift), "one session, and a second one from where zeros are missing"
+    assert len(openings) == 1 + (9 in shift), "one session, and a second one from where zeros are missing"
 
 
 def _sequences() -> onnx.ModelProto:
@@ -71,7 +71,7 @@ def _sequences() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-def test_one_session_observes_batches_of_all_shapes(made):
+def test_one_session_observes_batches_of_all_shapes(openings):
     """What it samples is what `Histogram.update` takes of the whole tensor, above and below the limit of a sample."""
     model = OnnxBackend().open(_sequences())
     rng = np.random.default_rng(1)
@@ -84,17 +84,17 @@ def test_one_session_observes_batches_of_all_shapes(made):
     ]
     limit = 700
     tensors = {tensor: info.channel_axis for tensor, info in model.graph.tensors.items() if tensor != "turn"}
-    found = {tensor: Histogram(limit) for tensor in tensors}
-    model.observe(batches, [Request(Tensor(tensor), histogram) for tensor, histogram in found.items()])
-    assert len(made) == 2, "one session, and a second one from where zeros are missing behind the Relu"
-    wanted = {tensor: Histogram(limit) for tensor in tensors}
+    histograms = {tensor: Histogram(limit) for tensor in tensors}
+    model.observe(batches, [Request(Tensor(tensor), histogram) for tensor, histogram in histograms.items()])
+    assert len(openings) == 2, "one session, and a second one from where zeros are missing behind the Relu"
+    of_whole_tensors = {tensor: Histogram(limit) for tensor in tensors}
     for batch in batches:
         whole = {tensor: Collect() for tensor in tensors}
         model.observe([batch], [Request(Tensor(tensor), observer) for tensor, observer in whole.items()])
         for tensor, axis in tensors.items():
-            wanted[tensor].update(whole[tensor].values, axis)
-    assert found == wanted
-    assert any(histogram.counted < histogram.elements for histogram in found.values())
+            of_whole_tensors[tensor].update(whole[tensor].values, axis)
+    assert histograms == of_whole_tensors
+    assert any(histogram.counted < histogram.elements for histogram in histograms.values())
 
 
 LIMIT = 64
@@ -106,10 +106,10 @@ def _promising(*shapes: list[str | int], to: list[str | int], op: str = "Sigmoid
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in zip(names, shapes, strict=True)
     ]
-    held = [numpy_helper.from_array(np.array([value]), f"c{i}") for i, value in enumerate(constants)]
+    tensors = [numpy_helper.from_array(np.array([value]), f"c{i}") for i, value in enumerate(constants)]
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, to)
-    node = helper.make_node(op, [*names, *(tensor.name for tensor in held)], ["y"], "node")
-    graph = helper.make_graph([node], "promising", inputs, [output], held)
+    node = helper.make_node(op, [*names, *(tensor.name for tensor in tensors)], ["y"], "node")
+    graph = helper.make_graph([node], "promising", inputs, [output], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
@@ -133,16 +133,19 @@ def test_sizes_are_those_of_the_batch_whatever_names_promise(model, shapes):
     opened = OnnxBackend().open(model)
     rng = np.random.default_rng(3)
     batches = [
-        {name: rng.standard_normal(shape).astype(np.float32) for name, shape in zip("xz", some, strict=False)}
-        for some in shapes
+        {
+            name: rng.standard_normal(shape).astype(np.float32)
+            for name, shape in zip("xz", shapes_of_batch, strict=False)
+        }
+        for shapes_of_batch in shapes
     ]
     output = opened.graph.outputs["y"]
-    found, wanted = Histogram(LIMIT), Histogram(LIMIT)
-    opened.observe(batches, [Request(Tensor(output), found)])
+    observed, expected = Histogram(LIMIT), Histogram(LIMIT)
+    opened.observe(batches, [Request(Tensor(output), observed)])
     for batch in batches:
-        wanted.update(opened.run(batch)["y"], opened.graph.tensors[output].channel_axis)
-    assert found.elements == sum(opened.run(batch)["y"].size for batch in batches)
-    assert found == wanted
+        expected.update(opened.run(batch)["y"], opened.graph.tensors[output].channel_axis)
+    assert observed.elements == sum(opened.run(batch)["y"].size for batch in batches)
+    assert observed == expected
 
 
 def test_names_that_a_reduction_would_have_may_be_taken():
@@ -153,10 +156,10 @@ def test_names_that_a_reduction_would_have_may_be_taken():
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     model = OnnxBackend().open(proto)
     data = np.random.default_rng(2).standard_normal((4, 50, 3)).astype(np.float32)
-    found = {tensor: Histogram(LIMIT) for tensor in model.graph.tensors}
-    model.observe([{"x": data}], [Request(Tensor(tensor), histogram) for tensor, histogram in found.items()])
-    assert len(found) == len(names)
-    for i, histogram in enumerate(found.values()):
+    histograms = {tensor: Histogram(LIMIT) for tensor in model.graph.tensors}
+    model.observe([{"x": data}], [Request(Tensor(tensor), histogram) for tensor, histogram in histograms.items()])
+    assert len(histograms) == len(names)
+    for i, histogram in enumerate(histograms.values()):
         values = (-1) ** i * data
         assert (histogram.minimum, histogram.maximum) == (values.min(), values.max())
 
@@ -172,11 +175,11 @@ def test_what_nobody_looks_at_is_not_computed():
         "image": rng.standard_normal((2, 3, 4, 5)).astype(np.float32),
     }
     sessions = []
-    kept = ObservingSession.observe
+    observe = ObservingSession.observe
     before, after = Collect(), Collect()
     requests = [Request(Tensor("linear"), before), Request(Tensor("linear"), after, "after")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ObservingSession, "observe", lambda self, *args: (sessions.append(self), kept(self, *args))[1])
+        patch.setattr(ObservingSession, "observe", lambda self, *args: (sessions.append(self), observe(self, *args))[1])
         model.observe([batch], requests)
     (session,) = sessions
     assert len(session._session.output_names) == 2

@@ -16,8 +16,8 @@ from isobit.encodings_files import read_encodings, write_encodings
 from isobit.errors import EncodingError, OutputError
 from isobit.formats.names import Names
 from isobit.sites import Input, Tensor, Weight
-from isobit_onnx.binding import NativeSite
-from isobit_onnx.completeness import check_complete
+from isobit_onnx.qdq.check_quantized import check_complete
+from isobit_onnx.translate.sites import NativeSite
 
 RNG = np.random.default_rng(5)
 DATA = RNG.standard_normal((8, 4, 8, 8)).astype(np.float32)
@@ -73,9 +73,9 @@ def test_our_own_exports_come_back_exactly(
     sim = isobit.QuantSim(model, weights=weights, activations=activations)
     sim.calibrate(DATA)
     path = sim.export(tmp_path)["model"]
-    read = read_encodings(path, sim)
-    assert dict(read) == dict(sim.encodings)
-    assert not read.unmapped
+    encodings = read_encodings(path, sim)
+    assert dict(encodings) == dict(sim.encodings)
+    assert not encodings.unmapped
     fresh = isobit.QuantSim(model, weights=weights, activations=activations)
     fresh.load_encodings(path)
     np.testing.assert_array_equal(fresh.run(DATA)["y"], sim.run(DATA)["y"])
@@ -85,9 +85,9 @@ def test_widths_that_weights_are_stored_wider_in(model: onnx.ModelProto, tmp_pat
     """The file says int4 of a weight of 3 bits: the scales are exact, the width is that of the storage."""
     sim = isobit.QuantSim(model, weights="int3")
     sim.calibrate(DATA)
-    read = read_encodings(sim.export(tmp_path)["model"], sim)
-    assert read["conv.w"].spec.type_name == "int4"
-    np.testing.assert_array_equal(read["conv.w"].scale, sim.encodings["conv.w"].scale)
+    encodings = read_encodings(sim.export(tmp_path)["model"], sim)
+    assert encodings["conv.w"].spec.type_name == "int4"
+    np.testing.assert_array_equal(encodings["conv.w"].scale, sim.encodings["conv.w"].scale)
     with pytest.raises(EncodingError, match="the file says int4"):
         isobit.QuantSim(model, weights="int3").load_encodings(tmp_path / "model.qdq.onnx")
 
@@ -111,7 +111,7 @@ def test_models_that_onnxruntime_quantized(model: onnx.ModelProto, per_channel: 
     proto = onnx.load(tmp_path / "q.onnx")
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     sim = isobit.QuantSim(model)
-    read = read_encodings(tmp_path / "q.onnx", sim)
+    encodings = read_encodings(tmp_path / "q.onnx", sim)
     assert {
         Tensor("x"),
         Tensor("relu"),
@@ -119,17 +119,17 @@ def test_models_that_onnxruntime_quantized(model: onnx.ModelProto, per_channel: 
         Weight("mm.w"),
         Weight("fc.w"),
         Weight("conv.b"),
-    } <= read.keys()
+    } <= encodings.keys()
     for name in ("conv.w", "mm.w", "fc.w"):
-        np.testing.assert_array_equal(read[name].scale.reshape(-1), stored[f"{name}_scale"].reshape(-1))
+        np.testing.assert_array_equal(encodings[name].scale.reshape(-1), stored[f"{name}_scale"].reshape(-1))
         values = dict(zip((t.name for t in model.graph.initializer), model.graph.initializer, strict=True))[name]
         canonical = numpy_helper.to_array(values).T if name == "mm.w" else numpy_helper.to_array(values)
         integers = stored[f"{name}_quantized"]
         # onnxruntime rounds with its own division: one step apart in a tie at most
-        assert np.abs(read[name].quantize(canonical) - (integers.T if name == "mm.w" else integers)).max() <= 1
-    np.testing.assert_array_equal(read["x"].zero_point, stored["x_zero_point"])
+        assert np.abs(encodings[name].quantize(canonical) - (integers.T if name == "mm.w" else integers)).max() <= 1
+    np.testing.assert_array_equal(encodings["x"].zero_point, stored["x_zero_point"])
     report = sim.load_encodings(tmp_path / "q.onnx", strict=False)
-    np.testing.assert_array_equal(sim.encodings["conv.w"].scale, np.broadcast_to(read["conv.w"].scale, (8,)))
+    np.testing.assert_array_equal(sim.encodings["conv.w"].scale, np.broadcast_to(encodings["conv.w"].scale, (8,)))
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(str(tmp_path / "q.onnx"), options, providers=["CPUExecutionProvider"])
@@ -140,10 +140,10 @@ def test_models_that_onnxruntime_quantized(model: onnx.ModelProto, per_channel: 
 def test_a_file_without_a_model_goes_by_its_own_names(model: onnx.ModelProto, tmp_path: Path) -> None:
     sim = isobit.QuantSim(model)
     sim.calibrate(DATA)
-    read = read_encodings(sim.export(tmp_path)["model"])
-    assert read[Tensor("r")] == sim.encodings["relu"], "r is the value, relu the node"
-    assert read[Weight("conv.w")] == sim.encodings["conv.w"]
-    assert read[Weight("mm.w")].axis == 1, "the file's layout"
+    encodings = read_encodings(sim.export(tmp_path)["model"])
+    assert encodings[Tensor("r")] == sim.encodings["relu"], "r is the value, relu the node"
+    assert encodings[Weight("conv.w")] == sim.encodings["conv.w"]
+    assert encodings[Weight("mm.w")].axis == 1, "the file's layout"
 
 
 def test_a_qdq_model_is_written_from_encodings(model: onnx.ModelProto, tmp_path: Path) -> None:
@@ -158,8 +158,8 @@ def test_a_qdq_model_is_written_from_encodings(model: onnx.ModelProto, tmp_path:
 def test_single_readers_come_back(model: onnx.ModelProto, tmp_path: Path) -> None:
     sim = isobit.QuantSim(model, overrides={"add[1]": "int16"})
     sim.calibrate(DATA)
-    read = read_encodings(sim.export(tmp_path)["model"], sim)
-    assert read[Input("add", 1)] == sim.encodings[Input("add", 1)]
+    encodings = read_encodings(sim.export(tmp_path)["model"], sim)
+    assert encodings[Input("add", 1)] == sim.encodings[Input("add", 1)]
     fresh = isobit.QuantSim(model, overrides={"add[1]": "int16"})
     fresh.load_encodings(tmp_path / "model.qdq.onnx")
     assert dict(fresh.encodings) == dict(sim.encodings), "what is left of the tensor's readers speaks for the tensor"
@@ -168,12 +168,12 @@ def test_single_readers_come_back(model: onnx.ModelProto, tmp_path: Path) -> Non
 def test_what_is_no_quantized_model(model: onnx.ModelProto, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "float.onnx")
     (tmp_path / "torn.onnx").write_bytes((tmp_path / "float.onnx").read_bytes()[:500])
-    for name, said in (
+    for name, message in (
         ("float", "it is not quantized"),
         ("torn", "not an ONNX model, or truncated"),
         ("no", "no such file"),
     ):
-        with pytest.raises(EncodingError, match=rf"{name}\.onnx: .*{said}"):
+        with pytest.raises(EncodingError, match=rf"{name}\.onnx: .*{message}"):
             read_encodings(tmp_path / f"{name}.onnx")
 
 

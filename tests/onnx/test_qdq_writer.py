@@ -16,7 +16,7 @@ from isobit.sites import Tensor, Weight
 from isobit.testing import interpreter
 from isobit.testing.networks import NETWORKS
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.building import build_onnx
+from isobit_onnx.reference_networks import build_onnx
 
 RNG = np.random.default_rng(11)
 

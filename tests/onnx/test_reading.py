@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from isobit.errors import ModelError
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.reading import read_model
+from isobit_onnx.read.read_model import read_model
 
 RNG = np.random.default_rng(7)
 

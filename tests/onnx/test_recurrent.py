@@ -14,7 +14,7 @@ from isobit.errors import EditError
 from isobit.layout import Blocks, to_canonical, to_native
 from isobit.testing import interpreter
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.grids import grid_of
+from isobit_onnx.qdq.grids import grid_of
 
 RNG = np.random.default_rng(0)
 HIDDEN, FEATURES = 4, 3
@@ -38,13 +38,13 @@ def model_of(nodes, inputs, outputs, constants):
 
 def opened(model, batch):
     """The backend's model, after checking that it computes what the file does."""
-    found = OnnxBackend().open(model, None)
-    outputs = [output.name for output in model.graph.output]
-    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(outputs, batch)
-    got = found.run(batch)
-    for name, value in zip(outputs, expected, strict=True):
-        np.testing.assert_allclose(got[name], value, atol=1e-6, err_msg=name)
-    return found
+    opened_model = OnnxBackend().open(model, None)
+    names = [output.name for output in model.graph.output]
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(names, batch)
+    outputs = opened_model.run(batch)
+    for name, value in zip(names, expected, strict=True):
+        np.testing.assert_allclose(outputs[name], value, atol=1e-6, err_msg=name)
+    return opened_model
 
 
 @pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3)])
@@ -58,8 +58,8 @@ def test_two_directions_are_two_layers(op, gates):
     assert [(node.name, node.op) for node in model.graph.nodes] == [
         ("layer.forward", op), ("layer.reverse", op), ("layer", "Concat"),
     ]  # fmt: skip
-    found = interpreter.outputs(model.graph, model.weight, batch)
-    np.testing.assert_allclose(found["y"], model.run(batch)["y"], atol=1e-5)
+    outputs = interpreter.outputs(model.graph, model.weight, batch)
+    np.testing.assert_allclose(outputs["y"], model.run(batch)["y"], atol=1e-5)
     for index, direction in enumerate(("forward", "reverse")):
         layer = model.graph.node(f"layer.{direction}")
         assert layer.attributes["direction"] == direction
@@ -68,10 +68,10 @@ def test_two_directions_are_two_layers(op, gates):
 
 
 def test_states_and_activations_of_both_directions():
-    said = ["Sigmoid", "Tanh", "Tanh", "Sigmoid", "Relu", "Tanh"]
+    activations = ["Sigmoid", "Tanh", "Tanh", "Sigmoid", "Relu", "Tanh"]
     node = helper.make_node(
         "LSTM", ["x", "w", "r", "", "", "h0", "c0"], ["", "h", "c"], "layer",
-        hidden_size=HIDDEN, direction="bidirectional", activations=said,
+        hidden_size=HIDDEN, direction="bidirectional", activations=activations,
     )  # fmt: skip
     constants = {"w": normal(2, 16, FEATURES) * 0.3, "r": normal(2, 16, HIDDEN) * 0.3}
     states = {name: [2, "n", HIDDEN] for name in ("h0", "c0")}
@@ -80,7 +80,7 @@ def test_states_and_activations_of_both_directions():
     model = opened(model_of([node], *shapes, constants), batch)
     assert dict(model.graph.outputs) == {"h": "layer:1", "c": "layer:2"}
     layers = [node for node in model.graph.nodes if node.op == "LSTM"]
-    assert [node.attributes["activations"] for node in layers] == [tuple(said[:3]), tuple(said[3:])]
+    assert [node.attributes["activations"] for node in layers] == [tuple(activations[:3]), tuple(activations[3:])]
 
 
 def assembled(prefix, gates, order, source):

@@ -15,7 +15,7 @@ from isobit.techniques import CorrectBias, EqualizeCrossLayers
 from isobit.testing.rescaling import folded_with_relu, rescaled
 from isobit.wishes import Wishes
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.building import build_onnx
+from isobit_onnx.reference_networks import build_onnx
 
 FOLDER = Path(__file__).parents[2] / "examples" / "digits"
 DATA = np.load(FOLDER / "calibration.npz")["image"][:96]
@@ -31,12 +31,12 @@ def measured(model, *techniques, weights: str) -> tuple[float, float, float]:
     """Accuracy in points of the float model and of the simulator, and the SQNR of the logits."""
     batch = {"image": TEST["image"]}
     sim = QuantSim.of_backend_model(OnnxBackend().open(model), registry().target("default"), Wishes(weights))
-    wanted = sim.backend_model.run(batch)
+    float_outputs = sim.backend_model.run(batch)
     sim.apply(*techniques, data=DATA)
     sim.calibrate(DATA)
-    found = sim.run(batch)
-    points = [100 * float(np.mean(run["logits"].argmax(1) == TEST["label"])) for run in (wanted, found)]
-    return points[0], points[1], output_sqnr([wanted], [found])
+    outputs = sim.run(batch)
+    points = [100 * float(np.mean(run["logits"].argmax(1) == TEST["label"])) for run in (float_outputs, outputs)]
+    return points[0], points[1], output_sqnr([float_outputs], [outputs])
 
 
 def test_per_channel(model) -> None:
@@ -60,11 +60,11 @@ def test_the_ladder_of_data_free_quantization(model) -> None:
         (EqualizeCrossLayers(), CorrectBias()),
         (EqualizeCrossLayers(), CorrectBias("full")),
     ]
-    found = [measured(model, *rung, weights="int8 per-tensor") for rung in rungs]
-    plain = found[0][0]
-    assert found[0][1] < plain - 50
-    assert all(accuracy >= plain - 0.5 and sqnr > 38 for _, accuracy, sqnr in found[1:])
-    for lower, higher in pairwise(found):
+    measurements = [measured(model, *rung, weights="int8 per-tensor") for rung in rungs]
+    plain = measurements[0][0]
+    assert measurements[0][1] < plain - 50
+    assert all(accuracy >= plain - 0.5 and sqnr > 38 for _, accuracy, sqnr in measurements[1:])
+    for lower, higher in pairwise(measurements):
         assert higher[1] >= lower[1]
         assert higher[2] >= lower[2] - 0.02
-    assert found[-1][2] > found[1][2] + 0.4
+    assert measurements[-1][2] > measurements[1][2] + 0.4

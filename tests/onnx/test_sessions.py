@@ -16,21 +16,21 @@ from isobit.edits import SetWeights
 from isobit.errors import EditError
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS
-from isobit_onnx import observing as onnx_observing
-from isobit_onnx import session as onnx_session
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.building import build_onnx
-from isobit_onnx.reading import read_model
-from isobit_onnx.session import Session
-from isobit_onnx.translation import translate
+from isobit_onnx.read.read_model import read_model
+from isobit_onnx.reference_networks import build_onnx
+from isobit_onnx.run import observe as onnx_observing
+from isobit_onnx.run import session as onnx_session
+from isobit_onnx.run.session import Session
+from isobit_onnx.translate.translate import translate
 
 
 def test_a_second_calibration_observes_with_the_session_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+    sessions = []
 
     class Counted(onnx_observing.ObservingSession):
         def __init__(self, *args: object, **options: object) -> None:
-            made.append(self)
+            sessions.append(self)
             super().__init__(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(onnx_observing, "ObservingSession", Counted)
@@ -39,15 +39,15 @@ def test_a_second_calibration_observes_with_the_session_of_the_first(monkeypatch
     sim.calibrate([network.batch(4, seed=0)])
     first = sim.statistics
     sim.calibrate([network.batch(4, seed=1)], "mse")
-    assert len(made) == 1
+    assert len(sessions) == 1
     sim.calibrate([network.batch(4, seed=0)])
-    assert len(made) == 1
+    assert len(sessions) == 1
     assert all(sim.statistics[site] == first[site] for site in first)
     sim.calibrate([network.batch(4, seed=0)], sample_limit=None)
-    assert len(made) == 2
+    assert len(sessions) == 2
     sim.apply(FoldBatchNorms())  # other weights
     sim.calibrate([network.batch(4, seed=0)], sample_limit=None)
-    assert len(made) == 3
+    assert len(sessions) == 3
     fresh = isobit.QuantSim(build_onnx(network))
     fresh.apply(FoldBatchNorms())
     fresh.calibrate([network.batch(4, seed=0)], sample_limit=None)
@@ -55,33 +55,33 @@ def test_a_second_calibration_observes_with_the_session_of_the_first(monkeypatch
     np.testing.assert_array_equal(*(s.run(network.batch(2))[next(iter(s.graph.outputs))] for s in (sim, fresh)))
 
 
-@pytest.mark.parametrize("limit", [onnx_session.LARGE, 1000])
+@pytest.mark.parametrize("limit", [onnx_session.PROTOBUF_LIMIT, 1000])
 def test_a_session_takes_large_weights_as_they_are(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_session, "LARGE", limit)
+    monkeypatch.setattr(onnx_session, "PROTOBUF_LIMIT", limit)
     network = NETWORKS["conv_net"]()
     proto = build_onnx(network)
     model = read_model(proto)
     before = {name: value.const_value for name, value in model.graph.initializers.items()}
-    taken: list[int] = []
+    sizes: list[int] = []
     inference_session = onnxruntime.InferenceSession
 
-    def noted(source: object, *args: object, **more: object) -> object:
+    def recording(source: object, *args: object, **settings: object) -> object:
         if isinstance(source, bytes):
-            taken.append(len(source))
-        return inference_session(source, *args, **more)
+            sizes.append(len(source))
+        return inference_session(source, *args, **settings)
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", recording)
     session = Session(model)
     monkeypatch.undo()
     assert {name: value.const_value for name, value in model.graph.initializers.items()} == before
     large = sum(tensor.nbytes for tensor in before.values() if tensor is not None and tensor.nbytes >= 1024)
     assert large
-    assert bool(taken) == (limit > 1000)
-    assert max(taken, default=0) < proto.ByteSize() - large / 2
+    assert bool(sizes) == (limit > 1000)
+    assert max(sizes, default=0) < proto.ByteSize() - large / 2
     batch = network.batch(2)
     expected = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, batch)
-    for found, wanted in zip(session.run(batch).values(), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    for value, expected_value in zip(session.run(batch).values(), expected, strict=True):
+        np.testing.assert_allclose(value, expected_value, rtol=1e-5, atol=1e-6)
 
 
 def test_new_weights_of_layers_leave_the_graph_and_other_copies_as_they_are() -> None:
@@ -137,8 +137,8 @@ def test_weights_in_files_are_found_wherever_the_process_runs(tmp_path: Path, mo
     onnx.save(proto, path, save_as_external_data=True, location="weights.data", size_threshold=0)
     monkeypatch.chdir(tmp_path)
     model = OnnxBackend().open(path)
-    found = model.run({"i": np.array([0, 5]), "flag": np.array(False)})["y"]
-    np.testing.assert_array_equal(found, table[order[[0, 5]]] + 2)
+    outputs_of_model = model.run({"i": np.array([0, 5]), "flag": np.array(False)})["y"]
+    np.testing.assert_array_equal(outputs_of_model, table[order[[0, 5]]] + 2)
 
 
 def test_what_nothing_reads_stays_with_the_model() -> None:

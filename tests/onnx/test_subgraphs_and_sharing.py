@@ -12,8 +12,9 @@ import isobit
 from isobit.encoding import Encoding
 from isobit.quant_spec import QuantSpec
 from isobit.sites import Input, Tensor, Weight
-from isobit_onnx import reading, session
 from isobit_onnx.backend import OnnxBackend
+from isobit_onnx.export import save_model
+from isobit_onnx.run import session
 
 RNG = np.random.default_rng(3)
 
@@ -166,8 +167,8 @@ def test_one_reader_of_a_tensor_can_have_its_own_format():
 @pytest.fixture
 def small_limit(monkeypatch):
     """Treat every model as too large for one protobuf."""
-    monkeypatch.setattr(session, "LARGE", 100)
-    monkeypatch.setattr(reading, "LARGE", 100)
+    monkeypatch.setattr(session, "PROTOBUF_LIMIT", 100)
+    monkeypatch.setattr(save_model, "PROTOBUF_LIMIT", 100)
 
 
 def test_models_beyond_the_protobuf_limit_go_through_files(tmp_path, small_limit):
@@ -183,8 +184,8 @@ def test_models_beyond_the_protobuf_limit_go_through_files(tmp_path, small_limit
     assert (tmp_path / "out" / "model.qdq.onnx.data").exists()
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # the integer kernels of an AVX2 CPU saturate
-    found = onnxruntime.InferenceSession(str(written["model"]), options).run(None, {"x": data})[0]
-    np.testing.assert_allclose(found, sim.run(data)["y"], atol=1e-4)
+    exported_output = onnxruntime.InferenceSession(str(written["model"]), options).run(None, {"x": data})[0]
+    np.testing.assert_allclose(exported_output, sim.run(data)["y"], atol=1e-4)
     copied = OnnxBackend().restore(sim.backend_model.state())
     np.testing.assert_array_equal(copied.run({"x": data})["y"], sim.run(data)["y"])
 

@@ -13,7 +13,7 @@ from isobit.layout import to_canonical
 from isobit.sites import Input, Tensor, Weight
 from isobit.testing import interpreter
 from isobit.testing.networks import NETWORKS
-from isobit_onnx.writing import write_onnx
+from isobit_onnx.write.write_onnx import write_onnx
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
@@ -26,26 +26,26 @@ def test_reference_networks(name: str) -> None:
     batch = network.batch(3)
     expected = interpreter.outputs(graph, weights.__getitem__, batch)
     assert [output.name for output in session.get_outputs()] == list(graph.outputs)
-    for output, found in zip(session.get_outputs(), session.run(None, batch), strict=True):
-        np.testing.assert_allclose(found, expected[output.name], rtol=1e-3, atol=1e-4)
+    for output, value in zip(session.get_outputs(), session.run(None, batch), strict=True):
+        np.testing.assert_allclose(value, expected[output.name], rtol=1e-3, atol=1e-4)
     stored = {constant.name: onnx.numpy_helper.to_array(constant) for constant in proto.graph.initializer}
-    for weight, value in weights.items():
+    for weight, array in weights.items():
         entry = names[Weight(weight)]
-        np.testing.assert_array_equal(to_canonical(stored[entry.name], entry.layout), value)
+        np.testing.assert_array_equal(to_canonical(stored[entry.name], entry.layout), array)
     nodes = {node.name: node for node in proto.graph.node}
     for node in graph.nodes:
-        for index, read in enumerate(node.inputs):
-            if read is None:
+        for index, read_name in enumerate(node.inputs):
+            if read_name is None:
                 continue
             entry = names[Input(node.name, index)]
-            site = Tensor(read) if read in graph.tensors else Weight(read)
+            site = Tensor(read_name) if read_name in graph.tensors else Weight(read_name)
             source = nodes[entry.name].input[entry.input]
             views = ("Transpose", "Unsqueeze")
             view = next((n for n in proto.graph.node if source in n.output and n.op_type in views), None)
             assert names[site].name in (source, view.input[0] if view is not None else None)
 
 
-def one(op: str, value: np.ndarray | None, shape: tuple, /, **attributes: object) -> tuple[Graph, dict]:
+def graph_of_one_node(op: str, value: np.ndarray | None, shape: tuple, /, **attributes: object) -> tuple[Graph, dict]:
     """A graph of one node on ``x`` (batch, 4, 5, 5), with `value` as its constant where there is one."""
     weights = {} if value is None else {"w": value}
     node = Node("n", op, ("x", *weights), ("n",), attributes, ("n",))
@@ -56,18 +56,24 @@ def one(op: str, value: np.ndarray | None, shape: tuple, /, **attributes: object
 
 X = np.random.default_rng(0).standard_normal((3, 4, 5, 5)).astype(np.float32)
 FORMS = {
-    "slope a channel": (one("PRelu", np.full(4, 0.1, np.float32), ("batch", 4, 5, 5)), np.where(X < 0, X * 0.1, X)),
+    "slope a channel": (
+        graph_of_one_node("PRelu", np.full(4, 0.1, np.float32), ("batch", 4, 5, 5)),
+        np.where(X < 0, X * 0.1, X),
+    ),
     "root mean square": (
-        one("RMSNormalization", np.full(5, 2.0, np.float32), ("batch", 4, 5, 5), axis=-1, epsilon=1e-5),
+        graph_of_one_node("RMSNormalization", np.full(5, 2.0, np.float32), ("batch", 4, 5, 5), axis=-1, epsilon=1e-5),
         X / np.sqrt((X**2).mean(-1, keepdims=True) + 1e-5) * 2,
     ),
-    "flat maximum": (one("GlobalMaxPool", None, ("batch", 4), keepdims=0), X.max((2, 3))),
-    "kept sizes": (one("Expand", None, ("batch", 4, 5, 5), shape=(-1, -1, 5, 5)), X),
-    "two unknown sizes": (one("Reshape", None, ("batch", 4, None), shape=(-1, 4, -1)), X.reshape(3, 4, 25)),
-    "one-sided": (one("Clip", None, ("batch", 4, 5, 5), max=0.5), np.minimum(X, 0.5)),
-    "swish": (one("Swish", None, ("batch", 4, 5, 5)), X / (1 + np.exp(-X))),
-    "mean": (one("ReduceMean", None, ("batch", 5), axes=(1, 2), keepdims=0), X.mean((1, 2))),
-    "cast": (one("Cast", None, ("batch", 4, 5, 5), to="float32"), X),
+    "flat maximum": (graph_of_one_node("GlobalMaxPool", None, ("batch", 4), keepdims=0), X.max((2, 3))),
+    "kept sizes": (graph_of_one_node("Expand", None, ("batch", 4, 5, 5), shape=(-1, -1, 5, 5)), X),
+    "two unknown sizes": (
+        graph_of_one_node("Reshape", None, ("batch", 4, None), shape=(-1, 4, -1)),
+        X.reshape(3, 4, 25),
+    ),
+    "one-sided": (graph_of_one_node("Clip", None, ("batch", 4, 5, 5), max=0.5), np.minimum(X, 0.5)),
+    "swish": (graph_of_one_node("Swish", None, ("batch", 4, 5, 5)), X / (1 + np.exp(-X))),
+    "mean": (graph_of_one_node("ReduceMean", None, ("batch", 5), axes=(1, 2), keepdims=0), X.mean((1, 2))),
+    "cast": (graph_of_one_node("Cast", None, ("batch", 4, 5, 5), to="float32"), X),
 }
 
 
@@ -80,6 +86,6 @@ def test_ops_whose_onnx_form_differs(name: str) -> None:
 
 
 def test_an_op_without_a_form_is_an_error() -> None:
-    graph, weights = one("keras::Thing", None, ("batch", 4))
+    graph, weights = graph_of_one_node("keras::Thing", None, ("batch", 4))
     with pytest.raises(ModelError, match="'n'.*keras::Thing"):
         write_onnx(graph, weights.__getitem__)

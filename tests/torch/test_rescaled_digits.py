@@ -47,7 +47,7 @@ def test_equalization_cures_rescaled_channels(network: Network) -> None:
 
 
 def test_weights_are_those_of_the_onnx_backend(network: Network) -> None:
-    from isobit_onnx.building import build_onnx
+    from isobit_onnx.reference_networks import build_onnx
 
     ours = simulator(TorchBackend().open(build_torch(network), DATA), "int8 per-tensor")
     theirs = simulator(registry().backend("onnx").open(build_onnx(network)), "int8 per-tensor")

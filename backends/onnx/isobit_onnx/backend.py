@@ -45,37 +45,37 @@ class OnnxBackend:
         """Open a model as a copy; ONNX models say their inputs, so no example is needed. Raises ModelError."""
         self._require()
         from isobit_onnx.model import OnnxModel
-        from isobit_onnx.reading import read_model
-        from isobit_onnx.session import chosen_providers
+        from isobit_onnx.read.read_model import read_model
+        from isobit_onnx.run.session import chosen_providers
 
-        chosen_providers(self.providers)  # before the work
+        chosen_providers(self.providers)  # a provider that is not there is refused before the model is read
         return OnnxModel(read_model(model), self.providers)
 
     def restore(self, state: bytes) -> OnnxModel:
         """The model that `OnnxModel.state` wrote."""
         self._require()
-        from isobit_onnx.state import restore
+        from isobit_onnx.restore_state import restore
 
         return restore(state, self.providers)
 
     def write_qdq(self, model: BackendModel, encodings: Encodings, path: Path) -> list[str]:
         """Write the float model of any backend with `encodings` as a QDQ model; returns notes."""
         self._require(running=False)
-        from isobit_onnx.export import write_qdq
+        from isobit_onnx.export.export_qdq import write_qdq
 
         return write_qdq(model, encodings, path)
 
     def build_network(self, network: Network) -> Any:
         """A reference network as ``onnx.ModelProto``, for `isobit.testing`."""
         self._require(running=False)
-        from isobit_onnx.building import build_onnx
+        from isobit_onnx.reference_networks import build_onnx
 
         return build_onnx(network)
 
     def write_float(self, model: BackendModel, path: Path) -> None:
         """Write the float model of any backend as ONNX."""
         self._require(running=False)
-        from isobit_onnx.export import write_float
+        from isobit_onnx.export.export_qdq import write_float
 
         write_float(model, path)
 

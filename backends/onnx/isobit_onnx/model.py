@@ -24,12 +24,14 @@ from isobit.layout import to_canonical
 from isobit.observer import Request
 from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor, Weight
-from isobit_onnx.binding import NativeSite, bind
-from isobit_onnx.editing import apply_edits, set_weights
-from isobit_onnx.observing import ObservingSessions, Watched
-from isobit_onnx.qdq import Quantized, insert_quantizers
-from isobit_onnx.session import Session
-from isobit_onnx.translation import translate
+from isobit_onnx.export.export_qdq import QdqPlan
+from isobit_onnx.qdq.writer import Quantized, insert_quantizers
+from isobit_onnx.run.observe import ObservingSessions, Watched
+from isobit_onnx.run.session import Session
+from isobit_onnx.state import dump
+from isobit_onnx.translate.edit import apply_edits, set_weights
+from isobit_onnx.translate.sites import NativeSite, bind
+from isobit_onnx.translate.translate import translate
 
 #: Sessions kept for other settings of `enable`: float and simulated runs alternate in most work.
 _KEPT_SESSIONS = 3
@@ -38,7 +40,7 @@ _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
 class OnnxModel:
-    """An opened ONNX model, prepared by `isobit_onnx.reading`, that runs on onnxruntime's `providers`."""
+    """An opened ONNX model, prepared by `isobit_onnx.read.read_model`, that runs on onnxruntime's `providers`."""
 
     def __init__(self, float_model: ir.Model, providers: Sequence[str] = ()) -> None:
         self.float_model, self.providers = float_model, tuple(providers)
@@ -185,7 +187,7 @@ class OnnxModel:
             value = _read(simulator, native) or (result if result.name in values else source)
         return Watched.of(request.observer, value.name or native.value, self.graph.tensors[tensor].channel_axis)
 
-    # --- leaving ---------------------------------------------------------------------------------------------------
+    # --- export ----------------------------------------------------------------------------------------------------
 
     def to_onnx(self) -> tuple[onnx.ModelProto, NameMap]:
         """The float model and the names of every tensor and weight in it."""
@@ -204,13 +206,21 @@ class OnnxModel:
     def inner_values(self) -> dict[str, str]:
         """Values before a reshape inside one neutral node: the runtime's kernel for the rest ends there."""
         natives = {node.name: node for node in self.float_model.graph}
-        found = {}
+        tensors = {}
         for node in self.graph.nodes:
             last = natives[node.parts[-1]]
             inner = last.inputs[0] if len(node.parts) > 1 and last.op_type in _VIEWS else None
             if inner is not None and inner.name:
-                found[inner.name] = node.outputs[0]
-        return found
+                tensors[inner.name] = node.outputs[0]
+        return tensors
+
+    def qdq_plan(self, encodings: Mapping[Site, Encoding]) -> QdqPlan:
+        """Where the quantizers of an export go, those of values inside neutral nodes too."""
+        float_model = self.float_model.clone()
+        placed = [(bind(float_model, self.translation, site), encoding) for site, encoding in encodings.items()]
+        inner = self.inner_values().items()
+        interior = {name: encodings[Tensor(tensor)] for name, tensor in inner if Tensor(tensor) in encodings}
+        return QdqPlan(float_model, placed, interior)
 
     def copy(self) -> OnnxModel:
         """An independent copy."""
@@ -226,8 +236,6 @@ class OnnxModel:
 
     def state(self) -> bytes:
         """Everything, as bytes."""
-        from isobit_onnx.state import dump
-
         return dump(self.float_model, self._encodings, self._off)
 
 

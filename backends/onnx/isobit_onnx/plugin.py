@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from isobit.plugins import hookimpl
 from isobit_onnx.backend import OnnxBackend
-from isobit_onnx.qdq_format import OnnxQdq
+from isobit_onnx.export.qdq_format import OnnxQdq
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""An OnnxModel as bytes and back: a zip of the model, its weights and its quantizers. No pickle."""
+"""What an OnnxModel is, as bytes and back: a zip of the model, its weights and its quantizers. No pickle."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -16,20 +16,24 @@ from isobit.encoding import Encoding, Encodings
 from isobit.errors import ModelError
 from isobit.formats import isobit_json
 from isobit.sites import Site, site_key, site_of
-from isobit_onnx.session import EXTERNAL
 
-if TYPE_CHECKING:
-    from isobit_onnx.model import OnnxModel
+_MODEL, _WEIGHTS, _QUANTIZERS, _OFF = "model.onnx", "weights.bin", "encodings.json", "off.json"
 
-_MODEL, _QUANTIZERS, _OFF = "model.onnx", "encodings.json", "off.json"
+
+class State(NamedTuple):
+    """A float model, its quantizers, and the sites of those that are switched off."""
+
+    float_model: ir.Model
+    encodings: Encodings
+    off: list[Site]
 
 
 def dump(model: ir.Model, encodings: Mapping[Site, Encoding], off: Iterable[Site]) -> bytes:
     """The bytes of a float model and its quantizers."""
     buffer = io.BytesIO()
     with tempfile.TemporaryDirectory(prefix="isobit-") as folder, zipfile.ZipFile(buffer, "w") as archive:
-        ir.save(model, Path(folder) / _MODEL, external_data=EXTERNAL)
-        for name in (_MODEL, EXTERNAL):
+        ir.save(model, Path(folder) / _MODEL, external_data=_WEIGHTS)
+        for name in (_MODEL, _WEIGHTS):
             if (Path(folder) / name).exists():
                 archive.write(Path(folder) / name, name)
         archive.writestr(_QUANTIZERS, isobit_json.dumps(Encodings(encodings)))
@@ -37,13 +41,11 @@ def dump(model: ir.Model, encodings: Mapping[Site, Encoding], off: Iterable[Site
     return buffer.getvalue()
 
 
-def restore(state: bytes, providers: Sequence[str] = ()) -> OnnxModel:
-    """The model that `dump` wrote. Raises ModelError for other bytes."""
-    from isobit_onnx.model import OnnxModel
-
+def load(state: bytes) -> State:
+    """What `dump` wrote. Raises ModelError for other bytes."""
     try:
         with tempfile.TemporaryDirectory(prefix="isobit-") as folder, zipfile.ZipFile(io.BytesIO(state)) as archive:
-            for name in (_MODEL, EXTERNAL):
+            for name in (_MODEL, _WEIGHTS):
                 if name in archive.namelist():
                     archive.extract(name, folder)
             model = ir.load(Path(folder) / _MODEL)
@@ -52,6 +54,4 @@ def restore(state: bytes, providers: Sequence[str] = ()) -> OnnxModel:
             off = [site_of(*key) for key in json.loads(archive.read(_OFF))]
     except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
         raise ModelError(f"these bytes are no state of an ONNX model: {error}") from error
-    restored = OnnxModel(model, providers)
-    restored.set_state(encodings, off)
-    return restored
+    return State(model, encodings, off)

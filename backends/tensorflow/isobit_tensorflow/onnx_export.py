@@ -14,7 +14,8 @@ import tensorflow as tf
 from isobit.backend import NameMap
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node
-from isobit_onnx.writing import OPSET, write_onnx
+from isobit_onnx.read.opset import OPSET
+from isobit_onnx.write.write_onnx import write_onnx
 from isobit_tensorflow.kernels import compute
 from isobit_tensorflow.operands import Operand
 

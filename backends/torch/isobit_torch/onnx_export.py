@@ -206,7 +206,7 @@ def _separate_outputs(model: ir.Model) -> None:
 
 def _prepare(model: ir.Model) -> None:
     """Fold shape arithmetic as the ONNX backend does for any file; nothing folds across the marks."""
-    from isobit_onnx.reading import prepare
+    from isobit_onnx.read.read_model import prepare
 
     model.graph.name = model.graph.name or "model"
     prepare(model, "the exported model")
@@ -216,7 +216,7 @@ def _fold_weight_views(model: ir.Model) -> None:
     """A transposed weight is stored transposed: runtimes look for the constant right behind the operation."""
     import onnx_ir.passes.common as passes
 
-    from isobit_onnx.reading import fold_views, infer_shapes
+    from isobit_onnx.read.read_model import fold_views, infer_shapes
 
     fold_views(model)
     passes.RemoveUnusedNodesPass()(model)

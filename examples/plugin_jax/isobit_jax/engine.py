@@ -51,7 +51,7 @@ class JaxEngine:
 
     def to_onnx(self, model: GraphModel) -> tuple[ModelProto, NameMap]:
         """The float model as ONNX, written from the graph."""
-        from isobit_onnx.writing import write_onnx
+        from isobit_onnx.write.write_onnx import write_onnx
 
         return write_onnx(model.graph, model.weight)
 

@@ -28,7 +28,7 @@ _FLOATS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class OnnxGrid:
     """Scale and zero point of QuantizeLinear / DequantizeLinear, and their attributes."""
 
     type: ir.DataType
@@ -55,14 +55,14 @@ def needs_clip(spec: QuantSpec) -> bool:
     return spec.is_integer and (spec.strict or spec.bits not in (8, 16))
 
 
-def grid_of(encoding: Encoding, shape: tuple[int, ...] = (), layout: Layout = (), *, activation: bool) -> Grid:
+def grid_of(encoding: Encoding, shape: tuple[int, ...] = (), layout: Layout = (), *, activation: bool) -> OnnxGrid:
     """The grid of a tensor whose native `shape` becomes canonical through `layout`.
 
     A per-tensor encoding needs neither.
     """
     kind = stored_type(encoding.spec, activation=activation)
     form = native_form(encoding, shape, layout)
-    return Grid(kind, form.of(encoding.scale), form.of(encoding.zero_point), form.axis, form.block_size)
+    return OnnxGrid(kind, form.of(encoding.scale), form.of(encoding.zero_point), form.axis, form.block_size)
 
 
 def integer_tensor(values: NDArray[np.int32], kind: ir.DataType, name: str) -> ir.Tensor[Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnxruntime
 
 from isobit.errors import ModelError
+from isobit_onnx.read.error_text import one_line
 
 
 def check_loads(path: Path) -> None:
@@ -16,5 +17,4 @@ def check_loads(path: Path) -> None:
     try:
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        text = " ".join(str(error).split())[:400]
-        raise ModelError(f"onnxruntime does not load the exported model: {text}") from error
+        raise ModelError(f"onnxruntime does not load the exported model: {one_line(error)}") from error

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from isobit.ops import RECURRENT
-from isobit_onnx.initializers import add_initializer
+from isobit_onnx.read.initializers import add_initializer
 
 _DIRECTIONS = ("forward", "reverse")
 
@@ -38,11 +38,11 @@ class _Splitter:
 
     def run(self) -> None:
         layers = [self._layer(index, direction) for index, direction in enumerate(_DIRECTIONS)]
-        read = [(i, old) for i, old in enumerate(self.node.outputs) if old.uses() or old.is_graph_output()]
-        joined = [self._joined(index, layers) for index, _ in read]
-        new = [node.outputs[0] for node in joined]
+        used_outputs = [(i, old) for i, old in enumerate(self.node.outputs) if old.uses() or old.is_graph_output()]
+        joined = [self._joined(index, layers) for index, _ in used_outputs]
+        results = [node.outputs[0] for node in joined]
         ir.convenience.replace_nodes_and_values(
-            self.graph, self.node, [self.node], [*layers, *joined], [old for _, old in read], new
+            self.graph, self.node, [self.node], [*layers, *joined], [old for _, old in used_outputs], results
         )
 
     def _joined(self, index: int, layers: list[ir.Node]) -> ir.Node:
@@ -55,15 +55,15 @@ class _Splitter:
         inputs = [self._part(position, value, index) for position, value in enumerate(self.node.inputs)]
         attributes = {**self.node.attributes, "direction": ir.AttrString("direction", direction)}
         if "activations" in attributes:
-            said = attributes["activations"].as_strings()
-            half = len(said) // 2
-            attributes["activations"] = ir.AttrStrings("activations", said[index * half : (index + 1) * half])
+            activations = attributes["activations"].as_strings()
+            half = len(activations) // 2
+            attributes["activations"] = ir.AttrStrings("activations", activations[index * half : (index + 1) * half])
         name, count = f"{self.name}.{direction}", len(self.node.outputs)
-        made = ir.Node("", self.node.op_type, inputs, list(attributes.values()), num_outputs=count, name=name)
-        for old, new in zip(self.node.outputs, made.outputs, strict=True):
+        layer = ir.Node("", self.node.op_type, inputs, list(attributes.values()), num_outputs=count, name=name)
+        for old, new in zip(self.node.outputs, layer.outputs, strict=True):
             new.name = f"{old.name}.{direction}" if old.name else ""
             new.type = old.type
-        return made
+        return layer
 
     def _part(self, position: int, value: ir.Value | None, index: int) -> ir.Value | None:
         """What one direction reads of an input that holds both."""
@@ -87,5 +87,5 @@ class _Splitter:
 
     def _number(self, number: int) -> ir.Value:
         name = f"{self.name}.direction{number}"
-        known = self.graph.initializers.get(name)
-        return known or add_initializer(self.graph, ir.Tensor(np.array([number], np.int64), name=name))
+        constant = self.graph.initializers.get(name)
+        return constant or add_initializer(self.graph, ir.Tensor(np.array([number], np.int64), name=name))

@@ -1,10 +1,18 @@
-"""Adding a constant to an onnx-ir graph, and changing one."""
+"""Constants of an onnx-ir graph: adding one, changing one, and how large all of them are."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import onnx_ir as ir
+
+#: Bytes of weights. Serialized protobufs end at 2 GiB; models above this keep their weights beside the graph.
+PROTOBUF_LIMIT = 1_800_000_000
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
 def add_initializer(graph: ir.Graph, tensor: ir.Tensor[Any]) -> ir.Value:

@@ -15,9 +15,9 @@ from isobit.graph import Graph, Node, Shape
 from isobit.layout import TRANSPOSED, Layout, conv_transpose_layout, to_native
 from isobit.ops import RECURRENT, SETTINGS
 from isobit.sites import Tensor
-from isobit_onnx.initializers import add_initializer
-from isobit_onnx.reading import infer_shapes
-from isobit_onnx.translation import Translation
+from isobit_onnx.read.initializers import add_initializer
+from isobit_onnx.read.read_model import infer_shapes
+from isobit_onnx.translate.translate import Translation
 
 #: Attributes of the canonical graph that ONNX does not have.
 _CORE_ONLY = {"GlobalAveragePool": ("keepdims",), "MatMul": ("scale",)}
@@ -52,14 +52,14 @@ class _Editor:
         self.nodes = {node.name or "": node for node in model.graph}
         self.values = {v.name or "": v for v in ir.convenience.create_value_mapping(model.graph).values()}
         self.tensors = {tensor: self.values[name] for tensor, name in translation.values.items()}
-        self.made_parts: dict[str, tuple[str, ...]] = {}
+        self.parts_of_new_nodes: dict[str, tuple[str, ...]] = {}
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
     def replace(self, step: Replaced) -> None:
         """Build the chain behind the input of the old node, let its readers read the new end, remove the old parts."""
         old = step.old
-        # ``constant * x`` is spliced out to x
+        # A product with a constant may be removed, and its constant may come first: the chain starts at the tensor.
         first = next((name for name in old.inputs if name in self.tensors), "") if not step.nodes else old.inputs[0]
         source, target = self.tensors[first or ""], self.tensors[old.outputs[0]]
         parts = self._parts(old)
@@ -72,7 +72,7 @@ class _Editor:
 
     def _parts(self, node: Node) -> list[ir.Node]:
         """The native nodes of a neutral one, also of one that an earlier step made."""
-        return [self.nodes[part] for name in node.parts for part in self.made_parts.get(name, (name,))]
+        return [self.nodes[part] for name in node.parts for part in self.parts_of_new_nodes.get(name, (name,))]
 
     def insert(self, step: Inserted) -> None:
         """Build the chain behind a tensor, or before one input."""
@@ -119,22 +119,22 @@ class _Editor:
     # --- building --------------------------------------------------------------------------------------------------
 
     def _chain(self, source: ir.Value, nodes: tuple[Node, ...], place: ir.Node | None) -> ir.Value:
-        made: list[ir.Node] = []
+        parts: list[ir.Node] = []
         for node in nodes:
-            first = len(made)
-            source = self._build(node, source, made)
-            self.made_parts[node.name] = tuple(part.name or "" for part in made[first:])
+            first = len(parts)
+            source = self._build(node, source, parts)
+            self.parts_of_new_nodes[node.name] = tuple(part.name or "" for part in parts[first:])
             self.tensors[node.outputs[0]] = source
         if place is not None:
-            self.model.graph.insert_after(place, made)
-        elif made:
-            self.model.graph.insert_before(self.model.graph[0], made)
-        self.nodes.update({part.name or "": part for part in made})
+            self.model.graph.insert_after(place, parts)
+        elif parts:
+            self.model.graph.insert_before(self.model.graph[0], parts)
+        self.nodes.update({part.name or "": part for part in parts})
         return source
 
-    def _build(self, node: Node, source: ir.Value, made: list[ir.Node]) -> ir.Value:
+    def _build(self, node: Node, source: ir.Value, parts: list[ir.Node]) -> ir.Value:
         if node.op == "Linear":
-            return self._build_linear(node, source, made)
+            return self._build_linear(node, source, parts)
         if node.op in RECURRENT:
             raise EditError(f"the ONNX backend cannot make a {node.op} node ({node.name!r})")
         operands = [source, *(self._operand(node, index) for index in range(1, len(node.inputs)))]
@@ -144,28 +144,28 @@ class _Editor:
             if name in attributes:
                 operands += [None] * (index - len(operands))
                 operands.append(self._setting(node, name, attributes.pop(name)))
-        return self._add(node.op, operands, node.name, attributes, made)
+        return self._add(node.op, operands, node.name, attributes, parts)
 
-    def _build_linear(self, node: Node, source: ir.Value, made: list[ir.Node]) -> ir.Value:
+    def _build_linear(self, node: Node, source: ir.Value, parts: list[ir.Node]) -> ir.Value:
         """Gemm for matrices; MatMul and Add for anything with more axes."""
         weight = node.inputs[1] or ""
-        rank = self.plan.graph.tensors.get(node.outputs[0]) or self.before.tensors.get(node.outputs[0])
-        flat = rank is not None and rank.rank == 2
+        result = self.plan.graph.tensors.get(node.outputs[0]) or self.before.tensors.get(node.outputs[0])
+        is_matrix = result is not None and result.rank == 2
         layout = self._layout(weight)
         if layout not in ((), TRANSPOSED):
             raise EditError(f"the weight {weight!r} of {node.name!r} has a layout that no ONNX node reads")
-        if flat:
+        if is_matrix:
             value = self._constant(weight, ())
             operands: list[ir.Value | None] = [source, value]
             if node.input(2):
                 operands.append(self._constant(node.inputs[2] or "", ()))
-            return self._add("Gemm", operands, node.name, {"transB": 1 if layout == () else 0}, made)
+            return self._add("Gemm", operands, node.name, {"transB": 1 if layout == () else 0}, parts)
         value = self._constant(weight, TRANSPOSED)
         if layout == () and weight in self.before.weights:  # kept as (out, in) for another reader
-            value = self._add("Transpose", [value], f"{node.name}.weight_t", {"perm": (1, 0)}, made)
+            value = self._add("Transpose", [value], f"{node.name}.weight_t", {"perm": (1, 0)}, parts)
         bias = node.input(2)
-        product = self._add("MatMul", [source, value], f"{node.name}.matmul" if bias else node.name, {}, made)
-        return self._add("Add", [product, self._constant(bias, ())], node.name, {}, made) if bias else product
+        product = self._add("MatMul", [source, value], f"{node.name}.matmul" if bias else node.name, {}, parts)
+        return self._add("Add", [product, self._constant(bias, ())], node.name, {}, parts) if bias else product
 
     def _layout(self, name: str) -> Layout:
         info = self.plan.graph.weights.get(name) or self.before.weights.get(name)
@@ -205,14 +205,14 @@ class _Editor:
         return self._register(tensor)
 
     def _add(
-        self, op: str, inputs: list[ir.Value | None], name: str, attributes: Mapping[str, Any], made: list[ir.Node]
+        self, op: str, inputs: list[ir.Value | None], name: str, attributes: Mapping[str, Any], parts: list[ir.Node]
     ) -> ir.Value:
         domain, _, kind = op.rpartition("::")
         node = ir.Node(domain, kind, inputs, ir.convenience.convert_attributes(dict(attributes)), name=name)
         output = node.outputs[0]
         output.name, output.type = self._free(f"{name}_out"), ir.TensorType(ir.DataType.FLOAT)
         self.values[output.name] = output
-        made.append(node)
+        parts.append(node)
         return output
 
     def _free(self, name: str) -> str:

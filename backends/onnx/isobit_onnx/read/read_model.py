@@ -14,25 +14,20 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-from onnxscript import optimizer, version_converter
+from onnxscript import optimizer
 
 from isobit.errors import ModelError
 from isobit.quiet import quiet_loggers
-from isobit_onnx.directions import split_directions
-from isobit_onnx.initializers import describe
-from isobit_onnx.joined_weights import join_weights, joins_weights
-
-#: int4, int16 and blocks in QuantizeLinear exist from here on.
-OPSET = 21
-OLDEST_OPSET = 7
+from isobit_onnx.read.error_text import first_line
+from isobit_onnx.read.initializers import describe
+from isobit_onnx.read.join_weights import join_weights, joins_weights
+from isobit_onnx.read.opset import OLDEST_OPSET, raise_opset
+from isobit_onnx.read.split_directions import split_directions
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 
 #: Passes log what they leave alone; the report says it better.
 _PASS_LOGGERS = ("onnx_ir", "onnxscript")
-
-#: Serialized protobufs end at 2 GiB; models above this keep their weights beside the graph.
-LARGE = 1_800_000_000
 
 #: Types whose protobufs hold the bytes of a NumPy array.
 _PLAIN = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.INT32})
@@ -68,14 +63,14 @@ def _load(source: Any, where: str) -> ir.Model:
     except OSError as error:
         raise ModelError(f"model file {where} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # protobuf and onnx-ir raise many kinds
-        raise ModelError(f"{where} is not an ONNX model, or is truncated: {_first_line(error)}") from error
+        raise ModelError(f"{where} is not an ONNX model, or is truncated: {first_line(error)}") from error
 
 
 def _deserialized(proto: onnx.ModelProto, where: str) -> ir.Model:
     try:
         return ir.from_proto(proto)
     except Exception as error:
-        raise ModelError(f"{where} is not a valid ONNX model: {_first_line(error)}") from error
+        raise ModelError(f"{where} is not a valid ONNX model: {first_line(error)}") from error
 
 
 def _check(model: ir.Model, where: str, source: Any) -> None:
@@ -95,7 +90,7 @@ def _check(model: ir.Model, where: str, source: Any) -> None:
         # A path is checked as a file, so that external data and models of any size are looked at where they lie.
         onnx.checker.check_model(str(source) if isinstance(source, str | os.PathLike) else ir.to_proto(model))
     except Exception as error:  # the checker raises its own kinds
-        raise ModelError(f"{where} is not a valid ONNX model: {_first_line(error)}") from error
+        raise ModelError(f"{where} is not a valid ONNX model: {first_line(error)}") from error
 
 
 def _check_external(name: str, tensor: ir.ExternalTensor, where: str) -> None:
@@ -116,13 +111,13 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         split_directions(model)
-        fold_views(model)  # before the folder, which would give the results new names
+        fold_views(model)  # before constant folding, which would give the results new names
         optimizer.fold_constants(
             model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT, should_fold=_should_fold
         )
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         join_weights(model)
-        drop_idle(model)
+        remove_no_ops(model)
         _run(passes.RemoveUnusedNodesPass(), model)
         _name_everything(model)
         _run(passes.TopologicalSortPass(), model)
@@ -151,27 +146,13 @@ def _run(step: Any, model: ir.Model) -> None:
     step(model)
 
 
-def raise_opset(model: ir.Model, where: str) -> None:
-    """Raise the opset to the one that quantized types need, in place. Raises ModelError."""
-    if model.opset_imports[""] < OPSET:
-        before = model.opset_imports[""]
-        try:
-            version_converter.ConvertVersionPass(OPSET, fallback=True)(model)
-        except Exception as error:
-            raise ModelError(f"{where}: opset {before} could not be raised to {OPSET}: {_first_line(error)}") from error
-        if model.opset_imports[""] < OPSET:
-            raise ModelError(f"{where}: opset {before} could not be raised to {OPSET}: export it with a newer opset")
-    # IR version 10 is the one of opset 21; older runtimes read it, and the tensor types of Q/DQ need it.
-    model.ir_version = max(model.ir_version or 0, 10)
-
-
-_VIEWS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity"})
+_FOLDED_VIEWS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity"})
 
 
 def fold_views(model: ir.Model) -> None:
     """Carry out views and casts of a constant that has no other reader; the result keeps the constant's name."""
     for node in list(model.graph):
-        if node.op_type not in _VIEWS or node.domain or not node.inputs or node.outputs[0].is_graph_output():
+        if node.op_type not in _FOLDED_VIEWS or node.domain or not node.inputs or node.outputs[0].is_graph_output():
             continue
         source = node.inputs[0]
         if source is None or not source.is_initializer() or source.const_value is None or len(source.uses()) > 1:
@@ -186,15 +167,15 @@ def fold_views(model: ir.Model) -> None:
         model.graph.remove(node, safe=True)
 
 
-def drop_idle(model: ir.Model) -> None:
+def remove_no_ops(model: ir.Model) -> None:
     """Remove a Reshape from one axis to one axis, which shape inference cannot follow, and a Slice of everything."""
     for node in list(model.graph):
         if node.domain or node.op_type not in ("Reshape", "Slice") or node.outputs[0].is_graph_output():
             continue
         source, *operands = node.inputs
-        known = [None if value is None else value.const_value for value in operands]
-        settings = [tensor.numpy().tolist() for tensor in known if tensor is not None]
-        if source is None or source.shape is None or len(settings) != len(known):
+        tensors = [None if value is None else value.const_value for value in operands]
+        settings = [tensor.numpy().tolist() for tensor in tensors if tensor is not None]
+        if source is None or source.shape is None or len(settings) != len(tensors):
             continue
         one_axis = node.op_type == "Reshape" and len(source.shape) == 1 and settings[0] == [-1]
         if one_axis or (node.op_type == "Slice" and _takes_all(source.shape, *settings)):
@@ -211,11 +192,11 @@ def _takes_all(
 
 
 def _should_fold(node: ir.Node) -> bool | None:
-    """Views of a shared constant stay nodes: folded, one weight would be two. None leaves the rest to the folder."""
-    if joins_weights(node):  # by the folder they would lose their names
+    """Views of a shared constant stay nodes: folded, one weight would be two. None leaves it to the pass."""
+    if joins_weights(node):  # constant folding would give the results new names
         return False
     source = node.inputs[0] if node.inputs else None
-    shared = node.op_type in _VIEWS and source is not None and source.is_initializer() and len(source.uses()) > 1
+    shared = node.op_type in _FOLDED_VIEWS and source is not None and source.is_initializer() and len(source.uses()) > 1
     return False if shared and source is not None and source.dtype == ir.DataType.FLOAT else None
 
 
@@ -227,10 +208,10 @@ def _viewed(node: ir.Node, tensor: ir.TensorProtocol) -> ir.TensorProtocol | Non
         perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
         return ir.Tensor(np.ascontiguousarray(array.transpose(perm)), dtype=tensor.dtype, name=tensor.name)
     if node.op_type == "Cast":
-        wanted = ir.DataType(node.attributes["to"].as_int())
-        if wanted == tensor.dtype:
+        target = ir.DataType(node.attributes["to"].as_int())
+        if target == tensor.dtype:
             return tensor
-        if wanted != ir.DataType.FLOAT:
+        if target != ir.DataType.FLOAT:
             return None
         return ir.Tensor(array.astype(np.float32), name=tensor.name)
     shape = node.outputs[0].shape
@@ -252,8 +233,3 @@ def _name_everything(model: ir.Model) -> None:
             name = f"{stem}#{number}"
         node.name = name
         taken.add(name)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

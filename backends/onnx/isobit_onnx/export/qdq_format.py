@@ -27,7 +27,7 @@ class OnnxQdq(EncodingsFormat):
     def read(self, path: str | PathLike[str], names: Names | None = None) -> Encodings:
         """The encodings of a QDQ model."""
         _require()
-        from isobit_onnx.qdq_reading import read_qdq
+        from isobit_onnx.qdq.reader import read_qdq
 
         return read_qdq(path, names)
 
@@ -36,7 +36,7 @@ class OnnxQdq(EncodingsFormat):
         if names is None or names.model is None:
             raise EncodingError("a QDQ model is written from a float model: give the model")
         _require()
-        from isobit_onnx.export import write_qdq
+        from isobit_onnx.export.export_qdq import write_qdq
 
         with write_atomically(Path(path)) as temporary:
             return write_qdq(names.model, encodings, temporary)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from isobit.ops import RECURRENT
-from isobit_onnx.initializers import add_initializer, describe
+from isobit_onnx.read.initializers import add_initializer, describe
 
 _WEIGHTS, _BIAS = (1, 2), 3
 
@@ -58,28 +58,28 @@ def join_weights(model: ir.Model) -> None:
             sources = _sources(value)
             source = sources.pop() if len(sources) == 1 else value.name
             groups.setdefault(source or "", []).append((slot, array))
-    for source, found in groups.items():
-        _write(model.graph, source, found)
+    for source, slots in groups.items():
+        _write(model.graph, source, slots)
 
 
 def _slots(graph: ir.Graph, node: ir.Node) -> list[_Slot]:
     if node.op_type not in RECURRENT or node.domain:
         return []
-    found = [_Slot(node, index) for index in _WEIGHTS]
+    weights = [_Slot(node, index) for index in _WEIGHTS]
     bias = node.inputs[_BIAS] if len(node.inputs) > _BIAS else None
     concat = bias.producer() if bias is not None else None
     while concat is not None and concat.op_type in ("Unsqueeze", "Reshape") and concat.inputs[0] is not None:
         concat = concat.inputs[0].producer()
     if bias is None or concat is None or concat.op_type != "Concat" or len(concat.inputs) != 2:
-        return [*found, _Slot(node, _BIAS)] if bias is not None else found
+        return [*weights, _Slot(node, _BIAS)] if bias is not None else weights
     sizes = {None if part is None else part.size for part in map(_evaluate, concat.inputs)}
     if None in sizes or len(sizes) != 1:
-        return [*found, _Slot(node, _BIAS)]
+        return [*weights, _Slot(node, _BIAS)]
     halves = ir.Node("", "Concat", concat.inputs, [ir.AttrInt64("axis", 1)], name=f"{bias.name}_halves")
     halves.outputs[0].name, halves.outputs[0].type = f"{bias.name}_halves", bias.type
     graph.insert_before(node, [halves])
     node.replace_input_with(_BIAS, halves.outputs[0])
-    return [*found, _Slot(halves, 0, flat=True), _Slot(halves, 1, flat=True)]
+    return [*weights, _Slot(halves, 0, flat=True), _Slot(halves, 1, flat=True)]
 
 
 def _evaluate(value: ir.Value | None) -> NDArray[Any] | None:
@@ -106,33 +106,33 @@ def _sources(value: ir.Value) -> set[str]:
     return {name for operand in node.inputs if operand is not None for name in _sources(operand)}
 
 
-def _write(graph: ir.Graph, source: str, found: list[tuple[_Slot, NDArray[Any]]]) -> None:
+def _write(graph: ir.Graph, source: str, slots: list[tuple[_Slot, NDArray[Any]]]) -> None:
     """One constant for all slots where they hold the same, else one for each."""
-    first = found[0][1]
+    first = slots[0][1]
     old = graph.initializers.get(source)
-    wanted = {(id(slot.node), slot.index) for slot, _ in found}
-    alike = all(array.shape == first.shape and np.array_equal(array, first) for _, array in found)
-    if old is not None and alike and _readers(old, wanted) <= wanted:
+    inputs = {(id(slot.node), slot.index) for slot, _ in slots}
+    are_equal = all(array.shape == first.shape and np.array_equal(array, first) for _, array in slots)
+    if old is not None and are_equal and _readers(old, inputs) <= inputs:
         old.const_value = ir.Tensor(np.ascontiguousarray(first), old.dtype, name=source)
         describe(old, old.const_value)
-        for slot, _ in found:
+        for slot, _ in slots:
             slot.node.replace_input_with(slot.index, old)
         return
-    for number, (slot, array) in enumerate(found):
+    for number, (slot, array) in enumerate(slots):
         name = f"{source}.joined{number}"
-        made = add_initializer(graph, ir.Tensor(np.ascontiguousarray(array), name=name))
-        slot.node.replace_input_with(slot.index, made)
+        joined = add_initializer(graph, ir.Tensor(np.ascontiguousarray(array), name=name))
+        slot.node.replace_input_with(slot.index, joined)
 
 
 def _readers(value: ir.Value, stops: set[tuple[int, int]]) -> set[tuple[int, int]]:
     """The inputs that a constant reaches, through what joins weights; `stops` are looked through no further."""
-    found: set[tuple[int, int]] = set()
+    inputs: set[tuple[int, int]] = set()
     for use in value.uses():
         if (id(use.node), use.idx) in stops or use.node.op_type not in _JOINING:
-            found.add((id(use.node), use.idx))
+            inputs.add((id(use.node), use.idx))
         else:
             for output in use.node.outputs:
-                found |= _readers(output, stops)
+                inputs |= _readers(output, stops)
                 if output.is_graph_output():
-                    found.add((id(use.node), -1))
-    return found
+                    inputs.add((id(use.node), -1))
+    return inputs

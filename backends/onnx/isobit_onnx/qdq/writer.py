@@ -16,10 +16,10 @@ import onnx_ir.passes.common as passes
 from isobit.encoding import Encoding
 from isobit.layout import to_canonical, to_native
 from isobit.quant_spec import PerTensor
-from isobit_onnx.binding import NativeSite
-from isobit_onnx.grids import Grid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
-from isobit_onnx.initializers import add_initializer
-from isobit_onnx.translation import view_chain
+from isobit_onnx.qdq.grids import OnnxGrid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
+from isobit_onnx.read.initializers import add_initializer
+from isobit_onnx.translate.sites import NativeSite
+from isobit_onnx.translate.translate import view_chain
 
 Placed = Iterable[tuple[NativeSite, Encoding]]
 
@@ -38,28 +38,28 @@ def insert_quantizers(
 
     Returns what is quantized for all its readers, by the name that it had.
     """
-    writer = _Writer(model)
-    single = [(site, encoding) for site, encoding in placed if site.readers is not None]
-    whole = [(site, encoding) for site, encoding in placed if site.readers is None]
-    for site, encoding in single:  # first: these readers leave the float value before all others do
+    writer = _QdqWriter(model)
+    for_some_readers = [(site, encoding) for site, encoding in placed if site.readers is not None]
+    for_all_readers = [(site, encoding) for site, encoding in placed if site.readers is None]
+    for site, encoding in for_some_readers:  # first: these readers leave the float value before all others do
         writer.quantize(site, encoding)
-    found = {site.value: writer.quantize(site, encoding) for site, encoding in whole}
+    quantized = {site.value: writer.quantize(site, encoding) for site, encoding in for_all_readers}
     for name, encoding in (interior or {}).items():
         writer.quantize(NativeSite(name), encoding)
     passes.RemoveUnusedNodesPass()(model)
-    return found
+    return quantized
 
 
-class _Writer:
+class _QdqWriter:
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
         self.nodes = {node.name or "": node for node in model.graph}
         self.values = {v.name or "": v for v in ir.convenience.create_value_mapping(model.graph).values()}
-        self.taken: set[str] = set()  # names given out
-        self.made: set[str] = set()  # own nodes: they keep reading the float value
+        self.taken: set[str] = set()  # names of what was added
+        self.own_nodes: set[str] = set()  # they keep reading the float value
 
     def quantize(self, site: NativeSite, encoding: Encoding) -> Quantized:
-        if not site.value and site.readers:  # known by its reader alone
+        if not site.value and site.readers:  # the site has the name of its reader alone
             node, index = site.readers[0]
             value = self.nodes[node].inputs[index]
         else:
@@ -123,14 +123,14 @@ class _Writer:
             grid = grid_of(encoding, native.shape, site.layout, activation=False)
             name = self._free(f"{stem}_quantized")
             if spec.is_integer:
-                whole = to_native(encoding.quantize(canonical), site.layout, np.zeros(native.shape, np.int32))
-                stored = self._register(integer_tensor(whole, grid.type, name))
+                levels = to_native(encoding.quantize(canonical), site.layout, np.zeros(native.shape, np.int32))
+                stored = self._register(integer_tensor(levels, grid.type, name))
             else:
                 scale, _ = encoding.broadcast(canonical.shape)
                 limit = np.float32(float(encoding.maximum.max() / encoding.scale.max()))
                 ratio = np.clip(canonical / scale, -limit, limit)
-                whole = to_native(ratio, site.layout, np.zeros(native.shape, np.float32))
-                stored = self._register(float_tensor(whole, spec, name))
+                levels = to_native(ratio, site.layout, np.zeros(native.shape, np.float32))
+                stored = self._register(float_tensor(levels, spec, name))
             operands = self._operands(grid, stem)
             result = self._node(
                 nodes, "DequantizeLinear", [stored, *operands], f"{stem}_dequantized", _attributes(grid)
@@ -139,7 +139,7 @@ class _Writer:
         self.graph.insert_before(self.graph[0], nodes)
         return result
 
-    def _operands(self, grid: Grid, stem: str) -> list[ir.Value]:
+    def _operands(self, grid: OnnxGrid, stem: str) -> list[ir.Value]:
         scale = self._initializer(f"{stem}_scale", grid.scale)
         if grid.type == ir.DataType.INT32:  # ONNX has no zero point for int32 worth writing: it is 0
             return [scale]
@@ -154,7 +154,7 @@ class _Writer:
                 self._reread(self.nodes[name], index, value, result)
             return
         for use in list(value.uses()):
-            if use.node.name not in self.made:
+            if use.node.name not in self.own_nodes:
                 use.node.replace_input_with(use.idx, result)
         if value.is_graph_output() and not value.is_graph_input():  # an input passed through keeps the caller's values
             name = value.name or ""
@@ -176,7 +176,7 @@ class _Writer:
             return result
         copy = ir.Node("", producer.op_type, producer.inputs, producer.attributes.values())
         copy.name = self._free(f"{producer.name}_returned")
-        self.made.add(copy.name)
+        self.own_nodes.add(copy.name)
         copy.outputs[0].shape, copy.outputs[0].type = result.shape, result.type
         self.graph.insert_after(producer, [copy])
         return copy.outputs[0]
@@ -213,14 +213,14 @@ class _Writer:
         attributes: Mapping[str, Any] | None = None,
         kind: ir.DataType = ir.DataType.FLOAT,
     ) -> ir.Value:
-        made = ir.convenience.convert_attributes(
+        converted = ir.convenience.convert_attributes(
             {key: int(value) for key, value in (attributes or {}).items() if value is not None}
         )
-        node = ir.Node("", op, inputs, made, name=self._free(f"{name}_node"))
+        node = ir.Node("", op, inputs, converted, name=self._free(f"{name}_node"))
         node.outputs[0].name = self._free(name)
         node.outputs[0].type = ir.TensorType(kind)
         nodes.append(node)
-        self.made.add(node.name or "")
+        self.own_nodes.add(node.name or "")
         self.values[node.outputs[0].name or ""] = node.outputs[0]
         return node.outputs[0]
 
@@ -241,7 +241,7 @@ class _Writer:
         return name
 
 
-def _attributes(grid: Grid) -> dict[str, int | None]:
+def _attributes(grid: OnnxGrid) -> dict[str, int | None]:
     if grid.axis is None:
         return {}
     return {"axis": grid.axis, "block_size": grid.block_size}

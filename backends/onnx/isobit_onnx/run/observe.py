@@ -16,9 +16,9 @@ from isobit.backend import Batch
 from isobit.observer import Observer
 from isobit.sampling import Sampling, is_spatial, sampling_of
 from isobit.statistics import Histogram, MinMax
-from isobit_onnx.initializers import add_initializer
-from isobit_onnx.reading import infer_shapes
-from isobit_onnx.session import Session, gains_from_blocks
+from isobit_onnx.read.initializers import add_initializer
+from isobit_onnx.read.read_model import infer_shapes
+from isobit_onnx.run.session import Session, gains_from_blocks
 
 _BLOCKED_AFTER = 32  # batches
 
@@ -47,9 +47,9 @@ class Watched:
 class _Outputs:
     """Names of the reduced outputs of one watched value, or of the tensor itself; its shape behind the batch.
 
-    Without a minimum it is 0: the value has none below, and a zero in its sample shows that this one is there.
-    Where the shape depends on the batch, `step` is the input that says how far apart the elements of the sample lie,
-    and `size` what shape the value has.
+    An empty `minimum` stands for 0: nothing in the value is below zero, and a zero in its sample shows that zero is
+    reached. Where the shape depends on the batch, `step` is the input that says how far apart the elements of the
+    sample lie, and `size` the output with the value's shape.
     """
 
     minimum: str = ""
@@ -64,8 +64,8 @@ class _Outputs:
 class ObservingSessions:
     """The session that observes a model on batches of all shapes, or one for each per-sample shape of the inputs.
 
-    One serves all where each reduced tensor has the sizes that its names promise, which are those of inputs. Not every
-    file keeps such promises: from the first batch on that shows it, each shape has a session.
+    One serves all shapes where the named sizes of every reduced tensor are sizes of inputs. A file may give names that
+    are not true: from the first batch that contradicts them, each shape of the inputs has a session of its own.
     """
 
     def __init__(self, model: ir.Model, watched: tuple[Watched, ...], providers: Sequence[str] = ()) -> None:
@@ -114,7 +114,7 @@ class ObservingSession:
         reduced = [item.value for item in self.watched if item.kind != "whole"]
         if not self._any_shape and (_set_sample_shapes(working, batch) or not _are_known(working, reduced)):
             infer_shapes(working)
-        if self.watched and not reduced:  # what is not looked at need not be computed
+        if self.watched and not reduced:  # outputs that no observer reads need not be computed
             working.graph.outputs.clear()
         self._model_outputs = [value.name or "" for value in working.graph.outputs]
         builder = _Reductions(working, zero_is_minimum, self._any_shape)
@@ -136,28 +136,28 @@ class ObservingSession:
         """
         sizes = _sizes(self._base, batch)
         feeds = {**batch, **self._steps(sizes)}
-        found = self._session.run(feeds)
-        if any(found[o.size][1:].tolist() != _resolved(o.shape, sizes) for o in self._outputs if o.size):
+        values = self._session.run(feeds)
+        if any(values[o.size][1:].tolist() != _resolved(o.shape, sizes) for o in self._outputs if o.size):
             return False
-        if not self._is_finite(found):
+        if not self._is_finite(values):
             # onnxruntime's ReduceMin and ReduceMax pass over NaN, and infinity hides the largest finite value: look at
             # the whole tensors of this batch.
             self._observe_whole(batch, observers)
             return True
-        if any(found[name].all() for name in self._with_zeros):
+        if any(values[name].all() for name in self._with_zeros):
             self._open(batch, zero_is_minimum=False)  # zeros are too rare here: look for the minimum
-            found = self._session.run(feeds)
+            values = self._session.run(feeds)
         for observer, item, names in zip(observers, self.watched, self._outputs, strict=True):
             if names.whole:
-                observer.update(_as_float32(found[names.whole]), item.channel_axis)
+                observer.update(_as_float32(values[names.whole]), item.channel_axis)
             elif isinstance(observer, Histogram):
-                sample = found[names.sample]
-                minimum = float(found[names.minimum]) if names.minimum else 0.0
+                sample = values[names.sample]
+                minimum = float(values[names.minimum]) if names.minimum else 0.0
                 # the value's own axis 0, which need not be the input's
                 elements = prod(_resolved(names.shape, sizes)) * int(sample.shape[0])
-                observer.absorb(minimum, float(found[names.maximum]), sample, elements)
+                observer.absorb(minimum, float(values[names.maximum]), sample, elements)
             else:
-                observer.update(np.array([found[names.minimum], found[names.maximum]], np.float32))
+                observer.update(np.array([values[names.minimum], values[names.maximum]], np.float32))
         return True
 
     def _steps(self, sizes: Mapping[str, int]) -> dict[str, NDArray[np.int64]]:
@@ -170,9 +170,9 @@ class ObservingSession:
             if names.step
         }
 
-    def _is_finite(self, found: Batch) -> bool:
-        outputs = (found[name] for name in self._model_outputs)
-        return all(isfinite(found[name]) for name in self._ends) and all(
+    def _is_finite(self, values: Batch) -> bool:
+        outputs = (values[name] for name in self._model_outputs)
+        return all(isfinite(values[name]) for name in self._ends) and all(
             array.dtype.kind != "f" or np.isfinite(array).all() for array in outputs
         )
 
@@ -183,9 +183,9 @@ class ObservingSession:
             for item in self.watched:
                 _expose(working, values[item.value])
             self._whole = Session(working, self._providers)
-        found = self._whole.run(batch)
+        tensors = self._whole.run(batch)
         for observer, item in zip(observers, self.watched, strict=True):
-            observer.update(_as_float32(found[item.value]), item.channel_axis)
+            observer.update(_as_float32(tensors[item.value]), item.channel_axis)
 
 
 def _serves_any_shape(model: ir.Model, watched: Sequence[Watched]) -> bool:
@@ -203,12 +203,12 @@ def _serves_any_shape(model: ir.Model, watched: Sequence[Watched]) -> bool:
 
 def _input_dims(model: ir.Model) -> dict[str, tuple[str, int]]:
     """The first input and axis that has each named size."""
-    found: dict[str, tuple[str, int]] = {}
+    places: dict[str, tuple[str, int]] = {}
     for value in model.graph.inputs:
         for axis, size in enumerate(value.shape or ()):
             if isinstance(size, ir.SymbolicDim) and size.value:
-                found.setdefault(size.value, (value.name or "", axis))
-    return found
+                places.setdefault(size.value, (value.name or "", axis))
+    return places
 
 
 def _sizes(model: ir.Model, batch: Batch) -> dict[str, int]:
@@ -223,8 +223,8 @@ def _sample_dims(value: ir.Value, named: Collection[str] = ()) -> _Dims | None:
     if value.shape is None or len(value.shape) < 2:
         return None
     sizes = tuple(size if isinstance(size, int) else size.value for size in value.shape[1:])
-    known = tuple(size for size in sizes if isinstance(size, int) or (size in named and size is not None))
-    return known if len(known) == len(sizes) else None
+    dims = tuple(size for size in sizes if isinstance(size, int) or (size in named and size is not None))
+    return dims if len(dims) == len(sizes) else None
 
 
 def _resolved(dims: _Dims, sizes: Mapping[str, int]) -> list[int]:
@@ -273,12 +273,12 @@ class _Reductions:
         self.model, self.zero_is_minimum = model, zero_is_minimum
         self.named = _input_dims(model) if any_shape else {}
         self.values = ir.convenience.create_value_mapping(model.graph)
-        self._mark = "__"  # longer than any in the model's names, so that what is made has names of its own
-        while any(self._mark in name for name in self.values):
-            self._mark += "_"
+        self._separator = "__"  # longer than any run of underscores in the model's names: no new name is there already
+        while any(self._separator in name for name in self.values):
+            self._separator += "_"
 
     def _name(self, value: ir.Value, what: str) -> str:
-        return f"{value.name}{self._mark}{what}"
+        return f"{value.name}{self._separator}{what}"
 
     def add(self, item: Watched) -> _Outputs:
         value = self.values[item.value]

@@ -21,6 +21,7 @@ from isobit.quant_spec import PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.quiet import quiet_loggers
 from isobit.same_levels import same_levels
 from isobit.sites import Site, Tensor, Weight
+from isobit_onnx.read.error_text import first_line
 
 _TYPES = {
     ir.DataType.INT4: "int4", ir.DataType.INT8: "int8", ir.DataType.INT16: "int16", ir.DataType.INT32: "int32",
@@ -33,7 +34,7 @@ _ENDINGS = ("_quantized", "_QuantizeLinear_Output", "_q", "_float16", "_bfloat16
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class FileGrid:
     """Scale and zero point of a DequantizeLinear in the layout of the file; `spec` says its granularity."""
 
     spec: QuantSpec
@@ -43,14 +44,14 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class Quantized:
+class QuantizedValue:
     """A value that is quantized: its float name, its shape if it is a constant, and who reads it so."""
 
     name: str
-    grid: Grid
+    grid: FileGrid
     shape: tuple[int, ...] | None = None  # of a constant
     readers: tuple[tuple[str, int], ...] = ()
-    some: bool = False  # others read the value in float
+    for_some_readers: bool = False  # others read the value in float
     at: str = field(default="")
 
 
@@ -59,7 +60,7 @@ def read_qdq(path: str | PathLike[str], names: Names | None) -> Encodings:
 
     Raises EncodingError naming the file and the tensor.
     """
-    found: dict[Site, Encoding] = {}
+    encodings: dict[Site, Encoding] = {}
     unmapped: dict[str, None] = {}
     notes: dict[str, None] = dict.fromkeys(names.notes) if names is not None else {}
     entries = quantized_values(path)
@@ -67,32 +68,32 @@ def read_qdq(path: str | PathLike[str], names: Names | None) -> Encodings:
         raise EncodingError(
             f"{fspath(path)}: the model holds no QuantizeLinear or DequantizeLinear: it is not quantized"
         )
-    for entry in _apart(entries):
+    for entry in _grids_by_reader(entries):
         try:
             for site, encoding in _placed(entry, names):
                 if site is None:
                     unmapped[entry.name] = None
-                elif same_levels(found.setdefault(site, encoding), encoding.spec) != encoding:
+                elif same_levels(encodings.setdefault(site, encoding), encoding.spec) != encoding:
                     notes[f"{entry.name!r} is quantized twice: the first grid is taken"] = None
         except IsobitError as error:
             raise EncodingError(f"{entry.at}: {error}") from error
-    return Encodings(found, notes=notes, unmapped=unmapped)
+    return Encodings(encodings, notes=notes, unmapped=unmapped)
 
 
-def _apart(entries: Sequence[Quantized]) -> Iterator[Quantized]:
-    """Several grids of one activation are each for their readers alone."""
+def _grids_by_reader(entries: Sequence[QuantizedValue]) -> Iterator[QuantizedValue]:
+    """The entries; where an activation has several grids, each is for its own readers alone."""
     grids: dict[str, set[tuple[QuantSpec, bytes, bytes]]] = {}
     for entry in entries:
-        grids.setdefault(entry.name, set()).add(_key(entry.grid))
+        grids.setdefault(entry.name, set()).add(_grid_key(entry.grid))
     for entry in entries:
-        yield replace(entry, some=True) if entry.shape is None and len(grids[entry.name]) > 1 else entry
+        yield replace(entry, for_some_readers=True) if entry.shape is None and len(grids[entry.name]) > 1 else entry
 
 
-def _key(grid: Grid) -> tuple[QuantSpec, bytes, bytes]:
+def _grid_key(grid: FileGrid) -> tuple[QuantSpec, bytes, bytes]:
     return grid.spec, grid.scale.tobytes(), grid.zero_point.tobytes()
 
 
-def quantized_values(path: str | PathLike[str]) -> list[Quantized]:
+def quantized_values(path: str | PathLike[str]) -> list[QuantizedValue]:
     """Every quantized value of a QDQ model file. Raises EncodingError."""
     where = fspath(path)
     if not Path(path).is_file():
@@ -103,23 +104,22 @@ def quantized_values(path: str | PathLike[str]) -> list[Quantized]:
             passes.InlinePass()(model)
             passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     except Exception as error:  # protobuf and onnx-ir raise many kinds
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise EncodingError(f"{where}: not an ONNX model, or truncated: {first}") from error
-    return list(_Reader(model, where).all())
+        raise EncodingError(f"{where}: not an ONNX model, or truncated: {first_line(error)}") from error
+    return list(_QdqReader(model, where).all())
 
 
-class _Reader:
+class _QdqReader:
     def __init__(self, model: ir.Model, where: str) -> None:
         self.graph, self.where = model.graph, where
 
-    def all(self) -> Iterator[Quantized]:
+    def all(self) -> Iterator[QuantizedValue]:
         for node in self.graph:
             if node.domain in ("", "ai.onnx", "com.microsoft") and node.op_type == "DequantizeLinear":
                 yield from self._dequantized(node)
             elif node.op_type == "Cast" and not node.domain:
                 yield from self._cast(node)
 
-    def _dequantized(self, node: ir.Node) -> Iterator[Quantized]:
+    def _dequantized(self, node: ir.Node) -> Iterator[QuantizedValue]:
         source = node.inputs[0]
         at = f"{self.where}: {node.name or node.outputs[0].name}"
         if source is None:
@@ -136,7 +136,7 @@ class _Reader:
         elif source.const_value is not None:
             yield self._of_constant(source, grid, node, at)
 
-    def _cast(self, node: ir.Node) -> Iterator[Quantized]:
+    def _cast(self, node: ir.Node) -> Iterator[QuantizedValue]:
         """A pair of casts to a smaller float and back, or the cast of a stored smaller float."""
         source = node.inputs[0]
         if source is None or ir.DataType(node.attributes["to"].as_int()) != ir.DataType.FLOAT:
@@ -149,7 +149,7 @@ class _Reader:
             return
         at = f"{self.where}: {node.name or node.outputs[0].name}"
         spec = QuantSpec.parse(f"{_TYPES[kind]} per-tensor")
-        grid = Grid(spec, np.asarray(1, np.float32), np.asarray(0, np.int32))
+        grid = FileGrid(spec, np.asarray(1, np.float32), np.asarray(0, np.int32))
         if constant is not None:
             yield self._of_constant(source, grid, node, at)
         elif producer is not None and producer.inputs[0] is not None:
@@ -157,7 +157,7 @@ class _Reader:
             if value.dtype in (None, ir.DataType.FLOAT):
                 yield self._of_value(value, grid, node, producer, at)
 
-    def _of_value(self, value: ir.Value, grid: Grid, node: ir.Node, quantizer: ir.Node, at: str) -> Quantized:
+    def _of_value(self, value: ir.Value, grid: FileGrid, node: ir.Node, quantizer: ir.Node, at: str) -> QuantizedValue:
         if value.const_value is not None and not value.is_graph_input():  # a float constant that is rounded when run
             return self._of_constant(value, grid, node, at)
         value, grid, entered = self._behind_clip(value, grid, quantizer)
@@ -165,18 +165,18 @@ class _Reader:
         name = next((end.name for end in ends if end.is_graph_output()), None)  # a quantized output has the float name
         name = name or value.name or ""
         others = [use.node for use in value.uses() if use.node is not entered and use.node.op_type != "QuantizeLinear"]
-        return Quantized(name, grid, None, self._readers(node), bool(others) or value.is_graph_output(), at)
+        return QuantizedValue(name, grid, None, self._readers(node), bool(others) or value.is_graph_output(), at)
 
-    def _of_constant(self, source: ir.Value, grid: Grid, node: ir.Node, at: str) -> Quantized:
+    def _of_constant(self, source: ir.Value, grid: FileGrid, node: ir.Node, at: str) -> QuantizedValue:
         name, tensor = source.name or "", source.const_value
         stem = next((name.removesuffix(end) for end in _ENDINGS if name.endswith(end)), name)
         shape = tuple(tensor.numpy().shape) if tensor is not None else ()
-        return Quantized(stem, grid, shape, self._readers(node), False, at)
+        return QuantizedValue(stem, grid, shape, self._readers(node), False, at)
 
     def _readers(self, node: ir.Node) -> tuple[tuple[str, int], ...]:
         return tuple((use.node.name or "", use.idx) for use in node.outputs[0].uses())
 
-    def _behind_clip(self, value: ir.Value, grid: Grid, quantizer: ir.Node) -> tuple[ir.Value, Grid, ir.Node]:
+    def _behind_clip(self, value: ir.Value, grid: FileGrid, quantizer: ir.Node) -> tuple[ir.Value, FileGrid, ir.Node]:
         """Our Clip (or Max, for float8) in front of a quantizer is part of it: it says the narrower width."""
         clip = value.producer()
         if clip is None or clip.op_type not in ("Clip", "Max") or clip.domain or len(value.uses()) != 1:
@@ -192,28 +192,28 @@ class _Reader:
             except EncodingError:  # the zero point is outside the narrower grid
                 continue
             ends = [encoding.minimum] if clip.op_type == "Max" else [encoding.minimum, encoding.maximum]
-            if len(limits) == len(ends) and all(said == end for said, end in zip(limits, ends, strict=True)):
-                return before, Grid(spec, grid.scale, grid.zero_point), clip
+            if len(limits) == len(ends) and all(limit == end for limit, end in zip(limits, ends, strict=True)):
+                return before, FileGrid(spec, grid.scale, grid.zero_point), clip
         return value, grid, quantizer
 
-    def _grid(self, node: ir.Node, source: ir.Value, at: str) -> Grid:
-        said = self._constant(node, 1, at)
-        if said is None or (said.dtype.kind != "f" and said.dtype.name != "bfloat16"):
+    def _grid(self, node: ir.Node, source: ir.Value, at: str) -> FileGrid:
+        scales = self._constant(node, 1, at)
+        if scales is None or (scales.dtype.kind != "f" and scales.dtype.name != "bfloat16"):
             raise EncodingError(f"{at}: its scale is missing or no float")
-        scale = said.astype(np.float32)
-        zero = self._constant(node, 2, at)
-        kind = self._kind(node, source)
-        if kind not in _TYPES:
-            raise EncodingError(f"{at}: type {kind} is none that isobit knows")
-        zeros = np.zeros(scale.shape, np.int32) if zero is None else zero.astype(np.int32)
+        scale = scales.astype(np.float32)
+        zero_points = self._constant(node, 2, at)
+        data_type = self._kind(node, source)
+        if data_type not in _TYPES:
+            raise EncodingError(f"{at}: type {data_type} is none that isobit knows")
+        zeros = np.zeros(scale.shape, np.int32) if zero_points is None else zero_points.astype(np.int32)
         axis, block = _axis(node, scale, source)
         granularity = PerTensor() if axis is None else PerChannel() if block is None else PerBlock(block)
         if axis is None:
             scale, zeros = scale.reshape(()), zeros.reshape(())
-        spec = QuantSpec.parse(_TYPES[kind]).with_granularity(granularity)
+        spec = QuantSpec.parse(_TYPES[data_type]).with_granularity(granularity)
         if spec.dtype == "int" and np.any(zeros):
             spec = QuantSpec(spec.dtype, spec.bits, False, granularity=granularity)
-        return Grid(spec, scale, zeros, axis)
+        return FileGrid(spec, scale, zeros, axis)
 
     def _constant(self, node: ir.Node, index: int, at: str) -> NDArray[Any] | None:
         value = node.inputs[index] if index < len(node.inputs) else None
@@ -261,7 +261,7 @@ def _narrower(spec: QuantSpec) -> Iterator[QuantSpec]:
             yield QuantSpec(spec.dtype, bits, spec.symmetric and spec.dtype == "int", granularity=granularity)
 
 
-def _placed(entry: Quantized, names: Names | None) -> Iterator[tuple[Site | None, Encoding]]:
+def _placed(entry: QuantizedValue, names: Names | None) -> Iterator[tuple[Site | None, Encoding]]:
     """The sites of an entry and their encodings in canonical layout."""
     grid = entry.grid
     if names is None:
@@ -284,19 +284,19 @@ def _placed(entry: Quantized, names: Names | None) -> Iterator[tuple[Site | None
             )  # fmt: skip
 
 
-def _places(entry: Quantized, names: Names) -> list[Place]:
+def _places(entry: QuantizedValue, names: Names) -> list[Place]:
     """By name, and for a constant also by who reads it: tools give it new names."""
-    constant = entry.shape is not None
-    found = [place for place in names.find(entry.name) if place.is_constant == constant]
-    if constant and not found:
-        found = [place for reader in entry.readers for place in names.constants_at(*reader)]
-    if constant:
-        found = [place for place in found if place.native == entry.shape]
-    return list(dict.fromkeys(found))
+    is_constant = entry.shape is not None
+    places = [place for place in names.find(entry.name) if place.is_constant == is_constant]
+    if is_constant and not places:
+        places = [place for reader in entry.readers for place in names.constants_at(*reader)]
+    if is_constant:
+        places = [place for place in places if place.native == entry.shape]
+    return list(dict.fromkeys(places))
 
 
-def _single_readers(entry: Quantized, place: Place, names: Names) -> list[Site]:
+def _single_readers(entry: QuantizedValue, place: Place, names: Names) -> list[Site]:
     """The readers that read an activation quantized while others read it in float."""
-    if not entry.some or place.inner:
+    if not entry.for_some_readers or place.inner:
         return []
     return [site for reader in entry.readers if (site := names.inputs.get(reader)) is not None]

@@ -1,29 +1,28 @@
-"""Neutral ops whose ONNX form differs: settings that are inputs in ONNX, and ops that ONNX writes as several."""
+"""The ONNX form of every neutral op: the op itself, the op with settings as inputs, or several ops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import helper
 
 from isobit.graph import Node
 from isobit.ops import SETTINGS
-
-if TYPE_CHECKING:
-    from isobit_onnx.writing import OnnxWriter
-
-Lowering = Callable[["OnnxWriter", Node, Sequence[str]], None]
+from isobit_onnx.write.onnx_writer import Lowering, OnnxWriter
 
 #: Ops with the same name, inputs and attributes in ONNX.
-PLAIN = frozenset(
+_PLAIN = frozenset(
     "Conv ConvTranspose Gather BatchNormalization LayerNormalization GroupNormalization InstanceNormalization "
     "Relu LeakyRelu Elu Selu Celu Gelu HardSwish HardSigmoid Mish Sigmoid Tanh Softplus Softsign "
     "ThresholdedRelu Exp Log Sqrt Reciprocal Neg Abs Erf Sin Cos Floor Ceil Round Sign Softmax LogSoftmax Not IsNaN "
     "Identity Add Sub Mul Div Pow Max Min Mean Sum Where Equal Greater Less GreaterOrEqual LessOrEqual And Or Xor Mod "
     "Concat Transpose MaxPool ReduceMean ReduceSum ArgMax ArgMin DepthToSpace".split()
 )
+
+
+def _plain(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    writer.node(node.op, inputs, [writer.value(output) for output in node.outputs], node.name, node.attributes)
 
 
 def _with_settings(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
@@ -127,9 +126,9 @@ def _recurrent(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     axes = writer.constant(f"{node.name}/direction", [0], np.int64)
 
     def directed(name: str) -> str:
-        made = writer.free(f"{name}/directed")
-        writer.node("Unsqueeze", [name, axes], made, made, {})
-        return made
+        with_direction = writer.free(f"{name}/directed")
+        writer.node("Unsqueeze", [name, axes], with_direction, with_direction, {})
+        return with_direction
 
     halves = [operands[3], operands[8]]
     bias = ""
@@ -179,6 +178,7 @@ def _reshape(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
 
 
 LOWERINGS: Mapping[str, Lowering] = {
+    **dict.fromkeys(_PLAIN, _plain),
     **dict.fromkeys(set(SETTINGS) - {"Dropout"}, _with_settings),
     "Linear": _linear,
     "MatMul": _matmul,

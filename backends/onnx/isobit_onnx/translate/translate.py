@@ -24,11 +24,11 @@ class Translation:
 
 
 def translate(model: ir.Model) -> Translation:
-    """Read a prepared model (`isobit_onnx.reading`)."""
-    return _Reader(model).read()
+    """Read a prepared model (`isobit_onnx.read.read_model`)."""
+    return _Translator(model).read()
 
 
-class _Reader:
+class _Translator:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.names: dict[str, str] = {}  # native value -> tensor or weight
@@ -88,17 +88,17 @@ class _Reader:
 
     def _captured(self, node: ir.Node) -> Iterator[str]:
         """Outer values read anywhere inside the bodies of a node."""
-        seen: set[str] = set()
+        captured: set[str] = set()
         for attribute in node.attributes.values():
             for body in _graphs(attribute):
                 for inner in ir.traversal.RecursiveGraphIterator(body):
                     for value in inner.inputs:
                         if value is not None and value.name in self.names and _is_outer(value, self.model.graph):
-                            seen.add(_name(value))
+                            captured.add(_name(value))
                 for value in body.outputs:
                     if value.name in self.names and _is_outer(value, self.model.graph):
-                        seen.add(_name(value))
-        yield from sorted(seen - {_name(value) for value in node.inputs if value is not None})
+                        captured.add(_name(value))
+        yield from sorted(captured - {_name(value) for value in node.inputs if value is not None})
 
 
 def _graphs(attribute: Any) -> list[ir.Graph]:
@@ -128,8 +128,8 @@ def _dtype(value: ir.Value) -> str:
         return "unknown"
     if dtype == ir.DataType.STRING:
         return "string"
-    known = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
-    return known.get(dtype, dtype.name.lower())
+    float_names = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
+    return float_names.get(dtype, dtype.name.lower())
 
 
 def _shape(value: ir.Value) -> Shape | None:

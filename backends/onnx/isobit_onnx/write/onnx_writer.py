@@ -1,7 +1,4 @@
-"""The float ONNX model of a neutral graph, for backends whose program is the graph itself.
-
-Every node becomes the ONNX nodes of its op; tensors and constants keep their names. Nothing is fused or folded.
-"""
+"""The nodes, constants and names of one ONNX model that is written from a neutral graph."""
 
 from __future__ import annotations
 
@@ -13,33 +10,32 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from isobit.backend import NameMap, OnnxName
+from isobit.backend import OnnxName
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node, TensorInfo
 from isobit.layout import TRANSPOSED, Layout, Permute, conv_transpose_layout, to_native
 from isobit.sites import Input, Site, Tensor, Weight
-from isobit_onnx.lowering import LOWERINGS, PLAIN
-
-#: The opset that quantized types need; nothing has to be converted when the QDQ writer comes.
-OPSET = 21
+from isobit_onnx.read.opset import OPSET
 
 #: The ONNX model of a node outside the ONNX vocabulary: as many inputs and outputs as the node, in order.
 Foreign = Callable[[Node], onnx.ModelProto]
 
-
-def write_onnx(
-    graph: Graph, weights: Callable[[str], NDArray[Any]], foreign: Foreign | None = None
-) -> tuple[onnx.ModelProto, NameMap]:
-    """The model, and where each tensor, constant and node input of the graph is in it. Raises ModelError."""
-    writer = OnnxWriter(graph, weights, foreign)
-    return writer.write(), writer.names
+#: Adds the ONNX nodes of a node of the graph, whose inputs have these names in the ONNX model.
+Lowering = Callable[["OnnxWriter", Node, Sequence[str]], None]
 
 
 class OnnxWriter:
     """Collects the nodes and constants of one model."""
 
-    def __init__(self, graph: Graph, weights: Callable[[str], NDArray[Any]], foreign: Foreign | None) -> None:
-        self.graph, self._weights, self._foreign = graph, weights, foreign
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Callable[[str], NDArray[Any]],
+        lowerings: Mapping[str, Lowering],
+        foreign: Foreign | None = None,
+    ) -> None:
+        """`lowerings` are those of the ops that ONNX has; `foreign` writes the nodes of all others."""
+        self.graph, self._weights, self._lowerings, self._foreign = graph, weights, lowerings, foreign
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, NDArray[Any]] = {}
         self.names: dict[Site, OnnxName] = {}
@@ -60,12 +56,12 @@ class OnnxWriter:
         outputs = [_value(name, self._info(tensor)) for name, tensor in self.graph.outputs.items()]
         constants = [numpy_helper.from_array(np.ascontiguousarray(a) if a.ndim else a, name)
                      for name, a in self.constants.items()]  # fmt: skip
-        made = helper.make_graph(self.nodes, "model", inputs, outputs, constants)
-        return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+        graph = helper.make_graph(self.nodes, "model", inputs, outputs, constants)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
     def _info(self, tensor: str) -> TensorInfo:
-        known = self.graph.tensors.get(tensor)
-        return known or TensorInfo(self.graph.weights[tensor].shape, self.graph.weights[tensor].dtype)
+        info = self.graph.tensors.get(tensor)
+        return info or TensorInfo(self.graph.weights[tensor].shape, self.graph.weights[tensor].dtype)
 
     def _name_values(self) -> None:
         """Outputs give their tensors their names; a tensor whose name an output has gets another."""
@@ -85,16 +81,15 @@ class OnnxWriter:
             self.names[Weight(name)] = OnnxName(self._values[name], layout)
 
     def _stored_layout(self, name: str) -> Layout:
-        """How the stored constant becomes canonical: what most of its readers want stands in the file."""
+        """How the stored constant becomes canonical; it is stored as all its readers need it, or else as it is."""
         layouts = [self._read_layout(use.node) for use in self.graph.uses(name) if use.index == 1]
-        wanted = {layout for layout in layouts if layout is not None}
-        others = any(use.index != 1 for use in self.graph.uses(name))
-        if len(wanted) == 1 and not others and len(layouts) == len(self.graph.uses(name)) and None not in layouts:
-            return next(iter(wanted))
-        return ()
+        agreed = set(layouts)
+        read_elsewhere = len(layouts) < len(self.graph.uses(name))
+        layout = agreed.pop() if len(agreed) == 1 and not read_elsewhere else None
+        return layout or ()
 
     def _read_layout(self, node: Node) -> Layout | None:
-        """How the constant that an ONNX node reads at input 1 becomes the canonical one; None: as it is, by choice."""
+        """How the constant at input 1 of the ONNX node becomes the canonical one; None where there is no constant."""
         name = node.inputs[1] or ""
         if name not in self.graph.weights:
             return None
@@ -113,26 +108,27 @@ class OnnxWriter:
 
     def _add(self, node: Node) -> None:
         first = len(self.nodes)
-        lowering = LOWERINGS.get(node.op)
+        lowering = self._lowerings.get(node.op)
         if lowering is not None:
             lowering(self, node, [self._operand(node, index) for index in range(len(node.inputs))])
-        elif node.op in PLAIN:
-            operands = [self._operand(node, index) for index in range(len(node.inputs))]
-            outputs = [self._values[output] for output in node.outputs]
-            self.node(node.op, operands, outputs, node.name, node.attributes)
         elif self._foreign is not None and "::" in node.op:
             self._inline(node, self._foreign(node))
         else:
             raise ModelError(f"node {node.name!r} ({node.op}) has no ONNX form")
         self._name_inputs(node, self.nodes[first:])
 
-    def _name_inputs(self, node: Node, made: Sequence[onnx.NodeProto]) -> None:
+    def _name_inputs(self, node: Node, written: Sequence[onnx.NodeProto]) -> None:
         """The one ONNX input that reads what each input of the node reads."""
         for index, name in enumerate(node.inputs):
             if name is None:
                 continue
             layout = self.names[Weight(name)].layout if name in self.graph.weights else ()
-            readers = [(m, i) for m in made for i, read in enumerate(m.input) if read == self._values[name]]
+            readers = [
+                (onnx_node, position)
+                for onnx_node in written
+                for position, read in enumerate(onnx_node.input)
+                if read == self._values[name]
+            ]
             if node.inputs.count(name) > 1:
                 readers = [reader for reader in readers if reader[1] == index]
             if len(readers) >= 1:
@@ -154,39 +150,41 @@ class OnnxWriter:
             return ""
         if name not in self.graph.weights or index != 1:
             return self._values[name]
-        wanted, stored = self._read_layout(node), self.names[Weight(name)].layout
-        if wanted is None or wanted == stored or node.op == "Linear":
+        layout, stored = self._read_layout(node), self.names[Weight(name)].layout
+        if layout is None or layout == stored or node.op == "Linear":
             return self._values[name]
-        if len(wanted) != 1 or not isinstance(wanted[0], Permute) or stored:
+        if len(layout) != 1 or not isinstance(layout[0], Permute) or stored:
             raise ModelError(f"constant {name!r} is read in two layouts: Unshare it before the export")
-        made = self._values[name] + "/transposed"
-        if made not in self._taken:
-            self.node("Transpose", [self._values[name]], made, made, {"perm": np.argsort(wanted[0].axes).tolist()})
-            self._taken.add(made)
-        return made
+        transposed = self._values[name] + "/transposed"
+        if transposed not in self._taken:
+            self.node(
+                "Transpose", [self._values[name]], transposed, transposed, {"perm": np.argsort(layout[0].axes).tolist()}
+            )
+            self._taken.add(transposed)
+        return transposed
 
     def node(
         self, op: str, inputs: Sequence[str], outputs: str | Sequence[str], name: str, attributes: Mapping[str, Any]
     ) -> None:
         """Add an ONNX node under a free name."""
-        free, number = name, 0
-        while free in self._node_names:
+        free_name, number = name, 0
+        while free_name in self._node_names:
             number += 1
-            free = f"{name}_{number}"
-        self._node_names.add(free)
+            free_name = f"{name}_{number}"
+        self._node_names.add(free_name)
         trimmed = list(inputs)
         while trimmed and not trimmed[-1]:
             trimmed.pop()
-        made = helper.make_node(op, trimmed, [outputs] if isinstance(outputs, str) else list(outputs), free)
+        onnx_node = helper.make_node(op, trimmed, [outputs] if isinstance(outputs, str) else list(outputs), free_name)
         for key, value in attributes.items():
-            made.attribute.append(helper.make_attribute(key, list(value) if isinstance(value, tuple) else value))
-        self.nodes.append(made)
+            onnx_node.attribute.append(helper.make_attribute(key, list(value) if isinstance(value, tuple) else value))
+        self.nodes.append(onnx_node)
 
     def constant(self, name: str, value: Any, dtype: Any) -> str:
         """Add a constant that the graph has as a setting; returns its name."""
-        free = self.free(name)
-        self.constants[free] = np.asarray(value, dtype)
-        return free
+        free_name = self.free(name)
+        self.constants[free_name] = np.asarray(value, dtype)
+        return free_name
 
     def value(self, tensor: str) -> str:
         """The ONNX name of a tensor of the graph."""
@@ -216,15 +214,15 @@ class OnnxWriter:
             array = numpy_helper.to_array(constant)
             rename[constant.name] = self.constant(f"{node.name}/{constant.name}", array, array.dtype)
         results = {value.name: self._values[name] for value, name in zip(inner.output, node.outputs, strict=False)}
-        for made in inner.node:
-            for output in made.output:
+        for inner_node in inner.node:
+            for output in inner_node.output:
                 rename[output] = results.get(output) or self.free(f"{node.name}/{output}")
-        for made in inner.node:
+        for inner_node in inner.node:
             copy = onnx.NodeProto()
-            copy.CopyFrom(made)
-            copy.name = f"{node.name}/{made.name}"
-            copy.input[:] = [rename.get(name, name) for name in made.input]
-            copy.output[:] = [rename[name] if name else "" for name in made.output]
+            copy.CopyFrom(inner_node)
+            copy.name = f"{node.name}/{inner_node.name}"
+            copy.input[:] = [rename.get(name, name) for name in inner_node.input]
+            copy.output[:] = [rename[name] if name else "" for name in inner_node.output]
             self.nodes.append(copy)
 
 

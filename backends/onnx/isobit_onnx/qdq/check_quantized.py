@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from isobit.encoding import Encoding
 from isobit.errors import OutputError
-from isobit_onnx.binding import NativeSite
-from isobit_onnx.translation import view_chain
+from isobit_onnx.translate.sites import NativeSite
+from isobit_onnx.translate.translate import view_chain
 
 _QUANTIZERS = frozenset({"QuantizeLinear", "Clip", "Max", "Cast"})
 

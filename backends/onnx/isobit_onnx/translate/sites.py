@@ -10,7 +10,7 @@ from isobit.backend import NameMap
 from isobit.errors import EncodingError, ModelError
 from isobit.layout import Layout
 from isobit.sites import Input, Site, Tensor, Weight
-from isobit_onnx.translation import Translation, native_readers
+from isobit_onnx.translate.translate import Translation, native_readers
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ def bind(model: ir.Model, translation: Translation, site: Site) -> NativeSite:
             raise EncodingError(f"the graph has no weight {site.name!r} to quantize")
         info = graph.weights[site.name]
         source = info.source or site.name
-        only = all(other == site.name or known.source != source for other, known in graph.weights.items())
+        is_only_view = all(other == site.name or weight.source != source for other, weight in graph.weights.items())
         readers = tuple(r for use in graph.uses(site.name) for r in native_readers(model, use, source))
-        return NativeSite(source, None if only else readers, info.layout)
+        return NativeSite(source, None if is_only_view else readers, info.layout)
     return _bind_input(model, translation, site)
 
 

@@ -8,6 +8,7 @@ keeps its bits.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Collection, Iterable
 from functools import cache
@@ -18,7 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+_LOG = logging.getLogger(__name__)
 
 DOMAIN = "com.microsoft.nchwc"
 
@@ -54,6 +57,14 @@ def optimise(source: str | bytes, options: Any, folder: Path) -> Path:
 @cache
 def block_size() -> int:
     """Channels in a block on this machine, read off a small optimised model; 0 where there is no blocked layout."""
+    try:
+        return _block_size()
+    except Exception as error:  # a runtime that does not write its optimised models, or calls things otherwise
+        _LOG.info("no blocked layout: %s", error)
+        return 0
+
+
+def _block_size() -> int:
     image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 33, 4, 4])
     weight = numpy_helper.from_array(np.ones((33, 3, 1, 1), np.float32), "w")
@@ -63,11 +74,11 @@ def block_size() -> int:
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
         path = optimise(model.SerializeToString(), options, Path(folder))
-        found = onnx.load(path, load_external_data=False).graph
-    conv = next((node for node in found.node if node.domain == DOMAIN and node.op_type == "Conv"), None)
+        optimised = onnx.load(path, load_external_data=False).graph
+    conv = next((node for node in optimised.node if node.domain == DOMAIN and node.op_type == "Conv"), None)
     if conv is None:
         return 0
-    padded = next(tensor.dims[0] for tensor in found.initializer if tensor.name == conv.input[1])
+    padded = next(tensor.dims[0] for tensor in optimised.initializer if tensor.name == conv.input[1])
     return int(padded) - 32
 
 
@@ -75,7 +86,7 @@ def keep_blocked(model: ModelProto, any_order: Collection[str] = ()) -> bool:
     """Move what lies between reorders of an optimised model into the blocked layout, in place; says if anything moved.
 
     `any_order` are outputs whose elements may come out in another order within each sample: strided samples as
-    `isobit_onnx.observing` makes them.
+    `isobit_onnx.run.observe` makes them.
     """
     mover = _Mover(model, frozenset(any_order))
     for node in list(model.graph.node):
@@ -103,6 +114,7 @@ class _Mover:
         self.producers = {name: node for node in graph.node for name in node.output}
         self.blocked: dict[str, _Blocked] = {}
         self.renamed: dict[str, str] = {}
+        self.taken = set(_names(graph))
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
         self.moved = False
@@ -128,15 +140,21 @@ class _Mover:
     def _elementwise(self, node: NodeProto) -> list[_Blocked | None] | None:
         """The blocked inputs of an elementwise node, None for its scalars; None when it cannot move."""
         inputs = [self.blocked.get(name) for name in node.input]
-        known = [value for value in inputs if value is not None]
-        if not known or node.op_type not in _UNARY | _WITH_SCALARS or len(node.output) != 1:
+        blocked = [value for value in inputs if value is not None]
+        if not blocked or node.op_type not in _UNARY | _WITH_SCALARS or len(node.output) != 1:
             return None
-        alike = len(known) == 1 or (node.op_type in _BINARY and known[0].dims == known[1].dims and all(known[0].dims))
-        scalar = all(
+        same_shape = len(blocked) == 1 or (
+            node.op_type in _BINARY and blocked[0].dims == blocked[1].dims and all(blocked[0].dims)
+        )
+        rest_is_scalar = all(
             value is not None or not name or self._is_scalar(name, most=0 if "Linear" in node.op_type else 4)
             for name, value in zip(node.input, inputs, strict=True)
         )
-        return inputs if alike and scalar and (len(known) == len(node.input) or node.op_type in _WITH_SCALARS) else None
+        return (
+            inputs
+            if same_shape and rest_is_scalar and (len(blocked) == len(node.input) or node.op_type in _WITH_SCALARS)
+            else None
+        )
 
     def _is_scalar(self, name: str, most: int) -> bool:
         """Whether a constant holds one number in at most `most` dimensions: a scale of one dimension is per channel."""
@@ -146,20 +164,21 @@ class _Mover:
     def _move(self, node: NodeProto, inputs: list[_Blocked | None]) -> None:
         """Compute in blocked layout; whoever reads the plain value gets it by a reorder."""
         source = next(value for value in inputs if value is not None)
-        moved = NodeProto()
-        moved.CopyFrom(node)
-        moved.name = f"{node.name}__blocked"
+        moved_node = NodeProto()
+        moved_node.CopyFrom(node)
+        moved_node.name = self._free(f"{node.name or node.output[0]}__blocked")
         for index, value in enumerate(inputs):
             if value is not None:
-                moved.input[index] = value.name
+                moved_node.input[index] = value.name
         plain = node.output[0]
-        moved.output[0] = f"{plain}__blocked"
-        self.blocked[plain] = _Blocked(moved.output[0], source.channels, source.dims)
-        self.nodes.append(moved)
+        moved_node.output[0] = self._free(f"{plain}__blocked")
+        self.blocked[plain] = _Blocked(moved_node.output[0], source.channels, source.dims)
+        self.nodes.append(moved_node)
         if node.op_type == "QuantizeLinear":  # there is no reorder of integers
             self.nodes.append(node)
         else:
-            self.nodes.append(_reorder_output(moved.output[0], plain, source.channels))
+            name = self._free(f"{plain}__reorder")
+            self.nodes.append(_reorder_output(moved_node.output[0], plain, source.channels, name))
 
     def _reads_in_any_order(self, node: NodeProto) -> bool:
         """Let a reduction to one number, or a strided sample, read the blocked value; False when it cannot."""
@@ -188,18 +207,39 @@ class _Mover:
 
     def _sample(self, node: NodeProto, source: _Blocked) -> None:
         """Every k-th position of the image with all its channels: (batch, blocks, positions, channels of a block)."""
-        shape = f"{node.output[0]}__blocks"
+        shape = self._free(f"{node.output[0]}__blocks")
         numbers = np.array([0, source.channels // block_size(), -1, block_size()], np.int64)
         self.constants.append(numpy_helper.from_array(numbers, shape))
-        flat = f"{node.output[0]}__positions"
-        self.nodes.append(helper.make_node("Reshape", [source.name, shape], [flat], f"{flat}_node"))
+        flat = self._free(f"{node.output[0]}__positions")
+        self.nodes.append(helper.make_node("Reshape", [source.name, shape], [flat], self._free(f"{flat}_node")))
         node.input[0] = flat
         self.nodes.append(node)
 
+    def _free(self, name: str) -> str:
+        """A name that no node and no value has yet."""
+        free_name, number = name, 0
+        while free_name in self.taken:
+            number += 1
+            free_name = f"{name}_{number}"
+        self.taken.add(free_name)
+        return free_name
 
-def _reorder_output(blocked: str, plain: str, channels: int) -> NodeProto:
+
+def _names(graph: GraphProto) -> Iterable[str]:
+    """The names of all nodes and values, also of those inside nodes."""
+    for value in (*graph.input, *graph.initializer):
+        yield value.name
+    for node in graph.node:
+        yield node.name
+        yield from node.output
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _names(body)
+
+
+def _reorder_output(blocked: str, plain: str, channels: int, name: str) -> NodeProto:
     return helper.make_node(
-        "ReorderOutput", [blocked], [plain], f"{plain}__reorder", domain=DOMAIN, channels=channels, channels_last=0
+        "ReorderOutput", [blocked], [plain], name, domain=DOMAIN, channels=channels, channels_last=0
     )
 
 
@@ -209,12 +249,12 @@ def _attribute(node: NodeProto, name: str, default: int = 0) -> int:
 
 def _alive(nodes: list[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
     """The nodes that an output depends on, in order."""
-    needed, kept = set(outputs), []
+    needed, alive = set(outputs), []
     for node in reversed(nodes):
         if any(name in needed for name in node.output):
-            kept.append(node)
+            alive.append(node)
             needed.update(_read(node))
-    return kept[::-1]
+    return alive[::-1]
 
 
 def _reductions_first(nodes: list[NodeProto]) -> list[NodeProto]:

@@ -1,0 +1,74 @@
+"""Writing the deployable QDQ model of any backend's float model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import onnx_ir as ir
+
+from isobit.backend import BackendModel
+from isobit.encoding import Encoding, Encodings
+from isobit.sites import Site
+from isobit_onnx.export.save_model import save_model
+from isobit_onnx.qdq.check_quantized import check_complete
+from isobit_onnx.qdq.writer import insert_quantizers
+from isobit_onnx.read.opset import raise_opset
+from isobit_onnx.read.read_model import infer_shapes
+from isobit_onnx.translate.sites import NativeSite, from_name_map
+
+_SATURATION = (
+    "on x86-64 processors without VNNI, run the exported model with the session option session.x64quantprecision=1: "
+    "else onnxruntime's sums of uint8 x int8 products saturate there"
+)
+
+
+class QdqPlan(NamedTuple):
+    """A float model to change, where its quantizers go, and those of values inside neutral nodes, by name."""
+
+    float_model: ir.Model
+    placed: Sequence[tuple[NativeSite, Encoding]]
+    interior: Mapping[str, Encoding]
+
+
+@runtime_checkable
+class PlansQdq(Protocol):
+    """A model that knows more than the names of `to_onnx` say: the ONNX backend's own."""
+
+    def qdq_plan(self, encodings: Mapping[Site, Encoding]) -> QdqPlan:
+        """Where the quantizers of `encodings` go in a copy of the float model."""
+        ...
+
+
+def write_qdq(model: BackendModel, encodings: Encodings, path: Path) -> list[str]:
+    """Write `model` with `encodings` to `path`; returns what the reader should know.
+
+    The file is loaded by onnxruntime before it counts as written, where onnxruntime is installed.
+    """
+    plan = model.qdq_plan(encodings) if isinstance(model, PlansQdq) else _plan_by_names(model, encodings)
+    insert_quantizers(plan.float_model, plan.placed, plan.interior)
+    infer_shapes(plan.float_model)
+    save_model(plan.float_model, path)
+    check_complete(path, plan.placed, plan.interior)
+    if find_spec("onnxruntime") is None:
+        return ["the exported model was not checked: onnxruntime is not installed", _SATURATION]
+    from isobit_onnx.export.check_loads import check_loads
+
+    check_loads(path)
+    return [_SATURATION]
+
+
+def _plan_by_names(model: BackendModel, encodings: Encodings) -> QdqPlan:
+    """The plan for any backend's model, whose `to_onnx` says the names of its sites."""
+    proto, names = model.to_onnx()
+    float_model = ir.from_proto(proto)
+    raise_opset(float_model, "the exported model")
+    return QdqPlan(float_model, [(from_name_map(names, site), e) for site, e in encodings.items()], {})
+
+
+def write_float(model: BackendModel, path: Path) -> None:
+    """Write the float model, with the names that `to_onnx` says."""
+    proto, _ = model.to_onnx()
+    save_model(ir.from_proto(proto), path)

@@ -1,0 +1,1 @@
+"""An ONNX model in the form that the backend works on: one opset, names for everything, constants folded."""

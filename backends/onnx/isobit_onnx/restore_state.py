@@ -1,0 +1,16 @@
+"""An OnnxModel made anew from the bytes of its state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from isobit_onnx.model import OnnxModel
+from isobit_onnx.state import load
+
+
+def restore(state: bytes, providers: Sequence[str] = ()) -> OnnxModel:
+    """The model that `OnnxModel.state` wrote, to run on `providers`. Raises ModelError for other bytes."""
+    float_model, encodings, off = load(state)
+    model = OnnxModel(float_model, providers)
+    model.set_state(encodings, off)
+    return model

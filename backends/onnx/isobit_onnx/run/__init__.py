@@ -1,0 +1,1 @@
+"""A model in onnxruntime: its sessions, and what is observed inside them."""

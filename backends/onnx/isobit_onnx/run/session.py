@@ -1,0 +1,248 @@
+"""onnxruntime sessions of onnx-ir models, also of those too large for one protobuf."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from isobit.errors import ModelError, PluginError, did_you_mean
+from isobit_onnx.read.error_text import one_line
+from isobit_onnx.read.initializers import PROTOBUF_LIMIT, weight_bytes
+from isobit_onnx.run.blocked_layout import block_size, keep_blocked, optimise
+
+_LOG = logging.getLogger(__name__)
+
+Weights = dict[str, NDArray[Any]]
+
+#: Bytes; onnxruntime wants small constants, among them shapes, in the graph.
+_SMALLEST_ARRAY = 1024
+
+_ARRAY_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8, ir.DataType.UINT8})
+
+
+class Session:
+    """Runs a model in float: QDQ pairs are computed as they are written, never fused into integer kernels.
+
+    Where onnxruntime keeps images in blocks of channels, quantizers and reductions can work in that layout
+    (`isobit_onnx.run.blocked_layout`). The same bits come out in less time, but the session takes longer to make. It
+    is kept only if its first run gives the bits of the plain session, and while it gives no error.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        providers: Sequence[str] = (),
+        *,
+        plan_memory: bool = True,
+        any_order: Collection[str] = (),
+        blocked_after: int = 4,
+    ) -> None:
+        """`providers` are onnxruntime's, in order of preference; without any, CUDA where it is there, then the CPU.
+
+        `plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave.
+        The run after `blocked_after` runs makes a session in blocked layout. `any_order` are outputs whose elements
+        may come in another order within each sample.
+        """
+        self._plan_memory, self._any_order = plan_memory, frozenset(any_order)
+        self._providers = chosen_providers(providers)
+        on_cpu = self._providers == ["CPUExecutionProvider"]
+        # Held where a session in blocked layout may take the place of the plain one, or the other way round.
+        self._model: ir.Model | None = model if on_cpu and gains_from_blocks(model, any_order) else None
+        self._runs_left = blocked_after
+        self.is_blocked = False
+        self._weights: Weights = {}  # onnxruntime reads these arrays as long as the plain session lives
+        self._session = self._open(model)
+        self.output_names = [output.name for output in self._session.get_outputs()]
+
+    def _options(self, weights: Weights | None = None) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.enable_mem_pattern = self._plan_memory
+        options.log_severity_level = 3
+        # Fused integer kernels round elsewhere; a simulator rounds at its quantizers and nowhere else.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if weights:
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+            options.add_external_initializers(list(weights), values)
+        return options
+
+    def _open(self, model: ir.Model) -> Any:
+        """The plain session. Raises ModelError."""
+        try:
+            with _serialized(model) as (source, weights):
+                session = onnxruntime.InferenceSession(source, self._options(weights), providers=self._providers)
+        except Exception as error:  # onnxruntime raises its own kinds
+            raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}") from error
+        self._weights = weights
+        return session
+
+    def _open_blocked(self, model: ir.Model) -> Any:
+        """The session in blocked layout, or None where nothing is gained by it. Raises onnxruntime's errors."""
+        with tempfile.TemporaryDirectory(prefix="isobit-") as name, _serialized(model) as (source, weights):
+            path = optimise(source, self._options(weights), Path(name))
+            proto = onnx.load(path, load_external_data=False)
+            if not keep_blocked(proto, self._any_order):
+                return None
+            path.write_bytes(proto.SerializeToString())
+            options = self._options()
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
+            if not self._plan_memory:  # in the file's order: what is reduced is still in the cache, and then freed
+                options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+            return onnxruntime.InferenceSession(str(path), options, providers=self._providers)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """All outputs by name. Raises ModelError."""
+        self._runs_left -= 1
+        try:
+            outputs = self._run_in_either_layout(feeds)
+        except Exception as error:
+            raise ModelError(f"onnxruntime failed on a batch: {one_line(error)}") from error
+        if self._model is not None and self._runs_left < 0 and not self.is_blocked:
+            self._change_layout(self._model, feeds, outputs)
+        return outputs
+
+    def _run_in_either_layout(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs, from the plain session where that of the blocked layout fails. Raises onnxruntime's errors."""
+        try:
+            return self._outputs(feeds)
+        except Exception:
+            if self._model is None or not self.is_blocked:
+                raise
+        return self._run_plain(self._model, feeds)
+
+    def _outputs(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """What the session at hand gives. Raises onnxruntime's errors."""
+        values = self._session.run(None, dict(feeds))
+        return {name: np.asarray(value) for name, value in zip(self.output_names, values, strict=True)}
+
+    def _change_layout(
+        self, model: ir.Model, feeds: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Put a session in blocked layout in place of the plain one, if it gives the same bits as this one did.
+
+        The plain session goes before the other one runs, so that the tensors of both are not in memory at once.
+        """
+        is_replaced, problem = False, "nothing is gained by it"
+        try:
+            session = self._open_blocked(model)
+            if session is not None:
+                self._session, self._weights, is_replaced = session, {}, True
+                self.is_blocked = _are_same_bits(expected, self._outputs(feeds), self._any_order)
+                problem = "its outputs differ from those of the plain session"
+        except Exception as error:  # not every model that runs can be written, and not every written one can be loaded
+            problem = one_line(error)
+        if not self.is_blocked:
+            _LOG.info("no session in blocked layout: %s", problem)
+            self._model = None
+            self._session = self._open(model) if is_replaced else self._session
+
+    def _run_plain(self, model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs of a plain session, which stays if it runs what the blocked session failed on."""
+        blocked_session, self._session = self._session, self._open(model)
+        try:
+            outputs = self._outputs(feeds)
+        except Exception:  # the batch is at fault
+            self._session, self._weights = blocked_session, {}
+            raise
+        _LOG.info("the session in blocked layout failed on a batch that the plain session runs")
+        self._model, self.is_blocked = None, False
+        return outputs
+
+
+def _are_same_bits(
+    expected: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], any_order: Collection[str]
+) -> bool:
+    """Whether all outputs are the same to the bit; those of `any_order` hold the same elements in each sample."""
+    for name, array in expected.items():
+        bits, other_bits = _bits(array), _bits(outputs[name])
+        if name in any_order:
+            bits, other_bits = (np.sort(part.reshape(len(part), -1), axis=1) for part in (bits, other_bits))
+        if bits.dtype != other_bits.dtype or not np.array_equal(bits, other_bits):
+            return False
+    return True
+
+
+def _bits(array: NDArray[Any]) -> NDArray[Any]:
+    is_number = array.dtype.kind in "fiub" and array.dtype.itemsize <= 8
+    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}") if is_number else array
+
+
+@contextmanager
+def _serialized(model: ir.Model) -> Iterator[tuple[str | bytes, Weights]]:
+    """A model as onnxruntime takes it, and its large weights by name, which are not copied.
+
+    Where what is left is too large for one protobuf: a path, in a folder that goes afterwards, with all weights.
+    """
+    large = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and _can_be_an_array(value)
+    }
+    weights: Weights = {name: np.require(tensor.numpy(), requirements=("C", "A")) for name, tensor in large.items()}
+    if weight_bytes(model) - sum(array.nbytes for array in weights.values()) < PROTOBUF_LIMIT:
+        yield _serialized_without(model, large), weights
+        return
+    with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="weights.bin")
+        yield str(path), {}  # a session maps or copies the file while it is made
+
+
+def _can_be_an_array(value: ir.Value) -> bool:
+    """Whether a constant can be handed over as an array: large, of a type that NumPy has, and read by something.
+
+    onnxruntime removes constants that nothing reads, and then refuses an array for one of them.
+    """
+    tensor = value.const_value
+    is_read = bool(value.uses()) or value.is_graph_output()
+    return tensor is not None and tensor.nbytes >= _SMALLEST_ARRAY and tensor.dtype in _ARRAY_TYPES and is_read
+
+
+def _serialized_without(model: ir.Model, large: Mapping[str, ir.TensorProtocol]) -> bytes:
+    """A model as a protobuf that names the weights of `large` without holding them.
+
+    The model is changed meanwhile, so no other thread may read it. Weights in files go into the protobuf: onnxruntime
+    would look for the files in the working directory.
+    """
+    constants = [value for graph in model.graphs() for value in graph.initializers.values()]
+    tensors = {value: value.const_value for value in constants}
+    try:
+        for name, large_tensor in large.items():
+            model.graph.initializers[name].const_value = _external_tensor(name, large_tensor)
+        for value, tensor in tensors.items():
+            if value.const_value is tensor and isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=value.name)
+        return bytes(ir.to_proto(model).SerializeToString())
+    finally:
+        for value, tensor in tensors.items():
+            value.const_value = tensor
+
+
+def _external_tensor(name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.ExternalTensor("memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+
+
+def gains_from_blocks(model: ir.Model, any_order: Collection[str]) -> bool:
+    """Whether the model has convolutions, and quantizers or reductions, and there is a blocked layout."""
+    ops = {node.op_type for node in model.graph}
+    return "Conv" in ops and bool(any_order or "QuantizeLinear" in ops) and block_size() > 0
+
+
+def chosen_providers(providers: Sequence[str] = ()) -> list[str]:
+    """The providers to run on. Raises PluginError for one that the installed onnxruntime does not have."""
+    available = onnxruntime.get_available_providers()
+    for name in providers:
+        if name not in available:
+            hint = did_you_mean(name, available) or '; for CUDA: pip install "isobit[onnx-cuda]"'
+            raise PluginError(f"onnxruntime has no provider {name!r}{hint}; it has {', '.join(available)}")
+    return list(providers) or [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]

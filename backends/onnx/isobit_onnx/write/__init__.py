@@ -1,0 +1,1 @@
+"""A neutral graph written as a float ONNX model."""
