@@ -18,7 +18,7 @@ from isobit.canonical.cleaning import drop_unread
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node, Shape, TensorInfo, WeightInfo
 from isobit.layout import Layout, compose, to_canonical
-from isobit_tensorflow.operands import first_axes, last_axes
+from isobit_tensorflow.axes import first_axes, last_axes
 from isobit_tensorflow.training import Dropout
 
 Size = int | None

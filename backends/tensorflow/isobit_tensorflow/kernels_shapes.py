@@ -8,7 +8,8 @@ from typing import Any
 import tensorflow as tf
 
 from isobit.graph import Node
-from isobit_tensorflow.operands import Constant, Operand, first_axes, last_axes, numbers
+from isobit_tensorflow.axes import first_axes, last_axes
+from isobit_tensorflow.operands import Constant, Operand, numbers
 
 _END = 1 << 31
 

@@ -12,7 +12,8 @@ from isobit.canonical import canonicalize
 from isobit.errors import ModelError
 from isobit_tensorflow.emitting import Emitter, Value
 from isobit_tensorflow.model import KerasModel
-from isobit_tensorflow.reading import Reader, is_functional
+from isobit_tensorflow.reading import KerasReader, is_functional
+from isobit_tensorflow.rules import rule_of
 from isobit_tensorflow.simulator import Simulator
 from isobit_tensorflow.training import Training
 from isobit_tensorflow.variables import VariableSpec, make_variable
@@ -28,7 +29,7 @@ def open_model(model: Any) -> KerasModel:
     emitter = Emitter()
     structure_in, structure_out = _structures(model)
     inputs = _inputs(emitter, model, structure_in)
-    outputs = Reader(emitter).read(structure_out, inputs)
+    outputs = KerasReader(emitter, rule_of).read(structure_out, inputs)
     names = _outputs(emitter, structure_out, outputs)
     raw = emitter.graph()
     graph = canonicalize(raw)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -13,53 +12,17 @@ import keras
 
 from isobit.errors import ModelError
 from isobit_tensorflow.emitting import Emitter, Value
+from isobit_tensorflow.read.call import Call, Rule
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One call of a layer or operation: what it is, its name in the graph, and its arguments with values in them."""
+class KerasReader:
+    """Follows a model from its outputs to its inputs and emits it in execution order.
 
-    reader: Reader
-    operation: Any
-    name: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    `rule_of` gives the rule of a layer or operation; a layer without one is opened.
+    """
 
-    @property
-    def emitter(self) -> Emitter:
-        """Where the nodes go."""
-        return self.reader.emitter
-
-    @property
-    def x(self) -> Value:
-        """The first argument, which must be one tensor."""
-        value = self.argument(0)
-        if isinstance(value, Sequence) and len(value) == 1:
-            value = value[0]
-        if not isinstance(value, Value):
-            raise ModelError(f"{self.name!r} ({type(self.operation).__name__}) takes one tensor, not {value!r}")
-        return value
-
-    def argument(self, index: int, default: Any = None) -> Any:
-        """Argument `index` by its place or its name."""
-        if index < len(self.args):
-            return self.args[index]
-        names = list(inspect.signature(self.operation.call).parameters)
-        return self.kwargs.get(names[index], default) if index < len(names) else default
-
-    def setting(self, name: str, default: Any = None) -> Any:
-        """A setting of the operation."""
-        return getattr(self.operation, name, default)
-
-
-Rule = Callable[[Call], Any]
-
-
-class Reader:
-    """Follows a model from its outputs to its inputs and emits it in execution order."""
-
-    def __init__(self, emitter: Emitter) -> None:
-        self.emitter = emitter
+    def __init__(self, emitter: Emitter, rule_of: Callable[[Any], Rule | None]) -> None:
+        self.emitter, self._rule_of = emitter, rule_of
 
     def read(self, outputs: Any, known: Mapping[int, Value], prefix: str = "") -> Any:
         """The values of a structure of Keras tensors; `known` has those that are there already, by id."""
@@ -95,22 +58,15 @@ class Reader:
 
     def apply(self, operation: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The result of one layer or operation on values."""
-        from isobit_tensorflow.rules import rule_of
-
         _refuse(operation, name, kwargs)
         if isinstance(operation, keras.Model) and is_functional(operation):
             return self._inline(operation, name, args)
-        rule = rule_of(operation)
+        rule = self._rule_of(operation)
         call = Call(self, operation, name, args, {k: v for k, v in kwargs.items() if k != "training"})
-        if rule is not None:
-            found = rule(call)
-            if found is not None:
-                return found
-        if isinstance(operation, keras.layers.Layer):
-            return self.open(operation.call, name, args, call.kwargs, operation)
-        from isobit_tensorflow.rules_native import native
-
-        return native(call)
+        result = None if rule is None else rule(call)
+        if result is not None:
+            return result
+        return self.open(operation.call, name, args, call.kwargs, operation)
 
     def _inline(self, model: keras.Model, name: str, args: tuple[Any, ...]) -> Any:
         given = [leaf for leaf in keras.tree.flatten(args) if isinstance(leaf, Value)]

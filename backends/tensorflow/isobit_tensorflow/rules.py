@@ -3,51 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from types import ModuleType
 from typing import Any
 
 import keras
 
-from isobit_tensorflow.reading import Rule
+from isobit_tensorflow import (
+    rules_activations,
+    rules_dense,
+    rules_merging,
+    rules_norm,
+    rules_preprocessing,
+    rules_recurrent,
+    rules_shapes,
+    rules_steps,
+    rules_training,
+    rules_windows,
+)
+from isobit_tensorflow.read.call import Call, Rule
+from isobit_tensorflow.rules_native import native
 
+_OF_LAYERS: tuple[ModuleType, ...] = (
+    rules_activations, rules_dense, rules_merging, rules_norm, rules_preprocessing,
+    rules_recurrent, rules_shapes, rules_steps, rules_training, rules_windows,
+)  # fmt: skip
+_OF_OPERATIONS: tuple[ModuleType, ...] = (rules_activations, rules_dense, rules_merging, rules_shapes)
 
-@cache
-def _layer_rules() -> Mapping[type, Rule]:
-    from isobit_tensorflow import (
-        rules_activations,
-        rules_dense,
-        rules_merging,
-        rules_norm,
-        rules_preprocessing,
-        rules_recurrent,
-        rules_shapes,
-        rules_steps,
-        rules_training,
-        rules_windows,
-    )
-
-    parts = (
-        rules_activations, rules_dense, rules_merging, rules_norm, rules_preprocessing,
-        rules_recurrent, rules_shapes, rules_steps, rules_training, rules_windows,
-    )  # fmt: skip
-    return {kind: rule for part in parts for kind, rule in part.LAYERS.items()}
-
-
-@cache
-def _operation_rules() -> Mapping[str, Rule]:
-    from isobit_tensorflow import rules_activations, rules_dense, rules_merging, rules_shapes
-
-    parts = (rules_activations, rules_dense, rules_merging, rules_shapes)
-    return {kind: rule for part in parts for kind, rule in part.OPERATIONS.items()}
+_LAYERS: Mapping[type, Rule] = {kind: rule for part in _OF_LAYERS for kind, rule in part.LAYERS.items()}
+_OPERATIONS: Mapping[str, Rule] = {kind: rule for part in _OF_OPERATIONS for kind, rule in part.OPERATIONS.items()}
 
 
 def rule_of(operation: Any) -> Rule | None:
-    """The rule of a layer's class, where its call is that class's own, or of an operation of `keras.ops`."""
+    """The rule of a layer's class, where its call is that class's own, or of an operation.
+
+    None for a layer without a rule. An operation always has one: outside the vocabulary it stays Keras' own.
+    """
     kind = type(operation)
-    if isinstance(operation, keras.layers.Layer):
-        for parent in kind.__mro__:
-            rule = _layer_rules().get(parent)
-            if rule is not None:
-                return rule if kind.call is parent.call else None  # type: ignore[attr-defined]
-        return None
-    return _operation_rules().get(kind.__name__) if kind.__module__.startswith("keras.src.ops.") else None
+    if not isinstance(operation, keras.layers.Layer):
+        return _operation
+    for parent in kind.__mro__:
+        rule = _LAYERS.get(parent)
+        if rule is not None:
+            return rule if kind.call is parent.call else None  # type: ignore[attr-defined]
+    return None
+
+
+def _operation(call: Call) -> Any:
+    """By the rule of its class in `keras.ops`, else as the operation that Keras has."""
+    kind = type(call.operation)
+    rule = _OPERATIONS.get(kind.__name__) if kind.__module__.startswith("keras.src.ops.") else None
+    values = None if rule is None else rule(call)
+    return native(call) if values is None else values

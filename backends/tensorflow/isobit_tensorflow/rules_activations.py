@@ -8,8 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from isobit.layout import View
 from isobit_tensorflow.emitting import Value
-from isobit_tensorflow.reading import Call, Reader, Rule
+from isobit_tensorflow.read.call import Call, Rule, RuleReader
+from isobit_tensorflow.rules_merging import constant_operand
 
 Named = tuple[str, Mapping[str, Any]]
 
@@ -26,7 +28,7 @@ _KNOWN: Mapping[str, Named] = {
 }  # fmt: skip
 
 
-def activate(reader: Reader, function: Any, value: Value, name: str) -> Value:
+def activate(reader: RuleReader, function: Any, value: Value, name: str) -> Value:
     """`value` through an activation argument; its node is ``<layer>/<activation>``."""
     if function is None or function is keras.activations.linear:
         return value
@@ -45,7 +47,7 @@ def _is_keras(function: Any) -> bool:
     return str(getattr(function, "__module__", "")).startswith("keras.src.")
 
 
-def unary(reader: Reader, name: str, value: Value, op: str, attributes: Mapping[str, Any]) -> Value:
+def unary(reader: RuleReader, name: str, value: Value, op: str, attributes: Mapping[str, Any]) -> Value:
     """A node that works value by value; softmax works along the last axis of Keras."""
     if "axis" in attributes:
         value = reader.emitter.plain(value)
@@ -91,12 +93,8 @@ def _relu(call: Call) -> Value | None:
 def _prelu(call: Call) -> Value:
     """One slope a channel is (C); other shapes keep their axes."""
     e, x, alpha = call.emitter, call.x, call.operation.alpha
-    from isobit_tensorflow.rules_merging import constant_operand
-
     shape = tuple(alpha.shape)
     if x.rank > 2 and all(size == 1 for size in shape[:-1]):
-        from isobit.layout import View
-
         x = e.first(x)
         slope = e.weight(alpha, (View((shape[-1],), shape),))
     else:

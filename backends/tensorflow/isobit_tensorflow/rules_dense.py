@@ -12,7 +12,7 @@ import numpy as np
 from isobit.errors import ModelError
 from isobit.layout import TRANSPOSED, Layout, Permute, View
 from isobit_tensorflow.emitting import Size, Value
-from isobit_tensorflow.reading import Call, Rule
+from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.rules_activations import activate
 from isobit_tensorflow.rules_merging import broadcast
 from isobit_tensorflow.rules_shapes import reshape

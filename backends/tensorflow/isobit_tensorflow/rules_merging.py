@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from isobit.layout import Layout, Permute, View
+from isobit.layout import Layout, Permute, View, to_canonical
+from isobit_tensorflow.axes import first_axes
 from isobit_tensorflow.emitting import Size, Value
-from isobit_tensorflow.operands import first_axes
-from isobit_tensorflow.reading import Call, Rule
+from isobit_tensorflow.read.call import Call, Rule
 
 
 def broadcast(call: Call, op: str, operands: Sequence[Any], name: str = "", dtype: str | None = None) -> Value:
@@ -51,8 +51,6 @@ def constant_operand(call: Call, operand: Any, like: Value, index: int, name: st
         kind = "bool"
     elif not like.is_float and array.dtype.kind == "f":
         kind = "float32"
-    from isobit.layout import to_canonical
-
     return e.constant(f"{name or call.name}/constant{index}", to_canonical(array, layout), kind)
 
 

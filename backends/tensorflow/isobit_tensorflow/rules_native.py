@@ -10,7 +10,7 @@ import keras
 from isobit.errors import ModelError
 from isobit_tensorflow.emitting import Value
 from isobit_tensorflow.kernels_native import NATIVE
-from isobit_tensorflow.reading import Call
+from isobit_tensorflow.read.call import Call
 
 
 def native(call: Call) -> Any:

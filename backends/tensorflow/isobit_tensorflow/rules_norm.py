@@ -10,7 +10,7 @@ import numpy as np
 
 from isobit.errors import ModelError
 from isobit_tensorflow.emitting import Value
-from isobit_tensorflow.reading import Call, Rule
+from isobit_tensorflow.read.call import Call, Rule
 
 
 def _vector(call: Call, variable: Any, part: str, size: int | list[int], fill: float) -> str:

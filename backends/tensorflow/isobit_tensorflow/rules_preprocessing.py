@@ -9,7 +9,7 @@ import numpy as np
 
 from isobit.errors import ModelError
 from isobit_tensorflow.emitting import Value
-from isobit_tensorflow.reading import Call, Rule
+from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.rules_merging import broadcast
 
 

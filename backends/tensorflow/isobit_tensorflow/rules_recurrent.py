@@ -14,7 +14,7 @@ import keras
 from isobit.errors import ModelError
 from isobit.layout import TRANSPOSED, Blocks, Layout, Take, compose
 from isobit_tensorflow.emitting import Size, Value
-from isobit_tensorflow.reading import Call, Rule
+from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.rules_merging import broadcast, concatenate
 
 #: Keras has an LSTM's gates as input, forget, cell, output; ONNX as input, output, forget, cell. A GRU's are the same.

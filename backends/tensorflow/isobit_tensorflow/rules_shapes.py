@@ -12,9 +12,10 @@ import keras
 import numpy as np
 
 from isobit.errors import ModelError
+from isobit_tensorflow.axes import first_axes
 from isobit_tensorflow.emitting import Size, Value
-from isobit_tensorflow.operands import first_axes
-from isobit_tensorflow.reading import Call, Rule
+from isobit_tensorflow.read.call import Call, Rule
+from isobit_tensorflow.rules_merging import concatenate
 
 _END = (1 << 63) - 1
 
@@ -183,8 +184,6 @@ def _split(call: Call) -> list[Value]:
 
 
 def _stack(call: Call) -> Value:
-    from isobit_tensorflow.rules_merging import concatenate
-
     values = [call.emitter.plain(value) for value in call.args[0]]
     axis = int(call.setting("axis", 0)) % (values[0].rank + 1)
     wide = [reshape(call, v, (*v.shape[:axis], 1, *v.shape[axis:]), f"{call.name}/{i}") for i, v in enumerate(values)]

@@ -9,7 +9,7 @@ import keras
 
 from isobit.errors import ModelError
 from isobit_tensorflow.emitting import Value
-from isobit_tensorflow.reading import Call, Rule
+from isobit_tensorflow.read.call import Call, Rule
 
 _EVERY_STEP = (
     keras.layers.Dense, keras.layers.Activation, keras.layers.ReLU, keras.layers.LayerNormalization,

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from isobit_tensorflow.emitting import Value
-from isobit_tensorflow.reading import Call, Rule
+from isobit_tensorflow.read.call import Call, Rule
 
 
 def _identity(call: Call) -> Any:

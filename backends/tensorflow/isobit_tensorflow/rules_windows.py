@@ -11,7 +11,7 @@ from isobit.errors import ModelError
 from isobit.layout import Layout, Permute, View
 from isobit_tensorflow.emitting import Size, Value
 from isobit_tensorflow.layers import GroupedConv2DTranspose
-from isobit_tensorflow.reading import Call, Rule
+from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.rules_activations import activate
 
 
