@@ -33,7 +33,7 @@ def is_known(op: str) -> bool:
     return op in KERNELS or op.startswith(NATIVE)
 
 
-def compute(node: Node, operands: Sequence[Operand | None]) -> list[Operand]:
+def compute(node: Node, operands: Sequence[Operand | None]) -> tuple[Operand, ...]:
     """The results of a node. Raises ModelError for an op without a kernel, or where TensorFlow refuses the operands."""
     kernel = KERNELS.get(node.op)
     if kernel is None and node.op.startswith(NATIVE):
@@ -41,7 +41,7 @@ def compute(node: Node, operands: Sequence[Operand | None]) -> list[Operand]:
     if kernel is None:
         raise ModelError(f"the TensorFlow backend has no kernel for {node.op} (node {node.name!r})")
     try:
-        found = kernel(node, *operands)
+        results = kernel(node, *operands)
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError) as error:
         raise ModelError(f"node {node.name!r} ({node.op}) failed: {str(error).splitlines()[0]}") from error
-    return list(found) if isinstance(found, list | tuple) else [found]
+    return tuple(results) if isinstance(results, list | tuple) else (results,)

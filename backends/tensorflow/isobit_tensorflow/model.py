@@ -24,9 +24,9 @@ from isobit.graph import Graph, WeightInfo
 from isobit.layout import resized, to_canonical, to_native
 from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Site
-from isobit_tensorflow.interpreter import Rounding
 from isobit_tensorflow.kernels import is_known, known_ops
 from isobit_tensorflow.observing import Observation, Watched
+from isobit_tensorflow.operands import Rounding
 from isobit_tensorflow.quantizers import Quantizer
 from isobit_tensorflow.simulator import Simulator
 from isobit_tensorflow.variables import VariableSpec, make_variable

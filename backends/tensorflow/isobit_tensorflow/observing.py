@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from isobit.backend import Observer, Request
 from isobit.errors import EncodingError
 from isobit.graph import Graph
+from isobit.running import Tap
 from isobit.sampling import sampling_of
 from isobit.sites import Input, Site, Tensor
 from isobit.statistics import Histogram, MinMax
-from isobit_tensorflow.interpreter import Rounding
-from isobit_tensorflow.operands import Operand
+from isobit_tensorflow.operands import Operand, Rounding
 from isobit_tensorflow.simulator import Simulator
 
 
@@ -86,9 +86,9 @@ class Observation:
         """Bounds (tensors, 2), element counts, samples of histograms; what has no reduction here is whole."""
         bounds, sizes, samples, wholes = (dict[int, tf.Tensor]() for _ in range(4))
 
-        def tap(site: Site, stage: str, value: Operand) -> None:
+        def tap(place: Tap, value: Operand) -> None:
             pair: tf.Tensor | None = None
-            for index in self._places.get((site, stage), ()):
+            for index in self._places.get(place, ()):
                 item = self.watched[index]
                 sizes[index] = tf.size(value.tensor, tf.int64)
                 if item.kind == "whole":
@@ -114,8 +114,8 @@ class Observation:
         """Every watched tensor as it is."""
         found: dict[int, tf.Tensor] = {}
 
-        def tap(site: Site, stage: str, value: Operand) -> None:
-            for index in self._places.get((site, stage), ()):
+        def tap(place: Tap, value: Operand) -> None:
+            for index in self._places.get(place, ()):
                 found[index] = value.canonical()
 
         self._simulator.run_named(feeds, tap=tap, rounding=self._rounding)

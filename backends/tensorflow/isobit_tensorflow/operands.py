@@ -7,22 +7,18 @@ where a kernel asks for the other order, so that a chain of convolutions and act
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from isobit.layout import Blocks, Layout, Permute, Step, Take, View, compose
+from isobit_tensorflow.axes import first_axes, last_axes
 
-
-def last_axes(rank: int) -> tuple[int, ...]:
-    """The canonical axes in the order of a channels-last tensor."""
-    return (0, *range(2, rank), 1)
-
-
-def first_axes(rank: int) -> tuple[int, ...]:
-    """The inverse of `last_axes`."""
-    return (0, rank - 1, *range(1, rank - 1))
+#: A tensor on its quantizer's grid; the canonical axes in the order in which the tensor has them, None for their own.
+Rounding = Callable[[tf.Tensor, Sequence[int] | None], tf.Tensor]
 
 
 class Operand:
@@ -59,17 +55,24 @@ class Operand:
         """Another tensor in this one's order of axes."""
         return Operand(tensor, self.last)
 
+    def rounded(self, rounding: Rounding) -> Operand:
+        """The tensor on a quantizer's grid."""
+        return self.like(rounding(self.tensor, self.axes))
+
 
 class Constant(Operand):
-    """A constant of the graph: its variable through its layout, then through its quantizer."""
+    """A constant of the graph: its variable through its layout, then through its quantizer; read at its first use."""
 
-    def __init__(
-        self, native: tf.Tensor, layout: Layout, quantize: Callable[[tf.Tensor, tuple[int, ...] | None], tf.Tensor]
-    ) -> None:
-        self.native, self.layout, self._quantize = native, layout, quantize
+    def __init__(self, variable: keras.Variable, layout: Layout, rounding: Rounding | None = None) -> None:
+        self.variable, self.layout, self._rounding = variable, layout, rounding
         self._forms: dict[tuple[int, ...], tf.Tensor] = {}
         self.last = False
-        self._rank = _rank_of(native.shape.rank, layout)
+        self._rank = _rank_of(len(variable.shape), layout)
+
+    @cached_property
+    def native(self) -> tf.Tensor:
+        """The variable's value."""
+        return tf.convert_to_tensor(self.variable)
 
     @property
     def rank(self) -> int:
@@ -93,8 +96,12 @@ class Constant(Operand):
         """The quantized value with its canonical axes in this order; nothing moves where it is kept that way."""
         if axes not in self._forms:
             value = apply_layout(self.native, compose(self.layout, (Permute(axes),)))
-            self._forms[axes] = self._quantize(value, axes)
+            self._forms[axes] = value if self._rounding is None else self._rounding(value, axes)
         return self._forms[axes]
+
+    def rounded(self, rounding: Rounding) -> Constant:
+        """The same constant on another grid: that of a reader which has its own."""
+        return Constant(self.variable, self.layout, rounding)
 
 
 def _rank_of(rank: int, layout: Layout) -> int:

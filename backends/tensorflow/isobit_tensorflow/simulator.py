@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,10 +11,13 @@ import tensorflow as tf
 
 from isobit.graph import Graph
 from isobit.graph_records import graph_from_record, graph_to_record
+from isobit.running import Tap
 from isobit.sites import Site
-from isobit_tensorflow.interpreter import Rounding, Run, Tap
+from isobit_tensorflow.interpreter import run
+from isobit_tensorflow.operands import Operand, Rounding
 from isobit_tensorflow.quantizers import Quantizer
 from isobit_tensorflow.training import Training
+from isobit_tensorflow.training_pass import TrainingPass
 from isobit_tensorflow.variables import VariableSpec, make_variable
 
 
@@ -86,16 +89,18 @@ class Simulator(keras.Model):  # type: ignore[misc]
         feeds: Mapping[str, tf.Tensor],
         *,
         training: bool = False,
-        tap: Tap | None = None,
+        tap: Callable[[Tap, Operand], None] | None = None,
         rounding: Mapping[Site, Rounding] | None = None,
     ) -> dict[str, tf.Tensor]:
         """Outputs by name from inputs by name; `rounding` stands for the quantizers, each behind its switch."""
         if rounding is None:
             rounding = {site: layer.call for site, layer in self.quantizers.items()}
-        seeds = {d.name: g for d, g in zip(self.behaviour.dropouts, self._generators, strict=True)}
-        behaviour = self.behaviour if training else None
-        run = Run(self.graph, self.parameters, rounding, behaviour, seeds, tap)
-        return run({name: self._typed(name, feeds[name]) for name in self.graph.inputs})
+        parameters, training_pass = self.parameters, None
+        if training:
+            seeds = {d.name: g for d, g in zip(self.behaviour.dropouts, self._generators, strict=True)}
+            training_pass = TrainingPass(self.graph, parameters, self.behaviour, seeds)
+        typed = {name: self._typed(name, feeds[name]) for name in self.graph.inputs}
+        return run(self.graph, parameters, rounding, typed, training_pass, tap)
 
     def _typed(self, name: str, value: Any) -> tf.Tensor:
         wanted = self.graph.tensors[name].dtype
