@@ -41,7 +41,7 @@ class TensorFlowBackend:
     def restore(self, state: bytes) -> KerasModel:
         """The model that `KerasModel.state` wrote."""
         self._require()
-        from isobit_tensorflow.state import restore
+        from isobit_tensorflow.restore_state import restore
 
         return restore(state)
 

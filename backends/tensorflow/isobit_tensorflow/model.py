@@ -29,6 +29,7 @@ from isobit_tensorflow.observing import Observation, Watched
 from isobit_tensorflow.operands import Rounding
 from isobit_tensorflow.quantizers import Quantizer
 from isobit_tensorflow.simulator import Simulator
+from isobit_tensorflow.state import dump
 from isobit_tensorflow.variables import VariableSpec, make_variable
 
 if TYPE_CHECKING:
@@ -202,16 +203,14 @@ class KerasModel:
         """The float model as ONNX, and where each tensor and weight of the graph is in it."""
         from isobit_tensorflow.onnx_export import to_onnx
 
-        return to_onnx(self)
+        return to_onnx(self._native, self.weight)
 
     def copy(self) -> KerasModel:
         """An independent copy."""
-        return KerasModel(self._native.twin())
+        return KerasModel(self._native.copy())
 
     def state(self) -> bytes:
         """Everything, as bytes."""
-        from isobit_tensorflow.state import dump
-
         return dump(self._native)
 
 

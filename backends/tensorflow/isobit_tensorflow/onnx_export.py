@@ -5,11 +5,13 @@ Only operations outside the vocabulary go through tf2onnx, each as a frozen grap
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from isobit.backend import NameMap
 from isobit.errors import ModelError
@@ -17,25 +19,27 @@ from isobit.graph import Graph, Node
 from isobit_onnx.writing import OPSET, write_onnx
 from isobit_tensorflow.kernels import compute
 from isobit_tensorflow.operands import Operand
+from isobit_tensorflow.simulator import Simulator
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-    from isobit_tensorflow.model import KerasModel
 
 #: What tf2onnx 1.17 writes; onnx raises it.
 _TF2ONNX_OPSET = 17
 
 
-def to_onnx(model: KerasModel) -> tuple[ModelProto, NameMap]:
-    """The model, and where each site is in it. Raises ModelError where onnxruntime disagrees with TensorFlow."""
-    graph = model.graph
-    proto, names = write_onnx(graph, model.weight, lambda node: _converted(graph, node))
+def to_onnx(simulator: Simulator, weight: Callable[[str], NDArray[Any]]) -> tuple[ModelProto, NameMap]:
+    """The model, and where each site is in it; `weight` gives a constant in canonical layout.
+
+    Raises ModelError where onnxruntime disagrees with TensorFlow.
+    """
+    graph = simulator.graph
+    proto, names = write_onnx(graph, weight, lambda node: _converted(graph, node))
     strange = sorted({f"{n.domain}::{n.op_type}" for n in proto.graph.node if n.domain not in ("", "ai.onnx")})
     if strange:
         raise ModelError(f"the export holds operations that are not ONNX's: {', '.join(strange)}")
     if find_spec("onnxruntime") is not None:
-        _check(model, proto)
+        _check(simulator, proto)
     return proto, names
 
 
@@ -87,7 +91,7 @@ def _onnx_ops() -> set[str]:
     return {schema.name for schema in onnx.defs.get_all_schemas()}
 
 
-def _check(model: KerasModel, proto: ModelProto) -> None:
+def _check(simulator: Simulator, proto: ModelProto) -> None:
     """Outputs of onnxruntime and of the float model on one random batch; they may differ by rounding."""
     import onnxruntime
 
@@ -95,36 +99,23 @@ def _check(model: KerasModel, proto: ModelProto) -> None:
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        batch = _random_batch(model.graph)
-        found = session.run(None, batch)
+        batch = _random_batch(simulator.graph)
+        exported = session.run(None, batch)
     except Exception as error:
         text = " ".join(str(error).split())[:400]
         raise ModelError(f"onnxruntime does not run the exported model: {text}") from error
-    expected = _float_run(model, batch)
-    for output, value in zip(session.get_outputs(), found, strict=True):
-        wanted = expected[output.name].astype(np.float64)
-        if wanted.shape != value.shape:
+    float_outputs = simulator.run_named(batch, rounding={})
+    for output, value in zip(session.get_outputs(), exported, strict=True):
+        expected = np.asarray(float_outputs[output.name].numpy()).astype(np.float64)
+        if expected.shape != value.shape:
             raise ModelError(
-                f"the export gives output {output.name!r} of shape {value.shape}, TensorFlow {wanted.shape}"
+                f"the export gives output {output.name!r} of shape {value.shape}, TensorFlow {expected.shape}"
             )
-        if not np.all(np.isfinite(wanted)):
+        if not np.all(np.isfinite(expected)):
             continue  # random inputs that overflow say nothing
-        worst = float(np.abs(wanted - value).max(initial=0.0))
-        if worst > 1e-2 * max(1.0, float(np.abs(wanted).max(initial=0.0))):
+        worst = float(np.abs(expected - value).max(initial=0.0))
+        if worst > 1e-2 * max(1.0, float(np.abs(expected).max(initial=0.0))):
             raise ModelError(f"the export differs from TensorFlow by {worst:.3g} at output {output.name!r}")
-
-
-def _float_run(model: KerasModel, batch: dict[str, Any]) -> dict[str, Any]:
-    """The float model's outputs; the quantizers' switches are put back."""
-    on = [layer for layer in model.native.quantizer_layers if layer.enabled]
-    try:
-        for layer in on:
-            layer.enabled = False
-        found = model.native.run_named(model.feeds(batch))
-        return {name: np.asarray(value.numpy()) for name, value in found.items()}
-    finally:
-        for layer in on:
-            layer.enabled = True
 
 
 def _random_batch(graph: Graph) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def open_model(model: Any) -> KerasModel:
     if isinstance(model, str | os.PathLike):
         model = _load(os.fspath(model))
     if isinstance(model, Simulator):
-        return KerasModel(model.twin())
+        return KerasModel(model.copy())
     _require_graph(model)
     emitter = Emitter()
     structure_in, structure_out = _structures(model)

@@ -133,14 +133,14 @@ class Simulator(keras.Model):  # type: ignore[misc]
         config["dtype"] = keras.saving.deserialize_keras_object(config["dtype"])
         return cls(**config)
 
-    def twin(self) -> Simulator:
+    def copy(self) -> Simulator:
         """An independent copy, the quantizers' switches included."""
-        made = Simulator.from_config(self.get_config())
-        for name, variable in made.parameters.items():
+        other = Simulator.from_config(self.get_config())
+        for name, variable in other.parameters.items():
             variable.assign(self.parameters[name])
-        for copy, layer in zip(made.quantizer_layers, self.quantizer_layers, strict=True):
-            copy.enabled = layer.enabled
-        return made
+        for new_layer, layer in zip(other.quantizer_layers, self.quantizer_layers, strict=True):
+            new_layer.enabled = layer.enabled
+        return other
 
     def build(self, input_shape: Any = None) -> None:
         """Nothing is left to build: every variable is there."""
