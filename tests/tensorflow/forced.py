@@ -18,8 +18,8 @@ from onnx import numpy_helper
 from isobit.layout import to_canonical
 from isobit.quantsim import QuantSim
 from isobit.sites import Weight
+from isobit_tensorflow.kernels.operands import Rounding
 from isobit_tensorflow.model import KerasModel
-from isobit_tensorflow.operands import Rounding
 
 
 class Forced:

@@ -15,7 +15,7 @@ from isobit.plugins import registry
 from isobit.sites import Input, Tensor, Weight
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import Network
-from isobit_tensorflow.building import build_keras
+from isobit_tensorflow.reference_networks import build_keras
 
 FOLDER = Path(__file__).parents[2] / "examples" / "digits"
 

@@ -12,7 +12,7 @@ from isobit.encoding import Encoding
 from isobit.quant_spec import PerBlock, PerChannel, QuantSpec
 from isobit.sites import Tensor, Weight
 from isobit.testing.conformance.quantizing import tie_values
-from isobit_tensorflow.quantizers import Quantizer
+from isobit_tensorflow.simulate.quantizers import Quantizer
 
 
 def bits(array) -> np.ndarray:

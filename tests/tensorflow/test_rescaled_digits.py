@@ -14,7 +14,7 @@ from isobit.testing.networks import Network
 from isobit.testing.rescaling import folded_with_relu, rescaled
 from isobit.wishes import Wishes
 from isobit_tensorflow.backend import TensorFlowBackend
-from isobit_tensorflow.building import build_keras
+from isobit_tensorflow.reference_networks import build_keras
 
 FOLDER = Path(__file__).parents[2] / "examples" / "digits"
 DATA = {"image": np.load(FOLDER / "calibration.npz")["image"][:48]}

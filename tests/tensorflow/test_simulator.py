@@ -17,7 +17,7 @@ from isobit.sites import Tensor, Weight
 from isobit.techniques import FoldBatchNorms
 from isobit.wishes import Wishes
 from isobit_tensorflow.backend import TensorFlowBackend
-from isobit_tensorflow.quantizers import Quantizer
+from isobit_tensorflow.simulate.quantizers import Quantizer
 
 
 def network() -> keras.Model:
@@ -189,7 +189,7 @@ def test_observation_returns_only_what_is_asked() -> None:
     """The traced function's outputs are bounds, samples and counts; memory is that of one batch."""
     from isobit.backend import Request
     from isobit.statistics import Histogram, MinMax
-    from isobit_tensorflow.observing import Observation, Watched
+    from isobit_tensorflow.simulate.observe import Observation, Watched
 
     opened = TensorFlowBackend().open(network())
     name = opened.graph.node("conv").outputs[0]

@@ -11,7 +11,7 @@ import tf2onnx
 import isobit
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS
-from isobit_tensorflow.building import build_keras
+from isobit_tensorflow.reference_networks import build_keras
 
 
 def by_tf2onnx(model: keras.Model) -> onnx.ModelProto:

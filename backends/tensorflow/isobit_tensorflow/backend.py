@@ -34,7 +34,7 @@ class TensorFlowBackend:
     def open(self, model: Any, example_inputs: Any = None) -> KerasModel:
         """Read a copy of a model. `example_inputs` are not needed. Raises ModelError."""
         self._require()
-        from isobit_tensorflow.opening import open_model
+        from isobit_tensorflow.open_model import open_model
 
         return open_model(model)
 
@@ -48,7 +48,7 @@ class TensorFlowBackend:
     def build_network(self, network: Network) -> Any:
         """A reference network as ``keras.Model``, for `isobit.testing`."""
         self._require()
-        from isobit_tensorflow.building import build_keras
+        from isobit_tensorflow.reference_networks import build_keras
 
         return build_keras(network)
 

@@ -10,7 +10,7 @@ import keras
 
 from isobit.errors import IsobitError, ModelError
 from isobit_tensorflow.model import KerasModel
-from isobit_tensorflow.simulator import Simulator
+from isobit_tensorflow.simulate.simulator import Simulator
 
 
 def restore(state: bytes) -> KerasModel:

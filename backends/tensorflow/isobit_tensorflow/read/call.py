@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from isobit.errors import ModelError
-from isobit_tensorflow.emitting import Emitter, Value
+from isobit_tensorflow.read.emitter import Emitter, Value
 
 
 class RuleReader(Protocol):
