@@ -20,7 +20,7 @@ class TensorFlowBackend:
     """Opens functional and Sequential Keras 3 models, and the path of a ``.keras`` file."""
 
     name = "tensorflow"
-    framework = "keras"  # a Keras model on another Keras backend comes here too, and hears what to change
+    framework = "keras"  # also on another Keras backend: opening such a model says what to change
     install = 'pip install "isobit[tensorflow-cpu]"'
     suffixes: tuple[str, ...] = (".keras",)
 

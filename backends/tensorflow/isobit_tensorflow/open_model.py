@@ -30,7 +30,7 @@ def open_model(model: Any) -> KerasModel:
     structure_in, structure_out = _structures(model)
     inputs = _inputs(emitter, model, structure_in)
     outputs = KerasReader(emitter, rule_of).read(structure_out, inputs)
-    names = _outputs(emitter, structure_out, outputs)
+    output_names = _outputs(emitter, structure_out, outputs)
     raw = emitter.graph()
     graph = canonicalize(raw)
     training = Training(emitter.dropout_list(), emitter.momentum)
@@ -46,10 +46,19 @@ def open_model(model: Any) -> KerasModel:
         else:
             array = emitter.arrays[source]
             variables[source] = make_variable(VariableSpec(source, array.shape, str(array.dtype)), array)
-    keys = {id(tensor): value.name for tensor, value in zip(model.inputs, inputs.values(), strict=True)}
-    taken = keras.tree.map_structure(lambda tensor: keys[id(tensor)], structure_in)
+    name_of = {id(tensor): value.name for tensor, value in zip(model.inputs, inputs.values(), strict=True)}
+    input_names = keras.tree.map_structure(lambda tensor: name_of[id(tensor)], structure_in)
     return KerasModel(
-        Simulator(graph, taken, names, variables, {}, training, name=f"{model.name}_simulated", dtype=_policy(model))
+        Simulator(
+            graph,
+            input_names,
+            output_names,
+            variables,
+            {},
+            training,
+            name=f"{model.name}_simulated",
+            dtype=_policy(model),
+        )
     )
 
 
@@ -95,16 +104,16 @@ def _structures(model: keras.Model) -> tuple[Any, Any]:
 def _inputs(emitter: Emitter, model: keras.Model, structure: Any) -> dict[int, Value]:
     """Inputs by the id of their tensor: named by their key in a dict, else by their layer."""
     names = {id(tensor): key for key, tensor in structure.items()} if isinstance(structure, dict) else {}
-    found = {}
+    inputs = {}
     for tensor in model.inputs:
         dtype = keras.backend.standardize_dtype(tensor.dtype)
         if dtype not in ("float32", "int32", "int64", "bool", "uint8", "int8", "float16", "bfloat16"):
             raise ModelError(f"input {tensor.name!r} is {dtype}: real numbers are float32 here")
         kind = "float32" if dtype in ("float16", "bfloat16") else dtype
-        found[id(tensor)] = emitter.input(
+        inputs[id(tensor)] = emitter.input(
             names.get(id(tensor)) or tensor._keras_history.operation.name, tensor.shape, kind
         )
-    return found
+    return inputs
 
 
 def _outputs(emitter: Emitter, structure: Any, values: Any) -> Any:

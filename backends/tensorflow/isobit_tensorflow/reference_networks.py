@@ -111,46 +111,46 @@ class _Builder:
         else:
             layer = L.Conv2D(weight.shape[0], a["kernel_shape"], groups=a["group"], **settings)
             kernel = weight.transpose(2, 3, 1, 0)
-        made = layer(x)
+        result = layer(x)
         self._set(layer, node, {"kernel": kernel, **({"bias": self._weight(node, 2)} if bias else {})})
-        return made
+        return result
 
     def _convtranspose(self, node: Node, x: Any) -> Any:
         a, weight = node.attributes, self._weight(node)
         settings = {"groups": a["group"]} if a["group"] > 1 else {}
         kind = GroupedConv2DTranspose if settings else L.Conv2DTranspose
         layer = kind(weight.shape[0], a["kernel_shape"], a["strides"], name=node.name, **settings)
-        made = layer(x)
+        result = layer(x)
         self._set(layer, node, {"kernel": weight.transpose(2, 3, 0, 1), "bias": self._weight(node, 2)})
-        return made
+        return result
 
     def _linear(self, node: Node, x: Any) -> Any:
         weight, bias = node.inputs[1] or "", node.input(2)
         out = self.network.weights[weight].shape[0]
         if len(self.graph.uses(weight)) == 1:
             layer = L.Dense(out, use_bias=bias is not None, name=node.name)
-            made = layer(x)
+            result = layer(x)
             self._set(
                 layer, node, {"kernel": self._weight(node).T, **({"bias": self._weight(node, 2)} if bias else {})}
             )
-            return made
+            return result
         if weight not in self.shared:
             layer = self.shared[weight] = L.Dense(out, use_bias=False, name=f"{node.name}_shared")
             layer.build(x.shape)
             layer.kernel.assign(self._weight(node).T)
             layer.kernel._path = weight
         shift = Bias(name=node.name)
-        made = shift(self.shared[weight](x))
+        result = shift(self.shared[weight](x))
         shift.bias.assign(self._weight(node, 2))
         shift.bias._path = bias
-        return made
+        return result
 
     def _norm(self, node: Node, x: Any) -> Any:
         layer = getattr(L, node.op)(epsilon=node.attributes["epsilon"], name=node.name)
-        made = layer(x)
+        result = layer(x)
         parts = _PARTS[node.op]
         self._set(layer, node, {part: self._weight(node, index) for index, part in enumerate(parts, 1)})
-        return made
+        return result
 
     _batchnormalization = _layernormalization = _norm
 
@@ -159,14 +159,14 @@ class _Builder:
         layer = kind(
             node.attributes["hidden_size"], return_sequences=True, use_bias=len(node.inputs) > 3, name=node.name
         )
-        made = layer(x)
+        result = layer(x)
         layout = compose(TRANSPOSED, GATES[node.op])
         kernels = {"kernel": self._weight(node), "recurrent_kernel": self._weight(node, 2)}
         self._set(layer.cell, node, {part: to_native(value, layout) for part, value in kernels.items()})
         if len(node.inputs) > 3:  # both biases are one variable
             layer.cell.bias.assign([to_native(self._weight(node, index), GATES[node.op]) for index in (3, 8)])
             layer.cell.bias._path = f"{node.name}.bias"
-        return made
+        return result
 
     _lstm = _gru = _recurrent
 

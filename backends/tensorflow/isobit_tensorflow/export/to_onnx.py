@@ -24,7 +24,7 @@ from isobit_tensorflow.simulate.simulator import Simulator
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-#: What tf2onnx 1.17 writes; onnx raises it.
+#: The newest opset that tf2onnx 1.17 writes; onnx's version converter raises it.
 _TF2ONNX_OPSET = 17
 
 
@@ -35,9 +35,9 @@ def to_onnx(simulator: Simulator, weight: Callable[[str], NDArray[Any]]) -> tupl
     """
     graph = simulator.graph
     proto, names = write_onnx(graph, weight, lambda node: _converted(graph, node))
-    strange = sorted({f"{n.domain}::{n.op_type}" for n in proto.graph.node if n.domain not in ("", "ai.onnx")})
-    if strange:
-        raise ModelError(f"the export holds operations that are not ONNX's: {', '.join(strange)}")
+    foreign = sorted({f"{n.domain}::{n.op_type}" for n in proto.graph.node if n.domain not in ("", "ai.onnx")})
+    if foreign:
+        raise ModelError(f"the export holds operations that are not ONNX's: {', '.join(foreign)}")
     if find_spec("onnxruntime") is not None:
         _check(simulator, proto)
     return proto, names
@@ -74,9 +74,9 @@ def _converted(graph: Graph, node: Node) -> ModelProto:
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"tf2onnx does not convert node {node.name!r} ({node.op}): {reason}") from error
-    kinds = sorted({n.op_type for n in proto.graph.node if n.domain or n.op_type not in _onnx_ops()})
-    if kinds:
-        raise ModelError(f"tf2onnx leaves {', '.join(kinds)} of node {node.name!r} ({node.op}), which is not ONNX")
+    foreign = sorted({n.op_type for n in proto.graph.node if n.domain or n.op_type not in _onnx_ops()})
+    if foreign:
+        raise ModelError(f"tf2onnx leaves {', '.join(foreign)} of node {node.name!r} ({node.op}), which is not ONNX")
     order = {name: place for place, name in enumerate(inputs)}
     entries = sorted(proto.graph.input, key=lambda value: order.get(value.name, len(order)))
     del proto.graph.input[:]
@@ -112,7 +112,7 @@ def _check(simulator: Simulator, proto: ModelProto) -> None:
                 f"the export gives output {output.name!r} of shape {value.shape}, TensorFlow {expected.shape}"
             )
         if not np.all(np.isfinite(expected)):
-            continue  # random inputs that overflow say nothing
+            continue  # where the random inputs overflow, there is nothing to compare
         worst = float(np.abs(expected - value).max(initial=0.0))
         if worst > 1e-2 * max(1.0, float(np.abs(expected).max(initial=0.0))):
             raise ModelError(f"the export differs from TensorFlow by {worst:.3g} at output {output.name!r}")

@@ -57,7 +57,7 @@ def _one_type(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
 
 def _clip(x: tf.Tensor, a: Mapping[str, Any]) -> tf.Tensor:
     low, high = a.get("min"), a.get("max")
-    if low == 0 and high in (6, None):  # TensorFlow computes these together with the layer before them
+    if low == 0 and high in (6, None):  # the two that TensorFlow fuses with the layer before
         return tf.nn.relu(x) if high is None else tf.nn.relu6(x)
     if low is not None:
         x = tf.maximum(x, tf.cast(low, x.dtype))

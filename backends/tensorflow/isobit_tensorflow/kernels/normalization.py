@@ -32,8 +32,8 @@ def batch_moments(x: Operand) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean and variance of each channel of a batch."""
     channel = x.rank - 1 if x.last else 1
     axes = [axis for axis in range(x.rank) if axis != channel]
-    found: tuple[tf.Tensor, tf.Tensor] = tf.nn.moments(tf.cast(x.tensor, tf.float32), axes)
-    return found
+    moments: tuple[tf.Tensor, tf.Tensor] = tf.nn.moments(tf.cast(x.tensor, tf.float32), axes)
+    return moments
 
 
 def _layer_norm(node: Node, x: Operand, scale: Constant | None = None, shift: Constant | None = None) -> Operand:

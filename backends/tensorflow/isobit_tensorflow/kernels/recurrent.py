@@ -11,18 +11,18 @@ from isobit.errors import ModelError
 from isobit.graph import Node
 from isobit_tensorflow.kernels.operands import Constant, Operand
 
-Step = Callable[[tf.Tensor, tuple[tf.Tensor, ...]], tuple[tf.Tensor, ...]]
+CellStep = Callable[[tf.Tensor, tuple[tf.Tensor, ...]], tuple[tf.Tensor, ...]]
 
 
 def _layer(node: Node, x: Operand, w: Constant, r: Constant, *rest: Operand | None) -> Operand:
     """(sequence, batch, in) to (sequence, 1, batch, hidden); `rest` are ONNX's inputs from the bias on."""
-    given: list[Operand | None] = [*rest, *[None] * (6 - len(rest))]
-    bias, *unsupported, recurrent_bias = given
+    optional: list[Operand | None] = [*rest, *[None] * (6 - len(rest))]
+    bias, *unsupported, recurrent_bias = optional
     if any(operand is not None for operand in unsupported):
         raise ModelError(f"node {node.name!r}: lengths, initial states and peepholes are not run")
     value = x.canonical()
     hidden = int(node.attributes["hidden_size"])
-    # all steps at once: only the recurrence itself has to wait
+    # the product with the inputs needs no state: it is one for all steps
     steps = tf.tensordot(value, tf.cast(w.form((1, 0)), value.dtype), 1) + _bias(bias, value)
     cells = {"LSTM": _lstm, "GRU": _gru}
     step = cells[node.op](node, tf.cast(r.form((1, 0)), value.dtype), _bias(recurrent_bias, value), hidden)
@@ -37,21 +37,21 @@ def _bias(operand: Operand | None, like: tf.Tensor) -> tf.Tensor:
     return tf.zeros((), like.dtype) if operand is None else tf.cast(operand.canonical(), like.dtype)
 
 
-def _over(steps: tf.Tensor, step: Step, states: tuple[tf.Tensor, ...], *, backward: bool) -> tf.Tensor:
+def _over(steps: tf.Tensor, step: CellStep, states: tuple[tf.Tensor, ...], *, backward: bool) -> tf.Tensor:
     """The first state after each step, at the place of its step."""
     count = tf.shape(steps)[0]
-    results = tf.TensorArray(steps.dtype, count, element_shape=states[0].shape)
+    empty = tf.TensorArray(steps.dtype, count, element_shape=states[0].shape)
 
-    def body(index: tf.Tensor, made: tf.TensorArray, *before: tf.Tensor) -> tuple[Any, ...]:
+    def body(index: tf.Tensor, results: tf.TensorArray, *before: tf.Tensor) -> tuple[Any, ...]:
         place = count - 1 - index if backward else index
         after = step(steps[place], before)
-        return (index + 1, made.write(place, after[0]), *after)
+        return (index + 1, results.write(place, after[0]), *after)
 
-    _, made, *_ = tf.while_loop(lambda index, *_: index < count, body, (tf.constant(0), results, *states))
-    return made.stack()
+    _, results, *_ = tf.while_loop(lambda index, *_: index < count, body, (tf.constant(0), empty, *states))
+    return results.stack()
 
 
-def _lstm(node: Node, recurrent: tf.Tensor, bias: tf.Tensor, hidden: int) -> Step:
+def _lstm(node: Node, recurrent: tf.Tensor, bias: tf.Tensor, hidden: int) -> CellStep:
     """Gates: input, output, forget, cell."""
 
     def step(from_input: tf.Tensor, states: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
@@ -63,7 +63,7 @@ def _lstm(node: Node, recurrent: tf.Tensor, bias: tf.Tensor, hidden: int) -> Ste
     return step
 
 
-def _gru(node: Node, recurrent: tf.Tensor, bias: tf.Tensor, hidden: int) -> Step:
+def _gru(node: Node, recurrent: tf.Tensor, bias: tf.Tensor, hidden: int) -> CellStep:
     """Gates: update, reset, hidden; the reset acts behind the product or in front of it."""
     behind = bool(node.attributes.get("linear_before_reset", 0))
     gates, last = recurrent[:, : 2 * hidden], recurrent[:, 2 * hidden :]

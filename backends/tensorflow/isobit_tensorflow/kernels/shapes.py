@@ -29,7 +29,7 @@ def _reshape(node: Node, x: Operand) -> Operand:
     value, shape = x.canonical(), list(numbers(node.attributes["shape"]))
     unknown = [axis for axis, size in enumerate(shape) if size < 0]
     if len(unknown) > 1:
-        # axis 0 is the batch; of the others a dynamic one keeps its place
+        # -1 can stand for one size: those before the last unknown one, the batch first, are the operand's own
         sizes = tf.shape(value)
         shape = [size if size >= 0 else sizes[axis] for axis, size in enumerate(shape)]
         shape[unknown[-1]] = -1
@@ -78,9 +78,9 @@ def _pad(node: Node, x: Operand) -> Operand:
 def _expand(node: Node, x: Operand) -> Operand:
     """To ``shape``; -1 keeps the size."""
     value = x.canonical()
-    wanted = numbers(node.attributes["shape"])
-    sizes = tf.concat([[1] * (len(wanted) - x.rank), tf.shape(value)], 0)
-    return Operand(tf.broadcast_to(value, tf.stack([n if n >= 0 else sizes[i] for i, n in enumerate(wanted)])))
+    target = numbers(node.attributes["shape"])
+    sizes = tf.concat([[1] * (len(target) - x.rank), tf.shape(value)], 0)
+    return Operand(tf.broadcast_to(value, tf.stack([n if n >= 0 else sizes[i] for i, n in enumerate(target)])))
 
 
 def _tile(node: Node, x: Operand) -> Operand:
@@ -102,8 +102,8 @@ def _reduce(function: Callable[..., tf.Tensor]) -> Callable[[Node, Operand], Ope
 def _arg(function: Callable[..., tf.Tensor]) -> Callable[[Node, Operand], Operand]:
     def kernel(node: Node, x: Operand) -> Operand:
         axis = int(node.attributes["axis"])
-        found = function(x.canonical(), axis, output_type=tf.int64)
-        return Operand(tf.expand_dims(found, axis) if node.attributes.get("keepdims", 1) else found)
+        indices = function(x.canonical(), axis, output_type=tf.int64)
+        return Operand(tf.expand_dims(indices, axis) if node.attributes.get("keepdims", 1) else indices)
 
     return kernel
 

@@ -130,15 +130,15 @@ def _conv_transpose(node: Node, x: Operand, weight: Constant, bias: Constant | N
         parts.append(tf.nn.conv_transpose(v, f, shape, strides, "VALID", dilations=dilations))
     result = parts[0] if group == 1 else tf.concat(parts, -1)
     crop: list[Any] = [slice(None)]
-    known: list[Any] = [value.shape[0]]
+    static_shape: list[Any] = [value.shape[0]]
     for i in range(count):
         reach = (kernel[i] - 1) * dilations[i] + 1 + extra[i] - flat[i] - flat[i + count]
         length = (sizes[1 + i] - 1) * strides[i] + reach
         crop.append(slice(flat[i], flat[i] + length))
-        static = value.shape[1 + i]
-        known.append(None if static is None else (static - 1) * strides[i] + reach)
+        size = value.shape[1 + i]
+        static_shape.append(None if size is None else (size - 1) * strides[i] + reach)
     result = result[tuple(crop)]
-    result.set_shape((*known, filters.shape[-2]))
+    result.set_shape((*static_shape, filters.shape[-2]))
     return Operand(_biased(result, bias), last=True)
 
 

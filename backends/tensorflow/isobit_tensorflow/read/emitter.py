@@ -66,7 +66,9 @@ class Emitter:
         self._names: set[str] = set()
         self._plain: dict[tuple[str, str | None], str] = {}  # graph tensor, dropout -> in Keras' order of axes
         self._first: dict[tuple[str, str | None], str] = {}  # graph tensor in Keras' order, dropout -> channels first
-        self._undone: dict[str, tuple[Value, tuple[int, ...]]] = {}  # transposed -> what it was made of, and how
+        self._transposed_from: dict[
+            str, tuple[Value, tuple[int, ...]]
+        ] = {}  # result of a user's transposition -> its source and axes
         self._paths: dict[int, str] = {}
         self._readers: dict[str, list[tuple[str, Any]]] = {}
 
@@ -74,12 +76,12 @@ class Emitter:
 
     def unique(self, name: str) -> str:
         """`name`, with ``#1`` and so on where it is taken."""
-        free, number = name, 0
-        while free in self._names:
+        free_name, number = name, 0
+        while free_name in self._names:
             number += 1
-            free = f"{name}#{number}"
-        self._names.add(free)
-        return free
+            free_name = f"{name}#{number}"
+        self._names.add(free_name)
+        return free_name
 
     # --- tensors ---------------------------------------------------------------------------------------------------
 
@@ -112,16 +114,16 @@ class Emitter:
             return value
         return self._turned(value, self._first, self._plain, first_axes(value.rank), True)
 
-    def _turned(self, value: Value, known: Turned, inverse: Turned, perm: tuple[int, ...], last: bool) -> Value:
+    def _turned(self, value: Value, turned: Turned, inverse: Turned, perm: tuple[int, ...], last: bool) -> Value:
         key = (value.name, value.dropout)
-        if key not in known:
+        if key not in turned:
             order = "channels_first" if last else "channels_last"
-            made = self._node("Transpose", f"{value.name}/{order}", [value.name], {"perm": perm})
-            self._describe(made, tuple(value.shape[axis] for axis in perm) if last else value.shape, value.dtype)
-            self._note_reader(value, made, 0)
-            known[key] = made
-            inverse[made, None] = value.name
-        return Value(known[key], value.shape, value.dtype, last)
+            transposed = self._node("Transpose", f"{value.name}/{order}", [value.name], {"perm": perm})
+            self._describe(transposed, tuple(value.shape[axis] for axis in perm) if last else value.shape, value.dtype)
+            self._note_reader(value, transposed, 0)
+            turned[key] = transposed
+            inverse[transposed, None] = value.name
+        return Value(turned[key], value.shape, value.dtype, last)
 
     def transposed(self, value: Value, perm: Sequence[int], name: str) -> Value:
         """A transposition by the user; with four axes or more, one between the two orders moves nothing."""
@@ -132,17 +134,17 @@ class Emitter:
         if value.last and perm == first_axes(value.rank):
             return Value(value.name, shape, value.dtype, dropout=value.dropout)
         source = self.plain(value)
-        if source.name in self._undone and value.dropout is None:
-            origin, before = self._undone[source.name]
+        if source.name in self._transposed_from and value.dropout is None:
+            origin, before = self._transposed_from[source.name]
             if tuple(before[axis] for axis in perm) == tuple(range(value.rank)):
-                return origin  # a transposition of the user's that undoes his last one
-        made = self.emit("Transpose", name, [source], shape, value.dtype, perm=perm)
-        self._undone[made.name] = source, perm
+                return origin  # this transposition undoes the one before it
+        result = self.emit("Transpose", name, [source], shape, value.dtype, perm=perm)
+        self._transposed_from[result.name] = source, perm
         if perm == last_axes(value.rank):
-            self._first[made.name, None] = source.name
+            self._first[result.name, None] = source.name
         elif perm == first_axes(value.rank):
-            self._plain[made.name, None] = source.name
-        return made
+            self._plain[result.name, None] = source.name
+        return result
 
     # --- constants -------------------------------------------------------------------------------------------------
 
@@ -158,23 +160,23 @@ class Emitter:
     def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
         """A constant that the model has in its code or in a setting."""
         array = np.asarray(value, dtype)
-        free = self.unique(name)
-        self.arrays[free] = array
-        return self._viewed(free, array, ())
+        source = self.unique(name)
+        self.arrays[source] = array
+        return self._viewed(source, array, ())
 
     def _path(self, variable: keras.Variable, path: str) -> str:
         key = id(variable)
         if key not in self._paths:
-            wanted = str(variable.path)
-            self._paths[key] = self.unique(wanted if wanted not in self._names or not path else path)
+            keras_path = str(variable.path)
+            self._paths[key] = self.unique(keras_path if keras_path not in self._names or not path else path)
         return self._paths[key]
 
     def _viewed(self, source: str, array: NDArray[Any], layout: Layout) -> str:
         steps = compose((), layout)
         alias = source
         while alias in self.weights:
-            known = self.weights[alias]
-            if known.layout == steps:
+            existing = self.weights[alias]
+            if existing.layout == steps:
                 return alias
             alias += "'"
         canonical = to_canonical(array, steps)
@@ -199,13 +201,13 @@ class Emitter:
         `shape` is Keras' own, `last` says that the result is that of channels last.
         """
         names = [entry.name if isinstance(entry, Value) else entry for entry in inputs]
-        made = self._node(op, name, names, attributes)
+        output = self._node(op, name, names, attributes)
         for index, entry in enumerate(inputs):
             if isinstance(entry, Value):
-                self._note_reader(entry, made, index)
+                self._note_reader(entry, output, index)
         order = first_axes(len(shape)) if last else range(len(shape))
-        self._describe(made, tuple(shape[axis] for axis in order), dtype)
-        return Value(made, tuple(shape), dtype, last)
+        self._describe(output, tuple(shape[axis] for axis in order), dtype)
+        return Value(output, tuple(shape), dtype, last)
 
     def emit_many(
         self,
@@ -219,22 +221,22 @@ class Emitter:
         base = self.unique(name)
         outputs = (base, *(self.unique(f"{base}:{i}") for i in range(1, len(results))))
         self.nodes.append(Node(base, op, tuple(v.name for v in inputs), outputs, attributes, (base,)))
-        made = []
+        values = []
         for output, (shape, dtype) in zip(outputs, results, strict=True):
             self._describe(output, tuple(shape), dtype)
-            made.append(Value(output, tuple(shape), dtype))
+            values.append(Value(output, tuple(shape), dtype))
         for index, entry in enumerate(inputs):
             self._note_reader(entry, base, index)
-        return made
+        return values
 
     def _node(self, op: str, name: str, inputs: Sequence[str | None], attributes: dict[str, Any]) -> str:
-        made = self.unique(name)
-        self.nodes.append(Node(made, op, tuple(inputs), (made,), attributes, (made,)))
-        return made
+        output = self.unique(name)
+        self.nodes.append(Node(output, op, tuple(inputs), (output,), attributes, (output,)))
+        return output
 
     def _describe(self, name: str, shape: Sequence[Size], dtype: str) -> None:
-        known: Shape = tuple("batch" if axis == 0 and size is None else size for axis, size in enumerate(shape))
-        self.tensors[name] = TensorInfo(known, dtype)
+        sizes: Shape = tuple("batch" if axis == 0 and size is None else size for axis, size in enumerate(shape))
+        self.tensors[name] = TensorInfo(sizes, dtype)
 
     def mark_batch(self, name: str, shape: Sequence[Size]) -> None:
         """The batch of a tensor is its one axis of unknown size: of a sequence, that is axis 1."""

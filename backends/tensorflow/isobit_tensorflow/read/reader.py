@@ -24,9 +24,9 @@ class KerasReader:
     def __init__(self, emitter: Emitter, rule_of: Callable[[Any], Rule | None]) -> None:
         self.emitter, self._rule_of = emitter, rule_of
 
-    def read(self, outputs: Any, known: Mapping[int, Value], prefix: str = "") -> Any:
-        """The values of a structure of Keras tensors; `known` has those that are there already, by id."""
-        values = dict(known)
+    def read(self, outputs: Any, inputs: Mapping[int, Value], prefix: str = "") -> Any:
+        """The values of a structure of Keras tensors; `inputs` are those to start from, by the id of their tensor."""
+        values = dict(inputs)
         for tensor in keras.tree.flatten(outputs):
             self._produce(tensor, values, prefix)
         return keras.tree.map_structure(lambda tensor: values[id(tensor)], outputs)
@@ -69,12 +69,14 @@ class KerasReader:
         return self.open(operation.call, name, args, call.kwargs, operation)
 
     def _inline(self, model: keras.Model, name: str, args: tuple[Any, ...]) -> Any:
-        given = [leaf for leaf in keras.tree.flatten(args) if isinstance(leaf, Value)]
-        if len(given) != len(model.inputs):
-            raise ModelError(f"{name!r}: the nested model takes {len(model.inputs)} tensors, and is given {len(given)}")
+        values = [leaf for leaf in keras.tree.flatten(args) if isinstance(leaf, Value)]
+        if len(values) != len(model.inputs):
+            raise ModelError(
+                f"{name!r}: the nested model takes {len(model.inputs)} tensors, and is given {len(values)}"
+            )
         structure = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
-        known = {id(tensor): value for tensor, value in zip(model.inputs, given, strict=True)}
-        return self.read(structure, known, f"{name}/")
+        inputs = {id(tensor): value for tensor, value in zip(model.inputs, values, strict=True)}
+        return self.read(structure, inputs, f"{name}/")
 
     def open(
         self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], owner: Any
@@ -83,15 +85,15 @@ class KerasReader:
 
         Raises ModelError where it does more than call layers and `keras.ops`.
         """
-        known: dict[int, Value] = {}
-        held = []
+        inputs: dict[int, Value] = {}
+        kept_alive = []  # an id is a tensor's only as long as it lives
 
         def symbolic(leaf: Any) -> Any:
             if not isinstance(leaf, Value):
                 return leaf
             tensor = keras.KerasTensor(leaf.shape, leaf.dtype)
-            known[id(tensor)] = leaf
-            held.append(tensor)
+            inputs[id(tensor)] = leaf
+            kept_alive.append(tensor)
             return tensor
 
         arguments = keras.tree.map_structure(symbolic, args)
@@ -108,7 +110,7 @@ class KerasReader:
                     f"{name!r} ({kind}) cannot be read: it does more than call layers and keras.ops ({reason}). "
                     "Write its call() with keras.ops and without branches on values, or split it into layers"
                 ) from error
-            return self.read(outputs, known, f"{name}/")
+            return self.read(outputs, inputs, f"{name}/")
 
 
 def _node_of(tensor: Any) -> Any:

@@ -67,14 +67,14 @@ class Observation:
 
     def feed(self, feeds: Mapping[str, tf.Tensor], observers: Sequence[Observer]) -> None:
         """Run one batch and feed every observer, in the order of `watched`."""
-        found = self._reduced(feeds)
-        bounds, sizes = found["bounds"].numpy(), found["sizes"].numpy().tolist()
+        reduced = self._reduced(feeds)
+        bounds, sizes = reduced["bounds"].numpy(), reduced["sizes"].numpy().tolist()
         if not np.all(np.isfinite(bounds)):
             # NaN or infinity hides the finite bounds: look at the whole tensors of this batch
             for observer, item, values in zip(observers, self.watched, self._whole(feeds), strict=True):
                 observer.update(_array(values), item.channel_axis)
             return
-        samples, wholes = iter(found["samples"]), iter(found["wholes"])
+        samples, wholes = iter(reduced["samples"]), iter(reduced["wholes"])
         for index, (observer, item) in enumerate(zip(observers, self.watched, strict=True)):
             if isinstance(observer, Histogram) and item.kind == "histogram":
                 low, high = bounds[index].tolist()
@@ -87,7 +87,7 @@ class Observation:
         bounds, sizes, samples, wholes = (dict[int, tf.Tensor]() for _ in range(4))
 
         def tap(place: Tap, value: Operand) -> None:
-            pair: tf.Tensor | None = None
+            low_high: tf.Tensor | None = None
             for index in self._places.get(place, ()):
                 item = self.watched[index]
                 sizes[index] = tf.size(value.tensor, tf.int64)
@@ -95,9 +95,9 @@ class Observation:
                     bounds[index], wholes[index] = tf.zeros(2), value.canonical()
                     continue
                 tensor = tf.cast(value.tensor, tf.float32)
-                if pair is None:
-                    pair = tf.stack([tf.reduce_min(tensor), tf.reduce_max(tensor)])
-                bounds[index] = pair
+                if low_high is None:
+                    low_high = tf.stack([tf.reduce_min(tensor), tf.reduce_max(tensor)])
+                bounds[index] = low_high
                 if item.kind == "histogram":
                     samples[index] = sample(value.like(tensor), item.channel_axis, item.limit)
 
@@ -112,14 +112,14 @@ class Observation:
 
     def _collect(self, feeds: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
         """Every watched tensor as it is."""
-        found: dict[int, tf.Tensor] = {}
+        tensors: dict[int, tf.Tensor] = {}
 
         def tap(place: Tap, value: Operand) -> None:
             for index in self._places.get(place, ()):
-                found[index] = value.canonical()
+                tensors[index] = value.canonical()
 
         self._simulator.run_named(feeds, tap=tap, rounding=self._rounding)
-        return [found[index] for index in range(len(self.watched))]
+        return [tensors[index] for index in range(len(self.watched))]
 
 
 def sample(value: Operand, channel_axis: int | None, limit: int | None) -> tf.Tensor:
@@ -129,15 +129,15 @@ def sample(value: Operand, channel_axis: int | None, limit: int | None) -> tf.Te
     if None in static or value.rank < 2:
         return value.canonical()
     shape = (1, *static) if not value.last else (1, static[-1], *static[:-1])
-    chosen = sampling_of(shape, channel_axis, limit)
-    if chosen.step == 1:
+    sampling = sampling_of(shape, channel_axis, limit)
+    if sampling.step == 1:
         return tensor
-    if chosen.spatial and value.last:
-        return tf.reshape(tensor, (-1, int(np.prod(static[:-1])), static[-1]))[:, :: chosen.step]
-    if chosen.spatial:
-        return tf.reshape(tensor, (-1, static[0], int(np.prod(static[1:]))))[:, :, :: chosen.step]
+    if sampling.spatial and value.last:
+        return tf.reshape(tensor, (-1, int(np.prod(static[:-1])), static[-1]))[:, :: sampling.step]
+    if sampling.spatial:
+        return tf.reshape(tensor, (-1, static[0], int(np.prod(static[1:]))))[:, :, :: sampling.step]
     flat = value.canonical()
-    return tf.reshape(flat, (-1, int(np.prod(static))))[:, :: chosen.step]
+    return tf.reshape(flat, (-1, int(np.prod(static))))[:, :: sampling.step]
 
 
 def _array(values: tf.Tensor) -> NDArray[np.float32]:

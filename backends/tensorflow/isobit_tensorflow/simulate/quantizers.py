@@ -49,15 +49,15 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
 
     def _variable(self, name: str, value: Any, dtype: Any) -> keras.Variable:
         array = np.array(value, dtype)
-        made = self.add_weight(
+        variable = self.add_weight(
             name=name,
             shape=array.shape,
             initializer=lambda shape, dtype=None: tf.constant(array),
             dtype="float32",
             autocast=False,
         )
-        made.trainable = False  # afterwards: TensorFlow gives no gradient to a variable that was made without
-        return made
+        variable.trainable = False  # set later: one created as not trainable never gets a gradient
+        return variable
 
     # --- encodings -------------------------------------------------------------------------------------------------
 

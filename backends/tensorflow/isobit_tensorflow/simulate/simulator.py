@@ -81,8 +81,8 @@ class Simulator(keras.Model):  # type: ignore[misc]
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """What the user's model returns for `inputs`, simulated."""
-        found = self.run_named(self._named(inputs), training=bool(training))
-        return keras.tree.map_structure(lambda name: found[name], self.output_structure)
+        outputs = self.run_named(self._named(inputs), training=bool(training))
+        return keras.tree.map_structure(lambda name: outputs[name], self.output_structure)
 
     def run_named(
         self,
@@ -103,8 +103,8 @@ class Simulator(keras.Model):  # type: ignore[misc]
         return run(self.graph, parameters, rounding, typed, training_pass, tap)
 
     def _typed(self, name: str, value: Any) -> tf.Tensor:
-        wanted = self.graph.tensors[name].dtype
-        return tf.cast(value, self.compute_dtype if wanted == "float32" else wanted)
+        dtype = self.graph.tensors[name].dtype
+        return tf.cast(value, self.compute_dtype if dtype == "float32" else dtype)
 
     def _named(self, inputs: Any) -> dict[str, tf.Tensor]:
         structure = self.input_structure
@@ -135,12 +135,12 @@ class Simulator(keras.Model):  # type: ignore[misc]
 
     def copy(self) -> Simulator:
         """An independent copy, the quantizers' switches included."""
-        other = Simulator.from_config(self.get_config())
-        for name, variable in other.parameters.items():
+        new_simulator = Simulator.from_config(self.get_config())
+        for name, variable in new_simulator.parameters.items():
             variable.assign(self.parameters[name])
-        for new_layer, layer in zip(other.quantizer_layers, self.quantizer_layers, strict=True):
+        for new_layer, layer in zip(new_simulator.quantizer_layers, self.quantizer_layers, strict=True):
             new_layer.enabled = layer.enabled
-        return other
+        return new_simulator
 
     def build(self, input_shape: Any = None) -> None:
         """Nothing is left to build: every variable is there."""

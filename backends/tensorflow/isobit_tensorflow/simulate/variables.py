@@ -68,10 +68,10 @@ def make_variable(spec: VariableSpec, value: NDArray[Any] | None = None) -> kera
         real = array.dtype == np.float32
         # the aggregation is for the moving statistics of a distributed batch norm
         aggregation = "none" if spec.trainable else "mean" if real else "only_first_replica"
-        made = keras.Variable(
+        variable = keras.Variable(
             array, dtype=spec.dtype, trainable=real, autocast=real, aggregation=aggregation, name=last
         )
-    made.trainable = spec.trainable  # afterwards: TensorFlow gives no gradient to a variable that was made without
-    made.regularizer = None if spec.regularizer is None else keras.regularizers.deserialize(spec.regularizer)
-    made.constraint = None if spec.constraint is None else keras.constraints.deserialize(spec.constraint)
-    return made
+    variable.trainable = spec.trainable  # set later: one created as not trainable never gets a gradient
+    variable.regularizer = None if spec.regularizer is None else keras.regularizers.deserialize(spec.regularizer)
+    variable.constraint = None if spec.constraint is None else keras.constraints.deserialize(spec.constraint)
+    return variable

@@ -33,8 +33,8 @@ def activate(reader: RuleReader, function: Any, value: Value, name: str) -> Valu
     if function is None or function is keras.activations.linear:
         return value
     if isinstance(function, keras.layers.Layer):
-        found: Value = reader.apply(function, f"{name}/{function.name}", (value,), {})
-        return found
+        activated: Value = reader.apply(function, f"{name}/{function.name}", (value,), {})
+        return activated
     label = getattr(function, "__name__", type(function).__name__)
     named = _KNOWN.get(label.replace("_", "").lower())
     if named is not None and _is_keras(function):

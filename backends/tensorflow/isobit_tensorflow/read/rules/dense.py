@@ -30,8 +30,8 @@ def linear(call: Call, name: str, x: Value, kernel: Any, layout: Layout, bias: A
 def _dense(call: Call) -> Value:
     layer = call.operation
     bias = layer.bias if layer.use_bias else None
-    made = linear(call, call.name, call.x, layer.kernel, TRANSPOSED, bias)
-    return activate(call.reader, layer.activation, made, call.name)
+    result = linear(call, call.name, call.x, layer.kernel, TRANSPOSED, bias)
+    return activate(call.reader, layer.activation, result, call.name)
 
 
 def _einsum_dense(call: Call) -> Value | None:
@@ -40,17 +40,17 @@ def _einsum_dense(call: Call) -> Value | None:
     plan = _plan(layer.equation, x.rank)
     if plan is None:
         return None
-    source, kernel, target, summed, made = plan
+    source, kernel, target, summed, added = plan
     kept = [label for label in source if label not in summed]
     sizes = dict(zip(kernel, layer.kernel.shape, strict=True))
     x = _transpose_to(call, x, source, kept + summed, "input")
     inner = math.prod(sizes[label] for label in summed)
     if len(summed) > 1:
         x = reshape(call, x, (*x.shape[: len(kept)], inner), f"{call.name}/rows")
-    outer = [sizes[label] for label in made]
-    layout: Layout = (Permute(tuple(kernel.index(label) for label in [*made, *summed])),)
+    outer = [sizes[label] for label in added]
+    layout: Layout = (Permute(tuple(kernel.index(label) for label in [*added, *summed])),)
     ordered = (*outer, *(sizes[label] for label in summed))
-    if len(ordered) > 2 or len(made) != 1:
+    if len(ordered) > 2 or len(added) != 1:
         layout = (*layout, View((math.prod(outer), inner), ordered))
     flat: Layout = ()
     bias = layer.bias
@@ -58,18 +58,18 @@ def _einsum_dense(call: Call) -> Value | None:
         if [n for n in bias.shape if n != 1] != [n for n in outer if n != 1]:
             return None
         flat = (View((math.prod(outer),), tuple(bias.shape)),)
-    order = [*kept, *made]
-    final = order == target and len(made) == 1
+    order = [*kept, *added]
+    final = order == target and len(added) == 1
     result = linear(call, call.name, x, layer.kernel, layout, bias, flat)
     if not final:
-        if len(made) != 1:
+        if len(added) != 1:
             result = reshape(call, result, (*result.shape[:-1], *outer), f"{call.name}/heads")
         result = _transpose_to(call, result, order, target, "output")
     return activate(call.reader, layer.activation, result, call.name)
 
 
 def _plan(equation: str, rank: int) -> tuple[list[str], list[str], list[str], list[str], list[str]] | None:
-    """Labels of input, kernel and output, those that are summed, and those that the kernel brings."""
+    """Labels of input, kernel and output, those that are summed, and those that the kernel adds."""
     left, target = equation.replace(" ", "").split("->")
     source, kernel = left.split(",")
     if "..." in equation:
@@ -78,16 +78,16 @@ def _plan(equation: str, rank: int) -> tuple[list[str], list[str], list[str], li
     if "." in kernel or len(source) != rank or len(set(source)) != rank or len(set(kernel)) != len(kernel):
         return None
     summed = [label for label in source if label in kernel and label not in target]
-    made = [label for label in target if label not in source]
-    if set(summed) | set(made) != set(kernel) or not summed or not made:
+    added = [label for label in target if label not in source]
+    if set(summed) | set(added) != set(kernel) or not summed or not added:
         return None
-    return list(source), list(kernel), list(target), summed, made
+    return list(source), list(kernel), list(target), summed, added
 
 
-def _transpose_to(call: Call, x: Value, have: Sequence[str], want: Sequence[str], part: str) -> Value:
-    if list(have) == list(want):
+def _transpose_to(call: Call, x: Value, source: Sequence[str], target: Sequence[str], part: str) -> Value:
+    if list(source) == list(target):
         return x
-    return call.emitter.transposed(x, [list(have).index(label) for label in want], f"{call.name}/{part}")
+    return call.emitter.transposed(x, [list(source).index(label) for label in target], f"{call.name}/{part}")
 
 
 def matmul(call: Call, a: Any, b: Any, name: str = "") -> Value | None:
@@ -118,17 +118,17 @@ def _einsum(call: Call) -> Value | None:
     if "..." in equation or "->" not in equation:
         return None
     left, target = equation.split("->")
-    one, two = left.split(",")
-    batch = [label for label in target if label in one and label in two]
-    summed = [label for label in one if label in two and label not in target]
-    rows = [label for label in one if label in target and label not in two]
-    columns = [label for label in two if label in target and label not in one]
+    first, second = left.split(",")
+    batch = [label for label in target if label in first and label in second]
+    summed = [label for label in first if label in second and label not in target]
+    rows = [label for label in first if label in target and label not in second]
+    columns = [label for label in second if label in target and label not in first]
     parts = (batch, summed, rows, columns)
-    fits = len(one) == len(batch) + len(summed) + len(rows) and len(two) == len(batch) + len(summed) + len(columns)
+    fits = len(first) == len(batch) + len(summed) + len(rows) and len(second) == len(batch) + len(summed) + len(columns)
     if not fits or any(len(part) != 1 for part in parts[1:]):
         return None
-    a = _transpose_to(call, operands[0], one, [*batch, *rows, *summed], "left")
-    b = _transpose_to(call, operands[1], two, [*batch, *summed, *columns], "right")
+    a = _transpose_to(call, operands[0], first, [*batch, *rows, *summed], "left")
+    b = _transpose_to(call, operands[1], second, [*batch, *summed, *columns], "right")
     product = matmul(call, a, b)
     assert product is not None
     return _transpose_to(call, product, [*batch, *rows, *columns], list(target), "output")
@@ -173,7 +173,7 @@ def _embedding(call: Call) -> Value:
 
 def _look_up(call: Call, table: str, size: int, ids: Value) -> Value:
     e = call.emitter
-    if ids.is_float:  # Keras takes float ids and cuts them
+    if ids.is_float:  # Keras takes float ids too, and drops their fractions
         ids = e.emit("Cast", f"{call.name}/ids", [ids], ids.shape, "int32", to="int32")
     return e.emit("Gather", call.name, [table, ids], (*ids.shape, size), axis=0)
 

@@ -98,7 +98,7 @@ def _as_operand(argument: Any) -> Any:
     """A value, a variable or an array; None for anything else."""
     if isinstance(argument, Value | keras.Variable | np.ndarray | np.generic | int | float):
         return argument
-    return np.asarray(argument.numpy()) if hasattr(argument, "numpy") else None  # a tensor in the user's code
+    return np.asarray(argument.numpy()) if hasattr(argument, "numpy") else None  # a tensor that the user's code holds
 
 
 def concatenate(call: Call, values: Sequence[Value], axis: int) -> Value:
@@ -116,8 +116,8 @@ def concatenate(call: Call, values: Sequence[Value], axis: int) -> Value:
 
 def _where(call: Call) -> Value:
     condition, a, b = (call.argument(index) for index in range(3))
-    found = next((v.dtype for v in (a, b) if isinstance(v, Value)), "float32")
-    return broadcast(call, "Where", [condition, a, b], dtype=found)
+    dtype = next((v.dtype for v in (a, b) if isinstance(v, Value)), "float32")
+    return broadcast(call, "Where", [condition, a, b], dtype=dtype)
 
 
 def _square(call: Call) -> Value:

@@ -37,5 +37,5 @@ def native(call: Call) -> Any:
     call.emitter.notes.append(f"{call.name}: keras.ops operation {kind} is outside the vocabulary and stays in float")
     attributes = {"operation": config, "arguments": tuple(places)}
     results = [(tuple(t.shape), keras.backend.standardize_dtype(t.dtype)) for t in flat]
-    made = call.emitter.emit_many(f"{NATIVE}{kind}", call.name, values, results, **attributes)
-    return keras.tree.pack_sequence_as(outputs, made)
+    produced = call.emitter.emit_many(f"{NATIVE}{kind}", call.name, values, results, **attributes)
+    return keras.tree.pack_sequence_as(outputs, produced)

@@ -48,10 +48,10 @@ def _batch_norm(call: Call) -> Value:
         _vector(call, layer.moving_variance, "moving_variance", size, 1.0),
     ]
     epsilon = float(layer.epsilon)
-    made = e.emit("BatchNormalization", call.name, [x, *operands], x.shape, x.dtype, x.last, epsilon=epsilon)
+    result = e.emit("BatchNormalization", call.name, [x, *operands], x.shape, x.dtype, x.last, epsilon=epsilon)
     if layer.trainable:  # a frozen batch norm keeps its statistics in training
-        e.momentum[made.name] = float(layer.momentum)
-    return made
+        e.momentum[result.name] = float(layer.momentum)
+    return result
 
 
 def _layer_norm(call: Call) -> Value | None:

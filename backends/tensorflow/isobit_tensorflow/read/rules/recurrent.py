@@ -74,23 +74,23 @@ def _check(name: str, layer: Any) -> None:
         "a state that it keeps from batch to batch": layer.stateful,
         "states that it returns": layer.return_state,
     }
-    found = [reason for reason, holds in reasons.items() if holds]
-    if found:
-        raise ModelError(f"{name!r} ({type(layer).__name__}) has {found[0]}, which is not read")
+    unread = [reason for reason, holds in reasons.items() if holds]
+    if unread:
+        raise ModelError(f"{name!r} ({type(layer).__name__}) has {unread[0]}, which is not read")
 
 
 def _emit(
     call: Call, op: str, name: str, inputs: list[Any], shape: tuple[Size, ...], attributes: Mapping[str, Any]
 ) -> Value:
-    made = call.emitter.emit(op, name, inputs, shape, **attributes)
-    call.emitter.mark_batch(made.name, shape)
-    return made
+    result = call.emitter.emit(op, name, inputs, shape, **attributes)
+    call.emitter.mark_batch(result.name, shape)
+    return result
 
 
 def _moved(call: Call, x: Value, name: str, perm: tuple[int, ...]) -> Value:
-    made = call.emitter.transposed(x, perm, name)
-    call.emitter.mark_batch(made.name, made.shape)
-    return made
+    result = call.emitter.transposed(x, perm, name)
+    call.emitter.mark_batch(result.name, result.shape)
+    return result
 
 
 def _reversed(call: Call, x: Value, name: str) -> Value:
@@ -104,18 +104,18 @@ def _bidirectional(call: Call) -> Value | list[Value]:
     layer, name = call.operation, call.name
     if type(layer.forward_layer) not in LAYERS or type(layer.backward_layer) not in LAYERS:
         raise ModelError(f"{name!r}: Bidirectional is read around LSTM and GRU")
-    pair = [
+    both = [
         _layer(call, inner, f"{name}/{inner.name}", call.x, in_order=True)
         for inner in (layer.forward_layer, layer.backward_layer)
     ]
     merges = {"sum": "Add", "mul": "Mul"}
     if layer.merge_mode is None:
-        return pair
+        return both
     if layer.merge_mode == "concat":
-        return concatenate(call, pair, -1)
+        return concatenate(call, both, -1)
     if layer.merge_mode in merges:
-        return broadcast(call, merges[layer.merge_mode], pair)
-    total = broadcast(call, "Add", pair, f"{name}/sum")
+        return broadcast(call, merges[layer.merge_mode], both)
+    total = broadcast(call, "Add", both, f"{name}/sum")
     return broadcast(call, "Mul", [total, 0.5])
 
 

@@ -48,8 +48,8 @@ def _completed(source: tuple[Size, ...], shape: Sequence[Size]) -> tuple[Size, .
     if unknown and unknown[0] == 0:
         unknown = unknown[1:]
     if len(unknown) == 1 and sizes[0] is None and len(inner) == len(source) - 1:
-        known = math.prod(n for n in sizes[1:] if n is not None)
-        sizes[unknown[0]] = math.prod(inner) // known if known else None
+        product = math.prod(n for n in sizes[1:] if n is not None)
+        sizes[unknown[0]] = math.prod(inner) // product if product else None
     return tuple(sizes)
 
 
@@ -99,14 +99,16 @@ def _move_axis(call: Call) -> Value:
 def reduce(call: Call, op: str, axes: Any, keepdims: bool) -> Value:
     """Over axes of Keras; over all space of an image that is kept with its channels first as well."""
     e, x = call.emitter, call.x
-    wanted = range(x.rank) if axes is None else [axes] if isinstance(axes, int) else axes
-    chosen = sorted(axis % x.rank for axis in wanted)
-    spatial = chosen == list(range(1, x.rank - 1))
-    shape = tuple(1 if a in chosen else n for a, n in enumerate(x.shape)) if keepdims else squeeze_axes(x.shape, chosen)
+    listed = range(x.rank) if axes is None else [axes] if isinstance(axes, int) else axes
+    reduced = sorted(axis % x.rank for axis in listed)
+    spatial = reduced == list(range(1, x.rank - 1))
+    shape = (
+        tuple(1 if a in reduced else n for a, n in enumerate(x.shape)) if keepdims else squeeze_axes(x.shape, reduced)
+    )
     if x.last and (keepdims or spatial):
-        places = tuple(sorted(first_axes(x.rank).index(axis) for axis in chosen))
+        places = tuple(sorted(first_axes(x.rank).index(axis) for axis in reduced))
         return e.emit(op, call.name, [x], shape, x.dtype, keepdims, axes=places, keepdims=int(keepdims))
-    return e.emit(op, call.name, [e.plain(x)], shape, x.dtype, axes=tuple(chosen), keepdims=int(keepdims))
+    return e.emit(op, call.name, [e.plain(x)], shape, x.dtype, axes=tuple(reduced), keepdims=int(keepdims))
 
 
 def _reduction(op: str) -> Callable[[Call], Value]:
@@ -208,9 +210,9 @@ def _pad(call: Call) -> Value | None:
 
 def _broadcast_to(call: Call) -> Value:
     e, x = call.emitter, call.emitter.plain(call.x)
-    wanted = [None if n in (-1, None) else int(n) for n in call.setting("shape")]
-    target = tuple(-1 if n is None else n for n in wanted)
-    return e.emit("Expand", call.name, [x], wanted, x.dtype, shape=target)
+    shape = [None if n in (-1, None) else int(n) for n in call.setting("shape")]
+    target = tuple(-1 if n is None else n for n in shape)
+    return e.emit("Expand", call.name, [x], shape, x.dtype, shape=target)
 
 
 def _tile(call: Call) -> Value | None:

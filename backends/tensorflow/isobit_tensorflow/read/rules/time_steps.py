@@ -11,7 +11,7 @@ from isobit.errors import ModelError
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Value
 
-_EVERY_STEP = (
+_STEPS_ALIKE = (
     keras.layers.Dense, keras.layers.Activation, keras.layers.ReLU, keras.layers.LayerNormalization,
     keras.layers.Dropout, keras.layers.Embedding, keras.layers.Rescaling,
 )  # fmt: skip
@@ -20,7 +20,7 @@ _EVERY_STEP = (
 def _time_distributed(call: Call) -> Any:
     """A layer that treats steps alike is called on all of them; any other sees the steps as samples."""
     inner, x = call.operation.layer, call.x
-    if isinstance(inner, _EVERY_STEP):
+    if isinstance(inner, _STEPS_ALIKE):
         return call.reader.apply(inner, f"{call.name}/{inner.name}", (x,), {})
     steps = x.shape[1]
     if steps is None:

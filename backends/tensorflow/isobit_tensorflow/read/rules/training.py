@@ -36,9 +36,9 @@ def _spatial_dropout(call: Call) -> Value:
 
 
 def _augmentations() -> list[type]:
-    found = [getattr(keras.layers, name) for name in dir(keras.layers) if name.startswith("Random")]
+    augmentations = [getattr(keras.layers, name) for name in dir(keras.layers) if name.startswith("Random")]
     noise = [keras.layers.GaussianNoise, keras.layers.GaussianDropout, keras.layers.AlphaDropout]
-    return [*found, *noise]
+    return [*augmentations, *noise]
 
 
 LAYERS: Mapping[type, Rule] = {

@@ -88,8 +88,8 @@ def _conv(call: Call) -> Value:
     count = layer.rank
     layout = (Permute((count + 1, count, *range(count))),)
     weight = call.emitter.weight(layer.kernel, layout, f"{call.name}/kernel")
-    made = _convolve(call, call.name, x, weight, _bias(call), layer.filters, layer.groups, layer.strides)
-    return activate(call.reader, layer.activation, made, call.name)
+    result = _convolve(call, call.name, x, weight, _bias(call), layer.filters, layer.groups, layer.strides)
+    return activate(call.reader, layer.activation, result, call.name)
 
 
 def _depthwise_weight(call: Call, kernel: Any, path: str) -> str:
@@ -108,8 +108,8 @@ def _depthwise(call: Call) -> Value:
     weight = _depthwise_weight(call, layer.kernel, f"{call.name}/kernel")
     channels = _channels(call, x)
     out = channels * layer.depth_multiplier
-    made = _convolve(call, call.name, x, weight, _bias(call), out, channels, layer.strides)
-    return activate(call.reader, layer.activation, made, call.name)
+    result = _convolve(call, call.name, x, weight, _bias(call), out, channels, layer.strides)
+    return activate(call.reader, layer.activation, result, call.name)
 
 
 def _separable(call: Call) -> Value:
@@ -125,8 +125,8 @@ def _separable(call: Call) -> Value:
     sizes, _ = _spatial(call, x)
     attributes = {"group": 1, "kernel_shape": (1,) * count, "strides": (1,) * count, "dilations": (1,) * count}
     inputs = [channels_first(call, x), point, *_bias(call)]
-    made = _emit(call, "Conv", call.name, inputs, layer.filters, sizes, **attributes, pads=(0,) * 2 * count)
-    return activate(call.reader, layer.activation, made, call.name)
+    result = _emit(call, "Conv", call.name, inputs, layer.filters, sizes, **attributes, pads=(0,) * 2 * count)
+    return activate(call.reader, layer.activation, result, call.name)
 
 
 def _conv_transpose(call: Call) -> Value:
@@ -156,8 +156,8 @@ def _conv_transpose(call: Call) -> Value:
     if any(grown):
         attributes["output_padding"] = tuple(grown)
     inputs = [channels_first(call, x), weight, *_bias(call)]
-    made = _emit(call, "ConvTranspose", call.name, inputs, layer.filters, out, **attributes)
-    return activate(call.reader, layer.activation, made, call.name)
+    result = _emit(call, "ConvTranspose", call.name, inputs, layer.filters, out, **attributes)
+    return activate(call.reader, layer.activation, result, call.name)
 
 
 def _crop(padding: str, reach: int, stride: int, extra: int | None) -> tuple[int, int]:
