@@ -52,7 +52,7 @@ def open_tensorflow(network: Network, opener: Backend) -> tuple[BackendModel, Ca
     """A Keras model in a tf.function."""
     import tensorflow as tf
 
-    from isobit_tensorflow.building import build_keras
+    from isobit_tensorflow.reference_networks import build_keras
 
     threads = int(os.environ["BENCHMARK_THREADS"])
     tf.config.threading.set_intra_op_parallelism_threads(threads)

@@ -27,11 +27,15 @@ def run_graph(
 ) -> dict[str, Any]:
     """The outputs by name, for arrays of any framework; each tensor is let go after its last reader.
 
+    What a quantizer rounds is kept only for readers with a quantizer of their own.
+
     `rounders` put an array on the grid of the quantizer at a site. `tap` is told of every tensor before and after its
     quantizer (the same array where it has none), and of what a reader with a quantizer of its own sees after that.
     """
-    before: dict[str, Any] = {}
+    before: dict[str, Any] = {}  # what a reader with a quantizer of its own reads
     after: dict[str, Any] = {}
+    reads = [(Input(node.name, index), name) for node in graph.nodes for index, name in enumerate(node.inputs)]
+    read_before = {name for site, name in reads if site in rounders}
     left = Counter(name for node in graph.nodes for name in node.inputs if name is not None)
     left.update(graph.outputs.values())
 
@@ -43,8 +47,10 @@ def run_graph(
         return rounders[site](value) if site in rounders else value
 
     def produce(name: str, value: Any) -> None:
-        before[name], after[name] = value, rounded(Tensor(name), value)
-        tell((Tensor(name), "before"), before[name])
+        tell((Tensor(name), "before"), value)
+        if name in read_before:
+            before[name] = value
+        after[name] = rounded(Tensor(name), value)
         tell((Tensor(name), "after"), after[name])
 
     def operand(site: Input, name: str | None) -> Any:
@@ -66,10 +72,11 @@ def run_graph(
         for output, value in zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=False):
             produce(output, value)
         for read in node.inputs:
-            if read in before:
+            if read in after:
                 left[read] -= 1
                 if not left[read]:
-                    del before[read], after[read]
+                    del after[read]
+                    before.pop(read, None)
     return {
         name: after[tensor] if tensor in after else rounded(Weight(tensor), weights[tensor])
         for name, tensor in graph.outputs.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from weakref import ref
+from weakref import ReferenceType, ref
 
 import numpy as np
 import pytest
@@ -287,3 +287,30 @@ def test_tensors_are_let_go_after_their_last_reader() -> None:
     outputs = run_graph(graph, compute, weights, {}, {"x": np.full((1, 4), 3.0)})
     np.testing.assert_array_equal(outputs["last"], np.full((1, 4), 12.0))
     np.testing.assert_array_equal(outputs["first"], np.full((1, 4), 3.0))
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["all readers", "one reader of its own"])
+def test_what_a_quantizer_rounds_is_kept_for_readers_with_their_own(own: bool) -> None:
+    builder = GraphBuilder()
+    x = builder.input("x", ("batch", 4))
+    a = builder.node("Relu", [x], ("batch", 4))
+    b = builder.node("Sigmoid", [a], ("batch", 4))
+    c = builder.node("Add", [b, a], ("batch", 4))
+    graph, weights = builder.canonical({"last": c})
+    unrounded: list[ReferenceType[np.ndarray]] = []
+    alive: list[bool] = []
+
+    def observed(node: Any, operands: Sequence[Any]) -> Any:
+        alive.extend(array() is not None for array in unrounded if node.op == "Add")
+        return compute(node, operands)
+
+    def half(array: np.ndarray) -> np.ndarray:
+        unrounded.append(ref(array))
+        return array / 2
+
+    rounders: dict[Any, Any] = {Tensor(a): half}
+    if own:
+        rounders[Input(graph.node(c).name, 1)] = lambda array: array / 4
+    outputs = run_graph(graph, observed, weights, rounders, {"x": np.full((1, 4), 8.0)})
+    assert alive == [own]
+    np.testing.assert_array_equal(outputs["last"], np.full((1, 4), 1 / (1 + np.exp(-4.0)) + (2.0 if own else 4.0)))

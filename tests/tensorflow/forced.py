@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from isobit.layout import to_canonical
 from isobit.quantsim import QuantSim
 from isobit.sites import Weight
-from isobit_tensorflow.interpreter import Rounding
+from isobit_tensorflow.kernels.operands import Rounding
 from isobit_tensorflow.model import KerasModel
 
 
@@ -33,20 +33,22 @@ class Forced:
 
     def compare(self, batch: Arrays) -> Comparison:
         """Integers of every quantized tensor, for the same integers before it."""
-        found = self._file.tapped(batch)
+        tapped = self._file.tapped(batch)
         counted = []
         layers = self._model.native.quantizers
         rounding: dict[Any, Rounding] = {site: layer.rounded for site, layer in layers.items()}
         for tap in self._file.taps:
             encoding = layers[tap.site].encoding
-            theirs = to_canonical(found[tap.integers].astype(np.int64), self._file.names[tap.site].layout)
+            integers = to_canonical(tapped[tap.integers].astype(np.int64), self._file.names[tap.site].layout)
 
-            def forced(x: tf.Tensor, axes: Any, site: Any = tap.site, e: Any = encoding, q: Any = theirs) -> tf.Tensor:
+            def forced(
+                x: tf.Tensor, axes: Any, site: Any = tap.site, e: Any = encoding, q: Any = integers
+            ) -> tf.Tensor:
                 order = tuple(range(q.ndim)) if axes is None else tuple(axes)
                 scale, zero = (np.broadcast_to(part, q.shape).transpose(order) for part in e.broadcast(q.shape))
-                wanted = np.transpose(q, order)
-                ours = np.rint(layers[site].rounded(x, axes).numpy().astype(np.float64) / scale) + zero
-                difference = np.abs(ours.astype(np.int64) - wanted)
+                expected = np.transpose(q, order)
+                simulated = np.rint(layers[site].rounded(x, axes).numpy().astype(np.float64) / scale) + zero
+                difference = np.abs(simulated.astype(np.int64) - expected)
                 counted.append(Comparison(1, difference.size, int((difference == 0).sum()), int(difference.max())))
                 return tf.constant(np.transpose(e.dequantize(q), order))
 
@@ -64,8 +66,8 @@ class Forced:
                 continue
             count += 1
             place = self._file.names[site]
-            found = to_canonical(stored[f"{place.name}_quantized"], place.layout)
-            ours: NDArray[np.float32] = layer.rounded(tf.constant(self._model.weight(site.name))).numpy()
-            if not np.array_equal(layer.encoding.dequantize(found), ours):
+            integers = to_canonical(stored[f"{place.name}_quantized"], place.layout)
+            rounded: NDArray[np.float32] = layer.rounded(tf.constant(self._model.weight(site.name))).numpy()
+            if not np.array_equal(layer.encoding.dequantize(integers), rounded):
                 unequal.append(site.name)
         return count, unequal

@@ -31,16 +31,16 @@ def test_integers_of_every_tensor_and_constant(tmp_path: Path) -> None:
     batches = [rng.standard_normal((4, 12, 12, 3)).astype(np.float32) for _ in range(3)]
     sim = isobit.quantize(model, batches)
     executed = Forced(sim, tmp_path)
-    found = sum((executed.compare({"image": batch}) for batch in batches), Comparison())
-    assert found.quantizers >= 12
-    assert found.largest <= 1
-    assert found.share > 0.999
+    comparison = sum((executed.compare({"image": batch}) for batch in batches), Comparison())
+    assert comparison.quantizers >= 12
+    assert comparison.largest <= 1
+    assert comparison.share > 0.999
     count, unequal = executed.unequal_constants()
     assert count >= 12
     assert unequal == []
     # another grid in the simulator alone is seen, by one constant
     site = Weight("conv/kernel")
-    other = sim.encodings[site]
-    sim.backend_model.native.quantizers[site].scale.assign(other.scale * 1.5)
+    encoding = sim.encodings[site]
+    sim.backend_model.native.quantizers[site].scale.assign(encoding.scale * 1.5)
     assert executed.unequal_constants()[1] == ["conv/kernel"]
-    assert executed.compare({"image": batches[0]}).share < found.share
+    assert executed.compare({"image": batches[0]}).share < comparison.share

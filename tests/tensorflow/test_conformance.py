@@ -6,7 +6,7 @@ import pytest
 
 from isobit.testing.conformance import BackendConformance
 from isobit_tensorflow.backend import TensorFlowBackend
-from isobit_tensorflow.building import build_keras
+from isobit_tensorflow.reference_networks import build_keras
 
 
 class TestTensorFlow(BackendConformance):

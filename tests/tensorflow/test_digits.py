@@ -15,7 +15,7 @@ from isobit.plugins import registry
 from isobit.sites import Input, Tensor, Weight
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import Network
-from isobit_tensorflow.building import build_keras
+from isobit_tensorflow.reference_networks import build_keras
 
 FOLDER = Path(__file__).parents[2] / "examples" / "digits"
 
@@ -34,8 +34,8 @@ def model(network: Network) -> keras.Model:
 
 @pytest.fixture(scope="module")
 def test_set() -> tuple[np.ndarray, np.ndarray]:
-    held = np.load(FOLDER / "test.npz")
-    return held["image"], held["label"]
+    arrays = np.load(FOLDER / "test.npz")
+    return arrays["image"], arrays["label"]
 
 
 def accuracy(run, data: tuple[np.ndarray, np.ndarray]) -> float:
@@ -45,38 +45,40 @@ def accuracy(run, data: tuple[np.ndarray, np.ndarray]) -> float:
 
 def test_plan_and_weight_encodings_are_those_of_the_onnx_backend(model, network, test_set) -> None:
     data = np.load(FOLDER / "calibration.npz")["image"]
-    ours, theirs = isobit.quantize(model, data), isobit.quantize(FOLDER / "model.onnx", data)
-    pairs = correspondence(theirs.graph, ours.graph, theirs.backend_model.weight, ours.backend_model.weight)
-    assert set(pairs) == set(theirs.graph.tensors)
-    names = {old.name: new.name for old, new in zip(theirs.graph.nodes, ours.graph.nodes, strict=True)}
+    keras_sim, onnx_sim = isobit.quantize(model, data), isobit.quantize(FOLDER / "model.onnx", data)
+    pairs = correspondence(
+        onnx_sim.graph, keras_sim.graph, onnx_sim.backend_model.weight, keras_sim.backend_model.weight
+    )
+    assert set(pairs) == set(onnx_sim.graph.tensors)
+    names = {old.name: new.name for old, new in zip(onnx_sim.graph.nodes, keras_sim.graph.nodes, strict=True)}
     weights = {
         old: new
-        for a, b in zip(theirs.graph.nodes, ours.graph.nodes, strict=True)
+        for a, b in zip(onnx_sim.graph.nodes, keras_sim.graph.nodes, strict=True)
         for old, new in zip(a.inputs, b.inputs, strict=True)
-        if old in theirs.graph.weights
+        if old in onnx_sim.graph.weights
     }
 
-    def here(site):
+    def in_keras(site):
         if isinstance(site, Input):
             return Input(names[site.node], site.index)
         return Tensor(pairs[site.name]) if isinstance(site, Tensor) else Weight(weights[site.name])
 
-    plan = {here(site): (p.spec, p.kind) for site, p in theirs.plan.placements.items()}
-    assert {site: (p.spec, p.kind) for site, p in ours.plan.placements.items()} == plan
-    constants = [site for site in theirs.encodings if isinstance(site, Weight) and not site.name.endswith(".bias")]
+    plan = {in_keras(site): (p.spec, p.kind) for site, p in onnx_sim.plan.placements.items()}
+    assert {site: (p.spec, p.kind) for site, p in keras_sim.plan.placements.items()} == plan
+    constants = [site for site in onnx_sim.encodings if isinstance(site, Weight) and not site.name.endswith(".bias")]
     checked = 0
     for site in constants:
-        mine, other = ours.encodings[here(site)], theirs.encodings[site]
-        if other.spec.bits == 8:
-            assert mine == other, site
+        encoding, expected = keras_sim.encodings[in_keras(site)], onnx_sim.encodings[site]
+        if expected.spec.bits == 8:
+            assert encoding == expected, site
             checked += 1
     assert checked == 26
-    tensors = [site for site in theirs.encodings if isinstance(site, Tensor)]
-    same = [ours.encodings[here(site)] == theirs.encodings[site] for site in tensors]
+    tensors = [site for site in onnx_sim.encodings if isinstance(site, Tensor)]
+    same = [keras_sim.encodings[in_keras(site)] == onnx_sim.encodings[site] for site in tensors]
     assert np.mean(same) > 0.9  # the last bits of two runtimes differ, and seldom reach an encoding
-    plain = accuracy(ours.run_float, test_set)
+    plain = accuracy(keras_sim.run_float, test_set)
     assert plain > 0.99
-    assert accuracy(ours.run, test_set) >= plain - 0.005
+    assert accuracy(keras_sim.run, test_set) >= plain - 0.005
 
 
 def train_set(held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,13 +87,13 @@ def train_set(held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     small = (digits.images / 16).astype(np.float32)[..., None]
     image = np.round(tf.image.resize(small, (32, 32)).numpy() * 256) / 256
     image = image.transpose(0, 3, 1, 2).astype(np.float32)
-    known = {array.tobytes() for array in held_out}
-    keep = [index for index, array in enumerate(image) if array.tobytes() not in known]
+    test_images = {array.tobytes() for array in held_out}
+    keep = [index for index, array in enumerate(image) if array.tobytes() not in test_images]
     return image[keep], digits.target[keep]
 
 
 @pytest.mark.slow
-def test_two_epochs_of_training_mend_four_bits(model, test_set) -> None:
+def test_two_epochs_of_training_repair_four_bits(model, test_set) -> None:
     image, label = train_set(test_set[0])
     assert len(image) == 1797 - 360
     sim = isobit.QuantSim(model, target="default", weights="int4", activations="uint4")

@@ -12,7 +12,7 @@ from isobit.encoding import Encoding
 from isobit.quant_spec import PerBlock, PerChannel, QuantSpec
 from isobit.sites import Tensor, Weight
 from isobit.testing.conformance.quantizing import tie_values
-from isobit_tensorflow.quantizers import Quantizer
+from isobit_tensorflow.simulate.quantizers import Quantizer
 
 
 def bits(array) -> np.ndarray:
@@ -21,10 +21,10 @@ def bits(array) -> np.ndarray:
 
 def check(encoding: Encoding, values: np.ndarray) -> None:
     layer = Quantizer.of(Tensor("x"), encoding)
-    wanted = bits(encoding.fake_quantize(values))
-    np.testing.assert_array_equal(bits(layer(values)), wanted)
+    expected = bits(encoding.fake_quantize(values))
+    np.testing.assert_array_equal(bits(layer(values)), expected)
     traced = tf.function(lambda x: layer(x), autograph=False)
-    np.testing.assert_array_equal(bits(traced(tf.constant(values))), wanted)
+    np.testing.assert_array_equal(bits(traced(tf.constant(values))), expected)
 
 
 @pytest.mark.parametrize("text", ["int8", "uint8", "int4", "uint16", "int2 strict", "int16", "uint3 symmetric"])
@@ -67,10 +67,10 @@ def test_scales_of_channels_and_blocks_in_any_order_of_axes() -> None:
     )
     for encoding in (channel, block):
         layer = Quantizer.of(Weight("w"), encoding)
-        wanted = encoding.fake_quantize(values)
+        expected = encoding.fake_quantize(values)
         for axes in ((0, 1, 2, 3), (2, 3, 1, 0), (0, 2, 3, 1)):
-            found = layer(values.transpose(axes), axes=axes)
-            np.testing.assert_array_equal(bits(found), bits(wanted.transpose(axes)))
+            rounded = layer(values.transpose(axes), axes=axes)
+            np.testing.assert_array_equal(bits(rounded), bits(expected.transpose(axes)))
 
 
 def test_int32_bias_is_exact_far_out() -> None:

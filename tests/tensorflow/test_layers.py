@@ -15,7 +15,7 @@ def image(*shape: int) -> keras.KerasTensor:
     return keras.Input(shape or (8, 8, 4))
 
 
-def one(layer, *shape: int) -> keras.Model:
+def single_layer(layer, *shape: int) -> keras.Model:
     x = image(*shape)
     return keras.Model(x, layer(x))
 
@@ -30,7 +30,7 @@ def randomized(model: keras.Model) -> keras.Model:
     return model
 
 
-def check(model: keras.Model, *ops_wanted: str, tolerance: float = 1e-5):
+def check(model: keras.Model, *expected_ops: str, tolerance: float = 1e-5):
     """Open, run, export; returns the opened model. The export itself compares with onnxruntime."""
     randomized(model)
     opened = TensorFlowBackend().open(model)
@@ -41,39 +41,39 @@ def check(model: keras.Model, *ops_wanted: str, tolerance: float = 1e-5):
         shape = (3, *(n if isinstance(n, int) else 6 for n in info.shape[1:]))
         real = info.dtype == "float32"
         batch[name] = (rng.standard_normal(shape) if real else rng.integers(0, 5, shape)).astype(info.dtype)
-    found = opened.run(batch)
-    given = list(batch.values())
-    expected = keras.tree.flatten(model(given[0] if len(given) == 1 else given, training=False))
-    for value, wanted in zip(found.values(), expected, strict=True):
-        np.testing.assert_allclose(value, wanted, rtol=tolerance, atol=tolerance)
-    native = keras.tree.flatten(opened.native(given[0] if len(given) == 1 else given))
-    for value, again in zip(found.values(), native, strict=True):
-        np.testing.assert_allclose(value, again, rtol=tolerance, atol=tolerance)
+    outputs = opened.run(batch)
+    arrays = list(batch.values())
+    expected = keras.tree.flatten(model(arrays[0] if len(arrays) == 1 else arrays, training=False))
+    for value, reference in zip(outputs.values(), expected, strict=True):
+        np.testing.assert_allclose(value, reference, rtol=tolerance, atol=tolerance)
+    native = keras.tree.flatten(opened.native(arrays[0] if len(arrays) == 1 else arrays))
+    for value, called in zip(outputs.values(), native, strict=True):
+        np.testing.assert_allclose(value, called, rtol=tolerance, atol=tolerance)
     opened.to_onnx()
     assert opened.graph.notes == ()
-    have = [node.op for node in opened.graph.nodes]
-    for op in ops_wanted:
-        assert op in have, have
+    ops_of_graph = [node.op for node in opened.graph.nodes]
+    for op in expected_ops:
+        assert op in ops_of_graph, ops_of_graph
     return opened
 
 
 CONVOLUTIONS = {
-    "same, stride 2": lambda: one(L.Conv2D(6, 3, 2, "same", activation="relu"), 9, 8, 4),
-    "dilated": lambda: one(L.Conv2D(6, 3, dilation_rate=2, padding="same")),
-    "groups": lambda: one(L.Conv2D(6, 3, groups=2)),
-    "one axis": lambda: one(L.Conv1D(6, 3, padding="causal", dilation_rate=2), 10, 4),
-    "three axes": lambda: one(L.Conv3D(5, 2, padding="same", strides=2), 4, 5, 6, 3),
-    "depthwise": lambda: one(L.DepthwiseConv2D(3, 2, "same", depth_multiplier=2)),
-    "depthwise, dilated": lambda: one(L.DepthwiseConv2D(3, dilation_rate=2)),
-    "depthwise, one axis": lambda: one(L.DepthwiseConv1D(3), 10, 4),
-    "separable": lambda: one(L.SeparableConv2D(6, 3, padding="same", depth_multiplier=2, activation="relu")),
-    "separable, one axis": lambda: one(L.SeparableConv1D(6, 3), 10, 4),
-    "transposed": lambda: one(L.Conv2DTranspose(6, 3, 2, "same")),
-    "transposed, valid": lambda: one(L.Conv2DTranspose(6, 2, 3)),
-    "transposed, output padding": lambda: one(L.Conv2DTranspose(6, 3, 2, "same", output_padding=1)),
-    "transposed, one axis": lambda: one(L.Conv1DTranspose(6, 4, 2, "same"), 10, 4),
-    "transposed, three axes": lambda: one(L.Conv3DTranspose(3, 3, 2), 3, 4, 3, 2),
-    "unknown size": lambda: one(L.Conv2D(6, 3, 2, "same"), None, None, 4),
+    "same, stride 2": lambda: single_layer(L.Conv2D(6, 3, 2, "same", activation="relu"), 9, 8, 4),
+    "dilated": lambda: single_layer(L.Conv2D(6, 3, dilation_rate=2, padding="same")),
+    "groups": lambda: single_layer(L.Conv2D(6, 3, groups=2)),
+    "one axis": lambda: single_layer(L.Conv1D(6, 3, padding="causal", dilation_rate=2), 10, 4),
+    "three axes": lambda: single_layer(L.Conv3D(5, 2, padding="same", strides=2), 4, 5, 6, 3),
+    "depthwise": lambda: single_layer(L.DepthwiseConv2D(3, 2, "same", depth_multiplier=2)),
+    "depthwise, dilated": lambda: single_layer(L.DepthwiseConv2D(3, dilation_rate=2)),
+    "depthwise, one axis": lambda: single_layer(L.DepthwiseConv1D(3), 10, 4),
+    "separable": lambda: single_layer(L.SeparableConv2D(6, 3, padding="same", depth_multiplier=2, activation="relu")),
+    "separable, one axis": lambda: single_layer(L.SeparableConv1D(6, 3), 10, 4),
+    "transposed": lambda: single_layer(L.Conv2DTranspose(6, 3, 2, "same")),
+    "transposed, valid": lambda: single_layer(L.Conv2DTranspose(6, 2, 3)),
+    "transposed, output padding": lambda: single_layer(L.Conv2DTranspose(6, 3, 2, "same", output_padding=1)),
+    "transposed, one axis": lambda: single_layer(L.Conv1DTranspose(6, 4, 2, "same"), 10, 4),
+    "transposed, three axes": lambda: single_layer(L.Conv3DTranspose(3, 3, 2), 3, 4, 3, 2),
+    "unknown size": lambda: single_layer(L.Conv2D(6, 3, 2, "same"), None, None, 4),
 }
 
 
@@ -83,19 +83,19 @@ def test_convolutions(name: str) -> None:
 
 
 WINDOWS = {
-    "max": (lambda: one(L.MaxPooling2D(3, 2, "same")), "MaxPool"),
-    "max, jumping": (lambda: one(L.MaxPooling2D(1, 2)), "MaxPool"),
-    "average": (lambda: one(L.AveragePooling2D(3, 2, "same"), 7, 8, 4), "AveragePool"),
-    "average, one axis": (lambda: one(L.AveragePooling1D(2), 8, 4), "AveragePool"),
-    "max, three axes": (lambda: one(L.MaxPooling3D(2), 4, 4, 4, 2), "MaxPool"),
-    "global": (lambda: one(L.GlobalAveragePooling2D()), "GlobalAveragePool"),
-    "global, kept": (lambda: one(L.GlobalAveragePooling2D(keepdims=True)), "GlobalAveragePool"),
-    "global max": (lambda: one(L.GlobalMaxPooling2D()), "GlobalMaxPool"),
-    "global of a sequence": (lambda: one(L.GlobalAveragePooling1D(), 6, 4), "ReduceMean"),
-    "padding": (lambda: one(L.ZeroPadding2D(((1, 2), (0, 3)))), "Pad"),
-    "cropping": (lambda: one(L.Cropping2D(((1, 2), (0, 3)))), "Slice"),
-    "nearest": (lambda: one(L.UpSampling2D((2, 3))), "Resize"),
-    "bilinear": (lambda: one(L.UpSampling2D(2, interpolation="bilinear")), "Resize"),
+    "max": (lambda: single_layer(L.MaxPooling2D(3, 2, "same")), "MaxPool"),
+    "max, jumping": (lambda: single_layer(L.MaxPooling2D(1, 2)), "MaxPool"),
+    "average": (lambda: single_layer(L.AveragePooling2D(3, 2, "same"), 7, 8, 4), "AveragePool"),
+    "average, one axis": (lambda: single_layer(L.AveragePooling1D(2), 8, 4), "AveragePool"),
+    "max, three axes": (lambda: single_layer(L.MaxPooling3D(2), 4, 4, 4, 2), "MaxPool"),
+    "global": (lambda: single_layer(L.GlobalAveragePooling2D()), "GlobalAveragePool"),
+    "global, kept": (lambda: single_layer(L.GlobalAveragePooling2D(keepdims=True)), "GlobalAveragePool"),
+    "global max": (lambda: single_layer(L.GlobalMaxPooling2D()), "GlobalMaxPool"),
+    "global of a sequence": (lambda: single_layer(L.GlobalAveragePooling1D(), 6, 4), "ReduceMean"),
+    "padding": (lambda: single_layer(L.ZeroPadding2D(((1, 2), (0, 3)))), "Pad"),
+    "cropping": (lambda: single_layer(L.Cropping2D(((1, 2), (0, 3)))), "Slice"),
+    "nearest": (lambda: single_layer(L.UpSampling2D((2, 3))), "Resize"),
+    "bilinear": (lambda: single_layer(L.UpSampling2D(2, interpolation="bilinear")), "Resize"),
 }
 
 
@@ -106,16 +106,16 @@ def test_windows(name: str) -> None:
 
 
 NORMALIZATION = {
-    "batch": (lambda: one(L.BatchNormalization()), "BatchNormalization"),
-    "batch, without scale": (lambda: one(L.BatchNormalization(scale=False)), "BatchNormalization"),
-    "batch, features": (lambda: one(L.BatchNormalization(), 5), "BatchNormalization"),
-    "batch, axis 1": (lambda: one(L.BatchNormalization(axis=1)), "BatchNormalization"),
-    "layer": (lambda: one(L.LayerNormalization(), 6, 8), "LayerNormalization"),
-    "layer, two axes": (lambda: one(L.LayerNormalization(axis=(-2, -1)), 6, 8), "LayerNormalization"),
-    "group": (lambda: one(L.GroupNormalization(2)), "GroupNormalization"),
-    "rms": (lambda: one(L.RMSNormalization(), 6, 8), "RMSNormalization"),
-    "adapted": (lambda: one(L.Normalization(mean=[1.0, 2, 3, 4], variance=[1.0, 2, 3, 4])), "Div"),
-    "rescaled": (lambda: one(L.Rescaling(1 / 127.5, -1)), "Mul"),
+    "batch": (lambda: single_layer(L.BatchNormalization()), "BatchNormalization"),
+    "batch, without scale": (lambda: single_layer(L.BatchNormalization(scale=False)), "BatchNormalization"),
+    "batch, features": (lambda: single_layer(L.BatchNormalization(), 5), "BatchNormalization"),
+    "batch, axis 1": (lambda: single_layer(L.BatchNormalization(axis=1)), "BatchNormalization"),
+    "layer": (lambda: single_layer(L.LayerNormalization(), 6, 8), "LayerNormalization"),
+    "layer, two axes": (lambda: single_layer(L.LayerNormalization(axis=(-2, -1)), 6, 8), "LayerNormalization"),
+    "group": (lambda: single_layer(L.GroupNormalization(2)), "GroupNormalization"),
+    "rms": (lambda: single_layer(L.RMSNormalization(), 6, 8), "RMSNormalization"),
+    "adapted": (lambda: single_layer(L.Normalization(mean=[1.0, 2, 3, 4], variance=[1.0, 2, 3, 4])), "Div"),
+    "rescaled": (lambda: single_layer(L.Rescaling(1 / 127.5, -1)), "Mul"),
 }
 
 
@@ -176,7 +176,7 @@ def test_attention_with_a_mask_and_plain_attention() -> None:
 
 def test_operations_of_keras_ops() -> None:
     x, y = image(6, 4), keras.Input((6, 4))
-    made = [
+    outputs = [
         x + y, x * 2.0 - 1.0, x / (ops.abs(y) + 1.0), ops.maximum(x, y), ops.square(x), ops.relu(x), ops.gelu(x),
         x[:, 1:5:2], x[:, 0], x[..., -1], x[:, None], ops.matmul(x, ops.transpose(y, (0, 2, 1))),
         ops.einsum("bij,bkj->bik", x, y), ops.reshape(x, (-1, 24)), ops.concatenate([x, y], axis=1),
@@ -185,7 +185,7 @@ def test_operations_of_keras_ops() -> None:
         ops.where(x > y, x, y), ops.softmax(x, axis=1), ops.swapaxes(x, 1, 2), ops.moveaxis(x, 2, 1),
         ops.rsqrt(ops.abs(x) + 1.0), ops.tile(x, (1, 2, 1)), ops.cast(x > 0, "float32"),
     ]  # fmt: skip
-    check(keras.Model([x, y], made), "Add", "Slice", "Gather", "MatMul", "Split", "Where", "Tile")
+    check(keras.Model([x, y], outputs), "Add", "Slice", "Gather", "MatMul", "Split", "Where", "Tile")
 
 
 def test_operations_on_images_stay_channels_first() -> None:
@@ -218,7 +218,7 @@ def test_custom_layers_are_opened() -> None:
             return x * self.scale + self.inner(x)
 
     layer = Gate(name="gate")
-    model = one(layer, 5)
+    model = single_layer(layer, 5)
     before = len(layer.inner._inbound_nodes)
     opened = check(model, "Mul", "Linear", "Add")
     assert {"gate/scale", "gate/inner/kernel"} <= set(opened.graph.weights)
@@ -226,13 +226,13 @@ def test_custom_layers_are_opened() -> None:
 
 
 RECURRENT = {
-    "lstm": lambda: one(L.LSTM(4, return_sequences=True), 7, 5),
-    "last state": lambda: one(L.LSTM(4), 7, 5),
-    "gru": lambda: one(L.GRU(4, return_sequences=True), 7, 5),
-    "gru, reset in front": lambda: one(L.GRU(4, reset_after=False), 7, 5),
-    "backwards": lambda: one(L.GRU(4, go_backwards=True, return_sequences=True), 7, 5),
-    "both ways": lambda: one(L.Bidirectional(L.LSTM(3, return_sequences=True)), 7, 5),
-    "both ways, summed": lambda: one(L.Bidirectional(L.GRU(3), merge_mode="sum"), 7, 5),
+    "lstm": lambda: single_layer(L.LSTM(4, return_sequences=True), 7, 5),
+    "last state": lambda: single_layer(L.LSTM(4), 7, 5),
+    "gru": lambda: single_layer(L.GRU(4, return_sequences=True), 7, 5),
+    "gru, reset in front": lambda: single_layer(L.GRU(4, reset_after=False), 7, 5),
+    "backwards": lambda: single_layer(L.GRU(4, go_backwards=True, return_sequences=True), 7, 5),
+    "both ways": lambda: single_layer(L.Bidirectional(L.LSTM(3, return_sequences=True)), 7, 5),
+    "both ways, summed": lambda: single_layer(L.Bidirectional(L.GRU(3), merge_mode="sum"), 7, 5),
 }
 
 

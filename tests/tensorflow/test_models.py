@@ -46,10 +46,12 @@ def test_a_functional_and_a_sequential_model_have_one_graph() -> None:
     x = inputs = keras.Input((8, 8, 2))
     for layer in layers:
         x = layer(x)
-    one, two = opened(sequential), opened(keras.Model(inputs, x))
-    assert differences(one.graph, two.graph, one.weight, two.weight) == []
-    assert ops_of(one) == ["Transpose", "Conv", "Relu", "Transpose", "Reshape", "Linear", "Softmax"]
-    assert [node.name for node in one.graph.nodes if node.op in ("Conv", "Relu")] == ["conv", "conv/relu"]
+    from_sequential, from_functional = opened(sequential), opened(keras.Model(inputs, x))
+    assert (
+        differences(from_sequential.graph, from_functional.graph, from_sequential.weight, from_functional.weight) == []
+    )
+    assert ops_of(from_sequential) == ["Transpose", "Conv", "Relu", "Transpose", "Reshape", "Linear", "Softmax"]
+    assert [node.name for node in from_sequential.graph.nodes if node.op in ("Conv", "Relu")] == ["conv", "conv/relu"]
 
 
 def test_nested_models_shared_layers_several_inputs_and_outputs() -> None:
@@ -59,8 +61,8 @@ def test_nested_models_shared_layers_several_inputs_and_outputs() -> None:
     left, right = keras.Input((6,), name="left"), keras.Input((6,), name="right")
     a, b = tower(left), tower(right)
     model = keras.Model({"left": left, "right": right}, {"score": inner(a * b), "sum": ops.sum(a + b, axis=-1)})
-    made = opened(model)
-    graph = made.graph
+    backend_model = opened(model)
+    graph = backend_model.graph
     assert set(graph.inputs) == {"left", "right"}
     assert set(graph.outputs) == {"score", "sum"}
     readers = [use.node.name for use in graph.uses("dense/kernel")]
@@ -69,20 +71,20 @@ def test_nested_models_shared_layers_several_inputs_and_outputs() -> None:
     rng = np.random.default_rng(0)
     batch = {name: rng.standard_normal((3, 6)).astype(np.float32) for name in ("left", "right")}
     for name, value in model(batch).items():
-        np.testing.assert_allclose(made.run(batch)[name], value, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(made.native(batch)[name], value, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(backend_model.run(batch)[name], value, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(backend_model.native(batch)[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_an_input_that_is_returned_and_a_tensor_returned_twice() -> None:
     x = keras.Input((4,), name="x")
     y = L.Dense(3, name="fc")(x)
-    made = opened(keras.Model(x, [x, y, y]))
+    backend_model = opened(keras.Model(x, [x, y, y]))
     batch = {"x": np.ones((2, 4), np.float32)}
-    found = made.run(batch)
-    assert len(found) == 3
-    np.testing.assert_array_equal(found["x"], batch["x"])
-    np.testing.assert_array_equal(found["fc"], found["fc_1"])
-    made.to_onnx()
+    outputs = backend_model.run(batch)
+    assert len(outputs) == 3
+    np.testing.assert_array_equal(outputs["x"], batch["x"])
+    np.testing.assert_array_equal(outputs["fc"], outputs["fc_1"])
+    backend_model.to_onnx()
 
 
 def test_an_operation_outside_the_vocabulary_stays_in_float() -> None:
@@ -90,14 +92,14 @@ def test_an_operation_outside_the_vocabulary_stays_in_float() -> None:
     x = keras.Input((6,), name="x")
     y = L.Dense(3, name="fc")(ops.arctan(ops.flip(L.Dense(6, name="first")(x), axis=-1)))
     model = keras.Model(x, y)
-    made = opened(model)
-    assert ops_of(made) == ["Linear", "keras::Flip", "keras::Arctan", "Linear"]
-    assert len(made.graph.notes) == 2
+    backend_model = opened(model)
+    assert ops_of(backend_model) == ["Linear", "keras::Flip", "keras::Arctan", "Linear"]
+    assert len(backend_model.graph.notes) == 2
     batch = {"x": np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)}
-    np.testing.assert_allclose(made.run(batch)["fc"], model(batch["x"]), rtol=1e-5, atol=1e-6)
-    again = TensorFlowBackend().restore(made.state())
-    np.testing.assert_array_equal(again.run(batch)["fc"], made.run(batch)["fc"])
-    proto, names = made.to_onnx()
+    np.testing.assert_allclose(backend_model.run(batch)["fc"], model(batch["x"]), rtol=1e-5, atol=1e-6)
+    restored = TensorFlowBackend().restore(backend_model.state())
+    np.testing.assert_array_equal(restored.run(batch)["fc"], backend_model.run(batch)["fc"])
+    proto, names = backend_model.to_onnx()
     assert {node.op_type for node in proto.graph.node} >= {"Gemm", "Atan"}
     assert names[Tensor("first")].name == "first"
 
@@ -105,9 +107,9 @@ def test_an_operation_outside_the_vocabulary_stays_in_float() -> None:
 def test_dropout_is_between_the_nodes_of_the_graph() -> None:
     x = keras.Input((6, 4))
     y = L.SpatialDropout1D(0.5, name="drop")(L.Dense(8, name="first")(x))
-    made = opened(keras.Model(x, L.Add(name="sum")([L.Dense(8, name="second")(y), y])))
-    assert ops_of(made) == ["Linear", "Linear", "Add"]
-    (dropout,) = made.native.behaviour.dropouts
+    backend_model = opened(keras.Model(x, L.Add(name="sum")([L.Dense(8, name="second")(y), y])))
+    assert ops_of(backend_model) == ["Linear", "Linear", "Add"]
+    (dropout,) = backend_model.native.behaviour.dropouts
     assert dropout.tensor == "first"
     assert dropout.readers == (("second", 0), ("sum", 1))
     assert dropout.noise == (-1, 1, -1)
@@ -115,10 +117,10 @@ def test_dropout_is_between_the_nodes_of_the_graph() -> None:
 
 def test_dropout_inside_attention_acts_on_the_weights() -> None:
     x = keras.Input((6, 16))
-    made = opened(keras.Model(x, L.MultiHeadAttention(2, 8, dropout=0.3, name="attention")(x, x)))
-    (dropout,) = made.native.behaviour.dropouts
-    (softmax,) = (node for node in made.graph.nodes if node.op == "Softmax")
-    (mixed,) = (node for node in made.graph.nodes if softmax.outputs[0] in node.inputs)
+    backend_model = opened(keras.Model(x, L.MultiHeadAttention(2, 8, dropout=0.3, name="attention")(x, x)))
+    (dropout,) = backend_model.native.behaviour.dropouts
+    (softmax,) = (node for node in backend_model.graph.nodes if node.op == "Softmax")
+    (mixed,) = (node for node in backend_model.graph.nodes if softmax.outputs[0] in node.inputs)
     assert (dropout.tensor, dropout.rate) == (softmax.outputs[0], 0.3)
     assert dropout.readers == ((mixed.name, 0),)
 
@@ -126,14 +128,16 @@ def test_dropout_inside_attention_acts_on_the_weights() -> None:
 def test_weights_come_out_in_canonical_layout() -> None:
     x = keras.Input((8, 8, 4))
     y = L.DepthwiseConv2D(3, depth_multiplier=2, name="depth")(L.Conv2D(4, (3, 2), name="conv")(x))
-    made = opened(keras.Model(x, L.Dense(5, name="fc")(L.GlobalAveragePooling2D()(y))))
-    native = made.native.parameters
-    np.testing.assert_array_equal(made.weight("conv/kernel"), native["conv/kernel"].numpy().transpose(3, 2, 0, 1))
-    np.testing.assert_array_equal(made.weight("fc/kernel"), native["fc/kernel"].numpy().T)
+    backend_model = opened(keras.Model(x, L.Dense(5, name="fc")(L.GlobalAveragePooling2D()(y))))
+    native = backend_model.native.parameters
+    np.testing.assert_array_equal(
+        backend_model.weight("conv/kernel"), native["conv/kernel"].numpy().transpose(3, 2, 0, 1)
+    )
+    np.testing.assert_array_equal(backend_model.weight("fc/kernel"), native["fc/kernel"].numpy().T)
     depth = native["depth/kernel"].numpy()
-    assert made.weight("depth/kernel").shape == (8, 1, 3, 3)
-    np.testing.assert_array_equal(made.weight("depth/kernel")[3, 0], depth[:, :, 1, 1])
-    assert made.graph.has_site(Weight("depth/kernel"))
+    assert backend_model.weight("depth/kernel").shape == (8, 1, 3, 3)
+    np.testing.assert_array_equal(backend_model.weight("depth/kernel")[3, 0], depth[:, :, 1, 1])
+    assert backend_model.graph.has_site(Weight("depth/kernel"))
 
 
 # --- what cannot be opened -------------------------------------------------------------------------------------------
@@ -227,8 +231,8 @@ def test_files_that_are_no_models(tmp_path) -> None:
 def test_a_model_file_is_a_model(tmp_path) -> None:
     x = keras.Input((4,), name="x")
     keras.Model(x, L.Dense(3, name="fc")(x)).save(tmp_path / "model.keras")
-    made = opened(tmp_path / "model.keras")
-    assert made.run({"x": np.ones((2, 4), np.float32)})["fc"].shape == (2, 3)
+    backend_model = opened(tmp_path / "model.keras")
+    assert backend_model.run({"x": np.ones((2, 4), np.float32)})["fc"].shape == (2, 3)
 
 
 def test_another_keras_backend_is_told_to_change(monkeypatch) -> None:

@@ -14,7 +14,7 @@ from isobit.testing.networks import Network
 from isobit.testing.rescaling import folded_with_relu, rescaled
 from isobit.wishes import Wishes
 from isobit_tensorflow.backend import TensorFlowBackend
-from isobit_tensorflow.building import build_keras
+from isobit_tensorflow.reference_networks import build_keras
 
 FOLDER = Path(__file__).parents[2] / "examples" / "digits"
 DATA = {"image": np.load(FOLDER / "calibration.npz")["image"][:48]}
@@ -41,38 +41,40 @@ def test_equalization_cures_rescaled_channels(network: Network) -> None:
     sim.calibrate(DATA)
     assert accuracy(sim.run) < plain - 0.5
     sim.apply(EqualizeCrossLayers(), data=DATA)
-    for one in (sim, simulator(sim.backend_model.copy(), "int8")):  # per channel too: activations were rescaled as well
-        one.calibrate(DATA)
-        assert accuracy(one.run) >= plain - 0.005
+    for equalized in (
+        sim,
+        simulator(sim.backend_model.copy(), "int8"),
+    ):  # per channel too: activations were rescaled as well
+        equalized.calibrate(DATA)
+        assert accuracy(equalized.run) >= plain - 0.005
 
 
 def test_weights_are_those_of_the_onnx_backend(network: Network) -> None:
     from isobit_onnx.reference_networks import build_onnx
 
-    ours = simulator(TensorFlowBackend().open(build_keras(network)), "int8 per-tensor")
-    theirs = simulator(registry().backend("onnx").open(build_onnx(network)), "int8 per-tensor")
-    for sim in (ours, theirs):
+    keras_sim = simulator(TensorFlowBackend().open(build_keras(network)), "int8 per-tensor")
+    onnx_sim = simulator(registry().backend("onnx").open(build_onnx(network)), "int8 per-tensor")
+    for sim in (keras_sim, onnx_sim):
         sim.apply(EqualizeCrossLayers(), data=DATA)
         sim.apply(CorrectBias("analytic"))
-    compare(ours, theirs, 1e-6)
-    for technique, method in (
-        (CorrectBias(), "minmax"),
-        (CorrectBias(), "percentile=99"),
-    ):
-        for sim in (ours, theirs):
-            (corrected,) = sim.apply(technique, data=DATA, method=method)
+    compare(keras_sim, onnx_sim, 1e-6)
+    for method in ("minmax", "percentile=99"):
+        for sim in (keras_sim, onnx_sim):
+            (corrected,) = sim.apply(CorrectBias(), data=DATA, method=method)
             assert len(corrected.changed) == 26
-        compare(ours, theirs, 1e-6)
+        compare(keras_sim, onnx_sim, 1e-6)
 
 
-def compare(ours: QuantSim, theirs: QuantSim, tolerance: float) -> None:
+def compare(keras_sim: QuantSim, onnx_sim: QuantSim, tolerance: float) -> None:
     compared = 0
-    for mine, other in zip(ours.graph.nodes, theirs.graph.nodes, strict=True):
-        assert mine.op == other.op
-        for here, there in zip(mine.inputs, other.inputs, strict=True):
-            if here in ours.graph.weights:
-                value = theirs.backend_model.weight(there)
+    for keras_node, onnx_node in zip(keras_sim.graph.nodes, onnx_sim.graph.nodes, strict=True):
+        assert keras_node.op == onnx_node.op
+        for name, onnx_name in zip(keras_node.inputs, onnx_node.inputs, strict=True):
+            if name in keras_sim.graph.weights:
+                value = onnx_sim.backend_model.weight(onnx_name)
                 limit = tolerance * max(1.0, float(np.abs(value).max()))
-                np.testing.assert_allclose(ours.backend_model.weight(here), value, rtol=0, atol=limit, err_msg=here)
+                np.testing.assert_allclose(
+                    keras_sim.backend_model.weight(name), value, rtol=0, atol=limit, err_msg=name
+                )
                 compared += 1
     assert compared == 52  # 25 convolutions and a linear layer, weight and bias

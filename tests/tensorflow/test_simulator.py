@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import zipfile
+
 import keras
 import numpy as np
 import pytest
@@ -18,7 +23,7 @@ from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
 from isobit.wishes import Wishes
 from isobit_tensorflow.backend import TensorFlowBackend
-from isobit_tensorflow.quantizers import Quantizer
+from isobit_tensorflow.simulate.quantizers import Quantizer
 
 
 def network() -> keras.Model:
@@ -61,9 +66,9 @@ def test_depthwise_convolutions_are_left_no_explicit_padding(pads) -> None:
     native = simulated(keras.Model(image, x)).model
     traced = tf.function(native).get_concrete_function(tf.TensorSpec((4, 8, 8, 3)))
     graphs = [traced.graph.as_graph_def().node, *(f.node_def for f in traced.graph.as_graph_def().library.function)]
-    found = [n.attr["padding"].s for nodes in graphs for n in nodes if n.op == "DepthwiseConv2dNative"]
-    assert len(found) == 2
-    assert b"EXPLICIT" not in found
+    paddings = [n.attr["padding"].s for nodes in graphs for n in nodes if n.op == "DepthwiseConv2dNative"]
+    assert len(paddings) == 2
+    assert b"EXPLICIT" not in paddings
     np.testing.assert_allclose(traced(images(4)), native(images(4)), atol=0.1)
 
 
@@ -92,11 +97,29 @@ def test_save_and_load(tmp_path) -> None:
     np.testing.assert_array_equal(again.run({"image": x})["fc"], sim.run({"image": x})["fc"])
 
 
+def test_load_in_a_new_process(tmp_path) -> None:
+    """What docs/keras.md imports is enough for Keras to find the classes by the names that they are registered by."""
+    sim, x = simulated(network()), images(seed=1)
+    sim.model.save(tmp_path / "simulator.keras")
+    np.save(tmp_path / "images.npy", x)
+    program = """
+import keras, numpy
+import isobit_tensorflow.model
+loaded = keras.saving.load_model("simulator.keras", safe_mode=True)
+numpy.save("outputs.npy", loaded(numpy.load("images.npy")))
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), sim.model(x))
+    config = json.loads(zipfile.ZipFile(tmp_path / "simulator.keras").read("config.json"))
+    assert config["registered_name"] == "isobit>Simulator"
+    assert {layer["registered_name"] for layer in config["config"]["quantizers"]} == {"isobit>Quantizer"}
+
+
 def test_training_moves_statistics_and_drops_values() -> None:
     """Batch norm follows the batch with the layer's momentum, dropout acts, the regulariser is in the loss."""
     model, x = network(), images(64) + 1.0
     native = TensorFlowBackend().open(model).native
-    wanted = model.get_layer("bn")
+    batch_norm = model.get_layer("bn")
     before = native.parameters["bn/moving_mean"].numpy().copy()
     outputs = [native(x, training=True).numpy() for _ in range(2)]
     assert not np.array_equal(*outputs)
@@ -104,8 +127,8 @@ def test_training_moves_statistics_and_drops_values() -> None:
     model(x, training=True)
     after = native.parameters["bn/moving_mean"].numpy()
     assert not np.array_equal(after, before)
-    np.testing.assert_allclose(after, wanted.moving_mean, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(native.parameters["bn/moving_variance"].numpy(), wanted.moving_variance, rtol=1e-3)
+    np.testing.assert_allclose(after, batch_norm.moving_mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(native.parameters["bn/moving_variance"].numpy(), batch_norm.moving_variance, rtol=1e-3)
     np.testing.assert_allclose(sum(native.losses), sum(model.losses), rtol=1e-6)
 
 
@@ -190,15 +213,15 @@ def test_observation_returns_only_what_is_asked() -> None:
     """The traced function's outputs are bounds, samples and counts; memory is that of one batch."""
     from isobit.observer import Request
     from isobit.statistics import Histogram, MinMax
-    from isobit_tensorflow.observing import Observation, Watched
+    from isobit_tensorflow.simulate.observe import Observation, Watched
 
     opened = TensorFlowBackend().open(network())
     name = opened.graph.node("conv").outputs[0]
     requests = [Request(Tensor(name), Histogram(limit=64)), Request(Tensor(name), MinMax())]
     watched = [Watched.of(request, opened.graph, {}) for request in requests]
     traced = Observation(opened.native, {}, watched, opened._signature())
-    found = traced._reduced(opened.feeds({"image": images(5)}))
-    assert keras.tree.map_structure(lambda value: tuple(value.shape), found) == {
+    reduced = traced._reduced(opened.feeds({"image": images(5)}))
+    assert keras.tree.map_structure(lambda value: tuple(value.shape), reduced) == {
         "bounds": (2, 2), "sizes": (2,), "samples": [(5, 6, 8)], "wholes": [],
     }  # fmt: skip
 
@@ -256,5 +279,5 @@ def test_pruned_and_folded_layers_keep_their_names() -> None:
 def test_a_quantizer_is_a_layer_that_keras_can_save() -> None:
     layer = Quantizer.of(Tensor("x"), Encoding.of("uint8", 0.25, 3))
     layer.scale.assign(0.5)
-    made = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
-    assert (made.site, made.encoding) == (layer.site, Encoding.of("uint8", 0.5, 3))
+    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert (restored.site, restored.encoding) == (layer.site, Encoding.of("uint8", 0.5, 3))

@@ -11,7 +11,7 @@ import tf2onnx
 import isobit
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS
-from isobit_tensorflow.building import build_keras
+from isobit_tensorflow.reference_networks import build_keras
 
 
 def by_tf2onnx(model: keras.Model) -> onnx.ModelProto:
@@ -32,22 +32,22 @@ def images(*shape: int) -> list[np.ndarray]:
 
 
 def check(model: keras.Model, data: list, *, planned: bool = True) -> None:
-    ours = isobit.QuantSim(model)
-    ours.apply(FoldBatchNorms())
-    ours.calibrate(data)
+    sim = isobit.QuantSim(model)
+    sim.apply(FoldBatchNorms())
+    sim.calibrate(data)
     proto = by_tf2onnx(model)
-    found = isobit.transfer(ours.encodings, ours, proto)
-    assert found.complete, found
-    theirs = isobit.QuantSim(proto)
-    theirs.apply(FoldBatchNorms())
-    assert set(theirs.graph.weights).isdisjoint(ours.graph.weights)
+    transferred = isobit.transfer(sim.encodings, sim, proto)
+    assert transferred.complete, transferred
+    exported_sim = isobit.QuantSim(proto)
+    exported_sim.apply(FoldBatchNorms())
+    assert set(exported_sim.graph.weights).isdisjoint(sim.graph.weights)
     if planned:
-        whole = isobit.transfer(ours.encodings, ours, theirs)
+        whole = isobit.transfer(sim.encodings, sim, exported_sim)
         assert whole.complete, whole
-        assert set(whole.encodings) == set(theirs.plan.placements)
-    back = isobit.transfer(found.encodings, proto, ours)
+        assert set(whole.encodings) == set(exported_sim.plan.placements)
+    back = isobit.transfer(transferred.encodings, proto, sim)
     assert back.complete, back
-    assert dict(back.encodings) == dict(ours.encodings)
+    assert dict(back.encodings) == dict(sim.encodings)
 
 
 def test_reference_networks() -> None:

@@ -20,7 +20,7 @@ class TensorFlowBackend:
     """Opens functional and Sequential Keras 3 models, and the path of a ``.keras`` file."""
 
     name = "tensorflow"
-    framework = "keras"  # a Keras model on another Keras backend comes here too, and hears what to change
+    framework = "keras"  # also on another Keras backend: opening such a model says what to change
     install = 'pip install "isobit[tensorflow-cpu]"'
     suffixes: tuple[str, ...] = (".keras",)
 
@@ -34,21 +34,21 @@ class TensorFlowBackend:
     def open(self, model: Any, example_inputs: Any = None) -> KerasModel:
         """Read a copy of a model. `example_inputs` are not needed. Raises ModelError."""
         self._require()
-        from isobit_tensorflow.opening import open_model
+        from isobit_tensorflow.open_model import open_model
 
         return open_model(model)
 
     def restore(self, state: bytes) -> KerasModel:
         """The model that `KerasModel.state` wrote."""
         self._require()
-        from isobit_tensorflow.state import restore
+        from isobit_tensorflow.restore_state import restore
 
         return restore(state)
 
     def build_network(self, network: Network) -> Any:
         """A reference network as ``keras.Model``, for `isobit.testing`."""
         self._require()
-        from isobit_tensorflow.building import build_keras
+        from isobit_tensorflow.reference_networks import build_keras
 
         return build_keras(network)
 

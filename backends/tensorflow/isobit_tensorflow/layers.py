@@ -27,8 +27,8 @@ class GroupedConv2DTranspose(keras.layers.Conv2DTranspose):  # type: ignore[misc
             keras.ops.split(keras.ops.convert_to_tensor(self.kernel), self.groups, axis=-2),
             strict=True,
         )
-        made = [keras.ops.conv_transpose(x, kernel, self.strides, self.padding) for x, kernel in parts]
-        result = keras.ops.concatenate(made, axis=-1)
+        results = [keras.ops.conv_transpose(x, kernel, self.strides, self.padding) for x, kernel in parts]
+        result = keras.ops.concatenate(results, axis=-1)
         return self.activation(result + self.bias if self.use_bias else result)
 
     def compute_output_shape(self, input_shape: Any) -> Any:

@@ -25,12 +25,13 @@ from isobit.layout import resized, to_canonical, to_native
 from isobit.observer import Request
 from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Site
-from isobit_tensorflow.interpreter import Rounding
-from isobit_tensorflow.kernels import is_known, known_ops
-from isobit_tensorflow.observing import Observation, Watched
-from isobit_tensorflow.quantizers import Quantizer
-from isobit_tensorflow.simulator import Simulator
-from isobit_tensorflow.variables import VariableSpec, make_variable
+from isobit_tensorflow.export.state import dump
+from isobit_tensorflow.kernels.operands import Rounding
+from isobit_tensorflow.kernels.table import is_known, known_ops
+from isobit_tensorflow.simulate.observe import Observation, Watched
+from isobit_tensorflow.simulate.quantizers import Quantizer
+from isobit_tensorflow.simulate.simulator import Simulator
+from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -201,18 +202,16 @@ class KerasModel:
 
     def to_onnx(self) -> tuple[ModelProto, NameMap]:
         """The float model as ONNX, and where each tensor and weight of the graph is in it."""
-        from isobit_tensorflow.onnx_export import to_onnx
+        from isobit_tensorflow.export.to_onnx import to_onnx
 
-        return to_onnx(self)
+        return to_onnx(self._native, self.weight)
 
     def copy(self) -> KerasModel:
         """An independent copy."""
-        return KerasModel(self._native.twin())
+        return KerasModel(self._native.copy())
 
     def state(self) -> bytes:
         """Everything, as bytes."""
-        from isobit_tensorflow.state import dump
-
         return dump(self._native)
 
 

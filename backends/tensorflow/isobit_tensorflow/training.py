@@ -39,7 +39,7 @@ class Training:
     def for_graph(self, graph: Graph) -> Training:
         """With the readers that a graph has: fused nodes stand for their parts, edits may have removed some."""
         nodes = {part: node for node in graph.nodes for part in (*node.parts, node.name)}
-        kept = []
+        dropouts = []
         for dropout in self.dropouts:
             readers: set[tuple[str, Any]] = set()
             for name, index in dropout.readers:
@@ -50,9 +50,9 @@ class Training:
                     node = nodes[name]
                     readers.update((node.name, i) for i, read in enumerate(node.inputs) if read == dropout.tensor)
             if readers:
-                kept.append(replace(dropout, readers=tuple(sorted(readers, key=str))))
+                dropouts.append(replace(dropout, readers=tuple(sorted(readers, key=str))))
         names = {node.name for node in graph.nodes if node.op == "BatchNormalization"}
-        return Training(tuple(kept), {name: value for name, value in self.momentum.items() if name in names})
+        return Training(tuple(dropouts), {name: value for name, value in self.momentum.items() if name in names})
 
     def to_record(self) -> dict[str, Any]:
         """As JSON data."""

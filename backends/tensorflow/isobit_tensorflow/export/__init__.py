@@ -1,0 +1,1 @@
+"""What leaves the simulator: ONNX, and its state as bytes."""

@@ -1,0 +1,141 @@
+"""Opening: read the model, bring its graph to canonical form, copy its variables."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+
+from isobit.canonical import canonicalize
+from isobit.errors import ModelError
+from isobit_tensorflow.model import KerasModel
+from isobit_tensorflow.read.emitter import Emitter, Value
+from isobit_tensorflow.read.reader import KerasReader, is_functional
+from isobit_tensorflow.read.rules.table import rule_of
+from isobit_tensorflow.simulate.simulator import Simulator
+from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
+from isobit_tensorflow.training import Training
+
+
+def open_model(model: Any) -> KerasModel:
+    """Open a copy of a Keras model, or of the model in a ``.keras`` file. Raises ModelError."""
+    if isinstance(model, str | os.PathLike):
+        model = _load(os.fspath(model))
+    if isinstance(model, Simulator):
+        return KerasModel(model.copy())
+    _require_graph(model)
+    emitter = Emitter()
+    structure_in, structure_out = _structures(model)
+    inputs = _inputs(emitter, model, structure_in)
+    outputs = KerasReader(emitter, rule_of).read(structure_out, inputs)
+    output_names = _outputs(emitter, structure_out, outputs)
+    raw = emitter.graph()
+    graph = canonicalize(raw)
+    training = Training(emitter.dropout_list(), emitter.momentum)
+    _require_float32(emitter)
+    variables = {}
+    for info in graph.weights.values():
+        source = info.source
+        if source in variables:
+            continue
+        original = emitter.variables.get(source)
+        if original is not None:
+            variables[source] = make_variable(VariableSpec.of(source, original), np.array(original.numpy()))
+        else:
+            array = emitter.arrays[source]
+            variables[source] = make_variable(VariableSpec(source, array.shape, str(array.dtype)), array)
+    name_of = {id(tensor): value.name for tensor, value in zip(model.inputs, inputs.values(), strict=True)}
+    input_names = keras.tree.map_structure(lambda tensor: name_of[id(tensor)], structure_in)
+    return KerasModel(
+        Simulator(
+            graph,
+            input_names,
+            output_names,
+            variables,
+            {},
+            training,
+            name=f"{model.name}_simulated",
+            dtype=_policy(model),
+        )
+    )
+
+
+def _load(path: str) -> keras.Model:
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path}: not a Keras model that loads safely: {str(error).splitlines()[0]}") from error
+
+
+def _require_graph(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"the TensorFlow backend opens Keras models, not {type(model).__name__}")
+    if isinstance(model, keras.Sequential) and not getattr(model, "inputs", None):
+        raise ModelError(
+            f"the Sequential model {model.name!r} is not built: put keras.Input(shape=...) first, or call "
+            "model.build(input_shape)"
+        )
+    if not is_functional(model):
+        raise ModelError(
+            f"{model.name!r} is a subclassed model ({type(model).__name__}): its layers have no graph to read. Make it "
+            "functional: x = keras.Input(shape=...); model = keras.Model(x, model.call(x)), where call uses layers and "
+            "keras.ops only"
+        )
+
+
+def _require_float32(emitter: Emitter) -> None:
+    for name, variable in emitter.variables.items():
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        if "float" in dtype and dtype != "float32":
+            raise ModelError(
+                f"variable {name!r} is {dtype}: variables are float32 here, also under a mixed policy. Load the "
+                "weights into the model built with dtype='float32' or 'mixed_float16'"
+            )
+
+
+def _structures(model: keras.Model) -> tuple[Any, Any]:
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0], model.outputs[0]
+    return model.input, model.output
+
+
+def _inputs(emitter: Emitter, model: keras.Model, structure: Any) -> dict[int, Value]:
+    """Inputs by the id of their tensor: named by their key in a dict, else by their layer."""
+    names = {id(tensor): key for key, tensor in structure.items()} if isinstance(structure, dict) else {}
+    inputs = {}
+    for tensor in model.inputs:
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        if dtype not in ("float32", "int32", "int64", "bool", "uint8", "int8", "float16", "bfloat16"):
+            raise ModelError(f"input {tensor.name!r} is {dtype}: real numbers are float32 here")
+        kind = "float32" if dtype in ("float16", "bfloat16") else dtype
+        inputs[id(tensor)] = emitter.input(
+            names.get(id(tensor)) or tensor._keras_history.operation.name, tensor.shape, kind
+        )
+    return inputs
+
+
+def _outputs(emitter: Emitter, structure: Any, values: Any) -> Any:
+    """The structure of output names: keys of a dict, else names of the layers that make them."""
+    if isinstance(structure, dict) and all(isinstance(tensor, keras.KerasTensor) for tensor in structure.values()):
+        for name in structure:
+            emitter.output(str(name), values[name])
+        return {name: str(name) for name in structure}
+    flat = []
+    for tensor, value in zip(keras.tree.flatten(structure), keras.tree.flatten(values), strict=True):
+        stem = name = tensor._keras_history.operation.name
+        number = 0
+        while name in emitter.outputs:
+            number += 1
+            name = f"{stem}_{number}"
+        emitter.output(name, value)
+        flat.append(name)
+    return keras.tree.pack_sequence_as(structure, flat)
+
+
+def _policy(model: keras.Model) -> Any:
+    """The mixed policy that most layers of the model have, else float32."""
+    policies = [layer.dtype_policy for layer in model.layers if layer.weights]
+    mixed = [policy for policy in policies if policy.compute_dtype != policy.variable_dtype]
+    return mixed[0] if len(mixed) * 2 > len(policies) else "float32"

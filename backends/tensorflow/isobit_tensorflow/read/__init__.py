@@ -1,0 +1,1 @@
+"""Reading a Keras model into the raw neutral graph."""

@@ -1,0 +1,275 @@
+"""Building the raw neutral graph of a Keras model: nodes in ONNX vocabulary, channels first.
+
+A Keras tensor with the channels last is kept in the graph as its channels-first form, and a Transpose is written only
+where a reader needs the axes as Keras has them (Reshape, Dense over space), or where the model takes or returns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.canonical.cleaning import drop_unread
+from isobit.errors import ModelError
+from isobit.graph import Graph, Node, Shape, TensorInfo, WeightInfo
+from isobit.layout import Layout, compose, to_canonical
+from isobit_tensorflow.axes import first_axes, last_axes
+from isobit_tensorflow.training import Dropout
+
+Size = int | None
+Turned = dict[tuple[str, str | None], str]
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor of the Keras model: its name in the graph, its shape in Keras' order of axes, its type.
+
+    `last` says that the graph has it with the channels moved to axis 1. `dropout` is the dropout that it comes from.
+    """
+
+    name: str
+    shape: tuple[Size, ...]
+    dtype: str = "float32"
+    last: bool = False
+    dropout: str | None = None
+
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds real numbers."""
+        return self.dtype.startswith(("float", "bfloat"))
+
+
+class Emitter:
+    """Collects nodes, tensors, constants and dropouts; names are unique."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.inputs: list[str] = []
+        self.outputs: dict[str, str] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        self.weights: dict[str, WeightInfo] = {}
+        self.variables: dict[str, keras.Variable] = {}
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self.dropouts: dict[str, Dropout] = {}
+        self.momentum: dict[str, float] = {}
+        self.notes: list[str] = []
+        self._names: set[str] = set()
+        self._plain: dict[tuple[str, str | None], str] = {}  # graph tensor, dropout -> in Keras' order of axes
+        self._first: dict[tuple[str, str | None], str] = {}  # graph tensor in Keras' order, dropout -> channels first
+        self._transposed_from: dict[
+            str, tuple[Value, tuple[int, ...]]
+        ] = {}  # result of a user's transposition -> its source and axes
+        self._paths: dict[int, str] = {}
+        self._readers: dict[str, list[tuple[str, Any]]] = {}
+
+    # --- names -----------------------------------------------------------------------------------------------------
+
+    def unique(self, name: str) -> str:
+        """`name`, with ``#1`` and so on where it is taken."""
+        free_name, number = name, 0
+        while free_name in self._names:
+            number += 1
+            free_name = f"{name}#{number}"
+        self._names.add(free_name)
+        return free_name
+
+    # --- tensors ---------------------------------------------------------------------------------------------------
+
+    def input(self, name: str, shape: Sequence[Size], dtype: str) -> Value:
+        """A model input, as Keras takes it."""
+        if name in self._names:
+            raise ModelError(f"two inputs of the model are named {name!r}: give them different names")
+        self._names.add(name)
+        self.inputs.append(name)
+        value = Value(name, tuple(shape), dtype)
+        self._describe(name, value.shape, dtype)
+        return value
+
+    def output(self, name: str, value: Value) -> None:
+        """A model output, as Keras returns it."""
+        value = self.plain(value)
+        tensor = value.name
+        if tensor in self.inputs:  # an input that is passed through has a tensor of its own
+            tensor = self.emit("Identity", f"{name}/identity", [value], value.shape, value.dtype).name
+        self.outputs[name] = tensor
+        self._note_reader(value, "", name)
+
+    def plain(self, value: Value) -> Value:
+        """The value with the graph's axes in Keras' order."""
+        return self._turned(value, self._plain, self._first, last_axes(value.rank), False) if value.last else value
+
+    def first(self, value: Value) -> Value:
+        """The value with the channels, last in Keras, at axis 1 of the graph's tensor."""
+        if value.last or value.rank < 3:
+            return value
+        return self._turned(value, self._first, self._plain, first_axes(value.rank), True)
+
+    def _turned(self, value: Value, turned: Turned, inverse: Turned, perm: tuple[int, ...], last: bool) -> Value:
+        key = (value.name, value.dropout)
+        if key not in turned:
+            order = "channels_first" if last else "channels_last"
+            transposed = self._node("Transpose", f"{value.name}/{order}", [value.name], {"perm": perm})
+            self._describe(transposed, tuple(value.shape[axis] for axis in perm) if last else value.shape, value.dtype)
+            self._note_reader(value, transposed, 0)
+            turned[key] = transposed
+            inverse[transposed, None] = value.name
+        return Value(turned[key], value.shape, value.dtype, last)
+
+    def transposed(self, value: Value, perm: Sequence[int], name: str) -> Value:
+        """A transposition by the user; with four axes or more, one between the two orders moves nothing."""
+        perm = tuple(axis % value.rank for axis in perm)
+        shape = tuple(value.shape[axis] for axis in perm)
+        if value.rank > 3 and not value.last and perm == last_axes(value.rank) and value.dropout is None:
+            return Value(value.name, shape, value.dtype, last=True)
+        if value.last and perm == first_axes(value.rank):
+            return Value(value.name, shape, value.dtype, dropout=value.dropout)
+        source = self.plain(value)
+        if source.name in self._transposed_from and value.dropout is None:
+            origin, before = self._transposed_from[source.name]
+            if tuple(before[axis] for axis in perm) == tuple(range(value.rank)):
+                return origin  # this transposition undoes the one before it
+        result = self.emit("Transpose", name, [source], shape, value.dtype, perm=perm)
+        self._transposed_from[result.name] = source, perm
+        if perm == last_axes(value.rank):
+            self._first[result.name, None] = source.name
+        elif perm == first_axes(value.rank):
+            self._plain[result.name, None] = source.name
+        return result
+
+    # --- constants -------------------------------------------------------------------------------------------------
+
+    def weight(self, variable: Any, layout: Layout = (), path: str = "") -> str:
+        """A variable of the model as a constant of the graph; `layout` makes it canonical."""
+        if not isinstance(variable, keras.Variable):
+            raise ModelError(f"{path or 'a weight'} is computed and no variable of its own: it cannot be quantized")
+        source = self._path(variable, path)
+        if source not in self.variables:
+            self.variables[source] = variable
+        return self._viewed(source, np.asarray(variable.numpy()), layout)
+
+    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
+        """A constant that the model has in its code or in a setting."""
+        array = np.asarray(value, dtype)
+        source = self.unique(name)
+        self.arrays[source] = array
+        return self._viewed(source, array, ())
+
+    def _path(self, variable: keras.Variable, path: str) -> str:
+        key = id(variable)
+        if key not in self._paths:
+            keras_path = str(variable.path)
+            self._paths[key] = self.unique(keras_path if keras_path not in self._names or not path else path)
+        return self._paths[key]
+
+    def _viewed(self, source: str, array: NDArray[Any], layout: Layout) -> str:
+        steps = compose((), layout)
+        alias = source
+        while alias in self.weights:
+            existing = self.weights[alias]
+            if existing.layout == steps:
+                return alias
+            alias += "'"
+        canonical = to_canonical(array, steps)
+        self.weights[alias] = replace(WeightInfo.of(canonical, source), layout=steps)
+        return alias
+
+    # --- nodes -----------------------------------------------------------------------------------------------------
+
+    def emit(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[Value | str | None],
+        shape: Sequence[Size],
+        dtype: str = "float32",
+        last: bool = False,
+        /,
+        **attributes: Any,
+    ) -> Value:
+        """A node with one output; `inputs` are values in the form that the node reads, and names of constants.
+
+        `shape` is Keras' own, `last` says that the result is that of channels last.
+        """
+        names = [entry.name if isinstance(entry, Value) else entry for entry in inputs]
+        output = self._node(op, name, names, attributes)
+        for index, entry in enumerate(inputs):
+            if isinstance(entry, Value):
+                self._note_reader(entry, output, index)
+        order = first_axes(len(shape)) if last else range(len(shape))
+        self._describe(output, tuple(shape[axis] for axis in order), dtype)
+        return Value(output, tuple(shape), dtype, last)
+
+    def emit_many(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[Value],
+        results: Sequence[tuple[Sequence[Size], str]],
+        **attributes: Any,
+    ) -> list[Value]:
+        """A node with several outputs, each with a shape and a type."""
+        base = self.unique(name)
+        outputs = (base, *(self.unique(f"{base}:{i}") for i in range(1, len(results))))
+        self.nodes.append(Node(base, op, tuple(v.name for v in inputs), outputs, attributes, (base,)))
+        values = []
+        for output, (shape, dtype) in zip(outputs, results, strict=True):
+            self._describe(output, tuple(shape), dtype)
+            values.append(Value(output, tuple(shape), dtype))
+        for index, entry in enumerate(inputs):
+            self._note_reader(entry, base, index)
+        return values
+
+    def _node(self, op: str, name: str, inputs: Sequence[str | None], attributes: dict[str, Any]) -> str:
+        output = self.unique(name)
+        self.nodes.append(Node(output, op, tuple(inputs), (output,), attributes, (output,)))
+        return output
+
+    def _describe(self, name: str, shape: Sequence[Size], dtype: str) -> None:
+        sizes: Shape = tuple("batch" if axis == 0 and size is None else size for axis, size in enumerate(shape))
+        self.tensors[name] = TensorInfo(sizes, dtype)
+
+    def mark_batch(self, name: str, shape: Sequence[Size]) -> None:
+        """The batch of a tensor is its one axis of unknown size: of a sequence, that is axis 1."""
+        if list(shape).count(None) == 1:
+            self.tensors[name] = TensorInfo(tuple("batch" if size is None else size for size in shape))
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def drop(self, value: Value, name: str, rate: float, seed: int | None, noise: Sequence[int] | None) -> Value:
+        """The value through a dropout, which the graph does not have; two in a row are not told apart."""
+        if not rate:
+            return value
+        order = first_axes(value.rank) if value.last else range(value.rank)
+        axes = None if noise is None else tuple(noise[axis] for axis in order)
+        if value.dropout is not None:
+            self.notes.append(f"{name}: a dropout behind a dropout does not act in training")
+            return value
+        key = self.unique(name)
+        self.dropouts[key] = Dropout(key, value.name, float(rate), seed, axes)
+        return replace(value, dropout=key)
+
+    def _note_reader(self, value: Value, node: str, index: Any) -> None:
+        if value.dropout is not None:
+            self._readers.setdefault(value.dropout, []).append((node, index))
+
+    # --- the result ------------------------------------------------------------------------------------------------
+
+    def graph(self) -> Graph:
+        """The raw graph, without nodes that nothing reads."""
+        notes = tuple(dict.fromkeys(self.notes))
+        raw = Graph(tuple(self.nodes), tuple(self.inputs), self.outputs, self.tensors, self.weights, notes)
+        return drop_unread(raw)
+
+    def dropout_list(self) -> tuple[Dropout, ...]:
+        """Dropouts with their readers."""
+        return tuple(replace(d, readers=tuple(self._readers.get(d.name, ()))) for d in self.dropouts.values())

@@ -1,0 +1,155 @@
+"""Reading a Keras model: its layers and operations in order, nested models inlined, unknown layers opened."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import keras
+
+from isobit.errors import ModelError
+from isobit_tensorflow.read.call import Call, Rule
+from isobit_tensorflow.read.emitter import Emitter, Value
+
+
+class KerasReader:
+    """Follows a model from its outputs to its inputs and emits it in execution order.
+
+    `rule_of` gives the rule of a layer or operation; a layer without one is opened.
+    """
+
+    def __init__(self, emitter: Emitter, rule_of: Callable[[Any], Rule | None]) -> None:
+        self.emitter, self._rule_of = emitter, rule_of
+
+    def read(self, outputs: Any, inputs: Mapping[int, Value], prefix: str = "") -> Any:
+        """The values of a structure of Keras tensors; `inputs` are those to start from, by the id of their tensor."""
+        values = dict(inputs)
+        for tensor in keras.tree.flatten(outputs):
+            self._produce(tensor, values, prefix)
+        return keras.tree.map_structure(lambda tensor: values[id(tensor)], outputs)
+
+    def _produce(self, tensor: Any, values: dict[int, Value], prefix: str) -> None:
+        waiting = [tensor]
+        while waiting:
+            current = waiting[-1]
+            if id(current) in values:
+                waiting.pop()
+                continue
+            node = _node_of(current)
+            missing = [t for t in reversed(node.input_tensors) if id(t) not in values]
+            if missing:
+                waiting += missing
+                continue
+            self._run(node, values, prefix)
+
+    def _run(self, node: Any, values: dict[int, Value], prefix: str) -> None:
+        def resolved(leaf: Any) -> Any:
+            return values[id(leaf)] if isinstance(leaf, keras.KerasTensor) else leaf
+
+        args = keras.tree.map_structure(resolved, tuple(node.arguments.args))
+        kwargs = keras.tree.map_structure(resolved, dict(node.arguments.kwargs))
+        result = self.apply(node.operation, prefix + node.operation.name, args, kwargs)
+        flat = keras.tree.flatten(result)
+        for tensor, value in zip(node.output_tensors, flat, strict=True):
+            values[id(tensor)] = value
+
+    def apply(self, operation: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The result of one layer or operation on values."""
+        _refuse(operation, name, kwargs)
+        if isinstance(operation, keras.Model) and is_functional(operation):
+            return self._inline(operation, name, args)
+        rule = self._rule_of(operation)
+        call = Call(self, operation, name, args, {k: v for k, v in kwargs.items() if k != "training"})
+        result = None if rule is None else rule(call)
+        if result is not None:
+            return result
+        return self.open(operation.call, name, args, call.kwargs, operation)
+
+    def _inline(self, model: keras.Model, name: str, args: tuple[Any, ...]) -> Any:
+        values = [leaf for leaf in keras.tree.flatten(args) if isinstance(leaf, Value)]
+        if len(values) != len(model.inputs):
+            raise ModelError(
+                f"{name!r}: the nested model takes {len(model.inputs)} tensors, and is given {len(values)}"
+            )
+        structure = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+        inputs = {id(tensor): value for tensor, value in zip(model.inputs, values, strict=True)}
+        return self.read(structure, inputs, f"{name}/")
+
+    def open(
+        self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], owner: Any
+    ) -> Any:
+        """A layer or function without a rule: called with symbolic tensors, it shows the operations that it is made of.
+
+        Raises ModelError where it does more than call layers and `keras.ops`.
+        """
+        inputs: dict[int, Value] = {}
+        kept_alive = []  # an id is a tensor's only as long as it lives
+
+        def symbolic(leaf: Any) -> Any:
+            if not isinstance(leaf, Value):
+                return leaf
+            tensor = keras.KerasTensor(leaf.shape, leaf.dtype)
+            inputs[id(tensor)] = leaf
+            kept_alive.append(tensor)
+            return tensor
+
+        arguments = keras.tree.map_structure(symbolic, args)
+        named = keras.tree.map_structure(symbolic, dict(kwargs))
+        if "training" in inspect.signature(function).parameters:
+            named["training"] = False
+        with _calls_forgotten(owner):
+            try:
+                outputs = function(*arguments, **named)
+            except Exception as error:
+                kind = type(owner).__name__
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise ModelError(
+                    f"{name!r} ({kind}) cannot be read: it does more than call layers and keras.ops ({reason}). "
+                    "Write its call() with keras.ops and without branches on values, or split it into layers"
+                ) from error
+            return self.read(outputs, inputs, f"{name}/")
+
+
+def _node_of(tensor: Any) -> Any:
+    history = getattr(tensor, "_keras_history", None)
+    if history is None or history.operation is None:
+        raise ModelError(f"a tensor of shape {tuple(tensor.shape)} does not come from the model's inputs")
+    return history.operation._inbound_nodes[history.node_index]
+
+
+@cache
+def _functional() -> Any:
+    """The class of functional models, which Keras does not export by name."""
+    x = keras.Input((1,))
+    return type(keras.Model(x, x))
+
+
+def is_functional(model: keras.Model) -> bool:
+    """Whether a model is a graph of layers: Sequential or functional, with the call that these have."""
+    kinds: tuple[Any, ...] = (keras.Sequential, _functional())
+    return any(isinstance(model, kind) and type(model).call is kind.call for kind in kinds)
+
+
+@contextmanager
+def _calls_forgotten(owner: Any) -> Iterator[None]:
+    """The symbolic calls leave no trace in the user's layers."""
+    layers = list(owner._flatten_layers()) if isinstance(owner, keras.layers.Layer) else []
+    counts = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, inbound, outbound in counts:
+            del layer._inbound_nodes[inbound:], layer._outbound_nodes[outbound:]
+
+
+def _refuse(operation: Any, name: str, kwargs: Mapping[str, Any]) -> None:
+    """What changes a layer's meaning without being seen in its call."""
+    if getattr(operation, "quantization_mode", None) is not None:
+        raise ModelError(f"{name!r} was quantized by Keras ({operation.quantization_mode}): open the float model")
+    if kwargs.get("training"):
+        raise ModelError(f"{name!r} is called with training=True: the neutral graph is that of inference")
+    if kwargs.get("initial_state") is not None:
+        raise ModelError(f"{name!r} is called with an initial state: only states that begin at 0 are read")

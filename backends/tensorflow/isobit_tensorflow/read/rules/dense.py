@@ -1,0 +1,199 @@
+"""Linear layers, products of tensors, attention's inside, look-ups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from isobit.errors import ModelError
+from isobit.layout import TRANSPOSED, Layout, Permute, View
+from isobit_tensorflow.read.call import Call, Rule
+from isobit_tensorflow.read.emitter import Size, Value
+from isobit_tensorflow.read.rules.activations import activate
+from isobit_tensorflow.read.rules.merging import broadcast
+from isobit_tensorflow.read.rules.shapes import reshape
+
+
+def linear(call: Call, name: str, x: Value, kernel: Any, layout: Layout, bias: Any = None, flat: Layout = ()) -> Value:
+    """The last axis of Keras times a weight that `layout` makes (out, in)."""
+    e = call.emitter
+    weight = e.weight(kernel, layout, f"{name}/kernel")
+    operands = [weight] if bias is None else [weight, e.weight(bias, flat, f"{name}/bias")]
+    out = e.weights[weight].shape[0]
+    return e.emit("Linear", name, [e.plain(x), *operands], (*x.shape[:-1], out), x.dtype)
+
+
+def _dense(call: Call) -> Value:
+    layer = call.operation
+    bias = layer.bias if layer.use_bias else None
+    result = linear(call, call.name, call.x, layer.kernel, TRANSPOSED, bias)
+    return activate(call.reader, layer.activation, result, call.name)
+
+
+def _einsum_dense(call: Call) -> Value | None:
+    """One Linear, where the equation sums the input's last axes with axes of the kernel; else its operations."""
+    layer, x = call.operation, call.x
+    plan = _plan(layer.equation, x.rank)
+    if plan is None:
+        return None
+    source, kernel, target, summed, added = plan
+    kept = [label for label in source if label not in summed]
+    sizes = dict(zip(kernel, layer.kernel.shape, strict=True))
+    x = _transpose_to(call, x, source, kept + summed, "input")
+    inner = math.prod(sizes[label] for label in summed)
+    if len(summed) > 1:
+        x = reshape(call, x, (*x.shape[: len(kept)], inner), f"{call.name}/rows")
+    outer = [sizes[label] for label in added]
+    layout: Layout = (Permute(tuple(kernel.index(label) for label in [*added, *summed])),)
+    ordered = (*outer, *(sizes[label] for label in summed))
+    if len(ordered) > 2 or len(added) != 1:
+        layout = (*layout, View((math.prod(outer), inner), ordered))
+    flat: Layout = ()
+    bias = layer.bias
+    if bias is not None and tuple(bias.shape) != (math.prod(outer),):
+        if [n for n in bias.shape if n != 1] != [n for n in outer if n != 1]:
+            return None
+        flat = (View((math.prod(outer),), tuple(bias.shape)),)
+    order = [*kept, *added]
+    final = order == target and len(added) == 1
+    result = linear(call, call.name, x, layer.kernel, layout, bias, flat)
+    if not final:
+        if len(added) != 1:
+            result = reshape(call, result, (*result.shape[:-1], *outer), f"{call.name}/heads")
+        result = _transpose_to(call, result, order, target, "output")
+    return activate(call.reader, layer.activation, result, call.name)
+
+
+def _plan(equation: str, rank: int) -> tuple[list[str], list[str], list[str], list[str], list[str]] | None:
+    """Labels of input, kernel and output, those that are summed, and those that the kernel adds."""
+    left, target = equation.replace(" ", "").split("->")
+    source, kernel = left.split(",")
+    if "..." in equation:
+        spare = [chr(0x3B1 + i) for i in range(rank - len(source.replace("...", "")))]
+        source, target = (part.replace("...", "".join(spare)) for part in (source, target))
+    if "." in kernel or len(source) != rank or len(set(source)) != rank or len(set(kernel)) != len(kernel):
+        return None
+    summed = [label for label in source if label in kernel and label not in target]
+    added = [label for label in target if label not in source]
+    if set(summed) | set(added) != set(kernel) or not summed or not added:
+        return None
+    return list(source), list(kernel), list(target), summed, added
+
+
+def _transpose_to(call: Call, x: Value, source: Sequence[str], target: Sequence[str], part: str) -> Value:
+    if list(source) == list(target):
+        return x
+    return call.emitter.transposed(x, [list(source).index(label) for label in target], f"{call.name}/{part}")
+
+
+def matmul(call: Call, a: Any, b: Any, name: str = "") -> Value | None:
+    """A product of two tensors, or of a tensor and a constant matrix."""
+    e, name = call.emitter, name or call.name
+    if isinstance(a, Value) and isinstance(b, keras.Variable) and len(b.shape) == 2:
+        return linear(call, name, a, b, TRANSPOSED)
+    if not isinstance(a, Value) or not isinstance(b, Value) or a.rank < 2 or b.rank < 2:
+        return None
+    rank = max(a.rank, b.rank)
+    batch: list[Size] = []
+    for axis in range(-rank, -2):
+        sizes = [v.shape[axis] for v in (a, b) if -axis <= v.rank]
+        batch.append(next((n for n in sizes if n != 1), 1))
+    return e.emit("MatMul", name, [e.plain(a), e.plain(b)], (*batch, a.shape[-2], b.shape[-1]), a.dtype)
+
+
+def _matmul(call: Call) -> Value | None:
+    return matmul(call, call.argument(0), call.argument(1))
+
+
+def _einsum(call: Call) -> Value | None:
+    """Of two tensors: transpositions around one MatMul, where every label is batch, row, column or summed."""
+    operands = call.args if len(call.args) == 2 else call.args[0] if isinstance(call.args[0], Sequence) else ()
+    if len(operands) != 2 or not all(isinstance(operand, Value) for operand in operands):
+        return None
+    equation = str(call.setting("subscripts")).replace(" ", "")
+    if "..." in equation or "->" not in equation:
+        return None
+    left, target = equation.split("->")
+    first, second = left.split(",")
+    batch = [label for label in target if label in first and label in second]
+    summed = [label for label in first if label in second and label not in target]
+    rows = [label for label in first if label in target and label not in second]
+    columns = [label for label in second if label in target and label not in first]
+    parts = (batch, summed, rows, columns)
+    fits = len(first) == len(batch) + len(summed) + len(rows) and len(second) == len(batch) + len(summed) + len(columns)
+    if not fits or any(len(part) != 1 for part in parts[1:]):
+        return None
+    a = _transpose_to(call, operands[0], first, [*batch, *rows, *summed], "left")
+    b = _transpose_to(call, operands[1], second, [*batch, *summed, *columns], "right")
+    product = matmul(call, a, b)
+    assert product is not None
+    return _transpose_to(call, product, [*batch, *rows, *columns], list(target), "output")
+
+
+def _attention(call: Call) -> Value | None:
+    """(batch, time, heads, size) each: MatMul(Q, Kᵀ) with the scale, mask, Softmax, MatMul."""
+    query, key, value, bias, mask = (call.argument(index) for index in range(5))
+    e, name = call.emitter, call.name
+    causal = bool(call.setting("is_causal"))
+    if call.setting("attn_logits_soft_cap") is not None:
+        raise ModelError(f"{name!r}: a soft cap on the scores is not read")
+    if causal and None in (query.shape[1], key.shape[1]):
+        raise ModelError(f"{name!r}: causal attention needs sequences of a known length")
+    if query.shape[2] != key.shape[2]:
+        raise ModelError(f"{name!r}: grouped-query attention is not read")
+    scale = call.argument(5) or call.kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
+    q, v = (e.transposed(t, (0, 2, 1, 3), f"{name}/{label}") for t, label in ((query, "query"), (value, "value")))
+    k = e.transposed(key, (0, 2, 3, 1), f"{name}/key")
+    q, k, v = e.plain(q), e.plain(k), e.plain(v)
+    shape = (*q.shape[:-1], k.shape[-1])
+    scores = e.emit("MatMul", f"{name}/scores", [q, k], shape, q.dtype, scale=float(scale))
+    if bias is not None:
+        scores = broadcast(call, "Add", [scores, bias], f"{name}/biased")
+    if mask is not None:
+        scores = broadcast(call, "Where", [mask, scores, np.float32(-1e9)], f"{name}/masked", scores.dtype)
+    if causal:
+        past = np.tril(np.ones((query.shape[1], key.shape[1]), bool))
+        scores = broadcast(call, "Where", [past, scores, np.float32(-1e9)], f"{name}/causal", scores.dtype)
+    weights = e.emit("Softmax", f"{name}/softmax", [scores], shape, q.dtype, axis=-1)
+    mixed = e.emit("MatMul", f"{name}/mixed", [weights, v], (*shape[:-1], v.shape[-1]), q.dtype)
+    return e.transposed(mixed, (0, 2, 1, 3), name)
+
+
+def _embedding(call: Call) -> Value:
+    layer, e, x = call.operation, call.emitter, call.x
+    if layer.mask_zero:
+        raise ModelError(f"{call.name!r} makes a mask (mask_zero=True), which is not read: give masks as tensors")
+    table = e.weight(layer.embeddings, (), f"{call.name}/embeddings")
+    return _look_up(call, table, layer.output_dim, e.plain(x))
+
+
+def _look_up(call: Call, table: str, size: int, ids: Value) -> Value:
+    e = call.emitter
+    if ids.is_float:  # Keras takes float ids too, and drops their fractions
+        ids = e.emit("Cast", f"{call.name}/ids", [ids], ids.shape, "int32", to="int32")
+    return e.emit("Gather", call.name, [table, ids], (*ids.shape, size), axis=0)
+
+
+def _take(call: Call) -> Value | None:
+    table, ids = call.argument(0), call.argument(1)
+    if isinstance(table, keras.Variable) and isinstance(ids, Value) and call.setting("axis") in (0, None):
+        return _look_up(call, call.emitter.weight(table), table.shape[-1], ids) if len(table.shape) == 2 else None
+    return None
+
+
+LAYERS: Mapping[type, Rule] = {
+    keras.layers.Dense: _dense,
+    keras.layers.EinsumDense: _einsum_dense,
+    keras.layers.Embedding: _embedding,
+}
+
+OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
+    "Matmul": _matmul,
+    "Einsum": _einsum,
+    "DotProductAttention": _attention,
+    "Take": _take,
+}

@@ -1,0 +1,170 @@
+"""Operations of several tensors that broadcast, and joining."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from isobit.layout import Layout, Permute, View, to_canonical
+from isobit_tensorflow.axes import first_axes
+from isobit_tensorflow.read.call import Call, Rule
+from isobit_tensorflow.read.emitter import Size, Value
+
+
+def broadcast(call: Call, op: str, operands: Sequence[Any], name: str = "", dtype: str | None = None) -> Value:
+    """A broadcasting node; operands are values, variables, arrays or numbers."""
+    e, name = call.emitter, name or call.name
+    values = [operand for operand in operands if isinstance(operand, Value)]
+    rank = max(value.rank for value in values)
+    last = any(value.last and value.rank == rank for value in values)
+    last = last and all(value.rank == rank for value in values)
+    like = Value("", (None,) * rank, next((v.dtype for v in values if v.is_float), values[0].dtype), last)
+    inputs: list[Value | str] = []
+    for index, operand in enumerate(operands):
+        if isinstance(operand, Value):
+            inputs.append(e.first(operand) if last else e.plain(operand))
+        else:
+            inputs.append(constant_operand(call, operand, like, index, name))
+    shape = _broadcast_shape([v.shape for v in values] + [np.shape(o) for o in operands if not isinstance(o, Value)])
+    return e.emit(op, name, inputs, shape, dtype or like.dtype, last)
+
+
+def constant_operand(call: Call, operand: Any, like: Value, index: int, name: str = "") -> str:
+    """A variable or number beside tensors like `like`, with its axes in the graph's order."""
+    e, shape = call.emitter, tuple(np.shape(operand))
+    layout: Layout = ()
+    if like.last and shape:
+        padded = (1,) * (like.rank - len(shape)) + shape
+        turned = tuple(padded[axis] for axis in first_axes(like.rank))
+        layout = (View(padded, shape), Permute(first_axes(like.rank)))
+        short = turned[1:] if turned[0] == 1 and len(shape) < like.rank else turned
+        if short != turned:
+            layout = (*layout, View(short, turned))
+    if isinstance(operand, keras.Variable):
+        return e.weight(operand, layout)
+    kind: Any = like.dtype if like.dtype != "bool" else "float32"
+    array = np.asarray(operand)
+    if array.dtype == bool:
+        kind = "bool"
+    elif not like.is_float and array.dtype.kind == "f":
+        kind = "float32"
+    return e.constant(f"{name or call.name}/constant{index}", to_canonical(array, layout), kind)
+
+
+def _broadcast_shape(shapes: Sequence[Sequence[Size]]) -> tuple[Size, ...]:
+    rank = max(len(shape) for shape in shapes)
+    result: list[Size] = []
+    for axis in range(-rank, 0):
+        sizes = [shape[axis] for shape in shapes if -axis <= len(shape)]
+        wide = [size for size in sizes if size != 1]
+        result.append(1 if not wide else next((size for size in wide if size is not None), None))
+    return tuple(result)
+
+
+def _chain(op: str) -> Rule:
+    """A merging layer: a list of tensors, two at a time."""
+
+    def rule(call: Call) -> Value:
+        values = list(call.args[0])
+        result: Value = values[0]
+        for position, value in enumerate(values[1:], 1):
+            name = call.name if position == len(values) - 1 else f"{call.name}/{position}"
+            result = broadcast(call, op, [result, value], name)
+        return result
+
+    return rule
+
+
+def _average(call: Call) -> Value:
+    values = list(call.args[0])
+    total = values[0]
+    for position, value in enumerate(values[1:], 1):
+        total = broadcast(call, "Add", [total, value], f"{call.name}/sum{position}")
+    return broadcast(call, "Mul", [total, 1 / len(values)])
+
+
+def _two(op: str, dtype: str | None = None) -> Rule:
+    def rule(call: Call) -> Value | None:
+        operands = [_as_operand(call.argument(index)) for index in (0, 1)]
+        return None if any(operand is None for operand in operands) else broadcast(call, op, operands, dtype=dtype)
+
+    return rule
+
+
+def _as_operand(argument: Any) -> Any:
+    """A value, a variable or an array; None for anything else."""
+    if isinstance(argument, Value | keras.Variable | np.ndarray | np.generic | int | float):
+        return argument
+    return np.asarray(argument.numpy()) if hasattr(argument, "numpy") else None  # a tensor that the user's code holds
+
+
+def concatenate(call: Call, values: Sequence[Value], axis: int) -> Value:
+    """Joined along an axis of Keras."""
+    e, rank = call.emitter, values[0].rank
+    axis %= rank
+    total = [value.shape[axis] for value in values]
+    shape = list(values[0].shape)
+    shape[axis] = None if None in total else sum(n for n in total if n is not None)
+    last = any(value.last for value in values)
+    turned = [e.first(value) if last else e.plain(value) for value in values]
+    place = first_axes(rank).index(axis) if last else axis
+    return e.emit("Concat", call.name, turned, shape, values[0].dtype, last, axis=place)
+
+
+def _where(call: Call) -> Value:
+    condition, a, b = (call.argument(index) for index in range(3))
+    dtype = next((v.dtype for v in (a, b) if isinstance(v, Value)), "float32")
+    return broadcast(call, "Where", [condition, a, b], dtype=dtype)
+
+
+def _square(call: Call) -> Value:
+    return broadcast(call, "Mul", [call.x, call.x])
+
+
+def _rsqrt(call: Call) -> Value:
+    x = call.x
+    root = call.emitter.emit("Sqrt", f"{call.name}/sqrt", [x], x.shape, x.dtype, x.last)
+    return call.emitter.emit("Reciprocal", call.name, [root], x.shape, x.dtype, x.last)
+
+
+def _cast(call: Call) -> Value:
+    dtype = keras.backend.standardize_dtype(call.setting("dtype"))
+    x = call.x
+    return call.emitter.emit("Cast", call.name, [x], x.shape, dtype, x.last, to=dtype)
+
+
+LAYERS: Mapping[type, Rule] = {
+    keras.layers.Add: _chain("Add"),
+    keras.layers.Subtract: _chain("Sub"),
+    keras.layers.Multiply: _chain("Mul"),
+    keras.layers.Maximum: _chain("Max"),
+    keras.layers.Minimum: _chain("Min"),
+    keras.layers.Average: _average,
+    keras.layers.Concatenate: lambda call: concatenate(call, call.args[0], call.operation.axis),
+}
+
+OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
+    "Add": _two("Add"),
+    "Subtract": _two("Sub"),
+    "Multiply": _two("Mul"),
+    "Divide": _two("Div"),
+    "TrueDivide": _two("Div"),
+    "Maximum": _two("Max"),
+    "Minimum": _two("Min"),
+    "Power": _two("Pow"),
+    "Equal": _two("Equal", "bool"),
+    "Greater": _two("Greater", "bool"),
+    "GreaterEqual": _two("GreaterOrEqual", "bool"),
+    "Less": _two("Less", "bool"),
+    "LessEqual": _two("LessOrEqual", "bool"),
+    "LogicalAnd": _two("And", "bool"),
+    "LogicalOr": _two("Or", "bool"),
+    "Where": _where,
+    "Square": _square,
+    "Rsqrt": _rsqrt,
+    "Cast": _cast,
+    "Concatenate": lambda call: concatenate(call, call.args[0], call.operation.axis),
+}

@@ -1,0 +1,1 @@
+"""The simulator, a Keras model: passes over the neutral graph, quantizers, observation."""

@@ -1,0 +1,144 @@
+"""Observation inside a tf.function: only minimum, maximum and a strided sample of each tensor leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from isobit.errors import EncodingError
+from isobit.graph import Graph
+from isobit.observer import Observer, Request
+from isobit.running import Tap
+from isobit.sampling import sampling_of
+from isobit.sites import Input, Site, Tensor
+from isobit.statistics import Histogram, MinMax
+from isobit_tensorflow.kernels.operands import Operand, Rounding
+from isobit_tensorflow.simulate.simulator import Simulator
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What one request wants of a tensor: where it is met, the axis of its channels, and what leaves the function.
+
+    `kind` is "histogram" (bounds and a sample, of about `limit` elements each), "minmax" (bounds) or "whole".
+    """
+
+    site: Site
+    stage: str
+    channel_axis: int | None
+    kind: str
+    limit: int | None
+
+    @classmethod
+    def of(cls, request: Request, graph: Graph, rounding: Mapping[Site, Rounding]) -> Watched:
+        """Where a request is answered. Raises EncodingError for what is no tensor."""
+        site, observer = request.site, request.observer
+        name = graph.node(site.node).input(site.index) if isinstance(site, Input) else site.name
+        if name is None or name not in graph.tensors:
+            raise EncodingError(f"{str(site)!r} is no tensor of the graph: only tensors have statistics")
+        own = site if site in rounding else Tensor(name)
+        after = request.stage == "after" and own in rounding
+        info = graph.tensors[name]
+        kind, limit = "whole", None
+        if info.dtype == "float32" and isinstance(observer, Histogram | MinMax):
+            kind = "histogram" if isinstance(observer, Histogram) else "minmax"
+            limit = getattr(observer, "limit", None)
+        return cls(own if after else Tensor(name), "after" if after else "before", info.channel_axis, kind, limit)
+
+
+class Observation:
+    """A traced pass that reduces the tensors of `watched`; it serves any number of passes over data."""
+
+    def __init__(
+        self, simulator: Simulator, rounding: Mapping[Site, Rounding], watched: Sequence[Watched], signature: Any
+    ) -> None:
+        self.watched = tuple(watched)
+        self._simulator, self._rounding = simulator, rounding
+        self._places: dict[tuple[Site, str], list[int]] = {}
+        for index, item in enumerate(watched):
+            self._places.setdefault((item.site, item.stage), []).append(index)
+        self._reduced = tf.function(self._reduce, input_signature=signature, autograph=False)
+        self._whole = tf.function(self._collect, input_signature=signature, autograph=False)
+
+    def feed(self, feeds: Mapping[str, tf.Tensor], observers: Sequence[Observer]) -> None:
+        """Run one batch and feed every observer, in the order of `watched`."""
+        reduced = self._reduced(feeds)
+        bounds, sizes = reduced["bounds"].numpy(), reduced["sizes"].numpy().tolist()
+        if not np.all(np.isfinite(bounds)):
+            # NaN or infinity hides the finite bounds: look at the whole tensors of this batch
+            for observer, item, values in zip(observers, self.watched, self._whole(feeds), strict=True):
+                observer.update(_array(values), item.channel_axis)
+            return
+        samples, wholes = iter(reduced["samples"]), iter(reduced["wholes"])
+        for index, (observer, item) in enumerate(zip(observers, self.watched, strict=True)):
+            if isinstance(observer, Histogram) and item.kind == "histogram":
+                low, high = bounds[index].tolist()
+                observer.absorb(low, high, _array(next(samples)), sizes[index])
+            else:
+                observer.update(bounds[index] if item.kind == "minmax" else _array(next(wholes)), item.channel_axis)
+
+    def _reduce(self, feeds: Mapping[str, tf.Tensor]) -> dict[str, Any]:
+        """Bounds (tensors, 2), element counts, samples of histograms; what has no reduction here is whole."""
+        bounds, sizes, samples, wholes = (dict[int, tf.Tensor]() for _ in range(4))
+
+        def tap(place: Tap, value: Operand) -> None:
+            low_high: tf.Tensor | None = None
+            for index in self._places.get(place, ()):
+                item = self.watched[index]
+                sizes[index] = tf.size(value.tensor, tf.int64)
+                if item.kind == "whole":
+                    bounds[index], wholes[index] = tf.zeros(2), value.canonical()
+                    continue
+                tensor = tf.cast(value.tensor, tf.float32)
+                if low_high is None:
+                    low_high = tf.stack([tf.reduce_min(tensor), tf.reduce_max(tensor)])
+                bounds[index] = low_high
+                if item.kind == "histogram":
+                    samples[index] = sample(value.like(tensor), item.channel_axis, item.limit)
+
+        self._simulator.run_named(feeds, tap=tap, rounding=self._rounding)
+        indices = range(len(self.watched))
+        return {
+            "bounds": tf.stack([bounds[index] for index in indices]),
+            "sizes": tf.stack([sizes[index] for index in indices]),
+            "samples": [samples[index] for index in sorted(samples)],
+            "wholes": [wholes[index] for index in sorted(wholes)],
+        }
+
+    def _collect(self, feeds: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+        """Every watched tensor as it is."""
+        tensors: dict[int, tf.Tensor] = {}
+
+        def tap(place: Tap, value: Operand) -> None:
+            for index in self._places.get(place, ()):
+                tensors[index] = value.canonical()
+
+        self._simulator.run_named(feeds, tap=tap, rounding=self._rounding)
+        return [tensors[index] for index in range(len(self.watched))]
+
+
+def sample(value: Operand, channel_axis: int | None, limit: int | None) -> tf.Tensor:
+    """`isobit.sampling.sample` where the tensor is: the same elements, in any order."""
+    tensor = value.canonical() if not value.last else value.tensor
+    static = tuple(tensor.shape[1:])
+    if None in static or value.rank < 2:
+        return value.canonical()
+    shape = (1, *static) if not value.last else (1, static[-1], *static[:-1])
+    sampling = sampling_of(shape, channel_axis, limit)
+    if sampling.step == 1:
+        return tensor
+    if sampling.spatial and value.last:
+        return tf.reshape(tensor, (-1, int(np.prod(static[:-1])), static[-1]))[:, :: sampling.step]
+    if sampling.spatial:
+        return tf.reshape(tensor, (-1, static[0], int(np.prod(static[1:]))))[:, :, :: sampling.step]
+    flat = value.canonical()
+    return tf.reshape(flat, (-1, int(np.prod(static))))[:, :: sampling.step]
+
+
+def _array(values: tf.Tensor) -> NDArray[np.float32]:
+    return np.asarray(values.numpy(), np.float32)

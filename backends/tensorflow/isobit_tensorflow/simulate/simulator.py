@@ -1,0 +1,167 @@
+"""The simulator: a Keras model that runs the neutral graph, with the user's variables and with quantizers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from isobit.graph import Graph
+from isobit.graph_records import graph_from_record, graph_to_record
+from isobit.running import Tap
+from isobit.sites import Site
+from isobit_tensorflow.kernels.operands import Operand, Rounding
+from isobit_tensorflow.simulate.interpreter import run
+from isobit_tensorflow.simulate.quantizers import Quantizer
+from isobit_tensorflow.simulate.training_pass import TrainingPass
+from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
+from isobit_tensorflow.training import Training
+
+
+@keras.saving.register_keras_serializable("isobit")
+class Simulator(keras.Model):  # type: ignore[misc]
+    """Takes and returns what the user's model does. Variables have the paths that they have there.
+
+    Edits, and quantizers at new sites, make another simulator that holds the same variables.
+    """
+
+    def __init__(
+        self,
+        graph: Graph | str,
+        inputs: Any,
+        outputs: Any,
+        variables: Mapping[str, keras.Variable] | Sequence[Mapping[str, Any]],
+        quantizers: Mapping[Site, Quantizer] | Sequence[Mapping[str, Any]] = (),
+        training: Training | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Parts as objects, or as the JSON data of `get_config`; `inputs` and `outputs` are structures of names."""
+        super().__init__(**kwargs)
+        self.graph = graph_from_record(json.loads(graph)) if isinstance(graph, str) else graph
+        self._inputs_names, self._outputs_names = json.dumps(inputs), json.dumps(outputs)
+        if not isinstance(variables, Mapping):
+            specs = [VariableSpec(**entry) for entry in variables]
+            variables = {spec.name: make_variable(spec) for spec in specs}
+        if not isinstance(quantizers, Mapping):
+            layers = [keras.saving.deserialize_keras_object(dict(entry)) for entry in quantizers]
+            quantizers = {layer.site: layer for layer in layers}
+        if not isinstance(training, Training):
+            training = Training() if training is None else Training.from_record(training)
+        self.behaviour = training.for_graph(self.graph)
+        self._names = list(variables)
+        self._held = list(variables.values())
+        self.quantizer_layers = list(quantizers.values())
+        self._generators = [keras.random.SeedGenerator(d.seed) for d in self.behaviour.dropouts]
+        self.supports_jit = False  # XLA may divide otherwise; `compile(jit_compile=True)` still asks for it
+        self.built = True
+
+    @property
+    def parameters(self) -> dict[str, keras.Variable]:
+        """Variables by the name that the graph has for them."""
+        return dict(zip(self._names, self._held, strict=True))
+
+    @property
+    def quantizers(self) -> dict[Site, Quantizer]:
+        """Quantizers by site."""
+        return {layer.site: layer for layer in self.quantizer_layers}
+
+    @property
+    def input_structure(self) -> Any:
+        """Input names in the structure that the model takes."""
+        return json.loads(self._inputs_names)
+
+    @property
+    def output_structure(self) -> Any:
+        """Output names in the structure that the model returns."""
+        return json.loads(self._outputs_names)
+
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """What the user's model returns for `inputs`, simulated."""
+        outputs = self.run_named(self._named(inputs), training=bool(training))
+        return keras.tree.map_structure(lambda name: outputs[name], self.output_structure)
+
+    def run_named(
+        self,
+        feeds: Mapping[str, tf.Tensor],
+        *,
+        training: bool = False,
+        tap: Callable[[Tap, Operand], None] | None = None,
+        rounding: Mapping[Site, Rounding] | None = None,
+    ) -> dict[str, tf.Tensor]:
+        """Outputs by name from inputs by name; `rounding` stands for the quantizers, each behind its switch."""
+        if rounding is None:
+            rounding = {site: layer.call for site, layer in self.quantizers.items()}
+        parameters, training_pass = self.parameters, None
+        if training:
+            seeds = {d.name: g for d, g in zip(self.behaviour.dropouts, self._generators, strict=True)}
+            training_pass = TrainingPass(self.graph, parameters, self.behaviour, seeds)
+        typed = {name: self._typed(name, feeds[name]) for name in self.graph.inputs}
+        return run(self.graph, parameters, rounding, typed, training_pass, tap)
+
+    def _typed(self, name: str, value: Any) -> tf.Tensor:
+        dtype = self.graph.tensors[name].dtype
+        return tf.cast(value, self.compute_dtype if dtype == "float32" else dtype)
+
+    def _named(self, inputs: Any) -> dict[str, tf.Tensor]:
+        structure = self.input_structure
+        names = [str(name) for name in keras.tree.flatten(structure)]
+        if isinstance(inputs, Mapping) and set(names) <= set(inputs):
+            return {name: inputs[name] for name in names}
+        return dict(zip(names, keras.tree.flatten(inputs), strict=True))
+
+    def get_config(self) -> dict[str, Any]:
+        """The graph, the variables' names and kinds, quantizers and training behaviour, as JSON data."""
+        return {
+            "name": self.name,
+            "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
+            "graph": json.dumps(graph_to_record(self.graph)),
+            "inputs": self.input_structure,
+            "outputs": self.output_structure,
+            "variables": [VariableSpec.of(n, v).to_record() for n, v in self.parameters.items()],
+            "quantizers": [keras.saving.serialize_keras_object(layer) for layer in self.quantizer_layers],
+            "training": self.behaviour.to_record(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Simulator:
+        """The inverse of `get_config`."""
+        config = dict(config)
+        config["dtype"] = keras.saving.deserialize_keras_object(config["dtype"])
+        return cls(**config)
+
+    def copy(self) -> Simulator:
+        """An independent copy, the quantizers' switches included."""
+        new_simulator = Simulator.from_config(self.get_config())
+        for name, variable in new_simulator.parameters.items():
+            variable.assign(self.parameters[name])
+        for new_layer, layer in zip(new_simulator.quantizer_layers, self.quantizer_layers, strict=True):
+            new_layer.enabled = layer.enabled
+        return new_simulator
+
+    def build(self, input_shape: Any = None) -> None:
+        """Nothing is left to build: every variable is there."""
+
+    def compute_output_spec(self, inputs: Any, training: Any = None) -> Any:
+        """Shapes and types from the graph."""
+        tensors = {name: self.graph.tensors[tensor] for name, tensor in self.graph.outputs.items()}
+
+        def spec(name: str) -> keras.KerasTensor:
+            info = tensors[name]
+            shape = tuple(n if isinstance(n, int) else None for n in info.shape or ())
+            return keras.KerasTensor(shape, self.compute_dtype if info.dtype == "float32" else info.dtype)
+
+        return keras.tree.map_structure(spec, self.output_structure)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Variables in the order of `get_config`, whichever of them train now."""
+        for index, variable in enumerate(self._held):
+            store[str(index)] = variable.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """What `save_own_variables` wrote."""
+        for index, variable in enumerate(self._held):
+            variable.assign(store[str(index)])
