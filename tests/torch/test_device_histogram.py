@@ -22,7 +22,7 @@ from isobit_torch import device_histogram
 from isobit_torch.backend import TorchBackend
 from isobit_torch.device_histogram import DeviceHistograms
 from isobit_torch.model import TorchModel
-from isobit_torch.observing import Watched
+from isobit_torch.watched import Watched
 
 
 @pytest.fixture(scope="module")

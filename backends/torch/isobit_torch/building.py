@@ -14,7 +14,7 @@ from isobit.layout import conv_transpose_layout, to_native
 from isobit.ops import RECURRENT
 from isobit.testing.networks import Network
 from isobit_torch.modules import container_path
-from isobit_torch.recurrent import GATES
+from isobit_torch.recurrent_calls import GATES
 
 #: Parameters of a recurrent layer in the order of the node's inputs; in between lie lengths, states and peepholes.
 _RECURRENT_PARTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "", "", "", "", "bias_hh_l0")

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +12,10 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
-from isobit.quiet import quiet_loggers
 from isobit_torch.capture_errors import explain, explain_failure
 from isobit_torch.devices import require_one_device
 from isobit_torch.signature import Argument, Call, Signature, example_call, output_names
+from isobit_torch.torch_export import named_arguments, quiet
 
 _INTEGER = (torch.int64, torch.int32, torch.bool)
 
@@ -142,33 +136,3 @@ def _input_name(spec: Any, leaf: Any) -> str | None:
 def _out_spec(outputs: Any, program: ExportedProgram) -> pytree.TreeSpec:
     spec = program.call_spec.out_spec
     return spec if spec is not None else pytree.tree_flatten(outputs)[1]
-
-
-@contextmanager
-def named_arguments(module: nn.Module, call: Call) -> Iterator[None]:
-    """Let forward name its arguments: torch.export has no dynamic shapes for ``*args`` and ``**kwargs``."""
-    original = module.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **kwargs)
-
-    forward.__signature__ = call.plain  # type: ignore[attr-defined]
-    had_own = "forward" in vars(module)
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if had_own:
-            module.__dict__["forward"] = original
-        else:
-            del module.__dict__["forward"]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """torch.export logs what it retries, and prints what it has so far; what matters is in the error."""
-    names = ("torch", "torch.export", "torch.fx", "torch._dynamo")
-    hidden = contextlib.redirect_stderr(io.StringIO())
-    with warnings.catch_warnings(), hidden, quiet_loggers(*names, level=logging.CRITICAL):
-        warnings.simplefilter("ignore")
-        yield

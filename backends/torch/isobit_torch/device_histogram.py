@@ -6,17 +6,13 @@ observer (52 MB for 200). The bounds of all tensors of a batch come to the host 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from isobit.sampling import strided
 from isobit.statistics import Histogram, MinMax
-
-if TYPE_CHECKING:
-    from isobit_torch.observing import Watched
+from isobit_torch.watched import Watched
 
 #: Where tensors are counted in place.
 DEVICES = frozenset({"cuda"})

@@ -15,10 +15,10 @@ from isobit.graph import Node
 from isobit.layout import Blocks, Layout, Permute, Take, View, conv_transpose_layout, to_native
 from isobit.sites import Tensor
 from isobit_torch.binding import seen_through_views, view_chain
+from isobit_torch.constants import CONSTANTS
 from isobit_torch.convert import to_array, to_tensor
 from isobit_torch.devices import device_of
 from isobit_torch.fxtools import DTYPE, NAME, SHAPE, aten, attribute, behind, erase_unread
-from isobit_torch.loading import CONSTANTS
 from isobit_torch.lowering import lower
 from isobit_torch.modules import BatchNorm, delete_tensor, set_tensor
 from isobit_torch.program import Program, copy_graph

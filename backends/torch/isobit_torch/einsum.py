@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
+from isobit_torch.expander import Expander
 from isobit_torch.fxtools import aten
-
-if TYPE_CHECKING:
-    from isobit_torch.expanding import Expander
 
 
 def expand_einsum(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:

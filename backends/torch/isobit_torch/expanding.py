@@ -6,49 +6,19 @@ What is inside attention can then be quantized, and a node of the graph is a nod
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from isobit_torch.constants import add_constant
 from isobit_torch.einsum import expand_einsum
+from isobit_torch.expander import Expander, Rule
 from isobit_torch.expanding_math import MATH
 from isobit_torch.expanding_moves import MOVES, repeat_interleaved
 from isobit_torch.fxtools import DTYPE, NAME, arguments, aten, is_constant, is_tensor, op_name
-from isobit_torch.loading import add_constant
 from isobit_torch.recurrent import expand_recurrent
 from isobit_torch.recurrent_cells import expand_gru_cell, expand_lstm_cell, expand_rnn_cell
-
-
-class Expander:
-    """Makes nodes before `node` under its name."""
-
-    def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
-        self.graph, self.root = graph, root
-        self.node: fx.Node
-
-    def call(self, target: Any, *args: Any, part: str = "", like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
-        """A tensor node; `part` is appended to the name of the node being expanded."""
-        made = self.graph.call_function(target, args, kwargs)
-        name = self.node.meta[NAME]
-        made.meta[NAME] = f"{name}.{part}" if part else name
-        made.meta[DTYPE] = (like or self.node).meta.get(DTYPE)
-        return made
-
-    def size(self, x: fx.Node, axis: int) -> Any:
-        """One dimension of a tensor: a number, or a node where it is dynamic."""
-        value = x.meta.get("val")
-        if isinstance(value, torch.Tensor) and isinstance(value.shape[axis], int):
-            return int(value.shape[axis])
-        return self.graph.call_function(aten.sym_size.int, (x, axis))
-
-    def constant(self, value: Any, part: str, dtype: torch.dtype = torch.float32) -> fx.Node:
-        """A constant of the node being expanded."""
-        return add_constant(self.root, self.graph, f"{self.node.meta[NAME]}_{part}", torch.tensor(value, dtype=dtype))
-
-
-Rule = Callable[[Expander, fx.Node, dict[str, Any]], fx.Node | None]
 
 
 def expand(graph: fx.Graph, root: nn.Module) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
+from isobit_torch.expander import Expander, Rule
 from isobit_torch.fxtools import DTYPE, aten, is_tensor, op_name
-
-if TYPE_CHECKING:
-    from isobit_torch.expanding import Expander, Rule
 
 
 def _is_float(node: fx.Node) -> bool:

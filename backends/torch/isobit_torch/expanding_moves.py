@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
+from isobit_torch.expander import Expander, Rule
 from isobit_torch.fxtools import aten, op_name
-
-if TYPE_CHECKING:
-    from isobit_torch.expanding import Expander, Rule
 
 _END = (1 << 63) - 1
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from isobit_torch.constants import add_constant
 from isobit_torch.fxtools import NAME, attribute, erase_unread, op_name
-from isobit_torch.loading import add_constant
 
 #: More elements than this are not stored beside the model.
 _LARGEST = 1 << 22

@@ -28,11 +28,12 @@ from isobit_torch.binding import bind
 from isobit_torch.convert import to_array
 from isobit_torch.fxtools import attribute
 from isobit_torch.inserting import Simulated, insert_quantizers
-from isobit_torch.observing import ObservingRunner, Watched
+from isobit_torch.observing import ObservingRunner
 from isobit_torch.program import Program, copy_graph
 from isobit_torch.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
 from isobit_torch.simulator import Simulator
 from isobit_torch.translation import translate
+from isobit_torch.watched import Watched
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from isobit.backend import Request
 from isobit.feeding import feed
 from isobit_torch.convert import to_array
 from isobit_torch.device_histogram import DeviceHistograms
-
-
-@dataclass(frozen=True)
-class Watched:
-    """One request, and the channel axis of its tensor."""
-
-    request: Request
-    channel_axis: int | None
+from isobit_torch.watched import Watched
 
 
 class _AllSeen(Exception):  # noqa: N818  (no error)

@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from isobit.errors import ModelError
-from isobit_torch.capture import Capture, capture, quiet
+from isobit_torch.capture import Capture, capture
 from isobit_torch.capture_errors import refuse_data_dependence
 from isobit_torch.dropouts import restore_dropout
 from isobit_torch.expanding import expand
@@ -21,6 +21,7 @@ from isobit_torch.modules import BatchNorm, Dropout, add_functional
 from isobit_torch.naming import make_unique, name_by_module
 from isobit_torch.program import Program
 from isobit_torch.shapes import read_inputs, require_float, settle
+from isobit_torch.torch_export import quiet
 
 _DROPOUT_CALLS = {"dropout": "dropout", "feature_dropout": "dropout2d", "alpha_dropout": "alpha_dropout"}
 

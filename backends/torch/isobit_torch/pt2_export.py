@@ -11,12 +11,12 @@ import torch
 from isobit.encoding import Encodings
 from isobit.errors import ModelError
 from isobit_torch.binding import bind
-from isobit_torch.capture import named_arguments, quiet
 from isobit_torch.decomposed import dequantized_constant, quantized_activation
 from isobit_torch.fxtools import DTYPE, attribute, erase_unread
 from isobit_torch.inserting import insert_quantizers
 from isobit_torch.quantizers import Quantizer
 from isobit_torch.standalone import Constants, Standalone, call_of, example_inputs, plain_signature, standalone
+from isobit_torch.torch_export import named_arguments, quiet
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

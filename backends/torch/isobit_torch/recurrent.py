@@ -8,24 +8,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
-from isobit.layout import Blocks, Layout
-from isobit_torch.fxtools import NAME, aten, getitems, is_constant, is_zeros, op_name
+from isobit_torch.expander import Expander
+from isobit_torch.fxtools import NAME, aten, getitems, is_zeros, op_name
 from isobit_torch.modules import Recurrent, add_functional
-
-if TYPE_CHECKING:
-    from isobit_torch.expanding import Expander
-
-#: ATen calls of whole networks: the neutral op and, for RNN, its activation.
-KINDS = {"lstm": ("LSTM", ""), "gru": ("GRU", ""), "rnn_tanh": ("RNN", "Tanh"), "rnn_relu": ("RNN", "Relu")}
-
-#: PyTorch's gates (i f g o; r z n) in ONNX's order (i o f c; z r h).
-GATES: dict[str, Layout] = {"LSTM": (Blocks((0, 3, 1, 2)),), "GRU": (Blocks((1, 0, 2)),), "RNN": ()}
-
-PROJECTION = "a projection (proj_size) has no form in ONNX"
+from isobit_torch.recurrent_calls import KINDS, why_float
 
 
 def expand_recurrent(e: Expander, node: fx.Node, a: dict[str, Any]) -> None:
@@ -42,18 +32,6 @@ def replace_results(graph: fx.Graph, node: fx.Node, results: Mapping[int, fx.Nod
         results[index].meta["val"] = user.meta.get("val")
         user.replace_all_uses_with(results[index])
         graph.erase_node(user)
-
-
-def why_float(node: fx.Node, a: dict[str, Any]) -> str | None:
-    """Why a recurrent call cannot be told in the neutral graph, if so."""
-    if "params" not in a or "batch_sizes" in a:
-        return "packed sequences have no form in ONNX: pass padded ones"
-    cells = 2 if a["bidirectional"] else 1
-    if len(a["params"]) != cells * int(a["num_layers"]) * (4 if a["has_biases"] else 2):
-        return PROJECTION
-    if not all(is_constant(parameter) for parameter in a["params"]):
-        return "its weights are computed"
-    return None if all(op_name(user) == "getitem" for user in node.users) else "its results are taken as a whole"
 
 
 class _Network:

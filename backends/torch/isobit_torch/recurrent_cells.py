@@ -6,15 +6,13 @@ A first state of zeros is left out: a product with it is its bias alone.
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
+from isobit_torch.expander import Expander
 from isobit_torch.fxtools import aten, is_constant, is_zeros, op_name
 from isobit_torch.recurrent import replace_results
-
-if TYPE_CHECKING:
-    from isobit_torch.expanding import Expander
 
 
 def expand_lstm_cell(e: Expander, node: fx.Node, a: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from isobit.sites import Site
 from isobit_torch.fxtools import NAME, arguments, attribute, op_name
 from isobit_torch.marking import DOMAIN
 from isobit_torch.modules import Recurrent
-from isobit_torch.recurrent import GATES, KINDS, PROJECTION, why_float
+from isobit_torch.recurrent_calls import GATES, KINDS, PROJECTION, why_float
 
 if TYPE_CHECKING:
     import onnx_ir as ir

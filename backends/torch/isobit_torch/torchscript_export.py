@@ -10,12 +10,12 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
-from isobit_torch.capture import named_arguments, quiet
 from isobit_torch.fxtools import attribute, erase_unread
 from isobit_torch.program import copy_graph
 from isobit_torch.quantizers import Quantizer, WeightQuantizer
 from isobit_torch.signature import Call, Signature
 from isobit_torch.standalone import Constants, Standalone, call_of, example_inputs, plain_signature, standalone
+from isobit_torch.torch_export import named_arguments, quiet
 from isobit_torch.tracing import make_traceable
 
 if TYPE_CHECKING:

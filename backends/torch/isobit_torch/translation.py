@@ -18,7 +18,7 @@ from isobit.graph import Graph, Node, TensorInfo, WeightInfo
 from isobit_torch.convert import to_array
 from isobit_torch.fxtools import DTYPE, NAME, SHAPE, arguments, attribute, full_name, getitems, is_tensor, op_name
 from isobit_torch.modules import BatchNorm, Recurrent
-from isobit_torch.recurrent import KINDS, why_float
+from isobit_torch.recurrent_calls import KINDS, why_float
 from isobit_torch.shapes import InputInfo
 from isobit_torch.vocabulary import Spoken, Viewed, speak, speak_recurrent
 

@@ -16,7 +16,7 @@ from torch import fx
 from isobit.layout import Layout
 from isobit_torch.fxtools import SHAPE, arguments, is_tensor, op_name
 from isobit_torch.modules import Recurrent
-from isobit_torch.recurrent import GATES
+from isobit_torch.recurrent_calls import GATES
 from isobit_torch.vocabulary_shapes import SHAPE_RULES
 from isobit_torch.vocabulary_windows import WINDOW_RULES
 
