@@ -39,7 +39,7 @@ class TorchBackend:
     def restore(self, state: bytes) -> TorchModel:
         """The model that `TorchModel.state` wrote."""
         self._require()
-        from isobit_torch.state import restore
+        from isobit_torch.restore_state import restore
 
         return restore(state)
 

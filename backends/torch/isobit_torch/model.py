@@ -21,12 +21,10 @@ from isobit.edits import Edit, plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EncodingError, IsobitError, ModelError
 from isobit.graph import Graph
-from isobit.layout import to_canonical
 from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor
 from isobit_torch.binding import bind
 from isobit_torch.convert import to_array
-from isobit_torch.fxtools import attribute
 from isobit_torch.inserting import Simulated, insert_quantizers
 from isobit_torch.observing import ObservingRunner
 from isobit_torch.program import Program, copy_graph
@@ -65,14 +63,9 @@ class TorchModel:
 
     def weight(self, name: str) -> NDArray[Any]:
         """A constant in canonical layout. Raises ModelError for an unknown name."""
-        info = self.graph.weights.get(name)
-        if info is None:
+        if name not in self.graph.weights:
             raise ModelError(f"no weight {name!r} in the graph")
-        source = info.source or name
-        if source in self.translation.numbers:
-            return np.array(to_canonical(self.translation.numbers[source], info.layout))
-        node = self.translation.attributes[source]
-        return np.array(to_canonical(to_array(attribute(self._native, str(node.target))), info.layout))
+        return self.translation.constant(name, self._native)
 
     # --- changing --------------------------------------------------------------------------------------------------
 
@@ -241,7 +234,7 @@ class TorchModel:
         """The float model as ONNX, and where each tensor and weight of the graph is in it."""
         from isobit_torch.onnx_export import to_onnx
 
-        return to_onnx(self)
+        return to_onnx(self.program, self.translation, self._native, self._keys)
 
     @property
     def native_formats(self) -> Mapping[str, str]:
@@ -253,7 +246,9 @@ class TorchModel:
         from isobit_torch.pt2_export import write_pt2
         from isobit_torch.torchscript_export import write_torchscript
 
-        return write_pt2(self, encodings, path) if form == "pt2" else write_torchscript(self, path)
+        if form == "pt2":
+            return write_pt2(self.program, self.translation, self._native, encodings, path)
+        return write_torchscript(self.program, self._native, path)
 
     def copy(self) -> TorchModel:
         """An independent copy."""
@@ -278,4 +273,4 @@ class TorchModel:
         """Everything, as bytes."""
         from isobit_torch.state import dump
 
-        return dump(self)
+        return dump(self.program, self._native, self.encodings(), self.disabled())

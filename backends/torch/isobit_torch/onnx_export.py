@@ -8,7 +8,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,49 +18,52 @@ from torch import fx, nn
 
 from isobit.backend import NameMap, OnnxName
 from isobit.errors import ModelError
+from isobit.graph import Graph
 from isobit.layout import TRANSPOSED, Layout, Permute, Take, conv_transpose_layout, to_canonical, to_native
 from isobit.quiet import quiet_loggers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_torch.devices import follow
 from isobit_torch.marking import MARK, mark_constants, marked_graph, onnx_translation
+from isobit_torch.program import Program
 from isobit_torch.quantizers import QUANTIZERS
 from isobit_torch.recurrent_export import as_operators, lower, recurrent_translation, refuse_projections
+from isobit_torch.signature import Signature
+from isobit_torch.simulator import Simulator
+from isobit_torch.translation import Translation
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from onnx import ModelProto
 
-    from isobit_torch.model import TorchModel
-    from isobit_torch.simulator import Simulator
-
 #: int4, int16 and blocks in QuantizeLinear exist from here on.
 OPSET = 21
 
 
-def to_onnx(model: TorchModel) -> tuple[ModelProto, NameMap]:
+def to_onnx(
+    program: Program, translation: Translation, native: Simulator, quantized: Iterable[Site]
+) -> tuple[ModelProto, NameMap]:
     """Export the float graph. Raises ModelError for what ONNX cannot say, and where a quantized site has no name."""
     import onnx_ir as ir
 
-    refuse_projections(model.program.graph)
-    graph, labels = marked_graph(model.program.graph, model.translation)
-    as_operators(graph, model.native)
-    exported = _export(model, graph)
+    refuse_projections(program.graph)
+    graph, labels = marked_graph(program.graph, translation)
+    as_operators(graph, native)
+    exported = _export(program, native, graph)
     _rename_clashes(exported)
-    mark_constants(exported, model.translation, labels)
+    mark_constants(exported, translation, labels)
     _prepare(exported)
-    found = _take_out_marks(exported, labels)
-    lower(exported, found)
+    marked = _take_out_marks(exported, labels)
+    lower(exported, marked)
     _fold_weight_views(exported)
-    _name_outputs(exported, model)
-    names = _names(model, exported, found)
-    missing = [site for site in model.encodings() if site not in names]
+    _name_outputs(exported, program.signature)
+    names = _names(translation, native, exported, marked)
+    missing = [site for site in quantized if site not in names]
     if missing:
         raise ModelError(f"the ONNX export lost {len(missing)} quantized site(s), {str(missing[0])!r} among them")
     return ir.to_proto(exported), names
 
 
-def _export(model: TorchModel, graph: Any) -> ir.Model:
-    program, native = model.program, model.native
+def _export(program: Program, native: Simulator, graph: Any) -> ir.Model:
     training = native.training
     feeds = tuple(
         torch.zeros(program.symbols.shape(info, 0), dtype=getattr(torch, info.dtype), device="cpu")
@@ -166,11 +169,11 @@ def _rename_clashes(model: ir.Model) -> None:
             taken.add(value.name)
 
 
-def _name_outputs(model: ir.Model, torch_model: TorchModel) -> None:
+def _name_outputs(model: ir.Model, signature: Signature) -> None:
     """The user's names; an Identity before an output goes where its input can be the output itself."""
     import onnx_ir as ir
 
-    names = [name for name in torch_model.program.signature.outputs if name is not None]
+    names = [name for name in signature.outputs if name is not None]
     _separate_outputs(model)
     taken = {v.name for v in model.graph.inputs} | set(model.graph.initializers)
     for position, name in enumerate(names):
@@ -223,10 +226,10 @@ def _fold_weight_views(model: ir.Model) -> None:
     infer_shapes(model)
 
 
-def _names(model: TorchModel, exported: ir.Model, found: dict[Site, list[Any]]) -> NameMap:
+def _names(translation: Translation, native: Simulator, exported: ir.Model, marked: dict[Site, list[Any]]) -> NameMap:
     names: dict[Site, OnnxName] = {}
-    graph = model.graph
-    for site, entries in found.items():
+    graph = translation.graph
+    for site, entries in marked.items():
         if isinstance(site, Tensor) and entries[0].name:
             names[site] = OnnxName(entries[0].name)
         elif isinstance(site, Input):
@@ -235,25 +238,25 @@ def _names(model: TorchModel, exported: ir.Model, found: dict[Site, list[Any]]) 
             if len(readers) != 1 or name is None:
                 continue
             node, index = readers[0]
-            layout = _layout(model, name, node.inputs[index]) if name in graph.weights else ()
+            layout = _layout(translation, native, name, node.inputs[index]) if name in graph.weights else ()
             if layout is not None and node.name:
                 names[site] = OnnxName(node.name, layout, index)
     for name, info in graph.weights.items():
-        entry = found.get(Weight(info.source or name))
+        entry = marked.get(Weight(info.source or name))
         if entry is None or entry[0].name not in exported.graph.initializers:
             continue
-        layout = _layout(model, name, entry[0])
+        layout = _layout(translation, native, name, entry[0])
         if layout is not None:
             names[Weight(name)] = OnnxName(entry[0].name, layout)
-    _sole_readers(model, exported, names)
+    _sole_readers(graph, exported, names)
     return names
 
 
-def _sole_readers(model: TorchModel, exported: ir.Model, names: dict[Site, OnnxName]) -> None:
+def _sole_readers(graph: Graph, exported: ir.Model, names: dict[Site, OnnxName]) -> None:
     """An input that is the only reader of its tensor or constant is where that is read."""
     import onnx_ir as ir
 
-    values, graph = ir.convenience.create_value_mapping(exported.graph), model.graph
+    values = ir.convenience.create_value_mapping(exported.graph)
     for node in graph.nodes:
         for index, name in enumerate(node.inputs):
             site = Input(node.name, index)
@@ -265,12 +268,13 @@ def _sole_readers(model: TorchModel, exported: ir.Model, names: dict[Site, OnnxN
                 names[site] = OnnxName(uses[0].node.name, entry.layout, uses[0].idx)
 
 
-def _layout(model: TorchModel, name: str, value: Any) -> Layout | None:
+def _layout(translation: Translation, root: nn.Module, name: str, value: Any) -> Layout | None:
     """How the exported constant becomes the canonical one: the layout under which the contents are equal."""
     if value is None or value.const_value is None:
         return None
     native = value.const_value.numpy()
-    wanted, info = model.weight(name), model.graph.weights[name]
+    graph, canonical = translation.graph, translation.constant(name, root)
+    info = graph.weights[name]
     candidates: list[Layout] = [info.layout, (), TRANSPOSED]
     if native.shape[:1] == (1,):
         candidates.append((Take(0),))
@@ -279,7 +283,7 @@ def _layout(model: TorchModel, name: str, value: Any) -> Layout | None:
         candidates.append((Permute((*range(last - 1), last, last - 1)),))
         candidates += [
             conv_transpose_layout(native.shape, int(use.node.attributes.get("group", 1)))
-            for use in model.graph.uses(name)
+            for use in graph.uses(name)
             if use.node.op == "ConvTranspose"
         ]
     for layout in candidates:
@@ -289,7 +293,7 @@ def _layout(model: TorchModel, name: str, value: Any) -> Layout | None:
             continue
         # A view accepts any shape of as many values: the layout fits only if it leads back as well.
         back = to_native(seen, layout, native).shape == native.shape
-        if back and seen.shape == wanted.shape and np.array_equal(seen, wanted):
+        if back and seen.shape == canonical.shape and np.array_equal(seen, canonical):
             return layout
     return None
 

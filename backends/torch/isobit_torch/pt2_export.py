@@ -14,14 +14,15 @@ from isobit_torch.binding import bind
 from isobit_torch.decomposed import dequantized_constant, quantized_activation
 from isobit_torch.fxtools import DTYPE, attribute, erase_unread
 from isobit_torch.inserting import insert_quantizers
+from isobit_torch.program import Program
 from isobit_torch.quantizers import Quantizer
+from isobit_torch.simulator import Simulator
 from isobit_torch.standalone import Constants, Standalone, call_of, example_inputs, plain_signature, standalone
 from isobit_torch.torch_export import named_arguments, quiet
+from isobit_torch.translation import Translation
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-
-    from isobit_torch.model import TorchModel
 
 _NOTE = (
     "model.pt2: torch.export.load reads it after `import torch.ao.quantization.fx._decomposed`. torch's reference "
@@ -29,21 +30,22 @@ _NOTE = (
 )
 
 
-def write_pt2(model: TorchModel, encodings: Encodings, path: Path) -> list[str]:
-    """Write `model` with `encodings`. Raises ModelError for a format, or an operation, that the file cannot say."""
-    module = _quantized(model, encodings)
-    program = _export(model, module)
-    program.example_inputs = None  # the one part of the file that would be pickled
-    torch.export.save(program, path)
+def write_pt2(
+    program: Program, translation: Translation, native: Simulator, encodings: Encodings, path: Path
+) -> list[str]:
+    """Write the float graph with `encodings`. Raises ModelError for formats and operations that the file cannot say."""
+    exported = _export(program, native, _quantized(program, translation, native, encodings))
+    exported.example_inputs = None  # the one part of the file that would be pickled
+    torch.export.save(exported, path)
     return [_NOTE]
 
 
-def _quantized(model: TorchModel, encodings: Encodings) -> Standalone:
+def _quantized(program: Program, translation: Translation, native: Simulator, encodings: Encodings) -> Standalone:
     """The float graph with quantize and dequantize calls in place of quantizers."""
     keys = {site: f"site{number}" for number, site in enumerate(encodings)}
     quantizers = {keys[site]: Quantizer(encoding) for site, encoding in encodings.items()}
-    simulated = insert_quantizers(model.program.graph, model.translation, keys, quantizers)
-    graph, native = simulated.graph, model.native
+    simulated = insert_quantizers(program.graph, translation, keys, quantizers)
+    graph = simulated.graph
     constants = Constants.beside(graph)
     for site, node in simulated.after.items():
         source: Any = node.args[0]
@@ -51,7 +53,7 @@ def _quantized(model: TorchModel, encodings: Encodings) -> Standalone:
             if source.op == "get_attr":
                 value = attribute(native, source.target)
                 _require_float32(str(source.target), value.dtype)
-                layout, make = bind(model.translation, site).layout, partial(constants.replace, graph, source)
+                layout, make = bind(translation, site).layout, partial(constants.replace, graph, source)
                 result = dequantized_constant(graph, value, layout, site, encodings[site], make)
             else:
                 _require_float32(str(site), source.meta.get(DTYPE))
@@ -60,7 +62,7 @@ def _quantized(model: TorchModel, encodings: Encodings) -> Standalone:
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     erase_unread(graph, lambda node: node.op == "get_attr")
-    return standalone(native, graph, constants.made, plain_signature(model.program.signature))
+    return standalone(native, graph, constants.made, plain_signature(program.signature))
 
 
 def _require_float32(name: str, dtype: object) -> None:
@@ -68,9 +70,9 @@ def _require_float32(name: str, dtype: object) -> None:
         raise ModelError(f"{name!r} is {dtype}: a .pt2 file is written from float32, see sim.model.float()")
 
 
-def _export(model: TorchModel, module: Standalone) -> ExportedProgram:
-    program, signature = model.program, plain_signature(model.program.signature)
-    call = call_of(signature, example_inputs(program, model.native.device()))
+def _export(program: Program, native: Simulator, module: Standalone) -> ExportedProgram:
+    signature = plain_signature(program.signature)
+    call = call_of(signature, example_inputs(program, native.device()))
     axes = {
         info.name: {axis: torch.export.Dim.AUTO for axis, n in enumerate(info.shape) if isinstance(n, str)} or None
         for info in program.inputs

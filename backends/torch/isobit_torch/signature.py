@@ -185,3 +185,55 @@ def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[tuple[st
     if len(keys) != len(children):
         keys = list(range(len(children)))
     return [leaf for key, child in zip(keys, children, strict=True) for leaf in _leaves(child, (*path, key))]
+
+
+# --- as data ---------------------------------------------------------------------------------------------------------
+
+
+def signature_to_record(signature: Signature) -> dict[str, Any]:
+    """A JSON-ready record of a signature; structures of the user's own classes come back as dicts and tuples."""
+    return {
+        "arguments": [[a.name, _spec_to_record(a.spec), list(a.leaves)] for a in signature.arguments],
+        "out": _spec_to_record(signature.out_spec),
+        "outputs": list(signature.outputs),
+    }
+
+
+def _spec_to_record(spec: pytree.TreeSpec) -> Any:
+    """A structure of tuples, lists and dicts; any other container becomes a dict or a tuple."""
+    if spec.is_leaf():
+        return "*"
+    children = [_spec_to_record(child) for child in spec.children()]
+    if spec.type in (list, tuple):
+        return [spec.type.__name__, children]
+    keys = spec.context if isinstance(spec.context, list) else None
+    if keys is None and isinstance(spec.context, tuple) and spec.context and isinstance(spec.context[0], list):
+        keys = spec.context[0]
+    if keys is not None and len(keys) == len(children):
+        return ["dict", children, [str(key) for key in keys]]
+    return ["tuple", children]
+
+
+def plain_spec(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    """A structure of tuples, lists and dicts alone, for files that are read where the user's classes are not."""
+    return _spec_from_record(_spec_to_record(spec))
+
+
+def _spec_from_record(record: Any) -> pytree.TreeSpec:
+    def build(entry: Any) -> Any:
+        if entry == "*":
+            return 0
+        children = [build(child) for child in entry[1]]
+        if entry[0] == "dict":
+            return dict(zip(entry[2], children, strict=True))
+        return children if entry[0] == "list" else tuple(children)
+
+    return pytree.tree_flatten(build(record))[1]
+
+
+def signature_from_record(record: dict[str, Any]) -> Signature:
+    """The inverse of `signature_to_record`."""
+    arguments = tuple(
+        Argument(name, _spec_from_record(spec), tuple(leaves)) for name, spec, leaves in record["arguments"]
+    )
+    return Signature(arguments, _spec_from_record(record["out"]), tuple(record["outputs"]))

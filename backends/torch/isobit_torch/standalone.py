@@ -13,9 +13,8 @@ from torch.utils import _pytree as pytree
 
 from isobit_torch.fxtools import attribute
 from isobit_torch.program import Program
-from isobit_torch.signature import Argument, Call, Signature
+from isobit_torch.signature import Argument, Call, Signature, plain_spec
 from isobit_torch.simulator import Simulator
-from isobit_torch.state import plain_spec
 
 
 class Standalone(nn.Module):

@@ -1,6 +1,6 @@
-"""A TorchModel as bytes and back: the graph as JSON, tensors as safetensors, quantizers as encodings. No pickle.
+"""A simulator as bytes: the graph as JSON, tensors as safetensors, quantizers as encodings. No pickle.
 
-Restoring needs neither the user's class nor its file: calls are written by their ATen names.
+Calls are written by their ATen names, so that restoring needs neither the user's class nor its file.
 """
 
 from __future__ import annotations
@@ -10,43 +10,37 @@ import json
 import math
 import operator
 import zipfile
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from isobit.encoding import Encodings
 from isobit.errors import ModelError
 from isobit.formats import isobit_json
-from isobit.sites import site_key, site_of
-from isobit_torch.devices import follow
-from isobit_torch.fxtools import attribute
-from isobit_torch.modules import BatchNorm, Container, Dropout, Recurrent, container_path, set_tensor
+from isobit.sites import Site, site_key
+from isobit_torch.modules import BatchNorm, Dropout, Recurrent
 from isobit_torch.program import Program
 from isobit_torch.quantizers import QUANTIZERS
-from isobit_torch.shapes import InputInfo, Symbols, propagate
-from isobit_torch.signature import Argument, Signature
+from isobit_torch.signature import signature_to_record
+from isobit_torch.simulator import Simulator
 
-if TYPE_CHECKING:
-    from isobit_torch.model import TorchModel
-
-_FORMAT = 1
-_GRAPH, _TENSORS, _QUANTIZERS, _OFF = "graph.json", "tensors.safetensors", "encodings.json", "off.json"
-_NAMESPACES = ("aten", "prims")
+FORMAT = 1
+GRAPH_FILE, TENSORS_FILE = "graph.json", "tensors.safetensors"
+ENCODINGS_FILE, DISABLED_FILE = "encodings.json", "off.json"
 
 
-def dump(model: TorchModel) -> bytes:
-    """The bytes of a model."""
-    program, native = model.program, model.native
+def dump(program: Program, native: Simulator, encodings: Encodings, disabled: Iterable[Site]) -> bytes:
+    """The bytes of a program with the tensors of its simulator, its quantizers, and which of them are off."""
     tensors, places = _tensors(native)
     header = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "nodes": [_node(node) for node in program.graph.nodes],
         "places": places,
         "modules": _modules(native),
-        "signature": _signature(program.signature),
+        "signature": signature_to_record(program.signature),
         "inputs": [[info.name, list(info.shape), info.dtype] for info in program.inputs],
         "symbols": {name: list(sizes) for name, sizes in program.symbols.sizes.items()},
         "notes": list(program.notes),
@@ -54,57 +48,11 @@ def dump(model: TorchModel) -> bytes:
     }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(_GRAPH, json.dumps(header))
-        archive.writestr(_TENSORS, save(tensors))
-        archive.writestr(_QUANTIZERS, isobit_json.dumps(model.encodings()))
-        archive.writestr(_OFF, json.dumps([site_key(site) for site in model.disabled()]))
+        archive.writestr(GRAPH_FILE, json.dumps(header))
+        archive.writestr(TENSORS_FILE, save(tensors))
+        archive.writestr(ENCODINGS_FILE, isobit_json.dumps(encodings))
+        archive.writestr(DISABLED_FILE, json.dumps([site_key(site) for site in disabled]))
     return buffer.getvalue()
-
-
-def restore(state: bytes) -> TorchModel:
-    """The model that `dump` wrote. Raises ModelError for other bytes."""
-    from isobit_torch.model import TorchModel
-
-    try:
-        with zipfile.ZipFile(io.BytesIO(state)) as archive:
-            header = json.loads(archive.read(_GRAPH))
-            tensors = load(archive.read(_TENSORS))
-            encodings: Encodings = isobit_json.loads(archive.read(_QUANTIZERS).decode(), "state")
-            off = [site_of(*key) for key in json.loads(archive.read(_OFF))]
-        if header["format"] != _FORMAT:
-            raise ValueError(f"format {header['format']}, this version reads {_FORMAT}")
-        program = _program(header, tensors)
-    except ModelError:
-        raise
-    except Exception as error:  # broken bytes fail in many ways
-        raise ModelError(f"these bytes are no state of a PyTorch model: {error}") from error
-    model = TorchModel(program)
-    model.set_state(encodings, off)
-    return model
-
-
-def _program(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Program:
-    root = nn.Module()
-    made: dict[str, Any] = {}
-    for path, kind, settings in header["modules"]:
-        parent, _, name = path.rpartition(".")
-        classes: dict[str, Any] = {
-            "BatchNorm": BatchNorm, "Dropout": Dropout, "Recurrent": Recurrent, "Container": Container
-        }  # fmt: skip
-        container_path(root, parent).add_module(name, classes[kind](**settings))
-    for path, key, parameter, trainable, persistent in header["places"]:
-        if key not in made:
-            made[key] = nn.Parameter(tensors[key], trainable) if parameter else tensors[key]
-        set_tensor(root, path, made[key], parameter=parameter, persistent=persistent)
-    graph = fx.Graph()
-    nodes: dict[str, fx.Node] = {}
-    for entry in header["nodes"]:
-        nodes[entry["id"]] = _make(graph, entry, nodes)
-    follow(graph, torch.device(header["device"]), torch.device("cpu"))  # the tensors were written from there
-    inputs = tuple(InputInfo(name, tuple(shape), dtype) for name, shape, dtype in header["inputs"])
-    symbols = Symbols({name: (sizes[0], sizes[1]) for name, sizes in header["symbols"].items()})
-    propagate(root, graph, inputs, symbols)
-    return Program(root, graph, _read_signature(header["signature"]), inputs, symbols, tuple(header["notes"]))
 
 
 # --- modules and tensors ---------------------------------------------------------------------------------------------
@@ -149,52 +97,6 @@ def _modules(root: nn.Module) -> list[list[Any]]:
     return found
 
 
-def _signature(signature: Signature) -> dict[str, Any]:
-    """Structures of the user's own classes come back as dicts and tuples."""
-    return {
-        "arguments": [[a.name, _spec(a.spec), list(a.leaves)] for a in signature.arguments],
-        "out": _spec(signature.out_spec),
-        "outputs": list(signature.outputs),
-    }
-
-
-def _spec(spec: pytree.TreeSpec) -> Any:
-    """A structure of tuples, lists and dicts; any other container becomes a dict or a tuple."""
-    if spec.is_leaf():
-        return "*"
-    children = [_spec(child) for child in spec.children()]
-    if spec.type in (list, tuple):
-        return [spec.type.__name__, children]
-    keys = spec.context if isinstance(spec.context, list) else None
-    if keys is None and isinstance(spec.context, tuple) and spec.context and isinstance(spec.context[0], list):
-        keys = spec.context[0]
-    if keys is not None and len(keys) == len(children):
-        return ["dict", children, [str(key) for key in keys]]
-    return ["tuple", children]
-
-
-def plain_spec(spec: pytree.TreeSpec) -> pytree.TreeSpec:
-    """A structure of tuples, lists and dicts alone, for files that are read where the user's classes are not."""
-    return _read_spec(_spec(spec))
-
-
-def _read_spec(data: Any) -> pytree.TreeSpec:
-    def build(entry: Any) -> Any:
-        if entry == "*":
-            return 0
-        children = [build(child) for child in entry[1]]
-        if entry[0] == "dict":
-            return dict(zip(entry[2], children, strict=True))
-        return children if entry[0] == "list" else tuple(children)
-
-    return pytree.tree_flatten(build(data))[1]
-
-
-def _read_signature(data: dict[str, Any]) -> Signature:
-    arguments = tuple(Argument(name, _read_spec(spec), tuple(leaves)) for name, spec, leaves in data["arguments"])
-    return Signature(arguments, _read_spec(data["out"]), tuple(data["outputs"]))
-
-
 # --- nodes -----------------------------------------------------------------------------------------------------------
 
 
@@ -217,47 +119,6 @@ def _node(node: fx.Node) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _make(graph: fx.Graph, entry: dict[str, Any], nodes: dict[str, fx.Node]) -> fx.Node:
-    target: Any = entry["target"]
-    if entry["op"] == "call_function":
-        target = _function(target)
-    elif entry["op"] not in ("placeholder", "get_attr", "call_module", "output"):
-        raise ModelError(f"unknown kind of node {entry['op']!r}")
-    args = tuple(_decode(a, nodes) for a in entry["args"])
-    kwargs = {key: _decode(value, nodes) for key, value in entry["kwargs"].items()}
-    node = graph.create_node(entry["op"], target, args, kwargs, name=entry["id"])
-    node.meta.update(entry["meta"])
-    return node
-
-
-def _function(name: str) -> Any:
-    """ATen calls and arithmetic on sizes only: a state runs no code of its own."""
-    namespace, *path = name.split(".")
-    arithmetic = {
-        "getitem",
-        "add",
-        "sub",
-        "mul",
-        "floordiv",
-        "mod",
-        "neg",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "truediv",
-    }
-    if namespace == "operator" and path[0] in arithmetic:
-        return getattr(operator, path[0])
-    if namespace == "torch" and path[0].startswith("sym_"):
-        return getattr(torch, path[0])
-    if namespace in _NAMESPACES and len(path) == 2:
-        return attribute(getattr(torch.ops, namespace), ".".join(path))
-    raise ModelError(f"the state calls {name!r}, which is no operation of a model")
-
-
 def _encode(value: Any) -> Any:
     if isinstance(value, fx.Node):
         return {"node": value.name}
@@ -273,23 +134,3 @@ def _encode(value: Any) -> Any:
     if isinstance(value, slice):
         return {"slice": [_encode(v) for v in (value.start, value.stop, value.step)]}
     raise ModelError(f"an argument {value!r} of a call cannot be written to a file")
-
-
-def _decode(data: Any, nodes: dict[str, fx.Node]) -> Any:
-    if not isinstance(data, dict):
-        return data
-    ((kind, value),) = data.items()
-    if kind == "node":
-        return nodes[value]
-    if kind in ("list", "tuple", "slice"):
-        items = [_decode(v, nodes) for v in value]
-        return items if kind == "list" else tuple(items) if kind == "tuple" else slice(*items)
-    if kind == "float":
-        return float(value)
-    if kind == "device":
-        return torch.device(value)
-    if kind in ("dtype", "memory_format", "layout"):
-        found = getattr(torch, value)
-        if isinstance(found, getattr(torch, kind)):
-            return found
-    raise ModelError(f"unknown argument {data!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
@@ -11,33 +11,30 @@ from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
 from isobit_torch.fxtools import attribute, erase_unread
-from isobit_torch.program import copy_graph
+from isobit_torch.program import Program, copy_graph
 from isobit_torch.quantizers import Quantizer, WeightQuantizer
 from isobit_torch.signature import Call, Signature
+from isobit_torch.simulator import Simulator
 from isobit_torch.standalone import Constants, Standalone, call_of, example_inputs, plain_signature, standalone
 from isobit_torch.torch_export import named_arguments, quiet
 from isobit_torch.tracing import make_traceable
 
-if TYPE_CHECKING:
-    from isobit_torch.model import TorchModel
-    from isobit_torch.simulator import Simulator
 
-
-def write_torchscript(model: TorchModel, path: Path) -> list[str]:
-    """Write the simulator of `model` as it is now; quantizers that are off are left out. Raises ModelError."""
-    signature, notes = plain_signature(model.program.signature), []
-    graph, rounded = _with_rounded_constants(model.native)
+def write_torchscript(program: Program, native: Simulator, path: Path) -> list[str]:
+    """Write the simulator as it is now; quantizers that are off are left out. Raises ModelError."""
+    signature, notes = plain_signature(program.signature), []
+    graph, rounded = _with_rounded_constants(native)
     make_traceable(graph)
     if not _is_traceable(signature):
         signature = _flat(graph, signature)
         notes = [f"{path.name} returns a tuple of tensors: {', '.join(map(str, signature.outputs))}"]
-    module = standalone(model.native, graph, rounded, signature)
-    call = call_of(signature, example_inputs(model.program, model.native.device()))
+    module = standalone(native, graph, rounded, signature)
+    call = call_of(signature, example_inputs(program, native.device()))
     try:
         with quiet(), named_arguments(module, call), torch.no_grad():
             script: Any = torch.jit.trace(module, call.args, strict=False, check_trace=False)  # type: ignore[no-untyped-call]
-        for which in (0, 1) if model.program.symbols.sizes else (0,):
-            _check(module, script, call_of(signature, example_inputs(model.program, model.native.device(), which)))
+        for which in (0, 1) if program.symbols.sizes else (0,):
+            _check(module, script, call_of(signature, example_inputs(program, native.device(), which)))
     except ModelError:
         raise
     except Exception as error:

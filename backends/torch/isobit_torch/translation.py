@@ -15,6 +15,7 @@ from isobit.canonical import canonicalize
 from isobit.canonical.linear import view_weight
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node, TensorInfo, WeightInfo
+from isobit.layout import to_canonical
 from isobit_torch.convert import to_array
 from isobit_torch.fxtools import DTYPE, NAME, SHAPE, arguments, attribute, full_name, getitems, is_tensor, op_name
 from isobit_torch.modules import BatchNorm, Recurrent
@@ -36,6 +37,15 @@ class Translation:
     attributes: Mapping[str, fx.Node]
     parts: Mapping[str, tuple[fx.Node, ...]]
     numbers: Mapping[str, NDArray[Any]]
+
+    def constant(self, name: str, root: nn.Module) -> NDArray[Any]:
+        """A weight of the graph in canonical layout, with the values that `root` has now."""
+        info = self.graph.weights[name]
+        source = info.source or name
+        if source in self.numbers:
+            return np.array(to_canonical(self.numbers[source], info.layout))
+        value = attribute(root, str(self.attributes[source].target))
+        return np.array(to_canonical(to_array(value), info.layout))
 
 
 def translate(
