@@ -14,10 +14,10 @@ from isobit.encoding import Encoding
 from isobit.layout import to_canonical
 from isobit.quantsim import QuantSim
 from isobit.sites import Tensor, Weight
-from isobit_torch.binding import bind
-from isobit_torch.fxtools import attribute
 from isobit_torch.model import TorchModel
-from isobit_torch.quantizers import Quantizer
+from isobit_torch.program.fx_nodes import attribute
+from isobit_torch.simulate.quantizers import Quantizer
+from isobit_torch.translate.sites import bind
 
 __all__ = ["Comparison", "Executed"]
 

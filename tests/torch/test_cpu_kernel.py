@@ -1,4 +1,4 @@
-"""The kernel of the CPU against `isobit.arithmetic`, bit for bit, on whatever number of threads."""
+"""The kernel of the CPU against `isobit.arithmetic`, bit for bit, on whatever number of cpu_kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isobit import arithmetic
-from isobit_torch import threads
+from isobit_torch.simulate import cpu_kernel
 
 F32_MAX = float(np.finfo(np.float32).max)
 SPECIAL = np.array(
@@ -55,14 +55,14 @@ def test_the_kernel_gives_the_same_bits(grid: tuple[int, int, int], scale: float
     x = np.concatenate([near_ties(scale, zero_point, q_min, q_max), SPECIAL, np.array(values, np.float32)])
     with np.errstate(over="ignore"):
         expected = arithmetic.fake_quantize(x, np.float32(scale), zero_point, q_min, q_max)
-    threads.fake_quantize_in_place(x, *(np.float32(number) for number in (scale, zero_point, q_min, q_max)))
+    cpu_kernel.fake_quantize_in_place(x, *(np.float32(number) for number in (scale, zero_point, q_min, q_max)))
     np.testing.assert_array_equal(x.view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_parts_give_the_bits_of_the_whole(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: count)
-    values = np.random.default_rng(0).standard_normal(3 * threads._PART + 17).astype(np.float32)
+    values = np.random.default_rng(0).standard_normal(3 * cpu_kernel._PART + 17).astype(np.float32)
     rounded = values.copy()
-    threads.run_in_parts(rounded, tuple(np.float32(number) for number in (0.02, 7, 0, 255)))
+    cpu_kernel.run_in_parts(rounded, tuple(np.float32(number) for number in (0.02, 7, 0, 255)))
     np.testing.assert_array_equal(rounded, arithmetic.fake_quantize(values, np.float32(0.02), 7, 0, 255))

@@ -18,11 +18,11 @@ from isobit.statistics import Histogram, MinMax
 from isobit.testing import interpreter
 from isobit.testing.conformance import BackendConformance
 from isobit.testing.conformance.quantizing import tie_values
-from isobit_torch import cuda_kernels
 from isobit_torch.backend import TorchBackend
-from isobit_torch.building import build_torch
 from isobit_torch.model import TorchModel
-from isobit_torch.quantizers import Quantizer
+from isobit_torch.reference_networks import build_torch
+from isobit_torch.simulate import cuda_kernel
+from isobit_torch.simulate.quantizers import Quantizer
 
 DEVICE = torch.device("cuda", 0)
 
@@ -67,7 +67,7 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
 
 def test_the_kernel_is_used() -> None:
     pytest.importorskip("triton")
-    assert cuda_kernels.usable(DEVICE)
+    assert cuda_kernel.usable(DEVICE)
 
 
 @pytest.mark.parametrize("count", range(2, 17))

@@ -18,11 +18,11 @@ from isobit.quantsim import QuantSim
 from isobit.sites import Tensor
 from isobit.statistics import Histogram, MinMax
 from isobit.wishes import Wishes
-from isobit_torch import device_histogram
 from isobit_torch.backend import TorchBackend
-from isobit_torch.device_histogram import DeviceHistograms
 from isobit_torch.model import TorchModel
-from isobit_torch.watched import Watched
+from isobit_torch.simulate import device_histogram
+from isobit_torch.simulate.device_histogram import DeviceHistograms
+from isobit_torch.simulate.watched import Watched
 
 
 @pytest.fixture(scope="module")

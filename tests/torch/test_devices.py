@@ -16,12 +16,12 @@ from isobit.encoding import Encoding
 from isobit.errors import ModelError
 from isobit.sites import Tensor, Weight
 from isobit_torch.backend import TorchBackend
-from isobit_torch.capture import _moved
-from isobit_torch.devices import follow, require_one_device
+from isobit_torch.capture.capture import _moved
 from isobit_torch.model import TorchModel
-from isobit_torch.quantizers import Quantizer, WeightQuantizer
-from isobit_torch.signature import example_call
-from isobit_torch.simulator import Simulator
+from isobit_torch.program.devices import follow, require_one_device
+from isobit_torch.program.signature import example_call
+from isobit_torch.simulate.quantizers import Quantizer, WeightQuantizer
+from isobit_torch.simulate.simulator import Simulator
 
 
 class Places(nn.Module):

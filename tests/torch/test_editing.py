@@ -13,7 +13,7 @@ from isobit.quant_spec import QuantSpec
 from isobit.sites import Input, Tensor, Weight
 from isobit.statistics import MinMax
 from isobit_torch.backend import TorchBackend
-from isobit_torch.translation import translate
+from isobit_torch.translate.translate import translate
 
 
 class Branches(nn.Module):

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from isobit.encoding import Encoding
 from isobit.quant_spec import QuantSpec
-from isobit_torch.quantizers import Quantizer, WeightQuantizer
+from isobit_torch.simulate.quantizers import Quantizer, WeightQuantizer
 
 FORMATS = [f"{kind}{bits}" for kind in ("int", "uint") for bits in range(2, 17)]
 FORMATS += [f"int{bits} strict" for bits in (2, 4, 8, 16)] + [f"int{bits} asymmetric" for bits in (4, 8)]

@@ -20,8 +20,8 @@ from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.wishes import Wishes
 from isobit_torch.backend import TorchBackend
-from isobit_torch.quantizers import QUANTIZERS, Quantizer
-from isobit_torch.simulator import Simulator
+from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer
+from isobit_torch.simulate.simulator import Simulator
 
 
 class Classifier(nn.Module):

@@ -14,7 +14,7 @@ from isobit.testing.networks import Network
 from isobit.testing.rescaling import folded_with_relu, rescaled
 from isobit.wishes import Wishes
 from isobit_torch.backend import TorchBackend
-from isobit_torch.building import build_torch
+from isobit_torch.reference_networks import build_torch
 
 FOLDER = Path(__file__).parents[2] / "examples" / "digits"
 DATA = {"image": np.load(FOLDER / "calibration.npz")["image"][:48]}

@@ -15,7 +15,7 @@ from isobit.quantsim import QuantSim
 from isobit.sites import Tensor, Weight
 from isobit.wishes import Wishes
 from isobit_torch.backend import TorchBackend
-from isobit_torch.quantizers import QUANTIZERS
+from isobit_torch.simulate.quantizers import QUANTIZERS
 
 
 class Residual(nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 import isobit
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS, Network
-from isobit_torch.building import build_torch, example_of
+from isobit_torch.reference_networks import build_torch, example_of
 
 
 class Tuple(nn.Module):

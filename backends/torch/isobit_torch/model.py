@@ -23,15 +23,15 @@ from isobit.errors import DataError, EncodingError, IsobitError, ModelError
 from isobit.graph import Graph
 from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor
-from isobit_torch.binding import bind
-from isobit_torch.convert import to_array
-from isobit_torch.inserting import Simulated, insert_quantizers
-from isobit_torch.observing import ObservingRunner
-from isobit_torch.program import Program, copy_graph
-from isobit_torch.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
-from isobit_torch.simulator import Simulator
-from isobit_torch.translation import translate
-from isobit_torch.watched import Watched
+from isobit_torch.program.convert import to_array
+from isobit_torch.program.program import Program, copy_graph
+from isobit_torch.simulate.insert_quantizers import Simulated, insert_quantizers
+from isobit_torch.simulate.observe import ObservingRunner
+from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
+from isobit_torch.simulate.simulator import Simulator
+from isobit_torch.simulate.watched import Watched
+from isobit_torch.translate.sites import bind
+from isobit_torch.translate.translate import translate
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -71,7 +71,7 @@ class TorchModel:
 
     def edit(self, edits: Sequence[Edit]) -> None:
         """Apply edits, all or none."""
-        from isobit_torch.editing import apply_edits
+        from isobit_torch.translate.edit import apply_edits
 
         plan = plan_edits(self.graph, edits, self.weight)
         edited = apply_edits(self.program, self.translation, self._native, plan)
@@ -198,7 +198,7 @@ class TorchModel:
         self, function: Callable[[Mapping[str, Any]], Any], weights: Mapping[str, NDArray[np.float32]], batch: Batch
     ) -> tuple[float, dict[str, NDArray[np.float32]]]:
         """Value of ``function(outputs)`` with `weights` overridden, and its gradient by each of them."""
-        from isobit_torch.differentiating import Overridden, fixed
+        from isobit_torch.simulate.gradient import Overridden, fixed
 
         assert self._simulated is not None
         runner = Overridden(self._native, self._simulated.graph, self.translation, weights)
@@ -232,7 +232,7 @@ class TorchModel:
 
     def to_onnx(self) -> tuple[ModelProto, NameMap]:
         """The float model as ONNX, and where each tensor and weight of the graph is in it."""
-        from isobit_torch.onnx_export import to_onnx
+        from isobit_torch.export.to_onnx import to_onnx
 
         return to_onnx(self.program, self.translation, self._native, self._keys)
 
@@ -243,8 +243,8 @@ class TorchModel:
 
     def write_native(self, form: str, encodings: Encodings, path: Path) -> list[str]:
         """Write one of `native_formats`; returns what the reader should know. Raises ModelError, nothing is changed."""
-        from isobit_torch.pt2_export import write_pt2
-        from isobit_torch.torchscript_export import write_torchscript
+        from isobit_torch.export.pt2 import write_pt2
+        from isobit_torch.export.torchscript import write_torchscript
 
         if form == "pt2":
             return write_pt2(self.program, self.translation, self._native, encodings, path)
@@ -271,6 +271,6 @@ class TorchModel:
 
     def state(self) -> bytes:
         """Everything, as bytes."""
-        from isobit_torch.state import dump
+        from isobit_torch.export.state import dump
 
         return dump(self.program, self._native, self.encodings(), self.disabled())

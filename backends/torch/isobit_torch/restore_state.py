@@ -1,4 +1,4 @@
-"""A TorchModel of the bytes that `isobit_torch.state` wrote; neither the user's class nor its file is needed."""
+"""A TorchModel of the bytes that `isobit_torch.export.state` wrote; neither the user's class nor its file is needed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from isobit.encoding import Encodings
 from isobit.errors import ModelError
 from isobit.formats import isobit_json
 from isobit.sites import site_of
-from isobit_torch.devices import follow
-from isobit_torch.fxtools import attribute
+from isobit_torch.export.state import DISABLED_FILE, ENCODINGS_FILE, FORMAT, GRAPH_FILE, TENSORS_FILE
 from isobit_torch.model import TorchModel
-from isobit_torch.modules import BatchNorm, Container, Dropout, Recurrent, container_path, set_tensor
-from isobit_torch.program import Program
-from isobit_torch.shapes import InputInfo, Symbols, propagate
-from isobit_torch.signature import signature_from_record
-from isobit_torch.state import DISABLED_FILE, ENCODINGS_FILE, FORMAT, GRAPH_FILE, TENSORS_FILE
+from isobit_torch.program.devices import follow
+from isobit_torch.program.fx_nodes import attribute
+from isobit_torch.program.modules import BatchNorm, Container, Dropout, Recurrent, container_path, set_tensor
+from isobit_torch.program.program import Program
+from isobit_torch.program.shapes import InputInfo, Symbols, propagate
+from isobit_torch.program.signature import signature_from_record
 
 _NAMESPACES = ("aten", "prims")
 
