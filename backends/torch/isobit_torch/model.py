@@ -255,14 +255,14 @@ class TorchModel:
         root = copy.deepcopy(self._native)
         root.__dict__["_modules"].pop(QUANTIZERS)
         program = self.program
-        made = TorchModel(
+        copied = TorchModel(
             Program(
                 root, copy_graph(program.graph)[0], program.signature, program.inputs, program.symbols, program.notes
             )
         )
-        made.set_state(self.encodings(), self.disabled())
-        made.native.train(self._native.training)
-        return made
+        copied.set_state(self.encodings(), self.disabled())
+        copied.native.train(self._native.training)
+        return copied
 
     def set_state(self, encodings: Mapping[Site, Encoding], off: Iterable[Site]) -> None:
         """Take over the quantizers of another model of the same graph."""

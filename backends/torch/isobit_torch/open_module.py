@@ -20,7 +20,7 @@ from isobit_torch.model import TorchModel
 from isobit_torch.program.fx_nodes import DTYPE, NAME, arguments, attribute, erase_unread, op_name
 from isobit_torch.program.modules import BatchNorm, Dropout, add_functional
 from isobit_torch.program.program import Program
-from isobit_torch.program.shapes import read_inputs, require_float, settle
+from isobit_torch.program.shapes import read_inputs, require_float, settle_sizes
 from isobit_torch.program.torch_export import quiet
 
 _DROPOUT_CALLS = {"dropout": "dropout", "feature_dropout": "dropout2d", "alpha_dropout": "alpha_dropout"}
@@ -62,7 +62,7 @@ def program_of(captured: Capture) -> Program:
     erase_unread(graph)
     make_unique(graph)
     strip(graph)
-    inputs, symbols, fixed = settle(root, graph, inputs, symbols)
+    inputs, symbols, fixed = settle_sizes(root, graph, inputs, symbols)
     return Program(root, graph, captured.signature, inputs, symbols, (*captured.notes, *changed, *folded, *fixed))
 
 
@@ -98,9 +98,9 @@ def restore_modules(graph: fx.Graph, root: nn.Module, original: nn.Module) -> No
         else:
             continue
         with graph.inserting_before(node):
-            made = graph.call_module(path, args)
-        made.meta.update({key: node.meta[key] for key in (NAME, DTYPE, "val") if key in node.meta})
-        node.replace_all_uses_with(made)
+            call = graph.call_module(path, args)
+        call.meta.update({key: node.meta[key] for key in (NAME, DTYPE, "val") if key in node.meta})
+        node.replace_all_uses_with(call)
         graph.erase_node(node)
 
 
@@ -114,6 +114,6 @@ def strip(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.op not in ("output", "placeholder", "get_attr") and DTYPE not in node.meta:
             describe(node, node.meta.get("val"))
-        kept = {key: node.meta[key] for key in (NAME, DTYPE) if key in node.meta}
+        meta = {key: node.meta[key] for key in (NAME, DTYPE) if key in node.meta}
         node.meta.clear()
-        node.meta.update(kept)
+        node.meta.update(meta)

@@ -169,5 +169,5 @@ class NetworkModule(nn.Module):
             "Softmax": lambda t: torch.softmax(t, a["axis"]),
             "MatMul": lambda t, u: torch.matmul(t, u) * a["scale"] if "scale" in a else torch.matmul(t, u),
         }  # fmt: skip
-        made: Tensor = simple[node.op](*x)
-        return made
+        result = simple[node.op](*x)
+        return result

@@ -50,7 +50,7 @@ def restore(state: bytes) -> TorchModel:
 
 def _program(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Program:
     root = nn.Module()
-    made: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for path, kind, settings in header["modules"]:
         parent, _, name = path.rpartition(".")
         classes: dict[str, Any] = {
@@ -58,9 +58,9 @@ def _program(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Progra
         }  # fmt: skip
         container_path(root, parent).add_module(name, classes[kind](**settings))
     for path, key, parameter, trainable, persistent in header["places"]:
-        if key not in made:
-            made[key] = nn.Parameter(tensors[key], trainable) if parameter else tensors[key]
-        set_tensor(root, path, made[key], parameter=parameter, persistent=persistent)
+        if key not in values:
+            values[key] = nn.Parameter(tensors[key], trainable) if parameter else tensors[key]
+        set_tensor(root, path, values[key], parameter=parameter, persistent=persistent)
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for entry in header["nodes"]:
@@ -127,7 +127,7 @@ def _decode(data: Any, nodes: dict[str, fx.Node]) -> Any:
     if kind == "device":
         return torch.device(value)
     if kind in ("dtype", "memory_format", "layout"):
-        found = getattr(torch, value)
-        if isinstance(found, getattr(torch, kind)):
-            return found
+        constant = getattr(torch, value)
+        if isinstance(constant, getattr(torch, kind)):
+            return constant
     raise ModelError(f"unknown argument {data!r}")

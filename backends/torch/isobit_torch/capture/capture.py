@@ -121,12 +121,12 @@ def _dynamic(leaf: Any, batch: bool, sequence: bool) -> Any:
 
 def _arguments(call: Call, program: ExportedProgram) -> tuple[Argument, ...]:
     inputs = iter(spec for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT")
-    found = []
+    arguments = []
     for name, value in zip(call.names, (*call.args, *call.kwargs.values()), strict=True):
         leaves, spec = pytree.tree_flatten(value)
         names = [_input_name(next(inputs), leaf) for leaf in leaves]
-        found.append(Argument(name, spec, tuple(names)))
-    return tuple(found)
+        arguments.append(Argument(name, spec, tuple(names)))
+    return tuple(arguments)
 
 
 def _input_name(spec: Any, leaf: Any) -> str | None:

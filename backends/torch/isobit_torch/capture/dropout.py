@@ -34,24 +34,24 @@ _Asked = Mapping[tuple[str, str], list[float]]
 
 def restore_dropout(graph: fx.Graph, module: nn.Module, call: Call) -> None:
     """Give the calls of `graph`, a capture of `module`, the dropout probabilities of training."""
-    found: dict[tuple[str, str], list[fx.Node]] = defaultdict(list)
+    calls: dict[tuple[str, str], list[fx.Node]] = defaultdict(list)
     modules = dict(module.named_modules())
     for node in graph.nodes:
         kind = op_name(node)
         owner = node.meta.get(NAME, "").removesuffix(kind).rstrip(".")
         own = owner in modules and not isinstance(modules[owner], nn.Dropout)
         if own and kind in (_ATTENTION, _DROPOUT) and not _probability(node):
-            found[owner, kind].append(node)
+            calls[owner, kind].append(node)
         elif own and kind == "softmax" and isinstance(modules[owner], nn.MultiheadAttention):
-            found[owner, kind].append(node)  # followed by dropout only where there is some
-    if not found:
+            calls[owner, kind].append(node)  # followed by dropout only where there is some
+    if not calls:
         return
-    asked = _ask(module, call, {owner for owner, _ in found})
-    for (owner, kind), nodes in found.items():
-        wanted = asked.get((owner, _ATTENTION if kind == _ATTENTION else _DROPOUT), [])
-        if len(wanted) != len(nodes):  # another way through the code in training
+    asked = _ask(module, call, {owner for owner, _ in calls})
+    for (owner, kind), nodes in calls.items():
+        probabilities = asked.get((owner, _ATTENTION if kind == _ATTENTION else _DROPOUT), [])
+        if len(probabilities) != len(nodes):  # another way through the code in training
             continue
-        for node, probability in zip(nodes, wanted, strict=True):
+        for node, probability in zip(nodes, probabilities, strict=True):
             if probability:
                 _set(graph, node, owner, probability)
 
@@ -65,10 +65,10 @@ def _set(graph: fx.Graph, node: fx.Node, owner: str, probability: float) -> None
     kind = op_name(node)
     if kind == "softmax":
         with graph.inserting_after(node):
-            made = graph.call_function(aten.dropout.default, (node, probability, False))
-        node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
-        made.meta.update(node.meta)
-        made.meta[NAME] = f"{owner}.{_DROPOUT}"
+            dropout = graph.call_function(aten.dropout.default, (node, probability, False))
+        node.replace_all_uses_with(dropout, delete_user_cb=lambda user: user is not dropout)
+        dropout.meta.update(node.meta)
+        dropout.meta[NAME] = f"{owner}.{_DROPOUT}"
     elif kind == _DROPOUT:
         node.args = (node.args[0], probability, False)
     else:
@@ -114,10 +114,10 @@ class _Listener(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        known = _CALLS.get(func)
-        if known is not None and self.path:
-            kinds, position, name = known
-            given = args[position] if len(args) > position else kwargs.get(name, 0.0)
+        call = _CALLS.get(func)
+        if call is not None and self.path:
+            kinds, position, name = call
+            probability = args[position] if len(args) > position else kwargs.get(name, 0.0)
             for kind in kinds:
-                self.asked[self.path[-1], kind].append(float(given))
+                self.asked[self.path[-1], kind].append(float(probability))
         return func(*args, **kwargs)

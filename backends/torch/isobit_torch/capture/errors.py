@@ -15,7 +15,7 @@ from isobit.errors import ModelError
 from isobit_torch.program.fx_nodes import op_name
 
 _FRAMEWORK = str(Path(torch.__file__).parent)
-_OURS = str(Path(__file__).parents[1])
+_BACKEND = str(Path(__file__).parents[1])
 
 _BRANCH = "the program depends on the values of a tensor"
 
@@ -90,8 +90,8 @@ def refuse_data_dependence(graph: fx.Graph, module: nn.Module) -> None:
                 continue
             if tag is torch.Tag.dynamic_output_shape and not free_unbacked_symbols(node.meta.get("val")):
                 continue  # torch knows the size: one_hot of a given depth, a table read by numbers
-            found = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace", "")))
-            lines = [(file, int(number)) for file, number in found if _is_users(file)]
+            frames = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace", "")))
+            lines = [(file, int(number)) for file, number in frames if _is_users(file)]
             place = ""
             if lines:
                 file, number = lines[-1]
@@ -119,7 +119,7 @@ def _line(error: BaseException) -> tuple[str, int, str] | None:
 
 
 def _is_users(file: str) -> bool:
-    return not file.startswith((_FRAMEWORK, _OURS, "<")) and "site-packages/torch/" not in file
+    return not file.startswith((_FRAMEWORK, _BACKEND, "<")) and "site-packages/torch/" not in file
 
 
 def _first_line(text: str) -> str:

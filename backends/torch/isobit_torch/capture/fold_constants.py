@@ -50,9 +50,9 @@ def fold_constants(graph: fx.Graph, root: nn.Module) -> tuple[str, ...]:
             continue
         if value.numel() > _LARGEST or _shows_constant(node) or any(user.op == "output" for user in readers):
             continue
-        made = add_constant(root, graph, str(node.meta[NAME]), value.detach().clone())
+        constant = add_constant(root, graph, str(node.meta[NAME]), value.detach().clone())
         for reader in readers:
-            reader.replace_input_with(node, made)
+            reader.replace_input_with(node, constant)
         if node in parametrized:
             notes.append(f"the weight that {node.meta[NAME]!r} computes is a constant: train before quantizing")
     erase_unread(graph, lambda node: node.op != "get_attr")

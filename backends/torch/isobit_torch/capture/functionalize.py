@@ -29,7 +29,7 @@ def functionalize(graph: fx.Graph) -> str | None:
 
 def written_buffers(graph: fx.Graph) -> tuple[str, ...]:
     """Notes on buffers that forward itself changes: a captured program starts each time from what they were."""
-    found: dict[str, None] = {}
+    buffers: dict[str, None] = {}
     for node in graph.nodes:
         if not _is_in_place(node):
             continue
@@ -37,8 +37,8 @@ def written_buffers(graph: fx.Graph) -> tuple[str, ...]:
         while isinstance(root, fx.Node) and _may_alias(root):
             root = root.args[0]
         if isinstance(root, fx.Node) and root.op == "get_attr":
-            found[str(root.target)] = None
-    return tuple(f"forward changes the buffer {name!r}; here it keeps its value" for name in found)
+            buffers[str(root.target)] = None
+    return tuple(f"forward changes the buffer {name!r}; here it keeps its value" for name in buffers)
 
 
 def _is_in_place(node: fx.Node) -> bool:

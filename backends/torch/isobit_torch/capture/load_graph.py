@@ -72,11 +72,11 @@ def load_graph(program: ExportedProgram, root: nn.Module, canonical: dict[str, s
         if node.op == "placeholder":
             env[node] = _input(graph, node, specs[node.name], program, root, canonical, attributes)
         elif node.op == "output":
-            wanted = [spec.arg for spec in signature.output_specs if spec.kind.name == "USER_OUTPUT"]
+            returned = [spec.arg for spec in signature.output_specs if spec.kind.name == "USER_OUTPUT"]
             by_name = {n.name: n for n in program.graph.nodes}
             results = tuple(
                 env[by_name[a.name]] if hasattr(a, "name") and a.name in by_name else getattr(a, "value", None)
-                for a in wanted
+                for a in returned
             )
             graph.output(results)
         else:
@@ -105,9 +105,9 @@ def _input(
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             return value if not isinstance(value, torch.SymInt) else int(value)
-        made = graph.placeholder(node.name)
-        made.meta["val"] = value
-        made.meta[NAME] = node.name
+        new_node = graph.placeholder(node.name)
+        new_node.meta["val"] = value
+        new_node.meta[NAME] = node.name
     else:
         path = canonical.get(target)
         if path is None:  # a tensor attribute, or a literal in the code
@@ -115,8 +115,8 @@ def _input(
             set_tensor(root, path, program.constants[target].detach(), parameter=False, persistent=False)
         if path in attributes:
             return attributes[path]
-        made = attributes[path] = graph.get_attr(path)
-        made.meta["val"] = node.meta.get("val")
-        made.meta[NAME] = path
-    describe(made, made.meta["val"])
-    return made
+        new_node = attributes[path] = graph.get_attr(path)
+        new_node.meta["val"] = node.meta.get("val")
+        new_node.meta[NAME] = path
+    describe(new_node, new_node.meta["val"])
+    return new_node

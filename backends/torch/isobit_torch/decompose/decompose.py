@@ -62,8 +62,8 @@ def _attention(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
             aten.ones.default, [rows, columns], part="ones", dtype=torch.bool, device=query.meta["val"].device
         )
         mask = e.call(aten.tril.default, ones, part="causal")
-        for made in (ones, mask):
-            made.meta[DTYPE] = "bool"
+        for boolean in (ones, mask):
+            boolean.meta[DTYPE] = "bool"
     if mask is not None:
         if mask.meta[DTYPE] == "bool":
             # The lowest float instead of -inf: a row that is masked altogether must not become NaN.
@@ -182,7 +182,7 @@ def _chunk(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
 def _multi_outputs(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     """The functional forms of batch norm have three results, of which inference reads the first."""
     epsilon = a.get("eps", 1e-5)
-    made = e.call(
+    result = e.call(
         aten.batch_norm.default,
         a["input"],
         a["weight"],
@@ -196,10 +196,10 @@ def _multi_outputs(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | N
     )
     for user in list(node.users):
         if op_name(user) == "getitem" and user.args[1] == 0:
-            made.meta["val"], made.meta[DTYPE] = user.meta.get("val"), user.meta.get(DTYPE)
-            user.replace_all_uses_with(made)
+            result.meta["val"], result.meta[DTYPE] = user.meta.get("val"), user.meta.get(DTYPE)
+            user.replace_all_uses_with(result)
             e.graph.erase_node(user)
-    return made
+    return result
 
 
 _RULES: dict[str, Rule] = {

@@ -102,7 +102,7 @@ def _reshaped(e: Expander, x: fx.Node, shape: list[Any], part: str) -> fx.Node:
     return e.call(aten.reshape.default, x, shape, part=part)
 
 
-def _permuted(e: Expander, operand: fx.Node, term: str, wanted: list[str], part: str) -> fx.Node:
-    if list(term) == wanted:
+def _permuted(e: Expander, operand: fx.Node, term: str, letters: list[str], part: str) -> fx.Node:
+    if list(term) == letters:
         return operand
-    return e.call(aten.permute.default, operand, [term.index(c) for c in wanted], part=part, like=operand)
+    return e.call(aten.permute.default, operand, [term.index(c) for c in letters], part=part, like=operand)

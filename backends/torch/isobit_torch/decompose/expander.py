@@ -21,11 +21,11 @@ class Expander:
 
     def call(self, target: Any, *args: Any, part: str = "", like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
         """A tensor node; `part` is appended to the name of the node being expanded."""
-        made = self.graph.call_function(target, args, kwargs)
+        new_node = self.graph.call_function(target, args, kwargs)
         name = self.node.meta[NAME]
-        made.meta[NAME] = f"{name}.{part}" if part else name
-        made.meta[DTYPE] = (like or self.node).meta.get(DTYPE)
-        return made
+        new_node.meta[NAME] = f"{name}.{part}" if part else name
+        new_node.meta[DTYPE] = (like or self.node).meta.get(DTYPE)
+        return new_node
 
     def size(self, x: fx.Node, axis: int) -> Any:
         """One dimension of a tensor: a number, or a node where it is dynamic."""

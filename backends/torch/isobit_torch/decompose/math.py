@@ -19,12 +19,12 @@ def _rank(node: fx.Node) -> int:
     return len(node.meta["val"].shape)
 
 
-def _take(e: Expander, node: fx.Node, index: int, made: fx.Node) -> None:
-    """`made` is result `index` of a call with several."""
+def _take(e: Expander, node: fx.Node, index: int, result: fx.Node) -> None:
+    """`result` stands in for number `index` of the results of a call."""
     for user in list(node.users):
         if op_name(user) == "getitem" and user.args[1] == index:
-            made.meta["val"], made.meta[DTYPE] = user.meta.get("val"), user.meta.get(DTYPE)
-            user.replace_all_uses_with(made)
+            result.meta["val"], result.meta[DTYPE] = user.meta.get("val"), user.meta.get(DTYPE)
+            user.replace_all_uses_with(result)
             e.graph.erase_node(user)
 
 
@@ -63,14 +63,14 @@ def _deviation(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
 
 def _with_mean(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     """std_mean and var_mean: two results."""
-    found = (_deviation if op_name(node) == "std_mean" else _variance)(e, node, a)
-    if found is None:
+    statistic = (_deviation if op_name(node) == "std_mean" else _variance)(e, node, a)
+    if statistic is None:
         return None
     axes = _axes(a["self"], a.get("dim"))
     mean = e.call(aten.mean.dim, a["self"], axes, bool(a.get("keepdim", False)), part="average", like=a["self"])
-    _take(e, node, 0, found)
+    _take(e, node, 0, statistic)
     _take(e, node, 1, mean)
-    return found
+    return statistic
 
 
 def _extreme(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
@@ -83,11 +83,11 @@ def _extreme(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
         return None
     if "dim" not in a:
         return e.call(reduce.default, x, list(range(_rank(x))))
-    found = e.call(reduce.default, x, [a["dim"]], a["keepdim"], like=x)
+    extremes = e.call(reduce.default, x, [a["dim"]], a["keepdim"], like=x)
     if any(user.args[1] == 1 for user in node.users if op_name(user) == "getitem"):
         _take(e, node, 1, e.call(place.default, x, a["dim"], a["keepdim"], part="place"))
-    _take(e, node, 0, found)
-    return found
+    _take(e, node, 0, extremes)
+    return extremes
 
 
 def _place(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
@@ -217,12 +217,12 @@ def _adaptive_average(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node 
     name = op_name(node)
     count = int(name[-2])
     spatial = a["self"].meta["val"].shape[-count:]
-    wanted = a["output_size"] if isinstance(a["output_size"], list | tuple) else [a["output_size"]] * count
-    if all(n == 1 for n in wanted) or any(not isinstance(n, int) for n in (*wanted, *spatial)):
+    sizes = a["output_size"] if isinstance(a["output_size"], list | tuple) else [a["output_size"]] * count
+    if all(n == 1 for n in sizes) or any(not isinstance(n, int) for n in (*sizes, *spatial)):
         return None
-    if any(n % w for n, w in zip(spatial, wanted, strict=True)) or list(spatial) == list(wanted):
+    if any(n % w for n, w in zip(spatial, sizes, strict=True)) or list(spatial) == list(sizes):
         return None
-    kernel = [int(n) // w for n, w in zip(spatial, wanted, strict=True)]
+    kernel = [int(n) // w for n, w in zip(spatial, sizes, strict=True)]
     return e.call(getattr(aten, f"avg_pool{count}d").default, a["self"], kernel, kernel)
 
 
@@ -234,11 +234,11 @@ def _embedding_bag(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | N
         return None
     if not isinstance(rows, fx.Node) or _rank(rows) != 2 or any(user.args[1] != 0 for user in node.users):
         return None
-    found = e.call(aten.embedding.default, a["weight"], rows, part="rows", like=a["weight"])
+    embedded = e.call(aten.embedding.default, a["weight"], rows, part="rows", like=a["weight"])
     reduce, kind = (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default), a["mode"]
-    made = e.call(reduce[kind], found, [1], like=a["weight"])
-    _take(e, node, 0, made)
-    return made
+    bags = e.call(reduce[kind], embedded, [1], like=a["weight"])
+    _take(e, node, 0, bags)
+    return bags
 
 
 def _nan_free(target: Any) -> Rule:

@@ -67,12 +67,12 @@ class _Network:
         """The sequence (time, batch, directions * hidden) of a layer, and those of its last states that are read."""
         stem = f"layer{layer}." if self.layers > 1 else ""
         states = [self._state(state, layer, f"{stem}initial{i}") for i, state in enumerate(self.states)]
-        made = [self._direction(layer, direction, x, states, stem) for direction in range(self.directions)]
-        y = self._join([self._result(node, 0) for node in made], 1, f"{stem}directions")
+        calls = [self._direction(layer, direction, x, states, stem) for direction in range(self.directions)]
+        y = self._join([self._result(node, 0) for node in calls], 1, f"{stem}directions")
         y = self.e.call(aten.permute.default, y, [0, 2, 1, 3], part=f"{stem}by_batch", like=x)
         y = self.e.call(aten.flatten.using_ints, y, 2, 3, part=f"{stem}joined", like=x)
-        wanted = sorted(index for index in self.read if index > 0)
-        return y, {i: self._join([self._result(node, i) for node in made], 0, f"{stem}last{i}") for i in wanted}
+        last_read = sorted(index for index in self.read if index > 0)
+        return y, {i: self._join([self._result(node, i) for node in calls], 0, f"{stem}last{i}") for i in last_read}
 
     def _state(self, state: fx.Node, layer: int, part: str) -> fx.Node | None:
         """The initial state of one layer; zeros are what a layer starts from anyway."""
@@ -89,10 +89,10 @@ class _Network:
             stem += "reverse" if direction else "forward"
             states = [None if s is None else self._cut(s, direction, 1, f"{stem}.initial") for s in states]
         path = add_functional(self.e.root, Recurrent(self.kind, self.activation, reverse=bool(direction)))
-        made = self.e.graph.call_module(path, (x, *parameters, *[*states, None][:2]))
-        made.meta[NAME] = f"{self.node.meta[NAME]}.{stem}".rstrip(".")
-        made.meta["val"] = self.node.meta.get("val")
-        return made
+        call = self.e.graph.call_module(path, (x, *parameters, *[*states, None][:2]))
+        call.meta[NAME] = f"{self.node.meta[NAME]}.{stem}".rstrip(".")
+        call.meta["val"] = self.node.meta.get("val")
+        return call
 
     def _cut(self, state: fx.Node, start: int, count: int, part: str) -> fx.Node:
         return self.e.call(aten.slice.Tensor, state, 0, start, start + count, part=part, like=state)

@@ -77,9 +77,9 @@ def _from_hidden(e: Expander, a: dict[str, Any], hidden: fx.Node) -> fx.Node | N
 
 def _sum(e: Expander, left: fx.Node | None, right: fx.Node | None, part: str) -> fx.Node:
     if left is None or right is None:
-        found = left if right is None else right
-        assert found is not None
-        return found
+        operand = left if right is None else right
+        assert operand is not None
+        return operand
     return _call(e, aten.add.Tensor, left, right, part=part)
 
 

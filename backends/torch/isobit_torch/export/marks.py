@@ -81,27 +81,27 @@ def marked_graph(graph: fx.Graph, translation: Translation) -> tuple[fx.Graph, d
 
     Constants themselves keep their names in the export, and are marked there (`mark_constants`).
     """
-    made, copies = copy_graph(graph)
+    marked_copy, copies = copy_graph(graph)
     labels: dict[str, Site] = {}
     neutral = translation.graph
 
     def mark(source: fx.Node, site: Site) -> fx.Node:
         label = f"{len(labels)}"
         labels[label] = site
-        return made.call_function(mark_operator(), (source, label))
+        return marked_copy.call_function(mark_operator(), (source, label))
 
     for node in neutral.nodes:
         for index, name in enumerate(node.inputs):
             if name is not None and _is_shared(translation, name):
-                _mark_readers(made, copies, translation, Input(node.name, index), mark)
+                _mark_readers(marked_copy, copies, translation, Input(node.name, index), mark)
     for site in (Tensor(name) for name in neutral.tensors):
         source = copies[translation.values[site.name]]
         readers = [user for user in source.users if op_name(user) != "sym_size"]
-        with made.inserting_after(behind(source)):
+        with marked_copy.inserting_after(behind(source)):
             marked = mark(source, site)
         for reader in readers:
             reader.replace_input_with(source, marked)
-    return made, labels
+    return marked_copy, labels
 
 
 def _is_shared(translation: Translation, name: str) -> bool:
@@ -131,10 +131,10 @@ def mark_constants(model: ir.Model, translation: Translation, labels: dict[str, 
         model.graph.insert_before(model.graph[0], node)
 
 
-def _mark_readers(made: fx.Graph, copies: Any, translation: Translation, site: Input, mark: Any) -> None:
+def _mark_readers(graph: fx.Graph, copies: Any, translation: Translation, site: Input, mark: Any) -> None:
     for reader in bind_readers(translation, site):
         node, read = copies[reader.node], copies[reader.read]
-        with made.inserting_before(node):
+        with graph.inserting_before(node):
             marked = mark(read, site)
         if reader.index is None or not isinstance(node.args[reader.index], fx.Node):
             node.replace_input_with(read, marked)

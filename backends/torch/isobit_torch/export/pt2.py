@@ -11,7 +11,14 @@ import torch
 from isobit.encoding import Encodings
 from isobit.errors import ModelError
 from isobit_torch.export.quantized_decomposed import dequantized_constant, quantized_activation
-from isobit_torch.export.standalone import Constants, Standalone, call_of, example_inputs, plain_signature, standalone
+from isobit_torch.export.standalone import (
+    NewConstants,
+    Standalone,
+    call_of,
+    example_inputs,
+    plain_signature,
+    standalone,
+)
 from isobit_torch.program.fx_nodes import DTYPE, attribute, erase_unread
 from isobit_torch.program.program import Program
 from isobit_torch.program.torch_export import named_arguments, quiet
@@ -46,7 +53,7 @@ def _quantized(program: Program, translation: Translation, native: Simulator, en
     quantizers = {keys[site]: Quantizer(encoding) for site, encoding in encodings.items()}
     simulated = insert_quantizers(program.graph, translation, keys, quantizers)
     graph = simulated.graph
-    constants = Constants.beside(graph)
+    constants = NewConstants.beside(graph)
     for site, node in simulated.after.items():
         source: Any = node.args[0]
         with graph.inserting_before(node):
@@ -62,7 +69,7 @@ def _quantized(program: Program, translation: Translation, native: Simulator, en
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     erase_unread(graph, lambda node: node.op == "get_attr")
-    return standalone(native, graph, constants.made, plain_signature(program.signature))
+    return standalone(native, graph, constants.values, plain_signature(program.signature))
 
 
 def _require_float32(name: str, dtype: object) -> None:

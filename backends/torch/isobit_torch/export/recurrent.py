@@ -77,8 +77,8 @@ def as_operators(graph: fx.Graph, root: nn.Module) -> None:
         if isinstance(module, Recurrent):
             with graph.inserting_before(node):
                 settings = (module.kind, module.activation, module.reverse)
-                made = graph.call_function(recurrent_operator(), (*node.args, *settings))
-            node.replace_all_uses_with(made)
+                call = graph.call_function(recurrent_operator(), (*node.args, *settings))
+            node.replace_all_uses_with(call)
             graph.erase_node(node)
 
 
@@ -127,19 +127,22 @@ def recurrent_translation() -> dict[Any, Any]:
     return {recurrent_operator(): recurrent}
 
 
-def lower(model: ir.Model, found: dict[Site, list[Any]]) -> None:
-    """Make ONNX's nodes of ours, in place; readers in `found` follow. Raises ModelError for a weight read elsewhere."""
-    done: set[str] = set()
+def as_onnx_nodes(model: ir.Model, marked: dict[Site, list[Any]]) -> None:
+    """Make ONNX's nodes of ours, in place; readers in `marked` follow.
+
+    Raises ModelError for a weight that is read elsewhere too.
+    """
+    turned: set[str] = set()
     for node in [n for n in model.graph if n.domain == DOMAIN and n.op_type == _NAME]:
-        bias = _lower(model.graph, node, done)
-        for readers in found.values():
+        bias = _as_onnx_node(model.graph, node, turned)
+        for readers in marked.values():
             for position, reader in enumerate(readers):
                 if isinstance(reader, tuple) and reader[0] is node and reader[1] in _BIASES:
                     readers[position] = (bias, reader[1] - _BIASES[0])
     model.opset_imports.pop(DOMAIN, None)
 
 
-def _lower(graph: ir.Graph, node: ir.Node, done: set[str]) -> ir.Node | None:
+def _as_onnx_node(graph: ir.Graph, node: ir.Node, turned: set[str]) -> ir.Node | None:
     """Returns the node that joins the biases, None where there are none."""
     import onnx_ir as ir
 
@@ -148,9 +151,9 @@ def _lower(graph: ir.Graph, node: ir.Node, done: set[str]) -> ir.Node | None:
     node.resize_inputs(_STATES[-1] + 1)
     constants = [node.inputs[index] for index in (*_WEIGHTS, *_BIASES)]
     for value in constants:
-        if value is not None and value.name not in done:
-            _turn(value, kind)
-            done.add(value.name or "")
+        if value is not None and value.name not in turned:
+            _reorder_gates(value, kind)
+            turned.add(value.name or "")
     hidden = constants[1].shape[2] if constants[1] is not None and constants[1].shape is not None else 0
     joined = None
     if node.inputs[_BIASES[0]] is not None:
@@ -169,12 +172,12 @@ def _lower(graph: ir.Graph, node: ir.Node, done: set[str]) -> ir.Node | None:
         settings["linear_before_reset"] = 1
     if activation:
         settings["activations"] = [activation]
-    for made in ir.convenience.convert_attributes(settings):
-        node.attributes.add(made)
+    for entry in ir.convenience.convert_attributes(settings):
+        node.attributes.add(entry)
     return joined
 
 
-def _turn(value: ir.Value, kind: str) -> None:
+def _reorder_gates(value: ir.Value, kind: str) -> None:
     """A parameter as ONNX has it: the gates in its order, an axis for the directions in front."""
     import onnx_ir as ir
 

@@ -47,21 +47,21 @@ def standalone(
 
 def _of_its_own(module: nn.Module, apart: Collection[str]) -> nn.Module:
     """The same in another module, without the tensors in `apart`."""
-    made = copy.copy(module)
+    copied = copy.copy(module)
     for name in ("_parameters", "_buffers", "_modules"):
-        made.__dict__[name] = {key: value for key, value in module.__dict__[name].items() if key not in apart}
-    return made
+        copied.__dict__[name] = {key: value for key, value in module.__dict__[name].items() if key not in apart}
+    return copied
 
 
 @dataclass
-class Constants:
+class NewConstants:
     """New constants of a graph by path; a path that another constant has is not given twice."""
 
     taken: set[str]
-    made: dict[str, torch.Tensor] = field(default_factory=dict)
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def beside(cls, graph: fx.Graph) -> Constants:
+    def beside(cls, graph: fx.Graph) -> NewConstants:
         """None yet; the paths of the graph's own constants are taken."""
         return cls({str(node.target) for node in graph.nodes if node.op == "get_attr"})
 
@@ -73,7 +73,7 @@ class Constants:
             number += 1
             path = f"{stem}_{number}"
         self.taken.add(path)
-        self.made[path] = value
+        self.values[path] = value
         return graph.get_attr(path)
 
     def replace(self, graph: fx.Graph, source: fx.Node, end: str, value: torch.Tensor) -> fx.Node:
@@ -100,12 +100,12 @@ def call_of(signature: Signature, values: Mapping[str, Any]) -> Call:
 
 def example_inputs(program: Program, device: torch.device, which: int = 0) -> dict[str, torch.Tensor]:
     """Inputs by name, at one of two sizes of each dynamic axis: noise for floats, zeros for what may be an index."""
-    found = {}
+    inputs = {}
     generator = torch.Generator().manual_seed(which)
     for info in program.inputs:
         shape, dtype = program.symbols.shape(info, which), getattr(torch, info.dtype)
         value = torch.zeros(shape, dtype=dtype)
         if dtype.is_floating_point:
             value.copy_(torch.randn(shape, generator=generator))
-        found[info.name] = value.to(device)
-    return found
+        inputs[info.name] = value.to(device)
+    return inputs

@@ -81,20 +81,20 @@ def _tensors(root: nn.Module) -> tuple[dict[str, torch.Tensor], list[list[Any]]]
 
 
 def _modules(root: nn.Module) -> list[list[Any]]:
-    found: list[list[Any]] = []
+    modules: list[list[Any]] = []
     for path, module in root.named_modules(remove_duplicate=False):
         if not path or path.split(".")[0] == QUANTIZERS:
             continue
         if isinstance(module, BatchNorm):
-            found.append([path, "BatchNorm", {"momentum": module.momentum, "epsilon": module.epsilon}])
+            modules.append([path, "BatchNorm", {"momentum": module.momentum, "epsilon": module.epsilon}])
         elif isinstance(module, Dropout):
-            found.append([path, "Dropout", {"probability": module.probability, "kind": module.kind}])
+            modules.append([path, "Dropout", {"probability": module.probability, "kind": module.kind}])
         elif isinstance(module, Recurrent):
             settings = {"kind": module.kind, "activation": module.activation, "reverse": module.reverse}
-            found.append([path, "Recurrent", settings])
+            modules.append([path, "Recurrent", settings])
         else:
-            found.append([path, "Container", {}])
-    return found
+            modules.append([path, "Container", {}])
+    return modules
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------

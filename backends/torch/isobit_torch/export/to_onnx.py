@@ -23,7 +23,7 @@ from isobit.layout import TRANSPOSED, Layout, Permute, Take, conv_transpose_layo
 from isobit.quiet import quiet_loggers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_torch.export.marks import MARK, mark_constants, marked_graph, onnx_translation
-from isobit_torch.export.recurrent import as_operators, lower, recurrent_translation, refuse_projections
+from isobit_torch.export.recurrent import as_onnx_nodes, as_operators, recurrent_translation, refuse_projections
 from isobit_torch.program.devices import follow
 from isobit_torch.program.program import Program
 from isobit_torch.program.signature import Signature
@@ -53,7 +53,7 @@ def to_onnx(
     mark_constants(exported, translation, labels)
     _prepare(exported)
     marked = _take_out_marks(exported, labels)
-    lower(exported, marked)
+    as_onnx_nodes(exported, marked)
     _fold_weight_views(exported)
     _name_outputs(exported, program.signature)
     names = _names(translation, native, exported, marked)
@@ -93,8 +93,8 @@ def _export(program: Program, native: Simulator, graph: Any) -> ir.Model:
         raise ModelError(f"torch.onnx.export cannot write this model: {_reason(error)}") from error
     finally:
         native.train(training)
-    made: ir.Model = result.model
-    return made
+    model: ir.Model = result.model
+    return model
 
 
 def _reason(error: BaseException) -> str:
@@ -134,27 +134,27 @@ def _take_out_marks(model: ir.Model, labels: dict[str, Site]) -> dict[Site, list
     """Remove the marks; for each site the marked value, and for an Input site its (node, index) readers."""
     import onnx_ir as ir
 
-    found: dict[Site, list[Any]] = {}
+    marked: dict[Site, list[Any]] = {}
     for node in [n for n in model.graph if n.op_type == MARK]:
         site = labels[str(node.attributes["label"].value)]
         source, output = node.inputs[0], node.outputs[0]
         if isinstance(site, Input):
-            found.setdefault(site, []).extend((use.node, use.idx) for use in output.uses())
+            marked.setdefault(site, []).extend((use.node, use.idx) for use in output.uses())
         if output.is_graph_output():
             identity = ir.Node("", "Identity", [source], name=f"{node.name}_output")
-            made = identity.outputs[0]
-            made.name, made.type, made.shape = f"{output.name}_identity", output.type, output.shape
+            result = identity.outputs[0]
+            result.name, result.type, result.shape = f"{output.name}_identity", output.type, output.shape
             model.graph.insert_before(node, [identity])
             for position, value in enumerate(model.graph.outputs):
                 if value is output:
-                    model.graph.outputs[position] = made
+                    model.graph.outputs[position] = result
         if source is None:
             continue
         ir.convenience.replace_all_uses_with(output, source)
         model.graph.remove(node, safe=True)
         if not isinstance(site, Input):
-            found[site] = [source]
-    return found
+            marked[site] = [source]
+    return marked
 
 
 def _rename_clashes(model: ir.Model) -> None:
@@ -201,10 +201,10 @@ def _separate_outputs(model: ir.Model) -> None:
         if not any(value is other for other in outputs[:position]):
             continue
         identity = ir.Node("", "Identity", [value], name=f"{value.name}_output_{position}")
-        again = identity.outputs[0]
-        again.name, again.type, again.shape = f"{value.name}_{position}", value.type, value.shape
+        repeated = identity.outputs[0]
+        repeated.name, repeated.type, repeated.shape = f"{value.name}_{position}", value.type, value.shape
         model.graph.append(identity)
-        outputs[position] = again
+        outputs[position] = repeated
 
 
 def _prepare(model: ir.Model) -> None:
@@ -288,12 +288,12 @@ def _layout(translation: Translation, root: nn.Module, name: str, value: Any) ->
         ]
     for layout in candidates:
         try:
-            seen = to_canonical(native, layout)
+            values = to_canonical(native, layout)
         except (ValueError, IndexError):
             continue
         # A view accepts any shape of as many values: the layout fits only if it leads back as well.
-        back = to_native(seen, layout, native).shape == native.shape
-        if back and seen.shape == canonical.shape and np.array_equal(seen, canonical):
+        back = to_native(values, layout, native).shape == native.shape
+        if back and values.shape == canonical.shape and np.array_equal(values, canonical):
             return layout
     return None
 

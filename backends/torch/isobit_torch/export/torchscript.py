@@ -10,7 +10,14 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
-from isobit_torch.export.standalone import Constants, Standalone, call_of, example_inputs, plain_signature, standalone
+from isobit_torch.export.standalone import (
+    NewConstants,
+    Standalone,
+    call_of,
+    example_inputs,
+    plain_signature,
+    standalone,
+)
 from isobit_torch.export.trace_calls import make_traceable
 from isobit_torch.program.fx_nodes import attribute, erase_unread
 from isobit_torch.program.program import Program, copy_graph
@@ -47,7 +54,7 @@ def write_torchscript(program: Program, native: Simulator, path: Path) -> list[s
 def _with_rounded_constants(native: Simulator) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
     """The simulator's graph with constants that are on their grids already, under their names, and those constants."""
     graph = copy_graph(native.graph)[0]
-    constants = Constants.beside(graph)
+    constants = NewConstants.beside(graph)
     for node in list(graph.nodes):
         quantizer = attribute(native, str(node.target)) if node.op == "call_module" else None
         if not isinstance(quantizer, Quantizer):
@@ -64,7 +71,7 @@ def _with_rounded_constants(native: Simulator) -> tuple[fx.Graph, dict[str, torc
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     erase_unread(graph, lambda node: node.op == "get_attr")
-    return graph, constants.made
+    return graph, constants.values
 
 
 def _is_traceable(signature: Signature) -> bool:
@@ -78,17 +85,17 @@ def _flat(graph: fx.Graph, signature: Signature) -> Signature:
     """Let the graph return its tensors alone, in order."""
     output = next(node for node in graph.nodes if node.op == "output")
     results: Any = output.args[0]
-    kept = [(value, name) for value, name in zip(results, signature.outputs, strict=True) if name is not None]
-    output.args = (tuple(value for value, _ in kept),)
-    names = tuple(name for _, name in kept)
+    tensors = [(value, name) for value, name in zip(results, signature.outputs, strict=True) if name is not None]
+    output.args = (tuple(value for value, _ in tensors),)
+    names = tuple(name for _, name in tensors)
     return Signature(signature.arguments, pytree.tree_flatten(names)[1], names)
 
 
 def _check(module: Standalone, script: Any, call: Call) -> None:
     """The trace must give the simulator's bits, at another size of each dynamic axis too."""
     with torch.no_grad():
-        wanted, found = (pytree.tree_leaves(run(*call.args)) for run in (module, script))
-    for a, b in zip(wanted, found, strict=True):
+        expected, traced = (pytree.tree_leaves(run(*call.args)) for run in (module, script))
+    for a, b in zip(expected, traced, strict=True):
         if (
             a.shape != b.shape
             or not torch.equal(a.isnan(), b.isnan())

@@ -24,6 +24,6 @@ def add_constant(root: nn.Module, graph: fx.Graph, stem: str, value: torch.Tenso
     path = f"{CONSTANTS}.{name}"
     set_tensor(root, path, value, parameter=False, persistent=False)
     with graph.inserting_before(next(iter(graph.nodes))):
-        made = graph.get_attr(path)
-    made.meta[NAME], made.meta[DTYPE], made.meta["val"] = path, dtype_name(value.dtype), value
-    return made
+        node = graph.get_attr(path)
+    node.meta[NAME], node.meta[DTYPE], node.meta["val"] = path, dtype_name(value.dtype), value
+    return node

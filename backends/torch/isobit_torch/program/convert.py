@@ -19,5 +19,5 @@ def to_array(tensor: torch.Tensor) -> NDArray[Any]:
 
 def to_tensor(array: NDArray[Any], like: torch.Tensor | None = None) -> torch.Tensor:
     """A tensor of its own memory, with the type and on the device of `like`."""
-    made = torch.from_numpy(np.array(array, order="C"))
-    return made if like is None else made.to(like.device, like.dtype)
+    tensor = torch.from_numpy(np.array(array, order="C"))
+    return tensor if like is None else tensor.to(like.device, like.dtype)

@@ -38,14 +38,14 @@ def full_name(node: fx.Node) -> str:
 def arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of an ATen call by name, defaults filled in."""
     assert isinstance(node.target, torch._ops.OpOverload)
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for index, argument in enumerate(node.target._schema.arguments):
         if index < len(node.args):
-            found[argument.name] = node.args[index]
+            by_name[argument.name] = node.args[index]
         else:
             default = argument.default_value if argument.has_default_value() else None
-            found[argument.name] = node.kwargs.get(argument.name, default)
-    return found
+            by_name[argument.name] = node.kwargs.get(argument.name, default)
+    return by_name
 
 
 def is_tensor(value: Any) -> bool:
@@ -65,11 +65,11 @@ def is_zeros(value: Any) -> bool:
 
 def getitems(node: fx.Node) -> dict[int, fx.Node]:
     """The nodes that take single results out of a node with several, by index."""
-    found: dict[int, fx.Node] = {}
+    by_index: dict[int, fx.Node] = {}
     for user in node.users:
         if user.op == "call_function" and user.target is operator.getitem and isinstance(user.args[1], int):
-            found.setdefault(user.args[1], user)
-    return found
+            by_index.setdefault(user.args[1], user)
+    return by_index
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -79,16 +79,16 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def attribute(root: torch.nn.Module, path: str) -> Any:
     """The parameter, buffer or module at a dotted path."""
-    found: Any = root
+    value: Any = root
     for part in path.split("."):
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
-def erase_unread(graph: fx.Graph, wanted: Callable[[fx.Node], bool] = lambda node: True) -> None:
+def erase_unread(graph: fx.Graph, may_go: Callable[[fx.Node], bool] = lambda node: True) -> None:
     """Remove nodes that nothing reads, but for a first result beside others that are read: it keeps their places."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and not _keeps_place(node) and node.op not in ("placeholder", "output") and wanted(node):
+        if not node.users and not _keeps_place(node) and node.op not in ("placeholder", "output") and may_go(node):
             graph.erase_node(node)
 
 

@@ -79,9 +79,9 @@ class Recurrent(Container):
     ) -> tuple[Tensor, ...]:
         """(time, 1, batch, hidden) of (time, batch, features), and the last states (1, batch, hidden), as in ONNX."""
         x = x.flip(0) if self.reverse else x
-        given = (hidden, cell) if self.kind == "LSTM" else (hidden,)
+        initial = (hidden, cell) if self.kind == "LSTM" else (hidden,)
         zeros = (1, x.shape[1], recurrent_weight.shape[1])
-        state = [x.new_zeros(zeros) if value is None else value for value in given]
+        state = [x.new_zeros(zeros) if value is None else value for value in initial]
         weights = [weight, recurrent_weight, *(t for t in (bias, recurrent_bias) if t is not None)]
         settings = (bias is not None, 1, 0.0, self.training, False, False)
         if self.kind == "LSTM":
@@ -124,8 +124,8 @@ def set_tensor(root: nn.Module, path: str, value: Tensor, *, parameter: bool, pe
     delete_tensor(root, path)
     if parameter:
         trainable = isinstance(value, nn.Parameter)
-        made = value if trainable else nn.Parameter(value, requires_grad=value.is_floating_point())
-        module.register_parameter(name, made)  # type: ignore[arg-type]
+        new_parameter = value if trainable else nn.Parameter(value, requires_grad=value.is_floating_point())
+        module.register_parameter(name, new_parameter)  # type: ignore[arg-type]
     else:
         module.register_buffer(name, value, persistent)
 

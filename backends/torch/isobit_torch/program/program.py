@@ -25,10 +25,10 @@ class Program:
 
 def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     """A copy of a graph, and its nodes by those of the original."""
-    made = fx.Graph()
+    new_graph = fx.Graph()
     pairs: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        copied = made.node_copy(node, lambda n: pairs[n])
-        copied.meta = copy.copy(node.meta)
-        pairs[node] = copied
-    return made, pairs
+        new_node = new_graph.node_copy(node, lambda n: pairs[n])
+        new_node.meta = copy.copy(node.meta)
+        pairs[node] = new_node
+    return new_graph, pairs

@@ -50,7 +50,7 @@ def read_inputs(graph: fx.Graph, program: Any) -> tuple[tuple[InputInfo, ...], S
     """The inputs of a captured graph; axis 0 is the batch where it is dynamic."""
     names: dict[str, str] = {}
     sizes: dict[str, tuple[int, int]] = {}
-    found = []
+    inputs = []
     for node in graph.nodes:
         if node.op != "placeholder":
             continue
@@ -66,8 +66,8 @@ def read_inputs(graph: fx.Graph, program: Any) -> tuple[tuple[InputInfo, ...], S
                 sizes[names[text]] = _two_sizes(size, program, len(sizes))
             shape.append(names[text])
         # by the argument's own name: fx renames one that hides a builtin, as nn.Sequential's `input` does
-        found.append(InputInfo(node.meta[NAME], tuple(shape), dtype_name(value.dtype)))
-    return tuple(found), Symbols(sizes)
+        inputs.append(InputInfo(node.meta[NAME], tuple(shape), dtype_name(value.dtype)))
+    return tuple(inputs), Symbols(sizes)
 
 
 def _two_sizes(size: torch.SymInt, program: Any, number: int) -> tuple[int, int]:
@@ -89,7 +89,7 @@ class _Runner(fx.Interpreter):
     ) -> None:
         super().__init__(root, garbage_collect_values=True, graph=graph)
         self.mode, self.values, self.root = mode, values, root
-        self.found: dict[fx.Node, tuple[tuple[int, ...], str]] = {}
+        self.results: dict[fx.Node, tuple[tuple[int, ...], str]] = {}
         self.fakes: dict[str, torch.Tensor] = {}
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -106,7 +106,7 @@ class _Runner(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, torch.Tensor):
-            self.found[n] = tuple(int(size) for size in result.shape), dtype_name(result.dtype)
+            self.results[n] = tuple(int(size) for size in result.shape), dtype_name(result.dtype)
         return result
 
 
@@ -130,17 +130,16 @@ def propagate(
             try:
                 runner.run(*fakes)
             except Exception as error:
-                node = next(
-                    (n for n in graph.nodes if n not in runner.found and n.meta.get(NAME) and n.op != "get_attr"), None
-                )
+                unrun = (n for n in graph.nodes if n not in runner.results and n.meta.get(NAME) and n.op != "get_attr")
+                node = next(unrun, None)
                 where = f" at {node.meta[NAME]!r}" if node is not None else ""
                 raise EditError(
                     f"the operations do not fit together{where}: {str(error).splitlines()[0][:300]}"
                 ) from error
-        runs.append(runner.found)
+        runs.append(runner.results)
     for node in graph.nodes:
-        found = [run.get(node) for run in runs]
-        first, last = found[0], found[-1]
+        results = [run.get(node) for run in runs]
+        first, last = results[0], results[-1]
         node.meta.pop("val", None)
         node.meta.pop(SHAPE, None)
         if first is None or last is None:
@@ -152,7 +151,7 @@ def propagate(
         node.meta[SHAPE] = tuple(symbols.dimension(a, b) for a, b in pairs) if same_rank else None
 
 
-def settle(
+def settle_sizes(
     root: nn.Module, graph: fx.Graph, inputs: tuple[InputInfo, ...], symbols: Symbols
 ) -> tuple[tuple[InputInfo, ...], Symbols, tuple[str, ...]]:
     """`propagate` with as many dynamic dimensions as the graph can have; what had to be fixed is told.
@@ -164,17 +163,17 @@ def settle(
     tries = [[], *([name] for name in inner), inner, names]
     for position, fixed in enumerate(tries):
         sizes = {name: symbols.sizes[name][0] for name in fixed}
-        kept = Symbols({name: both for name, both in symbols.sizes.items() if name not in sizes})
+        dynamic = Symbols({name: both for name, both in symbols.sizes.items() if name not in sizes})
         tried = tuple(replace(info, shape=tuple(_fixed(n, sizes) for n in info.shape)) for info in inputs)
         try:
-            propagate(root, graph, tried, kept)
+            propagate(root, graph, tried, dynamic)
         except EditError:
             if position == len(tries) - 1:
                 raise
             continue
         where = [f"axis {a} of {i.name!r}" for i in inputs for a, n in enumerate(i.shape) if n in fixed]
         note = f"{' and '.join(where)} cannot change: the model's code fixes the size"
-        return tried, kept, (note,) if where else ()
+        return tried, dynamic, (note,) if where else ()
     raise AssertionError("the last try returns or raises")
 
 

@@ -109,17 +109,18 @@ def example_call(model: torch.nn.Module, example: Any) -> Call:
     else:
         values = example if isinstance(example, tuple | list) else (example,)
         args = tuple(_tensors(value) for value in values[: _positional(signature)])
-    known = signature.parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    parameters = signature.parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for name in kwargs:
-        if name not in known and not open_ended:
+        if name not in parameters and not open_ended:
             raise ModelError(
-                f"the model's forward has no argument {name!r}{did_you_mean(name, known)}; it takes {', '.join(known)}"
+                f"the model's forward has no argument {name!r}{did_you_mean(name, parameters)}; "
+                f"it takes {', '.join(parameters)}"
             )
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise ModelError(f"the example inputs do not fit forward({', '.join(known)}): {error}") from error
+        raise ModelError(f"the example inputs do not fit forward({', '.join(parameters)}): {error}") from error
     return Call(args, kwargs, _names(signature, len(args), kwargs))
 
 
@@ -152,11 +153,11 @@ def _tensor(value: Any) -> Any:
 
 def output_names(structure: Any) -> tuple[str | None, ...]:
     """A name for each leaf: keys of dicts and dataclasses joined by dots, else ``output``, ``output_1`` and so on."""
-    found: list[str | None] = []
+    names: list[str | None] = []
     taken: set[str] = set()
     for path, leaf in _leaves(structure):
         if not isinstance(leaf, torch.Tensor):
-            found.append(None)
+            names.append(None)
             continue
         named = any(isinstance(key, str) for key in path)
         stem = ".".join(str(key) for key in path) if named else "output"
@@ -165,8 +166,8 @@ def output_names(structure: Any) -> tuple[str | None, ...]:
             number += 1
             name = f"{stem}_{number}"
         taken.add(name)
-        found.append(name)
-    return tuple(found)
+        names.append(name)
+    return tuple(names)
 
 
 def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[tuple[str | int, ...], Any]]:

@@ -45,8 +45,8 @@ def fused(x: Tensor, scale: Tensor, zero_point: Tensor, encoding: Encoding, in_p
         # Inductor's own code divides approximately and contracts; it does not look into this operation.
         if torch.compiler.is_exporting() or block:
             return None
-        made: Tensor = torch.ops.isobit.fake_quantize(x, scale, zero_point, spec.q_min, spec.q_max, axis)
-        return made
+        compiled: Tensor = torch.ops.isobit.fake_quantize(x, scale, zero_point, spec.q_min, spec.q_max, axis)
+        return compiled
     if is_recorded(x) or not _is_dense(x) or not usable(x.device):
         return None
     if block:
@@ -70,15 +70,15 @@ def usable(device: torch.device) -> bool:
     zero_point = torch.from_numpy(np.array([0, -7], np.int32))
     ties = torch.from_numpy(np.arange(-139.5, 140, dtype=np.float32))[:, None] * scale
     x = torch.cat([ties, torch.nextafter(ties, ties + 1), torch.nextafter(ties, ties - 1)])
-    wanted = fake_quantize(x, scale, zero_point, -128, 127)
+    expected = fake_quantize(x, scale, zero_point, -128, 127)
     try:
-        found = torch.empty_like(x, device=device)
-        _launch(x.to(device), found, scale.to(device), zero_point.to(device), (-128, 127), 1)
-        found = found.cpu()
+        result = torch.empty_like(x, device=device)
+        _launch(x.to(device), result, scale.to(device), zero_point.to(device), (-128, 127), 1)
+        result = result.cpu()
     except Exception as error:  # no C compiler, an unknown architecture, another triton: all end in torch's operations
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
     else:
-        if torch.equal(found.view(torch.int32), wanted.view(torch.int32)):
+        if torch.equal(result.view(torch.int32), expected.view(torch.int32)):
             return True
         reason = "its bits differ from the reference"
     warnings.warn(

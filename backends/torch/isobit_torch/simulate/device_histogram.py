@@ -43,13 +43,13 @@ class DeviceHistograms:
             key = id(observer), device
             if key not in self._tables:
                 self._tables[key] = _Table(observer, device)
-            wanted = torch.isfinite(bounds).all()
-            self._tables[key].count(strided(tensor, item.channel_axis, observer.limit), wanted)
+            is_finite = torch.isfinite(bounds).all()
+            self._tables[key].count(strided(tensor, item.channel_axis, observer.limit), is_finite)
         return True
 
     def settle(self) -> list[Watched]:
         """Bring the bounds of the batch to the host. Returns what held NaN or infinity: it counts as not taken yet."""
-        whole = []
+        not_finite = []
         for taken in self._batch.values():
             pairs = torch.stack([bounds for _, _, bounds in taken]).cpu().numpy()
             for (item, elements, _), pair in zip(taken, pairs, strict=True):
@@ -57,11 +57,11 @@ class DeviceHistograms:
                 if isinstance(observer, MinMax):
                     observer.update(pair)
                 elif not np.isfinite(pair).all():
-                    whole.append(item)
+                    not_finite.append(item)
                 elif isinstance(observer, Histogram):
                     observer.absorb(float(pair[0]), float(pair[1]), np.zeros(0, np.float32), elements)
         self._batch.clear()
-        return whole
+        return not_finite
 
     def finish(self) -> None:
         """Add the counts to the histograms."""
@@ -75,15 +75,15 @@ class _Table:
         self._counts = torch.zeros(_BINS, dtype=torch.int32, device=device)
         self._counted = 0
 
-    def count(self, values: Tensor, wanted: Tensor) -> None:
-        """Count values, or none of them where `wanted` (a boolean on the device) is false."""
+    def count(self, values: Tensor, is_finite: Tensor) -> None:
+        """Count values, or none of them where `is_finite` (a boolean on the device) is false."""
         if self._counted + values.numel() > _FULL:
             self.flush()
         self._counted += values.numel()
-        one = wanted.to(torch.int32)
+        increment = is_finite.to(torch.int32)
         for part in torch.split(values.reshape(-1), _PART):
             bits = part.to(torch.float32).contiguous().view(torch.int32)
-            self._counts.index_add_(0, (bits >> 16) & 0xFFFF, one.expand(bits.shape))
+            self._counts.index_add_(0, (bits >> 16) & 0xFFFF, increment.expand(bits.shape))
 
     def flush(self) -> None:
         """Move the counts to the host."""

@@ -83,11 +83,11 @@ class Overridden(fx.Interpreter):
             )
         leaves = list(self.leaves.values())
         gradients = torch.autograd.grad(value.reshape(()), leaves, allow_unused=True, materialize_grads=True)
-        found = {name: gradient.cpu().numpy() for name, gradient in zip(self.leaves, gradients, strict=True)}
-        for name, gradient in found.items():
+        arrays = {name: gradient.cpu().numpy() for name, gradient in zip(self.leaves, gradients, strict=True)}
+        for name, gradient in arrays.items():
             if not np.isfinite(gradient).all():
                 raise DataError(f"the gradient by weight {name!r} holds NaN or infinity: check the function")
-        return number, found
+        return number, arrays
 
 
 @contextmanager
@@ -123,11 +123,15 @@ def _place(translation: Translation, name: str, value: Array) -> tuple[str, Layo
 
 def _require_apart(places: Mapping[str, tuple[str, Layout]]) -> None:
     """Two names may be two parts of one parameter, but not the same values twice."""
-    seen: dict[str, dict[tuple[int, ...], str]] = {}
+    names_by_path: dict[str, dict[tuple[int, ...], str]] = {}
     for name, (path, layout) in places.items():
         part = tuple(step.index for step in layout if isinstance(step, Take))
-        others = seen.setdefault(path, {})
-        clash = others.get(part) or others.get(()) or (next(iter(others.values()), None) if not part else None)
+        names_by_part = names_by_path.setdefault(path, {})
+        clash = (
+            names_by_part.get(part)
+            or names_by_part.get(())
+            or (next(iter(names_by_part.values()), None) if not part else None)
+        )
         if clash is not None:
             raise ModelError(f"{clash!r} and {name!r} are the same parameter, {path!r}: override one of them")
-        others[part] = name
+        names_by_part[part] = name

@@ -11,7 +11,7 @@ from isobit.sites import Site
 from isobit_torch.program.fx_nodes import NAME, behind, op_name
 from isobit_torch.program.program import copy_graph
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer
-from isobit_torch.translate.sites import NativeSite, Reader, bind, seen_through_views
+from isobit_torch.translate.sites import NativeReader, NativeSite, bind, seen_through_views
 from isobit_torch.translate.translate import Translation
 
 #: Calls whose result is memory of its own, which nothing else sees.
@@ -37,16 +37,16 @@ def insert_quantizers(
     graph: fx.Graph, translation: Translation, keys: Mapping[Site, str], quantizers: Mapping[str, Quantizer]
 ) -> Simulated:
     """A copy of `graph` with a call of its quantizer at each site; says which of them may overwrite their input."""
-    made, copies = copy_graph(graph)
+    simulated, copies = copy_graph(graph)
     after: dict[Site, fx.Node] = {}
     placed = [(site, bind(translation, site)) for site in keys]
     # Single readers first: they leave the float value before all others do.
     for site, native in sorted(placed, key=lambda item: item[1].readers is None):
-        after[site] = _insert(made, copies, native, f"{QUANTIZERS}.{keys[site]}")
+        after[site] = _insert(simulated, copies, native, f"{QUANTIZERS}.{keys[site]}")
     for site, node in after.items():
         quantizers[keys[site]].in_place = _may_overwrite(node)
-    made.lint()
-    return Simulated(made, copies, after)
+    simulated.lint()
+    return Simulated(simulated, copies, after)
 
 
 def _insert(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], native: NativeSite, target: str) -> fx.Node:
@@ -68,7 +68,7 @@ def _is_quantizer(node: fx.Node) -> bool:
     return node.op == "call_module" and str(node.target).startswith(f"{QUANTIZERS}.")
 
 
-def _reread(copies: Mapping[fx.Node, fx.Node], reader: Reader, source: fx.Node, result: fx.Node) -> None:
+def _reread(copies: Mapping[fx.Node, fx.Node], reader: NativeReader, source: fx.Node, result: fx.Node) -> None:
     """Let one reader read `result`; views between the value and the reader are copied for it."""
     node = copies[reader.node]
     result = seen_through_views(copies[reader.read], copies[source], result, node)

@@ -70,15 +70,15 @@ class Quantizer(nn.Module):
         """Turn the scale (and an asymmetric grid's zero point) into parameters for training, or back."""
         for name, grid in zip(("scale", "zero_point"), self._grid(), strict=True):
             value = getattr(self, name)
-            wanted = on and (name == "scale" or (zero_point and not self._template.spec.symmetric))
-            if wanted == isinstance(value, nn.Parameter):
+            as_parameter = on and (name == "scale" or (zero_point and not self._template.spec.symmetric))
+            if as_parameter == isinstance(value, nn.Parameter):
                 continue
             delattr(self, name)
-            if wanted:
+            if as_parameter:
                 self.register_parameter(name, nn.Parameter(value.detach().to(torch.float32)))
             else:
-                kept = grid.detach()
-                self.register_buffer(name, kept if name == "scale" else kept.round().to(torch.int32))
+                detached = grid.detach()
+                self.register_buffer(name, detached if name == "scale" else detached.round().to(torch.int32))
 
     # --- computing -------------------------------------------------------------------------------------------------
 
@@ -157,9 +157,9 @@ class Quantizer(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for holder in (self._buffers, self._parameters):
             for name, value in holder.items():
-                wanted = torch.int32 if name == "zero_point" and holder is self._buffers else torch.float32
-                if value is not None and value.dtype != wanted:
-                    value.data = value.data.to(wanted)
+                dtype = torch.int32 if name == "zero_point" and holder is self._buffers else torch.float32
+                if value is not None and value.dtype != dtype:
+                    value.data = value.data.to(dtype)
         self._numbers = self._cache = None
         return self
 
@@ -183,17 +183,17 @@ class Quantizer(nn.Module):
             self._numbers = self._cache = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Quantizer:
-        made = type(self)(self._template, self.layout)
-        memo[id(self)] = made
-        made.enabled, made.in_place, made.training = self.enabled, self.in_place, self.training
+        copied = type(self)(self._template, self.layout)
+        memo[id(self)] = copied
+        copied.enabled, copied.in_place, copied.training = self.enabled, self.in_place, self.training
         for name in ("scale", "zero_point"):
             value = getattr(self, name)
-            delattr(made, name)
+            delattr(copied, name)
             if isinstance(value, nn.Parameter):
-                made.register_parameter(name, nn.Parameter(value.detach().clone(), value.requires_grad))
+                copied.register_parameter(name, nn.Parameter(value.detach().clone(), value.requires_grad))
             else:
-                made.register_buffer(name, value.detach().clone())
-        return made
+                copied.register_buffer(name, value.detach().clone())
+        return copied
 
     def extra_repr(self) -> str:
         """The format, for printing."""

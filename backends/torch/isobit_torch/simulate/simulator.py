@@ -56,9 +56,9 @@ class Simulator(fx.GraphModule):
         `graph` and the `others` that it was made from move to other devices with the simulator.
         """
         self.__dict__["sources"] = (graph, *others)
-        made = copy_graph(graph)[0]
-        made.set_codegen(_UsersCall(self.__dict__["signature"]))
-        self.graph = made
+        copied = copy_graph(graph)[0]
+        copied.set_codegen(_UsersCall(self.__dict__["signature"]))
+        self.graph = copied
 
     def _apply(self, fn: Any, recurse: bool = True) -> Simulator:
         """Move as any module does; what the user's code makes on the model's device, it makes on the new one."""
@@ -75,10 +75,10 @@ class Simulator(fx.GraphModule):
     def recompile(self) -> Any:
         """The generated function takes flat tensors; `forward` is the user's way to call it."""
         code = super().recompile()
-        made: Any = type(self)
-        if "forward" in vars(made):
-            made.run_flat = made.forward
-            del made.forward
+        generated: Any = type(self)
+        if "forward" in vars(generated):
+            generated.run_flat = generated.forward
+            del generated.forward
         return code
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -102,9 +102,9 @@ class Simulator(fx.GraphModule):
         root = nn.Module()
         for name in _MODULE_STATE:
             root.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
-        made = Simulator(root, copy_graph(self.graph)[0], self.__dict__["signature"])
-        memo[id(self)] = made
-        return made
+        copied = Simulator(root, copy_graph(self.graph)[0], self.__dict__["signature"])
+        memo[id(self)] = copied
+        return copied
 
     def __reduce__(self) -> Any:
         raise TypeError("save sim.model.state_dict(), or the simulator by sim.save(path): no pickles of programs")

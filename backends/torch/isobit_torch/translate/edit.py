@@ -63,9 +63,9 @@ class Edited:
             old.copy_(value)
             return
         trainable = isinstance(old, nn.Parameter)
-        made = nn.Parameter(value, old.requires_grad) if trainable else value
+        replacement = nn.Parameter(value, old.requires_grad) if trainable else value
         for alias in aliases.get(id(old), [path]):
-            set_tensor(root, alias, made, parameter=trainable, persistent=not path.startswith(f"{CONSTANTS}."))
+            set_tensor(root, alias, replacement, parameter=trainable, persistent=not path.startswith(f"{CONSTANTS}."))
 
 
 def apply_edits(program: Program, translation: Translation, root: nn.Module, plan: EditPlan) -> Edited:
@@ -132,14 +132,14 @@ class _Editor:
         return same and all(a in self.attributes and b in constants for a, b in changed)
 
     def _copied(self, old: Node, new: Node, target: fx.Node) -> fx.Node:
-        made = self.graph.node_copy(target, lambda n: n)
-        made.meta = dict(target.meta)
+        copied = self.graph.node_copy(target, lambda n: n)
+        copied.meta = dict(target.meta)
         for index, (a, b) in enumerate(zip(old.inputs, new.inputs, strict=True)):
             if a != b and a is not None and b is not None:
                 info = self.before.weights[a]
-                made.replace_input_with(self.attributes[info.source or a], self._constant(b, info.layout, index))
-        self.parts[new.name], self.tensors[new.outputs[0]] = (made,), made
-        return made
+                copied.replace_input_with(self.attributes[info.source or a], self._constant(b, info.layout, index))
+        self.parts[new.name], self.tensors[new.outputs[0]] = (copied,), copied
+        return copied
 
     def insert(self, step: Inserted) -> None:
         """Build the chain behind a tensor, or before one input."""
@@ -178,16 +178,16 @@ class _Editor:
 
     def finish(self) -> Edited:
         """The edited program, its shapes and its translation."""
-        kept = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
+        constants_before = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
         erase_unread(self.graph)
-        left = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
-        values = {path: value for path, value in self.values.items() if path in left}
+        constants_left = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
+        values = {path: value for path, value in self.values.items() if path in constants_left}
         self.graph.lint()
         old = self.program
         propagate(self.root, self.graph, old.inputs, old.symbols, values)
         translation = translate(self.graph, self.root, old.inputs, old.signature.outputs, old.notes, values)
         program = replace(old, graph=self.graph)
-        gone = tuple(path for path in kept - left if path not in self.values or path in kept)
+        gone = tuple(constants_before - constants_left)
         return Edited(program, translation, values, gone)
 
     # --- building --------------------------------------------------------------------------------------------------
@@ -197,19 +197,19 @@ class _Editor:
 
     def _chain(self, source: fx.Node, nodes: tuple[Node, ...]) -> fx.Node:
         for node in nodes:
-            made: list[fx.Node] = []
+            calls: list[fx.Node] = []
             inputs: list[Any] = [source]
             for index, name in enumerate(node.inputs[1:], 1):
                 inputs.append(None if name is None else self._operand(node, index, name))
-            source = lower(lambda *a, made=made, node=node, **k: self._make(node, made, *a, **k), node, inputs)
-            self.parts[node.name] = tuple(made)
+            source = lower(lambda *a, calls=calls, node=node, **k: self._make(node, calls, *a, **k), node, inputs)
+            self.parts[node.name] = tuple(calls)
             self.tensors[node.outputs[0]] = source
         return source
 
     def _make(
         self,
         node: Node,
-        made: list[fx.Node],
+        calls: list[fx.Node],
         target: Any,
         args: tuple[Any, ...],
         part: str = "",
@@ -222,12 +222,12 @@ class _Editor:
             call.meta[DTYPE] = "float32"
             info = self.plan.graph.tensors.get(node.outputs[0]) or self.before.tensors.get(node.outputs[0])
             call.meta[SHAPE] = info.shape if info is not None else None
-        made.append(call)
+        calls.append(call)
         return call
 
     def _operand(self, node: Node, index: int, name: str) -> fx.Node:
-        known = name in self.before.weights or name in self.plan.weights
-        if name in self.tensors and not known:
+        is_weight = name in self.before.weights or name in self.plan.weights
+        if name in self.tensors and not is_weight:
             return self.tensors[name]
         layout: Layout = ()
         if index == 1 and node.op == "ConvTranspose":
@@ -288,16 +288,16 @@ def _viewed(graph: fx.Graph, node: fx.Node, layout: Layout, name: str) -> fx.Nod
     """A constant through its layout, as calls; the translation folds them into the layout again."""
     for number, step in enumerate(layout):
         if isinstance(step, Permute):
-            made = graph.call_function(aten.permute.default, (node, list(step.axes)))
+            view = graph.call_function(aten.permute.default, (node, list(step.axes)))
         elif isinstance(step, View):
-            made = graph.call_function(aten.reshape.default, (node, list(step.shape)))
+            view = graph.call_function(aten.reshape.default, (node, list(step.shape)))
         elif isinstance(step, Blocks):
             raise EditError(
                 f"constant {name!r} is a recurrent layer's, in PyTorch's order of the gates: Unshare it first"
             )
         else:
             assert isinstance(step, Take)
-            made = graph.call_function(aten.select.int, (node, 0, step.index))
-        made.meta.update({NAME: f"{name}.view{number}", DTYPE: node.meta[DTYPE], SHAPE: None})
-        node = made
+            view = graph.call_function(aten.select.int, (node, 0, step.index))
+        view.meta.update({NAME: f"{name}.view{number}", DTYPE: node.meta[DTYPE], SHAPE: None})
+        node = view
     return node

@@ -36,8 +36,8 @@ def lower(make: Make, node: Node, inputs: list[Any]) -> fx.Node:
         return make(_BINARY[node.op], tuple(inputs))
     rule = _RULES.get(node.op)
     if rule is None:
-        known = ", ".join(sorted({*_UNARY, *_BINARY, *_RULES}))
-        raise EditError(f"the PyTorch backend cannot make a {node.op} node ({node.name!r}); it makes {known}")
+        supported = ", ".join(sorted({*_UNARY, *_BINARY, *_RULES}))
+        raise EditError(f"the PyTorch backend cannot make a {node.op} node ({node.name!r}); it makes {supported}")
     return rule(make, node, [*inputs, None, None, None, None])
 
 

@@ -6,7 +6,6 @@ None leaves the call without a mapping: it stays in float under its ATen name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +18,11 @@ from isobit_torch.program.modules import Recurrent
 from isobit_torch.program.recurrent_calls import GATES
 from isobit_torch.translate.ops_shapes import SHAPE_RULES
 from isobit_torch.translate.ops_windows import WINDOW_RULES
+from isobit_torch.translate.rule import Arguments, Rule, rank
 
 
 @dataclass(frozen=True)
-class Spoken:
+class NeutralCall:
     """A call in neutral words."""
 
     op: str
@@ -37,9 +37,6 @@ class Viewed:
     node: fx.Node
     layout: Layout
 
-
-Arguments = dict[str, Any]
-Rule = Callable[[fx.Node, Arguments], Any]
 
 _IDENTITIES = (
     "contiguous clone detach detach_ alias lift_fresh_copy lift_fresh positive expand_as_self conj resolve_conj".split()
@@ -66,28 +63,28 @@ _BINARY = {
 _PRODUCTS = ("matmul", "bmm", "mm", "mv", "dot")
 
 
-def speak(node: fx.Node) -> Spoken | None:
+def convert(node: fx.Node) -> NeutralCall | None:
     """The neutral form of a call, or None where there is none."""
     name = op_name(node)
     a = arguments(node)
     for rules in (RULES, WINDOW_RULES, SHAPE_RULES):
         if name in rules:
-            found = rules[name](node, a)
-            return found if found is None or isinstance(found, Spoken) else Spoken(*found)
+            result = rules[name](node, a)
+            return result if result is None or isinstance(result, NeutralCall) else NeutralCall(*result)
     source = next(iter(a.values()), None)
     if name in _IDENTITIES:
-        return Spoken("Identity", (source,))
+        return NeutralCall("Identity", (source,))
     if name in _UNARY:
-        return Spoken(_UNARY[name], (source,))
+        return NeutralCall(_UNARY[name], (source,))
     if name in _PRODUCTS:
-        return Spoken("MatMul", tuple(a.values())[:2])
+        return NeutralCall("MatMul", tuple(a.values())[:2])
     if name in _BINARY and a.get("rounding_mode") is None:
         operands = tuple(constant(value) for value in list(a.values())[:2])
-        return Spoken(_BINARY[name], operands) if all(value is not None for value in operands) else None
+        return NeutralCall(_BINARY[name], operands) if all(value is not None for value in operands) else None
     return None
 
 
-def speak_recurrent(module: Recurrent, node: fx.Node) -> Spoken:
+def convert_recurrent(module: Recurrent, node: fx.Node) -> NeutralCall:
     """One layer and direction: ONNX's gates and ONNX's inputs, the bias in its two halves."""
     x, *parameters, hidden, cell = node.args
     layout = GATES[module.kind]
@@ -98,7 +95,7 @@ def speak_recurrent(module: Recurrent, node: fx.Node) -> Spoken:
         attributes["linear_before_reset"] = 1
     if module.activation:
         attributes["activations"] = (module.activation,)
-    return Spoken(module.kind, (x, weight, recurrent, bias, None, hidden, cell, None, recurrent_bias), attributes)
+    return NeutralCall(module.kind, (x, weight, recurrent, bias, None, hidden, cell, None, recurrent_bias), attributes)
 
 
 def constant(value: Any) -> Any:
@@ -108,11 +105,6 @@ def constant(value: Any) -> Any:
     if isinstance(value, bool):
         return np.asarray(value)
     return np.asarray(value, np.int64 if isinstance(value, int) else np.float32)
-
-
-def rank(node: fx.Node) -> int:
-    """Number of axes of a node's tensor."""
-    return len(node.meta[SHAPE])
 
 
 def _clip(low: str, high: str) -> Rule:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import fx
 
 from isobit_torch.program.fx_nodes import SHAPE
-
-Arguments = dict[str, Any]
-Rule = Callable[[fx.Node, Arguments], Any]
+from isobit_torch.translate.rule import Arguments, Rule, rank
 
 _END = (1 << 63) - 1
-
-
-def _rank(node: fx.Node) -> int:
-    return len(node.meta[SHAPE])
 
 
 def _reshape(node: fx.Node, a: Arguments) -> Any:
@@ -31,7 +24,7 @@ def _reshape(node: fx.Node, a: Arguments) -> Any:
 
 
 def _transpose(node: fx.Node, a: Arguments) -> Any:
-    count = _rank(a["self"])
+    count = rank(a["self"])
     order = list(range(count))
     if "dims" in a:
         order = [axis % count for axis in a["dims"]]
@@ -52,13 +45,13 @@ def _expand(node: fx.Node, a: Arguments) -> Any:
 
 
 def _repeat(node: fx.Node, a: Arguments) -> Any:
-    if len(a["repeats"]) != _rank(a["self"]):
+    if len(a["repeats"]) != rank(a["self"]):
         return None
     return "Tile", (a["self"],), {"repeats": tuple(n if isinstance(n, int) else -1 for n in a["repeats"])}
 
 
 def _flip(node: fx.Node, a: Arguments) -> Any:
-    axes = tuple(axis % _rank(a["self"]) for axis in a["dims"])
+    axes = tuple(axis % rank(a["self"]) for axis in a["dims"])
     count = len(axes)
     return (
         "Slice",
@@ -72,19 +65,19 @@ def _slice(node: fx.Node, a: Arguments) -> Any:
     source = a["self"]
     if start == 0 and step == 1 and (end == _END or source.meta[SHAPE] == node.meta[SHAPE]):
         return "Identity", (source,)
-    settings = {"starts": start, "ends": end, "axes": a["dim"] % _rank(source), "steps": step}
+    settings = {"starts": start, "ends": end, "axes": a["dim"] % rank(source), "steps": step}
     return "Slice", (source,), {key: (n,) for key, n in settings.items() if not isinstance(n, fx.Node)}
 
 
 def _select(node: fx.Node, a: Arguments) -> Any:
     if isinstance(a["index"], fx.Node):
         return None
-    return "Gather", (a["self"], np.asarray(a["index"], np.int64)), {"axis": a["dim"] % _rank(a["self"])}
+    return "Gather", (a["self"], np.asarray(a["index"], np.int64)), {"axis": a["dim"] % rank(a["self"])}
 
 
 def _split(node: fx.Node, a: Arguments) -> Any:
     source = a["self"]
-    axis = a["dim"] % _rank(source)
+    axis = a["dim"] % rank(source)
     sizes = a.get("split_sizes", a.get("split_size"))
     total = source.meta[SHAPE][axis]
     if isinstance(sizes, int) and isinstance(total, int):
@@ -96,7 +89,7 @@ def _split(node: fx.Node, a: Arguments) -> Any:
 
 
 def _cat(node: fx.Node, a: Arguments) -> Any:
-    return "Concat", tuple(a["tensors"]), {"axis": a["dim"] % len(node.meta[SHAPE])}
+    return "Concat", tuple(a["tensors"]), {"axis": a["dim"] % rank(node)}
 
 
 def _pad(node: fx.Node, a: Arguments) -> Any:
@@ -105,7 +98,7 @@ def _pad(node: fx.Node, a: Arguments) -> Any:
     mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[
         a.get("mode", "constant")
     ]
-    count = _rank(a["self"])
+    count = rank(a["self"])
     begin, end = [0] * count, [0] * count
     for position in range(len(a["pad"]) // 2):
         begin[-1 - position], end[-1 - position] = a["pad"][2 * position], a["pad"][2 * position + 1]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
 
 from isobit_torch.program.fx_nodes import SHAPE, op_name
-
-Arguments = dict[str, Any]
-Rule = Callable[[fx.Node, Arguments], Any]
+from isobit_torch.translate.rule import Arguments, Rule
 
 
 def _each(value: Any, count: int) -> tuple[int, ...]:
@@ -93,10 +91,10 @@ def _max_pool_values(node: fx.Node, a: Arguments) -> Any:
 
 
 def _adaptive_max(node: fx.Node, a: Arguments) -> Any:
-    found = _adaptive_average(node, a)
-    if found is None or any(op_name(user) == "getitem" and user.args[1] != 0 for user in node.users):
+    average = _adaptive_average(node, a)
+    if average is None or any(op_name(user) == "getitem" and user.args[1] != 0 for user in node.users):
         return None
-    return {"GlobalAveragePool": "GlobalMaxPool", "AveragePool": "MaxPool"}.get(found[0], found[0]), *found[1:]
+    return {"GlobalAveragePool": "GlobalMaxPool", "AveragePool": "MaxPool"}.get(average[0], average[0]), *average[1:]
 
 
 def _average_pool(node: fx.Node, a: Arguments) -> Any:
@@ -119,16 +117,16 @@ def _adaptive_average(node: fx.Node, a: Arguments) -> Any:
     count = _count(node, a)
     if count is None:
         return None
-    wanted = _each(a["output_size"], count) if None not in _listed(a["output_size"]) else None
-    if wanted is None:
+    sizes = _each(a["output_size"], count) if None not in _listed(a["output_size"]) else None
+    if sizes is None:
         return None
-    if all(n == 1 for n in wanted):
+    if all(n == 1 for n in sizes):
         return "GlobalAveragePool", (a["self"],), {"keepdims": 1}
-    if not all(isinstance(n, int) and n % w == 0 for n, w in zip(shape[2:], wanted, strict=True)):
+    if not all(isinstance(n, int) and n % w == 0 for n, w in zip(shape[2:], sizes, strict=True)):
         return None
-    if wanted == tuple(shape[2:]):
+    if sizes == tuple(shape[2:]):
         return "Identity", (a["self"],)
-    kernel = tuple(n // w for n, w in zip(shape[2:], wanted, strict=True))
+    kernel = tuple(n // w for n, w in zip(shape[2:], sizes, strict=True))
     return "AveragePool", (a["self"],), {"kernel_shape": kernel, "strides": kernel, "pads": (0,) * 2 * count}
 
 

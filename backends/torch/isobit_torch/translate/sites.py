@@ -17,7 +17,7 @@ _NONE: Layout = ()
 
 
 @dataclass(frozen=True)
-class Reader:
+class NativeReader:
     """A node that reads a site's value directly or through views: `read` is what it reads, `index` which argument."""
 
     node: fx.Node
@@ -30,7 +30,7 @@ class NativeSite:
     """A value and its readers, None for all; `layout` makes a constant canonical."""
 
     source: fx.Node
-    readers: tuple[Reader, ...] | None = None
+    readers: tuple[NativeReader, ...] | None = None
     layout: Layout = ()
 
 
@@ -47,7 +47,7 @@ def bind(translation: Translation, site: Site) -> NativeSite:
             raise EncodingError(f"the graph has no weight {site.name!r} to quantize")
         source = info.source or site.name
         node = _attribute(translation, site, source)
-        only = all(other == site.name or known.source != source for other, known in graph.weights.items())
+        only = all(other == site.name or weight.source != source for other, weight in graph.weights.items())
         readers = tuple(r for use in graph.uses(site.name) for r in native_readers(translation, use, node))
         return NativeSite(node, None if only else readers, info.layout)
     try:
@@ -74,17 +74,17 @@ def _attribute(translation: Translation, site: Site, source: str) -> fx.Node:
     return translation.attributes[source]
 
 
-def native_readers(translation: Translation, use: Use, source: fx.Node) -> tuple[Reader, ...]:
+def native_readers(translation: Translation, use: Use, source: fx.Node) -> tuple[NativeReader, ...]:
     """The fx nodes through which a reader in the graph reads the value of `source`."""
     twice = sum(name == use.node.inputs[use.index] for name in use.node.inputs) > 1
     parts = [node for part in use.node.parts for node in translation.parts.get(part, ())]
-    found = [
-        Reader(node, read, use.index if twice and len(parts) == 1 else None)
+    readers = [
+        NativeReader(node, read, use.index if twice and len(parts) == 1 else None)
         for node in parts
         for read in dict.fromkeys(node.all_input_nodes)
         if read not in parts and source in view_chain(read)
     ]
-    return tuple(found)
+    return tuple(readers)
 
 
 _VIEWS = frozenset(

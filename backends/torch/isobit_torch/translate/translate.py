@@ -31,7 +31,7 @@ from isobit_torch.program.fx_nodes import (
 from isobit_torch.program.modules import BatchNorm, Recurrent
 from isobit_torch.program.recurrent_calls import KINDS, why_float
 from isobit_torch.program.shapes import InputInfo
-from isobit_torch.translate.ops import Spoken, Viewed, speak, speak_recurrent
+from isobit_torch.translate.ops import NeutralCall, Viewed, convert, convert_recurrent
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +67,10 @@ def translate(
     values: Mapping[str, torch.Tensor] | None = None,
 ) -> Translation:
     """Read a graph with shapes (`isobit_torch.program.shapes`); `values` replace constants of `root`."""
-    return _Reader(graph, root, inputs, outputs, notes, values or {}).read()
+    return _Translator(graph, root, inputs, outputs, notes, values or {}).translate()
 
 
-class _Reader:
+class _Translator:
     def __init__(
         self,
         graph: fx.Graph,
@@ -90,7 +90,7 @@ class _Reader:
         self.weights: dict[str, WeightInfo] = {}
         self.notes = list(notes)
 
-    def read(self) -> Translation:
+    def translate(self) -> Translation:
         nodes: list[Node] = []
         outputs: dict[str, str] = {}
         shapes = {info.name: info.shape for info in self.inputs}
@@ -116,14 +116,14 @@ class _Reader:
         return Translation(graph, self.values, self.attributes, self.parts, self.numbers)
 
     def _outputs(self, node: fx.Node) -> dict[str, str]:
-        found = {}
+        tensors = {}
         results: Any = node.args[0]
         for name, value in zip(self.output_names, results, strict=True):
             if name is not None and isinstance(value, fx.Node):
                 if value.op == "get_attr":
                     raise ModelError(f"output {name!r} is a constant: return computed tensors only")
-                found[name] = self.names[value]
-        return found
+                tensors[name] = self.names[value]
+        return tensors
 
     def _tensor(self, node: fx.Node, name: str) -> None:
         self.names[node], self.values[name] = name, node
@@ -138,8 +138,8 @@ class _Reader:
 
     def _node(self, node: fx.Node) -> Node:
         name = node.meta[NAME]
-        spoken = self._speak(node)
-        inputs = tuple(self._input(value, name, index) for index, value in enumerate(spoken.inputs))
+        neutral = self._convert(node)
+        inputs = tuple(self._input(value, name, index) for index, value in enumerate(neutral.inputs))
         outputs, natives = [], [node]
         if is_tensor(node):
             self._tensor(node, name)
@@ -152,20 +152,20 @@ class _Reader:
                     outputs.append(tensor)
                     natives.append(item)
         self.parts[name] = tuple(natives)
-        return Node(name, spoken.op, inputs, tuple(outputs), spoken.attributes, (name,))
+        return Node(name, neutral.op, inputs, tuple(outputs), neutral.attributes, (name,))
 
-    def _speak(self, node: fx.Node) -> Spoken:
+    def _convert(self, node: fx.Node) -> NeutralCall:
         if node.op == "call_module":
             module = attribute(self.root, str(node.target))
             if isinstance(module, BatchNorm):
-                return Spoken("BatchNormalization", node.args, {"epsilon": module.epsilon})
+                return NeutralCall("BatchNormalization", node.args, {"epsilon": module.epsilon})
             if isinstance(module, Recurrent):
-                return speak_recurrent(module, node)
-            return Spoken("Dropout", node.args)
-        spoken = None
+                return convert_recurrent(module, node)
+            return NeutralCall("Dropout", node.args)
+        neutral = None
         if isinstance(node.target, torch._ops.OpOverload) and _shapes_known(node):
-            spoken = speak(node)
-        if spoken is None:
+            neutral = convert(node)
+        if neutral is None:
             name = full_name(node)
             tensors = tuple(value for value in node.all_input_nodes if is_tensor(value))
             if tensors and any(str(t.meta[DTYPE]).startswith("float") for t in (*tensors, node) if DTYPE in t.meta):
@@ -174,8 +174,8 @@ class _Reader:
                 if op_name(node) in KINDS:
                     why += f" ({why_float(node, arguments(node))})"
                 self.notes.append(f"{name} at {node.meta[NAME]!r} {why}: it stays in float")
-            spoken = Spoken(name if "::" in name else f"torch::{name}", tensors)
-        return spoken
+            neutral = NeutralCall(name if "::" in name else f"torch::{name}", tensors)
+        return neutral
 
     def _input(self, value: Any, node: str, index: int) -> str | None:
         if value is None:
