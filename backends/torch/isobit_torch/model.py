@@ -228,7 +228,7 @@ class TorchModel:
         name = site.name if isinstance(site, Tensor) else self._read_tensor(site)
         return self.graph.tensors[name].channel_axis
 
-    # --- leaving ---------------------------------------------------------------------------------------------------
+    # --- exporting -------------------------------------------------------------------------------------------------
 
     def to_onnx(self) -> tuple[ModelProto, NameMap]:
         """The float model as ONNX, and where each tensor and weight of the graph is in it."""

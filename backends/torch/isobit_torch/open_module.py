@@ -13,9 +13,9 @@ from isobit_torch.capture.dropout import restore_dropout
 from isobit_torch.capture.errors import refuse_data_dependence
 from isobit_torch.capture.fold_constants import fold_constants
 from isobit_torch.capture.functionalize import functionalize, written_buffers
-from isobit_torch.capture.load_graph import build_root, describe, load_graph
+from isobit_torch.capture.load_graph import build_root, load_graph, note_dtype
 from isobit_torch.capture.naming import make_unique, name_by_module
-from isobit_torch.decompose.decompose import expand
+from isobit_torch.decompose.decompose import decompose
 from isobit_torch.model import TorchModel
 from isobit_torch.program.fx_nodes import DTYPE, NAME, arguments, attribute, erase_unread, op_name
 from isobit_torch.program.modules import BatchNorm, Dropout, add_functional
@@ -44,7 +44,7 @@ def program_of(captured: Capture) -> Program:
     graph = load_graph(exported, root, canonical)
     changed = written_buffers(graph)
     blocking = functionalize(graph)
-    if blocking is not None:  # torch's own functionalisation is thorough, and splits some calls on the way
+    if blocking is not None:  # torch's own functionalisation replaces more, but splits some calls on the way
         exported = _lowered(exported)
         graph = load_graph(exported, root, canonical)
         if functionalize(graph) is not None:
@@ -57,7 +57,7 @@ def program_of(captured: Capture) -> Program:
     require_float(inputs)
     restore_dropout(graph, captured.module, captured.call)
     folded = fold_constants(graph, root)
-    expand(graph, root)
+    decompose(graph, root)
     restore_modules(graph, root, captured.module)
     erase_unread(graph)
     make_unique(graph)
@@ -110,10 +110,10 @@ def _path_of(node: fx.Node, modules: dict[str, nn.Module], root: nn.Module, kind
 
 
 def strip(graph: fx.Graph) -> None:
-    """Keep of the metadata what is ours: traced values hold on to the whole capture."""
+    """Keep only the backend's own metadata: traced values would keep the whole capture in memory."""
     for node in graph.nodes:
         if node.op not in ("output", "placeholder", "get_attr") and DTYPE not in node.meta:
-            describe(node, node.meta.get("val"))
+            note_dtype(node, node.meta.get("val"))
         meta = {key: node.meta[key] for key in (NAME, DTYPE) if key in node.meta}
         node.meta.clear()
         node.meta.update(meta)

@@ -35,9 +35,8 @@ class NetworkModule(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self._described: Callable[[], Network] = lambda: (
-            network
-        )  # a function is shared by copies of the module, a network cannot be copied
+        # In a function, which copies of the module share: a network cannot be copied.
+        self._described: Callable[[], Network] = lambda: network
         for node in network.graph.nodes:
             layer = self._layer(node)
             if layer is not None:

@@ -1,4 +1,4 @@
-"""A TorchModel of the bytes that `isobit_torch.export.state` wrote; neither the user's class nor its file is needed."""
+"""A TorchModel from the bytes that `isobit_torch.export.state` wrote, without the user's class and its file."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def restore_dropout(graph: fx.Graph, module: nn.Module, call: Call) -> None:
     asked = _ask(module, call, {owner for owner, _ in calls})
     for (owner, kind), nodes in calls.items():
         probabilities = asked.get((owner, _ATTENTION if kind == _ATTENTION else _DROPOUT), [])
-        if len(probabilities) != len(nodes):  # another way through the code in training
+        if len(probabilities) != len(nodes):  # in training, the code takes another path
             continue
         for node, probability in zip(nodes, probabilities, strict=True):
             if probability:
@@ -78,7 +78,7 @@ def _set(graph: fx.Graph, node: fx.Node, owner: str, probability: float) -> None
 
 
 def _ask(module: nn.Module, call: Call, owners: Iterable[str]) -> _Asked:
-    """Run `module`, which is in evaluation mode, with `owners` alone in training mode; what fails asks for nothing."""
+    """Run `module`, which is in evaluation mode, with `owners` alone in training mode; a failure asks for nothing."""
     listener = _Listener()
     hooks = []
     chosen = {path: module.get_submodule(path) for path in owners}

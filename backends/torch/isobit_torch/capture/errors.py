@@ -1,4 +1,4 @@
-"""Why a model cannot be captured, told by the line of the user's own code."""
+"""Why a model cannot be captured, with the line of the user's own code."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def explain_failure(error: BaseException, module: nn.Module) -> str:
     return f"the model {name} fails on the example inputs{place}: {reason}; pass a batch that it runs on"
 
 
-#: Calls whose result is a number or has a size that only the data knows, by what they say of themselves.
+#: torch's tags of operations whose result is a number, or has a size, that only the data knows; what to do instead.
 _ESCAPES = (
     (
         torch.Tag.data_dependent_output,

@@ -81,12 +81,12 @@ def load_graph(program: ExportedProgram, root: nn.Module, canonical: dict[str, s
             graph.output(results)
         else:
             env[node] = graph.node_copy(node, lambda n: env[n])
-            describe(env[node], node.meta.get("val"))
+            note_dtype(env[node], node.meta.get("val"))
     return graph
 
 
-def describe(node: fx.Node, value: Any) -> None:
-    """Remember the element type of a tensor, and keep the traced value for the preparation."""
+def note_dtype(node: fx.Node, value: Any) -> None:
+    """Note the element type of a node that computes a tensor."""
     if isinstance(value, torch.Tensor):
         node.meta[DTYPE] = dtype_name(value.dtype)
 
@@ -118,5 +118,5 @@ def _input(
         new_node = attributes[path] = graph.get_attr(path)
         new_node.meta["val"] = node.meta.get("val")
         new_node.meta[NAME] = path
-    describe(new_node, new_node.meta["val"])
+    note_dtype(new_node, new_node.meta["val"])
     return new_node

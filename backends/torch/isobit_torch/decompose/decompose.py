@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from isobit_torch.decompose.einsum import expand_einsum
+from isobit_torch.decompose.einsum import decompose_einsum
 from isobit_torch.decompose.expander import Expander, Rule
 from isobit_torch.decompose.math import MATH
 from isobit_torch.decompose.moves import MOVES, repeat_interleaved
-from isobit_torch.decompose.recurrent import expand_recurrent
-from isobit_torch.decompose.recurrent_cells import expand_gru_cell, expand_lstm_cell, expand_rnn_cell
+from isobit_torch.decompose.recurrent import decompose_recurrent
+from isobit_torch.decompose.recurrent_cells import decompose_gru_cell, decompose_lstm_cell, decompose_rnn_cell
 from isobit_torch.program.constants import add_constant
 from isobit_torch.program.fx_nodes import DTYPE, NAME, arguments, aten, is_constant, is_tensor, op_name
 
 
-def expand(graph: fx.Graph, root: nn.Module) -> None:
+def decompose(graph: fx.Graph, root: nn.Module) -> None:
     """Apply the rules to every node, in order."""
     expander = Expander(graph, root)
     for node in list(graph.nodes):
@@ -119,7 +119,7 @@ def _unbind(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
 
 
 def _view(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
-    """A view needs fitting strides, which the expanded calls before it need not give."""
+    """A view needs fitting strides, which the decomposed calls before it need not give."""
     return e.call(aten.reshape.default, a["self"], a["size"])
 
 
@@ -223,11 +223,11 @@ _RULES: dict[str, Rule] = {
     "rms_norm": _norm_constants,
     "group_norm": _norm_constants,
     "chunk": _chunk,
-    "einsum": expand_einsum,
+    "einsum": decompose_einsum,
     "_native_batch_norm_legit_no_training": _multi_outputs,
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), expand_recurrent),
-    "lstm_cell": expand_lstm_cell,
-    "gru_cell": expand_gru_cell,
-    "rnn_tanh_cell": expand_rnn_cell,
-    "rnn_relu_cell": expand_rnn_cell,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), decompose_recurrent),
+    "lstm_cell": decompose_lstm_cell,
+    "gru_cell": decompose_gru_cell,
+    "rnn_tanh_cell": decompose_rnn_cell,
+    "rnn_relu_cell": decompose_rnn_cell,
 }

@@ -10,7 +10,7 @@ from isobit_torch.decompose.expander import Expander
 from isobit_torch.program.fx_nodes import aten
 
 
-def expand_einsum(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
+def decompose_einsum(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     """Operands from left to right. A repeated letter in one operand (a diagonal) is left alone."""
     operands = list(a["tensors"])
     parsed = _parse(str(a["equation"]).replace(" ", ""), [len(n.meta["val"].shape) for n in operands])

@@ -20,7 +20,7 @@ class Expander:
         self.node: fx.Node
 
     def call(self, target: Any, *args: Any, part: str = "", like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
-        """A tensor node; `part` is appended to the name of the node being expanded."""
+        """A tensor node; `part` is appended to the name of the node being decomposed."""
         new_node = self.graph.call_function(target, args, kwargs)
         name = self.node.meta[NAME]
         new_node.meta[NAME] = f"{name}.{part}" if part else name
@@ -35,7 +35,7 @@ class Expander:
         return self.graph.call_function(aten.sym_size.int, (x, axis))
 
     def constant(self, value: Any, part: str, dtype: torch.dtype = torch.float32) -> fx.Node:
-        """A constant of the node being expanded."""
+        """A constant of the node being decomposed."""
         return add_constant(self.root, self.graph, f"{self.node.meta[NAME]}_{part}", torch.tensor(value, dtype=dtype))
 
 

@@ -1,7 +1,7 @@
 """LSTM, GRU and RNN as the neutral graph has them: a module call for each layer and direction.
 
-PyTorch has one call for all layers and directions; between its layers and at its ends lies what the neutral graph says
-openly: transpositions, concatenations, slices of initial states.
+PyTorch has one call for all layers and directions. What it does between the layers and at both ends (transpositions,
+concatenations, slices of initial states) becomes calls of its own.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from isobit_torch.program.modules import Recurrent, add_functional
 from isobit_torch.program.recurrent_calls import KINDS, why_float
 
 
-def expand_recurrent(e: Expander, node: fx.Node, a: dict[str, Any]) -> None:
-    """All layers and directions of a call; the call itself is read no more then."""
+def decompose_recurrent(e: Expander, node: fx.Node, a: dict[str, Any]) -> None:
+    """All layers and directions of a call take over its readers; returns None, as nothing reads the call any more."""
     if why_float(node, a):
         return
     replace_results(e.graph, node, _Network(e, node, a).run())

@@ -15,8 +15,8 @@ from isobit_torch.decompose.recurrent import replace_results
 from isobit_torch.program.fx_nodes import aten, is_constant, is_zeros, op_name
 
 
-def expand_lstm_cell(e: Expander, node: fx.Node, a: dict[str, Any]) -> None:
-    """Both results are replaced; the call itself is read no more then."""
+def decompose_lstm_cell(e: Expander, node: fx.Node, a: dict[str, Any]) -> None:
+    """Readers of both results are replaced here; returns None, as nothing reads the call any more."""
     hidden, cell = a["hx"]
     if not _has_constant_weights(a) or any(op_name(user) != "getitem" for user in node.users):
         return
@@ -29,7 +29,7 @@ def expand_lstm_cell(e: Expander, node: fx.Node, a: dict[str, Any]) -> None:
     replace_results(e.graph, node, {0: result, 1: state})
 
 
-def expand_gru_cell(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
+def decompose_gru_cell(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     """The reset gate comes behind the linear layer of the state."""
     if not _has_constant_weights(a):
         return None
@@ -48,7 +48,7 @@ def expand_gru_cell(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | 
     return _call(e, aten.add.Tensor, change, n)
 
 
-def expand_rnn_cell(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
+def decompose_rnn_cell(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     """One activation of the sum of both linear layers."""
     if not _has_constant_weights(a):
         return None

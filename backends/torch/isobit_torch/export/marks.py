@@ -45,7 +45,7 @@ _TYPES = (
 def mark_operator() -> Any:
     """The operator ``isobit::mark(Tensor, str) -> Tensor``, registered once in a process.
 
-    Registered the short way: each mark is traced several times, and `torch.library.custom_op` adds to each of them.
+    Not by `torch.library.custom_op`, which makes tracing slower: each mark is traced several times.
     """
     _LIBRARY.define("mark(Tensor x, str label) -> Tensor")
     _LIBRARY.impl("mark", lambda x, label: x.clone(), "CPU")

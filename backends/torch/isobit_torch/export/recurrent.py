@@ -1,7 +1,8 @@
-"""Recurrent layers on their way into ONNX: one call, which no decomposition of the exporter takes apart.
+"""Recurrent layers in the ONNX export: one call each, which the exporter does not decompose.
 
 torch.onnx.export would write each weight as slices put together anew, where no quantizer could sit on it. Here a layer
-is a node of our own domain until the marks are out; then it becomes ONNX's, and its parameters ONNX's constants.
+is a node of isobit's own domain until the marks are taken out; then it becomes ONNX's, and its parameters ONNX's
+constants.
 """
 
 from __future__ import annotations

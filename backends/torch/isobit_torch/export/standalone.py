@@ -1,4 +1,4 @@
-"""Modules to write to a file: a graph over the tensors that it reads, called and answering with plain containers."""
+"""Modules to write to a file: a graph over the tensors that it reads, which takes and returns plain containers."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _tensors_only(graph: fx.Graph) -> fx.Graph:
-    """What else the model returned says nothing in ONNX."""
+    """Without the outputs that are no tensors, which ONNX cannot have; in place."""
     output = next(node for node in graph.nodes if node.op == "output")
     results: Any = output.args[0]
     output.args = (tuple(value for value in results if isinstance(value, fx.Node)),)

@@ -1,4 +1,4 @@
-"""The device of a model, and of the devices that its graph names: they move together."""
+"""The device of a model; calls in its graph that name a device move with it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Small helpers on fx nodes: arguments by name, what a node is, and its core name, shape and type.
+"""Reading fx nodes: arguments by name, what a node is, and its core name, shape and type.
 
-Every node that computes a tensor carries three entries of our own in ``meta``: ``name`` (its name in the neutral
+Every node that computes a tensor carries three entries of the backend in ``meta``: ``name`` (its name in the neutral
 graph), ``shape`` and ``dtype``. Nodes that compute sizes (symbolic integers) carry no name.
 """
 
@@ -86,7 +86,7 @@ def attribute(root: torch.nn.Module, path: str) -> Any:
 
 
 def erase_unread(graph: fx.Graph, may_go: Callable[[fx.Node], bool] = lambda node: True) -> None:
-    """Remove nodes that nothing reads, but for a first result beside others that are read: it keeps their places."""
+    """Remove nodes that nothing reads and that `may_go`; a call's first result stays while others of it are read."""
     for node in reversed(list(graph.nodes)):
         if not node.users and not _keeps_place(node) and node.op not in ("placeholder", "output") and may_go(node):
             graph.erase_node(node)

@@ -19,7 +19,7 @@ PROJECTION = "a projection (proj_size) has no form in ONNX"
 
 
 def why_float(node: fx.Node, a: dict[str, Any]) -> str | None:
-    """Why a recurrent call cannot be told in the neutral graph, if so."""
+    """Why a recurrent call has no form in the neutral graph; None where it has one."""
     if "params" not in a or "batch_sizes" in a:
         return "packed sequences have no form in ONNX: pass padded ones"
     cells = 2 if a["bidirectional"] else 1

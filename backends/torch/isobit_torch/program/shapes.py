@@ -154,7 +154,7 @@ def propagate(
 def settle_sizes(
     root: nn.Module, graph: fx.Graph, inputs: tuple[InputInfo, ...], symbols: Symbols
 ) -> tuple[tuple[InputInfo, ...], Symbols, tuple[str, ...]]:
-    """`propagate` with as many dynamic dimensions as the graph can have; what had to be fixed is told.
+    """`propagate` with as many dynamic dimensions as the graph can have; returns notes on what had to be fixed.
 
     torch.export leaves a size open that must be equal to a fixed one elsewhere. Raises EditError.
     """

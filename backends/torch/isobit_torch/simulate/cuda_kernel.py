@@ -17,7 +17,7 @@ from isobit.encoding import Encoding
 from isobit.quant_spec import PerChannel, PerTensor
 from isobit_torch.simulate.arithmetic import fake_quantize, is_recorded
 
-#: Where the kernel runs. On ROCm, whose triton compiler is another one, nobody has looked at what it makes of it.
+#: Where the kernel runs. ROCm's triton compiler is another one, whose code was never compared with the reference.
 DEVICES: frozenset[str] = frozenset({"cuda"}) if torch.version.hip is None else frozenset()
 
 _HAS_TRITON = find_spec("triton") is not None

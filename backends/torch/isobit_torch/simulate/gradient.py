@@ -83,11 +83,11 @@ class Overridden(fx.Interpreter):
             )
         leaves = list(self.leaves.values())
         gradients = torch.autograd.grad(value.reshape(()), leaves, allow_unused=True, materialize_grads=True)
-        arrays = {name: gradient.cpu().numpy() for name, gradient in zip(self.leaves, gradients, strict=True)}
-        for name, gradient in arrays.items():
+        found = {name: gradient.cpu().numpy() for name, gradient in zip(self.leaves, gradients, strict=True)}
+        for name, gradient in found.items():
             if not np.isfinite(gradient).all():
                 raise DataError(f"the gradient by weight {name!r} holds NaN or infinity: check the function")
-        return number, arrays
+        return number, found
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def insert_quantizers(
     simulated, copies = copy_graph(graph)
     after: dict[Site, fx.Node] = {}
     placed = [(site, bind(translation, site)) for site in keys]
-    # Single readers first: they leave the float value before all others do.
+    # Quantizers of single readers come first: one of all readers takes those that still read the float value.
     for site, native in sorted(placed, key=lambda item: item[1].readers is None):
         after[site] = _insert(simulated, copies, native, f"{QUANTIZERS}.{keys[site]}")
     for site, node in after.items():

@@ -26,7 +26,7 @@ class ObservingRunner(fx.Interpreter):
         self, root: nn.Module, graph: fx.Graph, watched: Mapping[fx.Node, Sequence[Watched]], in_place: bool = True
     ) -> None:
         super().__init__(root, garbage_collect_values=True, graph=graph)
-        self.extra_traceback = False  # the first line of an error is all that is told
+        self.extra_traceback = False  # of an error, the user is shown the first line alone
         self._watched = watched
         self._last = next((node for node in reversed(graph.nodes) if node in watched), None)
         self._device = DeviceHistograms() if in_place else None

@@ -23,7 +23,7 @@ from isobit_torch.translate.rule import Arguments, Rule, rank
 
 @dataclass(frozen=True)
 class NeutralCall:
-    """A call in neutral words."""
+    """A call as an op of the neutral graph: inputs are fx nodes, None or arrays."""
 
     op: str
     inputs: tuple[Any, ...]

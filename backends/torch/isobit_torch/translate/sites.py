@@ -47,7 +47,7 @@ def bind(translation: Translation, site: Site) -> NativeSite:
             raise EncodingError(f"the graph has no weight {site.name!r} to quantize")
         source = info.source or site.name
         node = _attribute(translation, site, source)
-        only = all(other == site.name or weight.source != source for other, weight in graph.weights.items())
+        only = all(other == site.name or known.source != source for other, known in graph.weights.items())
         readers = tuple(r for use in graph.uses(site.name) for r in native_readers(translation, use, node))
         return NativeSite(node, None if only else readers, info.layout)
     try:
