@@ -60,9 +60,9 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
 
 def by_kernel(encoding: Encoding, x: torch.Tensor, in_place: bool = False) -> torch.Tensor:
     scale, zero_point = torch.from_numpy(encoding.scale.copy()), torch.from_numpy(encoding.zero_point.copy())
-    found = cuda_kernel.fused(x, scale, zero_point, encoding, in_place)
-    assert found is not None
-    return found
+    result = cuda_kernel.fused(x, scale, zero_point, encoding, in_place)
+    assert result is not None
+    return result
 
 
 scales = st.floats(2.0**-100, 2.0**30, width=32)
@@ -93,13 +93,13 @@ class TestInterpreted:
     @given(encodings(), st.integers(0, 100))
     def test_per_tensor(self, encoding: Encoding, seed: int) -> None:
         x = tie_values(encoding, seed)
-        wanted = encoding.fake_quantize(x).view(np.uint32)
+        expected = encoding.fake_quantize(x).view(np.uint32)
         given_x = torch.from_numpy(x.copy())
-        np.testing.assert_array_equal(bits(by_kernel(encoding, given_x)), wanted)
+        np.testing.assert_array_equal(bits(by_kernel(encoding, given_x)), expected)
         np.testing.assert_array_equal(bits(given_x), x.view(np.uint32))
         written = by_kernel(encoding, given_x, in_place=True)
         assert written is given_x
-        np.testing.assert_array_equal(bits(written), wanted)
+        np.testing.assert_array_equal(bits(written), expected)
 
     @settings(max_examples=40, deadline=None)
     @given(encodings("per-channel"), st.integers(0, 1000))
@@ -107,7 +107,7 @@ class TestInterpreted:
         parts = [tie_values(Encoding.of(str(encoding.spec).split()[0], s), seed) for s in encoding.scale]
         rng = np.random.default_rng(seed)
         x = np.stack([rng.choice(part.reshape(-1), (5, 4, 7)) for part in parts], 1)
-        wanted = encoding.fake_quantize(x).view(np.uint32)
+        expected = encoding.fake_quantize(x).view(np.uint32)
         plain = torch.from_numpy(x)
         for view in (
             plain,
@@ -115,23 +115,23 @@ class TestInterpreted:
             plain.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
             plain[:1],
         ):
-            found = by_kernel(encoding, view)
-            assert found.stride() == view.stride()
-            np.testing.assert_array_equal(bits(found), wanted[: len(view)])
+            result = by_kernel(encoding, view)
+            assert result.stride() == view.stride()
+            np.testing.assert_array_equal(bits(result), expected[: len(view)])
 
     @settings(max_examples=20, deadline=None)
     @given(encodings("block=8"), st.integers(0, 1000))
     def test_blocks_along_the_last_axis(self, encoding: Encoding, seed: int) -> None:
         x = np.random.default_rng(seed).standard_normal((4, 24)).astype(np.float32) * np.float32(encoding.scale.max())
-        found = by_kernel(encoding, torch.from_numpy(x))
-        np.testing.assert_array_equal(bits(found), encoding.fake_quantize(x).view(np.uint32))
+        result = by_kernel(encoding, torch.from_numpy(x))
+        np.testing.assert_array_equal(bits(result), encoding.fake_quantize(x).view(np.uint32))
 
     def test_float16(self) -> None:
         encoding = Encoding.of("uint8", 0.1, 100)
         x = torch.from_numpy(tie_values(encoding, 0)).clamp(-6e4, 6e4).half()
-        wanted = fake_quantize(x, torch.tensor(np.float32(0.1)), torch.tensor(100), 0, 255)
+        expected = fake_quantize(x, torch.tensor(np.float32(0.1)), torch.tensor(100), 0, 255)
         assert by_kernel(encoding, x).dtype == torch.float16
-        assert torch.equal(by_kernel(encoding, x), wanted)
+        assert torch.equal(by_kernel(encoding, x), expected)
 
     def test_scales_at_the_edge_of_float32(self) -> None:
         for scale in (1.1754944e-38, 2.0**-149 * 2**24 * 3, 2.0**120):
@@ -154,11 +154,11 @@ class TestInterpreted:
         weight = torch.nn.Parameter(torch.randn(3, 20))
         quantizer = WeightQuantizer(encoding)
         with torch.no_grad():
-            found = quantizer(weight)
-            assert quantizer(weight) is found
-        np.testing.assert_array_equal(found.numpy(), encoding.fake_quantize(weight.detach().numpy()))
+            rounded = quantizer(weight)
+            assert quantizer(weight) is rounded
+        np.testing.assert_array_equal(rounded.numpy(), encoding.fake_quantize(weight.detach().numpy()))
         assert launched == [(3, 20)]
-        assert torch.equal(quantizer(weight), found)  # with gradients: torch's operations
+        assert torch.equal(quantizer(weight), rounded)  # with gradients: torch's operations
         assert launched == [(3, 20)]
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit.trace
@@ -179,7 +179,7 @@ class TestInterpreted:
         record = lambda y: used.append(cuda_kernel.fused(y, scale, zero, plain, False)) or y + 1  # noqa: E731
         torch.jit.trace(record, x, check_trace=False)
         assert used
-        assert all(found is None for found in used)
+        assert all(result is None for result in used)
         for text in ("int32", "float16"):
             assert cuda_kernel.fused(x, scale, zero, Encoding.of(text, 1.0), False) is None
 
@@ -187,18 +187,18 @@ class TestInterpreted:
     def test_compiled_models_call_it(self) -> None:
         """Not Inductor's own code: there the call is opaque, and a compiled graph has the eager bits."""
         encoding = Encoding.of("int8 per-channel", np.array([0.1, 0.2, 0.3]), np.zeros(3, int), 1)
-        quantizer, seen = Quantizer(encoding), []
+        quantizer, calls = Quantizer(encoding), []
 
         def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
-            seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+            calls.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
             return graph
 
         compiled = torch.compile(quantizer, backend=backend, fullgraph=True)
         for x in (torch.randn(4, 3, 5), torch.randn(4, 3, 10)[..., ::2]):
             with torch.no_grad():
                 np.testing.assert_array_equal(compiled(x).numpy(), encoding.fake_quantize(x.numpy()))
-        assert seen
-        assert set(seen) == {"isobit.fake_quantize"}
+        assert calls
+        assert set(calls) == {"isobit.fake_quantize"}
         torch.library.opcheck(
             torch.ops.isobit.fake_quantize.default,
             (torch.randn(4, 3), quantizer.scale, quantizer.zero_point, -128, 127, 1),
@@ -222,8 +222,8 @@ def test_a_kernel_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(cuda_kernel, "_launch", launch)
         x = torch.randn(10)
         with pytest.warns(RuntimeWarning, match=reason):
-            found = Quantizer(encoding)._compute(x)
-        np.testing.assert_array_equal(found.numpy(), encoding.fake_quantize(x.numpy()))
+            rounded = Quantizer(encoding)._compute(x)
+        np.testing.assert_array_equal(rounded.numpy(), encoding.fake_quantize(x.numpy()))
     cuda_kernel.usable.cache_clear()
 
 
@@ -250,8 +250,8 @@ def test_compiled_instructions(
     source = ASTSource(load_kernel().fake_quantize_kernel, signature, settings)
     target, options = GPUTarget("cuda", architecture, 32), {"enable_fp_fusion": contract}
     code = triton.compile(source, target=target, options=options).asm["ptx"]
-    found = re.findall(r"^\s+(?:@%p\d+ )?((?:div|fma|mad|mul|add|sub|cvt)\.[\w.]+)", code, re.MULTILINE)
-    used = Counter(re.sub(r"^(mul|add|sub)\.rn\.", r"\1.", name) for name in found)  # .rn: not to be contracted
+    instructions = re.findall(r"^\s+(?:@%p\d+ )?((?:div|fma|mad|mul|add|sub|cvt)\.[\w.]+)", code, re.MULTILINE)
+    used = Counter(re.sub(r"^(mul|add|sub)\.rn\.", r"\1.", name) for name in instructions)  # .rn: not to be contracted
     elements = used["mul.f32"]
     assert elements > 0
     assert used["div.rn.f32"] == elements

@@ -52,16 +52,16 @@ def test_ties_add_up(tied: TorchModel) -> None:
     loss.backward()
     names = [name for name in tied.graph.weights if name in ("table.weight", "out.weight")]
     for name in names:
-        value, found = tied.gradient(lambda o: o["output"].square().sum(), {name: tied.weight(name)}, IDS)
+        value, gradients = tied.gradient(lambda o: o["output"].square().sum(), {name: tied.weight(name)}, IDS)
         assert value == pytest.approx(float(loss.detach()), rel=1e-5)
-        np.testing.assert_allclose(found[name], module.table.weight.grad.numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(gradients[name], module.table.weight.grad.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_what_the_function_does_not_reach(tied: TorchModel) -> None:
     weights = {"hidden.weight": tied.weight("hidden.weight"), "aside.weight": tied.weight("aside.weight")}
-    _, found = tied.gradient(lambda o: o["output"].mean(), weights, IDS)
-    assert not found["aside.weight"].any()
-    assert found["hidden.weight"].any()
+    _, gradients = tied.gradient(lambda o: o["output"].mean(), weights, IDS)
+    assert not gradients["aside.weight"].any()
+    assert gradients["hidden.weight"].any()
     with pytest.raises(ModelError, match="detach"):
         tied.gradient(lambda o: o["output"].detach().mean(), weights, IDS)
     value, none = tied.gradient(lambda o: o["output"].mean(), {}, IDS)
@@ -98,16 +98,16 @@ def test_gradients_pass_activation_quantizers_inside_the_grid() -> None:
     c = np.array([1.0, -2.0, 0.5], np.float32)
     factor = torch.from_numpy(c)
     model.set_quantizers({Tensor("input"): coarse})
-    _, found = model.gradient(lambda o: (o["output"] * factor).sum(), {"weight": weight}, {"input": x})
-    np.testing.assert_allclose(found["weight"], np.outer(c, coarse.fake_quantize(x)[0]), rtol=1e-6)
+    _, gradients = model.gradient(lambda o: (o["output"] * factor).sum(), {"weight": weight}, {"input": x})
+    np.testing.assert_allclose(gradients["weight"], np.outer(c, coarse.fake_quantize(x)[0]), rtol=1e-6)
     z = x @ weight.T
     coarse = Encoding.of("int4", np.median(np.abs(z)) / 7)  # one of the three outputs saturates
     model.set_quantizers({Tensor("input"): None, Tensor(model.graph.outputs["output"]): coarse})
-    value, found = model.gradient(lambda o: (o["output"] * factor).sum(), {"weight": weight}, {"input": x})
+    value, gradients = model.gradient(lambda o: (o["output"] * factor).sum(), {"weight": weight}, {"input": x})
     inside = np.abs(np.rint(z[0] / coarse.scale) + 0.5) < 8
     assert inside.sum() == 2
     assert value == pytest.approx(float((coarse.fake_quantize(z)[0] * c).sum()), rel=1e-5)
-    np.testing.assert_allclose(found["weight"], np.outer(c * inside, x[0]), rtol=1e-6)
+    np.testing.assert_allclose(gradients["weight"], np.outer(c * inside, x[0]), rtol=1e-6)
 
 
 def test_non_finite_gradients_are_named() -> None:
@@ -146,10 +146,10 @@ def test_layouts_on_tensors(case: tuple[tuple[int, ...], tuple[Permute | View | 
     canonical = reference.to_canonical(native, layout)
     np.testing.assert_array_equal(to_canonical(torch.from_numpy(native), layout).numpy(), canonical)
     changed = torch.from_numpy(canonical + np.float32(1000)).requires_grad_()
-    found = to_native(changed, layout, torch.from_numpy(native))
-    wanted = reference.to_native(changed.detach().numpy(), layout, native)
-    np.testing.assert_array_equal(found.detach().numpy(), wanted)
-    (found * torch.from_numpy(native)).sum().backward()
+    result = to_native(changed, layout, torch.from_numpy(native))
+    expected = reference.to_native(changed.detach().numpy(), layout, native)
+    np.testing.assert_array_equal(result.detach().numpy(), expected)
+    (result * torch.from_numpy(native)).sum().backward()
     np.testing.assert_array_equal(changed.grad.numpy(), canonical)
 
 
