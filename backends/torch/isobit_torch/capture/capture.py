@@ -84,7 +84,7 @@ def _batched(call: Call) -> Call:
 
 
 def _export(module: nn.Module, call: Call) -> tuple[ExportedProgram, tuple[str, ...]]:
-    """Try axes from the most to the least dynamic; the error of the last try is the one told."""
+    """Try axes from the most to the least dynamic; where all tries fail, the error of the first is raised."""
     tries = [(True, True, ""), (True, False, "the sequence length is fixed")]
     tries.append((False, False, "the batch size and the sequence length are fixed"))
     if not any(_is_sequence(leaf) for leaf in pytree.tree_leaves((call.args, call.kwargs))):
