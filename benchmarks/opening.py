@@ -36,7 +36,7 @@ def open_torch(network: Network, opener: Backend) -> tuple[BackendModel, Callabl
     """A module in eager mode, as people run it."""
     import torch
 
-    from isobit_torch.building import build_torch
+    from isobit_torch.reference_networks import build_torch
 
     torch.set_num_threads(int(os.environ["BENCHMARK_THREADS"]))
     module = build_torch(network)

@@ -1,4 +1,4 @@
-"""The numba kernels: counting into bins, fake-quantize in place, errors of grids. Compiled once a machine."""
+"""The numba kernels: counting into bins, errors of grids. Compiled once a machine."""
 
 from __future__ import annotations
 
@@ -40,17 +40,6 @@ def count_bins(bits: NDArray[np.uint32], counts: NDArray[np.int64], rows: NDArra
         counts[b] += second[b] + third[b] + fourth[b]
         if counts[b]:
             rows[b >> 7] = True
-
-
-@numba.njit("void(float32[::1], float32, float32, float32, float32)", cache=True, nogil=True, error_model="numpy")
-def fake_quantize_in_place(
-    x: NDArray[np.float32], scale: np.float32, zero_point: np.float32, q_min: np.float32, q_max: np.float32
-) -> None:
-    """Round every value of `x` to a per-tensor grid of at most 16 bits; bit-equal to `arithmetic.fake_quantize`."""
-    for i in range(x.size):
-        q = np.float32(np.rint(x[i] / scale)) + zero_point
-        q = min(max(q, q_min), q_max)
-        x[i] = (q - zero_point) * scale
 
 
 @numba.njit(

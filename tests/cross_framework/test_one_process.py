@@ -10,7 +10,7 @@ from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS
 from isobit_onnx.reference_networks import build_onnx
 from isobit_tensorflow.reference_networks import build_keras
-from isobit_torch.building import build_torch, example_of
+from isobit_torch.reference_networks import build_torch, example_of
 
 
 def test_frameworks_side_by_side() -> None:

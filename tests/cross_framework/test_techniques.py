@@ -26,7 +26,7 @@ from isobit.techniques import (
 from isobit.testing.networks import NETWORKS
 from isobit_onnx.reference_networks import build_onnx
 from isobit_tensorflow.reference_networks import build_keras
-from isobit_torch.building import build_torch, example_of
+from isobit_torch.reference_networks import build_torch, example_of
 
 #: Of the largest value of each constant.
 CLOSE = 1e-6

@@ -14,10 +14,10 @@ from isobit.encoding import Encoding
 from isobit.layout import to_canonical
 from isobit.quantsim import QuantSim
 from isobit.sites import Tensor, Weight
-from isobit_torch.binding import bind
-from isobit_torch.fxtools import attribute
 from isobit_torch.model import TorchModel
-from isobit_torch.quantizers import Quantizer
+from isobit_torch.program.fx_nodes import attribute
+from isobit_torch.simulate.quantizers import Quantizer
+from isobit_torch.translate.sites import bind
 
 __all__ = ["Comparison", "Executed"]
 
@@ -36,11 +36,11 @@ class Executed:
 
     def compare(self, batch: Arrays) -> Comparison:
         """Feed each activation quantizer of the simulator what onnxruntime fed the one of the same site."""
-        found = self._file.tapped(batch)
+        tapped = self._file.tapped(batch)
         values = equal = largest = 0
         for tap in self._file.taps:
-            ours = _integers(self._quantizer(tap.site), found[tap.source])
-            difference = np.abs(ours - found[tap.integers].astype(np.int64))
+            integers = _integers(self._quantizer(tap.site), tapped[tap.source])
+            difference = np.abs(integers - tapped[tap.integers].astype(np.int64))
             values, equal = values + difference.size, equal + int((difference == 0).sum())
             largest = max(largest, int(difference.max(initial=0)))
         return Comparison(len(self._file.taps), values, equal, largest)
@@ -54,8 +54,8 @@ class Executed:
             if not isinstance(site, Weight):
                 continue
             count += 1
-            found = to_canonical(stored[f"{names[site].name}_quantized"], names[site].layout)
-            if not np.array_equal(encoding.dequantize(found), self._simulated(site)):
+            integers = to_canonical(stored[f"{names[site].name}_quantized"], names[site].layout)
+            if not np.array_equal(encoding.dequantize(integers), self._simulated(site)):
                 unequal.append(site.name)
         return count, unequal
 

@@ -246,10 +246,10 @@ def _arithmetic() -> dict[str, Operation]:
         "erfc trunc frac exp2 sgn"
     )
     positive = "sqrt rsqrt log log2 reciprocal asin acos atanh"
-    made: dict[str, Operation] = {name: getattr(torch, name) for name in names.split()}
+    calls: dict[str, Operation] = {name: getattr(torch, name) for name in names.split()}
     for name in positive.split():
-        made[name] = _between_zero_and_one(getattr(torch, name))
-    return made | {
+        calls[name] = _between_zero_and_one(getattr(torch, name))
+    return calls | {
         "square_root": lambda x: (x.abs() + 0.1) ** 0.5,
         "cube": lambda x: x.pow(3),
         "lerp": lambda x: torch.lerp(x, x.flip(1), 0.3),
@@ -285,10 +285,10 @@ def _products() -> dict[str, Operation]:
         "summed": "bij,bkj->b",
         "two": "bij,bij->b",
     }
-    made: dict[str, Operation] = {
+    calls: dict[str, Operation] = {
         f"einsum_{name}": lambda x, e=equation: torch.einsum(e, x, x) for name, equation in equations.items()
     }
-    return made | {
+    return calls | {
         "einsum_transposed": lambda x: torch.einsum("bij->bji", x),
         "einsum_sum": lambda x: torch.einsum("bij->b", x),
         "einsum_weight": lambda x: torch.einsum("bij,kj->bik", x, other),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import isobit
+import isobit_torch
 from isobit.errors import ModelError
+from isobit_torch.capture import errors
 
 
 class Branch(nn.Module):
@@ -128,3 +131,10 @@ def test_random_calls_are_said() -> None:
 
     sim = isobit.QuantSim(Noisy().eval(), torch.randn(2, 3))
     assert any("draws random numbers" in note for note in sim.graph.notes)
+
+
+def test_no_line_of_the_backend_is_told_as_the_users() -> None:
+    files = list(Path(isobit_torch.__file__).parent.rglob("*.py"))
+    assert len(files) > 50
+    assert not [file for file in files if errors._is_users(str(file))]
+    assert errors._is_users(__file__)

@@ -6,7 +6,7 @@ import pytest
 
 from isobit.testing.conformance import BackendConformance
 from isobit_torch.backend import TorchBackend
-from isobit_torch.building import build_torch
+from isobit_torch.reference_networks import build_torch
 
 
 class TestTorch(BackendConformance):

@@ -18,11 +18,11 @@ from isobit.statistics import Histogram, MinMax
 from isobit.testing import interpreter
 from isobit.testing.conformance import BackendConformance
 from isobit.testing.conformance.quantizing import tie_values
-from isobit_torch import cuda_kernels
 from isobit_torch.backend import TorchBackend
-from isobit_torch.building import build_torch
 from isobit_torch.model import TorchModel
-from isobit_torch.quantizers import Quantizer
+from isobit_torch.reference_networks import build_torch
+from isobit_torch.simulate import cuda_kernel
+from isobit_torch.simulate.quantizers import Quantizer
 
 DEVICE = torch.device("cuda", 0)
 
@@ -67,7 +67,7 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
 
 def test_the_kernel_is_used() -> None:
     pytest.importorskip("triton")
-    assert cuda_kernels.usable(DEVICE)
+    assert cuda_kernel.usable(DEVICE)
 
 
 @pytest.mark.parametrize("count", range(2, 17))
@@ -79,14 +79,14 @@ def test_fake_quantize_bits(kind: str, count: int) -> None:
         zero = 0 if spec.symmetric else int(rng.integers(spec.q_min, spec.q_max + 1))
         encoding = Encoding.of(spec, rng.uniform(1, 2) * 2.0 ** int(rng.integers(-126, 20)), zero)
         x = tie_values(encoding, seed)
-        wanted = encoding.fake_quantize(x).view(np.uint32)
-        quantizer, given = Quantizer(encoding).to(DEVICE), torch.from_numpy(x).to(DEVICE)
+        expected = encoding.fake_quantize(x).view(np.uint32)
+        quantizer, on_device = Quantizer(encoding).to(DEVICE), torch.from_numpy(x).to(DEVICE)
         with torch.no_grad():
-            np.testing.assert_array_equal(bits(quantizer(given)), wanted)
-            np.testing.assert_array_equal(bits(given), x.view(np.uint32))
-            np.testing.assert_array_equal(bits(quantizer._expression(given)), wanted)
+            np.testing.assert_array_equal(bits(quantizer(on_device)), expected)
+            np.testing.assert_array_equal(bits(on_device), x.view(np.uint32))
+            np.testing.assert_array_equal(bits(quantizer._expression(on_device)), expected)
             quantizer.in_place = True
-            np.testing.assert_array_equal(bits(quantizer(given.clone())), wanted)
+            np.testing.assert_array_equal(bits(quantizer(on_device.clone())), expected)
 
 
 def test_fake_quantize_bits_per_channel() -> None:
@@ -96,10 +96,10 @@ def test_fake_quantize_bits_per_channel() -> None:
     encoding = Encoding.of(spec, scale, zero, 1)
     x = (rng.standard_normal((5, 33, 17, 19)) * 50).astype(np.float32)
     quantizer, plain = Quantizer(encoding).to(DEVICE), torch.from_numpy(x).to(DEVICE)
-    wanted = encoding.fake_quantize(x)
+    rounded = encoding.fake_quantize(x)
     with torch.no_grad():
         for view in (plain, plain.to(memory_format=torch.channels_last), plain[:, :, ::2]):
-            expected = wanted if view.shape == plain.shape else wanted[:, :, ::2]
+            expected = rounded if view.shape == plain.shape else rounded[:, :, ::2]
             np.testing.assert_array_equal(bits(quantizer(view)), np.ascontiguousarray(expected).view(np.uint32))
 
 
@@ -108,10 +108,10 @@ def test_halves_are_those_of_torch() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         x = torch.from_numpy(tie_values(encoding, 0)).clamp(-6e4, 6e4).to(dtype)
         with torch.no_grad():
-            found = Quantizer(encoding).to(DEVICE)(x.to(DEVICE))
-            wanted = Quantizer(encoding)._expression(x)
-        assert found.dtype == dtype
-        assert torch.equal(found.cpu(), wanted)
+            rounded = Quantizer(encoding).to(DEVICE)(x.to(DEVICE))
+            expected = Quantizer(encoding)._expression(x)
+        assert rounded.dtype == dtype
+        assert torch.equal(rounded.cpu(), expected)
 
 
 @pytest.mark.slow
@@ -124,8 +124,8 @@ def test_compiled_bits() -> None:
     compiled = torch.compile(lambda x: quantizer(x * 1.0) + 1.0)
     x = tie_values(encoding, 0)
     with torch.no_grad():
-        found = compiled(torch.from_numpy(x).to(DEVICE))
-    np.testing.assert_array_equal(found.cpu().numpy(), encoding.fake_quantize(x) + np.float32(1))
+        result = compiled(torch.from_numpy(x).to(DEVICE))
+    np.testing.assert_array_equal(result.cpu().numpy(), encoding.fake_quantize(x) + np.float32(1))
 
 
 class Whole(nn.Module):
@@ -168,7 +168,7 @@ def test_histograms_are_those_of_the_cpu(bad: float | None) -> None:
     batches = [rng.standard_normal((size, 12, 40, 42)).astype(np.float32) for size in (3, 1, 5)]
     if bad is not None:
         batches[1][0, 3, 7, 7] = bad
-    found = []
+    tables = []
     for device in (torch.device("cpu"), DEVICE):
         module = Exact()
         module.register_buffer("where", torch.zeros(1))
@@ -179,8 +179,8 @@ def test_histograms_are_those_of_the_cpu(bad: float | None) -> None:
         requests += [Request(Tensor(name), observer) for name, observer in bounds.items()]
         model.observe([{"x": batch} for batch in batches], requests)
         arrays = [histogram.arrays() for histogram in seen.values()] + [b.arrays() for b in bounds.values()]
-        found.append([array.tobytes() for entry in arrays for array in entry.values()])
-    assert found[0] == found[1]
+        tables.append([array.tobytes() for entry in arrays for array in entry.values()])
+    assert tables[0] == tables[1]
 
 
 def test_from_model_to_file(tmp_path) -> None:
@@ -195,14 +195,14 @@ def test_from_model_to_file(tmp_path) -> None:
     assert {q.scale.device for q in cuda.model.quantizers.values()} == {DEVICE}
     assert set(cuda.encodings) == set(cpu.encodings)
     np.testing.assert_allclose(cuda.run_float(data[0])["output"], cpu.run_float(data[0])["output"], atol=1e-5)
-    wanted, names = cpu.backend_model.to_onnx()
-    found, others = cuda.backend_model.to_onnx()
-    assert names == others
-    assert [node.op_type for node in found.graph.node] == [node.op_type for node in wanted.graph.node]
+    on_cpu, names = cpu.backend_model.to_onnx()
+    on_cuda, cuda_names = cuda.backend_model.to_onnx()
+    assert names == cuda_names
+    assert [node.op_type for node in on_cuda.graph.node] == [node.op_type for node in on_cpu.graph.node]
     assert set(cuda.export(tmp_path)) == {"model", "encodings", "summary"}
-    twin = cuda.backend_model.copy()
-    assert twin.native.device() == DEVICE
-    np.testing.assert_array_equal(twin.run({"input": data[0]})["output"], cuda.run(data[0])["output"])
+    copied = cuda.backend_model.copy()
+    assert copied.native.device() == DEVICE
+    np.testing.assert_array_equal(copied.run({"input": data[0]})["output"], cuda.run(data[0])["output"])
     cuda.model.to("cpu")
     cuda.calibrate(data)
     with torch.no_grad():

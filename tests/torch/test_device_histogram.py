@@ -18,11 +18,11 @@ from isobit.quantsim import QuantSim
 from isobit.sites import Tensor
 from isobit.statistics import Histogram, MinMax
 from isobit.wishes import Wishes
-from isobit_torch import device_histogram
 from isobit_torch.backend import TorchBackend
-from isobit_torch.device_histogram import DeviceHistograms
 from isobit_torch.model import TorchModel
-from isobit_torch.observing import Watched
+from isobit_torch.simulate import device_histogram
+from isobit_torch.simulate.device_histogram import DeviceHistograms
+from isobit_torch.simulate.watched import Watched
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,11 @@ def on_device() -> Iterator[None]:
         yield
 
 
-def assert_equal(found: Histogram, wanted: Histogram) -> None:
-    mine, theirs = found.arrays(), wanted.arrays()
-    for name, array in theirs.items():
-        assert mine[name].dtype == array.dtype
-        assert mine[name].tobytes() == array.tobytes(), name
+def assert_equal(histogram: Histogram, expected: Histogram) -> None:
+    arrays, expected_arrays = histogram.arrays(), expected.arrays()
+    for name, array in expected_arrays.items():
+        assert arrays[name].dtype == array.dtype
+        assert arrays[name].tobytes() == array.tobytes(), name
 
 
 shapes = st.sampled_from([((4,), None), ((3, 40), 1), ((2, 3, 5, 7), 1), ((2, 6, 9), None), ((2, 6, 9), 2)])
@@ -55,33 +55,33 @@ class TestForced:
         self, shape: tuple[tuple[int, ...], int | None], limit: int | None, dtype: torch.dtype, seed: int
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        found, wanted, bounds, host = Histogram(limit), Histogram(limit), MinMax(), MinMax()
+        counted, expected, bounds, host = Histogram(limit), Histogram(limit), MinMax(), MinMax()
         counter = DeviceHistograms()
         for number in range(3):
             x = torch.randn(shape[0], generator=generator) * 2.0 ** (seed % 24 - 12)
             x = (x.relu() if number == 1 else -x.abs() if number == 2 else x).to(dtype)  # zeros of both signs
             x = x.transpose(0, -1).contiguous().transpose(0, -1)
-            for observer in (found, bounds):
+            for observer in (counted, bounds):
                 assert counter.take(Watched(Request(Tensor("x"), observer), shape[1]), x)
             assert counter.settle() == []
-            for observer in (wanted, host):
+            for observer in (expected, host):
                 observer.update(x.float().numpy(), shape[1])
-            assert found.elements == wanted.elements
+            assert counted.elements == expected.elements
         counter.finish()
-        assert_equal(found, wanted)
+        assert_equal(counted, expected)
         assert bounds.batches == host.batches
 
     def test_full_tables_are_emptied(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(device_histogram, "_FULL", 1000)
         monkeypatch.setattr(device_histogram, "_PART", 64)
-        counter, found, wanted = DeviceHistograms(), Histogram(None), Histogram(None)
+        counter, counted, expected = DeviceHistograms(), Histogram(None), Histogram(None)
         for _ in range(5):
             x = torch.randn(2, 300)
-            counter.take(Watched(Request(Tensor("x"), found), None), x)
+            counter.take(Watched(Request(Tensor("x"), counted), None), x)
             counter.settle()
-            wanted.update(x.numpy())
+            expected.update(x.numpy())
         counter.finish()
-        assert_equal(found, wanted)
+        assert_equal(counted, expected)
 
     def test_others_are_not_taken(self) -> None:
         counter = DeviceHistograms()
@@ -111,11 +111,11 @@ def model() -> TorchModel:
 def observe(model: TorchModel, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Histogram | MinMax]]:
     def run(batches: list[np.ndarray], forced: bool, limit: int | None = 500) -> dict[str, Histogram | MinMax]:
         monkeypatch.setattr(device_histogram, "DEVICES", frozenset({"cpu"}) if forced else frozenset())
-        found: dict[str, Histogram | MinMax] = {name: Histogram(limit) for name in model.graph.tensors}
-        requests = [Request(Tensor(name), histogram) for name, histogram in found.items()]
-        found["bounds"] = MinMax()
-        model.observe([{"x": x} for x in batches], [*requests, Request(Tensor("conv"), found["bounds"])])
-        return found
+        observers: dict[str, Histogram | MinMax] = {name: Histogram(limit) for name in model.graph.tensors}
+        requests = [Request(Tensor(name), histogram) for name, histogram in observers.items()]
+        observers["bounds"] = MinMax()
+        model.observe([{"x": x} for x in batches], [*requests, Request(Tensor("conv"), observers["bounds"])])
+        return observers
 
     return run
 
@@ -124,10 +124,10 @@ def test_a_model_observed_on_its_device(observe: Callable[..., dict[str, Histogr
     rng = np.random.default_rng(0)
     batches = [rng.standard_normal((size, 3, 24, 24)).astype(np.float32) for size in (1, 4, 2)]
     for limit in (500, None):
-        found, wanted = observe(batches, True, limit), observe(batches, False, limit)
-        assert found.pop("bounds").batches == wanted["bounds"].batches
-        for name, histogram in found.items():
-            assert_equal(histogram, wanted[name])
+        counted, expected = observe(batches, True, limit), observe(batches, False, limit)
+        assert counted.pop("bounds").batches == expected["bounds"].batches
+        for name, histogram in counted.items():
+            assert_equal(histogram, expected[name])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -138,12 +138,12 @@ def test_non_finite_batches_are_counted_from_whole_tensors(
     rng = np.random.default_rng(0)
     batches = [rng.standard_normal((2, 3, 24, 24)).astype(np.float32) for _ in range(3)]
     batches[1][1, 2, 3, 5] = bad
-    found, wanted = observe(batches, True), observe(batches, False)
-    np.testing.assert_array_equal(found.pop("bounds").arrays()["batches"], wanted["bounds"].arrays()["batches"])
-    assert found["x"].non_finite == 1
-    assert found["conv"].non_finite > 0
-    for name, histogram in found.items():
-        assert_equal(histogram, wanted[name])
+    counted, expected = observe(batches, True), observe(batches, False)
+    np.testing.assert_array_equal(counted.pop("bounds").arrays()["batches"], expected["bounds"].arrays()["batches"])
+    assert counted["x"].non_finite == 1
+    assert counted["conv"].non_finite > 0
+    for name, histogram in counted.items():
+        assert_equal(histogram, expected[name])
 
 
 def test_errors_name_tensor_and_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +173,9 @@ def test_one_transfer_a_batch(
             return original(self, *args)  # type: ignore[operator]
 
         monkeypatch.setattr(torch.Tensor, name, counted)
-    found = observe([np.zeros((2, 3, 24, 24), np.float32)] * 3, True)
-    bounds = [shape for shape in transfers if shape == (len(found), 2)]
+    observers = observe([np.zeros((2, 3, 24, 24), np.float32)] * 3, True)
+    bounds = [shape for shape in transfers if shape == (len(observers), 2)]
     tables = [shape for shape in transfers if shape == (1 << 16,)]
     assert len(bounds) == 3
-    assert len(tables) == len(found) - 1
+    assert len(tables) == len(observers) - 1
     assert len(transfers) == len(bounds) + len(tables)

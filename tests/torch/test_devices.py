@@ -16,12 +16,12 @@ from isobit.encoding import Encoding
 from isobit.errors import ModelError
 from isobit.sites import Tensor, Weight
 from isobit_torch.backend import TorchBackend
-from isobit_torch.capture import _moved
-from isobit_torch.devices import follow, require_one_device
+from isobit_torch.capture.capture import _moved
 from isobit_torch.model import TorchModel
-from isobit_torch.quantizers import Quantizer, WeightQuantizer
-from isobit_torch.signature import example_call
-from isobit_torch.simulator import Simulator
+from isobit_torch.program.devices import follow, require_one_device
+from isobit_torch.program.signature import example_call
+from isobit_torch.simulate.quantizers import Quantizer, WeightQuantizer
+from isobit_torch.simulate.simulator import Simulator
 
 
 class Places(nn.Module):
@@ -56,10 +56,10 @@ def test_constants_of_the_code_move_with_the_model(model: TorchModel) -> None:
     native, x = model.native, torch.randn(3, 6)
     with torch.no_grad():
         expected = native(x)
-        twin = copy.deepcopy(native)
+        copied = copy.deepcopy(native)
         native.to("meta")
         assert native(x.to("meta")).device.type == "meta"
-        assert torch.equal(twin(x), expected)
+        assert torch.equal(copied(x), expected)
     devices = {value for node in model.program.graph.nodes for value in node.kwargs.values() if _is_device(value)}
     assert devices == {torch.device("meta")}
 
@@ -112,9 +112,9 @@ def test_exports_are_made_on_the_cpu(model: TorchModel, monkeypatch: pytest.Monk
     """The way of a model on another device gives the same file."""
     expected, names = model.to_onnx()
     monkeypatch.setattr(Simulator, "device", lambda self: torch.device("cuda", 0))
-    found, others = model.to_onnx()
-    assert others == names
-    assert found.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
+    exported, exported_names = model.to_onnx()
+    assert exported_names == names
+    assert exported.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
 
 
 def test_models_that_are_nowhere_or_everywhere() -> None:

@@ -13,7 +13,7 @@ from isobit.quant_spec import QuantSpec
 from isobit.sites import Input, Tensor, Weight
 from isobit.statistics import MinMax
 from isobit_torch.backend import TorchBackend
-from isobit_torch.translation import translate
+from isobit_torch.translate.translate import translate
 
 
 class Branches(nn.Module):
@@ -40,8 +40,8 @@ def test_an_input_behind_a_dropout() -> None:
     with torch.no_grad():
         h = module.norm(x)
         expected = module.first(h * torch.from_numpy(factors)) + module.second(h) + h
-    (found,) = model.run({name: x.numpy()}).values()
-    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
+    (output,) = model.run({name: x.numpy()}).values()
+    np.testing.assert_allclose(output, expected.numpy(), rtol=1e-5, atol=1e-5)
     assert sum(node.op == "Mul" for node in model.graph.nodes) == 1
 
 
@@ -86,11 +86,11 @@ def test_observation_ends_with_the_last_tensor_that_is_watched() -> None:
     runs: list[Tensor] = []
     model._quantizer(site).register_forward_hook(lambda *_: runs.append(site))
     batch = {model.graph.inputs[0]: np.ones((3, 8), np.float32)}
-    seen = MinMax()
-    model.observe([batch], [Request(Tensor("first"), seen)])
+    bounds = MinMax()
+    model.observe([batch], [Request(Tensor("first"), bounds)])
     assert not runs
     last = MinMax()
-    model.observe([batch], [Request(Tensor("first"), seen), Request(site, last, "after")])
+    model.observe([batch], [Request(Tensor("first"), bounds), Request(site, last, "after")])
     assert len(runs) == 1
-    (wanted,) = model.run(batch).values()
-    np.testing.assert_array_equal(last.bounds(), [[wanted.min(), wanted.max()]])
+    (output,) = model.run(batch).values()
+    np.testing.assert_array_equal(last.bounds(), [[output.min(), output.max()]])

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from isobit.encoding import Encoding
 from isobit.quant_spec import QuantSpec
-from isobit_torch.quantizers import Quantizer, WeightQuantizer
+from isobit_torch.simulate.quantizers import Quantizer, WeightQuantizer
 
 FORMATS = [f"{kind}{bits}" for kind in ("int", "uint") for bits in range(2, 17)]
 FORMATS += [f"int{bits} strict" for bits in (2, 4, 8, 16)] + [f"int{bits} asymmetric" for bits in (4, 8)]
@@ -48,30 +48,30 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
 @given(encoded(), noises)
 def test_per_tensor(encoding: Encoding, noise: np.ndarray) -> None:
     x = values_near_ties(encoding, noise)
-    wanted = encoding.fake_quantize(x).view(np.uint32)
+    expected = encoding.fake_quantize(x).view(np.uint32)
     quantizer = Quantizer(encoding)
     given_x = torch.from_numpy(x.copy())
     with torch.no_grad():
-        np.testing.assert_array_equal(bits(quantizer(given_x)), wanted)  # the kernel on a copy
+        np.testing.assert_array_equal(bits(quantizer(given_x)), expected)  # the kernel on a copy
         np.testing.assert_array_equal(bits(given_x), x.view(np.uint32))
-        np.testing.assert_array_equal(bits(quantizer._compute(given_x)), wanted)  # torch's operations
+        np.testing.assert_array_equal(bits(quantizer._compute(given_x)), expected)  # torch's operations
         quantizer.in_place = True
         overwritten = given_x.clone()
         result = quantizer(overwritten)
         assert result.data_ptr() == overwritten.data_ptr()
-        np.testing.assert_array_equal(bits(result), wanted)
+        np.testing.assert_array_equal(bits(result), expected)
     learned = given_x.clone().requires_grad_()
-    np.testing.assert_array_equal(bits(quantizer(learned)), wanted)  # with gradients, never in place
+    np.testing.assert_array_equal(bits(quantizer(learned)), expected)  # with gradients, never in place
     np.testing.assert_array_equal(bits(learned), x.view(np.uint32))
 
 
 @settings(max_examples=40, deadline=None)
 @given(encoded(channels=3), hnp.arrays(np.float32, (4, 3, 5), elements=st.floats(-1e3, 1e3, width=32)))
 def test_per_channel(encoding: Encoding, x: np.ndarray) -> None:
-    wanted = encoding.fake_quantize(x).view(np.uint32)
+    expected = encoding.fake_quantize(x).view(np.uint32)
     for kind in (Quantizer, WeightQuantizer):
         with torch.no_grad():
-            np.testing.assert_array_equal(bits(kind(encoding)(torch.from_numpy(x.copy()))), wanted)
+            np.testing.assert_array_equal(bits(kind(encoding)(torch.from_numpy(x.copy()))), expected)
 
 
 @settings(max_examples=30, deadline=None)
@@ -80,8 +80,8 @@ def test_float_formats(name: str, x: np.ndarray) -> None:
     scale = np.float32(1 if "16" in name else 0.37)
     encoding = Encoding(QuantSpec.parse(name), scale, np.int32(0))
     with torch.no_grad():
-        found = Quantizer(encoding)(torch.from_numpy(x.copy()))
-    np.testing.assert_array_equal(bits(found), encoding.fake_quantize(x).view(np.uint32))
+        rounded = Quantizer(encoding)(torch.from_numpy(x.copy()))
+    np.testing.assert_array_equal(bits(rounded), encoding.fake_quantize(x).view(np.uint32))
 
 
 @settings(max_examples=30, deadline=None)
@@ -89,14 +89,14 @@ def test_float_formats(name: str, x: np.ndarray) -> None:
 def test_int32_bias(scale: float, x: np.ndarray) -> None:
     encoding = Encoding(QuantSpec.parse("int32"), np.float32(scale), np.int32(0))
     with torch.no_grad():
-        found = WeightQuantizer(encoding)(torch.from_numpy(x.copy()))
-    np.testing.assert_array_equal(bits(found), encoding.fake_quantize(x).view(np.uint32))
+        rounded = WeightQuantizer(encoding)(torch.from_numpy(x.copy()))
+    np.testing.assert_array_equal(bits(rounded), encoding.fake_quantize(x).view(np.uint32))
 
 
 def test_kernel_in_any_dense_order() -> None:
     encoding = Encoding(QuantSpec.parse("uint8"), np.float32(0.05), np.int32(128))
     x = torch.randn(2, 8, 5, 6)
-    wanted = encoding.fake_quantize(x.numpy())
+    expected = encoding.fake_quantize(x.numpy())
     for view in (
         x.clone(),
         x.clone(memory_format=torch.channels_last),
@@ -104,7 +104,7 @@ def test_kernel_in_any_dense_order() -> None:
         torch.randn(4, 8, 5, 6)[::2].copy_(x),
     ):
         with torch.no_grad():
-            np.testing.assert_array_equal(Quantizer(encoding)(view).numpy(), wanted)
+            np.testing.assert_array_equal(Quantizer(encoding)(view).numpy(), expected)
 
 
 def test_kernel_on_several_threads() -> None:

@@ -81,24 +81,24 @@ def texts(seed: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("module", "batch"), [(Squeezed, images), (Decoder, texts)])
 def test_integers_of_simulator_and_file(module: type[nn.Module], batch, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    made = module()
-    for layer in made.modules():
+    model = module()
+    for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.running_var, 0.5, 1.5)
-    sim = isobit.QuantSim(made.eval(), batch(0))
+    sim = isobit.QuantSim(model.eval(), batch(0))
     sim.apply(isobit.techniques.FoldBatchNorms())
     sim.calibrate([batch(seed) for seed in range(4)], progress=False)
-    executed, found = Executed(sim, tmp_path), Comparison()
+    executed, comparison = Executed(sim, tmp_path), Comparison()
     for seed in (10, 11):
         feeds = {name: tensor.numpy() for name, tensor in batch(seed).items()}
-        found += executed.compare(feeds)
+        comparison += executed.compare(feeds)
         (plain,), (simulated,), (result,) = (
             list(run(feeds).values()) for run in (sim.run_float, sim.run, executed.run)
         )
         assert np.square(simulated - result).sum() * 100 <= np.square(plain - simulated).sum()
-    assert found.quantizers == sum(p.kind == "activation" and p.simulated for p in sim.plan.placements.values())
-    assert found.share >= 0.999
-    assert found.largest <= 1
+    assert comparison.quantizers == sum(p.kind == "activation" and p.simulated for p in sim.plan.placements.values())
+    assert comparison.share >= 0.999
+    assert comparison.largest <= 1
     count, unequal = executed.unequal_constants()
     stored = [p for p in sim.plan.placements.values() if p.kind in ("weight", "bias") and isinstance(p.site, Weight)]
     assert count >= len(stored) > 9

@@ -22,9 +22,9 @@ def example() -> ModuleType:
     spec = importlib.util.spec_from_file_location("quantize_minilm", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # transformers' own
@@ -49,8 +49,8 @@ def test_embeddings_keep_their_direction(example, tmp_path, monkeypatch, capsys)
     for batch in example.tokenized(tokenizer, example.docstring_sentences(64 + 96)[64:]):  # what main has compared
         mask = batch["attention_mask"].numpy()
         feeds = {name: tensor.numpy() for name, tensor in batch.items()}
-        found = example.embed(session.run(["last_hidden_state"], feeds)[0], mask)
+        quantized = example.embed(session.run(["last_hidden_state"], feeds)[0], mask)
         with example.torch.no_grad():
             plain = example.embed(model(**batch).last_hidden_state.numpy(), mask)
-        cosine.append((plain * found).sum(1))
+        cosine.append((plain * quantized).sum(1))
     assert np.concatenate(cosine).mean() >= 0.99  # onnxruntime, on integers

@@ -42,9 +42,9 @@ def test_bert(tmp_path) -> None:
     assert {"Softmax", "MatMul", "LayerNormalization", "Gelu", "Gather", "Linear"} <= ops
     with torch.no_grad():
         expected = module(**{k: torch.from_numpy(v) for k, v in data[0].items()})
-    found = sim.run_float(data[0])
-    assert list(found) == ["last_hidden_state", "pooler_output"]
-    np.testing.assert_allclose(found["last_hidden_state"], expected.last_hidden_state.numpy(), atol=1e-5)
+    outputs = sim.run_float(data[0])
+    assert list(outputs) == ["last_hidden_state", "pooler_output"]
+    np.testing.assert_allclose(outputs["last_hidden_state"], expected.last_hidden_state.numpy(), atol=1e-5)
     sim.calibrate(data)
     native = sim.model(**{k: torch.from_numpy(v) for k, v in data[0].items()})
     assert type(native) is type(expected)
@@ -53,9 +53,9 @@ def test_bert(tmp_path) -> None:
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(str(paths["model"]), options)
     for batch in data:
-        wanted = sim.run(batch)["last_hidden_state"]
-        got = session.run(["last_hidden_state"], batch)[0]
-        assert np.mean(np.abs(got - wanted) > 1e-4) < 0.01
+        simulated = sim.run(batch)["last_hidden_state"]
+        executed = session.run(["last_hidden_state"], batch)[0]
+        assert np.mean(np.abs(executed - simulated) > 1e-4) < 0.01
 
 
 class Attention(nn.Module):

@@ -41,9 +41,9 @@ if model.endswith(".pt2"):
 else:
     run = torch.jit.load(model)
 with torch.no_grad():
-    found = run(*(torch.from_numpy(array) for array in np.load(feeds).values()))
-flat = found.values() if isinstance(found, dict) else found if isinstance(found, (tuple, list)) else [found]
-names = found if isinstance(found, dict) else range(len(flat))
+    outputs = run(*(torch.from_numpy(array) for array in np.load(feeds).values()))
+flat = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, (tuple, list)) else [outputs]
+names = outputs if isinstance(outputs, dict) else range(len(flat))
 np.savez(results, **{str(name): value.numpy() for name, value in zip(names, flat)})
 """
 
@@ -75,13 +75,13 @@ class Mixed(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
         self.grouped = nn.ConvTranspose2d(6, 6, 2, groups=2)
-        self.fc, self.twin = nn.Linear(6, 6, bias=False), nn.Linear(6, 6)
-        self.twin.weight = self.fc.weight
+        self.fc, self.tied = nn.Linear(6, 6, bias=False), nn.Linear(6, 6)
+        self.tied.weight = self.fc.weight
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = functional.relu(self.norm(self.conv(image)))
         x = self.grouped(self.up(x)).mean((2, 3))
-        return self.twin(torch.tanh(self.fc(x))).view(image.shape[0], 2, 3)
+        return self.tied(torch.tanh(self.fc(x))).view(image.shape[0], 2, 3)
 
 
 @pytest.fixture
@@ -105,19 +105,19 @@ def test_pt2_elsewhere(sim: QuantSim, images: list[torch.Tensor], tmp_path: Path
     }  # fmt: skip
     assert "model.pt2" in paths["summary"].read_text()
     many = torch.cat([*images, images[0][:3]])  # another batch size
-    found = elsewhere(paths["pt2"], [many])["0"]
-    wanted = sim.run(many)["output"]
-    assert found.shape == (11, 2, 3)
+    result = elsewhere(paths["pt2"], [many])["0"]
+    expected = sim.run(many)["output"]
+    assert result.shape == (11, 2, 3)
     step = float(sim.encodings[Tensor("view")].scale)
-    assert np.abs(found - wanted).max() <= 2 * step
-    assert np.mean(found == wanted) > 0.9
+    assert np.abs(result - expected).max() <= 2 * step
+    assert np.mean(result == expected) > 0.9
 
 
 def test_pt2_constants_are_the_integers(sim: QuantSim, tmp_path: Path) -> None:
     """Under the user's names, exactly those of `isobit.encoding`; a dequantize call is the only reader."""
     program = torch.export.load(sim.export(tmp_path, formats="pt2")["pt2"])
     state = program.state_dict
-    for name in ("conv.weight", "conv.bias", "up.weight", "fc.weight", "twin.bias"):
+    for name in ("conv.weight", "conv.bias", "up.weight", "fc.weight", "tied.bias"):
         encoding, float_weight = sim.encodings[Weight(name)], sim.backend_model.weight(name)
         integers = encoding.quantize(float_weight)
         stored = state[name].numpy()
@@ -127,7 +127,7 @@ def test_pt2_constants_are_the_integers(sim: QuantSim, tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored, integers)
         np.testing.assert_array_equal(state[f"{name}_scale"].numpy().reshape(-1), encoding.scale)
     assert not [name for name, value in state.items() if value.ndim > 1 and value.is_floating_point()]
-    assert "twin.weight" not in state  # tied, and stored once
+    assert "tied.weight" not in state  # tied, and stored once
     constants = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name != "USER_INPUT"}
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in constants and node.meta["val"].dtype != torch.float32:
@@ -152,8 +152,8 @@ def test_pt2_dequantized_weights_are_exact(images: list[torch.Tensor], tmp_path:
     model.set_quantizers({site: None for site in model.encodings() if isinstance(site, Tensor)})
     model.write_native("pt2", model.encodings(), tmp_path / "weights.pt2")
     with torch.no_grad():
-        found = torch.export.load(tmp_path / "weights.pt2").module()(images[0])
-        assert torch.equal(found, sim.model(images[0]))
+        output = torch.export.load(tmp_path / "weights.pt2").module()(images[0])
+        assert torch.equal(output, sim.model(images[0]))
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
@@ -171,10 +171,10 @@ def test_pt2_activations_differ_at_ties_alone(bits: int) -> None:
         }
         grid = (float(scale), 0, encoding.spec.q_min, encoding.spec.q_max, torch.int32)
         for kind, x in values.items():
-            theirs = Q.quantize_per_tensor(torch.from_numpy(x), *grid).numpy()
-            ours = encoding.quantize(x)
-            assert np.abs(theirs - ours).max() <= 1
-            wrong = theirs != ours
+            torch_integers = Q.quantize_per_tensor(torch.from_numpy(x), *grid).numpy()
+            integers = encoding.quantize(x)
+            assert np.abs(torch_integers - integers).max() <= 1
+            wrong = torch_integers != integers
             position = np.abs(x[wrong].astype(np.float64) / scale)
             assert np.all(np.abs(position - np.floor(position) - 0.5) < 2.0 ** (bits - 23))  # beside a tie
             if kind == "random":
@@ -204,8 +204,8 @@ def test_pt2_weight_formats(weights: str, dtype: torch.dtype, tmp_path: Path) ->
     (call,) = node.users
     arguments = pytree.tree_map_only(torch.fx.Node, lambda n: _value(program, n), call.args)
     encoding = sim.encodings[Weight("0.weight")]
-    wanted = encoding.fake_quantize(sim.backend_model.weight("0.weight"))
-    np.testing.assert_array_equal(call.target(*arguments, **call.kwargs).numpy(), wanted)
+    expected = encoding.fake_quantize(sim.backend_model.weight("0.weight"))
+    np.testing.assert_array_equal(call.target(*arguments, **call.kwargs).numpy(), expected)
 
 
 def _value(program: torch.export.ExportedProgram, node: torch.fx.Node) -> torch.Tensor:
@@ -294,13 +294,13 @@ def test_torchscript_is_plain(sim: QuantSim, images: list[torch.Tensor], tmp_pat
     )
     state = script.state_dict()
     for name in ("conv.weight", "fc.weight"):
-        wanted = sim.encodings[Weight(name)].fake_quantize(sim.backend_model.weight(name))
-        np.testing.assert_array_equal(state[name].numpy(), wanted)
+        expected = sim.encodings[Weight(name)].fake_quantize(sim.backend_model.weight(name))
+        np.testing.assert_array_equal(state[name].numpy(), expected)
     with torch.no_grad():
-        wanted_outputs = sim.model(images[1])
+        simulated = sim.model(images[1])
         for _ in range(4):  # the interpreter optimizes after the first runs
-            assert torch.equal(script(images[1]), wanted_outputs)
-        assert torch.equal(script(image=images[1]), wanted_outputs)
+            assert torch.equal(script(images[1]), simulated)
+        assert torch.equal(script(image=images[1]), simulated)
 
 
 def test_torchscript_follows_what_is_off(sim: QuantSim, images: list[torch.Tensor], tmp_path: Path) -> None:
@@ -318,8 +318,8 @@ def test_torchscript_formats(activations: str, tmp_path: Path) -> None:
     x = torch.randn(5, 8)
     wishes = Wishes(weights="float8e5m2" if "float" in activations else "int4 block=2", activations=activations)
     sim = simulator(nn.Sequential(nn.Linear(8, 6), nn.ReLU()), [x], wishes)
-    found = elsewhere(sim.export(tmp_path, formats="torchscript")["torchscript"], [x])["0"]
-    np.testing.assert_array_equal(found, sim.run(x)["output"])
+    output = elsewhere(sim.export(tmp_path, formats="torchscript")["torchscript"], [x])["0"]
+    np.testing.assert_array_equal(output, sim.run(x)["output"])
 
 
 class Filling(nn.Module):
@@ -343,8 +343,8 @@ def test_in_place_code(form: str, tmp_path: Path) -> None:
     data = [torch.randn(3, 4)]
     sim = simulator(Filling(), data)
     many = torch.randn(7, 4)
-    found = elsewhere(sim.export(tmp_path, formats=form)[form], [many])["0"]
-    np.testing.assert_array_equal(found, sim.run(many)["output"])
+    output = elsewhere(sim.export(tmp_path, formats=form)[form], [many])["0"]
+    np.testing.assert_array_equal(output, sim.run(many)["output"])
 
 
 class Nested(nn.Module):
@@ -365,15 +365,15 @@ def test_structures(tmp_path: Path) -> None:
     sim.calibrate([dict(zip(sim.graph.inputs, (x, more["shift"]), strict=True))])
     paths = sim.export(tmp_path, formats=("pt2", "torchscript"))
     with torch.no_grad():
-        wanted = sim.model(x, more)
+        simulated = sim.model(x, more)
         exact = torch.jit.load(str(paths["torchscript"]))(x, more)
         close = torch.export.load(paths["pt2"]).module()(x, more)
     assert type(exact) is tuple
-    for a, b in zip(exact, (*wanted["all"], wanted["sum"]), strict=True):
+    for a, b in zip(exact, (*simulated["all"], simulated["sum"]), strict=True):
         assert torch.equal(a, b)
     assert list(close) == ["all", "none", "sum"]
     assert close["none"] is None
-    torch.testing.assert_close(close["all"], wanted["all"], atol=0.05, rtol=0)
+    torch.testing.assert_close(close["all"], simulated["all"], atol=0.05, rtol=0)
     assert "returns a tuple of tensors: all.0, all.1, sum" in paths["summary"].read_text()
 
 
@@ -391,13 +391,13 @@ def test_huggingface(tmp_path: Path) -> None:
     longer = torch.randint(0, 50, (5, 9))
     mask = torch.ones_like(longer)
     mask[2, 4:] = 0
-    wanted = sim.run({"input_ids": longer, "attention_mask": mask})
-    found = elsewhere(paths["torchscript"], [longer, mask])
-    assert list(found) == list(wanted)
-    for name, value in wanted.items():
-        np.testing.assert_array_equal(found[name], value)
+    simulated = sim.run({"input_ids": longer, "attention_mask": mask})
+    traced = elsewhere(paths["torchscript"], [longer, mask])
+    assert list(traced) == list(simulated)
+    for name, value in simulated.items():
+        np.testing.assert_array_equal(traced[name], value)
     for name, value in elsewhere(paths["pt2"], [longer, mask]).items():
-        assert np.mean(np.abs(value - wanted[name]) > 1e-4) < 0.01
+        assert np.mean(np.abs(value - simulated[name]) > 1e-4) < 0.01
 
 
 # --- the choice of formats -------------------------------------------------------------------------------------------
@@ -432,7 +432,7 @@ def test_recurrent_layers(tmp_path: Path) -> None:
     encoding = sim.encodings[Weight("lstm.weight_ih_l0")]
     i, f, g, o = encoding.quantize(sim.backend_model.weight("lstm.weight_ih_l0")).reshape(4, 6, 8)[[0, 2, 3, 1]]
     assert np.array_equal(stored.numpy(), np.concatenate([i, f, g, o]))  # torch's order of gates, ONNX's is i, o, f, g
-    wanted = sim.run({"ids": data[0].numpy()})["output"]
+    simulated = sim.run({"ids": data[0].numpy()})["output"]
     for form in ("pt2", "torchscript"):
-        (found,) = elsewhere(paths[form], [data[0]]).values()
-        np.testing.assert_array_equal(found, wanted, err_msg=form)
+        (executed,) = elsewhere(paths[form], [data[0]]).values()
+        np.testing.assert_array_equal(executed, simulated, err_msg=form)

@@ -32,8 +32,8 @@ def check(module: nn.Module, batch: Any, folder: Path) -> isobit.QuantSim:
     with torch.no_grad():
         expected = module(**batch) if isinstance(batch, dict) else module(batch)
     leaves = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Tensor)]
-    for (name, found), wanted in zip(sim.run_float(batch).items(), leaves, strict=True):
-        np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-4, err_msg=name)
+    for (name, result), leaf in zip(sim.run_float(batch).items(), leaves, strict=True):
+        np.testing.assert_allclose(result, leaf.numpy(), rtol=1e-4, atol=1e-4, err_msg=name)
     sim.calibrate([batch], progress=False)
     named = batch if isinstance(batch, dict) else {sim.graph.inputs[0]: batch}
     arrays = {name: tensor.numpy() for name, tensor in named.items()}
@@ -49,9 +49,9 @@ def check(module: nn.Module, batch: Any, folder: Path) -> isobit.QuantSim:
 
 def decibels(signal: np.ndarray, other: np.ndarray) -> float:
     """Signal-to-noise ratio of what is finite."""
-    known = np.isfinite(signal)
-    np.testing.assert_array_equal(known, np.isfinite(other))
-    signal, other = signal[known].astype(np.float64), other[known].astype(np.float64)
+    finite = np.isfinite(signal)
+    np.testing.assert_array_equal(finite, np.isfinite(other))
+    signal, other = signal[finite].astype(np.float64), other[finite].astype(np.float64)
     noise = np.square(signal - other).sum()
     return np.inf if noise == 0 else 10 * np.log10(np.square(signal).sum() / noise)
 
@@ -62,9 +62,9 @@ def test_operations(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     stem, shape, operations, floats = GROUPS[name]
     sim = check(Group(stem, operations()), torch.randn(shape), tmp_path)
-    wanted = {f"aten::{call}" for call in floats.split()}
-    assert in_float(sim) == wanted
-    assert wanted <= IN_FLOAT.keys()
+    calls = {f"aten::{call}" for call in floats.split()}
+    assert in_float(sim) == calls
+    assert calls <= IN_FLOAT.keys()
 
 
 class Masked(nn.Module):

@@ -20,8 +20,8 @@ from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.wishes import Wishes
 from isobit_torch.backend import TorchBackend
-from isobit_torch.quantizers import QUANTIZERS, Quantizer
-from isobit_torch.simulator import Simulator
+from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer
+from isobit_torch.simulate.simulator import Simulator
 
 
 class Classifier(nn.Module):
@@ -62,14 +62,14 @@ def test_deepcopy_is_independent(sim: QuantSim, image: torch.Tensor) -> None:
     sim.model.learn_ranges()
     with torch.no_grad():
         expected = sim.model(image)
-        twin = copy.deepcopy(sim.model)
-        for parameter in twin.parameters():
+        copied = copy.deepcopy(sim.model)
+        for parameter in copied.parameters():
             parameter.mul_(0.5)
         assert torch.equal(sim.model(image), expected)
-        assert not torch.equal(twin(image), expected)
-    assert type(twin) is not nn.Module
-    assert isinstance(twin, Simulator)
-    assert set(dict(twin.named_parameters())) == set(dict(sim.model.named_parameters()))
+        assert not torch.equal(copied(image), expected)
+    assert type(copied) is not nn.Module
+    assert isinstance(copied, Simulator)
+    assert set(dict(copied.named_parameters())) == set(dict(sim.model.named_parameters()))
 
 
 def test_state_dict_goes_both_ways(sim: QuantSim, image: torch.Tensor, tmp_path) -> None:
@@ -100,10 +100,10 @@ def test_wider_and_narrower_floats(sim: QuantSim, image: torch.Tensor) -> None:
     with torch.no_grad():
         expected = sim.model(image)
         double = copy.deepcopy(sim.model).double()
-        found = double(image.double())
-        assert found.dtype == torch.float64
+        output = double(image.double())
+        assert output.dtype == torch.float64
         step = float(sim.encodings["fc"].scale)
-        assert float((found - expected).abs().max()) <= 1.01 * step
+        assert float((output - expected).abs().max()) <= 1.01 * step
         for dtype in (torch.float16, torch.bfloat16):
             half = copy.deepcopy(sim.model).to(dtype)
             assert half(image.to(dtype)).dtype == dtype
@@ -120,9 +120,9 @@ def test_to_another_device(sim: QuantSim, image: torch.Tensor) -> None:
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
     for training in (False, True):
         with torch.no_grad():
-            found = model.train(training)(image.to("meta"))
-        assert found.shape == (5, 4)
-        assert found.device.type == "meta"
+            output = model.train(training)(image.to("meta"))
+        assert output.shape == (5, 4)
+        assert output.device.type == "meta"
 
 
 # --- compiling and tracing -------------------------------------------------------------------------------------------
@@ -220,14 +220,16 @@ def test_a_learned_scale_is_a_magnitude(sim: QuantSim, image: torch.Tensor) -> N
 
 
 def test_hooks_on_quantizers(sim: QuantSim, image: torch.Tensor) -> None:
-    seen: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
     for name, module in sim.model.named_modules():
         if isinstance(module, Quantizer):
-            module.register_forward_hook(lambda m, args, out, name=name: seen.__setitem__(name, out.detach().clone()))
+            module.register_forward_hook(
+                lambda m, args, out, name=name: outputs.__setitem__(name, out.detach().clone())
+            )
     with torch.no_grad():
         result = sim.model(image)
-    assert set(seen) == {f"{QUANTIZERS}.{key}" for key in sim.model.quantizers}
-    assert torch.equal(seen[f"{QUANTIZERS}.fc"], result)
+    assert set(outputs) == {f"{QUANTIZERS}.{key}" for key in sim.model.quantizers}
+    assert torch.equal(outputs[f"{QUANTIZERS}.fc"], result)
     assert set(f"{QUANTIZERS}.{key}" for key in sim.model.quantizers) <= set(dict(sim.model.named_modules()))
 
 
@@ -269,10 +271,10 @@ if rank:
     with torch.no_grad():
         sim.model.get_parameter("fc.weight").zero_()  # DDP gives every rank the parameters of the first
 model = DistributedDataParallel(sim.model)
-found = gradients(model, sim.model, images[rank * 4 : rank * 4 + 4], labels[rank * 4 : rank * 4 + 4])
+averaged = gradients(model, sim.model, images[rank * 4 : rank * 4 + 4], labels[rank * 4 : rank * 4 + 4])
 torch.optim.SGD(model.parameters(), lr=0.1).step()
 distributed.destroy_process_group()
-np.savez(f"{folder}/{rank}.npz", **{f"grad.{k}": v.numpy() for k, v in found.items()},
+np.savez(f"{folder}/{rank}.npz", **{f"grad.{k}": v.numpy() for k, v in averaged.items()},
          **{f"single.{k}": v.numpy() for k, v in single.items()},
          **{f"after.{k}": v.detach().numpy() for k, v in sim.model.named_parameters()})
 """
@@ -350,8 +352,8 @@ def test_dropout_of_training(module: nn.Module, name: str) -> None:
     """`dropout_p` is 0 in the evaluation mode in which a model is captured; train() brings the real one back."""
     tokens = torch.randn(4, 6, 12)
     sim = calibrated(module, [tokens])
-    made = next(node for node in sim.model.graph.nodes if node.op == "call_module" and node.meta.get("name") == name)
-    assert sim.model.get_submodule(made.target).probability == 0.5
+    dropout = next(node for node in sim.model.graph.nodes if node.op == "call_module" and node.meta.get("name") == name)
+    assert sim.model.get_submodule(dropout.target).probability == 0.5
     assert not any(m.training for m in module.modules())
     with torch.no_grad():
         np.testing.assert_allclose(sim.run_float(tokens)["output"], module(tokens).numpy(), atol=1e-5)
@@ -421,8 +423,8 @@ def test_huggingface_batches_and_outputs() -> None:
     batch = transformers.BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     sim = calibrated(module, [batch])
     with torch.no_grad():
-        expected, found = module(**batch), sim.model(**batch)
-    assert type(found) is type(expected)
-    assert list(found) == list(expected) == ["logits"]
-    np.testing.assert_allclose(found.logits, expected.logits, atol=0.1 * float(expected.logits.abs().max()))
-    np.testing.assert_array_equal(sim.run(batch)["logits"], found.logits.numpy())
+        expected, simulated = module(**batch), sim.model(**batch)
+    assert type(simulated) is type(expected)
+    assert list(simulated) == list(expected) == ["logits"]
+    np.testing.assert_allclose(simulated.logits, expected.logits, atol=0.1 * float(expected.logits.abs().max()))
+    np.testing.assert_array_equal(sim.run(batch)["logits"], simulated.logits.numpy())

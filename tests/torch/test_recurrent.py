@@ -58,11 +58,11 @@ class Unrolled(nn.Module):
         self.cell = cell
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        state, found = None, []
+        state, steps = None, []
         for step in range(x.shape[1]):
             state = self.cell(x[:, step], state)
-            found.append(state[0] if isinstance(state, tuple) else state)
-        return torch.stack(found, 1)
+            steps.append(state[0] if isinstance(state, tuple) else state)
+        return torch.stack(steps, 1)
 
 
 LAYERS = {
@@ -113,10 +113,10 @@ def check_export(sim: QuantSim, data: list, folder) -> list:
         feeds = dict(zip(names, (part.numpy() for part in parts), strict=True))
         runs.append((sim.run_float(batch), sim.run(batch), session.run(None, feeds)))
     for index, output in enumerate(session.get_outputs()):
-        plain, simulated, found = (
+        plain, simulated, executed = (
             np.concatenate([np.ravel(run[i][index if i == 2 else output.name]) for run in runs]) for i in range(3)
         )
-        assert decibels(simulated, found) >= decibels(plain, simulated) + 20, output.name
+        assert decibels(simulated, executed) >= decibels(plain, simulated) + 20, output.name
     return list(onnx.load(path).graph.node)
 
 
@@ -129,8 +129,8 @@ def exported(module: nn.Module, example: tuple[torch.Tensor, ...]) -> BackendMod
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.export.export(module.eval(), example, dynamic_shapes=shapes)
-        made = torch.onnx.export(program, (), dynamo=True, optimize=False, opset_version=21, verbose=False)
-    return OnnxBackend().open(made.model_proto, None)
+        onnx_program = torch.onnx.export(program, (), dynamo=True, optimize=False, opset_version=21, verbose=False)
+    return OnnxBackend().open(onnx_program.model_proto, None)
 
 
 # --- runs and exports -----------------------------------------------------------------------------------------------
@@ -143,8 +143,8 @@ def test_layers(name: str, tmp_path) -> None:
     rnn = module.rnn
     with torch.no_grad():
         expected = module(data[0])
-    for output, found in sim.run_float(data[0]).items():
-        np.testing.assert_allclose(found, expected[output].numpy(), atol=1e-6)
+    for output, result in sim.run_float(data[0]).items():
+        np.testing.assert_allclose(result, expected[output].numpy(), atol=1e-6)
     layers = [node for node in sim.graph.nodes if node.op == rnn.mode.split("_")[0]]
     assert len(layers) == rnn.num_layers * (2 if rnn.bidirectional else 1)
     weights = [key for key in rnn.state_dict() if key.startswith("weight")]
@@ -154,9 +154,9 @@ def test_layers(name: str, tmp_path) -> None:
     for node in layers:
         assert {Tensor(node.inputs[0] or ""), Tensor(node.outputs[0])} <= set(sim.encodings)
     nodes = {output: node for node in check_export(sim, data, tmp_path) for output in node.output}
-    made = [node for node in nodes.values() if node.op_type == layers[0].op]
-    assert len({node.name for node in made}) == len(layers)
-    for node in made:
+    written = [node for node in nodes.values() if node.op_type == layers[0].op]
+    assert len({node.name for node in written}) == len(layers)
+    for node in written:
         assert [nodes[name].op_type for name in node.input[1:3]] == ["DequantizeLinear"] * 2
         assert [a.i for a in nodes[node.input[1]].attribute if a.name == "axis"] == [1], "one scale a gate row"
 
@@ -238,9 +238,9 @@ def test_canonical_weights_are_onnxs(kind: str) -> None:
     initializers = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = onnx.helper.make_graph([node], "g", infos[:1], infos[1:], initializers)
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
-    found = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x.numpy()})[0]
+    executed = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x.numpy()})[0]
     with torch.no_grad():
-        np.testing.assert_allclose(found[:, 0], rnn(x)[0].numpy(), atol=1e-6)
+        np.testing.assert_allclose(executed[:, 0], rnn(x)[0].numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["lstm", "bidirectional", "no bias", "gru"])
@@ -248,14 +248,14 @@ def test_the_graph_and_the_encodings_are_the_onnx_backends(name: str) -> None:
     """torch.onnx.export takes the weights apart, and the ONNX backend finds them again under their own names."""
     pytest.importorskip("onnxruntime")
     module, data = Tagger(LAYERS[name]()).eval(), sequences()
-    ours, theirs = opened(module, data[0]), exported(module, (data[0],))
-    assert differences(ours.graph, theirs.graph, ours.weight, theirs.weight) == []
-    assert set(ours.graph.weights) == set(theirs.graph.weights)
+    torch_model, onnx_model = opened(module, data[0]), exported(module, (data[0],))
+    assert differences(torch_model.graph, onnx_model.graph, torch_model.weight, onnx_model.weight) == []
+    assert set(torch_model.graph.weights) == set(onnx_model.graph.weights)
     target = registry().target("default")
-    sims = [QuantSim.of_backend_model(model, target, Wishes()) for model in (ours, theirs)]
+    sims = [QuantSim.of_backend_model(model, target, Wishes()) for model in (torch_model, onnx_model)]
     for sim in sims:
         sim.calibrate([{"x": batch.numpy()} for batch in data], "minmax")
-    pairs = correspondence(ours.graph, theirs.graph, ours.weight, theirs.weight)
+    pairs = correspondence(torch_model.graph, onnx_model.graph, torch_model.weight, onnx_model.weight)
     placed = {Tensor(pairs[str(s)]) if isinstance(s, Tensor) else s: p.spec for s, p in sims[0].plan.placements.items()}
     assert placed == {site: placement.spec for site, placement in sims[1].plan.placements.items()}
     weights = [site for site in sims[0].encodings if isinstance(site, Weight) and "weight" in str(site)]
@@ -268,8 +268,8 @@ def test_initial_states_are_cut_as_the_exporter_does() -> None:
     pytest.importorskip("onnxruntime")
     module, states = WithStates().eval(), [torch.randn(3, 4, HIDDEN) for _ in range(2)]
     example = (torch.randn(3, 6, FEATURES), *states)
-    ours, theirs = opened(module, example), exported(module, example)
-    assert differences(ours.graph, theirs.graph, ours.weight, theirs.weight) == []
+    torch_model, onnx_model = opened(module, example), exported(module, example)
+    assert differences(torch_model.graph, onnx_model.graph, torch_model.weight, onnx_model.weight) == []
 
 
 @pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
@@ -289,8 +289,8 @@ def test_cells_are_the_exporters_operations(kind: type[nn.RNNCellBase]) -> None:
 
     example = (torch.randn(3, FEATURES), torch.randn(3, HIDDEN), torch.randn(3, HIDDEN))
     module = Step().eval()
-    ours, theirs = opened(module, example), exported(module, example)
-    assert differences(ours.graph, theirs.graph, ours.weight, theirs.weight) == []
+    torch_model, onnx_model = opened(module, example), exported(module, example)
+    assert differences(torch_model.graph, onnx_model.graph, torch_model.weight, onnx_model.weight) == []
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -301,9 +301,9 @@ def test_gradients_are_the_modules() -> None:
     model = opened(module, x).native
     for network in (module, model):
         sum(output.square().sum() for output in network(x).values()).backward()
-    theirs = dict(module.named_parameters())
+    parameters = dict(module.named_parameters())
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(parameter.grad, parameters[name].grad, rtol=1e-4, atol=1e-4)
 
 
 def test_training_drops_between_the_layers_and_learns() -> None:
@@ -333,12 +333,12 @@ def test_copies_and_states_compute_the_same() -> None:
     data = sequences()
     sim = simulator(Tagger(LAYERS["relu"]()), data)
     expected = sim.run(data[0])
-    twin, restored = sim.backend_model.copy(), TorchBackend().restore(sim.backend_model.state())
+    copied_model, restored = sim.backend_model.copy(), TorchBackend().restore(sim.backend_model.state())
     with torch.no_grad():
         copied = copy.deepcopy(sim.model)(data[0])
     for name, value in expected.items():
         np.testing.assert_array_equal(copied[name].numpy(), value)
-        for model in (twin, restored):
+        for model in (copied_model, restored):
             np.testing.assert_array_equal(model.run({"x": data[0].numpy()})[name], value)
 
 

@@ -14,7 +14,7 @@ from isobit.testing.networks import Network
 from isobit.testing.rescaling import folded_with_relu, rescaled
 from isobit.wishes import Wishes
 from isobit_torch.backend import TorchBackend
-from isobit_torch.building import build_torch
+from isobit_torch.reference_networks import build_torch
 
 FOLDER = Path(__file__).parents[2] / "examples" / "digits"
 DATA = {"image": np.load(FOLDER / "calibration.npz")["image"][:48]}
@@ -41,39 +41,42 @@ def test_equalization_cures_rescaled_channels(network: Network) -> None:
     sim.calibrate(DATA)
     assert accuracy(sim.run) < plain - 0.5
     sim.apply(EqualizeCrossLayers(), data=DATA)
-    for one in (sim, simulator(sim.backend_model.copy(), "int8")):  # per channel too: activations were rescaled as well
-        one.calibrate(DATA)
-        assert accuracy(one.run) >= plain - 0.005
+    per_channel = simulator(sim.backend_model.copy(), "int8")  # activations were rescaled as well
+    for simulated in (sim, per_channel):
+        simulated.calibrate(DATA)
+        assert accuracy(simulated.run) >= plain - 0.005
 
 
 def test_weights_are_those_of_the_onnx_backend(network: Network) -> None:
     from isobit_onnx.reference_networks import build_onnx
 
-    ours = simulator(TorchBackend().open(build_torch(network), DATA), "int8 per-tensor")
-    theirs = simulator(registry().backend("onnx").open(build_onnx(network)), "int8 per-tensor")
-    for sim in (ours, theirs):
+    torch_sim = simulator(TorchBackend().open(build_torch(network), DATA), "int8 per-tensor")
+    onnx_sim = simulator(registry().backend("onnx").open(build_onnx(network)), "int8 per-tensor")
+    for sim in (torch_sim, onnx_sim):
         sim.apply(EqualizeCrossLayers(), data=DATA)
         sim.apply(CorrectBias("analytic"))
-    compare(ours, theirs, 1e-6)
+    compare(torch_sim, onnx_sim, 1e-6)
     for technique, method in (
         (CorrectBias(), "minmax"),
         (CorrectBias(), "percentile=99"),
         (CorrectBias("full"), "minmax"),
     ):
-        for sim in (ours, theirs):
+        for sim in (torch_sim, onnx_sim):
             (corrected,) = sim.apply(technique, data=DATA, method=method)
             assert len(corrected.changed) == 26
-        compare(ours, theirs, 1e-6)
+        compare(torch_sim, onnx_sim, 1e-6)
 
 
-def compare(ours: QuantSim, theirs: QuantSim, tolerance: float) -> None:
+def compare(torch_sim: QuantSim, onnx_sim: QuantSim, tolerance: float) -> None:
     compared = 0
-    for mine, other in zip(ours.graph.nodes, theirs.graph.nodes, strict=True):
-        assert mine.op == other.op
-        for here, there in zip(mine.inputs, other.inputs, strict=True):
-            if here in ours.graph.weights:
-                value = theirs.backend_model.weight(there)
+    for node, other in zip(torch_sim.graph.nodes, onnx_sim.graph.nodes, strict=True):
+        assert node.op == other.op
+        for here, there in zip(node.inputs, other.inputs, strict=True):
+            if here in torch_sim.graph.weights:
+                value = onnx_sim.backend_model.weight(there)
                 limit = tolerance * max(1.0, float(np.abs(value).max()))
-                np.testing.assert_allclose(ours.backend_model.weight(here), value, rtol=0, atol=limit, err_msg=here)
+                np.testing.assert_allclose(
+                    torch_sim.backend_model.weight(here), value, rtol=0, atol=limit, err_msg=here
+                )
                 compared += 1
     assert compared == 52  # 25 convolutions and a linear layer, weight and bias

@@ -15,7 +15,7 @@ from isobit.quantsim import QuantSim
 from isobit.sites import Tensor, Weight
 from isobit.wishes import Wishes
 from isobit_torch.backend import TorchBackend
-from isobit_torch.quantizers import QUANTIZERS
+from isobit_torch.simulate.quantizers import QUANTIZERS
 
 
 class Residual(nn.Module):
@@ -50,12 +50,12 @@ class SmallResNet(nn.Module):
 @pytest.fixture
 def module() -> SmallResNet:
     torch.manual_seed(0)
-    made = SmallResNet()
-    for layer in made.modules():
+    network = SmallResNet()
+    for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.running_var, 0.5, 1.5)
             nn.init.normal_(layer.running_mean, std=0.1)
-    return made.eval()
+    return network.eval()
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def images() -> list[np.ndarray]:
 @pytest.fixture
 def sim(module: SmallResNet, images: list[np.ndarray]) -> QuantSim:
     opened = TorchBackend().open(module, images[0][:1])
-    made = QuantSim.of_backend_model(opened, registry().target("default"), Wishes())
-    made.calibrate(images)
-    return made
+    calibrated = QuantSim.of_backend_model(opened, registry().target("default"), Wishes())
+    calibrated.calibrate(images)
+    return calibrated
 
 
 def test_names_are_the_users(sim: QuantSim) -> None:
@@ -83,8 +83,8 @@ def test_names_are_the_users(sim: QuantSim) -> None:
 def test_batch_is_dynamic(sim: QuantSim, module: SmallResNet) -> None:
     for size in (1, 5):
         image = torch.randn(size, 3, 16, 16)
-        found = sim.run_float(image)["output"]
-        np.testing.assert_allclose(found, module(image).detach().numpy(), atol=1e-5)
+        output = sim.run_float(image)["output"]
+        np.testing.assert_allclose(output, module(image).detach().numpy(), atol=1e-5)
 
 
 def test_float_state_dict_loads_strictly(sim: QuantSim, module: SmallResNet) -> None:
@@ -146,8 +146,8 @@ def test_one_training_step(sim: QuantSim, images: list[np.ndarray]) -> None:
     assert dict(sim.encodings) != encodings
     model.eval()
     with torch.no_grad():
-        found = model(torch.from_numpy(images[1])).numpy()
-    np.testing.assert_array_equal(sim.run(images[1])["output"], found)  # no stale cache of the weights
+        output = model(torch.from_numpy(images[1])).numpy()
+    np.testing.assert_array_equal(sim.run(images[1])["output"], output)  # no stale cache of the weights
 
 
 def test_weight_cache_follows_changes(sim: QuantSim, images: list[np.ndarray]) -> None:
@@ -161,9 +161,9 @@ def test_copies_and_devices(sim: QuantSim, images: list[np.ndarray]) -> None:
     image = torch.from_numpy(images[0])
     with torch.no_grad():
         expected = sim.model(image)
-        twin = copy.deepcopy(sim.model)
-        assert torch.equal(twin(image), expected)
-        twin.get_parameter("fc.weight").zero_()
+        copied = copy.deepcopy(sim.model)
+        assert torch.equal(copied(image), expected)
+        copied.get_parameter("fc.weight").zero_()
         assert torch.equal(sim.model(image), expected)
         assert torch.equal(sim.model.to("cpu")(image), expected)
         half = copy.deepcopy(sim.model).to(torch.bfloat16)
@@ -207,9 +207,9 @@ def test_export_agrees_with_onnxruntime(sim: QuantSim, images: list[np.ndarray],
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(str(paths["model"]), options)
-    found = session.run(["output"], {"image": images[1]})[0]
+    executed = session.run(["output"], {"image": images[1]})[0]
     np.testing.assert_allclose(
-        found, sim.run(images[1])["output"], atol=float(sim.encodings[Tensor("fc")].scale) * 1.01
+        executed, sim.run(images[1])["output"], atol=float(sim.encodings[Tensor("fc")].scale) * 1.01
     )
 
 

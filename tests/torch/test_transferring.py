@@ -12,7 +12,7 @@ from torch import nn
 import isobit
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS, Network
-from isobit_torch.building import build_torch, example_of
+from isobit_torch.reference_networks import build_torch, example_of
 
 
 class Tuple(nn.Module):
@@ -51,20 +51,20 @@ def folded(model: object, network: Network | None = None) -> isobit.QuantSim:
 )
 def test_there_and_back(name: str, dynamo: bool, tmp_path: Path) -> None:
     network = NETWORKS[name]()
-    ours = folded(build_torch(network), network)
-    ours.calibrate([network.batch(2, seed) for seed in range(2)])
+    sim = folded(build_torch(network), network)
+    sim.calibrate([network.batch(2, seed) for seed in range(2)])
     file = exported(network, tmp_path / "model.onnx", dynamo=dynamo)
 
-    there = isobit.transfer(ours.encodings, ours, file)
+    there = isobit.transfer(sim.encodings, sim, file)
     assert there.complete, there
-    theirs = folded(file)
-    planned = isobit.transfer(ours.encodings, ours, theirs)
+    file_sim = folded(file)
+    planned = isobit.transfer(sim.encodings, sim, file_sim)
     assert planned.complete, planned
-    assert set(planned.encodings) == set(theirs.plan.placements)
+    assert set(planned.encodings) == set(file_sim.plan.placements)
     assert all(
         there.encodings[site] == encoding for site, encoding in planned.encodings.items() if site in there.encodings
     )
 
-    back = isobit.transfer(planned.encodings, file, ours)
+    back = isobit.transfer(planned.encodings, file, sim)
     assert back.complete, back
-    assert dict(back.encodings) == dict(ours.encodings)
+    assert dict(back.encodings) == dict(sim.encodings)

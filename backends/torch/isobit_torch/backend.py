@@ -32,21 +32,21 @@ class TorchBackend:
     def open(self, model: Any, example_inputs: Any = None) -> TorchModel:
         """Capture a copy of a module with one batch of its inputs. Raises ModelError."""
         self._require()
-        from isobit_torch.opening import open_module
+        from isobit_torch.open_module import open_module
 
         return open_module(model, example_inputs)
 
     def restore(self, state: bytes) -> TorchModel:
         """The model that `TorchModel.state` wrote."""
         self._require()
-        from isobit_torch.state import restore
+        from isobit_torch.restore_state import restore
 
         return restore(state)
 
     def build_network(self, network: Network) -> Any:
         """A reference network as ``torch.nn.Module``, for `isobit.testing`."""
         self._require()
-        from isobit_torch.building import build_torch
+        from isobit_torch.reference_networks import build_torch
 
         return build_torch(network)
 

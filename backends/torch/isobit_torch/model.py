@@ -21,19 +21,18 @@ from isobit.edits import Edit, plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EncodingError, IsobitError, ModelError
 from isobit.graph import Graph
-from isobit.layout import to_canonical
 from isobit.observer import Request
 from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor
-from isobit_torch.binding import bind
-from isobit_torch.convert import to_array
-from isobit_torch.fxtools import attribute
-from isobit_torch.inserting import Simulated, insert_quantizers
-from isobit_torch.observing import ObservingRunner, Watched
-from isobit_torch.program import Program, copy_graph
-from isobit_torch.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
-from isobit_torch.simulator import Simulator
-from isobit_torch.translation import translate
+from isobit_torch.program.convert import to_array
+from isobit_torch.program.program import Program, copy_graph
+from isobit_torch.simulate.insert_quantizers import Simulated, insert_quantizers
+from isobit_torch.simulate.observe import ObservingRunner
+from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
+from isobit_torch.simulate.simulator import Simulator
+from isobit_torch.simulate.watched import Watched
+from isobit_torch.translate.sites import bind
+from isobit_torch.translate.translate import translate
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -65,20 +64,15 @@ class TorchModel:
 
     def weight(self, name: str) -> NDArray[Any]:
         """A constant in canonical layout. Raises ModelError for an unknown name."""
-        info = self.graph.weights.get(name)
-        if info is None:
+        if name not in self.graph.weights:
             raise ModelError(f"no weight {name!r} in the graph")
-        source = info.source or name
-        if source in self.translation.numbers:
-            return np.array(to_canonical(self.translation.numbers[source], info.layout))
-        node = self.translation.attributes[source]
-        return np.array(to_canonical(to_array(attribute(self._native, str(node.target))), info.layout))
+        return self.translation.constant(name, self._native)
 
     # --- changing --------------------------------------------------------------------------------------------------
 
     def edit(self, edits: Sequence[Edit]) -> None:
         """Apply edits, all or none."""
-        from isobit_torch.editing import apply_edits
+        from isobit_torch.translate.edit import apply_edits
 
         plan = plan_edits(self.graph, edits, self.weight)
         edited = apply_edits(self.program, self.translation, self._native, plan)
@@ -205,7 +199,7 @@ class TorchModel:
         self, function: Callable[[Mapping[str, Any]], Any], weights: Mapping[str, NDArray[np.float32]], batch: Batch
     ) -> tuple[float, dict[str, NDArray[np.float32]]]:
         """Value of ``function(outputs)`` with `weights` overridden, and its gradient by each of them."""
-        from isobit_torch.differentiating import Overridden, fixed
+        from isobit_torch.simulate.gradient import Overridden, fixed
 
         assert self._simulated is not None
         runner = Overridden(self._native, self._simulated.graph, self.translation, weights)
@@ -235,13 +229,13 @@ class TorchModel:
         name = site.name if isinstance(site, Tensor) else self._read_tensor(site)
         return self.graph.tensors[name].channel_axis
 
-    # --- leaving ---------------------------------------------------------------------------------------------------
+    # --- exporting -------------------------------------------------------------------------------------------------
 
     def to_onnx(self) -> tuple[ModelProto, NameMap]:
         """The float model as ONNX, and where each tensor and weight of the graph is in it."""
-        from isobit_torch.onnx_export import to_onnx
+        from isobit_torch.export.to_onnx import to_onnx
 
-        return to_onnx(self)
+        return to_onnx(self.program, self.translation, self._native, self._keys)
 
     @property
     def native_formats(self) -> Mapping[str, str]:
@@ -250,24 +244,26 @@ class TorchModel:
 
     def write_native(self, form: str, encodings: Encodings, path: Path) -> list[str]:
         """Write one of `native_formats`; returns what the reader should know. Raises ModelError, nothing is changed."""
-        from isobit_torch.pt2_export import write_pt2
-        from isobit_torch.torchscript_export import write_torchscript
+        from isobit_torch.export.pt2 import write_pt2
+        from isobit_torch.export.torchscript import write_torchscript
 
-        return write_pt2(self, encodings, path) if form == "pt2" else write_torchscript(self, path)
+        if form == "pt2":
+            return write_pt2(self.program, self.translation, self._native, encodings, path)
+        return write_torchscript(self.program, self._native, path)
 
     def copy(self) -> TorchModel:
         """An independent copy."""
         root = copy.deepcopy(self._native)
         root.__dict__["_modules"].pop(QUANTIZERS)
         program = self.program
-        made = TorchModel(
+        copied = TorchModel(
             Program(
                 root, copy_graph(program.graph)[0], program.signature, program.inputs, program.symbols, program.notes
             )
         )
-        made.set_state(self.encodings(), self.disabled())
-        made.native.train(self._native.training)
-        return made
+        copied.set_state(self.encodings(), self.disabled())
+        copied.native.train(self._native.training)
+        return copied
 
     def set_state(self, encodings: Mapping[Site, Encoding], off: Iterable[Site]) -> None:
         """Take over the quantizers of another model of the same graph."""
@@ -276,6 +272,6 @@ class TorchModel:
 
     def state(self) -> bytes:
         """Everything, as bytes."""
-        from isobit_torch.state import dump
+        from isobit_torch.export.state import dump
 
-        return dump(self)
+        return dump(self.program, self._native, self.encodings(), self.disabled())

@@ -1,0 +1,138 @@
+"""Capturing a module: torch.export's training IR (no decompositions), in evaluation mode, with dynamic axes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from isobit.errors import ModelError
+from isobit_torch.capture.errors import explain, explain_failure
+from isobit_torch.program.devices import require_one_device
+from isobit_torch.program.signature import Argument, Call, Signature, example_call, output_names
+from isobit_torch.program.torch_export import named_arguments, quiet
+
+_INTEGER = (torch.int64, torch.int32, torch.bool)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """The user's module (a copy, in evaluation mode), the call of it, its program and its signature."""
+
+    module: nn.Module
+    call: Call
+    program: ExportedProgram
+    signature: Signature
+    notes: tuple[str, ...]
+
+
+def capture(model: nn.Module, example: Any) -> Capture:
+    """Capture a copy of `model`. Raises ModelError that quotes the line of the user's code which stands in the way."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("a TorchScript module cannot be captured: open the nn.Module that it was made from")
+    try:
+        module = copy.deepcopy(model).eval()
+    except Exception as error:
+        raise ModelError(f"the model cannot be copied: {error}") from error
+    call = _batched(_moved(example_call(module, example), require_one_device(module)))
+    outputs = _outputs(module, call)
+    program, notes = _export(module, call)
+    signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
+    return Capture(module, call, program, signature, notes)
+
+
+def _moved(call: Call, device: torch.device) -> Call:
+    """The example on the model's device, wherever the user has it."""
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(device), (call.args, call.kwargs))
+    return Call(args, kwargs, call.names)
+
+
+def _outputs(module: nn.Module, call: Call) -> Any:
+    """What the module itself returns for the example; neither the example nor the module's buffers are changed."""
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (call.args, call.kwargs))
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with torch.no_grad():
+        try:
+            outputs = module(*args, **kwargs)
+        except Exception as error:
+            raise ModelError(explain_failure(error, module)) from error
+        for name, buffer in module.named_buffers():
+            if name in before:
+                buffer.copy_(before[name])
+    return outputs
+
+
+def _batched(call: Call) -> Call:
+    """A batch of one is repeated to two: torch.export takes a size of one for a constant."""
+    leaves = [leaf for leaf in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(leaf, torch.Tensor)]
+    if not leaves:
+        raise ModelError("the example inputs hold no tensor")
+    sizes = {leaf.shape[0] for leaf in leaves if leaf.ndim}
+    if sizes != {1}:
+        return call
+
+    def twice(leaf: Any) -> Any:
+        return leaf.repeat(2, *[1] * (leaf.ndim - 1)) if isinstance(leaf, torch.Tensor) and leaf.ndim else leaf
+
+    args, kwargs = pytree.tree_map(twice, (call.args, call.kwargs))
+    return Call(args, kwargs, call.names)
+
+
+def _export(module: nn.Module, call: Call) -> tuple[ExportedProgram, tuple[str, ...]]:
+    """Try axes from the most to the least dynamic; where all tries fail, the error of the first is raised."""
+    tries = [(True, True, ""), (True, False, "the sequence length is fixed")]
+    tries.append((False, False, "the batch size and the sequence length are fixed"))
+    if not any(_is_sequence(leaf) for leaf in pytree.tree_leaves((call.args, call.kwargs))):
+        tries = [(True, False, ""), (False, False, "the batch size is fixed")]
+    failure: Exception | None = None
+    for batch, sequence, note in tries:
+        shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch, sequence), call.by_name)  # noqa: B023
+        try:
+            with quiet(), named_arguments(module, call), torch.no_grad():
+                program = torch.export.export(
+                    module, call.args, call.kwargs, dynamic_shapes=shapes if batch else None, strict=False
+                )
+        except Exception as error:
+            failure = failure or error
+            continue
+        return program, (f"{note} to that of the example: the model's code depends on it",) if note else ()
+    assert failure is not None
+    raise ModelError(explain(failure, module)) from failure
+
+
+def _is_sequence(leaf: Any) -> bool:
+    """Token ids and masks: integers of two axes, the second of which is the sequence."""
+    return isinstance(leaf, torch.Tensor) and leaf.ndim == 2 and leaf.dtype in _INTEGER and leaf.shape[1] > 1
+
+
+def _dynamic(leaf: Any, batch: bool, sequence: bool) -> Any:
+    if not isinstance(leaf, torch.Tensor) or not leaf.ndim:
+        return None
+    axes: dict[int, Any] = {0: Dim.AUTO} if batch and leaf.shape[0] > 1 else {}
+    if sequence and _is_sequence(leaf):
+        axes[1] = Dim.AUTO
+    return axes or None
+
+
+def _arguments(call: Call, program: ExportedProgram) -> tuple[Argument, ...]:
+    inputs = iter(spec for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT")
+    arguments = []
+    for name, value in zip(call.names, (*call.args, *call.kwargs.values()), strict=True):
+        leaves, spec = pytree.tree_flatten(value)
+        names = [_input_name(next(inputs), leaf) for leaf in leaves]
+        arguments.append(Argument(name, spec, tuple(names)))
+    return tuple(arguments)
+
+
+def _input_name(spec: Any, leaf: Any) -> str | None:
+    return spec.arg.name if isinstance(leaf, torch.Tensor) else None
+
+
+def _out_spec(outputs: Any, program: ExportedProgram) -> pytree.TreeSpec:
+    spec = program.call_spec.out_spec
+    return spec if spec is not None else pytree.tree_flatten(outputs)[1]

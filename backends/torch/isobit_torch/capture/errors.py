@@ -1,0 +1,127 @@
+"""Why a model cannot be captured, with the line of the user's own code."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import traceback
+from pathlib import Path
+
+import torch
+from torch import fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from isobit.errors import ModelError
+from isobit_torch.program.fx_nodes import op_name
+
+_FRAMEWORK = str(Path(torch.__file__).parent)
+_BACKEND = str(Path(__file__).parents[1])
+
+_BRANCH = "the program depends on the values of a tensor"
+
+#: A sign in the message or the type of the error; what it means, where torch's own words would not say; what to do.
+_ADVICE = (
+    (
+        "packed_sequence",
+        "packed sequences cannot be captured",
+        "give the layer padded ones, and mask its results",
+    ),
+    ("__format__", "a tensor is formatted as text", "print and log outside of forward"),
+    ("DataDependent", _BRANCH, "use torch.where, or torch.cond, in place of `if`, loops and sizes that follow values"),
+    ("data-dependent", _BRANCH, "use torch.where, or torch.cond, in place of `if`, loops and sizes that follow values"),
+    ("bool(", _BRANCH, "an `if` on a tensor cannot be captured: use torch.where or torch.cond instead"),
+    (".item()", "", "a value taken out of a tensor cannot be captured: keep it a tensor"),
+    ("numpy", "", "NumPy calls cannot be captured: use the torch function of that name"),
+    (
+        "Constraints violated",
+        "",
+        "the code fixes a size that the example leaves open: avoid Python arithmetic on that size",
+    ),
+)
+
+
+def explain(error: BaseException, module: nn.Module) -> str:
+    """A message for ModelError: what failed, in which line, and what to change."""
+    where = _line(error)
+    text = f"{type(error).__name__} {error} {where[2] if where is not None else ''}"
+    meaning, advice = next(
+        ((meaning, advice) for sign, meaning, advice in _ADVICE if sign in text),
+        ("", "rewrite this line with plain torch operations"),
+    )
+    reason = meaning or _first_line(str(error)) or type(error).__name__
+    name = type(module).__name__
+    if where is None:
+        return f"the model {name} cannot be captured by torch.export: {reason}; {advice}"
+    file, number, code = where
+    return f"the model {name} cannot be captured at {file}:{number}: `{code}`: {reason}; {advice}"
+
+
+def explain_failure(error: BaseException, module: nn.Module) -> str:
+    """A message for ModelError where the user's own model fails on the user's own example."""
+    reason = f"{type(error).__name__}: {_first_line(str(error))}"
+    where = _line(error)
+    place = f" at {where[0]}:{where[1]}: `{where[2]}`" if where is not None else ""
+    name = type(module).__name__
+    return f"the model {name} fails on the example inputs{place}: {reason}; pass a batch that it runs on"
+
+
+#: torch's tags of operations whose result is a number, or has a size, that only the data knows; what to do instead.
+_ESCAPES = (
+    (
+        torch.Tag.data_dependent_output,
+        "takes a value out of a tensor",
+        "keep it a tensor: x / x.amax() needs no number",
+    ),
+    (
+        torch.Tag.dynamic_output_shape,
+        "gives a tensor whose size depends on values",
+        "keep the size: torch.where(mask, x, 0) in place of x[mask], a sum over a mask in place of nonzero",
+    ),
+)
+
+
+def refuse_data_dependence(graph: fx.Graph, module: nn.Module) -> None:
+    """Raise ModelError for calls whose results no graph of fixed operations can hold, by the line of the code."""
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        for tag, meaning, advice in _ESCAPES:
+            if tag not in node.target.tags:
+                continue
+            if tag is torch.Tag.dynamic_output_shape and not free_unbacked_symbols(node.meta.get("val")):
+                continue  # torch knows the size: one_hot of a given depth, a table read by numbers
+            frames = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace", "")))
+            lines = [(file, int(number)) for file, number in frames if _is_users(file)]
+            place = ""
+            if lines:
+                file, number = lines[-1]
+                place = f" at {file}:{number}: `{linecache.getline(file, number).strip()}`"
+            name = type(module).__name__
+            raise ModelError(f"the model {name} cannot be captured{place}: {op_name(node)} {meaning}; {advice}")
+
+
+def _line(error: BaseException) -> tuple[str, int, str] | None:
+    """The innermost frame of the error that is neither torch's nor ours; else one that the message names."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    for exception in reversed(chain):
+        frames = [f for f in traceback.extract_tb(exception.__traceback__) if _is_users(f.filename)]
+        if frames and frames[-1].lineno is not None:
+            last = frames[-1]
+            return last.filename, int(last.lineno or 0), (last.line or "").strip()
+    for file, number in reversed(re.findall(r'File "([^"]+)", line (\d+)', str(error))):
+        if _is_users(file):
+            return file, int(number), linecache.getline(file, int(number)).strip()
+    return None
+
+
+def _is_users(file: str) -> bool:
+    return not file.startswith((_FRAMEWORK, _BACKEND, "<")) and "site-packages/torch/" not in file
+
+
+def _first_line(text: str) -> str:
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line[:300]

@@ -1,0 +1,1 @@
+"""Composite calls as the elementary ones that the neutral graph has."""

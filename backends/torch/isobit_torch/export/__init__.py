@@ -1,0 +1,1 @@
+"""Files: ONNX, torch's own formats, and isobit's saved state."""

@@ -1,0 +1,119 @@
+"""Opening: capture, load, prepare, translate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from isobit.errors import ModelError
+from isobit_torch.capture.capture import Capture, capture
+from isobit_torch.capture.dropout import restore_dropout
+from isobit_torch.capture.errors import refuse_data_dependence
+from isobit_torch.capture.fold_constants import fold_constants
+from isobit_torch.capture.functionalize import functionalize, written_buffers
+from isobit_torch.capture.load_graph import build_root, load_graph, note_dtype
+from isobit_torch.capture.naming import make_unique, name_by_module
+from isobit_torch.decompose.decompose import decompose
+from isobit_torch.model import TorchModel
+from isobit_torch.program.fx_nodes import DTYPE, NAME, arguments, attribute, erase_unread, op_name
+from isobit_torch.program.modules import BatchNorm, Dropout, add_functional
+from isobit_torch.program.program import Program
+from isobit_torch.program.shapes import read_inputs, require_float, settle_sizes
+from isobit_torch.program.torch_export import quiet
+
+_DROPOUT_CALLS = {"dropout": "dropout", "feature_dropout": "dropout2d", "alpha_dropout": "alpha_dropout"}
+
+
+def open_module(model: Any, example: Any) -> TorchModel:
+    """Open a copy of a module. Raises ModelError."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the PyTorch backend opens torch.nn.Module, not {type(model).__name__}")
+    captured = capture(model, example)
+    return TorchModel(program_of(captured))
+
+
+def program_of(captured: Capture) -> Program:
+    """The prepared program of a capture."""
+    root = nn.Module()
+    canonical = build_root(captured.module, root)
+    exported = captured.program
+    if any(_is_transform(node) for node in exported.graph.nodes):
+        exported = _lowered(exported)
+    graph = load_graph(exported, root, canonical)
+    changed = written_buffers(graph)
+    blocking = functionalize(graph)
+    if blocking is not None:  # torch's own functionalisation replaces more, but splits some calls on the way
+        exported = _lowered(exported)
+        graph = load_graph(exported, root, canonical)
+        if functionalize(graph) is not None:
+            raise ModelError(f"the model changes a tensor in place that others share ({blocking}): assign a new one")
+    erase_unread(graph, lambda node: node.op != "get_attr")
+    refuse_data_dependence(graph, captured.module)
+    leaves = frozenset(path for path, module in captured.module.named_modules() if not list(module.children()))
+    name_by_module(graph, leaves)
+    inputs, symbols = read_inputs(graph, exported)
+    require_float(inputs)
+    restore_dropout(graph, captured.module, captured.call)
+    folded = fold_constants(graph, root)
+    decompose(graph, root)
+    restore_modules(graph, root, captured.module)
+    erase_unread(graph)
+    make_unique(graph)
+    strip(graph)
+    inputs, symbols, fixed = settle_sizes(root, graph, inputs, symbols)
+    return Program(root, graph, captured.signature, inputs, symbols, (*captured.notes, *changed, *folded, *fixed))
+
+
+def _lowered(program: ExportedProgram) -> ExportedProgram:
+    with quiet():
+        lowered: ExportedProgram = program.run_decompositions({})
+    return lowered
+
+
+def _is_transform(node: fx.Node) -> bool:
+    """Calls of vmap and the like, which torch lowers to plain operations; HuggingFace makes its masks with them."""
+    return node.op == "call_function" and "functorch" in str(getattr(node.target, "__module__", ""))
+
+
+def restore_modules(graph: fx.Graph, root: nn.Module, original: nn.Module) -> None:
+    """Batch norm and dropout become calls of modules again, which follow train() and eval()."""
+    modules = dict(original.named_modules())
+    for node in list(graph.nodes):
+        name = op_name(node)
+        args: tuple[Any, ...]
+        if name == "batch_norm":
+            a = arguments(node)
+            args = (a["input"], a["weight"], a["bias"], a["running_mean"], a["running_var"])
+            path = _path_of(node, modules, root, BatchNorm)
+            if path is None:
+                path = add_functional(root, BatchNorm(a["momentum"], a["eps"]))
+        elif name in _DROPOUT_CALLS:
+            a = arguments(node)
+            args = (a["input"],)
+            path = _path_of(node, modules, root, Dropout)
+            if path is None:
+                path = add_functional(root, Dropout(float(a["p"]), _DROPOUT_CALLS[name]))
+        else:
+            continue
+        with graph.inserting_before(node):
+            call = graph.call_module(path, args)
+        call.meta.update({key: node.meta[key] for key in (NAME, DTYPE, "val") if key in node.meta})
+        node.replace_all_uses_with(call)
+        graph.erase_node(node)
+
+
+def _path_of(node: fx.Node, modules: dict[str, nn.Module], root: nn.Module, kind: type[nn.Module]) -> str | None:
+    path = node.meta[NAME]
+    return path if path in modules and path and isinstance(attribute(root, path), kind) else None
+
+
+def strip(graph: fx.Graph) -> None:
+    """Keep only the backend's own metadata: traced values would keep the whole capture in memory."""
+    for node in graph.nodes:
+        if node.op not in ("output", "placeholder", "get_attr") and DTYPE not in node.meta:
+            note_dtype(node, node.meta.get("val"))
+        meta = {key: node.meta[key] for key in (NAME, DTYPE) if key in node.meta}
+        node.meta.clear()
+        node.meta.update(meta)

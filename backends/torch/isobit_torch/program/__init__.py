@@ -1,0 +1,1 @@
+"""The captured program, and what every other part reads it with."""

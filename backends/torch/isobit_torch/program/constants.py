@@ -1,0 +1,29 @@
+"""Constants that a program has beside the user's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from isobit_torch.program.fx_nodes import DTYPE, NAME, dtype_name
+from isobit_torch.program.modules import set_tensor
+
+#: Constants that are no part of the user's state_dict live here.
+CONSTANTS = "isobit_constants"
+
+
+def add_constant(root: nn.Module, graph: fx.Graph, stem: str, value: torch.Tensor) -> fx.Node:
+    """A new constant outside the user's state_dict, and the node that reads it; it goes before all other nodes."""
+    holder = root._modules.get(CONSTANTS)
+    taken = holder._buffers if holder is not None else {}
+    name = stem = "".join(c if c.isalnum() else "_" for c in stem)
+    number = 0
+    while name in taken or hasattr(nn.Module, name):  # `to`, `half`, `float` are methods
+        number += 1
+        name = f"{stem}_{number}"
+    path = f"{CONSTANTS}.{name}"
+    set_tensor(root, path, value, parameter=False, persistent=False)
+    with graph.inserting_before(next(iter(graph.nodes))):
+        node = graph.get_attr(path)
+    node.meta[NAME], node.meta[DTYPE], node.meta["val"] = path, dtype_name(value.dtype), value
+    return node

@@ -1,0 +1,240 @@
+"""How a model is called: the user's arguments to a flat list of tensors, and flat outputs to the user's structure."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from isobit.errors import DataError, ModelError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of forward: its structure, and for each of its leaves the input's name, None for a constant."""
+
+    name: str
+    spec: pytree.TreeSpec
+    leaves: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments in order, and the outputs: their structure and each leaf's name, None for what is no tensor."""
+
+    arguments: tuple[Argument, ...]
+    out_spec: pytree.TreeSpec
+    outputs: tuple[str | None, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensor inputs, in order."""
+        return tuple(leaf for argument in self.arguments for leaf in argument.leaves if leaf is not None)
+
+    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The tensor inputs in order. Raises DataError for a missing or unknown argument."""
+        names = [argument.name for argument in self.arguments]
+        if len(args) > len(names):
+            raise DataError(
+                f"the model was captured with {len(names)} argument(s), {', '.join(names)}; {len(args)} are given"
+            )
+        values = dict(zip(names, args, strict=False))
+        for name, value in kwargs.items():
+            if name in values:
+                raise DataError(f"argument {name!r} is given twice")
+            if name not in names and value is not None and isinstance(value, torch.Tensor):
+                raise DataError(
+                    f"the model was captured without argument {name!r}{did_you_mean(name, names)}; "
+                    "open it with an example that has it"
+                )
+            values[name] = value
+        flat: list[Any] = []
+        for argument in self.arguments:
+            if not any(argument.leaves):
+                continue
+            if argument.name not in values:
+                raise DataError(f"argument {argument.name!r} is missing; the model takes {', '.join(names)}")
+            value = values[argument.name]
+            leaves = [value] if argument.spec.is_leaf() else pytree.tree_leaves(value)
+            if len(leaves) != len(argument.leaves):
+                raise DataError(
+                    f"argument {argument.name!r} holds {len(leaves)} values, and had {len(argument.leaves)}"
+                )
+            flat += [leaf for leaf, name in zip(leaves, argument.leaves, strict=True) if name is not None]
+        return flat
+
+    def unflatten(self, outputs: Sequence[Any]) -> Any:
+        """The user's structure of flat outputs."""
+        return outputs[0] if self.out_spec.is_leaf() else pytree.tree_unflatten(list(outputs), self.out_spec)
+
+
+@dataclass(frozen=True)
+class Call:
+    """An example call: positional and named arguments of tensors, and the names of forward's parameters they go to."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    names: tuple[str, ...]  # of args, then kwargs
+
+    @property
+    def by_name(self) -> dict[str, Any]:
+        """The arguments by name, in order."""
+        return dict(zip(self.names, (*self.args, *self.kwargs.values()), strict=True))
+
+    @property
+    def plain(self) -> inspect.Signature:
+        """A signature with these arguments and nothing open-ended."""
+        kinds: list[Any] = [inspect.Parameter.POSITIONAL_OR_KEYWORD] * len(self.args)
+        kinds += [inspect.Parameter.KEYWORD_ONLY] * len(self.kwargs)
+        return inspect.Signature([inspect.Parameter(n, kind) for n, kind in zip(self.names, kinds, strict=True)])
+
+
+def example_call(model: torch.nn.Module, example: Any) -> Call:
+    """Read one batch as a user has it: a tensor, a tuple, a dict (a HuggingFace batch), NumPy arrays too."""
+    if example is None:
+        raise ModelError(
+            "a PyTorch model is captured by running it once: pass example_inputs, one batch as a tensor, tuple or dict"
+        )
+    signature = inspect.signature(model.forward)
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example, Mapping) or (hasattr(example, "keys") and hasattr(example, "__getitem__")):
+        kwargs = {str(key): _tensors(example[key]) for key in example.keys()}  # noqa: SIM118
+    else:
+        values = example if isinstance(example, tuple | list) else (example,)
+        args = tuple(_tensors(value) for value in values[: _positional(signature)])
+    parameters = signature.parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for name in kwargs:
+        if name not in parameters and not open_ended:
+            raise ModelError(
+                f"the model's forward has no argument {name!r}{did_you_mean(name, parameters)}; "
+                f"it takes {', '.join(parameters)}"
+            )
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ModelError(f"the example inputs do not fit forward({', '.join(parameters)}): {error}") from error
+    return Call(args, kwargs, _names(signature, len(args), kwargs))
+
+
+def _positional(signature: inspect.Signature) -> int:
+    kinds = [p.kind for p in signature.parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return 1 << 30
+    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+
+
+def _names(signature: inspect.Signature, count: int, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    names: list[str] = []
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            names += [f"{name}_{i}" for i in range(count - len(names))]
+        elif len(names) < count and parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            names.append(name)
+    return (*names[:count], *kwargs)
+
+
+def _tensors(value: Any) -> Any:
+    return pytree.tree_map(_tensor, value)
+
+
+def _tensor(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    return value
+
+
+def output_names(structure: Any) -> tuple[str | None, ...]:
+    """A name for each leaf: keys of dicts and dataclasses joined by dots, else ``output``, ``output_1`` and so on."""
+    names: list[str | None] = []
+    taken: set[str] = set()
+    for path, leaf in _leaves(structure):
+        if not isinstance(leaf, torch.Tensor):
+            names.append(None)
+            continue
+        named = any(isinstance(key, str) for key in path)
+        stem = ".".join(str(key) for key in path) if named else "output"
+        name, number = stem, 0
+        while name in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name)
+        names.append(name)
+    return tuple(names)
+
+
+def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[tuple[str | int, ...], Any]]:
+    """The leaves in pytree order, each with the keys and indices that lead to it."""
+    flatten = pytree.SUPPORTED_NODES.get(pytree._get_node_type(value))
+    if flatten is None:
+        return [(path, value)]
+    children, _ = flatten.flatten_fn(value)
+    keys: list[Any] = list(range(len(children)))
+    if isinstance(value, Mapping):
+        keys = [str(key) for key in value]
+    elif hasattr(value, "_fields"):
+        keys = list(value._fields)
+    elif dataclasses.is_dataclass(value):
+        keys = [field.name for field in dataclasses.fields(value) if getattr(value, field.name) is not None]
+    if len(keys) != len(children):
+        keys = list(range(len(children)))
+    return [leaf for key, child in zip(keys, children, strict=True) for leaf in _leaves(child, (*path, key))]
+
+
+# --- as data ---------------------------------------------------------------------------------------------------------
+
+
+def signature_to_record(signature: Signature) -> dict[str, Any]:
+    """A JSON-ready record of a signature; structures of the user's own classes come back as dicts and tuples."""
+    return {
+        "arguments": [[a.name, _spec_to_record(a.spec), list(a.leaves)] for a in signature.arguments],
+        "out": _spec_to_record(signature.out_spec),
+        "outputs": list(signature.outputs),
+    }
+
+
+def _spec_to_record(spec: pytree.TreeSpec) -> Any:
+    """A structure of tuples, lists and dicts; any other container becomes a dict or a tuple."""
+    if spec.is_leaf():
+        return "*"
+    children = [_spec_to_record(child) for child in spec.children()]
+    if spec.type in (list, tuple):
+        return [spec.type.__name__, children]
+    keys = spec.context if isinstance(spec.context, list) else None
+    if keys is None and isinstance(spec.context, tuple) and spec.context and isinstance(spec.context[0], list):
+        keys = spec.context[0]
+    if keys is not None and len(keys) == len(children):
+        return ["dict", children, [str(key) for key in keys]]
+    return ["tuple", children]
+
+
+def plain_spec(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    """A structure of tuples, lists and dicts alone, for files that are read where the user's classes are not."""
+    return _spec_from_record(_spec_to_record(spec))
+
+
+def _spec_from_record(record: Any) -> pytree.TreeSpec:
+    def build(entry: Any) -> Any:
+        if entry == "*":
+            return 0
+        children = [build(child) for child in entry[1]]
+        if entry[0] == "dict":
+            return dict(zip(entry[2], children, strict=True))
+        return children if entry[0] == "list" else tuple(children)
+
+    return pytree.tree_flatten(build(record))[1]
+
+
+def signature_from_record(record: dict[str, Any]) -> Signature:
+    """The inverse of `signature_to_record`."""
+    arguments = tuple(
+        Argument(name, _spec_from_record(spec), tuple(leaves)) for name, spec, leaves in record["arguments"]
+    )
+    return Signature(arguments, _spec_from_record(record["out"]), tuple(record["outputs"]))

@@ -1,0 +1,46 @@
+"""How torch.export is called: without its chatter, and by the names of forward's arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from isobit.quiet import quiet_loggers
+from isobit_torch.program.signature import Call
+
+
+@contextmanager
+def named_arguments(module: nn.Module, call: Call) -> Iterator[None]:
+    """Let forward name its arguments: torch.export has no dynamic shapes for ``*args`` and ``**kwargs``."""
+    original = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    forward.__signature__ = call.plain  # type: ignore[attr-defined]
+    had_own = "forward" in vars(module)
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if had_own:
+            module.__dict__["forward"] = original
+        else:
+            del module.__dict__["forward"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch.export logs what it retries, and prints what it has so far; what matters is in the error."""
+    names = ("torch", "torch.export", "torch.fx", "torch._dynamo")
+    hidden = contextlib.redirect_stderr(io.StringIO())
+    with warnings.catch_warnings(), hidden, quiet_loggers(*names, level=logging.CRITICAL):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,1 @@
+"""Quantizers in the graph: their arithmetic, kernels, observation and gradients."""

@@ -1,0 +1,137 @@
+"""`isobit.backend.Differentiable` in PyTorch: the simulator's graph, with some of its constants replaced by leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from isobit.errors import DataError, ModelError, did_you_mean
+from isobit.layout import Layout, Take
+from isobit_torch.program.convert import to_tensor
+from isobit_torch.program.fx_nodes import attribute
+from isobit_torch.program.layouts import to_native
+from isobit_torch.program.modules import BatchNorm
+from isobit_torch.translate.translate import Translation
+
+Array = NDArray[np.float32]
+
+
+class Overridden(fx.Interpreter):
+    """Runs a graph with `weights` in place of the module's own; `leaves` are what gradients are taken by."""
+
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, translation: Translation, weights: Mapping[str, Array]
+    ) -> None:
+        super().__init__(root, garbage_collect_values=True, graph=graph)
+        self.leaves: dict[str, Tensor] = {}
+        self._natives: dict[str, Tensor] = {}
+        places = {name: _place(translation, name, value) for name, value in weights.items()}
+        _require_apart(places)
+        for name, (path, layout) in places.items():
+            own = self._natives.get(path, attribute(root, path).detach())
+            leaf = to_tensor(weights[name]).to(own.device).requires_grad_()
+            self.leaves[name] = leaf
+            with torch.enable_grad():
+                self._natives[path] = to_native(leaf, layout, own).to(own.dtype)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """An overriding weight, or the module's own."""
+        own = self._natives.get(target)
+        return super().get_attr(target, args, kwargs) if own is None else own
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """torch's batch norm has no gradient by its statistics; where one is asked for, this is its formula."""
+        module = attribute(self.module, target)
+        if not isinstance(module, BatchNorm) or not any(t is not None and t.requires_grad for t in args[3:]):
+            return super().call_module(target, args, kwargs)
+        x, weight, bias, mean, variance = args
+        shape = (-1, *[1] * (x.ndim - 2))
+        result = (x - mean.reshape(shape)) / torch.sqrt(variance.reshape(shape) + module.epsilon)
+        result = result if weight is None else result * weight.reshape(shape)
+        return result if bias is None else result + bias.reshape(shape)
+
+    def run_with_gradients(self, *feeds: Tensor) -> Any:
+        """The flat outputs; also where gradients are switched off outside."""
+        with torch.enable_grad():
+            return self.run(*feeds)
+
+    def derive(
+        self, function: Callable[[Mapping[str, Any]], Any], outputs: Mapping[str, Tensor]
+    ) -> tuple[float, dict[str, Array]]:
+        """The value of a function of outputs, and its gradient by each leaf."""
+        with torch.enable_grad():
+            value = function(outputs)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+            kind = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ModelError(f"the function of the outputs must return one real number as a tensor, not {kind}")
+        number = float(value.detach())
+        if not math.isfinite(number):
+            raise DataError(f"the function of the outputs is {number}: check it, the batch and the weights")
+        if not self.leaves:
+            return number, {}
+        if not value.requires_grad:
+            raise ModelError(
+                "the function's value does not depend on the weights: compute it from the outputs by torch's own "
+                "operations, without detach() and NumPy"
+            )
+        leaves = list(self.leaves.values())
+        gradients = torch.autograd.grad(value.reshape(()), leaves, allow_unused=True, materialize_grads=True)
+        found = {name: gradient.cpu().numpy() for name, gradient in zip(self.leaves, gradients, strict=True)}
+        for name, gradient in found.items():
+            if not np.isfinite(gradient).all():
+                raise DataError(f"the gradient by weight {name!r} holds NaN or infinity: check the function")
+        return number, found
+
+
+@contextmanager
+def fixed(module: nn.Module) -> Iterator[None]:
+    """No gradients by a module's own parameters, and their caches stay valid; afterwards they are as before."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _place(translation: Translation, name: str, value: Array) -> tuple[str, Layout]:
+    """Where the module holds a weight, and its layout; checks what is to take its place."""
+    info = translation.graph.weights.get(name)
+    if info is None:
+        raise ModelError(f"no weight {name!r} in the graph{did_you_mean(name, translation.graph.weights)}")
+    source = info.source or name
+    if source not in translation.attributes or not info.is_float:
+        raise ModelError(f"constant {name!r} is no float weight of the module: it has no gradient")
+    array = np.asarray(value)
+    if array.dtype != np.float32:
+        raise DataError(f"weight {name!r} is overridden by {array.dtype} values: convert them to float32")
+    if array.shape != info.shape:
+        raise DataError(f"weight {name!r} has shape {info.shape} in canonical layout, and is given {array.shape}")
+    if not np.isfinite(array).all():
+        raise DataError(f"weight {name!r} is overridden by NaN or infinity")
+    return str(translation.attributes[source].target), info.layout
+
+
+def _require_apart(places: Mapping[str, tuple[str, Layout]]) -> None:
+    """Two names may be two parts of one parameter, but not the same values twice."""
+    names_by_path: dict[str, dict[tuple[int, ...], str]] = {}
+    for name, (path, layout) in places.items():
+        part = tuple(step.index for step in layout if isinstance(step, Take))
+        names_by_part = names_by_path.setdefault(path, {})
+        clash = (
+            names_by_part.get(part)
+            or names_by_part.get(())
+            or (next(iter(names_by_part.values()), None) if not part else None)
+        )
+        if clash is not None:
+            raise ModelError(f"{clash!r} and {name!r} are the same parameter, {path!r}: override one of them")
+        names_by_part[part] = name

@@ -1,0 +1,114 @@
+"""Simulator: what the user gets, runs, trains and saves. A GraphModule with the user's parameters under their names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.graph import CodeGen
+
+from isobit_torch.program.devices import device_of, follow
+from isobit_torch.program.program import copy_graph
+from isobit_torch.program.signature import Signature
+from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer
+
+_MODULE_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+
+
+class _UsersCall(CodeGen):
+    """What lies between the user's call and the flat graph, for those that interpret it, as torch.export does."""
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__()
+        self.signature = signature
+
+    def process_inputs(self, *args: Any) -> Any:
+        """The flat tensors of a call by position."""
+        return self.signature.flatten(args, {})
+
+    def process_outputs(self, outputs: Any) -> Any:
+        """The user's structure."""
+        return self.signature.unflatten(outputs)
+
+
+class Simulator(fx.GraphModule):
+    """Takes and returns what the user's module does; `graph` works on the flat tensors behind that."""
+
+    __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "quantizers"]  # noqa: RUF012
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, signature: Signature) -> None:
+        empty = fx.Graph()
+        empty.output(())
+        super().__init__(nn.Module(), empty)
+        for name in _MODULE_STATE:
+            self.__dict__[name] = root.__dict__[name]
+        self.__dict__["signature"] = signature
+        if QUANTIZERS not in self._modules:
+            self.add_module(QUANTIZERS, nn.Module())
+        self.set_graph(graph)
+
+    def set_graph(self, graph: fx.Graph, *others: fx.Graph) -> None:
+        """Compute by a copy of another graph from now on; parameters stay the same objects.
+
+        `graph` and the `others` that it was made from move to other devices with the simulator.
+        """
+        self.__dict__["sources"] = (graph, *others)
+        copied = copy_graph(graph)[0]
+        copied.set_codegen(_UsersCall(self.__dict__["signature"]))
+        self.graph = copied
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Simulator:
+        """Move as any module does; what the user's code makes on the model's device, it makes on the new one."""
+        before = self.device()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = self.device()
+        if after != before:
+            for graph in self.__dict__["sources"]:
+                follow(graph, before, after)
+            if follow(self.graph, before, after):
+                self.recompile()
+        return self
+
+    def recompile(self) -> Any:
+        """The generated function takes flat tensors; `forward` is the user's way to call it."""
+        code = super().recompile()
+        generated: Any = type(self)
+        if "forward" in vars(generated):
+            generated.run_flat = generated.forward
+            del generated.forward
+        return code
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The user's arguments and results."""
+        signature: Signature = self.__dict__["signature"]
+        run: Any = self.run_flat
+        return signature.unflatten(run(*signature.flatten(args, kwargs)))
+
+    @property
+    def quantizers(self) -> dict[str, Quantizer]:
+        """The quantizers by their key."""
+        return {name: module for name, module in self._modules[QUANTIZERS]._modules.items()}  # type: ignore[union-attr,misc]
+
+    def learn_ranges(self, on: bool = True, names: Iterable[str] | None = None) -> None:
+        """Turn scales into parameters that training changes, or back into buffers."""
+        for name, quantizer in self.quantizers.items():
+            if names is None or name in set(names):
+                quantizer.learn(on)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Simulator:
+        root = nn.Module()
+        for name in _MODULE_STATE:
+            root.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
+        copied = Simulator(root, copy_graph(self.graph)[0], self.__dict__["signature"])
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise TypeError("save sim.model.state_dict(), or the simulator by sim.save(path): no pickles of programs")
+
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return device_of(self)

@@ -1,0 +1,1 @@
+"""The program in the words of the neutral graph, and back: nodes, sites, edits."""

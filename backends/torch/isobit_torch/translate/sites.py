@@ -1,0 +1,117 @@
+"""Where the sites of the neutral graph are in the fx graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from isobit.errors import EncodingError, ModelError
+from isobit.graph import Use
+from isobit.layout import Layout
+from isobit.sites import Site, Tensor, Weight
+from isobit_torch.program.fx_nodes import op_name
+from isobit_torch.translate.translate import Translation
+
+_NONE: Layout = ()
+
+
+@dataclass(frozen=True)
+class NativeReader:
+    """A node that reads a site's value directly or through views: `read` is what it reads, `index` which argument."""
+
+    node: fx.Node
+    read: fx.Node
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class NativeSite:
+    """A value and its readers, None for all; `layout` makes a constant canonical."""
+
+    source: fx.Node
+    readers: tuple[NativeReader, ...] | None = None
+    layout: Layout = ()
+
+
+def bind(translation: Translation, site: Site) -> NativeSite:
+    """The native place of a site. Raises EncodingError when the graph has no such site."""
+    graph = translation.graph
+    if isinstance(site, Tensor):
+        if site.name not in graph.tensors:
+            raise EncodingError(f"the graph has no tensor {site.name!r} to quantize")
+        return NativeSite(translation.values[site.name])
+    if isinstance(site, Weight):
+        info = graph.weights.get(site.name)
+        if info is None:
+            raise EncodingError(f"the graph has no weight {site.name!r} to quantize")
+        source = info.source or site.name
+        node = _attribute(translation, site, source)
+        only = all(other == site.name or known.source != source for other, known in graph.weights.items())
+        readers = tuple(r for use in graph.uses(site.name) for r in native_readers(translation, use, node))
+        return NativeSite(node, None if only else readers, info.layout)
+    try:
+        name = graph.node(site.node).input(site.index)
+    except ModelError as error:
+        raise EncodingError(f"{site}: {error}") from error
+    if name is None:
+        raise EncodingError(f"node {site.node!r} has no input {site.index}")
+    use = next(use for use in graph.uses(name) if use.node.name == site.node and use.index == site.index)
+    if name in graph.tensors:
+        node, layout = translation.values[name], _NONE
+    else:
+        info = graph.weights[name]
+        node, layout = _attribute(translation, site, info.source or name), info.layout
+    readers = native_readers(translation, use, node)
+    if not readers:
+        raise EncodingError(f"{site}: the input is a setting of the operation, which no quantizer can reach")
+    return NativeSite(node, readers, layout)
+
+
+def _attribute(translation: Translation, site: Site, source: str) -> fx.Node:
+    if source not in translation.attributes:
+        raise EncodingError(f"{str(site)!r} is a number in the code, which no quantizer can reach")
+    return translation.attributes[source]
+
+
+def native_readers(translation: Translation, use: Use, source: fx.Node) -> tuple[NativeReader, ...]:
+    """The fx nodes through which a reader in the graph reads the value of `source`."""
+    twice = sum(name == use.node.inputs[use.index] for name in use.node.inputs) > 1
+    parts = [node for part in use.node.parts for node in translation.parts.get(part, ())]
+    readers = [
+        NativeReader(node, read, use.index if twice and len(parts) == 1 else None)
+        for node in parts
+        for read in dict.fromkeys(node.all_input_nodes)
+        if read not in parts and source in view_chain(read)
+    ]
+    return tuple(readers)
+
+
+_VIEWS = frozenset(
+    "view reshape _unsafe_view flatten unflatten squeeze unsqueeze transpose permute t numpy_T mT contiguous clone "
+    "detach detach_ alias lift_fresh_copy dropout to _to_copy type_as slice expand".split()
+)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether a node only shows its input in another way."""
+    return op_name(node) in _VIEWS or (node.op == "call_module" and len(node.args) == 1)
+
+
+def view_chain(node: fx.Node) -> list[fx.Node]:
+    """The node and, up through views, the nodes it was made from."""
+    chain = [node]
+    while is_view(chain[-1]) and isinstance(chain[-1].args[0], fx.Node):
+        chain.append(chain[-1].args[0])
+    return chain
+
+
+def seen_through_views(read: fx.Node, source: fx.Node, result: fx.Node, reader: fx.Node) -> fx.Node:
+    """`result` as `reader` shall read it: behind copies of the views that lie between `source` and `read`."""
+    chain = view_chain(read)
+    for view in reversed(chain[: chain.index(source)]):
+        with reader.graph.inserting_before(reader):
+            copied = reader.graph.node_copy(view, lambda n: n)
+        copied.args = (result, *copied.args[1:])
+        result = copied
+    return result
