@@ -17,7 +17,7 @@ from isobit.checkpoint import Checkpoint
 from isobit.cooking import StepResult
 from isobit.counting import VARIABLE, counted_by_numpy
 from isobit.data import Dataset, to_numpy
-from isobit.edits import Edit, SetWeights
+from isobit.edit import Edit, SetWeights
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EncodingError, ModelError, OutputError
 from isobit.fingerprint import fingerprint

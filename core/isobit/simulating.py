@@ -10,7 +10,8 @@ from isobit.backend import BackendModel, Request
 from isobit.calibration.scheme import Calibrator
 from isobit.channel_range import ChannelRange
 from isobit.data import Dataset
-from isobit.edits import Draft, Insert, NewNode
+from isobit.edit import Insert, NewNode
+from isobit.edits import Draft
 from isobit.encoding import Encoding
 from isobit.plan import Placement, Plan
 from isobit.resolve import blank_statistics, resolve

@@ -13,7 +13,7 @@ from numpy_backend import NumpyBackend, NumpyModel
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
-from isobit.edits import SetWeights
+from isobit.edit import SetWeights
 from isobit.errors import DataError, EncodingError, FormatError, ModelError
 from isobit.plugins import Registry, hookimpl
 from isobit.quantsim import QuantSim

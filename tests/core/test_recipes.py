@@ -12,7 +12,7 @@ from technique_networks import chain, opened, simulator
 import isobit
 from isobit.calibration import MinMaxRange
 from isobit.cooking import cook, output_sqnr
-from isobit.edits import SetWeights
+from isobit.edit import SetWeights
 from isobit.errors import DataError, RecipeError
 from isobit.plugins import Registry, hookimpl, registry
 from isobit.recipe import Recipe, Step, parse_recipe

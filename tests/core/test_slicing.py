@@ -11,7 +11,7 @@ from numpy_backend import NumpyModel
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
-from isobit.edits import Slice
+from isobit.edit import Slice
 from isobit.errors import EditError
 
 IMAGE = ("N", 4, 6, 6)

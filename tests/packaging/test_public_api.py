@@ -26,7 +26,7 @@ MODULES = {
     "isobit.calibration.scheme": ("Calibrator",),
     "isobit.techniques.technique": ("Technique", "TechniqueReport"),
     "isobit.formats.format": ("EncodingsFormat",),
-    "isobit.edits": ("AddBias", "Insert", "NewNode", "Replace", "SetWeights", "Slice", "Unshare"),
+    "isobit.edit": ("AddBias", "Insert", "NewNode", "Replace", "SetWeights", "Slice", "Unshare"),
     "isobit.sites": ("Input", "Tensor", "Weight"),
 }
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from isobit.backend import Request
-from isobit.edits import Insert, NewNode, SetWeights
+from isobit.edit import Insert, NewNode, SetWeights
 from isobit.encoding import Encoding
 from isobit.quant_spec import QuantSpec
 from isobit.sites import Input, Tensor, Weight

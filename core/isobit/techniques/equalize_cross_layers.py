@@ -14,7 +14,8 @@ import numpy as np
 
 from isobit.backend import BackendModel, Request
 from isobit.data import Dataset
-from isobit.edits import Draft, NewNode, Replace, SetWeights
+from isobit.edit import NewNode, Replace, SetWeights
+from isobit.edits import Draft
 from isobit.errors import FormatError
 from isobit.graph import Graph, Node
 from isobit.normal import Normal

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from isobit.backend import BackendModel
 from isobit.data import Dataset
-from isobit.edits import Draft, NewNode, Replace, SetWeights
+from isobit.edit import NewNode, Replace, SetWeights
+from isobit.edits import Draft
 from isobit.graph import Graph, Node, Use
 from isobit.normal import Normal
 from isobit.plan import Plan

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from isobit.backend import BackendModel, Request
 from isobit.calibration.scheme import Calibrator, parse_calibrator
 from isobit.data import Dataset
-from isobit.edits import Draft, SetWeights, Unshare
+from isobit.edit import SetWeights, Unshare
+from isobit.edits import Draft
 from isobit.errors import FormatError
 from isobit.graph import Graph, Node
 from isobit.plan import Plan

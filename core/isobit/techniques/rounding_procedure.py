@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from isobit.backend import BackendModel, Request
 from isobit.calibration.scheme import Calibrator, parse_calibrator
 from isobit.data import Dataset
-from isobit.edits import AddBias, Edit, SetWeights
+from isobit.edit import AddBias, Edit, SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import DataError
 from isobit.gram import Gram

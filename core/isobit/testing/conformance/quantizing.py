@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from isobit.backend import BackendModel, Request
-from isobit.edits import SetWeights
+from isobit.edit import SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import IsobitError
 from isobit.quant_spec import PerBlock, PerChannel, QuantSpec
