@@ -6,14 +6,18 @@ infers the shapes that follow, and refuses the whole list, naming the blocking n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from isobit.canonical.channels import annotate_channels
+from isobit.check_graph import check_graph, check_structure, is_checking
 from isobit.edit import AddBias, Array, Edit, EditPlan, Insert, NewNode, ReadWeight, Replace, SetWeights, Unshare
 from isobit.errors import EditError, ModelError
 from isobit.graph import Graph
 from isobit.slicing import slice_channels
 from isobit.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 def plan_edits(graph: Graph, edits: Sequence[Edit], read: ReadWeight) -> EditPlan:
@@ -54,12 +58,19 @@ class Draft:
         except ModelError as error:
             raise EditError(f"{type(edit).__name__}: {error}") from error
         self.edits.append(edit)
+        logger.debug("edit %d: %s", len(self.edits), type(edit).__name__)
+        if is_checking():
+            check_structure(self.graph, f"the edit {type(edit).__name__}")
 
     def plan(self) -> EditPlan:
         """What the edits come to. Raises EditError where shapes do not fit."""
         workspace = self._workspace
         workspace.infer_shapes()
-        return EditPlan(annotate_channels(workspace.graph), tuple(workspace.steps), dict(workspace.values))
+        graph = annotate_channels(workspace.graph)
+        if is_checking():
+            check_graph(graph, "edits")
+        logger.info("%d edits: %d steps, %d constants", len(self.edits), len(workspace.steps), len(workspace.values))
+        return EditPlan(graph, tuple(workspace.steps), dict(workspace.values))
 
 
 def _apply(workspace: Workspace, edit: Edit) -> None:
