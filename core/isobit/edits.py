@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from isobit.canonical.channels import annotate_channels
 from isobit.check_graph import check_graph, check_structure, is_checking
-from isobit.edit import AddBias, Array, Edit, EditPlan, Insert, NewNode, ReadWeight, Replace, SetWeights, Unshare
+from isobit.edit import AddBias, Array, Edit, EditPlan, Insert, NewNode, ReadWeight, Replace, SetWeights, Slice, Unshare
 from isobit.errors import EditError, ModelError
 from isobit.graph import Graph
 from isobit.slicing import slice_channels
@@ -58,7 +58,8 @@ class Draft:
         except ModelError as error:
             raise EditError(f"{type(edit).__name__}: {error}") from error
         self.edits.append(edit)
-        logger.debug("edit %d: %s", len(self.edits), type(edit).__name__)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("edit %d: %s at %s", len(self.edits), type(edit).__name__, _place(edit))
         if is_checking():
             check_structure(self.graph, f"the edit {type(edit).__name__}")
 
@@ -71,6 +72,15 @@ class Draft:
             check_graph(graph, "edits")
         logger.info("%d edits: %d steps, %d constants", len(self.edits), len(workspace.steps), len(workspace.values))
         return EditPlan(graph, tuple(workspace.steps), dict(workspace.values))
+
+
+def _place(edit: Edit) -> str:
+    """What an edit changes, for the log."""
+    if isinstance(edit, Replace | AddBias | Unshare):
+        return edit.node
+    if isinstance(edit, Insert):
+        return str(edit.site)
+    return edit.tensor if isinstance(edit, Slice) else ", ".join(edit.weights)
 
 
 def _apply(workspace: Workspace, edit: Edit) -> None:

@@ -7,6 +7,7 @@ techniques, calibrators, formats); the contract is on the objects. isobit's own 
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from isobit.formats.format import EncodingsFormat
     from isobit.recipe import Recipe
     from isobit.target import Target
+
+logger = logging.getLogger(__name__)
 
 GROUP = "isobit"
 
@@ -153,6 +156,7 @@ class Registry:
                 if self._manager.has_plugin(point.name):
                     self._manager.unregister(name=point.name)
         self.records[point.name] = PluginRecord(point.name, point.value, distribution, error)
+        logger.info("plug-in %s of %s: %s", point.name, distribution, error or "loaded")
 
     def _collect(self, hook: str) -> list[tuple[PluginRecord, Any]]:
         """What the hook's implementations return, each with its plug-in."""
@@ -166,6 +170,7 @@ class Registry:
                         getattr(item, attribute)
             except (Exception, SystemExit) as failure:  # one broken plug-in must not take the others with it
                 self.records[record.name] = replace(record, error=f"{hook}: {_said(failure)}")
+                logger.debug("plug-in %s failed in %s", record.name, hook, exc_info=failure)
             else:
                 found += [(record, item) for item in items]
         return found
@@ -221,6 +226,7 @@ class Registry:
             opener = self.backend_for(model)
         else:
             opener = self.backend(backend) if isinstance(backend, str) else backend
+        logger.info("opening a %s with backend %s", type(model).__name__, opener.name)
         try:
             return opener.open(model, example_inputs)
         except IsobitError:
