@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.edits import Edit
+from isobit.edit import Edit
 from isobit.encoding import Encoding, Encodings
 from isobit.graph import Graph
 from isobit.layout import Layout

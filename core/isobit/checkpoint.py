@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from isobit.backend import BackendModel
-from isobit.edits import Edit
+from isobit.edit import Edit
 from isobit.encoding import Encoding
 from isobit.normal import Normal
 from isobit.sites import Site

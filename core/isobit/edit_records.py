@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.edits import AddBias, Edit, Insert, NewNode, Replace, SetWeights, Slice, Unshare
+from isobit.edit import AddBias, Edit, Insert, NewNode, Replace, SetWeights, Slice, Unshare
 from isobit.errors import EditError
 from isobit.sites import Input, Tensor, site_key, site_of
 

@@ -6,126 +6,18 @@ infers the shapes that follow, and refuses the whole list, naming the blocking n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import count, islice
-from math import isfinite
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+import logging
+from collections.abc import Sequence
 
 from isobit.canonical.channels import annotate_channels
+from isobit.check_graph import check_graph, check_structure, is_checking
+from isobit.edit import AddBias, Array, Edit, EditPlan, Insert, NewNode, ReadWeight, Replace, SetWeights, Slice, Unshare
 from isobit.errors import EditError, ModelError
-from isobit.graph import Graph, Node, Shape, TensorInfo, WeightInfo
-from isobit.ops import WEIGHTED
-from isobit.shapes import ShapeError, infer
-from isobit.sites import Input, Tensor
+from isobit.graph import Graph
+from isobit.slicing import slice_channels
+from isobit.workspace import Workspace
 
-Array = NDArray[Any]
-ReadWeight = Callable[[str], Array]
-
-
-@dataclass(frozen=True, eq=False)
-class NewNode:
-    """A node to create: it reads the previous node of its chain at input 0 and the named constants after it."""
-
-    op: str
-    operands: tuple[str | None, ...] = ()
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Replace:
-    """Put the chain `nodes` in place of a node; an empty chain splices it out. `weights` are new constants."""
-
-    node: str
-    nodes: tuple[NewNode, ...] = ()
-    weights: Mapping[str, Array] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Insert:
-    """Put the chain `nodes` behind a tensor, for all its readers, or before one input of one node."""
-
-    site: Tensor | Input
-    nodes: tuple[NewNode, ...]
-    weights: Mapping[str, Array] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class SetWeights:
-    """Give constants new values, in canonical layout; shapes may change where the graph allows it."""
-
-    weights: Mapping[str, Array]
-
-
-@dataclass(frozen=True, eq=False)
-class AddBias:
-    """Give a Conv, ConvTranspose or Linear without a bias this one, one value an output channel."""
-
-    node: str
-    value: Array
-
-
-@dataclass(frozen=True)
-class Unshare:
-    """Give one reader of a shared constant a copy of its own, named ``<weight>@<node>``."""
-
-    weight: str
-    node: str
-
-
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """Keep only the channels `keep` of a tensor, and follow them through the graph."""
-
-    tensor: str
-    keep: tuple[int, ...]
-
-
-Edit = Replace | Insert | SetWeights | AddBias | Unshare | Slice
-
-
-@dataclass(frozen=True, eq=False)
-class Replaced:
-    """`nodes` stand where `old` stood; their last output takes the place of old's."""
-
-    old: Node
-    nodes: tuple[Node, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Inserted:
-    """`nodes` stand behind the tensor, or before the input, of `site`."""
-
-    site: Tensor | Input
-    nodes: tuple[Node, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class EditPlan:
-    """Checked edits: `steps` in order, then `weights`, every constant that is new or has a new value (canonical)."""
-
-    graph: Graph
-    steps: tuple[Replaced | Inserted, ...]
-    weights: Mapping[str, Array]
-
-    def keeps_shapes(self, before: Graph) -> bool:
-        """Whether nothing but known constants change, none its shape, and no integers, which may be sizes."""
-        known = [(value, before.weights.get(name)) for name, value in self.weights.items()]
-        same = all(info is not None and value.shape == info.shape and value.dtype.kind == "f" for value, info in known)
-        return same and not self.steps
-
-    def changes_layers_alone(self, before: Graph) -> bool:
-        """Whether nothing but values of weights and biases of layers change, which no rule of reading looks at."""
-
-        def of_layers(name: str) -> bool:
-            uses = before.uses(name)
-            readers = {use.node.name for use in uses}
-            return readers == before.source_readers(name) and all(u.node.op in WEIGHTED and u.index > 0 for u in uses)
-
-        return self.keeps_shapes(before) and all(of_layers(name) for name in self.weights)
+logger = logging.getLogger(__name__)
 
 
 def plan_edits(graph: Graph, edits: Sequence[Edit], read: ReadWeight) -> EditPlan:
@@ -137,239 +29,103 @@ def plan_edits(graph: Graph, edits: Sequence[Edit], read: ReadWeight) -> EditPla
 
 
 class Draft:
-    """The graph and constants as the edits so far leave them, and the list of these edits.
+    """The edits so far, and the graph and constants as they leave them.
 
     A technique that edits step by step works on a draft and hands `edits` to the model once.
     """
 
     def __init__(self, graph: Graph, read: ReadWeight) -> None:
-        self.graph = graph
         self.edits: list[Edit] = []
-        self.steps: list[Replaced | Inserted] = []
-        self.values: dict[str, Array] = {}
-        self._read = read
-        self._shapes_before: dict[str, Shape | None] = {}  # of the tensors that new ones stand for
+        self._workspace = Workspace(graph, read)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph after the edits so far; shapes are inferred by `plan`."""
+        return self._workspace.graph
+
+    def value(self, name: str) -> Array:
+        """The value of a constant after the edits so far, canonical. Raises EditError for an unknown name."""
+        return self._workspace.value(name)
+
+    def free_name(self, stem: str) -> str:
+        """`stem`, or it with a number where the graph has that name already."""
+        return self._workspace.free_name(stem)
 
     def apply(self, edit: Edit) -> None:
         """Add one edit. Raises EditError."""
         try:
-            _apply(self, edit)
+            _apply(self._workspace, edit)
         except ModelError as error:
             raise EditError(f"{type(edit).__name__}: {error}") from error
         self.edits.append(edit)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("edit %d: %s at %s", len(self.edits), type(edit).__name__, _place(edit))
+        if is_checking():
+            check_structure(self.graph, f"the edit {type(edit).__name__}")
 
     def plan(self) -> EditPlan:
         """What the edits come to. Raises EditError where shapes do not fit."""
-        self.infer_shapes()
-        return EditPlan(annotate_channels(self.graph), tuple(self.steps), dict(self.values))
-
-    def value(self, name: str) -> Array:
-        """The current value of a constant, canonical."""
-        if name not in self.graph.weights:
-            raise EditError(f"no constant {name!r} in the graph")
-        return self.values[name] if name in self.values else self._read(name)
-
-    def set_value(self, name: str, value: Array, like: WeightInfo | None = None) -> None:
-        """Give a constant, old or new, a value; float64 and integers become its element type."""
-        old = self.graph.weights.get(name, like)
-        dtype = old.dtype if old is not None else "float32"
-        array = np.array(value, dtype=dtype, order="C")
-        info = WeightInfo.of(array, name, dtype)
-        if info.magnitude is not None and not isfinite(info.magnitude):
-            raise EditError(f"the new value of {name!r} holds NaN or infinity")
-        if old is not None:
-            info = replace(old, shape=info.shape, value=info.value, magnitude=info.magnitude)
-        self.graph = self.graph.with_weight(name, info)
-        self.values[name] = array
-
-    def free_name(self, stem: str) -> str:
-        """`stem`, or it with a number where the graph has that name already."""
-        name, number = stem, 0
-        while name in self.graph.weights or name in self.graph.tensors:
-            number += 1
-            name = f"{stem}.{number}"
-        return name
-
-    def replace_node(self, old: Node, chain: Sequence[NewNode], weights: Mapping[str, Array]) -> None:
-        """Put a chain in place of `old`, in the graph and as a step."""
-        self._add_weights(weights)
-        source = old.input(0)
-        if not chain and source in self.graph.weights:  # ``constant * x`` is spliced out to x
-            source = next((name for name in old.inputs if name in self.graph.tensors), source)
-        if source is None or len(old.outputs) != 1:
-            raise EditError(
-                f"node {old.name!r} ({old.op}) has not one data input and one output: it cannot be replaced"
-            )
-        names = [old.name] if len(chain) == 1 else self._free_names(old.name, len(chain))
-        # A single replacement may read several tensors (a copy of a node): it keeps the operands it names.
-        nodes = self._chain(source, names, chain, last=old.outputs[0] if len(chain) == 1 else None)
-        result = nodes[-1].outputs[0] if nodes else source
-        position = self.graph.nodes.index(old)
-        self._splice(position, position + 1, nodes, {old.outputs[0]: result}, old.outputs[0])
-        self.steps.append(Replaced(old, tuple(nodes)))
-
-    def insert(self, site: Tensor | Input, chain: Sequence[NewNode], weights: Mapping[str, Array]) -> None:
-        """Put a chain behind a tensor or before an input, in the graph and as a step."""
-        self._add_weights(weights)
-        if isinstance(site, Tensor):
-            source: str | None = site.name
-        else:
-            source = self.graph.node(site.node).input(site.index)
-        if source is None or source not in self.graph.tensors or not chain:
-            raise EditError(f"there is no tensor at {site} to insert nodes behind")
-        stem = source if isinstance(site, Tensor) else f"{site.node}.in{site.index}"
-        nodes = self._chain(source, self._free_names(stem, len(chain)), chain, last=None)
-        producer = self.graph.producer(source)
-        position = self.graph.nodes.index(producer) + 1 if producer is not None else 0
-        result = nodes[-1].outputs[0]
-        if isinstance(site, Tensor):
-            self._splice(position, position, nodes, {source: result}, source)
-        else:
-            node = self.graph.node(site.node)
-            inputs = (*node.inputs[: site.index], result, *node.inputs[site.index + 1 :])
-            self._splice(position, position, nodes, {}, source, replace(node, inputs=inputs))
-        self.steps.append(Inserted(site, tuple(nodes)))
-
-    def _free_names(self, stem: str, number: int) -> list[str]:
-        """``<stem>.0``, ``<stem>.1`` and so on, leaving out names of nodes, tensors and constants that exist."""
-        free = (name for i in count() if not self.graph.is_taken(name := f"{stem}.{i}"))
-        return list(islice(free, number))
-
-    def _chain(self, source: str, names: Sequence[str], chain: Sequence[NewNode], last: str | None) -> list[Node]:
-        nodes = []
-        for name, new in zip(names, chain, strict=True):
-            missing = [o for o in new.operands if o is not None and o not in self.graph.weights]
-            if missing:
-                raise EditError(f"new node {name!r} ({new.op}) reads {missing[0]!r}, which is no constant of the graph")
-            output = last if last is not None else name
-            nodes.append(Node(name, new.op, (source, *new.operands), (output,), dict(new.attributes), (name,)))
-            source = output
-        return nodes
-
-    def _splice(
-        self,
-        start: int,
-        end: int,
-        new: Sequence[Node],
-        rename: Mapping[str, str],
-        like: str,
-        changed: Node | None = None,
-    ) -> None:
-        graph = self.graph
-        inside = {node.name for node in new}
-        nodes = []
-        for node in (*graph.nodes[:start], *new, *graph.nodes[end:]):
-            if changed is not None and node.name == changed.name:
-                node = changed
-            if node.name not in inside and any(name in rename for name in node.inputs):
-                node = replace(node, inputs=tuple(rename.get(n, n) if n is not None else None for n in node.inputs))
-            nodes.append(node)
-        tensors = dict(graph.tensors)
-        for node in new:
-            for tensor in node.outputs:
-                tensors.setdefault(tensor, TensorInfo(None, graph.tensors[like].dtype))
-        for old, result in rename.items():
-            self._shapes_before.setdefault(result, self._shapes_before.get(old, tensors[old].shape))
-        outputs = {name: rename.get(tensor, tensor) for name, tensor in graph.outputs.items()}
-        self.graph = replace(graph, tensors=tensors).with_nodes(tuple(nodes), outputs=outputs)
-
-    def _add_weights(self, weights: Mapping[str, Array]) -> None:
-        for name, value in weights.items():
-            if name in self.graph.weights or name in self.graph.tensors:
-                raise EditError(f"a tensor named {name!r} exists already; new constants need new names")
-            self.set_value(name, value)
-
-    def infer_shapes(self) -> None:
-        """Shapes after the edits; EditError names the node where they stop fitting."""
-        graph = self.graph
-        tensors = dict(graph.tensors)
-        touched: set[str] = {name for name, info in tensors.items() if info.shape is None}
-        touched.update(self.values)
-        for node in graph.nodes:
-            names = [name for name in (*node.inputs, *node.outputs) if name is not None]
-            if not any(name in touched for name in names):
-                continue
-            tensor = node.outputs[0]
-            shape = _updated(tensors[tensor].shape, self._infer_node(node, tensors))
-            if shape != tensors[tensor].shape:
-                tensors[tensor] = replace(tensors[tensor], shape=shape)
-                touched.add(tensor)
-        self.graph = replace(graph, tensors=tensors)
-
-    def _infer_node(self, node: Node, tensors: Mapping[str, TensorInfo]) -> Shape | None:
-        graph = self.graph
-        constants = {i: graph.weights[n].shape for i, n in enumerate(node.inputs) if n in graph.weights and n}
-        shapes: list[Shape | None] = []
-        for index, name in enumerate(node.inputs):
-            shapes.append(constants.get(index) if name not in tensors or name is None else tensors[name].shape)
-        try:
-            shape = infer(node, [s for s, n in zip(shapes, node.inputs, strict=True) if n is not None], constants)
-        except ShapeError as mismatch:
-            raise EditError(f"the edit does not fit node {node.name!r} ({node.op}): {mismatch}") from mismatch
-        if shape is None and tensors[node.outputs[0]].shape is not None and self._input_changed(node, tensors):
-            raise EditError(
-                f"the edit changes the input shape of node {node.name!r}, and the shapes of {node.op} are unknown"
-            )
-        return shape
-
-    def _input_changed(self, node: Node, tensors: Mapping[str, TensorInfo]) -> bool:
-        names = [name for name in node.inputs if name in tensors and name is not None]
-        before = [self._shapes_before.get(name, self.graph.tensors[name].shape) for name in names]
-        return any(tensors[name].shape != shape for name, shape in zip(names, before, strict=True))
+        workspace = self._workspace
+        workspace.infer_shapes()
+        graph = annotate_channels(workspace.graph)
+        if is_checking():
+            check_graph(graph, "edits")
+        logger.info("%d edits: %d steps, %d constants", len(self.edits), len(workspace.steps), len(workspace.values))
+        return EditPlan(graph, tuple(workspace.steps), dict(workspace.values))
 
 
-def _updated(old: Shape | None, new: Shape | None) -> Shape | None:
-    """The inferred shape, with what was known before wherever the rules of `infer` say less."""
-    if old is None or new is None or len(old) != len(new):
-        return old if new is None else new
-    return tuple(n if isinstance(n, int) or o is None else o for o, n in zip(old, new, strict=True))
+def _place(edit: Edit) -> str:
+    """What an edit changes, for the log."""
+    if isinstance(edit, Replace | AddBias | Unshare):
+        return edit.node
+    if isinstance(edit, Insert):
+        return str(edit.site)
+    return edit.tensor if isinstance(edit, Slice) else ", ".join(edit.weights)
 
 
-def _apply(draft: Draft, edit: Edit) -> None:
-    graph = draft.graph
+def _apply(workspace: Workspace, edit: Edit) -> None:
+    graph = workspace.graph
     if isinstance(edit, Replace):
-        draft.replace_node(graph.node(edit.node), edit.nodes, edit.weights)
+        workspace.replace_node(graph.node(edit.node), edit.nodes, edit.weights)
     elif isinstance(edit, Insert):
-        draft.insert(edit.site, edit.nodes, edit.weights)
+        workspace.insert(edit.site, edit.nodes, edit.weights)
     elif isinstance(edit, SetWeights):
         for name, value in edit.weights.items():
-            draft.value(name)  # EditError for a name that is not a constant
+            workspace.value(name)  # EditError for a name that is not a constant
             others = graph.source_readers(name) - {use.node.name for use in graph.uses(name)}
             if others:
                 raise EditError(
                     f"constant {name!r} is also read by {', '.join(sorted(others))} in another layout: Unshare it first"
                 )
-            draft.set_value(name, value)
+            workspace.set_value(name, value)
     elif isinstance(edit, AddBias):
-        _add_bias(draft, edit)
+        _add_bias(workspace, edit)
     elif isinstance(edit, Unshare):
-        _unshare(draft, edit)
+        _unshare(workspace, edit)
     else:
-        from isobit.slicing import slice_channels  # it edits a Draft
-
-        slice_channels(draft, edit)
+        slice_channels(workspace, edit)
 
 
-def _add_bias(draft: Draft, edit: AddBias) -> None:
-    node = draft.graph.node(edit.node)
+def _add_bias(workspace: Workspace, edit: AddBias) -> None:
+    node = workspace.graph.node(edit.node)
     if node.op not in ("Conv", "ConvTranspose", "Linear"):
         raise EditError(f"node {node.name!r} ({node.op}) cannot take a bias: only Conv, ConvTranspose and Linear can")
     if node.input(2) is not None:
         raise EditError(f"node {node.name!r} has a bias already, {node.input(2)!r}: use SetWeights")
-    name = draft.free_name(f"{node.name}.bias")
+    name = workspace.free_name(f"{node.name}.bias")
     new = NewNode(node.op, (node.inputs[1], name), node.attributes)
-    draft.replace_node(node, (new,), {name: edit.value})
+    workspace.replace_node(node, (new,), {name: edit.value})
 
 
-def _unshare(draft: Draft, edit: Unshare) -> None:
-    uses = draft.graph.uses(edit.weight)
-    if edit.weight not in draft.graph.weights or all(use.node.name != edit.node for use in uses):
+def _unshare(workspace: Workspace, edit: Unshare) -> None:
+    uses = workspace.graph.uses(edit.weight)
+    if edit.weight not in workspace.graph.weights or all(use.node.name != edit.node for use in uses):
         raise EditError(f"node {edit.node!r} does not read a constant {edit.weight!r}")
-    if len(draft.graph.source_readers(edit.weight)) == 1:
+    if len(workspace.graph.source_readers(edit.weight)) == 1:
         raise EditError(f"constant {edit.weight!r} has one reader only, {edit.node!r}")
-    node = draft.graph.node(edit.node)
-    name = draft.free_name(f"{edit.weight}@{edit.node}")
+    node = workspace.graph.node(edit.node)
+    name = workspace.free_name(f"{edit.weight}@{edit.node}")
     operands = tuple(name if operand == edit.weight else operand for operand in node.inputs[1:])
-    if node.inputs[0] == edit.weight or any(o in draft.graph.tensors for o in operands):
+    if node.inputs[0] == edit.weight or any(o in workspace.graph.tensors for o in operands):
         raise EditError(f"node {edit.node!r} ({node.op}) reads more than one tensor, so its constant stays shared")
-    draft.replace_node(node, (NewNode(node.op, operands, node.attributes),), {name: draft.value(edit.weight)})
+    workspace.replace_node(node, (NewNode(node.op, operands, node.attributes),), {name: workspace.value(edit.weight)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -21,6 +21,9 @@ Shape = tuple[Dimension, ...]
 
 #: Constants of at most this many elements carry their value in the graph, for pattern matching.
 SMALL = 64
+
+#: Columns of a printed graph are padded to at most this many characters.
+WIDEST = 48
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class WeightInfo:
     """A constant: canonical shape, element type, value if small, and how the native array `source` becomes it.
 
     `magnitude` is the largest absolute value of a float constant, NaN where it holds NaN; None where nobody looked.
+    Of a part of a large constant it is that of the whole.
     """
 
     shape: tuple[int, ...]
@@ -94,8 +98,8 @@ class Use:
     @property
     def role(self) -> str:
         """``weight``, ``bias`` and so on for a constant operand, else ``data``."""
-        known = operand(self.node.op, self.index)
-        return known.role if known else "data"
+        constant = operand(self.node.op, self.index)
+        return constant.role if constant else "data"
 
 
 #: Properties of a graph that follow from its nodes alone.
@@ -122,6 +126,28 @@ class Graph:
             if not isinstance(given, MappingProxyType):  # another graph's is shared
                 object.__setattr__(self, name, MappingProxyType(dict(given)))
 
+    def __repr__(self) -> str:
+        return f"<Graph of {len(self.nodes)} nodes: {', '.join(self.inputs)} -> {', '.join(self.outputs)}>"
+
+    def __str__(self) -> str:
+        """The whole graph for a person: inputs, a line for each node in execution order, constants, outputs, notes."""
+        rows: dict[str, Sequence[Sequence[str]]] = {
+            "inputs": [(name, _typed(self.tensors.get(name))) for name in self.inputs],
+            "nodes": [self._row(node) for node in self.nodes],
+            "constants": [(name, _typed(info)) for name, info in self.weights.items()],
+            "outputs": [(name, f"= {tensor}") for name, tensor in self.outputs.items()],
+            "notes": [(note,) for note in self.notes],
+        }
+        return "\n".join(line for title, table in rows.items() if table for line in (title, *_aligned(table)))
+
+    def _row(self, node: Node) -> tuple[str, ...]:
+        """Name, op, inputs, outputs with their types, and attributes; an output is not named where the node is."""
+        inputs = ", ".join("-" if name is None else name for name in node.inputs)
+        types = [(name, _typed(self.tensors.get(name))) for name in node.outputs]
+        outputs = ", ".join(kind if name == node.name else f"{name}: {kind}" for name, kind in types)
+        attributes = " ".join(f"{key}={_value_text(value)}" for key, value in node.attributes.items())
+        return node.name, node.op, f"({inputs})", f"-> {outputs}", attributes
+
     @cached_property
     def _nodes(self) -> dict[str, Node]:
         return {node.name: node for node in self.nodes}
@@ -137,7 +163,7 @@ class Graph:
             for index, name in enumerate(node.inputs):
                 if name is not None:
                     uses.setdefault(name, []).append(Use(node, index))
-        return {name: tuple(found) for name, found in uses.items()}
+        return {name: tuple(readers) for name, readers in uses.items()}
 
     @cached_property
     def output_tensors(self) -> frozenset[str]:
@@ -164,14 +190,14 @@ class Graph:
 
     def before(self, tensors: Iterable[str]) -> frozenset[str]:
         """Names of the nodes that these tensors are computed from."""
-        found: set[str] = set()
+        nodes: set[str] = set()
         waiting = list(tensors)
         while waiting:
             node = self.producer(waiting.pop())
-            if node is not None and node.name not in found:
-                found.add(node.name)
+            if node is not None and node.name not in nodes:
+                nodes.add(node.name)
                 waiting += [name for name in node.inputs if name is not None]
-        return frozenset(found)
+        return frozenset(nodes)
 
     def source_readers(self, weight: str) -> frozenset[str]:
         """Names of the nodes that read a constant, under this name or through another view of the same native array."""
@@ -224,3 +250,25 @@ class Graph:
 def small_value(array: NDArray[Any]) -> NDArray[Any] | None:
     """The array if it is small enough to be carried in a graph."""
     return np.array(array) if array.size <= SMALL else None
+
+
+def _typed(info: TensorInfo | WeightInfo | None) -> str:
+    """Element type and shape, ``float32[N, 3, ?]``."""
+    if info is None:
+        return "unknown"
+    shape = "[...]" if info.shape is None else f"[{', '.join('?' if n is None else str(n) for n in info.shape)}]"
+    return f"{info.dtype}{shape}"
+
+
+def _value_text(value: Any) -> str:
+    """An attribute's value on one line; of a large array its type and shape alone."""
+    if isinstance(value, np.ndarray) and value.size > 8:
+        return f"{value.dtype}{list(value.shape)}"
+    return " ".join((repr(value.tolist()) if isinstance(value, np.ndarray) else str(value)).split())
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns one under the other; a cell far longer than most of its column moves its own line alone."""
+    widths = [min(max(map(len, column)), WIDEST) for column in zip(*table, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+    return [f"  {line}".rstrip() for line in lines]

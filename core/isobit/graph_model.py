@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend import Batch, NameMap
-from isobit.edits import Edit, plan_edits
+from isobit.edit import Edit
+from isobit.edits import plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EditError, EncodingError, ModelError
 from isobit.feeding import feed

@@ -8,6 +8,8 @@ their input on.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -22,6 +24,8 @@ from isobit.sites import Input, Site, Tensor, Weight, site_key
 from isobit.target import Target
 from isobit.wishes import Wishes
 
+logger = logging.getLogger(__name__)
+
 #: Constants this large are masks (attention's -1e9, -inf), not data.
 _MASK_MAGNITUDE = 1e8
 
@@ -33,7 +37,14 @@ def place(graph: Graph, target: Target, wishes: Wishes | None = None) -> Plan:
 
     Raises FormatError for a format that the target cannot run, or a pattern that matches nothing.
     """
-    return _Placer(graph, target, wishes or Wishes()).plan()
+    plan = _Placer(graph, target, wishes or Wishes()).plan()
+    if logger.isEnabledFor(logging.INFO):
+        kinds = Counter(placement.kind for placement in plan.placements.values())
+        numbers = ", ".join(f"{number} of kind {kind}" for kind, number in kinds.items()) or "no sites"
+        logger.info("placed on target %s: %s; %d in float", target.name, numbers, len(plan.floats))
+    for name, reason in plan.floats.items():
+        logger.debug("%s stays in float: %s", name, reason)
+    return plan
 
 
 class _Placer:

@@ -7,6 +7,7 @@ techniques, calibrators, formats); the contract is on the objects. isobit's own 
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from isobit.formats.format import EncodingsFormat
     from isobit.recipe import Recipe
     from isobit.target import Target
+
+logger = logging.getLogger(__name__)
 
 GROUP = "isobit"
 
@@ -148,6 +151,7 @@ class Registry:
                 if self._manager.has_plugin(point.name):
                     self._manager.unregister(name=point.name)
         self.records[point.name] = PluginRecord(point.name, point.value, distribution, error)
+        logger.info("plug-in %s of %s: %s", point.name, distribution, error or "loaded")
 
     def _collect(self, hook: str) -> list[tuple[PluginRecord, Any]]:
         """What the hook's implementations return, each with its plug-in."""
@@ -159,6 +163,7 @@ class Registry:
                 problems = [problem for problem in (problem_of(item, hook) for item in items) if problem]
             except (Exception, SystemExit) as failure:  # one broken plug-in must not take the others with it
                 items, problems = [], [_said(failure)]
+                logger.debug("plug-in %s failed in %s", record.name, hook, exc_info=failure)
             if problems:
                 self.records[record.name] = replace(record, error=f"{hook}: {'; '.join(problems)}")
             else:
@@ -216,6 +221,7 @@ class Registry:
             opener = self.backend_for(model)
         else:
             opener = self.backend(backend) if isinstance(backend, str) else backend
+        logger.info("opening a %s with backend %s", type(model).__name__, opener.name)
         try:
             return opener.open(model, example_inputs)
         except IsobitError:

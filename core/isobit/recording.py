@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from isobit.backend import BackendModel
-from isobit.edits import Edit
+from isobit.edit import Edit
 
 
 class Recorded:

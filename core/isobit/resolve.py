@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from isobit.quant_spec import PerChannel, PerTensor
 from isobit.ranges import encode_range, encode_weight
 from isobit.sites import Input, Site, Tensor
 from isobit.statistics import Histogram, Statistics
+
+logger = logging.getLogger(__name__)
 
 ReadWeight = Callable[[str], NDArray[np.float32]]
 
@@ -69,6 +72,7 @@ def _group_encoding(
         raise EncodingError(f"no tensor of the group of {str(first.site)!r} is observed")
     try:
         low, high = calibrator.range(_sum(histograms), first.spec)
+        logger.debug("%s: %s represents %g to %g as %s", first.group, calibrator.name, low, high, first.spec)
         return encode_range(low, high, first.spec, snap=snap)
     except EncodingError as error:
         raise EncodingError(f"tensor {str(first.site)!r}: {error}") from error
@@ -148,6 +152,9 @@ def resolve(
         encodings[placement.site] = bias_encoding(placement, encodings)
     encodings.update((site, encoding) for site, encoding in kept.items() if site in plan.placements)
     ordered = {site: encodings[site] for site in plan.placements}
+    logger.info("resolved %d encodings, of which %d were frozen", len(ordered), len(kept.keys() & ordered.keys()))
+    for note in notes:
+        logger.info("%s", note)
     return Resolved(Encodings(ordered), tuple(notes))
 
 

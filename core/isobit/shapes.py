@@ -6,11 +6,19 @@ Source: ONNX operator specification. Dimensions may be symbols (text) or unknown
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 from isobit.graph import Dimension, Node, Shape
-from isobit.ops import BROADCAST, UNARY
+from isobit.ops import BROADCAST, RECURRENT, UNARY, VALUE_PRESERVING, WEIGHTED
 
+_BOOLEAN = frozenset("Equal Greater Less GreaterOrEqual LessOrEqual And Or Xor Not IsNaN IsInf".split())
+#: Ops whose output has the element type of input 0.
+_OF_DATA = (
+    (UNARY | VALUE_PRESERVING | WEIGHTED | RECURRENT | frozenset("Add Sub Mul Div Pow Max Min Mean Sum Mod".split()))
+    - _BOOLEAN
+    - {"Cast"}
+)
 _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"})
 
 
@@ -18,17 +26,22 @@ class ShapeError(Exception):
     """The inputs of a node do not fit together; the message says why."""
 
 
-def infer(node: Node, shapes: Sequence[Shape | None], constants: Mapping[int, tuple[int, ...]]) -> Shape | None:
+def infer(
+    node: Node,
+    shapes: Sequence[Shape | None],
+    constants: Mapping[int, tuple[int, ...]],
+    before: Shape | None = None,
+) -> Shape | None:
     """The shape of output 0, or None where this op's rule is not known.
 
-    `shapes` are the inputs' shapes in order (constants included), `constants` those of constant inputs alone.
-    Raises ShapeError.
+    `shapes` are the inputs' shapes in order (constants included), `constants` those of constant inputs alone. `before`
+    is what is known of the output already: it tells whether a Reshape keeps the batch axis. Raises ShapeError.
     """
     source = shapes[0] if shapes else None
     if source is None:
         return None
     if node.op in _WINDOWED:
-        return _windowed(node, source, constants)
+        return _windowed(node, source, _kernels(node, shapes, constants))
     if node.op == "Linear":
         return _linear(source, constants)
     if node.op in UNARY:
@@ -44,15 +57,35 @@ def infer(node: Node, shapes: Sequence[Shape | None], constants: Mapping[int, tu
     if node.op == "Transpose":
         return tuple(source[axis] for axis in node.attributes["perm"])
     if node.op == "Reshape":
-        return _reshape(source, node.attributes.get("shape"))
+        return _reshape(source, node.attributes.get("shape"), before)
     return None
 
 
-def _windowed(node: Node, source: Shape, constants: Mapping[int, tuple[int, ...]]) -> Shape:
+def infer_dtype(node: Node, dtypes: Sequence[str | None]) -> str | None:
+    """The element type of output 0, or None where no rule is known; `dtypes` are the inputs', None where left out."""
+    if node.op in _BOOLEAN:
+        return "bool"
+    if node.op in _OF_DATA:
+        return dtypes[0] if dtypes else None
+    return None
+
+
+def _kernels(
+    node: Node, shapes: Sequence[Shape | None], constants: Mapping[int, tuple[int, ...]]
+) -> Mapping[int, tuple[int, ...]]:
+    """`constants`, with the shape of a kernel that is computed: Conv's is canonical as it is."""
+    kernel = shapes[1] if node.op == "Conv" and len(shapes) > 1 and 1 not in constants else None
+    sizes = tuple(n for n in kernel or () if isinstance(n, int))
+    return constants if kernel is None or len(sizes) < len(kernel) else {**constants, 1: sizes}
+
+
+def _windowed(node: Node, source: Shape, constants: Mapping[int, tuple[int, ...]]) -> Shape | None:
     attributes: Mapping[str, Any] = node.attributes
     channels: Dimension = source[1]
     kernel = attributes.get("kernel_shape", ())
-    if node.op in ("Conv", "ConvTranspose") and 1 in constants:
+    if node.op in ("Conv", "ConvTranspose"):
+        if 1 not in constants:  # computed, of a size or layout that is not known
+            return None
         weight, group = constants[1], int(attributes.get("group", 1))
         if isinstance(channels, int) and channels != weight[1] * group:
             raise ShapeError(f"weight {weight} with group {group} reads {weight[1] * group} channels, not {channels}")
@@ -119,29 +152,38 @@ def _broadcast(shapes: Sequence[Shape | None]) -> Shape | None:
 
 
 def _concat(shapes: Sequence[Shape | None], axis: int) -> Shape | None:
-    known = [s for s in shapes if s is not None]
-    if len(known) != len(shapes):
+    parts = [s for s in shapes if s is not None]
+    if len(parts) != len(shapes):
         return None
-    sizes = [s[axis] for s in known]
+    sizes = [s[axis] for s in parts]
     total = sum(n for n in sizes if isinstance(n, int)) if all(isinstance(n, int) for n in sizes) else None
-    return (*known[0][:axis], total, *known[0][axis + 1 :])
+    return (*parts[0][:axis], total, *parts[0][axis + 1 :])
 
 
-def _reshape(source: Shape, target: Sequence[int] | None) -> Shape | None:
+def _reshape(source: Shape, target: Sequence[int] | None, before: Shape | None) -> Shape | None:
     if target is None:
         return None
-    inner = [n for n in source[1:] if isinstance(n, int)]
-    wanted = [n for n in target[1:] if n >= 0]
+    shape = tuple(n if n >= 0 else None for n in target)
+    if target and target[0] >= 0:
+        return _same_number(source, shape, shape)
     # A leading axis of unknown size is no batch axis (batch and time as one, say): samples cannot be told apart.
-    if source[0] is not None and len(inner) == len(source) - 1 and len(wanted) == len(target) - 1:
-        have, want = _product(inner), _product(wanted)
-        if have != want:
-            raise ShapeError(f"{have} values a sample do not reshape to {want}")
-    return (source[0], *(n if n >= 0 else None for n in target[1:]))
+    with_batch = (source[0], *shape[1:])
+    if source[0] is None:
+        return with_batch
+    if before and before[0] != source[0]:  # nor is one that is not the source's
+        return with_batch if before[0] is None and _number(source[1:]) == _number(shape[1:]) else shape
+    return _same_number(source[1:], shape[1:], with_batch, " a sample")
 
 
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
+def _same_number(source: Shape, target: Shape, result: Shape, of: str = "") -> Shape:
+    """`result`, if `source` and `target` hold equally many values, as far as both are known."""
+    values, places = _number(source), _number(target)
+    if values is not None and places is not None and values != places:
+        raise ShapeError(f"{values} values{of} do not reshape to {places}")
+    return result
+
+
+def _number(shape: Shape) -> int | None:
+    """How many values a shape holds, None where a size is not known."""
+    sizes = [n for n in shape if isinstance(n, int)]
+    return prod(sizes) if len(sizes) == len(shape) else None

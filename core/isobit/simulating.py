@@ -9,7 +9,8 @@ import numpy as np
 from isobit.backend import BackendModel
 from isobit.calibration.scheme import Calibrator
 from isobit.channel_range import ChannelRange
-from isobit.edits import Draft, Insert, NewNode
+from isobit.edit import Insert, NewNode
+from isobit.edits import Draft
 from isobit.encoding import Encoding
 from isobit.plan import Placement, Plan
 from isobit.reducer import Reducer

@@ -12,7 +12,7 @@ import numpy as np
 from isobit.backend import BackendModel
 from isobit.calibration.scheme import Calibrator
 from isobit.checkpoint import Checkpoint
-from isobit.edits import Edit, SetWeights
+from isobit.edit import Edit, SetWeights
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, ModelError
 from isobit.fingerprint import fingerprint

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from isobit.edits import Edit, plan_edits
+from isobit.edit import Edit
+from isobit.edits import plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.graph import Graph, Node
 from isobit.observer import Request

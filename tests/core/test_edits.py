@@ -12,7 +12,8 @@ from numpy_backend import NumpyModel
 from sketch import Sketch, ops
 
 from isobit.canonical import canonicalize
-from isobit.edits import AddBias, Edit, Insert, Inserted, NewNode, Replace, Replaced, SetWeights, Unshare, plan_edits
+from isobit.edit import AddBias, Edit, Insert, Inserted, NewNode, Replace, Replaced, SetWeights, Unshare
+from isobit.edits import plan_edits
 from isobit.errors import EditError
 from isobit.sites import Input, Tensor
 from isobit.testing.networks import NetworkBuilder

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sketch import Sketch
 
 from isobit.errors import ModelError
-from isobit.graph import SMALL, Graph, WeightInfo, small_value
+from isobit.graph import SMALL, Graph, Node, TensorInfo, WeightInfo, small_value
 
 
 def diamond() -> Graph:
@@ -99,3 +100,43 @@ def test_small_constants_carry_a_copy_of_their_value() -> None:
     assert diamond().value("b") is not None
     assert diamond().value("x") is None
     assert diamond().value(None) is None
+
+
+def test_a_graph_prints_whole_and_aligned() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", "N", 3, None)
+    y = sketch.node("Gemm", x, None, sketch.random("fc.w", 2, 3), name="fc", shape=("N", 2), note="a b")
+    table = np.arange(9)
+    graph = sketch.graph(sketch.node("Relu", y, name="act", shape=None, table=table, pair=np.arange(2)))
+    graph = replace(graph, notes=("relu is left in float",))
+    assert str(graph) == "\n".join(
+        [
+            "inputs",
+            "  x  float32[N, 3, ?]",
+            "nodes",
+            "  fc   Gemm  (x, -, fc.w)  -> float32[N, 2]  note=a b",
+            "  act  Relu  (fc)          -> float32[...]   table=int64[9] pair=[0, 1]",
+            "constants",
+            "  fc.w  float32[2, 3]",
+            "outputs",
+            "  out0  = act",
+            "notes",
+            "  relu is left in float",
+        ]
+    )
+    assert repr(graph) == "<Graph of 2 nodes: x -> out0>"
+
+
+def test_a_printed_graph_names_outputs_that_are_not_called_as_their_node() -> None:
+    info = TensorInfo(("N", 2))
+    node = Node("split", "Split", ("x",), ("split", "split:1"), {"axis": 1})
+    graph = Graph((node,), ("x",), {"y": "split:1"}, dict.fromkeys(("x", "split", "split:1"), info), {})
+    assert "-> float32[N, 2], split:1: float32[N, 2]  axis=1" in str(graph)
+
+
+def test_one_long_name_does_not_widen_the_others() -> None:
+    sketch = Sketch()
+    y = sketch.node("Relu", sketch.input("x", "N"), name="short", shape=("N",))
+    lines = str(sketch.graph(sketch.node("Relu", y, name="r" * 200, shape=("N",)))).splitlines()
+    short = next(line for line in lines if line.startswith("  short"))
+    assert len(short) < 140

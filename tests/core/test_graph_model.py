@@ -11,7 +11,7 @@ import pytest
 from numpy_backend import OPERATORS, NumpyModel, compute
 
 from isobit.backend import BackendModel, Differentiable
-from isobit.edits import AddBias, NewNode, Replace, SetWeights
+from isobit.edit import AddBias, NewNode, Replace, SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import DataError, EditError, EncodingError, IsobitError, ModelError
 from isobit.feeding import feed

@@ -302,13 +302,13 @@ def test_blocks_where_they_divide_and_channels_where_they_do_not() -> None:
     sketch = Sketch()
     x = sketch.input("x", "N", 6)
     y = sketch.node("Linear", x, sketch.random("odd", 8, 6), name="a", shape=("N", 8))
-    y = sketch.node("Linear", y, sketch.random("even", 4, 8), sketch.random("b", 4), name="b", shape=("N", 4))
+    y = sketch.node("Linear", y, sketch.random("even", 4, 8), sketch.random("b.bias", 4), name="b", shape=("N", 4))
     graph = drawn(sketch, y)
     plan = place(graph, DEFAULT, Wishes(weights="int4 block=4"))
     assert formats(plan)["w:even"] == "int4 symmetric block=4"
     assert plan.placements[Weight("even")].block_axis == 1
     assert formats(plan)["w:odd"] == "int4 symmetric per-channel"
-    assert plan.floats["b"] == "the input or weight of b is no integer", "blocks have no one accumulator scale"
+    assert plan.floats["b.bias"] == "the input or weight of b is no integer", "blocks have no one accumulator scale"
     asked = place(graph, DEFAULT, Wishes(overrides={"odd": "int4 block=4"}))
     assert formats(asked)["w:odd"] == "int4 symmetric block=4", "an explicit wish is not bent: encoding it is the error"
 

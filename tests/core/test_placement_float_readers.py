@@ -8,7 +8,7 @@ from registries import own_registry
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
-from isobit.graph import Graph
+from isobit.graph import Graph, Shape
 from isobit.placement import place
 from isobit.plan import Plan
 from isobit.sites import Input, Site, Tensor
@@ -19,8 +19,8 @@ TARGETS = {name: own_registry().target(name) for name in ("default", "onnxruntim
 TRANSFORMER = TARGETS["onnxruntime-cpu-transformer"]
 
 
-def linear(sketch: Sketch, x: str, name: str) -> str:
-    return sketch.node("MatMul", x, sketch.random(f"{name}.w", 4, 4), name=name, shape=TOKENS)
+def linear(sketch: Sketch, x: str, name: str, shape: Shape = TOKENS) -> str:
+    return sketch.node("MatMul", x, sketch.random(f"{name}.w", 4, 4), name=name, shape=shape)
 
 
 def layer_norm(sketch: Sketch, x: str, name: str) -> str:
@@ -95,7 +95,7 @@ def test_a_view_between_a_float_tensor_and_one_of_its_readers() -> None:
     norm = layer_norm(sketch, sketch.input("x", *TOKENS), "norm")
     first = sketch.node("Slice", norm, sketch.weight("starts", [0], np.int64), sketch.weight("ends", [1], np.int64),
                         sketch.weight("axes", [1], np.int64), name="first", shape=("N", 1, 4))  # fmt: skip
-    graph = canonicalize(sketch.graph(norm, linear(sketch, first, "pooled")))
+    graph = canonicalize(sketch.graph(norm, linear(sketch, first, "pooled", ("N", 1, 4))))
     plan = place(graph, TRANSFORMER)
     assert activations(plan) == {Input("first", 0), Tensor("first")}
     assert not plan.placements[Tensor("first")].simulated

@@ -14,7 +14,7 @@ from registries import own_registry
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
-from isobit.edits import SetWeights
+from isobit.edit import SetWeights
 from isobit.errors import DataError, EncodingError, FormatError, ModelError
 from isobit.plugins import hookimpl
 from isobit.quantsim import QuantSim

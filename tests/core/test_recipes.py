@@ -14,7 +14,7 @@ from technique_networks import chain, opened, simulator
 import isobit
 from isobit.calibration import MinMaxRange
 from isobit.data import Dataset
-from isobit.edits import SetWeights
+from isobit.edit import SetWeights
 from isobit.errors import DataError, RecipeError
 from isobit.plugins import hookimpl, registry
 from isobit.recipe import Recipe, Step, StepResult, parse_recipe

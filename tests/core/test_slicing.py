@@ -11,7 +11,7 @@ from numpy_backend import NumpyModel
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
-from isobit.edits import Slice
+from isobit.edit import Slice
 from isobit.errors import EditError
 
 IMAGE = ("N", 4, 6, 6)
@@ -60,11 +60,11 @@ def test_through_activations_and_pooling_to_a_linear_layer() -> None:
     y = sketch.node("PRelu", y, sketch.random("slope", 4), name="prelu", shape=IMAGE)
     y = sketch.node("MaxPool", y, name="pool", shape=("N", 4, 3, 3), kernel_shape=(2, 2), strides=(2, 2))
     y = sketch.node("Reshape", y, name="flat", shape=("N", 36))
-    y = sketch.node("Linear", y, sketch.random("fc", 3, 36), name="fc", shape=("N", 3))
+    y = sketch.node("Linear", y, sketch.random("fc.w", 3, 36), name="fc", shape=("N", 3))
     model = model_of(sketch, y)
     sliced = check(model, "prelu", masked(model, "first", KEEP))
     shapes = {name: info.shape for name, info in sliced.graph.weights.items()}
-    assert shapes == {"first.w": (2, 4, 1, 1), "first.b": (2,), "slope": (2,), "fc": (3, 18)}
+    assert shapes == {"first.w": (2, 4, 1, 1), "first.b": (2,), "slope": (2,), "fc.w": (3, 18)}
     assert sliced.graph.tensors["flat"].shape == ("N", 18)
     assert sliced.graph.node("flat").attributes["shape"] == (-1, 18)
 
@@ -216,7 +216,7 @@ def test_a_concatenation_blocks() -> None:
 def test_flattened_features_go_channel_by_channel() -> None:
     sketch = Sketch()
     y = sketch.node("Reshape", conv(sketch, image(sketch), "first"), name="flat", shape=("N", 144))
-    y = sketch.node("Linear", y, sketch.random("fc", 3, 144), name="fc", shape=("N", 3))
+    y = sketch.node("Linear", y, sketch.random("fc.w", 3, 144), name="fc", shape=("N", 3))
     refused(sketch, y, "flat", "node 'flat' (Reshape): only whole channels can be removed before it")
     model = model_of(sketch, y)
     model.edit([Slice("flat", tuple(range(36)))])
@@ -229,7 +229,7 @@ def test_flattened_sequences_block() -> None:
     x = sketch.input("x", "N", 5, 8)
     y = sketch.node("Linear", x, sketch.random("w", 4, 8), name="first", shape=("N", 5, 4))
     y = sketch.node("Reshape", y, name="flat", shape=("N", 20))
-    y = sketch.node("Linear", y, sketch.random("fc", 3, 20), name="fc", shape=("N", 3))
+    y = sketch.node("Linear", y, sketch.random("fc.w", 3, 20), name="fc", shape=("N", 3))
     refused(sketch, y, "first", "node 'flat' (Reshape) blocks the removal of channels: it is no flattening")
 
 
@@ -238,10 +238,10 @@ def test_two_different_demands_block() -> None:
     sketch = Sketch()
     x = sketch.input("x", "N", 2, 2, 1)
     y = sketch.node("Conv", x, sketch.random("w", 2, 2, 1, 1), name="first", shape=("N", 2, 2, 1))
-    flat = sketch.node("Reshape", y, name="flat", shape=("N", 4))
+    flat = sketch.node("Reshape", y, name="flat", shape=("N", "F"))
     pool = sketch.node("GlobalAveragePool", y, name="pool", shape=("N", 2), keepdims=0)
-    wide = sketch.node("Add", flat, pool, name="sum", shape=("N", 4))  # no network does this
+    wide = sketch.node("Add", flat, pool, name="sum", shape=("N", "F"))  # no network does this
     said = "would keep two different sets of channels"
     refused(
-        sketch, sketch.node("Linear", wide, sketch.random("fc", 3, 4), name="fc", shape=("N", 3)), "first", said, (0,)
+        sketch, sketch.node("Linear", wide, sketch.random("fc.w", 3, 4), name="fc", shape=("N", 3)), "first", said, (0,)
     )

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from isobit.edits import Unshare
+from isobit.edit import Unshare
 from isobit.encoding import Encoding
 from isobit.errors import EditError
 from isobit.layout import Blocks, to_canonical, to_native

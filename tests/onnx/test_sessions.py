@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import isobit
-from isobit.edits import SetWeights
+from isobit.edit import SetWeights
 from isobit.errors import EditError
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS

@@ -27,7 +27,7 @@ MODULES = {
     "isobit.techniques.technique": ("Technique", "TechniqueReport"),
     "isobit.encodings_files": ("read_encodings", "write_encodings"),
     "isobit.formats.format": ("EncodingsFormat",),
-    "isobit.edits": ("AddBias", "Insert", "NewNode", "Replace", "SetWeights", "Slice", "Unshare"),
+    "isobit.edit": ("AddBias", "Insert", "NewNode", "Replace", "SetWeights", "Slice", "Unshare"),
     "isobit.sites": ("Input", "Tensor", "Weight"),
 }
 

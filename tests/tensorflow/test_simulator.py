@@ -263,7 +263,7 @@ def test_each_pass_has_the_quantizers_that_are_on() -> None:
 
 
 def test_pruned_and_folded_layers_keep_their_names() -> None:
-    from isobit.edits import Slice
+    from isobit.edit import Slice
 
     opened = TensorFlowBackend().open(network())
     x = images()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from isobit.edits import Insert, NewNode, SetWeights
+from isobit.edit import Insert, NewNode, SetWeights
 from isobit.encoding import Encoding
 from isobit.observer import Request
 from isobit.quant_spec import QuantSpec

@@ -16,7 +16,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from isobit.backend import Batch, NameMap, OnnxName
-from isobit.edits import Edit, plan_edits
+from isobit.edit import Edit
+from isobit.edits import plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, ModelError
 from isobit.graph import Graph

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import fx
 
 from isobit.backend import Batch, NameMap
-from isobit.edits import Edit, plan_edits
+from isobit.edit import Edit
+from isobit.edits import plan_edits
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import DataError, EncodingError, IsobitError, ModelError
 from isobit.graph import Graph

@@ -11,6 +11,8 @@ norm or softmax, becomes one node too. Elsewhere a runtime runs these steps one 
 
 from __future__ import annotations
 
+import logging
+
 from isobit.canonical.activations import fuse_activations
 from isobit.canonical.attributes import normalize_attributes
 from isobit.canonical.bounds import fuse_bounds
@@ -33,7 +35,10 @@ from isobit.canonical.pooling import to_global_pooling
 from isobit.canonical.recurrent import canonical_recurrent, drop_zero_states
 from isobit.canonical.reductions import fuse_reductions
 from isobit.canonical.weights import canonical_weights
-from isobit.graph import Graph
+from isobit.check_graph import check_graph, check_structure, is_checking
+from isobit.graph import Graph, Node
+
+logger = logging.getLogger(__name__)
 
 CLEANING = (
     drop_identities,
@@ -64,9 +69,32 @@ def canonicalize(graph: Graph, *, composed: bool = False) -> Graph:
     `composed` is for backends that run the canonical graph itself: nodes that nothing reads go, and means, softmax,
     batch norm, a convolution's bias and limits become one node each where they are written in elementary steps.
     """
+    if is_checking():
+        check_structure(graph, "reading the model")
     for step in (*CLEANING, *(COMPOSED if composed else ()), *FORMS):
-        graph = step(graph)
+        changed = step(graph)
+        if logger.isEnabledFor(logging.DEBUG) and changed is not graph:
+            _log_change(step.__name__, graph, changed)
+        graph = changed
+        if is_checking():
+            check_structure(graph, step.__name__)
+    if is_checking():
+        check_graph(graph, "canonicalize")
+    logger.info("canonical form: %d nodes, %d constants", len(graph.nodes), len(graph.weights))
     return graph
+
+
+def _log_change(step: str, before: Graph, after: Graph) -> None:
+    """Which nodes a pass made, changed or removed."""
+    old, new = ({node.name: _content(node) for node in graph.nodes} for graph in (before, after))
+    changed = [name for name, content in new.items() if old.get(name) != content]
+    gone = [name for name in old if name not in new]
+    if changed or gone:
+        logger.debug("%s: changed %s; removed %s", step, ", ".join(changed) or "none", ", ".join(gone) or "none")
+
+
+def _content(node: Node) -> str:
+    return f"{node.op} {node.inputs} {node.outputs} {dict(node.attributes)}"
 
 
 __all__ = ["canonicalize"]

@@ -79,12 +79,14 @@ def view_weight(weights: dict[str, WeightInfo], name: str, layout: Layout) -> st
     """
     old = weights[name]
     source, steps = old.source or name, compose(old.layout, layout)
-    for known, info in weights.items():
-        if (info.source or known) == source and info.layout == steps:
-            return known
-    value = None if old.value is None else to_canonical(old.value, layout)
+    for name_so_far, info in weights.items():
+        if (info.source or name_so_far) == source and info.layout == steps:
+            return name_so_far
     shape = output_shape(old.shape, layout)
-    viewed = replace(old, shape=shape, value=value, source=source, layout=steps)
+    viewed = replace(old, shape=shape, source=source, layout=steps)
+    if old.value is not None:  # a view may be of a part, which need not reach as far as the whole
+        value = to_canonical(old.value, layout)
+        viewed = replace(viewed, value=value, magnitude=WeightInfo.of(value, name).magnitude)
     alias = f"{name}'"
     while alias in weights:
         alias += "'"

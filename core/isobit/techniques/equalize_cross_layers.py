@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from isobit.edits import Draft, NewNode, Replace, SetWeights
+from isobit.edit import NewNode, Replace, SetWeights
+from isobit.edits import Draft
 from isobit.errors import FormatError
 from isobit.graph import Graph, Node
 from isobit.moments import Moments

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.edits import Draft, NewNode, Replace, SetWeights
+from isobit.edit import NewNode, Replace, SetWeights
+from isobit.edits import Draft
 from isobit.graph import Graph, Node, Use
 from isobit.normal import Normal
 from isobit.technique_context import TechniqueContext

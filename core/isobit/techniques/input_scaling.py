@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from isobit.edits import Draft, Insert, NewNode, SetWeights, Unshare
+from isobit.edit import Insert, NewNode, SetWeights, Unshare
+from isobit.edits import Draft
 from isobit.graph import Graph, Node
 from isobit.plan import Placement, Plan
 from isobit.sites import Input, Site, Tensor, Weight

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend import BackendModel
-from isobit.edits import Draft, NewNode, Replace
+from isobit.edit import NewNode, Replace
+from isobit.edits import Draft
 from isobit.errors import FormatError
 from isobit.graph import Graph, Node
 from isobit.techniques.technique import TechniqueReport

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend import BackendModel
-from isobit.edits import Draft, SetWeights, Unshare
+from isobit.edit import SetWeights, Unshare
+from isobit.edits import Draft
 from isobit.errors import FormatError
 from isobit.graph import Graph, Node
 from isobit.moments import Moments

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend import BackendModel
-from isobit.edits import AddBias, Edit, SetWeights
+from isobit.edit import AddBias, Edit, SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import DataError
 from isobit.gram import Gram

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.edits import AddBias, Draft, SetWeights, Unshare
+from isobit.edit import AddBias, SetWeights, Unshare
+from isobit.edits import Draft
 from isobit.graph import Graph, Node
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Linear"})

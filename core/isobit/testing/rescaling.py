@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from isobit.backend import BackendModel
-from isobit.edits import NewNode, Replace
+from isobit.edit import NewNode, Replace
 from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
 from isobit.techniques.layer_pairs import find_pairs

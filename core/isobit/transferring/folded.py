@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend import BackendModel
-from isobit.edits import Edit, Replaced, plan_edits
+from isobit.edit import Edit, Replaced
+from isobit.edits import plan_edits
 from isobit.graph import Graph
 from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from isobit.edits import EditPlan, Inserted, Replaced
+from isobit.edit import EditPlan, Inserted, Replaced
 from isobit.errors import EditError
 from isobit.graph import Graph, Node, Shape
 from isobit.layout import TRANSPOSED, Layout, conv_transpose_layout, to_native

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from isobit.edits import EditPlan, Inserted, Replaced
+from isobit.edit import EditPlan, Inserted, Replaced
 from isobit.errors import EditError
 from isobit.graph import Node
 from isobit.layout import Blocks, Layout, Permute, Take, View, conv_transpose_layout, to_native

@@ -10,7 +10,7 @@ from isobit.errors import EncodingError, ModelError
 from isobit.graph import Use
 from isobit.layout import Layout
 from isobit.sites import Site, Tensor, Weight
-from isobit_torch.program.fx_nodes import op_name
+from isobit_torch.program.fx_nodes import NAME, op_name
 from isobit_torch.translate.translate import Translation
 
 _NONE: Layout = ()
@@ -112,6 +112,7 @@ def seen_through_views(read: fx.Node, source: fx.Node, result: fx.Node, reader: 
     for view in reversed(chain[: chain.index(source)]):
         with reader.graph.inserting_before(reader):
             copied = reader.graph.node_copy(view, lambda n: n)
+            copied.meta[NAME] = f"{view.meta[NAME]}.{reader.name}"  # names of nodes are unique
         copied.args = (result, *copied.args[1:])
         result = copied
     return result

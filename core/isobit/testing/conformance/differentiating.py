@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from isobit.backend import BackendModel, Batch, Differentiable
-from isobit.edits import SetWeights
+from isobit.edit import SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import IsobitError
 from isobit.sites import Tensor, Weight

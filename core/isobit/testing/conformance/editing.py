@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from isobit.edits import AddBias, Edit, Insert, NewNode, Replace, SetWeights, Slice, Unshare, plan_edits
+from isobit.edit import AddBias, Edit, Insert, NewNode, Replace, SetWeights, Slice, Unshare
+from isobit.edits import plan_edits
 from isobit.encoding import Encoding
 from isobit.errors import EditError
 from isobit.isomorphism import differences

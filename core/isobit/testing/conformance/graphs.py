@@ -99,7 +99,7 @@ class GraphConformance(Setting):
         first, second = open_network("conv_net"), open_network("conv_net")
         batch = first.network.batch(2)
         before = second.model.run(batch)
-        from isobit.edits import SetWeights
+        from isobit.edit import SetWeights
 
         first.model.edit([SetWeights({"fc.bias": np.full(5, 100.0, np.float32)})])
         after = second.model.run(batch)

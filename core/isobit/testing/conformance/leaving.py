@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from isobit.backend import Backend, BackendModel
-from isobit.edits import SetWeights
+from isobit.edit import SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import IsobitError
 from isobit.isomorphism import differences

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from isobit.backend import Batch
 from isobit.data import Dataset
-from isobit.edits import Edit, plan_edits
+from isobit.edit import Edit
+from isobit.edits import plan_edits
 from isobit.encoding import Encoding
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node
