@@ -6,21 +6,26 @@ nothing but its new graph and constants.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import ReferenceType, ref
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 from numpy.typing import NDArray
 
 from isobit.backend import Batch, NameMap
 from isobit.edit import Edit
 from isobit.edits import plan_edits
 from isobit.encoding import Encoding, Encodings
-from isobit.errors import DataError, EditError, EncodingError, ModelError
+from isobit.errors import DataError, EditError, EncodingError, IsobitError, ModelError
 from isobit.feeding import feed
+from isobit.formats import isobit_json
 from isobit.graph import Graph
+from isobit.graph_records import graph_from_record, graph_to_record
 from isobit.observer import Request
 from isobit.quantizer_checks import check_quantizers
 from isobit.running import Tap
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 Array = NDArray[Any]
+
+_LENGTH = 8  # bytes of the state that say how many its JSON has
 
 
 class Engine(Protocol):
@@ -202,10 +209,27 @@ class GraphModel:
         return twin
 
     def state(self) -> bytes:
-        """Everything, as bytes that `isobit.graph_state.restore` reads."""
-        from isobit.graph_state import dump
+        """Everything, as bytes that `restore` reads: a length, JSON of that many bytes, constants as safetensors."""
+        off = [index for index, site in enumerate(self.quantizers) if site in self.off]
+        meta = {"graph": graph_to_record(self.graph), "encodings": isobit_json.dumps(self.encodings()), "off": off}
+        text = json.dumps(meta).encode()
+        arrays = {name: np.asarray(array, order="C") for name, array in self.weights.items()}
+        return len(text).to_bytes(_LENGTH, "little") + text + safetensors.numpy.save(arrays)
 
-        return dump(self)
+    @classmethod
+    def restore(cls, engine: Engine, state: bytes) -> GraphModel:
+        """The model that `state` wrote. Raises ModelError for other bytes."""
+        try:
+            end = _LENGTH + int.from_bytes(state[:_LENGTH], "little")
+            meta = json.loads(state[_LENGTH:end].decode())
+            graph = graph_from_record(meta["graph"])
+            model = cls(engine, graph, safetensors.numpy.load(state[end:]))
+            model.set_quantizers(dict(isobit_json.loads(meta["encodings"], "the state")))
+            sites = list(model.quantizers)
+            model.enable([sites[index] for index in meta["off"]], on=False)
+        except (ValueError, KeyError, IndexError, TypeError, IsobitError, safetensors.SafetensorError) as error:
+            raise ModelError(f"these bytes are no state of a {engine.name} model: {error}") from error
+        return model
 
 
 def _gradient(

@@ -17,7 +17,6 @@ from isobit.errors import DataError, EditError, EncodingError, IsobitError, Mode
 from isobit.feeding import feed
 from isobit.graph_builder import GraphBuilder
 from isobit.graph_model import GraphModel
-from isobit.graph_state import restore
 from isobit.moments import Moments
 from isobit.observer import Request
 from isobit.running import Tap, run_graph
@@ -165,13 +164,13 @@ def test_bytes_and_back() -> None:
     model, _, network = pair("recurrent")
     model.set_quantizers(some_encodings(model, network))
     model.enable([Tensor(model.graph.nodes[0].outputs[0])], on=False)
-    made = restore(NumpyEngine(), model.state())
+    made = GraphModel.restore(NumpyEngine(), model.state())
     assert (made.encodings(), made.off) == (model.encodings(), model.off)
     for name, value in model.run(network.batch(2)).items():
         np.testing.assert_array_equal(made.run(network.batch(2))[name], value)
     for nonsense in (b"", b"12345678", model.state()[:-40], b"\x05" + b"\0" * 7 + b"[1,2]"):
         with pytest.raises(ModelError, match="no state of a NumPy model"):
-            restore(NumpyEngine(), nonsense)
+            GraphModel.restore(NumpyEngine(), nonsense)
 
 
 def test_a_constant_of_one_number_keeps_its_shape() -> None:
@@ -179,7 +178,7 @@ def test_a_constant_of_one_number_keeps_its_shape() -> None:
     x = builder.input("x", ("batch", 3))
     y = builder.node("Mul", [x, builder.constant(np.float32(2.0).reshape(()))], ("batch", 3))
     model = GraphModel(NumpyEngine(), *builder.canonical({"y": y}))
-    made = restore(NumpyEngine(), model.state())
+    made = GraphModel.restore(NumpyEngine(), model.state())
     assert made.weight("constant").shape == model.weight("constant").shape == ()
 
 

@@ -17,7 +17,6 @@ MODULES = {
     "isobit.backend": ("Backend", "BackendModel", "Differentiable", "Observer", "OnnxName", "Request"),
     "isobit.graph_model": ("DifferentiableEngine", "Engine", "GraphModel"),
     "isobit.graph_builder": ("GraphBuilder",),
-    "isobit.graph_state": ("restore",),
     "isobit.running": ("run_graph",),
     "isobit.feeding": ("feed",),
     "isobit.devices": ("ReportsDevice",),

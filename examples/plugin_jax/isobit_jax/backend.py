@@ -9,7 +9,6 @@ from typing import Any
 
 from isobit.errors import ModelError, PluginError
 from isobit.graph_model import GraphModel
-from isobit.graph_state import restore
 from isobit_jax.native import JaxModel
 
 
@@ -39,7 +38,7 @@ class JaxBackend:
         self._require()
         from isobit_jax.engine import JaxEngine
 
-        return restore(JaxEngine(), state)
+        return GraphModel.restore(JaxEngine(), state)
 
     def _require(self) -> None:
         if find_spec("jax") is None:
