@@ -17,7 +17,7 @@ def context_of(
     """What a technique of this name works on."""
     statistics = simulation.statistics if passes is None else passes.start()
     return TechniqueContext(
-        simulation.recorded_model(),
+        simulation.model,
         simulation.plan,
         None if passes is None else passes.dataset,
         frozen=simulation.frozen,

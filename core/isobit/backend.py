@@ -1,19 +1,20 @@
 """THE SEAM. What a backend implements, and all that it implements.
 
 A backend translates, runs, reduces and edits. It decides nothing: placement, ranges and rounding come from the core.
-`isobit.testing` is the suite that an implementation passes.
+It checks nothing either: `isobit.checked_model` stands before it. `isobit.testing` is the suite that an implementation
+passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.edit import Edit
+from isobit.edit import EditPlan
 from isobit.encoding import Encoding, Encodings
 from isobit.graph import Graph
 from isobit.layout import Layout
@@ -43,11 +44,29 @@ NameMap = Mapping[Site, OnnxName]
 
 
 class BackendModel(Protocol):
-    """A model opened by a backend. Names are the user's; layouts are canonical; nothing is shared with the original."""
+    """A model opened by a backend. Names are the user's; layouts are canonical; nothing is shared with the original.
+
+    `isobit.checked_model.CheckedModel` calls it, and nobody else: every method may trust its arguments.
+    """
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend, whose `restore` reads the state."""
+        ...
+
+    @property
+    def ops(self) -> Collection[str] | None:
+        """The ops that `apply` makes new nodes of. None: `apply` says with EditError what it cannot make."""
+        ...
+
+    @property
+    def failures(self) -> tuple[type[Exception], ...]:
+        """What the framework raises where a batch does not fit the model."""
+        ...
 
     @property
     def graph(self) -> Graph:
-        """The neutral graph in canonical form, up to date after `edit`."""
+        """The neutral graph in canonical form, up to date after `apply`."""
         ...
 
     @property
@@ -59,16 +78,21 @@ class BackendModel(Protocol):
         """A constant of the graph in canonical layout, unquantized."""
         ...
 
-    def edit(self, edits: Sequence[Edit]) -> None:
-        """Apply edits, all or none. Raises EditError; quantizers on sites that are gone go with them."""
+    def apply(self, plan: EditPlan) -> None:
+        """Carry out checked edits, all or none. Quantizers on sites that are gone go with them."""
+        ...
+
+    @property
+    def quantized(self) -> Collection[Site]:
+        """The sites that have a quantizer, on or off."""
         ...
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or (None) remove the quantizers of these sites; others stay as they are."""
         ...
 
-    def enable(self, sites: Iterable[Site], on: bool) -> None:
-        """Switch quantizers on or off without forgetting their encodings."""
+    def enable(self, sites: Sequence[Site], on: bool) -> None:
+        """Switch quantizers that are there on or off without forgetting their encodings."""
         ...
 
     def encodings(self) -> Encodings:
@@ -76,7 +100,7 @@ class BackendModel(Protocol):
         ...
 
     def run(self, batch: Batch) -> dict[str, NDArray[Any]]:
-        """Outputs by name for one batch of inputs by name."""
+        """Outputs by name for one batch, which has the model's inputs alone, in their element types."""
         ...
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
@@ -149,8 +173,10 @@ class Differentiable(Protocol):
         in every framework. `weights` are float32 in canonical layout, and so are the gradients; a weight with several
         readers is overridden for all of them, and its gradient is the sum. The model runs as in `run`: in evaluation
         mode, with its quantizers, through whose rounding gradients pass straight inside the grid and not outside. The
-        model itself stays as it is. Raises IsobitError for an unknown weight, another shape or type, a value or a
-        gradient that is not finite, and a function that returns anything else.
+        model itself stays as it is.
+
+        Of a CheckedModel it raises IsobitError for an unknown weight, another shape or type, a value or a gradient that
+        is not finite, and a function that returns anything else; a backend's model may trust its arguments.
 
         Source of the gradient of rounding: Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic
         Neurons for Conditional Computation" (straight-through estimator).

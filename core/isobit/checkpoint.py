@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from isobit.backend import BackendModel
-from isobit.edit import Edit
+from isobit.checked_model import CheckedModel
 from isobit.encoding import Encoding
 from isobit.normal import Normal
 from isobit.sites import Site
@@ -16,10 +15,9 @@ from isobit.techniques.technique import TechniqueReport
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Everything that a technique changes; `model` is a copy with its quantizers."""
+    """Everything that a technique changes; `model` is a copy with its quantizers and the log of its edits."""
 
-    model: BackendModel
-    edits: Sequence[Edit]
+    model: CheckedModel
     frozen: Mapping[Site, Encoding]
     reports: Sequence[TechniqueReport]
     statistics: Statistics

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from isobit.backend import Backend, BackendModel, Batch
+from isobit.backend import Backend, Batch
+from isobit.checked_model import CheckedModel
 from isobit.errors import IsobitError
 from isobit.observation import Count
 from isobit.observer import Request
@@ -28,7 +29,7 @@ CHUNK = 8
 PENDING = 16  # chunks that wait or run: what is read ahead of the merge is bounded
 ATTEMPTS = 3
 
-_restored: dict[str, BackendModel] = {}  # in a worker: the model that it got last
+_restored: dict[str, CheckedModel] = {}  # in a worker: the model that it got last
 
 
 def observe_chunk(backend: Backend, state: bytes, blank: bytes, batches: list[Batch]) -> bytes:
@@ -36,11 +37,11 @@ def observe_chunk(backend: Backend, state: bytes, blank: bytes, batches: list[Ba
     key = hashlib.sha256(state).hexdigest()
     if key not in _restored:
         _restored.clear()
-        _restored[key] = backend.restore(state)
+        _restored[key] = CheckedModel.of(backend.restore(state))
     return _observe(_restored[key], blank, batches)
 
 
-def _observe(model: BackendModel, blank: bytes, batches: list[Batch]) -> bytes:
+def _observe(model: CheckedModel, blank: bytes, batches: list[Batch]) -> bytes:
     requests = requests_from_bytes(blank)
     model.observe(batches, requests)
     return requests_to_bytes(requests)
@@ -59,7 +60,7 @@ class OnExecutor:
     notes: dict[str, None]
 
     def __call__(
-        self, model: BackendModel, batches: Iterator[Batch], requests: Sequence[Request], count: Count
+        self, model: CheckedModel, batches: Iterator[Batch], requests: Sequence[Request], count: Count
     ) -> None:
         """Merge what the workers saw into the observers of `requests`, chunk by chunk, in order."""
         run = _Run(self.executor, self.backend, model, requests)
@@ -105,7 +106,7 @@ class _Run:
     """The chunks in flight on an executor, in order."""
 
     def __init__(
-        self, executor: ExecutorLike, backend: Backend, model: BackendModel, requests: Sequence[Request]
+        self, executor: ExecutorLike, backend: Backend, model: CheckedModel, requests: Sequence[Request]
     ) -> None:
         self._make = None if isinstance(executor, Executor) else executor
         self._executor = executor if isinstance(executor, Executor) else executor()

@@ -61,7 +61,7 @@ def export(
     `encodings_formats` are further files of encodings; `onnx_backend` gives the backend that writes ONNX files.
     """
     simulation.require_calibrated()
-    model, encodings = simulation.model, simulation.encodings
+    model, encodings = simulation.model.inner, simulation.encodings
     files = _files(model, formats)
     further = _further_files(encodings_formats)
     check_writable(folder)
@@ -73,7 +73,7 @@ def export(
         check_file(staging / ENCODINGS, IsobitJson(), encodings, None, simulation.plan)
         if further:
             _onnx_writer(onnx_backend).write_float(model, staging / FLOAT_MODEL)
-            names = Names.of(model)
+            names = Names.of(simulation.model)
         for encodings_format in encodings_formats:
             path = staging / further[encodings_format.name]
             notes += encodings_format.write(encodings, path, names)

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Protocol, TypeVar
 
-from isobit.backend import BackendModel
 from isobit.channel_range import ChannelRange
+from isobit.checked_model import CheckedModel
 from isobit.data import Batch, Dataset
 from isobit.errors import DataError
 from isobit.observer import Request
@@ -34,13 +34,13 @@ class Runner(Protocol):
     """Where a pass runs."""
 
     def __call__(
-        self, model: BackendModel, batches: Iterator[Batch], requests: Sequence[Request], count: Count
+        self, model: CheckedModel, batches: Iterator[Batch], requests: Sequence[Request], count: Count
     ) -> None:
         """Feed the observers of `requests` with the batches in order; `count` is called when all have seen them."""
         ...
 
 
-def run_here(model: BackendModel, batches: Iterator[Batch], requests: Sequence[Request], count: Count) -> None:
+def run_here(model: CheckedModel, batches: Iterator[Batch], requests: Sequence[Request], count: Count) -> None:
     """Run every batch in this process."""
 
     def counted() -> Iterator[Batch]:
@@ -86,7 +86,7 @@ class Passes:
             simulation.statistics = self._file.earlier(simulation.state_fingerprint(), blank)
         return simulation.statistics
 
-    def __call__(self, model: BackendModel, seen: Sequence[Seen], what: str, *, upto: int | None = None) -> None:
+    def __call__(self, model: CheckedModel, seen: Sequence[Seen], what: str, *, upto: int | None = None) -> None:
         """Feed the reducers with the batches that each has not seen yet, the first `upto` or all of the data.
 
         Ctrl-C with `resume` ends the pass after the batch that is running and writes the file; then comes
@@ -198,7 +198,7 @@ class _EndOfBatch(AbstractContextManager["_EndOfBatch"]):
                 return
 
 
-def refuse_non_finite(statistics: Statistics, model: BackendModel, dataset: Dataset) -> None:
+def refuse_non_finite(statistics: Statistics, model: CheckedModel, dataset: Dataset) -> None:
     """Raise DataError that names the first tensor that held NaN or infinity, and the batch where it did."""
     bad = next(
         (
@@ -217,7 +217,7 @@ def refuse_non_finite(statistics: Statistics, model: BackendModel, dataset: Data
     )
 
 
-def _first_bad_batch(site: Site, model: BackendModel, dataset: Dataset) -> str:
+def _first_bad_batch(site: Site, model: CheckedModel, dataset: Dataset) -> str:
     if not isinstance(site, Tensor):
         return "unknown"
     for index, batch in enumerate(dataset):

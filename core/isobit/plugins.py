@@ -23,8 +23,9 @@ from isobit.plugin_objects import name_of, problem_of
 from isobit.version import __version__
 
 if TYPE_CHECKING:
-    from isobit.backend import Backend, BackendModel
+    from isobit.backend import Backend
     from isobit.calibration.scheme import Calibrator
+    from isobit.checked_model import CheckedModel
     from isobit.formats.format import EncodingsFormat
     from isobit.recipe import Recipe
     from isobit.target import Target
@@ -211,19 +212,21 @@ class Registry:
             raise PluginError(f"no backend {name!r}{did_you_mean(name, backends)}; installed: {known}")
         return backends[name]
 
-    def open(self, model: Any, example_inputs: Any = None, backend: str | Backend | None = None) -> BackendModel:
+    def open(self, model: Any, example_inputs: Any = None, backend: str | Backend | None = None) -> CheckedModel:
         """Open a model with the backend that is asked for, else with the one that claims it.
 
         A stranger's backend that raises anything but an IsobitError is answered with a PluginError that names its
         distribution.
         """
+        from isobit.checked_model import CheckedModel
+
         if backend is None:
             opener = self.backend_for(model)
         else:
             opener = self.backend(backend) if isinstance(backend, str) else backend
         logger.info("opening a %s with backend %s", type(model).__name__, opener.name)
         try:
-            return opener.open(model, example_inputs)
+            return CheckedModel.of(opener.open(model, example_inputs))
         except IsobitError:
             raise
         except Exception as failure:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from isobit.applying import apply_technique, calibrate, observe_for, uses_data
 from isobit.backend import Backend, BackendModel
 from isobit.calibration.scheme import Calibrator, parse_calibrator
+from isobit.checked_model import CheckedModel
 from isobit.checkpoint import Checkpoint
 from isobit.data import Dataset, to_numpy
+from isobit.edit import Edit
 from isobit.encoding import Encoding, Encodings
 from isobit.encodings_files import encodings_from
 from isobit.errors import DataError, OutputError
@@ -72,7 +74,7 @@ class QuantSim:
         self._simulation = Simulation(plugins.open(model, example_inputs, backend), chosen, wishes)
 
     @classmethod
-    def of_backend_model(cls, model: BackendModel, target: Target, wishes: Wishes) -> QuantSim:
+    def of_backend_model(cls, model: BackendModel | CheckedModel, target: Target, wishes: Wishes) -> QuantSim:
         """A simulator of a model that a backend has opened; the model is taken over, not copied."""
         return cls.of_simulation(Simulation(model, target, wishes))
 
@@ -101,7 +103,7 @@ class QuantSim:
         return self._simulation.model.native
 
     @property
-    def backend_model(self) -> BackendModel:
+    def backend_model(self) -> CheckedModel:
         """The opened model behind the contract of `isobit.backend`."""
         return self._simulation.model
 
@@ -114,6 +116,11 @@ class QuantSim:
     def plan(self) -> Plan:
         """What is quantized, how, and what is not, and why."""
         return self._simulation.plan
+
+    @property
+    def edits(self) -> Sequence[Edit]:
+        """The edits that were made of the model as it was opened."""
+        return self._simulation.edits
 
     @property
     def encodings(self) -> Encodings:

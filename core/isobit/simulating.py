@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from isobit.backend import BackendModel
 from isobit.calibration.scheme import Calibrator
 from isobit.channel_range import ChannelRange
+from isobit.checked_model import CheckedModel
 from isobit.edit import Insert, NewNode
 from isobit.edits import Draft
 from isobit.encoding import Encoding
@@ -20,14 +20,14 @@ from isobit.statistics import Histogram, Statistics
 
 
 def simulated_encodings(
-    model: BackendModel, plan: Plan, statistics: Statistics, calibrator: Calibrator, frozen: Mapping[Site, Encoding]
+    model: CheckedModel, plan: Plan, statistics: Statistics, calibrator: Calibrator, frozen: Mapping[Site, Encoding]
 ) -> dict[Site, Encoding]:
     """The encodings of all that `plan` simulates, chosen from the ranges in `statistics`."""
     resolved = resolve(model.graph, plan, statistics, calibrator, model.weight, frozen=frozen)
     return {site: encoding for site, encoding in resolved.encodings.items() if plan.placements[site].simulated}
 
 
-def quantized_copy(model: BackendModel, encodings: Mapping[Site, Encoding]) -> BackendModel:
+def quantized_copy(model: CheckedModel, encodings: Mapping[Site, Encoding]) -> CheckedModel:
     """A copy of `model` with these quantizers switched on; `model` itself has none."""
     copy = model.copy()
     copy.set_quantizers(encodings)
@@ -35,8 +35,8 @@ def quantized_copy(model: BackendModel, encodings: Mapping[Site, Encoding]) -> B
 
 
 def weights_quantized_copy(
-    model: BackendModel, plan: Plan, encodings: Mapping[Site, Encoding], statistics: Statistics
-) -> BackendModel:
+    model: CheckedModel, plan: Plan, encodings: Mapping[Site, Encoding], statistics: Statistics
+) -> CheckedModel:
     """A copy of `model` with the quantizers of weights, and activations clipped to their grids but not rounded.
 
     For means: rounding an activation has next to no mean error, but it is not continuous. Where float noise takes a

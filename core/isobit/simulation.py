@@ -11,6 +11,7 @@ import numpy as np
 
 from isobit.backend import BackendModel
 from isobit.calibration.scheme import Calibrator
+from isobit.checked_model import CheckedModel
 from isobit.checkpoint import Checkpoint
 from isobit.edit import Edit, SetWeights
 from isobit.encoding import Encoding, Encodings
@@ -21,7 +22,6 @@ from isobit.normal import Normal
 from isobit.placement import place
 from isobit.plan import Plan
 from isobit.recipe import StepResult
-from isobit.recording import Recorded
 from isobit.resolve import constant_name, resolve
 from isobit.sites import Input, Site, Weight
 from isobit.statistics import Statistics
@@ -34,13 +34,12 @@ class Simulation:
     """A model, the plan for it, and all that was decided, observed and done.
 
     `data` is what `statistics` were observed on, by identity; `calibration` says how the encodings were found, in
-    words, or is None. `edits` are all edits since the model was opened.
+    words, or is None.
     """
 
-    def __init__(self, model: BackendModel, target: Target, wishes: Wishes) -> None:
-        self.model, self.target, self.wishes = model, target, wishes
+    def __init__(self, model: BackendModel | CheckedModel, target: Target, wishes: Wishes) -> None:
+        self.model, self.target, self.wishes = CheckedModel.of(model), target, wishes
         self.plan: Plan = place(model.graph, target, wishes)
-        self.edits: list[Edit] = []
         self.statistics = Statistics()
         self.data: object = None
         self.calibration: str | None = None
@@ -58,6 +57,11 @@ class Simulation:
     def graph(self) -> Graph:
         """The neutral graph."""
         return self.model.graph
+
+    @property
+    def edits(self) -> Sequence[Edit]:
+        """All edits since the model was opened."""
+        return self.model.edit_log
 
     @property
     def encodings(self) -> Encodings:
@@ -112,10 +116,6 @@ class Simulation:
             )
 
     # --- what changes it -------------------------------------------------------------------------------------------
-
-    def recorded_model(self) -> Recorded:
-        """The model; edits through it are written down."""
-        return Recorded(self.model, self.edits)
 
     def remove_quantizers(self) -> None:
         """Make the model float again; what was observed of it stays."""
@@ -172,7 +172,6 @@ class Simulation:
         """Everything that a technique changes, for `roll_back`."""
         return Checkpoint(
             self.model.copy(),
-            tuple(self.edits),
             dict(self._frozen),
             tuple(self.reports),
             self.statistics,
@@ -183,7 +182,7 @@ class Simulation:
     def roll_back(self, checkpoint: Checkpoint) -> None:
         """Undo the techniques that were applied since; a checkpoint serves once."""
         self.model = checkpoint.model
-        self.edits, self.reports = list(checkpoint.edits), list(checkpoint.reports)
+        self.reports = list(checkpoint.reports)
         self._frozen = dict(checkpoint.frozen)
         self.statistics, self.calibration = checkpoint.statistics, checkpoint.calibration
         self.batch_norms = checkpoint.batch_norms
@@ -201,7 +200,7 @@ class Simulation:
         """Replay what a saved simulator held on the float model that was just opened."""
         self.fingerprint()
         if edits:
-            self.recorded_model().edit(edits)
+            self.model.edit(edits)
         self.plan = self.plan_for(self.graph)
         self.model.set_quantizers(dict(encodings))
         self.statistics, self.calibration = statistics, calibration

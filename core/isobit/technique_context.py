@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
-from isobit.backend import BackendModel
 from isobit.calibration.minmax import MinMaxRange
 from isobit.calibration.scheme import Calibrator
+from isobit.checked_model import CheckedModel
 from isobit.data import Dataset
 from isobit.encoding import Encoding
 from isobit.errors import DataError
@@ -65,7 +65,7 @@ class Observations:
 class Pass(Protocol):
     """One pass over the data, with all settings that the user has for passes."""
 
-    def __call__(self, model: BackendModel, seen: Sequence[Seen], what: str, *, upto: int | None = None) -> None:
+    def __call__(self, model: CheckedModel, seen: Sequence[Seen], what: str, *, upto: int | None = None) -> None:
         """Feed the reducers with the batches that each has not seen yet, the first `upto` or all of the data."""
         ...
 
@@ -76,7 +76,7 @@ class PlainPass:
 
     dataset: Dataset
 
-    def __call__(self, model: BackendModel, seen: Sequence[Seen], what: str, *, upto: int | None = None) -> None:
+    def __call__(self, model: CheckedModel, seen: Sequence[Seen], what: str, *, upto: int | None = None) -> None:
         """Feed the reducers, which have seen nothing yet."""
         model.observe(islice(self.dataset, upto), [item.request for item in seen])
         for item in seen:
@@ -94,7 +94,7 @@ class TechniqueContext:
 
     def __init__(
         self,
-        model: BackendModel,
+        model: CheckedModel,
         plan: Plan | None = None,
         dataset: Dataset | None = None,
         *,
@@ -151,15 +151,15 @@ class TechniqueContext:
         seen = [self._statistics.further.get(observed(FLOAT, request)) for request in requests.float]
         return self.dataset is not None or all(item is not None and item.complete for item in seen)
 
-    def observe_copy(self, copy: BackendModel, requests: Sequence[Request]) -> None:
+    def observe_copy(self, copy: CheckedModel, requests: Sequence[Request]) -> None:
         """One pass of a copy of the model that only the technique knows: its requests' own observers are fed."""
         self._pass(copy, [Seen(request.site, request.observer, request.stage) for request in requests], None)
 
-    def quantized_copy(self) -> BackendModel:
+    def quantized_copy(self) -> CheckedModel:
         """A copy of the model with all quantizers of the plan. `observe` with `ranges` comes before it."""
         return quantized_copy(self.model, self.encodings())
 
-    def weights_quantized_copy(self) -> BackendModel:
+    def weights_quantized_copy(self) -> CheckedModel:
         """A copy with quantized weights and clipped activations. `observe` with `ranges` comes before it."""
         return weights_quantized_copy(self.model, self.plan, self.encodings(), self._statistics)
 
@@ -169,7 +169,7 @@ class TechniqueContext:
             self.dataset.require_passes(count, self.name)
 
     def encodings(
-        self, model: BackendModel | None = None, frozen: Mapping[Site, Encoding] | None = None
+        self, model: CheckedModel | None = None, frozen: Mapping[Site, Encoding] | None = None
     ) -> dict[Site, Encoding]:
         """The encodings of all that is simulated, by the weights of `model` (a copy; None: the model itself).
 
@@ -191,7 +191,7 @@ class TechniqueContext:
             self._pass(copy, seen, None)
         return [item.reducer for item in seen]
 
-    def _pass(self, model: BackendModel, seen: Sequence[Seen], upto: int | None) -> None:
+    def _pass(self, model: CheckedModel, seen: Sequence[Seen], upto: int | None) -> None:
         if self._run_pass is None:
             raise DataError(
                 f"{self.name} needs data, for what it has to observe is not there: pass data= (a list of batches, an "

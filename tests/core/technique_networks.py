@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
-from numpy_backend import NumpyModel
+from numpy_backend import checked
 
+from isobit.checked_model import CheckedModel
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.testing.networks import Network, NetworkBuilder
 from isobit.wishes import Wishes
 
 
-def opened(network: Network) -> NumpyModel:
+def opened(network: Network) -> CheckedModel:
     """The network on the NumPy backend."""
-    return NumpyModel(network.graph, network.weights)
+    return checked(network.graph, network.weights)
 
 
 def simulator(network: Network, target: str = "default", **wishes) -> QuantSim:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy_backend import NumpyModel
+from numpy_backend import checked
 from sketch import Sketch
 
 from isobit.calibration import MeanSquareError, MinMaxRange, Percentile
@@ -37,7 +37,7 @@ def sim(activations: str = "uint8 per-channel") -> QuantSim:
     y = sketch.node("Conv", x, weight, bias, name="conv", shape=("N", 4, 4, 4), group=1)
     y = sketch.node("MaxPool", y, name="pool", shape=("N", 4, 2, 2), kernel_shape=(2, 2), strides=(2, 2),
                     dilations=(1, 1), pads=(0, 0, 0, 0), ceil_mode=0)  # fmt: skip
-    model = NumpyModel(canonicalize(sketch.graph(y)), sketch.values)
+    model = checked(canonicalize(sketch.graph(y)), sketch.values)
     return QuantSim.of_backend_model(model, target(), Wishes(None, activations))
 
 

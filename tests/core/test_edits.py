@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy_backend import NumpyModel
+from numpy_backend import checked
 from sketch import Sketch, ops
 
 from isobit.canonical import canonicalize
+from isobit.checked_model import CheckedModel
 from isobit.edit import AddBias, Edit, Insert, Inserted, NewNode, Replace, Replaced, SetWeights, Unshare
 from isobit.edits import plan_edits
 from isobit.errors import EditError
@@ -21,7 +22,7 @@ from isobit.testing.networks import NetworkBuilder
 IMAGE = ("N", 4, 6, 6)
 
 
-def network() -> NumpyModel:
+def network() -> CheckedModel:
     """Two convolutions of one weight, their sum, and a linear layer: 4 channels, 3 outputs."""
     sketch = Sketch()
     x = sketch.input("x", *IMAGE)
@@ -33,19 +34,19 @@ def network() -> NumpyModel:
     total = sketch.node("Add", b, bn, name="sum", shape=IMAGE)
     pool = sketch.node("GlobalAveragePool", total, name="pool", shape=("N", 4), keepdims=0)
     fc = sketch.node("Linear", pool, sketch.random("fc.w", 3, 4), sketch.random("fc.b", 3), name="fc", shape=("N", 3))
-    return NumpyModel(canonicalize(sketch.graph(fc)), sketch.values)
+    return checked(canonicalize(sketch.graph(fc)), sketch.values)
 
 
 BATCH = {"x": np.random.default_rng(1).standard_normal((2, 4, 6, 6)).astype(np.float32)}
 
 
-def edited(*edits: Edit) -> NumpyModel:
+def edited(*edits: Edit) -> CheckedModel:
     model = network()
     model.edit(edits)
     return model
 
 
-def output(model: NumpyModel) -> np.ndarray:
+def output(model: CheckedModel) -> np.ndarray:
     (value,) = model.run(BATCH).values()
     return value
 

@@ -54,8 +54,8 @@ def names(folder: Path) -> list[str]:
 
 
 def test_what_a_model_can_do_is_asked_of_it() -> None:
-    assert isinstance(simulator(Exporting).backend_model, NativeExporter)
-    assert not isinstance(simulator(NumpyModel).backend_model, NativeExporter)
+    assert isinstance(simulator(Exporting).backend_model.inner, NativeExporter)
+    assert not isinstance(simulator(NumpyModel).backend_model.inner, NativeExporter)
 
 
 def test_files_and_folders(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy_backend import NumpyModel
+from numpy_backend import checked
 from sketch import Sketch, ops
 
 from isobit.canonical import canonicalize
+from isobit.checked_model import CheckedModel
 from isobit.layout import to_canonical
 from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms, TechniqueReport
@@ -36,11 +37,13 @@ def layer(
     return sketch.node("Conv", x, *operands, name=name, shape=("N", out, 5, 5), group=group, pads=(pad,) * 4)
 
 
-def fold(sketch: Sketch, *outputs: str, technique: FoldBatchNorms | None = None) -> tuple[NumpyModel, TechniqueReport]:
+def fold(
+    sketch: Sketch, *outputs: str, technique: FoldBatchNorms | None = None
+) -> tuple[CheckedModel, TechniqueReport]:
     """Fold, after checking that the function stays and the model is consistent."""
     graph = canonicalize(sketch.graph(*outputs))
     values = {n: to_canonical(sketch.values[i.source or n], i.layout) for n, i in graph.weights.items()}
-    model = NumpyModel(graph, values)
+    model = checked(graph, values)
     shape = tuple(3 if not isinstance(n, int) else n for n in graph.tensors["x"].shape or ())
     batch = {"x": np.random.default_rng(7).standard_normal(shape).astype(np.float32)}
     before = model.run(batch)
@@ -156,7 +159,7 @@ def test_constants_that_are_none_of_a_channel_stay(op: str, operand: Callable[[S
     sketch = Sketch()
     y = layer(sketch, sketch.input("x", *IMAGE), "conv")
     graph = canonicalize(sketch.graph(sketch.node(op, y, operand(sketch), name="op", shape=None)))
-    model = NumpyModel(graph, sketch.values)
+    model = checked(graph, sketch.values)
     report = FoldBatchNorms().apply(TechniqueContext(model))
     assert (report.changed, report.left) == ((), {})
     assert model.graph is graph
@@ -310,7 +313,7 @@ def test_a_batch_norm_of_computed_statistics_is_left() -> None:
     y = sketch.node("BatchNormalization", y, *constants, name="bn", shape=IMAGE, epsilon=1e-5)
     raw = sketch.graph(y)
     graph = canonicalize(raw.with_nodes(tuple(node for node in raw.nodes if node.name != "unused")))
-    model = NumpyModel(graph, sketch.values)
+    model = checked(graph, sketch.values)
     report = FoldBatchNorms().apply(TechniqueContext(model))
     assert report.left["bn"].startswith("its parameters are no per-channel constants")
     assert model.graph is graph
@@ -323,7 +326,7 @@ def test_a_broken_variance_is_left_as_it_is(behind: bool) -> None:
     y = sketch.batch_norm("bn", x if behind else layer(sketch, x, "conv"), 4, IMAGE)
     y = layer(sketch, y, "conv") if behind else y
     sketch.values["bn.var"][:] = -1e-5  # the square root of 0
-    model = NumpyModel(canonicalize(sketch.graph(y)), sketch.values)
+    model = checked(canonicalize(sketch.graph(y)), sketch.values)
     with np.errstate(divide="ignore", invalid="ignore"):
         report = FoldBatchNorms().apply(TechniqueContext(model))
     assert report.changed == ()

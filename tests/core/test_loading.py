@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy_backend import NumpyModel
+from numpy_backend import checked
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
@@ -42,7 +42,7 @@ def simulator(*, calibrated: bool = False, **wishes: Any) -> QuantSim:
     y = sketch.node("Relu", y, name="relu", shape=("N", 4, 4, 4))
     y = sketch.node("Reshape", y, name="flat", shape=("N", 64))
     y = sketch.node("Linear", y, sketch.random("fc.w", 5, 64), sketch.random("fc.b", 5), name="fc", shape=("N", 5))
-    model = NumpyModel(canonicalize(sketch.graph(y)), sketch.values)
+    model = checked(canonicalize(sketch.graph(y)), sketch.values)
     sim = QuantSim.of_backend_model(model, registry().target("default"), Wishes(**wishes))
     if calibrated:
         sim.calibrate(DATA, progress=False)

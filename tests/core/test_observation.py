@@ -143,7 +143,7 @@ def test_what_a_scheme_does_otherwise_is_noted() -> None:
     made = sim()
     made.calibrate(BATCHES, "entropy")
     assert not any("entropy" in note for note in made.report.notes)
-    model = made.backend_model.copy()
+    model = made.backend_model.inner
     wide = QuantSim(model, activations="uint16")
     wide.calibrate(BATCHES, "entropy")
     assert any("uint16 is calibrated by mse" in note for note in wide.report.notes)

@@ -209,7 +209,7 @@ def test_a_batch_that_does_not_fit_is_refused() -> None:
 @pytest.mark.parametrize("one_shot", [False, True])
 def test_values_that_overflow_inside_are_named_with_their_batch(one_shot: bool) -> None:
     model = network()
-    model._weights["conv.w"] = np.full((4, 3, 3, 3), 3e38, np.float32)
+    model.weights["conv.w"] = np.full((4, 3, 3, 3), 3e38, np.float32)
     made = sim(model=model)
     quiet = DATA[:2] * 0
 
@@ -228,7 +228,7 @@ def test_values_that_overflow_inside_are_named_with_their_batch(one_shot: bool) 
 @pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN"), (np.inf, "infinity")])
 def test_weights_that_are_not_finite_are_named(value: float, said: str) -> None:
     model = network()
-    model.weight("fc.w")[0, 0] = value
+    model.weights["fc.w"][0, 0] = value
     with pytest.raises(ModelError, match=f"weight 'fc.w' holds {said}"):
         sim(model=model)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy_backend import NumpyModel
+from numpy_backend import NumpyModel, checked
 
 from isobit.data import Dataset
 from isobit.errors import DataError
@@ -22,7 +22,7 @@ TECHNIQUES = {"SequentialMse": SequentialMse(), "GPTQ": GPTQ(), "AdaRound": AdaR
 
 
 def simulator(network, weights="int4 per-channel", **wishes):
-    model = NumpyModel(network.graph, network.weights)
+    model = checked(network.graph, network.weights)
     sim = QuantSim.of_backend_model(model, registry().target("default"), Wishes(weights, None, wishes, ()))
     sim.apply(FoldBatchNorms())
     return sim
@@ -59,7 +59,7 @@ def quantized(technique, network=None, data=None, **settings):
 def test_outputs_come_closer_on_new_data(name):
     """Held-out data of the same distribution: better than nearest, and the weights written are on the frozen grid."""
     network = mlp()
-    plain = NumpyModel(network.graph, network.weights)
+    plain = checked(network.graph, network.weights)
     held_out = correlated(500, seed=1)
     sim, report = quantized(TECHNIQUES[name])
     nearest, _ = quantized(None)
@@ -108,7 +108,7 @@ def test_batch_size_does_not_matter():
 def test_sequential_makes_up_for_earlier_layers():
     """The exact mode's outputs are at least about as close as the fast mode's."""
     network = mlp(3)
-    plain, held_out = NumpyModel(network.graph, network.weights), correlated(500, seed=1)
+    plain, held_out = checked(network.graph, network.weights), correlated(500, seed=1)
     fast, _ = quantized(AdaRound(), network)
     exact, _ = quantized(AdaRound(sequential=True), network)
     assert sqnr(exact, plain, held_out) > sqnr(fast, plain, held_out) - 0.3
@@ -124,11 +124,6 @@ def test_passes_are_counted():
             Counting.passes += 1
             super().observe(data, requests)
 
-        def copy(self):
-            twin = Counting(self.graph, self._weights)
-            twin._encodings = dict(self._encodings)
-            return twin
-
     network = mlp()
     for technique, passes in ((AdaRound(), 2), (GPTQ(sweeps=3), 4), (AdaRound(sequential=True), 4)):
         Counting.passes = 0
@@ -142,7 +137,7 @@ def test_passes_are_counted():
 @pytest.mark.parametrize("spec", ["int4 per-tensor", "uint4 per-channel", "int4 block=4", "int8 per-channel"])
 def test_formats(spec):
     network = mlp()
-    plain = NumpyModel(network.graph, network.weights)
+    plain = checked(network.graph, network.weights)
     sim, _ = quantized(AdaRound(), weights=spec)
     nearest, _ = quantized(None, weights=spec)
     held_out = correlated(500, seed=1)

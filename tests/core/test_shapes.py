@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from numpy_backend import compute
 
 from isobit.graph import Node
 from isobit.shapes import ShapeError, infer
+from isobit.testing.interpreter import compute
 
 
 def node(op: str, inputs: int = 1, **attributes: Any) -> Node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy_backend import NumpyModel
+from numpy_backend import checked
 from sketch import Sketch
 from technique_networks import chain, opened
 
@@ -65,7 +65,7 @@ def test_channels_are_clipped_each_for_itself() -> None:
     s = Sketch(0)
     y = s.node("Conv", s.input("x", "N", 3, 6, 6), s.random("w", 4, 3, 1, 1), s.random("b", 4), name="conv",
                shape=("N", 4, 6, 6), group=1)  # fmt: skip
-    model = NumpyModel(canonicalize(s.graph(y)), s.values)
+    model = checked(canonicalize(s.graph(y)), s.values)
     x = np.random.default_rng(0).standard_normal((8, 3, 6, 6)) ** 3 * [[[1]], [[10]], [[99]]]
     x = x.astype(np.float32)  # with long tails
     plan = place(model.graph, target, Wishes(None, "uint4 per-channel"))

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from numpy_backend import NumpyModel
+from numpy_backend import checked
 from sketch import Sketch
 
 import isobit
 from isobit.canonical import canonicalize
+from isobit.checked_model import CheckedModel
 from isobit.encoding import Encoding
 from isobit.errors import EncodingError
 from isobit.plugins import registry
@@ -25,9 +26,9 @@ Name = Callable[[str], str]
 IMAGE = ("N", 3, 8, 8)
 
 
-def model_of(sketch: Sketch, *outputs: str) -> NumpyModel:
+def model_of(sketch: Sketch, *outputs: str) -> CheckedModel:
     graph = canonicalize(sketch.graph(*outputs))
-    return NumpyModel(graph, {name: sketch.values[info.source or name] for name, info in graph.weights.items()})
+    return checked(graph, {name: sketch.values[info.source or name] for name, info in graph.weights.items()})
 
 
 def conv(sketch: Sketch, x: str, weight: str, *, name: str, **attributes: object) -> str:
@@ -38,7 +39,7 @@ def conv(sketch: Sketch, x: str, weight: str, *, name: str, **attributes: object
     )  # fmt: skip
 
 
-def plain(name: Name = str, *, turned: bool = False, noise: float = 0.0, seed: int = 0) -> NumpyModel:
+def plain(name: Name = str, *, turned: bool = False, noise: float = 0.0, seed: int = 0) -> CheckedModel:
     """conv, relu, conv; `turned` as exporters of images with the channels last write it."""
     sketch = Sketch(seed)
     x = sketch.input(name("x"), *(("N", 8, 8, 3) if turned else IMAGE))
@@ -60,7 +61,7 @@ def grids(*names: str) -> dict[Site, Encoding]:
     return {Tensor(name): Encoding.of("uint8", 0.1 * (i + 1), i) for i, name in enumerate(names)}
 
 
-def weight_grids(model: NumpyModel, *names: str) -> dict[Site, Encoding]:
+def weight_grids(model: CheckedModel, *names: str) -> dict[Site, Encoding]:
     spec = isobit.QuantSpec.parse("int8 per-channel")
     return {Weight(name): encode_weight(model.weight(name), spec) for name in names}
 
@@ -104,7 +105,7 @@ def test_weights_may_differ_by_the_rounding_of_a_fold(noise: float, same: bool) 
 
 def branches(
     name: Name = str, *, order: tuple[int, int] = (0, 1), alike: bool = False, swap: bool = False
-) -> NumpyModel:
+) -> CheckedModel:
     """Two convolutions of one input, added up; `alike` in all they hold, and written down in `order`."""
     sketch = Sketch(3)
     x = sketch.input(name("x"), *IMAGE)
@@ -157,7 +158,7 @@ def test_alike_branches_with_equal_encodings_leave_nothing_to_guess() -> None:
     assert found.encodings[Tensor(other("relu1"))] == Encoding.of("uint8", 0.3)
 
 
-def normalized(name: Name = str, *, bias: bool = False) -> NumpyModel:
+def normalized(name: Name = str, *, bias: bool = False) -> CheckedModel:
     """conv, batch norm, relu, conv."""
     sketch = Sketch(5)
     x = sketch.input(name("x"), *IMAGE)
@@ -168,16 +169,16 @@ def normalized(name: Name = str, *, bias: bool = False) -> NumpyModel:
     return model_of(sketch, conv(sketch, y, name("w2"), name=name("conv2")))
 
 
-def folded(model: NumpyModel) -> NumpyModel:
-    FoldBatchNorms().apply(TechniqueContext(model))  # type: ignore[arg-type]
+def folded(model: CheckedModel) -> CheckedModel:
+    FoldBatchNorms().apply(TechniqueContext(model))
     return model
 
 
-def sim_of(model: NumpyModel, target: str = "default") -> QuantSim:
+def sim_of(model: CheckedModel, target: str = "default") -> QuantSim:
     return QuantSim.of_backend_model(model, registry().target(target), Wishes())
 
 
-def calibrated(model: NumpyModel, target: str = "default") -> QuantSim:
+def calibrated(model: CheckedModel, target: str = "default") -> QuantSim:
     sim = sim_of(model, target)
     sim.calibrate([{sim.graph.inputs[0]: np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}])
     return sim

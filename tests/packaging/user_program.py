@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 import isobit
 from isobit import Encoding, Encodings, QuantSim, QuantSpec
-from isobit.backend import Backend, BackendModel
+from isobit.backend import Backend
+from isobit.checked_model import CheckedModel
 from isobit.plugins import PluginRecord, hookimpl, registry
 
 
@@ -28,7 +29,7 @@ def quantized(model: Path, data: list[NDArray[np.float32]]) -> QuantSim:
     return isobit.load("model.isobit", model)
 
 
-def contracts(backend: Backend) -> BackendModel:
+def contracts(backend: Backend) -> CheckedModel:
     """Plug-ins: a hook, the registry, and a backend by its contract."""
     assert_type(registry().records["onnx"], PluginRecord)
     assert_type(registry().backends()["onnx"], Backend)

@@ -6,7 +6,7 @@ about as much as making a session, and nothing can drift apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,19 +16,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from isobit.backend import Batch, NameMap, OnnxName
-from isobit.edit import Edit
-from isobit.edits import plan_edits
+from isobit.edit import EditPlan
 from isobit.encoding import Encoding, Encodings
-from isobit.errors import EncodingError, ModelError
+from isobit.errors import ModelError
 from isobit.graph import Graph
 from isobit.layout import to_canonical
 from isobit.observer import Request
-from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_onnx.export.export_qdq import QdqPlan
 from isobit_onnx.qdq.writer import Quantized, insert_quantizers
 from isobit_onnx.run.observe import ObservingSessions, Watched
-from isobit_onnx.run.session import Session
+from isobit_onnx.run.session import RUN_FAILURES, Session
 from isobit_onnx.state import dump
 from isobit_onnx.translate.edit import apply_edits, set_weights
 from isobit_onnx.translate.sites import NativeSite, bind
@@ -42,6 +40,10 @@ _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 class OnnxModel:
     """An opened ONNX model, prepared by `isobit_onnx.read.read_model`, that runs on onnxruntime's `providers`."""
+
+    backend = "onnx"
+    ops = None  # what is written in ONNX is not decided by the op alone
+    failures = RUN_FAILURES
 
     def __init__(self, float_model: ir.Model, providers: Sequence[str] = ()) -> None:
         self.float_model, self.providers = float_model, tuple(providers)
@@ -62,10 +64,8 @@ class OnnxModel:
         return ir.to_proto(self.simulator())
 
     def weight(self, name: str) -> NDArray[Any]:
-        """A constant in canonical layout. Raises ModelError for an unknown name."""
-        info = self.graph.weights.get(name)
-        if info is None:
-            raise ModelError(f"no weight {name!r} in the graph")
+        """A constant in canonical layout."""
+        info = self.graph.weights[name]
         tensor = self.float_model.graph.initializers[info.source or name].const_value
         if tensor is None:
             raise ModelError(f"weight {name!r} has no value")
@@ -73,9 +73,8 @@ class OnnxModel:
 
     # --- changing --------------------------------------------------------------------------------------------------
 
-    def edit(self, edits: Sequence[Edit]) -> None:
-        """Apply edits, all or none."""
-        plan = plan_edits(self.graph, edits, self.weight)
+    def apply(self, plan: EditPlan) -> None:
+        """Carry out edits, all or none."""
         if plan.changes_layers_alone(self.graph):
             set_weights(self.float_model, plan, self.graph)
             self.translation = replace(self.translation, graph=plan.graph)
@@ -89,8 +88,7 @@ class OnnxModel:
         self._observing = None
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
-        """Insert, update or remove quantizers; checked against the graph before anything changes."""
-        check_quantizers(self.graph, encodings)
+        """Insert, update or remove quantizers."""
         for site, encoding in encodings.items():
             if encoding is None:
                 self._encodings.pop(site, None)
@@ -101,11 +99,12 @@ class OnnxModel:
 
     def enable(self, sites: Iterable[Site], on: bool) -> None:
         """Switch quantizers on or off."""
-        wanted = set(sites)
-        unknown = wanted - self._encodings.keys()
-        if unknown:
-            raise EncodingError(f"{str(next(iter(unknown)))!r} has no quantizer to switch")
-        self._off = self._off - wanted if on else self._off | wanted
+        self._off = self._off.difference(sites) if on else self._off.union(sites)
+
+    @property
+    def quantized(self) -> Collection[Site]:
+        """The sites that have a quantizer, on or off."""
+        return self._encodings.keys()
 
     def encodings(self) -> Encodings:
         """The encodings of all quantizers, on or off."""
@@ -179,9 +178,7 @@ class OnnxModel:
     ) -> Watched:
         site = request.site
         native = bind(self.float_model, self.translation, site)
-        tensor = site.name if isinstance(site, Tensor) else self.graph.node(site.node).input(site.index)
-        if tensor not in self.graph.tensors or tensor is None:
-            raise EncodingError(f"{str(site)!r} is a constant: its statistics are its values")
+        tensor = site.name if isinstance(site, Tensor) else self.graph.node(site.node).input(site.index) or ""
         source, result = quantized.get(native.value) or (values[native.value],) * 2
         value = source
         if request.stage == "after":  # where nothing reads the result of a quantizer, it is gone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from isobit.quantizer_checks import check_quantizers
 from isobit_onnx.model import OnnxModel
 from isobit_onnx.state import load
 
@@ -12,5 +13,6 @@ def restore(state: bytes, providers: Sequence[str] = ()) -> OnnxModel:
     """The model that `OnnxModel.state` wrote, to run on `providers`. Raises ModelError for other bytes."""
     float_model, encodings, off = load(state)
     model = OnnxModel(float_model, providers)
+    check_quantizers(model.graph, encodings)
     model.set_state(encodings, off)
     return model

@@ -6,7 +6,7 @@ nothing is translated back; the simulator is made anew around the variables that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,18 +17,15 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from isobit.backend import Batch, NameMap
-from isobit.edit import Edit
-from isobit.edits import plan_edits
+from isobit.edit import EditPlan
 from isobit.encoding import Encoding, Encodings
-from isobit.errors import DataError, EditError, EncodingError, ModelError
 from isobit.graph import Graph, WeightInfo
 from isobit.layout import resized, to_canonical, to_native
 from isobit.observer import Request
-from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Site
 from isobit_tensorflow.export.state import dump
 from isobit_tensorflow.kernels.operands import Rounding
-from isobit_tensorflow.kernels.table import is_known, known_ops
+from isobit_tensorflow.kernels.table import KERNELS
 from isobit_tensorflow.simulate.observe import Observation, Watched
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.simulator import Simulator
@@ -43,6 +40,10 @@ Switches = Literal["float", "simulated", "switched"]
 
 class KerasModel:
     """An opened Keras model."""
+
+    backend = "tensorflow"
+    ops = KERNELS.keys()
+    failures = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError, TypeError)
 
     def __init__(self, native: Simulator) -> None:
         self._native = native
@@ -60,22 +61,14 @@ class KerasModel:
         return self._native
 
     def weight(self, name: str) -> NDArray[Any]:
-        """A constant in canonical layout. Raises ModelError for an unknown name."""
-        info = self.graph.weights.get(name)
-        if info is None:
-            raise ModelError(f"no weight {name!r} in the graph")
+        """A constant in canonical layout."""
+        info = self.graph.weights[name]
         return np.array(to_canonical(self._native.parameters[info.source or name].numpy(), info.layout))
 
     # --- changing --------------------------------------------------------------------------------------------------
 
-    def edit(self, edits: Sequence[Edit]) -> None:
-        """Apply edits, all or none."""
-        plan = plan_edits(self.graph, edits, self.weight)
-        for node in plan.graph.nodes:
-            if not is_known(node.op):
-                raise EditError(
-                    f"the TensorFlow backend cannot make a {node.op} node ({node.name!r}); it makes {known_ops()}"
-                )
+    def apply(self, plan: EditPlan) -> None:
+        """Carry out edits: a simulator of the plan's graph, with the variables that stay."""
         variables = self._native.parameters
         values: dict[str, NDArray[Any]] = {}
         infos = dict(plan.graph.weights)
@@ -95,8 +88,7 @@ class KerasModel:
         self._replace(graph, held, quantizers)
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
-        """Insert, update or remove quantizers; checked against the graph before anything changes."""
-        check_quantizers(self.graph, encodings)
+        """Insert, update or remove quantizers."""
         quantizers = self._native.quantizers
         before = set(quantizers)
         moved = False
@@ -115,12 +107,14 @@ class KerasModel:
 
     def enable(self, sites: Iterable[Site], on: bool) -> None:
         """Switch quantizers on or off; nothing is rebuilt or traced again."""
-        wanted, known = list(sites), self._native.quantizers
-        for site in wanted:
-            if site not in known:
-                raise EncodingError(f"{str(site)!r} has no quantizer to switch")
-        for site in wanted:
-            known[site].enabled = on
+        quantizers = self._native.quantizers
+        for site in sites:
+            quantizers[site].enabled = on
+
+    @property
+    def quantized(self) -> Collection[Site]:
+        """The sites that have a quantizer, on or off."""
+        return self._native.quantizers.keys()
 
     def encodings(self) -> Encodings:
         """The encodings of all quantizers, on or off, as their variables hold them now."""
@@ -155,8 +149,8 @@ class KerasModel:
                 input_signature=self._signature(),
                 autograph=False,
             )
-        found = _evaluated(self._runs[switches], self.feeds(batch))
-        return {name: np.asarray(value.numpy()) for name, value in found.items()}
+        outputs = self._runs[switches](self.feeds(batch))
+        return {name: np.asarray(value.numpy()) for name, value in outputs.items()}
 
     def _rounding(self) -> tuple[Switches, Mapping[Site, Rounding]]:
         """The quantizers of a pass. Where all are off or all are on, the traced pass has no switches."""
@@ -178,14 +172,8 @@ class KerasModel:
         return [specs]
 
     def feeds(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """The tensors of a batch. Raises DataError where an input is missing."""
-        missing = [name for name in self.graph.inputs if name not in batch]
-        if missing:
-            raise DataError(f"a batch has no array for input {missing[0]!r}")
-        return {
-            name: tf.convert_to_tensor(np.asarray(batch[name], self.graph.tensors[name].dtype))
-            for name in self.graph.inputs
-        }
+        """The tensors of a batch."""
+        return {name: tf.convert_to_tensor(batch[name]) for name in self.graph.inputs}
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
         """Reduce the requested tensors inside a tf.function that returns nothing else."""
@@ -197,7 +185,7 @@ class KerasModel:
             self._observations[switches] = observation
         feed = partial(observation.feed, observers=[request.observer for request in requests])
         for batch in data:
-            _evaluated(feed, self.feeds(batch))
+            feed(self.feeds(batch))
 
     # --- leaving ---------------------------------------------------------------------------------------------------
 
@@ -241,11 +229,3 @@ def _changed(
         old.assign(value)
         return old
     return make_variable(VariableSpec(source, value.shape, VariableSpec.of(source, old).dtype, old.trainable), value)
-
-
-def _evaluated(function: Any, feeds: dict[str, tf.Tensor]) -> Any:
-    try:
-        return function(feeds)
-    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError, TypeError) as error:
-        shapes = {name: tuple(value.shape) for name, value in feeds.items()}
-        raise ModelError(f"the model failed on a batch of shapes {shapes}: {str(error).splitlines()[0]}") from error

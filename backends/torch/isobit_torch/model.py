@@ -7,7 +7,7 @@ or go; parameters, buffers and quantizers stay the same objects, so that what th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,10 @@ from numpy.typing import NDArray
 from torch import fx
 
 from isobit.backend import Batch, NameMap
-from isobit.edit import Edit
-from isobit.edits import plan_edits
+from isobit.edit import EditPlan
 from isobit.encoding import Encoding, Encodings
-from isobit.errors import DataError, EncodingError, IsobitError, ModelError
 from isobit.graph import Graph
 from isobit.observer import Request
-from isobit.quantizer_checks import check_quantizers
 from isobit.sites import Input, Site, Tensor
 from isobit_torch.program.convert import to_array
 from isobit_torch.program.program import Program, copy_graph
@@ -41,6 +38,10 @@ if TYPE_CHECKING:
 
 class TorchModel:
     """An opened module."""
+
+    backend = "torch"
+    ops = None  # a call is copied whatever it is: the op alone does not decide
+    failures = (RuntimeError, LookupError, TypeError, ValueError)
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -64,18 +65,15 @@ class TorchModel:
         return self._native
 
     def weight(self, name: str) -> NDArray[Any]:
-        """A constant in canonical layout. Raises ModelError for an unknown name."""
-        if name not in self.graph.weights:
-            raise ModelError(f"no weight {name!r} in the graph")
+        """A constant in canonical layout."""
         return self.translation.constant(name, self._native)
 
     # --- changing --------------------------------------------------------------------------------------------------
 
-    def edit(self, edits: Sequence[Edit]) -> None:
-        """Apply edits, all or none."""
+    def apply(self, plan: EditPlan) -> None:
+        """Carry out edits, all or none."""
         from isobit_torch.translate.edit import apply_edits
 
-        plan = plan_edits(self.graph, edits, self.weight)
         edited = apply_edits(self.program, self.translation, self._native, plan)
         edited.write(self._native)  # nothing was changed before this line
         is_same = edited.program is self.program
@@ -87,8 +85,7 @@ class TorchModel:
         self._rebuild()
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
-        """Insert, update or remove quantizers; checked against the graph before anything changes."""
-        check_quantizers(self.graph, encodings)
+        """Insert, update or remove quantizers."""
         moved = False
         for site, encoding in encodings.items():
             known = site in self._keys
@@ -105,12 +102,13 @@ class TorchModel:
 
     def enable(self, sites: Iterable[Site], on: bool) -> None:
         """Switch quantizers on or off; nothing is rebuilt."""
-        wanted = list(sites)
-        for site in wanted:
-            if site not in self._keys:
-                raise EncodingError(f"{str(site)!r} has no quantizer to switch")
-        for site in wanted:
+        for site in sites:
             self._quantizer(site).enabled = on
+
+    @property
+    def quantized(self) -> Collection[Site]:
+        """The sites that have a quantizer, on or off."""
+        return self._keys.keys()
 
     def encodings(self) -> Encodings:
         """The encodings of all quantizers, on or off, as the modules hold them now."""
@@ -161,12 +159,6 @@ class TorchModel:
             with torch.no_grad():
                 feeds = [self._feed(batch[info.name], info.dtype, device) for info in self.program.inputs]
                 result: Sequence[Any] = function(*feeds)
-        except IsobitError:
-            raise
-        except (RuntimeError, LookupError, TypeError, ValueError) as error:
-            shapes = {name: array.shape for name, array in batch.items()}
-            words = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ModelError(f"the model failed on a batch of shapes {shapes}: {words}") from error
         finally:
             self._native.train(training)
         return result
@@ -190,9 +182,6 @@ class TorchModel:
             )
         runner = ObservingRunner(self._native, self._simulated.graph, watched)
         for batch in data:
-            missing = [info.name for info in self.program.inputs if info.name not in batch]
-            if missing:
-                raise DataError(f"a batch has no array for input {missing[0]!r}")
             self._evaluate(runner.observe, batch)
         runner.finish()
 
@@ -213,8 +202,6 @@ class TorchModel:
     def _watched_node(self, request: Request) -> fx.Node:
         assert self._simulated is not None
         native = bind(self.translation, request.site)
-        if native.source.op == "get_attr":
-            raise EncodingError(f"{str(request.site)!r} is a constant: its statistics are its values")
         source = self._simulated.copies[native.source]
         if request.stage == "before":
             return source

@@ -15,6 +15,7 @@ from torch import fx, nn
 from isobit.encoding import Encodings
 from isobit.errors import ModelError
 from isobit.formats import isobit_json
+from isobit.quantizer_checks import check_quantizers
 from isobit.sites import site_of
 from isobit_torch.export.state import DISABLED_FILE, ENCODINGS_FILE, FORMAT, GRAPH_FILE, TENSORS_FILE
 from isobit_torch.model import TorchModel
@@ -44,6 +45,7 @@ def restore(state: bytes) -> TorchModel:
     except Exception as error:  # broken bytes fail in many ways
         raise ModelError(f"these bytes are no state of a PyTorch model: {error}") from error
     model = TorchModel(program)
+    check_quantizers(model.graph, encodings)
     model.set_state(encodings, off)
     return model
 

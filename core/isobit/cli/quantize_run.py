@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from isobit.backend import BackendModel
 from isobit.calibration import parse_calibrator
+from isobit.checked_model import CheckedModel
 from isobit.cli.calibration_files import holds_images, load
 from isobit.cli.data_files import DataFiles
 from isobit.cli.evaluation import Evaluator
@@ -31,7 +31,7 @@ class Run:
         self._notes: list[str] = []
         self._evaluator: Evaluator | None = None
         self._evaluation_files: DataFiles | None = None
-        self._float_model: BackendModel | None = None
+        self._float_model: CheckedModel | None = None
 
     def prepare(self) -> None:
         """Open everything and check it: the output folder, the method, the recipe, the model, the data."""

@@ -77,8 +77,9 @@ class Names:
             return replace(names, notes=(f"names of its ONNX export are not known: {error}",))
         shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
         places = _onnx_places(opened.graph, onnx_names, shapes, names)
-        if isinstance(opened, HasInnerValues):
-            places += [Place(name, Tensor(tensor), inner=True) for name, tensor in opened.inner_values().items()]
+        inner = getattr(opened, "inner", opened)
+        if isinstance(inner, HasInnerValues):
+            places += [Place(name, Tensor(tensor), inner=True) for name, tensor in inner.inner_values().items()]
         both = _collect(opened.graph, places, names, opened)
         return replace(both, inputs=_inputs(onnx_names))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isobit.backend import BackendModel
+from isobit.checked_model import CheckedModel
 from isobit.technique_context import Requests, TechniqueContext
 from isobit.techniques.input_errors import ExpectedError, best_alpha, input_requests
 from isobit.techniques.input_rescaling import rescalable, rescale_inputs
@@ -46,7 +46,7 @@ class Awq:
         items, left = find_inputs(context.graph, context.plan)
         return rescalable(context, items, left)
 
-    def _choose(self, model: BackendModel, item: ScaledInput, error: ExpectedError) -> Rescaling | None:
+    def _choose(self, model: CheckedModel, item: ScaledInput, error: ExpectedError) -> Rescaling | None:
         strength = np.sqrt(error.seen.mean_square())
         lively = strength > 0
         if not lively.any():

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from isobit.backend import BackendModel
+from isobit.checked_model import CheckedModel
 from isobit.edits import Draft
 from isobit.encoding import Encoding
 from isobit.errors import FormatError
@@ -120,7 +120,7 @@ def _weight_site(layer: Node, known: Mapping[Site, object]) -> Site | None:
     return next((site for site in sites if site in known), None)
 
 
-def _quantized_weight(model: BackendModel, layer: Node, encodings: Mapping[Site, Encoding]) -> Floats:
+def _quantized_weight(model: CheckedModel, layer: Node, encodings: Mapping[Site, Encoding]) -> Floats:
     weight = model.weight(layer.inputs[1] or "")
     site = _weight_site(layer, encodings)
     return (weight if site is None else encodings[site].fake_quantize(weight)).astype(np.float64)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel
 from isobit.channel_moments import ChannelMoments
+from isobit.checked_model import CheckedModel
 from isobit.observer import Request
 from isobit.plan import Placement, Plan
 from isobit.quant_spec import PerTensor
@@ -53,7 +53,7 @@ class ExpectedError:
     energy: Floats  # sum of the squared weights that meet each channel
 
     @classmethod
-    def of(cls, model: BackendModel, plan: Plan, item: ScaledInput, seen: ChannelMoments) -> ExpectedError:
+    def of(cls, model: CheckedModel, plan: Plan, item: ScaledInput, seen: ChannelMoments) -> ExpectedError:
         """For the layers of `item` whose weights the plan quantizes."""
         weights = []
         for node in item.readers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from isobit.backend import BackendModel
+from isobit.checked_model import CheckedModel
 from isobit.edits import Draft
 from isobit.technique_context import TechniqueContext
 from isobit.techniques.input_errors import ExpectedError, input_requests
@@ -12,7 +12,7 @@ from isobit.techniques.input_scaling import Rescaling, ScaledInput, input_placem
 from isobit.techniques.technique import TechniqueReport
 
 #: The rescaling of an input by what was seen of it and the error that is expected; None where none is as good.
-Choose = Callable[[BackendModel, ScaledInput, ExpectedError], Rescaling | None]
+Choose = Callable[[CheckedModel, ScaledInput, ExpectedError], Rescaling | None]
 
 
 def rescalable(

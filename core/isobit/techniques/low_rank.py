@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel
+from isobit.checked_model import CheckedModel
 from isobit.edit import NewNode, Replace
 from isobit.edits import Draft
 from isobit.errors import FormatError
@@ -53,7 +53,7 @@ def check_keep(name: str, keep: float) -> None:
 
 
 def factorise(
-    name: str, model: BackendModel, split: Splitter, keep: float, ranks: Mapping[str, int], kinds: Iterable[str]
+    name: str, model: CheckedModel, split: Splitter, keep: float, ranks: Mapping[str, int], kinds: Iterable[str]
 ) -> TechniqueReport:
     """Replace every layer of `kinds` that gets cheaper, or that `ranks` names, by two of lower rank.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel
+from isobit.checked_model import CheckedModel
 from isobit.edit import SetWeights, Unshare
 from isobit.edits import Draft
 from isobit.errors import FormatError
@@ -92,7 +92,7 @@ def _norms(graph: Graph) -> tuple[list[Node], dict[str, str]]:
     return norms, left
 
 
-def _set(model: BackendModel, statistics: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> None:
+def _set(model: CheckedModel, statistics: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> None:
     draft = Draft(model.graph, model.weight)
     for name, values in statistics.items():
         for index, value in zip((_MEAN, _VARIANCE), values, strict=True):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel
+from isobit.checked_model import CheckedModel
 from isobit.edit import AddBias, Edit, SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import DataError
@@ -200,13 +200,13 @@ class _Run:
                 self.solved[layer.weight] = solved
                 self._write(copy, [solved])
 
-    def _copy(self) -> BackendModel:
+    def _copy(self) -> CheckedModel:
         """A copy with every quantizer of the plan, and the weights as far as they are solved."""
         copy = self.model.copy()
         self._write(copy, self.solved.values())
         return copy
 
-    def _write(self, copy: BackendModel, solved: Iterable[_Solved]) -> None:
+    def _write(self, copy: CheckedModel, solved: Iterable[_Solved]) -> None:
         """Give a copy these weights and biases, and the encodings of all that is solved."""
         edits = _edits(copy.graph, solved)
         if edits:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isobit.backend import BackendModel
+from isobit.checked_model import CheckedModel
 from isobit.errors import FormatError
 from isobit.technique_context import Requests, TechniqueContext
 from isobit.techniques.input_errors import ExpectedError, best_alpha, in_steps_of_range, input_requests
@@ -61,7 +61,7 @@ class SmoothQuant:
         left.update({item.name: "its input stays in float" for item in in_float})
         return rescalable(context, [item for item in items if item not in in_float], left)
 
-    def _choose(self, model: BackendModel, item: ScaledInput, error: ExpectedError) -> Rescaling | None:
+    def _choose(self, model: CheckedModel, item: ScaledInput, error: ExpectedError) -> Rescaling | None:
         weights = [np.abs(model.weight(node.inputs[1] or "")) for node in item.readers]
         heaviest = np.max([weight.max(axis=0, initial=0.0) for weight in weights], axis=0).astype(np.float64)
         seen, nowhere = error.seen, np.zeros_like(heaviest)

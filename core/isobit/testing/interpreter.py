@@ -6,7 +6,7 @@ It shares no code with any backend. Quantizers are applied where `encodings` say
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -35,7 +35,7 @@ def interpret(
         values[name] = _through(quantizers.get(Tensor(name)), batch[name])
     for node in graph.nodes:
         operands = [_operand(node, i, values, raw, weights, quantizers) for i in range(len(node.inputs))]
-        result = _OPS[node.op](node, operands)
+        result = compute(node, operands)
         raw[node.outputs[0]] = result
         values[node.outputs[0]] = _through(quantizers.get(Tensor(node.outputs[0])), result)
     return values
@@ -50,6 +50,11 @@ def outputs(
     """The model's outputs by name."""
     values = interpret(graph, weights, batch, encodings)
     return {name: values[tensor] for name, tensor in graph.outputs.items()}
+
+
+def compute(node: Node, operands: Sequence[Any]) -> Array:
+    """Output 0 of a node from its operands, None for one that is left out."""
+    return np.asarray(_OPS[node.op](node, list(operands)))
 
 
 def _through(encoding: Encoding | None, value: Array) -> Array:
@@ -76,8 +81,8 @@ def _operand(
 
 def _windows(x: Array, kernel: tuple[int, ...], node: Node, fill: float) -> Array:
     """(batch, channels, *positions, *kernel): every window, one position at a time."""
-    strides, dilations, pads = (node.attributes[key] for key in ("strides", "dilations", "pads"))
     spatial = len(kernel)
+    strides, dilations, pads = _window(node, spatial)
     padded = np.pad(x, [(0, 0), (0, 0), *((pads[i], pads[i + spatial]) for i in range(spatial))], constant_values=fill)
     sizes = [(padded.shape[2 + i] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1 for i in range(spatial)]
     out = np.empty((*x.shape[:2], *sizes, *kernel))
@@ -91,9 +96,15 @@ def _windows(x: Array, kernel: tuple[int, ...], node: Node, fill: float) -> Arra
     return out
 
 
+def _window(node: Node, spatial: int) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+    """Strides, dilations and pads, ONNX's where the node does not say."""
+    ones, at = (1,) * spatial, node.attributes
+    return at.get("strides", ones), at.get("dilations", ones), at.get("pads", (0,) * (2 * spatial))
+
+
 def _conv(node: Node, operands: list[Array]) -> Array:
     x, weight = operands[0].astype(np.float64), operands[1].astype(np.float64)
-    group, kernel = int(node.attributes["group"]), weight.shape[2:]
+    group, kernel = int(node.attributes.get("group", 1)), weight.shape[2:]
     windows = _windows(x, kernel, node, 0.0)
     per_in, per_out = x.shape[1] // group, weight.shape[0] // group
     spatial = len(kernel)
@@ -108,10 +119,11 @@ def _conv(node: Node, operands: list[Array]) -> Array:
 def _conv_transpose(node: Node, operands: list[Array]) -> Array:
     """Canonical weight (out, in/group, *kernel): every input value is stamped onto the output."""
     x, weight = operands[0].astype(np.float64), operands[1].astype(np.float64)
-    group, kernel = int(node.attributes["group"]), weight.shape[2:]
-    strides, dilations, pads = (node.attributes[key] for key in ("strides", "dilations", "pads"))
+    group, kernel = int(node.attributes.get("group", 1)), weight.shape[2:]
     spatial = len(kernel)
-    full = [(x.shape[2 + i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1 for i in range(spatial)]
+    strides, dilations, pads = _window(node, spatial)
+    extra = node.attributes.get("output_padding", (0,) * spatial)
+    full = [(x.shape[2 + i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1 + extra[i] for i in range(spatial)]
     out = np.zeros((x.shape[0], weight.shape[0], *full))
     per_in, per_out = x.shape[1] // group, weight.shape[0] // group
     for o in range(weight.shape[0]):
@@ -155,7 +167,7 @@ def _layer_norm(node: Node, operands: list[Array]) -> Array:
     x = operands[0].astype(np.float64)
     centered = x - x.mean(-1, keepdims=True)
     scaled = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + node.attributes["epsilon"])
-    return np.asarray(scaled * operands[1] + operands[2])
+    return np.asarray(scaled * operands[1] + (operands[2] if len(operands) > 2 else 0))
 
 
 def _softmax(node: Node, operands: list[Array]) -> Array:
@@ -173,7 +185,7 @@ def _max_pool(node: Node, operands: list[Array]) -> Array:
 
 def _global_average(node: Node, operands: list[Array]) -> Array:
     x = operands[0].astype(np.float64)
-    return np.asarray(x.mean(tuple(range(2, x.ndim)), keepdims=bool(node.attributes["keepdims"])))
+    return np.asarray(x.mean(tuple(range(2, x.ndim)), keepdims=bool(node.attributes.get("keepdims", 1))))
 
 
 def _sigmoid(x: Array) -> Array:
@@ -232,14 +244,22 @@ _OPS: Mapping[str, Callable[[Node, list[Any]], Array]] = {
     "GlobalAveragePool": _global_average,
     "Gelu": _gelu,
     "Relu": lambda node, v: np.maximum(v[0], 0),
-    "Clip": lambda node, v: np.clip(v[0], node.attributes["min"], node.attributes["max"]),
+    "LeakyRelu": lambda node, v: np.where(v[0] < 0, v[0] * node.attributes["alpha"], v[0]),
+    "PRelu": lambda node, v: np.where(v[0] < 0, v[0] * v[1].reshape(-1, *(1,) * (v[0].ndim - 2)), v[0]),
+    "Clip": lambda node, v: np.clip(v[0], node.attributes.get("min"), node.attributes.get("max")),
     "Sigmoid": lambda node, v: _sigmoid(v[0]),
     "Swish": lambda node, v: v[0] * _sigmoid(v[0]),
     "Add": lambda node, v: v[0] + v[1],
+    "Sub": lambda node, v: v[0] - v[1],
     "Mul": lambda node, v: v[0] * v[1],
+    "Div": lambda node, v: v[0] / v[1],
+    "Max": lambda node, v: np.maximum(v[0], v[1]),
     "Min": lambda node, v: np.minimum(v[0], v[1]),
     "Concat": lambda node, v: np.concatenate(v, node.attributes["axis"]),
     "Transpose": lambda node, v: v[0].transpose(node.attributes["perm"]),
     "Reshape": lambda node, v: v[0].reshape((v[0].shape[0], *node.attributes["shape"][1:])),
     "Gather": lambda node, v: np.take(v[0], v[1], node.attributes["axis"]),
 }
+
+#: The ops that it knows.
+OPS = frozenset(_OPS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from isobit.backend import BackendModel
+from isobit.checked_model import CheckedModel
 from isobit.edit import NewNode, Replace
 from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
@@ -12,12 +12,12 @@ from isobit.techniques.layer_pairs import find_pairs
 from isobit.testing.networks import Network
 
 
-def network_of(model: BackendModel, name: str) -> Network:
+def network_of(model: CheckedModel, name: str) -> Network:
     """An opened model as a description that every backend can build."""
     return Network(name, model.graph, {weight: np.array(model.weight(weight)) for weight in model.graph.weights})
 
 
-def folded_with_relu(model: BackendModel, name: str) -> Network:
+def folded_with_relu(model: CheckedModel, name: str) -> Network:
     """A copy of a model with its batch norms folded and every Clip a Relu, which lets factors through."""
     twin = model.copy()
     FoldBatchNorms().apply(TechniqueContext(twin))

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel
+from isobit.checked_model import CheckedModel
 from isobit.edit import Edit, Replaced
 from isobit.edits import plan_edits
 from isobit.graph import Graph
@@ -22,7 +22,7 @@ Array = NDArray[Any]
 def fold(side: Side) -> tuple[Side, Mapping[str, str]]:
     """The side after `FoldBatchNorms`, and the new name of each tensor whose node went."""
     drawn = _Drawn(side)
-    FoldBatchNorms().apply(TechniqueContext(cast(BackendModel, drawn)))  # it uses no more of a model
+    FoldBatchNorms().apply(TechniqueContext(cast(CheckedModel, drawn)))  # it uses no more of a model
     return Side(drawn.graph, drawn.weight), drawn.renamed
 
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from isobit.errors import ModelError, PluginError
-from isobit.graph_model import GraphModel
+from isobit.graph_model import DifferentiableGraphModel
 from isobit_jax.native import JaxModel
 
 
@@ -23,7 +23,7 @@ class JaxBackend:
         """2 for a `JaxModel`."""
         return 2 if isinstance(model, JaxModel) else 0
 
-    def open(self, model: JaxModel, example_inputs: Any = None) -> GraphModel:
+    def open(self, model: JaxModel, example_inputs: Any = None) -> DifferentiableGraphModel:
         """Trace the function with a symbolic batch size and read its jaxpr. Raises ModelError."""
         self._require()
         if not isinstance(model, JaxModel):
@@ -31,14 +31,14 @@ class JaxBackend:
         from isobit_jax.engine import JaxEngine
         from isobit_jax.reading import read
 
-        return GraphModel(JaxEngine(), *read(model, _by_name(model, example_inputs)))
+        return DifferentiableGraphModel(JaxEngine(), *read(model, _by_name(model, example_inputs)))
 
-    def restore(self, state: bytes) -> GraphModel:
+    def restore(self, state: bytes) -> DifferentiableGraphModel:
         """The model that `GraphModel.state` wrote."""
         self._require()
         from isobit_jax.engine import JaxEngine
 
-        return GraphModel.restore(JaxEngine(), state)
+        return DifferentiableGraphModel.restore(JaxEngine(), state)
 
     def _require(self) -> None:
         if find_spec("jax") is None:

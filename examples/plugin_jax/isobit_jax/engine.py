@@ -29,7 +29,7 @@ Forms = tuple[tuple[Site, quantizers.Form], ...]
 class JaxEngine:
     """Compiles a function for each set of quantizers and tapped tensors; switching one compiles nothing."""
 
-    name, ops = "JAX", frozenset(KERNELS)
+    name, ops = "jax", KERNELS.keys()
 
     def native(self, model: GraphModel) -> JaxModel:
         """The simulator as a function of its parameters: ``weights`` by name, and ``quantizers``."""

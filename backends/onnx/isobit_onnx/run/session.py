@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from isobit.errors import ModelError, PluginError, did_you_mean
 from isobit_onnx.read.error_text import one_line
@@ -21,6 +22,18 @@ from isobit_onnx.read.initializers import PROTOBUF_LIMIT, weight_bytes
 from isobit_onnx.run.blocked_layout import block_size, keep_blocked, optimise
 
 _LOG = logging.getLogger(__name__)
+
+#: What onnxruntime raises of a batch that does not fit: its own kinds, which have no common base, and Python's.
+RUN_FAILURES = (
+    *(
+        kind
+        for kind in vars(onnxruntime_pybind11_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 Weights = dict[str, NDArray[Any]]
 
@@ -100,12 +113,9 @@ class Session:
             return onnxruntime.InferenceSession(str(path), options, providers=self._providers)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """All outputs by name. Raises ModelError."""
+        """All outputs by name. Raises RUN_FAILURES."""
         self._runs_left -= 1
-        try:
-            outputs = self._run_in_either_layout(feeds)
-        except Exception as error:
-            raise ModelError(f"onnxruntime failed on a batch: {one_line(error)}") from error
+        outputs = self._run_in_either_layout(feeds)
         if self._model is not None and self._runs_left < 0 and not self.is_blocked:
             self._change_layout(self._model, feeds, outputs)
         return outputs

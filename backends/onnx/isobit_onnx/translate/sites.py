@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from isobit.backend import NameMap
-from isobit.errors import EncodingError, ModelError
+from isobit.errors import ModelError
 from isobit.layout import Layout
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit_onnx.translate.translate import Translation, native_readers
@@ -23,15 +23,11 @@ class NativeSite:
 
 
 def bind(model: ir.Model, translation: Translation, site: Site) -> NativeSite:
-    """The native place of a site. Raises EncodingError when the graph has no such site."""
+    """The native place of a site that the graph has."""
     graph = translation.graph
     if isinstance(site, Tensor):
-        if site.name not in translation.values:
-            raise EncodingError(f"the graph has no tensor {site.name!r} to quantize")
         return NativeSite(translation.values[site.name])
     if isinstance(site, Weight):
-        if site.name not in graph.weights:
-            raise EncodingError(f"the graph has no weight {site.name!r} to quantize")
         info = graph.weights[site.name]
         source = info.source or site.name
         is_only_view = all(other == site.name or weight.source != source for other, weight in graph.weights.items())
@@ -42,14 +38,9 @@ def bind(model: ir.Model, translation: Translation, site: Site) -> NativeSite:
 
 def _bind_input(model: ir.Model, translation: Translation, site: Input) -> NativeSite:
     graph = translation.graph
-    try:
-        node = graph.node(site.node)
-    except ModelError as error:
-        raise EncodingError(f"{site}: {error}") from error
-    name = node.input(site.index)
-    use = next((use for use in graph.uses(name or "") if use.node.name == site.node and use.index == site.index), None)
-    if name is None or use is None:
-        raise EncodingError(f"node {site.node!r} has no input {site.index}")
+    node = graph.node(site.node)
+    name = node.inputs[site.index] or ""
+    use = next(use for use in graph.uses(name) if use.node.name == site.node and use.index == site.index)
     layout: Layout = ()
     if name in graph.tensors:
         source = translation.values[name]

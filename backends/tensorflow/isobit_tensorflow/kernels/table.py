@@ -23,16 +23,6 @@ Kernel = Callable[..., Any]
 KERNELS: Mapping[str, Kernel] = {**ELEMENTWISE, **NORMALIZATION, **PRODUCTS, **RECURRENT, **SHAPES, **WINDOWS}
 
 
-def known_ops() -> Sequence[str]:
-    """The ops that this backend runs."""
-    return sorted(KERNELS)
-
-
-def is_known(op: str) -> bool:
-    """Whether there is a kernel for an op."""
-    return op in KERNELS or op.startswith(NATIVE)
-
-
 def compute(node: Node, operands: Sequence[Operand | None]) -> tuple[Operand, ...]:
     """The results of a node. Raises ModelError for an op without a kernel, or where TensorFlow refuses the operands."""
     kernel = KERNELS.get(node.op)

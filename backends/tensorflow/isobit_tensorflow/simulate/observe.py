@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from isobit.errors import EncodingError
 from isobit.graph import Graph
 from isobit.observer import Observer, Request
 from isobit.running import Tap
@@ -36,11 +35,9 @@ class Watched:
 
     @classmethod
     def of(cls, request: Request, graph: Graph, rounding: Mapping[Site, Rounding]) -> Watched:
-        """Where a request is answered. Raises EncodingError for what is no tensor."""
+        """Where a request is answered."""
         site, observer = request.site, request.observer
-        name = graph.node(site.node).input(site.index) if isinstance(site, Input) else site.name
-        if name is None or name not in graph.tensors:
-            raise EncodingError(f"{str(site)!r} is no tensor of the graph: only tensors have statistics")
+        name = graph.node(site.node).input(site.index) or "" if isinstance(site, Input) else site.name
         own = site if site in rounding else Tensor(name)
         after = request.stage == "after" and own in rounding
         info = graph.tensors[name]

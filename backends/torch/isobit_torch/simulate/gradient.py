@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from isobit.errors import DataError, ModelError, did_you_mean
+from isobit.errors import ModelError
 from isobit.layout import Layout, Take
 from isobit_torch.program.convert import to_tensor
 from isobit_torch.program.fx_nodes import attribute
@@ -32,7 +31,7 @@ class Overridden(fx.Interpreter):
         super().__init__(root, garbage_collect_values=True, graph=graph)
         self.leaves: dict[str, Tensor] = {}
         self._natives: dict[str, Tensor] = {}
-        places = {name: _place(translation, name, value) for name, value in weights.items()}
+        places = {name: _place(translation, name) for name in weights}
         _require_apart(places)
         for name, (path, layout) in places.items():
             own = self._natives.get(path, attribute(root, path).detach())
@@ -65,15 +64,10 @@ class Overridden(fx.Interpreter):
     def derive(
         self, function: Callable[[Mapping[str, Any]], Any], outputs: Mapping[str, Tensor]
     ) -> tuple[float, dict[str, Array]]:
-        """The value of a function of outputs, and its gradient by each leaf."""
+        """The value of a function of outputs, which returns a tensor without axes, and its gradient by each leaf."""
         with torch.enable_grad():
             value = function(outputs)
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
-            kind = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise ModelError(f"the function of the outputs must return one real number as a tensor, not {kind}")
         number = float(value.detach())
-        if not math.isfinite(number):
-            raise DataError(f"the function of the outputs is {number}: check it, the batch and the weights")
         if not self.leaves:
             return number, {}
         if not value.requires_grad:
@@ -82,12 +76,8 @@ class Overridden(fx.Interpreter):
                 "operations, without detach() and NumPy"
             )
         leaves = list(self.leaves.values())
-        gradients = torch.autograd.grad(value.reshape(()), leaves, allow_unused=True, materialize_grads=True)
-        found = {name: gradient.cpu().numpy() for name, gradient in zip(self.leaves, gradients, strict=True)}
-        for name, gradient in found.items():
-            if not np.isfinite(gradient).all():
-                raise DataError(f"the gradient by weight {name!r} holds NaN or infinity: check the function")
-        return number, found
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+        return number, {name: gradient.cpu().numpy() for name, gradient in zip(self.leaves, gradients, strict=True)}
 
 
 @contextmanager
@@ -103,21 +93,12 @@ def fixed(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _place(translation: Translation, name: str, value: Array) -> tuple[str, Layout]:
-    """Where the module holds a weight, and its layout; checks what is to take its place."""
-    info = translation.graph.weights.get(name)
-    if info is None:
-        raise ModelError(f"no weight {name!r} in the graph{did_you_mean(name, translation.graph.weights)}")
+def _place(translation: Translation, name: str) -> tuple[str, Layout]:
+    """Where the module holds a float weight, and its layout."""
+    info = translation.graph.weights[name]
     source = info.source or name
-    if source not in translation.attributes or not info.is_float:
-        raise ModelError(f"constant {name!r} is no float weight of the module: it has no gradient")
-    array = np.asarray(value)
-    if array.dtype != np.float32:
-        raise DataError(f"weight {name!r} is overridden by {array.dtype} values: convert them to float32")
-    if array.shape != info.shape:
-        raise DataError(f"weight {name!r} has shape {info.shape} in canonical layout, and is given {array.shape}")
-    if not np.isfinite(array).all():
-        raise DataError(f"weight {name!r} is overridden by NaN or infinity")
+    if source not in translation.attributes:
+        raise ModelError(f"constant {name!r} is a number in the code: it has no gradient")
     return str(translation.attributes[source].target), info.layout
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from isobit.errors import EncodingError, ModelError
+from isobit.errors import EncodingError
 from isobit.graph import Use
 from isobit.layout import Layout
 from isobit.sites import Site, Tensor, Weight
@@ -35,27 +35,18 @@ class NativeSite:
 
 
 def bind(translation: Translation, site: Site) -> NativeSite:
-    """The native place of a site. Raises EncodingError when the graph has no such site."""
+    """The native place of a site that the graph has. Raises EncodingError where no quantizer can reach it."""
     graph = translation.graph
     if isinstance(site, Tensor):
-        if site.name not in graph.tensors:
-            raise EncodingError(f"the graph has no tensor {site.name!r} to quantize")
         return NativeSite(translation.values[site.name])
     if isinstance(site, Weight):
-        info = graph.weights.get(site.name)
-        if info is None:
-            raise EncodingError(f"the graph has no weight {site.name!r} to quantize")
+        info = graph.weights[site.name]
         source = info.source or site.name
         node = _attribute(translation, site, source)
         only = all(other == site.name or known.source != source for other, known in graph.weights.items())
         readers = tuple(r for use in graph.uses(site.name) for r in native_readers(translation, use, node))
         return NativeSite(node, None if only else readers, info.layout)
-    try:
-        name = graph.node(site.node).input(site.index)
-    except ModelError as error:
-        raise EncodingError(f"{site}: {error}") from error
-    if name is None:
-        raise EncodingError(f"node {site.node!r} has no input {site.index}")
+    name = graph.node(site.node).inputs[site.index] or ""
     use = next(use for use in graph.uses(name) if use.node.name == site.node and use.index == site.index)
     if name in graph.tensors:
         node, layout = translation.values[name], _NONE

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel, Batch, Differentiable
+from isobit.backend import Batch, Differentiable
+from isobit.checked_model import CheckedModel
 from isobit.edit import SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import IsobitError
@@ -110,7 +111,7 @@ class DifferentiatingConformance(Setting):
                 model.gradient(nonsense, {"fc1.weight": weight}, batch)
 
 
-def differentiable(model: BackendModel) -> Differentiable:
+def differentiable(model: CheckedModel) -> Differentiable:
     """The model as what it can do; the test is skipped where it cannot."""
     if not isinstance(model, Differentiable):
         pytest.skip("the backend has no gradients")

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isobit.backend import Backend, BackendModel
+from isobit.backend import Backend
+from isobit.checked_model import CheckedModel
 from isobit.edit import SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import IsobitError
@@ -21,7 +22,7 @@ from isobit.testing.conformance.setting import Opened, Setting, assert_close, as
 from isobit.wishes import Wishes
 
 
-def quantized(opened: Opened) -> BackendModel:
+def quantized(opened: Opened) -> CheckedModel:
     """The model with a quantizer on its input and on every weight, the input's switched off."""
     spec = QuantSpec.parse("int6 per-tensor")
     sites: list[Site] = [Weight(name) for name in weight_names(opened.model.graph)]
@@ -52,7 +53,7 @@ class LeavingConformance(Setting):
         model, batch = quantized(opened), opened.network.batch(2)
         state = model.state()
         assert isinstance(state, bytes)
-        restored = backend.restore(state)
+        restored = CheckedModel.of(backend.restore(state))
         assert differences(model.graph, restored.graph, model.weight, restored.weight) == []
         assert [node.name for node in restored.graph.nodes] == [node.name for node in model.graph.nodes]
         assert dict(restored.encodings()) == dict(model.encodings())

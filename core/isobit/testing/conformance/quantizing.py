@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backend import BackendModel
+from isobit.checked_model import CheckedModel
 from isobit.edit import SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import IsobitError
@@ -45,7 +45,7 @@ def tie_values(encoding: Encoding, seed: int) -> NDArray[np.float32]:
     return np.resize(values, (-(-values.size // 8), 8))
 
 
-def after_quantizer(model: BackendModel, site: Tensor, batch: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+def after_quantizer(model: CheckedModel, site: Tensor, batch: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
     """What the readers of a tensor see."""
     collect = Collect()
     model.observe([batch], [Request(site, collect, "after")])

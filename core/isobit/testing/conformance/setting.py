@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backend import Backend, BackendModel
+from isobit.backend import Backend
+from isobit.checked_model import CheckedModel
 from isobit.graph import Graph
 from isobit.isomorphism import correspondence
 from isobit.testing import interpreter
@@ -24,7 +25,7 @@ class Opened:
     """A reference network and the backend's model of it."""
 
     network: Network
-    model: BackendModel
+    model: CheckedModel
 
     def expected(self, batch: Mapping[str, NDArray[Any]], encodings: Any = None) -> dict[str, NDArray[Any]]:
         """Outputs by the NumPy interpreter on the model's own graph and constants."""
@@ -64,7 +65,7 @@ class Setting:
 
         def opened(name: str) -> Opened:
             network = NETWORKS[name]()
-            return Opened(network, backend.open(build(network), network.batch(2)))
+            return Opened(network, CheckedModel.of(backend.open(build(network), network.batch(2))))
 
         return opened
 

@@ -1,0 +1,176 @@
+"""What every backend's model is spared: the checks of the contract, and how they are said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy_backend import NumpyEngine, checked
+
+from isobit.backend import Batch, Differentiable
+from isobit.checked_model import CheckedModel
+from isobit.edit import EditPlan, SetWeights
+from isobit.encoding import Encoding
+from isobit.errors import DataError, EditError, EncodingError, ModelError
+from isobit.graph_model import DifferentiableGraphModel, GraphModel
+from isobit.observer import Request
+from isobit.sites import Input, Tensor, Weight
+from isobit.testing.collecting import Collect
+from isobit.testing.networks import NETWORKS
+
+NETWORK = NETWORKS["shared_weights"]()
+BATCH = NETWORK.batch(2)
+
+
+def model() -> CheckedModel:
+    return checked(NETWORK.graph, NETWORK.weights)
+
+
+def test_unknown_weights() -> None:
+    with pytest.raises(ModelError, match=r"no weight 'fc1\.wait' in the graph \(did you mean 'fc1\.weight'\?\)"):
+        model().weight("fc1.wait")
+
+
+def test_sites_to_quantize_and_to_switch() -> None:
+    opened, encoding = model(), Encoding.of("int8", 0.1)
+    for site, kind in ((Tensor("nothing"), "tensor"), (Weight("x"), "weight"), (Input("fc1", 7), "input")):
+        with pytest.raises(EncodingError, match=f"the graph has no {kind} '.*' to quantize"):
+            opened.set_quantizers({Tensor("x"): encoding, site: encoding})
+    assert len(opened.encodings()) == 0, "all or none"
+    opened.set_quantizers({Tensor("x"): encoding})
+    with pytest.raises(EncodingError, match=r"'fc1\.weight' has no quantizer to switch"):
+        opened.enable([Tensor("x"), Weight("fc1.weight")], on=False)
+    assert isinstance(opened.inner, GraphModel)
+    assert not opened.inner.off, "all or none"
+
+
+def test_only_tensors_are_observed() -> None:
+    for site in (Tensor("fc1.weight"), Tensor("nothing"), Input("fc1", 1), Input("nothing", 0)):
+        with pytest.raises(EncodingError, match="only tensors have statistics"):
+            model().observe([BATCH], [Request(site, Collect())])
+
+
+class Noting(GraphModel):
+    """Notes what reaches the backend."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.plans: list[EditPlan] = []
+        self.batches: list[Batch] = []
+
+    def apply(self, plan: EditPlan) -> None:
+        self.plans.append(plan)
+        super().apply(plan)
+
+    def run(self, batch: Batch) -> dict[str, np.ndarray]:
+        self.batches.append(batch)
+        return super().run(batch)
+
+
+def test_an_edit_is_planned_once_and_logged_when_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = Noting(NumpyEngine(), NETWORK.graph, NETWORK.weights)
+    opened, planned = CheckedModel.of(inner), []
+    from isobit import checked_model
+
+    plan_edits = checked_model.plan_edits
+    monkeypatch.setattr(checked_model, "plan_edits", lambda *parts: planned.append(parts) or plan_edits(*parts))
+    edit = SetWeights({"fc1.weight": 2 * opened.weight("fc1.weight")})
+    opened.edit([edit])
+    assert (len(planned), len(inner.plans)) == (1, 1)
+    with pytest.raises(EditError):
+        opened.edit([edit, SetWeights({"nothing": np.ones(3)})])
+    assert len(inner.plans) == 1
+    assert opened.edit_log == [edit]
+    copied = opened.copy()
+    copied.edit([edit])
+    assert (copied.edit_log, opened.edit_log) == ([edit, edit], [edit])
+    assert CheckedModel.of(opened).edit_log == [], "what is opened anew has no edits"
+
+
+def test_a_backend_gets_the_inputs_alone_in_their_types_and_no_copies() -> None:
+    inner = Noting(NumpyEngine(), NETWORK.graph, NETWORK.weights)
+    CheckedModel.of(inner).run({**BATCH, "label": np.ones(2)})
+    CheckedModel.of(inner).run({name: value.astype(np.float64) for name, value in BATCH.items()})
+    first, second = inner.batches
+    assert set(first) == set(second) == set(BATCH)
+    assert all(first[name] is value for name, value in BATCH.items())
+    assert all(second[name].dtype == value.dtype for name, value in BATCH.items())
+
+
+def test_batches_that_do_not_fit_are_named_and_other_errors_pass() -> None:
+    opened = model()
+    with pytest.raises(DataError, match=r"no array for input 'x' \(did you mean 'xx'\?\)"):
+        opened.run({"xx": BATCH["x"]})
+    wrong = {"x": np.ones((2, 7), np.float32)}
+    said = r"the model failed on a batch of shapes \{'x': \(2, 7\)\}: matmul"
+    with pytest.raises(ModelError, match=said):
+        opened.run(wrong)
+    collect = Collect()
+    with pytest.raises(ModelError, match=said):
+        opened.observe([BATCH, wrong], [Request(Tensor("x"), collect)])
+    assert collect.values.shape == BATCH["x"].shape
+
+    def data() -> Iterator[Batch]:
+        yield BATCH
+        raise ValueError("the disk is full")
+
+    with pytest.raises(ValueError, match="^the disk is full$"):
+        opened.observe(data(), [Request(Tensor("x"), Collect())])
+    with pytest.raises(DataError, match="no array for input 'x'"):
+        opened.observe([BATCH, {}], [Request(Tensor("x"), Collect())])
+
+
+class Number(float):
+    """A framework's own number."""
+
+    shape, dtype = (), "float32"
+
+    def reshape(self, shape: tuple[()]) -> Number:
+        return self
+
+
+class Descending(NumpyEngine):
+    """An engine whose gradient is the weight itself."""
+
+    def gradient(self, model: GraphModel, function: Any, weights: Any, feeds: Any) -> tuple[Any, Any]:
+        self.run(model, feeds, ())
+        return function({"y": Number(2)}), {name: value / (value != 7) for name, value in weights.items()}
+
+
+def test_what_gradients_are_asked_of() -> None:
+    assert not isinstance(model(), Differentiable)
+    opened = CheckedModel.of(DifferentiableGraphModel(Descending(), NETWORK.graph, NETWORK.weights))
+    assert isinstance(opened, Differentiable)
+    assert isinstance(opened.copy(), Differentiable)
+    name = "fc1.weight"
+    weight = opened.weight(name)
+    value, gradients = opened.gradient(lambda outputs: outputs["y"], {name: weight}, BATCH)
+    assert value == 2
+    np.testing.assert_array_equal(gradients[name], weight)
+    for wrong, said in (
+        ({"fc1.wait": weight}, "no weight"),
+        ({name: weight[:1]}, "has shape"),
+        ({name: weight.astype(np.float64)}, "convert them to float32"),
+        ({name: np.full_like(weight, np.inf)}, "overridden by NaN or infinity"),
+    ):
+        with pytest.raises((ModelError, DataError), match=said):
+            opened.gradient(lambda outputs: outputs["y"], wrong, BATCH)
+    for result, said in (
+        (1.0, "must return one real number as the framework's own tensor, not 1.0"),
+        (np.float32(1), "must return one real number"),
+        (Number("nan"), "the function of the outputs is nan"),
+    ):
+        with pytest.raises((ModelError, DataError), match=said):
+            opened.gradient(lambda outputs, result=result: result, {name: weight}, BATCH)
+    with np.errstate(divide="ignore"), pytest.raises(DataError, match=r"gradient by weight 'fc1\.weight' holds NaN"):
+        opened.gradient(lambda outputs: outputs["y"], {name: np.full_like(weight, 7)}, BATCH)
+
+    def broken(outputs: Any) -> Any:
+        raise ValueError("of the function")
+
+    with pytest.raises(ValueError, match="^of the function$"):
+        opened.gradient(broken, {name: weight}, BATCH)
+    with pytest.raises(ModelError, match="failed on a batch of shapes"):
+        opened.gradient(lambda outputs: outputs["y"], {name: weight}, {"x": np.ones((2, 7))})
