@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.errors import DataError, did_you_mean
+from isobit.errors import DataError, ModelError, did_you_mean
 from isobit.graph import Graph, TensorInfo
 
 Batch = dict[str, NDArray[Any]]
@@ -241,6 +241,18 @@ def example_of(source: Any, samples: int = 2) -> Any:
     if callable(source) and not hasattr(source, "__iter__"):
         source = source()
     return next(iter(source), None) if isinstance(source, Iterable) else None
+
+
+def example_by_name(example: Any, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of an example batch by input: its own keys, or `names` in order. Raises ModelError."""
+    if example is None:
+        raise ModelError("the model does not say its shapes: pass example_inputs, one batch of the model's inputs")
+    if isinstance(example, Mapping):
+        return {str(name): to_numpy(array) for name, array in example.items()}
+    arrays = example if isinstance(example, list | tuple) else [example]
+    if len(names) < len(arrays):
+        raise ModelError(f"the model takes {len(names)} inputs ({', '.join(names)}); the example has {len(arrays)}")
+    return {name: to_numpy(array) for name, array in zip(names, arrays, strict=False)}
 
 
 def to_numpy(value: Any) -> NDArray[Any]:

@@ -73,11 +73,15 @@ class GraphBuilder:
     def canonical(self, outputs: Mapping[str, str], *, composed: bool = True) -> tuple[Graph, dict[str, NDArray[Any]]]:
         """The canonical graph and its constants, both in canonical layout, for a backend that runs the graph itself.
 
-        `outputs` are names of tensors by the names of the model's outputs.
+        `outputs` are names of tensors by the names of the model's outputs. Raises ModelError for a float constant that
+        is not float32, in which such a backend computes.
         """
         infos = {name: WeightInfo.of(array, name) for name, array in self.arrays.items()}
         raw = Graph((), tuple(self._inputs), outputs, self._tensors, infos).with_nodes(tuple(self._nodes))
         graph = self._renumbered(canonicalize(raw, composed=composed))
+        wide = next((name for name, info in graph.weights.items() if info.is_float and info.dtype != "float32"), None)
+        if wide is not None:
+            raise ModelError(f"parameter {wide!r} is {graph.weights[wide].dtype}: parameters are float32 here")
         arrays = {n: to_canonical(self.arrays[i.source or n], i.layout) for n, i in graph.weights.items()}
         return graph, {name: np.array(array, order="C") for name, array in arrays.items()}
 

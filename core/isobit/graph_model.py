@@ -26,7 +26,7 @@ from isobit.graph_records import graph_from_record, graph_to_record
 from isobit.observer import Request
 from isobit.quantizer_checks import check_quantizers
 from isobit.running import Tap
-from isobit.sites import Site, Tensor
+from isobit.sites import Input, Site, Tensor
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -54,7 +54,7 @@ class Engine(Protocol):
         ...
 
     def run(self, model: GraphModel, feeds: Batch, taps: Sequence[Tap]) -> tuple[Mapping[str, Any], Sequence[Any]]:
-        """Outputs by name and the tapped tensors in order (`isobit.running.run_graph`), as arrays that NumPy reads.
+        """Outputs by name and the tapped tensors in order (`isobit.running.run_tapped`), as arrays that NumPy reads.
 
         `feeds` has every input in its element type. TypeError and ValueError mean that the batch does not fit.
         """
@@ -151,6 +151,17 @@ class GraphModel:
     def encodings(self) -> Encodings:
         """The encodings of all quantizers, on or off."""
         return Encodings(self.quantizers)
+
+    def grid(self, site: Site) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Scale and zero point of the quantizer at a site, in shapes that broadcast against what it rounds."""
+        encoding = self.quantizers[site]
+        name = (self.graph.node(site.node).inputs[site.index] or "") if isinstance(site, Input) else site.name
+        if name in self.weights:
+            return encoding.broadcast(self.graph.weights[name].shape)
+        shape = [n if isinstance(n, int) else 1 for n in self.graph.tensors[name].shape or ()]
+        if encoding.scale.ndim == 1 and encoding.axis is not None:
+            shape[encoding.axis] = encoding.scale.size  # which the graph need not know
+        return encoding.broadcast(tuple(shape))
 
     # --- running ---------------------------------------------------------------------------------------------------
 

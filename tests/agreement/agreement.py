@@ -164,7 +164,7 @@ class QdqFile:
 
     def _export(self, sim: QuantSim, folder: Path) -> Path:
         """Export, and keep the names that the backend gives."""
-        model: Any = sim.backend_model
+        model: Any = sim.backend_model.inner
         made, self.names = model.to_onnx()
         model.__dict__["to_onnx"] = lambda: (made, self.names)
         try:

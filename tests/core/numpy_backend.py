@@ -11,7 +11,7 @@ from isobit.checked_model import CheckedModel
 from isobit.errors import ModelError
 from isobit.graph import Graph
 from isobit.graph_model import GraphModel
-from isobit.running import Tap, run_graph
+from isobit.running import Tap, run_tapped
 from isobit.testing import interpreter
 
 Array = np.ndarray[Any, Any]
@@ -36,16 +36,15 @@ class NumpyEngine:
     def run(
         self, model: GraphModel, feeds: Mapping[str, Array], taps: Sequence[Tap]
     ) -> tuple[Mapping[str, Array], Sequence[Array]]:
-        """Outputs and tapped tensors, all of them kept until the end."""
-        tensors: dict[Tap, Array] = {}
+        """Outputs and tapped tensors."""
         rounders = {
             site: (lambda x: x) if site in model.off else lambda x, e=encoding: e.fake_quantize(x).astype(np.float64)
             for site, encoding in model.quantizers.items()
         }
         weights = {name: _working(value) for name, value in model.weights.items()}
         inputs = {name: _working(value) for name, value in feeds.items()}
-        outputs = run_graph(model.graph, interpreter.compute, weights, rounders, inputs, tensors.__setitem__)
-        return {name: value.astype(np.float32) for name, value in outputs.items()}, [tensors[tap] for tap in taps]
+        outputs, tapped = run_tapped(model.graph, interpreter.compute, weights, rounders, inputs, taps)
+        return {name: value.astype(np.float32) for name, value in outputs.items()}, tapped
 
     def bounds(self, array: Array) -> tuple[float, float]:
         """The smallest and the largest element."""

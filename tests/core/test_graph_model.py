@@ -12,6 +12,7 @@ from numpy_backend import NumpyEngine
 
 from isobit.backend import Differentiable
 from isobit.checked_model import CheckedModel
+from isobit.data import example_by_name
 from isobit.edit import AddBias, NewNode, Replace, SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import EditError, ModelError
@@ -297,3 +298,42 @@ def test_what_a_quantizer_rounds_is_kept_for_readers_with_their_own(own: bool) -
     outputs = run_graph(graph, observed, weights, rounders, {"x": np.full((1, 4), 8.0)})
     assert alive == [own]
     np.testing.assert_array_equal(outputs["last"], np.full((1, 4), 1 / (1 + np.exp(-4.0)) + (2.0 if own else 4.0)))
+
+
+def test_grids_broadcast_against_what_they_round() -> None:
+    """Of a tensor whose channels the graph does not know, of a weight in blocks, and of one reader's constant."""
+    builder = GraphBuilder()
+    x = builder.input("x", ("batch", None))
+    builder.scope = "fc"
+    w = builder.constant(np.ones((4, 6), np.float32), "w")
+    graph, weights = builder.canonical({"y": builder.node("MatMul", [x, w], ("batch", 6))})
+    assert graph.nodes[0].op == "Linear"
+    model = GraphModel(Strict(), graph, weights)
+    per_channel = Encoding.of("int8 per-channel", np.arange(1.0, 5.0), np.zeros(4, int), 1)
+    rows = Encoding.of("int8 per-channel", np.arange(1.0, 7.0), np.zeros(6, int), 0)
+    blocks = Encoding.of("int4 block=2", np.arange(1.0, 13.0).reshape(6, 2), np.zeros((6, 2), int), 1)
+    model.set_quantizers({Tensor("x"): per_channel, Weight("w"): blocks, Input("fc", 1): rows})
+    assert model.grid(Tensor("x"))[0].tolist() == [[1, 2, 3, 4]]
+    assert model.grid(Weight("w"))[0][0].tolist() == [1, 1, 2, 2]
+    assert model.grid(Input("fc", 1))[1].shape == (6, 1)
+    model.set_quantizers({Tensor("x"): Encoding.of("int8", 0.5)})
+    assert model.grid(Tensor("x"))[0].shape == ()
+
+
+def test_a_builder_refuses_other_floats() -> None:
+    builder = GraphBuilder()
+    x = builder.input("x", ("batch", 3))
+    y = builder.node("Mul", [x, builder.constant(np.ones(3, np.float16), "half")], ("batch", 3))
+    with pytest.raises(ModelError, match="parameter 'half' is float16: parameters are float32 here"):
+        builder.canonical({"y": y})
+
+
+def test_an_example_is_given_by_name_or_in_order() -> None:
+    x, y = np.ones(2), np.zeros(3)
+    for example in ({"x": x, "y": y}, (x, y)):
+        assert list(example_by_name(example, ["x", "y"])) == ["x", "y"]
+    assert list(example_by_name(x, ["x", "y"])) == ["x"]
+    with pytest.raises(ModelError, match=r"takes 1 inputs \(x\); the example has 2"):
+        example_by_name([x, y], ["x"])
+    with pytest.raises(ModelError, match="pass example_inputs"):
+        example_by_name(None, ["x"])

@@ -91,7 +91,7 @@ def test_completeness_every_tensor_the_target_quantizes_has_a_pair(tmp_path):
     sim = isobit.quantize(build_onnx(network), [network.batch(4, seed=s) for s in range(3)])
     written = onnx.load(sim.export(tmp_path)["model"])
     quantized = {node.input[0] for node in written.graph.node if node.op_type == "QuantizeLinear"}
-    values = sim.backend_model.translation.values
+    values = sim.backend_model.inner.translation.values
     for placement in sim.plan.of_kind("activation"):
         name = values[placement.site.name]
         assert name in quantized or f"{name}_unquantized" in quantized, name

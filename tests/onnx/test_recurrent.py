@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from isobit.checked_model import CheckedModel
 from isobit.edit import Unshare
 from isobit.encoding import Encoding
 from isobit.errors import EditError
@@ -38,7 +39,7 @@ def model_of(nodes, inputs, outputs, constants):
 
 def opened(model, batch):
     """The backend's model, after checking that it computes what the file does."""
-    opened_model = OnnxBackend().open(model, None)
+    opened_model = CheckedModel.of(OnnxBackend().open(model, None))
     names = [output.name for output in model.graph.output]
     expected = onnxruntime.InferenceSession(model.SerializeToString()).run(names, batch)
     outputs = opened_model.run(batch)

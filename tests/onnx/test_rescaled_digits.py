@@ -24,7 +24,7 @@ TEST = np.load(FOLDER / "test.npz")
 
 @pytest.fixture(scope="module")
 def model():
-    return build_onnx(rescaled(folded_with_relu(OnnxBackend().open(FOLDER / "model.onnx"), "digits")))
+    return build_onnx(rescaled(folded_with_relu(registry().open(FOLDER / "model.onnx"), "digits")))
 
 
 def measured(model, *techniques, weights: str) -> tuple[float, float, float]:

@@ -12,11 +12,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import isobit
+from isobit.checked_model import CheckedModel
 from isobit.edit import SetWeights
 from isobit.errors import EditError
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS
 from isobit_onnx.backend import OnnxBackend
+from isobit_onnx.model import OnnxModel
 from isobit_onnx.read.read_model import read_model
 from isobit_onnx.reference_networks import build_onnx
 from isobit_onnx.run import observe as onnx_observing
@@ -86,15 +88,16 @@ def test_a_session_takes_large_weights_as_they_are(limit: int, monkeypatch: pyte
 
 def test_new_weights_of_layers_leave_the_graph_and_other_copies_as_they_are() -> None:
     network = NETWORKS["conv_net"]()
-    model = OnnxBackend().open(build_onnx(network))
+    model = CheckedModel.of(OnnxBackend().open(build_onnx(network)))
     batch = network.batch(2)
     (output,) = model.graph.outputs
     before, copy = model.run(batch)[output], model.copy()
+    assert isinstance(copy.inner, OnnxModel)
     layer = next(node for node in model.graph.nodes if node.op == "Conv")
-    weight, float_model = layer.inputs[1] or "", copy.float_model
+    weight, float_model = layer.inputs[1] or "", copy.inner.float_model
     copy.edit([SetWeights({weight: 2 * copy.weight(weight)})])
-    assert copy.float_model is float_model, "nothing was built anew"
-    fresh = translate(copy.float_model).graph
+    assert copy.inner.float_model is float_model, "nothing was built anew"
+    fresh = translate(copy.inner.float_model).graph
     assert [repr(node) for node in copy.graph.nodes] == [repr(node) for node in fresh.nodes]
     assert copy.graph.tensors == fresh.tensors
     assert {n: (w.shape, w.magnitude) for n, w in copy.graph.weights.items()} == {

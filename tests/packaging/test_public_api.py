@@ -15,9 +15,11 @@ SNAPSHOT = Path(__file__).with_name("public_api.txt")
 MODULES = {
     "isobit": None,
     "isobit.backend": ("Backend", "BackendModel", "Differentiable", "Observer", "OnnxName", "Request"),
-    "isobit.graph_model": ("DifferentiableEngine", "Engine", "GraphModel"),
+    "isobit.checked_model": ("CheckedDifferentiable", "CheckedModel"),
+    "isobit.graph_model": ("DifferentiableEngine", "DifferentiableGraphModel", "Engine", "GraphModel"),
     "isobit.graph_builder": ("GraphBuilder",),
-    "isobit.running": ("run_graph",),
+    "isobit.data": ("example_by_name",),
+    "isobit.running": ("run_graph", "run_tapped"),
     "isobit.feeding": ("feed",),
     "isobit.devices": ("ReportsDevice",),
     "isobit.exporting": ("NativeExporter",),

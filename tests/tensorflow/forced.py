@@ -26,7 +26,7 @@ class Forced:
     """The file that a calibrated Keras simulator exports to `folder`, in onnxruntime."""
 
     def __init__(self, sim: QuantSim, folder: Path) -> None:
-        model = sim.backend_model
+        model = sim.backend_model.inner
         assert isinstance(model, KerasModel)
         self._model, self._file = model, QdqFile(sim, folder)
         self.run = self._file.run

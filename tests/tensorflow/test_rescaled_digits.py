@@ -24,7 +24,7 @@ TEST = {name: values[:200] for name, values in np.load(FOLDER / "test.npz").item
 @pytest.fixture(scope="module")
 def network() -> Network:
     pytest.importorskip("onnxruntime")
-    return rescaled(folded_with_relu(registry().backend("onnx").open(FOLDER / "model.onnx"), "digits"))
+    return rescaled(folded_with_relu(registry().open(FOLDER / "model.onnx"), "digits"))
 
 
 def simulator(model, weights: str) -> QuantSim:

@@ -15,6 +15,7 @@ from keras import layers as L
 
 import isobit
 from isobit.arithmetic import SMALLEST_SCALE
+from isobit.checked_model import CheckedModel
 from isobit.encoding import Encoding
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
@@ -23,6 +24,7 @@ from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
 from isobit.wishes import Wishes
 from isobit_tensorflow.backend import TensorFlowBackend
+from isobit_tensorflow.model import KerasModel
 from isobit_tensorflow.simulate.quantizers import Quantizer
 
 
@@ -229,7 +231,8 @@ def test_observation_returns_only_what_is_asked() -> None:
 def test_passes_are_traced_once() -> None:
     """Calibrating again, other schemes, another batch size and switches find the passes that were traced."""
     sim = simulated(network())
-    opened = sim.backend_model
+    opened = sim.backend_model.inner
+    assert isinstance(opened, KerasModel)
     opened.run({"image": images(16)})
     observation, run = opened._observations["float"], opened._runs["simulated"]
     sim.calibrate([images(16), images(5)], "percentile")
@@ -265,7 +268,7 @@ def test_each_pass_has_the_quantizers_that_are_on() -> None:
 def test_pruned_and_folded_layers_keep_their_names() -> None:
     from isobit.edit import Slice
 
-    opened = TensorFlowBackend().open(network())
+    opened = CheckedModel.of(TensorFlowBackend().open(network()))
     x = images()
     before = opened.run({"image": x})["fc"]
     FoldBatchNorms().apply(TechniqueContext(opened))

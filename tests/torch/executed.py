@@ -26,7 +26,7 @@ class Executed:
     """The file that a calibrated simulator exports to `folder`, in onnxruntime."""
 
     def __init__(self, sim: QuantSim, folder: Path) -> None:
-        model = sim.backend_model
+        model = sim.backend_model.inner
         assert isinstance(model, TorchModel)
         self._model, self._file = model, QdqFile(sim, folder)
         self.path, self.run = self._file.path, self._file.run

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from isobit.checked_model import CheckedModel
 from isobit.edit import Insert, NewNode, SetWeights
 from isobit.encoding import Encoding
 from isobit.observer import Request
@@ -13,6 +14,7 @@ from isobit.quant_spec import QuantSpec
 from isobit.sites import Input, Tensor, Weight
 from isobit.statistics import MinMax
 from isobit_torch.backend import TorchBackend
+from isobit_torch.model import TorchModel
 from isobit_torch.translate.translate import translate
 
 
@@ -33,7 +35,7 @@ def test_an_input_behind_a_dropout() -> None:
     torch.manual_seed(0)
     module = Branches().eval()
     x = torch.randn(3, 5, 8)
-    model = TorchBackend().open(module, (x,))
+    model = CheckedModel.of(TorchBackend().open(module, (x,)))
     factors = np.linspace(0.5, 2.0, 8).astype(np.float32)
     model.edit([Insert(Input("first", 0), (NewNode("Mul", ("factors",)),), {"factors": factors})])
     name = model.graph.inputs[0]
@@ -47,14 +49,15 @@ def test_an_input_behind_a_dropout() -> None:
 
 def test_new_weights_of_layers_leave_the_program_and_other_copies_as_they_are() -> None:
     torch.manual_seed(0)
-    model = TorchBackend().open(Branches().eval(), (torch.randn(3, 5, 8),))
+    model = CheckedModel.of(TorchBackend().open(Branches().eval(), (torch.randn(3, 5, 8),)))
     model.set_quantizers({Weight("first.weight"): Encoding(QuantSpec.parse("int8 per-tensor"), 0.01, 0)})
     (name,) = model.graph.inputs
     batch = {name: np.random.default_rng(0).standard_normal((3, 5, 8)).astype(np.float32)}
     before, copy = next(iter(model.run(batch).values())), model.copy()
-    program = copy.program
+    assert isinstance(copy.inner, TorchModel)
+    program = copy.inner.program
     copy.edit([SetWeights({"first.weight": -copy.weight("first.weight"), "first.bias": np.full(8, 2.0)})])
-    assert copy.program is program
+    assert copy.inner.program is program
     fresh = translate(program.graph, copy.native, program.inputs, program.signature.outputs, program.notes).graph
     assert [repr(node) for node in copy.graph.nodes] == [repr(node) for node in fresh.nodes]
     assert copy.graph.tensors == fresh.tensors

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from isobit import layout as reference
+from isobit.checked_model import CheckedDifferentiable, CheckedModel
 from isobit.encoding import Encoding
 from isobit.errors import DataError, ModelError
 from isobit.layout import Permute, Take, View
 from isobit.sites import Tensor
 from isobit_torch.backend import TorchBackend
-from isobit_torch.model import TorchModel
 from isobit_torch.program.layouts import to_canonical, to_native
 from isobit_torch.simulate.quantizers import Quantizer
 
@@ -37,15 +37,17 @@ class Tied(nn.Module):
 
 
 @pytest.fixture
-def tied() -> TorchModel:
+def tied() -> CheckedDifferentiable:
     torch.manual_seed(0)
-    return TorchBackend().open(Tied().eval(), torch.randint(0, 10, (2, 3)))
+    opened = CheckedModel.of(TorchBackend().open(Tied().eval(), torch.randint(0, 10, (2, 3))))
+    assert isinstance(opened, CheckedDifferentiable)
+    return opened
 
 
 IDS = {"ids": np.array([[1, 2, 3], [4, 5, 1]])}
 
 
-def test_ties_add_up(tied: TorchModel) -> None:
+def test_ties_add_up(tied: CheckedDifferentiable) -> None:
     module = Tied().eval()
     module.load_state_dict({k: v for k, v in tied.native.state_dict().items() if not k.startswith("isobit")})
     loss = module(torch.from_numpy(IDS["ids"]))[0].square().sum()
@@ -57,7 +59,7 @@ def test_ties_add_up(tied: TorchModel) -> None:
         np.testing.assert_allclose(gradients[name], module.table.weight.grad.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_what_the_function_does_not_reach(tied: TorchModel) -> None:
+def test_what_the_function_does_not_reach(tied: CheckedDifferentiable) -> None:
     weights = {"hidden.weight": tied.weight("hidden.weight"), "aside.weight": tied.weight("aside.weight")}
     _, gradients = tied.gradient(lambda o: o["output"].mean(), weights, IDS)
     assert not gradients["aside.weight"].any()
@@ -69,7 +71,7 @@ def test_what_the_function_does_not_reach(tied: TorchModel) -> None:
     assert value == pytest.approx(tied.run(IDS)["output"].mean(), rel=1e-5)
 
 
-def test_the_model_stays_as_it_is(tied: TorchModel) -> None:
+def test_the_model_stays_as_it_is(tied: CheckedDifferentiable) -> None:
     tied.set_quantizers({Tensor("hidden"): Encoding.of("uint8", 0.01, 20)})
     native = tied.native
     native.train()
@@ -92,7 +94,7 @@ def test_the_model_stays_as_it_is(tied: TorchModel) -> None:
 def test_gradients_pass_activation_quantizers_inside_the_grid() -> None:
     """y = c · W fq(x), and z = fq(W x): by hand."""
     torch.manual_seed(0)
-    model = TorchBackend().open(nn.Linear(4, 3, bias=False), torch.randn(2, 4))
+    model = CheckedModel.of(TorchBackend().open(nn.Linear(4, 3, bias=False), torch.randn(2, 4)))
     weight, x = model.weight("weight"), np.array([[0.31, -9.0, 0.49, 0.02]], np.float32)
     coarse = Encoding.of("int4", 0.1)
     c = np.array([1.0, -2.0, 0.5], np.float32)
@@ -111,7 +113,7 @@ def test_gradients_pass_activation_quantizers_inside_the_grid() -> None:
 
 
 def test_non_finite_gradients_are_named() -> None:
-    model = TorchBackend().open(nn.Linear(2, 2, bias=False), torch.randn(2, 2))
+    model = CheckedModel.of(TorchBackend().open(nn.Linear(2, 2, bias=False), torch.randn(2, 2)))
     zero = {"weight": np.zeros((2, 2), np.float32)}
     with pytest.raises(DataError, match="'weight' holds NaN or infinity"):
         model.gradient(lambda o: o["output"].sum().sqrt(), zero, {"input": np.ones((1, 2), np.float32)})

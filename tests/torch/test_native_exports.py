@@ -148,7 +148,7 @@ def test_pt2_dequantized_weights_are_exact(images: list[torch.Tensor], tmp_path:
             return self.fc(self.conv(image).mean((2, 3)))
 
     sim = simulator(Weights(), images)
-    model = sim.backend_model
+    model = sim.backend_model.inner
     model.set_quantizers({site: None for site in model.encodings() if isinstance(site, Tensor)})
     model.write_native("pt2", model.encodings(), tmp_path / "weights.pt2")
     with torch.no_grad():
@@ -238,7 +238,7 @@ def test_pt2_refuses_blocks_of_a_convolution(images: list[torch.Tensor], tmp_pat
     shape = sim.backend_model.weight("0.weight").shape
     blocks = Encoding.of("int4 block=1", np.full((shape[0], 3, 1, 1), 0.1), axis=1)
     with pytest.raises(ModelError, match=r"'0\.weight' is int4 symmetric block=1"):
-        sim.backend_model.write_native("pt2", type(sim.encodings)({site: blocks}), tmp_path / "model.pt2")
+        sim.backend_model.inner.write_native("pt2", type(sim.encodings)({site: blocks}), tmp_path / "model.pt2")
 
 
 def test_pt2_refuses_other_floats(sim: QuantSim, tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from isobit.data import example_by_name
 from isobit.errors import ModelError, PluginError
 from isobit.graph_model import DifferentiableGraphModel
 from isobit_jax.native import JaxModel
@@ -31,7 +31,8 @@ class JaxBackend:
         from isobit_jax.engine import JaxEngine
         from isobit_jax.reading import read
 
-        return DifferentiableGraphModel(JaxEngine(), *read(model, _by_name(model, example_inputs)))
+        names = list(inspect.signature(model.function).parameters)[1:]  # behind its parameters
+        return DifferentiableGraphModel(JaxEngine(), *read(model, example_by_name(example_inputs, names)))
 
     def restore(self, state: bytes) -> DifferentiableGraphModel:
         """The model that `GraphModel.state` wrote."""
@@ -43,16 +44,3 @@ class JaxBackend:
     def _require(self) -> None:
         if find_spec("jax") is None:
             raise PluginError(f"backend 'jax' needs JAX: {self.install}")
-
-
-def _by_name(model: JaxModel, example: Any) -> Mapping[str, Any]:
-    """The arrays of an example batch by input name: its own keys, or the function's arguments in order."""
-    if example is None:
-        raise ModelError("a JAX function does not say its shapes: pass example_inputs, one batch of the model's inputs")
-    if isinstance(example, Mapping):
-        return example
-    arrays = example if isinstance(example, list | tuple) else [example]
-    names = list(inspect.signature(model.function).parameters)[1:]
-    if len(names) < len(arrays):
-        raise ModelError(f"the function takes {len(names)} inputs after its parameters; the example has {len(arrays)}")
-    return dict(zip(names, arrays, strict=False))

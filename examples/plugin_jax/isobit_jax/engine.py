@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,16 @@ import jax.numpy as jnp
 from isobit.backend import Batch, NameMap
 from isobit.graph import Graph
 from isobit.graph_model import GraphModel
-from isobit.running import Tap, run_graph
+from isobit.running import Tap, run_tapped
 from isobit.sites import Site
-from isobit_jax import quantizers
 from isobit_jax.kernels import KERNELS
 from isobit_jax.native import JaxModel
-from isobit_jax.quantizers import apply
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
+from isobit_jax.quantizers import Numbers, apply, kind_of, numbers_of
 
 #: The quantizers of a compiled function.
-Forms = tuple[tuple[Site, quantizers.Form], ...]
+Kinds = tuple[tuple[Site, str], ...]
+
+_bounds = jax.jit(lambda array: (jnp.min(array), jnp.max(array)))
 
 
 class JaxEngine:
@@ -33,23 +31,22 @@ class JaxEngine:
 
     def native(self, model: GraphModel) -> JaxModel:
         """The simulator as a function of its parameters: ``weights`` by name, and ``quantizers``."""
-        run = partial(_run, model.graph, _forms(model), ())
+        run = partial(_run, model.graph, _kinds(model), ())
         return JaxModel(lambda params, **inputs: run(**params, inputs=inputs)[0], _parameters(model))
 
     def run(self, model: GraphModel, feeds: Batch, taps: Sequence[Tap]) -> tuple[Mapping[str, Any], Sequence[Any]]:
         """Outputs by name, and the tapped tensors."""
-        key = (_forms(model), tuple(taps))
+        key = (_kinds(model), tuple(taps))
         if key not in model.cache:
             model.cache[key] = jax.jit(partial(_run, model.graph, *key))
-        found: tuple[Mapping[str, Any], Sequence[Any]] = model.cache[key](**_parameters(model), inputs=feeds)
-        return found
+        return model.cache[key](**_parameters(model), inputs=feeds)  # type: ignore[no-any-return]
 
     def bounds(self, array: Any) -> tuple[float, float]:
         """Smallest and largest element, of which alone leave the device."""
         low, high = _bounds(array)
         return float(low), float(high)
 
-    def to_onnx(self, model: GraphModel) -> tuple[ModelProto, NameMap]:
+    def to_onnx(self, model: GraphModel) -> tuple[Any, NameMap]:
         """The float model as ONNX, written from the graph."""
         from isobit_onnx.write.write_onnx import write_onnx
 
@@ -60,36 +57,22 @@ class JaxEngine:
     ) -> tuple[Any, Mapping[str, Any]]:
         """Value and gradient of a function of the outputs."""
         held = _parameters(model)
-        run = partial(_run, model.graph, _forms(model), (), quantizers=held["quantizers"], inputs=feeds)
-        found: tuple[Any, Mapping[str, Any]] = jax.value_and_grad(
-            lambda given: function(run(weights={**held["weights"], **given})[0])
-        )({name: jnp.asarray(array) for name, array in weights.items()})
-        return found
+        run = partial(_run, model.graph, _kinds(model), (), quantizers=held["quantizers"], inputs=feeds)
+        differentiated = jax.value_and_grad(lambda given: function(run(weights={**held["weights"], **given})[0]))
+        return differentiated(jax.tree.map(jnp.asarray, dict(weights)))
 
 
-@jax.jit
-def _bounds(array: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.min(array), jnp.max(array)
-
-
-def _forms(model: GraphModel) -> Forms:
-    return tuple((site, quantizers.Form.of(encoding)) for site, encoding in model.quantizers.items())
+def _kinds(model: GraphModel) -> Kinds:
+    return tuple((site, kind_of(encoding)) for site, encoding in model.quantizers.items())
 
 
 def _parameters(model: GraphModel) -> dict[str, Any]:
-    numbers = [quantizers.parameters(encoding, site not in model.off) for site, encoding in model.quantizers.items()]
-    return {"weights": {name: jnp.asarray(value) for name, value in model.weights.items()}, "quantizers": numbers}
+    numbers = [numbers_of(model, site) for site in model.quantizers]
+    return {"weights": jax.tree.map(jnp.asarray, model.weights), "quantizers": numbers}
 
 
 def _run(
-    graph: Graph, forms: Forms, taps: Sequence[Tap], weights: Any, quantizers: Sequence[Any], inputs: Any
+    graph: Graph, kinds: Kinds, taps: Sequence[Tap], weights: Any, quantizers: Sequence[Numbers], inputs: Any
 ) -> tuple[dict[str, Any], list[Any]]:
-    found: dict[Tap, Any] = {}
-
-    def tap(place: Tap, value: Any) -> None:
-        if place in taps:
-            found[place] = value
-
-    rounders = {site: partial(apply, form, numbers) for (site, form), numbers in zip(forms, quantizers, strict=True)}
-    outputs = run_graph(graph, lambda node, operands: KERNELS[node.op](node, *operands), weights, rounders, inputs, tap)
-    return outputs, [found[place] for place in taps]
+    rounders = {site: partial(apply, kind, numbers) for (site, kind), numbers in zip(kinds, quantizers, strict=True)}
+    return run_tapped(graph, lambda node, operands: KERNELS[node.op](node, *operands), weights, rounders, inputs, taps)

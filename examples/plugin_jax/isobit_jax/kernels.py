@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from isobit.graph import Node
-from isobit_jax.recurrent import gru, lstm
+from isobit_jax.recurrent import gru, lstm, product
 
 Kernel = Callable[..., Any]
 
@@ -24,7 +24,7 @@ def _spatial(node: Node) -> dict[str, Any]:
 
 def _conv(node: Node, x: Any, weight: Any, bias: Any = None) -> Any:
     result = lax.conv_general_dilated(x, weight, **_spatial(node), feature_group_count=node.attributes["group"])
-    return _per_channel(result, bias)
+    return result if bias is None else result + _over_channels(bias, result)
 
 
 def _conv_transpose(node: Node, x: Any, weight: Any, bias: Any = None) -> Any:
@@ -37,25 +37,20 @@ def _conv_transpose(node: Node, x: Any, weight: Any, bias: Any = None) -> Any:
         x, jnp.flip(weight, tuple(space)), (1,) * len(space), padding, lhs_dilation=settings["window_strides"],
         rhs_dilation=settings["rhs_dilation"], feature_group_count=node.attributes["group"],
     )  # fmt: skip
-    return _per_channel(result, bias)
+    return result if bias is None else result + _over_channels(bias, result)
 
 
-def _per_channel(x: Any, bias: Any) -> Any:
-    return x if bias is None else x + bias.reshape(-1, *(1,) * (x.ndim - 2))
-
-
-def _linear(node: Node, x: Any, weight: Any, bias: Any = None) -> Any:
-    return x @ weight.T if bias is None else x @ weight.T + bias
+def _over_channels(values: Any, x: Any) -> Any:
+    return values.reshape(-1, *(1,) * (x.ndim - 2))
 
 
 def _batch_norm(node: Node, x: Any, *operands: Any) -> Any:
-    scale, shift, mean, variance = (value.reshape(-1, *(1,) * (x.ndim - 2)) for value in operands)
+    scale, shift, mean, variance = (_over_channels(operand, x) for operand in operands)
     return (x - mean) / jnp.sqrt(variance + node.attributes["epsilon"]) * scale + shift
 
 
 def _layer_norm(node: Node, x: Any, scale: Any, shift: Any) -> Any:
-    centered = x - x.mean(-1, keepdims=True)
-    return centered / jnp.sqrt((centered**2).mean(-1, keepdims=True) + node.attributes["epsilon"]) * scale + shift
+    return _rms_norm(node, x - x.mean(-1, keepdims=True), scale) + shift
 
 
 def _rms_norm(node: Node, x: Any, scale: Any) -> Any:
@@ -63,31 +58,20 @@ def _rms_norm(node: Node, x: Any, scale: Any) -> Any:
 
 
 def _max_pool(node: Node, x: Any) -> Any:
-    at, half = node.attributes, len(node.attributes["pads"]) // 2
-    padding = [(0, 0), (0, 0), *zip(at["pads"][:half], at["pads"][half:], strict=True)]
-    window, strides, dilations = ((1, 1, *at[key]) for key in ("kernel_shape", "strides", "dilations"))
-    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding, None, dilations)
+    strides, padding, dilations = _spatial(node).values()
+    window, strides, dilations = ((1, 1, *sizes) for sizes in (node.attributes["kernel_shape"], strides, dilations))
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, [(0, 0), (0, 0), *padding], None, dilations)
 
 
 def _recurrent(layer: Kernel) -> Kernel:
-    def run(node: Node, x: Any, w: Any, r: Any, *more: Any) -> Any:
-        biases = (more[0], more[5]) if len(more) > 5 else ()
-        return layer(x, w, r, *biases, reverse=node.attributes["direction"] == "reverse")[:, None]
-
-    return run
+    """The graph's second bias is input 8."""
+    return lambda node, x, w, r, *more: layer(
+        x, w, r, *more[:1], *more[5:6], reverse=node.attributes["direction"] == "reverse"
+    )[:, None]
 
 
 def _reduce(function: Kernel) -> Kernel:
-    def run(node: Node, x: Any) -> Any:
-        return function(x, axis=tuple(node.attributes["axes"]), keepdims=bool(node.attributes.get("keepdims", 1)))
-
-    return run
-
-
-def _reshape(node: Node, x: Any) -> Any:
-    """The batch axis may be any: only one dimension is unknown."""
-    shape = node.attributes["shape"]
-    return x.reshape([-1 if not isinstance(n, int) else n for n in shape])
+    return lambda node, x: function(x, tuple(node.attributes["axes"]), keepdims=node.attributes.get("keepdims", 1) != 0)
 
 
 def _plain(function: Kernel) -> Kernel:
@@ -102,14 +86,16 @@ KERNELS: Mapping[str, Kernel] = {
         "Erf": lax.erf, "Add": jnp.add, "Sub": jnp.subtract, "Mul": jnp.multiply, "Div": jnp.divide, "Pow": jnp.power,
         "Max": jnp.maximum, "Min": jnp.minimum,
     }.items()},
-    "Conv": _conv, "ConvTranspose": _conv_transpose, "Linear": _linear, "BatchNormalization": _batch_norm,
-    "LayerNormalization": _layer_norm, "RMSNormalization": _rms_norm, "MaxPool": _max_pool, "Reshape": _reshape,
+    "Conv": _conv, "ConvTranspose": _conv_transpose, "Linear": _plain(product), "BatchNormalization": _batch_norm,
+    "LayerNormalization": _layer_norm, "RMSNormalization": _rms_norm, "MaxPool": _max_pool,
     "LSTM": _recurrent(lstm), "GRU": _recurrent(gru),
     "MatMul": lambda node, a, b: a @ b * node.attributes.get("scale", 1.0),
     "Softmax": lambda node, x: jax.nn.softmax(x, node.attributes["axis"]),
     "Gelu": lambda node, x: jax.nn.gelu(x, node.attributes["approximate"] == "tanh"),
     "Clip": lambda node, x: jnp.clip(x, node.attributes.get("min"), node.attributes.get("max")),
     "GlobalAveragePool": lambda node, x: x.mean(range(2, x.ndim), keepdims=bool(node.attributes.get("keepdims", 1))),
+    # The batch axis may be any: only one dimension is unknown.
+    "Reshape": lambda node, x: x.reshape([n if isinstance(n, int) else -1 for n in node.attributes["shape"]]),
     "Transpose": lambda node, x: x.transpose(node.attributes["perm"]),
     "Concat": lambda node, *parts: jnp.concatenate(parts, node.attributes["axis"]),
     **{f"Reduce{name}": _reduce(function) for name, function in {

@@ -5,9 +5,8 @@ Scale and zero point are arguments of the compiled function: XLA could rewrite a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,59 +15,38 @@ from jax import lax
 
 from isobit import arithmetic
 from isobit.encoding import Encoding
-from isobit.quant_spec import PerChannel, PerTensor
+from isobit.graph_model import GraphModel
+from isobit.sites import Site
 
-_FLOATS = {
-    "float16": jnp.float16, "bfloat16": jnp.bfloat16, "float8e4m3": jnp.float8_e4m3fn, "float8e5m2": jnp.float8_e5m2,
-}  # fmt: skip
-
-
-class Form(NamedTuple):
-    """What is compiled in: ``int``, ``wide`` or a float type; the axis of channels or blocks; whether it has blocks."""
-
-    kind: str
-    axis: int | None
-    blocks: bool
-
-    @classmethod
-    def of(cls, encoding: Encoding) -> Form:
-        """The form of an encoding."""
-        spec = encoding.spec
-        kind = spec.dtype if not spec.is_integer else "int" if spec.q_max - spec.q_min <= 0xFFFF else "wide"
-        per_tensor = isinstance(spec.granularity, PerTensor)
-        return cls(
-            kind, None if per_tensor else encoding.axis, not isinstance(spec.granularity, PerTensor | PerChannel)
-        )
+#: Scale, zero point, lowest and highest level, and the switch: what changes without compiling again.
+Numbers = tuple[Any, ...]
 
 
-def parameters(encoding: Encoding, on: bool) -> tuple[Any, ...]:
-    """What changes without compiling again: scale, zero point, lowest and highest level, and the switch."""
+def kind_of(encoding: Encoding) -> str:
+    """What is compiled in: ``int``, ``wide`` or a float type."""
     spec = encoding.spec
-    numbers = (encoding.zero_point, spec.q_min, spec.q_max) if spec.is_integer else (encoding.zero_point, 0, 0)
-    return jnp.asarray(encoding.scale), *(jnp.asarray(n, jnp.float32) for n in numbers), jnp.asarray(on)
+    if not spec.is_integer:
+        return spec.dtype
+    return "int" if spec.q_max - spec.q_min <= 0xFFFF else "wide"
 
 
-def apply(form: Form, numbers: Sequence[Any], x: Any) -> Any:
-    """`x` on the grid of the encoding whose form and numbers these are."""
+def numbers_of(model: GraphModel, site: Site) -> Numbers:
+    """The numbers of the quantizer at a site."""
+    (scale, zero_point), spec = model.grid(site), model.quantizers[site].spec
+    low, high = (spec.q_min, spec.q_max) if spec.is_integer else (0, 0)
+    numbers = (jnp.asarray(n, jnp.float32) for n in (zero_point, low, high))
+    return jnp.asarray(scale), *numbers, jnp.asarray(site not in model.off)
+
+
+def apply(kind: str, numbers: Numbers, x: Any) -> Any:
+    """`x` on the grid of an encoding."""
     scale, zero_point, low, high, on = numbers
     # Behind a barrier XLA cannot see that a divisor is repeated, for which it would multiply by the inverse.
-    scale = lax.optimization_barrier(jnp.broadcast_to(_broadcast(form, scale, x), x.shape))
-    zero_point = _broadcast(form, zero_point, x)
-    if form.kind == "int":
-        rounded = _fake_quantize(x, scale, zero_point, low, high)
-    elif form.kind == "wide":
-        rounded = _fake_quantize_wide(x, scale, zero_point, low, high)
-    else:
-        rounded = _cast(x, scale, form.kind)
-    return jnp.where(on, rounded, x)
-
-
-def _broadcast(form: Form, numbers: Any, x: Any) -> Any:
-    if form.axis is None:
-        return numbers
-    if form.blocks:
-        return jnp.repeat(numbers, x.shape[form.axis] // numbers.shape[form.axis], form.axis)
-    return numbers.reshape([-1 if place == form.axis else 1 for place in range(x.ndim)])
+    scale = lax.optimization_barrier(jnp.broadcast_to(scale, x.shape))
+    if kind in ("int", "wide"):
+        fake_quantize = _fake_quantize if kind == "int" else _fake_quantize_wide
+        return jnp.where(on, fake_quantize(x, scale, zero_point, low, high), x)
+    return jnp.where(on, _cast(x, scale, kind), x)
 
 
 def _level(x: Any, scale: Any, zero_point: Any) -> Any:
@@ -103,9 +81,9 @@ _fake_quantize_wide.defjvp(partial(_straight_through, function=_fake_quantize_wi
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _cast(x: Any, scale: Any, dtype: str) -> Any:
-    small, values = _FLOATS[dtype], x / scale
+    small, values = arithmetic.float_type(dtype), x / scale
     if dtype.startswith("float8"):
-        limit = float(jnp.finfo(small).max)
+        limit = arithmetic.largest_float(dtype)
         values = jnp.clip(values, -limit, limit)
     # The barrier keeps XLA from taking the two casts away, which it may where precision is only gained.
     return lax.optimization_barrier(values.astype(small)).astype(jnp.float32) * scale

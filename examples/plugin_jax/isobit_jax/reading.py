@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.export import symbolic_shape
 from jax.extend.core import ClosedJaxpr, Literal
+from jax.tree_util import keystr
 from numpy.typing import NDArray
 
 from isobit.errors import ModelError
@@ -30,38 +31,28 @@ _CALLS = frozenset("jit pjit closed_call core_call custom_jvp_call custom_vjp_ca
 _NOTHING = frozenset({"copy", "stop_gradient", "optimization_barrier"})
 
 
-def read(model: JaxModel, example: Mapping[str, Any]) -> tuple[Graph, dict[str, NDArray[Any]]]:
+def read(model: JaxModel, example: Mapping[str, NDArray[Any]]) -> tuple[Graph, dict[str, NDArray[Any]]]:
     """The canonical graph of a model and its constants, both in canonical layout. Raises ModelError."""
-    inputs = {name: _abstract(name, np.asarray(array)) for name, array in example.items()}
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(model.params)
-    params = [np.array(leaf) for _, leaf in leaves]
-    order: list[str] = []  # of the outputs, the user's, which JAX does not keep
+    inputs = {name: _abstract(name, array) for name, array in example.items()}
+    params = jax.tree.map(np.array, model.params)
+    order: list[str] = []  # of the outputs, which have names while the function is traced
 
-    def flat_function(arrays: list[Any], given: dict[str, Any]) -> dict[str, Any]:
-        params = jax.tree_util.tree_unflatten(treedef, arrays)
-        found = outputs_by_name(model.function(params, **given))
-        order[:] = map(str, found)
-        return dict(found)
+    def function(params: Any, arrays: Sequence[Any]) -> list[Any]:
+        outputs = outputs_by_name(model.function(params, **dict(zip(inputs, arrays, strict=True))))
+        order[:] = map(str, outputs)
+        return list(outputs.values())
 
     try:
-        closed = jax.make_jaxpr(flat_function)(params, inputs)
+        closed = jax.make_jaxpr(function)(params, list(inputs.values()))
     except Exception as error:  # JAX raises its own kinds, the user's function anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise ModelError(
-            f"the function cannot be traced for any batch size: {type(error).__name__}: {reason}"
-        ) from error
+        reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+        raise ModelError(f"the function cannot be traced for any batch size: {reason}") from error
     reader = Reader()
-    names = (".".join(map(_key, path)) or "params" for path, _ in leaves)
-    given = {name: reader.input(name, info) for name, info in inputs.items()}
-    arguments = [reader.held(array, name) for array, name in zip(params, names, strict=True)]
-    arguments += [given[name] for name in sorted(given)]  # the order in which JAX flattens a dict
-    results = reader.inline(closed, arguments)
-    found = {name: reader.name(value) for name, value in zip(sorted(order), results, strict=True)}
-    graph, constants = reader.builder.canonical({name: found[name] for name in order})
-    bad = next((name for name, info in graph.weights.items() if info.is_float and info.dtype != "float32"), None)
-    if bad is not None:
-        raise ModelError(f"parameter {bad!r} is {graph.weights[bad].dtype}: parameters are float32 here")
-    return graph, constants
+    given = [reader.input(name, info) for name, info in inputs.items()]
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    held = [reader.held(leaf, keystr(path, simple=True, separator=".") or "params") for path, leaf in leaves]
+    results = map(reader.name, reader.inline(closed, [*held, *given]))
+    return reader.builder.canonical(dict(zip(order, results, strict=True)))
 
 
 def _abstract(name: str, array: NDArray[Any]) -> jax.ShapeDtypeStruct:
@@ -71,10 +62,6 @@ def _abstract(name: str, array: NDArray[Any]) -> jax.ShapeDtypeStruct:
             f"input {name!r} is {array.dtype} of shape {array.shape}: inputs are {', '.join(_TYPES)} batches"
         )
     return jax.ShapeDtypeStruct((BATCH, *array.shape[1:]), np.dtype(kind))
-
-
-def _key(part: Any) -> str:
-    return str(next((getattr(part, name) for name in ("key", "name", "idx") if hasattr(part, name)), part))
 
 
 def _shape(shape: Sequence[Any]) -> Shape:
@@ -142,9 +129,7 @@ class Reader:
     def name(self, value: Value) -> str:
         """The graph's name of a value; a number in the code becomes a constant."""
         if value.problem or value.flipped:
-            raise ModelError(
-                value.problem or "a reversed array is read as the kernel of a transposed convolution alone"
-            )
+            raise ModelError(value.problem or "a reversed array is read in a transposed convolution's kernel alone")
         if value.literal is not None:
             return self.builder.constant(np.asarray(value.literal, value.dtype))
         return value.name

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 
-def _product(x: Array, weight: Array, bias: Array | None) -> Array:
+def product(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """A linear layer; its weight is (out, in)."""
     y = x @ weight.T
     return y if bias is None else y + bias
 
@@ -19,7 +20,7 @@ def lstm(
 
     def step(state: tuple[Array, Array], now: Array) -> tuple[tuple[Array, Array], Array]:
         h, c = state
-        i, o, f, g = jnp.split(_product(now, w, wb) + _product(h, r, rb), 4, axis=-1)
+        i, o, f, g = jnp.split(product(now, w, wb) + product(h, r, rb), 4, axis=-1)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         h = jax.nn.sigmoid(o) * jnp.tanh(c)
         return (h, c), h
@@ -34,8 +35,8 @@ def gru(
     """The same with gates in the order z, r, h; the reset gate acts after the product (``linear_before_reset``)."""
 
     def step(h: Array, now: Array) -> tuple[Array, Array]:
-        zx, rx, hx = jnp.split(_product(now, w, wb), 3, axis=-1)
-        zh, rh, hh = jnp.split(_product(h, r, rb), 3, axis=-1)
+        zx, rx, hx = jnp.split(product(now, w, wb), 3, axis=-1)
+        zh, rh, hh = jnp.split(product(h, r, rb), 3, axis=-1)
         z = jax.nn.sigmoid(zx + zh)
         h = (1 - z) * jnp.tanh(hx + jax.nn.sigmoid(rx + rh) * hh) + z * h
         return h, h

@@ -23,10 +23,6 @@ def _plain(op: str) -> Rule:
     return lambda reader, eqn, *operands: reader.node(op, operands, eqn.outvars[0].aval)
 
 
-def _rsqrt(reader: Reader, eqn: Any, x: Value) -> Value:
-    return reader.node("Reciprocal", [reader.node("Sqrt", [x], x)], x)
-
-
 def _erfc(reader: Reader, eqn: Any, x: Value) -> Value:
     """``1 + erf(-x)``."""
     return reader.node("Add", [reader.number(1), reader.node("Erf", [reader.node("Neg", [x], x)], x)], x)
@@ -46,25 +42,14 @@ def _reduce(op: str) -> Rule:
 def _reshape(reader: Reader, eqn: Any, x: Value, *sizes: Value) -> Value:
     """Axes of size 1 in front change nothing for a reader that broadcasts, which every reader of a vector does."""
     out = eqn.outvars[0].aval
+    more = len(out.shape) - len(x.shape)
     constant = x.literal is not None or x.name in reader.builder.arrays
-    if (
-        constant
-        and len(x.shape) < len(out.shape)
-        and _without_leading_ones(x.shape) == _without_leading_ones(out.shape)
-    ):
+    if constant and more > 0 and (1,) * more + x.shape == tuple(out.shape):
         return replace(x, shape=tuple(out.shape))
     if eqn.primitive.name == "broadcast_in_dim" and [n for n in x.shape if n != 1] != [n for n in out.shape if n != 1]:
         said = f"a value of shape {x.shape} is repeated to {out.shape}: let operators broadcast instead"
         return Value(tuple(out.shape), x.dtype, literal=x.literal, problem=said)
     return reader.node("Reshape", [x], out, shape=tuple(n if isinstance(n, int) else -1 for n in out.shape))
-
-
-def _without_leading_ones(shape: Sequence[Any]) -> Sequence[Any]:
-    return shape[next((axis for axis, n in enumerate(shape) if n != 1), len(shape)) :]
-
-
-def _rev(reader: Reader, eqn: Any, x: Value) -> Value:
-    return replace(x, flipped=x.flipped ^ set(eqn.params["dimensions"]))
 
 
 def _concatenate(reader: Reader, eqn: Any, *operands: Value) -> Value:
@@ -121,22 +106,21 @@ def _conv(reader: Reader, eqn: Any, x: Value, kernel: Value) -> Value:
             settings["output_padding"] = tuple(max(0, -n) for n in high)
         high = tuple(max(0, n) for n in high)
         kernel = _onnx_transposed(reader, replace(kernel, flipped=frozenset()), settings["group"])
-    made = Value(tuple(result.shape[axis] for axis in out), str(result.dtype))
-    found = reader.node(op, [reader.moved(x, lhs), kernel], made, **settings, pads=(*low, *high))
-    return reader.moved(found, tuple(int(axis) for axis in np.argsort(out)))
+    turned = Value(tuple(result.shape[axis] for axis in out), str(result.dtype))
+    y = reader.node(op, [reader.moved(x, lhs), kernel], turned, **settings, pads=(*low, *high))
+    return reader.moved(y, np.argsort(out).tolist())
 
 
 def _onnx_transposed(reader: Reader, kernel: Value, group: int) -> Value:
     """(out, in/group, *k) as ONNX has it, (in, out/group, *k)."""
     out, inner, *space = kernel.shape
-    axes = range(3, 3 + len(space))
-    if group == 1:
-        return reader.moved(kernel, (1, 0, *(axis - 1 for axis in axes)))
 
     def viewed(value: Value, *shape: int) -> Value:
         return reader.node("Reshape", [value], Value(shape, value.dtype), shape=shape)
 
-    turned = reader.moved(viewed(kernel, group, out // group, inner, *space), (0, 2, 1, *axes))
+    if group == 1:
+        return reader.moved(kernel, (1, 0, *range(2, len(kernel.shape))))
+    turned = reader.moved(viewed(kernel, group, out // group, inner, *space), (0, 2, 1, *range(3, 3 + len(space))))
     return viewed(turned, group * inner, out // group, *space)
 
 
@@ -145,10 +129,12 @@ RULES: Mapping[str, Rule] = {
         "add": "Add", "sub": "Sub", "div": "Div", "mul": "Mul", "min": "Min", "max": "Max", "pow": "Pow", "exp": "Exp",
         "log": "Log", "sqrt": "Sqrt", "tanh": "Tanh", "logistic": "Sigmoid", "neg": "Neg", "abs": "Abs", "erf": "Erf",
     }.items()},
-    "rsqrt": _rsqrt, "erfc": _erfc, "integer_pow": _power, "square": _power,
+    "rsqrt": lambda reader, eqn, x: reader.node("Reciprocal", [reader.node("Sqrt", [x], x)], x),
+    "erfc": _erfc, "integer_pow": _power, "square": _power,
     "reduce_sum": _reduce("ReduceSum"), "reduce_max": _reduce("ReduceMax"), "reduce_min": _reduce("ReduceMin"),
     "reshape": _reshape, "broadcast_in_dim": _reshape, "squeeze": _reshape, "expand_dims": _reshape,
     "transpose": lambda reader, eqn, x: reader.moved(x, eqn.params["permutation"]),
-    "rev": _rev, "concatenate": _concatenate, "reduce_window_max": _max_pool,
+    "rev": lambda reader, eqn, x: replace(x, flipped=x.flipped ^ set(eqn.params["dimensions"])),
+    "concatenate": _concatenate, "reduce_window_max": _max_pool,
     "dot_general": _dot, "conv_general_dilated": _conv, "scan": scan,
 }  # fmt: skip

@@ -31,10 +31,11 @@ def scan(reader: Reader, eqn: Any, *operands: Value) -> list[Value]:
             direction="reverse" if eqn.params["reverse"] else "forward", **setting,
         )  # fmt: skip
         y = reader.moved(y, (0, 2, 1, 3))
-        states = [Value((), x.dtype, problem="the last state of a recurrent layer is not read")] * (
-            len(eqn.outvars) - 1
-        )
-        return [*states, reader.node("Reshape", [y], eqn.outvars[-1].aval, shape=(length, -1, hidden))]
+        state = Value((), x.dtype, problem="the last state of a recurrent layer is not read")
+        return [
+            *[state] * (len(eqn.outvars) - 1),
+            reader.node("Reshape", [y], eqn.outvars[-1].aval, shape=(length, -1, hidden)),
+        ]
     raise ModelError("a jax.lax.scan is read where it is a layer of isobit_jax.recurrent")
 
 

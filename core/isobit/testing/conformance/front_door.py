@@ -54,6 +54,31 @@ class FrontDoorConformance(Setting):
             opened.model.observe([batch], [Request(Tensor("nothing_there"), Collect())])
         assert_same(opened.model.run(batch), before)
 
+    def test_what_a_model_states(self, backend: Backend, open_network: Callable[[str], Opened]) -> None:
+        """The name of its backend, and the sites that have quantizers, on or off, also after edits."""
+        model = open_network("conv_net").model
+        assert model.backend == backend.name
+        model.set_quantizers({site: Encoding.of("int8", 0.1) for site in (Tensor("image"), Tensor("bn1"))})
+        model.enable([Tensor("image")], on=False)
+        assert set(model.inner.quantized) == set(model.encodings()) == {Tensor("image"), Tensor("bn1")}
+        FoldBatchNorms().apply(model)
+        assert set(model.inner.quantized) == set(model.encodings())
+
+    def test_batches_that_do_not_fit(self, open_network: Callable[[str], Opened]) -> None:
+        """They are errors of isobit that name shapes, also while observing; the model still runs."""
+        opened = open_network("shared_weights")
+        batch = opened.network.batch(2)
+        before = opened.model.run(batch)
+        (name,) = batch
+        wrong = {name: batch[name][:, :-1]}
+        with pytest.raises(IsobitError, match=r"failed on a batch of shapes .*\(2, 7\)"):
+            opened.model.run(wrong)
+        with pytest.raises(IsobitError, match=r"failed on a batch of shapes .*\(2, 7\)"):
+            opened.model.observe([batch, wrong], [Request(Tensor(name), Collect())])
+        with pytest.raises(IsobitError, match=f"no array for input '{name}'"):
+            opened.model.run({})
+        assert_same(opened.model.run({name: batch[name].astype(np.float64), "label": np.ones(2)}), before)
+
     def test_native_is_the_simulator(self, open_network: Callable[[str], Opened]) -> None:
         """What the user gets is there before and after quantizers are set and edits made."""
         model = open_network("conv_net").model

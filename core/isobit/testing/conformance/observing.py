@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from isobit.encoding import Encoding
+from isobit.moments import Moments
 from isobit.observer import Request
 from isobit.sites import Input, Tensor
-from isobit.statistics import Histogram, MinMax, Moments
+from isobit.statistics import Histogram, MinMax
 from isobit.testing import interpreter
 from isobit.testing.collecting import Collect
 from isobit.testing.conformance.setting import Opened, Setting
