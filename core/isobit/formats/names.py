@@ -64,6 +64,7 @@ class Names:
     def of(cls, model: Any, *, onnx: bool = True) -> Names:
         """The names of a simulator, an opened model or a graph; with `onnx` those of its ONNX export too."""
         opened = getattr(model, "backend_model", model)
+        opened = getattr(opened, "inner", opened)
         if isinstance(opened, Graph):
             return _collect(opened, _graph_places(opened))
         if not isinstance(getattr(opened, "graph", None), Graph):
@@ -77,9 +78,8 @@ class Names:
             return replace(names, notes=(f"names of its ONNX export are not known: {error}",))
         shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
         places = _onnx_places(opened.graph, onnx_names, shapes, names)
-        inner = getattr(opened, "inner", opened)
-        if isinstance(inner, HasInnerValues):
-            places += [Place(name, Tensor(tensor), inner=True) for name, tensor in inner.inner_values().items()]
+        if isinstance(opened, HasInnerValues):
+            places += [Place(name, Tensor(tensor), inner=True) for name, tensor in opened.inner_values().items()]
         both = _collect(opened.graph, places, names, opened)
         return replace(both, inputs=_inputs(onnx_names))
 
