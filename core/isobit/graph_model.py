@@ -158,10 +158,9 @@ class GraphModel:
         name = (self.graph.node(site.node).inputs[site.index] or "") if isinstance(site, Input) else site.name
         if name in self.weights:
             return encoding.broadcast(self.graph.weights[name].shape)
-        shape = [n if isinstance(n, int) else 1 for n in self.graph.tensors[name].shape or ()]
-        if encoding.scale.ndim == 1 and encoding.axis is not None:
-            shape[encoding.axis] = encoding.scale.size  # which the graph need not know
-        return encoding.broadcast(tuple(shape))
+        known = enumerate(self.graph.tensors[name].shape or ())
+        sizes = (n if isinstance(n, int) else encoding.scale.size if axis == encoding.axis else 1 for axis, n in known)
+        return encoding.broadcast(tuple(sizes))
 
     # --- running ---------------------------------------------------------------------------------------------------
 
