@@ -61,7 +61,7 @@ class FrontDoorConformance(Setting):
         model.set_quantizers({site: Encoding.of("int8", 0.1) for site in (Tensor("image"), Tensor("bn1"))})
         model.enable([Tensor("image")], on=False)
         assert set(model.inner.quantized) == set(model.encodings()) == {Tensor("image"), Tensor("bn1")}
-        FoldBatchNorms().apply(model)
+        FoldBatchNorms().apply(TechniqueContext(model))
         assert set(model.inner.quantized) == set(model.encodings())
 
     def test_batches_that_do_not_fit(self, open_network: Callable[[str], Opened]) -> None:
