@@ -215,13 +215,13 @@ def test_observation_returns_only_what_is_asked() -> None:
     """The traced function's outputs are bounds, samples and counts; memory is that of one batch."""
     from isobit.observer import Request
     from isobit.statistics import Histogram, MinMax
-    from isobit_tensorflow.simulate.observe import Observation, Watched
+    from isobit_tensorflow.simulate.observe import Observation, watched
 
     opened = TensorFlowBackend().open(network())
     name = opened.graph.node("conv").outputs[0]
     requests = [Request(Tensor(name), Histogram(limit=64)), Request(Tensor(name), MinMax())]
-    watched = [Watched.of(request, opened.graph, {}) for request in requests]
-    traced = Observation(opened.native, {}, watched, opened._signature())
+    items = [watched(request, opened.graph, {}) for request in requests]
+    traced = Observation(opened.native, {}, items, opened._signature())
     reduced = traced._reduced(opened.feeds({"image": images(5)}))
     assert keras.tree.map_structure(lambda value: tuple(value.shape), reduced) == {
         "bounds": (2, 2), "sizes": (2,), "samples": [(5, 6, 8)], "wholes": [],

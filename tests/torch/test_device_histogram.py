@@ -22,7 +22,7 @@ from isobit_torch.backend import TorchBackend
 from isobit_torch.model import TorchModel
 from isobit_torch.simulate import device_histogram
 from isobit_torch.simulate.device_histogram import DeviceHistograms
-from isobit_torch.simulate.watched import Watched
+from isobit_torch.simulate.fed_observer import FedObserver
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ class TestForced:
             x = (x.relu() if number == 1 else -x.abs() if number == 2 else x).to(dtype)  # zeros of both signs
             x = x.transpose(0, -1).contiguous().transpose(0, -1)
             for observer in (counted, bounds):
-                assert counter.take(Watched(Request(Tensor("x"), observer), shape[1]), x)
+                assert counter.take(FedObserver(observer, shape[1]), x)
             assert counter.settle() == []
             for observer in (expected, host):
                 observer.update(x.float().numpy(), shape[1])
@@ -77,7 +77,7 @@ class TestForced:
         counter, counted, expected = DeviceHistograms(), Histogram(None), Histogram(None)
         for _ in range(5):
             x = torch.randn(2, 300)
-            counter.take(Watched(Request(Tensor("x"), counted), None), x)
+            counter.take(FedObserver(counted, None), x)
             counter.settle()
             expected.update(x.numpy())
         counter.finish()
@@ -85,7 +85,7 @@ class TestForced:
 
     def test_others_are_not_taken(self) -> None:
         counter = DeviceHistograms()
-        item = Watched(Request(Tensor("x"), Histogram()), None)
+        item = FedObserver(Histogram(), None)
         for tensor in (torch.zeros(0, 3), torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.bool)):
             assert not counter.take(item, tensor)
         assert not counter.take(item, torch.zeros(3, dtype=torch.float64))

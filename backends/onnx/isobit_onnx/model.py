@@ -23,9 +23,10 @@ from isobit.graph import Graph
 from isobit.layout import to_canonical
 from isobit.observer import Request
 from isobit.sites import Input, Site, Tensor, Weight
+from isobit.watched import Watched
 from isobit_onnx.export.export_qdq import QdqPlan
 from isobit_onnx.qdq.writer import Quantized, insert_quantizers
-from isobit_onnx.run.observe import ObservingSessions, Watched
+from isobit_onnx.run.observe import ObservingSessions
 from isobit_onnx.run.session import RUN_FAILURES, Session
 from isobit_onnx.state import dump
 from isobit_onnx.translate.edit import apply_edits, set_weights
@@ -155,7 +156,7 @@ class OnnxModel:
     def _active_before(self, requests: Sequence[Request]) -> dict[Site, Encoding]:
         """The quantizers that are on; where whole tensors alone are wanted, those that these depend on."""
         active = self._active()
-        if not active or any(Watched.of(request.observer, "", None).kind != "whole" for request in requests):
+        if not active or any(request.observer.wants != "tensor" for request in requests):
             return active
         sites = [request.site for request in requests]
         readers = {site.node for site in sites if isinstance(site, Input)}
@@ -175,7 +176,7 @@ class OnnxModel:
         values: Mapping[str, ir.Value],
         quantized: Mapping[str, Quantized],
         request: Request,
-    ) -> Watched:
+    ) -> Watched[str]:
         site = request.site
         native = bind(self.float_model, self.translation, site)
         tensor = site.name if isinstance(site, Tensor) else self.graph.node(site.node).input(site.index) or ""

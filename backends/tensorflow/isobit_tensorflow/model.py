@@ -26,7 +26,7 @@ from isobit.sites import Site
 from isobit_tensorflow.export.state import dump
 from isobit_tensorflow.kernels.operands import Rounding
 from isobit_tensorflow.kernels.table import KERNELS
-from isobit_tensorflow.simulate.observe import Observation, Watched
+from isobit_tensorflow.simulate.observe import Observation, watched
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.simulator import Simulator
 from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
@@ -178,10 +178,10 @@ class KerasModel:
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
         """Reduce the requested tensors inside a tf.function that returns nothing else."""
         switches, rounding = self._rounding()
-        watched = tuple(Watched.of(request, self.graph, rounding) for request in requests)
+        items = tuple(watched(request, self.graph, rounding) for request in requests)
         observation = self._observations.get(switches)
-        if observation is None or observation.watched != watched:
-            observation = Observation(self._native, rounding, watched, self._signature())
+        if observation is None or observation.watched != items:
+            observation = Observation(self._native, rounding, items, self._signature())
             self._observations[switches] = observation
         feed = partial(observation.feed, observers=[request.observer for request in requests])
         for batch in data:

@@ -24,11 +24,11 @@ from isobit.observer import Request
 from isobit.sites import Input, Site, Tensor
 from isobit_torch.program.convert import to_array
 from isobit_torch.program.program import Program, copy_graph
+from isobit_torch.simulate.fed_observer import FedObserver
 from isobit_torch.simulate.insert_quantizers import Simulated, insert_quantizers
 from isobit_torch.simulate.observe import ObservingRunner
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
 from isobit_torch.simulate.simulator import Simulator
-from isobit_torch.simulate.watched import Watched
 from isobit_torch.translate.sites import bind
 from isobit_torch.translate.translate import translate
 
@@ -175,10 +175,10 @@ class TorchModel:
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
         """Reduce the requested tensors as they are produced."""
         assert self._simulated is not None
-        watched: dict[fx.Node, list[Watched]] = {}
+        watched: dict[fx.Node, list[FedObserver]] = {}
         for request in requests:
             watched.setdefault(self._watched_node(request), []).append(
-                Watched(request, self._channel_axis(request.site))
+                FedObserver(request.observer, self._channel_axis(request.site))
             )
         runner = ObservingRunner(self._native, self._simulated.graph, watched)
         for batch in data:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from isobit.backend import Batch
 from isobit.observer import Observer
 from isobit.sampling import Sampling, is_spatial, sampling_of
-from isobit.statistics import Histogram, MinMax
+from isobit.watched import Watched
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.read_model import infer_shapes
 from isobit_onnx.run.session import Session, gains_from_blocks
@@ -24,23 +24,6 @@ _BLOCKED_AFTER = 32  # batches
 
 #: Sizes, and names of sizes that the inputs have.
 _Dims = tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class Watched:
-    """What a request wants of a value. `kind` is "histogram" (of about `limit` elements), "minmax" or "whole"."""
-
-    value: str
-    channel_axis: int | None
-    kind: str
-    limit: int | None
-
-    @classmethod
-    def of(cls, observer: Observer, value: str, channel_axis: int | None) -> Watched:
-        """What an observer needs."""
-        if isinstance(observer, Histogram):
-            return cls(value, channel_axis, "histogram", observer.limit)
-        return cls(value, channel_axis, "minmax" if isinstance(observer, MinMax) else "whole", None)
 
 
 @dataclass(frozen=True)
@@ -68,7 +51,7 @@ class ObservingSessions:
     are not true: from the first batch that contradicts them, each shape of the inputs has a session of its own.
     """
 
-    def __init__(self, model: ir.Model, watched: tuple[Watched, ...], providers: Sequence[str] = ()) -> None:
+    def __init__(self, model: ir.Model, watched: tuple[Watched[str], ...], providers: Sequence[str] = ()) -> None:
         self.watched = watched
         self._model, self._providers = model, providers
         self._any_shape = _serves_any_shape(model, watched)
@@ -97,7 +80,7 @@ class ObservingSession:
     def __init__(
         self,
         model: ir.Model,
-        watched: Sequence[Watched],
+        watched: Sequence[Watched[str]],
         batch: Batch,
         providers: Sequence[str] = (),
         *,
@@ -111,7 +94,7 @@ class ObservingSession:
 
     def _open(self, batch: Batch, *, zero_is_minimum: bool) -> None:
         working = self._base.clone()
-        reduced = [item.value for item in self.watched if item.kind != "whole"]
+        reduced = [item.place for item in self.watched if item.wants != "tensor"]
         if not self._any_shape and (_set_sample_shapes(working, batch) or not _are_known(working, reduced)):
             infer_shapes(working)
         if self.watched and not reduced:  # outputs that no observer reads need not be computed
@@ -150,14 +133,14 @@ class ObservingSession:
         for observer, item, names in zip(observers, self.watched, self._outputs, strict=True):
             if names.whole:
                 observer.update(_as_float32(values[names.whole]), item.channel_axis)
-            elif isinstance(observer, Histogram):
+            elif observer.wants == "sample":
                 sample = values[names.sample]
                 minimum = float(values[names.minimum]) if names.minimum else 0.0
                 # the value's own axis 0, which need not be the input's
                 elements = prod(_resolved(names.shape, sizes)) * int(sample.shape[0])
                 observer.absorb(minimum, float(values[names.maximum]), sample, elements)
-            else:
-                observer.update(np.array([values[names.minimum], values[names.maximum]], np.float32))
+            elif observer.wants == "bounds":
+                observer.add(float(values[names.minimum]), float(values[names.maximum]))
         return True
 
     def _steps(self, sizes: Mapping[str, int]) -> dict[str, NDArray[np.int64]]:
@@ -181,20 +164,20 @@ class ObservingSession:
             working = self._base.clone()
             values = ir.convenience.create_value_mapping(working.graph)
             for item in self.watched:
-                _expose(working, values[item.value])
+                _expose(working, values[item.place])
             self._whole = Session(working, self._providers)
         tensors = self._whole.run(batch)
         for observer, item in zip(observers, self.watched, strict=True):
-            observer.update(_as_float32(tensors[item.value]), item.channel_axis)
+            observer.update(_as_float32(tensors[item.place]), item.channel_axis)
 
 
-def _serves_any_shape(model: ir.Model, watched: Sequence[Watched]) -> bool:
+def _serves_any_shape(model: ir.Model, watched: Sequence[Watched[str]]) -> bool:
     """Whether one session observes inputs of all shapes.
 
     It does where the sizes of all reduced tensors are those of inputs, known for each batch. Where onnxruntime works in
     blocked layout it must know them when the session is made.
     """
-    reduced = [item.value for item in watched if item.kind != "whole"]
+    reduced = [item.place for item in watched if item.wants != "tensor"]
     if reduced and gains_from_blocks(model, reduced):
         return False
     values, inputs = ir.convenience.create_value_mapping(model.graph), _input_dims(model)
@@ -280,14 +263,14 @@ class _Reductions:
     def _name(self, value: ir.Value, what: str) -> str:
         return f"{value.name}{self._separator}{what}"
 
-    def add(self, item: Watched) -> _Outputs:
-        value = self.values[item.value]
+    def add(self, item: Watched[str]) -> _Outputs:
+        value = self.values[item.place]
         dims = _sample_dims(value, self.named)
-        if item.kind == "whole" or dims is None:
+        if item.wants == "tensor" or dims is None:
             _expose(self.model, value)
-            return _Outputs(whole=item.value)
+            return _Outputs(whole=item.place)
         maximum = self._reduce("ReduceMax", value)
-        if item.kind == "minmax":
+        if item.wants == "bounds":
             return _Outputs(self._reduce("ReduceMin", value), maximum)
         minimum = "" if self.zero_is_minimum and _is_clipped_at_zero(value) else self._reduce("ReduceMin", value)
         sizes = [size for size in dims if isinstance(size, int)]
@@ -317,7 +300,7 @@ class _Reductions:
             self._slice(value, name, sampling.spatial, rank, self._constant(f"{name}_step", [sampling.step]))
         return name
 
-    def _open_sample(self, value: ir.Value, item: Watched, rank: int) -> tuple[str, str]:
+    def _open_sample(self, value: ir.Value, item: Watched[str], rank: int) -> tuple[str, str]:
         """A sample whose step is an input of the model; names of both."""
         spatial = is_spatial(rank, item.channel_axis)
         name = self._name(value, f"sample_{item.limit}{'_spatial' if spatial else ''}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,50 +14,34 @@ from isobit.observer import Observer, Request
 from isobit.running import Tap
 from isobit.sampling import sampling_of
 from isobit.sites import Input, Site, Tensor
-from isobit.statistics import Histogram, MinMax
+from isobit.watched import Watched
 from isobit_tensorflow.kernels.operands import Operand, Rounding
 from isobit_tensorflow.simulate.simulator import Simulator
 
 
-@dataclass(frozen=True)
-class Watched:
-    """What one request wants of a tensor: where it is met, the axis of its channels, and what leaves the function.
-
-    `kind` is "histogram" (bounds and a sample, of about `limit` elements each), "minmax" (bounds) or "whole".
-    """
-
-    site: Site
-    stage: str
-    channel_axis: int | None
-    kind: str
-    limit: int | None
-
-    @classmethod
-    def of(cls, request: Request, graph: Graph, rounding: Mapping[Site, Rounding]) -> Watched:
-        """Where a request is answered."""
-        site, observer = request.site, request.observer
-        name = graph.node(site.node).input(site.index) or "" if isinstance(site, Input) else site.name
-        own = site if site in rounding else Tensor(name)
-        after = request.stage == "after" and own in rounding
-        info = graph.tensors[name]
-        kind, limit = "whole", None
-        if info.dtype == "float32" and isinstance(observer, Histogram | MinMax):
-            kind = "histogram" if isinstance(observer, Histogram) else "minmax"
-            limit = getattr(observer, "limit", None)
-        return cls(own if after else Tensor(name), "after" if after else "before", info.channel_axis, kind, limit)
+def watched(request: Request, graph: Graph, rounding: Mapping[Site, Rounding]) -> Watched[Tap]:
+    """Where a request is answered, and what leaves the function: all of a tensor that is not float32."""
+    site = request.site
+    name = graph.node(site.node).input(site.index) or "" if isinstance(site, Input) else site.name
+    own = site if site in rounding else Tensor(name)
+    after = request.stage == "after" and own in rounding
+    info = graph.tensors[name]
+    place: Tap = (own, "after") if after else (Tensor(name), "before")
+    item = Watched.of(request.observer, place, info.channel_axis)
+    return item if info.dtype == "float32" else item.whole()
 
 
 class Observation:
     """A traced pass that reduces the tensors of `watched`; it serves any number of passes over data."""
 
     def __init__(
-        self, simulator: Simulator, rounding: Mapping[Site, Rounding], watched: Sequence[Watched], signature: Any
+        self, simulator: Simulator, rounding: Mapping[Site, Rounding], watched: Sequence[Watched[Tap]], signature: Any
     ) -> None:
         self.watched = tuple(watched)
         self._simulator, self._rounding = simulator, rounding
-        self._places: dict[tuple[Site, str], list[int]] = {}
+        self._places: dict[Tap, list[int]] = {}
         for index, item in enumerate(watched):
-            self._places.setdefault((item.site, item.stage), []).append(index)
+            self._places.setdefault(item.place, []).append(index)
         self._reduced = tf.function(self._reduce, input_signature=signature, autograph=False)
         self._whole = tf.function(self._collect, input_signature=signature, autograph=False)
 
@@ -73,11 +56,11 @@ class Observation:
             return
         samples, wholes = iter(reduced["samples"]), iter(reduced["wholes"])
         for index, (observer, item) in enumerate(zip(observers, self.watched, strict=True)):
-            if isinstance(observer, Histogram) and item.kind == "histogram":
+            if item.wants == "sample" and observer.wants == "sample":
                 low, high = bounds[index].tolist()
                 observer.absorb(low, high, _array(next(samples)), sizes[index])
             else:
-                observer.update(bounds[index] if item.kind == "minmax" else _array(next(wholes)), item.channel_axis)
+                observer.update(bounds[index] if item.wants == "bounds" else _array(next(wholes)), item.channel_axis)
 
     def _reduce(self, feeds: Mapping[str, tf.Tensor]) -> dict[str, Any]:
         """Bounds (tensors, 2), element counts, samples of histograms; what has no reduction here is whole."""
@@ -88,14 +71,14 @@ class Observation:
             for index in self._places.get(place, ()):
                 item = self.watched[index]
                 sizes[index] = tf.size(value.tensor, tf.int64)
-                if item.kind == "whole":
+                if item.wants == "tensor":
                     bounds[index], wholes[index] = tf.zeros(2), value.canonical()
                     continue
                 tensor = tf.cast(value.tensor, tf.float32)
                 if low_high is None:
                     low_high = tf.stack([tf.reduce_min(tensor), tf.reduce_max(tensor)])
                 bounds[index] = low_high
-                if item.kind == "histogram":
+                if item.wants == "sample":
                     samples[index] = sample(value.like(tensor), item.channel_axis, item.limit)
 
         self._simulator.run_named(feeds, tap=tap, rounding=self._rounding)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isobit.observer import SampleObserver
 from isobit.sampling import strided
-from isobit.statistics import Histogram, MinMax
-from isobit_torch.simulate.watched import Watched
+from isobit_torch.simulate.fed_observer import FedObserver
 
 #: Where tensors are counted in place.
 DEVICES = frozenset({"cuda"})
@@ -28,18 +28,18 @@ class DeviceHistograms:
 
     def __init__(self) -> None:
         self._tables: dict[tuple[int, torch.device], _Table] = {}
-        self._batch: dict[torch.device, list[tuple[Watched, int, Tensor]]] = {}
+        self._batch: dict[torch.device, list[tuple[FedObserver, int, Tensor]]] = {}
 
-    def take(self, item: Watched, tensor: Tensor) -> bool:
+    def take(self, item: FedObserver, tensor: Tensor) -> bool:
         """Reduce a tensor where it is; False, and nothing done, where that is not for it. Waits for nothing."""
-        observer, device = item.request.observer, tensor.device
-        if device.type not in DEVICES or not isinstance(observer, Histogram | MinMax):
+        observer, device = item.observer, tensor.device
+        if device.type not in DEVICES or observer.wants == "tensor":
             return False
         if tensor.dtype not in _FLOATS or not 0 < tensor.numel() <= _FULL:
             return False
         bounds = torch.stack(torch.aminmax(tensor)).to(torch.float32)  # NaN where there is one
         self._batch.setdefault(device, []).append((item, tensor.numel(), bounds))
-        if isinstance(observer, Histogram):
+        if observer.wants == "sample":
             key = id(observer), device
             if key not in self._tables:
                 self._tables[key] = _Table(observer, device)
@@ -47,18 +47,18 @@ class DeviceHistograms:
             self._tables[key].count(strided(tensor, item.channel_axis, observer.limit), is_finite)
         return True
 
-    def settle(self) -> list[Watched]:
+    def settle(self) -> list[FedObserver]:
         """Bring the bounds of the batch to the host. Returns what held NaN or infinity: it counts as not taken yet."""
         not_finite = []
         for taken in self._batch.values():
             pairs = torch.stack([bounds for _, _, bounds in taken]).cpu().numpy()
             for (item, elements, _), pair in zip(taken, pairs, strict=True):
-                observer = item.request.observer
-                if isinstance(observer, MinMax):
+                observer = item.observer
+                if observer.wants == "bounds":
                     observer.update(pair)
                 elif not np.isfinite(pair).all():
                     not_finite.append(item)
-                elif isinstance(observer, Histogram):
+                elif observer.wants == "sample":
                     observer.absorb(float(pair[0]), float(pair[1]), np.zeros(0, np.float32), elements)
         self._batch.clear()
         return not_finite
@@ -70,7 +70,7 @@ class DeviceHistograms:
 
 
 class _Table:
-    def __init__(self, histogram: Histogram, device: torch.device) -> None:
+    def __init__(self, histogram: SampleObserver, device: torch.device) -> None:
         self._histogram = histogram
         self._counts = torch.zeros(_BINS, dtype=torch.int32, device=device)
         self._counted = 0

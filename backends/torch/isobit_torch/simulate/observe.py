@@ -12,7 +12,7 @@ from torch import fx, nn
 from isobit.feeding import feed
 from isobit_torch.program.convert import to_array
 from isobit_torch.simulate.device_histogram import DeviceHistograms
-from isobit_torch.simulate.watched import Watched
+from isobit_torch.simulate.fed_observer import FedObserver
 
 
 class _AllSeen(Exception):  # noqa: N818  (no error)
@@ -23,7 +23,7 @@ class ObservingRunner(fx.Interpreter):
     """Runs a graph and feeds the observers of the nodes in `watched`; `in_place` counts on devices where that helps."""
 
     def __init__(
-        self, root: nn.Module, graph: fx.Graph, watched: Mapping[fx.Node, Sequence[Watched]], in_place: bool = True
+        self, root: nn.Module, graph: fx.Graph, watched: Mapping[fx.Node, Sequence[FedObserver]], in_place: bool = True
     ) -> None:
         super().__init__(root, garbage_collect_values=True, graph=graph)
         self.extra_traceback = False  # of an error, the user is shown the first line alone
@@ -37,7 +37,7 @@ class ObservingRunner(fx.Interpreter):
         for item in self._watched.get(n, ()):
             tensor = result.detach()
             if self._device is None or not self._device.take(item, tensor):
-                feed(item.request.observer, tensor, item.channel_axis, _bounds, to_array)
+                feed(item.observer, tensor, item.channel_axis, _bounds, to_array)
         if n is self._last:
             raise _AllSeen
         return result
