@@ -11,9 +11,9 @@ from pathlib import Path
 from opening import open_network, stream_batches
 
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.techniques import FoldBatchNorms
-from isobit.wishes import Wishes
 
 _SETTINGS = ("backend", "target", "size", "batch", "threads")
 
@@ -41,7 +41,7 @@ def print_peak(arguments: argparse.Namespace) -> None:
             float_run(batch)
     else:
         float_run(next(stream_batches(*settings)))
-        sim = QuantSim.of_backend_model(model, registry().target(arguments.target), Wishes())
+        sim = QuantSim.of_backend_model(model, registry().target(arguments.target), QuantConfig())
         sim.apply(FoldBatchNorms())
         sim.calibrate(lambda: stream_batches(*settings))
     print(peak_memory_mb())

@@ -30,12 +30,12 @@ from opening import open_network, stream_batches
 from run import machine, timed
 
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quant_spec import QuantSpec
 from isobit.quantsim import QuantSim
 from isobit.ranges import encode_range
 from isobit.resolve import observed_sites
 from isobit.techniques import FoldBatchNorms
-from isobit.wishes import Wishes
 from networks import NETWORKS
 
 PACKAGES = ("aimet-onnx", "aimet-torch", "nncf", "onnxruntime", "onnx2torch", "torch", "torchvision")
@@ -106,7 +106,7 @@ def measure(arguments: argparse.Namespace, name: str, python: str) -> dict[str, 
     """Everything about one network."""
     batches = list(stream_batches(name, arguments.size, arguments.batch, arguments.batches))
     opened, _ = open_network("onnx", name, arguments.size)
-    sim = QuantSim.of_backend_model(opened, registry().target("onnxruntime-cpu"), Wishes())
+    sim = QuantSim.of_backend_model(opened, registry().target("onnxruntime-cpu"), QuantConfig())
     sim.apply(FoldBatchNorms())
     model, name_map = opened.to_onnx()
     names = {site.name: name_map[site].name for site in observed_sites(sim.plan)}

@@ -35,9 +35,9 @@ from memory import extra_peak_memory, print_peak
 from opening import OPENERS, open_network, stream_batches
 
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.techniques import FoldBatchNorms
-from isobit.wishes import Wishes
 from networks import NETWORKS
 
 
@@ -52,7 +52,7 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """All figures of one network."""
     batches = list(stream_batches(name, arguments.size, arguments.batch, arguments.batches))
     model, float_run = open_network(arguments.backend, name, arguments.size)
-    sim = QuantSim.of_backend_model(model, registry().target(arguments.target), Wishes())
+    sim = QuantSim.of_backend_model(model, registry().target(arguments.target), QuantConfig())
     sim.apply(FoldBatchNorms())
 
     def fp32() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from isobit.checked_model import CheckedModel
 from isobit.encoding import Encoding
-from isobit.normal import Normal
+from isobit.normal import NormalPerChannel
 from isobit.sites import Site
 from isobit.statistics import Statistics
 from isobit.techniques.technique import TechniqueReport
@@ -22,4 +22,4 @@ class Checkpoint:
     reports: Sequence[TechniqueReport]
     statistics: Statistics
     calibration: str | None
-    batch_norms: Mapping[str, Normal]
+    batch_norms: Mapping[str, NormalPerChannel]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isobit.graph import Graph, Node
-from isobit.target import Step, Target
+from isobit.target import FusionStep, Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ def find_chains(
     return chains
 
 
-def _match(graph: Graph, node: Node, pattern: Sequence[Step], apart: frozenset[str]) -> tuple[Node, ...] | None:
+def _match(graph: Graph, node: Node, pattern: Sequence[FusionStep], apart: frozenset[str]) -> tuple[Node, ...] | None:
     if node.op not in pattern[0].ops:
         return None
     nodes = [node]

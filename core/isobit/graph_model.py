@@ -19,10 +19,10 @@ from isobit.backend import Batch, NameMap
 from isobit.edit import EditPlan
 from isobit.encoding import Encoding, Encodings
 from isobit.errors import IsobitError, ModelError
-from isobit.feeding import feed
 from isobit.formats import isobit_json
 from isobit.graph import Graph
 from isobit.graph_records import graph_from_record, graph_to_record
+from isobit.observe_tensor import observe_tensor
 from isobit.observer import Request
 from isobit.quantizer_checks import check_quantizers
 from isobit.running import Tap
@@ -175,7 +175,9 @@ class GraphModel:
         for batch in data:
             tensors = dict(zip(taps, self.engine.run(self, batch, taps)[1], strict=True))
             for (tap, name), request in zip(asked, requests, strict=True):
-                feed(request.observer, tensors[tap], self.graph.tensors[name].channel_axis, self.engine.bounds)
+                observe_tensor(
+                    request.observer, tensors[tap], self.graph.tensors[name].channel_axis, self.engine.bounds
+                )
 
     def _tap(self, request: Request) -> tuple[Tap, str]:
         """Where a request's tensor is met, and the tensor's name."""

@@ -13,7 +13,7 @@ from isobit import layout
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node, TensorInfo, WeightInfo
 
-_STEPS: dict[str, Any] = {step.__name__: step for step in get_args(layout.Step)}
+_STEPS: dict[str, Any] = {step.__name__: step for step in get_args(layout.LayoutStep)}
 
 
 def graph_to_record(graph: Graph) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _weight_record(info: WeightInfo) -> dict[str, Any]:
     }
 
 
-def _fields(step: layout.Step) -> dict[str, Any]:
+def _fields(step: layout.LayoutStep) -> dict[str, Any]:
     return {field.name: _plain(getattr(step, field.name)) for field in fields(step)}
 
 

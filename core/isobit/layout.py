@@ -43,15 +43,15 @@ class Blocks:
     order: tuple[int, ...]
 
 
-Step = Permute | View | Take | Blocks
-Layout = tuple[Step, ...]
+LayoutStep = Permute | View | Take | Blocks
+Layout = tuple[LayoutStep, ...]
 
 TRANSPOSED: Layout = (Permute((1, 0)),)
 
 
 def compose(first: Layout, second: Layout) -> Layout:
     """`first`, then `second`; neighbouring steps of one kind are merged, and those that change nothing dropped."""
-    steps: list[Step] = []
+    steps: list[LayoutStep] = []
     for step in (*first, *second):
         last = steps[-1] if steps else None
         if isinstance(step, Permute) and isinstance(last, Permute):
@@ -67,7 +67,7 @@ def compose(first: Layout, second: Layout) -> Layout:
     return tuple(steps)
 
 
-def _is_nothing(step: Step) -> bool:
+def _is_nothing(step: LayoutStep) -> bool:
     if isinstance(step, Permute):
         return step.axes == tuple(range(len(step.axes)))
     if isinstance(step, View):
@@ -75,7 +75,7 @@ def _is_nothing(step: Step) -> bool:
     return isinstance(step, Blocks) and step.order == tuple(range(len(step.order)))
 
 
-def to_canonical(native: NDArray[Any], layout: Sequence[Step]) -> NDArray[Any]:
+def to_canonical(native: NDArray[Any], layout: Sequence[LayoutStep]) -> NDArray[Any]:
     """The canonical array of a native one."""
     array = native
     for step in layout:
@@ -95,7 +95,9 @@ def _reordered(array: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
     return blocks[list(order)].reshape(array.shape)
 
 
-def to_native(canonical: NDArray[Any], layout: Sequence[Step], native: NDArray[Any] | None = None) -> NDArray[Any]:
+def to_native(
+    canonical: NDArray[Any], layout: Sequence[LayoutStep], native: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """The native array of a canonical one; `native` is the array to write into where the layout takes a part of it."""
     array = canonical
     for position in range(len(layout) - 1, -1, -1):
@@ -115,13 +117,13 @@ def to_native(canonical: NDArray[Any], layout: Sequence[Step], native: NDArray[A
     return np.asarray(array, order="C")  # ascontiguousarray would make a scalar one-dimensional
 
 
-def resized(layout: Sequence[Step], shape: tuple[int, ...]) -> Layout:
+def resized(layout: Sequence[LayoutStep], shape: tuple[int, ...]) -> Layout:
     """The layout of a constant whose canonical shape an edit has changed to `shape`, its views adapted.
 
     Raises ValueError where a view does not say how the native array changes.
     """
     array = np.broadcast_to(np.int8(0), shape)
-    steps: list[Step] = []
+    steps: list[LayoutStep] = []
     for step in reversed(layout):
         if isinstance(step, View):
             before = array.reshape(_resized(step, array))
@@ -152,7 +154,7 @@ def _resized(step: View, array: NDArray[Any]) -> tuple[int, ...]:
     return shape if shape.count(-1) <= 1 else step.before
 
 
-def output_shape(shape: tuple[int, ...], layout: Sequence[Step]) -> tuple[int, ...]:
+def output_shape(shape: tuple[int, ...], layout: Sequence[LayoutStep]) -> tuple[int, ...]:
     """The canonical shape of a native `shape`."""
     return to_canonical(np.broadcast_to(np.int8(0), shape), layout).shape
 

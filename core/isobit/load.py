@@ -8,10 +8,10 @@ from typing import Any
 from isobit.backend import Backend
 from isobit.fingerprint import check_fingerprint
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.saving import read_saved
 from isobit.simulation import Simulation
-from isobit.wishes import Wishes
 
 
 def load(
@@ -26,7 +26,7 @@ def load(
     manifest = contents["manifest"]
     opened = registry().open(model, example_inputs, backend)
     keys = ("weights", "activations", "overrides", "exclude")
-    simulation = Simulation(opened, contents["target"], Wishes(*(manifest[key] for key in keys)))
+    simulation = Simulation(opened, contents["target"], QuantConfig(*(manifest[key] for key in keys)))
     check_fingerprint(manifest["fingerprint"], simulation.fingerprint(), where)
     parts = (contents[key] for key in ("edits", "encodings", "statistics", "frozen"))
     simulation.restore(*parts, calibration=manifest["calibration"])

@@ -55,14 +55,14 @@ def load_encodings(
     simulation: Simulation, encodings: Encodings, where: str, *, strict: bool, partial: bool, freeze: bool
 ) -> LoadReport:
     """Put encodings on a simulator; `QuantSim.load_encodings` says what the settings mean, `where` their origin."""
-    wishes, plan = simulation.wishes, simulation.plan
+    config, plan = simulation.config, simulation.plan
     mapped = map_to_plan(encodings, simulation.graph, plan)
     if strict:
         _refuse(mapped, encodings.unmapped)
     changed = mapped.formats
     if changed:  # a user who loads a file asks for its formats
-        wishes = replace(wishes, overrides={**(wishes.overrides or {}), **changed})
-        plan = place(simulation.graph, simulation.target, wishes)
+        config = replace(config, overrides={**(config.overrides or {}), **changed})
+        plan = place(simulation.graph, simulation.target, config)
         mapped = map_to_plan(encodings, simulation.graph, plan)
         mapped.ignored.update({name: f"the plan cannot give it {text}" for name, text in mapped.formats.items()})
     if not partial:
@@ -70,13 +70,13 @@ def load_encodings(
             _name(simulation.graph, plan.placements[site]): None for site in _missing(plan, mapped.encodings)
         }
         if float_names:
-            wishes = replace(wishes, overrides={**(wishes.overrides or {}), **float_names})
-            plan = place(simulation.graph, simulation.target, wishes)
+            config = replace(config, overrides={**(config.overrides or {}), **float_names})
+            plan = place(simulation.graph, simulation.target, config)
             mapped = map_to_plan(encodings, simulation.graph, plan)
     _check_constants(simulation.graph, plan, mapped.encodings)
     everything = _with_the_rest(plan, mapped.encodings, simulation.encodings if partial else Encodings())
     missing = tuple(site for site in plan.placements if site not in everything)
-    simulation.adopt(plan, wishes, everything, f"encodings of {where}")
+    simulation.adopt(plan, config, everything, f"encodings of {where}")
     if freeze:
         simulation.freeze(mapped.encodings)
     ignored = {**dict.fromkeys(encodings.unmapped, "the model has no such name"), **mapped.ignored}

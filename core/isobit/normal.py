@@ -15,15 +15,15 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Normal:
+class NormalPerChannel:
     """Mean and standard deviation of each channel."""
 
     mean: Floats
     deviation: Floats
 
-    def moved(self, scale: Floats, shift: Floats) -> Normal:
+    def moved(self, scale: Floats, shift: Floats) -> NormalPerChannel:
         """The distribution of ``x * scale + shift``."""
-        return Normal(self.mean * scale + shift, self.deviation * np.abs(scale))
+        return NormalPerChannel(self.mean * scale + shift, self.deviation * np.abs(scale))
 
     def mean_between(self, low: float, high: float | Floats, slope: float | Floats = 0.0) -> Floats:
         """The mean after ``clip(x, low, high)``; with `slope`, values below `low` = 0 become ``slope * x`` instead."""

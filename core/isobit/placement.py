@@ -1,4 +1,4 @@
-"""Placement: (graph, target, wishes of the user) -> Plan. Decided here once, for every framework.
+"""Placement: (graph, target, what the user asks for) -> Plan. Decided here once, for every framework.
 
 A float tensor is quantized when an operation that the target runs quantized computes or reads it, unless it lies inside
 a fused chain. Where it exists in float too (an input, the result of an operation in float, or one that the target can
@@ -18,11 +18,11 @@ from isobit.fusing import find_chains
 from isobit.graph import Graph, Node, Use
 from isobit.ops import VALUE_PRESERVING, operand
 from isobit.plan import Placement, Plan
+from isobit.quant_config import QuantConfig
 from isobit.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.signal_tensors import signal_tensors
 from isobit.sites import Input, Site, Tensor, Weight, site_key
 from isobit.target import Target
-from isobit.wishes import Wishes
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +32,12 @@ _MASK_MAGNITUDE = 1e8
 _MASKING = frozenset({"Add", "Sub", "Where", "Min", "Max"})
 
 
-def place(graph: Graph, target: Target, wishes: Wishes | None = None) -> Plan:
+def place(graph: Graph, target: Target, config: QuantConfig | None = None) -> Plan:
     """The plan of `graph` on `target`.
 
     Raises FormatError for a format that the target cannot run, or a pattern that matches nothing.
     """
-    plan = _Placer(graph, target, wishes or Wishes()).plan()
+    plan = _Placer(graph, target, config or QuantConfig()).plan()
     if logger.isEnabledFor(logging.INFO):
         kinds = Counter(placement.kind for placement in plan.placements.values())
         numbers = ", ".join(f"{number} of kind {kind}" for kind, number in kinds.items()) or "no sites"
@@ -48,21 +48,21 @@ def place(graph: Graph, target: Target, wishes: Wishes | None = None) -> Plan:
 
 
 class _Placer:
-    def __init__(self, graph: Graph, target: Target, wishes: Wishes) -> None:
+    def __init__(self, graph: Graph, target: Target, config: QuantConfig) -> None:
         self.graph = graph
         self.target = target
-        self.wishes = wishes
-        self.activation_spec = target.activation_format(wishes.activations)
+        self.config = config
+        self.activation_spec = target.activation_format(config.activations)
         self.floats: dict[str, str] = {}
         self.placements: dict[Site, Placement] = {}
-        wishes.check(graph)
+        config.check(graph)
         self.signal = signal_tensors(graph)
         self.masked = self._masked_tensors()
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
-        apart = frozenset(node.name for node in graph.nodes if self.wishes.excludes(node))
+        apart = frozenset(node.name for node in graph.nodes if self.config.excludes(node))
         chains = find_chains(graph, target, frozenset(self.quantized), apart)
         self.inner = {tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner}
-        for pattern, asked in (wishes.overrides or {}).items():
+        for pattern, asked in (config.overrides or {}).items():
             if pattern in self.inner and asked is not None:
                 raise FormatError(
                     f"override {pattern!r}: the tensor lies inside the chain that ends in "
@@ -97,7 +97,7 @@ class _Placer:
     # --- which nodes -----------------------------------------------------------------------------------------------
 
     def _runs_quantized(self, node: Node) -> bool:
-        if self._is_tie(node) or not self.target.quantizes(node.op) or self.wishes.excludes(node):
+        if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node):
             return False
         data = [name for name in node.inputs if name in self.graph.tensors and name is not None]
         if node.op == "Gather":  # of a constant table, by indices
@@ -120,7 +120,7 @@ class _Placer:
             return False
         if any(tensor in self.masked for tensor in node.outputs):
             return False
-        return node.input(0) in self.graph.tensors and not self.wishes.excludes(node)
+        return node.input(0) in self.graph.tensors and not self.config.excludes(node)
 
     # --- which tensors ---------------------------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class _Placer:
             len(members) > 1 or fixed or not self._has_channels(members[0])
         ):
             spec = spec.with_granularity(PerTensor())  # one encoding for tensors of several shapes, or of no channels
-        asked = any(self.wishes.override(name)[0] for name in members)
+        asked = any(self.config.override(name)[0] for name in members)
         for name in members:
             if name in self.inner or not self._is_read(name):
                 continue
@@ -237,7 +237,7 @@ class _Placer:
 
     def _group_spec(self, members: Sequence[str]) -> QuantSpec | None:
         for name in members:
-            found, asked = self.wishes.override(name)
+            found, asked = self.config.override(name)
             if found:
                 return None if asked is None else self.target.activation_format(asked)
         return self.activation_spec
@@ -271,7 +271,7 @@ class _Placer:
             return "no operation that the target quantizes reads it"
         if not self._is_read(name):
             return "nothing reads it"
-        if self.wishes.excludes(node):
+        if self.config.excludes(node):
             return "excluded by you"
         if name in self.masked:
             return f"{node.op} puts a mask on it"
@@ -312,14 +312,14 @@ class _Placer:
             return None
         if known is None and node.op not in ("Add", "Sub", "Mul", "Div", "MatMul", "Concat", "Max", "Min", "Gemm"):
             return None
-        found, asked = self.wishes.override(name)
+        found, asked = self.config.override(name)
         if found and asked is None:
             return None
         if known is None:
-            spec = self.target.activation_format(asked if found else self.wishes.activations)
+            spec = self.target.activation_format(asked if found else self.config.activations)
             spec = spec.with_granularity(PerTensor())
             return Placement(Weight(name), spec, "constant")
-        spec = self.target.weight_format(asked if found else self.wishes.weights, node.op)
+        spec = self.target.weight_format(asked if found else self.config.weights, node.op)
         rank = len(shape)
         channel, block = (axis % rank if axis is not None else None for axis in (known.channel_axis, known.block_axis))
         if not found:
@@ -327,7 +327,7 @@ class _Placer:
         return Placement(Weight(name), spec, "weight", channel_axis=channel or 0, block_axis=block)
 
     def _constant_reason(self, name: str, use: Use) -> str:
-        if self.wishes.override(name)[0]:
+        if self.config.override(name)[0]:
             return "float by your override"
         if use.node.name not in self.quantized:
             return f"{use.node.op} {use.node.name} stays in float"
@@ -347,12 +347,12 @@ class _Placer:
             sources = {use: self._scale_sources(use.node) for use in uses}
             if info.dtype != "float32" or not uses:
                 continue
-            found, asked = self.wishes.override(name)
+            found, asked = self.config.override(name)
             if found and asked is None:
                 self.floats[name] = "float by your override"
                 continue
             # A pattern such as "classifier.*" may mean the weight; a format for the bias alone is a mistake.
-            named = name in (self.wishes.overrides or {})
+            named = name in (self.config.overrides or {})
             if found and named and QuantSpec.parse(asked or "").type_name != "int32":
                 raise FormatError(f"override of bias {name!r}: a bias is int32 or float (None), not {asked}")
             shared = len(set(sources.values())) == 1 and len(uses) == len(self.graph.uses(name))
@@ -384,11 +384,11 @@ class _Placer:
             return None  # the accumulator has no one scale a channel
         return found[0], found[1]
 
-    # --- wishes ----------------------------------------------------------------------------------------------------
+    # --- overrides ----------------------------------------------------------------------------------------------------
 
     def _place_single_inputs(self) -> None:
         """Overrides of one input of one node, written ``node[1]``."""
-        for site, pattern, asked in self.wishes.single_inputs(self.graph):
+        for site, pattern, asked in self.config.single_inputs(self.graph):
             name = self.graph.node(site.node).input(site.index) or ""
             if name not in self.graph.tensors or not self._is_float(name):
                 raise FormatError(f"override {pattern!r}: input {site.index} of {site.node!r} is no float tensor")

@@ -27,6 +27,7 @@ from isobit.loading import LoadReport, load_encodings
 from isobit.observation import Passes, run_here
 from isobit.plan import Plan
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quant_spec import QuantSpec
 from isobit.recipe import StepResult
 from isobit.report import Report
@@ -38,7 +39,6 @@ from isobit.sites import Site
 from isobit.statistics import Statistics
 from isobit.target import Target
 from isobit.techniques.technique import Technique, TechniqueReport
-from isobit.wishes import Wishes
 
 
 class QuantSim:
@@ -70,13 +70,13 @@ class QuantSim:
     ) -> None:
         plugins = registry()
         chosen = plugins.target(target)
-        wishes = Wishes(weights, activations, dict(overrides or {}), exclude)
-        self._simulation = Simulation(plugins.open(model, example_inputs, backend), chosen, wishes)
+        config = QuantConfig(weights, activations, dict(overrides or {}), exclude)
+        self._simulation = Simulation(plugins.open(model, example_inputs, backend), chosen, config)
 
     @classmethod
-    def of_backend_model(cls, model: BackendModel | CheckedModel, target: Target, wishes: Wishes) -> QuantSim:
+    def of_backend_model(cls, model: BackendModel | CheckedModel, target: Target, config: QuantConfig) -> QuantSim:
         """A simulator of a model that a backend has opened; the model is taken over, not copied."""
-        return cls.of_simulation(Simulation(model, target, wishes))
+        return cls.of_simulation(Simulation(model, target, config))
 
     @classmethod
     def of_simulation(cls, simulation: Simulation) -> QuantSim:

@@ -32,15 +32,15 @@ def save(simulation: Simulation, path: Path) -> None:
     from safetensors.numpy import save as save_tensors
 
     records, arrays = edits_to_records(simulation.edits)
-    wishes = simulation.wishes
+    config = simulation.config
     manifest = {
         "format": "isobit sim",
         "version": VERSION,
         "fingerprint": simulation.fingerprint(),
-        "weights": None if wishes.weights is None else str(wishes.weights),
-        "activations": None if wishes.activations is None else str(wishes.activations),
-        "overrides": {k: None if v is None else str(v) for k, v in (wishes.overrides or {}).items()},
-        "exclude": list(wishes.exclude),
+        "weights": None if config.weights is None else str(config.weights),
+        "activations": None if config.activations is None else str(config.activations),
+        "overrides": {k: None if v is None else str(v) for k, v in (config.overrides or {}).items()},
+        "exclude": list(config.exclude),
         "calibration": simulation.calibration,
         "edits": records,
     }

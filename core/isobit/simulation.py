@@ -18,16 +18,16 @@ from isobit.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, ModelError
 from isobit.fingerprint import fingerprint
 from isobit.graph import Graph
-from isobit.normal import Normal
+from isobit.normal import NormalPerChannel
 from isobit.placement import place
 from isobit.plan import Plan
+from isobit.quant_config import QuantConfig
 from isobit.recipe import StepResult
 from isobit.resolve import constant_name, resolve
 from isobit.sites import Input, Site, Weight
 from isobit.statistics import Statistics
 from isobit.target import Target
 from isobit.techniques.technique import TechniqueReport
-from isobit.wishes import Wishes
 
 
 class Simulation:
@@ -37,15 +37,15 @@ class Simulation:
     words, or is None.
     """
 
-    def __init__(self, model: BackendModel | CheckedModel, target: Target, wishes: Wishes) -> None:
-        self.model, self.target, self.wishes = CheckedModel.of(model), target, wishes
-        self.plan: Plan = place(model.graph, target, wishes)
+    def __init__(self, model: BackendModel | CheckedModel, target: Target, config: QuantConfig) -> None:
+        self.model, self.target, self.config = CheckedModel.of(model), target, config
+        self.plan: Plan = place(model.graph, target, config)
         self.statistics = Statistics()
         self.data: object = None
         self.calibration: str | None = None
         self.reports: list[TechniqueReport] = []
         self.steps: list[StepResult] = []  # of the recipe that was run
-        self.batch_norms: Mapping[str, Normal] = {}
+        self.batch_norms: Mapping[str, NormalPerChannel] = {}
         self.notes: dict[str, None] = {}
         self._frozen: dict[Site, Encoding] = {}
         self._fingerprint: dict[str, str] | None = None
@@ -84,8 +84,8 @@ class Simulation:
         return Encodings(self._frozen)
 
     def plan_for(self, graph: Graph) -> Plan:
-        """The plan of an edited graph, for the same target and wishes."""
-        return place(graph, self.target, self.wishes)
+        """The plan of an edited graph, for the same target and config."""
+        return place(graph, self.target, self.config)
 
     def fingerprint(self) -> dict[str, str]:
         """Hashes of the float model as it was opened, by weight; made before the first edit."""
@@ -140,9 +140,9 @@ class Simulation:
         self._quantize(resolved.encodings)
         self.calibration = repr(calibrator)
 
-    def adopt(self, plan: Plan, wishes: Wishes, encodings: Mapping[Site, Encoding], calibration: str) -> None:
-        """Take over a plan of this graph, the wishes that it came from, and encodings found elsewhere."""
-        self.plan, self.wishes, self.calibration = plan, wishes, calibration
+    def adopt(self, plan: Plan, config: QuantConfig, encodings: Mapping[Site, Encoding], calibration: str) -> None:
+        """Take over a plan of this graph, the config that it came from, and encodings found elsewhere."""
+        self.plan, self.config, self.calibration = plan, config, calibration
         self._quantize(encodings)
         self._frozen = {site: e for site, e in self._frozen.items() if encodings.get(site) == e}
 

@@ -36,7 +36,7 @@ _RANGE = re.compile(r"(u?int)([0-9]{1,4})\.\.([0-9]{1,4})")
 
 
 @dataclass(frozen=True)
-class Step:
+class FusionStep:
     """One place of a fusion pattern: any of `ops`, and whether it may be missing."""
 
     ops: frozenset[str]
@@ -62,7 +62,7 @@ class Target:
     ops: frozenset[str]
     excluded_ops: frozenset[str]
     float_results: frozenset[str]
-    fusions: tuple[tuple[Step, ...], ...]
+    fusions: tuple[tuple[FusionStep, ...], ...]
     same_encoding: frozenset[str]
     joint_encoding: frozenset[str]
     fixed_ranges: Mapping[str, tuple[float, float]]
@@ -252,7 +252,7 @@ class _Reader:
             raise self.fail("bias.format", f"must be 'int32' or 'float', found {table['format']!r}")
         return bool(table["format"] == "int32")
 
-    def fusions(self, data: Any) -> tuple[tuple[Step, ...], ...]:
+    def fusions(self, data: Any) -> tuple[tuple[FusionStep, ...], ...]:
         found = []
         if not isinstance(data, list):
             raise self.fail("fusions", "must be tables written [[fusions]]")
@@ -264,7 +264,7 @@ class _Reader:
             for word in entry["ops"]:
                 if not isinstance(word, str) or not word.strip("?"):
                     raise self.fail(f"{key}.ops", f"must be a list of op names, found {word!r}")
-                steps.append(Step(frozenset(word.removesuffix("?").split("|")), word.endswith("?")))
+                steps.append(FusionStep(frozenset(word.removesuffix("?").split("|")), word.endswith("?")))
             if len(steps) < 2 or steps[0].optional:
                 raise self.fail(f"{key}.ops", "needs at least two places, and the first cannot be optional")
             found.append(tuple(steps))

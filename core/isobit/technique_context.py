@@ -15,7 +15,7 @@ from isobit.data import Dataset
 from isobit.encoding import Encoding
 from isobit.errors import DataError
 from isobit.graph import Graph
-from isobit.normal import Normal
+from isobit.normal import NormalPerChannel
 from isobit.observer import Request
 from isobit.plan import Plan
 from isobit.resolve import blank_statistics
@@ -101,7 +101,7 @@ class TechniqueContext:
         frozen: Mapping[Site, Encoding] | None = None,
         replan: Callable[[Graph], Plan] | None = None,
         calibrator: Calibrator | None = None,
-        batch_norms: Mapping[str, Normal] | None = None,
+        batch_norms: Mapping[str, NormalPerChannel] | None = None,
         statistics: Statistics | None = None,
         run_pass: Pass | None = None,
         name: str = "the technique",

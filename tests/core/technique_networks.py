@@ -10,9 +10,9 @@ from numpy_backend import checked
 
 from isobit.checked_model import CheckedModel
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.testing.networks import Network, NetworkBuilder
-from isobit.wishes import Wishes
 
 
 def opened(network: Network) -> CheckedModel:
@@ -20,9 +20,9 @@ def opened(network: Network) -> CheckedModel:
     return checked(network.graph, network.weights)
 
 
-def simulator(network: Network, target: str = "default", **wishes) -> QuantSim:
+def simulator(network: Network, target: str = "default", **config) -> QuantSim:
     """A simulator of the network on the NumPy backend."""
-    return QuantSim.of_backend_model(opened(network), registry().target(target), Wishes(**wishes))
+    return QuantSim.of_backend_model(opened(network), registry().target(target), QuantConfig(**config))
 
 
 def assert_same_function(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from technique_networks import opened
 
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.rounding.activated import ActivatedError
 from isobit.rounding.activation import Activation, activation_behind
@@ -17,7 +18,6 @@ from isobit.rounding.grid import Grid
 from isobit.rounding.objective import Objective
 from isobit.techniques import AdaRound, FoldBatchNorms
 from isobit.testing.networks import Network, NetworkBuilder
-from isobit.wishes import Wishes
 
 FUNCTIONS = {
     "relu": (Activation(np.zeros(1), 0.0), lambda y, o: np.maximum(y, 0)),
@@ -178,7 +178,7 @@ def test_adaround_lowers_the_error_behind_the_activation(sequential: bool) -> No
     data = made.batch(64)
     errors = {}
     for aware in (False, True):
-        sim = QuantSim.of_backend_model(opened(made), registry().target("default"), Wishes("int3 per-channel"))
+        sim = QuantSim.of_backend_model(opened(made), registry().target("default"), QuantConfig("int3 per-channel"))
         sim.apply(FoldBatchNorms())
         before = opened(made)
         (report,) = sim.apply(AdaRound(activation_aware=aware, sequential=sequential), data=data)

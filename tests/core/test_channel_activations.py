@@ -13,13 +13,13 @@ from isobit.canonical import canonicalize
 from isobit.channel_range import ChannelRange
 from isobit.errors import DataError, FormatError, TargetError
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quant_spec import QuantSpec
 from isobit.quantsim import QuantSim
 from isobit.ranges import encode_range
 from isobit.sites import Tensor, Weight
 from isobit.statistics import Statistics
 from isobit.target import Target, parse_target
-from isobit.wishes import Wishes
 
 TEXT = registry().target("default").text
 HEAD = "[activations]\n"
@@ -38,7 +38,7 @@ def sim(activations: str = "uint8 per-channel") -> QuantSim:
     y = sketch.node("MaxPool", y, name="pool", shape=("N", 4, 2, 2), kernel_shape=(2, 2), strides=(2, 2),
                     dilations=(1, 1), pads=(0, 0, 0, 0), ceil_mode=0)  # fmt: skip
     model = checked(canonicalize(sketch.graph(y)), sketch.values)
-    return QuantSim.of_backend_model(model, target(), Wishes(None, activations))
+    return QuantSim.of_backend_model(model, target(), QuantConfig(None, activations))
 
 
 def test_each_channel_has_its_own_range() -> None:

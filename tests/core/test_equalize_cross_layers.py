@@ -12,7 +12,7 @@ from technique_networks import assert_same_function, chain, opened, simulator
 from isobit.canonical import canonicalize
 from isobit.data import Dataset
 from isobit.errors import FormatError
-from isobit.normal import Normal
+from isobit.normal import NormalPerChannel
 from isobit.run_recipe import output_sqnr
 from isobit.technique_context import TechniqueContext
 from isobit.techniques import EqualizeCrossLayers, FoldBatchNorms
@@ -190,7 +190,9 @@ def test_biases_that_no_range_ends_with_stay() -> None:
     model = opened(biased())
     folded = FoldBatchNorms().apply(TechniqueContext(model))
     normal = folded.batch_norms["first"]
-    wide = Normal(np.where(np.arange(6) == 5, 0.0, normal.mean), np.where(np.arange(6) == 5, 9.0, normal.deviation))
+    wide = NormalPerChannel(
+        np.where(np.arange(6) == 5, 0.0, normal.mean), np.where(np.arange(6) == 5, 9.0, normal.deviation)
+    )
     bias = np.array(model.weight("first.bias"))
     report = EqualizeCrossLayers().apply(TechniqueContext(model, batch_norms={"first": wide}))
     assert not any("absorbed" in text for text in report.changed)
@@ -208,7 +210,7 @@ def test_no_more_is_absorbed_than_the_range_takes() -> None:
     EqualizeCrossLayers(absorb_biases=False).apply(TechniqueContext(model))
     bias, batch = np.array(model.weight("a.b")), {"x": np.float32([[1, 2, 3], [-1, 0, 1]])}
     before = model.run(batch)
-    known = Normal(np.array([-3.0, 4.0]), np.array([7.0, 3.0]) / 6)
+    known = NormalPerChannel(np.array([-3.0, 4.0]), np.array([7.0, 3.0]) / 6)
     report = EqualizeCrossLayers(sweeps=1).apply(TechniqueContext(model, batch_norms={"a": known}))
     np.testing.assert_allclose(bias - model.weight("a.b"), [-3.0, 0.0], atol=1e-4)
     np.testing.assert_allclose(report.batch_norms["a"].mean, [0.0, 4.0], atol=1e-3)
@@ -218,7 +220,10 @@ def test_no_more_is_absorbed_than_the_range_takes() -> None:
 def test_what_pads_absorbs_nothing() -> None:
     network = chain(4, spread=0)
     model = opened(network)
-    known = {"conv0": Normal(np.full(8, 9.0), np.ones(8)), "conv1": Normal(np.full(8, 9.0), np.ones(8))}
+    known = {
+        "conv0": NormalPerChannel(np.full(8, 9.0), np.ones(8)),
+        "conv1": NormalPerChannel(np.full(8, 9.0), np.ones(8)),
+    }
     report = EqualizeCrossLayers().apply(TechniqueContext(model, batch_norms=known))
     assert "pads with zeros" in report.left["high biases of conv0"]
     assert any(text.startswith("conv2 absorbed the bias of") for text in report.changed)

@@ -16,9 +16,9 @@ from isobit.errors import ModelError, OutputError
 from isobit.exporting import NativeExporter
 from isobit.formats.isobit_json import IsobitJson
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.sites import Weight
-from isobit.wishes import Wishes
 
 
 class Exporting(NumpyModel):
@@ -43,7 +43,7 @@ def simulator(kind: type[NumpyModel], *, calibrated: bool = True) -> QuantSim:
     x = sketch.input("x", "N", 8)
     y = sketch.node("Linear", x, sketch.random("fc.w", 4, 8), sketch.random("fc.b", 4), name="fc", shape=("N", 4))
     model = kind(canonicalize(sketch.graph(y)), sketch.values)
-    sim = QuantSim.of_backend_model(model, registry().target("default"), Wishes())
+    sim = QuantSim.of_backend_model(model, registry().target("default"), QuantConfig())
     if calibrated:
         sim.calibrate(np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32), progress=False)
     return sim

@@ -16,10 +16,10 @@ from isobit.data import example_by_name
 from isobit.edit import AddBias, NewNode, Replace, SetWeights
 from isobit.encoding import Encoding
 from isobit.errors import EditError, ModelError
-from isobit.feeding import feed
 from isobit.graph_builder import GraphBuilder
 from isobit.graph_model import DifferentiableGraphModel, GraphModel
 from isobit.moments import Moments
+from isobit.observe_tensor import observe_tensor
 from isobit.observer import Request
 from isobit.running import run_graph
 from isobit.sites import Input, Site, Tensor, Weight
@@ -225,7 +225,7 @@ def test_of_a_tensor_elsewhere_no_more_is_fetched_than_an_observer_needs(make: A
         return array
 
     found, wanted = make(), make()
-    feed(found, values, 1, lambda array: (float(array.min()), float(array.max())), fetch)
+    observe_tensor(found, values, 1, lambda array: (float(array.min()), float(array.max())), fetch)
     wanted.update(values, 1)
     if isinstance(found, Histogram):
         assert found == wanted

@@ -17,16 +17,16 @@ from isobit.encodings_files import write_encodings
 from isobit.errors import DataError, EncodingError, OutputError
 from isobit.formats.names import Names
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quant_spec import QuantSpec
 from isobit.quantsim import QuantSim
 from isobit.same_levels import same_levels
 from isobit.sites import Tensor, Weight
-from isobit.wishes import Wishes
 
 DATA = np.random.default_rng(3).standard_normal((6, 3, 6, 6)).astype(np.float32)
 
 
-def simulator(*, calibrated: bool = False, **wishes: Any) -> QuantSim:
+def simulator(*, calibrated: bool = False, **config: Any) -> QuantSim:
     """Conv, Relu, Reshape (tied) and Linear, with biases."""
     sketch = Sketch(0)
     x = sketch.input("x", "N", 3, 6, 6)
@@ -43,7 +43,7 @@ def simulator(*, calibrated: bool = False, **wishes: Any) -> QuantSim:
     y = sketch.node("Reshape", y, name="flat", shape=("N", 64))
     y = sketch.node("Linear", y, sketch.random("fc.w", 5, 64), sketch.random("fc.b", 5), name="fc", shape=("N", 5))
     model = checked(canonicalize(sketch.graph(y)), sketch.values)
-    sim = QuantSim.of_backend_model(model, registry().target("default"), Wishes(**wishes))
+    sim = QuantSim.of_backend_model(model, registry().target("default"), QuantConfig(**config))
     if calibrated:
         sim.calibrate(DATA, progress=False)
     return sim
@@ -58,7 +58,7 @@ def state(sim: QuantSim) -> Any:
         dict(sim.encodings),
         dict(sim.backend_model.encodings()),
         sim.plan,
-        sim.simulation.wishes,
+        sim.simulation.config,
         sim.calibration,
         dict(sim.frozen),
     )

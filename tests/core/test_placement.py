@@ -11,9 +11,9 @@ from sketch import Sketch
 
 from isobit.graph import Graph
 from isobit.placement import place
+from isobit.quant_config import QuantConfig
 from isobit.sites import Input, Tensor, Weight
 from isobit.target import Target
-from isobit.wishes import Wishes
 
 # --- chains ---------------------------------------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ def test_ranges_that_the_op_fixes(target: Target) -> None:
         assert plan.placements[Tensor(name)].fixed_range == (0.0, 1.0)
     assert plan.placements[Tensor("conv")].fixed_range is None
     # a symmetric grid would waste half of its levels on a range from 0: it is calibrated like any other
-    assert place(graph, target, Wishes(activations="int8")).placements[Tensor("sigmoid")].fixed_range is None
+    assert place(graph, target, QuantConfig(activations="int8")).placements[Tensor("sigmoid")].fixed_range is None
 
 
 def test_members_of_a_group_that_disagree_have_no_fixed_range() -> None:
@@ -266,7 +266,7 @@ def test_constants_of_elementwise_ops_are_quantized_as_activations(target: Targe
     sketch = Sketch()
     y = conv(sketch, sketch.input("x", *IMAGE), "conv")
     y = sketch.node("Mul", y, sketch.random("factor", 4, 1, 1), name="mul", shape=IMAGE)
-    plan = place(drawn(sketch, y), target, Wishes(activations="int8"))
+    plan = place(drawn(sketch, y), target, QuantConfig(activations="int8"))
     assert plan.placements[Weight("factor")].kind == "constant"
     assert formats(plan)["w:factor"] == "int8 symmetric per-tensor"
 
@@ -284,7 +284,7 @@ def test_a_weight_shared_alike_is_one_site_and_else_one_for_each_reader() -> Non
     assert Weight("table") not in plan.placements
     assert str(plan.placements[Input("embed", 0)].spec) == "int8 symmetric per-tensor"
     assert str(plan.placements[Input("head", 1)].spec) == WEIGHT
-    partly = place(drawn(sketch, y), DEFAULT, Wishes(exclude=["second"]))
+    partly = place(drawn(sketch, y), DEFAULT, QuantConfig(exclude=["second"]))
     assert Weight("w") not in partly.placements
     assert Input("first", 1) in partly.placements
     assert Input("second", 1) not in partly.placements
@@ -304,12 +304,12 @@ def test_blocks_where_they_divide_and_channels_where_they_do_not() -> None:
     y = sketch.node("Linear", x, sketch.random("odd", 8, 6), name="a", shape=("N", 8))
     y = sketch.node("Linear", y, sketch.random("even", 4, 8), sketch.random("b.bias", 4), name="b", shape=("N", 4))
     graph = drawn(sketch, y)
-    plan = place(graph, DEFAULT, Wishes(weights="int4 block=4"))
+    plan = place(graph, DEFAULT, QuantConfig(weights="int4 block=4"))
     assert formats(plan)["w:even"] == "int4 symmetric block=4"
     assert plan.placements[Weight("even")].block_axis == 1
     assert formats(plan)["w:odd"] == "int4 symmetric per-channel"
     assert plan.floats["b.bias"] == "the input or weight of b is no integer", "blocks have no one accumulator scale"
-    asked = place(graph, DEFAULT, Wishes(overrides={"odd": "int4 block=4"}))
+    asked = place(graph, DEFAULT, QuantConfig(overrides={"odd": "int4 block=4"}))
     assert formats(asked)["w:odd"] == "int4 symmetric block=4", "an explicit wish is not bent: encoding it is the error"
 
 
@@ -319,13 +319,17 @@ def test_blocks_where_they_divide_and_channels_where_they_do_not() -> None:
 def test_biases_that_cannot_be_integers() -> None:
     sketch = Sketch()
     graph = drawn(sketch, conv(sketch, sketch.input("x", *IMAGE), "conv", bias=True))
-    for wishes in (Wishes(weights="float16"), Wishes(activations="float8e4m3"), Wishes(exclude=["conv"])):
-        plan = place(graph, DEFAULT, wishes)
+    for config in (
+        QuantConfig(weights="float16"),
+        QuantConfig(activations="float8e4m3"),
+        QuantConfig(exclude=["conv"]),
+    ):
+        plan = place(graph, DEFAULT, config)
         assert Weight("conv.b") not in plan.placements
         assert plan.floats["conv.b"] == "the input or weight of conv is no integer"
-    plan = place(graph, DEFAULT, Wishes(overrides={"conv.b": None}))
+    plan = place(graph, DEFAULT, QuantConfig(overrides={"conv.b": None}))
     assert plan.floats["conv.b"] == "float by your override"
-    per_tensor = place(graph, DEFAULT, Wishes(weights="int8 per-tensor"))
+    per_tensor = place(graph, DEFAULT, QuantConfig(weights="int8 per-tensor"))
     assert formats(per_tensor)["w:conv.b"] == "int32 symmetric per-tensor"
 
 

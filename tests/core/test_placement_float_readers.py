@@ -11,8 +11,8 @@ from isobit.canonical import canonicalize
 from isobit.graph import Graph, Shape
 from isobit.placement import place
 from isobit.plan import Plan
+from isobit.quant_config import QuantConfig
 from isobit.sites import Input, Site, Tensor
-from isobit.wishes import Wishes
 
 TOKENS = ("N", 7, 4)
 TARGETS = {name: own_registry().target(name) for name in ("default", "onnxruntime-cpu", "onnxruntime-cpu-transformer")}
@@ -66,12 +66,12 @@ def test_an_excluded_reader_of_an_input_takes_it_as_it_is(target) -> None:
     x = sketch.input("x", *TOKENS)
     plain = sketch.node("Abs", x, name="abs", shape=TOKENS)
     graph = canonicalize(sketch.graph(linear(sketch, x, "first"), plain))
-    assert Input("first", 0) in activations(place(graph, target, Wishes(exclude="abs")))
-    assert Tensor("x") not in activations(place(graph, target, Wishes(exclude="abs")))
+    assert Input("first", 0) in activations(place(graph, target, QuantConfig(exclude="abs")))
+    assert Tensor("x") not in activations(place(graph, target, QuantConfig(exclude="abs")))
 
 
 def test_a_format_asked_for_a_tensor_is_for_all_its_readers() -> None:
-    plan = place(block(), TRANSFORMER, Wishes(overrides={"norm": "uint16"}))
+    plan = place(block(), TRANSFORMER, QuantConfig(overrides={"norm": "uint16"}))
     assert activations(plan) == {Tensor("norm"), Tensor("gelu")}
     assert plan.placements[Tensor("norm")].spec.bits == 16
 
@@ -106,5 +106,5 @@ def test_a_pattern_reaches_no_tensor_inside_a_fused_chain() -> None:
     x = sketch.input("x", "N", 4, 6, 6)
     y = sketch.node("Conv", x, sketch.random("conv.w", 4, 4, 1, 1), name="conv", shape=("N", 4, 6, 6))
     graph = canonicalize(sketch.graph(sketch.node("Relu", y, name="conv.relu", shape=("N", 4, 6, 6))))
-    plan = place(graph, TARGETS["default"], Wishes(overrides={"conv*": "int8"}))
+    plan = place(graph, TARGETS["default"], QuantConfig(overrides={"conv*": "int8"}))
     assert activations(plan) == {Tensor("x"), Tensor("conv.relu")}

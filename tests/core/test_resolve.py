@@ -14,12 +14,12 @@ from isobit.canonical import canonicalize
 from isobit.errors import DataError, EncodingError
 from isobit.graph import Graph
 from isobit.placement import place
+from isobit.quant_config import QuantConfig
 from isobit.quant_spec import QuantSpec
 from isobit.ranges import encode_range, encode_weight
 from isobit.resolve import Resolved, observed_sites, resolve
 from isobit.sites import Input, Tensor, Weight
 from isobit.statistics import Histogram, Statistics
-from isobit.wishes import Wishes
 
 TARGET = own_registry().target("default")
 UINT8 = QuantSpec.parse("uint8")
@@ -55,15 +55,19 @@ def statistics_of(**values: np.ndarray) -> Statistics:
     return Statistics(found)
 
 
-def resolved(wishes: Wishes | None = None, bias: np.ndarray | None = None, scheme: object = MinMaxRange()) -> Resolved:
+def resolved(
+    config: QuantConfig | None = None, bias: np.ndarray | None = None, scheme: object = MinMaxRange()
+) -> Resolved:
     graph, values = network(bias)
-    return resolve(graph, place(graph, TARGET, wishes or Wishes()), statistics_of(**VALUES), scheme, values.__getitem__)  # type: ignore[arg-type]
+    return resolve(
+        graph, place(graph, TARGET, config or QuantConfig()), statistics_of(**VALUES), scheme, values.__getitem__
+    )  # type: ignore[arg-type]
 
 
 def test_only_what_is_calibrated_is_observed() -> None:
     graph, _ = network()
     assert observed_sites(place(graph, TARGET)) == [Tensor(name) for name in VALUES]
-    plan = place(graph, TARGET, Wishes(overrides={"c[0]": "int8"}))
+    plan = place(graph, TARGET, QuantConfig(overrides={"c[0]": "int8"}))
     assert Input("c", 0) in plan.placements
     observed = observed_sites(plan)
     assert observed.count(Tensor("c")) == 1  # the tensor and its reader of another format see the same values
@@ -103,7 +107,7 @@ def test_weights_depend_on_their_values_alone() -> None:
     _, values = network()
     found = resolved().encodings
     assert found["a.w"] == encode_weight(values["a.w"], QuantSpec.parse("int8 per-channel"))
-    blocks = resolved(Wishes(overrides={"c.w": "int4 lpbq=3"})).encodings["c.w"]
+    blocks = resolved(QuantConfig(overrides={"c.w": "int4 lpbq=3"})).encodings["c.w"]
     assert blocks == encode_weight(values["c.w"], QuantSpec.parse("int4 lpbq=3"), block_axis=1)
 
 
@@ -113,7 +117,7 @@ def test_readers_with_formats_of_their_own_encode_the_same_values() -> None:
     weight = sketch.random("w", 4, 4)
     y = sketch.node("Linear", x, weight, name="first", shape=("N", 4))
     graph = canonicalize(sketch.graph(sketch.node("Linear", y, weight, name="second", shape=("N", 4))))
-    plan = place(graph, TARGET, Wishes(exclude=["second"]))
+    plan = place(graph, TARGET, QuantConfig(exclude=["second"]))
     statistics = statistics_of(x=VALUES["x"], first=VALUES["a"])
     found = resolve(graph, plan, statistics, MinMaxRange(), sketch.values.__getitem__).encodings
     assert found[Input("first", 1)] == encode_weight(sketch.values["w"], QuantSpec.parse("int8 per-channel"))
@@ -125,15 +129,15 @@ def test_a_bias_has_the_scale_of_its_accumulator() -> None:
     bias = found["b"]
     np.testing.assert_array_equal(bias.scale, found["x"].scale * found["a.w"].scale)
     assert (str(bias.spec), bias.axis) == ("int32 symmetric per-channel", 0)
-    whole = resolved(Wishes(weights="int8 per-tensor")).encodings["b"]
+    whole = resolved(QuantConfig(weights="int8 per-tensor")).encodings["b"]
     assert (whole.scale.shape, whole.axis) == ((), None)
 
 
 @pytest.mark.parametrize("weights", ["int8 per-channel", "int8 per-tensor", "uint8 per-channel"])
 def test_a_bias_that_does_not_fit_raises_its_channels_weight_scale(weights: str) -> None:
     big = np.float32([0.5, 3e6, -2e6])
-    found = resolved(Wishes(weights=weights), big)
-    plain = resolved(Wishes(weights=weights))
+    found = resolved(QuantConfig(weights=weights), big)
+    plain = resolved(QuantConfig(weights=weights))
     source, weight, bias = (found.encodings[name] for name in ("x", "a.w", "b"))
     steps = np.abs(big.astype(np.float64)) / (source.scale.astype(np.float64) * weight.scale.astype(np.float64))
     assert np.all(steps <= 2**30)
@@ -151,7 +155,7 @@ def test_a_bias_that_does_not_fit_raises_its_channels_weight_scale(weights: str)
 
 def test_float_formats_need_no_statistics() -> None:
     graph, values = network()
-    plan = place(graph, TARGET, Wishes(activations="bfloat16"))
+    plan = place(graph, TARGET, QuantConfig(activations="bfloat16"))
     found = resolve(graph, plan, Statistics(), MinMaxRange(), values.__getitem__).encodings
     assert found["x"].scale == 1
 
@@ -164,19 +168,19 @@ def test_unseen_tensors_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "said"),
+    ("config", "said"),
     [
-        (Wishes(activations="uint8 symmetric"), "tensor 'x': uint8 symmetric per-tensor has no negative levels"),
-        (Wishes(overrides={"c.w": "int4 block=4"}), "weight 'c.w': block size 4 does not divide axis 1"),
+        (QuantConfig(activations="uint8 symmetric"), "tensor 'x': uint8 symmetric per-tensor has no negative levels"),
+        (QuantConfig(overrides={"c.w": "int4 block=4"}), "weight 'c.w': block size 4 does not divide axis 1"),
         (
-            Wishes(overrides={"a.w": "uint8 symmetric"}),
+            QuantConfig(overrides={"a.w": "uint8 symmetric"}),
             "weight 'a.w': uint8 symmetric per-channel has no negative levels",
         ),
     ],
 )
-def test_what_cannot_be_encoded_is_named(wishes: Wishes, said: str) -> None:
+def test_what_cannot_be_encoded_is_named(config: QuantConfig, said: str) -> None:
     with pytest.raises(EncodingError, match=re.escape(said)):
-        resolved(wishes)
+        resolved(config)
 
 
 def test_what_is_frozen_is_kept_and_asks_for_no_statistics() -> None:

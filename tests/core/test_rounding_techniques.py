@@ -9,6 +9,7 @@ from numpy_backend import NumpyModel, checked
 from isobit.data import Dataset
 from isobit.errors import DataError
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.rounding.layers import find_layers
 from isobit.sites import Weight
@@ -16,14 +17,13 @@ from isobit.technique_context import TechniqueContext
 from isobit.techniques import GPTQ, AdaRound, FoldBatchNorms, SequentialMse
 from isobit.techniques.rounding_procedure import Procedure
 from isobit.testing.networks import NETWORKS, NetworkBuilder
-from isobit.wishes import Wishes
 
 TECHNIQUES = {"SequentialMse": SequentialMse(), "GPTQ": GPTQ(), "AdaRound": AdaRound()}
 
 
-def simulator(network, weights="int4 per-channel", **wishes):
+def simulator(network, weights="int4 per-channel", **config):
     model = checked(network.graph, network.weights)
-    sim = QuantSim.of_backend_model(model, registry().target("default"), Wishes(weights, None, wishes, ()))
+    sim = QuantSim.of_backend_model(model, registry().target("default"), QuantConfig(weights, None, config, ()))
     sim.apply(FoldBatchNorms())
     return sim
 
@@ -128,7 +128,7 @@ def test_passes_are_counted():
     for technique, passes in ((AdaRound(), 2), (GPTQ(sweeps=3), 4), (AdaRound(sequential=True), 4)):
         Counting.passes = 0
         sim = QuantSim.of_backend_model(
-            Counting(network.graph, network.weights), registry().target("default"), Wishes("int4", None, {}, ())
+            Counting(network.graph, network.weights), registry().target("default"), QuantConfig("int4", None, {}, ())
         )
         sim.apply(technique, data=correlated(64))
         assert Counting.passes == passes

@@ -13,11 +13,11 @@ from isobit.data import Dataset
 from isobit.observer import Request
 from isobit.placement import place
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.sites import Tensor, Weight
 from isobit.target import parse_target
 from isobit.technique_context import Requests, TechniqueContext
 from isobit.testing.collecting import Collect
-from isobit.wishes import Wishes
 
 
 def context(model, plan, data, calibrator) -> TechniqueContext:
@@ -36,7 +36,7 @@ def seen(model, batch, *tensors: str) -> list[np.ndarray]:
 def test_activations_are_clipped_and_not_rounded() -> None:
     network = chain(0, spread=0)
     model, batch = opened(network), network.batch(16)
-    plan, data = place(model.graph, registry().target("default"), Wishes("int4")), Dataset([batch], model.graph)
+    plan, data = place(model.graph, registry().target("default"), QuantConfig("int4")), Dataset([batch], model.graph)
     real = context(model, plan, data, Percentile(95)).quantized_copy().encodings()
     copy = context(model, plan, data, Percentile(95)).weights_quantized_copy()
     assert set(copy.encodings()) == {Weight(f"{name}.weight") for name in ("conv0", "conv1", "conv2", "fc")}
@@ -54,7 +54,7 @@ def test_activations_are_clipped_and_not_rounded() -> None:
 def test_what_cuts_nothing_off_adds_nothing() -> None:
     network = chain(1, spread=0)
     model, batch = opened(network), network.batch(4)
-    plan, data = place(model.graph, registry().target("default"), Wishes("int8")), Dataset([batch], model.graph)
+    plan, data = place(model.graph, registry().target("default"), QuantConfig("int8")), Dataset([batch], model.graph)
     assert len(context(model, plan, data, MinMaxRange()).weights_quantized_copy().graph.nodes) == len(model.graph.nodes)
 
 
@@ -68,7 +68,7 @@ def test_channels_are_clipped_each_for_itself() -> None:
     model = checked(canonicalize(s.graph(y)), s.values)
     x = np.random.default_rng(0).standard_normal((8, 3, 6, 6)) ** 3 * [[[1]], [[10]], [[99]]]
     x = x.astype(np.float32)  # with long tails
-    plan = place(model.graph, target, Wishes(None, "uint4 per-channel"))
+    plan = place(model.graph, target, QuantConfig(None, "uint4 per-channel"))
     data = Dataset([{"x": x}], model.graph)
     encoding = context(model, plan, data, MeanSquareError()).quantized_copy().encodings()["x"]
     assert encoding.axis == 1

@@ -12,7 +12,7 @@ from registries import own_registry
 from isobit.errors import FormatError, TargetError
 from isobit.plugins import Registry
 from isobit.quant_spec import QuantSpec
-from isobit.target import Step, load_target, parse_target
+from isobit.target import FusionStep, load_target, parse_target
 
 TOML = """
 schema = 1
@@ -54,9 +54,9 @@ def test_a_target_is_what_its_file_says() -> None:
     assert target.activation_types == ("uint8", "int4", "int5", "int6", "float16")
     assert target.weight_types == ("int8", "int4", "bfloat16")
     assert target.int32_bias
-    relu = Step(frozenset({"Relu"}))
+    relu = FusionStep(frozenset({"Relu"}))
     assert target.fusions == (
-        (Step(frozenset({"Conv", "Linear"})), Step(frozenset({"BatchNormalization"}), optional=True), relu),
+        (FusionStep(frozenset({"Conv", "Linear"})), FusionStep(frozenset({"BatchNormalization"}), optional=True), relu),
     )
     assert target.fixed_ranges == {"Softmax": (0.0, 1.0)}
     assert (target.same_encoding, target.joint_encoding) == ({"Reshape"}, {"Concat"})

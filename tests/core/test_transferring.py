@@ -15,12 +15,12 @@ from isobit.checked_model import CheckedModel
 from isobit.encoding import Encoding
 from isobit.errors import EncodingError
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.ranges import encode_weight
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
-from isobit.wishes import Wishes
 
 Name = Callable[[str], str]
 IMAGE = ("N", 3, 8, 8)
@@ -175,7 +175,7 @@ def folded(model: CheckedModel) -> CheckedModel:
 
 
 def sim_of(model: CheckedModel, target: str = "default") -> QuantSim:
-    return QuantSim.of_backend_model(model, registry().target(target), Wishes())
+    return QuantSim.of_backend_model(model, registry().target(target), QuantConfig())
 
 
 def calibrated(model: CheckedModel, target: str = "default") -> QuantSim:

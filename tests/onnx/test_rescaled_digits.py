@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.run_recipe import output_sqnr
 from isobit.techniques import CorrectBias, EqualizeCrossLayers
 from isobit.testing.rescaling import folded_with_relu, rescaled
-from isobit.wishes import Wishes
 from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.reference_networks import build_onnx
 
@@ -30,7 +30,7 @@ def model():
 def measured(model, *techniques, weights: str) -> tuple[float, float, float]:
     """Accuracy in points of the float model and of the simulator, and the SQNR of the logits."""
     batch = {"image": TEST["image"]}
-    sim = QuantSim.of_backend_model(OnnxBackend().open(model), registry().target("default"), Wishes(weights))
+    sim = QuantSim.of_backend_model(OnnxBackend().open(model), registry().target("default"), QuantConfig(weights))
     float_outputs = sim.backend_model.run(batch)
     sim.apply(*techniques, data=DATA)
     sim.calibrate(DATA)

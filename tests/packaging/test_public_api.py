@@ -20,7 +20,7 @@ MODULES = {
     "isobit.graph_builder": ("GraphBuilder",),
     "isobit.data": ("example_by_name",),
     "isobit.running": ("run_graph", "run_tapped"),
-    "isobit.feeding": ("feed",),
+    "isobit.observe_tensor": ("observe_tensor",),
     "isobit.devices": ("ReportsDevice",),
     "isobit.exporting": ("NativeExporter",),
     "isobit.plugins": ("CONTRACT", "Hooks", "PluginRecord", "hookimpl", "names", "records", "registry"),

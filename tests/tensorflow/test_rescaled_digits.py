@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.techniques import CorrectBias, EqualizeCrossLayers
 from isobit.testing.networks import Network
 from isobit.testing.rescaling import folded_with_relu, rescaled
-from isobit.wishes import Wishes
 from isobit_tensorflow.backend import TensorFlowBackend
 from isobit_tensorflow.reference_networks import build_keras
 
@@ -28,7 +28,7 @@ def network() -> Network:
 
 
 def simulator(model, weights: str) -> QuantSim:
-    return QuantSim.of_backend_model(model, registry().target("default"), Wishes(weights))
+    return QuantSim.of_backend_model(model, registry().target("default"), QuantConfig(weights))
 
 
 def accuracy(run) -> float:

@@ -18,11 +18,11 @@ from isobit.arithmetic import SMALLEST_SCALE
 from isobit.checked_model import CheckedModel
 from isobit.encoding import Encoding
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.sites import Tensor, Weight
 from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
-from isobit.wishes import Wishes
 from isobit_tensorflow.backend import TensorFlowBackend
 from isobit_tensorflow.model import KerasModel
 from isobit_tensorflow.simulate.quantizers import Quantizer
@@ -43,7 +43,7 @@ def images(count: int = 16, seed: int = 0) -> np.ndarray:
 
 
 def simulated(model: keras.Model, data=None) -> QuantSim:
-    sim = QuantSim.of_backend_model(TensorFlowBackend().open(model), registry().target("default"), Wishes())
+    sim = QuantSim.of_backend_model(TensorFlowBackend().open(model), registry().target("default"), QuantConfig())
     sim.calibrate([images()] if data is None else data)
     return sim
 

@@ -14,10 +14,10 @@ from torch import nn
 from isobit.errors import DataError
 from isobit.observer import Request
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.sites import Tensor
 from isobit.statistics import Histogram, MinMax
-from isobit.wishes import Wishes
 from isobit_torch.backend import TorchBackend
 from isobit_torch.model import TorchModel
 from isobit_torch.simulate import device_histogram
@@ -150,7 +150,7 @@ def test_errors_name_tensor_and_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_histogram, "DEVICES", frozenset({"cpu"}))
     net = Net().eval()
     sim = QuantSim.of_backend_model(
-        TorchBackend().open(net, torch.randn(2, 3, 8, 8)), registry().target("default"), Wishes()
+        TorchBackend().open(net, torch.randn(2, 3, 8, 8)), registry().target("default"), QuantConfig()
     )
     batches = [torch.randn(2, 3, 8, 8) for _ in range(3)]
     batches[2][0] = 3e38

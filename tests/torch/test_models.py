@@ -10,15 +10,15 @@ from torch.nn import functional
 
 from isobit.errors import ModelError
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.techniques import FoldBatchNorms
-from isobit.wishes import Wishes
 from isobit_torch.backend import TorchBackend
 
 
 def simulator(module: nn.Module, example: object) -> QuantSim:
     return QuantSim.of_backend_model(
-        TorchBackend().open(module.eval(), example), registry().target("default"), Wishes()
+        TorchBackend().open(module.eval(), example), registry().target("default"), QuantConfig()
     )
 
 

@@ -20,9 +20,9 @@ from torch.utils import _pytree as pytree
 from isobit.encoding import Encoding
 from isobit.errors import ModelError, OutputError
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.sites import Tensor, Weight
-from isobit.wishes import Wishes
 from isobit_torch.backend import TorchBackend
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit, which TorchScript is
@@ -59,9 +59,9 @@ def elsewhere(path: Path, inputs: list[torch.Tensor]) -> dict[str, np.ndarray]:
     return dict(np.load(folder / "out.npz"))
 
 
-def simulator(module: nn.Module, data: list[Any], wishes: Wishes | None = None) -> QuantSim:
+def simulator(module: nn.Module, data: list[Any], config: QuantConfig | None = None) -> QuantSim:
     opened = TorchBackend().open(module.eval(), data[0])
-    sim = QuantSim.of_backend_model(opened, registry().target("default"), wishes or Wishes())
+    sim = QuantSim.of_backend_model(opened, registry().target("default"), config or QuantConfig())
     sim.calibrate(data)
     return sim
 
@@ -197,7 +197,7 @@ def test_pt2_weight_formats(weights: str, dtype: torch.dtype, tmp_path: Path) ->
     """Each format dequantizes to the simulator's own weight."""
     torch.manual_seed(0)
     data = [torch.randn(5, 8)]
-    sim = simulator(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)), data, Wishes(weights=weights))
+    sim = simulator(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)), data, QuantConfig(weights=weights))
     program = torch.export.load(sim.export(tmp_path, formats="pt2")["pt2"])
     assert program.state_dict["0.weight"].dtype == dtype
     (node,) = (n for n in program.graph.nodes if n.op == "placeholder" and n.name.endswith("0_weight"))
@@ -217,14 +217,14 @@ def _value(program: torch.export.ExportedProgram, node: torch.fx.Node) -> torch.
 
 
 @pytest.mark.parametrize(
-    ("wishes", "words"),
+    ("config", "words"),
     [
-        (Wishes(weights="float8e4m3"), ["'0.weight'", "float8e4m3"]),
-        (Wishes(activations="float8e4m3"), ["'input'", "float8e4m3"]),
+        (QuantConfig(weights="float8e4m3"), ["'0.weight'", "float8e4m3"]),
+        (QuantConfig(activations="float8e4m3"), ["'input'", "float8e4m3"]),
     ],
 )
-def test_pt2_refuses_what_it_cannot_say(wishes: Wishes, words: list[str], tmp_path: Path) -> None:
-    sim = simulator(nn.Sequential(nn.Linear(8, 6), nn.ReLU()), [torch.randn(5, 8)], wishes)
+def test_pt2_refuses_what_it_cannot_say(config: QuantConfig, words: list[str], tmp_path: Path) -> None:
+    sim = simulator(nn.Sequential(nn.Linear(8, 6), nn.ReLU()), [torch.randn(5, 8)], config)
     with pytest.raises(ModelError) as caught:
         sim.export(tmp_path / "out", formats="pt2")
     for word in (*words, "quantized_decomposed", "onnx"):
@@ -316,8 +316,8 @@ def test_torchscript_follows_what_is_off(sim: QuantSim, images: list[torch.Tenso
 def test_torchscript_formats(activations: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(5, 8)
-    wishes = Wishes(weights="float8e5m2" if "float" in activations else "int4 block=2", activations=activations)
-    sim = simulator(nn.Sequential(nn.Linear(8, 6), nn.ReLU()), [x], wishes)
+    config = QuantConfig(weights="float8e5m2" if "float" in activations else "int4 block=2", activations=activations)
+    sim = simulator(nn.Sequential(nn.Linear(8, 6), nn.ReLU()), [x], config)
     output = elsewhere(sim.export(tmp_path, formats="torchscript")["torchscript"], [x])["0"]
     np.testing.assert_array_equal(output, sim.run(x)["output"])
 
@@ -361,7 +361,7 @@ def test_structures(tmp_path: Path) -> None:
     """A .pt2 keeps dicts and tuples; TorchScript takes them, and returns flat tensors for all but a dict of tensors."""
     x, more = torch.randn(3, 4), {"shift": torch.randn(3, 3)}
     opened = TorchBackend().open(Nested().eval(), {"x": x, "more": more})
-    sim = QuantSim.of_backend_model(opened, registry().target("default"), Wishes())
+    sim = QuantSim.of_backend_model(opened, registry().target("default"), QuantConfig())
     sim.calibrate([dict(zip(sim.graph.inputs, (x, more["shift"]), strict=True))])
     paths = sim.export(tmp_path, formats=("pt2", "torchscript"))
     with torch.no_grad():

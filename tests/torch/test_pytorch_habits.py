@@ -17,8 +17,8 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
-from isobit.wishes import Wishes
 from isobit_torch.backend import TorchBackend
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer
 from isobit_torch.simulate.simulator import Simulator
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
 
 def calibrated(module: nn.Module, data: list[object]) -> QuantSim:
     opened = TorchBackend().open(module.eval(), data[0])
-    sim = QuantSim.of_backend_model(opened, registry().target("default"), Wishes())
+    sim = QuantSim.of_backend_model(opened, registry().target("default"), QuantConfig())
     sim.calibrate(data)
     return sim
 

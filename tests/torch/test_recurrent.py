@@ -17,9 +17,9 @@ from isobit.backend import BackendModel
 from isobit.errors import ModelError
 from isobit.isomorphism import correspondence, differences
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.sites import Tensor, Weight
-from isobit.wishes import Wishes
 from isobit_torch.backend import TorchBackend
 
 FEATURES, HIDDEN = 5, 8
@@ -89,7 +89,7 @@ def opened(module: nn.Module, example: object) -> BackendModel:
 
 
 def simulator(module: nn.Module, data: list) -> QuantSim:
-    sim = QuantSim.of_backend_model(opened(module, data[0]), registry().target("default"), Wishes())
+    sim = QuantSim.of_backend_model(opened(module, data[0]), registry().target("default"), QuantConfig())
     sim.calibrate(data)
     return sim
 
@@ -252,7 +252,7 @@ def test_the_graph_and_the_encodings_are_the_onnx_backends(name: str) -> None:
     assert differences(torch_model.graph, onnx_model.graph, torch_model.weight, onnx_model.weight) == []
     assert set(torch_model.graph.weights) == set(onnx_model.graph.weights)
     target = registry().target("default")
-    sims = [QuantSim.of_backend_model(model, target, Wishes()) for model in (torch_model, onnx_model)]
+    sims = [QuantSim.of_backend_model(model, target, QuantConfig()) for model in (torch_model, onnx_model)]
     for sim in sims:
         sim.calibrate([{"x": batch.numpy()} for batch in data], "minmax")
     pairs = correspondence(torch_model.graph, onnx_model.graph, torch_model.weight, onnx_model.weight)

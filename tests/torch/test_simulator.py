@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.sites import Tensor, Weight
-from isobit.wishes import Wishes
 from isobit_torch.backend import TorchBackend
 from isobit_torch.simulate.quantizers import QUANTIZERS
 
@@ -67,7 +67,7 @@ def images() -> list[np.ndarray]:
 @pytest.fixture
 def sim(module: SmallResNet, images: list[np.ndarray]) -> QuantSim:
     opened = TorchBackend().open(module, images[0][:1])
-    calibrated = QuantSim.of_backend_model(opened, registry().target("default"), Wishes())
+    calibrated = QuantSim.of_backend_model(opened, registry().target("default"), QuantConfig())
     calibrated.calibrate(images)
     return calibrated
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from isobit.canonical.matching import Fusion, fuse, fused, producer_of
 from isobit.graph import Graph, Node, WeightInfo
-from isobit.layout import Permute, Step, View, compose, output_shape, to_canonical
+from isobit.layout import LayoutStep, Permute, View, compose, output_shape, to_canonical
 from isobit.ops import SETTINGS, SHAPE_SOURCES
 
 
@@ -89,7 +89,7 @@ def fold_constant_views(graph: Graph) -> Graph:
     return graph.with_nodes(tuple(kept), weights=weights) if alias else graph
 
 
-def _view_step(graph: Graph, node: Node, info: WeightInfo) -> Step | None:
+def _view_step(graph: Graph, node: Node, info: WeightInfo) -> LayoutStep | None:
     if node.op == "Transpose":
         reverse = tuple(range(len(info.shape)))[::-1]
         return Permute(tuple(int(a) for a in node.attributes.get("perm", reverse)))

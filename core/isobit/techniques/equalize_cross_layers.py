@@ -17,7 +17,7 @@ from isobit.edits import Draft
 from isobit.errors import FormatError
 from isobit.graph import Graph, Node
 from isobit.moments import Moments
-from isobit.normal import Normal
+from isobit.normal import NormalPerChannel
 from isobit.observer import Request
 from isobit.sites import Tensor
 from isobit.technique_context import Requests, TechniqueContext
@@ -198,13 +198,13 @@ def _moments(pairs: Sequence[Pair]) -> Requests:
     return Requests([Request(Tensor(name), Moments()) for name in dict.fromkeys(pair.tensor for pair in pairs)])
 
 
-def _distributions(requests: Requests, moments: Sequence[Moments]) -> dict[str, Normal]:
+def _distributions(requests: Requests, moments: Sequence[Moments]) -> dict[str, NormalPerChannel]:
     """Mean and deviation of each channel of the requested tensors."""
     seen = zip(requests.float, moments, strict=True)
-    return {str(request.site): Normal(item.mean, np.sqrt(item.variance)) for request, item in seen}
+    return {str(request.site): NormalPerChannel(item.mean, np.sqrt(item.variance)) for request, item in seen}
 
 
-def _absorb(draft: Draft, pair: Pair, known: dict[str, Normal], clipped: bool) -> tuple[str, str]:
+def _absorb(draft: Draft, pair: Pair, known: dict[str, NormalPerChannel], clipped: bool) -> tuple[str, str]:
     """What was absorbed, or why nothing could be; both empty where no bias is high."""
     normal = known.get(pair.tensor)
     if normal is None:
@@ -230,7 +230,7 @@ def _absorb(draft: Draft, pair: Pair, known: dict[str, Normal], clipped: bool) -
     return f"{pair.second.name} absorbed the bias of {count} channel(s) of {pair.first.name}", ""
 
 
-def _useful(normal: Normal, moved: Floats, activated: bool) -> Floats:
+def _useful(normal: NormalPerChannel, moved: Floats, activated: bool) -> Floats:
     """As little of `moved`, one value a channel, as takes the range of the tensor to where all of it would."""
     high = normal.mean + _REACH * normal.deviation
     low = np.zeros_like(high) if activated else normal.mean - _REACH * normal.deviation

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.graph import Graph, Node
-from isobit.normal import Normal
+from isobit.normal import NormalPerChannel
 
 Floats = NDArray[np.float64]
 
@@ -19,7 +19,7 @@ _MEAN_KEEPING = frozenset({"AveragePool", "GlobalAveragePool", "Dropout"})
 
 
 def expected_means(
-    graph: Graph, read: Callable[[str], NDArray[np.float32]], outputs: Mapping[str, Normal]
+    graph: Graph, read: Callable[[str], NDArray[np.float32]], outputs: Mapping[str, NormalPerChannel]
 ) -> dict[str, Floats]:
     """The mean of each channel of every tensor that follows from `outputs`, tensors with a normal distribution."""
     means = {name: normal.mean for name, normal in outputs.items()}
@@ -33,7 +33,7 @@ def expected_means(
 def _mean(
     node: Node,
     read: Callable[[str], NDArray[np.float32]],
-    outputs: Mapping[str, Normal],
+    outputs: Mapping[str, NormalPerChannel],
     means: Mapping[str, Floats],
 ) -> Floats | None:
     source = node.input(0) or ""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from isobit.edit import NewNode, Replace, SetWeights
 from isobit.edits import Draft
 from isobit.graph import Graph, Node, Use
-from isobit.normal import Normal
+from isobit.normal import NormalPerChannel
 from isobit.technique_context import TechniqueContext
 from isobit.techniques.technique import TechniqueReport
 from isobit.techniques.weighted_layer import (
@@ -51,7 +51,7 @@ class FoldBatchNorms:
         draft = Draft(model.graph, model.weight)
         changed: list[str] = []
         left: dict[str, str] = {}
-        outputs: dict[str, Normal] = {}
+        outputs: dict[str, NormalPerChannel] = {}
         for node in model.graph.nodes:
             if node.op == _BATCH_NORM or node.op in _CONSTANTS:
                 done, message = self._fold(draft, draft.graph.node(node.name), outputs)
@@ -66,7 +66,7 @@ class FoldBatchNorms:
             model.edit(draft.edits)
         return TechniqueReport("FoldBatchNorms", tuple(changed), left, batch_norms=outputs)
 
-    def _fold(self, draft: Draft, node: Node, outputs: dict[str, Normal]) -> tuple[bool, str]:
+    def _fold(self, draft: Draft, node: Node, outputs: dict[str, NormalPerChannel]) -> tuple[bool, str]:
         """Whether the node was folded, and where to or why not; `outputs` keeps what the batch norm knew."""
         before, obstacle = _layer_before(draft.graph, node)
         if before is not None:
@@ -146,7 +146,7 @@ def _layer_before(graph: Graph, node: Node) -> tuple[Node | None, str]:
     return producer, ""
 
 
-def _fold_backward(draft: Draft, layer: Node, node: Node, outputs: dict[str, Normal]) -> str:
+def _fold_backward(draft: Draft, layer: Node, node: Node, outputs: dict[str, NormalPerChannel]) -> str:
     """Fold `node` into the layer before it; returns why not, or an empty text."""
     graph = draft.graph
     weight = layer.input(1)
@@ -174,12 +174,12 @@ def _fold_backward(draft: Draft, layer: Node, node: Node, outputs: dict[str, Nor
     return ""
 
 
-def _remember(draft: Draft, layer: Node, node: Node, affine: _Affine, outputs: dict[str, Normal]) -> None:
+def _remember(draft: Draft, layer: Node, node: Node, affine: _Affine, outputs: dict[str, NormalPerChannel]) -> None:
     """The distribution of the layer's output from now on: normal with mean beta and deviation gamma."""
     tensor = layer.outputs[0]
     if node.op == _BATCH_NORM:
         gamma = np.abs(draft.value(node.inputs[1] or "")).astype(np.float64)
-        outputs[tensor] = Normal(affine.shift.astype(np.float64), gamma)
+        outputs[tensor] = NormalPerChannel(affine.shift.astype(np.float64), gamma)
     elif tensor in outputs:
         shift = affine(np.zeros_like(affine.mean)).astype(np.float64)
         outputs[tensor] = outputs[tensor].moved(affine.scale.astype(np.float64), shift)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from isobit.encoding import Encoding
-from isobit.normal import Normal
+from isobit.normal import NormalPerChannel
 from isobit.sites import Site
 from isobit.technique_context import Requests, TechniqueContext
 
@@ -27,7 +27,7 @@ class TechniqueReport:
     left: Mapping[str, str] = field(default_factory=dict)
     encodings: Mapping[Site, Encoding] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    batch_norms: Mapping[str, Normal] = field(default_factory=dict, repr=False)
+    batch_norms: Mapping[str, NormalPerChannel] = field(default_factory=dict, repr=False)
 
 
 class Technique(Protocol):

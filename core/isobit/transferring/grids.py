@@ -12,7 +12,7 @@ from isobit.transferring.skeleton import Reader, Skeleton
 
 
 @dataclass(frozen=True)
-class Grid:
+class GridAtSites:
     """An encoding and the sites of the source that say it."""
 
     encoding: Encoding
@@ -31,11 +31,11 @@ class SourceGrids:
         """The source's graph."""
         return self.skeleton.graph
 
-    def read(self, reader: Reader) -> Grid | None:
+    def read(self, reader: Reader) -> GridAtSites | None:
         """What `reader` reads its input on; None for float."""
         return self._read(self.graph.node(reader.node), reader.index)
 
-    def _read(self, node: Node, index: int) -> Grid | None:
+    def _read(self, node: Node, index: int) -> GridAtSites | None:
         name = node.input(index)
         if name is None:
             return None
@@ -49,20 +49,20 @@ class SourceGrids:
         mover = self._mover(name)
         return None if mover is None else self._read(mover, 0)
 
-    def tensor(self, name: str) -> Grid | None:
+    def tensor(self, name: str) -> GridAtSites | None:
         """What a tensor is on for readers without a site of their own."""
         if Tensor(name) in self.encodings:
             return self._grid(Tensor(name), *self._equal_above(name))
         mover = self._mover(name)
         return None if mover is None else self._read(mover, 0)
 
-    def common(self, readers: Iterable[Reader]) -> Grid | None:
+    def common(self, readers: Iterable[Reader]) -> GridAtSites | None:
         """What all of `readers` read on, where that is one encoding."""
         grids = [self.read(reader) for reader in readers]
         there = [grid for grid in grids if grid is not None]
         if not there or len(there) < len(grids) or any(grid.encoding != there[0].encoding for grid in there):
             return None
-        return Grid(there[0].encoding, frozenset(site for grid in there for site in grid.sites))
+        return GridAtSites(there[0].encoding, frozenset(site for grid in there for site in grid.sites))
 
     def _mover(self, name: str) -> Node | None:
         """The node that only moved the tensor's values here."""
@@ -84,6 +84,6 @@ class SourceGrids:
             mover = self._mover(source)
         return sites
 
-    def _grid(self, site: Site, *others: Site) -> Grid:
+    def _grid(self, site: Site, *others: Site) -> GridAtSites:
         encoding = self.encodings[site]
-        return Grid(encoding, frozenset({site, *(o for o in others if self.encodings.get(o) == encoding)}))
+        return GridAtSites(encoding, frozenset({site, *(o for o in others if self.encodings.get(o) == encoding)}))

@@ -9,7 +9,7 @@ from isobit.errors import EncodingError
 from isobit.graph import Node
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit.transferring.content import Side, content_classes
-from isobit.transferring.grids import Grid, SourceGrids
+from isobit.transferring.grids import GridAtSites, SourceGrids
 from isobit.transferring.matching import Matching
 from isobit.transferring.report import Transfer
 from isobit.transferring.skeleton import Reader, Skeleton
@@ -157,7 +157,7 @@ class _Placer:
 
     # --- encodings -------------------------------------------------------------------------------------------------
 
-    def grid(self, site: Site) -> Grid | None:
+    def grid(self, site: Site) -> GridAtSites | None:
         """The encoding of one site of the target, and where it comes from."""
         if isinstance(site, Weight):
             return self._on_weight(site.name)
@@ -175,7 +175,7 @@ class _Placer:
             return self.grids.read(Reader(mover.name, 0))
         return self._on_tensor(node.inputs[0] or "") or self._on_readers(node.outputs[0])
 
-    def _on_tensor(self, name: str) -> Grid | None:
+    def _on_tensor(self, name: str) -> GridAtSites | None:
         source_tensor = self._tensor(name)
         if source_tensor is not None and Tensor(source_tensor) in self.encodings:
             return self._fitting(name, self.grids.tensor(source_tensor))
@@ -185,7 +185,7 @@ class _Placer:
         # Only a grid of the whole tensor goes through a transpose that the source does not have.
         return grid if grid is not None and grid.encoding.axis is None else None
 
-    def _on_readers(self, name: str) -> Grid | None:
+    def _on_readers(self, name: str) -> GridAtSites | None:
         """The one encoding on which all that read the tensor, also through movers, read it."""
         readers = [self._reader(reader) for reader in self._readers_behind(name)]
         return self.grids.common([reader for reader in readers if reader is not None]) if all(readers) else None
@@ -199,7 +199,7 @@ class _Placer:
                 readers += self._readers_behind(use.node.outputs[0])
         return readers
 
-    def _on_weight(self, name: str) -> Grid | None:
+    def _on_weight(self, name: str) -> GridAtSites | None:
         readers = [self._reader(Reader(use.node.name, use.index)) for use in self.target.graph.uses(name)]
         alike = [reader for reader in readers if reader is not None and self._holds_same(name, reader)]
         if not alike or len(alike) < len(readers):
@@ -217,7 +217,7 @@ class _Placer:
         uses = self.source.graph.uses(self.source.graph.node(reader.node).input(reader.index) or "")
         return any(use.node.name == reader.node and use.role == "bias" for use in uses)
 
-    def _fitting(self, name: str, grid: Grid | None) -> Grid | None:
+    def _fitting(self, name: str, grid: GridAtSites | None) -> GridAtSites | None:
         """The grid, if it fits the shape of what it is for."""
         info = self.target.graph.weights.get(name)
         if grid is not None and info is not None:

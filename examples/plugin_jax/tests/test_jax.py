@@ -10,7 +10,7 @@ from jax import lax
 
 import isobit
 from isobit.errors import ModelError
-from isobit.feeding import feed
+from isobit.observe_tensor import observe_tensor
 from isobit.statistics import Histogram
 from isobit.testing.networks import conv_net, two_inputs
 from isobit_jax import JaxModel
@@ -184,12 +184,12 @@ def test_of_an_observed_tensor_only_bounds_and_counted_elements_are_fetched(monk
     monkeypatch.setattr(Histogram, "absorb", counted)
     for axis in (1, None):
         found, wanted = Histogram(), Histogram()
-        feed(found, jnp.asarray(values), axis, JaxEngine().bounds)
+        observe_tensor(found, jnp.asarray(values), axis, JaxEngine().bounds)
         wanted.update(values, axis)
         assert found == wanted
     assert all(size < values.size / 5 for size in fetched)
     assert len(fetched) == 2
     values[1, 0, 0, 0] = np.nan
     found = Histogram()
-    feed(found, jnp.asarray(values), 1, JaxEngine().bounds)
+    observe_tensor(found, jnp.asarray(values), 1, JaxEngine().bounds)
     assert found.non_finite == 1

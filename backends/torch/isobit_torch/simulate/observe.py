@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from isobit.feeding import feed
+from isobit.observe_tensor import observe_tensor
 from isobit_torch.program.convert import to_array
 from isobit_torch.simulate.device_histogram import DeviceHistograms
 from isobit_torch.simulate.fed_observer import FedObserver
@@ -37,7 +37,7 @@ class ObservingRunner(fx.Interpreter):
         for item in self._watched.get(n, ()):
             tensor = result.detach()
             if self._device is None or not self._device.take(item, tensor):
-                feed(item.observer, tensor, item.channel_axis, _bounds, to_array)
+                observe_tensor(item.observer, tensor, item.channel_axis, _bounds, to_array)
         if n is self._last:
             raise _AllSeen
         return result

@@ -14,6 +14,7 @@ from isobit.errors import IsobitError
 from isobit.load import load
 from isobit.observer import Request
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.sites import Tensor
 from isobit.technique_context import TechniqueContext
@@ -21,7 +22,6 @@ from isobit.techniques import FoldBatchNorms
 from isobit.testing.collecting import Collect
 from isobit.testing.conformance.setting import Build, Opened, Setting, assert_same
 from isobit.testing.networks import NETWORKS
-from isobit.wishes import Wishes
 
 
 class FrontDoorConformance(Setting):
@@ -93,7 +93,7 @@ class FrontDoorConformance(Setting):
             pytest.skip("the backend is not registered as a plug-in, and loading finds it by name")
         network = NETWORKS["pre_activation"]()
         model = backend.open(build(network), network.batch(2))
-        sim = QuantSim.of_backend_model(model, registry().target("default"), Wishes(weights="int5"))
+        sim = QuantSim.of_backend_model(model, registry().target("default"), QuantConfig(weights="int5"))
         sim.apply(FoldBatchNorms())
         sim.calibrate([network.batch(4, seed) for seed in range(2)], "percentile=99.9")
         sim.freeze([Tensor("image")])

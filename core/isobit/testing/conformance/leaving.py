@@ -14,12 +14,12 @@ from isobit.encoding import Encoding
 from isobit.errors import IsobitError
 from isobit.isomorphism import differences
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quant_spec import QuantSpec
 from isobit.quantsim import QuantSim
 from isobit.sites import Site, Tensor, Weight
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.conformance.setting import Opened, Setting, assert_close, assert_same, weight_names
-from isobit.wishes import Wishes
 
 
 def quantized(opened: Opened) -> CheckedModel:
@@ -83,7 +83,7 @@ class LeavingConformance(Setting):
     def test_quantize_and_export(self, opened: Opened, tmp_path: Path, target: str) -> None:
         """The whole way: fold, calibrate, export; the file in onnxruntime agrees with the simulator."""
         onnxruntime = pytest.importorskip("onnxruntime")
-        sim = QuantSim.of_backend_model(opened.model, registry().target(target), Wishes())
+        sim = QuantSim.of_backend_model(opened.model, registry().target(target), QuantConfig())
         sim.apply(FoldBatchNorms())
         data = [opened.network.batch(4, seed=seed) for seed in range(4)]
         sim.calibrate(data)

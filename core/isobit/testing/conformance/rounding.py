@@ -20,13 +20,13 @@ from isobit.observer import Request
 from isobit.patches import Patches
 from isobit.placement import place
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.rows import Rows
 from isobit.sites import Input, Site, Tensor
 from isobit.technique_context import TechniqueContext
 from isobit.techniques import GPTQ, AdaRound, FoldBatchNorms, SequentialMse, Technique
 from isobit.testing import interpreter
 from isobit.testing.conformance.setting import Opened, Setting
-from isobit.wishes import Wishes
 
 _NAMES = ("SequentialMse", "GPTQ", "AdaRound", "AdaRound sequential")
 
@@ -88,7 +88,7 @@ class RoundingConformance(Setting):
 
 def _compare_with_interpreter(opened: Opened, technique: Technique) -> None:
     model, data = opened.model, Dataset(opened.network.batch(8), opened.model.graph, batch_size=3)
-    plan = place(model.graph, registry().target("default"), Wishes("int4 per-channel", None, {}, ()))
+    plan = place(model.graph, registry().target("default"), QuantConfig("int4 per-channel", None, {}, ()))
     twin = _Interpreted(model.graph, {name: model.weight(name) for name in model.graph.weights})
     report = technique.apply(TechniqueContext(model, plan, data))
     expected = technique.apply(TechniqueContext(twin, plan, data))  # type: ignore[arg-type]

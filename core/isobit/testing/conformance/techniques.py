@@ -14,6 +14,7 @@ from isobit.calibration import MinMaxRange
 from isobit.data import Dataset
 from isobit.errors import DataError
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.run_recipe import output_sqnr, run_recipe
 from isobit.technique_context import TechniqueContext
@@ -32,7 +33,6 @@ from isobit.techniques import (
 )
 from isobit.testing import interpreter
 from isobit.testing.conformance.setting import Opened, Setting, assert_close
-from isobit.wishes import Wishes
 
 Open = Callable[[str], Opened]
 
@@ -167,7 +167,7 @@ class TechniquesConformance(Setting):
 
 
 def _sim(opened: Opened, target: str = "default") -> QuantSim:
-    return QuantSim.of_backend_model(opened.model, registry().target(target), Wishes("int4 per-tensor"))
+    return QuantSim.of_backend_model(opened.model, registry().target(target), QuantConfig("int4 per-tensor"))
 
 
 def _calibrated(sim: QuantSim, batch: Batch, method: str = "minmax") -> QuantSim:

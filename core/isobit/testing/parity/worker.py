@@ -15,12 +15,12 @@ from isobit.errors import PluginError
 from isobit.isomorphism import correspondence
 from isobit.placement import place
 from isobit.plugins import registry
+from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.sites import Input, Site, Tensor, Weight
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS, Network
 from isobit.testing.parity.results import STAGES, Result, said
-from isobit.wishes import Wishes
 
 TARGET = "default"
 
@@ -32,7 +32,7 @@ _EVALUATION = (64, 99)
 
 
 @runtime_checkable
-class NetworkBuilder(Protocol):
+class BuildsNetworks(Protocol):
     """What a Backend adds to the contract to take part: the reference networks in its framework."""
 
     def build_network(self, network: Network) -> Any:
@@ -42,20 +42,20 @@ class NetworkBuilder(Protocol):
 
 def builders() -> dict[str, Backend]:
     """The registered backends that build the reference networks; the ONNX one first: it judges the others."""
-    found = {name: b for name, b in registry().backends().items() if isinstance(b, NetworkBuilder)}
+    found = {name: b for name, b in registry().backends().items() if isinstance(b, BuildsNetworks)}
     return dict(sorted(found.items(), key=lambda item: (item[0] != "onnx", item[0])))
 
 
 def work(backend: str, folder: Path, networks: Sequence[str], schemes: Sequence[str], reference: Path | None) -> None:
     """Write the results of one backend; `reference` is the folder of the framework whose encodings are shared."""
     opener = registry().backend(backend)
-    if not isinstance(opener, NetworkBuilder):
+    if not isinstance(opener, BuildsNetworks):
         raise PluginError(f"backend {backend!r} does not build the reference networks (it has no build_network)")
     for name in networks:
         network = NETWORKS[name]()
         model = opener.open(opener.build_network(network), network.batch(2))
         for stage in STAGES:
-            sim = QuantSim.of_backend_model(model.copy(), registry().target(TARGET), Wishes())
+            sim = QuantSim.of_backend_model(model.copy(), registry().target(TARGET), QuantConfig())
             if stage == "folded":
                 sim.apply(FoldBatchNorms())
             shared = None if reference is None else Result.read(reference, name, stage)

@@ -14,7 +14,7 @@ from isobit.sampling import strided
 Bounds = Callable[[Any], tuple[float, float]]
 
 
-def feed(
+def observe_tensor(
     observer: Observer, value: Any, channel_axis: int | None, bounds: Bounds, fetch: Callable[[Any], Any] = np.asarray
 ) -> None:
     """Give an observer one batch of a tensor; where it wants bounds and a sample, no more leaves the device.

@@ -13,7 +13,7 @@ from isobit.sites import Input
 
 
 @dataclass(frozen=True)
-class Wishes:
+class QuantConfig:
     """Formats, overrides and exclusions.
 
     `overrides` maps patterns of tensor or weight names (or one input, ``node[1]``) to a format, or None for float;
