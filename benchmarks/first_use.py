@@ -10,9 +10,9 @@ import tempfile
 
 _SCRIPT = """
 import time
-import numpy, isobit.statistics
+import numpy, isobit.statistics.statistics
 start = time.perf_counter()
-from isobit.counting import kernels
+from isobit.statistics.count_bits import kernels
 kernels()
 print(time.perf_counter() - start)
 """

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from opening import open_network, stream_batches
 
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.techniques import FoldBatchNorms
 

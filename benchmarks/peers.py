@@ -29,12 +29,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from opening import open_network, stream_batches
 from run import machine, timed
 
+from isobit.calibration.needed_statistics import observed_sites
+from isobit.encodings import QuantSpec, encode_range
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
-from isobit.quant_spec import QuantSpec
 from isobit.quantsim import QuantSim
-from isobit.ranges import encode_range
-from isobit.resolve import observed_sites
 from isobit.techniques import FoldBatchNorms
 from networks import NETWORKS
 

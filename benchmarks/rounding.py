@@ -21,16 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import conv2d
 
-from isobit.gram import Gram
-from isobit.patches import Patches
-from isobit.plan import Placement
-from isobit.quant_spec import QuantSpec
-from isobit.rounding import Objective
-from isobit.rounding.layers import Layer
-from isobit.rows import Rows
-from isobit.sites import Weight
+from isobit.encodings import QuantSpec
+from isobit.graph import Weight
+from isobit.placement import Placement
+from isobit.statistics import Gram, Patches, Rows
 from isobit.techniques import GPTQ, AdaRound, SequentialMse
-from isobit.techniques.rounding_procedure import Problem, Procedure
+from isobit.techniques.rounding import Objective
+from isobit.techniques.rounding.layers import Layer
+from isobit.techniques.rounding.procedure import Problem, Procedure
 
 Array = NDArray[np.float32]
 Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

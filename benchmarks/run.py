@@ -34,8 +34,8 @@ from first_use import first_use_seconds
 from memory import extra_peak_memory, print_peak
 from opening import OPENERS, open_network, stream_batches
 
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.techniques import FoldBatchNorms
 from networks import NETWORKS

@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 from isobit.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from isobit.encoding import Encoding, Encodings
+    from isobit.encoding_transfer import transfer
+    from isobit.encodings.encoding import Encoding, Encodings
+    from isobit.encodings.quant_spec import QuantSpec
     from isobit.errors import IsobitError
-    from isobit.load import load
-    from isobit.quant_spec import QuantSpec
-    from isobit.quantizing import quantize
-    from isobit.quantsim import QuantSim
-    from isobit.transferring import transfer
+    from isobit.quantsim.load import load
+    from isobit.quantsim.quantize import quantize
+    from isobit.quantsim.quantsim import QuantSim
 
 _PUBLIC = {
-    "Encoding": "isobit.encoding",
-    "Encodings": "isobit.encoding",
+    "Encoding": "isobit.encodings.encoding",
+    "Encodings": "isobit.encodings.encoding",
     "IsobitError": "isobit.errors",
-    "QuantSim": "isobit.quantsim",
-    "QuantSpec": "isobit.quant_spec",
-    "load": "isobit.load",
-    "quantize": "isobit.quantizing",
+    "QuantSim": "isobit.quantsim.quantsim",
+    "QuantSpec": "isobit.encodings.quant_spec",
+    "load": "isobit.quantsim.load",
+    "quantize": "isobit.quantsim.quantize",
     "techniques": "isobit.techniques",
-    "transfer": "isobit.transferring",
+    "transfer": "isobit.encoding_transfer",
 }
 
 __all__ = [

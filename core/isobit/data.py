@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.errors import DataError, ModelError, did_you_mean
-from isobit.graph import Graph, TensorInfo
+from isobit.graph.graph import Graph, TensorInfo
 
 Batch = dict[str, NDArray[Any]]
 

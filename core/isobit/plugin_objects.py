@@ -11,7 +11,7 @@ from typing import Any
 
 #: The Protocol of what each hook returns, where it does not return paths. It is loaded when the hook has been asked.
 PROTOCOLS: Mapping[str, tuple[str, str]] = {
-    "isobit_backends": ("isobit.backend", "Backend"),
+    "isobit_backends": ("isobit.backend.contract", "Backend"),
     "isobit_calibrators": ("isobit.calibration.scheme", "Calibrator"),
     "isobit_techniques": ("isobit.techniques.technique", "Technique"),
     "isobit_formats": ("isobit.formats.format", "EncodingsFormat"),

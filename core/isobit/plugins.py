@@ -23,12 +23,12 @@ from isobit.plugin_objects import name_of, problem_of
 from isobit.version import __version__
 
 if TYPE_CHECKING:
-    from isobit.backend import Backend
+    from isobit.backend.checked_model import CheckedModel
+    from isobit.backend.contract import Backend
     from isobit.calibration.scheme import Calibrator
-    from isobit.checked_model import CheckedModel
     from isobit.formats.format import EncodingsFormat
-    from isobit.recipe import Recipe
-    from isobit.target import Target
+    from isobit.recipes.recipe import Recipe
+    from isobit.targets.target import Target
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class Registry:
         A stranger's backend that raises anything but an IsobitError is answered with a PluginError that names its
         distribution.
         """
-        from isobit.checked_model import CheckedModel
+        from isobit.backend.checked_model import CheckedModel
 
         if backend is None:
             opener = self.backend_for(model)
@@ -277,7 +277,7 @@ class Registry:
 
     def target(self, name: str | os.PathLike[str] | Target) -> Target:
         """A target by name, or from a file when it ends in ``.toml``."""
-        from isobit.target import Target, load_target
+        from isobit.targets.target import Target, load_target
 
         if isinstance(name, Target):
             return name
@@ -297,7 +297,7 @@ class Registry:
 
     def recipe(self, name: str | os.PathLike[str] | Recipe) -> Recipe:
         """A recipe by name, or from a file when it ends in ``.toml``."""
-        from isobit.recipe import Recipe, load_recipe
+        from isobit.recipes.recipe import Recipe, load_recipe
 
         if isinstance(name, Recipe):
             return name

@@ -13,8 +13,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from isobit.backend import NameMap
+from isobit.graph import Tensor
 from isobit.quantsim import QuantSim
-from isobit.sites import Tensor
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import isobit as library
-from isobit.encoding import Encoding, Encodings
-from isobit.encodings_files import read_encodings, write_encodings
-from isobit.sites import Input, Site, Tensor, Weight
+from isobit.encodings import Encoding, Encodings
+from isobit.graph import Input, Site, Tensor, Weight
+from isobit.quantsim import read_encodings, write_encodings
 
 WEIGHT = Encoding.of("int8 per-channel", [0.5, 0.25], axis=0)
 

@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from isobit.encoding import Encoding, Encodings
+from isobit.encodings import Encoding, Encodings, QuantSpec
 from isobit.formats.isobit_json import IsobitJson
-from isobit.quant_spec import QuantSpec
-from isobit.sites import Input, Tensor, Weight
+from isobit.graph import Input, Tensor, Weight
 
 
 def test_model(isobit, digits):

@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from isobit.encodings_files import read_encodings
 from isobit.errors import ModelError
-from isobit.quantizing import quantize
-from isobit.quantsim import QuantSim
+from isobit.quantsim import QuantSim, read_encodings
+from isobit.quantsim.quantize import quantize
 
 QUICK = ("--samples", 32, "--latency-batch", 0)
 

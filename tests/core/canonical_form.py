@@ -8,9 +8,7 @@ import numpy as np
 from sketch import Sketch, ops
 
 from isobit.canonical import canonicalize
-from isobit.graph import Graph, Node
-from isobit.isomorphism import differences
-from isobit.layout import to_canonical
+from isobit.graph import Graph, Node, differences, to_canonical
 
 BATCH_SEQ = ("N", 5, 8)
 IMAGE = ("N", 3, 8, 8)

@@ -9,10 +9,9 @@ from registries import own_registry
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
-from isobit.graph import Graph
-from isobit.plan import Plan
-from isobit.sites import Weight
-from isobit.target import Target
+from isobit.graph import Graph, Weight
+from isobit.placement import Plan
+from isobit.targets import Target
 
 IMAGE = ("N", 4, 6, 6)
 TARGETS: Mapping[str, Target] = {name: own_registry().target(name) for name in ("default", "onnxruntime-cpu")}

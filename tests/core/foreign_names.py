@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from isobit.encoding import Encoding
-from isobit.formats.names import Names, Place
-from isobit.graph import Graph
-from isobit.layout import TRANSPOSED, conv_transpose_layout, output_shape
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import encode_weight
-from isobit.sites import Tensor, Weight
+from isobit.encodings import Encoding, QuantSpec, encode_weight
+from isobit.formats import Names, Place
+from isobit.graph import Graph, Tensor, Weight, conv_transpose_layout
+from isobit.graph.layout import TRANSPOSED, output_shape
 
 _LAYOUTS = {
     "conv.w": ((8, 4, 3, 3), ()),

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from isobit.checked_model import CheckedModel
+from isobit.backend import CheckedModel
 from isobit.errors import ModelError
 from isobit.graph import Graph
-from isobit.graph_model import GraphModel
-from isobit.running import Tap, run_tapped
+from isobit.graph_backend import GraphModel, Tap
+from isobit.graph_backend.run_graph import run_tapped
 from isobit.testing import interpreter
 
 Array = np.ndarray[Any, Any]

@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 from numpy_backend import checked
 
-from isobit.checked_model import CheckedModel
+from isobit.backend import CheckedModel
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.testing.networks import Network, NetworkBuilder
 

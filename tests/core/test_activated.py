@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 from technique_networks import opened
 
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
-from isobit.rounding.activated import ActivatedError
-from isobit.rounding.activation import Activation, activation_behind
-from isobit.rounding.coordinate_descent import coordinate_descent
-from isobit.rounding.grid import Grid
-from isobit.rounding.objective import Objective
 from isobit.techniques import AdaRound, FoldBatchNorms
+from isobit.techniques.rounding import Grid, Objective, coordinate_descent
+from isobit.techniques.rounding.activated_error import ActivatedError
+from isobit.techniques.rounding.activation import Activation, activation_behind
 from isobit.testing.networks import Network, NetworkBuilder
 
 FUNCTIONS = {

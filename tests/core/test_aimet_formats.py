@@ -12,16 +12,13 @@ from foreign_names import NAMES, WEIGHTS, weight_encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isobit.encoding import Encoding, Encodings
-from isobit.encodings_files import read_encodings, write_encodings
+from isobit.encodings import Encoding, Encodings, QuantSpec
+from isobit.encodings.same_levels import same_levels
 from isobit.errors import EncodingError
-from isobit.formats.names import Names
+from isobit.formats import Names
 from isobit.formats.native_grid import canonical_encoding, native_form
-from isobit.graph import Graph, Node, TensorInfo
-from isobit.layout import to_native
-from isobit.quant_spec import QuantSpec
-from isobit.same_levels import same_levels
-from isobit.sites import Input, Site, Tensor, Weight
+from isobit.graph import Graph, Input, Node, Site, Tensor, TensorInfo, Weight, to_native
+from isobit.quantsim import read_encodings, write_encodings
 
 FORMATS = ["aimet-0.6.1", "aimet-1.0.0", "aimet-2.0.0"]
 

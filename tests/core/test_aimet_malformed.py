@@ -12,8 +12,8 @@ from foreign_names import NAMES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isobit.encodings_files import read_encodings
 from isobit.errors import EncodingError
+from isobit.quantsim import read_encodings
 
 V0: dict[str, Any] = {
     "version": "0.6.1",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isobit import arithmetic
-from isobit.quant_spec import QuantSpec
+from isobit.encodings import QuantSpec
 
 F32_MAX = float(np.finfo(np.float32).max)
 

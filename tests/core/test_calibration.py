@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isobit.calibration import Calibrator, MinMaxRange, MovingAverage, Percentile, parse_calibrator
+from isobit.encodings import QuantSpec
 from isobit.errors import FormatError
-from isobit.quant_spec import QuantSpec
 from isobit.statistics import Histogram
 
 SPEC = QuantSpec.parse("uint8")

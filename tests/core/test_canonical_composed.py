@@ -11,8 +11,7 @@ from sketch import Sketch, ops
 
 from isobit.canonical import canonicalize
 from isobit.canonical.products import Product
-from isobit.graph import Graph
-from isobit.layout import to_canonical
+from isobit.graph import Graph, to_canonical
 from isobit.testing.interpreter import outputs
 
 IMAGE, ROWS = ("N", 6, 4, 4), ("N", 5, 6)

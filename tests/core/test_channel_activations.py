@@ -10,16 +10,14 @@ from sketch import Sketch
 from isobit.calibration import MeanSquareError, MinMaxRange, Percentile
 from isobit.calibration.channel_error import smallest_channel_errors
 from isobit.canonical import canonicalize
-from isobit.channel_range import ChannelRange
+from isobit.encodings import QuantSpec, encode_range
 from isobit.errors import DataError, FormatError, TargetError
+from isobit.graph import Tensor, Weight
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
-from isobit.quant_spec import QuantSpec
 from isobit.quantsim import QuantSim
-from isobit.ranges import encode_range
-from isobit.sites import Tensor, Weight
-from isobit.statistics import Statistics
-from isobit.target import Target, parse_target
+from isobit.statistics import ChannelRange, Statistics
+from isobit.targets import Target, parse_target
 
 TEXT = registry().target("default").text
 HEAD = "[activations]\n"

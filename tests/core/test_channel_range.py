@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isobit.channel_range import ChannelRange
 from isobit.errors import DataError
-from isobit.sites import Tensor
-from isobit.statistics import Statistics
+from isobit.graph import Tensor
+from isobit.statistics import ChannelRange, Statistics
 
 
 @given(

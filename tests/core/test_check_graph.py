@@ -14,13 +14,12 @@ import pytest
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
-from isobit.check_graph import check_graph, check_structure, is_checking
-from isobit.edit import Insert, NewNode
-from isobit.edits import Draft, plan_edits
+from isobit.edits import Insert, NewNode, plan_edits
+from isobit.edits.draft import Draft
 from isobit.errors import ModelError
-from isobit.graph import Graph, Node, TensorInfo
-from isobit.shapes import infer, infer_dtype
-from isobit.sites import Tensor
+from isobit.graph import Graph, Node, Tensor, TensorInfo
+from isobit.graph.check_graph import check_graph, check_structure, is_checking
+from isobit.graph.shape_inference import infer, infer_dtype
 
 
 def network() -> Graph:
@@ -100,7 +99,7 @@ def test_the_whole_suite_checks_passes_and_edits(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ModelError, match="after reading the model: node 'relu'"):
         canonicalize(spoilt)
     draft = Draft(network(), lambda name: np.zeros(()))
-    monkeypatch.setattr("isobit.workspace.Workspace._free_names", lambda *_: ["relu"])
+    monkeypatch.setattr("isobit.edits.workspace.Workspace._free_names", lambda *_: ["relu"])
     with pytest.raises(ModelError, match="after the edit Insert: two nodes are named 'relu'"):
         draft.apply(Insert(Tensor("fc"), (NewNode("Relu"),)))
 
@@ -118,7 +117,7 @@ def test_a_broken_pass_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_environment_says_whether_to_check(value: str | None, expected: str) -> None:
     environment = {key: entry for key, entry in os.environ.items() if key != "ISOBIT_CHECK"}
     environment |= {} if value is None else {"ISOBIT_CHECK": value}
-    code = "from isobit.check_graph import is_checking; print(is_checking())"
+    code = "from isobit.graph.check_graph import is_checking; print(is_checking())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == expected
 

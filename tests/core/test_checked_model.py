@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from numpy_backend import NumpyEngine, checked
 
-from isobit.backend import Batch, Differentiable
-from isobit.checked_model import CheckedModel
-from isobit.edit import EditPlan, SetWeights
-from isobit.encoding import Encoding
+from isobit.backend import Batch, CheckedModel, Differentiable
+from isobit.edits import EditPlan, SetWeights
+from isobit.encodings import Encoding
 from isobit.errors import DataError, EditError, EncodingError, ModelError
-from isobit.graph_model import DifferentiableGraphModel, GraphModel
-from isobit.observer import Request
-from isobit.sites import Input, Tensor, Weight
+from isobit.graph import Input, Tensor, Weight
+from isobit.graph_backend import DifferentiableGraphModel, GraphModel
+from isobit.statistics import Request
 from isobit.testing.collecting import Collect
 from isobit.testing.networks import NETWORKS
 
@@ -72,7 +71,7 @@ class Noting(GraphModel):
 def test_an_edit_is_planned_once_and_logged_when_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     inner = Noting(NumpyEngine(), NETWORK.graph, NETWORK.weights)
     opened, planned = CheckedModel.of(inner), []
-    from isobit import checked_model
+    from isobit.backend import checked_model
 
     plan_edits = checked_model.plan_edits
     monkeypatch.setattr(checked_model, "plan_edits", lambda *parts: planned.append(parts) or plan_edits(*parts))

@@ -8,11 +8,12 @@ from technique_networks import chain, opened, simulator
 
 from isobit.errors import DataError, FormatError
 from isobit.graph import Node
-from isobit.run_recipe import output_sqnr
-from isobit.technique_context import TechniqueContext
+from isobit.quantsim.run_recipe import output_sqnr
 from isobit.techniques import CorrectBias, FoldBatchNorms, ReestimateBatchNorms
+from isobit.techniques.context import TechniqueContext
 from isobit.techniques.weighted_layer import response
-from isobit.testing.networks import Network, NetworkBuilder, conv_net
+from isobit.testing.networks import Network, NetworkBuilder
+from isobit.testing.networks.convolutional import conv_net
 
 
 def mean_error(network: Network, data, technique=None) -> tuple[float, float]:
@@ -126,8 +127,8 @@ def test_batch_norms_get_the_statistics_of_the_quantized_model() -> None:
 
 
 def _collected(model, data, tensor: str) -> np.ndarray:
-    from isobit.observer import Request
-    from isobit.sites import Tensor
+    from isobit.graph import Tensor
+    from isobit.statistics import Request
     from isobit.testing.collecting import Collect
 
     seen = Collect()

@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from isobit.bin_counts import BinCounts
-from isobit.counting import BINS, ROWS, VARIABLE, count_bits
 from isobit.errors import PluginError
 from isobit.statistics import Histogram
+from isobit.statistics.bin_counts import BinCounts
+from isobit.statistics.count_bits import BINS, ROWS, VARIABLE, count_bits
 
 
 @pytest.mark.parametrize("size", [0, 7, 70_000, 300_000])
@@ -29,8 +29,8 @@ def test_threads_count_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     bits = np.random.default_rng(1).standard_normal(50_003).astype(np.float32).view(np.uint32)
     (whole, parts), rows = np.zeros((2, BINS), np.int64), np.zeros((2, ROWS), np.bool_)
     count_bits(bits, whole, rows[0])
-    monkeypatch.setattr("isobit.counting._PART", 9000)
-    monkeypatch.setattr("isobit.counting._CORES", 3)
+    monkeypatch.setattr("isobit.statistics.count_bits._PART", 9000)
+    monkeypatch.setattr("isobit.statistics.count_bits._CORES", 3)
     count_bits(bits, parts, rows[1])
     np.testing.assert_array_equal(whole, parts)
     np.testing.assert_array_equal(rows[0], rows[1])
@@ -52,7 +52,7 @@ def test_the_table_of_a_thread_is_clear_again_after_an_interruption(monkeypatch:
 
 
 def test_without_numba_the_choice_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "isobit.kernels", None)
+    monkeypatch.setitem(sys.modules, "isobit.statistics.kernels", None)
     with pytest.raises(PluginError, match="pip install numba; where that is not possible, set ISOBIT_KERNELS=numpy"):
         Histogram().update(np.ones((1, 3), np.float32))
     monkeypatch.setenv(VARIABLE, "numpy")

@@ -11,12 +11,11 @@ import pytest
 from numpy_backend import checked
 from sketch import Sketch, ops
 
+from isobit.backend import CheckedModel
 from isobit.canonical import canonicalize
-from isobit.checked_model import CheckedModel
-from isobit.edit import AddBias, Edit, Insert, Inserted, NewNode, Replace, Replaced, SetWeights, Unshare
-from isobit.edits import plan_edits
+from isobit.edits import AddBias, Edit, Insert, Inserted, NewNode, Replace, Replaced, SetWeights, Unshare, plan_edits
 from isobit.errors import EditError
-from isobit.sites import Input, Tensor
+from isobit.graph import Input, Tensor
 from isobit.testing.networks import NetworkBuilder
 
 IMAGE = ("N", 4, 6, 6)

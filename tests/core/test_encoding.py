@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isobit.encoding import Encoding, Encodings
+from isobit.encodings import Encoding, Encodings, PerTensor, QuantSpec
 from isobit.errors import EncodingError
-from isobit.quant_spec import PerTensor, QuantSpec
-from isobit.sites import Input, Tensor, Weight, site_key, site_of
+from isobit.graph import Input, Tensor, Weight, site_key, site_of
 
 
 def encoding(text: str, scale: Any, zero_point: Any = 0, axis: int | None = None, **parts: Any) -> Encoding:

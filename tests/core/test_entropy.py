@@ -11,8 +11,8 @@ from isobit.calibration import Entropy, MeanSquareError
 from isobit.calibration.entropy import divergences
 from isobit.calibration.error import Bins
 from isobit.calibration.search import thresholds
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import candidate_grids, encode_range
+from isobit.encodings import QuantSpec, encode_range
+from isobit.encodings.ranges import candidate_grids
 from isobit.statistics import Histogram
 
 RNG = np.random.default_rng(0)

@@ -12,11 +12,13 @@ from technique_networks import assert_same_function, chain, opened, simulator
 from isobit.canonical import canonicalize
 from isobit.data import Dataset
 from isobit.errors import FormatError
-from isobit.normal import NormalPerChannel
-from isobit.run_recipe import output_sqnr
-from isobit.technique_context import TechniqueContext
+from isobit.quantsim.run_recipe import output_sqnr
 from isobit.techniques import EqualizeCrossLayers, FoldBatchNorms
-from isobit.testing.networks import Network, NetworkBuilder, inverted_residual, shared_weights, upsampler
+from isobit.techniques.context import TechniqueContext
+from isobit.techniques.normal import NormalPerChannel
+from isobit.testing.networks import Network, NetworkBuilder
+from isobit.testing.networks.convolutional import inverted_residual, upsampler
+from isobit.testing.networks.fully_connected import shared_weights
 
 
 def ranges_out(weight: np.ndarray) -> np.ndarray:

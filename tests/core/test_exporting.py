@@ -10,15 +10,15 @@ import pytest
 from numpy_backend import NumpyModel
 from sketch import Sketch
 
+from isobit.backend import NativeExporter
 from isobit.canonical import canonicalize
-from isobit.encoding import Encodings
+from isobit.encodings import Encodings
 from isobit.errors import ModelError, OutputError
-from isobit.exporting import NativeExporter
 from isobit.formats.isobit_json import IsobitJson
+from isobit.graph import Weight
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
-from isobit.sites import Weight
 
 
 class Exporting(NumpyModel):

@@ -6,8 +6,8 @@ import hashlib
 
 import numpy as np
 
-from isobit.fingerprint import fingerprint
 from isobit.graph import Graph, WeightInfo
+from isobit.graph.fingerprint import fingerprint
 
 
 def of(array: np.ndarray) -> str:

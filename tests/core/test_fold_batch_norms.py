@@ -10,11 +10,11 @@ import pytest
 from numpy_backend import checked
 from sketch import Sketch, ops
 
+from isobit.backend import CheckedModel
 from isobit.canonical import canonicalize
-from isobit.checked_model import CheckedModel
-from isobit.layout import to_canonical
-from isobit.technique_context import TechniqueContext
+from isobit.graph import to_canonical
 from isobit.techniques import FoldBatchNorms, TechniqueReport
+from isobit.techniques.context import TechniqueContext
 
 IMAGE = ("N", 4, 5, 5)
 

@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 
 from isobit.errors import DataError
-from isobit.gram import Gram
-from isobit.patches import Patches
-from isobit.rows import Rows
-from isobit.sites import Tensor
-from isobit.statistics import Statistics
+from isobit.graph import Tensor
+from isobit.statistics import Gram, Patches, Rows, Statistics
 
 DEPTHWISE = Patches("Conv", (4, 1, 3, 3), 4, (1, 1), (1, 1), (1, 1, 1, 1), (0, 0))
 

@@ -10,7 +10,8 @@ import pytest
 from sketch import Sketch
 
 from isobit.errors import ModelError
-from isobit.graph import SMALL, Graph, Node, TensorInfo, WeightInfo, small_value
+from isobit.graph import Graph, Node, TensorInfo, WeightInfo
+from isobit.graph.graph import SMALL, small_value
 
 
 def diamond() -> Graph:

@@ -10,20 +10,14 @@ import numpy as np
 import pytest
 from numpy_backend import NumpyEngine
 
-from isobit.backend import Differentiable
-from isobit.checked_model import CheckedModel
+from isobit.backend import CheckedModel, Differentiable
 from isobit.data import example_by_name
-from isobit.edit import AddBias, NewNode, Replace, SetWeights
-from isobit.encoding import Encoding
+from isobit.edits import AddBias, NewNode, Replace, SetWeights
+from isobit.encodings import Encoding
 from isobit.errors import EditError, ModelError
-from isobit.graph_builder import GraphBuilder
-from isobit.graph_model import DifferentiableGraphModel, GraphModel
-from isobit.moments import Moments
-from isobit.observe_tensor import observe_tensor
-from isobit.observer import Request
-from isobit.running import run_graph
-from isobit.sites import Input, Site, Tensor, Weight
-from isobit.statistics import Histogram, MinMax
+from isobit.graph import Input, Site, Tensor, Weight
+from isobit.graph_backend import DifferentiableGraphModel, GraphBuilder, GraphModel, run_graph
+from isobit.statistics import Histogram, MinMax, Moments, Request, observe_tensor
 from isobit.testing import interpreter
 from isobit.testing.collecting import Collect
 from isobit.testing.networks import NETWORKS

@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 
 from isobit.errors import ModelError
-from isobit.graph import Graph, Node, TensorInfo, WeightInfo
-from isobit.graph_records import graph_from_record, graph_to_record
-from isobit.isomorphism import differences
-from isobit.layout import Permute, Take, View
+from isobit.graph import (
+    Graph,
+    Node,
+    Permute,
+    Take,
+    TensorInfo,
+    View,
+    WeightInfo,
+    differences,
+    graph_from_record,
+    graph_to_record,
+)
 from isobit.testing.networks import NETWORKS
 
 

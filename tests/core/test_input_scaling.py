@@ -8,18 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from technique_networks import assert_same_function, opened, simulator
 
-from isobit.channel_moments import ChannelMoments
 from isobit.data import Dataset
 from isobit.errors import DataError, FormatError
-from isobit.observer import Request
-from isobit.run_recipe import output_sqnr
-from isobit.sites import Tensor
-from isobit.technique_context import TechniqueContext
+from isobit.graph import Tensor
+from isobit.quantsim.run_recipe import output_sqnr
+from isobit.statistics import ChannelMoments, Request
 from isobit.techniques import Awq, SmoothQuant
-from isobit.techniques.input_errors import ExpectedError, _beyond, in_steps_of_range, input_requests
-from isobit.techniques.input_scaling import Rescaling, find_inputs
+from isobit.techniques.context import TechniqueContext
+from isobit.techniques.input_scaling.expected_error import ExpectedError, _beyond, in_steps_of_range, input_requests
+from isobit.techniques.input_scaling.rescaling import Rescaling, find_inputs
 from isobit.testing.collecting import Collect
-from isobit.testing.networks import Network, NetworkBuilder, conv_net, shared_weights
+from isobit.testing.networks import Network, NetworkBuilder
+from isobit.testing.networks.convolutional import conv_net
+from isobit.testing.networks.fully_connected import shared_weights
 
 TARGET = "onnxruntime-cpu-transformer"
 

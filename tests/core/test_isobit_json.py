@@ -12,12 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isobit.encoding import Encoding, Encodings
+from isobit.encodings import Encoding, Encodings, QuantSpec, encode_weight
 from isobit.errors import EncodingError
 from isobit.formats.isobit_json import IsobitJson, dumps, loads
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import encode_weight
-from isobit.sites import Input, Site, Tensor, Weight
+from isobit.graph import Input, Site, Tensor, Weight
 
 names = st.text(min_size=1, max_size=8)
 sites = st.one_of(names.map(Tensor), names.map(Weight), st.builds(Input, names, st.integers(0, 9)))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sketch import Sketch
 
-from isobit.graph import Graph, Node
-from isobit.isomorphism import correspondence, differences
+from isobit.graph import Graph, Node, differences
+from isobit.graph.isomorphism import correspondence
 
 
 def network(

@@ -7,20 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isobit.layout import (
-    TRANSPOSED,
-    Blocks,
-    Layout,
-    Permute,
-    Take,
-    View,
-    compose,
-    conv_transpose_layout,
-    output_shape,
-    resized,
-    to_canonical,
-    to_native,
-)
+from isobit.graph import Blocks, Layout, Permute, Take, View, conv_transpose_layout, to_canonical, to_native
+from isobit.graph.layout import TRANSPOSED, compose, output_shape, resized
 
 
 @pytest.mark.parametrize(

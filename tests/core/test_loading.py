@@ -11,17 +11,15 @@ from numpy_backend import checked
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
-from isobit.completeness import check_file
-from isobit.encoding import Encoding, Encodings
-from isobit.encodings_files import write_encodings
+from isobit.encodings import Encoding, Encodings, QuantSpec
+from isobit.encodings.same_levels import same_levels
 from isobit.errors import DataError, EncodingError, OutputError
-from isobit.formats.names import Names
+from isobit.formats import Names
+from isobit.graph import Tensor, Weight
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
-from isobit.quant_spec import QuantSpec
-from isobit.quantsim import QuantSim
-from isobit.same_levels import same_levels
-from isobit.sites import Tensor, Weight
+from isobit.quantsim import QuantSim, write_encodings
+from isobit.quantsim.export_check import check_file
 
 DATA = np.random.default_rng(3).standard_normal((6, 3, 6, 6)).astype(np.float32)
 

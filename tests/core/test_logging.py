@@ -11,9 +11,8 @@ from sketch import Sketch
 
 from isobit import QuantSim
 from isobit.canonical import canonicalize
-from isobit.edit import AddBias, Insert, NewNode, Replace, SetWeights
-from isobit.edits import plan_edits
-from isobit.sites import Tensor
+from isobit.edits import AddBias, Insert, NewNode, Replace, SetWeights, plan_edits
+from isobit.graph import Tensor
 
 
 def model() -> NumpyModel:
@@ -46,9 +45,9 @@ def test_edits_say_where(caplog: pytest.LogCaptureFixture) -> None:
         Insert(Tensor("fc"), (NewNode("Neg"),)),
         AddBias("fc", np.zeros(3)),
     ]
-    with caplog.at_level(logging.DEBUG, "isobit.edits"):
+    with caplog.at_level(logging.DEBUG, "isobit.edits.draft"):
         plan_edits(opened.graph, edits, opened.weight)
-    assert texts(caplog, "isobit.edits") == [
+    assert texts(caplog, "isobit.edits.draft") == [
         "edit 1: SetWeights at fc.w",
         "edit 2: Replace at relu",
         "edit 3: Insert at fc",
@@ -61,8 +60,8 @@ def test_a_calibration_says_what_it_placed_and_resolved(caplog: pytest.LogCaptur
     with caplog.at_level(logging.DEBUG, "isobit"):
         sim = QuantSim(model(), backend=NumpyBackend())
         sim.calibrate([{"x": np.ones((2, 4), np.float32)}], progress=False)
-    assert any(text.startswith("placed on target default: ") for text in texts(caplog, "isobit.placement"))
-    said = texts(caplog, "isobit.resolve")
+    assert any(text.startswith("placed on target default: ") for text in texts(caplog, "isobit.placement.place"))
+    said = texts(caplog, "isobit.calibration.resolve")
     assert any(text.startswith("x: minmax represents 1 to 1 as uint8") for text in said)
     assert any(text.startswith("resolved ") for text in said)
 

@@ -33,7 +33,7 @@ def _numpy_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     point = SimpleNamespace(name="numpy", value="here", dist=None)
     point.load = lambda: SimpleNamespace(isobit_backends=isobit_backends)
     found = own_registry(point)
-    monkeypatch.setattr("isobit.quantsim.registry", lambda: found)
+    monkeypatch.setattr("isobit.quantsim.quantsim.registry", lambda: found)
 
 
 @pytest.fixture(autouse=True)

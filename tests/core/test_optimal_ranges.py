@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from isobit.calibration import MeanSquareError, SignalToNoise
 from isobit.calibration.error import Bins, mean_square_errors
 from isobit.calibration.search import TOLERANCE, first_best, thresholds
+from isobit.encodings import QuantSpec, encode_range
+from isobit.encodings.ranges import Grids, candidate_grids
 from isobit.errors import EncodingError, FormatError
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import Grids, candidate_grids, encode_range
 from isobit.statistics import Histogram
 
 RNG = np.random.default_rng(0)

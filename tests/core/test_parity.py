@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from isobit.encoding import Encoding, Encodings
+from isobit.encodings import Encoding, Encodings
+from isobit.graph import Site, Tensor, Weight
 from isobit.placement import place
 from isobit.plugins import registry
-from isobit.sites import Site, Tensor, Weight
 from isobit.testing.networks import NETWORKS
 from isobit.testing.parity import command
 from isobit.testing.parity.comparing import Agreement, agreement, broken_promises, compare, decibels

@@ -9,11 +9,9 @@ import pytest
 from drawn_graphs import ACTIVATION, BIAS, DEFAULT, IMAGE, ORT, WEIGHT, both, conv, drawn, formats, relu, small
 from sketch import Sketch
 
-from isobit.graph import Graph
-from isobit.placement import place
-from isobit.quant_config import QuantConfig
-from isobit.sites import Input, Tensor, Weight
-from isobit.target import Target
+from isobit.graph import Graph, Input, Tensor, Weight
+from isobit.placement import QuantConfig, place
+from isobit.targets import Target
 
 # --- chains ---------------------------------------------------------------------------------------------------------
 

@@ -8,11 +8,8 @@ from registries import own_registry
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
-from isobit.graph import Graph, Shape
-from isobit.placement import place
-from isobit.plan import Plan
-from isobit.quant_config import QuantConfig
-from isobit.sites import Input, Site, Tensor
+from isobit.graph import Graph, Input, Shape, Site, Tensor
+from isobit.placement import Plan, QuantConfig, place
 
 TOKENS = ("N", 7, 4)
 TARGETS = {name: own_registry().target(name) for name in ("default", "onnxruntime-cpu", "onnxruntime-cpu-transformer")}

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pytest
 from registries import own_registry
 
-from isobit.formats.format import EncodingsFormat
+from isobit.formats import EncodingsFormat
 from isobit.plugin_objects import PROTOCOLS, has_default, lacking, members
 from isobit.plugins import Registry, hookimpl
 

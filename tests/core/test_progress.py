@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from isobit.progress import track
+from isobit.quantsim.progress import track
 
 
 @pytest.mark.parametrize("show", [None, False, True])

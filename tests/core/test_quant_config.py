@@ -11,9 +11,8 @@ from sketch import Sketch
 
 from isobit.canonical import canonicalize
 from isobit.errors import FormatError
-from isobit.placement import place
-from isobit.quant_config import QuantConfig
-from isobit.sites import Input, Tensor, Weight
+from isobit.graph import Input, Tensor, Weight
+from isobit.placement import QuantConfig, place
 
 
 def test_formats_for_all() -> None:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isobit.encodings import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
+from isobit.encodings.quant_spec import FLOAT_BITS
 from isobit.errors import FormatError
-from isobit.quant_spec import FLOAT_BITS, Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 
 granularities = st.one_of(
     st.none(),

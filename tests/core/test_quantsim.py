@@ -14,13 +14,13 @@ from registries import own_registry
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
-from isobit.edit import SetWeights
+from isobit.edits import SetWeights
 from isobit.errors import DataError, EncodingError, FormatError, ModelError
+from isobit.graph import Tensor, Weight
 from isobit.plugins import hookimpl
 from isobit.quantsim import QuantSim
-from isobit.sites import Tensor, Weight
-from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms, TechniqueReport
+from isobit.techniques.context import TechniqueContext
 
 IMAGE = ("N", 3, 6, 6)
 
@@ -47,7 +47,7 @@ def _numpy_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     point = SimpleNamespace(name="numpy", value="here", dist=None)
     point.load = lambda: SimpleNamespace(isobit_backends=isobit_backends)
     found = own_registry(point)
-    monkeypatch.setattr("isobit.quantsim.registry", lambda: found)
+    monkeypatch.setattr("isobit.quantsim.quantsim.registry", lambda: found)
 
 
 def sim(model: NumpyModel | None = None, **settings: Any) -> QuantSim:

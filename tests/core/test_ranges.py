@@ -11,10 +11,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from isobit.encoding import Encoding
+from isobit.encodings import Encoding, QuantSpec, encode_range, encode_weight
+from isobit.encodings.ranges import candidate_grids, smallest_scale, snap_up
 from isobit.errors import EncodingError
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import candidate_grids, encode_range, encode_weight, smallest_scale, snap_up
 
 values = st.floats(-1e6, 1e6, allow_nan=False, width=32)
 bits = st.integers(2, 16)

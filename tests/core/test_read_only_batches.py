@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from isobit.moments import Moments
-from isobit.statistics import Histogram, MinMax
+from isobit.statistics import Histogram, MinMax, Moments
 
 
 def test_observers_take_read_only_arrays() -> None:

@@ -14,13 +14,13 @@ from technique_networks import chain, opened, simulator
 import isobit
 from isobit.calibration import MinMaxRange
 from isobit.data import Dataset
-from isobit.edit import SetWeights
+from isobit.edits import SetWeights
 from isobit.errors import DataError, RecipeError
 from isobit.plugins import hookimpl, registry
-from isobit.recipe import Recipe, Step, StepResult, parse_recipe
-from isobit.run_recipe import output_sqnr, run_recipe
+from isobit.quantsim.run_recipe import output_sqnr, run_recipe
+from isobit.recipes import Recipe, Step, StepResult, parse_recipe
 from isobit.techniques import CorrectBias, EqualizeCrossLayers, FoldBatchNorms, TechniqueReport
-from isobit.testing.networks import conv_net
+from isobit.testing.networks.convolutional import conv_net
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def test_one_shot_data_serves_what_does_not_judge() -> None:
 def test_the_library_follows_a_recipe(monkeypatch) -> None:
     found = own_registry()
     monkeypatch.setattr(found, "backend_for", lambda model: NumpyBackend())
-    for module in ("isobit.quantsim", "isobit.quantizing"):
+    for module in ("isobit.quantsim.quantsim", "isobit.quantsim.quantize"):
         monkeypatch.setattr(f"{module}.registry", lambda: found)
     network = chain(5)
     data = network.batch(16)

@@ -10,15 +10,13 @@ from registries import own_registry
 from sketch import Sketch
 
 from isobit.calibration import MinMaxRange, Percentile
+from isobit.calibration.needed_statistics import observed_sites
+from isobit.calibration.resolve import Resolved, resolve
 from isobit.canonical import canonicalize
+from isobit.encodings import QuantSpec, encode_range, encode_weight
 from isobit.errors import DataError, EncodingError
-from isobit.graph import Graph
-from isobit.placement import place
-from isobit.quant_config import QuantConfig
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import encode_range, encode_weight
-from isobit.resolve import Resolved, observed_sites, resolve
-from isobit.sites import Input, Tensor, Weight
+from isobit.graph import Graph, Input, Tensor, Weight
+from isobit.placement import QuantConfig, place
 from isobit.statistics import Histogram, Statistics
 
 TARGET = own_registry().target("default")

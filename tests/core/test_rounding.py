@@ -9,17 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isobit.gram import Gram
-from isobit.patches import Patches
-from isobit.plan import Placement
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import encode_weight
-from isobit.rounding import Grid, Objective, coordinate_descent, fitted_scale, gptq, search_scale
-from isobit.rounding.layers import Layer
-from isobit.rows import Rows
-from isobit.sites import Weight
+from isobit.encodings import QuantSpec, encode_weight
+from isobit.graph import Weight
+from isobit.placement import Placement
+from isobit.statistics import Gram, Patches, Rows
 from isobit.techniques import GPTQ, AdaRound, SequentialMse
-from isobit.techniques.rounding_procedure import Problem
+from isobit.techniques.rounding import Grid, Objective, coordinate_descent, fitted_scale, gptq, search_scale
+from isobit.techniques.rounding.layers import Layer
+from isobit.techniques.rounding.procedure import Problem
 
 
 def layer(seed=0, outputs=6, columns=24, count=200, correlated=True):

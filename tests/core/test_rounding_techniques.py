@@ -8,14 +8,14 @@ from numpy_backend import NumpyModel, checked
 
 from isobit.data import Dataset
 from isobit.errors import DataError
+from isobit.graph import Weight
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
-from isobit.rounding.layers import find_layers
-from isobit.sites import Weight
-from isobit.technique_context import TechniqueContext
 from isobit.techniques import GPTQ, AdaRound, FoldBatchNorms, SequentialMse
-from isobit.techniques.rounding_procedure import Procedure
+from isobit.techniques.context import TechniqueContext
+from isobit.techniques.rounding.layers import find_layers
+from isobit.techniques.rounding.procedure import Procedure
 from isobit.testing.networks import NETWORKS, NetworkBuilder
 
 TECHNIQUES = {"SequentialMse": SequentialMse(), "GPTQ": GPTQ(), "AdaRound": AdaRound()}

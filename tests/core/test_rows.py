@@ -10,11 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isobit.errors import DataError, ModelError
-from isobit.graph import Graph, Node, TensorInfo, WeightInfo
-from isobit.patches import Patches
-from isobit.rows import Rows
-from isobit.sites import Tensor
-from isobit.statistics import Statistics
+from isobit.graph import Graph, Node, Tensor, TensorInfo, WeightInfo
+from isobit.statistics import Patches, Rows, Statistics
 
 
 def all_rows(patches, batch):

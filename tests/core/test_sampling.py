@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isobit.sampling import SAMPLE_LIMIT, sample, sampling_of
+from isobit.statistics import sample, sampling_of
+from isobit.statistics.sampling import SAMPLE_LIMIT
 
 shapes = st.lists(st.integers(1, 12), min_size=1, max_size=4).map(tuple)
 

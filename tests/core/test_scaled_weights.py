@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from isobit.plan import Placement
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import encode_weight
-from isobit.sites import Weight
-from isobit.techniques.scaled_weights import rounding_noise
+from isobit.encodings import QuantSpec, encode_weight
+from isobit.graph import Weight
+from isobit.placement import Placement
+from isobit.techniques.input_scaling.rounding_noise import rounding_noise
 
 RNG = np.random.default_rng(11)
 

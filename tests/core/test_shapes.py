@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from isobit.graph import Node
-from isobit.shapes import ShapeError, infer
+from isobit.graph.shape_inference import ShapeError, infer
 from isobit.testing.interpreter import compute
 
 

@@ -10,13 +10,12 @@ from technique_networks import chain, opened
 from isobit.calibration import MeanSquareError, MinMaxRange, Percentile
 from isobit.canonical import canonicalize
 from isobit.data import Dataset
-from isobit.observer import Request
-from isobit.placement import place
+from isobit.graph import Tensor, Weight
+from isobit.placement import QuantConfig, place
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
-from isobit.sites import Tensor, Weight
-from isobit.target import parse_target
-from isobit.technique_context import Requests, TechniqueContext
+from isobit.statistics import Request
+from isobit.targets import parse_target
+from isobit.techniques.context import Requests, TechniqueContext
 from isobit.testing.collecting import Collect
 
 

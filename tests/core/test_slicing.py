@@ -10,9 +10,9 @@ import pytest
 from numpy_backend import NumpyModel, checked
 from sketch import Sketch
 
+from isobit.backend import CheckedModel
 from isobit.canonical import canonicalize
-from isobit.checked_model import CheckedModel
-from isobit.edit import Slice
+from isobit.edits import Slice
 from isobit.errors import EditError
 
 IMAGE = ("N", 4, 6, 6)

@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from isobit.errors import DataError, OutputError
-from isobit.moments import Moments
-from isobit.sampling import sample
-from isobit.sites import Input, Tensor, Weight
-from isobit.statistics import Histogram, MinMax, Statistics
+from isobit.graph import Input, Tensor, Weight
+from isobit.statistics import Histogram, MinMax, Moments, Statistics, sample
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 anything = st.floats(width=32)

@@ -9,8 +9,8 @@ import pytest
 from technique_networks import assert_same_function, opened
 
 from isobit.errors import FormatError
-from isobit.technique_context import TechniqueContext
 from isobit.techniques import SpatialSvd, WeightSvd
+from isobit.techniques.context import TechniqueContext
 from isobit.testing.networks import NETWORKS, Network, NetworkBuilder
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from registries import own_registry
 
+from isobit.encodings import QuantSpec
 from isobit.errors import FormatError, TargetError
 from isobit.plugins import Registry
-from isobit.quant_spec import QuantSpec
-from isobit.target import FusionStep, load_target, parse_target
+from isobit.targets import load_target, parse_target
+from isobit.targets.target import FusionStep
 
 TOML = """
 schema = 1

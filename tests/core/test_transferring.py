@@ -10,17 +10,16 @@ from numpy_backend import checked
 from sketch import Sketch
 
 import isobit
+from isobit.backend import CheckedModel
 from isobit.canonical import canonicalize
-from isobit.checked_model import CheckedModel
-from isobit.encoding import Encoding
+from isobit.encodings import Encoding, encode_weight
 from isobit.errors import EncodingError
+from isobit.graph import Input, Site, Tensor, Weight
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
-from isobit.ranges import encode_weight
-from isobit.sites import Input, Site, Tensor, Weight
-from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
+from isobit.techniques.context import TechniqueContext
 
 Name = Callable[[str], str]
 IMAGE = ("N", 3, 8, 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import isobit
-from isobit.sites import Tensor
+from isobit.graph import Tensor
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS
 from isobit_onnx.reference_networks import build_onnx

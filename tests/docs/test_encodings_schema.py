@@ -9,12 +9,10 @@ import jsonschema
 import numpy as np
 import pytest
 
-from isobit.encoding import Encoding, Encodings
+from isobit.encodings import Encoding, Encodings, QuantSpec, encode_weight
 from isobit.errors import EncodingError
 from isobit.formats.isobit_json import dumps, loads
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import encode_weight
-from isobit.sites import Input, Tensor, Weight
+from isobit.graph import Input, Tensor, Weight
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "encodings.schema.json").read_text("utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

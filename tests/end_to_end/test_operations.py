@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import isobit
-from isobit.sites import Tensor, Weight
+from isobit.graph import Tensor, Weight
 
 RNG = np.random.default_rng(0)
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64

@@ -9,11 +9,9 @@ import onnxruntime
 import pytest
 
 import isobit
-from isobit.encoding import Encoding
-from isobit.observer import Request
-from isobit.quant_spec import QuantSpec
-from isobit.sites import Tensor
-from isobit.statistics import Histogram, MinMax
+from isobit.encodings import Encoding, QuantSpec
+from isobit.graph import Tensor
+from isobit.statistics import Histogram, MinMax, Request
 from isobit.testing.networks import Network, NetworkBuilder
 from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.model import OnnxModel

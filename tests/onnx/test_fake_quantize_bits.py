@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from isobit.encoding import Encoding
-from isobit.quant_spec import QuantSpec
-from isobit.sites import Tensor
+from isobit.encodings import Encoding, QuantSpec
+from isobit.graph import Tensor
 from isobit_onnx.backend import OnnxBackend
 
 FORMATS = [

@@ -9,11 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from isobit.observer import Request
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import encode_range
-from isobit.sites import Tensor
-from isobit.statistics import Histogram
+from isobit.encodings import QuantSpec, encode_range
+from isobit.graph import Tensor
+from isobit.statistics import Histogram, Request
 from isobit.testing.collecting import Collect
 from isobit.testing.networks import NetworkBuilder
 from isobit_onnx.backend import OnnxBackend

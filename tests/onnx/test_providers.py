@@ -8,7 +8,7 @@ import pytest
 
 import isobit
 from isobit.errors import PluginError
-from isobit.testing.networks import two_inputs
+from isobit.testing.networks.fully_connected import two_inputs
 from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.reference_networks import build_onnx
 from isobit_onnx.run.session import Session

@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import isobit
-from isobit.encodings_files import read_encodings, write_encodings
 from isobit.errors import EncodingError, OutputError
-from isobit.formats.names import Names
-from isobit.sites import Input, Tensor, Weight
+from isobit.formats import Names
+from isobit.graph import Input, Tensor, Weight
+from isobit.quantsim import read_encodings, write_encodings
 from isobit_onnx.qdq.check_quantized import check_complete
 from isobit_onnx.translate.sites import NativeSite
 

@@ -9,10 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import isobit
-from isobit.encoding import Encoding
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import encode_weight
-from isobit.sites import Tensor, Weight
+from isobit.encodings import Encoding, QuantSpec, encode_weight
+from isobit.graph import Tensor, Weight
 from isobit.testing import interpreter
 from isobit.testing.networks import NETWORKS
 from isobit_onnx.backend import OnnxBackend

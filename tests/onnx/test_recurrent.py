@@ -8,11 +8,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from isobit.checked_model import CheckedModel
-from isobit.edit import Unshare
-from isobit.encoding import Encoding
+from isobit.backend import CheckedModel
+from isobit.edits import Unshare
+from isobit.encodings import Encoding
 from isobit.errors import EditError
-from isobit.layout import Blocks, to_canonical, to_native
+from isobit.graph import Blocks, to_canonical, to_native
 from isobit.testing import interpreter
 from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.qdq.grids import grid_of

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
-from isobit.run_recipe import output_sqnr
+from isobit.quantsim.run_recipe import output_sqnr
 from isobit.techniques import CorrectBias, EqualizeCrossLayers
 from isobit.testing.rescaling import folded_with_relu, rescaled
 from isobit_onnx.backend import OnnxBackend

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import isobit
-from isobit.checked_model import CheckedModel
-from isobit.edit import SetWeights
+from isobit.backend import CheckedModel
+from isobit.edits import SetWeights
 from isobit.errors import EditError
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS

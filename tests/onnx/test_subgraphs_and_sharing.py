@@ -9,9 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import isobit
-from isobit.encoding import Encoding
-from isobit.quant_spec import QuantSpec
-from isobit.sites import Input, Tensor, Weight
+from isobit.encodings import Encoding, QuantSpec
+from isobit.graph import Input, Tensor, Weight
 from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.export import save_model
 from isobit_onnx.run import session

@@ -12,8 +12,8 @@ WRITE_QDQ = """
 import sys
 sys.modules["onnxruntime"] = None  # as where it is not installed
 from pathlib import Path
-from isobit.encoding import Encoding, Encodings
-from isobit.sites import Tensor
+from isobit.encodings import Encoding, Encodings
+from isobit.graph import Tensor
 from isobit.testing.networks import NETWORKS
 from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.write.write_onnx import write_onnx

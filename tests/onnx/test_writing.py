@@ -8,9 +8,7 @@ import onnxruntime
 import pytest
 
 from isobit.errors import ModelError
-from isobit.graph import Graph, Node, TensorInfo, WeightInfo
-from isobit.layout import to_canonical
-from isobit.sites import Input, Tensor, Weight
+from isobit.graph import Graph, Input, Node, Tensor, TensorInfo, Weight, WeightInfo, to_canonical
 from isobit.testing import interpreter
 from isobit.testing.networks import NETWORKS
 from isobit_onnx.write.write_onnx import write_onnx

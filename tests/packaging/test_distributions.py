@@ -68,7 +68,7 @@ def test_the_wheel_holds_what_is_public_and_typed(built):
     for package in ("isobit", "isobit_onnx", "isobit_torch", "isobit_tensorflow"):
         assert f"{package}/py.typed" in names
     assert "isobit/targets/default.toml" in names
-    assert "isobit/templates/plugin/plugin.py.template" in names
+    assert "isobit/cli/templates/plugin/plugin.py.template" in names
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"isobit", "isobit_onnx", "isobit_torch", "isobit_tensorflow"}
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 import isobit
 from isobit import Encoding, Encodings, QuantSim, QuantSpec
-from isobit.backend import Backend
-from isobit.checked_model import CheckedModel
+from isobit.backend import Backend, CheckedModel
 from isobit.plugins import PluginRecord, hookimpl, registry
 
 

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import isobit
-from isobit.sites import Weight
+from isobit.graph import Weight
 
 PYTHON = os.environ.get("ISOBIT_PEERS_PYTHON", "")
 VERSIONS = ["1.0.0", "2.0.0"]

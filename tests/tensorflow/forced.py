@@ -15,9 +15,8 @@ from agreement import Arrays, Comparison, QdqFile
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from isobit.layout import to_canonical
+from isobit.graph import Weight, to_canonical
 from isobit.quantsim import QuantSim
-from isobit.sites import Weight
 from isobit_tensorflow.kernels.operands import Rounding
 from isobit_tensorflow.model import KerasModel
 

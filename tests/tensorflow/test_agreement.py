@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 from agreement import Comparison
 from forced import Forced
 
-from isobit.sites import Weight
+from isobit.graph import Weight
 
 
 def test_integers_of_every_tensor_and_constant(tmp_path: Path) -> None:

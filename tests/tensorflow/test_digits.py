@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 import isobit
-from isobit.isomorphism import correspondence
+from isobit.graph import Input, Tensor, Weight
+from isobit.graph.isomorphism import correspondence
 from isobit.plugins import registry
-from isobit.sites import Input, Tensor, Weight
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import Network
 from isobit_tensorflow.reference_networks import build_keras

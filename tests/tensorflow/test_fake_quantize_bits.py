@@ -8,9 +8,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isobit.encoding import Encoding
-from isobit.quant_spec import PerBlock, PerChannel, QuantSpec
-from isobit.sites import Tensor, Weight
+from isobit.encodings import Encoding, PerBlock, PerChannel, QuantSpec
+from isobit.graph import Tensor, Weight
 from isobit.testing.conformance.quantizing import tie_values
 from isobit_tensorflow.simulate.quantizers import Quantizer
 

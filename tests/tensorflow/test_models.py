@@ -9,8 +9,7 @@ from keras import layers as L
 from keras import ops
 
 from isobit.errors import IsobitError, ModelError
-from isobit.isomorphism import differences
-from isobit.sites import Tensor, Weight
+from isobit.graph import Tensor, Weight, differences
 from isobit_tensorflow.backend import TensorFlowBackend
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.techniques import CorrectBias, EqualizeCrossLayers
 from isobit.testing.networks import Network

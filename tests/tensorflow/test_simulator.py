@@ -15,14 +15,14 @@ from keras import layers as L
 
 import isobit
 from isobit.arithmetic import SMALLEST_SCALE
-from isobit.checked_model import CheckedModel
-from isobit.encoding import Encoding
+from isobit.backend import CheckedModel
+from isobit.encodings import Encoding
+from isobit.graph import Tensor, Weight
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
-from isobit.sites import Tensor, Weight
-from isobit.technique_context import TechniqueContext
 from isobit.techniques import FoldBatchNorms
+from isobit.techniques.context import TechniqueContext
 from isobit_tensorflow.backend import TensorFlowBackend
 from isobit_tensorflow.model import KerasModel
 from isobit_tensorflow.simulate.quantizers import Quantizer
@@ -213,8 +213,7 @@ def test_data_of_every_kind() -> None:
 
 def test_observation_returns_only_what_is_asked() -> None:
     """The traced function's outputs are bounds, samples and counts; memory is that of one batch."""
-    from isobit.observer import Request
-    from isobit.statistics import Histogram, MinMax
+    from isobit.statistics import Histogram, MinMax, Request
     from isobit_tensorflow.simulate.observe import Observation, watched
 
     opened = TensorFlowBackend().open(network())
@@ -266,7 +265,7 @@ def test_each_pass_has_the_quantizers_that_are_on() -> None:
 
 
 def test_pruned_and_folded_layers_keep_their_names() -> None:
-    from isobit.edit import Slice
+    from isobit.edits import Slice
 
     opened = CheckedModel.of(TensorFlowBackend().open(network()))
     x = images()

@@ -10,10 +10,9 @@ from agreement import Arrays, Comparison, QdqFile
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from isobit.encoding import Encoding
-from isobit.layout import to_canonical
+from isobit.encodings import Encoding
+from isobit.graph import Tensor, Weight, to_canonical
 from isobit.quantsim import QuantSim
-from isobit.sites import Tensor, Weight
 from isobit_torch.model import TorchModel
 from isobit_torch.program.fx_nodes import attribute
 from isobit_torch.simulate.quantizers import Quantizer

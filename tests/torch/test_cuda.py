@@ -10,11 +10,9 @@ import torch
 from torch import nn
 
 import isobit
-from isobit.encoding import Encoding
-from isobit.observer import Request
-from isobit.quant_spec import QuantSpec
-from isobit.sites import Tensor, Weight
-from isobit.statistics import Histogram, MinMax
+from isobit.encodings import Encoding, QuantSpec
+from isobit.graph import Tensor, Weight
+from isobit.statistics import Histogram, MinMax, Request
 from isobit.testing import interpreter
 from isobit.testing.conformance import BackendConformance
 from isobit.testing.conformance.quantizing import tie_values

@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from isobit.encoding import Encoding
-from isobit.quant_spec import QuantSpec
+from isobit.encodings import Encoding, QuantSpec
 from isobit.testing.conformance.quantizing import tie_values
 from isobit_torch.simulate import cuda_kernel
 from isobit_torch.simulate.arithmetic import fake_quantize

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from isobit.errors import DataError
-from isobit.observer import Request
+from isobit.graph import Tensor
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
-from isobit.sites import Tensor
-from isobit.statistics import Histogram, MinMax
+from isobit.statistics import Histogram, MinMax, Request
 from isobit_torch.backend import TorchBackend
 from isobit_torch.model import TorchModel
 from isobit_torch.simulate import device_histogram

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from isobit.encoding import Encoding
+from isobit.encodings import Encoding
 from isobit.errors import ModelError
-from isobit.sites import Tensor, Weight
+from isobit.graph import Tensor, Weight
 from isobit_torch.backend import TorchBackend
 from isobit_torch.capture.capture import _moved
 from isobit_torch.model import TorchModel

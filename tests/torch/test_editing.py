@@ -6,13 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from isobit.checked_model import CheckedModel
-from isobit.edit import Insert, NewNode, SetWeights
-from isobit.encoding import Encoding
-from isobit.observer import Request
-from isobit.quant_spec import QuantSpec
-from isobit.sites import Input, Tensor, Weight
-from isobit.statistics import MinMax
+from isobit.backend import CheckedModel
+from isobit.edits import Insert, NewNode, SetWeights
+from isobit.encodings import Encoding, QuantSpec
+from isobit.graph import Input, Tensor, Weight
+from isobit.statistics import MinMax, Request
 from isobit_torch.backend import TorchBackend
 from isobit_torch.model import TorchModel
 from isobit_torch.translate.translate import translate

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from isobit.encoding import Encoding
-from isobit.quant_spec import QuantSpec
+from isobit.encodings import Encoding, QuantSpec
 from isobit_torch.simulate.quantizers import Quantizer, WeightQuantizer
 
 FORMATS = [f"{kind}{bits}" for kind in ("int", "uint") for bits in range(2, 17)]

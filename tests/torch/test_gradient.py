@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from isobit import layout as reference
-from isobit.checked_model import CheckedDifferentiable, CheckedModel
-from isobit.encoding import Encoding
+from isobit.backend import CheckedModel
+from isobit.backend.checked_model import CheckedDifferentiable
+from isobit.encodings import Encoding
 from isobit.errors import DataError, ModelError
-from isobit.layout import Permute, Take, View
-from isobit.sites import Tensor
+from isobit.graph import Permute, Take, Tensor, View
+from isobit.graph import layout as reference
 from isobit_torch.backend import TorchBackend
 from isobit_torch.program.layouts import to_canonical, to_native
 from isobit_torch.simulate.quantizers import Quantizer

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import isobit
-from isobit.sites import Weight
+from isobit.graph import Weight
 
 pytest.importorskip("onnxruntime")
 from executed import Comparison, Executed

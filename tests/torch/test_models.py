@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from isobit.errors import ModelError
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit.techniques import FoldBatchNorms
 from isobit_torch.backend import TorchBackend

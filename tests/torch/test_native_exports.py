@@ -17,12 +17,12 @@ from torch import nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from isobit.encoding import Encoding
+from isobit.encodings import Encoding
 from isobit.errors import ModelError, OutputError
+from isobit.graph import Tensor, Weight
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
-from isobit.sites import Tensor, Weight
 from isobit_torch.backend import TorchBackend
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit, which TorchScript is
@@ -114,7 +114,7 @@ def test_pt2_elsewhere(sim: QuantSim, images: list[torch.Tensor], tmp_path: Path
 
 
 def test_pt2_constants_are_the_integers(sim: QuantSim, tmp_path: Path) -> None:
-    """Under the user's names, exactly those of `isobit.encoding`; a dequantize call is the only reader."""
+    """Under the user's names, exactly those of `isobit.encodings`; a dequantize call is the only reader."""
     program = torch.export.load(sim.export(tmp_path, formats="pt2")["pt2"])
     state = program.state_dict
     for name in ("conv.weight", "conv.bias", "up.weight", "fc.weight", "tied.bias"):

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
 from isobit_torch.backend import TorchBackend
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer

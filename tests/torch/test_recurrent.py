@@ -15,11 +15,11 @@ from torch import nn
 
 from isobit.backend import BackendModel
 from isobit.errors import ModelError
-from isobit.isomorphism import correspondence, differences
+from isobit.graph import Tensor, Weight, differences
+from isobit.graph.isomorphism import correspondence
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
-from isobit.sites import Tensor, Weight
 from isobit_torch.backend import TorchBackend
 
 FEATURES, HIDDEN = 5, 8

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from isobit.graph import Tensor, Weight
+from isobit.placement import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
 from isobit.quantsim import QuantSim
-from isobit.sites import Tensor, Weight
 from isobit_torch.backend import TorchBackend
 from isobit_torch.simulate.quantizers import QUANTIZERS
 

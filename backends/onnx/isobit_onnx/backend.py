@@ -9,12 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobit.devices import device_of
+from isobit.backend import device_of
 from isobit.errors import PluginError
 
 if TYPE_CHECKING:
     from isobit.backend import BackendModel
-    from isobit.encoding import Encodings
+    from isobit.encodings import Encodings
     from isobit.testing.networks import Network
     from isobit_onnx.model import OnnxModel
 

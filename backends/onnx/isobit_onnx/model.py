@@ -16,14 +16,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from isobit.backend import Batch, NameMap, OnnxName
-from isobit.edit import EditPlan
-from isobit.encoding import Encoding, Encodings
+from isobit.edits import EditPlan
+from isobit.encodings import Encoding, Encodings
 from isobit.errors import ModelError
-from isobit.graph import Graph
-from isobit.layout import to_canonical
-from isobit.observer import Request
-from isobit.sites import Input, Site, Tensor, Weight
-from isobit.watched import Watched
+from isobit.graph import Graph, Input, Site, Tensor, Weight, to_canonical
+from isobit.statistics import Request, Watched
 from isobit_onnx.export.export_qdq import QdqPlan
 from isobit_onnx.qdq.writer import Quantized, insert_quantizers
 from isobit_onnx.run.observe import ObservingSessions

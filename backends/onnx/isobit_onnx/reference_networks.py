@@ -10,8 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from isobit.graph import Node, TensorInfo
-from isobit.layout import conv_transpose_layout, to_native
+from isobit.graph import Node, TensorInfo, conv_transpose_layout, to_native
 from isobit.testing.networks import Network
 
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}

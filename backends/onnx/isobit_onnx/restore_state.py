@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from isobit.quantizer_checks import check_quantizers
+from isobit.backend import check_quantizers
 from isobit_onnx.model import OnnxModel
 from isobit_onnx.state import load
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from isobit.encoding import Encoding, Encodings
+from isobit.encodings import Encoding, Encodings
 from isobit.errors import ModelError
 from isobit.formats import isobit_json
-from isobit.sites import Site, site_key, site_of
+from isobit.graph import Site, site_key, site_of
 
 _MODEL, _WEIGHTS, _QUANTIZERS, _OFF = "model.onnx", "weights.bin", "encodings.json", "off.json"
 

@@ -17,12 +17,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from isobit.backend import Batch, NameMap
-from isobit.edit import EditPlan
-from isobit.encoding import Encoding, Encodings
-from isobit.graph import Graph, WeightInfo
-from isobit.layout import resized, to_canonical, to_native
-from isobit.observer import Request
-from isobit.sites import Site
+from isobit.edits import EditPlan
+from isobit.encodings import Encoding, Encodings
+from isobit.graph import Graph, Site, WeightInfo, to_canonical, to_native
+from isobit.graph.layout import resized
+from isobit.statistics import Request
 from isobit_tensorflow.export.state import dump
 from isobit_tensorflow.kernels.operands import Rounding
 from isobit_tensorflow.kernels.table import KERNELS

@@ -10,9 +10,9 @@ from typing import Any
 
 import keras
 
-from isobit.graph import Node
-from isobit.layout import TRANSPOSED, compose, to_native
-from isobit.ops import RECURRENT
+from isobit.graph import Node, to_native
+from isobit.graph.layout import TRANSPOSED, compose
+from isobit.graph.ops import RECURRENT
 from isobit.testing.networks import Network
 from isobit_tensorflow.layers import GroupedConv2DTranspose
 from isobit_tensorflow.read.rules.recurrent import GATES

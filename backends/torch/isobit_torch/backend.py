@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobit.devices import device_of
+from isobit.backend import device_of
 from isobit.errors import PluginError
 
 if TYPE_CHECKING:

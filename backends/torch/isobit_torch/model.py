@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from torch import fx
 
 from isobit.backend import Batch, NameMap
-from isobit.edit import EditPlan
-from isobit.encoding import Encoding, Encodings
-from isobit.graph import Graph
-from isobit.observer import Request
-from isobit.sites import Input, Site, Tensor
+from isobit.edits import EditPlan
+from isobit.encodings import Encoding, Encodings
+from isobit.graph import Graph, Input, Site, Tensor
+from isobit.statistics import Request
 from isobit_torch.program.convert import to_array
 from isobit_torch.program.program import Program, copy_graph
 from isobit_torch.simulate.fed_observer import FedObserver

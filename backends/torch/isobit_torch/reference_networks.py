@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isobit.graph import Node
-from isobit.layout import conv_transpose_layout, to_native
-from isobit.ops import RECURRENT
+from isobit.graph import Node, conv_transpose_layout, to_native
+from isobit.graph.ops import RECURRENT
 from isobit.testing.networks import Network
 from isobit_torch.program.modules import container_path
 from isobit_torch.program.recurrent_calls import GATES

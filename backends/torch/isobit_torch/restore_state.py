@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load
 from torch import fx, nn
 
-from isobit.encoding import Encodings
+from isobit.backend import check_quantizers
+from isobit.encodings import Encodings
 from isobit.errors import ModelError
 from isobit.formats import isobit_json
-from isobit.quantizer_checks import check_quantizers
-from isobit.sites import site_of
+from isobit.graph import site_of
 from isobit_torch.export.state import DISABLED_FILE, ENCODINGS_FILE, FORMAT, GRAPH_FILE, TENSORS_FILE
 from isobit_torch.model import TorchModel
 from isobit_torch.program.devices import follow

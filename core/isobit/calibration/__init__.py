@@ -1,4 +1,4 @@
-"""Calibration schemes: pure functions from a Histogram and a QuantSpec to a range."""
+"""From statistics to encodings: schemes that choose a range, and the encodings of a whole plan."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from isobit.calibration.minmax import MinMaxRange
 from isobit.calibration.moving_average import MovingAverage
 from isobit.calibration.mse import MeanSquareError
 from isobit.calibration.percentile import Percentile
-from isobit.calibration.scheme import Calibrator, parse_calibrator
+from isobit.calibration.scheme import Calibrator, Channelwise, Noting, parse_calibrator
 from isobit.calibration.sqnr import SignalToNoise
 
 __all__ = [
     "Calibrator",
+    "Channelwise",
     "Entropy",
     "MeanSquareError",
     "MinMaxRange",
     "MovingAverage",
+    "Noting",
     "Percentile",
     "SignalToNoise",
     "parse_calibrator",

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.calibration.search import TOLERANCE
-from isobit.channel_range import ChannelRange
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import candidate_grids
+from isobit.encodings.quant_spec import QuantSpec
+from isobit.encodings.ranges import candidate_grids
+from isobit.statistics.channel_range import ChannelRange
 
 _STEPS, _OCTAVES = 32, 8
 

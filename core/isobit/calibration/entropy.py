@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from isobit.calibration.error import Bins
 from isobit.calibration.search import Floats, first_best, smallest_error, thresholds
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import Grids, candidate_grids
-from isobit.statistics import Histogram
+from isobit.encodings.quant_spec import QuantSpec
+from isobit.encodings.ranges import Grids, candidate_grids
+from isobit.statistics.histogram import Histogram
 
 MOST_BITS = 8
 

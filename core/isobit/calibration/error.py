@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit import arithmetic
-from isobit.counting import counted_by_numpy, kernels
-from isobit.histogram import Histogram
-from isobit.ranges import Grids
+from isobit.encodings.ranges import Grids
+from isobit.statistics.count_bits import counted_by_numpy, kernels
+from isobit.statistics.histogram import Histogram
 
 
 class Bins(NamedTuple):
@@ -81,7 +81,9 @@ def _integer_sums(bins: Bins, grids: Grids, clip_weight: float) -> NDArray[np.fl
     scales, zeros = grids.scale.astype(np.float64), grids.zero_point.astype(np.float64)
     found = np.empty(scales.size)
     edges = (np.ascontiguousarray(part) for part in bins)
-    kernels().integer_errors(*edges, scales, zeros, grids.spec.q_min, grids.spec.q_max, clip_weight, found)
+    kernels("isobit.calibration.kernels").integer_errors(
+        *edges, scales, zeros, grids.spec.q_min, grids.spec.q_max, clip_weight, found
+    )
     return found
 
 

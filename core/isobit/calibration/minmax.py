@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.channel_range import ChannelRange
-from isobit.quant_spec import QuantSpec
-from isobit.statistics import Histogram
+from isobit.encodings.quant_spec import QuantSpec
+from isobit.statistics.channel_range import ChannelRange
+from isobit.statistics.histogram import Histogram
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from isobit.encodings.quant_spec import QuantSpec
 from isobit.errors import FormatError
-from isobit.quant_spec import QuantSpec
-from isobit.statistics import Histogram
+from isobit.statistics.histogram import Histogram
 
 LEAST = 0.01
 

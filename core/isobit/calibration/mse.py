@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from isobit.calibration.channel_error import smallest_channel_errors
 from isobit.calibration.search import smallest_error
-from isobit.channel_range import ChannelRange
-from isobit.quant_spec import QuantSpec
-from isobit.statistics import Histogram
+from isobit.encodings.quant_spec import QuantSpec
+from isobit.statistics.channel_range import ChannelRange
+from isobit.statistics.histogram import Histogram
 
 
 @dataclass(frozen=True)

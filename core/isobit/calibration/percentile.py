@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.calibration.error import Bins
+from isobit.encodings.quant_spec import QuantSpec
 from isobit.errors import FormatError
-from isobit.quant_spec import QuantSpec
-from isobit.statistics import Histogram
+from isobit.statistics.histogram import Histogram
 
 
 @dataclass(frozen=True)

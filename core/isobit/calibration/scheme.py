@@ -8,10 +8,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.channel_range import ChannelRange
+from isobit.encodings.quant_spec import QuantSpec
 from isobit.errors import FormatError, did_you_mean
-from isobit.quant_spec import QuantSpec
-from isobit.statistics import Histogram
+from isobit.statistics.channel_range import ChannelRange
+from isobit.statistics.histogram import Histogram
 
 
 @runtime_checkable

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.calibration.error import Bins, mean_square_errors
-from isobit.quant_spec import QuantSpec
-from isobit.ranges import candidate_grids
-from isobit.statistics import Histogram
+from isobit.encodings.quant_spec import QuantSpec
+from isobit.encodings.ranges import candidate_grids
+from isobit.statistics.histogram import Histogram
 
 TOLERANCE = 1e-3
 

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from isobit.calibration.search import smallest_error
+from isobit.encodings.quant_spec import QuantSpec
 from isobit.errors import FormatError
-from isobit.quant_spec import QuantSpec
-from isobit.statistics import Histogram
+from isobit.statistics.histogram import Histogram
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from isobit.canonical.pooling import to_global_pooling
 from isobit.canonical.recurrent import canonical_recurrent, drop_zero_states
 from isobit.canonical.reductions import fuse_reductions
 from isobit.canonical.weights import canonical_weights
-from isobit.check_graph import check_graph, check_structure, is_checking
-from isobit.graph import Graph, Node
+from isobit.graph.check_graph import check_graph, check_structure, is_checking
+from isobit.graph.graph import Graph, Node
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import math
 
 from isobit.canonical.matching import Fusion, close, fuse, fused, producer_of, split_operand
 from isobit.canonical.products import Product
-from isobit.graph import Graph, Node
+from isobit.graph.graph import Graph, Node
 
 
 def fuse_activations(graph: Graph) -> Graph:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from isobit.graph import Graph, Node, Shape
-from isobit.ops import DEFAULTS, IGNORED_ATTRIBUTES
+from isobit.graph.graph import Graph, Node, Shape
+from isobit.graph.ops import DEFAULTS, IGNORED_ATTRIBUTES
 
 _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"})
 _LAST_AXIS = frozenset({"Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "RMSNormalization"})

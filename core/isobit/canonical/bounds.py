@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from isobit.canonical.matching import Fusion, fuse, fused, split_operand
-from isobit.graph import Graph, Node
+from isobit.graph.graph import Graph, Node
 
 
 def fuse_bounds(graph: Graph) -> Graph:

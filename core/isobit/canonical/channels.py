@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from isobit.graph import Graph, Node
-from isobit.ops import BROADCAST, RECURRENT, UNARY
+from isobit.graph.graph import Graph, Node
+from isobit.graph.ops import BROADCAST, RECURRENT, UNARY
 
 _SPATIAL = frozenset(
     "Conv ConvTranspose MaxPool AveragePool GlobalMaxPool GlobalAveragePool LpPool BatchNormalization "

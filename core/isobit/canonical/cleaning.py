@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from isobit.canonical.matching import Fusion, fuse, fused, producer_of
-from isobit.graph import Graph, Node, WeightInfo
-from isobit.layout import LayoutStep, Permute, View, compose, output_shape, to_canonical
-from isobit.ops import SETTINGS, SHAPE_SOURCES
+from isobit.graph.graph import Graph, Node, WeightInfo
+from isobit.graph.layout import LayoutStep, Permute, View, compose, output_shape, to_canonical
+from isobit.graph.ops import SETTINGS, SHAPE_SOURCES
 
 
 def drop_unread(graph: Graph) -> Graph:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from isobit.canonical.matching import Fusion, fuse, fused, producer_of
-from isobit.graph import Graph, Node, WeightInfo
-from isobit.layout import TRANSPOSED, Layout, View, compose, output_shape, to_canonical
+from isobit.graph.graph import Graph, Node, WeightInfo
+from isobit.graph.layout import TRANSPOSED, Layout, View, compose, output_shape, to_canonical
 
 
 def to_linear(graph: Graph) -> Graph:

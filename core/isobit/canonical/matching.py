@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.graph import Graph, Node
+from isobit.graph.graph import Graph, Node
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ Exporters put 1/sqrt(d) on Q, on K, on both (its root) or on the product. It is 
 from __future__ import annotations
 
 from isobit.canonical.matching import Fusion, fuse, fused, scalar, split_operand
-from isobit.graph import Graph, Node
+from isobit.graph.graph import Graph, Node
 
 
 def absorb_matmul_scale(graph: Graph) -> Graph:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from isobit.canonical.matching import Fusion, fuse, fused, producer_of, split_operand
 from isobit.canonical.products import Product
-from isobit.graph import Graph, Node
+from isobit.graph.graph import Graph, Node
 
 
 def fuse_normalization(graph: Graph) -> Graph:

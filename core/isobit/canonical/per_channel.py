@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from isobit.canonical.linear import view_weight
 from isobit.canonical.matching import Fusion, fuse, fused, producer_of, scalar
 from isobit.canonical.products import Product
-from isobit.graph import Graph, Node, WeightInfo
-from isobit.layout import View
+from isobit.graph.graph import Graph, Node, WeightInfo
+from isobit.graph.layout import View
 
 #: Operands that are vectors of one number a channel.
 _VECTORS = {"Conv": (2,), "ConvTranspose": (2,), "BatchNormalization": (1, 2, 3, 4)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from isobit.canonical.matching import Fusion, fuse, fused, producer_of
-from isobit.graph import Graph, Node
+from isobit.graph.graph import Graph, Node
 
 
 def to_global_pooling(graph: Graph) -> Graph:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from isobit.canonical.matching import scalar
-from isobit.graph import Graph, Node
+from isobit.graph.graph import Graph, Node
 
 _CHAIN = frozenset({"Mul", "Div", "Reciprocal", "Neg"})
 

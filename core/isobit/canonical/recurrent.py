@@ -8,9 +8,9 @@ import numpy as np
 
 from isobit.canonical.linear import view_weight
 from isobit.canonical.matching import Fusion, fuse, fused, producer_of
-from isobit.graph import Graph, Node, WeightInfo
-from isobit.layout import Layout, Take, View
-from isobit.ops import ACTIVATIONS, RECURRENT
+from isobit.graph.graph import Graph, Node, WeightInfo
+from isobit.graph.layout import Layout, Take, View
+from isobit.graph.ops import ACTIVATIONS, RECURRENT
 
 _STATES = (5, 6)
 _BIAS, _RECURRENT_BIAS = 3, 8

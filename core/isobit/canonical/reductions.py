@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from isobit.canonical.matching import Fusion, fuse, fused, producer_of, scalar
-from isobit.graph import Graph, Node, Shape
+from isobit.graph.graph import Graph, Node, Shape
 
 _REDUCTIONS = frozenset({"ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin"})
 

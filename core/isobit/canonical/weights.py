@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from isobit.canonical.linear import view_weight
-from isobit.graph import Graph, Node, WeightInfo
-from isobit.layout import Layout, Permute, compose, conv_transpose_layout, output_shape, to_canonical
+from isobit.graph.graph import Graph, Node, WeightInfo
+from isobit.graph.layout import Layout, Permute, compose, conv_transpose_layout, output_shape, to_canonical
 
 
 def canonical_weights(graph: Graph) -> Graph:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from isobit.cli.data_files import DataFiles
 from isobit.cli.file_batches import Arrays, FileBatches, full_batches
 from isobit.errors import DataError, did_you_mean
-from isobit.graph import Graph
+from isobit.graph.graph import Graph
 
 LABELS = ("label", "labels")
 

@@ -9,10 +9,9 @@ import typer
 
 from isobit.cli.guard import Debug
 from isobit.cli.terminal import line, print_json, table, warn
-from isobit.devices import ReportsDevice
 
 if TYPE_CHECKING:
-    from isobit.backend import Backend
+    from isobit.backend.contract import Backend
     from isobit.plugins import PluginRecord
 
 Row = dict[str, str | None]
@@ -90,6 +89,8 @@ def _rows(records: Iterable[PluginRecord], backends: Iterable[Backend]) -> list[
 
 
 def _backend_row(record: PluginRecord, backend: Backend) -> Row:
+    from isobit.backend.optional import ReportsDevice
+
     name = record.name if record.name == backend.name else f"{record.name}: {backend.name}"
     try:
         framework, install = backend.framework, backend.install

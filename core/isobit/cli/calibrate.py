@@ -18,7 +18,7 @@ from isobit.cli.quantize_options import parse_overrides
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from isobit.quantsim import QuantSim
+    from isobit.quantsim.quantsim import QuantSim
 
 
 def calibrate(
@@ -72,8 +72,8 @@ def calibrate(
     if out is None and write_statistics is None and resume is None:
         raise typer.BadParameter("say what to write: -o FOLDER, or --write-statistics FILE", param_hint="'-o'")
     from isobit.files import check_writable
-    from isobit.quantsim import QuantSim
-    from isobit.techniques import FoldBatchNorms
+    from isobit.quantsim.quantsim import QuantSim
+    from isobit.techniques.fold_batch_norms import FoldBatchNorms
 
     for path in (out, write_statistics.absolute().parent if write_statistics else None):
         if path is not None:
@@ -113,7 +113,7 @@ def calibrate(
 
 
 def _check(model: Path, method: str) -> None:
-    from isobit.calibration import parse_calibrator
+    from isobit.calibration.scheme import parse_calibrator
     from isobit.errors import ModelError
     from isobit.plugins import registry
 

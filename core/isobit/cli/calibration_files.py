@@ -12,7 +12,7 @@ from isobit.cli.data_files import DataFiles
 from isobit.cli.image_files import load_images
 from isobit.cli.image_options import ImageOptions
 from isobit.errors import DataError
-from isobit.graph import Graph
+from isobit.graph.graph import Graph
 
 ARRAYS = (".npz", ".npy")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")

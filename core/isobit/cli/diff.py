@@ -11,8 +11,8 @@ from isobit.cli.guard import Debug, errors_exit_with
 from isobit.cli.terminal import line, print_json, table, warn
 
 if TYPE_CHECKING:
-    from isobit.comparing import Difference
-    from isobit.encoding import Encodings
+    from isobit.encodings.compare import Difference
+    from isobit.encodings.encoding import Encodings
     from isobit.formats.names import Names
 
 SAME, DIFFERENT, FAILED = 0, 1, 2
@@ -46,7 +46,7 @@ def diff(
 
     isobit diff out/model.qdq.onnx aimet.encodings --model model.onnx
     """
-    from isobit.comparing import compare
+    from isobit.encodings.compare import compare
 
     errors_exit_with(context, FAILED)
     names = None if model is None else names_of(model, backend, not no_fold)
@@ -67,8 +67,8 @@ def diff(
 
 def encodings_of(path: Path, names: Names | None) -> Encodings:
     """The encodings in a file of any format, or in a saved simulator."""
-    from isobit.encodings_files import read_encodings
-    from isobit.saving import encodings_in, is_saved
+    from isobit.quantsim.encodings_files import read_encodings
+    from isobit.quantsim.save_file import encodings_in, is_saved
 
     return encodings_in(path) if is_saved(path) else read_encodings(path, names)
 
@@ -76,8 +76,8 @@ def encodings_of(path: Path, names: Names | None) -> Encodings:
 def names_of(model: Path, backend: str | None, fold: bool) -> Names:
     """The names of a model file."""
     from isobit.formats.names import Names
-    from isobit.quantsim import QuantSim
-    from isobit.techniques import FoldBatchNorms
+    from isobit.quantsim.quantsim import QuantSim
+    from isobit.techniques.fold_batch_norms import FoldBatchNorms
 
     sim = QuantSim(model, backend=backend)
     if fold:
@@ -86,7 +86,7 @@ def names_of(model: Path, backend: str | None, fold: bool) -> Names:
 
 
 def _show(differences: list[Difference], first: int, second: int, cap: int) -> None:
-    from isobit.sites import site_key
+    from isobit.graph.sites import site_key
 
     if not differences:
         line(f"the same: {first} encodings")

@@ -21,7 +21,7 @@ def doctor(
     import platform
     from importlib.metadata import version
 
-    from isobit.devices import has_cuda_driver
+    from isobit.backend.devices import has_cuda_driver
 
     rows, warnings = survey()
     facts = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isobit.data import Dataset
 from isobit.errors import DataError
-from isobit.progress import track
+from isobit.quantsim.progress import track
 
 Outputs = Mapping[str, NDArray[Any]]
 Run = Callable[[Outputs], Outputs]

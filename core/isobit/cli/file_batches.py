@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.errors import DataError
-from isobit.graph import Graph
+from isobit.graph.graph import Graph
 
 Arrays = dict[str, NDArray[Any]]
 

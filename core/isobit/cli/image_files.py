@@ -14,7 +14,7 @@ from isobit.cli.data_files import DataFiles
 from isobit.cli.file_batches import Arrays, FileBatches, full_batches
 from isobit.cli.image_options import ImageOptions
 from isobit.errors import DataError, PluginError
-from isobit.graph import Graph, Shape
+from isobit.graph.graph import Graph, Shape
 
 _CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")

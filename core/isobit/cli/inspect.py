@@ -12,9 +12,9 @@ from isobit.cli.guard import Debug
 from isobit.cli.terminal import capped, line, print_json, table
 
 if TYPE_CHECKING:
-    from isobit.encoding import Encoding
-    from isobit.graph import Graph, TensorInfo
-    from isobit.quantsim import QuantSim
+    from isobit.encodings.encoding import Encoding
+    from isobit.graph.graph import Graph, TensorInfo
+    from isobit.quantsim.quantsim import QuantSim
 
 _SHOWN = 20
 
@@ -62,8 +62,8 @@ def _is_for_encodings(ending: str) -> bool:
 
 
 def _inspect_encodings(path: Path, cap: int, as_json: bool) -> None:
-    from isobit.encodings_files import read_encodings
-    from isobit.sites import site_key
+    from isobit.graph.sites import site_key
+    from isobit.quantsim.encodings_files import read_encodings
 
     encodings = read_encodings(path)
     if as_json:
@@ -100,7 +100,7 @@ def _encoding_data(encoding: Encoding) -> dict[str, Any]:
 
 
 def _short_format(encoding: Encoding) -> str:
-    """The format without the symmetry that goes without saying (`isobit.quant_spec`)."""
+    """The format without the symmetry that goes without saying (`isobit.encodings.quant_spec`)."""
     spec = encoding.spec
     return str(spec).replace(" symmetric", "") if spec.dtype == "int" else str(spec).replace(" asymmetric", "")
 
@@ -114,8 +114,8 @@ def _few(encoding: Encoding, field: str) -> str:
 
 
 def _inspect_model(path: Path, target: str, backend: str | None, fold: bool, cap: int, as_json: bool) -> None:
-    from isobit.quantsim import QuantSim
-    from isobit.techniques import FoldBatchNorms
+    from isobit.quantsim.quantsim import QuantSim
+    from isobit.techniques.fold_batch_norms import FoldBatchNorms
 
     sim = QuantSim(path, target=target, backend=backend)
     data = {"path": str(path), **_graph_data(sim.graph)}

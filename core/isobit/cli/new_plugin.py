@@ -63,7 +63,7 @@ def write_plugin(name: str, out: Path) -> Path:
     folder = out / f"isobit-{name}"
     if folder.exists():
         raise OutputError(f"{folder} exists already: remove it, or choose another place with --out")
-    source = files("isobit") / "templates" / "plugin"
+    source = files("isobit.cli") / "templates" / "plugin"
     with write_folder(folder) as staging:
         for template, place in _FILES.items():
             path = staging / filled(place)

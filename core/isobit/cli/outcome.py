@@ -11,7 +11,7 @@ from typing import Any
 from isobit.cli.evaluation import Evaluation
 from isobit.cli.latency import Latency
 from isobit.cli.terminal import capped, line, print_json, table
-from isobit.plan import Plan
+from isobit.placement.plan import Plan
 
 _FLOATS_SHOWN, _OUTPUTS_SHOWN, _NOTES_SHOWN = 8, 4, 12
 

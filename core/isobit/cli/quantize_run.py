@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from isobit.calibration import parse_calibrator
-from isobit.checked_model import CheckedModel
+from isobit.backend.checked_model import CheckedModel
+from isobit.calibration.scheme import parse_calibrator
 from isobit.cli.calibration_files import holds_images, load
 from isobit.cli.data_files import DataFiles
 from isobit.cli.evaluation import Evaluator
@@ -18,8 +18,8 @@ from isobit.data import Dataset
 from isobit.errors import DataError, ModelError, RecipeError
 from isobit.files import check_writable
 from isobit.plugins import registry
-from isobit.quantizing import quantize
-from isobit.quantsim import QuantSim
+from isobit.quantsim.quantize import quantize
+from isobit.quantsim.quantsim import QuantSim
 
 
 class Run:

@@ -10,7 +10,7 @@ from isobit.cli.guard import Debug
 from isobit.cli.terminal import line, print_json, table
 
 if TYPE_CHECKING:
-    from isobit.target import Target
+    from isobit.targets.target import Target
 
 
 def targets(

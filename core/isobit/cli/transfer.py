@@ -11,7 +11,7 @@ from isobit.cli.guard import Debug, remember_written
 from isobit.cli.terminal import capped, line, print_json, warn
 
 if TYPE_CHECKING:
-    from isobit.transferring import Transfer
+    from isobit.encoding_transfer.report import Transfer
 
 _SHOWN = 20
 
@@ -46,9 +46,9 @@ def transfer(
 
     isobit transfer out/encodings.json --source model.keras --target exported.onnx -o exported.json
     """
+    from isobit.encoding_transfer import transfer as carry
     from isobit.errors import EncodingError
     from isobit.formats.isobit_json import IsobitJson
-    from isobit.transferring import transfer as carry
 
     result = carry(IsobitJson().read(encodings), source, target)
     if result.complete or partial:

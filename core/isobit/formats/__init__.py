@@ -1,1 +1,13 @@
-"""Formats of encodings files, one a module; `isobit.encodings_files` reads and writes files in any of them."""
+"""Files of encodings: one module a format (`isobit.formats.format`)."""
+
+from __future__ import annotations
+
+from isobit.formats.format import EncodingsFormat, FileContent
+from isobit.formats.names import Names, Place
+
+__all__ = [
+    "EncodingsFormat",
+    "FileContent",
+    "Names",
+    "Place",
+]

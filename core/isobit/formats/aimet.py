@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.encoding import Encoding, Encodings
+from isobit.encodings.encoding import Encoding, Encodings
+from isobit.encodings.quant_spec import Granularity, QuantSpec
 from isobit.errors import EncodingError, IsobitError
 from isobit.files import write_atomically
 from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import Fields, parse, read_text
 from isobit.formats.names import Names, Place, without_single_inputs
-from isobit.ops import VALUE_PRESERVING
-from isobit.quant_spec import Granularity, QuantSpec
-from isobit.sites import Input, Site, Tensor, Weight
+from isobit.graph.ops import VALUE_PRESERVING
+from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.version import __version__
 
 AXIS_GUESSED = "the file has no axes: without the model the channels of {} are taken to be along axis 0"

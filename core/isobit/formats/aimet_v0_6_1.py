@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from isobit.encoding import Encoding, Encodings
+from isobit.encodings.encoding import Encoding, Encodings
+from isobit.encodings.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor
 from isobit.errors import EncodingError
 from isobit.formats.aimet import (
     AXIS_GUESSED,
@@ -28,7 +29,6 @@ from isobit.formats.aimet import (
 from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import Fields
 from isobit.formats.names import Names, Place
-from isobit.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor
 
 VERSION = "0.6.1"
 

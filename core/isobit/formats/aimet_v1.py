@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.encoding import Encoding, Encodings
+from isobit.encodings.encoding import Encoding, Encodings
+from isobit.encodings.quant_spec import Granularity, Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.errors import EncodingError
 from isobit.formats.aimet import (
     AXIS_GUESSED,
@@ -29,7 +30,6 @@ from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import Fields
 from isobit.formats.names import Names, Place
 from isobit.formats.native_grid import block_count
-from isobit.quant_spec import Granularity, Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 
 VERSION = "1.0.0"
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.encoding import Encoding, Encodings
+from isobit.encodings.encoding import Encoding, Encodings
+from isobit.encodings.quant_spec import Granularity, Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.errors import EncodingError
 from isobit.formats.aimet import EncodingsInFile, claims, document, entry_name, plain, producer, writable, write_text
 from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import Fields
 from isobit.formats.names import Names, Place
 from isobit.formats.native_grid import canonical_encoding, native_form
-from isobit.quant_spec import Granularity, Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 
 VERSION = "2.0.0"
 

@@ -7,7 +7,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Protocol
 
-from isobit.encoding import Encodings
+from isobit.encodings.encoding import Encodings
 from isobit.errors import EncodingError
 from isobit.formats.json_file import parse, read_text
 from isobit.formats.names import Names

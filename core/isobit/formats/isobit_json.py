@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from isobit.encoding import Encoding, Encodings
+from isobit.encodings.encoding import Encoding, Encodings
+from isobit.encodings.quant_spec import QuantSpec
 from isobit.errors import EncodingError, IsobitError
 from isobit.files import write_atomically
 from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import Fields, parse, read_text
 from isobit.formats.names import Names
-from isobit.quant_spec import QuantSpec
-from isobit.sites import Site, site_key, site_of
+from isobit.graph.sites import Site, site_key, site_of
 
 VERSION = 1
 

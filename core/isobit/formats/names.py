@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
-from isobit.backend import BackendModel, OnnxName
-from isobit.encoding import Encoding, Encodings
+from isobit.backend.contract import BackendModel, OnnxName
+from isobit.backend.optional import HasInnerValues
+from isobit.encodings.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, IsobitError
-from isobit.graph import Graph
-from isobit.layout import Layout, output_shape, to_native
-from isobit.ops import operand
-from isobit.sites import Input, Site, Tensor, Weight
+from isobit.graph.graph import Graph
+from isobit.graph.layout import Layout, output_shape, to_native
+from isobit.graph.ops import operand
+from isobit.graph.sites import Input, Site, Tensor, Weight
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,6 @@ class Place:
     def is_constant(self) -> bool:
         """Whether it is a weight, a bias or another constant."""
         return isinstance(self.site, Weight)
-
-
-@runtime_checkable
-class HasInnerValues(Protocol):
-    """What a BackendModel adds whose ONNX model has values that the neutral graph does not."""
-
-    def inner_values(self) -> Mapping[str, str]:
-        """ONNX values before a reshape inside one neutral node, and the tensor whose encoding is theirs."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.encoding import Encoding
+from isobit.encodings.encoding import Encoding
+from isobit.encodings.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.errors import EncodingError
-from isobit.layout import Layout, Permute, compose, to_canonical, to_native
-from isobit.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
+from isobit.graph.layout import Layout, Permute, compose, to_canonical, to_native
 
 Shape = tuple[int, ...]
 

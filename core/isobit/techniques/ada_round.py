@@ -7,12 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from isobit.rounding.coordinate_descent import coordinate_descent
-from isobit.rounding.gptq import gptq
-from isobit.rounding.scale_search import fitted_scale
-from isobit.rows import ROW_LIMIT
-from isobit.technique_context import Requests, TechniqueContext
-from isobit.techniques.rounding_procedure import Problem, Procedure, Solution, round_weights
+from isobit.statistics.rows import ROW_LIMIT
+from isobit.techniques.context import Requests, TechniqueContext
+from isobit.techniques.rounding.coordinate_descent import coordinate_descent
+from isobit.techniques.rounding.gptq_solver import gptq
+from isobit.techniques.rounding.procedure import Problem, Procedure, Solution, round_weights
+from isobit.techniques.rounding.scale_search import fitted_scale
 from isobit.techniques.technique import TechniqueReport
 
 #: Sweeps over pairs before each fit of the scales; the descent to the end comes after.
@@ -31,7 +31,7 @@ class AdaRound:
     clip, a LeakyRelu or a PRelu: on the sampled rows themselves, of which those count for nothing whose output is cut
     off in both models. The errors of the report are then those behind the activation.
 
-    The other settings are those of `isobit.techniques.rounding_procedure.Procedure`.
+    The other settings are those of `isobit.techniques.rounding.procedure.Procedure`.
 
     Source of the problem: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
     """

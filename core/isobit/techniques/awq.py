@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isobit.checked_model import CheckedModel
-from isobit.technique_context import Requests, TechniqueContext
-from isobit.techniques.input_errors import ExpectedError, best_alpha, input_requests
-from isobit.techniques.input_rescaling import rescalable, rescale_inputs
-from isobit.techniques.input_scaling import Rescaling, ScaledInput, find_inputs
+from isobit.backend.checked_model import CheckedModel
+from isobit.techniques.context import Requests, TechniqueContext
+from isobit.techniques.input_scaling.expected_error import ExpectedError, best_alpha, input_requests
+from isobit.techniques.input_scaling.procedure import rescalable, rescale_inputs
+from isobit.techniques.input_scaling.rescaling import Rescaling, ScaledInput, find_inputs
 from isobit.techniques.technique import TechniqueReport
 
 

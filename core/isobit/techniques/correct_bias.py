@@ -12,18 +12,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from isobit.checked_model import CheckedModel
-from isobit.edits import Draft
-from isobit.encoding import Encoding
+from isobit.backend.checked_model import CheckedModel
+from isobit.calibration.resolve import resolve_weights
+from isobit.edits.draft import Draft
+from isobit.encodings.encoding import Encoding
 from isobit.errors import FormatError
-from isobit.graph import Graph, Node
-from isobit.moments import Moments
-from isobit.observer import Request
-from isobit.plan import Plan
-from isobit.resolve import resolve_weights
-from isobit.sites import Input, Site, Tensor, Weight
-from isobit.technique_context import Requests, TechniqueContext
-from isobit.techniques.expected_values import expected_means
+from isobit.graph.graph import Graph, Node
+from isobit.graph.sites import Input, Site, Tensor, Weight
+from isobit.placement.plan import Plan
+from isobit.statistics.moments import Moments
+from isobit.statistics.observer import Request
+from isobit.techniques.context import Requests, TechniqueContext
+from isobit.techniques.expected_means import expected_means
 from isobit.techniques.technique import TechniqueReport
 from isobit.techniques.weighted_layer import LAYERS, Floats, bias_obstacle, bias_of, groups_of, response, set_bias
 

@@ -12,16 +12,16 @@ from typing import Literal
 
 import numpy as np
 
-from isobit.edit import NewNode, Replace, SetWeights
-from isobit.edits import Draft
+from isobit.edits.draft import Draft
+from isobit.edits.edit import NewNode, Replace, SetWeights
 from isobit.errors import FormatError
-from isobit.graph import Graph, Node
-from isobit.moments import Moments
-from isobit.normal import NormalPerChannel
-from isobit.observer import Request
-from isobit.sites import Tensor
-from isobit.technique_context import Requests, TechniqueContext
+from isobit.graph.graph import Graph, Node
+from isobit.graph.sites import Tensor
+from isobit.statistics.moments import Moments
+from isobit.statistics.observer import Request
+from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.layer_pairs import Pair, find_pairs
+from isobit.techniques.normal import NormalPerChannel
 from isobit.techniques.technique import TechniqueReport
 from isobit.techniques.weighted_layer import (
     Floats,

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.edit import NewNode, Replace, SetWeights
-from isobit.edits import Draft
-from isobit.graph import Graph, Node, Use
-from isobit.normal import NormalPerChannel
-from isobit.technique_context import TechniqueContext
+from isobit.edits.draft import Draft
+from isobit.edits.edit import NewNode, Replace, SetWeights
+from isobit.graph.graph import Graph, Node, Use
+from isobit.techniques.context import TechniqueContext
+from isobit.techniques.normal import NormalPerChannel
 from isobit.techniques.technique import TechniqueReport
 from isobit.techniques.weighted_layer import (
     LAYERS,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from isobit.rounding.gptq import gptq
-from isobit.rows import ROW_LIMIT
-from isobit.technique_context import Requests, TechniqueContext
-from isobit.techniques.rounding_procedure import Problem, Procedure, Solution, round_weights
+from isobit.statistics.rows import ROW_LIMIT
+from isobit.techniques.context import Requests, TechniqueContext
+from isobit.techniques.rounding.gptq_solver import gptq
+from isobit.techniques.rounding.procedure import Problem, Procedure, Solution, round_weights
 from isobit.techniques.technique import TechniqueReport
 
 
@@ -18,7 +18,7 @@ class GPTQ:
 
     `activation_order` takes the columns with the largest inputs first. `scales="searched"` chooses the scale of each
     channel by the error of the layer's output with nearest rounding; `"minmax"` keeps the grid of calibration.
-    The other settings are those of `isobit.techniques.rounding_procedure.Procedure`.
+    The other settings are those of `isobit.techniques.rounding.procedure.Procedure`.
 
     Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers".
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from isobit.graph import Graph, Node
+from isobit.graph.graph import Graph, Node
 from isobit.techniques.weighted_layer import LAYERS, bias_obstacle, channel_axis, weight_obstacle
 
 #: f(s * x) = s * f(x) for every positive s, channel by channel.

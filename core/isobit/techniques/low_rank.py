@@ -13,11 +13,11 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.checked_model import CheckedModel
-from isobit.edit import NewNode, Replace
-from isobit.edits import Draft
+from isobit.backend.checked_model import CheckedModel
+from isobit.edits.draft import Draft
+from isobit.edits.edit import NewNode, Replace
 from isobit.errors import FormatError
-from isobit.graph import Graph, Node
+from isobit.graph.graph import Graph, Node
 from isobit.techniques.technique import TechniqueReport
 from isobit.techniques.weighted_layer import bias_obstacle, groups_of, weight_obstacle
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.checked_model import CheckedModel
-from isobit.edit import SetWeights, Unshare
-from isobit.edits import Draft
+from isobit.backend.checked_model import CheckedModel
+from isobit.edits.draft import Draft
+from isobit.edits.edit import SetWeights, Unshare
 from isobit.errors import FormatError
-from isobit.graph import Graph, Node
-from isobit.moments import Moments
-from isobit.observer import Request
-from isobit.sites import Tensor
-from isobit.technique_context import Requests, TechniqueContext
+from isobit.graph.graph import Graph, Node
+from isobit.graph.sites import Tensor
+from isobit.statistics.moments import Moments
+from isobit.statistics.observer import Request
+from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.technique import TechniqueReport
 
 _MEAN, _VARIANCE = 3, 4

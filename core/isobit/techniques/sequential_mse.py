@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isobit.rounding.scale_search import CANDIDATES
-from isobit.rows import ROW_LIMIT
-from isobit.technique_context import Requests, TechniqueContext
-from isobit.techniques.rounding_procedure import Problem, Procedure, Solution, round_weights
+from isobit.statistics.rows import ROW_LIMIT
+from isobit.techniques.context import Requests, TechniqueContext
+from isobit.techniques.rounding.procedure import Problem, Procedure, Solution, round_weights
+from isobit.techniques.rounding.scale_search import CANDIDATES
 from isobit.techniques.technique import TechniqueReport
 
 
@@ -15,7 +15,7 @@ from isobit.techniques.technique import TechniqueReport
 class SequentialMse:
     """Choose the scale of each channel or block among `candidates` shrunk ranges by the error of the layer's output.
 
-    For every width. The other settings are those of `isobit.techniques.rounding_procedure.Procedure`.
+    For every width. The other settings are those of `isobit.techniques.rounding.procedure.Procedure`.
     """
 
     candidates: int = CANDIDATES

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isobit.checked_model import CheckedModel
+from isobit.backend.checked_model import CheckedModel
 from isobit.errors import FormatError
-from isobit.technique_context import Requests, TechniqueContext
-from isobit.techniques.input_errors import ExpectedError, best_alpha, in_steps_of_range, input_requests
-from isobit.techniques.input_rescaling import rescalable, rescale_inputs
-from isobit.techniques.input_scaling import Rescaling, ScaledInput, find_inputs, input_placement
+from isobit.techniques.context import Requests, TechniqueContext
+from isobit.techniques.input_scaling.expected_error import ExpectedError, best_alpha, in_steps_of_range, input_requests
+from isobit.techniques.input_scaling.procedure import rescalable, rescale_inputs
+from isobit.techniques.input_scaling.rescaling import Rescaling, ScaledInput, find_inputs, input_placement
 from isobit.techniques.technique import TechniqueReport
 from isobit.techniques.weighted_layer import Floats
 

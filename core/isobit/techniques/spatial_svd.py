@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.graph import Graph, Node
-from isobit.technique_context import TechniqueContext
+from isobit.graph.graph import Graph, Node
+from isobit.techniques.context import TechniqueContext
 from isobit.techniques.low_rank import Floats, Part, Split, check_keep, factorise, spatial_sizes
 from isobit.techniques.technique import TechniqueReport
 

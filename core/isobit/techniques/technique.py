@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from isobit.encoding import Encoding
-from isobit.normal import NormalPerChannel
-from isobit.sites import Site
-from isobit.technique_context import Requests, TechniqueContext
+from isobit.encodings.encoding import Encoding
+from isobit.graph.sites import Site
+from isobit.techniques.context import Requests, TechniqueContext
+from isobit.techniques.normal import NormalPerChannel
 
 
 @dataclass(frozen=True)

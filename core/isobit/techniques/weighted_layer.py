@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.edit import AddBias, SetWeights, Unshare
-from isobit.edits import Draft
-from isobit.graph import Graph, Node
+from isobit.edits.draft import Draft
+from isobit.edits.edit import AddBias, SetWeights, Unshare
+from isobit.graph.graph import Graph, Node
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Linear"})
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.encoding import Encoding
-from isobit.graph import Graph, Node
-from isobit.sites import Input, Site, Tensor, Weight
+from isobit.encodings.encoding import Encoding
+from isobit.graph.graph import Graph, Node
+from isobit.graph.sites import Input, Site, Tensor, Weight
 
 Array = NDArray[Any]
 

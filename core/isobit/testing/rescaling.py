@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from isobit.checked_model import CheckedModel
-from isobit.edit import NewNode, Replace
-from isobit.technique_context import TechniqueContext
-from isobit.techniques import FoldBatchNorms
+from isobit.backend.checked_model import CheckedModel
+from isobit.edits.edit import NewNode, Replace
+from isobit.techniques.context import TechniqueContext
+from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.techniques.layer_pairs import find_pairs
-from isobit.testing.networks import Network
+from isobit.testing.networks.builder import Network
 
 
 def network_of(model: CheckedModel, name: str) -> Network:

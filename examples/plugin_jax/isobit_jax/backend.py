@@ -8,7 +8,7 @@ from typing import Any
 
 from isobit.data import example_by_name
 from isobit.errors import ModelError, PluginError
-from isobit.graph_model import DifferentiableGraphModel
+from isobit.graph_backend import DifferentiableGraphModel
 from isobit_jax.native import JaxModel
 
 

@@ -1,4 +1,4 @@
-"""JaxEngine: the canonical graph, run by JAX's kernels. `isobit.graph_model` does the rest of the contract."""
+"""JaxEngine: the canonical graph, run by JAX's kernels. `isobit.graph_backend` does the rest of the contract."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from isobit.backend import Batch, NameMap
-from isobit.graph import Graph
-from isobit.graph_model import GraphModel
-from isobit.running import Tap, run_tapped
-from isobit.sites import Site
+from isobit.graph import Graph, Site
+from isobit.graph_backend import GraphModel, Tap
+from isobit.graph_backend.run_graph import run_tapped
 from isobit_jax.kernels import KERNELS
 from isobit_jax.native import JaxModel
 from isobit_jax.quantizers import Numbers, apply, kind_of, numbers_of

@@ -14,9 +14,9 @@ import numpy as np
 from jax import lax
 
 from isobit import arithmetic
-from isobit.encoding import Encoding
-from isobit.graph_model import GraphModel
-from isobit.sites import Site
+from isobit.encodings import Encoding
+from isobit.graph import Site
+from isobit.graph_backend import GraphModel
 
 #: Scale, zero point, lowest and highest level, and the switch: what changes without compiling again.
 Numbers = tuple[Any, ...]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isobit.errors import ModelError
 from isobit.graph import Graph, Shape
-from isobit.graph_builder import GraphBuilder
+from isobit.graph_backend import GraphBuilder
 from isobit_jax.native import JaxModel, outputs_by_name
 from isobit_jax.rules import RULES
 from isobit_jax.values import Value

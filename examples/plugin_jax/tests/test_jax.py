@@ -10,9 +10,9 @@ from jax import lax
 
 import isobit
 from isobit.errors import ModelError
-from isobit.observe_tensor import observe_tensor
-from isobit.statistics import Histogram
-from isobit.testing.networks import conv_net, two_inputs
+from isobit.statistics import Histogram, observe_tensor
+from isobit.testing.networks.convolutional import conv_net
+from isobit.testing.networks.fully_connected import two_inputs
 from isobit_jax import JaxModel
 from isobit_jax.backend import JaxBackend
 from isobit_jax.engine import JaxEngine

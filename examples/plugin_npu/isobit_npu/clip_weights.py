@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from isobit.backend import BackendModel
-from isobit.edit import SetWeights
+from isobit.edits import SetWeights
 from isobit.techniques import TechniqueReport
 
 

@@ -7,11 +7,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from isobit.encoding import Encoding, Encodings
+from isobit.encodings import Encoding, Encodings
 from isobit.errors import EncodingError, IsobitError
 from isobit.files import write_atomically
-from isobit.formats.format import EncodingsFormat, FileContent
-from isobit.sites import site_key, site_of
+from isobit.formats import EncodingsFormat, FileContent
+from isobit.graph import site_key, site_of
 
 _HEAD = ["kind", "name", "index", "format", "axis", "scale", "zero_point"]
 

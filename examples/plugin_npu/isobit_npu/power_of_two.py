@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from isobit.encodings import QuantSpec
 from isobit.errors import FormatError
-from isobit.quant_spec import QuantSpec
 from isobit.statistics import Histogram
 
 

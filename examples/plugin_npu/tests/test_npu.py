@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 import isobit
 from isobit.cli.application import app
-from isobit.encodings_files import read_encodings
 from isobit.errors import EncodingError, FormatError
+from isobit.graph import Tensor
 from isobit.plugins import registry
-from isobit.sites import Tensor
+from isobit.quantsim import read_encodings
 from isobit_npu.clip_weights import ClipWeights
 
 DIGITS = Path(__file__).parents[2] / "digits"

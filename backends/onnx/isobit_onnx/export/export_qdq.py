@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import onnx_ir as ir
 
 from isobit.backend import BackendModel
-from isobit.encoding import Encoding, Encodings
-from isobit.sites import Site
+from isobit.encodings import Encoding, Encodings
+from isobit.graph import Site
 from isobit_onnx.export.save_model import save_model
 from isobit_onnx.qdq.check_quantized import check_complete
 from isobit_onnx.qdq.writer import insert_quantizers

@@ -6,11 +6,10 @@ from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 
-from isobit.encoding import Encodings
+from isobit.encodings import Encodings
 from isobit.errors import EncodingError, PluginError
 from isobit.files import write_atomically
-from isobit.formats.format import EncodingsFormat, FileContent
-from isobit.formats.names import Names
+from isobit.formats import EncodingsFormat, FileContent, Names
 
 
 class OnnxQdq(EncodingsFormat):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from isobit.encoding import Encoding
+from isobit.encodings import Encoding
 from isobit.errors import OutputError
 from isobit_onnx.translate.sites import NativeSite
 from isobit_onnx.translate.translate import view_chain

@@ -10,10 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from isobit.arithmetic import float_type
-from isobit.encoding import Encoding
+from isobit.encodings import Encoding, QuantSpec
 from isobit.formats.native_grid import native_form
-from isobit.layout import Layout
-from isobit.quant_spec import QuantSpec
+from isobit.graph import Layout
 
 _INTEGERS = {
     "int": {4: ir.DataType.INT4, 8: ir.DataType.INT8, 16: ir.DataType.INT16, 32: ir.DataType.INT32},

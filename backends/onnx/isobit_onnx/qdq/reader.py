@@ -13,14 +13,13 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
-from isobit.encoding import Encoding, Encodings
+from isobit.backend.quiet_loggers import quiet_loggers
+from isobit.encodings import Encoding, Encodings, PerBlock, PerChannel, PerTensor, QuantSpec
+from isobit.encodings.same_levels import same_levels
 from isobit.errors import EncodingError, IsobitError
-from isobit.formats.names import Names, Place
+from isobit.formats import Names, Place
 from isobit.formats.native_grid import canonical_encoding
-from isobit.quant_spec import PerBlock, PerChannel, PerTensor, QuantSpec
-from isobit.quiet import quiet_loggers
-from isobit.same_levels import same_levels
-from isobit.sites import Site, Tensor, Weight
+from isobit.graph import Site, Tensor, Weight
 from isobit_onnx.read.error_text import first_line
 
 _TYPES = {

@@ -13,9 +13,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from isobit.encoding import Encoding
-from isobit.layout import to_canonical, to_native
-from isobit.quant_spec import PerTensor
+from isobit.encodings import Encoding, PerTensor
+from isobit.graph import to_canonical, to_native
 from isobit_onnx.qdq.grids import OnnxGrid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.translate.sites import NativeSite

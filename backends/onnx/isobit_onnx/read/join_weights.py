@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from isobit.ops import RECURRENT
+from isobit.graph.ops import RECURRENT
 from isobit_onnx.read.initializers import add_initializer, describe
 
 _WEIGHTS, _BIAS = (1, 2), 3

@@ -16,8 +16,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import optimizer
 
+from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
-from isobit.quiet import quiet_loggers
 from isobit_onnx.read.error_text import first_line
 from isobit_onnx.read.initializers import describe
 from isobit_onnx.read.join_weights import join_weights, joins_weights

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from isobit.ops import RECURRENT
+from isobit.graph.ops import RECURRENT
 from isobit_onnx.read.initializers import add_initializer
 
 _DIRECTIONS = ("forward", "reverse")

@@ -13,9 +13,8 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from isobit.backend import Batch
-from isobit.observer import Observer
-from isobit.sampling import Sampling, is_spatial, sampling_of
-from isobit.watched import Watched
+from isobit.statistics import Observer, Sampling, Watched, sampling_of
+from isobit.statistics.sampling import is_spatial
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.read_model import infer_shapes
 from isobit_onnx.run.session import Session, gains_from_blocks

@@ -9,12 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from isobit.edit import EditPlan, Inserted, Replaced
+from isobit.edits import EditPlan, Inserted, Replaced
 from isobit.errors import EditError
-from isobit.graph import Graph, Node, Shape
-from isobit.layout import TRANSPOSED, Layout, conv_transpose_layout, to_native
-from isobit.ops import RECURRENT, SETTINGS
-from isobit.sites import Tensor
+from isobit.graph import Graph, Layout, Node, Shape, Tensor, conv_transpose_layout, to_native
+from isobit.graph.layout import TRANSPOSED
+from isobit.graph.ops import RECURRENT, SETTINGS
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.read_model import infer_shapes
 from isobit_onnx.translate.translate import Translation

@@ -8,8 +8,7 @@ import onnx_ir as ir
 
 from isobit.backend import NameMap
 from isobit.errors import ModelError
-from isobit.layout import Layout
-from isobit.sites import Input, Site, Tensor, Weight
+from isobit.graph import Input, Layout, Site, Tensor, Weight
 from isobit_onnx.translate.translate import Translation, native_readers
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import helper
 
 from isobit.graph import Node
-from isobit.ops import SETTINGS
+from isobit.graph.ops import SETTINGS
 from isobit_onnx.write.onnx_writer import Lowering, OnnxWriter
 
 #: Ops with the same name, inputs and attributes in ONNX.

@@ -12,9 +12,20 @@ from onnx import helper, numpy_helper
 
 from isobit.backend import OnnxName
 from isobit.errors import ModelError
-from isobit.graph import Graph, Node, TensorInfo
-from isobit.layout import TRANSPOSED, Layout, Permute, conv_transpose_layout, to_native
-from isobit.sites import Input, Site, Tensor, Weight
+from isobit.graph import (
+    Graph,
+    Input,
+    Layout,
+    Node,
+    Permute,
+    Site,
+    Tensor,
+    TensorInfo,
+    Weight,
+    conv_transpose_layout,
+    to_native,
+)
+from isobit.graph.layout import TRANSPOSED
 from isobit_onnx.read.opset import OPSET
 
 #: The ONNX model of a node outside the ONNX vocabulary: as many inputs and outputs as the node, in order.

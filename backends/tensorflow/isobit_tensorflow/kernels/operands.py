@@ -14,7 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from isobit.layout import Blocks, Layout, LayoutStep, Permute, Take, View, compose
+from isobit.graph import Blocks, Layout, Permute, Take, View
+from isobit.graph.layout import LayoutStep, compose
 from isobit_tensorflow.axes import first_axes, last_axes
 
 #: A tensor on its quantizer's grid; the canonical axes in the order in which the tensor has them, None for their own.
@@ -114,7 +115,7 @@ def _rank_of(rank: int, layout: Layout) -> int:
 
 
 def apply_layout(value: tf.Tensor, layout: Sequence[LayoutStep]) -> tf.Tensor:
-    """`isobit.layout.to_canonical` on a tensor."""
+    """`isobit.graph.to_canonical` on a tensor."""
     for step in layout:
         if isinstance(step, Permute):
             value = tf.transpose(value, step.axes)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from isobit.canonical.cleaning import drop_unread
 from isobit.errors import ModelError
-from isobit.graph import Graph, Node, Shape, TensorInfo, WeightInfo
-from isobit.layout import Layout, compose, to_canonical
+from isobit.graph import Graph, Layout, Node, Shape, TensorInfo, WeightInfo, to_canonical
+from isobit.graph.layout import compose
 from isobit_tensorflow.axes import first_axes, last_axes
 from isobit_tensorflow.training import Dropout
 

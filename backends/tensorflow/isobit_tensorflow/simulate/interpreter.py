@@ -8,9 +8,8 @@ from operator import methodcaller
 import keras
 import tensorflow as tf
 
-from isobit.graph import Graph
-from isobit.running import Tap, run_graph
-from isobit.sites import Site, Weight
+from isobit.graph import Graph, Site, Weight
+from isobit.graph_backend import Tap, run_graph
 from isobit_tensorflow.kernels.operands import Constant, Operand, Rounding
 from isobit_tensorflow.kernels.table import compute
 from isobit_tensorflow.simulate.training_pass import TrainingPass
@@ -24,7 +23,7 @@ def run(
     training: TrainingPass | None = None,
     tap: Callable[[Tap, Operand], None] | None = None,
 ) -> dict[str, tf.Tensor]:
-    """The outputs by name, in canonical layout; `rounding` and `tap` are those of `isobit.running.run_graph`."""
+    """The outputs by name, in canonical layout; `rounding` and `tap` are those of `isobit.graph_backend.run_graph`."""
     # a constant comes with its quantizer: it is rounded once for all readers, with its axes as a kernel asks for them
     constants = {
         name: Constant(variables[info.source or name], info.layout, rounding.get(Weight(name)))

@@ -9,12 +9,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from isobit.graph import Graph
-from isobit.observer import Observer, Request
-from isobit.running import Tap
-from isobit.sampling import sampling_of
-from isobit.sites import Input, Site, Tensor
-from isobit.watched import Watched
+from isobit.graph import Graph, Input, Site, Tensor
+from isobit.graph_backend import Tap
+from isobit.statistics import Observer, Request, Watched, sampling_of
 from isobit_tensorflow.kernels.operands import Operand, Rounding
 from isobit_tensorflow.simulate.simulator import Simulator
 
@@ -103,7 +100,7 @@ class Observation:
 
 
 def sample(value: Operand, channel_axis: int | None, limit: int | None) -> tf.Tensor:
-    """`isobit.sampling.sample` where the tensor is: the same elements, in any order."""
+    """`isobit.statistics.sample` where the tensor is: the same elements, in any order."""
     tensor = value.canonical() if not value.last else value.tensor
     static = tuple(tensor.shape[1:])
     if None in static or value.rank < 2:

@@ -11,11 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from isobit.arithmetic import SMALLEST_SCALE
-from isobit.encoding import Encoding, Encodings
+from isobit.encodings import Encoding, Encodings, PerChannel, PerTensor
 from isobit.errors import EncodingError
 from isobit.formats import isobit_json
-from isobit.quant_spec import PerChannel, PerTensor
-from isobit.sites import Site
+from isobit.graph import Site
 from isobit_tensorflow.simulate.arithmetic import Rint, cast, fake_quantize, straight_through
 from isobit_tensorflow.simulate.variables import put, value_of
 

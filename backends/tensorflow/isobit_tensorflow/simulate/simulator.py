@@ -9,10 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from isobit.graph import Graph
-from isobit.graph_records import graph_from_record, graph_to_record
-from isobit.running import Tap
-from isobit.sites import Site
+from isobit.graph import Graph, Site, graph_from_record, graph_to_record
+from isobit.graph_backend import Tap
 from isobit_tensorflow.kernels.operands import Operand, Rounding
 from isobit_tensorflow.simulate.interpreter import run
 from isobit_tensorflow.simulate.quantizers import Quantizer

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from isobit.sites import Input, Site, Tensor, Weight
+from isobit.graph import Input, Site, Tensor, Weight
 from isobit_torch.program.fx_nodes import behind, op_name
 from isobit_torch.program.program import copy_graph
 from isobit_torch.translate.sites import bind

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from isobit.encoding import Encodings
+from isobit.encodings import Encodings
 from isobit.errors import ModelError
 from isobit_torch.export.quantized_decomposed import dequantized_constant, quantized_activation
 from isobit_torch.export.standalone import (

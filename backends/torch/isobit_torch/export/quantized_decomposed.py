@@ -15,11 +15,9 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the operations
 from torch import fx
 
-from isobit.encoding import Encoding
+from isobit.encodings import Encoding, PerChannel, PerTensor, QuantSpec
 from isobit.errors import ModelError
-from isobit.layout import Blocks, Layout, Permute, View, to_canonical, to_native
-from isobit.quant_spec import PerChannel, PerTensor, QuantSpec
-from isobit.sites import Site
+from isobit.graph import Blocks, Layout, Permute, Site, View, to_canonical, to_native
 from isobit_torch.program.convert import to_array
 from isobit_torch.program.fx_nodes import aten
 from isobit_torch.simulate.arithmetic import FLOAT_TYPES

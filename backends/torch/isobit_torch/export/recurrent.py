@@ -15,8 +15,7 @@ import torch
 from torch import fx, nn
 
 from isobit.errors import ModelError
-from isobit.layout import to_canonical
-from isobit.sites import Site
+from isobit.graph import Site, to_canonical
 from isobit_torch.export.marks import DOMAIN
 from isobit_torch.program.fx_nodes import NAME, arguments, attribute, op_name
 from isobit_torch.program.modules import Recurrent

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save
 from torch import fx, nn
 
-from isobit.encoding import Encodings
+from isobit.encodings import Encodings
 from isobit.errors import ModelError
 from isobit.formats import isobit_json
-from isobit.sites import Site, site_key
+from isobit.graph import Site, site_key
 from isobit_torch.program.modules import BatchNorm, Dropout, Recurrent
 from isobit_torch.program.program import Program
 from isobit_torch.program.signature import signature_to_record

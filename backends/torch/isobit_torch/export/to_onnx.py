@@ -17,11 +17,22 @@ import torch
 from torch import fx, nn
 
 from isobit.backend import NameMap, OnnxName
+from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
-from isobit.graph import Graph
-from isobit.layout import TRANSPOSED, Layout, Permute, Take, conv_transpose_layout, to_canonical, to_native
-from isobit.quiet import quiet_loggers
-from isobit.sites import Input, Site, Tensor, Weight
+from isobit.graph import (
+    Graph,
+    Input,
+    Layout,
+    Permute,
+    Site,
+    Take,
+    Tensor,
+    Weight,
+    conv_transpose_layout,
+    to_canonical,
+    to_native,
+)
+from isobit.graph.layout import TRANSPOSED
 from isobit_torch.export.marks import MARK, mark_constants, marked_graph, onnx_translation
 from isobit_torch.export.recurrent import as_onnx_nodes, as_operators, recurrent_translation, refuse_projections
 from isobit_torch.program.devices import follow

@@ -1,4 +1,4 @@
-"""`isobit.layout` on tensors, where gradients pass through."""
+"""`isobit.graph` on tensors, where gradients pass through."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from isobit.layout import Blocks, Layout, Permute, View
+from isobit.graph import Blocks, Layout, Permute, View
 
 
 def to_canonical(native: Tensor, layout: Layout) -> Tensor:

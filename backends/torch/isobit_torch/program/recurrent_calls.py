@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from isobit.layout import Blocks, Layout
+from isobit.graph import Blocks, Layout
 from isobit_torch.program.fx_nodes import is_constant, op_name
 
 #: ATen calls of whole networks: the neutral op and, for RNN, its activation.

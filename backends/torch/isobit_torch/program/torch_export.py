@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from isobit.quiet import quiet_loggers
+from isobit.backend.quiet_loggers import quiet_loggers
 from isobit_torch.program.signature import Call
 
 

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isobit.encoding import Encoding
-from isobit.quant_spec import PerChannel, PerTensor
+from isobit.encodings import Encoding, PerChannel, PerTensor
 from isobit_torch.simulate.arithmetic import fake_quantize, is_recorded
 
 #: Where the kernel runs. ROCm's triton compiler is another one, whose code was never compared with the reference.

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isobit.observer import SampleObserver
-from isobit.sampling import strided
+from isobit.statistics.observer import SampleObserver
+from isobit.statistics.sampling import strided
 from isobit_torch.simulate.fed_observer import FedObserver
 
 #: Where tensors are counted in place.

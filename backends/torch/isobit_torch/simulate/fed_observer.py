@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isobit.observer import Observer
+from isobit.statistics import Observer
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from isobit.errors import ModelError
-from isobit.layout import Layout, Take
+from isobit.graph import Layout, Take
 from isobit_torch.program.convert import to_tensor
 from isobit_torch.program.fx_nodes import attribute
 from isobit_torch.program.layouts import to_native

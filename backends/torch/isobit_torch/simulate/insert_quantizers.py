@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from isobit.sites import Site
+from isobit.graph import Site
 from isobit_torch.program.fx_nodes import NAME, behind, op_name
 from isobit_torch.program.program import copy_graph
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer

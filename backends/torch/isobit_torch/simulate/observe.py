@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from isobit.observe_tensor import observe_tensor
+from isobit.statistics import observe_tensor
 from isobit_torch.program.convert import to_array
 from isobit_torch.simulate.device_histogram import DeviceHistograms
 from isobit_torch.simulate.fed_observer import FedObserver

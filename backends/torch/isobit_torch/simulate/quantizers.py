@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from isobit.arithmetic import SMALLEST_SCALE
-from isobit.encoding import Encoding
-from isobit.layout import Layout
-from isobit.quant_spec import PerChannel, PerTensor
+from isobit.encodings import Encoding, PerChannel, PerTensor
+from isobit.graph import Layout
 from isobit_torch.program.convert import to_array
 from isobit_torch.program.layouts import to_canonical, to_native
 from isobit_torch.simulate.arithmetic import cast, fake_quantize, is_recorded

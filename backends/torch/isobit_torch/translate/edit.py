@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from isobit.edit import EditPlan, Inserted, Replaced
+from isobit.edits import EditPlan, Inserted, Replaced
 from isobit.errors import EditError
-from isobit.graph import Node
-from isobit.layout import Blocks, Layout, Permute, Take, View, conv_transpose_layout, to_native
-from isobit.sites import Tensor
+from isobit.graph import Blocks, Layout, Node, Permute, Take, Tensor, View, conv_transpose_layout, to_native
 from isobit_torch.program.constants import CONSTANTS
 from isobit_torch.program.convert import to_array, to_tensor
 from isobit_torch.program.devices import device_of

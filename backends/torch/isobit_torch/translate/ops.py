@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from isobit.layout import Layout
+from isobit.graph import Layout
 from isobit_torch.program.fx_nodes import SHAPE, arguments, is_tensor, op_name
 from isobit_torch.program.modules import Recurrent
 from isobit_torch.program.recurrent_calls import GATES

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from isobit.errors import EncodingError
-from isobit.graph import Use
-from isobit.layout import Layout
-from isobit.sites import Site, Tensor, Weight
+from isobit.graph import Layout, Site, Tensor, Use, Weight
 from isobit_torch.program.fx_nodes import NAME, op_name
 from isobit_torch.translate.translate import Translation
 

@@ -14,8 +14,7 @@ from torch import fx, nn
 from isobit.canonical import canonicalize
 from isobit.canonical.linear import view_weight
 from isobit.errors import ModelError
-from isobit.graph import Graph, Node, TensorInfo, WeightInfo
-from isobit.layout import to_canonical
+from isobit.graph import Graph, Node, TensorInfo, WeightInfo, to_canonical
 from isobit_torch.program.convert import to_array
 from isobit_torch.program.fx_nodes import (
     DTYPE,

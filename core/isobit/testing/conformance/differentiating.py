@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backend import Batch, Differentiable
-from isobit.checked_model import CheckedModel
-from isobit.edit import SetWeights
-from isobit.encoding import Encoding
+from isobit.backend.checked_model import CheckedModel
+from isobit.backend.contract import Batch, Differentiable
+from isobit.edits.edit import SetWeights
+from isobit.encodings.encoding import Encoding
 from isobit.errors import IsobitError
-from isobit.sites import Tensor, Weight
+from isobit.graph.sites import Tensor, Weight
 from isobit.testing import interpreter
 from isobit.testing.conformance.setting import Opened, Setting, assert_same, weight_names
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from isobit.edit import AddBias, Edit, Insert, NewNode, Replace, SetWeights, Slice, Unshare
-from isobit.edits import plan_edits
-from isobit.encoding import Encoding
+from isobit.edits.draft import plan_edits
+from isobit.edits.edit import AddBias, Edit, Insert, NewNode, Replace, SetWeights, Slice, Unshare
+from isobit.encodings.encoding import Encoding
 from isobit.errors import EditError
-from isobit.isomorphism import differences
-from isobit.sites import Input, Tensor, Weight
-from isobit.technique_context import TechniqueContext
-from isobit.techniques import FoldBatchNorms
+from isobit.graph.isomorphism import differences
+from isobit.graph.sites import Input, Tensor, Weight
+from isobit.techniques.context import TechniqueContext
+from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.testing import interpreter
 from isobit.testing.conformance.setting import Opened, Setting, assert_close, assert_same
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isobit.backend import Backend
-from isobit.encoding import Encoding
+from isobit.backend.contract import Backend
+from isobit.encodings.encoding import Encoding
 from isobit.errors import IsobitError
-from isobit.load import load
-from isobit.observer import Request
+from isobit.graph.sites import Tensor
+from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
-from isobit.quantsim import QuantSim
-from isobit.sites import Tensor
-from isobit.technique_context import TechniqueContext
-from isobit.techniques import FoldBatchNorms
+from isobit.quantsim.load import load
+from isobit.quantsim.quantsim import QuantSim
+from isobit.statistics.observer import Request
+from isobit.techniques.context import TechniqueContext
+from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.testing.collecting import Collect
 from isobit.testing.conformance.setting import Build, Opened, Setting, assert_same
 from isobit.testing.networks import NETWORKS

@@ -9,10 +9,10 @@ import pytest
 
 from isobit.canonical import canonicalize
 from isobit.errors import IsobitError
-from isobit.isomorphism import correspondence, differences
-from isobit.placement import place
+from isobit.graph.isomorphism import correspondence, differences
+from isobit.graph.sites import Input, Site, Tensor, Weight
+from isobit.placement.place import place
 from isobit.plugins import registry
-from isobit.sites import Input, Site, Tensor, Weight
 from isobit.testing.conformance.setting import Opened, Setting, assert_close
 
 
@@ -99,7 +99,7 @@ class GraphConformance(Setting):
         first, second = open_network("conv_net"), open_network("conv_net")
         batch = first.network.batch(2)
         before = second.model.run(batch)
-        from isobit.edit import SetWeights
+        from isobit.edits.edit import SetWeights
 
         first.model.edit([SetWeights({"fc.bias": np.full(5, 100.0, np.float32)})])
         after = second.model.run(batch)

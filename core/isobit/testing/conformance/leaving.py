@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isobit.backend import Backend
-from isobit.checked_model import CheckedModel
-from isobit.edit import SetWeights
-from isobit.encoding import Encoding
+from isobit.backend.checked_model import CheckedModel
+from isobit.backend.contract import Backend
+from isobit.edits.edit import SetWeights
+from isobit.encodings.encoding import Encoding
+from isobit.encodings.quant_spec import QuantSpec
 from isobit.errors import IsobitError
-from isobit.isomorphism import differences
+from isobit.graph.isomorphism import differences
+from isobit.graph.sites import Site, Tensor, Weight
+from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
-from isobit.quant_spec import QuantSpec
-from isobit.quantsim import QuantSim
-from isobit.sites import Site, Tensor, Weight
-from isobit.techniques import FoldBatchNorms
+from isobit.quantsim.quantsim import QuantSim
+from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.testing.conformance.setting import Opened, Setting, assert_close, assert_same, weight_names
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from isobit.encoding import Encoding
-from isobit.moments import Moments
-from isobit.observer import Request
-from isobit.sites import Input, Tensor
-from isobit.statistics import Histogram, MinMax
+from isobit.encodings.encoding import Encoding
+from isobit.graph.sites import Input, Tensor
+from isobit.statistics.histogram import Histogram
+from isobit.statistics.min_max import MinMax
+from isobit.statistics.moments import Moments
+from isobit.statistics.observer import Request
 from isobit.testing import interpreter
 from isobit.testing.collecting import Collect
 from isobit.testing.conformance.setting import Opened, Setting

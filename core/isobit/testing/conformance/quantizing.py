@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.checked_model import CheckedModel
-from isobit.edit import SetWeights
-from isobit.encoding import Encoding
+from isobit.backend.checked_model import CheckedModel
+from isobit.edits.edit import SetWeights
+from isobit.encodings.encoding import Encoding
+from isobit.encodings.quant_spec import PerBlock, PerChannel, QuantSpec
+from isobit.encodings.ranges import encode_weight
 from isobit.errors import IsobitError
-from isobit.observer import Request
-from isobit.quant_spec import PerBlock, PerChannel, QuantSpec
-from isobit.ranges import encode_weight
-from isobit.sites import Input, Site, Tensor, Weight
+from isobit.graph.sites import Input, Site, Tensor, Weight
+from isobit.statistics.observer import Request
 from isobit.testing.collecting import Collect
 from isobit.testing.conformance.setting import Opened, Setting, assert_close, assert_same, weight_names
 

@@ -9,22 +9,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backend import Batch
+from isobit.backend.contract import Batch
 from isobit.data import Dataset
-from isobit.edit import Edit
-from isobit.edits import plan_edits
-from isobit.encoding import Encoding
+from isobit.edits.draft import plan_edits
+from isobit.edits.edit import Edit
+from isobit.encodings.encoding import Encoding
 from isobit.errors import ModelError
-from isobit.graph import Graph, Node
-from isobit.observer import Request
-from isobit.patches import Patches
-from isobit.placement import place
+from isobit.graph.graph import Graph, Node
+from isobit.graph.sites import Input, Site, Tensor
+from isobit.placement.place import place
+from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
-from isobit.rows import Rows
-from isobit.sites import Input, Site, Tensor
-from isobit.technique_context import TechniqueContext
-from isobit.techniques import GPTQ, AdaRound, FoldBatchNorms, SequentialMse, Technique
+from isobit.statistics.observer import Request
+from isobit.statistics.patches import Patches
+from isobit.statistics.rows import Rows
+from isobit.techniques.ada_round import AdaRound
+from isobit.techniques.context import TechniqueContext
+from isobit.techniques.fold_batch_norms import FoldBatchNorms
+from isobit.techniques.gptq import GPTQ
+from isobit.techniques.sequential_mse import SequentialMse
+from isobit.techniques.technique import Technique
 from isobit.testing import interpreter
 from isobit.testing.conformance.setting import Opened, Setting
 

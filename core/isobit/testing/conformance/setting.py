@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backend import Backend
-from isobit.checked_model import CheckedModel
-from isobit.graph import Graph
-from isobit.isomorphism import correspondence
+from isobit.backend.checked_model import CheckedModel
+from isobit.backend.contract import Backend
+from isobit.graph.graph import Graph
+from isobit.graph.isomorphism import correspondence
 from isobit.testing import interpreter
-from isobit.testing.networks import NETWORKS, Network
+from isobit.testing.networks import NETWORKS
+from isobit.testing.networks.builder import Network
 
 Build = Callable[[Network], Any]
 

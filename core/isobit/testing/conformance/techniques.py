@@ -9,28 +9,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backend import Batch
-from isobit.calibration import MinMaxRange
+from isobit.backend.contract import Batch
+from isobit.calibration.minmax import MinMaxRange
 from isobit.data import Dataset
 from isobit.errors import DataError
+from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
-from isobit.quantsim import QuantSim
-from isobit.run_recipe import output_sqnr, run_recipe
-from isobit.technique_context import TechniqueContext
-from isobit.techniques import (
-    GPTQ,
-    AdaRound,
-    Awq,
-    CorrectBias,
-    EqualizeCrossLayers,
-    FoldBatchNorms,
-    ReestimateBatchNorms,
-    SmoothQuant,
-    SpatialSvd,
-    Technique,
-    WeightSvd,
-)
+from isobit.quantsim.quantsim import QuantSim
+from isobit.quantsim.run_recipe import output_sqnr, run_recipe
+from isobit.techniques.ada_round import AdaRound
+from isobit.techniques.awq import Awq
+from isobit.techniques.context import TechniqueContext
+from isobit.techniques.correct_bias import CorrectBias
+from isobit.techniques.equalize_cross_layers import EqualizeCrossLayers
+from isobit.techniques.fold_batch_norms import FoldBatchNorms
+from isobit.techniques.gptq import GPTQ
+from isobit.techniques.reestimate_batch_norms import ReestimateBatchNorms
+from isobit.techniques.smooth_quant import SmoothQuant
+from isobit.techniques.spatial_svd import SpatialSvd
+from isobit.techniques.technique import Technique
+from isobit.techniques.weight_svd import WeightSvd
 from isobit.testing import interpreter
 from isobit.testing.conformance.setting import Opened, Setting, assert_close
 

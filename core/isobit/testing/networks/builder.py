@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.canonical import canonicalize
-from isobit.graph import Dimension, Graph, Node, Shape, TensorInfo, WeightInfo
-from isobit.layout import conv_transpose_layout, to_native
-from isobit.ops import RECURRENT
-from isobit.shapes import infer
+from isobit.graph.graph import Dimension, Graph, Node, Shape, TensorInfo, WeightInfo
+from isobit.graph.layout import conv_transpose_layout, to_native
+from isobit.graph.ops import RECURRENT
+from isobit.graph.shape_inference import infer
 
 Array = NDArray[Any]
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.encoding import Encoding
-from isobit.isomorphism import differences
-from isobit.sites import Site
+from isobit.encodings.encoding import Encoding
+from isobit.graph.isomorphism import differences
+from isobit.graph.sites import Site
 from isobit.testing.parity.results import Result, Said
 from isobit.testing.parity.worker import SHARED, renamed
 

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.encoding import Encodings
+from isobit.encodings.encoding import Encodings
 from isobit.formats import isobit_json
-from isobit.graph import Graph
-from isobit.graph_records import graph_from_record, graph_to_record
-from isobit.plan import Placement, Plan
-from isobit.sites import Site, site_key, site_of
+from isobit.graph.graph import Graph
+from isobit.graph.records import graph_from_record, graph_to_record
+from isobit.graph.sites import Site, site_key, site_of
+from isobit.placement.plan import Placement, Plan
 
 Array = NDArray[Any]
 Stage = Literal["as built", "folded"]

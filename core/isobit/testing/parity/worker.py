@@ -9,17 +9,18 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.backend import Backend
-from isobit.encoding import Encoding
+from isobit.backend.contract import Backend
+from isobit.encodings.encoding import Encoding
 from isobit.errors import PluginError
-from isobit.isomorphism import correspondence
-from isobit.placement import place
+from isobit.graph.isomorphism import correspondence
+from isobit.graph.sites import Input, Site, Tensor, Weight
+from isobit.placement.place import place
+from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
-from isobit.quant_config import QuantConfig
-from isobit.quantsim import QuantSim
-from isobit.sites import Input, Site, Tensor, Weight
-from isobit.techniques import FoldBatchNorms
-from isobit.testing.networks import NETWORKS, Network
+from isobit.quantsim.quantsim import QuantSim
+from isobit.techniques.fold_batch_norms import FoldBatchNorms
+from isobit.testing.networks import NETWORKS
+from isobit.testing.networks.builder import Network
 from isobit.testing.parity.results import STAGES, Result, said
 
 TARGET = "default"

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from isobit.layout import View
+from isobit.graph import View
 from isobit_tensorflow.read.call import Call, Rule, RuleReader
 from isobit_tensorflow.read.emitter import Value
 from isobit_tensorflow.read.rules.merging import constant_operand

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from isobit.errors import ModelError
-from isobit.layout import TRANSPOSED, Layout, Permute, View
+from isobit.graph import Layout, Permute, View
+from isobit.graph.layout import TRANSPOSED
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Size, Value
 from isobit_tensorflow.read.rules.activations import activate

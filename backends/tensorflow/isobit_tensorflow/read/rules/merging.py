@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from isobit.layout import Layout, Permute, View, to_canonical
+from isobit.graph import Layout, Permute, View, to_canonical
 from isobit_tensorflow.axes import first_axes
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Size, Value

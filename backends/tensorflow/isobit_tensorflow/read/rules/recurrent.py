@@ -12,7 +12,8 @@ from typing import Any
 import keras
 
 from isobit.errors import ModelError
-from isobit.layout import TRANSPOSED, Blocks, Layout, Take, compose
+from isobit.graph import Blocks, Layout, Take
+from isobit.graph.layout import TRANSPOSED, compose
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Size, Value
 from isobit_tensorflow.read.rules.merging import broadcast, concatenate

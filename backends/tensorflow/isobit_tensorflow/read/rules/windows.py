@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from isobit.errors import ModelError
-from isobit.layout import Layout, Permute, View
+from isobit.graph import Layout, Permute, View
 from isobit_tensorflow.layers import GroupedConv2DTranspose
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Size, Value

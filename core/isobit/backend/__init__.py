@@ -1,0 +1,25 @@
+"""The contract between the core and a framework, and what a backend may offer beyond it."""
+
+from __future__ import annotations
+
+from isobit.backend.checked_model import CheckedModel
+from isobit.backend.checks import check_quantizers
+from isobit.backend.contract import Backend, BackendModel, Batch, Differentiable, NameMap, OnnxName
+from isobit.backend.devices import device_of
+from isobit.backend.optional import HasInnerValues, NativeExporter, QdqWriter, ReportsDevice
+
+__all__ = [
+    "Backend",
+    "BackendModel",
+    "Batch",
+    "CheckedModel",
+    "Differentiable",
+    "HasInnerValues",
+    "NameMap",
+    "NativeExporter",
+    "OnnxName",
+    "QdqWriter",
+    "ReportsDevice",
+    "check_quantizers",
+    "device_of",
+]

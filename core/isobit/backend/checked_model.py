@@ -1,0 +1,247 @@
+"""CheckedModel: an opened model as the core, techniques and users meet it.
+
+What the contract promises of every backend is checked here, once: `isobit.backend.BackendModel` trusts its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite, prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backend.checks import check_quantizers
+from isobit.backend.contract import BackendModel, Batch, Differentiable, NameMap
+from isobit.edits.draft import plan_edits
+from isobit.edits.edit import Edit, EditPlan
+from isobit.encodings.encoding import Encoding, Encodings
+from isobit.errors import DataError, EditError, EncodingError, IsobitError, ModelError, did_you_mean
+from isobit.graph.graph import Graph
+from isobit.graph.sites import Input, Site, Tensor
+from isobit.statistics.observer import Request
+
+if TYPE_CHECKING:
+    from onnx import ModelProto  # a type only: the core imports no framework
+
+Array = NDArray[Any]
+
+
+class CheckedModel:
+    """A backend's model behind the checks of the contract. `CheckedModel.of` makes it; nobody implements it.
+
+    `inner` is the backend's own, asked for what it adds to the contract (`isobit.backend.NativeExporter`).
+    `edit_log` are the edits that were made through it, for saving and replaying.
+    """
+
+    def __init__(self, inner: BackendModel) -> None:
+        self.inner = inner
+        self.edit_log: list[Edit] = []
+
+    @staticmethod
+    def of(model: BackendModel | CheckedModel) -> CheckedModel:
+        """`model`, taken over and not copied, with an empty log; `Differentiable` where the backend's model is."""
+        inner = model.inner if isinstance(model, CheckedModel) else model
+        return CheckedDifferentiable(inner) if isinstance(inner, Differentiable) else CheckedModel(inner)
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend that restores the model from its state."""
+        return self.inner.backend
+
+    @property
+    def graph(self) -> Graph:
+        """The neutral graph in canonical form, up to date after `edit`."""
+        return self.inner.graph
+
+    @property
+    def native(self) -> Any:
+        """The framework's own model, with the quantizers in it: what the user runs, trains and saves."""
+        return self.inner.native
+
+    def weight(self, name: str) -> Array:
+        """A constant of the graph in canonical layout, unquantized. Raises ModelError for an unknown name."""
+        self._require_weight(name)
+        return self.inner.weight(name)
+
+    def _require_weight(self, name: str) -> None:
+        weights = self.graph.weights
+        if name not in weights:
+            raise ModelError(f"no weight {name!r} in the graph{did_you_mean(name, weights)}")
+
+    # --- changing --------------------------------------------------------------------------------------------------
+
+    def edit(self, edits: Sequence[Edit]) -> None:
+        """Apply edits, all or none. Raises EditError; quantizers on sites that are gone go with them."""
+        plan = plan_edits(self.graph, edits, self.inner.weight)
+        self._require_ops(plan)
+        self.inner.apply(plan)
+        self.edit_log += edits
+
+    def _require_ops(self, plan: EditPlan) -> None:
+        ops = self.inner.ops
+        if ops is None:
+            return
+        present = {node.op for node in self.graph.nodes}
+        odd = next((node for node in plan.graph.nodes if node.op not in ops and node.op not in present), None)
+        if odd is not None:
+            raise EditError(
+                f"the {self.backend} backend cannot make a {odd.op} node ({odd.name!r}); "
+                f"it makes {', '.join(sorted(ops))}"
+            )
+
+    def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
+        """Insert, update or (None) remove the quantizers of these sites. Raises EncodingError, and changes nothing."""
+        check_quantizers(self.graph, encodings)
+        self.inner.set_quantizers(encodings)
+
+    def enable(self, sites: Iterable[Site], on: bool) -> None:
+        """Switch quantizers on or off without forgetting their encodings. Raises EncodingError where there is none."""
+        chosen, quantized = list(sites), self.inner.quantized
+        bare = next((site for site in chosen if site not in quantized), None)
+        if bare is not None:
+            raise EncodingError(f"{str(bare)!r} has no quantizer to switch")
+        self.inner.enable(chosen, on)
+
+    def encodings(self) -> Encodings:
+        """The encodings of all quantizers, on or off."""
+        return self.inner.encodings()
+
+    # --- running ---------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        """Outputs by name for one batch of inputs by name. Raises DataError or ModelError for one that does not fit."""
+        feeds = self._feeds(batch)
+        with self._named_failures() as current:
+            current.batch = feeds
+            return self.inner.run(feeds)
+
+    def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
+        """Run every batch and feed the observers as tensors are produced; keeps none of them.
+
+        Raises EncodingError for a site that is no tensor, and what `run` raises.
+        """
+        for request in requests:
+            self._require_tensor(request.site)
+        with self._named_failures() as current:
+            self.inner.observe(self._fed(data, current), requests)
+
+    def _fed(self, data: Iterable[Batch], current: _Current) -> Iterator[Batch]:
+        for batch in data:
+            current.batch = self._feeds(batch)
+            yield current.batch
+            current.batch = None  # what `data` itself raises is not the model's failure
+
+    def _feeds(self, batch: Batch) -> dict[str, Array]:
+        """The inputs of the model alone, in their element types; nothing is copied that has them."""
+        graph = self.graph
+        missing = next((name for name in graph.inputs if name not in batch), None)
+        if missing is not None:
+            raise DataError(f"a batch has no array for input {missing!r}{did_you_mean(missing, batch)}")
+        types = {name: graph.tensors[name].dtype for name in graph.inputs}
+        return {
+            name: np.asarray(batch[name], "float32" if dtype == "bfloat16" else dtype) for name, dtype in types.items()
+        }
+
+    def _require_tensor(self, site: Tensor | Input) -> None:
+        graph = self.graph
+        name: str | None = None
+        if graph.has_site(site):
+            name = graph.node(site.node).input(site.index) if isinstance(site, Input) else site.name
+        if name not in graph.tensors:
+            raise EncodingError(f"{str(site)!r} is no tensor of the graph: only tensors have statistics")
+
+    @contextmanager
+    def _named_failures(self) -> Iterator[_Current]:
+        """What the framework raises while a batch is computed becomes a ModelError with the batch's shapes."""
+        current = _Current()
+        try:
+            yield current
+        except IsobitError:
+            raise
+        except self.inner.failures as error:
+            if current.batch is None:
+                raise
+            shapes = {name: array.shape for name, array in current.batch.items()}
+            words = " ".join(str(error).split("\n\n")[0].split())[:400] or type(error).__name__
+            raise ModelError(f"the model failed on a batch of shapes {shapes}: {words}") from error
+
+    # --- leaving ---------------------------------------------------------------------------------------------------
+
+    def to_onnx(self) -> tuple[ModelProto, NameMap]:
+        """The float model as ONNX, and where each tensor and weight of the graph is in it."""
+        return self.inner.to_onnx()
+
+    def copy(self) -> CheckedModel:
+        """An independent copy, quantizers and log included."""
+        copied = CheckedModel.of(self.inner.copy())
+        copied.edit_log += self.edit_log
+        return copied
+
+    def state(self) -> bytes:
+        """The model without its log, as bytes that `Backend.restore` reads in another process."""
+        return self.inner.state()
+
+
+class CheckedDifferentiable(CheckedModel):
+    """A CheckedModel that is `isobit.backend.Differentiable`, because the backend's model is."""
+
+    def gradient(
+        self, function: Callable[[Mapping[str, Any]], Any], weights: Mapping[str, NDArray[np.float32]], batch: Batch
+    ) -> tuple[float, Mapping[str, NDArray[np.float32]]]:
+        """Value of ``function(outputs)`` with `weights` overridden, and its gradient by each of them."""
+        inner = self.inner
+        assert isinstance(inner, Differentiable)  # or `CheckedModel.of` had made another
+        overriding = {name: self._overriding(name, value) for name, value in weights.items()}
+        feeds = self._feeds(batch)
+        with self._named_failures() as current:
+
+            def number(outputs: Mapping[str, Any]) -> Any:
+                current.batch = None  # it is computed: what follows is the function's
+                return _number(function(outputs))
+
+            current.batch = feeds
+            value, gradients = inner.gradient(number, overriding, feeds)
+        if not isfinite(value):
+            raise DataError(f"the function of the outputs is {value}: check it, the batch and the weights")
+        for name, gradient in gradients.items():
+            if not np.isfinite(gradient).all():
+                raise DataError(f"the gradient by weight {name!r} holds NaN or infinity: check the function")
+        return value, gradients
+
+    def _overriding(self, name: str, value: Array) -> Array:
+        self._require_weight(name)
+        info, array = self.graph.weights[name], np.asarray(value)
+        if not info.is_float:
+            raise ModelError(f"constant {name!r} holds {info.dtype} values: only float weights have gradients")
+        if array.dtype != np.float32:
+            raise DataError(f"weight {name!r} is overridden by {array.dtype} values: convert them to float32")
+        if array.shape != info.shape:
+            raise DataError(f"weight {name!r} has shape {info.shape} in canonical layout, and is given {array.shape}")
+        if not np.isfinite(array).all():
+            raise DataError(f"weight {name!r} is overridden by NaN or infinity")
+        return array
+
+
+@dataclass
+class _Current:
+    """The batch that the model computes now, None between two."""
+
+    batch: Mapping[str, Array] | None = None
+
+
+def _number(value: Any) -> Any:
+    """The value of a function of outputs, without axes. Raises ModelError for what no gradient can be taken of."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or isinstance(value, np.ndarray | np.generic):
+        described = repr(value)
+    elif prod(shape) != 1 or "float" not in str(dtype):
+        described = f"{dtype} of shape {tuple(shape)}"
+    else:
+        return value.reshape(())
+    raise ModelError(
+        f"the function of the outputs must return one real number as the framework's own tensor, not {described}"
+    )

@@ -1,0 +1,202 @@
+"""From a plan, statistics and weights to encodings: the last decision before a backend gets them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit import arithmetic
+from isobit.calibration.scheme import Calibrator, Channelwise, Noting
+from isobit.encodings.encoding import Encoding, Encodings
+from isobit.encodings.quant_spec import PerChannel, PerTensor
+from isobit.encodings.ranges import encode_range, encode_weight
+from isobit.errors import EncodingError, FormatError
+from isobit.graph.graph import Graph
+from isobit.graph.sites import Site, Tensor
+from isobit.placement.plan import Placement, Plan, constant_name
+from isobit.statistics.histogram import Histogram
+from isobit.statistics.statistics import Statistics
+
+logger = logging.getLogger(__name__)
+
+ReadWeight = Callable[[str], NDArray[np.float32]]
+
+#: int32 biases stay below half of the accumulator: |bias| <= 2**30 steps.
+_BIAS_STEPS = float(2**30)
+
+_NONE: Mapping[Site, Encoding] = {}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Encodings of every placement, and what had to be adjusted, in words."""
+
+    encodings: Encodings
+    notes: tuple[str, ...] = ()
+
+
+def resolve_activations(
+    plan: Plan,
+    statistics: Statistics,
+    calibrator: Calibrator,
+    *,
+    snap: bool = True,
+    frozen: Mapping[Site, Encoding] = _NONE,
+) -> dict[Site, Encoding]:
+    """Encodings of the activations: one for each group, from all that was seen of its members."""
+    found: dict[Site, Encoding] = {}
+    for members in plan.groups().values():
+        known = next((frozen[member.site] for member in members if member.site in frozen), None)
+        encoding = known or _group_encoding(members, statistics, calibrator, snap)
+        found.update(dict.fromkeys((member.site for member in members), encoding))
+    return found
+
+
+def _group_encoding(
+    members: Sequence[Placement], statistics: Statistics, calibrator: Calibrator, snap: bool
+) -> Encoding:
+    first = members[0]
+    if first.fixed_range is not None:
+        return encode_range(*first.fixed_range, first.spec, snap=False)
+    if first.spec.type_name in ("float16", "bfloat16"):
+        return encode_range(0.0, 0.0, first.spec)
+    observed = dict.fromkeys(member.tensor for member in members if member.simulated)
+    if isinstance(first.spec.granularity, PerChannel):
+        return _channel_encoding(first, statistics, calibrator, snap)
+    histograms = [statistics.histogram(Tensor(name)) for name in observed]
+    if not histograms:
+        raise EncodingError(f"no tensor of the group of {str(first.site)!r} is observed")
+    try:
+        low, high = calibrator.range(_sum(histograms), first.spec)
+        logger.debug("%s: %s represents %g to %g as %s", first.group, calibrator.name, low, high, first.spec)
+        return encode_range(low, high, first.spec, snap=snap)
+    except EncodingError as error:
+        raise EncodingError(f"tensor {str(first.site)!r}: {error}") from error
+
+
+def _channel_encoding(placement: Placement, statistics: Statistics, calibrator: Calibrator, snap: bool) -> Encoding:
+    if not isinstance(calibrator, Channelwise):
+        raise FormatError(
+            f"tensor {placement.tensor!r} has one scale a channel, which method {calibrator.name!r} has no ranges for: "
+            "use minmax or mse"
+        )
+    low, high = calibrator.channel_range(statistics.channels(Tensor(placement.tensor)), placement.spec)
+    return encode_range(low, high, placement.spec, axis=placement.channel_axis, snap=snap)
+
+
+def _scheme_notes(plan: Plan, calibrator: Calibrator, frozen: Mapping[Site, Encoding]) -> list[str]:
+    """What the scheme does otherwise than its name says, for the formats that it decides about."""
+    if not isinstance(calibrator, Noting):
+        return []
+    decided = [p.spec for p in plan.of_kind("activation") if p.fixed_range is None and p.site not in frozen]
+    notes = [calibrator.note(spec) for spec in dict.fromkeys(decided) if spec.type_name not in ("float16", "bfloat16")]
+    return [note for note in dict.fromkeys(notes) if note]
+
+
+def _sum(histograms: Sequence[Histogram]) -> Histogram:
+    if len(histograms) == 1:
+        return histograms[0]
+    total = Histogram(histograms[0].limit)
+    for histogram in histograms:
+        total.join(histogram)
+    return total
+
+
+def resolve_weights(
+    graph: Graph, plan: Plan, read: ReadWeight, *, frozen: Mapping[Site, Encoding] = _NONE
+) -> dict[Site, Encoding]:
+    """Encodings of weights and other constants, from their values alone."""
+    found: dict[Site, Encoding] = {}
+    for placement in (*plan.of_kind("weight"), *plan.of_kind("constant")):
+        if placement.site in frozen:
+            found[placement.site] = frozen[placement.site]
+            continue
+        name = constant_name(graph, placement.site)
+        try:
+            found[placement.site] = encode_weight(
+                read(name), placement.spec, channel_axis=placement.channel_axis, block_axis=placement.block_axis
+            )
+        except EncodingError as error:
+            raise EncodingError(f"weight {name!r}: {error}") from error
+    return found
+
+
+def resolve(
+    graph: Graph,
+    plan: Plan,
+    statistics: Statistics,
+    calibrator: Calibrator,
+    read: ReadWeight,
+    *,
+    snap: bool = True,
+    frozen: Mapping[Site, Encoding] | None = None,
+) -> Resolved:
+    """Encodings of the whole plan: activations, weights, then the biases whose scales follow from both.
+
+    What is `frozen` is taken as it is, for all members of a group, and asks for no statistics.
+    """
+    kept = dict(frozen or {})
+    encodings = resolve_activations(plan, statistics, calibrator, snap=snap, frozen=kept)
+    encodings.update(resolve_weights(graph, plan, read, frozen=kept))
+    notes = _scheme_notes(plan, calibrator, kept)
+    biases = [placement for placement in plan.of_kind("bias") if placement.site not in kept]
+    for placement in biases:
+        note = _make_room_for_bias(graph, placement, encodings, read, kept)
+        if note:
+            notes.append(note)
+    for placement in biases:  # after all rooms are made: a weight may be shared
+        encodings[placement.site] = bias_encoding(placement, encodings)
+    encodings.update((site, encoding) for site, encoding in kept.items() if site in plan.placements)
+    ordered = {site: encodings[site] for site in plan.placements}
+    logger.info("resolved %d encodings, of which %d were frozen", len(ordered), len(kept.keys() & ordered.keys()))
+    for note in notes:
+        logger.info("%s", note)
+    return Resolved(Encodings(ordered), tuple(notes))
+
+
+def bias_encoding(placement: Placement, encodings: Mapping[Site, Encoding]) -> Encoding:
+    """The encoding of an int32 bias: input scale times weight scale."""
+    assert placement.scale_of is not None  # a bias placement is made with its sources
+    source, weight = (encodings[site] for site in placement.scale_of)
+    scale = np.maximum(source.scale * weight.scale, np.float32(arithmetic.SMALLEST_SCALE))
+    axis = None if isinstance(placement.spec.granularity, PerTensor) else 0
+    return Encoding(placement.spec, scale, np.zeros(scale.shape, np.int32), axis)
+
+
+def _make_room_for_bias(
+    graph: Graph,
+    placement: Placement,
+    encodings: dict[Site, Encoding],
+    read: ReadWeight,
+    frozen: Mapping[Site, Encoding],
+) -> str | None:
+    """Raise the weight scale of channels whose bias would not fit into 2**30 steps of int32; not a frozen one."""
+    assert placement.scale_of is not None
+    source, weight_site = encodings[placement.scale_of[0]], placement.scale_of[1]
+    weight = encodings[weight_site]
+    bias = np.abs(read(constant_name(graph, placement.site)).astype(np.float64))
+    needed = bias / (_BIAS_STEPS * source.scale.astype(np.float64))
+    if weight.scale.ndim == 0:
+        needed = needed.max(initial=0.0)
+    if not np.any(needed > weight.scale):
+        return None
+    if weight_site in frozen:
+        return f"weight {str(weight_site)!r}: its encoding is frozen, so a bias of its node may not fit into int32"
+    # Rounded up: the nearest float32 below would leave the bias just outside.
+    raised = np.nextafter(np.maximum(weight.scale, needed).astype(np.float32), np.float32(np.inf))
+    scale = np.where(needed > weight.scale, raised, weight.scale)
+    encodings[weight_site] = Encoding(weight.spec, scale, _kept_zero_point(weight, scale), weight.axis)
+    count = int(np.count_nonzero(needed > weight.scale))
+    return f"weight {str(weight_site)!r}: the scale of {count} channel(s) was raised so that the int32 bias fits"
+
+
+def _kept_zero_point(weight: Encoding, scale: NDArray[np.float32]) -> NDArray[np.int32]:
+    if weight.spec.symmetric:
+        return weight.zero_point
+    low = weight.minimum.astype(np.float64)
+    position = weight.spec.q_min + np.rint(-low / scale)
+    return np.asarray(np.clip(position, weight.spec.q_min, weight.spec.q_max), np.int32)

@@ -1,0 +1,33 @@
+"""Changes of a model's graph and weights, planned once in the core for every backend."""
+
+from __future__ import annotations
+
+from isobit.edits.draft import plan_edits
+from isobit.edits.edit import (
+    AddBias,
+    Edit,
+    EditPlan,
+    Insert,
+    Inserted,
+    NewNode,
+    Replace,
+    Replaced,
+    SetWeights,
+    Slice,
+    Unshare,
+)
+
+__all__ = [
+    "AddBias",
+    "Edit",
+    "EditPlan",
+    "Insert",
+    "Inserted",
+    "NewNode",
+    "Replace",
+    "Replaced",
+    "SetWeights",
+    "Slice",
+    "Unshare",
+    "plan_edits",
+]

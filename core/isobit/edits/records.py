@@ -1,0 +1,89 @@
+"""Edits as data: JSON for their structure, arrays beside it. What `QuantSim.save` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.edits.edit import AddBias, Edit, Insert, NewNode, Replace, SetWeights, Slice, Unshare
+from isobit.errors import EditError
+from isobit.graph.sites import Input, Tensor, site_key, site_of
+
+Array = NDArray[Any]
+
+
+def edits_to_records(edits: Sequence[Edit]) -> tuple[list[dict[str, Any]], dict[str, Array]]:
+    """JSON-ready records of `edits`, and the arrays they refer to by name."""
+    arrays: dict[str, Array] = {}
+
+    def keep(array: Array) -> str:
+        name = f"array{len(arrays)}"
+        arrays[name] = np.ascontiguousarray(array)
+        return name
+
+    return [_record(edit, keep) for edit in edits], arrays
+
+
+def _record(edit: Edit, keep: Any) -> dict[str, Any]:
+    record: dict[str, Any] = {"edit": type(edit).__name__}
+    if isinstance(edit, Replace | Insert):
+        if isinstance(edit, Replace):
+            record["node"] = edit.node
+        else:
+            record["site"] = list(site_key(edit.site))
+        record["nodes"] = [
+            {"op": node.op, "operands": list(node.operands), "attributes": dict(node.attributes)} for node in edit.nodes
+        ]
+        record["weights"] = {name: keep(value) for name, value in edit.weights.items()}
+    elif isinstance(edit, SetWeights):
+        record["weights"] = {name: keep(value) for name, value in edit.weights.items()}
+    elif isinstance(edit, AddBias):
+        record |= {"node": edit.node, "value": keep(edit.value)}
+    elif isinstance(edit, Unshare):
+        record |= {"weight": edit.weight, "node": edit.node}
+    else:
+        record |= {"tensor": edit.tensor, "keep": list(edit.keep)}
+    return record
+
+
+def edits_from_records(records: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> list[Edit]:
+    """The inverse of `edits_to_records`. Raises EditError for a record that is none."""
+    try:
+        return [_edit(record, arrays) for record in records]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EditError(f"not a record of an edit: {error}") from error
+
+
+def _edit(record: Mapping[str, Any], arrays: Mapping[str, Array]) -> Edit:
+    kind = record["edit"]
+    weights = {name: arrays[key] for name, key in record.get("weights", {}).items()}
+    if kind == "Replace":
+        return Replace(record["node"], _nodes(record), weights)
+    if kind == "Insert":
+        site = site_of(*record["site"])
+        if not isinstance(site, Tensor | Input):
+            raise EditError(f"nodes cannot be inserted at {site}")
+        return Insert(site, _nodes(record), weights)
+    if kind == "SetWeights":
+        return SetWeights(weights)
+    if kind == "AddBias":
+        return AddBias(record["node"], arrays[record["value"]])
+    if kind == "Unshare":
+        return Unshare(record["weight"], record["node"])
+    if kind == "Slice":
+        return Slice(record["tensor"], tuple(record["keep"]))
+    raise EditError(f"unknown edit {kind!r}")
+
+
+def _nodes(record: Mapping[str, Any]) -> tuple[NewNode, ...]:
+    return tuple(
+        NewNode(
+            node["op"],
+            tuple(node["operands"]),
+            {key: tuple(value) if isinstance(value, list) else value for key, value in node["attributes"].items()},
+        )
+        for node in record["nodes"]
+    )

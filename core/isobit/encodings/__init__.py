@@ -1,0 +1,20 @@
+"""Number formats and grids: what a quantized tensor's integers mean."""
+
+from __future__ import annotations
+
+from isobit.encodings.encoding import Encoding, Encodings
+from isobit.encodings.quant_spec import Granularity, Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
+from isobit.encodings.ranges import encode_range, encode_weight
+
+__all__ = [
+    "Encoding",
+    "Encodings",
+    "Granularity",
+    "Lpbq",
+    "PerBlock",
+    "PerChannel",
+    "PerTensor",
+    "QuantSpec",
+    "encode_range",
+    "encode_weight",
+]

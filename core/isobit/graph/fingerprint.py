@@ -1,0 +1,55 @@
+"""What a float model was: a hash of each weight and of the graph's structure, to recognise it again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.errors import ModelError
+from isobit.graph.graph import Graph
+
+Fingerprint = Mapping[str, str]
+
+_STRUCTURE = "(structure)"
+
+
+def fingerprint(graph: Graph, read: Callable[[str], NDArray[Any]]) -> dict[str, str]:
+    """Hashes by weight name, and one of ops, names, edges and attributes."""
+    structure = repr([(n.name, n.op, n.inputs, n.outputs, sorted(n.attributes.items())) for n in graph.nodes])
+    found = {_STRUCTURE: _hash(structure.encode())}
+    for name in graph.weights:
+        array = read(name)
+        found[name] = _hash(f"{array.shape}{array.dtype}".encode(), _bytes(array))
+    return found
+
+
+def check_fingerprint(saved: Fingerprint, found: Fingerprint, where: str) -> None:
+    """Raise ModelError that says what of the model differs from the saved one."""
+    for name in saved.keys() | found.keys():
+        if name not in found or name not in saved:
+            side = "is missing in the model" if name not in found else "is new in the model"
+            raise ModelError(f"{where} was made from another model: weight {name!r} {side}")
+    if saved[_STRUCTURE] != found[_STRUCTURE]:
+        raise ModelError(f"{where} was made from another model: its graph has other nodes, names or attributes")
+    changed = [name for name in saved if saved[name] != found[name]]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise ModelError(f"{where} was made from a model with other weights: {changed[0]!r}{more} differ(s)")
+
+
+def _bytes(array: NDArray[Any]) -> bytes | memoryview:
+    """What an array holds; text by its characters, for its elements are but addresses."""
+    if array.dtype.hasobject:
+        return repr(array.tolist()).encode()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _hash(*parts: bytes | memoryview) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,102 @@
+"""Running the neutral graph with any framework's kernels, quantizers where they sit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from isobit.graph.graph import Graph, Node
+from isobit.graph.sites import Input, Site, Tensor, Weight
+from isobit.statistics.observer import Stage
+
+#: The results of a node, one array or several, from its operands (None: left out), all in canonical layout.
+Compute = Callable[[Node, Sequence[Any]], Any]
+
+#: A tensor, or what one reader sees of it, before or after its quantizer.
+Tap = tuple[Tensor | Input, Stage]
+
+
+def run_graph(
+    graph: Graph,
+    compute: Compute,
+    weights: Mapping[str, Any],
+    rounders: Mapping[Site, Callable[[Any], Any]],
+    feeds: Mapping[str, Any],
+    tap: Callable[[Tap, Any], None] | None = None,
+) -> dict[str, Any]:
+    """The outputs by name, for arrays of any framework; each tensor is let go after its last reader.
+
+    What a quantizer rounds is kept only for readers with a quantizer of their own.
+
+    `rounders` put an array on the grid of the quantizer at a site. `tap` is told of every tensor before and after its
+    quantizer (the same array where it has none), and of what a reader with a quantizer of its own sees after that.
+    """
+    before: dict[str, Any] = {}  # what a reader with a quantizer of its own reads
+    after: dict[str, Any] = {}
+    reads = [(Input(node.name, index), name) for node in graph.nodes for index, name in enumerate(node.inputs)]
+    read_before = {name for site, name in reads if site in rounders}
+    left = Counter(name for node in graph.nodes for name in node.inputs if name is not None)
+    left.update(graph.outputs.values())
+
+    def tell(place: Tap, value: Any) -> None:
+        if tap is not None:
+            tap(place, value)
+
+    def rounded(site: Site, value: Any) -> Any:
+        return rounders[site](value) if site in rounders else value
+
+    def produce(name: str, value: Any) -> None:
+        tell((Tensor(name), "before"), value)
+        if name in read_before:
+            before[name] = value
+        after[name] = rounded(Tensor(name), value)
+        tell((Tensor(name), "after"), after[name])
+
+    def operand(site: Input, name: str | None) -> Any:
+        if name is None:
+            return None
+        if name in weights:
+            return rounded(site if site in rounders else Weight(name), weights[name])
+        if site not in rounders:
+            return after[name]
+        own = rounded(site, before[name])
+        tell((site, "after"), own)
+        return own
+
+    for name in graph.inputs:
+        produce(name, feeds[name])
+    for node in graph.nodes:
+        operands = [operand(Input(node.name, index), name) for index, name in enumerate(node.inputs)]
+        results = compute(node, operands)
+        for output, value in zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=False):
+            produce(output, value)
+        for read in node.inputs:
+            if read in after:
+                left[read] -= 1
+                if not left[read]:
+                    del after[read]
+                    before.pop(read, None)
+    return {
+        name: after[tensor] if tensor in after else rounded(Weight(tensor), weights[tensor])
+        for name, tensor in graph.outputs.items()
+    }
+
+
+def run_tapped(
+    graph: Graph,
+    compute: Compute,
+    weights: Mapping[str, Any],
+    rounders: Mapping[Site, Callable[[Any], Any]],
+    feeds: Mapping[str, Any],
+    taps: Sequence[Tap],
+) -> tuple[dict[str, Any], list[Any]]:
+    """The outputs by name, and what `taps` meet, in order: what `isobit.graph_backend.Engine.run` returns."""
+    met: dict[Tap, Any] = {}
+
+    def tap(place: Tap, value: Any) -> None:
+        if place in taps:
+            met[place] = value
+
+    outputs = run_graph(graph, compute, weights, rounders, feeds, tap)
+    return outputs, [met[place] for place in taps]

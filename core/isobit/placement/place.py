@@ -1,0 +1,415 @@
+"""Placement: (graph, target, what the user asks for) -> Plan. Decided here once, for every framework.
+
+A float tensor is quantized when an operation that the target runs quantized computes or reads it, unless it lies inside
+a fused chain. Where it exists in float too (an input, the result of an operation in float, or one that the target can
+leave in float), operations in float read that. Operations that only move values (Reshape, MaxPool) pass the encoding of
+their input on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from isobit.encodings.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
+from isobit.errors import FormatError
+from isobit.graph.graph import Graph, Node, Use
+from isobit.graph.ops import VALUE_PRESERVING, operand
+from isobit.graph.sites import Input, Site, Tensor, Weight, site_key
+from isobit.placement.fused_chains import find_chains
+from isobit.placement.plan import Placement, Plan
+from isobit.placement.quant_config import QuantConfig
+from isobit.placement.signal_tensors import signal_tensors
+from isobit.targets.target import Target
+
+logger = logging.getLogger(__name__)
+
+#: Constants this large are masks (attention's -1e9, -inf), not data.
+_MASK_MAGNITUDE = 1e8
+
+_MASKING = frozenset({"Add", "Sub", "Where", "Min", "Max"})
+
+
+def place(graph: Graph, target: Target, config: QuantConfig | None = None) -> Plan:
+    """The plan of `graph` on `target`.
+
+    Raises FormatError for a format that the target cannot run, or a pattern that matches nothing.
+    """
+    plan = _Placer(graph, target, config or QuantConfig()).plan()
+    if logger.isEnabledFor(logging.INFO):
+        kinds = Counter(placement.kind for placement in plan.placements.values())
+        numbers = ", ".join(f"{number} of kind {kind}" for kind, number in kinds.items()) or "no sites"
+        logger.info("placed on target %s: %s; %d in float", target.name, numbers, len(plan.floats))
+    for name, reason in plan.floats.items():
+        logger.debug("%s stays in float: %s", name, reason)
+    return plan
+
+
+class _Placer:
+    def __init__(self, graph: Graph, target: Target, config: QuantConfig) -> None:
+        self.graph = graph
+        self.target = target
+        self.config = config
+        self.activation_spec = target.activation_format(config.activations)
+        self.floats: dict[str, str] = {}
+        self.placements: dict[Site, Placement] = {}
+        config.check(graph)
+        self.signal = signal_tensors(graph)
+        self.masked = self._masked_tensors()
+        self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
+        apart = frozenset(node.name for node in graph.nodes if self.config.excludes(node))
+        chains = find_chains(graph, target, frozenset(self.quantized), apart)
+        self.inner = {tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner}
+        for pattern, asked in (config.overrides or {}).items():
+            if pattern in self.inner and asked is not None:
+                raise FormatError(
+                    f"override {pattern!r}: the tensor lies inside the chain that ends in "
+                    f"{self.inner[pattern].name!r}, which target {target.name!r} runs as one"
+                )
+        for chain in chains:
+            self.quantized.update({node.name: node for node in chain.nodes})
+
+    def plan(self) -> Plan:
+        groups = self._tie_groups()
+        needed = self._needed()
+        self.awaited = self._awaited()
+        for group, members in groups.items():
+            if any(name in needed for name in members):
+                self._place_group(group, members)
+        for name in self._float_tensors():
+            if Tensor(name) not in self.placements:
+                self.floats.setdefault(name, self._reason(name))
+        for name, info in self.graph.tensors.items():
+            if self.graph.is_float(name) and not self._is_float(name):
+                self.floats[name] = f"it is {info.dtype}: only float32 is quantized, so convert the model to float32"
+        for name in self.graph.weights:
+            self._place_constant(name)
+        self._place_single_inputs()
+        self._place_biases()
+        order = {name: index for index, name in enumerate([*self.graph.inputs, *self.graph.tensors])}
+        ordered = sorted(
+            self.placements.items(), key=lambda item: (order.get(str(item[0]), len(order)), site_key(item[0]))
+        )
+        return Plan(dict(ordered), self.floats)
+
+    # --- which nodes -----------------------------------------------------------------------------------------------
+
+    def _runs_quantized(self, node: Node) -> bool:
+        if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node):
+            return False
+        data = [name for name in node.inputs if name in self.graph.tensors and name is not None]
+        if node.op == "Gather":  # of a constant table, by indices
+            return node.input(0) in self.graph.weights and self.graph.is_float(node.inputs[0] or "")
+        floats = [name for name in data if self._is_float(name)]
+        return bool(floats) and all(name in self.signal for name in data) and not self._has_mask_constant(node)
+
+    def _has_mask_constant(self, node: Node) -> bool:
+        plain = (name for i, name in enumerate(node.inputs) if operand(node.op, i) is None)
+        constants = (self.graph.weights[name] for name in plain if name in self.graph.weights and name)
+        # "not below" and not "above": NaN is no data either
+        return any(info.magnitude is not None and not info.magnitude < _MASK_MAGNITUDE for info in constants)
+
+    def _is_tie(self, node: Node) -> bool:
+        if node.op not in self.target.same_encoding and node.op not in self.target.joint_encoding:
+            return False
+        if node.op == "Resize" and node.attributes.get("mode", "nearest") not in ("nearest", b"nearest"):
+            return False
+        if node.op == "Pad" and (node.input(2) is not None or node.attributes.get("value", 0) not in (0, 0.0, (0.0,))):
+            return False
+        if any(tensor in self.masked for tensor in node.outputs):
+            return False
+        return node.input(0) in self.graph.tensors and not self.config.excludes(node)
+
+    # --- which tensors ---------------------------------------------------------------------------------------------
+
+    def _is_float(self, name: str) -> bool:
+        return self.graph.tensors[name].dtype == "float32"
+
+    def _float_tensors(self) -> list[str]:
+        tensors = dict.fromkeys([*self.graph.inputs, *(t for node in self.graph.nodes for t in node.outputs)])
+        return [name for name in tensors if name in self.graph.tensors and self._is_float(name)]
+
+    def _needed(self) -> set[str]:
+        """Float tensors that a quantized operation computes or reads, chains' inner tensors left out."""
+        needed: set[str] = set()
+        for node in self.quantized.values():
+            names = (*node.outputs, *node.inputs)
+            needed.update(name for name in names if name in self.graph.tensors and name is not None)
+        return (
+            {name for name in needed if self._is_float(name) and self._is_read(name)} - self.inner.keys() - self.masked
+        )
+
+    def _is_read(self, name: str) -> bool:
+        """Whether anybody sees the tensor: an LSTM's first output often goes nowhere."""
+        return bool(self.graph.uses(name)) or name in self.graph.output_tensors
+
+    def _masked_tensors(self) -> set[str]:
+        """Signals with an additive mask on them: a grid that reaches to -1e9 would have no levels left for the rest."""
+        masked: set[str] = set()
+        for node in self.graph.nodes:
+            floats = [n for n in node.inputs if n in self.graph.tensors and n is not None and self._is_float(n)]
+            added = any(name not in self.signal for name in floats) or self._has_mask_constant(node)
+            carried = node.op in VALUE_PRESERVING | _MASKING and any(name in masked for name in floats)
+            if carried or (node.op in _MASKING and added and node.outputs[0] in self.signal):
+                masked.update(node.outputs)
+        return masked
+
+    def _tie_groups(self) -> dict[str, list[str]]:
+        """Tensors that share an encoding, by the first of them in execution order."""
+        order = self._float_tensors()
+        parent = {name: name for name in order}
+
+        def root(name: str) -> str:
+            while parent[name] != name:
+                name = parent[name]
+            return name
+
+        position = {name: index for index, name in enumerate(order)}
+        for node in self.graph.nodes:
+            if not self._is_tie(node):
+                continue
+            joint = node.op in self.target.joint_encoding
+            tied = [*(node.inputs if joint else node.inputs[:1]), *node.outputs]
+            tied = [name for name in tied if name in parent]
+            for name in tied[1:]:
+                first, second = sorted((root(tied[0] or ""), root(name or "")), key=position.__getitem__)
+                parent[second] = first
+        groups: dict[str, list[str]] = {}
+        for name in order:
+            groups.setdefault(root(name), []).append(name)
+        return groups
+
+    def _place_group(self, group: str, members: Sequence[str]) -> None:
+        spec = self._group_spec(members)
+        if spec is None:
+            self.floats.update(dict.fromkeys(members, "float by your override"))
+            return
+        real = [name for name in members if not self._on_grid(name, members)]
+        ranges = {self._fixed_range(name) for name in real}
+        fixed = ranges.pop() if len(ranges) == 1 and spec.is_integer and not spec.symmetric else None
+        if isinstance(spec.granularity, PerChannel) and (
+            len(members) > 1 or fixed or not self._has_channels(members[0])
+        ):
+            spec = spec.with_granularity(PerTensor())  # one encoding for tensors of several shapes, or of no channels
+        asked = any(self.config.override(name)[0] for name in members)
+        for name in members:
+            if name in self.inner or not self._is_read(name):
+                continue
+            for site in (Tensor(name),) if asked else self._activation_sites(name, members):
+                self.placements[site] = Placement(
+                    site, spec, "activation", name, group, name in real, fixed, channel_axis=self._channel_axis(name)
+                )
+
+    def _activation_sites(self, name: str, members: Sequence[str]) -> Iterable[Site]:
+        """The tensor for all its readers, or single readers where the others read its float values."""
+        quantized = [use for use in self.graph.uses(name) if self._is_awaiting(use)]
+        if self._on_grid(name, members):
+            source = self.graph.producer(name)
+            return (Tensor(name),) if source is not None and self._reads_grid(source) else ()
+        everyone = len(quantized) == len(self.graph.uses(name)) and name not in self.graph.output_tensors
+        if everyone or not self._exists_in_float(name):
+            return (Tensor(name),)
+        return [Input(use.node.name, use.index) for use in quantized]
+
+    def _exists_in_float(self, name: str) -> bool:
+        """Whether the runtime has the values before they are rounded."""
+        node = self.graph.producer(name)
+        return node is None or node.name not in self.quantized or node.op in self.target.float_results
+
+    def _reads_grid(self, node: Node) -> bool:
+        """Whether what a tie reads is on a grid: by a quantizer on its tensor, or on this input alone."""
+        indices = range(len(node.inputs)) if node.op == "Concat" else (0,)
+        return all({Tensor(node.inputs[i] or ""), Input(node.name, i)} & self.placements.keys() for i in indices)
+
+    def _awaited(self) -> set[str]:
+        """Tensors that a quantized operation reads, directly or behind operations that only move values."""
+        awaited: set[str] = set()
+        for node in reversed(self.graph.nodes):
+            if node.name in self.quantized or (self._is_tie(node) and any(t in awaited for t in node.outputs)):
+                awaited.update(name for name in node.inputs if name is not None)
+        return awaited
+
+    def _is_awaiting(self, use: Use) -> bool:
+        node = use.node
+        return node.name in self.quantized or (self._is_tie(node) and any(t in self.awaited for t in node.outputs))
+
+    def _group_spec(self, members: Sequence[str]) -> QuantSpec | None:
+        for name in members:
+            found, asked = self.config.override(name)
+            if found:
+                return None if asked is None else self.target.activation_format(asked)
+        return self.activation_spec
+
+    def _on_grid(self, name: str, members: Sequence[str]) -> bool:
+        """Whether the values of `name` are copies of values of its group that are quantized already."""
+        node = self.graph.producer(name)
+        if node is None or not self._is_tie(node) or node.op not in VALUE_PRESERVING:
+            return False
+        sources = node.inputs if node.op == "Concat" else node.inputs[:1]
+        return all(source in members for source in sources)
+
+    def _fixed_range(self, name: str) -> tuple[float, float] | None:
+        node = self.graph.producer(name)
+        return self.target.fixed_ranges.get(node.op) if node is not None else None
+
+    def _channel_axis(self, name: str) -> int:
+        return self.graph.tensors[name].channel_axis or 0
+
+    def _has_channels(self, name: str) -> bool:
+        return self.graph.tensors[name].channel_axis is not None
+
+    def _reason(self, name: str) -> str:
+        if name in self.inner:
+            return f"inside the fused chain that ends in {self.inner[name].name}"
+        alone = [str(site) for site, placement in self.placements.items() if placement.tensor == name]
+        if alone:
+            return f"rounded for {', '.join(alone)} alone; the others read it in float"
+        node = self.graph.producer(name)
+        if node is None:
+            return "no operation that the target quantizes reads it"
+        if not self._is_read(name):
+            return "nothing reads it"
+        if self.config.excludes(node):
+            return "excluded by you"
+        if name in self.masked:
+            return f"{node.op} puts a mask on it"
+        if name not in self.signal:
+            return "computed from shapes, masks or constants alone"
+        if not self.target.quantizes(node.op) and not self._is_tie(node):
+            return f"target {self.target.name!r} runs {node.op} in float"
+        if self._exists_in_float(name) and name not in self.awaited:
+            return f"{node.op} leaves it in float for its readers"
+        return f"{node.op} works on tensors that stay in float"
+
+    # --- constants -------------------------------------------------------------------------------------------------
+
+    def _place_constant(self, name: str) -> None:
+        info = self.graph.weights[name]
+        uses = [use for use in self.graph.uses(name) if not self._is_bias(use)]
+        if info.dtype != "float32" or not uses:
+            return
+        placed = {use: self._constant_placement(name, use) for use in uses}
+        wanted = [placement for placement in placed.values() if placement is not None]
+        alike = {(p.spec, p.kind, p.channel_axis, p.block_axis) for p in wanted}
+        if len(wanted) == len(self.graph.uses(name)) and len(alike) == 1:
+            self.placements[Weight(name)] = wanted[0]
+            return
+        for use, placement in placed.items():
+            if placement is not None:
+                site = Input(use.node.name, use.index)
+                self.placements[site] = replace(placement, site=site)
+        if not wanted:
+            self.floats[name] = self._constant_reason(name, uses[0])
+
+    def _constant_placement(self, name: str, use: Use) -> Placement | None:
+        node, shape = use.node, self.graph.weights[name].shape
+        if node.name not in self.quantized:
+            return None
+        known = operand(node.op, use.index)
+        if known is not None and known.role not in ("weight", "recurrent_weight"):
+            return None
+        if known is None and node.op not in ("Add", "Sub", "Mul", "Div", "MatMul", "Concat", "Max", "Min", "Gemm"):
+            return None
+        found, asked = self.config.override(name)
+        if found and asked is None:
+            return None
+        if known is None:
+            spec = self.target.activation_format(asked if found else self.config.activations)
+            spec = spec.with_granularity(PerTensor())
+            return Placement(Weight(name), spec, "constant")
+        spec = self.target.weight_format(asked if found else self.config.weights, node.op)
+        rank = len(shape)
+        channel, block = (axis % rank if axis is not None else None for axis in (known.channel_axis, known.block_axis))
+        if not found:
+            spec = _fitting(spec, shape, block)
+        return Placement(Weight(name), spec, "weight", channel_axis=channel or 0, block_axis=block)
+
+    def _constant_reason(self, name: str, use: Use) -> str:
+        if self.config.override(name)[0]:
+            return "float by your override"
+        if use.node.name not in self.quantized:
+            return f"{use.node.op} {use.node.name} stays in float"
+        return f"{use.role} of {use.node.op} stays in float"
+
+    def _is_bias(self, use: Use) -> bool:
+        known = operand(use.node.op, use.index)
+        return known is not None and known.role == "bias"
+
+    def _place_biases(self) -> None:
+        """int32 biases of weighted nodes whose input and weight are integers; their scale is the product."""
+        if not self.target.int32_bias:
+            return
+        spec = QuantSpec.parse("int32")
+        for name, info in self.graph.weights.items():
+            uses = [use for use in self.graph.uses(name) if self._is_bias(use)]
+            sources = {use: self._scale_sources(use.node) for use in uses}
+            if info.dtype != "float32" or not uses:
+                continue
+            found, asked = self.config.override(name)
+            if found and asked is None:
+                self.floats[name] = "float by your override"
+                continue
+            # A pattern such as "classifier.*" may mean the weight; a format for the bias alone is a mistake.
+            named = name in (self.config.overrides or {})
+            if found and named and QuantSpec.parse(asked or "").type_name != "int32":
+                raise FormatError(f"override of bias {name!r}: a bias is int32 or float (None), not {asked}")
+            shared = len(set(sources.values())) == 1 and len(uses) == len(self.graph.uses(name))
+            for use, scale_of in sources.items():
+                if scale_of is None:
+                    self.floats.setdefault(name, f"the input or weight of {use.node.name} is no integer")
+                    continue
+                site: Site = Weight(name) if shared else Input(use.node.name, use.index)
+                channels = (
+                    PerTensor()
+                    if isinstance(self.placements[scale_of[1]].spec.granularity, PerTensor)
+                    else PerChannel()
+                )
+                self.placements[site] = Placement(site, spec.with_granularity(channels), "bias", scale_of=scale_of)
+
+    def _scale_sources(self, node: Node) -> tuple[Site, Site] | None:
+        """The sites of a weighted node's input and weight, when a bias scale can be their product."""
+        found = []
+        for index in (0, 1):
+            name = node.input(index)
+            sites: Iterable[Site] = (Input(node.name, index), Tensor(name or ""), Weight(name or ""))
+            site = next((s for s in sites if s in self.placements), None)
+            if site is None or not self.placements[site].spec.is_integer:
+                return None
+            if index == 0 and isinstance(self.placements[site].spec.granularity, PerChannel):
+                return None  # the products of one output have several scales
+            found.append(site)
+        if isinstance(self.placements[found[1]].spec.granularity, PerBlock | Lpbq):
+            return None  # the accumulator has no one scale a channel
+        return found[0], found[1]
+
+    # --- overrides ----------------------------------------------------------------------------------------------------
+
+    def _place_single_inputs(self) -> None:
+        """Overrides of one input of one node, written ``node[1]``."""
+        for site, pattern, asked in self.config.single_inputs(self.graph):
+            name = self.graph.node(site.node).input(site.index) or ""
+            if name not in self.graph.tensors or not self._is_float(name):
+                raise FormatError(f"override {pattern!r}: input {site.index} of {site.node!r} is no float tensor")
+            if asked is None:
+                raise FormatError(
+                    f"override {pattern!r}: one reader cannot take the float tensor back; override {name!r}"
+                )
+            spec = self.target.activation_format(asked)
+            if isinstance(spec.granularity, PerChannel):
+                raise FormatError(
+                    f"override {pattern!r}: one scale a channel is for a tensor, not for one of its readers"
+                )
+            self.placements[site] = Placement(
+                site, spec, "activation", name, str(site), channel_axis=self._channel_axis(name)
+            )
+
+
+def _fitting(spec: QuantSpec, shape: tuple[int, ...], block_axis: int | None) -> QuantSpec:
+    """A model-wide block format is per-channel on a weight that its blocks do not divide (a stem with 3 inputs)."""
+    if isinstance(spec.granularity, PerBlock | Lpbq) and (
+        block_axis is None or shape[block_axis] % spec.granularity.size
+    ):
+        return spec.with_granularity(PerChannel())
+    return spec

@@ -1,0 +1,61 @@
+"""The plan: which sites are quantized, to what format, and which are not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from isobit.encodings.quant_spec import QuantSpec
+from isobit.graph.graph import Graph
+from isobit.graph.sites import Input, Site
+
+Kind = Literal["activation", "weight", "bias", "constant"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One quantized site.
+
+    `tensor` is the activation that is quantized there: for all its readers or, at an Input site, for one. Those of one
+    `group` share their encoding. `simulated` is False where the values are on the group's grid already (a Reshape of a
+    quantized tensor): the runtime needs the encoding, the simulator no second rounding.
+    A bias has the scale of its `scale_of`, (input site, weight site), multiplied.
+    """
+
+    site: Site
+    spec: QuantSpec
+    kind: Kind
+    tensor: str = ""
+    group: str = ""
+    simulated: bool = True
+    fixed_range: tuple[float, float] | None = None
+    channel_axis: int = 0
+    block_axis: int | None = None
+    scale_of: tuple[Site, Site] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every quantized site of a graph for a target, and the reason for each float tensor or weight left alone."""
+
+    placements: Mapping[Site, Placement]
+    floats: Mapping[str, str] = field(default_factory=dict)
+
+    def of_kind(self, kind: Kind) -> list[Placement]:
+        """The placements of one kind, in graph order."""
+        return [placement for placement in self.placements.values() if placement.kind == kind]
+
+    def groups(self) -> dict[str, list[Placement]]:
+        """Activation placements by group, in graph order."""
+        groups: dict[str, list[Placement]] = {}
+        for placement in self.of_kind("activation"):
+            groups.setdefault(placement.group, []).append(placement)
+        return groups
+
+
+def constant_name(graph: Graph, site: Site) -> str:
+    """The constant that a Weight site, or an Input site that reads a constant, stands for."""
+    if isinstance(site, Input):
+        return graph.node(site.node).input(site.index) or ""
+    return site.name

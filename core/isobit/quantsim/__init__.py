@@ -1,0 +1,20 @@
+"""The simulator of a quantized model, and all that can be done with it."""
+
+from __future__ import annotations
+
+from isobit.quantsim.encodings_files import read_encodings, write_encodings
+from isobit.quantsim.executor import ExecutorLike
+from isobit.quantsim.load_encodings import LoadReport
+from isobit.quantsim.quantsim import QuantSim
+from isobit.quantsim.report import Report
+from isobit.quantsim.simulation import Simulation
+
+__all__ = [
+    "ExecutorLike",
+    "LoadReport",
+    "QuantSim",
+    "Report",
+    "Simulation",
+    "read_encodings",
+    "write_encodings",
+]

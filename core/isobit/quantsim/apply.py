@@ -1,0 +1,101 @@
+"""What a simulator does with data: techniques are applied, observed for, and its quantizers calibrated."""
+
+from __future__ import annotations
+
+from isobit.calibration.needed_statistics import blank_statistics
+from isobit.calibration.scheme import Calibrator
+from isobit.quantsim.observe import Passes, refuse_non_finite
+from isobit.quantsim.simulation import Simulation
+from isobit.statistics.count_bits import VARIABLE, counted_by_numpy
+from isobit.techniques.context import Observations, Requests, TechniqueContext
+from isobit.techniques.technique import Observes, Technique, TechniqueReport
+
+
+def context_of(
+    simulation: Simulation, passes: Passes | None, calibrator: Calibrator, name: str = "this"
+) -> TechniqueContext:
+    """What a technique of this name works on."""
+    statistics = simulation.statistics if passes is None else passes.start()
+    return TechniqueContext(
+        simulation.model,
+        simulation.plan,
+        None if passes is None else passes.dataset,
+        frozen=simulation.frozen,
+        replan=simulation.plan_for,
+        calibrator=calibrator,
+        batch_norms=simulation.batch_norms,
+        statistics=statistics,
+        run_pass=passes,
+        name=name,
+    )
+
+
+def apply_technique(
+    simulation: Simulation, technique: Technique, passes: Passes | None, calibrator: Calibrator
+) -> TechniqueReport:
+    """Let a technique change the float model; a calibrated simulation has no quantizers afterwards."""
+    simulation.fingerprint()  # of the model as it came
+    simulation.remove_quantizers()
+    edits_before = len(simulation.edits)
+    report = technique.apply(context_of(simulation, passes, calibrator, type(technique).__name__))
+    simulation.take_report(report, edits_before)
+    _note(simulation, passes)
+    return report
+
+
+def observe_for(
+    simulation: Simulation, technique: Technique, passes: Passes, calibrator: Calibrator
+) -> Observations | None:
+    """Observe what a technique will ask for on the model as it is now; None where it asks for nothing."""
+    simulation.remove_quantizers()
+    context = context_of(simulation, passes, calibrator, type(technique).__name__)
+    requests = requests_of(technique, context)
+    observations = None if requests.are_none else context.observe(requests)
+    _note(simulation, passes)
+    return observations
+
+
+def requests_of(technique: Technique, context: TechniqueContext) -> Requests:
+    """What a technique says that it must observe."""
+    return technique.requests(context) if isinstance(technique, Observes) else Requests()
+
+
+def uses_data(technique: Technique) -> bool:
+    """Whether a technique goes through the data."""
+    return isinstance(technique, Observes) and technique.uses_data
+
+
+def calibrate(
+    simulation: Simulation,
+    passes: Passes,
+    calibrator: Calibrator,
+    limit: int | None,
+    *,
+    ignore_non_finite: bool = False,
+) -> None:
+    """Observe the ranges of the float model, as far as they are not there yet, and set every quantizer by them."""
+    blank = blank_statistics(simulation.plan, limit)
+    active = list(simulation.model.encodings())
+    simulation.model.enable(active, on=False)
+    before = simulation.statistics
+    try:
+        statistics = passes.start(blank)
+        statistics.set_ranges(blank)
+        ranges = statistics.ranges()
+        if not ranges or not statistics.is_complete:
+            passes(simulation.model, ranges, "calibrating")
+        if not ignore_non_finite:
+            refuse_non_finite(statistics, simulation.model, passes.dataset)
+    except BaseException:
+        simulation.statistics = before
+        simulation.model.enable(active, on=True)
+        raise
+    _note(simulation, passes)
+    if counted_by_numpy():
+        simulation.notes[f"values were counted by NumPy, as {VARIABLE} says: with numba it is faster"] = None
+    simulation.set_encodings(calibrator)
+
+
+def _note(simulation: Simulation, passes: Passes | None) -> None:
+    if passes is not None:
+        simulation.notes.update(passes.dataset.notes)

@@ -1,0 +1,96 @@
+"""Export: the QDQ model by one path for every backend, and what a backend can write in its framework's own formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from isobit.backend.contract import BackendModel
+from isobit.backend.optional import NativeExporter, QdqWriter
+from isobit.encodings.encoding import Encodings
+from isobit.errors import OutputError, PluginError, did_you_mean
+from isobit.files import check_writable, write_folder
+from isobit.formats.format import EncodingsFormat
+from isobit.formats.isobit_json import IsobitJson
+from isobit.formats.names import Names
+from isobit.quantsim.export_check import check_file
+from isobit.quantsim.report import Report
+from isobit.quantsim.simulation import Simulation
+
+ONNX = "onnx"
+MODEL, ENCODINGS, SUMMARY = "model.qdq.onnx", "encodings.json", "summary.txt"
+FLOAT_MODEL, FOREIGN = "model.onnx", "model"
+
+
+def export(
+    simulation: Simulation,
+    folder: Path,
+    formats: str | Sequence[str],
+    encodings_formats: Sequence[EncodingsFormat],
+    onnx_backend: Callable[[], object],
+) -> dict[str, Path]:
+    """Write a calibrated simulation in `formats`, its encodings and its summary into `folder`.
+
+    `encodings_formats` are further files of encodings; `onnx_backend` gives the backend that writes ONNX files.
+    """
+    simulation.require_calibrated()
+    model, encodings = simulation.model.inner, simulation.encodings
+    files = _files(model, formats)
+    further = _further_files(encodings_formats)
+    check_writable(folder)
+    with write_folder(folder) as staging:
+        notes = []
+        for form, file in files.items():
+            notes += _write(model, form, encodings, staging / file, onnx_backend)
+        IsobitJson().write(encodings, staging / ENCODINGS)
+        check_file(staging / ENCODINGS, IsobitJson(), encodings, None, simulation.plan)
+        if further:
+            _onnx_writer(onnx_backend).write_float(model, staging / FLOAT_MODEL)
+            names = Names.of(simulation.model)
+        for encodings_format in encodings_formats:
+            path = staging / further[encodings_format.name]
+            notes += encodings_format.write(encodings, path, names)
+            check_file(path, encodings_format, encodings, names, simulation.plan)
+        text = str(Report.of(simulation)) + "".join(f"\n{note}\n" for note in notes)
+        (staging / SUMMARY).write_text(text, "utf-8")
+    models = {"model" if form == ONNX else form: folder / file for form, file in files.items()}
+    for name, file in further.items():
+        models |= {"float_model": folder / FLOAT_MODEL, name: folder / file}
+    return {**models, "encodings": folder / ENCODINGS, "summary": folder / SUMMARY}
+
+
+def _further_files(formats: Sequence[EncodingsFormat]) -> dict[str, str]:
+    """The file name of each further encodings format."""
+    if len(formats) == 1:
+        return {form.name: FOREIGN + form.suffix for form in formats}
+    return {form.name: f"{FOREIGN}.{form.name}{form.suffix}" for form in formats}
+
+
+def _files(model: BackendModel, formats: str | Sequence[str]) -> dict[str, str]:
+    """The file name of each wanted format. Raises OutputError for one that is not known."""
+    native = model.native_formats if isinstance(model, NativeExporter) else {}
+    known = {ONNX: MODEL, **native}
+    wanted = [formats] if isinstance(formats, str) else list(formats)
+    if not wanted:
+        raise OutputError(f"export needs a format: {', '.join(known)}")
+    for form in wanted:
+        if form not in known:
+            near = did_you_mean(str(form), known)
+            raise OutputError(f"no export format {form!r}{near}; this model can be written as {', '.join(known)}")
+    return {form: known[form] for form in wanted}
+
+
+def _write(
+    model: BackendModel, form: str, encodings: Encodings, path: Path, onnx_backend: Callable[[], object]
+) -> list[str]:
+    if form != ONNX:
+        assert isinstance(model, NativeExporter)  # or `_files` would not know the format
+        return model.write_native(form, encodings, path)
+    return _onnx_writer(onnx_backend).write_qdq(model, encodings, path)
+
+
+def _onnx_writer(onnx_backend: Callable[[], object]) -> QdqWriter:
+    writer = onnx_backend()
+    if not isinstance(writer, QdqWriter):
+        raise PluginError("the plug-in named 'onnx' cannot write QDQ models: reinstall isobit")
+    return writer

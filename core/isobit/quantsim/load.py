@@ -1,0 +1,33 @@
+"""`isobit.load`: a saved simulator put on its float model again."""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from typing import Any
+
+from isobit.backend.contract import Backend
+from isobit.graph.fingerprint import check_fingerprint
+from isobit.placement.quant_config import QuantConfig
+from isobit.plugins import registry
+from isobit.quantsim.quantsim import QuantSim
+from isobit.quantsim.save_file import read_saved
+from isobit.quantsim.simulation import Simulation
+
+
+def load(
+    path: str | PathLike[str], model: Any, example_inputs: Any = None, *, backend: str | Backend | None = None
+) -> QuantSim:
+    """Put a saved simulator on its float model again.
+
+    Raises ModelError when the file is none, or when `model` is not the model it was made from (which weight differs).
+    """
+    where = fspath(path)
+    contents = read_saved(where)
+    manifest = contents["manifest"]
+    opened = registry().open(model, example_inputs, backend)
+    keys = ("weights", "activations", "overrides", "exclude")
+    simulation = Simulation(opened, contents["target"], QuantConfig(*(manifest[key] for key in keys)))
+    check_fingerprint(manifest["fingerprint"], simulation.fingerprint(), where)
+    parts = (contents[key] for key in ("edits", "encodings", "statistics", "frozen"))
+    simulation.restore(*parts, calibration=manifest["calibration"])
+    return QuantSim.of_simulation(simulation)

@@ -1,0 +1,229 @@
+"""Passes over data: batches in, reducers fed, shown while they run, interruptible and resumable.
+
+Calibration and techniques observe through the same door.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from itertools import chain, islice
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Protocol, TypeVar
+
+from isobit.backend.checked_model import CheckedModel
+from isobit.data import Batch, Dataset
+from isobit.errors import DataError
+from isobit.graph.sites import Site, Tensor
+from isobit.quantsim.progress import progress_bar
+from isobit.quantsim.simulation import Simulation
+from isobit.statistics.channel_range import ChannelRange
+from isobit.statistics.histogram import Histogram
+from isobit.statistics.observer import Request
+from isobit.statistics.statistics import Seen, Statistics, load_parts, save_parts
+
+T = TypeVar("T")
+
+#: Is told how many more batches every observer has seen.
+Count = Callable[[int], None]
+
+
+class Runner(Protocol):
+    """Where a pass runs."""
+
+    def __call__(
+        self, model: CheckedModel, batches: Iterator[Batch], requests: Sequence[Request], count: Count
+    ) -> None:
+        """Feed the observers of `requests` with the batches in order; `count` is called when all have seen them."""
+        ...
+
+
+def run_here(model: CheckedModel, batches: Iterator[Batch], requests: Sequence[Request], count: Count) -> None:
+    """Run every batch in this process."""
+
+    def counted() -> Iterator[Batch]:
+        for batch in batches:
+            yield batch
+            count(1)  # the next one is asked for because every observer has seen this one
+
+    model.observe(counted(), requests)
+
+
+class Passes:
+    """How a simulation goes through data: on which runner, with a bar or not, from and into the file `resume`."""
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        dataset: Dataset,
+        runner: Runner = run_here,
+        resume: Path | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self._simulation, self._runner, self._progress = simulation, runner, progress
+        self._file = None if resume is None else ResumeFile(resume)
+        self._batches = 0
+
+    @property
+    def count(self) -> float:
+        """How often the data was gone through; a part of it counts as a part."""
+        per_pass = len(self.dataset) or self.dataset.batches_seen
+        return self._batches / per_pass if per_pass else 0.0
+
+    def start(self, blank: Statistics | None = None) -> Statistics:
+        """The statistics of the model as it is now on this data: none yet, or what the file `resume` holds of them.
+
+        What is there of other data is forgotten. `blank` are the ranges that will be asked for: a file with others is
+        of another model or of other settings.
+        """
+        simulation = self._simulation
+        if simulation.data is not self.dataset:
+            simulation.statistics, simulation.data = Statistics(), self.dataset
+        if self._file is not None and not simulation.statistics.model:
+            simulation.statistics = self._file.earlier(simulation.state_fingerprint(), blank)
+        return simulation.statistics
+
+    def __call__(self, model: CheckedModel, seen: Sequence[Seen], what: str, *, upto: int | None = None) -> None:
+        """Feed the reducers with the batches that each has not seen yet, the first `upto` or all of the data.
+
+        Ctrl-C with `resume` ends the pass after the batch that is running and writes the file; then comes
+        KeyboardInterrupt, which says so.
+        """
+        batches = _in_order(self.dataset, seen)
+        counts = sorted({item.batches for item in seen}) or [0]
+        batches = islice(batches, counts[0], upto)
+        total = len(self.dataset) if upto is None else min(upto, len(self.dataset) or upto)
+        with ExitStack() as stack:
+            stop = stack.enter_context(_EndOfBatch()) if self._file is not None else None
+            advance = stack.enter_context(progress_bar(what, max(0, total - counts[0]), show=self._progress))
+            if stop is not None:
+                batches = stop.passing(batches)
+            for start, end in zip(counts, [*counts[1:], None], strict=True):
+                if (upto is not None and start >= upto) or (stop is not None and stop.asked):
+                    break
+                behind = [item for item in seen if item.batches <= start]
+                part = batches if end is None else islice(batches, end - start)
+                self._runner(model, part, [item.request for item in behind], self._counting(behind, advance))
+        interrupted = stop is not None and stop.asked
+        for item in seen:
+            item.complete = not interrupted and (upto is None or item.batches >= len(self.dataset) > 0)
+        if self._file is not None:
+            self._file.write(self._simulation.statistics)
+            if interrupted:
+                count = min(item.batches for item in seen)
+                raise KeyboardInterrupt(f"the statistics of {count} batches are in {self._file.path}")
+
+    def _counting(self, seen: Sequence[Seen], advance: Count) -> Count:
+        def count(batches: int) -> None:
+            self._batches += batches
+            for item in seen:
+                item.batches += batches
+            advance(batches)
+
+        return count
+
+
+def _in_order(dataset: Dataset, seen: Sequence[Seen]) -> Iterator[Batch]:
+    """All batches. Where they come in another order than before, the reducers begin anew."""
+    batches = iter(dataset)
+    if any(item.batches for item in seen):
+        first = next(batches, None)
+        if first is not None:
+            batches = chain([first], batches)
+            if not dataset.begins_with(first):
+                dataset.notes["the data comes in another order at each pass: every pass goes through all of it"] = None
+                for item in seen:
+                    item.reducer, item.batches = item.reducer.blank(), 0
+    return batches
+
+
+class ResumeFile:
+    """The file of a pass that can be interrupted: statistics of a model in all states that were observed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._parts = {part.model: part for part in load_parts(path)} if path.exists() else {}
+
+    def earlier(self, model: str, blank: Statistics | None) -> Statistics:
+        """What the file holds of the model with this fingerprint. Raises DataError where it holds nothing that fits."""
+        statistics = self._parts.get(model)
+        if statistics is None:
+            return Statistics(model=model)
+        if blank is not None and len(statistics):
+            try:
+                statistics.check_adds(blank)
+            except DataError as error:
+                raise DataError(f"{self.path}: not of this model and these settings: {error}") from error
+        for item in chain(statistics.ranges(), statistics.further.values()):
+            item.complete = False  # there may be more data by now
+        return statistics
+
+    def write(self, statistics: Statistics) -> None:
+        """Write what there is now."""
+        self._parts[statistics.model] = statistics
+        save_parts(self.path, list(self._parts.values()))
+
+
+class _EndOfBatch(AbstractContextManager["_EndOfBatch"]):
+    """Turns the first Ctrl-C into the end of the data; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> _EndOfBatch:
+        self._before = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def passing(self, items: Iterable[T]) -> Iterator[T]:
+        """The items until Ctrl-C."""
+        for item in items:
+            yield item
+            if self.asked:
+                return
+
+
+def refuse_non_finite(statistics: Statistics, model: CheckedModel, dataset: Dataset) -> None:
+    """Raise DataError that names the first tensor that held NaN or infinity, and the batch where it did."""
+    bad = next(
+        (
+            site
+            for site, reducer in statistics.items()
+            if isinstance(reducer, Histogram | ChannelRange) and reducer.non_finite
+        ),
+        None,
+    )
+    if bad is None:
+        return
+    where = "" if dataset.is_one_shot else f" in batch {_first_bad_batch(bad, model, dataset)}"
+    raise DataError(
+        f"tensor {str(bad)!r} holds NaN or infinity{where}, though the inputs are finite: "
+        "check the model, or ask to ignore it"
+    )
+
+
+def _first_bad_batch(site: Site, model: CheckedModel, dataset: Dataset) -> str:
+    if not isinstance(site, Tensor):
+        return "unknown"
+    for index, batch in enumerate(dataset):
+        histogram = Histogram()
+        model.observe([batch], [Request(site, histogram)])
+        if histogram.non_finite:
+            return str(index)
+    return "unknown"

@@ -1,0 +1,70 @@
+"""`isobit.quantize`: a trained model in, a calibrated simulator out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from os import PathLike
+from typing import Any
+
+from isobit.calibration.scheme import Calibrator, parse_calibrator
+from isobit.data import Dataset, example_of
+from isobit.errors import ModelError, RecipeError
+from isobit.plugins import registry
+from isobit.quantsim.apply import apply_technique, calibrate, uses_data
+from isobit.quantsim.executor import ExecutorLike
+from isobit.quantsim.quantsim import QuantSim
+from isobit.quantsim.run_recipe import run_recipe
+from isobit.recipes.recipe import Recipe
+from isobit.statistics.sampling import SAMPLE_LIMIT
+from isobit.techniques.technique import Technique
+
+
+def quantize(
+    model: Any,
+    data: Any,
+    *,
+    method: str | Calibrator = "minmax",
+    recipe: str | PathLike[str] | Recipe | None = None,
+    techniques: Iterable[Technique] | None = None,
+    example_inputs: Any = None,
+    batch_size: int = 32,
+    inputs: Callable[[Any], Any] | None = None,
+    ignore_non_finite: bool = False,
+    executor: ExecutorLike | None = None,
+    resume: str | PathLike[str] | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> QuantSim:
+    """Quantize a trained model: run a recipe's techniques, place quantizers, calibrate on `data`.
+
+    `recipe` is a name (``"basic"``, which folds batch norms, unless said; ``"ptq"``, ``"transformer"``) or a TOML file;
+    `techniques` are run in its place. `settings` are those of QuantSim (target, weights, activations, overrides,
+    exclude, backend); a QuantSim in place of the model has its own, and is the one that is returned, calibrated.
+    `batch_size` to `progress` are about the passes over the data, all of them (`isobit.QuantSim`).
+    ``.export(folder)`` writes what a runtime loads. Raises DataError, before anything runs, for an iterator that serves
+    once where more passes are needed.
+    """
+    if recipe is not None and techniques is not None:
+        raise RecipeError("either a recipe or techniques: a recipe names its techniques itself")
+    plugins = registry()
+    chosen = plugins.recipe("basic" if recipe is None else recipe)
+    calibrator = parse_calibrator(method, plugins.calibrators())
+    if isinstance(model, QuantSim):
+        if settings or example_inputs is not None:
+            raise ModelError(
+                f"a QuantSim has its settings already: leave out {', '.join(settings) or 'example_inputs'}"
+            )
+        sim = model
+    else:
+        sim = QuantSim(model, example_of(data) if example_inputs is None else example_inputs, **settings)
+    dataset = Dataset(data, sim.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
+    passes = sim.passes(dataset, executor, resume, progress)
+    if techniques is None:
+        run_recipe(sim.simulation, chosen, passes, calibrator)
+    else:
+        steps = list(techniques)
+        dataset.require_passes(1 + sum(map(uses_data, steps)), "quantize, with these techniques,")
+        for technique in steps:
+            apply_technique(sim.simulation, technique, passes, calibrator)
+    calibrate(sim.simulation, passes, calibrator, SAMPLE_LIMIT, ignore_non_finite=ignore_non_finite)
+    return sim

@@ -1,0 +1,126 @@
+"""Running a recipe: each step is timed, judged by what it does to the outputs, and rolled back where it hurts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.calibration.scheme import Calibrator
+from isobit.data import Batch
+from isobit.quantsim.apply import apply_technique, context_of, requests_of, uses_data
+from isobit.quantsim.observe import Passes
+from isobit.quantsim.simulation import Simulation
+from isobit.recipes.recipe import Recipe, Step, StepResult
+from isobit.techniques.context import Requests
+
+Outputs = Sequence[Mapping[str, NDArray[Any]]]
+
+
+def run_recipe(simulation: Simulation, recipe: Recipe, passes: Passes, calibrator: Calibrator) -> None:
+    """Run the steps of a recipe on a simulation that is not calibrated yet; calibration is left to the caller.
+
+    Their results go into ``simulation.steps``. Raises DataError for an iterator that serves once, before anything runs,
+    when the recipe goes through the data more than once.
+    """
+    steps = [step for step in recipe.steps if not step.obstacle(simulation.plan)]
+    times = sum(uses_data(step.make()) for step in steps) + (2 if recipe.judge_samples else 0) + 1
+    passes.dataset.require_passes(times, f"recipe {recipe.name!r}, with calibration,")
+    judge = _Judge(simulation, passes, recipe.judge_samples, calibrator) if recipe.judge_samples else None
+    results = []
+    for index, step in enumerate(recipe.steps):
+        obstacle = step.obstacle(simulation.plan)
+        if obstacle:
+            results.append(StepResult(step.name, "skipped", why=obstacle))
+            continue
+        following = next((other for other in recipe.steps[index + 1 :] if not other.obstacle(simulation.plan)), None)
+        results.append(_run_step(simulation, step, following, passes, judge, calibrator))
+    simulation.steps = results
+
+
+def _run_step(
+    simulation: Simulation,
+    step: Step,
+    following: Step | None,
+    passes: Passes,
+    judge: _Judge | None,
+    calibrator: Calibrator,
+) -> StepResult:
+    before = judge.sqnr(step) if judge is not None and not step.keep else None
+    checkpoint = None if before is None else simulation.checkpoint()
+    start, passes_before = time.perf_counter(), passes.count
+    report = apply_technique(simulation, step.make(), passes, calibrator)
+    seconds, count = time.perf_counter() - start, passes.count - passes_before
+    if not report.changed:
+        why = next(iter(report.left.values()), "")
+        return StepResult(step.name, "changed nothing", seconds, count, why=why)
+    if judge is None:
+        return StepResult(step.name, "kept", seconds, count)
+    judge.forget()
+    if checkpoint is None or before is None:
+        return StepResult(step.name, "kept", seconds, count)
+    after = judge.sqnr(following)
+    if after < before:
+        simulation.roll_back(checkpoint)
+        judge.remember(before)
+        return StepResult(step.name, "rolled back", seconds, count, before, after, "it made the outputs worse")
+    return StepResult(step.name, "kept", seconds, count, before, after)
+
+
+class _Judge:
+    """Compares the quantized outputs of some samples with those of the model as it came."""
+
+    def __init__(self, simulation: Simulation, passes: Passes, samples: int, calibrator: Calibrator) -> None:
+        self._simulation, self._passes, self._calibrator = simulation, passes, calibrator
+        self._batches = _first(passes, samples)
+        self._float_outputs: Outputs = [simulation.model.run(batch) for batch in self._batches]
+        self._sqnr: float | None = None
+
+    def forget(self) -> None:
+        """The model has changed: what was measured is of another one."""
+        self._sqnr = None
+
+    def remember(self, sqnr: float) -> None:
+        """The model is again what it was when this was measured."""
+        self._sqnr = sqnr
+
+    def sqnr(self, following: Step | None) -> float:
+        """SQNR of the outputs in dB, the mean over the float outputs, as the simulator would have it now.
+
+        The pass of the float model that its ranges need also serves the step that follows.
+        """
+        if self._sqnr is None:
+            context = context_of(self._simulation, self._passes, self._calibrator, "judging")
+            requests = Requests() if following is None else requests_of(following.make(), context)
+            context.observe(Requests(requests.float, ranges=True), upto=len(self._batches))
+            copy = context.quantized_copy()
+            self._sqnr = output_sqnr(self._float_outputs, [copy.run(batch) for batch in self._batches])
+        return self._sqnr
+
+
+def _first(passes: Passes, samples: int) -> list[Batch]:
+    """Whole batches from the start of the data, until they hold so many samples."""
+    taken: list[Batch] = []
+    count = 0
+    for batch in passes.dataset:
+        taken.append(batch)
+        count += max((array.shape[0] for array in batch.values() if array.ndim), default=1)
+        if count >= samples:
+            break
+    return taken
+
+
+def output_sqnr(float_outputs: Outputs, outputs: Outputs) -> float:
+    """Signal to quantization noise in dB: mean over the float outputs; 200 where nothing differs."""
+    values = []
+    for name, first in float_outputs[0].items():
+        if first.dtype.kind != "f":
+            continue
+        signal = sum(float(np.square(batch[name], dtype=np.float64).sum()) for batch in float_outputs)
+        pairs = zip(float_outputs, outputs, strict=True)
+        noise = sum(float(np.square(a[name] - b[name], dtype=np.float64).sum()) for a, b in pairs)
+        values.append(200.0 if noise == 0 else float(10 * np.log10(max(signal, 1e-300) / noise)))
+    return float(np.mean(values)) if values else 200.0

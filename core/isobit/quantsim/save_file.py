@@ -1,0 +1,99 @@
+"""A simulator as one file, without the original weights: edits, changed weights, formats, encodings, statistics.
+
+The file is a zip of JSON, TOML, safetensors and npz. Loading it runs no code of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from isobit.edits.records import edits_from_records, edits_to_records
+from isobit.encodings.encoding import Encodings
+from isobit.errors import IsobitError, ModelError
+from isobit.files import write_atomically
+from isobit.formats import isobit_json
+from isobit.quantsim.simulation import Simulation
+from isobit.statistics.statistics import Statistics
+from isobit.targets.target import parse_target
+
+VERSION = 2
+
+_MANIFEST, _TARGET, _ENCODINGS, _FROZEN = "manifest.json", "target.toml", "encodings.json", "frozen.json"
+_WEIGHTS, _STATISTICS = "weights.safetensors", "statistics.npz"
+
+
+def save(simulation: Simulation, path: Path) -> None:
+    """Write a simulation, whole or not at all."""
+    from safetensors.numpy import save as save_tensors
+
+    records, arrays = edits_to_records(simulation.edits)
+    config = simulation.config
+    manifest = {
+        "format": "isobit sim",
+        "version": VERSION,
+        "fingerprint": simulation.fingerprint(),
+        "weights": None if config.weights is None else str(config.weights),
+        "activations": None if config.activations is None else str(config.activations),
+        "overrides": {k: None if v is None else str(v) for k, v in (config.overrides or {}).items()},
+        "exclude": list(config.exclude),
+        "calibration": simulation.calibration,
+        "edits": records,
+    }
+    with write_atomically(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(_MANIFEST, json.dumps(manifest))
+        archive.writestr(_TARGET, simulation.target.text)
+        archive.writestr(_WEIGHTS, save_tensors(arrays))
+        archive.writestr(_ENCODINGS, isobit_json.dumps(simulation.model.encodings()))
+        archive.writestr(_FROZEN, isobit_json.dumps(simulation.frozen))
+        if len(simulation.statistics):
+            archive.writestr(_STATISTICS, simulation.statistics.to_bytes())
+
+
+def is_saved(path: str | PathLike[str]) -> bool:
+    """Whether a file is a saved simulator, by its content."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {_MANIFEST, _ENCODINGS} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def encodings_in(path: str | PathLike[str]) -> Encodings:
+    """The encodings of a saved simulator, without its model. Raises ModelError."""
+    encodings: Encodings = read_saved(fspath(path))["encodings"]
+    return encodings
+
+
+def read_saved(where: str) -> dict[str, Any]:
+    """Everything in the file, checked and parsed."""
+    from safetensors.numpy import load as load_tensors
+
+    try:
+        with zipfile.ZipFile(where) as archive:
+            manifest = json.loads(archive.read(_MANIFEST))
+            if manifest.get("format") != "isobit sim" or manifest.get("version") != VERSION:
+                raise ModelError(f"{where}: not a saved simulator of version {VERSION}")
+            statistics = Statistics()
+            if _STATISTICS in archive.namelist():
+                statistics = Statistics.from_file(io.BytesIO(archive.read(_STATISTICS)), where)
+            return {
+                "manifest": manifest,
+                "target": parse_target(archive.read(_TARGET).decode(), f"{where}: {_TARGET}"),
+                "edits": edits_from_records(manifest["edits"], load_tensors(archive.read(_WEIGHTS))),
+                "encodings": isobit_json.loads(archive.read(_ENCODINGS).decode(), f"{where}: {_ENCODINGS}"),
+                "frozen": isobit_json.loads(archive.read(_FROZEN).decode(), f"{where}: {_FROZEN}"),
+                "statistics": statistics,
+            }
+    except IsobitError:
+        raise
+    except FileNotFoundError as error:
+        raise ModelError(f"{where} does not exist") from error
+    except Exception as error:  # zip, JSON and safetensors raise their own kinds for a damaged file
+        raise ModelError(f"{where}: not a saved simulator, or damaged: {error}") from error

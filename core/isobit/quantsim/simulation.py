@@ -1,0 +1,234 @@
+"""Simulation: the state of a simulator, and the few ways in which it changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from isobit.backend.checked_model import CheckedModel
+from isobit.backend.contract import BackendModel
+from isobit.calibration.resolve import resolve
+from isobit.calibration.scheme import Calibrator
+from isobit.edits.edit import Edit, SetWeights
+from isobit.encodings.encoding import Encoding, Encodings
+from isobit.errors import EncodingError, ModelError
+from isobit.graph.fingerprint import fingerprint
+from isobit.graph.graph import Graph
+from isobit.graph.sites import Input, Site, Weight
+from isobit.placement.place import place
+from isobit.placement.plan import Plan, constant_name
+from isobit.placement.quant_config import QuantConfig
+from isobit.quantsim.checkpoint import Checkpoint
+from isobit.recipes.recipe import StepResult
+from isobit.statistics.statistics import Statistics
+from isobit.targets.target import Target
+from isobit.techniques.normal import NormalPerChannel
+from isobit.techniques.technique import TechniqueReport
+
+
+class Simulation:
+    """A model, the plan for it, and all that was decided, observed and done.
+
+    `data` is what `statistics` were observed on, by identity; `calibration` says how the encodings were found, in
+    words, or is None.
+    """
+
+    def __init__(self, model: BackendModel | CheckedModel, target: Target, config: QuantConfig) -> None:
+        self.model, self.target, self.config = CheckedModel.of(model), target, config
+        self.plan: Plan = place(model.graph, target, config)
+        self.statistics = Statistics()
+        self.data: object = None
+        self.calibration: str | None = None
+        self.reports: list[TechniqueReport] = []
+        self.steps: list[StepResult] = []  # of the recipe that was run
+        self.batch_norms: Mapping[str, NormalPerChannel] = {}
+        self.notes: dict[str, None] = {}
+        self._frozen: dict[Site, Encoding] = {}
+        self._fingerprint: dict[str, str] | None = None
+        self._check_weights()
+
+    # --- what is there ---------------------------------------------------------------------------------------------
+
+    @property
+    def graph(self) -> Graph:
+        """The neutral graph."""
+        return self.model.graph
+
+    @property
+    def edits(self) -> Sequence[Edit]:
+        """All edits since the model was opened."""
+        return self.model.edit_log
+
+    @property
+    def encodings(self) -> Encodings:
+        """Scale and zero point of every quantized site, also of those a runtime needs and the simulator does not."""
+        simulated = dict(self.model.encodings())
+        derived = {
+            placement.site: simulated[root]
+            for members in self.plan.groups().values()
+            for placement in members
+            for root in [next((m.site for m in members if m.site in simulated), None)]
+            if root is not None
+        }
+        everything: dict[Site, Any] = {**derived, **simulated}
+        ordered = {site: everything[site] for site in self.plan.placements if site in everything}
+        return Encodings({**ordered, **everything})
+
+    @property
+    def frozen(self) -> Encodings:
+        """The encodings that calibration keeps."""
+        return Encodings(self._frozen)
+
+    def plan_for(self, graph: Graph) -> Plan:
+        """The plan of an edited graph, for the same target and config."""
+        return place(graph, self.target, self.config)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of the float model as it was opened, by weight; made before the first edit."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.graph, self.model.weight)
+        return self._fingerprint
+
+    def state_fingerprint(self) -> str:
+        """One hash of the float model as it is now, edits included: what statistics are of."""
+        hashes = fingerprint(self.graph, self.model.weight) if self.edits else self.fingerprint()
+        return hashlib.blake2b(json.dumps(hashes, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def require_calibrated(self) -> None:
+        """Raise ModelError when a planned quantizer has no encoding."""
+        encodings = self.encodings
+        missing = [site for site in self.plan.placements if site not in encodings]
+        if missing:
+            raise ModelError(
+                f"{len(missing)} sites have no encoding yet, {str(missing[0])!r} among them: calibrate first"
+            )
+
+    def require_quantizers(self) -> None:
+        """Raise ModelError when the plan has quantizers and the model none: it would run in float unsaid."""
+        if not self.model.encodings() and any(placement.simulated for placement in self.plan.placements.values()):
+            raise ModelError(
+                "the simulator is not calibrated, so it would run in float: calibrate or load encodings first, or ask "
+                "for the float outputs with run_float"
+            )
+
+    # --- what changes it -------------------------------------------------------------------------------------------
+
+    def remove_quantizers(self) -> None:
+        """Make the model float again; what was observed of it stays."""
+        if self.calibration is not None:
+            self.model.set_quantizers(dict.fromkeys(self.model.encodings()))
+            self.calibration = None
+
+    def take_report(self, report: TechniqueReport, edits_before: int) -> None:
+        """Take over what a technique did since there were so many edits. An edited model is another one to observe."""
+        if len(self.edits) > edits_before:
+            self.statistics = Statistics()
+        self.plan = self.plan_for(self.graph)
+        self._thaw_changed(self.edits[edits_before:])
+        self.freeze(report.encodings)
+        self.batch_norms = {**self.batch_norms, **report.batch_norms}
+        self.reports.append(report)
+
+    def set_encodings(self, calibrator: Calibrator) -> None:
+        """Choose every encoding by the statistics, and set the quantizers."""
+        resolved = resolve(self.graph, self.plan, self.statistics, calibrator, self.model.weight, frozen=self._frozen)
+        self.notes.update(dict.fromkeys(resolved.notes))
+        self._quantize(resolved.encodings)
+        self.calibration = repr(calibrator)
+
+    def adopt(self, plan: Plan, config: QuantConfig, encodings: Mapping[Site, Encoding], calibration: str) -> None:
+        """Take over a plan of this graph, the config that it came from, and encodings found elsewhere."""
+        self.plan, self.config, self.calibration = plan, config, calibration
+        self._quantize(encodings)
+        self._frozen = {site: e for site, e in self._frozen.items() if encodings.get(site) == e}
+
+    def _quantize(self, encodings: Mapping[Site, Encoding]) -> None:
+        simulated = {site: e for site, e in encodings.items() if self.plan.placements[site].simulated}
+        gone = {site: None for site in self.model.encodings() if site not in simulated}
+        self.model.set_quantizers({**gone, **simulated})
+        self.model.enable(list(simulated), on=True)
+
+    def freeze(self, encodings: Mapping[Site, Encoding] | Iterable[Site]) -> None:
+        """Keep these encodings, or those that these sites have now, through every later calibration.
+
+        Raises EncodingError for a site that the plan does not quantize, and for one without an encoding.
+        """
+        kept = encodings if isinstance(encodings, Mapping) else self._present(encodings)
+        odd = next((site for site in kept if site not in self.plan.placements), None)
+        if odd is not None:
+            raise EncodingError(f"{str(odd)!r} is not quantized in this plan: its encoding cannot be frozen")
+        self._frozen.update(kept)
+
+    def thaw(self, sites: Iterable[Site] | None = None) -> None:
+        """Let calibration decide again about these sites (None: all)."""
+        for site in list(self._frozen) if sites is None else sites:
+            self._frozen.pop(site, None)
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything that a technique changes, for `roll_back`."""
+        return Checkpoint(
+            self.model.copy(),
+            dict(self._frozen),
+            tuple(self.reports),
+            self.statistics,
+            self.calibration,
+            self.batch_norms,
+        )
+
+    def roll_back(self, checkpoint: Checkpoint) -> None:
+        """Undo the techniques that were applied since; a checkpoint serves once."""
+        self.model = checkpoint.model
+        self.reports = list(checkpoint.reports)
+        self._frozen = dict(checkpoint.frozen)
+        self.statistics, self.calibration = checkpoint.statistics, checkpoint.calibration
+        self.batch_norms = checkpoint.batch_norms
+        self.plan = self.plan_for(self.graph)
+
+    def restore(
+        self,
+        edits: Sequence[Edit],
+        encodings: Encodings,
+        statistics: Statistics,
+        frozen: Encodings,
+        *,
+        calibration: str | None,
+    ) -> None:
+        """Replay what a saved simulator held on the float model that was just opened."""
+        self.fingerprint()
+        if edits:
+            self.model.edit(edits)
+        self.plan = self.plan_for(self.graph)
+        self.model.set_quantizers(dict(encodings))
+        self.statistics, self.calibration = statistics, calibration
+        self.freeze(frozen)
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _present(self, sites: Iterable[Site]) -> dict[Site, Encoding]:
+        encodings = self.encodings
+        asked = list(sites)
+        missing = next((site for site in asked if site not in encodings), None)
+        if missing is not None:
+            raise EncodingError(f"{str(missing)!r} has no encoding to freeze: calibrate or load encodings first")
+        return {site: encodings[site] for site in asked}
+
+    def _thaw_changed(self, edits: Sequence[Edit]) -> None:
+        """Forget the frozen encodings of sites that are gone and of constants that got new values."""
+        changed = {name for edit in edits if isinstance(edit, SetWeights) for name in edit.weights}
+        for site in list(self._frozen):
+            if site not in self.plan.placements or constant_name(self.graph, site) in changed:
+                del self._frozen[site]
+
+    def _check_weights(self) -> None:
+        """Refuse NaN and infinity in parameters and in all that is quantized; a mask may well hold -inf."""
+        for name, info in self.graph.weights.items():
+            uses = self.graph.uses(name)
+            sites = (Weight(name), *(Input(use.node.name, use.index) for use in uses))
+            matters = any(use.role != "data" for use in uses) or any(site in self.plan.placements for site in sites)
+            if info.is_float and matters and not np.all(np.isfinite(value := self.model.weight(name))):
+                bad = "NaN" if np.any(np.isnan(value)) else "infinity"
+                raise ModelError(f"weight {name!r} holds {bad}: the model cannot be quantized")

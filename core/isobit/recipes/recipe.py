@@ -1,0 +1,155 @@
+"""Recipes: which techniques run, in what order and when, as data in TOML. `docs/techniques.md` explains the keys."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from isobit.errors import IsobitError, RecipeError, did_you_mean
+from isobit.placement.plan import Plan
+
+SCHEMA = 1
+
+_KEYS = ("schema", "name", "description", "judge_samples", "steps")
+_STEP_KEYS = ("technique", "settings", "keep", "weight_bits_below")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One technique with its settings.
+
+    `keep` says that it stays whatever it does to the outputs; `weight_bits_below` that it runs only where the plan has
+    integer weights of fewer bits.
+    """
+
+    technique: type[Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    keep: bool = False
+    weight_bits_below: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The technique's name."""
+        return self.technique.__name__
+
+    def make(self) -> Any:
+        """The technique."""
+        return self.technique(**self.settings)
+
+    def obstacle(self, plan: Plan) -> str:
+        """Why the step does not run for this plan, or an empty text."""
+        limit = self.weight_bits_below
+        bits = [placement.spec.bits for placement in plan.of_kind("weight") if placement.spec.is_integer]
+        if limit is not None and not any(width < limit for width in bits):
+            return f"no weight has fewer than {limit} bits"
+        return ""
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        notes = [f"when weights have fewer than {self.weight_bits_below} bits"] if self.weight_bits_below else []
+        notes += ["always kept"] if self.keep else []
+        return f"{self.name}({said})" + (f"   {', '.join(notes)}" if notes else "")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did: `outcome` is ``"kept"``, ``"rolled back"``, ``"changed nothing"`` or ``"skipped"``.
+
+    `passes` over the data; `before` and `after` are the SQNR of the outputs in dB, None where nothing was judged.
+    """
+
+    step: str
+    outcome: str
+    seconds: float = 0.0
+    passes: float = 0.0
+    before: float | None = None
+    after: float | None = None
+    why: str = ""
+
+    def __str__(self) -> str:
+        judged = "" if self.before is None or self.after is None else f", SQNR {self.before:.2f} -> {self.after:.2f} dB"
+        why = f": {self.why}" if self.why else ""
+        return f"{self.step} {self.outcome}{why} ({self.seconds:.1f} s, {self.passes:.1f} passes{judged})"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps before calibration, and how many samples judge each of them (0: none is judged, all are kept)."""
+
+    name: str
+    description: str
+    steps: tuple[Step, ...]
+    judge_samples: int = 0
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.description}"]
+        lines += [f"  {number}. {step}" for number, step in enumerate(self.steps, 1)]
+        lines.append(f"  {len(self.steps) + 1}. calibrate, by the method you choose")
+        if self.judge_samples:
+            lines.append(
+                f"  After each step the outputs are compared on {self.judge_samples} samples; "
+                "one that lowers their SQNR is rolled back."
+            )
+        return "\n".join(lines)
+
+
+def load_recipe(path: Path, techniques: Mapping[str, type[Any]]) -> Recipe:
+    """Read a recipe file. Raises RecipeError that names the file and the key."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from error
+    return parse_recipe(text, str(path), techniques)
+
+
+def parse_recipe(text: str, where: str, techniques: Mapping[str, type[Any]]) -> Recipe:
+    """Read a recipe from TOML `text`; `where` names it in errors, `techniques` are those it may use, by name."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where}: not valid TOML: {error}") from error
+    _check_keys(data, _KEYS, where)
+    if data.get("schema") != SCHEMA or isinstance(data["schema"], bool):
+        raise RecipeError(f"{where}: schema: must be {SCHEMA}, found {data.get('schema')!r}")
+    name, description = (_typed(data, key, str, "", where) for key in ("name", "description"))
+    samples = _typed(data, "judge_samples", int, 0, where)
+    if not name or samples < 0:
+        raise RecipeError(f"{where}: it needs a name, and judge_samples that are not negative")
+    rows = _typed(data, "steps", list, [], where)
+    steps = tuple(_step(row, f"{where}: step {number}", techniques) for number, row in enumerate(rows, 1))
+    return Recipe(name, description, steps, samples)
+
+
+def _step(row: Any, where: str, techniques: Mapping[str, type[Any]]) -> Step:
+    if not isinstance(row, dict):
+        raise RecipeError(f"{where}: must be a table, not {row!r}")
+    _check_keys(row, _STEP_KEYS, where)
+    name = _typed(row, "technique", str, "", where)
+    if name not in techniques:
+        known = ", ".join(sorted(techniques))
+        raise RecipeError(f"{where}: unknown technique {name!r}{did_you_mean(name, techniques)}; known are {known}")
+    bits = _typed(row, "weight_bits_below", int, None, where)
+    settings, keep = _typed(row, "settings", dict, {}, where), _typed(row, "keep", bool, False, where)
+    technique = techniques[name]
+    _check_keys(settings, [item.name for item in fields(technique)], f"{where}: settings")
+    try:
+        technique(**settings)
+    except (IsobitError, TypeError, ValueError) as error:
+        raise RecipeError(f"{where}: settings of {name}: {error}") from error
+    return Step(technique, settings, keep, bits)
+
+
+def _check_keys(data: Mapping[str, Any], known: Any, where: str) -> None:
+    for key in data:
+        if key not in known:
+            raise RecipeError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known)}")
+
+
+def _typed(data: Mapping[str, Any], key: str, kind: type[Any], default: Any, where: str) -> Any:
+    value = data.get(key, default)
+    if value is not default and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise RecipeError(f"{where}: {key}: must be {kind.__name__}, not {value!r}")
+    return value

@@ -1,0 +1,11 @@
+"""Targets: what a runtime quantizes, in which formats, as data in TOML files."""
+
+from __future__ import annotations
+
+from isobit.targets.target import Target, load_target, parse_target
+
+__all__ = [
+    "Target",
+    "load_target",
+    "parse_target",
+]

@@ -1,0 +1,124 @@
+"""What rescaling the inputs of linear layers does to the layers' output error, told from moments and ranges alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backend.checked_model import CheckedModel
+from isobit.encodings.quant_spec import PerTensor
+from isobit.encodings.ranges import candidate_grids
+from isobit.graph.sites import Tensor
+from isobit.placement.plan import Placement, Plan
+from isobit.statistics.channel_moments import ChannelMoments
+from isobit.statistics.observer import Request
+from isobit.techniques.context import Requests
+from isobit.techniques.input_scaling.rescaling import (
+    Rescaling,
+    ScaledInput,
+    in_steps,
+    input_placement,
+    weight_placement,
+)
+from isobit.techniques.input_scaling.rounding_noise import rounding_noise
+from isobit.techniques.weighted_layer import Floats
+
+#: Of the power of two above a channel's range, for a shift: as coarse as factors are.
+_SHIFT_BITS = 7
+
+
+def input_requests(items: Iterable[ScaledInput]) -> Requests:
+    """What has to be seen of each input."""
+    return Requests([Request(Tensor(item.tensor), ChannelMoments()) for item in items])
+
+
+def in_steps_of_range(shift: Floats, seen: ChannelMoments) -> Floats:
+    """`shift` in steps of a hundredth of each channel's range: the same bits in every framework (decision 0018)."""
+    size = seen.maximum - seen.minimum
+    return np.where(size > 0, in_steps(shift, size, _SHIFT_BITS), shift)
+
+
+@dataclass(frozen=True, eq=False)
+class ExpectedError:
+    """The expected squared output error of one row, over all readers of an input, once it is rescaled.
+
+    Both roundings are taken as noise that is independent from value to value, of variance ``scale**2 / 12`` on a grid
+    of integers: that of the input meets the squared weights, that of the weights the mean squares of the input. New
+    data will reach beyond the range that was seen, the more so the fewer rows there were, and be clipped where the grid
+    ends: a factor that fits each channel to the whole grid would fit the calibration data alone. The encodings are
+    those that the plan would give; neither data nor rounded weights are needed.
+    Source: Widrow and Kollár, "Quantization Noise", Cambridge University Press 2008, chapter 4.
+    """
+
+    seen: ChannelMoments
+    input: Placement | None
+    weights: tuple[tuple[NDArray[np.float32], Placement], ...]
+    energy: Floats  # sum of the squared weights that meet each channel
+
+    @classmethod
+    def of(cls, model: CheckedModel, plan: Plan, item: ScaledInput, seen: ChannelMoments) -> ExpectedError:
+        """For the layers of `item` whose weights the plan quantizes."""
+        weights = []
+        for node in item.readers:
+            placement = weight_placement(node, plan)
+            if placement is not None:
+                weights.append((np.ascontiguousarray(model.weight(node.inputs[1] or ""), np.float32), placement))
+        squares = [np.einsum("ij,ij->j", weight, weight, dtype=np.float64) for weight, _ in weights]
+        return cls(seen, input_placement(item.readers[0], plan), tuple(weights), np.sum(squares, axis=0))
+
+    def after(self, changes: Sequence[Rescaling]) -> Floats:
+        """The error with the input changed like each of these."""
+        factors, shift = (np.stack([getattr(change, part) for change in changes]) for part in ("factors", "shift"))
+        power = self.seen.mean_square(shift) / np.square(factors)
+        total = (self._input_error(factors, shift) * self.energy).sum(axis=1)
+        for weight, placement in self.weights:
+            total += (rounding_noise(weight, factors.astype(np.float32), placement) * power).sum(axis=1)
+        return np.asarray(total)
+
+    def _input_error(self, factors: Floats, shift: Floats) -> Floats:
+        """The mean squared error of each channel, (changes, channels), in units of the input as it came.
+
+        It is 0 where the input stays in float.
+        """
+        if self.input is None or not self.input.spec.is_integer:
+            return np.zeros_like(factors)
+        seen, spec = self.seen, self.input.spec.with_granularity(PerTensor())
+        low, high = (seen.minimum - shift) / factors, (seen.maximum - shift) / factors
+        grids = candidate_grids(low.min(axis=1), high.max(axis=1), spec)
+        scale, zero = grids.scale[:, None].astype(np.float64), grids.zero_point[:, None]
+        above = ((spec.q_max - zero) * scale - high) * factors
+        below = (low - (spec.q_min - zero) * scale) * factors
+        clipped = _beyond(above, seen.maximum - seen.mean, seen.count) + _beyond(
+            below, seen.mean - seen.minimum, seen.count
+        )
+        return np.asarray(np.square(scale * factors) / 12 + clipped)
+
+
+def _beyond(margin: Floats, reach: Floats, count: int) -> Floats:
+    """The mean square of what exceeds a limit that lies by `margin` beyond the farthest of `count` values.
+
+    The tail is taken as exponential: the farthest value lies at ``tail * log(count)``, one of `count` new values
+    exceeds it, by `tail` on average.
+    Source: Coles, "An Introduction to Statistical Modeling of Extreme Values", Springer 2001, sections 3.1 and 4.2.
+    """
+    tail = np.maximum(reach, np.finfo(np.float32).tiny) / np.log(count + 1)
+    return np.asarray(2 * np.square(tail) / count * np.exp(-np.maximum(margin, 0.0) / tail), np.float64)
+
+
+def best_alpha(error: ExpectedError, families: Sequence[Callable[[float], Rescaling]]) -> Rescaling | None:
+    """The rescaling of the least expected error; None where none at all is as good.
+
+    Each family is tried at tenths of alpha from 0 to 1, the best one at the half-tenths beside its best.
+    """
+    tried = [(family, tenth / 10) for family in families for tenth in range(11)]
+    made = [family(alpha) for family, alpha in tried]
+    errors = error.after([*made, Rescaling.nothing(made[0].factors.size)])
+    at = int(errors[:-1].argmin())
+    family, near = tried[at]
+    beside = [family(alpha) for alpha in (near - 0.05, near + 0.05) if 0 < alpha < 1]
+    found = [(errors[at], made[at]), *zip(error.after(beside), beside, strict=True)]
+    least, best = min(found, key=lambda item: item[0])
+    return best if least < errors[-1] else None

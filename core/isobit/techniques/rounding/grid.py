@@ -1,0 +1,39 @@
+"""The grid that a weight is rounded to, spread over the weight as a matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.encodings.encoding import Encoding
+from isobit.statistics.patches import Patches
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Scale and zero point of every weight, (groups, outputs, columns), and the lowest and highest integer."""
+
+    scale: NDArray[np.float64]
+    zero_point: NDArray[np.float64]
+    q_min: int
+    q_max: int
+
+    @classmethod
+    def of(cls, encoding: Encoding, patches: Patches) -> Grid:
+        """The grid of a weight's encoding, per tensor, per channel or per block."""
+        scale, zero_point = (
+            patches.matrix(np.broadcast_to(part, patches.weight_shape)).astype(np.float64, order="C")
+            for part in encoding.broadcast(patches.weight_shape)
+        )
+        return cls(scale, zero_point, encoding.spec.q_min, encoding.spec.q_max)
+
+    def nearest(self, weight: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The nearest integers, as floats."""
+        q = np.rint(weight.astype(np.float64) / self.scale) + self.zero_point
+        return np.asarray(np.clip(q, self.q_min, self.q_max))
+
+    def values(self, integers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Real values of integers."""
+        return np.asarray((integers - self.zero_point) * self.scale)

@@ -1,0 +1,66 @@
+"""The weights of a plan that can be rounded by their layers' outputs, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from isobit.errors import ModelError
+from isobit.graph.graph import Graph, Node
+from isobit.graph.ops import WEIGHTED
+from isobit.placement.plan import Placement, Plan, constant_name
+from isobit.statistics.patches import Patches
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A quantized weight and the nodes that multiply their input with it; the first names the layer."""
+
+    weight: str
+    placement: Placement
+    readers: Mapping[str, Patches]
+
+    @property
+    def name(self) -> str:
+        """The first node's name."""
+        return next(iter(self.readers))
+
+    @property
+    def patches(self) -> Patches:
+        """The geometry of the weight as a matrix, which is that of every reader."""
+        return next(iter(self.readers.values()))
+
+
+def find_layers(graph: Graph, plan: Plan) -> tuple[list[Layer], dict[str, str]]:
+    """The layers in execution order, and the weights that are left as they are with the reason."""
+    layers: list[Layer] = []
+    left: dict[str, str] = {}
+    for placement in plan.of_kind("weight"):
+        weight = constant_name(graph, placement.site)
+        try:
+            layers.append(Layer(weight, placement, _readers(graph, placement, weight)))
+        except ModelError as reason:
+            left[weight] = str(reason)
+    order = {node.name: index for index, node in enumerate(graph.nodes)}
+    return sorted(layers, key=lambda layer: order[layer.name]), left
+
+
+def _readers(graph: Graph, placement: Placement, weight: str) -> dict[str, Patches]:
+    if not placement.spec.is_integer:
+        raise ModelError(f"{placement.spec.type_name} has no integers to round to")
+    nodes: list[Node] = [use.node for use in graph.uses(weight)]
+    if str(placement.site) != weight and len(nodes) > 1:
+        raise ModelError("its readers have formats of their own")
+    others = graph.source_readers(weight) - {node.name for node in nodes}
+    if others:
+        raise ModelError(f"{', '.join(sorted(others))} reads it in another layout")
+    found = {}
+    for node in nodes:
+        if node.op not in WEIGHTED or node.input(1) != weight:
+            raise ModelError(f"{node.name} ({node.op}) does not multiply its input with it")
+        if node.input(0) not in graph.tensors:
+            raise ModelError(f"the input of {node.name} is a constant")
+        found[node.name] = Patches.of(graph, node)
+    if len({(p.groups, p.columns) for p in found.values()}) != 1:
+        raise ModelError("its readers use it as different matrices")
+    return found

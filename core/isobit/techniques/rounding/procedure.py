@@ -1,0 +1,333 @@
+"""How the data meets the layers: a float pass, passes of the quantized model, and each layer solved from its Gram."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backend.checked_model import CheckedModel
+from isobit.edits.edit import AddBias, Edit, SetWeights
+from isobit.encodings.encoding import Encoding
+from isobit.encodings.ranges import encode_weight
+from isobit.errors import DataError
+from isobit.graph.graph import Graph
+from isobit.graph.sites import Input, Site
+from isobit.statistics.gram import Gram
+from isobit.statistics.observer import Request
+from isobit.statistics.rows import ROW_LIMIT, Rows
+from isobit.techniques.context import Requests, TechniqueContext
+from isobit.techniques.rounding.activated_error import ActivatedError
+from isobit.techniques.rounding.activation import activation_behind
+from isobit.techniques.rounding.grid import Grid
+from isobit.techniques.rounding.layers import Layer, find_layers
+from isobit.techniques.rounding.objective import Objective
+from isobit.techniques.rounding.scale_search import CANDIDATES, search_scale
+from isobit.techniques.technique import TechniqueReport
+
+#: Rows for each column of a layer's weight, about: more say little more of its second moments.
+_ROWS_PER_COLUMN = 32
+_FEWEST_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """What the rounding techniques share.
+
+    Fast, the default: one pass of the float model for the activations' ranges and `sweeps` passes of the quantized one,
+    whose layers are rounded to nearest in the first sweep and as the sweep before left them in the others. Each layer
+    is to do on the quantized model's inputs what its float weight does there: its own error alone is made good.
+
+    `sequential`: layer after layer, one pass each, from the inputs that the rounded layers before it give, and towards
+    the float layer's output on the float model's inputs: what is left of all errors before it is made good as well.
+
+    Layers are taken in groups whose rows and sums fit into `memory` bytes, each group with passes of its own.
+    `correct_bias` lets each layer's bias take up the mean of its error.
+    `activation_aware` makes the error behind each layer's activation function known, which only AdaRound asks for.
+    """
+
+    sweeps: int = 1
+    sequential: bool = False
+    correct_bias: bool = True
+    damping: float = 0.01
+    rows: int = ROW_LIMIT
+    memory: int = 1 << 30
+    activation_aware: bool = False
+
+    @classmethod
+    def of(cls, technique: object) -> Procedure:
+        """The procedure of a technique, by the settings that it shares."""
+        names = [setting.name for setting in fields(cls) if hasattr(technique, setting.name)]
+        return cls(**{name: getattr(technique, name) for name in names})
+
+    def limit(self, layer: Layer) -> int:
+        """Rows kept of each input of a layer."""
+        patches = layer.patches
+        wanted = min(self.rows, max(_FEWEST_ROWS, _ROWS_PER_COLUMN * patches.columns))
+        room = self.memory // (16 * patches.groups * patches.columns * len(layer.readers))
+        return max(1, min(wanted, room))
+
+    def cost(self, layer: Layer) -> int:
+        """Bytes of a layer's rows, of two models, and of its sums."""
+        patches = layer.patches
+        rows = 8 * self.limit(layer) * patches.groups * patches.columns * len(layer.readers)
+        return rows + 24 * patches.groups * patches.columns**2
+
+    def groups(self, layers: Sequence[Layer]) -> list[list[Layer]]:
+        """The layers in order, cut where the memory is full."""
+        found: list[list[Layer]] = []
+        used = 0
+        for layer in layers:
+            cost = self.cost(layer)
+            if not found or used + cost > self.memory:
+                found.append([])
+                used = 0
+            found[-1].append(layer)
+            used += cost
+        return found
+
+    def empty_rows(self, layers: Iterable[Layer]) -> dict[str, Rows]:
+        """Empty reducers of the inputs of each layer's readers, by reader."""
+        return {name: Rows(patches, self.limit(layer)) for layer in layers for name, patches in layer.readers.items()}
+
+    def requests(self, context: TechniqueContext) -> Requests:
+        """What can be observed beforehand: the ranges, and in the fast mode the rows of all layers, if they fit."""
+        layers, _ = find_layers(context.graph, context.plan)
+        groups = self.groups(layers)
+        if self.sequential or len(groups) != 1:
+            return Requests(ranges=bool(layers))
+        return Requests(ranges=True, quantized=_requests(self.empty_rows(layers), "after"))
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One layer to solve: its float weight, canonical, the error of its output, and that behind its activation.
+
+    The latter is there for a procedure that is `activation_aware`, where one node with a known activation reads.
+    """
+
+    layer: Layer
+    weight: NDArray[np.float32]
+    objective: Objective
+    activated: ActivatedError | None = None
+
+    @property
+    def matrix(self) -> NDArray[np.float32]:
+        """The weight as (groups, outputs, columns)."""
+        return self.layer.patches.matrix(self.weight)
+
+    def share(self, matrix: NDArray[np.float32]) -> float:
+        """The error of a weight as a matrix, as a share of the output's power; behind the activation if known."""
+        error = self.objective.error if self.activated is None else self.activated.error
+        power = self.objective.constant if self.activated is None else self.activated.power
+        return float(error(matrix).sum() / (power.sum() or 1.0))
+
+    def min_max(self) -> Encoding:
+        """The encoding that calibration would choose."""
+        placement = self.layer.placement
+        return encode_weight(
+            self.weight, placement.spec, channel_axis=placement.channel_axis, block_axis=placement.block_axis
+        )
+
+    def searched(self, candidates: int = CANDIDATES) -> Encoding:
+        """The encoding whose scales make the least error of the layer's output with nearest rounding."""
+        return search_scale(self.weight, self.layer.placement, self.layer.patches, self.objective, candidates)
+
+    def grid(self, encoding: Encoding) -> Grid:
+        """The grid of an encoding of this weight."""
+        return Grid.of(encoding, self.layer.patches)
+
+
+#: Integers (groups, outputs, columns) and the encoding that they are of.
+Solution = tuple[NDArray[np.float64], Encoding]
+Solve = Callable[[Problem], Solution]
+
+
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    layer: Layer
+    encoding: Encoding
+    weight: NDArray[np.float32]
+    biases: dict[str, NDArray[np.float32]]
+    note: str
+    before: float
+    after: float
+
+
+@dataclass(eq=False)
+class _Run:
+    """One application of a technique."""
+
+    name: str
+    context: TechniqueContext
+    procedure: Procedure
+    solve: Solve
+    reference: dict[str, Rows] = field(default_factory=dict)
+    solved: dict[str, _Solved] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model = self.context.model
+
+    def fast(self, groups: list[list[Layer]]) -> None:
+        for sweep in range(self.procedure.sweeps):
+            copy = self._copy() if sweep else None
+            solved: list[_Solved] = []
+            for group in groups:
+                rows = self.procedure.empty_rows(group)
+                asked = _requests(rows, "after")
+                if copy is None:
+                    requests = Requests(ranges=True, quantized=asked)
+                    seen = self.context.observe(requests, keep=len(groups) == 1).quantized
+                    rows = dict(zip(rows, seen, strict=True))
+                else:
+                    self.context.observe_copy(copy, asked)
+                solved += [self._solve(layer, rows) for layer in group]
+            self.solved = {item.layer.weight: item for item in solved}
+
+    def sequential(self, groups: list[list[Layer]]) -> None:
+        self.context.require_passes(2)
+        copy = None
+        for group in groups:
+            self.reference = self.procedure.empty_rows(group)
+            self.context.observe(Requests(_requests(self.reference, "before"), ranges=True), keep=False)
+            copy = copy or self._copy()
+            for layer in group:
+                rows = self.procedure.empty_rows([layer])
+                self.context.observe_copy(copy, _requests(rows, "after"))
+                solved = self._solve(layer, rows)
+                self.solved[layer.weight] = solved
+                self._write(copy, [solved])
+
+    def _copy(self) -> CheckedModel:
+        """A copy with every quantizer of the plan, and the weights as far as they are solved."""
+        copy = self.model.copy()
+        self._write(copy, self.solved.values())
+        return copy
+
+    def _write(self, copy: CheckedModel, solved: Iterable[_Solved]) -> None:
+        """Give a copy these weights and biases, and the encodings of all that is solved."""
+        edits = _edits(copy.graph, solved)
+        if edits:
+            copy.edit(edits)
+        copy.set_quantizers(self.context.encodings(copy, self.encodings()))
+
+    def _solve(self, layer: Layer, rows: dict[str, Rows]) -> _Solved:
+        weight = self.model.weight(layer.weight)
+        grams = {name: self._gram(name, rows[name]) for name in layer.readers}
+        centered = self.procedure.correct_bias and all(_can_absorb(self.model.graph, name) for name in layer.readers)
+        total = Gram.sum([gram.centered() if centered else gram for gram in grams.values()])
+        matrix = layer.patches.matrix(weight)
+        objective = Objective.of(matrix, total, self.procedure.damping)
+        problem = Problem(layer, weight, objective, self._activated(layer, matrix, rows, centered))
+        integers, encoding = self.solve(problem)
+        rounded = np.asarray(encoding.dequantize(integers.reshape(weight.shape)), np.float32)
+        biases = {}
+        for name, gram in grams.items() if centered else ():
+            moved = _mean_output(matrix, gram.reference_mean) - _mean_output(layer.patches.matrix(rounded), gram.mean)
+            bias = self.model.graph.node(name).input(2)
+            old = 0.0 if bias is None else self.model.weight(bias).astype(np.float64)
+            biases[name] = np.asarray(old + moved, np.float32)
+        nearest = problem.min_max().fake_quantize(weight)
+        before, after = (problem.share(layer.patches.matrix(value)) for value in (nearest, rounded))
+        note = ""
+        if total.count < layer.patches.columns:
+            note = (
+                f"{layer.name}: {total.count} rows of data for {layer.patches.columns} weights a channel do not "
+                "determine them all; what they leave open is rounded near the float weight (use more samples)"
+            )
+        return _Solved(layer, encoding, rounded, biases, note, before, after)
+
+    def _activated(
+        self, layer: Layer, matrix: NDArray[np.float32], rows: dict[str, Rows], centered: bool
+    ) -> ActivatedError | None:
+        if not self.procedure.activation_aware or len(layer.readers) > 1:
+            return None
+        node = self.model.graph.node(layer.name)
+        activation = activation_behind(self.model.graph, node, self.model.weight)
+        name, bias = node.input(2), np.zeros(matrix.shape[:2])
+        if activation is None or (name is not None and name not in self.model.graph.weights):
+            return None
+        if name is not None:
+            bias = self.model.weight(name).astype(np.float64).reshape(bias.shape)
+        reference = self.reference.get(layer.name)
+        return ActivatedError.of(
+            activation,
+            rows[layer.name].values,
+            None if reference is None else reference.values,
+            matrix,
+            bias,
+            centered=centered,
+            damping=self.procedure.damping,
+        )
+
+    def _gram(self, name: str, rows: Rows) -> Gram:
+        try:
+            return Gram.of(rows, self.reference.get(name))
+        except DataError as error:
+            raise DataError(f"input of {name!r}: {error}") from error
+
+    def encodings(self) -> dict[Site, Encoding]:
+        """The encodings of the solved weights, to be frozen."""
+        return {solved.layer.placement.site: solved.encoding for solved in self.solved.values()}
+
+    def report(self, left: dict[str, str]) -> TechniqueReport:
+        """What was done, layer by layer."""
+        changed = tuple(
+            f"{weight}: error of the output {solved.before:.3g} -> {solved.after:.3g} of its power"
+            for weight, solved in self.solved.items()
+        )
+        notes = tuple(solved.note for solved in self.solved.values() if solved.note)
+        return TechniqueReport(self.name, changed, left, self.encodings(), notes)
+
+
+def round_weights(name: str, context: TechniqueContext, procedure: Procedure, solve: Solve) -> TechniqueReport:
+    """Round every weight of the plan that can be, write the values, and return the encodings that they are of.
+
+    Raises DataError for data that is missing, serves fewer passes than are needed, or holds NaN or infinity.
+    """
+    layers, left = find_layers(context.graph, context.plan)
+    if not layers:
+        return TechniqueReport(name, left=left)
+    run = _Run(name, context, procedure, solve)
+    groups = procedure.groups(layers)
+    if procedure.sequential:
+        run.sequential(groups)
+    else:
+        run.fast(groups)
+    context.model.edit(_edits(context.graph, run.solved.values()))
+    return run.report(left)
+
+
+def _edits(graph: Graph, solved: Iterable[_Solved]) -> list[Edit]:
+    """What writes solved weights and biases."""
+    found: list[Edit] = []
+    values = {}
+    for one in solved:
+        values[one.layer.weight] = one.weight
+        for name, bias in one.biases.items():
+            old = graph.node(name).input(2)
+            if old is None:
+                found.append(AddBias(name, bias))
+            else:
+                values[old] = bias
+    return [*([SetWeights(values)] if values else []), *found]
+
+
+def _requests(rows: dict[str, Rows], stage: str) -> list[Request]:
+    return [Request(Input(name, 0), one, stage) for name, one in rows.items()]  # type: ignore[arg-type]
+
+
+def _can_absorb(graph: Graph, name: str) -> bool:
+    """Whether a node has a bias of its own, or can have one."""
+    node = graph.node(name)
+    bias = node.input(2)
+    if bias is None:
+        return node.op != "MatMul"
+    known = bias in graph.weights and graph.weights[bias].dtype == "float32"
+    return known and len(graph.uses(bias)) == 1 and len(graph.source_readers(bias)) == 1
+
+
+def _mean_output(matrix: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.einsum("goc,gc->go", matrix.astype(np.float64), mean).reshape(-1))
