@@ -11,7 +11,7 @@ from isobit.graph import Node
 from isobit.quantsim.run_recipe import output_sqnr
 from isobit.techniques import CorrectBias, FoldBatchNorms, ReestimateBatchNorms
 from isobit.techniques.context import TechniqueContext
-from isobit.techniques.weighted_layer import response
+from isobit.techniques.layers.weighted_layer import response
 from isobit.testing.networks import Network, NetworkBuilder
 from isobit.testing.networks.convolutional import conv_net
 

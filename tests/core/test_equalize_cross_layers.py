@@ -15,7 +15,7 @@ from isobit.errors import FormatError
 from isobit.quantsim.run_recipe import output_sqnr
 from isobit.techniques import EqualizeCrossLayers, FoldBatchNorms
 from isobit.techniques.context import TechniqueContext
-from isobit.techniques.normal import NormalPerChannel
+from isobit.techniques.layers.normal import NormalPerChannel
 from isobit.testing.networks import Network, NetworkBuilder
 from isobit.testing.networks.convolutional import inverted_residual, upsampler
 from isobit.testing.networks.fully_connected import shared_weights

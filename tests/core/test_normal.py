@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from isobit.techniques.normal import NormalPerChannel
+from isobit.techniques.layers.normal import NormalPerChannel
 
 MEAN, DEVIATION = np.array([-3.0, -0.2, 0.0, 0.7, 4.0]), np.array([1.0, 0.5, 2.0, 0.1, 3.0])
 SAMPLES = np.random.default_rng(0).standard_normal((400_000, 5)) * DEVIATION + MEAN

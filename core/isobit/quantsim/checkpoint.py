@@ -9,7 +9,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.encodings.encoding import Encoding
 from isobit.graph.sites import Site
 from isobit.statistics.statistics import Statistics
-from isobit.techniques.normal import NormalPerChannel
+from isobit.techniques.layers.normal import NormalPerChannel
 from isobit.techniques.technique import TechniqueReport
 
 

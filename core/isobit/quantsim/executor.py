@@ -18,9 +18,9 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import Backend, Batch
 from isobit.errors import IsobitError
 from isobit.quantsim.observe import Count
+from isobit.statistics.layer_rows.rows import Rows
 from isobit.statistics.observer import Request
 from isobit.statistics.reducer import merge, requests_from_bytes, requests_to_bytes
-from isobit.statistics.rows import Rows
 
 ExecutorLike = Executor | Callable[[], Executor]
 

@@ -26,7 +26,7 @@ from isobit.quantsim.checkpoint import Checkpoint
 from isobit.recipes.recipe import StepResult
 from isobit.statistics.statistics import Statistics
 from isobit.targets.target import Target
-from isobit.techniques.normal import NormalPerChannel
+from isobit.techniques.layers.normal import NormalPerChannel
 from isobit.techniques.technique import TechniqueReport
 
 

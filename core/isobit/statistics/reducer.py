@@ -14,12 +14,12 @@ from isobit.errors import DataError
 from isobit.graph.sites import Input, Tensor, site_key, site_of
 from isobit.statistics.channel_moments import ChannelMoments
 from isobit.statistics.channel_range import ChannelRange
-from isobit.statistics.gram import Gram
 from isobit.statistics.histogram import Histogram
+from isobit.statistics.layer_rows.gram import Gram
+from isobit.statistics.layer_rows.rows import Rows
 from isobit.statistics.min_max import MinMax
 from isobit.statistics.moments import Moments
 from isobit.statistics.observer import Request
-from isobit.statistics.rows import Rows
 
 Reducer = Histogram | MinMax | Moments | ChannelRange | ChannelMoments | Rows | Gram
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from isobit.statistics.rows import ROW_LIMIT
+from isobit.statistics.layer_rows.rows import ROW_LIMIT
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.rounding.coordinate_descent import coordinate_descent
 from isobit.techniques.rounding.gptq_solver import gptq

@@ -22,7 +22,7 @@ from isobit.placement.plan import Plan
 from isobit.statistics.observer import Request
 from isobit.statistics.sampling import SAMPLE_LIMIT
 from isobit.statistics.statistics import Seen, Statistics, observed
-from isobit.techniques.normal import NormalPerChannel
+from isobit.techniques.layers.normal import NormalPerChannel
 
 FLOAT, QUANTIZED, WEIGHTS_QUANTIZED = "float", "quantized", "weights quantized"
 

@@ -23,9 +23,17 @@ from isobit.placement.plan import Plan
 from isobit.statistics.moments import Moments
 from isobit.statistics.observer import Request
 from isobit.techniques.context import Requests, TechniqueContext
-from isobit.techniques.expected_means import expected_means
+from isobit.techniques.layers.expected_means import expected_means
+from isobit.techniques.layers.weighted_layer import (
+    LAYERS,
+    Floats,
+    bias_obstacle,
+    bias_of,
+    groups_of,
+    response,
+    set_bias,
+)
 from isobit.techniques.technique import TechniqueReport
-from isobit.techniques.weighted_layer import LAYERS, Floats, bias_obstacle, bias_of, groups_of, response, set_bias
 
 
 @dataclass(frozen=True)

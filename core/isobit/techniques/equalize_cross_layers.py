@@ -20,10 +20,9 @@ from isobit.graph.sites import Tensor
 from isobit.statistics.moments import Moments
 from isobit.statistics.observer import Request
 from isobit.techniques.context import Requests, TechniqueContext
-from isobit.techniques.layer_pairs import Pair, find_pairs
-from isobit.techniques.normal import NormalPerChannel
-from isobit.techniques.technique import TechniqueReport
-from isobit.techniques.weighted_layer import (
+from isobit.techniques.layers.layer_pairs import Pair, find_pairs
+from isobit.techniques.layers.normal import NormalPerChannel
+from isobit.techniques.layers.weighted_layer import (
     Floats,
     bias_of,
     by_input,
@@ -34,6 +33,7 @@ from isobit.techniques.weighted_layer import (
     response,
     set_bias,
 )
+from isobit.techniques.technique import TechniqueReport
 
 #: A channel whose range is this much smaller than the largest of its layer is empty: no factor is read off it.
 _EMPTY = 1e-8

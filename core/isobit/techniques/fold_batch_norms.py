@@ -15,9 +15,8 @@ from isobit.edits.draft import Draft
 from isobit.edits.edit import NewNode, Replace, SetWeights
 from isobit.graph.graph import Graph, Node, Use
 from isobit.techniques.context import TechniqueContext
-from isobit.techniques.normal import NormalPerChannel
-from isobit.techniques.technique import TechniqueReport
-from isobit.techniques.weighted_layer import (
+from isobit.techniques.layers.normal import NormalPerChannel
+from isobit.techniques.layers.weighted_layer import (
     LAYERS,
     bias_obstacle,
     bias_of,
@@ -27,6 +26,7 @@ from isobit.techniques.weighted_layer import (
     set_bias,
     weight_obstacle,
 )
+from isobit.techniques.technique import TechniqueReport
 
 _BATCH_NORM = "BatchNormalization"
 _CONSTANTS = frozenset({"Mul", "Div", "Add", "Sub"})

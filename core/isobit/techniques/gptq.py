@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from isobit.statistics.rows import ROW_LIMIT
+from isobit.statistics.layer_rows.rows import ROW_LIMIT
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.rounding.gptq_solver import gptq
 from isobit.techniques.rounding.procedure import Problem, Procedure, Solution, round_weights

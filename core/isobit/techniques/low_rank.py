@@ -18,8 +18,8 @@ from isobit.edits.draft import Draft
 from isobit.edits.edit import NewNode, Replace
 from isobit.errors import FormatError
 from isobit.graph.graph import Graph, Node
+from isobit.techniques.layers.weighted_layer import bias_obstacle, groups_of, weight_obstacle
 from isobit.techniques.technique import TechniqueReport
-from isobit.techniques.weighted_layer import bias_obstacle, groups_of, weight_obstacle
 
 Floats = NDArray[np.float64]
 Factors = tuple[NDArray[np.float32], NDArray[np.float32]]

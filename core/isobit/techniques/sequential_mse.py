@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isobit.statistics.rows import ROW_LIMIT
+from isobit.statistics.layer_rows.rows import ROW_LIMIT
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.rounding.procedure import Problem, Procedure, Solution, round_weights
 from isobit.techniques.rounding.scale_search import CANDIDATES

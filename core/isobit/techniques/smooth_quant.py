@@ -19,8 +19,8 @@ from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.input_scaling.expected_error import ExpectedError, best_alpha, in_steps_of_range, input_requests
 from isobit.techniques.input_scaling.procedure import rescalable, rescale_inputs
 from isobit.techniques.input_scaling.rescaling import Rescaling, ScaledInput, find_inputs, input_placement
+from isobit.techniques.layers.weighted_layer import Floats
 from isobit.techniques.technique import TechniqueReport
-from isobit.techniques.weighted_layer import Floats
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from isobit.encodings.encoding import Encoding
 from isobit.graph.sites import Site
 from isobit.techniques.context import Requests, TechniqueContext
-from isobit.techniques.normal import NormalPerChannel
+from isobit.techniques.layers.normal import NormalPerChannel
 
 
 @dataclass(frozen=True)

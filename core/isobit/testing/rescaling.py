@@ -8,7 +8,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.edits.edit import NewNode, Replace
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
-from isobit.techniques.layer_pairs import find_pairs
+from isobit.techniques.layers.layer_pairs import find_pairs
 from isobit.testing.networks.builder import Network
 
 

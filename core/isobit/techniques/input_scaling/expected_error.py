@@ -24,7 +24,7 @@ from isobit.techniques.input_scaling.rescaling import (
     weight_placement,
 )
 from isobit.techniques.input_scaling.rounding_noise import rounding_noise
-from isobit.techniques.weighted_layer import Floats
+from isobit.techniques.layers.weighted_layer import Floats
 
 #: Of the power of two above a channel's range, for a shift: as coarse as factors are.
 _SHIFT_BITS = 7

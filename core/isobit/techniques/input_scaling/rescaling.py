@@ -17,8 +17,8 @@ from isobit.graph.graph import Graph, Node
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import Placement, Plan
 from isobit.techniques.context import TechniqueContext
-from isobit.techniques.layer_pairs import HOMOGENEOUS
-from isobit.techniques.weighted_layer import (
+from isobit.techniques.layers.layer_pairs import HOMOGENEOUS
+from isobit.techniques.layers.weighted_layer import (
     LAYERS,
     Floats,
     bias_obstacle,

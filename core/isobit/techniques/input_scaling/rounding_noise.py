@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from isobit.encodings.quant_spec import PerBlock, PerChannel, PerTensor
 from isobit.encodings.ranges import candidate_grids, encode_weight
 from isobit.placement.plan import Placement
-from isobit.techniques.weighted_layer import Floats
+from isobit.techniques.layers.weighted_layer import Floats
 
 
 def rounding_noise(weight: NDArray[np.float32], factors: NDArray[np.float32], placement: Placement) -> Floats:

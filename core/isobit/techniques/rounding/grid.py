@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.encodings.encoding import Encoding
-from isobit.statistics.patches import Patches
+from isobit.statistics.layer_rows.patches import Patches
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from isobit.errors import ModelError
 from isobit.graph.graph import Graph, Node
 from isobit.graph.ops import WEIGHTED
 from isobit.placement.plan import Placement, Plan, constant_name
-from isobit.statistics.patches import Patches
+from isobit.statistics.layer_rows.patches import Patches
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.statistics.gram import Gram
+from isobit.statistics.layer_rows.gram import Gram
 
 Matrix = NDArray[np.float64]
 

@@ -15,9 +15,9 @@ from isobit.encodings.ranges import encode_weight
 from isobit.errors import DataError
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Input, Site
-from isobit.statistics.gram import Gram
+from isobit.statistics.layer_rows.gram import Gram
+from isobit.statistics.layer_rows.rows import ROW_LIMIT, Rows
 from isobit.statistics.observer import Request
-from isobit.statistics.rows import ROW_LIMIT, Rows
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.rounding.activated_error import ActivatedError
 from isobit.techniques.rounding.activation import activation_behind

@@ -11,7 +11,7 @@ from isobit.encodings.encoding import Encoding
 from isobit.encodings.quant_spec import Lpbq, PerBlock, PerTensor
 from isobit.encodings.ranges import encode_weight, smallest_scale, snap_up
 from isobit.placement.plan import Placement
-from isobit.statistics.patches import Patches
+from isobit.statistics.layer_rows.patches import Patches
 from isobit.techniques.rounding.grid import Grid
 from isobit.techniques.rounding.objective import Objective
 

@@ -20,9 +20,9 @@ from isobit.graph.sites import Input, Site, Tensor
 from isobit.placement.place import place
 from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
+from isobit.statistics.layer_rows.patches import Patches
+from isobit.statistics.layer_rows.rows import Rows
 from isobit.statistics.observer import Request
-from isobit.statistics.patches import Patches
-from isobit.statistics.rows import Rows
 from isobit.techniques.ada_round import AdaRound
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.fold_batch_norms import FoldBatchNorms

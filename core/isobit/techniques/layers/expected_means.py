@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.graph.graph import Graph, Node
-from isobit.techniques.normal import NormalPerChannel
+from isobit.techniques.layers.normal import NormalPerChannel
 
 Floats = NDArray[np.float64]
 

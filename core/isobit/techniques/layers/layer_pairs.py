@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from isobit.graph.graph import Graph, Node
-from isobit.techniques.weighted_layer import LAYERS, bias_obstacle, channel_axis, weight_obstacle
+from isobit.techniques.layers.weighted_layer import LAYERS, bias_obstacle, channel_axis, weight_obstacle
 
 #: f(s * x) = s * f(x) for every positive s, channel by channel.
 HOMOGENEOUS = frozenset(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.errors import DataError
-from isobit.statistics.patches import Indices, Patches
+from isobit.statistics.layer_rows.patches import Indices, Patches
 
 #: Rows kept of each layer, at most.
 ROW_LIMIT = 16384

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.errors import DataError
-from isobit.statistics.rows import Rows
+from isobit.statistics.layer_rows.rows import Rows
 
 Matrix = NDArray[np.float64]
 
