@@ -235,8 +235,23 @@ class Emitter:
         return output
 
     def _describe(self, name: str, shape: Sequence[Size], dtype: str) -> None:
-        sizes: Shape = tuple("batch" if axis == 0 and size is None else size for axis, size in enumerate(shape))
+        leading = None if self._has_no_batch(name) else "batch"
+        sizes: Shape = tuple(leading if axis == 0 and size is None else size for axis, size in enumerate(shape))
         self.tensors[name] = TensorInfo(sizes, dtype)
+
+    def _has_no_batch(self, name: str) -> bool:
+        """Whether a tensor follows from one whose axis 0 is not the batch."""
+        node = self.nodes[-1] if self.nodes else None
+        if node is None or name not in node.outputs:
+            return False
+        infos = (self.tensors[source] for source in node.inputs if source is not None and source in self.tensors)
+        return any(info.shape and info.shape[0] is None for info in infos)
+
+    def unmark_batch(self, name: str) -> None:
+        """Axis 0 of a tensor is not the batch: samples and steps are one axis there."""
+        info = self.tensors[name]
+        if info.shape and not isinstance(info.shape[0], int):
+            self.tensors[name] = replace(info, shape=(None, *info.shape[1:]))
 
     def mark_batch(self, name: str, shape: Sequence[Size]) -> None:
         """The batch of a tensor is its one axis of unknown size: of a sequence, that is axis 1."""

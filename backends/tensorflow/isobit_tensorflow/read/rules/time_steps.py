@@ -32,12 +32,16 @@ def _time_distributed(call: Call) -> Any:
     plain = call.emitter.plain(result)
     target = (-1, steps, *(-1 if n is None else n for n in plain.shape[1:]))
     shape = (x.shape[0], steps, *plain.shape[1:])
-    return call.emitter.emit("Reshape", call.name, [plain], shape, plain.dtype, shape=target)
+    split = call.emitter.emit("Reshape", call.name, [plain], shape, plain.dtype, shape=target)
+    call.emitter.mark_batch(split.name, split.shape)
+    return split
 
 
 def _merged(call: Call, x: Value, inner: Sequence[int | None], name: str) -> Value:
     target = (-1, *(-1 if n is None else n for n in inner))
-    return call.emitter.emit("Reshape", name, [call.emitter.plain(x)], (None, *inner), x.dtype, shape=target)
+    merged = call.emitter.emit("Reshape", name, [call.emitter.plain(x)], (None, *inner), x.dtype, shape=target)
+    call.emitter.unmark_batch(merged.name)
+    return merged
 
 
 def _masking(call: Call) -> Value:
