@@ -108,11 +108,17 @@ def _check_shape(graph: Graph, node: Node, after: str) -> None:
 
 
 def _agree(first: Shape | None, second: Shape | None) -> bool:
-    """Whether two shapes have equal ranks and numbers; a symbol or unknown dimension agrees with anything."""
+    """Whether two shapes have equal ranks and numbers; a symbol or unknown dimension agrees with anything.
+
+    Axes of size 1 in front of one of them are of no account: what reads it broadcasts, so a backend may leave them out.
+    """
     if first is None or second is None:
         return True
-    if len(first) != len(second):
+    more = len(first) - len(second)
+    longer, shorter = (first, second) if more > 0 else (second, first)
+    if any(size != 1 for size in longer[: abs(more)]):
         return False
+    first, second = longer[abs(more) :], shorter
     return all(a == b for a, b in zip(first, second, strict=True) if isinstance(a, int) and isinstance(b, int))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from isobit.techniques.ada_round import AdaRound
 from isobit.techniques.awq import Awq
+from isobit.techniques.context import Observations, Requests, TechniqueContext
 from isobit.techniques.correct_bias import CorrectBias
 from isobit.techniques.equalize_cross_layers import EqualizeCrossLayers
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
@@ -12,7 +13,7 @@ from isobit.techniques.reestimate_batch_norms import ReestimateBatchNorms
 from isobit.techniques.sequential_mse import SequentialMse
 from isobit.techniques.smooth_quant import SmoothQuant
 from isobit.techniques.spatial_svd import SpatialSvd
-from isobit.techniques.technique import Technique, TechniqueReport
+from isobit.techniques.technique import Observes, Technique, TechniqueReport
 from isobit.techniques.weight_svd import WeightSvd
 
 __all__ = [
@@ -22,11 +23,15 @@ __all__ = [
     "CorrectBias",
     "EqualizeCrossLayers",
     "FoldBatchNorms",
+    "Observations",
+    "Observes",
     "ReestimateBatchNorms",
+    "Requests",
     "SequentialMse",
     "SmoothQuant",
     "SpatialSvd",
     "Technique",
+    "TechniqueContext",
     "TechniqueReport",
     "WeightSvd",
 ]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from isobit.backend import BackendModel
 from isobit.edits import SetWeights
-from isobit.techniques import TechniqueReport
+from isobit.techniques import TechniqueContext, TechniqueReport
 
 
 @dataclass(frozen=True)
@@ -18,9 +16,9 @@ class ClipWeights:
 
     limit: float = 4.0
 
-    def apply(self, model: BackendModel, data: Any = None, plan: Any = None) -> TechniqueReport:
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Edit every weight that a layer multiplies by; biases and norms stay."""
-        changed = {}
+        model, changed = context.model, {}
         for name in model.graph.weights:
             if any(use.role == "weight" for use in model.graph.uses(name)):
                 value = model.weight(name)
