@@ -11,13 +11,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
-from isobit.encodings.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
+from isobit.encodings.quant_spec import PerChannel, PerTensor, QuantSpec
 from isobit.errors import FormatError
 from isobit.graph.graph import Graph, Node, Use
 from isobit.graph.ops import VALUE_PRESERVING, operand
-from isobit.graph.sites import Input, Site, Tensor, Weight, site_key
+from isobit.graph.sites import Input, Site, Tensor, site_key
+from isobit.placement.constants import ConstantPlacer
 from isobit.placement.fused_chains import find_chains
 from isobit.placement.plan import Placement, Plan
 from isobit.placement.quant_config import QuantConfig
@@ -84,10 +84,13 @@ class _Placer:
         for name, info in self.graph.tensors.items():
             if self.graph.is_float(name) and not self._is_float(name):
                 self.floats[name] = f"it is {info.dtype}: only float32 is quantized, so convert the model to float32"
-        for name in self.graph.weights:
-            self._place_constant(name)
+        constants = ConstantPlacer(self.graph, self.target, self.config, self.quantized)
+        constants.place_operands()
+        self.placements.update(constants.placements)
         self._place_single_inputs()
-        self._place_biases()
+        constants.place_biases(self.placements)
+        self.placements.update(constants.placements)
+        self.floats.update(constants.floats)
         order = {name: index for index, name in enumerate([*self.graph.inputs, *self.graph.tensors])}
         ordered = sorted(
             self.placements.items(), key=lambda item: (order.get(str(item[0]), len(order)), site_key(item[0]))
@@ -283,107 +286,6 @@ class _Placer:
             return f"{node.op} leaves it in float for its readers"
         return f"{node.op} works on tensors that stay in float"
 
-    # --- constants -------------------------------------------------------------------------------------------------
-
-    def _place_constant(self, name: str) -> None:
-        info = self.graph.weights[name]
-        uses = [use for use in self.graph.uses(name) if not self._is_bias(use)]
-        if info.dtype != "float32" or not uses:
-            return
-        placed = {use: self._constant_placement(name, use) for use in uses}
-        wanted = [placement for placement in placed.values() if placement is not None]
-        alike = {(p.spec, p.kind, p.channel_axis, p.block_axis) for p in wanted}
-        if len(wanted) == len(self.graph.uses(name)) and len(alike) == 1:
-            self.placements[Weight(name)] = wanted[0]
-            return
-        for use, placement in placed.items():
-            if placement is not None:
-                site = Input(use.node.name, use.index)
-                self.placements[site] = replace(placement, site=site)
-        if not wanted:
-            self.floats[name] = self._constant_reason(name, uses[0])
-
-    def _constant_placement(self, name: str, use: Use) -> Placement | None:
-        node, shape = use.node, self.graph.weights[name].shape
-        if node.name not in self.quantized:
-            return None
-        known = operand(node.op, use.index)
-        if known is not None and known.role not in ("weight", "recurrent_weight"):
-            return None
-        if known is None and node.op not in ("Add", "Sub", "Mul", "Div", "MatMul", "Concat", "Max", "Min", "Gemm"):
-            return None
-        found, asked = self.config.override(name)
-        if found and asked is None:
-            return None
-        if known is None:
-            spec = self.target.activation_format(asked if found else self.config.activations)
-            spec = spec.with_granularity(PerTensor())
-            return Placement(Weight(name), spec, "constant")
-        spec = self.target.weight_format(asked if found else self.config.weights, node.op)
-        rank = len(shape)
-        channel, block = (axis % rank if axis is not None else None for axis in (known.channel_axis, known.block_axis))
-        if not found:
-            spec = _fitting(spec, shape, block)
-        return Placement(Weight(name), spec, "weight", channel_axis=channel or 0, block_axis=block)
-
-    def _constant_reason(self, name: str, use: Use) -> str:
-        if self.config.override(name)[0]:
-            return "float by your override"
-        if use.node.name not in self.quantized:
-            return f"{use.node.op} {use.node.name} stays in float"
-        return f"{use.role} of {use.node.op} stays in float"
-
-    def _is_bias(self, use: Use) -> bool:
-        known = operand(use.node.op, use.index)
-        return known is not None and known.role == "bias"
-
-    def _place_biases(self) -> None:
-        """int32 biases of weighted nodes whose input and weight are integers; their scale is the product."""
-        if not self.target.int32_bias:
-            return
-        spec = QuantSpec.parse("int32")
-        for name, info in self.graph.weights.items():
-            uses = [use for use in self.graph.uses(name) if self._is_bias(use)]
-            sources = {use: self._scale_sources(use.node) for use in uses}
-            if info.dtype != "float32" or not uses:
-                continue
-            found, asked = self.config.override(name)
-            if found and asked is None:
-                self.floats[name] = "float by your override"
-                continue
-            # A pattern such as "classifier.*" may mean the weight; a format for the bias alone is a mistake.
-            named = name in (self.config.overrides or {})
-            if found and named and QuantSpec.parse(asked or "").type_name != "int32":
-                raise FormatError(f"override of bias {name!r}: a bias is int32 or float (None), not {asked}")
-            shared = len(set(sources.values())) == 1 and len(uses) == len(self.graph.uses(name))
-            for use, scale_of in sources.items():
-                if scale_of is None:
-                    self.floats.setdefault(name, f"the input or weight of {use.node.name} is no integer")
-                    continue
-                site: Site = Weight(name) if shared else Input(use.node.name, use.index)
-                channels = (
-                    PerTensor()
-                    if isinstance(self.placements[scale_of[1]].spec.granularity, PerTensor)
-                    else PerChannel()
-                )
-                self.placements[site] = Placement(site, spec.with_granularity(channels), "bias", scale_of=scale_of)
-
-    def _scale_sources(self, node: Node) -> tuple[Site, Site] | None:
-        """The sites of a weighted node's input and weight, when a bias scale can be their product."""
-        found = []
-        for index in (0, 1):
-            name = node.input(index)
-            sites: Iterable[Site] = (Input(node.name, index), Tensor(name or ""), Weight(name or ""))
-            site = next((s for s in sites if s in self.placements), None)
-            if site is None or not self.placements[site].spec.is_integer:
-                return None
-            if index == 0 and isinstance(self.placements[site].spec.granularity, PerChannel):
-                return None  # the products of one output have several scales
-            found.append(site)
-        if isinstance(self.placements[found[1]].spec.granularity, PerBlock | Lpbq):
-            return None  # the accumulator has no one scale a channel
-        return found[0], found[1]
-
     # --- overrides ----------------------------------------------------------------------------------------------------
 
     def _place_single_inputs(self) -> None:
@@ -404,12 +306,3 @@ class _Placer:
             self.placements[site] = Placement(
                 site, spec, "activation", name, str(site), channel_axis=self._channel_axis(name)
             )
-
-
-def _fitting(spec: QuantSpec, shape: tuple[int, ...], block_axis: int | None) -> QuantSpec:
-    """A model-wide block format is per-channel on a weight that its blocks do not divide (a stem with 3 inputs)."""
-    if isinstance(spec.granularity, PerBlock | Lpbq) and (
-        block_axis is None or shape[block_axis] % spec.granularity.size
-    ):
-        return spec.with_granularity(PerChannel())
-    return spec

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from isobit.testing.conformance.differentiating import DifferentiatingConformance
 from isobit.testing.conformance.editing import EditingConformance
+from isobit.testing.conformance.export import ExportConformance
 from isobit.testing.conformance.front_door import FrontDoorConformance
 from isobit.testing.conformance.graphs import GraphConformance
-from isobit.testing.conformance.leaving import LeavingConformance
 from isobit.testing.conformance.observing import ObservingConformance
 from isobit.testing.conformance.quantizing import QuantizingConformance
 from isobit.testing.conformance.rounding import RoundingConformance
@@ -31,7 +31,7 @@ class BackendConformance(
     ObservingConformance,
     EditingConformance,
     DifferentiatingConformance,
-    LeavingConformance,
+    ExportConformance,
     RoundingConformance,
     FrontDoorConformance,
     TechniquesConformance,

@@ -16,13 +16,13 @@ from isobit.encodings.encoding import Encoding
 from isobit.errors import IsobitError
 from isobit.graph.sites import Tensor, Weight
 from isobit.testing import interpreter
-from isobit.testing.conformance.setting import Opened, Setting, assert_same, weight_names
+from isobit.testing.conformance.base import ConformanceBase, Opened, assert_same, weight_names
 
 Array = NDArray[Any]
 Function = Callable[[Mapping[str, Any]], Any]
 
 
-class DifferentiatingConformance(Setting):
+class DifferentiatingConformance(ConformanceBase):
     """Values and gradients of functions of the outputs."""
 
     def test_gradients_are_finite_differences(self, opened: Opened) -> None:

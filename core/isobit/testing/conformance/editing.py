@@ -16,7 +16,7 @@ from isobit.graph.sites import Input, Tensor, Weight
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.testing import interpreter
-from isobit.testing.conformance.setting import Opened, Setting, assert_close, assert_same
+from isobit.testing.conformance.base import ConformanceBase, Opened, assert_close, assert_same
 
 
 def node_reading(opened: Opened, weight: str) -> str:
@@ -39,7 +39,7 @@ def check_edit(opened: Opened, edits: Sequence[Edit], *, changes: bool = True) -
     assert same != changes
 
 
-class EditingConformance(Setting):
+class EditingConformance(ConformanceBase):
     """Edits do natively what the core planned, all or nothing."""
 
     def test_set_weights(self, opened: Opened) -> None:

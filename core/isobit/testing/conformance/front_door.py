@@ -20,11 +20,11 @@ from isobit.statistics.observer import Request
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.testing.collecting import Collect
-from isobit.testing.conformance.setting import Build, Opened, Setting, assert_same
+from isobit.testing.conformance.base import Build, ConformanceBase, Opened, assert_same
 from isobit.testing.networks import NETWORKS
 
 
-class FrontDoorConformance(Setting):
+class FrontDoorConformance(ConformanceBase):
     """Who the backend is, what it opens, and what it answers to what it does not."""
 
     def test_says_who_it_is(self, backend: Backend) -> None:

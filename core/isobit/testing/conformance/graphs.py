@@ -13,10 +13,10 @@ from isobit.graph.isomorphism import correspondence, differences
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.place import place
 from isobit.plugins import registry
-from isobit.testing.conformance.setting import Opened, Setting, assert_close
+from isobit.testing.conformance.base import ConformanceBase, Opened, assert_close
 
 
-class GraphConformance(Setting):
+class GraphConformance(ConformanceBase):
     """Translation into the neutral graph, and running."""
 
     def test_graph_is_the_networks(self, opened: Opened) -> None:

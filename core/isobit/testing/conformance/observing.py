@@ -14,10 +14,10 @@ from isobit.statistics.moments import Moments
 from isobit.statistics.observer import Request
 from isobit.testing import interpreter
 from isobit.testing.collecting import Collect
-from isobit.testing.conformance.setting import Opened, Setting
+from isobit.testing.conformance.base import ConformanceBase, Opened
 
 
-class ObservingConformance(Setting):
+class ObservingConformance(ConformanceBase):
     """Reducing tensors as they are produced."""
 
     def test_every_tensor_can_be_observed(self, opened: Opened) -> None:

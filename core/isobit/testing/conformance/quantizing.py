@@ -17,7 +17,7 @@ from isobit.errors import IsobitError
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.statistics.observer import Request
 from isobit.testing.collecting import Collect
-from isobit.testing.conformance.setting import Opened, Setting, assert_close, assert_same, weight_names
+from isobit.testing.conformance.base import ConformanceBase, Opened, assert_close, assert_same, weight_names
 
 _FORMATS = [
     f"{kind}{bits}{symmetry}"
@@ -52,7 +52,7 @@ def after_quantizer(model: CheckedModel, site: Tensor, batch: dict[str, NDArray[
     return collect.values
 
 
-class QuantizingConformance(Setting):
+class QuantizingConformance(ConformanceBase):
     """Rounding to the last bit, wherever the values live."""
 
     @pytest.mark.parametrize("text", _FORMATS)

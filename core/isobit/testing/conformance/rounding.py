@@ -30,12 +30,12 @@ from isobit.techniques.gptq import GPTQ
 from isobit.techniques.sequential_mse import SequentialMse
 from isobit.techniques.technique import Technique
 from isobit.testing import interpreter
-from isobit.testing.conformance.setting import Opened, Setting
+from isobit.testing.conformance.base import ConformanceBase, Opened
 
 _NAMES = ("SequentialMse", "GPTQ", "AdaRound", "AdaRound sequential")
 
 
-class RoundingConformance(Setting):
+class RoundingConformance(ConformanceBase):
     """Sampling rows in every layer, and rounding by them."""
 
     def test_rows_are_the_layers_inputs(self, opened: Opened) -> None:

@@ -30,12 +30,12 @@ from isobit.techniques.spatial_svd import SpatialSvd
 from isobit.techniques.technique import Technique
 from isobit.techniques.weight_svd import WeightSvd
 from isobit.testing import interpreter
-from isobit.testing.conformance.setting import Opened, Setting, assert_close
+from isobit.testing.conformance.base import ConformanceBase, Opened, assert_close
 
 Open = Callable[[str], Opened]
 
 
-class TechniquesConformance(Setting):
+class TechniquesConformance(ConformanceBase):
     """Every technique keeps what it must keep, and improves what it is for."""
 
     @pytest.mark.parametrize("name", ["conv_net", "inverted_residual", "upsampler", "two_inputs"])

@@ -19,7 +19,7 @@ from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
 from isobit.quantsim.quantsim import QuantSim
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
-from isobit.testing.conformance.setting import Opened, Setting, assert_close, assert_same, weight_names
+from isobit.testing.conformance.base import ConformanceBase, Opened, assert_close, assert_same, weight_names
 
 
 def quantized(opened: Opened) -> CheckedModel:
@@ -32,7 +32,7 @@ def quantized(opened: Opened) -> CheckedModel:
     return opened.model
 
 
-class LeavingConformance(Setting):
+class ExportConformance(ConformanceBase):
     """What goes out of a model: copies, bytes and ONNX."""
 
     def test_copy_is_independent(self, opened: Opened) -> None:

@@ -47,7 +47,7 @@ class Opened:
         return name
 
 
-class Setting:
+class ConformanceBase:
     """Base of the parts: a backend's test class overrides the first two fixtures."""
 
     @pytest.fixture
@@ -76,20 +76,20 @@ class Setting:
         return open_network(request.param)
 
 
-def assert_close(found: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float = 1e-4) -> None:
+def assert_close(actual: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float = 1e-4) -> None:
     """Equal names, shapes, and values within `tolerance` of the largest magnitude."""
-    assert set(found) == set(expected)
+    assert set(actual) == set(expected)
     for name, value in expected.items():
-        assert found[name].shape == value.shape, name
+        assert actual[name].shape == value.shape, name
         limit = tolerance * max(1.0, float(np.abs(value).max()))
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=limit, err_msg=name)
+        np.testing.assert_allclose(actual[name], value, rtol=0, atol=limit, err_msg=name)
 
 
-def assert_same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def assert_same(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Equal to the last bit."""
-    assert set(found) == set(expected)
+    assert set(actual) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 def weight_names(graph: Graph) -> list[str]:

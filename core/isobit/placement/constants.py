@@ -1,0 +1,150 @@
+"""Where constants are quantized: weights, biases, and the other operands of operations that run quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+
+from isobit.encodings.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
+from isobit.errors import FormatError
+from isobit.graph.graph import Graph, Node, Use
+from isobit.graph.ops import operand
+from isobit.graph.sites import Input, Site, Tensor, Weight
+from isobit.placement.plan import Placement
+from isobit.placement.quant_config import QuantConfig
+from isobit.targets.target import Target
+
+#: Operations that read a constant as they read an activation: it has no channels of its own, and is no weight.
+_CONSTANT_READERS = ("Add", "Sub", "Mul", "Div", "MatMul", "Concat", "Max", "Min", "Gemm")
+
+
+class ConstantPlacer:
+    """Places the constants of a graph whose quantized nodes are known.
+
+    `placements` and `floats` are what was decided, in the order of the constants.
+    """
+
+    def __init__(self, graph: Graph, target: Target, config: QuantConfig, quantized: Collection[str]) -> None:
+        self.graph = graph
+        self.target = target
+        self.config = config
+        self.quantized = quantized
+        self.placements: dict[Site, Placement] = {}
+        self.floats: dict[str, str] = {}
+
+    def place_operands(self) -> None:
+        """Weights and other constants; biases wait for the placements that their scales follow from."""
+        for name in self.graph.weights:
+            self._place_operand(name)
+
+    def _place_operand(self, name: str) -> None:
+        info = self.graph.weights[name]
+        uses = [use for use in self.graph.uses(name) if not _is_bias(use)]
+        if info.dtype != "float32" or not uses:
+            return
+        by_use = {use: self._operand_placement(name, use) for use in uses}
+        quantized = [placement for placement in by_use.values() if placement is not None]
+        formats = {(p.spec, p.kind, p.channel_axis, p.block_axis) for p in quantized}
+        if len(quantized) == len(self.graph.uses(name)) and len(formats) == 1:
+            self.placements[Weight(name)] = quantized[0]
+            return
+        for use, placement in by_use.items():
+            if placement is not None:
+                site = Input(use.node.name, use.index)
+                self.placements[site] = replace(placement, site=site)
+        if not quantized:
+            self.floats[name] = self._float_reason(name, uses[0])
+
+    def _operand_placement(self, name: str, use: Use) -> Placement | None:
+        node, shape = use.node, self.graph.weights[name].shape
+        if node.name not in self.quantized:
+            return None
+        described = operand(node.op, use.index)
+        if described is not None and described.role not in ("weight", "recurrent_weight"):
+            return None
+        if described is None and node.op not in _CONSTANT_READERS:
+            return None
+        overridden, override_format = self.config.override(name)
+        if overridden and override_format is None:
+            return None
+        if described is None:
+            spec = self.target.activation_format(override_format if overridden else self.config.activations)
+            spec = spec.with_granularity(PerTensor())
+            return Placement(Weight(name), spec, "constant")
+        spec = self.target.weight_format(override_format if overridden else self.config.weights, node.op)
+        rank = len(shape)
+        channel, block = (
+            axis % rank if axis is not None else None for axis in (described.channel_axis, described.block_axis)
+        )
+        if not overridden:
+            spec = _fitting(spec, shape, block)
+        return Placement(Weight(name), spec, "weight", channel_axis=channel or 0, block_axis=block)
+
+    def _float_reason(self, name: str, use: Use) -> str:
+        if self.config.override(name)[0]:
+            return "float by your override"
+        if use.node.name not in self.quantized:
+            return f"{use.node.op} {use.node.name} stays in float"
+        return f"{use.role} of {use.node.op} stays in float"
+
+    def place_biases(self, placements: Mapping[Site, Placement]) -> None:
+        """int32 biases of weighted nodes whose input and weight are integers; their scale is the product.
+
+        `placements` are those of the whole plan, in which inputs and weights are looked up.
+        """
+        if not self.target.int32_bias:
+            return
+        spec = QuantSpec.parse("int32")
+        for name, info in self.graph.weights.items():
+            uses = [use for use in self.graph.uses(name) if _is_bias(use)]
+            sources = {use: _scale_sources(use.node, placements) for use in uses}
+            if info.dtype != "float32" or not uses:
+                continue
+            overridden, override_format = self.config.override(name)
+            if overridden and override_format is None:
+                self.floats[name] = "float by your override"
+                continue
+            # A pattern such as "classifier.*" may mean the weight; a format for the bias alone is a mistake.
+            named_alone = name in (self.config.overrides or {})
+            if overridden and named_alone and QuantSpec.parse(override_format or "").type_name != "int32":
+                raise FormatError(f"override of bias {name!r}: a bias is int32 or float (None), not {override_format}")
+            shared = len(set(sources.values())) == 1 and len(uses) == len(self.graph.uses(name))
+            for use, scale_of in sources.items():
+                if scale_of is None:
+                    self.floats.setdefault(name, f"the input or weight of {use.node.name} is no integer")
+                    continue
+                site: Site = Weight(name) if shared else Input(use.node.name, use.index)
+                weight_granularity = placements[scale_of[1]].spec.granularity
+                granularity = PerTensor() if isinstance(weight_granularity, PerTensor) else PerChannel()
+                self.placements[site] = Placement(site, spec.with_granularity(granularity), "bias", scale_of=scale_of)
+
+
+def _is_bias(use: Use) -> bool:
+    described = operand(use.node.op, use.index)
+    return described is not None and described.role == "bias"
+
+
+def _scale_sources(node: Node, placements: Mapping[Site, Placement]) -> tuple[Site, Site] | None:
+    """The sites of a weighted node's input and weight, when a bias scale can be their product."""
+    sources = []
+    for index in (0, 1):
+        name = node.input(index)
+        sites: Iterable[Site] = (Input(node.name, index), Tensor(name or ""), Weight(name or ""))
+        site = next((s for s in sites if s in placements), None)
+        if site is None or not placements[site].spec.is_integer:
+            return None
+        if index == 0 and isinstance(placements[site].spec.granularity, PerChannel):
+            return None  # the products of one output have several scales
+        sources.append(site)
+    if isinstance(placements[sources[1]].spec.granularity, PerBlock | Lpbq):
+        return None  # an accumulator over several blocks has no single scale
+    return sources[0], sources[1]
+
+
+def _fitting(spec: QuantSpec, shape: tuple[int, ...], block_axis: int | None) -> QuantSpec:
+    """A model-wide block format is per-channel on a weight that its blocks do not divide (a stem with 3 inputs)."""
+    if isinstance(spec.granularity, PerBlock | Lpbq) and (
+        block_axis is None or shape[block_axis] % spec.granularity.size
+    ):
+        return spec.with_granularity(PerChannel())
+    return spec
