@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from isobit.calibration.needed_statistics import blank_statistics
 from isobit.calibration.scheme import Calibrator
 from isobit.quantsim.observe import Passes, refuse_non_finite
@@ -9,6 +11,8 @@ from isobit.quantsim.simulation import Simulation
 from isobit.statistics.count_bits import VARIABLE, counted_by_numpy
 from isobit.techniques.context import Observations, Requests, TechniqueContext
 from isobit.techniques.technique import Observes, Technique, TechniqueReport
+
+logger = logging.getLogger(__name__)
 
 
 def context_of(
@@ -40,6 +44,9 @@ def apply_technique(
     report = technique.apply(context_of(simulation, passes, calibrator, type(technique).__name__))
     simulation.take_report(report, edits_before)
     _note(simulation, passes)
+    logger.info("%s: %d changed, %d left", report.technique, len(report.changed), len(report.left))
+    for name, why in report.left.items():
+        logger.debug("%s left %s: %s", report.technique, name, why)
     return report
 
 

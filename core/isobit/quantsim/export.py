@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from isobit.formats.names import Names
 from isobit.quantsim.export_check import check_file
 from isobit.quantsim.report import Report
 from isobit.quantsim.simulation import Simulation
+
+logger = logging.getLogger(__name__)
 
 ONNX = "onnx"
 MODEL, ENCODINGS, SUMMARY = "model.qdq.onnx", "encodings.json", "summary.txt"
@@ -53,6 +56,7 @@ def export(
             check_file(path, encodings_format, encodings, names, simulation.plan)
         text = str(Report.of(simulation)) + "".join(f"\n{note}\n" for note in notes)
         (staging / SUMMARY).write_text(text, "utf-8")
+    logger.info("written to %s: %s", folder, ", ".join((*files.values(), ENCODINGS, SUMMARY, *further.values())))
     models = {"model" if form == ONNX else form: folder / file for form, file in files.items()}
     for name, file in further.items():
         models |= {"float_model": folder / FLOAT_MODEL, name: folder / file}

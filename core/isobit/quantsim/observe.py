@@ -5,6 +5,7 @@ Calibration and techniques observe through the same door.
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,8 @@ from isobit.statistics.channel_range import ChannelRange
 from isobit.statistics.histogram import Histogram
 from isobit.statistics.observer import Request
 from isobit.statistics.statistics import Seen, Statistics, load_parts, save_parts
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -109,6 +112,7 @@ class Passes:
                 part = batches if end is None else islice(batches, end - start)
                 self._runner(model, part, [item.request for item in behind], self._counting(behind, advance))
         interrupted = stop is not None and stop.asked
+        logger.info("%s: %d tensors observed, %.3g passes so far", what, len(seen), self.count)
         for item in seen:
             item.complete = not interrupted and (upto is None or item.batches >= len(self.dataset) > 0)
         if self._file is not None:

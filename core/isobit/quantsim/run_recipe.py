@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from isobit.quantsim.observe import Passes
 from isobit.quantsim.simulation import Simulation
 from isobit.recipes.recipe import Recipe, Step, StepResult
 from isobit.techniques.context import Requests
+
+logger = logging.getLogger(__name__)
 
 Outputs = Sequence[Mapping[str, NDArray[Any]]]
 
@@ -35,9 +38,11 @@ def run_recipe(simulation: Simulation, recipe: Recipe, passes: Passes, calibrato
         obstacle = step.obstacle(simulation.plan)
         if obstacle:
             results.append(StepResult(step.name, "skipped", why=obstacle))
-            continue
-        following = next((other for other in recipe.steps[index + 1 :] if not other.obstacle(simulation.plan)), None)
-        results.append(_run_step(simulation, step, following, passes, judge, calibrator))
+        else:
+            later = recipe.steps[index + 1 :]
+            following = next((other for other in later if not other.obstacle(simulation.plan)), None)
+            results.append(_run_step(simulation, step, following, passes, judge, calibrator))
+        logger.info("recipe %s: %s", recipe.name, results[-1])
     simulation.steps = results
 
 
@@ -62,6 +67,7 @@ def _run_step(
     judge.forget()
     if checkpoint is None or before is None:
         return StepResult(step.name, "kept", seconds, count)
+    checkpoint.statistics.forget_rows()
     after = judge.sqnr(following)
     if after < before:
         simulation.roll_back(checkpoint)

@@ -18,6 +18,7 @@ from isobit.files import write_atomically
 from isobit.graph.sites import Input, Site, Tensor, site_key, site_of
 from isobit.statistics.channel_range import ChannelRange
 from isobit.statistics.histogram import Histogram as Histogram
+from isobit.statistics.layer_rows.rows import Rows
 from isobit.statistics.min_max import MinMax as MinMax
 from isobit.statistics.moments import Moments as Moments
 from isobit.statistics.observer import Observer, Request, Stage
@@ -130,6 +131,10 @@ class Statistics(Mapping[Site, Reducer]):
         """What there is for a request to a model, or the request's own observer from the start."""
         key = observed(model, request)
         return self.further.setdefault(key, Seen(request.site, request.observer, request.stage))
+
+    def forget_rows(self) -> None:
+        """Let go the rows that techniques observed: they are large, and only such a technique would read them again."""
+        self.further = {key: seen for key, seen in self.further.items() if not isinstance(seen.reducer, Rows)}
 
     def check_adds(self, other: Statistics) -> None:
         """Raise DataError when the ranges of `other` are of other sites, kinds or settings."""
