@@ -88,16 +88,16 @@ def test_it_is_the_interpreter_to_the_last_bit(name: str) -> None:
         outputs = model.run(batch)
         for key, tensor in model.graph.outputs.items():
             np.testing.assert_array_equal(outputs[key], expected[tensor].astype(np.float32), err_msg=step)
-        seen = {tensor: Collect() for tensor in model.graph.tensors}
-        model.observe([batch], [Request(Tensor(tensor), collect, "after") for tensor, collect in seen.items()])
-        for tensor, collect in seen.items():
+        collectors = {tensor: Collect() for tensor in model.graph.tensors}
+        model.observe([batch], [Request(Tensor(tensor), collect, "after") for tensor, collect in collectors.items()])
+        for tensor, collect in collectors.items():
             np.testing.assert_array_equal(collect.values, np.asarray(expected[tensor], np.float32), err_msg=step)
         before = {tensor: Collect() for tensor in model.graph.tensors}
         model.observe([batch], [Request(Tensor(tensor), collect) for tensor, collect in before.items()])
         for tensor, collect in before.items():
             encoding = active.get(Tensor(tensor))
             rounded = collect.values if encoding is None else encoding.fake_quantize(collect.values)
-            np.testing.assert_array_equal(rounded, seen[tensor].values, err_msg=step)
+            np.testing.assert_array_equal(rounded, collectors[tensor].values, err_msg=step)
 
 
 def weights_of(model: CheckedModel) -> Callable[[str], np.ndarray]:
@@ -181,16 +181,16 @@ def test_a_constant_of_one_number_keeps_its_shape() -> None:
     x = builder.input("x", ("batch", 3))
     y = builder.node("Mul", [x, builder.constant(np.float32(2.0).reshape(()))], ("batch", 3))
     model = GraphModel(Strict(), *builder.canonical({"y": y}))
-    made = GraphModel.restore(Strict(), model.state())
-    assert made.weight("constant").shape == model.weight("constant").shape == ()
+    restored = GraphModel.restore(Strict(), model.state())
+    assert restored.weight("constant").shape == model.weight("constant").shape == ()
 
 
 def test_an_op_without_a_kernel_is_refused_at_opening() -> None:
     builder = GraphBuilder()
     builder.scope = "attention/mystery"
-    odd = builder.node("Mystery", [builder.input("x", ("batch", 3))], ("batch", 3))
+    mystery = builder.node("Mystery", [builder.input("x", ("batch", 3))], ("batch", 3))
     with pytest.raises(ModelError, match=r"numpy backend does not read 'Mystery' \(node 'attention/mystery'\)"):
-        GraphModel(Strict(), *builder.canonical({"y": odd}))
+        GraphModel(Strict(), *builder.canonical({"y": mystery}))
 
 
 def test_gradients_are_the_engines_own() -> None:
@@ -218,17 +218,17 @@ def test_of_a_tensor_elsewhere_no_more_is_fetched_than_an_observer_needs(make: A
         fetched.append(array.size)
         return array
 
-    found, wanted = make(), make()
-    observe_tensor(found, values, 1, lambda array: (float(array.min()), float(array.max())), fetch)
-    wanted.update(values, 1)
-    if isinstance(found, Histogram):
-        assert found == wanted
+    fetched_observer, local_observer = make(), make()
+    observe_tensor(fetched_observer, values, 1, lambda array: (float(array.min()), float(array.max())), fetch)
+    local_observer.update(values, 1)
+    if isinstance(fetched_observer, Histogram):
+        assert fetched_observer == local_observer
         assert fetched[0] == values.size if bad else fetched[0] < values.size / 4
-    elif isinstance(found, MinMax):
-        np.testing.assert_array_equal(found.batches, wanted.batches)
+    elif isinstance(fetched_observer, MinMax):
+        np.testing.assert_array_equal(fetched_observer.batches, local_observer.batches)
         assert bad or not fetched
     else:
-        np.testing.assert_array_equal(found.mean, wanted.mean)
+        np.testing.assert_array_equal(fetched_observer.mean, local_observer.mean)
 
 
 def test_a_builder_names_what_is_left_after_its_scope() -> None:

@@ -99,9 +99,9 @@ def test_a_concatenation_shares_one_encoding_where_the_target_says_so() -> None:
     assert groups == {"x": ["x"], "a": ["a", "b.relu", "cat"], "last": ["last"]}
     assert formats(plan)["cat"] == ACTIVATION + " (copy)", "its values are on the grid already"
     assert formats(plan)["a"] == formats(plan)["b.relu"] == ACTIVATION
-    apart = place(graph, ORT)
-    assert all(len(members) == 1 for members in apart.groups().values())
-    assert formats(apart)["cat"] == ACTIVATION
+    untied = place(graph, ORT)
+    assert all(len(members) == 1 for members in untied.groups().values())
+    assert formats(untied)["cat"] == ACTIVATION
 
 
 @both
@@ -168,9 +168,9 @@ def test_ranges_that_the_op_fixes(target: Target) -> None:
 def test_members_of_a_group_that_disagree_have_no_fixed_range() -> None:
     sketch = Sketch()
     x = sketch.input("x", *IMAGE)
-    one = sketch.node("Sigmoid", conv(sketch, x, "a"), name="one", shape=IMAGE)
-    two = sketch.node("Tanh", conv(sketch, x, "b"), name="two", shape=IMAGE)
-    y = sketch.node("Concat", one, two, name="cat", shape=("N", 8, 6, 6), axis=1)
+    sigmoid = sketch.node("Sigmoid", conv(sketch, x, "a"), name="one", shape=IMAGE)
+    tanh = sketch.node("Tanh", conv(sketch, x, "b"), name="two", shape=IMAGE)
+    y = sketch.node("Concat", sigmoid, tanh, name="cat", shape=("N", 8, 6, 6), axis=1)
     plan = place(drawn(sketch, conv(sketch, y, "last", source=8)), DEFAULT)
     assert {plan.placements[Tensor(name)].fixed_range for name in ("one", "two", "cat")} == {None}
 
@@ -307,8 +307,10 @@ def test_blocks_where_they_divide_and_channels_where_they_do_not() -> None:
     assert plan.placements[Weight("even")].block_axis == 1
     assert formats(plan)["w:odd"] == "int4 symmetric per-channel"
     assert plan.floats["b.bias"] == "the input or weight of b is no integer", "blocks have no one accumulator scale"
-    asked = place(graph, DEFAULT, QuantConfig(overrides={"odd": "int4 block=4"}))
-    assert formats(asked)["w:odd"] == "int4 symmetric block=4", "an explicit wish is not bent: encoding it is the error"
+    overridden = place(graph, DEFAULT, QuantConfig(overrides={"odd": "int4 block=4"}))
+    assert formats(overridden)["w:odd"] == "int4 symmetric block=4", (
+        "an explicit wish is not bent: encoding it is the error"
+    )
 
 
 # --- biases ---------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_formats_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("requested", "message"),
     [
         ("int8", "target 'chip' cannot run activations of type int8; it runs: uint8, int4, int5, int6, float16"),
         ("uint8 per-channel", "target 'chip' quantizes activations per-tensor, not per-channel"),
@@ -90,21 +90,21 @@ def test_formats_asked_for() -> None:
         ("uint", "unknown number type 'uint'"),
     ],
 )
-def test_activation_formats_it_cannot_run(asked: str, said: str) -> None:
-    with pytest.raises(FormatError, match=re.escape(said)):
-        parse_target(TOML, "chip.toml").activation_format(asked)
+def test_activation_formats_it_cannot_run(requested: str, message: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(message)):
+        parse_target(TOML, "chip.toml").activation_format(requested)
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("requested", "message"),
     [
         ("uint8", "target 'chip' cannot run weights of type uint8; it runs: int8, int4, bfloat16"),
         ("int4 lpbq=4", "target 'chip' cannot run weights lpbq=4; it runs: per-channel, per-tensor, block"),
     ],
 )
-def test_weight_formats_it_cannot_run(asked: str, said: str) -> None:
-    with pytest.raises(FormatError, match=re.escape(said)):
-        parse_target(TOML, "chip.toml").weight_format(asked, "Conv")
+def test_weight_formats_it_cannot_run(requested: str, message: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(message)):
+        parse_target(TOML, "chip.toml").weight_format(requested, "Conv")
 
 
 def changed(old: str, new: str) -> str:
@@ -201,10 +201,10 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_every_wrong_key_is_named_with_its_file(case: str) -> None:
-    text, said = WRONG[case]
+    text, message = WRONG[case]
     with pytest.raises(TargetError, match=r"^some/chip\.toml: .*") as error:
         parse_target(text, "some/chip.toml")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

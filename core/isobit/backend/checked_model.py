@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend.checks import check_quantizers
-from isobit.backend.contract import BackendModel, Batch, Differentiable, NameMap
+from isobit.backend.contract import BackendModel, Differentiable, NameMap
+from isobit.data import Batch
 from isobit.edits.draft import plan_edits
 from isobit.edits.edit import Edit, EditPlan
 from isobit.encodings.encoding import Encoding, Encodings
@@ -86,10 +87,10 @@ class CheckedModel:
         if ops is None:
             return
         present = {node.op for node in self.graph.nodes}
-        odd = next((node for node in plan.graph.nodes if node.op not in ops and node.op not in present), None)
-        if odd is not None:
+        unsupported = next((node for node in plan.graph.nodes if node.op not in ops and node.op not in present), None)
+        if unsupported is not None:
             raise EditError(
-                f"the {self.backend} backend cannot make a {odd.op} node ({odd.name!r}); "
+                f"the {self.backend} backend cannot make a {unsupported.op} node ({unsupported.name!r}); "
                 f"it makes {', '.join(sorted(ops))}"
             )
 

@@ -87,13 +87,13 @@ def divergences(bins: Bins, grids: Grids, low: Floats, high: Floats, width: floa
     at_low, at_high = used.argmax(axis=1), used.shape[1] - 1 - used[:, ::-1].argmax(axis=1)
     q_part = np.einsum("ij,ij->i", mass, level) + cut_low * level[rows, at_low] + cut_high * level[rows, at_high]
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = (_p_part(counts, start, stop, cut_low, cut_high) - q_part) / total + np.log(inside / total)
-    return np.where(inside > 0, np.maximum(found, 0.0), np.inf)
+        result = (_p_part(counts, start, stop, cut_low, cut_high) - q_part) / total + np.log(inside / total)
+    return np.where(inside > 0, np.maximum(result, 0.0), np.inf)
 
 
 def _without_zeros(bins: Bins) -> Bins:
-    kept = np.maximum(-bins.low, bins.high) >= _SUBNORMAL
-    return Bins(bins.low[kept], bins.high[kept], bins.counts[kept])
+    is_normal = np.maximum(-bins.low, bins.high) >= _SUBNORMAL
+    return Bins(bins.low[is_normal], bins.high[is_normal], bins.counts[is_normal])
 
 
 def _linear(bins: Bins, width: float) -> tuple[int, Floats, Floats]:
@@ -104,9 +104,9 @@ def _linear(bins: Bins, width: float) -> tuple[int, Floats, Floats]:
     high = np.where(single & (bins.high <= 0), np.nextafter(bins.high, np.inf), bins.high)
     first, last = int(np.floor(low[0] / width)), int(np.ceil(high[-1] / width))
     upper = np.cumsum(bins.counts)
-    known = np.stack([low, high], axis=1).reshape(-1)
+    ends = np.stack([low, high], axis=1).reshape(-1)
     below = np.interp(
-        np.arange(first, last + 1) * width, known, np.stack([upper - bins.counts, upper], axis=1).reshape(-1)
+        np.arange(first, last + 1) * width, ends, np.stack([upper - bins.counts, upper], axis=1).reshape(-1)
     )
     return first, below, np.diff(below)
 
@@ -136,9 +136,9 @@ def _p_part(
     highest = occupied[np.maximum(np.searchsorted(occupied, stop) - 1, 0)]
     at_low = counts[lowest] + cut_low
     at_high = np.where(lowest == highest, at_low, counts[highest])
-    found = sums[stop] - sums[start]
-    found += _plogp(at_low) - _plogp(counts[lowest])
-    return np.asarray(found + _plogp(at_high + cut_high) - _plogp(at_high), np.float64)
+    total = sums[stop] - sums[start]
+    total += _plogp(at_low) - _plogp(counts[lowest])
+    return np.asarray(total + _plogp(at_high + cut_high) - _plogp(at_high), np.float64)
 
 
 def _plogp(p: Floats) -> Floats:

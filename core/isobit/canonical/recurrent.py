@@ -24,8 +24,8 @@ def drop_zero_states(graph: Graph) -> Graph:
     if nodes == graph.nodes:
         return graph
     before = _read(graph, graph.nodes)
-    while len(kept := _only_read(graph, nodes, before)) < len(nodes):
-        nodes = kept
+    while len(still_read := _only_read(graph, nodes, before)) < len(nodes):
+        nodes = still_read
     return graph.with_nodes(nodes)
 
 
@@ -90,8 +90,8 @@ def _layer(node: Node, weights: dict[str, WeightInfo]) -> Node:
         attributes["hidden_size"] = weights[recurrent].shape[-1]
     if attributes["direction"] == "bidirectional":  # the backend could not take it apart
         return replace(node, attributes=attributes)
-    said = attributes.get("activations", ACTIVATIONS[node.op])
-    attributes["activations"] = tuple(str(name).capitalize() for name in said)
+    activations = attributes.get("activations", ACTIVATIONS[node.op])
+    attributes["activations"] = tuple(str(name).capitalize() for name in activations)
     bias = node.input(_BIAS)
     if bias in weights and len(weights[bias].shape) == 2 and node.input(_RECURRENT_BIAS) is None:
         node = replace(node, inputs=_with_bias(node, *(_half(bias, part, weights) for part in (0, 1))))

@@ -166,8 +166,8 @@ class Workspace:
         for index, name in enumerate(node.inputs):
             shapes.append(constants.get(index) if name not in tensors or name is None else tensors[name].shape)
         try:
-            given = [s for s, n in zip(shapes, node.inputs, strict=True) if n is not None]
-            shape = infer(node, given, constants, tensors[node.outputs[0]].shape)
+            input_shapes = [s for s, n in zip(shapes, node.inputs, strict=True) if n is not None]
+            shape = infer(node, input_shapes, constants, tensors[node.outputs[0]].shape)
         except ShapeError as mismatch:
             raise EditError(f"the edit does not fit node {node.name!r} ({node.op}): {mismatch}") from mismatch
         if shape is None and tensors[node.outputs[0]].shape is not None and self._input_changed(node, tensors):

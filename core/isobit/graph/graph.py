@@ -122,9 +122,9 @@ class Graph:
 
     def __post_init__(self) -> None:
         for name in ("outputs", "tensors", "weights"):
-            given = getattr(self, name)
-            if not isinstance(given, MappingProxyType):  # another graph's is shared
-                object.__setattr__(self, name, MappingProxyType(dict(given)))
+            mapping = getattr(self, name)
+            if not isinstance(mapping, MappingProxyType):  # another graph's is shared
+                object.__setattr__(self, name, MappingProxyType(dict(mapping)))
 
     def __repr__(self) -> str:
         return f"<Graph of {len(self.nodes)} nodes: {', '.join(self.inputs)} -> {', '.join(self.outputs)}>"

@@ -109,8 +109,8 @@ def _windowed(node: Node, source: Shape, constants: Mapping[int, tuple[int, ...]
             extra = attributes.get("output_padding", (0,) * spatial)[axis]
             sizes.append((size - 1) * strides[axis] + extent - padding + extra)
         else:
-            steps, rest = divmod(size + padding - extent, strides[axis])
-            sizes.append(steps + 1 + (1 if rest and attributes.get("ceil_mode") else 0))
+            steps, remainder = divmod(size + padding - extent, strides[axis])
+            sizes.append(steps + 1 + (1 if remainder and attributes.get("ceil_mode") else 0))
     return (source[0], channels, *sizes)
 
 

@@ -87,15 +87,15 @@ class GraphBuilder:
 
     def _renumbered(self, graph: Graph) -> Graph:
         """The nodes that are left numbered anew, so that one that stands for a whole scope has its plain name."""
-        taken = {*graph.inputs, *graph.weights}
+        used_names = {*graph.inputs, *graph.weights}
         names: dict[str, str] = {}
         for node in graph.nodes:
             stem = self._stems[node.name]
             name, number = stem, 0
-            while name in taken:
+            while name in used_names:
                 number += 1
                 name = f"{stem}#{number}"
-            taken.add(name)
+            used_names.add(name)
             names[node.name] = name  # a node's tensor has its name
 
         def renamed(tensors: Sequence[str | None]) -> tuple[Any, ...]:

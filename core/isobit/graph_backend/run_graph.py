@@ -36,8 +36,8 @@ def run_graph(
     after: dict[str, Any] = {}
     reads = [(Input(node.name, index), name) for node in graph.nodes for index, name in enumerate(node.inputs)]
     read_before = {name for site, name in reads if site in rounders}
-    left = Counter(name for node in graph.nodes for name in node.inputs if name is not None)
-    left.update(graph.outputs.values())
+    readers_left = Counter(name for node in graph.nodes for name in node.inputs if name is not None)
+    readers_left.update(graph.outputs.values())
 
     def tell(place: Tap, value: Any) -> None:
         if tap is not None:
@@ -73,8 +73,8 @@ def run_graph(
             produce(output, value)
         for read in node.inputs:
             if read in after:
-                left[read] -= 1
-                if not left[read]:
+                readers_left[read] -= 1
+                if not readers_left[read]:
                     del after[read]
                     before.pop(read, None)
     return {
@@ -92,11 +92,11 @@ def run_tapped(
     taps: Sequence[Tap],
 ) -> tuple[dict[str, Any], list[Any]]:
     """The outputs by name, and what `taps` meet, in order: what `isobit.graph_backend.Engine.run` returns."""
-    met: dict[Tap, Any] = {}
+    tapped: dict[Tap, Any] = {}
 
     def tap(place: Tap, value: Any) -> None:
         if place in taps:
-            met[place] = value
+            tapped[place] = value
 
     outputs = run_graph(graph, compute, weights, rounders, feeds, tap)
-    return outputs, [met[place] for place in taps]
+    return outputs, [tapped[place] for place in taps]

@@ -23,9 +23,9 @@ class BinCounts:
         """From the keys of bins, each once, and their counts."""
         table = np.zeros(BINS, np.int64)
         table[keys] = counts
-        found = cls()
-        found.add_table(table)
-        return found
+        bin_counts = cls()
+        bin_counts.add_table(table)
+        return bin_counts
 
     def add_table(self, counts: NDArray[np.int64]) -> int:
         """`add` of 65,536 counts, whose rows are looked for."""
@@ -37,8 +37,8 @@ class BinCounts:
         if rows[_NON_FINITE].any():
             rows, non_finite = rows.copy(), int(table[_NON_FINITE].sum())
             rows[_NON_FINITE] = False
-        found = np.flatnonzero(rows)
-        self._add_rows(found, table[found])
+        occupied = np.flatnonzero(rows)
+        self._add_rows(occupied, table[occupied])
         return non_finite
 
     def merge(self, other: BinCounts) -> None:

@@ -54,9 +54,9 @@ def count_bits(bits: NDArray[np.uint32], counts: NDArray[np.int64], rows: NDArra
     `rows` are 512 flags, one a sign and exponent: those of the values are set.
     """
     if counted_by_numpy():
-        found = np.bincount(bits >> 16, minlength=BINS)
-        counts += found
-        rows |= found.reshape(ROWS, -1).any(axis=1)
+        batch_counts = np.bincount(bits >> 16, minlength=BINS)
+        counts += batch_counts
+        rows |= batch_counts.reshape(ROWS, -1).any(axis=1)
         return
     count_bins: Callable[..., None] = kernels().count_bins
     parts = min(_CORES, bits.size // _PART)

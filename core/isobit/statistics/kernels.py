@@ -6,8 +6,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-BINS = 1 << 16
-
+from isobit.statistics.count_bits import BINS
 
 # Read only: JAX hands out such arrays, and a writable one fits here too.
 _BITS = numba.types.Array(numba.uint32, 1, "C", readonly=True)

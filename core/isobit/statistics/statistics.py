@@ -134,15 +134,15 @@ class Statistics(Mapping[Site, Reducer]):
     def check_adds(self, other: Statistics) -> None:
         """Raise DataError when the ranges of `other` are of other sites, kinds or settings."""
         if self._ranges.keys() != other._ranges.keys():
-            odd = next(iter(self._ranges.keys() ^ other._ranges.keys()))
-            raise DataError(f"the statistics are of different sites: {str(odd)!r} is in one of them only")
+            site_of_one = next(iter(self._ranges.keys() ^ other._ranges.keys()))
+            raise DataError(f"the statistics are of different sites: {str(site_of_one)!r} is in one of them only")
         for site, reducer in self.items():
-            theirs = other[site]
-            if type(theirs) is not type(reducer):
-                kinds = f"{type(reducer).__name__} and {type(theirs).__name__}"
+            other_reducer = other[site]
+            if type(other_reducer) is not type(reducer):
+                kinds = f"{type(reducer).__name__} and {type(other_reducer).__name__}"
                 raise DataError(f"the statistics of {str(site)!r} are of different kinds: {kinds}")
-            if isinstance(reducer, Histogram) and isinstance(theirs, Histogram):
-                reducer.check_limit(theirs)
+            if isinstance(reducer, Histogram) and isinstance(other_reducer, Histogram):
+                reducer.check_limit(other_reducer)
 
     def merge(self, other: Statistics) -> None:
         """Add the ranges of a later part of the data. What else was observed does not add up, and is dropped."""
@@ -280,8 +280,8 @@ def _unpack(source: str | Path | IO[bytes], path: str) -> list[Statistics]:
                 raise DataError(f"{path}: not a statistics file of version {_FORMAT}")
             arrays: dict[tuple[str, str], dict[str, NDArray[Any]]] = {}
             for key in file.files:
-                part_number, _, rest = key.partition(".")
-                number, _, name = rest.partition(".")
+                part_number, _, array_key = key.partition(".")
+                number, _, name = array_key.partition(".")
                 arrays.setdefault((part_number, number), {})[name] = file[key]
             parts = [_part(record, str(number), arrays) for number, record in enumerate(header["parts"])]
             if not parts:

@@ -126,8 +126,8 @@ class Patches:
         place = np.unravel_index(position, self.output_size(samples.shape))
         rows = np.zeros((len(sample), self.channels, prod(self.kernel)), np.float32)
         for tap, where, inside in self._taps(place, samples.shape[2:]):
-            met: tuple[Any, ...] = (sample[inside], slice(None), *(axis[inside] for axis in where))
-            rows[inside, :, tap] = samples[met]
+            index: tuple[Any, ...] = (sample[inside], slice(None), *(axis[inside] for axis in where))
+            rows[inside, :, tap] = samples[index]
         return rows.reshape(len(sample), self.groups, self.columns)
 
     def _taps(
@@ -138,12 +138,14 @@ class Patches:
             where, inside = [], np.ones(len(place[0]), np.bool_)
             for i, at in enumerate(place):
                 if self.op == "ConvTranspose":  # output = input * stride + offset * dilation - pad
-                    found, rest = np.divmod(at + self.pads[i] - offset[i] * self.dilations[i], self.strides[i])
-                    inside &= rest == 0
+                    input_position, remainder = np.divmod(
+                        at + self.pads[i] - offset[i] * self.dilations[i], self.strides[i]
+                    )
+                    inside &= remainder == 0
                 else:
-                    found = at * self.strides[i] + offset[i] * self.dilations[i] - self.pads[i]
-                inside &= (found >= 0) & (found < size[i])
-                where.append(found)
+                    input_position = at * self.strides[i] + offset[i] * self.dilations[i] - self.pads[i]
+                inside &= (input_position >= 0) & (input_position < size[i])
+                where.append(input_position)
             yield tap, where, inside
 
     def record(self) -> dict[str, Any]:
@@ -153,7 +155,7 @@ class Patches:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Patches:
         """The inverse of `record`."""
-        known: dict[str, Any] = {
+        settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
         }
-        return cls(**known)
+        return cls(**settings)

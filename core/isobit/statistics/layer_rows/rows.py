@@ -98,9 +98,9 @@ class Rows:
     def _thin(self, level: int) -> None:
         self.level = level
         for i, (sample, position) in enumerate(zip(self._sample, self._position, strict=True)):
-            kept = _keys(sample, position) < self._threshold
-            if not kept.all():
-                parts = self._sample[i][kept], self._position[i][kept], self._rows[i][kept]
+            is_kept = _keys(sample, position) < self._threshold
+            if not is_kept.all():
+                parts = self._sample[i][is_kept], self._position[i][is_kept], self._rows[i][is_kept]
                 self._sample[i], self._position[i], self._rows[i] = parts
 
     @property
@@ -115,7 +115,7 @@ class Rows:
         if len(self._rows) != 1:  # they are put together once
             empty = np.zeros((0, self.patches.groups, self.patches.columns), np.float32)
             self._rows = [np.concatenate([empty, *self._rows])]
-            self._sample, self._position = ([found] for found in self.stamps.T)
+            self._sample, self._position = ([column] for column in self.stamps.T)
         return self._rows[0]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -131,11 +131,11 @@ class Rows:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Rows:
         """The inverse of `arrays`."""
         limit, first, samples, level = (int(number) for number in arrays["numbers"])
-        found = cls(Patches.from_record(json.loads(arrays["patches"].tobytes())), limit, first)
-        found.samples, found.level = samples, level
-        found._sample, found._position = [arrays["stamps"][:, 0]], [arrays["stamps"][:, 1]]
-        found._rows = [arrays["rows"]]
-        return found
+        loaded = cls(Patches.from_record(json.loads(arrays["patches"].tobytes())), limit, first)
+        loaded.samples, loaded.level = samples, level
+        loaded._sample, loaded._position = [arrays["stamps"][:, 0]], [arrays["stamps"][:, 1]]
+        loaded._rows = [arrays["rows"]]
+        return loaded
 
 
 def _keys(sample: Indices, position: Indices) -> NDArray[np.uint64]:
