@@ -281,7 +281,7 @@ def test_refusals_name_what_blocks_and_change_nothing(edits: Sequence[Edit], mes
 
 
 def test_a_chain_may_stand_before_a_node_of_unknown_shapes() -> None:
-    """Its result has the shape of what it stands for, so a MatMul of two tensors behind it is not asked anything."""
+    """Its result has the shape of the tensor that it replaces, so that of a MatMul behind it is not inferred again."""
     b = NetworkBuilder("product")
     x = b.input("x", 4, 6)
     b.output("y", b.op("MatMul", "product", b.linear("left", x, 4, bias=False), b.op("Relu", "right", x)))

@@ -39,7 +39,7 @@ def linear_counts(bins: Bins, width: float) -> dict[int, float]:
     counts: dict[int, float] = {}
     for low, high, count in zip(*(part.tolist() for part in bins), strict=True):
         first, last = math.floor(low / width), math.ceil(high / width) - 1
-        if low == high:  # one value, in the bin that it ends, away from zero
+        if low == high:  # one value, counted in the bin whose end farther from zero it is
             first = last = last if low > 0 else first
         for index in range(first, last + 1):
             inside = min(high, (index + 1) * width) - max(low, index * width)

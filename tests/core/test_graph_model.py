@@ -24,13 +24,13 @@ from isobit.testing.networks import NETWORKS
 
 
 class Strict(NumpyEngine):
-    """An engine that runs nothing but what it can compute."""
+    """An engine that refuses ops for which it has no kernel."""
 
     ops = interpreter.OPS
 
 
 class Descending(Strict):
-    """An engine with a gradient: of the first output, by differences as it were."""
+    """An engine with a made-up gradient of the first output."""
 
     def gradient(self, model: GraphModel, function: Any, weights: Any, feeds: Any) -> tuple[Any, Mapping[str, Any]]:
         outputs = {name: Scalar(value) for name, value in self.run(model, feeds, ())[0].items()}
@@ -67,7 +67,7 @@ def some_encodings(model: Any, network: Any) -> dict[Site, Encoding]:
 
 @pytest.mark.parametrize("name", ["conv_net", "residual", "shared_weights", "upsampler", "recurrent"])
 def test_it_is_the_interpreter_to_the_last_bit(name: str) -> None:
-    """Plain, quantized, with quantizers off; every tensor as its readers see it, and as its kernel left it."""
+    """In float, quantized, and with quantizers off; every tensor before and after its quantizer."""
     model, network = opened(name)
     batch = network.batch(2)
     wide = {key: value.astype(np.float64) if value.dtype.kind == "f" else value for key, value in batch.items()}
@@ -81,7 +81,7 @@ def test_it_is_the_interpreter_to_the_last_bit(name: str) -> None:
         elif step == "off":
             model.enable(off, on=False)
             active = {s: e for s, e in encodings.items() if s not in off}
-            for site in off:  # a reader with a quantizer of its own that is off reads what no quantizer has seen
+            for site in off:  # a reader whose own quantizer is off reads the unrounded tensor
                 if isinstance(site, Input):
                     active[site] = Unchanged()
         expected = interpreter.interpret(model.graph, weights_of(model), wide, active)
@@ -255,7 +255,7 @@ def test_a_builder_names_what_is_left_after_its_scope() -> None:
 
 
 def test_tensors_are_let_go_after_their_last_reader() -> None:
-    """And one that two readers share, or one reads twice, is kept as long as it is read."""
+    """A tensor that two readers share, or one reads twice, is kept until the last read."""
     builder = GraphBuilder()
     x = builder.input("x", ("batch", 4))
     a = builder.node("Relu", [x], ("batch", 4))

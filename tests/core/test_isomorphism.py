@@ -86,11 +86,11 @@ def test_tensors_that_correspond() -> None:
     assert correspondence(a[0], changed[0], a[1].__getitem__, changed[1].__getitem__) == {"x": "X", "conv": "CONV"}
 
 
-def test_twins_correspond_in_order() -> None:
+def test_tensors_that_compute_the_same_correspond_in_order() -> None:
     sketch = Sketch()
     x = sketch.input("x", "N", 3)
-    twins = [sketch.node("Relu", x, name=name, shape=("N", 3)) for name in ("first", "second")]
-    graph = sketch.graph(*twins)
+    equal_nodes = [sketch.node("Relu", x, name=name, shape=("N", 3)) for name in ("first", "second")]
+    graph = sketch.graph(*equal_nodes)
     sketch2 = Sketch()
     y = sketch2.input("y", "N", 3)
     graph2 = sketch2.graph(*(sketch2.node("Relu", y, name=name, shape=("N", 3)) for name in ("a", "b")))

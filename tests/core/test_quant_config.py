@@ -80,7 +80,7 @@ def test_an_excluded_node_is_fused_into_nothing() -> None:
         (QuantConfig(weights="int4 lpbq=2"), "cannot run weights lpbq=2; it runs: per-channel, per-tensor, block"),
     ],
 )
-def test_wishes_that_cannot_be_met(config: QuantConfig, message: str) -> None:
+def test_configs_that_cannot_be_met(config: QuantConfig, message: str) -> None:
     with pytest.raises(FormatError, match=re.escape(message)):
         place(small(), ORT, config)
 

@@ -80,7 +80,7 @@ def test_every_placement_has_an_encoding_in_the_order_of_the_plan() -> None:
 def test_activations() -> None:
     encodings = resolved().encodings
     assert encodings["x"] == encode_range(-1, 1, UINT8)
-    group = encode_range(-3, 5, UINT8)  # of all that the two layers gave
+    group = encode_range(-3, 5, UINT8)  # the range of both layers' outputs
     assert encodings["a"] == encodings["b_"] == encodings["cat"] == group
     assert encodings["sigmoid"] == encode_range(0, 1, UINT8, snap=False), "a fixed range is not snapped"
     assert encodings["sigmoid"].scale == np.float32(1 / 255)

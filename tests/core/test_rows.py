@@ -109,7 +109,7 @@ def test_batching_does_not_matter(sizes, limit):
     cut, merged, start = Rows(patches, limit), Rows(patches, limit), 0
     for size in sizes:
         cut.update(data[start : start + size])
-        assert len(cut.values) == len(cut)  # looked at on the way
+        assert len(cut.values) == len(cut)  # reading the values between two updates changes nothing
         part = Rows(patches, limit, first=start)
         part.update(data[start : start + size])
         merged.merge(part)
@@ -156,7 +156,7 @@ def test_saved_and_loaded(tmp_path):
     assert isinstance(loaded, Rows)
     np.testing.assert_array_equal(loaded.values, rows.values)
     np.testing.assert_array_equal(loaded.stamps, rows.stamps)
-    for continued in (rows, loaded):  # it goes on as if it had never been away
+    for continued in (rows, loaded):  # loaded rows take further batches as the saved ones do
         continued.update(np.ones((4, 3), np.float32))
     np.testing.assert_array_equal(loaded.stamps, rows.stamps)
 

@@ -1,4 +1,4 @@
-"""Removing channels: what is left computes what the whole computed on the channels kept."""
+"""Removing channels: the sliced model computes what the whole model computes on the channels that stay."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def model_of(sketch: Sketch, *outputs: str) -> CheckedModel:
 
 
 def masked(model: CheckedModel, producer: str, keep: tuple[int, ...], *silenced: str) -> CheckedModel:
-    """The reference: the layers' other channels made to be zero, by zero weights and biases."""
+    """The reference: a copy whose removed channels are zero, by zero weights and biases."""
     copied = model.copy()
     assert isinstance(copied.inner, NumpyModel)
     removed = [c for c in range(model.weight(f"{producer}.w").shape[0]) if c not in keep]
@@ -236,7 +236,7 @@ def test_flattened_sequences_block() -> None:
 
 
 def test_two_different_demands_block() -> None:
-    """A pooled tensor and a flattened one: what is kept of the first is not what is kept of the second."""
+    """A pooled tensor and a flattened one: a channel is one index of the first and several of the second."""
     sketch = Sketch()
     x = sketch.input("x", "N", 2, 2, 1)
     y = sketch.node("Conv", x, sketch.random("w", 2, 2, 1, 1), name="first", shape=("N", 2, 2, 1))

@@ -106,7 +106,7 @@ def test_bounds_reduced_elsewhere_that_are_not_finite_are_noticed(low: float, hi
 
 def test_a_chosen_element_that_is_not_finite_is_noticed() -> None:
     histogram = Histogram()
-    histogram.absorb(0.0, 1.0, np.float32([1.0, np.nan]), 2)  # some runtimes' minimum passes over NaN
+    histogram.absorb(0.0, 1.0, np.float32([1.0, np.nan]), 2)  # the minimum of some runtimes ignores NaN
     assert histogram.non_finite == 1
 
 
@@ -396,7 +396,7 @@ def test_an_unseen_tensor_says_so() -> None:
 
 
 def test_counts_made_elsewhere():
-    """`absorb` and `add_counts` together are `update`; bins of infinity and NaN are told, not kept."""
+    """`absorb` and `add_counts` together are `update`; counts of infinity and NaN are returned and not kept."""
     values = np.array([[0.5, -3.0, 0.0, 7.25], [-0.0, 1e-3, 0.5, -2.0]], np.float32)
     table = np.zeros(1 << 16, np.int64)
     for value in values.reshape(-1):

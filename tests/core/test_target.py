@@ -217,24 +217,24 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain() -> Registry:
+def own_plugins() -> Registry:
     return own_registry()
 
 
 @pytest.mark.parametrize("name", ["default", "onnxruntime-cpu", "onnxruntime-cpu-transformer"])
-def test_the_targets_that_come_with_isobit(plain: Registry, name: str) -> None:
-    target = plain.target(name)
+def test_the_targets_that_come_with_isobit(own_plugins: Registry, name: str) -> None:
+    target = own_plugins.target(name)
     assert target.name == name
-    assert plain.target(target) is target
+    assert own_plugins.target(target) is target
     for op in ("Conv", "Linear", "MatMul", "Gather"):
         assert str(target.weight_format(None, op)).startswith("int8 symmetric per-")
     assert str(target.activation_format(None)) == "uint8 asymmetric per-tensor"
 
 
-def test_targets_by_name_and_by_file(plain: Registry, tmp_path: Path) -> None:
+def test_targets_by_name_and_by_file(own_plugins: Registry, tmp_path: Path) -> None:
     path: Any = tmp_path / "chip.toml"
     path.write_text(TOML)
-    assert plain.target(path) == plain.target(str(path)) == parse_target(TOML, "")
+    assert own_plugins.target(path) == own_plugins.target(str(path)) == parse_target(TOML, "")
     with pytest.raises(TargetError, match=re.escape("unknown target 'defualt' (did you mean 'default'?); known are")):
-        plain.target("defualt")
-    assert plain.target(Path("default")).name == "default"
+        own_plugins.target("defualt")
+    assert own_plugins.target(Path("default")).name == "default"

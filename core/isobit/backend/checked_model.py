@@ -44,7 +44,7 @@ class CheckedModel:
 
     @staticmethod
     def of(model: BackendModel | CheckedModel) -> CheckedModel:
-        """`model`, taken over and not copied, with an empty log; `Differentiable` where the backend's model is."""
+        """`model`, used directly and not copied, with an empty log; `Differentiable` where the backend's model is."""
         inner = model.inner if isinstance(model, CheckedModel) else model
         return CheckedDifferentiable(inner) if isinstance(inner, Differentiable) else CheckedModel(inner)
 
@@ -134,7 +134,7 @@ class CheckedModel:
         for batch in data:
             current.batch = self._feeds(batch)
             yield current.batch
-            current.batch = None  # what `data` itself raises is not the model's failure
+            current.batch = None  # an error raised by `data` itself is not the model's failure
 
     def _feeds(self, batch: Batch) -> dict[str, Array]:
         """The inputs of the model alone, in their element types; nothing is copied that has them."""
@@ -195,13 +195,13 @@ class CheckedDifferentiable(CheckedModel):
     ) -> tuple[float, Mapping[str, NDArray[np.float32]]]:
         """Value of ``function(outputs)`` with `weights` overridden, and its gradient by each of them."""
         inner = self.inner
-        assert isinstance(inner, Differentiable)  # or `CheckedModel.of` had made another
+        assert isinstance(inner, Differentiable)  # `CheckedModel.of` makes this class only around a model that is
         overriding = {name: self._overriding(name, value) for name, value in weights.items()}
         feeds = self._feeds(batch)
         with self._named_failures() as current:
 
             def number(outputs: Mapping[str, Any]) -> Any:
-                current.batch = None  # it is computed: what follows is the function's
+                current.batch = None  # the model has computed it: an error from here on is the function's
                 return _number(function(outputs))
 
             current.batch = feeds

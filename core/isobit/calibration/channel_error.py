@@ -29,7 +29,8 @@ def smallest_channel_errors(channels: ChannelRange, spec: QuantSpec) -> tuple[ND
     if not spec.is_integer:
         return low, high
     shares = np.exp2(-np.arange(_STEPS * _OCTAVES) / _STEPS)[:, None]
-    # Candidates are numbers of 5 mantissa bits, so that last bits do not choose; the first is all that was seen.
+    # Candidates have 5 mantissa bits, so that rounding errors do not decide between them. The first is all that was
+    # seen.
     mantissa, exponent = np.frexp(largest * shares)
     thresholds = np.ldexp(np.floor(mantissa * 64) / 64, exponent)
     thresholds[0] = largest

@@ -48,7 +48,7 @@ class Entropy:
         ends = thresholds(largest, _STEPS, width * 2 ** (spec.bits - 1))
         low, high = np.maximum(minimum, -ends), np.minimum(maximum, ends)
         grids = candidate_grids(low, high, spec)
-        wide = grids.scale >= width  # a level narrower than a bin would lose nothing
+        wide = grids.scale >= width  # a level narrower than a bin would seem to lose nothing
         wide[0] = True
         low, high = low[wide], high[wide]
         grids = Grids(spec, grids.scale[wide], grids.zero_point[wide])
@@ -98,7 +98,7 @@ def _without_zeros(bins: Bins) -> Bins:
 
 def _linear(bins: Bins, width: float) -> tuple[int, Floats, Floats]:
     """Index of the first linear bin, the count below each edge, and the count in each bin."""
-    # A bin without width is a value of its own: it lies in the linear bin that it ends, away from zero.
+    # A bin without width holds one value. It is counted in the linear bin whose end farther from zero it is.
     single = bins.low == bins.high
     low = np.where(single & (bins.high > 0), np.nextafter(bins.low, -np.inf), bins.low)
     high = np.where(single & (bins.high <= 0), np.nextafter(bins.high, np.inf), bins.high)

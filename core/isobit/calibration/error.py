@@ -41,14 +41,14 @@ class Bins(NamedTuple):
         return bins
 
     def thinned(self) -> Bins:
-        """The same values in fewer bins: where they are small for the tensor, so many bins tell no grids apart.
+        """The same values in fewer bins: many bins for a tensor's small values do not help to tell grids apart.
 
         Below 1/16 of the largest value bins have 4 bits of mantissa, and below 2**-20 of it there is one for each sign.
         """
         middle = (self.low + self.high) / 2
         mantissa, exponent = np.frexp(middle)
         below = int(np.frexp(max(-self.low[0], self.high[-1]))[1]) - exponent
-        mantissa_steps = np.where(below < 4, 256, 32)  # of [1/2, 1): 7 and 4 bits
+        mantissa_steps = np.where(below < 4, 256, 32)  # mantissas in [1/2, 1) use half of them: 7 and 4 bits
         group = exponent * 1024 + np.floor(np.abs(mantissa) * mantissa_steps)
         group = np.where(below > 20, 0, group) * 2 + (middle < 0)
         starts = np.flatnonzero(np.diff(group, prepend=np.nan) != 0)

@@ -147,7 +147,7 @@ def resolve(
         note = _make_room_for_bias(graph, placement, encodings, read, fixed)
         if note:
             notes.append(note)
-    for placement in biases:  # after all rooms are made: a weight may be shared
+    for placement in biases:  # only after all weight scales are final: several biases may share a weight
         encodings[placement.site] = bias_encoding(placement, encodings)
     encodings.update((site, encoding) for site, encoding in fixed.items() if site in plan.placements)
     ordered = {site: encodings[site] for site in plan.placements}
@@ -159,7 +159,7 @@ def resolve(
 
 def bias_encoding(placement: Placement, encodings: Mapping[Site, Encoding]) -> Encoding:
     """The encoding of an int32 bias: input scale times weight scale."""
-    assert placement.scale_of is not None  # a bias placement is made with its sources
+    assert placement.scale_of is not None  # every bias placement says where its scale comes from
     source, weight = (encodings[site] for site in placement.scale_of)
     scale = np.maximum(source.scale * weight.scale, np.float32(arithmetic.SMALLEST_SCALE))
     axis = None if isinstance(placement.spec.granularity, PerTensor) else 0

@@ -61,14 +61,14 @@ def weights_quantized_copy(
 def _cuts_off(encoding: Encoding, reducer: Reducer | None) -> bool:
     """Whether values were seen further outside the grid than rounding moves them anyway."""
     if not isinstance(reducer, Histogram | ChannelRange):
-        return False  # a fixed range, which its operation does not leave
+        return False  # a fixed range was not observed, and its operation does not leave it
     half = encoding.scale / 2
     return bool(np.any(reducer.minimum < encoding.minimum - half) or np.any(reducer.maximum > encoding.maximum + half))
 
 
 def _clip(draft: Draft, placement: Placement, encoding: Encoding) -> None:
     site = placement.site
-    assert isinstance(site, Tensor | Input)  # of an activation
+    assert isinstance(site, Tensor | Input)  # activations have no other sites
     if encoding.axis is None:
         bounds = {"min": float(encoding.minimum), "max": float(encoding.maximum)}
         draft.apply(Insert(site, (NewNode("Clip", attributes=bounds),)))

@@ -1,4 +1,4 @@
-"""Removing what says nothing: identities, dropout, shape arithmetic, views of constants, settings given as inputs."""
+"""Removing nodes that do not compute: identities, dropout, shape arithmetic, views of constants, settings as inputs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _is_identity(graph: Graph, node: Node, source: str) -> bool:
     if any(graph.uses(extra) for extra in node.outputs[1:]):
         return False  # a Dropout whose mask is read
     if source in graph.weights and node.outputs[0] in graph.output_tensors:
-        return False  # a constant output has no other tensor to name
+        return False  # an output that is a constant needs this node's tensor
     if node.op == "Cast":
         info = graph.tensors.get(source) or graph.weights[source]
         return graph.tensors[node.outputs[0]].dtype == info.dtype

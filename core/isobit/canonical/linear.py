@@ -84,7 +84,7 @@ def view_weight(weights: dict[str, WeightInfo], name: str, layout: Layout) -> st
             return name_so_far
     shape = output_shape(old.shape, layout)
     viewed = replace(old, shape=shape, source=source, layout=steps)
-    if old.value is not None:  # a view may be of a part, which need not reach as far as the whole
+    if old.value is not None:  # a view of a part may have a smaller magnitude than the whole
         value = to_canonical(old.value, layout)
         viewed = replace(viewed, value=value, magnitude=WeightInfo.of(value, name).magnitude)
     alias = f"{name}'"

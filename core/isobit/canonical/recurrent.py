@@ -19,7 +19,7 @@ _FILLED = frozenset({"Expand", "Slice", "Reshape", "Squeeze", "Unsqueeze", "Tile
 
 
 def drop_zero_states(graph: Graph) -> Graph:
-    """A layer starts from zeros where nothing is said: exporters compute them for the batch size all the same."""
+    """Initial states of zeros are dropped: they are the default, and exporters compute them for the batch size."""
     nodes = tuple(_without_zero_states(graph, node) for node in graph.nodes)
     if nodes == graph.nodes:
         return graph
@@ -88,7 +88,7 @@ def _layer(node: Node, weights: dict[str, WeightInfo]) -> Node:
     recurrent = node.input(2)
     if recurrent in weights:
         attributes["hidden_size"] = weights[recurrent].shape[-1]
-    if attributes["direction"] == "bidirectional":  # the backend could not take it apart
+    if attributes["direction"] == "bidirectional":  # the backend could not split the directions
         return replace(node, attributes=attributes)
     activations = attributes.get("activations", ACTIVATIONS[node.op])
     attributes["activations"] = tuple(str(name).capitalize() for name in activations)

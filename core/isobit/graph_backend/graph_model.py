@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-_LENGTH = 8  # bytes of the state that say how many its JSON has
+_LENGTH = 8  # a state begins with the length of its JSON, in so many bytes
 
 
 class Engine(Protocol):
@@ -189,7 +189,7 @@ class GraphModel:
         own = request.stage == "after" and site in self.quantizers
         return (site if own else Tensor(name), request.stage), name
 
-    # --- leaving ---------------------------------------------------------------------------------------------------
+    # --- copy and state --------------------------------------------------------------------------------------------
 
     def to_onnx(self) -> tuple[ModelProto, NameMap]:
         """The float model as ONNX, and where each tensor and weight of the graph is in it."""

@@ -103,7 +103,7 @@ class _Placer:
         if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node):
             return False
         data = [name for name in node.inputs if name in self.graph.tensors and name is not None]
-        if node.op == "Gather":  # of a constant table, by indices
+        if node.op == "Gather":  # its data is a constant table, read by indices
             return node.input(0) in self.graph.weights and self.graph.is_float(node.inputs[0] or "")
         floats = [name for name in data if self._is_float(name)]
         return bool(floats) and all(name in self.signal for name in data) and not self._has_mask_constant(node)
@@ -111,7 +111,7 @@ class _Placer:
     def _has_mask_constant(self, node: Node) -> bool:
         unnamed = (name for i, name in enumerate(node.inputs) if operand(node.op, i) is None)
         constants = (self.graph.weights[name] for name in unnamed if name in self.graph.weights and name)
-        # "not below" and not "above": NaN is no data either
+        # "not below" instead of "at or above", so that NaN counts as a mask too
         return any(info.magnitude is not None and not info.magnitude < _MASK_MAGNITUDE for info in constants)
 
     def _is_tie(self, node: Node) -> bool:

@@ -27,7 +27,7 @@ class QuantConfig:
     exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        # one text is one pattern, not a list of letters
+        # a single text is one pattern, not a sequence of characters
         object.__setattr__(self, "exclude", (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude))
         for what, patterns in (("overrides", self.overrides or {}), ("exclude", self.exclude)):
             for pattern in patterns:

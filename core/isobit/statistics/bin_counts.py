@@ -12,10 +12,10 @@ _NON_FINITE = [ROWS // 2 - 1, ROWS - 1]  # the exponent of infinity and NaN, of 
 
 
 class BinCounts:
-    """A tensor has few exponents: of the 512 rows of 128 bins only those that occur are kept, some 30 of them."""
+    """Counts in 512 rows of 128 bins, of which only those that occur are stored: about 30 for a usual tensor."""
 
     def __init__(self) -> None:
-        self._place = np.full(ROWS, -1, np.int64)  # of a row in the table
+        self._place = np.full(ROWS, -1, np.int64)  # by row (sign and exponent), its index in `_table`, or -1
         self._table = np.zeros((0, _ROW), np.int64)
 
     @classmethod

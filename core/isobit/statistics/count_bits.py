@@ -26,11 +26,11 @@ BINS = 1 << 16
 ROWS = 1 << 9  # of 128 bins: one sign and exponent each
 
 _CORES = os.cpu_count() or 1
-_PART = 1 << 21  # values; fewer are counted before another thread has woken up and its table is added
+_PART = 1 << 21  # values for each thread; with fewer, starting it and adding its table takes longer than counting
 
 
 def counted_by_numpy() -> bool:
-    """Whether the user chose NumPy. Raises PluginError for a choice that is none."""
+    """Whether the user chose NumPy. Raises PluginError for a value that is no choice."""
     chosen = os.environ.get(VARIABLE, "numba")
     if chosen not in ("numba", "numpy"):
         raise PluginError(f"{VARIABLE} is {chosen!r}, and must be 'numba' or 'numpy'")

@@ -59,7 +59,7 @@ class Histogram:
     def add_counts(self, counts: NDArray[np.int64]) -> int:
         """Add 65,536 counts by top 16 bits; returns how many of them are of infinity and NaN, which have no bin.
 
-        For values that are counted where they are: `absorb`, without sampled elements, tells the rest of them.
+        For values counted on their device: `absorb` without sampled elements adds their bounds and their number.
         """
         return self._counts.add_table(counts)
 

@@ -52,8 +52,8 @@ class Seen:
 
     @property
     def request(self) -> Request:
-        """What a model is asked so that it sees more."""
-        assert isinstance(self.site, Tensor | Input)  # no reducer of a constant is fed
+        """The request by which a model feeds it further batches."""
+        assert isinstance(self.site, Tensor | Input)  # constants are not observed
         return Request(self.site, self.reducer, self.stage)
 
 
@@ -67,7 +67,7 @@ class Statistics(Mapping[Site, Reducer]):
         self._ranges = {
             site: Seen(site, reducer, batches=batches, complete=batches > 0) for site, reducer in (items or {}).items()
         }
-        self._batches = batches  # where there are no sites
+        self._batches = batches  # the count for statistics without sites
         self.further: dict[Observed, Seen] = {}
         self.model = model
 
@@ -127,7 +127,7 @@ class Statistics(Mapping[Site, Reducer]):
         return described(self) == described(other)
 
     def seen(self, model: str, request: Request) -> Seen:
-        """What there is for a request to a model, or the request's own observer from the start."""
+        """What was observed for a request to a model so far, or the request's observer with nothing seen."""
         key = observed(model, request)
         return self.further.setdefault(key, Seen(request.site, request.observer, request.stage))
 
@@ -209,7 +209,7 @@ def observed(model: str, request: Request) -> Observed:
     """What a request asks of a model, as a key."""
     try:
         kind = kind_of(request.observer)
-    except DataError:  # an observer from elsewhere is found again by itself alone
+    except DataError:  # an observer of a plug-in has no kind: its key is the object itself
         return Observed(model, request.site, request.stage, type(request.observer).__name__, (id(request.observer),))
     return Observed(model, request.site, request.stage, kind, _settings(request.observer))
 

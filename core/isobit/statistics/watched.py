@@ -1,4 +1,4 @@
-"""Watched: a tensor that a running model reduces for an observer, as the runtime is told of it."""
+"""Watched: a tensor that a running model reduces for an observer, in the form that the runtime needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Location = TypeVar("Location")
 
 @dataclass(frozen=True)
 class Watched(Generic[Location]):
-    """Where a tensor is met, the axis of its channels, and what of it leaves the runtime.
+    """Where a tensor occurs in a run, the axis of its channels, and how much of it the runtime hands out.
 
     `place` is the backend's: a value's name, a site and a stage. Equal watched tensors need equal reductions, so that
     what was compiled for one pass serves the next; `limit` is that of a sample, about so many elements each.

@@ -71,7 +71,7 @@ class Target:
 
     def quantizes(self, op: str) -> bool:
         """Whether the target runs `op` on quantized values."""
-        if "::" in op:  # no op of the neutral vocabulary: nobody knows what it does, so "*" does not mean it
+        if "::" in op:  # an op outside the neutral vocabulary, of unknown meaning: "*" does not include it
             return op in self.ops
         return op not in self.excluded_ops and ("*" in self.ops or op in self.ops)
 

@@ -142,7 +142,7 @@ def _products(x: NDArray[np.float32], r: NDArray[np.float32] | None = None) -> l
     sums = [np.zeros((x.shape[1], x.shape[2], x.shape[2])) for _ in range(1 if r is None else 3)]
     for start in range(0, len(x), _CHUNK):
         chunks = [y[start : start + _CHUNK].transpose(1, 0, 2) for y in (x, r) if y is not None]
-        parts = [np.asarray(chunk, np.float64, order="C") for chunk in chunks]  # the rows of a group side by side
+        parts = [np.asarray(chunk, np.float64, order="C") for chunk in chunks]  # contiguous rows of each group
         left, right = parts[0], parts[-1]
         for total, a, b in zip(sums, (left, left, right), (left, right, right), strict=False):
             total += a.transpose(0, 2, 1) @ b

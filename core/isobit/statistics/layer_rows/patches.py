@@ -1,4 +1,4 @@
-"""Which values of a weighted node's input meet its weight: one row for each position of the output (im2col).
+"""Which values of a weighted node's input its weight multiplies: one row for each position of the output (im2col).
 
 A row times the weight as a matrix is the node's output at that position, without the bias:
 ``output[group, o] = weight_matrix[group, o] @ row[group]``.
@@ -101,7 +101,7 @@ class Patches:
         first = batch.ndim - 2 - len(stack)
         if first < 0 or batch.shape[first:-2] != stack:
             raise DataError(f"a stack {stack} of matrices cannot read a tensor of shape {batch.shape}")
-        count = batch.shape[0] if first else 1  # without further axes the batch is one sample
+        count = batch.shape[0] if first else 1  # without axes before the stack the batch is one sample
         split = batch.reshape(count, -1, self.groups, batch.shape[-2], self.columns)
         return split.swapaxes(2, 3).reshape(count, -1, self.groups, self.columns)
 
@@ -133,7 +133,7 @@ class Patches:
     def _taps(
         self, place: tuple[NDArray[np.intp], ...], size: tuple[int, ...]
     ) -> Iterator[tuple[int, list[NDArray[np.intp]], NDArray[np.bool_]]]:
-        """For each tap of the kernel the input position that it meets, and whether there is one."""
+        """For each tap of the kernel the input position that it reads, and whether there is one."""
         for tap, offset in enumerate(product(*map(range, self.kernel))):
             where, inside = [], np.ones(len(place[0]), np.bool_)
             for i, at in enumerate(place):

@@ -1,4 +1,4 @@
-"""Rows: a bounded sample of the rows that meet a layer's weight, each stamped with where it comes from."""
+"""Rows: a bounded choice of the rows that a layer's weight multiplies, each with its sample and position."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Rows:
     @property
     def values(self) -> NDArray[np.float32]:
         """(rows, groups, columns), in the order of `stamps`."""
-        if len(self._rows) != 1:  # they are put together once
+        if len(self._rows) != 1:  # joined on the first call, and kept joined
             empty = np.zeros((0, self.patches.groups, self.patches.columns), np.float32)
             self._rows = [np.concatenate([empty, *self._rows])]
             self._sample, self._position = ([column] for column in self.stamps.T)
