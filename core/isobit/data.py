@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from isobit.errors import DataError, ModelError, did_you_mean
 from isobit.graph.graph import Graph, TensorInfo
 
-Batch = dict[str, NDArray[Any]]
+#: Arrays by the names of the inputs; axis 0 holds the samples.
+Batch = Mapping[str, NDArray[Any]]
 
 _SAME_KIND = {"f": "f", "i": "iub", "u": "iub", "b": "b"}
 
@@ -161,7 +162,7 @@ class Dataset:
 
     # --- checking one batch ----------------------------------------------------------------------------------------
 
-    def _checked(self, raw: Any, index: int) -> Batch:
+    def _checked(self, raw: Any, index: int) -> dict[str, NDArray[Any]]:
         where = f"batch {index}"
         if self._inputs is not None:
             raw = self._inputs(raw)
@@ -193,7 +194,7 @@ class Dataset:
             self.notes[f"batches hold {len(raw)} elements; the first {len(names)} went to {', '.join(names)}"] = None
         return dict(zip(names, (to_numpy(item) for item in raw), strict=False))
 
-    def _named(self, arrays: dict[str, NDArray[Any]], where: str) -> Batch:
+    def _named(self, arrays: dict[str, NDArray[Any]], where: str) -> dict[str, NDArray[Any]]:
         names = list(self.graph.inputs)
         missing = [name for name in names if name not in arrays]
         if missing:

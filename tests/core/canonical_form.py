@@ -1,4 +1,4 @@
-"""The canonical form of a sketched graph, checked for what holds for every one."""
+"""The canonical form of a sketched graph, with the checks that hold for every canonical graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def weights_of(graph: Graph, sketch: Sketch) -> Callable[[str], np.ndarray]:
 
 
 def canonical(sketch: Sketch, *outputs: str) -> Graph:
-    """The canonical graph, after checking what holds for every one."""
+    """The canonical graph, after the checks that hold for every canonical graph."""
     graph = canonicalize(sketch.graph(*outputs))
     again = canonicalize(graph)
     read, read_again = weights_of(graph, sketch), weights_of(again, sketch)

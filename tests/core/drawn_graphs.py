@@ -1,4 +1,4 @@
-"""Graphs drawn by hand for tests of placement, and what a plan says of them in words."""
+"""Graphs drawn by hand for tests of placement, and the formats of a plan as texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from isobit.targets import Target
 
 IMAGE = ("N", 4, 6, 6)
 TARGETS: Mapping[str, Target] = {name: own_registry().target(name) for name in ("default", "onnxruntime-cpu")}
-both = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+on_each_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 DEFAULT, ORT = TARGETS["default"], TARGETS["onnxruntime-cpu"]
 
 ACTIVATION = "uint8 asymmetric per-tensor"

@@ -1,4 +1,4 @@
-"""A model in the eyes of a file: activations, and constants in every layout that ONNX models have."""
+"""Names of a model as an encodings file has them: activations, and constants in every layout of ONNX models."""
 
 from __future__ import annotations
 

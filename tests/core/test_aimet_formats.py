@@ -85,7 +85,7 @@ def test_version_2_holds_biases_and_says_that_it_has_no_halves(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("form", "encoding", "said"),
+    ("form", "encoding", "message"),
     [
         ("aimet-0.6.1", weight_encoding("conv.w", "int4 block=2"), "has no blocks; write aimet-1.0.0"),
         ("aimet-1.0.0", weight_encoding("conv.w", "float8e5m2 per-channel"), "has no float8e5m2"),
@@ -94,8 +94,8 @@ def test_version_2_holds_biases_and_says_that_it_has_no_halves(tmp_path: Path) -
         ("aimet-0.6.1", Encoding.of("int8 per-channel", np.ones(4), axis=1), "no axis but that of the channels"),
     ],
 )
-def test_what_a_version_cannot_hold_is_refused(form: str, encoding: Encoding, said: str, tmp_path: Path) -> None:
-    with pytest.raises(EncodingError, match=said):
+def test_what_a_version_cannot_hold_is_refused(form: str, encoding: Encoding, message: str, tmp_path: Path) -> None:
+    with pytest.raises(EncodingError, match=message):
         write_encodings(Encodings({Weight("conv.w"): encoding}), tmp_path / "m.encodings", form, NAMES)
     assert not list(tmp_path.iterdir())
 
@@ -122,13 +122,13 @@ def readers_graph() -> Graph:
 
 def test_single_readers_are_joined_where_they_agree(tmp_path: Path) -> None:
     names = Names.of(readers_graph())
-    alike: dict[Site, Encoding] = dict.fromkeys([Input("a", 0), Input("b", 0)], Encoding.of("uint8", 0.5, 3))
-    notes = write_encodings(Encodings(alike), tmp_path / "m.encodings", "aimet-2.0.0", names)
+    equal: dict[Site, Encoding] = dict.fromkeys([Input("a", 0), Input("b", 0)], Encoding.of("uint8", 0.5, 3))
+    notes = write_encodings(Encodings(equal), tmp_path / "m.encodings", "aimet-2.0.0", names)
     assert any("does not know single readers: a[0], b[0]" in note for note in notes)
     assert read_encodings(tmp_path / "m.encodings", names)["x"] == Encoding.of("uint8", 0.5, 3)
-    apart = Encodings({**alike, Input("b", 0): Encoding.of("uint8", 0.25, 3)})
+    unequal = Encodings({**equal, Input("b", 0): Encoding.of("uint8", 0.25, 3)})
     with pytest.raises(EncodingError, match="'x' has another at 'b\\[0\\]' than at 'a\\[0\\]'"):
-        write_encodings(apart, tmp_path / "n.encodings", "aimet-2.0.0", names)
+        write_encodings(unequal, tmp_path / "n.encodings", "aimet-2.0.0", names)
 
 
 def test_entries_keyed_by_module_are_the_tensors_at_the_modules(tmp_path: Path) -> None:

@@ -107,15 +107,15 @@ HUGE, DEEP = 10**400, json.loads("[" * 70 + "1" + "]" * 70)
 
 def spoilt(document: dict[str, Any], *keys: Any, value: Any = _GONE) -> str:
     """The document with one place replaced, or gone."""
-    made = copy.deepcopy(document)
-    place = made
+    copied = copy.deepcopy(document)
+    place = copied
     for key in keys[:-1]:
         place = place[key]
     if value is _GONE:
         del place[keys[-1]]
     else:
         place[keys[-1]] = value
-    return json.dumps(made)
+    return json.dumps(copied)
 
 
 def v0(key: str, value: Any = _GONE, *, part: str = "activation_encodings", name: str = "x", at: int = 0) -> str:
@@ -283,13 +283,13 @@ def test_the_files_that_are_spoilt_below_are_good(version: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_files_are_refused_by_file_entry_and_field(case: str, tmp_path: Path) -> None:
-    text, said = MALFORMED[case]
+    text, message = MALFORMED[case]
     path = tmp_path / "m.encodings"
     path.write_text(text, "utf-8")
     with pytest.raises(EncodingError) as error:
         read_encodings(path, NAMES)
     assert str(error.value).startswith(f"{path}: ")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:

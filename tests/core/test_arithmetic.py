@@ -179,7 +179,7 @@ FLOAT8 = {"float8e4m3": (4, 3, 7, 448.0), "float8e5m2": (5, 2, 15, 57344.0)}
 
 def float8_values(exponent_bits: int, mantissa_bits: int, bias: int, largest: float) -> list[tuple[float, int]]:
     """Every finite non-negative value of a float8 format, from its definition, with its last mantissa bit."""
-    found = []
+    values = []
     for exponent in range(2**exponent_bits):
         for mantissa in range(2**mantissa_bits):
             if exponent == 0:
@@ -187,8 +187,8 @@ def float8_values(exponent_bits: int, mantissa_bits: int, bias: int, largest: fl
             else:
                 value = (1 + mantissa / 2**mantissa_bits) * 2.0 ** (exponent - bias)
             if value <= largest:
-                found.append((value, mantissa & 1))
-    return sorted(found)
+                values.append((value, mantissa & 1))
+    return sorted(values)
 
 
 @pytest.mark.parametrize("dtype", FLOAT8)

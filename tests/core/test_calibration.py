@@ -118,7 +118,7 @@ def test_reading_a_scheme(text: str | Calibrator, scheme: Calibrator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             "minmx",
@@ -137,6 +137,6 @@ def test_reading_a_scheme(text: str | Calibrator, scheme: Calibrator) -> None:
         ("percentile=-99", "a percentile lies above 50"),
     ],
 )
-def test_bad_settings(text: str, said: str) -> None:
-    with pytest.raises(FormatError, match=said):
+def test_bad_settings(text: str, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
         parse_calibrator(text, KNOWN)

@@ -21,8 +21,8 @@ RNG = np.random.default_rng(0)
 def value_of(graph: Graph, sketch: Sketch, feeds: Mapping[str, Any]) -> np.ndarray:
     """The output of a canonical graph in the NumPy interpreter."""
     read = lambda name: to_canonical(sketch.values[graph.weights[name].source or name], graph.weights[name].layout)  # noqa: E731
-    (found,) = outputs(graph, read, feeds).values()
-    return found
+    (output,) = outputs(graph, read, feeds).values()
+    return output
 
 
 def composed(sketch: Sketch, *results: str) -> Graph:
@@ -119,8 +119,8 @@ def test_a_bias_that_a_tap_shows_without_stays_a_sum() -> None:
 def softmax(sketch: Sketch, x: str, axes: tuple[int, int] = (2, 2)) -> str:
     """Softmax in steps that reduce without and with kept axes."""
     largest = sketch.node("ReduceMax", x, name="max", shape=("N", 5), axes=[axes[0]], keepdims=0)
-    kept = sketch.node("Reshape", largest, name="max/kept", shape=("N", 5, 1))
-    raised = sketch.node("Exp", sketch.node("Sub", x, kept, name="sub", shape=ROWS), name="exp", shape=ROWS)
+    with_axis = sketch.node("Reshape", largest, name="max/kept", shape=("N", 5, 1))
+    raised = sketch.node("Exp", sketch.node("Sub", x, with_axis, name="sub", shape=ROWS), name="exp", shape=ROWS)
     total = sketch.node("ReduceSum", raised, name="sum", shape=("N", 5, 1), axes=[axes[1]], keepdims=1)
     return sketch.node("Div", raised, total, name="softmax", shape=ROWS)
 
@@ -140,13 +140,13 @@ def test_a_sum_over_another_axis_makes_no_softmax() -> None:
     assert "Softmax" not in ops(composed(sketch, softmax(sketch, sketch.input("x", *ROWS), axes=(2, 1))))
 
 
-@pytest.mark.parametrize(("terms", "axes", "found"), [(6, [2], "ReduceMean"), (5, [2], "Div"), (2, [0, 2], "Div")])
-def test_a_sum_over_the_number_of_its_terms_is_a_mean(terms: float, axes: list[int], found: str) -> None:
+@pytest.mark.parametrize(("terms", "axes", "last_op"), [(6, [2], "ReduceMean"), (5, [2], "Div"), (2, [0, 2], "Div")])
+def test_a_sum_over_the_number_of_its_terms_is_a_mean(terms: float, axes: list[int], last_op: str) -> None:
     """The size of the batch is no number."""
     sketch = Sketch()
     total = sketch.node("ReduceSum", sketch.input("x", *ROWS), name="sum", shape=("N", 5), axes=axes, keepdims=0)
     ratio = sketch.node("Div", total, sketch.weight("n", float(terms)), name="mean", shape=("N", 5))
-    assert ops(composed(sketch, ratio))[-1] == found
+    assert ops(composed(sketch, ratio))[-1] == last_op
 
 
 @pytest.mark.parametrize("order", [("Max", "Min"), ("Max",), ("Min",)])

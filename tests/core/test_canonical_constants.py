@@ -164,15 +164,15 @@ def test_an_initial_state_of_zeros_is_none() -> None:
     x = sketch.input("x", 5, "N", 3)
     shape = sketch.node("Shape", x, name="shape", shape=(3,), dtype="int64")
     zeros = sketch.node("Expand", sketch.weight("zero", 0.0), shape, name="zeros", shape=(2, "N", 4))
-    given = sketch.input("h", 2, "N", 4)
+    state = sketch.input("h", 2, "N", 4)
     states = []
-    for number, source in enumerate((given, zeros)):
+    for number, source in enumerate((state, zeros)):
         bounds = [sketch.weight(f"{n}{number}", [n], np.int64) for n in (0, 1)]
         states.append(
             sketch.node("Slice", source, *bounds, bounds[0], name=f"state{number}", shape=(1, "N", 4), dtype="float32")
         )
     operands = [sketch.random("w", 1, 16, 3), sketch.random("r", 1, 16, 4), None, None]
-    made = sketch.node("LSTM", x, *operands, *states, name="lstm", shape=(5, 1, "N", 4))
-    graph = canonical(sketch, made)
+    lstm = sketch.node("LSTM", x, *operands, *states, name="lstm", shape=(5, 1, "N", 4))
+    graph = canonical(sketch, lstm)
     assert [node.op for node in graph.nodes] == ["Slice", "LSTM"]
     assert graph.node("lstm").inputs == ("x", "w", "r", None, None, "state0")

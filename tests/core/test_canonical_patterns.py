@@ -118,8 +118,8 @@ def test_the_scale_of_an_rms_norm_may_be_computed() -> None:
     nodes = sketch.graph(norm).nodes
     raw = sketch.graph(norm)
     last = Node("norm", "Mul", ("ratio", scale), ("norm",), {}, ("norm",))
-    made = (nodes[-1], *(node for node in nodes[:-1] if node.name != "norm"), last)
-    graph = canonicalize(Graph(made, raw.inputs, raw.outputs, raw.tensors, raw.weights))
+    reordered = (nodes[-1], *(node for node in nodes[:-1] if node.name != "norm"), last)
+    graph = canonicalize(Graph(reordered, raw.inputs, raw.outputs, raw.tensors, raw.weights))
     assert ops(graph) == ["Add", "RMSNormalization"]
     assert graph.nodes[-1].inputs == ("x", "scale")
 

@@ -40,25 +40,25 @@ def sim(activations: str = "uint8 per-channel") -> QuantSim:
 
 
 def test_each_channel_has_its_own_range() -> None:
-    made = sim()
-    made.calibrate([DATA[i : i + 4] * np.float32([[[[1]], [[10]], [[100]]]]) for i in range(0, 24, 4)])
-    encoding = made.encodings["x"]
+    simulator = sim()
+    simulator.calibrate([DATA[i : i + 4] * np.float32([[[[1]], [[10]], [[100]]]]) for i in range(0, 24, 4)])
+    encoding = simulator.encodings["x"]
     assert encoding.axis == 1
     scaled = DATA * np.float32([[[[1]], [[10]], [[100]]]])
     low, high = scaled.min(axis=(0, 2, 3)), scaled.max(axis=(0, 2, 3))
     assert encoding == encode_range(low, high, QuantSpec.parse("uint8 per-channel"), axis=1)
-    assert made.encodings["conv"].axis is None, "one encoding for a tensor and its pooled values"
-    assert Weight("conv.b") not in made.plan.placements, "no one scale for its products"
-    error = np.abs(made.run(scaled)["out0"] - made.run_float(scaled)["out0"])
-    assert 0 < error.max() < 0.05 * np.abs(made.run_float(scaled)["out0"]).max()
+    assert simulator.encodings["conv"].axis is None, "one encoding for a tensor and its pooled values"
+    assert Weight("conv.b") not in simulator.plan.placements, "no one scale for its products"
+    error = np.abs(simulator.run(scaled)["out0"] - simulator.run_float(scaled)["out0"])
+    assert 0 < error.max() < 0.05 * np.abs(simulator.run_float(scaled)["out0"]).max()
 
 
 def test_schemes_without_channels_say_so() -> None:
-    made = sim()
+    simulator = sim()
     with pytest.raises(FormatError, match="'x' has one scale a channel, which method 'percentile' has no ranges for"):
-        made.calibrate(DATA, Percentile(99))
-    made.recalibrate("mse")
-    made.recalibrate(MinMaxRange())
+        simulator.calibrate(DATA, Percentile(99))
+    simulator.recalibrate("mse")
+    simulator.recalibrate(MinMaxRange())
 
 
 def test_what_the_target_does_not_have_is_refused() -> None:

@@ -25,26 +25,26 @@ def test_parts_add_up_to_the_whole(values, axis, cut) -> None:
     later.update(values[cut:], axis)
     parts.merge(later)
     moved = values.reshape(1, -1) if axis is None else np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-    for found in (whole, parts):
-        np.testing.assert_array_equal(found.minimum, moved.min(1))
-        np.testing.assert_array_equal(found.maximum, moved.max(1))
-        np.testing.assert_array_equal(found.largest, np.abs(moved).max(1))
-        np.testing.assert_allclose(found.mean_square, np.square(moved.astype(np.float64)).mean(1))
+    for channels in (whole, parts):
+        np.testing.assert_array_equal(channels.minimum, moved.min(1))
+        np.testing.assert_array_equal(channels.maximum, moved.max(1))
+        np.testing.assert_array_equal(channels.largest, np.abs(moved).max(1))
+        np.testing.assert_allclose(channels.mean_square, np.square(moved.astype(np.float64)).mean(1))
 
 
 def test_they_are_saved(tmp_path) -> None:
     ranges = ChannelRange()
     ranges.update(np.arange(12, dtype=np.float32).reshape(2, 6), 1)
     Statistics({Tensor("x"): ranges}).save(tmp_path / "s.npz")
-    found = Statistics.load(tmp_path / "s.npz")[Tensor("x")]
-    assert isinstance(found, ChannelRange)
+    loaded = Statistics.load(tmp_path / "s.npz")[Tensor("x")]
+    assert isinstance(loaded, ChannelRange)
     for name, array in ranges.arrays().items():
-        np.testing.assert_array_equal(found.arrays()[name], array)
+        np.testing.assert_array_equal(loaded.arrays()[name], array)
 
 
 def test_other_channels_do_not_add_up() -> None:
-    ranges, other = ChannelRange(), ChannelRange()
+    ranges, five_channels = ChannelRange(), ChannelRange()
     ranges.update(np.ones((2, 3), np.float32), 1)
-    other.update(np.ones((2, 4), np.float32), 1)
+    five_channels.update(np.ones((2, 4), np.float32), 1)
     with pytest.raises(DataError, match="3 and 4"):
-        ranges.merge(other)
+        ranges.merge(five_channels)

@@ -16,13 +16,13 @@ from isobit.statistics.count_bits import BINS, ROWS, VARIABLE, count_bits
 @pytest.mark.parametrize("size", [0, 7, 70_000, 300_000])
 def test_numpy_counts_what_numba_counts(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bits = np.random.default_rng(0).integers(0, 2**32, size, np.uint32)
-    found, rows = np.ones((2, BINS), np.int64), np.zeros((2, ROWS), np.bool_)
-    count_bits(bits, found[0], rows[0])
+    counts, rows = np.ones((2, BINS), np.int64), np.zeros((2, ROWS), np.bool_)
+    count_bits(bits, counts[0], rows[0])
     monkeypatch.setenv(VARIABLE, "numpy")
-    count_bits(bits, found[1], rows[1])
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(rows, [(found[0] > 1).reshape(ROWS, -1).any(axis=1)] * 2)
-    assert found[0].sum() == size + BINS
+    count_bits(bits, counts[1], rows[1])
+    np.testing.assert_array_equal(counts[0], counts[1])
+    np.testing.assert_array_equal(rows, [(counts[0] > 1).reshape(ROWS, -1).any(axis=1)] * 2)
+    assert counts[0].sum() == size + BINS
 
 
 def test_threads_count_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

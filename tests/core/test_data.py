@@ -151,7 +151,7 @@ IDS, MASK = np.zeros((2, 4), np.int64), np.ones((2, 4), np.float32)
 
 
 @pytest.mark.parametrize(
-    ("source", "graph", "said"),
+    ("source", "graph", "message"),
     [
         ([], ONE, "the data set is empty"),
         (np.zeros((0, 3), np.float32), ONE, "the data set is empty"),
@@ -186,8 +186,8 @@ IDS, MASK = np.zeros((2, 4), np.int64), np.ones((2, 4), np.float32)
         ([(object(),)], ONE, "cannot make an array of a object"),
     ],
 )
-def test_bad_data_is_said_with_its_place(source: Any, graph: Graph, said: str) -> None:
-    with pytest.raises(DataError, match=re.escape(said)):
+def test_bad_data_is_said_with_its_place(source: Any, graph: Graph, message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
         list(Dataset(source, graph))
 
 
@@ -204,15 +204,15 @@ def test_non_finite_values_pass_when_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: Dataset(None, ONE), "there is no data"),
         (lambda: Dataset(ROWS, ONE, batch_size=0), "the batch size must be at least 1, not 0"),
         (lambda: Dataset(ROWS, ONE, batch_size=-4), "not -4"),
     ],
 )
-def test_bad_settings_are_said_before_anything_runs(make: Callable[[], Dataset], said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_bad_settings_are_said_before_anything_runs(make: Callable[[], Dataset], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         make()
 
 

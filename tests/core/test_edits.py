@@ -125,9 +125,9 @@ def test_replace_by_one_keeps_the_name() -> None:
     model = edited(Replace("bn", (NewNode("Mul", ("s",)),), {"s": np.full((4, 1, 1), 2.0)}))
     node = model.graph.node("bn")
     assert (node.op, node.inputs, node.outputs) == ("Mul", ("a", "s"), ("bn",))
-    plain = edited(Replace("bn"), SetWeights({"a.bias": 2 * network().weight("a.bias")}), Unshare("w", "a"))
-    plain.edit([SetWeights({"w@a": 2 * network().weight("w")})])
-    np.testing.assert_allclose(output(model), output(plain), rtol=1e-5)
+    folded = edited(Replace("bn"), SetWeights({"a.bias": 2 * network().weight("a.bias")}), Unshare("w", "a"))
+    folded.edit([SetWeights({"w@a": 2 * network().weight("w")})])
+    np.testing.assert_allclose(output(model), output(folded), rtol=1e-5)
 
 
 def test_replace_by_several_numbers_them() -> None:
@@ -270,18 +270,18 @@ REFUSED: list[tuple[Sequence[Edit], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("edits", "said"), REFUSED, ids=[said for _, said in REFUSED])
-def test_refusals_name_what_blocks_and_change_nothing(edits: Sequence[Edit], said: str) -> None:
+@pytest.mark.parametrize(("edits", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_refusals_name_what_blocks_and_change_nothing(edits: Sequence[Edit], message: str) -> None:
     model = network()
     graph, before = model.graph, output(model)
-    with np.errstate(over="ignore"), pytest.raises(EditError, match=re.escape(said)):
+    with np.errstate(over="ignore"), pytest.raises(EditError, match=re.escape(message)):
         model.edit(edits)
     assert model.graph is graph
     np.testing.assert_array_equal(output(model), before)
 
 
 def test_a_chain_may_stand_before_a_node_of_unknown_shapes() -> None:
-    """Its result has the shape of what it stands for, so a MatMul of two tensors behind it is not asked anything."""
+    """Its result has the shape of the tensor that it replaces, so that of a MatMul behind it is not inferred again."""
     b = NetworkBuilder("product")
     x = b.input("x", 4, 6)
     b.output("y", b.op("MatMul", "product", b.linear("left", x, 4, bias=False), b.op("Relu", "right", x)))

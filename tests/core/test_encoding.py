@@ -19,7 +19,7 @@ def encoding(text: str, scale: Any, zero_point: Any = 0, axis: int | None = None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("int8 per-tensor", [1.0, 2.0]), "a per-tensor encoding has one scale, not an array of shape (2,)"),
         (("int8 per-channel", 1.0, 0, 0), "a per-channel encoding has a list of scales and an axis"),
@@ -42,8 +42,8 @@ def encoding(text: str, scale: Any, zero_point: Any = 0, axis: int | None = None
         (("float8e4m3", 1.0, 1), "float8e4m3 has no zero point"),
     ],
 )
-def test_what_is_no_encoding(arguments: tuple[Any, ...], said: str) -> None:
-    with pytest.raises(EncodingError, match=re.escape(said)):
+def test_what_is_no_encoding(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(EncodingError, match=re.escape(message)):
         encoding(*arguments)
 
 
@@ -64,10 +64,10 @@ def test_a_granularity_left_unsaid_is_per_tensor() -> None:
 
 def test_its_arrays_are_its_own_and_read_only() -> None:
     scale = np.array([1.0, 2.0], np.float32)
-    made = Encoding(QuantSpec.parse("int8 per-channel"), scale, np.zeros(2, np.int32), 0)
+    encoding_of_array = Encoding(QuantSpec.parse("int8 per-channel"), scale, np.zeros(2, np.int32), 0)
     scale[0] = 5
-    assert made.scale.tolist() == [1.0, 2.0]
-    for array in (made.scale, made.zero_point):
+    assert encoding_of_array.scale.tolist() == [1.0, 2.0]
+    for array in (encoding_of_array.scale, encoding_of_array.zero_point):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
 
@@ -79,14 +79,14 @@ LPBQ_SCALE = MULTIPLIER.astype(np.float32) * CHANNEL
 
 
 def test_lpbq_keeps_its_parts() -> None:
-    made = encoding("int4 lpbq=2", LPBQ_SCALE, 0, 1, multiplier=MULTIPLIER, channel_scale=CHANNEL)
-    np.testing.assert_array_equal(made.multiplier, MULTIPLIER)
-    np.testing.assert_array_equal(made.channel_scale, CHANNEL)
-    assert made != encoding("int4 lpbq=2", LPBQ_SCALE, 0, 1)
+    lpbq = encoding("int4 lpbq=2", LPBQ_SCALE, 0, 1, multiplier=MULTIPLIER, channel_scale=CHANNEL)
+    np.testing.assert_array_equal(lpbq.multiplier, MULTIPLIER)
+    np.testing.assert_array_equal(lpbq.channel_scale, CHANNEL)
+    assert lpbq != encoding("int4 lpbq=2", LPBQ_SCALE, 0, 1)
 
 
 @pytest.mark.parametrize(
-    ("text", "parts", "said"),
+    ("text", "parts", "message"),
     [
         ("int4 lpbq=2", {"multiplier": MULTIPLIER}, "the two parts"),
         ("int4 lpbq=2", {"channel_scale": CHANNEL}, "the two parts"),
@@ -98,20 +98,20 @@ def test_lpbq_keeps_its_parts() -> None:
         ("int4 lpbq=2", {"multiplier": MULTIPLIER, "channel_scale": CHANNEL * 2}, "and these differ"),
     ],
 )
-def test_lpbq_parts_that_do_not_belong_together(text: str, parts: dict[str, Any], said: str) -> None:
-    with pytest.raises(EncodingError, match=re.escape(said)):
+def test_lpbq_parts_that_do_not_belong_together(text: str, parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(EncodingError, match=re.escape(message)):
         encoding(text, LPBQ_SCALE, 0, 1, **parts)
 
 
 # --- meeting tensors ------------------------------------------------------------------------------------------------
 
 
-def by_loop(made: Encoding, x: np.ndarray, scale_at: Any) -> np.ndarray:
+def by_loop(quantizer: Encoding, x: np.ndarray, scale_at: Any) -> np.ndarray:
     """Fake-quantize value by value, with the scale that `scale_at` finds for an index."""
     result = np.empty_like(x)
     for index in np.ndindex(x.shape):
-        scale, zero = made.scale[scale_at(index)], int(made.zero_point[scale_at(index)])
-        q = min(max(int(np.rint(x[index] / scale)) + zero, made.spec.q_min), made.spec.q_max)
+        scale, zero = quantizer.scale[scale_at(index)], int(quantizer.zero_point[scale_at(index)])
+        q = min(max(int(np.rint(x[index] / scale)) + zero, quantizer.spec.q_min), quantizer.spec.q_max)
         result[index] = np.float32(q - zero) * scale
     return result
 
@@ -119,8 +119,8 @@ def by_loop(made: Encoding, x: np.ndarray, scale_at: Any) -> np.ndarray:
 def test_each_granularity_uses_the_right_scale() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, 6, 2)).astype(np.float32)
-    one = encoding("uint8", 0.01, 128)
-    np.testing.assert_array_equal(one.fake_quantize(x), by_loop(one, x, lambda i: ()))
+    per_tensor = encoding("uint8", 0.01, 128)
+    np.testing.assert_array_equal(per_tensor.fake_quantize(x), by_loop(per_tensor, x, lambda i: ()))
     for axis, size in ((0, 4), (1, 6), (2, 2)):
         zero = rng.integers(0, 15, size)
         channels = encoding("uint4 per-channel", rng.uniform(0.05, 0.3, size), zero, axis)
@@ -131,7 +131,7 @@ def test_each_granularity_uses_the_right_scale() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "shape", "said"),
+    ("quantizer", "shape", "message"),
     [
         (encoding("int8 per-channel", [1.0, 2.0], 0, 2), (2, 2), "axis 2 does not exist in a tensor of shape (2, 2)"),
         (encoding("int8 per-channel", [1.0, 2.0], 0, 1), (2, 3), "2 channel scales along axis 1 do not fit"),
@@ -140,14 +140,14 @@ def test_each_granularity_uses_the_right_scale() -> None:
         (encoding("int8 block=2", [[1.0], [2.0]], 0, 1), (3, 2), "do not fit a tensor of shape (3, 2)"),
     ],
 )
-def test_tensors_that_do_not_fit(made: Encoding, shape: tuple[int, ...], said: str) -> None:
-    with pytest.raises(EncodingError, match=re.escape(said)):
-        made.fake_quantize(np.zeros(shape, np.float32))
+def test_tensors_that_do_not_fit(quantizer: Encoding, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(EncodingError, match=re.escape(message)):
+        quantizer.fake_quantize(np.zeros(shape, np.float32))
 
 
 def test_bounds_are_the_ends_of_the_grid() -> None:
-    made = encoding("uint8", 0.5, 10)
-    assert (made.minimum, made.maximum) == (-5.0, 122.5)
+    uint8 = encoding("uint8", 0.5, 10)
+    assert (uint8.minimum, uint8.maximum) == (-5.0, 122.5)
     strict = encoding("int8 strict per-channel", [1.0, 2.0], 0, 0)
     assert strict.minimum.tolist() == [-127, -254]
     assert strict.maximum.tolist() == [127, 254]
@@ -156,30 +156,30 @@ def test_bounds_are_the_ends_of_the_grid() -> None:
 
 
 def test_float_formats_round_but_have_no_integers() -> None:
-    made = encoding("float8e4m3", 2.0)
-    assert made.fake_quantize(np.float32([1.0, 2.1, 1e9])).tolist() == [1.0, 2.0, 896.0]
+    float8 = encoding("float8e4m3", 2.0)
+    assert float8.fake_quantize(np.float32([1.0, 2.1, 1e9])).tolist() == [1.0, 2.0, 896.0]
     assert encoding("float16", 1.0).fake_quantize(np.float32([2049.0])).tolist() == [2048.0]
     with pytest.raises(EncodingError, match="float8e4m3 has no integers"):
-        made.quantize(np.float32([1.0]))
+        float8.quantize(np.float32([1.0]))
 
 
 # --- equality -------------------------------------------------------------------------------------------------------
 
 
 def test_equal_means_the_same_grid_bit_for_bit() -> None:
-    one = encoding("uint8", 0.1, 3)
+    first = encoding("uint8", 0.1, 3)
     same = encoding("uint8 per-tensor", 0.1, 3)
-    assert one == same
-    assert hash(one) == hash(same)
-    others = [
+    assert first == same
+    assert hash(first) == hash(same)
+    different = [
         encoding("uint8", np.nextafter(np.float32(0.1), np.float32(1)), 3),
         encoding("uint8", 0.1, 4),
         encoding("uint8 per-channel", [0.1], 3, 0),
         encoding("int8 asymmetric", 0.1, 3),
     ]
-    assert all(other != one for other in others)
+    assert all(other != first for other in different)
     assert encoding("int8 per-channel", [1.0], 0, 0) != encoding("int8 per-channel", [1.0], 0, 1)
-    assert one != "uint8"
+    assert first != "uint8"
 
 
 # --- the encodings of a model ---------------------------------------------------------------------------------------

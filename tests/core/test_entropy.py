@@ -36,17 +36,17 @@ def histogram_of(x: np.ndarray) -> Histogram:
 
 def linear_counts(bins: Bins, width: float) -> dict[int, float]:
     """Counts in linear bins: each source bin is spread evenly over what it covers."""
-    found: dict[int, float] = {}
+    counts: dict[int, float] = {}
     for low, high, count in zip(*(part.tolist() for part in bins), strict=True):
         first, last = math.floor(low / width), math.ceil(high / width) - 1
-        if low == high:  # one value, in the bin that it ends, away from zero
+        if low == high:  # one value, counted in the bin whose end farther from zero it is
             first = last = last if low > 0 else first
         for index in range(first, last + 1):
             inside = min(high, (index + 1) * width) - max(low, index * width)
             share = count if first == last else count * inside / (high - low)
             if share > 0:
-                found[index] = found.get(index, 0.0) + share
-    return found
+                counts[index] = counts.get(index, 0.0) + share
+    return counts
 
 
 def divergence(counts: dict[int, float], low: float, high: float, spec: QuantSpec, width: float) -> float:
@@ -64,12 +64,12 @@ def divergence(counts: dict[int, float], low: float, high: float, spec: QuantSpe
     levels: dict[int, list[int]] = {}
     for index in inside:
         levels.setdefault(sum(border <= index for border in borders), []).append(index)
-    total, kept = sum(counts.values()), sum(inside.values())
-    found = 0.0
+    total, inside_total = sum(counts.values()), sum(inside.values())
+    result = 0.0
     for members in levels.values():
-        q = sum(inside[index] for index in members) / len(members) / kept
-        found += sum(p[index] / total * math.log(p[index] / total / q) for index in members)
-    return found
+        q = sum(inside[index] for index in members) / len(members) / inside_total
+        result += sum(p[index] / total * math.log(p[index] / total / q) for index in members)
+    return result
 
 
 @pytest.mark.parametrize("text", ["uint4", "int4", "uint8", "int8", "int5 strict"])
@@ -81,10 +81,10 @@ def test_divergences_are_those_of_the_definition(name: str, text: str) -> None:
     width = 2.0 ** (math.floor(math.log2(largest)) - 8)
     ends = thresholds(largest, 4, largest / 6)
     low, high = np.maximum(histogram.minimum, -ends), np.minimum(histogram.maximum, ends)
-    found = divergences(bins, candidate_grids(low, high, spec), low, high, width)
+    actual = divergences(bins, candidate_grids(low, high, spec), low, high, width)
     counts = linear_counts(bins, width)
     expected = [divergence(counts, a, b, spec, width) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("text", ["uint8", "int8", "uint4"])
@@ -93,12 +93,12 @@ def test_the_range_has_the_smallest_divergence(name: str, text: str) -> None:
     spec, histogram = QuantSpec.parse(text), histogram_of(SHAPES[name])
     low, high = Entropy().range(histogram, spec)
     counts = linear_counts(Bins.of(histogram_of(SHAPES[name][SHAPES[name] != 0])), largest_width(histogram))
-    found = divergence(counts, low, high, spec, largest_width(histogram))
+    smallest = divergence(counts, low, high, spec, largest_width(histogram))
     largest = max(-histogram.minimum, histogram.maximum)
     for end in np.linspace(largest / 4, largest, 12).tolist():
         a, b = max(histogram.minimum, -end), min(histogram.maximum, end)
         if float(encode_range(a, b, spec).scale) >= largest_width(histogram):
-            assert found <= divergence(counts, a, b, spec, largest_width(histogram)) * 1.25 + 1e-3
+            assert smallest <= divergence(counts, a, b, spec, largest_width(histogram)) * 1.25 + 1e-3
 
 
 def largest_width(histogram: Histogram) -> float:

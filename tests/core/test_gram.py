@@ -30,8 +30,8 @@ def test_sums_of_two_models():
     gram = Gram.of(rows, reference)
     x, r = rows.values.astype(np.float64), reference.values.astype(np.float64)
     assert (gram.count, gram.groups, gram.columns) == (6 * 36, 4, 9)
-    for found, a, b in ((gram.second, x, x), (gram.cross, x, r), (gram.reference, r, r)):
-        np.testing.assert_allclose(found, np.einsum("ngi,ngj->gij", a, b), rtol=1e-12)
+    for products, a, b in ((gram.second, x, x), (gram.cross, x, r), (gram.reference, r, r)):
+        np.testing.assert_allclose(products, np.einsum("ngi,ngj->gij", a, b), rtol=1e-12)
     np.testing.assert_allclose(gram.mean, x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(gram.reference_mean, r.mean(0), rtol=1e-12)
 
@@ -43,12 +43,12 @@ def test_output_error_needs_no_data():
     rng = np.random.default_rng(1)
     w, v = rng.standard_normal((2, 4, 3, 9))
     errors = np.einsum("goc,ngc->ngo", v, rows.values) - np.einsum("goc,ngc->ngo", w, reference.values)
-    found = (
+    error_by_grams = (
         np.einsum("goi,gij,goj->", v, gram.second, v)
         - 2 * np.einsum("goi,gij,goj->", v, gram.cross, w)
         + np.einsum("goi,gij,goj->", w, gram.reference, w)
     )
-    np.testing.assert_allclose(found, (errors**2).sum(), rtol=1e-10)
+    np.testing.assert_allclose(error_by_grams, (errors**2).sum(), rtol=1e-10)
 
 
 def test_centred_sums():
@@ -66,16 +66,16 @@ def test_parts_add_up_and_are_saved(tmp_path, paired):
     for seed in (0, 1):
         reference, rows = pair(seed)
         grams.append(Gram.of(rows, reference if paired else None))
-    both = Gram.from_arrays(grams[0].arrays())
-    both.merge(grams[1])
-    assert both.count == grams[0].count + grams[1].count
+    merged = Gram.from_arrays(grams[0].arrays())
+    merged.merge(grams[1])
+    assert merged.count == grams[0].count + grams[1].count
     for name in ("total", "second", "cross", "reference", "reference_total"):
-        np.testing.assert_array_equal(getattr(both, name), getattr(grams[0], name) + getattr(grams[1], name))
-    Statistics({Tensor("x"): both}).save(tmp_path / "gram.npz")
+        np.testing.assert_array_equal(getattr(merged, name), getattr(grams[0], name) + getattr(grams[1], name))
+    Statistics({Tensor("x"): merged}).save(tmp_path / "gram.npz")
     loaded = Statistics.load(tmp_path / "gram.npz")[Tensor("x")]
     assert isinstance(loaded, Gram)
     assert loaded.has_reference is paired
-    np.testing.assert_array_equal(loaded.cross, both.cross)
+    np.testing.assert_array_equal(loaded.cross, merged.cross)
 
 
 def test_what_does_not_add_up():

@@ -24,13 +24,13 @@ from isobit.testing.networks import NETWORKS
 
 
 class Strict(NumpyEngine):
-    """An engine that runs nothing but what it can compute."""
+    """An engine that refuses ops for which it has no kernel."""
 
     ops = interpreter.OPS
 
 
 class Descending(Strict):
-    """An engine with a gradient: of the first output, by differences as it were."""
+    """An engine with a made-up gradient of the first output."""
 
     def gradient(self, model: GraphModel, function: Any, weights: Any, feeds: Any) -> tuple[Any, Mapping[str, Any]]:
         outputs = {name: Scalar(value) for name, value in self.run(model, feeds, ())[0].items()}
@@ -67,7 +67,7 @@ def some_encodings(model: Any, network: Any) -> dict[Site, Encoding]:
 
 @pytest.mark.parametrize("name", ["conv_net", "residual", "shared_weights", "upsampler", "recurrent"])
 def test_it_is_the_interpreter_to_the_last_bit(name: str) -> None:
-    """Plain, quantized, with quantizers off; every tensor as its readers see it, and as its kernel left it."""
+    """In float, quantized, and with quantizers off; every tensor before and after its quantizer."""
     model, network = opened(name)
     batch = network.batch(2)
     wide = {key: value.astype(np.float64) if value.dtype.kind == "f" else value for key, value in batch.items()}
@@ -81,23 +81,23 @@ def test_it_is_the_interpreter_to_the_last_bit(name: str) -> None:
         elif step == "off":
             model.enable(off, on=False)
             active = {s: e for s, e in encodings.items() if s not in off}
-            for site in off:  # a reader with a quantizer of its own that is off reads what no quantizer has seen
+            for site in off:  # a reader whose own quantizer is off reads the unrounded tensor
                 if isinstance(site, Input):
                     active[site] = Unchanged()
         expected = interpreter.interpret(model.graph, weights_of(model), wide, active)
         outputs = model.run(batch)
         for key, tensor in model.graph.outputs.items():
             np.testing.assert_array_equal(outputs[key], expected[tensor].astype(np.float32), err_msg=step)
-        seen = {tensor: Collect() for tensor in model.graph.tensors}
-        model.observe([batch], [Request(Tensor(tensor), collect, "after") for tensor, collect in seen.items()])
-        for tensor, collect in seen.items():
+        collectors = {tensor: Collect() for tensor in model.graph.tensors}
+        model.observe([batch], [Request(Tensor(tensor), collect, "after") for tensor, collect in collectors.items()])
+        for tensor, collect in collectors.items():
             np.testing.assert_array_equal(collect.values, np.asarray(expected[tensor], np.float32), err_msg=step)
         before = {tensor: Collect() for tensor in model.graph.tensors}
         model.observe([batch], [Request(Tensor(tensor), collect) for tensor, collect in before.items()])
         for tensor, collect in before.items():
             encoding = active.get(Tensor(tensor))
             rounded = collect.values if encoding is None else encoding.fake_quantize(collect.values)
-            np.testing.assert_array_equal(rounded, seen[tensor].values, err_msg=step)
+            np.testing.assert_array_equal(rounded, collectors[tensor].values, err_msg=step)
 
 
 def weights_of(model: CheckedModel) -> Callable[[str], np.ndarray]:
@@ -181,16 +181,16 @@ def test_a_constant_of_one_number_keeps_its_shape() -> None:
     x = builder.input("x", ("batch", 3))
     y = builder.node("Mul", [x, builder.constant(np.float32(2.0).reshape(()))], ("batch", 3))
     model = GraphModel(Strict(), *builder.canonical({"y": y}))
-    made = GraphModel.restore(Strict(), model.state())
-    assert made.weight("constant").shape == model.weight("constant").shape == ()
+    restored = GraphModel.restore(Strict(), model.state())
+    assert restored.weight("constant").shape == model.weight("constant").shape == ()
 
 
 def test_an_op_without_a_kernel_is_refused_at_opening() -> None:
     builder = GraphBuilder()
     builder.scope = "attention/mystery"
-    odd = builder.node("Mystery", [builder.input("x", ("batch", 3))], ("batch", 3))
+    mystery = builder.node("Mystery", [builder.input("x", ("batch", 3))], ("batch", 3))
     with pytest.raises(ModelError, match=r"numpy backend does not read 'Mystery' \(node 'attention/mystery'\)"):
-        GraphModel(Strict(), *builder.canonical({"y": odd}))
+        GraphModel(Strict(), *builder.canonical({"y": mystery}))
 
 
 def test_gradients_are_the_engines_own() -> None:
@@ -218,17 +218,17 @@ def test_of_a_tensor_elsewhere_no_more_is_fetched_than_an_observer_needs(make: A
         fetched.append(array.size)
         return array
 
-    found, wanted = make(), make()
-    observe_tensor(found, values, 1, lambda array: (float(array.min()), float(array.max())), fetch)
-    wanted.update(values, 1)
-    if isinstance(found, Histogram):
-        assert found == wanted
+    fetched_observer, local_observer = make(), make()
+    observe_tensor(fetched_observer, values, 1, lambda array: (float(array.min()), float(array.max())), fetch)
+    local_observer.update(values, 1)
+    if isinstance(fetched_observer, Histogram):
+        assert fetched_observer == local_observer
         assert fetched[0] == values.size if bad else fetched[0] < values.size / 4
-    elif isinstance(found, MinMax):
-        np.testing.assert_array_equal(found.batches, wanted.batches)
+    elif isinstance(fetched_observer, MinMax):
+        np.testing.assert_array_equal(fetched_observer.batches, local_observer.batches)
         assert bad or not fetched
     else:
-        np.testing.assert_array_equal(found.mean, wanted.mean)
+        np.testing.assert_array_equal(fetched_observer.mean, local_observer.mean)
 
 
 def test_a_builder_names_what_is_left_after_its_scope() -> None:
@@ -255,7 +255,7 @@ def test_a_builder_names_what_is_left_after_its_scope() -> None:
 
 
 def test_tensors_are_let_go_after_their_last_reader() -> None:
-    """And one that two readers share, or one reads twice, is kept as long as it is read."""
+    """A tensor that two readers share, or one reads twice, is kept until the last read."""
     builder = GraphBuilder()
     x = builder.input("x", ("batch", 4))
     a = builder.node("Relu", [x], ("batch", 4))

@@ -36,14 +36,14 @@ def test_round_trip(name: str) -> None:
         graph.inputs, dict(graph.outputs), dict(graph.tensors),
     )  # fmt: skip
     for weight, info in graph.weights.items():
-        found = again.weights[weight]
-        assert (found.shape, found.dtype, found.source, found.layout, found.magnitude) == (
+        read_back = again.weights[weight]
+        assert (read_back.shape, read_back.dtype, read_back.source, read_back.layout, read_back.magnitude) == (
             info.shape, info.dtype, info.source, info.layout, info.magnitude,
         )  # fmt: skip
         if info.value is not None:
-            assert found.value is not None
-            assert found.value.dtype == info.value.dtype
-            np.testing.assert_array_equal(found.value, info.value)
+            assert read_back.value is not None
+            assert read_back.value.dtype == info.value.dtype
+            np.testing.assert_array_equal(read_back.value, info.value)
 
 
 def test_values_attributes_and_layouts_of_every_kind() -> None:
@@ -65,10 +65,10 @@ def test_values_attributes_and_layouts_of_every_kind() -> None:
     assert dict(again.tensors) == tensors
     assert again.notes == ("a note",)
     for name, value in values.items():
-        found = again.weights[name].value
-        assert found is not None
-        assert (found.dtype, found.shape, again.weights[name].layout) == (value.dtype, value.shape, layout)
-        np.testing.assert_array_equal(found, value)
+        read_back = again.weights[name].value
+        assert read_back is not None
+        assert (read_back.dtype, read_back.shape, again.weights[name].layout) == (value.dtype, value.shape, layout)
+        np.testing.assert_array_equal(read_back, value)
 
 
 @pytest.mark.parametrize("record", [{}, {"nodes": 3}, {"nodes": [{"name": "x"}]}])

@@ -51,17 +51,17 @@ def test_what_is_written_reads_back_bit_for_bit(items: dict[Site, Encoding]) -> 
 
 
 def test_a_file_comes_back(tmp_path: Path) -> None:
-    found = Encodings({Tensor("käse"): Encoding(QuantSpec.parse("uint8"), np.float32(0.1), np.int32(7))})
-    IsobitJson().write(found, tmp_path / "e.json")
-    assert dict(IsobitJson().read(tmp_path / "e.json")) == dict(found)
+    encodings = Encodings({Tensor("käse"): Encoding(QuantSpec.parse("uint8"), np.float32(0.1), np.int32(7))})
+    IsobitJson().write(encodings, tmp_path / "e.json")
+    assert dict(IsobitJson().read(tmp_path / "e.json")) == dict(encodings)
     assert [path.name for path in tmp_path.iterdir()] == ["e.json"]
 
 
 def test_the_file_is_plain_json() -> None:
-    found = Encodings(
+    encodings = Encodings(
         {Input("conv", 1): Encoding(QuantSpec.parse("int8 per-channel"), np.float32([0.5]), np.int32([0]), 2)}
     )
-    assert json.loads(dumps(found)) == {
+    assert json.loads(dumps(encodings)) == {
         "format": "isobit encodings",
         "version": 1,
         "encodings": [
@@ -192,13 +192,13 @@ def test_the_entries_that_are_spoilt_below_are_good() -> None:
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_files_are_refused_by_file_entry_and_field(case: str, tmp_path: Path) -> None:
-    text, said = MALFORMED[case]
+    text, message = MALFORMED[case]
     path = tmp_path / "e.json"
     path.write_text(text, "utf-8")
     with pytest.raises(EncodingError) as error:
         IsobitJson().read(path)
     assert str(error.value).startswith(f"{path}: ")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

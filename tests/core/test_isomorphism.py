@@ -65,10 +65,10 @@ def test_everything_else_does(changes: dict[str, object]) -> None:
 
 
 def test_the_first_difference_is_named() -> None:
-    found = compare(network(), network(alpha=0.2))
-    assert found[0].startswith("LeakyRelu(relu: conv) {'alpha': 0.1} is in one graph only")
-    assert "{'alpha': 0.2}" in found[1]
-    assert len(found) == 2
+    problems = compare(network(), network(alpha=0.2))
+    assert problems[0].startswith("LeakyRelu(relu: conv) {'alpha': 0.1} is in one graph only")
+    assert "{'alpha': 0.2}" in problems[1]
+    assert len(problems) == 2
 
 
 def test_other_inputs_and_outputs_are_named() -> None:
@@ -80,22 +80,22 @@ def test_other_inputs_and_outputs_are_named() -> None:
 
 def test_tensors_that_correspond() -> None:
     a, b = network(), network(lambda name: name.upper())
-    found = correspondence(a[0], b[0], a[1].__getitem__, b[1].__getitem__)
-    assert found == {"x": "X", "conv": "CONV", "relu": "RELU", "sub": "SUB"}
+    matched = correspondence(a[0], b[0], a[1].__getitem__, b[1].__getitem__)
+    assert matched == {"x": "X", "conv": "CONV", "relu": "RELU", "sub": "SUB"}
     changed = network(lambda name: name.upper(), alpha=0.2)
     assert correspondence(a[0], changed[0], a[1].__getitem__, changed[1].__getitem__) == {"x": "X", "conv": "CONV"}
 
 
-def test_twins_correspond_in_order() -> None:
+def test_tensors_that_compute_the_same_correspond_in_order() -> None:
     sketch = Sketch()
     x = sketch.input("x", "N", 3)
-    twins = [sketch.node("Relu", x, name=name, shape=("N", 3)) for name in ("first", "second")]
-    graph = sketch.graph(*twins)
-    other = Sketch()
-    y = other.input("y", "N", 3)
-    graph2 = other.graph(*(other.node("Relu", y, name=name, shape=("N", 3)) for name in ("a", "b")))
-    found = correspondence(graph, graph2, sketch.values.__getitem__, other.values.__getitem__)
-    assert found == {"x": "y", "first": "a", "second": "b"}
+    equal_nodes = [sketch.node("Relu", x, name=name, shape=("N", 3)) for name in ("first", "second")]
+    graph = sketch.graph(*equal_nodes)
+    sketch2 = Sketch()
+    y = sketch2.input("y", "N", 3)
+    graph2 = sketch2.graph(*(sketch2.node("Relu", y, name=name, shape=("N", 3)) for name in ("a", "b")))
+    matched = correspondence(graph, graph2, sketch.values.__getitem__, sketch2.values.__getitem__)
+    assert matched == {"x": "y", "first": "a", "second": "b"}
 
 
 def test_a_second_output_is_not_the_first() -> None:

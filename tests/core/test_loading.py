@@ -88,11 +88,11 @@ def test_strict_names_all_that_does_not_fit_and_changes_nothing() -> None:
     source = simulator(calibrated=True, weights="int4")
     sim = simulator(calibrated=True)
     before = state(sim)
-    odd = Encodings(
+    misfits = Encodings(
         {**source.encodings, Tensor("conv"): Encoding.of("uint8", 1.0), Weight("fc.x"): Encoding.of("int8", 1)}
     )
     with pytest.raises(EncodingError) as error:
-        sim.load_encodings(odd)
+        sim.load_encodings(misfits)
     assert "'conv': it is not quantized: inside the fused chain that ends in relu" in str(error.value)
     assert "'fc.x': the model has no such weight (did you mean 'fc.w'?)" in str(error.value)
     assert "(and 1 more)" in str(error.value)
@@ -115,13 +115,15 @@ def test_not_strict_takes_the_formats_of_the_file_and_says_what_it_left() -> Non
 def test_partial_keeps_what_the_file_does_not_say() -> None:
     source, sim = simulator(calibrated=True), simulator(calibrated=True)
     sim.recalibrate("percentile=90")
-    kept = sim.encodings["relu"]
+    relu_before = sim.encodings["relu"]
     report = sim.load_encodings(without(source.encodings, "relu", "flat", "fc.b"))
-    assert sim.encodings["relu"] == kept
+    assert sim.encodings["relu"] == relu_before
     assert sim.encodings["x"] == source.encodings["x"]
     assert not report.missing
     np.testing.assert_array_equal(
-        sim.encodings["fc.b"].scale, kept.scale * sim.encodings["fc.w"].scale, "the bias follows what is there now"
+        sim.encodings["fc.b"].scale,
+        relu_before.scale * sim.encodings["fc.w"].scale,
+        "the bias follows what is there now",
     )
     fresh = simulator()
     assert Tensor("relu") in fresh.load_encodings(without(source.encodings, "relu", "flat", "fc.b")).missing

@@ -6,7 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn_graphs import ACTIVATION, BIAS, DEFAULT, IMAGE, ORT, WEIGHT, both, conv, drawn, formats, relu, small
+from drawn_graphs import (
+    ACTIVATION,
+    BIAS,
+    DEFAULT,
+    IMAGE,
+    ORT,
+    WEIGHT,
+    conv,
+    drawn,
+    formats,
+    on_each_target,
+    relu,
+    small,
+)
 from sketch import Sketch
 
 from isobit.graph import Graph, Input, Tensor, Weight
@@ -16,7 +29,7 @@ from isobit.targets import Target
 # --- chains ---------------------------------------------------------------------------------------------------------
 
 
-@both
+@on_each_target
 def test_a_fused_chain_is_quantized_at_its_ends(target: Target) -> None:
     sketch = Sketch()
     y = conv(sketch, sketch.input("x", *IMAGE), "conv", bias=True)
@@ -31,7 +44,7 @@ def test_a_fused_chain_is_quantized_at_its_ends(target: Target) -> None:
     assert set(plan.placements).isdisjoint({Tensor("conv"), Tensor("bn")})
 
 
-@both
+@on_each_target
 @pytest.mark.parametrize("tapped", ["conv", "bn"])
 def test_a_chain_ends_where_others_read_it(target: Target, tapped: str) -> None:
     sketch = Sketch()
@@ -65,7 +78,7 @@ def test_what_a_target_does_not_fuse_or_run_stays_in_float() -> None:
     }
 
 
-@both
+@on_each_target
 def test_a_residual_is_quantized_on_every_edge_but_before_its_relu(target: Target) -> None:
     sketch = Sketch()
     x = sketch.input("x", *IMAGE)
@@ -77,7 +90,7 @@ def test_a_residual_is_quantized_on_every_edge_but_before_its_relu(target: Targe
     assert plan.floats["sum"] == "inside the fused chain that ends in relu"
 
 
-@both
+@on_each_target
 def test_placements_come_in_the_order_of_the_graph(target: Target) -> None:
     sketch = Sketch()
     y = conv(sketch, sketch.input("x", *IMAGE), "second")
@@ -99,12 +112,12 @@ def test_a_concatenation_shares_one_encoding_where_the_target_says_so() -> None:
     assert groups == {"x": ["x"], "a": ["a", "b.relu", "cat"], "last": ["last"]}
     assert formats(plan)["cat"] == ACTIVATION + " (copy)", "its values are on the grid already"
     assert formats(plan)["a"] == formats(plan)["b.relu"] == ACTIVATION
-    apart = place(graph, ORT)
-    assert all(len(members) == 1 for members in apart.groups().values())
-    assert formats(apart)["cat"] == ACTIVATION
+    untied = place(graph, ORT)
+    assert all(len(members) == 1 for members in untied.groups().values())
+    assert formats(untied)["cat"] == ACTIVATION
 
 
-@both
+@on_each_target
 @pytest.mark.parametrize(
     ("op", "shape", "attributes"),
     [
@@ -127,7 +140,7 @@ def test_ops_that_move_values_pass_the_encoding_on(target: Target, op: str, shap
     assert formats(plan)["conv"] == formats(plan)["pool"] == ACTIVATION
 
 
-@both
+@on_each_target
 @pytest.mark.parametrize(("op", "attributes"), [("Resize", {"mode": "linear"}), ("Pad", {"value": 1.0})])
 def test_ops_that_make_new_values_do_not(target: Target, op: str, attributes: Any) -> None:
     sketch = Sketch()
@@ -138,7 +151,7 @@ def test_ops_that_make_new_values_do_not(target: Target, op: str, attributes: An
     assert plan.placements[Tensor("made")].group == "made"
 
 
-@both
+@on_each_target
 def test_a_model_input_that_is_only_moved_has_its_encoding_from_behind(target: Target) -> None:
     sketch = Sketch()
     y = sketch.node("Transpose", sketch.input("x", "N", 6, 6, 4), name="nchw", shape=IMAGE, perm=(0, 3, 1, 2))
@@ -150,7 +163,7 @@ def test_a_model_input_that_is_only_moved_has_its_encoding_from_behind(target: T
 # --- fixed ranges ---------------------------------------------------------------------------------------------------
 
 
-@both
+@on_each_target
 def test_ranges_that_the_op_fixes(target: Target) -> None:
     sketch = Sketch()
     y = conv(sketch, sketch.input("x", *IMAGE), "conv")
@@ -168,9 +181,9 @@ def test_ranges_that_the_op_fixes(target: Target) -> None:
 def test_members_of_a_group_that_disagree_have_no_fixed_range() -> None:
     sketch = Sketch()
     x = sketch.input("x", *IMAGE)
-    one = sketch.node("Sigmoid", conv(sketch, x, "a"), name="one", shape=IMAGE)
-    two = sketch.node("Tanh", conv(sketch, x, "b"), name="two", shape=IMAGE)
-    y = sketch.node("Concat", one, two, name="cat", shape=("N", 8, 6, 6), axis=1)
+    sigmoid = sketch.node("Sigmoid", conv(sketch, x, "a"), name="one", shape=IMAGE)
+    tanh = sketch.node("Tanh", conv(sketch, x, "b"), name="two", shape=IMAGE)
+    y = sketch.node("Concat", sigmoid, tanh, name="cat", shape=("N", 8, 6, 6), axis=1)
     plan = place(drawn(sketch, conv(sketch, y, "last", source=8)), DEFAULT)
     assert {plan.placements[Tensor(name)].fixed_range for name in ("one", "two", "cat")} == {None}
 
@@ -192,7 +205,7 @@ def attention(sketch: Sketch, mask: str) -> Graph:
     return drawn(sketch, sketch.node("Softmax", total, name="softmax", shape=("N", 5, 5)))
 
 
-@both
+@on_each_target
 @pytest.mark.parametrize("mask", ["constant", "computed"])
 def test_masked_scores_have_no_grid(target: Target, mask: str) -> None:
     """A grid that reaches down to -1e9 has no level left for the scores."""
@@ -206,7 +219,7 @@ def test_masked_scores_have_no_grid(target: Target, mask: str) -> None:
         assert plan.floats["mask"] == "Add masked stays in float"
 
 
-@both
+@on_each_target
 def test_a_moved_tensor_that_nothing_reads_has_no_grid(target: Target) -> None:
     """Code that overwrites part of a tensor often takes the old part for its size alone."""
     sketch = Sketch()
@@ -218,7 +231,7 @@ def test_a_moved_tensor_that_nothing_reads_has_no_grid(target: Target) -> None:
     assert plan.floats["part"] == "nothing reads it"
 
 
-@both
+@on_each_target
 def test_a_projected_table_is_signal(target: Target) -> None:
     """DeBERTa's relative positions: a learned table through a linear layer, and its product with the queries."""
     sketch = Sketch()
@@ -231,7 +244,7 @@ def test_a_projected_table_is_signal(target: Target) -> None:
     assert {Tensor("part"), Weight("w"), Tensor("keys"), Tensor("turned"), Tensor("y")} <= set(plan.placements)
 
 
-@both
+@on_each_target
 def test_positions_made_of_constants_are_no_signal(target: Target) -> None:
     """Rotary angles reach far and must stay exact; nothing learned projects them."""
     sketch = Sketch()
@@ -241,7 +254,7 @@ def test_positions_made_of_constants_are_no_signal(target: Target) -> None:
     assert Tensor("angles") not in place(drawn(sketch, angles), target).placements
 
 
-@both
+@on_each_target
 def test_integer_tensors_are_no_signal(target: Target) -> None:
     sketch = Sketch()
     ids = sketch.input("ids", "N", 5, dtype="int64")
@@ -259,7 +272,7 @@ def test_integer_tensors_are_no_signal(target: Target) -> None:
 # --- constants ------------------------------------------------------------------------------------------------------
 
 
-@both
+@on_each_target
 def test_constants_of_elementwise_ops_are_quantized_as_activations(target: Target) -> None:
     sketch = Sketch()
     y = conv(sketch, sketch.input("x", *IMAGE), "conv")
@@ -307,8 +320,10 @@ def test_blocks_where_they_divide_and_channels_where_they_do_not() -> None:
     assert plan.placements[Weight("even")].block_axis == 1
     assert formats(plan)["w:odd"] == "int4 symmetric per-channel"
     assert plan.floats["b.bias"] == "the input or weight of b is no integer", "blocks have no one accumulator scale"
-    asked = place(graph, DEFAULT, QuantConfig(overrides={"odd": "int4 block=4"}))
-    assert formats(asked)["w:odd"] == "int4 symmetric block=4", "an explicit wish is not bent: encoding it is the error"
+    overridden = place(graph, DEFAULT, QuantConfig(overrides={"odd": "int4 block=4"}))
+    assert formats(overridden)["w:odd"] == "int4 symmetric block=4", (
+        "an override is not changed: the error comes when it is encoded"
+    )
 
 
 # --- biases ---------------------------------------------------------------------------------------------------------
@@ -343,7 +358,7 @@ def test_a_bias_of_two_layers_has_two_scales() -> None:
     assert plan.placements[Input("b", 2)].scale_of == (Tensor("a"), Weight("b.w"))
 
 
-@both
+@on_each_target
 def test_every_float_tensor_and_weight_is_placed_or_explained(target: Target) -> None:
     for graph in (small(), attention(Sketch(), "computed"), attention(Sketch(), "constant")):
         plan = place(graph, target)

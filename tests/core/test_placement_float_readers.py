@@ -61,8 +61,8 @@ def test_an_output_of_the_model_is_a_reader_in_float() -> None:
 def test_an_excluded_reader_of_an_input_takes_it_as_it_is(target) -> None:
     sketch = Sketch()
     x = sketch.input("x", *TOKENS)
-    plain = sketch.node("Abs", x, name="abs", shape=TOKENS)
-    graph = canonicalize(sketch.graph(linear(sketch, x, "first"), plain))
+    excluded = sketch.node("Abs", x, name="abs", shape=TOKENS)
+    graph = canonicalize(sketch.graph(linear(sketch, x, "first"), excluded))
     assert Input("first", 0) in activations(place(graph, target, QuantConfig(exclude="abs")))
     assert Tensor("x") not in activations(place(graph, target, QuantConfig(exclude="abs")))
 

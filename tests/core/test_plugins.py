@@ -79,8 +79,8 @@ def registry(*points: Point) -> Registry:
     return own_registry(*points)
 
 
-def backends(*found: FakeBackend, name: str = "mine") -> Point:
-    return Point(name, lambda: plugin(isobit_backends=list(found)))
+def backends(*items: FakeBackend, name: str = "mine") -> Point:
+    return Point(name, lambda: plugin(isobit_backends=list(items)))
 
 
 def fails() -> Any:
@@ -105,7 +105,7 @@ def test_what_comes_with_isobit() -> None:
 
 
 def test_a_plug_in_adds_to_it() -> None:
-    found = registry(
+    plugins = registry(
         Point(
             "mine",
             lambda: plugin(
@@ -117,12 +117,12 @@ def test_a_plug_in_adds_to_it() -> None:
             ),
         )
     )
-    assert found.backend("jax") == FakeBackend("jax")
-    assert found.calibrators()["mine"] is Scheme
-    assert found.techniques()["Scheme"] is Scheme
-    assert found.formats()["mine"].name == "mine"
-    assert found.targets()["chip"] == Path("a/chip.toml")
-    record = found.records["mine"]
+    assert plugins.backend("jax") == FakeBackend("jax")
+    assert plugins.calibrators()["mine"] is Scheme
+    assert plugins.techniques()["Scheme"] is Scheme
+    assert plugins.formats()["mine"].name == "mine"
+    assert plugins.targets()["chip"] == Path("a/chip.toml")
+    record = plugins.records["mine"]
     assert (record.module, record.distribution, record.error) == ("somewhere.plugin", "some-package 1.2", None)
 
 
@@ -136,29 +136,29 @@ def test_unknown_backends_are_answered_with_the_nearest() -> None:
 
 
 def test_a_plug_in_that_does_not_import_is_recorded_and_raised_on_use() -> None:
-    found = registry(Point("jax", fails), backends(FakeBackend("torch")))
-    assert found.records["jax"].error == "ImportError: No module named 'missing_framework'"
-    assert list(found.backends()) == ["torch"]
+    plugins = registry(Point("jax", fails), backends(FakeBackend("torch")))
+    assert plugins.records["jax"].error == "ImportError: No module named 'missing_framework'"
+    assert list(plugins.backends()) == ["torch"]
     with pytest.raises(
         PluginError, match=re.escape("plug-in 'jax' of some-package 1.2 did not load: ImportError: No mod")
     ):
-        found.backend("jax")
-    assert found.backend_for(object()).name == "torch"
+        plugins.backend("jax")
+    assert plugins.backend_for(object()).name == "torch"
 
 
 def test_a_misspelt_hook_is_recorded() -> None:
-    found = registry(Point("odd", lambda: plugin(isobit_backend=[FakeBackend("odd")])))
-    assert "isobit_backend" in (found.records["odd"].error or "")
-    assert found.backends() == {}
+    plugins = registry(Point("odd", lambda: plugin(isobit_backend=[FakeBackend("odd")])))
+    assert "isobit_backend" in (plugins.records["odd"].error or "")
+    assert plugins.backends() == {}
 
 
 def test_a_hook_with_arguments_that_do_not_exist_is_recorded() -> None:
     def isobit_backends(framework: str) -> list[FakeBackend]:
         return [FakeBackend("odd")]
 
-    found = registry(Point("odd", lambda: SimpleNamespace(isobit_backends=hookimpl(isobit_backends))))
-    assert "framework" in (found.records["odd"].error or "")
-    assert found.backends() == {}
+    plugins = registry(Point("odd", lambda: SimpleNamespace(isobit_backends=hookimpl(isobit_backends))))
+    assert "framework" in (plugins.records["odd"].error or "")
+    assert plugins.backends() == {}
 
 
 def test_a_hook_that_raises_is_recorded_and_stops_nobody_else() -> None:
@@ -166,18 +166,18 @@ def test_a_hook_that_raises_is_recorded_and_stops_nobody_else() -> None:
         raise RuntimeError("no device")
 
     broken = Point("odd", lambda: SimpleNamespace(isobit_backends=hookimpl(isobit_backends)))
-    found = registry(broken, Point("good", lambda: plugin(isobit_backends=[FakeBackend("good")])))
-    assert set(found.backends()) == {"good"}
-    assert "no device" in (found.records["odd"].error or "")
+    plugins = registry(broken, Point("good", lambda: plugin(isobit_backends=[FakeBackend("good")])))
+    assert set(plugins.backends()) == {"good"}
+    assert "no device" in (plugins.records["odd"].error or "")
     with pytest.raises(PluginError, match="no device"):
-        found.backend("odd")
+        plugins.backend("odd")
 
 
 def test_two_plug_ins_of_one_name() -> None:
-    found = registry(backends(FakeBackend("a")), backends(FakeBackend("b")))
-    assert "two plug-ins are named 'mine'" in (found.records["mine"].error or "")
+    plugins = registry(backends(FakeBackend("a")), backends(FakeBackend("b")))
+    assert "two plug-ins are named 'mine'" in (plugins.records["mine"].error or "")
     with pytest.raises(PluginError, match="uninstall one"):
-        found.backend("mine")
+        plugins.backend("mine")
 
 
 @pytest.mark.parametrize(
@@ -192,22 +192,22 @@ def test_two_plug_ins_of_one_name() -> None:
 )
 def test_two_things_of_one_name(hook: str, item: Any, ask: Callable[[Registry], Any], name: str) -> None:
     """Asking for it names both plug-ins; whatever else there is works."""
-    found = registry(*(Point(point, lambda: plugin(**{hook: [item]})) for point in ("one", "two")))
-    both = rf"named '{name}': plug-in 'one' of some-package 1.2 and plug-in 'two' of some-package 1.2"
-    assert name in ask(found)
-    with pytest.raises(PluginError, match=both):
-        ask(found)[name]
-    assert name not in list(ask(found))
-    assert re.search(both, found.conflicts()[0])
-    assert "minmax" in found.calibrators()
+    plugins = registry(*(Point(point, lambda: plugin(**{hook: [item]})) for point in ("one", "two")))
+    conflict = rf"named '{name}': plug-in 'one' of some-package 1.2 and plug-in 'two' of some-package 1.2"
+    assert name in ask(plugins)
+    with pytest.raises(PluginError, match=conflict):
+        ask(plugins)[name]
+    assert name not in list(ask(plugins))
+    assert re.search(conflict, plugins.conflicts()[0])
+    assert "minmax" in plugins.calibrators()
 
 
 def test_a_name_of_isobit_itself_is_a_conflict_too() -> None:
-    taken = type("MinMax", (Scheme,), {"name": "minmax"})
-    found = registry(Point("mine", lambda: plugin(isobit_calibrators=[taken])))
+    second_min_max = type("MinMax", (Scheme,), {"name": "minmax"})
+    plugins = registry(Point("mine", lambda: plugin(isobit_calibrators=[second_min_max])))
     with pytest.raises(PluginError, match=r"named 'minmax': plug-in 'isobit' of isobit .* and plug-in 'mine' of some"):
-        found.calibrators()["minmax"]
-    assert found.calibrators()["percentile"] is Percentile
+        plugins.calibrators()["minmax"]
+    assert plugins.calibrators()["percentile"] is Percentile
 
 
 @pytest.mark.parametrize(("contract", "mend"), [(0, "some-package"), (2, "isobit"), ("1", "isobit")])
@@ -217,67 +217,67 @@ def test_another_contract_is_refused(contract: Any, mend: str) -> None:
         module.ISOBIT_CONTRACT = contract
         return module
 
-    found = registry(Point("old", make))
-    said = f"for contract {contract!r} of isobit, and this isobit has contract 1: install a newer version of {mend}"
-    with pytest.raises(PluginError, match=re.escape(said)):
-        found.backend("old")
-    assert found.backends() == {}
+    plugins = registry(Point("old", make))
+    message = f"for contract {contract!r} of isobit, and this isobit has contract 1: install a newer version of {mend}"
+    with pytest.raises(PluginError, match=re.escape(message)):
+        plugins.backend("old")
+    assert plugins.backends() == {}
 
 
 def test_a_hook_without_its_mark_is_recorded() -> None:
     def isobit_backends() -> list[FakeBackend]:
         return [FakeBackend("odd")]
 
-    found = registry(Point("odd", lambda: SimpleNamespace(isobit_backends=isobit_backends)))
-    assert "mark it with @isobit.plugins.hookimpl" in (found.records["odd"].error or "")
+    plugins = registry(Point("odd", lambda: SimpleNamespace(isobit_backends=isobit_backends)))
+    assert "mark it with @isobit.plugins.hookimpl" in (plugins.records["odd"].error or "")
 
 
 @pytest.mark.parametrize("items", [None, [object()], [SimpleNamespace(name="half", accepts=None)]])
 def test_what_is_no_backend_is_recorded(items: Any) -> None:
-    found = registry(Point("odd", lambda: plugin(isobit_backends=items)), backends(FakeBackend("good")))
-    assert list(found.backends()) == ["good"]
-    assert "isobit_backends: " in (found.records["odd"].error or "")
+    plugins = registry(Point("odd", lambda: plugin(isobit_backends=items)), backends(FakeBackend("good")))
+    assert list(plugins.backends()) == ["good"]
+    assert "isobit_backends: " in (plugins.records["odd"].error or "")
 
 
 def test_a_backend_that_raises_is_named_and_stops_nobody_else() -> None:
-    found = registry(backends(FakeBackend("bad", -1), name="bad"), backends(FakeBackend("good")))
-    assert found.backend_for(object()).name == "good"
-    assert found.records["bad"].error == "accepts: RuntimeError: cannot look"
+    plugins = registry(backends(FakeBackend("bad", -1), name="bad"), backends(FakeBackend("good")))
+    assert plugins.backend_for(object()).name == "good"
+    assert plugins.records["bad"].error == "accepts: RuntimeError: cannot look"
     with pytest.raises(PluginError, match=r"plug-in 'mine' of some-package 1\.2 failed to open a dict: KeyError"):
-        found.open({})
+        plugins.open({})
     with pytest.raises(KeyError) as caught:
         FakeBackend("good").open({})
-    assert found.at_fault(caught.value) is None  # this test's module is no plug-in's
+    assert plugins.at_fault(caught.value) is None  # this test's module is no plug-in's
 
 
 def test_disabled_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISOBIT_DISABLE_PLUGINS", "jax, other")
-    found = registry(Point("jax", fails), backends(FakeBackend("torch")))
-    assert list(found.records) == ["isobit", "mine"]
+    plugins = registry(Point("jax", fails), backends(FakeBackend("torch")))
+    assert list(plugins.records) == ["isobit", "mine"]
     with pytest.raises(PluginError, match="no backend 'jax'"):
-        found.backend("jax")
+        plugins.backend("jax")
 
 
 def test_the_model_finds_its_backend() -> None:
-    found = registry(backends(FakeBackend("sure", 2), FakeBackend("able", 1), FakeBackend("no", 0)))
-    assert found.backend_for(object()).name == "sure"
+    plugins = registry(backends(FakeBackend("sure", 2), FakeBackend("able", 1), FakeBackend("no", 0)))
+    assert plugins.backend_for(object()).name == "sure"
 
 
 def test_a_tie_names_both() -> None:
-    found = registry(backends(FakeBackend("a"), FakeBackend("b")))
+    plugins = registry(backends(FakeBackend("a"), FakeBackend("b")))
     with pytest.raises(PluginError, match=re.escape("backends 'a' and 'b' both open dict: say which with backend=")):
-        found.backend_for({})
+        plugins.backend_for({})
 
 
 def test_nobody_opens_it() -> None:
-    found = registry(
+    plugins = registry(
         backends(FakeBackend("a", 0, (".onnx",)), FakeBackend("b", 0, (".pt2", ".onnx"))), Point("jax", fails)
     )
     with pytest.raises(
         PluginError, match=r"no backend opens a builtins\.dict; plug-ins that did not load: jax \(Import"
     ):
-        found.backend_for({})
+        plugins.backend_for({})
     with pytest.raises(PluginError, match=re.escape("no backend opens 'a/b.bin': known endings are .onnx, .pt2")):
-        found.backend_for(Path("a/b.bin"))
+        plugins.backend_for(Path("a/b.bin"))
     with pytest.raises(PluginError, match="known endings are none"):
         registry().backend_for("x.onnx")

@@ -23,11 +23,11 @@ def test_formats_for_all() -> None:
 
 def test_overrides_by_pattern_the_last_wins() -> None:
     overrides = {"*.w": "int4", "head.*": "int6", "block.relu": "uint4", "x": None}
-    found = formats(place(small(), DEFAULT, QuantConfig(overrides=overrides)))
-    assert found["w:block.conv.w"] == "int4 symmetric per-channel"
-    assert found["w:head.w"] == "int6 symmetric per-channel"
-    assert found["block.relu"] == "uint4 asymmetric per-tensor"
-    assert found["pool"] == "uint4 asymmetric per-tensor (copy)", "what it is tied to goes along"
+    placed = formats(place(small(), DEFAULT, QuantConfig(overrides=overrides)))
+    assert placed["w:block.conv.w"] == "int4 symmetric per-channel"
+    assert placed["w:head.w"] == "int6 symmetric per-channel"
+    assert placed["block.relu"] == "uint4 asymmetric per-tensor"
+    assert placed["pool"] == "uint4 asymmetric per-tensor (copy)", "what it is tied to goes along"
     plan = place(small(), DEFAULT, QuantConfig(overrides=overrides))
     assert plan.floats["x"] == "float by your override"
 
@@ -60,7 +60,7 @@ def test_an_excluded_node_is_fused_into_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (
             QuantConfig(overrides={"haed.w": "int4"}),
@@ -80,8 +80,8 @@ def test_an_excluded_node_is_fused_into_nothing() -> None:
         (QuantConfig(weights="int4 lpbq=2"), "cannot run weights lpbq=2; it runs: per-channel, per-tensor, block"),
     ],
 )
-def test_wishes_that_cannot_be_met(config: QuantConfig, said: str) -> None:
-    with pytest.raises(FormatError, match=re.escape(said)):
+def test_configs_that_cannot_be_met(config: QuantConfig, message: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(message)):
         place(small(), ORT, config)
 
 

@@ -89,7 +89,7 @@ def test_ends_of_the_grid(text: str, q_min: int, q_max: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "a numeric format is a text such as 'int8'"),
         ("   ", "a numeric format is a text"),
@@ -126,21 +126,21 @@ def test_ends_of_the_grid(text: str, q_min: int, q_max: int) -> None:
         ("float16 lpbq=8", "lpbq needs a symmetric integer type"),
     ],
 )
-def test_what_is_wrong_is_said(text: object, said: str) -> None:
-    with pytest.raises(FormatError, match=re.escape(said)):
+def test_what_is_wrong_is_said(text: object, message: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(message)):
         QuantSpec.parse(text)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bits", "symmetric", "said"),
+    ("dtype", "bits", "symmetric", "message"),
     [
         ("float16", 8, True, "unknown number type 'float16' of 8 bits"),
         ("double", 64, True, "unknown number type 'double'"),
         ("float16", 16, False, "float16 has no zero point"),
     ],
 )
-def test_impossible_specs_cannot_be_made(dtype: str, bits: int, symmetric: bool, said: str) -> None:
-    with pytest.raises(FormatError, match=said):
+def test_impossible_specs_cannot_be_made(dtype: str, bits: int, symmetric: bool, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
         QuantSpec(dtype, bits, symmetric)
 
 

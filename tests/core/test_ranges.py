@@ -143,8 +143,8 @@ def test_per_channel_weights_channel_by_channel(text: str, axis: int) -> None:
     assert whole.axis == axis
     for channel in range(values.shape[axis]):
         part = values.take(channel, axis)
-        one = encode_range(part.min(), part.max(), spec, snap=False)
-        assert (whole.scale[channel], whole.zero_point[channel]) == (one.scale, one.zero_point)
+        of_channel = encode_range(part.min(), part.max(), spec, snap=False)
+        assert (whole.scale[channel], whole.zero_point[channel]) == (of_channel.scale, of_channel.zero_point)
 
 
 def test_an_all_zero_channel_takes_the_median_scale() -> None:
@@ -176,8 +176,8 @@ def test_blocks_one_by_one(text: str, shape: tuple[int, ...], channel_axis: int,
             for axis, i in enumerate(index)
         )
         block = values[where]
-        one = encode_range(block.min(), block.max(), QuantSpec.parse(text), snap=False)
-        assert (scale[index], zero[index]) == (one.scale, one.zero_point)
+        of_block = encode_range(block.min(), block.max(), QuantSpec.parse(text), snap=False)
+        assert (scale[index], zero[index]) == (of_block.scale, of_block.zero_point)
 
 
 @pytest.mark.parametrize(
@@ -202,15 +202,15 @@ def test_lpbq_is_integer_multiples_of_one_scale_a_channel(
 
 
 @pytest.mark.parametrize(
-    ("text", "block_axis", "said"),
+    ("text", "block_axis", "message"),
     [
         ("int4 block=4", 1, "block size 4 does not divide axis 1 of a tensor of shape (4, 6)"),
         ("int4 lpbq=4", 1, "block size 4 does not divide axis 1"),
         ("int4 block=3", None, "needs a block axis, and this tensor of shape (4, 6) has none"),
     ],
 )
-def test_blocks_that_do_not_fit(text: str, block_axis: int | None, said: str) -> None:
-    with pytest.raises(EncodingError, match=re.escape(said)):
+def test_blocks_that_do_not_fit(text: str, block_axis: int | None, message: str) -> None:
+    with pytest.raises(EncodingError, match=re.escape(message)):
         encode_weight(weight(4, 6), QuantSpec.parse(text), block_axis=block_axis)
 
 

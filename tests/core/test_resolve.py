@@ -30,8 +30,8 @@ def network(bias: np.ndarray | None = None) -> tuple[Graph, dict[str, np.ndarray
     sketch.weight("b", bias if bias is not None else [0.5, -1.0, 0.0])
     a = sketch.node("Linear", x, sketch.random("a.w", 3, 4), "b", name="a", shape=("N", 3))
     b = sketch.node("Linear", x, sketch.random("b.w", 3, 4), name="b_", shape=("N", 3))
-    both = sketch.node("Concat", a, b, name="cat", shape=("N", 6), axis=1)
-    y = sketch.node("Linear", both, sketch.random("c.w", 2, 6), name="c", shape=("N", 2))
+    joined = sketch.node("Concat", a, b, name="cat", shape=("N", 6), axis=1)
+    y = sketch.node("Linear", joined, sketch.random("c.w", 2, 6), name="c", shape=("N", 2))
     graph = canonicalize(sketch.graph(sketch.node("Sigmoid", y, name="sigmoid", shape=("N", 2))))
     return graph, sketch.values
 
@@ -45,12 +45,12 @@ VALUES = {
 
 
 def statistics_of(**values: np.ndarray) -> Statistics:
-    found = {}
+    histograms = {}
     for name, value in values.items():
         histogram = Histogram()
         histogram.update(np.float32(value).reshape(1, -1))
-        found[Tensor(name)] = histogram
-    return Statistics(found)
+        histograms[Tensor(name)] = histogram
+    return Statistics(histograms)
 
 
 def resolved(
@@ -78,12 +78,12 @@ def test_every_placement_has_an_encoding_in_the_order_of_the_plan() -> None:
 
 
 def test_activations() -> None:
-    found = resolved().encodings
-    assert found["x"] == encode_range(-1, 1, UINT8)
-    group = encode_range(-3, 5, UINT8)  # of all that the two layers gave
-    assert found["a"] == found["b_"] == found["cat"] == group
-    assert found["sigmoid"] == encode_range(0, 1, UINT8, snap=False), "a fixed range is not snapped"
-    assert found["sigmoid"].scale == np.float32(1 / 255)
+    encodings = resolved().encodings
+    assert encodings["x"] == encode_range(-1, 1, UINT8)
+    group = encode_range(-3, 5, UINT8)  # the range of both layers' outputs
+    assert encodings["a"] == encodings["b_"] == encodings["cat"] == group
+    assert encodings["sigmoid"] == encode_range(0, 1, UINT8, snap=False), "a fixed range is not snapped"
+    assert encodings["sigmoid"].scale == np.float32(1 / 255)
 
 
 def test_the_scheme_sees_the_whole_group() -> None:
@@ -103,8 +103,8 @@ def test_resolving_leaves_the_statistics_alone() -> None:
 
 def test_weights_depend_on_their_values_alone() -> None:
     _, values = network()
-    found = resolved().encodings
-    assert found["a.w"] == encode_weight(values["a.w"], QuantSpec.parse("int8 per-channel"))
+    encodings = resolved().encodings
+    assert encodings["a.w"] == encode_weight(values["a.w"], QuantSpec.parse("int8 per-channel"))
     blocks = resolved(QuantConfig(overrides={"c.w": "int4 lpbq=3"})).encodings["c.w"]
     assert blocks == encode_weight(values["c.w"], QuantSpec.parse("int4 lpbq=3"), block_axis=1)
 
@@ -117,15 +117,15 @@ def test_readers_with_formats_of_their_own_encode_the_same_values() -> None:
     graph = canonicalize(sketch.graph(sketch.node("Linear", y, weight, name="second", shape=("N", 4))))
     plan = place(graph, TARGET, QuantConfig(exclude=["second"]))
     statistics = statistics_of(x=VALUES["x"], first=VALUES["a"])
-    found = resolve(graph, plan, statistics, MinMaxRange(), sketch.values.__getitem__).encodings
-    assert found[Input("first", 1)] == encode_weight(sketch.values["w"], QuantSpec.parse("int8 per-channel"))
-    assert Weight("w") not in found
+    encodings = resolve(graph, plan, statistics, MinMaxRange(), sketch.values.__getitem__).encodings
+    assert encodings[Input("first", 1)] == encode_weight(sketch.values["w"], QuantSpec.parse("int8 per-channel"))
+    assert Weight("w") not in encodings
 
 
 def test_a_bias_has_the_scale_of_its_accumulator() -> None:
-    found = resolved().encodings
-    bias = found["b"]
-    np.testing.assert_array_equal(bias.scale, found["x"].scale * found["a.w"].scale)
+    encodings = resolved().encodings
+    bias = encodings["b"]
+    np.testing.assert_array_equal(bias.scale, encodings["x"].scale * encodings["a.w"].scale)
     assert (str(bias.spec), bias.axis) == ("int32 symmetric per-channel", 0)
     whole = resolved(QuantConfig(weights="int8 per-tensor")).encodings["b"]
     assert (whole.scale.shape, whole.axis) == ((), None)
@@ -134,39 +134,41 @@ def test_a_bias_has_the_scale_of_its_accumulator() -> None:
 @pytest.mark.parametrize("weights", ["int8 per-channel", "int8 per-tensor", "uint8 per-channel"])
 def test_a_bias_that_does_not_fit_raises_its_channels_weight_scale(weights: str) -> None:
     big = np.float32([0.5, 3e6, -2e6])
-    found = resolved(QuantConfig(weights=weights), big)
-    plain = resolved(QuantConfig(weights=weights))
-    source, weight, bias = (found.encodings[name] for name in ("x", "a.w", "b"))
+    with_big_bias = resolved(QuantConfig(weights=weights), big)
+    with_small_bias = resolved(QuantConfig(weights=weights))
+    source, weight, bias = (with_big_bias.encodings[name] for name in ("x", "a.w", "b"))
     steps = np.abs(big.astype(np.float64)) / (source.scale.astype(np.float64) * weight.scale.astype(np.float64))
     assert np.all(steps <= 2**30)
     error = np.abs(bias.fake_quantize(big).astype(np.float64) - big)
     assert np.all(error <= 0.5 * bias.scale + 2.0**-23 * np.abs(big)), "nothing saturates"
     count = 1 if "tensor" in weights else 2
-    assert found.notes == (f"weight 'a.w': the scale of {count} channel(s) was raised so that the int32 bias fits",)
+    assert with_big_bias.notes == (
+        f"weight 'a.w': the scale of {count} channel(s) was raised so that the int32 bias fits",
+    )
     if count == 2:
-        raised = weight.scale > plain.encodings["a.w"].scale
+        raised = weight.scale > with_small_bias.encodings["a.w"].scale
         assert raised.tolist() == [False, True, True]
         exact = np.abs(big[1:].astype(np.float64)) / (2.0**30 * float(source.scale))
         np.testing.assert_allclose(weight.scale[1:], exact, rtol=1e-6)
-        assert weight.zero_point[0] == plain.encodings["a.w"].zero_point[0]
+        assert weight.zero_point[0] == with_small_bias.encodings["a.w"].zero_point[0]
 
 
 def test_float_formats_need_no_statistics() -> None:
     graph, values = network()
     plan = place(graph, TARGET, QuantConfig(activations="bfloat16"))
-    found = resolve(graph, plan, Statistics(), MinMaxRange(), values.__getitem__).encodings
-    assert found["x"].scale == 1
+    encodings = resolve(graph, plan, Statistics(), MinMaxRange(), values.__getitem__).encodings
+    assert encodings["x"].scale == 1
 
 
 def test_unseen_tensors_are_named() -> None:
     graph, values = network()
-    seen = {name: value for name, value in VALUES.items() if name != "c"}
+    without_c = {name: value for name, value in VALUES.items() if name != "c"}
     with pytest.raises(DataError, match="no values of 'c' were seen"):
-        resolve(graph, place(graph, TARGET), statistics_of(**seen), MinMaxRange(), values.__getitem__)
+        resolve(graph, place(graph, TARGET), statistics_of(**without_c), MinMaxRange(), values.__getitem__)
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (QuantConfig(activations="uint8 symmetric"), "tensor 'x': uint8 symmetric per-tensor has no negative levels"),
         (QuantConfig(overrides={"c.w": "int4 block=4"}), "weight 'c.w': block size 4 does not divide axis 1"),
@@ -176,8 +178,8 @@ def test_unseen_tensors_are_named() -> None:
         ),
     ],
 )
-def test_what_cannot_be_encoded_is_named(config: QuantConfig, said: str) -> None:
-    with pytest.raises(EncodingError, match=re.escape(said)):
+def test_what_cannot_be_encoded_is_named(config: QuantConfig, message: str) -> None:
+    with pytest.raises(EncodingError, match=re.escape(message)):
         resolved(config)
 
 
@@ -185,20 +187,22 @@ def test_what_is_frozen_is_kept_and_asks_for_no_statistics() -> None:
     graph, values = network()
     plan = place(graph, TARGET)
     unseen = {name: value for name, value in VALUES.items() if name not in ("a", "b_")}
-    kept = {
+    frozen = {
         Tensor("a"): encode_range(-4, 9, UINT8),
         Weight("c.w"): encode_weight(2 * values["c.w"], QuantSpec.parse("int8 per-channel")),
     }
-    found = resolve(graph, plan, statistics_of(**unseen), MinMaxRange(), values.__getitem__, frozen=kept).encodings
-    assert found["a"] == found["b_"] == found["cat"] == kept[Tensor("a")], "a group has one encoding"
-    assert found[Weight("c.w")] == kept[Weight("c.w")]
+    encodings = resolve(
+        graph, plan, statistics_of(**unseen), MinMaxRange(), values.__getitem__, frozen=frozen
+    ).encodings
+    assert encodings["a"] == encodings["b_"] == encodings["cat"] == frozen[Tensor("a")], "a group has one encoding"
+    assert encodings[Weight("c.w")] == frozen[Weight("c.w")]
 
 
 def test_the_scale_of_a_frozen_weight_is_not_raised_for_a_bias() -> None:
-    kept = {Weight("a.w"): resolved().encodings[Weight("a.w")]}
+    frozen = {Weight("a.w"): resolved().encodings[Weight("a.w")]}
     graph, values = network(np.float32([1e9, 0, 0]))
-    found = resolve(
-        graph, place(graph, TARGET), statistics_of(**VALUES), MinMaxRange(), values.__getitem__, frozen=kept
+    resolution = resolve(
+        graph, place(graph, TARGET), statistics_of(**VALUES), MinMaxRange(), values.__getitem__, frozen=frozen
     )
-    assert found.encodings[Weight("a.w")] == kept[Weight("a.w")]
-    assert any("frozen" in note for note in found.notes)
+    assert resolution.encodings[Weight("a.w")] == frozen[Weight("a.w")]
+    assert any("frozen" in note for note in resolution.notes)

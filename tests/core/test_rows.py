@@ -40,13 +40,13 @@ def loops_conv(x, w, p):
             for tap in itertools.product(*map(range, p.kernel)):
                 places = map(range, source.shape) if p.op == "ConvTranspose" else map(range, out.shape[2:])
                 for at in itertools.product(*places):
-                    there = tuple(
+                    opposite = tuple(
                         a * s + t * d - pad
                         for a, s, t, d, pad in zip(at, p.strides, tap, p.dilations, p.pads[:n], strict=True)
                     )
-                    into, read = (there, at) if p.op == "ConvTranspose" else (at, there)
+                    into, read = (opposite, at) if p.op == "ConvTranspose" else (at, opposite)
                     limit = out.shape[2:] if p.op == "ConvTranspose" else source.shape
-                    if all(0 <= t < size for t, size in zip(there, limit, strict=True)):
+                    if all(0 <= t < size for t, size in zip(opposite, limit, strict=True)):
                         out[(b, o, *into)] += source[read] * w[(o, c, *tap)]
     return out
 
@@ -74,8 +74,8 @@ def test_convolutions_of_all_kinds(drawn):
     x = rng.integers(-9, 9, (2, patches.channels, *(5,) * len(patches.kernel))).astype(np.float32)
     w = rng.integers(-9, 9, patches.weight_shape).astype(np.float32)
     rows, (count, *size) = all_rows(patches, x)
-    found = products(patches, rows, w).reshape(count, *size, -1)
-    np.testing.assert_array_equal(np.moveaxis(found, -1, 1), loops_conv(x, w, patches))
+    outputs = products(patches, rows, w).reshape(count, *size, -1)
+    np.testing.assert_array_equal(np.moveaxis(outputs, -1, 1), loops_conv(x, w, patches))
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 3, 6), (4, 2, 3, 6)])
@@ -109,15 +109,15 @@ def test_batching_does_not_matter(sizes, limit):
     cut, merged, start = Rows(patches, limit), Rows(patches, limit), 0
     for size in sizes:
         cut.update(data[start : start + size])
-        assert len(cut.values) == len(cut)  # looked at on the way
+        assert len(cut.values) == len(cut)  # reading the values between two updates changes nothing
         part = Rows(patches, limit, first=start)
         part.update(data[start : start + size])
         merged.merge(part)
         start += size
-    for other in (cut, merged):
-        np.testing.assert_array_equal(other.stamps, whole.stamps)
-        np.testing.assert_array_equal(other.values, whole.values)
-        assert (other.samples, other.level) == (whole.samples, whole.level)
+    for in_parts in (cut, merged):
+        np.testing.assert_array_equal(in_parts.stamps, whole.stamps)
+        np.testing.assert_array_equal(in_parts.values, whole.values)
+        assert (in_parts.samples, in_parts.level) == (whole.samples, whole.level)
     assert len(whole) <= limit
     everything, _ = all_rows(patches, data)
     chosen = whole.stamps[:, 0] * 20 + whole.stamps[:, 1]
@@ -156,8 +156,8 @@ def test_saved_and_loaded(tmp_path):
     assert isinstance(loaded, Rows)
     np.testing.assert_array_equal(loaded.values, rows.values)
     np.testing.assert_array_equal(loaded.stamps, rows.stamps)
-    for twin in (rows, loaded):  # it goes on as if it had never been away
-        twin.update(np.ones((4, 3), np.float32))
+    for continued in (rows, loaded):  # loaded rows take further batches as the saved ones do
+        continued.update(np.ones((4, 3), np.float32))
     np.testing.assert_array_equal(loaded.stamps, rows.stamps)
 
 

@@ -36,38 +36,38 @@ def test_windows(op: str, size: Any, kernel: Any, stride: int, dilation: int, pa
         "group": 2,
         "kernel_shape": kernel,
     }
-    made = node(op, 1 if op == "MaxPool" else 2, **attributes)
+    window = node(op, 1 if op == "MaxPool" else 2, **attributes)
     x, weight = np.zeros((2, 4, *size)), np.zeros((6, 2, *kernel))
     operands = [x] if op == "MaxPool" else [x, weight]
-    shape = infer(made, [("N", 4, *size), weight.shape], {} if op == "MaxPool" else {1: weight.shape})
+    shape = infer(window, [("N", 4, *size), weight.shape], {} if op == "MaxPool" else {1: weight.shape})
     assert shape is not None
     assume(all(isinstance(n, int) and n > 0 for n in shape[1:]))
-    assert shape == ("N", *compute(made, operands).shape[1:])
+    assert shape == ("N", *compute(window, operands).shape[1:])
 
 
 def test_windows_of_unknown_size() -> None:
-    made = node("Conv", 2, group=1)
-    assert infer(made, [("N", 3, "H", None), (5, 3, 3, 3)], {1: (5, 3, 3, 3)}) == ("N", 5, None, None)
+    conv = node("Conv", 2, group=1)
+    assert infer(conv, [("N", 3, "H", None), (5, 3, 3, 3)], {1: (5, 3, 3, 3)}) == ("N", 5, None, None)
     same = node("Conv", 2, group=1, auto_pad="SAME_UPPER")
     assert infer(same, [("N", 3, 8, 8), (5, 3, 3, 3)], {1: (5, 3, 3, 3)}) == ("N", 5, None, None)
 
 
 @pytest.mark.parametrize(("ceil_mode", "size"), [(0, 2), (1, 3)])
 def test_pooling_may_round_up(ceil_mode: int, size: int) -> None:
-    made = node("AveragePool", kernel_shape=(2,), strides=(2,), ceil_mode=ceil_mode)
-    assert infer(made, [("N", 3, 5)], {}) == ("N", 3, size)
+    pool = node("AveragePool", kernel_shape=(2,), strides=(2,), ceil_mode=ceil_mode)
+    assert infer(pool, [("N", 3, 5)], {}) == ("N", 3, size)
 
 
 def test_output_padding_lengthens() -> None:
-    made = node("ConvTranspose", 2, strides=(2,), output_padding=(1,))
-    assert infer(made, [("N", 3, 5), (4, 3, 3)], {1: (4, 3, 3)}) == ("N", 4, 12)
+    conv = node("ConvTranspose", 2, strides=(2,), output_padding=(1,))
+    assert infer(conv, [("N", 3, 5), (4, 3, 3)], {1: (4, 3, 3)}) == ("N", 4, 12)
 
 
 def test_linear() -> None:
-    made = node("Linear", 3)
-    assert infer(made, [("N", 5, 3), (4, 3), (4,)], {1: (4, 3), 2: (4,)}) == ("N", 5, 4)
-    assert infer(made, [("N", None), (4, 3)], {1: (4, 3)}) == ("N", 4)
-    assert infer(made, [("N", 3), ("N", 4)], {}) is None
+    linear = node("Linear", 3)
+    assert infer(linear, [("N", 5, 3), (4, 3), (4,)], {1: (4, 3), 2: (4,)}) == ("N", 5, 4)
+    assert infer(linear, [("N", None), (4, 3)], {1: (4, 3)}) == ("N", 4)
+    assert infer(linear, [("N", 3), ("N", 4)], {}) is None
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_broadcasting_of_symbols() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "source", "expected"),
+    ("rule_node", "source", "expected"),
     [
         (node("Relu"), ("N", 3), ("N", 3)),
         (node("GlobalAveragePool", keepdims=1), ("N", 3, 8, 8), ("N", 3, 1, 1)),
@@ -99,19 +99,19 @@ def test_broadcasting_of_symbols() -> None:
         (node("Relu"), None, None),
     ],
 )
-def test_other_rules(made: Node, source: Any, expected: Any) -> None:
-    assert infer(made, [source], {}) == expected
+def test_other_rules(rule_node: Node, source: Any, expected: Any) -> None:
+    assert infer(rule_node, [source], {}) == expected
 
 
 def test_concat() -> None:
-    made = node("Concat", 2, axis=1)
-    assert infer(made, [("N", 3, 8), ("N", 4, 8)], {}) == ("N", 7, 8)
-    assert infer(made, [("N", 3, 8), ("N", "C", 8)], {}) == ("N", None, 8)
-    assert infer(made, [("N", 3, 8), None], {}) is None
+    concat = node("Concat", 2, axis=1)
+    assert infer(concat, [("N", 3, 8), ("N", 4, 8)], {}) == ("N", 7, 8)
+    assert infer(concat, [("N", 3, 8), ("N", "C", 8)], {}) == ("N", None, 8)
+    assert infer(concat, [("N", 3, 8), None], {}) is None
 
 
 @pytest.mark.parametrize(
-    ("made", "shapes", "constants", "said"),
+    ("misfit", "shapes", "constants", "message"),
     [
         (node("Conv", 2, group=2), [("N", 3, 8), (4, 2, 3)], {1: (4, 2, 3)}, "with group 2 reads 4 channels, not 3"),
         (node("Conv", 2, group=2), [("N", 4, 8), (3, 2, 3)], {1: (3, 2, 3)}, "3 output channels do not divide into 2"),
@@ -124,9 +124,9 @@ def test_concat() -> None:
         (node("Reshape", shape=(-1, 10)), [("N", 3, 4)], {}, "12 values a sample do not reshape to 10"),
     ],
 )
-def test_what_does_not_fit(made: Node, shapes: Any, constants: Any, said: str) -> None:
-    with pytest.raises(ShapeError, match=said):
-        infer(made, shapes, constants)
+def test_what_does_not_fit(misfit: Node, shapes: Any, constants: Any, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        infer(misfit, shapes, constants)
 
 
 @pytest.mark.parametrize("slope", [(1,), (), (3, 1, 1)])

@@ -1,4 +1,4 @@
-"""Removing channels: what is left computes what the whole computed on the channels kept."""
+"""Removing channels: the sliced model computes what the whole model computes on the channels that stay."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def model_of(sketch: Sketch, *outputs: str) -> CheckedModel:
 
 
 def masked(model: CheckedModel, producer: str, keep: tuple[int, ...], *silenced: str) -> CheckedModel:
-    """The reference: the layers' other channels made to be zero, by zero weights and biases."""
-    twin = model.copy()
-    assert isinstance(twin.inner, NumpyModel)
-    gone = [c for c in range(model.weight(f"{producer}.w").shape[0]) if c not in keep]
+    """The reference: a copy whose removed channels are zero, by zero weights and biases."""
+    copied = model.copy()
+    assert isinstance(copied.inner, NumpyModel)
+    removed = [c for c in range(model.weight(f"{producer}.w").shape[0]) if c not in keep]
     for layer in (producer, *silenced):
         for part in ("w", "b"):
-            twin.inner.weights[f"{layer}.{part}"][gone] = 0
-    return twin
+            copied.inner.weights[f"{layer}.{part}"][removed] = 0
+    return copied
 
 
 def check(model: CheckedModel, tensor: str, reference: CheckedModel, keep: tuple[int, ...] = KEEP) -> CheckedModel:
@@ -144,11 +144,11 @@ def test_order_and_repetition_of_the_kept_do_not_matter() -> None:
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
-def refused(sketch: Sketch, output: str, tensor: str, said: str, keep: tuple[int, ...] = KEEP) -> None:
+def refused(sketch: Sketch, output: str, tensor: str, message: str, keep: tuple[int, ...] = KEEP) -> None:
     model = model_of(sketch, output)
     graph = model.graph
     weights = {name: model.weight(name) for name in graph.weights}
-    with pytest.raises(EditError, match=re.escape(said)):
+    with pytest.raises(EditError, match=re.escape(message)):
         model.edit([Slice(tensor, keep)])
     assert model.graph is graph
     for name, value in weights.items():
@@ -156,7 +156,7 @@ def refused(sketch: Sketch, output: str, tensor: str, said: str, keep: tuple[int
 
 
 @pytest.mark.parametrize(
-    ("tensor", "keep", "said"),
+    ("tensor", "keep", "message"),
     [
         ("nothing", KEEP, "tensor 'nothing' is not in the graph, or its channels are unknown"),
         ("first", (), "channels to keep of 'first' must be some of its 4 channels, not ()"),
@@ -166,9 +166,9 @@ def refused(sketch: Sketch, output: str, tensor: str, said: str, keep: tuple[int
         ("last", KEEP, "the channels of model output 'last' cannot be removed"),
     ],
 )
-def test_tensors_that_cannot_be_sliced(tensor: str, keep: tuple[int, ...], said: str) -> None:
+def test_tensors_that_cannot_be_sliced(tensor: str, keep: tuple[int, ...], message: str) -> None:
     sketch = Sketch()
-    refused(sketch, conv(sketch, conv(sketch, image(sketch), "first"), "last"), tensor, said, keep)
+    refused(sketch, conv(sketch, conv(sketch, image(sketch), "first"), "last"), tensor, message, keep)
 
 
 def test_a_residual_with_the_input_blocks() -> None:
@@ -183,12 +183,12 @@ def test_grouped_convolutions_block() -> None:
         sketch = Sketch()
         y = conv(sketch, image(sketch), "first", group=first)
         y = conv(sketch, y, "second", group=3 - first)
-        said = f"node '{'second' if first == 1 else 'first'}' is a grouped convolution"
-        refused(sketch, conv(sketch, y, "last"), tensor, said)
+        message = f"node '{'second' if first == 1 else 'first'}' is a grouped convolution"
+        refused(sketch, conv(sketch, y, "last"), tensor, message)
 
 
 @pytest.mark.parametrize(
-    ("op", "shape", "attributes", "said"),
+    ("op", "shape", "attributes", "message"),
     [
         ("Softmax", IMAGE, {"axis": -1}, "node 'block' (Softmax) mixes channels"),
         (
@@ -201,11 +201,11 @@ def test_grouped_convolutions_block() -> None:
         ("Split", ("N", 2, 6, 6), {"axis": 1}, "node 'block' (Split) blocks the removal of channels"),
     ],
 )
-def test_ops_that_mix_or_move_channels_block(op: str, shape: Any, attributes: dict[str, Any], said: str) -> None:
+def test_ops_that_mix_or_move_channels_block(op: str, shape: Any, attributes: dict[str, Any], message: str) -> None:
     sketch = Sketch()
     y = conv(sketch, image(sketch), "first")
     y = sketch.node(op, y, name="block", shape=shape, **attributes)
-    refused(sketch, sketch.node("Relu", y, name="last", shape=shape), "first", said)
+    refused(sketch, sketch.node("Relu", y, name="last", shape=shape), "first", message)
 
 
 def test_a_concatenation_blocks() -> None:
@@ -236,14 +236,18 @@ def test_flattened_sequences_block() -> None:
 
 
 def test_two_different_demands_block() -> None:
-    """A pooled tensor and a flattened one: what is kept of the first is not what is kept of the second."""
+    """A pooled tensor and a flattened one: a channel is one index of the first and several of the second."""
     sketch = Sketch()
     x = sketch.input("x", "N", 2, 2, 1)
     y = sketch.node("Conv", x, sketch.random("w", 2, 2, 1, 1), name="first", shape=("N", 2, 2, 1))
     flat = sketch.node("Reshape", y, name="flat", shape=("N", "F"))
     pool = sketch.node("GlobalAveragePool", y, name="pool", shape=("N", 2), keepdims=0)
     wide = sketch.node("Add", flat, pool, name="sum", shape=("N", "F"))  # no network does this
-    said = "would keep two different sets of channels"
+    message = "would keep two different sets of channels"
     refused(
-        sketch, sketch.node("Linear", wide, sketch.random("fc.w", 3, 4), name="fc", shape=("N", 3)), "first", said, (0,)
+        sketch,
+        sketch.node("Linear", wide, sketch.random("fc.w", 3, 4), name="fc", shape=("N", 3)),
+        "first",
+        message,
+        (0,),
     )

@@ -30,11 +30,11 @@ def samples_of(elements: st.SearchStrategy[float]) -> st.SearchStrategy[np.ndarr
 
 def top_bits(values: np.ndarray) -> dict[int, int]:
     """How many finite values have each pattern of sign, exponent and seven mantissa bits: one by one."""
-    found: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     for value in values.reshape(-1):
         if np.isfinite(value):
-            found[int.from_bytes(np.float32(value).tobytes(), "little") >> 16] += 1
-    return dict(found)
+            counts[int.from_bytes(np.float32(value).tobytes(), "little") >> 16] += 1
+    return dict(counts)
 
 
 def counts_of(histogram: Histogram) -> dict[int, int]:
@@ -58,11 +58,11 @@ def test_counts_are_those_of_a_loop(x: np.ndarray) -> None:
     assert counts_of(histogram) == top_bits(x)
     assert histogram.elements == x.size
     assert histogram.non_finite == sum(not np.isfinite(v) for v in x.reshape(-1))
-    known = [float(v) for v in x.reshape(-1) if np.isfinite(v)]
-    assert histogram.is_empty == (not known)
-    assert histogram.counted == len(known)
-    if known:
-        assert (histogram.minimum, histogram.maximum) == (min(known), max(known))
+    finite = [float(v) for v in x.reshape(-1) if np.isfinite(v)]
+    assert histogram.is_empty == (not finite)
+    assert histogram.counted == len(finite)
+    if finite:
+        assert (histogram.minimum, histogram.maximum) == (min(finite), max(finite))
 
 
 @given(samples_of(anything), st.data())
@@ -106,7 +106,7 @@ def test_bounds_reduced_elsewhere_that_are_not_finite_are_noticed(low: float, hi
 
 def test_a_chosen_element_that_is_not_finite_is_noticed() -> None:
     histogram = Histogram()
-    histogram.absorb(0.0, 1.0, np.float32([1.0, np.nan]), 2)  # some runtimes' minimum passes over NaN
+    histogram.absorb(0.0, 1.0, np.float32([1.0, np.nan]), 2)  # the minimum of some runtimes ignores NaN
     assert histogram.non_finite == 1
 
 
@@ -194,11 +194,11 @@ def test_bounds_of_the_last_batches_are_kept_however_they_are_merged() -> None:
     numbers = np.arange(2.5 * MinMax.WINDOW)
     whole, merged = MinMax(), MinMax()
     for part in np.array_split(numbers, 7):
-        one = MinMax()
+        batch = MinMax()
         for number in part.tolist():
             whole.add(-number, number)
-            one.add(-number, number)
-        merged.merge(MinMax.from_arrays(one.arrays()))
+            batch.add(-number, number)
+        merged.merge(MinMax.from_arrays(batch.arrays()))
     assert merged.batches == whole.batches
     assert len(whole.batches) == MinMax.WINDOW
     assert whole.batches[-1] == (-numbers[-1], numbers[-1])
@@ -268,11 +268,11 @@ def model_statistics() -> Statistics:
 def assert_same(a: Statistics, b: Statistics) -> None:
     assert list(a) == list(b)
     for site, reducer in a.items():
-        mine, theirs = reducer.arrays(), b[site].arrays()
-        assert mine.keys() == theirs.keys()
-        for name, array in mine.items():
-            np.testing.assert_array_equal(array, theirs[name], err_msg=f"{site} {name}")
-            assert array.dtype == theirs[name].dtype
+        first, second = reducer.arrays(), b[site].arrays()
+        assert first.keys() == second.keys()
+        for name, array in first.items():
+            np.testing.assert_array_equal(array, second[name], err_msg=f"{site} {name}")
+            assert array.dtype == second[name].dtype
 
 
 def test_files_come_back_the_same(tmp_path: Path) -> None:
@@ -375,15 +375,15 @@ def test_statistics_of_other_sites_do_not_merge() -> None:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "said"),
+    ("incompatible", "message"),
     [(MinMax(), "of different kinds: Histogram and MinMax"), (Histogram(7), "sampling limits 8192 and 7")],
 )
-def test_a_refused_merge_changes_nothing(theirs: Histogram | MinMax, said: str) -> None:
+def test_a_refused_merge_changes_nothing(incompatible: Histogram | MinMax, message: str) -> None:
     x = np.ones((1, 3), np.float32)
     first = histogram_of(x, limit=8192)
     a = Statistics({Tensor("a"): first, Tensor("b"): Histogram()})
-    b = Statistics({Tensor("a"): histogram_of(x, limit=8192), Tensor("b"): theirs})
-    with pytest.raises(DataError, match=said):
+    b = Statistics({Tensor("a"): histogram_of(x, limit=8192), Tensor("b"): incompatible})
+    with pytest.raises(DataError, match=message):
         a.merge(b)
     assert first.elements == 3
 
@@ -396,20 +396,20 @@ def test_an_unseen_tensor_says_so() -> None:
 
 
 def test_counts_made_elsewhere():
-    """`absorb` and `add_counts` together are `update`; bins of infinity and NaN are told, not kept."""
+    """`absorb` and `add_counts` together are `update`; counts of infinity and NaN are returned and not kept."""
     values = np.array([[0.5, -3.0, 0.0, 7.25], [-0.0, 1e-3, 0.5, -2.0]], np.float32)
     table = np.zeros(1 << 16, np.int64)
     for value in values.reshape(-1):
         table[int(value.view(np.uint32)) >> 16] += 1
-    found, wanted = Histogram(), Histogram()
-    found.absorb(-3.0, 7.25, np.zeros(0, np.float32), values.size)
-    assert found.add_counts(table) == 0
-    wanted.update(values)
-    assert found == wanted
+    counted_elsewhere, counted_here = Histogram(), Histogram()
+    counted_elsewhere.absorb(-3.0, 7.25, np.zeros(0, np.float32), values.size)
+    assert counted_elsewhere.add_counts(table) == 0
+    counted_here.update(values)
+    assert counted_elsewhere == counted_here
     table[:] = 0
     table[[0x7F80, 0xFFC0]] = 2, 3
-    assert found.add_counts(table) == 5
-    assert found == wanted
+    assert counted_elsewhere.add_counts(table) == 5
+    assert counted_elsewhere == counted_here
 
 
 def test_zero_bounds_have_one_sign():

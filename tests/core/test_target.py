@@ -82,7 +82,7 @@ def test_formats_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("requested", "message"),
     [
         ("int8", "target 'chip' cannot run activations of type int8; it runs: uint8, int4, int5, int6, float16"),
         ("uint8 per-channel", "target 'chip' quantizes activations per-tensor, not per-channel"),
@@ -90,21 +90,21 @@ def test_formats_asked_for() -> None:
         ("uint", "unknown number type 'uint'"),
     ],
 )
-def test_activation_formats_it_cannot_run(asked: str, said: str) -> None:
-    with pytest.raises(FormatError, match=re.escape(said)):
-        parse_target(TOML, "chip.toml").activation_format(asked)
+def test_activation_formats_it_cannot_run(requested: str, message: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(message)):
+        parse_target(TOML, "chip.toml").activation_format(requested)
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("requested", "message"),
     [
         ("uint8", "target 'chip' cannot run weights of type uint8; it runs: int8, int4, bfloat16"),
         ("int4 lpbq=4", "target 'chip' cannot run weights lpbq=4; it runs: per-channel, per-tensor, block"),
     ],
 )
-def test_weight_formats_it_cannot_run(asked: str, said: str) -> None:
-    with pytest.raises(FormatError, match=re.escape(said)):
-        parse_target(TOML, "chip.toml").weight_format(asked, "Conv")
+def test_weight_formats_it_cannot_run(requested: str, message: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(message)):
+        parse_target(TOML, "chip.toml").weight_format(requested, "Conv")
 
 
 def changed(old: str, new: str) -> str:
@@ -201,10 +201,10 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_every_wrong_key_is_named_with_its_file(case: str) -> None:
-    text, said = WRONG[case]
+    text, message = WRONG[case]
     with pytest.raises(TargetError, match=r"^some/chip\.toml: .*") as error:
         parse_target(text, "some/chip.toml")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -217,24 +217,24 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain() -> Registry:
+def own_plugins() -> Registry:
     return own_registry()
 
 
 @pytest.mark.parametrize("name", ["default", "onnxruntime-cpu", "onnxruntime-cpu-transformer"])
-def test_the_targets_that_come_with_isobit(plain: Registry, name: str) -> None:
-    target = plain.target(name)
+def test_the_targets_that_come_with_isobit(own_plugins: Registry, name: str) -> None:
+    target = own_plugins.target(name)
     assert target.name == name
-    assert plain.target(target) is target
+    assert own_plugins.target(target) is target
     for op in ("Conv", "Linear", "MatMul", "Gather"):
         assert str(target.weight_format(None, op)).startswith("int8 symmetric per-")
     assert str(target.activation_format(None)) == "uint8 asymmetric per-tensor"
 
 
-def test_targets_by_name_and_by_file(plain: Registry, tmp_path: Path) -> None:
+def test_targets_by_name_and_by_file(own_plugins: Registry, tmp_path: Path) -> None:
     path: Any = tmp_path / "chip.toml"
     path.write_text(TOML)
-    assert plain.target(path) == plain.target(str(path)) == parse_target(TOML, "")
+    assert own_plugins.target(path) == own_plugins.target(str(path)) == parse_target(TOML, "")
     with pytest.raises(TargetError, match=re.escape("unknown target 'defualt' (did you mean 'default'?); known are")):
-        plain.target("defualt")
-    assert plain.target(Path("default")).name == "default"
+        own_plugins.target("defualt")
+    assert own_plugins.target(Path("default")).name == "default"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.checks import check_quantizers
-from isobit.backend.contract import Backend, BackendModel, Batch, Differentiable, NameMap, OnnxName
+from isobit.backend.contract import Backend, BackendModel, Differentiable, NameMap, OnnxName
 from isobit.backend.devices import device_of
 from isobit.backend.optional import HasInnerValues, NativeExporter, QdqWriter, ReportsDevice
+from isobit.data import Batch
 
 __all__ = [
     "Backend",

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend.checks import check_quantizers
-from isobit.backend.contract import BackendModel, Batch, Differentiable, NameMap
+from isobit.backend.contract import BackendModel, Differentiable, NameMap
+from isobit.data import Batch
 from isobit.edits.draft import plan_edits
 from isobit.edits.edit import Edit, EditPlan
 from isobit.encodings.encoding import Encoding, Encodings
@@ -43,7 +44,7 @@ class CheckedModel:
 
     @staticmethod
     def of(model: BackendModel | CheckedModel) -> CheckedModel:
-        """`model`, taken over and not copied, with an empty log; `Differentiable` where the backend's model is."""
+        """`model`, used directly and not copied, with an empty log; `Differentiable` where the backend's model is."""
         inner = model.inner if isinstance(model, CheckedModel) else model
         return CheckedDifferentiable(inner) if isinstance(inner, Differentiable) else CheckedModel(inner)
 
@@ -86,10 +87,10 @@ class CheckedModel:
         if ops is None:
             return
         present = {node.op for node in self.graph.nodes}
-        odd = next((node for node in plan.graph.nodes if node.op not in ops and node.op not in present), None)
-        if odd is not None:
+        unsupported = next((node for node in plan.graph.nodes if node.op not in ops and node.op not in present), None)
+        if unsupported is not None:
             raise EditError(
-                f"the {self.backend} backend cannot make a {odd.op} node ({odd.name!r}); "
+                f"the {self.backend} backend cannot make a {unsupported.op} node ({unsupported.name!r}); "
                 f"it makes {', '.join(sorted(ops))}"
             )
 
@@ -133,7 +134,7 @@ class CheckedModel:
         for batch in data:
             current.batch = self._feeds(batch)
             yield current.batch
-            current.batch = None  # what `data` itself raises is not the model's failure
+            current.batch = None  # an error raised by `data` itself is not the model's failure
 
     def _feeds(self, batch: Batch) -> dict[str, Array]:
         """The inputs of the model alone, in their element types; nothing is copied that has them."""
@@ -194,13 +195,13 @@ class CheckedDifferentiable(CheckedModel):
     ) -> tuple[float, Mapping[str, NDArray[np.float32]]]:
         """Value of ``function(outputs)`` with `weights` overridden, and its gradient by each of them."""
         inner = self.inner
-        assert isinstance(inner, Differentiable)  # or `CheckedModel.of` had made another
+        assert isinstance(inner, Differentiable)  # `CheckedModel.of` makes this class only around a model that is
         overriding = {name: self._overriding(name, value) for name, value in weights.items()}
         feeds = self._feeds(batch)
         with self._named_failures() as current:
 
             def number(outputs: Mapping[str, Any]) -> Any:
-                current.batch = None  # it is computed: what follows is the function's
+                current.batch = None  # the model has computed it: an error from here on is the function's
                 return _number(function(outputs))
 
             current.batch = feeds

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.data import Batch
 from isobit.edits.edit import EditPlan
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.graph.graph import Graph
@@ -23,8 +24,6 @@ from isobit.statistics.observer import Request
 
 if TYPE_CHECKING:
     from onnx import ModelProto  # a type only: the core imports no framework
-
-Batch = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)

@@ -29,18 +29,19 @@ def smallest_channel_errors(channels: ChannelRange, spec: QuantSpec) -> tuple[ND
     if not spec.is_integer:
         return low, high
     shares = np.exp2(-np.arange(_STEPS * _OCTAVES) / _STEPS)[:, None]
-    # Candidates are numbers of 5 mantissa bits, so that last bits do not choose; the first is all that was seen.
+    # Candidates have 5 mantissa bits, so that rounding errors do not decide between them. The first is all that was
+    # seen.
     mantissa, exponent = np.frexp(largest * shares)
     thresholds = np.ldexp(np.floor(mantissa * 64) / 64, exponent)
     thresholds[0] = largest
     lows, highs = np.maximum(low, -thresholds), np.minimum(high, thresholds)
     scale = candidate_grids(lows.reshape(-1), highs.reshape(-1), spec).scale.astype(np.float64)
     error = np.square(scale.reshape(thresholds.shape)) / 12
-    both = (low < 0) & (high > 0)
+    two_sided = (low < 0) & (high > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        for end, seen in ((-lows, -low), (highs, high)):
+        for end, outermost in ((-lows, -low), (highs, high)):
             beyond = 2 * np.square(spread) * np.exp(-end / spread)
-            error += np.where((end < seen) & (spread > 0), beyond, 0.0) * np.where(both, 0.5, 1.0)
+            error += np.where((end < outermost) & (spread > 0), beyond, 0.0) * np.where(two_sided, 0.5, 1.0)
     best = np.argmax(error <= error.min(axis=0) * (1 + TOLERANCE), axis=0)
     columns = np.arange(low.size)
     return lows[best, columns], highs[best, columns]

@@ -48,7 +48,7 @@ class Entropy:
         ends = thresholds(largest, _STEPS, width * 2 ** (spec.bits - 1))
         low, high = np.maximum(minimum, -ends), np.minimum(maximum, ends)
         grids = candidate_grids(low, high, spec)
-        wide = grids.scale >= width  # a level narrower than a bin would lose nothing
+        wide = grids.scale >= width  # a level narrower than a bin would seem to lose nothing
         wide[0] = True
         low, high = low[wide], high[wide]
         grids = Grids(spec, grids.scale[wide], grids.zero_point[wide])
@@ -87,26 +87,26 @@ def divergences(bins: Bins, grids: Grids, low: Floats, high: Floats, width: floa
     at_low, at_high = used.argmax(axis=1), used.shape[1] - 1 - used[:, ::-1].argmax(axis=1)
     q_part = np.einsum("ij,ij->i", mass, level) + cut_low * level[rows, at_low] + cut_high * level[rows, at_high]
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = (_p_part(counts, start, stop, cut_low, cut_high) - q_part) / total + np.log(inside / total)
-    return np.where(inside > 0, np.maximum(found, 0.0), np.inf)
+        result = (_p_part(counts, start, stop, cut_low, cut_high) - q_part) / total + np.log(inside / total)
+    return np.where(inside > 0, np.maximum(result, 0.0), np.inf)
 
 
 def _without_zeros(bins: Bins) -> Bins:
-    kept = np.maximum(-bins.low, bins.high) >= _SUBNORMAL
-    return Bins(bins.low[kept], bins.high[kept], bins.counts[kept])
+    is_normal = np.maximum(-bins.low, bins.high) >= _SUBNORMAL
+    return Bins(bins.low[is_normal], bins.high[is_normal], bins.counts[is_normal])
 
 
 def _linear(bins: Bins, width: float) -> tuple[int, Floats, Floats]:
     """Index of the first linear bin, the count below each edge, and the count in each bin."""
-    # A bin without width is a value of its own: it lies in the linear bin that it ends, away from zero.
+    # A bin without width holds one value. It is counted in the linear bin whose end farther from zero it is.
     single = bins.low == bins.high
     low = np.where(single & (bins.high > 0), np.nextafter(bins.low, -np.inf), bins.low)
     high = np.where(single & (bins.high <= 0), np.nextafter(bins.high, np.inf), bins.high)
     first, last = int(np.floor(low[0] / width)), int(np.ceil(high[-1] / width))
     upper = np.cumsum(bins.counts)
-    known = np.stack([low, high], axis=1).reshape(-1)
+    ends = np.stack([low, high], axis=1).reshape(-1)
     below = np.interp(
-        np.arange(first, last + 1) * width, known, np.stack([upper - bins.counts, upper], axis=1).reshape(-1)
+        np.arange(first, last + 1) * width, ends, np.stack([upper - bins.counts, upper], axis=1).reshape(-1)
     )
     return first, below, np.diff(below)
 
@@ -136,9 +136,9 @@ def _p_part(
     highest = occupied[np.maximum(np.searchsorted(occupied, stop) - 1, 0)]
     at_low = counts[lowest] + cut_low
     at_high = np.where(lowest == highest, at_low, counts[highest])
-    found = sums[stop] - sums[start]
-    found += _plogp(at_low) - _plogp(counts[lowest])
-    return np.asarray(found + _plogp(at_high + cut_high) - _plogp(at_high), np.float64)
+    total = sums[stop] - sums[start]
+    total += _plogp(at_low) - _plogp(counts[lowest])
+    return np.asarray(total + _plogp(at_high + cut_high) - _plogp(at_high), np.float64)
 
 
 def _plogp(p: Floats) -> Floats:

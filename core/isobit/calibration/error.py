@@ -30,26 +30,26 @@ class Bins(NamedTuple):
         """
         low, high, counts = histogram.bins()
         parts = int(np.log2(histogram.elements / histogram.counted)) if histogram.counted else 0
-        found = cls(low, high, counts.astype(np.float64))
+        bins = cls(low, high, counts.astype(np.float64))
         if parts < 1:
-            return found
+            return bins
         shares: NDArray[np.float64] = np.exp2(-np.arange(1.0, parts + 1))
         if histogram.maximum > high[-1]:
-            found = _joined(found, cls(*_pairs(np.linspace(high[-1], histogram.maximum, parts + 1)), shares))
+            bins = _joined(bins, cls(*_pairs(np.linspace(high[-1], histogram.maximum, parts + 1)), shares))
         if histogram.minimum < low[0]:
-            found = _joined(cls(*_pairs(np.linspace(histogram.minimum, low[0], parts + 1)), shares[::-1]), found)
-        return found
+            bins = _joined(cls(*_pairs(np.linspace(histogram.minimum, low[0], parts + 1)), shares[::-1]), bins)
+        return bins
 
     def thinned(self) -> Bins:
-        """The same values in fewer bins: where they are small for the tensor, so many bins tell no grids apart.
+        """The same values in fewer bins: many bins for a tensor's small values do not help to tell grids apart.
 
         Below 1/16 of the largest value bins have 4 bits of mantissa, and below 2**-20 of it there is one for each sign.
         """
         middle = (self.low + self.high) / 2
         mantissa, exponent = np.frexp(middle)
         below = int(np.frexp(max(-self.low[0], self.high[-1]))[1]) - exponent
-        kept = np.where(below < 4, 256, 32)  # of [1/2, 1): 7 and 4 bits
-        group = exponent * 1024 + np.floor(np.abs(mantissa) * kept)
+        mantissa_steps = np.where(below < 4, 256, 32)  # mantissas in [1/2, 1) use half of them: 7 and 4 bits
+        group = exponent * 1024 + np.floor(np.abs(mantissa) * mantissa_steps)
         group = np.where(below > 20, 0, group) * 2 + (middle < 0)
         starts = np.flatnonzero(np.diff(group, prepend=np.nan) != 0)
         ends = np.append(starts[1:], group.size) - 1
@@ -79,12 +79,12 @@ def mean_square_errors(bins: Bins, grids: Grids, clip_weight: float = 1.0) -> ND
 def _integer_sums(bins: Bins, grids: Grids, clip_weight: float) -> NDArray[np.float64]:
     """`_integer_errors` times the counts, in one go by the numba kernel."""
     scales, zeros = grids.scale.astype(np.float64), grids.zero_point.astype(np.float64)
-    found = np.empty(scales.size)
+    sums = np.empty(scales.size)
     edges = (np.ascontiguousarray(part) for part in bins)
     kernels("isobit.calibration.kernels").integer_errors(
-        *edges, scales, zeros, grids.spec.q_min, grids.spec.q_max, clip_weight, found
+        *edges, scales, zeros, grids.spec.q_min, grids.spec.q_max, clip_weight, sums
     )
-    return found
+    return sums
 
 
 def _integer_errors(bins: Bins, grids: Grids, clip_weight: float) -> NDArray[np.float64]:

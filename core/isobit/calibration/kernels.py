@@ -37,7 +37,7 @@ def integer_errors(
                 errors[g] += counts[b] * (distance * distance * weight) * scales[g] * scales[g]
             continue
         density = counts[b] / (high[b] - low[b])
-        for g in range(scales.size):  # grids inside: their sums run side by side, each in the order of the bins
+        for g in range(scales.size):  # the inner loop, for speed: each grid still adds in the order of the bins
             start, stop = low[b] * inverse[g], high[b] * inverse[g]
             low_level = min(max(np.rint(start), first[g]), last[g])
             high_level = min(max(np.rint(stop), first[g]), last[g])

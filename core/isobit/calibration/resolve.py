@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from isobit import arithmetic
 from isobit.calibration.scheme import Calibrator, Channelwise, Noting
+from isobit.edits.edit import ReadWeight
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.encodings.quant_spec import PerChannel, PerTensor
 from isobit.encodings.ranges import encode_range, encode_weight
@@ -22,8 +23,6 @@ from isobit.statistics.histogram import Histogram
 from isobit.statistics.statistics import Statistics
 
 logger = logging.getLogger(__name__)
-
-ReadWeight = Callable[[str], NDArray[np.float32]]
 
 #: int32 biases stay below half of the accumulator: |bias| <= 2**30 steps.
 _BIAS_STEPS = float(2**30)
@@ -48,12 +47,12 @@ def resolve_activations(
     frozen: Mapping[Site, Encoding] = _NONE,
 ) -> dict[Site, Encoding]:
     """Encodings of the activations: one for each group, from all that was seen of its members."""
-    found: dict[Site, Encoding] = {}
+    encodings: dict[Site, Encoding] = {}
     for members in plan.groups().values():
-        known = next((frozen[member.site] for member in members if member.site in frozen), None)
-        encoding = known or _group_encoding(members, statistics, calibrator, snap)
-        found.update(dict.fromkeys((member.site for member in members), encoding))
-    return found
+        frozen_encoding = next((frozen[member.site] for member in members if member.site in frozen), None)
+        encoding = frozen_encoding or _group_encoding(members, statistics, calibrator, snap)
+        encodings.update(dict.fromkeys((member.site for member in members), encoding))
+    return encodings
 
 
 def _group_encoding(
@@ -110,19 +109,19 @@ def resolve_weights(
     graph: Graph, plan: Plan, read: ReadWeight, *, frozen: Mapping[Site, Encoding] = _NONE
 ) -> dict[Site, Encoding]:
     """Encodings of weights and other constants, from their values alone."""
-    found: dict[Site, Encoding] = {}
+    encodings: dict[Site, Encoding] = {}
     for placement in (*plan.of_kind("weight"), *plan.of_kind("constant")):
         if placement.site in frozen:
-            found[placement.site] = frozen[placement.site]
+            encodings[placement.site] = frozen[placement.site]
             continue
         name = constant_name(graph, placement.site)
         try:
-            found[placement.site] = encode_weight(
+            encodings[placement.site] = encode_weight(
                 read(name), placement.spec, channel_axis=placement.channel_axis, block_axis=placement.block_axis
             )
         except EncodingError as error:
             raise EncodingError(f"weight {name!r}: {error}") from error
-    return found
+    return encodings
 
 
 def resolve(
@@ -139,20 +138,20 @@ def resolve(
 
     What is `frozen` is taken as it is, for all members of a group, and asks for no statistics.
     """
-    kept = dict(frozen or {})
-    encodings = resolve_activations(plan, statistics, calibrator, snap=snap, frozen=kept)
-    encodings.update(resolve_weights(graph, plan, read, frozen=kept))
-    notes = _scheme_notes(plan, calibrator, kept)
-    biases = [placement for placement in plan.of_kind("bias") if placement.site not in kept]
+    fixed = dict(frozen or {})
+    encodings = resolve_activations(plan, statistics, calibrator, snap=snap, frozen=fixed)
+    encodings.update(resolve_weights(graph, plan, read, frozen=fixed))
+    notes = _scheme_notes(plan, calibrator, fixed)
+    biases = [placement for placement in plan.of_kind("bias") if placement.site not in fixed]
     for placement in biases:
-        note = _make_room_for_bias(graph, placement, encodings, read, kept)
+        note = _make_room_for_bias(graph, placement, encodings, read, fixed)
         if note:
             notes.append(note)
-    for placement in biases:  # after all rooms are made: a weight may be shared
+    for placement in biases:  # only after all weight scales are final: several biases may share a weight
         encodings[placement.site] = bias_encoding(placement, encodings)
-    encodings.update((site, encoding) for site, encoding in kept.items() if site in plan.placements)
+    encodings.update((site, encoding) for site, encoding in fixed.items() if site in plan.placements)
     ordered = {site: encodings[site] for site in plan.placements}
-    logger.info("resolved %d encodings, of which %d were frozen", len(ordered), len(kept.keys() & ordered.keys()))
+    logger.info("resolved %d encodings, of which %d were frozen", len(ordered), len(fixed.keys() & ordered.keys()))
     for note in notes:
         logger.info("%s", note)
     return Resolved(Encodings(ordered), tuple(notes))
@@ -160,7 +159,7 @@ def resolve(
 
 def bias_encoding(placement: Placement, encodings: Mapping[Site, Encoding]) -> Encoding:
     """The encoding of an int32 bias: input scale times weight scale."""
-    assert placement.scale_of is not None  # a bias placement is made with its sources
+    assert placement.scale_of is not None  # every bias placement says where its scale comes from
     source, weight = (encodings[site] for site in placement.scale_of)
     scale = np.maximum(source.scale * weight.scale, np.float32(arithmetic.SMALLEST_SCALE))
     axis = None if isinstance(placement.spec.granularity, PerTensor) else 0

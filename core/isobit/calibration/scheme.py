@@ -51,18 +51,18 @@ class Noting(Protocol):
         ...
 
 
-def parse_calibrator(text: str | Calibrator, known: Mapping[str, type[Calibrator]]) -> Calibrator:
+def parse_calibrator(text: str | Calibrator, schemes: Mapping[str, type[Calibrator]]) -> Calibrator:
     """The scheme named by `text`, ``NAME`` or ``NAME=VALUE``. Raises FormatError that lists the known ones."""
     if isinstance(text, Calibrator):
         return text
     if not isinstance(text, str):
         raise FormatError(f"a calibration method is a name or a Calibrator, not {text!r}")
     name, equals, value = text.strip().lower().partition("=")
-    if name not in known:
+    if name not in schemes:
         raise FormatError(
-            f"unknown calibration method {name!r}{did_you_mean(name, known)}; known are {', '.join(sorted(known))}"
+            f"unknown calibration method {name!r}{did_you_mean(name, schemes)}; known are {', '.join(sorted(schemes))}"
         )
     try:
-        return known[name].from_text(value if equals else None)
+        return schemes[name].from_text(value if equals else None)
     except (ValueError, FormatError) as error:
         raise FormatError(f"calibration method {text!r}: {error}") from error

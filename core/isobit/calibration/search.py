@@ -58,7 +58,7 @@ def smallest_error(histogram: Histogram, spec: QuantSpec, clip_weight: float) ->
     end = _scan(largest, lambda t: cost(np.maximum(minimum, -t), np.minimum(maximum, t)))
     low, high = max(minimum, -end), min(maximum, end)
     if spec.symmetric or minimum >= 0 or maximum <= 0:
-        # The end may lie a little inside of values that are nearly alike, where the snapped scale fits them better.
+        # The end may cut off a little of nearly equal values, if the snapped scale then represents them better.
         return min(low, max(high, 0.0)), max(high, min(low, 0.0))
     high = _scan(maximum, lambda t: cost(np.full(t.shape, low), t))
     low = -_scan(-minimum, lambda t: cost(-t, np.full(t.shape, high)))

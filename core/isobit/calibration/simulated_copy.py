@@ -48,8 +48,8 @@ def weights_quantized_copy(
     draft = Draft(copy.graph, copy.weight)
     for site, encoding in encodings.items():
         placement = plan.placements[site]
-        seen = statistics.get(Tensor(placement.tensor))
-        if placement.kind == "activation" and encoding.spec.is_integer and _cuts_off(encoding, seen):
+        reducer = statistics.get(Tensor(placement.tensor))
+        if placement.kind == "activation" and encoding.spec.is_integer and _cuts_off(encoding, reducer):
             _clip(draft, placement, encoding)
     if draft.edits:
         copy.edit(draft.edits)
@@ -58,17 +58,17 @@ def weights_quantized_copy(
     return copy
 
 
-def _cuts_off(encoding: Encoding, seen: Reducer | None) -> bool:
+def _cuts_off(encoding: Encoding, reducer: Reducer | None) -> bool:
     """Whether values were seen further outside the grid than rounding moves them anyway."""
-    if not isinstance(seen, Histogram | ChannelRange):
-        return False  # a fixed range, which its operation does not leave
+    if not isinstance(reducer, Histogram | ChannelRange):
+        return False  # a fixed range was not observed, and its operation does not leave it
     half = encoding.scale / 2
-    return bool(np.any(seen.minimum < encoding.minimum - half) or np.any(seen.maximum > encoding.maximum + half))
+    return bool(np.any(reducer.minimum < encoding.minimum - half) or np.any(reducer.maximum > encoding.maximum + half))
 
 
 def _clip(draft: Draft, placement: Placement, encoding: Encoding) -> None:
     site = placement.site
-    assert isinstance(site, Tensor | Input)  # of an activation
+    assert isinstance(site, Tensor | Input)  # activations have no other sites
     if encoding.axis is None:
         bounds = {"min": float(encoding.minimum), "max": float(encoding.maximum)}
         draft.apply(Insert(site, (NewNode("Clip", attributes=bounds),)))

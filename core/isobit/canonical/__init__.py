@@ -88,9 +88,9 @@ def _log_change(step: str, before: Graph, after: Graph) -> None:
     """Which nodes a pass made, changed or removed."""
     old, new = ({node.name: _content(node) for node in graph.nodes} for graph in (before, after))
     changed = [name for name, content in new.items() if old.get(name) != content]
-    gone = [name for name in old if name not in new]
-    if changed or gone:
-        logger.debug("%s: changed %s; removed %s", step, ", ".join(changed) or "none", ", ".join(gone) or "none")
+    removed = [name for name in old if name not in new]
+    if changed or removed:
+        logger.debug("%s: changed %s; removed %s", step, ", ".join(changed) or "none", ", ".join(removed) or "none")
 
 
 def _content(node: Node) -> str:

@@ -22,9 +22,9 @@ def _product_activation(graph: Graph, last: Node) -> Fusion | None:
         return None
     for x, gate_name in (product.over, product.over[::-1]):
         gate = graph.producer(gate_name)
-        found = _gated(graph, x, gate, product.constant) if gate is not None else None
-        if found is not None and gate is not None:
-            op, attributes, inner = found
+        activation = _gated(graph, x, gate, product.constant) if gate is not None else None
+        if activation is not None and gate is not None:
+            op, attributes, inner = activation
             covers = (*inner, gate, *product.nodes[::-1])
             return fused(last, op, (x,), covers, **attributes)
     return None
@@ -76,8 +76,8 @@ def _cubic(graph: Graph, x: str, name: str) -> tuple[Node, ...] | None:
     add = producer_of(graph, name, "Add")
     if add is None or x not in add.inputs:
         return None
-    other = next((i for i in add.inputs if i != x), None)
-    product = Product.of(graph, other or "")
+    product_name = next((i for i in add.inputs if i != x), None)
+    product = Product.of(graph, product_name or "")
     if not close(product.constant, 0.044715) or product.under:
         return None
     if product.over == [x, x, x]:

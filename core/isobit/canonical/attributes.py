@@ -68,7 +68,7 @@ def _explicit_window(graph: Graph, node: Node, attributes: dict[str, Any], shape
         attributes[name] = tuple(attributes.get(name, (1,) * spatial))
     mode = attributes.pop("auto_pad", "NOTSET")
     if mode.startswith("SAME") and (shape is None or node.op == "ConvTranspose"):
-        attributes["auto_pad"] = mode  # depends on output_shape, or on an unknown input: left as it was said
+        attributes["auto_pad"] = mode  # the padding depends on output_shape or on an unknown input size: the mode stays
         attributes.pop("pads", None)
     elif mode in ("NOTSET", "VALID") or shape is None:
         attributes["pads"] = tuple(attributes.get("pads", (0,) * (2 * spatial)))

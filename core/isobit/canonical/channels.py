@@ -51,8 +51,8 @@ def _carry(graph: Graph, node: Node, axes: dict[str, int]) -> None:
         return
     names = [name for name in (*node.inputs, *node.outputs[:1]) if name in graph.tensors]
     ranks: Mapping[str, int | None] = {name: graph.tensors[name].rank for name in names if name is not None}
-    known = {(ranks[name], axes[name]) for name in ranks if name in axes}
+    axis_of_rank = {(ranks[name], axes[name]) for name in ranks if name in axes}
     for name, rank in ranks.items():
-        axis = next((a for r, a in sorted(known, key=str) if r == rank), None)
+        axis = next((a for r, a in sorted(axis_of_rank, key=str) if r == rank), None)
         if name not in axes and axis is not None:
             axes[name] = axis

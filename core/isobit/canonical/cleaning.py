@@ -1,4 +1,4 @@
-"""Removing what says nothing: identities, dropout, shape arithmetic, views of constants, settings given as inputs."""
+"""Removing nodes that do not compute: identities, dropout, shape arithmetic, views of constants, settings as inputs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from isobit.graph.ops import SETTINGS, SHAPE_SOURCES
 def drop_unread(graph: Graph) -> Graph:
     """Nodes that no output of the model needs."""
     needed = set(graph.output_tensors)
-    kept = []
+    nodes = []
     for node in reversed(graph.nodes):
         if needed.isdisjoint(node.outputs):
             continue
         needed.update(name for name in node.inputs if name is not None)
-        kept.append(node)
-    return graph.with_nodes(tuple(reversed(kept)))
+        nodes.append(node)
+    return graph.with_nodes(tuple(reversed(nodes)))
 
 
 def join_reshapes(graph: Graph) -> Graph:
@@ -38,25 +38,25 @@ def _joined(graph: Graph, last: Node) -> Fusion | None:
 def drop_identities(graph: Graph) -> Graph:
     """Identity, inference Dropout and casts from a type to itself: their readers read the input."""
     alias: dict[str, str] = {}
-    kept = []
+    nodes = []
     for node in graph.nodes:
         node = _renamed(node, alias)
         source = node.input(0)
         if source is not None and _is_identity(graph, node, source):
             alias[node.outputs[0]] = source
         else:
-            kept.append(node)
+            nodes.append(node)
     if not alias:
         return graph
     outputs = {name: alias.get(tensor, tensor) for name, tensor in graph.outputs.items()}
-    return graph.with_nodes(tuple(kept), outputs=outputs)
+    return graph.with_nodes(tuple(nodes), outputs=outputs)
 
 
 def _is_identity(graph: Graph, node: Node, source: str) -> bool:
     if any(graph.uses(extra) for extra in node.outputs[1:]):
         return False  # a Dropout whose mask is read
     if source in graph.weights and node.outputs[0] in graph.output_tensors:
-        return False  # a constant output has no other tensor to name
+        return False  # an output that is a constant needs this node's tensor
     if node.op == "Cast":
         info = graph.tensors.get(source) or graph.weights[source]
         return graph.tensors[node.outputs[0]].dtype == info.dtype
@@ -70,13 +70,13 @@ def fold_constant_views(graph: Graph) -> Graph:
     """Transpose, Reshape and the like of a constant become a step of that constant's layout."""
     alias: dict[str, str] = {}
     weights = dict(graph.weights)
-    kept = []
+    nodes = []
     for node in graph.nodes:
         node = _renamed(node, alias)
         source = node.input(0)
         step = _view_step(graph, node, weights[source]) if source in weights else None
         if source is None or step is None or node.outputs[0] in graph.output_tensors:
-            kept.append(node)
+            nodes.append(node)
             continue
         old = weights[source]
         shape = output_shape(old.shape, (step,))
@@ -86,7 +86,7 @@ def fold_constant_views(graph: Graph) -> Graph:
         name = f"{source}'{len(alias)}"  # canonical_weights gives it the source's name where that is free
         alias[node.outputs[0]] = name
         weights[name] = viewed
-    return graph.with_nodes(tuple(kept), weights=weights) if alias else graph
+    return graph.with_nodes(tuple(nodes), weights=weights) if alias else graph
 
 
 def _view_step(graph: Graph, node: Node, info: WeightInfo) -> LayoutStep | None:
@@ -126,7 +126,7 @@ def drop_shape_arithmetic(graph: Graph) -> Graph:
     shapes = _shape_tensors(graph)
     if not shapes:
         return graph
-    kept = []
+    nodes = []
     needed = set(graph.output_tensors)
     for node in reversed(graph.nodes):
         if shapes.issuperset(node.outputs) and needed.isdisjoint(node.outputs):
@@ -136,8 +136,8 @@ def drop_shape_arithmetic(graph: Graph) -> Graph:
         needed.update(name for name in inputs if name is not None)
         while inputs and inputs[-1] is None:
             inputs.pop()
-        kept.append(replace(node, inputs=tuple(inputs)))
-    return graph.with_nodes(tuple(reversed(kept)))
+        nodes.append(replace(node, inputs=tuple(inputs)))
+    return graph.with_nodes(tuple(reversed(nodes)))
 
 
 def _shape_tensors(graph: Graph) -> set[str]:
@@ -145,8 +145,8 @@ def _shape_tensors(graph: Graph) -> set[str]:
     shapes: set[str] = set()
     for node in graph.nodes:
         data = [name for name in node.inputs if name is not None]
-        known = all(name in shapes or name in graph.weights for name in data)
-        if node.op in SHAPE_SOURCES or (known and any(name in shapes for name in data)):
+        all_from_shapes = all(name in shapes or name in graph.weights for name in data)
+        if node.op in SHAPE_SOURCES or (all_from_shapes and any(name in shapes for name in data)):
             shapes.update(node.outputs)
     return shapes
 

@@ -32,14 +32,14 @@ def _linear(graph: Graph, node: Node, weights: dict[str, WeightInfo]) -> Node:
 
 def _from_gemm(graph: Graph, node: Node, weight: str, weights: dict[str, WeightInfo]) -> Node:
     attributes = node.attributes
-    plain = attributes.get("alpha", 1.0) == 1 and not attributes.get("transA", 0)
+    unscaled = attributes.get("alpha", 1.0) == 1 and not attributes.get("transA", 0)
     transposed = bool(attributes.get("transB", 0))
     out = graph.weights[weight].shape[0 if transposed else 1]
     bias = node.input(2)
     if bias is not None:
-        plain = plain and attributes.get("beta", 1.0) == 1
-        plain = plain and bias in graph.weights and _is_bias(graph.weights[bias], out)
-    if not plain:
+        unscaled = unscaled and attributes.get("beta", 1.0) == 1
+        unscaled = unscaled and bias in graph.weights and _is_bias(graph.weights[bias], out)
+    if not unscaled:
         return node
     name = weight if transposed else view_weight(weights, weight, TRANSPOSED)
     inputs = [node.inputs[0], name]
@@ -84,7 +84,7 @@ def view_weight(weights: dict[str, WeightInfo], name: str, layout: Layout) -> st
             return name_so_far
     shape = output_shape(old.shape, layout)
     viewed = replace(old, shape=shape, source=source, layout=steps)
-    if old.value is not None:  # a view may be of a part, which need not reach as far as the whole
+    if old.value is not None:  # a view of a part may have a smaller magnitude than the whole
         value = to_canonical(old.value, layout)
         viewed = replace(viewed, value=value, magnitude=WeightInfo.of(value, name).magnitude)
     alias = f"{name}'"

@@ -38,10 +38,10 @@ def _operand_scale(graph: Graph, last: Node) -> Fusion | None:
     covers: list[Node] = []
     for name in last.inputs:
         node = graph.producer(name or "")
-        found = _factor(graph, node)
-        if found is not None and node is not None and graph.sole_reader(name or "") is not None:
-            inputs.append(found[0])
-            scale *= found[1]
+        factor = _factor(graph, node)
+        if factor is not None and node is not None and graph.sole_reader(name or "") is not None:
+            inputs.append(factor[0])
+            scale *= factor[1]
             covers.append(node)
         else:
             inputs.append(name)
@@ -49,9 +49,9 @@ def _operand_scale(graph: Graph, last: Node) -> Fusion | None:
 
 
 def _result_scale(graph: Graph, last: Node) -> Fusion | None:
-    found = _factor(graph, last)
-    product = graph.producer(found[0]) if found else None
-    if found is None or product is None or not _is_product(graph, product):
+    factor = _factor(graph, last)
+    product = graph.producer(factor[0]) if factor else None
+    if factor is None or product is None or not _is_product(graph, product):
         return None
-    scale = float(product.attributes.get("scale", 1.0)) * found[1]
+    scale = float(product.attributes.get("scale", 1.0)) * factor[1]
     return fused(last, "MatMul", product.inputs, (product, last), scale=scale)

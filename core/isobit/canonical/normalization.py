@@ -79,10 +79,10 @@ def _rms_norm(graph: Graph, last: Node) -> Fusion | None:
         return None
     for tensor, scale in (last.inputs, last.inputs[::-1]):
         inner = graph.producer(tensor or "")
-        found = _over_root(graph, inner) if inner is not None else None
-        if found is None or inner is None or scale is None or not _is_vector(graph, scale):
+        quotient = _over_root(graph, inner) if inner is not None else None
+        if quotient is None or inner is None or scale is None or not _is_vector(graph, scale):
             continue
-        x, epsilon, covers = found
+        x, epsilon, covers = quotient
         return fused(last, "RMSNormalization", (x, scale), (*covers, inner, last), axis=-1, epsilon=epsilon)
     return None
 

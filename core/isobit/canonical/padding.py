@@ -29,9 +29,9 @@ def _padded_conv(graph: Graph, last: Node) -> Fusion | None:
 def _is_zero_padding(pad: Node, spatial: int) -> bool:
     attributes = pad.attributes
     flat = attributes.get("pads", ())
-    plain = (
+    zeros = (
         attributes.get("mode", "constant") == "constant" and not attributes.get("value", 0) and not any(pad.inputs[1:])
     )
-    whole = "axes" not in attributes and len(flat) == 2 * (2 + spatial)
+    all_axes = "axes" not in attributes and len(flat) == 2 * (2 + spatial)
     rank = 2 + spatial
-    return plain and whole and min(flat) >= 0 and not any((*flat[:2], *flat[rank : rank + 2]))
+    return zeros and all_axes and min(flat) >= 0 and not any((*flat[:2], *flat[rank : rank + 2]))

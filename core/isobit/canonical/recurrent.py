@@ -19,13 +19,13 @@ _FILLED = frozenset({"Expand", "Slice", "Reshape", "Squeeze", "Unsqueeze", "Tile
 
 
 def drop_zero_states(graph: Graph) -> Graph:
-    """A layer starts from zeros where nothing is said: exporters compute them for the batch size all the same."""
+    """Initial states of zeros are dropped: they are the default, and exporters compute them for the batch size."""
     nodes = tuple(_without_zero_states(graph, node) for node in graph.nodes)
     if nodes == graph.nodes:
         return graph
     before = _read(graph, graph.nodes)
-    while len(kept := _only_read(graph, nodes, before)) < len(nodes):
-        nodes = kept
+    while len(still_read := _only_read(graph, nodes, before)) < len(nodes):
+        nodes = still_read
     return graph.with_nodes(nodes)
 
 
@@ -88,10 +88,10 @@ def _layer(node: Node, weights: dict[str, WeightInfo]) -> Node:
     recurrent = node.input(2)
     if recurrent in weights:
         attributes["hidden_size"] = weights[recurrent].shape[-1]
-    if attributes["direction"] == "bidirectional":  # the backend could not take it apart
+    if attributes["direction"] == "bidirectional":  # the backend could not split the directions
         return replace(node, attributes=attributes)
-    said = attributes.get("activations", ACTIVATIONS[node.op])
-    attributes["activations"] = tuple(str(name).capitalize() for name in said)
+    activations = attributes.get("activations", ACTIVATIONS[node.op])
+    attributes["activations"] = tuple(str(name).capitalize() for name in activations)
     bias = node.input(_BIAS)
     if bias in weights and len(weights[bias].shape) == 2 and node.input(_RECURRENT_BIAS) is None:
         node = replace(node, inputs=_with_bias(node, *(_half(bias, part, weights) for part in (0, 1))))

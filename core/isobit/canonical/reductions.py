@@ -62,8 +62,8 @@ def _softmax(graph: Graph, last: Node) -> Fusion | None:
     if shifted is None or largest is None or largest.input(0) != shifted.input(0):
         return None
     axes, shape = total.attributes["axes"], _shape(graph, shifted.input(0))
-    kept = all(node.attributes.get("keepdims") and node.attributes["axes"] == axes for node in (total, largest))
-    if not kept or len(axes) != 1 or shape is None:
+    same_axes = all(node.attributes.get("keepdims") and node.attributes["axes"] == axes for node in (total, largest))
+    if not same_axes or len(axes) != 1 or shape is None:
         return None
     covers = (largest, shifted, raised, total, last)
     return fused(last, "Softmax", (shifted.input(0),), covers, axis=axes[0] - len(shape))

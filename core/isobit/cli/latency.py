@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,12 +13,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from isobit.data import Batch
 from isobit.errors import ModelError
 
 _WARM_UP, _FEWEST, _MOST, _SECONDS = 2, 5, 50, 3.0
 _STEADY = 1.5  # a median further above the best run than this is a busy machine's
-
-Batch = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)

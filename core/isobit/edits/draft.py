@@ -104,11 +104,10 @@ def _apply(workspace: Workspace, edit: Edit) -> None:
     elif isinstance(edit, SetWeights):
         for name, value in edit.weights.items():
             workspace.value(name)  # EditError for a name that is not a constant
-            others = graph.source_readers(name) - {use.node.name for use in graph.uses(name)}
-            if others:
-                raise EditError(
-                    f"constant {name!r} is also read by {', '.join(sorted(others))} in another layout: Unshare it first"
-                )
+            other_readers = graph.source_readers(name) - {use.node.name for use in graph.uses(name)}
+            if other_readers:
+                names = ", ".join(sorted(other_readers))
+                raise EditError(f"constant {name!r} is also read by {names} in another layout: Unshare it first")
             workspace.set_value(name, value)
     elif isinstance(edit, AddBias):
         _add_bias(workspace, edit)

@@ -24,7 +24,7 @@ class Workspace:
         self.steps: list[Replaced | Inserted] = []
         self.values: dict[str, Array] = {}
         self._read = read
-        self._shapes_before: dict[str, Shape | None] = {}  # of the tensors that new ones stand for
+        self._shapes_before: dict[str, Shape | None] = {}  # by new tensor, the shape of the tensor that it replaces
 
     def value(self, name: str) -> Array:
         """The current value of a constant, canonical."""
@@ -57,7 +57,7 @@ class Workspace:
         """Put a chain in place of `old`, in the graph and as a step."""
         self._add_weights(weights)
         source = old.input(0)
-        if not chain and source in self.graph.weights:  # ``constant * x`` is spliced out to x
+        if not chain and source in self.graph.weights:  # where ``constant * x`` is removed, its readers read x
             source = next((name for name in old.inputs if name in self.graph.tensors), source)
         if source is None or len(old.outputs) != 1:
             raise EditError(
@@ -166,8 +166,8 @@ class Workspace:
         for index, name in enumerate(node.inputs):
             shapes.append(constants.get(index) if name not in tensors or name is None else tensors[name].shape)
         try:
-            given = [s for s, n in zip(shapes, node.inputs, strict=True) if n is not None]
-            shape = infer(node, given, constants, tensors[node.outputs[0]].shape)
+            input_shapes = [s for s, n in zip(shapes, node.inputs, strict=True) if n is not None]
+            shape = infer(node, input_shapes, constants, tensors[node.outputs[0]].shape)
         except ShapeError as mismatch:
             raise EditError(f"the edit does not fit node {node.name!r} ({node.op}): {mismatch}") from mismatch
         if shape is None and tensors[node.outputs[0]].shape is not None and self._input_changed(node, tensors):

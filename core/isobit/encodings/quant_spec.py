@@ -151,9 +151,9 @@ def _parse_type(word: str, text: str) -> tuple[str, int]:
         return word, FLOAT_BITS[word]
     match = _INTEGER.fullmatch(word)
     if not match:
-        known = ["int8", "uint8", "int16", "int4", *FLOAT_BITS]
+        type_names = ["int8", "uint8", "int16", "int4", *FLOAT_BITS]
         raise FormatError(
-            f"unknown number type {word!r} in {text!r}{did_you_mean(word, known)}; "
+            f"unknown number type {word!r} in {text!r}{did_you_mean(word, type_names)}; "
             f"write intN or uintN with 2 to 16 bits, or one of {', '.join(FLOAT_BITS)}"
         )
     return match[1] + "int", int(match[2])

@@ -98,8 +98,8 @@ def encode_weight(
     if isinstance(granularity, PerTensor):
         return encode_range(values.min(), values.max(), spec, snap=False)
     if isinstance(granularity, PerChannel):
-        others = tuple(i for i in range(values.ndim) if i != channel_axis)
-        return encode_range(values.min(others), values.max(others), spec, axis=channel_axis, snap=False)
+        reduced = tuple(i for i in range(values.ndim) if i != channel_axis)
+        return encode_range(values.min(reduced), values.max(reduced), spec, axis=channel_axis, snap=False)
     if spec.type_name in ("float16", "bfloat16"):
         return encode_range(values.min(), values.max(), spec)  # their scale is 1
     if block_axis is None:
@@ -114,9 +114,9 @@ def _encode_blocks(
     if length % size:
         raise EncodingError(f"block size {size} does not divide axis {block_axis} of a tensor of shape {values.shape}")
     split = (*values.shape[:block_axis], length // size, size, *values.shape[block_axis + 1 :])
-    kept = {channel_axis + (channel_axis > block_axis), block_axis}
+    scale_axes = {channel_axis + (channel_axis > block_axis), block_axis}
     # Batch axes of a stacked matrix (batch, out, in) are channels too: only the block and what follows it is reduced.
-    reduced = tuple(i for i in range(len(split)) if i not in kept and i > block_axis)
+    reduced = tuple(i for i in range(len(split)) if i not in scale_axes and i > block_axis)
     blocks = values.reshape(split)
     low = blocks.min(reduced, keepdims=True).squeeze(block_axis + 1)
     high = blocks.max(reduced, keepdims=True).squeeze(block_axis + 1)
@@ -131,8 +131,8 @@ def _encode_blocks(
 def _lpbq_encoding(scale: NDArray[np.float64], spec: QuantSpec, channel_axis: int, block_axis: int) -> Encoding:
     """Integer multipliers of ``1 .. 2**bits`` over the float scale of each output channel."""
     levels = 1 << spec.bits
-    others = tuple(i for i in range(scale.ndim) if i != channel_axis and i >= block_axis)
-    channel = (scale.max(others, keepdims=True) / levels).astype(np.float32)
+    reduced = tuple(i for i in range(scale.ndim) if i != channel_axis and i >= block_axis)
+    channel = (scale.max(reduced, keepdims=True) / levels).astype(np.float32)
     multiplier = np.clip(np.rint(scale / channel), 1, levels).astype(np.int32)
     effective = (multiplier.astype(np.float32) * channel).astype(np.float32)
     zero = np.zeros(scale.shape, np.int32)

@@ -27,5 +27,5 @@ def same_levels(encoding: Encoding, spec: QuantSpec) -> Encoding | None:
     zero_point = encoding.zero_point.astype(np.int64) + (new.q_min - old.q_min)
     try:
         return replace(encoding, spec=new, zero_point=np.clip(zero_point, -(2**31), 2**31 - 1).astype(np.int32))
-    except EncodingError:  # a symmetric format whose zero point is not where it would have to be
+    except EncodingError:  # a symmetric format would need another zero point
         return None

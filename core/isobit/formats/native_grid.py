@@ -16,7 +16,7 @@ from isobit.encodings.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, Q
 from isobit.errors import EncodingError
 from isobit.graph.layout import Layout, Permute, compose, to_canonical, to_native
 
-Shape = tuple[int, ...]
+ArrayShape = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class NativeForm:
         return np.asarray(values.reshape(-1)[self.index])
 
 
-def native_form(encoding: Encoding, shape: Shape, layout: Layout = ()) -> NativeForm:
+def native_form(encoding: Encoding, shape: ArrayShape, layout: Layout = ()) -> NativeForm:
     """The form of an encoding on a tensor whose native `shape` becomes canonical through `layout`.
 
     What is per channel in canonical layout may be blocks in the native one (a grouped ConvTranspose).
@@ -64,7 +64,7 @@ def canonical_encoding(
     scale: NDArray[np.float32],
     zero_point: NDArray[np.int32],
     axis: int | None,
-    shape: Shape,
+    shape: ArrayShape,
     layout: Layout = (),
     *,
     channel_axis: int = 0,
@@ -87,7 +87,7 @@ def canonical_encoding(
     return _canonical_by_value(native, shape, layout, channel_axis)
 
 
-def _canonical_by_value(native: Encoding, shape: Shape, layout: Layout, channel_axis: int) -> Encoding:
+def _canonical_by_value(native: Encoding, shape: ArrayShape, layout: Layout, channel_axis: int) -> Encoding:
     """By the values of the scales, for files write blocks out in full along the other axes."""
     marks = to_canonical(np.broadcast_to(_marks(native, shape), shape), layout)
     scale, zero_point = native.scale.reshape(-1)[marks], native.zero_point.reshape(-1)[marks]
@@ -114,7 +114,7 @@ def _joined(
     return scale, zero_point
 
 
-def _canonical_shape(shape: Shape, layout: Layout) -> Shape:
+def _canonical_shape(shape: ArrayShape, layout: Layout) -> ArrayShape:
     return to_canonical(np.broadcast_to(np.int8(0), shape), layout).shape
 
 
@@ -126,7 +126,7 @@ def _permutation(layout: Layout, rank: int) -> tuple[int, ...] | None:
     return steps[0].axes if len(steps) == 1 and isinstance(steps[0], Permute) else None
 
 
-def _permuted(encoding: Encoding, canonical: Shape, permutation: tuple[int, ...]) -> NativeForm:
+def _permuted(encoding: Encoding, canonical: ArrayShape, permutation: tuple[int, ...]) -> NativeForm:
     marks, axis = np.arange(encoding.scale.size), permutation[encoding.axis or 0]
     if isinstance(encoding.spec.granularity, PerChannel):
         return NativeForm(marks, axis)
@@ -148,7 +148,7 @@ def _canonical_of_permuted(native: Encoding, permutation: tuple[int, ...], axis:
     return Encoding(native.spec, *_joined(scale, zero_point, moved), moved)
 
 
-def _marks(encoding: Encoding, shape: Shape) -> NDArray[np.int64]:
+def _marks(encoding: Encoding, shape: ArrayShape) -> NDArray[np.int64]:
     """For each element of a tensor of `shape` the position of its scale, in a shape that broadcasts to it."""
     marks, axis = np.arange(encoding.scale.size), encoding.axis or 0
     if isinstance(encoding.spec.granularity, PerChannel):

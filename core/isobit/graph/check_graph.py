@@ -98,13 +98,13 @@ def _check_shape(graph: Graph, node: Node, after: str) -> None:
     shapes = {name: graph.tensors[name].shape if name in graph.tensors else graph.weights[name].shape
               for name in node.inputs if name is not None}  # fmt: skip
     constants = {i: graph.weights[name].shape for i, name in enumerate(node.inputs) if name in graph.weights and name}
-    known = graph.tensors[node.outputs[0]].shape
+    declared = graph.tensors[node.outputs[0]].shape
     try:
-        shape = infer(node, [shapes[name] for name in node.inputs if name is not None], constants, known)
+        shape = infer(node, [shapes[name] for name in node.inputs if name is not None], constants, declared)
     except ShapeError as mismatch:
         raise _fault(f"{_named(node)}: {mismatch}", after) from mismatch
-    if not _agree(shape, known):
-        raise _fault(f"{_named(node)}: {node.outputs[0]!r} is said to be {known}, and {shape} follows", after)
+    if not _agree(shape, declared):
+        raise _fault(f"{_named(node)}: {node.outputs[0]!r} is said to be {declared}, and {shape} follows", after)
 
 
 def _agree(first: Shape | None, second: Shape | None) -> bool:
@@ -124,9 +124,9 @@ def _agree(first: Shape | None, second: Shape | None) -> bool:
 
 def _check_dtype(graph: Graph, node: Node, after: str) -> None:
     inputs = [None if name is None else (graph.tensors.get(name) or graph.weights[name]).dtype for name in node.inputs]
-    dtype, known = infer_dtype(node, inputs), graph.tensors[node.outputs[0]].dtype
-    if dtype is not None and "unknown" not in (dtype, known) and dtype != known:
-        raise _fault(f"{_named(node)}: {node.outputs[0]!r} is said to be {known}, and {dtype} follows", after)
+    dtype, declared = infer_dtype(node, inputs), graph.tensors[node.outputs[0]].dtype
+    if dtype is not None and "unknown" not in (dtype, declared) and dtype != declared:
+        raise _fault(f"{_named(node)}: {node.outputs[0]!r} is said to be {declared}, and {dtype} follows", after)
 
 
 def _sites(graph: Graph) -> Iterable[Site]:

@@ -20,22 +20,22 @@ _STRUCTURE = "(structure)"
 def fingerprint(graph: Graph, read: Callable[[str], NDArray[Any]]) -> dict[str, str]:
     """Hashes by weight name, and one of ops, names, edges and attributes."""
     structure = repr([(n.name, n.op, n.inputs, n.outputs, sorted(n.attributes.items())) for n in graph.nodes])
-    found = {_STRUCTURE: _hash(structure.encode())}
+    hashes = {_STRUCTURE: _hash(structure.encode())}
     for name in graph.weights:
         array = read(name)
-        found[name] = _hash(f"{array.shape}{array.dtype}".encode(), _bytes(array))
-    return found
+        hashes[name] = _hash(f"{array.shape}{array.dtype}".encode(), _bytes(array))
+    return hashes
 
 
-def check_fingerprint(saved: Fingerprint, found: Fingerprint, where: str) -> None:
+def check_fingerprint(saved: Fingerprint, current: Fingerprint, where: str) -> None:
     """Raise ModelError that says what of the model differs from the saved one."""
-    for name in saved.keys() | found.keys():
-        if name not in found or name not in saved:
-            side = "is missing in the model" if name not in found else "is new in the model"
+    for name in saved.keys() | current.keys():
+        if name not in current or name not in saved:
+            side = "is missing in the model" if name not in current else "is new in the model"
             raise ModelError(f"{where} was made from another model: weight {name!r} {side}")
-    if saved[_STRUCTURE] != found[_STRUCTURE]:
+    if saved[_STRUCTURE] != current[_STRUCTURE]:
         raise ModelError(f"{where} was made from another model: its graph has other nodes, names or attributes")
-    changed = [name for name in saved if saved[name] != found[name]]
+    changed = [name for name in saved if saved[name] != current[name]]
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise ModelError(f"{where} was made from a model with other weights: {changed[0]!r}{more} differ(s)")

@@ -59,7 +59,7 @@ class WeightInfo:
     def of(cls, array: NDArray[Any], name: str, dtype: str | None = None) -> WeightInfo:
         """What the graph says of the native constant `name`."""
         real = array.dtype.kind == "f" and array.size > 0
-        # max and min apart: an array of absolute values would double the memory of a large weight
+        # max and min separately: an array of absolute values would double the memory of a large weight
         magnitude = max(float(array.max()), -float(array.min())) if real else None
         return cls(array.shape, dtype or str(array.dtype), small_value(array), name, (), magnitude)
 
@@ -122,9 +122,9 @@ class Graph:
 
     def __post_init__(self) -> None:
         for name in ("outputs", "tensors", "weights"):
-            given = getattr(self, name)
-            if not isinstance(given, MappingProxyType):  # another graph's is shared
-                object.__setattr__(self, name, MappingProxyType(dict(given)))
+            mapping = getattr(self, name)
+            if not isinstance(mapping, MappingProxyType):  # a mapping that another graph has frozen is shared
+                object.__setattr__(self, name, MappingProxyType(dict(mapping)))
 
     def __repr__(self) -> str:
         return f"<Graph of {len(self.nodes)} nodes: {', '.join(self.inputs)} -> {', '.join(self.outputs)}>"
@@ -231,7 +231,7 @@ class Graph:
     def with_weight(self, name: str, info: WeightInfo) -> Graph:
         """A copy that has a weight, new or in place of the old one of that name."""
         graph = replace(self, weights={**self.weights, name: info})
-        # The nodes are the same: what was looked up among them holds.
+        # The nodes are the same, so look-ups among them stay valid.
         graph.__dict__.update((key, self.__dict__[key]) for key in _OF_NODES & self.__dict__.keys())
         return graph
 

@@ -16,12 +16,12 @@ Weights = Callable[[str], NDArray[Any]]
 
 def signatures(graph: Graph, weights: Weights) -> dict[str, str]:
     """A structural hash of every tensor: equal hashes mean equal computation from the model's inputs."""
-    found: dict[str, str] = {name: _hash(f"input {index}") for index, name in enumerate(graph.inputs)}
+    tensors: dict[str, str] = {name: _hash(f"input {index}") for index, name in enumerate(graph.inputs)}
     content = {name: _weight_hash(weights(name)) for name in graph.weights}
     for node in graph.nodes:
         for index, tensor in enumerate(node.outputs):
-            found[tensor] = _hash(f"{_node_signature(node, found, content)}:{index}")
-    return found
+            tensors[tensor] = _hash(f"{_node_signature(node, tensors, content)}:{index}")
+    return tensors
 
 
 def correspondence(a: Graph, b: Graph, weights_a: Weights, weights_b: Weights) -> dict[str, str]:
@@ -39,19 +39,19 @@ def correspondence(a: Graph, b: Graph, weights_a: Weights, weights_b: Weights) -
 
 def differences(a: Graph, b: Graph, weights_a: Weights, weights_b: Weights) -> list[str]:
     """What differs between two graphs, in words; empty when they are isomorphic."""
-    found = []
+    problems = []
     if len(a.inputs) != len(b.inputs):
-        found.append(f"{len(a.inputs)} inputs against {len(b.inputs)}")
+        problems.append(f"{len(a.inputs)} inputs against {len(b.inputs)}")
     signs_a, signs_b = signatures(a, weights_a), signatures(b, weights_b)
-    for graph, mine, others in ((a, signs_a, signs_b), (b, signs_b, signs_a)):
-        known = set(others.values())
+    for graph, signs, other_signs in ((a, signs_a, signs_b), (b, signs_b, signs_a)):
+        signs_elsewhere = set(other_signs.values())
         for node in graph.nodes:
-            if any(mine[tensor] not in known for tensor in node.outputs):
-                found.append(f"{node!r} {dict(node.attributes)} is in one graph only")
+            if any(signs[tensor] not in signs_elsewhere for tensor in node.outputs):
+                problems.append(f"{node!r} {dict(node.attributes)} is in one graph only")
                 break  # everything after it differs too
-    if [signs_a[t] for t in a.outputs.values()] != [signs_b[t] for t in b.outputs.values()] and not found:
-        found.append("the outputs are other tensors")
-    return found
+    if [signs_a[t] for t in a.outputs.values()] != [signs_b[t] for t in b.outputs.values()] and not problems:
+        problems.append("the outputs are other tensors")
+    return problems
 
 
 def _node_signature(node: Node, tensors: Mapping[str, str], weights: Mapping[str, str]) -> str:

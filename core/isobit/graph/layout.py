@@ -149,8 +149,8 @@ def _resized(step: View, array: NDArray[Any]) -> tuple[int, ...]:
     if [step.shape[axis] for axis in axes] == [size for size in step.before if size != 1]:
         sizes = iter([array.shape[axis] for axis in axes])  # the view moves axes of size 1 alone
         return tuple(size if size == 1 else next(sizes) for size in step.before)
-    known = [n for n in step.before if n in array.shape]
-    shape = tuple(n if n in known else -1 for n in step.before)
+    unchanged = [n for n in step.before if n in array.shape]
+    shape = tuple(n if n in unchanged else -1 for n in step.before)
     return shape if shape.count(-1) <= 1 else step.before
 
 

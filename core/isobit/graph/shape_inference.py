@@ -84,7 +84,7 @@ def _windowed(node: Node, source: Shape, constants: Mapping[int, tuple[int, ...]
     channels: Dimension = source[1]
     kernel = attributes.get("kernel_shape", ())
     if node.op in ("Conv", "ConvTranspose"):
-        if 1 not in constants:  # computed, of a size or layout that is not known
+        if 1 not in constants:  # the weight is computed by nodes, so its layout is not known
             return None
         weight, group = constants[1], int(attributes.get("group", 1))
         if isinstance(channels, int) and channels != weight[1] * group:
@@ -109,8 +109,8 @@ def _windowed(node: Node, source: Shape, constants: Mapping[int, tuple[int, ...]
             extra = attributes.get("output_padding", (0,) * spatial)[axis]
             sizes.append((size - 1) * strides[axis] + extent - padding + extra)
         else:
-            steps, rest = divmod(size + padding - extent, strides[axis])
-            sizes.append(steps + 1 + (1 if rest and attributes.get("ceil_mode") else 0))
+            steps, remainder = divmod(size + padding - extent, strides[axis])
+            sizes.append(steps + 1 + (1 if remainder and attributes.get("ceil_mode") else 0))
     return (source[0], channels, *sizes)
 
 
@@ -166,11 +166,11 @@ def _reshape(source: Shape, target: Sequence[int] | None, before: Shape | None) 
     shape = tuple(n if n >= 0 else None for n in target)
     if target and target[0] >= 0:
         return _same_number(source, shape, shape)
-    # A leading axis of unknown size is no batch axis (batch and time as one, say): samples cannot be told apart.
+    # A leading axis of unknown size is not a batch axis (it may be batch times time): samples cannot be told apart.
     with_batch = (source[0], *shape[1:])
     if source[0] is None:
         return with_batch
-    if before and before[0] != source[0]:  # nor is one that is not the source's
+    if before and before[0] != source[0]:  # neither is one whose size differs from the source's
         return with_batch if before[0] is None and _number(source[1:]) == _number(shape[1:]) else shape
     return _same_number(source[1:], shape[1:], with_batch, " a sample")
 

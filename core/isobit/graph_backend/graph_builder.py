@@ -29,7 +29,7 @@ class GraphBuilder:
         self._nodes: list[Node] = []
         self._taken: set[str] = set()
         self._next: dict[str, int] = {}
-        self._stems: dict[str, str] = {}  # what a unique name was made of
+        self._stems: dict[str, str] = {}  # by unique name, the name without its number
 
     def unique(self, name: str) -> str:
         """`name`, or it with a number where it is taken; it is taken from then on."""
@@ -86,17 +86,17 @@ class GraphBuilder:
         return graph, {name: np.array(array, order="C") for name, array in arrays.items()}
 
     def _renumbered(self, graph: Graph) -> Graph:
-        """The nodes that are left numbered anew, so that one that stands for a whole scope has its plain name."""
-        taken = {*graph.inputs, *graph.weights}
+        """Number the remaining nodes anew, so that one that stands for a whole scope has its name without a number."""
+        used_names = {*graph.inputs, *graph.weights}
         names: dict[str, str] = {}
         for node in graph.nodes:
             stem = self._stems[node.name]
             name, number = stem, 0
-            while name in taken:
+            while name in used_names:
                 number += 1
                 name = f"{stem}#{number}"
-            taken.add(name)
-            names[node.name] = name  # a node's tensor has its name
+            used_names.add(name)
+            names[node.name] = name  # a node's output tensor has the node's name
 
         def renamed(tensors: Sequence[str | None]) -> tuple[Any, ...]:
             return tuple(names.get(tensor or "", tensor) for tensor in tensors)

@@ -16,7 +16,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from isobit.backend.checks import check_quantizers
-from isobit.backend.contract import Batch, NameMap
+from isobit.backend.contract import NameMap
+from isobit.data import Batch
 from isobit.edits.edit import EditPlan
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.errors import IsobitError, ModelError
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-_LENGTH = 8  # bytes of the state that say how many its JSON has
+_LENGTH = 8  # a state begins with the length of its JSON, in so many bytes
 
 
 class Engine(Protocol):
@@ -89,10 +90,10 @@ class GraphModel:
 
     def __init__(self, engine: Engine, graph: Graph, weights: Mapping[str, Array]) -> None:
         """`weights` are the constants of `graph` in canonical layout. Raises ModelError for an op without a kernel."""
-        odd = next((node for node in graph.nodes if node.op not in engine.ops), None)
-        if odd is not None:
+        unsupported = next((node for node in graph.nodes if node.op not in engine.ops), None)
+        if unsupported is not None:
             raise ModelError(
-                f"the {engine.name} backend does not read {odd.op!r} (node {odd.name!r}); "
+                f"the {engine.name} backend does not read {unsupported.op!r} (node {unsupported.name!r}); "
                 f"it reads {', '.join(sorted(engine.ops))}"
             )
         self.engine, self.graph = engine, graph
@@ -158,8 +159,10 @@ class GraphModel:
         name = (self.graph.node(site.node).inputs[site.index] or "") if isinstance(site, Input) else site.name
         if name in self.weights:
             return encoding.broadcast(self.graph.weights[name].shape)
-        known = enumerate(self.graph.tensors[name].shape or ())
-        sizes = (n if isinstance(n, int) else encoding.scale.size if axis == encoding.axis else 1 for axis, n in known)
+        dimensions = enumerate(self.graph.tensors[name].shape or ())
+        sizes = (
+            n if isinstance(n, int) else encoding.scale.size if axis == encoding.axis else 1 for axis, n in dimensions
+        )
         return encoding.broadcast(tuple(sizes))
 
     # --- running ---------------------------------------------------------------------------------------------------
@@ -170,11 +173,11 @@ class GraphModel:
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
         """Run every batch; the requested tensors are reduced where they are, and let go."""
-        asked = [self._tap(request) for request in requests]
-        taps = tuple(dict.fromkeys(tap for tap, _ in asked))
+        tap_and_name = [self._tap(request) for request in requests]
+        taps = tuple(dict.fromkeys(tap for tap, _ in tap_and_name))
         for batch in data:
             tensors = dict(zip(taps, self.engine.run(self, batch, taps)[1], strict=True))
-            for (tap, name), request in zip(asked, requests, strict=True):
+            for (tap, name), request in zip(tap_and_name, requests, strict=True):
                 observe_tensor(
                     request.observer, tensors[tap], self.graph.tensors[name].channel_axis, self.engine.bounds
                 )
@@ -186,7 +189,7 @@ class GraphModel:
         own = request.stage == "after" and site in self.quantizers
         return (site if own else Tensor(name), request.stage), name
 
-    # --- leaving ---------------------------------------------------------------------------------------------------
+    # --- copy and state --------------------------------------------------------------------------------------------
 
     def to_onnx(self) -> tuple[ModelProto, NameMap]:
         """The float model as ONNX, and where each tensor and weight of the graph is in it."""

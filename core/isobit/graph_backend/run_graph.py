@@ -25,19 +25,19 @@ def run_graph(
     feeds: Mapping[str, Any],
     tap: Callable[[Tap, Any], None] | None = None,
 ) -> dict[str, Any]:
-    """The outputs by name, for arrays of any framework; each tensor is let go after its last reader.
+    """The outputs by name, for arrays of any framework; each tensor is freed after its last reader.
 
     What a quantizer rounds is kept only for readers with a quantizer of their own.
 
     `rounders` put an array on the grid of the quantizer at a site. `tap` is told of every tensor before and after its
     quantizer (the same array where it has none), and of what a reader with a quantizer of its own sees after that.
     """
-    before: dict[str, Any] = {}  # what a reader with a quantizer of its own reads
+    before: dict[str, Any] = {}  # values for readers that have a quantizer of their own
     after: dict[str, Any] = {}
     reads = [(Input(node.name, index), name) for node in graph.nodes for index, name in enumerate(node.inputs)]
     read_before = {name for site, name in reads if site in rounders}
-    left = Counter(name for node in graph.nodes for name in node.inputs if name is not None)
-    left.update(graph.outputs.values())
+    readers_left = Counter(name for node in graph.nodes for name in node.inputs if name is not None)
+    readers_left.update(graph.outputs.values())
 
     def tell(place: Tap, value: Any) -> None:
         if tap is not None:
@@ -73,8 +73,8 @@ def run_graph(
             produce(output, value)
         for read in node.inputs:
             if read in after:
-                left[read] -= 1
-                if not left[read]:
+                readers_left[read] -= 1
+                if not readers_left[read]:
                     del after[read]
                     before.pop(read, None)
     return {
@@ -91,12 +91,12 @@ def run_tapped(
     feeds: Mapping[str, Any],
     taps: Sequence[Tap],
 ) -> tuple[dict[str, Any], list[Any]]:
-    """The outputs by name, and what `taps` meet, in order: what `isobit.graph_backend.Engine.run` returns."""
-    met: dict[Tap, Any] = {}
+    """The outputs by name, and the values at `taps`, in order: what `isobit.graph_backend.Engine.run` returns."""
+    tapped: dict[Tap, Any] = {}
 
     def tap(place: Tap, value: Any) -> None:
         if place in taps:
-            met[place] = value
+            tapped[place] = value
 
     outputs = run_graph(graph, compute, weights, rounders, feeds, tap)
-    return outputs, [met[place] for place in taps]
+    return outputs, [tapped[place] for place in taps]

@@ -22,32 +22,34 @@ class Chain:
 
 
 def find_chains(
-    graph: Graph, target: Target, starts: frozenset[str], apart: frozenset[str] = frozenset()
+    graph: Graph, target: Target, starts: frozenset[str], excluded: frozenset[str] = frozenset()
 ) -> list[Chain]:
     """The longest chain from each node in `starts`, in execution order.
 
     No node is in two chains, and none of `apart` in any.
     """
-    taken: set[str] = set()
+    in_chains: set[str] = set()
     chains = []
     for node in graph.nodes:
-        if node.name in taken or node.name not in starts:
+        if node.name in in_chains or node.name not in starts:
             continue
-        matches = (_match(graph, node, pattern, apart) for pattern in target.fusions)
+        matches = (_match(graph, node, pattern, excluded) for pattern in target.fusions)
         best = max((match for match in matches if match), key=len, default=None)
-        if best is not None and not any(member.name in taken for member in best):
-            taken.update(member.name for member in best)
+        if best is not None and not any(member.name in in_chains for member in best):
+            in_chains.update(member.name for member in best)
             chains.append(Chain(best))
     return chains
 
 
-def _match(graph: Graph, node: Node, pattern: Sequence[FusionStep], apart: frozenset[str]) -> tuple[Node, ...] | None:
+def _match(
+    graph: Graph, node: Node, pattern: Sequence[FusionStep], excluded: frozenset[str]
+) -> tuple[Node, ...] | None:
     if node.op not in pattern[0].ops:
         return None
     nodes = [node]
     for step in pattern[1:]:
         follower = _follower(graph, nodes[-1])
-        if follower is not None and follower.op in step.ops and follower.name not in apart:
+        if follower is not None and follower.op in step.ops and follower.name not in excluded:
             nodes.append(follower)
         elif not step.optional:
             return None

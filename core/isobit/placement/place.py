@@ -59,11 +59,11 @@ class _Placer:
         self.signal = signal_tensors(graph)
         self.masked = self._masked_tensors()
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
-        apart = frozenset(node.name for node in graph.nodes if self.config.excludes(node))
-        chains = find_chains(graph, target, frozenset(self.quantized), apart)
+        excluded = frozenset(node.name for node in graph.nodes if self.config.excludes(node))
+        chains = find_chains(graph, target, frozenset(self.quantized), excluded)
         self.inner = {tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner}
-        for pattern, asked in (config.overrides or {}).items():
-            if pattern in self.inner and asked is not None:
+        for pattern, override_format in (config.overrides or {}).items():
+            if pattern in self.inner and override_format is not None:
                 raise FormatError(
                     f"override {pattern!r}: the tensor lies inside the chain that ends in "
                     f"{self.inner[pattern].name!r}, which target {target.name!r} runs as one"
@@ -103,15 +103,15 @@ class _Placer:
         if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node):
             return False
         data = [name for name in node.inputs if name in self.graph.tensors and name is not None]
-        if node.op == "Gather":  # of a constant table, by indices
+        if node.op == "Gather":  # its data is a constant table, read by indices
             return node.input(0) in self.graph.weights and self.graph.is_float(node.inputs[0] or "")
         floats = [name for name in data if self._is_float(name)]
         return bool(floats) and all(name in self.signal for name in data) and not self._has_mask_constant(node)
 
     def _has_mask_constant(self, node: Node) -> bool:
-        plain = (name for i, name in enumerate(node.inputs) if operand(node.op, i) is None)
-        constants = (self.graph.weights[name] for name in plain if name in self.graph.weights and name)
-        # "not below" and not "above": NaN is no data either
+        unnamed = (name for i, name in enumerate(node.inputs) if operand(node.op, i) is None)
+        constants = (self.graph.weights[name] for name in unnamed if name in self.graph.weights and name)
+        # "not below" instead of "at or above", so that NaN counts as a mask too
         return any(info.magnitude is not None and not info.magnitude < _MASK_MAGNITUDE for info in constants)
 
     def _is_tie(self, node: Node) -> bool:
@@ -196,11 +196,11 @@ class _Placer:
             len(members) > 1 or fixed or not self._has_channels(members[0])
         ):
             spec = spec.with_granularity(PerTensor())  # one encoding for tensors of several shapes, or of no channels
-        asked = any(self.config.override(name)[0] for name in members)
+        overridden = any(self.config.override(name)[0] for name in members)
         for name in members:
             if name in self.inner or not self._is_read(name):
                 continue
-            for site in (Tensor(name),) if asked else self._activation_sites(name, members):
+            for site in (Tensor(name),) if overridden else self._activation_sites(name, members):
                 self.placements[site] = Placement(
                     site, spec, "activation", name, group, name in real, fixed, channel_axis=self._channel_axis(name)
                 )
@@ -240,9 +240,9 @@ class _Placer:
 
     def _group_spec(self, members: Sequence[str]) -> QuantSpec | None:
         for name in members:
-            found, asked = self.config.override(name)
-            if found:
-                return None if asked is None else self.target.activation_format(asked)
+            overridden, override_format = self.config.override(name)
+            if overridden:
+                return None if override_format is None else self.target.activation_format(override_format)
         return self.activation_spec
 
     def _on_grid(self, name: str, members: Sequence[str]) -> bool:
@@ -290,15 +290,15 @@ class _Placer:
 
     def _place_single_inputs(self) -> None:
         """Overrides of one input of one node, written ``node[1]``."""
-        for site, pattern, asked in self.config.single_inputs(self.graph):
+        for site, pattern, override_format in self.config.single_inputs(self.graph):
             name = self.graph.node(site.node).input(site.index) or ""
             if name not in self.graph.tensors or not self._is_float(name):
                 raise FormatError(f"override {pattern!r}: input {site.index} of {site.node!r} is no float tensor")
-            if asked is None:
+            if override_format is None:
                 raise FormatError(
                     f"override {pattern!r}: one reader cannot take the float tensor back; override {name!r}"
                 )
-            spec = self.target.activation_format(asked)
+            spec = self.target.activation_format(override_format)
             if isinstance(spec.granularity, PerChannel):
                 raise FormatError(
                     f"override {pattern!r}: one scale a channel is for a tensor, not for one of its readers"

@@ -27,7 +27,7 @@ class QuantConfig:
     exclude: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        # one text is one pattern, not a list of letters
+        # a single text is one pattern, not a sequence of characters
         object.__setattr__(self, "exclude", (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude))
         for what, patterns in (("overrides", self.overrides or {}), ("exclude", self.exclude)):
             for pattern in patterns:
@@ -36,11 +36,11 @@ class QuantConfig:
 
     def override(self, name: str) -> tuple[bool, str | QuantSpec | None]:
         """Whether an override names this tensor or weight, and its format."""
-        found: tuple[bool, str | QuantSpec | None] = (False, None)
-        for pattern, asked in (self.overrides or {}).items():
+        last_match: tuple[bool, str | QuantSpec | None] = (False, None)
+        for pattern, override_format in (self.overrides or {}).items():
             if matches(name, pattern):
-                found = (True, asked)
-        return found
+                last_match = (True, override_format)
+        return last_match
 
     def excludes(self, node: Node) -> bool:
         """Whether a node is to stay in float."""
@@ -49,9 +49,9 @@ class QuantConfig:
     def single_inputs(self, graph: Graph) -> Iterable[tuple[Input, str, str | QuantSpec | None]]:
         """Overrides of one input of one node, with the text that named it."""
         sites = {str(Input(node.name, i)): Input(node.name, i) for node in graph.nodes for i in range(len(node.inputs))}
-        for pattern, asked in (self.overrides or {}).items():
+        for pattern, override_format in (self.overrides or {}).items():
             if pattern in sites:
-                yield sites[pattern], pattern, asked
+                yield sites[pattern], pattern, override_format
 
     def check(self, graph: Graph) -> None:
         """Raise FormatError for a pattern that reaches nothing in `graph`."""

@@ -15,7 +15,8 @@ from itertools import islice
 from typing import Any
 
 from isobit.backend.checked_model import CheckedModel
-from isobit.backend.contract import Backend, Batch
+from isobit.backend.contract import Backend
+from isobit.data import Batch
 from isobit.errors import IsobitError
 from isobit.quantsim.observe import Count
 from isobit.statistics.layer_rows.rows import Rows

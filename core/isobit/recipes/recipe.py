@@ -48,10 +48,10 @@ class Step:
         return ""
 
     def __str__(self) -> str:
-        said = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
         notes = [f"when weights have fewer than {self.weight_bits_below} bits"] if self.weight_bits_below else []
         notes += ["always kept"] if self.keep else []
-        return f"{self.name}({said})" + (f"   {', '.join(notes)}" if notes else "")
+        return f"{self.name}({settings})" + (f"   {', '.join(notes)}" if notes else "")
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,10 @@ def _step(row: Any, where: str, techniques: Mapping[str, type[Any]]) -> Step:
     _check_keys(row, _STEP_KEYS, where)
     name = _typed(row, "technique", str, "", where)
     if name not in techniques:
-        known = ", ".join(sorted(techniques))
-        raise RecipeError(f"{where}: unknown technique {name!r}{did_you_mean(name, techniques)}; known are {known}")
+        technique_names = ", ".join(sorted(techniques))
+        raise RecipeError(
+            f"{where}: unknown technique {name!r}{did_you_mean(name, techniques)}; known are {technique_names}"
+        )
     bits = _typed(row, "weight_bits_below", int, None, where)
     settings, keep = _typed(row, "settings", dict, {}, where), _typed(row, "keep", bool, False, where)
     technique = techniques[name]
@@ -142,10 +144,12 @@ def _step(row: Any, where: str, techniques: Mapping[str, type[Any]]) -> Step:
     return Step(technique, settings, keep, bits)
 
 
-def _check_keys(data: Mapping[str, Any], known: Any, where: str) -> None:
+def _check_keys(data: Mapping[str, Any], allowed: Any, where: str) -> None:
     for key in data:
-        if key not in known:
-            raise RecipeError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known)}")
+        if key not in allowed:
+            raise RecipeError(
+                f"{where}: unknown key {key!r}{did_you_mean(key, allowed)}; known are {', '.join(allowed)}"
+            )
 
 
 def _typed(data: Mapping[str, Any], key: str, kind: type[Any], default: Any, where: str) -> Any:

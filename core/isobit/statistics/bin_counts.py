@@ -12,10 +12,10 @@ _NON_FINITE = [ROWS // 2 - 1, ROWS - 1]  # the exponent of infinity and NaN, of 
 
 
 class BinCounts:
-    """A tensor has few exponents: of the 512 rows of 128 bins only those that occur are kept, some 30 of them."""
+    """Counts in 512 rows of 128 bins, of which only those that occur are stored: about 30 for a usual tensor."""
 
     def __init__(self) -> None:
-        self._place = np.full(ROWS, -1, np.int64)  # of a row in the table
+        self._place = np.full(ROWS, -1, np.int64)  # by row (sign and exponent), its index in `_table`, or -1
         self._table = np.zeros((0, _ROW), np.int64)
 
     @classmethod
@@ -23,9 +23,9 @@ class BinCounts:
         """From the keys of bins, each once, and their counts."""
         table = np.zeros(BINS, np.int64)
         table[keys] = counts
-        found = cls()
-        found.add_table(table)
-        return found
+        bin_counts = cls()
+        bin_counts.add_table(table)
+        return bin_counts
 
     def add_table(self, counts: NDArray[np.int64]) -> int:
         """`add` of 65,536 counts, whose rows are looked for."""
@@ -37,8 +37,8 @@ class BinCounts:
         if rows[_NON_FINITE].any():
             rows, non_finite = rows.copy(), int(table[_NON_FINITE].sum())
             rows[_NON_FINITE] = False
-        found = np.flatnonzero(rows)
-        self._add_rows(found, table[found])
+        occupied = np.flatnonzero(rows)
+        self._add_rows(occupied, table[occupied])
         return non_finite
 
     def merge(self, other: BinCounts) -> None:

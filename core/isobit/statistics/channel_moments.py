@@ -28,7 +28,7 @@ class ChannelMoments:
 
     def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
         """Add a batch, (..., channels)."""
-        from isobit.statistics.kernels import add_columns  # compiles on first use
+        from isobit.statistics.kernels import add_columns  # imported here because it compiles on first use
 
         rows = np.ascontiguousarray(batch, np.float32).reshape(-1, batch.shape[-1])
         channels = rows.shape[1]

@@ -23,7 +23,7 @@ class ChannelRange:
     def __init__(self) -> None:
         self.minimum: NDArray[np.float64] = np.zeros(0)
         self.maximum: NDArray[np.float64] = np.zeros(0)
-        self.count = 0  # of finite values in each channel, the least
+        self.count = 0  # finite values of the channel that has the fewest
         self.non_finite = 0
         self._squares = RunSums()
 

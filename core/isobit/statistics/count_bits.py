@@ -26,11 +26,11 @@ BINS = 1 << 16
 ROWS = 1 << 9  # of 128 bins: one sign and exponent each
 
 _CORES = os.cpu_count() or 1
-_PART = 1 << 21  # values; fewer are counted before another thread has woken up and its table is added
+_PART = 1 << 21  # values for each thread; with fewer, starting it and adding its table takes longer than counting
 
 
 def counted_by_numpy() -> bool:
-    """Whether the user chose NumPy. Raises PluginError for a choice that is none."""
+    """Whether the user chose NumPy. Raises PluginError for a value that is no choice."""
     chosen = os.environ.get(VARIABLE, "numba")
     if chosen not in ("numba", "numpy"):
         raise PluginError(f"{VARIABLE} is {chosen!r}, and must be 'numba' or 'numpy'")
@@ -54,9 +54,9 @@ def count_bits(bits: NDArray[np.uint32], counts: NDArray[np.int64], rows: NDArra
     `rows` are 512 flags, one a sign and exponent: those of the values are set.
     """
     if counted_by_numpy():
-        found = np.bincount(bits >> 16, minlength=BINS)
-        counts += found
-        rows |= found.reshape(ROWS, -1).any(axis=1)
+        batch_counts = np.bincount(bits >> 16, minlength=BINS)
+        counts += batch_counts
+        rows |= batch_counts.reshape(ROWS, -1).any(axis=1)
         return
     count_bins: Callable[..., None] = kernels().count_bins
     parts = min(_CORES, bits.size // _PART)

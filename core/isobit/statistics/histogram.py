@@ -44,9 +44,9 @@ class Histogram:
             return
         finite = np.isfinite(values)
         non_finite = values.size - int(np.count_nonzero(finite))
-        known = values if not non_finite else values[finite]
-        if known.size:
-            self._add_bounds(float(known.min()), float(known.max()))
+        finite_values = values if not non_finite else values[finite]
+        if finite_values.size:
+            self._add_bounds(float(finite_values.min()), float(finite_values.max()))
         self._count(sample(values, channel_axis, self.limit), values.size, non_finite)
 
     def absorb(self, minimum: float, maximum: float, sampled: NDArray[np.float32], elements: int) -> None:
@@ -59,7 +59,7 @@ class Histogram:
     def add_counts(self, counts: NDArray[np.int64]) -> int:
         """Add 65,536 counts by top 16 bits; returns how many of them are of infinity and NaN, which have no bin.
 
-        For values that are counted where they are: `absorb`, without sampled elements, tells the rest of them.
+        For values counted on their device: `absorb` without sampled elements adds their bounds and their number.
         """
         return self._counts.add_table(counts)
 
@@ -76,8 +76,8 @@ class Histogram:
         if sampled.size:
             with _scratch.zeroed_after() as (counts, rows):
                 count_bits(sampled.reshape(-1).view(np.uint32), counts, rows)
-                found = self._counts.add(counts, rows)
-            self.non_finite += 0 if non_finite else found
+                counted_non_finite = self._counts.add(counts, rows)
+            self.non_finite += 0 if non_finite else counted_non_finite
         self.non_finite += non_finite
 
     @property
@@ -156,8 +156,8 @@ class Histogram:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Histogram):
             return NotImplemented
-        mine, theirs = self.arrays(), other.arrays()
-        return all(np.array_equal(mine[name], theirs[name]) for name in mine.keys() - {"batches"})
+        own_arrays, other_arrays = self.arrays(), other.arrays()
+        return all(np.array_equal(own_arrays[name], other_arrays[name]) for name in own_arrays.keys() - {"batches"})
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -6,10 +6,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-BINS = 1 << 16
+from isobit.statistics.count_bits import BINS
 
-
-# Read only: JAX hands out such arrays, and a writable one fits here too.
+# Declared read-only because JAX's arrays are; numba accepts writable arrays for them too.
 _BITS = numba.types.Array(numba.uint32, 1, "C", readonly=True)
 _ROWS = numba.types.Array(numba.float32, 2, "C", readonly=True)
 

@@ -46,11 +46,11 @@ class MinMax:
 
     def join(self, other: MinMax) -> None:
         """Take the bounds of both: of another tensor in the same batches."""
-        mine, theirs = self.bounds(), other.bounds()
-        shared = min(len(mine), len(theirs))
-        longer = mine if len(mine) > shared else theirs
-        both = np.stack([mine[len(mine) - shared :], theirs[len(theirs) - shared :]])
-        ends = np.stack([both[..., 0].min(axis=0), both[..., 1].max(axis=0)], axis=1)
+        own, added = self.bounds(), other.bounds()
+        shared = min(len(own), len(added))
+        longer = own if len(own) > shared else added
+        last_bounds = np.stack([own[len(own) - shared :], added[len(added) - shared :]])
+        ends = np.stack([last_bounds[..., 0].min(axis=0), last_bounds[..., 1].max(axis=0)], axis=1)
         self._bounds = array("d", np.concatenate([longer[: len(longer) - shared], ends]).tobytes())
 
     def _forget(self) -> None:
@@ -72,6 +72,6 @@ class MinMax:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> MinMax:
         """The inverse of `arrays`."""
-        found = cls()
-        found._bounds = array("d", np.asarray(arrays["batches"], np.float64).reshape(-1, 2).tobytes())
-        return found
+        loaded = cls()
+        loaded._bounds = array("d", np.asarray(arrays["batches"], np.float64).reshape(-1, 2).tobytes())
+        return loaded

@@ -81,7 +81,7 @@ def requests_from_bytes(content: bytes) -> list[Request]:
             by_number.setdefault(number, {})[name] = file[key]
         for number, (kind, name, position, stage, reducer) in enumerate(json.loads(by_number["index"][""].tobytes())):
             site = site_of(kind, name, position)
-            assert isinstance(site, Tensor | Input)  # no request is for a constant
+            assert isinstance(site, Tensor | Input)  # constants are not observed
             observer: Any = reducer_of(reducer, by_number.get(str(number), {}))
             requests.append(Request(site, observer, stage))
     return requests

@@ -36,8 +36,8 @@ def sampling_of(shape: Sequence[int], channel_axis: int | None, limit: int | Non
     positions = size // channels if channels else 0
     if limit is None or size <= limit:
         return Sampling(1, positions, spatial)
-    wanted = max(1, limit // channels)
-    return Sampling(_coprime(positions, -(-positions // wanted)), positions, spatial)
+    chosen_positions = max(1, limit // channels)
+    return Sampling(_coprime(positions, -(-positions // chosen_positions)), positions, spatial)
 
 
 def is_spatial(rank: int, channel_axis: int | None) -> bool:
@@ -60,8 +60,8 @@ def strided(batch: AnyArray, channel_axis: int | None, limit: int | None = SAMPL
     chosen = sampling_of(tuple(array.shape), channel_axis, limit)
     if chosen.step > 1:
         array = array.reshape(*array.shape[: 2 if chosen.spatial else 1], -1)[..., :: chosen.step]
-    found: AnyArray = array
-    return found
+    result: AnyArray = array
+    return result
 
 
 def _coprime(positions: int, number: int) -> int:

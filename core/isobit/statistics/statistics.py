@@ -53,8 +53,8 @@ class Seen:
 
     @property
     def request(self) -> Request:
-        """What a model is asked so that it sees more."""
-        assert isinstance(self.site, Tensor | Input)  # no reducer of a constant is fed
+        """The request by which a model feeds it further batches."""
+        assert isinstance(self.site, Tensor | Input)  # constants are not observed
         return Request(self.site, self.reducer, self.stage)
 
 
@@ -68,7 +68,7 @@ class Statistics(Mapping[Site, Reducer]):
         self._ranges = {
             site: Seen(site, reducer, batches=batches, complete=batches > 0) for site, reducer in (items or {}).items()
         }
-        self._batches = batches  # where there are no sites
+        self._batches = batches  # the count for statistics without sites
         self.further: dict[Observed, Seen] = {}
         self.model = model
 
@@ -128,7 +128,7 @@ class Statistics(Mapping[Site, Reducer]):
         return described(self) == described(other)
 
     def seen(self, model: str, request: Request) -> Seen:
-        """What there is for a request to a model, or the request's own observer from the start."""
+        """What was observed for a request to a model so far, or the request's observer with nothing seen."""
         key = observed(model, request)
         return self.further.setdefault(key, Seen(request.site, request.observer, request.stage))
 
@@ -139,15 +139,15 @@ class Statistics(Mapping[Site, Reducer]):
     def check_adds(self, other: Statistics) -> None:
         """Raise DataError when the ranges of `other` are of other sites, kinds or settings."""
         if self._ranges.keys() != other._ranges.keys():
-            odd = next(iter(self._ranges.keys() ^ other._ranges.keys()))
-            raise DataError(f"the statistics are of different sites: {str(odd)!r} is in one of them only")
+            site_of_one = next(iter(self._ranges.keys() ^ other._ranges.keys()))
+            raise DataError(f"the statistics are of different sites: {str(site_of_one)!r} is in one of them only")
         for site, reducer in self.items():
-            theirs = other[site]
-            if type(theirs) is not type(reducer):
-                kinds = f"{type(reducer).__name__} and {type(theirs).__name__}"
+            other_reducer = other[site]
+            if type(other_reducer) is not type(reducer):
+                kinds = f"{type(reducer).__name__} and {type(other_reducer).__name__}"
                 raise DataError(f"the statistics of {str(site)!r} are of different kinds: {kinds}")
-            if isinstance(reducer, Histogram) and isinstance(theirs, Histogram):
-                reducer.check_limit(theirs)
+            if isinstance(reducer, Histogram) and isinstance(other_reducer, Histogram):
+                reducer.check_limit(other_reducer)
 
     def merge(self, other: Statistics) -> None:
         """Add the ranges of a later part of the data. What else was observed does not add up, and is dropped."""
@@ -214,7 +214,7 @@ def observed(model: str, request: Request) -> Observed:
     """What a request asks of a model, as a key."""
     try:
         kind = kind_of(request.observer)
-    except DataError:  # an observer from elsewhere is found again by itself alone
+    except DataError:  # an observer of a plug-in has no kind: its key is the object itself
         return Observed(model, request.site, request.stage, type(request.observer).__name__, (id(request.observer),))
     return Observed(model, request.site, request.stage, kind, _settings(request.observer))
 
@@ -285,8 +285,8 @@ def _unpack(source: str | Path | IO[bytes], path: str) -> list[Statistics]:
                 raise DataError(f"{path}: not a statistics file of version {_FORMAT}")
             arrays: dict[tuple[str, str], dict[str, NDArray[Any]]] = {}
             for key in file.files:
-                part_number, _, rest = key.partition(".")
-                number, _, name = rest.partition(".")
+                part_number, _, array_key = key.partition(".")
+                number, _, name = array_key.partition(".")
                 arrays.setdefault((part_number, number), {})[name] = file[key]
             parts = [_part(record, str(number), arrays) for number, record in enumerate(header["parts"])]
             if not parts:

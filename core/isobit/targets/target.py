@@ -71,25 +71,25 @@ class Target:
 
     def quantizes(self, op: str) -> bool:
         """Whether the target runs `op` on quantized values."""
-        if "::" in op:  # no op of the neutral vocabulary: nobody knows what it does, so "*" does not mean it
+        if "::" in op:  # an op outside the neutral vocabulary, of unknown meaning: "*" does not include it
             return op in self.ops
         return op not in self.excluded_ops and ("*" in self.ops or op in self.ops)
 
-    def activation_format(self, asked: str | QuantSpec | None) -> QuantSpec:
+    def activation_format(self, requested: str | QuantSpec | None) -> QuantSpec:
         """The activation format asked for, or the default; FormatError if this target cannot run it."""
-        spec = self.activations if asked is None else QuantSpec.parse(asked)
+        spec = self.activations if requested is None else QuantSpec.parse(requested)
         if spec.type_name not in self.activation_types:
             self._refuse("activations", spec, self.activation_types)
         if spec.granularity is None:
             return spec.with_granularity(self.activations.granularity or PerTensor())
         if str(spec.granularity) not in self.activation_granularities:
-            known = " or ".join(self.activation_granularities)
-            raise FormatError(f"target {self.name!r} quantizes activations {known}, not {spec.granularity}")
+            allowed = " or ".join(self.activation_granularities)
+            raise FormatError(f"target {self.name!r} quantizes activations {allowed}, not {spec.granularity}")
         return spec
 
-    def weight_format(self, asked: str | QuantSpec | None, op: str) -> QuantSpec:
+    def weight_format(self, requested: str | QuantSpec | None, op: str) -> QuantSpec:
         """The weight format asked for, or the default, for a weight of `op`; granularity is always set."""
-        spec = self.weights if asked is None else QuantSpec.parse(asked)
+        spec = self.weights if requested is None else QuantSpec.parse(requested)
         if spec.type_name not in self.weight_types:
             self._refuse("weights", spec, self.weight_types)
         if spec.granularity is None:
@@ -97,15 +97,15 @@ class Target:
             spec = spec.with_granularity(default if op in self.per_channel_ops else PerTensor())
         kind = next(name for name, cls in _GRANULARITIES.items() if isinstance(spec.granularity, cls))
         if kind not in self.weight_granularities:
-            known = ", ".join(self.weight_granularities)
-            raise FormatError(f"target {self.name!r} cannot run weights {spec.granularity}; it runs: {known}")
+            allowed = ", ".join(self.weight_granularities)
+            raise FormatError(f"target {self.name!r} cannot run weights {spec.granularity}; it runs: {allowed}")
         if spec.type_name in ("float16", "bfloat16"):
             return spec.with_granularity(PerTensor())
         return spec
 
-    def _refuse(self, what: str, spec: QuantSpec, known: Sequence[str]) -> None:
+    def _refuse(self, what: str, spec: QuantSpec, allowed: Sequence[str]) -> None:
         raise FormatError(
-            f"target {self.name!r} cannot run {what} of type {spec.type_name}; it runs: {', '.join(known)}"
+            f"target {self.name!r} cannot run {what} of type {spec.type_name}; it runs: {', '.join(allowed)}"
         )
 
 
@@ -147,10 +147,12 @@ class _Reader:
         return TargetError(f"{self.where}: {key}: {problem}")
 
     def read(self, data: Mapping[str, Any]) -> Target:
-        known = {"schema", "name", "description", "fusions", "fixed_ranges", *_TABLES}
+        allowed_keys = {"schema", "name", "description", "fusions", "fixed_ranges", *_TABLES}
         for key in data:
-            if key not in known:
-                raise self.fail(key, f"unknown key{did_you_mean(key, known)}; known are {', '.join(sorted(known))}")
+            if key not in allowed_keys:
+                raise self.fail(
+                    key, f"unknown key{did_you_mean(key, allowed_keys)}; known are {', '.join(sorted(allowed_keys))}"
+                )
         if data.get("schema") != SCHEMA or isinstance(data["schema"], bool):
             raise self.fail("schema", f"must be {SCHEMA}, found {data.get('schema')!r}")
         tables = {name: self.table(data, name, keys) for name, keys in _TABLES.items()}
@@ -189,12 +191,14 @@ class _Reader:
         for word in target.activation_granularities:
             if word not in ("per-tensor", "per-channel"):
                 raise self.fail("activations.granularities", f"unknown {word!r}; known are per-tensor, per-channel")
-        given = target.activations.granularity
-        if given is not None and str(given) not in target.activation_granularities:
+        activation_granularity = target.activations.granularity
+        if activation_granularity is not None and str(activation_granularity) not in target.activation_granularities:
             raise self.fail("activations.default", f"activations are quantized {target.activation_granularities[0]}")
-        asked = target.weights.granularity
-        if asked is not None and not any(isinstance(asked, _GRANULARITIES[word]) for word in granularities):
-            raise self.fail("weights.default", f"{asked} is not among weights.granularities")
+        weight_granularity = target.weights.granularity
+        if weight_granularity is not None and not any(
+            isinstance(weight_granularity, _GRANULARITIES[word]) for word in granularities
+        ):
+            raise self.fail("weights.default", f"{weight_granularity} is not among weights.granularities")
         return target
 
     def table(self, data: Mapping[str, Any], name: str, keys: Mapping[str, type]) -> Mapping[str, Any]:
@@ -202,11 +206,11 @@ class _Reader:
         if not isinstance(table, dict):
             raise self.fail(name, "this table is missing" if table is None else "must be a table")
         optional = _OPTIONAL.get(name, {})
-        known = {**keys, **optional}
+        kinds = {**keys, **optional}
         for key in table:
-            if key not in known:
-                raise self.fail(f"{name}.{key}", f"unknown key{did_you_mean(key, known)}; known are {', '.join(known)}")
-        for key, kind in known.items():
+            if key not in kinds:
+                raise self.fail(f"{name}.{key}", f"unknown key{did_you_mean(key, kinds)}; known are {', '.join(kinds)}")
+        for key, kind in kinds.items():
             if key not in table:
                 if key in optional:
                     continue
@@ -235,17 +239,17 @@ class _Reader:
             raise self.fail(key, str(error)) from error
 
     def types(self, table: Mapping[str, Any], name: str) -> tuple[str, ...]:
-        found: list[str] = []
+        types: list[str] = []
         for word in self.words(table, name, "allowed"):
             match = _RANGE.fullmatch(word)
             if match and 2 <= int(match[2]) <= int(match[3]) <= 16:
-                found += [f"{match[1]}{bits}" for bits in range(int(match[2]), int(match[3]) + 1)]
+                types += [f"{match[1]}{bits}" for bits in range(int(match[2]), int(match[3]) + 1)]
             elif word in FLOAT_BITS or (not match and self.spec(word, f"{name}.allowed").type_name == word):
-                found.append(word)
+                types.append(word)
             else:
-                known = ", ".join(FLOAT_BITS)
-                raise self.fail(f"{name}.allowed", f"{word!r} is no type: write int8, int2..16 or {known}")
-        return tuple(found)
+                float_types = ", ".join(FLOAT_BITS)
+                raise self.fail(f"{name}.allowed", f"{word!r} is no type: write int8, int2..16 or {float_types}")
+        return tuple(types)
 
     def bias(self, table: Mapping[str, Any]) -> bool:
         if table["format"] not in ("int32", "float"):
@@ -253,7 +257,7 @@ class _Reader:
         return bool(table["format"] == "int32")
 
     def fusions(self, data: Any) -> tuple[tuple[FusionStep, ...], ...]:
-        found = []
+        fusions = []
         if not isinstance(data, list):
             raise self.fail("fusions", "must be tables written [[fusions]]")
         for index, entry in enumerate(data):
@@ -267,16 +271,16 @@ class _Reader:
                 steps.append(FusionStep(frozenset(word.removesuffix("?").split("|")), word.endswith("?")))
             if len(steps) < 2 or steps[0].optional:
                 raise self.fail(f"{key}.ops", "needs at least two places, and the first cannot be optional")
-            found.append(tuple(steps))
-        return tuple(found)
+            fusions.append(tuple(steps))
+        return tuple(fusions)
 
     def ranges(self, data: Any) -> Mapping[str, tuple[float, float]]:
         if not isinstance(data, dict):
             raise self.fail("fixed_ranges", "must be a table")
-        found = {}
+        ranges = {}
         for op, pair in data.items():
             numbers = isinstance(pair, list) and len(pair) == 2 and all(_is_number(v) for v in pair)
             if not numbers or not pair[0] < pair[1]:
                 raise self.fail(f"fixed_ranges.{op}", f"must be [minimum, maximum], found {pair!r}")
-            found[op] = (float(pair[0]), float(pair[1]))
-        return found
+            ranges[op] = (float(pair[0]), float(pair[1]))
+        return ranges

@@ -93,10 +93,10 @@ class Gram:
     @classmethod
     def sum(cls, grams: Sequence[Gram]) -> Gram:
         """The sums over the rows of all of them."""
-        found = cls.from_arrays(grams[0].arrays())
+        total = cls.from_arrays(grams[0].arrays())
         for gram in grams[1:]:
-            found.merge(gram)
-        return found
+            total.merge(gram)
+        return total
 
     def merge(self, other: Gram) -> None:
         """Add the sums of other rows."""
@@ -111,11 +111,11 @@ class Gram:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything, as arrays."""
-        found: dict[str, NDArray[Any]] = {"count": np.array([self.count], np.int64)}
-        found.update(total=self.total, second=self.second)
+        arrays: dict[str, NDArray[Any]] = {"count": np.array([self.count], np.int64)}
+        arrays.update(total=self.total, second=self.second)
         if self.has_reference:
-            found.update(cross=self.cross, reference=self.reference, reference_total=self.reference_total)
-        return found
+            arrays.update(cross=self.cross, reference=self.reference, reference_total=self.reference_total)
+        return arrays
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Gram:
@@ -139,14 +139,14 @@ def _total(x: NDArray[np.float32]) -> Matrix:
 
 def _products(x: NDArray[np.float32], r: NDArray[np.float32] | None = None) -> list[Matrix]:
     """Sums of x xᵀ, and with r of x rᵀ and r rᵀ, for each group, chunk after chunk in the order of the rows."""
-    found = [np.zeros((x.shape[1], x.shape[2], x.shape[2])) for _ in range(1 if r is None else 3)]
+    sums = [np.zeros((x.shape[1], x.shape[2], x.shape[2])) for _ in range(1 if r is None else 3)]
     for start in range(0, len(x), _CHUNK):
         chunks = [y[start : start + _CHUNK].transpose(1, 0, 2) for y in (x, r) if y is not None]
-        parts = [np.asarray(chunk, np.float64, order="C") for chunk in chunks]  # the rows of a group side by side
+        parts = [np.asarray(chunk, np.float64, order="C") for chunk in chunks]  # contiguous rows of each group
         left, right = parts[0], parts[-1]
-        for total, a, b in zip(found, (left, left, right), (left, right, right), strict=False):
+        for total, a, b in zip(sums, (left, left, right), (left, right, right), strict=False):
             total += a.transpose(0, 2, 1) @ b
-    return found
+    return sums
 
 
 def _outer(x: Matrix, y: Matrix) -> Matrix:

@@ -1,4 +1,4 @@
-"""Which values of a weighted node's input meet its weight: one row for each position of the output (im2col).
+"""Which values of a weighted node's input its weight multiplies: one row for each position of the output (im2col).
 
 A row times the weight as a matrix is the node's output at that position, without the bias:
 ``output[group, o] = weight_matrix[group, o] @ row[group]``.
@@ -101,7 +101,7 @@ class Patches:
         first = batch.ndim - 2 - len(stack)
         if first < 0 or batch.shape[first:-2] != stack:
             raise DataError(f"a stack {stack} of matrices cannot read a tensor of shape {batch.shape}")
-        count = batch.shape[0] if first else 1  # without further axes the batch is one sample
+        count = batch.shape[0] if first else 1  # without axes before the stack the batch is one sample
         split = batch.reshape(count, -1, self.groups, batch.shape[-2], self.columns)
         return split.swapaxes(2, 3).reshape(count, -1, self.groups, self.columns)
 
@@ -126,24 +126,26 @@ class Patches:
         place = np.unravel_index(position, self.output_size(samples.shape))
         rows = np.zeros((len(sample), self.channels, prod(self.kernel)), np.float32)
         for tap, where, inside in self._taps(place, samples.shape[2:]):
-            met: tuple[Any, ...] = (sample[inside], slice(None), *(axis[inside] for axis in where))
-            rows[inside, :, tap] = samples[met]
+            index: tuple[Any, ...] = (sample[inside], slice(None), *(axis[inside] for axis in where))
+            rows[inside, :, tap] = samples[index]
         return rows.reshape(len(sample), self.groups, self.columns)
 
     def _taps(
         self, place: tuple[NDArray[np.intp], ...], size: tuple[int, ...]
     ) -> Iterator[tuple[int, list[NDArray[np.intp]], NDArray[np.bool_]]]:
-        """For each tap of the kernel the input position that it meets, and whether there is one."""
+        """For each tap of the kernel the input position that it reads, and whether there is one."""
         for tap, offset in enumerate(product(*map(range, self.kernel))):
             where, inside = [], np.ones(len(place[0]), np.bool_)
             for i, at in enumerate(place):
                 if self.op == "ConvTranspose":  # output = input * stride + offset * dilation - pad
-                    found, rest = np.divmod(at + self.pads[i] - offset[i] * self.dilations[i], self.strides[i])
-                    inside &= rest == 0
+                    input_position, remainder = np.divmod(
+                        at + self.pads[i] - offset[i] * self.dilations[i], self.strides[i]
+                    )
+                    inside &= remainder == 0
                 else:
-                    found = at * self.strides[i] + offset[i] * self.dilations[i] - self.pads[i]
-                inside &= (found >= 0) & (found < size[i])
-                where.append(found)
+                    input_position = at * self.strides[i] + offset[i] * self.dilations[i] - self.pads[i]
+                inside &= (input_position >= 0) & (input_position < size[i])
+                where.append(input_position)
             yield tap, where, inside
 
     def record(self) -> dict[str, Any]:
@@ -153,7 +155,7 @@ class Patches:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Patches:
         """The inverse of `record`."""
-        known: dict[str, Any] = {
+        settings: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
         }
-        return cls(**known)
+        return cls(**settings)

@@ -1,4 +1,4 @@
-"""Rows: a bounded sample of the rows that meet a layer's weight, each stamped with where it comes from."""
+"""Rows: a bounded choice of the rows that a layer's weight multiplies, each with its sample and position."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ class Rows:
     def _thin(self, level: int) -> None:
         self.level = level
         for i, (sample, position) in enumerate(zip(self._sample, self._position, strict=True)):
-            kept = _keys(sample, position) < self._threshold
-            if not kept.all():
-                parts = self._sample[i][kept], self._position[i][kept], self._rows[i][kept]
+            is_kept = _keys(sample, position) < self._threshold
+            if not is_kept.all():
+                parts = self._sample[i][is_kept], self._position[i][is_kept], self._rows[i][is_kept]
                 self._sample[i], self._position[i], self._rows[i] = parts
 
     @property
@@ -112,10 +112,10 @@ class Rows:
     @property
     def values(self) -> NDArray[np.float32]:
         """(rows, groups, columns), in the order of `stamps`."""
-        if len(self._rows) != 1:  # they are put together once
+        if len(self._rows) != 1:  # joined on the first call, and kept joined
             empty = np.zeros((0, self.patches.groups, self.patches.columns), np.float32)
             self._rows = [np.concatenate([empty, *self._rows])]
-            self._sample, self._position = ([found] for found in self.stamps.T)
+            self._sample, self._position = ([column] for column in self.stamps.T)
         return self._rows[0]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -131,11 +131,11 @@ class Rows:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Rows:
         """The inverse of `arrays`."""
         limit, first, samples, level = (int(number) for number in arrays["numbers"])
-        found = cls(Patches.from_record(json.loads(arrays["patches"].tobytes())), limit, first)
-        found.samples, found.level = samples, level
-        found._sample, found._position = [arrays["stamps"][:, 0]], [arrays["stamps"][:, 1]]
-        found._rows = [arrays["rows"]]
-        return found
+        loaded = cls(Patches.from_record(json.loads(arrays["patches"].tobytes())), limit, first)
+        loaded.samples, loaded.level = samples, level
+        loaded._sample, loaded._position = [arrays["stamps"][:, 0]], [arrays["stamps"][:, 1]]
+        loaded._rows = [arrays["rows"]]
+        return loaded
 
 
 def _keys(sample: Indices, position: Indices) -> NDArray[np.uint64]:

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
-from isobit.backend.contract import Batch, Differentiable
+from isobit.backend.contract import Differentiable
+from isobit.data import Batch
 from isobit.edits.edit import SetWeights
 from isobit.encodings.encoding import Encoding
 from isobit.errors import IsobitError

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backend.contract import Batch
-from isobit.data import Dataset
+from isobit.data import Batch, Dataset
 from isobit.edits.draft import plan_edits
 from isobit.edits.edit import Edit
 from isobit.encodings.encoding import Encoding

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.backend.contract import Batch
 from isobit.calibration.minmax import MinMaxRange
-from isobit.data import Dataset
+from isobit.data import Batch, Dataset
 from isobit.errors import DataError
 from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
