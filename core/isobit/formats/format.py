@@ -25,10 +25,10 @@ class FileContent:
         """Whether the file begins as a text does: an ONNX model does not, and need not be read to find out."""
         try:
             with self.path.open("rb") as file:
-                first = file.read(1)
+                first_byte = file.read(1)
         except OSError:
             return True  # reading it whole says what is wrong
-        return not first or first >= b"\t"
+        return not first_byte or first_byte >= b"\t"
 
     @cached_property
     def json(self) -> Any:
