@@ -14,7 +14,7 @@ from isobit.errors import OutputError
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and goes when it does not."""
+    """A temporary path beside `path` that replaces it when the block ends without an error, and is removed else."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -1,4 +1,4 @@
-"""Images as model inputs, with preprocessing that is worked out from the input and always said in full."""
+"""Images as model inputs, with preprocessing that is derived from the input and always printed in full."""
 
 from __future__ import annotations
 

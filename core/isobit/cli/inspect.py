@@ -1,4 +1,4 @@
-"""`isobit inspect`: what is in a model, and what a target makes of it; or what is in a file of encodings."""
+"""`isobit inspect`: what is in a model, and what a target would quantize; or what is in a file of encodings."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _encoding_data(encoding: Encoding) -> dict[str, Any]:
 
 
 def _short_format(encoding: Encoding) -> str:
-    """The format without the symmetry that goes without saying (`isobit.encodings.quant_spec`)."""
+    """The format without the symmetry that is the default (`isobit.encodings.quant_spec`)."""
     spec = encoding.spec
     return str(spec).replace(" symmetric", "") if spec.dtype == "int" else str(spec).replace(" asymmetric", "")
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from isobit.errors import ModelError
 
 _WARM_UP, _FEWEST, _MOST, _SECONDS = 2, 5, 50, 3.0
-_STEADY = 1.5  # a median further above the best run than this is a busy machine's
+_STEADY = 1.5  # if a median is further above the best run, the machine was busy
 
 Batch = Mapping[str, NDArray[Any]]
 
@@ -104,7 +104,7 @@ def first_samples(batch: Batch, count: int, fixed: int | None) -> Batch:
 
 
 def file_size(path: Path) -> int | None:
-    """Bytes of a model file with its external weights; None where it cannot be told."""
+    """Bytes of a model file with its external weights; None where it is unknown."""
     if not path.is_file():
         return None
     return path.stat().st_size + sum(

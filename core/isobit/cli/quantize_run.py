@@ -1,4 +1,4 @@
-"""One run of `isobit quantize`, step by step. Whatever can be wrong with the request is found before the work."""
+"""One run of `isobit quantize`, step by step. All errors of the request are found before the work."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
 
 
 def capped(items: Sequence[str], cap: int, rest: str) -> list[str]:
-    """At most `cap` items; `rest` says where the others are, with ``{count}`` for their number."""
+    """At most `cap` items; `rest` is the line for the others, with ``{count}`` for their number."""
     if len(items) <= cap:
         return list(items)
     return [*items[:cap], rest.format(count=len(items) - cap)]

@@ -40,7 +40,7 @@ def transfer(encodings: Mapping[Site, Encoding], source: Any, target: Any) -> Tr
     best = place_encodings(encodings, source_side, target_side, sites)
     if not best.complete:
         folded = _transfer_folded(encodings, source_side, target_side, plan)
-        # Where both map as many: the one for the target as it is, else the folded one, whose reasons say more.
+        # Where both map as many: the one for the target as it is, else the folded one, whose reasons are more useful.
         candidates = (best, folded) if _FOLDED in folded.notes else (folded, best)
         best = min(candidates, key=lambda result: len(result.unmapped) + len(result.missing))
     if encodings and not best.mapped:

@@ -70,11 +70,11 @@ class SourceGrids:
         return producer if producer is not None and producer.name not in self.skeleton.nodes else None
 
     def _behind(self, node: Node) -> list[Site]:
-        """The site of what a mover makes: it says the encoding of its input once more."""
+        """The site of what a mover makes: it repeats the encoding of the mover's input."""
         return [] if node.name in self.skeleton.nodes else [Tensor(node.outputs[0])]
 
     def _equal_above(self, name: str) -> list[Site]:
-        """Sites before a tensor that say the same encoding of the same values."""
+        """Sites before a tensor with the same encoding of the same values."""
         sites: list[Site] = []
         encoding, mover = self.encodings[Tensor(name)], self._mover(name)
         while mover is not None:

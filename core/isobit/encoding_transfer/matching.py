@@ -1,7 +1,7 @@
-"""Which node of one graph is which of another: found by content and structure, never by names, and never guessed.
+"""Which node of one graph corresponds to which of another: by content and structure, never by names or guesses.
 
 Nodes that one fingerprint tells apart on both sides are anchors; from them the match spreads along inputs and readers.
-What symmetry leaves open is kept open. The method is that of binary diffing: Dullien and Rolles, "Graph-based
+Nodes that symmetry makes equal stay open. The method is that of binary diffing: Dullien and Rolles, "Graph-based
 comparison of executable objects", SSTIC 2005; the fingerprints are colours of Weisfeiler and Lehman's refinement
 (1968).
 """
@@ -21,7 +21,7 @@ class Matching:
         self.source, self.target = source, target
         self.to_source: dict[str, str] = {}  # node of the source, by node of the target
         self.to_target: dict[str, str] = {}  # the other way round, without copies
-        self.open: list[tuple[tuple[str, ...], tuple[str, ...]]] = []  # alike beyond telling apart: source, target
+        self.open: list[tuple[tuple[str, ...], tuple[str, ...]]] = []  # groups that nothing tells apart: source, target
         self.order: dict[str, Mapping[int, int]] = {}  # by node of the target: its input to the source's
         self._inputs: dict[str, str] = {}  # model inputs, target to source
         for keys in self._fingerprints():
@@ -165,7 +165,7 @@ class Matching:
                 self.open.append((tuple(names), tuple(target_groups[key])))
 
     def settle(self, group: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
-        """Pair the nodes of an open group in execution order: for one whose every pairing says the same."""
+        """Pair the nodes of an open group in execution order: for one where every pairing gives the same encodings."""
         self.open.remove(group)
         for source_name, target_name in zip(*group, strict=True):
             self.to_source[target_name], self.to_target[source_name] = source_name, target_name

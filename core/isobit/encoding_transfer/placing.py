@@ -49,7 +49,7 @@ class _Placer:
         self.movers = self._matched_movers()
 
     def _settle(self) -> None:
-        """Close what symmetry left open where the source says the same of all that are alike."""
+        """Pair the nodes of an open group where all have the same encodings, so that any pairing is right."""
         for group in list(self.matching.open):
             if len({self._profile(name) for name in group[0]}) == 1:
                 self.matching.settle(group)

@@ -95,7 +95,7 @@ class EncodingsInFile:
         self.seen: set[str] = set()
 
     def add(self, fields: Fields, name: str, kind: str | None, read: Callable[[Place | None], Encoding]) -> None:
-        """One entry: `kind` is ``tensor`` or ``weight`` where the file says it. Raises EncodingError saying where."""
+        """One entry: `kind` is ``tensor`` or ``weight`` where the file says which. Raises EncodingError."""
         if name in self.seen:
             raise EncodingError(f"{fields.at}: a second entry for the same name")
         self.seen.add(name)

@@ -42,7 +42,7 @@ def parse(text: str, where: str) -> Any:
 
 
 class Fields:
-    """An object of a file; `at` says where it stands. What is not as it should be is an EncodingError."""
+    """An object of a file; `at` says where it stands. Whatever is wrong raises EncodingError."""
 
     def __init__(self, data: Any, at: str) -> None:
         if not isinstance(data, Mapping):
@@ -134,7 +134,7 @@ class Fields:
 
 
 def shown(value: Any) -> str:
-    """A value as an error says it, cut where it is long."""
+    """A value for the text of an error, cut where it is long."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -1,6 +1,6 @@
-"""Scales in the layout of a file: from a canonical Encoding to (axis, block size), as ONNX says it, and back.
+"""Scales in the layout of a file: from a canonical Encoding to ONNX's (axis, block size), and back.
 
-Both ways follow which elements of the tensor share a scale, so every layout is carried over exactly or refused.
+Both directions follow which elements of the tensor share a scale: a layout is converted exactly or refused.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from isobit.techniques.layers.weighted_layer import (
 )
 from isobit.techniques.technique import TechniqueReport
 
-#: A channel whose range is this much smaller than the largest of its layer is empty: no factor is read off it.
+#: A channel whose range is this much smaller than the largest of its layer counts as empty, and gets no factor.
 _EMPTY = 1e-8
 
 #: c = mean - 3 deviations: 99.87 % of the values lie above it.

@@ -116,7 +116,7 @@ def spatial_sizes(graph: Graph, tensor: str, node: Node) -> list[int]:
 
 def _replace(draft: Draft, node: Node, split: Split, rank: int) -> None:
     u, s, v = np.linalg.svd(split.matrix, full_matrices=False)
-    root = np.sqrt(s[:rank])  # shared out evenly: neither factor's weights are much larger than the other's
+    root = np.sqrt(s[:rank])  # half to each factor, so that neither has much larger weights
     parts = split.layers(root[:, None] * v[:rank], u[:, :rank] * root)
     names = [draft.free_name(f"{node.inputs[1]}.{number}") for number in (0, 1)]
     operands: list[tuple[str | None, ...]] = [(names[0],), (names[1], *node.inputs[2:3])]

@@ -44,7 +44,7 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32]) -> Split | str
     out, inputs, height, width = weight.shape
     if min(height, width) == 1:
         return "its kernel is one row or column"
-    # The first one works on rows that are stepped over already, and on all columns.
+    # The first layer already makes the output's rows (it has their stride), but for all of the input's columns.
     rows, columns = spatial_sizes(graph, node.outputs[0], node) or [1, 1]
     across = (spatial_sizes(graph, node.inputs[0] or "", node) or [1, 1])[1]
 

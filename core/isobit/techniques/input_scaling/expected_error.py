@@ -26,7 +26,7 @@ from isobit.techniques.input_scaling.rescaling import (
 from isobit.techniques.input_scaling.rounding_noise import rounding_noise
 from isobit.techniques.layers.weighted_layer import Floats
 
-#: Of the power of two above a channel's range, for a shift: as coarse as factors are.
+#: A shift is rounded to so many bits below the power of two above its channel's range, as coarsely as factors.
 _SHIFT_BITS = 7
 
 

@@ -28,7 +28,7 @@ from isobit.techniques.layers.weighted_layer import (
     weight_obstacle,
 )
 
-#: Significant bits of a factor: the fewer, the more rarely noise carries one over to its neighbour.
+#: Significant bits of a factor: with few bits, float noise seldom rounds a factor to the next value.
 _FACTOR_BITS = 6
 
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization"})

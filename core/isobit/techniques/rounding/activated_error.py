@@ -80,7 +80,7 @@ class ActivatedError:
         return powers
 
     def descend(self, grid: Grid, integers: Matrix, *, sweeps: int = 20) -> Matrix:
-        """Better integers, (groups, outputs, columns), never worse ones: each weight in turn moves while that helps."""
+        """Integers of a smaller error, (groups, outputs, columns): each weight in turn moves while it falls."""
         from numba import get_num_threads
 
         from isobit.techniques.rounding.kernels_activated import move_activated  # compiles on first use

@@ -1,4 +1,4 @@
-"""Coordinate descent over the integers: the quadratic integer problem of AdaRound, solved where it is."""
+"""Coordinate descent over the integers: it solves the quadratic integer problem of AdaRound directly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OUTPUTS = 64
 def coordinate_descent(
     objective: Objective, grid: Grid, integers: NDArray[np.float64], *, sweeps: int = 20
 ) -> NDArray[np.float64]:
-    """Better integers, (groups, outputs, columns), never worse ones.
+    """Integers with a smaller error, (groups, outputs, columns), or the same ones.
 
     Every weight in turn moves to its best level with the others held; where none helps any more, pairs of weights move
     by one level each; `sweeps` is how often the pairs are gone through at most.

@@ -1,4 +1,4 @@
-"""GPTQ: rounding one column after the other, with each error made good by the columns that follow."""
+"""GPTQ: rounding one column after the other; the columns that follow make up for each error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from isobit.techniques.rounding.grid import Grid
 from isobit.techniques.rounding.objective import Objective
 
-#: Columns that are rounded before their errors go to all that follow, in one matrix product.
+#: Columns in a block: their errors are spread over all later blocks in one matrix product.
 BLOCK = 128
 
 

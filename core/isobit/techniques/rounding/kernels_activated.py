@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 
-#: Smallest gain that counts, of what the move costs by itself: below it, float noise could go round in circles.
+#: Smallest gain for which a weight moves, as a share of the move's own cost: without it, float noise could make a
+#: weight move back and forth for ever.
 _GAIN = 1e-9
 
-#: Sums over rows may be vectorised, in another order.
+#: The compiler may sum over rows in another order, so that it can vectorise.
 _SUMS: dict[str, Any] = {"fastmath": {"reassoc", "contract"}, "cache": True, "nogil": True, "error_model": "numpy"}
 
 

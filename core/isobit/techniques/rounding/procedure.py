@@ -27,7 +27,7 @@ from isobit.techniques.rounding.objective import Objective
 from isobit.techniques.rounding.scale_search import CANDIDATES, search_scale
 from isobit.techniques.technique import TechniqueReport
 
-#: Rows for each column of a layer's weight, about: more say little more of its second moments.
+#: About so many rows for each column of a layer's weight: more rows hardly change its second moments.
 _ROWS_PER_COLUMN = 32
 _FEWEST_ROWS = 2048
 
@@ -140,7 +140,7 @@ class Problem:
         return Grid.of(encoding, self.layer.patches)
 
 
-#: Integers (groups, outputs, columns) and the encoding that they are of.
+#: Integers (groups, outputs, columns) and their encoding.
 Solution = tuple[NDArray[np.float64], Encoding]
 Solve = Callable[[Problem], Solution]
 

@@ -38,7 +38,9 @@ def search_scale(
     min_max = encode_weight(weight, spec, **axes)  # type: ignore[arg-type]
     if isinstance(spec.granularity, Lpbq):
         return min_max
-    factors = np.arange(candidates, 0, -1) / candidates  # the widest first: of equals it is the one that clips least
+    factors = (
+        np.arange(candidates, 0, -1) / candidates
+    )  # the widest first: argmin takes the first of equals, which clips least
     tried = [encode_weight(weight * np.float32(factor), spec, **axes) for factor in factors]  # type: ignore[arg-type]
     values = [_nearest(weight, encoding, patches) for encoding in tried]
     if isinstance(spec.granularity, PerBlock):
@@ -86,7 +88,7 @@ def _nearest(weight: NDArray[np.float32], encoding: Encoding, patches: Patches) 
 
 
 def _by_scale(values: Matrix, shape: tuple[int, ...], placement: Placement, patches: Patches) -> Matrix:
-    """Sums of what is given for each output (groups, outputs), over those that share a scale."""
+    """Values of each output, (groups, outputs), summed over the outputs that share a scale."""
     if isinstance(placement.spec.granularity, PerTensor) or placement.spec.granularity is None:
         return np.asarray(values.sum())
     outputs = shape[:1] if patches.kernel else shape[:-1]

@@ -70,7 +70,7 @@ class ObservingConformance(Setting):
         assert histograms[0] == histograms[1] == histograms[2]
 
     def test_before_and_after_the_quantizer(self, open_network: Callable[[str], Opened]) -> None:
-        """`stage` tells the float value from the rounded one, at a tensor and at one of its readers."""
+        """`stage` chooses the float value or the rounded one, at a tensor and at one of its readers."""
         model = open_network("two_inputs").model
         encoding = Encoding.of("int4", 0.25)
         reader = model.graph.uses("left")[0].node.name

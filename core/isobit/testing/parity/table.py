@@ -15,7 +15,7 @@ def print_table(comparisons: Sequence[Comparison]) -> None:
 
 
 def as_markdown(frameworks: Sequence[str], comparisons: Sequence[Comparison], broken: Sequence[str]) -> str:
-    """The table and what it says as a whole."""
+    """The table, with sums over all networks below it."""
     columns, rows = _cells(comparisons)
     lines = [
         "| " + " | ".join(columns) + " |",
