@@ -145,7 +145,7 @@ def main() -> None:
         onnx.save(isobit.QuantSim(model, example).backend_model.to_onnx()[0], path)
         plain = session(path)
         gc.collect()
-        gc.freeze()  # what transformers has imported is not to be looked through in every measurement
+        gc.freeze()  # else each measurement would collect garbage among all that transformers has imported
         pass_seconds, reference = float_pass(plain, data), embeddings(plain, new)
         rows: dict[str, Figures] = {}
         for label, (floats, techniques) in OURS.items():

@@ -173,7 +173,7 @@ def declare_torchvision_operators(torch: Any) -> None:
     pooling = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
     for name in ("nms", "qnms", *pooling, *(f"_{name}_backward" for name in pooling)):
         library.define(f"{name}(Tensor x) -> Tensor")
-    _KEPT.append(library)  # it takes its operators along
+    _KEPT.append(library)  # when it is deleted, its operators go too
 
 
 def nncf(model: str, batches: list[dict[str, Any]]) -> dict[str, list[float]]:

@@ -141,7 +141,7 @@ def measure(arguments: argparse.Namespace, name: str, python: str) -> dict[str, 
     }
 
 
-#: Which of isobit's schemes answers which peer's.
+#: Which of isobit's schemes is compared with which peer's.
 PAIRS = (
     ("isobit sqnr", "aimet-onnx tf_enhanced"),
     ("isobit mse", "aimet-onnx tf_enhanced"),
@@ -187,7 +187,7 @@ def main() -> None:
     }
     for name in arguments.networks:
         report["results"].append(measure(arguments, name, python))
-        if arguments.json:  # after each network: the peers take long, and one of them may not come back
+        if arguments.json:  # after each network: the peers take long, and one of them may hang
             arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 

@@ -52,7 +52,7 @@ Results = dict[str, dict[str, dict[str, float]]]
 
 
 class Outcome(NamedTuple):
-    """Logits on the held-out images, the wall and CPU seconds of the method, and what else it tells."""
+    """Logits on the held-out images, the wall and CPU seconds of the method, and further figures."""
 
     logits: Any
     seconds: float

@@ -77,7 +77,7 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     works |= {scheme: lambda scheme=scheme: sim.calibrate(batches, scheme) for scheme in schemes}
     seconds: dict[str, list[float]] = {what: [] for what in works}
     for repeat in range(arguments.repeats):
-        first_one = repeat % len(works)  # what a run leaves behind slows the next: everything follows everything
+        first_one = repeat % len(works)  # a run slows the next one down, so each kind of run follows each other kind
         for what in [*works, *works][first_one : first_one + len(works)]:
             if what in ("folded", "simulated"):
                 works[what]()  # the session of the new encodings is made outside the measurement

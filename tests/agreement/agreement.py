@@ -55,7 +55,7 @@ class Sums:
     def add(
         self, plain: Arrays, simulated: Arrays, executed: Arrays, mask: NDArray[Any] | None, *, classes: bool
     ) -> None:
-        """Count the first output of one batch, `classes` where it is logits; what a mask hides is nobody's business."""
+        """Count the first output of one batch, `classes` where it is logits; what a mask hides is left out."""
         key = next(iter(plain))
         x, y, z = (_valid(outputs[key].astype(np.float64), mask) for outputs in (plain, simulated, executed))
         self.signal += float(np.square(x).sum())

@@ -1,4 +1,4 @@
-"""The error behind an activation, and the descent in it, against the definition and every combination of integers."""
+"""The error behind an activation and its descent, against the definition and all combinations of integers."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_damping_is_for_each_row() -> None:
 
 
 def test_rows_that_are_cut_off_in_both_count_for_nothing() -> None:
-    """What a Relu hides is free: the integers are those that fit the other rows alone."""
+    """Rows whose output a Relu cuts off in both models have no weight: the integers fit the other rows alone."""
     x = np.float32([[1, 0], [1, 0], [0, 1], [0, 1]])[:, None]
     weight, bias = np.float32([[[1.4, -1.4]]]), np.zeros((1, 1))
     error = ActivatedError.of(Activation(np.zeros(1), 0.0), x, None, weight, bias, centered=False, damping=0.0)
@@ -171,7 +171,7 @@ def test_which_activation_is_behind_a_layer() -> None:
 
 @pytest.mark.parametrize("sequential", [False, True])
 def test_adaround_lowers_the_error_behind_the_activation(sequential: bool) -> None:
-    """On the rows that it saw, of the layer alone; the weights are on their grids."""
+    """The error falls on the calibration rows, and the weights lie on their grids."""
     described = network("Relu", "Clip")
     data = described.batch(64)
     errors = {}

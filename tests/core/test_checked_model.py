@@ -1,4 +1,4 @@
-"""What every backend's model is spared: the checks of the contract, and how they are said."""
+"""The checks of the contract that CheckedModel makes for every backend, and their messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Equalization keeps the function, evens the ranges, leaves alone what it may not touch, cures rescaled channels."""
+"""Equalization keeps the function, evens the ranges, skips what it may not change, and repairs rescaled channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fingerprint knows a model by what its weights hold."""
+"""A fingerprint identifies a model by the values of its weights."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def calibrated(method: str = "minmax") -> QuantSim:
 
 
 def content(sim: QuantSim) -> bytes:
-    """The statistics, whichever model they say that they are of."""
+    """The statistics as bytes, without the fingerprint of their model."""
     sim.statistics.model = ""
     return sim.statistics.to_bytes()
 

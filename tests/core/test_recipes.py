@@ -25,7 +25,7 @@ from isobit.testing.networks.convolutional import conv_net
 
 @dataclass(frozen=True)
 class Spoil:
-    """Makes everything worse; a stranger's technique."""
+    """A technique of a plug-in that makes everything worse."""
 
     amount: float = 0.3
 
@@ -75,11 +75,8 @@ def test_good_steps_are_kept_and_counted() -> None:
     assert equalized.after > equalized.before + 10
     assert spoilt.before == equalized.after
     assert corrected.before == equalized.after
-    assert (equalized.passes, spoilt.passes, corrected.passes) == (
-        0.0,
-        0.0,
-        2.0,
-    )  # the judge's pass served the first step
+    # The pass that judges served the first step too.
+    assert (equalized.passes, spoilt.passes, corrected.passes) == (0.0, 0.0, 2.0)
     sim.calibrate(data)
     reached = output_sqnr(expected, [sim.run(batch) for batch in data])
     last = corrected.after if corrected.outcome == "kept" else corrected.before

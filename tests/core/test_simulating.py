@@ -20,7 +20,7 @@ from isobit.testing.collecting import Collect
 
 
 def context(model, plan, data, calibrator) -> TechniqueContext:
-    """One that has seen the ranges."""
+    """A context that has observed the ranges."""
     observed = TechniqueContext(model, plan, data, calibrator=calibrator)
     observed.observe(Requests(ranges=True))
     return observed

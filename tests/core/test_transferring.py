@@ -192,9 +192,8 @@ def test_one_side_folded(target: str) -> None:
         assert result.complete, result
         assert set(result.encodings) == set(sim_of(already_folded, target).plan.placements)
     assert "the encodings belong to the folded target" in str(isobit.transfer(source.encodings, source, raw))
-    refolded = isobit.transfer(
-        source.encodings, normalized(), already_folded
-    )  # the model file, and encodings of its folded form
+    # The source is the model file, and the encodings are those of its folded form.
+    refolded = isobit.transfer(source.encodings, normalized(), already_folded)
     assert refolded.complete, refolded
 
 
@@ -235,7 +234,7 @@ def test_a_site_of_no_model_is_reported() -> None:
 
 
 def test_a_layer_that_the_target_lacks_stops_nothing_behind_it() -> None:
-    """Its activation is another op in the target: what is behind is found by its weight."""
+    """Its activation is another op in the target: the layer behind it is found by its weight."""
     sketch = Sketch(0)
     x = sketch.input("image", *IMAGE)
     for weight in ("k1", "k2"):
@@ -245,4 +244,4 @@ def test_a_layer_that_the_target_lacks_stops_nothing_behind_it() -> None:
     source = plain()
     result = isobit.transfer({**grids("x", "relu", "conv2"), **weight_grids(source, "w1", "w2")}, source, target)
     assert set(result.encodings) == {Tensor("image"), Tensor("c2"), Weight("k1"), Weight("k2"), Tensor("exp")}
-    assert result.complete  # what reads the tensor is the same layer, whoever makes it
+    assert result.complete  # the tensor's reader is the same layer, though another op computes the tensor

@@ -1,4 +1,4 @@
-"""Keras' MobileNetV2, calibrated: encodings for its own ONNX export, and what PyTorch needs to build its twin.
+"""Keras' MobileNetV2, calibrated: encodings for its own ONNX export, and what PyTorch needs to build the same network.
 
 Usage: mobilenet_v2_keras.py FOLDER
 """
@@ -25,7 +25,7 @@ EPOCHS, BATCH = 30, 60
 
 
 def trained() -> keras.Model:
-    """On a few hundred digits, until it is sure of them: random weights of this depth amplify every last bit.
+    """On a few hundred digits, until its outputs are clear-cut: random weights of this depth amplify every last bit.
 
     One processor's result differs from another's.
     """

@@ -1,4 +1,4 @@
-"""The PyTorch twin of Keras' MobileNetV2: the ONNX export's encodings, carried over, and both simulators run.
+"""Keras' MobileNetV2 rebuilt in PyTorch: the ONNX export's encodings, carried over, and both simulators run.
 
 Usage: mobilenet_v2_torch.py FOLDER
 """

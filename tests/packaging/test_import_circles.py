@@ -1,4 +1,4 @@
-"""How the core and the backends hang together: no import circles, and folders and names that a reader can hold.
+"""How the modules of core and backends depend on each other: no import circles, small folders, unique names.
 
 Imports are read from the source and counted wherever they stand, inside functions too. What stands under
 ``if TYPE_CHECKING`` is never run: circles that only such imports close are told apart.
@@ -54,7 +54,7 @@ def modules(package: Path) -> dict[str, Path]:
 
 
 def imports(tree: ast.AST, of_types: bool) -> Iterator[tuple[str, str | None]]:
-    """(module, name or None) of each import, wherever it stands; those for types alone if `of_types`."""
+    """(module, name or None) of each import, inside functions too; those for types alone if `of_types`."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
@@ -153,7 +153,7 @@ def test_no_rooms_import_each_other(package: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_circle_is_closed_by_an_import_for_types(package: str) -> None:
-    """What a module names in annotations alone still has to be understood before it."""
+    """A reader of a module must understand the types that it imports for annotations alone, so they count too."""
     edges = graph_of(package, of_types=True)
     loaded = circles(graph_of(package))
     components = [circle for circle in circles(edges) if circle not in loaded]

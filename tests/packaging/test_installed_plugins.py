@@ -1,4 +1,4 @@
-"""Strangers' plug-ins as they are met: built as wheels, installed, and found by another process."""
+"""Third parties' plug-ins: built as wheels, installed, and found by another process."""
 
 from __future__ import annotations
 
