@@ -78,9 +78,9 @@ def onnx_file(seed: int) -> Path:
     return path
 
 
-def sqnr(reference: NDArray[np.floating], found: NDArray[np.floating]) -> float:
+def sqnr(reference: NDArray[np.floating], approximation: NDArray[np.floating]) -> float:
     """Signal to quantization noise ratio in dB, over all elements."""
-    noise = np.square(found.astype(np.float64) - reference).sum()
+    noise = np.square(approximation.astype(np.float64) - reference).sum()
     return float(10 * np.log10(np.square(reference.astype(np.float64)).sum() / noise))
 
 

@@ -24,7 +24,7 @@ def first_use_seconds(repeats: int = 3) -> dict[str, float]:
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
-            for found in seconds.values():
+            for times in seconds.values():
                 command = [sys.executable, "-c", _SCRIPT]
-                found.append(float(subprocess.run(command, check=True, capture_output=True, env=environment).stdout))
-    return {what: statistics.median(found) for what, found in seconds.items()}
+                times.append(float(subprocess.run(command, check=True, capture_output=True, env=environment).stdout))
+    return {cache: statistics.median(times) for cache, times in seconds.items()}

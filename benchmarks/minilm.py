@@ -58,11 +58,11 @@ def embeddings(run: Callable[[Batch], NDArray[Any]], data: Sequence[Batch]) -> N
     return np.concatenate([embed(run(batch), batch["attention_mask"]) for batch in data])
 
 
-def scores(reference: NDArray[Any], found: NDArray[Any]) -> Figures:
+def scores(reference: NDArray[Any], approximation: NDArray[Any]) -> Figures:
     """Mean and worst cosine, and recall of the nearest sentences."""
-    cosine = (reference * found).sum(axis=1)
-    kept = [len(set(a) & set(b)) for a, b in zip(_nearest(reference), _nearest(found), strict=True)]
-    return {"cosine": float(cosine.mean()), "worst": float(cosine.min()), "recall": float(np.mean(kept)) / NEAREST}
+    cosine = (reference * approximation).sum(axis=1)
+    shared = [len(set(a) & set(b)) for a, b in zip(_nearest(reference), _nearest(approximation), strict=True)]
+    return {"cosine": float(cosine.mean()), "worst": float(cosine.min()), "recall": float(np.mean(shared)) / NEAREST}
 
 
 def _nearest(rows: NDArray[Any]) -> NDArray[Any]:
@@ -75,8 +75,8 @@ def session(path: Path) -> Callable[[Batch], NDArray[Any]]:
     """What a file computes, its quantizers rounding and nothing else."""
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    made = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda batch: np.asarray(made.run(["last_hidden_state"], batch)[0])
+    inference = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda batch: np.asarray(inference.run(["last_hidden_state"], batch)[0])
 
 
 def float_pass(run: Callable[[Batch], Any], data: Sequence[Batch]) -> float:
@@ -90,7 +90,7 @@ def float_pass(run: Callable[[Batch], Any], data: Sequence[Batch]) -> float:
     return median(seconds[1:])
 
 
-def ours(
+def run_isobit(
     path: Path, data: list[Batch], nncf_floats: bool, techniques: tuple[Technique, ...]
 ) -> tuple[isobit.QuantSim, Figures]:
     """The calibrated simulator, and the seconds of its techniques and of its calibration."""
@@ -122,8 +122,8 @@ def nncf(python: str, path: Path, data: Sequence[Batch], folder: Path) -> tuple[
     np.savez(source, **{f"{name}:{i}": array for i, batch in enumerate(data) for name, array in batch.items()})
     script = Path(__file__).parent / "peers" / "minilm.py"
     command = [python, str(script), str(path), str(source), str(out)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    return out, json.loads(told[-1])
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return out, json.loads(printed[-1])
 
 
 def main() -> None:
@@ -137,31 +137,40 @@ def main() -> None:
     model = AutoModel.from_pretrained(model_folder()).eval()
     sentences = docstring_sentences(args.calibration + args.sentences)
     example = tokenized(tokenizer, sentences[:16])[0]
-    data, new = (batches(tokenizer, some) for some in (sentences[: args.calibration], sentences[args.calibration :]))
+    data, new = (
+        batches(tokenizer, chosen) for chosen in (sentences[: args.calibration], sentences[args.calibration :])
+    )
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "minilm.onnx"
         onnx.save(isobit.QuantSim(model, example).backend_model.to_onnx()[0], path)
         plain = session(path)
         gc.collect()
-        gc.freeze()  # what transformers has imported is not to be looked through in every measurement
-        one, reference = float_pass(plain, data), embeddings(plain, new)
+        gc.freeze()  # else each measurement would collect garbage among all that transformers has imported
+        pass_seconds, reference = float_pass(plain, data), embeddings(plain, new)
         rows: dict[str, Figures] = {}
         for label, (floats, techniques) in OURS.items():
-            sim, figures = ours(path, data, floats, techniques)
+            sim, figures = run_isobit(path, data, floats, techniques)
             quantized = embeddings(lambda batch, sim=sim: sim.run(batch)["last_hidden_state"], new)  # type: ignore[misc]
             rows[label] = {**figures, **scores(reference, quantized)}
-            _print(label, rows[label], one)
+            _print(label, rows[label], pass_seconds)
         if args.peers_python:
             out, figures = nncf(args.peers_python, path, data, Path(name))
             rows["nncf"] = {**figures, **scores(reference, embeddings(session(out), new))}
-            _print("nncf", rows["nncf"], one)
+            _print("nncf", rows["nncf"], pass_seconds)
     if args.json:
-        found = {"date": date.today().isoformat(), "float_cpu_seconds": one, "options": vars(args), "rows": rows}
-        args.json.write_text(json.dumps(found, indent=2, default=str) + "\n")
+        report = {
+            "date": date.today().isoformat(),
+            "float_cpu_seconds": pass_seconds,
+            "options": vars(args),
+            "rows": rows,
+        }
+        args.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
 
 
-def _print(label: str, row: Figures, one: float) -> None:
-    passes = " / ".join(f"{row[key] / one:.1f}" for key in ("technique_cpu_seconds", "cpu_seconds") if key in row)
+def _print(label: str, row: Figures, pass_seconds: float) -> None:
+    passes = " / ".join(
+        f"{row[key] / pass_seconds:.1f}" for key in ("technique_cpu_seconds", "cpu_seconds") if key in row
+    )
     print(
         f"| {label} | {row['cosine']:.4f} | {row['worst']:.4f} | {row['recall']:.3f} | {passes} "
         f"| {row['seconds']:.1f} s |",

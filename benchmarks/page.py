@@ -65,12 +65,12 @@ def own_lines(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
         for result in report["results"]
     ]
     yield from table(["backend", "network", *reports[0]["results"][0]["recalibration_seconds"]], rows)
-    first = next((found for report in reports if (found := report["kernels_first_use_seconds"])), None)
-    if first:
+    first_use = next((seconds for report in reports if (seconds := report["kernels_first_use_seconds"])), None)
+    if first_use:
         yield ""
         yield (
-            f"The kernels' first use on a machine takes {first['compiled']:.1f} s, compiling them, and "
-            f"{first['cached']:.1f} s in every later process, numba's import included."
+            f"The kernels' first use on a machine takes {first_use['compiled']:.1f} s, compiling them, and "
+            f"{first_use['cached']:.1f} s in every later process, numba's import included."
         )
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = threads
     with np.load(data) as archive:
         batches = [{"image": batch} for batch in archive["image"]]
-    found: dict[str, Any] = {"fp32_seconds": fp32(model, batches, int(threads)), "tools": {}}
+    report: dict[str, Any] = {"fp32_seconds": fp32(model, batches, int(threads)), "tools": {}}
     for name, work in tools(model, batches).items():
         if chosen and not any(name.startswith(tool) for tool in chosen):
             continue
@@ -35,10 +35,10 @@ def main() -> None:
         try:
             ranges = work()
         except Exception as error:  # a tool that is not installed or fails says so in the table
-            found["tools"][name] = {"error": f"{type(error).__name__}: {error}"[:300]}
+            report["tools"][name] = {"error": f"{type(error).__name__}: {error}"[:300]}
             continue
-        found["tools"][name] = {"seconds": time.perf_counter() - start, "ranges": ranges}
-    Path(out).write_text(json.dumps(found))
+        report["tools"][name] = {"seconds": time.perf_counter() - start, "ranges": ranges}
+    Path(out).write_text(json.dumps(report))
 
 
 def fp32(model: str, batches: list[dict[str, Any]], threads: int) -> float:
@@ -105,13 +105,13 @@ def aimet_ranges(model: str, batches: list[dict[str, Any]], scheme: str) -> dict
     schemes = {"min_max": QuantScheme.min_max, "tf_enhanced": QuantScheme.post_training_tf_enhanced}
     sim = QuantizationSimModel(onnx.load(model), quant_scheme=schemes[scheme])
     sim.compute_encodings(batches)
-    found = {}
+    ranges = {}
     for name in sim.activation_names:
         quantizer = sim.qc_quantize_op_dict.get(name)
         encodings = quantizer.get_encodings() if quantizer is not None and quantizer.enabled else None
         if encodings:
-            found[name] = [float(encodings[0].min), float(encodings[0].max)]
-    return found
+            ranges[name] = [float(encodings[0].min), float(encodings[0].max)]
+    return ranges
 
 
 def aimet_torch(model: str, batches: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -148,7 +148,7 @@ def register_converted_modules(torch: Any) -> None:
 
     def quantized(cls: Any, inputs: int) -> Any:
         def init(self: Any) -> None:
-            super(made, self).__quant_init__()
+            super(quantized_class, self).__quant_init__()
             self.input_quantizers = torch.nn.ModuleList([None] * inputs)
             self.output_quantizers = torch.nn.ModuleList([None])
 
@@ -158,8 +158,10 @@ def register_converted_modules(torch: Any) -> None:
             rounder = self.output_quantizers[0]
             return result if rounder is None else rounder(result)
 
-        made = type(f"Quantized{cls.__name__}", (QuantizationMixin, cls), {"__quant_init__": init, "forward": forward})
-        return made
+        quantized_class = type(
+            f"Quantized{cls.__name__}", (QuantizationMixin, cls), {"__quant_init__": init, "forward": forward}
+        )
+        return quantized_class
 
     for cls, inputs in ((OnnxBinaryMathOperation, 2), (OnnxGlobalAveragePoolWithKnownInputShape, 1)):
         QuantizationMixin.implements(cls)(quantized(cls, inputs))
@@ -171,7 +173,7 @@ def declare_torchvision_operators(torch: Any) -> None:
     pooling = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
     for name in ("nms", "qnms", *pooling, *(f"_{name}_backward" for name in pooling)):
         library.define(f"{name}(Tensor x) -> Tensor")
-    _KEPT.append(library)  # it takes its operators along
+    _KEPT.append(library)  # when it is deleted, its operators go too
 
 
 def nncf(model: str, batches: list[dict[str, Any]]) -> dict[str, list[float]]:

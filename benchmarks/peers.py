@@ -60,7 +60,7 @@ def peers_python(arguments: argparse.Namespace) -> str:
 
 def own_figures(sim: QuantSim, batches: list[dict[str, Any]], names: dict[str, str]) -> dict[str, Any]:
     """Time and ranges of each of isobit's schemes; `names` are the ONNX names of tensors."""
-    found = {}
+    figures = {}
     sim.calibrate(batches)
     for scheme in SCHEMES:
         seconds = statistics.median(timed(lambda scheme=scheme: sim.calibrate(batches, scheme)) for _ in range(3))
@@ -68,8 +68,8 @@ def own_figures(sim: QuantSim, batches: list[dict[str, Any]], names: dict[str, s
         ranges = {
             names[site.name]: [float(sim.encodings[site].minimum), float(sim.encodings[site].maximum)] for site in sites
         }
-        found[f"isobit {scheme}"] = {"seconds": seconds, "ranges": ranges}
-    return found
+        figures[f"isobit {scheme}"] = {"seconds": seconds, "ranges": ranges}
+    return figures
 
 
 def noise_ratios(model: Any, batches: list[dict[str, Any]], ranges: dict[str, Ranges]) -> dict[str, dict[str, float]]:
@@ -77,26 +77,29 @@ def noise_ratios(model: Any, batches: list[dict[str, Any]], ranges: dict[str, Ra
     import onnx
     import onnxruntime
 
-    shared = set.intersection(*({*found} for found in ranges.values()))
+    shared = set.intersection(*({*ranges_of_tool} for ranges_of_tool in ranges.values()))
     inputs = {value.name for value in model.graph.input}
     outputs = [value.name for value in model.graph.output]
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(shared - inputs - {*outputs}))
     session = onnxruntime.InferenceSession(exposed.SerializeToString(), providers=["CPUExecutionProvider"])
-    wanted = sorted(shared - inputs)
-    grids = {tool: {name: encode_range(*found[name], SPEC) for name in wanted} for tool, found in ranges.items()}
-    signal = dict.fromkeys(wanted, 0.0)
-    noise = {tool: dict.fromkeys(wanted, 0.0) for tool in ranges}
+    measured = sorted(shared - inputs)
+    grids = {
+        tool: {name: encode_range(*ranges_of_tool[name], SPEC) for name in measured}
+        for tool, ranges_of_tool in ranges.items()
+    }
+    signal = dict.fromkeys(measured, 0.0)
+    noise = {tool: dict.fromkeys(measured, 0.0) for tool in ranges}
     for batch in batches:
-        for name in wanted:  # one at a time: all of them would be gigabytes
+        for name in measured:  # one at a time: all of them would be gigabytes
             (values,) = session.run([name], batch)
             signal[name] += float(np.sum(np.square(values, dtype=np.float64)))
             for tool, grid in grids.items():
                 error = grid[name].fake_quantize(values) - values
                 noise[tool][name] += float(np.sum(np.square(error, dtype=np.float64)))
     return {
-        tool: {name: 10 * float(np.log10(signal[name] / max(errors[name], 1e-30))) for name in wanted}
+        tool: {name: 10 * float(np.log10(signal[name] / max(errors[name], 1e-30))) for name in measured}
         for tool, errors in noise.items()
     }
 
@@ -109,7 +112,7 @@ def measure(arguments: argparse.Namespace, name: str, python: str) -> dict[str, 
     sim.apply(FoldBatchNorms())
     model, name_map = opened.to_onnx()
     names = {site.name: name_map[site].name for site in observed_sites(sim.plan)}
-    found = own_figures(sim, batches, names)
+    figures = own_figures(sim, batches, names)
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder) / file) for file in ("model.onnx", "data.npz", "result.json")]
         Path(paths[0]).write_bytes(model.SerializeToString())
@@ -118,8 +121,8 @@ def measure(arguments: argparse.Namespace, name: str, python: str) -> dict[str, 
         command = [python, script, paths[0], paths[1], str(arguments.threads), paths[2], *arguments.tools]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": ""}, stdout=subprocess.DEVNULL)
         peers = json.loads(Path(paths[2]).read_text())
-    found |= peers["tools"]
-    ranges = {tool: entry["ranges"] for tool, entry in found.items() if entry.get("ranges")}
+    figures |= peers["tools"]
+    ranges = {tool: entry["ranges"] for tool, entry in figures.items() if entry.get("ranges")}
     ratios = noise_ratios(model, batches, ranges)
     return {
         "network": name,
@@ -132,13 +135,13 @@ def measure(arguments: argparse.Namespace, name: str, python: str) -> dict[str, 
                 "sqnr_mean": float(np.mean([*ratios[tool].values()])) if tool in ratios else None,
                 "sqnr_worst": min(ratios[tool].values()) if tool in ratios else None,
             }
-            for tool, entry in found.items()
+            for tool, entry in figures.items()
         },
         "compared": compared(ratios),
     }
 
 
-#: Which of isobit's schemes answers which peer's.
+#: Which of isobit's schemes is compared with which peer's.
 PAIRS = (
     ("isobit sqnr", "aimet-onnx tf_enhanced"),
     ("isobit mse", "aimet-onnx tf_enhanced"),
@@ -151,14 +154,14 @@ PAIRS = (
 
 def compared(ratios: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     """For each pair: the difference in dB over tensors, its mean and lowest, and how many tensors are no worse."""
-    found = []
+    comparisons = []
     for own, peer in PAIRS:
         if own in ratios and peer in ratios:
             gains = [ratios[own][name] - ratios[peer][name] for name in ratios[own]]
             no_worse = sum(gain >= -0.05 for gain in gains)  # a difference that nobody can measure in accuracy
-            found.append({"own": own, "peer": peer, "mean": float(np.mean(gains)), "lowest": min(gains),
+            comparisons.append({"own": own, "peer": peer, "mean": float(np.mean(gains)), "lowest": min(gains),
                           "no_worse": no_worse, "tensors": len(gains)})  # fmt: skip
-    return found
+    return comparisons
 
 
 def main() -> None:
@@ -184,7 +187,7 @@ def main() -> None:
     }
     for name in arguments.networks:
         report["results"].append(measure(arguments, name, python))
-        if arguments.json:  # after each network: the peers take long, and one of them may not come back
+        if arguments.json:  # after each network: the peers take long, and one of them may hang
             arguments.json.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 

@@ -52,7 +52,7 @@ Results = dict[str, dict[str, dict[str, float]]]
 
 
 class Outcome(NamedTuple):
-    """Logits on the held-out images, the wall and CPU seconds of the method, and what else it tells."""
+    """Logits on the held-out images, the wall and CPU seconds of the method, and further figures."""
 
     logits: Any
     seconds: float
@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
     extra: Mapping[str, float] = MappingProxyType({})
 
 
-def ours(path: Path, data: digits_mobilenet.Data, bits: int, techniques: tuple[Technique, ...]) -> Outcome:
+def run_isobit(path: Path, data: digits_mobilenet.Data, bits: int, techniques: tuple[Technique, ...]) -> Outcome:
     """The calibrated simulator, timed from the file on."""
     start, cpu = time.perf_counter(), time.process_time()
     sim = isobit.QuantSim(path, weights=f"int{bits} per-channel")
@@ -73,7 +73,7 @@ def ours(path: Path, data: digits_mobilenet.Data, bits: int, techniques: tuple[T
 
 def layer_errors(changed: Sequence[str]) -> dict[str, float]:
     """Median over layers of the output's error, as a share of its power, by nearest rounding and by the technique."""
-    pairs = [found.groups() for line in changed if (found := re.search(r"output (\S+) -> (\S+) of its power", line))]
+    pairs = [match.groups() for line in changed if (match := re.search(r"output (\S+) -> (\S+) of its power", line))]
     nearest, rounded = ([float(value) for value in column] for column in zip(*pairs, strict=True))
     return {"layer_error_nearest": median(nearest), "layer_error": median(rounded)}
 
@@ -97,15 +97,15 @@ def peer(python: str, name: str, path: Path, data: digits_mobilenet.Data, *optio
 def methods(seed: int, args: argparse.Namespace) -> dict[str, Callable[[], Outcome]]:
     """What is to be measured, by name."""
     path, data = digits_mobilenet.onnx_file(seed), digits_mobilenet.data(seed)
-    found: dict[str, Callable[[], Outcome]] = {}
+    runs: dict[str, Callable[[], Outcome]] = {}
 
     def add_peer(name: str, *options: str) -> None:
-        found[name] = partial(peer, args.peers_python, options[0], path, data, *options[1:])
+        runs[name] = partial(peer, args.peers_python, options[0], path, data, *options[1:])
 
     for bits in args.bits:
         for name, techniques in OURS.items():
             if "sequential" not in name or args.sequential:
-                found[f"W{bits}A8 {name}"] = partial(ours, path, data, bits, techniques)
+                runs[f"W{bits}A8 {name}"] = partial(run_isobit, path, data, bits, techniques)
         if args.peers_python:
             width = ("--bits", str(bits))
             for method in ("nearest", "seqmse"):
@@ -114,21 +114,21 @@ def methods(seed: int, args: argparse.Namespace) -> dict[str, Callable[[], Outco
                 add_peer(f"W{bits}A8 aimet AdaRound {count}", "aimet-adaround", *width, "--iterations", str(count))
             if bits == 8:
                 add_peer("W8A8 nncf", "nncf")
-    return found
+    return runs
 
 
 def measure(seed: int, args: argparse.Namespace, results: Results) -> None:
     """Adds to `results` what the seed lacks: SQNR, accuracy and seconds by method."""
     data = digits_mobilenet.data(seed)
     reference = onnxruntime.InferenceSession(digits_mobilenet.onnx_file(seed)).run(None, {"image": data.test})[0]
-    found = results.setdefault(str(seed), {})
+    measured = results.setdefault(str(seed), {})
     for name, method in methods(seed, args).items():
-        if name in found:
+        if name in measured:
             continue
         logits, seconds, cpu_seconds, extra = method()
         accuracy = float((logits.argmax(1) == data.label).mean())
         sqnr = digits_mobilenet.sqnr(reference, logits)
-        found[name] = {"sqnr": sqnr, "seconds": seconds, "cpu_seconds": cpu_seconds, "accuracy": accuracy, **extra}
+        measured[name] = {"sqnr": sqnr, "seconds": seconds, "cpu_seconds": cpu_seconds, "accuracy": accuracy, **extra}
         print(f"seed {seed}  {name:<34} {sqnr:6.2f} dB  {100 * accuracy:6.2f} %  {cpu_seconds:7.1f} CPU s", flush=True)
         if args.json:
             write(args.json, results)

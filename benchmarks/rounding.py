@@ -76,18 +76,18 @@ def usual_adaround(case: Case, scale: Array, q_min: int, q_max: int, iterations:
     """
     x, w, s = torch.from_numpy(case.inputs), torch.from_numpy(case.weight), torch.from_numpy(np.array(scale))
     floor = torch.floor(w / s)
-    rest = (w / s - floor).clamp(1e-4, 1 - 1e-4)
-    alpha = (-torch.log(1.2 / (rest + 0.1) - 1)).requires_grad_()
+    fraction = (w / s - floor).clamp(1e-4, 1 - 1e-4)
+    alpha = (-torch.log(1.2 / (fraction + 0.1) - 1)).requires_grad_()
     optimizer = torch.optim.Adam([alpha], lr=1e-3)
     rng = torch.Generator().manual_seed(0)
     batch = 32 if case.patches.kernel else 512
     with torch.no_grad():
-        wanted = case.output(x, w)
+        expected = case.output(x, w)
     for iteration in range(iterations):
         index = torch.randperm(len(x), generator=rng)[:batch]
         h = (torch.sigmoid(alpha) * 1.2 - 0.1).clamp(0, 1)
-        found = case.output(x[index], torch.clamp(floor + h, q_min, q_max) * s)
-        loss = (found - wanted[index]).square().sum(1).mean()
+        outputs = case.output(x[index], torch.clamp(floor + h, q_min, q_max) * s)
+        loss = (outputs - expected[index]).square().sum(1).mean()
         progress = (iteration / iterations - 0.2) / 0.8
         if progress > 0:
             beta = 2 + 9 * (1 + math.cos(math.pi * progress))
@@ -103,8 +103,8 @@ def error(case: Case, data: Array, rounded: Array) -> float:
     """Mean squared difference of the outputs as a share of their power."""
     with torch.no_grad():
         x = torch.from_numpy(data)
-        wanted = case.output(x, torch.from_numpy(case.weight))
-        return float((case.output(x, torch.from_numpy(rounded)) - wanted).square().sum() / wanted.square().sum())
+        expected = case.output(x, torch.from_numpy(case.weight))
+        return float((case.output(x, torch.from_numpy(rounded)) - expected).square().sum() / expected.square().sum())
 
 
 def measure(name: str, case: Case, iterations: list[int]) -> dict[str, Any]:
@@ -112,12 +112,12 @@ def measure(name: str, case: Case, iterations: list[int]) -> dict[str, Any]:
     spec = QuantSpec.parse("int4 per-channel")
     placement = Placement(Weight("w"), spec, "weight", channel_axis=0, block_axis=1)
     layer = Layer("w", placement, {name: case.patches})
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
 
     def note(method: str, rounded: Array, seconds: float) -> None:
-        known, new = error(case, case.inputs, rounded), error(case, case.new, rounded)
-        found[method] = {"error": known, "new": new, "seconds": seconds}
-        print(f"{name:<8}{method:<28}{known:10.5f}{new:10.5f}{seconds:9.2f} s", flush=True)
+        error_on_inputs, error_on_new = error(case, case.inputs, rounded), error(case, case.new, rounded)
+        figures[method] = {"error": error_on_inputs, "new": error_on_new, "seconds": seconds}
+        print(f"{name:<8}{method:<28}{error_on_inputs:10.5f}{error_on_new:10.5f}{seconds:9.2f} s", flush=True)
 
     start = time.perf_counter()
     rows = Rows(case.patches, Procedure().limit(layer))
@@ -144,7 +144,7 @@ def measure(name: str, case: Case, iterations: list[int]) -> dict[str, Any]:
         start = time.perf_counter()
         rounded = usual_adaround(case, scale, spec.q_min, spec.q_max, count)
         note(f"usual AdaRound, {count}", rounded, time.perf_counter() - start)
-    return found
+    return figures
 
 
 def main() -> None:

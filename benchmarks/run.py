@@ -77,7 +77,7 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     works |= {scheme: lambda scheme=scheme: sim.calibrate(batches, scheme) for scheme in schemes}
     seconds: dict[str, list[float]] = {what: [] for what in works}
     for repeat in range(arguments.repeats):
-        first_one = repeat % len(works)  # what a run leaves behind slows the next: everything follows everything
+        first_one = repeat % len(works)  # a run slows the next one down, so each kind of run follows each other kind
         for what in [*works, *works][first_one : first_one + len(works)]:
             if what in ("folded", "simulated"):
                 works[what]()  # the session of the new encodings is made outside the measurement
@@ -165,16 +165,16 @@ def main() -> None:
 
 def in_own_process(backend: str) -> list[dict[str, Any]]:
     """The results of one backend; frameworks do not share a process."""
-    given, skip = [], False
+    arguments, skip = [], False
     for word in sys.argv[1:]:
         skip = word == "--backend" or (skip and not word.startswith("--"))
         if not skip:
-            given.append(word)
+            arguments.append(word)
     with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder) / "result.json"
-        command = [sys.executable, __file__, *given, "--backend", backend, "--json", str(found)]
+        path = Path(folder) / "result.json"
+        command = [sys.executable, __file__, *arguments, "--backend", backend, "--json", str(path)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        results: list[dict[str, Any]] = json.loads(found.read_text())["results"]
+        results: list[dict[str, Any]] = json.loads(path.read_text())["results"]
     return results
 
 

@@ -19,15 +19,15 @@ import onnx
 
 def main() -> None:
     model, source, out = map(Path, sys.argv[1:])
-    found: dict[str, dict[str, Any]] = {}
+    batches: dict[str, dict[str, Any]] = {}
     with np.load(source) as file:
         for key in file.files:
             name, _, batch = key.partition(":")
-            found.setdefault(batch, {})[name] = file[key]
+            batches.setdefault(batch, {})[name] = file[key]
     network = onnx.load(model)
     wall, cpu = time.perf_counter(), time.process_time()
     quantized = nncf.quantize(
-        network, nncf.Dataset(list(found.values())), subset_size=len(found), model_type=nncf.ModelType.TRANSFORMER
+        network, nncf.Dataset(list(batches.values())), subset_size=len(batches), model_type=nncf.ModelType.TRANSFORMER
     )
     figures = {"cpu_seconds": time.process_time() - cpu, "seconds": time.perf_counter() - wall}
     onnx.save(quantized, out)

@@ -32,8 +32,8 @@ def quantize(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, q_min: int, 
 def dequantize(q: ArrayLike, scale: ArrayLike, zero_point: ArrayLike) -> NDArray[np.float32]:
     """Real values of the integers `q`, float32."""
     steps = np.asarray(q, np.int64) - np.asarray(zero_point, np.int64)
-    wide = bool(np.any(np.abs(steps) >= 1 << 24))
-    work = np.float64 if wide else np.float32
+    is_wide = bool(np.any(np.abs(steps) >= 1 << 24))
+    work = np.float64 if is_wide else np.float32
     return np.asarray(steps.astype(work) * np.asarray(scale, work), np.float32)
 
 

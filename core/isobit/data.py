@@ -84,8 +84,8 @@ class Dataset:
 
     def begins_with(self, batch: Batch) -> bool:
         """Whether the first pass began with this batch, as every pass does over data that is not shuffled."""
-        first = self._first
-        return first is None or all(np.array_equal(array, batch[name]) for name, array in first.items())
+        first_batch = self._first
+        return first_batch is None or all(np.array_equal(array, batch[name]) for name, array in first_batch.items())
 
     def first(self) -> Batch:
         """The first batch; a one-shot iterator is not asked."""
@@ -153,8 +153,9 @@ class Dataset:
         total = min(counts.values(), default=0)
         fixed = self._fixed_batch()
         if fixed and total % fixed:
-            rest = total % fixed
-            self.notes[f"the last {rest} sample(s) do not fill the model's fixed batch of {fixed}: left out"] = None
+            left_over = total % fixed
+            note = f"the last {left_over} sample(s) do not fill the model's fixed batch of {fixed}: left out"
+            self.notes[note] = None
             total -= total % fixed
         for start in range(0, total, self._batch_size):
             end = min(start + self._batch_size, total)
@@ -188,8 +189,8 @@ class Dataset:
         if not isinstance(raw, Sequence) or isinstance(raw, str | bytes):
             raise DataError(f"{where} is a {type(raw).__name__}; a batch is an array, a tensor, a tuple or a dict")
         if len(raw) < len(names):
-            known = ", ".join(names)
-            raise DataError(f"{where} holds {len(raw)} array(s), and the model has {len(names)} inputs: {known}")
+            input_names = ", ".join(names)
+            raise DataError(f"{where} holds {len(raw)} array(s), and the model has {len(names)} inputs: {input_names}")
         if len(raw) > len(names):
             self.notes[f"batches hold {len(raw)} elements; the first {len(names)} went to {', '.join(names)}"] = None
         return dict(zip(names, (to_numpy(item) for item in raw), strict=False))
@@ -198,36 +199,36 @@ class Dataset:
         names = list(self.graph.inputs)
         missing = [name for name in names if name not in arrays]
         if missing:
-            given = ", ".join(arrays) or "nothing"
+            names_in = ", ".join(arrays) or "nothing"
             raise DataError(
-                f"{where} has no array for input {missing[0]!r}{did_you_mean(missing[0], arrays)}; it holds: {given}"
+                f"{where} has no array for input {missing[0]!r}{did_you_mean(missing[0], arrays)}; it holds: {names_in}"
             )
         extra = [name for name in arrays if name not in names]
         if extra:
             self.notes[f"the data also holds {', '.join(extra)}, which the model does not read"] = None
         return {name: arrays[name] for name in names}
 
-    def _conform(self, array: NDArray[Any], info: TensorInfo, what: str) -> NDArray[Any]:
-        wanted = np.dtype(info.dtype) if info.dtype != "bfloat16" else np.dtype(np.float32)
-        if array.dtype.kind not in _SAME_KIND.get(wanted.kind, wanted.kind):
-            raise DataError(f"{what} is {array.dtype}, and the model takes {wanted}: convert it (and scale it) first")
+    def _conform(self, array: NDArray[Any], info: TensorInfo, where: str) -> NDArray[Any]:
+        dtype = np.dtype(info.dtype) if info.dtype != "bfloat16" else np.dtype(np.float32)
+        if array.dtype.kind not in _SAME_KIND.get(dtype.kind, dtype.kind):
+            raise DataError(f"{where} is {array.dtype}, and the model takes {dtype}: convert it (and scale it) first")
         if array.dtype.kind == "f" and not self._ignore_non_finite and not np.all(np.isfinite(array)):
             bad = "NaN" if np.any(np.isnan(array)) else "infinity"
-            raise DataError(f"{what} holds {bad}: clean the data, or ask to ignore it")
+            raise DataError(f"{where} holds {bad}: clean the data, or ask to ignore it")
         if info.shape is not None:
-            fits = array.ndim == len(info.shape) and all(
+            shape_fits = array.ndim == len(info.shape) and all(
                 not isinstance(want, int) or want == have for want, have in zip(info.shape, array.shape, strict=True)
             )
-            if not fits:
-                raise DataError(f"{what} has shape {array.shape}, and the model takes {_shape_text(info)}")
+            if not shape_fits:
+                raise DataError(f"{where} has shape {array.shape}, and the model takes {_shape_text(info)}")
         if array.size == 0:
-            raise DataError(f"{what} is empty, shape {array.shape}")
+            raise DataError(f"{where} is empty, shape {array.shape}")
         with np.errstate(over="ignore"):
-            converted = np.asarray(array, wanted, order="C")
-        if wanted.kind in "iu" and not np.array_equal(converted, array):
-            raise DataError(f"{what} holds values outside the range of {wanted}, which the model takes")
-        if wanted.kind == "f" and not self._ignore_non_finite and not np.all(np.isfinite(converted)):
-            raise DataError(f"{what} holds values too large for {wanted}, which the model takes")
+            converted = np.asarray(array, dtype, order="C")
+        if dtype.kind in "iu" and not np.array_equal(converted, array):
+            raise DataError(f"{where} holds values outside the range of {dtype}, which the model takes")
+        if dtype.kind == "f" and not self._ignore_non_finite and not np.all(np.isfinite(converted)):
+            raise DataError(f"{where} holds values too large for {dtype}, which the model takes")
         return converted
 
 

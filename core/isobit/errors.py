@@ -49,7 +49,7 @@ class OutputError(IsobitError):
     """A file or folder cannot be written."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the nearest known name, or an empty string."""
-    near = get_close_matches(name, list(known), n=1)
+    near = get_close_matches(name, list(choices), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

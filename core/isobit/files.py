@@ -14,7 +14,7 @@ from isobit.errors import OutputError
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and goes when it does not."""
+    """A temporary path beside `path` that replaces it when the block ends without an error, and is removed else."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -44,25 +44,25 @@ def write_folder(folder: Path) -> Iterator[Path]:
         staging = Path(tempfile.mkdtemp(prefix=".isobit-", dir=folder))
     except OSError as error:
         raise OutputError(f"cannot write to folder {folder}: {error.strerror}") from error
-    done = False
+    is_complete = False
     try:
         yield staging
         items = sorted(staging.iterdir())
-        for item in items:  # seen before the first one moves
-            there = folder / item.name
-            if there.exists() and there.is_dir() != item.is_dir():
-                kind = "folder" if there.is_dir() else "file"
-                raise OutputError(f"cannot write {there}: a {kind} of that name is there")
+        for item in items:  # all are checked before the first one moves
+            existing = folder / item.name
+            if existing.exists() and existing.is_dir() != item.is_dir():
+                kind = "folder" if existing.is_dir() else "file"
+                raise OutputError(f"cannot write {existing}: a {kind} of that name is there")
         for item in items:
             if item.is_dir() and (folder / item.name).exists():
                 (folder / item.name).replace(Path(tempfile.mkdtemp(dir=staging)) / "replaced")
             item.replace(folder / item.name)
-        done = True
+        is_complete = True
     except OSError as error:
         raise OutputError(f"cannot write to folder {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        if created is not None and not done:  # the outermost folder that was made here
+        if created is not None and not is_complete:  # the outermost folder that was made here
             shutil.rmtree(created, ignore_errors=True)
 
 

@@ -123,8 +123,10 @@ def split(data: Data, seed: int) -> tuple[Data, Data, Data]:
         return Data(data.image[index], data.label[index])
 
     label = data.label.numpy()
-    rest, test = train_test_split(np.arange(len(label)), test_size=TEST_IMAGES, stratify=label, random_state=seed)
-    train, calibration = train_test_split(rest, test_size=CALIBRATION_IMAGES, stratify=label[rest], random_state=seed)
+    remaining, test = train_test_split(np.arange(len(label)), test_size=TEST_IMAGES, stratify=label, random_state=seed)
+    train, calibration = train_test_split(
+        remaining, test_size=CALIBRATION_IMAGES, stratify=label[remaining], random_state=seed
+    )
     return part(train), part(calibration), part(test)
 
 

@@ -39,24 +39,24 @@ def model_folder() -> Path:
 
 def docstring_sentences(count: int) -> list[str]:
     """First lines of docstrings of the standard library, without repeats, in the order of files and lines."""
-    found: dict[str, None] = {}
+    sentences: dict[str, None] = {}
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
                 text = (ast.get_docstring(node) or "").strip().split("\n")[0]
                 if len(text.split()) >= 4:
-                    found[text] = None
-        if len(found) >= count:
+                    sentences[text] = None
+        if len(sentences) >= count:
             break
-    return list(found)[:count]
+    return list(sentences)[:count]
 
 
 def tokenized(tokenizer: Any, sentences: list[str]) -> list[Batch]:
     """Batches of token ids and masks, each padded to its longest sentence."""
     batches = []
     for start in range(0, len(sentences), BATCH):
-        some = sentences[start : start + BATCH]
-        batch = tokenizer(some, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        chunk = sentences[start : start + BATCH]
+        batch = tokenizer(chunk, padding=True, truncation=True, max_length=64, return_tensors="pt")
         batches.append({name: batch[name] for name in ("input_ids", "attention_mask")})
     return batches
 
@@ -70,13 +70,13 @@ def embed(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def similarities(model: torch.nn.Module, sim: isobit.QuantSim, batches: list[Batch]) -> np.ndarray:
     """The cosine between each sentence's embedding by the float model and by the simulator."""
-    found = []
+    cosines = []
     for batch in batches:
         mask = batch["attention_mask"].numpy()
         with torch.no_grad():
             plain = embed(model(**batch).last_hidden_state.numpy(), mask)
-        found.append((plain * embed(sim.run(batch)["last_hidden_state"], mask)).sum(1))
-    return np.concatenate(found)
+        cosines.append((plain * embed(sim.run(batch)["last_hidden_state"], mask)).sum(1))
+    return np.concatenate(cosines)
 
 
 def main() -> None:

@@ -55,9 +55,9 @@ class Sums:
     def add(
         self, plain: Arrays, simulated: Arrays, executed: Arrays, mask: NDArray[Any] | None, *, classes: bool
     ) -> None:
-        """Count the first output of one batch, `classes` where it is logits; what a mask hides is nobody's business."""
+        """Count the first output of one batch, `classes` where it is logits; what a mask hides is left out."""
         key = next(iter(plain))
-        x, y, z = (_valid(found[key].astype(np.float64), mask) for found in (plain, simulated, executed))
+        x, y, z = (_valid(outputs[key].astype(np.float64), mask) for outputs in (plain, simulated, executed))
         self.signal += float(np.square(x).sum())
         self.simulated_noise += float(np.square(y - x).sum())
         self.executed_noise += float(np.square(z - y).sum())
@@ -124,12 +124,12 @@ class Row:
         """The cells of the table."""
         sums, integers = self.sums, self.integers
         top = "" if sums.top_1 is None else f"{100 * sums.top_1:.1f} %"
-        other = "equal" if np.isinf(sums.onnxruntime) else f"{sums.onnxruntime:.0f}"
+        onnxruntime_text = "equal" if np.isinf(sums.onnxruntime) else f"{sums.onnxruntime:.0f}"
         share = f"{100 * integers.share:.3f} %".replace("100.000", "100")
         count, unequal = self.constants
         weights = f"{count} equal" if not unequal else f"{len(unequal)} of {count} differ"
         return [
-            self.verdict, f"{self.sites}", f"{self.float_error:.0e}", f"{sums.simulator:.1f}", other, top,
+            self.verdict, f"{self.sites}", f"{self.float_error:.0e}", f"{sums.simulator:.1f}", onnxruntime_text, top,
             f"{integers.quantizers}", share, f"{integers.largest}", weights, self.sizes, self.floats,
         ]  # fmt: skip
 
@@ -157,16 +157,18 @@ class QdqFile:
             if isinstance(site, Tensor):
                 node = quantizes[f"{self.names[site].name}_quantized"]
                 self.taps.append(Tap(site, node.input[0], node.output[0]))
-        known = {value.name for value in (*self.proto.graph.output, *self.proto.graph.input)}
-        wanted = dict.fromkeys(name for tap in self.taps for name in (tap.source, tap.integers) if name not in known)
-        self.proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+        already_there = {value.name for value in (*self.proto.graph.output, *self.proto.graph.input)}
+        added = dict.fromkeys(
+            name for tap in self.taps for name in (tap.source, tap.integers) if name not in already_there
+        )
+        self.proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
         self._tapped: onnxruntime.InferenceSession | None = None
 
     def _export(self, sim: QuantSim, folder: Path) -> Path:
         """Export, and keep the names that the backend gives."""
         model: Any = sim.backend_model.inner
-        made, self.names = model.to_onnx()
-        model.__dict__["to_onnx"] = lambda: (made, self.names)
+        exported, self.names = model.to_onnx()
+        model.__dict__["to_onnx"] = lambda: (exported, self.names)
         try:
             return sim.export(folder)["model"]
         finally:

@@ -25,12 +25,12 @@ def simulator(network: Network, target: str = "default", **config) -> QuantSim:
     return QuantSim.of_backend_model(opened(network), registry().target(target), QuantConfig(**config))
 
 
-def assert_same_function(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:
+def assert_same_function(outputs: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
     """Equal to float rounding, and not all zero."""
-    for name, value in wanted.items():
+    for name, value in expected.items():
         size = np.abs(value).max()
         assert size > 1e-6
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=2e-5 * size)
+        np.testing.assert_allclose(outputs[name], value, rtol=0, atol=2e-5 * size)
 
 
 def chain(
@@ -71,6 +71,6 @@ def _unbalanced(network: Network, rng: np.random.Generator, spread: float, group
         per = 8 // groups
         for out in range(reader.shape[0]):
             start = out // (reader.shape[0] // groups) * per
-            part = factor[start : start + per]
-            reader[out] /= part.reshape(-1, *(1,) * (reader.ndim - 2))
+            group_factors = factor[start : start + per]
+            reader[out] /= group_factors.reshape(-1, *(1,) * (reader.ndim - 2))
     return Network(network.name, network.graph, weights)

@@ -1,4 +1,4 @@
-"""The error behind an activation, and the descent in it, against the definition and every combination of integers."""
+"""The error behind an activation and its descent, against the definition and all combinations of integers."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def case(name: str, seed: int = 0, *, two_models: bool = True, damping: float = 
 def by_definition(name: str, x, r, weight, bias, value, g: int, o: int) -> float:
     """Mean over rows of the squared difference of the activated outputs."""
     function = FUNCTIONS[name][1]
-    y, wanted = x[:, g] @ value.astype(np.float64) + bias[g, o], r[:, g] @ weight[g, o].astype(np.float64) + bias[g, o]
-    return float(np.square(function(y, 3 * g + o) - function(wanted, 3 * g + o)).mean())
+    y, float_y = x[:, g] @ value.astype(np.float64) + bias[g, o], r[:, g] @ weight[g, o].astype(np.float64) + bias[g, o]
+    return float(np.square(function(y, 3 * g + o) - function(float_y, 3 * g + o)).mean())
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_error_is_that_of_the_definition(name: str) -> None:
     error, x, r, weight, bias = case(name)
     value = weight + np.float32(0.2)
-    found, power = error.error(value), error.power
+    errors, power = error.error(value), error.power
     for g, o in np.ndindex(2, 3):
-        assert found[g, o] == pytest.approx(by_definition(name, x, r, weight, bias, value[g, o], g, o), rel=1e-6)
-        wanted = FUNCTIONS[name][1](r[:, g] @ weight[g, o].astype(np.float64) + bias[g, o], 3 * g + o)
-        assert power[g, o] == pytest.approx(np.square(wanted).mean(), rel=1e-6)
+        assert errors[g, o] == pytest.approx(by_definition(name, x, r, weight, bias, value[g, o], g, o), rel=1e-6)
+        float_y = FUNCTIONS[name][1](r[:, g] @ weight[g, o].astype(np.float64) + bias[g, o], 3 * g + o)
+        assert power[g, o] == pytest.approx(np.square(float_y).mean(), rel=1e-6)
 
 
 @pytest.mark.parametrize("two_models", [True, False])
@@ -67,16 +67,16 @@ def test_descent_against_every_combination(name: str, two_models: bool) -> None:
         linear = np.einsum("goj,gij->goi", weight.astype(np.float64), cross)
         quadratic = Objective(hessian, linear, np.zeros((2, 3)))
         start = coordinate_descent(quadratic, grid, grid.nearest(weight))
-        found = error.descend(grid, start)
-        assert np.all(error.error(grid.values(found)) <= error.error(grid.values(start)) * (1 + 1e-9))
+        improved = error.descend(grid, start)
+        assert np.all(error.error(grid.values(improved)) <= error.error(grid.values(start)) * (1 + 1e-9))
         combinations = np.array(list(product(range(-4, 4), repeat=4)), np.float64)
         for g, o in np.ndindex(2, 3):
             y = (combinations * scale[g, o]) @ x[:, g].T + bias[g, o]
-            wanted = r[:, g] @ weight[g, o].astype(np.float64) + bias[g, o]
+            float_y = r[:, g] @ weight[g, o].astype(np.float64) + bias[g, o]
             function = FUNCTIONS[name][1]
-            errors = np.square(function(y, 3 * g + o) - function(wanted, 3 * g + o)).mean(axis=1)
+            errors = np.square(function(y, 3 * g + o) - function(float_y, 3 * g + o)).mean(axis=1)
             reached, began = (
-                by_definition(name, x, r, weight, bias, grid.values(q)[g, o], g, o) for q in (found, start)
+                by_definition(name, x, r, weight, bias, grid.values(q)[g, o], g, o) for q in (improved, start)
             )
             assert reached >= errors.min() * (1 - 1e-9)
             ratios.append((reached + 1e-12) / (errors.min() + 1e-12))
@@ -89,48 +89,48 @@ def test_descent_against_every_combination(name: str, two_models: bool) -> None:
 def test_a_weight_may_be_a_transposed_view() -> None:
     _, x, r, weight, bias = case("relu")
     grid = Grid(np.full(weight.shape, 0.3), np.zeros(weight.shape), -4, 3)
-    found = []
+    results = []
     for layout in (weight, weight.transpose(2, 1, 0).copy().transpose(2, 1, 0)):
         rows = (part.astype(np.float32) for part in (x, r))
         error = ActivatedError.of(FUNCTIONS["relu"][0], *rows, layout, bias, centered=True)
-        found.append(error.descend(grid, grid.nearest(layout)))
-    np.testing.assert_array_equal(*found)
+        results.append(error.descend(grid, grid.nearest(layout)))
+    np.testing.assert_array_equal(*results)
 
 
 def test_damping_is_for_each_row() -> None:
     """The same rows three times over are the same problem."""
     _, x, r, weight, bias = case("relu", 2)
     grid = Grid(np.full(weight.shape, 0.3), np.zeros(weight.shape), -4, 3)
-    found = []
+    results = []
     for times, damping in ((1, 0.5), (3, 0.5), (1, 0.0)):
         rows = (np.tile(part, (times, 1, 1)).astype(np.float32) for part in (x, r))
         error = ActivatedError.of(FUNCTIONS["relu"][0], *rows, weight, bias, centered=False, damping=damping)
-        found.append(error.descend(grid, np.zeros(weight.shape)))
-    np.testing.assert_array_equal(found[0], found[1])
-    assert np.any(found[0] != found[2]), "it is felt"
+        results.append(error.descend(grid, np.zeros(weight.shape)))
+    np.testing.assert_array_equal(results[0], results[1])
+    assert np.any(results[0] != results[2]), "it is felt"
 
 
 def test_rows_that_are_cut_off_in_both_count_for_nothing() -> None:
-    """What a Relu hides is free: the integers are those that fit the other rows alone."""
+    """Rows whose output a Relu cuts off in both models have no weight: the integers fit the other rows alone."""
     x = np.float32([[1, 0], [1, 0], [0, 1], [0, 1]])[:, None]
     weight, bias = np.float32([[[1.4, -1.4]]]), np.zeros((1, 1))
     error = ActivatedError.of(Activation(np.zeros(1), 0.0), x, None, weight, bias, centered=False, damping=0.0)
     grid = Grid(np.ones((1, 1, 2)), np.zeros((1, 1, 2)), -4, 3)
     np.testing.assert_array_equal(error.descend(grid, np.array([[[3.0, -4.0]]])), [[[1, -4]]])
-    seen = ActivatedError.of(Activation(np.ones(1)), x, None, weight, bias, centered=False, damping=0.0)
-    np.testing.assert_array_equal(seen.descend(grid, np.array([[[3.0, -4.0]]])), [[[1, -1]]])
+    unclipped = ActivatedError.of(Activation(np.ones(1)), x, None, weight, bias, centered=False, damping=0.0)
+    np.testing.assert_array_equal(unclipped.descend(grid, np.array([[[3.0, -4.0]]])), [[[1, -1]]])
 
 
 def test_centered_is_with_the_bias_that_takes_up_the_mean() -> None:
     _, x, r, weight, bias = case("relu")
     activation, value = FUNCTIONS["relu"][0], weight + np.float32(0.3)
     error = ActivatedError.of(activation, x.astype(np.float32), r.astype(np.float32), weight, bias, centered=True)
-    found = error.error(value)
+    errors = error.error(value)
     for g, o in np.ndindex(2, 3):
-        y, wanted = x[:, g] @ value[g, o].astype(np.float64), r[:, g] @ weight[g, o].astype(np.float64)
-        moved = bias[g, o] + wanted.mean() - y.mean()
-        expected = np.square(np.maximum(y + moved, 0) - np.maximum(wanted + bias[g, o], 0)).mean()
-        assert found[g, o] == pytest.approx(expected, rel=1e-5)
+        y, float_y = x[:, g] @ value[g, o].astype(np.float64), r[:, g] @ weight[g, o].astype(np.float64)
+        moved = bias[g, o] + float_y.mean() - y.mean()
+        expected = np.square(np.maximum(y + moved, 0) - np.maximum(float_y + bias[g, o], 0)).mean()
+        assert errors[g, o] == pytest.approx(expected, rel=1e-5)
 
 
 def network(*activations: str) -> Network:
@@ -151,38 +151,40 @@ def network(*activations: str) -> Network:
 
 
 def test_which_activation_is_behind_a_layer() -> None:
-    made = network("Relu", "Clip", "PRelu", "LeakyRelu", "Sigmoid", "", "Relu")
-    model = opened(made)
-    found = [activation_behind(model.graph, model.graph.node(f"conv{i}"), model.weight) for i in range(7)]
-    relu, clip, prelu, leaky, sigmoid, nothing, last = found
+    described = network("Relu", "Clip", "PRelu", "LeakyRelu", "Sigmoid", "", "Relu")
+    model = opened(described)
+    activations = [activation_behind(model.graph, model.graph.node(f"conv{i}"), model.weight) for i in range(7)]
+    relu, clip, prelu, leaky, sigmoid, nothing, last = activations
     assert (sigmoid, nothing) == (None, None)
-    for one, low, high, slope in (
+    for activation, low, high, slope in (
         (relu, 0, np.inf, 0),
         (clip, 0, 6, 1),
         (leaky, -np.inf, np.inf, 0.1),
         (last, 0, np.inf, 0),
     ):
-        assert one is not None
-        assert (one.low, one.high) == (low, high)
-        np.testing.assert_allclose(one.slope, [slope], rtol=1e-6)
+        assert activation is not None
+        assert (activation.low, activation.high) == (low, high)
+        np.testing.assert_allclose(activation.slope, [slope], rtol=1e-6)
     assert prelu is not None
     np.testing.assert_allclose(prelu.slope, np.full(6, 0.2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("sequential", [False, True])
 def test_adaround_lowers_the_error_behind_the_activation(sequential: bool) -> None:
-    """On the rows that it saw, of the layer alone; the weights are on their grids."""
-    made = network("Relu", "Clip")
-    data = made.batch(64)
+    """The error falls on the calibration rows, and the weights lie on their grids."""
+    described = network("Relu", "Clip")
+    data = described.batch(64)
     errors = {}
     for aware in (False, True):
-        sim = QuantSim.of_backend_model(opened(made), registry().target("default"), QuantConfig("int3 per-channel"))
+        sim = QuantSim.of_backend_model(
+            opened(described), registry().target("default"), QuantConfig("int3 per-channel")
+        )
         sim.apply(FoldBatchNorms())
-        before = opened(made)
+        before = opened(described)
         (report,) = sim.apply(AdaRound(activation_aware=aware, sequential=sequential), data=data)
         sim.calibrate(data)
-        wanted, found = before.run(data)["y"], sim.run(data)["y"]
-        errors[aware] = float(np.square(found - wanted).mean())
+        expected, quantized = before.run(data)["y"], sim.run(data)["y"]
+        errors[aware] = float(np.square(quantized - expected).mean())
         for site, encoding in report.encodings.items():
             value = sim.backend_model.weight(str(site))
             np.testing.assert_array_equal(value, encoding.fake_quantize(value))

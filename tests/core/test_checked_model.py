@@ -1,4 +1,4 @@
-"""What every backend's model is spared: the checks of the contract, and how they are said."""
+"""The checks of the contract that CheckedModel makes for every backend, and their messages."""
 
 from __future__ import annotations
 
@@ -103,11 +103,11 @@ def test_batches_that_do_not_fit_are_named_and_other_errors_pass() -> None:
     with pytest.raises(DataError, match=r"no array for input 'x' \(did you mean 'xx'\?\)"):
         opened.run({"xx": BATCH["x"]})
     wrong = {"x": np.ones((2, 7), np.float32)}
-    said = r"the model failed on a batch of shapes \{'x': \(2, 7\)\}: matmul"
-    with pytest.raises(ModelError, match=said):
+    message = r"the model failed on a batch of shapes \{'x': \(2, 7\)\}: matmul"
+    with pytest.raises(ModelError, match=message):
         opened.run(wrong)
     collect = Collect()
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         opened.observe([BATCH, wrong], [Request(Tensor("x"), collect)])
     assert collect.values.shape == BATCH["x"].shape
 
@@ -148,20 +148,20 @@ def test_what_gradients_are_asked_of() -> None:
     value, gradients = opened.gradient(lambda outputs: outputs["y"], {name: weight}, BATCH)
     assert value == 2
     np.testing.assert_array_equal(gradients[name], weight)
-    for wrong, said in (
+    for wrong, message in (
         ({"fc1.wait": weight}, "no weight"),
         ({name: weight[:1]}, "has shape"),
         ({name: weight.astype(np.float64)}, "convert them to float32"),
         ({name: np.full_like(weight, np.inf)}, "overridden by NaN or infinity"),
     ):
-        with pytest.raises((ModelError, DataError), match=said):
+        with pytest.raises((ModelError, DataError), match=message):
             opened.gradient(lambda outputs: outputs["y"], wrong, BATCH)
-    for result, said in (
+    for result, message in (
         (1.0, "must return one real number as the framework's own tensor, not 1.0"),
         (np.float32(1), "must return one real number"),
         (Number("nan"), "the function of the outputs is nan"),
     ):
-        with pytest.raises((ModelError, DataError), match=said):
+        with pytest.raises((ModelError, DataError), match=message):
             opened.gradient(lambda outputs, result=result: result, {name: weight}, BATCH)
     with np.errstate(divide="ignore"), pytest.raises(DataError, match=r"gradient by weight 'fc1\.weight' holds NaN"):
         opened.gradient(lambda outputs: outputs["y"], {name: np.full_like(weight, 7)}, BATCH)

@@ -19,14 +19,14 @@ from isobit.testing.networks.convolutional import conv_net
 def mean_error(network: Network, data, technique=None) -> tuple[float, float]:
     """Largest shift of a channel's mean output, by its standard deviation, and the SQNR of the outputs."""
     sim = simulator(network, weights="int4 per-tensor")
-    wanted = sim.backend_model.run(data)
+    expected = sim.backend_model.run(data)
     if technique is not None:
         (report,) = sim.apply(technique, data=data)
         assert report.changed
     sim.calibrate(data)
-    found, name = sim.run(data), next(iter(wanted))
-    shift = (found[name] - wanted[name]).mean(axis=0) / wanted[name].std(axis=0)
-    return float(np.abs(shift).max()), output_sqnr([wanted], [found])
+    outputs, name = sim.run(data), next(iter(expected))
+    shift = (outputs[name] - expected[name]).mean(axis=0) / expected[name].std(axis=0)
+    return float(np.abs(shift).max()), output_sqnr([expected], [outputs])
 
 
 @pytest.mark.parametrize("group", [1, 8])
@@ -80,8 +80,8 @@ def test_response_knows_the_padding(stride: int) -> None:
     batch = {"x": np.broadcast_to(values.reshape(1, -1, 1, 1), (1, 3, 5, 5)).astype(np.float32)}
     expected = opened(network).run(batch)["y"].mean(axis=(0, 2, 3))
     node: Node = network.graph.node("conv")
-    found = response(network.weights["conv.weight"], node, values, (5, 5))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    mean_output = response(network.weights["conv.weight"], node, values, (5, 5))
+    np.testing.assert_allclose(mean_output, expected, rtol=1e-5)
 
 
 def test_what_bias_correction_needs() -> None:
@@ -131,9 +131,9 @@ def _collected(model, data, tensor: str) -> np.ndarray:
     from isobit.statistics import Request
     from isobit.testing.collecting import Collect
 
-    seen = Collect()
-    model.observe([data], [Request(Tensor(tensor), seen)])
-    return seen.values
+    collect = Collect()
+    model.observe([data], [Request(Tensor(tensor), collect)])
+    return collect.values
 
 
 def test_no_batch_norm_is_said() -> None:

@@ -1,4 +1,4 @@
-"""Equalization keeps the function, evens the ranges, leaves alone what it may not touch, cures rescaled channels."""
+"""Equalization keeps the function, evens the ranges, skips what it may not change, and repairs rescaled channels."""
 
 from __future__ import annotations
 
@@ -176,10 +176,10 @@ def test_high_biases_are_absorbed(source: str) -> None:
     else:
         report = EqualizeCrossLayers().apply(TechniqueContext(model, dataset=Dataset([batch], model.graph)))
     assert report.changed[-1] == "second absorbed the bias of 3 channel(s) of first"
-    known = report.batch_norms["first"]
-    reach = known.mean + 6 * known.deviation  # of the widest of the three, three deviations above zero, and no less
-    np.testing.assert_allclose(reach[:3], 9 * known.deviation[:3].max(), rtol=1e-6)
-    assert np.all(known.mean[:3] >= 3 * known.deviation[:3] * (1 - 1e-6))
+    normal = report.batch_norms["first"]
+    reach = normal.mean + 6 * normal.deviation  # of the widest of the three, three deviations above zero, and no less
+    np.testing.assert_allclose(reach[:3], 9 * normal.deviation[:3].max(), rtol=1e-6)
+    assert np.all(normal.mean[:3] >= 3 * normal.deviation[:3] * (1 - 1e-6))
     assert not np.allclose(model.weight("first.bias")[:3], bias[:3])
     size = np.abs(before["y"]).max()
     moved = np.abs(model.run(batch)["y"] - before["y"]) > 1e-5 * size
@@ -212,8 +212,8 @@ def test_no_more_is_absorbed_than_the_range_takes() -> None:
     EqualizeCrossLayers(absorb_biases=False).apply(TechniqueContext(model))
     bias, batch = np.array(model.weight("a.b")), {"x": np.float32([[1, 2, 3], [-1, 0, 1]])}
     before = model.run(batch)
-    known = NormalPerChannel(np.array([-3.0, 4.0]), np.array([7.0, 3.0]) / 6)
-    report = EqualizeCrossLayers(sweeps=1).apply(TechniqueContext(model, batch_norms={"a": known}))
+    normal = NormalPerChannel(np.array([-3.0, 4.0]), np.array([7.0, 3.0]) / 6)
+    report = EqualizeCrossLayers(sweeps=1).apply(TechniqueContext(model, batch_norms={"a": normal}))
     np.testing.assert_allclose(bias - model.weight("a.b"), [-3.0, 0.0], atol=1e-4)
     np.testing.assert_allclose(report.batch_norms["a"].mean, [0.0, 4.0], atol=1e-3)
     assert_same_function(model.run(batch), before)
@@ -222,11 +222,11 @@ def test_no_more_is_absorbed_than_the_range_takes() -> None:
 def test_what_pads_absorbs_nothing() -> None:
     network = chain(4, spread=0)
     model = opened(network)
-    known = {
+    normals = {
         "conv0": NormalPerChannel(np.full(8, 9.0), np.ones(8)),
         "conv1": NormalPerChannel(np.full(8, 9.0), np.ones(8)),
     }
-    report = EqualizeCrossLayers().apply(TechniqueContext(model, batch_norms=known))
+    report = EqualizeCrossLayers().apply(TechniqueContext(model, batch_norms=normals))
     assert "pads with zeros" in report.left["high biases of conv0"]
     assert any(text.startswith("conv2 absorbed the bias of") for text in report.changed)
     assert "neither batch norm nor data" in report.left["high biases of conv2"]

@@ -1,4 +1,4 @@
-"""Export in a backend's own formats: asked of the model by what it can do, written whole or not at all."""
+"""Export in a backend's own formats, where the model has any; files are written whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fingerprint knows a model by what its weights hold."""
+"""A fingerprint identifies a model by the values of its weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def of(array: np.ndarray) -> str:
 
 def test_the_hash_is_of_shape_type_and_bytes_whatever_the_order_in_memory() -> None:
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
-    wanted = hashlib.blake2b(b"(3, 4)float32" + array.tobytes(), digest_size=16).hexdigest()
-    assert of(array) == of(np.asfortranarray(array)) == of(np.repeat(array, 2, axis=1)[:, ::2]) == wanted
+    expected = hashlib.blake2b(b"(3, 4)float32" + array.tobytes(), digest_size=16).hexdigest()
+    assert of(array) == of(np.asfortranarray(array)) == of(np.repeat(array, 2, axis=1)[:, ::2]) == expected
     assert len({of(array), of(array.reshape(4, 3)), of(array.astype(np.float64)), of(array + 1)}) == 4
     assert of(np.float32(1)[None][0:0]) != of(np.zeros((), np.float32))
 

@@ -59,10 +59,10 @@ def sqnr(
     sim = simulator(network, target, weights=weights, activations=activations)
     data = network.batch(samples)
     new = network.batch(128, seed=1)  # what the calibration has not seen
-    wanted = sim.backend_model.run(new)
+    expected = sim.backend_model.run(new)
     reports = sim.apply(*techniques, data=data)
     sim.calibrate(data)
-    return output_sqnr([wanted], [sim.run(new)]), reports
+    return output_sqnr([expected], [sim.run(new)]), reports
 
 
 @settings(max_examples=12)
@@ -75,9 +75,9 @@ def sqnr(
 def test_the_function_stays(seed, residual, before, technique) -> None:
     network = encoder(seed, residual=residual, before=before)
     sim, data = simulator(network, TARGET), network.batch(8, seed)
-    wanted = sim.backend_model.run(data)
+    expected = sim.backend_model.run(data)
     sim.apply(technique, data=data)
-    assert_same_function(sim.backend_model.run(data), wanted)
+    assert_same_function(sim.backend_model.run(data), expected)
 
 
 def test_smoothing_cures_outliers() -> None:
@@ -114,9 +114,9 @@ def test_what_new_data_exceeds() -> None:
     values = np.random.default_rng(0).exponential(tail, 4_000_000)
     reach = tail * np.log(count + 1)
     for margin in (0.0, 0.5):
-        wanted = np.square(np.maximum(values - reach - margin, 0)).mean()
-        found = _beyond(np.array([margin]), np.array([reach]), count)
-        np.testing.assert_allclose(found, wanted, rtol=0.1)
+        expected = np.square(np.maximum(values - reach - margin, 0)).mean()
+        computed = _beyond(np.array([margin]), np.array([reach]), count)
+        np.testing.assert_allclose(computed, expected, rtol=0.1)
 
 
 def test_the_expected_error_is_what_rounding_costs() -> None:
@@ -125,24 +125,24 @@ def test_the_expected_error_is_what_rounding_costs() -> None:
     sim, data = simulator(network, TARGET), network.batch(256)
     item = next(i for i in find_inputs(sim.graph, sim.plan)[0] if i.name == "left, right")
     context = TechniqueContext(sim.backend_model, sim.plan, Dataset([data], sim.graph))
-    (seen,) = context.observe(input_requests([item])).float
-    error = ExpectedError.of(sim.backend_model, sim.plan, item, seen)
+    (moments,) = context.observe(input_requests([item])).float
+    error = ExpectedError.of(sim.backend_model, sim.plan, item, moments)
     collected = Collect()
     sim.backend_model.observe([data], [Request(Tensor(item.tensor), collected)])
     rows = collected.values.reshape(-1, 16).astype(np.float64)
-    shift, factors = seen.middle, np.sqrt(seen.largest())
+    shift, factors = moments.middle, np.sqrt(moments.largest())
     changed = (rows - shift) / factors
     low, high = min(changed.min(), 0), max(changed.max(), 0)
     scale = (high - low) / 255
     rounded = np.rint(changed / scale) * scale
-    wanted = 0.0
+    expected = 0.0
     for name in ("left.weight", "right.weight"):
         weight = network.weights[name] * factors
         steps = np.abs(weight).max(axis=1, keepdims=True) / 127
         coarse = np.rint(weight / steps) * steps
-        wanted += np.square(rounded @ coarse.T - changed @ weight.T).sum() / len(rows)
-    (found,) = error.after([Rescaling(factors, shift)])
-    np.testing.assert_allclose(found, wanted, rtol=0.35)  # the clipping of new data is in `found` alone
+        expected += np.square(rounded @ coarse.T - changed @ weight.T).sum() / len(rows)
+    (computed,) = error.after([Rescaling(factors, shift)])
+    np.testing.assert_allclose(computed, expected, rtol=0.35)  # the clipping of new data is in `computed` alone
 
 
 def test_the_carrier_or_a_mul() -> None:
@@ -172,17 +172,17 @@ def test_the_formula_of_the_paper() -> None:
     sim, data = simulator(network, TARGET), network.batch(16)
     before = {name: np.array(sim.backend_model.weight(name)) for name in sim.graph.weights}
     sim.apply(SmoothQuant(0.5), data=data)
-    seen = Collect()
-    opened(network).observe([data], [Request(Tensor("norm"), seen)])
-    largest = np.abs(seen.values).max(axis=(0, 1))
+    collect = Collect()
+    opened(network).observe([data], [Request(Tensor("norm"), collect)])
+    largest = np.abs(collect.values).max(axis=(0, 1))
     heaviest = np.maximum(*(np.abs(before[f"{n}.weight"]).max(axis=0) for n in ("left", "right")))
     expected = np.sqrt(largest / heaviest)
-    found = sim.backend_model.weight("left.weight")[0] / before["left.weight"][0]
-    mantissa, _ = np.frexp(found)
+    factors = sim.backend_model.weight("left.weight")[0] / before["left.weight"][0]
+    mantissa, _ = np.frexp(factors)
     np.testing.assert_allclose(mantissa * 64, np.rint(mantissa * 64), rtol=1e-6, err_msg="factors have few bits")
-    scale = np.exp(np.log(found / expected).mean())
-    np.testing.assert_allclose(found, expected * scale, rtol=1 / 50)
-    np.testing.assert_allclose(sim.backend_model.weight("norm.weight") * found, before["norm.weight"], rtol=1e-5)
+    scale = np.exp(np.log(factors / expected).mean())
+    np.testing.assert_allclose(factors, expected * scale, rtol=1 / 50)
+    np.testing.assert_allclose(sim.backend_model.weight("norm.weight") * factors, before["norm.weight"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("weights", ["int4 per-channel", "int4 block=8", "int3"])
@@ -192,8 +192,8 @@ def test_awq_lowers_the_error_of_few_bits(weights: str) -> None:
     for seed in range(4):
         network = encoder(seed, outliers=4.0)
         naive.append(sqnr(network, weights=weights, activations="uint16", target=target)[0])
-        found, (report,) = sqnr(network, Awq(), weights=weights, activations="uint16", target=target)
-        better.append(found)
+        ratio, (report,) = sqnr(network, Awq(), weights=weights, activations="uint16", target=target)
+        better.append(ratio)
         assert report.changed
     assert np.mean(better) > np.mean(naive) + 0.3
 
@@ -224,10 +224,10 @@ def test_silent_channels_and_one_sample(technique) -> None:
     weights["down.weight"][:] = 0
     network = Network("silent", network.graph, weights)
     sim, data = simulator(network, TARGET, weights="int4"), network.batch(1)
-    wanted = sim.backend_model.run(data)
+    expected = sim.backend_model.run(data)
     sim.apply(technique, data=data)
     assert all(np.all(np.isfinite(sim.backend_model.weight(name))) for name in sim.graph.weights)
-    np.testing.assert_allclose(sim.backend_model.run(data)["y"], wanted["y"], atol=1e-4)
+    np.testing.assert_allclose(sim.backend_model.run(data)["y"], expected["y"], atol=1e-4)
 
 
 def test_noise_does_not_move_a_shift_and_steps_make_the_range_little_wider():
@@ -235,33 +235,37 @@ def test_noise_does_not_move_a_shift_and_steps_make_the_range_little_wider():
     rows = (rng.normal(size=(200, 64)) * rng.uniform(0.01, 50, 64) + rng.normal(size=64)).astype(np.float32)
     rows[:, 5] = 0.3  # a constant stays one
     noisy = rows + (1e-7 * np.ptp(rows, axis=0) * rng.normal(size=rows.shape)).astype(np.float32)
-    seen, again = ChannelMoments(), ChannelMoments()
-    seen.update(rows)
-    again.update(noisy)
-    assert not np.array_equal(seen.middle, again.middle)
-    np.testing.assert_array_equal(in_steps_of_range(seen.middle, seen), in_steps_of_range(again.middle, again))
-    np.testing.assert_array_equal(in_steps_of_range(seen.mean, seen), in_steps_of_range(again.mean, again))
-    np.testing.assert_array_less(
-        seen.largest(in_steps_of_range(seen.middle, seen)), seen.largest(seen.middle) * 1.016 + 1e-9
+    moments, noisy_moments = ChannelMoments(), ChannelMoments()
+    moments.update(rows)
+    noisy_moments.update(noisy)
+    assert not np.array_equal(moments.middle, noisy_moments.middle)
+    np.testing.assert_array_equal(
+        in_steps_of_range(moments.middle, moments), in_steps_of_range(noisy_moments.middle, noisy_moments)
     )
-    assert in_steps_of_range(seen.middle, seen)[5] == seen.middle[5]
+    np.testing.assert_array_equal(
+        in_steps_of_range(moments.mean, moments), in_steps_of_range(noisy_moments.mean, noisy_moments)
+    )
+    np.testing.assert_array_less(
+        moments.largest(in_steps_of_range(moments.middle, moments)), moments.largest(moments.middle) * 1.016 + 1e-9
+    )
+    assert in_steps_of_range(moments.middle, moments)[5] == moments.middle[5]
 
 
 def test_what_is_seen_of_an_input_is_what_numpy_says_of_all_rows():
     rng = np.random.default_rng(8)
     batches = [rng.normal(3, 2, (n, 5, 37)).astype(np.float32) for n in (4, 0, 1, 9)]
-    seen = ChannelMoments()
-    assert not seen.is_finite
+    moments = ChannelMoments()
+    assert not moments.is_finite
     for batch in batches:
-        seen.update(batch)
+        moments.update(batch)
     rows = np.concatenate(batches).reshape(-1, 37).astype(np.float64)
-    assert seen.is_finite
-    assert seen.count == len(rows)
-    np.testing.assert_array_equal(seen.minimum, rows.min(axis=0))
-    np.testing.assert_array_equal(seen.maximum, rows.max(axis=0))
-    np.testing.assert_allclose(seen.mean, rows.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(seen.mean_square(1.5), np.square(rows - 1.5).mean(axis=0), rtol=1e-10)
-    for odd in (np.nan, np.inf):
+    assert moments.is_finite
+    assert moments.count == len(rows)
+    np.testing.assert_array_equal(moments.minimum, rows.min(axis=0))
+    np.testing.assert_array_equal(moments.maximum, rows.max(axis=0))
+    np.testing.assert_allclose(moments.mean, rows.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(moments.mean_square(1.5), np.square(rows - 1.5).mean(axis=0), rtol=1e-10)
+    for not_finite in (np.nan, np.inf):
         broken = ChannelMoments()
-        broken.update(np.where(np.arange(37) == 9, odd, batches[0]).astype(np.float32))
+        broken.update(np.where(np.arange(37) == 9, not_finite, batches[0]).astype(np.float32))
         assert not broken.is_finite

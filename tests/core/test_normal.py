@@ -22,8 +22,8 @@ SAMPLES = np.random.default_rng(0).standard_normal((400_000, 5)) * DEVIATION + M
 )
 def test_means_are_those_of_samples(low, high, slope, function) -> None:
     expected = function(SAMPLES).mean(axis=0)
-    found = NormalPerChannel(MEAN, DEVIATION).mean_between(low, high, slope)
-    np.testing.assert_allclose(found, expected, atol=0.02)
+    mean = NormalPerChannel(MEAN, DEVIATION).mean_between(low, high, slope)
+    np.testing.assert_allclose(mean, expected, atol=0.02)
 
 
 def test_a_channel_without_spread_is_its_mean() -> None:

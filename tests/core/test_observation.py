@@ -32,8 +32,8 @@ def _numpy_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     point = SimpleNamespace(name="numpy", value="here", dist=None)
     point.load = lambda: SimpleNamespace(isobit_backends=isobit_backends)
-    found = own_registry(point)
-    monkeypatch.setattr("isobit.quantsim.quantsim.registry", lambda: found)
+    registry = own_registry(point)
+    monkeypatch.setattr("isobit.quantsim.quantsim.registry", lambda: registry)
 
 
 @pytest.fixture(autouse=True)
@@ -54,13 +54,13 @@ def sim(channels: int = 4) -> QuantSim:
 
 
 def calibrated(method: str = "minmax") -> QuantSim:
-    made = sim()
-    made.calibrate(BATCHES, method)
-    return made
+    simulator = sim()
+    simulator.calibrate(BATCHES, method)
+    return simulator
 
 
 def content(sim: QuantSim) -> bytes:
-    """The statistics, whichever model they say that they are of."""
+    """The statistics as bytes, without the fingerprint of their model."""
     sim.statistics.model = ""
     return sim.statistics.to_bytes()
 
@@ -75,35 +75,35 @@ def interrupted_at(number: int) -> Iterator[np.ndarray]:
 
 @pytest.mark.parametrize("number", [0, 2, 5])
 def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path: Path, number: int) -> None:
-    file, made = tmp_path / "so-far.npz", sim()
+    file, simulator = tmp_path / "so-far.npz", sim()
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match=f"the statistics of {number + 1} batches are in .*so-far.npz"):
-        made.calibrate(interrupted_at(number), resume=file)
+        simulator.calibrate(interrupted_at(number), resume=file)
     assert signal.getsignal(signal.SIGINT) is before
     assert Statistics.load(file).batches == number + 1
-    assert made.calibration is None
+    assert simulator.calibration is None
 
-    again = sim()
-    again.calibrate(BATCHES, "moving-average", resume=file)
-    assert content(again) == content(calibrated())
-    assert dict(again.encodings) == dict(calibrated("moving-average").encodings)
+    resumed = sim()
+    resumed.calibrate(BATCHES, "moving-average", resume=file)
+    assert content(resumed) == content(calibrated())
+    assert dict(resumed.encodings) == dict(calibrated("moving-average").encodings)
     assert Statistics.load(file).batches == 6
 
 
 def test_without_a_file_an_interruption_is_at_once(tmp_path: Path) -> None:
-    made = sim()
+    simulator = sim()
     with pytest.raises(KeyboardInterrupt):
-        made.calibrate(interrupted_at(1))
-    assert len(made.statistics) == 0
+        simulator.calibrate(interrupted_at(1))
+    assert len(simulator.statistics) == 0
 
 
 def test_a_pass_that_is_done_needs_no_more_batches(tmp_path: Path) -> None:
     file = tmp_path / "s.npz"
     sim().calibrate(BATCHES, resume=file)
-    made = sim()
-    made.calibrate(BATCHES, "mse", resume=file)
-    assert made.statistics.batches == 6
-    assert dict(made.encodings) == dict(calibrated("mse").encodings)
+    simulator = sim()
+    simulator.calibrate(BATCHES, "mse", resume=file)
+    assert simulator.statistics.batches == 6
+    assert dict(simulator.encodings) == dict(calibrated("mse").encodings)
 
 
 def test_the_file_of_another_model_or_limit_is_refused(tmp_path: Path) -> None:
@@ -115,9 +115,9 @@ def test_the_file_of_another_model_or_limit_is_refused(tmp_path: Path) -> None:
 
 def test_statistics_of_parts_add_up_from_files(tmp_path: Path) -> None:
     for name, part in (("a", BATCHES[:2]), ("b", BATCHES[2:])):
-        made = sim()
-        made.calibrate(part)
-        made.save_statistics(tmp_path / f"{name}.npz")
+        simulator = sim()
+        simulator.calibrate(part)
+        simulator.save_statistics(tmp_path / f"{name}.npz")
     loaded = sim()
     loaded.load_statistics(tmp_path / "a.npz", tmp_path / "b.npz")
     loaded.recalibrate("moving-average=0.5")
@@ -129,9 +129,9 @@ def test_statistics_that_do_not_fit_are_named(tmp_path: Path) -> None:
     Statistics().save(tmp_path / "empty.npz")
     with pytest.raises(DataError, match=r"empty\.npz: has no statistics of 'x': of another model or plan"):
         sim().load_statistics(tmp_path / "empty.npz")
-    made = sim()
-    made.calibrate(BATCHES, sample_limit=5)
-    made.save_statistics(tmp_path / "five.npz")
+    simulator = sim()
+    simulator.calibrate(BATCHES, sample_limit=5)
+    simulator.save_statistics(tmp_path / "five.npz")
     calibrated().save_statistics(tmp_path / "all.npz")
     loaded = sim()
     with pytest.raises(DataError, match=r"five\.npz: does not add to .*all\.npz: .* sampling limits"):
@@ -140,10 +140,10 @@ def test_statistics_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 
 def test_what_a_scheme_does_otherwise_is_noted() -> None:
-    made = sim()
-    made.calibrate(BATCHES, "entropy")
-    assert not any("entropy" in note for note in made.report.notes)
-    model = made.backend_model.inner
-    wide = QuantSim(model, activations="uint16")
-    wide.calibrate(BATCHES, "entropy")
-    assert any("uint16 is calibrated by mse" in note for note in wide.report.notes)
+    simulator = sim()
+    simulator.calibrate(BATCHES, "entropy")
+    assert not any("entropy" in note for note in simulator.report.notes)
+    model = simulator.backend_model.inner
+    sim_16_bits = QuantSim(model, activations="uint16")
+    sim_16_bits.calibrate(BATCHES, "entropy")
+    assert any("uint16 is calibrated by mse" in note for note in sim_16_bits.report.notes)

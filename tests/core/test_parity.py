@@ -17,7 +17,7 @@ from isobit.plugins import registry
 from isobit.testing.networks import NETWORKS
 from isobit.testing.parity import command
 from isobit.testing.parity.comparing import Agreement, agreement, broken_promises, compare, decibels
-from isobit.testing.parity.results import Result, said
+from isobit.testing.parity.results import Result, placement_facts
 from isobit.testing.parity.table import as_markdown
 
 
@@ -36,18 +36,20 @@ def result(**changes: Encoding) -> Result:
         {(Weight if name.endswith("weight") else Tensor)(name.replace("_", ".")): e for name, e in changes.items()}
     )
     by_scheme = {"minmax": Encodings(encodings), "mse": Encodings(encodings)}
-    plans = {name: said(place(network.graph, registry().target(name))) for name in ("default", "onnxruntime-cpu")}
+    plans = {
+        name: placement_facts(place(network.graph, registry().target(name))) for name in ("default", "onnxruntime-cpu")
+    }
     outputs = {"y": np.arange(8, dtype=np.float32).reshape(2, 4)}
     return Result(network.graph, network.weights, plans, by_scheme, outputs, {"y": outputs["y"] + 0.1})
 
 
 def test_equal_results_have_no_differences() -> None:
-    found = compare("n", "folded", "torch", result(), result())
-    assert not found.differences
-    assert not found.broken
-    assert found.activations["minmax"].equal == found.activations["minmax"].total > 4
-    assert (found.weights.equal, found.weights.total) == (2, 2)
-    assert "none" in as_markdown(["onnx", "torch"], [found], broken_promises([found]))
+    comparison = compare("n", "folded", "torch", result(), result())
+    assert not comparison.differences
+    assert not comparison.broken
+    assert comparison.activations["minmax"].equal == comparison.activations["minmax"].total > 4
+    assert (comparison.weights.equal, comparison.weights.total) == (2, 2)
+    assert "none" in as_markdown(["onnx", "torch"], [comparison], broken_promises([comparison]))
 
 
 STEP = 0.5 / 2048
@@ -65,39 +67,39 @@ STEP = 0.5 / 2048
     ],
 )
 def test_how_far_encodings_may_be_apart(scale: float, zero_point: int, scheme: str, verdict: str) -> None:
-    found = compare("n", "folded", "torch", result(), result(x=Encoding.of("uint8", scale, zero_point)))
-    assert getattr(found.activations[scheme], verdict) == 1
-    assert (f"{scheme} encodings" in found.broken) == (verdict == "far")
-    assert any(text.startswith(f"{scheme}: x: ") for text in found.differences)
+    comparison = compare("n", "folded", "torch", result(), result(x=Encoding.of("uint8", scale, zero_point)))
+    assert getattr(comparison.activations[scheme], verdict) == 1
+    assert (f"{scheme} encodings" in comparison.broken) == (verdict == "far")
+    assert any(text.startswith(f"{scheme}: x: ") for text in comparison.differences)
 
 
 def test_a_weight_may_not_differ_at_all() -> None:
     size = 8
     scale = np.full(size, 0.25, np.float32)
     scale[2] = np.nextafter(scale[2], np.float32(1))
-    odd = Encoding.of("int8 per-channel", scale, np.zeros(size, np.int32), 0)
-    found = compare("n", "folded", "torch", result(), result(fc1_weight=odd))
-    assert "weight encodings" in found.broken
-    assert broken_promises([found])
+    differing = Encoding.of("int8 per-channel", scale, np.zeros(size, np.int32), 0)
+    comparison = compare("n", "folded", "torch", result(), result(fc1_weight=differing))
+    assert "weight encodings" in comparison.broken
+    assert broken_promises([comparison])
 
 
 def test_the_share_of_equal_encodings_is_one_of_all_together() -> None:
     near = compare("n", "folded", "torch", result(), result(x=Encoding.of("uint8", 0.5, 4)))
     assert not near.broken
     assert [text for text in broken_promises([near]) if text.startswith("minmax: ")]
-    alike = [compare("n", "folded", "torch", result(), result()) for _ in range(60)]
-    assert not broken_promises([near, *alike])
+    equal_ones = [compare("n", "folded", "torch", result(), result()) for _ in range(60)]
+    assert not broken_promises([near, *equal_ones])
 
 
 def test_other_graphs_and_plans_are_counted() -> None:
     network = NETWORKS["two_inputs"]()
-    mine = result()
-    strange = replace(mine, graph=network.graph, weights=network.weights)
-    assert "graph" in compare("n", "folded", "torch", mine, strange).broken
-    plans = {**mine.plans, "default": {s: v for s, v in mine.plans["default"].items() if s != Tensor("x")}}
-    found = compare("n", "folded", "torch", mine, replace(mine, plans=plans))
-    assert found.plans == {"default": 1, "onnxruntime-cpu": 0}
-    assert "plan for default" in found.broken
+    reference = result()
+    strange = replace(reference, graph=network.graph, weights=network.weights)
+    assert "graph" in compare("n", "folded", "torch", reference, strange).broken
+    plans = {**reference.plans, "default": {s: v for s, v in reference.plans["default"].items() if s != Tensor("x")}}
+    comparison = compare("n", "folded", "torch", reference, replace(reference, plans=plans))
+    assert comparison.plans == {"default": 1, "onnxruntime-cpu": 0}
+    assert "plan for default" in comparison.broken
 
 
 def test_agreement_of_outputs() -> None:
@@ -115,24 +117,24 @@ def test_agreement_of_outputs() -> None:
 
 
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
-    written = result()
-    written.write(tmp_path, "shared_weights", "as built")
-    again = Result.read(tmp_path, "shared_weights", "as built")
-    assert not compare("n", "as built", "torch", written, again).differences
-    np.testing.assert_array_equal(again.outputs["y"], written.outputs["y"])
-    assert again.plans == {name: dict(plan) for name, plan in written.plans.items()}
+    original = result()
+    original.write(tmp_path, "shared_weights", "as built")
+    loaded = Result.read(tmp_path, "shared_weights", "as built")
+    assert not compare("n", "as built", "torch", original, loaded).differences
+    np.testing.assert_array_equal(loaded.outputs["y"], original.outputs["y"])
+    assert loaded.plans == {name: dict(plan) for name, plan in original.plans.items()}
 
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_the_command_leaves_with_what_it_found(broken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = result(x=Encoding.of("uint8", 0.7, 3)) if broken else result()
-    found = [compare("shared_weights", "folded", "torch", result(), other)]
+    other_result = result(x=Encoding.of("uint8", 0.7, 3)) if broken else result()
+    comparisons = [compare("shared_weights", "folded", "torch", result(), other_result)]
     monkeypatch.setattr(command, "_interpreters", lambda pairs, only: {"onnx": "python", "torch": "python"})
-    monkeypatch.setattr(command, "_run", lambda interpreters, networks, folder: found)
+    monkeypatch.setattr(command, "_run", lambda interpreters, networks, folder: comparisons)
     paths = tmp_path / "p.json", tmp_path / "p.md"
-    done = CliRunner().invoke(command.app, ["parity", "--json", str(paths[0]), "--markdown", str(paths[1])])
-    assert done.exit_code == int(broken)
-    assert ("broken: shared_weights (folded) in torch: minmax encodings" in done.stdout) == broken
+    outcome = CliRunner().invoke(command.app, ["parity", "--json", str(paths[0]), "--markdown", str(paths[1])])
+    assert outcome.exit_code == int(broken)
+    assert ("broken: shared_weights (folded) in torch: minmax encodings" in outcome.stdout) == broken
     data = json.loads(paths[0].read_text("utf-8"))
     assert bool(data["broken"]) == broken
     assert len(data["comparisons"][0]["differences"]) == 2 * broken  # one for each scheme
@@ -140,6 +142,6 @@ def test_the_command_leaves_with_what_it_found(broken: bool, tmp_path: Path, mon
 
 
 def test_parity_of_one_framework_is_none() -> None:
-    done = CliRunner().invoke(command.app, ["parity", "--backend", "nothing"])
-    assert done.exit_code == 1
-    assert "--backend nothing: those that build the reference networks are" in " ".join(done.stderr.split())
+    outcome = CliRunner().invoke(command.app, ["parity", "--backend", "nothing"])
+    assert outcome.exit_code == 1
+    assert "--backend nothing: those that build the reference networks are" in " ".join(outcome.stderr.split())

@@ -12,8 +12,8 @@ def test_observers_take_read_only_arrays() -> None:
     frozen = values.copy()
     frozen.flags.writeable = False
     for kind in (Histogram, MinMax, Moments):
-        found, expected = kind(), kind()
-        found.update(frozen, 1)
+        from_read_only, expected = kind(), kind()
+        from_read_only.update(frozen, 1)
         expected.update(values, 1)
         for name, array in expected.arrays().items():
-            np.testing.assert_array_equal(found.arrays()[name], array, err_msg=f"{kind.__name__} {name}")
+            np.testing.assert_array_equal(from_read_only.arrays()[name], array, err_msg=f"{kind.__name__} {name}")

@@ -25,7 +25,7 @@ from isobit.testing.networks.convolutional import conv_net
 
 @dataclass(frozen=True)
 class Spoil:
-    """Makes everything worse; a stranger's technique."""
+    """A technique of a plug-in that makes everything worse."""
 
     amount: float = 0.3
 
@@ -67,7 +67,7 @@ def test_good_steps_are_kept_and_counted() -> None:
     network = chain(2)
     data = [network.batch(8, seed) for seed in range(3)]
     sim = simulator(network, weights="int8 per-tensor")
-    wanted = [sim.backend_model.run(batch) for batch in data]
+    expected = [sim.backend_model.run(batch) for batch in data]
     steps = recipe(Step(EqualizeCrossLayers), Step(Spoil), Step(CorrectBias), samples=24)
     results = run(sim, steps, data)
     equalized, spoilt, corrected = results
@@ -75,13 +75,10 @@ def test_good_steps_are_kept_and_counted() -> None:
     assert equalized.after > equalized.before + 10
     assert spoilt.before == equalized.after
     assert corrected.before == equalized.after
-    assert (equalized.passes, spoilt.passes, corrected.passes) == (
-        0.0,
-        0.0,
-        2.0,
-    )  # the judge's pass served the first step
+    # The pass that judges served the first step too.
+    assert (equalized.passes, spoilt.passes, corrected.passes) == (0.0, 0.0, 2.0)
     sim.calibrate(data)
-    reached = output_sqnr(wanted, [sim.run(batch) for batch in data])
+    reached = output_sqnr(expected, [sim.run(batch) for batch in data])
     last = corrected.after if corrected.outcome == "kept" else corrected.before
     assert reached == pytest.approx(last, abs=1e-6)  # the judge saw the whole data, so it saw this model
     assert "kept" in str(equalized)
@@ -108,16 +105,16 @@ def test_one_shot_data_serves_what_does_not_judge() -> None:
 
 
 def test_the_library_follows_a_recipe(monkeypatch) -> None:
-    found = own_registry()
-    monkeypatch.setattr(found, "backend_for", lambda model: NumpyBackend())
+    registry_with_numpy = own_registry()
+    monkeypatch.setattr(registry_with_numpy, "backend_for", lambda model: NumpyBackend())
     for module in ("isobit.quantsim.quantsim", "isobit.quantsim.quantize"):
-        monkeypatch.setattr(f"{module}.registry", lambda: found)
+        monkeypatch.setattr(f"{module}.registry", lambda: registry_with_numpy)
     network = chain(5)
     data = network.batch(16)
     plain = isobit.quantize(opened(network), data, weights="int8 per-tensor")
     better = isobit.quantize(opened(network), data, weights="int8 per-tensor", recipe="ptq")
-    wanted = [opened(network).run(data)]
-    assert output_sqnr(wanted, [better.run(data)]) > output_sqnr(wanted, [plain.run(data)]) + 10
+    expected = [opened(network).run(data)]
+    assert output_sqnr(expected, [better.run(data)]) > output_sqnr(expected, [plain.run(data)]) + 10
     assert [step.step for step in better.steps][:2] == ["FoldBatchNorms", "EqualizeCrossLayers"]
     assert "EqualizeCrossLayers kept" in str(better.report)
     with pytest.raises(RecipeError, match="either"):
@@ -134,10 +131,10 @@ def test_basic_is_what_it_was() -> None:
 
 def test_every_recipe_loads_and_is_explained() -> None:
     for name in registry().recipes():
-        found = registry().recipe(name)
-        assert found.name == name
-        assert found.description in str(found)
-        assert "calibrate" in str(found)
+        recipe_found = registry().recipe(name)
+        assert recipe_found.name == name
+        assert recipe_found.description in str(recipe_found)
+        assert "calibrate" in str(recipe_found)
 
 
 def test_settings_reach_the_technique() -> None:
@@ -184,12 +181,12 @@ def test_a_strangers_recipe(tmp_path) -> None:
         def isobit_techniques(self):
             return [Spoil]
 
-    found = own_registry(SimpleNamespace(name="stranger", value="here", dist=None, load=Plugin))
-    assert found.recipe("gentle").steps == (Step(Spoil),)
-    assert found.recipe(str(path)).name == "gentle"
+    plugins = own_registry(SimpleNamespace(name="stranger", value="here", dist=None, load=Plugin))
+    assert plugins.recipe("gentle").steps == (Step(Spoil),)
+    assert plugins.recipe(str(path)).name == "gentle"
     with pytest.raises(RecipeError, match="did you mean 'gentle'"):
-        found.recipe("gentl")
+        plugins.recipe("gentl")
     with pytest.raises(RecipeError, match="cannot be read"):
-        found.recipe("nowhere.toml")
+        plugins.recipe("nowhere.toml")
     with pytest.raises(RecipeError, match="name or the path"):
-        found.recipe(3)  # type: ignore[arg-type]
+        plugins.recipe(3)  # type: ignore[arg-type]

@@ -60,13 +60,13 @@ def test_pairs_end_in_a_minimum_of_single_and_pair_moves(seed):
     weight, patches, *_, gram = layer(seed, outputs=2, columns=6)
     objective, encoding = Objective.of(patches.matrix(weight), gram), min_max(weight, "int3 per-channel")
     grid = Grid.of(encoding, patches)
-    found = coordinate_descent(objective, grid, grid.nearest(patches.matrix(weight)), sweeps=100)
-    error = objective.error(grid.values(found))[0]
+    integers = coordinate_descent(objective, grid, grid.nearest(patches.matrix(weight)), sweeps=100)
+    error = objective.error(grid.values(integers))[0]
     for o, (i, j) in itertools.product(range(2), itertools.combinations(range(6), 2)):
-        for a, b in itertools.product((-1, 0, 1), repeat=2):
-            tried = found.copy()
-            tried[0, o, i] += a
-            tried[0, o, j] += b
+        for step_i, step_j in itertools.product((-1, 0, 1), repeat=2):
+            tried = integers.copy()
+            tried[0, o, i] += step_i
+            tried[0, o, j] += step_j
             if grid.q_min <= tried.min() and tried.max() <= grid.q_max:
                 assert objective.error(grid.values(tried))[0, o] >= error[o] * (1 - 1e-6)
 
@@ -83,8 +83,8 @@ def test_coordinate_descent_finds_most_optima():
         )
         best = objective.error(grid.values(levels[None]))
         start = gptq(objective, grid)
-        found = objective.error(grid.values(coordinate_descent(objective, grid, start)))[0, 0]
-        ratios.append(found / best.min())
+        error = objective.error(grid.values(coordinate_descent(objective, grid, start)))[0, 0]
+        ratios.append(error / best.min())
         hits += ratios[-1] < 1 + 1e-6
     assert hits >= 15
     assert np.median(ratios) < 1.1
@@ -115,8 +115,8 @@ def test_gptq_is_the_algorithm_of_the_paper(columns):
     objective = Objective.of(patches.matrix(weight), Gram.of(rows))
     encoding = min_max(weight, "int4 per-channel")
     grid = Grid.of(encoding, patches)
-    found = grid.values(gptq(objective, grid, activation_order=False))[0]
-    np.testing.assert_allclose(found, reference_gptq(weight, objective.hessian[0], encoding), atol=1e-9)
+    rounded = grid.values(gptq(objective, grid, activation_order=False))[0]
+    np.testing.assert_allclose(rounded, reference_gptq(weight, objective.hessian[0], encoding), atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -178,28 +178,28 @@ def test_search_takes_the_best_candidate():
     """Each channel's scale is the one, of all candidates, whose rounded outputs err least."""
     weight, patches, x, r, gram = layer()
     objective = Objective.of(patches.matrix(weight), gram, damping=0)
-    found = search_scale(weight, placement_of("int3 per-channel"), patches, objective, candidates=10)
+    searched = search_scale(weight, placement_of("int3 per-channel"), patches, objective, candidates=10)
     for o in range(len(weight)):
         errors = {}
         for k in range(1, 11):
             tried = encode_weight(weight * np.float32(k / 10), QuantSpec.parse("int3 per-channel"), channel_axis=0)
             rounded = tried.fake_quantize(weight)[o].astype(np.float64)
             errors[float(tried.scale[o])] = np.square(x @ rounded - r @ weight[o].astype(np.float64)).mean()
-        assert float(found.scale[o]) == min(errors, key=errors.__getitem__)
+        assert float(searched.scale[o]) == min(errors, key=errors.__getitem__)
 
 
 def test_fitted_scale_is_least_squares():
     """Per channel and per block, against a solver of least squares on the rows themselves."""
     weight, patches, x, r, gram = layer()
     objective = Objective.of(patches.matrix(weight), gram, damping=0)
-    wanted = r.astype(np.float64) @ weight.T
+    expected = r.astype(np.float64) @ weight.T
     for spec, blocks in (("int4 per-channel", 1), ("int4 block=8", 3)):
         encoding = min_max(weight, spec)
         integers = Grid.of(encoding, patches).nearest(patches.matrix(weight))
         fitted = fitted_scale(encoding, integers, placement_of(spec), patches, objective)
         for o in range(len(weight)):
             parts = (x * integers[0, o]).reshape(len(x), blocks, -1).sum(axis=2)
-            best = np.linalg.lstsq(parts.astype(np.float64), wanted[:, o])[0]
+            best = np.linalg.lstsq(parts.astype(np.float64), expected[:, o])[0]
             np.testing.assert_allclose(fitted.scale.reshape(len(weight), -1)[o], best, rtol=2**-11)
 
 

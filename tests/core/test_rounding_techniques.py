@@ -42,8 +42,8 @@ def correlated(count, seed=0):
 
 
 def sqnr(sim, float_model, batch):
-    reference, found = float_model.run(batch)["y"].astype(np.float64), sim.run(batch)["y"]
-    return 10 * np.log10(np.square(reference).sum() / np.square(found - reference).sum())
+    reference, outputs = float_model.run(batch)["y"].astype(np.float64), sim.run(batch)["y"]
+    return 10 * np.log10(np.square(reference).sum() / np.square(outputs - reference).sum())
 
 
 def quantized(technique, network=None, data=None, **settings):
@@ -88,8 +88,8 @@ def test_networks_of_all_kinds(network):
 
 def test_same_with_little_memory():
     """Groups of layers, with passes of their own, give the same weights and encodings."""
-    whole, _ = quantized(AdaRound())
-    assert len(Procedure(memory=40_000).groups(find_layers(whole.graph, whole.plan)[0])) == 3
+    at_once, _ = quantized(AdaRound())
+    assert len(Procedure(memory=40_000).groups(find_layers(at_once.graph, at_once.plan)[0])) == 3
     parts, _ = quantized(AdaRound(rows=100, memory=40_000))
     other, _ = quantized(AdaRound(rows=100))
     for weight in ("fc1.weight", "fc3.weight"):
@@ -97,12 +97,12 @@ def test_same_with_little_memory():
 
 
 def test_batch_size_does_not_matter():
-    found = []
+    sims = []
     for size in (300, 7):
         sim = simulator(mlp())
         sim.apply(AdaRound(), data=correlated(300), batch_size=size)
-        found.append(sim)
-    np.testing.assert_allclose(*(sim.backend_model.weight("fc2.weight") for sim in found), rtol=1e-6)
+        sims.append(sim)
+    np.testing.assert_allclose(*(sim.backend_model.weight("fc2.weight") for sim in sims), rtol=1e-6)
 
 
 def test_sequential_makes_up_for_earlier_layers():
@@ -149,8 +149,8 @@ def test_a_bias_is_made_where_there_is_none():
     network = mlp(bias=False)
     sim, _ = quantized(AdaRound(), network)
     assert sim.graph.node("fc2").input(2) is not None
-    kept, _ = quantized(AdaRound(correct_bias=False), network)
-    assert kept.graph.node("fc2").input(2) is None
+    without_bias, _ = quantized(AdaRound(correct_bias=False), network)
+    assert without_bias.graph.node("fc2").input(2) is None
 
 
 def test_one_sample_is_noted():

@@ -22,16 +22,16 @@ def test_noise_is_that_of_the_encodings_of_each_scaled_weight(spec: str) -> None
     factors = RNG.uniform(0.2, 5, (6, 32)).astype(np.float32)
     weight.setflags(write=False)
     placement = Placement(Weight("w"), QuantSpec.parse(spec), "weight", block_axis=1)
-    found = rounding_noise(weight, factors, placement)
-    for noise, factor in zip(found, factors, strict=True):
+    noises = rounding_noise(weight, factors, placement)
+    for noise, factor in zip(noises, factors, strict=True):
         scaled = weight * factor
         encoding = encode_weight(scaled, placement.spec, block_axis=1)
         if placement.spec.is_integer:
             scale = np.array(np.broadcast_to(encoding.broadcast(scaled.shape)[0], scaled.shape), np.float64)
-            wanted = (scale**2 / 12).sum(axis=0)
+            expected = (scale**2 / 12).sum(axis=0)
         else:
-            wanted = ((encoding.fake_quantize(scaled) - scaled).astype(np.float64) ** 2).sum(axis=0)
-        np.testing.assert_allclose(noise, wanted, rtol=1e-5)
+            expected = ((encoding.fake_quantize(scaled) - scaled).astype(np.float64) ** 2).sum(axis=0)
+        np.testing.assert_allclose(noise, expected, rtol=1e-5)
 
 
 def test_what_is_zero_is_rounded_without_noise() -> None:

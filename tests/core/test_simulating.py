@@ -20,16 +20,16 @@ from isobit.testing.collecting import Collect
 
 
 def context(model, plan, data, calibrator) -> TechniqueContext:
-    """One that has seen the ranges."""
+    """A context that has observed the ranges."""
     observed = TechniqueContext(model, plan, data, calibrator=calibrator)
     observed.observe(Requests(ranges=True))
     return observed
 
 
 def seen(model, batch, *tensors: str) -> list[np.ndarray]:
-    found = {name: Collect() for name in tensors}
-    model.observe([batch], [Request(Tensor(name), observer) for name, observer in found.items()])
-    return [observer.values for observer in found.values()]
+    collected = {name: Collect() for name in tensors}
+    model.observe([batch], [Request(Tensor(name), observer) for name, observer in collected.items()])
+    return [observer.values for observer in collected.values()]
 
 
 def test_activations_are_clipped_and_not_rounded() -> None:

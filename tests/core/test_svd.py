@@ -43,17 +43,17 @@ def test_no_weight_of_that_rank_is_nearer(technique) -> None:
     model, rank = opened(network), 3
     technique(ranks={"conv": rank}).apply(TechniqueContext(model))
     first, second = (model.weight(node.inputs[1]) for node in model.graph.nodes)
-    whole = network.weights["weight"].astype(np.float64)
-    product_of = np.zeros(whole.shape)
+    original = network.weights["weight"].astype(np.float64)
+    product_of = np.zeros(original.shape)
     for o, r, i, y, x in product(range(6), range(rank), range(3), range(3), range(5)):
         if technique is SpatialSvd:
             product_of[o, i, y, x] += second[o, r, 0, x] * first[r, i, y, 0]
         else:
             product_of[o, i, y, x] += second[o, r, 0, 0] * first[r, i, y, x]
     rows = (0, 3, 1, 2) if technique is SpatialSvd else (0, 1, 2, 3)
-    matrix = whole.transpose(rows).reshape(6 * (5 if technique is SpatialSvd else 1), -1)
+    matrix = original.transpose(rows).reshape(6 * (5 if technique is SpatialSvd else 1), -1)
     left_out = np.linalg.eigvalsh(matrix @ matrix.T)[::-1][rank:].clip(0).sum()
-    assert np.square(product_of - whole).sum() == pytest.approx(left_out, rel=1e-4)
+    assert np.square(product_of - original).sum() == pytest.approx(left_out, rel=1e-4)
 
 
 def test_the_rank_follows_from_the_share_of_multiplications() -> None:

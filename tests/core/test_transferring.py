@@ -72,30 +72,30 @@ def other(name: str) -> str:
 def test_names_do_not_count() -> None:
     source = plain()
     encodings = {**grids("x", "relu", "conv2"), **weight_grids(source, "w1", "w2")}
-    found = isobit.transfer(encodings, source, plain(other))
+    result = isobit.transfer(encodings, source, plain(other))
     expected = {type(site)(other(site.name)): encoding for site, encoding in encodings.items()}
-    assert dict(found.encodings) == expected
-    assert found.complete
-    assert found.mapped[Weight("module/w2:0")] == (Weight("w2"),)
+    assert dict(result.encodings) == expected
+    assert result.complete
+    assert result.mapped[Weight("module/w2:0")] == (Weight("w2"),)
 
 
 def test_added_transposes_carry_the_grid_of_what_they_move() -> None:
     source, target = plain(), plain(other, turned=True)
     encodings = {**grids("x", "relu", "conv2"), **weight_grids(source, "w1", "w2")}
-    there = isobit.transfer(encodings, source, target)
-    assert there.complete
-    assert there.encodings[Tensor("module/in:0")] == there.encodings[Tensor("module/x:0")] == encodings[Tensor("x")]
-    assert there.encodings[Tensor("module/out:0")] == encodings[Tensor("conv2")]
-    back = isobit.transfer(there.encodings, target, source)
+    result = isobit.transfer(encodings, source, target)
+    assert result.complete
+    assert result.encodings[Tensor("module/in:0")] == result.encodings[Tensor("module/x:0")] == encodings[Tensor("x")]
+    assert result.encodings[Tensor("module/out:0")] == encodings[Tensor("conv2")]
+    back = isobit.transfer(result.encodings, target, source)
     assert back.complete
     assert dict(back.encodings) == encodings
 
 
-@pytest.mark.parametrize(("noise", "same"), [(5e-7, True), (1e-4, False)])
-def test_weights_may_differ_by_the_rounding_of_a_fold(noise: float, same: bool) -> None:
+@pytest.mark.parametrize(("noise", "within_tolerance"), [(5e-7, True), (1e-4, False)])
+def test_weights_may_differ_by_the_rounding_of_a_fold(noise: float, within_tolerance: bool) -> None:
     source = plain()
     encodings = weight_grids(source, "w1", "w2")
-    if same:
+    if within_tolerance:
         assert isobit.transfer(encodings, source, plain(other, noise=noise)).complete
     else:
         with pytest.raises(EncodingError, match="none of the 2 encodings.*has no counterpart"):
@@ -109,23 +109,23 @@ def branches(
     sketch = Sketch(3)
     x = sketch.input(name("x"), *IMAGE)
     values = [sketch.rng.standard_normal((3, 3, 1, 1)) for _ in range(2)]
-    made: dict[int, str] = {}
+    branch_outputs: dict[int, str] = {}
     for i in order:
         sketch.weight(name(f"w{i}"), values[0 if alike else i])
-        made[i] = sketch.node(
+        branch_outputs[i] = sketch.node(
             "Relu", conv(sketch, x, name(f"w{i}"), name=name(f"conv{i}")), name=name(f"relu{i}"), shape=IMAGE
         )
-    operands = (made[1], made[0]) if swap else (made[0], made[1])
+    operands = (branch_outputs[1], branch_outputs[0]) if swap else (branch_outputs[0], branch_outputs[1])
     return model_of(sketch, sketch.node("Add", *operands, name=name("add"), shape=IMAGE))
 
 
 def test_branches_are_told_apart_by_what_their_weights_hold() -> None:
     source = branches()
     encodings = {**grids("x", "relu0", "relu1", "add"), **weight_grids(source, "w0", "w1")}
-    found = isobit.transfer(encodings, source, branches(other, order=(1, 0), swap=True))
-    assert found.complete
+    result = isobit.transfer(encodings, source, branches(other, order=(1, 0), swap=True))
+    assert result.complete
     for i in (0, 1):
-        assert found.encodings[Tensor(other(f"relu{i}"))] == encodings[Tensor(f"relu{i}")]
+        assert result.encodings[Tensor(other(f"relu{i}"))] == encodings[Tensor(f"relu{i}")]
 
 
 def test_the_side_of_a_sum_follows_its_branches() -> None:
@@ -134,27 +134,27 @@ def test_the_side_of_a_sum_follows_its_branches() -> None:
         Input("add", 0): Encoding.of("uint8", 0.5),
         Input("add", 1): Encoding.of("uint8", 0.7),
     }
-    found = isobit.transfer(encodings, source, branches(other, swap=True))
-    assert dict(found.encodings) == {
+    result = isobit.transfer(encodings, source, branches(other, swap=True))
+    assert dict(result.encodings) == {
         Input(other("add"), 1): encodings[Input("add", 0)], Input(other("add"), 0): encodings[Input("add", 1)],
     }  # fmt: skip
 
 
 def test_what_nothing_tells_apart_is_reported_and_not_guessed() -> None:
     source = branches(alike=True)
-    found = isobit.transfer(grids("x", "relu0", "relu1", "add"), source, branches(other, alike=True))
-    assert set(found.encodings) == {Tensor(other("x")), Tensor(other("add"))}
-    assert set(found.unmapped) == {Tensor("relu0"), Tensor("relu1")}
-    assert "one of several that nothing tells apart" in found.unmapped[Tensor("relu0")]
-    assert "nothing tells apart" in str(found)
+    result = isobit.transfer(grids("x", "relu0", "relu1", "add"), source, branches(other, alike=True))
+    assert set(result.encodings) == {Tensor(other("x")), Tensor(other("add"))}
+    assert set(result.unmapped) == {Tensor("relu0"), Tensor("relu1")}
+    assert "one of several that nothing tells apart" in result.unmapped[Tensor("relu0")]
+    assert "nothing tells apart" in str(result)
 
 
 def test_alike_branches_with_equal_encodings_leave_nothing_to_guess() -> None:
     source = branches(alike=True)
     encodings = {**grids("x", "add"), **dict.fromkeys((Tensor("relu0"), Tensor("relu1")), Encoding.of("uint8", 0.3))}
-    found = isobit.transfer(encodings, source, branches(other, alike=True))
-    assert found.complete
-    assert found.encodings[Tensor(other("relu1"))] == Encoding.of("uint8", 0.3)
+    result = isobit.transfer(encodings, source, branches(other, alike=True))
+    assert result.complete
+    assert result.encodings[Tensor(other("relu1"))] == Encoding.of("uint8", 0.3)
 
 
 def normalized(name: Name = str, *, bias: bool = False) -> CheckedModel:
@@ -186,31 +186,32 @@ def calibrated(model: CheckedModel, target: str = "default") -> QuantSim:
 @pytest.mark.parametrize("target", ["default", "onnxruntime-cpu"])
 def test_one_side_folded(target: str) -> None:
     source = calibrated(folded(normalized()), target)
-    raw, done = normalized(other), folded(normalized(other))
-    for twin in (raw, done):
-        found = isobit.transfer(source.encodings, source, twin)
-        assert found.complete, found
-        assert set(found.encodings) == set(sim_of(done, target).plan.placements)
+    raw, already_folded = normalized(other), folded(normalized(other))
+    for target_model in (raw, already_folded):
+        result = isobit.transfer(source.encodings, source, target_model)
+        assert result.complete, result
+        assert set(result.encodings) == set(sim_of(already_folded, target).plan.placements)
     assert "the encodings belong to the folded target" in str(isobit.transfer(source.encodings, source, raw))
-    again = isobit.transfer(source.encodings, normalized(), done)  # the model file, and encodings of its folded form
-    assert again.complete, again
+    # The source is the model file, and the encodings are those of its folded form.
+    refolded = isobit.transfer(source.encodings, normalized(), already_folded)
+    assert refolded.complete, refolded
 
 
 def test_a_weight_is_not_given_the_grid_that_it_had_before_folding() -> None:
     raw = normalized()
     encodings = {**grids("x", "relu"), **weight_grids(raw, "w1", "w2")}
-    found = isobit.transfer(encodings, raw, folded(normalized(other)))
-    assert set(found.unmapped) == {Weight("w1")}
-    assert "before its batch norm is folded" in found.unmapped[Weight("w1")]
-    assert found.encodings[Weight(other("w2"))] == encodings[Weight("w2")]
+    result = isobit.transfer(encodings, raw, folded(normalized(other)))
+    assert set(result.unmapped) == {Weight("w1")}
+    assert "before its batch norm is folded" in result.unmapped[Weight("w1")]
+    assert result.encodings[Weight(other("w2"))] == encodings[Weight("w2")]
 
 
 def test_quantizers_of_single_readers_and_of_tensors() -> None:
     """A target with float readers rounds an input for one reader alone; the other rounds the tensor."""
     source, target = calibrated(plain(), "default"), sim_of(plain(other), "onnxruntime-cpu")
-    found = isobit.transfer(source.encodings, source, target)
-    assert set(found.encodings) == set(target.plan.placements)
-    assert not found.missing
+    result = isobit.transfer(source.encodings, source, target)
+    assert set(result.encodings) == set(target.plan.placements)
+    assert not result.missing
     target.calibrate([{other("x"): np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}])
     back = isobit.transfer(target.encodings, target, sim_of(plain()))
     assert back.complete, back
@@ -218,22 +219,22 @@ def test_quantizers_of_single_readers_and_of_tensors() -> None:
 
 def test_the_plan_of_a_target_says_what_is_missing() -> None:
     source, target = plain(), sim_of(plain(other))
-    found = isobit.transfer(grids("x", "relu"), source, target)
-    assert set(found.missing) == set(target.plan.placements) - {Tensor(other("x")), Tensor(other("relu"))}
-    assert not found.unmapped
+    result = isobit.transfer(grids("x", "relu"), source, target)
+    assert set(result.missing) == set(target.plan.placements) - {Tensor(other("x")), Tensor(other("relu"))}
+    assert not result.unmapped
 
 
 def test_a_site_of_no_model_is_reported() -> None:
     source = plain()
-    found = isobit.transfer({**grids("x"), Tensor("nothing"): Encoding.of("uint8", 1.0)}, source, plain(other))
-    assert found.unmapped == {Tensor("nothing"): "the source has no such site"}
-    assert found.as_data()["unmapped"] == [
+    result = isobit.transfer({**grids("x"), Tensor("nothing"): Encoding.of("uint8", 1.0)}, source, plain(other))
+    assert result.unmapped == {Tensor("nothing"): "the source has no such site"}
+    assert result.as_data()["unmapped"] == [
         {"source": {"kind": "tensor", "name": "nothing"}, "reason": "the source has no such site"}
     ]
 
 
 def test_a_layer_that_the_target_lacks_stops_nothing_behind_it() -> None:
-    """Its activation is another op in the target: what is behind is found by its weight."""
+    """Its activation is another op in the target: the layer behind it is found by its weight."""
     sketch = Sketch(0)
     x = sketch.input("image", *IMAGE)
     for weight in ("k1", "k2"):
@@ -241,6 +242,6 @@ def test_a_layer_that_the_target_lacks_stops_nothing_behind_it() -> None:
     y = sketch.node("Exp", conv(sketch, x, "k1", name="c1"), name="exp", shape=IMAGE)
     target = model_of(sketch, conv(sketch, y, "k2", name="c2"))
     source = plain()
-    found = isobit.transfer({**grids("x", "relu", "conv2"), **weight_grids(source, "w1", "w2")}, source, target)
-    assert set(found.encodings) == {Tensor("image"), Tensor("c2"), Weight("k1"), Weight("k2"), Tensor("exp")}
-    assert found.complete  # what reads the tensor is the same layer, whoever makes it
+    result = isobit.transfer({**grids("x", "relu", "conv2"), **weight_grids(source, "w1", "w2")}, source, target)
+    assert set(result.encodings) == {Tensor("image"), Tensor("c2"), Weight("k1"), Weight("k2"), Tensor("exp")}
+    assert result.complete  # the tensor's reader is the same layer, though another op computes the tensor

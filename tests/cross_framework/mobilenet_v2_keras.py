@@ -1,4 +1,4 @@
-"""Keras' MobileNetV2, calibrated: encodings for its own ONNX export, and what PyTorch needs to build its twin.
+"""Keras' MobileNetV2, calibrated: encodings for its own ONNX export, and what PyTorch needs to build the same network.
 
 Usage: mobilenet_v2_keras.py FOLDER
 """
@@ -25,7 +25,7 @@ EPOCHS, BATCH = 30, 60
 
 
 def trained() -> keras.Model:
-    """On a few hundred digits, until it is sure of them: random weights of this depth amplify every last bit.
+    """On a few hundred digits, until its outputs are clear-cut: random weights of this depth amplify every last bit.
 
     One processor's result differs from another's.
     """
@@ -61,12 +61,16 @@ def main(folder: Path) -> None:
     call = tf.function(lambda image: model(image), input_signature=spec, autograph=False)
     tf2onnx.convert.from_function(call, input_signature=spec, opset=17, output_path=str(folder / "model.onnx"))
 
-    found = isobit.transfer(sim.encodings, sim, folder / "model.onnx")
-    IsobitJson().write(found.encodings, folder / "onnx.json")
+    transferred = isobit.transfer(sim.encodings, sim, folder / "model.onnx")
+    IsobitJson().write(transferred.encodings, folder / "onnx.json")
     outputs = {"simulated": next(iter(sim.run(batch).values())), "float": next(iter(sim.run_float(batch).values()))}
     save_file({variable.path: np.asarray(variable) for variable in model.variables}, folder / "weights.safetensors")
     save_file({"image": batch, **outputs}, folder / "keras.safetensors")
-    report = {"encodings": len(sim.encodings), "unmapped": list(map(str, found.unmapped)), "notes": found.notes}
+    report = {
+        "encodings": len(sim.encodings),
+        "unmapped": list(map(str, transferred.unmapped)),
+        "notes": transferred.notes,
+    }
     (folder / "keras.json").write_text(json.dumps(report), "utf-8")
 
 

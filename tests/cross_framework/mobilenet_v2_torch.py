@@ -1,4 +1,4 @@
-"""The PyTorch twin of Keras' MobileNetV2: the ONNX export's encodings, carried over, and both simulators run.
+"""Keras' MobileNetV2 rebuilt in PyTorch: the ONNX export's encodings, carried over, and both simulators run.
 
 Usage: mobilenet_v2_torch.py FOLDER
 """
@@ -39,7 +39,7 @@ class Normed(nn.Module):
         self.norm = nn.BatchNorm2d(out, EPSILON)
         self.act = nn.ReLU6() if act else nn.Identity()
         parts = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-        state = {ours: torch.from_numpy(weights[f"{norm}/{theirs}"]) for ours, theirs in parts.items()}
+        state = {name: torch.from_numpy(weights[f"{norm}/{keras_name}"]) for name, keras_name in parts.items()}
         self.norm.load_state_dict(state, strict=False)
         self.conv.load_state_dict({"weight": kernel})
 
@@ -95,18 +95,21 @@ def main(folder: Path) -> None:
     model = MobileNetV2(load_file(folder / "weights.safetensors")).eval()
     batch = load_file(folder / "keras.safetensors")["image"]
     channels_first = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
-    ours = isobit.QuantSim(model, torch.from_numpy(channels_first[:2]))
+    simulator = isobit.QuantSim(model, torch.from_numpy(channels_first[:2]))
     exported = isobit.QuantSim(folder / "model.onnx")
-    for sim in (ours, exported):
+    for sim in (simulator, exported):
         sim.apply(FoldBatchNorms())
     encodings = IsobitJson().read(folder / "onnx.json")
-    found = isobit.transfer(encodings, folder / "model.onnx", ours)
-    outputs = {"torch": simulate(ours, found.encodings, channels_first), "onnx": simulate(exported, encodings, batch)}
+    transferred = isobit.transfer(encodings, folder / "model.onnx", simulator)
+    outputs = {
+        "torch": simulate(simulator, transferred.encodings, channels_first),
+        "onnx": simulate(exported, encodings, batch),
+    }
     save_file(outputs, folder / "torch.safetensors")
     report = {
-        "encodings": len(found.encodings),
-        "unmapped": [f"{site}: {why}" for site, why in found.unmapped.items()],
-        "missing": [f"{site}: {why}" for site, why in found.missing.items()],
+        "encodings": len(transferred.encodings),
+        "unmapped": [f"{site}: {why}" for site, why in transferred.unmapped.items()],
+        "missing": [f"{site}: {why}" for site, why in transferred.missing.items()],
         "missing in onnx": [str(site) for site in exported.plan.placements if site not in encodings],
     }
     (folder / "torch.json").write_text(json.dumps(report), "utf-8")

@@ -12,16 +12,19 @@ from isobit.testing.parity.comparing import agreement
 
 
 def test_keras_to_its_onnx_export_and_to_a_pytorch_twin(tmp_path: Path, run_in: Callable[..., None]) -> None:
-    here = Path(__file__).parent
-    run_in("tensorflow", here / "mobilenet_v2_keras.py", tmp_path)
-    run_in("torch", here / "mobilenet_v2_torch.py", tmp_path)
+    folder = Path(__file__).parent
+    run_in("tensorflow", folder / "mobilenet_v2_keras.py", tmp_path)
+    run_in("torch", folder / "mobilenet_v2_torch.py", tmp_path)
     keras, torch = (json.loads((tmp_path / f"{name}.json").read_text("utf-8")) for name in ("keras", "torch"))
     assert keras["encodings"] > 150
     assert not keras["unmapped"]
     assert not torch["unmapped"]
     assert not torch["missing"]
     assert not torch["missing in onnx"]
-    ours, theirs = load_file(tmp_path / "keras.safetensors"), load_file(tmp_path / "torch.safetensors")
-    found = {name: agreement(ours["float"], ours["simulated"], output) for name, output in theirs.items()}
-    print(found)
-    assert all(one.kept for one in found.values()), found
+    keras_outputs, torch_outputs = load_file(tmp_path / "keras.safetensors"), load_file(tmp_path / "torch.safetensors")
+    agreements = {
+        name: agreement(keras_outputs["float"], keras_outputs["simulated"], output)
+        for name, output in torch_outputs.items()
+    }
+    print(agreements)
+    assert all(measured.kept for measured in agreements.values()), agreements

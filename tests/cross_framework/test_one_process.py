@@ -28,10 +28,10 @@ def test_frameworks_side_by_side() -> None:
     batch = network.batch(8, 9)
     outputs = {name: sim.run(batch)["logits"] for name, sim in sims.items()}
     for name, sim in sims.items():
-        for other, twin in sims.items():
-            found = isobit.transfer(sim.encodings, sim, twin)
-            assert found.complete, (name, other, found)
-            assert dict(found.encodings) == dict(twin.encodings), (name, other)
+        for target_name, target in sims.items():
+            transferred = isobit.transfer(sim.encodings, sim, target)
+            assert transferred.complete, (name, target_name, transferred)
+            assert dict(transferred.encodings) == dict(target.encodings), (name, target_name)
         np.testing.assert_allclose(outputs[name], outputs["onnx"], rtol=0, atol=1e-4)
     for sim in sims.values():
         sim.backend_model.set_quantizers({Tensor("image"): None})

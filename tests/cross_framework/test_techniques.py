@@ -82,10 +82,10 @@ def test_weights_and_encodings_are_those_of_the_other_frameworks(case: str) -> N
         names = constants(sim.graph)
         wanted_names = constants(first.graph)
         assert len(set(names)) == len(set(wanted_names)) == len(first.graph.weights), framework
-        for ours, theirs in zip(wanted_names, names, strict=True):
-            wanted, found = first.backend_model.weight(ours), sim.backend_model.weight(theirs)
-            atol = CLOSE * float(np.abs(wanted).max(initial=1e-30))
-            np.testing.assert_allclose(found, wanted, rtol=0, atol=atol, err_msg=f"{framework} {theirs}")
+        for reference_name, weight_name in zip(wanted_names, names, strict=True):
+            expected, weight = first.backend_model.weight(reference_name), sim.backend_model.weight(weight_name)
+            atol = CLOSE * float(np.abs(expected).max(initial=1e-30))
+            np.testing.assert_allclose(weight, expected, rtol=0, atol=atol, err_msg=f"{framework} {weight_name}")
         found_encodings = isobit.transfer(first.encodings, first, sim)
         assert found_encodings.complete, (framework, found_encodings)
         assert dict(found_encodings.encodings) == dict(sim.encodings), framework

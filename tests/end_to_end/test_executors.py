@@ -52,15 +52,15 @@ def killing(executors: list[ProcessPoolExecutor]) -> Iterator[np.ndarray]:
 
 
 def test_a_pool_whose_worker_is_killed_is_replaced(expected: QuantSim) -> None:
-    made: list[ProcessPoolExecutor] = []
+    pools: list[ProcessPoolExecutor] = []
 
     def another() -> ProcessPoolExecutor:
-        made.append(pool())
-        return made[-1]
+        pools.append(pool())
+        return pools[-1]
 
     sim = QuantSim(DIGITS / "model.onnx")
-    sim.calibrate(killing(made), "moving-average", executor=another)
-    assert len(made) == 2
+    sim.calibrate(killing(pools), "moving-average", executor=another)
+    assert len(pools) == 2
     assert_same(sim, expected)
     assert not any("workers died" in note for note in sim.report.notes)
 
@@ -101,9 +101,9 @@ def test_techniques_observe_on_workers_with_the_same_bits(technique: Technique) 
             (report,) = sim.apply(technique, data=BATCHES[:20], executor=workers)
             assert report.changed or not isinstance(technique, AdaRound)
             assert not any("in this process" in note for note in sim.report.notes)
-    here, there = (sim.backend_model for sim in sims)
-    for name in here.graph.weights:
-        np.testing.assert_array_equal(there.weight(name), here.weight(name), err_msg=name)
+    local, remote = (sim.backend_model for sim in sims)
+    for name in local.graph.weights:
+        np.testing.assert_array_equal(remote.weight(name), local.weight(name), err_msg=name)
 
 
 def test_an_error_of_isobit_in_a_worker_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,8 +129,8 @@ def test_an_interrupted_technique_goes_on(tmp_path: Path, run_batches: list[int]
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(run_batches) == 8 + 4
-    again, plain = (isobit.QuantSim(DIGITS / "model.onnx", weights="int4") for _ in range(2))
-    (report,) = again.apply(AdaRound(), data=BATCHES, resume=path)
+    resumed, plain = (isobit.QuantSim(DIGITS / "model.onnx", weights="int4") for _ in range(2))
+    (report,) = resumed.apply(AdaRound(), data=BATCHES, resume=path)
     assert len(run_batches) == 8 + 4 + 4
     (expected,) = plain.apply(AdaRound(), data=BATCHES)
     assert report.changed == expected.changed

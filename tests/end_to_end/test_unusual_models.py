@@ -142,9 +142,9 @@ def test_an_input_that_is_an_output():
     model = model_of([node("Relu", ["x"], ["o"])], [("x", ["n", 3])], [("o", ["n", 3]), ("x", ["n", 3])], {})
     x = normal(4, 3)
     sim = isobit.quantize(model, [x])
-    found = sim.run(x)
-    np.testing.assert_array_equal(found["x"], x)
-    np.testing.assert_allclose(found["o"], np.maximum(x, 0), atol=0.05)
+    outputs = sim.run(x)
+    np.testing.assert_array_equal(outputs["x"], x)
+    np.testing.assert_allclose(outputs["o"], np.maximum(x, 0), atol=0.05)
 
 
 def test_same_padding_of_a_transposed_convolution_survives_folding():

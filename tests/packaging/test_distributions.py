@@ -40,11 +40,11 @@ def requirements(built):
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         name = next(name for name in wheel.namelist() if name.endswith("dist-info/METADATA"))
         metadata = Parser().parsestr(wheel.read(name).decode())
-    found = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
+    runtime = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
     extras = metadata.get_all("Provides-Extra")
-    plain = [r for r in found if r.marker is None]
+    plain = [r for r in runtime if r.marker is None]
     return {
-        extra: [*plain, *(r for r in found if r.marker and r.marker.evaluate({"extra": extra}))] for extra in extras
+        extra: [*plain, *(r for r in runtime if r.marker and r.marker.evaluate({"extra": extra}))] for extra in extras
     }
 
 
@@ -92,14 +92,14 @@ def test_a_variant_brings_its_framework_on_its_device_alone(requirements, extra)
 
 def pins(name):
     """Versions by package in a file of constraints and in those that it includes."""
-    found = {}
+    versions = {}
     for line in (ROOT / name).read_text("utf-8").splitlines():
         if line.startswith("-r "):
-            found |= pins(line.removeprefix("-r "))
+            versions |= pins(line.removeprefix("-r "))
         elif line and not line.startswith("#"):
             package, number = line.split("==")
-            found[package.replace("_", "-")] = Version(number)
-    return found
+            versions[package.replace("_", "-")] = Version(number)
+    return versions
 
 
 @pytest.mark.parametrize(("extra", "file"), [
@@ -113,18 +113,18 @@ def test_the_lowest_versions_are_the_bounds(requirements, extra, file):
     for requirement in [*requirements["onnx-cpu"], *requirements[extra]]:
         (bound,) = (spec.version for spec in requirement.specifier if spec.operator == ">=")
         bounds[requirement.name.lower().replace("_", "-")] = Version(bound)
-    found = pins(file)
+    pinned = pins(file)
     if extra == "tensorflow-cpu":  # TensorFlow itself asks for more
-        assert found.pop("ml-dtypes") >= bounds.pop("ml-dtypes")
-    assert found == bounds
+        assert pinned.pop("ml-dtypes") >= bounds.pop("ml-dtypes")
+    assert pinned == bounds
 
 
 def test_any_variants_go_together(requirements):
     """The versions that CI installs satisfy every requirement of every extra, so that no two exclude each other."""
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").split() if "==" in line)
     pinned = {name.lower().replace("_", "-"): number for name, number in pinned.items()}
-    for extra, wanted in requirements.items():
-        for requirement in wanted:
+    for extra, needed in requirements.items():
+        for requirement in needed:
             name = requirement.name.lower().replace("_", "-")
             assert name in pinned, f"{extra} brings {name}, which constraints.txt does not hold"
             assert requirement.specifier.contains(pinned[name]), f"{extra}: {requirement} and {pinned[name]}"

@@ -1,4 +1,4 @@
-"""How the core and the backends hang together: no import circles, and folders and names that a reader can hold.
+"""How the modules of core and backends depend on each other: no import circles, small folders, unique names.
 
 Imports are read from the source and counted wherever they stand, inside functions too. What stands under
 ``if TYPE_CHECKING`` is never run: circles that only such imports close are told apart.
@@ -54,7 +54,7 @@ def modules(package: Path) -> dict[str, Path]:
 
 
 def imports(tree: ast.AST, of_types: bool) -> Iterator[tuple[str, str | None]]:
-    """(module, name or None) of each import, wherever it stands; those for types alone if `of_types`."""
+    """(module, name or None) of each import, inside functions too; those for types alone if `of_types`."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
@@ -123,10 +123,10 @@ def rooms(edges: Edges) -> dict[str, set[str]]:
     return joined
 
 
-def described(found: Iterable[list[str]], edges: Edges) -> str:
+def described(components: Iterable[list[str]], edges: Edges) -> str:
     """Each circle on lines of its own: who imports whom."""
     lines = []
-    for number, circle in enumerate(found, 1):
+    for number, circle in enumerate(components, 1):
         lines.append(f"circle {number}, of {len(circle)}:")
         lines += [f"  {name} imports {', '.join(sorted(edges[name] & set(circle)))}" for name in circle]
     return "\n".join(lines)
@@ -137,8 +137,8 @@ def graph_of(package: str, of_types: bool = False) -> dict[str, set[str]]:
 
 
 def check(edges: Edges) -> None:
-    found = circles(edges)
-    assert not found, f"{len(found)} import circle(s)\n{described(found, edges)}"
+    components = circles(edges)
+    assert not components, f"{len(components)} import circle(s)\n{described(components, edges)}"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -153,18 +153,18 @@ def test_no_rooms_import_each_other(package: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_circle_is_closed_by_an_import_for_types(package: str) -> None:
-    """What a module names in annotations alone still has to be understood before it."""
+    """A reader of a module must understand the types that it imports for annotations alone, so they count too."""
     edges = graph_of(package, of_types=True)
     loaded = circles(graph_of(package))
-    found = [circle for circle in circles(edges) if circle not in loaded]
-    assert not found, f"{len(found)} circle(s) with imports for types\n{described(found, edges)}"
+    components = [circle for circle in circles(edges) if circle not in loaded]
+    assert not components, f"{len(components)} circle(s) with imports for types\n{described(components, edges)}"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_folder_holds_more_modules_than_a_reader_takes_in(package: str) -> None:
     base = PACKAGES[package].parent
-    own = [path for path in PACKAGES[package].rglob("*.py") if path.stem not in ("__init__", "__main__")]
-    sizes = Counter(path.parent.relative_to(base).as_posix() for path in own)
+    modules = [path for path in PACKAGES[package].rglob("*.py") if path.stem not in ("__init__", "__main__")]
+    sizes = Counter(path.parent.relative_to(base).as_posix() for path in modules)
     large = {name: size for name, size in sizes.items() if size > LARGER_FOLDERS.get(name, MOST_MODULES)}
     assert not large
 
@@ -176,7 +176,7 @@ def test_no_two_modules_of_a_package_share_a_name(package: str) -> None:
         if path.stem not in ("__init__", "__main__"):
             names.setdefault(path.stem, []).append(module)
     allowed = SHARED_NAMES.get(package, {})
-    shared = {stem: found for stem, found in names.items() if len(found) > 1 and stem not in allowed}
+    shared = {stem: places for stem, places in names.items() if len(places) > 1 and stem not in allowed}
     assert not shared
 
 

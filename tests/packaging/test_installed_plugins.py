@@ -1,4 +1,4 @@
-"""Strangers' plug-ins as they are met: built as wheels, installed, and found by another process."""
+"""Third parties' plug-ins: built as wheels, installed, and found by another process."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def run(site, *command, **environment):
     )
 
 
-def probe(site, *asked, **environment):
-    done = run(site, "-c", PROBE, *asked, **environment)
+def probe(site, *backends, **environment):
+    done = run(site, "-c", PROBE, *backends, **environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -129,13 +129,13 @@ def site(tmp_path_factory):
 
 
 def test_each_bad_plug_in_says_so_and_stops_no_other_one(site):
-    asked = ("good", "raises", "leaves", "hook-fails", "old", "misspelt", "twins", "model.good")
-    result = probe(site, *asked)
+    backends = ("good", "raises", "leaves", "hook-fails", "old", "misspelt", "twins", "model.good")
+    result = probe(site, *backends)
     assert "good" in result["names"]
     assert not {"raises", "old", "misspelt", "twins"} & set(result["names"])
-    found = result["found"]
-    assert found["good"] == "Backend"
-    said = {
+    answers = result["found"]
+    assert answers["good"] == "Backend"
+    expected = {
         "raises": "plug-in 'raises' of acme-raises 2.5 did not load: RuntimeError: no licence",
         "leaves": "plug-in 'leaves' of acme-leaves 2.5 did not load: SystemExit: no licence",
         "hook-fails": "plug-in 'hook-fails' of acme-hook-fails 2.5 did not load: isobit_backends: ZeroDivisionError",
@@ -146,10 +146,10 @@ def test_each_bad_plug_in_says_so_and_stops_no_other_one(site):
         "twins": "two plug-ins register a backend named 'twins': plug-in ",
         "model.good": "plug-in 'good' of acme-good 2.5 failed to open a str: KeyError: 'layer 7'",
     }
-    for name, text in said.items():
-        assert found[name].startswith(f"PluginError: {text}"), found[name]
-    assert "plug-in 'twin' of acme-twin 2.5" in found["twins"]
-    assert "plug-in 'other' of acme-other 3.1" in found["twins"]
+    for name, text in expected.items():
+        assert answers[name].startswith(f"PluginError: {text}"), answers[name]
+    assert "plug-in 'twin' of acme-twin 2.5" in answers["twins"]
+    assert "plug-in 'other' of acme-other 3.1" in answers["twins"]
 
 
 def test_plug_ins_can_be_left_out(site):
@@ -228,9 +228,9 @@ def test_a_new_plug_in_is_ready(tmp_path):
     assert tests.returncode == 0, tests.stdout + tests.stderr
     summary = tests.stdout.splitlines()[-1]
     assert re.match(r"4 passed, \d+ skipped, \d{3} deselected", summary), summary  # the suite is there, and waits
-    again = run(tmp_path, "-m", "isobit.cli", "new-plugin", "acme-npu", "--out", str(tmp_path))
-    assert again.returncode == 1
-    assert "exists already" in again.stderr
+    second = run(tmp_path, "-m", "isobit.cli", "new-plugin", "acme-npu", "--out", str(tmp_path))
+    assert second.returncode == 1
+    assert "exists already" in second.stderr
     wrong = run(tmp_path, "-m", "isobit.cli", "new-plugin", "Acme_NPU", "--out", str(tmp_path))
     assert wrong.returncode == 1
     assert "lower case letters" in wrong.stderr

@@ -14,12 +14,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a name that the terminal cannot spell is no reason to fail
+            stream.reconfigure(errors="replace")  # a character that the terminal's encoding lacks must not be an error
     try:
         from isobit.cli.application import app
 
         app(prog_name="isobit")
-    except KeyboardInterrupt:  # before or after the verb; during it, the verb's guard answers
+    except KeyboardInterrupt:  # before or after the verb; during it, the guard handles it
         print("interrupted; nothing was written", file=sys.stderr)
         sys.exit(INTERRUPTED)
 

@@ -39,13 +39,13 @@ def load_array_folder(
     samples, which are stacked.
     """
     arrays, _, notes = _read(files[0], graph)
-    whole = _is_batch(files[0], arrays, graph)
+    are_batches = _is_batch(files[0], arrays, graph)
     del arrays
 
     def read(file: Path) -> Arrays:
         return _read(file, graph)[0]
 
-    if whole:
+    if are_batches:
         limit = f", at most {samples} samples of them" if samples is not None else ""
         notes.insert(0, f"{path}: {len(files)} file(s), each one batch{limit}")
         batches = FileBatches(files, read, batch_size, whole=True, samples=samples)
@@ -161,7 +161,7 @@ def _keys(path: Path, names: Sequence[str], graph: Graph) -> tuple[dict[str, str
         return {name: name for name in inputs}, notes
     if len(inputs) == len(names) == 1:
         return {inputs[0]: names[0]}, [f"{path}: array {names[0]!r}, the only one, is taken for input {inputs[0]!r}"]
-    held = ", ".join(names) or "no arrays"
+    names_held = ", ".join(names) or "no arrays"
     raise DataError(
-        f"{path}: no array for input {missing[0]!r}{did_you_mean(missing[0], names)}; the file holds: {held}"
+        f"{path}: no array for input {missing[0]!r}{did_you_mean(missing[0], names)}; the file holds: {names_held}"
     )

@@ -33,18 +33,19 @@ def backends(
 
 
 def survey() -> tuple[list[Row], list[str]]:
-    """What every plug-in is and how it does, and what is wrong besides."""
+    """A row for every plug-in or backend with its state, and warnings."""
     from isobit.plugins import registry
 
     plugins = registry()
-    listed = list(plugins.backends().values())  # first: asking a plug-in for its backends may show that it is broken
+    # The backends come before the records: to load one may show that its plug-in is broken.
+    listed = list(plugins.backends().values())
     conflicts = plugins.conflicts()
     rows = _rows(plugins.records.values(), listed)
     return rows, [*conflicts, *runtime_warnings(_installed("onnxruntime"), _installed("onnxruntime-gpu"))]
 
 
 def show(rows: Sequence[Row], warnings: Sequence[str]) -> None:
-    """The table, and below it what is to be done."""
+    """Print the table, and below it how to repair what is broken."""
     if rows:
         table(COLUMNS, [tuple(row[column] or "" for column in COLUMNS) for row in rows])
     else:
@@ -78,14 +79,20 @@ def _rows(records: Iterable[PluginRecord], backends: Iterable[Backend]) -> list[
     rows: list[Row] = []
     remaining = list(backends)
     for record in records:
-        own = [b for b in remaining if record.error is None and type(b).__module__.split(".")[0] == record.package]
-        remaining = [b for b in remaining if b not in own]
-        rows += [_backend_row(record, backend) for backend in own]
-        if not own and record.error:
+        own_backends = [
+            backend for backend in remaining if record.error is None and _package(backend) == record.package
+        ]
+        remaining = [backend for backend in remaining if backend not in own_backends]
+        rows += [_backend_row(record, backend) for backend in own_backends]
+        if not own_backends and record.error:
             rows.append(_row(record, state="broken", error=record.error, repair=_repair(record)))
-        elif not own and not record.is_own:
+        elif not own_backends and not record.is_own:
             rows.append(_row(record, state="loaded, no backend in it"))
     return rows
+
+
+def _package(backend: Backend) -> str:
+    return type(backend).__module__.partition(".")[0]
 
 
 def _backend_row(record: PluginRecord, backend: Backend) -> Row:
@@ -98,7 +105,7 @@ def _backend_row(record: PluginRecord, backend: Backend) -> Row:
         if version is None:
             return _row(record, name, framework, "not installed", state="framework missing", repair=install)
         device = backend.device() if isinstance(backend, ReportsDevice) else "unknown"
-    except Exception as error:  # a stranger's code may raise anything
+    except Exception as error:  # a plug-in's code may raise anything
         return _row(record, name, state="broken", error=f"{type(error).__name__}: {error}", repair=_repair(record))
     return _row(record, name, framework, version, device, "ready")
 

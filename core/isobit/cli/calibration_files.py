@@ -1,4 +1,4 @@
-"""Data as files: .npz, .npy, a folder of them, an image, a folder of images. Found out here, read beside it.
+"""Data as files: .npz, .npy, a folder of them, an image, a folder of images: which of them a path is.
 
 What comes out is data that `isobit.data.Dataset` takes and checks.
 """
@@ -54,10 +54,11 @@ def _files(path: Path) -> tuple[list[Path], str]:
         hint = f"; its {folders} folder(s) are not searched: name one of them" if folders else ""
         raise DataError(f"{path}: the folder holds no data: no file ends in {', '.join((*ARRAYS, *IMAGES))}{hint}")
     kind = _kind(files[0])
-    other = next((item for item in files if _kind(item) != kind), None)
-    if other is not None:
+    mismatched = next((item for item in files if _kind(item) != kind), None)
+    if mismatched is not None:
         raise DataError(
-            f"{path}: the folder mixes arrays and images ({files[0].name}, {other.name}): put them into two folders"
+            f"{path}: the folder mixes arrays and images ({files[0].name}, {mismatched.name}): "
+            "put them into two folders"
         )
     return files, str(kind)
 

@@ -97,8 +97,8 @@ class Evaluator:
 
 def _class_numbers(labels: NDArray[Any]) -> NDArray[np.int64]:
     values = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    whole = values.dtype.kind in "iu" or (values.dtype.kind == "f" and bool(np.all(values == np.rint(values))))
-    if values.ndim != 1 or not whole:
+    are_whole = values.dtype.kind in "iu" or (values.dtype.kind == "f" and bool(np.all(values == np.rint(values))))
+    if values.ndim != 1 or not are_whole:
         raise DataError(
             f"the labels have shape {labels.shape} and type {labels.dtype}: they must be one whole number a sample"
         )

@@ -59,15 +59,15 @@ class FileBatches:
             yield {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
     def _whole_files(self) -> Iterator[Arrays]:
-        left = self._samples
+        remaining = self._samples
         for path in self.files:
-            if left is not None and left <= 0:
+            if remaining is not None and remaining <= 0:
                 return
             self._current = [path]
             batch = self._read(path)
-            if left is not None:
-                batch = {name: array[:left] for name, array in batch.items()}
-                left -= len(next(iter(batch.values())))
+            if remaining is not None:
+                batch = {name: array[:remaining] for name, array in batch.items()}
+                remaining -= len(next(iter(batch.values())))
             yield batch
 
 

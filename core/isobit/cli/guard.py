@@ -28,7 +28,7 @@ Debug = Annotated[
 
 
 def remember_written(context: typer.Context, where: object) -> None:
-    """Note that files have been written, so that an interruption does not deny it."""
+    """Note that files have been written, so that the message of an interruption says so."""
     context.meta[_WRITTEN] = str(where)
 
 
@@ -49,8 +49,8 @@ class GuardedGroup(TyperGroup):
         except KeyboardInterrupt as error:
             self._traceback(ctx)
             written = ctx.meta.get(_WRITTEN)
-            done = f"the files in {written} are complete" if written else "nothing was written"
-            complain(f"interrupted; {str(error) or done}", label="")
+            status = f"the files in {written} are complete" if written else "nothing was written"
+            complain(f"interrupted; {str(error) or status}", label="")
             raise typer.Exit(INTERRUPTED) from None
         except IsobitError as error:
             self._traceback(ctx)

@@ -1,4 +1,4 @@
-"""Images as model inputs, with preprocessing that is worked out from the input and always said in full."""
+"""Images as model inputs, with preprocessing that is derived from the input and always printed in full."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ class Preprocessing:
 
 
 def load_images(
-    path: Path, files: Sequence[Path], graph: Graph, asked: ImageOptions, batch_size: int, samples: int | None
+    path: Path, files: Sequence[Path], graph: Graph, options: ImageOptions, batch_size: int, samples: int | None
 ) -> DataFiles:
     """One image, or a folder of images in order of their names, as data for a model of one input."""
     if len(graph.inputs) != 1:
         raise DataError(f"{path}: images serve a model of one input, and this one has: {', '.join(graph.inputs)}")
     _require_pillow()
-    preprocessing = plan_preprocessing(graph, asked)
+    preprocessing = plan_preprocessing(graph, options)
     name = graph.inputs[0]
 
     def read(file: Path) -> Arrays:
@@ -84,7 +84,7 @@ def load_images(
     return DataFiles(path, batches, None, notes, batches.where)
 
 
-def plan_preprocessing(graph: Graph, asked: ImageOptions) -> Preprocessing:
+def plan_preprocessing(graph: Graph, options: ImageOptions) -> Preprocessing:
     """What is done with each image: what was asked, else what the input's shape and type say. Raises DataError."""
     name = graph.inputs[0]
     info = graph.tensors[name]
@@ -93,23 +93,23 @@ def plan_preprocessing(graph: Graph, asked: ImageOptions) -> Preprocessing:
         raise DataError(
             f"input {name!r} has shape {_text(shape)}: images need an input of 4 axes (batch, channels and size)"
         )
-    layout = asked.layout or _layout(name, shape)
+    layout = options.layout or _layout(name, shape)
     axis, spatial = (1, shape[2:]) if layout == "nchw" else (3, shape[1:3])
-    channels = _channels(name, shape[axis], asked.channels)
-    height, width = _size(name, spatial, asked.size)
+    channels = _channels(name, shape[axis], options.channels)
+    height, width = _size(name, spatial, options.size)
     if info.dtype == "uint8":
-        if asked.scale is not None or asked.mean is not None or asked.std is not None:
+        if options.scale is not None or options.mean is not None or options.std is not None:
             raise DataError(f"input {name!r} takes uint8 pixels as they are: leave out --scale, --mean and --std")
         return Preprocessing(height, width, channels, layout, "uint8", None, None, None)
     if info.dtype not in ("float32", "float16", "float64"):
         raise DataError(
             f"input {name!r} takes {info.dtype}: images serve inputs of uint8 or float; pass arrays instead"
         )
-    for option, values in (("--mean", asked.mean), ("--std", asked.std)):
+    for option, values in (("--mean", options.mean), ("--std", options.std)):
         if values is not None and len(values) not in (1, _CHANNELS[channels]):
             raise DataError(f"{option} has {len(values)} numbers for {_CHANNELS[channels]} channel(s) ({channels})")
-    scale = 1 / 255 if asked.scale is None else asked.scale
-    return Preprocessing(height, width, channels, layout, info.dtype, scale, asked.mean, asked.std)
+    scale = 1 / 255 if options.scale is None else options.scale
+    return Preprocessing(height, width, channels, layout, info.dtype, scale, options.mean, options.std)
 
 
 def _layout(name: str, shape: Shape) -> str:
@@ -123,28 +123,28 @@ def _layout(name: str, shape: Shape) -> str:
     )
 
 
-def _channels(name: str, count: Any, asked: str | None) -> str:
+def _channels(name: str, count: Any, option: str | None) -> str:
     if isinstance(count, int):
         if count not in (1, 3):
             raise DataError(f"input {name!r} takes {count} channels: images have 1 or 3; pass arrays instead")
-        if asked is not None and _CHANNELS[asked] != count:
-            raise DataError(f"--channels {asked} is {_CHANNELS[asked]} channel(s), and input {name!r} takes {count}")
-        return asked or ("gray" if count == 1 else "rgb")
-    if asked is None:
+        if option is not None and _CHANNELS[option] != count:
+            raise DataError(f"--channels {option} is {_CHANNELS[option]} channel(s), and input {name!r} takes {count}")
+        return option or ("gray" if count == 1 else "rgb")
+    if option is None:
         raise DataError(f"input {name!r} does not say its number of channels: say --channels rgb, bgr or gray")
-    return asked
+    return option
 
 
-def _size(name: str, spatial: Shape, asked: tuple[int, int] | None) -> tuple[int, int]:
+def _size(name: str, spatial: Shape, option: tuple[int, int] | None) -> tuple[int, int]:
     fixed = [size if isinstance(size, int) else None for size in spatial]
-    if asked is None:
+    if option is None:
         if None in fixed:
             raise DataError(f"input {name!r} takes images of any size: say --image-size HEIGHTxWIDTH")
         return fixed[0] or 0, fixed[1] or 0
-    if any(own is not None and own != other for own, other in zip(fixed, asked, strict=True)):
+    if any(fixed_size is not None and fixed_size != asked for fixed_size, asked in zip(fixed, option, strict=True)):
         own_text = "x".join("?" if size is None else str(size) for size in fixed)
-        raise DataError(f"--image-size {asked[0]}x{asked[1]}: input {name!r} takes {own_text}")
-    return asked
+        raise DataError(f"--image-size {option[0]}x{option[1]}: input {name!r} takes {own_text}")
+    return option
 
 
 def _require_pillow() -> None:

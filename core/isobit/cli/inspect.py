@@ -1,4 +1,4 @@
-"""`isobit inspect`: what is in a model, and what a target makes of it; or what is in a file of encodings."""
+"""`isobit inspect`: what is in a model, and what a target would quantize; or what is in a file of encodings."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _encoding_data(encoding: Encoding) -> dict[str, Any]:
 
 
 def _short_format(encoding: Encoding) -> str:
-    """The format without the symmetry that goes without saying (`isobit.encodings.quant_spec`)."""
+    """The format without the symmetry that is the default (`isobit.encodings.quant_spec`)."""
     spec = encoding.spec
     return str(spec).replace(" symmetric", "") if spec.dtype == "int" else str(spec).replace(" asymmetric", "")
 
@@ -125,9 +125,14 @@ def _inspect_model(path: Path, target: str, backend: str | None, fold: bool, cap
         print_json({**data, "folded": folded, "plan": _plan_data(sim)})
         return
     line(str(path), style="bold")
-    shapes = [(what[:-1], t["name"], t["shape"], t["dtype"]) for what in ("inputs", "outputs") for t in data[what]]
+    shapes = [
+        (direction[:-1], t["name"], t["shape"], t["dtype"])
+        for direction in ("inputs", "outputs")
+        for t in data[direction]
+    ]
     table(
-        ("", "name", "shape", "type"), [(what, name, _shape_text(shape), dtype) for what, name, shape, dtype in shapes]
+        ("", "name", "shape", "type"),
+        [(direction, name, _shape_text(shape), dtype) for direction, name, shape, dtype in shapes],
     )
     ops = ", ".join(f"{count} {op}" for op, count in data["operations"].items())
     line(f"operations  {sum(data['operations'].values())}: {ops}")
@@ -181,15 +186,15 @@ def _plan_data(sim: QuantSim) -> dict[str, Any]:
 def _print_plan(sim: QuantSim, folded: int, cap: int) -> None:
     report = sim.report
     line()
-    after = f" ({folded} batch norms and constants folded first)" if folded else ""
-    line(f"target {sim.target.name} would quantize{after}", style="bold")
+    folded_text = f" ({folded} batch norms and constants folded first)" if folded else ""
+    line(f"target {sim.target.name} would quantize{folded_text}", style="bold")
     kinds = Counter((placement.kind, str(placement.spec)) for placement in sim.plan.placements.values())
     table(
         ("what", "format", "count"),
         [(kind, spec, str(count)) for (kind, spec), count in kinds.items()],
         right=("count",),
     )
-    floats = [f"  {name}: {why}" for name, why in report.left_in_float.items()]
+    floats = [f"  {name}: {reason}" for name, reason in report.left_in_float.items()]
     line(f"and leave in float: {len(floats) or 'nothing'}", style="bold")
     for text in capped(floats, cap, "  ... and {count} more: --all lists them"):
         line(text)

@@ -1,4 +1,4 @@
-"""Latency and size of model files: what a runtime makes of them on this machine."""
+"""Latency and size of model files, measured with onnxruntime on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from isobit.data import Batch
 from isobit.errors import ModelError
 
 _WARM_UP, _FEWEST, _MOST, _SECONDS = 2, 5, 50, 3.0
-_STEADY = 1.5  # a median further above the best run than this is a busy machine's
+_STEADY = 1.5  # if a median is further above the best run, the machine was busy
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def available_threads() -> int:
 
 
 class FileSession:
-    """A model file in onnxruntime on the CPU, as a user would deploy it: every optimisation on, and sums that hold."""
+    """A model file in onnxruntime on the CPU, as a user would deploy it: all optimisations, no saturating sums."""
 
     def __init__(self, path: Path, threads: int) -> None:
         import onnxruntime
@@ -86,15 +86,15 @@ def measure(float_session: FileSession | None, quantized: FileSession, batch: Ba
     times: list[list[float]] = [[] for _ in sessions]
     begin = time.perf_counter()
     while len(times[0]) < _MOST and (len(times[0]) < _FEWEST or time.perf_counter() - begin < _SECONDS):
-        for session, taken in zip(sessions, times, strict=True):
+        for session, durations in zip(sessions, times, strict=True):
             start = time.perf_counter()
             session.run(batch)
-            taken.append((time.perf_counter() - start) * 1e3)
-    medians, best = [statistics.median(taken) for taken in times], [min(taken) for taken in times]
+            durations.append((time.perf_counter() - start) * 1e3)
+    medians, best = [statistics.median(durations) for durations in times], [min(durations) for durations in times]
     size = len(next(iter(batch.values())))
     runtime = f"onnxruntime {onnxruntime.__version__}, CPU"
-    before = (medians[0], best[0]) if float_session else (None, None)
-    return Latency(before[0], medians[-1], before[1], best[-1], size, threads, len(times[0]), runtime)
+    float_times = (medians[0], best[0]) if float_session else (None, None)
+    return Latency(float_times[0], medians[-1], float_times[1], best[-1], size, threads, len(times[0]), runtime)
 
 
 def first_samples(batch: Batch, count: int, fixed: int | None) -> Batch:
@@ -103,10 +103,12 @@ def first_samples(batch: Batch, count: int, fixed: int | None) -> Batch:
 
 
 def file_size(path: Path) -> int | None:
-    """Bytes of a model file with its external weights; None where it cannot be told."""
+    """Bytes of a model file with its external weights; None where it is unknown."""
     if not path.is_file():
         return None
-    return path.stat().st_size + sum(other.stat().st_size for other in _external_files(path) if other.is_file())
+    return path.stat().st_size + sum(
+        external.stat().st_size for external in _external_files(path) if external.is_file()
+    )
 
 
 def _external_files(path: Path) -> Sequence[Path]:

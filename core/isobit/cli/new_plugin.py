@@ -1,4 +1,4 @@
-"""`isobit new-plugin NAME`: a package of one's own, with tests that pass, to begin from."""
+"""`isobit new-plugin NAME`: a new package to begin from, with tests that pass."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def new_plugin(
 
 
 def write_plugin(name: str, out: Path) -> Path:
-    """The new package's folder. Raises PluginError for a name that is none, OutputError where the folder exists."""
+    """The new package's folder. Raises PluginError for an invalid name, OutputError where the folder exists."""
     from isobit.files import write_folder
     from isobit.plugins import CONTRACT, names
     from isobit.version import __version__

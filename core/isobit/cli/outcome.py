@@ -56,13 +56,13 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     for text in _captions(outcome):
         line(text, style="dim")
     line()
-    for what, path in outcome.files.items():
-        line(f"{what:<10} {path}")
+    for label, path in outcome.files.items():
+        line(f"{label:<10} {path}")
     summary = outcome.files.get("summary", "summary.txt")
     if outcome.left_in_float:
         line()
         line(f"left in float ({len(outcome.left_in_float)})")
-        items = [f"  {name}: {why}" for name, why in outcome.left_in_float.items()]
+        items = [f"  {name}: {reason}" for name, reason in outcome.left_in_float.items()]
         for text in capped(items, _FLOATS_SHOWN, f"  ... and {{count}} more, in {summary}"):
             line(text)
     for text in capped(outcome.notes, _NOTES_SHOWN, f"... and {{count}} more notes, in {summary}"):
@@ -73,8 +73,13 @@ def _rows(outcome: Outcome) -> Iterator[Row]:
     if outcome.evaluation is not None:
         yield from _evaluation_rows(outcome.evaluation)
     if outcome.quantized_bytes is not None:
-        before, after = outcome.float_bytes, outcome.quantized_bytes
-        yield "model size", "-" if before is None else _bytes(before), _bytes(after), _ratio(after, before)
+        float_size, quantized_size = outcome.float_bytes, outcome.quantized_bytes
+        yield (
+            "model size",
+            "-" if float_size is None else _bytes(float_size),
+            _bytes(quantized_size),
+            _ratio(quantized_size, float_size),
+        )
     if outcome.latency is not None:
         before_ms, after_ms = outcome.latency.float_ms, outcome.latency.quantized_ms
         before_text = "-" if before_ms is None else f"{before_ms:.3g} ms"
@@ -107,8 +112,8 @@ def _captions(outcome: Outcome) -> Iterator[str]:
             f"{latency.threads} thread(s), {latency.runtime}"
         )
         if not latency.is_steady:
-            best = [ms for ms in (latency.float_best_ms, latency.quantized_best_ms) if ms is not None]
-            best_text = " and ".join(f"{ms:.3g} ms" for ms in best)
+            best_times = [ms for ms in (latency.float_best_ms, latency.quantized_best_ms) if ms is not None]
+            best_text = " and ".join(f"{ms:.3g} ms" for ms in best_times)
             yield f"the runs varied, as on a busy machine; the best took {best_text}: measure again, or --threads 1"
     yield f"target {outcome.target}, calibration {outcome.calibration}"
 

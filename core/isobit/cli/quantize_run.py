@@ -1,4 +1,4 @@
-"""One run of `isobit quantize`, step by step. Whatever can be wrong with the request is found before the work."""
+"""One run of `isobit quantize`, step by step. All errors of the request are found before the work."""
 
 from __future__ import annotations
 
@@ -158,6 +158,8 @@ class Run:
 
     def _check_image_options(self) -> None:
         paths = [path for path in (self.job.data, self.job.evaluate) if path is not None]
-        given = self.job.images.given
-        if given and not any(holds_images(path) for path in paths):
-            raise DataError(f"{given[0]} is for images, and {self.job.data} holds arrays, which are used as they are")
+        given_options = self.job.images.given
+        if given_options and not any(holds_images(path) for path in paths):
+            raise DataError(
+                f"{given_options[0]} is for images, and {self.job.data} holds arrays, which are used as they are"
+            )

@@ -16,7 +16,7 @@ def output() -> Console:
     """The console of results. Made on each use, because tests swap the streams."""
     from rich.console import Console
 
-    # In a file or a pipe nobody's window is 80 columns wide, and broken rows cannot be searched.
+    # Output to a file or a pipe has no window of 80 columns, and broken rows could not be searched.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
     return Console(highlight=False, emoji=False, width=width)
 
@@ -67,7 +67,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
 
 
 def capped(items: Sequence[str], cap: int, rest: str) -> list[str]:
-    """At most `cap` items; `rest` says where the others are, with ``{count}`` for their number."""
+    """At most `cap` items; `rest` is the line for the others, with ``{count}`` for their number."""
     if len(items) <= cap:
         return list(items)
     return [*items[:cap], rest.format(count=len(items) - cap)]

@@ -69,7 +69,7 @@ def _print(result: Transfer, out: Path, cap: int) -> None:
     line(f"{len(result.encodings)} encodings for {out}", style="bold")
     for note in result.notes:
         warn(note)
-    lost = [f"  {site}: {why}" for site, why in result.unmapped.items()]
+    lost = [f"  {site}: {reason}" for site, reason in result.unmapped.items()]
     if lost:
         line(f"without a place: {len(lost)}", style="bold")
     for text in capped(lost, cap, "  ... and {count} more: --all lists them"):

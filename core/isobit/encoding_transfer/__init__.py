@@ -40,12 +40,14 @@ def transfer(encodings: Mapping[Site, Encoding], source: Any, target: Any) -> Tr
     best = place_encodings(encodings, source_side, target_side, sites)
     if not best.complete:
         folded = _transfer_folded(encodings, source_side, target_side, plan)
-        # Where both map as many: the one for the target as it is, else the folded one, whose reasons say more.
+        # Where both map as many: the one for the target as it is, else the folded one, whose reasons are more useful.
         candidates = (best, folded) if _FOLDED in folded.notes else (folded, best)
         best = min(candidates, key=lambda result: len(result.unmapped) + len(result.missing))
     if encodings and not best.mapped:
-        site, why = next(iter(best.unmapped.items()))
-        raise EncodingError(f"none of the {len(encodings)} encodings has a place in the target; {str(site)!r}: {why}")
+        site, reason = next(iter(best.unmapped.items()))
+        raise EncodingError(
+            f"none of the {len(encodings)} encodings has a place in the target; {str(site)!r}: {reason}"
+        )
     return best
 
 
@@ -53,7 +55,7 @@ def _transfer_folded(encodings: Mapping[Site, Encoding], source: Side, target: S
     """Both models with folded batch norms, but for a target that has a plan: the plan is of the target as it is."""
     folded_source, renamed = fold(source)
     folded_target = target if plan is not None else fold(target)[0]
-    kept: dict[Site, Encoding] = {}
+    carried: dict[Site, Encoding] = {}
     stale: dict[Site, str] = {}
     for site, encoding in encodings.items():
         if isinstance(site, Weight) and _is_of_unfolded(encoding, site.name, source, folded_source):
@@ -62,8 +64,8 @@ def _transfer_folded(encodings: Mapping[Site, Encoding], source: Side, target: S
         name = site.name if isinstance(site, Tensor) else ""
         while name in renamed:
             name = renamed[name]
-        kept.setdefault(Tensor(name) if name else site, encoding)
-    result = place_encodings(kept, folded_source, folded_target, None if plan is None else list(plan.placements))
+        carried.setdefault(Tensor(name) if name else site, encoding)
+    result = place_encodings(carried, folded_source, folded_target, None if plan is None else list(plan.placements))
     notes = (*result.notes, _FOLDED) if plan is None and folded_target.graph is not target.graph else result.notes
     return replace(result, unmapped={**result.unmapped, **stale}, notes=notes)
 
@@ -72,19 +74,19 @@ def _is_of_unfolded(encoding: Encoding, name: str, raw: Side, folded: Side) -> b
     """Whether an encoding is closer to what the weight before folding gives than to what the folded one gives."""
     if name not in raw.graph.weights or name not in folded.graph.weights or encoding.spec.bits > 16:
         return False  # the scale of a bias follows from input and weight, not from its values
-    before, after = (np.asarray(side.read(name)) for side in (raw, folded))
-    if before.shape != after.shape or np.array_equal(before, after):
+    raw_weight, folded_weight = (np.asarray(side.read(name)) for side in (raw, folded))
+    if raw_weight.shape != folded_weight.shape or np.array_equal(raw_weight, folded_weight):
         return False
-    return _distance(encoding, before) < _distance(encoding, after)
+    return _distance(encoding, raw_weight) < _distance(encoding, folded_weight)
 
 
 def _distance(encoding: Encoding, weight: Array) -> float:
     """How far the scales are from those of the weight's own range, in octaves."""
     blocks = encoding.axis if encoding.scale.ndim > 1 else None
-    own = encode_weight(weight, encoding.spec, channel_axis=encoding.axis or 0, block_axis=blocks)
-    if own.scale.shape != encoding.scale.shape:
+    of_weight = encode_weight(weight, encoding.spec, channel_axis=encoding.axis or 0, block_axis=blocks)
+    if of_weight.scale.shape != encoding.scale.shape:
         return float("inf")
-    return float(np.median(np.abs(np.log2(encoding.scale.astype(np.float64) / own.scale))))
+    return float(np.median(np.abs(np.log2(encoding.scale.astype(np.float64) / of_weight.scale))))
 
 
 def _opened(model: Any) -> tuple[Side, Plan | None]:

@@ -60,10 +60,6 @@ def _by_shape(side: Side, names: Iterable[str]) -> dict[tuple[int, ...], list[st
     return shapes
 
 
-def _digests(side: Side) -> dict[str, str]:
-    return {name: _digest(side.read(name)) for name in side.graph.weights}
-
-
 def _digest(value: Array) -> str:
     plain = _plain(value)
     text = f"{plain.shape}{plain.dtype.kind}".encode()

@@ -1,4 +1,4 @@
-"""A graph with its batch norms folded, beside the model that it came from, which stays as it is."""
+"""A graph with its batch norms folded; the model that it came from stays as it is."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Array = NDArray[Any]
 
 def fold(side: Side) -> tuple[Side, Mapping[str, str]]:
     """The side after `FoldBatchNorms`, and the new name of each tensor whose node went."""
-    drawn = _Drawn(side)
-    FoldBatchNorms().apply(TechniqueContext(cast(CheckedModel, drawn)))  # it uses no more of a model
-    return Side(drawn.graph, drawn.weight), drawn.renamed
+    edited = _EditedGraph(side)
+    FoldBatchNorms().apply(TechniqueContext(cast(CheckedModel, edited)))  # it uses no more of a model
+    return Side(edited.graph, edited.weight), edited.renamed
 
 
-class _Drawn:
-    """A graph and its constants, edited on paper: no framework's model changes."""
+class _EditedGraph:
+    """A graph and its constants, edited without any framework's model."""
 
     def __init__(self, side: Side) -> None:
         self.graph: Graph = side.graph

@@ -39,9 +39,9 @@ class SourceGrids:
         name = node.input(index)
         if name is None:
             return None
-        own = Input(node.name, index)
-        if own in self.encodings:
-            return self._grid(own, *self._behind(node))
+        own_site = Input(node.name, index)
+        if own_site in self.encodings:
+            return self._grid(own_site, *self._behind(node))
         if name in self.graph.weights:
             return self._grid(Weight(name)) if Weight(name) in self.encodings else None
         if Tensor(name) in self.encodings:
@@ -59,10 +59,10 @@ class SourceGrids:
     def common(self, readers: Iterable[Reader]) -> GridAtSites | None:
         """What all of `readers` read on, where that is one encoding."""
         grids = [self.read(reader) for reader in readers]
-        there = [grid for grid in grids if grid is not None]
-        if not there or len(there) < len(grids) or any(grid.encoding != there[0].encoding for grid in there):
+        present = [grid for grid in grids if grid is not None]
+        if not present or len(present) < len(grids) or any(grid.encoding != present[0].encoding for grid in present):
             return None
-        return GridAtSites(there[0].encoding, frozenset(site for grid in there for site in grid.sites))
+        return GridAtSites(present[0].encoding, frozenset(site for grid in present for site in grid.sites))
 
     def _mover(self, name: str) -> Node | None:
         """The node that only moved the tensor's values here."""
@@ -70,11 +70,11 @@ class SourceGrids:
         return producer if producer is not None and producer.name not in self.skeleton.nodes else None
 
     def _behind(self, node: Node) -> list[Site]:
-        """The site of what a mover makes: it says the encoding of its input once more."""
+        """The site of what a mover makes: it repeats the encoding of the mover's input."""
         return [] if node.name in self.skeleton.nodes else [Tensor(node.outputs[0])]
 
     def _equal_above(self, name: str) -> list[Site]:
-        """Sites before a tensor that say the same encoding of the same values."""
+        """Sites before a tensor with the same encoding of the same values."""
         sites: list[Site] = []
         encoding, mover = self.encodings[Tensor(name)], self._mover(name)
         while mover is not None:
@@ -84,6 +84,6 @@ class SourceGrids:
             mover = self._mover(source)
         return sites
 
-    def _grid(self, site: Site, *others: Site) -> GridAtSites:
+    def _grid(self, site: Site, *other_sites: Site) -> GridAtSites:
         encoding = self.encodings[site]
-        return GridAtSites(encoding, frozenset({site, *(o for o in others if self.encodings.get(o) == encoding)}))
+        return GridAtSites(encoding, frozenset({site, *(o for o in other_sites if self.encodings.get(o) == encoding)}))

@@ -1,7 +1,7 @@
-"""Which node of one graph is which of another: found by content and structure, never by names, and never guessed.
+"""Which node of one graph corresponds to which of another: by content and structure, never by names or guesses.
 
 Nodes that one fingerprint tells apart on both sides are anchors; from them the match spreads along inputs and readers.
-What symmetry leaves open is kept open. The method is that of binary diffing: Dullien and Rolles, "Graph-based
+Nodes that symmetry makes equal stay open. The method is that of binary diffing: Dullien and Rolles, "Graph-based
 comparison of executable objects", SSTIC 2005; the fingerprints are colours of Weisfeiler and Lehman's refinement
 (1968).
 """
@@ -21,7 +21,7 @@ class Matching:
         self.source, self.target = source, target
         self.to_source: dict[str, str] = {}  # node of the source, by node of the target
         self.to_target: dict[str, str] = {}  # the other way round, without copies
-        self.open: list[tuple[tuple[str, ...], tuple[str, ...]]] = []  # alike beyond telling apart: source, target
+        self.open: list[tuple[tuple[str, ...], tuple[str, ...]]] = []  # groups that nothing tells apart: source, target
         self.order: dict[str, Mapping[int, int]] = {}  # by node of the target: its input to the source's
         self._inputs: dict[str, str] = {}  # model inputs, target to source
         for keys in self._fingerprints():
@@ -36,8 +36,8 @@ class Matching:
         """Fingerprints of the nodes of both sides, from those that say most to those that say least."""
         sides = (self.source, self.target)
         for strict in (True, False):
-            whole = [_whole(side, strict) for side in sides]
-            yield whole[0], whole[1]
+            complete = [_whole(side, strict) for side in sides]
+            yield complete[0], complete[1]
         past = [_past(side) for side in sides]
         yield past[0], past[1]
         future = [side.backward(strict=False) for side in sides]
@@ -50,9 +50,13 @@ class Matching:
         in_source = _grouped((name, key) for name, key in source.items() if name not in self.to_target)
         in_target = _grouped((name, key) for name, key in target.items() if name not in self.to_source)
         for key, names in in_source.items():
-            others = in_target.get(key, [])
-            if len(names) == len(others) == 1 and names[0] not in self.to_target and others[0] not in self.to_source:
-                self._spread(names[0], others[0])
+            target_names = in_target.get(key, [])
+            if (
+                len(names) == len(target_names) == 1
+                and names[0] not in self.to_target
+                and target_names[0] not in self.to_source
+            ):
+                self._spread(names[0], target_names[0])
 
     # --- spreading -------------------------------------------------------------------------------------------------
 
@@ -60,73 +64,80 @@ class Matching:
         """Match a pair, and every pair that its inputs and readers then force."""
         waiting = [(source, target)]
         while waiting:
-            a, b = waiting.pop()
-            if a in self.to_target or b in self.to_source:
+            source_name, target_name = waiting.pop()
+            if source_name in self.to_target or target_name in self.to_source:
                 continue
-            self.to_source[b], self.to_target[a] = a, b
-            first, second = self.source.nodes[a], self.target.nodes[b]
-            waiting += self._along_inputs(first, second)
-            for value, target_value in zip(first.outputs, second.outputs, strict=False):
+            self.to_source[target_name], self.to_target[source_name] = source_name, target_name
+            source_node, target_node = self.source.nodes[source_name], self.target.nodes[target_name]
+            waiting += self._along_inputs(source_node, target_node)
+            for value, target_value in zip(source_node.outputs, target_node.outputs, strict=False):
                 waiting += self._along_readers(value, target_value)
 
-    def _along_inputs(self, a: Node, b: Node) -> list[tuple[str, str]]:
-        order = self._input_order(a, b)
+    def _along_inputs(self, source_node: Node, target_node: Node) -> list[tuple[str, str]]:
+        order = self._input_order(source_node, target_node)
         if order is None:
             return []
-        self.order[b.name] = order
-        inputs, target_inputs = self.source.operands(a), self.target.operands(b)
+        self.order[target_node.name] = order
+        inputs, target_inputs = self.source.operands(source_node), self.target.operands(target_node)
         pairs = []
         for target_index, index in order.items():
-            x, y = self.source.producer(inputs[index]), self.target.producer(target_inputs[target_index])
-            if x is None and y is None:
+            source_producer, target_producer = (
+                self.source.producer(inputs[index]),
+                self.target.producer(target_inputs[target_index]),
+            )
+            if source_producer is None and target_producer is None:
                 self._inputs.setdefault(target_inputs[target_index], inputs[index])
                 pairs += self._along_readers(inputs[index], target_inputs[target_index])
-            elif x is not None and y is not None and self._alike(x, y):
-                pairs.append((x.name, y.name))
+            elif (
+                source_producer is not None
+                and target_producer is not None
+                and self._alike(source_producer, target_producer)
+            ):
+                pairs.append((source_producer.name, target_producer.name))
         return pairs
 
-    def _input_order(self, a: Node, b: Node) -> dict[int, int] | None:
-        """Which input of `a` each input of `b` is; None where a commutative pair could be either way round."""
-        inputs, target_inputs = self.source.operands(a), self.target.operands(b)
-        if a.op not in COMMUTATIVE or len(inputs) != 2 or len(target_inputs) != 2:
-            if a.op in COMMUTATIVE and len(inputs) == len(target_inputs) == 1:
+    def _input_order(self, source_node: Node, target_node: Node) -> dict[int, int] | None:
+        """Input of the source's node by that of the target's; None where a commutative pair could be either way."""
+        inputs, target_inputs = self.source.operands(source_node), self.target.operands(target_node)
+        if source_node.op not in COMMUTATIVE or len(inputs) != 2 or len(target_inputs) != 2:
+            if source_node.op in COMMUTATIVE and len(inputs) == len(target_inputs) == 1:
                 return dict(zip(target_inputs, inputs, strict=True))
             return {index: index for index in target_inputs if index in inputs}
         i, j = target_inputs
         ways = [dict(zip((i, j), way, strict=True)) for way in (tuple(inputs), tuple(reversed(tuple(inputs))))]
-        fits = [way for way in ways if all(self._may_be(inputs[way[k]], target_inputs[k]) for k in (i, j))]
+        possible = [way for way in ways if all(self._may_be(inputs[way[k]], target_inputs[k]) for k in (i, j))]
         if len(set(inputs.values())) == 1 and len(set(target_inputs.values())) == 1:
             return ways[0]
-        certain = [way for way in fits if any(self._are(inputs[way[k]], target_inputs[k]) for k in (i, j))]
-        for chosen in (certain, fits):
+        certain = [way for way in possible if any(self._are(inputs[way[k]], target_inputs[k]) for k in (i, j))]
+        for chosen in (certain, possible):
             if len(chosen) == 1:
                 return chosen[0]
         return None
 
     def _are(self, source: str, target: str) -> bool:
         """Whether two values are known to be one."""
-        x, y = self.source.producer(source), self.target.producer(target)
-        if x is None or y is None:
-            return x is None and y is None and self._inputs.get(target) == source
-        return self.to_source.get(y.name) == x.name
+        source_producer, target_producer = self.source.producer(source), self.target.producer(target)
+        if source_producer is None or target_producer is None:
+            return source_producer is None and target_producer is None and self._inputs.get(target) == source
+        return self.to_source.get(target_producer.name) == source_producer.name
 
     def _may_be(self, source: str, target: str) -> bool:
-        x, y = self.source.producer(source), self.target.producer(target)
-        if x is None or y is None:
-            return x is None and y is None and self._inputs.get(target, source) == source
-        if x.name in self.to_target or y.name in self.to_source:
-            return self.to_source.get(y.name) == x.name
-        return self._alike(x, y)
+        source_producer, target_producer = self.source.producer(source), self.target.producer(target)
+        if source_producer is None or target_producer is None:
+            return source_producer is None and target_producer is None and self._inputs.get(target, source) == source
+        if source_producer.name in self.to_target or target_producer.name in self.to_source:
+            return self.to_source.get(target_producer.name) == source_producer.name
+        return self._alike(source_producer, target_producer)
 
     def _along_readers(self, source: str, target: str) -> list[tuple[str, str]]:
         """Readers that are the only ones of their kind on both sides."""
         in_source = self._unmatched(self.source, source, self.to_target)
         in_target = self._unmatched(self.target, target, self.to_source)
         return [
-            (names[0], others[0])
+            (names[0], target_names[0])
             for kind, names in in_source.items()
-            for others in [in_target.get(kind, [])]
-            if len(names) == len(others) == 1
+            for target_names in [in_target.get(kind, [])]
+            if len(names) == len(target_names) == 1
         ]
 
     def _unmatched(self, side: Skeleton, root: str, matched: Mapping[str, str]) -> dict[str, list[str]]:
@@ -137,26 +148,28 @@ class Matching:
     def _kind(self, side: Skeleton, reader: Reader) -> str:
         return digest((side.own(side.nodes[reader.node], strict=False), str(side.place(reader))))
 
-    def _alike(self, a: Node, b: Node) -> bool:
-        return a.op == b.op and self.source.own(a, strict=False) == self.target.own(b, strict=False)
+    def _alike(self, source_node: Node, target_node: Node) -> bool:
+        return source_node.op == target_node.op and self.source.own(source_node, strict=False) == self.target.own(
+            target_node, strict=False
+        )
 
     # --- what is left ----------------------------------------------------------------------------------------------
 
     def _find_open(self) -> None:
         """Nodes that no fingerprint tells apart, as many on both sides."""
         in_source, in_target = (_whole(side, False) for side in (self.source, self.target))
-        left = _grouped((name, key) for name, key in in_source.items() if name not in self.to_target)
-        others = _grouped((name, key) for name, key in in_target.items() if name not in self.to_source)
-        for key, names in left.items():
-            if len(names) == len(others.get(key, ())):
-                self.open.append((tuple(names), tuple(others[key])))
+        source_groups = _grouped((name, key) for name, key in in_source.items() if name not in self.to_target)
+        target_groups = _grouped((name, key) for name, key in in_target.items() if name not in self.to_source)
+        for key, names in source_groups.items():
+            if len(names) == len(target_groups.get(key, ())):
+                self.open.append((tuple(names), tuple(target_groups[key])))
 
     def settle(self, group: tuple[tuple[str, ...], tuple[str, ...]]) -> None:
-        """Pair the nodes of an open group in execution order: for one whose every pairing says the same."""
+        """Pair the nodes of an open group in execution order: for one where every pairing gives the same encodings."""
         self.open.remove(group)
-        for a, b in zip(*group, strict=True):
-            self.to_source[b], self.to_target[a] = a, b
-            self.settle_order(b)
+        for source_name, target_name in zip(*group, strict=True):
+            self.to_source[target_name], self.to_target[source_name] = source_name, target_name
+            self.settle_order(target_name)
         self.values = self._values()
 
     def settle_order(self, target: str) -> None:
@@ -177,15 +190,17 @@ class Matching:
     def _values(self) -> dict[str, str]:
         """The value of the source that each value of the target is: by who makes it, else by who reads it."""
         values = {**self._like_inputs(), **self._inputs}
-        for b, a in self.to_source.items():
-            values.update(zip(self.target.nodes[b].outputs, self.source.nodes[a].outputs, strict=False))
-        read: dict[str, set[str]] = {}
-        for b, order in self.order.items():
-            inputs = self.source.operands(self.source.nodes[self.to_source[b]])
-            target_inputs = self.target.operands(self.target.nodes[b])
+        for target_name, source_name in self.to_source.items():
+            values.update(
+                zip(self.target.nodes[target_name].outputs, self.source.nodes[source_name].outputs, strict=False)
+            )
+        source_values: dict[str, set[str]] = {}
+        for target_name, order in self.order.items():
+            inputs = self.source.operands(self.source.nodes[self.to_source[target_name]])
+            target_inputs = self.target.operands(self.target.nodes[target_name])
             for target_index, index in order.items():
-                read.setdefault(target_inputs[target_index], set()).add(inputs[index])
-        for root, candidates in read.items():
+                source_values.setdefault(target_inputs[target_index], set()).add(inputs[index])
+        for root, candidates in source_values.items():
             if root not in values and len(candidates) == 1:
                 values[root] = candidates.pop()
         return values
@@ -213,9 +228,11 @@ def _anchored(side: Skeleton) -> dict[str, str]:
     """The nodes with weights, by what these hold."""
     keys = {}
     for name, node in side.nodes.items():
-        held = [side.classes[n] for i, n in enumerate(node.inputs) if n in side.classes and n and is_anchor(node.op, i)]
-        if held:
-            keys[name] = digest((node.op, *held))
+        contents = [
+            side.classes[n] for i, n in enumerate(node.inputs) if n in side.classes and n and is_anchor(node.op, i)
+        ]
+        if contents:
+            keys[name] = digest((node.op, *contents))
     return keys
 
 

@@ -26,7 +26,7 @@ def place_encodings(
     grids = {site: grid for site in sites for grid in [placer.grid(site)] if grid is not None}
     missing = {site: placer.why_missing(site) for site in sites if site not in grids} if quantized is not None else {}
     used = {site for grid in grids.values() for site in grid.sites}
-    used |= placer.said_again(used)
+    used |= placer.redundant_sites(used)
     left = [site for site in encodings if site not in used]
     needless = [site for site in left if placer.is_needless(site)]
     unmapped = {site: placer.why_unmapped(site) for site in left if site not in needless}
@@ -49,7 +49,7 @@ class _Placer:
         self.movers = self._matched_movers()
 
     def _settle(self) -> None:
-        """Close what symmetry left open where the source says the same of all that are alike."""
+        """Pair the nodes of an open group where all have the same encodings, so that any pairing is right."""
         for group in list(self.matching.open):
             if len({self._profile(name) for name in group[0]}) == 1:
                 self.matching.settle(group)
@@ -79,10 +79,12 @@ class _Placer:
         for target, source in self.matching.values.items():
             free = list(self.source.movers.get(source, ()))
             for mover in self.target.movers.get(target, ()):
-                alike = [m for m in free if m.op == mover.op and _shape(self.source, m) == _shape(self.target, mover)]
-                if len(alike) == 1:
-                    matched[mover.name] = alike[0]
-                    free.remove(alike[0])
+                candidates = [
+                    m for m in free if m.op == mover.op and _shape(self.source, m) == _shape(self.target, mover)
+                ]
+                if len(candidates) == 1:
+                    matched[mover.name] = candidates[0]
+                    free.remove(candidates[0])
         return matched
 
     def _tensor(self, name: str) -> str | None:
@@ -107,7 +109,7 @@ class _Placer:
         return Reader(name, index) if index >= 0 else None
 
     def corresponding(self) -> list[Site]:
-        """The sites of the target that stand where the source has encodings, each value said as the source says it."""
+        """The sites of the target that stand where the source has encodings."""
         sites: list[Site] = []
         for root in self.matching.values:
             for name in [root, *(m.outputs[0] for m in self.target.movers.get(root, ()))]:
@@ -201,10 +203,10 @@ class _Placer:
 
     def _on_weight(self, name: str) -> GridAtSites | None:
         readers = [self._reader(Reader(use.node.name, use.index)) for use in self.target.graph.uses(name)]
-        alike = [reader for reader in readers if reader is not None and self._holds_same(name, reader)]
-        if not alike or len(alike) < len(readers):
+        same_readers = [reader for reader in readers if reader is not None and self._holds_same(name, reader)]
+        if not same_readers or len(same_readers) < len(readers):
             return None
-        return self._fitting(name, self.grids.common(alike))
+        return self._fitting(name, self.grids.common(same_readers))
 
     def _holds_same(self, name: str, reader: Reader) -> bool:
         """Whether the source's constant holds what the target's does; a folded bias may differ in last bits."""
@@ -227,10 +229,14 @@ class _Placer:
                 return None
         return grid
 
-    def said_again(self, used: Iterable[Site]) -> set[Site]:
-        """Sites of the source that say of moved values what a used site says of the same values."""
-        said = {(self._value(site), self.encodings[site]) for site in used}
-        return {s for s, e in self.encodings.items() if self._value(s) is not None and (self._value(s), e) in said}
+    def redundant_sites(self, used: Iterable[Site]) -> set[Site]:
+        """Sites of the source with the same encoding of the same values as a used site, beside a transpose."""
+        value_encodings = {(self._value(site), self.encodings[site]) for site in used}
+        return {
+            s
+            for s, e in self.encodings.items()
+            if self._value(s) is not None and (self._value(s), e) in value_encodings
+        }
 
     def _value(self, site: Site) -> str | None:
         """The value of the source that a site quantizes; None for constants and for readers that compute."""
@@ -275,15 +281,15 @@ class _Placer:
         return self._why(node.name, node.op, self.open_target, self.matching.to_source, "source", site)
 
     def _why(
-        self, node: str, op: str, unsure: Iterable[str], matched: Mapping[str, str], other: str, site: Site
+        self, node: str, op: str, unsure: Iterable[str], matched: Mapping[str, str], other_side: str, site: Site
     ) -> str:
         if node in unsure:
-            return f"node {node!r} ({op}) is one of several that nothing tells apart in the {other}"
+            return f"node {node!r} ({op}) is one of several that nothing tells apart in the {other_side}"
         if node not in matched:
-            return f"node {node!r} ({op}) has no counterpart in the {other}, by content or by place"
+            return f"node {node!r} ({op}) has no counterpart in the {other_side}, by content or by place"
         if isinstance(site, Weight):
-            return f"node {matched[node]!r} of the {other} holds other values there, or has no such constant"
-        return f"node {matched[node]!r} of the {other} has no such site of its own"
+            return f"node {matched[node]!r} of the {other_side} holds other values there, or has no such constant"
+        return f"node {matched[node]!r} of the {other_side} has no such site of its own"
 
     def _node_of(self, site: Site) -> Node | None:
         graph = self.source.graph

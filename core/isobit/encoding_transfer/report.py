@@ -15,8 +15,8 @@ class Transfer:
     """`encodings` belong to the target.
 
     `mapped` are the sites of the source that each site of the target has its encoding from. `unmapped` are sites of the
-    source that went nowhere, `missing` those that the target quantizes (where its plan is known) and the source says
-    nothing of, each with the reason.
+    source that went nowhere, `missing` those that the target quantizes (where its plan is known) and the source has
+    no encoding for, each with the reason.
     """
 
     encodings: Encodings
@@ -34,17 +34,17 @@ class Transfer:
         """For JSON."""
         return {
             "mapped": [{"target": _site(s), "source": [_site(o) for o in origin]} for s, origin in self.mapped.items()],
-            "unmapped": [{"source": _site(site), "reason": why} for site, why in self.unmapped.items()],
-            "missing": [{"target": _site(site), "reason": why} for site, why in self.missing.items()],
+            "unmapped": [{"source": _site(site), "reason": reason} for site, reason in self.unmapped.items()],
+            "missing": [{"target": _site(site), "reason": reason} for site, reason in self.missing.items()],
             "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
         lines = [f"{len(self.encodings)} encodings for the target, {len(self.unmapped)} of the source not mapped"]
-        lines += [f"  {' '.join(_words(site))}: {why}" for site, why in self.unmapped.items()]
+        lines += [f"  {' '.join(_words(site))}: {reason}" for site, reason in self.unmapped.items()]
         if self.missing:
             lines.append(f"{len(self.missing)} sites of the target without an encoding")
-            lines += [f"  {' '.join(_words(site))}: {why}" for site, why in self.missing.items()]
+            lines += [f"  {' '.join(_words(site))}: {reason}" for site, reason in self.missing.items()]
         return "\n".join([*lines, *self.notes])
 
 

@@ -1,4 +1,4 @@
-"""A graph without the nodes that only move values: exporters add and drop transposes and reshapes as they please."""
+"""A graph without the nodes that only move values: exporters add and drop transposes and reshapes freely."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from isobit.graph.graph import Graph, Node
 from isobit.graph.isomorphism import attribute_text
 from isobit.graph.ops import operand
 
-#: Ops that hand on all values of their one tensor, and nothing else.
+#: Ops whose output holds the values of their one input tensor and nothing else.
 MOVERS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 
 COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min", "Sum", "Mean", "And", "Or", "Xor", "Equal"})
@@ -124,7 +124,7 @@ class Skeleton:
 
 
 def is_anchor(op: str, index: int) -> bool:
-    """Whether a constant there tells a layer from its likes: a weight does, a bias or a factor need not."""
+    """Whether a constant there tells similar layers apart: a weight does, a bias or a factor need not."""
     role = operand(op, index)
     return role is not None and role.role in ("weight", "recurrent_weight")
 

@@ -1,4 +1,4 @@
-"""What AIMET's files have in common: documents by version, and grids told by bit width, symmetry and offset.
+"""What AIMET's files have in common: documents by version, and grids by bit width, symmetry and offset.
 
 A value is ``(q + offset) * scale`` with ``0 <= q < 2**bits``: the zero point of an unsigned grid is ``-offset``.
 Facts from files that aimet-onnx 2.42 wrote.
@@ -47,14 +47,14 @@ def document(path: str | PathLike[str], version: str) -> Fields:
     """The document of a file. Raises EncodingError when it is none, or of another version."""
     where = fspath(path)
     fields = Fields(parse(read_text(path), where), where)
-    written = fields.text("version")
-    if written != version:
-        raise fields.error("version", f"{written!r} is unknown here; this reader takes {version}")
+    file_version = fields.text("version")
+    if file_version != version:
+        raise fields.error("version", f"{file_version!r} is unknown here; this reader takes {version}")
     return fields
 
 
 def integer_spec(bits: int, symmetric: bool, offsets: NDArray[np.int32], granularity: Granularity) -> QuantSpec:
-    """The format that offsets tell: signed symmetric at half of the grid, unsigned symmetric at its end."""
+    """The format that follows from offsets: signed symmetric at half of the grid, unsigned symmetric at its end."""
     half = 1 << (bits - 1)
     if bits == 32 and not (symmetric and np.all(offsets == -half)):
         raise EncodingError("a grid of 32 bits is that of a bias: symmetric and signed")
@@ -95,15 +95,17 @@ class EncodingsInFile:
         self.seen: set[str] = set()
 
     def add(self, fields: Fields, name: str, kind: str | None, read: Callable[[Place | None], Encoding]) -> None:
-        """One entry: `kind` is ``tensor`` or ``weight`` where the file says it. Raises EncodingError saying where."""
+        """One entry: `kind` is ``tensor`` or ``weight`` where the file says which. Raises EncodingError."""
         if name in self.seen:
             raise EncodingError(f"{fields.at}: a second entry for the same name")
         self.seen.add(name)
         places = () if self.names is None else self.names.find(name)
         matching = [place for place in places if kind is None or place.is_constant == (kind == "weight")]
         if places and not matching:
-            other = "a constant" if kind == "tensor" else "an activation"
-            raise EncodingError(f"{fields.at}: the model has {other} of that name, the file another kind of tensor")
+            kind_in_model = "a constant" if kind == "tensor" else "an activation"
+            raise EncodingError(
+                f"{fields.at}: the model has {kind_in_model} of that name, the file another kind of tensor"
+            )
         if self.names is not None and not matching:
             self.unmapped[name] = None
             return
@@ -124,7 +126,7 @@ class EncodingsInFile:
             raise error if str(error).startswith(fields.at) else EncodingError(f"{fields.at}: {error}") from error
 
     def note(self, text: str) -> None:
-        """Something that the reader has to say."""
+        """Note something for the user."""
         self.notes[text] = None
 
     def result(self) -> Encodings:
@@ -148,12 +150,12 @@ def writable(
     Moved tensors and int32 biases are left out where the version omits them; 16-bit floats are left to the caller.
     Raises EncodingError for single readers that disagree and for float types that are not in `floats`.
     """
-    whole, notes = without_single_inputs(encodings, names, version.name)
+    joined, notes = without_single_inputs(encodings, names, version.name)
     if names is None:
         notes.append(NAMES_KEPT)
     placed: dict[str, tuple[Place, Encoding]] = {}
     strict = []
-    for site, encoding in whole.items():
+    for site, encoding in joined.items():
         assert not isinstance(site, Input)  # they were joined
         if not encoding.spec.is_integer and encoding.spec.type_name not in floats:
             raise EncodingError(f"{str(site)!r}: {version.name} has no {encoding.spec.type_name}")
@@ -161,8 +163,8 @@ def writable(
             strict.append(str(site))
             encoding = replace(encoding, spec=replace(encoding.spec, strict=False))
         inner = names.inner(site) if names is not None else []
-        placed.update({each.name: (each, encoding) for each in inner})
-        if version.omits_moved_tensors and (inner or _is_moved(site, encoding, whole, names)):
+        placed.update({inner_place.name: (inner_place, encoding) for inner_place in inner})
+        if version.omits_moved_tensors and (inner or _is_moved(site, encoding, joined, names)):
             continue
         place = names.of_site(site) if names is not None else Place(str(site), site)
         if placed.setdefault(place.name, (place, encoding))[1] != encoding:

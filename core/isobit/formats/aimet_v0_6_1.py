@@ -126,8 +126,12 @@ class _Entries:
             return Encoding.of("float16", 1.0)
         symmetric = first.flag("is_symmetric")
         for fields in self.all[1:]:
-            same = fields.text("dtype", ("int", "float")), fields.whole("bitwidth", 2, 32), fields.flag("is_symmetric")
-            if same != (kind, bits, symmetric):
+            own_format = (
+                fields.text("dtype", ("int", "float")),
+                fields.whole("bitwidth", 2, 32),
+                fields.flag("is_symmetric"),
+            )
+            if own_format != (kind, bits, symmetric):
                 raise fields.error("bitwidth", "the channels of one tensor have one format, and these differ")
         scale = np.asarray([self._one(fields, "scale") for fields in self.all], np.float32)
         offset = np.asarray([self._one(fields, "offset") for fields in self.all], np.int32)
@@ -146,14 +150,14 @@ class _Entries:
         return values
 
     def _check_ranges(self, scale: Any, offset: Any, bits: int) -> None:
-        """Refuse a list whose min and max tell of another grid; AIMET's own have rounding errors."""
+        """Refuse a list whose min and max belong to another grid; AIMET's own have rounding errors."""
         for fields, s, o in zip(self.all, scale.astype(np.float64), offset.astype(np.float64), strict=True):
             for key, level in (("min", o), ("max", o + (1 << bits) - 1)):
                 if key not in fields:
                     continue
-                written = float(self._number(fields, key))
-                if abs(written - level * s) > 1.01 * s:  # strict grids of AIMET end one level lower
-                    raise fields.error(key, f"{written:.6g} does not fit scale and offset, which say {level * s:.6g}")
+                stated = float(self._number(fields, key))
+                if abs(stated - level * s) > 1.01 * s:  # strict grids of AIMET end one level lower
+                    raise fields.error(key, f"{stated:.6g} does not fit scale and offset, which say {level * s:.6g}")
 
     def _number(self, fields: Fields, key: str) -> Any:
         values = fields.numbers(key)

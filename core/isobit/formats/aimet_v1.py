@@ -222,6 +222,6 @@ def _check(place: Place, encoding: Encoding) -> None:
         blocks = block_shape(place, place.canonical[place.block_axis or 0] // granularity.size)
         if encoding.axis != place.block_axis or encoding.scale.shape != blocks:
             raise EncodingError(f"{place.name!r}: {AimetV1.name} has one scale for each run of input channels alone")
-        whole = tuple(1 if i >= (place.block_axis or 0) else n for i, n in enumerate(blocks))
-        if encoding.channel_scale is not None and encoding.channel_scale.shape != whole:
+        channel_shape = tuple(1 if i >= (place.block_axis or 0) else n for i, n in enumerate(blocks))
+        if encoding.channel_scale is not None and encoding.channel_scale.shape != channel_shape:
             raise EncodingError(f"{place.name!r}: {AimetV1.name} has one float scale for each output channel")

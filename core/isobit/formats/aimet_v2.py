@@ -126,10 +126,10 @@ class _Entry:
         if fields.data.get("block_size") is None:
             raise fields.error("block_size", "this field is missing")
         multiplier, channel = fields.wholes(lpbq[0], floats=True), fields.numbers(lpbq[1])
-        fits = multiplier.ndim == channel.ndim and all(
+        shapes_fit = multiplier.ndim == channel.ndim and all(
             n in (1, m) for n, m in zip(channel.shape, multiplier.shape, strict=True)
         )
-        if not fits:
+        if not shapes_fit:
             raise fields.error(lpbq[1], f"shape {channel.shape} does not fit multipliers of shape {multiplier.shape}")
         return multiplier.astype(np.float32) * channel, (multiplier, channel)
 
@@ -144,8 +144,8 @@ class _Entry:
             return QuantSpec(_FLOATS[type_name], 8, granularity=granularity), zero
         match = _INTEGER.fullmatch(type_name)
         if match is None:
-            known = "intN, uintN, " + ", ".join(_FLOATS)
-            raise fields.error("output_dtype", f"unknown type {type_name[:40]!r}; known are {known}")
+            known_types = "intN, uintN, " + ", ".join(_FLOATS)
+            raise fields.error("output_dtype", f"unknown type {type_name[:40]!r}; known are {known_types}")
         dtype, bits = f"{match[1]}int", int(match[2])
         if bits == 32 and (dtype == "uint" or np.any(zero != 0)):
             raise fields.error("output_dtype", "a grid of 32 bits is that of a bias: signed, with zero point 0")
@@ -175,7 +175,7 @@ class _Entry:
 
 def _entry(place: Place, encoding: Encoding) -> dict[str, Any]:
     spec, granularity = encoding.spec, encoding.spec.granularity
-    kinds = {own: onnx for onnx, own in _FLOATS.items()}
+    kinds = {dtype: onnx for onnx, dtype in _FLOATS.items()}
     entry: dict[str, Any] = {"name": place.name, "output_dtype": kinds.get(spec.dtype, spec.type_name)}
     if isinstance(granularity, PerTensor):
         entry["y_scale"] = float(encoding.scale)
@@ -209,16 +209,16 @@ def _lpbq_parts(place: Place, encoding: Encoding, index: NDArray[np.int64]) -> d
         raise EncodingError(f"{place.name!r}: an lpbq encoding without its multipliers cannot be written")
     channels = np.arange(encoding.channel_scale.size).reshape(encoding.channel_scale.shape)
     marks = _joined(np.broadcast_to(channels, encoding.scale.shape).reshape(-1)[index], None)
-    whole = encoding.channel_scale.reshape(-1)[marks]
+    channel_scale = encoding.channel_scale.reshape(-1)[marks]
     return {
         "per_block_int_scale": plain(encoding.multiplier.reshape(-1)[index]),
-        "per_channel_float_scale": plain(whole),
+        "per_channel_float_scale": plain(channel_scale),
     }
 
 
-def _joined(index: NDArray[np.int64], kept: int | None) -> NDArray[np.int64]:
+def _joined(index: NDArray[np.int64], kept_axis: int | None) -> NDArray[np.int64]:
     """Without the copies along axes that all have the same scales, as AIMET writes blocks; ONNX has them in full."""
     for axis in range(index.ndim):
-        if axis != kept and np.all(index == index.take([0], axis)):
+        if axis != kept_axis and np.all(index == index.take([0], axis)):
             index = index.take([0], axis)
     return index

@@ -26,14 +26,14 @@ def format_of(
         return formats[claiming[0]]
     if content.may_be_json:
         parse(read_text(path), content.where)  # raises, where it is none
-    known = ", ".join(sorted(formats))
-    raise EncodingError(f"{content.where}: no encodings file that is known; formats are {known}{if_none}")
+    known_formats = ", ".join(sorted(formats))
+    raise EncodingError(f"{content.where}: no encodings file that is known; formats are {known_formats}{if_none}")
 
 
 def _recognises(candidate: EncodingsFormat, content: FileContent) -> bool:
     try:
         return candidate.recognises(content)
-    except Exception:  # a stranger's format that fails on a file it does not know stops no other one
+    except Exception:  # a plug-in's format that fails on an unknown file must not stop the others
         return False
 
 

@@ -25,10 +25,10 @@ class FileContent:
         """Whether the file begins as a text does: an ONNX model does not, and need not be read to find out."""
         try:
             with self.path.open("rb") as file:
-                first = file.read(1)
+                first_byte = file.read(1)
         except OSError:
             return True  # reading it whole says what is wrong
-        return not first or first >= b"\t"
+        return not first_byte or first_byte >= b"\t"
 
     @cached_property
     def json(self) -> Any:
@@ -65,7 +65,7 @@ class EncodingsFormat(Protocol):
         ...
 
     def write(self, encodings: Encodings, path: str | PathLike[str], names: Names | None = None) -> list[str]:
-        """Write a file, whole or not at all; returns, in words, what it holds otherwise than asked.
+        """Write a file, whole or not at all; returns notes on what it holds otherwise than asked.
 
         Raises EncodingError for what the format cannot hold.
         """
@@ -78,7 +78,7 @@ class EncodingsFormat(Protocol):
 
     @property
     def omitted_types(self) -> tuple[str, ...]:
-        """Types of numbers, such as ``"int32"``, that its files never hold, because who reads them does without."""
+        """Types of numbers, such as ``"int32"``, that its files never hold, because their readers do not need them."""
         return ()
 
     @property

@@ -94,12 +94,12 @@ def _encoding(fields: Fields) -> Encoding:
     spec = QuantSpec.parse(fields.text("format"))
     if spec.granularity is None:
         raise fields.error("format", "must say the granularity, for example 'uint8 asymmetric per-tensor'")
-    has = {key for key in ("axis", "multiplier", "channel_scale") if fields.data.get(key) is not None}
+    present = {key for key in ("axis", "multiplier", "channel_scale") if fields.data.get(key) is not None}
     return Encoding(
         spec,
         fields.numbers("scale"),
         fields.wholes("zero_point"),
-        fields.whole("axis", 0) if "axis" in has else None,
-        fields.wholes("multiplier") if "multiplier" in has else None,
-        fields.numbers("channel_scale") if "channel_scale" in has else None,
+        fields.whole("axis", 0) if "axis" in present else None,
+        fields.wholes("multiplier") if "multiplier" in present else None,
+        fields.numbers("channel_scale") if "channel_scale" in present else None,
     )

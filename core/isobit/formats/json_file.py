@@ -42,7 +42,7 @@ def parse(text: str, where: str) -> Any:
 
 
 class Fields:
-    """An object of a file; `at` says where it stands. What is not as it should be is an EncodingError."""
+    """An object of a file; `at` says where it stands. Whatever is wrong raises EncodingError."""
 
     def __init__(self, data: Any, at: str) -> None:
         if not isinstance(data, Mapping):
@@ -57,11 +57,11 @@ class Fields:
         """The error that `key` has a problem."""
         return EncodingError(f"{self.at}: {key}: {problem}")
 
-    def only(self, known: Sequence[str]) -> None:
+    def only(self, allowed: Sequence[str]) -> None:
         """Refuse fields that are not known: they might change the meaning."""
         for key in self.data:
-            if key not in known:
-                raise self.error(key, f"unknown field{did_you_mean(key, known)}")
+            if key not in allowed:
+                raise self.error(key, f"unknown field{did_you_mean(key, allowed)}")
 
     def require(self, key: str) -> Any:
         """The value of a field that must be there."""
@@ -69,12 +69,12 @@ class Fields:
             raise self.error(key, "this field is missing")
         return self.data[key]
 
-    def text(self, key: str, known: Iterable[str] = ()) -> str:
-        """A text that is not empty; one of `known`, if any are given."""
+    def text(self, key: str, allowed: Iterable[str] = ()) -> str:
+        """A text that is not empty; one of `allowed`, if any are given."""
         value = self.require(key)
         if not isinstance(value, str) or not value:
             raise self.error(key, "must be a text")
-        choices = list(known)
+        choices = list(allowed)
         if choices and value not in choices:
             near = did_you_mean(value, choices)
             raise self.error(key, f"unknown value {shown(value)}{near}; known are {', '.join(choices)}")
@@ -122,19 +122,19 @@ class Fields:
             raise self.error(key, "out of the range of int32")
         return values.astype(np.int32)
 
-    def _array(self, key: str, kinds: str, what: str) -> NDArray[Any]:
+    def _array(self, key: str, kinds: str, expected: str) -> NDArray[Any]:
         value = self.require(key)
         try:
             array = np.asarray(value)
         except (ValueError, OverflowError, RecursionError) as error:
             raise self.error(key, "rows of different lengths, or no numbers") from error
         if array.dtype.kind not in kinds or array.size == 0 or _holds_flag(value):
-            raise self.error(key, f"must be {what}, found {shown(value)}")
+            raise self.error(key, f"must be {expected}, found {shown(value)}")
         return array
 
 
 def shown(value: Any) -> str:
-    """A value as an error says it, cut where it is long."""
+    """A value for the text of an error, cut where it is long."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

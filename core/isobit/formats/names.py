@@ -72,8 +72,8 @@ class Names:
         places = _onnx_places(opened.graph, onnx_names, shapes, names)
         if isinstance(opened, HasInnerValues):
             places += [Place(name, Tensor(tensor), inner=True) for name, tensor in opened.inner_values().items()]
-        both = _collect(opened.graph, places, names, opened)
-        return replace(both, inputs=_inputs(onnx_names))
+        all_names = _collect(opened.graph, places, names, opened)
+        return replace(all_names, inputs=_inputs(onnx_names))
 
     def find(self, name: str) -> tuple[Place, ...]:
         """What a name of a file stands for; nothing where the model has no such name."""
@@ -103,17 +103,18 @@ def without_single_inputs(encodings: Encodings, names: Names | None, format_name
     Raises EncodingError where readers of one tensor have different encodings.
     """
     joined: dict[Site, Encoding] = {s: e for s, e in encodings.items() if not isinstance(s, Input)}
-    first: dict[Site, Input] = {}
+    first_reader: dict[Site, Input] = {}
     for site, encoding in encodings.items():
         if not isinstance(site, Input):
             continue
-        whole = _whole_site(site, names, format_name)
-        if joined.setdefault(whole, encoding) != encoding:
+        whole_site = _whole_site(site, names, format_name)
+        if joined.setdefault(whole_site, encoding) != encoding:
+            readers = f"at {str(first_reader[whole_site])!r}" if whole_site in first_reader else "for its other readers"
             raise EncodingError(
-                f"{format_name} has one encoding for a tensor, but {str(whole)!r} has another at {str(site)!r} than "
-                f"{f'at {str(first[whole])!r}' if whole in first else 'for its other readers'}"
+                f"{format_name} has one encoding for a tensor, but {str(whole_site)!r} has another at {str(site)!r} "
+                f"than {readers}"
             )
-        first.setdefault(whole, site)
+        first_reader.setdefault(whole_site, site)
     single = [str(site) for site in encodings if isinstance(site, Input)]
     notes = (
         [f"{format_name} does not know single readers: {', '.join(single)} will be rounded for all readers"]
@@ -154,9 +155,9 @@ def _onnx_places(
         if isinstance(site, Tensor) and entry.input is None and site.name in graph.tensors:
             places.append(Place(entry.name, site))
         elif isinstance(site, Weight) and entry.input is None and entry.name in shapes and site in names.by_site:
-            native, own = shapes[entry.name], names.by_site[site]
-            if output_shape(native, entry.layout) == own.canonical:
-                places.append(replace(own, name=entry.name, native=native, layout=entry.layout))
+            native, constant = shapes[entry.name], names.by_site[site]
+            if output_shape(native, entry.layout) == constant.canonical:
+                places.append(replace(constant, name=entry.name, native=native, layout=entry.layout))
     return places
 
 

@@ -1,6 +1,6 @@
-"""Scales in the layout of a file: from a canonical Encoding to (axis, block size), as ONNX says it, and back.
+"""Scales in the layout of a file: from a canonical Encoding to ONNX's (axis, block size), and back.
 
-Both ways follow which elements of the tensor share a scale, so every layout is carried over exactly or refused.
+Both directions follow which elements of the tensor share a scale: a layout is converted exactly or refused.
 """
 
 from __future__ import annotations
@@ -91,10 +91,12 @@ def _canonical_by_value(native: Encoding, shape: ArrayShape, layout: Layout, cha
     """By the values of the scales, for files write blocks out in full along the other axes."""
     marks = to_canonical(np.broadcast_to(_marks(native, shape), shape), layout)
     scale, zero_point = native.scale.reshape(-1)[marks], native.zero_point.reshape(-1)[marks]
-    first = [slice(None) if i == channel_axis else slice(0, 1) for i in range(marks.ndim)]
-    if np.all(scale == scale[tuple(first)]) and np.all(zero_point == zero_point[tuple(first)]):
+    by_channel = [slice(None) if i == channel_axis else slice(0, 1) for i in range(marks.ndim)]
+    if np.all(scale == scale[tuple(by_channel)]) and np.all(zero_point == zero_point[tuple(by_channel)]):
         spec = native.spec.with_granularity(PerChannel())
-        return Encoding(spec, scale[tuple(first)].reshape(-1), zero_point[tuple(first)].reshape(-1), channel_axis)
+        return Encoding(
+            spec, scale[tuple(by_channel)].reshape(-1), zero_point[tuple(by_channel)].reshape(-1), channel_axis
+        )
     axis, block = _form(marks)
     if axis is None or block is None:
         raise EncodingError("its scales follow neither the channels nor blocks of the inputs in the model's layout")
@@ -108,9 +110,9 @@ def _joined(
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Without the copies along axes behind the blocks, where isobit's own encodings have one scale."""
     for axis in range(block_axis + 1, scale.ndim):
-        first = scale.take([0], axis), zero_point.take([0], axis)
-        if np.all(scale == first[0]) and np.all(zero_point == first[1]):
-            scale, zero_point = first
+        single = scale.take([0], axis), zero_point.take([0], axis)
+        if np.all(scale == single[0]) and np.all(zero_point == single[1]):
+            scale, zero_point = single
     return scale, zero_point
 
 

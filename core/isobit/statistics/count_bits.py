@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.errors import PluginError
+from isobit.threads import run_on_threads
 
 VARIABLE = "ISOBIT_KERNELS"
 BINS = 1 << 16
@@ -66,8 +65,7 @@ def count_bits(bits: NDArray[np.uint32], counts: NDArray[np.int64], rows: NDArra
     edges = [bits.size * i // parts for i in range(parts + 1)]
     tables, flags = np.zeros((parts, BINS), np.int64), np.zeros((parts, ROWS), np.bool_)
     work = [(bits[a:b], table, flag) for (a, b), table, flag in zip(pairwise(edges), tables, flags, strict=True)]
-    for done in [_pool(os.getpid()).submit(count_bins, *part) for part in work]:
-        done.result()
+    run_on_threads(count_bins, work, _CORES)
     counts += tables.sum(axis=0)
     rows |= flags.any(axis=0)
 
@@ -87,9 +85,3 @@ class Scratch(threading.local):
         finally:
             self.counts.reshape(ROWS, -1)[self.rows] = 0
             self.rows[:] = False
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads of this process: a fork has none of its parent's. The kernel runs without the interpreter's lock."""
-    return ThreadPoolExecutor(_CORES, "isobit")

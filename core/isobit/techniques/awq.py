@@ -47,7 +47,7 @@ class Awq:
         return rescalable(context, items, left)
 
     def _choose(self, model: CheckedModel, item: ScaledInput, error: ExpectedError) -> Rescaling | None:
-        strength = np.sqrt(error.seen.mean_square())
+        strength = np.sqrt(error.moments.mean_square())
         lively = strength > 0
         if not lively.any():
             return None

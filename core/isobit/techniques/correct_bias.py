@@ -122,10 +122,10 @@ def _layers(graph: Graph, plan: Plan) -> tuple[list[Node], dict[str, str]]:
     return layers, left
 
 
-def _weight_site(layer: Node, known: Mapping[Site, object]) -> Site | None:
+def _weight_site(layer: Node, by_site: Mapping[Site, object]) -> Site | None:
     """Where the weight of a layer is quantized."""
     sites = (Input(layer.name, 1), Weight(layer.inputs[1] or ""), Tensor(layer.inputs[1] or ""))
-    return next((site for site in sites if site in known), None)
+    return next((site for site in sites if site in by_site), None)
 
 
 def _quantized_weight(model: CheckedModel, layer: Node, encodings: Mapping[Site, Encoding]) -> Floats:
@@ -165,13 +165,13 @@ def _full(context: TechniqueContext, requests: Requests, layers: list[Node]) -> 
     copy = context.weights_quantized_copy()
     shifts = {}
     for layer in layers:
-        asked = _mean_requests([layer], inputs=False)
-        context.observe_copy(copy, asked)
-        measured = _Means(asked, [request.observer for request in asked])
+        output_requests = _mean_requests([layer], inputs=False)
+        context.observe_copy(copy, output_requests)
+        measured = _Means(output_requests, [request.observer for request in output_requests])
         shift = shifts[layer.name] = plain.output(layer) - measured.output(layer)
         draft = Draft(copy.graph, copy.weight)
-        here = draft.graph.node(layer.name)
-        set_bias(draft, here, bias_of(draft, here, shift.size) + shift)
+        current = draft.graph.node(layer.name)
+        set_bias(draft, current, bias_of(draft, current, shift.size) + shift)
         copy.edit(draft.edits)
     return shifts
 
@@ -183,10 +183,10 @@ def _mean_requests(layers: list[Node], *, inputs: bool) -> list[Request]:
 
 
 class _Means:
-    """The means that requests came to, by layer."""
+    """The observed means of layers' inputs and outputs."""
 
     def __init__(self, requests: Sequence[Request], moments: Sequence[Any]) -> None:
-        self._moments = {str(request.site): seen for request, seen in zip(requests, moments, strict=True)}
+        self._moments = {str(request.site): item for request, item in zip(requests, moments, strict=True)}
 
     def output(self, layer: Node) -> Floats:
         mean: Floats = self._moments[layer.outputs[0]].mean

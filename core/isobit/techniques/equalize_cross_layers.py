@@ -35,7 +35,7 @@ from isobit.techniques.layers.weighted_layer import (
 )
 from isobit.techniques.technique import TechniqueReport
 
-#: A channel whose range is this much smaller than the largest of its layer is empty: no factor is read off it.
+#: A channel whose range is this much smaller than the largest of its layer counts as empty, and gets no factor.
 _EMPTY = 1e-8
 
 #: c = mean - 3 deviations: 99.87 % of the values lie above it.
@@ -93,30 +93,32 @@ class EqualizeCrossLayers:
         pairs, left = find_pairs(graph, clips)
         if not pairs:
             return TechniqueReport("EqualizeCrossLayers", (), {**left} or {"model": "it has no pair of layers"})
-        known = {pair.tensor: context.batch_norms[pair.tensor] for pair in pairs if pair.tensor in context.batch_norms}
+        distributions = {
+            pair.tensor: context.batch_norms[pair.tensor] for pair in pairs if pair.tensor in context.batch_norms
+        }
         requests = _moments(pairs if self.absorb_biases else ())
         if requests.float and context.can_observe(requests):
-            known.update(_distributions(requests, context.observe(requests).float))
+            distributions.update(_distributions(requests, context.observe(requests).float))
         draft = Draft(graph, model.weight)
         factors = _factors(draft, pairs, self.sweeps)
         _rescale(draft, pairs, factors)
         changed = [_described(pair, factor) for pair, factor in zip(pairs, factors, strict=True)]
         for pair, factor in zip(pairs, factors, strict=True):
-            normal = known.pop(pair.tensor, None)
+            normal = distributions.pop(pair.tensor, None)
             if normal is not None and normal.mean.size == factor.size:  # else its channels are on another axis
-                known[pair.tensor] = normal.moved(1 / factor, np.zeros_like(factor))
+                distributions[pair.tensor] = normal.moved(1 / factor, np.zeros_like(factor))
             for node in pair.between:
                 if node.name in clips:
                     _replace_clip(draft, node, channel_axis(graph, pair.first), factor, self.clip == "per-channel")
         notes = dict(left)
         for pair in pairs if self.absorb_biases else ():
-            done, why = _absorb(draft, pair, known, clipped=self.clip == "per-channel")
-            if done:
-                changed.append(done)
-            elif why:
-                notes[f"high biases of {pair.first.name}"] = why
+            absorbed, reason = _absorb(draft, pair, distributions, clipped=self.clip == "per-channel")
+            if absorbed:
+                changed.append(absorbed)
+            elif reason:
+                notes[f"high biases of {pair.first.name}"] = reason
         model.edit(draft.edits)
-        return TechniqueReport("EqualizeCrossLayers", tuple(changed), notes, batch_norms=known)
+        return TechniqueReport("EqualizeCrossLayers", tuple(changed), notes, batch_norms=distributions)
 
 
 # --- equalization ---------------------------------------------------------------------------------------------------
@@ -200,13 +202,13 @@ def _moments(pairs: Sequence[Pair]) -> Requests:
 
 def _distributions(requests: Requests, moments: Sequence[Moments]) -> dict[str, NormalPerChannel]:
     """Mean and deviation of each channel of the requested tensors."""
-    seen = zip(requests.float, moments, strict=True)
-    return {str(request.site): NormalPerChannel(item.mean, np.sqrt(item.variance)) for request, item in seen}
+    observed = zip(requests.float, moments, strict=True)
+    return {str(request.site): NormalPerChannel(item.mean, np.sqrt(item.variance)) for request, item in observed}
 
 
-def _absorb(draft: Draft, pair: Pair, known: dict[str, NormalPerChannel], clipped: bool) -> tuple[str, str]:
+def _absorb(draft: Draft, pair: Pair, distributions: dict[str, NormalPerChannel], clipped: bool) -> tuple[str, str]:
     """What was absorbed, or why nothing could be; both empty where no bias is high."""
-    normal = known.get(pair.tensor)
+    normal = distributions.get(pair.tensor)
     if normal is None:
         return "", "neither batch norm nor data tell its distribution"
     first, second = draft.graph.node(pair.first.name), draft.graph.node(pair.second.name)
@@ -225,7 +227,7 @@ def _absorb(draft: Draft, pair: Pair, known: dict[str, NormalPerChannel], clippe
     shift = response(weight, second, moved)
     set_bias(draft, first, bias_of(draft, first, moved.size) - moved)
     set_bias(draft, second, bias_of(draft, second, weight.shape[0]) + shift)
-    known[pair.tensor] = replace(normal, mean=normal.mean - moved)
+    distributions[pair.tensor] = replace(normal, mean=normal.mean - moved)
     count = int(np.count_nonzero(moved))
     return f"{pair.second.name} absorbed the bias of {count} channel(s) of {pair.first.name}", ""
 

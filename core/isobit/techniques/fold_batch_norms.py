@@ -54,8 +54,8 @@ class FoldBatchNorms:
         outputs: dict[str, NormalPerChannel] = {}
         for node in model.graph.nodes:
             if node.op == _BATCH_NORM or node.op in _CONSTANTS:
-                done, message = self._fold(draft, draft.graph.node(node.name), outputs)
-                if done:
+                folded, message = self._fold(draft, draft.graph.node(node.name), outputs)
+                if folded:
                     changed.append(message)
                 elif node.op == _BATCH_NORM:
                     left[node.name] = message
@@ -67,20 +67,20 @@ class FoldBatchNorms:
         return TechniqueReport("FoldBatchNorms", tuple(changed), left, batch_norms=outputs)
 
     def _fold(self, draft: Draft, node: Node, outputs: dict[str, NormalPerChannel]) -> tuple[bool, str]:
-        """Whether the node was folded, and where to or why not; `outputs` keeps what the batch norm knew."""
-        before, obstacle = _layer_before(draft.graph, node)
-        if before is not None:
-            obstacle = _fold_backward(draft, before, node, outputs)
+        """Whether the node was folded, and where to or why not; `outputs` gets the distribution of what is folded."""
+        layer_before, obstacle = _layer_before(draft.graph, node)
+        if layer_before is not None:
+            obstacle = _fold_backward(draft, layer_before, node, outputs)
             if not obstacle:
-                return True, f"{node.name} into {before.name}"
+                return True, f"{node.name} into {layer_before.name}"
         if node.op != _BATCH_NORM:
             return False, obstacle
-        after, other = _layer_after(draft.graph, node)
-        if after is not None:
-            other = _fold_forward(draft, node, after)
-            if not other:
-                return True, f"{node.name} into {after.name}"
-        return False, f"{obstacle}; {other}"
+        layer_after, forward_obstacle = _layer_after(draft.graph, node)
+        if layer_after is not None:
+            forward_obstacle = _fold_forward(draft, node, layer_after)
+            if not forward_obstacle:
+                return True, f"{node.name} into {layer_after.name}"
+        return False, f"{obstacle}; {forward_obstacle}"
 
 
 # --- the affine map of a node ---------------------------------------------------------------------------------------
@@ -115,12 +115,12 @@ def _affine(draft: Draft, node: Node, channels: int, rank: int, axis: int) -> _A
     vector = _per_channel(draft.value(constant), channels, rank, axis)
     if vector is None:
         return None
-    one, zero = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
     if node.op in ("Mul", "Div"):
         with np.errstate(divide="ignore"):
-            factor = vector if node.op == "Mul" else (one / vector)
-        return _Affine(factor, zero, zero) if np.all(np.isfinite(factor)) else None
-    return _Affine(one, zero, vector if node.op == "Add" else -vector)
+            factor = vector if node.op == "Mul" else (ones / vector)
+        return _Affine(factor, zeros, zeros) if np.all(np.isfinite(factor)) else None
+    return _Affine(ones, zeros, vector if node.op == "Add" else -vector)
 
 
 def _per_channel(value: NDArray[np.float32], channels: int, rank: int, axis: int) -> Vector | None:

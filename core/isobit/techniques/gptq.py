@@ -14,7 +14,7 @@ from isobit.techniques.technique import TechniqueReport
 
 @dataclass(frozen=True)
 class GPTQ:
-    """Round a weight's columns one after the other, each error made good by those that follow.
+    """Round a weight's columns one after the other; those that follow make up for each error.
 
     `activation_order` takes the columns with the largest inputs first. `scales="searched"` chooses the scale of each
     channel by the error of the layer's output with nearest rounding; `"minmax"` keeps the grid of calibration.

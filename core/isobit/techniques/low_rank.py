@@ -64,32 +64,32 @@ def factorise(
     unknown = next((layer for layer in ranks if layer not in layers), None)
     if unknown is not None:
         raise FormatError(f"{name}: ranks names {unknown!r}, which is no {' or '.join(sorted(kinds))} of the model")
-    macs = kept = 0.0
+    macs = kept_macs = 0.0
     for node in layers.values():
-        before = cost(model.graph, node)
-        macs, kept = macs + before, kept + before
+        layer_macs = cost(model.graph, node)
+        macs, kept_macs = macs + layer_macs, kept_macs + layer_macs
         reason = obstacle(model.graph, node)
-        found = reason or split(model.graph, node, model.weight(node.inputs[1] or ""))
-        if isinstance(found, str):
+        layer_split = reason or split(model.graph, node, model.weight(node.inputs[1] or ""))
+        if isinstance(layer_split, str):
             if node.name in ranks:
-                raise FormatError(f"{name}: {node.name!r} cannot be split: {found}")
-            left[node.name] = found
+                raise FormatError(f"{name}: {node.name!r} cannot be split: {layer_split}")
+            left[node.name] = layer_split
             continue
-        full = min(found.matrix.shape)
-        rank = ranks.get(node.name, int(keep * before / found.cost_of_rank))
+        full = min(layer_split.matrix.shape)
+        rank = ranks.get(node.name, int(keep * layer_macs / layer_split.cost_of_rank))
         if not 1 <= rank <= full and node.name in ranks:
             raise FormatError(f"{name}: rank {rank} of {node.name!r} is not in 1 to {full}")
         if node.name not in ranks and not 1 <= rank < full:
-            why = "one rank costs more" if rank < 1 else "all ranks together cost less"
-            left[node.name] = f"{why} than {keep:.0%} of its multiply-accumulates"
+            cost_text = "one rank costs more" if rank < 1 else "all ranks together cost less"
+            left[node.name] = f"{cost_text} than {keep:.0%} of its multiply-accumulates"
             continue
-        _replace(draft, node, found, rank)
-        kept += rank * found.cost_of_rank - before
-        share = rank * found.cost_of_rank / before
+        _replace(draft, node, layer_split, rank)
+        kept_macs += rank * layer_split.cost_of_rank - layer_macs
+        share = rank * layer_split.cost_of_rank / layer_macs
         changed.append(f"{node.name}: rank {rank} of {full}, {share:.1%} of its multiply-accumulates")
     if draft.edits:
         model.edit(draft.edits)
-    notes = (f"multiply-accumulates of all layers: {kept / macs:.1%} of {macs:.4g} a sample",) if changed else ()
+    notes = (f"multiply-accumulates of all layers: {kept_macs / macs:.1%} of {macs:.4g} a sample",) if changed else ()
     return TechniqueReport(name, tuple(changed), left, notes=notes)
 
 
@@ -116,7 +116,7 @@ def spatial_sizes(graph: Graph, tensor: str, node: Node) -> list[int]:
 
 def _replace(draft: Draft, node: Node, split: Split, rank: int) -> None:
     u, s, v = np.linalg.svd(split.matrix, full_matrices=False)
-    root = np.sqrt(s[:rank])  # shared out evenly: neither factor's weights are much larger than the other's
+    root = np.sqrt(s[:rank])  # half to each factor, so that neither has much larger weights
     parts = split.layers(root[:, None] * v[:rank], u[:, :rank] * root)
     names = [draft.free_name(f"{node.inputs[1]}.{number}") for number in (0, 1)]
     operands: list[tuple[str | None, ...]] = [(names[0],), (names[1], *node.inputs[2:3])]

@@ -58,9 +58,9 @@ class ReestimateBatchNorms:
         copy = context.quantized_copy()
         for sweep in range(self.sweeps):
             if sweep:
-                asked = _requests(norms).quantized
-                context.observe_copy(copy, asked)
-                moments = {str(request.site): request.observer for request in asked}
+                sweep_requests = _requests(norms).quantized
+                context.observe_copy(copy, sweep_requests)
+                moments = {str(request.site): request.observer for request in sweep_requests}
             for node in norms:
                 size = context.graph.weights[node.inputs[_MEAN] or ""].shape[0]
                 if moments[node.inputs[0] or ""].mean.size != size:
@@ -68,7 +68,7 @@ class ReestimateBatchNorms:
             norms = [node for node in norms if node.name not in left]
             measured = {node.name: moments[node.inputs[0] or ""] for node in norms}
             for target in (copy, context.model):
-                _set(target, {name: (seen.mean, seen.variance) for name, seen in measured.items()})
+                _set(target, {name: (measurement.mean, measurement.variance) for name, measurement in measured.items()})
         return _report(tuple(node.name for node in norms), left)
 
 

@@ -64,17 +64,17 @@ class SmoothQuant:
     def _choose(self, model: CheckedModel, item: ScaledInput, error: ExpectedError) -> Rescaling | None:
         weights = [np.abs(model.weight(node.inputs[1] or "")) for node in item.readers]
         heaviest = np.max([weight.max(axis=0, initial=0.0) for weight in weights], axis=0).astype(np.float64)
-        seen, nowhere = error.seen, np.zeros_like(heaviest)
-        if not ((seen.largest() > 0) & (heaviest > 0)).any():
+        moments, nowhere = error.moments, np.zeros_like(heaviest)
+        if not ((moments.largest() > 0) & (heaviest > 0)).any():
             return None
         if self.alpha is not None:
-            return _family(seen.largest(), heaviest, nowhere, "")(self.alpha)
+            return _family(moments.largest(), heaviest, nowhere, "")(self.alpha)
         shifts = {"": nowhere}
         if self.shift and item.shiftable:
-            middle, mean = in_steps_of_range(seen.middle, seen), in_steps_of_range(seen.mean, seen)
+            middle, mean = in_steps_of_range(moments.middle, moments), in_steps_of_range(moments.mean, moments)
             shifts.update({", middle subtracted": middle, ", mean subtracted": mean})
         return best_alpha(
-            error, [_family(seen.largest(shift), heaviest, shift, words) for words, shift in shifts.items()]
+            error, [_family(moments.largest(shift), heaviest, shift, words) for words, shift in shifts.items()]
         )
 
 

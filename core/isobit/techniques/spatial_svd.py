@@ -44,7 +44,7 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32]) -> Split | str
     out, inputs, height, width = weight.shape
     if min(height, width) == 1:
         return "its kernel is one row or column"
-    # The first one works on rows that are stepped over already, and on all columns.
+    # The first layer already makes the output's rows (it has their stride), but for all of the input's columns.
     rows, columns = spatial_sizes(graph, node.outputs[0], node) or [1, 1]
     across = (spatial_sizes(graph, node.inputs[0] or "", node) or [1, 1])[1]
 
@@ -60,15 +60,15 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32]) -> Split | str
 
 def _along(node: Node, axis: int) -> dict[str, object]:
     """The attributes of a convolution along one axis: nothing happens along the other."""
-    other, attributes = 1 - axis, node.attributes
-    found: dict[str, object] = {}
+    other_axis, attributes = 1 - axis, node.attributes
+    changed: dict[str, object] = {}
     for name in ("kernel_shape", "strides", "dilations"):
         if name in attributes:
             values = list(attributes[name])
-            values[other] = 1
-            found[name] = tuple(values)
+            values[other_axis] = 1
+            changed[name] = tuple(values)
     if "pads" in attributes:
         pads = list(attributes["pads"])
-        pads[other] = pads[other + 2] = 0
-        found["pads"] = tuple(pads)
-    return found
+        pads[other_axis] = pads[other_axis + 2] = 0
+        changed["pads"] = tuple(pads)
+    return changed

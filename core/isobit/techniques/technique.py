@@ -44,7 +44,7 @@ class Technique(Protocol):
 
 @runtime_checkable
 class Observes(Protocol):
-    """What a technique that observes the model adds: it says beforehand what it must observe.
+    """What a technique that observes the model has besides `apply`: it lists beforehand what it must observe.
 
     So a recipe observes for several steps in one pass, and a technique runs again from statistics, without the data.
     """

@@ -72,10 +72,10 @@ def _operand(
     name = node.inputs[index]
     if name is None:
         return None
-    own = quantizers.get(Input(node.name, index))
+    reader_encoding = quantizers.get(Input(node.name, index))
     if name in values:
-        return values[name] if own is None else _through(own, raw[name])
-    encoding = own if own is not None else quantizers.get(Weight(name))
+        return values[name] if reader_encoding is None else _through(reader_encoding, raw[name])
+    encoding = reader_encoding if reader_encoding is not None else quantizers.get(Weight(name))
     return _through(encoding, weights(name))
 
 

@@ -1,4 +1,4 @@
-"""Networks that compute the same with channels of very different sizes: what breaks a quantizer, and a cure mends."""
+"""Networks with the same function and channels of very different sizes, which rounding harms and techniques repair."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def network_of(model: CheckedModel, name: str) -> Network:
 
 def folded_with_relu(model: CheckedModel, name: str) -> Network:
     """A copy of a model with its batch norms folded and every Clip a Relu, which lets factors through."""
-    twin = model.copy()
-    FoldBatchNorms().apply(TechniqueContext(twin))
-    twin.edit([Replace(node.name, (NewNode("Relu"),)) for node in twin.graph.nodes if node.op == "Clip"])
-    return network_of(twin, name)
+    folded = model.copy()
+    FoldBatchNorms().apply(TechniqueContext(folded))
+    folded.edit([Replace(node.name, (NewNode("Relu"),)) for node in folded.graph.nodes if node.op == "Clip"])
+    return network_of(folded, name)
 
 
 def rescaled(network: Network, decades: float = 1.5, seed: int = 0) -> Network:
@@ -38,6 +38,6 @@ def rescaled(network: Network, decades: float = 1.5, seed: int = 0) -> Network:
         group = int(pair.second.attributes.get("group", 1))
         per_out, per_in = second.shape[0] // group, second.shape[1]
         for index in range(group):
-            part = factors[index * per_in : (index + 1) * per_in].reshape(1, -1, *(1,) * (second.ndim - 2))
-            second[index * per_out : (index + 1) * per_out] /= part
+            group_factors = factors[index * per_in : (index + 1) * per_in].reshape(1, -1, *(1,) * (second.ndim - 2))
+            second[index * per_out : (index + 1) * per_out] /= group_factors
     return Network(f"{network.name}_rescaled", network.graph, {n: v.astype(np.float32) for n, v in weights.items()})

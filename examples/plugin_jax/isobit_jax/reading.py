@@ -48,10 +48,10 @@ def read(model: JaxModel, example: Mapping[str, NDArray[Any]]) -> tuple[Graph, d
         reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
         raise ModelError(f"the function cannot be traced for any batch size: {reason}") from error
     reader = Reader()
-    given = [reader.input(name, info) for name, info in inputs.items()]
+    inputs_read = [reader.input(name, info) for name, info in inputs.items()]
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    held = [reader.held(leaf, keystr(path, simple=True, separator=".") or "params") for path, leaf in leaves]
-    results = map(reader.name, reader.inline(closed, [*held, *given]))
+    constants = [reader.held(leaf, keystr(path, simple=True, separator=".") or "params") for path, leaf in leaves]
+    results = map(reader.name, reader.inline(closed, [*constants, *inputs_read]))
     return reader.builder.canonical(dict(zip(order, results, strict=True)))
 
 
@@ -79,10 +79,10 @@ class Reader:
         """The results of a jaxpr; each node has the name of its `jax.named_scope`."""
         jaxpr, constants = (closed.jaxpr, closed.consts) if isinstance(closed, ClosedJaxpr) else (closed, ())
         variables = (*jaxpr.invars, *jaxpr.constvars)
-        known = dict(zip(variables, (*arguments, *map(self.held, constants)), strict=True))
+        values = dict(zip(variables, (*arguments, *map(self.held, constants)), strict=True))
 
         def value(atom: Any) -> Value:
-            return _like(atom.aval, literal=atom.val) if isinstance(atom, Literal) else known[atom]
+            return _like(atom.aval, literal=atom.val) if isinstance(atom, Literal) else values[atom]
 
         for eqn in jaxpr.eqns:
             where = "/".join(part for part in (scope, str(eqn.source_info.name_stack)) if part)
@@ -90,7 +90,7 @@ class Reader:
                 results = self._results(eqn, [value(atom) for atom in eqn.invars], where)
             except ModelError as error:
                 results = [_like(var.aval, problem=str(error)) for var in eqn.outvars]
-            known.update(zip(eqn.outvars, results, strict=True))
+            values.update(zip(eqn.outvars, results, strict=True))
         return [value(atom) for atom in jaxpr.outvars]
 
     def _results(self, eqn: Any, operands: Sequence[Value], scope: str) -> Sequence[Value]:
@@ -110,8 +110,8 @@ class Reader:
             place = f" (in {scope})" if scope else ""
             raise ModelError(f"the JAX backend does not read {name!r}{place}; it reads {', '.join(RULES)}")
         self.builder.scope = scope
-        found = RULES[name](self, eqn, *operands)
-        return [found] if isinstance(found, Value) else found
+        results = RULES[name](self, eqn, *operands)
+        return [results] if isinstance(results, Value) else results
 
     def input(self, name: str, info: jax.ShapeDtypeStruct) -> Value:
         """An input of the model."""
@@ -149,5 +149,5 @@ class Reader:
         return replace(self.node("Transpose", [plain], turned, perm=tuple(axes)), flipped=flipped)
 
 
-def _like(info: Any, **known: Any) -> Value:
-    return Value(tuple(info.shape), str(info.dtype), **known)
+def _like(info: Any, **fields: Any) -> Value:
+    return Value(tuple(info.shape), str(info.dtype), **fields)

@@ -47,8 +47,8 @@ def _reshape(reader: Reader, eqn: Any, x: Value, *sizes: Value) -> Value:
     if constant and more > 0 and (1,) * more + x.shape == tuple(out.shape):
         return replace(x, shape=tuple(out.shape))
     if eqn.primitive.name == "broadcast_in_dim" and [n for n in x.shape if n != 1] != [n for n in out.shape if n != 1]:
-        said = f"a value of shape {x.shape} is repeated to {out.shape}: let operators broadcast instead"
-        return Value(tuple(out.shape), x.dtype, literal=x.literal, problem=said)
+        problem = f"a value of shape {x.shape} is repeated to {out.shape}: let operators broadcast instead"
+        return Value(tuple(out.shape), x.dtype, literal=x.literal, problem=problem)
     return reader.node("Reshape", [x], out, shape=tuple(n if isinstance(n, int) else -1 for n in out.shape))
 
 

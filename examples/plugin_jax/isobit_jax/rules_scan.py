@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def scan(reader: Reader, eqn: Any, *operands: Value) -> list[Value]:
     """ONNX has an axis for the direction behind the sequence's; the graph's second bias is input 8."""
     count, x = eqn.params["num_consts"], operands[-1]
-    held = sorted(operands[:count], key=lambda value: -len(value.shape))  # weights in front of biases
+    parameters = sorted(operands[:count], key=lambda value: -len(value.shape))  # weights in front of biases
     for op, layer, setting in (("LSTM", lstm, {}), ("GRU", gru, {"linear_before_reset": 1})):
-        order = _order(partial(layer, reverse=eqn.params["reverse"]), eqn, [x, *held])
+        order = _order(partial(layer, reverse=eqn.params["reverse"]), eqn, [x, *parameters])
         if order is None or not all(value.literal == 0 for value in operands[count:-1]):
             continue
         w, r, *biases = (operands[order.index(place)] for place in range(1, count + 1))
@@ -46,7 +46,7 @@ def _order(layer: Any, eqn: Any, arguments: list[Value]) -> list[int] | None:
         traced = jax.make_jaxpr(layer)(*shapes).jaxpr
     except (TypeError, ValueError):  # of other shapes than the layer's
         return None
-    ours = next(step for step in traced.eqns if step.primitive.name == "scan")
-    if str(ours.params["jaxpr"]) != str(eqn.params["jaxpr"]):
+    own_scan = next(step for step in traced.eqns if step.primitive.name == "scan")
+    if str(own_scan.params["jaxpr"]) != str(eqn.params["jaxpr"]):
         return None
-    return [traced.invars.index(variable) for variable in ours.invars[: ours.params["num_consts"]]]
+    return [traced.invars.index(variable) for variable in own_scan.invars[: own_scan.params["num_consts"]]]

@@ -52,8 +52,8 @@ def test_outputs_and_inputs_of_any_structure():
     assert model.graph.inputs == ("left", "right")
     assert list(model.graph.outputs) == ["output_0", "output_1"]
     assert set(model.graph.weights) == {"w", "layers.0", "layers.1"}
-    found = model.run({"left": np.ones((5, 3)), "right": np.full((5, 2), 2.0)})
-    np.testing.assert_array_equal(found["output_0"], np.full((5, 2), 4.0))
+    outputs = model.run({"left": np.ones((5, 3)), "right": np.full((5, 2), 2.0)})
+    np.testing.assert_array_equal(outputs["output_0"], np.full((5, 2), 4.0))
 
 
 X4 = np.random.default_rng(0).standard_normal((2, 6, 6, 6)).astype(np.float32)
@@ -137,7 +137,7 @@ def test_channels_last_convolutions_get_transpositions():
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "message"),
     [
         (lambda p, x: jnp.sort(x), "does not read 'sort'"),
         (lambda p, x: x * 2 if x.shape[0] > 3 else x, "cannot be traced for any batch size"),
@@ -148,9 +148,9 @@ def test_channels_last_convolutions_get_transpositions():
         (lambda p, x: lax.scan(lambda s, row: (s + row, s), jnp.zeros(x.shape[1]), x)[1], "a layer of isobit_jax"),
     ],
 )
-def test_what_is_refused_says_what_it_is(function, said):
+def test_what_is_refused_says_what_it_is(function, message):
     params = {"double": np.ones((6, 2), np.float16)}
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         JaxBackend().open(JaxModel(function, params), np.ones((2, 6), np.float32))
 
 
@@ -183,13 +183,13 @@ def test_of_an_observed_tensor_only_bounds_and_counted_elements_are_fetched(monk
 
     monkeypatch.setattr(Histogram, "absorb", counted)
     for axis in (1, None):
-        found, wanted = Histogram(), Histogram()
-        observe_tensor(found, jnp.asarray(values), axis, JaxEngine().bounds)
-        wanted.update(values, axis)
-        assert found == wanted
+        observed, expected = Histogram(), Histogram()
+        observe_tensor(observed, jnp.asarray(values), axis, JaxEngine().bounds)
+        expected.update(values, axis)
+        assert observed == expected
     assert all(size < values.size / 5 for size in fetched)
     assert len(fetched) == 2
     values[1, 0, 0, 0] = np.nan
-    found = Histogram()
-    observe_tensor(found, jnp.asarray(values), 1, JaxEngine().bounds)
-    assert found.non_finite == 1
+    observed = Histogram()
+    observe_tensor(observed, jnp.asarray(values), 1, JaxEngine().bounds)
+    assert observed.non_finite == 1

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import pairwise
 
 import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from isobit.threads import run_on_threads
 
 #: Smaller tensors are done before another thread has woken up.
 _PART = 1 << 16
@@ -32,18 +31,11 @@ def run_in_parts(flat: NDArray[np.float32], numbers: tuple[np.float32, ...]) -> 
 
     Each value is computed alone, so the bits are the same on any number of threads.
     """
-    count = min(torch.get_num_threads(), flat.size // _PART)
+    threads = torch.get_num_threads()
+    count = min(threads, flat.size // _PART)
     if count < 2:
         fake_quantize_in_place(flat, *numbers)
         return
     edges = [flat.size * i // count for i in range(count + 1)]
-    others = [_pool(os.getpid()).submit(fake_quantize_in_place, flat[a:b], *numbers) for a, b in pairwise(edges[1:])]
-    fake_quantize_in_place(flat[: edges[1]], *numbers)
-    for other in others:
-        other.result()
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads of this process: a fork has none of its parent's."""
-    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "isobit")
+    parts = [(flat[start:end], *numbers) for start, end in pairwise(edges)]
+    run_on_threads(fake_quantize_in_place, parts, threads)

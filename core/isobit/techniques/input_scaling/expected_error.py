@@ -1,4 +1,4 @@
-"""What rescaling the inputs of linear layers does to the layers' output error, told from moments and ranges alone."""
+"""The output error of linear layers whose inputs are rescaled, estimated from moments and ranges alone."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from isobit.techniques.input_scaling.rescaling import (
 from isobit.techniques.input_scaling.rounding_noise import rounding_noise
 from isobit.techniques.layers.weighted_layer import Floats
 
-#: Of the power of two above a channel's range, for a shift: as coarse as factors are.
+#: A shift is rounded to so many bits below the power of two above its channel's range, as coarsely as factors.
 _SHIFT_BITS = 7
 
 
 def input_requests(items: Iterable[ScaledInput]) -> Requests:
-    """What has to be seen of each input."""
+    """The moments to observe of each input."""
     return Requests([Request(Tensor(item.tensor), ChannelMoments()) for item in items])
 
 
-def in_steps_of_range(shift: Floats, seen: ChannelMoments) -> Floats:
+def in_steps_of_range(shift: Floats, moments: ChannelMoments) -> Floats:
     """`shift` in steps of a hundredth of each channel's range: the same bits in every framework (decision 0018)."""
-    size = seen.maximum - seen.minimum
+    size = moments.maximum - moments.minimum
     return np.where(size > 0, in_steps(shift, size, _SHIFT_BITS), shift)
 
 
@@ -53,13 +53,13 @@ class ExpectedError:
     Source: Widrow and Kollár, "Quantization Noise", Cambridge University Press 2008, chapter 4.
     """
 
-    seen: ChannelMoments
+    moments: ChannelMoments
     input: Placement | None
     weights: tuple[tuple[NDArray[np.float32], Placement], ...]
     energy: Floats  # sum of the squared weights that meet each channel
 
     @classmethod
-    def of(cls, model: CheckedModel, plan: Plan, item: ScaledInput, seen: ChannelMoments) -> ExpectedError:
+    def of(cls, model: CheckedModel, plan: Plan, item: ScaledInput, moments: ChannelMoments) -> ExpectedError:
         """For the layers of `item` whose weights the plan quantizes."""
         weights = []
         for node in item.readers:
@@ -67,12 +67,14 @@ class ExpectedError:
             if placement is not None:
                 weights.append((np.ascontiguousarray(model.weight(node.inputs[1] or ""), np.float32), placement))
         squares = [np.einsum("ij,ij->j", weight, weight, dtype=np.float64) for weight, _ in weights]
-        return cls(seen, input_placement(item.readers[0], plan), tuple(weights), np.sum(squares, axis=0))
+        return cls(moments, input_placement(item.readers[0], plan), tuple(weights), np.sum(squares, axis=0))
 
     def after(self, changes: Sequence[Rescaling]) -> Floats:
         """The error with the input changed like each of these."""
-        factors, shift = (np.stack([getattr(change, part) for change in changes]) for part in ("factors", "shift"))
-        power = self.seen.mean_square(shift) / np.square(factors)
+        factors, shift = (
+            np.stack([getattr(change, field_name) for change in changes]) for field_name in ("factors", "shift")
+        )
+        power = self.moments.mean_square(shift) / np.square(factors)
         total = (self._input_error(factors, shift) * self.energy).sum(axis=1)
         for weight, placement in self.weights:
             total += (rounding_noise(weight, factors.astype(np.float32), placement) * power).sum(axis=1)
@@ -85,14 +87,14 @@ class ExpectedError:
         """
         if self.input is None or not self.input.spec.is_integer:
             return np.zeros_like(factors)
-        seen, spec = self.seen, self.input.spec.with_granularity(PerTensor())
-        low, high = (seen.minimum - shift) / factors, (seen.maximum - shift) / factors
+        moments, spec = self.moments, self.input.spec.with_granularity(PerTensor())
+        low, high = (moments.minimum - shift) / factors, (moments.maximum - shift) / factors
         grids = candidate_grids(low.min(axis=1), high.max(axis=1), spec)
         scale, zero = grids.scale[:, None].astype(np.float64), grids.zero_point[:, None]
         above = ((spec.q_max - zero) * scale - high) * factors
         below = (low - (spec.q_min - zero) * scale) * factors
-        clipped = _beyond(above, seen.maximum - seen.mean, seen.count) + _beyond(
-            below, seen.mean - seen.minimum, seen.count
+        clipped = _beyond(above, moments.maximum - moments.mean, moments.count) + _beyond(
+            below, moments.mean - moments.minimum, moments.count
         )
         return np.asarray(np.square(scale * factors) / 12 + clipped)
 
@@ -114,11 +116,11 @@ def best_alpha(error: ExpectedError, families: Sequence[Callable[[float], Rescal
     Each family is tried at tenths of alpha from 0 to 1, the best one at the half-tenths beside its best.
     """
     tried = [(family, tenth / 10) for family in families for tenth in range(11)]
-    made = [family(alpha) for family, alpha in tried]
-    errors = error.after([*made, Rescaling.nothing(made[0].factors.size)])
-    at = int(errors[:-1].argmin())
-    family, near = tried[at]
-    beside = [family(alpha) for alpha in (near - 0.05, near + 0.05) if 0 < alpha < 1]
-    found = [(errors[at], made[at]), *zip(error.after(beside), beside, strict=True)]
-    least, best = min(found, key=lambda item: item[0])
+    rescalings = [family(alpha) for family, alpha in tried]
+    errors = error.after([*rescalings, Rescaling.nothing(rescalings[0].factors.size)])
+    best_index = int(errors[:-1].argmin())
+    family, best_tenth = tried[best_index]
+    neighbours = [family(alpha) for alpha in (best_tenth - 0.05, best_tenth + 0.05) if 0 < alpha < 1]
+    scored = [(errors[best_index], rescalings[best_index]), *zip(error.after(neighbours), neighbours, strict=True)]
+    least, best = min(scored, key=lambda item: item[0])
     return best if least < errors[-1] else None

@@ -11,14 +11,14 @@ from isobit.techniques.input_scaling.expected_error import ExpectedError, input_
 from isobit.techniques.input_scaling.rescaling import Rescaling, ScaledInput, input_placement, rescale, rounded_before
 from isobit.techniques.technique import TechniqueReport
 
-#: The rescaling of an input by what was seen of it and the error that is expected; None where none is as good.
+#: The rescaling of an input by its moments and the expected error; None where no rescaling makes the error smaller.
 Choose = Callable[[CheckedModel, ScaledInput, ExpectedError], Rescaling | None]
 
 
 def rescalable(
     context: TechniqueContext, items: Sequence[ScaledInput], left: Mapping[str, str]
 ) -> tuple[list[ScaledInput], dict[str, str]]:
-    """The inputs that factors can be of use for, and the reasons `left` with those of the others."""
+    """The inputs that can gain by factors, and the reasons `left` together with those of the other inputs."""
     reasons = dict(left)
     rounded = [item for item in items if input_placement(item.readers[0], context.plan) is not None]
     useless = rounded_before(context, rounded)
@@ -35,11 +35,11 @@ def rescale_inputs(
     model, plan, reasons = context.model, context.plan, dict(left)
     moments = context.observe(input_requests(items)).float
     draft, changed = Draft(model.graph, model.weight), []
-    for item, seen in zip(items, moments, strict=True):
-        if not seen.is_finite:
+    for item, input_moments in zip(items, moments, strict=True):
+        if not input_moments.is_finite:
             reasons[item.name] = "its input holds NaN or infinity, or nothing"
             continue
-        rescaling = choose(model, item, ExpectedError.of(model, plan, item, seen))
+        rescaling = choose(model, item, ExpectedError.of(model, plan, item, input_moments))
         if rescaling is None:
             reasons[item.name] = "no alpha makes the expected error smaller"
         else:

@@ -28,7 +28,7 @@ from isobit.techniques.layers.weighted_layer import (
     weight_obstacle,
 )
 
-#: Significant bits of a factor: the fewer, the more rarely noise carries one over to its neighbour.
+#: Significant bits of a factor: with few bits, float noise seldom rounds a factor to the next value.
 _FACTOR_BITS = 6
 
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
@@ -86,7 +86,7 @@ class ScaledInput:
 
 def find_inputs(graph: Graph, plan: Plan) -> tuple[list[ScaledInput], dict[str, str]]:
     """Every input of linear layers with quantized weights, and why other such layers have none."""
-    found: dict[str, list[Node]] = {}
+    readers_by_tensor: dict[str, list[Node]] = {}
     left: dict[str, str] = {}
     for node in graph.nodes:
         if node.op != "Linear" or weight_placement(node, plan) is None:
@@ -95,8 +95,8 @@ def find_inputs(graph: Graph, plan: Plan) -> tuple[list[ScaledInput], dict[str, 
         if obstacle:
             left[node.name] = obstacle
         else:
-            found.setdefault(node.inputs[0] or "", []).append(node)
-    return [_scaled_input(graph, tensor, tuple(readers)) for tensor, readers in found.items()], left
+            readers_by_tensor.setdefault(node.inputs[0] or "", []).append(node)
+    return [_scaled_input(graph, tensor, tuple(readers)) for tensor, readers in readers_by_tensor.items()], left
 
 
 def _scaled_input(graph: Graph, tensor: str, readers: tuple[Node, ...]) -> ScaledInput:
@@ -111,8 +111,8 @@ def _axis_obstacle(graph: Graph, tensor: str) -> str:
     info = graph.tensors.get(tensor)
     if info is None:
         return "its input is a constant"
-    last = info.rank is not None and info.channel_axis == info.rank - 1
-    return "" if last else "its input has its channels on another axis, or none"
+    is_last = info.rank is not None and info.channel_axis == info.rank - 1
+    return "" if is_last else "its input has its channels on another axis, or none"
 
 
 def weight_placement(layer: Node, plan: Plan) -> Placement | None:
@@ -145,24 +145,24 @@ def _carrier(graph: Graph, tensor: str, readers: Sequence[Node]) -> Node | None:
         constants = [name for name in node.inputs[1:3] if name is not None]
         axis = node.attributes.get("axis", -1)
         rank = graph.tensors[tensor].rank
-        last = axis == -1 or (rank is not None and axis == rank - 1)
-        return node if last and constants and all(name in graph.weights for name in constants) else None
+        is_last = axis == -1 or (rank is not None and axis == rank - 1)
+        return node if is_last and constants and all(name in graph.weights for name in constants) else None
     if node.op == "Linear" and not weight_obstacle(graph, node) and not bias_obstacle(graph, node):
         return node
     return None
 
 
 def rescale(draft: Draft, item: ScaledInput, change: Rescaling) -> str:
-    """Change the input and the layers that read it; says where the change of the input went."""
+    """Change the input and the layers that read it; returns which node now carries the change of the input."""
     factors, shift = change.factors, change.shift
     for node in item.readers:
         weight = node.inputs[1] or ""
         value = draft.value(weight)
         if change.is_shifted:
-            here = draft.graph.node(node.name)
-            # no product of a BLAS: its threads would be in the way of what follows
+            current = draft.graph.node(node.name)
+            # einsum, not a BLAS product: the idle threads of a BLAS slow down the kernels that follow
             moved = np.einsum("oi,i->o", value.astype(np.float64), shift)
-            set_bias(draft, here, bias_of(draft, here, len(value)) + moved)
+            set_bias(draft, current, bias_of(draft, current, len(value)) + moved)
         draft.apply(SetWeights({weight: value * factors.astype(np.float32)}))
     if item.carrier is None:
         return _insert(draft, item, change)
@@ -215,16 +215,16 @@ def rounded_before(context: TechniqueContext, items: Sequence[ScaledInput]) -> M
     draft = Draft(context.graph, context.model.weight)
     for item in inserted:
         channels = context.graph.weights[item.readers[0].inputs[1] or ""].shape[1]
-        shift = np.full(channels, float(item.shiftable))  # any shift: it is the nodes that are looked at
+        shift = np.full(channels, float(item.shiftable))  # any shift: the plan depends on the nodes alone
         _insert(draft, item, Rescaling(np.ones(channels), shift))
-    after = context.replan(draft.plan().graph)
-    sites = {site for site, placement in after.placements.items() if placement.kind == "activation"}
-    found = {}
+    replanned = context.replan(draft.plan().graph)
+    sites = {site for site, placement in replanned.placements.items() if placement.kind == "activation"}
+    reasons = {}
     for item in inserted:
         muls = [use.node for use in draft.graph.uses(item.tensor) if use.node.op == "Mul"]
         adds = [use.node for mul in muls for use in draft.graph.uses(mul.outputs[0]) if use.node.op == "Add"]
         early = [Tensor(item.tensor), *(Tensor(add.inputs[0] or "") for add in adds)]
         early_inputs = [Input(node.name, 0) for node in (*muls, *adds)]
         if not sites.isdisjoint([*early, *early_inputs]):
-            found[item.tensor] = "the target rounds it before factors could be taken out, and nothing can carry them"
-    return found
+            reasons[item.tensor] = "the target rounds it before factors could be taken out, and nothing can carry them"
+    return reasons

@@ -38,8 +38,8 @@ def _mean(
 ) -> Floats | None:
     source = node.input(0) or ""
     if node.op == "Add" and len(node.inputs) == 2:
-        found = [means.get(name or "") for name in node.inputs]
-        return found[0] + found[1] if found[0] is not None and found[1] is not None else None
+        addends = [means.get(name or "") for name in node.inputs]
+        return addends[0] + addends[1] if addends[0] is not None and addends[1] is not None else None
     if node.op in _MEAN_KEEPING and not any(node.attributes.get("pads", ())):
         return means.get(source)
     normal = outputs.get(source)

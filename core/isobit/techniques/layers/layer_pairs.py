@@ -29,22 +29,22 @@ class Pair:
         return self.first.outputs[0]
 
 
-def find_pairs(graph: Graph, also: frozenset[str] = frozenset()) -> tuple[list[Pair], Mapping[str, str]]:
-    """All pairs in execution order, and why other layers have no partner. `also` names further nodes to pass."""
+def find_pairs(graph: Graph, passable: frozenset[str] = frozenset()) -> tuple[list[Pair], Mapping[str, str]]:
+    """All pairs in execution order, and why other layers have none. `passable` names further nodes to look through."""
     pairs: list[Pair] = []
     left: dict[str, str] = {}
     for node in graph.nodes:
         if node.op not in LAYERS:
             continue
-        found = _partner(graph, node, also)
-        if isinstance(found, Pair):
-            pairs.append(found)
+        partner = _partner(graph, node, passable)
+        if isinstance(partner, Pair):
+            pairs.append(partner)
         else:
-            left[node.name] = found
+            left[node.name] = partner
     return pairs, left
 
 
-def _partner(graph: Graph, first: Node, also: frozenset[str]) -> Pair | str:
+def _partner(graph: Graph, first: Node, passable: frozenset[str]) -> Pair | str:
     obstacle = weight_obstacle(graph, first) or bias_obstacle(graph, first)
     if obstacle:
         return obstacle
@@ -62,7 +62,7 @@ def _partner(graph: Graph, first: Node, also: frozenset[str]) -> Pair | str:
         if node.op in _FLATTENING:
             if not _keeps_channels(graph, node, axis):
                 return f"{node.name} mixes space into the channels"
-        elif node.op not in HOMOGENEOUS and node.name not in also:
+        elif node.op not in HOMOGENEOUS and node.name not in passable:
             return f"{node.name} ({node.op}) follows, which does not pass factors on"
         between.append(node)
         tensor = node.outputs[0]
@@ -73,15 +73,15 @@ def _checked(graph: Graph, pair: Pair, tensor: str, axis: int) -> Pair | str:
     if obstacle:
         return obstacle
     rank = graph.tensors[tensor].rank
-    read = (rank or 0) - 1 if pair.second.op == "Linear" else 1
-    if rank is None or read != axis:
+    read_axis = (rank or 0) - 1 if pair.second.op == "Linear" else 1
+    if rank is None or read_axis != axis:
         return f"{pair.second.name} reads along another axis"
     return pair
 
 
 def _keeps_channels(graph: Graph, node: Node, axis: int) -> bool:
     """Whether a reshape of (batch, C, 1, 1) to (batch, C): the channels stay on axis 1."""
-    before, after = (graph.tensors[name].shape for name in (node.inputs[0] or "", node.outputs[0]))
-    if before is None or after is None or axis != 1 or len(after) < 2:
+    shape_before, shape_after = (graph.tensors[name].shape for name in (node.inputs[0] or "", node.outputs[0]))
+    if shape_before is None or shape_after is None or axis != 1 or len(shape_after) < 2:
         return False
-    return before[1] == after[1] and all(size == 1 for size in (*before[2:], *after[2:]))
+    return shape_before[1] == shape_after[1] and all(size == 1 for size in (*shape_before[2:], *shape_after[2:]))

@@ -93,10 +93,10 @@ def response(weight: NDArray[np.floating], layer: Node, values: Floats, sizes: S
     taps = weight.astype(np.float64) * by_input(weight, groups_of(layer), values)
     if layer.op == "Conv" and sizes and all(isinstance(size, int) for size in sizes):
         taps = taps * _coverage(layer, weight.shape[2:], [int(str(size)) for size in sizes])
-    met = taps.reshape(weight.shape[0], -1).sum(axis=1)
+    mean_output = taps.reshape(weight.shape[0], -1).sum(axis=1)
     if layer.op == "ConvTranspose":
-        met = met / np.prod(layer.attributes.get("strides", (1,)))
-    return np.asarray(met, np.float64)
+        mean_output = mean_output / np.prod(layer.attributes.get("strides", (1,)))
+    return np.asarray(mean_output, np.float64)
 
 
 def _coverage(layer: Node, kernel: Sequence[int], sizes: Sequence[int]) -> Floats:
@@ -108,8 +108,8 @@ def _coverage(layer: Node, kernel: Sequence[int], sizes: Sequence[int]) -> Float
     for axis, (taps, size) in enumerate(zip(kernel, sizes, strict=True)):
         padded = size + pads[axis] + pads[axis + count]
         outputs = np.arange((padded - (taps - 1) * dilations[axis] - 1) // strides[axis] + 1) * strides[axis]
-        reads = outputs[:, None] + np.arange(taps) * dilations[axis] - pads[axis]
-        inside = ((reads >= 0) & (reads < size)).mean(axis=0)
+        positions = outputs[:, None] + np.arange(taps) * dilations[axis] - pads[axis]
+        inside = ((positions >= 0) & (positions < size)).mean(axis=0)
         share = share * inside.reshape(-1, *(1,) * (count - 1 - axis))
     return share
 

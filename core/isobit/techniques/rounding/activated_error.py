@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from isobit.techniques.rounding.activation import Activation
 from isobit.techniques.rounding.grid import Grid
+from isobit.threads import run_on_threads
 
 Matrix = NDArray[np.float64]
 
@@ -58,63 +58,70 @@ class ActivatedError:
         w = weight.astype(np.float64, order="C")  # a backend's weight may be a transposed view, which kernels refuse
         offset = bias
         if centered:
-            mean, wanted = (part.mean(axis=2, dtype=np.float64) for part in (x, r))
-            offset = bias + np.einsum("goc,gc->go", w, wanted)
+            mean, reference_mean = (inputs.mean(axis=2, dtype=np.float64) for inputs in (x, r))
+            offset = bias + np.einsum("goc,gc->go", w, reference_mean)
             x = (x - mean[..., None]).astype(np.float32)
         return cls(activation, x, r, w, bias, offset, damping)
 
     def error(self, weight: NDArray[np.floating]) -> Matrix:
         """The error of each output channel, without damping, (groups, outputs)."""
-        found = np.empty(weight.shape[:2])
-        for g, some, y, wanted in self._outputs(weight.astype(np.float64)):
-            slope = self._slopes(g, some)
-            found[g, some] = np.square(self.activation(y, slope) - self.activation(wanted, slope)).mean(axis=1)
-        return found
+        errors = np.empty(weight.shape[:2])
+        for g, block, y, float_y in self._outputs(weight.astype(np.float64)):
+            slope = self._slopes(g, block)
+            errors[g, block] = np.square(self.activation(y, slope) - self.activation(float_y, slope)).mean(axis=1)
+        return errors
 
     @cached_property
     def power(self) -> Matrix:
-        """The mean square of each output channel behind the activation, (groups, outputs), as it is to be."""
-        found = np.empty(self.weight.shape[:2])
-        for g, some, _, wanted in self._outputs(None):
-            found[g, some] = np.square(self.activation(wanted, self._slopes(g, some))).mean(axis=1)
-        return found
+        """The mean square of each of the float layer's output channels behind the activation, (groups, outputs)."""
+        powers = np.empty(self.weight.shape[:2])
+        for g, block, _, float_y in self._outputs(None):
+            powers[g, block] = np.square(self.activation(float_y, self._slopes(g, block))).mean(axis=1)
+        return powers
 
     def descend(self, grid: Grid, integers: Matrix, *, sweeps: int = 20) -> Matrix:
-        """Better integers, (groups, outputs, columns), never worse ones: each weight in turn moves while that helps."""
+        """Integers of a smaller error, (groups, outputs, columns): each weight in turn moves while it falls."""
         from numba import get_num_threads
 
         from isobit.techniques.rounding.kernels_activated import move_activated  # compiles on first use
 
-        found = np.array(integers, np.float64)
+        improved = np.array(integers, np.float64)
         ridges = [self.damping * (float(np.square(x, dtype=np.float64).mean()) or 1.0) * x.shape[1] for x in self.rows]
 
-        def move(g: int, o: int, y: Matrix, wanted: Matrix) -> None:
+        def move(g: int, o: int, y: Matrix, float_y: Matrix) -> None:
             slope = float(self._slopes(g, slice(o, o + 1))[0, 0])
             limits = np.array([slope, self.activation.low, self.activation.high, grid.q_min, grid.q_max])
             scale, zero_point = grid.scale[g, o], grid.zero_point[g, o]
             move_activated(
-                found[g, o], self.weight[g, o], self.rows[g], y, wanted, scale, zero_point, limits, ridges[g], sweeps
+                improved[g, o],
+                self.weight[g, o],
+                self.rows[g],
+                y,
+                float_y,
+                scale,
+                zero_point,
+                limits,
+                ridges[g],
+                sweeps,
             )
 
-        with ThreadPoolExecutor(get_num_threads()) as threads:  # the kernel lets go of the interpreter
-            for g, some, y, wanted in self._outputs(grid.values(found)):
-                tasks = [threads.submit(move, g, some.start + i, y[i], wanted[i]) for i in range(len(y))]
-                for task in tasks:
-                    task.result()
-        return found
+        for g, block, outputs, targets in self._outputs(grid.values(improved)):
+            calls = [(g, block.start + i, outputs[i], targets[i]) for i in range(len(outputs))]
+            run_on_threads(move, calls, get_num_threads())
+        return improved
 
     def _outputs(self, weight: Matrix | None) -> Iterator[tuple[int, slice, Matrix, Matrix]]:
-        """Group, some of its outputs, and these at every row before the activation: with a weight, and as to be."""
+        """Group, a block of its outputs, and these before the activation: with `weight`, and the float layer's."""
         groups, outputs, _ = self.weight.shape
         for g in range(groups):
             x, r = self.rows[g].astype(np.float64), self.reference[g].astype(np.float64)
             for start in range(0, outputs, _OUTPUTS):
-                some = slice(start, min(start + _OUTPUTS, outputs))
-                wanted = self.weight[g, some] @ r + self.bias[g, some, None]
-                y = wanted if weight is None else weight[g, some] @ x + self.offset[g, some, None]
-                yield g, some, y, wanted
+                block = slice(start, min(start + _OUTPUTS, outputs))
+                float_y = self.weight[g, block] @ r + self.bias[g, block, None]
+                y = float_y if weight is None else weight[g, block] @ x + self.offset[g, block, None]
+                yield g, block, y, float_y
 
-    def _slopes(self, g: int, some: slice) -> Matrix:
-        """The slopes of some outputs of a group, (outputs, 1)."""
+    def _slopes(self, g: int, block: slice) -> Matrix:
+        """The slopes of a block of outputs of a group, (outputs, 1)."""
         slopes, outputs = self.activation.slope, self.weight.shape[1]
-        return slopes[np.arange(g * outputs + some.start, g * outputs + some.stop) % slopes.size, None]
+        return slopes[np.arange(g * outputs + block.start, g * outputs + block.stop) % slopes.size, None]

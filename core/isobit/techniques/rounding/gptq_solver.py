@@ -1,4 +1,4 @@
-"""GPTQ: rounding one column after the other, with each error made good by the columns that follow."""
+"""GPTQ: rounding one column after the other; the columns that follow make up for each error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from isobit.techniques.rounding.grid import Grid
 from isobit.techniques.rounding.objective import Objective
 
-#: Columns that are rounded before their errors go to all that follow, in one matrix product.
+#: Columns in a block: their errors are spread over all later blocks in one matrix product.
 BLOCK = 128
 
 
@@ -42,16 +42,16 @@ def _one_group(
     order = np.argsort(-np.diag(hessian), kind="stable") if activation_order else np.arange(columns)
     inverse = np.linalg.inv(hessian[order][:, order])
     upper = np.ascontiguousarray(np.linalg.cholesky((inverse + inverse.T) / 2).T)
-    left = np.ascontiguousarray(target[:, order])
+    ordered = np.ascontiguousarray(target[:, order])
     scale, zero_point = scale[:, order], zero_point[:, order]
     for start in range(0, columns, BLOCK):
         block = slice(start, start + BLOCK)
-        part = np.ascontiguousarray(left[:, block])
+        block_columns = np.ascontiguousarray(ordered[:, block])
         corner = np.ascontiguousarray(upper[block, block])
-        steps, zeros = (np.ascontiguousarray(of[:, block]) for of in (scale, zero_point))
-        errors = feed_back(part, steps, zeros, grid.q_min, grid.q_max, corner)
-        left[:, block] = part
-        left[:, start + BLOCK :] -= errors @ upper[block, start + BLOCK :]
-    found = np.empty_like(left)
-    found[:, order] = left
-    return found
+        steps, zeros = (np.ascontiguousarray(values[:, block]) for values in (scale, zero_point))
+        errors = feed_back(block_columns, steps, zeros, grid.q_min, grid.q_max, corner)
+        ordered[:, block] = block_columns
+        ordered[:, start + BLOCK :] -= errors @ upper[block, start + BLOCK :]
+    integers = np.empty_like(ordered)
+    integers[:, order] = ordered
+    return integers

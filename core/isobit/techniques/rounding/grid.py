@@ -24,8 +24,8 @@ class Grid:
     def of(cls, encoding: Encoding, patches: Patches) -> Grid:
         """The grid of a weight's encoding, per tensor, per channel or per block."""
         scale, zero_point = (
-            patches.matrix(np.broadcast_to(part, patches.weight_shape)).astype(np.float64, order="C")
-            for part in encoding.broadcast(patches.weight_shape)
+            patches.matrix(np.broadcast_to(values, patches.weight_shape)).astype(np.float64, order="C")
+            for values in encoding.broadcast(patches.weight_shape)
         )
         return cls(scale, zero_point, encoding.spec.q_min, encoding.spec.q_max)
 

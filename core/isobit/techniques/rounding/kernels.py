@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
-#: Smallest gain that counts, of what the move costs by itself: below it, float noise could go round in circles.
+#: Smallest gain for which a weight moves, as a share of the move's own cost: without it, float noise could make a
+#: weight move back and forth for ever.
 _GAIN = 1e-9
 
 
@@ -54,12 +55,12 @@ def _add(residual: Vector, step: float, row: Vector) -> None:  # pragma: no cove
     error_model="numpy",
 )
 def _best_partner(
-    own: Vector, scale: Vector, residual: Vector, row: Vector, step: float
+    curvature: Vector, scale: Vector, residual: Vector, row: Vector, step: float
 ) -> float:  # pragma: no cover (compiled)
-    """The least change that one more move by one level could bring after `step` along `row`, wherever it is."""
+    """The least change of the error that a move of one more weight by one level brings after `step` along `row`."""
     best = np.inf
-    for k in range(own.size):
-        best = min(best, own[k] - 2 * scale[k] * abs(residual[k] + step * row[k]))
+    for k in range(curvature.size):
+        best = min(best, curvature[k] - 2 * scale[k] * abs(residual[k] + step * row[k]))
     return best
 
 
@@ -78,18 +79,18 @@ def move_singles(
     """
     moves = 0
     while True:
-        before = moves
+        moves_before = moves
         for j in range(q.size):
-            own = hessian[j, j]
-            best = np.rint((q[j] - zero_point[j]) - residual[j] / (own * scale[j])) + zero_point[j]
-            best = min(max(best, q_min), q_max)
-            if best != q[j]:
-                step = (best - q[j]) * scale[j]
-                if step * (step * own + 2 * residual[j]) < -_GAIN * step * step * own:
-                    q[j] = best
+            curvature = hessian[j, j]
+            level = np.rint((q[j] - zero_point[j]) - residual[j] / (curvature * scale[j])) + zero_point[j]
+            level = min(max(level, q_min), q_max)
+            if level != q[j]:
+                step = (level - q[j]) * scale[j]
+                if step * (step * curvature + 2 * residual[j]) < -_GAIN * step * step * curvature:
+                    q[j] = level
                     _add(residual, step, hessian[j])
                     moves += 1
-        if moves == before:
+        if moves == moves_before:
             return moves
 
 
@@ -100,11 +101,11 @@ def move_singles(
     error_model="numpy",
 )
 def move_pairs(
-    q: Vector, residual: Vector, hessian: Matrix, scale: Vector, q_min: float, q_max: float, own: Vector
+    q: Vector, residual: Vector, hessian: Matrix, scale: Vector, q_min: float, q_max: float, curvature: Vector
 ) -> int:  # pragma: no cover (compiled)
     """Move each weight by one level together with the partner that makes most of it, where the two gain.
 
-    `own` is ``scale**2 * diag(H)``. Returns how many pairs moved.
+    `curvature` is ``scale**2 * diag(H)``. Returns how many pairs moved.
     """
     moves = 0
     for j in range(q.size):
@@ -113,20 +114,20 @@ def move_pairs(
             if q[j] + sign < q_min or q[j] + sign > q_max:
                 continue
             step = sign * scale[j]
-            limit = -_GAIN * own[j] - step * (step * row[j] + 2 * residual[j])
-            if _best_partner(own, scale, residual, row, step) >= limit:
+            limit = -_GAIN * curvature[j] - step * (step * row[j] + 2 * residual[j])
+            if _best_partner(curvature, scale, residual, row, step) >= limit:
                 continue
-            partner, back = -1, 0.0
+            partner, partner_sign = -1, 0.0
             for k in range(q.size):
-                after = residual[k] + step * row[k]
-                change = own[k] - 2 * scale[k] * abs(after)
-                way = -1.0 if after > 0 else 1.0
-                if change < limit and k != j and q_min <= q[k] + way <= q_max:
-                    limit, partner, back = change, k, way
+                moved_residual = residual[k] + step * row[k]
+                change = curvature[k] - 2 * scale[k] * abs(moved_residual)
+                direction = -1.0 if moved_residual > 0 else 1.0
+                if change < limit and k != j and q_min <= q[k] + direction <= q_max:
+                    limit, partner, partner_sign = change, k, direction
             if partner >= 0:
                 q[j] += sign
-                q[partner] += back
+                q[partner] += partner_sign
                 _add(residual, step, row)
-                _add(residual, back * scale[partner], hessian[partner])
+                _add(residual, partner_sign * scale[partner], hessian[partner])
                 moves += 1
     return moves

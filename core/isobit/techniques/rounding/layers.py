@@ -51,16 +51,16 @@ def _readers(graph: Graph, placement: Placement, weight: str) -> dict[str, Patch
     nodes: list[Node] = [use.node for use in graph.uses(weight)]
     if str(placement.site) != weight and len(nodes) > 1:
         raise ModelError("its readers have formats of their own")
-    others = graph.source_readers(weight) - {node.name for node in nodes}
-    if others:
-        raise ModelError(f"{', '.join(sorted(others))} reads it in another layout")
-    found = {}
+    other_readers = graph.source_readers(weight) - {node.name for node in nodes}
+    if other_readers:
+        raise ModelError(f"{', '.join(sorted(other_readers))} reads it in another layout")
+    readers = {}
     for node in nodes:
         if node.op not in WEIGHTED or node.input(1) != weight:
             raise ModelError(f"{node.name} ({node.op}) does not multiply its input with it")
         if node.input(0) not in graph.tensors:
             raise ModelError(f"the input of {node.name} is a constant")
-        found[node.name] = Patches.of(graph, node)
-    if len({(p.groups, p.columns) for p in found.values()}) != 1:
+        readers[node.name] = Patches.of(graph, node)
+    if len({(p.groups, p.columns) for p in readers.values()}) != 1:
         raise ModelError("its readers use it as different matrices")
-    return found
+    return readers

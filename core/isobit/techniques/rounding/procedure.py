@@ -27,7 +27,7 @@ from isobit.techniques.rounding.objective import Objective
 from isobit.techniques.rounding.scale_search import CANDIDATES, search_scale
 from isobit.techniques.technique import TechniqueReport
 
-#: Rows for each column of a layer's weight, about: more say little more of its second moments.
+#: About so many rows for each column of a layer's weight: more rows hardly change its second moments.
 _ROWS_PER_COLUMN = 32
 _FEWEST_ROWS = 2048
 
@@ -38,10 +38,10 @@ class Procedure:
 
     Fast, the default: one pass of the float model for the activations' ranges and `sweeps` passes of the quantized one,
     whose layers are rounded to nearest in the first sweep and as the sweep before left them in the others. Each layer
-    is to do on the quantized model's inputs what its float weight does there: its own error alone is made good.
+    is rounded towards the output of its float weight on the quantized model's inputs: only its own error is corrected.
 
     `sequential`: layer after layer, one pass each, from the inputs that the rounded layers before it give, and towards
-    the float layer's output on the float model's inputs: what is left of all errors before it is made good as well.
+    the float layer's output on the float model's inputs: the remaining errors of earlier layers are corrected as well.
 
     Layers are taken in groups whose rows and sums fit into `memory` bytes, each group with passes of its own.
     `correct_bias` lets each layer's bias take up the mean of its error.
@@ -65,9 +65,9 @@ class Procedure:
     def limit(self, layer: Layer) -> int:
         """Rows kept of each input of a layer."""
         patches = layer.patches
-        wanted = min(self.rows, max(_FEWEST_ROWS, _ROWS_PER_COLUMN * patches.columns))
-        room = self.memory // (16 * patches.groups * patches.columns * len(layer.readers))
-        return max(1, min(wanted, room))
+        enough = min(self.rows, max(_FEWEST_ROWS, _ROWS_PER_COLUMN * patches.columns))
+        affordable = self.memory // (16 * patches.groups * patches.columns * len(layer.readers))
+        return max(1, min(enough, affordable))
 
     def cost(self, layer: Layer) -> int:
         """Bytes of a layer's rows, of two models, and of its sums."""
@@ -77,16 +77,16 @@ class Procedure:
 
     def groups(self, layers: Sequence[Layer]) -> list[list[Layer]]:
         """The layers in order, cut where the memory is full."""
-        found: list[list[Layer]] = []
+        groups: list[list[Layer]] = []
         used = 0
         for layer in layers:
             cost = self.cost(layer)
-            if not found or used + cost > self.memory:
-                found.append([])
+            if not groups or used + cost > self.memory:
+                groups.append([])
                 used = 0
-            found[-1].append(layer)
+            groups[-1].append(layer)
             used += cost
-        return found
+        return groups
 
     def empty_rows(self, layers: Iterable[Layer]) -> dict[str, Rows]:
         """Empty reducers of the inputs of each layer's readers, by reader."""
@@ -140,20 +140,22 @@ class Problem:
         return Grid.of(encoding, self.layer.patches)
 
 
-#: Integers (groups, outputs, columns) and the encoding that they are of.
+#: Integers (groups, outputs, columns) and their encoding.
 Solution = tuple[NDArray[np.float64], Encoding]
 Solve = Callable[[Problem], Solution]
 
 
 @dataclass(frozen=True, eq=False)
 class _Solved:
+    """A layer with its new weight and biases; errors are shares of the output's power, nearest rounding beside it."""
+
     layer: Layer
     encoding: Encoding
     weight: NDArray[np.float32]
     biases: dict[str, NDArray[np.float32]]
     note: str
-    before: float
-    after: float
+    nearest_error: float
+    error: float
 
 
 @dataclass(eq=False)
@@ -176,13 +178,13 @@ class _Run:
             solved: list[_Solved] = []
             for group in groups:
                 rows = self.procedure.empty_rows(group)
-                asked = _requests(rows, "after")
+                row_requests = _requests(rows, "after")
                 if copy is None:
-                    requests = Requests(ranges=True, quantized=asked)
-                    seen = self.context.observe(requests, keep=len(groups) == 1).quantized
-                    rows = dict(zip(rows, seen, strict=True))
+                    requests = Requests(ranges=True, quantized=row_requests)
+                    observed = self.context.observe(requests, keep=len(groups) == 1).quantized
+                    rows = dict(zip(rows, observed, strict=True))
                 else:
-                    self.context.observe_copy(copy, asked)
+                    self.context.observe_copy(copy, row_requests)
                 solved += [self._solve(layer, rows) for layer in group]
             self.solved = {item.layer.weight: item for item in solved}
 
@@ -230,14 +232,14 @@ class _Run:
             old = 0.0 if bias is None else self.model.weight(bias).astype(np.float64)
             biases[name] = np.asarray(old + moved, np.float32)
         nearest = problem.min_max().fake_quantize(weight)
-        before, after = (problem.share(layer.patches.matrix(value)) for value in (nearest, rounded))
+        nearest_error, error = (problem.share(layer.patches.matrix(value)) for value in (nearest, rounded))
         note = ""
         if total.count < layer.patches.columns:
             note = (
                 f"{layer.name}: {total.count} rows of data for {layer.patches.columns} weights a channel do not "
                 "determine them all; what they leave open is rounded near the float weight (use more samples)"
             )
-        return _Solved(layer, encoding, rounded, biases, note, before, after)
+        return _Solved(layer, encoding, rounded, biases, note, nearest_error, error)
 
     def _activated(
         self, layer: Layer, matrix: NDArray[np.float32], rows: dict[str, Rows], centered: bool
@@ -275,7 +277,7 @@ class _Run:
     def report(self, left: dict[str, str]) -> TechniqueReport:
         """What was done, layer by layer."""
         changed = tuple(
-            f"{weight}: error of the output {solved.before:.3g} -> {solved.after:.3g} of its power"
+            f"{weight}: error of the output {solved.nearest_error:.3g} -> {solved.error:.3g} of its power"
             for weight, solved in self.solved.items()
         )
         notes = tuple(solved.note for solved in self.solved.values() if solved.note)
@@ -301,22 +303,22 @@ def round_weights(name: str, context: TechniqueContext, procedure: Procedure, so
 
 
 def _edits(graph: Graph, solved: Iterable[_Solved]) -> list[Edit]:
-    """What writes solved weights and biases."""
-    found: list[Edit] = []
+    """The edits that write solved weights and biases."""
+    bias_edits: list[Edit] = []
     values = {}
-    for one in solved:
-        values[one.layer.weight] = one.weight
-        for name, bias in one.biases.items():
+    for solution in solved:
+        values[solution.layer.weight] = solution.weight
+        for name, bias in solution.biases.items():
             old = graph.node(name).input(2)
             if old is None:
-                found.append(AddBias(name, bias))
+                bias_edits.append(AddBias(name, bias))
             else:
                 values[old] = bias
-    return [*([SetWeights(values)] if values else []), *found]
+    return [*([SetWeights(values)] if values else []), *bias_edits]
 
 
 def _requests(rows: dict[str, Rows], stage: str) -> list[Request]:
-    return [Request(Input(name, 0), one, stage) for name, one in rows.items()]  # type: ignore[arg-type]
+    return [Request(Input(name, 0), reducer, stage) for name, reducer in rows.items()]  # type: ignore[arg-type]
 
 
 def _can_absorb(graph: Graph, name: str) -> bool:
@@ -325,8 +327,8 @@ def _can_absorb(graph: Graph, name: str) -> bool:
     bias = node.input(2)
     if bias is None:
         return node.op != "MatMul"
-    known = bias in graph.weights and graph.weights[bias].dtype == "float32"
-    return known and len(graph.uses(bias)) == 1 and len(graph.source_readers(bias)) == 1
+    is_float_constant = bias in graph.weights and graph.weights[bias].dtype == "float32"
+    return is_float_constant and len(graph.uses(bias)) == 1 and len(graph.source_readers(bias)) == 1
 
 
 def _mean_output(matrix: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float64]:

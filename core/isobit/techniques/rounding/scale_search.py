@@ -35,22 +35,24 @@ def search_scale(
     scales. Source of the candidates: AIMET's sequential MSE.
     """
     spec, axes = placement.spec, {"channel_axis": placement.channel_axis, "block_axis": placement.block_axis}
-    found = encode_weight(weight, spec, **axes)  # type: ignore[arg-type]
+    min_max = encode_weight(weight, spec, **axes)  # type: ignore[arg-type]
     if isinstance(spec.granularity, Lpbq):
-        return found
-    factors = np.arange(candidates, 0, -1) / candidates  # the widest first: of equals it is the one that clips least
+        return min_max
+    factors = (
+        np.arange(candidates, 0, -1) / candidates
+    )  # the widest first: argmin takes the first of equals, which clips least
     tried = [encode_weight(weight * np.float32(factor), spec, **axes) for factor in factors]  # type: ignore[arg-type]
     values = [_nearest(weight, encoding, patches) for encoding in tried]
     if isinstance(spec.granularity, PerBlock):
-        choice = _best_blocks(values, found, patches, objective)
+        choice = _best_blocks(values, min_max, patches, objective)
     else:
         errors = np.stack([_by_scale(objective.error(v), weight.shape, placement, patches) for v in values])
         choice = errors.argmin(axis=0)
     scale, zero_point = (
-        np.take_along_axis(np.stack([getattr(e, part) for e in tried]), choice[None], axis=0)[0]
-        for part in ("scale", "zero_point")
+        np.take_along_axis(np.stack([getattr(candidate, field_name) for candidate in tried]), choice[None], axis=0)[0]
+        for field_name in ("scale", "zero_point")
     )
-    return replace(found, scale=scale, zero_point=zero_point)
+    return replace(min_max, scale=scale, zero_point=zero_point)
 
 
 def fitted_scale(
@@ -71,8 +73,8 @@ def fitted_scale(
     else:
         shape = patches.weight_shape
         upper, lower = (
-            _by_scale(part, shape, placement, patches)
-            for part in ((steps * objective.linear).sum(-1), ((steps @ objective.hessian) * steps).sum(-1))
+            _by_scale(sums, shape, placement, patches)
+            for sums in ((steps * objective.linear).sum(-1), ((steps @ objective.hessian) * steps).sum(-1))
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             scale = upper / lower
@@ -86,12 +88,12 @@ def _nearest(weight: NDArray[np.float32], encoding: Encoding, patches: Patches) 
 
 
 def _by_scale(values: Matrix, shape: tuple[int, ...], placement: Placement, patches: Patches) -> Matrix:
-    """Sums of what is given for each output (groups, outputs), over those that share a scale."""
+    """Values of each output, (groups, outputs), summed over the outputs that share a scale."""
     if isinstance(placement.spec.granularity, PerTensor) or placement.spec.granularity is None:
         return np.asarray(values.sum())
     outputs = shape[:1] if patches.kernel else shape[:-1]
-    others = tuple(axis for axis in range(len(outputs)) if axis != placement.channel_axis)
-    return np.asarray(values.reshape(outputs).sum(axis=others))
+    other_axes = tuple(axis for axis in range(len(outputs)) if axis != placement.channel_axis)
+    return np.asarray(values.reshape(outputs).sum(axis=other_axes))
 
 
 def _best_blocks(values: list[Matrix], encoding: Encoding, patches: Patches, objective: Objective) -> NDArray[np.intp]:
@@ -105,11 +107,11 @@ def _best_blocks(values: list[Matrix], encoding: Encoding, patches: Patches, obj
         block = slice(start, start + width)
         changes = np.stack([v[..., block] for v in values]) - current[..., block]
         inside = changes @ objective.hessian[:, block, block]
-        best = ((inside + 2 * residual[..., block]) * changes).sum(axis=-1).argmin(axis=0)
-        change = np.take_along_axis(changes, best[None, ..., None], axis=0)[0]
+        best_candidate = ((inside + 2 * residual[..., block]) * changes).sum(axis=-1).argmin(axis=0)
+        change = np.take_along_axis(changes, best_candidate[None, ..., None], axis=0)[0]
         current[..., block] += change
         residual += change @ objective.hessian[:, block, :]
-        chosen.append(best)
+        chosen.append(best_candidate)
     return np.stack(chosen, axis=-1).reshape(encoding.scale.shape)
 
 

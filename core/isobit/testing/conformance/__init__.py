@@ -1,4 +1,4 @@
-"""The conformance suite: what every backend, built in or a stranger's, passes.
+"""The conformance suite: what every backend passes, isobit's own and third parties'.
 
 A backend's test file says how to build the reference networks natively, and inherits the suite:
 

@@ -36,10 +36,12 @@ class DifferentiatingConformance(ConformanceBase):
         function = function_of(opened.model.run(batch))
         inputs = {name: value.astype(np.float64) if value.dtype.kind == "f" else value for name, value in batch.items()}
         weights = {name: opened.model.weight(name) for name, info in graph.weights.items() if info.is_float}
-        wide = {name: value.astype(np.float64) for name, value in weights.items()}
+        exact_weights = {name: value.astype(np.float64) for name, value in weights.items()}
 
         def at(name: str, changed: Array) -> float:
-            lookup: Callable[[str], Array] = lambda n: changed if n == name else wide.get(n, opened.model.weight(n))  # noqa: E731
+            def lookup(n: str) -> Array:
+                return changed if n == name else exact_weights.get(n, opened.model.weight(n))
+
             return float(function(interpreter.outputs(graph, lookup, inputs)))
 
         value, gradients = model.gradient(function, weights, batch)
@@ -52,10 +54,10 @@ class DifferentiatingConformance(ConformanceBase):
             single[rng.integers(gradient.size)] = 1
             for direction in (rng.standard_normal(gradient.shape), single.reshape(gradient.shape)):
                 step = 1e-6 / np.linalg.norm(direction) * direction
-                expected = (at(name, wide[name] + step) - at(name, wide[name] - step)) / 2e-6
-                found = float((gradient * direction).sum() / np.linalg.norm(direction))
+                expected = (at(name, exact_weights[name] + step) - at(name, exact_weights[name] - step)) / 2e-6
+                slope = float((gradient * direction).sum() / np.linalg.norm(direction))
                 limit = 1e-3 * max(float(np.linalg.norm(gradient)), 1e-2)
-                assert abs(found - expected) < limit, name
+                assert abs(slope - expected) < limit, name
 
     def test_overridden_is_as_edited(self, opened: Opened) -> None:
         """The value is that of a model whose weights were set, quantizers included; the model stays as it is."""
@@ -81,13 +83,15 @@ class DifferentiatingConformance(ConformanceBase):
             inside = np.abs(np.rint(weight / encoding.scale) + 0.5) < 8
             assert not inside.all()
             function = function_of(model.run(batch))
-            plain, wanted = differentiable(model).gradient(function, {name: rounded}, batch)
+            plain, expected = differentiable(model).gradient(function, {name: rounded}, batch)
             model.set_quantizers({Weight(name): encoding})
-            value, found = differentiable(model).gradient(function, {name: weight}, batch)
+            value, gradients = differentiable(model).gradient(function, {name: weight}, batch)
             model.set_quantizers({Weight(name): None})
             assert value == pytest.approx(plain, rel=1e-6)
-            scale = np.abs(wanted[name]).max()
-            np.testing.assert_allclose(found[name], wanted[name] * inside, rtol=0, atol=1e-5 * scale, err_msg=name)
+            scale = np.abs(expected[name]).max()
+            np.testing.assert_allclose(
+                gradients[name], expected[name] * inside, rtol=0, atol=1e-5 * scale, err_msg=name
+            )
 
     def test_what_gradients_refuse(self, open_network: Callable[[str], Opened]) -> None:
         """Unknown weights, other shapes and types, NaN, functions that are none."""
@@ -128,10 +132,10 @@ def function_of(outputs: Batch) -> Function:
         for _ in range(6)
     ]
 
-    def function(found: Mapping[str, Any]) -> Any:
+    def function(outputs: Mapping[str, Any]) -> Any:
         total: Any = 0.0
         for name, index, factor in terms:
-            element = found[name][index]
+            element = outputs[name][index]
             total = total + factor * element * element - element
         return total
 

@@ -35,8 +35,8 @@ def check_edit(opened: Opened, edits: Sequence[Edit], *, changes: bool = True) -
     assert differences(plan.graph, model.graph, values.__getitem__, model.weight) == []
     after = model.run(batch)
     assert_close(after, interpreter.outputs(plan.graph, values.__getitem__, batch))
-    same = all(a.shape == before[n].shape and np.allclose(a, before[n], atol=1e-5) for n, a in after.items())
-    assert same != changes
+    is_same = all(a.shape == before[n].shape and np.allclose(a, before[n], atol=1e-5) for n, a in after.items())
+    assert is_same != changes
 
 
 class EditingConformance(ConformanceBase):
@@ -108,21 +108,21 @@ class EditingConformance(ConformanceBase):
         reader = opened.model.graph.uses("fc1.weight")[1].node.name
         check_edit(opened, [Insert(Input(reader, 0), (NewNode("Mul", ("factor",)),), factor)])
         chain = NewNode("Mul", ("factor",)), NewNode("Add", ("shift",))
-        both = {**factor, "shift": factor["factor"] - 1}
+        both_constants = {**factor, "shift": factor["factor"] - 1}
         for behind in (True, False):
             opened = open_network("shared_weights")
             node = opened.model.graph.uses("fc1.weight")[1].node
             site = Tensor(node.inputs[0] or "") if behind else Input(node.name, 0)
-            check_edit(opened, [Insert(site, chain, both)])
+            check_edit(opened, [Insert(site, chain, both_constants)])
 
     def test_unshare(self, open_network: Callable[[str], Opened]) -> None:
         """A copy of a shared weight changes nothing, and the two can then be set apart."""
         opened = open_network("shared_weights")
         reader = opened.model.graph.uses("fc1.weight")[1].node.name
         check_edit(opened, [Unshare("fc1.weight", reader)], changes=False)
-        own = opened.model.graph.node(reader).inputs[1] or ""
-        assert own != "fc1.weight"
-        check_edit(opened, [SetWeights({own: opened.model.weight(own) * 2})])
+        own_weight = opened.model.graph.node(reader).inputs[1] or ""
+        assert own_weight != "fc1.weight"
+        check_edit(opened, [SetWeights({own_weight: opened.model.weight(own_weight) * 2})])
 
     def test_slice(self, open_network: Callable[[str], Opened]) -> None:
         """Channels go, with every constant that belongs to them, through depthwise layers and residual sums."""

@@ -106,6 +106,6 @@ class FrontDoorConformance(ConformanceBase):
         assert set(loaded.frozen) == {Tensor("image")}
         batch = network.batch(3, 9)
         assert_same(loaded.run(batch), sim.run(batch))
-        other = NETWORKS["conv_net"]()
+        other_network = NETWORKS["conv_net"]()
         with pytest.raises(IsobitError, match="another model"):
-            load(tmp_path / "sim.isobit", build(other), other.batch(2), backend=backend.name)
+            load(tmp_path / "sim.isobit", build(other_network), other_network.batch(2), backend=backend.name)

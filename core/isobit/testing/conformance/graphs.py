@@ -27,8 +27,8 @@ class GraphConformance(ConformanceBase):
     def test_graph_is_canonical(self, opened: Opened) -> None:
         """The canonical pass changes nothing any more."""
         model = opened.model
-        again = canonicalize(model.graph)
-        assert differences(model.graph, again, model.weight, model.weight) == []
+        canonicalized = canonicalize(model.graph)
+        assert differences(model.graph, canonicalized, model.weight, model.weight) == []
 
     def test_names(self, opened: Opened) -> None:
         """Inputs, outputs and weights have the user's names; all names are unique; node order is execution order.
@@ -41,24 +41,24 @@ class GraphConformance(ConformanceBase):
         assert set(graph.weights) == {opened.weight_name(name) for name in network.graph.weights}
         nodes = [node.name for node in graph.nodes]
         assert len(set(nodes)) == len(nodes)
-        seen = set(graph.inputs) | set(graph.weights)
+        names_so_far = set(graph.inputs) | set(graph.weights)
         for node in graph.nodes:
-            assert {name for name in node.inputs if name is not None} <= seen
-            seen.update(node.outputs)
+            assert {name for name in node.inputs if name is not None} <= names_so_far
+            names_so_far.update(node.outputs)
 
     def test_tensor_facts(self, opened: Opened) -> None:
         """Shapes (the batch is dynamic), element types and channel axes agree with the description."""
         network, model = opened.network, opened.model
         pairs = correspondence(network.graph, model.graph, network.weights.__getitem__, model.weight)
         assert set(pairs) == set(network.graph.tensors)
-        for ours, theirs in pairs.items():
-            want, have = network.graph.tensors[ours], model.graph.tensors[theirs]
+        for described, opened_name in pairs.items():
+            want, have = network.graph.tensors[described], model.graph.tensors[opened_name]
             assert have.shape is not None
             assert want.shape is not None
             fixed = [[n if isinstance(n, int) else None for n in shape] for shape in (have.shape, want.shape)]
-            assert fixed[0] == fixed[1], theirs
-            assert None in fixed[0], theirs
-            assert (have.dtype, have.channel_axis) == (want.dtype, want.channel_axis), theirs
+            assert fixed[0] == fixed[1], opened_name
+            assert None in fixed[0], opened_name
+            assert (have.dtype, have.channel_axis) == (want.dtype, want.channel_axis), opened_name
 
     def test_weights_are_canonical(self, opened: Opened) -> None:
         """Every constant comes out in canonical layout, equal to the last bit."""
@@ -81,7 +81,7 @@ class GraphConformance(ConformanceBase):
         network, model = opened.network, opened.model
         pairs = correspondence(network.graph, model.graph, network.weights.__getitem__, model.weight)
 
-        def theirs_of(site: Site) -> Site:
+        def site_in_model(site: Site) -> Site:
             if isinstance(site, Input):
                 producer = model.graph.producer(pairs[network.graph.node(site.node).outputs[0]])
                 assert producer is not None
@@ -90,9 +90,9 @@ class GraphConformance(ConformanceBase):
 
         for name in ("default", "onnxruntime-cpu", "onnxruntime-cpu-transformer"):
             target = registry().target(name)
-            ours, theirs = place(network.graph, target), place(model.graph, target)
-            want = {theirs_of(site): (p.spec, p.kind, p.simulated) for site, p in ours.placements.items()}
-            assert {site: (p.spec, p.kind, p.simulated) for site, p in theirs.placements.items()} == want
+            described_plan, opened_plan = place(network.graph, target), place(model.graph, target)
+            want = {site_in_model(site): (p.spec, p.kind, p.simulated) for site, p in described_plan.placements.items()}
+            assert {site: (p.spec, p.kind, p.simulated) for site, p in opened_plan.placements.items()} == want
 
     def test_the_original_is_not_changed(self, backend: object, open_network: Callable[[str], Opened]) -> None:
         """Two openings of one description do not share anything."""

@@ -60,17 +60,17 @@ class ObservingConformance(ConformanceBase):
         """The histogram of the input is the same however the data is cut, and in whatever order it comes."""
         opened = open_network("conv_net")
         data = opened.network.batch(12)["image"]
-        found = []
+        histograms = []
         for cuts in ([12], [1] * 12, [5, 4, 3]):
             histogram = Histogram(limit=100)
             parts = np.split(data, np.cumsum(cuts)[:-1])
             batches = [{"image": part} for part in parts]
             opened.model.observe(batches[::-1], [Request(Tensor("image"), histogram)])
-            found.append(histogram)
-        assert found[0] == found[1] == found[2]
+            histograms.append(histogram)
+        assert histograms[0] == histograms[1] == histograms[2]
 
     def test_before_and_after_the_quantizer(self, open_network: Callable[[str], Opened]) -> None:
-        """`stage` tells the float value from the rounded one, at a tensor and at one of its readers."""
+        """`stage` chooses the float value or the rounded one, at a tensor and at one of its readers."""
         model = open_network("two_inputs").model
         encoding = Encoding.of("int4", 0.25)
         reader = model.graph.uses("left")[0].node.name
@@ -90,25 +90,25 @@ class ObservingConformance(ConformanceBase):
     def test_the_rounding_of_one_reader_is_not_that_of_the_tensor(self, open_network: Callable[[str], Opened]) -> None:
         """A tensor and the input of one of its readers are rounded each to its own grid, however they are observed."""
         opened = open_network("residual")
-        wide, narrow = Encoding.of("uint8", 0.25), Encoding.of("uint8", 0.25 / 255)
+        coarse, fine = Encoding.of("uint8", 0.25), Encoding.of("uint8", 0.25 / 255)
         add = next(node for node in opened.model.graph.nodes if node.op == "Add")
         shared = add.inputs[1] or ""  # a convolution reads it too
-        tensor, own = Tensor(shared), Input(add.name, 1)
+        tensor, reader_input = Tensor(shared), Input(add.name, 1)
         assert len(opened.model.graph.uses(shared)) == 2
-        opened.model.set_quantizers({own: narrow, tensor: wide})
+        opened.model.set_quantizers({reader_input: fine, tensor: coarse})
         before, after, read = Collect(), Collect(), Collect()
         ends, read_ends = MinMax(), MinMax()
         requests = [
             Request(tensor, before),
             Request(tensor, after, "after"),
-            Request(own, read, "after"),
+            Request(reader_input, read, "after"),
             Request(tensor, ends, "after"),
-            Request(own, read_ends, "after"),
+            Request(reader_input, read_ends, "after"),
         ]
         opened.model.observe([opened.network.batch(4)], requests)
         assert before.values.max() > 0.25
-        np.testing.assert_array_equal(after.values, wide.fake_quantize(before.values))
-        np.testing.assert_array_equal(read.values, narrow.fake_quantize(before.values))
+        np.testing.assert_array_equal(after.values, coarse.fake_quantize(before.values))
+        np.testing.assert_array_equal(read.values, fine.fake_quantize(before.values))
         assert ends.batches[0][1] == after.values.max()
         assert read_ends.batches[0][1] == read.values.max()
 
@@ -141,12 +141,12 @@ class ObservingConformance(ConformanceBase):
         """A generator is consumed batch by batch, not drawn into a list first."""
         opened = open_network("shared_weights")
         histogram = Histogram()
-        seen: list[int] = []
+        elements_before: list[int] = []
 
         def batches() -> object:
             for index in range(4):
-                seen.append(histogram.elements)
+                elements_before.append(histogram.elements)
                 yield opened.network.batch(2, seed=index)
 
         opened.model.observe(batches(), [Request(Tensor("x"), histogram)])  # type: ignore[arg-type]
-        assert seen == [0, 16, 32, 48]
+        assert elements_before == [0, 16, 32, 48]

@@ -66,9 +66,9 @@ class QuantizingConformance(ConformanceBase):
             encoding = Encoding.of(spec, rng.uniform(1, 2) * 2.0 ** int(rng.integers(-40, 20)), zero)
             values = tie_values(encoding, seed)
             model.set_quantizers({Tensor("x"): encoding})
-            found = after_quantizer(model, Tensor("x"), {"x": values})
+            rounded = after_quantizer(model, Tensor("x"), {"x": values})
             expected = encoding.fake_quantize(values)
-            np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+            np.testing.assert_array_equal(rounded.view(np.uint32), expected.view(np.uint32))
 
     @pytest.mark.parametrize("text", ["int2", "int4", "int8 strict", "uint5", "int8 asymmetric", "int12", "int16"])
     def test_weight_bits(self, open_network: Callable[[str], Opened], text: str) -> None:
@@ -78,12 +78,14 @@ class QuantizingConformance(ConformanceBase):
         product = model.graph.uses("fc1.weight")[0].node.outputs[0]
         for granularity in ("per-tensor", "per-channel"):
             spec = QuantSpec.parse(f"{text} {granularity}")
-            whole = Encoding.of(QuantSpec.parse(text), 0.01, 0 if spec.symmetric else (spec.q_min + spec.q_max) // 2)
-            values = rng.choice(tie_values(whole, 0).reshape(-1), (8, 8), replace=False)
-            encoding = whole
+            per_tensor = Encoding.of(
+                QuantSpec.parse(text), 0.01, 0 if spec.symmetric else (spec.q_min + spec.q_max) // 2
+            )
+            values = rng.choice(tie_values(per_tensor, 0).reshape(-1), (8, 8), replace=False)
+            encoding = per_tensor
             if granularity == "per-channel":
                 scale = (0.01 * 2.0 ** rng.integers(-3, 4, 8)).astype(np.float32)
-                encoding = Encoding(spec, scale, np.full(8, int(whole.zero_point), np.int32), 0)
+                encoding = Encoding(spec, scale, np.full(8, int(per_tensor.zero_point), np.int32), 0)
             model.edit([SetWeights({"fc1.weight": values, "fc1.bias": np.zeros(8, np.float32)})])
             model.set_quantizers({Weight("fc1.weight"): encoding})
             collect = Collect()
@@ -181,8 +183,8 @@ class QuantizingConformance(ConformanceBase):
         batch = opened.network.batch(4)
         assert_close(model.run(batch), opened.expected(batch, encodings), 2e-2)
         model.set_quantizers({Input(linear[1], 0): None, Input(linear[1], 1): None})
-        rest = {Tensor(hidden): coarse, Weight("fc1.weight"): coarse}
-        assert_close(model.run(batch), opened.expected(batch, rest), 2e-2)
+        remaining = {Tensor(hidden): coarse, Weight("fc1.weight"): coarse}
+        assert_close(model.run(batch), opened.expected(batch, remaining), 2e-2)
 
     def test_wrong_sites_change_nothing(self, open_network: Callable[[str], Opened]) -> None:
         """An unknown site, or scales that do not fit, are refused before anything changes."""

@@ -41,12 +41,14 @@ class RoundingConformance(ConformanceBase):
         """Each layer's rows times its weight are its outputs at the stamped positions, as the interpreter computes."""
         model, batch = opened.model, opened.network.batch(3)
         layers = _layers(opened)
-        found = {name: Rows(patches, limit=200) for name, (_, patches) in layers.items()}
-        model.observe([batch], [Request(Input(name, 0), rows) for name, rows in found.items()])
+        rows_by_layer = {name: Rows(patches, limit=200) for name, (_, patches) in layers.items()}
+        model.observe([batch], [Request(Input(name, 0), rows) for name, rows in rows_by_layer.items()])
         expected = interpreter.interpret(model.graph, model.weight, batch)
         for name, (node, patches) in layers.items():
             weight = patches.matrix(model.weight(node.inputs[1] or "").astype(np.float64))
-            computed = np.einsum("ngc,goc->ngo", found[name].values, weight).reshape(len(found[name]), -1)
+            computed = np.einsum("ngc,goc->ngo", rows_by_layer[name].values, weight).reshape(
+                len(rows_by_layer[name]), -1
+            )
             bias = node.input(2)
             if bias is not None:
                 computed = computed + model.weight(bias)
@@ -54,7 +56,7 @@ class RoundingConformance(ConformanceBase):
             if patches.kernel:
                 output = np.moveaxis(output, 1, -1)
             output = output.reshape(output.shape[0], -1, output.shape[-1])
-            sample, position = found[name].stamps.T
+            sample, position = rows_by_layer[name].stamps.T
             scale = max(1.0, float(np.abs(output).max()))
             np.testing.assert_allclose(computed, output[sample, position], rtol=0, atol=1e-4 * scale, err_msg=name)
 
@@ -62,16 +64,16 @@ class RoundingConformance(ConformanceBase):
         """The same stamps, and the same rows of the first layer, however the data is cut."""
         opened = open_network("conv_net")
         data = opened.network.batch(12)["image"]
-        found = []
+        rows_by_cut = []
         for cuts in ([12], [5, 4, 3]):
             layers = _layers(opened)
             rows = {name: Rows(patches, limit=64) for name, (_, patches) in layers.items()}
             batches = [{"image": part} for part in np.split(data, np.cumsum(cuts)[:-1])]
-            opened.model.observe(batches, [Request(Input(name, 0), one) for name, one in rows.items()])
-            found.append(rows)
-        for name in found[0]:
-            np.testing.assert_array_equal(found[0][name].stamps, found[1][name].stamps)
-        np.testing.assert_array_equal(found[0]["conv1"].values, found[1]["conv1"].values)
+            opened.model.observe(batches, [Request(Input(name, 0), reducer) for name, reducer in rows.items()])
+            rows_by_cut.append(rows)
+        for name in rows_by_cut[0]:
+            np.testing.assert_array_equal(rows_by_cut[0][name].stamps, rows_by_cut[1][name].stamps)
+        np.testing.assert_array_equal(rows_by_cut[0]["conv1"].values, rows_by_cut[1]["conv1"].values)
 
     @pytest.mark.parametrize("network", ["conv_net", "upsampler", "attention"])
     @pytest.mark.parametrize("technique", [SequentialMse(), GPTQ(), AdaRound(), AdaRound(sequential=True)], ids=_NAMES)
@@ -92,18 +94,18 @@ class RoundingConformance(ConformanceBase):
 def _compare_with_interpreter(opened: Opened, technique: Technique) -> None:
     model, data = opened.model, Dataset(opened.network.batch(8), opened.model.graph, batch_size=3)
     plan = place(model.graph, registry().target("default"), QuantConfig("int4 per-channel", None, {}, ()))
-    twin = _Interpreted(model.graph, {name: model.weight(name) for name in model.graph.weights})
+    interpreted = _Interpreted(model.graph, {name: model.weight(name) for name in model.graph.weights})
     report = technique.apply(TechniqueContext(model, plan, data))
-    expected = technique.apply(TechniqueContext(twin, plan, data))  # type: ignore[arg-type]
+    expected = technique.apply(TechniqueContext(interpreted, plan, data))  # type: ignore[arg-type]
     assert report.changed
     assert report.encodings.keys() == expected.encodings.keys()
     for site, encoding in report.encodings.items():
         assert encoding == expected.encodings[site], site
         value = model.weight(str(site))
-        np.testing.assert_allclose(value, twin.weight(str(site)), rtol=1e-6, err_msg=str(site))
+        np.testing.assert_allclose(value, interpreted.weight(str(site)), rtol=1e-6, err_msg=str(site))
         np.testing.assert_array_equal(value, encoding.fake_quantize(value))
-    for name in twin.weights.keys() - {str(site) for site in report.encodings}:
-        np.testing.assert_allclose(model.weight(name), twin.weight(name), rtol=1e-4, atol=1e-5, err_msg=name)
+    for name in interpreted.weights.keys() - {str(site) for site in report.encodings}:
+        np.testing.assert_allclose(model.weight(name), interpreted.weight(name), rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 class _Interpreted:
@@ -140,12 +142,12 @@ class _Interpreted:
 
 def _layers(opened: Opened) -> dict[str, tuple[Node, Patches]]:
     """The weighted nodes that read a tensor, with their geometry."""
-    graph, found = opened.model.graph, {}
+    graph, layers = opened.model.graph, {}
     for node in graph.nodes:
         try:
             patches = Patches.of(graph, node)
         except ModelError:
             continue
         if node.input(0) in graph.tensors:
-            found[node.name] = (node, patches)
-    return found
+            layers[node.name] = (node, patches)
+    return layers

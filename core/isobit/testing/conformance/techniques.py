@@ -122,16 +122,18 @@ class TechniquesConformance(ConformanceBase):
         sim.observe(observing, data=data)
         sim.save_statistics(path)
         for technique in applied:
-            direct, again = _sim(open_network("conv_net")), _sim(open_network("conv_net"))
-            for other in (direct, again):
-                other.apply(FoldBatchNorms())
+            direct, from_statistics = _sim(open_network("conv_net")), _sim(open_network("conv_net"))
+            for simulator in (direct, from_statistics):
+                simulator.apply(FoldBatchNorms())
             (expected,) = direct.apply(technique, data=data)
-            again.load_statistics(path)
-            (report,) = again.apply(technique)
+            from_statistics.load_statistics(path)
+            (report,) = from_statistics.apply(technique)
             assert report.changed == expected.changed
             assert report.encodings == expected.encodings
             for name in direct.graph.weights:
-                np.testing.assert_array_equal(again.backend_model.weight(name), direct.backend_model.weight(name))
+                np.testing.assert_array_equal(
+                    from_statistics.backend_model.weight(name), direct.backend_model.weight(name)
+                )
         with pytest.raises(DataError, match="of another model"):
             _sim(open_network("conv_net")).load_statistics(path)  # before folding it is one
 
@@ -150,17 +152,17 @@ class TechniquesConformance(ConformanceBase):
         sim, batch = _sim(opened), opened.network.batch(8)
         model = sim.backend_model
         before = {name: np.array(model.weight(name)) for name in model.graph.weights}
-        wanted, checkpoint = model.run(batch), sim.checkpoint()
+        expected, checkpoint = model.run(batch), sim.checkpoint()
         passes = sim.passes(Dataset([batch], sim.graph), None, None, None)
         run_recipe(sim.simulation, registry().recipe("ptq"), passes, MinMaxRange())
         judged = [step for step in sim.steps if step.after is not None and step.outcome == "kept"]
-        reached = output_sqnr([wanted], [_calibrated(sim, batch).run(batch)])
+        reached = output_sqnr([expected], [_calibrated(sim, batch).run(batch)])
         assert judged
         assert reached == pytest.approx(judged[-1].after, abs=0.1)
         sim.roll_back(checkpoint)
         for name, value in before.items():
             np.testing.assert_array_equal(sim.backend_model.weight(name), value)
-        assert_close(sim.backend_model.run(batch), wanted)
+        assert_close(sim.backend_model.run(batch), expected)
 
 
 def _sim(opened: Opened, target: str = "default") -> QuantSim:
@@ -174,11 +176,11 @@ def _calibrated(sim: QuantSim, batch: Batch, method: str = "minmax") -> QuantSim
 
 def _mean_shift(sim: QuantSim, reference: object, batch: Batch) -> float:
     """Root mean square, over the channels of all outputs, of the shift of their means in standard deviations."""
-    found, wanted = sim.run(batch), reference.run(batch)  # type: ignore[attr-defined]
+    quantized, expected = sim.run(batch), reference.run(batch)  # type: ignore[attr-defined]
     shifts = []
-    for name, value in wanted.items():
-        others = tuple(i for i in range(value.ndim) if i != (1 if value.ndim != 3 else 2))
-        shifts.append((found[name] - value).mean(others) / (value.std() + 1e-9))
+    for name, value in expected.items():
+        other_axes = tuple(i for i in range(value.ndim) if i != (1 if value.ndim != 3 else 2))
+        shifts.append((quantized[name] - value).mean(other_axes) / (value.std() + 1e-9))
     return float(np.sqrt(np.mean(np.square(np.concatenate([shift.reshape(-1) for shift in shifts])))))
 
 

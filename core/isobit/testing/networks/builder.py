@@ -29,15 +29,15 @@ class Network:
     def batch(self, size: int, seed: int = 0) -> dict[str, Array]:
         """Random inputs by name: standard normal for floats, small indices for integers."""
         rng = np.random.default_rng(seed)
-        found: dict[str, Array] = {}
+        inputs: dict[str, Array] = {}
         for name in self.graph.inputs:
             info = self.graph.tensors[name]
             shape = (size, *(int(n) if isinstance(n, int) else 4 for n in (info.shape or ())[1:]))
             if info.dtype == "float32":
-                found[name] = rng.standard_normal(shape).astype(np.float32)
+                inputs[name] = rng.standard_normal(shape).astype(np.float32)
             else:
-                found[name] = rng.integers(0, 8, shape).astype(info.dtype)
-        return found
+                inputs[name] = rng.integers(0, 8, shape).astype(info.dtype)
+        return inputs
 
 
 class NetworkBuilder:

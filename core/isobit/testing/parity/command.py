@@ -58,7 +58,7 @@ def parity(
     Exit code 1 says that a promise is broken. Without --python, the frameworks of this environment are compared.
     """
     interpreters = _interpreters(python or [], backend or [])
-    networks = _known(network or list(NETWORKS))
+    networks = _known_networks(network or list(NETWORKS))
     with tempfile.TemporaryDirectory(prefix="isobit-parity-") as folder:
         comparisons = _run(interpreters, networks, Path(folder))
     broken = broken_promises(comparisons)
@@ -92,29 +92,33 @@ def parity_worker(
 
 def _interpreters(pairs: Sequence[str], only: Sequence[str]) -> dict[str, str]:
     """The interpreter of each backend that takes part; the first one is what the others are compared with."""
-    given = dict(pair.partition("=")[::2] for pair in pairs)
-    for name, path in given.items():
+    given_paths = dict(pair.partition("=")[::2] for pair in pairs)
+    for name, path in given_paths.items():
         if not Path(path).is_file():
             raise PluginError(f"--python {name}={path}: write a backend and the path of an interpreter")
-    known = builders()
-    here = {name: sys.executable for name, backend in known.items() if find_spec(backend.framework) is not None}
+    installed_builders = builders()
+    importable = {
+        name: sys.executable for name, backend in installed_builders.items() if find_spec(backend.framework) is not None
+    }
     for name in only:
-        if name not in known and name not in given:
-            raise PluginError(f"--backend {name}: those that build the reference networks are {', '.join(known)}")
-    found = here | given
-    found = {name: path for name, path in found.items() if not only or name in only}
-    if len(found) < 2:
+        if name not in installed_builders and name not in given_paths:
+            raise PluginError(
+                f"--backend {name}: those that build the reference networks are {', '.join(installed_builders)}"
+            )
+    interpreters = importable | given_paths
+    interpreters = {name: path for name, path in interpreters.items() if not only or name in only}
+    if len(interpreters) < 2:
         raise PluginError(
-            f"parity compares two frameworks or more, and here is {', '.join(found) or 'none'}: install another, "
-            "or say where it is with --python torch=/path/to/python"
+            f"parity compares two frameworks or more, and here is {', '.join(interpreters) or 'none'}: install "
+            "another, or say where it is with --python torch=/path/to/python"
         )
-    return found
+    return interpreters
 
 
-def _known(names: list[str]) -> list[str]:
-    odd = [name for name in names if name not in NETWORKS]
-    if odd:
-        raise IsobitError(f"no reference network {odd[0]!r}: known are {', '.join(NETWORKS)}")
+def _known_networks(names: list[str]) -> list[str]:
+    unknown = [name for name in names if name not in NETWORKS]
+    if unknown:
+        raise IsobitError(f"no reference network {unknown[0]!r}: known are {', '.join(NETWORKS)}")
     return names
 
 
@@ -157,5 +161,5 @@ def _wait(started: list[tuple[str, subprocess.Popen[bytes], Path]]) -> None:
             if process.poll() is None:
                 process.kill()
     for name, log in failed:
-        last = log.read_text("utf-8", "replace").strip().splitlines()[-1:] or ["it said nothing"]
-        raise PluginError(f"the process of {name!r} failed: {last[0]}")
+        last_line = log.read_text("utf-8", "replace").strip().splitlines()[-1:] or ["it printed nothing"]
+        raise PluginError(f"the process of {name!r} failed: {last_line[0]}")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from isobit.encodings.encoding import Encoding
 from isobit.graph.isomorphism import differences
 from isobit.graph.sites import Site
-from isobit.testing.parity.results import Result, Said
+from isobit.testing.parity.results import PlacementFacts, Result
 from isobit.testing.parity.worker import SHARED, renamed
 
 #: Smallest share of activations whose encodings must be equal to the last bit.
@@ -87,12 +87,12 @@ class Comparison:
     @property
     def broken(self) -> list[str]:
         """The promises that one network can break; the share of equal encodings is one of all together."""
-        found = ["graph"] if self.graph else []
-        found += [f"plan for {target}" for target, count in self.plans.items() if count]
-        found += ["weight encodings"] if self.weights.near or self.weights.far else []
-        found += ["bias encodings"] if self.biases.far else []
-        found += [f"{scheme} encodings" for scheme, counts in self.activations.items() if counts.far]
-        return found + [f"output {name!r}" for name, agreement in self.outputs.items() if not agreement.kept]
+        promises = ["graph"] if self.graph else []
+        promises += [f"plan for {target}" for target, count in self.plans.items() if count]
+        promises += ["weight encodings"] if self.weights.near or self.weights.far else []
+        promises += ["bias encodings"] if self.biases.far else []
+        promises += [f"{scheme} encodings" for scheme, counts in self.activations.items() if counts.far]
+        return promises + [f"output {name!r}" for name, agreement in self.outputs.items() if not agreement.kept]
 
     def as_data(self) -> dict[str, Any]:
         """For JSON."""
@@ -101,58 +101,72 @@ class Comparison:
 
 def compare(network: str, stage: str, framework: str, reference: Result, other: Result) -> Comparison:
     """Everything that two frameworks found of a network."""
-    read = reference.weights.__getitem__, other.weights.__getitem__
-    found = Comparison(network, stage, framework, differences(reference.graph, other.graph, *read))
-    found.differences += [f"graph: {text}" for text in found.graph]
+    weights = reference.weights.__getitem__, other.weights.__getitem__
+    comparison = Comparison(network, stage, framework, differences(reference.graph, other.graph, *weights))
+    comparison.differences += [f"graph: {text}" for text in comparison.graph]
     for target, plan in reference.plans.items():
-        _compare_plans(found, target, renamed(reference, other, plan), other.plans[target])
-    kinds = {site: said[1] for site, said in other.plans["default"].items()}
+        _compare_plans(comparison, target, renamed(reference, other, plan), other.plans[target])
+    kinds = {site: facts[1] for site, facts in other.plans["default"].items()}
     for scheme, encodings in reference.encodings.items():
-        theirs = renamed(reference, other, encodings)
+        expected = renamed(reference, other, encodings)
         counts = {kind: Counts() for kind in ("activation", "weight", "constant", "bias")}
         for site, encoding in other.encodings[scheme].items():
-            verdict = _verdict(scheme, theirs.get(site), encoding)
+            verdict = _verdict(scheme, expected.get(site), encoding)
             if verdict != "equal":
-                found.differences.append(f"{scheme}: {site}: {theirs.get(site)} against {encoding} ({verdict})")
+                comparison.differences.append(f"{scheme}: {site}: {expected.get(site)} against {encoding} ({verdict})")
             kind = counts[kinds.get(site, "activation")]
             setattr(kind, verdict, getattr(kind, verdict) + 1)
-        found.activations[scheme] = counts["activation"]
-        found.biases.add(counts["bias"])
+        comparison.activations[scheme] = counts["activation"]
+        comparison.biases.add(counts["bias"])
         if scheme == SHARED:  # the others do not look at weights
-            found.weights.add(counts["weight"])
-            found.weights.add(counts["constant"])
+            comparison.weights.add(counts["weight"])
+            comparison.weights.add(counts["constant"])
     for name, signal in reference.floats.items():
-        found.outputs[name] = agreement(signal, reference.outputs[name], other.outputs[name])
-    return found
+        comparison.outputs[name] = agreement(signal, reference.outputs[name], other.outputs[name])
+    return comparison
 
 
-def _compare_plans(found: Comparison, target: str, ours: Mapping[Site, Said], theirs: Mapping[Site, Said]) -> None:
-    odd = [site for site in {**ours, **theirs} if ours.get(site) != theirs.get(site)]
-    found.plans[target] = len(odd)
-    found.differences += [f"plan for {target}: {s}: {ours.get(s)} against {theirs.get(s)}" for s in odd]
+def _compare_plans(
+    comparison: Comparison,
+    target: str,
+    reference_plan: Mapping[Site, PlacementFacts],
+    plan: Mapping[Site, PlacementFacts],
+) -> None:
+    unequal = [site for site in {**reference_plan, **plan} if reference_plan.get(site) != plan.get(site)]
+    comparison.plans[target] = len(unequal)
+    comparison.differences += [
+        f"plan for {target}: {s}: {reference_plan.get(s)} against {plan.get(s)}" for s in unequal
+    ]
 
 
-def _verdict(scheme: str, a: Encoding | None, b: Encoding) -> str:
-    if a is None or a.spec != b.spec or a.axis != b.axis or a.scale.shape != b.scale.shape:
+def _verdict(scheme: str, reference: Encoding | None, encoding: Encoding) -> str:
+    if (
+        reference is None
+        or reference.spec != encoding.spec
+        or reference.axis != encoding.axis
+        or reference.scale.shape != encoding.scale.shape
+    ):
         return "far"
-    if a == b:
+    if reference == encoding:
         return "equal"
-    near = _within_a_step(a, b) or (scheme in _SEARCHED and _next_candidate(a, b, _SEARCHED[scheme]))
+    near = _within_a_step(reference, encoding) or (
+        scheme in _SEARCHED and _next_candidate(reference, encoding, _SEARCHED[scheme])
+    )
     return "near" if near else "far"
 
 
-def _within_a_step(a: Encoding, b: Encoding) -> bool:
+def _within_a_step(reference: Encoding, encoding: Encoding) -> bool:
     """Scales at most one step of the 12-bit grid apart, and zero points one."""
-    x, y = a.scale.astype(np.float64), b.scale.astype(np.float64)
+    x, y = reference.scale.astype(np.float64), encoding.scale.astype(np.float64)
     step = np.exp2(np.floor(np.log2(np.maximum(x, y))) - (_SCALE_BITS - 1))
-    zeros = np.abs(a.zero_point.astype(np.int64) - b.zero_point)
+    zeros = np.abs(reference.zero_point.astype(np.int64) - encoding.zero_point)
     return bool(np.all(np.abs(x - y) <= step * 1.0001) and np.all(zeros <= 1))
 
 
-def _next_candidate(a: Encoding, b: Encoding, steps: int) -> bool:
+def _next_candidate(reference: Encoding, encoding: Encoding, steps: int) -> bool:
     """Both ends of the range at most one candidate apart, give or take what rounding to the grid adds."""
-    grid = float(max(a.scale.max(), b.scale.max()))
-    for x, y in ((a.minimum, b.minimum), (a.maximum, b.maximum)):
+    grid = float(max(reference.scale.max(), encoding.scale.max()))
+    for x, y in ((reference.minimum, encoding.minimum), (reference.maximum, encoding.maximum)):
         largest = float(max(np.abs(x).max(), np.abs(y).max()))
         candidate = 2.0 ** np.floor(np.log2(largest)) / steps if largest > 0 else 0.0
         if float(np.abs(x.astype(np.float64) - y).max()) > candidate + grid:
@@ -160,16 +174,18 @@ def _next_candidate(a: Encoding, b: Encoding, steps: int) -> bool:
     return True
 
 
-def agreement(signal: NDArray[Any], simulated: NDArray[Any], other: NDArray[Any]) -> Agreement:
+def agreement(signal: NDArray[Any], simulated: NDArray[Any], other_output: NDArray[Any]) -> Agreement:
     """Of two simulators' outputs for the same data; `signal` is the float model's."""
-    best = [array.reshape(-1, array.shape[-1]).argmax(-1) for array in (simulated, other)]
-    return Agreement(decibels(simulated, other), decibels(signal, simulated), float(np.mean(best[0] == best[1])))
+    choices = [array.reshape(-1, array.shape[-1]).argmax(-1) for array in (simulated, other_output)]
+    return Agreement(
+        decibels(simulated, other_output), decibels(signal, simulated), float(np.mean(choices[0] == choices[1]))
+    )
 
 
 def decibels(signal: NDArray[Any], other: NDArray[Any]) -> float:
     """Signal to noise of `other` as an approximation of `signal`; 200 where nothing differs."""
-    wide = signal.astype(np.float64)
-    noise, power = float(np.square(wide - other).sum()), float(np.square(wide).sum())
+    exact = signal.astype(np.float64)
+    noise, power = float(np.square(exact - other).sum()), float(np.square(exact).sum())
     if noise == 0:
         return _EQUAL_DB
     return min(_EQUAL_DB, 10 * float(np.log10(max(power, 1e-300) / noise)))
@@ -177,21 +193,23 @@ def decibels(signal: NDArray[Any], other: NDArray[Any]) -> float:
 
 def shares(comparisons: list[Comparison]) -> dict[str, Counts]:
     """Counts of all activations, by scheme."""
-    found: dict[str, Counts] = {}
+    by_scheme: dict[str, Counts] = {}
     for comparison in comparisons:
         for scheme, counts in comparison.activations.items():
-            found.setdefault(scheme, Counts()).add(counts)
-    return found
+            by_scheme.setdefault(scheme, Counts()).add(counts)
+    return by_scheme
 
 
 def broken_promises(comparisons: list[Comparison]) -> list[str]:
     """Every promise that does not hold, in words."""
-    found = [f"{c.network} ({c.stage}) in {c.framework}: {promise}" for c in comparisons for promise in c.broken]
+    promises = [f"{c.network} ({c.stage}) in {c.framework}: {promise}" for c in comparisons for promise in c.broken]
     for scheme, counts in shares(comparisons).items():
         searched = scheme in _SEARCHED
         if not searched and counts.total and counts.equal < EQUAL_SHARE * counts.total:
-            found.append(f"{scheme}: {counts.equal} of {counts.total} activation encodings are equal to the last bit")
-    return found
+            promises.append(
+                f"{scheme}: {counts.equal} of {counts.total} activation encodings are equal to the last bit"
+            )
+    return promises
 
 
 def differing(comparisons: list[Comparison]) -> Counter[str]:

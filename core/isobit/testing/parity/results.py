@@ -22,8 +22,8 @@ Array = NDArray[Any]
 Stage = Literal["as built", "folded"]
 STAGES: tuple[Stage, ...] = ("as built", "folded")
 
-#: What a placement must say alike in every framework.
-Said = tuple[str, str, bool, str]
+#: What of a placement must be equal in every framework: format, kind, whether it is simulated, fixed range.
+PlacementFacts = tuple[str, str, bool, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Result:
 
     graph: Graph
     weights: Mapping[str, Array]
-    plans: Mapping[str, Mapping[Site, Said]]
+    plans: Mapping[str, Mapping[Site, PlacementFacts]]
     encodings: Mapping[str, Encodings]
     floats: Mapping[str, Array] = field(default_factory=dict)
     outputs: Mapping[str, Array] = field(default_factory=dict)
@@ -48,9 +48,10 @@ class Result:
         record = {
             "graph": graph_to_record(self.graph),
             "plans": {
-                target: [[*site_key(site), *said] for site, said in plan.items()] for target, plan in self.plans.items()
+                target: [[*site_key(site), *facts] for site, facts in plan.items()]
+                for target, plan in self.plans.items()
             },
-            "encodings": {scheme: isobit_json.dumps(found) for scheme, found in self.encodings.items()},
+            "encodings": {scheme: isobit_json.dumps(encodings) for scheme, encodings in self.encodings.items()},
         }
         parts = (("weight", self.weights), ("float", self.floats), ("output", self.outputs))
         arrays = {f"{kind}:{name}": np.asarray(a, order="C") for kind, part in parts for name, a in part.items()}
@@ -66,7 +67,7 @@ class Result:
         json_path, array_path = _paths(folder, network, stage)
         record, arrays = json.loads(json_path.read_text("utf-8")), load_file(array_path)
         plans = {
-            target: {site_of(kind, name, index): tuple(said) for kind, name, index, *said in plan}
+            target: {site_of(kind, name, index): tuple(facts) for kind, name, index, *facts in plan}
             for target, plan in record["plans"].items()
         }
         weights, floats, outputs = (
@@ -77,12 +78,12 @@ class Result:
         return cls(graph_from_record(record["graph"]), weights, plans, encodings, floats, outputs)
 
 
-def said(plan: Plan) -> dict[Site, Said]:
-    """What of a plan must be equal."""
-    return {site: _said(placement) for site, placement in plan.placements.items()}
+def placement_facts(plan: Plan) -> dict[Site, PlacementFacts]:
+    """The facts of a plan that must be equal in every framework, by site."""
+    return {site: _facts(placement) for site, placement in plan.placements.items()}
 
 
-def _said(p: Placement) -> Said:
+def _facts(p: Placement) -> PlacementFacts:
     return (str(p.spec), p.kind, p.simulated, str(p.fixed_range))
 
 

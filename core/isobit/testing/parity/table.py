@@ -15,7 +15,7 @@ def print_table(comparisons: Sequence[Comparison]) -> None:
 
 
 def as_markdown(frameworks: Sequence[str], comparisons: Sequence[Comparison], broken: Sequence[str]) -> str:
-    """The table and what it says as a whole."""
+    """The table, with sums over all networks below it."""
     columns, rows = _cells(comparisons)
     lines = [
         "| " + " | ".join(columns) + " |",
@@ -41,19 +41,19 @@ def _cells(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for comparison in comparisons:
         groups.setdefault((comparison.network, comparison.stage), []).append(comparison)
-    return columns, [_row(network, stage, found, schemes) for (network, stage), found in groups.items()]
+    return columns, [_row(network, stage, group, schemes) for (network, stage), group in groups.items()]
 
 
-def _row(network: str, stage: str, found: Sequence[Comparison], schemes: Sequence[str]) -> list[str]:
-    odd = sum(len(c.graph) + sum(c.plans.values()) for c in found)
-    outputs = [agreement for c in found for agreement in c.outputs.values()]
+def _row(network: str, stage: str, comparisons: Sequence[Comparison], schemes: Sequence[str]) -> list[str]:
+    unequal = sum(len(c.graph) + sum(c.plans.values()) for c in comparisons)
+    outputs = [agreement for c in comparisons for agreement in c.outputs.values()]
     worst = min(outputs, key=lambda a: (a.kept, a.margin_db >= MARGIN_DB, a.margin_db))
     return [
         network,
         stage,
-        "equal" if not odd else f"{odd} differ",
-        _count([c.weights for c in found]),
-        *(_count([c.activations[scheme] for c in found]) for scheme in schemes),
+        "equal" if not unequal else f"{unequal} differ",
+        _count([c.weights for c in comparisons]),
+        *(_count([c.activations[scheme] for c in comparisons]) for scheme in schemes),
         f"{worst.difference_db:.0f}",
         f"{worst.noise_db:.0f}",
         f"{100 * min(a.top1 for a in outputs):.1f}",

@@ -21,7 +21,7 @@ from isobit.quantsim.quantsim import QuantSim
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.testing.networks import NETWORKS
 from isobit.testing.networks.builder import Network
-from isobit.testing.parity.results import STAGES, Result, said
+from isobit.testing.parity.results import STAGES, Result, placement_facts
 
 TARGET = "default"
 
@@ -43,8 +43,8 @@ class BuildsNetworks(Protocol):
 
 def builders() -> dict[str, Backend]:
     """The registered backends that build the reference networks; the ONNX one first: it judges the others."""
-    found = {name: b for name, b in registry().backends().items() if isinstance(b, BuildsNetworks)}
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "onnx", item[0])))
+    backends = {name: b for name, b in registry().backends().items() if isinstance(b, BuildsNetworks)}
+    return dict(sorted(backends.items(), key=lambda item: (item[0] != "onnx", item[0])))
 
 
 def work(backend: str, folder: Path, networks: Sequence[str], schemes: Sequence[str], reference: Path | None) -> None:
@@ -65,7 +65,7 @@ def work(backend: str, folder: Path, networks: Sequence[str], schemes: Sequence[
 
 def _result(sim: QuantSim, network: Network, schemes: Sequence[str], shared: Result | None) -> Result:
     weights = {name: np.asarray(sim.backend_model.weight(name)) for name in sim.graph.weights}
-    plans = {name: said(place(sim.graph, registry().target(name))) for name in registry().targets()}
+    plans = {name: placement_facts(place(sim.graph, registry().target(name))) for name in registry().targets()}
     data = [network.batch(size, seed) for size, seed in _CALIBRATION]
     encodings = {}
     sim.calibrate(data, SHARED, progress=False)
@@ -73,8 +73,8 @@ def _result(sim: QuantSim, network: Network, schemes: Sequence[str], shared: Res
         sim.recalibrate(scheme)
         encodings[scheme] = sim.encodings
     if shared is not None:
-        own = Result(sim.graph, weights, plans, encodings)
-        _set_encodings(sim, renamed(shared, own, shared.encodings[SHARED]))
+        unshared = Result(sim.graph, weights, plans, encodings)
+        _set_encodings(sim, renamed(shared, unshared, shared.encodings[SHARED]))
     else:
         sim.recalibrate(SHARED)
     batch = network.batch(*_EVALUATION)
@@ -86,28 +86,28 @@ def _real(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def _set_encodings(sim: QuantSim, encodings: Mapping[Site, Encoding]) -> None:
-    wanted = {s: e for s, e in encodings.items() if s in sim.plan.placements and sim.plan.placements[s].simulated}
-    sim.backend_model.set_quantizers(wanted)
+    simulated = {s: e for s, e in encodings.items() if s in sim.plan.placements and sim.plan.placements[s].simulated}
+    sim.backend_model.set_quantizers(simulated)
 
 
-def renamed(a: Result, b: Result, items: Mapping[Site, Any]) -> dict[Site, Any]:
-    """What is said of sites of `a`, by the sites of `b` that are the same; others are left out."""
-    pairs = correspondence(a.graph, b.graph, a.weights.__getitem__, b.weights.__getitem__)
-    found = {}
+def renamed(source: Result, target: Result, items: Mapping[Site, Any]) -> dict[Site, Any]:
+    """Items by sites of `source`, by the sites of `target` that correspond; others are left out."""
+    pairs = correspondence(source.graph, target.graph, source.weights.__getitem__, target.weights.__getitem__)
+    renamed_items = {}
     for site, item in items.items():
-        twin = _twin(site, a, b, pairs)
-        if twin is not None:
-            found[twin] = item
-    return found
+        counterpart = _counterpart(site, source, target, pairs)
+        if counterpart is not None:
+            renamed_items[counterpart] = item
+    return renamed_items
 
 
-def _twin(site: Site, a: Result, b: Result, pairs: Mapping[str, str]) -> Site | None:
+def _counterpart(site: Site, source: Result, target: Result, pairs: Mapping[str, str]) -> Site | None:
     if isinstance(site, Tensor):
         return Tensor(pairs[site.name]) if site.name in pairs else None
     if isinstance(site, Input):
-        producer = b.graph.producer(pairs.get(a.graph.node(site.node).outputs[0], ""))
+        producer = target.graph.producer(pairs.get(source.graph.node(site.node).outputs[0], ""))
         return None if producer is None else Input(producer.name, site.index)
-    use = next(iter(a.graph.uses(site.name)), None)
-    producer = b.graph.producer(pairs.get(use.node.outputs[0], "")) if use is not None else None
+    use = next(iter(source.graph.uses(site.name)), None)
+    producer = target.graph.producer(pairs.get(use.node.outputs[0], "")) if use is not None else None
     name = None if producer is None or use is None else producer.input(use.index)
     return None if name is None else Weight(name)
