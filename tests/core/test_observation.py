@@ -90,6 +90,26 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path: Path, number: in
     assert Statistics.load(file).batches == 6
 
 
+def test_a_pass_that_fails_late_loses_no_more_than_since_the_file_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad batch, or a process that is killed without notice: the file is written on the way."""
+    monkeypatch.setattr("isobit.quantsim.observe.JOURNAL", 2)
+    file = tmp_path / "so-far.npz"
+
+    def failing() -> Iterator[np.ndarray]:
+        yield from BATCHES[:5]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        sim().calibrate(failing(), resume=file)
+    assert Statistics.load(file).batches == 4
+    again = sim()
+    again.calibrate(BATCHES, "moving-average", resume=file)
+    assert content(again) == content(calibrated())
+    assert dict(again.encodings) == dict(calibrated("moving-average").encodings)
+
+
 def test_without_a_file_an_interruption_is_at_once(tmp_path: Path) -> None:
     simulator = sim()
     with pytest.raises(KeyboardInterrupt):

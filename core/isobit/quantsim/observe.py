@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: Batches between two writings of the file `resume`: what a killed process loses at most.
+JOURNAL = 64
+
 #: Is told how many more batches every observer has seen.
 Count = Callable[[int], None]
 
@@ -93,8 +96,8 @@ class Passes:
     def __call__(self, model: CheckedModel, seen: Sequence[Seen], what: str, *, upto: int | None = None) -> None:
         """Feed the reducers with the batches that each has not seen yet, the first `upto` or all of the data.
 
-        Ctrl-C with `resume` ends the pass after the batch that is running and writes the file; then comes
-        KeyboardInterrupt, which says so.
+        With `resume` the file is written every 64 batches. Ctrl-C ends the pass after the batch that is running and
+        writes it too; then comes KeyboardInterrupt, which says so.
         """
         batches = _in_order(self.dataset, seen)
         counts = sorted({item.batches for item in seen}) or [0]
@@ -110,16 +113,29 @@ class Passes:
                     break
                 behind = [item for item in seen if item.batches <= start]
                 part = batches if end is None else islice(batches, end - start)
-                self._runner(model, part, [item.request for item in behind], self._counting(behind, advance))
+                self._run(model, part, behind, advance)
         interrupted = stop is not None and stop.asked
         logger.info("%s: %d tensors observed, %.3g passes so far", what, len(seen), self.count)
         for item in seen:
             item.complete = not interrupted and (upto is None or item.batches >= len(self.dataset) > 0)
         if self._file is not None:
             self._file.write(self._simulation.statistics)
-            if interrupted:
-                count = min(item.batches for item in seen)
-                raise KeyboardInterrupt(f"the statistics of {count} batches are in {self._file.path}")
+        if self._file is not None and interrupted:
+            count = min(item.batches for item in seen)
+            raise KeyboardInterrupt(f"the statistics of {count} batches are in {self._file.path}")
+
+    def _run(self, model: CheckedModel, batches: Iterator[Batch], seen: Sequence[Seen], advance: Count) -> None:
+        """One stretch of a pass; with `resume` the file is written every so many batches, so that no more is lost."""
+        requests, count = [item.request for item in seen], self._counting(seen, advance)
+        if self._file is None:
+            self._runner(model, batches, requests, count)
+            return
+        while True:
+            first = next(batches, None)
+            if first is None:
+                return
+            self._runner(model, chain([first], islice(batches, JOURNAL - 1)), requests, count)
+            self._file.write(self._simulation.statistics)
 
     def _counting(self, seen: Sequence[Seen], advance: Count) -> Count:
         def count(batches: int) -> None:
