@@ -10,7 +10,7 @@ import pytest
 from numpy_backend import NumpyEngine, checked
 
 from isobit.backend import Batch, CheckedModel, Differentiable
-from isobit.edits import EditPlan, SetWeights
+from isobit.edits import Draft, EditPlan, SetWeights, plan_edits
 from isobit.encodings import Encoding
 from isobit.errors import DataError, EditError, EncodingError, ModelError
 from isobit.graph import Input, Tensor, Weight
@@ -173,3 +173,26 @@ def test_what_gradients_are_asked_of() -> None:
         opened.gradient(broken, {name: weight}, BATCH)
     with pytest.raises(ModelError, match="failed on a batch of shapes"):
         opened.gradient(lambda outputs: outputs["y"], {name: weight}, {"x": np.ones((2, 7))})
+
+
+def test_a_draft_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a technique built step by step is not built again; a draft of another state of the model is."""
+    opened, name = model(), "fc1.bias"
+    planned: list[int] = []
+
+    def counted(*args: Any) -> EditPlan:
+        planned.append(1)
+        return plan_edits(*args)
+
+    monkeypatch.setattr("isobit.backend.checked_model.plan_edits", counted)
+    draft, late = (Draft(opened.graph, opened.weight) for _ in range(2))
+    for each in (draft, late):
+        each.apply(SetWeights({name: 2 * opened.weight(name)}))
+    doubled = 2 * opened.weight(name)
+    opened.edit(draft)
+    assert not planned
+    assert opened.edit_log == draft.edits
+    np.testing.assert_array_equal(opened.weight(name), doubled)
+    opened.edit(late)
+    assert planned == [1]
+    np.testing.assert_array_equal(opened.weight(name), doubled)

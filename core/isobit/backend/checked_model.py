@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from isobit.backend.checks import check_quantizers
 from isobit.backend.contract import BackendModel, Differentiable, NameMap
 from isobit.data import Batch
-from isobit.edits.draft import plan_edits
+from isobit.edits.draft import Draft, plan_edits
 from isobit.edits.edit import Edit, EditPlan
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.errors import DataError, EditError, EncodingError, IsobitError, ModelError, did_you_mean
@@ -75,9 +75,16 @@ class CheckedModel:
 
     # --- changing --------------------------------------------------------------------------------------------------
 
-    def edit(self, edits: Sequence[Edit]) -> None:
-        """Apply edits, all or none. Raises EditError; quantizers on sites that are gone go with them."""
-        plan = plan_edits(self.graph, edits, self.inner.weight)
+    def edit(self, edits: Sequence[Edit] | Draft) -> None:
+        """Apply edits, all or none: a list of them, or a draft of this model as it is.
+
+        Raises EditError; quantizers on sites that are gone go with them.
+        """
+        if isinstance(edits, Draft) and edits.start is self.graph:
+            plan, edits = edits.plan(), edits.edits
+        else:
+            edits = edits.edits if isinstance(edits, Draft) else edits
+            plan = plan_edits(self.graph, edits, self.inner.weight)
         self._require_ops(plan)
         self.inner.apply(plan)
         self.edit_log += edits

@@ -52,7 +52,7 @@ def weights_quantized_copy(
         if placement.kind == "activation" and encoding.spec.is_integer and _cuts_off(encoding, reducer):
             _clip(draft, placement, encoding)
     if draft.edits:
-        copy.edit(draft.edits)
+        copy.edit(draft)
     constants = {s: e for s, e in encodings.items() if plan.placements[s].kind in ("weight", "constant")}
     copy.set_quantizers(constants)
     return copy

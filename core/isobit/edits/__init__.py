@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isobit.edits.draft import plan_edits
+from isobit.edits.draft import Draft, plan_edits
 from isobit.edits.edit import (
     AddBias,
     Edit,
@@ -19,6 +19,7 @@ from isobit.edits.edit import (
 
 __all__ = [
     "AddBias",
+    "Draft",
     "Edit",
     "EditPlan",
     "Insert",

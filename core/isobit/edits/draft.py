@@ -43,10 +43,12 @@ def plan_edits(graph: Graph, edits: Sequence[Edit], read: ReadWeight) -> EditPla
 class Draft:
     """The edits so far, and the graph and constants as they leave them.
 
-    A technique that edits step by step works on a draft and hands `edits` to the model once.
+    A technique that edits step by step works on a draft of a model and hands it to `CheckedModel.edit` once, which then
+    has nothing to plan again. `start` is the graph that the draft was begun on.
     """
 
     def __init__(self, graph: Graph, read: ReadWeight) -> None:
+        self.start = graph
         self.edits: list[Edit] = []
         self._workspace = Workspace(graph, read)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
-from isobit.edits.draft import plan_edits
-from isobit.edits.edit import Edit, Replaced
+from isobit.edits.draft import Draft
+from isobit.edits.edit import Replaced
 from isobit.encoding_transfer.content import Side
 from isobit.graph.graph import Graph
 from isobit.techniques.context import TechniqueContext
@@ -39,9 +39,9 @@ class _EditedGraph:
         """A constant, canonical."""
         return self._changed[name] if name in self._changed else np.asarray(self._read(name))
 
-    def edit(self, edits: Sequence[Edit]) -> None:
+    def edit(self, draft: Draft) -> None:
         """Apply edits to the graph and to the values beside it."""
-        plan = plan_edits(self.graph, edits, self.weight)
+        plan = draft.plan()
         for step in plan.steps:
             if isinstance(step, Replaced):
                 source = next((name for name in step.old.inputs if name in self.graph.tensors), None)

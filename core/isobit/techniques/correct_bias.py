@@ -86,7 +86,7 @@ class CorrectBias:
             layer = draft.graph.node(name)
             set_bias(draft, layer, bias_of(draft, layer, shift.size) + shift)
         if draft.edits:
-            model.edit(draft.edits)
+            model.edit(draft)
         changed = tuple(f"{name}: by at most {np.abs(shift).max():.3g}" for name, shift in shifts.items())
         return TechniqueReport("CorrectBias", changed, left)
 
@@ -172,7 +172,7 @@ def _full(context: TechniqueContext, requests: Requests, layers: list[Node]) -> 
         draft = Draft(copy.graph, copy.weight)
         current = draft.graph.node(layer.name)
         set_bias(draft, current, bias_of(draft, current, shift.size) + shift)
-        copy.edit(draft.edits)
+        copy.edit(draft)
     return shifts
 
 

@@ -117,7 +117,7 @@ class EqualizeCrossLayers:
                 changed.append(absorbed)
             elif reason:
                 notes[f"high biases of {pair.first.name}"] = reason
-        model.edit(draft.edits)
+        model.edit(draft)
         return TechniqueReport("EqualizeCrossLayers", tuple(changed), notes, batch_norms=distributions)
 
 

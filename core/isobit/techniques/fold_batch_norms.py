@@ -63,7 +63,7 @@ class FoldBatchNorms:
             if _to_scale_and_shift(draft, draft.graph.node(name)):
                 changed.append(f"{name} became a scale and a shift: {left.pop(name)}")
         if draft.edits:
-            model.edit(draft.edits)
+            model.edit(draft)
         return TechniqueReport("FoldBatchNorms", tuple(changed), left, batch_norms=outputs)
 
     def _fold(self, draft: Draft, node: Node, outputs: dict[str, NormalPerChannel]) -> tuple[bool, str]:

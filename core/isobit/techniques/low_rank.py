@@ -88,7 +88,7 @@ def factorise(
         share = rank * layer_split.cost_of_rank / layer_macs
         changed.append(f"{node.name}: rank {rank} of {full}, {share:.1%} of its multiply-accumulates")
     if draft.edits:
-        model.edit(draft.edits)
+        model.edit(draft)
     notes = (f"multiply-accumulates of all layers: {kept_macs / macs:.1%} of {macs:.4g} a sample",) if changed else ()
     return TechniqueReport(name, tuple(changed), left, notes=notes)
 

@@ -102,4 +102,4 @@ def _set(model: CheckedModel, statistics: dict[str, tuple[NDArray[np.float64], N
                 constant = draft.graph.node(name).inputs[index] or ""
             draft.apply(SetWeights({constant: value.astype(np.float32)}))
     if draft.edits:
-        model.edit(draft.edits)
+        model.edit(draft)

@@ -46,5 +46,5 @@ def rescale_inputs(
             carrier = rescale(draft, item, rescaling.snapped())
             changed.append(f"{item.name}: {rescaling.reason}, divided in {carrier}")
     if draft.edits:
-        model.edit(draft.edits)
+        model.edit(draft)
     return TechniqueReport(technique, tuple(changed), reasons)
