@@ -61,9 +61,9 @@ class Dataset:
 
     def __len__(self) -> int:
         """Number of batches, 0 where it is not known."""
-        whole = self._whole_set()
-        if whole is not None:
-            counts = [a.shape[0] for name, a in whole.items() if a.ndim and self._batch_symbol(name) is not None]
+        whole_arrays = self._whole_set()
+        if whole_arrays is not None:
+            counts = [a.shape[0] for name, a in whole_arrays.items() if a.ndim and self._batch_symbol(name) is not None]
             return -(-counts[0] // self._batch_size) if counts else 1
         try:
             return len(self._source)
@@ -124,9 +124,9 @@ class Dataset:
         return None
 
     def _raw_batches(self) -> Iterator[Any]:
-        whole = self._whole_set()
-        if whole is not None:
-            yield from self._cut(whole)
+        whole_arrays = self._whole_set()
+        if whole_arrays is not None:
+            yield from self._cut(whole_arrays)
             return
         source = self._source
         if callable(source) and not hasattr(source, "__iter__"):

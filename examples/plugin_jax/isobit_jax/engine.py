@@ -55,11 +55,9 @@ class JaxEngine:
         self, model: GraphModel, function: Callable[[Mapping[str, Any]], Any], weights: Batch, feeds: Batch
     ) -> tuple[Any, Mapping[str, Any]]:
         """Value and gradient of a function of the outputs."""
-        parameters = _parameters(model)
-        run = partial(_run, model.graph, _kinds(model), (), quantizers=parameters["quantizers"], inputs=feeds)
-        differentiated = jax.value_and_grad(
-            lambda overridden: function(run(weights={**parameters["weights"], **overridden})[0])
-        )
+        values = _parameters(model)
+        run = partial(_run, model.graph, _kinds(model), (), quantizers=values["quantizers"], inputs=feeds)
+        differentiated = jax.value_and_grad(lambda changed: function(run(weights={**values["weights"], **changed})[0]))
         return differentiated(jax.tree.map(jnp.asarray, dict(weights)))
 
 

@@ -59,8 +59,10 @@ def test_technique(sim):
     changed = next(report for report in sim.report.techniques if report.technique == "ClipWeights").changed
     assert len(changed) > 3
     for name in changed:
-        whole = folded.backend_model.weight(name)
-        expected = np.minimum(np.maximum(whole, -3 * float(whole.std())), 3 * float(whole.std()))
+        folded_weight = folded.backend_model.weight(name)
+        expected = np.minimum(
+            np.maximum(folded_weight, -3 * float(folded_weight.std())), 3 * float(folded_weight.std())
+        )
         np.testing.assert_array_equal(sim.backend_model.weight(name), expected.astype(np.float32), err_msg=name)
 
 
