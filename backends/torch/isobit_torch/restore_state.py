@@ -30,7 +30,7 @@ _NAMESPACES = ("aten", "prims")
 
 
 def restore(state: bytes) -> TorchModel:
-    """The model that `isobit_torch.state.dump` wrote. Raises ModelError for other bytes."""
+    """The model that `isobit_torch.export.state.dump` wrote. Raises ModelError for other bytes."""
     try:
         with zipfile.ZipFile(io.BytesIO(state)) as archive:
             header = json.loads(archive.read(GRAPH_FILE))
