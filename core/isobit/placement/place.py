@@ -155,7 +155,8 @@ class _Placer:
             floats = [n for n in node.inputs if n in self.graph.tensors and n is not None and self._is_float(n)]
             added = any(name not in self.signal for name in floats) or self._has_mask_constant(node)
             carried = node.op in VALUE_PRESERVING | _MASKING and any(name in masked for name in floats)
-            if carried or (node.op in _MASKING and added and node.outputs[0] in self.signal):
+            scaled = node.op == "Mul" and self._has_mask_constant(node)  # a mask of ones and zeros times -1e9
+            if carried or ((scaled or (node.op in _MASKING and added)) and node.outputs[0] in self.signal):
                 masked.update(node.outputs)
         return masked
 
