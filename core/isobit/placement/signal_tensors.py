@@ -73,6 +73,8 @@ def _has_weight(graph: Graph, inputs: tuple[str | None, ...], op: str) -> bool:
     """Whether an operation reads a float constant in the place of a weight, other than positions times frequencies."""
     for index, name in enumerate(inputs):
         described = operand(op, index)
-        if described is not None and described.role in ("weight", "recurrent_weight") and name in graph.weights:
+        if name is None or name not in graph.weights or described is None:
+            continue
+        if described.role in ("weight", "recurrent_weight"):
             return op != "Linear" or graph.weights[name].shape[1] != 1
     return False
