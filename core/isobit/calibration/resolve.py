@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit import arithmetic
+from isobit.calibration.fitting import unseen_groups
 from isobit.calibration.scheme import Calibrator, Channelwise, Noting
 from isobit.edits.edit import ReadWeight
 from isobit.encodings.encoding import Encoding, Encodings
@@ -46,10 +47,16 @@ def resolve_activations(
     snap: bool = True,
     frozen: Mapping[Site, Encoding] = _NONE,
 ) -> dict[Site, Encoding]:
-    """Encodings of the activations: one for each group, from all that was seen of its members."""
+    """Encodings of the activations: one for each group, from all that was seen of its members.
+
+    A group of which nothing was seen has none.
+    """
     encodings: dict[Site, Encoding] = {}
-    for members in plan.groups().values():
+    unseen = {members[0].group for members in unseen_groups(plan, statistics)}
+    for group, members in plan.groups().items():
         frozen_encoding = next((frozen[member.site] for member in members if member.site in frozen), None)
+        if frozen_encoding is None and group in unseen:
+            continue
         encoding = frozen_encoding or _group_encoding(members, statistics, calibrator, snap)
         encodings.update(dict.fromkeys((member.site for member in members), encoding))
     return encodings
@@ -66,7 +73,7 @@ def _group_encoding(
     observed = dict.fromkeys(member.tensor for member in members if member.simulated)
     if isinstance(first.spec.granularity, PerChannel):
         return _channel_encoding(first, statistics, calibrator, snap)
-    histograms = [statistics.histogram(Tensor(name)) for name in observed]
+    histograms = [statistics.histogram(Tensor(name)) for name in _seen(observed, statistics)]
     if not histograms:
         raise EncodingError(f"no tensor of the group of {str(first.site)!r} is observed")
     try:
@@ -75,6 +82,12 @@ def _group_encoding(
         return encode_range(low, high, first.spec, snap=snap)
     except EncodingError as error:
         raise EncodingError(f"tensor {str(first.site)!r}: {error}") from error
+
+
+def _seen(names: Collection[str], statistics: Statistics) -> Collection[str]:
+    """The tensors of a group without those that the data never reached, or all where it reached none."""
+    reducers = {name: statistics.get(Tensor(name)) for name in names}
+    return [n for n, r in reducers.items() if not isinstance(r, Histogram) or not r.is_empty] or names
 
 
 def _channel_encoding(placement: Placement, statistics: Statistics, calibrator: Calibrator, snap: bool) -> Encoding:
@@ -143,6 +156,7 @@ def resolve(
     encodings.update(resolve_weights(graph, plan, read, frozen=fixed))
     notes = _scheme_notes(plan, calibrator, fixed)
     biases = [placement for placement in plan.of_kind("bias") if placement.site not in fixed]
+    biases = [p for p in biases if p.scale_of is not None and all(site in encodings for site in p.scale_of)]
     for placement in biases:
         note = _make_room_for_bias(graph, placement, encodings, read, fixed)
         if note:
@@ -150,7 +164,7 @@ def resolve(
     for placement in biases:  # only after all weight scales are final: several biases may share a weight
         encodings[placement.site] = bias_encoding(placement, encodings)
     encodings.update((site, encoding) for site, encoding in fixed.items() if site in plan.placements)
-    ordered = {site: encodings[site] for site in plan.placements}
+    ordered = {site: encodings[site] for site in plan.placements if site in encodings}
     logger.info("resolved %d encodings, of which %d were frozen", len(ordered), len(fixed.keys() & ordered.keys()))
     for note in notes:
         logger.info("%s", note)

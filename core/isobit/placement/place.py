@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from isobit.encodings.quant_spec import PerChannel, PerTensor, QuantSpec
 from isobit.errors import FormatError
@@ -32,12 +33,16 @@ _MASK_MAGNITUDE = 1e8
 _MASKING = frozenset({"Add", "Sub", "Where", "Min", "Max"})
 
 
-def place(graph: Graph, target: Target, config: QuantConfig | None = None) -> Plan:
+def place(
+    graph: Graph, target: Target, config: QuantConfig | None = None, apart: Mapping[str, str] = MappingProxyType({})
+) -> Plan:
     """The plan of `graph` on `target`.
 
-    Raises FormatError for a format that the target cannot run, or a pattern that matches nothing.
+    `apart` are tensors that the data forbids a grid, with the reason: they stay in float, and so does all that shares
+    an encoding with them; what such a Concat joins keeps grids of its own. Raises FormatError for a format that the
+    target cannot run, or a pattern that matches nothing.
     """
-    plan = _Placer(graph, target, config or QuantConfig()).plan()
+    plan = _Placer(graph, target, config or QuantConfig(), apart).plan()
     if logger.isEnabledFor(logging.INFO):
         kinds = Counter(placement.kind for placement in plan.placements.values())
         numbers = ", ".join(f"{number} of kind {kind}" for kind, number in kinds.items()) or "no sites"
@@ -48,8 +53,9 @@ def place(graph: Graph, target: Target, config: QuantConfig | None = None) -> Pl
 
 
 class _Placer:
-    def __init__(self, graph: Graph, target: Target, config: QuantConfig) -> None:
+    def __init__(self, graph: Graph, target: Target, config: QuantConfig, apart: Mapping[str, str]) -> None:
         self.graph = graph
+        self.apart = apart
         self.target = target
         self.config = config
         self.activation_spec = target.activation_format(config.activations)
@@ -100,7 +106,7 @@ class _Placer:
     # --- which nodes -----------------------------------------------------------------------------------------------
 
     def _runs_quantized(self, node: Node) -> bool:
-        if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node):
+        if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node) or self._joins(node):
             return False
         data = [name for name in node.inputs if name in self.graph.tensors and name is not None]
         if node.op == "Gather":  # its data is a constant table, read by indices
@@ -123,7 +129,11 @@ class _Placer:
             return False
         if any(tensor in self.masked for tensor in node.outputs):
             return False
-        return node.input(0) in self.graph.tensors and not self.config.excludes(node)
+        return node.input(0) in self.graph.tensors and not self.config.excludes(node) and not self._joins(node)
+
+    def _joins(self, node: Node) -> bool:
+        """Whether a node puts tensors side by side that one grid does not fit."""
+        return node.op == "Concat" and node.outputs[0] in self.apart
 
     # --- which tensors ---------------------------------------------------------------------------------------------
 
@@ -155,7 +165,8 @@ class _Placer:
             floats = [n for n in node.inputs if n in self.graph.tensors and n is not None and self._is_float(n)]
             added = any(name not in self.signal for name in floats) or self._has_mask_constant(node)
             carried = node.op in VALUE_PRESERVING | _MASKING and any(name in masked for name in floats)
-            if carried or (node.op in _MASKING and added and node.outputs[0] in self.signal):
+            scaled = node.op == "Mul" and self._has_mask_constant(node)  # a mask of ones and zeros times -1e9
+            if carried or ((scaled or (node.op in _MASKING and added)) and node.outputs[0] in self.signal):
                 masked.update(node.outputs)
         return masked
 
@@ -185,6 +196,10 @@ class _Placer:
         return groups
 
     def _place_group(self, group: str, members: Sequence[str]) -> None:
+        reason = next((self.apart[name] for name in members if name in self.apart), None)
+        if reason is not None:
+            self.floats.update(dict.fromkeys(members, reason))
+            return
         spec = self._group_spec(members)
         if spec is None:
             self.floats.update(dict.fromkeys(members, "float by your override"))

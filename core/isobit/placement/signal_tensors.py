@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from isobit.graph.graph import Graph
+from isobit.graph.ops import SHAPE_SOURCES, VALUE_PRESERVING, operand
 
 
 def signal_tensors(graph: Graph) -> set[str]:
     """Tensors that carry the network's signal: they depend on floats, on 8-bit pixels, or on a table of floats.
 
-    A table is read by indices (Gather), or projected as a whole by a layer (DeBERTa's relative positions).
+    A table is read by indices (Gather), or projected as a whole by a layer (DeBERTa's relative positions). What
+    integers and booleans become is signal where a weight meets it (audio as int16, one-hot codes, planes of a board).
     """
-    signal = {name for name in graph.inputs if graph.is_float(name) or graph.tensors[name].dtype in ("uint8", "int8")}
+    start = {name for name in graph.inputs if graph.is_float(name) or graph.tensors[name].dtype in ("uint8", "int8")}
+    signal = _reached(graph, start)
+    met = _met_by_weights(graph, signal)
+    return _reached(graph, start | met) if met else signal
+
+
+def _reached(graph: Graph, start: set[str]) -> set[str]:
+    """What depends on `start`, or on a table of floats."""
+    signal = set(start)
     constant = {name for name in graph.weights if graph.is_float(name)}
     for node in graph.nodes:
         read = [name for name in node.inputs if name is not None]
@@ -23,3 +33,48 @@ def signal_tensors(graph: Graph) -> set[str]:
         elif read and all(name in constant for name in read):
             constant.update(node.outputs)
     return signal
+
+
+def _met_by_weights(graph: Graph, signal: set[str]) -> set[str]:
+    """Floats made of integer inputs that a weighted operation reads, directly or behind other operations.
+
+    The way back ends at the first float and at signal, so that a mask made of the same integers stays a mask, and so
+    does one that is added to signal. It ends at a sine or cosine too: positions and phases must stay exact.
+    """
+    dependent = _input_dependent(graph)
+    met: set[str] = set()
+    visited: set[str] = set()
+    waiting = [node.inputs[0] for node in graph.nodes if _has_weight(graph, node.inputs, node.op)]
+    while waiting:
+        name = waiting.pop()
+        if name is None or name in visited or name not in dependent or not graph.is_float(name):
+            continue
+        visited.add(name)
+        producer = graph.producer(name)
+        if name not in signal:
+            met.add(name)
+        elif producer is None or producer.op not in VALUE_PRESERVING:
+            continue
+        if producer is not None and producer.op not in ("Sin", "Cos"):
+            waiting.extend(producer.inputs)
+    return met
+
+
+def _input_dependent(graph: Graph) -> set[str]:
+    """Tensors whose values follow from those of the network's inputs, not from their shapes alone."""
+    dependent = set(graph.inputs)
+    for node in graph.nodes:
+        if node.op not in SHAPE_SOURCES and any(name in dependent for name in node.inputs):
+            dependent.update(node.outputs)
+    return dependent
+
+
+def _has_weight(graph: Graph, inputs: tuple[str | None, ...], op: str) -> bool:
+    """Whether an operation reads a float constant in the place of a weight, other than positions times frequencies."""
+    for index, name in enumerate(inputs):
+        described = operand(op, index)
+        if name is None or name not in graph.weights or described is None:
+            continue
+        if described.role in ("weight", "recurrent_weight"):
+            return op != "Linear" or graph.weights[name].shape[1] != 1
+    return False

@@ -81,7 +81,7 @@ def calibrate(
     ignore_non_finite: bool = False,
 ) -> None:
     """Observe the ranges of the float model, as far as they are not there yet, and set every quantizer by them."""
-    blank = blank_statistics(simulation.plan, limit)
+    blank = blank_statistics(simulation.observed_plan, limit)
     active = list(simulation.model.encodings())
     simulation.model.enable(active, on=False)
     before = simulation.statistics

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from isobit.calibration.fitting import apart_in_file
 from isobit.calibration.resolve import bias_encoding
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.encodings.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor
@@ -56,13 +57,16 @@ def load_encodings(
 ) -> LoadReport:
     """Put encodings on a simulator; `QuantSim.load_encodings` says what the settings mean, `where` their origin."""
     config, plan = simulation.config, simulation.plan
+    apart = apart_in_file(simulation.graph, plan, encodings)
+    if apart:
+        plan = place(simulation.graph, simulation.target, config, apart)
     mapped = map_to_plan(encodings, simulation.graph, plan)
     if strict:
         _refuse(mapped, encodings.unmapped)
     changed = mapped.formats
     if changed:  # a user who loads a file asks for its formats
         config = replace(config, overrides={**(config.overrides or {}), **changed})
-        plan = place(simulation.graph, simulation.target, config)
+        plan = place(simulation.graph, simulation.target, config, apart)
         mapped = map_to_plan(encodings, simulation.graph, plan)
         mapped.ignored.update({name: f"the plan cannot give it {text}" for name, text in mapped.formats.items()})
     if not partial:
@@ -71,7 +75,7 @@ def load_encodings(
         }
         if float_names:
             config = replace(config, overrides={**(config.overrides or {}), **float_names})
-            plan = place(simulation.graph, simulation.target, config)
+            plan = place(simulation.graph, simulation.target, config, apart)
             mapped = map_to_plan(encodings, simulation.graph, plan)
     _check_constants(simulation.graph, plan, mapped.encodings)
     everything = _with_the_rest(plan, mapped.encodings, simulation.encodings if partial else Encodings())

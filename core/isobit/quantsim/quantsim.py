@@ -271,7 +271,9 @@ class QuantSim:
     def recalibrate(self, method: str | Calibrator) -> None:
         """Set every quantizer by another scheme from the statistics that are there; needs no data."""
         simulation = self._simulation
-        if not len(simulation.statistics) and (simulation.calibration is None or observed_sites(simulation.plan)):
+        if not len(simulation.statistics) and (
+            simulation.calibration is None or observed_sites(simulation.observed_plan)
+        ):
             raise DataError("there are no statistics yet: calibrate with data first")
         simulation.set_encodings(parse_calibrator(method, registry().calibrators()))
 
@@ -289,7 +291,7 @@ class QuantSim:
         """
         simulation = self._simulation
         key = simulation.state_fingerprint()
-        simulation.statistics = Statistics.of_files(paths, observed_sites(simulation.plan), key)
+        simulation.statistics = Statistics.of_files(paths, observed_sites(simulation.observed_plan), key)
         simulation.data = None
 
     def run(self, batch: Any) -> dict[str, NDArray[Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import BackendModel
+from isobit.calibration.fitting import fit
 from isobit.calibration.resolve import resolve
 from isobit.calibration.scheme import Calibrator
 from isobit.edits.edit import Edit, SetWeights
@@ -48,6 +49,7 @@ class Simulation:
         self.batch_norms: Mapping[str, NormalPerChannel] = {}
         self.notes: dict[str, None] = {}
         self._frozen: dict[Site, Encoding] = {}
+        self._fitted = False  # whether the data, or encodings from elsewhere, had a say in the plan
         self._fingerprint: dict[str, str] | None = None
         self._check_weights()
 
@@ -83,8 +85,13 @@ class Simulation:
         """The encodings that calibration keeps."""
         return Encodings(self._frozen)
 
+    @property
+    def observed_plan(self) -> Plan:
+        """The plan before the data had a say in it: what calibration observes."""
+        return self.plan_for(self.graph) if self._fitted else self.plan
+
     def plan_for(self, graph: Graph) -> Plan:
-        """The plan of an edited graph, for the same target and config."""
+        """The plan of an edited graph, for the same target and config, whatever the data says."""
         return place(graph, self.target, self.config)
 
     def fingerprint(self) -> dict[str, str]:
@@ -122,12 +129,13 @@ class Simulation:
         if self.calibration is not None:
             self.model.set_quantizers(dict.fromkeys(self.model.encodings()))
             self.calibration = None
+            self.plan, self._fitted = self.observed_plan, False
 
     def take_report(self, report: TechniqueReport, edits_before: int) -> None:
         """Take over what a technique did since there were so many edits. An edited model is another one to observe."""
         if len(self.edits) > edits_before:
             self.statistics = Statistics()
-        self.plan = self.plan_for(self.graph)
+        self.plan, self._fitted = self.plan_for(self.graph), False
         self._thaw_changed(self.edits[edits_before:])
         self.freeze(report.encodings)
         self.batch_norms = {**self.batch_norms, **report.batch_norms}
@@ -135,6 +143,7 @@ class Simulation:
 
     def set_encodings(self, calibrator: Calibrator) -> None:
         """Choose every encoding by the statistics, and set the quantizers."""
+        self.notes.update(dict.fromkeys(self._fit_plan()))
         resolved = resolve(self.graph, self.plan, self.statistics, calibrator, self.model.weight, frozen=self._frozen)
         self.notes.update(dict.fromkeys(resolved.notes))
         self._quantize(resolved.encodings)
@@ -142,6 +151,7 @@ class Simulation:
 
     def adopt(self, plan: Plan, config: QuantConfig, encodings: Mapping[Site, Encoding], calibration: str) -> None:
         """Take over a plan of this graph, the config that it came from, and encodings found elsewhere."""
+        self._fitted = self._fitted or plan is not self.plan
         self.plan, self.config, self.calibration = plan, config, calibration
         self._quantize(encodings)
         self._frozen = {site: e for site, e in self._frozen.items() if encodings.get(site) == e}
@@ -186,7 +196,7 @@ class Simulation:
         self._frozen = dict(checkpoint.frozen)
         self.statistics, self.calibration = checkpoint.statistics, checkpoint.calibration
         self.batch_norms = checkpoint.batch_norms
-        self.plan = self.plan_for(self.graph)
+        self._replan()
 
     def restore(
         self,
@@ -201,12 +211,26 @@ class Simulation:
         self.fingerprint()
         if edits:
             self.model.edit(edits)
-        self.plan = self.plan_for(self.graph)
-        self.model.set_quantizers(dict(encodings))
         self.statistics, self.calibration = statistics, calibration
+        self._replan()
+        self.model.set_quantizers(dict(encodings))
         self.freeze(frozen)
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _replan(self) -> None:
+        """The plan of a state that is brought back, in which the data has its say where it was calibrated."""
+        self.plan, self._fitted = self.plan_for(self.graph), False
+        if self.calibration is not None and len(self.statistics):
+            self._fit_plan()
+
+    def _fit_plan(self) -> tuple[str, ...]:
+        """Leave in float what the data forbids a grid; returns what there is to tell."""
+        plan = self.observed_plan
+        fitted = fit(self.graph, plan, self.statistics, self._frozen)
+        self.plan = place(self.graph, self.target, self.config, fitted.apart) if fitted.apart else plan
+        self._fitted = bool(fitted.apart)
+        return fitted.notes
 
     def _present(self, sites: Iterable[Site]) -> dict[Site, Encoding]:
         encodings = self.encodings
