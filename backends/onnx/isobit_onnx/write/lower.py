@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from onnx import helper
@@ -66,13 +67,13 @@ def _matmul(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     writer.node("Mul", [product, factor], output, node.name, {})
 
 
-def _global_average(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+def _global_pool(op: str, writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     output = writer.value(node.outputs[0])
     if node.attributes.get("keepdims", 1):
-        writer.node("GlobalAveragePool", inputs, output, node.name, {})
+        writer.node(op, inputs, output, node.name, {})
         return
     pooled = writer.free(f"{node.name}/pooled")
-    writer.node("GlobalAveragePool", inputs, pooled, f"{node.name}/pooled", {})
+    writer.node(op, inputs, pooled, f"{node.name}/pooled", {})
     writer.node("Flatten", [pooled], output, node.name, {"axis": 1})
 
 
@@ -82,16 +83,6 @@ def _average_pool(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None
     if set(attributes.get("dilations", ())) <= {1}:
         attributes.pop("dilations", None)
     writer.node("AveragePool", inputs, writer.value(node.outputs[0]), node.name, attributes)
-
-
-def _global_max(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
-    output = writer.value(node.outputs[0])
-    if node.attributes.get("keepdims", 1):
-        writer.node("GlobalMaxPool", inputs, output, node.name, {})
-        return
-    pooled = writer.free(f"{node.name}/pooled")
-    writer.node("GlobalMaxPool", inputs, pooled, f"{node.name}/pooled", {})
-    writer.node("Flatten", [pooled], output, node.name, {"axis": 1})
 
 
 def _swish(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
@@ -183,8 +174,8 @@ LOWERINGS: Mapping[str, Lowering] = {
     "Linear": _linear,
     "MatMul": _matmul,
     "AveragePool": _average_pool,
-    "GlobalAveragePool": _global_average,
-    "GlobalMaxPool": _global_max,
+    "GlobalAveragePool": partial(_global_pool, "GlobalAveragePool"),
+    "GlobalMaxPool": partial(_global_pool, "GlobalMaxPool"),
     "Swish": _swish,
     "RMSNormalization": _rms_norm,
     "PRelu": _prelu,
