@@ -18,9 +18,12 @@ from onnxscript import optimizer
 
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
+from isobit_onnx.read.constant_expressions import FOLD_LIMIT, VIEWS, fold_expressions
+from isobit_onnx.read.einsum import expand_einsums
 from isobit_onnx.read.error_text import first_line
 from isobit_onnx.read.initializers import describe
 from isobit_onnx.read.join_weights import join_weights, joins_weights
+from isobit_onnx.read.linear_forms import unify_products
 from isobit_onnx.read.opset import OLDEST_OPSET, raise_opset
 from isobit_onnx.read.split_directions import split_directions
 
@@ -31,9 +34,6 @@ _PASS_LOGGERS = ("onnx_ir", "onnxscript")
 
 #: Types whose protobufs hold the bytes of a NumPy array.
 _PLAIN = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.INT32})
-
-#: Constants up to this many elements are computed ahead; larger ones only through views of a weight.
-_FOLD_LIMIT = 4096
 
 
 def read_model(source: Any) -> ir.Model:
@@ -112,11 +112,16 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         split_directions(model)
         fold_views(model)  # before constant folding, which would give the results new names
+        fold_expressions(model)
+        fold_views(model)
         optimizer.fold_constants(
-            model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT, should_fold=_should_fold
+            model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, should_fold=_should_fold
         )
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         join_weights(model)
+        if expand_einsums(model):
+            infer_shapes(model)
+        unify_products(model)
         remove_no_ops(model)
         _run(passes.RemoveUnusedNodesPass(), model)
         _name_everything(model)
@@ -146,13 +151,10 @@ def _run(step: Any, model: ir.Model) -> None:
     step(model)
 
 
-_FOLDED_VIEWS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity"})
-
-
 def fold_views(model: ir.Model) -> None:
     """Carry out views and casts of a constant that has no other reader; the result keeps the constant's name."""
     for node in list(model.graph):
-        if node.op_type not in _FOLDED_VIEWS or node.domain or not node.inputs or node.outputs[0].is_graph_output():
+        if node.op_type not in VIEWS or node.domain or not node.inputs or node.outputs[0].is_graph_output():
             continue
         source = node.inputs[0]
         if source is None or not source.is_initializer() or source.const_value is None or len(source.uses()) > 1:
@@ -196,7 +198,7 @@ def _should_fold(node: ir.Node) -> bool | None:
     if joins_weights(node):  # constant folding would give the results new names
         return False
     source = node.inputs[0] if node.inputs else None
-    shared = node.op_type in _FOLDED_VIEWS and source is not None and source.is_initializer() and len(source.uses()) > 1
+    shared = node.op_type in VIEWS and source is not None and source.is_initializer() and len(source.uses()) > 1
     return False if shared and source is not None and source.dtype == ir.DataType.FLOAT else None
 
 
