@@ -18,6 +18,7 @@ from onnxscript import optimizer
 
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
+from isobit_onnx.read.check_valid import check_valid
 from isobit_onnx.read.constant_expressions import FOLD_LIMIT, VIEWS, fold_expressions
 from isobit_onnx.read.einsum import expand_einsums
 from isobit_onnx.read.error_text import first_line
@@ -74,6 +75,7 @@ def _deserialized(proto: onnx.ModelProto, where: str) -> ir.Model:
 
 
 def _check(model: ir.Model, where: str, source: Any) -> None:
+    _use_one_name_for_onnx(model)
     if not len(model.graph.outputs) or "" not in model.opset_imports:
         raise ModelError(f"{where} is not an ONNX model, or is truncated: it has no outputs or no opset")
     ops = (node.op_type for node in model.graph)
@@ -86,11 +88,16 @@ def _check(model: ir.Model, where: str, source: Any) -> None:
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             _check_external(value.name or "", value.const_value, where)
-    try:
-        # A path is checked as a file, so that external data and models of any size are looked at where they lie.
-        onnx.checker.check_model(str(source) if isinstance(source, str | os.PathLike) else ir.to_proto(model))
-    except Exception as error:  # the checker raises its own kinds
-        raise ModelError(f"{where} is not a valid ONNX model: {first_line(error)}") from error
+    check_valid(model, where, source)
+
+
+def _use_one_name_for_onnx(model: ir.Model) -> None:
+    """ONNX's own domain has two names, ``ai.onnx`` and none."""
+    if "ai.onnx" in model.opset_imports:
+        model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
+    for graph in model.graphs():
+        for node in graph:
+            node.domain = "" if node.domain == "ai.onnx" else node.domain
 
 
 def _check_external(name: str, tensor: ir.ExternalTensor, where: str) -> None:
@@ -107,6 +114,8 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
     with quiet_loggers(*_PASS_LOGGERS):
         _run(passes.RemoveInitializersFromInputsPass(), model)
         _run(passes.InlinePass(), model)
+        _run(passes.TopologicalSortPass(), model)
+        _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
         raise_opset(model, where)
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
