@@ -22,6 +22,7 @@ from isobit_onnx.read.check_valid import check_valid
 from isobit_onnx.read.constant_expressions import FOLD_LIMIT, VIEWS, fold_expressions
 from isobit_onnx.read.einsum import expand_einsums
 from isobit_onnx.read.error_text import first_line
+from isobit_onnx.read.fused_ops import expand_fused
 from isobit_onnx.read.initializers import describe
 from isobit_onnx.read.join_weights import join_weights, joins_weights
 from isobit_onnx.read.linear_forms import unify_products
@@ -119,6 +120,7 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
         raise_opset(model, where)
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
+        expand_fused(model, infer_shapes)
         split_directions(model)
         fold_views(model)  # before constant folding, which would give the results new names
         fold_expressions(model)
