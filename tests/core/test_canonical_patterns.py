@@ -51,11 +51,20 @@ def test_layer_norm_written_out_is_one_node(square: str, swap: bool, shape: Any)
     assert set(node.parts) == {"mean", "centered", "squared", "variance", "padded", "root", "ratio", "scaled", "norm"}
 
 
-@pytest.mark.parametrize("tapped", ["mean", "centered", "ratio", "scaled"])
-def test_a_layer_norm_that_is_tapped_stays_written_out(tapped: str) -> None:
+@pytest.mark.parametrize("tapped", ["mean", "centered"])
+def test_a_layer_norm_that_is_tapped_inside_stays_written_out(tapped: str) -> None:
     sketch = Sketch()
     norm = layer_norm(sketch, sketch.input("x", *BATCH_SEQ))
     assert "LayerNormalization" not in ops(canonical(sketch, norm, tapped))
+
+
+@pytest.mark.parametrize(("tapped", "left"), [("ratio", ["Mul", "Add"]), ("scaled", ["Add"])])
+def test_what_follows_the_tap_of_a_layer_norm_stays_beside_it(tapped: str, left: list[str]) -> None:
+    sketch = Sketch()
+    norm = layer_norm(sketch, sketch.input("x", *BATCH_SEQ))
+    graph = canonical(sketch, norm, tapped)
+    assert ops(graph) == ["LayerNormalization", *left]
+    assert graph.outputs["out1"] == graph.nodes[0].outputs[0] == tapped
 
 
 def test_a_mean_over_other_axes_is_no_layer_norm() -> None:
@@ -124,11 +133,17 @@ def test_the_scale_of_an_rms_norm_may_be_computed() -> None:
     assert graph.nodes[-1].inputs == ("x", "scale")
 
 
-@pytest.mark.parametrize("tapped", ["squared", "mean", "inverse", "ratio"])
-def test_an_rms_norm_that_is_tapped_stays_written_out(tapped: str) -> None:
+@pytest.mark.parametrize("tapped", ["squared", "mean", "inverse"])
+def test_an_rms_norm_that_is_tapped_inside_stays_written_out(tapped: str) -> None:
     sketch = Sketch()
     norm = rms_norm(sketch, sketch.input("x", *BATCH_SEQ))
     assert "RMSNormalization" not in ops(canonical(sketch, norm, tapped))
+
+
+def test_the_scale_behind_the_tap_of_an_rms_norm_stays_beside_it() -> None:
+    sketch = Sketch()
+    norm = rms_norm(sketch, sketch.input("x", *BATCH_SEQ))
+    assert ops(canonical(sketch, norm, "ratio")) == ["RMSNormalization", "Mul"]
 
 
 # --- activations ----------------------------------------------------------------------------------------------------

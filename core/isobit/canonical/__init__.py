@@ -28,7 +28,7 @@ from isobit.canonical.cleaning import (
 )
 from isobit.canonical.linear import to_linear
 from isobit.canonical.matmul_scale import absorb_matmul_scale
-from isobit.canonical.normalization import fuse_normalization
+from isobit.canonical.norms import fuse_normalization
 from isobit.canonical.padding import absorb_padding
 from isobit.canonical.per_channel import fuse_per_channel
 from isobit.canonical.pooling import to_global_pooling

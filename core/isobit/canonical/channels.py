@@ -41,7 +41,8 @@ def _by_op(graph: Graph, node: Node, axes: dict[str, int]) -> None:
         if name is None or rank is None or rank < 2:
             continue
         if last and (node.op != "Gather" or name == node.outputs[0]):
-            axes.setdefault(name, rank - 1)
+            inner = node.attributes.get("axes", ())  # of a norm over one axis that is not the last
+            axes.setdefault(name, rank + (int(inner[0]) if len(inner) == 1 else -1))
         elif not last:
             axes.setdefault(name, 1)
 

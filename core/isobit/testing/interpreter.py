@@ -163,11 +163,17 @@ def _batch_norm(node: Node, operands: list[Array]) -> Array:
     return np.asarray((x - mean) / np.sqrt(variance + node.attributes["epsilon"]) * gamma + beta)
 
 
+#: By operand, for a norm that has fewer.
+_NO_AFFINE = (np.zeros(()), np.ones(()), np.zeros(()))
+
+
 def _layer_norm(node: Node, operands: list[Array]) -> Array:
+    axes = tuple(node.attributes.get("axes", range(int(node.attributes["axis"]), 0)))
     x = operands[0].astype(np.float64)
-    centered = x - x.mean(-1, keepdims=True)
-    scaled = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + node.attributes["epsilon"])
-    return np.asarray(scaled * operands[1] + (operands[2] if len(operands) > 2 else 0))
+    centered = x - x.mean(axes, keepdims=True)
+    result = centered / np.sqrt((centered**2).mean(axes, keepdims=True) + node.attributes["epsilon"])
+    scale, shift = (c.reshape(*c.shape, *(1,) * (-1 - axes[-1])) for c in (*operands[1:], *_NO_AFFINE[len(operands) :]))
+    return np.asarray(result * scale + shift)
 
 
 def _softmax(node: Node, operands: list[Array]) -> Array:

@@ -49,12 +49,21 @@ def _batch_norm(node: Node, x: Any, *operands: Any) -> Any:
     return (x - mean) / jnp.sqrt(variance + node.attributes["epsilon"]) * scale + shift
 
 
-def _layer_norm(node: Node, x: Any, scale: Any, shift: Any) -> Any:
-    return _rms_norm(node, x - x.mean(-1, keepdims=True), scale) + shift
+def _axes(node: Node) -> tuple[int, ...]:
+    return tuple(node.attributes.get("axes", range(node.attributes["axis"], 0)))
 
 
-def _rms_norm(node: Node, x: Any, scale: Any) -> Any:
-    return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + node.attributes["epsilon"]) * scale
+def _along(vector: Any, node: Node) -> Any:
+    return jnp.reshape(vector, (*jnp.shape(vector), *(1,) * (-1 - _axes(node)[-1])))
+
+
+def _layer_norm(node: Node, x: Any, scale: Any = 1.0, shift: Any = 0.0) -> Any:
+    return _rms_norm(node, x - x.mean(_axes(node), keepdims=True), scale) + _along(shift, node)
+
+
+def _rms_norm(node: Node, x: Any, scale: Any = 1.0) -> Any:
+    power = (x**2).mean(_axes(node), keepdims=True)
+    return x / jnp.sqrt(power + node.attributes["epsilon"]) * _along(scale, node)
 
 
 def _max_pool(node: Node, x: Any) -> Any:

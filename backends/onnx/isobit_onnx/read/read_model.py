@@ -18,9 +18,14 @@ from onnxscript import optimizer
 
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
+from isobit_onnx.read.check_valid import check_valid
+from isobit_onnx.read.constant_expressions import FOLD_LIMIT, VIEWS, fold_expressions
+from isobit_onnx.read.einsum import expand_einsums
 from isobit_onnx.read.error_text import first_line
+from isobit_onnx.read.fused_ops import expand_fused
 from isobit_onnx.read.initializers import describe
 from isobit_onnx.read.join_weights import join_weights, joins_weights
+from isobit_onnx.read.linear_forms import unify_products
 from isobit_onnx.read.opset import OLDEST_OPSET, raise_opset
 from isobit_onnx.read.split_directions import split_directions
 
@@ -31,9 +36,6 @@ _PASS_LOGGERS = ("onnx_ir", "onnxscript")
 
 #: Types whose protobufs hold the bytes of a NumPy array.
 _PLAIN = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.INT32})
-
-#: Constants up to this many elements are computed ahead; larger ones only through views of a weight.
-_FOLD_LIMIT = 4096
 
 
 def read_model(source: Any) -> ir.Model:
@@ -74,6 +76,7 @@ def _deserialized(proto: onnx.ModelProto, where: str) -> ir.Model:
 
 
 def _check(model: ir.Model, where: str, source: Any) -> None:
+    _use_one_name_for_onnx(model)
     if not len(model.graph.outputs) or "" not in model.opset_imports:
         raise ModelError(f"{where} is not an ONNX model, or is truncated: it has no outputs or no opset")
     ops = (node.op_type for node in model.graph)
@@ -86,11 +89,16 @@ def _check(model: ir.Model, where: str, source: Any) -> None:
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             _check_external(value.name or "", value.const_value, where)
-    try:
-        # A path is checked as a file, so that external data and models of any size are looked at where they lie.
-        onnx.checker.check_model(str(source) if isinstance(source, str | os.PathLike) else ir.to_proto(model))
-    except Exception as error:  # the checker raises its own kinds
-        raise ModelError(f"{where} is not a valid ONNX model: {first_line(error)}") from error
+    check_valid(model, where, source)
+
+
+def _use_one_name_for_onnx(model: ir.Model) -> None:
+    """ONNX's own domain has two names, ``ai.onnx`` and none."""
+    if "ai.onnx" in model.opset_imports:
+        model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
+    for graph in model.graphs():
+        for node in graph:
+            node.domain = "" if node.domain == "ai.onnx" else node.domain
 
 
 def _check_external(name: str, tensor: ir.ExternalTensor, where: str) -> None:
@@ -107,16 +115,24 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
     with quiet_loggers(*_PASS_LOGGERS):
         _run(passes.RemoveInitializersFromInputsPass(), model)
         _run(passes.InlinePass(), model)
+        _run(passes.TopologicalSortPass(), model)
+        _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
         raise_opset(model, where)
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
+        expand_fused(model, infer_shapes)
         split_directions(model)
         fold_views(model)  # before constant folding, which would give the results new names
+        fold_expressions(model)
+        fold_views(model)
         optimizer.fold_constants(
-            model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT, should_fold=_should_fold
+            model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, should_fold=_should_fold
         )
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         join_weights(model)
+        if expand_einsums(model):
+            infer_shapes(model)
+        unify_products(model)
         remove_no_ops(model)
         _run(passes.RemoveUnusedNodesPass(), model)
         _name_everything(model)
@@ -146,13 +162,10 @@ def _run(step: Any, model: ir.Model) -> None:
     step(model)
 
 
-_FOLDED_VIEWS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity"})
-
-
 def fold_views(model: ir.Model) -> None:
     """Carry out views and casts of a constant that has no other reader; the result keeps the constant's name."""
     for node in list(model.graph):
-        if node.op_type not in _FOLDED_VIEWS or node.domain or not node.inputs or node.outputs[0].is_graph_output():
+        if node.op_type not in VIEWS or node.domain or not node.inputs or node.outputs[0].is_graph_output():
             continue
         source = node.inputs[0]
         if source is None or not source.is_initializer() or source.const_value is None or len(source.uses()) > 1:
@@ -196,7 +209,7 @@ def _should_fold(node: ir.Node) -> bool | None:
     if joins_weights(node):  # constant folding would give the results new names
         return False
     source = node.inputs[0] if node.inputs else None
-    shared = node.op_type in _FOLDED_VIEWS and source is not None and source.is_initializer() and len(source.uses()) > 1
+    shared = node.op_type in VIEWS and source is not None and source.is_initializer() and len(source.uses()) > 1
     return False if shared and source is not None and source.dtype == ir.DataType.FLOAT else None
 
 

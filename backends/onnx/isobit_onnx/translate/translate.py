@@ -77,6 +77,11 @@ class _Translator:
             # What a body reads from outside is an input too: fusions and quantizers must see that reader.
             inputs += [self.names[value] for value in self._captured(node)]
             self.notes.append(f"{op} {name!r}: the operations inside its bodies stay in float")
+        if node.domain.startswith("com.microsoft"):
+            self.notes.append(
+                f"{op} {name!r} stays in float: an optimiser has fused it, and isobit does not take it apart; "
+                "save the model without graph optimisation, or with a lower level"
+            )
         outputs = []
         for index, value in enumerate(node.outputs):
             if value.name and (value.uses() or value.is_graph_output() or index == 0):

@@ -10,11 +10,12 @@ from onnx import helper
 
 from isobit.graph import Node
 from isobit.graph.ops import SETTINGS
+from isobit_onnx.write.norms import NORMS
 from isobit_onnx.write.onnx_writer import Lowering, OnnxWriter
 
 #: Ops with the same name, inputs and attributes in ONNX.
 _PLAIN = frozenset(
-    "Conv ConvTranspose Gather BatchNormalization LayerNormalization GroupNormalization InstanceNormalization "
+    "Conv ConvTranspose Gather BatchNormalization "
     "Relu LeakyRelu Elu Selu Celu Gelu HardSwish HardSigmoid Mish Sigmoid Tanh Softplus Softsign "
     "ThresholdedRelu Exp Log Sqrt Reciprocal Neg Abs Erf Sin Cos Floor Ceil Round Sign Softmax LogSoftmax Not IsNaN "
     "Identity Add Sub Mul Div Pow Max Min Mean Sum Where Equal Greater Less GreaterOrEqual LessOrEqual And Or Xor Mod "
@@ -91,26 +92,6 @@ def _swish(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     writer.node("Mul", [inputs[0], gate], writer.value(node.outputs[0]), node.name, {})
 
 
-def _rms_norm(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
-    """``x / sqrt(mean(x²) + epsilon) * scale``, which ONNX has as one op from opset 23 only."""
-    stem, x = node.name, inputs[0]
-    square, power, shifted, root, scaled = (
-        writer.free(f"{stem}/{part}") for part in ("square", "power", "shifted", "root", "scaled")
-    )
-    axes = writer.constant(f"{stem}/axes", list(range(int(node.attributes["axis"]), 0)), np.int64)
-    epsilon = writer.constant(f"{stem}/epsilon", node.attributes["epsilon"], np.float32)
-    writer.node("Mul", [x, x], square, square, {})
-    writer.node("ReduceMean", [square, axes], power, power, {"keepdims": 1})
-    writer.node("Add", [power, epsilon], shifted, shifted, {})
-    writer.node("Sqrt", [shifted], root, root, {})
-    last = writer.value(node.outputs[0])
-    if len(inputs) == 1:
-        writer.node("Div", [x, root], last, node.name, {})
-        return
-    writer.node("Div", [x, root], scaled, scaled, {})
-    writer.node("Mul", [scaled, inputs[1]], last, node.name, {})
-
-
 def _recurrent(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     """ONNX wants an axis for the direction, and the two halves of the bias as one."""
     operands = [*inputs, *[""] * (9 - len(inputs))]
@@ -177,7 +158,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     "GlobalAveragePool": partial(_global_pool, "GlobalAveragePool"),
     "GlobalMaxPool": partial(_global_pool, "GlobalMaxPool"),
     "Swish": _swish,
-    "RMSNormalization": _rms_norm,
+    **NORMS,
     "PRelu": _prelu,
     "Cast": _cast,
     "Expand": _expand,

@@ -37,23 +37,28 @@ def batch_moments(x: Operand) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _layer_norm(node: Node, x: Operand, scale: Constant | None = None, shift: Constant | None = None) -> Operand:
-    """Over the axes from ``axis`` to the last."""
+    """Over the axes from ``axis`` to the last, or over ``axes``."""
     value = tf.cast(x.canonical(), tf.float32)
-    axes = list(range(int(node.attributes["axis"]), 0))
+    axes = _axes(node)
     mean, variance = tf.nn.moments(value, axes, keepdims=True)
     result = (value - mean) * tf.math.rsqrt(variance + node.attributes["epsilon"])
-    return Operand(tf.cast(_affine(result, scale, shift), x.canonical().dtype))
+    return Operand(tf.cast(_affine(result, scale, shift, axes[-1]), x.canonical().dtype))
 
 
 def _rms_norm(node: Node, x: Operand, scale: Constant | None = None) -> Operand:
     value = tf.cast(x.canonical(), tf.float32)
-    axes = list(range(int(node.attributes["axis"]), 0))
+    axes = _axes(node)
     power = tf.reduce_mean(tf.square(value), axes, keepdims=True)
     result = value * tf.math.rsqrt(power + node.attributes["epsilon"])
-    return Operand(tf.cast(_affine(result, scale, None), x.canonical().dtype))
+    return Operand(tf.cast(_affine(result, scale, None, axes[-1]), x.canonical().dtype))
 
 
-def _group_norm(node: Node, x: Operand, scale: Constant, shift: Constant) -> Operand:
+def _axes(node: Node) -> list[int]:
+    """The axes that are normalised together, counted from the end."""
+    return [int(axis) for axis in node.attributes.get("axes", range(int(node.attributes["axis"]), 0))]
+
+
+def _group_norm(node: Node, x: Operand, scale: Constant | None = None, shift: Constant | None = None) -> Operand:
     """Over groups of channels (axis 1) and all space; scale and shift have one number a channel."""
     value = tf.cast(x.channels_last() if x.rank > 2 else x.canonical(), tf.float32)
     channels, groups = value.shape[-1], int(node.attributes["num_groups"])
@@ -66,16 +71,21 @@ def _group_norm(node: Node, x: Operand, scale: Constant, shift: Constant) -> Ope
     return Operand(tf.cast(_affine(result, scale, shift), x.tensor.dtype), last=x.rank > 2)
 
 
-def _instance_norm(node: Node, x: Operand, scale: Constant, shift: Constant) -> Operand:
+def _instance_norm(node: Node, x: Operand, scale: Constant | None = None, shift: Constant | None = None) -> Operand:
     value = tf.cast(x.channels_last(), tf.float32)
     mean, variance = tf.nn.moments(value, list(range(1, x.rank - 1)), keepdims=True)
     result = (value - mean) * tf.math.rsqrt(variance + node.attributes["epsilon"])
     return Operand(tf.cast(_affine(result, scale, shift), x.tensor.dtype), last=True)
 
 
-def _affine(value: tf.Tensor, scale: Constant | None, shift: Constant | None) -> tf.Tensor:
-    value = value if scale is None else value * _float(scale)
-    return value if shift is None else value + _float(shift)
+def _affine(value: tf.Tensor, scale: Constant | None, shift: Constant | None, last: int = -1) -> tf.Tensor:
+    """`last` is the last axis that the constants have, counted from the end."""
+    value = value if scale is None else value * _in_front_of(_float(scale), -1 - last)
+    return value if shift is None else value + _in_front_of(_float(shift), -1 - last)
+
+
+def _in_front_of(vector: tf.Tensor, axes: int) -> tf.Tensor:
+    return tf.reshape(vector, [*vector.shape, *[1] * axes]) if axes else vector
 
 
 def _float(constant: Constant) -> tf.Tensor:

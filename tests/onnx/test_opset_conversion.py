@@ -1,0 +1,113 @@
+"""A model of an old opset computes after opening what onnxruntime computes of the file, op by op."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from small_models import constant, model, node, opened_alike, ops, value
+
+RNG = np.random.default_rng(2)
+IMAGE = RNG.standard_normal((2, 3, 6, 6)).astype(np.float32)
+
+
+def opened(nodes, constants, opset, rank=4, x=IMAGE):
+    proto = model(nodes, [value("x", ["n", *x.shape[1:]])], [value("y", [None] * rank)], constants, opset)
+    if opset < 9:
+        for tensor in proto.graph.initializer:
+            proto.graph.input.append(value(tensor.name, list(tensor.dims), tensor.data_type))
+    return opened_alike(proto, {"x": x})
+
+
+SCALES = [[1, 1, 2, 2], [1, 1, 3, 2], [1, 1, 1.5, 2.5], [1, 1, 0.5, 0.5], [1, 1, 0.4, 0.7], [1, 1, 0.4, 1.7]]
+
+
+@pytest.mark.parametrize("opset", [7, 8, 9, 10, 11])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("scales", SCALES)
+def test_resizing(opset, mode, scales):
+    constants = {"s": np.float32(scales)}
+    if opset < 9:
+        nodes, constants = [node("Upsample", "x", "y", mode=mode, scales=[float(s) for s in scales])], {}
+    elif opset == 9:
+        nodes = [node("Upsample", "x s", "y", mode=mode)]
+    elif opset == 10:
+        nodes = [node("Resize", "x s", "y", mode=mode)]
+    else:
+        constants["r"] = np.zeros(0, np.float32)
+        nodes = [node("Resize", "x r s", "y", mode=mode, nearest_mode="ceil")]
+    if opset < 10 and min(scales) < 1:
+        pytest.skip("Upsample does not shrink")
+    assert set(ops(opened(nodes, constants, opset))) == {"Resize"}
+
+
+def test_scales_that_are_computed():
+    nodes = [
+        node("Shape", "x", "sizes"),
+        node("Cast", "sizes", "real", to=TensorProto.FLOAT),
+        node("Div", "real real", "one"),
+        node("Mul", "one factor", "s"),
+        node("Upsample", "x s", "y", mode="linear"),
+    ]
+    opened(nodes, {"factor": np.float32([1, 1, 2, 2])}, 9)
+
+
+@pytest.mark.parametrize("opset", [7, 11, 12, 13])
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax"])
+@pytest.mark.parametrize("axis", [None, 0, 1, 2, 3, -1, -2])
+def test_softmax_and_its_kin(opset, op, axis):
+    if axis is not None and axis < 0 and opset < 11:
+        pytest.skip("axes do not count from the end yet")
+    opened([node(op, "x", "y", **({} if axis is None else {"axis": axis}))], {}, opset)
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax"])
+def test_one_axis_stays_one_node(op):
+    pooled = [node("GlobalAveragePool", "x", "p"), node(op, "p", "y", axis=1)]
+    assert ops(opened(pooled, {}, 11)) == ["GlobalAveragePool", op]
+    assert ops(opened([node(op, "x", "y", axis=3)], {}, 9)) == [op]
+
+
+def test_softmax_in_a_branch():
+    """Bodies have the opset of their model."""
+
+    def branch(result: str, axis: int) -> onnx.GraphProto:
+        nodes = [helper.make_node("Hardmax", ["x"], [result], axis=axis)]
+        return helper.make_graph(nodes, result, [], [value(result, ["n", 3, 6, 6])])
+
+    nodes = [
+        node("ReduceMax", "x", "m", keepdims=0),
+        node("Greater", "m limit", "c"),
+        helper.make_node("If", ["c"], ["y"], "if", then_branch=branch("a", 1), else_branch=branch("b", 2)),
+    ]
+    for limit in (-100, 100):
+        opened(nodes, {"limit": np.float32(limit)}, 11)
+
+
+def test_group_norm_whose_scale_is_one_a_group():
+    nodes = [node("Concat", "x x", "c", axis=1), node("GroupNormalization", "c s b", "y", num_groups=2)]
+    constants = {"s": np.float32([0.5, 2]), "b": np.float32([1, -1])}
+    for opset in (18, 20):
+        assert "GroupNormalization" in ops(opened(nodes, constants, opset))
+
+
+OTHERS = {
+    "Clip": (7, [node("Clip", "x", "y", min=-0.5)], {}),
+    "Pad": (10, [node("Pad", "x", "y", pads=[0, 0, 1, 1, 0, 0, 2, 0], mode="constant", value=2.0)], {}),
+    "Slice": (9, [node("Slice", "x", "y", axes=[2, -1], starts=[1, -3], ends=[-1, 100])], {}),
+    "TopK": (9, [node("TopK", "x", "y i", axis=2, k=3)], {}),
+    "Split": (12, [node("Split", "x", "y z", axis=2, split=[2, 4])], {}),
+    "ReduceSum": (11, [node("ReduceSum", "x", "y", axes=[1, 2])], {}),
+    "AveragePool": (10, [node("AveragePool", "x", "y", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)], {}),
+    "Dropout": (7, [node("Dropout", "x", "y", ratio=0.3)], {}),
+    "GridSample": (16, [node("GridSample", "x g", "y", mode="bicubic")], {"g": RNG.standard_normal((2, 4, 4, 2))}),
+    "Scatter": (9, [node("Scatter", "x i u", "y", axis=1)],
+                {"i": constant("i", np.zeros((2, 1, 6, 6)), np.int64), "u": RNG.standard_normal((2, 1, 6, 6))}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", OTHERS)
+def test_what_the_converter_gets_right(op):
+    opset, nodes, constants = OTHERS[op]
+    opened(nodes, constants, opset)
