@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 from isobit.errors import ModelError
 from isobit_torch.capture.errors import explain, explain_failure
 from isobit_torch.program.devices import require_one_device
-from isobit_torch.program.signature import Argument, Call, Signature, example_call, output_names
+from isobit_torch.program.signature import Argument, Call, Signature, example_calls, output_names
 from isobit_torch.program.torch_export import named_arguments, quiet
 
 _INTEGER = (torch.int64, torch.int32, torch.bool)
@@ -39,8 +40,8 @@ def capture(model: nn.Module, example: Any) -> Capture:
         module = copy.deepcopy(model).eval()
     except Exception as error:
         raise ModelError(f"the model cannot be copied: {error}") from error
-    call = _batched(_moved(example_call(module, example), require_one_device(module)))
-    outputs = _outputs(module, call)
+    device = require_one_device(module)
+    call, outputs = _running_call(module, [_moved(call, device) for call in example_calls(module, example)])
     program, notes = _export(module, call)
     signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
     return Capture(module, call, program, signature, notes)
@@ -50,6 +51,26 @@ def _moved(call: Call, device: torch.device) -> Call:
     """The example on the model's device, wherever the user has it."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(device), (call.args, call.kwargs))
     return Call(args, kwargs, call.names)
+
+
+def _running_call(module: nn.Module, calls: Sequence[Call]) -> tuple[Call, Any]:
+    """The first reading of the batch that the module runs on, and its outputs. Raises the ModelError of the first."""
+    failure: ModelError | None = None
+    for call in calls:
+        try:
+            outputs = _outputs(module, call)
+        except ModelError as error:
+            failure = failure or error
+            continue
+        doubled = _batched(call)
+        if doubled is call:
+            return call, outputs
+        try:
+            return doubled, _outputs(module, doubled)
+        except ModelError:  # it has no batch, or has it elsewhere: the example stays as given
+            return call, outputs
+    assert failure is not None
+    raise failure
 
 
 def _outputs(module: nn.Module, call: Call) -> Any:

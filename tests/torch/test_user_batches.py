@@ -1,0 +1,129 @@
+"""Batches as users' loops have them: with labels, nested, of one sample. The module itself is the reference."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import isobit
+from isobit.errors import DataError
+
+
+class Pair(nn.Module):
+    """Two inputs that cannot be mistaken for each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(6, 5), nn.Linear(3, 5)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.left(left) - self.right(right))
+
+
+@dataclass
+class Sample:
+    right: torch.Tensor
+    left: torch.Tensor
+    weight: float = 1.0
+
+
+Row = namedtuple("Row", "right left name")
+LEFT, RIGHT, LABEL = torch.randn(4, 6), torch.randn(4, 3), torch.arange(4)
+NAMES = ["a.png", "b.png", "c.png", "d.png"]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"label": LABEL, "right": RIGHT, "left": LEFT},
+        {"right": RIGHT, "left": LEFT, "names": NAMES},
+        ({"right": RIGHT, "left": LEFT}, {"boxes": LABEL, "names": NAMES}),
+        ([LEFT, RIGHT], LABEL),
+        ((LEFT, RIGHT), {"label": LABEL}),
+        (LEFT, RIGHT, LABEL, NAMES),
+        Sample(RIGHT, LEFT),
+    ],
+    ids=["label", "names", "dicts", "list", "target", "flat", "dataclass"],
+)
+def test_labels_and_paths_are_left_out_and_said_once(batch: object) -> None:
+    torch.manual_seed(0)
+    module = Pair().eval()
+    sim = isobit.quantize(module, [batch, batch, batch], progress=False)
+    expected = module(LEFT, RIGHT).detach().numpy()
+    np.testing.assert_allclose(sim.run_float(batch)["output"], expected, rtol=1e-5, atol=1e-6)
+    said = [note for note in sim.report.notes if "does not read" in note or "elements; the first" in note]
+    assert len(said) == 1
+
+
+def test_inputs_pick_the_example_too() -> None:
+    module = Pair().eval()
+    data = [{"id": NAMES, "x": [RIGHT, LEFT]}] * 2
+    sim = isobit.quantize(module, data, inputs=lambda batch: (batch["x"][1], batch["x"][0]), progress=False)
+    assert sim.graph.inputs == ("left", "right")
+
+
+class Pyramid(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.far = nn.Conv2d(2, 4, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        return self.near(maps[0]).mean((2, 3)) + self.far(maps[1]).mean((2, 3))
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.gate = nn.GRUCell(4, 6), nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor, memory: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> torch.Tensor:
+        return self.cell(x, memory[0]) * torch.sigmoid(self.gate(memory[1]["gate"]))
+
+
+class Fields(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.age, self.site = nn.Linear(2, 4), nn.Linear(5, 4)
+
+    def forward(self, row: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.relu(self.age(row["age"]) + self.site(row["site"]))
+
+
+NESTED = {
+    "list": (Pyramid, lambda: ([torch.randn(4, 2, 6, 6), torch.randn(4, 3, 3, 3)],)),
+    "tuple and dict": (Gated, lambda: (torch.randn(4, 4), (torch.randn(4, 6), {"gate": torch.randn(4, 4)}))),
+    "one dict": (Fields, lambda: ({"age": torch.randn(4, 2), "site": torch.randn(4, 5)},)),
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_arguments_may_be_nested(kind: str) -> None:
+    torch.manual_seed(1)
+    make, batch = NESTED[kind]
+    module = make().eval()
+    data = [batch() for _ in range(2)]
+    sim = isobit.quantize(module, data, progress=False)
+    fresh = batch()
+    found = next(iter(sim.run_float(fresh).values()))
+    np.testing.assert_allclose(found, module(*fresh).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert sim.model(*fresh).shape == found.shape
+
+
+def test_keys_lead_and_not_the_order_of_a_dict() -> None:
+    torch.manual_seed(2)
+    module = Fields().eval()
+    age, site = torch.randn(4, 2), torch.randn(4, 5)
+    sim = isobit.quantize(module, [({"age": age, "site": site}, LABEL)] * 2, progress=False)
+    found = sim.run_float(({"site": site, "age": age}, LABEL))["output"]
+    np.testing.assert_allclose(found, module({"age": age, "site": site}).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_nested_batch_lacks_is_named() -> None:
+    sim = isobit.quantize(Fields().eval(), [NESTED["one dict"][1]()], progress=False)
+    with pytest.raises(DataError, match="row_site"):
+        sim.run_float({"age": torch.randn(4, 2)})
