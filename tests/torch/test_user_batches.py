@@ -127,3 +127,115 @@ def test_what_a_nested_batch_lacks_is_named() -> None:
     sim = isobit.quantize(Fields().eval(), [NESTED["one dict"][1]()], progress=False)
     with pytest.raises(DataError, match="row_site"):
         sim.run_float({"age": torch.randn(4, 2)})
+
+
+class Carried(nn.Module):
+    """A GRU whose state has the batch on axis 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.GRU(5, 7, batch_first=True), nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        return self.out(self.rnn(x, state)[0])
+
+
+class Unbatched(nn.Module):
+    """One image, without a batch, in grey."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.out(self.conv(image).mean((1, 2)))
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv(image))
+
+
+ONES = {
+    "carried": (Carried, lambda: (torch.randn(1, 4, 5), torch.randn(1, 1, 7))),
+    "unbatched": (Unbatched, lambda: (torch.randn(1, 9, 9),)),
+    "plain": (Plain, lambda: (torch.randn(1, 2, 6, 6),)),
+}
+
+
+@pytest.mark.parametrize("kind", ONES)
+def test_batches_of_one_run_as_given(kind: str) -> None:
+    torch.manual_seed(3)
+    make, batch = ONES[kind]
+    module = make().eval()
+    sim = isobit.quantize(module, [batch() for _ in range(3)], progress=False)
+    fresh = batch()
+    found = sim.run_float(fresh)["output"]
+    np.testing.assert_allclose(found, module(*fresh).detach().numpy(), rtol=1e-4, atol=1e-5)
+    if kind == "plain":
+        assert sim.graph.tensors["image"].shape[0] == "batch"
+    else:
+        assert any("the batch size is fixed" in note for note in sim.graph.notes)
+
+
+class KeepsShape(nn.Module):
+    """Something is made anew for a new shape, and the shape is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.shape = nn.Conv2d(3, 4, 3, 2, 1), None
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        y = self.conv(image)
+        if self.shape != y.shape:
+            self.shape = y.shape
+        return y.reshape(self.shape[0], 4, -1).softmax(1)
+
+
+class KeepsSize(nn.Module):
+    """The number of samples of the first call is remembered as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.size = nn.Linear(6, 4), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.size != len(x):
+            self.size = len(x)
+        return self.out(x).sum(0, keepdim=True).div(self.size) + self.out(x)
+
+
+class KeepsGrid(nn.Module):
+    """A grid is kept as a tensor for the last batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.grid = nn.Linear(4, 4), None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.grid is None or self.grid.shape[0] != x.shape[0]:
+            self.grid = torch.ones(x.shape[0], 1) * 0.5
+        return self.out(x) + self.grid
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("make", "shape"), [(KeepsShape, (3, 8, 8)), (KeepsSize, (6,)), (KeepsGrid, (4,))])
+def test_a_batch_size_that_is_kept_is_right_or_refused(
+    make: type[nn.Module], shape: tuple[int, ...], count: int
+) -> None:
+    torch.manual_seed(4)
+    module = make().eval()
+    sim = isobit.quantize(module, [torch.rand(count, *shape) for _ in range(2)], progress=False)
+    for size in (count, 5, 2):
+        x = torch.rand(size, *shape)
+        expected = module(x).detach().numpy()
+        try:
+            found = sim.run_float(x)["output"]
+        except DataError:
+            assert size != count
+            continue
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -30,10 +30,14 @@ class Capture:
     program: ExportedProgram
     signature: Signature
     notes: tuple[str, ...]
+    is_doubled: bool = False  # the example of one sample was repeated
 
 
-def capture(model: nn.Module, example: Any) -> Capture:
-    """Capture a copy of `model`. Raises ModelError that quotes the line of the user's code which stands in the way."""
+def capture(model: nn.Module, example: Any, *, is_fixed: bool = False) -> Capture:
+    """Capture a copy of `model`, where `is_fixed` for the example's sizes alone.
+
+    Raises ModelError that quotes the line of the user's code which stands in the way.
+    """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("a TorchScript module cannot be captured: open the nn.Module that it was made from")
     try:
@@ -41,10 +45,12 @@ def capture(model: nn.Module, example: Any) -> Capture:
     except Exception as error:
         raise ModelError(f"the model cannot be copied: {error}") from error
     device = require_one_device(module)
-    call, outputs = _running_call(module, [_moved(call, device) for call in example_calls(module, example)])
-    program, notes = _export(module, call)
+    call, outputs, is_doubled = _running_call(
+        module, [_moved(call, device) for call in example_calls(module, example)], not is_fixed
+    )
+    program, notes = _export(module, call, is_fixed)
     signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
-    return Capture(module, call, program, signature, notes)
+    return Capture(module, call, program, signature, notes, is_doubled)
 
 
 def _moved(call: Call, device: torch.device) -> Call:
@@ -53,7 +59,7 @@ def _moved(call: Call, device: torch.device) -> Call:
     return Call(args, kwargs, call.names)
 
 
-def _running_call(module: nn.Module, calls: Sequence[Call]) -> tuple[Call, Any]:
+def _running_call(module: nn.Module, calls: Sequence[Call], may_double: bool) -> tuple[Call, Any, bool]:
     """The first reading of the batch that the module runs on, and its outputs. Raises the ModelError of the first."""
     failure: ModelError | None = None
     for call in calls:
@@ -62,13 +68,13 @@ def _running_call(module: nn.Module, calls: Sequence[Call]) -> tuple[Call, Any]:
         except ModelError as error:
             failure = failure or error
             continue
-        doubled = _batched(call)
+        doubled = _batched(call) if may_double else call
         if doubled is call:
-            return call, outputs
+            return call, outputs, False
         try:
-            return doubled, _outputs(module, doubled)
+            return doubled, _outputs(module, doubled), True
         except ModelError:  # it has no batch, or has it elsewhere: the example stays as given
-            return call, outputs
+            return call, outputs, False
     assert failure is not None
     raise failure
 
@@ -104,13 +110,15 @@ def _batched(call: Call) -> Call:
     return Call(args, kwargs, call.names)
 
 
-def _export(module: nn.Module, call: Call) -> tuple[ExportedProgram, tuple[str, ...]]:
+def _export(module: nn.Module, call: Call, is_fixed: bool) -> tuple[ExportedProgram, tuple[str, ...]]:
     """Try axes from the most to the least dynamic; where all tries fail, the error of the first is raised."""
     tries = [(True, True, ""), (True, False, "the sequence length is fixed")]
     tries.append((False, False, "the batch size and the sequence length are fixed"))
     if not any(_is_sequence(leaf) for leaf in pytree.tree_leaves((call.args, call.kwargs))):
         tries = [(True, False, ""), (False, False, "the batch size is fixed")]
     failure: Exception | None = None
+    if is_fixed:
+        tries = tries[-1:]
     for batch, sequence, note in tries:
         shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch, sequence), call.by_name)  # noqa: B023
         try:
@@ -121,9 +129,15 @@ def _export(module: nn.Module, call: Call) -> tuple[ExportedProgram, tuple[str, 
         except Exception as error:
             failure = failure or error
             continue
+        if batch and not any(leaf.shape[0] > 1 for leaf in pytree.tree_leaves(call.by_name) if _has_axes(leaf)):
+            note = note or "the batch size is fixed"
         return program, (f"{note} to that of the example: the model's code depends on it",) if note else ()
     assert failure is not None
     raise ModelError(explain(failure, module)) from failure
+
+
+def _has_axes(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
 
 
 def _is_sequence(leaf: Any) -> bool:
