@@ -45,12 +45,39 @@ def capture(model: nn.Module, example: Any, *, is_fixed: bool = False) -> Captur
     except Exception as error:
         raise ModelError(f"the model cannot be copied: {error}") from error
     device = require_one_device(module)
-    call, outputs, is_doubled = _running_call(
-        module, [_moved(call, device) for call in example_calls(module, example)], not is_fixed
-    )
+    others = _other_precisions(module)
+    calls = [_moved(call, device) for call in example_calls(module, example)]
+    if others:
+        module, calls = module.float(), [_in_float32(call) for call in calls]
+    try:
+        call, outputs, is_doubled = _running_call(module, calls, not is_fixed)
+    except ModelError as error:
+        if not others:
+            raise
+        hint = f"the model is in {', '.join(others)} and is computed in float32: write dtypes as x.dtype in forward"
+        raise ModelError(f"{error}; {hint}") from error
     program, notes = _export(module, call, is_fixed)
     signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
+    if others:
+        notes = (*notes, f"the model is in {', '.join(others)}, and the simulator computes in float32")
     return Capture(module, call, program, signature, notes, is_doubled)
+
+
+def _other_precisions(module: nn.Module) -> list[str]:
+    """The floating-point types of a module beside float32, by name."""
+    tensors = list(module.parameters()) or list(module.buffers())  # a buffer of 64 bits beside parameters is meant so
+    types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return sorted(str(dtype).removeprefix("torch.") for dtype in types - {torch.float32})
+
+
+def _in_float32(call: Call) -> Call:
+    """The example in float32, as the module is."""
+
+    def converted(leaf: torch.Tensor) -> torch.Tensor:
+        return leaf.float() if leaf.is_floating_point() else leaf
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, converted, (call.args, call.kwargs))
+    return Call(args, kwargs, call.names)
 
 
 def _moved(call: Call, device: torch.device) -> Call:

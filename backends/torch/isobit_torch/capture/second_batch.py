@@ -43,7 +43,8 @@ def follows_batch(model: nn.Module, captured: Capture, program: Program, run: Ca
 
     def outputs() -> list[Any]:
         shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-        module = copy.deepcopy(model, shared).eval()
+        is_plain = all(p.dtype == torch.float32 for p in shared.values() if p.is_floating_point())
+        module = copy.deepcopy(model, shared if is_plain else {}).eval().float()
         inputs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
         return pytree.tree_leaves(module(*inputs[0], **inputs[1]))
 
