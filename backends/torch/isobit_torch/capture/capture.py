@@ -65,7 +65,7 @@ def capture(model: nn.Module, example: Any, *, is_fixed: bool = False) -> Captur
 
 def _other_precisions(module: nn.Module) -> list[str]:
     """The floating-point types of a module beside float32, by name."""
-    tensors = list(module.parameters()) or list(module.buffers())  # a buffer of 64 bits beside parameters is meant so
+    tensors: list[torch.Tensor] = [*module.parameters()] or list(module.buffers())  # a buffer of 64 bits beside parameters is meant so
     types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     return sorted(str(dtype).removeprefix("torch.") for dtype in types - {torch.float32})
 
