@@ -104,7 +104,7 @@ def test_a_state_from_another_device(model: TorchModel) -> None:
 
 
 def test_the_example_goes_where_the_model_is() -> None:
-    call = example_calls(Places(), {"x": np.zeros((2, 6), np.float32)})[0]
+    call = example_calls(Places(), {"x": np.zeros((2, 6), np.float32)})[0][0]
     assert _moved(call, torch.device("meta")).kwargs["x"].device.type == "meta"
 
 

@@ -46,11 +46,12 @@ def capture(model: nn.Module, example: Any, *, is_fixed: bool = False) -> Captur
         raise ModelError(f"the model cannot be copied: {error}") from error
     device = require_one_device(module)
     others = _other_precisions(module)
-    calls = [_moved(call, device) for call in example_calls(module, example)]
+    readings, misfit = example_calls(module, example)
+    calls = [_moved(call, device) for call in readings]
     if others:
         module, calls = module.float(), [_in_float32(call) for call in calls]
     try:
-        call, outputs, is_doubled = _running_call(module, calls, not is_fixed)
+        call, outputs, is_doubled = _running_call(module, calls, misfit, not is_fixed)
     except ModelError as error:
         if not others:
             raise
@@ -65,7 +66,9 @@ def capture(model: nn.Module, example: Any, *, is_fixed: bool = False) -> Captur
 
 def _other_precisions(module: nn.Module) -> list[str]:
     """The floating-point types of a module beside float32, by name."""
-    tensors: list[torch.Tensor] = [*module.parameters()] or list(module.buffers())  # a buffer of 64 bits beside parameters is meant so
+    tensors: list[torch.Tensor] = [*module.parameters()] or list(
+        module.buffers()
+    )  # a buffer of 64 bits beside parameters is meant so
     types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     return sorted(str(dtype).removeprefix("torch.") for dtype in types - {torch.float32})
 
@@ -86,9 +89,11 @@ def _moved(call: Call, device: torch.device) -> Call:
     return Call(args, kwargs, call.names)
 
 
-def _running_call(module: nn.Module, calls: Sequence[Call], may_double: bool) -> tuple[Call, Any, bool]:
+def _running_call(
+    module: nn.Module, calls: Sequence[Call], misfit: ModelError | None, may_double: bool
+) -> tuple[Call, Any, bool]:
     """The first reading of the batch that the module runs on, and its outputs. Raises the ModelError of the first."""
-    failure: ModelError | None = None
+    failure = misfit
     for call in calls:
         try:
             outputs = _outputs(module, call)

@@ -95,10 +95,10 @@ class Call:
         return inspect.Signature([inspect.Parameter(n, kind) for n, kind in zip(self.names, kinds, strict=True)])
 
 
-def example_calls(model: torch.nn.Module, example: Any) -> list[Call]:
+def example_calls(model: torch.nn.Module, example: Any) -> tuple[list[Call], ModelError | None]:
     """The calls that one batch as a user has it may stand for, as given first: a tensor, a tuple, a dict, with labels.
 
-    Raises ModelError where the batch fits forward in no way.
+    With them, why the batch as given fits forward in no way, if so. Raises ModelError where nothing fits.
     """
     if example is None:
         raise ModelError(
@@ -111,10 +111,10 @@ def example_calls(model: torch.nn.Module, example: Any) -> list[Call]:
         try:
             calls.append(_bound(signature, args, kwargs))
         except ModelError as error:
-            failure = failure or error
+            failure = failure or (error if not calls else None)
     if not calls and failure is not None:
         raise failure
-    return calls
+    return calls, failure
 
 
 def _readings(signature: inspect.Signature, example: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
