@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.assign_leaves import assign_leaves, is_array
 from isobit.errors import DataError, ModelError, did_you_mean
 from isobit.graph.graph import Graph, TensorInfo
 
@@ -114,13 +115,13 @@ class Dataset:
     def _whole_set(self) -> Mapping[str, NDArray[Any]] | None:
         """The source as a dict of whole arrays, if it is one array or a dict of arrays."""
         source = self._source
-        if _is_array(source):
+        if is_array(source):
             names = list(self.graph.inputs)
             if len(names) != 1:
                 raise DataError(f"one array for a model with {len(names)} inputs ({', '.join(names)}): pass a dict")
             return {names[0]: to_numpy(source)}
         if isinstance(source, Mapping):
-            return self._named({str(k): to_numpy(v) for k, v in source.items()}, "the data")
+            return self._as_dict(source, "the data")
         return None
 
     def _raw_batches(self) -> Iterator[Any]:
@@ -167,7 +168,7 @@ class Dataset:
         where = f"batch {index}"
         if self._inputs is not None:
             raw = self._inputs(raw)
-        batch = self._named(self._as_dict(raw, where), where)
+        batch = self._as_dict(raw, where)
         for name, info in self._infos().items():
             batch[name] = self._conform(batch[name], info, f"input {name!r} in {where}")
         sizes: dict[str, dict[str, int]] = {}
@@ -182,31 +183,29 @@ class Dataset:
 
     def _as_dict(self, raw: Any, where: str) -> dict[str, NDArray[Any]]:
         names = list(self.graph.inputs)
-        if isinstance(raw, Mapping) or (hasattr(raw, "keys") and hasattr(raw, "__getitem__")):
-            return {str(key): to_numpy(raw[key]) for key in raw.keys()}  # noqa: SIM118 (BatchEncoding iterates values)
-        if _is_array(raw):
+        if is_array(raw):
             raw = (raw,)
-        if not isinstance(raw, Sequence) or isinstance(raw, str | bytes):
+        is_named = hasattr(raw, "keys") or hasattr(raw, "__dataclass_fields__")
+        if not is_named and (not isinstance(raw, Sequence) or isinstance(raw, str | bytes)):
             raise DataError(f"{where} is a {type(raw).__name__}; a batch is an array, a tensor, a tuple or a dict")
-        if len(raw) < len(names):
-            input_names = ", ".join(names)
-            raise DataError(f"{where} holds {len(raw)} array(s), and the model has {len(names)} inputs: {input_names}")
-        if len(raw) > len(names):
-            self.notes[f"batches hold {len(raw)} elements; the first {len(names)} went to {', '.join(names)}"] = None
-        return dict(zip(names, (to_numpy(item) for item in raw), strict=False))
-
-    def _named(self, arrays: dict[str, NDArray[Any]], where: str) -> dict[str, NDArray[Any]]:
-        names = list(self.graph.inputs)
-        missing = [name for name in names if name not in arrays]
+        skip_texts = not any(info.dtype == "string" for info in self._infos().values())
+        assigned, left, in_order = assign_leaves(raw, names, skip_texts=skip_texts)
+        missing = [name for name in names if name not in assigned]
+        if missing and not is_named and not left:
+            known = ", ".join(names)
+            raise DataError(f"{where} holds {len(assigned)} array(s), and the model has {len(names)} inputs: {known}")
         if missing:
-            names_in = ", ".join(arrays) or "nothing"
+            given = [*assigned, *left]
             raise DataError(
-                f"{where} has no array for input {missing[0]!r}{did_you_mean(missing[0], arrays)}; it holds: {names_in}"
+                f"{where} has no array for input {missing[0]!r}{did_you_mean(missing[0], given)}; "
+                f"it holds: {', '.join(given) or 'nothing'}"
             )
-        extra = [name for name in arrays if name not in names]
-        if extra:
-            self.notes[f"the data also holds {', '.join(extra)}, which the model does not read"] = None
-        return {name: arrays[name] for name in names}
+        if left and in_order:
+            count = len(assigned) + len(left)
+            self.notes[f"batches hold {count} elements; the first {len(names)} went to {', '.join(names)}"] = None
+        elif left:
+            self.notes[f"the data also holds {', '.join(left)}, which the model does not read"] = None
+        return {name: to_numpy(assigned[name]) for name in names}
 
     def _conform(self, array: NDArray[Any], info: TensorInfo, where: str) -> NDArray[Any]:
         dtype = np.dtype(info.dtype) if info.dtype != "bfloat16" else np.dtype(np.float32)
@@ -232,11 +231,16 @@ class Dataset:
         return converted
 
 
-def example_of(source: Any, samples: int = 2) -> Any:
-    """One raw batch of `source`, for frameworks that need an example; None where taking one would lose it."""
+def example_of(source: Any, inputs: Callable[[Any], Any] | None = None, samples: int = 2) -> Any:
+    """One batch of `source` as `inputs` picks it, for frameworks that need one; None where that would lose it."""
+    raw = _raw_example(source, samples)
+    return raw if raw is None or inputs is None else inputs(raw)
+
+
+def _raw_example(source: Any, samples: int) -> Any:
     if isinstance(source, Iterator) or source is None:
         return None
-    if _is_array(source):
+    if is_array(source):
         return source[:samples]
     if isinstance(source, Mapping):
         return {name: value[:samples] for name, value in source.items()}
@@ -261,6 +265,8 @@ def to_numpy(value: Any) -> NDArray[Any]:
     """A NumPy array of an array, a tensor of any framework (also on a device), or a nested list of numbers."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # which NumPy does not have
+            value = value.float()
     try:
         array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
     except ValueError as error:  # rows of different lengths
@@ -268,10 +274,6 @@ def to_numpy(value: Any) -> NDArray[Any]:
     if array.dtype == object:
         raise DataError(f"cannot make an array of a {type(value).__name__}: its parts have different shapes or types")
     return array
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def _shape_text(info: TensorInfo) -> str:

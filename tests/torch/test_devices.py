@@ -19,7 +19,7 @@ from isobit_torch.backend import TorchBackend
 from isobit_torch.capture.capture import _moved
 from isobit_torch.model import TorchModel
 from isobit_torch.program.devices import follow, require_one_device
-from isobit_torch.program.signature import example_call
+from isobit_torch.program.signature import example_calls
 from isobit_torch.simulate.quantizers import Quantizer, WeightQuantizer
 from isobit_torch.simulate.simulator import Simulator
 
@@ -104,7 +104,7 @@ def test_a_state_from_another_device(model: TorchModel) -> None:
 
 
 def test_the_example_goes_where_the_model_is() -> None:
-    call = example_call(Places(), {"x": np.zeros((2, 6), np.float32)})
+    call = example_calls(Places(), {"x": np.zeros((2, 6), np.float32)})[0][0]
     assert _moved(call, torch.device("meta")).kwargs["x"].device.type == "meta"
 
 

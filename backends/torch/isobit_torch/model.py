@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx
+from torch import fx, nn
 
 from isobit.backend import Batch, NameMap
 from isobit.edits import EditPlan
@@ -128,7 +128,7 @@ class TorchModel:
         made.train(self._native.training)
         stem = key = "".join(c if c.isalnum() else "_" for c in str(site))
         taken, number = self._native.quantizers, 0
-        while key in taken:
+        while key in taken or hasattr(nn.Module, key):  # `to`, `half` and `float` are methods
             number += 1
             key = f"{stem}_{number}"
         self._native.get_submodule(QUANTIZERS).add_module(key, made)

@@ -15,6 +15,7 @@ from isobit_torch.capture.fold_constants import fold_constants
 from isobit_torch.capture.functionalize import functionalize, written_buffers
 from isobit_torch.capture.load_graph import build_root, load_graph, note_dtype
 from isobit_torch.capture.naming import make_unique, name_by_module
+from isobit_torch.capture.second_batch import follows_batch
 from isobit_torch.decompose.decompose import decompose
 from isobit_torch.model import TorchModel
 from isobit_torch.program.fx_nodes import DTYPE, NAME, arguments, attribute, erase_unread, op_name
@@ -31,7 +32,13 @@ def open_module(model: Any, example: Any) -> TorchModel:
     if not isinstance(model, nn.Module):
         raise ModelError(f"the PyTorch backend opens torch.nn.Module, not {type(model).__name__}")
     captured = capture(model, example)
-    return TorchModel(program_of(captured))
+    program = program_of(captured)
+    opened = TorchModel(program)
+    run: Any = opened.native.run_flat
+    is_doubled = captured.is_doubled and "batch" not in program.symbols.sizes
+    if not is_doubled and follows_batch(model, captured, program, run):
+        return opened
+    return TorchModel(program_of(capture(model, example, is_fixed=True)))
 
 
 def program_of(captured: Capture) -> Program:

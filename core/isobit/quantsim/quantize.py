@@ -56,7 +56,7 @@ def quantize(
             )
         sim = model
     else:
-        sim = QuantSim(model, example_of(data) if example_inputs is None else example_inputs, **settings)
+        sim = QuantSim(model, example_of(data, inputs) if example_inputs is None else example_inputs, **settings)
     dataset = Dataset(data, sim.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
     passes = sim.passes(dataset, executor, resume, progress)
     if techniques is None:

@@ -13,7 +13,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import Backend, BackendModel
 from isobit.calibration.needed_statistics import observed_sites
 from isobit.calibration.scheme import Calibrator, parse_calibrator
-from isobit.data import Batch, Dataset, to_numpy
+from isobit.data import Batch, Dataset
 from isobit.edits.edit import Edit
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.encodings.quant_spec import QuantSpec
@@ -362,6 +362,4 @@ class QuantSim:
         return Passes(self._simulation, dataset, runner, None if resume is None else Path(fspath(resume)), progress)
 
     def _one_batch(self, batch: Any) -> Batch:
-        if isinstance(batch, Mapping):
-            batch = {name: to_numpy(value) for name, value in batch.items()}
         return next(iter(Dataset([batch], self.graph)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 from isobit.errors import ModelError
 from isobit_torch.capture.errors import explain, explain_failure
 from isobit_torch.program.devices import require_one_device
-from isobit_torch.program.signature import Argument, Call, Signature, example_call, output_names
+from isobit_torch.program.signature import Argument, Call, Signature, example_calls, output_names
 from isobit_torch.program.torch_export import named_arguments, quiet
 
 _INTEGER = (torch.int64, torch.int32, torch.bool)
@@ -29,27 +30,85 @@ class Capture:
     program: ExportedProgram
     signature: Signature
     notes: tuple[str, ...]
+    is_doubled: bool = False  # the example of one sample was repeated
 
 
-def capture(model: nn.Module, example: Any) -> Capture:
-    """Capture a copy of `model`. Raises ModelError that quotes the line of the user's code which stands in the way."""
+def capture(model: nn.Module, example: Any, *, is_fixed: bool = False) -> Capture:
+    """Capture a copy of `model`, where `is_fixed` for the example's sizes alone.
+
+    Raises ModelError that quotes the line of the user's code which stands in the way.
+    """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("a TorchScript module cannot be captured: open the nn.Module that it was made from")
     try:
         module = copy.deepcopy(model).eval()
     except Exception as error:
         raise ModelError(f"the model cannot be copied: {error}") from error
-    call = _batched(_moved(example_call(module, example), require_one_device(module)))
-    outputs = _outputs(module, call)
-    program, notes = _export(module, call)
+    device = require_one_device(module)
+    others = _other_precisions(module)
+    readings, misfit = example_calls(module, example)
+    calls = [_moved(call, device) for call in readings]
+    if others:
+        module, calls = module.float(), [_in_float32(call) for call in calls]
+    try:
+        call, outputs, is_doubled = _running_call(module, calls, misfit, not is_fixed)
+    except ModelError as error:
+        if not others:
+            raise
+        hint = f"the model is in {', '.join(others)} and is computed in float32: write dtypes as x.dtype in forward"
+        raise ModelError(f"{error}; {hint}") from error
+    program, notes = _export(module, call, is_fixed)
     signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
-    return Capture(module, call, program, signature, notes)
+    if others:
+        notes = (*notes, f"the model is in {', '.join(others)}, and the simulator computes in float32")
+    return Capture(module, call, program, signature, notes, is_doubled)
+
+
+def _other_precisions(module: nn.Module) -> list[str]:
+    """The floating-point types of a module beside float32, by name."""
+    tensors: list[torch.Tensor] = [*module.parameters()] or list(
+        module.buffers()
+    )  # a buffer of 64 bits beside parameters is meant so
+    types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return sorted(str(dtype).removeprefix("torch.") for dtype in types - {torch.float32})
+
+
+def _in_float32(call: Call) -> Call:
+    """The example in float32, as the module is."""
+
+    def converted(leaf: torch.Tensor) -> torch.Tensor:
+        return leaf.float() if leaf.is_floating_point() else leaf
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, converted, (call.args, call.kwargs))
+    return Call(args, kwargs, call.names)
 
 
 def _moved(call: Call, device: torch.device) -> Call:
     """The example on the model's device, wherever the user has it."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(device), (call.args, call.kwargs))
     return Call(args, kwargs, call.names)
+
+
+def _running_call(
+    module: nn.Module, calls: Sequence[Call], misfit: ModelError | None, may_double: bool
+) -> tuple[Call, Any, bool]:
+    """The first reading of the batch that the module runs on, and its outputs. Raises the ModelError of the first."""
+    failure = misfit
+    for call in calls:
+        try:
+            outputs = _outputs(module, call)
+        except ModelError as error:
+            failure = failure or error
+            continue
+        doubled = _batched(call) if may_double else call
+        if doubled is call:
+            return call, outputs, False
+        try:
+            return doubled, _outputs(module, doubled), True
+        except ModelError:  # it has no batch, or has it elsewhere: the example stays as given
+            return call, outputs, False
+    assert failure is not None
+    raise failure
 
 
 def _outputs(module: nn.Module, call: Call) -> Any:
@@ -83,13 +142,15 @@ def _batched(call: Call) -> Call:
     return Call(args, kwargs, call.names)
 
 
-def _export(module: nn.Module, call: Call) -> tuple[ExportedProgram, tuple[str, ...]]:
+def _export(module: nn.Module, call: Call, is_fixed: bool) -> tuple[ExportedProgram, tuple[str, ...]]:
     """Try axes from the most to the least dynamic; where all tries fail, the error of the first is raised."""
     tries = [(True, True, ""), (True, False, "the sequence length is fixed")]
     tries.append((False, False, "the batch size and the sequence length are fixed"))
     if not any(_is_sequence(leaf) for leaf in pytree.tree_leaves((call.args, call.kwargs))):
         tries = [(True, False, ""), (False, False, "the batch size is fixed")]
     failure: Exception | None = None
+    if is_fixed:
+        tries = tries[-1:]
     for batch, sequence, note in tries:
         shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch, sequence), call.by_name)  # noqa: B023
         try:
@@ -100,9 +161,15 @@ def _export(module: nn.Module, call: Call) -> tuple[ExportedProgram, tuple[str, 
         except Exception as error:
             failure = failure or error
             continue
+        if batch and not any(leaf.shape[0] > 1 for leaf in pytree.tree_leaves(call.by_name) if _has_axes(leaf)):
+            note = note or "the batch size is fixed"
         return program, (f"{note} to that of the example: the model's code depends on it",) if note else ()
     assert failure is not None
     raise ModelError(explain(failure, module)) from failure
+
+
+def _has_axes(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
 
 
 def _is_sequence(leaf: Any) -> bool:

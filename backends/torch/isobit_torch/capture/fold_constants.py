@@ -1,7 +1,8 @@
 """Constant folding: what follows from buffers and numbers alone is computed once, at opening.
 
 Masks over fixed sizes, frozen statistics and weights behind a parametrization (weight norm, spectral norm) become
-constants. What follows from trainable parameters is left: they must stay what the user trains and loads.
+constants. What follows from trainable parameters is left, for they must stay what the user trains and loads, but where
+a layer reads it as its weight or bias: it is a weight then, and is quantized as one.
 """
 
 from __future__ import annotations
@@ -23,11 +24,24 @@ _VIEWS = frozenset(
 )
 
 
+#: Operations that read weights, and the positions of these.
+_WEIGHTS = {
+    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d", "convolution"), (1, 2)),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), (1, 2)),
+    **dict.fromkeys(("matmul", "mm", "bmm"), (1,)),
+    "addmm": (0, 2),
+}
+
+#: What these compute is signal, though it follows from parameters: a learned table that a layer projects.
+_LAYERS = frozenset(("linear", "addmm", "embedding", "layer_norm"))
+
+
 def fold_constants(graph: fx.Graph, root: nn.Module) -> tuple[str, ...]:
     """Replace constant nodes that others read; returns notes on folded weights."""
     values: dict[fx.Node, Any] = {}
     trained: set[fx.Node] = set()
     parametrized: set[fx.Node] = set()
+    signal: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "get_attr":
             values[node] = attribute(root, str(node.target))
@@ -38,7 +52,9 @@ def fold_constants(graph: fx.Graph, root: nn.Module) -> tuple[str, ...]:
             if op_name(node) == "_weight_norm" or sources & parametrized:
                 parametrized.add(node)
             elif sources & trained:
-                continue
+                trained.add(node)
+                if op_name(node) in _LAYERS or sources & signal:
+                    signal.add(node)
             with torch.no_grad():
                 target: Any = node.target
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
@@ -46,17 +62,26 @@ def fold_constants(graph: fx.Graph, root: nn.Module) -> tuple[str, ...]:
     notes = []
     for node, value in values.items():
         readers = [user for user in node.users if user not in values]
+        if node in trained:
+            readers = [] if node in signal else [user for user in readers if _is_weight_of(node, user)]
         if node.op == "get_attr" or not readers or not isinstance(value, torch.Tensor):
             continue
-        if value.numel() > _LARGEST or _shows_constant(node) or any(user.op == "output" for user in readers):
+        is_large = value.numel() > _LARGEST and node not in trained
+        if is_large or _shows_constant(node) or any(user.op == "output" for user in readers):
             continue
         constant = add_constant(root, graph, str(node.meta[NAME]), value.detach().clone())
         for reader in readers:
             reader.replace_input_with(node, constant)
-        if node in parametrized:
+        if node in parametrized or node in trained:
             notes.append(f"the weight that {node.meta[NAME]!r} computes is a constant: train before quantizing")
     erase_unread(graph, lambda node: node.op != "get_attr")
     return tuple(notes)
+
+
+def _is_weight_of(node: fx.Node, reader: fx.Node) -> bool:
+    """Whether a layer reads a node as its weight or bias, and in no other place, beside a tensor of the data."""
+    positions = _WEIGHTS.get(op_name(reader), ())
+    return bool(positions) and all(arg is not node or i in positions for i, arg in enumerate(reader.args))
 
 
 def _is_foldable(node: fx.Node, values: dict[fx.Node, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,20 +95,56 @@ class Call:
         return inspect.Signature([inspect.Parameter(n, kind) for n, kind in zip(self.names, kinds, strict=True)])
 
 
-def example_call(model: torch.nn.Module, example: Any) -> Call:
-    """Read one batch as a user has it: a tensor, a tuple, a dict (a HuggingFace batch), NumPy arrays too."""
+def example_calls(model: torch.nn.Module, example: Any) -> tuple[list[Call], ModelError | None]:
+    """The calls that one batch as a user has it may stand for, as given first: a tensor, a tuple, a dict, with labels.
+
+    With them, why the batch as given fits forward in no way, if so. Raises ModelError where nothing fits.
+    """
     if example is None:
         raise ModelError(
             "a PyTorch model is captured by running it once: pass example_inputs, one batch as a tensor, tuple or dict"
         )
     signature = inspect.signature(model.forward)
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(example, Mapping) or (hasattr(example, "keys") and hasattr(example, "__getitem__")):
-        kwargs = {str(key): _tensors(example[key]) for key in example.keys()}  # noqa: SIM118
-    else:
-        values = example if isinstance(example, tuple | list) else (example,)
-        args = tuple(_tensors(value) for value in values[: _positional(signature)])
+    calls: list[Call] = []
+    failure: ModelError | None = None
+    for args, kwargs in _readings(signature, example):
+        try:
+            calls.append(_bound(signature, args, kwargs))
+        except ModelError as error:
+            failure = failure or (error if not calls else None)
+    if not calls and failure is not None:
+        raise failure
+    return calls, failure
+
+
+def _readings(signature: inspect.Signature, example: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Arguments by position and by name, the batch as it is first, then without labels and paths."""
+    parameters = signature.parameters.values()
+    required = sum(p.default is p.empty and p.kind in _BY_POSITION for p in parameters)
+    is_dataclass = dataclasses.is_dataclass(example)
+    if is_dataclass or isinstance(example, Mapping) or (hasattr(example, "keys") and hasattr(example, "__getitem__")):
+        fields: Any = (
+            {f.name: getattr(example, f.name) for f in dataclasses.fields(example)} if is_dataclass else example
+        )
+        named = {str(key): fields[key] for key in fields.keys()}  # noqa: SIM118 (BatchEncoding iterates values)
+        yield (), named
+        chosen = {name: value for name, value in named.items() if name in signature.parameters}
+        if chosen and len(chosen) < len(named):
+            yield (), chosen
+        yield (example,), {}
+        return
+    values = tuple(example) if isinstance(example, tuple | list) else (example,)
+    yield values[: _positional(signature)], {}
+    if required < len(values):
+        yield values[:required], {}
+    first = values[0] if values else None
+    if len(values) == 2 and not isinstance(first, torch.Tensor | np.ndarray | str):
+        yield from _readings(signature, first)
+    if len(values) > 1 and isinstance(example, tuple | list):
+        yield (example,), {}
+
+
+def _bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     parameters = signature.parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for name in kwargs:
@@ -121,14 +157,18 @@ def example_call(model: torch.nn.Module, example: Any) -> Call:
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ModelError(f"the example inputs do not fit forward({', '.join(parameters)}): {error}") from error
-    return Call(args, kwargs, _names(signature, len(args), kwargs))
+    tensors = tuple(_tensors(value) for value in args)
+    return Call(tensors, {n: _tensors(v) for n, v in kwargs.items()}, _names(signature, len(args), kwargs))
+
+
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _positional(signature: inspect.Signature) -> int:
     kinds = [p.kind for p in signature.parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return 1 << 30
-    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+    return sum(kind in _BY_POSITION for kind in kinds)
 
 
 def _names(signature: inspect.Signature, count: int, kwargs: Mapping[str, Any]) -> tuple[str, ...]:

@@ -56,6 +56,8 @@ class Edited:
         if old is None:  # new, or a bias that was declared absent
             reserved = path.startswith(f"{CONSTANTS}.")
             set_tensor(root, path, value, parameter=not reserved, persistent=not reserved)
+            if not reserved and _is_frozen(root, path):
+                attribute(root, path).requires_grad_(False)
             return
         if old.shape == value.shape and old.dtype == value.dtype:
             old.copy_(value)
@@ -64,6 +66,13 @@ class Edited:
         replacement = nn.Parameter(value, old.requires_grad) if trainable else value
         for alias in aliases.get(id(old), [path]):
             set_tensor(root, alias, replacement, parameter=trainable, persistent=not path.startswith(f"{CONSTANTS}."))
+
+
+def _is_frozen(root: nn.Module, path: str) -> bool:
+    """Whether all other parameters of the layer that a new one belongs to are kept from training."""
+    owner, _, name = path.rpartition(".")
+    others = [p for n, p in root.get_submodule(owner).named_parameters(recurse=False) if n != name]
+    return bool(others) and not any(parameter.requires_grad for parameter in others)
 
 
 def apply_edits(program: Program, translation: Translation, root: nn.Module, plan: EditPlan) -> Edited:

@@ -1,0 +1,77 @@
+"""Whether a program follows the batch size as the module does: both are run at a second size.
+
+Code that keeps something for the last shape (anchors, masks) is captured with the size of the example in it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from isobit_torch.capture.capture import Capture
+from isobit_torch.program.program import Program
+from isobit_torch.program.torch_export import quiet
+
+_BATCH = "batch"
+
+
+def follows_batch(model: nn.Module, captured: Capture, program: Program, run: Callable[..., Sequence[Any]]) -> bool:
+    """Whether `run`, the captured `program`, gives what `model` gives at another batch size than the example's.
+
+    True as well where the model itself runs at no other size, or gives other values each time.
+    """
+    sizes = program.symbols.sizes.get(_BATCH)
+    if sizes is None:
+        return True
+    leaves, spec = pytree.tree_flatten((captured.call.args, captured.call.kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if len(tensors) != len(program.inputs):
+        return True
+    second = [
+        leaf[torch.arange(sizes[1], device=leaf.device) % sizes[0]] if info.shape and info.shape[0] == _BATCH else leaf
+        for leaf, info in zip(tensors, program.inputs, strict=True)
+    ]
+    remaining = iter(second)
+    args, kwargs = pytree.tree_unflatten(
+        [next(remaining) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], spec
+    )
+
+    def outputs() -> list[Any]:
+        shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+        is_plain = all(p.dtype == torch.float32 for p in shared.values() if p.is_floating_point())
+        module = copy.deepcopy(model, shared if is_plain else {}).eval().float()
+        inputs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+        return pytree.tree_leaves(module(*inputs[0], **inputs[1]))
+
+    with torch.no_grad(), quiet():
+        try:
+            expected = outputs()
+        except Exception:
+            return True
+        try:
+            found = list(run(*(tensor.clone() for tensor in second)))
+        except Exception:
+            return False
+        return _agree(found, expected) or not _agree(outputs(), expected)
+
+
+def _agree(found: Sequence[Any], expected: Sequence[Any]) -> bool:
+    pairs = [
+        (a, b)
+        for a, b in zip(found, expected, strict=False)
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+    ]
+    return all(a.shape == b.shape and _near(a, b) for a, b in pairs)
+
+
+def _near(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if not (a.is_floating_point() and b.is_floating_point()):
+        return True  # an index may flip where two values are nearly equal
+    finite = b[torch.isfinite(b)].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-2 * scale + 1e-6, equal_nan=True)
