@@ -11,6 +11,7 @@ from typing import Any
 from isobit.cli.evaluation import Evaluation
 from isobit.cli.latency import Latency
 from isobit.cli.terminal import capped, line, print_json, table
+from isobit.placement.coverage import Coverage
 from isobit.placement.plan import Plan
 
 _FLOATS_SHOWN, _OUTPUTS_SHOWN, _NOTES_SHOWN = 8, 4, 12
@@ -29,6 +30,7 @@ class Outcome:
     float_bytes: int | None = None
     quantized_bytes: int | None = None
     latency: Latency | None = None
+    coverage: Coverage | None = None
     files: dict[str, Path] = field(default_factory=dict)
     left_in_float: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -110,6 +112,8 @@ def _captions(outcome: Outcome) -> Iterator[str]:
             best = [ms for ms in (latency.float_best_ms, latency.quantized_best_ms) if ms is not None]
             best_text = " and ".join(f"{ms:.3g} ms" for ms in best)
             yield f"the runs varied, as on a busy machine; the best took {best_text}: measure again, or --threads 1"
+    if outcome.coverage is not None:
+        yield f"coverage: {outcome.coverage}"
     yield f"target {outcome.target}, calibration {outcome.calibration}"
 
 

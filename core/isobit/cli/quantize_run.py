@@ -13,7 +13,7 @@ from isobit.cli.file_batches import fixed_batch
 from isobit.cli.latency import FileSession, available_threads, file_size, first_samples, measure, runtime_available
 from isobit.cli.outcome import Outcome, format_label
 from isobit.cli.quantize_options import Job
-from isobit.cli.terminal import line, warn
+from isobit.cli.terminal import line
 from isobit.data import Dataset
 from isobit.errors import DataError, ModelError, RecipeError
 from isobit.files import check_writable
@@ -81,8 +81,6 @@ class Run:
 
     def write(self) -> None:
         """Write the files."""
-        if not self.sim.plan.placements:
-            warn(f"nothing was quantized on target {self.sim.target.name!r}: see what was left in float, and why")
         self.paths = self.sim.export(self.job.out)
 
     def measure_files(self) -> Outcome:
@@ -94,6 +92,7 @@ class Run:
             self.job.method,
             float_bytes=file_size(self.job.model),
             quantized_bytes=file_size(self.paths["model"]),
+            coverage=report.coverage,
             files=self.paths,
             left_in_float=report.left_in_float,
         )

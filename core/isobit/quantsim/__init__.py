@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from isobit.placement.coverage import Coverage
 from isobit.quantsim.encodings_files import read_encodings, write_encodings
 from isobit.quantsim.executor import ExecutorLike
 from isobit.quantsim.load_encodings import LoadReport
@@ -10,6 +11,7 @@ from isobit.quantsim.report import Report
 from isobit.quantsim.simulation import Simulation
 
 __all__ = [
+    "Coverage",
     "ExecutorLike",
     "LoadReport",
     "QuantSim",

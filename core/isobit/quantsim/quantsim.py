@@ -26,6 +26,7 @@ from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
 from isobit.quantsim.apply import apply_technique, calibrate, observe_for, uses_data
 from isobit.quantsim.checkpoint import Checkpoint
+from isobit.quantsim.checks.warn_of_coverage import warn_of_coverage
 from isobit.quantsim.encodings_files import encodings_from
 from isobit.quantsim.executor import ExecutorLike, OnExecutor
 from isobit.quantsim.export import export
@@ -274,6 +275,7 @@ class QuantSim:
         if not len(simulation.statistics) and (simulation.calibration is None or observed_sites(simulation.plan)):
             raise DataError("there are no statistics yet: calibrate with data first")
         simulation.set_encodings(parse_calibrator(method, registry().calibrators()))
+        warn_of_coverage(simulation)
 
     def save_statistics(self, path: str | PathLike[str]) -> None:
         """Write what was observed of the model as it is now, by calibration and for techniques, to an ``.npz`` file."""

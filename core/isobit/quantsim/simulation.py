@@ -47,6 +47,7 @@ class Simulation:
         self.steps: list[StepResult] = []  # of the recipe that was run
         self.batch_norms: Mapping[str, NormalPerChannel] = {}
         self.notes: dict[str, None] = {}
+        self.warned: set[str] = set()  # what a warning said already
         self._frozen: dict[Site, Encoding] = {}
         self._fingerprint: dict[str, str] | None = None
         self._check_weights()
