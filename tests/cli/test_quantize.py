@@ -269,3 +269,18 @@ def test_a_misspelt_op_and_what_it_leaves_are_lines(isobit, digits, calibration,
         assert f"because target 'chip' runs {op} in float" in result.stderr
     assert "coverage: " in result.stdout
     assert "of the weight bytes" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("further", "advice"),
+    [((), "--recipe ptq"), (("--recipe", "basic"), "--method mse"), (("--no-fold",), "--method mse")],
+)
+def test_a_poor_result_names_the_next_command(isobit, digits, calibration, tmp_path, further, advice):
+    result = isobit(
+        *("quantize", digits / "model.onnx", "--data", calibration, "--weights", "int2", *QUICK),
+        *(*further, "-o", tmp_path / "out"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "dB, poor" in result.stdout
+    assert "the result is poor; try: isobit quantize " in result.stdout
+    assert advice in result.stdout

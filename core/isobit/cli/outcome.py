@@ -13,6 +13,7 @@ from isobit.cli.latency import Latency
 from isobit.cli.terminal import capped, line, print_json, table
 from isobit.placement.coverage import Coverage
 from isobit.placement.plan import Plan
+from isobit.quantsim.checks.quality import judged
 
 _FLOATS_SHOWN, _OUTPUTS_SHOWN, _NOTES_SHOWN = 8, 4, 12
 
@@ -31,6 +32,9 @@ class Outcome:
     quantized_bytes: int | None = None
     latency: Latency | None = None
     coverage: Coverage | None = None
+    sqnr: dict[str, float] = field(default_factory=dict)  # on one batch of calibration, dB by output
+    checks: list[str] = field(default_factory=list)  # the written file against the simulator, a line a session
+    advice: str = ""  # the next command where the result is poor
     files: dict[str, Path] = field(default_factory=dict)
     left_in_float: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -57,6 +61,8 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     table(columns, list(_rows(outcome)), right=columns[1:])
     for text in _captions(outcome):
         line(text, style="dim")
+    if outcome.advice:
+        line(outcome.advice, style="yellow")
     line()
     for what, path in outcome.files.items():
         line(f"{what:<10} {path}")
@@ -74,6 +80,9 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
 def _rows(outcome: Outcome) -> Iterator[Row]:
     if outcome.evaluation is not None:
         yield from _evaluation_rows(outcome.evaluation)
+    if outcome.evaluation is None or not outcome.evaluation.sqnr:
+        for name, ratio in list(outcome.sqnr.items())[:_OUTPUTS_SHOWN]:
+            yield f"SQNR of {name}, calibration batch", "-", judged(ratio), ""
     if outcome.quantized_bytes is not None:
         before, after = outcome.float_bytes, outcome.quantized_bytes
         yield "model size", "-" if before is None else _bytes(before), _bytes(after), _ratio(after, before)
@@ -94,7 +103,7 @@ def _evaluation_rows(result: Evaluation) -> Iterator[Row]:
             if share is not None:
                 yield f"top-1 as FP32, {where}", "-", _percent(share), ""
     for name, ratio in list(result.sqnr.items())[:_OUTPUTS_SHOWN]:
-        yield f"SQNR of {name}", "-", "equal" if ratio == math.inf else f"{ratio:.1f} dB", ""
+        yield f"SQNR of {name}", "-", judged(ratio), ""
 
 
 def _captions(outcome: Outcome) -> Iterator[str]:
@@ -112,6 +121,7 @@ def _captions(outcome: Outcome) -> Iterator[str]:
             best = [ms for ms in (latency.float_best_ms, latency.quantized_best_ms) if ms is not None]
             best_text = " and ".join(f"{ms:.3g} ms" for ms in best)
             yield f"the runs varied, as on a busy machine; the best took {best_text}: measure again, or --threads 1"
+    yield from (f"written file against the simulator: {check}" for check in outcome.checks)
     if outcome.coverage is not None:
         yield f"coverage: {outcome.coverage}"
     yield f"target {outcome.target}, calibration {outcome.calibration}"

@@ -94,6 +94,7 @@ def calibrate(
             passes(simulation.model, ranges, "calibrating")
         if not ignore_non_finite:
             refuse_non_finite(statistics, simulation.model, passes.dataset)
+        simulation.keep_reference(passes.dataset.first_seen)
     except BaseException:
         simulation.statistics = before
         simulation.model.enable(active, on=True)
