@@ -94,6 +94,11 @@ class Dataset:
             raise DataError("example inputs cannot be taken from an iterator without losing them: pass example_inputs")
         return next(iter(self))
 
+    @property
+    def first_seen(self) -> Batch | None:
+        """The first batch of the first pass; None before it."""
+        return self._first
+
     # --- where batches come from -----------------------------------------------------------------------------------
 
     def _fixed_batch(self) -> int | None:

@@ -49,6 +49,18 @@ class OutputError(IsobitError):
     """A file or folder cannot be written."""
 
 
+class IsobitWarning(UserWarning):
+    """Root of every warning of isobit: something was not done that a user may expect, and the work goes on."""
+
+
+class CoverageWarning(IsobitWarning):
+    """Nothing is quantized, or weights of layers stay in float without being told to."""
+
+
+class TargetWarning(IsobitWarning):
+    """A target file names an operation that does not exist."""
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the nearest known name, or an empty string."""
     near = get_close_matches(name, list(choices), n=1)

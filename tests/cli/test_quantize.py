@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,3 +243,44 @@ def test_nothing_quantized_is_a_warning(isobit, digits, calibration, tmp_path):
         "warning: nothing was quantized on target 'default': see what was left in float, and why\n"
     )
     assert "all in float" in result.stdout
+
+
+def chip(folder, *misspelt):
+    """A copy of a built-in target in which these operations are misspelt."""
+    import isobit.targets
+
+    path = Path(isobit.targets.__file__).parent / "onnxruntime-cpu.toml"
+    text = path.read_text("utf-8").replace('"onnxruntime-cpu"', '"chip"')
+    for op in misspelt:
+        text = text.replace(f'"{op}"', f'"{op}{op[-1]}"')
+    (folder / "chip.toml").write_text(text, "utf-8")
+    return folder / "chip.toml"
+
+
+@pytest.mark.parametrize("misspelt", [("Conv",), ("Linear",), ("Conv", "Linear")])
+def test_a_misspelt_op_and_what_it_leaves_are_lines(isobit, digits, calibration, tmp_path, misspelt):
+    target = chip(tmp_path, *misspelt)
+    result = isobit(
+        "quantize", digits / "model.onnx", "--data", calibration, "--target", target, *QUICK, "-o", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.output
+    for op in misspelt:
+        assert f"there is no operation '{op}{op[-1]}' (did you mean '{op}'?)" in result.stderr
+        assert f"because target 'chip' runs {op} in float" in result.stderr
+    assert "coverage: " in result.stdout
+    assert "of the weight bytes" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("further", "advice"),
+    [((), "--recipe ptq"), (("--recipe", "basic"), "--method mse"), (("--no-fold",), "--method mse")],
+)
+def test_a_poor_result_names_the_next_command(isobit, digits, calibration, tmp_path, further, advice):
+    result = isobit(
+        *("quantize", digits / "model.onnx", "--data", calibration, "--weights", "int2", *QUICK),
+        *(*further, "-o", tmp_path / "out"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "dB, poor" in result.stdout
+    assert "the result is poor; try: isobit quantize " in result.stdout
+    assert advice in result.stdout

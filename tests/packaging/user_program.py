@@ -12,6 +12,7 @@ import isobit
 from isobit import Encoding, Encodings, QuantSim, QuantSpec
 from isobit.backend import Backend, CheckedModel
 from isobit.plugins import PluginRecord, hookimpl, registry
+from isobit.quantsim import ExportResult
 
 
 def quantized(model: Path, data: list[NDArray[np.float32]]) -> QuantSim:
@@ -23,7 +24,8 @@ def quantized(model: Path, data: list[NDArray[np.float32]]) -> QuantSim:
     sim.recalibrate("minmax")
     assert_type(sim.encodings, Encodings)
     assert_type(sim.encodings["conv.weight"], Encoding)
-    assert_type(sim.export("out/"), dict[str, Path])
+    assert_type(sim.export("out/"), ExportResult)
+    assert_type(sim.export("out/")["model"], Path)
     sim.save("model.isobit")
     return isobit.load("model.isobit", model)
 

@@ -13,7 +13,7 @@ from isobit.backend import device_of
 from isobit.errors import PluginError
 
 if TYPE_CHECKING:
-    from isobit.backend import BackendModel
+    from isobit.backend import BackendModel, Batch, WrittenRun
     from isobit.encodings import Encodings
     from isobit.testing.networks import Network
     from isobit_onnx.model import OnnxModel
@@ -39,7 +39,7 @@ class OnnxBackend:
         if isinstance(model, str | os.PathLike):
             return 2 if os.fspath(model).lower().endswith(self.suffixes) else 0
         origin = f"{type(model).__module__}.{type(model).__name__}"
-        return 2 if origin in ("onnx.onnx_ml_pb2.ModelProto", "onnx_ir._core.Model") else 0
+        return 2 if origin in ("onnx.onnx_ml_pb2.ModelProto", "onnx_ir.Model", "onnx_ir._core.Model") else 0
 
     def open(self, model: Any, example_inputs: Any = None) -> OnnxModel:
         """Open a model as a copy; ONNX models say their inputs, so no example is needed. Raises ModelError."""
@@ -49,7 +49,9 @@ class OnnxBackend:
         from isobit_onnx.run.session import chosen_providers
 
         chosen_providers(self.providers)  # a provider that is not there is refused before the model is read
-        return OnnxModel(read_model(model), self.providers)
+        opened = OnnxModel(read_model(model), self.providers)
+        opened.given = model
+        return opened
 
     def restore(self, state: bytes) -> OnnxModel:
         """The model that `OnnxModel.state` wrote."""
@@ -64,6 +66,14 @@ class OnnxBackend:
         from isobit_onnx.export.export_qdq import write_qdq
 
         return write_qdq(model, encodings, path)
+
+    def run_written(self, path: Path, batch: Batch) -> list[WrittenRun]:
+        """Run a written QDQ model in each kind of session; nothing without onnxruntime."""
+        if find_spec("onnxruntime") is None:
+            return []
+        from isobit_onnx.export.run_written import run_written
+
+        return run_written(path, batch)
 
     def build_network(self, network: Network) -> Any:
         """A reference network as ``onnx.ModelProto``, for `isobit.testing`."""

@@ -23,6 +23,7 @@ from isobit.graph import Graph, Input, Site, Tensor, Weight, to_canonical
 from isobit.statistics import Request, Watched
 from isobit_onnx.export.export_qdq import QdqPlan
 from isobit_onnx.qdq.writer import Quantized, insert_quantizers
+from isobit_onnx.run.given import run_given
 from isobit_onnx.run.observe import ObservingSessions
 from isobit_onnx.run.session import RUN_FAILURES, Session
 from isobit_onnx.state import dump
@@ -46,6 +47,7 @@ class OnnxModel:
     def __init__(self, float_model: ir.Model, providers: Sequence[str] = ()) -> None:
         self.float_model, self.providers = float_model, tuple(providers)
         self.translation = translate(float_model)
+        self.given: Any = None  # the model as the user gave it, where it was opened here
         self._encodings: dict[Site, Encoding] = {}
         self._off: set[Site] = set()
         self._sessions: dict[frozenset[Site], Session] = {}
@@ -131,6 +133,12 @@ class OnnxModel:
                 del self._sessions[next(iter(self._sessions))]
             self._sessions[off] = Session(self.simulator(), self.providers)
         return self._sessions[off].run(batch)
+
+    def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+        """Outputs, or these tensors, of the model as it was given. Raises ModelError."""
+        if self.given is None:
+            raise ModelError("it is not at hand")
+        return run_given(self.given, batch, {t: self.translation.values[t] for t in tensors}, self.providers)
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
         """Reduce the requested tensors inside the graph.
@@ -222,6 +230,7 @@ class OnnxModel:
         """An independent copy."""
         other = OnnxModel(self.float_model.clone(), self.providers)
         other.set_state(self._encodings, self._off)
+        other.given = self.given
         return other
 
     def set_state(self, encodings: Mapping[Site, Encoding], off: Iterable[Site]) -> None:

@@ -6,7 +6,15 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.checks import check_quantizers
 from isobit.backend.contract import Backend, BackendModel, Differentiable, NameMap, OnnxName
 from isobit.backend.devices import device_of
-from isobit.backend.optional import HasInnerValues, NativeExporter, QdqWriter, ReportsDevice
+from isobit.backend.optional import (
+    HasInnerValues,
+    NativeExporter,
+    QdqWriter,
+    ReportsDevice,
+    RunsGiven,
+    RunsWritten,
+    WrittenRun,
+)
 from isobit.data import Batch
 
 __all__ = [
@@ -21,6 +29,9 @@ __all__ = [
     "OnnxName",
     "QdqWriter",
     "ReportsDevice",
+    "RunsGiven",
+    "RunsWritten",
+    "WrittenRun",
     "check_quantizers",
     "device_of",
 ]

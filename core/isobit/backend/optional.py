@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
 
 from isobit.backend.contract import BackendModel
+from isobit.data import Batch
 from isobit.encodings.encoding import Encodings
 
 
@@ -29,6 +33,36 @@ class QdqWriter(Protocol):
 
     def write_float(self, model: BackendModel, path: Path) -> None:
         """Write the float model, whose names are those of encodings files for ONNX tools."""
+        ...
+
+
+@dataclass(frozen=True)
+class WrittenRun:
+    """What a written file gave in one kind of session: outputs by name, or why there are none."""
+
+    session: str
+    outputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    error: str = ""
+
+
+@runtime_checkable
+class RunsWritten(Protocol):
+    """What the ONNX backend adds where it can run the files that it wrote."""
+
+    def run_written(self, path: Path, batch: Batch) -> Sequence[WrittenRun]:
+        """Run a written QDQ model in float, in the runtime's default session, and in each session that is advised.
+
+        Nothing where the runtime is not installed.
+        """
+        ...
+
+
+@runtime_checkable
+class RunsGiven(Protocol):
+    """What a BackendModel adds that can run the model as the user gave it, to be compared with the opened one."""
+
+    def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> Mapping[str, NDArray[Any]]:
+        """Outputs by name, or those of `tensors` that the given model computes. Raises ModelError where it cannot."""
         ...
 
 

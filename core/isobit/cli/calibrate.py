@@ -157,6 +157,7 @@ def _report(sim: QuantSim, paths: Mapping[str, Path]) -> None:
     from isobit.cli.terminal import line
 
     line(f"{len(sim.statistics)} tensors over {sim.statistics.batches} batches, calibration {sim.calibration}")
+    line(f"coverage: {sim.report.coverage}")
     for label, path in paths.items():
         line(f"{label:<10} {path}")
     for note in sim.report.notes:

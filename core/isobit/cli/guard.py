@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
 
 from isobit.cli.exit_codes import BUG, INTERRUPTED, USER_ERROR
-from isobit.cli.terminal import complain
-from isobit.errors import IsobitError
+from isobit.cli.terminal import complain, warn
+from isobit.errors import IsobitError, IsobitWarning
 
 _DEBUG, _WRITTEN, _ERROR_CODE = "isobit.debug", "isobit.written", "isobit.error_code"
 
@@ -32,6 +35,30 @@ def remember_written(context: typer.Context, where: object) -> None:
     context.meta[_WRITTEN] = str(where)
 
 
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """isobit's warnings are one yellow line each on standard error, without the place in the code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def as_line(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, IsobitWarning):
+                warn(str(message))
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = as_line
+        warnings.simplefilter("always", IsobitWarning)
+        yield
+
+
 def errors_exit_with(context: typer.Context, code: int) -> None:
     """Let a user's error end this verb with `code`, where 1 is an answer."""
     context.meta[_ERROR_CODE] = code
@@ -43,7 +70,8 @@ class GuardedGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
         try:
-            return super().invoke(ctx)
+            with _warnings_as_lines():
+                return super().invoke(ctx)
         except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
             raise  # typer prints these and sets the exit code
         except KeyboardInterrupt as error:

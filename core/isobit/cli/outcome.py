@@ -11,7 +11,9 @@ from typing import Any
 from isobit.cli.evaluation import Evaluation
 from isobit.cli.latency import Latency
 from isobit.cli.terminal import capped, line, print_json, table
+from isobit.placement.coverage import Coverage
 from isobit.placement.plan import Plan
+from isobit.quantsim.checks.quality import judged
 
 _FLOATS_SHOWN, _OUTPUTS_SHOWN, _NOTES_SHOWN = 8, 4, 12
 
@@ -29,6 +31,10 @@ class Outcome:
     float_bytes: int | None = None
     quantized_bytes: int | None = None
     latency: Latency | None = None
+    coverage: Coverage | None = None
+    sqnr: dict[str, float] = field(default_factory=dict)  # on one batch of calibration, dB by output
+    checks: list[str] = field(default_factory=list)  # the written file against the simulator, a line a session
+    advice: str = ""  # the next command where the result is poor
     files: dict[str, Path] = field(default_factory=dict)
     left_in_float: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -55,6 +61,8 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     table(columns, list(_rows(outcome)), right=columns[1:])
     for text in _captions(outcome):
         line(text, style="dim")
+    if outcome.advice:
+        line(outcome.advice, style="yellow")
     line()
     for label, path in outcome.files.items():
         line(f"{label:<10} {path}")
@@ -72,6 +80,9 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
 def _rows(outcome: Outcome) -> Iterator[Row]:
     if outcome.evaluation is not None:
         yield from _evaluation_rows(outcome.evaluation)
+    if outcome.evaluation is None or not outcome.evaluation.sqnr:
+        for name, ratio in list(outcome.sqnr.items())[:_OUTPUTS_SHOWN]:
+            yield f"SQNR of {name}, calibration batch", "-", judged(ratio), ""
     if outcome.quantized_bytes is not None:
         float_size, quantized_size = outcome.float_bytes, outcome.quantized_bytes
         yield (
@@ -97,7 +108,7 @@ def _evaluation_rows(result: Evaluation) -> Iterator[Row]:
             if share is not None:
                 yield f"top-1 as FP32, {where}", "-", _percent(share), ""
     for name, ratio in list(result.sqnr.items())[:_OUTPUTS_SHOWN]:
-        yield f"SQNR of {name}", "-", "equal" if ratio == math.inf else f"{ratio:.1f} dB", ""
+        yield f"SQNR of {name}", "-", judged(ratio), ""
 
 
 def _captions(outcome: Outcome) -> Iterator[str]:
@@ -115,6 +126,9 @@ def _captions(outcome: Outcome) -> Iterator[str]:
             best_times = [ms for ms in (latency.float_best_ms, latency.quantized_best_ms) if ms is not None]
             best_text = " and ".join(f"{ms:.3g} ms" for ms in best_times)
             yield f"the runs varied, as on a busy machine; the best took {best_text}: measure again, or --threads 1"
+    yield from (f"written file against the simulator: {check}" for check in outcome.checks)
+    if outcome.coverage is not None:
+        yield f"coverage: {outcome.coverage}"
     yield f"target {outcome.target}, calibration {outcome.calibration}"
 
 

@@ -13,11 +13,12 @@ from isobit.cli.file_batches import fixed_batch
 from isobit.cli.latency import FileSession, available_threads, file_size, first_samples, measure, runtime_available
 from isobit.cli.outcome import Outcome, format_label
 from isobit.cli.quantize_options import Job
-from isobit.cli.terminal import line, warn
+from isobit.cli.terminal import line
 from isobit.data import Dataset
 from isobit.errors import DataError, ModelError, RecipeError
 from isobit.files import check_writable
 from isobit.plugins import registry
+from isobit.quantsim.checks.quality import judgement
 from isobit.quantsim.quantize import quantize
 from isobit.quantsim.quantsim import QuantSim
 
@@ -81,8 +82,6 @@ class Run:
 
     def write(self) -> None:
         """Write the files."""
-        if not self.sim.plan.placements:
-            warn(f"nothing was quantized on target {self.sim.target.name!r}: see what was left in float, and why")
         self.paths = self.sim.export(self.job.out)
 
     def measure_files(self) -> Outcome:
@@ -94,6 +93,9 @@ class Run:
             self.job.method,
             float_bytes=file_size(self.job.model),
             quantized_bytes=file_size(self.paths["model"]),
+            coverage=report.coverage,
+            sqnr=self.paths.sqnr,
+            checks=[str(check) for check in self.paths.checks],
             files=self.paths,
             left_in_float=report.left_in_float,
         )
@@ -104,8 +106,28 @@ class Run:
         if self._evaluator is not None:
             outcome.evaluation = self._evaluator.result
             self._notes += self._evaluator.result.notes
+        ratios = outcome.sqnr if outcome.evaluation is None else outcome.evaluation.sqnr
+        if ratios and judgement(min(ratios.values())) == "poor":
+            outcome.advice = self._next_command()
         outcome.notes = list(dict.fromkeys([*report.graph.notes, *report.notes, *self._notes]))
         return outcome
+
+    def _next_command(self) -> str:
+        """What to try after a poor result: a recipe, another calibration, wider formats; the first not tried yet."""
+        job = self.job
+        if job.recipe is None and job.fold:
+            further = "--recipe ptq"
+        elif job.method == "minmax":
+            further = "--method mse"
+        elif job.activations is None and "int16" in self.sim.target.activation_types:
+            further = "--activations int16"
+        else:
+            return "the result is poor: leave layers in float with --exclude, the first and the last to begin with"
+        target = "" if job.target == "default" else f" --target {job.target}"
+        recipe = f" --recipe {job.recipe}" if job.recipe else ""
+        method = f" --method {job.method}" if job.method != "minmax" else ""
+        command = f"isobit quantize {job.model} --data {job.data}{target}{recipe}{method} {further} -o {job.out}"
+        return f"the result is poor; try: {command}"
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from isobit.backend.contract import BackendModel
-from isobit.backend.optional import NativeExporter, QdqWriter
+from isobit.backend.optional import NativeExporter, QdqWriter, RunsWritten
 from isobit.encodings.encoding import Encodings
 from isobit.errors import OutputError, PluginError, did_you_mean
 from isobit.files import check_writable, write_folder
 from isobit.formats.format import EncodingsFormat
 from isobit.formats.isobit_json import IsobitJson
 from isobit.formats.names import Names
+from isobit.quantsim.checks.quality import ADVICE, judged, judgement, sqnr
+from isobit.quantsim.checks.written import SessionCheck, compare_runs
 from isobit.quantsim.export_check import check_file
 from isobit.quantsim.report import Report
 from isobit.quantsim.simulation import Simulation
@@ -25,13 +27,27 @@ MODEL, ENCODINGS, SUMMARY = "model.qdq.onnx", "encodings.json", "summary.txt"
 FLOAT_MODEL, FOREIGN = "model.onnx", "model"
 
 
+class ExportResult(dict[str, Path]):
+    """The written files by what they hold.
+
+    `checks` say how far the QDQ model is from the simulator, one for each kind of session; none where it was not
+    checked. `sqnr` is the simulator against the float model by output, in dB. Both are of one batch of calibration.
+    """
+
+    def __init__(
+        self, paths: Mapping[str, Path], checks: Sequence[SessionCheck] = (), sqnr: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__(paths)
+        self.checks, self.sqnr = tuple(checks), dict(sqnr or {})
+
+
 def export(
     simulation: Simulation,
     folder: Path,
     formats: str | Sequence[str],
     encodings_formats: Sequence[EncodingsFormat],
     onnx_backend: Callable[[], object],
-) -> dict[str, Path]:
+) -> ExportResult:
     """Write a calibrated simulation in `formats`, its encodings and its summary into `folder`.
 
     `encodings_formats` are further files of encodings; `onnx_backend` gives the backend that writes ONNX files.
@@ -54,13 +70,50 @@ def export(
             path = staging / further[encodings_format.name]
             notes += encodings_format.write(encodings, path, names)
             check_file(path, encodings_format, encodings, names, simulation.plan)
-        text = str(Report.of(simulation)) + "".join(f"\n{note}\n" for note in notes)
+        checks, ratios = _checked(simulation, encodings, staging / files[ONNX] if ONNX in files else None, onnx_backend)
+        text = str(Report.of(simulation)) + _quality_text(simulation, checks, ratios, ONNX in files)
+        text += "".join(f"\n{note}\n" for note in notes)
         (staging / SUMMARY).write_text(text, "utf-8")
     logger.info("written to %s: %s", folder, ", ".join((*files.values(), ENCODINGS, SUMMARY, *further.values())))
     models = {"model" if form == ONNX else form: folder / file for form, file in files.items()}
     for name, file in further.items():
         models |= {"float_model": folder / FLOAT_MODEL, name: folder / file}
-    return {**models, "encodings": folder / ENCODINGS, "summary": folder / SUMMARY}
+    return ExportResult({**models, "encodings": folder / ENCODINGS, "summary": folder / SUMMARY}, checks, ratios)
+
+
+def _checked(
+    simulation: Simulation, encodings: Encodings, file: Path | None, onnx_backend: Callable[[], object]
+) -> tuple[list[SessionCheck], dict[str, float]]:
+    """The written QDQ model and the float model against the simulator, on the batch that calibration kept."""
+    if simulation.reference is None:
+        return [], {}
+    batch, exact = simulation.reference
+    simulated = simulation.model.run(batch)
+    ratios = sqnr(exact, simulated)
+    backend = onnx_backend() if file is not None else None
+    if file is None or not isinstance(backend, RunsWritten):
+        return [], ratios
+    return compare_runs(simulated, backend.run_written(file, batch), simulation.graph, encodings), ratios
+
+
+def _quality_text(
+    simulation: Simulation, checks: Sequence[SessionCheck], ratios: Mapping[str, float], with_file: bool
+) -> str:
+    """What the summary says of the simulator and of the written file."""
+    lines = []
+    if ratios:
+        lines += ["", "simulator against the float model, on one batch of calibration"]
+        lines += [f"  {name}: {judged(ratio)}" for name, ratio in ratios.items()]
+        if judgement(min(ratios.values())) == "poor":
+            lines.append(f"  {ADVICE}")
+    if checks:
+        lines += ["", "written file against the simulator, on one batch of calibration", *(f"  {c}" for c in checks)]
+    elif with_file:
+        why = "onnxruntime is not installed"
+        if simulation.reference is None:
+            why = "no batch of calibration is at hand; calibrate with data"
+        lines += ["", f"written file against the simulator: not checked, because {why}"]
+    return "\n".join(lines) + "\n" if lines else ""
 
 
 def _further_files(formats: Sequence[EncodingsFormat]) -> dict[str, str]:

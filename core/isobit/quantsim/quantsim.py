@@ -26,9 +26,10 @@ from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
 from isobit.quantsim.apply import apply_technique, calibrate, observe_for, uses_data
 from isobit.quantsim.checkpoint import Checkpoint
+from isobit.quantsim.checks.warn_of_coverage import warn_of_coverage
 from isobit.quantsim.encodings_files import encodings_from
 from isobit.quantsim.executor import ExecutorLike, OnExecutor
-from isobit.quantsim.export import export
+from isobit.quantsim.export import ExportResult, export
 from isobit.quantsim.load_encodings import LoadReport, load_encodings
 from isobit.quantsim.observe import Passes, run_here
 from isobit.quantsim.report import Report
@@ -47,7 +48,8 @@ class QuantSim:
     The model is copied; the original is never changed. `weights` and `activations` are formats such as ``"int4"`` or
     ``"int8 per-tensor"``; `overrides` maps patterns of tensor or weight names to a format, or to None for float;
     `exclude` lists patterns of node names or op types that stay in float. `example_inputs` is one batch, for frameworks
-    that need one to capture a model.
+    that need one to capture a model. The first pass over data compares the opened model with the one that was given,
+    where the backend can run that (ONNX), and a difference is an error; `check=False` skips it.
 
     Wherever there is `data`, these settings are about the passes over it: `batch_size` cuts whole arrays into batches,
     `inputs` picks the model's inputs from a batch, NaN or infinity is an error unless `ignore_non_finite`, and
@@ -67,11 +69,13 @@ class QuantSim:
         overrides: Mapping[str, str | QuantSpec | None] | None = None,
         exclude: str | Sequence[str] = (),
         backend: str | Backend | None = None,
+        check: bool = True,
     ) -> None:
         plugins = registry()
         chosen = plugins.target(target)
         config = QuantConfig(weights, activations, dict(overrides or {}), exclude)
         self._simulation = Simulation(plugins.open(model, example_inputs, backend), chosen, config)
+        self._simulation.check = check
 
     @classmethod
     def of_backend_model(cls, model: BackendModel | CheckedModel, target: Target, config: QuantConfig) -> QuantSim:
@@ -276,6 +280,7 @@ class QuantSim:
         ):
             raise DataError("there are no statistics yet: calibrate with data first")
         simulation.set_encodings(parse_calibrator(method, registry().calibrators()))
+        warn_of_coverage(simulation)
 
     def save_statistics(self, path: str | PathLike[str]) -> None:
         """Write what was observed of the model as it is now, by calibration and for techniques, to an ``.npz`` file."""
@@ -320,13 +325,14 @@ class QuantSim:
         formats: str | Sequence[str] = ("onnx",),
         *,
         encodings_formats: str | Sequence[str] = (),
-    ) -> dict[str, Path]:
+    ) -> ExportResult:
         """Write the model in `formats`, ``encodings.json`` and ``summary.txt`` into `folder`, all or nothing.
 
         ``"onnx"`` is ``model.qdq.onnx``; backends add formats of their framework, PyTorch ``"pt2"`` and
         ``"torchscript"``. `encodings_formats` are further files of encodings, such as ``"aimet-1.0.0"``: then the float
         ``model.onnx`` whose names they use is written too. Returns the paths by what they hold: ``"model"`` (the ONNX
-        file) or the other format's name, ``"encodings"``, ``"summary"``, ``"float_model"``. Raises ModelError when the
+        file) or the other format's name, ``"encodings"``, ``"summary"``, ``"float_model"``. Its `checks` say how far
+        the ONNX file is from the simulator in each session of onnxruntime. Raises ModelError when the
         simulator is not calibrated, and OutputError for a format that the backend cannot write, or when a written file
         lacks an encoding that the target needs.
         """

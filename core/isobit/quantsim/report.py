@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from isobit.encodings.encoding import Encodings
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Input
+from isobit.placement.coverage import Coverage
 from isobit.placement.plan import Plan
 from isobit.quantsim.simulation import Simulation
 from isobit.recipes.recipe import StepResult
@@ -53,6 +54,11 @@ class Report:
         """Float tensors and weights that are not quantized, and why; the inside of fused chains is not listed."""
         return {name: why for name, why in self.plan.floats.items() if not why.startswith("inside the fused chain")}
 
+    @property
+    def coverage(self) -> Coverage:
+        """How much of the weights and of the multiply-adds runs in integers."""
+        return Coverage.of(self.graph, self.plan)
+
     def __str__(self) -> str:
         lines = [f"target        {self.target}", f"operations    {_op_counts(self.graph)}"]
         counts = self.counts
@@ -60,6 +66,7 @@ class Report:
         lines.append(
             "quantized     " + ", ".join(f"{counts[k]} {_plural(k, counts[k])}" for k in kinds if counts.get(k))
         )
+        lines.append(f"coverage      {self.coverage}")
         lines.append(f"calibration   {self.calibration}")
         if any(step.before is not None for step in self.steps):
             lines += ["", "recipe", *(f"  {step}" for step in self.steps)]

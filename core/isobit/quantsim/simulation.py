@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import BackendModel
 from isobit.calibration.fitting import fit
 from isobit.calibration.resolve import resolve
 from isobit.calibration.scheme import Calibrator
+from isobit.data import Batch
 from isobit.edits.edit import Edit, SetWeights
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, ModelError
@@ -24,6 +26,7 @@ from isobit.placement.place import place
 from isobit.placement.plan import Plan, constant_name
 from isobit.placement.quant_config import QuantConfig
 from isobit.quantsim.checkpoint import Checkpoint
+from isobit.quantsim.checks.given import check_given
 from isobit.recipes.recipe import StepResult
 from isobit.statistics.statistics import Statistics
 from isobit.targets.target import Target
@@ -48,6 +51,9 @@ class Simulation:
         self.steps: list[StepResult] = []  # of the recipe that was run
         self.batch_norms: Mapping[str, NormalPerChannel] = {}
         self.notes: dict[str, None] = {}
+        self.reference: tuple[Batch, Mapping[str, NDArray[Any]]] | None = None  # a batch, and the float outputs of it
+        self.check = True  # whether the opened model is compared with the model as given
+        self.warned: set[str] = set()  # what a warning said already
         self._frozen: dict[Site, Encoding] = {}
         self._fitted = False  # whether the data, or encodings from elsewhere, had a say in the plan
         self._fingerprint: dict[str, str] | None = None
@@ -140,6 +146,16 @@ class Simulation:
         self.freeze(report.encodings)
         self.batch_norms = {**self.batch_norms, **report.batch_norms}
         self.reports.append(report)
+
+    def keep_reference(self, batch: Batch | None) -> None:
+        """Keep one batch and what the float model gives for it, to compare with; the quantizers are off."""
+        if self.reference is None and batch is not None:
+            self.reference = batch, self.model.run(batch)
+            is_function_kept = all(report.technique == "FoldBatchNorms" for report in self.reports)
+            if self.check and is_function_kept and (self.reports or not self.edits):
+                note = check_given(self.model, *self.reference)
+                if note:
+                    self.notes[note] = None
 
     def set_encodings(self, calibrator: Calibrator) -> None:
         """Choose every encoding by the statistics, and set the quantizers."""

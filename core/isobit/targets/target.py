@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from isobit.encodings.quant_spec import FLOAT_BITS, Granularity, Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
-from isobit.errors import FormatError, TargetError, did_you_mean
+from isobit.errors import FormatError, TargetError, TargetWarning, did_you_mean
+from isobit.graph.vocabulary import VOCABULARY
 
 SCHEMA = 1
 
@@ -134,7 +136,30 @@ def parse_target(text: str, where: str) -> Target:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise TargetError(f"{where}: not valid TOML: {error}") from error
-    return replace(_Reader(where).read(data), text=text)
+    target = replace(_Reader(where).read(data), text=text)
+    _warn_of_unknown_ops(target, where)
+    return target
+
+
+def _warn_of_unknown_ops(target: Target, where: str) -> None:
+    """A misspelt op would leave every layer that it means in float; an op of another domain holds ``::``."""
+    named = {
+        "weights.per_channel_ops": target.per_channel_ops,
+        "quantize.ops": target.ops - {"*"},
+        "quantize.except": target.excluded_ops,
+        "quantize.float_results": target.float_results,
+        "ties.same": target.same_encoding,
+        "ties.joint": target.joint_encoding,
+        "fixed_ranges": frozenset(target.fixed_ranges),
+        "fusions": frozenset(op for fusion in target.fusions for step in fusion for op in step.ops),
+    }
+    for key, ops in named.items():
+        for op in sorted(ops - VOCABULARY):
+            if "::" not in op:
+                text = (
+                    f"{where}: {key}: there is no operation {op!r}{did_you_mean(op, VOCABULARY)}: it reaches no layer"
+                )
+                warnings.warn(text, TargetWarning, stacklevel=4)
 
 
 class _Reader:

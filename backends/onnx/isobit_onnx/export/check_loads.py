@@ -17,4 +17,7 @@ def check_loads(path: Path) -> None:
     try:
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise ModelError(f"onnxruntime does not load the exported model: {one_line(error)}") from error
+        raise ModelError(
+            f"onnxruntime does not load the exported model: {one_line(error)}; nothing was written: leave the layer "
+            "that it names in float (exclude), or choose formats that it runs (uint8 activations, int8 weights)"
+        ) from error

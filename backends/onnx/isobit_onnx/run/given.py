@@ -1,0 +1,64 @@
+"""The user's own model in onnxruntime, as it was given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from isobit.backend import Batch
+from isobit.errors import ModelError
+from isobit_onnx.read.error_text import one_line
+from isobit_onnx.run.session import chosen_providers
+
+
+def run_given(
+    source: Any, batch: Batch, values: Mapping[str, str], providers: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """Outputs by name; with `values`, those tensors by the name of the value that holds each, where there is one.
+
+    Raises ModelError where onnxruntime does not run the model, or its file is gone.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        model, present = _with_outputs(source, values) if values else (_serialized(source), {})
+        session = onnxruntime.InferenceSession(model, options, providers=chosen_providers(providers))
+        feeds = {value.name: batch[value.name] for value in session.get_inputs()}
+        names = [value.name for value in session.get_outputs() if value.type.startswith("tensor")]
+        results = dict(zip(names, session.run(names, feeds), strict=True))
+    except Exception as error:  # onnxruntime and protobuf raise their own kinds
+        raise ModelError(f"onnxruntime does not run it: {one_line(error)}") from error
+    if values:
+        return {tensor: np.asarray(results[value]) for tensor, value in present.items()}
+    return {name: np.asarray(result) for name, result in results.items()}
+
+
+def _serialized(source: Any) -> str | bytes:
+    """A path as it is, so that weights beside the file are found."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    proto = ir.to_proto(source) if isinstance(source, ir.Model) else source
+    return bytes(proto.SerializeToString())
+
+
+def _with_outputs(source: Any, values: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
+    """The model with further outputs, and which of the tensors it has."""
+    proto = onnx.ModelProto()
+    if isinstance(source, str | os.PathLike):
+        proto = onnx.load(os.fspath(source))
+    else:
+        proto.CopyFrom(ir.to_proto(source) if isinstance(source, ir.Model) else source)
+    computed = {name for node in proto.graph.node for name in node.output if name}
+    outputs = {value.name for value in proto.graph.output}
+    present = {tensor: value for tensor, value in values.items() if value in computed}
+    for value in dict.fromkeys(present.values()):
+        if value not in outputs:
+            proto.graph.output.append(onnx.ValueInfoProto(name=value))
+    return bytes(proto.SerializeToString()), present

@@ -1,0 +1,128 @@
+"""Coverage: how much of a network's weights and multiply-adds runs in integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from isobit.graph.graph import Graph, Node
+from isobit.graph.ops import RECURRENT, WEIGHTED
+from isobit.graph.sites import Input, Site, Tensor, Weight
+from isobit.placement.plan import Plan
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What of a network a plan puts in integers: bytes of float constants, and multiply-adds of one sample.
+
+    Sizes that the model leaves open count as 1. `uncounted` are layers of unknown shapes, whose multiply-adds are in
+    neither number.
+    """
+
+    weight_bytes: int
+    integer_weight_bytes: int
+    multiply_adds: int
+    integer_multiply_adds: int
+    uncounted: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, graph: Graph, plan: Plan) -> Coverage:
+        """The coverage of a plan."""
+        weight_bytes = integer_bytes = 0
+        for name, info in graph.weights.items():
+            if info.is_float and graph.uses(name):
+                size = prod(info.shape) * _bytes_of(info.dtype)
+                weight_bytes += size
+                integer_bytes += size if _is_integer_constant(graph, plan, name) else 0
+        total = integer = 0
+        uncounted = []
+        for node in graph.nodes:
+            if node.op not in WEIGHTED | RECURRENT:
+                continue
+            count = _multiply_adds(graph, node)
+            if count is None:
+                uncounted.append(node.name)
+                continue
+            total += count
+            operands = (0, 1, 2) if node.op in RECURRENT else (0, 1)
+            integer += count if all(_is_integer_input(plan, node, index) for index in operands) else 0
+        return cls(weight_bytes, integer_bytes, total, integer, tuple(uncounted))
+
+    @property
+    def weights(self) -> float | None:
+        """Share of the bytes of weights that are integers, 0 to 1; None where there are no weights."""
+        return self.integer_weight_bytes / self.weight_bytes if self.weight_bytes else None
+
+    @property
+    def compute(self) -> float | None:
+        """Share of the multiply-adds whose operands are integers, 0 to 1; None where there are none, or none known."""
+        return self.integer_multiply_adds / self.multiply_adds if self.multiply_adds else None
+
+    def __str__(self) -> str:
+        parts = [
+            f"{_percent(share)} of the {what}"
+            for share, what in ((self.weights, "weight bytes"), (self.compute, "multiply-adds"))
+            if share is not None
+        ]
+        text = ", ".join(parts) + " in integers" if parts else "there are no weights and no multiply-adds"
+        return f"{text} ({len(self.uncounted)} layers of unknown shape not counted)" if self.uncounted else text
+
+
+def _percent(share: float) -> str:
+    """One decimal, and never 100 or 0 where something is missing or there."""
+    if 0 < share < 1:
+        share = min(max(share, 0.001), 0.999)
+    return f"{100 * share:.1f} %"
+
+
+def _bytes_of(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize if dtype in ("float16", "float32", "float64") else 1
+
+
+def _is_integer(plan: Plan, *sites: Site) -> bool:
+    placement = next((plan.placements[site] for site in sites if site in plan.placements), None)
+    return placement is not None and placement.spec.is_integer
+
+
+def _is_integer_constant(graph: Graph, plan: Plan, name: str) -> bool:
+    """Whether every reader of a constant has it in integers."""
+    return all(_is_integer(plan, Input(use.node.name, use.index), Weight(name)) for use in graph.uses(name))
+
+
+def _is_integer_input(plan: Plan, node: Node, index: int) -> bool:
+    name = node.input(index) or ""
+    return _is_integer(plan, Input(node.name, index), Tensor(name), Weight(name))
+
+
+def _sizes(graph: Graph, name: str | None) -> list[int] | None:
+    """The shape of a tensor or constant for one sample, open sizes as 1."""
+    if name is not None and name in graph.weights:
+        return list(graph.weights[name].shape)
+    info = graph.tensors.get(name or "")
+    if info is None or info.shape is None:
+        return None
+    return [size if isinstance(size, int) else 1 for size in info.shape]
+
+
+def _multiply_adds(graph: Graph, node: Node) -> int | None:
+    """Multiply-adds of a layer, from the shapes that are known; None where they are not."""
+    data, weight = _sizes(graph, node.input(0)), _sizes(graph, node.input(1))
+    result = _sizes(graph, node.outputs[0])
+    if node.op in RECURRENT:
+        recurrent = _sizes(graph, node.input(2))
+        if data is None or weight is None or recurrent is None:
+            return None
+        return prod(data[:-1]) * (prod(weight) + prod(recurrent))
+    if node.op == "ConvTranspose":  # each element of the input meets the kernels of its channel
+        return None if data is None or weight is None else data[0] * prod(data[2:]) * prod(weight)
+    if result is None:
+        return None
+    if node.op == "Conv":
+        return None if weight is None else prod(result) * prod(weight[1:])
+    inner = data or weight
+    if not inner:
+        return None
+    # The canonical weight of Linear and of a constant MatMul has the inner axis last, as its input has.
+    return prod(result) * inner[-1]

@@ -1,0 +1,69 @@
+"""Weights of layers that stay in float though nobody asked for it, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from isobit.graph.graph import Graph, Use
+from isobit.graph.ops import RECURRENT, WEIGHTED
+from isobit.graph.sites import Input, Weight
+from isobit.placement.plan import Plan
+from isobit.placement.quant_config import QuantConfig
+from isobit.targets.target import Target
+
+_ROLES = ("weight", "recurrent_weight")
+
+
+@dataclass(frozen=True)
+class LeftWeight:
+    """A weight that one layer reads in float."""
+
+    name: str
+    op: str
+    why: str
+
+
+def left_weights(graph: Graph, plan: Plan, target: Target, config: QuantConfig) -> list[LeftWeight]:
+    """Weights of Conv, ConvTranspose, Linear, MatMul and recurrent layers that are in float without being told to.
+
+    An override to float, an exclusion and the target's list of exceptions are what was told.
+    """
+    left = []
+    for name, info in graph.weights.items():
+        if not info.is_float or Weight(name) in plan.placements or config.override(name)[0]:
+            continue
+        for use in graph.uses(name):
+            is_told = config.excludes(use.node) or use.node.op in target.excluded_ops
+            if _is_weight(use) and not is_told and Input(use.node.name, use.index) not in plan.placements:
+                left.append(LeftWeight(name, use.node.op, _why(graph, plan, target, name, use)))
+                break
+    return left
+
+
+def by_reason(left: Iterable[LeftWeight]) -> dict[str, list[LeftWeight]]:
+    """The weights grouped by what keeps them in float, the largest group first."""
+    groups: dict[str, list[LeftWeight]] = {}
+    for weight in left:
+        groups.setdefault(weight.why, []).append(weight)
+    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+
+
+def _is_weight(use: Use) -> bool:
+    """Whether a constant is multiplied with a signal here; the first operand of a MatMul may be the constant one."""
+    if use.node.op not in WEIGHTED | RECURRENT:
+        return False
+    return use.role in _ROLES or (use.node.op == "MatMul" and use.index == 0)
+
+
+def _why(graph: Graph, plan: Plan, target: Target, name: str, use: Use) -> str:
+    dtype, op = graph.weights[name].dtype, use.node.op
+    if dtype != "float32":
+        return f"it is {dtype}: only float32 is quantized, so convert the model to float32"
+    if not target.quantizes(op):
+        return f"target {target.name!r} runs {op} in float"
+    floats = {tensor: why for tensor, why in plan.floats.items() if tensor in graph.tensors}
+    others = [floats[other] for other in use.node.inputs if other is not None and other in floats]
+    if others:
+        return f"{op} reads a tensor that stays in float ({others[0]})"
+    return f"{op} stays in float"

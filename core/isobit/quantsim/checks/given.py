@@ -1,0 +1,113 @@
+"""The opened float model is compared with the user's own on one batch: nothing that follows is worth more than that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.backend.checked_model import CheckedModel
+from isobit.backend.optional import RunsGiven
+from isobit.data import Batch
+from isobit.errors import IsobitError, ModelError
+from isobit.graph.graph import Graph
+from isobit.graph.sites import Tensor
+from isobit.quantsim.checks.quality import Outputs, decibels
+from isobit.statistics.observer import Request
+
+#: Sums in another order stay far above these; half precision rounds much more.
+_LEAST_DECIBELS, _LEAST_OF_HALF = 60.0, 35.0
+
+#: Share of whole numbers, classes for example, that may differ: two equal scores come in either order.
+_TIES = 0.05
+
+
+def check_given(model: CheckedModel, batch: Batch, outputs: Outputs) -> str:
+    """Compare the outputs of the opened float model with those of the model as it was given.
+
+    Returns a note where they cannot be compared, else an empty text. Raises ModelError where they differ, which names
+    the first tensor that does.
+    """
+    if not isinstance(model.inner, RunsGiven):
+        return ""
+    try:
+        given = model.inner.run_given(batch)
+        different = _first_different(given, outputs, model.graph)
+        if different is None:
+            return ""
+        again = model.inner.run_given(batch)
+    except IsobitError as error:
+        return f"the opened model was not compared with the model as given: {error}"
+    if any(name in again and not np.array_equal(values, again[name]) for name, values in given.items()):
+        return "the opened model was not compared with the model as given, which is different in every run"
+    where = _where(model, batch)
+    name, what = different
+    first = f"; the first tensor that differs is {where!r}" if where else ""
+    raise ModelError(
+        f"the opened model is not the model as given: output {name!r} {what} on a batch of the data{first}. This is a "
+        "fault of isobit or of the file: report it with the model, or pass check=False to go on all the same"
+    )
+
+
+def _first_different(given: Outputs, opened: Outputs, graph: Graph) -> tuple[str, str] | None:
+    """The first output that differs, and how; None where all agree."""
+    types = {info.dtype for info in graph.tensors.values()} | {info.dtype for info in graph.weights.values()}
+    half = not types.isdisjoint(("float16", "bfloat16"))
+    for name, values in given.items():
+        if name in opened:
+            what = _difference(values, opened[name], _LEAST_OF_HALF if half else _LEAST_DECIBELS)
+            if what:
+                return name, what
+    return None
+
+
+def _difference(given: NDArray[Any], opened: NDArray[Any], least: float) -> str:
+    """How two arrays differ by more than rounding; empty where they do not."""
+    if given.shape != opened.shape:
+        return f"has shape {opened.shape}, not {given.shape}"
+    if given.dtype.kind != "f" or opened.dtype.kind != "f":
+        share = float(np.mean(given != opened)) if given.size else 0.0
+        return f"differs in {100 * share:.1f} % of its values" if share > _TIES else ""
+    if not np.array_equal(np.isfinite(given), np.isfinite(opened)):
+        return "holds NaN or infinity at other places"
+    finite = np.isfinite(given)
+    if not np.any(given[finite]) and np.all(np.abs(opened[finite]) < 1e-6):
+        return ""
+    ratio = decibels(given, opened)
+    return f"is {ratio:.1f} dB from it" if ratio < least else ""
+
+
+class _Keep:
+    """Keeps a tensor of one batch."""
+
+    wants: Any = "tensor"
+
+    def __init__(self) -> None:
+        self.values: NDArray[np.float32] | None = None
+
+    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
+        """Keep a copy."""
+        self.values = np.array(batch)
+
+
+def _where(model: CheckedModel, batch: Batch) -> str:
+    """The first tensor in execution order that differs; empty where it is not known."""
+    assert isinstance(model.inner, RunsGiven)
+    graph = model.graph
+    names = [t for node in graph.nodes for t in node.outputs if t in graph.tensors and graph.is_float(t)]
+    if model.edit_log:  # folding changes what tensors hold
+        return ""
+    try:
+        given = model.inner.run_given(batch, names)
+        kept = {name: _Keep() for name in names if name in given}
+        model.observe([batch], [Request(Tensor(name), keep) for name, keep in kept.items()])
+    except IsobitError:
+        return ""
+    for name, keep in kept.items():
+        values = keep.values
+        if values is None or values.size != given[name].size:
+            continue
+        if _difference(given[name].reshape(values.shape), values, _LEAST_DECIBELS):
+            return name
+    return ""

@@ -1,0 +1,44 @@
+"""A warning where a plan quantizes nothing, or leaves weights of layers in float without being told to."""
+
+from __future__ import annotations
+
+import warnings
+
+from isobit.errors import CoverageWarning
+from isobit.placement.coverage import Coverage
+from isobit.placement.left_weights import by_reason, left_weights
+from isobit.quantsim.simulation import Simulation
+
+#: Reasons, and names of each, that a warning shows; the report has them all.
+_REASONS_SHOWN, _NAMES_SHOWN = 4, 3
+
+
+def warn_of_coverage(simulation: Simulation) -> None:
+    """Warn where nothing is quantized, or where weights stay in float without being told to."""
+    text = coverage_problem(simulation)
+    if text and text not in simulation.warned:
+        simulation.warned.add(text)
+        warnings.warn(text, CoverageWarning, stacklevel=4)
+
+
+def coverage_problem(simulation: Simulation) -> str:
+    """What is wrong with how much the plan quantizes, for a warning; empty where nothing is."""
+    graph, plan, target = simulation.graph, simulation.plan, simulation.target
+    left = left_weights(graph, plan, target, simulation.config)
+    groups = by_reason(left)
+    reasons = []
+    for why, weights in list(groups.items())[:_REASONS_SHOWN]:
+        names = [weight.name for weight in weights[:_NAMES_SHOWN]]
+        more = f" and {len(weights) - len(names)} more" if len(weights) > len(names) else ""
+        reasons.append(f"{len(weights)} because {why}: {', '.join(names)}{more}")
+    if len(groups) > _REASONS_SHOWN:
+        reasons.append(f"{len(groups) - _REASONS_SHOWN} more reasons")
+    detail = "; ".join(reasons)
+    advice = "see report.left_in_float, and exclude or override what is meant to stay in float"
+    if not plan.placements:
+        because = f" ({detail})" if detail else ""
+        return f"nothing was quantized on target {target.name!r}{because}: see what was left in float, and why"
+    if not left:
+        return ""
+    plural = "weight stays" if len(left) == 1 else "weights stay"
+    return f"{len(left)} {plural} in float on target {target.name!r} ({Coverage.of(graph, plan)}): {detail}; {advice}"

@@ -1,0 +1,200 @@
+"""How much of a network is in integers, and the warnings where that is less than a user may think."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy_backend import NumpyBackend, NumpyModel
+from registries import own_registry
+from sketch import Sketch
+
+from isobit.canonical import canonicalize
+from isobit.errors import CoverageWarning, TargetWarning
+from isobit.graph.graph import Graph
+from isobit.graph.vocabulary import VOCABULARY
+from isobit.placement.coverage import Coverage
+from isobit.placement.left_weights import by_reason, left_weights
+from isobit.placement.place import place
+from isobit.placement.quant_config import QuantConfig
+from isobit.plugins import hookimpl
+from isobit.quantsim import QuantSim
+from isobit.targets import parse_target
+from isobit.targets.target import Target
+
+TARGETS = Path(__file__).parents[2] / "core" / "isobit" / "targets"
+
+
+def target(name: str = "default", **replaced: str) -> Target:
+    text = (TARGETS / f"{name}.toml").read_text("utf-8")
+    for old, new in replaced.items():
+        assert f'"{old}"' in text
+        text = text.replace(f'"{old}"', f'"{new}"')
+    return parse_target(text, "here.toml")
+
+
+def layers() -> tuple[Graph, dict[str, Any]]:
+    """Two convolutions, one grouped, a transposed one, a Linear and a product of two signals."""
+    sketch = Sketch(1)
+    x = sketch.input("x", "N", 4, 6, 6)
+    y = sketch.node("Conv", x, sketch.random("c.w", 8, 4, 3, 3), name="c", shape=("N", 8, 4, 4), group=1)
+    y = sketch.node("Conv", y, sketch.random("g.w", 8, 2, 1, 1), name="g", shape=("N", 8, 4, 4), group=4)
+    y = sketch.node("ConvTranspose", y, sketch.random("t.w", 3, 8, 2, 2), name="t", shape=("N", 3, 5, 5), group=1)
+    y = sketch.node("Reshape", y, name="r", shape=("N", 75))
+    y = sketch.node("Linear", y, sketch.random("l.w", 6, 75), sketch.random("l.b", 6), name="l", shape=("N", 6))
+    return sketch.graph(y), sketch.values
+
+
+def counted_by_loop() -> dict[str, int]:
+    """Multiply-adds of `layers`, one loop an axis."""
+    conv = sum(1 for _ in np.ndindex(8, 4, 4, 4, 3, 3))
+    grouped = sum(1 for _ in np.ndindex(8, 4, 4, 2, 1, 1))
+    transposed = sum(1 for _ in np.ndindex(8, 4, 4, 3, 2, 2))
+    return {"c": conv, "g": grouped, "t": transposed, "l": 6 * 75}
+
+
+@pytest.mark.parametrize("excluded", ["c", "g", "t", "l"])
+def test_multiply_adds_and_bytes_are_those_of_a_loop(excluded: str) -> None:
+    graph, values = layers()
+    coverage = Coverage.of(graph, place(graph, target(), QuantConfig(exclude=excluded)))
+    counts = counted_by_loop()
+    sizes = {name: values[name].nbytes for name in values}
+    out = sum(size for name, size in sizes.items() if name.startswith(excluded))
+    assert coverage.multiply_adds == sum(counts.values())
+    assert coverage.integer_multiply_adds == sum(counts.values()) - counts[excluded]
+    assert coverage.weight_bytes == sum(sizes.values())
+    assert coverage.integer_weight_bytes == sum(sizes.values()) - out
+    assert "% of the weight bytes" in str(coverage)
+
+
+def test_weights_alone_in_integers_compute_in_float() -> None:
+    graph, _ = layers()
+    coverage = Coverage.of(graph, place(graph, target(), QuantConfig(activations="float16")))
+    assert coverage.integer_multiply_adds == 0
+    assert coverage.weights is not None
+    assert coverage.weights > 0.9
+
+
+def test_nothing_to_count_is_said() -> None:
+    sketch = Sketch()
+    graph = sketch.graph(sketch.node("Relu", sketch.input("x", "N", 3), name="r", shape=("N", 3)))
+    coverage = Coverage.of(graph, place(graph, target()))
+    assert (coverage.weights, coverage.compute) == (None, None)
+    assert str(coverage) == "there are no weights and no multiply-adds"
+
+
+def test_products_of_two_signals_and_recurrent_layers_are_counted() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", 7, "N", 5)
+    sketch.node("LSTM", x, sketch.random("w", 12, 5), sketch.random("r", 12, 3), name="lstm", shape=(7, "N", 3))
+    y = sketch.node("Transpose", "lstm", name="turned", shape=("N", 7, 3), perm=(1, 0, 2))
+    z = sketch.node("Transpose", y, name="back", shape=("N", 3, 7), perm=(0, 2, 1))
+    graph = sketch.graph(sketch.node("MatMul", y, z, name="product", shape=("N", 7, 7)))
+    coverage = Coverage.of(graph, place(graph, target()))
+    assert coverage.multiply_adds == 7 * (12 * 5 + 12 * 3) + 7 * 7 * 3
+
+
+def test_a_layer_of_unknown_shape_is_named() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", "N", 4)
+    y = sketch.node("Linear", x, sketch.random("w", 2, 4), name="l", shape=None)
+    graph = sketch.graph(y)
+    assert Coverage.of(graph, place(graph, target())).uncounted == ("l",)
+
+
+@pytest.mark.parametrize(
+    ("config", "left"),
+    [
+        (QuantConfig(), {"c.w", "g.w"}),
+        (QuantConfig(exclude="g"), {"c.w"}),
+        (QuantConfig(overrides={"c.w": None}), {"g.w"}),
+        (QuantConfig(exclude="Conv"), set()),
+    ],
+)
+def test_weights_are_left_only_where_nobody_asked_for_it(config: QuantConfig, left: set[str]) -> None:
+    graph, _ = layers()
+    with pytest.warns(TargetWarning):
+        chip = target("onnxruntime-cpu", Conv="Convv")
+    weights = left_weights(graph, place(graph, chip, config), chip, config)
+    assert {weight.name for weight in weights} == left
+    assert list(by_reason(weights)) == (["target 'onnxruntime-cpu' runs Conv in float"] if left else [])
+
+
+def test_double_precision_is_a_reason() -> None:
+    graph, _ = layers()
+    graph = graph.with_weight("l.w", type(graph.weights["l.w"])((6, 75), "float64"))
+    weights = left_weights(graph, place(graph, target()), target(), QuantConfig())
+    assert [weight.name for weight in weights] == ["l.w"]
+    assert "it is float64" in weights[0].why
+
+
+@pytest.mark.parametrize(
+    ("op", "misspelt"), [("Conv", "Convv"), ("MatMul", "Matmul"), ("Softmax", "SoftMaxx"), ("Concat", "Concatt")]
+)
+def test_an_op_that_does_not_exist_is_a_warning_with_a_guess(op: str, misspelt: str) -> None:
+    with pytest.warns(TargetWarning) as caught:
+        target("onnxruntime-cpu", **{op: misspelt})
+    assert all(f"there is no operation {misspelt!r} (did you mean {op!r}?)" in str(w.message) for w in caught)
+
+
+@pytest.mark.parametrize("op", ["com.microsoft::Gelu", "Einsum", "GridSample", "Linear"])
+def test_ops_that_exist_and_those_of_other_domains_are_none(op: str) -> None:
+    target("onnxruntime-cpu", Gather=op)
+
+
+def test_the_vocabulary_holds_all_of_onnx() -> None:
+    missing = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""} - VOCABULARY
+    assert not missing
+
+
+@pytest.fixture
+def _numpy_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    @hookimpl
+    def isobit_backends() -> list[NumpyBackend]:
+        return [NumpyBackend()]
+
+    point = SimpleNamespace(name="numpy", value="here", dist=None)
+    point.load = lambda: SimpleNamespace(isobit_backends=isobit_backends)
+    found = own_registry(point)
+    monkeypatch.setattr("isobit.quantsim.quantsim.registry", lambda: found)
+
+
+def linear() -> NumpyModel:
+    sketch = Sketch()
+    y = sketch.input("x", "N", 4)
+    for name in ("a", "b", "c", "d"):
+        y = sketch.node("Linear", y, sketch.random(f"{name}.w", 4, 4), name=name, shape=("N", 4))
+    return NumpyModel(canonicalize(sketch.graph(y)), sketch.values)
+
+
+@pytest.mark.usefixtures("_numpy_is_installed")
+def test_calibration_warns_once_with_count_and_reasons() -> None:
+    with pytest.warns(TargetWarning):
+        chip = target("onnxruntime-cpu", Linear="Liner")
+    sim = QuantSim(linear(), target=chip)
+    data = np.ones((3, 4), np.float32)
+    with pytest.warns(CoverageWarning) as caught:
+        sim.calibrate(data)
+    text = str(caught[0].message)
+    assert "nothing was quantized" in text
+    assert "4 because target 'onnxruntime-cpu' runs Linear in float: a.w, b.w, c.w and 1 more" in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sim.calibrate(data)
+        sim.recalibrate("mse")
+
+
+@pytest.mark.usefixtures("_numpy_is_installed")
+@pytest.mark.parametrize("settings", [{"exclude": "a"}, {"overrides": {"b.w": None}}, {"exclude": ("c", "d")}])
+def test_what_was_asked_for_is_no_warning(settings: Any) -> None:
+    sim = QuantSim(linear(), **settings)
+    sim.calibrate(np.ones((3, 4), np.float32))
+    coverage = sim.report.coverage
+    assert coverage.weights is not None
+    assert 0 < coverage.weights < 1
+    assert f"coverage      {coverage}" in str(sim.report)

@@ -1,0 +1,70 @@
+"""The written file is run in every session that users may run it in, and the summary says how far each is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import isobit
+from isobit.errors import ModelError
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+with np.load(DIGITS / "calibration.npz") as archive:
+    IMAGES = archive["image"][:48]
+SESSIONS = ["float mode (session.disable_quant_qdq=1)", "default session", "session.x64quantprecision=1"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"target": "onnxruntime-cpu"}, {"weights": "int4", "target": "onnxruntime-cpu"}, {"recipe": "ptq"}]
+)
+def test_every_session_is_compared(tmp_path: Path, settings: dict[str, Any]) -> None:
+    sim = isobit.quantize(DIGITS / "model.onnx", IMAGES, **settings)
+    result = sim.export(tmp_path)
+    assert [check.session for check in result.checks] == SESSIONS
+    text = result["summary"].read_text("utf-8")
+    for check in result.checks:
+        assert f"  {check}\n" in text
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(str(result["model"]), options)
+    batch = IMAGES[:32]
+    (logits,) = session.run(None, {session.get_inputs()[0].name: batch})
+    assert result.checks[0].equal == np.mean(logits == sim.run(batch)["logits"])
+    assert result.checks[0].equal > 0.95
+    assert f"logits: {result.sqnr['logits']:.1f} dB" in text
+
+
+def test_without_a_batch_it_is_not_checked(tmp_path: Path) -> None:
+    isobit.quantize(DIGITS / "model.onnx", IMAGES).save(tmp_path / "saved")
+    result = isobit.load(tmp_path / "saved", DIGITS / "model.onnx").export(tmp_path / "out")
+    assert result.checks == ()
+    assert "not checked, because no batch of calibration is at hand" in result["summary"].read_text("utf-8")
+
+
+def test_without_onnxruntime_it_is_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = isobit.quantize(DIGITS / "model.onnx", IMAGES)
+    monkeypatch.setattr("isobit_onnx.backend.OnnxBackend.run_written", lambda *_: [])
+    assert "not checked, because onnxruntime is not installed" in sim.export(tmp_path)["summary"].read_text("utf-8")
+
+
+def test_a_poor_result_says_what_to_try(tmp_path: Path) -> None:
+    sim = isobit.quantize(DIGITS / "model.onnx", IMAGES, weights="int2", activations="uint2")
+    result = sim.export(tmp_path)
+    assert result.sqnr["logits"] < 20
+    assert "that is poor: try recipe='ptq'" in result["summary"].read_text("utf-8")
+
+
+def test_a_file_that_does_not_load_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = isobit.quantize(DIGITS / "model.onnx", IMAGES)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel for Conv conv1")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(ModelError, match=r"no kernel for Conv conv1; nothing was written: .*exclude"):
+        sim.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
