@@ -48,7 +48,7 @@ def write_qdq(model: BackendModel, encodings: Encodings, path: Path) -> list[str
     The file is loaded by onnxruntime before it counts as written, where onnxruntime is installed.
     """
     plan = model.qdq_plan(encodings) if isinstance(model, PlansQdq) else _plan_by_names(model, encodings)
-    insert_quantizers(plan.float_model, plan.placed, plan.interior)
+    insert_quantizers(plan.float_model, plan.placed, plan.interior, for_every_session=True)
     infer_shapes(plan.float_model)
     save_model(plan.float_model, path)
     check_complete(path, plan.placed, plan.interior)

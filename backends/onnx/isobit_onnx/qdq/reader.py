@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
@@ -21,6 +22,7 @@ from isobit.formats import Names, Place
 from isobit.formats.native_grid import canonical_encoding
 from isobit.graph import Site, Tensor, Weight
 from isobit_onnx.read.error_text import first_line
+from isobit_onnx.translate.translate import readers_through_views
 
 _TYPES = {
     ir.DataType.INT4: "int4", ir.DataType.INT8: "int8", ir.DataType.INT16: "int16", ir.DataType.INT32: "int32",
@@ -30,6 +32,8 @@ _TYPES = {
 }  # fmt: skip
 #: How tools call the integers of a constant; what is left is the constant's name.
 _ENDINGS = ("_quantized", "_QuantizeLinear_Output", "_q", "_float16", "_bfloat16")
+#: The integers of one constant for another reader.
+_ANOTHER_READER = re.compile(r"_quantized_\d+$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +84,20 @@ def read_qdq(path: str | PathLike[str], names: Names | None) -> Encodings:
 
 
 def _grids_by_reader(entries: Sequence[QuantizedValue]) -> Iterator[QuantizedValue]:
-    """The entries; where an activation has several grids, each is for its own readers alone."""
+    """The entries; where a value has several grids, each is for its own readers alone."""
+    known = {entry.name for entry in entries}
     grids: dict[str, set[tuple[QuantSpec, bytes, bytes]]] = {}
     for entry in entries:
-        grids.setdefault(entry.name, set()).add(_grid_key(entry.grid))
+        grids.setdefault(_whole(entry), set()).add(_grid_key(entry.grid))
     for entry in entries:
-        yield replace(entry, for_some_readers=True) if entry.shape is None and len(grids[entry.name]) > 1 else entry
+        name = _whole(entry)
+        entry = replace(entry, name=name if name in known else entry.name)
+        yield replace(entry, for_some_readers=True) if len(grids[name]) > 1 else entry
+
+
+def _whole(entry: QuantizedValue) -> str:
+    """The name of the value that an entry is for all readers or for one."""
+    return entry.name if entry.shape is None else _ANOTHER_READER.sub("", entry.name)
 
 
 def _grid_key(grid: FileGrid) -> tuple[QuantSpec, bytes, bytes]:
@@ -170,7 +182,8 @@ class _QdqReader:
         name, tensor = source.name or "", source.const_value
         stem = next((name.removesuffix(end) for end in _ENDINGS if name.endswith(end)), name)
         shape = tuple(tensor.numpy().shape) if tensor is not None else ()
-        return QuantizedValue(stem, grid, shape, self._readers(node), False, at)
+        readers = readers_through_views(node.outputs[0])
+        return QuantizedValue(stem, grid, shape, tuple((reader.name or "", i) for reader, i in readers), False, at)
 
     def _readers(self, node: ir.Node) -> tuple[tuple[str, int], ...]:
         return tuple((use.node.name or "", use.idx) for use in node.outputs[0].uses())
@@ -277,18 +290,21 @@ def _placed(entry: QuantizedValue, names: Names | None) -> Iterator[tuple[Site |
             for reader in single or (place.site,):
                 yield reader, encoding
         else:
-            yield place.site, canonical_encoding(
+            encoding = canonical_encoding(
                 grid.spec, grid.scale, grid.zero_point, grid.axis, place.native, place.layout,
                 channel_axis=place.channel_axis,
             )  # fmt: skip
+            for reader in _single_readers_of_constant(entry, place, names) or (place.site,):
+                yield reader, encoding
 
 
 def _places(entry: QuantizedValue, names: Names) -> list[Place]:
     """By name, and for a constant also by who reads it: tools give it new names."""
     is_constant = entry.shape is not None
     places = [place for place in names.find(entry.name) if place.is_constant == is_constant]
-    if is_constant and not places:
-        places = [place for reader in entry.readers for place in names.constants_at(*reader)]
+    if is_constant and (entry.for_some_readers or not places):
+        by_reader = [place for reader in entry.readers for place in names.constants_at(*reader)]
+        places = by_reader or places
     if is_constant:
         places = [place for place in places if place.native == entry.shape]
     return list(dict.fromkeys(places))
@@ -299,3 +315,12 @@ def _single_readers(entry: QuantizedValue, place: Place, names: Names) -> list[S
     if not entry.for_some_readers or place.inner:
         return []
     return [site for reader in entry.readers if (site := names.inputs.get(reader)) is not None]
+
+
+def _single_readers_of_constant(entry: QuantizedValue, place: Place, names: Names) -> list[Site]:
+    """The readers that an entry is for, where others read the same constant on another grid."""
+    if not entry.for_some_readers:
+        return []
+    readers = {key: site for key, site in names.inputs.items() if place in names.constants_at(*key)}
+    mine = [site for key, site in readers.items() if key in entry.readers]
+    return list(mine) if len(mine) < len(readers) else []

@@ -18,7 +18,7 @@ from isobit.graph import to_canonical, to_native
 from isobit_onnx.qdq.grids import OnnxGrid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.translate.sites import NativeSite
-from isobit_onnx.translate.translate import view_chain
+from isobit_onnx.translate.translate import readers_through_views, view_chain
 
 Placed = Iterable[tuple[NativeSite, Encoding]]
 
@@ -31,13 +31,14 @@ class Quantized(NamedTuple):
 
 
 def insert_quantizers(
-    model: ir.Model, placed: Placed, interior: Mapping[str, Encoding] | None = None
+    model: ir.Model, placed: Placed, interior: Mapping[str, Encoding] | None = None, *, for_every_session: bool = False
 ) -> dict[str, Quantized]:
     """Quantize every site of `placed` in `model`; `interior` are further values of an export, by name.
 
-    Returns what is quantized for all its readers, by the name that it had.
+    `for_every_session` gives each reader of an int8 constant integers of its own. Returns what is quantized for all its
+    readers, by the name that it had.
     """
-    writer = _QdqWriter(model)
+    writer = _QdqWriter(model, for_every_session=for_every_session)
     for_some_readers = [(site, encoding) for site, encoding in placed if site.readers is not None]
     for_all_readers = [(site, encoding) for site, encoding in placed if site.readers is None]
     for site, encoding in for_some_readers:  # first: these readers leave the float value before all others do
@@ -50,8 +51,8 @@ def insert_quantizers(
 
 
 class _QdqWriter:
-    def __init__(self, model: ir.Model) -> None:
-        self.graph = model.graph
+    def __init__(self, model: ir.Model, *, for_every_session: bool = False) -> None:
+        self.graph, self.for_every_session = model.graph, for_every_session
         self.nodes = {node.name or "": node for node in model.graph}
         self.values = {v.name or "": v for v in ir.convenience.create_value_mapping(model.graph).values()}
         self.taken: set[str] = set()  # names of what was added
@@ -66,6 +67,9 @@ class _QdqWriter:
         if value is None:
             raise KeyError(f"value {site.value!r} is not in the model")
         if value.is_initializer() and not value.is_graph_input():
+            separate = self._separate_constants(value, site, encoding)
+            if separate is not None:
+                return Quantized(value, separate)
             result = self._constant(value, site, encoding)
         else:
             result = self._activation(value, encoding)
@@ -136,6 +140,25 @@ class _QdqWriter:
             )
         result.shape, result.type = ir.Shape(native.shape), ir.TensorType(ir.DataType.FLOAT)
         self.graph.insert_before(self.graph[0], nodes)
+        return result
+
+    def _separate_constants(self, value: ir.Value, site: NativeSite, encoding: Encoding) -> ir.Value | None:
+        """An initializer for each reader where several read int8, None where one will do.
+
+        With session.x64quantprecision onnxruntime (1.32) makes uint8 of int8 constants, under one name for all readers
+        of a constant, and refuses the second.
+        """
+        if not self.for_every_session or stored_type(encoding.spec, activation=False) != ir.DataType.INT8:
+            return None
+        named = site.readers
+        readers = (
+            readers_through_views(value) if named is None else [(self.nodes[name], index) for name, index in named]
+        )
+        if len(readers) < 2 or value.is_graph_output():
+            return None
+        for node, index in readers:
+            result = self._constant(value, site, encoding)
+            self._reread(node, index, value, result)
         return result
 
     def _operands(self, grid: OnnxGrid, stem: str) -> list[ir.Value]:

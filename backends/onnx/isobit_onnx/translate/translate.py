@@ -154,6 +154,7 @@ def _attribute(attribute: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+#: Ops that pass the numbers of input 0 on.
 _VIEWS = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout", "Cast"})
 
 
@@ -177,3 +178,13 @@ def view_chain(value: ir.Value) -> list[ir.Value]:
         chain.append(producer.inputs[0])
         producer = producer.inputs[0].producer()
     return chain
+
+
+def readers_through_views(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Who reads a value, directly or by views."""
+    readers: list[tuple[ir.Node, int]] = []
+    for use in value.uses():
+        seen = use.node.outputs[0]
+        is_view = use.node.op_type in _VIEWS and use.idx == 0 and not seen.is_graph_output()
+        readers += readers_through_views(seen) if is_view else [(use.node, use.idx)]
+    return readers

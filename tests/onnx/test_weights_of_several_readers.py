@@ -1,0 +1,109 @@
+"""A weight that several nodes read: the exported file loads and agrees in each session, and its encodings load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto
+from small_models import model, node, value
+
+import isobit
+
+LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
+RNG = np.random.default_rng(3)
+
+
+def _normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+ROWS = [value("x", ["n", 8])], [value("y", ["n", 8])]
+VIEW = node("Transpose", "w", "v", perm=[1, 0])
+NETWORKS: Mapping[str, tuple[onnx.ModelProto, np.ndarray]] = {
+    "convolutions": (
+        model(
+            [node("Conv", "x w", "h", pads=[1] * 4), node("Relu", "h", "r"), node("Conv", "r w", "y", pads=[1] * 4)],
+            [value("x", ["n", 8, 6, 6])],
+            [value("y", ["n", 8, 6, 6])],
+            {"w": _normal(8, 8, 3, 3) / 8},
+        ),
+        _normal(4, 8, 6, 6),
+    ),
+    "products": (
+        model(
+            [node("MatMul", "x w", "h"), node("Tanh", "h", "t"), node("MatMul", "t w", "y")],
+            *ROWS,
+            {"w": _normal(8, 8)},
+        ),
+        _normal(16, 8),
+    ),
+    "product and Gemm": (
+        model(
+            [node("MatMul", "x w", "h"), node("Relu", "h", "r"), node("Gemm", "r w b", "y", transB=1)],
+            *ROWS,
+            {"w": _normal(8, 8), "b": _normal(8)},
+        ),
+        _normal(16, 8),
+    ),
+    "three, one by a view": (
+        model(
+            [
+                *(VIEW, node("MatMul", "x w", "h"), node("MatMul", "h v", "k")),
+                *(node("Relu", "k", "r"), node("MatMul", "r w", "y")),
+            ],
+            *ROWS,
+            {"w": _normal(8, 8)},
+        ),
+        _normal(16, 8),
+    ),
+    "embedding and head": (
+        model(
+            [VIEW, node("Gather", "w x", "e"), node("Relu", "e", "r"), node("MatMul", "r v", "y")],
+            [value("x", ["n"], TensorProto.INT64)],
+            [value("y", ["n", 12])],
+            {"w": _normal(12, 8)},
+        ),
+        RNG.integers(0, 12, 32),
+    ),
+    "recurrent": (
+        model(
+            [
+                node("LSTM", "x w w", "h", hidden_size=8),
+                node("LSTM", "x w w", "k", hidden_size=8, direction="reverse"),
+                node("Add", "h k", "y"),
+            ],
+            [value("x", [5, "n", 8])],
+            [value("y", [5, 1, "n", 8])],
+            {"w": _normal(1, 32, 8) / 3},
+        ),
+        _normal(5, 4, 8),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*runs LSTM in float")
+@pytest.mark.parametrize("target", ["default", "onnxruntime-cpu"])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_file_loads_in_each_session(kind: str, target: str, tmp_path: Path) -> None:
+    proto, batch = NETWORKS[kind]
+    feeds = {"x": batch}
+    sim = isobit.quantize(proto, feeds, target=target, progress=False)
+    path = sim.export(tmp_path)["model"]
+    (simulated,) = sim.run(feeds).values()
+    for entry in ("0", "1"):
+        for level in LEVELS:
+            options = onnxruntime.SessionOptions()
+            options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+            options.add_session_config_entry("session.x64quantprecision", entry)
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            (executed,) = session.run(None, feeds)
+            # A value on the edge of two steps may fall either way in integer kernels.
+            assert np.abs(executed - simulated).max() <= 0.05 * np.abs(simulated).max(), (level, entry)
+    again = isobit.QuantSim(proto, target=target)
+    again.load_encodings(path)
+    np.testing.assert_array_equal(next(iter(again.run(feeds).values())), simulated)
