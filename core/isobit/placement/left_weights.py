@@ -66,4 +66,6 @@ def _why(graph: Graph, plan: Plan, target: Target, name: str, use: Use) -> str:
     others = [floats[other] for other in use.node.inputs if other is not None and other in floats]
     if others:
         return f"{op} reads a tensor that stays in float ({others[0]})"
+    if all(other in graph.weights for other in use.node.inputs if other is not None):
+        return f"{op} reads constants alone"
     return f"{op} stays in float"

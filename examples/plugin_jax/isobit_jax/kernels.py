@@ -49,21 +49,11 @@ def _batch_norm(node: Node, x: Any, *operands: Any) -> Any:
     return (x - mean) / jnp.sqrt(variance + node.attributes["epsilon"]) * scale + shift
 
 
-def _axes(node: Node) -> tuple[int, ...]:
-    return tuple(node.attributes.get("axes", range(node.attributes["axis"], 0)))
-
-
-def _along(vector: Any, node: Node) -> Any:
-    return jnp.reshape(vector, (*jnp.shape(vector), *(1,) * (-1 - _axes(node)[-1])))
-
-
-def _layer_norm(node: Node, x: Any, scale: Any = 1.0, shift: Any = 0.0) -> Any:
-    return _rms_norm(node, x - x.mean(_axes(node), keepdims=True), scale) + _along(shift, node)
-
-
-def _rms_norm(node: Node, x: Any, scale: Any = 1.0) -> Any:
-    power = (x**2).mean(_axes(node), keepdims=True)
-    return x / jnp.sqrt(power + node.attributes["epsilon"]) * _along(scale, node)
+def _norm(node: Node, x: Any, scale: Any = 1.0, shift: Any = 0.0) -> Any:
+    axes = tuple(node.attributes.get("axes", range(node.attributes["axis"], 0)))
+    scale, shift = (jnp.expand_dims(operand, tuple(range(axes[-1] + 1, 0))) for operand in (scale, shift))
+    x = x - x.mean(axes, keepdims=True) * (node.op == "LayerNormalization")
+    return x / jnp.sqrt((x**2).mean(axes, keepdims=True) + node.attributes["epsilon"]) * scale + shift
 
 
 def _max_pool(node: Node, x: Any) -> Any:
@@ -96,7 +86,7 @@ KERNELS: Mapping[str, Kernel] = {
         "Max": jnp.maximum, "Min": jnp.minimum,
     }.items()},
     "Conv": _conv, "ConvTranspose": _conv_transpose, "Linear": _plain(product), "BatchNormalization": _batch_norm,
-    "LayerNormalization": _layer_norm, "RMSNormalization": _rms_norm, "MaxPool": _max_pool,
+    "LayerNormalization": _norm, "RMSNormalization": _norm, "MaxPool": _max_pool,
     "LSTM": _recurrent(lstm), "GRU": _recurrent(gru),
     "MatMul": lambda node, a, b: a @ b * node.attributes.get("scale", 1.0),
     "Softmax": lambda node, x: jax.nn.softmax(x, node.attributes["axis"]),
