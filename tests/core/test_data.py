@@ -143,6 +143,57 @@ def test_data_goes_round_again_or_says_that_it_cannot() -> None:
         once.require_passes(1, "calibration")
 
 
+SIDE = np.arange(5, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("side", "value"),
+    [
+        (((),), np.float32(0.5)),
+        (((),), np.array(0.5, np.float32)),
+        (((),), 2),
+        (((), "int64"), 16000),
+        (((5,),), SIDE),
+        ((("K",),), SIDE),
+        ((("K", "N"),), np.zeros((0, 10), np.float32)),
+    ],
+)
+def test_a_side_input_of_a_whole_set_goes_to_each_batch(side: tuple[Any, ...], value: Any) -> None:
+    """Numbers, tables and empty memories hold no samples, or hold them on another axis."""
+    dataset = Dataset({"x": ROWS, "side": value}, graph_of(x=(("N", 3),), side=side), batch_size=4)
+    batches = list(dataset)
+    assert len(batches) == len(dataset) == 3
+    np.testing.assert_array_equal(np.concatenate([batch["x"] for batch in batches]), ROWS)
+    for batch in batches:
+        if side[0] == ("K", "N"):
+            assert batch["side"].shape == (0, len(batch["x"]))
+        else:
+            np.testing.assert_array_equal(batch["side"], value)
+
+
+def test_a_model_for_one_sample_has_side_inputs_too() -> None:
+    graph = graph_of(x=((1, 3),), rate=((1,),))
+    batches = list(Dataset({"x": ROWS, "rate": SIDE[1:2]}, graph))
+    assert len(batches) == 10
+    assert all(batch["rate"] == SIDE[1] for batch in batches)
+
+
+def test_samples_lie_where_the_batch_is() -> None:
+    """The state of a recurrent layer has its layers in front of the samples."""
+    graph = graph_of(x=(("N", 3),), state=((2, "N", 4),))
+    state = np.arange(80, dtype=np.float32).reshape(2, 10, 4)
+    batches = list(Dataset({"x": ROWS, "state": state}, graph, batch_size=4))
+    np.testing.assert_array_equal(np.concatenate([batch["state"] for batch in batches], axis=1), state)
+    with pytest.raises(DataError, match="different numbers of samples"):
+        list(Dataset([{"x": ROWS, "state": state[:, :3]}], graph))
+
+
+def test_what_is_empty_before_the_first_step_is_no_error() -> None:
+    graph = graph_of(x=(("N", 3),), past=(("N", "past", 4),))
+    (batch,) = Dataset([{"x": ROWS, "past": np.zeros((10, 0, 4), np.float32)}], graph)
+    assert batch["past"].shape == (10, 0, 4)
+
+
 BAD = ROWS.copy()
 BAD[4, 1] = np.nan
 INFINITE = ROWS.copy()

@@ -32,5 +32,5 @@ class DataFiles:
             yield
         except DataError as error:
             where = self.where() if self.where is not None else str(self.path)
-            message = str(error).replace("ask to ignore it", "pass --ignore-non-finite")
+            message = str(error).replace("pass ignore_non_finite=True", "pass --ignore-non-finite")
             raise DataError(message if message.startswith(where) else f"{where}: {message}") from error

@@ -236,7 +236,7 @@ def refuse_non_finite(statistics: Statistics, model: CheckedModel, dataset: Data
     where = "" if dataset.is_one_shot else f" in batch {_first_bad_batch(bad, model, dataset)}"
     raise DataError(
         f"tensor {str(bad)!r} holds NaN or infinity{where}, though the inputs are finite: "
-        "check the model, or ask to ignore it"
+        "check the model, or pass ignore_non_finite=True"
     )
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.assign_leaves import assign_leaves, is_array
-from isobit.errors import DataError, ModelError, did_you_mean
+from isobit.data.arrays import is_array, to_numpy
+from isobit.data.assign_leaves import assign_leaves
+from isobit.data.samples import SampleAxes, cut_batches
+from isobit.errors import DataError, did_you_mean
 from isobit.graph.graph import Graph, TensorInfo
 
 #: Arrays by the names of the inputs; axis 0 holds the samples.
@@ -43,7 +45,8 @@ class Dataset:
         self._source = source
         self._inputs = inputs
         self._ignore_non_finite = ignore_non_finite
-        self._batch_size = self._fixed_batch() or batch_size
+        self._samples = SampleAxes.of(self._infos())
+        self._batch_size = self._samples.fixed or batch_size
         self._consumed = False
         self._first: Batch | None = None  # of the first pass
         self.batches_seen = 0  # of the longest pass
@@ -64,8 +67,8 @@ class Dataset:
         """Number of batches, 0 where it is not known."""
         whole_arrays = self._whole_set()
         if whole_arrays is not None:
-            counts = [a.shape[0] for name, a in whole_arrays.items() if a.ndim and self._batch_symbol(name) is not None]
-            return -(-counts[0] // self._batch_size) if counts else 1
+            axes = self._samples.cut(whole_arrays)
+            return -(-_total(whole_arrays, axes) // self._batch_size) if axes else 1
         try:
             return len(self._source)
         except TypeError:
@@ -100,19 +103,6 @@ class Dataset:
         return self._first
 
     # --- where batches come from -----------------------------------------------------------------------------------
-
-    def _fixed_batch(self) -> int | None:
-        """The model's own batch size, where axis 0 of every input is that number."""
-        sizes = {info.shape[0] if info.shape else None for info in self._infos().values()}
-        size = sizes.pop() if len(sizes) == 1 else None
-        return size if isinstance(size, int) else None
-
-    def _batch_symbol(self, name: str) -> str | None:
-        """What the model calls axis 0 of an input; None for a fixed size, which is no batch."""
-        shape = self.graph.tensors[name].shape
-        if shape is None or not shape:
-            return None
-        return None if isinstance(shape[0], int) and self._fixed_batch() is None else str(shape[0])
 
     def _infos(self) -> dict[str, TensorInfo]:
         return {name: self.graph.tensors[name] for name in self.graph.inputs}
@@ -149,23 +139,22 @@ class Dataset:
         yield from source
 
     def _cut(self, whole: Mapping[str, NDArray[Any]]) -> Iterator[Batch]:
-        cut = {name: array for name, array in whole.items() if self._batch_symbol(name) is not None or array.ndim == 0}
-        if not cut:  # no input has the batch on axis 0: the arrays are one batch
+        axes = self._samples.cut(whole)
+        if not axes:  # no input follows the batch: the arrays are one batch
             yield dict(whole)
             return
-        counts = {name: array.shape[0] if array.ndim else 0 for name, array in cut.items()}
-        if len(set(counts.values())) > 1:
-            raise DataError(f"the arrays hold different numbers of samples: {counts}")
-        total = min(counts.values(), default=0)
-        fixed = self._fixed_batch()
+        total, fixed = _total(whole, axes), self._samples.fixed
         if fixed and total % fixed:
             left_over = total % fixed
             note = f"the last {left_over} sample(s) do not fill the model's fixed batch of {fixed}: left out"
             self.notes[note] = None
-            total -= total % fixed
-        for start in range(0, total, self._batch_size):
-            end = min(start + self._batch_size, total)
-            yield {name: array[start:end] if name in cut else array for name, array in whole.items()}
+            total -= left_over
+        for name in whole:
+            if whole[name].ndim and name in self._samples.by_name and name not in axes:
+                self.notes[
+                    f"input {name!r} holds no sample of its own for each of the others': every batch has it whole"
+                ] = None
+        yield from cut_batches(whole, axes, total, self._batch_size)
 
     # --- checking one batch ----------------------------------------------------------------------------------------
 
@@ -175,13 +164,8 @@ class Dataset:
             raw = self._inputs(raw)
         batch = self._as_dict(raw, where)
         for name, info in self._infos().items():
-            batch[name] = self._conform(batch[name], info, f"input {name!r} in {where}")
-        sizes: dict[str, dict[str, int]] = {}
-        for name, array in batch.items():
-            symbol = self._batch_symbol(name)
-            if symbol is not None and array.ndim:
-                sizes.setdefault(symbol, {})[name] = array.shape[0]
-        for group in sizes.values():
+            batch[name] = self._conform(batch[name], name, info, f"input {name!r} in {where}")
+        for group in self._samples.counts(batch):
             if len(set(group.values())) > 1:
                 raise DataError(f"the inputs in {where} hold different numbers of samples: {group}")
         return batch
@@ -212,20 +196,22 @@ class Dataset:
             self.notes[f"the data also holds {', '.join(left)}, which the model does not read"] = None
         return {name: to_numpy(assigned[name]) for name in names}
 
-    def _conform(self, array: NDArray[Any], info: TensorInfo, where: str) -> NDArray[Any]:
+    def _conform(self, array: NDArray[Any], name: str, info: TensorInfo, where: str) -> NDArray[Any]:
         dtype = np.dtype(info.dtype) if info.dtype != "bfloat16" else np.dtype(np.float32)
+        if array.ndim == 0 and dtype.kind == "f" and array.dtype.kind in "iu":  # a number as one writes it
+            array = array.astype(dtype)
         if array.dtype.kind not in _SAME_KIND.get(dtype.kind, dtype.kind):
             raise DataError(f"{where} is {array.dtype}, and the model takes {dtype}: convert it (and scale it) first")
         if array.dtype.kind == "f" and not self._ignore_non_finite and not np.all(np.isfinite(array)):
             bad = "NaN" if np.any(np.isnan(array)) else "infinity"
-            raise DataError(f"{where} holds {bad}: clean the data, or ask to ignore it")
+            raise DataError(f"{where} holds {bad}: clean the data, or pass ignore_non_finite=True")
         if info.shape is not None:
             shape_fits = array.ndim == len(info.shape) and all(
                 not isinstance(want, int) or want == have for want, have in zip(info.shape, array.shape, strict=True)
             )
             if not shape_fits:
                 raise DataError(f"{where} has shape {array.shape}, and the model takes {_shape_text(info)}")
-        if array.size == 0:
+        if array.size == 0 and not self._may_be_empty(name, array, info):
             raise DataError(f"{where} is empty, shape {array.shape}")
         with np.errstate(over="ignore"):
             converted = np.asarray(array, dtype, order="C")
@@ -235,50 +221,17 @@ class Dataset:
             raise DataError(f"{where} holds values too large for {dtype}, which the model takes")
         return converted
 
-
-def example_of(source: Any, inputs: Callable[[Any], Any] | None = None, samples: int = 2) -> Any:
-    """One batch of `source` as `inputs` picks it, for frameworks that need one; None where that would lose it."""
-    raw = _raw_example(source, samples)
-    return raw if raw is None or inputs is None else inputs(raw)
-
-
-def _raw_example(source: Any, samples: int) -> Any:
-    if isinstance(source, Iterator) or source is None:
-        return None
-    if is_array(source):
-        return source[:samples]
-    if isinstance(source, Mapping):
-        return {name: value[:samples] for name, value in source.items()}
-    if callable(source) and not hasattr(source, "__iter__"):
-        source = source()
-    return next(iter(source), None) if isinstance(source, Iterable) else None
+    def _may_be_empty(self, name: str, array: NDArray[Any], info: TensorInfo) -> bool:
+        """Whether a batch may hold an array without values: no cache yet, no boxes; but some samples."""
+        axis = self._samples.by_name.get(name)
+        if info.shape is None or (axis is not None and array.shape[axis] == 0):
+            return False
+        return any(not isinstance(size, int) or size == 0 for size in info.shape)
 
 
-def example_by_name(example: Any, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The arrays of an example batch by input: its own keys, or `names` in order. Raises ModelError."""
-    if example is None:
-        raise ModelError("the model does not say its shapes: pass example_inputs, one batch of the model's inputs")
-    if isinstance(example, Mapping):
-        return {str(name): to_numpy(array) for name, array in example.items()}
-    arrays = example if isinstance(example, list | tuple) else [example]
-    if len(names) < len(arrays):
-        raise ModelError(f"the model takes {len(names)} inputs ({', '.join(names)}); the example has {len(arrays)}")
-    return {name: to_numpy(array) for name, array in zip(names, arrays, strict=False)}
-
-
-def to_numpy(value: Any) -> NDArray[Any]:
-    """A NumPy array of an array, a tensor of any framework (also on a device), or a nested list of numbers."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # which NumPy does not have
-            value = value.float()
-    try:
-        array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
-    except ValueError as error:  # rows of different lengths
-        raise DataError(f"cannot make an array of a {type(value).__name__}: {error}") from error
-    if array.dtype == object:
-        raise DataError(f"cannot make an array of a {type(value).__name__}: its parts have different shapes or types")
-    return array
+def _total(whole: Mapping[str, NDArray[Any]], axes: Mapping[str, int]) -> int:
+    """The number of samples of a whole set."""
+    return min(whole[name].shape[axis] for name, axis in axes.items())
 
 
 def _shape_text(info: TensorInfo) -> str:

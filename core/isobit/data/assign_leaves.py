@@ -6,13 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from isobit.data.arrays import is_array
+
 #: The keys and indices that lead to a value of a batch.
 Path = tuple[str | int, ...]
-
-
-def is_array(value: Any) -> bool:
-    """Whether a value is an array or a tensor of any framework."""
-    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def assign_leaves(raw: Any, names: Sequence[str], *, skip_texts: bool) -> tuple[dict[str, Any], list[str], bool]:
