@@ -231,7 +231,7 @@ class Dataset:
 
 def _total(whole: Mapping[str, NDArray[Any]], axes: Mapping[str, int]) -> int:
     """The number of samples of a whole set."""
-    return min(whole[name].shape[axis] for name, axis in axes.items())
+    return min(int(whole[name].shape[axis]) for name, axis in axes.items())
 
 
 def _shape_text(info: TensorInfo) -> str:
