@@ -233,6 +233,24 @@ def test_wrong_usage(isobit, arguments, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_opened_model_that_differs_is_refused_unless_let_pass(isobit, digits, calibration, tmp_path, monkeypatch):
+    from isobit_onnx.model import OnnxModel
+
+    run_given = OnnxModel.run_given
+
+    def with_another_head(self, *arguments):
+        return {name: values + 1 for name, values in run_given(self, *arguments).items()}
+
+    monkeypatch.setattr(OnnxModel, "run_given", with_another_head)
+    arguments = ("quantize", digits / "model.onnx", "--data", calibration, "-o", tmp_path / "out", *QUICK)
+    refused = isobit(*arguments)
+    assert refused.exit_code == 1
+    assert "the opened model is not the model as given: output 'logits'" in refused.stderr
+    assert "--no-check" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    assert isobit(*arguments, "--no-check").exit_code == 0
+
+
 def test_nothing_quantized_is_a_warning(isobit, digits, calibration, tmp_path):
     result = isobit(
         *("quantize", digits / "model.onnx", "--data", calibration, "-o", tmp_path / "out", *QUICK),

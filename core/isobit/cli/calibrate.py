@@ -42,6 +42,7 @@ def calibrate(
     batch_size: options.BatchSize = 32,
     samples: options.Samples = None,
     ignore_non_finite: options.IgnoreNonFinite = False,
+    no_check: options.NoCheck = False,
     image_size: options.ImageSize = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -87,6 +88,7 @@ def calibrate(
         overrides=parse_overrides(override or ()),
         exclude=tuple(exclude or ()),
         backend=backend,
+        check=not no_check,
     )
     if not no_fold:
         sim.apply(FoldBatchNorms())

@@ -29,6 +29,7 @@ def quantize(
     batch_size: options.BatchSize = 32,
     samples: options.Samples = None,
     ignore_non_finite: options.IgnoreNonFinite = False,
+    no_check: options.NoCheck = False,
     image_size: options.ImageSize = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -67,7 +68,8 @@ def quantize(
     )
     job = Job(
         model, data, out, evaluate, target, weights, activations, parse_overrides(override or ()), tuple(exclude or ()),
-        not no_fold, recipe, backend, method, batch_size, samples, ignore_non_finite, images, latency_batch, threads,
+        not no_fold, recipe, backend, method, batch_size, samples, ignore_non_finite, not no_check, images,
+        latency_batch, threads,
     )  # fmt: skip
     from isobit.cli.outcome import print_outcome
     from isobit.cli.quantize_run import Run

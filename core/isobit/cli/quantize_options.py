@@ -195,6 +195,15 @@ IgnoreNonFinite = Annotated[
     bool,
     typer.Option("--ignore-non-finite", metavar="", rich_help_panel=_DATA, help="Accept NaN and infinity in the data."),
 ]
+NoCheck = Annotated[
+    bool,
+    typer.Option(
+        "--no-check",
+        metavar="",
+        rich_help_panel=_DATA,
+        help="Do not compare the opened model with the file as given.",
+    ),
+]
 
 ImageSize = Annotated[
     str | None,
@@ -270,6 +279,7 @@ class Job:
     batch_size: int
     samples: int | None
     ignore_non_finite: bool
+    check: bool
     images: ImageOptions
     latency_batch: int
     threads: int | None

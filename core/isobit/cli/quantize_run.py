@@ -52,6 +52,7 @@ class Run:
             overrides=job.overrides,
             exclude=job.exclude,
             backend=job.backend,
+            check=job.check,
         )
         self.graph = self.sim.graph
         self.data = self._load(job.data, samples=job.samples)

@@ -46,7 +46,8 @@ def check_given(model: CheckedModel, batch: Batch, outputs: Outputs) -> str:
     first = f"; the first tensor that differs is {where!r}" if where else ""
     raise ModelError(
         f"the opened model is not the model as given: output {name!r} {what} on a batch of the data{first}. This is a "
-        "fault of isobit or of the file: report it with the model, or pass check=False to go on all the same"
+        "fault of isobit or of the file: report it with the model, or pass check=False (--no-check) to go on "
+        "all the same"
     )
 
 
