@@ -82,7 +82,8 @@ class KerasModel:
             values[source] = to_native(np.asarray(value), info.layout, old)
         graph = replace(plan.graph, weights=infos)
         kept = {info.source or name for name, info in graph.weights.items()}
-        held = {source: _changed(source, variables, values) for source in variables | values if source in kept}
+        sources = [source for source in variables | values if source in kept]
+        held = {source: _changed(source, graph, variables, values) for source in sources}
         quantizers = {s: q for s, q in self._native.quantizers.items() if graph.has_site(s)}
         self._replace(graph, held, quantizers)
 
@@ -214,7 +215,7 @@ def _fitted(info: WeightInfo, before: WeightInfo | None) -> WeightInfo:
 
 
 def _changed(
-    source: str, variables: Mapping[str, keras.Variable], values: Mapping[str, NDArray[Any]]
+    source: str, graph: Graph, variables: Mapping[str, keras.Variable], values: Mapping[str, NDArray[Any]]
 ) -> keras.Variable:
     """A variable with its new value: the same object where the shape stays, a new one where it does not."""
     old, value = variables.get(source), values.get(source)
@@ -222,9 +223,20 @@ def _changed(
         return old
     assert value is not None
     if old is None:
-        trainable = value.dtype == np.float32
+        trainable = value.dtype == np.float32 and not _is_frozen(source, graph, variables)
         return make_variable(VariableSpec(source, value.shape, str(value.dtype), trainable), value)
     if tuple(old.shape) == value.shape:
         old.assign(value)
         return old
     return make_variable(VariableSpec(source, value.shape, VariableSpec.of(source, old).dtype, old.trainable), value)
+
+
+def _is_frozen(source: str, graph: Graph, variables: Mapping[str, keras.Variable]) -> bool:
+    """Whether the constants that a new one is read beside, those of its layer, are all kept from training."""
+    names = [name for name, info in graph.weights.items() if (info.source or name) == source]
+    beside = {
+        other for name in names for use in graph.uses(name) for other in use.node.inputs if other in graph.weights
+    }
+    held = [variables.get(graph.weights[name].source or name) for name in beside if name is not None]
+    others = [variable for variable in held if variable is not None]
+    return bool(others) and not any(variable.trainable for variable in others)
