@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isobit.backend import Batch, NameMap
 from isobit.edits import EditPlan
-from isobit.encodings import Encoding, Encodings
+from isobit.encodings import Encoding, Encodings, Relations
 from isobit.graph import Graph, Site, WeightInfo, to_canonical, to_native
 from isobit.graph.layout import resized
 from isobit.statistics import Request
@@ -46,6 +46,7 @@ class KerasModel:
 
     def __init__(self, native: Simulator) -> None:
         self._native = native
+        self._relations = native.relations
         self._runs: dict[Switches, Any] = {}
         self._observations: dict[Switches, Observation] = {}
 
@@ -89,6 +90,9 @@ class KerasModel:
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers."""
+        is_related = self._relations.touch(encodings.keys())
+        if is_related:
+            self._native.link(False)
         quantizers = self._native.quantizers
         before = set(quantizers)
         moved = False
@@ -104,6 +108,22 @@ class KerasModel:
                 moved = True
         if moved or set(quantizers) != before:
             self._replace(self.graph, self._native.parameters, quantizers)
+        elif is_related:
+            self._keep_relations()
+
+    def relate(self, relations: Relations) -> None:
+        """Keep these relations, in training too, wherever the encodings have them."""
+        self._native.link(False)
+        self._relations = relations
+        self._keep_relations()
+
+    def _keep_relations(self) -> None:
+        """Link the quantizers by the relations that hold; other ones than before make another simulator."""
+        native = self._native
+        if self._relations.that_hold(self.encodings()) == native.relations:
+            native.link(True)
+        else:
+            self._replace(self.graph, native.parameters, native.quantizers)
 
     def enable(self, sites: Iterable[Site], on: bool) -> None:
         """Switch quantizers on or off; nothing is rebuilt or traced again."""
@@ -131,6 +151,7 @@ class KerasModel:
             variables,
             quantizers,
             old.behaviour,
+            self._relations.that_hold({site: layer.encoding for site, layer in quantizers.items()}),
             name=old.name,
             dtype=old.dtype_policy,
         )
@@ -197,7 +218,9 @@ class KerasModel:
 
     def copy(self) -> KerasModel:
         """An independent copy."""
-        return KerasModel(self._native.copy())
+        copied = KerasModel(self._native.copy())
+        copied._relations = self._relations
+        return copied
 
     def state(self) -> bytes:
         """Everything, as bytes."""

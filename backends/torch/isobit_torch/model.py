@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from isobit.backend import Batch, NameMap
 from isobit.edits import EditPlan
-from isobit.encodings import Encoding, Encodings
+from isobit.encodings import Encoding, Encodings, Relations
 from isobit.graph import Graph, Input, Site, Tensor
 from isobit.statistics import Request
 from isobit_torch.program.convert import to_array
@@ -48,6 +48,7 @@ class TorchModel:
             program.graph, program.root, program.inputs, program.signature.outputs, program.notes
         )
         self._keys: dict[Site, str] = {}
+        self._relations = Relations()
         self._native = Simulator(program.root, copy_graph(program.graph)[0], program.signature)
         self._native.eval()
         self._simulated: Simulated | None = None
@@ -85,6 +86,9 @@ class TorchModel:
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers."""
+        is_related = self._relations.touch(encodings.keys())
+        if is_related:
+            self._unlink()
         moved = False
         for site, encoding in encodings.items():
             known = site in self._keys
@@ -98,6 +102,29 @@ class TorchModel:
                 moved = True
         if moved:
             self._rebuild()
+        if is_related:
+            self._link()
+
+    def relate(self, relations: Relations) -> None:
+        """Keep these relations, in training too, wherever the encodings have them."""
+        self._unlink()
+        self._relations = relations
+        self._link()
+
+    def _unlink(self) -> None:
+        for quantizer in self._native.quantizers.values():
+            quantizer.relate()
+
+    def _link(self) -> None:
+        held = self._relations.that_hold(self.encodings())
+        groups: dict[Site, list[Quantizer]] = {leader: [self._quantizer(leader)] for leader in held.ties.values()}
+        for site, leader in held.ties.items():
+            groups[leader].append(self._quantizer(site))
+        for site in self._keys:
+            quantizer = self._quantizer(site)
+            factors = tuple(self._quantizer(factor) for factor in held.products.get(site, ()))
+            tied = tuple(other for other in groups.get(held.ties.get(site, site), ()) if other is not quantizer)
+            quantizer.relate(factors, tied, is_fixed=site in held.fixed)
 
     def enable(self, sites: Iterable[Site], on: bool) -> None:
         """Switch quantizers on or off; nothing is rebuilt."""
@@ -249,6 +276,7 @@ class TorchModel:
             )
         )
         copied.set_state(self.encodings(), self.disabled())
+        copied.relate(self._relations)
         copied.native.train(self._native.training)
         return copied
 
