@@ -10,6 +10,10 @@ from typing import Any
 Path = tuple[str | int, ...]
 
 
+#: What a container in order has, be it a Sequence or not: a cache of keys and values by layer.
+_LISTED = ("__len__", "__getitem__", "__iter__")
+
+
 def is_array(value: Any) -> bool:
     """Whether a value is an array or a tensor of any framework."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
@@ -76,7 +80,8 @@ def _children(value: Any) -> list[tuple[str | int, Any]] | None:
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
     if hasattr(value, "_fields"):
         return list(zip(value._fields, value, strict=True))
-    return list(enumerate(value)) if isinstance(value, Sequence) else None
+    is_listed = isinstance(value, Sequence) or all(hasattr(value, name) for name in _LISTED)
+    return list(enumerate(value)) if is_listed else None
 
 
 def _holds_array(value: Any) -> bool:

@@ -19,8 +19,10 @@ from torch import fx, nn
 from isobit.backend import Batch, NameMap
 from isobit.edits import EditPlan
 from isobit.encodings import Encoding, Encodings, Relations
+from isobit.errors import ModelError
 from isobit.graph import Graph, Input, Site, Tensor
 from isobit.statistics import Request
+from isobit_torch.capture.given import Given
 from isobit_torch.program.convert import to_array
 from isobit_torch.program.program import Program, copy_graph
 from isobit_torch.simulate.fed_observer import FedObserver
@@ -49,6 +51,7 @@ class TorchModel:
         )
         self._keys: dict[Site, str] = {}
         self._relations = Relations()
+        self.given: Given | None = None  # the user's module, where it was opened here
         self._native = Simulator(program.root, copy_graph(program.graph)[0], program.signature)
         self._native.eval()
         self._simulated: Simulated | None = None
@@ -177,6 +180,14 @@ class TorchModel:
         flat: Any = self._native.run_flat
         return self._outputs(self._evaluate(flat, batch))
 
+    def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+        """Outputs of the user's own module, or of these parts of it. Raises ModelError."""
+        if self.given is None:
+            raise ModelError("it is not at hand")
+        device = self._native.device()
+        feeds = {info.name: self._feed(batch[info.name], info.dtype, device) for info in self.program.inputs}
+        return {name: np.array(to_array(value)) for name, value in self.given.run(feeds, tensors).items()}
+
     def _evaluate(self, function: Any, batch: Batch) -> Sequence[Any]:
         device = self._native.device()
         training = self._native.training
@@ -277,6 +288,7 @@ class TorchModel:
         )
         copied.set_state(self.encodings(), self.disabled())
         copied.relate(self._relations)
+        copied.given = self.given
         copied.native.train(self._native.training)
         return copied
 

@@ -179,6 +179,12 @@ def _chunk(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     return e.call(aten.split.Tensor, a["self"], -(-size // a["chunks"]), a["dim"])
 
 
+def _cat(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
+    """Empty lists take part in no concatenation, whatever their rank: a cache begins as one."""
+    parts = [t for t in a["tensors"] if tuple(t.meta["val"].shape) != (0,)]
+    return None if len(parts) in (0, len(a["tensors"])) else e.call(aten.cat.default, parts, a["dim"])
+
+
 def _multi_outputs(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     """The functional forms of batch norm have three results, of which inference reads the first."""
     epsilon = a.get("eps", 1e-5)
@@ -223,6 +229,7 @@ _RULES: dict[str, Rule] = {
     "rms_norm": _norm_constants,
     "group_norm": _norm_constants,
     "chunk": _chunk,
+    "cat": _cat,
     "einsum": decompose_einsum,
     "_native_batch_norm_legit_no_training": _multi_outputs,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), decompose_recurrent),
