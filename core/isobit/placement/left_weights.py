@@ -38,13 +38,8 @@ def left_weights(graph: Graph, plan: Plan, target: Target, config: QuantConfig) 
             continue
         for use in graph.uses(name):
             is_told = config.excludes(use.node) or use.node.op in target.excluded_ops
-            meets_signal = not signal.isdisjoint(use.node.inputs)
-            if (
-                meets_signal
-                and _is_weight(use)
-                and not is_told
-                and Input(use.node.name, use.index) not in plan.placements
-            ):
+            is_weight = _is_weight(use) and not signal.isdisjoint(use.node.inputs)
+            if is_weight and not is_told and Input(use.node.name, use.index) not in plan.placements:
                 left.append(LeftWeight(name, use.node.op, _why(graph, plan, target, name, use)))
                 break
     return left
