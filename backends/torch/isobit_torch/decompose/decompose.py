@@ -17,6 +17,7 @@ from isobit_torch.decompose.math import MATH
 from isobit_torch.decompose.moves import MOVES, repeat_interleaved
 from isobit_torch.decompose.recurrent import decompose_recurrent
 from isobit_torch.decompose.recurrent_cells import decompose_gru_cell, decompose_lstm_cell, decompose_rnn_cell
+from isobit_torch.decompose.spectra import decompose_istft
 from isobit_torch.program.constants import add_constant
 from isobit_torch.program.fx_nodes import DTYPE, NAME, arguments, aten, is_constant, is_tensor, op_name
 
@@ -230,6 +231,7 @@ _RULES: dict[str, Rule] = {
     "group_norm": _norm_constants,
     "chunk": _chunk,
     "cat": _cat,
+    "istft": decompose_istft,
     "einsum": decompose_einsum,
     "_native_batch_norm_legit_no_training": _multi_outputs,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), decompose_recurrent),
