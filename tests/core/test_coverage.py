@@ -125,6 +125,19 @@ def test_weights_are_left_only_where_nobody_asked_for_it(config: QuantConfig, le
     assert list(by_reason(weights)) == (["target 'onnxruntime-cpu' runs Conv in float"] if left else [])
 
 
+def test_what_positions_alone_meet_is_no_weight() -> None:
+    """Frequencies of rotary embeddings: a constant times positions, which integers hold, on the way to a cosine."""
+    sketch = Sketch()
+    positions = sketch.node(
+        "Cast", sketch.input("ids", 1, 6, dtype="int64"), name="positions", shape=(1, 6), to="float32"
+    )
+    table = sketch.node("MatMul", sketch.random("frequencies", 4, 1), positions, name="phases", shape=(4, 6))
+    turned = sketch.node("Cos", table, name="cos", shape=(4, 6))
+    x = sketch.node("Linear", sketch.input("x", 4, 3), sketch.random("w", 6, 3), name="l", shape=(4, 6))
+    graph = sketch.graph(sketch.node("Mul", x, turned, name="m", shape=(4, 6)))
+    assert left_weights(graph, place(graph, target()), target(), QuantConfig()) == []
+
+
 def test_double_precision_is_a_reason() -> None:
     graph, _ = layers()
     graph = graph.with_weight("l.w", type(graph.weights["l.w"])((6, 75), "float64"))

@@ -95,6 +95,6 @@ def test_a_table_that_a_layer_projects_stays_signal() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x @ self.key(self.table).t()
 
-    with pytest.warns(CoverageWarning, match=r"Linear reads .*: key\.weight"):
+    with pytest.warns(CoverageWarning, match=r"key\.weight"):  # what constants alone make is not observed
         sim = isobit.quantize(Positions().eval(), [torch.randn(4, 8)], progress=False)
     assert "key.weight" in dict(sim.model.named_parameters())

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isobit.backend import Batch, NameMap
 from isobit.edits import EditPlan
-from isobit.encodings import Encoding, Encodings
+from isobit.encodings import Encoding, Encodings, Relations
 from isobit.graph import Graph, Site, WeightInfo, to_canonical, to_native
 from isobit.graph.layout import resized
 from isobit.statistics import Request
@@ -46,6 +46,7 @@ class KerasModel:
 
     def __init__(self, native: Simulator) -> None:
         self._native = native
+        self._relations = native.relations
         self._runs: dict[Switches, Any] = {}
         self._observations: dict[Switches, Observation] = {}
 
@@ -82,12 +83,16 @@ class KerasModel:
             values[source] = to_native(np.asarray(value), info.layout, old)
         graph = replace(plan.graph, weights=infos)
         kept = {info.source or name for name, info in graph.weights.items()}
-        held = {source: _changed(source, variables, values) for source in variables | values if source in kept}
+        sources = [source for source in variables | values if source in kept]
+        held = {source: _changed(source, graph, variables, values) for source in sources}
         quantizers = {s: q for s, q in self._native.quantizers.items() if graph.has_site(s)}
         self._replace(graph, held, quantizers)
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers."""
+        is_related = self._relations.touch(encodings.keys())
+        if is_related:
+            self._native.link(False)
         quantizers = self._native.quantizers
         before = set(quantizers)
         moved = False
@@ -103,6 +108,22 @@ class KerasModel:
                 moved = True
         if moved or set(quantizers) != before:
             self._replace(self.graph, self._native.parameters, quantizers)
+        elif is_related:
+            self._keep_relations()
+
+    def relate(self, relations: Relations) -> None:
+        """Keep these relations, in training too, wherever the encodings have them."""
+        self._native.link(False)
+        self._relations = relations
+        self._keep_relations()
+
+    def _keep_relations(self) -> None:
+        """Link the quantizers by the relations that hold; other ones than before make another simulator."""
+        native = self._native
+        if self._relations.that_hold(self.encodings()) == native.relations:
+            native.link(True)
+        else:
+            self._replace(self.graph, native.parameters, native.quantizers)
 
     def enable(self, sites: Iterable[Site], on: bool) -> None:
         """Switch quantizers on or off; nothing is rebuilt or traced again."""
@@ -130,6 +151,7 @@ class KerasModel:
             variables,
             quantizers,
             old.behaviour,
+            self._relations.that_hold({site: layer.encoding for site, layer in quantizers.items()}),
             name=old.name,
             dtype=old.dtype_policy,
         )
@@ -196,7 +218,9 @@ class KerasModel:
 
     def copy(self) -> KerasModel:
         """An independent copy."""
-        return KerasModel(self._native.copy())
+        copied = KerasModel(self._native.copy())
+        copied._relations = self._relations
+        return copied
 
     def state(self) -> bytes:
         """Everything, as bytes."""
@@ -214,7 +238,7 @@ def _fitted(info: WeightInfo, before: WeightInfo | None) -> WeightInfo:
 
 
 def _changed(
-    source: str, variables: Mapping[str, keras.Variable], values: Mapping[str, NDArray[Any]]
+    source: str, graph: Graph, variables: Mapping[str, keras.Variable], values: Mapping[str, NDArray[Any]]
 ) -> keras.Variable:
     """A variable with its new value: the same object where the shape stays, a new one where it does not."""
     old, value = variables.get(source), values.get(source)
@@ -222,9 +246,20 @@ def _changed(
         return old
     assert value is not None
     if old is None:
-        trainable = value.dtype == np.float32
+        trainable = value.dtype == np.float32 and not _is_frozen(source, graph, variables)
         return make_variable(VariableSpec(source, value.shape, str(value.dtype), trainable), value)
     if tuple(old.shape) == value.shape:
         old.assign(value)
         return old
     return make_variable(VariableSpec(source, value.shape, VariableSpec.of(source, old).dtype, old.trainable), value)
+
+
+def _is_frozen(source: str, graph: Graph, variables: Mapping[str, keras.Variable]) -> bool:
+    """Whether the constants that a new one is read beside, those of its layer, are all kept from training."""
+    names = [name for name, info in graph.weights.items() if (info.source or name) == source]
+    beside = {
+        other for name in names for use in graph.uses(name) for other in use.node.inputs if other in graph.weights
+    }
+    held = [variables.get(graph.weights[name].source or name) for name in beside if name is not None]
+    others = [variable for variable in held if variable is not None]
+    return bool(others) and not any(variable.trainable for variable in others)

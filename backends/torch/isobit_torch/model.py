@@ -18,9 +18,11 @@ from torch import fx, nn
 
 from isobit.backend import Batch, NameMap
 from isobit.edits import EditPlan
-from isobit.encodings import Encoding, Encodings
+from isobit.encodings import Encoding, Encodings, Relations
+from isobit.errors import ModelError
 from isobit.graph import Graph, Input, Site, Tensor
 from isobit.statistics import Request
+from isobit_torch.capture.given import Given
 from isobit_torch.program.convert import to_array
 from isobit_torch.program.program import Program, copy_graph
 from isobit_torch.simulate.fed_observer import FedObserver
@@ -48,6 +50,8 @@ class TorchModel:
             program.graph, program.root, program.inputs, program.signature.outputs, program.notes
         )
         self._keys: dict[Site, str] = {}
+        self._relations = Relations()
+        self.given: Given | None = None  # the user's module, where it was opened here
         self._native = Simulator(program.root, copy_graph(program.graph)[0], program.signature)
         self._native.eval()
         self._simulated: Simulated | None = None
@@ -85,6 +89,9 @@ class TorchModel:
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers."""
+        is_related = self._relations.touch(encodings.keys())
+        if is_related:
+            self._unlink()
         moved = False
         for site, encoding in encodings.items():
             known = site in self._keys
@@ -98,6 +105,29 @@ class TorchModel:
                 moved = True
         if moved:
             self._rebuild()
+        if is_related:
+            self._link()
+
+    def relate(self, relations: Relations) -> None:
+        """Keep these relations, in training too, wherever the encodings have them."""
+        self._unlink()
+        self._relations = relations
+        self._link()
+
+    def _unlink(self) -> None:
+        for quantizer in self._native.quantizers.values():
+            quantizer.relate()
+
+    def _link(self) -> None:
+        held = self._relations.that_hold(self.encodings())
+        groups: dict[Site, list[Quantizer]] = {leader: [self._quantizer(leader)] for leader in held.ties.values()}
+        for site, leader in held.ties.items():
+            groups[leader].append(self._quantizer(site))
+        for site in self._keys:
+            quantizer = self._quantizer(site)
+            factors = tuple(self._quantizer(factor) for factor in held.products.get(site, ()))
+            tied = tuple(other for other in groups.get(held.ties.get(site, site), ()) if other is not quantizer)
+            quantizer.relate(factors, tied, is_fixed=site in held.fixed)
 
     def enable(self, sites: Iterable[Site], on: bool) -> None:
         """Switch quantizers on or off; nothing is rebuilt."""
@@ -149,6 +179,14 @@ class TorchModel:
         """Outputs by name, in evaluation mode."""
         flat: Any = self._native.run_flat
         return self._outputs(self._evaluate(flat, batch))
+
+    def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+        """Outputs of the user's own module, or of these parts of it. Raises ModelError."""
+        if self.given is None:
+            raise ModelError("it is not at hand")
+        device = self._native.device()
+        feeds = {info.name: self._feed(batch[info.name], info.dtype, device) for info in self.program.inputs}
+        return {name: np.array(to_array(value)) for name, value in self.given.run(feeds, tensors).items()}
 
     def _evaluate(self, function: Any, batch: Batch) -> Sequence[Any]:
         device = self._native.device()
@@ -249,6 +287,8 @@ class TorchModel:
             )
         )
         copied.set_state(self.encodings(), self.disabled())
+        copied.relate(self._relations)
+        copied.given = self.given
         copied.native.train(self._native.training)
         return copied
 

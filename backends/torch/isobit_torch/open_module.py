@@ -13,6 +13,7 @@ from isobit_torch.capture.dropout import restore_dropout
 from isobit_torch.capture.errors import refuse_data_dependence
 from isobit_torch.capture.fold_constants import fold_constants
 from isobit_torch.capture.functionalize import functionalize, written_buffers
+from isobit_torch.capture.given import Given
 from isobit_torch.capture.load_graph import build_root, load_graph, note_dtype
 from isobit_torch.capture.naming import make_unique, name_by_module
 from isobit_torch.capture.second_batch import follows_batch
@@ -33,12 +34,16 @@ def open_module(model: Any, example: Any) -> TorchModel:
         raise ModelError(f"the PyTorch backend opens torch.nn.Module, not {type(model).__name__}")
     captured = capture(model, example)
     program = program_of(captured)
-    opened = TorchModel(program)
+    opened, given = TorchModel(program), Given(model, captured)
+    opened.given = given
     run: Any = opened.native.run_flat
     is_doubled = captured.is_doubled and "batch" not in program.symbols.sizes
-    if not is_doubled and follows_batch(model, captured, program, run):
+    if not is_doubled and follows_batch(given, captured, program, run):
         return opened
-    return TorchModel(program_of(capture(model, example, is_fixed=True)))
+    captured = capture(model, example, is_fixed=True)
+    opened = TorchModel(program_of(captured))
+    opened.given = Given(model, captured)
+    return opened
 
 
 def program_of(captured: Capture) -> Program:

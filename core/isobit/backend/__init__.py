@@ -8,6 +8,7 @@ from isobit.backend.contract import Backend, BackendModel, Differentiable, NameM
 from isobit.backend.devices import device_of
 from isobit.backend.optional import (
     HasInnerValues,
+    KeepsRelations,
     NativeExporter,
     QdqWriter,
     ReportsDevice,
@@ -24,6 +25,7 @@ __all__ = [
     "CheckedModel",
     "Differentiable",
     "HasInnerValues",
+    "KeepsRelations",
     "NameMap",
     "NativeExporter",
     "OnnxName",

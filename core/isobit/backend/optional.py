@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from isobit.backend.contract import BackendModel
 from isobit.data import Batch
 from isobit.encodings.encoding import Encodings
+from isobit.encodings.relations import Relations
 
 
 @runtime_checkable
@@ -63,6 +64,18 @@ class RunsGiven(Protocol):
 
     def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> Mapping[str, NDArray[Any]]:
         """Outputs by name, or those of `tensors` that the given model computes. Raises ModelError where it cannot."""
+        ...
+
+
+@runtime_checkable
+class KeepsRelations(Protocol):
+    """What a BackendModel adds whose native model can train scales."""
+
+    def relate(self, relations: Relations) -> None:
+        """Keep these relations from now on wherever the encodings have them, also while scales are trained.
+
+        `set_quantizers` still sets what it is given: a relation that no longer holds afterwards is not kept.
+        """
         ...
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit import arithmetic
 from isobit.calibration.fitting import unseen_groups
 from isobit.calibration.scheme import Calibrator, Channelwise, Noting
 from isobit.edits.edit import ReadWeight
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.encodings.quant_spec import PerChannel, PerTensor
 from isobit.encodings.ranges import encode_range, encode_weight
+from isobit.encodings.relations import product_scale
 from isobit.errors import EncodingError, FormatError
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Site, Tensor
@@ -175,7 +175,7 @@ def bias_encoding(placement: Placement, encodings: Mapping[Site, Encoding]) -> E
     """The encoding of an int32 bias: input scale times weight scale."""
     assert placement.scale_of is not None  # every bias placement says where its scale comes from
     source, weight = (encodings[site] for site in placement.scale_of)
-    scale = np.maximum(source.scale * weight.scale, np.float32(arithmetic.SMALLEST_SCALE))
+    scale = product_scale(source, weight)
     axis = None if isinstance(placement.spec.granularity, PerTensor) else 0
     return Encoding(placement.spec, scale, np.zeros(scale.shape, np.int32), axis)
 

@@ -74,9 +74,10 @@ def producer_of(graph: Graph, name: str | None, op: str) -> Node | None:
 
 
 def scalar(graph: Graph, name: str | None) -> float | None:
-    """The value of a constant of one element, or None."""
+    """The value of a real constant of one element, or None."""
     value: NDArray[np.float64] | None = graph.value(name)
-    return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+    is_number = value is not None and value.size == 1 and not np.iscomplexobj(value)
+    return float(value.reshape(-1)[0]) if value is not None and is_number else None
 
 
 def close(a: float | None, b: float) -> bool:

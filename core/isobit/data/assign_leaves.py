@@ -12,6 +12,10 @@ from isobit.data.arrays import is_array
 Path = tuple[str | int, ...]
 
 
+#: What a container in order has, be it a Sequence or not: a cache of keys and values by layer.
+_LISTED = ("__len__", "__getitem__", "__iter__")
+
+
 def assign_leaves(raw: Any, names: Sequence[str], *, skip_texts: bool) -> tuple[dict[str, Any], list[str], bool]:
     """The values of `names`, what was left over (in words), and whether anything had to be told by order.
 
@@ -73,7 +77,8 @@ def _children(value: Any) -> list[tuple[str | int, Any]] | None:
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
     if hasattr(value, "_fields"):
         return list(zip(value._fields, value, strict=True))
-    return list(enumerate(value)) if isinstance(value, Sequence) else None
+    is_listed = isinstance(value, Sequence) or all(hasattr(value, name) for name in _LISTED)
+    return list(enumerate(value)) if is_listed else None
 
 
 def _holds_array(value: Any) -> bool:

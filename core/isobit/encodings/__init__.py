@@ -5,6 +5,7 @@ from __future__ import annotations
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.encodings.quant_spec import Granularity, Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.encodings.ranges import encode_range, encode_weight
+from isobit.encodings.relations import Relations
 
 __all__ = [
     "Encoding",
@@ -15,6 +16,7 @@ __all__ = [
     "PerChannel",
     "PerTensor",
     "QuantSpec",
+    "Relations",
     "encode_range",
     "encode_weight",
 ]

@@ -10,6 +10,7 @@ from isobit.graph.ops import RECURRENT, WEIGHTED
 from isobit.graph.sites import Input, Weight
 from isobit.placement.plan import Plan
 from isobit.placement.quant_config import QuantConfig
+from isobit.placement.signal_tensors import signal_tensors
 from isobit.targets.target import Target
 
 _ROLES = ("weight", "recurrent_weight")
@@ -27,15 +28,18 @@ class LeftWeight:
 def left_weights(graph: Graph, plan: Plan, target: Target, config: QuantConfig) -> list[LeftWeight]:
     """Weights of Conv, ConvTranspose, Linear, MatMul and recurrent layers that are in float without being told to.
 
-    An override to float, an exclusion and the target's list of exceptions are what was told.
+    An override to float, an exclusion and the target's list of exceptions are what was told. What is multiplied with
+    positions alone (rotary embeddings) is no weight: phases stay in float by rule.
     """
     left = []
+    signal = signal_tensors(graph)
     for name, info in graph.weights.items():
         if not info.is_float or Weight(name) in plan.placements or config.override(name)[0]:
             continue
         for use in graph.uses(name):
             is_told = config.excludes(use.node) or use.node.op in target.excluded_ops
-            if _is_weight(use) and not is_told and Input(use.node.name, use.index) not in plan.placements:
+            is_weight = _is_weight(use) and not signal.isdisjoint(use.node.inputs)
+            if is_weight and not is_told and Input(use.node.name, use.index) not in plan.placements:
                 left.append(LeftWeight(name, use.node.op, _why(graph, plan, target, name, use)))
                 break
     return left

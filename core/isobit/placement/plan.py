@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from isobit.encodings.quant_spec import QuantSpec
+from isobit.encodings.quant_spec import Lpbq, QuantSpec
+from isobit.encodings.relations import Relations
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Input, Site
 
@@ -52,6 +53,28 @@ class Plan:
         for placement in self.of_kind("activation"):
             groups.setdefault(placement.group, []).append(placement)
         return groups
+
+    def relations(self) -> Relations:
+        """What the encodings of simulated sites owe each other, whatever their ranges."""
+        leaders: dict[Site, Site] = {}
+        for members in self.groups().values():
+            first = next((member.site for member in members if member.simulated), None)
+            if first is not None:
+                leaders.update(dict.fromkeys((member.site for member in members), first))
+        products: dict[Site, tuple[Site, Site]] = {}
+        for bias in self.of_kind("bias"):
+            if bias.scale_of is not None:
+                source, weight = bias.scale_of
+                products[bias.site] = leaders.get(source, source), weight
+        ties = {site: first for site, first in leaders.items() if site != first and self.placements[site].simulated}
+        return Relations(products, ties, frozenset(p.site for p in self.placements.values() if _is_fixed(p)))
+
+
+def _is_fixed(placement: Placement) -> bool:
+    """Whether no data decides the scale: a known range, a cast, blocks whose scales are integers of another."""
+    spec = placement.spec
+    is_cast = spec.type_name in ("float16", "bfloat16")
+    return placement.fixed_range is not None or is_cast or isinstance(spec.granularity, Lpbq)
 
 
 def constant_name(graph: Graph, site: Site) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import BackendModel
+from isobit.backend.optional import KeepsRelations
 from isobit.calibration.fitting import fit
 from isobit.calibration.resolve import resolve
 from isobit.calibration.scheme import Calibrator
@@ -177,6 +178,7 @@ class Simulation:
         gone = {site: None for site in self.model.encodings() if site not in simulated}
         self.model.set_quantizers({**gone, **simulated})
         self.model.enable(list(simulated), on=True)
+        self._relate()
 
     def freeze(self, encodings: Mapping[Site, Encoding] | Iterable[Site]) -> None:
         """Keep these encodings, or those that these sites have now, through every later calibration.
@@ -230,9 +232,15 @@ class Simulation:
         self.statistics, self.calibration = statistics, calibration
         self._replan()
         self.model.set_quantizers(dict(encodings))
+        self._relate()
         self.freeze(frozen)
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _relate(self) -> None:
+        """Tell the model what its encodings owe each other, for training."""
+        if isinstance(self.model.inner, KeepsRelations):
+            self.model.inner.relate(self.plan.relations())
 
     def _replan(self) -> None:
         """The plan of a state that is brought back, in which the data has its say where it was calibrated."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from isobit.arithmetic import SMALLEST_SCALE
 from isobit.encodings import Encoding, Encodings, PerChannel, PerTensor
+from isobit.encodings.relations import product_scale
 from isobit.errors import EncodingError
 from isobit.formats import isobit_json
 from isobit.graph import Site
@@ -39,6 +41,8 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
         self.zero_point = self._variable("zero_point", self._template.zero_point, np.float32)
         self.on = self._variable("on", np.float32(1), np.float32)
         self.scale.trainable, self.zero_point.trainable = learned
+        self._related: Callable[[], tuple[Quantizer, ...]] | None = None  # a function, so that they are no sublayers
+        self._is_fixed = False
         self.built = True
 
     @classmethod
@@ -64,8 +68,9 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
     def encoding(self) -> Encoding:
         """The encoding as it is now: learned or loaded values included."""
         spec = self._template.spec
-        scale = np.maximum(np.asarray(value_of(self.scale), np.float32), np.float32(SMALLEST_SCALE))
-        zero = np.rint(value_of(self.zero_point)).astype(np.int32)
+        scale, zero_point = self._values()
+        scale = np.maximum(np.abs(scale), np.float32(SMALLEST_SCALE))
+        zero = np.rint(zero_point).astype(np.int32)
         if spec.is_integer:
             zero = np.clip(zero, spec.q_min, spec.q_max)
         if np.array_equal(scale, self._template.scale) and np.array_equal(zero, self._template.zero_point):
@@ -93,8 +98,47 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
     def enabled(self, value: bool) -> None:
         put(self.on, np.float32(value))
 
+    def relate(self, *related: Quantizer, is_fixed: bool = False) -> None:
+        """Have the grid of one other quantizer, or as scale the product of those of two; or never learn a scale.
+
+        Without arguments the grid is its own from now on, as it is.
+        """
+        if self._related is not None:
+            for variable, value in zip((self.scale, self.zero_point), self._values(), strict=True):
+                put(variable, value)
+        self._related = (lambda: related) if related else None
+        self._is_fixed = is_fixed
+        if related or is_fixed:
+            self.scale.trainable = self.zero_point.trainable = False
+
+    def _leader(self) -> Quantizer | None:
+        """The one other whose grid it has."""
+        related = self._related() if self._related is not None else ()
+        return related[0] if len(related) == 1 else None
+
+    def _values(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scale and zero point as they are now."""
+        related = self._related() if self._related is not None else ()
+        if len(related) == 1:
+            return related[0]._values()
+        if related:
+            scale = product_scale(*(layer.encoding for layer in related))
+        else:
+            scale = np.asarray(value_of(self.scale), np.float32)
+        return scale, np.asarray(value_of(self.zero_point), np.float32)
+
     def learn(self, on: bool = True, *, zero_point: bool = False) -> None:
-        """Train the scale (and an asymmetric grid's zero point) together with the weights, or stop that."""
+        """Train the scale (and an asymmetric grid's zero point) together with the weights, or stop that.
+
+        Quantizers that share a grid learn the variables of the first. Fixed scales, and those that are products of two
+        others, are not trained.
+        """
+        leader = self._leader()
+        if leader is not None:
+            leader.learn(on, zero_point=zero_point)
+            return
+        if on and (self._is_fixed or self._related is not None):
+            return
         self.scale.trainable = on
         self.zero_point.trainable = on and zero_point and not self._template.spec.symmetric
 
@@ -110,12 +154,24 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
 
     def _rounded(self, x: tf.Tensor, axes: Sequence[int] | None, rint: Rint) -> tf.Tensor:
         spec = self._template.spec
-        positive = tf.maximum(tf.convert_to_tensor(self.scale), SMALLEST_SCALE)  # training may push it below
-        scale = self._broadcast(positive, x, axes)
+        steps, zero_point = self._grid()
+        scale = self._broadcast(steps, x, axes)
         if spec.is_integer:
-            zero = self._broadcast(tf.convert_to_tensor(self.zero_point), x, axes)
+            zero = self._broadcast(zero_point, x, axes)
             return fake_quantize(x, scale, zero, spec.q_min, spec.q_max, rint)
         return cast(x, scale, spec.dtype)
+
+    def _grid(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scale and zero point, of a quantizer that another is related to by that one's variables."""
+        related = self._related() if self._related is not None else ()
+        if len(related) == 1:
+            return related[0]._grid()
+        scale = tf.convert_to_tensor(self.scale)
+        if related:
+            source, weight = (layer._grid()[0] for layer in related)
+            scale = source * weight
+        positive = tf.maximum(tf.abs(scale), SMALLEST_SCALE)  # training may carry it past zero
+        return positive, tf.convert_to_tensor(self.zero_point)
 
     def _broadcast(self, grid: tf.Tensor, x: tf.Tensor, axes: Sequence[int] | None) -> tf.Tensor:
         axis, granularity = self._template.axis, self._template.spec.granularity
@@ -130,8 +186,8 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
 
     def save_own_variables(self, store: Any) -> None:
         """Scale, zero point and switch, by name."""
-        for name in _VARIABLES:
-            store[name] = getattr(self, name).numpy()
+        scale, zero_point = self._values()
+        store["scale"], store["zero_point"], store["on"] = scale, zero_point, self.on.numpy()
 
     def load_own_variables(self, store: Any) -> None:
         """What `save_own_variables` wrote."""

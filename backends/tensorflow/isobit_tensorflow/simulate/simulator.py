@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from isobit.encodings import Relations
 from isobit.graph import Graph, Site, graph_from_record, graph_to_record
 from isobit.graph_backend import Tap
 from isobit_tensorflow.kernels.operands import Operand, Rounding
@@ -34,9 +35,13 @@ class Simulator(keras.Model):  # type: ignore[misc]
         variables: Mapping[str, keras.Variable] | Sequence[Mapping[str, Any]],
         quantizers: Mapping[Site, Quantizer] | Sequence[Mapping[str, Any]] = (),
         training: Training | Mapping[str, Any] | None = None,
+        relations: Relations | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Parts as objects, or as the JSON data of `get_config`; `inputs` and `outputs` are structures of names."""
+        """Parts as objects, or as the JSON data of `get_config`; `inputs` and `outputs` are structures of names.
+
+        `relations` are those that the encodings have, which training keeps.
+        """
         super().__init__(**kwargs)
         self.graph = graph_from_record(json.loads(graph)) if isinstance(graph, str) else graph
         self._inputs_names, self._outputs_names = json.dumps(inputs), json.dumps(outputs)
@@ -52,6 +57,10 @@ class Simulator(keras.Model):  # type: ignore[misc]
         self._names = list(variables)
         self._held = list(variables.values())
         self.quantizer_layers = list(quantizers.values())
+        if not isinstance(relations, Relations):
+            relations = Relations() if relations is None else Relations.from_record(relations)
+        self.relations = relations
+        self.link(True)
         self._generators = [keras.random.SeedGenerator(d.seed) for d in self.behaviour.dropouts]
         self.supports_jit = False  # XLA may divide otherwise; `compile(jit_compile=True)` still asks for it
         self.built = True
@@ -65,6 +74,15 @@ class Simulator(keras.Model):  # type: ignore[misc]
     def quantizers(self) -> dict[Site, Quantizer]:
         """Quantizers by site."""
         return {layer.site: layer for layer in self.quantizer_layers}
+
+    def link(self, on: bool) -> None:
+        """Let quantizers follow one another as the relations say, or have what they have for themselves."""
+        layers, relations = self.quantizers, self.relations
+        for layer in layers.values():
+            layer.relate()
+        for site, layer in layers.items() if on else ():
+            related = (relations.ties[site],) if site in relations.ties else relations.products.get(site, ())
+            layer.relate(*(layers[other] for other in related), is_fixed=site in relations.fixed)
 
     @property
     def input_structure(self) -> Any:
@@ -122,6 +140,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
             "variables": [VariableSpec.of(n, v).to_record() for n, v in self.parameters.items()],
             "quantizers": [keras.saving.serialize_keras_object(layer) for layer in self.quantizer_layers],
             "training": self.behaviour.to_record(),
+            "relations": self.relations.to_record(),
         }
 
     @classmethod

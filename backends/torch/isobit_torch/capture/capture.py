@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +12,13 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
+from isobit_torch.capture.caches import Caches
+from isobit_torch.capture.copy_module import copy_module
 from isobit_torch.capture.errors import explain, explain_failure
 from isobit_torch.program.devices import require_one_device
+from isobit_torch.program.shapes import is_sequence
 from isobit_torch.program.signature import Argument, Call, Signature, example_calls, output_names
 from isobit_torch.program.torch_export import named_arguments, quiet
-
-_INTEGER = (torch.int64, torch.int32, torch.bool)
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Capture:
     program: ExportedProgram
     signature: Signature
     notes: tuple[str, ...]
+    caches: Caches
     is_doubled: bool = False  # the example of one sample was repeated
 
 
@@ -40,14 +41,13 @@ def capture(model: nn.Module, example: Any, *, is_fixed: bool = False) -> Captur
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("a TorchScript module cannot be captured: open the nn.Module that it was made from")
-    try:
-        module = copy.deepcopy(model).eval()
-    except Exception as error:
-        raise ModelError(f"the model cannot be copied: {error}") from error
+    module = copy_module(model)
     device = require_one_device(module)
     others = _other_precisions(module)
     readings, misfit = example_calls(module, example)
     calls = [_moved(call, device) for call in readings]
+    caches = Caches.of(module, calls)
+    caches.settle(module)
     if others:
         module, calls = module.float(), [_in_float32(call) for call in calls]
     try:
@@ -61,7 +61,9 @@ def capture(model: nn.Module, example: Any, *, is_fixed: bool = False) -> Captur
     signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
     if others:
         notes = (*notes, f"the model is in {', '.join(others)}, and the simulator computes in float32")
-    return Capture(module, call, program, signature, notes, is_doubled)
+    if caches.is_off:
+        notes = (*notes, "the cache of keys and values (use_cache) is not returned: pass use_cache=True to have it")
+    return Capture(module, call, program, signature, notes, caches, is_doubled)
 
 
 def _other_precisions(module: nn.Module) -> list[str]:
@@ -80,13 +82,13 @@ def _in_float32(call: Call) -> Call:
         return leaf.float() if leaf.is_floating_point() else leaf
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, converted, (call.args, call.kwargs))
-    return Call(args, kwargs, call.names)
+    return replace(call, args=args, kwargs=kwargs)
 
 
 def _moved(call: Call, device: torch.device) -> Call:
     """The example on the model's device, wherever the user has it."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(device), (call.args, call.kwargs))
-    return Call(args, kwargs, call.names)
+    return replace(call, args=args, kwargs=kwargs)
 
 
 def _running_call(
@@ -139,7 +141,7 @@ def _batched(call: Call) -> Call:
         return leaf.repeat(2, *[1] * (leaf.ndim - 1)) if isinstance(leaf, torch.Tensor) and leaf.ndim else leaf
 
     args, kwargs = pytree.tree_map(twice, (call.args, call.kwargs))
-    return Call(args, kwargs, call.names)
+    return replace(call, args=args, kwargs=kwargs)
 
 
 def _export(module: nn.Module, call: Call, is_fixed: bool) -> tuple[ExportedProgram, tuple[str, ...]]:
@@ -173,8 +175,7 @@ def _has_axes(leaf: Any) -> bool:
 
 
 def _is_sequence(leaf: Any) -> bool:
-    """Token ids and masks: integers of two axes, the second of which is the sequence."""
-    return isinstance(leaf, torch.Tensor) and leaf.ndim == 2 and leaf.dtype in _INTEGER and leaf.shape[1] > 1
+    return isinstance(leaf, torch.Tensor) and is_sequence(leaf) and leaf.shape[1] > 1
 
 
 def _dynamic(leaf: Any, batch: bool, sequence: bool) -> Any:

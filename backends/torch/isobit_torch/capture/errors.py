@@ -48,7 +48,7 @@ def explain(error: BaseException, module: nn.Module) -> str:
         ((meaning, advice) for sign, meaning, advice in _ADVICE if sign in text),
         ("", "rewrite this line with plain torch operations"),
     )
-    reason = meaning or _first_line(str(error)) or type(error).__name__
+    reason = meaning or first_line(str(error)) or type(error).__name__
     name = type(module).__name__
     if where is None:
         return f"the model {name} cannot be captured by torch.export: {reason}; {advice}"
@@ -58,7 +58,7 @@ def explain(error: BaseException, module: nn.Module) -> str:
 
 def explain_failure(error: BaseException, module: nn.Module) -> str:
     """A message for ModelError where the user's own model fails on the user's own example."""
-    reason = f"{type(error).__name__}: {_first_line(str(error))}"
+    reason = f"{type(error).__name__}: {first_line(str(error))}"
     where = _line(error)
     place = f" at {where[0]}:{where[1]}: `{where[2]}`" if where is not None else ""
     name = type(module).__name__
@@ -122,6 +122,7 @@ def _is_users(file: str) -> bool:
     return not file.startswith((_FRAMEWORK, _BACKEND, "<")) and "site-packages/torch/" not in file
 
 
-def _first_line(text: str) -> str:
+def first_line(text: str) -> str:
+    """The first line of a message that says something."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return line[:300]

@@ -5,30 +5,30 @@ Code that keeps something for the last shape (anchors, masks) is captured with t
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils import _pytree as pytree
 
+from isobit.errors import ModelError
 from isobit_torch.capture.capture import Capture
+from isobit_torch.capture.given import Given
 from isobit_torch.program.program import Program
 from isobit_torch.program.torch_export import quiet
 
 _BATCH = "batch"
 
 
-def follows_batch(model: nn.Module, captured: Capture, program: Program, run: Callable[..., Sequence[Any]]) -> bool:
-    """Whether `run`, the captured `program`, gives what `model` gives at another batch size than the example's.
+def follows_batch(given: Given, captured: Capture, program: Program, run: Callable[..., Sequence[Any]]) -> bool:
+    """Whether `run`, the captured `program`, gives what the module gives at another batch size than the example's.
 
     True as well where the model itself runs at no other size, or gives other values each time.
     """
     sizes = program.symbols.sizes.get(_BATCH)
     if sizes is None:
         return True
-    leaves, spec = pytree.tree_flatten((captured.call.args, captured.call.kwargs))
+    leaves = pytree.tree_leaves((captured.call.args, captured.call.kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     if len(tensors) != len(program.inputs):
         return True
@@ -36,27 +36,22 @@ def follows_batch(model: nn.Module, captured: Capture, program: Program, run: Ca
         leaf[torch.arange(sizes[1], device=leaf.device) % sizes[0]] if info.shape and info.shape[0] == _BATCH else leaf
         for leaf, info in zip(tensors, program.inputs, strict=True)
     ]
-    remaining = iter(second)
-    args, kwargs = pytree.tree_unflatten(
-        [next(remaining) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], spec
-    )
+    feeds = {info.name: tensor for info, tensor in zip(program.inputs, second, strict=True)}
 
     def outputs() -> list[Any]:
-        shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-        is_plain = all(p.dtype == torch.float32 for p in shared.values() if p.is_floating_point())
-        module = copy.deepcopy(model, shared if is_plain else {}).eval().float()
-        inputs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
-        return pytree.tree_leaves(module(*inputs[0], **inputs[1]))
+        return list(given.run(feeds).values())
 
     with torch.no_grad(), quiet():
         try:
             expected = outputs()
-        except Exception:
+        except ModelError:
             return True
         try:
             found = list(run(*(tensor.clone() for tensor in second)))
         except Exception:
             return False
+        names = captured.signature.outputs
+        found = [value for value, name in zip(found, names, strict=True) if name is not None]
         return _agree(found, expected) or not _agree(outputs(), expected)
 
 

@@ -17,6 +17,7 @@ from isobit_torch.decompose.math import MATH
 from isobit_torch.decompose.moves import MOVES, repeat_interleaved
 from isobit_torch.decompose.recurrent import decompose_recurrent
 from isobit_torch.decompose.recurrent_cells import decompose_gru_cell, decompose_lstm_cell, decompose_rnn_cell
+from isobit_torch.decompose.spectra import decompose_istft
 from isobit_torch.program.constants import add_constant
 from isobit_torch.program.fx_nodes import DTYPE, NAME, arguments, aten, is_constant, is_tensor, op_name
 
@@ -179,6 +180,12 @@ def _chunk(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     return e.call(aten.split.Tensor, a["self"], -(-size // a["chunks"]), a["dim"])
 
 
+def _cat(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
+    """Empty lists take part in no concatenation, whatever their rank: a cache begins as one."""
+    parts = [t for t in a["tensors"] if tuple(t.meta["val"].shape) != (0,)]
+    return None if len(parts) in (0, len(a["tensors"])) else e.call(aten.cat.default, parts, a["dim"])
+
+
 def _multi_outputs(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     """The functional forms of batch norm have three results, of which inference reads the first."""
     epsilon = a.get("eps", 1e-5)
@@ -223,6 +230,8 @@ _RULES: dict[str, Rule] = {
     "rms_norm": _norm_constants,
     "group_norm": _norm_constants,
     "chunk": _chunk,
+    "cat": _cat,
+    "istft": decompose_istft,
     "einsum": decompose_einsum,
     "_native_batch_norm_legit_no_training": _multi_outputs,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), decompose_recurrent),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from isobit.graph import Input, Site, Tensor, Weight
+from isobit.graph import Graph, Input, Site, Tensor, Weight
 from isobit_torch.program.fx_nodes import behind, op_name
 from isobit_torch.program.program import copy_graph
 from isobit_torch.translate.sites import bind
@@ -94,7 +94,7 @@ def marked_graph(graph: fx.Graph, translation: Translation) -> tuple[fx.Graph, d
         for index, name in enumerate(node.inputs):
             if name is not None and _is_shared(translation, name):
                 _mark_readers(marked_copy, copies, translation, Input(node.name, index), mark)
-    for site in (Tensor(name) for name in neutral.tensors):
+    for site in (Tensor(name) for name in neutral.tensors if not _is_complex(neutral, name)):
         source = copies[translation.values[site.name]]
         readers = [user for user in source.users if op_name(user) != "sym_size"]
         with marked_copy.inserting_after(behind(source)):
@@ -107,9 +107,17 @@ def marked_graph(graph: fx.Graph, translation: Translation) -> tuple[fx.Graph, d
 def _is_shared(translation: Translation, name: str) -> bool:
     """Whether several inputs of nodes read a tensor, or a constant that an export keeps."""
     graph = translation.graph
+    if _is_complex(graph, name):
+        return False
     if name in graph.tensors:
         return len(graph.uses(name)) > 1
     return len(graph.source_readers(name)) > 1 and (graph.weights[name].source or name) in translation.attributes
+
+
+def _is_complex(graph: Graph, name: str) -> bool:
+    """Spectra: the exporter writes them as pairs of numbers, which a mark of one tensor is not; nothing rounds them."""
+    infos = (graph.tensors.get(name), graph.weights.get(name))
+    return any(info is not None and info.dtype.startswith("complex") for info in infos)
 
 
 def mark_constants(model: ir.Model, translation: Translation, labels: dict[str, Site]) -> None:

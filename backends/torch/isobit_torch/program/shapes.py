@@ -18,6 +18,7 @@ from isobit.graph import Dimension
 from isobit_torch.program.devices import device_of
 from isobit_torch.program.fx_nodes import DTYPE, NAME, SHAPE, attribute, dtype_name
 from isobit_torch.program.modules import Recurrent
+from isobit_torch.program.torch_export import quiet
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,11 @@ class Symbols:
 
 
 def read_inputs(graph: fx.Graph, program: Any) -> tuple[tuple[InputInfo, ...], Symbols]:
-    """The inputs of a captured graph; axis 0 is the batch where it is dynamic."""
+    """The inputs of a captured graph; axis 0 is the batch where it is dynamic.
+
+    Sizes of token ids and masks that are equal in the example are one size, though nothing in the code may say so.
+    """
+    alike: dict[tuple[int, int], str] = {}
     names: dict[str, str] = {}
     sizes: dict[str, tuple[int, int]] = {}
     inputs = []
@@ -61,6 +66,8 @@ def read_inputs(graph: fx.Graph, program: Any) -> tuple[tuple[InputInfo, ...], S
                 shape.append(size)
                 continue
             text = str(size)
+            same = alike.setdefault((axis, int(size.node.hint)), text) if axis == 0 or is_sequence(value) else text
+            text = same if is_sequence(value) else text
             if text not in names:
                 names[text] = "batch" if axis == 0 and "batch" not in names.values() else f"dynamic{len(names)}"
                 sizes[names[text]] = _two_sizes(size, program, len(sizes))
@@ -68,6 +75,14 @@ def read_inputs(graph: fx.Graph, program: Any) -> tuple[tuple[InputInfo, ...], S
         # by the argument's own name: fx renames one that hides a builtin, as nn.Sequential's `input` does
         inputs.append(InputInfo(node.meta[NAME], tuple(shape), dtype_name(value.dtype)))
     return tuple(inputs), Symbols(sizes)
+
+
+_INTEGER = (torch.int64, torch.int32, torch.bool)
+
+
+def is_sequence(value: torch.Tensor) -> bool:
+    """Token ids and masks: integers of two axes, the second of which is the sequence."""
+    return value.ndim == 2 and value.dtype in _INTEGER
 
 
 def _two_sizes(size: torch.SymInt, program: Any, number: int) -> tuple[int, int]:
@@ -121,7 +136,7 @@ def propagate(
     runs = []
     device = device_of(root)
     for which in (0, 1) if symbols.sizes else (0,):
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with torch.no_grad(), quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             fakes = [
                 torch.empty(symbols.shape(info, which), dtype=getattr(torch, info.dtype), device=device)
                 for info in inputs

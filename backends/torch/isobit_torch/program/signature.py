@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ class Signature:
                 continue
             if argument.name not in values:
                 raise DataError(f"argument {argument.name!r} is missing; the model takes {', '.join(names)}")
-            value = values[argument.name]
+            value = cache_tensors(values[argument.name])
             leaves = [value] if argument.spec.is_leaf() else pytree.tree_leaves(value)
             if len(leaves) != len(argument.leaves):
                 raise DataError(
@@ -81,6 +81,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     names: tuple[str, ...]  # of args, then kwargs
+    caches: Mapping[str, Any] = field(default_factory=dict)  # those that tuples of tensors stand for here, by name
 
     @property
     def by_name(self) -> dict[str, Any]:
@@ -157,8 +158,10 @@ def _bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ModelError(f"the example inputs do not fit forward({', '.join(parameters)}): {error}") from error
+    names = _names(signature, len(args), kwargs)
+    caches = {name: value for name, value in zip(names, (*args, *kwargs.values()), strict=True) if _is_dynamic(value)}
     tensors = tuple(_tensors(value) for value in args)
-    return Call(tensors, {n: _tensors(v) for n, v in kwargs.items()}, _names(signature, len(args), kwargs))
+    return Call(tensors, {n: _tensors(v) for n, v in kwargs.items()}, names, caches)
 
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -188,7 +191,26 @@ def _tensors(value: Any) -> Any:
 def _tensor(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(value))
-    return value
+    return cache_tensors(value)
+
+
+def is_cache(value: Any) -> bool:
+    """Whether a value is a cache of keys and values of HuggingFace's transformers."""
+    return type(value).__module__.startswith("transformers.") and type(value).__name__.endswith("Cache")
+
+
+def _is_dynamic(value: Any) -> bool:
+    """Whether a cache holds nothing but tensors that grow: one of fixed size keeps a position too."""
+    layers = getattr(value, "layers", None) if is_cache(value) else None
+    return isinstance(layers, list) and all(
+        type(layer).__name__.startswith("Dynamic") and isinstance(getattr(layer, "keys", None), torch.Tensor)
+        for layer in layers
+    )
+
+
+def cache_tensors(value: Any) -> Any:
+    """The keys and values of each layer of a cache, as a tuple of pairs; any other value as it is."""
+    return tuple((layer.keys, layer.values) for layer in value.layers) if _is_dynamic(value) else value
 
 
 def output_names(structure: Any) -> tuple[str | None, ...]:

@@ -39,7 +39,7 @@ def named_arguments(module: nn.Module, call: Call) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """torch.export logs what it retries, and prints what it has so far; what matters is in the error."""
-    names = ("torch", "torch.export", "torch.fx", "torch._dynamo")
+    names = ("torch", "torch.export", "torch.fx", "torch._dynamo", "torch._subclasses.fake_tensor")
     hidden = contextlib.redirect_stderr(io.StringIO())
     with warnings.catch_warnings(), hidden, quiet_loggers(*names, level=logging.CRITICAL):
         warnings.simplefilter("ignore")

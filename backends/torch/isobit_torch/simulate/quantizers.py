@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -37,6 +38,9 @@ class Quantizer(nn.Module):
         self.in_place = False
         self.layout = layout
         self._template = encoding
+        self._factors: tuple[Quantizer, ...] = ()  # a tuple, so that they are no submodules
+        self._tied: tuple[Quantizer, ...] = ()
+        self._is_fixed = False
         self.register_buffer("scale", torch.from_numpy(np.array(encoding.scale)))
         self.register_buffer("zero_point", torch.from_numpy(np.array(encoding.zero_point)))
         self._numbers: tuple[Any, tuple[float, float]] | None = None
@@ -48,7 +52,8 @@ class Quantizer(nn.Module):
     def encoding(self) -> Encoding:
         """The encoding as it is now: learned or loaded values included."""
         spec = self._template.spec
-        scale = np.maximum(np.abs(to_array(self.scale).astype(np.float32)), np.float32(SMALLEST_SCALE))
+        held = self._product() if self._factors else self.scale
+        scale = np.maximum(np.abs(to_array(held).astype(np.float32)), np.float32(SMALLEST_SCALE))
         zero = np.rint(to_array(self.zero_point)).astype(np.int32)
         if spec.is_integer:
             zero = np.clip(zero, spec.q_min, spec.q_max)
@@ -65,8 +70,33 @@ class Quantizer(nn.Module):
         self.zero_point = torch.from_numpy(np.array(encoding.zero_point)).to(device)
         self._numbers = self._cache = None
 
+    def relate(
+        self, factors: tuple[Quantizer, ...] = (), tied: tuple[Quantizer, ...] = (), *, is_fixed: bool = False
+    ) -> None:
+        """Let the scale be the product of the scales of `factors`; share the grid with `tied`; or never learn one.
+
+        Without arguments the grid is its own from now on, as it is.
+        """
+        self._settle()
+        self._factors, self._tied, self._is_fixed = factors, tied, is_fixed
+
     def learn(self, on: bool = True, *, zero_point: bool = False) -> None:
-        """Turn the scale (and an asymmetric grid's zero point) into parameters for training, or back."""
+        """Turn the scale (and an asymmetric grid's zero point) into parameters for training, or back.
+
+        Quantizers that share the grid learn one parameter together. Fixed scales, and those that are products of two
+        others, are none.
+        """
+        if on and (self._is_fixed or self._factors):
+            return
+        self._learn(on, zero_point)
+        for other in self._tied:
+            other._learn(on, zero_point)
+            for name in ("scale", "zero_point") if on else ():
+                value = getattr(self, name)
+                if isinstance(value, nn.Parameter):
+                    other.register_parameter(name, value)
+
+    def _learn(self, on: bool, zero_point: bool) -> None:
         for name, grid in zip(("scale", "zero_point"), self._grid(), strict=True):
             value = getattr(self, name)
             as_parameter = on and (name == "scale" or (zero_point and not self._template.spec.symmetric))
@@ -87,7 +117,7 @@ class Quantizer(nn.Module):
             return x
         if is_recorded(x):
             return self._compute(x)
-        if torch.is_grad_enabled() and (x.requires_grad or self.scale.requires_grad):
+        if torch.is_grad_enabled() and (x.requires_grad or self._is_learned()):
             return self._compute(x)
         if x.device.type == "cpu" and x.dtype == torch.float32 and self._is_simple():
             return self._in_place(x if self.in_place else x.clone())
@@ -134,11 +164,27 @@ class Quantizer(nn.Module):
     def _grid(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point as `encoding` has them: training may carry learned ones past zero and out of range."""
         scale, zero, spec = self.scale, self.zero_point, self._template.spec
+        if self._factors:
+            return self._product(), zero
         if isinstance(scale, nn.Parameter):
             scale = scale.abs().clamp(min=SMALLEST_SCALE)
         if isinstance(zero, nn.Parameter):
             zero = zero.clamp(spec.q_min, spec.q_max)
         return scale, zero
+
+    def _product(self) -> Tensor:
+        """The scale that follows from others, as `isobit.encodings.relations` has it."""
+        source, weight = (factor._grid()[0] for factor in self._factors)
+        return (source * weight).clamp(min=SMALLEST_SCALE).to(self.zero_point.device)
+
+    def _settle(self) -> None:
+        """Hold the scale that follows from others."""
+        if self._factors:
+            with torch.no_grad():
+                self.scale.copy_(self._product())
+
+    def _is_learned(self) -> bool:
+        return self.scale.requires_grad or any(factor.scale.requires_grad for factor in self._factors)
 
     def _broadcast(self, grid: Tensor, values: Tensor) -> Tensor:
         """Scales in a shape that broadcasts against the tensor."""
@@ -161,6 +207,11 @@ class Quantizer(nn.Module):
                     value.data = value.data.to(dtype)
         self._numbers = self._cache = None
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Save the scale as it is now."""
+        self._settle()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self,
@@ -189,9 +240,11 @@ class Quantizer(nn.Module):
             value = getattr(self, name)
             delattr(copied, name)
             if isinstance(value, nn.Parameter):
-                copied.register_parameter(name, nn.Parameter(value.detach().clone(), value.requires_grad))
+                copied.register_parameter(name, copy.deepcopy(value, memo))
             else:
                 copied.register_buffer(name, value.detach().clone())
+        copied._factors, copied._tied = copy.deepcopy((self._factors, self._tied), memo)
+        copied._is_fixed = self._is_fixed
         return copied
 
     def extra_repr(self) -> str:
@@ -207,12 +260,11 @@ class WeightQuantizer(Quantizer):
         """`x` on the grid."""
         if not self.enabled:
             return x
-        grid = self.scale
-        if is_recorded(x) or (torch.is_grad_enabled() and (x.requires_grad or grid.requires_grad)):
+        if is_recorded(x) or (torch.is_grad_enabled() and (x.requires_grad or self._is_learned())):
             return self._compute(x)
         key = (
             id(x), x.data_ptr(), x._version, x.dtype, x.device, _checksum(x),
-            id(grid), grid._version, self.zero_point._version,
+            self.zero_point._version, *((id(q.scale), q.scale._version) for q in self._factors or (self,)),
         )  # fmt: skip
         if self._cache is None or self._cache[0] != key:
             self._cache = key, self._compute(x)

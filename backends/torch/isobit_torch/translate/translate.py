@@ -162,7 +162,7 @@ class _Translator:
                 return convert_recurrent(module, node)
             return NeutralCall("Dropout", node.args)
         neutral = None
-        if isinstance(node.target, torch._ops.OpOverload) and _shapes_known(node):
+        if isinstance(node.target, torch._ops.OpOverload) and _shapes_known(node) and not _is_complex(node):
             neutral = convert(node)
         if neutral is None:
             name = full_name(node)
@@ -189,6 +189,11 @@ class _Translator:
             self.weights[name] = WeightInfo.of(value, name)
             return name
         return self.names[value]
+
+
+def _is_complex(node: fx.Node) -> bool:
+    """Whether a call reads or makes complex numbers, which the neutral vocabulary is not about."""
+    return any(str(value.meta.get(DTYPE)).startswith("complex") for value in (*node.all_input_nodes, node))
 
 
 def _shapes_known(node: fx.Node) -> bool:

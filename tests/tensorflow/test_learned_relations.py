@@ -1,0 +1,86 @@
+"""Training scales keeps what the encodings of a plan owe each other: onnxruntime runs the exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnxruntime
+import pytest
+from keras import layers as L
+
+import isobit
+import isobit_tensorflow.model  # noqa: F401 (registers the simulator's classes)
+
+
+def dense() -> keras.Model:
+    x = keras.Input((6,))
+    return keras.Model(x, L.Dense(4)(L.Dense(16, activation="relu")(x)))
+
+
+def branches() -> keras.Model:
+    """A Concat ties two tensors to one grid."""
+    x = keras.Input((6, 6, 3))
+    stem = L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3)(x)))
+    both = L.Concatenate()([L.Conv2D(3, 1, name="left")(stem), L.Conv2DTranspose(3, 1, name="right")(stem)])
+    return keras.Model(x, L.Dense(3)(L.GlobalAveragePooling2D()(both)))
+
+
+def gated() -> keras.Model:
+    """Sigmoid and softmax have ranges that are known beforehand."""
+    x = keras.Input((6,))
+    mixed = L.Multiply()([L.Dense(8, activation="sigmoid")(x), L.Dense(8, activation="softmax")(x)])
+    return keras.Model(x, L.Dense(3)(mixed))
+
+
+NETWORKS: dict[str, Callable[[], keras.Model]] = {"dense": dense, "branches": branches, "gated": gated}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_runtime_computes_what_was_trained(name: str, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    model = NETWORKS[name]()
+    x = np.random.default_rng(0).standard_normal((16, *model.input_shape[1:])).astype(np.float32)
+    sim = isobit.quantize(model, x, progress=False)
+    before, simulator = sim.encodings, sim.model
+    for quantizer in simulator.quantizers.values():
+        quantizer.learn()
+    simulator.compile(keras.optimizers.Adam(5e-4), "mse")
+    simulator.fit(x, 0.5 * model.predict(x, verbose=0), epochs=8, verbose=0)
+    after = sim.encodings
+    for site, placement in sim.plan.placements.items():
+        if placement.scale_of is not None:
+            source, weight = (after[factor].scale for factor in placement.scale_of)
+            np.testing.assert_array_equal(after[site].scale, source * weight, str(site))
+        if placement.fixed_range is not None:
+            assert after[site] == before[site]
+    for members in sim.plan.groups().values():
+        assert len({after[member.site].scale.tobytes() for member in members}) == 1
+    assert sum(after[site] != before[site] for site in after) > len(after) / 2
+
+    session = onnxruntime.InferenceSession(str(sim.export(tmp_path)["model"]))
+    executed = session.run(None, {session.get_inputs()[0].name: x})[0]
+    (simulated,) = sim.run(x).values()
+    noise = np.square(executed - simulated).mean()  # of a few roundings, in the kernels of softmax and sigmoid
+    assert noise <= 1e-3 * np.square(simulated).mean()
+
+    simulator.save(tmp_path / "simulator.keras")
+    loaded = keras.saving.load_model(tmp_path / "simulator.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), simulator.predict(x, verbose=0))
+    assert len(loaded.trainable_variables) == len(simulator.trainable_variables)
+    assert dict(sim.backend_model.copy().encodings()) == dict(sim.backend_model.encodings())
+
+
+def test_encodings_that_are_given_are_kept() -> None:
+    x = np.random.default_rng(0).standard_normal((16, 6)).astype(np.float32)
+    sim = isobit.quantize(dense(), x, progress=False)
+    weights, bias = sim.plan.of_kind("weight"), sim.plan.of_kind("bias")[0]
+    before = sim.encodings
+    changed = {p.site: isobit.Encoding.of("int8", 0.5) for p in weights if p.site == bias.scale_of[1]}
+    sim.backend_model.set_quantizers(changed)
+    assert sim.encodings[bias.site] == before[bias.site]
+    sim.backend_model.set_quantizers({site: before[site] for site in changed})
+    sim.model.quantizers[bias.scale_of[0]].scale.assign(0.25)
+    np.testing.assert_array_equal(sim.encodings[bias.site].scale, 0.25 * before[bias.scale_of[1]].scale)
