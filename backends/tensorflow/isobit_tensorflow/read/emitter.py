@@ -19,6 +19,7 @@ from isobit.errors import ModelError
 from isobit.graph import Graph, Layout, Node, Shape, TensorInfo, WeightInfo, to_canonical
 from isobit.graph.layout import compose
 from isobit_tensorflow.axes import first_axes, last_axes
+from isobit_tensorflow.read.names import StableNames
 from isobit_tensorflow.training import Dropout
 
 Size = int | None
@@ -52,7 +53,8 @@ class Value:
 class Emitter:
     """Collects nodes, tensors, constants and dropouts; names are unique."""
 
-    def __init__(self) -> None:
+    def __init__(self, stable: StableNames) -> None:
+        self._stable = stable
         self.nodes: list[Node] = []
         self.inputs: list[str] = []
         self.outputs: dict[str, str] = {}
@@ -167,7 +169,7 @@ class Emitter:
     def _path(self, variable: keras.Variable, path: str) -> str:
         key = id(variable)
         if key not in self._paths:
-            keras_path = str(variable.path)
+            keras_path = self._stable.of_variable(variable)
             self._paths[key] = self.unique(keras_path if keras_path not in self._names or not path else path)
         return self._paths[key]
 

@@ -13,6 +13,8 @@ import keras
 from isobit.errors import ModelError
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Emitter, Value
+from isobit_tensorflow.read.names import StableNames
+from isobit_tensorflow.read.symbolic_arithmetic import symbolic_arithmetic
 
 
 class KerasReader:
@@ -21,8 +23,8 @@ class KerasReader:
     `rule_of` gives the rule of a layer or operation; a layer without one is opened.
     """
 
-    def __init__(self, emitter: Emitter, rule_of: Callable[[Any], Rule | None]) -> None:
-        self.emitter, self._rule_of = emitter, rule_of
+    def __init__(self, emitter: Emitter, rule_of: Callable[[Any], Rule | None], names: StableNames) -> None:
+        self.emitter, self._rule_of, self._names = emitter, rule_of, names
 
     def read(self, outputs: Any, inputs: Mapping[int, Value], prefix: str = "") -> Any:
         """The values of a structure of Keras tensors; `inputs` are those to start from, by the id of their tensor."""
@@ -51,10 +53,14 @@ class KerasReader:
 
         args = keras.tree.map_structure(resolved, tuple(node.arguments.args))
         kwargs = keras.tree.map_structure(resolved, dict(node.arguments.kwargs))
-        result = self.apply(node.operation, prefix + node.operation.name, args, kwargs)
+        result = self.apply(node.operation, prefix + self.name_of(node.operation), args, kwargs)
         flat = keras.tree.flatten(result)
         for tensor, value in zip(node.output_tensors, flat, strict=True):
             values[id(tensor)] = value
+
+    def name_of(self, part: Any) -> str:
+        """The name of a layer or an operation, which depends on the model alone."""
+        return self._names.of_part(part)
 
     def apply(self, operation: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The result of one layer or operation on values."""
@@ -100,7 +106,7 @@ class KerasReader:
         named = keras.tree.map_structure(symbolic, dict(kwargs))
         if "training" in inspect.signature(function).parameters:
             named["training"] = False
-        with _calls_forgotten(owner):
+        with _calls_forgotten(owner), symbolic_arithmetic():
             try:
                 outputs = function(*arguments, **named)
             except Exception as error:
@@ -110,7 +116,24 @@ class KerasReader:
                     f"{name!r} ({kind}) cannot be read: it does more than call layers and keras.ops ({reason}). "
                     "Write its call() with keras.ops and without branches on values, or split it into layers"
                 ) from error
-            return self.read(outputs, inputs, f"{name}/")
+            names, self._names = self._names, self._names.within(_operations(outputs, inputs))
+            try:
+                return self.read(outputs, inputs, f"{name}/")
+            finally:
+                self._names = names
+
+
+def _operations(outputs: Any, inputs: Mapping[int, Value]) -> list[Any]:
+    """The layers and operations between tensors."""
+    seen, waiting, operations = set(inputs), list(keras.tree.flatten(outputs)), []
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            node = _node_of(tensor)
+            operations.append(node.operation)
+            waiting += node.input_tensors
+    return operations
 
 
 def _node_of(tensor: Any) -> Any:
@@ -149,7 +172,13 @@ def _refuse(operation: Any, name: str, kwargs: Mapping[str, Any]) -> None:
     """What changes a layer's meaning without being seen in its call."""
     if getattr(operation, "quantization_mode", None) is not None:
         raise ModelError(f"{name!r} was quantized by Keras ({operation.quantization_mode}): open the float model")
-    if kwargs.get("training"):
+    if kwargs.get("training") and not _augments(operation):
         raise ModelError(f"{name!r} is called with training=True: the neutral graph is that of inference")
     if kwargs.get("initial_state") is not None:
         raise ModelError(f"{name!r} is called with an initial state: only states that begin at 0 are read")
+
+
+def _augments(operation: Any) -> bool:
+    """Whether a layer trains unless it is told not to, as augmentations do: nobody asked for training in its call."""
+    training = inspect.signature(operation.call).parameters.get("training")
+    return training is not None and training.default is True

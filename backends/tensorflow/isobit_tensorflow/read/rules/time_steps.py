@@ -21,12 +21,12 @@ def _time_distributed(call: Call) -> Any:
     """A layer that treats steps alike is called on all of them; any other sees the steps as samples."""
     inner, x = call.operation.layer, call.x
     if isinstance(inner, _STEPS_ALIKE):
-        return call.reader.apply(inner, f"{call.name}/{inner.name}", (x,), {})
+        return call.reader.apply(inner, f"{call.name}/{call.reader.name_of(inner)}", (x,), {})
     steps = x.shape[1]
     if steps is None:
         raise ModelError(f"{call.name!r}: TimeDistributed around {type(inner).__name__} needs a known number of steps")
     flat = _merged(call, x, x.shape[2:], f"{call.name}/steps")
-    result = call.reader.apply(inner, f"{call.name}/{inner.name}", (flat,), {})
+    result = call.reader.apply(inner, f"{call.name}/{call.reader.name_of(inner)}", (flat,), {})
     if not isinstance(result, Value):
         raise ModelError(f"{call.name!r}: TimeDistributed around a layer with several results is not read")
     plain = call.emitter.plain(result)
