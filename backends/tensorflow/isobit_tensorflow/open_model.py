@@ -10,6 +10,7 @@ import numpy as np
 
 from isobit.canonical import canonicalize
 from isobit.errors import ModelError
+from isobit_tensorflow.given_model import GivenModel
 from isobit_tensorflow.model import KerasModel
 from isobit_tensorflow.read.emitter import Emitter, Value
 from isobit_tensorflow.read.names import StableNames
@@ -31,7 +32,8 @@ def open_model(model: Any) -> KerasModel:
     emitter = Emitter(names)
     structure_in, structure_out = _structures(model)
     inputs = _inputs(emitter, model, structure_in, names)
-    outputs = KerasReader(emitter, rule_of, names).read(structure_out, inputs)
+    reader = KerasReader(emitter, rule_of, names)
+    outputs = reader.read(structure_out, inputs)
     output_names = _outputs(emitter, structure_out, outputs, names)
     emitter.notes += names.notes()
     raw = emitter.graph()
@@ -51,18 +53,17 @@ def open_model(model: Any) -> KerasModel:
             variables[source] = make_variable(VariableSpec(source, array.shape, str(array.dtype)), array)
     name_of = {id(tensor): value.name for tensor, value in zip(model.inputs, inputs.values(), strict=True)}
     input_names = keras.tree.map_structure(lambda tensor: name_of[id(tensor)], structure_in)
-    return KerasModel(
-        Simulator(
-            graph,
-            input_names,
-            output_names,
-            variables,
-            {},
-            training,
-            name=f"{model.name}_simulated",
-            dtype=_policy(model),
-        )
+    native = Simulator(
+        graph,
+        input_names,
+        output_names,
+        variables,
+        {},
+        training,
+        name=f"{model.name}_simulated",
+        dtype=_policy(model),
     )
+    return KerasModel(native, GivenModel.of(model, input_names, output_names, reader.tensors))
 
 
 def _load(path: str) -> keras.Model:

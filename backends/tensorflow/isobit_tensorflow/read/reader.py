@@ -20,11 +20,13 @@ from isobit_tensorflow.read.symbolic_arithmetic import symbolic_arithmetic
 class KerasReader:
     """Follows a model from its outputs to its inputs and emits it in execution order.
 
-    `rule_of` gives the rule of a layer or operation; a layer without one is opened.
+    `rule_of` gives the rule of a layer or operation; a layer without one is opened. `tensors` are those of the model
+    itself, not of what is nested in it, by the name of the graph's tensor, with whether that has the channels first.
     """
 
     def __init__(self, emitter: Emitter, rule_of: Callable[[Any], Rule | None], names: StableNames) -> None:
         self.emitter, self._rule_of, self._names = emitter, rule_of, names
+        self.tensors: dict[str, tuple[keras.KerasTensor, bool]] = {}
 
     def read(self, outputs: Any, inputs: Mapping[int, Value], prefix: str = "") -> Any:
         """The values of a structure of Keras tensors; `inputs` are those to start from, by the id of their tensor."""
@@ -57,6 +59,8 @@ class KerasReader:
         flat = keras.tree.flatten(result)
         for tensor, value in zip(node.output_tensors, flat, strict=True):
             values[id(tensor)] = value
+            if not prefix and isinstance(value, Value):
+                self.tensors.setdefault(value.name, (tensor, value.last))
 
     def name_of(self, part: Any) -> str:
         """The name of a layer or an operation, which depends on the model alone."""
