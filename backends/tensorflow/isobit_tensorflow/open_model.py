@@ -50,7 +50,8 @@ def open_model(model: Any) -> KerasModel:
             variables[source] = make_variable(VariableSpec.of(source, original), np.array(original.numpy()))
         else:
             array = emitter.arrays[source]
-            variables[source] = make_variable(VariableSpec(source, array.shape, str(array.dtype)), array)
+            spec = VariableSpec(source, array.shape, str(array.dtype), source in emitter.trained)
+            variables[source] = make_variable(spec, array)
     name_of = {id(tensor): value.name for tensor, value in zip(model.inputs, inputs.values(), strict=True)}
     input_names = keras.tree.map_structure(lambda tensor: name_of[id(tensor)], structure_in)
     native = Simulator(
