@@ -263,7 +263,12 @@ class Registry:
         suffixes = sorted({suffix for backend in self.backends().values() for suffix in backend.suffixes})
         hint = self._hint()
         if isinstance(model, str | os.PathLike):
-            return f"no backend opens {os.fspath(model)!r}: known endings are {', '.join(suffixes) or 'none'}{hint}"
+            from isobit.backend.foreign_files import advice
+
+            is_there = os.path.exists(model)
+            missing = "" if is_there else ", and there is no such file"
+            detail = (is_there and advice(model)) or f"known endings are {', '.join(suffixes) or 'none'}{missing}"
+            return f"no backend opens {os.fspath(model)!r}: {detail}{hint}"
         return f"no backend opens a {type(model).__module__}.{type(model).__name__}{hint}"
 
     def _hint(self) -> str:

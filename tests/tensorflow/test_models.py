@@ -180,8 +180,8 @@ def refused() -> dict[str, tuple[object, str]]:
     return {
         "unbuilt": (keras.Sequential([L.Dense(3)], name="raw"), "raw.*not built.*keras.Input"),
         "branch on values": (keras.Model(x, Branching(name="branch")(x)), "branch.*keras.ops"),
-        "mask": (keras.Model(words, masked), "words.*mask"),
-        "masking layer": (keras.Model(steps, L.LSTM(3)(L.Masking(name="skip")(steps))), "skip.*mask"),
+        "mask": (keras.Model(words, masked), "LSTM.*mask"),
+        "masking layer": (keras.Model(steps, L.LSTM(3, name="lstm")(L.Masking()(steps))), "lstm.*mask"),
         "states": (keras.Model(steps, L.LSTM(3, return_state=True, name="lstm")(steps)), "lstm.*states"),
         "unknown length": (
             keras.Model(s := keras.Input((None, 4)), L.GRU(3, name="gru")(s)),

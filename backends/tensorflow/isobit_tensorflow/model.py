@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from isobit.backend import Batch, NameMap
 from isobit.edits import EditPlan
 from isobit.encodings import Encoding, Encodings, Relations
+from isobit.errors import ModelError
 from isobit.graph import Graph, Site, WeightInfo, to_canonical, to_native
 from isobit.graph.layout import resized
 from isobit.statistics import Request
 from isobit_tensorflow.export.state import dump
+from isobit_tensorflow.given_model import GivenModel
 from isobit_tensorflow.kernels.operands import Rounding
 from isobit_tensorflow.kernels.table import KERNELS
 from isobit_tensorflow.simulate.observe import Observation, watched
@@ -44,8 +46,9 @@ class KerasModel:
     ops = KERNELS.keys()
     failures = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError, TypeError)
 
-    def __init__(self, native: Simulator) -> None:
-        self._native = native
+    def __init__(self, native: Simulator, given: GivenModel | None = None) -> None:
+        """`given` is the user's model that this one was read from, where that is known."""
+        self._native, self._given = native, given
         self._relations = native.relations
         self._runs: dict[Switches, Any] = {}
         self._observations: dict[Switches, Observation] = {}
@@ -173,6 +176,12 @@ class KerasModel:
         outputs = self._runs[switches](self.feeds(batch))
         return {name: np.asarray(value.numpy()) for name, value in outputs.items()}
 
+    def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+        """Outputs, or these tensors, of the model as it was given. Raises ModelError."""
+        if self._given is None:
+            raise ModelError("it is not at hand")
+        return self._given.run(batch, tensors)
+
     def _rounding(self) -> tuple[Switches, Mapping[Site, Rounding]]:
         """The quantizers of a pass. Where all are off or all are on, the traced pass has no switches."""
         layers = self._native.quantizers
@@ -218,7 +227,7 @@ class KerasModel:
 
     def copy(self) -> KerasModel:
         """An independent copy."""
-        copied = KerasModel(self._native.copy())
+        copied = KerasModel(self._native.copy(), self._given)
         copied._relations = self._relations
         return copied
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from isobit.canonical import canonicalize
 from isobit.errors import ModelError
+from isobit_tensorflow.given_model import GivenModel
 from isobit_tensorflow.model import KerasModel
 from isobit_tensorflow.read.emitter import Emitter, Value
+from isobit_tensorflow.read.names import StableNames
 from isobit_tensorflow.read.reader import KerasReader, is_functional
 from isobit_tensorflow.read.rules.table import rule_of
 from isobit_tensorflow.simulate.simulator import Simulator
@@ -26,11 +28,14 @@ def open_model(model: Any) -> KerasModel:
     if isinstance(model, Simulator):
         return KerasModel(model.copy())
     _require_graph(model)
-    emitter = Emitter()
+    names = StableNames.of(model)
+    emitter = Emitter(names)
     structure_in, structure_out = _structures(model)
-    inputs = _inputs(emitter, model, structure_in)
-    outputs = KerasReader(emitter, rule_of).read(structure_out, inputs)
-    output_names = _outputs(emitter, structure_out, outputs)
+    inputs = _inputs(emitter, model, structure_in, names)
+    reader = KerasReader(emitter, rule_of, names)
+    outputs = reader.read(structure_out, inputs)
+    output_names = _outputs(emitter, structure_out, outputs, names)
+    emitter.notes += names.notes()
     raw = emitter.graph()
     graph = canonicalize(raw)
     training = Training(emitter.dropout_list(), emitter.momentum)
@@ -45,21 +50,21 @@ def open_model(model: Any) -> KerasModel:
             variables[source] = make_variable(VariableSpec.of(source, original), np.array(original.numpy()))
         else:
             array = emitter.arrays[source]
-            variables[source] = make_variable(VariableSpec(source, array.shape, str(array.dtype)), array)
+            spec = VariableSpec(source, array.shape, str(array.dtype), source in emitter.trained)
+            variables[source] = make_variable(spec, array)
     name_of = {id(tensor): value.name for tensor, value in zip(model.inputs, inputs.values(), strict=True)}
     input_names = keras.tree.map_structure(lambda tensor: name_of[id(tensor)], structure_in)
-    return KerasModel(
-        Simulator(
-            graph,
-            input_names,
-            output_names,
-            variables,
-            {},
-            training,
-            name=f"{model.name}_simulated",
-            dtype=_policy(model),
-        )
+    native = Simulator(
+        graph,
+        input_names,
+        output_names,
+        variables,
+        {},
+        training,
+        name=f"{model.name}_simulated",
+        dtype=_policy(model),
     )
+    return KerasModel(native, GivenModel.of(model, input_names, output_names, reader.tensors))
 
 
 def _load(path: str) -> keras.Model:
@@ -101,22 +106,21 @@ def _structures(model: keras.Model) -> tuple[Any, Any]:
     return model.input, model.output
 
 
-def _inputs(emitter: Emitter, model: keras.Model, structure: Any) -> dict[int, Value]:
+def _inputs(emitter: Emitter, model: keras.Model, structure: Any, names: StableNames) -> dict[int, Value]:
     """Inputs by the id of their tensor: named by their key in a dict, else by their layer."""
-    names = {id(tensor): key for key, tensor in structure.items()} if isinstance(structure, dict) else {}
+    keys = {id(tensor): key for key, tensor in structure.items()} if isinstance(structure, dict) else {}
     inputs = {}
     for tensor in model.inputs:
         dtype = keras.backend.standardize_dtype(tensor.dtype)
         if dtype not in ("float32", "int32", "int64", "bool", "uint8", "int8", "float16", "bfloat16"):
             raise ModelError(f"input {tensor.name!r} is {dtype}: real numbers are float32 here")
         kind = "float32" if dtype in ("float16", "bfloat16") else dtype
-        inputs[id(tensor)] = emitter.input(
-            names.get(id(tensor)) or tensor._keras_history.operation.name, tensor.shape, kind
-        )
+        name = keys.get(id(tensor)) or names.of_part(tensor._keras_history.operation)
+        inputs[id(tensor)] = emitter.input(name, tensor.shape, kind)
     return inputs
 
 
-def _outputs(emitter: Emitter, structure: Any, values: Any) -> Any:
+def _outputs(emitter: Emitter, structure: Any, values: Any, names: StableNames) -> Any:
     """The structure of output names: keys of a dict, else names of the layers that make them."""
     if isinstance(structure, dict) and all(isinstance(tensor, keras.KerasTensor) for tensor in structure.values()):
         for name in structure:
@@ -124,7 +128,7 @@ def _outputs(emitter: Emitter, structure: Any, values: Any) -> Any:
         return {name: str(name) for name in structure}
     flat = []
     for tensor, value in zip(keras.tree.flatten(structure), keras.tree.flatten(values), strict=True):
-        stem = name = tensor._keras_history.operation.name
+        stem = name = names.of_part(tensor._keras_history.operation)
         number = 0
         while name in emitter.outputs:
             number += 1

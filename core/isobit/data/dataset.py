@@ -40,6 +40,7 @@ class Dataset:
             raise DataError("there is no data: pass a list of batches, an array or a loader")
         if batch_size < 1:
             raise DataError(f"the batch size must be at least 1, not {batch_size}")
+        _require_end(source)
         self.graph = graph
         self.notes: dict[str, None] = {}
         self._source = source
@@ -72,7 +73,8 @@ class Dataset:
         try:
             return len(self._source)
         except TypeError:
-            return 0
+            count = getattr(self._source, "num_batches", 0)
+            return count if isinstance(count, int) else 0
 
     def __iter__(self) -> Iterator[Batch]:
         empty = True
@@ -227,6 +229,24 @@ class Dataset:
         if info.shape is None or (axis is not None and array.shape[axis] == 0):
             return False
         return any(not isinstance(size, int) or size == 0 for size in info.shape)
+
+
+def _require_end(source: Any) -> None:
+    """Raise DataError for a loader that says of itself that it never ends."""
+    if is_array(source) or isinstance(source, Mapping):
+        return
+    try:
+        endless = getattr(source, "num_batches", 0) is None  # as a keras.utils.PyDataset says it
+        if hasattr(source, "__len__"):
+            len(source)
+    except NotImplementedError:
+        endless = True
+    except TypeError as error:  # as a tf.data.Dataset says it
+        endless = "infinite" in str(error)
+    if endless:
+        raise DataError(
+            "the data has no end: pass a part of it, for example itertools.islice(data, 64) or data.take(64)"
+        )
 
 
 def _total(whole: Mapping[str, NDArray[Any]], axes: Mapping[str, int]) -> int:

@@ -49,7 +49,7 @@ class QuantSim:
     ``"int8 per-tensor"``; `overrides` maps patterns of tensor or weight names to a format, or to None for float;
     `exclude` lists patterns of node names or op types that stay in float. `example_inputs` is one batch, for frameworks
     that need one to capture a model. The first pass over data compares the opened model with the one that was given,
-    where the backend can run that (ONNX), and a difference is an error; `check=False` skips it.
+    where the backend can run that (ONNX, Keras), and a difference is an error; `check=False` skips it.
 
     Wherever there is `data`, these settings are about the passes over it: `batch_size` cuts whole arrays into batches,
     `inputs` picks the model's inputs from a batch, NaN or infinity is an error unless `ignore_non_finite`, and

@@ -19,6 +19,10 @@ class RuleReader(Protocol):
         """Where the nodes go."""
         ...
 
+    def name_of(self, part: Any) -> str:
+        """The name of a layer or an operation, which depends on the model alone."""
+        ...
+
     def apply(self, operation: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The result of one layer or operation on values."""
         ...

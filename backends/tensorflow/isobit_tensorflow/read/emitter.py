@@ -19,6 +19,8 @@ from isobit.errors import ModelError
 from isobit.graph import Graph, Layout, Node, Shape, TensorInfo, WeightInfo, to_canonical
 from isobit.graph.layout import compose
 from isobit_tensorflow.axes import first_axes, last_axes
+from isobit_tensorflow.read.names import StableNames
+from isobit_tensorflow.read.parameters import Computed, VariableView
 from isobit_tensorflow.training import Dropout
 
 Size = int | None
@@ -52,7 +54,8 @@ class Value:
 class Emitter:
     """Collects nodes, tensors, constants and dropouts; names are unique."""
 
-    def __init__(self) -> None:
+    def __init__(self, stable: StableNames) -> None:
+        self._stable = stable
         self.nodes: list[Node] = []
         self.inputs: list[str] = []
         self.outputs: dict[str, str] = {}
@@ -60,6 +63,7 @@ class Emitter:
         self.weights: dict[str, WeightInfo] = {}
         self.variables: dict[str, keras.Variable] = {}
         self.arrays: dict[str, NDArray[Any]] = {}
+        self.trained: set[str] = set()  # of `arrays`, what takes the place of variables that train
         self.dropouts: dict[str, Dropout] = {}
         self.momentum: dict[str, float] = {}
         self.notes: list[str] = []
@@ -70,6 +74,7 @@ class Emitter:
             str, tuple[Value, tuple[int, ...]]
         ] = {}  # result of a user's transposition -> its source and axes
         self._paths: dict[int, str] = {}
+        self._computed: dict[int, tuple[str, Computed]] = {}
         self._readers: dict[str, list[tuple[str, Any]]] = {}
 
     # --- names -----------------------------------------------------------------------------------------------------
@@ -148,14 +153,29 @@ class Emitter:
 
     # --- constants -------------------------------------------------------------------------------------------------
 
-    def weight(self, variable: Any, layout: Layout = (), path: str = "") -> str:
-        """A variable of the model as a constant of the graph; `layout` makes it canonical."""
-        if not isinstance(variable, keras.Variable):
-            raise ModelError(f"{path or 'a weight'} is computed and no variable of its own: it cannot be quantized")
-        source = self._path(variable, path)
+    def weight(self, parameter: Any, layout: Layout = (), path: str = "") -> str:
+        """A variable of the model, or what it computed of some, as a constant; `layout` makes it canonical."""
+        if isinstance(parameter, VariableView):
+            parameter, layout = parameter.variable, compose(parameter.layout, layout)
+        if isinstance(parameter, Computed):
+            return self._viewed(self._computed_source(parameter, path), parameter.array, layout)
+        if not isinstance(parameter, keras.Variable):
+            raise ModelError(f"{path or 'a weight'} is a {type(parameter).__name__}, and no variable of the model")
+        source = self._path(parameter, path)
         if source not in self.variables:
-            self.variables[source] = variable
-        return self._viewed(source, np.asarray(variable.numpy()), layout)
+            self.variables[source] = parameter
+        return self._viewed(source, np.asarray(parameter.numpy()), layout)
+
+    def _computed_source(self, parameter: Computed, path: str) -> str:
+        if id(parameter) not in self._computed:
+            source = self.unique(path)
+            self._computed[id(parameter)] = source, parameter
+            self.arrays[source] = parameter.array
+            if parameter.trainable:
+                self.trained.add(source)
+                of = ", ".join(self._stable.of_variable(variable) for variable in parameter.variables)
+                self.notes.append(f"{source} is computed of {of}: the simulator trains the result in their place")
+        return self._computed[id(parameter)][0]
 
     def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
         """A constant that the model has in its code or in a setting."""
@@ -167,7 +187,7 @@ class Emitter:
     def _path(self, variable: keras.Variable, path: str) -> str:
         key = id(variable)
         if key not in self._paths:
-            keras_path = str(variable.path)
+            keras_path = self._stable.of_variable(variable)
             self._paths[key] = self.unique(keras_path if keras_path not in self._names or not path else path)
         return self._paths[key]
 

@@ -9,20 +9,29 @@ from functools import cache
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from isobit.errors import ModelError
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Emitter, Value
+from isobit_tensorflow.read.masks import without_unread_masks
+from isobit_tensorflow.read.names import StableNames
+from isobit_tensorflow.read.parameters import Computed, Parameter, call_traced
+from isobit_tensorflow.read.symbolic_arithmetic import symbolic_arithmetic
 
 
 class KerasReader:
     """Follows a model from its outputs to its inputs and emits it in execution order.
 
-    `rule_of` gives the rule of a layer or operation; a layer without one is opened.
+    `rule_of` gives the rule of a layer or operation; a layer without one is opened. `tensors` are those of the model
+    itself, not of what is nested in it, by the name of the graph's tensor, with whether that has the channels first.
     """
 
-    def __init__(self, emitter: Emitter, rule_of: Callable[[Any], Rule | None]) -> None:
-        self.emitter, self._rule_of = emitter, rule_of
+    def __init__(self, emitter: Emitter, rule_of: Callable[[Any], Rule | None], names: StableNames) -> None:
+        self.emitter, self._rule_of, self._names = emitter, rule_of, names
+        self._parameters: Mapping[int, Parameter] = {}  # of the layer that is open
+        self.tensors: dict[str, tuple[keras.KerasTensor, bool]] = {}
 
     def read(self, outputs: Any, inputs: Mapping[int, Value], prefix: str = "") -> Any:
         """The values of a structure of Keras tensors; `inputs` are those to start from, by the id of their tensor."""
@@ -39,22 +48,38 @@ class KerasReader:
                 waiting.pop()
                 continue
             node = _node_of(current)
-            missing = [t for t in reversed(node.input_tensors) if id(t) not in values]
+            name = prefix + self.name_of(node.operation)
+            args, kwargs = tuple(node.arguments.args), dict(without_unread_masks(node, name))
+            read = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, keras.KerasTensor)]
+            missing = [tensor for tensor in reversed(read) if id(tensor) not in values]
             if missing:
                 waiting += missing
                 continue
-            self._run(node, values, prefix)
+            self._run(node, name, args, kwargs, values)
+            if not prefix:
+                for tensor in node.output_tensors:
+                    value = values[id(tensor)]
+                    if isinstance(value, Value):
+                        self.tensors.setdefault(value.name, (tensor, value.last))
 
-    def _run(self, node: Any, values: dict[int, Value], prefix: str) -> None:
+    def _run(self, node: Any, name: str, args: Any, kwargs: Any, values: dict[int, Value]) -> None:
         def resolved(leaf: Any) -> Any:
-            return values[id(leaf)] if isinstance(leaf, keras.KerasTensor) else leaf
+            if isinstance(leaf, keras.KerasTensor):
+                return values[id(leaf)]
+            if tf.is_tensor(leaf) and not isinstance(leaf, keras.Variable):
+                known = self._parameters.get(id(leaf))
+                return Computed(np.asarray(leaf), ()) if known is None else known
+            return leaf
 
-        args = keras.tree.map_structure(resolved, tuple(node.arguments.args))
-        kwargs = keras.tree.map_structure(resolved, dict(node.arguments.kwargs))
-        result = self.apply(node.operation, prefix + node.operation.name, args, kwargs)
+        arguments = keras.tree.map_structure(resolved, args)
+        result = self.apply(node.operation, name, arguments, keras.tree.map_structure(resolved, kwargs))
         flat = keras.tree.flatten(result)
         for tensor, value in zip(node.output_tensors, flat, strict=True):
             values[id(tensor)] = value
+
+    def name_of(self, part: Any) -> str:
+        """The name of a layer or an operation, which depends on the model alone."""
+        return self._names.of_part(part)
 
     def apply(self, operation: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The result of one layer or operation on values."""
@@ -100,9 +125,10 @@ class KerasReader:
         named = keras.tree.map_structure(symbolic, dict(kwargs))
         if "training" in inspect.signature(function).parameters:
             named["training"] = False
-        with _calls_forgotten(owner):
+        with _calls_forgotten(owner), symbolic_arithmetic():
             try:
-                outputs = function(*arguments, **named)
+                held = list(owner.variables) if isinstance(owner, keras.layers.Layer) else []
+                outputs, parameters = call_traced(lambda: function(*arguments, **named), held)
             except Exception as error:
                 kind = type(owner).__name__
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -110,7 +136,25 @@ class KerasReader:
                     f"{name!r} ({kind}) cannot be read: it does more than call layers and keras.ops ({reason}). "
                     "Write its call() with keras.ops and without branches on values, or split it into layers"
                 ) from error
-            return self.read(outputs, inputs, f"{name}/")
+            outside = self._names, self._parameters
+            self._names, self._parameters = self._names.within(_operations(outputs, inputs)), parameters
+            try:
+                return self.read(outputs, inputs, f"{name}/")
+            finally:
+                self._names, self._parameters = outside
+
+
+def _operations(outputs: Any, inputs: Mapping[int, Value]) -> list[Any]:
+    """The layers and operations between tensors."""
+    seen, waiting, operations = set(inputs), list(keras.tree.flatten(outputs)), []
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            node = _node_of(tensor)
+            operations.append(node.operation)
+            waiting += node.input_tensors
+    return operations
 
 
 def _node_of(tensor: Any) -> Any:
@@ -149,7 +193,13 @@ def _refuse(operation: Any, name: str, kwargs: Mapping[str, Any]) -> None:
     """What changes a layer's meaning without being seen in its call."""
     if getattr(operation, "quantization_mode", None) is not None:
         raise ModelError(f"{name!r} was quantized by Keras ({operation.quantization_mode}): open the float model")
-    if kwargs.get("training"):
+    if kwargs.get("training") and not _augments(operation):
         raise ModelError(f"{name!r} is called with training=True: the neutral graph is that of inference")
     if kwargs.get("initial_state") is not None:
         raise ModelError(f"{name!r} is called with an initial state: only states that begin at 0 are read")
+
+
+def _augments(operation: Any) -> bool:
+    """Whether a layer trains unless it is told not to, as augmentations do: nobody asked for training in its call."""
+    training = inspect.signature(operation.call).parameters.get("training")
+    return training is not None and training.default is True

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from isobit.encodings import Relations
+from isobit.errors import DataError
 from isobit.graph import Graph, Site, graph_from_record, graph_to_record
 from isobit.graph_backend import Tap
 from isobit_tensorflow.kernels.operands import Operand, Rounding
@@ -127,6 +128,8 @@ class Simulator(keras.Model):  # type: ignore[misc]
         names = [str(name) for name in keras.tree.flatten(structure)]
         if isinstance(inputs, Mapping) and set(names) <= set(inputs):
             return {name: inputs[name] for name in names}
+        if isinstance(inputs, Mapping) and len(names) > 1 and not isinstance(structure, Mapping):
+            raise DataError(f"the model's inputs are {', '.join(names)}, and a batch has {', '.join(inputs)}")
         return dict(zip(names, keras.tree.flatten(inputs), strict=True))
 
     def get_config(self) -> dict[str, Any]:

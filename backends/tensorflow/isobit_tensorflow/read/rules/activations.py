@@ -33,7 +33,7 @@ def activate(reader: RuleReader, function: Any, value: Value, name: str) -> Valu
     if function is None or function is keras.activations.linear:
         return value
     if isinstance(function, keras.layers.Layer):
-        activated: Value = reader.apply(function, f"{name}/{function.name}", (value,), {})
+        activated: Value = reader.apply(function, f"{name}/{reader.name_of(function)}", (value,), {})
         return activated
     label = getattr(function, "__name__", type(function).__name__)
     named = _KNOWN.get(label.replace("_", "").lower())

@@ -14,6 +14,7 @@ from isobit.graph import Layout, Permute, View
 from isobit.graph.layout import TRANSPOSED
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Size, Value
+from isobit_tensorflow.read.parameters import is_parameter
 from isobit_tensorflow.read.rules.activations import activate
 from isobit_tensorflow.read.rules.merging import broadcast
 from isobit_tensorflow.read.rules.shapes import reshape
@@ -37,13 +38,18 @@ def _dense(call: Call) -> Value:
 
 def _einsum_dense(call: Call) -> Value | None:
     """One Linear, where the equation sums the input's last axes with axes of the kernel; else its operations."""
-    layer, x = call.operation, call.x
-    plan = _plan(layer.equation, x.rank)
+    layer = call.operation
+    result = _einsum_linear(call, layer.equation, call.x, layer.kernel, layer.bias)
+    return None if result is None else activate(call.reader, layer.activation, result, call.name)
+
+
+def _einsum_linear(call: Call, equation: str, x: Value, weight: Any, bias: Any = None) -> Value | None:
+    plan = _plan(equation, x.rank)
     if plan is None:
         return None
     source, kernel, target, summed, added = plan
     kept = [label for label in source if label not in summed]
-    sizes = dict(zip(kernel, layer.kernel.shape, strict=True))
+    sizes = dict(zip(kernel, weight.shape, strict=True))
     x = _transpose_to(call, x, source, kept + summed, "input")
     inner = math.prod(sizes[label] for label in summed)
     if len(summed) > 1:
@@ -54,19 +60,18 @@ def _einsum_dense(call: Call) -> Value | None:
     if len(ordered) > 2 or len(added) != 1:
         layout = (*layout, View((math.prod(outer), inner), ordered))
     flat: Layout = ()
-    bias = layer.bias
     if bias is not None and tuple(bias.shape) != (math.prod(outer),):
         if [n for n in bias.shape if n != 1] != [n for n in outer if n != 1]:
             return None
         flat = (View((math.prod(outer),), tuple(bias.shape)),)
     order = [*kept, *added]
     final = order == target and len(added) == 1
-    result = linear(call, call.name, x, layer.kernel, layout, bias, flat)
+    result = linear(call, call.name, x, weight, layout, bias, flat)
     if not final:
         if len(added) != 1:
             result = reshape(call, result, (*result.shape[:-1], *outer), f"{call.name}/heads")
         result = _transpose_to(call, result, order, target, "output")
-    return activate(call.reader, layer.activation, result, call.name)
+    return result
 
 
 def _plan(equation: str, rank: int) -> tuple[list[str], list[str], list[str], list[str], list[str]] | None:
@@ -94,10 +99,10 @@ def _transpose_to(call: Call, x: Value, source: Sequence[str], target: Sequence[
 def matmul(call: Call, a: Any, b: Any, name: str = "") -> Value | None:
     """A product of two tensors, or of a tensor and a constant matrix."""
     e, name = call.emitter, name or call.name
-    if isinstance(a, Value) and isinstance(b, keras.Variable) and len(b.shape) == 2:
+    if isinstance(a, Value) and is_parameter(b) and len(b.shape) == 2:
         return linear(call, name, a, b, TRANSPOSED)
     if not isinstance(a, Value) or not isinstance(b, Value) or a.rank < 2 or b.rank < 2:
-        return None
+        return _matmul_of_constant(call, a, b, name)
     rank = max(a.rank, b.rank)
     batch: list[Size] = []
     for axis in range(-rank, -2):
@@ -106,16 +111,41 @@ def matmul(call: Call, a: Any, b: Any, name: str = "") -> Value | None:
     return e.emit("MatMul", name, [e.plain(a), e.plain(b)], (*batch, a.shape[-2], b.shape[-1]), a.dtype)
 
 
+def _matmul_of_constant(call: Call, a: Any, b: Any, name: str) -> Value | None:
+    """A constant matrix on the left, or a stack of matrices on either side."""
+    e = call.emitter
+    if not all((isinstance(side, Value) or is_parameter(side)) and len(side.shape) >= 2 for side in (a, b)):
+        return None
+    if not isinstance(a, Value) and not isinstance(b, Value):
+        return None
+    rank = max(len(a.shape), len(b.shape))
+    lead = [(1,) * (rank - len(side.shape)) + tuple(side.shape[:-2]) for side in (a, b)]
+    batch = [m if n == 1 else n for n, m in zip(*lead, strict=True)]
+    sides = [
+        e.plain(side) if isinstance(side, Value) else e.weight(side, (), f"{name}/{label}")
+        for side, label in ((a, "left"), (b, "right"))
+    ]
+    return e.emit("MatMul", name, sides, (*batch, a.shape[-2], b.shape[-1]))
+
+
 def _matmul(call: Call) -> Value | None:
     return matmul(call, call.argument(0), call.argument(1))
+
+
+def _dot(call: Call) -> Value | None:
+    """The last axis times a constant matrix, as a product of matrices."""
+    a, b = call.argument(0), call.argument(1)
+    return matmul(call, a, b) if isinstance(a, Value) and is_parameter(b) and len(b.shape) == 2 else None
 
 
 def _einsum(call: Call) -> Value | None:
     """Of two tensors: transpositions around one MatMul, where every label is batch, row, column or summed."""
     operands = call.args if len(call.args) == 2 else call.args[0] if isinstance(call.args[0], Sequence) else ()
+    equation = str(call.setting("subscripts")).replace(" ", "")
+    if len(operands) == 2 and isinstance(operands[0], Value) and is_parameter(operands[1]):
+        return _einsum_linear(call, equation, operands[0], operands[1]) if "->" in equation else None
     if len(operands) != 2 or not all(isinstance(operand, Value) for operand in operands):
         return None
-    equation = str(call.setting("subscripts")).replace(" ", "")
     if "..." in equation or "->" not in equation:
         return None
     left, target = equation.split("->")
@@ -166,8 +196,6 @@ def _attention(call: Call) -> Value | None:
 
 def _embedding(call: Call) -> Value:
     layer, e, x = call.operation, call.emitter, call.x
-    if layer.mask_zero:
-        raise ModelError(f"{call.name!r} makes a mask (mask_zero=True), which is not read: give masks as tensors")
     table = e.weight(layer.embeddings, (), f"{call.name}/embeddings")
     return _look_up(call, table, layer.output_dim, e.plain(x))
 
@@ -181,9 +209,11 @@ def _look_up(call: Call, table: str, size: int, ids: Value) -> Value:
 
 def _take(call: Call) -> Value | None:
     table, ids = call.argument(0), call.argument(1)
-    if isinstance(table, keras.Variable) and isinstance(ids, Value) and call.setting("axis") in (0, None):
-        return _look_up(call, call.emitter.weight(table), table.shape[-1], ids) if len(table.shape) == 2 else None
-    return None
+    if not is_parameter(table) or not isinstance(ids, Value) or call.setting("axis") not in (0, None):
+        return None
+    if len(table.shape) != 2:
+        return None
+    return _look_up(call, call.emitter.weight(table, (), f"{call.name}/table"), table.shape[-1], ids)
 
 
 LAYERS: Mapping[type, Rule] = {
@@ -194,6 +224,7 @@ LAYERS: Mapping[type, Rule] = {
 
 OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Matmul": _matmul,
+    "Dot": _dot,
     "Einsum": _einsum,
     "DotProductAttention": _attention,
     "Take": _take,

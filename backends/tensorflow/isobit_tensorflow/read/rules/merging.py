@@ -12,6 +12,7 @@ from isobit.graph import Layout, Permute, View, to_canonical
 from isobit_tensorflow.axes import first_axes
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Size, Value
+from isobit_tensorflow.read.parameters import Computed, is_parameter
 
 
 def broadcast(call: Call, op: str, operands: Sequence[Any], name: str = "", dtype: str | None = None) -> Value:
@@ -43,8 +44,10 @@ def constant_operand(call: Call, operand: Any, like: Value, index: int, name: st
         short = turned[1:] if turned[0] == 1 and len(shape) < like.rank else turned
         if short != turned:
             layout = (*layout, View(short, turned))
-    if isinstance(operand, keras.Variable):
-        return e.weight(operand, layout)
+    if is_parameter(operand) and not (isinstance(operand, Computed) and not operand.variables):
+        return e.weight(operand, layout, f"{name or call.name}/constant{index}")
+    if isinstance(operand, Computed):
+        operand = operand.array
     kind: Any = like.dtype if like.dtype != "bool" else "float32"
     array = np.asarray(operand)
     if array.dtype == bool:
@@ -95,10 +98,10 @@ def _two(op: str, dtype: str | None = None) -> Rule:
 
 
 def _as_operand(argument: Any) -> Any:
-    """A value, a variable or an array; None for anything else."""
-    if isinstance(argument, Value | keras.Variable | np.ndarray | np.generic | int | float):
+    """A value, a parameter or an array; None for anything else."""
+    if is_parameter(argument) or isinstance(argument, Value | np.ndarray | np.generic | int | float):
         return argument
-    return np.asarray(argument.numpy()) if hasattr(argument, "numpy") else None  # a tensor that the user's code holds
+    return None
 
 
 def concatenate(call: Call, values: Sequence[Value], axis: int) -> Value:

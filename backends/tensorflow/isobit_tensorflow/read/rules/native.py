@@ -1,7 +1,8 @@
-"""Operations of `keras.ops` without a rule: one node each that runs as Keras runs it and stays in float."""
+"""Operations and preprocessing layers without a rule: one node each, run as Keras runs it, left in float."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
@@ -14,7 +15,17 @@ from isobit_tensorflow.read.emitter import Value
 
 
 def native(call: Call) -> Any:
-    """A node ``keras::<Class>`` for the operation, or ModelError where it cannot be said as data."""
+    """A node ``keras::<Class>`` for an operation of `keras.ops`, or ModelError where it cannot be said as data."""
+    return _node(call, "keras.ops operation", {})
+
+
+def native_layer(call: Call) -> Any:
+    """A node ``keras::<Class>`` for a layer that has no weights, as it is in inference."""
+    parameters = inspect.signature(call.operation.call).parameters
+    return _node(call, "layer", {"training": False} if "training" in parameters else {})
+
+
+def _node(call: Call, what: str, settings: dict[str, Any]) -> Any:
     kind = type(call.operation).__name__
     places: list[Any] = []
     values: list[Value] = []
@@ -29,13 +40,16 @@ def native(call: Call) -> Any:
             raise ModelError(f"{call.name!r}: {kind} with an argument of {type(argument).__name__} is not read")
     if not values:
         raise ModelError(f"{call.name!r}: {kind} reads no tensor of the model")
-    config = json.dumps(keras.saving.serialize_keras_object(call.operation))
+    record = keras.saving.serialize_keras_object(call.operation)
+    if "name" in record["config"]:  # Keras' own depends on what else was built in the process
+        record["config"]["name"] = call.reader.name_of(call.operation)
+    config = json.dumps(record)
     symbolic = [keras.KerasTensor(value.shape, value.dtype) for value in values]
     stand_ins = iter(symbolic)
-    outputs = call.operation.compute_output_spec(*(next(stand_ins) if p == "tensor" else p for p in places))
+    outputs = call.operation.compute_output_spec(*(next(stand_ins) if p == "tensor" else p for p in places), **settings)
     flat = keras.tree.flatten(outputs)
-    call.emitter.notes.append(f"{call.name}: keras.ops operation {kind} is outside the vocabulary and stays in float")
-    attributes = {"operation": config, "arguments": tuple(places)}
+    call.emitter.notes.append(f"{call.name}: {what} {kind} is outside the vocabulary and stays in float")
+    attributes = {"operation": config, "arguments": tuple(places), **settings}
     results = [(tuple(t.shape), keras.backend.standardize_dtype(t.dtype)) for t in flat]
     produced = call.emitter.emit_many(f"{NATIVE}{kind}", call.name, values, results, **attributes)
     return keras.tree.pack_sequence_as(outputs, produced)

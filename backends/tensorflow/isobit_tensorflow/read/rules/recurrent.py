@@ -106,7 +106,7 @@ def _bidirectional(call: Call) -> Value | list[Value]:
     if type(layer.forward_layer) not in LAYERS or type(layer.backward_layer) not in LAYERS:
         raise ModelError(f"{name!r}: Bidirectional is read around LSTM and GRU")
     both = [
-        _layer(call, inner, f"{name}/{inner.name}", call.x, in_order=True)
+        _layer(call, inner, f"{name}/{call.reader.name_of(inner)}", call.x, in_order=True)
         for inner in (layer.forward_layer, layer.backward_layer)
     ]
     merges = {"sum": "Add", "mul": "Mul"}

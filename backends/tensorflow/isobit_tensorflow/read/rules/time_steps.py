@@ -1,4 +1,4 @@
-"""TimeDistributed; and Masking, which is refused."""
+"""TimeDistributed; and Masking, whose mask is told by the layers that read it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from isobit.errors import ModelError
 from isobit_tensorflow.read.call import Call, Rule
@@ -21,12 +22,12 @@ def _time_distributed(call: Call) -> Any:
     """A layer that treats steps alike is called on all of them; any other sees the steps as samples."""
     inner, x = call.operation.layer, call.x
     if isinstance(inner, _STEPS_ALIKE):
-        return call.reader.apply(inner, f"{call.name}/{inner.name}", (x,), {})
+        return call.reader.apply(inner, f"{call.name}/{call.reader.name_of(inner)}", (x,), {})
     steps = x.shape[1]
     if steps is None:
         raise ModelError(f"{call.name!r}: TimeDistributed around {type(inner).__name__} needs a known number of steps")
     flat = _merged(call, x, x.shape[2:], f"{call.name}/steps")
-    result = call.reader.apply(inner, f"{call.name}/{inner.name}", (flat,), {})
+    result = call.reader.apply(inner, f"{call.name}/{call.reader.name_of(inner)}", (flat,), {})
     if not isinstance(result, Value):
         raise ModelError(f"{call.name!r}: TimeDistributed around a layer with several results is not read")
     plain = call.emitter.plain(result)
@@ -44,8 +45,16 @@ def _merged(call: Call, x: Value, inner: Sequence[int | None], name: str) -> Val
     return merged
 
 
-def _masking(call: Call) -> Value:
-    raise ModelError(f"{call.name!r} (Masking): masks that layers hand on are not read: give the mask as a tensor")
+def _masking(call: Call) -> Any:
+    """Steps that hold nothing but the mask's value become 0; where that is 0, they are."""
+    value = call.operation.mask_value
+    if not value:
+        return call.x
+
+    def kept(x: Any) -> Any:
+        return ops.where(ops.any(ops.not_equal(x, value), axis=-1, keepdims=True), x, 0.0)
+
+    return call.reader.open(kept, call.name, (call.x,), {}, call.operation)
 
 
 LAYERS: Mapping[type, Rule] = {

@@ -9,16 +9,18 @@ import keras
 
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Value
+from isobit_tensorflow.read.rules.preprocessing import as_float
 
 
 def _identity(call: Call) -> Any:
     return call.argument(0)
 
 
-def _without_training(call: Call) -> Value:
+def _without_training(call: Call) -> Any:
     """An augmentation: it does nothing in inference, and is left out of the simulator's training too."""
     call.emitter.notes.append(f"{call.name}: {type(call.operation).__name__} acts in the original's training only")
-    return call.x
+    image = call.argument(0)
+    return as_float(call, image) if isinstance(image, Value) else image
 
 
 def _dropout(call: Call) -> Value:
@@ -36,7 +38,9 @@ def _spatial_dropout(call: Call) -> Value:
 
 
 def _augmentations() -> list[type]:
-    augmentations = [getattr(keras.layers, name) for name in dir(keras.layers) if name.startswith("Random")]
+    names = [name for name in dir(keras.layers) if name.startswith("Random")]
+    mixing = ("AugMix", "CutMix", "MixUp", "RandAugment", "Solarization")  # newer versions of Keras have them
+    augmentations = [getattr(keras.layers, name) for name in (*names, *mixing) if hasattr(keras.layers, name)]
     noise = [keras.layers.GaussianNoise, keras.layers.GaussianDropout, keras.layers.AlphaDropout]
     return [*augmentations, *noise]
 

@@ -186,8 +186,10 @@ def _pool(op: str) -> Rule:
 def _global_pool(op: str, reduction: str) -> Rule:
     """Over all space; of a sequence whose axes nothing has turned it is a mean over axis 1."""
 
-    def rule(call: Call) -> Value:
+    def rule(call: Call) -> Value | None:
         layer, x, e = call.operation, call.x, call.emitter
+        if call.kwargs.get("mask") is not None:
+            return None  # a mean over the steps that count, which the layer's own operations say
         sizes, last = _spatial(call, x)
         channels, keep = _channels(call, x), int(layer.keepdims)
         if x.rank == 3 and last and not x.last:

@@ -1,0 +1,73 @@
+"""Files that no backend opens by their path: what each holds, and the line that makes a model of it."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+
+_HDF5 = "isobit.quantize(keras.saving.load_model({path}, compile=False), data)"
+_TF2ONNX = "python -m tf2onnx.convert --{kind} {path} --output model.onnx"
+_STATE = "module.load_state_dict({load}), then isobit.quantize(module.eval(), data)"
+
+#: What an ending says of a file, and the line that loads it; the longest ending counts.
+_BY_ENDING: Mapping[str, tuple[str, str]] = {
+    ".weights.h5": (
+        "holds the weights of a Keras model alone",
+        "build the model, then model.load_weights({path}) and isobit.quantize(model, data)",
+    ),
+    ".h5": ("is a Keras file of the older format (HDF5)", _HDF5),
+    ".hdf5": ("is a Keras file of the older format (HDF5)", _HDF5),
+    ".pt2": ("is a program of torch.export", "isobit.quantize(torch.export.load({path}).module(), data)"),
+    ".pt": ("", ""),
+    ".pth": ("", ""),
+    ".ckpt": ("", ""),
+    ".bin": ("", ""),
+    ".safetensors": ("holds weights alone", _STATE.format(load="safetensors.torch.load_file({path})")),
+    ".tflite": ("is a TensorFlow Lite model", _TF2ONNX.format(kind="tflite", path="{path}")),
+    ".pb": (
+        "is a frozen TensorFlow graph",
+        _TF2ONNX.format(kind="graphdef", path="{path}") + " --inputs NAME:0 --outputs NAME:0",
+    ),
+}
+
+
+def advice(path: str | os.PathLike[str]) -> str:
+    """What lies at a path, and how it becomes a model that a backend opens; empty where nothing is known of it."""
+    text = os.fspath(path)
+    what, line = _folder(text) if os.path.isdir(text) else _file(text)
+    return f"it {what}: {line}" if what else ""
+
+
+def _folder(path: str) -> tuple[str, str]:
+    entries = set(os.listdir(path))
+    if "saved_model.pb" in entries:
+        return "is a TensorFlow SavedModel, which has no layers to read", _TF2ONNX.format(kind="saved-model", path=path)
+    if "config.json" in entries:
+        line = f"isobit.quantize(transformers.AutoModel.from_pretrained({path!r}).eval(), data)"
+        return "is a model folder of transformers", line
+    return "", ""
+
+
+def _file(path: str) -> tuple[str, str]:
+    if os.path.basename(path) == "saved_model.pb":
+        return _folder(os.path.dirname(path) or ".")
+    ending = max((end for end in _BY_ENDING if path.lower().endswith(end)), key=len, default="")
+    if not ending:
+        return "", ""
+    what, line = _BY_ENDING[ending]
+    if not what:
+        what, line = _torch_file(path)
+    return what, line.format(path=path if line.startswith("python ") else repr(path))
+
+
+def _torch_file(path: str) -> tuple[str, str]:
+    """A module, weights or TorchScript: the archive tells the last from the others."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any("/code/" in name for name in archive.namelist()):
+                line = "torch.onnx.export(torch.jit.load({path}), example_inputs, 'model.onnx', dynamo=False)"
+                return "is a TorchScript archive, which has no module to read", line
+    state = _STATE.format(load="torch.load({path}, weights_only=True)")
+    module = "isobit.quantize(torch.load({path}, weights_only=False).eval(), data) for a module from a source you trust"
+    return "is a PyTorch file", f"{state}, where it holds weights; {module}"

@@ -1,0 +1,151 @@
+"""Layers that people write: variables in arithmetic, weights computed of others, heads tied to an embedding."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+from keras import ops
+
+import isobit
+from isobit_tensorflow.backend import TensorFlowBackend
+
+RNG = np.random.default_rng(0)
+ROWS = RNG.standard_normal((16, 6)).astype(np.float32)
+SEQUENCES = RNG.standard_normal((8, 5, 6)).astype(np.float32)
+WORDS = RNG.integers(0, 9, (8, 5)).astype(np.int32)
+
+
+class Own(L.Layer):
+    """A layer of two vectors and a matrix, and what `compute` makes of them."""
+
+    def __init__(self, compute) -> None:
+        super().__init__()
+        self.compute = compute
+
+    def build(self, shape) -> None:
+        names = ["scale", "shift", "kernel", "down", "up"]
+        shapes = [(6,), (6,), (6, 6), (6, 2), (2, 6)]
+        for name, size in list(zip(names, shapes, strict=True)):
+            setattr(self, name, self.add_weight(shape=size, name=name, initializer="random_normal"))
+
+    def call(self, x):
+        return self.compute(self, x)
+
+
+#: What a layer computes, which of its variables still train in the simulator, and how many constants take their place.
+ARITHMETIC = {
+    "left": (lambda s, x: s.scale * x + s.shift, {"scale", "shift"}, 0),
+    "right": (lambda s, x: x * s.scale - s.shift, {"scale", "shift"}, 0),
+    "minus": (lambda s, x: s.shift - x / s.scale, {"scale", "shift"}, 0),
+    "power": (lambda s, x: s.scale ** ops.tanh(x), {"scale"}, 0),
+    "matmul": (lambda s, x: x @ s.kernel, {"kernel"}, 0),
+    "dot": (lambda s, x: ops.dot(x, s.kernel), {"kernel"}, 0),
+    "einsum": (lambda s, x: ops.einsum("bi,ij->bj", x, s.kernel), {"kernel"}, 0),
+    "converted": (lambda s, x: x * ops.convert_to_tensor(s.scale) + ops.cast(s.shift, x.dtype), {"scale", "shift"}, 0),
+    "transposed": (lambda s, x: ops.matmul(x, ops.transpose(s.kernel)), {"kernel"}, 0),
+    "reshaped": (lambda s, x: x * ops.reshape(s.scale, (1, 6)), {"scale"}, 0),
+    "on the left": (lambda s, x: ops.transpose(ops.matmul(s.kernel, ops.transpose(x))), {"kernel"}, 0),
+    "of one": (lambda s, x: x * ops.sigmoid(s.scale), set(), 1),
+    "of two": (lambda s, x: x * (s.scale * s.shift + 1.0), set(), 1),
+    "negative": (lambda s, x: x * -s.scale + s.shift[None], set(), 2),
+    "standardized": (lambda s, x: x @ ((s.kernel - ops.mean(s.kernel, 0)) / (ops.std(s.kernel, 0) + 1e-5)), set(), 1),
+    "low rank": (lambda s, x: ops.matmul(x, s.kernel + 0.5 * ops.matmul(s.down, s.up)), set(), 1),
+    "a constant": (lambda s, x: ops.matmul(x, ops.eye(6)) * ops.convert_to_tensor([1.0, 2, 3, 4, 5, 6]), set(), 0),
+}
+
+
+@pytest.mark.parametrize("kind", ARITHMETIC)
+def test_variables_in_arithmetic(kind: str) -> None:
+    compute, stay, computed = ARITHMETIC[kind]
+    x = keras.Input((6,), name="x")
+    own = Own(compute)
+    model = keras.Model(x, own(x))
+    backend_model = TensorFlowBackend().open(model)
+    (output,) = backend_model.run({"x": ROWS}).values()
+    np.testing.assert_allclose(output, model(ROWS), rtol=1e-4, atol=1e-5)
+    trained = {variable.path for variable in backend_model.native.trainable_variables}
+    assert {f"own/{name}" for name in stay} <= trained
+    assert len(trained) == len(stay) + computed
+    assert sum("is computed of own/" in note for note in backend_model.graph.notes) == computed
+    sim = isobit.quantize(model, ROWS, progress=False)  # compares with the model, and exports what it has
+    assert not [note for note in sim.report.notes if "not compared" in note]
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")  # the layer has variables that it does not use
+def test_what_stays_a_variable_is_trained() -> None:
+    """One step of the simulator moves the variables as a step of the user's model does."""
+    x = keras.Input((6,), name="x")
+    model = keras.Model(x, Own(lambda s, t: s.scale * ops.tanh(t @ s.kernel) + s.shift)(x))
+    native = isobit.QuantSim(model).model
+    targets = np.ones((16, 6), np.float32)
+    for trained in (model, native):
+        trained.compile(keras.optimizers.SGD(0.1), "mse")
+        trained.fit(ROWS, targets, batch_size=16, epochs=1, verbose=0)
+    expected = {variable.name: variable.numpy() for variable in model.trainable_variables}
+    for variable in native.trainable_variables:
+        np.testing.assert_allclose(variable.numpy(), expected[variable.name], rtol=1e-4, atol=1e-5)
+
+
+def test_positions_by_an_embedding_of_a_range() -> None:
+    class Positions(L.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = L.Embedding(5, 6)
+
+        def call(self, x):
+            return x + self.table(ops.arange(ops.shape(x)[1]))
+
+    x = keras.Input((5, 6), name="x")
+    model = keras.Model(x, L.Dense(3)(Positions()(x)))
+    sim = isobit.quantize(model, SEQUENCES, progress=False)
+    assert len(sim.model.trainable_variables) == 3
+
+
+def test_additive_attention() -> None:
+    x = keras.Input((5, 6), name="x")
+    model = keras.Model(x, L.Dense(3)(L.AdditiveAttention()([x, x])))
+    (output,) = TensorFlowBackend().open(model).run({"x": SEQUENCES}).values()
+    np.testing.assert_allclose(output, model(SEQUENCES), rtol=1e-4, atol=1e-5)
+
+
+class Head(L.Layer):
+    """Scores of words by the table that looks them up."""
+
+    def __init__(self, embedding, spelling) -> None:
+        super().__init__()
+        self.embedding, self.spelling = embedding, spelling
+
+    def build(self, shape) -> None:
+        self.bias = self.add_weight(shape=(9,), name="bias")
+
+    def call(self, x):
+        return self.spelling(x, self.embedding.embeddings) + self.bias
+
+
+HEADS = {
+    "matmul": lambda x, table: ops.matmul(x, ops.transpose(table)),
+    "operator": lambda x, table: x @ ops.transpose(table),
+    "axes": lambda x, table: ops.dot(x, ops.transpose(table, (1, 0))),
+    "einsum": lambda x, table: ops.einsum("btd,vd->btv", x, table),
+}
+
+
+@pytest.mark.parametrize("kind", [*HEADS, "reversible"])
+def test_a_head_tied_to_its_embedding(kind: str) -> None:
+    """One variable with two readers, which trains as one."""
+    words = keras.Input((5,), dtype="int32", name="words")
+    embedding = L.ReversibleEmbedding(9, 6) if kind == "reversible" else L.Embedding(9, 6)
+    y = L.Dense(6, activation="tanh")(embedding(words))
+    scores = embedding(y, reverse=True) if kind == "reversible" else Head(embedding, HEADS[kind])(y)
+    model = keras.Model(words, scores)
+    sim = isobit.quantize(model, WORDS, progress=False)
+    assert [node.op for node in sim.graph.nodes] == ["Gather", "Linear", "Tanh", "Linear"]
+    tables = {info.source for info in sim.graph.weights.values() if info.shape == (9, 6)}
+    assert len(tables) == 1
+    assert len(sim.model.trainable_variables) == len(model.trainable_variables)
+    (table,) = tables
+    assert len([use for name, info in sim.graph.weights.items() if info.source == table
+                for use in sim.graph.uses(name)]) == 2  # fmt: skip
+    assert not [note for note in sim.report.notes if "not compared" in note]
