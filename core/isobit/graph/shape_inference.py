@@ -110,7 +110,9 @@ def _windowed(node: Node, source: Shape, constants: Mapping[int, tuple[int, ...]
             sizes.append((size - 1) * strides[axis] + extent - padding + extra)
         else:
             steps, remainder = divmod(size + padding - extent, strides[axis])
-            sizes.append(steps + 1 + (1 if remainder and attributes.get("ceil_mode") else 0))
+            if remainder and attributes.get("ceil_mode") and (steps + 1) * strides[axis] < size + pads[axis]:
+                steps += 1  # one more window, unless it would begin behind the last value
+            sizes.append(steps + 1)
     return (source[0], channels, *sizes)
 
 
