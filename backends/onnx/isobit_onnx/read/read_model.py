@@ -7,6 +7,7 @@ constants carried out, shapes inferred. The names of the user's initializers are
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,21 @@ def infer_shapes(model: ir.Model) -> ir.Model:
     for value in model.graph.initializers.values():
         if value.const_value is not None:
             describe(value, value.const_value)
+    for node in model.graph:
+        _infer_type(node, model.opset_imports)
     return model
+
+
+def _infer_type(node: ir.Node, opsets: Mapping[str, int]) -> None:
+    """The type of input 0, where ONNX says that output 0 has it and its inference tells the shape alone."""
+    source, result = node.inputs[0] if node.inputs else None, node.outputs[0]
+    if result.type is not None or source is None or source.type is None:
+        return
+    if not onnx.defs.has(node.op_type, opsets.get(node.domain, 0), node.domain):
+        return
+    schema = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
+    if schema.outputs[0].type_str == schema.inputs[0].type_str:
+        result.type = source.type
 
 
 def _run(step: Any, model: ir.Model) -> None:
