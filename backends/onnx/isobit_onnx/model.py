@@ -22,6 +22,7 @@ from isobit.errors import ModelError
 from isobit.graph import Graph, Input, Site, Tensor, Weight, to_canonical
 from isobit.statistics import Request, Watched
 from isobit_onnx.export.export_qdq import QdqPlan
+from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
 from isobit_onnx.qdq.writer import Quantized, insert_quantizers
 from isobit_onnx.run.given import run_given
 from isobit_onnx.run.observe import ObservingSessions
@@ -61,7 +62,9 @@ class OnnxModel:
     @property
     def native(self) -> onnx.ModelProto:
         """The simulator: a QDQ model that any onnxruntime loads."""
-        return ir.to_proto(self.simulator())
+        simulator = self.simulator()
+        fit_onnxruntime(simulator)
+        return ir.to_proto(simulator)
 
     def weight(self, name: str) -> NDArray[Any]:
         """A constant in canonical layout."""

@@ -148,7 +148,21 @@ def _fitted(encoding: Encoding, placement: Placement, graph: Graph) -> Encoding 
             return None
         bare = encoding.spec.with_granularity(granularity)  # a single channel is the whole tensor
         encoding = Encoding(bare, encoding.scale.reshape(()), encoding.zero_point.reshape(()))
+    elif isinstance(granularity, PerChannel) and isinstance(encoding.spec.granularity, PerBlock):
+        encoding = _by_channel(encoding, placement.channel_axis)
     return same_levels(encoding, placement.spec)
+
+
+def _by_channel(encoding: Encoding, axis: int) -> Encoding:
+    """One block a channel, the same along all other axes, is a scale a channel; anything else stays as it is."""
+    others = tuple(i for i in range(encoding.scale.ndim) if i != axis)
+    parts = []
+    for values in (encoding.scale, encoding.zero_point):
+        first = values[tuple(slice(0, 1) if i in others else slice(None) for i in range(values.ndim))]
+        if not np.all(values == first):
+            return encoding
+        parts.append(first.reshape(-1))
+    return Encoding(encoding.spec.with_granularity(PerChannel()), *parts, axis)
 
 
 def _name(graph: Graph, placement: Placement) -> str:
