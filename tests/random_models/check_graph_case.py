@@ -113,7 +113,9 @@ def _check_file(case: GraphCase, sim: Any, path: Path, outcome: Outcome) -> None
             if any(a.shape != simulated[n].shape for n, a in zip(names, outputs, strict=True)):
                 outcome.problems.append((f"another shape at {level}", f"{[a.shape for a in outputs]}"))
             elif level == "ORT_DISABLE_ALL":
-                if any(not np.array_equal(a, simulated[n], equal_nan=True) for n, a in zip(names, outputs)):
+                if any(
+                    not np.array_equal(a, simulated[n], equal_nan=True) for n, a in zip(names, outputs, strict=True)
+                ):
                     outcome.equal = False
                     why = unexplained(sim.model, model, feeds)
                     if why:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+from draw_settings import Settings, draw_settings
 from drawing import Array, Drawing, Rejected, Value, run
 from elementwise import ELEMENTWISE
 from layers import LAYERS
 from moves import MOVES
 from norms import NORMS
 from onnx import helper
-from draw_settings import Settings, draw_settings
 
 OPSETS = range(7, 25)
 _RULES = (LAYERS, LAYERS, MOVES, MOVES, ELEMENTWISE, ELEMENTWISE, NORMS)

@@ -147,9 +147,7 @@ class Drawing:
         self.ops.append(op)
         read = [value for value in inputs if value is not None and not value.constant]
         is_batched = any(value.batched for value in read) if batched is None else batched
-        return [
-            Value(name, array, is_batched, constant=not read) for name, array in zip(results, arrays, strict=True)
-        ]
+        return [Value(name, array, is_batched, constant=not read) for name, array in zip(results, arrays, strict=True)]
 
     def keep(self, *values: Value) -> None:
         """Let later nodes read these."""

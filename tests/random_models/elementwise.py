@@ -167,7 +167,12 @@ def choose(d: Drawing) -> Value:
     condition = d.chance(0.5)
     chosen = d.constant(np.array(condition), "condition")
     node = helper.make_node(
-        "If", [chosen.name], [output], d.node_named("If", d.count), then_branch=branches[0][0], else_branch=branches[1][0]
+        "If",
+        [chosen.name],
+        [output],
+        d.node_named("If", d.count),
+        then_branch=branches[0][0],
+        else_branch=branches[1][0],
     )
     d.nodes.append(node)
     d.ops.append("If")
@@ -184,8 +189,10 @@ def integers(d: Drawing) -> Value:
     x = d.pick((2, 3))
     if d.chance(0.5):
         index = d.add(d.one_of(["ArgMax", "ArgMin"]), [x], axis=x.rank - 1, keepdims=0)
+        if d.chance(0.5):
+            return index
         d.keep(index)
-        return d.add("Cast", [index], to=TensorProto.FLOAT) if d.chance(0.5) else index
+        return d.add("Cast", [index], to=TensorProto.FLOAT)
     whole = d.add("Cast", [x], to=TensorProto.INT32)
     return d.add("Cast", [whole], to=TensorProto.FLOAT)
 

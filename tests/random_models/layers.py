@@ -29,7 +29,9 @@ def conv(d: Drawing) -> Value:
     group = d.one_of([g for g in (1, 1, 1, 2, 3, channels) if channels % g == 0])
     out = group * d.integer(1, 3 if group > 1 else 8)
     if "auto_pad" not in settings and d.chance(0.25):
-        settings["dilations"] = [2 if size >= 2 * k else 1 for size, k in zip(x.shape[2:], settings["kernel_shape"])]
+        settings["dilations"] = [
+            2 if size >= 2 * k else 1 for size, k in zip(x.shape[2:], settings["kernel_shape"], strict=True)
+        ]
     if group > 1:
         settings["group"] = group
     weight = d.weight(out, channels // group, *settings["kernel_shape"])

@@ -1,6 +1,6 @@
 """Long runs of random graphs: what fails, and the figures of docs/reliability.md.
 
-    python tests/random_models/measure.py --graphs 2000
+python tests/random_models/measure.py --graphs 2000
 """
 
 from __future__ import annotations
