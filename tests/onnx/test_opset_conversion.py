@@ -138,3 +138,31 @@ OTHERS = {
 def test_what_the_converter_gets_right(op):
     opset, nodes, constants = OTHERS[op]
     opened(nodes, constants, opset)
+
+
+POOLS = [
+    {"kernel_shape": [1, 1], "strides": [2, 2]},
+    {"kernel_shape": [1, 3], "strides": [3, 2]},
+    {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    {"kernel_shape": [2, 3], "strides": [2, 2], "pads": [1, 0, 1, 0]},
+    {"kernel_shape": [3, 1], "strides": [2, 3], "pads": [1, 0, 1, 0]},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+]
+
+
+@pytest.mark.parametrize("opset", [10, 12, 19, 21, 22])
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("settings", POOLS)
+@pytest.mark.parametrize("size", [(5, 6), (6, 5), (7, 8)])
+def test_pooling_that_rounds_up(opset, op, settings, size):
+    """ONNX infers one window too many where the last would begin behind the values, and sizes are folded from that."""
+    nodes = [
+        node(op, "x", "p", ceil_mode=1, **settings),
+        node(op, "p", "q", kernel_shape=[1, 1], strides=[2, 2], ceil_mode=1),
+        node("Shape", "q", "shape"),
+        node("Gather", "shape two", "height", axis=0),
+        node("Cast", "height", "real", to=TensorProto.FLOAT),
+        node("Mul", "q real", "y"),
+    ]
+    x = RNG.standard_normal((2, 3, *size)).astype(np.float32)
+    opened(nodes, {"two": constant("two", 2, np.int64)}, opset, x=x)

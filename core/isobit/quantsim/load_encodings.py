@@ -155,14 +155,12 @@ def _fitted(encoding: Encoding, placement: Placement, graph: Graph) -> Encoding 
 
 def _by_channel(encoding: Encoding, axis: int) -> Encoding:
     """One block a channel, the same along all other axes, is a scale a channel; anything else stays as it is."""
-    others = tuple(i for i in range(encoding.scale.ndim) if i != axis)
-    parts = []
-    for values in (encoding.scale, encoding.zero_point):
-        first = values[tuple(slice(0, 1) if i in others else slice(None) for i in range(values.ndim))]
-        if not np.all(values == first):
-            return encoding
-        parts.append(first.reshape(-1))
-    return Encoding(encoding.spec.with_granularity(PerChannel()), *parts, axis)
+    first = tuple(slice(None) if i == axis else slice(0, 1) for i in range(encoding.scale.ndim))
+    scale, zero_point = encoding.scale[first], encoding.zero_point[first]
+    if np.any(encoding.scale != scale) or np.any(encoding.zero_point != zero_point):
+        return encoding
+    spec = encoding.spec.with_granularity(PerChannel())
+    return Encoding(spec, scale.reshape(-1), zero_point.reshape(-1), axis)
 
 
 def _name(graph: Graph, placement: Placement) -> str:

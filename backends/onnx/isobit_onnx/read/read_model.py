@@ -28,6 +28,7 @@ from isobit_onnx.read.initializers import describe
 from isobit_onnx.read.join_weights import join_weights, joins_weights
 from isobit_onnx.read.linear_forms import unify_products
 from isobit_onnx.read.opset import OLDEST_OPSET, raise_opset
+from isobit_onnx.read.pooling import count_windows
 from isobit_onnx.read.split_directions import split_directions
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
@@ -113,6 +114,7 @@ def _check_external(name: str, tensor: ir.ExternalTensor, where: str) -> None:
 def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
     """Bring a loaded model to the backend's form, in place. Raises ModelError."""
     hold_weights(model)
+    declared = [None if value.shape is None else value.shape.copy() for value in model.graph.outputs]
     with quiet_loggers(*_PASS_LOGGERS):
         _run(passes.RemoveInitializersFromInputsPass(), model)
         _run(passes.InlinePass(), model)
@@ -120,6 +122,7 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
         raise_opset(model, where)
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
+        count_windows(model, declared, infer_shapes)
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         expand_fused(model, infer_shapes)
         split_directions(model)
