@@ -19,7 +19,7 @@ LARGEST = 1e4
 MOST_ELEMENTS = 6000
 
 
-class Rejected(Exception):
+class RejectedError(Exception):
     """A node that does not run here, or whose result is of no use: another is drawn instead."""
 
 
@@ -85,7 +85,7 @@ class Drawing:
             and (value.batched or not batched)
         ]
         if not fits:
-            raise Rejected("no such tensor")
+            raise RejectedError("no such tensor")
         return fits[-1 - min(int(self.rng.geometric(0.45)) - 1, len(fits) - 1)]
 
     # --- adding ------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class Drawing:
     def add_several(
         self, op: str, inputs: Sequence[Value | None], outputs: int = 1, batched: bool | None = None, **attributes: Any
     ) -> list[Value]:
-        """A node, run at once. Raises Rejected where onnxruntime does not run it, or for a useless result."""
+        """A node, run at once. Raises RejectedError where onnxruntime does not run it, or for a useless result."""
         names = ["" if value is None else value.name for value in inputs]
         self.count += 1
         results = [self.fresh(op.lower()) for _ in range(outputs)]
@@ -171,7 +171,7 @@ def evaluate(node: onnx.NodeProto, inputs: Sequence[Value], opset: int) -> list[
     try:
         return run(model, {value.name: value.array for value in fed})
     except Exception as error:  # onnxruntime raises its own kinds
-        raise Rejected(f"{node.op_type} of opset {opset}: {error}") from error
+        raise RejectedError(f"{node.op_type} of opset {opset}: {error}") from error
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, Array], level: str = "ORT_DISABLE_ALL") -> list[Array]:
@@ -186,6 +186,6 @@ def run(model: onnx.ModelProto, feeds: dict[str, Array], level: str = "ORT_DISAB
 
 def _check_useful(array: Array) -> None:
     if array.size == 0 or array.size > MOST_ELEMENTS * 4 or array.dtype.kind not in "fib":
-        raise Rejected("empty or too large")
+        raise RejectedError("empty or too large")
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and np.abs(array).max() < LARGEST):
-        raise Rejected("not finite or too large")
+        raise RejectedError("not finite or too large")

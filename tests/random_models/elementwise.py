@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from drawing import Drawing, Rejected, Value
+from drawing import Drawing, RejectedError, Value
 from onnx import TensorProto, helper
 
 _UNARY: dict[str, int] = {
@@ -93,7 +93,7 @@ def swish(d: Drawing) -> Value:
 
 def gelu_by_erf(d: Drawing) -> Value:
     if d.opset < 9:
-        raise Rejected("not in this opset")
+        raise RejectedError("not in this opset")
     x = d.pick()
     root = d.add("Div", [x, d.constant(np.float32(np.sqrt(2)))])
     one = d.add("Add", [d.add("Erf", [root]), d.constant(np.float32(1))])
@@ -115,7 +115,7 @@ def with_constant(d: Drawing) -> Value:
     low = 0.5 if op == "Div" else -1.5
     other = d.constant(np.asarray(d.rng.uniform(low, 1.5, shape), np.float32))
     if op in ("Max", "Min") and d.opset < 8:
-        raise Rejected("no broadcasting yet")
+        raise RejectedError("no broadcasting yet")
     return d.add(op, [x, other] if op == "Div" or d.chance(0.6) else [other, x])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from drawing import Drawing, Rejected, Value
+from drawing import Drawing, RejectedError, Value
 
 
 def _window(d: Drawing, x: Value) -> dict[str, Any]:
@@ -29,9 +29,8 @@ def conv(d: Drawing) -> Value:
     group = d.one_of([g for g in (1, 1, 1, 2, 3, channels) if channels % g == 0])
     out = group * d.integer(1, 3 if group > 1 else 8)
     if "auto_pad" not in settings and d.chance(0.25):
-        settings["dilations"] = [
-            2 if size >= 2 * k else 1 for size, k in zip(x.shape[2:], settings["kernel_shape"], strict=True)
-        ]
+        pairs = zip(x.shape[2:], settings["kernel_shape"], strict=True)
+        settings["dilations"] = [2 if size >= 2 * k else 1 for size, k in pairs]
     if group > 1:
         settings["group"] = group
     weight = d.weight(out, channels // group, *settings["kernel_shape"])
@@ -39,6 +38,21 @@ def conv(d: Drawing) -> Value:
         del settings["kernel_shape"]
     bias = [d.vector(out)] if d.chance(0.7) else []
     return d.add("Conv", [x, weight, *bias], **settings)
+
+
+def block(d: Drawing) -> Value:
+    """A convolution with what mostly stands behind it, and now and then a path around it."""
+    x = d.pick((4,))
+    channels = x.shape[1]
+    group = d.one_of([1, 1, channels])
+    weight = d.weight(channels, channels // group, 3, 3)
+    y = d.add("Conv", [x, weight, *([d.vector(channels)] if d.chance(0.5) else [])], pads=[1] * 4, group=group)
+    if d.chance(0.6):
+        operands = [d.vector(channels, 0.5, 2), d.vector(channels), d.vector(channels), d.vector(channels, 0.2, 2)]
+        y = d.add("BatchNormalization", [y, *operands])
+    if d.chance(0.4):
+        y = d.add("Add", [x, y] if d.chance(0.5) else [y, x])
+    return d.add("Relu", [y]) if d.chance(0.7) else y
 
 
 def conv_transpose(d: Drawing) -> Value:
@@ -85,7 +99,7 @@ def gemm(d: Drawing) -> Value:
 def gemm_from_the_left(d: Drawing) -> Value:
     """A constant times an activation, transposed where axes must meet."""
     if not d.fixed_batch:
-        raise Rejected("the batch would be the inner axis")
+        raise RejectedError("the batch would be the inner axis")
     x = d.pick((2,))
     out = d.integer(1, 6)
     if d.chance(0.5):
@@ -128,7 +142,7 @@ def matmul_dynamic(d: Drawing) -> Value:
 
 def einsum(d: Drawing) -> Value:
     if d.opset < 12:
-        raise Rejected("not in this opset")
+        raise RejectedError("not in this opset")
     x = d.pick((2, 3, 4))
     if x.rank == 2:
         equation, weight = d.one_of([("bi,io->bo", (x.shape[1], 5)), ("bi,oi->bo", (5, x.shape[1]))])
@@ -180,7 +194,7 @@ def embedding(d: Drawing) -> Value:
     index = d.pick((1, 2, 3), kind="int")
     top = int(index.array.max())
     if index.array.min() < 0 or top > 40:
-        raise Rejected("no index")
+        raise RejectedError("no index")
     return d.add("Gather", [d.weight(max(top + 1, 41), d.integer(2, 6), scale=1.0), index], batched=index.batched)
 
 
@@ -188,7 +202,7 @@ def scatter(d: Drawing) -> Value:
     """A few rows of a fixed tensor are put in place of others."""
     x = d.pick((2, 3, 4))
     if not d.fixed_batch or d.opset < 11:
-        raise Rejected("rows are counted")
+        raise RejectedError("rows are counted")
     row = d.integer(0, x.shape[0] - 1)
     updates = d.constant(d.rng.standard_normal((1, *x.shape[1:])).astype(np.float32))
     return d.add("ScatterND", [x, d.constant(np.array([[row]], np.int64)), updates])
@@ -198,6 +212,9 @@ LAYERS = (
     conv,
     conv,
     conv,
+    block,
+    block,
+    block,
     conv_transpose,
     gemm,
     gemm,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from drawing import Drawing, Rejected, Value
+from drawing import Drawing, RejectedError, Value
 from layers import _window
 from norms import reduce
 
@@ -35,7 +35,7 @@ def resize(d: Drawing) -> Value:
     mode = d.one_of(["nearest", "linear"])
     if d.opset < 9:
         if scales.min() < 1:
-            raise Rejected("Upsample enlarges")
+            raise RejectedError("Upsample enlarges")
         return d.add("Upsample", [x], scales=scales.tolist(), mode=mode)
     if d.opset == 9:
         return d.add("Upsample", [x, d.constant(np.maximum(scales, 1))], mode=mode)
@@ -98,7 +98,7 @@ def split(d: Drawing) -> Value:
     axis = d.integer(1, x.rank - 1)
     size = x.shape[axis]
     if size < 2:
-        raise Rejected("nothing to split")
+        raise RejectedError("nothing to split")
     first = d.integer(1, size - 1)
     if size % 2 == 0 and d.chance(0.4):
         settings = {"num_outputs": 2} if d.opset >= 18 else {}
@@ -118,7 +118,7 @@ def gather(d: Drawing) -> Value:
     if form == "one":
         index = d.constant(np.int64(d.integer(0, x.shape[axis] - 1)))
         if x.rank == 2:
-            raise Rejected("a vector is left")
+            raise RejectedError("a vector is left")
         return d.add("Gather", [x, index], axis=axis)
     if form == "several" or d.opset < 11 or not d.fixed_batch:
         return d.add("Gather", [x, d.constant(d.rng.integers(0, x.shape[axis], 3))], axis=axis)
@@ -171,7 +171,7 @@ def expand(d: Drawing) -> Value:
     x = d.pick((2, 3, 4))
     ones = [axis for axis in range(1, x.rank) if x.shape[axis] == 1]
     if not ones or d.opset < 8:
-        raise Rejected("nothing to expand")
+        raise RejectedError("nothing to expand")
     shape = [1] * x.rank
     shape[ones[0]] = d.integer(2, 3)
     return d.add("Expand", [x, d.ints(*shape)])
@@ -211,20 +211,20 @@ def top_k(d: Drawing) -> Value:
 
 def cumulative(d: Drawing) -> Value:
     if d.opset < 11:
-        raise Rejected("not in this opset")
+        raise RejectedError("not in this opset")
     x = d.pick((2, 3))
     return d.add("CumSum", [x, d.constant(np.int64(x.rank - 1))], exclusive=d.integer(0, 1))
 
 
 def triangle(d: Drawing) -> Value:
     if d.opset < 14:
-        raise Rejected("not in this opset")
+        raise RejectedError("not in this opset")
     return d.add("Trilu", [d.pick((3, 4))], upper=d.integer(0, 1))
 
 
 def grid_sample(d: Drawing) -> Value:
     if d.opset < 16 or not d.fixed_batch:
-        raise Rejected("not in this opset")
+        raise RejectedError("not in this opset")
     x = d.pick((4,))
     grid = d.rng.uniform(-1, 1, (x.shape[0], 3, 3, 2)).astype(np.float32)
     return d.add("GridSample", [x, d.constant(grid)])

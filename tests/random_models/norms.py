@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from drawing import Drawing, Rejected, Value
+from drawing import Drawing, RejectedError, Value
 
 
 def reduce(d: Drawing, op: str, x: Value, axes: list[int], keepdims: int = 1, batched: bool | None = None) -> Value:
@@ -30,7 +30,7 @@ def batch_norm(d: Drawing) -> Value:
 def instance_norm(d: Drawing) -> Value:
     x = d.pick((3, 4))
     if np.prod(x.shape[2:]) < 2:
-        raise Rejected("one value has no deviation")
+        raise RejectedError("one value has no deviation")
     return d.add("InstanceNormalization", [x, d.vector(x.shape[1], 0.5, 2), d.vector(x.shape[1])])
 
 
@@ -54,7 +54,7 @@ def group_norm(d: Drawing) -> Value:
 def layer_norm(d: Drawing) -> Value:
     x = d.pick((2, 3, 4))
     if x.shape[-1] < 2:
-        raise Rejected("one value has no deviation")
+        raise RejectedError("one value has no deviation")
     if d.opset >= 17 and d.chance(0.5):
         bias = [d.vector(x.shape[-1])] if d.chance(0.7) else []
         return d.add("LayerNormalization", [x, d.vector(x.shape[-1], 0.5, 2), *bias], axis=-1)
@@ -63,10 +63,7 @@ def layer_norm(d: Drawing) -> Value:
     square = d.add("Mul", [centred, centred]) if d.chance(0.5) else d.add("Pow", [centred, d.constant(np.float32(2))])
     variance = reduce(d, "ReduceMean", square, axes)
     root = d.add("Sqrt", [d.add("Add", [variance, d.constant(np.float32(1e-5))])])
-    if d.chance(0.5):
-        y = d.add("Div", [centred, root])
-    else:
-        y = d.add("Mul", [centred, d.add("Reciprocal", [root])])
+    y = d.add("Div", [centred, root]) if d.chance(0.5) else d.add("Mul", [centred, d.add("Reciprocal", [root])])
     if d.chance(0.7):
         y = d.add("Add", [d.add("Mul", [y, d.vector(x.shape[-1], 0.5, 2)]), d.vector(x.shape[-1])])
     return y
@@ -95,7 +92,7 @@ def lrn(d: Drawing) -> Value:
 
 def mean_variance(d: Drawing) -> Value:
     if d.opset < 9:
-        raise Rejected("not in this opset")
+        raise RejectedError("not in this opset")
     x = d.pick((4,))
     return d.add("MeanVarianceNormalization", [x], axes=[2, 3] if d.chance(0.5) else [1, 2, 3])
 
