@@ -14,11 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from outcome import Figures, Outcome
 
-PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+TESTS = Path(__file__).parents[1]
+PAGE = TESTS.parent / "docs" / "reliability.md"
 BEGIN, END = "<!-- random models: begin -->", "<!-- random models: end -->"
 
 
@@ -38,6 +37,7 @@ def main() -> None:
         seeds = range(arguments.first, arguments.first + arguments.graphs)
         rows.append(("ONNX graphs", measured(seeds, draw_graph, check_graph, lambda case: set(case.ops))))
     if arguments.modules:
+        sys.path[:0] = [str(TESTS / folder) for folder in ("torch", "agreement")]
         from check_module import check_module
         from draw_module import draw_module
 
