@@ -107,9 +107,10 @@ def _clamp(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     low, high = a.get("min"), a.get("max")
     x = a["self"]
     if not is_tensor(low) and not is_tensor(high):
-        if {type(low), type(high)} != {int, float}:
+        bounds = [bound for bound in (low, high) if isinstance(bound, int | float)]
+        if len({type(bound) for bound in bounds}) < 2:
             return None
-        return e.call(aten.clamp.default, x, float(low), float(high))
+        return e.call(aten.clamp.default, x, *map(float, bounds))
     if low is not None:
         x = e.call(aten.maximum.default, x, low, part="" if high is None else "low")
     return x if high is None else e.call(aten.minimum.default, x, high)
