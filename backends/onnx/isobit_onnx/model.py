@@ -30,7 +30,7 @@ from isobit_onnx.run.session import RUN_FAILURES, Session
 from isobit_onnx.state import dump
 from isobit_onnx.translate.edit import apply_edits, set_weights
 from isobit_onnx.translate.sites import NativeSite, bind
-from isobit_onnx.translate.translate import translate
+from isobit_onnx.translate.translate import translate, view_chain
 
 #: Sessions kept for other settings of `enable`: float and simulated runs alternate in most work.
 _KEPT_SESSIONS = 3
@@ -252,4 +252,9 @@ def _read(simulator: ir.Model, native: NativeSite) -> ir.Value | None:
     if not native.readers:
         return None
     node, index = native.readers[0]
-    return next(n for n in simulator.graph if n.name == node).inputs[index]
+    value = next(n for n in simulator.graph if n.name == node).inputs[index]
+    for link in [] if value is None else view_chain(value):  # it may read a view, which has other axes
+        producer = link.producer()
+        if link.name == native.value or (producer is not None and producer.op_type in ("DequantizeLinear", "Cast")):
+            return link
+    return value

@@ -186,7 +186,9 @@ def _differs(before: Shape | None, after: Shape | None) -> bool:
     """Whether a shape is another one now; to learn what was not known is no change."""
     if before is None or after is None:
         return before is not None
-    return len(before) != len(after) or any(o is not None and o != n for o, n in zip(before, after, strict=True))
+    if len(before) != len(after):
+        return True
+    return any(isinstance(o, int) and isinstance(n, int) and o != n for o, n in zip(before, after, strict=True))
 
 
 def _updated(old: Shape | None, new: Shape | None) -> Shape | None:

@@ -138,13 +138,14 @@ def _check_channel_constants(node: Node, source: Shape, constants: Mapping[int, 
 
 
 def _broadcast(shapes: Sequence[Shape | None]) -> Shape | None:
-    rank = max(len(s) for s in shapes if s is not None)
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
+        return None
+    rank = max(map(len, known))
     result: list[Dimension] = []
     for axis in range(-rank, 0):
         dimension: Dimension = 1
-        for shape in shapes:
-            if shape is None:
-                return None
+        for shape in known:
             size = shape[axis] if -axis <= len(shape) else 1
             if isinstance(dimension, int) and dimension != 1 and isinstance(size, int) and size not in (1, dimension):
                 raise ShapeError(f"shapes {[s for s in shapes]} do not broadcast")

@@ -28,13 +28,13 @@ def count_windows(
             if node.op_type in _POOLS and not node.domain and attribute(node, "ceil_mode", 0):
                 tail = _unread_tail(node)
                 if tail is not None and any(tail):
+                    _forget_shapes(model, node, declared)
                     _crop(graph, node, tail)
-                    _forget_shapes(model, declared)
                     infer_shapes(model)
 
 
 def _unread_tail(node: ir.Node) -> list[int] | None:
-    """By spatial axis, what no window reads where rounding up adds none; None where that is not known."""
+    """By spatial axis, what no window reads where one too many is inferred; None where that is not known."""
     shape = shape_of(node.inputs[0])
     kernel = list(node.attributes.get_ints("kernel_shape", []))
     if shape is None or len(shape) != len(kernel) + 2 or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
@@ -42,6 +42,7 @@ def _unread_tail(node: ir.Node) -> list[int] | None:
     spatial, ones = len(kernel), [1] * len(kernel)
     strides, dilations = (list(node.attributes.get_ints(key, ones)) for key in ("strides", "dilations"))
     pads = list(node.attributes.get_ints("pads", [0] * (2 * spatial)))
+    inferred = shape_of(node.outputs[0]) or (None,) * len(shape)
     tail = []
     for axis, size in enumerate(shape[2:]):
         if size is None:
@@ -49,7 +50,8 @@ def _unread_tail(node: ir.Node) -> list[int] | None:
             continue
         extent = (kernel[axis] - 1) * dilations[axis] + 1
         steps, remainder = divmod(size + pads[axis] + pads[axis + spatial] - extent, strides[axis])
-        tail.append(remainder if (steps + 1) * strides[axis] >= size + pads[axis] else 0)
+        is_one_too_many = (steps + 1) * strides[axis] >= size + pads[axis] and inferred[axis + 2] != steps + 1
+        tail.append(remainder if is_one_too_many else 0)
     return tail
 
 
@@ -74,12 +76,15 @@ def _crop(graph: ir.Graph, node: ir.Node, tail: list[int]) -> None:
     rewrite.finish(*rewrite.nodes[-1].outputs)
 
 
-def _forget_shapes(model: ir.Model, declared: Sequence[ir.Shape | None]) -> None:
-    """The shapes that were inferred with one window too many."""
-    for graph in model.graphs():
-        for node in graph:
-            for value in node.outputs:
-                value.shape = None
+def _forget_shapes(model: ir.Model, pool: ir.Node, declared: Sequence[ir.Shape | None]) -> None:
+    """The shapes that were inferred with one window too many: those of all that follows."""
+    waiting, seen = [pool], {pool}
+    while waiting:
+        for value in waiting.pop().outputs:
+            value.shape = None
+            following = {use.node for use in value.uses()} - seen
+            waiting.extend(following)
+            seen |= following
     for output, shape in zip(model.graph.outputs, declared, strict=True):
-        if output.producer() is not None:
+        if output.producer() in seen:
             output.shape = None if shape is None else shape.copy()

@@ -101,7 +101,7 @@ def seen_through_views(read: fx.Node, source: fx.Node, result: fx.Node, reader: 
     for view in reversed(chain[: chain.index(source)]):
         with reader.graph.inserting_before(reader):
             copied = reader.graph.node_copy(view, lambda n: n)
-            copied.meta[NAME] = f"{view.meta[NAME]}.{reader.name}"  # names of nodes are unique
+            copied.meta[NAME] = f"{view.meta.get(NAME, view.name)}.{reader.name}"  # names of nodes are unique
         copied.args = (result, *copied.args[1:])
         result = copied
     return result
