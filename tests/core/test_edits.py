@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,22 @@ def test_shapes_that_no_rule_knows_stay_where_nothing_changed() -> None:
         EditError, match="changes the input shape of node 'd2s', and the shapes of DepthToSpace are unknown"
     ):
         plan_edits(graph, [SetWeights({"w": np.ones((6, 3, 3, 3))})], sketch.values.__getitem__)
+
+
+@pytest.mark.parametrize("op", ["DepthToSpace", "ReduceSum", "Einsum"])
+@pytest.mark.parametrize("known", [None, ("N", None, 4, 4)])
+def test_to_learn_a_shape_is_no_change(op: str, known: Any) -> None:
+    """What a framework did not infer is inferred by an edit of something else, before an op that has no shape rule."""
+    sketch = Sketch()
+    x = sketch.input("x", "N", 4, 4, 4)
+    norm = sketch.node("GroupNormalization", x, name="norm", shape=known or ("N", 4, 4, 4), num_groups=2)
+    last = sketch.node(op, norm, name="last", shape=("N", None, None, None))
+    conv = sketch.node("Conv", x, sketch.random("w", 3, 4, 1, 1), name="conv", shape=("N", 3, 4, 4), group=1)
+    graph = sketch.graph(last, conv)
+    graph = replace(graph, tensors={**graph.tensors, "norm": replace(graph.tensors["norm"], shape=known)})
+    plan = plan_edits(graph, [SetWeights({"w": np.ones((3, 4, 1, 1))})], sketch.values.__getitem__)
+    assert plan.graph.tensors["norm"].shape == (("N", 4, 4, 4) if known is None else known)
+    assert plan.graph.tensors["last"].shape == ("N", None, None, None)
 
 
 def test_a_constant_seen_in_two_layouts_is_shared() -> None:

@@ -52,6 +52,29 @@ def test_windows_of_unknown_size() -> None:
     assert infer(same, [("N", 3, 8, 8), (5, 3, 3, 3)], {1: (5, 3, 3, 3)}) == ("N", 5, None, None)
 
 
+@given(
+    op=st.sampled_from(["MaxPool", "AveragePool"]),
+    size=st.integers(1, 9),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 4),
+    dilation=st.integers(1, 2),
+    pads=st.tuples(st.integers(0, 1), st.integers(0, 1)),
+    ceil_mode=st.integers(0, 1),
+)
+def test_pooling_counts_the_windows_that_begin_before_the_end(
+    op: str, size: int, kernel: int, stride: int, dilation: int, pads: Any, ceil_mode: int
+) -> None:
+    extent = (kernel - 1) * dilation + 1
+    assume(extent <= size + sum(pads) and max(pads) < max(kernel, 2) and size + pads[0] > 0)
+    settings = {"kernel_shape": (kernel,), "strides": (stride,), "dilations": (dilation,), "pads": pads}
+    begins = range(0, size + sum(pads), stride)
+    whole = [start for start in begins if start + extent <= size + sum(pads)]
+    partial = [start for start in begins if start not in whole and start - stride + extent < size + sum(pads)][:1]
+    partial = [start for start in partial if start < size + pads[0]] if ceil_mode else []
+    count = len(whole) + len(partial)
+    assert infer(node(op, ceil_mode=ceil_mode, **settings), [("N", 4, size)], {}) == ("N", 4, count)
+
+
 @pytest.mark.parametrize(("ceil_mode", "size"), [(0, 2), (1, 3)])
 def test_pooling_may_round_up(ceil_mode: int, size: int) -> None:
     pool = node("AveragePool", kernel_shape=(2,), strides=(2,), ceil_mode=ceil_mode)

@@ -85,6 +85,33 @@ def test_softmax_in_a_branch():
         opened(nodes, {"limit": np.float32(limit)}, 11)
 
 
+@pytest.mark.parametrize("opset", [7, 9, 10])
+@pytest.mark.parametrize("mode", ["constant", "reflect", "edge", None])
+@pytest.mark.parametrize("value", [None, 0.0, 2.0])
+def test_padding(opset, mode, value):
+    """Exporters write a value whatever the mode, and leave the mode out where it is constant."""
+    settings = {key: given for key, given in (("mode", mode), ("value", value)) if given is not None}
+    pads = [0, 0, 1, 2, 0, 0, 2, 0]
+    assert ops(opened([node("Pad", "x", "y", pads=pads, **settings)], {}, opset)) == ["Pad"]
+
+
+@pytest.mark.parametrize("opset", [18, 20, 21, 23])
+def test_opening_is_silent_where_a_type_is_not_inferred(opset, caplog):
+    """ONNX infers the shape of GroupNormalization alone: without a type, what is written of it is a warning."""
+    size = 2 if opset < 21 else 4
+    nodes = [
+        node("Concat", "x x", "c", axis=1),
+        node("Slice", "c zero four one", "d"),
+        node("GroupNormalization", "d s b", "g", num_groups=2),
+        node("MatMul", "g w", "y"),
+    ]
+    constants = {"s": np.ones(size), "b": np.ones(size), "w": RNG.standard_normal((6, 5))}
+    constants |= {name: constant(name, [number], np.int64) for name, number in (("zero", 0), ("four", 4), ("one", 1))}
+    model_ = opened(nodes, constants, opset)
+    assert model_.graph.tensors[model_.graph.nodes[-1].inputs[0]].dtype == "float32"
+    assert not caplog.records
+
+
 def test_group_norm_whose_scale_is_one_a_group():
     nodes = [node("Concat", "x x", "c", axis=1), node("GroupNormalization", "c s b", "y", num_groups=2)]
     constants = {"s": np.float32([0.5, 2]), "b": np.float32([1, -1])}
@@ -111,3 +138,31 @@ OTHERS = {
 def test_what_the_converter_gets_right(op):
     opset, nodes, constants = OTHERS[op]
     opened(nodes, constants, opset)
+
+
+POOLS = [
+    {"kernel_shape": [1, 1], "strides": [2, 2]},
+    {"kernel_shape": [1, 3], "strides": [3, 2]},
+    {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    {"kernel_shape": [2, 3], "strides": [2, 2], "pads": [1, 0, 1, 0]},
+    {"kernel_shape": [3, 1], "strides": [2, 3], "pads": [1, 0, 1, 0]},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+]
+
+
+@pytest.mark.parametrize("opset", [10, 12, 19, 21, 22])
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("settings", POOLS)
+@pytest.mark.parametrize("size", [(5, 6), (6, 5), (7, 8)])
+def test_pooling_that_rounds_up(opset, op, settings, size):
+    """ONNX infers one window too many where the last would begin behind the values, and sizes are folded from that."""
+    nodes = [
+        node(op, "x", "p", ceil_mode=1, **settings),
+        node(op, "p", "q", kernel_shape=[1, 1], strides=[2, 2], ceil_mode=1),
+        node("Shape", "q", "shape"),
+        node("Gather", "shape two", "height", axis=0),
+        node("Cast", "height", "real", to=TensorProto.FLOAT),
+        node("Mul", "q real", "y"),
+    ]
+    x = RNG.standard_normal((2, 3, *size)).astype(np.float32)
+    opened(nodes, {"two": constant("two", 2, np.int64)}, opset, x=x)

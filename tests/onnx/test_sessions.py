@@ -150,3 +150,33 @@ def test_what_nothing_reads_stays_with_the_model() -> None:
     model = ir.from_proto(proto)
     batch = NETWORKS["conv_net"]().batch(2)
     assert Session(model).run(batch).keys() == {"logits"}
+
+
+def test_a_model_that_onnxruntimes_own_fusions_break_is_run_as_it_is_written() -> None:
+    """A layer norm of what was rounded by casts: the fusion reads the integers, and the model does not load."""
+    numbers = {"two": 2.0, "epsilon": 1e-5}
+    constants = [numpy_helper.from_array(np.float32(value), name) for name, value in numbers.items()]
+    constants += [numpy_helper.from_array(np.full(6, value, np.float32), name) for name, value in (("s", 1), ("b", 0))]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["whole"], to=TensorProto.INT32),
+        helper.make_node("Cast", ["whole"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["f"], ["mean"], axes=[-1]),
+        helper.make_node("Sub", ["f", "mean"], ["d"]),
+        helper.make_node("Pow", ["d", "two"], ["square"]),
+        helper.make_node("ReduceMean", ["square"], ["variance"], axes=[-1]),
+        helper.make_node("Add", ["variance", "epsilon"], ["shifted"]),
+        helper.make_node("Sqrt", ["shifted"], ["root"]),
+        helper.make_node("Div", ["d", "root"], ["normal"]),
+        helper.make_node("Mul", ["normal", "s"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "b"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 6]) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [x], [y], constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    with pytest.raises(Exception, match="INVALID_GRAPH"):
+        onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    data = np.random.default_rng(3).uniform(-9, 9, (4, 6)).astype(np.float32)
+    whole = np.trunc(data)
+    centred = whole - whole.mean(-1, keepdims=True)
+    expected = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(OnnxBackend().open(proto).run({"x": data})["y"], expected, rtol=1e-5, atol=1e-5)

@@ -22,6 +22,7 @@ from isobit.errors import ModelError
 from isobit.graph import Graph, Input, Site, Tensor, Weight, to_canonical
 from isobit.statistics import Request, Watched
 from isobit_onnx.export.export_qdq import QdqPlan
+from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
 from isobit_onnx.qdq.writer import Quantized, insert_quantizers
 from isobit_onnx.run.given import run_given
 from isobit_onnx.run.observe import ObservingSessions
@@ -29,7 +30,7 @@ from isobit_onnx.run.session import RUN_FAILURES, Session
 from isobit_onnx.state import dump
 from isobit_onnx.translate.edit import apply_edits, set_weights
 from isobit_onnx.translate.sites import NativeSite, bind
-from isobit_onnx.translate.translate import translate
+from isobit_onnx.translate.translate import translate, view_chain
 
 #: Sessions kept for other settings of `enable`: float and simulated runs alternate in most work.
 _KEPT_SESSIONS = 3
@@ -61,7 +62,9 @@ class OnnxModel:
     @property
     def native(self) -> onnx.ModelProto:
         """The simulator: a QDQ model that any onnxruntime loads."""
-        return ir.to_proto(self.simulator())
+        simulator = self.simulator()
+        fit_onnxruntime(simulator)
+        return ir.to_proto(simulator)
 
     def weight(self, name: str) -> NDArray[Any]:
         """A constant in canonical layout."""
@@ -249,4 +252,9 @@ def _read(simulator: ir.Model, native: NativeSite) -> ir.Value | None:
     if not native.readers:
         return None
     node, index = native.readers[0]
-    return next(n for n in simulator.graph if n.name == node).inputs[index]
+    value = next(n for n in simulator.graph if n.name == node).inputs[index]
+    for link in [] if value is None else view_chain(value):  # it may read a view, which has other axes
+        producer = link.producer()
+        if link.name == native.value or (producer is not None and producer.op_type in ("DequantizeLinear", "Cast")):
+            return link
+    return value

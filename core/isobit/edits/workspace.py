@@ -179,7 +179,16 @@ class Workspace:
     def _input_changed(self, node: Node, tensors: Mapping[str, TensorInfo]) -> bool:
         names = [name for name in node.inputs if name in tensors and name is not None]
         before = [self._shapes_before.get(name, self.graph.tensors[name].shape) for name in names]
-        return any(tensors[name].shape != shape for name, shape in zip(names, before, strict=True))
+        return any(_differs(shape, tensors[name].shape) for name, shape in zip(names, before, strict=True))
+
+
+def _differs(before: Shape | None, after: Shape | None) -> bool:
+    """Whether a shape is another one now; to learn what was not known is no change."""
+    if before is None or after is None:
+        return before is not None
+    if len(before) != len(after):
+        return True
+    return any(isinstance(o, int) and isinstance(n, int) and o != n for o, n in zip(before, after, strict=True))
 
 
 def _updated(old: Shape | None, new: Shape | None) -> Shape | None:

@@ -110,7 +110,9 @@ def _windowed(node: Node, source: Shape, constants: Mapping[int, tuple[int, ...]
             sizes.append((size - 1) * strides[axis] + extent - padding + extra)
         else:
             steps, remainder = divmod(size + padding - extent, strides[axis])
-            sizes.append(steps + 1 + (1 if remainder and attributes.get("ceil_mode") else 0))
+            if remainder and attributes.get("ceil_mode") and (steps + 1) * strides[axis] < size + pads[axis]:
+                steps += 1  # one more window, unless it would begin behind the last value
+            sizes.append(steps + 1)
     return (source[0], channels, *sizes)
 
 
@@ -136,13 +138,14 @@ def _check_channel_constants(node: Node, source: Shape, constants: Mapping[int, 
 
 
 def _broadcast(shapes: Sequence[Shape | None]) -> Shape | None:
-    rank = max(len(s) for s in shapes if s is not None)
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
+        return None
+    rank = max(map(len, known))
     result: list[Dimension] = []
     for axis in range(-rank, 0):
         dimension: Dimension = 1
-        for shape in shapes:
-            if shape is None:
-                return None
+        for shape in known:
             size = shape[axis] if -axis <= len(shape) else 1
             if isinstance(dimension, int) and dimension != 1 and isinstance(size, int) and size not in (1, dimension):
                 raise ShapeError(f"shapes {[s for s in shapes]} do not broadcast")

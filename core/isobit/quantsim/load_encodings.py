@@ -148,7 +148,19 @@ def _fitted(encoding: Encoding, placement: Placement, graph: Graph) -> Encoding 
             return None
         bare = encoding.spec.with_granularity(granularity)  # a single channel is the whole tensor
         encoding = Encoding(bare, encoding.scale.reshape(()), encoding.zero_point.reshape(()))
+    elif isinstance(granularity, PerChannel) and isinstance(encoding.spec.granularity, PerBlock):
+        encoding = _by_channel(encoding, placement.channel_axis)
     return same_levels(encoding, placement.spec)
+
+
+def _by_channel(encoding: Encoding, axis: int) -> Encoding:
+    """One block a channel, the same along all other axes, is a scale a channel; anything else stays as it is."""
+    first = tuple(slice(None) if i == axis else slice(0, 1) for i in range(encoding.scale.ndim))
+    scale, zero_point = encoding.scale[first], encoding.zero_point[first]
+    if np.any(encoding.scale != scale) or np.any(encoding.zero_point != zero_point):
+        return encoding
+    spec = encoding.spec.with_granularity(PerChannel())
+    return Encoding(spec, scale.reshape(-1), zero_point.reshape(-1), axis)
 
 
 def _name(graph: Graph, placement: Placement) -> str:

@@ -151,9 +151,9 @@ def _fast(context: TechniqueContext, requests: Requests, layers: list[Node]) -> 
     for layer in layers:
         shift = plain.output(layer) - quantized.output(layer)
         weight = _quantized_weight(model, layer, encodings)
-        arrived = plain.input(layer) - quantized.input(layer)
-        if arrived.size == weight.shape[1] * groups_of(layer):  # else its channels are on another axis
-            shift = shift - response(weight, layer, arrived, _sizes(model.graph, layer))
+        exact, rounded = plain.input(layer), quantized.input(layer)
+        if exact.size == rounded.size == weight.shape[1] * groups_of(layer):  # else its channels are on another axis
+            shift = shift - response(weight, layer, exact - rounded, _sizes(model.graph, layer))
         shifts[layer.name] = shift
     return shifts
 

@@ -42,6 +42,8 @@ def _set_aside(graph: ir.Graph, node: ir.Node, opset: int) -> None:
         _resize(graph, node)
     elif node.op_type in _SOFT and opset < 13:
         _soft(graph, node)
+    elif node.op_type == "Pad" and opset < 11:
+        _pad(graph, node)
     elif not onnx.defs.has(node.op_type, opset, ""):  # onnxruntime has it in older opsets than ONNX
         node.domain = _ASIDE
 
@@ -78,6 +80,15 @@ def _resize(graph: ir.Graph, node: ir.Node) -> None:
         return
     larger = resized(x, rewrite.constant(np.maximum(array, 1), "growing"), "floor")
     rewrite.finish(resized(larger, rewrite.constant(np.minimum(array, 1), "shrinking"), "ceil"))
+
+
+def _pad(graph: ir.Graph, node: ir.Node) -> None:
+    """Up to opset 10 widths and value are attributes."""
+    rewrite = Rewrite(graph, node)
+    mode = str(attribute(node, "mode", "constant"))
+    widths = rewrite.constant(list(attribute(node, "pads", ())), "pads", np.int64)
+    value = rewrite.constant(attribute(node, "value", 0.0), "value") if mode == "constant" else None
+    rewrite.finish(_hidden(rewrite.op("Pad", node.inputs[0], widths, value, mode=mode)))
 
 
 def _soft(graph: ir.Graph, node: ir.Node) -> None:

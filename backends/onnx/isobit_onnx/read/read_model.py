@@ -7,6 +7,7 @@ constants carried out, shapes inferred. The names of the user's initializers are
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from isobit_onnx.read.initializers import describe
 from isobit_onnx.read.join_weights import join_weights, joins_weights
 from isobit_onnx.read.linear_forms import unify_products
 from isobit_onnx.read.opset import OLDEST_OPSET, raise_opset
+from isobit_onnx.read.pooling import count_windows
 from isobit_onnx.read.split_directions import split_directions
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
@@ -112,6 +114,7 @@ def _check_external(name: str, tensor: ir.ExternalTensor, where: str) -> None:
 def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
     """Bring a loaded model to the backend's form, in place. Raises ModelError."""
     hold_weights(model)
+    declared = [None if value.shape is None else value.shape.copy() for value in model.graph.outputs]
     with quiet_loggers(*_PASS_LOGGERS):
         _run(passes.RemoveInitializersFromInputsPass(), model)
         _run(passes.InlinePass(), model)
@@ -119,6 +122,7 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
         raise_opset(model, where)
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
+        count_windows(model, declared, infer_shapes)
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         expand_fused(model, infer_shapes)
         split_directions(model)
@@ -155,7 +159,21 @@ def infer_shapes(model: ir.Model) -> ir.Model:
     for value in model.graph.initializers.values():
         if value.const_value is not None:
             describe(value, value.const_value)
+    for node in model.graph:
+        _infer_type(node, model.opset_imports)
     return model
+
+
+def _infer_type(node: ir.Node, opsets: Mapping[str, int]) -> None:
+    """The type of input 0, where ONNX says that output 0 has it and its inference tells the shape alone."""
+    source, result = node.inputs[0] if node.inputs else None, node.outputs[0]
+    if result.type is not None or source is None or source.type is None:
+        return
+    if not onnx.defs.has(node.op_type, opsets.get(node.domain, 0), node.domain):
+        return
+    schema = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
+    if schema.outputs[0].type_str == schema.inputs[0].type_str:
+        result.type = source.type
 
 
 def _run(step: Any, model: ir.Model) -> None:

@@ -92,7 +92,14 @@ class Session:
         """The plain session. Raises ModelError."""
         try:
             with _serialized(model) as (source, weights):
-                session = onnxruntime.InferenceSession(source, self._options(weights), providers=self._providers)
+                try:
+                    session = onnxruntime.InferenceSession(source, self._options(weights), providers=self._providers)
+                except Exception as error:  # its own fusions can make an invalid graph: then it is run as it is written
+                    _LOG.info("onnxruntime does not load the optimised model: %s", one_line(error))
+                    options = self._options(weights)
+                    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+                    session = onnxruntime.InferenceSession(source, options, providers=self._providers)
+                    self._model = None
         except Exception as error:  # onnxruntime raises its own kinds
             raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}") from error
         self._weights = weights

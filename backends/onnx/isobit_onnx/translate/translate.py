@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,16 +158,26 @@ def _attribute(attribute: Any) -> Any:
 _VIEWS = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout", "Cast"})
 
 
-def native_readers(model: ir.Model, use: Use, source: str) -> tuple[tuple[str, int], ...]:
-    """The (node, input) pairs through which a reader in the graph reads the value `source`, directly or by a view."""
-    parts = set(use.node.parts)
+def native_readers(
+    model: ir.Model, use: Use, source: str, tensors: Collection[str] = ()
+) -> tuple[tuple[str, int], ...]:
+    """The (node, input) pairs through which a reader in the graph reads the value `source`, directly or by a view.
+
+    A view that is one of `tensors`, the values of the graph's own tensors, is another value.
+    """
+    parts, others = set(use.node.parts), set(tensors) - {source}
     return tuple(
         (node.name or "", index)
         for node in model.graph
         if node.name in parts
         for index, value in enumerate(node.inputs)
-        if value is not None and any(_name(origin) == source for origin in view_chain(value))
+        if value is not None and _sees(value, source, others)
     )
+
+
+def _sees(value: ir.Value, source: str, others: set[str]) -> bool:
+    names = [_name(link) for link in view_chain(value)]
+    return source in names and others.isdisjoint(names[: names.index(source)])
 
 
 def view_chain(value: ir.Value) -> list[ir.Value]:

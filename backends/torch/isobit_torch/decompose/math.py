@@ -103,11 +103,14 @@ def _not_equal(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
 
 
 def _clamp(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
-    """Bounds that are tensors."""
+    """Bounds that are tensors, and an integer beside a float, which torch.onnx.export promotes to a tensor."""
     low, high = a.get("min"), a.get("max")
-    if not is_tensor(low) and not is_tensor(high):
-        return None
     x = a["self"]
+    if not is_tensor(low) and not is_tensor(high):
+        bounds = [bound for bound in (low, high) if isinstance(bound, int | float)]
+        if len({type(bound) for bound in bounds}) < 2:
+            return None
+        return e.call(aten.clamp.default, x, *map(float, bounds))
     if low is not None:
         x = e.call(aten.maximum.default, x, low, part="" if high is None else "low")
     return x if high is None else e.call(aten.minimum.default, x, high)

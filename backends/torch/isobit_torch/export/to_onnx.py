@@ -150,7 +150,9 @@ def _take_out_marks(model: ir.Model, labels: dict[str, Site]) -> dict[Site, list
         site = labels[str(node.attributes["label"].value)]
         source, output = node.inputs[0], node.outputs[0]
         if isinstance(site, Input):
-            marked.setdefault(site, []).extend((use.node, use.idx) for use in output.uses())
+            several = len(output.uses()) > 1 and source is not None and not source.is_initializer()
+            readers = [(_one_reader(model, node), 0)] if several else [(use.node, use.idx) for use in output.uses()]
+            marked.setdefault(site, []).extend(readers)
         if output.is_graph_output():
             identity = ir.Node("", "Identity", [source], name=f"{node.name}_output")
             result = identity.outputs[0]
@@ -161,11 +163,26 @@ def _take_out_marks(model: ir.Model, labels: dict[str, Site]) -> dict[Site, list
                     model.graph.outputs[position] = result
         if source is None:
             continue
-        ir.convenience.replace_all_uses_with(output, source)
+        if output.uses():
+            ir.convenience.replace_all_uses_with(output, source)
         model.graph.remove(node, safe=True)
         if not isinstance(site, Input):
             marked[site] = [source]
     return marked
+
+
+def _one_reader(model: ir.Model, mark: ir.Node) -> ir.Node:
+    """An Identity in place of a mark at one input that the exporter reads in several nodes (softplus, for example)."""
+    import onnx_ir as ir
+
+    output = mark.outputs[0]
+    identity = ir.Node("", "Identity", [mark.inputs[0]], name=f"{mark.name}_input")
+    read = identity.outputs[0]
+    read.name, read.type, read.shape = f"{output.name}_input", output.type, output.shape
+    model.graph.insert_before(mark, [identity])
+    for use in list(output.uses()):
+        use.node.replace_input_with(use.idx, read)
+    return identity
 
 
 def _rename_clashes(model: ir.Model) -> None:

@@ -67,13 +67,20 @@ def native_readers(translation: Translation, use: Use, source: fx.Node) -> tuple
     """The fx nodes through which a reader in the graph reads the value of `source`."""
     twice = sum(name == use.node.inputs[use.index] for name in use.node.inputs) > 1
     parts = [node for part in use.node.parts for node in translation.parts.get(part, ())]
+    others = set(translation.values.values()) - {source}
     readers = [
         NativeReader(node, read, use.index if twice and len(parts) == 1 else None)
         for node in parts
         for read in dict.fromkeys(node.all_input_nodes)
-        if read not in parts and source in view_chain(read)
+        if read not in parts and _sees(read, source, others)
     ]
     return tuple(readers)
+
+
+def _sees(read: fx.Node, source: fx.Node, others: set[fx.Node]) -> bool:
+    """Whether a node is `source` or a view of it; a view that is a tensor of the graph itself is another."""
+    chain = view_chain(read)
+    return source in chain and others.isdisjoint(chain[: chain.index(source)])
 
 
 _VIEWS = frozenset(
@@ -101,7 +108,7 @@ def seen_through_views(read: fx.Node, source: fx.Node, result: fx.Node, reader: 
     for view in reversed(chain[: chain.index(source)]):
         with reader.graph.inserting_before(reader):
             copied = reader.graph.node_copy(view, lambda n: n)
-            copied.meta[NAME] = f"{view.meta[NAME]}.{reader.name}"  # names of nodes are unique
+            copied.meta[NAME] = f"{view.meta.get(NAME, view.name)}.{reader.name}"  # names of nodes are unique
         copied.args = (result, *copied.args[1:])
         result = copied
     return result

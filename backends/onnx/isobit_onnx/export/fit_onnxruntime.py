@@ -1,0 +1,203 @@
+"""A QDQ model in the forms that onnxruntime (1.32) loads at every level of optimisation. No value changes.
+
+Its optimiser copies quantizers of int8 past moves of values and then fails on the copies, and its integer kernels take
+scales for granted that they cannot use.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from isobit_onnx.read.initializers import add_initializer
+from isobit_onnx.read.rewrite import constant_of
+
+#: Past these onnxruntime copies quantizers; values are moved or dropped, and come out on the grid that they came in on.
+_MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
+
+_EIGHT_BITS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
+
+
+def fit_onnxruntime(model: ir.Model) -> None:
+    """Rewrite a QDQ model, in place, so that onnxruntime loads and runs it with all its optimisations."""
+    fitting = _Fitting(model.graph)
+    for node in list(model.graph):
+        if node.op_type == "DequantizeLinear":
+            fitting.weight(node)
+    for node in list(model.graph):
+        if node.op_type == "DequantizeLinear":
+            fitting.behind(node)
+        elif node.op_type == "QuantizeLinear":
+            fitting.before(node)
+        elif node.op_type == "MatMul" and not node.domain:
+            fitting.bias(node)
+
+
+class _Fitting:
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.taken = {node.name or "" for node in graph} | set(ir.convenience.create_value_mapping(graph))
+
+    # --- int8 activations: the copies that onnxruntime would make, made well -----------------------------------------
+
+    def behind(self, dequantizer: ir.Node) -> None:
+        """Quantize once more what moves hand on; on the grid already, it keeps its bits."""
+        waiting = [dequantizer]
+        while waiting:
+            node = waiting.pop()
+            if not _is_one_int8_grid(node):
+                continue
+            moves = [use.node for use in node.outputs[0].uses() if use.idx == 0 and _is_move(use.node)]
+            for move in moves:
+                again = self._behind_move(node, move)
+                if again is not None:
+                    waiting.append(again)
+
+    def _behind_move(self, dequantizer: ir.Node, move: ir.Node) -> ir.Node | None:
+        """The new DequantizeLinear, None where there is nothing to do."""
+        moved = move.outputs[0]
+        readers = [use for use in moved.uses() if use.node.op_type != "QuantizeLinear"]
+        is_output = moved.is_graph_output()
+        if not readers and not is_output:
+            return None
+        if is_output and moved.uses():
+            return None  # onnxruntime leaves these alone
+        quantizer, result = self._pair(moved, dequantizer)
+        self.graph.insert_after(move, [quantizer, result])
+        for use in readers:
+            use.node.replace_input_with(use.idx, result.outputs[0])
+        if is_output:
+            name, moved.name = moved.name, self._free(f"{moved.name}_unquantized")
+            for position, output in enumerate(self.graph.outputs):
+                if output is moved:
+                    self.graph.outputs[position] = result.outputs[0]
+            result.outputs[0].name = name
+        return result
+
+    def before(self, quantizer: ir.Node) -> None:
+        """Quantize what moves read where a quantizer is the only reader of what they hand on."""
+        while _is_one_int8_grid(quantizer):
+            moved = quantizer.inputs[0]
+            move = moved.producer() if moved is not None else None
+            if moved is None or move is None or not _is_move(move) or not _is_read_once(moved):
+                return
+            source = move.inputs[0]
+            producer = source.producer() if source is not None else None
+            if source is None or not _is_read_once(source):
+                return
+            if producer is not None and producer.op_type == "DequantizeLinear":
+                return
+            first, result = self._pair(source, quantizer)
+            self.graph.insert_before(move, [first, result])
+            move.replace_input_with(0, result.outputs[0])
+            quantizer = first
+
+    def bias(self, product: ir.Node) -> None:
+        """Give a vector that is added to a product of higher rank a second axis.
+
+        With one axis, onnxruntime makes a Gemm between reshapes of it, and copies quantizers past these.
+        """
+        x, result = product.inputs[0], product.outputs[0]
+        source = x.producer() if x is not None else None
+        if x is None or source is None or not _is_one_int8_grid(source) or (x.shape is not None and len(x.shape) < 3):
+            return
+        adder = next((use.node for use in result.uses() if use.node.op_type == "Add" and not use.node.domain), None)
+        if adder is None:
+            return
+        for index, addend in enumerate(adder.inputs):
+            if addend is None or addend is result or addend.shape is None or len(addend.shape) != 1:
+                continue
+            axes = add_initializer(self.graph, ir.Tensor(np.zeros(1, np.int64), name=self._free(f"{addend.name}_axes")))
+            view = self._node("Unsqueeze", [addend, axes], f"{addend.name}_row")
+            view.outputs[0].shape, view.outputs[0].type = ir.Shape([1, addend.shape[0]]), addend.type
+            self.graph.insert_before(adder, [view])
+            adder.replace_input_with(index, view.outputs[0])
+
+    def _pair(self, value: ir.Value, like: ir.Node) -> tuple[ir.Node, ir.Node]:
+        operands = list(like.inputs[1:])
+        stem = value.name or "value"
+        quantizer = self._node("QuantizeLinear", [value, *operands], f"{stem}_moved")
+        result = self._node("DequantizeLinear", [quantizer.outputs[0], *operands], f"{stem}_dequantized")
+        quantizer.outputs[0].type = ir.TensorType(ir.DataType.INT8)
+        result.outputs[0].shape, result.outputs[0].type = value.shape, ir.TensorType(ir.DataType.FLOAT)
+        return quantizer, result
+
+    # --- weights of 8 bits: scales that the integer kernels cannot use -----------------------------------------------
+
+    def weight(self, dequantizer: ir.Node) -> None:
+        """Scales by block are kept from the kernels of Conv and MatMul, those of stacked matrices written out."""
+        stored, scale = dequantizer.inputs[0], constant_of(dequantizer.inputs[1])
+        levels = constant_of(stored)
+        if stored is None or levels is None or scale is None or stored.dtype not in _EIGHT_BITS or scale.ndim == 0:
+            return
+        readers = [
+            use.node
+            for use in dequantizer.outputs[0].uses()
+            if use.idx == 1 and use.node.op_type in ("Conv", "MatMul") and not use.node.domain
+        ]
+        axis = dequantizer.attributes.get_int("axis", 1) % levels.ndim
+        if not readers:
+            return
+        if "block_size" not in dequantizer.attributes:
+            if levels.ndim > 2 and axis == levels.ndim - 1 and readers[0].op_type == "MatMul":
+                self._write_out(dequantizer, levels.shape)
+        else:
+            self._set_apart(dequantizer, levels.shape, readers)
+
+    def _write_out(self, dequantizer: ir.Node, shape: tuple[int, ...]) -> None:
+        """One scale a column, for each matrix: onnxruntime wants them of the rank of the matrices."""
+        full = (*shape[:-2], 1, shape[-1])
+        for index, value in list(enumerate(dequantizer.inputs))[1:]:
+            array = constant_of(value)
+            if value is None or array is None:
+                continue
+            written = np.ascontiguousarray(np.broadcast_to(array, full))
+            tensor = ir.Tensor(written, dtype=value.dtype, name=self._free(value.name))
+            dequantizer.replace_input_with(index, add_initializer(self.graph, tensor))
+            if not value.uses() and value.name is not None:
+                self.graph.initializers.pop(value.name)
+        dequantizer.attributes["axis"] = ir.AttrInt64("axis", len(shape) - 2)
+        dequantizer.attributes["block_size"] = ir.AttrInt64("block_size", shape[-2])
+
+    def _set_apart(self, dequantizer: ir.Node, shape: tuple[int, ...], readers: list[ir.Node]) -> None:
+        """Between the scales and the kernel stands a Reshape that changes nothing, past which no kernel is fused."""
+        weight = dequantizer.outputs[0]
+        target = add_initializer(
+            self.graph, ir.Tensor(np.asarray(shape, np.int64), name=self._free(f"{weight.name}_shape"))
+        )
+        view = self._node("Reshape", [weight, target], f"{weight.name}_blocks")
+        view.outputs[0].shape, view.outputs[0].type = weight.shape, weight.type
+        self.graph.insert_after(dequantizer, [view])
+        for reader in readers:
+            reader.replace_input_with(1, view.outputs[0])
+
+    # --- making ------------------------------------------------------------------------------------------------------
+
+    def _node(self, op: str, inputs: list[ir.Value | None], name: str) -> ir.Node:
+        node = ir.Node("", op, inputs, name=self._free(f"{name}_node"))
+        node.outputs[0].name = self._free(name)
+        return node
+
+    def _free(self, name: str | None) -> str:
+        stem, number, free = name or "value", 0, name or "value"
+        while free in self.taken:
+            number += 1
+            free = f"{stem}_{number}"
+        self.taken.add(free)
+        return free
+
+
+def _is_move(node: ir.Node) -> bool:
+    return node.op_type in _MOVES and not node.domain
+
+
+def _is_one_int8_grid(node: ir.Node) -> bool:
+    """Whether a QuantizeLinear or DequantizeLinear has one scale and zero point, of int8."""
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or zero is None or zero.const_value is None:
+        return False
+    return zero.dtype == ir.DataType.INT8 and zero.const_value.size == 1 and "block_size" not in node.attributes
+
+
+def _is_read_once(value: ir.Value) -> bool:
+    return len(value.uses()) == 1 and not value.is_graph_output()

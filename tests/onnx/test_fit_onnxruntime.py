@@ -1,0 +1,188 @@
+"""Files of every documented format load at every level of optimisation, and give the simulator's bits without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from small_models import constant, model, node, value
+
+import isobit
+from isobit.graph import Weight
+from isobit_onnx.backend import OnnxBackend
+
+RNG = np.random.default_rng(4)
+LEVELS = onnxruntime.GraphOptimizationLevel
+EVERY_LEVEL = [LEVELS.ORT_DISABLE_ALL, LEVELS.ORT_ENABLE_BASIC, LEVELS.ORT_ENABLE_EXTENDED, LEVELS.ORT_ENABLE_ALL]
+
+
+def session(content, level, **entries):
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 4
+    for key, setting in entries.items():
+        options.add_session_config_entry(f"session.{key}", setting)
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def check_exported(proto, batch, folder: Path, least=25.0, **settings):
+    """The simulator and its file, run in every way; returns both."""
+    sim = isobit.quantize(proto, [batch], **settings)
+    path = sim.export(folder)["model"]
+    simulated = sim.run(batch)
+    sessions = [session(str(path), level) for level in EVERY_LEVEL]
+    sessions.append(session(str(path), EVERY_LEVEL[-1], x64quantprecision="1"))
+    for position, opened in enumerate(sessions):
+        for name, array in zip(simulated, opened.run(None, batch), strict=True):
+            noise = float(np.square(array - simulated[name]).sum())
+            assert noise <= 10 ** (-least / 10) * float(np.square(simulated[name]).sum()), (position, name)
+            if position == 0:
+                np.testing.assert_allclose(array, simulated[name], atol=1e-5)
+    return sim, path
+
+
+MOVES = {
+    "Reshape": ([node("Reshape", "h shape", "m")], {"shape": constant("shape", [0, -1, 4], np.int64)}),
+    "Transpose": ([node("Transpose", "h", "m", perm=[0, 2, 1])], {}),
+    "Slice": ([node("Slice", "h zero three one", "m")], {}),
+    "Unsqueeze": ([node("Unsqueeze", "h one", "u"), node("Squeeze", "u one", "m")], {}),
+    "MaxPool": ([node("MaxPool", "h", "m", kernel_shape=[2])], {}),
+    "all": (
+        [
+            node("Transpose", "h", "t", perm=[0, 2, 1]),
+            node("MaxPool", "t", "p", kernel_shape=[2]),
+            node("Slice", "p zero three one", "s"),
+            node("Unsqueeze", "s one", "u"),
+            node("Squeeze", "u one", "q"),
+            node("Reshape", "q shape", "m"),
+        ],
+        {"shape": constant("shape", [0, 3, -1], np.int64)},
+    ),
+}
+NUMBERS = {name: constant(name, [number], np.int64) for name, number in (("zero", 0), ("one", 1), ("three", 3))}
+# What reads the moved values, and which other outputs there are.
+READERS = {
+    "float": ([node("Erf", "m", "y")], ["y"]),
+    "quantized": ([node("Sigmoid", "m", "y")], ["y"]),
+    "several": ([node("Erf", "m", "y"), node("Abs", "m", "z"), node("Sigmoid", "m", "w")], ["y", "z", "w"]),
+    "returned": ([node("Abs", "h", "y")], ["m", "y"]),
+    "returned and read": ([node("Abs", "m", "y")], ["m", "y"]),
+}
+
+
+@pytest.mark.parametrize("activations", ["int8", "int8 asymmetric", "int4"])
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("reader", READERS)
+def test_quantizers_of_signed_activations_around_moves(activations, move, reader, tmp_path):
+    """onnxruntime copies a quantizer past moves of values; its copies of int8 do not load."""
+    moves, constants = MOVES[move]
+    readers, outputs = READERS[reader]
+    proto = model(
+        [node("Sigmoid", "x", "h"), *moves, *readers],
+        [value("x", ["n", 8, 6])],
+        [value(name, None) for name in outputs],
+        {**NUMBERS, **constants},
+        21,
+    )
+    batch = {"x": RNG.standard_normal((3, 8, 6)).astype(np.float32)}
+    check_exported(proto, batch, tmp_path, activations=activations)
+
+
+@pytest.mark.parametrize("activations", ["int8", "int4", "uint8"])
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 8), (2, 4, 3, 8), (5, 8)])
+def test_a_product_of_signed_activations_with_a_bias(activations, swapped, shape, tmp_path):
+    """onnxruntime makes a Gemm between reshapes of it, past which it copies quantizers."""
+    nodes = [node("MatMul", "x w", "m"), node("Add", "b m" if swapped else "m b", "y"), node("Relu", "y", "z")]
+    constants = {"w": RNG.standard_normal((8, 4)), "b": RNG.standard_normal(4)}
+    proto = model(nodes, [value("x", shape)], [value("z", [*shape[:-1], 4])], constants, 17)
+    sim, path = check_exported(
+        proto, {"x": RNG.standard_normal(shape).astype(np.float32)}, tmp_path, activations=activations
+    )
+    other = isobit.QuantSim(proto, activations=activations)
+    other.load_encodings(path)
+    assert other.encodings[Weight("b")] == sim.encodings[Weight("b")]
+
+
+WEIGHTED = {
+    "Conv 3x3": (node("Conv", "x w", "y"), (6, 8, 3, 3), (2, 8, 5, 5)),
+    "Conv groups": (node("Conv", "x w", "y", group=2), (6, 8, 3, 1), (2, 16, 5, 5)),
+    "MatMul": (node("MatMul", "x w", "y"), (8, 6), (4, 8)),
+    "stacked": (node("MatMul", "x w", "y"), (3, 8, 6), (2, 3, 5, 8)),
+    "Gemm": (node("Gemm", "x w", "y", transB=1), (6, 8), (4, 8)),
+    "ConvTranspose": (node("ConvTranspose", "x w", "y"), (8, 3, 2, 2), (2, 8, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("weights", ["int8", "uint6", "int4"])
+@pytest.mark.parametrize("granularity", ["per-channel", "block=2", "block=8"])
+@pytest.mark.parametrize("layer", WEIGHTED)
+@pytest.mark.parametrize("settings", [{}, {"exclude": "Sigmoid"}, {"target": "onnxruntime-cpu-transformer"}], ids=str)
+def test_scales_that_integer_kernels_cannot_use(weights, granularity, layer, settings, tmp_path):
+    """onnxruntime fuses Conv and MatMul with any weight of 8 bits, and its kernels then refuse scales by block."""
+    weighted, shape, batch_shape = WEIGHTED[layer]
+    if weights == "uint6" and "target" in settings:
+        weights = "uint8"
+    proto = model(
+        [weighted, node("Sigmoid", "y", "z")],
+        [value("x", batch_shape)],
+        [value("z" if "exclude" in settings else "y", None)],
+        {"w": RNG.standard_normal(shape)},
+        21,
+    )
+    batch = {"x": RNG.standard_normal(batch_shape).astype(np.float32)}
+    settings = {**settings, "weights": f"{weights} {granularity}"}
+    sim, path = check_exported(proto, batch, tmp_path, **settings)
+    if weights != "uint6":  # the file says 8 bits
+        other = isobit.QuantSim(proto, **settings)
+        other.load_encodings(path)
+        weight = sim.backend_model.weight("w")
+        np.testing.assert_array_equal(
+            other.encodings["w"].fake_quantize(weight), sim.encodings["w"].fake_quantize(weight)
+        )
+
+
+def test_stacked_matrices_stay_with_the_integer_kernel(tmp_path):
+    weighted, shape, batch_shape = WEIGHTED["stacked"]
+    proto = model([weighted], [value("x", batch_shape)], [value("y", None)], {"w": RNG.standard_normal(shape)}, 21)
+    batch = {"x": RNG.standard_normal(batch_shape).astype(np.float32)}
+    _, path = check_exported(proto, batch, tmp_path, target="onnxruntime-cpu-transformer")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    assert "MatMulIntegerToFloat" in {n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node}
+
+
+def test_names_that_are_taken(tmp_path):
+    """New values and nodes take names that the model does not have."""
+    proto = model(
+        [node("Sigmoid", "x", "m_moved"), node("Reshape", "m_moved shape", "m"), node("Abs", "m", "m_dequantized")],
+        [value("x", ["n", 8])],
+        [value("m_dequantized", None)],
+        {"shape": constant("shape", [0, 2, 4], np.int64)},
+        21,
+    )
+    check_exported(proto, {"x": RNG.standard_normal((3, 8)).astype(np.float32)}, tmp_path, activations="int8")
+
+
+def test_the_simulator_itself_loads_everywhere():
+    """`sim.model` is a plain QDQ model, also where the quantizers were placed by hand."""
+    proto = model(
+        [node("Sigmoid", "x", "h"), node("Transpose", "h", "y", perm=[0, 2, 1])],
+        [value("x", ["n", 2, 3])],
+        [value("y", ["n", 3, 2])],
+        {},
+        21,
+    )
+    sim = isobit.quantize(proto, RNG.standard_normal((4, 2, 3)).astype(np.float32), activations="int8")
+    batch = {"x": RNG.standard_normal((2, 2, 3)).astype(np.float32)}
+    opened = OnnxBackend().open(proto)
+    opened.set_quantizers(dict(sim.encodings))
+    assert opened.native.graph.output[0].name == "y"
+    for level in EVERY_LEVEL:
+        (y,) = session(opened.native.SerializeToString(), level).run(None, batch)
+        np.testing.assert_array_equal(y, sim.run(batch)["y"])

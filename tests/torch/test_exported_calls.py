@@ -1,0 +1,59 @@
+"""Calls that torch.onnx.export writes in several nodes, or that it promotes before it writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import isobit
+
+pytest.importorskip("onnxruntime")
+from executed import Executed
+
+X = torch.from_numpy(np.random.default_rng(6).standard_normal((4, 5, 6)).astype(np.float32) * 2)
+
+
+class Calls(nn.Module):
+    """Calls that all read one input, which others read too: as it is, and rounded."""
+
+    def forward(self, x):
+        results = {name: call(x) + x for name, call in CALLS.items()}
+        return {**results, "as it is": torch.cat([x, x], -1)}
+
+
+CALLS = {
+    "softplus": functional.softplus,
+    "softplus of another beta": lambda x: functional.softplus(x, 2.0),
+    "clamp int and float": lambda x: x.clamp(-1, 1.5),
+    "clamp float and int": lambda x: torch.clip(x, -0.5, 1),
+    "clamp ints": lambda x: x.clamp(-1, 1),
+    "clamp_min": lambda x: x.clamp(min=0),
+    "hardtanh": lambda x: functional.hardtanh(x, -1, 1.5),
+    "mish": functional.mish,
+    "selu": functional.selu,
+    "silu": functional.silu,
+    "logsigmoid": functional.logsigmoid,
+    "hardswish": functional.hardswish,
+    "attention": lambda x: functional.scaled_dot_product_attention(x, x, x),
+    "softmin": lambda x: functional.softmin(x, -1),
+}
+
+
+def test_every_reader_has_its_quantizer_in_the_file(tmp_path: Path):
+    module = Calls().eval()
+    sim = isobit.quantize(module, [(X,)], progress=False)
+    floats, simulated = sim.run_float((X,)), sim.run((X,))
+    batch = {sim.graph.inputs[0]: X.numpy()}
+    executed = Executed(sim, tmp_path / "out")
+    written = executed.run(batch)
+    for key, output in zip(floats, module(X).values(), strict=True):
+        np.testing.assert_allclose(floats[key], output.numpy(), atol=1e-5)
+        np.testing.assert_allclose(written[key], simulated[key], atol=np.abs(simulated[key]).max() / 100)
+    comparison = executed.compare(batch)
+    assert comparison.equal == comparison.values
+    assert comparison.quantizers > 2 * len(CALLS)
