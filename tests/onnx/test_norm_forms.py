@@ -283,3 +283,51 @@ def test_what_is_no_norm_stays_in_steps(name, build):
     s = Steps()
     opened = OnnxBackend().open(s.model(build(s), TOKENS))
     assert not {"LayerNormalization", "RMSNormalization", "InstanceNormalization"} & set(ops(opened)), name
+
+
+def put_back(s: Steps, flat: str, axis: int, form: str) -> str:
+    """The axis that a reduction has dropped, of size 1, and repeated to the whole size where JAX does that."""
+    if form == "Unsqueeze":
+        return s("Unsqueeze", flat, s.constant([axis], np.int64))
+    sizes = [-1, *TOKENS[1:]]
+    sizes[axis] = 1
+    view = s("Reshape", flat, s.constant(sizes, np.int64))
+    if form == "Reshape":
+        return view
+    repeated = [1, *TOKENS[1:]] if form == "Reshape, repeated" else [1, 1, 1]
+    return s("Expand", view, s.constant(repeated, np.int64))
+
+
+@pytest.mark.parametrize("form", ["Unsqueeze", "Reshape", "Reshape, Expand", "Reshape, repeated"])
+@pytest.mark.parametrize("mean", ["ReduceMean", "ReduceSum"])
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("bound", ["Max", "Max, turned", "Relu", "none"])
+def test_statistics_whose_axis_is_dropped_and_put_back(form, mean, axis, bound):
+    def mean_of(x: str) -> str:
+        if mean == "ReduceMean":
+            return s.reduce(mean, x, (axis,), keepdims=0)
+        total = s("ReduceSum", x, s.constant([axis], np.int64), keepdims=0)  # an input since opset 13
+        return s("Mul", total, s.constant(1 / TOKENS[axis]))
+
+    s = Steps(17)
+    average = mean_of("x")
+    spread = s("Sub", mean_of(s("Mul", "x", "x")), s("Mul", average, average))
+    zero = s.constant(0.0)
+    operands = {"Max": (spread, zero), "Max, turned": (zero, spread), "Relu": (spread,)}.get(bound)
+    spread = s(bound.partition(",")[0], *operands) if operands is not None else spread
+    inverse = s("Reciprocal", s("Sqrt", s("Add", put_back(s, spread, axis, form), s.constant(1e-3))))
+    shape = (8,) if axis == 2 else (1, 5, 1)
+    scaled = s("Mul", s("Sub", "x", put_back(s, average, axis, form)), s("Mul", inverse, s.vector(*shape)))
+    opened = written_alike(s.model(s("Add", scaled, s.vector(*shape)), TOKENS), TOKENS)
+    assert ops(opened) == ["LayerNormalization"]
+
+
+def test_a_mean_that_is_put_back_elsewhere_is_no_norm():
+    square_tokens = (3, 5, 5)
+    s = Steps(17)
+    average = s("Reshape", s.reduce("ReduceMean", "x", (1,), keepdims=0), s.constant([-1, 5, 1], np.int64))
+    centered = s("Sub", "x", average)
+    variance = s.reduce("ReduceMean", s("Mul", centered, centered), (1,))
+    result = over_root(s, centered, s("Add", variance, s.constant(1e-3)), "Div")
+    opened = written_alike(s.model(result, square_tokens), square_tokens)
+    assert "LayerNormalization" not in ops(opened)

@@ -42,15 +42,21 @@ class OnnxBackend:
         return 2 if origin in ("onnx.onnx_ml_pb2.ModelProto", "onnx_ir.Model", "onnx_ir._core.Model") else 0
 
     def open(self, model: Any, example_inputs: Any = None) -> OnnxModel:
-        """Open a model as a copy; ONNX models say their inputs, so no example is needed. Raises ModelError."""
+        """Open a model as a copy. Raises ModelError.
+
+        ONNX models say their inputs, so no example is needed; with one, an If that sizes or settings decide is opened
+        as the branch that the example takes.
+        """
         self._require()
         from isobit_onnx.model import OnnxModel
         from isobit_onnx.read.read_model import read_model
+        from isobit_onnx.run.conditions import ExampleConditions
         from isobit_onnx.run.session import chosen_providers
 
         chosen_providers(self.providers)  # a provider that is not there is refused before the model is read
-        opened = OnnxModel(read_model(model), self.providers)
-        opened.given = model
+        conditions = None if example_inputs is None else ExampleConditions(example_inputs)
+        opened = OnnxModel(read_model(model, conditions.compute if conditions else None), self.providers)
+        opened.given, opened.conditions = model, conditions
         return opened
 
     def restore(self, state: bytes) -> OnnxModel:

@@ -24,6 +24,7 @@ from isobit.statistics import Request, Watched
 from isobit_onnx.export.export_qdq import QdqPlan
 from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
 from isobit_onnx.qdq.writer import Quantized, insert_quantizers
+from isobit_onnx.run.conditions import ExampleConditions
 from isobit_onnx.run.given import run_given
 from isobit_onnx.run.observe import ObservingSessions
 from isobit_onnx.run.session import RUN_FAILURES, Session
@@ -49,6 +50,7 @@ class OnnxModel:
         self.float_model, self.providers = float_model, tuple(providers)
         self.translation = translate(float_model)
         self.given: Any = None  # the model as the user gave it, where it was opened here
+        self.conditions: ExampleConditions | None = None  # what every batch must have in common with the example
         self._encodings: dict[Site, Encoding] = {}
         self._off: set[Site] = set()
         self._sessions: dict[frozenset[Site], Session] = {}
@@ -129,7 +131,9 @@ class OnnxModel:
         return {site: encoding for site, encoding in self._encodings.items() if site not in self._off}
 
     def run(self, batch: Batch) -> dict[str, NDArray[Any]]:
-        """Outputs by name."""
+        """Outputs by name. Raises DataError for a batch that takes a branch of an If that the model does not hold."""
+        if self.conditions is not None:
+            self.conditions.check(batch)
         off = frozenset(self._off)
         if off not in self._sessions:
             while len(self._sessions) >= _KEPT_SESSIONS:
@@ -159,6 +163,8 @@ class OnnxModel:
             self._observing = sessions
         observers = [request.observer for request in requests]
         for batch in data:
+            if self.conditions is not None:
+                self.conditions.check(batch)
             sessions.observe(batch, observers)
 
     def _active_before(self, requests: Sequence[Request]) -> dict[Site, Encoding]:
@@ -233,7 +239,7 @@ class OnnxModel:
         """An independent copy."""
         other = OnnxModel(self.float_model.clone(), self.providers)
         other.set_state(self._encodings, self._off)
-        other.given = self.given
+        other.given, other.conditions = self.given, self.conditions
         return other
 
     def set_state(self, encodings: Mapping[Site, Encoding], off: Iterable[Site]) -> None:

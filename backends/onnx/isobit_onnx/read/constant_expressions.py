@@ -23,6 +23,10 @@ FOLD_LIMIT = 4096
 
 VIEWS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Identity"})
 
+#: Stands for a size that is not known; what picks from a list of sizes may meet it.
+_UNKNOWN_SIZE = -(2**40)
+_PICKS = frozenset({"Gather", "Slice", "Squeeze", "Unsqueeze", "Identity"})
+
 _RECURRENT = (1, 2, 3)
 
 #: Inputs that hold weights, by op; the other inputs hold what a weight meets.
@@ -144,3 +148,43 @@ def _value(value: ir.Value, known: dict[ir.Value, NDArray[Any]]) -> NDArray[Any]
         results: Any = ReferenceEvaluator(ir.to_proto(node)).run(None, inputs)
         known.update(zip(node.outputs, map(np.asarray, results), strict=False))
     return known[value]
+
+
+def constant_value(value: ir.Value) -> NDArray[Any] | None:
+    """What a value that follows from constants and known sizes holds; None of any other."""
+    try:
+        array = _known_value(value, {})
+    except Exception:  # the evaluator raises many kinds, and has not every operation
+        return None
+    return None if _has_unknown(array) else array
+
+
+def _known_value(value: ir.Value, known: dict[ir.Value, NDArray[Any]]) -> NDArray[Any]:
+    node = value.producer()
+    if node is None:
+        if value.const_value is None or value.is_graph_input():
+            raise ValueError(f"{value.name!r} has no value")
+        return value.const_value.numpy()
+    if value in known:
+        return known[value]
+    if node.op_type == "Constant":
+        constants: Any = ReferenceEvaluator(ir.to_proto(node)).run(None, {})
+        known[value] = np.asarray(constants[0])
+    elif node.op_type == "Shape" and not node.domain and not node.attributes:
+        shape = node.inputs[0].shape if node.inputs[0] is not None else None
+        if shape is None:
+            raise ValueError(f"the rank of {value.name!r} is not known")
+        known[value] = np.array([size if isinstance(size, int) else _UNKNOWN_SIZE for size in shape], np.int64)
+    else:
+        if not _is_computable(node):
+            raise ValueError(f"{node.op_type} is not computed ahead")
+        inputs = {operand.name or "": _known_value(operand, known) for operand in node.inputs if operand is not None}
+        if node.op_type not in _PICKS and any(map(_has_unknown, inputs.values())):
+            raise ValueError(f"{node.op_type} meets an unknown size")
+        results: Any = ReferenceEvaluator(ir.to_proto(node)).run(None, inputs)
+        known.update(zip(node.outputs, map(np.asarray, results), strict=False))
+    return known[value]
+
+
+def _has_unknown(array: NDArray[Any]) -> bool:
+    return array.dtype == np.int64 and bool(np.any(array == _UNKNOWN_SIZE))

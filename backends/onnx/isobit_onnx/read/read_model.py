@@ -19,6 +19,7 @@ from onnxscript import optimizer
 
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
+from isobit_onnx.read.branches import Conditions, take_branches
 from isobit_onnx.read.check_valid import check_valid
 from isobit_onnx.read.constant_expressions import FOLD_LIMIT, VIEWS, fold_expressions
 from isobit_onnx.read.einsum import expand_einsums
@@ -40,12 +41,15 @@ _PASS_LOGGERS = ("onnx_ir", "onnxscript")
 _PLAIN = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.INT32})
 
 
-def read_model(source: Any) -> ir.Model:
-    """A prepared copy of a model given as path, ModelProto or onnx_ir.Model. Raises ModelError."""
+def read_model(source: Any, conditions: Conditions | None = None) -> ir.Model:
+    """A prepared copy of a model given as path, ModelProto or onnx_ir.Model. Raises ModelError.
+
+    `conditions` computes conditions of If for an example; without it, what constants do not decide stays an If.
+    """
     where = repr(os.fspath(source)) if isinstance(source, str | os.PathLike) else "the model"
     model = _load(source, where)
     _check(model, where, source)
-    return prepare(model, where)
+    return prepare(model, where, conditions)
 
 
 def _load(source: Any, where: str) -> ir.Model:
@@ -111,7 +115,7 @@ def _check_external(name: str, tensor: ir.ExternalTensor, where: str) -> None:
         raise ModelError(f"{where}: the external data file {tensor.path!r} is shorter than weight {name!r} needs")
 
 
-def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
+def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | None = None) -> ir.Model:
     """Bring a loaded model to the backend's form, in place. Raises ModelError."""
     hold_weights(model)
     declared = [None if value.shape is None else value.shape.copy() for value in model.graph.outputs]
@@ -124,6 +128,7 @@ def prepare(model: ir.Model, where: str = "the model") -> ir.Model:
         _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
         count_windows(model, declared, infer_shapes)
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
+        take_branches(model, conditions, infer_shapes)
         expand_fused(model, infer_shapes)
         split_directions(model)
         fold_views(model)  # before constant folding, which would give the results new names

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from isobit.canonical import canonicalize
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node, Shape, TensorInfo, Use, WeightInfo
+from isobit_onnx.read.branches import METADATA, depends_on_signal
 
 _BODIES = frozenset({"If", "Loop", "Scan"})
 
@@ -38,6 +39,8 @@ class _Translator:
 
     def read(self) -> Translation:
         graph = self.model.graph
+        if METADATA in self.model.metadata_props:
+            self.notes.append(self.model.metadata_props[METADATA])
         for value in graph.inputs:
             self._tensor(_name(value), value)
         for value in graph.initializers.values():
@@ -76,7 +79,7 @@ class _Translator:
         if op in _BODIES:
             # What a body reads from outside is an input too: fusions and quantizers must see that reader.
             inputs += [self.names[value] for value in self._captured(node)]
-            self.notes.append(f"{op} {name!r}: the operations inside its bodies stay in float")
+            self.notes.append(f"{op} {name!r}: {_why_in_float(node)}")
         if node.domain.startswith("com.microsoft"):
             self.notes.append(
                 f"{op} {name!r} stays in float: an optimiser has fused it, and isobit does not take it apart; "
@@ -104,6 +107,16 @@ class _Translator:
                     if value.name in self.names and _is_outer(value, self.model.graph):
                         captured.add(_name(value))
         yield from sorted(captured - {_name(value) for value in node.inputs if value is not None})
+
+
+def _why_in_float(node: ir.Node) -> str:
+    text = "the operations inside its bodies stay in float"
+    condition = node.inputs[0] if node.op_type == "If" else None
+    if condition is None:
+        return text
+    if depends_on_signal(condition):
+        return f"{text}, because the values of the data choose between them"
+    return f"{text}, because no example decides between them: pass example_inputs, one batch of the model's inputs"
 
 
 def _graphs(attribute: Any) -> list[ir.Graph]:

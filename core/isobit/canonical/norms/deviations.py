@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from isobit.canonical.matching import close, producer_of, split_operand
 from isobit.canonical.products import Product
 from isobit.graph.graph import Graph, Node, Shape
+
+_VIEWS = frozenset({"Unsqueeze", "Reshape", "Expand"})
 
 #: Counted from the end.
 Axes = tuple[int, ...]
@@ -15,11 +17,12 @@ Axes = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """A moment of `x` over `axes`, and the nodes that compute it."""
+    """A moment of `x` over `axes`, which stay as axes of size 1 where `is_kept`, and the nodes that compute it."""
 
     x: str
     axes: Axes
     nodes: tuple[Node, ...]
+    is_kept: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,7 @@ def inverses(graph: Graph, product: Product, *, is_centered: bool) -> Iterator[I
     for spread, others, root_nodes in _divided_by_root(graph, product):
         power, epsilon, add = _without_epsilon(graph, spread)
         moment = variance(graph, power) if is_centered else mean_square(graph, power)
-        if moment is not None:
+        if moment is not None and moment.is_kept:
             yield Inverse(moment, epsilon, others, (*moment.nodes, *add, *root_nodes))
 
 
@@ -111,7 +114,7 @@ def centered(graph: Graph, name: str | None) -> Moment | None:
     """``x`` where `name` is ``x - mean(x)``."""
     difference = producer_of(graph, name, "Sub")
     mean = mean_of(graph, difference.input(1)) if difference is not None else None
-    if difference is None or mean is None or mean.x != difference.input(0):
+    if difference is None or mean is None or not mean.is_kept or mean.x != difference.input(0):
         return None
     return Moment(mean.x, mean.axes, (*mean.nodes, difference))
 
@@ -121,18 +124,24 @@ def variance(graph: Graph, name: str) -> Moment | None:
     square = mean_square(graph, name)
     inner = centered(graph, square.x) if square is not None else None
     if square is not None and inner is not None:
-        return Moment(inner.x, inner.axes, (*inner.nodes, *square.nodes)) if inner.axes == square.axes else None
+        nodes = (*inner.nodes, *square.nodes)
+        return Moment(inner.x, inner.axes, nodes, square.is_kept) if inner.axes == square.axes else None
+    view = graph.producer(name)
+    if view is not None and view.op in _VIEWS:
+        return _broadcast(graph, view, variance)
     positive = _bounded_by_zero(graph, name)
-    difference = producer_of(graph, positive.input(0) if positive is not None else name, "Sub")
+    bounded = split_operand(graph, positive) if positive is not None and positive.op == "Max" else None
+    inside = bounded[0] if bounded is not None else positive.input(0) if positive is not None else name
+    difference = producer_of(graph, inside, "Sub")
     of_square = mean_square(graph, difference.input(0) or "") if difference is not None else None
     squared = graph.producer(difference.input(1) or "") if difference is not None else None
     mean = mean_of(graph, squared_operand(graph, squared)) if squared is not None else None
     if difference is None or of_square is None or squared is None or mean is None:
         return None
-    if (of_square.x, of_square.axes) != (mean.x, mean.axes):
+    if (of_square.x, of_square.axes, of_square.is_kept) != (mean.x, mean.axes, mean.is_kept):
         return None
-    nodes = (*of_square.nodes, *mean.nodes, squared, difference, positive)
-    return Moment(mean.x, mean.axes, tuple(node for node in nodes if node is not None))
+    computed = (*of_square.nodes, *mean.nodes, squared, difference, positive)
+    return Moment(mean.x, mean.axes, tuple(node for node in computed if node is not None), mean.is_kept)
 
 
 def _bounded_by_zero(graph: Graph, name: str) -> Node | None:
@@ -142,7 +151,7 @@ def _bounded_by_zero(graph: Graph, name: str) -> Node | None:
     if node.op == "Clip":
         return node if node.attributes.get("min") == 0 and node.attributes.get("max") is None else None
     operands = split_operand(graph, node) if node.op == "Max" else None
-    is_relu = node.op == "Relu" or (operands is not None and operands == (node.input(0), 0.0))
+    is_relu = node.op == "Relu" or (operands is not None and operands[1] == 0.0)
     return node if is_relu else None
 
 
@@ -153,7 +162,7 @@ def mean_square(graph: Graph, name: str | None) -> Moment | None:
     operand = squared_operand(graph, square) if square is not None else None
     if mean is None or square is None or operand is None:
         return None
-    return Moment(operand, mean.axes, (square, *mean.nodes))
+    return Moment(operand, mean.axes, (square, *mean.nodes), mean.is_kept)
 
 
 def squared_operand(graph: Graph, node: Node) -> str | None:
@@ -165,17 +174,17 @@ def squared_operand(graph: Graph, node: Node) -> str | None:
 
 
 def mean_of(graph: Graph, name: str | None) -> Moment | None:
-    """``x`` where `name` is its mean over some axes, which stay as axes of size 1."""
+    """``x`` where `name` is its mean over some axes."""
     node = graph.producer(name) if name is not None else None
     if node is None:
         return None
-    if node.op in ("Unsqueeze", "Reshape"):
-        return _keeping_axes(graph, node)
+    if node.op in _VIEWS:
+        return _broadcast(graph, node, mean_of)
     if node.op in ("Div", "Mul"):
         return _sum_over_terms(graph, node)
     axes = _reduced_axes(graph, node, "ReduceMean")
     x = node.input(0)
-    return Moment(x, axes, (node,)) if axes is not None and x is not None and _keeps_axes(node) else None
+    return Moment(x, axes, (node,), _keeps_axes(node)) if axes is not None and x is not None else None
 
 
 def _sum_over_terms(graph: Graph, node: Node) -> Moment | None:
@@ -183,7 +192,7 @@ def _sum_over_terms(graph: Graph, node: Node) -> Moment | None:
     total = graph.producer(operands[0]) if operands is not None else None
     axes = _reduced_axes(graph, total, "ReduceSum") if total is not None else None
     shape = _shape(graph, total.input(0)) if total is not None else None
-    if operands is None or total is None or axes is None or shape is None or not _keeps_axes(total):
+    if operands is None or total is None or axes is None or shape is None:
         return None
     terms = 1
     for axis in axes:
@@ -194,20 +203,35 @@ def _sum_over_terms(graph: Graph, node: Node) -> Moment | None:
     is_mean = operands[1] == terms if node.op == "Div" else close(operands[1] * terms, 1.0)
     if not is_mean or (node.op == "Div" and node.input(0) != operands[0]):
         return None
-    return Moment(total.input(0) or "", axes, (total, node))
+    return Moment(total.input(0) or "", axes, (total, node), _keeps_axes(total))
 
 
-def _keeping_axes(graph: Graph, last: Node) -> Moment | None:
-    """A mean whose axes a reshape puts back, of size 1."""
-    mean = producer_of(graph, last.input(0), "ReduceMean")
-    axes = _reduced_axes(graph, mean, "ReduceMean") if mean is not None else None
-    before, after = _shape(graph, mean.input(0)) if mean is not None else None, _shape(graph, last.outputs[0])
-    if mean is None or axes is None or before is None or after is None or _keeps_axes(mean):
+def _broadcast(graph: Graph, view: Node, inner: Callable[[Graph, str], Moment | None]) -> Moment | None:
+    """A moment whose axes a reshape puts back, of size 1, or that is repeated to the shape of what it is of."""
+    moment = inner(graph, view.input(0) or "")
+    if moment is None:
+        return None
+    before, after = _shape(graph, moment.x), _shape(graph, view.outputs[0])
+    if before is None or after is None or len(before) != len(after):
         return None
     rank = len(before)
-    if after != tuple(1 if axis - rank in axes else size for axis, size in enumerate(before)):
-        return None
-    return Moment(mean.input(0) or "", axes, (mean, last))
+    kept = tuple(1 if axis - rank in moment.axes else size for axis, size in enumerate(before))
+    if view.op == "Expand":
+        fits = all(
+            now in (1, size) or (_is_open(now) and _is_open(size)) for now, size in zip(after, before, strict=True)
+        )
+        return replace(moment, nodes=(*moment.nodes, view)) if moment.is_kept and fits else None
+    return replace(moment, nodes=(*moment.nodes, view), is_kept=True) if _may_be(kept, after) else None
+
+
+def _may_be(kept: Shape, after: Shape) -> bool:
+    """Whether shapes of as many elements are the same: one open size may have another name."""
+    differing = [(one, other) for one, other in zip(kept, after, strict=True) if one != other]
+    return not differing or (len(differing) == 1 and all(map(_is_open, differing[0])))
+
+
+def _is_open(size: object) -> bool:
+    return not isinstance(size, int)
 
 
 def _reduced_axes(graph: Graph, node: Node, op: str) -> Axes | None:

@@ -77,7 +77,7 @@ def _times_inverse(graph: Graph, x: str, inverse: str, of_mean: Node) -> Normali
     """The norm of `x` whose inverse deviation is `inverse`, which `of_mean` multiplies by the mean of `x`."""
     maker = graph.producer(inverse)
     mean = mean_of(graph, next((name for name in of_mean.inputs if name != inverse), None))
-    if maker is None or inverse not in of_mean.inputs or mean is None or mean.x != x:
+    if maker is None or inverse not in of_mean.inputs or mean is None or not mean.is_kept or mean.x != x:
         return None
     is_product = maker.op in ("Mul", "Div", "Reciprocal")
     product = Product.ending_at(graph, maker) if is_product else Product(over=[inverse])  # a power of -0.5 by itself

@@ -1,0 +1,69 @@
+"""Conditions of If, computed by onnxruntime: for an example when a model is opened, and for every batch after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from isobit.backend import Batch
+from isobit.data import example_by_name
+from isobit.errors import DataError
+
+
+class ExampleConditions:
+    """What an example of the data decides, and whether a batch decides the same.
+
+    `example` is a batch as users pass it: arrays by input, or in the order of the inputs.
+    """
+
+    def __init__(self, example: Any) -> None:
+        self._example = example
+        self._decided: list[tuple[Any, dict[str, bool]]] = []
+
+    def compute(self, model: ir.Model) -> Mapping[str, bool]:
+        """The outputs of a model, conditions, for the example; nothing where it does not fit the model's inputs."""
+        try:
+            types = {value.name or "": value.dtype for value in model.graph.inputs}
+            arrays = example_by_name(self._example, list(types))
+            batch = {
+                name: np.asarray(arrays[name], dtype.numpy() if dtype is not None else None)
+                for name, dtype in types.items()
+                if name in arrays
+            }
+            session = _session(model)
+            found = _run(session, batch)
+        except Exception:  # onnxruntime raises its own kinds; what is wrong with the example is said when it is run
+            return {}
+        if found:
+            self._decided.append((session, found))
+        return found
+
+    def check(self, batch: Batch) -> None:
+        """Raise DataError for a batch that takes other branches than the example."""
+        for session, expected in self._decided:
+            for name, value in _run(session, batch).items():
+                if value != expected[name]:
+                    raise DataError(
+                        f"this batch takes another branch of an If than the example with which the model was opened "
+                        f"(its condition {name!r} is {value} here): the model holds the example's branch alone; open "
+                        "it once more with such data, as a model of its own"
+                    )
+
+
+def _session(model: ir.Model) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    serialized = ir.to_proto(model).SerializeToString()
+    return onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: Any, batch: Batch) -> dict[str, bool]:
+    """Conditions by name; those of more or fewer elements than one are left out."""
+    values = session.run(None, {entry.name: batch[entry.name] for entry in session.get_inputs()})
+    names = [output.name for output in session.get_outputs()]
+    return {name: bool(value.reshape(-1)[0]) for name, value in zip(names, values, strict=True) if value.size == 1}
