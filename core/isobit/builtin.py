@@ -25,7 +25,16 @@ def isobit_calibrators() -> Sequence[type[Any]]:
     """Every scheme of `isobit.calibration`."""
     from isobit import calibration as c
 
-    return [c.MinMaxRange, c.MovingAverage, c.Percentile, c.Entropy, c.MeanSquareError, c.SignalToNoise]
+    return [
+        c.Auto,
+        c.ReaderError,
+        c.MinMaxRange,
+        c.MovingAverage,
+        c.Percentile,
+        c.Entropy,
+        c.MeanSquareError,
+        c.SignalToNoise,
+    ]
 
 
 @hookimpl

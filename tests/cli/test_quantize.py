@@ -291,7 +291,12 @@ def test_a_misspelt_op_and_what_it_leaves_are_lines(isobit, digits, calibration,
 
 @pytest.mark.parametrize(
     ("further", "advice"),
-    [((), "--recipe ptq"), (("--recipe", "basic"), "--method mse"), (("--no-fold",), "--method mse")],
+    [
+        ((), "--recipe fast"),
+        (("--recipe", "fast"), "--recipe ptq"),
+        (("--method", "minmax", "--no-fold"), "--method auto"),
+        (("--recipe", "ptq"), "--activations int16"),
+    ],
 )
 def test_a_poor_result_names_the_next_command(isobit, digits, calibration, tmp_path, further, advice):
     result = isobit(

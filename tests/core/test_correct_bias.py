@@ -8,7 +8,7 @@ from technique_networks import chain, opened, simulator
 
 from isobit.errors import DataError, FormatError
 from isobit.graph import Node
-from isobit.quantsim.run_recipe import output_sqnr
+from isobit.quantsim.checks.quality import output_sqnr
 from isobit.techniques import CorrectBias, FoldBatchNorms, ReestimateBatchNorms
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.layers.weighted_layer import response
@@ -93,8 +93,8 @@ def test_what_bias_correction_needs() -> None:
     assert CorrectBias().apply(TechniqueContext(opened(network))).left == {"model": "it has no quantized layer"}
     assert sim.simulation.edits == []
     once = iter([network.batch(2)])
-    with pytest.raises(DataError, match="2 times"):
-        sim.apply(CorrectBias(), data=once)
+    with pytest.raises(DataError, match="5 times"):
+        sim.apply(CorrectBias("full"), data=once)
     with pytest.raises(FormatError, match="mode is"):
         CorrectBias("slow")  # type: ignore[arg-type]
 

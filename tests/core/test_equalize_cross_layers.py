@@ -12,7 +12,7 @@ from technique_networks import assert_same_function, chain, opened, simulator
 from isobit.canonical import canonicalize
 from isobit.data import Dataset
 from isobit.errors import FormatError
-from isobit.quantsim.run_recipe import output_sqnr
+from isobit.quantsim.checks.quality import output_sqnr
 from isobit.techniques import EqualizeCrossLayers, FoldBatchNorms
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.layers.normal import NormalPerChannel

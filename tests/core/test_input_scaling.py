@@ -11,7 +11,7 @@ from technique_networks import assert_same_function, opened, simulator
 from isobit.data import Dataset
 from isobit.errors import DataError, FormatError
 from isobit.graph import Tensor
-from isobit.quantsim.run_recipe import output_sqnr
+from isobit.quantsim.checks.quality import output_sqnr
 from isobit.statistics import ChannelMoments, Request
 from isobit.techniques import Awq, SmoothQuant
 from isobit.techniques.context import TechniqueContext

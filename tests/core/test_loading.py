@@ -19,7 +19,7 @@ from isobit.graph import Tensor, Weight
 from isobit.placement import QuantConfig
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim, write_encodings
-from isobit.quantsim.export_check import check_file
+from isobit.quantsim.checks.encodings_file import check_file
 
 DATA = np.random.default_rng(3).standard_normal((6, 3, 6, 6)).astype(np.float32)
 

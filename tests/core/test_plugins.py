@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 from registries import own_registry
 
-from isobit.calibration import Entropy, MeanSquareError, MinMaxRange, MovingAverage, Percentile, SignalToNoise
+from isobit.calibration import (
+    Auto,
+    Entropy,
+    MeanSquareError,
+    MinMaxRange,
+    MovingAverage,
+    Percentile,
+    ReaderError,
+    SignalToNoise,
+)
 from isobit.errors import PluginError
 from isobit.plugins import Registry, hookimpl
 
@@ -98,6 +107,8 @@ def test_what_comes_with_isobit() -> None:
         "entropy": Entropy,
         "mse": MeanSquareError,
         "sqnr": SignalToNoise,
+        "auto": Auto,
+        "reader-error": ReaderError,
     }
     assert "FoldBatchNorms" in own.techniques()
     assert "isobit" in own.formats()

@@ -17,7 +17,8 @@ from isobit.data import Dataset
 from isobit.edits import SetWeights
 from isobit.errors import DataError, RecipeError
 from isobit.plugins import hookimpl, registry
-from isobit.quantsim.run_recipe import output_sqnr, run_recipe
+from isobit.quantsim.checks.quality import output_sqnr
+from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step, StepResult, parse_recipe
 from isobit.techniques import CorrectBias, EqualizeCrossLayers, FoldBatchNorms, TechniqueReport
 from isobit.testing.networks.convolutional import conv_net
@@ -76,11 +77,12 @@ def test_good_steps_are_kept_and_counted() -> None:
     assert spoilt.before == equalized.after
     assert corrected.before == equalized.after
     # The pass that judges served the first step too.
-    assert (equalized.passes, spoilt.passes, corrected.passes) == (0.0, 0.0, 2.0)
+    assert (equalized.passes, spoilt.passes, corrected.passes) == (0.0, 0.0, 1.0)
     sim.calibrate(data)
     reached = output_sqnr(expected, [sim.run(batch) for batch in data])
     last = corrected.after if corrected.outcome == "kept" else corrected.before
-    assert reached == pytest.approx(last, abs=1e-6)  # the judge saw the whole data, so it saw this model
+    # The judge saw the whole data, so it saw this model; its ranges were those of the model before its biases changed.
+    assert reached == pytest.approx(last, abs=0.1)
     assert "kept" in str(equalized)
     assert "dB" in str(equalized)
 

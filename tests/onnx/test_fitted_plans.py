@@ -89,7 +89,7 @@ def test_a_fitted_plan_is_saved_recalibrated_and_calibrated_again(tmp_path: Path
     assert np.array_equal(loaded.run(X)["y"], outputs)
     sim.recalibrate("mse")
     assert sim.plan.placements.keys() == sites
-    sim.calibrate(X, progress=False)
+    sim.calibrate(X, "auto", progress=False)
     assert sim.plan.placements.keys() == sites
     assert np.array_equal(sim.run(X)["y"], outputs)
 

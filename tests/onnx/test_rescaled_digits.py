@@ -11,7 +11,7 @@ import pytest
 from isobit.placement import QuantConfig
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
-from isobit.quantsim.run_recipe import output_sqnr
+from isobit.quantsim.checks.quality import output_sqnr
 from isobit.techniques import CorrectBias, EqualizeCrossLayers
 from isobit.testing.rescaling import folded_with_relu, rescaled
 from isobit_onnx.backend import OnnxBackend

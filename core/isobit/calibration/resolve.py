@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.calibration.fitting import unseen_groups
-from isobit.calibration.scheme import Calibrator, Channelwise, Noting
+from isobit.calibration.reader_functions import Function, reader_functions
+from isobit.calibration.scheme import Calibrator, Channelwise, Noting, SeesReaders
 from isobit.edits.edit import ReadWeight
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.encodings.quant_spec import PerChannel, PerTensor
@@ -46,10 +47,11 @@ def resolve_activations(
     *,
     snap: bool = True,
     frozen: Mapping[Site, Encoding] = _NONE,
+    functions: Mapping[str, Function] | None = None,
 ) -> dict[Site, Encoding]:
     """Encodings of the activations: one for each group, from all that was seen of its members.
 
-    A group of which nothing was seen has none.
+    A group of which nothing was seen has none. `functions` are what reads each group, by its name.
     """
     encodings: dict[Site, Encoding] = {}
     unseen = {members[0].group for members in unseen_groups(plan, statistics)}
@@ -57,13 +59,19 @@ def resolve_activations(
         frozen_encoding = next((frozen[member.site] for member in members if member.site in frozen), None)
         if frozen_encoding is None and group in unseen:
             continue
-        encoding = frozen_encoding or _group_encoding(members, statistics, calibrator, snap)
+        encoding = frozen_encoding or _group_encoding(
+            members, statistics, calibrator, snap, (functions or {}).get(group)
+        )
         encodings.update(dict.fromkeys((member.site for member in members), encoding))
     return encodings
 
 
 def _group_encoding(
-    members: Sequence[Placement], statistics: Statistics, calibrator: Calibrator, snap: bool
+    members: Sequence[Placement],
+    statistics: Statistics,
+    calibrator: Calibrator,
+    snap: bool,
+    function: Function | None = None,
 ) -> Encoding:
     first = members[0]
     if first.fixed_range is not None:
@@ -77,7 +85,10 @@ def _group_encoding(
     if not histograms:
         raise EncodingError(f"no tensor of the group of {str(first.site)!r} is observed")
     try:
-        low, high = calibrator.range(_sum(histograms), first.spec)
+        if function is not None and isinstance(calibrator, SeesReaders):
+            low, high = calibrator.range_behind(_sum(histograms), first.spec, function)
+        else:
+            low, high = calibrator.range(_sum(histograms), first.spec)
         logger.debug("%s: %s represents %g to %g as %s", first.group, calibrator.name, low, high, first.spec)
         return encode_range(low, high, first.spec, snap=snap)
     except EncodingError as error:
@@ -152,7 +163,8 @@ def resolve(
     What is `frozen` is taken as it is, for all members of a group, and asks for no statistics.
     """
     fixed = dict(frozen or {})
-    encodings = resolve_activations(plan, statistics, calibrator, snap=snap, frozen=fixed)
+    functions = reader_functions(graph, plan) if isinstance(calibrator, SeesReaders) else None
+    encodings = resolve_activations(plan, statistics, calibrator, snap=snap, frozen=fixed, functions=functions)
     encodings.update(resolve_weights(graph, plan, read, frozen=fixed))
     notes = _scheme_notes(plan, calibrator, fixed)
     biases = [placement for placement in plan.of_kind("bias") if placement.site not in fixed]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -39,6 +39,17 @@ class Channelwise(Protocol):
 
     def channel_range(self, channels: ChannelRange, spec: QuantSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Minimum and maximum to represent in each channel."""
+        ...
+
+
+@runtime_checkable
+class SeesReaders(Protocol):
+    """Optional, asked for by ``isinstance``: a scheme that uses what elementwise function reads a tensor."""
+
+    def range_behind(
+        self, histogram: Histogram, spec: QuantSpec, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    ) -> tuple[float, float]:
+        """Minimum and maximum to represent, for values that `function` alone reads."""
         ...
 
 

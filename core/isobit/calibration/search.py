@@ -8,13 +8,14 @@ thousandth the widest is taken, so that last bits do not choose between equals.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit.calibration.error import Bins, mean_square_errors
 from isobit.encodings.quant_spec import QuantSpec
-from isobit.encodings.ranges import candidate_grids
+from isobit.encodings.ranges import Grids, candidate_grids
 from isobit.statistics.histogram import Histogram
 
 TOLERANCE = 1e-3
@@ -40,8 +41,24 @@ def thresholds(largest: float, steps: int, lowest: float) -> Floats:
     return np.concatenate([[largest], inside[::-1]])
 
 
+class Costs(Protocol):
+    """The cost of each of some grids."""
+
+    def __call__(self, grids: Grids) -> Floats:
+        """(grids,)."""
+        ...
+
+
 def smallest_error(histogram: Histogram, spec: QuantSpec, clip_weight: float) -> tuple[float, float]:
-    """The range whose grid has the smallest mean square error; errors of clipped values count `clip_weight` times.
+    """The range whose grid has the smallest mean square error; errors of clipped values count `clip_weight` times."""
+    if not histogram.counted:
+        return histogram.minimum, histogram.maximum
+    bins = Bins.of(histogram).thinned()
+    return best_range(histogram, spec, lambda grids: mean_square_errors(bins, grids, clip_weight))
+
+
+def best_range(histogram: Histogram, spec: QuantSpec, costs: Costs) -> tuple[float, float]:
+    """The range whose grid costs least.
 
     First one threshold on magnitudes is searched. An asymmetric grid has two ends: each is then searched with the other
     one held, and last scale and zero point together, because the error jumps where the zero point does.
@@ -50,10 +67,9 @@ def smallest_error(histogram: Histogram, spec: QuantSpec, clip_weight: float) ->
     largest = max(-minimum, maximum)
     if not histogram.counted or largest == 0 or spec.bits > 16 or spec.type_name in ("float16", "bfloat16"):
         return minimum, maximum
-    bins = Bins.of(histogram).thinned()
 
     def cost(low: Floats, high: Floats) -> Floats:
-        return mean_square_errors(bins, candidate_grids(low, high, spec), clip_weight)
+        return costs(candidate_grids(low, high, spec))
 
     end = _scan(largest, lambda t: cost(np.maximum(minimum, -t), np.minimum(maximum, t)))
     low, high = max(minimum, -end), min(maximum, end)

@@ -25,7 +25,7 @@ def quantize(
     recipe: options.Recipe = None,
     _explain: options.Explain = False,
     backend: options.Backend = None,
-    method: options.Method = "minmax",
+    method: options.Method = "auto",
     batch_size: options.BatchSize = 32,
     samples: options.Samples = None,
     ignore_non_finite: options.IgnoreNonFinite = False,

@@ -111,7 +111,7 @@ Recipe = Annotated[
         metavar="NAME",
         is_eager=True,  # it must be parsed before --explain, which reads it
         rich_help_panel=_FORMATS,
-        help="What is done before calibration: basic, ptq, transformer, or a .toml file; basic unless said.",
+        help="What is done before calibration: basic, fast, ptq, transformer, or a .toml file; basic unless said.",
     ),
 ]
 Explain = Annotated[
@@ -141,7 +141,8 @@ Method = Annotated[
         "--method",
         metavar="NAME",
         rich_help_panel=_DATA,
-        help="Calibration: minmax, moving-average, percentile, percentile=99.9, entropy, mse or sqnr.",
+        help="Calibration: auto (the best of several by the outputs), minmax, moving-average, percentile, "
+        "percentile=99.9, entropy, mse, sqnr or reader-error.",
     ),
 ]
 Statistics = Annotated[

@@ -115,18 +115,20 @@ class Run:
 
     def _next_command(self) -> str:
         """What to try after a poor result: a recipe, another calibration, wider formats; the first not tried yet."""
-        job = self.job
-        if job.recipe is None and job.fold:
-            further = "--recipe ptq"
-        elif job.method == "minmax":
-            further = "--method mse"
+        job, recipe = self.job, self.job.recipe
+        if recipe is None and job.fold:
+            further = "--recipe fast"
+        elif recipe == "fast":
+            recipe, further = None, "--recipe ptq"
+        elif job.method != "auto":
+            further = "--method auto"
         elif job.activations is None and "int16" in self.sim.target.activation_types:
             further = "--activations int16"
         else:
             return "the result is poor: leave layers in float with --exclude, the first and the last to begin with"
         target = "" if job.target == "default" else f" --target {job.target}"
-        recipe = f" --recipe {job.recipe}" if job.recipe else ""
-        method = f" --method {job.method}" if job.method != "minmax" else ""
+        recipe = f" --recipe {recipe}" if recipe else ""
+        method = f" --method {job.method}" if job.method != "auto" else ""
         command = f"isobit quantize {job.model} --data {job.data}{target}{recipe}{method} {further} -o {job.out}"
         return f"the result is poor; try: {command}"
 

@@ -21,6 +21,9 @@ from isobit.graph.graph import Graph, TensorInfo
 #: Arrays by the names of the inputs; axis 0 holds the samples.
 Batch = Mapping[str, NDArray[Any]]
 
+#: Samples that are kept of the first pass, to compare with.
+_HEAD = 16
+
 _SAME_KIND = {"f": "f", "i": "iub", "u": "iub", "b": "b"}
 
 
@@ -49,7 +52,7 @@ class Dataset:
         self._samples = SampleAxes.of(self._infos())
         self._batch_size = self._samples.fixed or batch_size
         self._consumed = False
-        self._first: Batch | None = None  # of the first pass
+        self._head: list[Batch] = []  # of the first pass
         self.batches_seen = 0  # of the longest pass
 
     @property
@@ -81,8 +84,8 @@ class Dataset:
         for index, raw in enumerate(self._raw_batches()):
             empty = False
             batch = self._checked(raw, index)
-            if self._first is None:
-                self._first = batch
+            if index == len(self._head) and index < _HEAD and self._samples.size(self._head) < _HEAD:
+                self._head.append(batch)
             self.batches_seen = max(self.batches_seen, index + 1)
             yield batch
         if empty:
@@ -90,7 +93,7 @@ class Dataset:
 
     def begins_with(self, batch: Batch) -> bool:
         """Whether the first pass began with this batch, as every pass does over data that is not shuffled."""
-        first_batch = self._first
+        first_batch = self.first_seen
         return first_batch is None or all(np.array_equal(array, batch[name]) for name, array in first_batch.items())
 
     def first(self) -> Batch:
@@ -102,7 +105,12 @@ class Dataset:
     @property
     def first_seen(self) -> Batch | None:
         """The first batch of the first pass; None before it."""
-        return self._first
+        return self._head[0] if self._head else None
+
+    @property
+    def head(self) -> Sequence[Batch]:
+        """The first batches of the first pass: so many that they hold 16 samples, at most 16; none before it."""
+        return tuple(self._head)
 
     # --- where batches come from -----------------------------------------------------------------------------------
 

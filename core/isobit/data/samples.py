@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,10 @@ class SampleAxes:
             if name in batch and batch[name].ndim > axis:
                 groups.setdefault(self.symbols.get(name, ""), {})[name] = batch[name].shape[axis]
         return list(groups.values())
+
+    def size(self, batches: Iterable[Mapping[str, NDArray[Any]]]) -> int:
+        """The number of samples in batches; one each where the model says no batch."""
+        return sum(max((max(group.values()) for group in self.counts(batch)), default=1) for batch in batches)
 
     def cut(self, whole: Mapping[str, NDArray[Any]]) -> dict[str, int]:
         """The axes along which the arrays of a whole set are cut into batches; an array that is in none goes to each.

@@ -7,6 +7,7 @@ import logging
 from isobit.calibration.needed_statistics import blank_statistics
 from isobit.calibration.scheme import Calibrator
 from isobit.quantsim.checks.warn_of_coverage import warn_of_coverage
+from isobit.quantsim.choose_scheme import set_encodings
 from isobit.quantsim.observe import Passes, refuse_non_finite
 from isobit.quantsim.simulation import Simulation
 from isobit.statistics.count_bits import VARIABLE, counted_by_numpy
@@ -94,7 +95,7 @@ def calibrate(
             passes(simulation.model, ranges, "calibrating")
         if not ignore_non_finite:
             refuse_non_finite(statistics, simulation.model, passes.dataset)
-        simulation.keep_reference(passes.dataset.first_seen)
+        simulation.keep_reference(passes.dataset.head)
     except BaseException:
         simulation.statistics = before
         simulation.model.enable(active, on=True)
@@ -102,7 +103,7 @@ def calibrate(
     _note(simulation, passes)
     if counted_by_numpy():
         simulation.notes[f"values were counted by NumPy, as {VARIABLE} says: with numba it is faster"] = None
-    simulation.set_encodings(calibrator)
+    set_encodings(simulation, calibrator)
     warn_of_coverage(simulation)
 
 

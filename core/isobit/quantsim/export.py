@@ -14,9 +14,9 @@ from isobit.files import check_writable, write_folder
 from isobit.formats.format import EncodingsFormat
 from isobit.formats.isobit_json import IsobitJson
 from isobit.formats.names import Names
+from isobit.quantsim.checks.encodings_file import check_file
 from isobit.quantsim.checks.quality import ADVICE, judged, judgement, sqnr
 from isobit.quantsim.checks.written import SessionCheck, compare_runs
-from isobit.quantsim.export_check import check_file
 from isobit.quantsim.report import Report
 from isobit.quantsim.simulation import Simulation
 

@@ -119,7 +119,7 @@ class Passes:
         for item in seen:
             item.complete = not interrupted and (upto is None or item.batches >= len(self.dataset) > 0)
         if model is self._simulation.model and not model.encodings():  # before a technique changes it
-            self._simulation.keep_reference(self.dataset.first_seen)
+            self._simulation.keep_reference(self.dataset.head)
         if self._file is not None:
             self._file.write(self._simulation.statistics)
         if self._file is not None and interrupted:

@@ -23,7 +23,7 @@ def quantize(
     model: Any,
     data: Any,
     *,
-    method: str | Calibrator = "minmax",
+    method: str | Calibrator = "auto",
     recipe: str | PathLike[str] | Recipe | None = None,
     techniques: Iterable[Technique] | None = None,
     example_inputs: Any = None,
@@ -37,9 +37,11 @@ def quantize(
 ) -> QuantSim:
     """Quantize a trained model: run a recipe's techniques, place quantizers, calibrate on `data`.
 
-    `recipe` is a name (``"basic"``, which folds batch norms, unless said; ``"ptq"``, ``"transformer"``) or a TOML file;
-    `techniques` are run in its place. `settings` are those of QuantSim (target, weights, activations, overrides,
-    exclude, backend); a QuantSim in place of the model has its own, and is the one that is returned, calibrated.
+    `recipe` is a name (``"basic"`` unless said, which folds batch norms; ``"fast"``, which corrects biases too;
+    ``"ptq"``, ``"transformer"``) or a TOML file; `techniques` are run in its place. `method` is a scheme as in
+    `QuantSim.calibrate`; ``"auto"`` compares several by the outputs. `settings` are those of QuantSim (target, weights,
+    activations, overrides, exclude, backend); a QuantSim in place of the model has its own, and is the one that is
+    returned, calibrated.
     `batch_size` to `progress` are about the passes over the data, all of them (`isobit.QuantSim`).
     ``.export(folder)`` writes what a runtime loads. Raises DataError, before anything runs, for an iterator that serves
     once where more passes are needed.

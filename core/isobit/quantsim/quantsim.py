@@ -27,6 +27,7 @@ from isobit.plugins import registry
 from isobit.quantsim.apply import apply_technique, calibrate, observe_for, uses_data
 from isobit.quantsim.checkpoint import Checkpoint
 from isobit.quantsim.checks.warn_of_coverage import warn_of_coverage
+from isobit.quantsim.choose_scheme import set_encodings
 from isobit.quantsim.encodings_files import encodings_from
 from isobit.quantsim.executor import ExecutorLike, OnExecutor
 from isobit.quantsim.export import ExportResult, export
@@ -279,7 +280,7 @@ class QuantSim:
             simulation.calibration is None or observed_sites(simulation.observed_plan)
         ):
             raise DataError("there are no statistics yet: calibrate with data first")
-        simulation.set_encodings(parse_calibrator(method, registry().calibrators()))
+        set_encodings(simulation, parse_calibrator(method, registry().calibrators()))
         warn_of_coverage(simulation)
 
     def save_statistics(self, path: str | PathLike[str]) -> None:

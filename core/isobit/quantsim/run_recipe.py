@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
 
 from isobit.calibration.scheme import Calibrator
 from isobit.data import Batch
 from isobit.quantsim.apply import apply_technique, context_of, requests_of, uses_data
+from isobit.quantsim.checks.quality import Outputs, output_sqnr
 from isobit.quantsim.observe import Passes
 from isobit.quantsim.simulation import Simulation
 from isobit.recipes.recipe import Recipe, Step, StepResult
 from isobit.techniques.context import Requests
 
 logger = logging.getLogger(__name__)
-
-Outputs = Sequence[Mapping[str, NDArray[Any]]]
 
 
 def run_recipe(simulation: Simulation, recipe: Recipe, passes: Passes, calibrator: Calibrator) -> None:
@@ -82,7 +77,7 @@ class _Judge:
     def __init__(self, simulation: Simulation, passes: Passes, samples: int, calibrator: Calibrator) -> None:
         self._simulation, self._passes, self._calibrator = simulation, passes, calibrator
         self._batches = _first(passes, samples)
-        self._float_outputs: Outputs = [simulation.model.run(batch) for batch in self._batches]
+        self._float_outputs: Sequence[Outputs] = [simulation.model.run(batch) for batch in self._batches]
         self._sqnr: float | None = None
 
     def forget(self) -> None:
@@ -117,16 +112,3 @@ def _first(passes: Passes, samples: int) -> list[Batch]:
         if count >= samples:
             break
     return taken
-
-
-def output_sqnr(float_outputs: Outputs, outputs: Outputs) -> float:
-    """Signal to quantization noise in dB: mean over the float outputs; 200 where nothing differs."""
-    values = []
-    for name, first in float_outputs[0].items():
-        if first.dtype.kind != "f":
-            continue
-        signal = sum(float(np.square(batch[name], dtype=np.float64).sum()) for batch in float_outputs)
-        pairs = zip(float_outputs, outputs, strict=True)
-        noise = sum(float(np.square(a[name] - b[name], dtype=np.float64).sum()) for a, b in pairs)
-        values.append(200.0 if noise == 0 else float(10 * np.log10(max(signal, 1e-300) / noise)))
-    return float(np.mean(values)) if values else 200.0

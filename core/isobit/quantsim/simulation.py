@@ -53,6 +53,7 @@ class Simulation:
         self.batch_norms: Mapping[str, NormalPerChannel] = {}
         self.notes: dict[str, None] = {}
         self.reference: tuple[Batch, Mapping[str, NDArray[Any]]] | None = None  # a batch, and the float outputs of it
+        self.judged: Sequence[tuple[Batch, Mapping[str, NDArray[Any]]]] = ()  # that batch, and more where it is small
         self.check = True  # whether the opened model is compared with the model as given
         self.warned: set[str] = set()  # what a warning said already
         self._frozen: dict[Site, Encoding] = {}
@@ -140,7 +141,7 @@ class Simulation:
 
     def take_report(self, report: TechniqueReport, edits_before: int) -> None:
         """Take over what a technique did since there were so many edits. An edited model is another one to observe."""
-        if len(self.edits) > edits_before:
+        if len(self.edits) > edits_before and not report.keeps_statistics:
             self.statistics = Statistics()
         self.plan, self._fitted = self.plan_for(self.graph), False
         self._thaw_changed(self.edits[edits_before:])
@@ -148,10 +149,11 @@ class Simulation:
         self.batch_norms = {**self.batch_norms, **report.batch_norms}
         self.reports.append(report)
 
-    def keep_reference(self, batch: Batch | None) -> None:
-        """Keep one batch and what the float model gives for it, to compare with; the quantizers are off."""
-        if self.reference is None and batch is not None:
-            self.reference = batch, self.model.run(batch)
+    def keep_reference(self, batches: Sequence[Batch]) -> None:
+        """Keep some batches and what the float model gives for them, to compare with; the quantizers are off."""
+        if not self.judged and batches:
+            self.judged = [(batch, self.model.run(batch)) for batch in batches]
+            self.reference = self.judged[0]
             is_function_kept = all(report.technique == "FoldBatchNorms" for report in self.reports)
             if self.check and is_function_kept and (self.reports or not self.edits):
                 note = check_given(self.model, *self.reference)

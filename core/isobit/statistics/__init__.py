@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from isobit.statistics.channel_means import ChannelMeans
 from isobit.statistics.channel_moments import ChannelMoments
 from isobit.statistics.channel_range import ChannelRange
 from isobit.statistics.histogram import Histogram
@@ -18,6 +19,7 @@ from isobit.statistics.statistics import Statistics
 from isobit.statistics.watched import Watched
 
 __all__ = [
+    "ChannelMeans",
     "ChannelMoments",
     "ChannelRange",
     "Gram",

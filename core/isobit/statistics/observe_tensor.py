@@ -22,13 +22,13 @@ def observe_tensor(
     `value` is an array of any framework that reshapes and slices as NumPy does, in canonical layout;
     `fetch` makes it NumPy's. A tensor with NaN or infinity, which is rare, is fetched whole.
     """
-    if observer.wants != "tensor" and 0 not in value.shape and not str(value.dtype).endswith("bool"):
+    if observer.wants in ("sample", "bounds") and 0 not in value.shape and not str(value.dtype).endswith("bool"):
         low, high = bounds(value)
         if np.isfinite(low) and np.isfinite(high):
             if observer.wants == "sample":
                 counted = fetch(strided(value, channel_axis, observer.limit))
                 observer.absorb(low, high, counted, int(np.prod(value.shape)))
-            else:
+            elif observer.wants == "bounds":
                 observer.add(low, high)
             return
     observer.update(np.asarray(fetch(value), np.float32), channel_axis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,8 @@ from isobit.graph.sites import Input, Tensor
 #: Before or after the quantizer of a site.
 Stage = Literal["before", "after"]
 
-#: What an observer needs of a tensor: its bounds and a sample of its elements, its bounds, or all of it.
-Wants = Literal["sample", "bounds", "tensor"]
+#: What an observer needs of a tensor: bounds and a sample of its elements, its bounds, means of its channels, or all.
+Wants = Literal["sample", "bounds", "means", "tensor"]
 
 
 class TensorObserver(Protocol):
@@ -41,6 +41,20 @@ class BoundsObserver(Protocol):
         ...
 
 
+class MeansObserver(Protocol):
+    """Needs no more than the mean of each channel of each batch."""
+
+    wants: Literal["means"]
+
+    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
+        """Add the whole tensor of one batch, for a backend that does not reduce it."""
+        ...
+
+    def add_means(self, means: NDArray[Any], count: int) -> None:
+        """Add a batch by the means of its channels (channels,), of so many elements each."""
+        ...
+
+
 class SampleObserver(Protocol):
     """Needs the bounds of each batch and some of its elements (`sampling`), at most about `limit` a sample."""
 
@@ -63,8 +77,8 @@ class SampleObserver(Protocol):
         ...
 
 
-#: A reducer: takes every batch of a tensor and keeps little (`isobit.statistics`). `wants` tells the three kinds apart.
-Observer = TensorObserver | BoundsObserver | SampleObserver
+#: A reducer: takes every batch of a tensor and keeps little (`isobit.statistics`). `wants` tells the kinds apart.
+Observer = TensorObserver | BoundsObserver | MeansObserver | SampleObserver
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from isobit.errors import DataError
 from isobit.graph.sites import Input, Tensor, site_key, site_of
+from isobit.statistics.channel_means import ChannelMeans
 from isobit.statistics.channel_moments import ChannelMoments
 from isobit.statistics.channel_range import ChannelRange
 from isobit.statistics.histogram import Histogram
@@ -21,12 +22,13 @@ from isobit.statistics.min_max import MinMax
 from isobit.statistics.moments import Moments
 from isobit.statistics.observer import Request
 
-Reducer = Histogram | MinMax | Moments | ChannelRange | ChannelMoments | Rows | Gram
+Reducer = Histogram | MinMax | Moments | ChannelMeans | ChannelRange | ChannelMoments | Rows | Gram
 
 _KINDS: Mapping[str, type[Reducer]] = {
     "histogram": Histogram,
     "minmax": MinMax,
     "moments": Moments,
+    "channel means": ChannelMeans,
     "channels": ChannelRange,
     "channel moments": ChannelMoments,
     "rows": Rows,

@@ -20,7 +20,7 @@ from isobit.errors import FormatError
 from isobit.graph.graph import Graph, Node
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import Plan
-from isobit.statistics.moments import Moments
+from isobit.statistics.channel_means import ChannelMeans
 from isobit.statistics.observer import Request
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.layers.expected_means import expected_means
@@ -67,8 +67,7 @@ class CorrectBias:
 
     def _requests(self, layers: list[Node]) -> Requests:
         fast = self.mode == "fast"
-        quantized = _mean_requests(layers, inputs=True) if fast else ()
-        return Requests(_mean_requests(layers, inputs=fast), weights_quantized=quantized, ranges=True)
+        return Requests(_mean_requests(layers, inputs=fast, outputs=not fast), ranges=True)
 
     def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Correct every layer whose weight the plan quantizes; those without a bias get one."""
@@ -88,7 +87,7 @@ class CorrectBias:
         if draft.edits:
             model.edit(draft)
         changed = tuple(f"{name}: by at most {np.abs(shift).max():.3g}" for name, shift in shifts.items())
-        return TechniqueReport("CorrectBias", changed, left)
+        return TechniqueReport("CorrectBias", changed, left, keeps_statistics=True)
 
     def _analytic(self, context: TechniqueContext, layers: list[Node], left: dict[str, str]) -> dict[str, Floats]:
         model = context.model
@@ -139,22 +138,19 @@ def _sizes(graph: Graph, layer: Node) -> tuple[object, ...]:
 
 
 def _fast(context: TechniqueContext, requests: Requests, layers: list[Node]) -> dict[str, Floats]:
-    """All layers from one float and one quantized pass.
+    """All layers from one float pass: ``(W - W^) E[x]``.
 
-    ``E[y] - E[y^] - W^ (E[x] - E[x^])``: the layers before will correct their own part, which is not corrected twice.
+    It is the mean error that the layer itself makes: what comes in with its input is left to the layers before it.
     """
-    observations = context.observe(requests)
-    plain = _Means(requests.float, observations.float)
-    quantized = _Means(requests.weights_quantized, observations.weights_quantized)
+    means = _Means(requests.float, context.observe(requests).float)
     model, encodings = context.model, context.encodings()
     shifts = {}
     for layer in layers:
-        shift = plain.output(layer) - quantized.output(layer)
         weight = _quantized_weight(model, layer, encodings)
-        exact, rounded = plain.input(layer), quantized.input(layer)
-        if exact.size == rounded.size == weight.shape[1] * groups_of(layer):  # else its channels are on another axis
-            shift = shift - response(weight, layer, exact - rounded, _sizes(model.graph, layer))
-        shifts[layer.name] = shift
+        arrived = means.input(layer)
+        if arrived.size == weight.shape[1] * groups_of(layer):  # else its channels are on another axis
+            error = model.weight(layer.inputs[1] or "").astype(np.float64) - weight
+            shifts[layer.name] = response(error, layer, arrived, _sizes(model.graph, layer))
     return shifts
 
 
@@ -165,7 +161,7 @@ def _full(context: TechniqueContext, requests: Requests, layers: list[Node]) -> 
     copy = context.weights_quantized_copy()
     shifts = {}
     for layer in layers:
-        output_requests = _mean_requests([layer], inputs=False)
+        output_requests = _mean_requests([layer], outputs=True)
         context.observe_copy(copy, output_requests)
         measured = _Means(output_requests, [request.observer for request in output_requests])
         shift = shifts[layer.name] = plain.output(layer) - measured.output(layer)
@@ -176,10 +172,14 @@ def _full(context: TechniqueContext, requests: Requests, layers: list[Node]) -> 
     return shifts
 
 
-def _mean_requests(layers: list[Node], *, inputs: bool) -> list[Request]:
-    """Moments of layers' outputs, and of inputs before they are clipped for the layer."""
-    names = [name for layer in layers for name in (layer.outputs[0], layer.inputs[0] if inputs else None)]
-    return [Request(Tensor(name), Moments()) for name in dict.fromkeys(names) if name is not None]
+def _mean_requests(layers: list[Node], *, inputs: bool = False, outputs: bool = False) -> list[Request]:
+    """Means of layers' inputs or outputs."""
+    names = [
+        name
+        for layer in layers
+        for name in (layer.inputs[0] if inputs else None, layer.outputs[0] if outputs else None)
+    ]
+    return [Request(Tensor(name), ChannelMeans()) for name in dict.fromkeys(names) if name is not None]
 
 
 class _Means:

@@ -31,7 +31,8 @@ class _Outputs:
 
     An empty `minimum` stands for 0: nothing in the value is below zero, and a zero in its sample shows that zero is
     reached. Where the shape depends on the batch, `step` is the input that says how far apart the elements of the
-    sample lie, and `size` the output with the value's shape.
+    sample lie, and `size` the output with the value's shape. `mean` and `count` are the means of its channels, and the
+    number of all its elements.
     """
 
     minimum: str = ""
@@ -41,6 +42,8 @@ class _Outputs:
     step: str = ""
     size: str = ""
     shape: _Dims = ()
+    mean: str = ""
+    count: str = ""
 
 
 class ObservingSessions:
@@ -132,6 +135,9 @@ class ObservingSession:
         for observer, item, names in zip(observers, self.watched, self._outputs, strict=True):
             if names.whole:
                 observer.update(_as_float32(values[names.whole]), item.channel_axis)
+            elif observer.wants == "means":
+                means = values[names.mean].reshape(-1)
+                observer.add_means(means, int(values[names.count]) // means.size)
             elif observer.wants == "sample":
                 sample = values[names.sample]
                 minimum = float(values[names.minimum]) if names.minimum else 0.0
@@ -268,6 +274,8 @@ class _Reductions:
         if item.wants == "tensor" or dims is None:
             _expose(self.model, value)
             return _Outputs(whole=item.place)
+        if item.wants == "means":
+            return self._means(value, item.channel_axis, 1 + len(dims))
         maximum = self._reduce("ReduceMax", value)
         if item.wants == "bounds":
             return _Outputs(self._reduce("ReduceMin", value), maximum)
@@ -287,6 +295,18 @@ class _Reductions:
         if name not in self.values:
             self._node(op, [value], name, {"keepdims": 0})
         return name
+
+    def _means(self, value: ir.Value, channel_axis: int | None, rank: int) -> _Outputs:
+        name, count = self._name(value, f"mean_{channel_axis}"), self._name(value, "count")
+        axes = [axis for axis in range(rank) if axis != channel_axis]
+        if name not in self.values:
+            if (self.model.opset_imports.get("") or 0) >= 18:
+                self._node("ReduceMean", [value, self._constant(f"{name}_axes", axes)], name, {"keepdims": 0})
+            else:
+                self._node("ReduceMean", [value], name, {"axes": axes, "keepdims": 0})
+        if count not in self.values:
+            self._node("Size", [value], count, kind=ir.DataType.INT64)
+        return _Outputs(mean=name, count=count)
 
     def _sample(self, value: ir.Value, sampling: Sampling, rank: int) -> str:
         if sampling.step == 1:

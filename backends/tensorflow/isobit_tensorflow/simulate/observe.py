@@ -56,6 +56,9 @@ class Observation:
             if item.wants == "sample" and observer.wants == "sample":
                 low, high = bounds[index].tolist()
                 observer.absorb(low, high, _array(next(samples)), sizes[index])
+            elif observer.wants == "means":
+                values = next(wholes).numpy()
+                observer.add_means(values, sizes[index] // values.size)
             else:
                 observer.update(bounds[index] if item.wants == "bounds" else _array(next(wholes)), item.channel_axis)
 
@@ -68,6 +71,9 @@ class Observation:
             for index in self._places.get(place, ()):
                 item = self.watched[index]
                 sizes[index] = tf.size(value.tensor, tf.int64)
+                if item.wants == "means":
+                    bounds[index], wholes[index] = tf.zeros(2), means(value, item.channel_axis)
+                    continue
                 if item.wants == "tensor":
                     bounds[index], wholes[index] = tf.zeros(2), value.canonical()
                     continue
@@ -97,6 +103,13 @@ class Observation:
 
         self._simulator.run_named(feeds, tap=tap, rounding=self._rounding)
         return [tensors[index] for index in range(len(self.watched))]
+
+
+def means(value: Operand, channel_axis: int | None) -> tf.Tensor:
+    """The mean of each channel, where the tensor is."""
+    tensor = value.canonical()
+    axes = [axis for axis in range(value.rank) if axis != channel_axis]
+    return tf.reshape(tf.reduce_mean(tf.cast(tensor, tf.float64), axes), (-1,))
 
 
 def sample(value: Operand, channel_axis: int | None, limit: int | None) -> tf.Tensor:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx, nn
 
 from isobit.statistics import observe_tensor
@@ -36,7 +38,9 @@ class ObservingRunner(fx.Interpreter):
         result = super().run_node(n)
         for item in self._watched.get(n, ()):
             tensor = result.detach()
-            if self._device is None or not self._device.take(item, tensor):
+            if item.observer.wants == "means" and tensor.numel():
+                item.observer.add_means(*_means(tensor, item.channel_axis))
+            elif self._device is None or not self._device.take(item, tensor):
                 observe_tensor(item.observer, tensor, item.channel_axis, _bounds, to_array)
         if n is self._last:
             raise _AllSeen
@@ -59,6 +63,13 @@ class ObservingRunner(fx.Interpreter):
         """End the pass: counts that are on devices go into their observers."""
         if self._device is not None:
             self._device.finish()
+
+
+def _means(tensor: torch.Tensor, channel_axis: int | None) -> tuple[NDArray[np.float64], int]:
+    """The mean of each channel, and how many elements a channel has."""
+    axes = [axis for axis in range(tensor.ndim) if axis != channel_axis]
+    means = (tensor.mean(axes, dtype=torch.float64) if axes else tensor.double()).reshape(-1)
+    return means.cpu().numpy(), tensor.numel() // means.numel()
 
 
 def _bounds(tensor: torch.Tensor) -> tuple[float, float]:

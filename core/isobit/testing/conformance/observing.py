@@ -8,6 +8,7 @@ import numpy as np
 
 from isobit.encodings.encoding import Encoding
 from isobit.graph.sites import Input, Tensor
+from isobit.statistics.channel_means import ChannelMeans
 from isobit.statistics.histogram import Histogram
 from isobit.statistics.min_max import MinMax
 from isobit.statistics.moments import Moments
@@ -40,9 +41,10 @@ class ObservingConformance(ConformanceBase):
         histograms = {name: Histogram(limit=64) for name in names}
         bounds = {name: MinMax() for name in names}
         moments = {name: Moments() for name in names}
+        means = {name: ChannelMeans() for name in names}
         requests = [
             Request(Tensor(name), observer[name])
-            for observer in (collected, histograms, bounds, moments)
+            for observer in (collected, histograms, bounds, moments, means)
             for name in names
         ]
         model.observe(batches, requests)
@@ -55,6 +57,9 @@ class ObservingConformance(ConformanceBase):
             assert histograms[name] == histogram, name
             assert bounds[name].batches == minmax.batches, name
             np.testing.assert_allclose(moments[name].mean, moment.mean, rtol=1e-6, atol=1e-7)
+            assert means[name].count == moments[name].count, name
+            size = max(1e-3, float(np.sqrt(moment.variance + np.square(moment.mean)).max()))
+            np.testing.assert_allclose(means[name].mean, moment.mean, rtol=1e-5, atol=1e-5 * size, err_msg=name)
 
     def test_batching_does_not_matter(self, open_network: Callable[[str], Opened]) -> None:
         """The histogram of the input is the same however the data is cut, and in whatever order it comes."""

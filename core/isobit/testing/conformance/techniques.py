@@ -14,8 +14,9 @@ from isobit.data import Batch, Dataset
 from isobit.errors import DataError
 from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
+from isobit.quantsim.checks.quality import output_sqnr
 from isobit.quantsim.quantsim import QuantSim
-from isobit.quantsim.run_recipe import output_sqnr, run_recipe
+from isobit.quantsim.run_recipe import run_recipe
 from isobit.techniques.ada_round import AdaRound
 from isobit.techniques.awq import Awq
 from isobit.techniques.context import TechniqueContext

@@ -1,0 +1,71 @@
+"""Reader error: the range with the smallest mean square error behind the function that reads the tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.calibration.channel_error import smallest_channel_errors
+from isobit.calibration.error import Bins
+from isobit.calibration.reader_functions import Function
+from isobit.calibration.search import Costs, best_range, smallest_error
+from isobit.encodings.quant_spec import QuantSpec
+from isobit.encodings.ranges import Grids
+from isobit.statistics.channel_range import ChannelRange
+from isobit.statistics.histogram import Histogram
+
+#: Values at which the function is computed in each bin, and the widest grid whose levels are put in a table.
+_POINTS, _TABLE_BITS = 4, 8
+
+
+@dataclass(frozen=True)
+class ReaderError:
+    """The range that loses least where it is read.
+
+    A tensor that one elementwise function reads, HardSwish for example, is judged by ``(f(x) - f(q(x)))**2``: no level
+    is spent where the function is flat. Other tensors are judged by their own error, where noise from clipping weighs
+    `gamma` times, as in `mse` (1) and `sqnr` (3).
+    """
+
+    gamma: float = 1.0
+    name = "reader-error"
+
+    def range(self, histogram: Histogram, spec: QuantSpec) -> tuple[float, float]:
+        """The best range of a tensor of which the readers are not known."""
+        return smallest_error(histogram, spec, clip_weight=self.gamma)
+
+    def range_behind(self, histogram: Histogram, spec: QuantSpec, function: Function) -> tuple[float, float]:
+        """The best range of a tensor that `function` alone reads."""
+        if not spec.is_integer or spec.bits > _TABLE_BITS or not histogram.counted:
+            return self.range(histogram, spec)
+        return best_range(histogram, spec, _Behind(Bins.of(histogram).thinned(), function))
+
+    def channel_range(self, channels: ChannelRange, spec: QuantSpec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The range of least expected error in each channel."""
+        return smallest_channel_errors(channels, spec)
+
+    @classmethod
+    def from_text(cls, value: str | None) -> ReaderError:
+        """``reader-error=3``."""
+        return cls() if value is None else cls(float(value))
+
+
+class _Behind(Costs):
+    """Mean square errors of integer grids behind a function, by values that stand for the bins."""
+
+    def __init__(self, bins: Bins, function: Function) -> None:
+        shares = (np.arange(_POINTS) + 0.5) / _POINTS
+        self._points = (bins.low[:, None] + (bins.high - bins.low)[:, None] * shares).reshape(-1)
+        self._weights = np.repeat(bins.counts / (_POINTS * bins.counts.sum()), _POINTS)
+        self._function, self._values = function, function(self._points)
+
+    def __call__(self, grids: Grids) -> NDArray[np.float64]:
+        scale = grids.scale.astype(np.float64)[:, None]
+        first = (grids.spec.q_min - grids.zero_point.astype(np.float64))[:, None]
+        levels = np.arange(grids.spec.q_max - grids.spec.q_min + 1)
+        table = self._function((first + levels) * scale)
+        index = np.clip(np.rint(self._points / scale) - first, 0, levels[-1]).astype(np.intp)
+        errors = np.square(np.take_along_axis(table, index, axis=1) - self._values)
+        return np.asarray(errors @ self._weights)

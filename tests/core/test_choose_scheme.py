@@ -1,0 +1,83 @@
+"""Of several schemes the one that the outputs are best with is taken; what cannot be compared is said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from technique_networks import chain, simulator
+
+from isobit.calibration import Auto, MinMaxRange
+from isobit.errors import FormatError
+from isobit.quantsim.checks.quality import mean_decibels
+
+
+def _data(network, outlier: float):
+    batches = [network.batch(8, seed) for seed in range(3)]
+    batches[-1]["x"][0, 0, 0, 0] = outlier
+    return batches
+
+
+@pytest.mark.parametrize("outlier", [1.0, 1e3, 1e6])
+def test_no_candidate_is_better_on_the_samples(outlier: float) -> None:
+    network = chain(1, spread=0)
+    data = _data(network, outlier)
+    sim = simulator(network)
+    sim.calibrate(data, "auto")
+    exact = [sim.run_float(batch) for batch in data[:2]]  # 16 samples
+
+    def quality() -> float:
+        return mean_decibels((e, sim.run(batch)) for e, batch in zip(exact, data[:2], strict=True))
+
+    chosen, text = quality(), sim.simulation.calibration
+    others = {}
+    for candidate in Auto().candidates:
+        sim.recalibrate(candidate)
+        others[repr(candidate)] = quality()
+    assert chosen >= max(others.values()) - 0.1
+    assert next(name for name in others if text.startswith(name)) in others
+    assert all(f"{value:.1f}" in text for value in others.values())
+    sim.recalibrate("auto")
+    assert quality() == chosen
+
+
+def test_without_samples_the_first_is_taken_and_said(tmp_path) -> None:
+    network = chain(1, spread=0)
+    measured, fresh = simulator(network), simulator(network)
+    measured.calibrate(_data(network, 1.0), "reader-error")
+    measured.save_statistics(tmp_path / "s.npz")
+    fresh.load_statistics(tmp_path / "s.npz")
+    fresh.recalibrate("auto")
+    assert fresh.encodings == measured.encodings
+    assert any("no samples to compare schemes with" in note for note in fresh.report.notes)
+    with pytest.raises(FormatError, match="auto takes no setting"):
+        fresh.recalibrate("auto=3")
+
+
+class Fussy(MinMaxRange):
+    """Has no ranges for anything."""
+
+    name = "fussy"
+
+    def range(self, histogram, spec):
+        raise FormatError("none")
+
+
+class FussyFirst(Auto):
+    candidates = (Fussy(), MinMaxRange())
+
+
+def test_a_candidate_without_ranges_for_a_format_is_left_out() -> None:
+    network = chain(1, spread=0)
+    chosen, plain = simulator(network), simulator(network)
+    chosen.calibrate(_data(network, 1.0), FussyFirst())
+    plain.calibrate(_data(network, 1.0), "minmax")
+    assert chosen.encodings == plain.encodings
+    assert "fussy" not in chosen.simulation.calibration
+
+
+def test_mean_decibels_are_of_samples() -> None:
+    exact = {"y": np.array([[3.0, 4.0], [30.0, 40.0]], np.float32), "class": np.array([1, 2])}
+    other = {"y": exact["y"] + np.array([[0.5, 0.0], [0.0, 5.0]], np.float32), "class": np.array([2, 2])}
+    assert mean_decibels([(exact, other)]) == pytest.approx(20.0)
+    assert mean_decibels([(exact, exact)]) == 200.0
+    assert mean_decibels([]) == 200.0
