@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from isobit.calibration import Entropy, MeanSquareError
-from isobit.calibration.entropy import divergences
 from isobit.calibration.error import Bins
+from isobit.calibration.schemes.entropy import divergences
 from isobit.calibration.search import thresholds
 from isobit.encodings import QuantSpec, encode_range
 from isobit.encodings.ranges import candidate_grids

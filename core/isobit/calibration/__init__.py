@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from isobit.calibration.auto import Auto, ComparesSchemes
-from isobit.calibration.entropy import Entropy
-from isobit.calibration.minmax import MinMaxRange
-from isobit.calibration.moving_average import MovingAverage
-from isobit.calibration.mse import MeanSquareError
-from isobit.calibration.percentile import Percentile
-from isobit.calibration.reader_error import ReaderError
 from isobit.calibration.scheme import Calibrator, Channelwise, Noting, SeesReaders, parse_calibrator
-from isobit.calibration.sqnr import SignalToNoise
+from isobit.calibration.schemes.auto import Auto, ComparesSchemes
+from isobit.calibration.schemes.entropy import Entropy
+from isobit.calibration.schemes.minmax import MinMaxRange
+from isobit.calibration.schemes.moving_average import MovingAverage
+from isobit.calibration.schemes.mse import MeanSquareError
+from isobit.calibration.schemes.percentile import Percentile
+from isobit.calibration.schemes.reader_error import ReaderError
+from isobit.calibration.schemes.sqnr import SignalToNoise
 
 __all__ = [
     "Auto",

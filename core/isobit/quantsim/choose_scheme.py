@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from isobit.calibration.auto import ComparesSchemes
 from isobit.calibration.scheme import Calibrator
+from isobit.calibration.schemes.auto import ComparesSchemes
 from isobit.errors import FormatError
 from isobit.quantsim.checks.quality import mean_decibels
 from isobit.quantsim.simulation import Simulation

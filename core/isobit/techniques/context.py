@@ -9,9 +9,9 @@ from itertools import islice
 from typing import Any, Protocol
 
 from isobit.backend.checked_model import CheckedModel
-from isobit.calibration.minmax import MinMaxRange
 from isobit.calibration.needed_statistics import blank_statistics
 from isobit.calibration.scheme import Calibrator
+from isobit.calibration.schemes.minmax import MinMaxRange
 from isobit.calibration.simulated_copy import quantized_copy, simulated_encodings, weights_quantized_copy
 from isobit.data import Dataset
 from isobit.encodings.encoding import Encoding

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isobit.calibration.minmax import MinMaxRange
+from isobit.calibration.schemes.minmax import MinMaxRange
 from isobit.data import Batch, Dataset
 from isobit.errors import DataError
 from isobit.placement.quant_config import QuantConfig

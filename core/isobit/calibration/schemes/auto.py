@@ -9,10 +9,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.calibration.minmax import MinMaxRange
-from isobit.calibration.percentile import Percentile
-from isobit.calibration.reader_error import ReaderError
 from isobit.calibration.scheme import Calibrator
+from isobit.calibration.schemes.minmax import MinMaxRange
+from isobit.calibration.schemes.percentile import Percentile
+from isobit.calibration.schemes.reader_error import ReaderError
 from isobit.encodings.quant_spec import QuantSpec
 from isobit.statistics.channel_range import ChannelRange
 from isobit.statistics.histogram import Histogram
