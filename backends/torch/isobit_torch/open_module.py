@@ -24,6 +24,7 @@ from isobit_torch.program.modules import BatchNorm, Dropout, add_functional
 from isobit_torch.program.program import Program
 from isobit_torch.program.shapes import read_inputs, require_float, settle_sizes
 from isobit_torch.program.torch_export import quiet
+from isobit_torch.simulate.simulator import Simulator
 
 _DROPOUT_CALLS = {"dropout": "dropout", "feature_dropout": "dropout2d", "alpha_dropout": "alpha_dropout"}
 
@@ -32,6 +33,7 @@ def open_module(model: Any, example: Any) -> TorchModel:
     """Open a copy of a module. Raises ModelError."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"the PyTorch backend opens torch.nn.Module, not {type(model).__name__}")
+    _refuse_taken_names(model)
     captured = capture(model, example)
     program = program_of(captured)
     opened, given = TorchModel(program), Given(model, captured)
@@ -44,6 +46,17 @@ def open_module(model: Any, example: Any) -> TorchModel:
     opened = TorchModel(program_of(captured))
     opened.given = Given(model, captured)
     return opened
+
+
+def _refuse_taken_names(model: nn.Module) -> None:
+    """Raise ModelError for a part that would hide, or be hidden by, what the simulator has under the same name."""
+    names = (*model._modules, *model._parameters, *model._buffers)
+    taken = next((name for name in names if hasattr(Simulator, name)), None)
+    if taken is not None:
+        raise ModelError(
+            f"the part {taken!r} of the model has a name that the simulator's own class uses: rename it, or open a "
+            "module that holds the model as a part of its own"
+        )
 
 
 def program_of(captured: Capture) -> Program:

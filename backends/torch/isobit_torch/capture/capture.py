@@ -17,7 +17,7 @@ from isobit_torch.capture.copy_module import copy_module
 from isobit_torch.capture.errors import explain, explain_failure
 from isobit_torch.program.devices import require_one_device
 from isobit_torch.program.shapes import is_sequence
-from isobit_torch.program.signature import Argument, Call, Signature, example_calls, output_names
+from isobit_torch.program.signature import Argument, Call, Signature, example_calls, output_names, register_dataclasses
 from isobit_torch.program.torch_export import named_arguments, quiet
 
 
@@ -125,6 +125,7 @@ def _outputs(module: nn.Module, call: Call) -> Any:
         for name, buffer in module.named_buffers():
             if name in before:
                 buffer.copy_(before[name])
+    register_dataclasses(outputs)
     return outputs
 
 

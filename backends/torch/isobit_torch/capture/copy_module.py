@@ -18,6 +18,9 @@ def copy_module(model: nn.Module, *, is_shared: bool = False) -> nn.Module:
     A tensor that a forward pass has left in the module (features, attention maps) is copied without its history.
     Raises ModelError.
     """
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(parameter):
+            raise ModelError(f"{name!r} has no values yet: run the model once on a batch, or load its weights, first")
     memo: dict[int, Any] = {}
     for module in model.modules():
         held = [value for name, value in vars(module).items() if name != "_modules"]

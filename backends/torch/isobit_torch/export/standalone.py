@@ -24,12 +24,12 @@ class Standalone(nn.Module):
         super().__init__()
         for name in ("_parameters", "_buffers", "_modules"):
             self.__dict__[name] = computed.__dict__[name]  # the same, so what torch.export swaps is swapped for both
-        self.__dict__["computed"], self.__dict__["signature"] = computed, signature
+        self.__dict__["isobit_computed"], self.__dict__["isobit_signature"] = computed, signature
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The user's arguments and results."""
-        signature: Signature = self.__dict__["signature"]
-        return signature.unflatten(self.__dict__["computed"](*signature.flatten(args, kwargs)))
+        signature: Signature = self.__dict__["isobit_signature"]
+        return signature.unflatten(self.__dict__["isobit_computed"](*signature.flatten(args, kwargs)))
 
 
 def standalone(

@@ -158,6 +158,7 @@ def _bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ModelError(f"the example inputs do not fit forward({', '.join(parameters)}): {error}") from error
+    register_dataclasses((args, kwargs))
     names = _names(signature, len(args), kwargs)
     caches = {name: value for name, value in zip(names, (*args, *kwargs.values()), strict=True) if _is_dynamic(value)}
     tensors = tuple(_tensors(value) for value in args)
@@ -211,6 +212,16 @@ def _is_dynamic(value: Any) -> bool:
 def cache_tensors(value: Any) -> Any:
     """The keys and values of each layer of a cache, as a tuple of pairs; any other value as it is."""
     return tuple((layer.keys, layer.values) for layer in value.layers) if _is_dynamic(value) else value
+
+
+def register_dataclasses(value: Any) -> None:
+    """Let torch see into the dataclasses of a structure, as `torch.export.register_dataclass` does."""
+    leaves = [leaf for leaf in pytree.tree_leaves(value) if dataclasses.is_dataclass(leaf)]
+    kinds = {leaf if isinstance(leaf, type) else type(leaf) for leaf in leaves} - set(pytree.SUPPORTED_NODES)
+    for kind in kinds:
+        torch.export.register_dataclass(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
+    if kinds:
+        register_dataclasses(value)
 
 
 def output_names(structure: Any) -> tuple[str | None, ...]:

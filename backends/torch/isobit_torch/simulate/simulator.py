@@ -45,7 +45,7 @@ class Simulator(fx.GraphModule):
         super().__init__(nn.Module(), empty)
         for name in _MODULE_STATE:
             self.__dict__[name] = root.__dict__[name]
-        self.__dict__["signature"] = signature
+        self.__dict__["isobit_signature"] = signature
         if QUANTIZERS not in self._modules:
             self.add_module(QUANTIZERS, nn.Module())
         self.set_graph(graph)
@@ -55,9 +55,9 @@ class Simulator(fx.GraphModule):
 
         `graph` and the `others` that it was made from move to other devices with the simulator.
         """
-        self.__dict__["sources"] = (graph, *others)
+        self.__dict__["isobit_sources"] = (graph, *others)
         copied = copy_graph(graph)[0]
-        copied.set_codegen(_UsersCall(self.__dict__["signature"]))
+        copied.set_codegen(_UsersCall(self.__dict__["isobit_signature"]))
         self.graph = copied
 
     def _apply(self, fn: Any, recurse: bool = True) -> Simulator:
@@ -66,7 +66,7 @@ class Simulator(fx.GraphModule):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = self.device()
         if after != before:
-            for graph in self.__dict__["sources"]:
+            for graph in self.__dict__["isobit_sources"]:
                 follow(graph, before, after)
             if follow(self.graph, before, after):
                 self.recompile()
@@ -83,7 +83,7 @@ class Simulator(fx.GraphModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The user's arguments and results."""
-        signature: Signature = self.__dict__["signature"]
+        signature: Signature = self.__dict__["isobit_signature"]
         run: Any = self.run_flat
         return signature.unflatten(run(*signature.flatten(args, kwargs)))
 
@@ -102,7 +102,7 @@ class Simulator(fx.GraphModule):
         root = nn.Module()
         for name in _MODULE_STATE:
             root.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
-        copied = Simulator(root, copy_graph(self.graph)[0], self.__dict__["signature"])
+        copied = Simulator(root, copy_graph(self.graph)[0], self.__dict__["isobit_signature"])
         memo[id(self)] = copied
         return copied
 

@@ -1,0 +1,88 @@
+"""Modules as people write them: names, structures and parameters that the simulator has to live with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import isobit
+from isobit.errors import ModelError
+
+
+@dataclasses.dataclass
+class Scores:
+    logits: torch.Tensor
+    features: dict[str, torch.Tensor]
+    loss: torch.Tensor | None = None
+
+
+@dataclasses.dataclass
+class Sample:
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+class Named(nn.Module):
+    """Parts with names that the simulator might use for its own."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names
+        for name in names:
+            self.add_module(name, nn.Linear(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for name in self.names:
+            x = torch.relu(self._modules[name](x))
+        return x
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, sample: Sample) -> Scores:
+        features = torch.relu(self.body(sample.left - sample.right))
+        return Scores(self.head(features), {"body": features})
+
+
+def test_dataclasses_go_in_and_out() -> None:
+    module = Heads().eval()
+    sample = Sample(torch.randn(5, 4), torch.randn(5, 4))
+    sim = isobit.quantize(module, [(sample,)], progress=False)
+    assert set(sim.run((sample,))) == {"logits", "features.body"}
+    found = sim.model(sample)
+    assert isinstance(found, Scores)
+    assert found.loss is None
+    np.testing.assert_array_equal(found.features["body"].detach(), sim.run((sample,))["features.body"])
+
+
+@pytest.mark.parametrize("names", [("signature", "sources", "computed"), ("inputs", "root", "keys", "layout")])
+def test_names_of_parts(names: tuple[str, ...], tmp_path: Path) -> None:
+    module, x = Named(*names).eval(), torch.randn(5, 4)
+    sim = isobit.quantize(module, [x], progress=False)
+    np.testing.assert_allclose(sim.run_float(x)["output"], module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+    assert set(module.state_dict()) <= set(sim.model.state_dict())
+    sim.export(tmp_path / "out", formats=("onnx", "pt2", "torchscript"))
+    sim.save(tmp_path / "sim.isobit")
+    loaded = isobit.load(tmp_path / "sim.isobit", module, x)
+    np.testing.assert_array_equal(loaded.run(x)["output"], sim.run(x)["output"])
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "quantizers"])
+def test_a_name_that_cannot_be_is_an_error_with_a_way_out(name: str) -> None:
+    module, x = Named("first", name).eval(), torch.randn(5, 4)
+    with pytest.raises(ModelError, match=f"'{name}'.*a module that holds the model"):
+        isobit.quantize(module, [x], progress=False)
+    assert isobit.quantize(nn.Sequential(module), [x], progress=False).calibration is not None
+
+
+def test_parameters_without_values_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"'0\.weight' has no values yet: run the model once"):
+        isobit.quantize(nn.Sequential(nn.LazyLinear(4)).eval(), [torch.randn(5, 4)], progress=False)
