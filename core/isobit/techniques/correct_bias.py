@@ -16,7 +16,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.resolve import resolve_weights
 from isobit.edits.draft import Draft
 from isobit.encodings.encoding import Encoding
-from isobit.errors import FormatError
+from isobit.errors import DataError, FormatError
 from isobit.graph.graph import Graph, Node
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import Plan
@@ -149,7 +149,13 @@ def _fast(context: TechniqueContext, requests: Requests, layers: list[Node]) -> 
     model, encodings = context.model, context.encodings()
     shifts = {}
     for layer in layers:
-        shift = plain.output(layer) - quantized.output(layer)
+        before, after = plain.output(layer), quantized.output(layer)
+        if before.size != after.size:
+            raise DataError(
+                f"the statistics of {layer.outputs[0]!r} hold {before.size} and {after.size} means, float and "
+                "quantized: observe again with data"
+            )
+        shift = before - after
         weight = _quantized_weight(model, layer, encodings)
         arrived = plain.input(layer) - quantized.input(layer)
         if arrived.size == weight.shape[1] * groups_of(layer):  # else its channels are on another axis
