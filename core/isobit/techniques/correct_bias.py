@@ -149,15 +149,9 @@ def _fast(context: TechniqueContext, requests: Requests, layers: list[Node]) -> 
     model, encodings = context.model, context.encodings()
     shifts = {}
     for layer in layers:
-        before, after = plain.output(layer), quantized.output(layer)
-        if before.size != after.size:
-            raise DataError(
-                f"the statistics of {layer.outputs[0]!r} hold {before.size} and {after.size} means, float and "
-                "quantized: observe again with data"
-            )
-        shift = before - after
+        shift = _difference(plain.output(layer), quantized.output(layer), layer)
         weight = _quantized_weight(model, layer, encodings)
-        arrived = plain.input(layer) - quantized.input(layer)
+        arrived = _difference(plain.input(layer), quantized.input(layer), layer)
         if arrived.size == weight.shape[1] * groups_of(layer):  # else its channels are on another axis
             shift = shift - response(weight, layer, arrived, _sizes(model.graph, layer))
         shifts[layer.name] = shift
@@ -186,6 +180,16 @@ def _mean_requests(layers: list[Node], *, inputs: bool) -> list[Request]:
     """Moments of layers' outputs, and of inputs before they are clipped for the layer."""
     names = [name for layer in layers for name in (layer.outputs[0], layer.inputs[0] if inputs else None)]
     return [Request(Tensor(name), Moments()) for name in dict.fromkeys(names) if name is not None]
+
+
+def _difference(plain: Floats, quantized: Floats, layer: Node) -> Floats:
+    """Float means less quantized ones; statistics from a file may be of other channels."""
+    if plain.shape != quantized.shape:
+        raise DataError(
+            f"the statistics beside {layer.name!r} hold {plain.size} and {quantized.size} means, float and quantized: "
+            "observe again with data"
+        )
+    return plain - quantized
 
 
 class _Means:
