@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 from isobit.errors import EncodingError
+from isobit.files import is_file
 from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import parse, read_text
 from isobit.formats.names import Names
@@ -17,7 +18,7 @@ def format_of(
 ) -> EncodingsFormat:
     """The one of `formats` that recognises a file. Raises EncodingError when several do, or none: `if_none` ends it."""
     content = FileContent(path)
-    if not content.path.is_file():
+    if not is_file(content.path):
         raise EncodingError(f"cannot read encodings file {content.where}: no such file")
     claiming = [name for name, candidate in formats.items() if _recognises(candidate, content)]
     if len(claiming) > 1:

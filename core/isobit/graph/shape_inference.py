@@ -35,8 +35,22 @@ def infer(
     """The shape of output 0, or None where this op's rule is not known.
 
     `shapes` are the inputs' shapes in order (constants included), `constants` those of constant inputs alone. `before`
-    is what is known of the output already: it tells whether a Reshape keeps the batch axis. Raises ShapeError.
+    is what is known of the output already: it tells whether a Reshape keeps the batch axis. Raises ShapeError, also
+    where attributes have too few numbers for the shape that they meet, or a stride or a group of 0.
     """
+    try:
+        return _inferred(node, shapes, constants, before)
+    except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        met = ", ".join(str(shape) for shape in shapes)
+        raise ShapeError(f"its attributes {dict(node.attributes)} do not fit inputs of shape {met}") from error
+
+
+def _inferred(
+    node: Node,
+    shapes: Sequence[Shape | None],
+    constants: Mapping[int, tuple[int, ...]],
+    before: Shape | None,
+) -> Shape | None:
     source = shapes[0] if shapes else None
     if source is None:
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from isobit.edits.records import edits_from_records, edits_to_records
 from isobit.encodings.encoding import Encodings
 from isobit.errors import IsobitError, ModelError
-from isobit.files import write_atomically
+from isobit.files import check_unpacked_size, write_atomically
 from isobit.formats import isobit_json
 from isobit.quantsim.simulation import Simulation
 from isobit.statistics.statistics import Statistics
@@ -77,9 +78,11 @@ def read_saved(where: str) -> dict[str, Any]:
 
     try:
         with zipfile.ZipFile(where) as archive:
+            check_unpacked_size(archive)
             manifest = json.loads(archive.read(_MANIFEST))
             if manifest.get("format") != "isobit sim" or manifest.get("version") != VERSION:
                 raise ModelError(f"{where}: not a saved simulator of version {VERSION}")
+            _check_manifest(manifest, where)
             statistics = Statistics()
             if _STATISTICS in archive.namelist():
                 statistics = Statistics.from_file(io.BytesIO(archive.read(_STATISTICS)), where)
@@ -97,3 +100,35 @@ def read_saved(where: str) -> dict[str, Any]:
         raise ModelError(f"{where} does not exist") from error
     except Exception as error:  # zip, JSON and safetensors raise their own kinds for a damaged file
         raise ModelError(f"{where}: not a saved simulator, or damaged: {error}") from error
+
+
+def _check_manifest(manifest: Mapping[str, Any], where: str) -> None:
+    """Raise ModelError naming the field of the manifest that is missing or of another type."""
+
+    def is_text_or_none(value: Any) -> bool:
+        return value is None or isinstance(value, str)
+
+    def is_list_of_texts(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+    checks = {
+        "fingerprint": (
+            lambda v: isinstance(v, dict) and all(isinstance(item, str) for item in v.values()),
+            "an object of texts",
+        ),
+        "weights": (is_text_or_none, "a text or null"),
+        "activations": (is_text_or_none, "a text or null"),
+        "overrides": (
+            lambda v: isinstance(v, dict) and all(map(is_text_or_none, v.values())),
+            "an object of texts and nulls",
+        ),
+        "exclude": (is_list_of_texts, "a list of texts"),
+        "calibration": (is_text_or_none, "a text or null"),
+        "edits": (lambda v: isinstance(v, list) and all(isinstance(row, dict) for row in v), "a list of objects"),
+    }
+    for field, (is_valid, expected) in checks.items():
+        if field not in manifest:
+            raise ModelError(f"{where}: {_MANIFEST}: {field}: this field is missing")
+        if not is_valid(manifest[field]):
+            found = str(manifest[field])
+            raise ModelError(f"{where}: {_MANIFEST}: {field}: must be {expected}, found {found[:60]}")

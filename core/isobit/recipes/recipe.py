@@ -100,7 +100,7 @@ def load_recipe(path: Path, techniques: Mapping[str, type[Any]]) -> Recipe:
     """Read a recipe file. Raises RecipeError that names the file and the key."""
     try:
         text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null byte
         raise RecipeError(f"{path}: cannot be read: {error}") from error
     return parse_recipe(text, str(path), techniques)
 
@@ -109,7 +109,7 @@ def parse_recipe(text: str, where: str, techniques: Mapping[str, type[Any]]) -> 
     """Read a recipe from TOML `text`; `where` names it in errors, `techniques` are those it may use, by name."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and a number of too many digits
         raise RecipeError(f"{where}: not valid TOML: {error}") from error
     _check_keys(data, _KEYS, where)
     if data.get("schema") != SCHEMA or isinstance(data["schema"], bool):

@@ -150,7 +150,12 @@ class Histogram:
         histogram.elements, histogram.non_finite = elements, non_finite
         histogram.minimum, histogram.maximum = (float(v) for v in arrays["bounds"])
         histogram.batch_bounds = MinMax.from_arrays(arrays)
-        histogram._counts = BinCounts.of(arrays["keys"], arrays["counts"])
+        counts = arrays["counts"]
+        if elements < 0 or not 0 <= non_finite <= elements or np.any(counts < 0) or counts.sum() > elements:
+            raise DataError(f"counts of {elements} elements, {non_finite} of them not finite, that do not add up")
+        histogram._counts = BinCounts.of(arrays["keys"], counts)
+        if np.isnan([histogram.minimum, histogram.maximum]).any() or (histogram.counted > 0) == histogram.is_empty:
+            raise DataError(f"counts that do not fit the bounds {histogram.minimum} and {histogram.maximum}")
         return histogram
 
     def __eq__(self, other: object) -> bool:

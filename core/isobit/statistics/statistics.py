@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.errors import DataError
-from isobit.files import write_atomically
+from isobit.files import check_unpacked_size, write_atomically
 from isobit.graph.sites import Input, Site, Tensor, site_key, site_of
 from isobit.statistics.channel_range import ChannelRange
 from isobit.statistics.histogram import Histogram as Histogram
@@ -237,6 +237,8 @@ def load_parts(path: str | Path) -> list[Statistics]:
             return _unpack(file, str(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a null byte in the path
+        raise DataError(f"{str(path)!r}: cannot be read: {error}") from error
 
 
 def _of_model(parts: Sequence[Statistics], model: str, path: str) -> Statistics:
@@ -280,6 +282,7 @@ def _pack(parts: Sequence[Statistics]) -> bytes:
 def _unpack(source: str | Path | IO[bytes], path: str) -> list[Statistics]:
     try:
         with np.load(source, allow_pickle=False) as file:
+            check_unpacked_size(file.zip)
             header = json.loads(file["header"].tobytes())
             if header.get("format") != "isobit statistics" or header.get("version") != _FORMAT:
                 raise DataError(f"{path}: not a statistics file of version {_FORMAT}")
@@ -287,7 +290,9 @@ def _unpack(source: str | Path | IO[bytes], path: str) -> list[Statistics]:
             for key in file.files:
                 part_number, _, array_key = key.partition(".")
                 number, _, name = array_key.partition(".")
-                arrays.setdefault((part_number, number), {})[name] = file[key]
+                array = arrays.setdefault((part_number, number), {})[name] = file[key]
+                if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+                    raise DataError(f"{path}: {key}: must be an array of numbers")
             parts = [_part(record, str(number), arrays) for number, record in enumerate(header["parts"])]
             if not parts:
                 raise DataError(f"{path}: a statistics file without statistics")

@@ -127,6 +127,8 @@ def load_target(path: Path) -> Target:
         raise TargetError(f"cannot read target file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise TargetError(f"cannot read target file {path}: it is not text in UTF-8") from error
+    except ValueError as error:  # a path with a null byte
+        raise TargetError(f"cannot read target file {str(path)!r}: {error}") from error
     return parse_target(text, str(path))
 
 
@@ -134,7 +136,7 @@ def parse_target(text: str, where: str) -> Target:
     """Read a target from TOML `text`; `where` names it in errors."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and a number of too many digits
         raise TargetError(f"{where}: not valid TOML: {error}") from error
     target = replace(_Reader(where).read(data), text=text)
     _warn_of_unknown_ops(target, where)

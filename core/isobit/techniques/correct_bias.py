@@ -16,7 +16,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.resolve import resolve_weights
 from isobit.edits.draft import Draft
 from isobit.encodings.encoding import Encoding
-from isobit.errors import FormatError
+from isobit.errors import DataError, FormatError
 from isobit.graph.graph import Graph, Node
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import Plan
@@ -80,6 +80,8 @@ class CorrectBias:
         else:
             correct = _fast if self.mode == "fast" else _full
             shifts = correct(context, self._requests(layers), layers)
+            reason = "the channels of its input are on another axis"
+            left.update({layer.name: reason for layer in layers if layer.name not in shifts})
         draft = Draft(model.graph, model.weight)
         for name, shift in shifts.items():
             layer = draft.graph.node(name)
@@ -164,7 +166,7 @@ def _full(context: TechniqueContext, requests: Requests, layers: list[Node]) -> 
         output_requests = _mean_requests([layer], outputs=True)
         context.observe_copy(copy, output_requests)
         measured = _Means(output_requests, [request.observer for request in output_requests])
-        shift = shifts[layer.name] = plain.output(layer) - measured.output(layer)
+        shift = shifts[layer.name] = _difference(plain.output(layer), measured.output(layer), layer)
         draft = Draft(copy.graph, copy.weight)
         current = draft.graph.node(layer.name)
         set_bias(draft, current, bias_of(draft, current, shift.size) + shift)
@@ -180,6 +182,16 @@ def _mean_requests(layers: list[Node], *, inputs: bool = False, outputs: bool = 
         for name in (layer.inputs[0] if inputs else None, layer.outputs[0] if outputs else None)
     ]
     return [Request(Tensor(name), ChannelMeans()) for name in dict.fromkeys(names) if name is not None]
+
+
+def _difference(plain: Floats, quantized: Floats, layer: Node) -> Floats:
+    """Float means less quantized ones; statistics from a file may be of other channels."""
+    if plain.shape != quantized.shape:
+        raise DataError(
+            f"the statistics beside {layer.name!r} hold {plain.size} and {quantized.size} means, float and quantized: "
+            "observe again with data"
+        )
+    return plain - quantized
 
 
 class _Means:

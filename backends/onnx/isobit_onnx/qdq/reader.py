@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,12 @@ from numpy.typing import NDArray
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.encodings import Encoding, Encodings, PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.encodings.same_levels import same_levels
-from isobit.errors import EncodingError, IsobitError
+from isobit.errors import EncodingError, IsobitError, ModelError
+from isobit.files import is_file
 from isobit.formats import Names, Place
 from isobit.formats.native_grid import canonical_encoding
 from isobit.graph import Site, Tensor, Weight
+from isobit_onnx.read.check_tensors import check_tensors
 from isobit_onnx.read.error_text import first_line
 from isobit_onnx.translate.translate import readers_through_views
 
@@ -107,16 +108,22 @@ def _grid_key(grid: FileGrid) -> tuple[QuantSpec, bytes, bytes]:
 def quantized_values(path: str | PathLike[str]) -> list[QuantizedValue]:
     """Every quantized value of a QDQ model file. Raises EncodingError."""
     where = fspath(path)
-    if not Path(path).is_file():
+    if not is_file(path):
         raise EncodingError(f"cannot read encodings file {where}: no such file")
     try:
         model = ir.load(path)
+        check_tensors(model, where)
         with quiet_loggers("onnx_ir", "onnxscript"):
             passes.InlinePass()(model)
             passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    except ModelError as error:
+        raise EncodingError(str(error)) from error
     except Exception as error:  # protobuf and onnx-ir raise many kinds
         raise EncodingError(f"{where}: not an ONNX model, or truncated: {first_line(error)}") from error
-    return list(_QdqReader(model, where).all())
+    try:
+        return list(_QdqReader(model, where).all())
+    except (TypeError, ValueError) as error:  # an attribute of another type, scales of another shape
+        raise EncodingError(f"{where}: its quantizers cannot be read: {first_line(error)}") from error
 
 
 class _QdqReader:
@@ -125,10 +132,19 @@ class _QdqReader:
 
     def all(self) -> Iterator[QuantizedValue]:
         for node in self.graph:
+            if node.op_type in ("DequantizeLinear", "QuantizeLinear", "Cast", "Clip", "Max"):
+                self._check_operands(node)
             if node.domain in ("", "ai.onnx", "com.microsoft") and node.op_type == "DequantizeLinear":
                 yield from self._dequantized(node)
             elif node.op_type == "Cast" and not node.domain:
                 yield from self._cast(node)
+
+    def _check_operands(self, node: ir.Node) -> None:
+        """Raise EncodingError for a node without an input, an output or the attribute that its reading needs."""
+        if not node.inputs or not node.outputs or (node.op_type == "Cast" and "to" not in node.attributes):
+            raise EncodingError(
+                f"{self.where}: {node.name or node.op_type}: {node.op_type} lacks an operand or attribute"
+            )
 
     def _dequantized(self, node: ir.Node) -> Iterator[QuantizedValue]:
         source = node.inputs[0]

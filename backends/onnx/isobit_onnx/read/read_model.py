@@ -20,6 +20,7 @@ from onnxscript import optimizer
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
 from isobit_onnx.read.branches import Conditions, take_branches
+from isobit_onnx.read.check_tensors import check_tensors
 from isobit_onnx.read.check_valid import check_valid
 from isobit_onnx.read.constant_expressions import FOLD_LIMIT, VIEWS, fold_expressions
 from isobit_onnx.read.einsum import expand_einsums
@@ -63,9 +64,12 @@ def _load(source: Any, where: str) -> ir.Model:
         kind = type(source).__name__
         raise ModelError(f"the ONNX backend opens paths, onnx.ModelProto and onnx_ir.Model, not {kind}")
     path = Path(source)
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise ModelError(f"model file {where} {problem}")
+    try:
+        if not path.is_file():
+            problem = "is a folder" if path.is_dir() else "does not exist"
+            raise ModelError(f"model file {where} {problem}")
+    except OSError as error:  # a name that is too long
+        raise ModelError(f"model file {where[:200]} cannot be read: {error.strerror}") from error
     try:
         return ir.load(path)
     except OSError as error:
@@ -92,9 +96,7 @@ def _check(model: ir.Model, where: str, source: Any) -> None:
     opset = model.opset_imports[""]
     if opset < OLDEST_OPSET:
         raise ModelError(f"{where} has opset {opset}; isobit reads {OLDEST_OPSET} and newer: export it again")
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            _check_external(value.name or "", value.const_value, where)
+    check_tensors(model, where)
     check_valid(model, where, source)
 
 
@@ -105,14 +107,6 @@ def _use_one_name_for_onnx(model: ir.Model) -> None:
     for graph in model.graphs():
         for node in graph:
             node.domain = "" if node.domain == "ai.onnx" else node.domain
-
-
-def _check_external(name: str, tensor: ir.ExternalTensor, where: str) -> None:
-    file = Path(tensor.path)
-    if not file.is_file():
-        raise ModelError(f"{where}: the external data file {tensor.path!r} of weight {name!r} is missing")
-    if file.stat().st_size < (tensor.offset or 0) + tensor.nbytes:
-        raise ModelError(f"{where}: the external data file {tensor.path!r} is shorter than weight {name!r} needs")
 
 
 def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | None = None) -> ir.Model:

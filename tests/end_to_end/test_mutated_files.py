@@ -1,0 +1,178 @@
+"""Mutated files are opened, or refused with an IsobitError, in little time and memory."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from functools import partial
+
+import numpy as np
+import onnx
+import pytest
+from mutated_files.cases import cases
+from mutated_files.doors import Doors
+from mutated_files.run_cases import prepare, run_cases
+from mutated_files.seeds import write_seeds
+
+import isobit
+from isobit.errors import DataError, EncodingError, ModelError, OutputError, RecipeError, TargetError
+from isobit.quantsim import read_encodings
+from isobit.statistics import Histogram, Statistics
+from isobit.testing.networks import NETWORKS
+from isobit_onnx.reference_networks import build_onnx
+
+
+def test_a_share_of_the_mutated_files(tmp_path):
+    """`python -m mutated_files` opens 4,000 of them; these are others, so that the share adds to them."""
+    prepare(tmp_path / "seeds")
+    outcomes = run_cases(cases(300, start=10_000), tmp_path / "seeds", tmp_path / "scratch")
+    bad = [outcome for outcome in outcomes if not outcome.is_good]
+    assert not bad, "\n".join(map(str, bad))
+    assert {outcome.outcome for outcome in outcomes} == {"opened", "refused"}
+
+
+def test_the_files_are_valid_before_they_are_mutated(tmp_path):
+    seeds = write_seeds(tmp_path)
+    doors = Doors(tmp_path)
+    for kind, paths in seeds.items():
+        for path in paths:
+            if path.stem not in ("external", "plain"):  # opened below; without what CorrectBias observes
+                doors.open(kind, path)
+    isobit.QuantSim(tmp_path / "external.onnx")
+
+
+def _first(model):
+    return next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+
+
+def _short(tensor):
+    tensor.raw_data = tensor.raw_data[:-4]
+
+
+def _long(tensor):
+    tensor.raw_data += b"\0"
+
+
+def _without(tensor):
+    tensor.ClearField("raw_data")
+
+
+def _negative(tensor):
+    tensor.dims[0] = -8
+
+
+def _huge(tensor):
+    tensor.dims[0] = 2**40
+
+
+def _type(data_type, tensor):
+    tensor.data_type = data_type
+
+
+def _external(tensor, **entries):
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _short, _long, _without, _negative, _huge,
+        *(partial(_type, kind) for kind in (0, 8, 11, 14, 99)),
+        *(partial(_external, location=place) for place in ("", "a\0b", "n" * 5000, "none.bin", "/dev/zero", "..")),
+        partial(_external, location="other.bin", offset="-1"),
+        partial(_external, location="other.bin", offset=str(2**62)),
+        partial(_external, location="other.bin", length="1"),
+        partial(_external, location="other.bin", offset="three"),
+    ],
+)  # fmt: skip
+def test_constants_whose_data_do_not_fit(change, tmp_path):
+    """One check serves the float model and the QDQ model."""
+    network = NETWORKS["conv_net"]()
+    model = build_onnx(network)
+    isobit.quantize(model, [network.batch(2)]).export(tmp_path)
+    (tmp_path / "other.bin").write_bytes(bytes(10_000))
+    quantized = onnx.load(tmp_path / "model.qdq.onnx")
+    for proto in (model, quantized):
+        change(_first(proto))
+        (tmp_path / "changed.onnx").write_bytes(proto.SerializeToString())
+        with pytest.raises(ModelError if proto is model else EncodingError, match=r"changed\.onnx"):
+            isobit.QuantSim(tmp_path / "changed.onnx") if proto is model else read_encodings(tmp_path / "changed.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("totals", np.array([-1, 0, 100])),
+        ("totals", np.array([4, -2, 100])),
+        ("counts", np.array([-1])),
+        ("counts", np.array([2**40])),
+        ("counts", np.zeros(0, np.int64)),
+        ("bounds", np.array([np.nan, 1.0])),
+        ("bounds", np.array([np.inf, -np.inf])),
+    ],
+)
+def test_statistics_that_do_not_add_up(name, value):
+    histogram = Histogram()
+    histogram.update(np.ones((1, 4), np.float32))
+    arrays = {**histogram.arrays(), name: value}
+    if name == "counts":
+        arrays["keys"] = arrays["keys"][: value.size]
+    with pytest.raises(DataError, match="counts"):
+        Histogram.from_arrays(arrays)
+
+
+def test_archives_that_unpack_to_far_more_than_they_are(tmp_path):
+    path = tmp_path / "large.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("header.npy", bytes(200 << 20))
+        archive.writestr("manifest.json", bytes(1))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(DataError, match=r"large\.npz.*unpack to 209715201 bytes"):
+        Statistics.load(path)
+    with pytest.raises(ModelError, match=r"large\.npz.*unpack to"):
+        isobit.load(path, build_onnx(NETWORKS["conv_net"]()))
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 3000, "x = " + "9" * 5000])
+def test_toml_that_its_parser_cannot_take(text, tmp_path):
+    path = tmp_path / "file.toml"
+    path.write_text(text)
+    model = build_onnx(NETWORKS["conv_net"]())
+    with pytest.raises(TargetError, match="not valid TOML"):
+        isobit.QuantSim(model, target=path)
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        isobit.quantize(model, [NETWORKS["conv_net"]().batch(1)], recipe=path)
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    model = build_onnx(NETWORKS["conv_net"]())
+    sim = isobit.quantize(model, [NETWORKS["conv_net"]().batch(1)])
+    for name in ("a\0b", "n" * 5000):
+        for call in (
+            lambda name=name: isobit.QuantSim(f"{name}.onnx"),
+            lambda name=name: isobit.QuantSim(model, target=f"{name}.toml"),
+            lambda name=name: isobit.quantize(model, [], recipe=f"{name}.toml"),
+            lambda name=name: isobit.load(name, model),
+            lambda name=name: read_encodings(tmp_path / name),
+            lambda name=name: read_encodings(tmp_path / f"{name}.onnx", format="onnx-qdq"),
+            lambda name=name: Statistics.load(name),
+            lambda name=name: sim.save(tmp_path / name),
+            lambda name=name: sim.save_statistics(tmp_path / name),
+            lambda name=name: sim.export(tmp_path / name),
+        ):
+            with pytest.raises(isobit.IsobitError):
+                call()
+
+
+def test_links_stay_and_pipes_are_not_replaced(tmp_path):
+    sim = isobit.quantize(build_onnx(NETWORKS["conv_net"]()), [NETWORKS["conv_net"]().batch(1)])
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    sim.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").is_file()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="pipe"):
+        sim.save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
