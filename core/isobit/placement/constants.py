@@ -21,10 +21,14 @@ _CONSTANT_READERS = ("Add", "Sub", "Mul", "Div", "MatMul", "Concat", "Max", "Min
 class ConstantPlacer:
     """Places the constants of a graph whose quantized nodes are known.
 
-    `placements` and `floats` are what was decided, in the order of the constants.
+    `wide` are layers whose weights need 16 bits. `placements` and `floats` are what was decided, in the order of the
+    constants.
     """
 
-    def __init__(self, graph: Graph, target: Target, config: QuantConfig, quantized: Collection[str]) -> None:
+    def __init__(
+        self, graph: Graph, target: Target, config: QuantConfig, quantized: Collection[str], wide: Collection[str] = ()
+    ) -> None:
+        self.wide = wide
         self.graph = graph
         self.target = target
         self.config = config
@@ -78,6 +82,8 @@ class ConstantPlacer:
         )
         if not overridden:
             spec = _fitting(spec, shape, block)
+            if node.name in self.wide:
+                spec = in_16_bits(spec, self.target.weight_types)
         return Placement(Weight(name), spec, "weight", channel_axis=channel or 0, block_axis=block)
 
     def _float_reason(self, name: str, use: Use) -> str:
@@ -117,6 +123,14 @@ class ConstantPlacer:
                 weight_granularity = placements[scale_of[1]].spec.granularity
                 granularity = PerTensor() if isinstance(weight_granularity, PerTensor) else PerChannel()
                 self.placements[site] = Placement(site, spec.with_granularity(granularity), "bias", scale_of=scale_of)
+
+
+def in_16_bits(spec: QuantSpec, allowed: Collection[str]) -> QuantSpec:
+    """A format with 16 bits, where it has fewer and the target runs it."""
+    if not spec.is_integer or spec.bits >= 16 or isinstance(spec.granularity, PerBlock | Lpbq):
+        return spec
+    wide = replace(spec, bits=16)
+    return wide if wide.type_name in allowed else spec
 
 
 def _is_bias(use: Use) -> bool:

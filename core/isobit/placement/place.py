@@ -16,9 +16,10 @@ from types import MappingProxyType
 from isobit.encodings.quant_spec import PerChannel, PerTensor, QuantSpec
 from isobit.errors import FormatError
 from isobit.graph.graph import Graph, Node, Use
-from isobit.graph.ops import VALUE_PRESERVING, operand
+from isobit.graph.ops import BROADCAST, RECURRENT, UNARY, VALUE_PRESERVING, WEIGHTED, operand
 from isobit.graph.sites import Input, Site, Tensor, site_key
-from isobit.placement.constants import ConstantPlacer
+from isobit.placement.constants import ConstantPlacer, in_16_bits
+from isobit.placement.exact_tensors import exact_tensors
 from isobit.placement.fused_chains import find_chains
 from isobit.placement.plan import Placement, Plan
 from isobit.placement.quant_config import QuantConfig
@@ -64,6 +65,7 @@ class _Placer:
         config.check(graph)
         self.signal = signal_tensors(graph)
         self.masked = self._masked_tensors()
+        self.exact = exact_tensors(graph, self.signal, lambda name: config.override(name)[0])
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
         excluded = frozenset(node.name for node in graph.nodes if self.config.excludes(node))
         chains = find_chains(graph, target, frozenset(self.quantized), excluded)
@@ -90,7 +92,7 @@ class _Placer:
         for name, info in self.graph.tensors.items():
             if self.graph.is_float(name) and not self._is_float(name):
                 self.floats[name] = f"it is {info.dtype}: only float32 is quantized, so convert the model to float32"
-        constants = ConstantPlacer(self.graph, self.target, self.config, self.quantized)
+        constants = ConstantPlacer(self.graph, self.target, self.config, self.quantized, self.exact.wide_weights)
         constants.place_operands()
         self.placements.update(constants.placements)
         self._place_single_inputs()
@@ -101,12 +103,14 @@ class _Placer:
         ordered = sorted(
             self.placements.items(), key=lambda item: (order.get(str(item[0]), len(order)), site_key(item[0]))
         )
-        return Plan(dict(ordered), self.floats)
+        return Plan(dict(ordered), self.floats, self._notes())
 
     # --- which nodes -----------------------------------------------------------------------------------------------
 
     def _runs_quantized(self, node: Node) -> bool:
         if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node) or self._joins(node):
+            return False
+        if self._is_exact(node):
             return False
         data = [name for name in node.inputs if name in self.graph.tensors and name is not None]
         if node.op == "Gather":  # its data is a constant table, read by indices
@@ -129,11 +133,25 @@ class _Placer:
             return False
         if any(tensor in self.masked for tensor in node.outputs):
             return False
-        return node.input(0) in self.graph.tensors and not self.config.excludes(node) and not self._joins(node)
+        if self.config.excludes(node) or self._joins(node) or self._is_exact(node):
+            return False
+        return node.input(0) in self.graph.tensors
 
     def _joins(self, node: Node) -> bool:
         """Whether a node puts tensors side by side that one grid does not fit."""
         return node.op == "Concat" and node.outputs[0] in self.apart
+
+    def _is_exact(self, node: Node) -> bool:
+        """Whether a node computes or reads exact tensors alone, or moves one; a layer keeps its integers."""
+        if node.op in WEIGHTED | RECURRENT or node.inputs[0] in self.graph.weights:
+            return False
+        if node.op in VALUE_PRESERVING and node.op != "Concat" and node.inputs[0] in self.exact.reasons:
+            return True
+        operands = [name for name in node.inputs if name in self.signal]
+        if node.op in UNARY | BROADCAST and operands and all(name in self.exact.reasons for name in operands):
+            return True
+        results = [name for name in node.outputs if self._is_read(name)]
+        return bool(results) and all(name in self.exact.reasons for name in results)
 
     # --- which tensors ---------------------------------------------------------------------------------------------
 
@@ -215,7 +233,8 @@ class _Placer:
         for name in members:
             if name in self.inner or not self._is_read(name):
                 continue
-            for site in (Tensor(name),) if overridden else self._activation_sites(name, members):
+            whole = overridden and name not in self.exact.reasons
+            for site in (Tensor(name),) if whole else self._activation_sites(name, members):
                 self.placements[site] = Placement(
                     site, spec, "activation", name, group, name in real, fixed, channel_axis=self._channel_axis(name)
                 )
@@ -223,6 +242,8 @@ class _Placer:
     def _activation_sites(self, name: str, members: Sequence[str]) -> Iterable[Site]:
         """The tensor for all its readers, or single readers where the others read its float values."""
         quantized = [use for use in self.graph.uses(name) if self._is_awaiting(use)]
+        if name in self.exact.reasons:
+            return [Input(use.node.name, use.index) for use in quantized]
         if self._on_grid(name, members):
             source = self.graph.producer(name)
             return (Tensor(name),) if source is not None and self._reads_grid(source) else ()
@@ -251,6 +272,8 @@ class _Placer:
 
     def _is_awaiting(self, use: Use) -> bool:
         node = use.node
+        if use in self.exact.uses:
+            return False
         return node.name in self.quantized or (self._is_tie(node) and any(t in self.awaited for t in node.outputs))
 
     def _group_spec(self, members: Sequence[str]) -> QuantSpec | None:
@@ -258,6 +281,8 @@ class _Placer:
             overridden, override_format = self.config.override(name)
             if overridden:
                 return None if override_format is None else self.target.activation_format(override_format)
+        if any(name in self.exact.wide for name in members):
+            return in_16_bits(self.activation_spec, self.target.activation_types)
         return self.activation_spec
 
     def _on_grid(self, name: str, members: Sequence[str]) -> bool:
@@ -281,10 +306,12 @@ class _Placer:
     def _reason(self, name: str) -> str:
         if name in self.inner:
             return f"inside the fused chain that ends in {self.inner[name].name}"
+        node = self.graph.producer(name)
+        if name in self.exact.reasons and (node is None or not self.config.excludes(node)):
+            return self.exact.reasons[name]
         alone = [str(site) for site, placement in self.placements.items() if placement.tensor == name]
         if alone:
             return f"rounded for {', '.join(alone)} alone; the others read it in float"
-        node = self.graph.producer(name)
         if node is None:
             return "no operation that the target quantizes reads it"
         if not self._is_read(name):
@@ -300,6 +327,17 @@ class _Placer:
         if self._exists_in_float(name) and name not in self.awaited:
             return f"{node.op} leaves it in float for its readers"
         return f"{node.op} works on tensors that stay in float"
+
+    def _notes(self) -> tuple[str, ...]:
+        """What has 16 bits by rule, and why."""
+        named = {
+            placement.tensor: placement for placement in self.placements.values() if placement.kind == "activation"
+        }
+        widened = {name: why for name, why in self.exact.wide.items() if name in named and named[name].spec.bits == 16}
+        layers: dict[str, list[str]] = {}
+        for name, why in widened.items():
+            layers.setdefault(why, []).append(name)
+        return tuple(f"{', '.join(names)}: 16 bits, because {why} behind a layer" for why, names in layers.items())
 
     # --- overrides ----------------------------------------------------------------------------------------------------
 

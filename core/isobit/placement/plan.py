@@ -38,10 +38,14 @@ class Placement:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every quantized site of a graph for a target, and the reason for each float tensor or weight left alone."""
+    """Every quantized site of a graph for a target, and the reason for each float tensor or weight left alone.
+
+    `notes` tell where the plan takes another format than the one asked for.
+    """
 
     placements: Mapping[Site, Placement]
     floats: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def of_kind(self, kind: Kind) -> list[Placement]:
         """The placements of one kind, in graph order."""

@@ -38,7 +38,7 @@ class Report:
             simulation.plan,
             simulation.encodings,
             tuple(simulation.reports),
-            tuple(simulation.notes),
+            (*simulation.plan.notes, *simulation.notes),
             simulation.calibration or "not calibrated",
             tuple(simulation.steps),
         )

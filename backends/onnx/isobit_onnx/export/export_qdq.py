@@ -15,6 +15,7 @@ from isobit.graph import Site
 from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
 from isobit_onnx.export.save_model import save_model
 from isobit_onnx.qdq.check_quantized import check_complete
+from isobit_onnx.qdq.float_weights import keep_float_weights
 from isobit_onnx.qdq.writer import insert_quantizers
 from isobit_onnx.read.opset import raise_opset
 from isobit_onnx.read.read_model import infer_shapes
@@ -50,6 +51,7 @@ def write_qdq(model: BackendModel, encodings: Encodings, path: Path) -> list[str
     """
     plan = model.qdq_plan(encodings) if isinstance(model, PlansQdq) else _plan_by_names(model, encodings)
     insert_quantizers(plan.float_model, plan.placed, plan.interior, for_every_session=True)
+    keep_float_weights(plan.float_model)
     fit_onnxruntime(plan.float_model)
     infer_shapes(plan.float_model)
     save_model(plan.float_model, path)

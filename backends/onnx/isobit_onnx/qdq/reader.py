@@ -21,6 +21,7 @@ from isobit.files import is_file
 from isobit.formats import Names, Place
 from isobit.formats.native_grid import canonical_encoding
 from isobit.graph import Site, Tensor, Weight
+from isobit_onnx.qdq.float_weights import MANTISSAS
 from isobit_onnx.read.check_tensors import check_tensors
 from isobit_onnx.read.error_text import first_line
 from isobit_onnx.translate.translate import readers_through_views
@@ -154,6 +155,8 @@ class _QdqReader:
         quantizer = source.producer()
         if quantizer is not None and quantizer.op_type != "QuantizeLinear":
             return  # integers computed inside the model: no quantizer of a float tensor
+        if (source.name or "").endswith(MANTISSAS):
+            return  # a float bias, written so that onnxruntime leaves the weight beside it alone
         grid = self._grid(node, source, at)
         if quantizer is not None:
             value = quantizer.inputs[0]

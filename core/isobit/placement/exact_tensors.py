@@ -1,0 +1,184 @@
+"""Tensors whose values must stay exact, by what becomes of them: phases, indices, denominators, squares before a root.
+
+A grid has steps of one size. The argument of a sine needs an absolute error far below one radian however large it is;
+that of a root or a logarithm, and a denominator, need a relative one however small they are. So these stay in float,
+with all that is computed on the way to them by moves and elementwise arithmetic. The way back ends at a
+layer, whose weight stays an integer: it hands on its result in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from isobit.graph.graph import Graph, Node, Use
+from isobit.graph.ops import VALUE_PRESERVING, WEIGHTED
+
+#: Arithmetic that the way back passes: a step of its operands becomes a step of its result.
+_AFFINE = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Neg", "Sum", "Mod", "Floor", "Ceil", "Round", "Clip", "Max", "Min", "Cast"}
+)
+_REDUCTIONS = frozenset({"ReduceSum", "ReduceMean"})
+_POSITIVE = _AFFINE | _REDUCTIONS | {"Relu", "Abs", "ReduceSumSquare"}
+#: What a divisor is made of beside the sum itself: an epsilon, a bound, a factor.
+_DIVISOR = frozenset({"Add", "Max", "Clip", "Mul", "Cast"})
+_OF_ALL = _AFFINE | {"Concat"}
+_ROOTS = frozenset({"Sqrt", "Log", "ReduceLogSum"})
+_PERIODIC = frozenset({"Sin", "Cos", "Tan"})
+_COMPARISONS = frozenset({"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"})
+_INDICES = ("int32", "int64", "uint32", "uint64")
+
+
+@dataclass(frozen=True)
+class ExactTensors:
+    """What a graph needs exact.
+
+    `reasons` says why, by tensor. `uses` are the readers in float; others may read rounded values. What layers read of
+    `wide` tensors needs 16 bits, and so does the weight of a layer of `wide_weights`; both with the reason.
+    """
+
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    uses: frozenset[Use] = frozenset()
+    wide: Mapping[str, str] = field(default_factory=dict)
+    wide_weights: Mapping[str, str] = field(default_factory=dict)
+
+
+def exact_tensors(graph: Graph, signal: Collection[str], is_overridden: Callable[[str], bool]) -> ExactTensors:
+    """The tensors of `graph` that must stay exact; a tensor that the user gave a format ends the way back."""
+    search = _Search(graph, signal, is_overridden)
+    for node in graph.nodes:
+        search.ask(node)
+    search.decide_layers()
+    return ExactTensors(search.reasons, frozenset(search.uses), search.wide, search.wide_weights)
+
+
+class _Search:
+    def __init__(self, graph: Graph, signal: Collection[str], is_overridden: Callable[[str], bool]) -> None:
+        self.graph, self.signal, self.is_overridden = graph, signal, is_overridden
+        self.positions, self.squares = _positions(graph), _squares(graph)
+        self.layers: set[str] = set()  # results of layers in which a phase or an index was found
+        self.reasons: dict[str, str] = {}
+        self.uses: set[Use] = set()
+        self.wide: dict[str, str] = {}
+        self.wide_weights: dict[str, str] = {}
+
+    def ask(self, node: Node) -> None:
+        """What one node needs exact of what it reads."""
+        if node.op in _PERIODIC:
+            self._walk(node, 0, f"{node.op} {node.name} reads it as a phase", _AFFINE)
+        elif node.op in _ROOTS or _is_power(self.graph, node, lambda exponent: 0 < abs(exponent) < 1):
+            what = "logarithm" if "Log" in node.op else "root"
+            reason = f"{node.op} {node.name} takes its {what}, for which small values count"
+            self._walk(node, 0, reason, _POSITIVE)
+        elif node.op in ("Div", "Reciprocal"):
+            index = 1 if node.op == "Div" else 0
+            self._walk(node, index, f"{node.op} {node.name} divides by it, and small values count", _DIVISOR)
+        elif node.op == "Cast" and self.graph.tensors[node.outputs[0]].dtype in _INDICES:
+            self._walk(node, 0, f"{node.op} {node.name} makes whole numbers of it", _AFFINE)
+        elif node.op == "OneHot":
+            self._walk(node, 0, f"{node.op} {node.name} reads it as an index", _AFFINE)
+        elif node.op == "GridSample":
+            self._walk(node, 1, f"{node.op} {node.name} reads it as positions", _AFFINE)
+        elif node.op in _COMPARISONS:
+            for index in (0, 1):
+                if node.input(index) in self.positions:
+                    self._walk(node, index, f"{node.op} {node.name} compares it as a position", _AFFINE)
+
+    def decide_layers(self) -> None:
+        """Decide about the layers of whose results phases are made.
+
+        A result that others read as well keeps its grid: it is no phase. A layer that makes phases of positions
+        (Fourier features) needs both in 16 bits.
+        """
+        for name in self.layers:
+            uses = self.graph.uses(name)
+            if not self.uses.issuperset(uses):
+                del self.reasons[name]
+                self.uses.difference_update(uses)
+                continue
+            layer = self.graph.producer(name)
+            source = layer.input(0) if layer is not None else None
+            if layer is None or source is None or self.is_overridden(source):
+                continue
+            if source in self.positions and layer.input(1) in self.graph.weights:
+                self.wide[source] = self.wide_weights[layer.name] = self.reasons[name]
+
+    def _walk(self, reader: Node, index: int, reason: str, passed: frozenset[str]) -> None:
+        """Mark what a reader needs exact, and what that is computed from."""
+        waiting = [Use(reader, index)]
+        while waiting:
+            use = waiting.pop()
+            name = use.node.input(use.index)
+            if name is None or name not in self.graph.tensors or name not in self.signal:
+                continue
+            if not self.graph.is_float(name) or self.is_overridden(name):
+                continue
+            self.uses.add(use)
+            if name in self.reasons:
+                continue
+            self.reasons[name] = reason
+            producer = self.graph.producer(name)
+            if producer is None:
+                continue
+            if producer.op in WEIGHTED:
+                self._end_at_layer(producer, reason, passed)
+            elif _is_square(self.graph, producer):
+                waiting += self._squared_means(producer)
+            elif producer.op in passed | VALUE_PRESERVING:
+                waiting += self._operands(producer, passed)
+
+    def _operands(self, node: Node, passed: frozenset[str]) -> list[Use]:
+        """Where the way back goes on: a sum of two signals is where a phase begins, one of squares is passed."""
+        uses = [Use(node, i) for i in (range(len(node.inputs)) if node.op in _OF_ALL else (0,))]
+        signals = [use for use in uses if node.inputs[use.index] in self.signal]
+        if passed is _AFFINE and len(signals) > 1 and node.op != "Concat":
+            return [use for use in signals if node.inputs[use.index] in self.positions]
+        return signals
+
+    def _end_at_layer(self, layer: Node, reason: str, passed: frozenset[str]) -> None:
+        """Behind a layer, whose operands stay integers, nothing is exact but squares that it adds up, in 16 bits."""
+        source = layer.input(0)
+        if passed is _AFFINE:
+            self.layers.add(layer.outputs[0])
+        elif passed is _POSITIVE and source is not None and source in self.squares and not self.is_overridden(source):
+            self.wide[source] = reason
+            self._walk(layer, 0, reason, passed)
+            self.uses.discard(Use(layer, 0))
+
+    def _squared_means(self, square: Node) -> list[Use]:
+        """Means that are squared for a variance, E[x^2] - E[x]^2, which is the difference of two large numbers."""
+        producer = self.graph.producer(square.inputs[0] or "")
+        if producer is None or producer.op not in _REDUCTIONS:
+            return []
+        return [Use(square, i) for i, name in enumerate(square.inputs) if name == square.inputs[0]]
+
+
+def _positions(graph: Graph) -> set[str]:
+    """Tensors made of inputs of the network and of constants by moves and arithmetic alone."""
+    positions = set(graph.inputs)
+    for node in graph.nodes:
+        sources = [name for name in node.inputs if name is not None and name not in graph.weights]
+        if sources and node.op in _AFFINE | VALUE_PRESERVING and positions.issuperset(sources):
+            positions.update(node.outputs)
+    return positions
+
+
+def _squares(graph: Graph) -> set[str]:
+    """Squares, sums of them, and what only moves these."""
+    squares: set[str] = set()
+    for node in graph.nodes:
+        summed = node.op in VALUE_PRESERVING | _REDUCTIONS | {"Add", "Sum"} and node.inputs[0] in squares
+        if summed or _is_square(graph, node):
+            squares.update(node.outputs)
+    return squares
+
+
+def _is_square(graph: Graph, node: Node) -> bool:
+    if node.op == "Mul":
+        return node.inputs[0] == node.inputs[1]
+    return node.op == "ReduceSumSquare" or _is_power(graph, node, lambda exponent: exponent == 2)
+
+
+def _is_power(graph: Graph, node: Node, has: Callable[[float], bool]) -> bool:
+    exponent = graph.value(node.input(1)) if node.op == "Pow" else None
+    return exponent is not None and exponent.size > 0 and all(has(float(value)) for value in exponent.ravel())

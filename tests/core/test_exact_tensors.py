@@ -1,0 +1,151 @@
+"""Phases, indices, denominators and squares before a root or a logarithm stay in float, and the plan says why."""
+
+from __future__ import annotations
+
+import pytest
+from registries import own_registry
+from sketch import Sketch
+
+from isobit.canonical import canonicalize
+from isobit.graph import Graph, Input, Shape, Tensor, Weight
+from isobit.placement import QuantConfig, place
+from isobit.targets import Target
+
+TARGETS = [own_registry().target(name) for name in ("default", "onnxruntime-cpu")]
+ROW = ("N", 8)
+
+
+def layer(sketch: Sketch, x: str, name: str, size: int = 8) -> str:
+    return sketch.node("MatMul", x, sketch.random(f"{name}.w", size, 8), name=name, shape=ROW)
+
+
+def scaled(sketch: Sketch, x: str, name: str, shape: Shape = ROW) -> str:
+    return sketch.node("Mul", x, sketch.weight(f"{name}.k", 3.5), name=name, shape=shape)
+
+
+def closed(sketch: Sketch, x: str) -> Graph:
+    layer(sketch, x, "last")
+    return canonicalize(sketch.graph("last"))
+
+
+def time_embedding() -> Graph:
+    sketch = Sketch()
+    phase = sketch.node("Mul", sketch.input("t", "N", 1), sketch.random("k", 8), name="phase", shape=ROW)
+    sine, cosine = (sketch.node(op, phase, name=op.lower(), shape=ROW) for op in ("Sin", "Cos"))
+    both = sketch.node("Concat", sine, cosine, name="both", shape=("N", 16), axis=1)
+    layer(sketch, both, "last", 16)
+    return canonicalize(sketch.graph("last"))
+
+
+def phase_of_a_layer() -> Graph:
+    sketch = Sketch()
+    hidden = layer(sketch, sketch.node("Relu", layer(sketch, sketch.input("x", *ROW), "a"), name="r", shape=ROW), "b")
+    phase = scaled(
+        sketch, sketch.node("Transpose", hidden, name="moved", shape=(8, "N"), perm=(1, 0)), "phase", (8, "N")
+    )
+    sine = sketch.node("Sin", phase, name="sin", shape=(8, "N"))
+    return closed(sketch, sketch.node("Transpose", sine, name="back", shape=ROW, perm=(1, 0)))
+
+
+def magnitudes(root: str) -> Graph:
+    sketch = Sketch()
+    x = sketch.input("x", *ROW)
+    half = layer(sketch, x, "re"), layer(sketch, x, "im")
+    first = sketch.node("Mul", half[0], half[0], name="re2", shape=ROW)
+    second = sketch.node("Pow", half[1], sketch.weight("two", 2.0), name="im2", shape=ROW)
+    power = sketch.node("Add", first, second, name="power", shape=ROW)
+    operands = (power, sketch.weight("half", 0.5)) if root == "Pow" else (power,)
+    return closed(sketch, sketch.node(root, *operands, name="root", shape=ROW))
+
+
+def denominator(op: str) -> Graph:
+    sketch = Sketch()
+    h = layer(sketch, sketch.input("x", *ROW), "h")
+    length = sketch.node("ReduceL2", h, name="length", shape=("N", 1), axes=(1,), keepdims=1)
+    bounded = sketch.node("Add", length, sketch.weight("eps", 1e-3), name="bounded", shape=("N", 1))
+    if op == "Div":
+        return closed(sketch, sketch.node("Div", h, bounded, name="unit", shape=ROW))
+    inverse = sketch.node("Reciprocal", bounded, name="inverse", shape=("N", 1))
+    return closed(sketch, sketch.node("Mul", h, inverse, name="unit", shape=ROW))
+
+
+def index() -> Graph:
+    sketch = Sketch()
+    place_ = sketch.node("Floor", scaled(sketch, sketch.input("x", *ROW), "wide"), name="floor", shape=ROW)
+    rows = sketch.node("Cast", place_, name="rows", shape=ROW, dtype="int64", to="int64")
+    found = sketch.node("Gather", sketch.random("table", 50, 8), rows, name="found", shape=("N", 8, 8), axis=0)
+    sketch.node("MatMul", found, sketch.random("last.w", 8, 8), name="last", shape=("N", 8, 8))
+    return canonicalize(sketch.graph("last"))
+
+
+NETWORKS: dict[str, tuple[Graph, set[str]]] = {
+    "time": (time_embedding(), {"t", "phase"}),
+    "layer": (phase_of_a_layer(), {"b", "moved", "phase"}),
+    **{f"magnitude {op}": (magnitudes(op), {"re2", "im2", "power"}) for op in ("Sqrt", "Log", "Pow")},
+    **{f"denominator {op}": (denominator(op), {"bounded", "length"}) for op in ("Div", "Reciprocal")},
+    "index": (index(), {"x", "wide", "floor"}),
+}
+WORDS = ("reads it as a phase", "small values count", "divides by it", "makes whole numbers of it")
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_they_stay_in_float_with_the_reason_and_weights_do_not(name: str, target: Target) -> None:
+    graph, exact = NETWORKS[name]
+    plan = place(graph, target)
+    for tensor in exact & graph.tensors.keys():
+        assert any(word in plan.floats[tensor] for word in WORDS), (tensor, plan.floats.get(tensor))
+        assert Tensor(tensor) not in plan.placements
+    layers = [weight for weight in graph.weights if weight.endswith(".w")]
+    assert layers
+    assert all(Weight(weight) in plan.placements for weight in layers)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_an_override_wins(target: Target) -> None:
+    graph, _ = NETWORKS["magnitude Sqrt"]
+    plan = place(graph, target, QuantConfig(overrides={"power": "uint8"}))
+    assert plan.placements[Tensor("power")].spec.bits == 8
+    assert place(graph, target, QuantConfig(exclude="power")).floats["power"] == "excluded by you"
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_a_layer_that_others_read_keeps_its_grid(target: Target) -> None:
+    sketch = Sketch()
+    h = layer(sketch, sketch.input("x", *ROW), "h")
+    wave = sketch.node("Sin", scaled(sketch, h, "phase"), name="sin", shape=ROW)
+    graph = closed(sketch, sketch.node("Add", h, wave, name="sum", shape=ROW))
+    plan = place(graph, target)
+    assert Tensor("h") in plan.placements
+    assert "phase" in plan.floats
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_frequencies_and_squares_that_a_layer_reads_have_16_bits(target: Target) -> None:
+    sketch = Sketch()
+    phase = layer(sketch, sketch.input("x", "N", 3), "frequencies", 3)
+    h = layer(sketch, sketch.node("Sin", phase, name="sin", shape=ROW), "h")
+    power = sketch.node("Mul", h, h, name="power", shape=ROW)
+    bands = layer(sketch, power, "bands")
+    graph = closed(sketch, sketch.node("Log", bands, name="log", shape=ROW))
+    plan = place(graph, target)
+    assert plan.placements[Tensor("x")].spec.type_name == "uint16"
+    assert plan.placements[Weight("frequencies.w")].spec.type_name == "int16"
+    assert plan.placements[Input("bands", 0)].spec.type_name == "uint16"
+    assert plan.placements[Weight("bands.w")].spec.type_name == "int8"
+    assert {"frequencies", "power", "bands"} <= plan.floats.keys()
+    assert len(plan.notes) == 2
+    asked = place(graph, target, QuantConfig(overrides={"x": "uint8", "power": "uint8"}))
+    assert all(p.spec.bits == 8 for p in asked.placements.values() if p.kind == "activation")
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_a_tensor_that_is_moved_to_a_phase_and_to_a_layer(target: Target) -> None:
+    sketch = Sketch()
+    x = sketch.node("Sigmoid", sketch.input("x", *ROW), name="s", shape=ROW)
+    moved = sketch.node("Transpose", x, name="moved", shape=(8, "N"), perm=(1, 0))
+    wave = sketch.node("Sin", moved, name="sin", shape=(8, "N"))
+    layer(sketch, x, "h")
+    plan = place(canonicalize(sketch.graph("h", wave)), target)
+    assert Input("h", 0) in plan.placements
+    assert {"s", "moved"} <= plan.floats.keys()
