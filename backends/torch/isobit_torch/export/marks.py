@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from isobit.graph import Input, Site, Tensor, Weight
+from isobit.graph import Graph, Input, Site, Tensor, Weight
 from isobit_torch.program.fx_nodes import behind, op_name
 from isobit_torch.program.program import copy_graph
 from isobit_torch.translate.sites import bind
@@ -92,9 +92,9 @@ def marked_graph(graph: fx.Graph, translation: Translation) -> tuple[fx.Graph, d
 
     for node in neutral.nodes:
         for index, name in enumerate(node.inputs):
-            if name is not None and _is_shared(translation, name):
+            if name is not None and _is_shared(translation, name) and not _is_complex(neutral, name):
                 _mark_readers(marked_copy, copies, translation, Input(node.name, index), mark)
-    for site in (Tensor(name) for name in neutral.tensors):
+    for site in (Tensor(name) for name in neutral.tensors if not _is_complex(neutral, name)):
         source = copies[translation.values[site.name]]
         readers = [user for user in source.users if op_name(user) != "sym_size"]
         with marked_copy.inserting_after(behind(source)):
@@ -102,6 +102,11 @@ def marked_graph(graph: fx.Graph, translation: Translation) -> tuple[fx.Graph, d
         for reader in readers:
             reader.replace_input_with(source, marked)
     return marked_copy, labels
+
+
+def _is_complex(graph: Graph, name: str) -> bool:
+    """Whether a tensor holds complex numbers (a spectrum): ONNX writes each as a pair, and no mark fits it."""
+    return name in graph.tensors and graph.tensors[name].dtype.startswith("complex")
 
 
 def _is_shared(translation: Translation, name: str) -> bool:
