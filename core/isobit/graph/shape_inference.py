@@ -77,6 +77,8 @@ def _inferred(
 
 def infer_dtype(node: Node, dtypes: Sequence[str | None]) -> str | None:
     """The element type of output 0, or None where no rule is known; `dtypes` are the inputs', None where left out."""
+    if any(dtype is not None and dtype.startswith("complex") for dtype in dtypes):
+        return None  # magnitudes and parts of complex numbers are real
     if node.op in _BOOLEAN:
         return "bool"
     if node.op in _OF_DATA:
