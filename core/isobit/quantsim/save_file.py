@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def _check_manifest(manifest: Mapping[str, Any], where: str) -> None:
     def is_list_of_texts(value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
-    checks = {
+    checks: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "fingerprint": (
             lambda v: isinstance(v, dict) and all(isinstance(item, str) for item in v.values()),
             "an object of texts",

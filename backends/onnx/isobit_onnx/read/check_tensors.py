@@ -55,7 +55,7 @@ def _check_proto(tensor: ir.TensorProtoTensor, shape: list[int], data_type: ir.D
             )
         return
     fields = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
-    if not proto.HasField("raw_data") and prod(shape) and not any(len(getattr(proto, name)) for name in fields):
+    if not proto.HasField("raw_data") and 0 not in shape and not any(len(getattr(proto, name)) for name in fields):
         raise ModelError(f"{at}: it holds no data, and its dims are {shape}: export the model again")
     try:  # what is held number by number is in the file as such: no more memory is taken than the file has
         tensor.numpy()
