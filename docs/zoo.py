@@ -34,7 +34,7 @@ def line(network: ZooNetwork) -> str:
         measured = measure(network)
     except (isobit.errors.IsobitError, Fail) as error:
         print(f"{network.name}: {error}", file=sys.stderr)
-        return f"| {network.name} | no file that runs {'| ' * 9}| {network.beyond or 'open'} |"
+        return f"| {network.name} | no file that runs {'| ' * 8}| {network.beyond or 'open'} |"
     coverage = measured.coverage
     shares = [f"{100 * share:.1f} %" if share is not None else "" for share in (coverage.weights, coverage.compute)]
     agrees = [check.error or f"{100 * check.equal:.1f} %" for check in measured.checks]
