@@ -63,7 +63,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     rows = {}
     if PAGE.exists():
-        rows = {row.split("|")[1].strip(): row for row in PAGE.read_text().splitlines() if row.startswith("| ")}
+        table = PAGE.read_text().partition("\n## ")[0]
+        rows = {row.split("|")[1].strip(): row for row in table.splitlines() if row.startswith("| ")}
     for network in NETWORKS:
         if len(sys.argv) > 1 and not any(name in network.name for name in sys.argv[1:]):
             continue
