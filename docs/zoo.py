@@ -34,7 +34,7 @@ def line(network: ZooNetwork) -> str:
         measured = measure(network)
     except (isobit.errors.IsobitError, Fail) as error:
         print(f"{network.name}: {error}", file=sys.stderr)
-        return f"| {network.name} | no file that runs {'| ' * 9}| {network.beyond or 'open'} |"
+        return f"| {network.name} | no file that runs {'| ' * 8}| {network.beyond or 'open'} |"
     coverage = measured.coverage
     shares = [f"{100 * share:.1f} %" if share is not None else "" for share in (coverage.weights, coverage.compute)]
     agrees = [check.error or f"{100 * check.equal:.1f} %" for check in measured.checks]
@@ -63,7 +63,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     rows = {}
     if PAGE.exists():
-        rows = {row.split("|")[1].strip(): row for row in PAGE.read_text().splitlines() if row.startswith("| ")}
+        table = PAGE.read_text().partition("\n## ")[0]
+        rows = {row.split("|")[1].strip(): row for row in table.splitlines() if row.startswith("| ")}
     for network in NETWORKS:
         if len(sys.argv) > 1 and not any(name in network.name for name in sys.argv[1:]):
             continue
