@@ -22,7 +22,7 @@ from isobit.formats import Names, Place
 from isobit.formats.native_grid import canonical_encoding
 from isobit.graph import Site, Tensor, Weight
 from isobit_onnx.qdq.float_weights import MANTISSAS
-from isobit_onnx.read.check_tensors import check_tensors
+from isobit_onnx.read.checks.tensors import check_tensors
 from isobit_onnx.read.error_text import first_line
 from isobit_onnx.translate.translate import readers_through_views
 

@@ -20,8 +20,8 @@ from onnxscript import optimizer
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
 from isobit_onnx.read.branches import Conditions, take_branches
-from isobit_onnx.read.check_tensors import check_tensors
-from isobit_onnx.read.check_valid import check_valid
+from isobit_onnx.read.checks.tensors import check_tensors
+from isobit_onnx.read.checks.valid import check_valid
 from isobit_onnx.read.constant_expressions import FOLD_LIMIT, VIEWS, fold_expressions
 from isobit_onnx.read.einsum import expand_einsums
 from isobit_onnx.read.error_text import first_line
