@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from isobit.placement import QuantConfig, place
 from isobit.statistics import Histogram, Statistics
 
 TARGET = own_registry().target("default")
+DEMANDING = replace(TARGET, required_ranges={"Sigmoid": (0.0, 1.0)})
 UINT8 = QuantSpec.parse("uint8")
 
 
@@ -64,7 +66,8 @@ def resolved(
 
 def test_only_what_is_calibrated_is_observed() -> None:
     graph, _ = network()
-    assert observed_sites(place(graph, TARGET)) == [Tensor(name) for name in VALUES]
+    assert observed_sites(place(graph, TARGET)) == [Tensor(name) for name in (*VALUES, "sigmoid")]
+    assert observed_sites(place(graph, DEMANDING)) == [Tensor(name) for name in VALUES]
     plan = place(graph, TARGET, QuantConfig(overrides={"c[0]": "int8"}))
     assert Input("c", 0) in plan.placements
     observed = observed_sites(plan)
@@ -84,6 +87,25 @@ def test_activations() -> None:
     assert encodings["a"] == encodings["b_"] == encodings["cat"] == group
     assert encodings["sigmoid"] == encode_range(0, 1, UINT8, snap=False), "a fixed range is not snapped"
     assert encodings["sigmoid"].scale == np.float32(1 / 255)
+
+
+@pytest.mark.parametrize(
+    ("largest", "target", "expected"),
+    [
+        (0.02, TARGET, (0.0, 0.02)),
+        (0.5, TARGET, (0.0, 0.5)),
+        (0.6, TARGET, (0.0, 1.0)),
+        (0.02, DEMANDING, (0.0, 1.0)),
+        (None, TARGET, (0.0, 1.0)),
+    ],
+)
+def test_a_known_range_gives_way_to_a_much_smaller_one_of_the_data(largest, target, expected) -> None:
+    graph, values = network()
+    seen = {} if largest is None else {"sigmoid": np.linspace(0, largest, 99)}
+    plan = place(graph, target, QuantConfig())
+    encodings = resolve(graph, plan, statistics_of(**VALUES, **seen), MinMaxRange(), values.__getitem__).encodings
+    assert encodings["sigmoid"].maximum == pytest.approx(expected[1], rel=0.02)
+    assert encodings["sigmoid"].minimum == 0
 
 
 def test_the_scheme_sees_the_whole_group() -> None:

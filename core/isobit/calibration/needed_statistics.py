@@ -23,6 +23,6 @@ def observed_sites(plan: Plan) -> list[Tensor]:
     names = (
         placement.tensor
         for placement in plan.of_kind("activation")
-        if placement.simulated and placement.fixed_range is None
+        if placement.simulated and not placement.range_required
     )
     return [Tensor(name) for name in dict.fromkeys(names)]

@@ -236,7 +236,9 @@ class _Placer:
             whole = overridden and name not in self.exact.reasons
             for site in (Tensor(name),) if whole else self._activation_sites(name, members):
                 self.placements[site] = Placement(
-                    site, spec, "activation", name, group, name in real, fixed, channel_axis=self._channel_axis(name)
+                    *(site, spec, "activation", name, group, name in real, fixed),
+                    range_required=fixed is not None and fixed == self._range_in(self.target.required_ranges, real[0]),
+                    channel_axis=self._channel_axis(name),
                 )
 
     def _activation_sites(self, name: str, members: Sequence[str]) -> Iterable[Site]:
@@ -294,8 +296,12 @@ class _Placer:
         return all(source in members for source in sources)
 
     def _fixed_range(self, name: str) -> tuple[float, float] | None:
+        required = self._range_in(self.target.required_ranges, name)
+        return self._range_in(self.target.fixed_ranges, name) if required is None else required
+
+    def _range_in(self, ranges: Mapping[str, tuple[float, float]], name: str) -> tuple[float, float] | None:
         node = self.graph.producer(name)
-        return self.target.fixed_ranges.get(node.op) if node is not None else None
+        return ranges.get(node.op) if node is not None else None
 
     def _channel_axis(self, name: str) -> int:
         return self.graph.tensors[name].channel_axis or 0

@@ -20,7 +20,8 @@ class Placement:
 
     `tensor` is the activation that is quantized there: for all its readers or, at an Input site, for one. Those of one
     `group` share their encoding. `simulated` is False where the values are on the group's grid already (a Reshape of a
-    quantized tensor): the runtime needs the encoding, the simulator no second rounding.
+    quantized tensor): the runtime needs the encoding, the simulator no second rounding. `fixed_range` is what the
+    operation cannot leave; it gives way to a much smaller range of the data but where the runtime demands it.
     A bias has the scale of its `scale_of`, (input site, weight site), multiplied.
     """
 
@@ -31,6 +32,7 @@ class Placement:
     group: str = ""
     simulated: bool = True
     fixed_range: tuple[float, float] | None = None
+    range_required: bool = False
     channel_axis: int = 0
     block_axis: int | None = None
     scale_of: tuple[Site, Site] | None = None

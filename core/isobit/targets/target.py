@@ -68,6 +68,7 @@ class Target:
     same_encoding: frozenset[str]
     joint_encoding: frozenset[str]
     fixed_ranges: Mapping[str, tuple[float, float]]
+    required_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     activation_granularities: tuple[str, ...] = ("per-tensor",)
     text: str = field(default="", repr=False, compare=False)  # the TOML it was read from
 
@@ -153,6 +154,7 @@ def _warn_of_unknown_ops(target: Target, where: str) -> None:
         "ties.same": target.same_encoding,
         "ties.joint": target.joint_encoding,
         "fixed_ranges": frozenset(target.fixed_ranges),
+        "required_ranges": frozenset(target.required_ranges),
         "fusions": frozenset(op for fusion in target.fusions for step in fusion for op in step.ops),
     }
     for key, ops in named.items():
@@ -174,7 +176,7 @@ class _Reader:
         return TargetError(f"{self.where}: {key}: {problem}")
 
     def read(self, data: Mapping[str, Any]) -> Target:
-        allowed_keys = {"schema", "name", "description", "fusions", "fixed_ranges", *_TABLES}
+        allowed_keys = {"schema", "name", "description", "fusions", "fixed_ranges", "required_ranges", *_TABLES}
         for key in data:
             if key not in allowed_keys:
                 raise self.fail(
@@ -206,7 +208,8 @@ class _Reader:
             fusions=self.fusions(data.get("fusions", [])),
             same_encoding=frozenset(self.words(tables["ties"], "ties", "same")),
             joint_encoding=frozenset(self.words(tables["ties"], "ties", "joint")),
-            fixed_ranges=self.ranges(data.get("fixed_ranges", {})),
+            fixed_ranges=self.ranges(data, "fixed_ranges"),
+            required_ranges=self.ranges(data, "required_ranges"),
             activation_granularities=self.words(activations, "activations", "granularities") or ("per-tensor",),
         )
         for key, spec, known_types in (
@@ -301,13 +304,14 @@ class _Reader:
             fusions.append(tuple(steps))
         return tuple(fusions)
 
-    def ranges(self, data: Any) -> Mapping[str, tuple[float, float]]:
-        if not isinstance(data, dict):
-            raise self.fail("fixed_ranges", "must be a table")
+    def ranges(self, data: Mapping[str, Any], key: str) -> Mapping[str, tuple[float, float]]:
+        table = data.get(key, {})
+        if not isinstance(table, dict):
+            raise self.fail(key, "must be a table")
         ranges = {}
-        for op, pair in data.items():
+        for op, pair in table.items():
             numbers = isinstance(pair, list) and len(pair) == 2 and all(_is_number(v) for v in pair)
             if not numbers or not pair[0] < pair[1]:
-                raise self.fail(f"fixed_ranges.{op}", f"must be [minimum, maximum], found {pair!r}")
+                raise self.fail(f"{key}.{op}", f"must be [minimum, maximum], found {pair!r}")
             ranges[op] = (float(pair[0]), float(pair[1]))
         return ranges
