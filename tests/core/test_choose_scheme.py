@@ -81,3 +81,5 @@ def test_mean_decibels_are_of_samples() -> None:
     assert mean_decibels([(exact, other)]) == pytest.approx(20.0)
     assert mean_decibels([(exact, exact)]) == 200.0
     assert mean_decibels([]) == 200.0
+    shorter = {"y": exact["y"][:, :1]}  # a length that follows from values
+    assert mean_decibels([(exact, shorter)]) == 0.0

@@ -6,7 +6,7 @@ import logging
 
 from isobit.calibration.scheme import Calibrator
 from isobit.calibration.schemes.auto import ComparesSchemes
-from isobit.errors import FormatError
+from isobit.errors import FormatError, ModelError
 from isobit.quantsim.checks.quality import mean_decibels
 from isobit.quantsim.simulation import Simulation
 
@@ -35,7 +35,10 @@ def set_encodings(simulation: Simulation, calibrator: Calibrator) -> None:
             simulation.set_encodings(candidate)
         except FormatError:  # it has no ranges for the formats of this plan
             continue
-        ratio = mean_decibels((exact, simulation.model.run(batch)) for batch, exact in simulation.judged)
+        try:
+            ratio = mean_decibels((exact, simulation.model.run(batch)) for batch, exact in simulation.judged)
+        except ModelError:  # rounded numbers became sizes that do not fit: `run` says so to who asks for it
+            ratio = float("-inf")
         figures.append(f"{candidate.name} {ratio:.1f}")
         if ratio > best_ratio + _MARGIN:
             best, best_ratio = candidate, ratio

@@ -136,7 +136,9 @@ class ObservingSession:
             if names.whole:
                 observer.update(_as_float32(values[names.whole]), item.channel_axis)
             elif observer.wants == "means":
-                means = values[names.mean].reshape(-1)
+                means = values[names.mean]
+                if item.channel_axis != 0:  # of each sample: few enough to be added in float64
+                    means = np.mean(means, axis=0, dtype=np.float64, keepdims=means.ndim == 1)
                 observer.add_means(means, int(values[names.count]) // means.size)
             elif observer.wants == "sample":
                 sample = values[names.sample]
@@ -297,10 +299,13 @@ class _Reductions:
         return name
 
     def _means(self, value: ir.Value, channel_axis: int | None, rank: int) -> _Outputs:
+        """The mean of each channel of each sample, and how many elements there are."""
         name, count = self._name(value, f"mean_{channel_axis}"), self._name(value, "count")
-        axes = [axis for axis in range(rank) if axis != channel_axis]
+        axes = [axis for axis in range(1, rank) if axis != channel_axis]
         if name not in self.values:
-            if (self.model.opset_imports.get("") or 0) >= 18:
+            if not axes:
+                self._node("Identity", [value], name)
+            elif (self.model.opset_imports.get("") or 0) >= 18:
                 self._node("ReduceMean", [value, self._constant(f"{name}_axes", axes)], name, {"keepdims": 0})
             else:
                 self._node("ReduceMean", [value], name, {"axes": axes, "keepdims": 0})

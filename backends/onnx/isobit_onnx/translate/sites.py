@@ -46,7 +46,8 @@ def _bind_input(model: ir.Model, translation: Translation, site: Input) -> Nativ
     else:
         info = graph.weights[name]
         source, layout = info.source or name, info.layout
-    readers = native_readers(model, use, source, translation.values.values())
+    read_too = [translation.values[name] for name in node.inputs if name is not None and name in translation.values]
+    readers = native_readers(model, use, source, read_too)
     native_index = [reader for reader in readers if reader[1] == site.index]
     same_twice = len([name for name in node.inputs if name == node.input(site.index)]) > 1
     return NativeSite(source, tuple(native_index) if same_twice and native_index else readers, layout)

@@ -176,7 +176,7 @@ def native_readers(
 ) -> tuple[tuple[str, int], ...]:
     """The (node, input) pairs through which a reader in the graph reads the value `source`, directly or by a view.
 
-    A view that is one of `tensors`, the values of the graph's own tensors, is another value.
+    A view that is one of `tensors`, what the same node reads too, is another value.
     """
     parts, others = set(use.node.parts), set(tensors) - {source}
     return tuple(

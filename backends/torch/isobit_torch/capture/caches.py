@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -25,7 +26,7 @@ class Caches:
     taken: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, module: nn.Module, calls: Iterable[Call]) -> Caches:
+    def of(cls, module: nn.Module, calls: Sequence[Call]) -> Caches:
         """Off where the calls neither give a cache nor ask for one. Raises ModelError for one of an unknown kind."""
         taken: dict[str, Any] = {}
         is_returned = False
@@ -39,12 +40,13 @@ class Caches:
                     )
             taken.update(call.caches)
             is_returned |= bool(taken) or call.by_name.get("use_cache") is True
-        return cls(not is_returned and any(map(_returns_cache, module.modules())), is_returned, taken)
+        may_return = any(map(_has_cache_setting, module.modules()))
+        return cls(not is_returned and may_return and _gives_cache(module, calls), is_returned, taken)
 
     def settle(self, module: nn.Module) -> None:
         """Switch the caches of a module, which is a copy, off, or let it take and return them as tuples of tensors."""
         if self.is_off:
-            for part in filter(_returns_cache, module.modules()):
+            for part in filter(_has_cache_setting, module.modules()):
                 part.__dict__["config"].use_cache = False
         if not self.is_returned:
             return
@@ -76,5 +78,18 @@ def _tensors(value: Any) -> Any:
     return tuple(map(cache_tensors, parts)) if is_cache(value) and all(parts) else cache_tensors(value)
 
 
-def _returns_cache(module: nn.Module) -> bool:
+def _gives_cache(module: nn.Module, calls: Sequence[Call]) -> bool:
+    """Whether the outputs hold a cache: encoders have the setting of decoders too, and return none."""
+    for call in calls:
+        try:
+            with torch.no_grad():
+                outputs = module(*call.args, **call.kwargs)
+        except Exception:  # the module's own code: another reading of the batch may fit it
+            continue
+        values = outputs.values() if isinstance(outputs, Mapping) else outputs
+        return isinstance(values, Iterable) and any(map(is_cache, values))
+    return True
+
+
+def _has_cache_setting(module: nn.Module) -> bool:
     return getattr(module.__dict__.get("config"), "use_cache", None) is True

@@ -67,7 +67,8 @@ def native_readers(translation: Translation, use: Use, source: fx.Node) -> tuple
     """The fx nodes through which a reader in the graph reads the value of `source`."""
     twice = sum(name == use.node.inputs[use.index] for name in use.node.inputs) > 1
     parts = [node for part in use.node.parts for node in translation.parts.get(part, ())]
-    others = set(translation.values.values()) - {source}
+    others = {translation.values[name] for name in use.node.inputs if name is not None and name in translation.values}
+    others.discard(source)
     readers = [
         NativeReader(node, read, use.index if twice and len(parts) == 1 else None)
         for node in parts
@@ -78,7 +79,7 @@ def native_readers(translation: Translation, use: Use, source: fx.Node) -> tuple
 
 
 def _sees(read: fx.Node, source: fx.Node, others: set[fx.Node]) -> bool:
-    """Whether a node is `source` or a view of it; a view that is a tensor of the graph itself is another."""
+    """Whether a node is `source` or a view of it, and no view that the same node reads as a tensor of its own."""
     chain = view_chain(read)
     return source in chain and others.isdisjoint(chain[: chain.index(source)])
 

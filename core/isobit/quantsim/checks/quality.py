@@ -45,21 +45,30 @@ def output_sqnr(float_outputs: Sequence[Outputs], outputs: Sequence[Outputs]) ->
             continue
         signal = sum(float(np.square(batch[name], dtype=np.float64).sum()) for batch in float_outputs)
         pairs = zip(float_outputs, outputs, strict=True)
-        noise = sum(float(np.square(a[name] - b[name], dtype=np.float64).sum()) for a, b in pairs)
+        noise = sum(_noise(a[name], b[name]) for a, b in pairs)
         values.append(200.0 if noise == 0 else float(10 * np.log10(max(signal, 1e-300) / noise)))
     return float(np.mean(values)) if values else 200.0
+
+
+def _noise(exact: NDArray[Any], other: NDArray[Any]) -> float:
+    """The energy of what differs; all of it where the shapes differ, which may depend on values."""
+    difference = exact - other if exact.shape == other.shape else exact
+    return float(np.square(difference, dtype=np.float64).sum())
 
 
 def mean_decibels(pairs: Iterable[tuple[Outputs, Outputs]]) -> float:
     """The mean over samples and float outputs of their decibels; 200 where nothing differs.
 
     One sample that goes astray does not decide it, as it would over the sum of all errors. Axis 0 of an output is
-    taken to hold the samples.
+    taken to hold the samples. An output whose shape depends on values, and is another one, counts as noise.
     """
     ratios = []
     for exact, other in pairs:
         for name, values in exact.items():
             if values.dtype.kind != "f" or not values.size:
+                continue
+            if other[name].shape != values.shape:
+                ratios.append(0.0)
                 continue
             rows = zip(values, other[name], strict=True) if values.ndim > 1 else [(values, other[name])]
             ratios += [min(max(decibels(row, other_row), -200.0), 200.0) for row, other_row in rows]
