@@ -78,12 +78,29 @@ def index() -> Graph:
     return canonicalize(sketch.graph("last"))
 
 
+def length(op: str) -> Graph:
+    """Durations are rounded and added up: how far a row reaches."""
+    sketch = Sketch()
+    x = sketch.input("x", *ROW)
+    sketch.node("Ceil", layer(sketch, x, "b"), name="durations", shape=ROW)
+    if op == "CumSum":
+        shape, total = ROW, sketch.node(op, "durations", sketch.weight("axis", 1, "int64"), name="total", shape=ROW)
+    else:
+        shape = ("N", 1)
+        total = sketch.node(op, "durations", name="total", shape=shape, axes=(1,), keepdims=1)
+    rows = sketch.node("Cast", total, name="rows", shape=shape, dtype="int64", to="int64")
+    found = sketch.node("Gather", sketch.random("table", 50, 8), rows, name="found", shape=(*shape, 8), axis=0)
+    sketch.node("MatMul", found, sketch.random("last.w", 8, 8), name="last", shape=(*shape, 8))
+    return canonicalize(sketch.graph("last"))
+
+
 NETWORKS: dict[str, tuple[Graph, set[str]]] = {
     "time": (time_embedding(), {"t", "phase"}),
     "layer": (phase_of_a_layer(), {"b", "moved", "phase"}),
     **{f"magnitude {op}": (magnitudes(op), {"re2", "im2", "power"}) for op in ("Sqrt", "Log", "Pow")},
     **{f"denominator {op}": (denominator(op), {"bounded", "length"}) for op in ("Div", "Reciprocal")},
     "index": (index(), {"x", "wide", "floor"}),
+    **{f"length {op}": (length(op), {"durations", "total"}) for op in ("ReduceSum", "ReduceMax", "CumSum")},
 }
 WORDS = ("reads it as a phase", "small values count", "divides by it", "makes whole numbers of it")
 

@@ -23,6 +23,7 @@ from isobit.graph import Graph, Input, Site, Tensor, Weight, to_canonical
 from isobit.statistics import Request, Watched
 from isobit_onnx.export.export_qdq import QdqPlan
 from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
+from isobit_onnx.export.save_model import self_contained
 from isobit_onnx.qdq.writer import Quantized, insert_quantizers
 from isobit_onnx.run.conditions import ExampleConditions
 from isobit_onnx.run.given import run_given
@@ -214,7 +215,7 @@ class OnnxModel:
                     readers = bind(self.float_model, self.translation, site).readers
                     if readers:
                         names[site] = OnnxName(readers[0][0], input=readers[0][1])
-        return ir.to_proto(self.float_model), names
+        return self_contained(self.float_model), names
 
     def inner_values(self) -> dict[str, str]:
         """Values before a reshape inside one neutral node: the runtime's kernel for the rest ends there."""

@@ -22,6 +22,8 @@ _REDUCTIONS = frozenset({"ReduceSum", "ReduceMean"})
 _POSITIVE = _AFFINE | _REDUCTIONS | {"Relu", "Abs", "ReduceSumSquare"}
 #: What a divisor is made of beside the sum itself: an epsilon, a bound, a factor.
 _DIVISOR = frozenset({"Add", "Max", "Clip", "Mul", "Cast"})
+#: What whole numbers are made of: durations are rounded, added up, and become a length.
+_COUNTED = _AFFINE | {"ReduceSum", "ReduceMax", "ReduceMin", "CumSum"}
 _OF_ALL = _AFFINE | {"Concat"}
 _ROOTS = frozenset({"Sqrt", "Log", "ReduceLogSum"})
 _PERIODIC = frozenset({"Sin", "Cos", "Tan"})
@@ -74,7 +76,7 @@ class _Search:
             index = 1 if node.op == "Div" else 0
             self._walk(node, index, f"{node.op} {node.name} divides by it, and small values count", _DIVISOR)
         elif node.op == "Cast" and self.graph.tensors[node.outputs[0]].dtype in _INDICES:
-            self._walk(node, 0, f"{node.op} {node.name} makes whole numbers of it", _AFFINE)
+            self._walk(node, 0, f"{node.op} {node.name} makes whole numbers of it", _COUNTED)
         elif node.op == "OneHot":
             self._walk(node, 0, f"{node.op} {node.name} reads it as an index", _AFFINE)
         elif node.op == "GridSample":
@@ -131,14 +133,14 @@ class _Search:
         """Where the way back goes on: a sum of two signals is where a phase begins, one of squares is passed."""
         uses = [Use(node, i) for i in (range(len(node.inputs)) if node.op in _OF_ALL else (0,))]
         signals = [use for use in uses if node.inputs[use.index] in self.signal]
-        if passed is _AFFINE and len(signals) > 1 and node.op != "Concat":
+        if passed in (_AFFINE, _COUNTED) and len(signals) > 1 and node.op != "Concat":
             return [use for use in signals if node.inputs[use.index] in self.positions]
         return signals
 
     def _end_at_layer(self, layer: Node, reason: str, passed: frozenset[str]) -> None:
         """Behind a layer, whose operands stay integers, nothing is exact but squares that it adds up, in 16 bits."""
         source = layer.input(0)
-        if passed is _AFFINE:
+        if passed in (_AFFINE, _COUNTED):
             self.layers.add(layer.outputs[0])
         elif passed is _POSITIVE and source is not None and source in self.squares and not self.is_overridden(source):
             self.wide[source] = reason

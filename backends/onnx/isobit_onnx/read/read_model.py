@@ -39,6 +39,7 @@ _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLi
 _PASS_LOGGERS = ("onnx_ir", "onnxscript")
 
 #: Types whose protobufs hold the bytes of a NumPy array.
+_SMALL = 1024  # bytes of a tensor in a file of its own that is taken into the model
 _PLAIN = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.INT32})
 
 
@@ -147,7 +148,9 @@ def hold_weights(model: ir.Model) -> None:
     """Keep the weights as arrays, in place: a protobuf copies its bytes whenever they are looked at."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype in _PLAIN:
+        # Small ones are settings of operations: shape inference looks at them, and only in the model itself.
+        is_small = isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= _SMALL
+        if (is_small or isinstance(tensor, ir.TensorProtoTensor)) and tensor is not None and tensor.dtype in _PLAIN:
             value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
 
 

@@ -138,7 +138,7 @@ class ObservingSession:
             elif observer.wants == "means":
                 means = values[names.mean]
                 if item.channel_axis != 0:  # of each sample: few enough to be added in float64
-                    means = np.mean(means, axis=0, dtype=np.float64, keepdims=means.ndim == 1)
+                    means = np.asarray(np.mean(means, axis=0, dtype=np.float64, keepdims=means.ndim == 1))
                 observer.add_means(means, int(values[names.count]) // means.size)
             elif observer.wants == "sample":
                 sample = values[names.sample]
