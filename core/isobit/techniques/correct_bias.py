@@ -40,13 +40,11 @@ from isobit.techniques.technique import TechniqueReport
 class CorrectBias:
     """Shift the bias of each quantized Conv, ConvTranspose and Linear so that its mean output is the float model's.
 
-    Means are of a model with quantized weights and with activations that are clipped to their grids but not rounded:
-    so they are the same in all frameworks, to float accuracy.
-
-    ``"fast"`` corrects all layers from two passes, one through the float and one through the quantized model: of a
-    layer's shift, what came in with its input is left to the layers before it. ``"full"`` goes layer after layer, each
-    measured behind the corrected ones before it: one pass each. ``"analytic"`` needs no data: it takes the input means
-    from the batch norms that were folded before.
+    ``"fast"`` corrects the mean error that each layer makes itself, from the means of inputs in one float pass, which
+    is that of calibration too; what comes in with an input is left to the layers before. ``"full"`` goes layer after
+    layer, each measured behind the corrected ones before it: one pass each, of a model with quantized weights and with
+    activations that are clipped to their grids but not rounded, so that means are the same in all frameworks, to float
+    accuracy. ``"analytic"`` needs no data: it takes the input means from the batch norms that were folded before.
     """
 
     mode: Literal["fast", "full", "analytic"] = "fast"
@@ -61,7 +59,7 @@ class CorrectBias:
         return self.mode != "analytic"
 
     def requests(self, context: TechniqueContext) -> Requests:
-        """Mean outputs of all layers in float; in the fast mode also mean inputs, and both with quantization."""
+        """Means in float, of the inputs of all layers in the fast mode, of their outputs in the full one."""
         layers, _ = _layers(context.graph, context.plan)
         return self._requests(layers) if self.uses_data and layers else Requests()
 

@@ -60,7 +60,7 @@ NETWORKS = (
         data=data,
         held_out=lambda: {INPUT: chords(2, 4)[0]},
         figure=figure,
-        settings={"method": "mse", "exclude": ["*cq_t2010v2*", "*normalized_log*"]},
+        settings={"exclude": ["*cq_t2010v2*", "*normalized_log*"]},
         accepted="half of the weights are fixed filters of a spectrogram that goes through a logarithm",
     ),
 )
