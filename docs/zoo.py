@@ -17,7 +17,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 import isobit
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
-from measure import Measured, measure
+from measure_network import Measured, measure
 from zoo import NETWORKS
 from zoo_network import ZooNetwork
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from measure import measure
+from measure_network import measure
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from zoo import NETWORKS
 from zoo_network import ZooNetwork, is_installed

@@ -57,8 +57,8 @@ def smallest_error(histogram: Histogram, spec: QuantSpec, clip_weight: float) ->
     return best_range(histogram, spec, lambda grids: mean_square_errors(bins, grids, clip_weight))
 
 
-def best_range(histogram: Histogram, spec: QuantSpec, costs: Costs) -> tuple[float, float]:
-    """The range whose grid costs least.
+def best_range(histogram: Histogram, spec: QuantSpec, costs: Costs, *, gain: float = 0.0) -> tuple[float, float]:
+    """The range whose grid costs least. The last step goes on while it gains that share.
 
     First one threshold on magnitudes is searched. An asymmetric grid has two ends: each is then searched with the other
     one held, and last scale and zero point together, because the error jumps where the zero point does.
@@ -82,8 +82,9 @@ def best_range(histogram: Histogram, spec: QuantSpec, costs: Costs) -> tuple[flo
         lows, highs = _grids_near(low, high, spec)
         inside = (lows > minimum * (1 + _NEAR)) & (highs < maximum * (1 + _NEAR))
         lows, highs = np.append(low, lows[inside]), np.append(high, highs[inside])
-        best = first_best(cost(lows, highs))
-        if best == 0:
+        found = cost(lows, highs)
+        best = first_best(found)
+        if best == 0 or found[best] > found[0] * (1 - gain):
             break
         low, high = float(lows[best]), float(highs[best])
     return low, high
