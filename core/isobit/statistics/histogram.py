@@ -154,7 +154,8 @@ class Histogram:
         if elements < 0 or not 0 <= non_finite <= elements or np.any(counts < 0) or counts.sum() > elements:
             raise DataError(f"counts of {elements} elements, {non_finite} of them not finite, that do not add up")
         histogram._counts = BinCounts.of(arrays["keys"], counts)
-        if np.isnan([histogram.minimum, histogram.maximum]).any() or (histogram.counted > 0) == histogram.is_empty:
+        is_known = bool(np.isfinite([histogram.minimum, histogram.maximum]).all())
+        if (histogram.counted > 0) != is_known or is_known == histogram.is_empty:
             raise DataError(f"counts that do not fit the bounds {histogram.minimum} and {histogram.maximum}")
         return histogram
 

@@ -85,7 +85,8 @@ def _family(largest: Floats, heaviest: Floats, shift: Floats, words: str) -> Cal
     def rescaling(alpha: float) -> Rescaling:
         factors = np.ones_like(largest)
         factors[lively] = largest[lively] ** alpha / heaviest[lively] ** (1 - alpha)
-        factors[lively] /= np.exp(np.log(factors[lively]).mean())
+        if lively.any():  # after a shift, no channel may reach anywhere
+            factors[lively] /= np.exp(np.log(factors[lively]).mean())
         return Rescaling(factors, shift, f"alpha {alpha:g}{words}")
 
     return rescaling
