@@ -19,7 +19,7 @@ from isobit.errors import DataError, ModelError, RecipeError
 from isobit.files import check_writable
 from isobit.plugins import registry
 from isobit.quantsim.checks.quality import judgement
-from isobit.quantsim.quantize import quantize
+from isobit.quantsim.quantize import DEFAULT_RECIPE, quantize
 from isobit.quantsim.quantsim import QuantSim
 
 
@@ -39,7 +39,7 @@ class Run:
         job = self.job
         check_writable(job.out)
         self._calibrator = parse_calibrator(job.method, registry().calibrators())
-        self._recipe = registry().recipe(job.recipe or "basic")
+        self._recipe = registry().recipe(job.recipe or DEFAULT_RECIPE)
         if job.recipe and not job.fold:
             raise RecipeError("--no-fold is for no recipe: a recipe says itself whether batch norms are folded")
         if not job.model.exists():
@@ -116,9 +116,7 @@ class Run:
     def _next_command(self) -> str:
         """What to try after a poor result: a recipe, another calibration, wider formats; the first not tried yet."""
         job, recipe = self.job, self.job.recipe
-        if recipe is None and job.fold:
-            further = "--recipe fast"
-        elif recipe == "fast":
+        if job.fold and recipe in (None, "basic", DEFAULT_RECIPE):
             recipe, further = None, "--recipe ptq"
         elif job.method != "auto":
             further = "--method auto"

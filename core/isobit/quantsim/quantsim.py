@@ -310,9 +310,9 @@ class QuantSim:
         return self.backend_model.run(prepared)
 
     def run_float(self, batch: Any) -> dict[str, NDArray[Any]]:
-        """Outputs with every quantizer switched off."""
+        """Outputs with every quantizer switched off, and without what techniques added to make up for quantization."""
         prepared = self._one_batch(batch)
-        model = self.backend_model
+        model = self._simulation.float_model()
         active = list(model.encodings())
         model.enable(active, on=False)
         try:

@@ -59,17 +59,17 @@ def bias_of(draft: Draft, layer: Node, channels: int) -> Vector:
     return draft.value(name).astype(np.float32) if name is not None else np.zeros(channels, np.float32)
 
 
-def set_bias(draft: Draft, layer: Node, value: NDArray[np.floating]) -> None:
-    """Give a layer this bias, as a copy of its own where others read the old one."""
+def set_bias(draft: Draft, layer: Node, value: NDArray[np.floating], *, compensates: bool = False) -> None:
+    """Give a layer this bias, as a copy of its own where others read the old one; `compensates` as of `SetWeights`."""
     name = layer.input(2)
     value = np.asarray(value, np.float32)
     if name is None:
-        draft.apply(AddBias(layer.name, value))
+        draft.apply(AddBias(layer.name, value, compensates))
         return
     if len(draft.graph.uses(name)) > 1 or len(draft.graph.source_readers(name)) > 1:
         draft.apply(Unshare(name, layer.name))
         name = draft.graph.node(layer.name).inputs[2] or name
-    draft.apply(SetWeights({name: value}))
+    draft.apply(SetWeights({name: value}, compensates))
 
 
 def by_input(weight: NDArray[np.floating], groups: int, values: NDArray[np.floating]) -> NDArray[np.floating]:
