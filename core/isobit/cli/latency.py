@@ -1,48 +1,49 @@
-"""Latency and size of model files, measured with onnxruntime on this machine."""
+"""Latency of the float and of the quantized model, measured turn by turn on this machine."""
 
 from __future__ import annotations
 
 import os
-import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from numpy.typing import NDArray
+import numpy as np
 
-from isobit.data import Batch
-from isobit.errors import ModelError
+if TYPE_CHECKING:
+    from isobit.backend.optional import Deployed
+    from isobit.data import Batch
 
-_WARM_UP, _FEWEST, _MOST, _SECONDS = 2, 5, 50, 3.0
-_STEADY = 1.5  # if a median is further above the best run, the machine was busy
+_WARM_UP = 2
+#: A turn of one model takes this many runs and seconds at least. Threads that wait for the next run of the other model
+#: spin for a while; the best of several runs does not see them.
+_TURN_RUNS, _TURN_SECONDS = 2, 0.02
+#: Rounds go on until so many of them gave no better time, but not longer than the last figure in seconds.
+_FEWEST_ROUNDS, _ROUNDS_WITHOUT_GAIN, _SECONDS, _MOST_SECONDS = 3, 10, 1.0, 6.0
+_GAIN = 0.98
+_STEADY = 1.5  # if the ratio of the rounds varies by more, the machine was busy
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Median and best milliseconds a batch of each file, None where onnxruntime cannot run the float one."""
+    """Best milliseconds a batch of each file, and their ratio; None where there is no float file to run.
+
+    `ratio_low` and `ratio_high` are the first and the ninth decile of the ratios of single rounds: the spread.
+    """
 
     float_ms: float | None
     quantized_ms: float
-    float_best_ms: float | None
-    quantized_best_ms: float
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
     batch: int
     threads: int
-    repeats: int
+    rounds: int
     runtime: str
 
     @property
     def is_steady(self) -> bool:
-        """Whether the runs took about the same time, so that the ratio of the medians means something."""
-        pairs = ((self.float_ms, self.float_best_ms), (self.quantized_ms, self.quantized_best_ms))
-        return all(ms is None or best is None or ms <= _STEADY * best for ms, best in pairs)
-
-
-def runtime_available() -> bool:
-    """Whether onnxruntime is installed."""
-    return find_spec("onnxruntime") is not None
+        """Whether the rounds gave about the same ratio."""
+        return self.ratio_low is None or self.ratio_high is None or self.ratio_high <= _STEADY * self.ratio_low
 
 
 def available_threads() -> int:
@@ -50,81 +51,47 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class FileSession:
-    """A model file in onnxruntime on the CPU, as a user would deploy it: all optimisations, no saturating sums."""
+def measure(original: Deployed | None, quantized: Deployed, batch: Batch, threads: int) -> Latency:
+    """Time both models on one batch, turn by turn, so that a busy machine slows both alike.
 
-    def __init__(self, path: Path, threads: int) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        # Without it, sums of uint8 x int8 products saturate on x86-64 processors that have no VNNI.
-        options.add_session_config_entry("session.x64quantprecision", "1")
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            self.output_names = [output.name for output in self._session.get_outputs()]
-        except Exception as error:  # onnxruntime raises its own kinds
-            raise ModelError(f"onnxruntime cannot load {path}: {' '.join(str(error).split())[:300]}") from error
-
-    def run(self, batch: Batch) -> dict[str, NDArray[Any]]:
-        """All outputs by name."""
-        try:
-            values = self._session.run(self.output_names, dict(batch))
-        except Exception as error:
-            raise ModelError(f"onnxruntime failed on a batch: {' '.join(str(error).split())[:300]}") from error
-        return dict(zip(self.output_names, values, strict=True))
-
-
-def measure(float_session: FileSession | None, quantized: FileSession, batch: Batch, threads: int) -> Latency:
-    """Time both models on one batch, turn by turn, so that a busy machine slows both alike."""
-    import onnxruntime
-
-    sessions = [quantized] if float_session is None else [float_session, quantized]
-    for session in sessions * _WARM_UP:
-        session.run(batch)
-    times: list[list[float]] = [[] for _ in sessions]
-    begin = time.perf_counter()
-    while len(times[0]) < _MOST and (len(times[0]) < _FEWEST or time.perf_counter() - begin < _SECONDS):
-        for session, durations in zip(sessions, times, strict=True):
-            start = time.perf_counter()
-            session.run(batch)
-            durations.append((time.perf_counter() - start) * 1e3)
-    medians, best = [statistics.median(durations) for durations in times], [min(durations) for durations in times]
+    The best time of each counts: what other processes add is never negative.
+    """
+    models = [quantized] if original is None else [original, quantized]
+    for model in models * _WARM_UP:
+        model.run(batch)
+    rounds: list[list[float]] = []
+    best, last_gain, begin = [np.inf] * len(models), 0, time.perf_counter()
+    while not _enough(len(rounds), last_gain, time.perf_counter() - begin):
+        times = [_turn(model, batch) for model in models]
+        rounds.append(times)
+        if any(now < _GAIN * before for now, before in zip(times, best, strict=True)):
+            last_gain = len(rounds)
+        best = [min(now, before) for now, before in zip(times, best, strict=True)]
     size = len(next(iter(batch.values())))
-    runtime = f"onnxruntime {onnxruntime.__version__}, CPU"
-    float_times = (medians[0], best[0]) if float_session else (None, None)
-    return Latency(float_times[0], medians[-1], float_times[1], best[-1], size, threads, len(times[0]), runtime)
+    if original is None:
+        return Latency(None, best[0], None, None, None, size, threads, len(rounds), quantized.runtime)
+    low, high = np.quantile([after / before for before, after in rounds], (0.1, 0.9))
+    return Latency(
+        best[0], best[1], best[1] / best[0], float(low), float(high), size, threads, len(rounds), quantized.runtime
+    )
+
+
+def _enough(rounds: int, last_gain: int, seconds: float) -> bool:
+    if rounds < _FEWEST_ROUNDS:
+        return False
+    return seconds > _MOST_SECONDS or (seconds > _SECONDS and rounds - last_gain >= _ROUNDS_WITHOUT_GAIN)
+
+
+def _turn(model: Deployed, batch: Batch) -> float:
+    """The best time of some runs in a row, in milliseconds."""
+    times: list[float] = []
+    while len(times) < _TURN_RUNS or sum(times) < _TURN_SECONDS:
+        start = time.perf_counter()
+        model.run(batch)
+        times.append(time.perf_counter() - start)
+    return min(times) * 1e3
 
 
 def first_samples(batch: Batch, count: int, fixed: int | None) -> Batch:
     """At most `count` samples of a batch; all of it where the model's batch is fixed."""
     return dict(batch) if fixed else {name: array[:count] if array.ndim else array for name, array in batch.items()}
-
-
-def file_size(path: Path) -> int | None:
-    """Bytes of a model file with its external weights; None where it is unknown."""
-    if not path.is_file():
-        return None
-    return path.stat().st_size + sum(
-        external.stat().st_size for external in _external_files(path) if external.is_file()
-    )
-
-
-def _external_files(path: Path) -> Sequence[Path]:
-    if path.suffix.lower() != ".onnx" or find_spec("onnx") is None:
-        return ()
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception:  # the backend has opened it, so this is a kind of file that has no external weights
-        return ()
-    locations = {
-        entry.value
-        for tensor in model.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return [path.parent / location for location in sorted(locations)]
