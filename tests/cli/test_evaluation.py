@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from isobit.cli.evaluation import Evaluator
-from isobit.cli.latency import Latency
-from isobit.cli.outcome import Outcome, print_outcome
+from isobit.cli.quantizing.evaluation import Evaluator
+from isobit.cli.quantizing.latency import Latency
+from isobit.cli.quantizing.outcome import Outcome, print_outcome
 from isobit.data import Dataset
 
 SCORES = np.eye(4, dtype=np.float32)

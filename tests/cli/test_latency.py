@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from isobit.cli.latency import first_samples, measure
-from isobit.cli.model_files import file_size
+from isobit.cli.quantizing.latency import first_samples, measure
+from isobit.cli.quantizing.model_files import file_size
 
 
 class Sleeper:
@@ -24,8 +24,8 @@ class Sleeper:
 
 
 def test_the_ratio_is_that_of_the_best_times(monkeypatch):
-    monkeypatch.setattr("isobit.cli.latency._SECONDS", 0.1)
-    monkeypatch.setattr("isobit.cli.latency._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("isobit.cli.quantizing.latency._SECONDS", 0.1)
+    monkeypatch.setattr("isobit.cli.quantizing.latency._TURN_SECONDS", 0.0)
     latency = measure(Sleeper(0.002), Sleeper(0.004), {"x": np.zeros((4, 1))}, 2)
     assert latency.ratio == latency.quantized_ms / latency.float_ms == pytest.approx(2, rel=0.2)
     assert latency.ratio_low <= latency.ratio_high
@@ -33,7 +33,7 @@ def test_the_ratio_is_that_of_the_best_times(monkeypatch):
 
 
 def test_without_a_float_file_there_is_no_ratio(monkeypatch):
-    monkeypatch.setattr("isobit.cli.latency._SECONDS", 0.0)
+    monkeypatch.setattr("isobit.cli.quantizing.latency._SECONDS", 0.0)
     latency = measure(None, Sleeper(0.001), {"x": np.zeros((4, 1))}, 1)
     assert (latency.float_ms, latency.ratio, latency.is_steady) == (None, None, True)
 

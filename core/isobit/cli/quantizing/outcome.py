@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isobit.cli.evaluation import Evaluation
-from isobit.cli.latency import Latency
+from isobit.cli.quantizing.evaluation import Evaluation
+from isobit.cli.quantizing.latency import Latency
 from isobit.cli.terminal import capped, line, print_json, table
 from isobit.placement.coverage import Coverage
 from isobit.placement.plan import Plan
@@ -62,7 +62,7 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     for text in _captions(outcome):
         line(text, style="dim")
     if outcome.advice:
-        line(outcome.advice, style="yellow")
+        line(outcome.advice, style="yellow", is_command=True)
     line()
     for label, path in outcome.files.items():
         line(f"{label:<10} {path}")

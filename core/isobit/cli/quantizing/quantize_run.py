@@ -6,15 +6,15 @@ from typing import Any
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.scheme import parse_calibrator
-from isobit.cli.calibration_files import holds_images, load
-from isobit.cli.data_files import DataFiles
-from isobit.cli.evaluation import Evaluator
-from isobit.cli.file_batches import fixed_batch
-from isobit.cli.latency import available_threads, first_samples, measure
-from isobit.cli.model_files import deploy, file_size
-from isobit.cli.outcome import Outcome, format_label
 from isobit.cli.quantize_options import Job
+from isobit.cli.quantizing.evaluation import Evaluator
+from isobit.cli.quantizing.latency import available_threads, first_samples, measure
+from isobit.cli.quantizing.model_files import deploy, file_size
+from isobit.cli.quantizing.outcome import Outcome, format_label
 from isobit.cli.terminal import line
+from isobit.cli.user_data.calibration_files import holds_images, load
+from isobit.cli.user_data.data_files import DataFiles
+from isobit.cli.user_data.file_batches import fixed_batch
 from isobit.data import Dataset
 from isobit.errors import DataError, ModelError, RecipeError
 from isobit.files import check_writable
