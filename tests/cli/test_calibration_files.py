@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from isobit.cli.calibration_files import load
-from isobit.cli.image_options import ImageOptions
+from isobit.cli.user_data.calibration_files import load
+from isobit.cli.user_data.image_options import ImageOptions
 from isobit.data import Dataset
 from isobit.errors import DataError
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from isobit.cli.evaluation import Evaluator
-from isobit.cli.latency import Latency, file_size, first_samples
-from isobit.cli.outcome import Outcome, print_outcome
+from isobit.cli.quantizing.evaluation import Evaluator
+from isobit.cli.quantizing.latency import Latency
+from isobit.cli.quantizing.outcome import Outcome, print_outcome
 from isobit.data import Dataset
 
 SCORES = np.eye(4, dtype=np.float32)
@@ -72,20 +72,20 @@ def test_trailing_axes_of_one_are_no_obstacle(make_graph):
 def test_table_says_dashes_where_nothing_was_measured(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     outcome = Outcome("uint8 x int8", "default", "minmax", quantized_bytes=2_500_000)
-    outcome.latency = Latency(None, 1.234, None, 1.2, 4, 2, 9, "onnxruntime 1, CPU")
+    outcome.latency = Latency(None, 1.234, None, None, None, 4, 2, 9, "onnxruntime 1, CPU")
     print_outcome(outcome, as_json=False)
     text = capsys.readouterr().out
     assert "2.5 MB" in text
     assert "1.23 ms" in text
-    assert "median of 9 interleaved runs, batch 4, 2 thread(s), onnxruntime 1, CPU" in text
-    assert "varied" not in text
+    assert "best of 9 interleaved rounds, batch 4, 2 thread(s), onnxruntime 1, CPU" in text
+    assert "busy" not in text
 
 
 def test_a_busy_machine_is_said(capsys):
     outcome = Outcome("uint8 x int8", "default", "minmax")
-    outcome.latency = Latency(14.2, 0.3, 1.8, 0.25, 4, 2, 9, "onnxruntime 1, CPU")
+    outcome.latency = Latency(1.8, 0.9, 0.5, 0.4, 1.2, 4, 2, 9, "onnxruntime 1, CPU")
     print_outcome(outcome, as_json=False)
-    assert "the runs varied, as on a busy machine; the best took 1.8 ms and 0.25 ms" in capsys.readouterr().out
+    assert "the rounds gave 0.40x to 1.20x, as on a busy machine" in capsys.readouterr().out
 
 
 def test_names_with_brackets_are_printed_as_they_are(capsys):
@@ -99,21 +99,3 @@ def test_json_has_no_infinity(capsys, make_graph):
     comparison.compare(same, same)
     print_outcome(Outcome("a x b", "default", "minmax", comparison.result), as_json=True)
     assert '"y": null' in capsys.readouterr().out
-
-
-def test_first_samples_keep_a_fixed_batch():
-    batch = {"x": np.zeros((4, 2))}
-    assert first_samples(batch, 1, None)["x"].shape == (1, 2)
-    assert first_samples(batch, 1, 4)["x"].shape == (4, 2)
-
-
-def test_size_counts_external_weights(tmp_path):
-    onnx = pytest.importorskip("onnx")
-    weight = onnx.numpy_helper.from_array(np.zeros((64, 64), np.float32), "w")
-    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
-    ports = [onnx.helper.make_tensor_value_info(name, 1, ["n", 64]) for name in "xy"]
-    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ports[:1], ports[1:], [weight]))
-    path = tmp_path / "m.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
-    assert file_size(path) == path.stat().st_size + (tmp_path / "m.data").stat().st_size
-    assert file_size(tmp_path) is None

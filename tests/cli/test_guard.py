@@ -49,7 +49,7 @@ def test_interruption(isobit, monkeypatch):
 
 
 def test_interruption_after_writing_does_not_deny_it(isobit, digits, tmp_path, monkeypatch):
-    from isobit.cli.quantize_run import Run
+    from isobit.cli.quantizing.quantize_run import Run
 
     def interrupt(self):
         raise KeyboardInterrupt

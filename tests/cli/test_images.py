@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import typer
 
-from isobit.cli.calibration_files import load
-from isobit.cli.image_files import plan_preprocessing
-from isobit.cli.image_options import ImageOptions, parse_numbers, parse_size
+from isobit.cli.user_data.calibration_files import load
+from isobit.cli.user_data.image_files import plan_preprocessing
+from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
 from isobit.data import Dataset
 from isobit.errors import DataError, PluginError
 from isobit.graph import TensorInfo

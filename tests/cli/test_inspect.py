@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import isobit as library
 from isobit.encodings import Encoding, Encodings, QuantSpec
 from isobit.formats.isobit_json import IsobitJson
 from isobit.graph import Input, Tensor, Weight
@@ -65,6 +67,49 @@ def test_encodings_as_json(isobit, encodings_file):
     assert first["kind"] == "weight"
     assert first["scale"] == [0.25, 0.5]
     assert (first["minimum"], first["maximum"]) == (-64.0, 63.5)
+
+
+@pytest.fixture(scope="module")
+def sim():
+    """A calibrated digits network."""
+    folder = Path(__file__).parents[2] / "examples" / "digits"
+    with np.load(folder / "calibration.npz") as archive:
+        return library.quantize(folder / "model.onnx", archive["image"][:16], method="minmax", exclude=["Add"])
+
+
+def test_a_saved_simulator(isobit, sim, tmp_path):
+    path = tmp_path / "digits.isobit"
+    sim.save(path)
+    shown = isobit("inspect", path).stdout
+    assert f"a saved simulator of {len(sim.encodings)} encodings, without its model" in shown
+    for text in ("target", "default", "left in float", "Add", "tensors over 1 batches", "classifier.weight"):
+        assert text in isobit("inspect", path, "--all").stdout
+    data = json.loads(isobit("inspect", path, "--json").stdout)
+    assert (data["target"], data["exclude"], len(data["encodings"])) == ("default", ["Add"], len(sim.encodings))
+
+
+def test_a_quantized_model(isobit, sim, tmp_path):
+    path = sim.export(tmp_path)["model"]
+    result = isobit("inspect", path)
+    assert result.exit_code == 0, result.output
+    assert "encodings in format onnx-qdq" in result.stdout
+    data = json.loads(isobit("inspect", path, "--json").stdout)
+    by_name = {row["name"]: row for row in data["encodings"]}
+    assert by_name["image"]["scale"] == sim.encodings["image"].scale.item()
+
+
+def test_statistics(isobit, sim, tmp_path):
+    path = tmp_path / "s.npz"
+    sim.save_statistics(path)
+    assert f"{len(sim.statistics)} tensors over 1 batches" in isobit("inspect", path).stdout
+    (part,) = json.loads(isobit("inspect", path, "--json").stdout)["parts"]
+    image = next(row for row in part["tensors"] if row["name"] == "image")
+    assert (image["kind"], image["minimum"], image["maximum"], image["values"]) == ("histogram", 0, 1, 16 * 32 * 32)
+    data = tmp_path / "data.npz"
+    np.savez(data, image=np.zeros(3))
+    result = isobit("inspect", data)
+    assert result.exit_code == 1
+    assert "not a statistics file" in result.stderr
 
 
 def test_errors(isobit, tmp_path):

@@ -31,7 +31,7 @@ def test_the_main_job(isobit, digits, tmp_path):
         assert text in result.stdout
     assert "99.72 %" in result.stdout
     assert "top-1 of output 'logits' over 360 samples" in result.stdout
-    assert "interleaved runs, batch 8" in result.stdout
+    assert "interleaved rounds, batch 8" in result.stdout
     assert "thread(s), onnxruntime" in result.stdout
     assert str(out / "model.qdq.onnx") in result.stdout
     assert result.stderr == ""

@@ -22,7 +22,6 @@ Edges = Mapping[str, set[str]]
 MOST_MODULES = 16
 LARGER_FOLDERS = {
     "isobit/techniques": 17,  # one a technique, under the name that users write
-    "isobit/cli": 25,  # one a command, and what commands share
 }
 
 #: Names that modules of one package share, and why.

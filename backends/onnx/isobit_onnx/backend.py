@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from isobit.encodings import Encodings
     from isobit.testing.networks import Network
     from isobit_onnx.model import OnnxModel
+    from isobit_onnx.run.deployed import DeployedFile
 
 
 class OnnxBackend:
@@ -80,6 +81,21 @@ class OnnxBackend:
         from isobit_onnx.export.run_written import run_written
 
         return run_written(path, batch)
+
+    def deploy(self, path: Path, threads: int) -> DeployedFile | None:
+        """A file in onnxruntime on the CPU; None without onnxruntime. Raises ModelError."""
+        if find_spec("onnxruntime") is None:
+            return None
+        from isobit_onnx.run.deployed import DeployedFile
+
+        return DeployedFile(path, threads)
+
+    def files_of(self, path: Path) -> list[Path]:
+        """An ONNX file and the files of its external weights."""
+        self._require(running=False)
+        from isobit_onnx.run.external_files import external_files
+
+        return [path, *external_files(path)]
 
     def build_network(self, network: Network) -> Any:
         """A reference network as ``onnx.ModelProto``, for `isobit.testing`."""

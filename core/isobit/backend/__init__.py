@@ -7,6 +7,8 @@ from isobit.backend.checks import check_quantizers
 from isobit.backend.contract import Backend, BackendModel, Differentiable, NameMap, OnnxName
 from isobit.backend.devices import device_of
 from isobit.backend.optional import (
+    Deployed,
+    DeploysFiles,
     HasInnerValues,
     KeepsRelations,
     NativeExporter,
@@ -23,6 +25,8 @@ __all__ = [
     "BackendModel",
     "Batch",
     "CheckedModel",
+    "Deployed",
+    "DeploysFiles",
     "Differentiable",
     "HasInnerValues",
     "KeepsRelations",

@@ -58,6 +58,35 @@ class RunsWritten(Protocol):
         ...
 
 
+class Deployed(Protocol):
+    """A model file in a runtime, as a user runs it on this machine."""
+
+    @property
+    def runtime(self) -> str:
+        """The runtime, its version, the device, and each setting that is not its default."""
+        ...
+
+    def run(self, batch: Batch) -> Mapping[str, NDArray[Any]]:
+        """Outputs by name. Raises ModelError."""
+        ...
+
+
+@runtime_checkable
+class DeploysFiles(Protocol):
+    """What a backend adds whose files a runtime loads: `isobit quantize` measures its time and accuracy there."""
+
+    def deploy(self, path: Path, threads: int) -> Deployed | None:
+        """Load a file with the settings that are right on this machine; None where the runtime is not installed.
+
+        Raises ModelError where the runtime refuses the file.
+        """
+        ...
+
+    def files_of(self, path: Path) -> Sequence[Path]:
+        """The file and those that belong to it, such as external weights."""
+        ...
+
+
 @runtime_checkable
 class RunsGiven(Protocol):
     """What a BackendModel adds that can run the model as the user gave it, to be compared with the opened one."""

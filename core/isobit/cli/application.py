@@ -22,7 +22,6 @@ app = typer.Typer(
     name="isobit",
     cls=GuardedGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # `isobit.cli.guard` handles them
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -12,8 +12,8 @@ import typer
 
 from isobit.cli import quantize_options as options
 from isobit.cli.guard import Debug, remember_written
-from isobit.cli.image_options import ImageOptions, parse_numbers, parse_size
 from isobit.cli.quantize_options import parse_overrides
+from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +49,7 @@ def calibrate(
     scale: options.Scale = None,
     channels: options.ChannelOrder = None,
     layout: options.AxisOrder = None,
+    as_json: options.AsJson = False,
     _debug: Debug = False,
 ) -> None:
     """Collect the statistics of a model over data, or add up those of several runs, and set the quantizers from them.
@@ -92,6 +93,7 @@ def calibrate(
     )
     if not no_fold:
         sim.apply(FoldBatchNorms())
+    read: list[str] = []
     if data is None:
         sim.load_statistics(*files)
         sim.recalibrate(method)
@@ -104,14 +106,18 @@ def calibrate(
             channels.value if channels else None,
             layout.value if layout else None,
         )
-        _observe(sim, data, images, method, batch_size, samples, ignore_non_finite, resume, processes)
+        read = _observe(sim, data, images, method, batch_size, samples, ignore_non_finite, resume, processes)
     if write_statistics is not None:
         sim.save_statistics(write_statistics)
         remember_written(context, write_statistics)
     paths = {} if out is None else sim.export(out)
     if out is not None:
         remember_written(context, out)
-    _report(sim, {"statistics": write_statistics, **paths} if write_statistics else paths)
+    written = {"statistics": write_statistics, **paths} if write_statistics else paths
+    if as_json:
+        _print_json(sim, written, read)
+    else:
+        _report(sim, written, read)
 
 
 def _check(model: Path, method: str) -> None:
@@ -134,13 +140,11 @@ def _observe(
     ignore_non_finite: bool,
     resume: Path | None,
     processes: int | None,
-) -> None:
-    from isobit.cli.calibration_files import load
-    from isobit.cli.terminal import line
+) -> list[str]:
+    """One pass over the data. Returns how the files were read."""
+    from isobit.cli.user_data.calibration_files import load
 
     files = load(data, sim.graph, images, batch_size=batch_size, samples=samples)
-    for note in files.notes:
-        line(note)
     executor = None
     if processes is not None:
         executor = partial(ProcessPoolExecutor, processes, mp_context=get_context("spawn"))
@@ -153,11 +157,31 @@ def _observe(
             executor=executor,
             resume=resume,
         )
+    return files.notes
 
 
-def _report(sim: QuantSim, paths: Mapping[str, Path]) -> None:
+def _print_json(sim: QuantSim, paths: Mapping[str, Path], read: Sequence[str]) -> None:
+    from dataclasses import asdict
+
+    from isobit.cli.terminal import print_json
+
+    print_json(
+        {
+            "tensors": len(sim.statistics),
+            "batches": sim.statistics.batches,
+            "calibration": str(sim.calibration),
+            "coverage": asdict(sim.report.coverage),
+            "files": dict(paths),
+            "notes": [*read, *sim.report.notes],
+        }
+    )
+
+
+def _report(sim: QuantSim, paths: Mapping[str, Path], read: Sequence[str]) -> None:
     from isobit.cli.terminal import line
 
+    for note in read:
+        line(note)
     line(f"{len(sim.statistics)} tensors over {sim.statistics.batches} batches, calibration {sim.calibration}")
     line(f"coverage: {sim.report.coverage}")
     for label, path in paths.items():

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from isobit.cli.complete import backend_names, format_names
 from isobit.cli.diff import encodings_of, names_of
 from isobit.cli.guard import Debug
-from isobit.cli.terminal import line, warn
+from isobit.cli.terminal import line, print_json, warn
 
 
 def convert(
@@ -17,7 +18,12 @@ def convert(
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
     format: Annotated[
         str,
-        typer.Option("--format", metavar="NAME", help="isobit, aimet-0.6.1, aimet-1.0.0, aimet-2.0.0, onnx-qdq ..."),
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="isobit, aimet-0.6.1, aimet-1.0.0, aimet-2.0.0, onnx-qdq ...",
+            autocompletion=format_names,
+        ),
     ],
     model: Annotated[
         Path | None,
@@ -26,11 +32,15 @@ def convert(
         ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option("--backend", metavar="NAME", help="The backend that opens the model.")
+        str | None,
+        typer.Option(
+            "--backend", metavar="NAME", help="The backend that opens the model.", autocompletion=backend_names
+        ),
     ] = None,
     no_fold: Annotated[
         bool, typer.Option("--no-fold", metavar="", help="Do not fold batch norms of the model.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     _debug: Debug = False,
 ) -> None:
     """Write encodings in another format. What the format cannot hold is an error or a warning.
@@ -49,6 +59,10 @@ def convert(
         shown = ", ".join(list(encodings.unmapped)[:5])
         raise EncodingError(f"{source}: the model has no {shown}: is it the model that the file belongs to?")
     notes = [*encodings.notes, *chosen.write(encodings, destination, names)]
+    if as_json:
+        counts = {"encodings": len(encodings), "notes": list(dict.fromkeys(notes))}
+        print_json({"in": str(source), "out": str(destination), "format": format, **counts})
+        return
     for note in dict.fromkeys(notes):
         warn(note)
     line(f"{destination}: {len(encodings)} encodings in format {format}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isobit.cli.complete import backend_names
 from isobit.cli.guard import Debug, errors_exit_with
 from isobit.cli.terminal import line, print_json, table, warn
 
@@ -29,7 +30,10 @@ def diff(
         typer.Option("--model", metavar="MODEL", help="The float model, to match names of different tools."),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option("--backend", metavar="NAME", help="The backend that opens the model.")
+        str | None,
+        typer.Option(
+            "--backend", metavar="NAME", help="The backend that opens the model.", autocompletion=backend_names
+        ),
     ] = None,
     no_fold: Annotated[
         bool, typer.Option("--no-fold", metavar="", help="Do not fold batch norms of the model.")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from isobit.cli.guard import Debug
-from isobit.cli.terminal import line
+from isobit.cli.terminal import line, print_json
 from isobit.errors import OutputError, PluginError
 
 #: Where each template goes; ``@PACKAGE@`` and ``@NAME@`` are replaced in paths and texts.
@@ -33,11 +33,16 @@ def new_plugin(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to put the folder isobit-NAME.")
     ] = Path(),
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     _debug: Debug = False,
 ) -> None:
     """Write a plug-in package: target, scheme, technique, a backend to fill in, tests and the conformance suite."""
     folder = write_plugin(name, out)
-    line(f"{folder} is written; next: pip install -e '{folder}[test]' && pytest {folder}")
+    if as_json:
+        print_json({"folder": str(folder)})
+        return
+    line(f"{folder} is written; next:")
+    line(f"pip install -e '{folder}[test]' && pytest {folder}", is_command=True)
 
 
 def write_plugin(name: str, out: Path) -> Path:

@@ -6,8 +6,8 @@ import typer
 
 from isobit.cli import quantize_options as options
 from isobit.cli.guard import Debug, remember_written
-from isobit.cli.image_options import ImageOptions, parse_numbers, parse_size
 from isobit.cli.quantize_options import Job, parse_overrides
+from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
 
 
 def quantize(
@@ -71,8 +71,8 @@ def quantize(
         not no_fold, recipe, backend, method, batch_size, samples, ignore_non_finite, not no_check, images,
         latency_batch, threads,
     )  # fmt: skip
-    from isobit.cli.outcome import print_outcome
-    from isobit.cli.quantize_run import Run
+    from isobit.cli.quantizing.outcome import print_outcome
+    from isobit.cli.quantizing.quantize_run import Run
 
     run = Run(job, quiet=as_json)
     run.prepare()

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from isobit.cli.image_options import ImageOptions
+from isobit.cli.complete import backend_names, number_formats, recipe_names, scheme_names, target_names
+from isobit.cli.user_data.image_options import ImageOptions
 
 _FORMATS, _DATA, _IMAGES, _MEASURE = "Formats", "Data", "Images", "Measuring"
 
@@ -63,6 +64,7 @@ Target = Annotated[
         metavar="NAME",
         rich_help_panel=_FORMATS,
         help="The runtime: a name of `isobit targets`, or a .toml file.",
+        autocompletion=target_names,
     ),
 ]
 Weights = Annotated[
@@ -72,12 +74,17 @@ Weights = Annotated[
         metavar="FORMAT",
         rich_help_panel=_FORMATS,
         help="Format of weights, for example int4 or 'int8 per-tensor'.",
+        autocompletion=number_formats,
     ),
 ]
 Activations = Annotated[
     str | None,
     typer.Option(
-        "--activations", metavar="FORMAT", rich_help_panel=_FORMATS, help="Format of activations, for example uint16."
+        "--activations",
+        metavar="FORMAT",
+        rich_help_panel=_FORMATS,
+        help="Format of activations, for example uint16.",
+        autocompletion=number_formats,
     ),
 ]
 Override = Annotated[
@@ -112,6 +119,7 @@ Recipe = Annotated[
         is_eager=True,  # it must be parsed before --explain, which reads it
         rich_help_panel=_FORMATS,
         help="What is done before calibration: fast, basic, ptq, transformer, or a .toml file; fast unless said.",
+        autocompletion=recipe_names,
     ),
 ]
 Explain = Annotated[
@@ -132,6 +140,7 @@ Backend = Annotated[
         metavar="NAME",
         rich_help_panel=_FORMATS,
         help="The backend that opens the model; found by itself unless said.",
+        autocompletion=backend_names,
     ),
 ]
 
@@ -143,6 +152,7 @@ Method = Annotated[
         rich_help_panel=_DATA,
         help="Calibration: auto (the best of several by the outputs), minmax, moving-average, percentile, "
         "percentile=99.9, entropy, mse, sqnr or reader-error.",
+        autocompletion=scheme_names,
     ),
 ]
 Statistics = Annotated[

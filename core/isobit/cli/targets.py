@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isobit.cli.complete import target_names
 from isobit.cli.guard import Debug
 from isobit.cli.terminal import line, print_json, table
 
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def targets(
-    name: Annotated[str | None, typer.Argument(help="Show all of one target: its name, or a .toml file.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show all of one target: its name, or a .toml file.", autocompletion=target_names),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     _debug: Debug = False,
 ) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from mutated_files.seeds import NETWORK
 
 import isobit
-from isobit.cli.calibration_files import load as load_data
-from isobit.cli.image_options import ImageOptions
+from isobit.cli.user_data.calibration_files import load as load_data
+from isobit.cli.user_data.image_options import ImageOptions
 from isobit.data import Dataset
 from isobit.quantsim.encodings_files import read_encodings
 from isobit.statistics import Statistics

@@ -23,7 +23,7 @@ from isobit_onnx.translate.sites import NativeSite, from_name_map
 
 _SATURATION = (
     "on x86-64 processors without VNNI, run the exported model with the session option session.x64quantprecision=1: "
-    "else onnxruntime's sums of uint8 x int8 products saturate there"
+    "else onnxruntime's sums of uint8 x int8 products saturate there; where there is VNNI leave it out, it costs time"
 )
 
 

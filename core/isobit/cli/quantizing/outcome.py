@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isobit.cli.evaluation import Evaluation
-from isobit.cli.latency import Latency
+from isobit.cli.quantizing.evaluation import Evaluation
+from isobit.cli.quantizing.latency import Latency
 from isobit.cli.terminal import capped, line, print_json, table
 from isobit.placement.coverage import Coverage
 from isobit.placement.plan import Plan
@@ -62,7 +62,7 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     for text in _captions(outcome):
         line(text, style="dim")
     if outcome.advice:
-        line(outcome.advice, style="yellow")
+        line(outcome.advice, style="yellow", is_command=True)
     line()
     for label, path in outcome.files.items():
         line(f"{label:<10} {path}")
@@ -92,9 +92,10 @@ def _rows(outcome: Outcome) -> Iterator[Row]:
             _ratio(quantized_size, float_size),
         )
     if outcome.latency is not None:
-        before_ms, after_ms = outcome.latency.float_ms, outcome.latency.quantized_ms
+        before_ms, time_ratio = outcome.latency.float_ms, outcome.latency.ratio
         before_text = "-" if before_ms is None else f"{before_ms:.3g} ms"
-        yield "latency", before_text, f"{after_ms:.3g} ms", _ratio(after_ms, before_ms)
+        ratio_text = "" if time_ratio is None else f"{time_ratio:.2f}x"
+        yield "latency", before_text, f"{outcome.latency.quantized_ms:.3g} ms", ratio_text
 
 
 def _evaluation_rows(result: Evaluation) -> Iterator[Row]:
@@ -119,13 +120,14 @@ def _captions(outcome: Outcome) -> Iterator[str]:
         yield f"top-1 as FP32: share of {result.samples} samples where the best class of {result.output!r} is the same"
     if latency is not None:
         yield (
-            f"latency: median of {latency.repeats} interleaved runs, batch {latency.batch}, "
+            f"latency: best of {latency.rounds} interleaved rounds, batch {latency.batch}, "
             f"{latency.threads} thread(s), {latency.runtime}"
         )
         if not latency.is_steady:
-            best_times = [ms for ms in (latency.float_best_ms, latency.quantized_best_ms) if ms is not None]
-            best_text = " and ".join(f"{ms:.3g} ms" for ms in best_times)
-            yield f"the runs varied, as on a busy machine; the best took {best_text}: measure again, or --threads 1"
+            yield (
+                f"the rounds gave {latency.ratio_low:.2f}x to {latency.ratio_high:.2f}x, as on a busy machine: "
+                "measure again, or --threads 1"
+            )
     yield from (f"written file against the simulator: {check}" for check in outcome.checks)
     if outcome.coverage is not None:
         yield f"coverage: {outcome.coverage}"

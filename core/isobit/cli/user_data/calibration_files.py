@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from isobit.cli.array_files import load_array_file, load_array_folder
-from isobit.cli.data_files import DataFiles
-from isobit.cli.image_files import load_images
-from isobit.cli.image_options import ImageOptions
+from isobit.cli.user_data.array_files import load_array_file, load_array_folder
+from isobit.cli.user_data.data_files import DataFiles
+from isobit.cli.user_data.image_files import load_images
+from isobit.cli.user_data.image_options import ImageOptions
 from isobit.errors import DataError
 from isobit.graph.graph import Graph
 

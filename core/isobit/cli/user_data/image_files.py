@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.cli.data_files import DataFiles
-from isobit.cli.file_batches import Arrays, FileBatches, full_batches
-from isobit.cli.image_options import ImageOptions
+from isobit.cli.user_data.data_files import DataFiles
+from isobit.cli.user_data.file_batches import Arrays, FileBatches, full_batches
+from isobit.cli.user_data.image_options import ImageOptions
 from isobit.errors import DataError, PluginError
 from isobit.graph.graph import Graph, Shape
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.cli.data_files import DataFiles
-from isobit.cli.file_batches import Arrays, FileBatches, full_batches
+from isobit.cli.user_data.data_files import DataFiles
+from isobit.cli.user_data.file_batches import Arrays, FileBatches, full_batches
 from isobit.errors import DataError, did_you_mean
 from isobit.graph.graph import Graph
 

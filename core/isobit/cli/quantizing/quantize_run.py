@@ -6,14 +6,15 @@ from typing import Any
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.scheme import parse_calibrator
-from isobit.cli.calibration_files import holds_images, load
-from isobit.cli.data_files import DataFiles
-from isobit.cli.evaluation import Evaluator
-from isobit.cli.file_batches import fixed_batch
-from isobit.cli.latency import FileSession, available_threads, file_size, first_samples, measure, runtime_available
-from isobit.cli.outcome import Outcome, format_label
 from isobit.cli.quantize_options import Job
+from isobit.cli.quantizing.evaluation import Evaluator
+from isobit.cli.quantizing.latency import available_threads, first_samples, measure
+from isobit.cli.quantizing.model_files import deploy, file_size
+from isobit.cli.quantizing.outcome import Outcome, format_label
 from isobit.cli.terminal import line
+from isobit.cli.user_data.calibration_files import holds_images, load
+from isobit.cli.user_data.data_files import DataFiles
+from isobit.cli.user_data.file_batches import fixed_batch
 from isobit.data import Dataset
 from isobit.errors import DataError, ModelError, RecipeError
 from isobit.files import check_writable
@@ -133,24 +134,23 @@ class Run:
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _run_exported(self, outcome: Outcome) -> None:
-        if not runtime_available():
+        threads = self.job.threads or available_threads()
+        exported = deploy(self.paths["model"], threads)
+        if exported is None:
             self._notes.append(
                 "latency and accuracy of the exported file were not measured: onnxruntime is not installed"
             )
             return
-        threads = self.job.threads or available_threads()
-        exported = FileSession(self.paths["model"], threads)
         if self._evaluator is not None and self._evaluation_files is not None:
             with self._evaluation_files.named():
                 self._evaluator.exported(exported.run)
         if not self.job.latency_batch:
             return
         original = None
-        if self.job.model.suffix.lower() == ".onnx":
-            try:
-                original = FileSession(self.job.model, threads)
-            except ModelError as error:
-                self._notes.append(f"latency of the float model was not measured: {error}")
+        try:
+            original = deploy(self.job.model, threads)
+        except ModelError as error:
+            self._notes.append(f"latency of the float model was not measured: {error}")
         batch = first_samples(self.first_batch, self.job.latency_batch, fixed_batch(self.graph))
         outcome.latency = measure(original, exported, batch, threads)
 

@@ -1,0 +1,1 @@
+"""What `isobit inspect` shows, by the kind of file."""

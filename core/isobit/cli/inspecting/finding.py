@@ -1,0 +1,17 @@
+"""Finding: what `isobit inspect` found in a file, as data and as text."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Finding(Protocol):
+    """What a file holds."""
+
+    def data(self) -> dict[str, Any]:
+        """All of it, as what JSON can hold."""
+        ...
+
+    def show(self, cap: int) -> None:
+        """Print it, at most `cap` entries of each list."""
+        ...

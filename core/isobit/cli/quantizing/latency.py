@@ -1,0 +1,97 @@
+"""Latency of the float and of the quantized model, measured turn by turn on this machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from isobit.backend.optional import Deployed
+    from isobit.data import Batch
+
+_WARM_UP = 2
+#: A turn of one model takes this many runs and seconds at least. Threads that wait for the next run of the other model
+#: spin for a while; the best of several runs does not see them.
+_TURN_RUNS, _TURN_SECONDS = 2, 0.02
+#: Rounds go on until so many of them gave no better time, but not longer than the last figure in seconds.
+_FEWEST_ROUNDS, _ROUNDS_WITHOUT_GAIN, _SECONDS, _MOST_SECONDS = 3, 10, 1.0, 6.0
+_GAIN = 0.98
+_STEADY = 1.5  # if the ratio of the rounds varies by more, the machine was busy
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Best milliseconds a batch of each file, and their ratio; None where there is no float file to run.
+
+    `ratio_low` and `ratio_high` are the first and the ninth decile of the ratios of single rounds: the spread.
+    """
+
+    float_ms: float | None
+    quantized_ms: float
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+    batch: int
+    threads: int
+    rounds: int
+    runtime: str
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the rounds gave about the same ratio."""
+        return self.ratio_low is None or self.ratio_high is None or self.ratio_high <= _STEADY * self.ratio_low
+
+
+def available_threads() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure(original: Deployed | None, quantized: Deployed, batch: Batch, threads: int) -> Latency:
+    """Time both models on one batch, turn by turn, so that a busy machine slows both alike.
+
+    The best time of each counts: what other processes add is never negative.
+    """
+    models = [quantized] if original is None else [original, quantized]
+    for model in models * _WARM_UP:
+        model.run(batch)
+    rounds: list[list[float]] = []
+    best, last_gain, begin = [np.inf] * len(models), 0, time.perf_counter()
+    while not _enough(len(rounds), last_gain, time.perf_counter() - begin):
+        times = [_turn(model, batch) for model in models]
+        rounds.append(times)
+        if any(now < _GAIN * before for now, before in zip(times, best, strict=True)):
+            last_gain = len(rounds)
+        best = [min(now, before) for now, before in zip(times, best, strict=True)]
+    size = len(next(iter(batch.values())))
+    if original is None:
+        return Latency(None, best[0], None, None, None, size, threads, len(rounds), quantized.runtime)
+    low, high = np.quantile([after / before for before, after in rounds], (0.1, 0.9))
+    return Latency(
+        best[0], best[1], best[1] / best[0], float(low), float(high), size, threads, len(rounds), quantized.runtime
+    )
+
+
+def _enough(rounds: int, last_gain: int, seconds: float) -> bool:
+    if rounds < _FEWEST_ROUNDS:
+        return False
+    return seconds > _MOST_SECONDS or (seconds > _SECONDS and rounds - last_gain >= _ROUNDS_WITHOUT_GAIN)
+
+
+def _turn(model: Deployed, batch: Batch) -> float:
+    """The best time of some runs in a row, in milliseconds."""
+    times: list[float] = []
+    while len(times) < _TURN_RUNS or sum(times) < _TURN_SECONDS:
+        start = time.perf_counter()
+        model.run(batch)
+        times.append(time.perf_counter() - start)
+    return min(times) * 1e3
+
+
+def first_samples(batch: Batch, count: int, fixed: int | None) -> Batch:
+    """At most `count` samples of a batch; all of it where the model's batch is fixed."""
+    return dict(batch) if fixed else {name: array[:count] if array.ndim else array for name, array in batch.items()}
