@@ -186,3 +186,32 @@ def test_the_simulator_itself_loads_everywhere():
     for level in EVERY_LEVEL:
         (y,) = session(opened.native.SerializeToString(), level).run(None, batch)
         np.testing.assert_array_equal(y, sim.run(batch)["y"])
+
+
+@pytest.mark.parametrize("activations", ["float16", "bfloat16"])
+@pytest.mark.parametrize("form", ["one difference", "two differences", "of a sum", "without shift"])
+def test_small_floats_in_front_of_a_norm_in_steps(activations, form, tmp_path):
+    """onnxruntime makes one node of the steps that reads the small float beside a scale of float32: it does not load."""
+    x = "h" if form == "of a sum" else "x"
+    nodes = [
+        *([node("MatMul", "x a", "g"), node("Add", "x g", "h")] if form == "of a sum" else []),
+        node("ReduceMean", x, "mean", axes=[-1]),
+        node("Sub", f"{x} mean", "d"),
+        *([node("Sub", f"{x} mean", "e")] if form == "two differences" else []),
+        node("Pow", "d two", "square"),
+        node("ReduceMean", "square", "variance", axes=[-1]),
+        node("Add", "variance epsilon", "shifted"),
+        node("Sqrt", "shifted", "root"),
+        node("Div", "e root" if form == "two differences" else "d root", "n"),
+        node("Mul", "n scale", "m"),
+        *([] if form == "without shift" else [node("Add", "m shift", "k")]),
+        node("MatMul", "m w" if form == "without shift" else "k w", "y"),
+    ]
+    constants = {"two": np.float32(2), "epsilon": np.float32(1e-5), "scale": RNG.uniform(0.5, 2, 6)}
+    constants |= {"shift": RNG.standard_normal(6), "w": RNG.standard_normal((6, 4)), "a": RNG.standard_normal((6, 6))}
+    proto = model(nodes, [value("x", ["n", 5, 6])], [value("y", ["n", 5, 4])], constants, 17)
+    batch = {"x": RNG.standard_normal((3, 5, 6)).astype(np.float32)}
+    sim, path = check_exported(proto, batch, tmp_path, activations=activations)
+    other = isobit.QuantSim(proto, activations=activations)
+    other.load_encodings(path)
+    assert dict(other.encodings) == dict(sim.encodings)

@@ -1,7 +1,7 @@
 """A QDQ model in the forms that onnxruntime (1.32) loads at every level of optimisation. No value changes.
 
-Its optimiser copies quantizers of int8 past moves of values and then fails on the copies, and its integer kernels take
-scales for granted that they cannot use.
+Its optimiser copies quantizers of int8 past moves of values and then fails on the copies, its integer kernels take
+scales for granted that they cannot use, and its fused norm takes in the cast in front of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from isobit_onnx.read.rewrite import constant_of
 #: Past these onnxruntime copies quantizers; values are moved or dropped, and come out on the grid that they came in on.
 _MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
 
+_SMALL_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _EIGHT_BITS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 
 
@@ -31,6 +32,8 @@ def fit_onnxruntime(model: ir.Model) -> None:
             fitting.before(node)
         elif node.op_type == "MatMul" and not node.domain:
             fitting.bias(node)
+        elif node.op_type == "Cast":
+            fitting.norm(node)
 
 
 class _Fitting:
@@ -121,6 +124,23 @@ class _Fitting:
         quantizer.outputs[0].type = ir.TensorType(ir.DataType.INT8)
         result.outputs[0].shape, result.outputs[0].type = value.shape, ir.TensorType(ir.DataType.FLOAT)
         return quantizer, result
+
+    # --- small floats ------------------------------------------------------------------------------------------------
+
+    def norm(self, cast: ir.Node) -> None:
+        """Keep a cast from a small float apart from the steps of a norm: fused, they would read the small float."""
+        source, wide = cast.inputs[0], cast.outputs[0]
+        readers = [use for use in wide.uses() if use.node.op_type in ("ReduceMean", "Sub") and not use.node.domain]
+        if source is None or source.dtype not in _SMALL_FLOATS or wide.dtype != ir.DataType.FLOAT:
+            return
+        if all(use.node.op_type == "Sub" for use in readers):
+            return
+        lowest = ir.Tensor(np.float32(-np.inf), name=self._free(f"{wide.name}_lowest"))
+        same = self._node("Max", [wide, add_initializer(self.graph, lowest)], f"{wide.name}_apart")
+        same.outputs[0].shape, same.outputs[0].type = wide.shape, wide.type
+        self.graph.insert_after(cast, [same])
+        for use in readers:
+            use.node.replace_input_with(use.idx, same.outputs[0])
 
     # --- weights of 8 bits: scales that the integer kernels cannot use -----------------------------------------------
 
