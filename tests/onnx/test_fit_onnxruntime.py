@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import helper
 from small_models import constant, model, node, value
 
 import isobit
@@ -213,5 +214,37 @@ def test_small_floats_in_front_of_a_norm_in_steps(activations, form, tmp_path):
     batch = {"x": RNG.standard_normal((3, 5, 6)).astype(np.float32)}
     sim, path = check_exported(proto, batch, tmp_path, activations=activations)
     other = isobit.QuantSim(proto, activations=activations)
+    other.load_encodings(path)
+    assert dict(other.encodings) == dict(sim.encodings)
+
+
+def test_one_value_read_twice_behind_a_transpose(tmp_path):
+    """In a session of float mode onnxruntime moves the transpose past one of the two inputs alone."""
+    nodes = [
+        node("Transpose", "x", "a", perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["a", "v", "u"], ["", "b"], "n_b", hidden_size=4),
+        node("Transpose", "b", "c", perm=[1, 0, 2]),
+        node("Softmax", "c", "d", axis=-1),
+        node("Pad", "d pads", "s"),
+        node("Transpose", "s", "e", perm=[1, 0, 2]),
+        node("LSTM", "e w r", "l", hidden_size=4),
+        node("Squeeze", "l one", "k"),
+        node("Transpose", "k", "t", perm=[1, 0, 2]),
+        node("Concat", "t s t", "f", axis=2),
+        node("Sigmoid", "f", "y"),
+        node("Transpose", "t", "g", perm=[0, 2, 1]),
+        node("Sigmoid", "g", "z"),
+    ]
+    constants = {name: RNG.standard_normal((1, 16, 4)) for name in "vuwr"}
+    constants |= {"one": NUMBERS["one"], "pads": constant("pads", [0, 1, 0, 0, 1, 0], np.int64)}
+    outputs = [value("y", ["n", 3, 12]), value("z", ["n", 4, 3])]
+    proto = model(nodes, [value("x", ["n", 3, 4])], outputs, constants, 17)
+    batch = {"x": RNG.standard_normal((2, 3, 4)).astype(np.float32)}
+    sim, path = check_exported(proto, batch, tmp_path, activations="int16")
+    simulated = sim.run(batch)
+    in_float = session(str(path), EVERY_LEVEL[-1], disable_quant_qdq="1").run(None, batch)
+    for name, array in zip(simulated, in_float, strict=True):
+        np.testing.assert_array_equal(array, simulated[name])
+    other = isobit.QuantSim(proto, activations="int16")
     other.load_encodings(path)
     assert dict(other.encodings) == dict(sim.encodings)

@@ -1,7 +1,8 @@
 """A QDQ model in the forms that onnxruntime (1.32) loads at every level of optimisation. No value changes.
 
-Its optimiser copies quantizers of int8 past moves of values and then fails on the copies, its integer kernels take
-scales for granted that they cannot use, and its fused norm takes in the cast in front of it.
+Its optimiser copies quantizers of int8 past moves of values and then fails on the copies, and moves transposes to only one
+of two inputs that are the same; its integer kernels take scales for granted that they cannot use; its fused norm takes in
+the cast in front of it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def fit_onnxruntime(model: ir.Model) -> None:
             fitting.bias(node)
         elif node.op_type == "Cast":
             fitting.norm(node)
+    for node in list(model.graph):
+        fitting.repeated(node)
 
 
 class _Fitting:
@@ -124,6 +127,34 @@ class _Fitting:
         quantizer.outputs[0].type = ir.TensorType(ir.DataType.INT8)
         result.outputs[0].shape, result.outputs[0].type = value.shape, ir.TensorType(ir.DataType.FLOAT)
         return quantizer, result
+
+    # --- one value read twice ----------------------------------------------------------------------------------------
+
+    def repeated(self, reader: ir.Node) -> None:
+        """Dequantize a value that a node reads twice a second time, with a zero point that cannot be shared.
+
+        onnxruntime does so itself, unless a session runs in float: there its transpose optimiser changes one of the
+        inputs alone.
+        """
+        seen: set[ir.Value] = set()
+        for index, value in enumerate(reader.inputs):
+            if value is None or value not in seen:
+                seen.update([] if value is None else [value])
+                continue
+            producer = value.producer()
+            if producer is None or producer.op_type != "DequantizeLinear" or len(producer.inputs) < 3:
+                continue
+            levels, scale, zero = producer.inputs[:3]
+            if levels is None or levels.producer() is None or zero is None or zero.const_value is None:
+                continue
+            tensor = ir.Tensor(zero.const_value.numpy(), dtype=zero.dtype, name=self._free(zero.name))
+            again = self._node(
+                "DequantizeLinear", [levels, scale, add_initializer(self.graph, tensor)], f"{value.name}_again"
+            )
+            again.attributes.update(producer.attributes)
+            again.outputs[0].shape, again.outputs[0].type = value.shape, value.type
+            self.graph.insert_after(producer, [again])
+            reader.replace_input_with(index, again.outputs[0])
 
     # --- small floats ------------------------------------------------------------------------------------------------
 

@@ -99,7 +99,9 @@ def _group_norm(graph: ir.Graph, node: ir.Node) -> None:
     rewrite = Rewrite(graph, node)
     channels = shape[1] if shape is not None and len(shape) > 1 else None
     if channels is None:
-        repeats = rewrite.op("Div", rewrite.op("Shape", x, start=1, end=2), rewrite.constant([groups], "groups", np.int64))
+        repeats = rewrite.op(
+            "Div", rewrite.op("Shape", x, start=1, end=2), rewrite.constant([groups], "groups", np.int64)
+        )
         sizes = rewrite.op("Concat", rewrite.constant([1], "one", np.int64), repeats, axis=0)
     else:
         sizes = rewrite.constant([1, channels // groups], "sizes", np.int64)
