@@ -192,7 +192,7 @@ def test_the_simulator_itself_loads_everywhere():
 @pytest.mark.parametrize("activations", ["float16", "bfloat16"])
 @pytest.mark.parametrize("form", ["one difference", "two differences", "of a sum", "without shift"])
 def test_small_floats_in_front_of_a_norm_in_steps(activations, form, tmp_path):
-    """onnxruntime makes one node of the steps that reads the small float beside a scale of float32: it does not load."""
+    """onnxruntime makes one node of the steps, of two types: it does not load."""
     x = "h" if form == "of a sum" else "x"
     nodes = [
         *([node("MatMul", "x a", "g"), node("Add", "x g", "h")] if form == "of a sum" else []),
