@@ -32,6 +32,7 @@ from isobit_onnx.read.linear_forms import unify_products
 from isobit_onnx.read.opset import OLDEST_OPSET, raise_opset
 from isobit_onnx.read.pooling import count_windows
 from isobit_onnx.read.split_directions import split_directions
+from isobit_onnx.read.transposes.cancel_transposes import cancel_transposes
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 
@@ -139,6 +140,7 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
         unify_products(model)
         remove_no_ops(model)
         _run(passes.RemoveUnusedNodesPass(), model)
+        cancel_transposes(model)
         _name_everything(model)
         _run(passes.TopologicalSortPass(), model)
     return infer_shapes(model)
