@@ -19,7 +19,7 @@ from onnxscript import optimizer
 
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
-from isobit_onnx.read.branches import Conditions, take_branches
+from isobit_onnx.read.branches import Conditions, lift_weights, take_branches
 from isobit_onnx.read.checks.tensors import check_tensors
 from isobit_onnx.read.checks.valid import check_valid
 from isobit_onnx.read.constant_expressions import FOLD_LIMIT, VIEWS, fold_expressions
@@ -125,6 +125,7 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
         count_windows(model, declared, infer_shapes)
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         take_branches(model, conditions, infer_shapes)
+        lift_weights(model)
         expand_fused(model, infer_shapes)
         split_directions(model)
         fold_views(model)  # before constant folding, which would give the results new names
