@@ -47,6 +47,4 @@ def to_numpy(value: Any) -> NDArray[Any]:
 def as_texts(array: NDArray[Any]) -> NDArray[np.object_]:
     """An array of `str`, as runtimes take it, of one of texts or of UTF-8 bytes."""
     texts = [item.decode("utf-8") if isinstance(item, bytes) else str(item) for item in array.flat]
-    result = np.empty(array.shape, object)
-    result.flat = texts
-    return result
+    return np.array(texts, object).reshape(array.shape)

@@ -16,7 +16,7 @@ _ASIDE = "isobit.type"
 
 
 def load_file(path: Path) -> ir.Model:
-    """A model of a file, whose weights in files beside it are mapped when they are looked at. Raises what onnx raises."""
+    """A model of a file; weights in files beside it are mapped when they are looked at. Raises what onnx raises."""
     model = from_proto(onnx.load(path, load_external_data=False))
     ir.external_data.set_base_dir(model.graph, path.parent)
     return model
