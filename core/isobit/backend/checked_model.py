@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checks import check_quantizers
 from isobit.backend.contract import BackendModel, Differentiable, NameMap
-from isobit.data import Batch
+from isobit.data import Batch, numpy_type
 from isobit.edits.compensation import Compensation, joined
 from isobit.edits.draft import Draft
 from isobit.edits.edit import Edit, EditPlan, SetWeights
@@ -161,9 +161,7 @@ class CheckedModel:
         if missing is not None:
             raise DataError(f"a batch has no array for input {missing!r}{did_you_mean(missing, batch)}")
         types = {name: graph.tensors[name].dtype for name in graph.inputs}
-        return {
-            name: np.asarray(batch[name], "float32" if dtype == "bfloat16" else dtype) for name, dtype in types.items()
-        }
+        return {name: np.asarray(batch[name], numpy_type(dtype)) for name, dtype in types.items()}
 
     def _require_tensor(self, site: Tensor | Input) -> None:
         graph = self.graph

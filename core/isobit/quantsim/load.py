@@ -19,12 +19,14 @@ def load(
 ) -> QuantSim:
     """Put a saved simulator on its float model again.
 
+    Where an example decided how the model was opened, the file holds one; `example_inputs` take its place.
+
     Raises ModelError when the file is none, or when `model` is not the model it was made from (which weight differs).
     """
     where = fspath(path)
     contents = read_saved(where)
     manifest = contents["manifest"]
-    opened = registry().open(model, example_inputs, backend)
+    opened = registry().open(model, contents["example"] if example_inputs is None else example_inputs, backend)
     keys = ("weights", "activations", "overrides", "exclude")
     simulation = Simulation(opened, contents["target"], QuantConfig(*(manifest[key] for key in keys)))
     check_fingerprint(manifest["fingerprint"], simulation.fingerprint(), where)

@@ -53,6 +53,28 @@ def channel_axis(graph: Graph, layer: Node) -> int:
     return (graph.tensors[layer.outputs[0]].rank or 2) - 1 if layer.op == "Linear" else 1
 
 
+def axis_behind(graph: Graph, view: Node, axis: int) -> int | None:
+    """The axis that a Reshape or a Transpose makes of `axis` of its input; None where it breaks it up or joins it."""
+    if view.op == "Transpose":
+        return tuple(view.attributes["perm"]).index(axis) if "perm" in view.attributes else None
+    before, after = (graph.tensors[name or ""].shape for name in (view.inputs[0], view.outputs[0]))
+    if before is None or after is None:
+        return None
+    for index, size in enumerate(after):
+        if size == before[axis] and (
+            _without_ones(after[index + 1 :]) == _without_ones(before[axis + 1 :])
+            or _without_ones(after[:index]) == _without_ones(before[:axis])
+        ):
+            return index
+    return None
+
+
+def _without_ones(sizes: Sequence[object]) -> list[object]:
+    """The sizes that count; one that has no name and no number is like no other."""
+    kept = [size for size in sizes if size != 1]
+    return [object() if size is None else size for size in kept]
+
+
 def bias_of(draft: Draft, layer: Node, channels: int) -> Vector:
     """The bias, zeros where there is none."""
     name = layer.input(2)
