@@ -47,6 +47,7 @@ def save(simulation: Simulation, path: Path) -> None:
         "exclude": list(config.exclude),
         "calibration": simulation.calibration,
         "edits": records,
+        "example": simulation.example,
     }
     with write_atomically(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(_MANIFEST, json.dumps(manifest))

@@ -54,6 +54,7 @@ class Simulation:
         self.notes: dict[str, None] = {}
         self.reference: tuple[Batch, Mapping[str, NDArray[Any]]] | None = None  # a batch, and the float outputs of it
         self.judged: Sequence[tuple[Batch, Mapping[str, NDArray[Any]]]] = ()  # that batch, and more where it is small
+        self.example: Any = None  # the batch that the model was opened with, as a record of `isobit.data`
         self.check = True  # whether the opened model is compared with the model as given
         self.warned: set[str] = set()  # what a warning said already
         self._frozen: dict[Site, Encoding] = {}
