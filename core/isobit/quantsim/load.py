@@ -27,7 +27,7 @@ def load(
     where = fspath(path)
     contents = read_saved(where)
     manifest = contents["manifest"]
-    record = manifest.get("example")  # files of earlier versions have none
+    record = manifest.get("example")
     example = example_inputs
     if example is None:
         example = example_from_record(record) if contents["example"] is None else contents["example"]
