@@ -20,12 +20,8 @@ from isobit.errors import DataError, ModelError, RecipeError
 from isobit.files import check_writable
 from isobit.plugins import registry
 from isobit.quantsim.checks.quality import judgement
-<<<<<<< HEAD:core/isobit/cli/quantizing/quantize_run.py
-from isobit.quantsim.quantize import DEFAULT_RECIPE, quantize
-=======
 from isobit.quantsim.export import USUAL
-from isobit.quantsim.quantize import quantize
->>>>>>> 1cece8c:core/isobit/cli/quantize_run.py
+from isobit.quantsim.quantize import DEFAULT_RECIPE, quantize
 from isobit.quantsim.quantsim import QuantSim
 
 
