@@ -292,8 +292,8 @@ def test_a_misspelt_op_and_what_it_leaves_are_lines(isobit, digits, calibration,
 @pytest.mark.parametrize(
     ("further", "advice"),
     [
-        ((), "--recipe fast"),
-        (("--recipe", "fast"), "--recipe ptq"),
+        ((), "--recipe ptq"),
+        (("--recipe", "basic"), "--recipe ptq"),
         (("--method", "minmax", "--no-fold"), "--method auto"),
         (("--recipe", "ptq"), "--activations int16"),
     ],

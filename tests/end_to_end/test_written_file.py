@@ -55,7 +55,7 @@ def test_a_poor_result_says_what_to_try(tmp_path: Path) -> None:
     sim = isobit.quantize(DIGITS / "model.onnx", IMAGES, weights="int2", activations="uint2")
     result = sim.export(tmp_path)
     assert result.sqnr["logits"] < 20
-    assert "that is poor: try recipe='fast', then 'ptq'" in result["summary"].read_text("utf-8")
+    assert "that is poor: try recipe='ptq' (or 'transformer')" in result["summary"].read_text("utf-8")
 
 
 def test_a_file_that_does_not_load_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
