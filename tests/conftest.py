@@ -11,6 +11,24 @@ import pytest
 
 os.environ.setdefault("ISOBIT_CHECK", "1")
 
+#: What the tests of a folder import; whose framework is not installed is left out, and the header says so.
+_FRAMEWORKS = {"torch": ("torch",), "tensorflow": ("tensorflow",), "cross_framework": ("torch", "tensorflow")}
+
+
+def _missing(folder: str, framework: str) -> bool:
+    if folder == "cross_framework" and f"ISOBIT_PYTHON_{framework.upper()}" in os.environ:
+        return False  # it is in another environment
+    spec = find_spec(framework)
+    return spec is None or spec.origin is None
+
+
+collect_ignore = [folder for folder, needed in _FRAMEWORKS.items() if any(_missing(folder, name) for name in needed)]
+
+
+def pytest_report_header() -> str | None:
+    folders = ", ".join(f"tests/{folder}" for folder in collect_ignore)
+    return f"not collected, because a framework is not installed: {folders}" if folders else None
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _exact_integer_sums() -> Iterator[None]:
