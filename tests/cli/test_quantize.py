@@ -293,7 +293,7 @@ def test_a_misspelt_op_and_what_it_leaves_are_lines(isobit, digits, calibration,
 @pytest.mark.parametrize(
     ("further", "advice"),
     [
-        (("--weights", "int2"), ("--recipe", "fast")),
+        (("--weights", "int2"), ("--recipe", "ptq")),
         (("--weights", "int2", "--recipe", "fast"), ("--recipe", "ptq")),
         (("--weights", "int2", "--method", "minmax", "--no-fold"), ("--method", "auto")),
         (("--weights", "int2", "--recipe", "ptq"), ("--weights", "int8")),

@@ -10,7 +10,7 @@ import pytest
 from numpy_backend import NumpyEngine, checked
 
 from isobit.backend import Batch, CheckedModel, Differentiable
-from isobit.edits import Draft, EditPlan, SetWeights, plan_edits
+from isobit.edits import AddBias, Compensation, Draft, Edit, EditPlan, SetWeights
 from isobit.encodings import Encoding
 from isobit.errors import DataError, EditError, EncodingError, ModelError
 from isobit.graph import Input, Tensor, Weight
@@ -71,10 +71,8 @@ class Noting(GraphModel):
 def test_an_edit_is_planned_once_and_logged_when_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     inner = Noting(NumpyEngine(), NETWORK.graph, NETWORK.weights)
     opened, planned = CheckedModel.of(inner), []
-    from isobit.backend import checked_model
-
-    plan_edits = checked_model.plan_edits
-    monkeypatch.setattr(checked_model, "plan_edits", lambda *parts: planned.append(parts) or plan_edits(*parts))
+    plan = Draft.plan
+    monkeypatch.setattr(Draft, "plan", lambda draft: planned.append(draft) or plan(draft))
     edit = SetWeights({"fc1.weight": 2 * opened.weight("fc1.weight")})
     opened.edit([edit])
     assert (len(planned), len(inner.plans)) == (1, 1)
@@ -178,21 +176,49 @@ def test_what_gradients_are_asked_of() -> None:
 def test_a_draft_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a technique built step by step is not built again; a draft of another state of the model is."""
     opened, name = model(), "fc1.bias"
-    planned: list[int] = []
+    applied: list[Edit] = []
+    apply = Draft.apply
 
-    def counted(*args: Any) -> EditPlan:
-        planned.append(1)
-        return plan_edits(*args)
+    def counted(draft: Draft, edit: Edit) -> None:
+        applied.append(edit)
+        apply(draft, edit)
 
-    monkeypatch.setattr("isobit.backend.checked_model.plan_edits", counted)
     draft, late = (Draft(opened.graph, opened.weight) for _ in range(2))
     for each in (draft, late):
         each.apply(SetWeights({name: 2 * opened.weight(name)}))
     doubled = 2 * opened.weight(name)
+    monkeypatch.setattr(Draft, "apply", counted)
     opened.edit(draft)
-    assert not planned
+    assert not applied
     assert opened.edit_log == draft.edits
     np.testing.assert_array_equal(opened.weight(name), doubled)
     opened.edit(late)
-    assert planned == [1]
+    assert applied == late.edits
     np.testing.assert_array_equal(opened.weight(name), doubled)
+
+
+def test_what_compensates_for_quantization_is_not_of_the_float_model() -> None:
+    """A bias that was corrected, and one that was added, are as they were in the float model."""
+    network = NETWORKS["conv_net"]()
+    opened, batch = checked(network.graph, network.weights), network.batch(2)
+    bias, before = opened.weight("fc.bias"), opened.run(batch)
+    channels = opened.weight(str(network.graph.node("conv1").inputs[1])).shape[0]
+    opened.edit([SetWeights({"fc.bias": bias + 1}, compensates=True)])
+    opened.edit([SetWeights({"fc.bias": bias + 3}, compensates=True)])
+    opened.edit([AddBias("conv1", np.full(channels, 2.0, np.float32), compensates=True)])
+    assert any(not np.array_equal(values, before[name]) for name, values in opened.run(batch).items())
+    for name, values in opened.uncompensated().run(batch).items():
+        np.testing.assert_array_equal(values, before[name])
+    copied = opened.copy()
+    opened.edit([SetWeights({"fc.bias": bias + 5})])
+    assert "fc.bias" not in opened.compensations, "that is the value of the float model from now on"
+    np.testing.assert_array_equal(opened.uncompensated().weight("fc.bias"), bias + 5)
+    copied.take_back()
+    assert not copied.compensations
+    np.testing.assert_array_equal(copied.weight("fc.bias"), bias)
+
+
+def test_training_after_a_compensation_is_of_the_float_model_too() -> None:
+    done = Compensation(np.float32([1, 2]), np.float32([1.5, 2]))
+    np.testing.assert_array_equal(done.without(np.float32([1.5, 2])), [1, 2])
+    np.testing.assert_array_equal(done.without(np.float32([1.75, 2.25])), [1.25, 2.25])

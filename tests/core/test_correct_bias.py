@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from technique_networks import chain, opened, simulator
 
-from isobit.errors import DataError, FormatError
-from isobit.graph import Node
+from isobit import quantize
+from isobit.errors import DataError, EncodingError, FormatError
+from isobit.graph import Node, Weight
 from isobit.quantsim.checks.quality import output_sqnr
 from isobit.techniques import CorrectBias, FoldBatchNorms, ReestimateBatchNorms
 from isobit.techniques.context import TechniqueContext
@@ -145,3 +146,46 @@ def test_no_batch_norm_is_said() -> None:
         simulator(conv_net()).apply(ReestimateBatchNorms())
     with pytest.raises(FormatError, match="sweep"):
         ReestimateBatchNorms(sweeps=0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_float_model_is_the_one_that_was_given(bias: bool, tmp_path) -> None:
+    """Corrections make up for quantization: `run_float` is without them, and so are statistics."""
+    network = chain(3, spread=0, bias=bias)
+    data = network.batch(24)
+    sim = simulator(network, weights="int4 per-tensor")
+    exact, name = sim.backend_model.run(data), next(iter(network.graph.outputs))
+    fresh = simulator(network, weights="int4 per-tensor")
+    sim.apply(CorrectBias(), data=data)
+    sim.calibrate(data)
+    np.testing.assert_array_equal(sim.run_float(data)[name], exact[name])
+    assert not np.array_equal(sim.run(data)[name], exact[name])
+    sim.save_statistics(tmp_path / "s.npz")
+    fresh.load_statistics(tmp_path / "s.npz")
+    fresh.recalibrate("minmax")
+
+
+def test_it_shares_the_pass_of_calibration() -> None:
+    """An iterator that serves once is enough for the default recipe; the full mode needs passes of its own."""
+    network = chain(2, spread=0)
+    sim = quantize(simulator(network), iter([network.batch(8)]), techniques=[CorrectBias()])
+    assert sim.report.techniques[0].changed
+    assert quantize(simulator(network), iter([network.batch(8)])).steps[-1].step == "CorrectBias"
+    with pytest.raises(DataError, match="an iterator serves once"):
+        quantize(simulator(network), iter([network.batch(8)]), techniques=[CorrectBias("full")])
+
+
+def test_encodings_of_added_biases_load_on_the_model_as_it_came() -> None:
+    """The bias that a layer got is nothing that the other simulator lacks; a bias of another name is."""
+    network = chain(2, spread=0, bias=False)
+    data = network.batch(8)
+    corrected, plain = (simulator(network) for _ in range(2))
+    quantize(corrected, data)
+    added = {str(site) for site in corrected.encodings} - {str(site) for site in plain.plan.placements}
+    assert added
+    report = plain.load_encodings(corrected.encodings)
+    assert set(report.ignored) == added
+    assert not report.missing
+    foreign = {**corrected.encodings, Weight("nothing.bias"): next(iter(corrected.encodings.values()))}
+    with pytest.raises(EncodingError, match=r"nothing\.bias"):
+        simulator(network).load_encodings(foreign)

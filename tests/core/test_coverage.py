@@ -211,3 +211,36 @@ def test_what_was_asked_for_is_no_warning(settings: Any) -> None:
     assert coverage.weights is not None
     assert 0 < coverage.weights < 1
     assert f"coverage      {coverage}" in str(sim.report)
+
+
+@pytest.mark.parametrize("op", ["Conv", "Linear"])
+def test_a_convolution_without_a_grid_for_its_result_counts_as_float(op: str) -> None:
+    """Runtimes have integer kernels of matrix products that hand on floats, and none of convolutions."""
+    sketch = Sketch()
+    kernel, shape = ((1, 1), ("N", 4, 6, 6)) if op == "Conv" else ((), ("N", 6, 4))
+    phases = sketch.input("x", *shape)
+    layer = sketch.node(op, phases, sketch.random("w", 4, 4, *kernel), name="l", shape=shape)
+    behind = sketch.node(op, sketch.node("Sin", layer, name="s", shape=shape), sketch.random("v", 4, 4, *kernel),
+                         name="m", shape=shape)  # fmt: skip
+    graph = sketch.graph(sketch.node("Relu", behind, name="r", shape=shape))  # one chain with the layer before it
+    coverage = Coverage.of(graph, place(graph, target()))
+    counted = 4 * 4 * (36 if op == "Conv" else 6)
+    assert coverage.multiply_adds == 2 * counted
+    assert coverage.integer_multiply_adds == (counted if op == "Conv" else 2 * counted)
+    assert coverage.weights == 1
+
+
+@pytest.mark.parametrize("op", ["If", "Loop", "Scan"])
+def test_matrices_that_a_body_reads_are_left_in_float(op: str) -> None:
+    sketch = Sketch()
+    x = sketch.node("Linear", sketch.input("x", "N", 4), sketch.random("w", 4, 4), name="l", shape=("N", 4))
+    y = sketch.node(op, x, sketch.random("inner", 4, 4), sketch.random("offset", 4), name="body", shape=("N", 4))
+    graph = sketch.graph(y)
+    plan = place(graph, target())
+    left = left_weights(graph, plan, target(), QuantConfig())
+    assert [weight.name for weight in left] == ["inner"]
+    assert "body" in left[0].why
+    assert not left_weights(graph, plan, target(), QuantConfig(exclude=op))
+    coverage = Coverage.of(graph, plan)
+    assert coverage.uncounted == ("body",)
+    assert coverage.weight_bytes == coverage.integer_weight_bytes + 4 * (16 + 4)

@@ -274,7 +274,7 @@ def leftovers() -> dict[str, tuple[Callable[[Sketch], tuple[str, ...]], str]]:
         "other readers": (other_readers, "the output of conv has other readers; no single"),
         "shared weight": (shared_weight, "the weight of conv is shared with other; no single"),
         "computed weight": (computed_weight, "the weight of conv is computed; no single"),
-        "channels last": (channels_last, "it normalises axis 1, and fc has its channels last; no single"),
+        "channels last": (channels_last, "it normalises axis 1, and fc has its channels on axis 2; no single"),
         "channels last behind": (
             channels_last_behind,
             "the model input comes before it; it normalises axis 1, and fc reads",

@@ -40,6 +40,12 @@ def test_share_and_steps(values: object, scale: float | None, equal: float, step
     assert ("every value equal" in str(result)) == (equal == 1)
 
 
+def test_an_output_of_one_value_has_steps_too() -> None:
+    simulated, written = ({"out": np.array([[value]], np.float32)} for value in (0.5, 0.5 + 1e-5))
+    (result,) = compare_runs(simulated, [WrittenRun("s", written)], GRAPH, {})
+    assert result.steps == pytest.approx(1e-5 / (0.5 / 255), rel=1e-2)
+
+
 def test_an_error_a_missing_output_and_another_shape_are_said() -> None:
     runs = [
         WrittenRun("a", error="it does not run: bad"),

@@ -68,7 +68,7 @@ def test_a_poor_result_says_what_to_try(tmp_path: Path) -> None:
     assert result.sqnr["logits"] < 20
     for text in (result["summary"].read_text("utf-8"), str(result)):
         assert f"logits: {result.sqnr['logits']:.1f} dB, poor" in text
-        assert "that is poor: try recipe='fast', then 'ptq'" in text
+        assert "that is poor: try recipe='ptq'" in text
     assert f"model      {result['model']}\n" in str(result)
 
 

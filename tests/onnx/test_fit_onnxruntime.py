@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import helper
 from small_models import constant, model, node, value
 
 import isobit
@@ -186,3 +187,64 @@ def test_the_simulator_itself_loads_everywhere():
     for level in EVERY_LEVEL:
         (y,) = session(opened.native.SerializeToString(), level).run(None, batch)
         np.testing.assert_array_equal(y, sim.run(batch)["y"])
+
+
+@pytest.mark.parametrize("activations", ["float16", "bfloat16"])
+@pytest.mark.parametrize("form", ["one difference", "two differences", "of a sum", "without shift"])
+def test_small_floats_in_front_of_a_norm_in_steps(activations, form, tmp_path):
+    """onnxruntime makes one node of the steps, of two types: it does not load."""
+    x = "h" if form == "of a sum" else "x"
+    nodes = [
+        *([node("MatMul", "x a", "g"), node("Add", "x g", "h")] if form == "of a sum" else []),
+        node("ReduceMean", x, "mean", axes=[-1]),
+        node("Sub", f"{x} mean", "d"),
+        *([node("Sub", f"{x} mean", "e")] if form == "two differences" else []),
+        node("Pow", "d two", "square"),
+        node("ReduceMean", "square", "variance", axes=[-1]),
+        node("Add", "variance epsilon", "shifted"),
+        node("Sqrt", "shifted", "root"),
+        node("Div", "e root" if form == "two differences" else "d root", "n"),
+        node("Mul", "n scale", "m"),
+        *([] if form == "without shift" else [node("Add", "m shift", "k")]),
+        node("MatMul", "m w" if form == "without shift" else "k w", "y"),
+    ]
+    constants = {"two": np.float32(2), "epsilon": np.float32(1e-5), "scale": RNG.uniform(0.5, 2, 6)}
+    constants |= {"shift": RNG.standard_normal(6), "w": RNG.standard_normal((6, 4)), "a": RNG.standard_normal((6, 6))}
+    proto = model(nodes, [value("x", ["n", 5, 6])], [value("y", ["n", 5, 4])], constants, 17)
+    batch = {"x": RNG.standard_normal((3, 5, 6)).astype(np.float32)}
+    sim, path = check_exported(proto, batch, tmp_path, activations=activations)
+    other = isobit.QuantSim(proto, activations=activations)
+    other.load_encodings(path)
+    assert dict(other.encodings) == dict(sim.encodings)
+
+
+def test_one_value_read_twice_behind_a_transpose(tmp_path):
+    """In a session of float mode onnxruntime moves the transpose past one of the two inputs alone."""
+    nodes = [
+        node("Transpose", "x", "a", perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["a", "v", "u"], ["", "b"], "n_b", hidden_size=4),
+        node("Transpose", "b", "c", perm=[1, 0, 2]),
+        node("Softmax", "c", "d", axis=-1),
+        node("Pad", "d pads", "s"),
+        node("Transpose", "s", "e", perm=[1, 0, 2]),
+        node("LSTM", "e w r", "l", hidden_size=4),
+        node("Squeeze", "l one", "k"),
+        node("Transpose", "k", "t", perm=[1, 0, 2]),
+        node("Concat", "t s t", "f", axis=2),
+        node("Sigmoid", "f", "y"),
+        node("Transpose", "t", "g", perm=[0, 2, 1]),
+        node("Sigmoid", "g", "z"),
+    ]
+    constants = {name: RNG.standard_normal((1, 16, 4)) for name in "vuwr"}
+    constants |= {"one": NUMBERS["one"], "pads": constant("pads", [0, 1, 0, 0, 1, 0], np.int64)}
+    outputs = [value("y", ["n", 3, 12]), value("z", ["n", 4, 3])]
+    proto = model(nodes, [value("x", ["n", 3, 4])], outputs, constants, 17)
+    batch = {"x": RNG.standard_normal((2, 3, 4)).astype(np.float32)}
+    sim, path = check_exported(proto, batch, tmp_path, activations="int16")
+    simulated = sim.run(batch)
+    in_float = session(str(path), EVERY_LEVEL[-1], disable_quant_qdq="1").run(None, batch)
+    for name, array in zip(simulated, in_float, strict=True):
+        np.testing.assert_array_equal(array, simulated[name])
+    other = isobit.QuantSim(proto, activations="int16")
+    other.load_encodings(path)
+    assert dict(other.encodings) == dict(sim.encodings)

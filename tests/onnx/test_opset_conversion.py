@@ -119,6 +119,33 @@ def test_group_norm_whose_scale_is_one_a_group():
         assert "GroupNormalization" in ops(opened(nodes, constants, opset))
 
 
+@pytest.mark.parametrize("opset", [18, 20, 21])
+def test_group_norms_one_behind_another(opset):
+    """ONNX infers no shape behind the first, and without one the converter leaves scale and shift as they are."""
+    size = 2 if opset < 21 else 6
+    scale, shift = np.float32([0.5, 2] * (size // 2)), np.float32([1, -1] * (size // 2))
+    nodes = [
+        node("Concat", "x x", "c", axis=1),
+        node("GroupNormalization", "c s b", "g", num_groups=2),
+        node("Relu", "g", "r"),
+        node("GroupNormalization", "r s b", "y", num_groups=2, epsilon=1e-3),
+    ]
+    opened_ = opened(nodes, {"s": scale, "b": shift}, opset)
+    assert [opened_.graph.tensors[n.outputs[0]].shape for n in opened_.graph.nodes] == [("n", 6, 6, 6)] * 4
+
+
+def test_group_norm_of_any_number_of_channels():
+    proto = model(
+        [node("Abs", "s", "scale"), node("GroupNormalization", "x scale b", "y", num_groups=3)],
+        [value("x", ["n", "c", None, None]), value("s", [3])],
+        [value("y", [None] * 4)],
+        {"b": np.float32([1, -1, 0])},
+        20,
+    )
+    x = RNG.standard_normal((2, 6, 4, 5)).astype(np.float32)
+    opened_alike(proto, {"x": x, "s": np.float32([0.5, -2, 1])})
+
+
 OTHERS = {
     "Clip": (7, [node("Clip", "x", "y", min=-0.5)], {}),
     "Pad": (10, [node("Pad", "x", "y", pads=[0, 0, 1, 1, 0, 0, 2, 0], mode="constant", value=2.0)], {}),

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import isobit
 from isobit.backend import CheckedModel
 from isobit.edits import Unshare
 from isobit.encodings import Encoding
@@ -163,3 +164,39 @@ def test_scales_of_reordered_gates_follow_the_native_rows():
     rows = grid.scale[:, None]
     np.testing.assert_array_equal(np.rint(native / rows) * rows, expected)
     assert grid.scale.tolist() == [1, 2, 5, 6, 7, 8, 3, 4]
+
+
+@pytest.mark.parametrize("states", ["none", "given", "learned"])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_layers_with_lengths_and_states_are_quantized(op, gates, direction, states, tmp_path):
+    """Lengths are no signal and keep nothing in float; the written file stops where the simulator does."""
+    count, directions = (2 if op == "LSTM" else 1), (2 if direction == "bidirectional" else 1)
+    names = [f"{states}{index}" if states != "none" else "" for index in range(count)]
+    rows, shape = gates * HIDDEN, [directions, 4, HIDDEN]
+    nodes = [
+        helper.make_node("Cast", ["lengths"], ["whole"], "cast", to=TensorProto.INT32),
+        helper.make_node(
+            op, ["x", "w", "r", "b", "whole", *names], ["y", "last"], "layer", hidden_size=HIDDEN, direction=direction
+        ),
+        helper.make_node("MatMul", ["last", "head"], ["z"], "head_layer"),
+    ]
+    constants = {"w": normal(directions, rows, FEATURES), "r": normal(directions, rows, HIDDEN)}
+    constants |= {"b": normal(directions, 2 * rows), "head": normal(HIDDEN, 2)}
+    constants |= {name: normal(*shape) for name in names if states == "learned"}
+    inputs = {"x": [6, 4, FEATURES], **{name: shape for name in names if states == "given"}}
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name, sizes in inputs.items()]
+    infos.append(helper.make_tensor_value_info("lengths", TensorProto.INT64, [4]))
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "z")]
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", infos, results, tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    batch = {name: normal(*sizes) for name, sizes in inputs.items()} | {"lengths": np.array([6, 2, 5, 1])}
+    sim = isobit.quantize(model, [batch], method="minmax", progress=False)
+    assert sim.report.coverage.compute == 1
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(["y", "z"], batch)
+    for name, value in zip(("y", "z"), expected, strict=True):
+        np.testing.assert_allclose(sim.run_float(batch)[name], value, atol=1e-5)
+    assert not np.any(sim.run(batch)["y"][2:, :, 1])  # behind the end of a sample
+    result = sim.export(tmp_path)
+    assert [check.equal for check in result.checks if check.session != "default session"] == [1, 1]

@@ -41,11 +41,11 @@ def check_graph(case: GraphCase, folder: Path) -> Outcome:
     def opened() -> Any:
         return isobit.QuantSim(case.model, target=case.settings.target)
 
-    return check_case(case.seed, quantized, given, opened, why, case.batches, folder)
+    return check_case(Outcome(case.seed, kinds=case.ops), quantized, given, opened, why, case.batches, folder)
 
 
 def check_case(
-    seed: int,
+    outcome: Outcome,
     quantized: Callable[[], Any],
     given: Callable[[Any], dict[str, Array]],
     opened: Callable[[], Any],
@@ -55,9 +55,9 @@ def check_case(
 ) -> Outcome:
     """`quantized` makes the simulator; `given` runs the user's model, `opened` makes one that no technique changes.
 
-    `why` says what is wrong where the file gives other bits than the simulator; nothing where ties explain it.
+    `why` says what is wrong where the file gives other bits than the simulator; nothing where ties explain it. What is
+    found goes into `outcome`.
     """
-    outcome = Outcome(seed)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -36,7 +36,7 @@ def check_module(case: ModuleCase, folder: Path) -> Outcome:
         parts = results if isinstance(results, tuple) else (results,)
         return dict(zip(names, (part.numpy() for part in parts), strict=True))
 
-    return check_case(case.seed, quantized, given, opened, _why, case.batches, folder)
+    return check_case(Outcome(case.seed, kinds=case.kinds), quantized, given, opened, _why, case.batches, folder)
 
 
 def _why(sim: Any, written: onnx.ModelProto, feeds: dict[str, Array]) -> str:

@@ -67,4 +67,17 @@ def draw_settings(rng: np.random.Generator) -> Settings:
             weights = f"{weights} {one_of(words)}".strip()
         options["weights"] = weights
     recipe = one_of(["basic", "basic", "basic", "ptq", "transformer"])
-    return Settings(target, recipe, one_of(_METHODS), options)
+    method = one_of(_METHODS)
+    if rng.random() < 0.3:  # less usual: any width and symmetry, and what takes more than one pass
+        recipe = one_of([recipe, recipe, "fast"])
+        method = one_of([method, "auto", "reader-error", "moving-average", "percentile=99.5"])
+        if target == "default":
+            options["activations"] = _any_format(rng)
+            options["weights"] = f"{_any_format(rng)} {one_of(['', 'per-channel', 'per-tensor', 'block=2'])}".strip()
+    return Settings(target, recipe, method, options)
+
+
+def _any_format(rng: np.random.Generator) -> str:
+    """An integer format of any width."""
+    bits = int(rng.integers(2, 17))
+    return str(rng.choice([f"int{bits}", f"int{bits} asymmetric", f"int{bits} strict", f"uint{bits}"]))

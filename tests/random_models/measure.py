@@ -1,6 +1,6 @@
 """Long runs over random models: what fails, and the figures of docs/reliability.md.
 
-python tests/random_models/measure.py --graphs 2000 --modules 400 --write
+python tests/random_models/measure.py --graphs 2000 --modules 400 --journal random.jsonl --write
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from outcome import Figures, Outcome
+from outcome import Figures, Journal, Outcome
 
 TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "reliability.md"
@@ -27,22 +27,24 @@ def main() -> None:
     parser.add_argument("--graphs", type=int, default=0)
     parser.add_argument("--modules", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--journal", type=Path, help="a file to go on from: seeds without a problem are not run again")
     parser.add_argument("--write", action="store_true", help="write the figures into docs/reliability.md")
     arguments = parser.parse_args()
+    journal = Journal(arguments.journal)
     rows = []
     if arguments.graphs:
         from check_case import check_graph
         from draw_graph import draw_graph
 
         seeds = range(arguments.first, arguments.first + arguments.graphs)
-        rows.append(("ONNX graphs", measured(seeds, draw_graph, check_graph, lambda case: set(case.ops))))
+        rows.append(("ONNX graphs", measured("ONNX graphs", seeds, draw_graph, check_graph, journal)))
     if arguments.modules:
         sys.path[:0] = [str(TESTS / folder) for folder in ("torch", "agreement")]
         from check_module import check_module
         from draw_module import draw_module
 
         seeds = range(arguments.first, arguments.first + arguments.modules)
-        rows.append(("PyTorch modules", measured(seeds, draw_module, check_module, lambda case: set(case.kinds))))
+        rows.append(("PyTorch modules", measured("PyTorch modules", seeds, draw_module, check_module, journal)))
     if arguments.write:
         text = PAGE.read_text("utf-8")
         table = f"{BEGIN}\n{as_table(rows)}\n{END}"
@@ -51,17 +53,20 @@ def main() -> None:
 
 
 def measured(
-    seeds: range, draw: Callable[[int], Any], check: Callable[[Any, Path], Outcome], kinds: Callable[[Any], set[str]]
+    sort: str, seeds: range, draw: Callable[[int], Any], check: Callable[[Any, Path], Outcome], journal: Journal
 ) -> Figures:
     """The figures of many seeds; every problem is printed as it is found."""
     figures, start = Figures(), time.perf_counter()
     for seed in seeds:
-        case = draw(seed)
-        with tempfile.TemporaryDirectory() as folder:
-            outcome = check(case, Path(folder) / "out")
-        figures.count(outcome, kinds(case))
-        for kind, text in outcome.problems:
-            print(f"{seed} [{kind}] {text[:600]}\n    {case.settings}", flush=True)
+        outcome = journal.known(sort, seed)
+        if outcome is None:
+            case = draw(seed)
+            with tempfile.TemporaryDirectory() as folder:
+                outcome = check(case, Path(folder) / "out")
+            journal.add(sort, outcome)
+            for kind, text in outcome.problems:
+                print(f"{seed} [{kind}] {text[:600]}\n    {case.settings}", flush=True)
+        figures.count(outcome)
     print(f"{time.perf_counter() - start:.0f} s, {dict(figures.problems)}", file=sys.stderr)
     return figures
 

@@ -58,6 +58,9 @@ FRONTS: dict[str, tuple[Front, int]] = {
     "inverse": (lambda x, w: back(x, w, length=64), 16),
     "inverse, normalised": (lambda x, w: back(x, w, normalized=True), 16),
     "inverse, shorter window": (lambda x, w: back(x, w, win_length=12, length=60), 12),
+    "phase": (lambda x, w: torch.fft.rfft(x[:, :16]).angle(), 16),
+    "phase of frames": (lambda x, w: stft(x, w, center=False).angle().mean(-1), 16),
+    "angle of two, zeros among them": (lambda x, w: torch.atan2(torch.relu(x[:, :16]), x[:, 16:32]), 16),
 }  # fmt: skip
 
 

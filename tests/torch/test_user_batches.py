@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import isobit
-from isobit.errors import DataError
+from isobit.errors import DataError, ModelError
 
 
 class Pair(nn.Module):
@@ -50,7 +51,7 @@ NAMES = ["a.png", "b.png", "c.png", "d.png"]
     ],
     ids=["label", "names", "dicts", "list", "target", "flat", "dataclass"],
 )
-def test_labels_and_paths_are_left_out_and_said_once(batch: object) -> None:
+def test_labels_and_paths_are_left_out_and_said_once(batch: object, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Pair().eval()
     sim = isobit.quantize(module, [batch, batch, batch], progress=False)
@@ -58,6 +59,11 @@ def test_labels_and_paths_are_left_out_and_said_once(batch: object) -> None:
     np.testing.assert_allclose(sim.run_float(batch)["output"], expected, rtol=1e-5, atol=1e-6)
     said = [note for note in sim.report.notes if "does not read" in note or "elements; the first" in note]
     assert len(said) == 1
+    sim.save(tmp_path / "sim.isobit")
+    loaded = isobit.load(tmp_path / "sim.isobit", module)  # by an example like the one above
+    np.testing.assert_array_equal(loaded.run(batch)["output"], sim.run(batch)["output"])
+    loaded.save(tmp_path / "again.isobit")
+    assert isobit.load(tmp_path / "again.isobit", module).calibration == sim.calibration
 
 
 def test_inputs_pick_the_example_too() -> None:
@@ -239,3 +245,24 @@ def test_a_batch_size_that_is_kept_is_right_or_refused(
             assert size != count
             continue
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class OfSample(nn.Module):
+    """Takes the user's own class, which a file does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = Pair()
+
+    def forward(self, sample: Sample) -> torch.Tensor:
+        return self.pair(sample.left, sample.right)
+
+
+def test_an_example_that_no_file_holds_is_asked_for(tmp_path: Path) -> None:
+    module, batch = OfSample().eval(), (Sample(RIGHT, LEFT),)
+    sim = isobit.quantize(module, [batch], progress=False)
+    sim.save(tmp_path / "sim.isobit")
+    with pytest.raises(ModelError, match="pass example_inputs"):
+        isobit.load(tmp_path / "sim.isobit", module)
+    loaded = isobit.load(tmp_path / "sim.isobit", module, batch)
+    np.testing.assert_array_equal(loaded.run(batch)["output"], sim.run(batch)["output"])

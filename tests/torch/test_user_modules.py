@@ -75,12 +75,31 @@ def test_names_of_parts(names: tuple[str, ...], tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.run(x)["output"], sim.run(x)["output"])
 
 
-@pytest.mark.parametrize("name", ["graph", "code", "quantizers"])
-def test_a_name_that_cannot_be_is_an_error_with_a_way_out(name: str) -> None:
-    module, x = Named("first", name).eval(), torch.randn(5, 4)
-    with pytest.raises(ModelError, match=f"'{name}'.*a module that holds the model"):
-        isobit.quantize(module, [x], progress=False)
-    assert isobit.quantize(nn.Sequential(module), [x], progress=False).calibration is not None
+@pytest.mark.parametrize(
+    "names", [("graph",), ("code", "device"), ("quantizers", "run_flat"), ("meta", "graph_1", "graph")]
+)
+def test_names_that_the_simulator_has_itself(names: tuple[str, ...], tmp_path: Path) -> None:
+    module, x = Named(*names).eval(), torch.randn(5, 4)
+    sim = isobit.quantize(module, [x], progress=False)
+    np.testing.assert_allclose(sim.run_float(x)["output"], module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+    assert any(repr(names[-1]) in note for note in sim.graph.notes)
+    assert len(list(sim.plan.of_kind("weight"))) == len(names)
+    sim.export(tmp_path / "out", formats=("onnx", "pt2", "torchscript"))
+    sim.save(tmp_path / "sim.isobit")
+    loaded = isobit.load(tmp_path / "sim.isobit", module)
+    np.testing.assert_array_equal(loaded.run(x)["output"], sim.run(x)["output"])
+
+
+def test_a_batch_norm_and_a_parameter_under_such_names_train() -> None:
+    module = nn.Sequential()
+    module.add_module("first", nn.Linear(4, 4))
+    module._modules["graph"] = nn.BatchNorm1d(4)
+    module.register_module("last", nn.Linear(4, 2))
+    sim = isobit.QuantSim(module.eval(), torch.randn(5, 4))
+    sim.calibrate([torch.randn(5, 4)], progress=False)
+    before = sim.model.state_dict()["graph_1.running_mean"].clone()
+    sim.model.train()(torch.randn(5, 4) + 3)
+    assert not torch.equal(before, sim.model.state_dict()["graph_1.running_mean"])
 
 
 def test_parameters_without_values_are_refused() -> None:

@@ -25,6 +25,7 @@ from isobit_onnx.export.export_qdq import QdqPlan
 from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
 from isobit_onnx.export.save_model import self_contained
 from isobit_onnx.qdq.writer import Quantized, insert_quantizers
+from isobit_onnx.read.branches import is_signal
 from isobit_onnx.run.conditions import ExampleConditions
 from isobit_onnx.run.given import run_given
 from isobit_onnx.run.observe import ObservingSessions
@@ -76,6 +77,15 @@ class OnnxModel:
         if tensor is None:
             raise ModelError(f"weight {name!r} has no value")
         return np.asarray(to_canonical(tensor.numpy(), info.layout))
+
+    @property
+    def example(self) -> Batch | None:
+        """What of the example has decided branches; None where nothing was decided by one."""
+        batch = self.conditions.batch if self.conditions is not None else None
+        if batch is None:
+            return None
+        signals = {value.name for value in self.float_model.graph.inputs if is_signal(value)}
+        return {name: np.zeros_like(array) if name in signals else array for name, array in batch.items()}
 
     # --- changing --------------------------------------------------------------------------------------------------
 
@@ -251,7 +261,8 @@ class OnnxModel:
 
     def state(self) -> bytes:
         """Everything, as bytes."""
-        return dump(self.float_model, self._encodings, self._off)
+        decided = self.conditions.decided if self.conditions is not None else ()
+        return dump(self.float_model, self._encodings, self._off, decided)
 
 
 def _read(simulator: ir.Model, native: NativeSite) -> ir.Value | None:

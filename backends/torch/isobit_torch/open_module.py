@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -12,6 +13,7 @@ from isobit_torch.capture.capture import Capture, capture
 from isobit_torch.capture.dropout import restore_dropout
 from isobit_torch.capture.errors import refuse_data_dependence
 from isobit_torch.capture.fold_constants import fold_constants
+from isobit_torch.capture.free_names import NewNames, moved, new_names, notes
 from isobit_torch.capture.functionalize import functionalize, written_buffers
 from isobit_torch.capture.given import Given
 from isobit_torch.capture.load_graph import build_root, load_graph, note_dtype
@@ -24,7 +26,7 @@ from isobit_torch.program.modules import BatchNorm, Dropout, add_functional
 from isobit_torch.program.program import Program
 from isobit_torch.program.shapes import read_inputs, require_float, settle_sizes
 from isobit_torch.program.torch_export import quiet
-from isobit_torch.simulate.simulator import Simulator
+from isobit_torch.simulate.simulator import own_names
 
 _DROPOUT_CALLS = {"dropout": "dropout", "feature_dropout": "dropout2d", "alpha_dropout": "alpha_dropout"}
 
@@ -33,7 +35,6 @@ def open_module(model: Any, example: Any) -> TorchModel:
     """Open a copy of a module. Raises ModelError."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"the PyTorch backend opens torch.nn.Module, not {type(model).__name__}")
-    _refuse_taken_names(model)
     captured = capture(model, example)
     program = program_of(captured)
     opened, given = TorchModel(program), Given(model, captured)
@@ -48,21 +49,11 @@ def open_module(model: Any, example: Any) -> TorchModel:
     return opened
 
 
-def _refuse_taken_names(model: nn.Module) -> None:
-    """Raise ModelError for a part that would hide, or be hidden by, what the simulator has under the same name."""
-    names = (*model._modules, *model._parameters, *model._buffers)
-    taken = next((name for name in names if hasattr(Simulator, name)), None)
-    if taken is not None:
-        raise ModelError(
-            f"the part {taken!r} of the model has a name that the simulator's own class uses: rename it, or open a "
-            "module that holds the model as a part of its own"
-        )
-
-
 def program_of(captured: Capture) -> Program:
     """The prepared program of a capture."""
     root = nn.Module()
-    canonical = build_root(captured.module, root)
+    names = new_names(captured.module, own_names())
+    canonical = build_root(captured.module, root, names)
     exported = captured.program
     if any(_is_transform(node) for node in exported.graph.nodes):
         exported = _lowered(exported)
@@ -83,12 +74,14 @@ def program_of(captured: Capture) -> Program:
     restore_dropout(graph, captured.module, captured.call)
     folded = fold_constants(graph, root)
     decompose(graph, root)
-    restore_modules(graph, root, captured.module)
+    restore_modules(graph, root, captured.module, names)
     erase_unread(graph)
     make_unique(graph)
     strip(graph)
     inputs, symbols, fixed = settle_sizes(root, graph, inputs, symbols)
-    return Program(root, graph, captured.signature, inputs, symbols, (*captured.notes, *changed, *folded, *fixed))
+    return Program(
+        root, graph, captured.signature, inputs, symbols, (*captured.notes, *notes(names), *changed, *folded, *fixed)
+    )
 
 
 def _lowered(program: ExportedProgram) -> ExportedProgram:
@@ -102,22 +95,22 @@ def _is_transform(node: fx.Node) -> bool:
     return node.op == "call_function" and "functorch" in str(getattr(node.target, "__module__", ""))
 
 
-def restore_modules(graph: fx.Graph, root: nn.Module, original: nn.Module) -> None:
+def restore_modules(graph: fx.Graph, root: nn.Module, original: nn.Module, names: NewNames) -> None:
     """Batch norm and dropout become calls of modules again, which follow train() and eval()."""
-    modules = dict(original.named_modules())
+    places = {path: moved(path, names) for path, _ in original.named_modules() if path}
     for node in list(graph.nodes):
         name = op_name(node)
         args: tuple[Any, ...]
         if name == "batch_norm":
             a = arguments(node)
             args = (a["input"], a["weight"], a["bias"], a["running_mean"], a["running_var"])
-            path = _path_of(node, modules, root, BatchNorm)
+            path = _path_of(node, places, root, BatchNorm)
             if path is None:
                 path = add_functional(root, BatchNorm(a["momentum"], a["eps"]))
         elif name in _DROPOUT_CALLS:
             a = arguments(node)
             args = (a["input"],)
-            path = _path_of(node, modules, root, Dropout)
+            path = _path_of(node, places, root, Dropout)
             if path is None:
                 path = add_functional(root, Dropout(float(a["p"]), _DROPOUT_CALLS[name]))
         else:
@@ -129,9 +122,9 @@ def restore_modules(graph: fx.Graph, root: nn.Module, original: nn.Module) -> No
         graph.erase_node(node)
 
 
-def _path_of(node: fx.Node, modules: dict[str, nn.Module], root: nn.Module, kind: type[nn.Module]) -> str | None:
-    path = node.meta[NAME]
-    return path if path in modules and path and isinstance(attribute(root, path), kind) else None
+def _path_of(node: fx.Node, places: Mapping[str, str], root: nn.Module, kind: type[nn.Module]) -> str | None:
+    path = places.get(node.meta[NAME])
+    return path if path is not None and isinstance(attribute(root, path), kind) else None
 
 
 def strip(graph: fx.Graph) -> None:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from isobit.backend.checks import check_quantizers
 from isobit.backend.contract import BackendModel, Differentiable, NameMap
-from isobit.data import Batch
-from isobit.edits.draft import Draft, plan_edits
-from isobit.edits.edit import Edit, EditPlan
+from isobit.data import Batch, numpy_type
+from isobit.edits.compensation import Compensation, joined
+from isobit.edits.draft import Draft
+from isobit.edits.edit import Edit, EditPlan, SetWeights
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.errors import DataError, EditError, EncodingError, IsobitError, ModelError, did_you_mean
 from isobit.graph.graph import Graph
@@ -35,12 +36,14 @@ class CheckedModel:
     """A backend's model behind the checks of the contract. `CheckedModel.of` makes it; nobody implements it.
 
     `inner` is the backend's own, asked for what it adds to the contract (`isobit.backend.NativeExporter`).
-    `edit_log` are the edits that were made through it, for saving and replaying.
+    `edit_log` are the edits that were made through it, for saving and replaying; `compensations` what they
+    did to constants for the sake of quantization alone (`SetWeights.compensates`).
     """
 
     def __init__(self, inner: BackendModel) -> None:
         self.inner = inner
         self.edit_log: list[Edit] = []
+        self.compensations: dict[str, Compensation] = {}
 
     @staticmethod
     def of(model: BackendModel | CheckedModel) -> CheckedModel:
@@ -80,14 +83,22 @@ class CheckedModel:
 
         Raises EditError; quantizers on sites that are gone go with them.
         """
-        if isinstance(edits, Draft) and edits.start is self.graph:
-            plan, edits = edits.plan(), edits.edits
-        else:
-            edits = edits.edits if isinstance(edits, Draft) else edits
-            plan = plan_edits(self.graph, edits, self.inner.weight)
+        draft = edits if isinstance(edits, Draft) and edits.start is self.graph else self._draft(edits)
+        plan = draft.plan()
         self._require_ops(plan)
         self.inner.apply(plan)
-        self.edit_log += edits
+        self.edit_log += draft.edits
+        compensated = draft.compensations
+        final = {name for edit in draft.edits if isinstance(edit, SetWeights) for name in edit.weights} - {*compensated}
+        earlier = {name: done for name, done in self.compensations.items() if name not in final}
+        self.compensations = joined(earlier, compensated)
+
+    def _draft(self, edits: Sequence[Edit] | Draft) -> Draft:
+        """A draft of the model as it is, with these edits."""
+        draft = Draft(self.graph, self.inner.weight)
+        for edit in edits.edits if isinstance(edits, Draft) else edits:
+            draft.apply(edit)
+        return draft
 
     def _require_ops(self, plan: EditPlan) -> None:
         ops = self.inner.ops
@@ -150,9 +161,7 @@ class CheckedModel:
         if missing is not None:
             raise DataError(f"a batch has no array for input {missing!r}{did_you_mean(missing, batch)}")
         types = {name: graph.tensors[name].dtype for name in graph.inputs}
-        return {
-            name: np.asarray(batch[name], "float32" if dtype == "bfloat16" else dtype) for name, dtype in types.items()
-        }
+        return {name: np.asarray(batch[name], numpy_type(dtype)) for name, dtype in types.items()}
 
     def _require_tensor(self, site: Tensor | Input) -> None:
         graph = self.graph
@@ -187,7 +196,21 @@ class CheckedModel:
         """An independent copy, quantizers and log included."""
         copied = CheckedModel.of(self.inner.copy())
         copied.edit_log += self.edit_log
+        copied.compensations.update(self.compensations)
         return copied
+
+    def uncompensated(self) -> CheckedModel:
+        """A copy as the float model is: its quantizers off, its constants without what compensates for them."""
+        copied = self.copy()
+        copied.enable(list(copied.encodings()), on=False)
+        copied.take_back()
+        return copied
+
+    def take_back(self) -> None:
+        """Undo what edits did to constants for the sake of quantization alone; a bias that was added becomes 0."""
+        there = {name: done for name, done in self.compensations.items() if name in self.graph.weights}
+        if there:
+            self.edit([SetWeights({name: done.without(self.weight(name)) for name, done in there.items()})])
 
     def state(self) -> bytes:
         """The model without its log, as bytes that `Backend.restore` reads in another process."""

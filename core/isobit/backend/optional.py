@@ -25,6 +25,16 @@ class ReportsDevice(Protocol):
 
 
 @runtime_checkable
+class OpenedByExample(Protocol):
+    """An opened model that another example would have made another model of: a saved simulator keeps what decided."""
+
+    @property
+    def example(self) -> Batch | None:
+        """A batch with which the model is opened as it is now, signals set to zero; None where any example will do."""
+        ...
+
+
+@runtime_checkable
 class QdqWriter(Protocol):
     """What the ONNX backend adds to the contract: writing a float model and encodings as a QDQ model."""
 

@@ -74,12 +74,14 @@ def calibrate(
     if out is None and write_statistics is None and resume is None:
         raise typer.BadParameter("say what to write: -o FOLDER, or --write-statistics FILE", param_hint="'-o'")
     from isobit.files import check_writable
+    from isobit.quantsim.export import USUAL
     from isobit.quantsim.quantsim import QuantSim
     from isobit.techniques.fold_batch_norms import FoldBatchNorms
 
-    for path in (out, write_statistics.absolute().parent if write_statistics else None):
-        if path is not None:
-            check_writable(path)
+    if out is not None:
+        check_writable(out, USUAL)
+    if write_statistics is not None:
+        check_writable(write_statistics.absolute().parent)
     _check(model, method)
     sim = QuantSim(
         model,

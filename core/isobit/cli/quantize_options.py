@@ -118,7 +118,7 @@ Recipe = Annotated[
         metavar="NAME",
         is_eager=True,  # it must be parsed before --explain, which reads it
         rich_help_panel=_FORMATS,
-        help="What is done before calibration: basic, fast, ptq, transformer, or a .toml file; basic unless said.",
+        help="What is done before calibration: fast, basic, ptq, transformer, or a .toml file; fast unless said.",
         autocompletion=recipe_names,
     ),
 ]

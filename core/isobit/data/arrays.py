@@ -15,8 +15,22 @@ def is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
+def numpy_type(name: str) -> np.dtype[Any] | None:
+    """The element type of arrays for an input of the type that a graph calls `name`; None where NumPy has none.
+
+    Texts are objects. What NumPy has no numbers for may be registered there by another package, which no runtime reads.
+    """
+    if name == "string":
+        return np.dtype(object)
+    try:
+        found = np.dtype("float32" if name == "bfloat16" else name)
+    except TypeError:
+        return None
+    return found if found.isbuiltin == 1 else None
+
+
 def to_numpy(value: Any) -> NDArray[Any]:
-    """A NumPy array of an array, a tensor of any framework (also on a device), or a nested list of numbers."""
+    """A NumPy array of an array, a tensor of any framework (also on a device), or a nested list of numbers or texts."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":  # which NumPy does not have
@@ -25,6 +39,12 @@ def to_numpy(value: Any) -> NDArray[Any]:
         array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
     except ValueError as error:  # rows of different lengths
         raise DataError(f"cannot make an array of a {type(value).__name__}: {error}") from error
-    if array.dtype == object:
+    if array.dtype == object and not all(isinstance(item, str | bytes) for item in array.flat):
         raise DataError(f"cannot make an array of a {type(value).__name__}: its parts have different shapes or types")
     return array
+
+
+def as_texts(array: NDArray[Any]) -> NDArray[np.object_]:
+    """An array of `str`, as runtimes take it, of one of texts or of UTF-8 bytes."""
+    texts = [item.decode("utf-8") if isinstance(item, bytes) else str(item) for item in array.flat]
+    return np.array(texts, object).reshape(array.shape)

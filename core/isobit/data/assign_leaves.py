@@ -31,7 +31,7 @@ def assign_leaves(raw: Any, names: Sequence[str], *, skip_texts: bool) -> tuple[
             assigned[name] = value
         elif value is None:
             continue
-        elif any(isinstance(key, str) for key in path) or (skip_texts and _is_text(value)):
+        elif any(isinstance(key, str) for key in path) or (skip_texts and is_text(value)):
             left.append("_".join(map(str, path)) if not isinstance(path[0], int) else _place(path))
         else:
             unnamed.append((path, value))
@@ -89,7 +89,8 @@ def _holds_array(value: Any) -> bool:
     return any(_holds_array(child) for _, child in children)
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Whether a value is a text, or a list of texts."""
     return isinstance(value, str | bytes) or (
         isinstance(value, list | tuple) and bool(value) and all(isinstance(item, str | bytes) for item in value)
     )

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.data.arrays import is_array, to_numpy
-from isobit.data.assign_leaves import assign_leaves
+from isobit.data.arrays import as_texts, is_array, numpy_type, to_numpy
+from isobit.data.assign_leaves import assign_leaves, is_text
 from isobit.data.samples import SampleAxes, cut_batches
 from isobit.errors import DataError, did_you_mean
 from isobit.graph.graph import Graph, TensorInfo
@@ -24,7 +24,7 @@ Batch = Mapping[str, NDArray[Any]]
 #: Samples that are kept of the first pass, to compare with.
 _HEAD = 16
 
-_SAME_KIND = {"f": "f", "i": "iub", "u": "iub", "b": "b"}
+_SAME_KIND = {"f": "f", "i": "iub", "u": "iub", "b": "b", "O": "OSU"}
 
 
 class Dataset:
@@ -188,6 +188,8 @@ class Dataset:
         if not is_named and (not isinstance(raw, Sequence) or isinstance(raw, str | bytes)):
             raise DataError(f"{where} is a {type(raw).__name__}; a batch is an array, a tensor, a tuple or a dict")
         skip_texts = not any(info.dtype == "string" for info in self._infos().values())
+        if len(names) == 1 and not skip_texts and is_text(raw):  # a list of texts is one array
+            raw = (to_numpy(raw),)
         assigned, left, in_order = assign_leaves(raw, names, skip_texts=skip_texts)
         missing = [name for name in names if name not in assigned]
         if missing and not is_named and not left:
@@ -207,11 +209,17 @@ class Dataset:
         return {name: to_numpy(assigned[name]) for name in names}
 
     def _conform(self, array: NDArray[Any], name: str, info: TensorInfo, where: str) -> NDArray[Any]:
-        dtype = np.dtype(info.dtype) if info.dtype != "bfloat16" else np.dtype(np.float32)
+        dtype = numpy_type(info.dtype)
+        if dtype is None:
+            raise DataError(
+                f"{where}: the model takes {info.dtype}, for which there are no arrays: export the model with a "
+                "float32 input, and cast it inside"
+            )
         if array.ndim == 0 and dtype.kind == "f" and array.dtype.kind in "iu":  # a number as one writes it
             array = array.astype(dtype)
         if array.dtype.kind not in _SAME_KIND.get(dtype.kind, dtype.kind):
-            raise DataError(f"{where} is {array.dtype}, and the model takes {dtype}: convert it (and scale it) first")
+            hint = "texts" if dtype.kind == "O" else f"{dtype}: convert it (and scale it) first"
+            raise DataError(f"{where} is {array.dtype}, and the model takes {hint}")
         if array.dtype.kind == "f" and not self._ignore_non_finite and not np.all(np.isfinite(array)):
             bad = "NaN" if np.any(np.isnan(array)) else "infinity"
             raise DataError(f"{where} holds {bad}: clean the data, or pass ignore_non_finite=True")
@@ -223,6 +231,8 @@ class Dataset:
                 raise DataError(f"{where} has shape {array.shape}, and the model takes {_shape_text(info)}")
         if array.size == 0 and not self._may_be_empty(name, array, info):
             raise DataError(f"{where} is empty, shape {array.shape}")
+        if dtype.kind == "O":
+            return as_texts(array)
         with np.errstate(over="ignore"):
             converted = np.asarray(array, dtype, order="C")
         if dtype.kind in "iu" and not np.array_equal(converted, array):

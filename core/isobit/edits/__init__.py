@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from isobit.edits.compensation import Compensation
 from isobit.edits.draft import Draft, plan_edits
 from isobit.edits.edit import (
     AddBias,
@@ -19,6 +20,7 @@ from isobit.edits.edit import (
 
 __all__ = [
     "AddBias",
+    "Compensation",
     "Draft",
     "Edit",
     "EditPlan",

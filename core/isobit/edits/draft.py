@@ -7,9 +7,10 @@ infers the shapes that follow, and refuses the whole list, naming the blocking n
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from isobit.canonical.channels import annotate_channels
+from isobit.edits.compensation import Compensation, joined
 from isobit.edits.edit import (
     AddBias,
     Array,
@@ -44,12 +45,14 @@ class Draft:
     """The edits so far, and the graph and constants as they leave them.
 
     A technique that edits step by step works on a draft of a model and hands it to `CheckedModel.edit` once, which then
-    has nothing to plan again. `start` is the graph that the draft was begun on.
+    has nothing to plan again. `start` is the graph that the draft was begun on. `compensations` are what
+    edits did to constants for the sake of quantization alone.
     """
 
     def __init__(self, graph: Graph, read: ReadWeight) -> None:
         self.start = graph
         self.edits: list[Edit] = []
+        self.compensations: dict[str, Compensation] = {}
         self._workspace = Workspace(graph, read)
 
     @property
@@ -67,15 +70,32 @@ class Draft:
 
     def apply(self, edit: Edit) -> None:
         """Add one edit. Raises EditError."""
+        before = self._constants(edit)
         try:
             _apply(self._workspace, edit)
         except ModelError as error:
             raise EditError(f"{type(edit).__name__}: {error}") from error
         self.edits.append(edit)
+        self._note_compensation(edit, before)
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("edit %d: %s at %s", len(self.edits), type(edit).__name__, _place(edit))
         if is_checking():
             check_structure(self.graph, f"the edit {type(edit).__name__}")
+
+    def _constants(self, edit: Edit) -> dict[str, Array]:
+        """The values that an edit is about to replace, where it compensates."""
+        names = edit.weights if isinstance(edit, SetWeights) and edit.compensates else ()
+        return {name: self.value(name) for name in names if name in self.graph.weights}
+
+    def _note_compensation(self, edit: Edit, before: Mapping[str, Array]) -> None:
+        if isinstance(edit, AddBias) and edit.compensates:
+            name = str(self.graph.node(edit.node).inputs[2])
+            self.compensations[name] = Compensation(None, self.value(name))
+        elif isinstance(edit, SetWeights) and edit.compensates:
+            done = {name: Compensation(before[name], self.value(name)) for name in edit.weights}
+            self.compensations = joined(self.compensations, done)
+        elif isinstance(edit, SetWeights):  # the new value is that of the float model from now on
+            self.compensations = {n: c for n, c in self.compensations.items() if n not in edit.weights}
 
     def plan(self) -> EditPlan:
         """What the edits come to. Raises EditError where shapes do not fit."""

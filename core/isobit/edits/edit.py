@@ -45,17 +45,25 @@ class Insert:
 
 @dataclass(frozen=True, eq=False)
 class SetWeights:
-    """Give constants new values, in canonical layout; shapes may change where the graph allows it."""
+    """Give constants new values, in canonical layout; shapes may change where the graph allows it.
+
+    `compensates`: the change only makes up for what quantization does, and the float model is the one without it.
+    """
 
     weights: Mapping[str, Array]
+    compensates: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class AddBias:
-    """Give a Conv, ConvTranspose or Linear without a bias this one, one value an output channel."""
+    """Give a Conv, ConvTranspose or Linear without a bias this one, one value an output channel.
+
+    `compensates` as that of `SetWeights`.
+    """
 
     node: str
     value: Array
+    compensates: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,11 @@ class Slice:
 
 
 Edit = Replace | Insert | SetWeights | AddBias | Unshare | Slice
+
+
+def changes_float_model(edit: Edit) -> bool:
+    """Whether an edit makes another float model: it does not where it compensates for quantization, or copies alone."""
+    return not isinstance(edit, Unshare) and not (isinstance(edit, SetWeights | AddBias) and edit.compensates)
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,8 +40,9 @@ def _record(edit: Edit, keep: Any) -> dict[str, Any]:
         record["weights"] = {name: keep(value) for name, value in edit.weights.items()}
     elif isinstance(edit, SetWeights):
         record["weights"] = {name: keep(value) for name, value in edit.weights.items()}
+        record["compensates"] = edit.compensates
     elif isinstance(edit, AddBias):
-        record |= {"node": edit.node, "value": keep(edit.value)}
+        record |= {"node": edit.node, "value": keep(edit.value), "compensates": edit.compensates}
     elif isinstance(edit, Unshare):
         record |= {"weight": edit.weight, "node": edit.node}
     else:
@@ -68,9 +69,9 @@ def _edit(record: Mapping[str, Any], arrays: Mapping[str, Array]) -> Edit:
             raise EditError(f"nodes cannot be inserted at {site}")
         return Insert(site, _nodes(record), weights)
     if kind == "SetWeights":
-        return SetWeights(weights)
+        return SetWeights(weights, record["compensates"] is True)
     if kind == "AddBias":
-        return AddBias(record["node"], arrays[record["value"]])
+        return AddBias(record["node"], arrays[record["value"]], record["compensates"] is True)
     if kind == "Unshare":
         return Unshare(record["weight"], record["node"])
     if kind == "Slice":

@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit.errors import ModelError
-from isobit.graph.graph import Graph
+from isobit.graph.graph import Graph, Node
 
 Fingerprint = Mapping[str, str]
 
 _STRUCTURE = "(structure)"
 
 
-def fingerprint(graph: Graph, read: Callable[[str], NDArray[Any]]) -> dict[str, str]:
-    """Hashes by weight name, and one of ops, names, edges and attributes."""
-    structure = repr([(n.name, n.op, n.inputs, n.outputs, sorted(n.attributes.items())) for n in graph.nodes])
-    hashes = {_STRUCTURE: _hash(structure.encode())}
+def fingerprint(
+    graph: Graph, read: Callable[[str], NDArray[Any]], replaced: Mapping[str, NDArray[Any] | None] | None = None
+) -> dict[str, str]:
+    """Hashes by weight name, and one of ops, names, edges and attributes.
+
+    `replaced` are values that count in place of those of the graph; a constant of None does not count at all.
+    """
+    replaced = replaced or {}
+    added = {name for name, value in replaced.items() if value is None}
+    structure = [(n.name, n.op, _inputs(n, added), n.outputs, sorted(n.attributes.items())) for n in graph.nodes]
+    hashes = {_STRUCTURE: _hash(repr(structure).encode())}
     for name in graph.weights:
-        array = read(name)
+        if name in added:
+            continue
+        value = replaced.get(name)
+        array = read(name) if value is None else value
         hashes[name] = _hash(f"{array.shape}{array.dtype}".encode(), _bytes(array))
     return hashes
+
+
+def _inputs(node: Node, added: Collection[str]) -> tuple[str | None, ...]:
+    """What a node reads, without constants that were added and without what is left out at the end."""
+    names = [None if name in added else name for name in node.inputs]
+    while names and names[-1] is None:
+        names.pop()
+    return tuple(names)
 
 
 def check_fingerprint(saved: Fingerprint, current: Fingerprint, where: str) -> None:

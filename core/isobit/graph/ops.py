@@ -49,6 +49,9 @@ OPERANDS: Mapping[str, Mapping[int, Operand]] = {
 #: Ops whose weight is matrix-multiplied or convolved with an activation at input 0.
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Linear", "MatMul"})
 
+#: Ops that run graphs of their own, whose inside the neutral graph does not show. What a body reads is an input.
+BODIES = frozenset({"If", "Loop", "Scan"})
+
 #: Inputs that are settings, not data: a constant there becomes the attribute of that name.
 SETTINGS: Mapping[str, Mapping[int, str]] = {
     "Clip": {1: "min", 2: "max"},

@@ -8,7 +8,7 @@ from dataclasses import replace
 from isobit.encodings.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.errors import FormatError
 from isobit.graph.graph import Graph, Node, Use
-from isobit.graph.ops import operand
+from isobit.graph.ops import BODIES, operand
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import Placement
 from isobit.placement.quant_config import QuantConfig
@@ -89,6 +89,8 @@ class ConstantPlacer:
     def _float_reason(self, name: str, use: Use) -> str:
         if self.config.override(name)[0]:
             return "float by your override"
+        if use.node.op in BODIES:
+            return f"in a body of {use.node.op} {use.node.name}, whose operations stay in float"
         if use.node.name not in self.quantized:
             return f"{use.node.op} {use.node.name} stays in float"
         return f"{use.role} of {use.node.op} stays in float"

@@ -8,17 +8,22 @@ from math import prod
 import numpy as np
 
 from isobit.graph.graph import Graph, Node
-from isobit.graph.ops import RECURRENT, WEIGHTED
+from isobit.graph.ops import BODIES, RECURRENT, WEIGHTED
 from isobit.graph.sites import Input, Site, Tensor, Weight
-from isobit.placement.plan import Plan
+from isobit.placement.plan import Plan, is_inside_chain
+
+#: Layers whose integer kernels hand on integers alone; those of matrix products can hand on floats too.
+_ROUND = frozenset({"Conv", "ConvTranspose"})
 
 
 @dataclass(frozen=True)
 class Coverage:
     """What of a network a plan puts in integers: bytes of float constants, and multiply-adds of one sample.
 
-    Sizes that the model leaves open count as 1. `uncounted` are layers of unknown shapes, whose multiply-adds are in
-    neither number.
+    A convolution whose result stays in float (a phase, a spectrum before its root) counts as float though its operands
+    are integers: the kernels of runtimes round what they compute, and without a grid for it they run in float.
+    Sizes that the model leaves open count as 1. `uncounted` are layers of unknown shapes, and nodes with weights in
+    bodies of their own (If, Loop, Scan), whose multiply-adds are in neither number.
     """
 
     weight_bytes: int
@@ -39,6 +44,8 @@ class Coverage:
         total = integer = 0
         uncounted = []
         for node in graph.nodes:
+            if node.op in BODIES and _holds_weights(graph, node):
+                uncounted.append(node.name)
             if node.op not in WEIGHTED | RECURRENT:
                 continue
             count = _multiply_adds(graph, node)
@@ -47,7 +54,8 @@ class Coverage:
                 continue
             total += count
             operands = (0, 1, 2) if node.op in RECURRENT else (0, 1)
-            integer += count if all(_is_integer_input(plan, node, index) for index in operands) else 0
+            is_integer = all(_is_integer_input(plan, node, index) for index in operands)
+            integer += count if is_integer and (node.op not in _ROUND or _is_rounded(graph, plan, node)) else 0
         return cls(weight_bytes, integer_bytes, total, integer, tuple(uncounted))
 
     @property
@@ -67,7 +75,16 @@ class Coverage:
             if share is not None
         ]
         text = ", ".join(parts) + " in integers" if parts else "there are no weights and no multiply-adds"
-        return f"{text} ({len(self.uncounted)} layers of unknown shape not counted)" if self.uncounted else text
+        more = (
+            f" ({len(self.uncounted)} layers of unknown shape, or with bodies, not counted)" if self.uncounted else ""
+        )
+        return text + more
+
+
+def _holds_weights(graph: Graph, node: Node) -> bool:
+    """Whether a node with bodies reads matrices of floats, which are weights inside."""
+    constants = (graph.weights[name] for name in node.inputs if name is not None and name in graph.weights)
+    return any(info.is_float and len(info.shape) > 1 for info in constants)
 
 
 def _percent(share: float) -> str:
@@ -94,6 +111,17 @@ def _is_integer_constant(graph: Graph, plan: Plan, name: str) -> bool:
 def _is_integer_input(plan: Plan, node: Node, index: int) -> bool:
     name = node.input(index) or ""
     return _is_integer(plan, Input(node.name, index), Tensor(name), Weight(name))
+
+
+def _is_rounded(graph: Graph, plan: Plan, node: Node) -> bool:
+    """Whether the result of a layer, or of the fused chain that begins with it, is on a grid of integers."""
+    name = node.outputs[0]
+    while Tensor(name) not in plan.placements and is_inside_chain(plan.floats.get(name, "")):
+        reader = graph.sole_reader(name)
+        if reader is None:
+            return False
+        name = reader.node.outputs[0]
+    return _is_integer(plan, Tensor(name))
 
 
 def _sizes(graph: Graph, name: str | None) -> list[int] | None:

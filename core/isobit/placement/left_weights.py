@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from isobit.graph.graph import Graph, Use
-from isobit.graph.ops import RECURRENT, WEIGHTED
+from isobit.graph.ops import BODIES, RECURRENT, WEIGHTED
 from isobit.graph.sites import Input, Weight
 from isobit.placement.plan import Plan
 from isobit.placement.quant_config import QuantConfig
@@ -28,6 +28,8 @@ class LeftWeight:
 def left_weights(graph: Graph, plan: Plan, target: Target, config: QuantConfig) -> list[LeftWeight]:
     """Weights of Conv, ConvTranspose, Linear, MatMul and recurrent layers that are in float without being told to.
 
+    Matrices that the bodies of an If, a Loop or a Scan read count as weights too.
+
     An override to float, an exclusion and the target's list of exceptions are what was told. What is multiplied with
     positions alone (rotary embeddings) is no weight: phases stay in float by rule.
     """
@@ -39,6 +41,7 @@ def left_weights(graph: Graph, plan: Plan, target: Target, config: QuantConfig) 
         for use in graph.uses(name):
             is_told = config.excludes(use.node) or use.node.op in target.excluded_ops
             is_weight = _is_weight(use) and not signal.isdisjoint(use.node.inputs)
+            is_weight |= use.node.op in BODIES and len(info.shape) > 1
             if is_weight and not is_told and Input(use.node.name, use.index) not in plan.placements:
                 left.append(LeftWeight(name, use.node.op, _why(graph, plan, target, name, use)))
                 break
@@ -64,6 +67,8 @@ def _why(graph: Graph, plan: Plan, target: Target, name: str, use: Use) -> str:
     dtype, op = graph.weights[name].dtype, use.node.op
     if dtype != "float32":
         return f"it is {dtype}: only float32 is quantized, so convert the model to float32"
+    if op in BODIES:
+        return f"it is in a body of {op} {use.node.name!r}, whose operations stay in float"
     if not target.quantizes(op):
         return f"target {target.name!r} runs {op} in float"
     floats = {tensor: why for tensor, why in plan.floats.items() if tensor in graph.tensors}

@@ -21,7 +21,7 @@ from isobit.graph.sites import Input, Site, Tensor, site_key
 from isobit.placement.constants import ConstantPlacer, in_16_bits
 from isobit.placement.exact_tensors import exact_tensors
 from isobit.placement.fused_chains import find_chains
-from isobit.placement.plan import Placement, Plan
+from isobit.placement.plan import Placement, Plan, inside_chain
 from isobit.placement.quant_config import QuantConfig
 from isobit.placement.signal_tensors import signal_tensors
 from isobit.targets.target import Target
@@ -115,6 +115,8 @@ class _Placer:
         data = [name for name in node.inputs if name in self.graph.tensors and name is not None]
         if node.op == "Gather":  # its data is a constant table, read by indices
             return node.input(0) in self.graph.weights and self.graph.is_float(node.inputs[0] or "")
+        if node.op in RECURRENT:  # lengths are no signal, and states may be learned
+            data = [name for name in node.inputs[:1] if name in data]
         floats = [name for name in data if self._is_float(name)]
         return bool(floats) and all(name in self.signal for name in data) and not self._has_mask_constant(node)
 
@@ -311,7 +313,7 @@ class _Placer:
 
     def _reason(self, name: str) -> str:
         if name in self.inner:
-            return f"inside the fused chain that ends in {self.inner[name].name}"
+            return inside_chain(self.inner[name].name)
         node = self.graph.producer(name)
         if name in self.exact.reasons and (node is None or not self.config.excludes(node)):
             return self.exact.reasons[name]

@@ -83,6 +83,19 @@ def _is_fixed(placement: Placement) -> bool:
     return placement.fixed_range is not None or is_cast or isinstance(spec.granularity, Lpbq)
 
 
+_INSIDE = "inside the fused chain that ends in "
+
+
+def inside_chain(last: str) -> str:
+    """Why a tensor inside a fused chain, which ends in the node `last`, is not quantized."""
+    return f"{_INSIDE}{last}"
+
+
+def is_inside_chain(reason: str) -> bool:
+    """Whether a reason is that of `inside_chain`."""
+    return reason.startswith(_INSIDE)
+
+
 def constant_name(graph: Graph, site: Site) -> str:
     """The constant that a Weight site, or an Input site that reads a constant, stands for."""
     if isinstance(site, Input):

@@ -12,7 +12,7 @@ from isobit.quantsim.observe import Passes, refuse_non_finite
 from isobit.quantsim.simulation import Simulation
 from isobit.statistics.count_bits import VARIABLE, counted_by_numpy
 from isobit.techniques.context import Observations, Requests, TechniqueContext
-from isobit.techniques.technique import Observes, Technique, TechniqueReport
+from isobit.techniques.technique import Observes, SharesCalibration, Technique, TechniqueReport
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,12 @@ def requests_of(technique: Technique, context: TechniqueContext) -> Requests:
 def uses_data(technique: Technique) -> bool:
     """Whether a technique goes through the data."""
     return isinstance(technique, Observes) and technique.uses_data
+
+
+def needs_own_pass(technique: Technique) -> bool:
+    """Whether a technique goes through the data, and not in the pass that calibration makes anyway."""
+    shares = isinstance(technique, SharesCalibration) and technique.shares_calibration
+    return uses_data(technique) and not shares
 
 
 def calibrate(

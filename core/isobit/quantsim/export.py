@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 ONNX = "onnx"
 MODEL, ENCODINGS, SUMMARY = "model.qdq.onnx", "encodings.json", "summary.txt"
+USUAL = (MODEL, ENCODINGS, SUMMARY)  # what an export writes if nothing else is asked for
 FLOAT_MODEL, FOREIGN = "model.onnx", "model"
 
 
@@ -62,7 +63,7 @@ def export(
     model, encodings = simulation.model.inner, simulation.encodings
     files = _files(model, formats)
     further = _further_files(encodings_formats)
-    check_writable(folder)
+    check_writable(folder, [*files.values(), ENCODINGS, SUMMARY, *further.values()])
     with write_folder(folder) as staging:
         notes = []
         for form, file in files.items():

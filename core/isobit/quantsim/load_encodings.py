@@ -19,6 +19,8 @@ from isobit.placement.place import place
 from isobit.placement.plan import Placement, Plan, constant_name
 from isobit.quantsim.simulation import Simulation
 
+_ADDED = "the layer has no bias here; where it was corrected it got one, whose scale follows from input and weight"
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -44,10 +46,14 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Mapped:
-    """Encodings on the sites of a plan, in the plan's formats, and all that did not fit."""
+    """Encodings on the sites of a plan, in the plan's formats, and all that did not fit.
+
+    `added` are biases that the corrections of another simulator added, and this model does not have: nothing is lost.
+    """
 
     encodings: dict[Site, Encoding]
     ignored: dict[str, str]
+    added: dict[str, str]
     formats: dict[str, str]  # formats of the file that the plan does not have, by tensor or constant
     conflicts: dict[str, str]
 
@@ -62,7 +68,7 @@ def load_encodings(
         plan = place(simulation.graph, simulation.target, config, apart)
     mapped = map_to_plan(encodings, simulation.graph, plan)
     if strict:
-        _refuse(mapped, encodings.unmapped)
+        _refuse(mapped, [name for name in encodings.unmapped if not _is_added_bias(name, simulation.graph)])
     changed = mapped.formats
     if changed:  # a user who loads a file asks for its formats
         config = replace(config, overrides={**(config.overrides or {}), **changed})
@@ -83,18 +89,20 @@ def load_encodings(
     simulation.adopt(plan, config, everything, f"encodings of {where}")
     if freeze:
         simulation.freeze(mapped.encodings)
-    ignored = {**dict.fromkeys(encodings.unmapped, "the model has no such name"), **mapped.ignored}
+    ignored = {**dict.fromkeys(encodings.unmapped, "the model has no such name"), **mapped.added, **mapped.ignored}
     return LoadReport(tuple(mapped.encodings), ignored, missing, changed, encodings.notes)
 
 
 def map_to_plan(encodings: Mapping[Site, Encoding], graph: Graph, plan: Plan) -> Mapped:
     """Each encoding on the sites of the plan that it speaks of; one tensor of a tied group speaks for all of it."""
-    mapped = Mapped({}, {}, {}, {})
+    mapped = Mapped({}, {}, {}, {}, {})
     groups: dict[str, tuple[Site, Encoding]] = {}
     members = plan.groups()
     for site, encoding in encodings.items():
         placements = list(_placements(site, graph, plan))
-        if not placements:
+        if not placements and _is_added_bias(str(site), graph):
+            mapped.added[str(site)] = _ADDED
+        elif not placements:
             mapped.ignored[str(site)] = _why_not(site, graph, plan)
         for placement in placements:
             fitted = _fitted(encoding, placement, graph)
@@ -166,6 +174,12 @@ def _by_channel(encoding: Encoding, axis: int) -> Encoding:
 def _name(graph: Graph, placement: Placement) -> str:
     """What an override calls a placement."""
     return placement.tensor or constant_name(graph, placement.site)
+
+
+def _is_added_bias(name: str, graph: Graph) -> bool:
+    """Whether this is the name that an added bias gets, of a layer that has none here."""
+    node = next((node for node in graph.nodes if f"{node.name}.bias" == name), None)
+    return node is not None and node.op in ("Conv", "ConvTranspose", "Linear") and node.input(2) is None
 
 
 def _why_not(site: Site, graph: Graph, plan: Plan) -> str:

@@ -97,8 +97,11 @@ class Passes:
         """Feed the reducers with the batches that each has not seen yet, the first `upto` or all of the data.
 
         With `resume` the file is written every 64 batches. Ctrl-C ends the pass after the batch that is running and
-        writes it too; then comes KeyboardInterrupt, which says so.
+        writes it too; then comes KeyboardInterrupt, which says so. What is observed of the simulation's own model is of
+        the float model, without what techniques added to make up for quantization.
         """
+        is_own = model is self._simulation.model
+        observed = self._simulation.float_model() if is_own else model
         batches = _in_order(self.dataset, seen)
         counts = sorted({item.batches for item in seen}) or [0]
         batches = islice(batches, counts[0], upto)
@@ -113,12 +116,12 @@ class Passes:
                     break
                 behind = [item for item in seen if item.batches <= start]
                 part = batches if end is None else islice(batches, end - start)
-                self._run(model, part, behind, advance)
+                self._run(observed, part, behind, advance)
         interrupted = stop is not None and stop.asked
         logger.info("%s: %d tensors observed, %.3g passes so far", what, len(seen), self.count)
         for item in seen:
             item.complete = not interrupted and (upto is None or item.batches >= len(self.dataset) > 0)
-        if model is self._simulation.model and not model.encodings():  # before a technique changes it
+        if is_own and not model.encodings():  # before a technique changes it
             self._simulation.keep_reference(self.dataset.head)
         if self._file is not None:
             self._file.write(self._simulation.statistics)

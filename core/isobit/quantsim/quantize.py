@@ -10,13 +10,16 @@ from isobit.calibration.scheme import Calibrator, parse_calibrator
 from isobit.data import Dataset, example_of
 from isobit.errors import ModelError, RecipeError
 from isobit.plugins import registry
-from isobit.quantsim.apply import apply_technique, calibrate, uses_data
+from isobit.quantsim.apply import apply_technique, calibrate, needs_own_pass
 from isobit.quantsim.executor import ExecutorLike
 from isobit.quantsim.quantsim import QuantSim
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes.recipe import Recipe
 from isobit.statistics.sampling import SAMPLE_LIMIT
 from isobit.techniques.technique import Technique
+
+#: What is done unless another recipe is asked for.
+DEFAULT_RECIPE = "fast"
 
 
 def quantize(
@@ -37,8 +40,8 @@ def quantize(
 ) -> QuantSim:
     """Quantize a trained model: run a recipe's techniques, place quantizers, calibrate on `data`.
 
-    `recipe` is a name (``"basic"`` unless said, which folds batch norms; ``"fast"``, which corrects biases too;
-    ``"ptq"``, ``"transformer"``) or a TOML file; `techniques` are run in its place. `method` is a scheme as in
+    `recipe` is a name (``"fast"`` unless said, which folds batch norms and corrects biases; ``"basic"``, which folds
+    alone; ``"ptq"``, ``"transformer"``) or a TOML file; `techniques` are run in its place. `method` is a scheme as in
     `QuantSim.calibrate`; ``"auto"`` compares several by the outputs. `settings` are those of QuantSim (target, weights,
     activations, overrides, exclude, backend); a QuantSim in place of the model has its own, and is the one that is
     returned, calibrated.
@@ -49,7 +52,7 @@ def quantize(
     if recipe is not None and techniques is not None:
         raise RecipeError("either a recipe or techniques: a recipe names its techniques itself")
     plugins = registry()
-    chosen = plugins.recipe("basic" if recipe is None else recipe)
+    chosen = plugins.recipe(DEFAULT_RECIPE if recipe is None else recipe)
     calibrator = parse_calibrator(method, plugins.calibrators())
     if isinstance(model, QuantSim):
         if settings or example_inputs is not None:
@@ -65,7 +68,7 @@ def quantize(
         run_recipe(sim.simulation, chosen, passes, calibrator)
     else:
         steps = list(techniques)
-        dataset.require_passes(1 + sum(map(uses_data, steps)), "quantize, with these techniques,")
+        dataset.require_passes(1 + sum(map(needs_own_pass, steps)), "quantize, with these techniques,")
         for technique in steps:
             apply_technique(sim.simulation, technique, passes, calibrator)
     calibrate(sim.simulation, passes, calibrator, SAMPLE_LIMIT, ignore_non_finite=ignore_non_finite)

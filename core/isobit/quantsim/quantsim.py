@@ -13,7 +13,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import Backend, BackendModel
 from isobit.calibration.needed_statistics import observed_sites
 from isobit.calibration.scheme import Calibrator, parse_calibrator
-from isobit.data import Batch, Dataset
+from isobit.data import Batch, Dataset, example_to_record
 from isobit.edits.edit import Edit
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.encodings.quant_spec import QuantSpec
@@ -77,6 +77,7 @@ class QuantSim:
         config = QuantConfig(weights, activations, dict(overrides or {}), exclude)
         self._simulation = Simulation(plugins.open(model, example_inputs, backend), chosen, config)
         self._simulation.check = check
+        self._simulation.example = example_to_record(example_inputs)
 
     @classmethod
     def of_backend_model(cls, model: BackendModel | CheckedModel, target: Target, config: QuantConfig) -> QuantSim:
@@ -310,9 +311,9 @@ class QuantSim:
         return self.backend_model.run(prepared)
 
     def run_float(self, batch: Any) -> dict[str, NDArray[Any]]:
-        """Outputs with every quantizer switched off."""
+        """Outputs with every quantizer switched off, and without what techniques added to make up for quantization."""
         prepared = self._one_batch(batch)
-        model = self.backend_model
+        model = self._simulation.float_model()
         active = list(model.encodings())
         model.enable(active, on=False)
         try:

@@ -10,7 +10,7 @@ from isobit.encodings.encoding import Encodings
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Input
 from isobit.placement.coverage import Coverage
-from isobit.placement.plan import Plan
+from isobit.placement.plan import Plan, is_inside_chain
 from isobit.quantsim.simulation import Simulation
 from isobit.recipes.recipe import StepResult
 from isobit.techniques.technique import TechniqueReport
@@ -52,7 +52,7 @@ class Report:
     @property
     def left_in_float(self) -> dict[str, str]:
         """Float tensors and weights that are not quantized, and why; the inside of fused chains is not listed."""
-        return {name: why for name, why in self.plan.floats.items() if not why.startswith("inside the fused chain")}
+        return {name: why for name, why in self.plan.floats.items() if not is_inside_chain(why)}
 
     @property
     def coverage(self) -> Coverage:

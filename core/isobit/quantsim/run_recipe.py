@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from isobit.calibration.scheme import Calibrator
 from isobit.data import Batch
-from isobit.quantsim.apply import apply_technique, context_of, requests_of, uses_data
+from isobit.quantsim.apply import apply_technique, context_of, needs_own_pass, requests_of
 from isobit.quantsim.checks.quality import Outputs, output_sqnr
 from isobit.quantsim.observe import Passes
 from isobit.quantsim.simulation import Simulation
@@ -25,7 +25,7 @@ def run_recipe(simulation: Simulation, recipe: Recipe, passes: Passes, calibrato
     when the recipe goes through the data more than once.
     """
     steps = [step for step in recipe.steps if not step.obstacle(simulation.plan)]
-    times = sum(uses_data(step.make()) for step in steps) + (2 if recipe.judge_samples else 0) + 1
+    times = sum(needs_own_pass(step.make()) for step in steps) + (2 if recipe.judge_samples else 0) + 1
     passes.dataset.require_passes(times, f"recipe {recipe.name!r}, with calibration,")
     judge = _Judge(simulation, passes, recipe.judge_samples, calibrator) if recipe.judge_samples else None
     results = []

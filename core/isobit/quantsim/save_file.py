@@ -13,6 +13,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from isobit.backend.optional import OpenedByExample
 from isobit.edits.records import edits_from_records, edits_to_records
 from isobit.encodings.encoding import Encodings
 from isobit.errors import IsobitError, ModelError
@@ -25,7 +28,7 @@ from isobit.targets.target import parse_target
 VERSION = 2
 
 _MANIFEST, _TARGET, _ENCODINGS, _FROZEN = "manifest.json", "target.toml", "encodings.json", "frozen.json"
-_WEIGHTS, _STATISTICS = "weights.safetensors", "statistics.npz"
+_WEIGHTS, _STATISTICS, _EXAMPLE = "weights.safetensors", "statistics.npz", "example.safetensors"
 
 
 def save(simulation: Simulation, path: Path) -> None:
@@ -44,6 +47,7 @@ def save(simulation: Simulation, path: Path) -> None:
         "exclude": list(config.exclude),
         "calibration": simulation.calibration,
         "edits": records,
+        "example": simulation.example,
     }
     with write_atomically(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(_MANIFEST, json.dumps(manifest))
@@ -53,6 +57,10 @@ def save(simulation: Simulation, path: Path) -> None:
         archive.writestr(_FROZEN, isobit_json.dumps(simulation.frozen))
         if len(simulation.statistics):
             archive.writestr(_STATISTICS, simulation.statistics.to_bytes())
+        opened = simulation.model.inner
+        example = opened.example if isinstance(opened, OpenedByExample) else None
+        if example is not None:
+            archive.writestr(_EXAMPLE, save_tensors({name: np.ascontiguousarray(a) for name, a in example.items()}))
 
 
 def is_saved(path: str | PathLike[str]) -> bool:
@@ -83,6 +91,7 @@ def read_saved(where: str) -> dict[str, Any]:
             if manifest.get("format") != "isobit sim" or manifest.get("version") != VERSION:
                 raise ModelError(f"{where}: not a saved simulator of version {VERSION}")
             _check_manifest(manifest, where)
+            example = load_tensors(archive.read(_EXAMPLE)) if _EXAMPLE in archive.namelist() else None
             statistics = Statistics()
             if _STATISTICS in archive.namelist():
                 statistics = Statistics.from_file(io.BytesIO(archive.read(_STATISTICS)), where)
@@ -93,6 +102,7 @@ def read_saved(where: str) -> dict[str, Any]:
                 "encodings": isobit_json.loads(archive.read(_ENCODINGS).decode(), f"{where}: {_ENCODINGS}"),
                 "frozen": isobit_json.loads(archive.read(_FROZEN).decode(), f"{where}: {_FROZEN}"),
                 "statistics": statistics,
+                "example": example,
             }
     except IsobitError:
         raise

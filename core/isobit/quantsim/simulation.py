@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
-from isobit.backend.contract import BackendModel
+from isobit.backend.contract import BackendModel, Differentiable
 from isobit.backend.optional import KeepsRelations
 from isobit.calibration.fitting import fit
-from isobit.calibration.resolve import resolve
+from isobit.calibration.resolve import Resolved, resolve
 from isobit.calibration.scheme import Calibrator
 from isobit.data import Batch
-from isobit.edits.edit import Edit, SetWeights
+from isobit.edits.edit import Edit, SetWeights, changes_float_model
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, ModelError
 from isobit.graph.fingerprint import fingerprint
@@ -54,11 +54,13 @@ class Simulation:
         self.notes: dict[str, None] = {}
         self.reference: tuple[Batch, Mapping[str, NDArray[Any]]] | None = None  # a batch, and the float outputs of it
         self.judged: Sequence[tuple[Batch, Mapping[str, NDArray[Any]]]] = ()  # that batch, and more where it is small
+        self.example: Any = None  # the batch that the model was opened with, as a record of `isobit.data`
         self.check = True  # whether the opened model is compared with the model as given
         self.warned: set[str] = set()  # what a warning said already
         self._frozen: dict[Site, Encoding] = {}
         self._fitted = False  # whether the data, or encodings from elsewhere, had a say in the plan
         self._fingerprint: dict[str, str] | None = None
+        self._float_model: tuple[tuple[int, str], CheckedModel] | None = None  # and the state that it is of
         self._check_weights()
 
     # --- what is there ---------------------------------------------------------------------------------------------
@@ -109,9 +111,25 @@ class Simulation:
         return self._fingerprint
 
     def state_fingerprint(self) -> str:
-        """One hash of the float model as it is now, edits included: what statistics are of."""
-        hashes = fingerprint(self.graph, self.model.weight) if self.edits else self.fingerprint()
-        return hashlib.blake2b(json.dumps(hashes, sort_keys=True).encode(), digest_size=16).hexdigest()
+        """One hash of what statistics are of: the float model with its edits, without those that compensate."""
+        hashes = self.fingerprint()
+        if self.edits:
+            before = {name: done.before for name, done in self.model.compensations.items()}
+            hashes = fingerprint(self.graph, self.model.weight, before)
+        return _digest(hashes)
+
+    def float_model(self) -> CheckedModel:
+        """The float model: the model itself with its quantizers off, or a copy without what compensates for them.
+
+        Training makes the copy anew.
+        """
+        if not self.model.compensations:
+            return self.model
+        trained = _digest(fingerprint(self.graph, self.model.weight)) if isinstance(self.model, Differentiable) else ""
+        key = (len(self.edits), trained)
+        if self._float_model is None or self._float_model[0] != key:
+            self._float_model = key, self.model.uncompensated()
+        return self._float_model[1]
 
     def require_calibrated(self) -> None:
         """Raise ModelError when a planned quantizer has no encoding."""
@@ -140,8 +158,11 @@ class Simulation:
             self.plan, self._fitted = self.observed_plan, False
 
     def take_report(self, report: TechniqueReport, edits_before: int) -> None:
-        """Take over what a technique did since there were so many edits. An edited model is another one to observe."""
-        if len(self.edits) > edits_before and not report.keeps_statistics:
+        """Take over what a technique did since there were so many edits.
+
+        An edited model is another one to observe, but for edits that only compensate for quantization.
+        """
+        if any(changes_float_model(edit) for edit in self.edits[edits_before:]):
             self.statistics = Statistics()
         self.plan, self._fitted = self.plan_for(self.graph), False
         self._thaw_changed(self.edits[edits_before:])
@@ -152,7 +173,8 @@ class Simulation:
     def keep_reference(self, batches: Sequence[Batch]) -> None:
         """Keep some batches and what the float model gives for them, to compare with; the quantizers are off."""
         if not self.judged and batches:
-            self.judged = [(batch, self.model.run(batch)) for batch in batches]
+            model = self.float_model()
+            self.judged = [(batch, model.run(batch)) for batch in batches]
             self.reference = self.judged[0]
             is_function_kept = all(report.technique == "FoldBatchNorms" for report in self.reports)
             if self.check and is_function_kept and (self.reports or not self.edits):
@@ -162,8 +184,15 @@ class Simulation:
 
     def set_encodings(self, calibrator: Calibrator) -> None:
         """Choose every encoding by the statistics, and set the quantizers."""
+        self.take(self.resolve(calibrator), calibrator)
+
+    def resolve(self, calibrator: Calibrator) -> Resolved:
+        """Every encoding by the statistics, for the plan as the data leaves it."""
         self.notes.update(dict.fromkeys(self._fit_plan()))
-        resolved = resolve(self.graph, self.plan, self.statistics, calibrator, self.model.weight, frozen=self._frozen)
+        return resolve(self.graph, self.plan, self.statistics, calibrator, self.model.weight, frozen=self._frozen)
+
+    def take(self, resolved: Resolved, calibrator: Calibrator) -> None:
+        """Set the quantizers to what was resolved."""
         self.notes.update(dict.fromkeys(resolved.notes))
         self._quantize(resolved.encodings)
         self.calibration = repr(calibrator)
@@ -282,3 +311,7 @@ class Simulation:
             if info.is_float and matters and not np.all(np.isfinite(value := self.model.weight(name))):
                 bad = "NaN" if np.any(np.isnan(value)) else "infinity"
                 raise ModelError(f"weight {name!r} holds {bad}: the model cannot be quantized")
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    return hashlib.blake2b(json.dumps(hashes, sort_keys=True).encode(), digest_size=16).hexdigest()

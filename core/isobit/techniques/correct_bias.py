@@ -58,6 +58,11 @@ class CorrectBias:
         """In all modes but ``"analytic"``."""
         return self.mode != "analytic"
 
+    @property
+    def shares_calibration(self) -> bool:
+        """In the mode ``"fast"``: the means come in the pass that the ranges need."""
+        return self.mode == "fast"
+
     def requests(self, context: TechniqueContext) -> Requests:
         """Means in float, of the inputs of all layers in the fast mode, of their outputs in the full one."""
         layers, _ = _layers(context.graph, context.plan)
@@ -83,11 +88,11 @@ class CorrectBias:
         draft = Draft(model.graph, model.weight)
         for name, shift in shifts.items():
             layer = draft.graph.node(name)
-            set_bias(draft, layer, bias_of(draft, layer, shift.size) + shift)
+            set_bias(draft, layer, bias_of(draft, layer, shift.size) + shift, compensates=True)
         if draft.edits:
             model.edit(draft)
         changed = tuple(f"{name}: by at most {np.abs(shift).max():.3g}" for name, shift in shifts.items())
-        return TechniqueReport("CorrectBias", changed, left, keeps_statistics=True)
+        return TechniqueReport("CorrectBias", changed, left)
 
     def _analytic(self, context: TechniqueContext, layers: list[Node], left: dict[str, str]) -> dict[str, Floats]:
         model = context.model

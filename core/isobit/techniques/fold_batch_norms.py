@@ -18,10 +18,12 @@ from isobit.techniques.context import TechniqueContext
 from isobit.techniques.layers.normal import NormalPerChannel
 from isobit.techniques.layers.weighted_layer import (
     LAYERS,
+    axis_behind,
     bias_obstacle,
     bias_of,
     by_input,
     by_output,
+    channel_axis,
     groups_of,
     set_bias,
     weight_obstacle,
@@ -30,6 +32,7 @@ from isobit.techniques.technique import TechniqueReport
 
 _BATCH_NORM = "BatchNormalization"
 _CONSTANTS = frozenset({"Mul", "Div", "Add", "Sub"})
+_VIEWS = frozenset({"Reshape", "Transpose"})
 
 Vector = NDArray[np.float32]
 
@@ -39,7 +42,8 @@ class FoldBatchNorms:
     """Fold each batch norm into the layer before it, else into the one after it; what is left becomes scale and shift.
 
     Multiplications and additions of per-channel constants behind a layer, which exporters leave in place of batch
-    norms, are folded too. Computed in float32 in the order ``k = gamma / sqrt(variance + epsilon)``, ``weight * k``,
+    norms, are folded too, and so is what stands behind a Reshape or a Transpose of a layer that keeps its channels
+    together. Computed in float32 in the order ``k = gamma / sqrt(variance + epsilon)``, ``weight * k``,
     ``beta + (bias - mean) * k``, so that an exporter that folds in that order gives the same bits.
     """
 
@@ -68,9 +72,9 @@ class FoldBatchNorms:
 
     def _fold(self, draft: Draft, node: Node, outputs: dict[str, NormalPerChannel]) -> tuple[bool, str]:
         """Whether the node was folded, and where to or why not; `outputs` gets the distribution of what is folded."""
-        layer_before, obstacle = _layer_before(draft.graph, node)
+        layer_before, axis, obstacle = _layer_before(draft.graph, node)
         if layer_before is not None:
-            obstacle = _fold_backward(draft, layer_before, node, outputs)
+            obstacle = _fold_backward(draft, layer_before, node, axis, outputs)
             if not obstacle:
                 return True, f"{node.name} into {layer_before.name}"
         if node.op != _BATCH_NORM:
@@ -136,29 +140,42 @@ def _per_channel(value: NDArray[np.float32], channels: int, rank: int, axis: int
 # --- backward -------------------------------------------------------------------------------------------------------
 
 
-def _layer_before(graph: Graph, node: Node) -> tuple[Node | None, str]:
+def _layer_before(graph: Graph, node: Node) -> tuple[Node | None, int, str]:
+    """The layer before a node, views between them passed, and the axis of its channels in what the node reads.
+
+    None where there is no such layer, and why not.
+    """
     source = next((name for name in node.inputs if name in graph.tensors), None)
-    producer = graph.producer(source) if source is not None else None
+    views: list[Node] = []
+    producer = graph.producer(source or "")
+    while producer is not None and producer.op in _VIEWS and graph.sole_reader(producer.outputs[0]) is not None:
+        views.append(producer)
+        producer = graph.producer(producer.inputs[0] or "")
     if producer is None or producer.op not in LAYERS:
-        return None, f"{producer.op if producer else 'the model input'} comes before it"
-    if graph.sole_reader(source or "") is None:
-        return None, f"the output of {producer.name} has other readers"
-    return producer, ""
+        nearest = views[0] if views else producer
+        return None, 0, f"{nearest.op if nearest else 'the model input'} comes before it"
+    if graph.sole_reader(producer.outputs[0]) is None:
+        return None, 0, f"the output of {producer.name} has other readers"
+    axis: int | None = channel_axis(graph, producer)
+    for view in reversed(views):
+        axis = None if axis is None else axis_behind(graph, view, axis)
+    if axis is None:
+        return None, 0, f"{views[0].op} before it breaks up the channels of {producer.name}"
+    return producer, axis, ""
 
 
-def _fold_backward(draft: Draft, layer: Node, node: Node, outputs: dict[str, NormalPerChannel]) -> str:
-    """Fold `node` into the layer before it; returns why not, or an empty text."""
+def _fold_backward(draft: Draft, layer: Node, node: Node, axis: int, outputs: dict[str, NormalPerChannel]) -> str:
+    """Fold `node`, which reads channels along `axis`, into the layer before it; returns why not, or an empty text."""
     graph = draft.graph
     weight = layer.input(1)
     problem = weight_obstacle(graph, layer) or bias_obstacle(graph, layer)
     if problem or weight is None:
         return problem
     values = draft.value(weight)
-    info = graph.tensors[layer.outputs[0]]
-    rank = info.rank or values.ndim
-    if node.op == _BATCH_NORM and layer.op == "Linear" and rank != 2:
-        return f"it normalises axis 1, and {layer.name} has its channels last"
-    axis = rank - 1 if layer.op == "Linear" else 1
+    source = next(name for name in node.inputs if name is not None and name in graph.tensors)
+    rank = graph.tensors[source].rank or values.ndim
+    if node.op == _BATCH_NORM and axis != 1:
+        return f"it normalises axis 1, and {layer.name} has its channels on axis {axis}"
     affine = _affine(draft, node, values.shape[0], rank, axis)
     if affine is None or affine.scale.shape != (values.shape[0],):
         return "its parameters are no per-channel constants"

@@ -19,8 +19,7 @@ class TechniqueReport:
     `notes` are what a user should know of the result, such as data that is too little for it.
     `encodings` are frozen: calibration keeps them, because weights that were rounded to a grid need that very grid.
     `batch_norms` is what is known of the distribution of tensors, from batch norms that are gone now; later techniques
-    find it in their context. `keeps_statistics`: what was observed of the model before holds for it now, because the
-    change only undoes what quantization does.
+    find it in their context.
     """
 
     technique: str
@@ -29,7 +28,6 @@ class TechniqueReport:
     encodings: Mapping[Site, Encoding] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     batch_norms: Mapping[str, NormalPerChannel] = field(default_factory=dict, repr=False)
-    keeps_statistics: bool = field(default=False, repr=False)
 
 
 class Technique(Protocol):
@@ -58,4 +56,18 @@ class Observes(Protocol):
 
     def requests(self, context: TechniqueContext) -> Requests:
         """What it will ask ``context.observe`` for on the model as it is now, as far as that is known beforehand."""
+        ...
+
+
+@runtime_checkable
+class SharesCalibration(Protocol):
+    """Optional, asked for by ``isinstance``: a technique whose observations may come in the pass of calibration itself.
+
+    It observes the float model alone, `Requests.ranges` among them, and only compensates for quantization
+    (`SetWeights.compensates`), so that what was observed holds after it.
+    """
+
+    @property
+    def shares_calibration(self) -> bool:
+        """Whether that is so with its present settings."""
         ...

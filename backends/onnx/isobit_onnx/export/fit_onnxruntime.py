@@ -1,7 +1,8 @@
 """A QDQ model in the forms that onnxruntime (1.32) loads at every level of optimisation. No value changes.
 
-Its optimiser copies quantizers of int8 past moves of values and then fails on the copies, and its integer kernels take
-scales for granted that they cannot use.
+Its optimiser copies quantizers of int8 past moves of values and then fails on the copies, and moves transposes to one
+alone of two inputs that are the same; its integer kernels take scales for granted that they cannot use; its fused norm
+takes in the cast in front of it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from isobit_onnx.read.rewrite import constant_of
 #: Past these onnxruntime copies quantizers; values are moved or dropped, and come out on the grid that they came in on.
 _MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
 
+_SMALL_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _EIGHT_BITS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 
 
@@ -31,6 +33,10 @@ def fit_onnxruntime(model: ir.Model) -> None:
             fitting.before(node)
         elif node.op_type == "MatMul" and not node.domain:
             fitting.bias(node)
+        elif node.op_type == "Cast":
+            fitting.norm(node)
+    for node in list(model.graph):
+        fitting.repeated(node)
 
 
 class _Fitting:
@@ -121,6 +127,51 @@ class _Fitting:
         quantizer.outputs[0].type = ir.TensorType(ir.DataType.INT8)
         result.outputs[0].shape, result.outputs[0].type = value.shape, ir.TensorType(ir.DataType.FLOAT)
         return quantizer, result
+
+    # --- one value read twice ----------------------------------------------------------------------------------------
+
+    def repeated(self, reader: ir.Node) -> None:
+        """Dequantize a value that a node reads twice a second time, with a zero point that cannot be shared.
+
+        onnxruntime does so itself, unless a session runs in float: there its transpose optimiser changes one of the
+        inputs alone.
+        """
+        seen: set[ir.Value] = set()
+        for index, value in enumerate(reader.inputs):
+            if value is None or value not in seen:
+                seen.update([] if value is None else [value])
+                continue
+            producer = value.producer()
+            if producer is None or producer.op_type != "DequantizeLinear" or len(producer.inputs) < 3:
+                continue
+            levels, scale, zero = producer.inputs[:3]
+            if levels is None or levels.producer() is None or zero is None or zero.const_value is None:
+                continue
+            tensor = ir.Tensor(zero.const_value.numpy(), dtype=zero.dtype, name=self._free(zero.name))
+            again = self._node(
+                "DequantizeLinear", [levels, scale, add_initializer(self.graph, tensor)], f"{value.name}_again"
+            )
+            again.attributes.update(producer.attributes)
+            again.outputs[0].shape, again.outputs[0].type = value.shape, value.type
+            self.graph.insert_after(producer, [again])
+            reader.replace_input_with(index, again.outputs[0])
+
+    # --- small floats ------------------------------------------------------------------------------------------------
+
+    def norm(self, cast: ir.Node) -> None:
+        """Keep a cast from a small float apart from the steps of a norm: fused, they would read the small float."""
+        source, wide = cast.inputs[0], cast.outputs[0]
+        readers = [use for use in wide.uses() if use.node.op_type in ("ReduceMean", "Sub") and not use.node.domain]
+        if source is None or source.dtype not in _SMALL_FLOATS or wide.dtype != ir.DataType.FLOAT:
+            return
+        if all(use.node.op_type == "Sub" for use in readers):
+            return
+        lowest = ir.Tensor(np.float32(-np.inf), name=self._free(f"{wide.name}_lowest"))
+        same = self._node("Max", [wide, add_initializer(self.graph, lowest)], f"{wide.name}_apart")
+        same.outputs[0].shape, same.outputs[0].type = wide.shape, wide.type
+        self.graph.insert_after(cast, [same])
+        for use in readers:
+            use.node.replace_input_with(use.idx, same.outputs[0])
 
     # --- weights of 8 bits: scales that the integer kernels cannot use -----------------------------------------------
 

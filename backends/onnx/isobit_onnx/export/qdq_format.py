@@ -8,7 +8,7 @@ from pathlib import Path
 
 from isobit.encodings import Encodings
 from isobit.errors import EncodingError, PluginError
-from isobit.files import write_atomically
+from isobit.files import write_folder
 from isobit.formats import EncodingsFormat, FileContent, Names
 
 
@@ -37,8 +37,9 @@ class OnnxQdq(EncodingsFormat):
         _require()
         from isobit_onnx.export.export_qdq import write_qdq
 
-        with write_atomically(Path(path)) as temporary:
-            return write_qdq(names.model, encodings, temporary)
+        path = Path(path).resolve()  # a link stays, and what it leads to is replaced
+        with write_folder(path.parent) as staging:  # weights of large models are a file beside it
+            return write_qdq(names.model, encodings, staging / path.name)
 
 
 def _require() -> None:

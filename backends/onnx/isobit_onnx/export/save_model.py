@@ -7,13 +7,14 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from isobit_onnx.read.inference.map_types import put_back
 from isobit_onnx.read.initializers import PROTOBUF_LIMIT, weight_bytes
 
 
 def save_model(model: ir.Model, path: Path) -> None:
     """Write a model file; weights beyond the protobuf limit go beside it, into ``<name>.data``."""
     if weight_bytes(model) < PROTOBUF_LIMIT:
-        onnx.save(self_contained(model), path)
+        onnx.save(put_back(model, self_contained(model)), path)
     else:
         ir.save(model, path, external_data=f"{path.name}.data")
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from isobit.encodings import Encoding
 from isobit.errors import OutputError
+from isobit_onnx.read.inference.map_types import load_file
 from isobit_onnx.translate.sites import NativeSite
 from isobit_onnx.translate.translate import view_chain
 
@@ -17,7 +18,7 @@ _QUANTIZERS = frozenset({"QuantizeLinear", "Clip", "Max", "Cast"})
 
 def check_complete(path: Path, placed: Iterable[tuple[NativeSite, Encoding]], interior: Mapping[str, Encoding]) -> None:
     """Raise OutputError when a value of `placed` or `interior` has no quantizer in the file: a runtime makes one up."""
-    graph = ir.load(path).graph
+    graph = load_file(path).graph
     values = ir.convenience.create_value_mapping(graph)
     nodes = {node.name or "": node for node in graph}
     outputs = {value.name for value in graph.outputs}

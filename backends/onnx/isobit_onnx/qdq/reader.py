@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from isobit.graph import Site, Tensor, Weight
 from isobit_onnx.qdq.float_weights import MANTISSAS
 from isobit_onnx.read.checks.tensors import check_tensors
 from isobit_onnx.read.error_text import first_line
+from isobit_onnx.read.inference.map_types import load_file
 from isobit_onnx.translate.translate import readers_through_views
 
 _TYPES = {
@@ -112,7 +114,7 @@ def quantized_values(path: str | PathLike[str]) -> list[QuantizedValue]:
     if not is_file(path):
         raise EncodingError(f"cannot read encodings file {where}: no such file")
     try:
-        model = ir.load(path)
+        model = load_file(Path(path))
         check_tensors(model, where)
         with quiet_loggers("onnx_ir", "onnxscript"):
             passes.InlinePass()(model)

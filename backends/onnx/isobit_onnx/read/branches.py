@@ -49,9 +49,29 @@ def take_branches(model: ir.Model, conditions: Conditions | None, infer_shapes: 
         )
 
 
+def lift_weights(model: ir.Model) -> None:
+    """Take the matrices of floats out of bodies, in place, so that they are constants of the network like any other.
+
+    Smaller ones stay, which shape inference of a body may look at.
+    """
+    graph = model.graph
+    taken = {value.name for value in graph.inputs} | set(graph.initializers)
+    taken |= {output.name for node in graph.all_nodes() for output in node.outputs}
+    for body in graph.subgraphs():
+        for value in list(body.initializers.values()):
+            tensor = value.const_value
+            if tensor is None or len(tensor.shape) < 2 or not tensor.dtype.is_floating_point():
+                continue
+            if value.is_graph_input() or value.is_graph_output():
+                continue
+            body.initializers.pop(value.name or "")
+            _rename(value, taken)
+            graph.register_initializer(value)
+
+
 def depends_on_signal(value: ir.Value) -> bool:
     """Whether a condition follows from the values of a signal: real numbers of more than one axis or of open size."""
-    return any(_is_signal(source) for source in _sources(value))
+    return any(is_signal(source) for source in _sources(value))
 
 
 def _branch(value: bool) -> str:
@@ -100,7 +120,8 @@ def _sources(value: ir.Value) -> Iterator[ir.Value]:
             waiting += [operand for operand in node.inputs if operand is not None]
 
 
-def _is_signal(source: ir.Value) -> bool:
+def is_signal(source: ir.Value) -> bool:
+    """Whether an input, or a result of a body, holds what varies from batch to batch, not a setting or indices."""
     if source.producer() is not None:  # of an If or a Loop: what it reads is not looked through
         return True
     is_real = source.dtype is None or source.dtype.is_floating_point()

@@ -7,6 +7,7 @@ from onnxscript import version_converter
 
 from isobit.errors import ModelError
 from isobit_onnx.read.error_text import one_line
+from isobit_onnx.read.inference.map_types import without_maps
 from isobit_onnx.read.own_conversions import bring_back, set_aside
 
 #: int4, int16 and blocks in QuantizeLinear exist from here on.
@@ -20,7 +21,8 @@ def raise_opset(model: ir.Model, where: str) -> None:
         before = model.opset_imports[""]
         set_aside(model, before)
         try:
-            version_converter.ConvertVersionPass(OPSET, fallback=True)(model)
+            with without_maps(model):
+                version_converter.ConvertVersionPass(OPSET, fallback=True)(model)
         except Exception as error:
             raise ModelError(f"{where}: opset {before} could not be raised to {OPSET}: {one_line(error)}") from error
         if model.opset_imports[""] < OPSET:

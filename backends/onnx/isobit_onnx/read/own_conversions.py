@@ -44,6 +44,8 @@ def _set_aside(graph: ir.Graph, node: ir.Node, opset: int) -> None:
         _soft(graph, node)
     elif node.op_type == "Pad" and opset < 11:
         _pad(graph, node)
+    elif node.op_type == "GroupNormalization" and opset < 21:
+        _group_norm(graph, node)
     elif not onnx.defs.has(node.op_type, opset, ""):  # onnxruntime has it in older opsets than ONNX
         node.domain = _ASIDE
 
@@ -89,6 +91,27 @@ def _pad(graph: ir.Graph, node: ir.Node) -> None:
     widths = rewrite.constant(list(attribute(node, "pads", ())), "pads", np.int64)
     value = rewrite.constant(attribute(node, "value", 0.0), "value") if mode == "constant" else None
     rewrite.finish(_hidden(rewrite.op("Pad", node.inputs[0], widths, value, mode=mode)))
+
+
+def _group_norm(graph: ir.Graph, node: ir.Node) -> None:
+    """Up to opset 20 scale and shift are one number a group; the converter leaves them so where it knows no shape."""
+    x, groups, shape = node.inputs[0], int(attribute(node, "num_groups", 1)), shape_of(node.inputs[0])
+    rewrite = Rewrite(graph, node)
+    channels = shape[1] if shape is not None and len(shape) > 1 else None
+    if channels is None:
+        repeats = rewrite.op(
+            "Div", rewrite.op("Shape", x, start=1, end=2), rewrite.constant([groups], "groups", np.int64)
+        )
+        sizes = rewrite.op("Concat", rewrite.constant([1], "one", np.int64), repeats, axis=0)
+    else:
+        sizes = rewrite.constant([1, channels // groups], "sizes", np.int64)
+    column, row = rewrite.constant([1], "axis", np.int64), rewrite.constant([-1], "row", np.int64)
+    vectors = [
+        rewrite.op("Reshape", rewrite.op("Expand", rewrite.op("Unsqueeze", vector, column), sizes), row)
+        for vector in node.inputs[1:3]
+    ]
+    settings = {name: attribute(node, name, None) for name in ("epsilon", "num_groups")}
+    rewrite.finish(_hidden(rewrite.op("GroupNormalization", x, *vectors, **settings)))
 
 
 def _soft(graph: ir.Graph, node: ir.Node) -> None:

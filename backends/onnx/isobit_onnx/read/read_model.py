@@ -19,19 +19,22 @@ from onnxscript import optimizer
 
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
-from isobit_onnx.read.branches import Conditions, take_branches
+from isobit_onnx.read.branches import Conditions, lift_weights, take_branches
 from isobit_onnx.read.checks.tensors import check_tensors
-from isobit_onnx.read.checks.valid import check_valid
+from isobit_onnx.read.checks.valid import check_inputs, check_valid
 from isobit_onnx.read.constant_expressions import FOLD_LIMIT, VIEWS, fold_expressions
 from isobit_onnx.read.einsum import expand_einsums
 from isobit_onnx.read.error_text import first_line
 from isobit_onnx.read.fused_ops import expand_fused
+from isobit_onnx.read.inference.map_types import from_proto, load_file
+from isobit_onnx.read.inference.shape_inference import run_shape_inference
 from isobit_onnx.read.initializers import describe
 from isobit_onnx.read.join_weights import join_weights, joins_weights
 from isobit_onnx.read.linear_forms import unify_products
 from isobit_onnx.read.opset import OLDEST_OPSET, raise_opset
 from isobit_onnx.read.pooling import count_windows
 from isobit_onnx.read.split_directions import split_directions
+from isobit_onnx.read.transposes.cancel_transposes import cancel_transposes
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 
@@ -72,7 +75,7 @@ def _load(source: Any, where: str) -> ir.Model:
     except OSError as error:  # a name that is too long
         raise ModelError(f"model file {where[:200]} cannot be read: {error.strerror}") from error
     try:
-        return ir.load(path)
+        return load_file(path)
     except OSError as error:
         raise ModelError(f"model file {where} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # protobuf and onnx-ir raise many kinds
@@ -81,7 +84,7 @@ def _load(source: Any, where: str) -> ir.Model:
 
 def _deserialized(proto: onnx.ModelProto, where: str) -> ir.Model:
     try:
-        return ir.from_proto(proto)
+        return from_proto(proto)
     except Exception as error:
         raise ModelError(f"{where} is not a valid ONNX model: {first_line(error)}") from error
 
@@ -99,6 +102,7 @@ def _check(model: ir.Model, where: str, source: Any) -> None:
         raise ModelError(f"{where} has opset {opset}; isobit reads {OLDEST_OPSET} and newer: export it again")
     check_tensors(model, where)
     check_valid(model, where, source)
+    check_inputs(model, where)
 
 
 def _use_one_name_for_onnx(model: ir.Model) -> None:
@@ -118,12 +122,13 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
         _run(passes.RemoveInitializersFromInputsPass(), model)
         _run(passes.InlinePass(), model)
         _run(passes.TopologicalSortPass(), model)
-        _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
+        run_shape_inference(model)
         raise_opset(model, where)
-        _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
+        run_shape_inference(model)
         count_windows(model, declared, infer_shapes)
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         take_branches(model, conditions, infer_shapes)
+        lift_weights(model)
         expand_fused(model, infer_shapes)
         split_directions(model)
         fold_views(model)  # before constant folding, which would give the results new names
@@ -139,6 +144,7 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
         unify_products(model)
         remove_no_ops(model)
         _run(passes.RemoveUnusedNodesPass(), model)
+        cancel_transposes(model)
         _name_everything(model)
         _run(passes.TopologicalSortPass(), model)
     return infer_shapes(model)
@@ -157,7 +163,7 @@ def hold_weights(model: ir.Model) -> None:
 def infer_shapes(model: ir.Model) -> ir.Model:
     """Run ONNX shape inference in place; shapes it cannot tell stay unknown."""
     with quiet_loggers(*_PASS_LOGGERS):
-        _run(passes.ShapeInferencePass(check_type=False, strict_mode=False), model)
+        run_shape_inference(model)
     for value in model.graph.initializers.values():
         if value.const_value is not None:
             describe(value, value.const_value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,22 @@ from isobit.backend import Batch
 from isobit.data import example_by_name
 from isobit.errors import DataError
 
+#: A serialized model of conditions, and what each of its outputs was for the example.
+Decided = tuple[bytes, dict[str, bool]]
+
 
 class ExampleConditions:
     """What an example of the data decides, and whether a batch decides the same.
 
-    `example` is a batch as users pass it: arrays by input, or in the order of the inputs.
+    `example` is a batch as users pass it: arrays by input, or in the order of the inputs; None where `decided` says
+    what another one has decided. `decided` are models whose outputs are conditions, serialized, and their values.
     """
 
-    def __init__(self, example: Any) -> None:
+    def __init__(self, example: Any, decided: Iterable[Decided] = ()) -> None:
         self._example = example
-        self._decided: list[tuple[Any, dict[str, bool]]] = []
+        self.decided: list[Decided] = list(decided)
+        self.batch: Batch | None = None  # the example by name, once it has decided something
+        self._sessions: dict[bytes, Any] = {}
 
     def compute(self, model: ir.Model) -> Mapping[str, bool]:
         """The outputs of a model, conditions, for the example; nothing where it does not fit the model's inputs."""
@@ -34,18 +40,19 @@ class ExampleConditions:
                 for name, dtype in types.items()
                 if name in arrays
             }
-            session = _session(model)
-            found = _run(session, batch)
+            serialized = bytes(ir.to_proto(model).SerializeToString())
+            found = _run(self._session(serialized), batch)
         except Exception:  # onnxruntime raises its own kinds; what is wrong with the example is said when it is run
             return {}
         if found:
-            self._decided.append((session, found))
+            self.decided.append((serialized, found))
+            self.batch = batch
         return found
 
     def check(self, batch: Batch) -> None:
         """Raise DataError for a batch that takes other branches than the example."""
-        for session, expected in self._decided:
-            for name, value in _run(session, batch).items():
+        for serialized, expected in self.decided:
+            for name, value in _run(self._session(serialized), batch).items():
                 if value != expected[name]:
                     raise DataError(
                         f"this batch takes another branch of an If than the example with which the model was opened "
@@ -53,13 +60,14 @@ class ExampleConditions:
                         "it once more with such data, as a model of its own"
                     )
 
-
-def _session(model: ir.Model) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    serialized = ir.to_proto(model).SerializeToString()
-    return onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+    def _session(self, serialized: bytes) -> Any:
+        if serialized not in self._sessions:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+            options.intra_op_num_threads = 1
+            session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+            self._sessions[serialized] = session
+        return self._sessions[serialized]
 
 
 def _run(session: Any, batch: Batch) -> dict[str, bool]:

@@ -11,9 +11,8 @@ import onnx_ir as ir
 from isobit.canonical import canonicalize
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node, Shape, TensorInfo, Use, WeightInfo
+from isobit.graph.ops import BODIES
 from isobit_onnx.read.branches import METADATA, depends_on_signal
-
-_BODIES = frozenset({"If", "Loop", "Scan"})
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class _Translator:
         name = node.name or ""
         inputs = [self.names[_name(value)] if value is not None else None for value in node.inputs]
         op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
-        if op in _BODIES:
+        if op in BODIES:
             # What a body reads from outside is an input too: fusions and quantizers must see that reader.
             inputs += [self.names[value] for value in self._captured(node)]
             self.notes.append(f"{op} {name!r}: {_why_in_float(node)}")

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from isobit_torch.capture.free_names import NewNames, moved
 from isobit_torch.program.constants import CONSTANTS
 from isobit_torch.program.fx_nodes import DTYPE, NAME, dtype_name
 from isobit_torch.program.modules import BatchNorm, Container, Dropout, set_tensor
@@ -22,21 +23,25 @@ _DROPOUTS = {
 }
 
 
-def build_root(module: nn.Module, root: nn.Module) -> dict[str, str]:
-    """Give `root` containers with the parameters and buffers of `module`; returns each path's first path (ties)."""
+def build_root(module: nn.Module, root: nn.Module, names: NewNames) -> dict[str, str]:
+    """Give `root` containers with the parameters and buffers of `module`, some parts under new names.
+
+    Returns for each path of the module that in `root`; ties have one.
+    """
     first: dict[int, str] = {}
     canonical: dict[str, str] = {}
     for path, original in module.named_modules(remove_duplicate=False):
-        holder = _put(root, path, original)
+        holder = _put(root, moved(path, names), original)
         for kind in ("_parameters", "_buffers"):
             for name, value in getattr(original, kind).items():
                 full = f"{path}.{name}" if path else name
                 if value is not None:
-                    canonical[full] = first.setdefault(id(value), full)
+                    canonical[full] = first.setdefault(id(value), moved(full, names))
+                key = name if path else moved(name, names)
                 if kind == "_parameters":
-                    holder.register_parameter(name, value)
+                    holder.register_parameter(key, value)
                 else:
-                    holder.register_buffer(name, value, name not in original._non_persistent_buffers_set)
+                    holder.register_buffer(key, value, name not in original._non_persistent_buffers_set)
     return canonical
 
 

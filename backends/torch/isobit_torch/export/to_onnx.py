@@ -34,6 +34,7 @@ from isobit.graph import (
 )
 from isobit.graph.layout import TRANSPOSED
 from isobit_torch.export.marks import MARK, mark_constants, marked_graph, onnx_translation
+from isobit_torch.export.phases import as_quadrants
 from isobit_torch.export.recurrent import as_onnx_nodes, as_operators, recurrent_translation, refuse_projections
 from isobit_torch.program.devices import follow
 from isobit_torch.program.program import Program
@@ -59,6 +60,7 @@ def to_onnx(
     refuse_projections(program.graph)
     graph, labels = marked_graph(program.graph, translation)
     as_operators(graph, native)
+    as_quadrants(graph)
     exported = _export(program, native, graph)
     _rename_clashes(exported)
     mark_constants(exported, translation, labels)

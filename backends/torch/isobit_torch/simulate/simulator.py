@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
 
 from isobit_torch.program.devices import device_of, follow
 from isobit_torch.program.program import copy_graph
@@ -112,3 +114,11 @@ class Simulator(fx.GraphModule):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return device_of(self)
+
+
+@cache
+def own_names() -> frozenset[str]:
+    """The names of the simulator's own attributes, which no part of a user's module can have in it."""
+    nothing = fx.Graph()
+    nothing.output(())
+    return frozenset(dir(Simulator(nn.Module(), nothing, Signature((), pytree.tree_flatten(())[1], ()))))

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from isobit.cli.quantize_options import Job
 from isobit.encodings.quant_spec import QuantSpec
+from isobit.quantsim.quantize import DEFAULT_RECIPE
 
 _Options = Mapping[str, Sequence[str]]
 
@@ -27,9 +28,7 @@ def next_command(job: Job, activation_types: Collection[str]) -> str | None:
 
 
 def _change(job: Job, activation_types: Collection[str]) -> _Options | None:
-    if job.fold and job.recipe in (None, "basic"):
-        return {"--recipe": ["fast"]}
-    if job.recipe == "fast":
+    if job.fold and job.recipe in (None, "basic", DEFAULT_RECIPE):
         return {"--recipe": ["ptq"]}
     if job.method != "auto":
         return {"--method": ["auto"]}

@@ -21,7 +21,8 @@ from isobit.errors import DataError, ModelError, RecipeError
 from isobit.files import check_writable
 from isobit.plugins import registry
 from isobit.quantsim.checks.quality import judgement
-from isobit.quantsim.quantize import quantize
+from isobit.quantsim.export import USUAL
+from isobit.quantsim.quantize import DEFAULT_RECIPE, quantize
 from isobit.quantsim.quantsim import QuantSim
 
 
@@ -39,9 +40,9 @@ class Run:
     def prepare(self) -> None:
         """Open everything and check it: the output folder, the method, the recipe, the model, the data."""
         job = self.job
-        check_writable(job.out)
+        check_writable(job.out, USUAL)
         self._calibrator = parse_calibrator(job.method, registry().calibrators())
-        self._recipe = registry().recipe(job.recipe or "basic")
+        self._recipe = registry().recipe(job.recipe or DEFAULT_RECIPE)
         if job.recipe and not job.fold:
             raise RecipeError("--no-fold is for no recipe: a recipe says itself whether batch norms are folded")
         if not job.model.exists():

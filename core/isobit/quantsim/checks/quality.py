@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ _WORDS = ((40.0, "excellent"), (30.0, "good"), (20.0, "fair"))
 
 #: What to try where the result is poor.
 ADVICE = (
-    "that is poor: try recipe='fast', then 'ptq' (or 'transformer'); method='auto' if you asked for another; "
+    "that is poor: try recipe='ptq' (or 'transformer'); method='auto' if you asked for another; "
     "then activations='int16'"
 )
 
@@ -59,23 +59,22 @@ def _noise(exact: NDArray[Any], other: NDArray[Any]) -> float:
     return float(np.square(difference, dtype=np.float64).sum())
 
 
-def mean_decibels(pairs: Iterable[tuple[Outputs, Outputs]]) -> float:
-    """The mean over samples and float outputs of their decibels; 200 where nothing differs.
+def sample_decibels(exact: Outputs, other: Outputs) -> list[float]:
+    """The decibels of each sample of each float output, from -200 to 200, where nothing differs.
 
-    One sample that goes astray does not decide it, as it would over the sum of all errors. Axis 0 of an output is
-    taken to hold the samples. An output whose shape depends on values, and is another one, counts as noise.
+    By their mean, one sample that goes astray does not decide, as it would by the sum of all errors. Axis 0 of an
+    output is taken to hold the samples. An output whose shape depends on values, and is another one, counts as noise.
     """
     ratios = []
-    for exact, other in pairs:
-        for name, values in exact.items():
-            if values.dtype.kind != "f" or not values.size:
-                continue
-            if other[name].shape != values.shape:
-                ratios.append(0.0)
-                continue
-            rows = zip(values, other[name], strict=True) if values.ndim > 1 else [(values, other[name])]
-            ratios += [min(max(decibels(row, other_row), -200.0), 200.0) for row, other_row in rows]
-    return float(np.mean(ratios)) if ratios else 200.0
+    for name, values in exact.items():
+        if values.dtype.kind != "f" or not values.size:
+            continue
+        if other[name].shape != values.shape:
+            ratios.append(0.0)
+            continue
+        rows = zip(values, other[name], strict=True) if values.ndim > 1 else [(values, other[name])]
+        ratios += [min(max(decibels(row, other_row), -200.0), 200.0) for row, other_row in rows]
+    return ratios
 
 
 def judgement(ratio: float) -> str:

@@ -15,7 +15,7 @@ from isobit.graph.graph import Graph
 from isobit.graph.sites import Site, Tensor
 from isobit.quantsim.checks.quality import Outputs, decibels
 
-_LEVELS = 255  # what stands for the steps of an output without a grid: its range in so many parts
+_LEVELS = 255  # what stands for the steps of an output without a grid: its range, zero included, in so many parts
 
 
 @dataclass(frozen=True)
@@ -80,5 +80,5 @@ def _largest(expected: NDArray[np.float32], values: NDArray[np.float32], encodin
     difference = float(np.abs(exact[finite] - other[finite]).max(initial=0.0))
     if encoding is not None and encoding.spec.is_integer:
         return difference / float(encoding.scale.min())
-    spread = float(np.ptp(exact[finite])) if finite.any() else 0.0
+    spread = float(exact[finite].max(initial=0.0) - exact[finite].min(initial=0.0))
     return difference / (spread / _LEVELS) if spread else math.inf

@@ -53,23 +53,45 @@ def channel_axis(graph: Graph, layer: Node) -> int:
     return (graph.tensors[layer.outputs[0]].rank or 2) - 1 if layer.op == "Linear" else 1
 
 
+def axis_behind(graph: Graph, view: Node, axis: int) -> int | None:
+    """The axis that a Reshape or a Transpose makes of `axis` of its input; None where it breaks it up or joins it."""
+    if view.op == "Transpose":
+        return tuple(view.attributes["perm"]).index(axis) if "perm" in view.attributes else None
+    before, after = (graph.tensors[name or ""].shape for name in (view.inputs[0], view.outputs[0]))
+    if before is None or after is None:
+        return None
+    for index, size in enumerate(after):
+        if size == before[axis] and (
+            _without_ones(after[index + 1 :]) == _without_ones(before[axis + 1 :])
+            or _without_ones(after[:index]) == _without_ones(before[:axis])
+        ):
+            return index
+    return None
+
+
+def _without_ones(sizes: Sequence[object]) -> list[object]:
+    """The sizes that count; one that has no name and no number is like no other."""
+    kept = [size for size in sizes if size != 1]
+    return [object() if size is None else size for size in kept]
+
+
 def bias_of(draft: Draft, layer: Node, channels: int) -> Vector:
     """The bias, zeros where there is none."""
     name = layer.input(2)
     return draft.value(name).astype(np.float32) if name is not None else np.zeros(channels, np.float32)
 
 
-def set_bias(draft: Draft, layer: Node, value: NDArray[np.floating]) -> None:
-    """Give a layer this bias, as a copy of its own where others read the old one."""
+def set_bias(draft: Draft, layer: Node, value: NDArray[np.floating], *, compensates: bool = False) -> None:
+    """Give a layer this bias, as a copy of its own where others read the old one; `compensates` as of `SetWeights`."""
     name = layer.input(2)
     value = np.asarray(value, np.float32)
     if name is None:
-        draft.apply(AddBias(layer.name, value))
+        draft.apply(AddBias(layer.name, value, compensates))
         return
     if len(draft.graph.uses(name)) > 1 or len(draft.graph.source_readers(name)) > 1:
         draft.apply(Unshare(name, layer.name))
         name = draft.graph.node(layer.name).inputs[2] or name
-    draft.apply(SetWeights({name: value}))
+    draft.apply(SetWeights({name: value}, compensates))
 
 
 def by_input(weight: NDArray[np.floating], groups: int, values: NDArray[np.floating]) -> NDArray[np.floating]:

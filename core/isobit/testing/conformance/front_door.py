@@ -18,6 +18,7 @@ from isobit.quantsim.load import load
 from isobit.quantsim.quantsim import QuantSim
 from isobit.statistics.observer import Request
 from isobit.techniques.context import TechniqueContext
+from isobit.techniques.correct_bias import CorrectBias
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.testing.collecting import Collect
 from isobit.testing.conformance.base import Build, ConformanceBase, Opened, assert_same
@@ -91,21 +92,28 @@ class FrontDoorConformance(ConformanceBase):
         assert model.native is not None
 
     def test_save_and_load(self, backend: Backend, build: Build, tmp_path: Path) -> None:
-        """A simulator with edits and frozen encodings, put on the float model again: the same to the last bit."""
+        """A simulator with edits and frozen encodings, put on the float model again: the same to the last bit.
+
+        Corrected biases are of the quantized model alone, so the float model is the one with folded batch norms.
+        """
         if backend.name not in registry().backends():
             pytest.skip("the backend is not registered as a plug-in, and loading finds it by name")
         network = NETWORKS["pre_activation"]()
         model = backend.open(build(network), network.batch(2))
         sim = QuantSim.of_backend_model(model, registry().target("default"), QuantConfig(weights="int5"))
         sim.apply(FoldBatchNorms())
-        sim.calibrate([network.batch(4, seed) for seed in range(2)], "percentile=99.9")
+        batch, data = network.batch(3, 9), [network.batch(4, seed) for seed in range(2)]
+        folded = sim.run_float(batch)
+        sim.apply(CorrectBias(), data=data)
+        sim.calibrate(data, "percentile=99.9")
+        assert_same(sim.run_float(batch), folded)
         sim.freeze([Tensor("image")])
         sim.save(tmp_path / "sim.isobit")
         loaded = load(tmp_path / "sim.isobit", build(network), network.batch(2), backend=backend.name)
         assert dict(loaded.encodings) == dict(sim.encodings)
         assert set(loaded.frozen) == {Tensor("image")}
-        batch = network.batch(3, 9)
         assert_same(loaded.run(batch), sim.run(batch))
+        assert_same(loaded.run_float(batch), folded)
         other_network = NETWORKS["conv_net"]()
         with pytest.raises(IsobitError, match="another model"):
             load(tmp_path / "sim.isobit", build(other_network), other_network.batch(2), backend=backend.name)

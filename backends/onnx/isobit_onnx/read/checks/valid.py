@@ -12,7 +12,26 @@ import onnx_ir as ir
 from isobit.errors import ModelError
 from isobit_onnx.read.error_text import one_line
 
+#: What arrays hold that onnxruntime takes.
+_ARRAYS = frozenset(
+    ir.DataType[name]
+    for name in (
+        "FLOAT FLOAT16 DOUBLE BOOL STRING INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 COMPLEX64 COMPLEX128"
+    ).split()
+)
+
 _LOG = logging.getLogger(__name__)
+
+
+def check_inputs(model: ir.Model, where: str) -> None:
+    """Raise ModelError for an input of a type of which nobody can make an array, so that no data could be given."""
+    for value in model.graph.inputs:
+        dtype = value.dtype
+        if dtype is not None and dtype not in _ARRAYS and not value.is_initializer():
+            raise ModelError(
+                f"{where}: input {value.name!r} takes {dtype.name}, for which there are no arrays that onnxruntime "
+                "reads: export the model with an input of float32 and a Cast behind it"
+            )
 
 
 def check_valid(model: ir.Model, where: str, source: Any) -> None:

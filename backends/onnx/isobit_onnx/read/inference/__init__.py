@@ -1,0 +1,1 @@
+"""Types and shapes that ONNX's own inference and onnx-ir do not tell."""

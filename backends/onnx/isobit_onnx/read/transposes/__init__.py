@@ -1,0 +1,1 @@
+"""Transposes that an exporter has put around operations, and that a file does not need."""

@@ -1,0 +1,14 @@
+"""Files and folders that are written whole or not at all, whatever ends the process that writes them."""
+
+from isobit.files.path_checks import check_not_replaced, check_unpacked_size, check_writable, is_file
+from isobit.files.write_file import write_atomically
+from isobit.files.write_folder import write_folder
+
+__all__ = [
+    "check_not_replaced",
+    "check_unpacked_size",
+    "check_writable",
+    "is_file",
+    "write_atomically",
+    "write_folder",
+]
