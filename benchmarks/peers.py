@@ -38,7 +38,7 @@ from isobit.techniques import FoldBatchNorms
 from networks import NETWORKS
 
 PACKAGES = ("aimet-onnx", "aimet-torch", "nncf", "onnxruntime", "onnx2torch", "torch", "torchvision")
-CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"  # the same runtime for all, and no torch for CUDA
+CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"  # the same versions for all
 SCHEMES = ("minmax", "moving-average", "percentile=99.999", "entropy", "mse", "sqnr")
 SPEC = QuantSpec.parse("uint8 asymmetric")
 

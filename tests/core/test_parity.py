@@ -87,8 +87,8 @@ def test_the_share_of_equal_encodings_is_one_of_all_together() -> None:
     near = compare("n", "folded", "torch", result(), result(x=Encoding.of("uint8", 0.5, 4)))
     assert not near.broken
     assert [text for text in broken_promises([near]) if text.startswith("minmax: ")]
-    equal_ones = [compare("n", "folded", "torch", result(), result()) for _ in range(60)]
-    assert not broken_promises([near, *equal_ones])
+    equal = compare("n", "folded", "torch", result(), result())
+    assert not broken_promises([near, *[equal] * 60])
 
 
 def test_other_graphs_and_plans_are_counted() -> None:

@@ -60,9 +60,11 @@ def test_an_error_a_missing_output_and_another_shape_are_said() -> None:
     ]
 
 
-@pytest.mark.parametrize(("ratio", "word"), [(math.inf, "excellent"), (35, "good"), (25, "fair"), (5, "poor")])
+@pytest.mark.parametrize(
+    ("ratio", "word"), [(math.inf, "equal"), (45, "excellent"), (35, "good"), (25, "fair"), (5, "poor")]
+)
 def test_words(ratio: float, word: str) -> None:
-    assert judgement(ratio) == word
+    assert judgement(ratio) == ("excellent" if ratio == math.inf else word)
     assert judged(ratio).endswith(word)
 
 

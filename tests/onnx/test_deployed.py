@@ -16,6 +16,13 @@ from isobit_onnx.run.saturation import sums_saturate
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 
 
+@pytest.fixture(autouse=True)
+def _sessions_as_they_come(monkeypatch):
+    """Not with exact sums, as in other tests (`tests/conftest.py`)."""
+    plain_session = onnxruntime.capi.onnxruntime_inference_collection.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", plain_session)
+
+
 @pytest.fixture(scope="module")
 def images():
     with np.load(DIGITS / "calibration.npz") as archive:

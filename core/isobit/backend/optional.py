@@ -49,11 +49,15 @@ class QdqWriter(Protocol):
 
 @dataclass(frozen=True)
 class WrittenRun:
-    """What a written file gave in one kind of session: outputs by name, or why there are none."""
+    """What a written file gave in one kind of session: outputs by name, or why there are none.
+
+    `remark` says what is to be known of such a session on this machine.
+    """
 
     session: str
     outputs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     error: str = ""
+    remark: str = ""
 
 
 @runtime_checkable

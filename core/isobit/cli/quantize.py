@@ -43,7 +43,7 @@ def quantize(
 ) -> None:
     """Quantize a trained model and write the files that a runtime loads.
 
-    Folds batch norms or follows a --recipe, calibrates on --data and measures on --evaluate.
+    Follows a --recipe, calibrates on --data and measures on --evaluate.
     Writes model.qdq.onnx, encodings.json and summary.txt, all or nothing.
 
     [bold]Examples[/bold]

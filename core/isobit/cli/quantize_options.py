@@ -298,10 +298,12 @@ class Job:
 
 def explain(recipe: str | None) -> None:
     """Print what a recipe, or every recipe, does. Raises typer.Exit."""
+    from isobit.cli.terminal import line
     from isobit.plugins import registry
 
     names = [recipe] if recipe is not None else sorted(registry().recipes())
-    typer.echo("\n\n".join(str(registry().recipe(name)) for name in names))
+    for text in "\n\n".join(str(registry().recipe(name)) for name in names).splitlines():
+        line(text)
     raise typer.Exit
 
 

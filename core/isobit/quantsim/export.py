@@ -33,6 +33,7 @@ class ExportResult(dict[str, Path]):
 
     `checks` say how far the QDQ model is from the simulator, one for each kind of session; none where it was not
     checked. `sqnr` is the simulator against the float model by output, in dB. Both are of one batch of calibration.
+    ``print`` shows the files, the figures with a judgement in words, and what to try where they are poor.
     """
 
     def __init__(
@@ -40,6 +41,11 @@ class ExportResult(dict[str, Path]):
     ) -> None:
         super().__init__(paths)
         self.checks, self.sqnr = tuple(checks), dict(sqnr or {})
+
+    def __str__(self) -> str:
+        width = max(map(len, self), default=0)
+        files = [f"{name:<{width}}  {path}" for name, path in self.items()]
+        return "\n".join([*files, *_quality_lines(self.checks, self.sqnr)])
 
 
 def export(
@@ -101,6 +107,16 @@ def _quality_text(
     simulation: Simulation, checks: Sequence[SessionCheck], ratios: Mapping[str, float], with_file: bool
 ) -> str:
     """What the summary says of the simulator and of the written file."""
+    lines = _quality_lines(checks, ratios)
+    if with_file and not checks:
+        why = "onnxruntime is not installed"
+        if simulation.reference is None:
+            why = "no batch of calibration is at hand; calibrate with data"
+        lines += ["", f"written file against the simulator: not checked, because {why}"]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def _quality_lines(checks: Sequence[SessionCheck], ratios: Mapping[str, float]) -> list[str]:
     lines = []
     if ratios:
         lines += ["", "simulator against the float model, on one batch of calibration"]
@@ -109,12 +125,7 @@ def _quality_text(
             lines.append(f"  {ADVICE}")
     if checks:
         lines += ["", "written file against the simulator, on one batch of calibration", *(f"  {c}" for c in checks)]
-    elif with_file:
-        why = "onnxruntime is not installed"
-        if simulation.reference is None:
-            why = "no batch of calibration is at hand; calibrate with data"
-        lines += ["", f"written file against the simulator: not checked, because {why}"]
-    return "\n".join(lines) + "\n" if lines else ""
+    return lines
 
 
 def _further_files(formats: Sequence[EncodingsFormat]) -> dict[str, str]:

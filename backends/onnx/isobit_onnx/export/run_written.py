@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from isobit.backend import Batch, WrittenRun
 from isobit_onnx.read.error_text import one_line
+from isobit_onnx.run.deployed import EXACT_SUMS
+from isobit_onnx.run.saturation import sums_saturate
+
+_FLOAT, _DEFAULT, _EXACT = "float mode (session.disable_quant_qdq=1)", "default session", f"{EXACT_SUMS}=1"
 
 #: Session options by what they are called: computed as written, as it comes, and as the summary of an export advises.
 SESSIONS: Mapping[str, Mapping[str, str]] = {
-    "float mode (session.disable_quant_qdq=1)": {"session.disable_quant_qdq": "1"},
-    "default session": {},
-    "session.x64quantprecision=1": {"session.x64quantprecision": "1"},
+    _FLOAT: {"session.disable_quant_qdq": "1"},
+    _DEFAULT: {},
+    _EXACT: {EXACT_SUMS: "1"},
 }
 
 
 def run_written(path: Path, batch: Batch) -> list[WrittenRun]:
     """The outputs of a file in each of SESSIONS on the CPU; an error of one of them is in its place."""
-    return [_run(name, entries, path, batch) for name, entries in SESSIONS.items()]
+    runs = {name: _run(name, entries, path, batch) for name, entries in SESSIONS.items()}
+    default, exact = runs[_DEFAULT], runs[_EXACT]
+    if not default.error and not exact.error and not _same(default.outputs, exact.outputs) and sums_saturate():
+        remark = f"integer sums saturate on this processor, so run it with {EXACT_SUMS}=1"
+        runs[_DEFAULT] = replace(default, remark=remark)
+    return list(runs.values())
+
+
+def _same(outputs: Mapping[str, NDArray[Any]], others: Mapping[str, NDArray[Any]]) -> bool:
+    # Bytes, because NaN is not equal to itself, and strings are not numbers.
+    return all(values.tobytes() == others[name].tobytes() for name, values in outputs.items())
 
 
 def _run(name: str, entries: Mapping[str, str], path: Path, batch: Batch) -> WrittenRun:

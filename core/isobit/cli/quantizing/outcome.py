@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from isobit.placement.coverage import Coverage
 from isobit.placement.plan import Plan
 from isobit.quantsim.checks.quality import judged
 
-_FLOATS_SHOWN, _OUTPUTS_SHOWN, _NOTES_SHOWN = 8, 4, 12
+_FLOATS_SHOWN, _NAMES_SHOWN, _OUTPUTS_SHOWN, _NOTES_SHOWN = 8, 4, 4, 12
 
 Row = tuple[str, str, str, str]
 
@@ -34,7 +34,8 @@ class Outcome:
     coverage: Coverage | None = None
     sqnr: dict[str, float] = field(default_factory=dict)  # on one batch of calibration, dB by output
     checks: list[str] = field(default_factory=list)  # the written file against the simulator, a line a session
-    advice: str = ""  # the next command where the result is poor
+    is_poor: bool = False
+    next_command: str | None = None  # what to try where the result is poor; None where all was tried
     files: dict[str, Path] = field(default_factory=dict)
     left_in_float: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -61,8 +62,11 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     table(columns, list(_rows(outcome)), right=columns[1:])
     for text in _captions(outcome):
         line(text, style="dim")
-    if outcome.advice:
-        line(outcome.advice, style="yellow", is_command=True)
+    if outcome.is_poor and outcome.next_command is not None:
+        line("the result is poor; try", style="yellow")
+        line(f"  {outcome.next_command}", style="yellow", is_command=True)
+    elif outcome.is_poor:
+        line("the result is poor: leave layers in float with --exclude, the first and the last to begin with", "yellow")
     line()
     for label, path in outcome.files.items():
         line(f"{label:<10} {path}")
@@ -70,11 +74,19 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
     if outcome.left_in_float:
         line()
         line(f"left in float ({len(outcome.left_in_float)})")
-        items = [f"  {name}: {reason}" for name, reason in outcome.left_in_float.items()]
+        items = [f"  {', '.join(names)}: {reason}" for reason, names in _by_reason(outcome.left_in_float).items()]
         for text in capped(items, _FLOATS_SHOWN, f"  ... and {{count}} more, in {summary}"):
             line(text)
     for text in capped(outcome.notes, _NOTES_SHOWN, f"... and {{count}} more notes, in {summary}"):
         line(f"note: {text}")
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names that have each reason, a few of them."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason, []).append(name)
+    return {reason: capped(names, _NAMES_SHOWN, "and {count} more") for reason, names in groups.items()}
 
 
 def _rows(outcome: Outcome) -> Iterator[Row]:
@@ -128,7 +140,9 @@ def _captions(outcome: Outcome) -> Iterator[str]:
                 f"the rounds gave {latency.ratio_low:.2f}x to {latency.ratio_high:.2f}x, as on a busy machine: "
                 "measure again, or --threads 1"
             )
-    yield from (f"written file against the simulator: {check}" for check in outcome.checks)
+    if outcome.checks:
+        yield "written file against the simulator"
+        yield from (f"  {check}" for check in outcome.checks)
     if outcome.coverage is not None:
         yield f"coverage: {outcome.coverage}"
     yield f"target {outcome.target}, calibration {outcome.calibration}"

@@ -10,6 +10,7 @@ from isobit.cli.quantize_options import Job
 from isobit.cli.quantizing.evaluation import Evaluator
 from isobit.cli.quantizing.latency import available_threads, first_samples, measure
 from isobit.cli.quantizing.model_files import deploy, file_size
+from isobit.cli.quantizing.next_command import next_command
 from isobit.cli.quantizing.outcome import Outcome, format_label
 from isobit.cli.terminal import line
 from isobit.cli.user_data.calibration_files import holds_images, load
@@ -111,26 +112,10 @@ class Run:
             self._notes += self._evaluator.result.notes
         ratios = outcome.sqnr if outcome.evaluation is None else outcome.evaluation.sqnr
         if ratios and judgement(min(ratios.values())) == "poor":
-            outcome.advice = self._next_command()
+            outcome.is_poor = True
+            outcome.next_command = next_command(self.job, self.sim.target.activation_types)
         outcome.notes = list(dict.fromkeys([*report.graph.notes, *report.notes, *self._notes]))
         return outcome
-
-    def _next_command(self) -> str:
-        """What to try after a poor result: a recipe, another calibration, wider formats; the first not tried yet."""
-        job, recipe = self.job, self.job.recipe
-        if job.fold and recipe in (None, "basic", DEFAULT_RECIPE):
-            recipe, further = None, "--recipe ptq"
-        elif job.method != "auto":
-            further = "--method auto"
-        elif job.activations is None and "int16" in self.sim.target.activation_types:
-            further = "--activations int16"
-        else:
-            return "the result is poor: leave layers in float with --exclude, the first and the last to begin with"
-        target = "" if job.target == "default" else f" --target {job.target}"
-        recipe = f" --recipe {recipe}" if recipe else ""
-        method = f" --method {job.method}" if job.method != "auto" else ""
-        command = f"isobit quantize {job.model} --data {job.data}{target}{recipe}{method} {further} -o {job.out}"
-        return f"the result is poor; try: {command}"
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,10 @@ Outputs = Mapping[str, NDArray[Any]]
 _WORDS = ((40.0, "excellent"), (30.0, "good"), (20.0, "fair"))
 
 #: What to try where the result is poor.
-ADVICE = "that is poor: try recipe='ptq' (or 'transformer'), then method='auto', then activations='int16'"
+ADVICE = (
+    "that is poor: try recipe='ptq' (or 'transformer'); method='auto' if you asked for another; "
+    "then activations='int16'"
+)
 
 
 def sqnr(exact: Outputs, other: Outputs) -> dict[str, float]:
@@ -80,5 +83,5 @@ def judgement(ratio: float) -> str:
 
 
 def judged(ratio: float) -> str:
-    """``34.2 dB, good``."""
-    return "equal, excellent" if ratio == math.inf else f"{ratio:.1f} dB, {judgement(ratio)}"
+    """``34.2 dB, good``; ``equal`` where nothing differs."""
+    return "equal" if ratio == math.inf else f"{ratio:.1f} dB, {judgement(ratio)}"

@@ -21,6 +21,21 @@ def warn_of_coverage(simulation: Simulation) -> None:
         warnings.warn(text, CoverageWarning, stacklevel=4)
 
 
+def _nothing(simulation: Simulation, detail: str) -> str:
+    """What is said where no tensor is quantized; `detail` is about weights, and empty where there are none."""
+    if not detail:
+        names: dict[str, list[str]] = {}
+        for name, why in simulation.plan.floats.items():
+            names.setdefault(why, []).append(name)
+        groups = sorted(names.items(), key=lambda item: -len(item[1]))
+        reasons = [f"{why}: {', '.join(some[:_NAMES_SHOWN])}" for why, some in groups[:_REASONS_SHOWN]]
+        detail = "; ".join(reasons) or "the model computes nothing in float"
+    advice = "what is written is the float model"
+    if simulation.target.name != "default":
+        advice += "; target 'default' quantizes all operations"
+    return f"nothing was quantized on target {simulation.target.name!r} ({detail}): {advice}"
+
+
 def coverage_problem(simulation: Simulation) -> str:
     """What is wrong with how much the plan quantizes, for a warning; empty where nothing is."""
     graph, plan, target = simulation.graph, simulation.plan, simulation.target
@@ -34,10 +49,9 @@ def coverage_problem(simulation: Simulation) -> str:
     if len(groups) > _REASONS_SHOWN:
         reasons.append(f"{len(groups) - _REASONS_SHOWN} more reasons")
     detail = "; ".join(reasons)
-    advice = "see report.left_in_float, and exclude or override what is meant to stay in float"
     if not plan.placements:
-        because = f" ({detail})" if detail else ""
-        return f"nothing was quantized on target {target.name!r}{because}: see what was left in float, and why"
+        return _nothing(simulation, detail)
+    advice = "see report.left_in_float, and exclude or override what is meant to stay in float"
     if not left:
         return ""
     plural = "weight stays" if len(left) == 1 else "weights stay"

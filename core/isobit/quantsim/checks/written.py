@@ -24,7 +24,7 @@ class SessionCheck:
 
     `equal` is the share of equal values over all outputs; `steps` the largest difference, in steps of the output's grid
     or, where it has none, in parts of 1/255 of its range with zero; `decibels` that of the worst float output. `error` says why
-    there are no figures.
+    there are no figures. `remark` is what the backend says of such a session on this machine.
     """
 
     session: str
@@ -32,6 +32,7 @@ class SessionCheck:
     steps: float = math.inf
     decibels: float = -math.inf
     error: str = ""
+    remark: str = ""
 
     def __str__(self) -> str:
         if self.error:
@@ -40,7 +41,9 @@ class SessionCheck:
             return f"{self.session}: every value equal"
         share = min(100 * self.equal, 99.99)
         ratio = "" if self.decibels == math.inf else f", {self.decibels:.1f} dB"
-        return f"{self.session}: {share:.2f} % of the values equal, at most {self.steps:.3g} steps apart{ratio}"
+        remark = f"; {self.remark}" if self.remark else ""
+        steps = "1 step" if self.steps == 1 else f"{self.steps:.3g} steps"
+        return f"{self.session}: {share:.2f} % of the values equal, at most {steps} apart{ratio}{remark}"
 
 
 def compare_runs(
@@ -65,7 +68,7 @@ def _compared(simulated: Outputs, run: WrittenRun, graph: Graph, encodings: Mapp
         if expected.dtype.kind == "f" and not np.all(same):
             steps = max(steps, _largest(expected, values, encodings.get(Tensor(graph.outputs.get(name, name)))))
             worst = min(worst, decibels(expected, values))
-    return SessionCheck(run.session, equal / total if total else 1.0, steps, worst)
+    return SessionCheck(run.session, equal / total if total else 1.0, steps, worst, remark=run.remark)
 
 
 def _largest(expected: NDArray[np.float32], values: NDArray[np.float32], encoding: Encoding | None) -> float:
