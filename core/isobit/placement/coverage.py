@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from isobit.graph.graph import Graph, Node
-from isobit.graph.ops import RECURRENT, WEIGHTED
+from isobit.graph.ops import RECURRENT, VARIABLES, WEIGHTED
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import Plan
 
@@ -17,8 +17,8 @@ from isobit.placement.plan import Plan
 class Coverage:
     """What of a network a plan puts in integers: bytes of float constants, and multiply-adds of one sample.
 
-    Sizes that the model leaves open count as 1. `uncounted` are layers of unknown shapes, whose multiply-adds are in
-    neither number.
+    Sizes that the model leaves open count as 1. `uncounted` are layers of unknown shapes, and those that a backend
+    keeps whole, whose multiply-adds are in neither number.
     """
 
     weight_bytes: int
@@ -39,6 +39,8 @@ class Coverage:
         total = integer = 0
         uncounted = []
         for node in graph.nodes:
+            if node.attributes.get(VARIABLES):
+                uncounted.append(node.name)
             if node.op not in WEIGHTED | RECURRENT:
                 continue
             count = _multiply_adds(graph, node)
@@ -67,7 +69,11 @@ class Coverage:
             if share is not None
         ]
         text = ", ".join(parts) + " in integers" if parts else "there are no weights and no multiply-adds"
-        return f"{text} ({len(self.uncounted)} layers of unknown shape not counted)" if self.uncounted else text
+        return (
+            f"{text} ({len(self.uncounted)} layers whose operations are not known are not counted)"
+            if self.uncounted
+            else text
+        )
 
 
 def _percent(share: float) -> str:
