@@ -145,7 +145,7 @@ class _Placer:
 
     def _is_exact(self, node: Node) -> bool:
         """Whether a node computes or reads exact tensors alone, or moves one; a layer keeps its integers."""
-        if node.op in WEIGHTED | RECURRENT or node.inputs[0] in self.graph.weights:
+        if node.op in WEIGHTED | RECURRENT or (node.op == "Gather" and node.inputs[0] in self.graph.weights):
             return False
         if node.op in VALUE_PRESERVING and node.op != "Concat" and node.inputs[0] in self.exact.reasons:
             return True
@@ -345,7 +345,14 @@ class _Placer:
         layers: dict[str, list[str]] = {}
         for name, why in widened.items():
             layers.setdefault(why, []).append(name)
-        return tuple(f"{', '.join(names)}: 16 bits, because {why} behind a layer" for why, names in layers.items())
+        notes = [f"{', '.join(names)}: 16 bits, because {why} behind a layer" for why, names in layers.items()]
+        sized: dict[str, list[str]] = {}
+        for name, why in self.exact.sized_layers.items():
+            sized.setdefault(why, []).append(name)
+        for why, names in sized.items():
+            shown = ", ".join(names) if len(names) < 4 else f"{names[-1]} to {names[0]}, {len(names)} layers"
+            notes.append(f"{shown}: float tensors and weights of 16 bits, because {why}")
+        return tuple(notes)
 
     # --- overrides ----------------------------------------------------------------------------------------------------
 
