@@ -23,6 +23,7 @@ from isobit.formats import Names, Place
 from isobit.formats.native_grid import canonical_encoding
 from isobit.graph import Site, Tensor, Weight
 from isobit_onnx.qdq.float_weights import MANTISSAS
+from isobit_onnx.qdq.grids import FORMAT
 from isobit_onnx.read.checks.tensors import check_tensors
 from isobit_onnx.read.error_text import first_line
 from isobit_onnx.read.inference.map_types import load_file
@@ -204,7 +205,22 @@ class _QdqReader:
         stem = next((name.removesuffix(end) for end in _ENDINGS if name.endswith(end)), name)
         shape = tuple(tensor.numpy().shape) if tensor is not None else ()
         readers = readers_through_views(node.outputs[0])
+        grid = self._as_said(grid, node, at)
         return QuantizedValue(stem, grid, shape, tuple((reader.name or "", i) for reader, i in readers), False, at)
+
+    def _as_said(self, grid: FileGrid, node: ir.Node, at: str) -> FileGrid:
+        """The grid in the format that the writer named, where that has fewer levels than the type that stores it."""
+        text = node.metadata_props.get(FORMAT)
+        if text is None or not grid.spec.is_integer:
+            return grid
+        try:
+            spec = QuantSpec.parse(text)
+        except IsobitError as error:
+            raise EncodingError(f"{at}: its metadata {FORMAT} are no number format: {error}") from error
+        if spec.dtype != grid.spec.dtype or spec.bits > grid.spec.bits:
+            raise EncodingError(f"{at}: its metadata say {text}, and it holds {grid.spec.type_name}")
+        granularity = grid.spec.granularity
+        return replace(grid, spec=spec if granularity is None else spec.with_granularity(granularity))
 
     def _readers(self, node: ir.Node) -> tuple[tuple[str, int], ...]:
         return tuple((use.node.name or "", use.idx) for use in node.outputs[0].uses())

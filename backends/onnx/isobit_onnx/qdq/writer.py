@@ -1,21 +1,22 @@
 """The QDQ writer: puts QuantizeLinear / DequantizeLinear pairs into a float ONNX model, in place.
 
 Constants are stored as integers behind a DequantizeLinear. Formats that ONNX has no type for are clipped to their range
-and stored in the next wider type, which gives the same bits.
+and stored in the next wider type, which gives the same bits; the DequantizeLinear of a constant says its format.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from isobit.encodings import Encoding, PerTensor
+from isobit.encodings import Encoding, PerTensor, QuantSpec
 from isobit.graph import to_canonical, to_native
-from isobit_onnx.qdq.grids import OnnxGrid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
+from isobit_onnx.qdq.grids import FORMAT, OnnxGrid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.translate.sites import NativeSite
 from isobit_onnx.translate.translate import readers_through_views, view_chain
@@ -138,6 +139,9 @@ class _QdqWriter:
             result = self._node(
                 nodes, "DequantizeLinear", [stored, *operands], f"{stem}_dequantized", _attributes(grid)
             )
+            bare = replace(spec, granularity=None)
+            if spec.is_integer and bare != QuantSpec.parse(grid.type.name.lower()):
+                nodes[-1].metadata_props[FORMAT] = str(bare)
         result.shape, result.type = ir.Shape(native.shape), ir.TensorType(ir.DataType.FLOAT)
         self.graph.insert_before(self.graph[0], nodes)
         return result
