@@ -156,6 +156,9 @@ class _QdqReader:
         if source is None:
             raise EncodingError(f"{at}: DequantizeLinear has no input")
         quantizer = source.producer()
+        stored = _behind_reshapes(source)
+        if stored is not source and stored.const_value is not None:  # a constant's integers for another reader
+            source.const_value, quantizer = stored.const_value, None
         if quantizer is not None and quantizer.op_type != "QuantizeLinear":
             return  # integers computed inside the model: no quantizer of a float tensor
         if (source.name or "").endswith(MANTISSAS):
@@ -283,6 +286,14 @@ class _QdqReader:
         if quantizer is not None and "output_dtype" in quantizer.attributes:
             return ir.DataType(quantizer.attributes["output_dtype"].as_int())
         return source.dtype or ir.DataType.UINT8
+
+
+def _behind_reshapes(value: ir.Value) -> ir.Value:
+    producer = value.producer()
+    while producer is not None and producer.op_type == "Reshape" and producer.inputs[0] is not None:
+        value = producer.inputs[0]
+        producer = value.producer()
+    return value
 
 
 def _axis(node: ir.Node, scale: NDArray[np.float32], source: ir.Value) -> tuple[int | None, int | None]:
