@@ -18,7 +18,7 @@ from isobit.backend.checks import check_quantizers
 from isobit.backend.contract import BackendModel, Differentiable, NameMap
 from isobit.data import Batch, numpy_type
 from isobit.edits.draft import Draft, plan_edits
-from isobit.edits.edit import Edit, EditPlan
+from isobit.edits.edit import Edit, EditPlan, Removed
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.errors import DataError, EditError, EncodingError, IsobitError, ModelError, did_you_mean
 from isobit.graph.graph import Graph
@@ -41,6 +41,7 @@ class CheckedModel:
     def __init__(self, inner: BackendModel) -> None:
         self.inner = inner
         self.edit_log: list[Edit] = []
+        self.removed: list[Removed] = []  # so that names as the model was opened still say what they said
 
     @staticmethod
     def of(model: BackendModel | CheckedModel) -> CheckedModel:
@@ -86,8 +87,10 @@ class CheckedModel:
             edits = edits.edits if isinstance(edits, Draft) else edits
             plan = plan_edits(self.graph, edits, self.inner.weight)
         self._require_ops(plan)
+        removed = plan.removed(self.graph)
         self.inner.apply(plan)
         self.edit_log += edits
+        self.removed += removed
 
     def _require_ops(self, plan: EditPlan) -> None:
         ops = self.inner.ops
@@ -185,6 +188,7 @@ class CheckedModel:
         """An independent copy, quantizers and log included."""
         copied = CheckedModel.of(self.inner.copy())
         copied.edit_log += self.edit_log
+        copied.removed += self.removed
         return copied
 
     def state(self) -> bytes:
