@@ -79,7 +79,7 @@ def test_file_and_simulator_agree_at_every_level(make: Callable[[], Case], weigh
     model, x = make()
     for kept in (None, "float16"):
         target = "default" if kept else "onnxruntime-cpu"
-        sim = isobit.quantize(model, x, target=target, overrides={weight: kept}, progress=False)
+        sim = isobit.quantize(model, x, recipe="basic", target=target, overrides={weight: kept}, progress=False)
         path, simulated = str(sim.export(tmp_path / str(kept))["model"]), sim.run(x)["y"]
         for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"):
             assert _distance(simulated, path, x, level) < 1e-6, (kept, level)

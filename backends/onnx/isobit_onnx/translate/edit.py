@@ -64,6 +64,8 @@ class _Editor:
         parts = self._parts(old)
         result = self._chain(source, step.nodes, parts[-1])
         self._take_over(target, result)
+        if step.nodes and step.nodes[-1].outputs == old.outputs and not result.is_graph_output():
+            self._rename(target, result)
         for part in reversed(parts):
             if not any(output.uses() or output.is_graph_output() for output in part.outputs):
                 self.model.graph.remove(part, safe=True)
@@ -228,6 +230,14 @@ class _Editor:
         if old.is_graph_output():
             self._give_output(old, new)
         ir.convenience.replace_all_uses_with(old, new)
+
+    def _rename(self, old: ir.Value, new: ir.Value) -> None:
+        """Let the value that stands for the same tensor of the graph have its name, by which files speak of it."""
+        name = old.name or ""
+        old.name = self._free(f"{name}_replaced")
+        self.values.pop(new.name or "", None)
+        new.name = name
+        self.values[name] = new
 
     def _give_output(self, old: ir.Value, new: ir.Value) -> None:
         name, shape, kind = old.name or "", old.shape, old.type
