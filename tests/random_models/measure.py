@@ -84,7 +84,7 @@ def as_table(rows: list[tuple[str, Figures]]) -> str:
         ("raw exceptions", problems("raw")),
         ("refused by isobit", problems("refused by")),
         ("opened model is not the given one", problems("opened")),
-        ("files that onnxruntime does not load or run", problems("refused at", "refused with session")),
+        ("files that onnxruntime does not load or run", problems("refused at", "refused with session", "a session")),
         ("outputs of another name or shape", problems("outputs", "another")),
         ("file is the simulator, bit for bit", [str(f.bits["equal"]) for f in counted]),
         ("file is the simulator up to a rounding tie", [str(f.bits["ties"]) for f in counted]),
