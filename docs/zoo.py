@@ -91,9 +91,10 @@ photographs of scikit-image, and speech by one of the networks. Calibration and 
 - **file**: share of output values of the written file that equal the simulator's, in float mode and in the default
   session.
 - **float**, **INT8**: the score of the task in percent, of the network as it was given and of the written file in
-  onnxruntime's default session.
+  onnxruntime with `session.x64quantprecision=1`, which the summary advises: without it sums saturate on processors that
+  have no VNNI, and the column before may say so.
 - **dB**: the worst output of the file against the network's, on inputs that were not used for calibration.
-- **time**: the file against float in onnxruntime, one thread, both in its default session; below 1 it is faster. The
+- **time**: the file against float in onnxruntime, one thread, both in such a session; below 1 it is faster. The
   float file is the one that was given, or the ONNX export of a module.
 
 | network | opens | weights | multiply-adds | file, float mode | file, default | float | INT8 | dB | time | remarks |
@@ -109,7 +110,8 @@ is told the sample rate: the branch for 16 or for 8 kHz is quantized, as a model
 quantized already (`DynamicQuantizeLinear`), and refused with advice. basic-pitch's SavedModel and silero-vad's `.jit`
 are no ONNX files, modules or Keras models; the ONNX files beside them are the same networks.
 
-Made by docs/zoo.py with onnxruntime {onnxruntime.__version__} on {os.cpu_count()} cores of a shared machine."""
+Made by docs/zoo.py with onnxruntime {onnxruntime.__version__} on {os.cpu_count()} cores of a shared machine; rows are
+renewed one by one, not all on the same processor."""
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ def voice_batch(sentence: str) -> Batch:
 
 
 @cache
-def spoken(seed: int, sentences: tuple[str, ...], rate: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def spoken(
+    seed: int, sentences: tuple[str, ...], rate: int, noise: float
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Audio at `rate` Hz: the sentences, pauses of noise between; and whether somebody speaks, for each sample."""
     rng = np.random.default_rng(seed)
     session = onnxruntime.InferenceSession(str(shipped(WHEEL, FILE)))
@@ -59,5 +61,5 @@ def spoken(seed: int, sentences: tuple[str, ...], rate: int) -> tuple[NDArray[np
         loud = np.convolve(voice**2, np.ones(window) / window, "same") > 1e-4 * np.mean(voice**2)
         speaks += [np.zeros(len(pause), bool), loud]
     audio = np.concatenate(parts)
-    audio = audio + 0.003 * rng.standard_normal(len(audio))
+    audio = audio + noise * rng.standard_normal(len(audio))
     return audio.astype(np.float32), np.concatenate(speaks)

@@ -19,6 +19,8 @@ from isobit.placement.size_tensors import COMPARISONS, size_tensors
 _AFFINE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Neg", "Sum", "Mod", "Floor", "Ceil", "Round", "Clip", "Max", "Min", "Cast"}
 )
+#: Arithmetic after which a filtered signal is still one.
+_LINEAR = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Sum", "Cast"})
 _REDUCTIONS = frozenset({"ReduceSum", "ReduceMean"})
 _POSITIVE = _AFFINE | _REDUCTIONS | {"Relu", "Abs", "ReduceSumSquare"}
 #: What a divisor is made of beside the sum itself: an epsilon, a bound, a factor.
@@ -63,7 +65,7 @@ class _Search:
     def __init__(self, graph: Graph, signal: Collection[str], is_overridden: Callable[[str], bool]) -> None:
         self.graph, self.signal, self.is_overridden = graph, signal, is_overridden
         self.positions, self.squares = _positions(graph), _squares(graph)
-        self.counted, self.searched = _counted(graph), _searched(graph)
+        self.counted, self.searched, self.filtered = _counted(graph), _searched(graph), _filtered(graph)
         self.layers: set[str] = set()  # results of layers in which a phase or an index was found
         self.sizes = size_tensors(graph, signal, is_overridden)
         self.reasons: dict[str, str] = dict(self.sizes.reasons)
@@ -138,7 +140,7 @@ class _Search:
             if producer.op in WEIGHTED:
                 self._end_at_layer(producer, reason, passed)
             elif _is_square(self.graph, producer):
-                waiting += self._squared_means(producer)
+                waiting += self._squared(producer)
             elif producer.op in passed | VALUE_PRESERVING:
                 waiting += self._operands(producer, passed)
 
@@ -151,7 +153,7 @@ class _Search:
         return signals
 
     def _end_at_layer(self, layer: Node, reason: str, passed: frozenset[str]) -> None:
-        """Behind a layer, whose operands stay integers, nothing is exact but squares that it adds up, in 16 bits."""
+        """Behind a layer, whose operands stay integers, exact are squares that it adds up, and spectra: in 16 bits."""
         source = layer.input(0)
         if passed in (_AFFINE, _COUNTED):
             self.layers.add(layer.outputs[0])
@@ -159,13 +161,46 @@ class _Search:
             self.wide[source] = reason
             self._walk(layer, 0, reason, passed)
             self.uses.discard(Use(layer, 0))
+        elif passed is _POSITIVE and layer.outputs[0] in self.filtered:
+            self._widen(layer, reason)
 
-    def _squared_means(self, square: Node) -> list[Use]:
-        """Means that are squared for a variance, E[x^2] - E[x]^2, which is the difference of two large numbers."""
-        producer = self.graph.producer(square.inputs[0] or "")
-        if producer is None or producer.op not in _REDUCTIONS:
+    def _squared(self, square: Node) -> list[Use]:
+        """What is squared and must be exact too: a filtered input, whose quiet parts count as much as their squares.
+
+        And means that are squared for a variance, E[x^2] - E[x]^2, which is the difference of two large numbers.
+        """
+        name = square.inputs[0] or ""
+        producer = self.graph.producer(name)
+        if name not in self.filtered and (producer is None or producer.op not in _REDUCTIONS):
             return []
-        return [Use(square, i) for i, name in enumerate(square.inputs) if name == square.inputs[0]]
+        return [Use(square, index) for index, other in enumerate(square.inputs) if other == name]
+
+    def _widen(self, layer: Node, reason: str) -> None:
+        """Give the filters between the input and a spectrum, and what they read, 16 bits."""
+        self.wide_weights[layer.name] = reason
+        waiting = [layer.input(0)]
+        while waiting:
+            name = waiting.pop()
+            if name is None or name in self.wide or name not in self.filtered or self.is_overridden(name):
+                continue
+            self.wide[name] = reason
+            producer = self.graph.producer(name)
+            if producer is not None and producer.op in WEIGHTED:
+                self.wide_weights[producer.name] = reason
+            waiting += producer.inputs if producer is not None else ()
+
+
+def _filtered(graph: Graph) -> set[str]:
+    """The inputs of a network and linear functions of them: moved, scaled, and filtered by constant weights."""
+    filtered = set(graph.inputs)
+    for node in graph.nodes:
+        sources = [name for name in node.inputs if name is not None and name not in graph.weights]
+        is_linear = node.op in WEIGHTED | _LINEAR | VALUE_PRESERVING
+        if node.op in WEIGHTED | {"Mul", "Div"}:
+            is_linear = len(sources) == 1
+        if is_linear and sources and filtered.issuperset(sources):
+            filtered.update(node.outputs)
+    return filtered
 
 
 def _positions(graph: Graph) -> set[str]:
