@@ -49,11 +49,12 @@ def test_folders(tmp_path: Path) -> None:
         isobit.quantize(tmp_path / "empty", [])
 
 
-def test_torchscript_is_told_from_weights(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+@pytest.mark.parametrize("name", ["model.pt", "model.jit", "model.torchscript.pt", "model.torchscript"])
+def test_torchscript_is_told_from_weights(name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
         archive.writestr("model/code/__torch__.py", "")
-    with pytest.raises(PluginError, match=r"TorchScript.*torch\.jit\.load\('.*model\.pt'\)"):
-        isobit.quantize(tmp_path / "model.pt", [])
+    with pytest.raises(PluginError, match=r"TorchScript.*torch\.jit\.load\('.*model\.[\w.]+'\)"):
+        isobit.quantize(tmp_path / name, [])
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:

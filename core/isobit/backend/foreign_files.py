@@ -21,6 +21,8 @@ _BY_ENDING: Mapping[str, tuple[str, str]] = {
     ".pt2": ("is a program of torch.export", "isobit.quantize(torch.export.load({path}).module(), data)"),
     ".pt": ("", ""),
     ".pth": ("", ""),
+    ".jit": ("", ""),
+    ".torchscript": ("", ""),
     ".ckpt": ("", ""),
     ".bin": ("", ""),
     ".safetensors": ("holds weights alone", _STATE.format(load="safetensors.torch.load_file({path})")),
