@@ -107,7 +107,7 @@ class Run:
         if self._evaluator is not None:
             outcome.evaluation = self._evaluator.result
             self._notes += self._evaluator.result.notes
-        ratios = outcome.sqnr if outcome.evaluation is None else outcome.evaluation.sqnr
+        ratios = {**outcome.sqnr, **(outcome.evaluation.sqnr if outcome.evaluation is not None else {})}
         if ratios and judgement(min(ratios.values())) == "poor":
             outcome.advice = self._next_command()
         outcome.notes = list(dict.fromkeys([*report.graph.notes, *report.notes, *self._notes]))
