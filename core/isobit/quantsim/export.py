@@ -15,6 +15,7 @@ from isobit.formats.format import EncodingsFormat
 from isobit.formats.isobit_json import IsobitJson
 from isobit.formats.names import Names
 from isobit.quantsim.checks.encodings_file import check_file
+from isobit.quantsim.checks.parts import part_sqnr
 from isobit.quantsim.checks.quality import ADVICE, judged, judgement, sqnr
 from isobit.quantsim.checks.written import SessionCheck, compare_runs
 from isobit.quantsim.report import Report
@@ -32,7 +33,8 @@ class ExportResult(dict[str, Path]):
     """The written files by what they hold.
 
     `checks` say how far the QDQ model is from the simulator, one for each kind of session; none where it was not
-    checked. `sqnr` is the simulator against the float model by output, in dB. Both are of one batch of calibration.
+    checked. `sqnr` is the simulator against the float model by output, and by ``output[part]`` where a Concat makes
+    one, in dB. Both are of one batch of calibration.
     ``print`` shows the files, the figures with a judgement in words, and what to try where they are poor.
     """
 
@@ -96,7 +98,7 @@ def _checked(
         return [], {}
     batch, exact = simulation.reference
     simulated = simulation.model.run(batch)
-    ratios = sqnr(exact, simulated)
+    ratios = {**sqnr(exact, simulated), **part_sqnr(simulation.graph, exact, simulated)}
     backend = onnx_backend() if file is not None else None
     if file is None or not isinstance(backend, RunsWritten):
         return [], ratios

@@ -32,7 +32,7 @@ class Outcome:
     quantized_bytes: int | None = None
     latency: Latency | None = None
     coverage: Coverage | None = None
-    sqnr: dict[str, float] = field(default_factory=dict)  # on one batch of calibration, dB by output
+    sqnr: dict[str, float] = field(default_factory=dict)  # on one batch of calibration, dB by output and by part of one
     checks: list[str] = field(default_factory=list)  # the written file against the simulator, a line a session
     is_poor: bool = False
     next_command: str | None = None  # what to try where the result is poor; None where all was tried
@@ -92,9 +92,9 @@ def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 def _rows(outcome: Outcome) -> Iterator[Row]:
     if outcome.evaluation is not None:
         yield from _evaluation_rows(outcome.evaluation)
-    if outcome.evaluation is None or not outcome.evaluation.sqnr:
-        for name, ratio in list(outcome.sqnr.items())[:_OUTPUTS_SHOWN]:
-            yield f"SQNR of {name}, calibration batch", "-", judged(ratio), ""
+    evaluated = outcome.evaluation.sqnr if outcome.evaluation is not None else {}
+    for name, ratio in [item for item in outcome.sqnr.items() if item[0] not in evaluated][:_OUTPUTS_SHOWN]:
+        yield f"SQNR of {name}, calibration batch", "-", judged(ratio), ""
     if outcome.quantized_bytes is not None:
         float_size, quantized_size = outcome.float_bytes, outcome.quantized_bytes
         yield (

@@ -110,7 +110,7 @@ class Run:
         if self._evaluator is not None:
             outcome.evaluation = self._evaluator.result
             self._notes += self._evaluator.result.notes
-        ratios = outcome.sqnr if outcome.evaluation is None else outcome.evaluation.sqnr
+        ratios = {**outcome.sqnr, **(outcome.evaluation.sqnr if outcome.evaluation is not None else {})}
         if ratios and judgement(min(ratios.values())) == "poor":
             outcome.is_poor = True
             outcome.next_command = next_command(self.job, self.sim.target.activation_types)
