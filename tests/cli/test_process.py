@@ -54,7 +54,7 @@ def test_exit_codes():
 @pytest.mark.parametrize(
     "place",
     [
-        "isobit.quantsim.simulation:Simulation:set_encodings",  # between calibration and export
+        "isobit.quantsim.simulation:Simulation:take",  # between calibration and export
         "isobit_onnx.model:OnnxModel:observe",  # during calibration
         "isobit.formats.isobit_json:IsobitJson:write",  # while the files are written
     ],

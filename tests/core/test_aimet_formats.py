@@ -17,7 +17,7 @@ from isobit.encodings.same_levels import same_levels
 from isobit.errors import EncodingError
 from isobit.formats import Names
 from isobit.formats.native_grid import canonical_encoding, native_form
-from isobit.graph import Graph, Input, Node, Site, Tensor, TensorInfo, Weight, to_native
+from isobit.graph import Graph, Input, Node, Site, Tensor, TensorInfo, Weight, WeightInfo, to_native
 from isobit.quantsim import read_encodings, write_encodings
 
 FORMATS = ["aimet-0.6.1", "aimet-1.0.0", "aimet-2.0.0"]
@@ -74,6 +74,24 @@ def test_half_precision_and_biases(form: str, tmp_path: Path) -> None:
     notes = write_encodings(Encodings(items), tmp_path / "m.encodings", form, NAMES)
     assert any("leaves out the 1 int32 biases" in note for note in notes)
     assert dict(read_encodings(tmp_path / "m.encodings", NAMES)) == {Tensor("x"): items[Tensor("x")]}
+
+
+@pytest.mark.parametrize("form", FORMATS[:2])
+def test_biases_of_several_scales_are_left_out_as_others_are(form: str, tmp_path: Path) -> None:
+    """Layers that share a bias and read tensors of different ranges, as a block at several dilations does."""
+    nodes = [Node(name, "Linear", (name[0], "w", "b"), (name,)) for name in ("x1", "y2", "y3")]
+    tensors = {name: TensorInfo((1, 8)) for name in ("x", "y", "x1", "y2", "y3")}
+    weights = {"w": WeightInfo((8, 8)), "b": WeightInfo((8,))}
+    names = Names.of(Graph(tuple(nodes), ("x", "y"), {n: n for n in ("x1", "y2", "y3")}, tensors, weights))
+    kept: dict[Site, Encoding] = {
+        **{Tensor("x"): Encoding.of("uint8", 0.5), Tensor("y"): Encoding.of("uint8", 0.25)},
+        Weight("w"): Encoding.of("int8 per-channel", np.full(8, 0.5), axis=0),
+    }
+    scales = {"x1": 0.25, "y2": 0.125, "y3": 0.125}
+    biases = {Input(n, 2): Encoding.of("int32 per-channel", np.full(8, s), axis=0) for n, s in scales.items()}
+    notes = write_encodings(Encodings({**kept, **biases}), tmp_path / "m.encodings", form, names)
+    assert any("leaves out the 3 int32 biases" in note for note in notes)
+    assert dict(read_encodings(tmp_path / "m.encodings", names)) == kept
 
 
 def test_version_2_holds_biases_and_says_that_it_has_no_halves(tmp_path: Path) -> None:

@@ -189,3 +189,20 @@ def test_encodings_of_added_biases_load_on_the_model_as_it_came() -> None:
     foreign = {**corrected.encodings, Weight("nothing.bias"): next(iter(corrected.encodings.values()))}
     with pytest.raises(EncodingError, match=r"nothing\.bias"):
         simulator(network).load_encodings(foreign)
+
+
+@pytest.mark.parametrize("mode", ["fast", "full"])
+def test_batches_that_are_not_finite_are_left_out(mode: str) -> None:
+    network = chain(2, spread=0)
+    good, bad = network.batch(8), network.batch(8, 1)
+    bad["x"][3, 0, 0, 0] = np.nan
+    corrected = []
+    for data in ([good], [good, bad], [bad]):
+        sim = simulator(network, weights="int4 per-tensor")
+        (report,) = sim.apply(CorrectBias(mode), data=data, ignore_non_finite=True)
+        biases = [n.inputs[2] for n in sim.graph.nodes if n.op == "Conv"]
+        corrected.append([sim.backend_model.weight(name) for name in biases])
+    for first, second in zip(*corrected[:2], strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert not report.changed
+    assert all("no batch of it is finite" in why for why in report.left.values())

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 from small_models import constant, model, node, value
 
 import isobit
@@ -216,6 +216,29 @@ def test_small_floats_in_front_of_a_norm_in_steps(activations, form, tmp_path):
     other = isobit.QuantSim(proto, activations=activations)
     other.load_encodings(path)
     assert dict(other.encodings) == dict(sim.encodings)
+
+
+def test_whole_numbers_in_front_of_a_norm_in_steps(tmp_path):
+    """The user's own file loads without optimisation alone; what is made of it loads at every level."""
+    nodes = [
+        node("Cast", "x", "whole", to=TensorProto.INT32),
+        node("Cast", "whole", "f", to=TensorProto.FLOAT),
+        node("ReduceMean", "f", "mean", axes=[-1]),
+        node("Sub", "f mean", "d"),
+        node("Pow", "d two", "square"),
+        node("ReduceMean", "square", "variance", axes=[-1]),
+        node("Add", "variance epsilon", "shifted"),
+        node("Sqrt", "shifted", "root"),
+        node("Div", "d root", "n"),
+        node("Mul", "n scale", "m"),
+        node("Add", "m shift", "k"),
+        node("MatMul", "k w", "y"),
+    ]
+    constants = {"two": np.float32(2), "epsilon": np.float32(1e-5), "scale": RNG.uniform(0.5, 2, 6)}
+    constants |= {"shift": RNG.standard_normal(6), "w": RNG.standard_normal((6, 4))}
+    proto = model(nodes, [value("x", ["n", 6])], [value("y", ["n", 4])], constants, 17)
+    batch = {"x": RNG.uniform(-50, 50, (3, 6)).astype(np.float32)}
+    check_exported(proto, batch, tmp_path, activations="int16")
 
 
 def test_one_value_read_twice_behind_a_transpose(tmp_path):

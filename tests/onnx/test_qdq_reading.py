@@ -81,15 +81,44 @@ def test_our_own_exports_come_back_exactly(
     np.testing.assert_array_equal(fresh.run(DATA)["y"], sim.run(DATA)["y"])
 
 
-def test_widths_that_weights_are_stored_wider_in(model: onnx.ModelProto, tmp_path: Path) -> None:
-    """The file says int4 of a weight of 3 bits: the scales are exact, the width is that of the storage."""
-    sim = isobit.QuantSim(model, weights="int3")
+@pytest.mark.parametrize(
+    "weights", ["int2", "int3", "int5", "int6 strict", "int7 asymmetric", "int8 strict", "uint6 asymmetric", "int12"]
+)
+def test_widths_that_weights_are_stored_wider_in(model: onnx.ModelProto, weights: str, tmp_path: Path) -> None:
+    """The file says int8 of a weight of 6 bits; what its levels are is in the metadata."""
+    sim = isobit.QuantSim(model, weights=weights)
     sim.calibrate(DATA)
     encodings = read_encodings(sim.export(tmp_path)["model"], sim)
+    assert dict(encodings) == dict(sim.encodings)
+
+
+@pytest.mark.parametrize("said", ["int9", "uint6", "int6 block=", "six"])
+def test_metadata_that_do_not_fit_are_refused(model: onnx.ModelProto, said: str, tmp_path: Path) -> None:
+    sim = isobit.QuantSim(model, weights="int6")
+    sim.calibrate(DATA)
+    path = sim.export(tmp_path)["model"]
+    written = onnx.load(path)
+    for node in written.graph.node:
+        for entry in node.metadata_props:
+            entry.value = said
+    onnx.save(written, path)
+    with pytest.raises(EncodingError, match="metadata"):
+        read_encodings(path, sim)
+
+
+def test_a_file_that_says_nothing_has_the_width_of_the_storage(model: onnx.ModelProto, tmp_path: Path) -> None:
+    sim = isobit.QuantSim(model, weights="int3")
+    sim.calibrate(DATA)
+    path = sim.export(tmp_path)["model"]
+    written = onnx.load(path)
+    for node in written.graph.node:
+        del node.metadata_props[:]
+    onnx.save(written, path)
+    encodings = read_encodings(path, sim)
     assert encodings["conv.w"].spec.type_name == "int4"
     np.testing.assert_array_equal(encodings["conv.w"].scale, sim.encodings["conv.w"].scale)
     with pytest.raises(EncodingError, match="the file says int4"):
-        isobit.QuantSim(model, weights="int3").load_encodings(tmp_path / "model.qdq.onnx")
+        isobit.QuantSim(model, weights="int3").load_encodings(path)
 
 
 class Batches(CalibrationDataReader):

@@ -107,3 +107,17 @@ def test_the_file_loads_in_each_session(kind: str, target: str, tmp_path: Path) 
     again = isobit.QuantSim(proto, target=target)
     again.load_encodings(path)
     np.testing.assert_array_equal(next(iter(again.run(feeds).values())), simulated)
+
+
+@pytest.mark.parametrize("kind", ["convolutions", "products", "recurrent"])
+def test_the_file_holds_the_integers_once(kind: str, tmp_path: Path) -> None:
+    """Readers that see the same channels share the integers; others have scales along another axis."""
+    proto, batch = NETWORKS[kind]
+    sim = isobit.quantize(proto, {"x": batch}, method="minmax", progress=False)
+    written = onnx.load(sim.export(tmp_path)["model"])
+    shared = next(tensor for tensor in proto.graph.initializer if tensor.name == "w")
+    size = int(np.prod(shared.dims))
+    large = [
+        tensor for tensor in written.graph.initializer if tensor.name.startswith("w") and np.prod(tensor.dims) >= size
+    ]
+    assert [tensor.data_type for tensor in large] == [TensorProto.INT8]

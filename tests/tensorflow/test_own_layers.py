@@ -149,3 +149,62 @@ def test_a_head_tied_to_its_embedding(kind: str) -> None:
     assert len([use for name, info in sim.graph.weights.items() if info.source == table
                 for use in sim.graph.uses(name)]) == 2  # fmt: skip
     assert not [note for note in sim.report.notes if "not compared" in note]
+
+
+class Open(L.Layer):
+    """A layer that computes with sizes which the model leaves open."""
+
+    def __init__(self, compute) -> None:
+        super().__init__()
+        self.compute = compute
+
+    def build(self, shape) -> None:
+        self.token = self.add_weight(shape=(1, 1, 6), name="token", initializer="random_normal")
+        self.kernel = self.add_weight(shape=(6, 8), name="kernel")
+
+    def call(self, x):
+        return self.compute(self, x, ops.shape(x)[0], ops.shape(x)[1])
+
+
+OPEN_SIZES = {
+    "reshape": lambda s, x, b, n: ops.reshape(x @ s.kernel, (b, n, 2, 4)),
+    "heads": lambda s, x, b, n: ops.reshape(
+        ops.transpose(ops.reshape(x @ s.kernel, (b, n, 2, 4)), (0, 2, 1, 3)), (b, 2, n * 4)
+    ),
+    "broadcast": lambda s, x, b, n: ops.concatenate([ops.broadcast_to(s.token, (b, 1, 6)), x], 1),
+    "tile": lambda s, x, b, n: ops.concatenate([ops.tile(s.token, (b, 1, 1)), x], 1),
+    "repeat": lambda s, x, b, n: ops.concatenate([x, ops.repeat(s.token, b, axis=0)], 1),
+    "zeros": lambda s, x, b, n: ops.concatenate([x, ops.zeros((b, 2, 6)) + 0.5], 1),
+    "both": lambda s, x, b, n: ops.concatenate([x, ops.broadcast_to(s.token, (b, n, 6))], -1),
+    "tensordot": lambda s, x, b, n: ops.tensordot(x, s.kernel, axes=1),
+    "tensordot of two axes": lambda s, x, b, n: ops.tensordot(
+        x[:, :1], ops.reshape(s.kernel, (1, 6, 8)), [[1, 2], [0, 1]]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OPEN_SIZES)
+def test_sizes_that_are_open(kind: str) -> None:
+    for length in (5, None) if kind in ("reshape", "tile", "both") else (5,):
+        x = keras.Input((length, 6), name="x")
+        layer = Open(OPEN_SIZES[kind])
+        model = keras.Model(x, layer(x))
+        backend_model = TensorFlowBackend().open(model)
+        for data in (SEQUENCES, SEQUENCES[:3]):
+            (output,) = backend_model.run({"x": data}).values()
+            np.testing.assert_allclose(output, model(data), rtol=1e-4, atol=1e-5)
+        assert not [node.op for node in backend_model.graph.nodes if "::" in node.op]
+        backend_model.to_onnx()
+    assert {v.path for v in backend_model.native.trainable_variables} <= {v.path for v in model.variables} | {
+        "open/token",
+        "open/kernel",
+    }
+
+
+def test_a_constant_that_counts_the_batch_is_refused_or_kept_whole() -> None:
+    x = keras.Input((5, 6), name="x")
+    layer = Open(lambda s, t, b, n: t * ops.reshape(ops.cast(ops.arange(b), "float32"), (b, 1, 1)))
+    model = keras.Model(x, layer(x))
+    backend_model = TensorFlowBackend().open(model)
+    assert any("follows from the batch" in note for note in backend_model.graph.notes)
+    np.testing.assert_allclose(next(iter(backend_model.run({"x": SEQUENCES}).values())), model(SEQUENCES), rtol=1e-5)

@@ -19,7 +19,7 @@ from isobit.backend.contract import BackendModel, Differentiable, NameMap
 from isobit.data import Batch, numpy_type
 from isobit.edits.compensation import Compensation, joined
 from isobit.edits.draft import Draft
-from isobit.edits.edit import Edit, EditPlan, SetWeights
+from isobit.edits.edit import Edit, EditPlan, Removed, SetWeights
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.errors import DataError, EditError, EncodingError, IsobitError, ModelError, did_you_mean
 from isobit.graph.graph import Graph
@@ -44,6 +44,7 @@ class CheckedModel:
         self.inner = inner
         self.edit_log: list[Edit] = []
         self.compensations: dict[str, Compensation] = {}
+        self.removed: list[Removed] = []  # so that names as the model was opened still say what they said
 
     @staticmethod
     def of(model: BackendModel | CheckedModel) -> CheckedModel:
@@ -86,8 +87,10 @@ class CheckedModel:
         draft = edits if isinstance(edits, Draft) and edits.start is self.graph else self._draft(edits)
         plan = draft.plan()
         self._require_ops(plan)
+        removed = plan.removed(self.graph)
         self.inner.apply(plan)
         self.edit_log += draft.edits
+        self.removed += removed
         compensated = draft.compensations
         final = {name for edit in draft.edits if isinstance(edit, SetWeights) for name in edit.weights} - {*compensated}
         earlier = {name: done for name, done in self.compensations.items() if name not in final}
@@ -197,6 +200,7 @@ class CheckedModel:
         copied = CheckedModel.of(self.inner.copy())
         copied.edit_log += self.edit_log
         copied.compensations.update(self.compensations)
+        copied.removed += self.removed
         return copied
 
     def uncompensated(self) -> CheckedModel:

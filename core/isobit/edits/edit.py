@@ -98,6 +98,16 @@ class Replaced:
     nodes: tuple[Node, ...]
 
 
+@dataclass(frozen=True)
+class Removed:
+    """A node that an edit removed, what it was, the tensor that it made, and the one that stands in its place now."""
+
+    node: str
+    op: str
+    tensor: str
+    now: str
+
+
 @dataclass(frozen=True, eq=False)
 class Inserted:
     """`nodes` stand behind the tensor, or before the input, of `site`."""
@@ -113,6 +123,18 @@ class EditPlan:
     graph: Graph
     steps: tuple[Replaced | Inserted, ...]
     weights: Mapping[str, Array]
+
+    def removed(self, before: Graph) -> list[Removed]:
+        """The nodes in whose place nothing stands, in the order of the edits; `before` is the graph as it was."""
+        gone = []
+        for step in self.steps:
+            if isinstance(step, Replaced) and not step.nodes:
+                old = step.old
+                read = (name for name in old.inputs if name is not None)
+                source = next((name for name in read if name not in before.weights and name not in self.weights), None)
+                if source is not None:
+                    gone.append(Removed(old.name, old.op, old.outputs[0], source))
+        return gone
 
     def keeps_shapes(self, before: Graph) -> bool:
         """Whether nothing but known constants change, none its shape, and no integers, which may be sizes."""

@@ -150,7 +150,12 @@ def writable(
     Moved tensors and int32 biases are left out where the version omits them; 16-bit floats are left to the caller.
     Raises EncodingError for single readers that disagree and for float types that are not in `floats`.
     """
-    joined, notes = without_single_inputs(encodings, names, version.name)
+    # Left out before readers are joined: one bias may have another scale at each layer that shares it.
+    biases = [s for s, e in encodings.items() if e.spec.type_name == "int32" and "int32" in version.omitted_types]
+    kept = {site: encoding for site, encoding in encodings.items() if site not in biases} if biases else encodings
+    joined, notes = without_single_inputs(Encodings(kept), names, version.name)
+    if biases:
+        notes.append(f"{version.name} leaves out the {len(biases)} int32 biases, whose scales follow from the others")
     if names is None:
         notes.append(NAMES_KEPT)
     placed: dict[str, tuple[Place, Encoding]] = {}
@@ -174,10 +179,6 @@ def writable(
     if strict:
         shown = ", ".join(strict[:3]) + (f" and {len(strict) - 3} more" if strict[3:] else "")
         notes.append(f"{version.name} has no strict grids, so these got the lowest level too: {shown}")
-    biases = [name for name, (_, encoding) in placed.items() if encoding.spec.type_name == "int32"]
-    if biases and "int32" in version.omitted_types:
-        notes.append(f"{version.name} leaves out the {len(biases)} int32 biases, whose scales follow from the others")
-        placed = {name: pair for name, pair in placed.items() if name not in biases}
     return list(placed.values()), notes
 
 

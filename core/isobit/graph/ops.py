@@ -134,6 +134,10 @@ ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
 IGNORED_ATTRIBUTES = frozenset({"momentum", "training_mode", "storage_order", "stash_type"})
 
 
+#: Attribute of a layer that a backend keeps whole, as its framework has it: how many of its last inputs are variables.
+VARIABLES = "variables"
+
+
 def operand(op: str, index: int) -> Operand | None:
     """What a constant at input `index` of `op` is, or None when it is plain data."""
     return OPERANDS.get(op, {}).get(index)

@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from isobit.graph.graph import Graph, Node
-from isobit.graph.ops import BODIES, RECURRENT, WEIGHTED
+from isobit.graph.ops import BODIES, RECURRENT, VARIABLES, WEIGHTED
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import Plan, is_inside_chain
 
@@ -22,8 +22,8 @@ class Coverage:
 
     A convolution whose result stays in float (a phase, a spectrum before its root) counts as float though its operands
     are integers: the kernels of runtimes round what they compute, and without a grid for it they run in float.
-    Sizes that the model leaves open count as 1. `uncounted` are layers of unknown shapes, and nodes with weights in
-    bodies of their own (If, Loop, Scan), whose multiply-adds are in neither number.
+    Sizes that the model leaves open count as 1. `uncounted` are layers of unknown shapes, those that a backend keeps
+    whole, and nodes with weights in bodies of their own (If, Loop, Scan), whose multiply-adds are in neither number.
     """
 
     weight_bytes: int
@@ -44,7 +44,7 @@ class Coverage:
         total = integer = 0
         uncounted = []
         for node in graph.nodes:
-            if node.op in BODIES and _holds_weights(graph, node):
+            if node.attributes.get(VARIABLES) or (node.op in BODIES and _holds_weights(graph, node)):
                 uncounted.append(node.name)
             if node.op not in WEIGHTED | RECURRENT:
                 continue
@@ -75,10 +75,8 @@ class Coverage:
             if share is not None
         ]
         text = ", ".join(parts) + " in integers" if parts else "there are no weights and no multiply-adds"
-        more = (
-            f" ({len(self.uncounted)} layers of unknown shape, or with bodies, not counted)" if self.uncounted else ""
-        )
-        return text + more
+        count = len(self.uncounted)
+        return text + (f" ({count} layers whose operations are not known are not counted)" if count else "")
 
 
 def _holds_weights(graph: Graph, node: Node) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from isobit.graph.graph import Graph, Node, Use
 from isobit.graph.ops import VALUE_PRESERVING, WEIGHTED
+from isobit.placement.size_tensors import COMPARISONS, size_tensors
 
 #: Arithmetic that the way back passes: a step of its operands becomes a step of its result.
 _AFFINE = frozenset(
@@ -27,7 +28,8 @@ _COUNTED = _AFFINE | {"ReduceSum", "ReduceMax", "ReduceMin", "CumSum"}
 _OF_ALL = _AFFINE | {"Concat"}
 _ROOTS = frozenset({"Sqrt", "Log", "ReduceLogSum"})
 _PERIODIC = frozenset({"Sin", "Cos", "Tan"})
-_COMPARISONS = frozenset({"Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"})
+#: Where an operand says which parts are read or written.
+_INDEXED = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "ScatterND": 1, "ScatterElements": 1}
 _INDICES = ("int32", "int64", "uint32", "uint64")
 
 
@@ -36,13 +38,15 @@ class ExactTensors:
     """What a graph needs exact.
 
     `reasons` says why, by tensor. `uses` are the readers in float; others may read rounded values. What layers read of
-    `wide` tensors needs 16 bits, and so does the weight of a layer of `wide_weights`; both with the reason.
+    `wide` tensors needs 16 bits, and so does the weight of a layer of `wide_weights`; both with the reason. The layers
+    on the way to a size are `sized_layers`, the last first.
     """
 
     reasons: Mapping[str, str] = field(default_factory=dict)
     uses: frozenset[Use] = frozenset()
     wide: Mapping[str, str] = field(default_factory=dict)
     wide_weights: Mapping[str, str] = field(default_factory=dict)
+    sized_layers: Mapping[str, str] = field(default_factory=dict)
 
 
 def exact_tensors(graph: Graph, signal: Collection[str], is_overridden: Callable[[str], bool]) -> ExactTensors:
@@ -51,18 +55,21 @@ def exact_tensors(graph: Graph, signal: Collection[str], is_overridden: Callable
     for node in graph.nodes:
         search.ask(node)
     search.decide_layers()
-    return ExactTensors(search.reasons, frozenset(search.uses), search.wide, search.wide_weights)
+    uses = frozenset(search.uses)
+    return ExactTensors(search.reasons, uses, search.wide, search.wide_weights, search.sizes.layers)
 
 
 class _Search:
     def __init__(self, graph: Graph, signal: Collection[str], is_overridden: Callable[[str], bool]) -> None:
         self.graph, self.signal, self.is_overridden = graph, signal, is_overridden
         self.positions, self.squares = _positions(graph), _squares(graph)
+        self.counted, self.searched = _counted(graph), _searched(graph)
         self.layers: set[str] = set()  # results of layers in which a phase or an index was found
-        self.reasons: dict[str, str] = {}
-        self.uses: set[Use] = set()
+        self.sizes = size_tensors(graph, signal, is_overridden)
+        self.reasons: dict[str, str] = dict(self.sizes.reasons)
+        self.uses: set[Use] = set(self.sizes.uses)
         self.wide: dict[str, str] = {}
-        self.wide_weights: dict[str, str] = {}
+        self.wide_weights: dict[str, str] = dict(self.sizes.layers)
 
     def ask(self, node: Node) -> None:
         """What one node needs exact of what it reads."""
@@ -81,10 +88,16 @@ class _Search:
             self._walk(node, 0, f"{node.op} {node.name} reads it as an index", _AFFINE)
         elif node.op == "GridSample":
             self._walk(node, 1, f"{node.op} {node.name} reads it as positions", _AFFINE)
-        elif node.op in _COMPARISONS:
+        elif node.op in COMPARISONS:
+            of_counted = not self.counted.isdisjoint(node.inputs)
             for index in (0, 1):
-                if node.input(index) in self.positions:
-                    self._walk(node, index, f"{node.op} {node.name} compares it as a position", _AFFINE)
+                if of_counted or node.input(index) in self.positions:
+                    self._walk(node, index, f"{node.op} {node.name} compares it as a position", _COUNTED)
+                elif node.name in self.searched and all(name in self.signal for name in node.inputs):
+                    self._walk(node, index, f"{node.op} {node.name} compares it for an index", _COUNTED)
+        elif node.op == "Range":
+            for index in (0, 1, 2):
+                self._walk(node, index, f"Range {node.name} counts with it", _COUNTED)
 
     def decide_layers(self) -> None:
         """Decide about the layers of whose results phases are made.
@@ -163,6 +176,35 @@ def _positions(graph: Graph) -> set[str]:
         if sources and node.op in _AFFINE | VALUE_PRESERVING and positions.issuperset(sources):
             positions.update(node.outputs)
     return positions
+
+
+def _counted(graph: Graph) -> set[str]:
+    """What a Range counts, and what moves and arithmetic with constants make of it."""
+    counted: set[str] = set()
+    for node in graph.nodes:
+        sources = [name for name in node.inputs if name is not None and name not in graph.weights]
+        made = sources and node.op in _AFFINE | VALUE_PRESERVING and counted.issuperset(sources)
+        if node.op == "Range" or made:
+            counted.update(node.outputs)
+    return counted
+
+
+def _searched(graph: Graph) -> set[str]:
+    """Comparisons that are counted, or looked through, for an index: which of several bins a value lies in."""
+    comparisons: set[str] = set()
+    visited: set[str] = set()
+    waiting = [node.input(_INDEXED[node.op]) for node in graph.nodes if node.op in _INDEXED]
+    while waiting:
+        name = waiting.pop()
+        if name is None or name in visited or name not in graph.tensors or graph.is_float(name):
+            continue
+        visited.add(name)
+        producer = graph.producer(name)
+        if producer is not None and producer.op in COMPARISONS:
+            comparisons.add(producer.name)
+        elif producer is not None:
+            waiting.extend(producer.inputs)
+    return comparisons
 
 
 def _squares(graph: Graph) -> set[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from isobit.graph.graph import Graph, Use
-from isobit.graph.ops import BODIES, RECURRENT, WEIGHTED
+from isobit.graph.ops import BODIES, RECURRENT, VARIABLES, WEIGHTED
 from isobit.graph.sites import Input, Weight
 from isobit.placement.plan import Plan
 from isobit.placement.quant_config import QuantConfig
@@ -40,7 +40,7 @@ def left_weights(graph: Graph, plan: Plan, target: Target, config: QuantConfig) 
             continue
         for use in graph.uses(name):
             is_told = config.excludes(use.node) or use.node.op in target.excluded_ops
-            is_weight = _is_weight(use) and not signal.isdisjoint(use.node.inputs)
+            is_weight = _is_weight(graph, use) and not signal.isdisjoint(use.node.inputs)
             is_weight |= use.node.op in BODIES and len(info.shape) > 1
             if is_weight and not is_told and Input(use.node.name, use.index) not in plan.placements:
                 left.append(LeftWeight(name, use.node.op, _why(graph, plan, target, name, use)))
@@ -56,8 +56,14 @@ def by_reason(left: Iterable[LeftWeight]) -> dict[str, list[LeftWeight]]:
     return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 
-def _is_weight(use: Use) -> bool:
-    """Whether a constant is multiplied with a signal here; the first operand of a MatMul may be the constant one."""
+def _is_weight(graph: Graph, use: Use) -> bool:
+    """Whether a constant is multiplied with a signal here; the first operand of a MatMul may be the constant one.
+
+    A layer that a backend keeps whole, as its framework has it, is taken to multiply with the matrices that it reads.
+    """
+    if VARIABLES in use.node.attributes:
+        first = len(use.node.inputs) - int(use.node.attributes[VARIABLES])
+        return use.index >= first and len(graph.weights[use.node.inputs[use.index] or ""].shape) > 1
     if use.node.op not in WEIGHTED | RECURRENT:
         return False
     return use.role in _ROLES or (use.node.op == "MatMul" and use.index == 0)
@@ -69,6 +75,8 @@ def _why(graph: Graph, plan: Plan, target: Target, name: str, use: Use) -> str:
         return f"it is {dtype}: only float32 is quantized, so convert the model to float32"
     if op in BODIES:
         return f"it is in a body of {op} {use.node.name!r}, whose operations stay in float"
+    if VARIABLES in use.node.attributes:
+        return f"{op} runs whole, as its framework has it"
     if not target.quantizes(op):
         return f"target {target.name!r} runs {op} in float"
     floats = {tensor: why for tensor, why in plan.floats.items() if tensor in graph.tensors}

@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
+from isobit.edits.edit import Removed
 from isobit.encodings.quant_spec import PerChannel, PerTensor, QuantSpec
 from isobit.errors import FormatError
 from isobit.graph.graph import Graph, Node, Use
@@ -20,7 +22,7 @@ from isobit.graph.ops import BROADCAST, RECURRENT, UNARY, VALUE_PRESERVING, WEIG
 from isobit.graph.sites import Input, Site, Tensor, site_key
 from isobit.placement.constants import ConstantPlacer, in_16_bits
 from isobit.placement.exact_tensors import exact_tensors
-from isobit.placement.fused_chains import find_chains
+from isobit.placement.fused_chains import Chain, find_chains
 from isobit.placement.plan import Placement, Plan, inside_chain
 from isobit.placement.quant_config import QuantConfig
 from isobit.placement.signal_tensors import signal_tensors
@@ -35,15 +37,21 @@ _MASKING = frozenset({"Add", "Sub", "Where", "Min", "Max"})
 
 
 def place(
-    graph: Graph, target: Target, config: QuantConfig | None = None, apart: Mapping[str, str] = MappingProxyType({})
+    graph: Graph,
+    target: Target,
+    config: QuantConfig | None = None,
+    apart: Mapping[str, str] = MappingProxyType({}),
+    removed: Sequence[Removed] = (),
 ) -> Plan:
-    """The plan of `graph` on `target`.
+    """The plan of `graph` on `target`. `removed` are nodes that were there and that `config` may name.
 
     `apart` are tensors that the data forbids a grid, with the reason: they stay in float, and so does all that shares
     an encoding with them; what such a Concat joins keeps grids of its own. Raises FormatError for a format that the
     target cannot run, or a pattern that matches nothing.
     """
-    plan = _Placer(graph, target, config or QuantConfig(), apart).plan()
+    wishes = config or QuantConfig()
+    wishes.check(graph, removed)
+    plan = _Placer(graph, target, wishes.carried(removed, graph) if removed else wishes, apart).plan()
     if logger.isEnabledFor(logging.INFO):
         kinds = Counter(placement.kind for placement in plan.placements.values())
         numbers = ", ".join(f"{number} of kind {kind}" for kind, number in kinds.items()) or "no sites"
@@ -62,7 +70,6 @@ class _Placer:
         self.activation_spec = target.activation_format(config.activations)
         self.floats: dict[str, str] = {}
         self.placements: dict[Site, Placement] = {}
-        config.check(graph)
         self.signal = signal_tensors(graph)
         self.masked = self._masked_tensors()
         self.exact = exact_tensors(graph, self.signal, lambda name: config.override(name)[0])
@@ -70,14 +77,29 @@ class _Placer:
         excluded = frozenset(node.name for node in graph.nodes if self.config.excludes(node))
         chains = find_chains(graph, target, frozenset(self.quantized), excluded)
         self.inner = {tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner}
-        for pattern, override_format in (config.overrides or {}).items():
-            if pattern in self.inner and override_format is not None:
-                raise FormatError(
-                    f"override {pattern!r}: the tensor lies inside the chain that ends in "
-                    f"{self.inner[pattern].name!r}, which target {target.name!r} runs as one"
-                )
+        for chain in chains:
+            self._settle_overrides(chain)
         for chain in chains:
             self.quantized.update({node.name: node for node in chain.nodes})
+
+    def _settle_overrides(self, chain: Chain) -> None:
+        """A format for a tensor inside a chain: that of a layer is the chain's where only batch norms follow.
+
+        They are folded into it. Raises FormatError for any other.
+        """
+        last = chain.nodes[-1]
+        for index, node in enumerate(chain.nodes[:-1]):
+            name = node.outputs[0]
+            override_format = (self.config.overrides or {}).get(name)
+            if override_format is None:
+                continue
+            if any(follower.op != "BatchNormalization" for follower in chain.nodes[index + 1 :]):
+                raise FormatError(
+                    f"override {name!r}: the tensor lies inside the chain that ends in {last.name!r}, which target "
+                    f"{self.target.name!r} runs as one: name {last.outputs[0]!r}"
+                )
+            overrides = {**(self.config.overrides or {}), last.outputs[0]: override_format}
+            self.config = replace(self.config, overrides=overrides)
 
     def plan(self) -> Plan:
         groups = self._tie_groups()
@@ -145,7 +167,7 @@ class _Placer:
 
     def _is_exact(self, node: Node) -> bool:
         """Whether a node computes or reads exact tensors alone, or moves one; a layer keeps its integers."""
-        if node.op in WEIGHTED | RECURRENT or node.inputs[0] in self.graph.weights:
+        if node.op in WEIGHTED | RECURRENT or (node.op == "Gather" and node.inputs[0] in self.graph.weights):
             return False
         if node.op in VALUE_PRESERVING and node.op != "Concat" and node.inputs[0] in self.exact.reasons:
             return True
@@ -345,7 +367,14 @@ class _Placer:
         layers: dict[str, list[str]] = {}
         for name, why in widened.items():
             layers.setdefault(why, []).append(name)
-        return tuple(f"{', '.join(names)}: 16 bits, because {why} behind a layer" for why, names in layers.items())
+        notes = [f"{', '.join(names)}: 16 bits, because {why} behind a layer" for why, names in layers.items()]
+        sized: dict[str, list[str]] = {}
+        for name, why in self.exact.sized_layers.items():
+            sized.setdefault(why, []).append(name)
+        for why, names in sized.items():
+            shown = ", ".join(names) if len(names) < 4 else f"{names[-1]} to {names[0]}, {len(names)} layers"
+            notes.append(f"{shown}: float tensors and weights of 16 bits, because {why}")
+        return tuple(notes)
 
     # --- overrides ----------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from isobit.encodings.same_levels import same_levels
 from isobit.errors import EncodingError, did_you_mean
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Input, Site, Tensor, Weight
-from isobit.placement.place import place
 from isobit.placement.plan import Placement, Plan, constant_name
 from isobit.quantsim.simulation import Simulation
 
@@ -65,14 +64,14 @@ def load_encodings(
     config, plan = simulation.config, simulation.plan
     apart = apart_in_file(simulation.graph, plan, encodings)
     if apart:
-        plan = place(simulation.graph, simulation.target, config, apart)
+        plan = simulation.place(simulation.graph, config, apart)
     mapped = map_to_plan(encodings, simulation.graph, plan)
     if strict:
         _refuse(mapped, [name for name in encodings.unmapped if not _is_added_bias(name, simulation.graph)])
     changed = mapped.formats
     if changed:  # a user who loads a file asks for its formats
         config = replace(config, overrides={**(config.overrides or {}), **changed})
-        plan = place(simulation.graph, simulation.target, config, apart)
+        plan = simulation.place(simulation.graph, config, apart)
         mapped = map_to_plan(encodings, simulation.graph, plan)
         mapped.ignored.update({name: f"the plan cannot give it {text}" for name, text in mapped.formats.items()})
     if not partial:
@@ -81,7 +80,7 @@ def load_encodings(
         }
         if float_names:
             config = replace(config, overrides={**(config.overrides or {}), **float_names})
-            plan = place(simulation.graph, simulation.target, config, apart)
+            plan = simulation.place(simulation.graph, config, apart)
             mapped = map_to_plan(encodings, simulation.graph, plan)
     _check_constants(simulation.graph, plan, mapped.encodings)
     everything = _with_the_rest(plan, mapped.encodings, simulation.encodings if partial else Encodings())

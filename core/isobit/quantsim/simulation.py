@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class Simulation:
 
     def __init__(self, model: BackendModel | CheckedModel, target: Target, config: QuantConfig) -> None:
         self.model, self.target, self.config = CheckedModel.of(model), target, config
-        self.plan: Plan = place(model.graph, target, config)
+        self.plan: Plan = place(model.graph, target, config, removed=self.model.removed)
         self.statistics = Statistics()
         self.data: object = None
         self.calibration: str | None = None
@@ -102,7 +103,11 @@ class Simulation:
 
     def plan_for(self, graph: Graph) -> Plan:
         """The plan of an edited graph, for the same target and config, whatever the data says."""
-        return place(graph, self.target, self.config)
+        return self.place(graph, self.config)
+
+    def place(self, graph: Graph, config: QuantConfig, apart: Mapping[str, str] = MappingProxyType({})) -> Plan:
+        """The plan of a graph for a config, which may name what folding has removed."""
+        return place(graph, self.target, config, apart, self.model.removed)
 
     def fingerprint(self) -> dict[str, str]:
         """Hashes of the float model as it was opened, by weight; made before the first edit."""
@@ -283,7 +288,7 @@ class Simulation:
         """Leave in float what the data forbids a grid; returns what there is to tell."""
         plan = self.observed_plan
         fitted = fit(self.graph, plan, self.statistics, self._frozen)
-        self.plan = place(self.graph, self.target, self.config, fitted.apart) if fitted.apart else plan
+        self.plan = self.place(self.graph, self.config, fitted.apart) if fitted.apart else plan
         self._fitted = bool(fitted.apart)
         return fitted.notes
 

@@ -12,7 +12,10 @@ from isobit.statistics.run_sums import RunSums
 
 
 class ChannelMeans:
-    """The mean of each channel; the sums of batches are in float64 (`isobit.statistics.run_sums`)."""
+    """The mean of each channel; the sums of batches are in float64 (`isobit.statistics.run_sums`).
+
+    A batch with NaN or infinity in it is left out.
+    """
 
     wants: Literal["means"] = "means"
 
@@ -32,8 +35,9 @@ class ChannelMeans:
 
     def add_means(self, means: NDArray[Any], count: int) -> None:
         """Add a batch by the means of its channels, and how many elements each of them has."""
-        self._sums.add(np.asarray(means, np.float64) * count)
-        self.count += count
+        if np.all(np.isfinite(means)):
+            self._sums.add(np.asarray(means, np.float64) * count)
+            self.count += count
 
     @property
     def settings(self) -> tuple[Any, ...]:

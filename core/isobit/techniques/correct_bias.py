@@ -83,7 +83,7 @@ class CorrectBias:
         else:
             correct = _fast if self.mode == "fast" else _full
             shifts = correct(context, self._requests(layers), layers)
-            reason = "the channels of its input are on another axis"
+            reason = "the channels of its input are on another axis, or no batch of it is finite"
             left.update({layer.name: reason for layer in layers if layer.name not in shifts})
         draft = Draft(model.graph, model.weight)
         for name, shift in shifts.items():
@@ -153,7 +153,8 @@ def _fast(context: TechniqueContext, requests: Requests, layers: list[Node]) -> 
     for layer in layers:
         weight = _quantized_weight(model, layer, encodings)
         arrived = means.input(layer)
-        if arrived.size == weight.shape[1] * groups_of(layer):  # else its channels are on another axis
+        channels = weight.shape[1] * groups_of(layer)
+        if arrived is not None and arrived.size == channels:  # else its channels are on another axis
             error = model.weight(layer.inputs[1] or "").astype(np.float64) - weight
             shifts[layer.name] = response(error, layer, arrived, _sizes(model.graph, layer))
     return shifts
@@ -169,7 +170,10 @@ def _full(context: TechniqueContext, requests: Requests, layers: list[Node]) -> 
         output_requests = _mean_requests([layer], outputs=True)
         context.observe_copy(copy, output_requests)
         measured = _Means(output_requests, [request.observer for request in output_requests])
-        shift = shifts[layer.name] = _difference(plain.output(layer), measured.output(layer), layer)
+        exact, quantized = plain.output(layer), measured.output(layer)
+        if exact is None or quantized is None:
+            continue
+        shift = shifts[layer.name] = _difference(exact, quantized, layer)
         draft = Draft(copy.graph, copy.weight)
         current = draft.graph.node(layer.name)
         set_bias(draft, current, bias_of(draft, current, shift.size) + shift)
@@ -200,13 +204,16 @@ def _difference(plain: Floats, quantized: Floats, layer: Node) -> Floats:
 class _Means:
     """The observed means of layers' inputs and outputs."""
 
-    def __init__(self, requests: Sequence[Request], moments: Sequence[Any]) -> None:
-        self._moments = {str(request.site): item for request, item in zip(requests, moments, strict=True)}
+    def __init__(self, requests: Sequence[Request], observed: Sequence[Any]) -> None:
+        self._observed = {str(request.site): item for request, item in zip(requests, observed, strict=True)}
 
-    def output(self, layer: Node) -> Floats:
-        mean: Floats = self._moments[layer.outputs[0]].mean
-        return mean
+    def output(self, layer: Node) -> Floats | None:
+        return self._mean(layer.outputs[0])
 
-    def input(self, layer: Node) -> Floats:
-        mean: Floats = self._moments[layer.inputs[0] or ""].mean
-        return mean
+    def input(self, layer: Node) -> Floats | None:
+        return self._mean(layer.inputs[0] or "")
+
+    def _mean(self, name: str) -> Floats | None:
+        """None where nothing finite was seen."""
+        means: ChannelMeans = self._observed[name]
+        return means.mean if means.count else None

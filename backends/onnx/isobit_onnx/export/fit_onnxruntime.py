@@ -16,7 +16,6 @@ from isobit_onnx.read.rewrite import constant_of
 #: Past these onnxruntime copies quantizers; values are moved or dropped, and come out on the grid that they came in on.
 _MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
 
-_SMALL_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _EIGHT_BITS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 
 
@@ -156,13 +155,13 @@ class _Fitting:
             self.graph.insert_after(producer, [again])
             reader.replace_input_with(index, again.outputs[0])
 
-    # --- small floats ------------------------------------------------------------------------------------------------
+    # --- casts -------------------------------------------------------------------------------------------------------
 
     def norm(self, cast: ir.Node) -> None:
-        """Keep a cast from a small float apart from the steps of a norm: fused, they would read the small float."""
+        """Keep a cast apart from the steps of a norm: fused, they would read the small float, or integer, before it."""
         source, wide = cast.inputs[0], cast.outputs[0]
         readers = [use for use in wide.uses() if use.node.op_type in ("ReduceMean", "Sub") and not use.node.domain]
-        if source is None or source.dtype not in _SMALL_FLOATS or wide.dtype != ir.DataType.FLOAT:
+        if source is None or source.dtype in (None, ir.DataType.FLOAT) or wide.dtype != ir.DataType.FLOAT:
             return
         if all(use.node.op_type == "Sub" for use in readers):
             return

@@ -26,6 +26,10 @@ _FLOATS = {
 }
 
 
+#: Where a DequantizeLinear of a constant says the format of its levels, which its type may be wider than.
+FORMAT = "isobit.format"
+
+
 @dataclass(frozen=True, eq=False)
 class OnnxGrid:
     """Scale and zero point of QuantizeLinear / DequantizeLinear, and their attributes."""

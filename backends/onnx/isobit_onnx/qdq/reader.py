@@ -23,6 +23,7 @@ from isobit.formats import Names, Place
 from isobit.formats.native_grid import canonical_encoding
 from isobit.graph import Site, Tensor, Weight
 from isobit_onnx.qdq.float_weights import MANTISSAS
+from isobit_onnx.qdq.grids import FORMAT
 from isobit_onnx.read.checks.tensors import check_tensors
 from isobit_onnx.read.error_text import first_line
 from isobit_onnx.read.inference.map_types import load_file
@@ -155,6 +156,9 @@ class _QdqReader:
         if source is None:
             raise EncodingError(f"{at}: DequantizeLinear has no input")
         quantizer = source.producer()
+        stored = _behind_reshapes(source)
+        if stored is not source and stored.const_value is not None:  # a constant's integers for another reader
+            source.const_value, quantizer = stored.const_value, None
         if quantizer is not None and quantizer.op_type != "QuantizeLinear":
             return  # integers computed inside the model: no quantizer of a float tensor
         if (source.name or "").endswith(MANTISSAS):
@@ -204,7 +208,22 @@ class _QdqReader:
         stem = next((name.removesuffix(end) for end in _ENDINGS if name.endswith(end)), name)
         shape = tuple(tensor.numpy().shape) if tensor is not None else ()
         readers = readers_through_views(node.outputs[0])
+        grid = self._as_said(grid, node, at)
         return QuantizedValue(stem, grid, shape, tuple((reader.name or "", i) for reader, i in readers), False, at)
+
+    def _as_said(self, grid: FileGrid, node: ir.Node, at: str) -> FileGrid:
+        """The grid in the format that the writer named, where that has fewer levels than the type that stores it."""
+        text = node.metadata_props.get(FORMAT)
+        if text is None or not grid.spec.is_integer:
+            return grid
+        try:
+            spec = QuantSpec.parse(text)
+        except IsobitError as error:
+            raise EncodingError(f"{at}: its metadata {FORMAT} are no number format: {error}") from error
+        if spec.dtype != grid.spec.dtype or spec.bits > grid.spec.bits:
+            raise EncodingError(f"{at}: its metadata say {text}, and it holds {grid.spec.type_name}")
+        granularity = grid.spec.granularity
+        return replace(grid, spec=spec if granularity is None else spec.with_granularity(granularity))
 
     def _readers(self, node: ir.Node) -> tuple[tuple[str, int], ...]:
         return tuple((use.node.name or "", use.idx) for use in node.outputs[0].uses())
@@ -267,6 +286,14 @@ class _QdqReader:
         if quantizer is not None and "output_dtype" in quantizer.attributes:
             return ir.DataType(quantizer.attributes["output_dtype"].as_int())
         return source.dtype or ir.DataType.UINT8
+
+
+def _behind_reshapes(value: ir.Value) -> ir.Value:
+    producer = value.producer()
+    while producer is not None and producer.op_type == "Reshape" and producer.inputs[0] is not None:
+        value = producer.inputs[0]
+        producer = value.producer()
+    return value
 
 
 def _axis(node: ir.Node, scale: NDArray[np.float32], source: ir.Value) -> tuple[int | None, int | None]:

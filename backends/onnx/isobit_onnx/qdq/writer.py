@@ -1,21 +1,22 @@
 """The QDQ writer: puts QuantizeLinear / DequantizeLinear pairs into a float ONNX model, in place.
 
 Constants are stored as integers behind a DequantizeLinear. Formats that ONNX has no type for are clipped to their range
-and stored in the next wider type, which gives the same bits.
+and stored in the next wider type, which gives the same bits; the DequantizeLinear of a constant says its format.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from isobit.encodings import Encoding, PerTensor
+from isobit.encodings import Encoding, PerTensor, QuantSpec
 from isobit.graph import to_canonical, to_native
-from isobit_onnx.qdq.grids import OnnxGrid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
+from isobit_onnx.qdq.grids import FORMAT, OnnxGrid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.translate.sites import NativeSite
 from isobit_onnx.translate.translate import readers_through_views, view_chain
@@ -35,8 +36,8 @@ def insert_quantizers(
 ) -> dict[str, Quantized]:
     """Quantize every site of `placed` in `model`; `interior` are further values of an export, by name.
 
-    `for_every_session` gives each reader of an int8 constant integers of its own. Returns what is quantized for all its
-    readers, by the name that it had.
+    `for_every_session` gives each reader of an int8 constant a DequantizeLinear of its own. Returns what is quantized
+    for all its readers, by the name that it had.
     """
     writer = _QdqWriter(model, for_every_session=for_every_session)
     for_some_readers = [(site, encoding) for site, encoding in placed if site.readers is not None]
@@ -56,6 +57,7 @@ class _QdqWriter:
         self.nodes = {node.name or "": node for node in model.graph}
         self.values = {v.name or "": v for v in ir.convenience.create_value_mapping(model.graph).values()}
         self.taken: set[str] = set()  # names of what was added
+        self.held: dict[str, list[tuple[ir.Tensor[Any], ir.Value]]] = {}  # integers by constant
         self.own_nodes: set[str] = set()  # they keep reading the float value
 
     def quantize(self, site: NativeSite, encoding: Encoding) -> Quantized:
@@ -127,7 +129,7 @@ class _QdqWriter:
             name = self._free(f"{stem}_quantized")
             if spec.is_integer:
                 levels = to_native(encoding.quantize(canonical), site.layout, np.zeros(native.shape, np.int32))
-                stored = self._register(integer_tensor(levels, grid.type, name))
+                stored = self._stored(nodes, stem, integer_tensor(levels, grid.type, name))
             else:
                 scale, _ = encoding.broadcast(canonical.shape)
                 limit = np.float32(float(encoding.maximum.max() / encoding.scale.max()))
@@ -138,16 +140,42 @@ class _QdqWriter:
             result = self._node(
                 nodes, "DequantizeLinear", [stored, *operands], f"{stem}_dequantized", _attributes(grid)
             )
+            bare = replace(spec, granularity=None)
+            if spec.is_integer and bare != QuantSpec.parse(grid.type.name.lower()):
+                nodes[-1].metadata_props[FORMAT] = str(bare)
         result.shape, result.type = ir.Shape(native.shape), ir.TensorType(ir.DataType.FLOAT)
-        self.graph.insert_before(self.graph[0], nodes)
+        earlier = nodes[0].inputs[0].producer() if nodes[0].inputs[0] is not None else None
+        if earlier is not None:
+            self.graph.insert_after(earlier, nodes)
+        else:
+            self.graph.insert_before(self.graph[0], nodes)
         return result
 
-    def _separate_constants(self, value: ir.Value, site: NativeSite, encoding: Encoding) -> ir.Value | None:
-        """An initializer for each reader where several read int8, None where one will do.
+    def _stored(self, nodes: list[ir.Node], stem: str, tensor: ir.Tensor[Any]) -> ir.Value:
+        """The integers of a constant, which the file holds once however many readers have a quantizer of their own.
 
         With session.x64quantprecision onnxruntime (1.32) makes uint8 of int8 constants, under one name for all readers
-        of a constant, and refuses the second.
+        of a constant, and refuses the second. A Reshape to the shape that it has, which is folded when the file is
+        loaded, gives each a name of its own; one behind the other, because equal ones would be merged.
         """
+        held = self.held.setdefault(stem, [])
+        index = next((i for i, (t, _) in enumerate(held) if t.dtype == tensor.dtype and _is_same(t, tensor)), None)
+        if index is None:
+            stored = self._register(tensor)
+            held.append((tensor, stored))
+            return stored
+        first, stored = held[index]
+        if self.for_every_session and tensor.dtype == ir.DataType.INT8:
+            shape = ir.Tensor(np.array(first.shape.numpy(), np.int64), name=self._free(f"{stem}_shape"))
+            stored = self._node(
+                nodes, "Reshape", [stored, self._register(shape)], f"{stem}_quantized", kind=tensor.dtype
+            )
+            stored.shape = ir.Shape(first.shape.numpy())
+            held[index] = first, stored
+        return stored
+
+    def _separate_constants(self, value: ir.Value, site: NativeSite, encoding: Encoding) -> ir.Value | None:
+        """A DequantizeLinear for each reader where several read int8, None where one will do (see `_stored`)."""
         if not self.for_every_session or stored_type(encoding.spec, activation=False) != ir.DataType.INT8:
             return None
         named = site.readers
@@ -261,6 +289,10 @@ class _QdqWriter:
             name = f"{stem}_{number}"
         self.taken.add(name)
         return name
+
+
+def _is_same(one: ir.Tensor[Any], other: ir.Tensor[Any]) -> bool:
+    return np.array_equal(one.numpy(), other.numpy())
 
 
 def _attributes(grid: OnnxGrid) -> dict[str, int | None]:

@@ -19,7 +19,7 @@ _PLAIN = frozenset(
     "Relu LeakyRelu Elu Selu Celu Gelu HardSwish HardSigmoid Mish Sigmoid Tanh Softplus Softsign "
     "ThresholdedRelu Exp Log Sqrt Reciprocal Neg Abs Erf Sin Cos Floor Ceil Round Sign Softmax LogSoftmax Not IsNaN "
     "Identity Add Sub Mul Div Pow Max Min Mean Sum Where Equal Greater Less GreaterOrEqual LessOrEqual And Or Xor Mod "
-    "Concat Transpose MaxPool ReduceMean ReduceSum ArgMax ArgMin DepthToSpace".split()
+    "Concat Transpose MaxPool ReduceMean ReduceSum ArgMax ArgMin DepthToSpace GatherElements".split()
 )
 
 
@@ -112,7 +112,9 @@ def _recurrent(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
         writer.node("Concat", halves, joined, joined, {"axis": 0})
         bias = directed(joined)
     weights = [directed(name) for name in operands[1:3]]
-    writer.node(node.op, [operands[0], *weights, bias], writer.value(node.outputs[0]), node.name, node.attributes)
+    states = operands[5:7] if node.op == "LSTM" else operands[5:6]
+    outputs = [writer.value(output) for output in node.outputs]
+    writer.node(node.op, [operands[0], *weights, bias, "", *states], outputs, node.name, node.attributes)
 
 
 def _prelu(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
@@ -163,5 +165,5 @@ LOWERINGS: Mapping[str, Lowering] = {
     "Cast": _cast,
     "Expand": _expand,
     "Reshape": _reshape,
-    **dict.fromkeys(("LSTM", "GRU"), _recurrent),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
 }

@@ -28,7 +28,8 @@ from isobit.graph import (
 from isobit.graph.layout import TRANSPOSED
 from isobit_onnx.read.opset import OPSET
 
-#: The ONNX model of a node outside the ONNX vocabulary: as many inputs and outputs as the node, in order.
+#: The ONNX model of a node outside the ONNX vocabulary: an input for each tensor that it reads, and as many outputs,
+#: in order. Constants that it reads are in the model.
 Foreign = Callable[[Node], onnx.ModelProto]
 
 #: Adds the ONNX nodes of a node of the graph, whose inputs have these names in the ONNX model.
@@ -86,6 +87,8 @@ class OnnxWriter:
                 self._values[name] = self.free(name)
             self.names[Tensor(name)] = OnnxName(self._values[name])
         for name in self.graph.weights:
+            if not any(use.node.op in self._lowerings for use in self.graph.uses(name)) and self.graph.uses(name):
+                continue  # the nodes that read it hold it themselves
             layout = self._stored_layout(name)
             self._values[name] = self.free(name)
             self.constants[self._values[name]] = to_native(np.asarray(self._weights(name)), layout)
@@ -132,6 +135,8 @@ class OnnxWriter:
         """The one ONNX input that reads what each input of the node reads."""
         for index, name in enumerate(node.inputs):
             if name is None:
+                continue
+            if name not in self._values:
                 continue
             layout = self.names[Weight(name)].layout if name in self.graph.weights else ()
             readers = [
@@ -217,7 +222,7 @@ class OnnxWriter:
     def _inline(self, node: Node, model: onnx.ModelProto) -> None:
         """The nodes of another model in place of one node, its names under the node's."""
         inner = model.graph
-        data = [name for name in node.inputs if name is not None]
+        data = [name for name in node.inputs if name is not None and name in self.graph.tensors]
         initial = {constant.name for constant in inner.initializer}
         entries = [value.name for value in inner.input if value.name not in initial]
         rename = {entry: self._values[name] for entry, name in zip(entries, data, strict=True)}
@@ -234,7 +239,21 @@ class OnnxWriter:
             copy.name = f"{node.name}/{inner_node.name}"
             copy.input[:] = [rename.get(name, name) for name in inner_node.input]
             copy.output[:] = [rename[name] if name else "" for name in inner_node.output]
+            for attribute in copy.attribute:
+                _rename_outer(attribute.g, rename)
             self.nodes.append(copy)
+
+
+def _rename_outer(body: onnx.GraphProto, rename: Mapping[str, str]) -> None:
+    """New names in the body of a loop or a branch for what it reads from outside; in place."""
+    own = {entry.name for entry in (*body.input, *body.initializer)} | {name for n in body.node for name in n.output}
+    outer = {name: new for name, new in rename.items() if name not in own}
+    for node in body.node:
+        node.input[:] = [outer.get(name, name) for name in node.input]
+        for attribute in node.attribute:
+            _rename_outer(attribute.g, outer)
+    for output in body.output:
+        output.name = outer.get(output.name, output.name)
 
 
 def _value(name: str, info: TensorInfo) -> onnx.ValueInfoProto:

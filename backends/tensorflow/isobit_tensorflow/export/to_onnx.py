@@ -35,7 +35,7 @@ def to_onnx(simulator: Simulator, weight: Callable[[str], NDArray[Any]]) -> tupl
     Raises ModelError where onnxruntime disagrees with TensorFlow.
     """
     graph = simulator.graph
-    proto, names = write_onnx(graph, weight, lambda node: _converted(graph, node))
+    proto, names = write_onnx(graph, weight, lambda node: _converted(graph, node, weight))
     foreign = sorted({f"{n.domain}::{n.op_type}" for n in proto.graph.node if n.domain not in ("", "ai.onnx")})
     if foreign:
         raise ModelError(f"the export holds operations that are not ONNX's: {', '.join(foreign)}")
@@ -44,24 +44,33 @@ def to_onnx(simulator: Simulator, weight: Callable[[str], NDArray[Any]]) -> tupl
     return proto, names
 
 
-def _converted(graph: Graph, node: Node) -> ModelProto:
+def _converted(graph: Graph, node: Node, weight: Callable[[str], NDArray[Any]]) -> ModelProto:
     """One Keras operation by way of a frozen TensorFlow graph."""
     import onnx
     from onnx import version_converter
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    names = [name for name in node.inputs if name is not None]
+    names = [name for name in node.inputs if name is not None and name in graph.tensors]
     specs = [
         tf.TensorSpec([n if isinstance(n, int) else None for n in graph.tensors[name].shape or ()],
                       graph.tensors[name].dtype, f"in{index}")
         for index, name in enumerate(names)
     ]  # fmt: skip
 
+    constants = {name: weight(name) for name in node.inputs if name is not None and name in graph.weights}
+
     def call(*tensors: tf.Tensor) -> list[tf.Tensor]:
-        results = compute(node, [Operand(tensor) for tensor in tensors])
+        held = {
+            **{name: tf.constant(array) for name, array in constants.items()},
+            **dict(zip(names, tensors, strict=True)),
+        }
+        operands = [None if name is None else Operand(held[name]) for name in node.inputs]
+        results = compute(node, operands)
         return [tf.identity(result.tensor, f"out{index}") for index, result in enumerate(results)]
 
-    frozen = convert_variables_to_constants_v2(tf.function(call, autograph=False).get_concrete_function(*specs))
+    frozen = convert_variables_to_constants_v2(
+        tf.function(call, autograph=False).get_concrete_function(*specs), lower_control_flow=False
+    )
     try:
         import tf2onnx
 

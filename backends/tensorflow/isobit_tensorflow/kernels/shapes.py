@@ -31,8 +31,8 @@ def _reshape(node: Node, x: Operand) -> Operand:
     if len(unknown) > 1:
         # -1 can stand for one size: those before the last unknown one, the batch first, are the operand's own
         sizes = tf.shape(value)
-        shape = [size if size >= 0 else sizes[axis] for axis, size in enumerate(shape)]
-        shape[unknown[-1]] = -1
+        for axis in unknown[:-1]:
+            shape[axis] = sizes[axis]
     return Operand(tf.reshape(value, shape))
 
 
@@ -83,6 +83,15 @@ def _expand(node: Node, x: Operand) -> Operand:
     return Operand(tf.broadcast_to(value, tf.stack([n if n >= 0 else sizes[i] for i, n in enumerate(target)])))
 
 
+def _cumsum(node: Node, x: Operand) -> Operand:
+    return Operand(tf.cumsum(x.canonical(), int(node.attributes["axis"])))
+
+
+def _gather_elements(node: Node, x: Operand, indices: Operand) -> Operand:
+    axis = int(node.attributes.get("axis", 0))
+    return Operand(tf.experimental.numpy.take_along_axis(x.canonical(), indices.canonical(), axis))
+
+
 def _tile(node: Node, x: Operand) -> Operand:
     return Operand(tf.tile(x.canonical(), list(numbers(node.attributes["repeats"]))))
 
@@ -122,6 +131,8 @@ SHAPES: Mapping[str, Callable[..., Any]] = {
     "Pad": _pad,
     "Expand": _expand,
     "Tile": _tile,
+    "CumSum": _cumsum,
+    "GatherElements": _gather_elements,
     "ArgMax": _arg(tf.argmax),
     "ArgMin": _arg(tf.argmin),
     "OneHot": _one_hot,

@@ -6,7 +6,8 @@ where a reader needs the axes as Keras has them (Reshape, Dense over space), or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,7 +76,7 @@ class Emitter:
         ] = {}  # result of a user's transposition -> its source and axes
         self._paths: dict[int, str] = {}
         self._computed: dict[int, tuple[str, Computed]] = {}
-        self._readers: dict[str, list[tuple[str, Any]]] = {}
+        self._readers: dict[str, tuple[tuple[str, Any], ...]] = {}
 
     # --- names -----------------------------------------------------------------------------------------------------
 
@@ -233,20 +234,22 @@ class Emitter:
         self,
         op: str,
         name: str,
-        inputs: Sequence[Value],
+        inputs: Sequence[Value | str | None],
         results: Sequence[tuple[Sequence[Size], str]],
         **attributes: Any,
     ) -> list[Value]:
         """A node with several outputs, each with a shape and a type."""
         base = self.unique(name)
         outputs = (base, *(self.unique(f"{base}:{i}") for i in range(1, len(results))))
-        self.nodes.append(Node(base, op, tuple(v.name for v in inputs), outputs, attributes, (base,)))
+        names = tuple(entry.name if isinstance(entry, Value) else entry for entry in inputs)
+        self.nodes.append(Node(base, op, names, outputs, attributes, (base,)))
         values = []
         for output, (shape, dtype) in zip(outputs, results, strict=True):
             self._describe(output, tuple(shape), dtype)
             values.append(Value(output, tuple(shape), dtype))
         for index, entry in enumerate(inputs):
-            self._note_reader(entry, base, index)
+            if isinstance(entry, Value):
+                self._note_reader(entry, base, index)
         return values
 
     def _node(self, op: str, name: str, inputs: Sequence[str | None], attributes: dict[str, Any]) -> str:
@@ -273,10 +276,10 @@ class Emitter:
         if info.shape and not isinstance(info.shape[0], int):
             self.tensors[name] = replace(info, shape=(None, *info.shape[1:]))
 
-    def mark_batch(self, name: str, shape: Sequence[Size]) -> None:
-        """The batch of a tensor is its one axis of unknown size: of a sequence, that is axis 1."""
-        if list(shape).count(None) == 1:
-            self.tensors[name] = TensorInfo(tuple("batch" if size is None else size for size in shape))
+    def mark_batch(self, name: str, shape: Sequence[Size], axis: int) -> None:
+        """The batch of a tensor lies at `axis`: of a sequence, that is axis 1."""
+        sizes: Shape = tuple("batch" if size is None and place == axis else size for place, size in enumerate(shape))
+        self.tensors[name] = replace(self.tensors[name], shape=sizes)
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -295,7 +298,17 @@ class Emitter:
 
     def _note_reader(self, value: Value, node: str, index: Any) -> None:
         if value.dropout is not None:
-            self._readers.setdefault(value.dropout, []).append((node, index))
+            self._readers[value.dropout] = (*self._readers.get(value.dropout, ()), (node, index))
+
+    # --- going back ------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All that was collected, to go back to where a layer turns out not to be read."""
+        return {name: copy(value) for name, value in vars(self).items()}
+
+    def go_back(self, state: Mapping[str, Any]) -> None:
+        """Forget what was collected since `state`, which serves once."""
+        vars(self).update(state)
 
     # --- the result ------------------------------------------------------------------------------------------------
 
@@ -307,4 +320,4 @@ class Emitter:
 
     def dropout_list(self) -> tuple[Dropout, ...]:
         """Dropouts with their readers."""
-        return tuple(replace(d, readers=tuple(self._readers.get(d.name, ()))) for d in self.dropouts.values())
+        return tuple(replace(d, readers=self._readers.get(d.name, ())) for d in self.dropouts.values())

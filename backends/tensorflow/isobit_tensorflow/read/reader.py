@@ -15,9 +15,11 @@ import tensorflow as tf
 from isobit.errors import ModelError
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Emitter, Value
-from isobit_tensorflow.read.masks import without_unread_masks
+from isobit_tensorflow.read.masks import is_masked, masks_read, takes_mask, with_masks, without_masks
 from isobit_tensorflow.read.names import StableNames
+from isobit_tensorflow.read.open_sizes import OpenSizes
 from isobit_tensorflow.read.parameters import Computed, Parameter, call_traced
+from isobit_tensorflow.read.rules.native import whole_layer
 from isobit_tensorflow.read.symbolic_arithmetic import symbolic_arithmetic
 
 
@@ -31,6 +33,8 @@ class KerasReader:
     def __init__(self, emitter: Emitter, rule_of: Callable[[Any], Rule | None], names: StableNames) -> None:
         self.emitter, self._rule_of, self._names = emitter, rule_of, names
         self._parameters: Mapping[int, Parameter] = {}  # of the layer that is open
+        self._sizes: OpenSizes | None = None  # of the layer that is open, where it computes with open sizes
+        self._masks: Mapping[str, Value] = {}  # those that come with the arguments of the current call
         self.tensors: dict[str, tuple[keras.KerasTensor, bool]] = {}
 
     def read(self, outputs: Any, inputs: Mapping[int, Value], prefix: str = "") -> Any:
@@ -49,12 +53,14 @@ class KerasReader:
                 continue
             node = _node_of(current)
             name = prefix + self.name_of(node.operation)
-            args, kwargs = tuple(node.arguments.args), dict(without_unread_masks(node, name))
+            args, kwargs, masks = tuple(node.arguments.args), dict(without_masks(node)), masks_read(node)
             read = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, keras.KerasTensor)]
+            read += masks.values()
             missing = [tensor for tensor in reversed(read) if id(tensor) not in values]
             if missing:
                 waiting += missing
                 continue
+            self._masks = {values[tensor].name: values[id(mask)] for tensor, mask in masks.items() if tensor in values}
             self._run(node, name, args, kwargs, values)
             if not prefix:
                 for tensor in node.output_tensors:
@@ -68,11 +74,16 @@ class KerasReader:
                 return values[id(leaf)]
             if tf.is_tensor(leaf) and not isinstance(leaf, keras.Variable):
                 known = self._parameters.get(id(leaf))
-                return Computed(np.asarray(leaf), ()) if known is None else known
+                known = Computed(np.asarray(leaf), ()) if known is None else known
+                return known if self._sizes is None else self._sizes.settle(self.emitter, name, known)
             return leaf
 
-        arguments = keras.tree.map_structure(resolved, args)
-        result = self.apply(node.operation, name, arguments, keras.tree.map_structure(resolved, kwargs))
+        arguments, named = keras.tree.map_structure(resolved, (args, kwargs))
+        operation = node.operation
+        if self._sizes is not None and not isinstance(operation, keras.layers.Layer):
+            operation = self._sizes.opened(operation)
+        named = dict(with_masks(operation, arguments, named, self._masks))
+        result = self.apply(operation, name, arguments, named)
         flat = keras.tree.flatten(result)
         for tensor, value in zip(node.output_tensors, flat, strict=True):
             values[id(tensor)] = value
@@ -84,14 +95,35 @@ class KerasReader:
     def apply(self, operation: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The result of one layer or operation on values."""
         _refuse(operation, name, kwargs)
-        if isinstance(operation, keras.Model) and is_functional(operation):
-            return self._inline(operation, name, args)
-        rule = self._rule_of(operation)
         call = Call(self, operation, name, args, {k: v for k, v in kwargs.items() if k != "training"})
+        if not isinstance(operation, keras.layers.Layer):
+            return self._read(call)
+        before, inside = self.emitter.state(), (self._names, self._parameters, self._sizes, self._masks)
+        try:
+            return self._read(call)
+        except ModelError as error:
+            self.emitter.go_back(before)
+            self._names, self._parameters, self._sizes, self._masks = inside
+            if self._masks and not is_masked(kwargs):
+                raise  # a layer inside reads a mask that the call does not name
+            try:
+                return whole_layer(call, str(error))
+            except ModelError as other:
+                raise error from other
+
+    def _read(self, call: Call) -> Any:
+        """By what the layer or operation is made of."""
+        operation, name = call.operation, call.name
+        with_mask = isinstance(operation, keras.layers.Layer) and is_masked(call.kwargs)
+        if isinstance(operation, keras.Model) and is_functional(operation) and not with_mask:
+            return self._inline(operation, name, call.args)
+        rule = None if isinstance(operation, keras.Model) else self._rule_of(operation)
+        if rule is not None and with_mask and not takes_mask(operation):
+            raise ModelError(f"{name!r} ({type(operation).__name__}) reads a mask, which isobit does not")
         result = None if rule is None else rule(call)
         if result is not None:
             return result
-        return self.open(operation.call, name, args, call.kwargs, operation)
+        return self.open(operation.call, name, call.args, call.kwargs, operation)
 
     def _inline(self, model: keras.Model, name: str, args: tuple[Any, ...]) -> Any:
         values = [leaf for leaf in keras.tree.flatten(args) if isinstance(leaf, Value)]
@@ -110,15 +142,39 @@ class KerasReader:
 
         Raises ModelError where it does more than call layers and `keras.ops`.
         """
+        values = [leaf for leaf in keras.tree.flatten((args, dict(kwargs))) if isinstance(leaf, Value)]
+        sizes = OpenSizes.of(values)
+        before, inside = self.emitter.state(), (self._names, self._parameters, self._sizes)
+        try:
+            return self._open(function, name, args, kwargs, owner, None)
+        except ModelError:
+            if not sizes.places:
+                raise
+            self.emitter.go_back(before)
+            self._names, self._parameters, self._sizes = inside
+        return self._open(function, name, args, kwargs, owner, sizes)
+
+    def _open(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        owner: Any,
+        sizes: OpenSizes | None,
+    ) -> Any:
         inputs: dict[int, Value] = {}
         kept_alive = []  # an id is a tensor's only as long as it lives
+        masks = self._masks
 
         def symbolic(leaf: Any) -> Any:
             if not isinstance(leaf, Value):
                 return leaf
-            tensor = keras.KerasTensor(leaf.shape, leaf.dtype)
+            tensor = keras.KerasTensor(leaf.shape if sizes is None else sizes.filled(leaf), leaf.dtype)
             inputs[id(tensor)] = leaf
             kept_alive.append(tensor)
+            if leaf.name in masks:
+                tensor._keras_mask = symbolic(masks[leaf.name])
             return tensor
 
         arguments = keras.tree.map_structure(symbolic, args)
@@ -136,12 +192,13 @@ class KerasReader:
                     f"{name!r} ({kind}) cannot be read: it does more than call layers and keras.ops ({reason}). "
                     "Write its call() with keras.ops and without branches on values, or split it into layers"
                 ) from error
-            outside = self._names, self._parameters
+            outside = self._names, self._parameters, self._sizes
             self._names, self._parameters = self._names.within(_operations(outputs, inputs)), parameters
+            self._sizes = sizes
             try:
                 return self.read(outputs, inputs, f"{name}/")
             finally:
-                self._names, self._parameters = outside
+                self._names, self._parameters, self._sizes = outside
 
 
 def _operations(outputs: Any, inputs: Mapping[int, Value]) -> list[Any]:
@@ -195,8 +252,6 @@ def _refuse(operation: Any, name: str, kwargs: Mapping[str, Any]) -> None:
         raise ModelError(f"{name!r} was quantized by Keras ({operation.quantization_mode}): open the float model")
     if kwargs.get("training") and not _augments(operation):
         raise ModelError(f"{name!r} is called with training=True: the neutral graph is that of inference")
-    if kwargs.get("initial_state") is not None:
-        raise ModelError(f"{name!r} is called with an initial state: only states that begin at 0 are read")
 
 
 def _augments(operation: Any) -> bool:

@@ -39,7 +39,8 @@ def _nothing(simulation: Simulation, detail: str) -> str:
 def coverage_problem(simulation: Simulation) -> str:
     """What is wrong with how much the plan quantizes, for a warning; empty where nothing is."""
     graph, plan, target = simulation.graph, simulation.plan, simulation.target
-    left = left_weights(graph, plan, target, simulation.config)
+    config = simulation.config.carried(simulation.model.removed, graph)
+    left = left_weights(graph, plan, target, config)
     groups = by_reason(left)
     reasons = []
     for why, weights in list(groups.items())[:_REASONS_SHOWN]:

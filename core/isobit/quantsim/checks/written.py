@@ -23,8 +23,8 @@ class SessionCheck:
     """How far a written file is from the simulator in one kind of session.
 
     `equal` is the share of equal values over all outputs; `steps` the largest difference, in steps of the output's grid
-    or, where it has none, in parts of 1/255 of its range; `decibels` that of the worst float output. `error` says why
-    there are no figures. `remark` is what the backend says of such a session on this machine.
+    or, where it has none, in parts of 1/255 of its range with zero; `decibels` that of the worst float output. `error`
+    says why there are no figures. `remark` is what the backend says of such a session on this machine.
     """
 
     session: str

@@ -56,6 +56,8 @@ class _Search:
         if start is None or node in self.moved or node.graph is not self.graph:
             return
         region = self._region(node, start)
+        if all(entry.is_view for entry in region.values()):
+            return  # nothing is gained by reading the same elements through another view
         key = tuple(sorted((id(member), entry.outputs[0]) for member, entry in region.items()))
         if key in self.rejected:
             return
@@ -149,7 +151,7 @@ class _Writer:
         nodes = list(self.graph)
         for node in nodes:
             perm, source = _perm(node), node.inputs[0] if node.inputs else None
-            if perm is not None and source is not None and source.producer() not in self.state:
+            if perm is not None and source is not None and is_identity(_made(source, self.state)):
                 self.kept.setdefault((source, perm), node.outputs[0])
         inner = [node for graph in self.graph.subgraphs() for node in graph]
         wired = [(node, self._operands(node)) for node in (*nodes, *inner) if _perm(node) is None]
@@ -177,7 +179,7 @@ class _Writer:
             base, chain = origin(value)
             read = entry.inputs.get(index) if entry is not None else None
             wanted = _from_to(_made(base, self.state), chain if read is None else _then(chain, read))
-            is_moved = base.producer() in self.state or read is not None
+            is_moved = not is_identity(_made(base, self.state)) or read is not None
             is_double = self.kept.get((base, wanted), value) is not value
             if is_moved or is_double or (is_identity(wanted) and base is not value):
                 operands[index] = base, wanted
@@ -189,7 +191,7 @@ class _Writer:
             return None
         base, chain = origin(value)
         wanted = _from_to(_made(base, self.state), chain)
-        if base.producer() in self.state or (is_identity(wanted) and base is not value):
+        if not is_identity(_made(base, self.state)) or (is_identity(wanted) and base is not value):
             return base, wanted
         return None
 

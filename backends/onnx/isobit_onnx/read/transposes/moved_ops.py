@@ -27,13 +27,15 @@ _REDUCTIONS = frozenset(f"Reduce{kind}" for kind in "Mean Sum Max Min Prod L1 L2
 class Moved:
     """A node on moved tensors: the permutations of what it reads, by input, and of its outputs.
 
-    `rewrite` adapts its axes and constants, in place. `is_slower` where it reads along an axis that is no longer last.
+    `rewrite` adapts its axes and constants, in place. `is_slower` where it reads along an axis that is no longer last;
+    `is_view` where a view reads the same elements in the same order.
     """
 
     inputs: Mapping[int, Perm]
     outputs: Sequence[Perm]
     rewrite: Callable[[ir.Graph], None] = field(default=lambda graph: None)
     is_slower: bool = False
+    is_view: bool = False
 
 
 def moved(node: ir.Node, perm: Perm, read: int | None = None, made: int | None = None) -> Moved | None:
@@ -165,14 +167,18 @@ def _reshape(node: ir.Node, perm: Perm, read: int | None) -> Moved | None:
         return None
     rank = rank_of(node.outputs[0])
     if node.op_type == "Flatten":
-        return Moved({0: perm}, [(0, 1)]) if read == 0 and attribute(node, "axis", 1) == 1 and perm[0] == 0 else None
+        return (
+            Moved({0: perm}, [(0, 1)], is_view=True)
+            if read == 0 and attribute(node, "axis", 1) == 1 and perm[0] == 0
+            else None
+        )
     sizes = constant_of(node.inputs[1])
     if sizes is None or rank is None or np.any(sizes[1:] == 0) or (sizes.size and sizes[0] == 0 and perm[0] != 0):
         return None
     if read is None:
         entry = _with_settings(node, perm, {1: perm})
         return None if entry is None else Moved({}, [perm], entry.rewrite)
-    return Moved({0: perm}, [tuple(range(rank))])
+    return Moved({0: perm}, [tuple(range(rank))], is_view=True)
 
 
 def _slice(node: ir.Node, perm: Perm, read: int | None) -> Moved | None:

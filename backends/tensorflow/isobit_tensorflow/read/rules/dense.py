@@ -165,6 +165,24 @@ def _einsum(call: Call) -> Value | None:
     return _transpose_to(call, product, [*batch, *rows, *columns], list(target), "output")
 
 
+def _tensordot(call: Call) -> Value | None:
+    """As an einsum of the same sums."""
+    a, b, axes = call.argument(0), call.argument(1), call.setting("axes")
+    if not isinstance(a, Value) or not (is_parameter(b) or isinstance(b, Value)):
+        return None
+    ranks = len(a.shape), len(b.shape)
+    if isinstance(axes, int):
+        axes = (range(ranks[0] - axes, ranks[0]), range(axes))
+    first, second = ([axes_of] if isinstance(axes_of, int) else list(axes_of) for axes_of in axes)
+    left = [chr(ord("a") + axis) for axis in range(ranks[0])]
+    right = [chr(ord("A") + axis) for axis in range(ranks[1])]
+    for one, other in zip(first, second, strict=True):
+        right[other % ranks[1]] = left[one % ranks[0]]
+    kept = [label for label in (*left, *right) if (label in left) != (label in right)]
+    equation = f"{''.join(left)},{''.join(right)}->{''.join(kept)}"
+    return _einsum_linear(call, equation, a, b) if is_parameter(b) else None
+
+
 def _attention(call: Call) -> Value | None:
     """(batch, time, heads, size) each: MatMul(Q, Kᵀ) with the scale, mask, Softmax, MatMul."""
     query, key, value, bias, mask = (call.argument(index) for index in range(5))
@@ -226,6 +244,7 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Matmul": _matmul,
     "Dot": _dot,
     "Einsum": _einsum,
+    "Tensordot": _tensordot,
     "DotProductAttention": _attention,
     "Take": _take,
 }

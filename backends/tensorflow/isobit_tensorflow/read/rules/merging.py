@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -15,14 +16,17 @@ from isobit_tensorflow.read.emitter import Size, Value
 from isobit_tensorflow.read.parameters import Computed, is_parameter
 
 
-def broadcast(call: Call, op: str, operands: Sequence[Any], name: str = "", dtype: str | None = None) -> Value:
-    """A broadcasting node; operands are values, variables, arrays or numbers."""
+def broadcast(
+    call: Call, op: str, operands: Sequence[Any], name: str = "", dtype: str | None = None, constants: str = ""
+) -> Value:
+    """A broadcasting node; operands are values, variables, arrays or numbers (of type `constants`, if said)."""
     e, name = call.emitter, name or call.name
     values = [operand for operand in operands if isinstance(operand, Value)]
     rank = max(value.rank for value in values)
     last = any(value.last and value.rank == rank for value in values)
     last = last and all(value.rank == rank for value in values)
-    like = Value("", (None,) * rank, next((v.dtype for v in values if v.is_float), values[0].dtype), last)
+    kind = constants or next((v.dtype for v in values if v.is_float), values[0].dtype)
+    like = Value("", (None,) * rank, kind, last)
     inputs: list[Value | str] = []
     for index, operand in enumerate(operands):
         if isinstance(operand, Value):
@@ -117,10 +121,15 @@ def concatenate(call: Call, values: Sequence[Value], axis: int) -> Value:
     return e.emit("Concat", call.name, turned, shape, values[0].dtype, last, axis=place)
 
 
+def _not_equal(call: Call) -> Value | None:
+    equal = _two("Equal", "bool")(replace(call, name=f"{call.name}/equal"))
+    return None if equal is None else call.emitter.emit("Not", call.name, [equal], equal.shape, "bool", equal.last)
+
+
 def _where(call: Call) -> Value:
     condition, a, b = (call.argument(index) for index in range(3))
     dtype = next((v.dtype for v in (a, b) if isinstance(v, Value)), "float32")
-    return broadcast(call, "Where", [condition, a, b], dtype=dtype)
+    return broadcast(call, "Where", [condition, a, b], dtype=dtype, constants=dtype)
 
 
 def _square(call: Call) -> Value:
@@ -137,6 +146,12 @@ def _cast(call: Call) -> Value:
     dtype = keras.backend.standardize_dtype(call.setting("dtype"))
     x = call.x
     return call.emitter.emit("Cast", call.name, [x], x.shape, dtype, x.last, to=dtype)
+
+
+def _convert(call: Call) -> Value | None:
+    """Of a tensor: itself, unless its type is to change."""
+    dtype = call.setting("dtype")
+    return call.x if dtype is None or keras.backend.standardize_dtype(dtype) == call.x.dtype else None
 
 
 LAYERS: Mapping[type, Rule] = {
@@ -159,6 +174,7 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Minimum": _two("Min"),
     "Power": _two("Pow"),
     "Equal": _two("Equal", "bool"),
+    "NotEqual": _not_equal,
     "Greater": _two("Greater", "bool"),
     "GreaterEqual": _two("GreaterOrEqual", "bool"),
     "Less": _two("Less", "bool"),
@@ -169,5 +185,6 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Square": _square,
     "Rsqrt": _rsqrt,
     "Cast": _cast,
+    "ConvertToTensor": _convert,
     "Concatenate": lambda call: concatenate(call, call.args[0], call.operation.axis),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from types import EllipsisType
 from typing import Any
@@ -115,6 +116,15 @@ def _reduction(op: str) -> Callable[[Call], Value]:
     return lambda call: reduce(call, op, call.setting("axis"), bool(call.setting("keepdims")))
 
 
+def _any(call: Call) -> Value:
+    """Truth values as the numbers 0 and 1, whose largest tells."""
+    e, x = call.emitter, call.emitter.plain(call.x)
+    numbers = e.emit("Cast", f"{call.name}/numbers", [x], x.shape, "int32", to="int32")
+    inner = replace(call, name=f"{call.name}/largest", args=(numbers,))
+    largest = reduce(inner, "ReduceMax", call.setting("axis"), bool(call.setting("keepdims")))
+    return e.emit("Cast", call.name, [largest], largest.shape, "bool", to="bool")
+
+
 def _get_item(call: Call) -> Value | None:
     """Slices, numbers, ``...`` and new axes."""
     e, x, key = call.emitter, call.x, call.argument(1)
@@ -219,11 +229,58 @@ def _tile(call: Call) -> Value | None:
     e, x = call.emitter, call.emitter.plain(call.x)
     repeats = call.setting("repeats")
     repeats = [repeats] if isinstance(repeats, int) else list(repeats)
+    if None in repeats:
+        raise ModelError(
+            f"{call.name!r} repeats a tensor of the model as often as the batch is long, which is not read"
+        )
     if len(repeats) > x.rank:
         return None
     repeats = [1] * (x.rank - len(repeats)) + [int(n) for n in repeats]
     shape = [None if n is None else n * r for n, r in zip(x.shape, repeats, strict=True)]
     return e.emit("Tile", call.name, [x], shape, x.dtype, repeats=tuple(repeats))
+
+
+def _flip(call: Call) -> Value:
+    e, x, axes = call.emitter, call.emitter.plain(call.x), call.setting("axis")
+    axes = range(x.rank) if axes is None else [axes] if isinstance(axes, int) else axes
+    places = tuple(axis % x.rank for axis in axes)
+    count = len(places)
+    ends = {"starts": (-1,) * count, "ends": (-(1 << 63),) * count, "axes": places, "steps": (-1,) * count}
+    return e.emit("Slice", call.name, [x], x.shape, x.dtype, **ends)
+
+
+def _cumsum(call: Call) -> Value | None:
+    e, x, axis = call.emitter, call.emitter.plain(call.x), call.setting("axis")
+    if axis is None or call.setting("dtype") not in (None, x.dtype):
+        return None
+    return e.emit("CumSum", call.name, [x], x.shape, x.dtype, axis=int(axis) % x.rank)
+
+
+def _take_along_axis(call: Call) -> Value | None:
+    """Where both have one shape but for the axis; Keras also broadcasts."""
+    e, x, indices, axis = call.emitter, call.argument(0), call.argument(1), call.setting("axis")
+    if axis is None or not isinstance(x, Value) or not isinstance(indices, Value) or x.rank != indices.rank:
+        return None
+    axis = int(axis) % x.rank
+    if any(a != b for place, (a, b) in enumerate(zip(x.shape, indices.shape, strict=True)) if place != axis):
+        return None
+    return e.emit("GatherElements", call.name, [e.plain(x), e.plain(indices)], indices.shape, x.dtype, axis=axis)
+
+
+def _repeat(call: Call) -> Value | None:
+    """Every entry of an axis as often; of an axis of one entry, as often as an open size says."""
+    e, x, repeats, axis = call.emitter, call.emitter.plain(call.x), call.setting("repeats"), call.setting("axis")
+    if axis is None or not isinstance(repeats, int | np.integer):
+        return None
+    axis, count = int(axis) % x.rank, int(repeats)
+    wide = reshape(call, x, (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :]), f"{call.name}/wide")
+    if wide.shape.count(None) > 1:
+        return None
+    turns = (1,) * (axis + 1) + (count,) + (1,) * (x.rank - axis - 1)
+    tiled_shape = (*x.shape[: axis + 1], count, *x.shape[axis + 1 :])
+    tiled = e.emit("Tile", f"{call.name}/tiled", [e.plain(wide)], tiled_shape, x.dtype, repeats=turns)
+    size = x.shape[axis]
+    return reshape(call, tiled, (*x.shape[:axis], None if size is None else size * count, *x.shape[axis + 1 :]))
 
 
 def _flatten(call: Call) -> Value:
@@ -271,11 +328,16 @@ OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Pad": _pad,
     "BroadcastTo": _broadcast_to,
     "Tile": _tile,
+    "Repeat": _repeat,
+    "Flip": _flip,
+    "Cumsum": _cumsum,
+    "TakeAlongAxis": _take_along_axis,
     "Mean": _reduction("ReduceMean"),
     "Sum": _reduction("ReduceSum"),
     "Max": _reduction("ReduceMax"),
     "Amax": _reduction("ReduceMax"),
     "Min": _reduction("ReduceMin"),
+    "Any": _any,
     "Amin": _reduction("ReduceMin"),
     "Prod": _reduction("ReduceProd"),
 }

@@ -34,7 +34,7 @@ def _time_distributed(call: Call) -> Any:
     target = (-1, steps, *(-1 if n is None else n for n in plain.shape[1:]))
     shape = (x.shape[0], steps, *plain.shape[1:])
     split = call.emitter.emit("Reshape", call.name, [plain], shape, plain.dtype, shape=target)
-    call.emitter.mark_batch(split.name, split.shape)
+    call.emitter.mark_batch(split.name, split.shape, 0)
     return split
 
 

@@ -1,0 +1,125 @@
+"""Sizes that a model leaves open, while a layer that computes with them (``ops.shape(x)[0]``) is opened.
+
+Keras has None for such a size, which a layer's own code cannot multiply or broadcast to. The layer is called with large
+prime numbers in their place: where one turns up in a shape, the open size was meant.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from isobit.errors import ModelError
+from isobit.graph import View
+from isobit_tensorflow.read.emitter import Emitter, Value
+from isobit_tensorflow.read.parameters import Computed, VariableView
+
+#: One for each axis; no layer has so many features by chance.
+_PRIMES = (521, 523, 541, 547, 557)
+
+#: What operations call a shape, or a count, that may follow from one.
+_SETTINGS = ("newshape", "shape", "repeats")
+
+
+@dataclass(frozen=True, eq=False)
+class OpenSizes:
+    """What stands for the open size of each axis, and a tensor that has it there."""
+
+    places: Mapping[int, tuple[Value, int]]
+
+    @classmethod
+    def of(cls, values: Iterable[Value]) -> OpenSizes:
+        """Of the tensors that a layer is called with; sizes of one axis are taken to be equal."""
+        places: dict[int, tuple[Value, int]] = {}
+        for value in values:
+            for axis, size in enumerate(value.shape):
+                if size is None and axis < len(_PRIMES):
+                    places.setdefault(_PRIMES[axis], (value, axis))
+        return cls(places)
+
+    def filled(self, value: Value) -> tuple[int | None, ...]:
+        """The shape of a tensor with numbers for its open sizes."""
+        return tuple(
+            _PRIMES[axis] if size is None and axis < len(_PRIMES) else size for axis, size in enumerate(value.shape)
+        )
+
+    def is_open(self, size: Any) -> bool:
+        """Whether a size follows from an open one."""
+        return isinstance(size, int | np.integer) and int(size) > 0 and any(int(size) % n == 0 for n in self.places)
+
+    def opened(self, operation: Any) -> Any:
+        """An operation of Keras with None where its settings hold what stands for an open size."""
+        changed = {
+            name: tuple(None if self.is_open(size) else size for size in sizes)
+            for name in _SETTINGS
+            if isinstance(sizes := getattr(operation, name, None), list | tuple) and any(map(self.is_open, sizes))
+        }
+        if not changed:
+            return operation
+        opened = copy.copy(operation)
+        for name, sizes in changed.items():
+            object.__setattr__(opened, name, sizes)
+        return opened
+
+    def settle(self, emitter: Emitter, name: str, parameter: Any) -> Any:
+        """A constant that is repeated to an open size: once, and expanded. Raises ModelError for one that changes."""
+        shape = tuple(getattr(parameter, "shape", ()))
+        axes = [axis for axis, size in enumerate(shape) if self.is_open(size)]
+        if not axes:
+            return parameter
+        if any(shape[axis] not in self.places for axis in axes) or not isinstance(parameter, Computed):
+            raise ModelError(f"{name!r} computes a constant whose shape follows from the batch, {shape}")
+        array = parameter.array
+        for axis in axes:
+            first = array.take([0], axis)
+            if not np.array_equal(array, np.broadcast_to(first, array.shape), equal_nan=array.dtype.kind == "f"):
+                raise ModelError(f"{name!r} computes a constant that follows from the batch, of shape {shape}")
+            array = first
+        once = _as_variable(Computed(array, parameter.variables))
+        weight = emitter.weight(once, (), f"{name}/repeated")
+        condition = self._condition(emitter, name, shape, axes)
+        open_shape = tuple(None if axis in axes else size for axis, size in enumerate(shape))
+        return emitter.emit("Where", f"{name}/expanded", [condition, weight, weight], open_shape, str(array.dtype))
+
+    def _condition(self, emitter: Emitter, name: str, shape: Sequence[int], axes: Sequence[int]) -> Value:
+        """Truth everywhere, as long as the open axes and 1 elsewhere: a choice by it repeats what is chosen.
+
+        The neutral graph computes no shapes.
+        """
+        conditions = []
+        for axis in axes:
+            value, place = self.places[shape[axis]]
+            value = emitter.plain(value)
+            others = tuple(other for other in range(value.rank) if other != place)
+            cut = {
+                "starts": (0,) * len(others),
+                "ends": (1,) * len(others),
+                "axes": others,
+                "steps": (1,) * len(others),
+            }
+            sizes = tuple(None if other == place else 1 for other in range(value.rank))
+            line = emitter.emit("Slice", f"{name}/line{axis}", [value], sizes, value.dtype, **cut) if others else value
+            target = tuple(-1 if other == axis else 1 for other in range(len(shape)))
+            open_shape = tuple(None if other == axis else 1 for other in range(len(shape)))
+            line = emitter.emit("Reshape", f"{name}/axis{axis}", [line], open_shape, value.dtype, shape=target)
+            conditions.append(emitter.emit("Equal", f"{name}/there{axis}", [line, line], open_shape, "bool"))
+        both = conditions[0]
+        for condition in conditions[1:]:
+            sizes = tuple(None if None in pair else 1 for pair in zip(both.shape, condition.shape, strict=True))
+            both = emitter.emit("And", f"{name}/there", [both, condition], sizes, "bool")
+        return both
+
+
+def _as_variable(parameter: Computed) -> Any:
+    """The variable itself, where what was computed is nothing but its values."""
+    if len(parameter.variables) != 1:
+        return parameter
+    (variable,) = parameter.variables
+    values = np.asarray(variable.numpy())
+    if values.size != parameter.array.size or not np.array_equal(values.reshape(parameter.shape), parameter.array):
+        return parameter
+    return VariableView(variable, (View(parameter.shape, values.shape),), parameter.shape, parameter.dtype)
