@@ -33,6 +33,22 @@ def check_valid(model: ir.Model, where: str, source: Any) -> None:
     _LOG.info("onnx.checker refuses %s, and onnxruntime loads it: %s", where, problem)
 
 
+def refuse_as_runtime(source: Any, error: Exception) -> None:
+    """Raise ModelError where a model that cannot be opened for `error` is one that onnxruntime does not load either.
+
+    The checker looks at no values of attributes, so that models without meaning get past it.
+    """
+    where = repr(os.fspath(source)) if isinstance(source, str | os.PathLike) else "the model"
+    given = source if isinstance(source, onnx.ModelProto) else None
+    if isinstance(source, ir.Model):
+        given = ir.to_proto(source)
+    refusal = _refusal(str(source) if given is None else given)
+    if refusal is not None:
+        raise ModelError(
+            f"{where} is not a valid ONNX model: onnxruntime says: {refusal}. Export it again, or mend what is named"
+        ) from error
+
+
 def _refusal(given: str | onnx.ModelProto) -> str | None:
     """Why onnxruntime does not load a model, None if it does."""
     import onnxruntime
