@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from isobit.errors import OutputError
-from isobit.files.path_checks import check_not_replaced
 from isobit.files.exchange import exchange
+from isobit.files.path_checks import check_not_replaced
 from isobit.files.scratch import move_out, scratch_in, sweep
 
 
