@@ -8,6 +8,7 @@ from isobit.backend.contract import Backend, BackendModel, Differentiable, NameM
 from isobit.backend.devices import device_of
 from isobit.backend.optional import (
     HasInnerValues,
+    HoldsSessions,
     KeepsRelations,
     NativeExporter,
     QdqWriter,
@@ -25,6 +26,7 @@ __all__ = [
     "CheckedModel",
     "Differentiable",
     "HasInnerValues",
+    "HoldsSessions",
     "KeepsRelations",
     "NameMap",
     "NativeExporter",

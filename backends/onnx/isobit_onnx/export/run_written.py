@@ -10,6 +10,8 @@ import onnxruntime
 
 from isobit.backend import Batch, WrittenRun
 from isobit_onnx.read.error_text import one_line
+from isobit_onnx.read.initializers import LARGE_WEIGHTS
+from isobit_onnx.run.session import SPARING
 
 #: Session options by what they are called: computed as written, as it comes, and as the summary of an export advises.
 SESSIONS: Mapping[str, Mapping[str, str]] = {
@@ -27,7 +29,9 @@ def run_written(path: Path, batch: Batch) -> list[WrittenRun]:
 def _run(name: str, entries: Mapping[str, str], path: Path, batch: Batch) -> WrittenRun:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    for key, value in entries.items():
+    files = (path, path.with_name(f"{path.name}.data"))
+    size = sum(file.stat().st_size for file in files if file.exists())
+    for key, value in {**entries, **(SPARING if 4 * size > LARGE_WEIGHTS else {})}.items():
         options.add_session_config_entry(key, value)
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
