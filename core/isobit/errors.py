@@ -57,6 +57,10 @@ class CoverageWarning(IsobitWarning):
     """Nothing is quantized, or weights of layers stay in float without being told to."""
 
 
+class RecipeWarning(IsobitWarning):
+    """A step of a recipe failed on this network and was left out."""
+
+
 class TargetWarning(IsobitWarning):
     """A target file names an operation that does not exist."""
 

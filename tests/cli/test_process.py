@@ -71,6 +71,44 @@ def test_a_signal_leaves_nothing(digits, tmp_path, place, signal, code):
     assert not list(tmp_path.iterdir())
 
 
+# Ctrl-C while a C extension is imported, which turns the exception into one of its own.
+INTERRUPT_AN_IMPORT = """
+import importlib.abc, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                import time
+                time.sleep(5)
+            except KeyboardInterrupt:
+                raise kinds[kind]("initialization of an extension failed")
+module, kind, kinds = sys.argv.pop(1), sys.argv.pop(1), {"import": ImportError, "system": SystemError}
+sys.meta_path.insert(0, Finder())
+from isobit.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("module", "kind"), [("numpy", "import"), ("onnxruntime", "system"), ("typer", "import")])
+def test_an_import_that_is_interrupted_is_no_bug(digits, tmp_path, module, kind):
+    done = command(
+        *(
+            module,
+            kind,
+            "quantize",
+            digits / "model.onnx",
+            "--data",
+            digits / "calibration.npz",
+            "-o",
+            tmp_path / "out",
+        ),
+        script=INTERRUPT_AN_IMPORT,
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted; nothing was written\n")
+
+
 def test_importing_the_command_is_light():
     heavy = "{'numpy', 'PIL', 'onnx', 'onnx_ir', 'onnxruntime', 'numba', 'torch', 'tensorflow', 'keras'}"
     for module in ("isobit.cli", "isobit.cli.application"):

@@ -15,7 +15,7 @@ import isobit
 from isobit.calibration import MinMaxRange
 from isobit.data import Dataset
 from isobit.edits import SetWeights
-from isobit.errors import DataError, RecipeError
+from isobit.errors import DataError, EditError, RecipeError, RecipeWarning
 from isobit.plugins import hookimpl, registry
 from isobit.quantsim.checks.quality import output_sqnr
 from isobit.quantsim.run_recipe import run_recipe
@@ -34,6 +34,19 @@ class Spoil:
         name, model = "fc.weight", context.model
         model.edit([SetWeights({name: model.weight(name) * np.float32(1 + self.amount)})])
         return TechniqueReport("Spoil", (name,))
+
+
+@dataclass(frozen=True)
+class Fail:
+    """Fails on this network; `late` once it has changed it."""
+
+    error: type[Exception] = EditError
+    late: bool = False
+
+    def apply(self, context) -> TechniqueReport:
+        if self.late:
+            Spoil().apply(context)
+        raise self.error("no such shape")
 
 
 KNOWN = {cls.__name__: cls for cls in (FoldBatchNorms, EqualizeCrossLayers, CorrectBias, Spoil)}
@@ -62,6 +75,29 @@ def test_a_harmful_step_is_rolled_back() -> None:
     assert sim.simulation.edits == []
     sim.calibrate(data)
     assert not sim.report.techniques
+
+
+@pytest.mark.parametrize("error", [EditError, ValueError])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_step_that_fails_is_skipped_with_the_reason(error: type[Exception], late: bool) -> None:
+    network = chain(1, spread=0)
+    data = [network.batch(8)]
+    sim = simulator(network)
+    plain = np.array(sim.backend_model.weight("fc.weight"))
+    with pytest.warns(RecipeWarning, match="Fail was left out.*no such shape"):
+        failed, folded = run(sim, recipe(Step(Fail, {"error": error, "late": late}), Step(FoldBatchNorms)), data)
+    assert (failed.outcome, "no such shape" in failed.why) == ("skipped", True)
+    assert folded.outcome != "skipped"
+    np.testing.assert_array_equal(sim.backend_model.weight("fc.weight"), plain)
+    sim.calibrate(data)
+
+
+def test_a_step_that_fails_for_the_data_or_half_way_is_an_error() -> None:
+    network = chain(1, spread=0)
+    with pytest.raises(DataError):
+        run(simulator(network), recipe(Step(Fail, {"error": DataError})), [network.batch(8)])
+    with pytest.raises(ValueError, match="no such shape"):  # nothing was kept to go back to
+        run(simulator(network), recipe(Step(Fail, {"error": ValueError, "late": True}), samples=0), [network.batch(8)])
 
 
 def test_good_steps_are_kept_and_counted() -> None:

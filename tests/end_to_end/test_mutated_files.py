@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import signal
+import tempfile
 import zipfile
 from functools import partial
 
@@ -16,8 +20,10 @@ from mutated_files.seeds import write_seeds
 
 import isobit
 from isobit.errors import DataError, EncodingError, ModelError, OutputError, RecipeError, TargetError
+from isobit.files import temporary_folder
 from isobit.quantsim import read_encodings
 from isobit.statistics import Histogram, Statistics
+from isobit.statistics.run_sums import RunSums
 from isobit.testing.networks import NETWORKS
 from isobit_onnx.reference_networks import build_onnx
 
@@ -101,6 +107,62 @@ def test_constants_whose_data_do_not_fit(change, tmp_path):
             isobit.QuantSim(tmp_path / "changed.onnx") if proto is model else read_encodings(tmp_path / "changed.onnx")
 
 
+def _sequence(model):
+    model.graph.input[0].CopyFrom(onnx.helper.make_tensor_sequence_value_info("image", 1, None))
+
+
+def _element(kind, model):
+    model.graph.input[0].type.tensor_type.elem_type = kind
+
+
+def _groups(number, model):
+    node = next(node for node in model.graph.node if node.op_type == "ConvTranspose")
+    next(attribute for attribute in node.attribute if attribute.name == "group").i = number
+
+
+def _norm(model):
+    node = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
+    node.input[2] = next(t.name for t in model.graph.initializer if len(t.dims) == 1 and t.name not in node.input)
+    next(t for t in model.graph.initializer if t.name == node.input[2]).CopyFrom(
+        onnx.numpy_helper.from_array(np.ones(5, np.float32), node.input[2])
+    )
+
+
+def _undefined(model):
+    tensor = onnx.TensorProto(name="odd", dims=[1])
+    model.graph.node.append(onnx.helper.make_node("Constant", [], ["odd"], value=tensor))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_sequence, "the input 'image' is a sequence"),
+        *((partial(_element, kind), r"image.*(no arrays|not a valid|not supported|unknown)") for kind in (18, 23, 0)),
+        *((partial(_groups, number), "do not make|not a valid ONNX model") for number in (-2, 0, 3)),
+        (_norm, "its constant .* has dims"),
+        (_undefined, "odd"),
+    ],
+)
+def test_what_a_model_declares_must_have_a_meaning(change, said, tmp_path):
+    model = build_onnx(NETWORKS["upsampler" if getattr(change, "func", None) is _groups else "conv_net"]())
+    change(model)
+    (tmp_path / "changed.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=said):
+        isobit.QuantSim(tmp_path / "changed.onnx")
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_sizes_that_no_array_has_are_unknown(size, tmp_path):
+    network = NETWORKS["conv_net"]()
+    model = build_onnx(network)
+    batch = network.batch(2)
+    expected = isobit.quantize(model, [batch]).run(batch)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = size
+    outputs = isobit.quantize(model, [batch]).run(batch)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(outputs[name], array)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -121,6 +183,12 @@ def test_statistics_that_do_not_add_up(name, value):
         arrays["keys"] = arrays["keys"][: value.size]
     with pytest.raises(DataError, match="counts"):
         Histogram.from_arrays(arrays)
+
+
+@pytest.mark.parametrize(("closed", "batches"), [(np.zeros(3), 1), (np.zeros((2, 1)), 1), (np.zeros(2), -1)])
+def test_sums_that_do_not_add_up(closed, batches):
+    with pytest.raises(DataError, match="do not add up"):
+        RunSums.from_arrays({"closed": closed, "open": np.zeros(2), "open_batches": np.array([batches])})
 
 
 def test_archives_that_unpack_to_far_more_than_they_are(tmp_path):
@@ -176,3 +244,36 @@ def test_links_stay_and_pipes_are_not_replaced(tmp_path):
     with pytest.raises(OutputError, match="pipe"):
         sim.save(tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_temporary_files_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(OutputError, match="set TMPDIR"), temporary_folder():
+        pass
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OutputError, match="No space left.*set TMPDIR"), temporary_folder():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(FileNotFoundError), temporary_folder():  # not of the place
+        raise FileNotFoundError(errno.ENOENT, "no such file")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="the system does not limit the size of files")
+def test_a_disk_that_is_full_leaves_what_was_there(tmp_path):
+    """The limit of the size of files stands for the disk: the system refuses to write in the same call."""
+    network = NETWORKS["conv_net"]()
+    sim = isobit.quantize(build_onnx(network), [network.batch(1)])
+    sim.export(tmp_path / "out")
+    sim.save(tmp_path / "saved.isobit")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for size in (100, 3000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+            for call in (lambda: sim.export(tmp_path / "out"), lambda: sim.save(tmp_path / "saved.isobit")):
+                with pytest.raises(OutputError, match="too large|cannot write"):
+                    call()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from small_models import constant, model, node, runtime, value
 
 import isobit
+from isobit.formats.names import Names
+from isobit.testing.networks import NETWORKS
+from isobit_onnx.export.qdq_format import OnnxQdq
+from isobit_onnx.reference_networks import build_onnx
 
 
 @pytest.mark.parametrize("overrides", [{}, {"*": None}])
@@ -34,3 +39,16 @@ def test_the_export_stands_alone(threshold: int, overrides: dict[str, None], tmp
     np.testing.assert_allclose(runtime(onnx.load(files["float_model"]), {"x": x})["y"], exact, atol=1e-5)
     written = runtime(onnx.load(files["model"]), {"x": x})["y"]
     assert np.linalg.norm(written - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_weights_beside_a_written_qdq_model_are_named_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose weights are too many for one file: here the limit is lowered."""
+    monkeypatch.setattr("isobit_onnx.export.save_model.PROTOBUF_LIMIT", 0)
+    network = NETWORKS["conv_net"]()
+    sim = isobit.quantize(build_onnx(network), [network.batch(2)])
+    OnnxQdq().write(sim.encodings, tmp_path / "written.onnx", Names.of(sim.backend_model))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["written.onnx", "written.onnx.data"]
+    loaded = onnx.load(tmp_path / "written.onnx", load_external_data=False)
+    places = {entry.value for t in loaded.graph.initializer for entry in t.external_data if entry.key == "location"}
+    assert places == {"written.onnx.data"}
+    onnxruntime.InferenceSession(tmp_path / "written.onnx", providers=["CPUExecutionProvider"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobit.backend import device_of
-from isobit.errors import PluginError
+from isobit.errors import IsobitError, PluginError
 
 if TYPE_CHECKING:
     from isobit.backend import BackendModel, Batch, WrittenRun
@@ -50,13 +50,20 @@ class OnnxBackend:
         """
         self._require()
         from isobit_onnx.model import OnnxModel
+        from isobit_onnx.read.checks.valid import refuse_as_runtime
         from isobit_onnx.read.read_model import read_model
         from isobit_onnx.run.conditions import ExampleConditions
         from isobit_onnx.run.session import chosen_providers
 
         chosen_providers(self.providers)  # a provider that is not there is refused before the model is read
         conditions = None if example_inputs is None else ExampleConditions(example_inputs)
-        opened = OnnxModel(read_model(model, conditions.compute if conditions else None), self.providers)
+        try:
+            opened = OnnxModel(read_model(model, conditions.compute if conditions else None), self.providers)
+        except IsobitError:
+            raise
+        except Exception as error:  # attributes without meaning, on which any step may fail
+            refuse_as_runtime(model, error)
+            raise
         opened.given, opened.conditions = model, conditions
         return opened
 

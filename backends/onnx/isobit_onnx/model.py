@@ -26,6 +26,7 @@ from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
 from isobit_onnx.export.save_model import self_contained
 from isobit_onnx.qdq.writer import Quantized, insert_quantizers
 from isobit_onnx.read.branches import is_signal
+from isobit_onnx.read.initializers import has_large_weights
 from isobit_onnx.run.conditions import ExampleConditions
 from isobit_onnx.run.given import run_given
 from isobit_onnx.run.observe import ObservingSessions
@@ -33,7 +34,7 @@ from isobit_onnx.run.session import RUN_FAILURES, Session
 from isobit_onnx.state import dump
 from isobit_onnx.translate.edit import apply_edits, set_weights
 from isobit_onnx.translate.sites import NativeSite, bind
-from isobit_onnx.translate.translate import translate, view_chain
+from isobit_onnx.translate.translate import NativeNodes, translate, view_chain
 
 #: Sessions kept for other settings of `enable`: float and simulated runs alternate in most work.
 _KEPT_SESSIONS = 3
@@ -135,7 +136,8 @@ class OnnxModel:
     def _quantized(self, encodings: Mapping[Site, Encoding]) -> tuple[ir.Model, dict[str, Quantized]]:
         """A copy with these quantizers, and what is quantized for all its readers, by its name in the float model."""
         model = self.float_model.clone()
-        places = [(bind(model, self.translation, site), encoding) for site, encoding in encodings.items()]
+        nodes = NativeNodes(model)
+        places = [(bind(nodes, self.translation, site), encoding) for site, encoding in encodings.items()]
         return model, insert_quantizers(model, places)
 
     def _active(self) -> dict[Site, Encoding]:
@@ -147,10 +149,17 @@ class OnnxModel:
             self.conditions.check(batch)
         off = frozenset(self._off)
         if off not in self._sessions:
+            self.release_sessions()
             while len(self._sessions) >= _KEPT_SESSIONS:
                 del self._sessions[next(iter(self._sessions))]
             self._sessions[off] = Session(self.simulator(), self.providers)
         return self._sessions[off].run(batch)
+
+    def release_sessions(self) -> None:
+        """Let go sessions of a model with large weights, of which each holds copies in its own layout."""
+        if has_large_weights(self.float_model):
+            self._sessions.clear()
+            self._observing = None
 
     def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         """Outputs, or these tensors, of the model as it was given. Raises ModelError."""
@@ -166,7 +175,8 @@ class OnnxModel:
         active = self._active_before(requests)
         simulator, quantized = self._quantized(active) if active else (self.float_model, {})
         values = ir.convenience.create_value_mapping(simulator.graph)
-        watched = tuple(self._watch(simulator, values, quantized, request) for request in requests)
+        nodes = NativeNodes(self.float_model), NativeNodes(simulator)
+        watched = tuple(self._watch(*nodes, values, quantized, request) for request in requests)
         sessions = self._observing
         if active or sessions is None or sessions.watched != watched:
             sessions = ObservingSessions(simulator, watched, self.providers)
@@ -197,24 +207,26 @@ class OnnxModel:
 
     def _watch(
         self,
-        simulator: ir.Model,
+        nodes: NativeNodes,
+        simulated: NativeNodes,
         values: Mapping[str, ir.Value],
         quantized: Mapping[str, Quantized],
         request: Request,
     ) -> Watched[str]:
         site = request.site
-        native = bind(self.float_model, self.translation, site)
+        native = bind(nodes, self.translation, site)
         tensor = site.name if isinstance(site, Tensor) else self.graph.node(site.node).input(site.index) or ""
         source, result = quantized.get(native.value) or (values[native.value],) * 2
         value = source
         if request.stage == "after":  # where nothing reads the result of a quantizer, it is gone
-            value = _read(simulator, native) or (result if result.name in values else source)
+            value = _read(simulated, native) or (result if result.name in values else source)
         return Watched.of(request.observer, value.name or native.value, self.graph.tensors[tensor].channel_axis)
 
     # --- export ----------------------------------------------------------------------------------------------------
 
     def to_onnx(self) -> tuple[onnx.ModelProto, NameMap]:
         """The float model and the names of every tensor and weight in it."""
+        nodes = NativeNodes(self.float_model)
         names: dict[Site, OnnxName] = {Tensor(t): OnnxName(v) for t, v in self.translation.values.items()}
         for name, info in self.graph.weights.items():
             names[Weight(name)] = OnnxName(info.source or name, info.layout)
@@ -222,7 +234,7 @@ class OnnxModel:
             for index in range(len(node.inputs)):
                 site = Input(node.name, index)
                 if node.inputs[index] is not None:
-                    readers = bind(self.float_model, self.translation, site).readers
+                    readers = bind(nodes, self.translation, site).readers
                     if readers:
                         names[site] = OnnxName(readers[0][0], input=readers[0][1])
         return self_contained(self.float_model), names
@@ -241,7 +253,8 @@ class OnnxModel:
     def qdq_plan(self, encodings: Mapping[Site, Encoding]) -> QdqPlan:
         """Where the quantizers of an export go, those of values inside neutral nodes too."""
         float_model = self.float_model.clone()
-        placed = [(bind(float_model, self.translation, site), encoding) for site, encoding in encodings.items()]
+        nodes = NativeNodes(float_model)
+        placed = [(bind(nodes, self.translation, site), encoding) for site, encoding in encodings.items()]
         inner = self.inner_values().items()
         interior = {name: encodings[Tensor(tensor)] for name, tensor in inner if Tensor(tensor) in encodings}
         return QdqPlan(float_model, placed, interior)
@@ -265,12 +278,12 @@ class OnnxModel:
         return dump(self.float_model, self._encodings, self._off, decided)
 
 
-def _read(simulator: ir.Model, native: NativeSite) -> ir.Value | None:
+def _read(nodes: NativeNodes, native: NativeSite) -> ir.Value | None:
     """The value that the reader of a site sees in the simulator; None where it is not one reader's."""
     if not native.readers:
         return None
     node, index = native.readers[0]
-    value = next(n for n in simulator.graph if n.name == node).inputs[index]
+    value = nodes[node].inputs[index]
     for link in [] if value is None else view_chain(value):  # it may read a view, which has other axes
         producer = link.producer()
         if link.name == native.value or (producer is not None and producer.op_type in ("DequantizeLinear", "Cast")):

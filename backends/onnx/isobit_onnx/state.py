@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import onnx_ir as ir
 
 from isobit.encodings import Encoding, Encodings
 from isobit.errors import ModelError
+from isobit.files import temporary_folder
 from isobit.formats import isobit_json
 from isobit.graph import Site, site_key, site_of
 
@@ -37,11 +36,11 @@ def dump(
 ) -> bytes:
     """The bytes of a float model, its quantizers, and models of conditions with what every batch must make of them."""
     buffer = io.BytesIO()
-    with tempfile.TemporaryDirectory(prefix="isobit-") as folder, zipfile.ZipFile(buffer, "w") as archive:
-        ir.save(model, Path(folder) / _MODEL, external_data=_WEIGHTS)
+    with temporary_folder() as folder, zipfile.ZipFile(buffer, "w") as archive:
+        ir.save(model, folder / _MODEL, external_data=_WEIGHTS)
         for name in (_MODEL, _WEIGHTS):
-            if (Path(folder) / name).exists():
-                archive.write(Path(folder) / name, name)
+            if (folder / name).exists():
+                archive.write(folder / name, name)
         archive.writestr(_QUANTIZERS, isobit_json.dumps(Encodings(encodings)))
         archive.writestr(_OFF, json.dumps([site_key(site) for site in off]))
         archive.writestr(_CONDITIONS, json.dumps([values for _, values in decided]))
@@ -53,11 +52,11 @@ def dump(
 def load(state: bytes) -> State:
     """What `dump` wrote. Raises ModelError for other bytes."""
     try:
-        with tempfile.TemporaryDirectory(prefix="isobit-") as folder, zipfile.ZipFile(io.BytesIO(state)) as archive:
+        with temporary_folder() as folder, zipfile.ZipFile(io.BytesIO(state)) as archive:
             for name in (_MODEL, _WEIGHTS):
                 if name in archive.namelist():
                     archive.extract(name, folder)
-            model = ir.load(Path(folder) / _MODEL)
+            model = ir.load(folder / _MODEL)
             ir.external_data.load_to_model(model)  # the folder goes
             encodings = isobit_json.loads(archive.read(_QUANTIZERS).decode(), "state")
             off = [site_of(*key) for key in json.loads(archive.read(_OFF))]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
-from pathlib import Path
 
 import keras
 
 from isobit.errors import IsobitError, ModelError
+from isobit.files import temporary_folder
 from isobit_tensorflow.model import KerasModel
 from isobit_tensorflow.simulate.simulator import Simulator
 
 
 def restore(state: bytes) -> KerasModel:
     """The model of a state. Raises ModelError for other bytes."""
-    with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
-        path = Path(folder) / "simulator.keras"
+    with temporary_folder() as folder:
+        path = folder / "simulator.keras"
         path.write_bytes(state)
         if not zipfile.is_zipfile(path):
             raise ModelError("these bytes are no state of a Keras model: they are no .keras archive")

@@ -102,6 +102,15 @@ class DeploysFiles(Protocol):
 
 
 @runtime_checkable
+class HoldsSessions(Protocol):
+    """What a BackendModel adds whose runs leave copies of large weights behind, so that an export has the memory."""
+
+    def release_sessions(self) -> None:
+        """Let go what can be made again; a model for which that takes longer than it is worth keeps it."""
+        ...
+
+
+@runtime_checkable
 class RunsGiven(Protocol):
     """What a BackendModel adds that can run the model as the user gave it, to be compared with the opened one."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from isobit.canonical.linear import view_weight
 from isobit.canonical.matching import Fusion, fuse, fused, producer_of, scalar
 from isobit.canonical.products import Product
-from isobit.graph.graph import Graph, Node, WeightInfo
+from isobit.canonical.weight_views import Weights
+from isobit.graph.graph import Graph, Node
 from isobit.graph.layout import View
 
 #: Operands that are vectors of one number a channel.
@@ -19,17 +19,17 @@ Sizes = tuple[int, ...]
 def fuse_per_channel(graph: Graph) -> Graph:
     """BatchNormalization for its elementary steps; one constant a channel, added to a convolution, is its bias."""
     graph = fuse(fuse(graph, _batch_norm), _bias)
-    weights = dict(graph.weights)
+    weights = Weights(graph.weights)
     return graph.with_nodes(tuple(_with_vectors(node, weights) for node in graph.nodes), weights=weights)
 
 
-def _with_vectors(node: Node, weights: dict[str, WeightInfo]) -> Node:
+def _with_vectors(node: Node, weights: Weights) -> Node:
     inputs = list(node.inputs)
     for index in _VECTORS.get(node.op, ()):
         name = node.input(index)
-        shape = weights[name].shape if name in weights else ()
+        shape = weights[name].shape if name is not None and name in weights else ()
         if name is not None and len(shape) > 1:
-            inputs[index] = view_weight(weights, name, (View((max(shape),), shape),))
+            inputs[index] = weights.view(name, (View((max(shape),), shape),))
     return replace(node, inputs=tuple(inputs))
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from isobit.canonical.linear import view_weight
 from isobit.canonical.matching import Fusion, fuse, fused, producer_of
-from isobit.graph.graph import Graph, Node, WeightInfo
+from isobit.canonical.weight_views import Weights
+from isobit.graph.graph import Graph, Node
 from isobit.graph.layout import Layout, Take, View
 from isobit.graph.ops import ACTIVATIONS, RECURRENT
 
@@ -64,7 +64,7 @@ def _only_read(graph: Graph, nodes: tuple[Node, ...], before: set[str | None]) -
 def canonical_recurrent(graph: Graph) -> Graph:
     """One-directional weights as (gates * hidden, in), the bias as two vectors; size and activations said."""
     graph = fuse(graph, _with_joined_bias)
-    weights = dict(graph.weights)
+    weights = Weights(graph.weights)
     nodes = tuple(_layer(node, weights) if node.op in RECURRENT else node for node in graph.nodes)
     return graph.with_nodes(nodes, weights=weights)
 
@@ -83,17 +83,18 @@ def _with_bias(node: Node, bias: str | None, recurrent_bias: str | None) -> tupl
     return tuple(inputs)
 
 
-def _layer(node: Node, weights: dict[str, WeightInfo]) -> Node:
+def _layer(node: Node, weights: Weights) -> Node:
     attributes = dict(node.attributes)
     recurrent = node.input(2)
-    if recurrent in weights:
+    if recurrent is not None and recurrent in weights:
         attributes["hidden_size"] = weights[recurrent].shape[-1]
     if attributes["direction"] == "bidirectional":  # the backend could not split the directions
         return replace(node, attributes=attributes)
     activations = attributes.get("activations", ACTIVATIONS[node.op])
     attributes["activations"] = tuple(str(name).capitalize() for name in activations)
     bias = node.input(_BIAS)
-    if bias in weights and len(weights[bias].shape) == 2 and node.input(_RECURRENT_BIAS) is None:
+    is_joined = bias is not None and bias in weights and len(weights[bias].shape) == 2
+    if bias is not None and is_joined and node.input(_RECURRENT_BIAS) is None:
         node = replace(node, inputs=_with_bias(node, *(_half(bias, part, weights) for part in (0, 1))))
     inputs = list(node.inputs)
     for index, rank in ((1, 2), (2, 2), (_BIAS, 1), (_RECURRENT_BIAS, 1)):
@@ -102,14 +103,14 @@ def _layer(node: Node, weights: dict[str, WeightInfo]) -> Node:
     return replace(node, inputs=tuple(inputs), attributes=attributes)
 
 
-def _flat(name: str | None, rank: int, weights: dict[str, WeightInfo]) -> str | None:
+def _flat(name: str | None, rank: int, weights: Weights) -> str | None:
     """The constant without the axis of the directions, where it has one."""
     if name is None or name not in weights or len(weights[name].shape) == rank:
         return name
-    return view_weight(weights, name, (Take(0),))
+    return weights.view(name, (Take(0),))
 
 
-def _half(name: str, part: int, weights: dict[str, WeightInfo]) -> str:
+def _half(name: str, part: int, weights: Weights) -> str:
     size = weights[name].shape[1]
     layout: Layout = (Take(0), View((2, size // 2), (size,)), Take(part))
-    return view_weight(weights, name, layout)
+    return weights.view(name, layout)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from isobit.cli.exit_codes import BUG, INTERRUPTED, USER_ERROR
+from isobit.cli.exit_codes import BUG, INTERRUPTED, USER_ERROR, was_interrupted
 from isobit.cli.terminal import complain, warn
 from isobit.errors import IsobitError, IsobitWarning
 
@@ -75,20 +75,28 @@ class GuardedGroup(TyperGroup):
         except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
             raise  # typer prints these and sets the exit code
         except KeyboardInterrupt as error:
-            self._traceback(ctx)
-            written = ctx.meta.get(_WRITTEN)
-            status = f"the files in {written} are complete" if written else "nothing was written"
-            complain(f"interrupted; {str(error) or status}", label="")
-            raise typer.Exit(INTERRUPTED) from None
+            raise self._interrupted(ctx, str(error)) from None
         except IsobitError as error:
+            if was_interrupted():
+                raise self._interrupted(ctx) from None
             self._traceback(ctx)
             complain(str(error))
             raise typer.Exit(ctx.meta.get(_ERROR_CODE, USER_ERROR)) from None
         except Exception as error:
+            if was_interrupted():
+                raise self._interrupted(ctx) from None
             if not self._traceback(ctx):
                 hint = f"this is a bug in {_culprit(error)}; run again with --debug and report the traceback there"
                 complain(f"unexpected {type(error).__name__}: {error} ({hint})")
             raise typer.Exit(BUG) from None
+
+    def _interrupted(self, ctx: Any, said: str = "") -> typer.Exit:
+        """Say that Ctrl-C ended the verb, and what is written."""
+        self._traceback(ctx)
+        written = ctx.meta.get(_WRITTEN)
+        status = f"the files in {written} are complete" if written else "nothing was written"
+        complain(f"interrupted; {said or status}", label="")
+        return typer.Exit(INTERRUPTED)
 
     def _traceback(self, ctx: Any) -> bool:
         """Print the traceback if ``--debug`` asked for it."""

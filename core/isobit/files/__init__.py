@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all, whatever ends the process that writes them."""
 
 from isobit.files.path_checks import check_not_replaced, check_unpacked_size, check_writable, is_file
+from isobit.files.temporary_folder import temporary_folder
 from isobit.files.write_file import write_atomically
 from isobit.files.write_folder import write_folder
 
@@ -9,6 +10,7 @@ __all__ = [
     "check_unpacked_size",
     "check_writable",
     "is_file",
+    "temporary_folder",
     "write_atomically",
     "write_folder",
 ]

@@ -166,6 +166,13 @@ class Graph:
         return {name: tuple(readers) for name, readers in uses.items()}
 
     @cached_property
+    def _views(self) -> dict[str, tuple[str, ...]]:
+        views: dict[str, list[str]] = {}
+        for name, info in self.weights.items():
+            views.setdefault(info.source or name, []).append(name)
+        return {source: tuple(names) for source, names in views.items()}
+
+    @cached_property
     def output_tensors(self) -> frozenset[str]:
         """Tensors that leave the model."""
         return frozenset(self.outputs.values())
@@ -201,9 +208,11 @@ class Graph:
 
     def source_readers(self, weight: str) -> frozenset[str]:
         """Names of the nodes that read a constant, under this name or through another view of the same native array."""
-        source = self.weights[weight].source or weight
-        views = (name for name, info in self.weights.items() if (info.source or name) == source)
-        return frozenset(use.node.name for name in views for use in self.uses(name))
+        return frozenset(use.node.name for name in self.views(weight) for use in self.uses(name))
+
+    def views(self, weight: str) -> tuple[str, ...]:
+        """All names under which the native array of a constant is read, this one among them."""
+        return self._views[self.weights[weight].source or weight]
 
     def sole_reader(self, tensor: str) -> Use | None:
         """The only reader of a tensor that does not leave the model, else None."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from isobit.backend.contract import BackendModel
-from isobit.backend.optional import NativeExporter, QdqWriter, RunsWritten
+from isobit.backend.optional import HoldsSessions, NativeExporter, QdqWriter, RunsWritten
 from isobit.encodings.encoding import Encodings
 from isobit.errors import OutputError, PluginError, did_you_mean
 from isobit.files import check_writable, write_folder
@@ -66,6 +66,7 @@ def export(
     files = _files(model, formats)
     further = _further_files(encodings_formats)
     check_writable(folder, [*files.values(), ENCODINGS, SUMMARY, *further.values()])
+    _release(simulation)
     with write_folder(folder) as staging:
         notes = []
         for form, file in files.items():
@@ -98,11 +99,18 @@ def _checked(
         return [], {}
     batch, exact = simulation.reference
     simulated = simulation.model.run(batch)
+    _release(simulation)
     ratios = {**sqnr(exact, simulated), **part_sqnr(simulation.graph, exact, simulated)}
     backend = onnx_backend() if file is not None else None
     if file is None or not isinstance(backend, RunsWritten):
         return [], ratios
     return compare_runs(simulated, backend.run_written(file, batch), simulation.graph, encodings), ratios
+
+
+def _release(simulation: Simulation) -> None:
+    """Let the model have no more in memory than it is while files of it are made and run."""
+    if isinstance(simulation.model.inner, HoldsSessions):
+        simulation.model.inner.release_sessions()
 
 
 def _quality_text(

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Sequence
 
 from isobit.calibration.scheme import Calibrator
 from isobit.data import Batch
+from isobit.errors import (
+    DataError,
+    IsobitError,
+    ModelError,
+    OutputError,
+    PluginError,
+    RecipeError,
+    RecipeWarning,
+    TargetError,
+)
 from isobit.quantsim.apply import apply_technique, context_of, needs_own_pass, requests_of
 from isobit.quantsim.checks.quality import Outputs, output_sqnr
 from isobit.quantsim.observe import Passes
@@ -16,6 +27,9 @@ from isobit.recipes.recipe import Recipe, Step, StepResult
 from isobit.techniques.context import Requests
 
 logger = logging.getLogger(__name__)
+
+#: Errors of the data, the model or the machine, which no other step would be without.
+_NOT_OF_THE_STEP = (DataError, ModelError, PluginError, OutputError, RecipeError, TargetError, MemoryError)
 
 
 def run_recipe(simulation: Simulation, recipe: Recipe, passes: Passes, calibrator: Calibrator) -> None:
@@ -51,8 +65,21 @@ def _run_step(
 ) -> StepResult:
     before = judge.sqnr(step) if judge is not None and not step.keep else None
     checkpoint = None if before is None else simulation.checkpoint()
-    start, passes_before = time.perf_counter(), passes.count
-    report = apply_technique(simulation, step.make(), passes, calibrator)
+    start, passes_before, edits_before = time.perf_counter(), passes.count, len(simulation.edits)
+    try:
+        report = apply_technique(simulation, step.make(), passes, calibrator)
+    except _NOT_OF_THE_STEP:
+        raise
+    except Exception as error:
+        if checkpoint is not None:
+            simulation.roll_back(checkpoint)
+        elif len(simulation.edits) != edits_before:  # changed in part, with no way back
+            raise
+        seconds, count = time.perf_counter() - start, passes.count - passes_before
+        why = str(error) if isinstance(error, IsobitError) else f"it failed with {type(error).__name__}: {error}"
+        warnings.warn(f"{step.name} was left out, for it does not work on this model: {why}", RecipeWarning, 2)
+        logger.debug("%s failed", step.name, exc_info=True)
+        return StepResult(step.name, "skipped", seconds, count, why=why)
     seconds, count = time.perf_counter() - start, passes.count - passes_before
     if not report.changed:
         why = next(iter(report.left.values()), "")

@@ -80,4 +80,7 @@ class RunSums:
         sums = cls()
         sums._closed, sums._open = arrays["closed"], np.array(arrays["open"])
         sums._open_batches = int(arrays["open_batches"][0])
+        closed, open_ = sums._closed, sums._open
+        if (closed.size and open_.size and closed.shape != open_.shape) or not 0 <= sums._open_batches < cls.RUN:
+            raise DataError(f"sums of shapes {closed.shape} and {open_.shape} that do not add up")
         return sums

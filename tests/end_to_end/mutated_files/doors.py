@@ -53,7 +53,10 @@ class Doors:
 
         info = sim.graph.tensors[name]
         shape = [n if isinstance(n, int) and 0 < n < 1000 else 2 for n in info.shape or ()]
-        return np.linspace(-1, 1, int(np.prod(shape))).reshape(shape).astype(info.dtype or "float32")
+        if info.dtype == "string":
+            return np.full(shape, "text", dtype=object)
+        dtype = "float32" if info.dtype == "bfloat16" else info.dtype
+        return np.linspace(-1, 1, int(np.prod(shape))).reshape(shape).astype(dtype)
 
     def encodings(self, path: Path) -> None:
         """Read encodings without a model and with one, compare them, and load them into a simulator."""

@@ -9,10 +9,19 @@ import onnx_ir as ir
 #: Bytes of weights. Serialized protobufs end at 2 GiB; models above this keep their weights beside the graph.
 PROTOBUF_LIMIT = 1_800_000_000
 
+#: Bytes of weights, as float32, from which memory matters more than the seconds that another session takes.
+LARGE_WEIGHTS = 256 << 20
+
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers."""
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def has_large_weights(model: ir.Model) -> bool:
+    """Whether sessions should hold the weights, which onnxruntime turns to float32, no more often than they must."""
+    constants = (value.const_value for value in model.graph.initializers.values())
+    return sum(4 * tensor.size for tensor in constants if tensor is not None) > LARGE_WEIGHTS
 
 
 def add_initializer(graph: ir.Graph, tensor: ir.Tensor[Any]) -> ir.Value:

@@ -20,8 +20,10 @@ from onnxscript import optimizer
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
 from isobit_onnx.read.branches import Conditions, lift_weights, take_branches
+from isobit_onnx.read.checks.channels import check_channels
+from isobit_onnx.read.checks.declared import check_inputs, forget_impossible_sizes
 from isobit_onnx.read.checks.tensors import check_tensors
-from isobit_onnx.read.checks.valid import check_inputs, check_valid
+from isobit_onnx.read.checks.valid import check_valid
 from isobit_onnx.read.constant_expressions import FOLD_LIMIT, VIEWS, fold_expressions
 from isobit_onnx.read.einsum import expand_einsums
 from isobit_onnx.read.error_text import first_line
@@ -100,9 +102,9 @@ def _check(model: ir.Model, where: str, source: Any) -> None:
     opset = model.opset_imports[""]
     if opset < OLDEST_OPSET:
         raise ModelError(f"{where} has opset {opset}; isobit reads {OLDEST_OPSET} and newer: export it again")
+    check_inputs(model, where)
     check_tensors(model, where)
     check_valid(model, where, source)
-    check_inputs(model, where)
 
 
 def _use_one_name_for_onnx(model: ir.Model) -> None:
@@ -117,6 +119,7 @@ def _use_one_name_for_onnx(model: ir.Model) -> None:
 def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | None = None) -> ir.Model:
     """Bring a loaded model to the backend's form, in place. Raises ModelError."""
     hold_weights(model)
+    forget_impossible_sizes(model)
     declared = [None if value.shape is None else value.shape.copy() for value in model.graph.outputs]
     with quiet_loggers(*_PASS_LOGGERS):
         _run(passes.RemoveInitializersFromInputsPass(), model)
@@ -127,6 +130,7 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
         run_shape_inference(model)
         count_windows(model, declared, infer_shapes)
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
+        check_channels(model, where)
         take_branches(model, conditions, infer_shapes)
         lift_weights(model)
         expand_fused(model, infer_shapes)

@@ -9,7 +9,6 @@ keeps its bits.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Collection, Iterable
 from functools import cache
 from math import prod
@@ -20,6 +19,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from isobit.files import temporary_folder
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,8 +73,8 @@ def _block_size() -> int:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
-        path = optimise(model.SerializeToString(), options, Path(folder))
+    with temporary_folder() as folder:
+        path = optimise(model.SerializeToString(), options, folder)
         optimised = onnx.load(path, load_external_data=False).graph
     conv = next((node for node in optimised.node if node.domain == DOMAIN and node.op_type == "Conv"), None)
     if conv is None:

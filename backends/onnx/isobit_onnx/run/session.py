@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +14,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from isobit.errors import ModelError, PluginError, did_you_mean
+from isobit.errors import ModelError, OutputError, PluginError, did_you_mean
+from isobit.files import temporary_folder
 from isobit_onnx.read.error_text import one_line
-from isobit_onnx.read.initializers import PROTOBUF_LIMIT, weight_bytes
+from isobit_onnx.read.initializers import PROTOBUF_LIMIT, has_large_weights, weight_bytes
 from isobit_onnx.run.blocked_layout import block_size, keep_blocked, optimise
 
 _LOG = logging.getLogger(__name__)
@@ -34,6 +33,9 @@ RUN_FAILURES = (
     TypeError,
     ValueError,
 )
+
+#: Session options by which large weights are held once: not packed for kernels, and not in an arena that doubles.
+SPARING = {"session.disable_prepacking": "1", "session.use_device_allocator_for_initializers": "1"}
 
 Weights = dict[str, NDArray[Any]]
 
@@ -66,6 +68,7 @@ class Session:
         The run after `blocked_after` runs makes a session in blocked layout. `any_order` are outputs whose elements
         may come in another order within each sample.
         """
+        self._is_large = has_large_weights(model)
         self._plan_memory, self._any_order = plan_memory, frozenset(any_order)
         self._providers = chosen_providers(providers)
         on_cpu = self._providers == ["CPUExecutionProvider"]
@@ -83,6 +86,8 @@ class Session:
         options.log_severity_level = 3
         # Fused integer kernels round elsewhere; a simulator rounds at its quantizers and nowhere else.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        for key, value in (SPARING if self._is_large else {}).items():
+            options.add_session_config_entry(key, value)
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
@@ -100,6 +105,8 @@ class Session:
                     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
                     session = onnxruntime.InferenceSession(source, options, providers=self._providers)
                     self._model = None
+        except OutputError:
+            raise
         except Exception as error:  # onnxruntime raises its own kinds
             raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}") from error
         self._weights = weights
@@ -107,8 +114,8 @@ class Session:
 
     def _open_blocked(self, model: ir.Model) -> Any:
         """The session in blocked layout, or None where nothing is gained by it. Raises onnxruntime's errors."""
-        with tempfile.TemporaryDirectory(prefix="isobit-") as name, _serialized(model) as (source, weights):
-            path = optimise(source, self._options(weights), Path(name))
+        with temporary_folder() as name, _serialized(model) as (source, weights):
+            path = optimise(source, self._options(weights), name)
             proto = onnx.load(path, load_external_data=False)
             if not keep_blocked(proto, self._any_order):
                 return None
@@ -208,8 +215,8 @@ def _serialized(model: ir.Model) -> Iterator[tuple[str | bytes, Weights]]:
     if weight_bytes(model) - sum(array.nbytes for array in weights.values()) < PROTOBUF_LIMIT:
         yield _serialized_without(model, large), weights
         return
-    with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         ir.save(model, path, external_data="weights.bin")
         yield str(path), {}  # a session maps or copies the file while it is made
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import onnx_ir as ir
-
 from isobit.backend import NameMap
 from isobit.errors import ModelError
 from isobit.graph import Input, Layout, Site, Tensor, Weight
-from isobit_onnx.translate.translate import Translation, native_readers
+from isobit_onnx.translate.translate import NativeNodes, Translation, native_readers
 
 
 @dataclass(frozen=True)
@@ -21,21 +19,21 @@ class NativeSite:
     layout: Layout = ()
 
 
-def bind(model: ir.Model, translation: Translation, site: Site) -> NativeSite:
-    """The native place of a site that the graph has."""
+def bind(nodes: NativeNodes, translation: Translation, site: Site) -> NativeSite:
+    """The native place of a site that the graph has, among the nodes of the translated model or of a copy."""
     graph = translation.graph
     if isinstance(site, Tensor):
         return NativeSite(translation.values[site.name])
     if isinstance(site, Weight):
         info = graph.weights[site.name]
         source = info.source or site.name
-        is_only_view = all(other == site.name or weight.source != source for other, weight in graph.weights.items())
-        readers = tuple(r for use in graph.uses(site.name) for r in native_readers(model, use, source))
+        is_only_view = len(graph.views(site.name)) == 1
+        readers = tuple(r for use in graph.uses(site.name) for r in native_readers(nodes, use, source))
         return NativeSite(source, None if is_only_view else readers, info.layout)
-    return _bind_input(model, translation, site)
+    return _bind_input(nodes, translation, site)
 
 
-def _bind_input(model: ir.Model, translation: Translation, site: Input) -> NativeSite:
+def _bind_input(nodes: NativeNodes, translation: Translation, site: Input) -> NativeSite:
     graph = translation.graph
     node = graph.node(site.node)
     name = node.inputs[site.index] or ""
@@ -47,7 +45,7 @@ def _bind_input(model: ir.Model, translation: Translation, site: Input) -> Nativ
         info = graph.weights[name]
         source, layout = info.source or name, info.layout
     read_too = [translation.values[name] for name in node.inputs if name is not None and name in translation.values]
-    readers = native_readers(model, use, source, read_too)
+    readers = native_readers(nodes, use, source, read_too)
     native_index = [reader for reader in readers if reader[1] == site.index]
     same_twice = len([name for name in node.inputs if name == node.input(site.index)]) > 1
     return NativeSite(source, tuple(native_index) if same_twice and native_index else readers, layout)

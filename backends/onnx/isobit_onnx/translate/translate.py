@@ -170,18 +170,32 @@ def _attribute(attribute: Any) -> Any:
 _VIEWS = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout", "Cast"})
 
 
+class NativeNodes:
+    """The nodes of a model by name, in their order; made once for many sites."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._nodes = {node.name or "": (position, node) for position, node in enumerate(model.graph)}
+
+    def __getitem__(self, name: str) -> ir.Node:
+        return self._nodes[name][1]
+
+    def among(self, names: Collection[str]) -> list[ir.Node]:
+        """The nodes of these names that are there, in the order of the model."""
+        found = sorted((self._nodes[name] for name in names if name in self._nodes), key=lambda item: item[0])
+        return [node for _, node in found]
+
+
 def native_readers(
-    model: ir.Model, use: Use, source: str, tensors: Collection[str] = ()
+    nodes: NativeNodes, use: Use, source: str, tensors: Collection[str] = ()
 ) -> tuple[tuple[str, int], ...]:
     """The (node, input) pairs through which a reader in the graph reads the value `source`, directly or by a view.
 
     A view that is one of `tensors`, what the same node reads too, is another value.
     """
-    parts, others = set(use.node.parts), set(tensors) - {source}
+    others = set(tensors) - {source}
     return tuple(
         (node.name or "", index)
-        for node in model.graph
-        if node.name in parts
+        for node in nodes.among(set(use.node.parts))
         for index, value in enumerate(node.inputs)
         if value is not None and _sees(value, source, others)
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
+from isobit.files import temporary_folder
 from isobit_tensorflow.simulate.simulator import Simulator
 
 
 def dump(simulator: Simulator) -> bytes:
     """The bytes of the ``.keras`` file of a simulator."""
-    with tempfile.TemporaryDirectory(prefix="isobit-") as folder:
-        path = Path(folder) / "simulator.keras"
+    with temporary_folder() as folder:
+        path = folder / "simulator.keras"
         simulator.save(path)
         return path.read_bytes()

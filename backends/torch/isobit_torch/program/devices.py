@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from isobit.errors import ModelError
 
 def device_of(module: nn.Module) -> torch.device:
     """Where the parameters are, or the buffers of a module without; the CPU where there is neither."""
-    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    first = next(chain(module.parameters(), module.buffers()), None)  # no walk through all of them
+    return torch.device("cpu") if first is None else first.device
 
 
 def require_one_device(module: nn.Module) -> torch.device:

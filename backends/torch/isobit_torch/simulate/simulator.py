@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -90,9 +91,9 @@ class Simulator(fx.GraphModule):
         return signature.unflatten(run(*signature.flatten(args, kwargs)))
 
     @property
-    def quantizers(self) -> dict[str, Quantizer]:
-        """The quantizers by their key."""
-        return {name: module for name, module in self._modules[QUANTIZERS]._modules.items()}  # type: ignore[union-attr,misc]
+    def quantizers(self) -> Mapping[str, Quantizer]:
+        """The quantizers by their key: a view of those that are there at any time."""
+        return MappingProxyType(self._modules[QUANTIZERS]._modules)  # type: ignore[union-attr,arg-type]
 
     def learn_ranges(self, on: bool = True, names: Iterable[str] | None = None) -> None:
         """Turn scales into parameters that training changes, or back into buffers."""

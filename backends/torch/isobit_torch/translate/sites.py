@@ -41,9 +41,8 @@ def bind(translation: Translation, site: Site) -> NativeSite:
         info = graph.weights[site.name]
         source = info.source or site.name
         node = _attribute(translation, site, source)
-        only = all(other == site.name or known.source != source for other, known in graph.weights.items())
         readers = tuple(r for use in graph.uses(site.name) for r in native_readers(translation, use, node))
-        return NativeSite(node, None if only else readers, info.layout)
+        return NativeSite(node, None if len(graph.views(site.name)) == 1 else readers, info.layout)
     name = graph.node(site.node).inputs[site.index] or ""
     use = next(use for use in graph.uses(name) if use.node.name == site.node and use.index == site.index)
     if name in graph.tensors:

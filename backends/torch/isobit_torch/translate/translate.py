@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from isobit.canonical import canonicalize
-from isobit.canonical.linear import view_weight
+from isobit.canonical.weight_views import Weights
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node, TensorInfo, WeightInfo, to_canonical
 from isobit_torch.program.convert import to_array
@@ -86,7 +86,7 @@ class _Translator:
         self.parts: dict[str, tuple[fx.Node, ...]] = {}
         self.numbers: dict[str, NDArray[Any]] = {}
         self.tensors: dict[str, TensorInfo] = {}
-        self.weights: dict[str, WeightInfo] = {}
+        self.weights = Weights()
         self.notes = list(notes)
 
     def translate(self) -> Translation:
@@ -180,7 +180,7 @@ class _Translator:
         if value is None:
             return None
         if isinstance(value, Viewed):
-            return view_weight(self.weights, self.names[value.node], value.layout)
+            return self.weights.view(self.names[value.node], value.layout)
         if isinstance(value, np.ndarray):
             name = f"{node}.{index}"
             while name in self.weights or name in self.tensors:

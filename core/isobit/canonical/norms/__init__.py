@@ -9,6 +9,7 @@ from isobit.canonical.matching import fuse
 from isobit.canonical.norms.affine import with_vectors
 from isobit.canonical.norms.group_norms import group_norm
 from isobit.canonical.norms.layer_norms import MATCHERS
+from isobit.canonical.weight_views import Weights
 from isobit.graph.graph import Graph
 
 
@@ -16,5 +17,5 @@ def fuse_normalization(graph: Graph) -> Graph:
     """Layer, instance, group and root mean square norms, with what they are multiplied by and what is added to them."""
     for match in (*MATCHERS, group_norm):
         graph = fuse(graph, match)
-    weights = dict(graph.weights)
+    weights = Weights(graph.weights)
     return graph.with_nodes(tuple(with_vectors(node, weights) for node in graph.nodes), weights=weights)

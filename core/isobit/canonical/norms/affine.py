@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from isobit.canonical.linear import view_weight
 from isobit.canonical.norms.deviations import Axes, Normalized
-from isobit.graph.graph import Graph, Node, WeightInfo
+from isobit.canonical.weight_views import Weights
+from isobit.graph.graph import Graph, Node
 from isobit.graph.layout import View
 
 NORMS = frozenset({"LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization"})
@@ -61,7 +61,7 @@ def _without_ones(shape: Sizes, count: int) -> Sizes:
     return shape[-count:] if all(size == 1 for size in shape[:-count]) else shape
 
 
-def with_vectors(node: Node, weights: dict[str, WeightInfo]) -> Node:
+def with_vectors(node: Node, weights: Weights) -> Node:
     """Scale and shift without the axes of size 1 that broadcast them."""
     if node.op not in NORMS:
         return node
@@ -73,7 +73,7 @@ def with_vectors(node: Node, weights: dict[str, WeightInfo]) -> Node:
         shape = weights[name].shape
         target = _target(node, shape)
         if target != shape:
-            inputs[index] = view_weight(weights, name, (View(target, shape),))
+            inputs[index] = weights.view(name, (View(target, shape),))
     return node if inputs == list(node.inputs) else replace(node, inputs=tuple(inputs))
 
 

@@ -39,7 +39,8 @@ def _tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
         for node in nodes:
             for attribute in node.attributes.values():
                 if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.TENSOR:
-                    yield attribute.as_tensor().name or node.outputs[0].name or "", attribute.as_tensor()
+                    tensor: ir.TensorProtocol = attribute.value  # `as_tensor` asks for the size of any type
+                    yield tensor.name or node.outputs[0].name or "", tensor
 
 
 def _check_proto(tensor: ir.TensorProtoTensor, shape: list[int], data_type: ir.DataType, at: str) -> None:

@@ -12,26 +12,7 @@ import onnx_ir as ir
 from isobit.errors import ModelError
 from isobit_onnx.read.error_text import one_line
 
-#: What arrays hold that onnxruntime takes.
-_ARRAYS = frozenset(
-    ir.DataType[name]
-    for name in (
-        "FLOAT FLOAT16 DOUBLE BOOL STRING INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 COMPLEX64 COMPLEX128"
-    ).split()
-)
-
 _LOG = logging.getLogger(__name__)
-
-
-def check_inputs(model: ir.Model, where: str) -> None:
-    """Raise ModelError for an input of a type of which nobody can make an array, so that no data could be given."""
-    for value in model.graph.inputs:
-        dtype = value.dtype
-        if dtype is not None and dtype not in _ARRAYS and not value.is_initializer():
-            raise ModelError(
-                f"{where}: input {value.name!r} takes {dtype.name}, for which there are no arrays that onnxruntime "
-                "reads: export the model with an input of float32 and a Cast behind it"
-            )
 
 
 def check_valid(model: ir.Model, where: str, source: Any) -> None:
@@ -50,6 +31,22 @@ def check_valid(model: ir.Model, where: str, source: Any) -> None:
             "Export it again, or mend what is named: a model that onnxruntime loads can be opened"
         )
     _LOG.info("onnx.checker refuses %s, and onnxruntime loads it: %s", where, problem)
+
+
+def refuse_as_runtime(source: Any, error: Exception) -> None:
+    """Raise ModelError where a model that cannot be opened for `error` is one that onnxruntime does not load either.
+
+    The checker looks at no values of attributes, so that models without meaning get past it.
+    """
+    where = repr(os.fspath(source)) if isinstance(source, str | os.PathLike) else "the model"
+    given = source if isinstance(source, onnx.ModelProto) else None
+    if isinstance(source, ir.Model):
+        given = ir.to_proto(source)
+    refusal = _refusal(str(source) if given is None else given)
+    if refusal is not None:
+        raise ModelError(
+            f"{where} is not a valid ONNX model: onnxruntime says: {refusal}. Export it again, or mend what is named"
+        ) from error
 
 
 def _refusal(given: str | onnx.ModelProto) -> str | None:
