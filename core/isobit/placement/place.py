@@ -18,9 +18,10 @@ from isobit.errors import FormatError
 from isobit.graph.graph import Graph, Node, Use
 from isobit.graph.ops import BROADCAST, RECURRENT, UNARY, VALUE_PRESERVING, WEIGHTED, operand
 from isobit.graph.sites import Input, Site, Tensor, site_key
+from isobit.placement.channel_factors import channel_factors
 from isobit.placement.constants import ConstantPlacer, in_16_bits
 from isobit.placement.exact_tensors import exact_tensors
-from isobit.placement.fused_chains import find_chains
+from isobit.placement.fused_chains import Chain, find_chains
 from isobit.placement.plan import Placement, Plan
 from isobit.placement.quant_config import QuantConfig
 from isobit.placement.signal_tensors import signal_tensors
@@ -68,8 +69,8 @@ class _Placer:
         self.exact = exact_tensors(graph, self.signal, lambda name: config.override(name)[0])
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
         excluded = frozenset(node.name for node in graph.nodes if self.config.excludes(node))
-        chains = find_chains(graph, target, frozenset(self.quantized), excluded)
-        self.inner = {tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner}
+        chains = self._chains(excluded)
+        self.inner.update({tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner})
         for pattern, override_format in (config.overrides or {}).items():
             if pattern in self.inner and override_format is not None:
                 raise FormatError(
@@ -106,6 +107,18 @@ class _Placer:
         return Plan(dict(ordered), self.floats, self._notes())
 
     # --- which nodes -----------------------------------------------------------------------------------------------
+
+    def _chains(self, excluded: frozenset[str]) -> list[Chain]:
+        """The fused chains; a Mul that runs with the curve beside it is no operation of its own any more."""
+        candidates = channel_factors(self.graph, self.quantized, excluded)
+        starts = frozenset(self.quantized) - candidates.nodes
+        if candidates.nodes:  # a curve that a layer takes along is not free to take factors
+            chains = find_chains(self.graph, self.target, starts, excluded)
+            taken = excluded | {node.name for chain in chains for node in chain.nodes[1:]}
+            candidates = channel_factors(self.graph, self.quantized, taken)
+        self.inner = dict(candidates.inner)
+        self.quantized = {name: node for name, node in self.quantized.items() if name not in candidates.nodes}
+        return find_chains(self.graph, self.target, frozenset(self.quantized), excluded)
 
     def _runs_quantized(self, node: Node) -> bool:
         if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node) or self._joins(node):
