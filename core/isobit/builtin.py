@@ -45,6 +45,7 @@ def isobit_techniques() -> Sequence[type[Any]]:
     return [
         techniques.AdaRound,
         techniques.Awq,
+        techniques.BalanceChannels,
         techniques.CorrectBias,
         techniques.EqualizeCrossLayers,
         techniques.FoldBatchNorms,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from isobit.techniques import (
     GPTQ,
     AdaRound,
     Awq,
+    BalanceChannels,
     CorrectBias,
     EqualizeCrossLayers,
     FoldBatchNorms,
@@ -21,15 +23,30 @@ from isobit.techniques import (
     SmoothQuant,
     SpatialSvd,
     Technique,
+    TechniqueContext,
+    TechniqueReport,
     WeightSvd,
 )
 from isobit.testing.networks import NETWORKS
+from isobit.testing.rescaling import unbalance
 from isobit_onnx.reference_networks import build_onnx
 from isobit_tensorflow.reference_networks import build_keras
 from isobit_torch.reference_networks import build_torch, example_of
 
 #: Of the largest value of each constant.
 CLOSE = 1e-6
+
+
+@dataclass(frozen=True)
+class Unbalance:
+    """Curves in the place of clips, and channels of different sizes before them."""
+
+    curve: str
+
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
+        unbalance(context.model, self.curve)
+        return TechniqueReport("Unbalance", ("all",))
+
 
 TECHNIQUES: dict[str, tuple[str, Sequence[Technique]]] = {
     "fold": ("inverted_residual", [FoldBatchNorms()]),
@@ -46,6 +63,11 @@ TECHNIQUES: dict[str, tuple[str, Sequence[Technique]]] = {
     "AdaRound of transposed convolutions": ("upsampler", [FoldBatchNorms(), AdaRound()]),
     "SmoothQuant": ("attention", [SmoothQuant()]),
     "Awq": ("attention", [Awq()]),
+    "BalanceChannels through Relu": ("inverted_residual", [Unbalance("Relu"), BalanceChannels()]),
+    "BalanceChannels beside curves": (
+        "inverted_residual",
+        [Unbalance("HardSwish"), BalanceChannels(mul_gain=1, mul_share=0)],
+    ),
     "re-estimate batch norms": ("conv_net", [ReestimateBatchNorms()]),
     "SpatialSvd": ("conv_net", [FoldBatchNorms(), SpatialSvd(0.5)]),
     "WeightSvd": ("two_inputs", [WeightSvd(0.5)]),
@@ -67,10 +89,11 @@ def test_weights_and_encodings_are_those_of_the_other_frameworks(case: str) -> N
         if any(isinstance(t, AdaRound | GPTQ | SequentialMse) for t in techniques)
         else {}
     )
+    check = not any(isinstance(technique, Unbalance) for technique in techniques)  # it makes another function
     sims = {
-        "onnx": isobit.QuantSim(build_onnx(network), target=target, **bits),
-        "torch": isobit.QuantSim(build_torch(network), example_of(network), target=target, **bits),
-        "tensorflow": isobit.QuantSim(build_keras(network), target=target, **bits),
+        "onnx": isobit.QuantSim(build_onnx(network), target=target, check=check, **bits),
+        "torch": isobit.QuantSim(build_torch(network), example_of(network), target=target, check=check, **bits),
+        "tensorflow": isobit.QuantSim(build_keras(network), target=target, check=check, **bits),
     }
     data = [network.batch(8, seed) for seed in range(4)]
     changed = {framework: sim.apply(*techniques, data=data)[-1].changed for framework, sim in sims.items()}

@@ -90,6 +90,11 @@ UNARY = frozenset(
     "LpNormalization LRN Cast CumSum Not IsNaN IsInf Trilu Identity Dropout".split()
 )
 
+#: Those of them that are a curve: a factor does not pass through.
+CURVES = frozenset(
+    "Clip Elu Selu Celu Gelu HardSwish HardSigmoid Swish Mish Sigmoid Tanh Softplus Softsign ThresholdedRelu".split()
+)
+
 #: Elementwise ops of several inputs, with broadcasting.
 BROADCAST = frozenset(
     "Add Sub Mul Div Pow Max Min Mean Sum Where Equal Greater Less GreaterOrEqual LessOrEqual And Or Xor Mod".split()

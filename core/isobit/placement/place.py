@@ -20,6 +20,7 @@ from isobit.errors import FormatError
 from isobit.graph.graph import Graph, Node, Use
 from isobit.graph.ops import BROADCAST, RECURRENT, UNARY, VALUE_PRESERVING, WEIGHTED, operand
 from isobit.graph.sites import Input, Site, Tensor, site_key
+from isobit.placement.channel_factors import channel_factors
 from isobit.placement.constants import ConstantPlacer, in_16_bits
 from isobit.placement.exact_tensors import exact_tensors
 from isobit.placement.fused_chains import Chain, find_chains
@@ -75,12 +76,21 @@ class _Placer:
         self.exact = exact_tensors(graph, self.signal, lambda name: config.override(name)[0])
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
         excluded = frozenset(node.name for node in graph.nodes if self.config.excludes(node))
-        chains = find_chains(graph, target, frozenset(self.quantized), excluded)
-        self.inner = {tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner}
+        chains = self._chains(excluded)
+        for name, last in self.inner.items():  # of factors that run with a curve
+            if (config.overrides or {}).get(name) is not None:
+                raise self._inside(name, last)
+        self.inner.update({tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner})
         for chain in chains:
             self._settle_overrides(chain)
         for chain in chains:
             self.quantized.update({node.name: node for node in chain.nodes})
+
+    def _inside(self, name: str, last: Node) -> FormatError:
+        return FormatError(
+            f"override {name!r}: the tensor lies inside the chain that ends in {last.name!r}, which target "
+            f"{self.target.name!r} runs as one: name {last.outputs[0]!r}"
+        )
 
     def _settle_overrides(self, chain: Chain) -> None:
         """A format for a tensor inside a chain: that of a layer is the chain's where only batch norms follow.
@@ -94,10 +104,7 @@ class _Placer:
             if override_format is None:
                 continue
             if any(follower.op != "BatchNormalization" for follower in chain.nodes[index + 1 :]):
-                raise FormatError(
-                    f"override {name!r}: the tensor lies inside the chain that ends in {last.name!r}, which target "
-                    f"{self.target.name!r} runs as one: name {last.outputs[0]!r}"
-                )
+                raise self._inside(name, last)
             overrides = {**(self.config.overrides or {}), last.outputs[0]: override_format}
             self.config = replace(self.config, overrides=overrides)
 
@@ -128,6 +135,18 @@ class _Placer:
         return Plan(dict(ordered), self.floats, self._notes())
 
     # --- which nodes -----------------------------------------------------------------------------------------------
+
+    def _chains(self, excluded: frozenset[str]) -> list[Chain]:
+        """The fused chains; a Mul that runs with the curve beside it is no operation of its own any more."""
+        candidates = channel_factors(self.graph, self.quantized, excluded)
+        starts = frozenset(self.quantized) - candidates.nodes
+        if candidates.nodes:  # a curve that a layer takes along is not free to take factors
+            chains = find_chains(self.graph, self.target, starts, excluded)
+            taken = excluded | {node.name for chain in chains for node in chain.nodes[1:]}
+            candidates = channel_factors(self.graph, self.quantized, taken)
+        self.inner = dict(candidates.inner)
+        self.quantized = {name: node for name, node in self.quantized.items() if name not in candidates.nodes}
+        return find_chains(self.graph, self.target, frozenset(self.quantized), excluded)
 
     def _runs_quantized(self, node: Node) -> bool:
         if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node) or self._joins(node):

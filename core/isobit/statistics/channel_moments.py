@@ -1,4 +1,4 @@
-"""Channel moments: range, mean and mean square of each channel of a linear layer's input, in one pass."""
+"""Channel moments: range, mean and mean square of each channel of a layer's input, in one pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 
 class ChannelMoments:
-    """Range, mean and mean square of each channel of a tensor whose channels lie on the last axis.
+    """Range, mean and mean square of each channel of a tensor.
 
     Sums are in float64 (`isobit.statistics.run_sums`). NaN and infinity are not set aside: `is_finite` tells of them.
     """
@@ -27,10 +27,11 @@ class ChannelMoments:
         self._sums = RunSums()  # (2, channels): of the values and of their squares
 
     def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
-        """Add a batch, (..., channels)."""
+        """Add a batch; without a channel axis its channels lie on the last one."""
         from isobit.statistics.kernels import add_columns  # imported here because it compiles on first use
 
-        rows = np.ascontiguousarray(batch, np.float32).reshape(-1, batch.shape[-1])
+        last = np.moveaxis(batch, -1 if channel_axis is None else channel_axis, -1)
+        rows = np.ascontiguousarray(last, np.float32).reshape(-1, last.shape[-1])
         channels = rows.shape[1]
         if not self.count:
             self._low, self._high = np.full(channels, np.inf, np.float32), np.full(channels, -np.inf, np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from isobit.techniques.ada_round import AdaRound
 from isobit.techniques.awq import Awq
+from isobit.techniques.balance_channels import BalanceChannels
 from isobit.techniques.context import Observations, Requests, TechniqueContext
 from isobit.techniques.correct_bias import CorrectBias
 from isobit.techniques.equalize_cross_layers import EqualizeCrossLayers
@@ -20,6 +21,7 @@ __all__ = [
     "GPTQ",
     "AdaRound",
     "Awq",
+    "BalanceChannels",
     "CorrectBias",
     "EqualizeCrossLayers",
     "FoldBatchNorms",

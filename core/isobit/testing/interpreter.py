@@ -255,6 +255,7 @@ _OPS: Mapping[str, Callable[[Node, list[Any]], Array]] = {
     "Clip": lambda node, v: np.clip(v[0], node.attributes.get("min"), node.attributes.get("max")),
     "Sigmoid": lambda node, v: _sigmoid(v[0]),
     "Swish": lambda node, v: v[0] * _sigmoid(v[0]),
+    "HardSwish": lambda node, v: v[0] * np.clip(v[0] / 6 + np.float32(0.5), 0, 1),
     "Add": lambda node, v: v[0] + v[1],
     "Sub": lambda node, v: v[0] - v[1],
     "Mul": lambda node, v: v[0] * v[1],

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from isobit.backend.checked_model import CheckedModel
-from isobit.edits.edit import NewNode, Replace
+from isobit.edits.draft import Draft
+from isobit.edits.edit import NewNode, Replace, SetWeights
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.techniques.layers.layer_pairs import find_pairs
+from isobit.techniques.layers.weighted_layer import LAYERS, bias_of, by_input, by_output, groups_of, set_bias
 from isobit.testing.networks.builder import Network
 
 
@@ -41,3 +43,27 @@ def rescaled(network: Network, decades: float = 1.5, seed: int = 0) -> Network:
             group_factors = factors[index * per_in : (index + 1) * per_in].reshape(1, -1, *(1,) * (second.ndim - 2))
             second[index * per_out : (index + 1) * per_out] /= group_factors
     return Network(f"{network.name}_rescaled", network.graph, {n: v.astype(np.float32) for n, v in weights.items()})
+
+
+def unbalance(model: CheckedModel, curve: str, octaves: float = 2.0, seed: int = 0) -> None:
+    """Fold batch norms, put `curve` in the place of every Clip, and make the channels before it differ in size.
+
+    The layers behind take that back as far as the curve lets it through; the function is another one.
+    """
+    FoldBatchNorms().apply(TechniqueContext(model))
+    draft, rng = Draft(model.graph, model.weight), np.random.default_rng(seed)
+    for node in model.graph.nodes:
+        first = model.graph.producer(node.inputs[0] or "")
+        if node.op != "Clip" or first is None or first.op not in LAYERS:
+            continue
+        rows = draft.value(first.inputs[1] or "")
+        factors = np.exp2(octaves * rng.standard_normal(len(rows)))
+        draft.apply(SetWeights({first.inputs[1] or "": rows * by_output(rows, factors)}))
+        set_bias(draft, draft.graph.node(first.name), bias_of(draft, first, len(rows)) * factors)
+        for use in model.graph.uses(node.outputs[0]):
+            if use.node.op in LAYERS:
+                name = use.node.inputs[1] or ""
+                columns = draft.value(name)
+                draft.apply(SetWeights({name: columns / by_input(columns, groups_of(use.node), factors)}))
+        draft.apply(Replace(node.name, (NewNode(curve),)))
+    model.edit(draft)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from isobit.backend.checked_model import CheckedModel
 from isobit.encodings.quant_spec import PerTensor
 from isobit.encodings.ranges import candidate_grids
+from isobit.graph.graph import Node
 from isobit.graph.sites import Tensor
 from isobit.placement.plan import Placement, Plan
 from isobit.statistics.channel_moments import ChannelMoments
@@ -24,7 +25,7 @@ from isobit.techniques.input_scaling.rescaling import (
     weight_placement,
 )
 from isobit.techniques.input_scaling.rounding_noise import rounding_noise
-from isobit.techniques.layers.weighted_layer import Floats
+from isobit.techniques.layers.weighted_layer import Floats, groups_of, summed_by_input
 
 #: A shift is rounded to so many bits below the power of two above its channel's range, as coarsely as factors.
 _SHIFT_BITS = 7
@@ -55,19 +56,21 @@ class ExpectedError:
 
     moments: ChannelMoments
     input: Placement | None
-    weights: tuple[tuple[NDArray[np.float32], Placement], ...]
+    weights: tuple[tuple[NDArray[np.float32], Placement, int], ...]  # the last: groups of the layer
     energy: Floats  # sum of the squared weights that meet each channel
+    bounds: tuple[float, float] = (-np.inf, np.inf)  # beyond which nothing changes what is read
+    to_zero: bool = False  # whether a channel below a step of the grid loses what it holds, and no more
 
     @classmethod
     def of(cls, model: CheckedModel, plan: Plan, item: ScaledInput, moments: ChannelMoments) -> ExpectedError:
         """For the layers of `item` whose weights the plan quantizes."""
-        weights = []
-        for node in item.readers:
-            placement = weight_placement(node, plan)
-            if placement is not None:
-                weights.append((np.ascontiguousarray(model.weight(node.inputs[1] or ""), np.float32), placement))
-        squares = [np.einsum("ij,ij->j", weight, weight, dtype=np.float64) for weight, _ in weights]
+        weights = quantized_weights(model, plan, item.readers)
+        squares = [summed_by_input(np.square(weight, dtype=np.float64), groups) for weight, _, groups in weights]
         return cls(moments, input_placement(item.readers[0], plan), tuple(weights), np.sum(squares, axis=0))
+
+    def without_weights(self) -> ExpectedError:
+        """The error from rounding the input alone."""
+        return replace(self, weights=())
 
     def after(self, changes: Sequence[Rescaling]) -> Floats:
         """The error with the input changed like each of these."""
@@ -76,8 +79,8 @@ class ExpectedError:
         )
         power = self.moments.mean_square(shift) / np.square(factors)
         total = (self._input_error(factors, shift) * self.energy).sum(axis=1)
-        for weight, placement in self.weights:
-            total += (rounding_noise(weight, factors.astype(np.float32), placement) * power).sum(axis=1)
+        for weight, placement, groups in self.weights:
+            total += (rounding_noise(weight, factors.astype(np.float32), placement, groups) * power).sum(axis=1)
         return np.asarray(total)
 
     def _input_error(self, factors: Floats, shift: Floats) -> Floats:
@@ -88,15 +91,31 @@ class ExpectedError:
         if self.input is None or not self.input.spec.is_integer:
             return np.zeros_like(factors)
         moments, spec = self.moments, self.input.spec.with_granularity(PerTensor())
-        low, high = (moments.minimum - shift) / factors, (moments.maximum - shift) / factors
+        minimum, maximum = (np.clip(end, *self.bounds) for end in (moments.minimum, moments.maximum))
+        low, high = (minimum - shift) / factors, (maximum - shift) / factors
         grids = candidate_grids(low.min(axis=1), high.max(axis=1), spec)
         scale, zero = grids.scale[:, None].astype(np.float64), grids.zero_point[:, None]
         above = ((spec.q_max - zero) * scale - high) * factors
         below = (low - (spec.q_min - zero) * scale) * factors
-        clipped = _beyond(above, moments.maximum - moments.mean, moments.count) + _beyond(
-            below, moments.mean - moments.minimum, moments.count
+        clipped = np.where(
+            moments.maximum > self.bounds[1], 0.0, _beyond(above, moments.maximum - moments.mean, moments.count)
+        ) + np.where(
+            moments.minimum < self.bounds[0], 0.0, _beyond(below, moments.mean - moments.minimum, moments.count)
         )
-        return np.asarray(np.square(scale * factors) / 12 + clipped)
+        rounded = np.square(scale * factors) / 12
+        return np.asarray((np.minimum(rounded, moments.mean_square(shift)) if self.to_zero else rounded) + clipped)
+
+
+def quantized_weights(
+    model: CheckedModel, plan: Plan, layers: Iterable[Node]
+) -> list[tuple[NDArray[np.float32], Placement, int]]:
+    """Of those layers whose weights the plan quantizes: the weight, how, and the groups."""
+    placed = [(node, weight_placement(node, plan)) for node in layers]
+    return [
+        (np.ascontiguousarray(model.weight(node.inputs[1] or ""), np.float32), placement, groups_of(node))
+        for node, placement in placed
+        if placement is not None
+    ]
 
 
 def _beyond(margin: Floats, reach: Floats, count: int) -> Floats:

@@ -12,26 +12,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from isobit.edits.draft import Draft
-from isobit.edits.edit import Insert, NewNode, SetWeights, Unshare
+from isobit.edits.edit import Insert, NewNode, SetWeights
 from isobit.graph.graph import Graph, Node
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import Placement, Plan
 from isobit.techniques.context import TechniqueContext
-from isobit.techniques.layers.layer_pairs import HOMOGENEOUS
+from isobit.techniques.input_scaling.carriers import NORMS, Carrier, divide, find_carrier
 from isobit.techniques.layers.weighted_layer import (
     LAYERS,
     Floats,
     bias_obstacle,
     bias_of,
-    by_output,
     set_bias,
     weight_obstacle,
 )
 
 #: Significant bits of a factor: with few bits, float noise seldom rounds a factor to the next value.
 _FACTOR_BITS = 6
-
-_NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +72,7 @@ class ScaledInput:
 
     tensor: str
     readers: tuple[Node, ...]
-    carrier: Node | None
+    carrier: Carrier | None
     shiftable: bool
 
     @property
@@ -103,7 +100,8 @@ def _scaled_input(graph: Graph, tensor: str, readers: tuple[Node, ...]) -> Scale
     carrier = _carrier(graph, tensor, readers)
     shiftable = not any(bias_obstacle(graph, node) for node in readers)
     if carrier is not None:  # an activation behind the carrier lets factors through, but no shift
-        shiftable &= carrier.outputs[0] == tensor and (carrier.op in LAYERS or carrier.input(2) is not None)
+        source = carrier.source
+        shiftable &= source.outputs[0] == tensor and (source.op in LAYERS or source.input(2) is not None)
     return ScaledInput(tensor, readers, carrier, shiftable)
 
 
@@ -129,27 +127,15 @@ def _placement(plan: Plan, sites: Sequence[Site]) -> Placement | None:
     return next((plan.placements[site] for site in sites if site in plan.placements), None)
 
 
-def _carrier(graph: Graph, tensor: str, readers: Sequence[Node]) -> Node | None:
-    """The norm or layer that computes `tensor` for these readers alone, through homogeneous activations."""
+def _carrier(graph: Graph, tensor: str, readers: Sequence[Node]) -> Carrier | None:
+    """The norm or linear layer that computes `tensor` for these readers alone, through homogeneous activations."""
     names = {node.name for node in readers}
     if tensor in graph.output_tensors or any(use.node.name not in names for use in graph.uses(tensor)):
         return None
-    node = graph.producer(tensor)
-    while node is not None and node.op in HOMOGENEOUS and "Pool" not in node.op:
-        if graph.sole_reader(node.inputs[0] or "") is None:
-            return None
-        node = graph.producer(node.inputs[0] or "")
-    if node is None or node.outputs[0] in graph.output_tensors:
+    carrier = find_carrier(graph, tensor)
+    if carrier is None or carrier.terms or carrier.source.op not in NORMS | {"Linear"}:
         return None
-    if node.op in _NORMS:
-        constants = [name for name in node.inputs[1:3] if name is not None]
-        axis = node.attributes.get("axis", -1)
-        rank = graph.tensors[tensor].rank
-        is_last = axis == -1 or (rank is not None and axis == rank - 1)
-        return node if is_last and constants and all(name in graph.weights for name in constants) else None
-    if node.op == "Linear" and not weight_obstacle(graph, node) and not bias_obstacle(graph, node):
-        return node
-    return None
+    return carrier
 
 
 def rescale(draft: Draft, item: ScaledInput, change: Rescaling) -> str:
@@ -166,17 +152,8 @@ def rescale(draft: Draft, item: ScaledInput, change: Rescaling) -> str:
         draft.apply(SetWeights({weight: value * factors.astype(np.float32)}))
     if item.carrier is None:
         return _insert(draft, item, change)
-    carrier = draft.graph.node(item.carrier.name)
-    if carrier.op in LAYERS:
-        weight = carrier.inputs[1] or ""
-        value = draft.value(weight).astype(np.float64)
-        draft.apply(SetWeights({weight: value / by_output(value, factors)}))
-        if carrier.input(2) is not None or change.is_shifted:
-            set_bias(draft, carrier, (bias_of(draft, carrier, factors.size) - shift) / factors)
-    else:
-        _change_constant(draft, carrier.name, 1, factors, 0.0)
-        _change_constant(draft, carrier.name, 2, factors, shift)
-    return carrier.name
+    divide(draft, item.carrier, factors, shift)
+    return item.carrier.name
 
 
 def _insert(draft: Draft, item: ScaledInput, change: Rescaling) -> str:
@@ -192,16 +169,6 @@ def _insert(draft: Draft, item: ScaledInput, change: Rescaling) -> str:
         draft.apply(Insert(Input(node.name, 0), tuple(chain), constants))
         constants = {}
     return "a Mul and an Add" if change.is_shifted else "a Mul"
-
-
-def _change_constant(draft: Draft, node: str, index: int, factors: Floats, shift: Floats | float) -> None:
-    name = draft.graph.node(node).input(index)
-    if name is None:
-        return
-    if len(draft.graph.source_readers(name)) > 1:
-        draft.apply(Unshare(name, node))
-        name = draft.graph.node(node).inputs[index] or ""
-    draft.apply(SetWeights({name: (draft.value(name).astype(np.float64) - shift) / factors}))
 
 
 def rounded_before(context: TechniqueContext, items: Sequence[ScaledInput]) -> Mapping[str, str]:

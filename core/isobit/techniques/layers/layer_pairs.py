@@ -12,7 +12,7 @@ from isobit.techniques.layers.weighted_layer import LAYERS, bias_obstacle, chann
 HOMOGENEOUS = frozenset(
     {"Relu", "PRelu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Dropout"}
 )
-_FLATTENING = frozenset({"Reshape", "Flatten"})
+FLATTENING = frozenset({"Reshape", "Flatten"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +59,8 @@ def _partner(graph: Graph, first: Node, passable: frozenset[str]) -> Pair | str:
             return f"{node.name} ({node.op}) reads it beside another tensor"
         if node.op in LAYERS:
             return _checked(graph, Pair(first, tuple(between), node), tensor, axis)
-        if node.op in _FLATTENING:
-            if not _keeps_channels(graph, node, axis):
+        if node.op in FLATTENING:
+            if not keeps_channels(graph, node, axis):
                 return f"{node.name} mixes space into the channels"
         elif node.op not in HOMOGENEOUS and node.name not in passable:
             return f"{node.name} ({node.op}) follows, which does not pass factors on"
@@ -79,7 +79,7 @@ def _checked(graph: Graph, pair: Pair, tensor: str, axis: int) -> Pair | str:
     return pair
 
 
-def _keeps_channels(graph: Graph, node: Node, axis: int) -> bool:
+def keeps_channels(graph: Graph, node: Node, axis: int) -> bool:
     """Whether a reshape of (batch, C, 1, 1) to (batch, C): the channels stay on axis 1."""
     shape_before, shape_after = (graph.tensors[name].shape for name in (node.inputs[0] or "", node.outputs[0]))
     if shape_before is None or shape_after is None or axis != 1 or len(shape_after) < 2:

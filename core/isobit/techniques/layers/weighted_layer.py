@@ -140,3 +140,9 @@ def input_ranges(weight: NDArray[np.floating], groups: int) -> Floats:
     """The largest absolute weight that reads each input channel."""
     matrix = np.abs(weight).reshape(*weight.shape[:2], -1).max(axis=2, initial=0.0)
     return np.asarray(matrix.reshape(groups, -1, weight.shape[1]).max(axis=1, initial=0.0).reshape(-1), np.float64)
+
+
+def summed_by_input(values: NDArray[np.floating], groups: int) -> Floats:
+    """What is laid out as a weight, summed over all that each input channel meets."""
+    taps = values.reshape(*values.shape[:2], -1).sum(axis=2, dtype=np.float64)
+    return np.asarray(taps.reshape(groups, -1, values.shape[1]).sum(axis=1).reshape(-1))

@@ -19,6 +19,7 @@ from isobit.quantsim.quantsim import QuantSim
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.techniques.ada_round import AdaRound
 from isobit.techniques.awq import Awq
+from isobit.techniques.balance_channels import BalanceChannels
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.correct_bias import CorrectBias
 from isobit.techniques.equalize_cross_layers import EqualizeCrossLayers
@@ -31,6 +32,7 @@ from isobit.techniques.technique import Technique
 from isobit.techniques.weight_svd import WeightSvd
 from isobit.testing import interpreter
 from isobit.testing.conformance.base import ConformanceBase, Opened, assert_close
+from isobit.testing.rescaling import unbalance
 
 Open = Callable[[str], Opened]
 
@@ -80,6 +82,24 @@ class TechniquesConformance(ConformanceBase):
             readers = [text.partition(": ")[0].split(", ") for text in report.changed]  # a node may be `path#n`
             assert {"query", "key", "value"} in [{name.partition("#")[0] for name in names} for names in readers]
             assert any(text.endswith("a Mul") for text in report.changed)
+
+    @pytest.mark.parametrize("curve", ["Relu", "HardSwish"])
+    def test_balancing_channels_keeps_the_function(self, open_network: Open, curve: str) -> None:
+        """Factors go through Relu for nothing, and beside another curve into Muls; fewer bits are lost."""
+        opened, plain = open_network("inverted_residual"), open_network("inverted_residual")
+        for model in (opened.model, plain.model):
+            unbalance(model, curve)
+        sim = QuantSim.of_backend_model(opened.model, registry().target("onnxruntime-cpu"), QuantConfig())
+        unchanged = QuantSim.of_backend_model(plain.model, registry().target("onnxruntime-cpu"), QuantConfig())
+        sim.simulation.check = unchanged.simulation.check = False  # it is no longer the model as given
+        batch, new = opened.network.batch(16), opened.network.batch(16, 1)
+        before = sim.backend_model.run(new)
+        (report,) = sim.apply(BalanceChannels(mul_gain=1, mul_share=0), data=[batch])
+        assert report.changed
+        assert any("a Mul of" in text for text in report.changed) == (curve != "Relu")
+        assert_close(sim.backend_model.run(new), before)
+        reached, without = (output_sqnr([before], [_calibrated(s, batch).run(new)]) for s in (sim, unchanged))
+        assert reached > without + 1
 
     @pytest.mark.parametrize(
         ("name", "technique", "method"),
