@@ -13,6 +13,7 @@ from onnx import TensorProto
 from small_models import model, node, value
 
 import isobit
+from isobit_onnx.run.saturation import sums_saturate
 
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 RNG = np.random.default_rng(3)
@@ -92,7 +93,7 @@ NETWORKS: Mapping[str, tuple[onnx.ModelProto, np.ndarray]] = {
 def test_the_file_loads_in_each_session(kind: str, target: str, tmp_path: Path) -> None:
     proto, batch = NETWORKS[kind]
     feeds = {"x": batch}
-    sim = isobit.quantize(proto, feeds, target=target, progress=False)
+    sim = isobit.quantize(proto, feeds, recipe="basic", target=target, progress=False)
     path = sim.export(tmp_path)["model"]
     (simulated,) = sim.run(feeds).values()
     for entry in ("0", "1"):
@@ -102,6 +103,8 @@ def test_the_file_loads_in_each_session(kind: str, target: str, tmp_path: Path) 
             options.add_session_config_entry("session.x64quantprecision", entry)
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             (executed,) = session.run(None, feeds)
+            if entry == "0" and sums_saturate():
+                continue  # it loads and runs; this processor's sums are not exact
             # A value on the edge of two steps may fall either way in integer kernels.
             assert np.abs(executed - simulated).max() <= 0.05 * np.abs(simulated).max(), (level, entry)
     again = isobit.QuantSim(proto, target=target)
