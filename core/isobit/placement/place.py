@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 
 from isobit.edits.edit import Removed
@@ -24,6 +23,7 @@ from isobit.placement.channel_factors import channel_factors
 from isobit.placement.constants import ConstantPlacer, in_16_bits
 from isobit.placement.exact_tensors import exact_tensors
 from isobit.placement.fused_chains import Chain, find_chains
+from isobit.placement.inner_overrides import settle_inner_overrides
 from isobit.placement.plan import Placement, Plan, inside_chain
 from isobit.placement.quant_config import QuantConfig
 from isobit.placement.signal_tensors import signal_tensors
@@ -77,36 +77,10 @@ class _Placer:
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
         excluded = frozenset(node.name for node in graph.nodes if self.config.excludes(node))
         chains = self._chains(excluded)
-        for name, last in self.inner.items():  # of factors that run with a curve
-            if (config.overrides or {}).get(name) is not None:
-                raise self._inside(name, last)
+        self.config = settle_inner_overrides(config, chains, self.inner, target.name)
         self.inner.update({tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner})
         for chain in chains:
-            self._settle_overrides(chain)
-        for chain in chains:
             self.quantized.update({node.name: node for node in chain.nodes})
-
-    def _inside(self, name: str, last: Node) -> FormatError:
-        return FormatError(
-            f"override {name!r}: the tensor lies inside the chain that ends in {last.name!r}, which target "
-            f"{self.target.name!r} runs as one: name {last.outputs[0]!r}"
-        )
-
-    def _settle_overrides(self, chain: Chain) -> None:
-        """A format for a tensor inside a chain: that of a layer is the chain's where only batch norms follow.
-
-        They are folded into it. Raises FormatError for any other.
-        """
-        last = chain.nodes[-1]
-        for index, node in enumerate(chain.nodes[:-1]):
-            name = node.outputs[0]
-            override_format = (self.config.overrides or {}).get(name)
-            if override_format is None:
-                continue
-            if any(follower.op != "BatchNormalization" for follower in chain.nodes[index + 1 :]):
-                raise self._inside(name, last)
-            overrides = {**(self.config.overrides or {}), last.outputs[0]: override_format}
-            self.config = replace(self.config, overrides=overrides)
 
     def plan(self) -> Plan:
         groups = self._tie_groups()
