@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 from isobit.backend import Batch, WrittenRun
 from isobit_onnx.read.error_text import one_line
-from isobit_onnx.read.initializers import LARGE_WEIGHTS
 from isobit_onnx.run.deployed import EXACT_SUMS
 from isobit_onnx.run.saturation import sums_saturate
-from isobit_onnx.run.session import SPARING
 
 _FLOAT, _DEFAULT, _EXACT = "float mode (session.disable_quant_qdq=1)", "default session", f"{EXACT_SUMS}=1"
 
@@ -46,9 +44,7 @@ def _same(outputs: Mapping[str, NDArray[Any]], others: Mapping[str, NDArray[Any]
 def _run(name: str, entries: Mapping[str, str], path: Path, batch: Batch) -> WrittenRun:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    files = (path, path.with_name(f"{path.name}.data"))
-    size = sum(file.stat().st_size for file in files if file.exists())
-    for key, value in {**entries, **(SPARING if 4 * size > LARGE_WEIGHTS else {})}.items():
+    for key, value in entries.items():
         options.add_session_config_entry(key, value)
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

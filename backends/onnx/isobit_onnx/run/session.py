@@ -17,7 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from isobit.errors import ModelError, OutputError, PluginError, did_you_mean
 from isobit.files import temporary_folder
 from isobit_onnx.read.error_text import one_line
-from isobit_onnx.read.initializers import PROTOBUF_LIMIT, has_large_weights, weight_bytes
+from isobit_onnx.read.initializers import PROTOBUF_LIMIT, weight_bytes
 from isobit_onnx.run.blocked_layout import block_size, keep_blocked, optimise
 
 _LOG = logging.getLogger(__name__)
@@ -33,9 +33,6 @@ RUN_FAILURES = (
     TypeError,
     ValueError,
 )
-
-#: Session options by which large weights are held once: not packed for kernels, and not in an arena that doubles.
-SPARING = {"session.disable_prepacking": "1", "session.use_device_allocator_for_initializers": "1"}
 
 Weights = dict[str, NDArray[Any]]
 
@@ -68,7 +65,6 @@ class Session:
         The run after `blocked_after` runs makes a session in blocked layout. `any_order` are outputs whose elements
         may come in another order within each sample.
         """
-        self._is_large = has_large_weights(model)
         self._plan_memory, self._any_order = plan_memory, frozenset(any_order)
         self._providers = chosen_providers(providers)
         on_cpu = self._providers == ["CPUExecutionProvider"]
@@ -86,8 +82,6 @@ class Session:
         options.log_severity_level = 3
         # Fused integer kernels round elsewhere; a simulator rounds at its quantizers and nowhere else.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        for key, value in (SPARING if self._is_large else {}).items():
-            options.add_session_config_entry(key, value)
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
