@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
@@ -14,6 +15,7 @@ from small_models import constant, model, node, value
 import isobit
 from isobit.graph import Weight
 from isobit_onnx.backend import OnnxBackend
+from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
 
 RNG = np.random.default_rng(4)
 LEVELS = onnxruntime.GraphOptimizationLevel
@@ -271,3 +273,28 @@ def test_one_value_read_twice_behind_a_transpose(tmp_path):
     other = isobit.QuantSim(proto, activations="int16")
     other.load_encodings(path)
     assert dict(other.encodings) == dict(sim.encodings)
+
+
+@pytest.mark.parametrize("levels", ["uint8", "int8", "int16"])
+@pytest.mark.parametrize("moves", ["Transpose", "Reshape", "all"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_moved_values_that_a_body_reads(moves, levels, elsewhere):
+    """As where a layer is a function of nodes: onnxruntime (1.32) ends the process when it copies quantizers there."""
+    steps, constants = MOVES[moves]
+    ports = [value("i", [], TensorProto.INT64), value("c", [], TensorProto.BOOL), value("s", None)]
+    add = [node("Add", "s m", "s2"), node("Identity", "c", "c2")]
+    body = helper.make_graph(add, "body", ports, [value("c2", [], TensorProto.BOOL), value("s2", None)])
+    nodes = [node("QuantizeLinear", "x scale origin", "k"), node("DequantizeLinear", "k scale origin", "h"), *steps]
+    nodes += [node("ReduceSum", "x", "z", keepdims=0), node("Abs", "m" if elsewhere else "x", "a")]
+    nodes.append(helper.make_node("Loop", ["twice", "", "z"], ["y"], body=body))
+    constants = {**constants, **NUMBERS, "twice": constant("twice", 2, np.int64), "scale": np.float32(0.05)}
+    constants["origin"] = constant("origin", 0, levels)
+    proto = model(nodes, [value("x", ["n", 6, 4])], [value("y", None), value("a", None)], constants, 21)
+    batch = {"x": RNG.standard_normal((3, 6, 4)).astype(np.float32)}
+    expected = session(proto.SerializeToString(), LEVELS.ORT_DISABLE_ALL).run(None, batch)
+    fitted = ir.from_proto(proto)
+    fit_onnxruntime(fitted)
+    content = ir.to_proto(fitted).SerializeToString()
+    for level in EVERY_LEVEL:
+        for result, array in zip(session(content, level).run(None, batch), expected, strict=True):
+            np.testing.assert_allclose(result, array, atol=1e-5)

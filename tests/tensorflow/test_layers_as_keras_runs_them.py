@@ -53,10 +53,25 @@ class Loop(L.Layer):
         return ops.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, ops.tanh(y @ self.kernel)), (0, x))[1]
 
 
+class Cell(L.Layer):
+    """A recurrent cell of the user's."""
+
+    units = state_size = 5
+
+    def build(self, shape) -> None:
+        self.kernel = self.add_weight(shape=(4, 5), name="kernel")
+        self.recurrent = self.add_weight(shape=(5, 5), name="recurrent")
+
+    def call(self, x, states):
+        state = ops.tanh(x @ self.kernel + states[0] @ self.recurrent)
+        return state, [state]
+
+
 KEPT = {
     "TensorFlow": lambda: ByTensorFlow(),
     "condition": lambda: Conditional(lambda x: -x),
     "loop": lambda: Loop(),
+    "own cell": lambda: L.RNN(Cell(), return_sequences=True),
     "activation": lambda: L.LSTM(5, return_sequences=True, recurrent_activation="hard_sigmoid"),
     "ConvLSTM1D": lambda: keras.Sequential([L.Reshape((6, 2, 2)), L.ConvLSTM1D(3, 2, return_sequences=True)]),
 }

@@ -1,7 +1,7 @@
 """A QDQ model in the forms that onnxruntime (1.32) loads at every level of optimisation. No value changes.
 
 Its optimiser copies quantizers of int8 past moves of values and then fails on the copies, and moves transposes to one
-alone of two inputs that are the same; its integer kernels take scales for granted that they cannot use; its fused norm
+alone of two inputs that are the same; it ends the process where such a copy is read in a body; its integer kernels take scales for granted that they cannot use; its fused norm
 takes in the cast in front of it.
 """
 
@@ -34,6 +34,8 @@ def fit_onnxruntime(model: ir.Model) -> None:
             fitting.bias(node)
         elif node.op_type == "Cast":
             fitting.norm(node)
+        elif _is_move(node):
+            fitting.read_in_body(node)
     for node in list(model.graph):
         fitting.repeated(node)
 
@@ -97,6 +99,28 @@ class _Fitting:
             move.replace_input_with(0, result.outputs[0])
             quantizer = first
 
+    def read_in_body(self, move: ir.Node) -> None:
+        """Quantize once more, whatever the type, what moves hand on to a node in the body of another.
+
+        Where onnxruntime makes the copy, it looks for the reader among the operands of the outer node, and the process
+        ends.
+        """
+        moved = move.outputs[0]
+        if all(use.node.graph is self.graph for use in moved.uses()):
+            return
+        source = move.inputs[0].producer() if move.inputs[0] is not None else None
+        while source is not None and _is_move(source):
+            source = source.inputs[0].producer() if source.inputs[0] is not None else None
+        if source is None or source.op_type != "DequantizeLinear" or len(source.inputs) < 2:
+            return
+        scale = source.inputs[1]
+        if scale is not None and scale.shape is not None and len(scale.shape) == 0:
+            quantizer, result = self._pair(moved, source)
+            readers = [use for use in moved.uses() if use.node.op_type != "QuantizeLinear"]
+            self.graph.insert_after(move, [quantizer, result])
+            for use in readers:
+                use.node.replace_input_with(use.idx, result.outputs[0])
+
     def bias(self, product: ir.Node) -> None:
         """Give a vector that is added to a product of higher rank a second axis.
 
@@ -123,7 +147,8 @@ class _Fitting:
         stem = value.name or "value"
         quantizer = self._node("QuantizeLinear", [value, *operands], f"{stem}_moved")
         result = self._node("DequantizeLinear", [quantizer.outputs[0], *operands], f"{stem}_dequantized")
-        quantizer.outputs[0].type = ir.TensorType(ir.DataType.INT8)
+        levels = like.inputs[0] if like.op_type == "DequantizeLinear" else like.outputs[0]
+        quantizer.outputs[0].type = None if levels is None else levels.type
         result.outputs[0].shape, result.outputs[0].type = value.shape, ir.TensorType(ir.DataType.FLOAT)
         return quantizer, result
 
