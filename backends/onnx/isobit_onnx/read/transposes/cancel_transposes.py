@@ -18,6 +18,8 @@ from isobit_onnx.read.transposes.moved_ops import Moved, Perm, inverse, is_ident
 
 Region = dict[ir.Node, Moved]
 
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
 
 def cancel_transposes(model: ir.Model) -> bool:
     """Take out, in place, the transposes that cancel. Returns whether anything was changed."""
@@ -58,6 +60,8 @@ class _Search:
         region = self._region(node, start)
         if all(entry.is_view for entry in region.values()):
             return  # nothing is gained by reading the same elements through another view
+        if any(use.node.op_type in _RECURRENT for member in region for value in member.outputs for use in value.uses()):
+            return  # cuts of initial states, which other frameworks cut in this order too
         key = tuple(sorted((id(member), entry.outputs[0]) for member, entry in region.items()))
         if key in self.rejected:
             return
