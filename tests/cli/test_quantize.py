@@ -67,7 +67,7 @@ def test_formats_overrides_and_exclusions_arrive(isobit, digits, calibration, tm
     )
     assert result.exit_code == 0, result.output
     assert "uint16 x int4/int8" in result.stdout or "uint16 x int8/int4" in result.stdout
-    assert "classifier.weight: float by your override" in result.stdout
+    assert "classifier.weight, classifier.bias: float by your override" in result.stdout
     assert "the first 32 of 40 samples are used" in result.stdout
     summary = (tmp_path / "out" / "summary.txt").read_text("utf-8")
     assert "percentile=99.9" in summary

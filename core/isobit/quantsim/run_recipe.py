@@ -11,6 +11,7 @@ from isobit.calibration.scheme import Calibrator
 from isobit.data import Batch
 from isobit.errors import (
     DataError,
+    FormatError,
     IsobitError,
     ModelError,
     OutputError,
@@ -29,7 +30,10 @@ from isobit.techniques.context import Requests
 logger = logging.getLogger(__name__)
 
 #: Errors of the data, the model or the machine, which no other step would be without.
-_NOT_OF_THE_STEP = (DataError, ModelError, PluginError, OutputError, RecipeError, TargetError, MemoryError)
+_NOT_OF_THE_STEP = (
+    *(DataError, FormatError, ModelError, PluginError, OutputError, RecipeError, TargetError),
+    MemoryError,
+)
 
 
 def run_recipe(simulation: Simulation, recipe: Recipe, passes: Passes, calibrator: Calibrator) -> None:

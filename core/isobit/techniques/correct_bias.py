@@ -148,7 +148,8 @@ def _fast(context: TechniqueContext, requests: Requests, layers: list[Node]) -> 
     It is the mean error that the layer itself makes: what comes in with its input is left to the layers before it.
     """
     means = _Means(requests.float, context.observe(requests).float)
-    model, encodings = context.model, context.encodings()
+    model = context.model
+    encodings = resolve_weights(model.graph, context.plan, model.weight, frozen=context.frozen)
     shifts = {}
     for layer in layers:
         weight = _quantized_weight(model, layer, encodings)
