@@ -144,7 +144,7 @@ def test_what_was_saved_loads_onto_the_model_built_again(make: Callable[[], kera
     rng = np.random.default_rng(0)
     model = make()
     data = rng.standard_normal((8, *model.inputs[0].shape[1:])).astype(np.float32)
-    sim = isobit.quantize(model, data, progress=False)
+    sim = isobit.quantize(model, data, recipe="basic", progress=False)  # encodings alone carry no corrections
     sim.save(tmp_path / "sim.isobit")
     sim.export(tmp_path / "out")
     again = make()
@@ -178,7 +178,7 @@ np.testing.assert_array_equal(next(iter(other.run(data).values())), np.load(fold
 def test_what_was_saved_loads_in_another_process(tmp_path) -> None:
     model = attention()
     data = np.random.default_rng(0).standard_normal((8, 5, 6)).astype(np.float32)
-    sim = isobit.quantize(model, data, progress=False)
+    sim = isobit.quantize(model, data, recipe="basic", progress=False)
     sim.save(tmp_path / "sim.isobit")
     sim.export(tmp_path / "out")
     model.save(tmp_path / "model.keras")

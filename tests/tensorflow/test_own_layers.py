@@ -140,7 +140,7 @@ def test_a_head_tied_to_its_embedding(kind: str) -> None:
     y = L.Dense(6, activation="tanh")(embedding(words))
     scores = embedding(y, reverse=True) if kind == "reversible" else Head(embedding, HEADS[kind])(y)
     model = keras.Model(words, scores)
-    sim = isobit.quantize(model, WORDS, progress=False)
+    sim = isobit.quantize(model, WORDS, recipe="basic", progress=False)
     assert [node.op for node in sim.graph.nodes] == ["Gather", "Linear", "Tanh", "Linear"]
     tables = {info.source for info in sim.graph.weights.values() if info.shape == (9, 6)}
     assert len(tables) == 1

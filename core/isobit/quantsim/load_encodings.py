@@ -18,7 +18,7 @@ from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import Placement, Plan, constant_name
 from isobit.quantsim.simulation import Simulation
 
-_ADDED = "the layer has no bias here; where it was corrected it got one, whose scale follows from input and weight"
+_ADDED = "the layer has no bias of its own here; a correction gave it one, whose scale follows from input and weight"
 
 
 @dataclass(frozen=True)
@@ -176,9 +176,13 @@ def _name(graph: Graph, placement: Placement) -> str:
 
 
 def _is_added_bias(name: str, graph: Graph) -> bool:
-    """Whether this is the name that an added bias gets, of a layer that has none here."""
-    node = next((node for node in graph.nodes if f"{node.name}.bias" == name), None)
-    return node is not None and node.op in ("Conv", "ConvTranspose", "Linear") and node.input(2) is None
+    """Whether this is the name of a bias that a correction gave a layer: it has none here, or shares one."""
+    for node in graph.nodes:
+        if node.op in ("Conv", "ConvTranspose", "Linear"):
+            bias = node.input(2)
+            if name == (f"{node.name}.bias" if bias is None else f"{bias}@{node.name}"):
+                return True
+    return False
 
 
 def _why_not(site: Site, graph: Graph, plan: Plan) -> str:
