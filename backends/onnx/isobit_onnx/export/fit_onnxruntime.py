@@ -1,8 +1,8 @@
 """A QDQ model in the forms that onnxruntime (1.32) loads at every level of optimisation. No value changes.
 
 Its optimiser copies quantizers of int8 past moves of values and then fails on the copies, and moves transposes to one
-alone of two inputs that are the same; it ends the process where such a copy is read in a body; its integer kernels take scales for granted that they cannot use; its fused norm
-takes in the cast in front of it.
+alone of two inputs that are the same; it ends the process where such a copy is read in a body; its integer kernels take
+scales for granted that they cannot use; its fused norm takes in the cast in front of it.
 """
 
 from __future__ import annotations
