@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from isobit.backend.checked_model import CheckedModel
-from isobit.graph.graph import Graph
+from isobit.graph.graph import Graph, Node
 from isobit.graph.sites import Input, Site, Tensor
 from isobit.placement.plan import Placement, Plan
 from isobit.statistics.channel_moments import ChannelMoments
@@ -65,8 +65,7 @@ class RegionError:
         for tensor in reversed(region.tensors):
             energy = np.zeros(moments[region.start].minimum.size)
             for node in own[tensor]:
-                squares = np.square(model.weight(node.inputs[1] or ""), dtype=np.float64)
-                energy = energy + summed_by_input(squares, groups_of(node))
+                energy = energy + _squared_weights(model, node)
             for step in region.steps:
                 if step.source == tensor:
                     energy = energy + step.share * energies[step.target]
@@ -81,8 +80,7 @@ class RegionError:
                 ExpectedError(seen, placement, tuple(quantized_weights(model, plan, layers)), energy, to_zero=True)
             )
             for node in layers:
-                squares = np.square(model.weight(node.inputs[1] or ""), dtype=np.float64)
-                signal += float((summed_by_input(squares, groups_of(node)) * _variance(seen)).sum())
+                signal += float((_squared_weights(model, node) * _variance(seen)).sum())
         return cls(tuple(parts), signal, energies[region.start])
 
     def before_curve(
@@ -118,6 +116,12 @@ class RegionError:
         changes = [Rescaling(row, np.zeros_like(row)) for row in factors]
         parts = self.parts if weights else [part.without_weights() for part in self.parts]
         return np.asarray(np.sum([part.after(changes) for part in parts], axis=0))
+
+
+def _squared_weights(model: CheckedModel, layer: Node) -> Floats:
+    """The squared weights that read each input channel of a layer, summed."""
+    squares = np.square(model.weight(layer.inputs[1] or ""), dtype=np.float64)
+    return np.asarray(summed_by_input(squares, groups_of(layer)))
 
 
 def _variance(moments: ChannelMoments) -> Floats:
