@@ -214,6 +214,7 @@ def test_random_networks_stay_the_same_function(seed: int) -> None:
             "pointwise": lambda s=source: net.op(str(rng.choice(POINTWISE)), s),
             "transpose": lambda s=source, p=permutation: net.op("Transpose", s, perm=p),
             "conv": lambda s=source: net.conv(s, 4, 4),
+            "weight on the left": lambda s=source: net.op("MatMul", net.weight(4, 4), s),
             "sum": lambda s=source, o=other: net.op("Add", s, o),
             "product": lambda s=source: net.op("Mul", s, net.vector(*((4,), (4, 1), (1, 4, 1), ())[rng.integers(4)])),
             "where": lambda s=source, o=other: net.op("Where", net.op("Less", s, o), s, net.constant(0.5)),
@@ -242,6 +243,21 @@ def test_random_networks_stay_the_same_function(seed: int) -> None:
     results = [name for name, _ in values[-4:]]
     feeds = {"x": rng.standard_normal((2, 4, 4, 4)).astype(np.float32)}
     opened_alike(net.model(*results), feeds, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["MatMul", "Gemm", "Einsum"])
+def test_products_that_are_read_transposed_stand_behind_what_is_moved(form: str) -> None:
+    """Their transposes are put in while a file is read, before anybody has inferred the shapes behind them."""
+    net = Nhwc()
+    net.inputs = [value("x", [6, 9])]
+    joined = net.op("Concat", net.op("Concat", "x", "x", axis=-1), "x", axis=1)
+    if form == "MatMul":
+        out = net.op("MatMul", net.weight(4, 6), net.op("Concat", net.op("Relu", joined), joined, axis=1))
+    elif form == "Gemm":
+        out = net.op("Gemm", joined, net.weight(6, 4), net.vector(4), transA=1)
+    else:
+        out = net.op("Einsum", joined, net.weight(6, 4), equation="ib,io->bo")
+    opened_alike(net.model(out), {"x": RNG.standard_normal((6, 9)).astype(np.float32)})
 
 
 def test_an_input_of_another_type_is_moved_too() -> None:
