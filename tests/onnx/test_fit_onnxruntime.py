@@ -192,7 +192,7 @@ def test_the_simulator_itself_loads_everywhere():
 
 
 @pytest.mark.parametrize("activations", ["float16", "bfloat16"])
-@pytest.mark.parametrize("form", ["one difference", "two differences", "of a sum", "without shift"])
+@pytest.mark.parametrize("form", ["one difference", "two differences", "of a sum", "without shift", "beside a float"])
 def test_small_floats_in_front_of_a_norm_in_steps(activations, form, tmp_path):
     """onnxruntime makes one node of the steps, of two types: it does not load."""
     x = "h" if form == "of a sum" else "x"
@@ -209,10 +209,13 @@ def test_small_floats_in_front_of_a_norm_in_steps(activations, form, tmp_path):
         node("Mul", "n scale", "m"),
         *([] if form == "without shift" else [node("Add", "m shift", "k")]),
         node("MatMul", "m w" if form == "without shift" else "k w", "y"),
+        *([node("Slice", "x zero one", "part")] if form == "beside a float" else []),  # it reads the value as it was
     ]
-    constants = {"two": np.float32(2), "epsilon": np.float32(1e-5), "scale": RNG.uniform(0.5, 2, 6)}
+    outputs = [value("y", ["n", 5, 4]), *([value("part", None)] if form == "beside a float" else [])]
+    ends = {name: constant(name, [end], np.int64) for name, end in (("zero", 0), ("one", 1))}
+    constants = {**(ends if form == "beside a float" else {}), "two": np.float32(2), "epsilon": np.float32(1e-5), "scale": RNG.uniform(0.5, 2, 6)}
     constants |= {"shift": RNG.standard_normal(6), "w": RNG.standard_normal((6, 4)), "a": RNG.standard_normal((6, 6))}
-    proto = model(nodes, [value("x", ["n", 5, 6])], [value("y", ["n", 5, 4])], constants, 17)
+    proto = model(nodes, [value("x", ["n", 5, 6])], outputs, constants, 17)
     batch = {"x": RNG.standard_normal((3, 5, 6)).astype(np.float32)}
     sim, path = check_exported(proto, batch, tmp_path, activations=activations)
     other = isobit.QuantSim(proto, activations=activations)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from isobit.encodings import Encoding
 from isobit.errors import OutputError
 from isobit_onnx.read.inference.map_types import load_file
+from isobit_onnx.read.rewrite import constant_of
 from isobit_onnx.translate.sites import NativeSite
 from isobit_onnx.translate.translate import view_chain
 
@@ -49,9 +51,16 @@ def _is_quantized(name: str, values: Mapping[str, ir.Value], outputs: set[str | 
 
 
 def _is_dequantized(value: ir.Value | None) -> bool:
-    """Whether a value, or what it is a view of, comes out of a DequantizeLinear or of a cast from a smaller float."""
+    """Whether a value, or what it is a view of, comes out of a DequantizeLinear or of a cast from a smaller float.
+
+    A Max with one constant, which sets a cast apart from the steps of a norm (`fit_onnxruntime`), changes nothing.
+    """
     for link in [] if value is None else view_chain(value):
         producer = link.producer()
-        if producer is not None and producer.op_type in ("DequantizeLinear", "Cast"):
+        if producer is None:
+            continue
+        if producer.op_type == "Max" and len(producer.inputs) == 2 and constant_of(producer.inputs[1]) == -np.inf:
+            return _is_dequantized(producer.inputs[0])
+        if producer.op_type in ("DequantizeLinear", "Cast"):
             return True
     return False
