@@ -213,7 +213,12 @@ def test_small_floats_in_front_of_a_norm_in_steps(activations, form, tmp_path):
     ]
     outputs = [value("y", ["n", 5, 4]), *([value("part", None)] if form == "beside a float" else [])]
     ends = {name: constant(name, [end], np.int64) for name, end in (("zero", 0), ("one", 1))}
-    constants = {**(ends if form == "beside a float" else {}), "two": np.float32(2), "epsilon": np.float32(1e-5), "scale": RNG.uniform(0.5, 2, 6)}
+    constants = {
+        **(ends if form == "beside a float" else {}),
+        "two": np.float32(2),
+        "epsilon": np.float32(1e-5),
+        "scale": RNG.uniform(0.5, 2, 6),
+    }
     constants |= {"shift": RNG.standard_normal(6), "w": RNG.standard_normal((6, 4)), "a": RNG.standard_normal((6, 6))}
     proto = model(nodes, [value("x", ["n", 5, 6])], outputs, constants, 17)
     batch = {"x": RNG.standard_normal((3, 5, 6)).astype(np.float32)}

@@ -55,9 +55,9 @@ def moved(node: ir.Node, perm: Perm, read: int | None = None, made: int | None =
 
 def rank_of(value: ir.Value | None) -> int | None:
     """The number of axes, None where it is not known. A Transpose says it where no shape was inferred."""
-    if value is None or value.shape is not None:
-        return None if value is None else len(value.shape)
-    producer = value.producer()
+    if value is not None and value.shape is not None:
+        return len(value.shape)
+    producer = value.producer() if value is not None else None
     if producer is None or producer.op_type != "Transpose" or producer.domain or "perm" not in producer.attributes:
         return None
     return len(producer.attributes["perm"].as_ints())
