@@ -53,8 +53,12 @@ class Executed:
             if not isinstance(site, Weight):
                 continue
             count += 1
-            integers = to_canonical(stored[f"{names[site].name}_quantized"], names[site].layout)
-            if not np.array_equal(encoding.dequantize(integers), self._simulated(site)):
+            kind = encoding.spec.type_name
+            is_half = kind in ("float16", "bfloat16")
+            written = stored[f"{names[site].name}_{kind if is_half else 'quantized'}"]
+            written = to_canonical(written.astype(np.float32) if is_half else written, names[site].layout)
+            values = written if is_half else encoding.dequantize(written)
+            if not np.array_equal(values, self._simulated(site)):
                 unequal.append(site.name)
         return count, unequal
 
