@@ -153,8 +153,8 @@ class QdqFile:
         self.proto = onnx.load(self.path)
         quantizes = {node.output[0]: node for node in self.proto.graph.node if node.op_type == "QuantizeLinear"}
         self.taps = []
-        for site in sim.backend_model.encodings():
-            if isinstance(site, Tensor):
+        for site, encoding in sim.backend_model.encodings().items():
+            if isinstance(site, Tensor) and encoding.spec.type_name not in ("float16", "bfloat16"):  # these are cast
                 node = quantizes[f"{self.names[site].name}_quantized"]
                 self.taps.append(Tap(site, node.input[0], node.output[0]))
         already_there = {value.name for value in (*self.proto.graph.output, *self.proto.graph.input)}
