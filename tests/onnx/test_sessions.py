@@ -18,7 +18,9 @@ from isobit.errors import EditError
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS
 from isobit_onnx.backend import OnnxBackend
+from isobit_onnx.export import run_written
 from isobit_onnx.model import OnnxModel
+from isobit_onnx.read import initializers
 from isobit_onnx.read.read_model import read_model
 from isobit_onnx.reference_networks import build_onnx
 from isobit_onnx.run import observe as onnx_observing
@@ -180,3 +182,28 @@ def test_a_model_that_onnxruntimes_own_fusions_break_is_run_as_it_is_written() -
     centred = whole - whole.mean(-1, keepdims=True)
     expected = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(OnnxBackend().open(proto).run({"x": data})["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["inverted_residual", "attention", "recurrent"])
+def test_large_weights_are_dequantized_as_they_are_read_in_the_first_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is run once, as an export checks it, holds no copy of its weights as floats. No bit changes."""
+    network = NETWORKS[name]()
+    batch = network.batch(4)
+    plain = isobit.QuantSim(build_onnx(network))
+    plain.calibrate([batch])
+    expected = plain.export(tmp_path / "plain").checks
+    simulated = plain.run(batch)
+    monkeypatch.setattr(initializers, "LARGE_WEIGHTS", 0)
+    monkeypatch.setattr(run_written, "_LARGE", 0)
+    sim = isobit.QuantSim(build_onnx(network))
+    sim.calibrate([batch])
+    model = sim.backend_model.inner
+    assert isinstance(model, OnnxModel)
+    for is_lean in (True, False, False):
+        outputs = sim.run(batch)
+        assert [session.is_lean for session in model._sessions.values()] == [is_lean]
+        for output, values in simulated.items():
+            np.testing.assert_array_equal(outputs[output], values)
+    assert sim.export(tmp_path / "lean").checks == expected

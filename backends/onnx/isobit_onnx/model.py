@@ -6,6 +6,7 @@ about as much as making a session, and nothing can drift apart.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -148,11 +149,13 @@ class OnnxModel:
         if self.conditions is not None:
             self.conditions.check(batch)
         off = frozenset(self._off)
-        if off not in self._sessions:
+        is_first = off not in self._sessions
+        if is_first or self._sessions[off].is_lean:
             self.release_sessions()
             while len(self._sessions) >= _KEPT_SESSIONS:
                 del self._sessions[next(iter(self._sessions))]
-            self._sessions[off] = Session(self.simulator(), self.providers)
+            is_lean = is_first and has_large_weights(self.float_model)  # many models are run once, to be checked
+            self._sessions[off] = Session(self.simulator(), self.providers, is_lean=is_lean)
         return self._sessions[off].run(batch)
 
     def release_sessions(self) -> None:
@@ -160,6 +163,7 @@ class OnnxModel:
         if has_large_weights(self.float_model):
             self._sessions.clear()
             self._observing = None
+            gc.collect()  # graphs refer to themselves: copies that are done with hold their arrays until then
 
     def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         """Outputs, or these tensors, of the model as it was given. Raises ModelError."""

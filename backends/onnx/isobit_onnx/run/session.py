@@ -58,14 +58,16 @@ class Session:
         plan_memory: bool = True,
         any_order: Collection[str] = (),
         blocked_after: int = 4,
+        is_lean: bool = False,
     ) -> None:
         """`providers` are onnxruntime's, in order of preference; without any, CUDA where it is there, then the CPU.
 
         `plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave.
         The run after `blocked_after` runs makes a session in blocked layout. `any_order` are outputs whose elements
-        may come in another order within each sample.
+        may come in another order within each sample. `is_lean` dequantizes weights as they are read: opened sooner and
+        smaller, but slower in each run.
         """
-        self._plan_memory, self._any_order = plan_memory, frozenset(any_order)
+        self._plan_memory, self._any_order, self.is_lean = plan_memory, frozenset(any_order), is_lean
         self._providers = chosen_providers(providers)
         on_cpu = self._providers == ["CPUExecutionProvider"]
         # Held where a session in blocked layout may take the place of the plain one, or the other way round.
@@ -92,7 +94,10 @@ class Session:
         try:
             with _serialized(model) as (source, weights):
                 try:
-                    session = onnxruntime.InferenceSession(source, self._options(weights), providers=self._providers)
+                    unwanted = ["ConstantFolding"] if self.is_lean else None
+                    session = onnxruntime.InferenceSession(
+                        source, self._options(weights), providers=self._providers, disabled_optimizers=unwanted
+                    )
                 except Exception as error:  # its own fusions can make an invalid graph: then it is run as it is written
                     _LOG.info("onnxruntime does not load the optimised model: %s", one_line(error))
                     options = self._options(weights)
