@@ -57,3 +57,23 @@ def test_every_reader_has_its_quantizer_in_the_file(tmp_path: Path):
     comparison = executed.compare(batch)
     assert comparison.equal == comparison.values
     assert comparison.quantizers > 2 * len(CALLS)
+
+
+@pytest.mark.parametrize("settings", [{}, {"activations": "int2 asymmetric"}, {"activations": "int16"}])
+def test_what_one_node_reads_and_the_model_returns_is_quantized_for_the_node(settings, tmp_path: Path):
+    """Both the input and a value inside are returned as they are, and quantized where a part of them is read."""
+    import onnxruntime
+
+    class Returned(nn.Module):
+        def forward(self, x):
+            inner = torch.tanh(x[:, -1])
+            return torch.relu(inner[:, :3]), x.reshape(x.shape[0], -1, 5), inner.reshape(-1, 5)
+
+    batch = torch.linspace(-2, 3, 4 * 6 * 5).reshape(4, 6, 5)
+    sim = isobit.quantize(Returned().eval(), [batch], progress=False, **settings)
+    result = sim.export(tmp_path)
+    assert not any(check.error for check in result.checks)
+    session = onnxruntime.InferenceSession(result["model"])
+    outputs = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+    for values, expected in zip(outputs, sim.run(batch).values(), strict=True):
+        np.testing.assert_allclose(values, expected, atol=1e-5)

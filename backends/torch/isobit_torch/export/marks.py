@@ -105,12 +105,12 @@ def marked_graph(graph: fx.Graph, translation: Translation) -> tuple[fx.Graph, d
 
 
 def _is_shared(translation: Translation, name: str) -> bool:
-    """Whether several inputs of nodes read a tensor, or a constant that an export keeps."""
+    """Whether several inputs of nodes read a tensor, one and an output of the model, or a constant that an export keeps."""
     graph = translation.graph
     if _is_complex(graph, name):
         return False
     if name in graph.tensors:
-        return len(graph.uses(name)) > 1
+        return len(graph.uses(name)) + (name in graph.output_tensors) > 1
     return len(graph.source_readers(name)) > 1 and (graph.weights[name].source or name) in translation.attributes
 
 
