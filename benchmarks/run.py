@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from first_use import first_use_seconds
 from memory import extra_peak_memory, print_peak
 from opening import OPENERS, open_network, stream_batches
+from processor import processor
 
 from isobit.placement import QuantConfig
 from isobit.plugins import registry
@@ -180,14 +181,7 @@ def in_own_process(backend: str) -> list[dict[str, Any]]:
 
 def machine() -> str:
     """What the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    return f"{processor()}; {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

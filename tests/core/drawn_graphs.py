@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from registries import own_registry
+from registries import rounds_all
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
@@ -14,7 +14,7 @@ from isobit.placement import Plan
 from isobit.targets import Target
 
 IMAGE = ("N", 4, 6, 6)
-TARGETS: Mapping[str, Target] = {name: own_registry().target(name) for name in ("default", "onnxruntime-cpu")}
+TARGETS: Mapping[str, Target] = {name: rounds_all(name) for name in ("default", "onnxruntime-cpu")}
 on_each_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 DEFAULT, ORT = TARGETS["default"], TARGETS["onnxruntime-cpu"]
 

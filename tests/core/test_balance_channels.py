@@ -124,8 +124,8 @@ def test_relu_lets_factors_through_for_nothing() -> None:
 
 def test_integers_of_depthwise_weights_stay() -> None:
     network = block(2)
-    plain = simulator(network, "onnxruntime-cpu")
-    sim, _ = balanced(network)
+    plain = simulator(network, "default")
+    sim, _ = balanced(network, target="default")
     for name in ("expand.weight", "depthwise.weight"):
         before, after = plain.backend_model.weight(name), sim.backend_model.weight(name)
         assert not np.array_equal(before, after)
@@ -138,11 +138,16 @@ def test_integers_of_depthwise_weights_stay() -> None:
 def test_only_what_is_balanced_is_rounded(target: str) -> None:
     """Conv -> quantizer -> Mul -> curve -> Mul -> quantizer -> depthwise Conv, and the factors stay as they are."""
     sim, report = balanced(block(1), target=target)
-    assert sum("a Mul" in text for text in report.changed) == 4
+    floats_at_the_input = target == "onnxruntime-cpu"  # where a Mul would gain nothing from integers
+    assert sum("a Mul" in text for text in report.changed) == 4 + floats_at_the_input
     rounded = {site for site, placement in sim.plan.placements.items() if placement.kind == "activation"}
     for node in sim.graph.nodes:
         if node.op == "Mul":
             before = sim.graph.producer(node.inputs[0])
+            if before is None:
+                assert floats_at_the_input
+                assert Tensor("x") not in rounded
+                continue
             assert (Tensor(node.inputs[0]) in rounded) == (before.op == "Conv")
             assert (Tensor(node.outputs[0]) in rounded) == (before.op == "HardSwish")
             assert Weight(node.inputs[1]) not in sim.plan.placements
@@ -166,7 +171,7 @@ def test_a_gate_carries_the_factors_of_what_it_opens() -> None:
 def test_what_is_clipped_by_the_kernel_of_the_layer_is_left_alone(target: str) -> None:
     """ReLU6 runs with the layer before it, and its result is rounded before a Mul could stand behind it."""
     _, report = balanced(block(6, curve="Clip"), target=target)
-    assert not report.changed
+    assert not [text for text in report.changed if text.startswith("act")]
     assert "other side of a Mul" in report.left["act1"]
 
 

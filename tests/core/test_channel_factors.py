@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from registries import rounds_all
 
 from isobit.graph import Graph, Tensor
 from isobit.graph.sites import Weight
 from isobit.placement import QuantConfig, place
-from isobit.plugins import registry
 from isobit.testing.networks import NetworkBuilder
 
 
@@ -24,7 +24,7 @@ def scaled(before: str, behind: str, shape: tuple[int, ...] = (8, 1, 1)) -> Grap
 
 
 def plan(graph: Graph, target: str, **config):
-    return place(graph, registry().target(target), QuantConfig(**config))
+    return place(graph, rounds_all(target), QuantConfig(**config))
 
 
 @pytest.mark.parametrize("target", ["default", "onnxruntime-cpu"])

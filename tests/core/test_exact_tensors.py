@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from registries import own_registry
+from registries import rounds_all
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
@@ -11,7 +11,7 @@ from isobit.graph import Graph, Input, Shape, Tensor, Weight
 from isobit.placement import QuantConfig, place
 from isobit.targets import Target
 
-TARGETS = [own_registry().target(name) for name in ("default", "onnxruntime-cpu")]
+TARGETS = [rounds_all(name) for name in ("default", "onnxruntime-cpu")]
 ROW = ("N", 8)
 
 

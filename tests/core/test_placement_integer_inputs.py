@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from registries import own_registry
+from registries import rounds_all
 from sketch import Sketch
 
 from isobit.canonical import canonicalize
 from isobit.graph import Graph, Input, Tensor, Weight
 from isobit.placement import Plan, place
 
-TARGETS = [own_registry().target(name) for name in ("default", "onnxruntime-cpu")]
+TARGETS = [rounds_all(name) for name in ("default", "onnxruntime-cpu")]
 
 
 def linear(sketch: Sketch, x: str, size: int) -> Graph:

@@ -238,3 +238,47 @@ def test_targets_by_name_and_by_file(own_plugins: Registry, tmp_path: Path) -> N
     with pytest.raises(TargetError, match=re.escape("unknown target 'defualt' (did you mean 'default'?); known are")):
         own_plugins.target("defualt")
     assert own_plugins.target(Path("default")).name == "default"
+
+
+COSTS = """
+[[costs]]
+processor = "a chip"
+quantize = 0.3
+dequantize = 0.2
+float = { Add = 1, Relu = 0.5 }
+integer = { Add = 0.5 }
+"""
+
+
+def test_costs_are_what_the_file_says() -> None:
+    assert parse_target(TOML, "chip.toml").costs == ()
+    (costs,) = parse_target(TOML + COSTS, "chip.toml").costs
+    assert (costs.processor, costs.quantize, costs.dequantize) == ("a chip", 0.3, 0.2)
+    assert (costs.floats, costs.integers) == ({"Add": 1.0, "Relu": 0.5}, {"Add": 0.5})
+    assert own_registry().target("onnxruntime-cpu").costs
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("[[costs]]", "[costs]", r"costs: must be tables written \[\[costs\]\]"),
+        ("quantize = 0.3\n", "", r"costs\[0\].quantize: this key is missing"),
+        ("quantize = 0.3", "quantise = 0.3", r"costs\[0\].quantise: unknown key \(did you mean 'quantize'"),
+        ("quantize = 0.3", "quantize = nan", r"costs\[0\].quantize: must be nanoseconds for an element.*found nan"),
+        ("quantize = 0.3", "quantize = -1", r"costs\[0\].quantize: must be nanoseconds"),
+        ("quantize = 0.3", "quantize = true", r"costs\[0\].quantize: must be nanoseconds"),
+        ('"a chip"', "[]", r"costs\[0\].processor: must be a text that names the processor"),
+        ("{ Add = 0.5 }", "0.5", r"costs\[0\].integer: must be a table of costs by operation"),
+        ("{ Add = 0.5 }", '{ Add = "1" }', r"costs\[0\].integer.Add: must be nanoseconds"),
+        ("{ Add = 0.5 }", "{ Mul = 0.5 }", r"costs\[0\].integer.Mul: needs the cost in float beside it"),
+        ("{ Add = 0.5 }", "{ Conv = 0.5 }", r"costs\[0\].integer.Conv: Conv has weights.*quantize.except"),
+        (
+            "{ Add = 0.5 }",
+            "{ Add = 0.5 }" + COSTS.replace("Add = 0.5", ""),
+            r"costs\[1\].integer: Add must be in every",
+        ),
+    ],
+)
+def test_costs_that_cannot_be_read(old: str, new: str, problem: str) -> None:
+    with pytest.raises(TargetError, match=r"^chip.toml: " + problem):
+        parse_target(TOML + COSTS.replace(old, new, 1), "chip.toml")

@@ -73,7 +73,8 @@ def test_small_parts_survive_large_ones(make: Callable[[], onnx.ModelProto], tar
     model = make()
     sim = isobit.quantize(model, X, target=target, progress=False)
     assert sim.report.counts["weight"] == 2
-    assert any("joins" in note and "kept apart" in note for note in sim.report.notes)
+    joined = any("joins" in note and "kept apart" in note for note in sim.report.notes)
+    assert joined == (target == "default")  # onnxruntime-cpu joins floats here, where integers gain no time
     exact, rounded = _run(model.SerializeToString()), _run(str(sim.export(tmp_path)["model"]))
     for part in (lambda values: values, _small):
         assert 10 * np.log10(np.square(part(exact)).sum() / np.square(part(exact) - part(rounded)).sum()) > 25
@@ -187,7 +188,9 @@ def test_what_calibration_never_saw_stays_in_float(
 ) -> None:
     model = make()
     sim = isobit.quantize(model, X, target=target, progress=False)
-    assert any("never saw" in note for note in sim.report.notes)
-    assert "calibration never saw a value of it" in sim.report.left_in_float.values()
+    unseen = "calibration never saw a value of it" in sim.report.left_in_float.values()
+    assert any("never saw" in note for note in sim.report.notes) == unseen
+    # onnxruntime-cpu hands on the last product in float, and what that reads has the range of what it is taken from
+    assert unseen or (target, make) == ("onnxruntime-cpu", detections)
     exact, rounded = _run(model.SerializeToString()), _run(str(sim.export(tmp_path)["model"]))
     assert 10 * np.log10(np.square(exact).sum() / np.square(exact - rounded).sum()) > 25

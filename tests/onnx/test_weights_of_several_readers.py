@@ -107,6 +107,9 @@ def test_the_file_loads_in_each_session(kind: str, target: str, tmp_path: Path) 
                 continue  # it loads and runs; this processor's sums are not exact
             # A value on the edge of two steps may fall either way in integer kernels.
             assert np.abs(executed - simulated).max() <= 0.05 * np.abs(simulated).max(), (level, entry)
+    if not sim.encodings:
+        assert (kind, target) == ("recurrent", "onnxruntime-cpu")  # which runs LSTM, and an Add of floats, in float
+        return
     again = isobit.QuantSim(proto, target=target)
     again.load_encodings(path)
     np.testing.assert_array_equal(next(iter(again.run(feeds).values())), simulated)

@@ -17,24 +17,21 @@ from isobit.edits.edit import Removed
 from isobit.encodings.quant_spec import PerChannel, PerTensor, QuantSpec
 from isobit.errors import FormatError
 from isobit.graph.graph import Graph, Node, Use
-from isobit.graph.ops import BROADCAST, RECURRENT, UNARY, VALUE_PRESERVING, WEIGHTED, operand
+from isobit.graph.ops import BROADCAST, RECURRENT, UNARY, VALUE_PRESERVING, WEIGHTED
 from isobit.graph.sites import Input, Site, Tensor, site_key
 from isobit.placement.channel_factors import channel_factors
 from isobit.placement.constants import ConstantPlacer, in_16_bits
 from isobit.placement.exact_tensors import exact_tensors
 from isobit.placement.fused_chains import Chain, find_chains
 from isobit.placement.inner_overrides import settle_inner_overrides
+from isobit.placement.masked_tensors import has_mask_constant, masked_tensors
 from isobit.placement.plan import Placement, Plan, inside_chain
 from isobit.placement.quant_config import QuantConfig
 from isobit.placement.signal_tensors import signal_tensors
+from isobit.placement.without_gain import without_gain
 from isobit.targets.target import Target
 
 logger = logging.getLogger(__name__)
-
-#: Constants this large are masks (attention's -1e9, -inf), not data.
-_MASK_MAGNITUDE = 1e8
-
-_MASKING = frozenset({"Add", "Sub", "Where", "Min", "Max"})
 
 
 def place(
@@ -72,11 +69,15 @@ class _Placer:
         self.floats: dict[str, str] = {}
         self.placements: dict[Site, Placement] = {}
         self.signal = signal_tensors(graph)
-        self.masked = self._masked_tensors()
+        self.masked = masked_tensors(graph, self.signal)
         self.exact = exact_tensors(graph, self.signal, lambda name: config.override(name)[0])
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
         excluded = frozenset(node.name for node in graph.nodes if self.config.excludes(node))
         chains = self._chains(excluded)
+        self.without_gain = self._without_gain(chains)
+        if self.without_gain:
+            self.quantized = {name: node for name, node in self.quantized.items() if name not in self.without_gain}
+            chains = self._chains(excluded)
         self.config = settle_inner_overrides(config, chains, self.inner, target.name)
         self.inner.update({tensor: chain.nodes[-1] for chain in chains for tensor in chain.inner})
         for chain in chains:
@@ -122,6 +123,19 @@ class _Placer:
         self.quantized = {name: node for name, node in self.quantized.items() if name not in candidates.nodes}
         return find_chains(self.graph, self.target, frozenset(self.quantized), excluded)
 
+    def _without_gain(self, chains: Sequence[Chain]) -> frozenset[str]:
+        """Nodes that the target's costs keep in float; what the user gave a format runs on integers."""
+        if self.activation_spec.type_name != self.target.activations.type_name:
+            return frozenset()  # costs are those of the target's own format
+        followers = {node.name: chain.nodes for chain in chains for node in chain.nodes[:1]}
+        asked = {site.node for site, _, wanted in self.config.single_inputs(self.graph) if wanted is not None}
+        for node in self.quantized.values():
+            last = followers.get(node.name, (node,))[-1]
+            overrides = (self.config.override(name) for name in (*node.inputs, *node.outputs, *last.outputs) if name)
+            if any(is_named and wanted is not None for is_named, wanted in overrides):
+                asked.add(node.name)
+        return without_gain(self.graph, self.target.costs, self.quantized, chains, asked, self._is_tie)
+
     def _runs_quantized(self, node: Node) -> bool:
         if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node) or self._joins(node):
             return False
@@ -133,13 +147,7 @@ class _Placer:
         if node.op in RECURRENT:  # lengths are no signal, and states may be learned
             data = [name for name in node.inputs[:1] if name in data]
         floats = [name for name in data if self._is_float(name)]
-        return bool(floats) and all(name in self.signal for name in data) and not self._has_mask_constant(node)
-
-    def _has_mask_constant(self, node: Node) -> bool:
-        unnamed = (name for i, name in enumerate(node.inputs) if operand(node.op, i) is None)
-        constants = (self.graph.weights[name] for name in unnamed if name in self.graph.weights and name)
-        # "not below" instead of "at or above", so that NaN counts as a mask too
-        return any(info.magnitude is not None and not info.magnitude < _MASK_MAGNITUDE for info in constants)
+        return bool(floats) and all(name in self.signal for name in data) and not has_mask_constant(self.graph, node)
 
     def _is_tie(self, node: Node) -> bool:
         if node.op not in self.target.same_encoding and node.op not in self.target.joint_encoding:
@@ -192,18 +200,6 @@ class _Placer:
     def _is_read(self, name: str) -> bool:
         """Whether anybody sees the tensor: an LSTM's first output often goes nowhere."""
         return bool(self.graph.uses(name)) or name in self.graph.output_tensors
-
-    def _masked_tensors(self) -> set[str]:
-        """Signals with an additive mask on them: a grid that reaches to -1e9 would have no levels left for the rest."""
-        masked: set[str] = set()
-        for node in self.graph.nodes:
-            floats = [n for n in node.inputs if n in self.graph.tensors and n is not None and self._is_float(n)]
-            added = any(name not in self.signal for name in floats) or self._has_mask_constant(node)
-            carried = node.op in VALUE_PRESERVING | _MASKING and any(name in masked for name in floats)
-            scaled = node.op == "Mul" and self._has_mask_constant(node)  # a mask of ones and zeros times -1e9
-            if carried or ((scaled or (node.op in _MASKING and added)) and node.outputs[0] in self.signal):
-                masked.update(node.outputs)
-        return masked
 
     def _tie_groups(self) -> dict[str, list[str]]:
         """Tensors that share an encoding, by the first of them in execution order."""
@@ -347,6 +343,8 @@ class _Placer:
             return "computed from shapes, masks or constants alone"
         if not self.target.quantizes(node.op) and not self._is_tie(node):
             return f"target {self.target.name!r} runs {node.op} in float"
+        if node.name in self.without_gain:
+            return f"integers gain no time here on {self.target.name}"
         if self._exists_in_float(name) and name not in self.awaited:
             return f"{node.op} leaves it in float for its readers"
         return f"{node.op} works on tensors that stay in float"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from isobit.targets.costs import Costs
 from isobit.targets.target import Target, load_target, parse_target
 
 __all__ = [
+    "Costs",
     "Target",
     "load_target",
     "parse_target",

@@ -14,6 +14,7 @@ from typing import Any
 from isobit.encodings.quant_spec import FLOAT_BITS, Granularity, Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.errors import FormatError, TargetError, TargetWarning, did_you_mean
 from isobit.graph.vocabulary import VOCABULARY
+from isobit.targets.costs import Costs, read_costs
 
 SCHEMA = 1
 
@@ -50,6 +51,7 @@ class Target:
     """A runtime: its formats, which ops it runs quantized, and which it runs as one.
 
     An op of `float_results` can hand on what it computes without rounding it: only quantized readers need it on a grid.
+    `costs` say, by processor, whether integers gain time: where they do not, an op stays in float.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Target:
     fixed_ranges: Mapping[str, tuple[float, float]]
     required_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     activation_granularities: tuple[str, ...] = ("per-tensor",)
+    costs: tuple[Costs, ...] = ()
     text: str = field(default="", repr=False, compare=False)  # the TOML it was read from
 
     def quantizes(self, op: str) -> bool:
@@ -156,6 +159,7 @@ def _warn_of_unknown_ops(target: Target, where: str) -> None:
         "fixed_ranges": frozenset(target.fixed_ranges),
         "required_ranges": frozenset(target.required_ranges),
         "fusions": frozenset(op for fusion in target.fusions for step in fusion for op in step.ops),
+        "costs": frozenset(op for table in target.costs for op in (*table.floats, *table.integers)),
     }
     for key, ops in named.items():
         for op in sorted(ops - VOCABULARY):
@@ -176,7 +180,16 @@ class _Reader:
         return TargetError(f"{self.where}: {key}: {problem}")
 
     def read(self, data: Mapping[str, Any]) -> Target:
-        allowed_keys = {"schema", "name", "description", "fusions", "fixed_ranges", "required_ranges", *_TABLES}
+        allowed_keys = {
+            "schema",
+            "name",
+            "description",
+            "fusions",
+            "fixed_ranges",
+            "required_ranges",
+            "costs",
+            *_TABLES,
+        }
         for key in data:
             if key not in allowed_keys:
                 raise self.fail(
@@ -211,6 +224,7 @@ class _Reader:
             fixed_ranges=self.ranges(data, "fixed_ranges"),
             required_ranges=self.ranges(data, "required_ranges"),
             activation_granularities=self.words(activations, "activations", "granularities") or ("per-tensor",),
+            costs=read_costs(data.get("costs", []), self.where),
         )
         for key, spec, known_types in (
             ("activations", target.activations, target.activation_types),

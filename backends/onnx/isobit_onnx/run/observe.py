@@ -137,6 +137,8 @@ class ObservingSession:
                 observer.update(_as_float32(values[names.whole]), item.channel_axis)
             elif observer.wants == "means":
                 means = values[names.mean]
+                if not values[names.count]:
+                    continue  # nothing was found in this batch, and nothing has no mean
                 if item.channel_axis != 0:  # of each sample: few enough to be added in float64
                     means = np.asarray(np.mean(means, axis=0, dtype=np.float64, keepdims=means.ndim == 1))
                 observer.add_means(means, int(values[names.count]) // means.size)

@@ -1,0 +1,145 @@
+"""What operations cost in float and in integers on this processor, as the ``[[costs]]`` table of a target file.
+
+    python benchmarks/costs.py
+
+Each operation runs alone in onnxruntime, once in float and once between QuantizeLinear and DequantizeLinear, on one
+thread; onnxruntime's own profile says what its kernels took. A cost is nanoseconds for an element of the largest tensor
+that the operation reads or computes, the least of the runs and of rounds over all operations, since machines are
+shared. An operation for which the profile names no kernel of integers is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+from processor import processor
+
+Shape = tuple[int, ...]
+
+#: Op, its attributes and the shapes of its inputs: those of a layer in the middle of a CNN, and of an attention.
+OPERATIONS: Mapping[str, tuple[Mapping[str, Any], Sequence[Shape]]] = {
+    "Add": ({}, [(1, 64, 56, 56), (1, 64, 56, 56)]),
+    "Mul": ({}, [(1, 64, 56, 56), (1, 64, 1, 1)]),
+    "AveragePool": ({"kernel_shape": (3, 3), "strides": (2, 2)}, [(1, 64, 56, 56)]),
+    "GlobalAveragePool": ({}, [(1, 64, 56, 56)]),
+    "LeakyRelu": ({}, [(1, 64, 56, 56)]),
+    "Sigmoid": ({}, [(1, 64, 56, 56)]),
+    "Softmax": ({"axis": -1}, [(1, 12, 128, 128)]),
+    "Concat": ({"axis": 1}, [(1, 32, 56, 56), (1, 32, 56, 56)]),
+}
+_OPSET = 21
+_FLOAT_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+
+
+def model_of(op: str, attributes: Mapping[str, Any], shapes: Sequence[Shape], *, quantized: bool) -> onnx.ModelProto:
+    """A model of one operation; `quantized` with grids of 8 bits on what it reads and computes."""
+    grid = {"scale": np.float32(1 / 32), "zero": np.uint8(128), "one": np.float32(1 / 256), "nought": np.uint8(0)}
+    nodes, names = [], []
+
+    def on_grid(source: str, result: str, of: tuple[str, str]) -> None:
+        nodes.append(helper.make_node("QuantizeLinear", [source, *of], [f"{source}.q"]))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{source}.q", *of], [result]))
+
+    for index in range(len(shapes)):
+        names.append(f"x{index}")
+        if quantized:
+            on_grid(f"x{index}", f"x{index}.dq", ("scale", "zero"))
+            names[-1] += ".dq"
+    nodes.append(helper.make_node(op, names, ["r" if quantized else "y"], op, **attributes))
+    if quantized:
+        on_grid("r", "y", ("one", "nought") if op in ("Sigmoid", "Softmax") else ("scale", "zero"))
+    inputs = [helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, shape) for i, shape in enumerate(shapes)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    constants = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in grid.items()]
+    graph = helper.make_graph(nodes, op, inputs, outputs, constants if quantized else [])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
+
+
+def kernel_times(model: onnx.ModelProto, runs: int) -> dict[str, float]:
+    """Least nanoseconds of one run of each kernel of a model, by operation, for the longest of its nodes."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        feeds = {i.name: random.standard_normal(i.shape, np.float32) for i in session.get_inputs()}
+        for _ in range(runs):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    times: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            times.setdefault((event["args"]["op_name"], event["name"]), []).append(1e3 * event["dur"])
+    longest: dict[str, float] = {}
+    for (op, _), values in times.items():
+        longest[op] = max(longest.get(op, 0.0), min(values))
+    return longest
+
+
+def measure(runs: int) -> dict[str, Any]:
+    """The table of this processor."""
+    floats: dict[str, float] = {}
+    integers: dict[str, float] = {}
+    conversions: dict[str, list[float]] = {name: [] for name in _FLOAT_CONVERSIONS}
+    for op, (attributes, shapes) in OPERATIONS.items():
+        size = sum(int(np.prod(shape)) for shape in shapes) if op == "Concat" else int(np.prod(shapes[0]))
+        in_float = kernel_times(model_of(op, attributes, shapes, quantized=False), runs)
+        in_integers = kernel_times(model_of(op, attributes, shapes, quantized=True), runs)
+        conversions["QuantizeLinear"].append(in_integers.pop("QuantizeLinear") / int(np.prod(shapes[0])))
+        if op in ("Add", "Mul", "LeakyRelu", "Sigmoid", "Softmax"):  # results as large as the first input
+            conversions["DequantizeLinear"].append(in_integers.pop("DequantizeLinear") / size)
+        kernel = next((time for name, time in in_integers.items() if name.startswith("QLinear")), None)
+        if kernel is not None:
+            floats[op], integers[op] = in_float[op] / size, kernel / size
+    return {
+        "quantize": statistics.median(conversions["QuantizeLinear"]),
+        "dequantize": statistics.median(conversions["DequantizeLinear"]),
+        "float": floats,
+        "integer": integers,
+    }
+
+
+def least(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The least of each figure."""
+    first = tables[0]
+    return {
+        key: least([table[key] for table in tables]) if isinstance(first[key], Mapping) else min(t[key] for t in tables)
+        for key in first
+    }
+
+
+def as_toml(table: Mapping[str, Any]) -> str:
+    """The table as a target file holds it."""
+    lines = ["[[costs]]", f'processor = "{processor()}"']
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines.append(f"{key} = {{ " + ", ".join(f"{op} = {cost:.3g}" for op, cost in value.items()) + " }")
+        else:
+            lines.append(f"{key} = {value:.3g}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100, help="runs of each operation in each round")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    print(as_toml(least([measure(arguments.runs) for _ in range(arguments.rounds)])), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Signals with an additive mask on them: a grid that reaches to -1e9 would have no levels left for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from isobit.graph.graph import Graph, Node
+from isobit.graph.ops import VALUE_PRESERVING, operand
+
+#: Constants this large are masks (attention's -1e9, -inf), not data.
+_MASK_MAGNITUDE = 1e8
+
+_MASKING = frozenset({"Add", "Sub", "Where", "Min", "Max"})
+
+
+def masked_tensors(graph: Graph, signal: Collection[str]) -> set[str]:
+    """The tensors of `graph` that a mask was put on, of those that carry the signal."""
+    masked: set[str] = set()
+    for node in graph.nodes:
+        floats = [
+            n for n in node.inputs if n in graph.tensors and n is not None and graph.tensors[n].dtype == "float32"
+        ]
+        added = any(name not in signal for name in floats) or has_mask_constant(graph, node)
+        carried = node.op in VALUE_PRESERVING | _MASKING and any(name in masked for name in floats)
+        scaled = node.op == "Mul" and has_mask_constant(graph, node)  # a mask of ones and zeros times -1e9
+        if carried or ((scaled or (node.op in _MASKING and added)) and node.outputs[0] in signal):
+            masked.update(node.outputs)
+    return masked
+
+
+def has_mask_constant(graph: Graph, node: Node) -> bool:
+    """Whether a node reads a constant as large as a mask's, beside its weights."""
+    unnamed = (name for i, name in enumerate(node.inputs) if operand(node.op, i) is None)
+    constants = (graph.weights[name] for name in unnamed if name in graph.weights and name)
+    # "not below" instead of "at or above", so that NaN counts as a mask too
+    return any(info.magnitude is not None and not info.magnitude < _MASK_MAGNITUDE for info in constants)
