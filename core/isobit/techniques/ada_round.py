@@ -43,7 +43,7 @@ class AdaRound:
     activation_aware: bool = False
     damping: float = 0.01
     rows: int = ROW_LIMIT
-    memory: int = 1 << 30
+    memory: int = 1 << 29
 
     @property
     def uses_data(self) -> bool:
@@ -63,7 +63,7 @@ class AdaRound:
         searched = self.scales == "searched"
         encoding = problem.searched() if searched else problem.min_max()
         grid = problem.grid(encoding)
-        nearest, fed_back = grid.nearest(problem.matrix), gptq(objective, grid)
+        nearest, fed_back = grid.nearest(problem.matrix), gptq(objective, grid, problem.matrix)
         worse = objective.error(grid.values(fed_back)) > objective.error(grid.values(nearest))
         integers = np.where(worse[..., None], nearest, fed_back)
         for sweeps in _FITTING if searched else ():

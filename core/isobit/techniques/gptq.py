@@ -30,7 +30,7 @@ class GPTQ:
     correct_bias: bool = True
     damping: float = 0.01
     rows: int = ROW_LIMIT
-    memory: int = 1 << 30
+    memory: int = 1 << 29
 
     @property
     def uses_data(self) -> bool:
@@ -47,4 +47,5 @@ class GPTQ:
 
     def _solve(self, problem: Problem) -> Solution:
         encoding = problem.searched() if self.scales == "searched" else problem.min_max()
-        return gptq(problem.objective, problem.grid(encoding), activation_order=self.activation_order), encoding
+        grid = problem.grid(encoding)
+        return gptq(problem.objective, grid, problem.matrix, activation_order=self.activation_order), encoding

@@ -24,7 +24,7 @@ class SequentialMse:
     correct_bias: bool = True
     damping: float = 0.01
     rows: int = ROW_LIMIT
-    memory: int = 1 << 30
+    memory: int = 1 << 29
 
     @property
     def uses_data(self) -> bool:
