@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -31,6 +31,8 @@ class AdaRound:
     clip, a LeakyRelu or a PRelu: on the sampled rows themselves, of which those count for nothing whose output is cut
     off in both models. The errors of the report are then those behind the activation.
 
+    `sequential="auto"` rounds layer after layer where some weights have fewer than 8 bits, and else all from one pass.
+
     The other settings are those of `isobit.techniques.rounding.procedure.Procedure`.
 
     Source of the problem: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
@@ -38,7 +40,7 @@ class AdaRound:
 
     scales: Literal["searched", "minmax"] = "searched"
     sweeps: int = 1
-    sequential: bool = False
+    sequential: bool | Literal["auto"] = False
     correct_bias: bool = True
     activation_aware: bool = False
     damping: float = 0.01
@@ -50,13 +52,24 @@ class AdaRound:
         """Always."""
         return True
 
+    @property
+    def rounds_weights(self) -> bool:
+        """Always."""
+        return True
+
     def requests(self, context: TechniqueContext) -> Requests:
         """The ranges, and rows of the inputs of all layers where they fit into `memory` together."""
-        return Procedure.of(self).requests(context)
+        return self._procedure(context).requests(context)
 
     def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Write rounded weights; needs data that serves two passes, or what was observed of it."""
-        return round_weights("AdaRound", context, Procedure.of(self), self._solve)
+        return round_weights("AdaRound", context, self._procedure(context), self._solve)
+
+    def _procedure(self, context: TechniqueContext) -> Procedure:
+        """That of the settings, for the plan there is."""
+        bits = [placement.spec.bits for placement in context.plan.of_kind("weight") if placement.spec.is_integer]
+        sequential = min(bits, default=8) < 8 if self.sequential == "auto" else self.sequential
+        return replace(Procedure.of(self), sequential=sequential)
 
     def _solve(self, problem: Problem) -> Solution:
         layer, objective = problem.layer, problem.objective

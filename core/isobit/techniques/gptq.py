@@ -37,6 +37,11 @@ class GPTQ:
         """Always."""
         return True
 
+    @property
+    def rounds_weights(self) -> bool:
+        """Always."""
+        return True
+
     def requests(self, context: TechniqueContext) -> Requests:
         """The ranges, and rows of the inputs of all layers where they fit into `memory` together."""
         return Procedure.of(self).requests(context)

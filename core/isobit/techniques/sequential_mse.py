@@ -31,6 +31,11 @@ class SequentialMse:
         """Always."""
         return True
 
+    @property
+    def rounds_weights(self) -> bool:
+        """Always."""
+        return True
+
     def requests(self, context: TechniqueContext) -> Requests:
         """The ranges, and rows of the inputs of all layers where they fit into `memory` together."""
         return Procedure.of(self).requests(context)
