@@ -10,10 +10,12 @@ from isobit.graph import Weight
 from isobit.placement import Placement
 from isobit.statistics import Gram, Patches, Rows
 from isobit.techniques import GPTQ, AdaRound, SequentialMse
-from isobit.techniques.rounding import output_error, row_objective
+from isobit.techniques.rounding import chunks, output_error, row_objective
+from isobit.techniques.rounding.chunks import solve_in_chunks
+from isobit.techniques.rounding.damping import DAMPINGS
 from isobit.techniques.rounding.layers import Layer
 from isobit.techniques.rounding.objective import Objective
-from isobit.techniques.rounding.procedure import Problem
+from isobit.techniques.rounding.problem import Problem
 
 SPECS = ["int4 per-tensor", "int4 per-channel", "uint4 per-channel", "int4 block=8", "int4 lpbq=8"]
 
@@ -101,6 +103,43 @@ def test_large_layers_are_solved_nearly_as_well(spec: str) -> None:
         assert shares[1] < 1.5 * shares[0]
         reached.append(shares[1])
     assert reached[0] > reached[1] >= reached[2]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_chunks_of_outputs_are_solved_alike(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three outputs at a time, and all at once where they share a scale: the same integers and scales."""
+    patches = PATCHES[0]
+    weight, rows = case(patches)
+    layer = layer_of(patches, spec)
+    problem = Problem(
+        layer, weight, output_error.output_error(layer, patches.matrix(weight), [(rows, None)], centered=True)
+    )
+    expected_integers, expected = solve_in_chunks(problem, AdaRound()._solve)
+    monkeypatch.setattr(chunks, "WEIGHTS", 3 * 96)
+    integers, encoding = solve_in_chunks(problem, AdaRound()._solve)
+    np.testing.assert_array_equal(integers, expected_integers)
+    assert encoding == expected
+
+
+def test_damping_is_found_where_data_is_little() -> None:
+    """On new data weights rounded with the damping that halves choose err less than with the least one."""
+    rng = np.random.default_rng(3)
+    patches = Patches("Linear", (24, 64))
+    weight = rng.standard_normal(patches.weight_shape).astype(np.float32)
+    mix = np.eye(64) + 0.2 * rng.standard_normal((64, 64))
+    layer = layer_of(patches)
+    new, errors = rng.standard_normal((4000, 64)) @ mix, {}
+    for count in (96, 8000):
+        rows = rows_of(patches, rng.standard_normal((count, 64)) @ mix)
+        for damping in (None, DAMPINGS[0]):
+            found = output_error.output_error(layer, patches.matrix(weight), [(rows, None)], damping, centered=False)
+            integers, encoding = AdaRound()._solve(Problem(layer, weight, found))
+            rounded = encoding.dequantize(integers.reshape(weight.shape))
+            errors[count, damping] = np.square(new @ (rounded - weight).T).mean()
+            if damping is None:
+                assert (found.damping > DAMPINGS[0]) == (count == 96)
+    assert errors[96, None] < 0.97 * errors[96, DAMPINGS[0]]
+    assert errors[8000, None] <= errors[8000, DAMPINGS[0]]
 
 
 def test_what_few_rows_cannot_teach_is_not_learnt() -> None:

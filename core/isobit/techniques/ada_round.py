@@ -11,7 +11,8 @@ from isobit.statistics.layer_rows.rows import ROW_LIMIT
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.rounding.coordinate_descent import coordinate_descent
 from isobit.techniques.rounding.gptq_solver import gptq
-from isobit.techniques.rounding.procedure import Problem, Procedure, Solution, round_weights
+from isobit.techniques.rounding.problem import Problem, Solution
+from isobit.techniques.rounding.procedure import Procedure, round_weights
 from isobit.techniques.rounding.scale_search import fitted_scale
 from isobit.techniques.technique import TechniqueReport
 
@@ -43,7 +44,7 @@ class AdaRound:
     sequential: bool | Literal["auto"] = False
     correct_bias: bool = True
     activation_aware: bool = False
-    damping: float = 0.01
+    damping: float | None = None
     rows: int = ROW_LIMIT
     memory: int = 1 << 29
 

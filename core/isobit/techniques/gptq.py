@@ -8,7 +8,8 @@ from typing import Literal
 from isobit.statistics.layer_rows.rows import ROW_LIMIT
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.rounding.gptq_solver import gptq
-from isobit.techniques.rounding.procedure import Problem, Procedure, Solution, round_weights
+from isobit.techniques.rounding.problem import Problem, Solution
+from isobit.techniques.rounding.procedure import Procedure, round_weights
 from isobit.techniques.technique import TechniqueReport
 
 
@@ -28,7 +29,7 @@ class GPTQ:
     sweeps: int = 1
     sequential: bool = False
     correct_bias: bool = True
-    damping: float = 0.01
+    damping: float | None = None
     rows: int = ROW_LIMIT
     memory: int = 1 << 29
 

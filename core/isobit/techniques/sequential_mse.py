@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from isobit.statistics.layer_rows.rows import ROW_LIMIT
 from isobit.techniques.context import Requests, TechniqueContext
-from isobit.techniques.rounding.procedure import Problem, Procedure, Solution, round_weights
+from isobit.techniques.rounding.problem import Problem, Solution
+from isobit.techniques.rounding.procedure import Procedure, round_weights
 from isobit.techniques.rounding.scale_search import CANDIDATES
 from isobit.techniques.technique import TechniqueReport
 
@@ -22,7 +23,7 @@ class SequentialMse:
     sweeps: int = 1
     sequential: bool = False
     correct_bias: bool = True
-    damping: float = 0.01
+    damping: float | None = None
     rows: int = ROW_LIMIT
     memory: int = 1 << 29
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -39,6 +39,15 @@ class OutputError(Protocol):
         """c: the power of the float layer's output, (groups, outputs)."""
         ...
 
+    @property
+    def damping(self) -> float:
+        """What a change of a weight costs for itself, in means of the diagonal of the second moments."""
+        ...
+
+    def outputs(self, some: slice) -> OutputError:
+        """The error of these outputs alone."""
+        ...
+
     def error(self, weight: NDArray[np.floating], outputs: Outputs = ALL) -> Matrix:
         """The error of each of these output channels, (groups, outputs)."""
         ...
@@ -70,6 +79,7 @@ class Objective:
     constant: Matrix
     origin: Matrix | None = None
     least: bool = False
+    damping: float = 0.0
 
     @classmethod
     def of(cls, weight: NDArray[np.float32], gram: Gram, damping: float = 0.01) -> Objective:
@@ -86,12 +96,17 @@ class Objective:
         diagonal = np.arange(gram.columns)
         hessian[:, diagonal, diagonal] += ridge
         constant = (power * w).sum(axis=-1) + ridge * np.square(w).sum(axis=-1)
-        return cls(hessian, linear + ridge[..., None] * w, constant, w, not gram.has_reference)
+        return cls(hessian, linear + ridge[..., None] * w, constant, w, not gram.has_reference, damping)
+
+    def outputs(self, some: slice) -> Objective:
+        """The error of these outputs alone."""
+        origin = None if self.origin is None else self.origin[:, some]
+        return replace(self, linear=self.linear[:, some], constant=self.constant[:, some], origin=origin)
 
     def toward(self, target: Matrix, error: Matrix) -> Objective:
         """The same curvature with its least error, (groups, outputs), at another weight."""
         linear = target @ self.hessian
-        return Objective(self.hessian, linear, (linear * target).sum(axis=-1) + error, target, True)
+        return Objective(self.hessian, linear, (linear * target).sum(axis=-1) + error, target, True, self.damping)
 
     def error(self, weight: NDArray[np.floating], outputs: Outputs = ALL) -> Matrix:
         """The error of each of these output channels, (groups, outputs)."""

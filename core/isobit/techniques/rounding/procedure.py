@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from isobit.backend.checked_model import CheckedModel
 from isobit.edits.edit import AddBias, Edit, SetWeights
 from isobit.encodings.encoding import Encoding
-from isobit.encodings.ranges import encode_weight
 from isobit.errors import DataError
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Input, Site
@@ -21,11 +20,10 @@ from isobit.statistics.observer import Request
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.rounding.activated_error import ActivatedError
 from isobit.techniques.rounding.activation import activation_behind
-from isobit.techniques.rounding.grid import Grid
+from isobit.techniques.rounding.chunks import solve_in_chunks
 from isobit.techniques.rounding.layers import Layer, find_layers
-from isobit.techniques.rounding.objective import OutputError
 from isobit.techniques.rounding.output_error import LARGE, output_error
-from isobit.techniques.rounding.scale_search import CANDIDATES, search_scale
+from isobit.techniques.rounding.problem import Problem, Solution
 from isobit.techniques.technique import TechniqueReport
 
 #: About so many rows for each column of a layer's weight: more rows hardly change its second moments.
@@ -58,7 +56,7 @@ class Procedure:
     sweeps: int = 1
     sequential: bool = False
     correct_bias: bool = True
-    damping: float = 0.01
+    damping: float | None = None
     rows: int = ROW_LIMIT
     memory: int = 1 << 29
     activation_aware: bool = False
@@ -109,47 +107,6 @@ class Procedure:
         return Requests(ranges=True, quantized=_requests(self.empty_rows(layers), "after"))
 
 
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """One layer to solve: its float weight, canonical, the error of its output, and that behind its activation.
-
-    The latter is there for a procedure that is `activation_aware`, where one node with a known activation reads.
-    """
-
-    layer: Layer
-    weight: NDArray[np.float32]
-    objective: OutputError
-    activated: ActivatedError | None = None
-
-    @property
-    def matrix(self) -> NDArray[np.float32]:
-        """The weight as (groups, outputs, columns)."""
-        return self.layer.patches.matrix(self.weight)
-
-    def share(self, matrix: NDArray[np.float32]) -> float:
-        """The error of a weight as a matrix, as a share of the output's power; behind the activation if known."""
-        error = self.objective.error if self.activated is None else self.activated.error
-        power = self.objective.constant if self.activated is None else self.activated.power
-        return float(error(matrix).sum() / (power.sum() or 1.0))
-
-    def min_max(self) -> Encoding:
-        """The encoding that calibration would choose."""
-        placement = self.layer.placement
-        return encode_weight(
-            self.weight, placement.spec, channel_axis=placement.channel_axis, block_axis=placement.block_axis
-        )
-
-    def searched(self, candidates: int = CANDIDATES) -> Encoding:
-        """The encoding whose scales make the least error of the layer's output with nearest rounding."""
-        return search_scale(self.weight, self.layer.placement, self.layer.patches, self.objective, candidates)
-
-    def grid(self, encoding: Encoding) -> Grid:
-        """The grid of an encoding of this weight."""
-        return Grid.of(encoding, self.layer.patches)
-
-
-#: Integers (groups, outputs, columns) and their encoding.
-Solution = tuple[NDArray[np.float64], Encoding]
 Solve = Callable[[Problem], Solution]
 
 
@@ -240,8 +197,9 @@ class _Run:
             objective = output_error(layer, matrix, list(seen.values()), self.procedure.damping, centered=centered)
         except DataError as fault:
             raise DataError(f"input of {' and '.join(map(repr, layer.readers))}: {fault}") from fault
-        problem = Problem(layer, weight, objective, self._activated(layer, matrix, rows, centered))
-        integers, encoding = self.solve(problem)
+        activated = self._activated(layer, matrix, rows, centered, objective.damping)
+        problem = Problem(layer, weight, objective, activated)
+        integers, encoding = solve_in_chunks(problem, self.solve)
         rounded = np.asarray(encoding.dequantize(integers.reshape(weight.shape)), np.float32)
         biases = {}
         for name, (x, r) in seen.items() if centered else ():
@@ -261,7 +219,7 @@ class _Run:
         return _Solved(layer, encoding, rounded, biases, note, nearest_error, error)
 
     def _activated(
-        self, layer: Layer, matrix: NDArray[np.float32], rows: dict[str, Rows], centered: bool
+        self, layer: Layer, matrix: NDArray[np.float32], rows: dict[str, Rows], centered: bool, damping: float
     ) -> ActivatedError | None:
         if not self.procedure.activation_aware or len(layer.readers) > 1:
             return None
@@ -280,7 +238,7 @@ class _Run:
             matrix,
             bias,
             centered=centered,
-            damping=self.procedure.damping,
+            damping=damping,
         )
 
     def encodings(self) -> dict[Site, Encoding]:

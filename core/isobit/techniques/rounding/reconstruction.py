@@ -37,7 +37,7 @@ def reconstruction(weight: NDArray[np.float32], total: Gram, halves: Sequence[Gr
     best = (0.0, 0.0, 0.0)
     for ridge in _RIDGES if len(halves) > 1 else ():
         along = across = 0.0
-        for fitted, judge in _pairs(halves):
+        for fitted, judge in (halves, halves[::-1]):
             change = _change(w, fitted, ridge)
             along += float((change * _missing(w, judge)).sum())
             across += float(((change @ judge.second) * change).sum())
@@ -48,12 +48,6 @@ def reconstruction(weight: NDArray[np.float32], total: Gram, halves: Sequence[Gr
         return own.toward(w, _error(w, w, total))
     target = w + share * _change(w, total, ridge)
     return own.toward(target, _error(target, w, total))
-
-
-def _pairs(halves: Sequence[Gram]) -> list[tuple[Gram, Gram]]:
-    """What is fitted to and what judges it: even and odd samples, whatever the reader."""
-    even, odd = Gram.sum(halves[0::2]), Gram.sum(halves[1::2])
-    return [(even, odd), (odd, even)]
 
 
 def _missing(weight: Matrix, gram: Gram) -> Matrix:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -50,6 +50,10 @@ class RowObjective:
             rows = [x - x.mean(axis=0, dtype=np.float64).astype(np.float32) for x in rows]
         x = np.ascontiguousarray(np.concatenate(rows).transpose(1, 0, 2))
         return cls(x, weight.astype(np.float64), damping, max(1, PART // multiple) * multiple)
+
+    def outputs(self, some: slice) -> RowObjective:
+        """The error of these outputs alone."""
+        return replace(self, weight=self.weight[:, some])
 
     @cached_property
     def ridge(self) -> Matrix:
