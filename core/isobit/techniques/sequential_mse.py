@@ -23,7 +23,7 @@ class SequentialMse:
     sweeps: int = 1
     sequential: bool = False
     correct_bias: bool = True
-    damping: float | None = None
+    damping: float = 0.01
     rows: int = ROW_LIMIT
     memory: int = 1 << 29
 
