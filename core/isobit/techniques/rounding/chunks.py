@@ -13,7 +13,7 @@ from isobit.encodings.quant_spec import PerTensor
 from isobit.techniques.rounding.problem import Problem, Solution
 
 #: Weights that are solved at once, about: solvers hold some twenty numbers for each.
-WEIGHTS = 1 << 20
+WEIGHTS = 1 << 19
 
 
 def solve_in_chunks(problem: Problem, solve: Callable[[Problem], Solution]) -> Solution:

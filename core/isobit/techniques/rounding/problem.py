@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from isobit.encodings.encoding import Encoding
 from isobit.encodings.ranges import encode_weight
-from isobit.techniques.rounding.activated_error import ActivatedError
+from isobit.techniques.rounding.behind_activation.activated_error import ActivatedError
 from isobit.techniques.rounding.grid import Grid
 from isobit.techniques.rounding.layers import Layer
 from isobit.techniques.rounding.objective import OutputError

@@ -18,8 +18,8 @@ from isobit.graph.sites import Input, Site
 from isobit.statistics.layer_rows.rows import ROW_LIMIT, Rows
 from isobit.statistics.observer import Request
 from isobit.techniques.context import Requests, TechniqueContext
-from isobit.techniques.rounding.activated_error import ActivatedError
-from isobit.techniques.rounding.activation import activation_behind
+from isobit.techniques.rounding.behind_activation.activated_error import ActivatedError
+from isobit.techniques.rounding.behind_activation.activation import activation_behind
 from isobit.techniques.rounding.chunks import solve_in_chunks
 from isobit.techniques.rounding.layers import Layer, find_layers
 from isobit.techniques.rounding.output_error import LARGE, output_error
