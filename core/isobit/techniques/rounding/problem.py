@@ -15,6 +15,9 @@ from isobit.techniques.rounding.layers import Layer
 from isobit.techniques.rounding.objective import OutputError
 from isobit.techniques.rounding.scale_search import CANDIDATES, search_scale
 
+#: Weights of a group whose error is taken at once.
+_WEIGHTS = 1 << 19
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -43,9 +46,13 @@ class Problem:
 
     def share(self, matrix: NDArray[np.float32]) -> float:
         """The error of a weight as a matrix, as a share of the output's power; behind the activation if known."""
-        error = self.objective.error if self.activated is None else self.activated.error
-        power = self.objective.constant if self.activated is None else self.activated.power
-        return float(error(matrix).sum() / (power.sum() or 1.0))
+        if self.activated is not None:
+            return float(self.activated.error(matrix).sum() / (self.activated.power.sum() or 1.0))
+        at_once, error = max(1, _WEIGHTS // matrix.shape[-1]), 0.0
+        for start in range(0, matrix.shape[1], at_once):
+            some = slice(start, start + at_once)
+            error += float(self.objective.error(matrix[:, some], some).sum())
+        return error / (float(self.objective.constant.sum()) or 1.0)
 
     def min_max(self) -> Encoding:
         """The encoding that calibration would choose."""
