@@ -28,7 +28,8 @@ from isobit.statistics import Gram, Patches, Rows
 from isobit.techniques import GPTQ, AdaRound, SequentialMse
 from isobit.techniques.rounding import Objective
 from isobit.techniques.rounding.layers import Layer
-from isobit.techniques.rounding.procedure import Problem, Procedure
+from isobit.techniques.rounding.problem import Problem
+from isobit.techniques.rounding.procedure import Procedure
 
 Array = NDArray[np.float32]
 Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -13,8 +13,8 @@ from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.techniques import AdaRound, FoldBatchNorms
 from isobit.techniques.rounding import Grid, Objective, coordinate_descent
-from isobit.techniques.rounding.activated_error import ActivatedError
-from isobit.techniques.rounding.activation import Activation, activation_behind
+from isobit.techniques.rounding.behind_activation.activated_error import ActivatedError
+from isobit.techniques.rounding.behind_activation.activation import Activation, activation_behind
 from isobit.testing.networks import Network, NetworkBuilder
 
 FUNCTIONS = {

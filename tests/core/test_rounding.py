@@ -16,7 +16,7 @@ from isobit.statistics import Gram, Patches, Rows
 from isobit.techniques import GPTQ, AdaRound, SequentialMse
 from isobit.techniques.rounding import Grid, Objective, coordinate_descent, fitted_scale, gptq, search_scale
 from isobit.techniques.rounding.layers import Layer
-from isobit.techniques.rounding.procedure import Problem
+from isobit.techniques.rounding.problem import Problem
 
 
 def layer(seed=0, outputs=6, columns=24, count=200, correlated=True):

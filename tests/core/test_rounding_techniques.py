@@ -7,14 +7,16 @@ import pytest
 from numpy_backend import NumpyModel, checked
 
 from isobit.data import Dataset
+from isobit.encodings import QuantSpec
 from isobit.errors import DataError
 from isobit.graph import Weight
-from isobit.placement import QuantConfig
+from isobit.placement import Placement, QuantConfig
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
+from isobit.statistics import Patches
 from isobit.techniques import GPTQ, AdaRound, FoldBatchNorms, SequentialMse
 from isobit.techniques.context import TechniqueContext
-from isobit.techniques.rounding.layers import find_layers
+from isobit.techniques.rounding.layers import Layer, find_layers
 from isobit.techniques.rounding.procedure import Procedure
 from isobit.testing.networks import NETWORKS, NetworkBuilder
 
@@ -89,11 +91,43 @@ def test_networks_of_all_kinds(network):
 def test_same_with_little_memory():
     """Groups of layers, with passes of their own, give the same weights and encodings."""
     at_once, _ = quantized(AdaRound())
-    assert len(Procedure(memory=40_000).groups(find_layers(at_once.graph, at_once.plan)[0])) == 3
-    parts, _ = quantized(AdaRound(rows=100, memory=40_000))
+    assert len(Procedure(memory=20_000).groups(find_layers(at_once.graph, at_once.plan)[0])) == 2
+    parts, _ = quantized(AdaRound(rows=100, memory=20_000))
     other, _ = quantized(AdaRound(rows=100))
     for weight in ("fc1.weight", "fc3.weight"):
         np.testing.assert_array_equal(parts.backend_model.weight(weight), other.backend_model.weight(weight))
+
+
+def test_rows_of_one_layer_are_bounded_in_bytes():
+    """However many weights a channel, or channels of their own, a layer has; and enough rows where they are few."""
+    for shape, groups in (((16, 128, 64, 1), 1), ((1152, 1, 3, 3), 1152), ((64, 64, 3, 3), 1), ((4096, 4096), 1)):
+        patches = Patches("Conv" if len(shape) == 4 else "Linear", shape, groups)
+        placement = Placement(Weight("w"), QuantSpec.parse("int4"), "weight", channel_axis=0, block_axis=1)
+        layer, procedure = Layer("w", placement, {"y": patches}), Procedure()
+        assert procedure.cost(layer) <= 64 << 20
+        assert procedure.limit(layer) >= min(2048, 8 * patches.columns)
+
+
+def test_layers_of_one_input_share_a_pass():
+    """Queries, keys and values: rounding one of them does not change what the others read."""
+
+    class Counting(NumpyModel):
+        passes = 0
+
+        def observe(self, data, requests):
+            Counting.passes += 1
+            super().observe(data, requests)
+
+    b = NetworkBuilder("three", 0)
+    x = b.input("x", 12)
+    heads = [b.linear(name, x, 8) for name in ("query", "key", "value")]
+    b.output("y", b.op("Add", "sum", b.op("Mul", "product", *heads[:2]), heads[2]))
+    network = b.build()
+    sim = QuantSim.of_backend_model(
+        Counting(network.graph, network.weights), registry().target("default"), QuantConfig("int4", None, {}, ())
+    )
+    sim.apply(AdaRound(sequential=True), data=correlated(64))
+    assert Counting.passes == 2
 
 
 def test_batch_size_does_not_matter():

@@ -21,11 +21,13 @@ from isobit.errors import (
     TargetError,
 )
 from isobit.quantsim.apply import apply_technique, context_of, needs_own_pass, requests_of
+from isobit.quantsim.checks.find_loss import Loss, find_loss
 from isobit.quantsim.checks.quality import Outputs, output_sqnr
 from isobit.quantsim.observe import Passes
 from isobit.quantsim.simulation import Simulation
 from isobit.recipes.recipe import Recipe, Step, StepResult
 from isobit.techniques.context import Requests
+from isobit.techniques.technique import RoundsWeights
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,13 @@ def _run_step(
     before = judge.sqnr(step) if judge is not None and not step.keep else None
     checkpoint = None if before is None else simulation.checkpoint()
     start, passes_before, edits_before = time.perf_counter(), passes.count, len(simulation.edits)
+    loss = ""
     try:
+        if judge is not None and checkpoint is not None and _rounds_weights(step):
+            found = judge.loss(step)
+            loss = str(found)
+            if not found.is_of_weights:
+                return StepResult(step.name, "skipped", why=f"weights are not the loss: {loss}")
         report = apply_technique(simulation, step.make(), passes, calibrator)
     except _NOT_OF_THE_STEP:
         raise
@@ -99,7 +107,12 @@ def _run_step(
         simulation.roll_back(checkpoint)
         judge.remember(before)
         return StepResult(step.name, "rolled back", seconds, count, before, after, "it made the outputs worse")
-    return StepResult(step.name, "kept", seconds, count, before, after)
+    return StepResult(step.name, "kept", seconds, count, before, after, loss)
+
+
+def _rounds_weights(step: Step) -> bool:
+    technique = step.make()
+    return isinstance(technique, RoundsWeights) and technique.rounds_weights
 
 
 class _Judge:
@@ -118,6 +131,11 @@ class _Judge:
     def remember(self, sqnr: float) -> None:
         """The model is again what it was when this was measured."""
         self._sqnr = sqnr
+
+    def loss(self, step: Step) -> Loss:
+        """Whether weights or activations cost the outputs more, before a step that `sqnr` was asked for."""
+        context = context_of(self._simulation, self._passes, self._calibrator, f"{step.name} (judging)")
+        return find_loss(context, zip(self._batches, self._float_outputs, strict=True))
 
     def sqnr(self, following: Step | None) -> float:
         """SQNR of the outputs in dB, the mean over the float outputs, as the simulator would have it now.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,8 @@ from isobit.statistics.layer_rows.rows import ROW_LIMIT
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.rounding.coordinate_descent import coordinate_descent
 from isobit.techniques.rounding.gptq_solver import gptq
-from isobit.techniques.rounding.procedure import Problem, Procedure, Solution, round_weights
+from isobit.techniques.rounding.problem import Problem, Solution
+from isobit.techniques.rounding.procedure import Procedure, round_weights
 from isobit.techniques.rounding.scale_search import fitted_scale
 from isobit.techniques.technique import TechniqueReport
 
@@ -31,6 +32,8 @@ class AdaRound:
     clip, a LeakyRelu or a PRelu: on the sampled rows themselves, of which those count for nothing whose output is cut
     off in both models. The errors of the report are then those behind the activation.
 
+    `sequential="auto"` rounds layer after layer where some weights have fewer than 8 bits, and else all from one pass.
+
     The other settings are those of `isobit.techniques.rounding.procedure.Procedure`.
 
     Source of the problem: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
@@ -38,32 +41,43 @@ class AdaRound:
 
     scales: Literal["searched", "minmax"] = "searched"
     sweeps: int = 1
-    sequential: bool = False
+    sequential: bool | Literal["auto"] = False
     correct_bias: bool = True
     activation_aware: bool = False
-    damping: float = 0.01
+    damping: float | None = None
     rows: int = ROW_LIMIT
-    memory: int = 1 << 30
+    memory: int = 1 << 29
 
     @property
     def uses_data(self) -> bool:
         """Always."""
         return True
 
+    @property
+    def rounds_weights(self) -> bool:
+        """Always."""
+        return True
+
     def requests(self, context: TechniqueContext) -> Requests:
         """The ranges, and rows of the inputs of all layers where they fit into `memory` together."""
-        return Procedure.of(self).requests(context)
+        return self._procedure(context).requests(context)
 
     def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Write rounded weights; needs data that serves two passes, or what was observed of it."""
-        return round_weights("AdaRound", context, Procedure.of(self), self._solve)
+        return round_weights("AdaRound", context, self._procedure(context), self._solve)
+
+    def _procedure(self, context: TechniqueContext) -> Procedure:
+        """That of the settings, for the plan there is."""
+        bits = [placement.spec.bits for placement in context.plan.of_kind("weight") if placement.spec.is_integer]
+        sequential = min(bits, default=8) < 8 if self.sequential == "auto" else self.sequential
+        return replace(Procedure.of(self), sequential=sequential)
 
     def _solve(self, problem: Problem) -> Solution:
         layer, objective = problem.layer, problem.objective
         searched = self.scales == "searched"
         encoding = problem.searched() if searched else problem.min_max()
         grid = problem.grid(encoding)
-        nearest, fed_back = grid.nearest(problem.matrix), gptq(objective, grid)
+        nearest, fed_back = grid.nearest(problem.matrix), gptq(objective, grid, problem.matrix)
         worse = objective.error(grid.values(fed_back)) > objective.error(grid.values(nearest))
         integers = np.where(worse[..., None], nearest, fed_back)
         for sweeps in _FITTING if searched else ():

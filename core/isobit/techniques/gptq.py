@@ -8,7 +8,8 @@ from typing import Literal
 from isobit.statistics.layer_rows.rows import ROW_LIMIT
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.rounding.gptq_solver import gptq
-from isobit.techniques.rounding.procedure import Problem, Procedure, Solution, round_weights
+from isobit.techniques.rounding.problem import Problem, Solution
+from isobit.techniques.rounding.procedure import Procedure, round_weights
 from isobit.techniques.technique import TechniqueReport
 
 
@@ -28,12 +29,17 @@ class GPTQ:
     sweeps: int = 1
     sequential: bool = False
     correct_bias: bool = True
-    damping: float = 0.01
+    damping: float | None = None
     rows: int = ROW_LIMIT
-    memory: int = 1 << 30
+    memory: int = 1 << 29
 
     @property
     def uses_data(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def rounds_weights(self) -> bool:
         """Always."""
         return True
 
@@ -47,4 +53,5 @@ class GPTQ:
 
     def _solve(self, problem: Problem) -> Solution:
         encoding = problem.searched() if self.scales == "searched" else problem.min_max()
-        return gptq(problem.objective, problem.grid(encoding), activation_order=self.activation_order), encoding
+        grid = problem.grid(encoding)
+        return gptq(problem.objective, grid, problem.matrix, activation_order=self.activation_order), encoding

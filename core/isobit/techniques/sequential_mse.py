@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from isobit.statistics.layer_rows.rows import ROW_LIMIT
 from isobit.techniques.context import Requests, TechniqueContext
-from isobit.techniques.rounding.procedure import Problem, Procedure, Solution, round_weights
+from isobit.techniques.rounding.problem import Problem, Solution
+from isobit.techniques.rounding.procedure import Procedure, round_weights
 from isobit.techniques.rounding.scale_search import CANDIDATES
 from isobit.techniques.technique import TechniqueReport
 
@@ -24,10 +25,15 @@ class SequentialMse:
     correct_bias: bool = True
     damping: float = 0.01
     rows: int = ROW_LIMIT
-    memory: int = 1 << 30
+    memory: int = 1 << 29
 
     @property
     def uses_data(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def rounds_weights(self) -> bool:
         """Always."""
         return True
 

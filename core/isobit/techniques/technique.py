@@ -43,6 +43,19 @@ class Technique(Protocol):
 
 
 @runtime_checkable
+class RoundsWeights(Protocol):
+    """Optional, asked for by ``isinstance``: a technique that changes nothing but how weights are rounded.
+
+    A recipe whose steps are judged leaves it out where the outputs lose next to nothing by weights.
+    """
+
+    @property
+    def rounds_weights(self) -> bool:
+        """Whether that is so with its present settings."""
+        ...
+
+
+@runtime_checkable
 class Observes(Protocol):
     """What a technique that observes the model has besides `apply`: it lists beforehand what it must observe.
 

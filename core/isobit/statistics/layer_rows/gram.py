@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.errors import DataError
-from isobit.statistics.layer_rows.rows import Rows
+from isobit.statistics.layer_rows.rows import Rows, paired_values
 
 Matrix = NDArray[np.float64]
 
@@ -46,12 +46,9 @@ class Gram:
 
         Raises DataError when there are no rows, when some are not finite, and when the stamps of the two differ.
         """
-        x = _checked(rows)
-        if reference is None:
+        x, r = paired_values(rows, reference)
+        if r is None:
             return cls(len(x), _total(x), _products(x)[0])
-        if not np.array_equal(rows.stamps, reference.stamps):
-            raise DataError("the rows of the two models are of different positions: pass the same data in one order")
-        r = _checked(reference)
         second, cross, reference_second = _products(x, r)
         return cls(len(x), _total(x), second, cross, reference_second, _total(r))
 
@@ -122,15 +119,6 @@ class Gram:
         """The inverse of `arrays`."""
         sums = {name: array for name, array in arrays.items() if name != "count"}
         return cls(int(arrays["count"][0]), **sums)
-
-
-def _checked(rows: Rows) -> NDArray[np.float32]:
-    values = rows.values
-    if not len(values):
-        raise DataError("no rows were seen: the data does not reach this layer")
-    if not np.all(np.isfinite(values)):
-        raise DataError("the rows hold NaN or infinity")
-    return values
 
 
 def _total(x: NDArray[np.float32]) -> Matrix:

@@ -118,6 +118,13 @@ class Rows:
             self._sample, self._position = ([column] for column in self.stamps.T)
         return self._rows[0]
 
+    def part(self, chosen: NDArray[np.bool_]) -> Rows:
+        """The rows, in the order of `stamps`, that are chosen."""
+        part = self.blank()
+        part._rows, stamps = [self.values[chosen]], self.stamps[chosen]
+        part._sample, part._position = [stamps[:, 0]], [stamps[:, 1]]
+        return part
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything, as arrays."""
         return {
@@ -136,6 +143,28 @@ class Rows:
         loaded._sample, loaded._position = [arrays["stamps"][:, 0]], [arrays["stamps"][:, 1]]
         loaded._rows = [arrays["rows"]]
         return loaded
+
+
+def paired_values(rows: Rows, reference: Rows | None) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """The values of the rows of one model, or of two at the same stamps.
+
+    Raises DataError when there are no rows, when some are not finite, and when the stamps of the two differ.
+    """
+    x = _checked(rows)
+    if reference is None:
+        return x, None
+    if not np.array_equal(rows.stamps, reference.stamps):
+        raise DataError("the rows of the two models are of different positions: pass the same data in one order")
+    return x, _checked(reference)
+
+
+def _checked(rows: Rows) -> NDArray[np.float32]:
+    values = rows.values
+    if not len(values):
+        raise DataError("no rows were seen: the data does not reach this layer")
+    if not np.all(np.isfinite(values)):
+        raise DataError("the rows hold NaN or infinity")
+    return values
 
 
 def _keys(sample: Indices, position: Indices) -> NDArray[np.uint64]:

@@ -6,52 +6,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.techniques.rounding.grid import Grid
-from isobit.techniques.rounding.objective import Objective
+from isobit.techniques.rounding.objective import OutputError
 
-#: Columns in a block: their errors are spread over all later blocks in one matrix product.
+Matrix = NDArray[np.float64]
+
+#: Columns in a block: their errors are spread over each later block in one matrix product.
 BLOCK = 128
 
 
-def gptq(objective: Objective, grid: Grid, *, activation_order: bool = True) -> NDArray[np.float64]:
+def gptq(
+    objective: OutputError, grid: Grid, weight: NDArray[np.floating] | None = None, *, activation_order: bool = True
+) -> Matrix:
     """Integers, as floats, (groups, outputs, columns).
 
-    Starts from the real weight with the least error. With `activation_order` the columns with the largest second
-    moments come first. Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative
-    Pre-trained Transformers", algorithm 1.
+    Starts from the real weight with the least error; of an objective in parts, each part does with the parts before it
+    rounded and those behind it as in `weight`. With `activation_order` the columns with the largest second moments come
+    first. Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+    Transformers", algorithm 1, in the form of LDLQ with one factorisation: Chee et al. 2023, "QuIP: 2-Bit Quantization
+    of Large Language Models With Guarantees", theorem 6.
     """
-    target = objective.target()
-    return np.stack(
-        [
-            _one_group(target[g], objective.hessian[g], grid, grid.scale[g], grid.zero_point[g], activation_order)
-            for g in range(len(target))
-        ]
-    )
+    values = np.array(objective.linear if weight is None else weight, np.float64)
+    integers = np.empty_like(values)
+    for part, within in objective.parts(values):
+        columns = grid.part(part)
+        target = within.target()
+        for g in range(len(values)):
+            arguments = columns.scale[g], columns.zero_point[g], activation_order
+            integers[g, :, part] = _one_group(target[g], within.hessian[g], columns, *arguments)
+        values[..., part] = columns.values(integers[..., part])
+    return integers
 
 
 def _one_group(
-    target: NDArray[np.float64],
-    hessian: NDArray[np.float64],
-    grid: Grid,
-    scale: NDArray[np.float64],
-    zero_point: NDArray[np.float64],
-    activation_order: bool,
-) -> NDArray[np.float64]:
+    target: Matrix, hessian: Matrix, grid: Grid, scale: Matrix, zero_point: Matrix, activation_order: bool
+) -> Matrix:
     from isobit.techniques.rounding.kernels import feed_back  # compiles on first use
 
     columns = len(hessian)
     order = np.argsort(-np.diag(hessian), kind="stable") if activation_order else np.arange(columns)
-    inverse = np.linalg.inv(hessian[order][:, order])
-    upper = np.ascontiguousarray(np.linalg.cholesky((inverse + inverse.T) / 2).T)
-    ordered = np.ascontiguousarray(target[:, order])
-    scale, zero_point = scale[:, order], zero_point[:, order]
+    unit = _unit_upper(hessian[np.ix_(order, order)])
+    wanted, steps, zeros = (np.ascontiguousarray(values[:, order]) for values in (target, scale, zero_point))
+    errors, rounded = np.empty_like(wanted), np.empty_like(wanted)
     for start in range(0, columns, BLOCK):
         block = slice(start, start + BLOCK)
-        block_columns = np.ascontiguousarray(ordered[:, block])
-        corner = np.ascontiguousarray(upper[block, block])
-        steps, zeros = (np.ascontiguousarray(values[:, block]) for values in (scale, zero_point))
-        errors = feed_back(block_columns, steps, zeros, grid.q_min, grid.q_max, corner)
-        ordered[:, block] = block_columns
-        ordered[:, start + BLOCK :] -= errors @ upper[block, start + BLOCK :]
-    integers = np.empty_like(ordered)
-    integers[:, order] = ordered
+        moved = wanted[:, block] + errors[:, :start] @ unit[:start, block]
+        corner, step, zero, aim = map(
+            np.ascontiguousarray, (unit[block, block], steps[:, block], zeros[:, block], wanted[:, block])
+        )
+        errors[:, block] = feed_back(moved, aim, step, zero, grid.q_min, grid.q_max, corner)
+        rounded[:, block] = moved
+    integers = np.empty_like(rounded)
+    integers[:, order] = rounded
     return integers
+
+
+def _unit_upper(hessian: Matrix) -> Matrix:
+    """R of ``H = R D Rᵀ``, upper triangular with ones on its diagonal and D diagonal."""
+    upper = np.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
+    return np.asarray(upper / np.diag(upper))

@@ -29,10 +29,19 @@ class Grid:
         )
         return cls(scale, zero_point, encoding.spec.q_min, encoding.spec.q_max)
 
+    def part(self, columns: slice) -> Grid:
+        """The grid of a part of the columns."""
+        scale, zero_point = (np.ascontiguousarray(values[..., columns]) for values in (self.scale, self.zero_point))
+        return Grid(scale, zero_point, self.q_min, self.q_max)
+
     def nearest(self, weight: NDArray[np.floating]) -> NDArray[np.float64]:
         """The nearest integers, as floats."""
         q = np.rint(weight.astype(np.float64) / self.scale) + self.zero_point
         return np.asarray(np.clip(q, self.q_min, self.q_max))
+
+    def nearest_values(self, weight: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The nearest values of the grid."""
+        return self.values(self.nearest(weight))
 
     def values(self, integers: NDArray[np.float64]) -> NDArray[np.float64]:
         """Real values of integers."""

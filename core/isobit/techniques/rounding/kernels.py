@@ -15,29 +15,30 @@ _GAIN = 1e-9
 
 
 @numba.njit(
-    "float64[:,::1](float64[:,::1], float64[:,::1], float64[:,::1], float64, float64, float64[:,::1])",
+    "float64[:,::1](float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], float64, float64, float64[:,::1])",
     cache=True,
     nogil=True,
     error_model="numpy",
 )
 def feed_back(
-    target: Matrix, scale: Matrix, zero_point: Matrix, q_min: float, q_max: float, upper: Matrix
+    moved: Matrix, target: Matrix, scale: Matrix, zero_point: Matrix, q_min: float, q_max: float, unit: Matrix
 ) -> Matrix:  # pragma: no cover (compiled)
-    """Round the columns of `target` (outputs, columns) one after the other, each error spread over those that follow.
+    """Round the columns of `moved` (outputs, columns) one after the other, each error spread over those that follow.
 
-    `target` becomes the integers; returns the errors, each divided by the diagonal of `upper`.
+    `moved` is `target` with the errors of earlier columns made up for, and becomes the integers; returns the distance
+    of `target` from what was rounded. Row j of `unit` says what each error of column j asks of the columns behind it.
     """
-    outputs, columns = target.shape
+    outputs, columns = moved.shape
     errors = np.empty((outputs, columns))
     for o in range(outputs):
-        row = target[o]
+        row = moved[o]
         for j in range(columns):
             q = min(max(np.rint(row[j] / scale[o, j]) + zero_point[o, j], q_min), q_max)
-            error = (row[j] - (q - zero_point[o, j]) * scale[o, j]) / upper[j, j]
+            error = target[o, j] - (q - zero_point[o, j]) * scale[o, j]
             row[j] = q
             errors[o, j] = error
             for k in range(j + 1, columns):
-                row[k] -= error * upper[j, k]
+                row[k] += error * unit[j, k]
     return errors
 
 
@@ -45,23 +46,6 @@ def feed_back(
 def _add(residual: Vector, step: float, row: Vector) -> None:  # pragma: no cover (compiled)
     for k in range(residual.size):
         residual[k] += step * row[k]
-
-
-@numba.njit(
-    "float64(float64[::1], float64[::1], float64[::1], float64[::1], float64)",
-    fastmath=True,
-    cache=True,
-    nogil=True,
-    error_model="numpy",
-)
-def _best_partner(
-    curvature: Vector, scale: Vector, residual: Vector, row: Vector, step: float
-) -> float:  # pragma: no cover (compiled)
-    """The least change of the error that a move of one more weight by one level brings after `step` along `row`."""
-    best = np.inf
-    for k in range(curvature.size):
-        best = min(best, curvature[k] - 2 * scale[k] * abs(residual[k] + step * row[k]))
-    return best
 
 
 @numba.njit(
@@ -95,39 +79,105 @@ def move_singles(
 
 
 @numba.njit(
-    "int64(float64[::1], float64[::1], float64[:,::1], float64[::1], float64, float64, float64[::1])",
+    "int64(float64[::1], float64[::1], float64[:,::1], int32[:,::1], float64[:,::1], float64[::1], float64, float64, "
+    "float64[::1])",
     cache=True,
     nogil=True,
     error_model="numpy",
 )
 def move_pairs(
-    q: Vector, residual: Vector, hessian: Matrix, scale: Vector, q_min: float, q_max: float, curvature: Vector
+    q: Vector,
+    residual: Vector,
+    hessian: Matrix,
+    partners: NDArray[np.int32],
+    ties: Matrix,
+    scale: Vector,
+    q_min: float,
+    q_max: float,
+    curvature: Vector,
 ) -> int:  # pragma: no cover (compiled)
-    """Move each weight by one level together with the partner that makes most of it, where the two gain.
+    """Move each weight by one level together with that one of its `partners` that makes most of it, if the two gain.
 
+    `ties` are the elements of H of each weight and its partners, side by side: H itself is too large for a cache.
     `curvature` is ``scale**2 * diag(H)``. Returns how many pairs moved.
     """
     moves = 0
     for j in range(q.size):
-        row = hessian[j]
         for sign in (-1.0, 1.0):
             if q[j] + sign < q_min or q[j] + sign > q_max:
                 continue
             step = sign * scale[j]
-            limit = -_GAIN * curvature[j] - step * (step * row[j] + 2 * residual[j])
-            if _best_partner(curvature, scale, residual, row, step) >= limit:
-                continue
+            limit = -_GAIN * curvature[j] - (curvature[j] + 2 * step * residual[j])
             partner, partner_sign = -1, 0.0
-            for k in range(q.size):
-                moved_residual = residual[k] + step * row[k]
+            for n in range(partners.shape[1]):
+                k = partners[j, n]
+                moved_residual = residual[k] + step * ties[j, n]
                 change = curvature[k] - 2 * scale[k] * abs(moved_residual)
-                direction = -1.0 if moved_residual > 0 else 1.0
-                if change < limit and k != j and q_min <= q[k] + direction <= q_max:
-                    limit, partner, partner_sign = change, k, direction
+                if change < limit:
+                    direction = -1.0 if moved_residual > 0 else 1.0
+                    if q_min <= q[k] + direction <= q_max:
+                        limit, partner, partner_sign = change, k, direction
             if partner >= 0:
                 q[j] += sign
                 q[partner] += partner_sign
-                _add(residual, step, row)
+                _add(residual, step, hessian[j])
                 _add(residual, partner_sign * scale[partner], hessian[partner])
                 moves += 1
     return moves
+
+
+@numba.njit(
+    "int64[::1](float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], "
+    "float64, float64, float64)",
+    fastmath={"reassoc", "contract", "nsz"},
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def best_range(
+    weight: Matrix,
+    values: Matrix,
+    residual: Matrix,
+    hessian: Matrix,
+    scale: Matrix,
+    zero_point: Matrix,
+    q_min: float,
+    q_max: float,
+    hopeless: float,
+) -> NDArray[np.int64]:  # pragma: no cover (compiled)
+    """Which of some ranges, the columns of `scale`, each row of one block of a weight takes, with the others held.
+
+    `values` is the block rounded to nearest in the first range, `residual` half the gradient of the error there; it
+    becomes the change that the choice brings. A row's search ends where its error is `hopeless` times the first one.
+    """
+    rows, columns = weight.shape
+    choice = np.zeros(rows, np.int64)
+    change, best_change = np.empty(columns), np.empty(columns)
+    for o in range(rows):
+        own = 0.0
+        for i in range(columns):
+            along = 0.0
+            for k in range(columns):
+                along += hessian[i, k] * (values[o, k] - weight[o, k])
+            own += along * (values[o, i] - weight[o, i])
+        best = 0.0
+        best_change[:] = 0.0
+        for candidate in range(1, scale.shape[1]):
+            s, z = scale[o, candidate], zero_point[o, candidate]
+            for i in range(columns):
+                q = min(max(np.rint(weight[o, i] / s) + z, q_min), q_max)
+                change[i] = (q - z) * s - values[o, i]
+            error = 0.0
+            for i in range(columns):
+                along = 2 * residual[o, i]
+                for k in range(columns):
+                    along += hessian[i, k] * change[k]
+                error += along * change[i]
+            if error < best:
+                best = error
+                choice[o] = candidate
+                best_change[:] = change
+            elif error > best + (hopeless - 1) * own:
+                break
+        values[o] = best_change
+    return choice

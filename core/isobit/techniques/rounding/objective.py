@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +13,52 @@ from numpy.typing import NDArray
 from isobit.statistics.layer_rows.gram import Gram
 
 Matrix = NDArray[np.float64]
+Outputs = slice | NDArray[np.bool_]
+
+ALL = slice(None)
+
+#: Errors of layers with so many weights a channel are summed in float32: their products are what takes the time, and
+#: what is multiplied is the distance from the float weight, so that nothing cancels.
+_SINGLE_FROM = 256
+
+#: Weights that a weight is paired with in a descent: those whose inputs go along with its own most. All pairs would
+#: cost the square of the weights a channel, and make hardly more of it.
+PARTNERS = 32
+
+
+class OutputError(Protocol):
+    """What solvers ask of the error of a layer's output: of all columns at once, and of a part with the others held."""
+
+    @property
+    def linear(self) -> Matrix:
+        """b of ``v H vᵀ - 2 v·b + c``, (groups, outputs, columns)."""
+        ...
+
+    @property
+    def constant(self) -> Matrix:
+        """c: the power of the float layer's output, (groups, outputs)."""
+        ...
+
+    @property
+    def damping(self) -> float:
+        """What a change of a weight costs for itself, in means of the diagonal of the second moments."""
+        ...
+
+    def outputs(self, some: slice) -> OutputError:
+        """The error of these outputs alone."""
+        ...
+
+    def error(self, weight: NDArray[np.floating], outputs: Outputs = ALL) -> Matrix:
+        """The error of each of these output channels, (groups, outputs)."""
+        ...
+
+    def curvature(self, weight: NDArray[np.floating]) -> Matrix:
+        """``v H vᵀ`` of each output channel, (groups, outputs)."""
+        ...
+
+    def parts(self, weight: Matrix) -> Iterator[tuple[slice, Objective]]:
+        """Parts of the columns, each with its error while the others are as in `weight`, which the caller changes."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +71,15 @@ class Objective:
     eq. 25), or else on x too.
 
     `hessian` (groups, columns, columns), `linear` (groups, outputs, columns), `constant` (groups, outputs).
+    `origin` is a weight near those that are tried, and `least` says that none has a smaller error.
     """
 
     hessian: Matrix
     linear: Matrix
     constant: Matrix
+    origin: Matrix | None = None
+    least: bool = False
+    damping: float = 0.0
 
     @classmethod
     def of(cls, weight: NDArray[np.float32], gram: Gram, damping: float = 0.01) -> Objective:
@@ -37,21 +90,94 @@ class Objective:
         """
         w = weight.astype(np.float64)
         hessian = gram.second / gram.count
-        linear = w @ (gram.cross / gram.count).transpose(0, 2, 1)
-        constant = np.einsum("goi,gij,goj->go", w, gram.reference / gram.count, w, optimize=True)
-        size = np.trace(hessian, axis1=1, axis2=2)[:, None, None] / gram.columns
-        ridge = damping * np.where(size > 0, size, 1.0)  # a layer that never fires is rounded to nearest
-        return cls(
-            hessian + ridge * np.eye(gram.columns),
-            linear + ridge * w,
-            constant + ridge[:, :, 0] * np.square(w).sum(axis=-1),
-        )
+        linear = w @ (gram.cross.transpose(0, 2, 1) / gram.count)
+        power = w @ (gram.reference / gram.count) if gram.has_reference else linear
+        ridge = ridge_of(np.trace(hessian, axis1=1, axis2=2) / gram.columns, damping)[:, None]
+        diagonal = np.arange(gram.columns)
+        hessian[:, diagonal, diagonal] += ridge
+        constant = (power * w).sum(axis=-1) + ridge * np.square(w).sum(axis=-1)
+        return cls(hessian, linear + ridge[..., None] * w, constant, w, not gram.has_reference, damping)
 
-    def error(self, weight: NDArray[np.floating]) -> Matrix:
-        """The error of each output channel, (groups, outputs)."""
+    def outputs(self, some: slice) -> Objective:
+        """The error of these outputs alone."""
+        origin = None if self.origin is None else self.origin[:, some]
+        return replace(self, linear=self.linear[:, some], constant=self.constant[:, some], origin=origin)
+
+    def toward(self, target: Matrix, error: Matrix) -> Objective:
+        """The same curvature with its least error, (groups, outputs), at another weight."""
+        linear = target @ self.hessian
+        return Objective(self.hessian, linear, (linear * target).sum(axis=-1) + error, target, True, self.damping)
+
+    def error(self, weight: NDArray[np.floating], outputs: Outputs = ALL) -> Matrix:
+        """The error of each of these output channels, (groups, outputs)."""
         v = weight.astype(np.float64)
-        return np.asarray(((v @ self.hessian - 2 * self.linear) * v).sum(axis=-1) + self.constant)
+        if self.origin is None or self.hessian.shape[-1] < _SINGLE_FROM:
+            linear, constant = self.linear[:, outputs], self.constant[:, outputs]
+            return np.asarray(((v @ self.hessian - 2 * linear) * v).sum(axis=-1) + constant)
+        step = v - self.origin[:, outputs]
+        errors = self.curvature(step)
+        if not self.least:
+            slope, error = self._at_origin
+            errors += 2 * (step * slope[:, outputs]).sum(axis=-1) + error[:, outputs]
+        return errors
+
+    def curvature(self, weight: NDArray[np.floating]) -> Matrix:
+        """``v H vᵀ`` of each output channel, (groups, outputs)."""
+        if self.hessian.shape[-1] < _SINGLE_FROM:
+            v = weight.astype(np.float64)
+            return np.asarray(((v @ self.hessian) * v).sum(axis=-1))
+        single = weight.astype(np.float32)
+        return np.asarray(np.einsum("goc,goc->go", single @ self._single, single, dtype=np.float64))
 
     def target(self) -> Matrix:
         """The real weight with the least error, (groups, outputs, columns)."""
+        if self.least and self.origin is not None:
+            return self.origin
         return np.asarray(np.linalg.solve(self.hessian, self.linear.transpose(0, 2, 1)).transpose(0, 2, 1))
+
+    def parts(self, weight: Matrix) -> Iterator[tuple[slice, Objective]]:
+        """All columns as one part."""
+        yield ALL, self
+
+    @cached_property
+    def partners(self) -> tuple[NDArray[np.int32], Matrix]:
+        """For each column the `PARTNERS` others, or all, that it goes along with most, and H of the two.
+
+        Both (groups, columns, partners).
+        """
+        found = self._partners()
+        return found, np.take_along_axis(self.hessian, found.astype(np.intp), axis=2)
+
+    def _partners(self) -> NDArray[np.int32]:
+        columns = self.hessian.shape[-1]
+        if columns <= PARTNERS:
+            return np.stack([_others(columns)] * len(self.hessian))
+        found = np.empty((*self.hessian.shape[:2], PARTNERS), np.int32)
+        for hessian, into in zip(self.hessian, found, strict=True):
+            size = np.sqrt(np.diag(hessian))
+            relation = np.abs(hessian / size).astype(np.float32)  # of one row: that row's own size does not matter
+            np.fill_diagonal(relation, -1)
+            into[:] = np.sort(np.argpartition(-relation, PARTNERS, axis=1)[:, :PARTNERS], axis=1)
+        return found
+
+    @cached_property
+    def _single(self) -> NDArray[np.float32]:
+        return self.hessian.astype(np.float32)
+
+    @cached_property
+    def _at_origin(self) -> tuple[Matrix, Matrix]:
+        """Half the gradient at `origin`, and the error there."""
+        origin = np.zeros_like(self.linear) if self.origin is None else self.origin
+        slope = origin @ self.hessian - self.linear
+        return slope, ((slope - self.linear) * origin).sum(axis=-1) + self.constant
+
+
+def _others(columns: int) -> NDArray[np.int32]:
+    """For each column all others, in order."""
+    every = np.broadcast_to(np.arange(columns, dtype=np.int32), (columns, columns))
+    return np.ascontiguousarray(every[~np.eye(columns, dtype=np.bool_)].reshape(columns, columns - 1))
+
+
+def ridge_of(mean_square: Matrix, damping: float) -> Matrix:
+    """What a change of a weight costs for itself; a layer that never fires is rounded to nearest."""
+    return damping * np.where(mean_square > 0, mean_square, 1.0)

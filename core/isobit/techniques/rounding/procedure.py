@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,25 +12,28 @@ from numpy.typing import NDArray
 from isobit.backend.checked_model import CheckedModel
 from isobit.edits.edit import AddBias, Edit, SetWeights
 from isobit.encodings.encoding import Encoding
-from isobit.encodings.ranges import encode_weight
 from isobit.errors import DataError
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Input, Site
-from isobit.statistics.layer_rows.gram import Gram
 from isobit.statistics.layer_rows.rows import ROW_LIMIT, Rows
 from isobit.statistics.observer import Request
 from isobit.techniques.context import Requests, TechniqueContext
-from isobit.techniques.rounding.activated_error import ActivatedError
-from isobit.techniques.rounding.activation import activation_behind
-from isobit.techniques.rounding.grid import Grid
+from isobit.techniques.rounding.behind_activation.activated_error import ActivatedError
+from isobit.techniques.rounding.behind_activation.activation import activation_behind
+from isobit.techniques.rounding.chunks import solve_in_chunks
 from isobit.techniques.rounding.layers import Layer, find_layers
-from isobit.techniques.rounding.objective import Objective
-from isobit.techniques.rounding.scale_search import CANDIDATES, search_scale
+from isobit.techniques.rounding.output_error import LARGE, output_error
+from isobit.techniques.rounding.problem import Problem, Solution
 from isobit.techniques.technique import TechniqueReport
 
 #: About so many rows for each column of a layer's weight: more rows hardly change its second moments.
 _ROWS_PER_COLUMN = 32
 _FEWEST_ROWS = 2048
+
+#: Where the rows of a layer take more bytes than the first number there are `_FEW_PER_COLUMN` for each column, and
+#: never more bytes than the second.
+_BYTES, _MOST_BYTES = 32 << 20, 64 << 20
+_FEW_PER_COLUMN = 8
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,11 @@ class Procedure:
     whose layers are rounded to nearest in the first sweep and as the sweep before left them in the others. Each layer
     is rounded towards the output of its float weight on the quantized model's inputs: only its own error is corrected.
 
-    `sequential`: layer after layer, one pass each, from the inputs that the rounded layers before it give, and towards
-    the float layer's output on the float model's inputs: the remaining errors of earlier layers are corrected as well.
+    `sequential`: layer after layer, one pass for those of one input, from what the rounded layers before them give, and
+    towards the float layer's output on the float model's inputs: the remaining errors of earlier layers are corrected
+    as well, as far as the data teaches it (`isobit.techniques.rounding.reconstruction`).
 
-    Layers are taken in groups whose rows and sums fit into `memory` bytes, each group with passes of its own.
+    Layers are taken in groups whose rows fit into `memory` bytes, each group with passes of its own.
     `correct_bias` lets each layer's bias take up the mean of its error.
     `activation_aware` makes the error behind each layer's activation function known, which only AdaRound asks for.
     """
@@ -51,9 +56,9 @@ class Procedure:
     sweeps: int = 1
     sequential: bool = False
     correct_bias: bool = True
-    damping: float = 0.01
+    damping: float | None = None
     rows: int = ROW_LIMIT
-    memory: int = 1 << 30
+    memory: int = 1 << 29
     activation_aware: bool = False
 
     @classmethod
@@ -63,17 +68,18 @@ class Procedure:
         return cls(**{name: getattr(technique, name) for name in names})
 
     def limit(self, layer: Layer) -> int:
-        """Rows kept of each input of a layer."""
+        """Rows kept of each input of a layer: many for each column, fewer where they take much memory."""
         patches = layer.patches
+        row = 4 * patches.groups * patches.columns * len(layer.readers)
         enough = min(self.rows, max(_FEWEST_ROWS, _ROWS_PER_COLUMN * patches.columns))
-        affordable = self.memory // (16 * patches.groups * patches.columns * len(layer.readers))
-        return max(1, min(enough, affordable))
+        few = min(_FEW_PER_COLUMN * patches.columns, _MOST_BYTES // row)
+        affordable = self.memory // (2 * row)  # what is left is for working on them
+        return max(1, min(enough, max(_BYTES // row, few), affordable))
 
     def cost(self, layer: Layer) -> int:
-        """Bytes of a layer's rows, of two models, and of its sums."""
+        """Bytes of a layer's rows."""
         patches = layer.patches
-        rows = 8 * self.limit(layer) * patches.groups * patches.columns * len(layer.readers)
-        return rows + 24 * patches.groups * patches.columns**2
+        return 4 * self.limit(layer) * patches.groups * patches.columns * len(layer.readers)
 
     def groups(self, layers: Sequence[Layer]) -> list[list[Layer]]:
         """The layers in order, cut where the memory is full."""
@@ -101,47 +107,6 @@ class Procedure:
         return Requests(ranges=True, quantized=_requests(self.empty_rows(layers), "after"))
 
 
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """One layer to solve: its float weight, canonical, the error of its output, and that behind its activation.
-
-    The latter is there for a procedure that is `activation_aware`, where one node with a known activation reads.
-    """
-
-    layer: Layer
-    weight: NDArray[np.float32]
-    objective: Objective
-    activated: ActivatedError | None = None
-
-    @property
-    def matrix(self) -> NDArray[np.float32]:
-        """The weight as (groups, outputs, columns)."""
-        return self.layer.patches.matrix(self.weight)
-
-    def share(self, matrix: NDArray[np.float32]) -> float:
-        """The error of a weight as a matrix, as a share of the output's power; behind the activation if known."""
-        error = self.objective.error if self.activated is None else self.activated.error
-        power = self.objective.constant if self.activated is None else self.activated.power
-        return float(error(matrix).sum() / (power.sum() or 1.0))
-
-    def min_max(self) -> Encoding:
-        """The encoding that calibration would choose."""
-        placement = self.layer.placement
-        return encode_weight(
-            self.weight, placement.spec, channel_axis=placement.channel_axis, block_axis=placement.block_axis
-        )
-
-    def searched(self, candidates: int = CANDIDATES) -> Encoding:
-        """The encoding whose scales make the least error of the layer's output with nearest rounding."""
-        return search_scale(self.weight, self.layer.placement, self.layer.patches, self.objective, candidates)
-
-    def grid(self, encoding: Encoding) -> Grid:
-        """The grid of an encoding of this weight."""
-        return Grid.of(encoding, self.layer.patches)
-
-
-#: Integers (groups, outputs, columns) and their encoding.
-Solution = tuple[NDArray[np.float64], Encoding]
 Solve = Callable[[Problem], Solution]
 
 
@@ -185,7 +150,10 @@ class _Run:
                     rows = dict(zip(rows, observed, strict=True))
                 else:
                     self.context.observe_copy(copy, row_requests)
-                solved += [self._solve(layer, rows) for layer in group]
+                for layer in group:
+                    solved.append(self._solve(layer, rows))
+                    for reader in layer.readers:
+                        del rows[reader]
             self.solved = {item.layer.weight: item for item in solved}
 
     def sequential(self, groups: list[list[Layer]]) -> None:
@@ -195,12 +163,17 @@ class _Run:
             self.reference = self.procedure.empty_rows(group)
             self.context.observe(Requests(_requests(self.reference, "before"), ranges=True), keep=False)
             copy = copy or self._copy()
-            for layer in group:
-                rows = self.procedure.empty_rows([layer])
+            for _, siblings in groupby(group, self._inputs):
+                together = list(siblings)
+                rows = self.procedure.empty_rows(together)
                 self.context.observe_copy(copy, _requests(rows, "after"))
-                solved = self._solve(layer, rows)
-                self.solved[layer.weight] = solved
-                self._write(copy, [solved])
+                solved = [self._solve(layer, rows) for layer in together]
+                self.solved.update({item.layer.weight: item for item in solved})
+                self._write(copy, solved)
+
+    def _inputs(self, layer: Layer) -> list[str | None]:
+        """The tensors that meet a layer's weight: what reads the same ones can be solved from one pass."""
+        return [self.model.graph.node(name).input(0) for name in layer.readers]
 
     def _copy(self) -> CheckedModel:
         """A copy with every quantizer of the plan, and the weights as far as they are solved."""
@@ -217,32 +190,36 @@ class _Run:
 
     def _solve(self, layer: Layer, rows: dict[str, Rows]) -> _Solved:
         weight = self.model.weight(layer.weight)
-        grams = {name: self._gram(name, rows[name]) for name in layer.readers}
         centered = self.procedure.correct_bias and all(_can_absorb(self.model.graph, name) for name in layer.readers)
-        total = Gram.sum([gram.centered() if centered else gram for gram in grams.values()])
         matrix = layer.patches.matrix(weight)
-        objective = Objective.of(matrix, total, self.procedure.damping)
-        problem = Problem(layer, weight, objective, self._activated(layer, matrix, rows, centered))
-        integers, encoding = self.solve(problem)
+        seen = {name: (rows[name], self.reference.get(name)) for name in layer.readers}
+        try:
+            objective = output_error(layer, matrix, list(seen.values()), self.procedure.damping, centered=centered)
+        except DataError as fault:
+            raise DataError(f"input of {' and '.join(map(repr, layer.readers))}: {fault}") from fault
+        activated = self._activated(layer, matrix, rows, centered, objective.damping)
+        problem = Problem(layer, weight, objective, activated)
+        integers, encoding = solve_in_chunks(problem, self.solve)
         rounded = np.asarray(encoding.dequantize(integers.reshape(weight.shape)), np.float32)
         biases = {}
-        for name, gram in grams.items() if centered else ():
-            moved = _mean_output(matrix, gram.reference_mean) - _mean_output(layer.patches.matrix(rounded), gram.mean)
+        for name, (x, r) in seen.items() if centered else ():
+            moved = _mean_output(matrix, x if r is None else r) - _mean_output(layer.patches.matrix(rounded), x)
             bias = self.model.graph.node(name).input(2)
             old = 0.0 if bias is None else self.model.weight(bias).astype(np.float64)
             biases[name] = np.asarray(old + moved, np.float32)
         nearest = problem.min_max().fake_quantize(weight)
         nearest_error, error = (problem.share(layer.patches.matrix(value)) for value in (nearest, rounded))
         note = ""
-        if total.count < layer.patches.columns:
+        count = sum(len(x) for x, _ in seen.values())
+        if count < min(layer.patches.columns, LARGE):
             note = (
-                f"{layer.name}: {total.count} rows of data for {layer.patches.columns} weights a channel do not "
+                f"{layer.name}: {count} rows of data for {layer.patches.columns} weights a channel do not "
                 "determine them all; what they leave open is rounded near the float weight (use more samples)"
             )
         return _Solved(layer, encoding, rounded, biases, note, nearest_error, error)
 
     def _activated(
-        self, layer: Layer, matrix: NDArray[np.float32], rows: dict[str, Rows], centered: bool
+        self, layer: Layer, matrix: NDArray[np.float32], rows: dict[str, Rows], centered: bool, damping: float
     ) -> ActivatedError | None:
         if not self.procedure.activation_aware or len(layer.readers) > 1:
             return None
@@ -261,14 +238,8 @@ class _Run:
             matrix,
             bias,
             centered=centered,
-            damping=self.procedure.damping,
+            damping=damping,
         )
-
-    def _gram(self, name: str, rows: Rows) -> Gram:
-        try:
-            return Gram.of(rows, self.reference.get(name))
-        except DataError as error:
-            raise DataError(f"input of {name!r}: {error}") from error
 
     def encodings(self) -> dict[Site, Encoding]:
         """The encodings of the solved weights, to be frozen."""
@@ -331,5 +302,7 @@ def _can_absorb(graph: Graph, name: str) -> bool:
     return is_float_constant and len(graph.uses(bias)) == 1 and len(graph.source_readers(bias)) == 1
 
 
-def _mean_output(matrix: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mean_output(matrix: NDArray[np.float32], rows: Rows) -> NDArray[np.float64]:
+    """The mean output of each channel over these rows."""
+    mean = rows.values.mean(axis=0, dtype=np.float64)
     return np.asarray(np.einsum("goc,gc->go", matrix.astype(np.float64), mean).reshape(-1))

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.techniques.rounding.activation import Activation
+from isobit.techniques.rounding.behind_activation.activation import Activation
 from isobit.techniques.rounding.grid import Grid
 from isobit.threads import run_on_threads
 
@@ -83,7 +83,9 @@ class ActivatedError:
         """Integers of a smaller error, (groups, outputs, columns): each weight in turn moves while it falls."""
         from numba import get_num_threads
 
-        from isobit.techniques.rounding.kernels_activated import move_activated  # compiles on first use
+        from isobit.techniques.rounding.behind_activation.kernels_activated import (
+            move_activated,
+        )  # compiles on first use
 
         improved = np.array(integers, np.float64)
         ridges = [self.damping * (float(np.square(x, dtype=np.float64).mean()) or 1.0) * x.shape[1] for x in self.rows]
