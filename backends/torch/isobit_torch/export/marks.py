@@ -105,7 +105,7 @@ def marked_graph(graph: fx.Graph, translation: Translation) -> tuple[fx.Graph, d
 
 
 def _is_shared(translation: Translation, name: str) -> bool:
-    """Whether several inputs of nodes read a tensor, one and an output of the model, or a constant that an export keeps."""
+    """Whether several inputs of nodes, one of which may be an output of the model, read a tensor or a kept constant."""
     graph = translation.graph
     if _is_complex(graph, name):
         return False
