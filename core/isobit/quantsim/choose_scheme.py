@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import logging
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.resolve import Resolved
 from isobit.calibration.scheme import Calibrator
 from isobit.calibration.schemes.auto import ComparesSchemes
-from isobit.errors import FormatError, ModelError
-from isobit.quantsim.checks.quality import sample_decibels
+from isobit.errors import FormatError
+from isobit.quantsim.judge import MARGIN, Judge, Ratios, mean
 from isobit.quantsim.simulation import Simulation
 
 logger = logging.getLogger(__name__)
-
-#: Decibels by which a later candidate must be better: last bits, in which frameworks differ, do not choose.
-_MARGIN = 0.1
-
-#: Decibels by which one that is worse after a few samples is not run on the others.
-_HOPELESS = 2.0
 
 
 def set_encodings(simulation: Simulation, calibrator: Calibrator) -> None:
@@ -30,71 +24,76 @@ def set_encodings(simulation: Simulation, calibrator: Calibrator) -> None:
         return
     first = calibrator.candidates[0]
     integers = any(p.spec.is_integer and p.fixed_range is None for p in simulation.plan.of_kind("activation"))
-    if not simulation.judged or not integers:
+    if simulation.judge is None or not integers:
         simulation.set_encodings(first)
         if integers:
             note = f"calibration {calibrator.name!r} had no samples to compare schemes with: it took {first.name!r}"
             simulation.notes[note] = None
         return
-    figures = _set_best(simulation, calibrator)
+
+    def take(resolved: Resolved, candidate: Calibrator) -> CheckedModel:
+        simulation.take(resolved, candidate)
+        return simulation.model
+
+    tried = compare(simulation.judge, calibrator.candidates, simulation.resolve, take)
+    best = best_of(tried)
+    simulation.take(best.resolved, best.calibrator)
+    figures = ", ".join(f"{candidate.calibrator.name} {mean(candidate.ratios):.1f}" for candidate in tried)
     logger.info("calibration %s: %s dB", calibrator.name, figures)
     simulation.calibration = f"{simulation.calibration} (the best of {figures} dB)"
     if simulation.model.compensations:
-        _judge_compensations(simulation)
+        _judge_compensations(simulation, simulation.judge, best.ratios)
 
 
-def _set_best(simulation: Simulation, calibrator: ComparesSchemes) -> str:
-    """Set the encodings of the best candidate; returns what all of them came to, in words."""
-    tried: list[tuple[Calibrator, Resolved, Ratios]] = []
-    best = 0
-    for candidate in calibrator.candidates:
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A scheme, what it makes of the statistics, and how good the outputs are with it."""
+
+    calibrator: Calibrator
+    resolved: Resolved
+    ratios: Ratios
+
+
+def compare(
+    judge: Judge,
+    calibrators: Sequence[Calibrator],
+    resolve: Callable[[Calibrator], Resolved],
+    take: Callable[[Resolved, Calibrator], CheckedModel],
+) -> list[Candidate]:
+    """Judge schemes; those that have no ranges for the formats of the plan are left out.
+
+    `resolve` makes the encodings of one, `take` the model with them.
+    """
+    tried: list[Candidate] = []
+    for calibrator in calibrators:
         try:
-            resolved = simulation.resolve(candidate)
-        except FormatError:  # it has no ranges for the formats of this plan
+            resolved = resolve(calibrator)
+        except FormatError:
             continue
-        ratios = next((ratios for _, other, ratios in tried if other.encodings == resolved.encodings), None)
+        ratios = next((other.ratios for other in tried if other.resolved.encodings == resolved.encodings), None)
         if ratios is None:
-            simulation.take(resolved, candidate)
-            ratios = _ratios(simulation, simulation.model, tried[best][2] if tried else None)
-        tried.append((candidate, resolved, ratios))
-        if _mean(ratios) > _mean(tried[best][2]) + _MARGIN:
-            best = len(tried) - 1
-    simulation.take(tried[best][1], tried[best][0])
-    return ", ".join(f"{candidate.name} {_mean(ratios):.1f}" for candidate, _, ratios in tried)
+            ratios = judge.ratios(take(resolved, calibrator), best_of(tried).ratios if tried else None)
+        tried.append(Candidate(calibrator, resolved, ratios))
+    return tried
 
 
-def _judge_compensations(simulation: Simulation) -> None:
+def best_of(tried: Sequence[Candidate]) -> Candidate:
+    """The first that no later one is better than by more than the margin."""
+    best = tried[0]
+    for candidate in tried[1:]:
+        if mean(candidate.ratios) > mean(best.ratios) + MARGIN:
+            best = candidate
+    return best
+
+
+def _judge_compensations(simulation: Simulation, judge: Judge, kept: Ratios) -> None:
     """Take back what techniques did to make up for quantization where the outputs are better without it."""
     without = simulation.model.copy()
     without.take_back()
-    kept = _ratios(simulation, simulation.model)
-    bare = _ratios(simulation, without, kept)
-    figures = f"{_mean(bare):.1f} dB without, {_mean(kept):.1f} dB with"
+    bare = judge.ratios(without, kept)
+    figures = f"{mean(bare):.1f} dB without, {mean(kept):.1f} dB with"
     logger.info("corrections of biases: %s", figures)
-    if _mean(bare) > _mean(kept) + _MARGIN:
+    if mean(bare) > mean(kept) + MARGIN:
         simulation.model.take_back()
         note = f"the correction of biases was taken back: the outputs are better without it ({figures})"
         simulation.notes[note] = None
-
-
-#: The decibels of the samples of each batch.
-Ratios = list[list[float]]
-
-
-def _ratios(simulation: Simulation, model: CheckedModel, rival: Ratios | None = None) -> Ratios:
-    """The quality of the outputs of `model` on the samples that are kept; of a few where `rival` is far ahead."""
-    ratios: Ratios = []
-    try:
-        for batch, exact in simulation.judged:
-            ratios.append(sample_decibels(exact, model.run(batch)))
-            if rival is not None and _mean(ratios) < _mean(rival[: len(ratios)]) - _HOPELESS:
-                break
-    except ModelError:  # rounded numbers became sizes that do not fit: `run` says so to who asks for it
-        return [[float("-inf")]]
-    return ratios
-
-
-def _mean(ratios: Ratios) -> float:
-    """Over all samples; 200 where no output can be compared."""
-    values = [value for batch in ratios for value in batch]
-    return float(np.mean(values)) if values else 200.0

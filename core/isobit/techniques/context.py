@@ -119,6 +119,21 @@ class TechniqueContext:
         """The neutral graph as it is now."""
         return self.model.graph
 
+    def on(self, copy: CheckedModel) -> TechniqueContext:
+        """The same for a copy of the model, which was observed as the model was."""
+        return TechniqueContext(
+            copy,
+            self.plan,
+            self.dataset,
+            frozen=self.frozen,
+            replan=self.replan,
+            calibrator=self.calibrator,
+            batch_norms=self.batch_norms,
+            statistics=self._statistics,
+            run_pass=self._run_pass,
+            name=self.name,
+        )
+
     # --- observing -------------------------------------------------------------------------------------------------
 
     def observe(self, requests: Requests, *, upto: int | None = None, keep: bool = True) -> Observations:
