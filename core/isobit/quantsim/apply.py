@@ -98,7 +98,7 @@ def calibrate(
         statistics.set_ranges(blank)
         ranges = statistics.ranges()
         if not ranges or not statistics.is_complete:
-            passes(simulation.model, ranges, "calibrating")
+            passes(simulation.model, [seen for seen in ranges if not seen.complete], "calibrating")
         if not ignore_non_finite:
             refuse_non_finite(statistics, simulation.model, passes.dataset)
         simulation.keep_reference(passes.dataset.head)

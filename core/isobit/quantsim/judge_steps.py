@@ -46,7 +46,7 @@ class StepJudge:
         self._simulation, self._recipe, self._calibrator = simulation, recipe, calibrator
         self._is_ready = False
         self._figure: tuple[Sequence[Technique], float] | None = None
-        self._earlier = self._figure
+        self._earlier: tuple[Sequence[Technique], float] | None = None
 
     def prepare(self) -> None:
         """Take the samples, once: the first batches of the data, run by the float model as it is now."""

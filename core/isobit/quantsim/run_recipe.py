@@ -105,11 +105,11 @@ def _run_step(
     is_worse = False
     if judge is not None and before is not None:
         was, now = figures = judge.before(before, step, later), judge.after(later)
-        is_worse = not now > was
+        is_worse = not now > was + step.min_gain
     seconds, count = time.perf_counter() - start, passes.count - passes_before
     if before is not None and judge is not None and is_worse:
         simulation.roll_back(before.checkpoint)
         judge.rolled_back()
-        why = "it made the outputs no better"
+        why = "it made the outputs no better" + (f" by {step.min_gain:g} dB" if step.min_gain else "")
         return StepResult(step.name, "rolled back", seconds, count, *figures, why)
     return StepResult(step.name, "kept", seconds, count, *figures)

@@ -169,7 +169,8 @@ class Simulation:
         An edited model is another one to observe, but for edits that only compensate for quantization.
         """
         if any(changes_float_model(edit) for edit in self.edits[edits_before:]):
-            self.statistics = Statistics()
+            touched = report.touched
+            self.statistics = Statistics() if touched is None else self.statistics.without(touched)
         self.plan, self._fitted = self.plan_for(self.graph), False
         self._thaw_changed(self.edits[edits_before:])
         self.freeze(report.encodings)

@@ -14,14 +14,15 @@ from isobit.placement.plan import Plan
 SCHEMA = 1
 
 _KEYS = ("schema", "name", "description", "judge_samples", "hold_back", "steps")
-_STEP_KEYS = ("technique", "settings", "keep", "weight_bits_below", "optional")
+_STEP_KEYS = ("technique", "settings", "keep", "min_gain", "weight_bits_below", "optional")
 
 
 @dataclass(frozen=True)
 class Step:
     """One technique with its settings.
 
-    `keep` says that it stays whatever it does to the outputs; `weight_bits_below` that it runs only where the plan has
+    `keep` says that it stays whatever it does to the outputs; `min_gain` the decibels by which it must raise their SQNR
+    where it is judged, else any gain will do; `weight_bits_below` that it runs only where the plan has
     integer weights of fewer bits; `optional` that it is left out where the data serves once, and it needs a pass of
     its own.
     """
@@ -31,6 +32,7 @@ class Step:
     keep: bool = False
     weight_bits_below: int | None = None
     optional: bool = False
+    min_gain: float = 0.0
 
     @property
     def name(self) -> str:
@@ -53,6 +55,7 @@ class Step:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
         notes = [f"when weights have fewer than {self.weight_bits_below} bits"] if self.weight_bits_below else []
         notes += ["always kept"] if self.keep else []
+        notes += [f"where it gains {self.min_gain:g} dB"] if self.min_gain else []
         notes += ["where the data serves twice"] if self.optional else []
         return f"{self.name}({settings})" + (f"   {', '.join(notes)}" if notes else "")
 
@@ -149,7 +152,10 @@ def _step(row: Any, where: str, techniques: Mapping[str, type[Any]]) -> Step:
         technique(**settings)
     except (IsobitError, TypeError, ValueError) as error:
         raise RecipeError(f"{where}: settings of {name}: {error}") from error
-    return Step(technique, settings, keep, bits, optional)
+    gain = row.get("min_gain", 0.0)
+    if isinstance(gain, bool) or not isinstance(gain, int | float) or not gain >= 0:
+        raise RecipeError(f"{where}: min_gain: must be a number of decibels, 0 or more, not {gain!r}")
+    return Step(technique, settings, keep, bits, optional, float(gain))
 
 
 def _check_keys(data: Mapping[str, Any], allowed: Any, where: str) -> None:

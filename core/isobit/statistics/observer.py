@@ -13,8 +13,8 @@ from isobit.graph.sites import Input, Tensor
 #: Before or after the quantizer of a site.
 Stage = Literal["before", "after"]
 
-#: What an observer needs of a tensor: its bounds, also with a sample of its elements, means or moments of its channels, or
-#: all of it.
+#: What an observer needs of a tensor: its bounds, also with a sample of its elements, means or moments of its channels,
+#: or all of it.
 Wants = Literal["sample", "bounds", "means", "moments", "tensor"]
 
 

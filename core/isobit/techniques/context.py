@@ -153,7 +153,7 @@ class TechniqueContext:
         if passes > 1:
             self.require_passes(passes)
         if _unfinished([*ranges, *float_seen], upto):
-            self._pass(self.model, [*ranges, *float_seen], upto)
+            self._pass(self.model, [seen for seen in (*ranges, *float_seen) if not seen.complete], upto)
         reducers = {}
         for kind, asked in copies:
             reducers[kind] = self._observe_copy(kind, asked, store) if asked else []
