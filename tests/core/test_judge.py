@@ -10,7 +10,7 @@ from isobit.calibration import MinMaxRange
 from isobit.data import Dataset
 from isobit.graph import Tensor
 from isobit.quantsim.checks.quality import sample_decibels
-from isobit.quantsim.judge import Judge, judged_outputs, mean
+from isobit.quantsim.judging.judge import Judge, judged_outputs, mean
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step
 from isobit.statistics import ChannelMoments, Request

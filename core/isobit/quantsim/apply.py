@@ -7,7 +7,7 @@ import logging
 from isobit.calibration.needed_statistics import blank_statistics
 from isobit.calibration.scheme import Calibrator
 from isobit.quantsim.checks.warn_of_coverage import warn_of_coverage
-from isobit.quantsim.choose_scheme import set_encodings
+from isobit.quantsim.judging.choose_scheme import set_encodings
 from isobit.quantsim.observe import Passes, refuse_non_finite
 from isobit.quantsim.simulation import Simulation
 from isobit.statistics.count_bits import VARIABLE, counted_by_numpy

@@ -20,7 +20,7 @@ from isobit.errors import (
     TargetError,
 )
 from isobit.quantsim.apply import apply_technique, needs_own_pass
-from isobit.quantsim.judge_steps import StepJudge
+from isobit.quantsim.judging.judge_steps import StepJudge
 from isobit.quantsim.observe import Passes
 from isobit.quantsim.simulation import Simulation
 from isobit.recipes.recipe import Recipe, Step, StepResult

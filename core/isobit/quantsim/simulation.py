@@ -29,7 +29,7 @@ from isobit.placement.plan import Plan, constant_name
 from isobit.placement.quant_config import QuantConfig
 from isobit.quantsim.checkpoint import Checkpoint
 from isobit.quantsim.checks.given import check_given
-from isobit.quantsim.judge import Judge
+from isobit.quantsim.judging.judge import Judge
 from isobit.recipes.recipe import StepResult
 from isobit.statistics.statistics import Statistics
 from isobit.targets.target import Target

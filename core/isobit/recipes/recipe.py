@@ -85,7 +85,7 @@ class StepResult:
 class Recipe:
     """Steps before calibration, and how many samples judge each of them (0: none is judged, all are kept).
 
-    `hold_back`: where the data hold four times as many samples, those that judge are not fitted to.
+    `hold_back`: those samples are not fitted to, a quarter of the data at most, where that holds 16 or more.
     """
 
     name: str

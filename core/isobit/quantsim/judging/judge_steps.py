@@ -13,8 +13,8 @@ from isobit.data import Batch, Dataset
 from isobit.placement.plan import Plan
 from isobit.quantsim.apply import context_of, requests_of
 from isobit.quantsim.checkpoint import Checkpoint
-from isobit.quantsim.choose_scheme import best_of, compare
-from isobit.quantsim.judge import mean
+from isobit.quantsim.judging.choose_scheme import best_of, compare
+from isobit.quantsim.judging.judge import mean
 from isobit.quantsim.observe import Passes
 from isobit.quantsim.simulation import Simulation
 from isobit.recipes.recipe import Recipe, Step
@@ -22,8 +22,8 @@ from isobit.statistics.observer import Request
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.technique import SharesCalibration, Technique
 
-#: Samples are held back from fitting where the data hold so many times as many.
-_ENOUGH = 4
+#: At most one of so many batches is held back from fitting, and none where these hold fewer samples than that.
+_PART, _FEWEST = 4, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +56,12 @@ class StepJudge:
         simulation, dataset = self._simulation, self.passes.dataset
         simulation.remove_quantizers()
         batches = _first(dataset, self._recipe.judge_samples)
-        is_new = simulation.judge is None
+        if simulation.judge is None and self._recipe.hold_back and not self.passes.resumes:
+            apart = batches[: len(dataset) // _PART]
+            if sum(map(_samples, apart)) >= _FEWEST:
+                batches = apart
+                self.passes = self.passes.on(dataset.without_first(len(apart)))
         simulation.keep_reference(batches)
-        if is_new and self._recipe.hold_back and len(dataset) >= _ENOUGH * len(batches) and not self.passes.resumes:
-            self.passes = self.passes.on(dataset.without_first(len(batches)))
 
     def observe(self, step: Step, later: Sequence[Step]) -> None:
         """Observe in one pass what a step asks for, and what it takes to judge the model before it."""
@@ -147,13 +149,17 @@ def _compensating_techniques(steps: Sequence[Step]) -> list[Technique]:
     return [item for item in techniques if isinstance(item, SharesCalibration) and item.shares_calibration]
 
 
+def _samples(batch: Batch) -> int:
+    return max((array.shape[0] for array in batch.values() if array.ndim), default=1)
+
+
 def _first(dataset: Dataset, samples: int) -> list[Batch]:
     """Whole batches from the start of the data, until they hold so many samples."""
     taken: list[Batch] = []
     count = 0
     for batch in dataset:
         taken.append(batch)
-        count += max((array.shape[0] for array in batch.values() if array.ndim), default=1)
+        count += _samples(batch)
         if count >= samples:
             break
     return taken

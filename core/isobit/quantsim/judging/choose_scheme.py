@@ -11,7 +11,7 @@ from isobit.calibration.resolve import Resolved
 from isobit.calibration.scheme import Calibrator
 from isobit.calibration.schemes.auto import ComparesSchemes
 from isobit.errors import FormatError
-from isobit.quantsim.judge import MARGIN, Judge, Ratios, mean
+from isobit.quantsim.judging.judge import MARGIN, Judge, Ratios, mean
 from isobit.quantsim.simulation import Simulation
 
 logger = logging.getLogger(__name__)
