@@ -10,7 +10,7 @@ from isobit.calibration import MinMaxRange
 from isobit.data import Dataset
 from isobit.graph import Tensor
 from isobit.quantsim.checks.quality import sample_decibels
-from isobit.quantsim.judging.judge import Judge, judged_outputs, mean
+from isobit.quantsim.judging.judge import Judge, is_better, judged_outputs, mean
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step
 from isobit.statistics import ChannelMoments, Request
@@ -115,3 +115,15 @@ def test_what_balancing_did_not_touch_is_not_observed_again() -> None:
     fresh.calibrate(data)
     sim.calibrate(dataset._source)
     assert sim.encodings == fresh.encodings
+
+
+def test_a_gain_counts_beyond_its_standard_error() -> None:
+    rng = np.random.default_rng(0)
+    was = [rng.normal(20, 3, 16).tolist(), rng.normal(20, 3, 16).tolist()]
+    by_chance = np.tile([1.0, -0.8], 8)  # 0.1 dB on average, standard error 0.16
+    assert not is_better([[*np.add(batch, by_chance)] for batch in was], was)
+    assert is_better([[*np.add(batch, 0.1)] for batch in was], was)
+    assert not is_better([[*np.add(batch, 0.1)] for batch in was], was, by=0.2)
+    assert not is_better(was, was)
+    assert is_better(was, [[float("-inf")]])
+    assert not is_better([[float("-inf")]], was)

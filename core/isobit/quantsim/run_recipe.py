@@ -20,6 +20,7 @@ from isobit.errors import (
     TargetError,
 )
 from isobit.quantsim.apply import apply_technique, needs_own_pass
+from isobit.quantsim.judging.judge import is_better, mean
 from isobit.quantsim.judging.judge_steps import StepJudge
 from isobit.quantsim.observe import Passes
 from isobit.quantsim.simulation import Simulation
@@ -104,8 +105,8 @@ def _run_step(
     figures: tuple[float | None, float | None] = (None, None)
     is_worse = False
     if judge is not None and before is not None:
-        was, now = figures = judge.before(before, step, later), judge.after(later)
-        is_worse = not now > was + step.min_gain
+        was, now = judge.before(before, later), judge.after(later)
+        figures, is_worse = (mean(was), mean(now)), not is_better(now, was, step.min_gain)
     seconds, count = time.perf_counter() - start, passes.count - passes_before
     if before is not None and judge is not None and is_worse:
         simulation.roll_back(before.checkpoint)

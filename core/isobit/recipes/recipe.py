@@ -101,7 +101,7 @@ class Recipe:
         if self.judge_samples:
             lines.append(
                 f"  After each step the outputs are compared on {self.judge_samples} samples; "
-                "one that does not raise their SQNR is rolled back."
+                "one that does not raise their SQNR for certain is rolled back."
             )
         return "\n".join(lines)
 

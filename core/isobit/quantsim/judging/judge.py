@@ -71,6 +71,18 @@ def mean(ratios: Ratios) -> float:
     return float(np.mean(values)) if values else 200.0
 
 
+def is_better(now: Ratios, was: Ratios, by: float = 0.0) -> bool:
+    """Whether outputs gained more than so many decibels, and more than samples drawn by chance would show.
+
+    The mean gain of the samples is compared with its standard error: a gain within that is as likely none on new data.
+    """
+    before, after = ([value for batch in ratios for value in batch] for ratios in (was, now))
+    if len(before) != len(after) or not np.all(np.isfinite([*before, *after])):
+        return mean(now) > mean(was) + by
+    gains = np.subtract(after, before)
+    return bool(gains.size) and float(gains.mean()) > max(by, float(gains.std()) / np.sqrt(gains.size))
+
+
 def judged_outputs(model: CheckedModel, batch: Batch) -> Outputs:
     """The outputs of a model, by name; in place of that of a last Softmax or Sigmoid what goes into it."""
     graph = model.graph

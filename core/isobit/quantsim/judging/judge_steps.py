@@ -14,7 +14,7 @@ from isobit.placement.plan import Plan
 from isobit.quantsim.apply import context_of, requests_of
 from isobit.quantsim.checkpoint import Checkpoint
 from isobit.quantsim.judging.choose_scheme import best_of, compare
-from isobit.quantsim.judging.judge import mean
+from isobit.quantsim.judging.judge import Ratios
 from isobit.quantsim.observe import Passes
 from isobit.quantsim.simulation import Simulation
 from isobit.recipes.recipe import Recipe, Step
@@ -45,8 +45,8 @@ class StepJudge:
         self.passes = passes
         self._simulation, self._recipe, self._calibrator = simulation, recipe, calibrator
         self._is_ready = False
-        self._figure: tuple[Sequence[Technique], float] | None = None
-        self._earlier: tuple[Sequence[Technique], float] | None = None
+        self._figure: tuple[Sequence[Technique], Ratios] | None = None
+        self._earlier: tuple[Sequence[Technique], Ratios] | None = None
 
     def prepare(self) -> None:
         """Take the samples, once: the first batches of the data, run by the float model as it is now."""
@@ -74,7 +74,7 @@ class StepJudge:
         """What there is now, to go back to."""
         return State(self._simulation.checkpoint(), self._simulation.plan)
 
-    def before(self, state: State, step: Step, later: Sequence[Step]) -> float:
+    def before(self, state: State, later: Sequence[Step]) -> Ratios:
         """The decibels before a step; measured only where it changed something, and once."""
         compensating = _compensating_techniques(later)
         if self._figure is None or self._figure[0] != compensating:
@@ -95,7 +95,7 @@ class StepJudge:
             self._figure = compensating, self._measured(context, compensating)
         return self._figure[1]
 
-    def after(self, later: Sequence[Step]) -> float:
+    def after(self, later: Sequence[Step]) -> Ratios:
         """The decibels of the model as it is now."""
         self._earlier, compensating = self._figure, _compensating_techniques(later)
         self._figure = compensating, self._measured(self._context(), compensating)
@@ -119,7 +119,7 @@ class StepJudge:
             for request in requests_of(technique, context).float
         ]
 
-    def _measured(self, context: TechniqueContext, compensating: Sequence[Technique]) -> float:
+    def _measured(self, context: TechniqueContext, compensating: Sequence[Technique]) -> Ratios:
         """The decibels of a quantized copy, with the best of the schemes that may be chosen later."""
         judge = self._simulation.judge
         assert judge is not None  # `prepare` made it
@@ -140,7 +140,7 @@ class StepJudge:
             copy.set_quantizers({**gone, **simulated})
             return copy
 
-        return mean(best_of(compare(judge, schemes, resolved, take)).ratios)
+        return best_of(compare(judge, schemes, resolved, take)).ratios
 
 
 def _compensating_techniques(steps: Sequence[Step]) -> list[Technique]:
