@@ -39,13 +39,13 @@ class Data(NamedTuple):
 
 def data(seed: int) -> Data:
     """512 training images and 360 held-out ones, both distorted a little; the same for the same seed."""
-    train_data, held_out = _split(seed)
+    train_data, held_out = split(seed)
     rng = torch.Generator().manual_seed(1000 + seed)
     calibration = digits.augment(train_data.image[:CALIBRATION_IMAGES], rng)
     return Data(calibration.numpy(), digits.augment(held_out.image, rng).numpy(), held_out.label.numpy())
 
 
-def _split(seed: int) -> tuple[digits.Data, digits.Data]:
+def split(seed: int) -> tuple[digits.Data, digits.Data]:
     """Training images in a random order, and held-out images; no calibration part is taken out of the training."""
     train_data, calibration, test = digits.split(digits.load_images(), seed)
     joined = digits.Data(*(torch.cat(parts) for parts in zip(train_data, calibration, strict=True)))
@@ -62,7 +62,7 @@ def module(seed: int) -> torch.nn.Module:
         with np.load(path) as file:
             net.load_state_dict({name: torch.from_numpy(file[name]) for name in file.files})
         return net.eval()
-    train_data, held_out = _split(seed)
+    train_data, held_out = split(seed)
     digits.train(net, train_data, EPOCHS, seed)
     print(f"seed {seed}: held-out accuracy {100 * digits.accuracy(net, held_out):.2f} %", flush=True)
     CACHE.mkdir(parents=True, exist_ok=True)

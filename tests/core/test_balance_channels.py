@@ -328,3 +328,29 @@ def test_it_is_a_step_of_a_recipe(tmp_path) -> None:
     sim = isobit.quantize(simulator(network, "onnxruntime-cpu"), network.batch(32), recipe=file, progress=False)
     assert sim.steps[0].outcome == "kept"
     assert sim.steps[0].after > sim.steps[0].before + 3
+
+
+def test_muls_take_no_more_time_than_is_allowed() -> None:
+    network = block(1)
+    counts = []
+    for share in (0.0, 0.3, 10.0):
+        sim, report = balanced(network, BalanceChannels(mul_gain=0, mul_share=0, mul_time=share))
+        counts.append(sum(node.op == "Mul" for node in sim.graph.nodes))
+        allowed = [text for text in report.left.values() if "more time" in text]
+        assert bool(allowed) == (share < 10)
+    assert counts[0] == 0
+    assert 0 < counts[1] < counts[2]
+
+
+def test_the_default_recipe_balances_where_that_gains_much() -> None:
+    uneven_network, even = (block(5, curve="Relu", octaves=octaves) for octaves in (2.5, 0.0))
+    for network in (uneven_network, even):
+        sim = isobit.quantize(simulator(network, "onnxruntime-cpu"), network.batch(32), progress=False)
+        step = next(step for step in sim.steps if step.step == "BalanceChannels")
+        if network is even:
+            assert step.outcome in ("changed nothing", "rolled back")
+        else:
+            assert step.outcome == "kept"
+            assert step.after > step.before + 1
+    sim = isobit.quantize(simulator(uneven_network, "onnxruntime-cpu"), iter([uneven_network.batch(32)]))
+    assert "the data serves once" in next(step for step in sim.steps if step.step == "BalanceChannels").why

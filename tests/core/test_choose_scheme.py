@@ -130,4 +130,4 @@ def test_equal_encodings_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
         CheckedModel, "run", lambda model, batch: runs.append(len(model.encodings())) or run(model, batch)
     )
     sim.calibrate(data, Twice())
-    assert len([count for count in runs if count]) == len(sim.simulation.judged)
+    assert len([count for count in runs if count]) == len(sim.simulation.judge.samples)

@@ -17,7 +17,7 @@ from isobit.data import Dataset
 from isobit.edits import SetWeights
 from isobit.errors import DataError, EditError, RecipeError, RecipeWarning
 from isobit.plugins import hookimpl, registry
-from isobit.quantsim.checks.quality import output_sqnr
+from isobit.quantsim.checks.quality import output_sqnr, sample_decibels
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step, StepResult, parse_recipe
 from isobit.techniques import CorrectBias, EqualizeCrossLayers, FoldBatchNorms, TechniqueReport
@@ -111,11 +111,13 @@ def test_good_steps_are_kept_and_counted() -> None:
     assert (equalized.outcome, spoilt.outcome) == ("kept", "rolled back")
     assert equalized.after > equalized.before + 10
     assert spoilt.before == equalized.after
-    assert corrected.before == equalized.after
-    # The pass that judges served the first step too.
-    assert (equalized.passes, spoilt.passes, corrected.passes) == (0.0, 0.0, 1.0)
+    # A step is judged with what comes for nothing behind it: biases were corrected before and after the equalization.
+    assert corrected.after == equalized.after
+    assert corrected.before < corrected.after - 1
+    # One pass for the first step and for judging before it, one for the equalized model, one for the spoilt one.
+    assert (equalized.passes, spoilt.passes, corrected.passes) == (2.0, 1.0, 0.0)
     sim.calibrate(data)
-    reached = output_sqnr(expected, [sim.run(batch) for batch in data])
+    reached = np.mean([sample_decibels(exact, sim.run(batch)) for exact, batch in zip(expected, data, strict=True)])
     last = corrected.after if corrected.outcome == "kept" else corrected.before
     # The judge saw the whole data, so it saw this model; its ranges were those of the model before its biases changed.
     assert reached == pytest.approx(last, abs=0.1)

@@ -84,7 +84,10 @@ class CheckedModel:
 
         Raises EditError; quantizers on sites that are gone go with them.
         """
-        draft = edits if isinstance(edits, Draft) and edits.start is self.graph else self._draft(edits)
+        if isinstance(edits, Draft) and edits.start is self.graph:
+            draft = edits
+        else:
+            draft = Draft.of(self.graph, self.inner.weight, edits.edits if isinstance(edits, Draft) else edits)
         plan = draft.plan()
         self._require_ops(plan)
         removed = plan.removed(self.graph)
@@ -95,13 +98,6 @@ class CheckedModel:
         final = {name for edit in draft.edits if isinstance(edit, SetWeights) for name in edit.weights} - {*compensated}
         earlier = {name: done for name, done in self.compensations.items() if name not in final}
         self.compensations = joined(earlier, compensated)
-
-    def _draft(self, edits: Sequence[Edit] | Draft) -> Draft:
-        """A draft of the model as it is, with these edits."""
-        draft = Draft(self.graph, self.inner.weight)
-        for edit in edits.edits if isinstance(edits, Draft) else edits:
-            draft.apply(edit)
-        return draft
 
     def _require_ops(self, plan: EditPlan) -> None:
         ops = self.inner.ops

@@ -7,6 +7,7 @@ returns an iterator), a one-shot iterator, or a whole set: one array, or a dict 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class Dataset:
         self._samples = SampleAxes.of(self._infos())
         self._batch_size = self._samples.fixed or batch_size
         self._consumed = False
+        self._skipped = 0  # batches at the start that belong to somebody else
         self._head: list[Batch] = []  # of the first pass
         self.batches_seen = 0  # of the longest pass
 
@@ -59,6 +61,12 @@ class Dataset:
     def is_one_shot(self) -> bool:
         """Whether the data can be gone through once only."""
         return isinstance(self._source, Iterator)
+
+    def without_first(self, count: int) -> Dataset:
+        """The same data without so many batches at the start. Notes are shared."""
+        rest = copy(self)
+        rest._skipped, rest._head, rest.batches_seen = self._skipped + count, [], 0
+        return rest
 
     def require_passes(self, count: int, what: str) -> None:
         """Raise DataError before anything runs when `what` needs more passes than the data allows."""
@@ -69,6 +77,9 @@ class Dataset:
 
     def __len__(self) -> int:
         """Number of batches, 0 where it is not known."""
+        return max(0, self._count() - self._skipped)
+
+    def _count(self) -> int:
         whole_arrays = self._whole_set()
         if whole_arrays is not None:
             axes = self._samples.cut(whole_arrays)
@@ -83,10 +94,12 @@ class Dataset:
         empty = True
         for index, raw in enumerate(self._raw_batches()):
             empty = False
-            batch = self._checked(raw, index)
-            if index == len(self._head) and index < _HEAD and self._samples.size(self._head) < _HEAD:
+            if index < self._skipped:
+                continue
+            batch, number = self._checked(raw, index), index - self._skipped
+            if number == len(self._head) and number < _HEAD and self._samples.size(self._head) < _HEAD:
                 self._head.append(batch)
-            self.batches_seen = max(self.batches_seen, index + 1)
+            self.batches_seen = max(self.batches_seen, number + 1)
             yield batch
         if empty:
             raise DataError("the data set is empty: it gave no batch")

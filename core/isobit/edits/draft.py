@@ -7,7 +7,7 @@ infers the shapes that follow, and refuses the whole list, naming the blocking n
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from isobit.canonical.channels import annotate_channels
 from isobit.edits.compensation import Compensation, joined
@@ -35,10 +35,7 @@ logger = logging.getLogger(__name__)
 
 def plan_edits(graph: Graph, edits: Sequence[Edit], read: ReadWeight) -> EditPlan:
     """Check `edits` in order against `graph`. Raises EditError and changes nothing; `read` gives a constant's value."""
-    draft = Draft(graph, read)
-    for edit in edits:
-        draft.apply(edit)
-    return draft.plan()
+    return Draft.of(graph, read, edits).plan()
 
 
 class Draft:
@@ -54,6 +51,14 @@ class Draft:
         self.edits: list[Edit] = []
         self.compensations: dict[str, Compensation] = {}
         self._workspace = Workspace(graph, read)
+
+    @classmethod
+    def of(cls, graph: Graph, read: ReadWeight, edits: Iterable[Edit]) -> Draft:
+        """A draft with these edits. Raises EditError."""
+        draft = cls(graph, read)
+        for edit in edits:
+            draft.apply(edit)
+        return draft
 
     @property
     def graph(self) -> Graph:

@@ -7,7 +7,7 @@ import logging
 from isobit.calibration.needed_statistics import blank_statistics
 from isobit.calibration.scheme import Calibrator
 from isobit.quantsim.checks.warn_of_coverage import warn_of_coverage
-from isobit.quantsim.choose_scheme import set_encodings
+from isobit.quantsim.judging.choose_scheme import set_encodings
 from isobit.quantsim.observe import Passes, refuse_non_finite
 from isobit.quantsim.simulation import Simulation
 from isobit.statistics.count_bits import VARIABLE, counted_by_numpy
@@ -98,7 +98,7 @@ def calibrate(
         statistics.set_ranges(blank)
         ranges = statistics.ranges()
         if not ranges or not statistics.is_complete:
-            passes(simulation.model, ranges, "calibrating")
+            passes(simulation.model, [seen for seen in ranges if not seen.complete], "calibrating")
         if not ignore_non_finite:
             refuse_non_finite(statistics, simulation.model, passes.dataset)
         simulation.keep_reference(passes.dataset.head)

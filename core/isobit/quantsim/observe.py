@@ -80,6 +80,15 @@ class Passes:
         per_pass = len(self.dataset) or self.dataset.batches_seen
         return self._batches / per_pass if per_pass else 0.0
 
+    @property
+    def resumes(self) -> bool:
+        """Whether what is seen goes into a file, and comes from it."""
+        return self._file is not None
+
+    def on(self, dataset: Dataset) -> Passes:
+        """Passes with the same settings over other data, without the file."""
+        return Passes(self._simulation, dataset, self._runner, None, self._progress)
+
     def start(self, blank: Statistics | None = None) -> Statistics:
         """The statistics of the model as it is now on this data: none yet, or what the file `resume` holds of them.
 

@@ -27,10 +27,10 @@ from isobit.plugins import registry
 from isobit.quantsim.apply import apply_technique, calibrate, observe_for, uses_data
 from isobit.quantsim.checkpoint import Checkpoint
 from isobit.quantsim.checks.warn_of_coverage import warn_of_coverage
-from isobit.quantsim.choose_scheme import set_encodings
 from isobit.quantsim.encodings_files import encodings_from
 from isobit.quantsim.executor import ExecutorLike, OnExecutor
 from isobit.quantsim.export import ExportResult, export
+from isobit.quantsim.judging.choose_scheme import set_encodings
 from isobit.quantsim.load_encodings import LoadReport, load_encodings
 from isobit.quantsim.observe import Passes, run_here
 from isobit.quantsim.report import Report

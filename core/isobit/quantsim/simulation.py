@@ -29,6 +29,7 @@ from isobit.placement.plan import Plan, constant_name
 from isobit.placement.quant_config import QuantConfig
 from isobit.quantsim.checkpoint import Checkpoint
 from isobit.quantsim.checks.given import check_given
+from isobit.quantsim.judging.judge import Judge
 from isobit.recipes.recipe import StepResult
 from isobit.statistics.statistics import Statistics
 from isobit.targets.target import Target
@@ -54,7 +55,7 @@ class Simulation:
         self.batch_norms: Mapping[str, NormalPerChannel] = {}
         self.notes: dict[str, None] = {}
         self.reference: tuple[Batch, Mapping[str, NDArray[Any]]] | None = None  # a batch, and the float outputs of it
-        self.judged: Sequence[tuple[Batch, Mapping[str, NDArray[Any]]]] = ()  # that batch, and more where it is small
+        self.judge: Judge | None = None  # of the outputs on that batch, and on more where it is small
         self.example: Any = None  # the batch that the model was opened with, as a record of `isobit.data`
         self.check = True  # whether the opened model is compared with the model as given
         self.warned: set[str] = set()  # what a warning said already
@@ -168,7 +169,8 @@ class Simulation:
         An edited model is another one to observe, but for edits that only compensate for quantization.
         """
         if any(changes_float_model(edit) for edit in self.edits[edits_before:]):
-            self.statistics = Statistics()
+            touched = report.touched
+            self.statistics = Statistics() if touched is None else self.statistics.without(touched)
         self.plan, self._fitted = self.plan_for(self.graph), False
         self._thaw_changed(self.edits[edits_before:])
         self.freeze(report.encodings)
@@ -177,10 +179,11 @@ class Simulation:
 
     def keep_reference(self, batches: Sequence[Batch]) -> None:
         """Keep some batches and what the float model gives for them, to compare with; the quantizers are off."""
-        if not self.judged and batches:
+        if self.judge is None and batches:
             model = self.float_model()
-            self.judged = [(batch, model.run(batch)) for batch in batches]
-            self.reference = self.judged[0]
+            self.judge = Judge.of(model, batches)
+            first = self.judge.samples[0]
+            self.reference = first if self.judge.is_of_outputs else (first[0], model.run(first[0]))
             is_function_kept = all(report.technique == "FoldBatchNorms" for report in self.reports)
             if self.check and is_function_kept and (self.reports or not self.edits):
                 note = check_given(self.model, *self.reference)

@@ -13,22 +13,26 @@ from isobit.placement.plan import Plan
 
 SCHEMA = 1
 
-_KEYS = ("schema", "name", "description", "judge_samples", "steps")
-_STEP_KEYS = ("technique", "settings", "keep", "weight_bits_below")
+_KEYS = ("schema", "name", "description", "judge_samples", "hold_back", "steps")
+_STEP_KEYS = ("technique", "settings", "keep", "min_gain", "weight_bits_below", "optional")
 
 
 @dataclass(frozen=True)
 class Step:
     """One technique with its settings.
 
-    `keep` says that it stays whatever it does to the outputs; `weight_bits_below` that it runs only where the plan has
-    integer weights of fewer bits.
+    `keep` says that it stays whatever it does to the outputs; `min_gain` the decibels by which it must raise their SQNR
+    where it is judged, else any gain will do; `weight_bits_below` that it runs only where the plan has
+    integer weights of fewer bits; `optional` that it is left out where the data serves once, and it needs a pass of
+    its own.
     """
 
     technique: type[Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     keep: bool = False
     weight_bits_below: int | None = None
+    optional: bool = False
+    min_gain: float = 0.0
 
     @property
     def name(self) -> str:
@@ -51,6 +55,8 @@ class Step:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
         notes = [f"when weights have fewer than {self.weight_bits_below} bits"] if self.weight_bits_below else []
         notes += ["always kept"] if self.keep else []
+        notes += [f"where it gains {self.min_gain:g} dB"] if self.min_gain else []
+        notes += ["where the data serves twice"] if self.optional else []
         return f"{self.name}({settings})" + (f"   {', '.join(notes)}" if notes else "")
 
 
@@ -77,12 +83,16 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps before calibration, and how many samples judge each of them (0: none is judged, all are kept)."""
+    """Steps before calibration, and how many samples judge each of them (0: none is judged, all are kept).
+
+    `hold_back`: those samples are not fitted to, a quarter of the data at most, where that holds 16 or more.
+    """
 
     name: str
     description: str
     steps: tuple[Step, ...]
     judge_samples: int = 0
+    hold_back: bool = False
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.description}"]
@@ -91,7 +101,7 @@ class Recipe:
         if self.judge_samples:
             lines.append(
                 f"  After each step the outputs are compared on {self.judge_samples} samples; "
-                "one that lowers their SQNR is rolled back."
+                "one that does not raise their SQNR for certain is rolled back."
             )
         return "\n".join(lines)
 
@@ -120,7 +130,7 @@ def parse_recipe(text: str, where: str, techniques: Mapping[str, type[Any]]) -> 
         raise RecipeError(f"{where}: it needs a name, and judge_samples that are not negative")
     rows = _typed(data, "steps", list, [], where)
     steps = tuple(_step(row, f"{where}: step {number}", techniques) for number, row in enumerate(rows, 1))
-    return Recipe(name, description, steps, samples)
+    return Recipe(name, description, steps, samples, _typed(data, "hold_back", bool, False, where))
 
 
 def _step(row: Any, where: str, techniques: Mapping[str, type[Any]]) -> Step:
@@ -134,14 +144,18 @@ def _step(row: Any, where: str, techniques: Mapping[str, type[Any]]) -> Step:
             f"{where}: unknown technique {name!r}{did_you_mean(name, techniques)}; known are {technique_names}"
         )
     bits = _typed(row, "weight_bits_below", int, None, where)
-    settings, keep = _typed(row, "settings", dict, {}, where), _typed(row, "keep", bool, False, where)
+    settings = _typed(row, "settings", dict, {}, where)
+    keep, optional = (_typed(row, key, bool, False, where) for key in ("keep", "optional"))
     technique = techniques[name]
     _check_keys(settings, [item.name for item in fields(technique)], f"{where}: settings")
     try:
         technique(**settings)
     except (IsobitError, TypeError, ValueError) as error:
         raise RecipeError(f"{where}: settings of {name}: {error}") from error
-    return Step(technique, settings, keep, bits)
+    gain = row.get("min_gain", 0.0)
+    if isinstance(gain, bool) or not isinstance(gain, int | float) or not gain >= 0:
+        raise RecipeError(f"{where}: min_gain: must be a number of decibels, 0 or more, not {gain!r}")
+    return Step(technique, settings, keep, bits, optional, float(gain))
 
 
 def _check_keys(data: Mapping[str, Any], allowed: Any, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Channel moments: range, mean and mean square of each channel of a layer's input, in one pass."""
+"""ChannelMoments: range, mean and mean square of each channel of a tensor, reduced where the tensor is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ChannelMoments:
     Sums are in float64 (`isobit.statistics.run_sums`). NaN and infinity are not set aside: `is_finite` tells of them.
     """
 
-    wants: Literal["tensor"] = "tensor"
+    wants: Literal["moments"] = "moments"
 
     def __init__(self) -> None:
         self.count = 0
@@ -39,6 +39,14 @@ class ChannelMoments:
         add_columns(rows, self._low, self._high, total, square)
         self._sums.end_batch()
         self.count += len(rows)
+
+    def add_moments(self, moments: NDArray[Any], count: int) -> None:
+        """Add a batch by (4, channels) minima, maxima, means and mean squares of so many elements each."""
+        low, high = (np.asarray(end, np.float32) for end in moments[:2])
+        self._low = np.minimum(self._low, low) if self.count else low
+        self._high = np.maximum(self._high, high) if self.count else high
+        self._sums.add(np.asarray(moments[2:], np.float64) * count)
+        self.count += count
 
     @property
     def settings(self) -> tuple[Any, ...]:

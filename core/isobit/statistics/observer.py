@@ -13,8 +13,9 @@ from isobit.graph.sites import Input, Tensor
 #: Before or after the quantizer of a site.
 Stage = Literal["before", "after"]
 
-#: What an observer needs of a tensor: bounds and a sample of its elements, its bounds, means of its channels, or all.
-Wants = Literal["sample", "bounds", "means", "tensor"]
+#: What an observer needs of a tensor: its bounds, also with a sample of its elements, means or moments of its channels,
+#: or all of it.
+Wants = Literal["sample", "bounds", "means", "moments", "tensor"]
 
 
 class TensorObserver(Protocol):
@@ -55,6 +56,20 @@ class MeansObserver(Protocol):
         ...
 
 
+class MomentsObserver(Protocol):
+    """Needs no more than range, mean and mean square of each channel of each batch."""
+
+    wants: Literal["moments"]
+
+    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
+        """Add the whole tensor of one batch, for a backend that does not reduce it, or without an axis of channels."""
+        ...
+
+    def add_moments(self, moments: NDArray[Any], count: int) -> None:
+        """Add a batch by the (4, channels) minima, maxima, means and mean squares of so many elements each."""
+        ...
+
+
 class SampleObserver(Protocol):
     """Needs the bounds of each batch and some of its elements (`sampling`), at most about `limit` a sample."""
 
@@ -78,7 +93,7 @@ class SampleObserver(Protocol):
 
 
 #: A reducer: takes every batch of a tensor and keeps little (`isobit.statistics`). `wants` tells the kinds apart.
-Observer = TensorObserver | BoundsObserver | MeansObserver | SampleObserver
+Observer = TensorObserver | BoundsObserver | MeansObserver | MomentsObserver | SampleObserver
 
 
 @dataclass(frozen=True, eq=False)

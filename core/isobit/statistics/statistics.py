@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -88,9 +88,10 @@ class Statistics(Mapping[Site, Reducer]):
         return min((seen.batches for seen in self._ranges.values()), default=self._batches)
 
     def set_ranges(self, blank: Statistics) -> None:
-        """Let the ranges be those of `blank`, unless what is there is of the same sites, kinds and settings."""
+        """Let the ranges be those of `blank`; what is there of the same sites, kinds and settings stays."""
         if not self.same_ranges(blank):
-            self._ranges, self._batches = dict(blank._ranges), 0
+            there = {site: seen for site, seen in self._ranges.items() if _is_like(seen, blank._ranges.get(site))}
+            self._ranges, self._batches = {**blank._ranges, **there}, 0
 
     @property
     def is_complete(self) -> bool:
@@ -131,6 +132,21 @@ class Statistics(Mapping[Site, Reducer]):
         """What was observed for a request to a model so far, or the request's observer with nothing seen."""
         key = observed(model, request)
         return self.further.setdefault(key, Seen(request.site, request.observer, request.stage))
+
+    def without(self, tensors: Collection[str]) -> Statistics:
+        """What was observed of the float model's other tensors, once these have other values."""
+        rest = Statistics()
+        rest._ranges = {
+            site: seen
+            for site, seen in self._ranges.items()
+            if isinstance(site, Tensor) and site.name not in tensors and seen.complete
+        }
+        rest.further = {
+            key: seen
+            for key, seen in self.further.items()
+            if key.model == "float" and isinstance(key.site, Tensor) and key.site.name not in tensors and seen.complete
+        }
+        return rest
 
     def forget_rows(self) -> None:
         """Let go the rows that techniques observed: they are large, and only such a technique would read them again."""
@@ -208,6 +224,13 @@ class Statistics(Mapping[Site, Reducer]):
     def from_file(cls, source: str | Path | IO[bytes], path: str) -> Statistics:
         """Read an open file or a path; `path` names it in errors."""
         return _of_model(_unpack(source, path), "", path)
+
+
+def _is_like(seen: Seen, other: Seen | None) -> bool:
+    """Whether two reducers are of one kind and settings."""
+    if other is None:
+        return False
+    return (kind_of(seen.reducer), _settings(seen.reducer)) == (kind_of(other.reducer), _settings(other.reducer))
 
 
 def observed(model: str, request: Request) -> Observed:

@@ -26,7 +26,8 @@ class Watched(Generic[Location]):
     @classmethod
     def of(cls, observer: Observer, place: Location, channel_axis: int | None) -> Watched[Location]:
         """What an observer needs of the tensor at `place`."""
-        return cls(place, channel_axis, observer.wants, observer.limit if observer.wants == "sample" else None)
+        wants = "tensor" if observer.wants == "moments" and not channel_axis else observer.wants
+        return cls(place, channel_axis, wants, observer.limit if observer.wants == "sample" else None)
 
     def whole(self) -> Watched[Location]:
         """The same tensor, all of it: for element types that the runtime does not reduce."""

@@ -22,14 +22,12 @@ from isobit.placement.plan import Plan
 from isobit.statistics.channel_moments import ChannelMoments
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.input_scaling.carriers import divide
+from isobit.techniques.input_scaling.mul_time import elements, network_elements
 from isobit.techniques.input_scaling.places import Place, find_places, insert_factors, moment_requests
 from isobit.techniques.input_scaling.powers_of_two import MOST_OCTAVES, Exponents, best_exponents
 from isobit.techniques.input_scaling.region_error import RegionError
 from isobit.techniques.layers.weighted_layer import Floats, by_input, groups_of
 from isobit.techniques.technique import TechniqueReport
-
-#: Decibels that a change must gain which costs nothing at run time.
-_FREE_GAIN = 0.1
 
 #: Of fewer values a channel, as behind global pooling, the range says too little of what new data will reach.
 _FEWEST = 256
@@ -50,19 +48,25 @@ class BalanceChannels:
 
     Factors and places are chosen by the error that the roundings of activations and weights are expected to make behind
     those layers, on new data too, from ranges and moments by channel: one pass. What costs nothing must lower it by
-    0.1 dB; a Mul by `mul_gain` dB, and by `mul_share` of the error to signal of the middle one of all places.
-    ``muls=False`` adds none.
+    `gain` dB; a Mul by `mul_gain` dB, and by `mul_share` of the error to signal of the middle one of all places.
+    ``muls=False`` adds none; all of them together take at most about `mul_time` of the network's time, those first that
+    remove most error for it.
     """
 
     muls: bool = True
     mul_gain: float = 3.0
     mul_share: float = 0.5
+    mul_time: float = 1.0
+    gain: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.mul_gain >= 0:
-            raise FormatError(f"mul_gain is a number of decibels, 0 or more, not {self.mul_gain!r}")
+        for name in ("gain", "mul_gain"):
+            if not getattr(self, name) >= 0:
+                raise FormatError(f"{name} is a number of decibels, 0 or more, not {getattr(self, name)!r}")
         if not 0 <= self.mul_share <= 1:
             raise FormatError(f"mul_share lies between 0 and 1, not {self.mul_share!r}")
+        if not self.mul_time >= 0:
+            raise FormatError(f"mul_time is a share of the network's time, 0 or more, not {self.mul_time!r}")
 
     @property
     def uses_data(self) -> bool:
@@ -89,13 +93,24 @@ class BalanceChannels:
             _enlarge(draft, place, exponents)
         if draft.edits:
             context.model.edit(draft)
-        return TechniqueReport("BalanceChannels", tuple(choice.changed), choice.left)
+        touched = frozenset(name for place, _ in choice.chosen for name in (*place.region.tensors, *place.between))
+        return TechniqueReport("BalanceChannels", tuple(choice.changed), choice.left, touched=touched)
 
     def _places(self, context: TechniqueContext) -> tuple[list[Place], dict[str, str]]:
         return find_places(context, muls=self.muls)
 
 
 # --- which ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Gain:
+    """What a place would gain: `removed` is of the error to signal, and `line` says it in the report."""
+
+    place: Place
+    exponents: Exponents
+    removed: float
+    line: str
 
 
 @dataclass
@@ -123,16 +138,35 @@ class _Choice:
             else:
                 errors[place] = self._error(place)
         typical = float(np.median([error.to_signal(error.plain) for error in errors.values()] or [0.0]))
-        taken: set[str] = set()
+        gains = []
         for place, error in errors.items():
-            if taken.isdisjoint((*place.region.tensors, *place.between)):
-                reason = self._decide(place, error, typical)
-                if not reason:
-                    taken.update(place.region.tensors)
-                else:
-                    self.left[place.region.name] = reason
+            gain = self._gain(place, error, typical)
+            if isinstance(gain, str):
+                self.left[place.region.name] = gain
             else:
+                gains.append(gain)
+        self._take(gains)
+
+    def _take(self, gains: list[_Gain]) -> None:
+        """What costs nothing, then the Muls that remove most error for their time, none twice for one tensor."""
+        graph, taken = self.model.graph, set[str]()
+        time_left = self.settings.mul_time * network_elements(graph, self.plan)
+        costs = {gain: elements(graph, gain.place.region.start) if gain.place.has_mul else 0 for gain in gains}
+        chosen = set[_Gain]()
+        for gain in sorted(gains, key=lambda gain: -gain.removed / costs[gain] if costs[gain] else -math.inf):
+            place = gain.place
+            if not taken.isdisjoint((*place.region.tensors, *place.between)):
                 self.left[place.region.name] = "what it is made of is balanced already"
+            elif costs[gain] > time_left:
+                self.left[place.region.name] = "a Mul would take more time than is allowed for all of them"
+            else:
+                taken.update(place.region.tensors)
+                time_left -= costs[gain]
+                chosen.add(gain)
+        for gain in gains:  # in the order of the graph
+            if gain in chosen:
+                self.chosen.append((gain.place, gain.exponents))
+                self.changed.append(gain.line)
 
     def _error(self, place: Place) -> RegionError:
         between = place.between
@@ -141,8 +175,8 @@ class _Choice:
         behind = RegionError.behind(self.model, self.plan, place.behind, self.moments)
         return behind.before_curve(self.model.graph, self.plan, place.region, self.moments, between)
 
-    def _decide(self, place: Place, error: RegionError, typical: float) -> str:
-        """Take a place in, or say why not."""
+    def _gain(self, place: Place, error: RegionError, typical: float) -> _Gain | str:
+        """What a place would gain, or why it is left alone."""
         start = error.parts[0]
         low, high = (np.clip(end, *start.bounds) for end in (start.moments.minimum, start.moments.maximum))
         room = _room(self.model, place, low.size)
@@ -151,14 +185,12 @@ class _Choice:
             return "its channels are alike"
         gain = 10 * math.log10(error.plain / least) if least > 0 else math.inf
         removed = error.to_signal(error.plain) - error.to_signal(least)
-        wanted = self.settings.mul_gain if place.has_mul else _FREE_GAIN
+        wanted = self.settings.mul_gain if place.has_mul else self.settings.gain
         if gain < wanted:
             return f"it would gain {gain:.1f} dB" + (" by a Mul" if place.has_mul else "")
         if place.has_mul and removed < self.settings.mul_share * typical:
             return f"a Mul would gain {gain:.1f} dB, but of an error that is small beside that of other layers"
-        self.chosen.append((place, exponents))
-        self.changed.append(self._described(place, error, least, exponents))
-        return ""
+        return _Gain(place, exponents, removed, self._described(place, error, least, exponents))
 
     def _described(self, place: Place, error: RegionError, least: float, exponents: Exponents) -> str:
         """Gain and cost, for the report."""

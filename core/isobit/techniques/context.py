@@ -119,6 +119,21 @@ class TechniqueContext:
         """The neutral graph as it is now."""
         return self.model.graph
 
+    def on(self, copy: CheckedModel) -> TechniqueContext:
+        """The same for a copy of the model, which was observed as the model was."""
+        return TechniqueContext(
+            copy,
+            self.plan,
+            self.dataset,
+            frozen=self.frozen,
+            replan=self.replan,
+            calibrator=self.calibrator,
+            batch_norms=self.batch_norms,
+            statistics=self._statistics,
+            run_pass=self._run_pass,
+            name=self.name,
+        )
+
     # --- observing -------------------------------------------------------------------------------------------------
 
     def observe(self, requests: Requests, *, upto: int | None = None, keep: bool = True) -> Observations:
@@ -138,7 +153,7 @@ class TechniqueContext:
         if passes > 1:
             self.require_passes(passes)
         if _unfinished([*ranges, *float_seen], upto):
-            self._pass(self.model, [*ranges, *float_seen], upto)
+            self._pass(self.model, [seen for seen in (*ranges, *float_seen) if not seen.complete], upto)
         reducers = {}
         for kind, asked in copies:
             reducers[kind] = self._observe_copy(kind, asked, store) if asked else []

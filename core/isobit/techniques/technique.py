@@ -19,7 +19,8 @@ class TechniqueReport:
     `notes` are what a user should know of the result, such as data that is too little for it.
     `encodings` are frozen: calibration keeps them, because weights that were rounded to a grid need that very grid.
     `batch_norms` is what is known of the distribution of tensors, from batch norms that are gone now; later techniques
-    find it in their context.
+    find it in their context. `touched` are the tensors that hold other values now, None where any may: what was
+    observed of the others holds on.
     """
 
     technique: str
@@ -28,6 +29,7 @@ class TechniqueReport:
     encodings: Mapping[Site, Encoding] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     batch_norms: Mapping[str, NormalPerChannel] = field(default_factory=dict, repr=False)
+    touched: frozenset[str] | None = field(default=None, repr=False)
 
 
 class Technique(Protocol):

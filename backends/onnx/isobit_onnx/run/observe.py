@@ -32,7 +32,7 @@ class _Outputs:
     An empty `minimum` stands for 0: nothing in the value is below zero, and a zero in its sample shows that zero is
     reached. Where the shape depends on the batch, `step` is the input that says how far apart the elements of the
     sample lie, and `size` the output with the value's shape. `mean` and `count` are the means of its channels, and the
-    number of all its elements.
+    number of all its elements; `moments` are minima, maxima, means and mean squares of the channels of each sample.
     """
 
     minimum: str = ""
@@ -44,6 +44,7 @@ class _Outputs:
     shape: _Dims = ()
     mean: str = ""
     count: str = ""
+    moments: tuple[str, ...] = ()
 
 
 class ObservingSessions:
@@ -142,6 +143,9 @@ class ObservingSession:
                 if item.channel_axis != 0:  # of each sample: few enough to be added in float64
                     means = np.asarray(np.mean(means, axis=0, dtype=np.float64, keepdims=means.ndim == 1))
                 observer.add_means(means, int(values[names.count]) // means.size)
+            elif observer.wants == "moments":
+                by_sample = [values[name] for name in names.moments]
+                observer.add_moments(_moments(by_sample), int(values[names.count]) // by_sample[0].shape[1])
             elif observer.wants == "sample":
                 sample = values[names.sample]
                 minimum = float(values[names.minimum]) if names.minimum else 0.0
@@ -239,6 +243,12 @@ def _are_known(model: ir.Model, names: Sequence[str]) -> bool:
     return all(_sample_dims(values[name]) is not None for name in names)
 
 
+def _moments(by_sample: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+    """Minima, maxima, means and mean squares (4, channels), from those of each sample: few enough for float64."""
+    low, high, mean, square = (np.asarray(array, np.float64) for array in by_sample)
+    return np.stack([low.min(axis=0), high.max(axis=0), mean.mean(axis=0), square.mean(axis=0)])
+
+
 def _as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(array, np.float32)
 
@@ -279,7 +289,10 @@ class _Reductions:
             _expose(self.model, value)
             return _Outputs(whole=item.place)
         if item.wants == "means":
-            return self._means(value, item.channel_axis, 1 + len(dims))
+            mean, count = self._means(value, item.channel_axis, 1 + len(dims))
+            return _Outputs(mean=mean, count=count)
+        if item.wants == "moments":
+            return self._moments(value, item.channel_axis or 0, 1 + len(dims))
         maximum = self._reduce("ReduceMax", value)
         if item.wants == "bounds":
             return _Outputs(self._reduce("ReduceMin", value), maximum)
@@ -300,20 +313,35 @@ class _Reductions:
             self._node(op, [value], name, {"keepdims": 0})
         return name
 
-    def _means(self, value: ir.Value, channel_axis: int | None, rank: int) -> _Outputs:
+    def _means(self, value: ir.Value, channel_axis: int | None, rank: int) -> tuple[str, str]:
         """The mean of each channel of each sample, and how many elements there are."""
-        name, count = self._name(value, f"mean_{channel_axis}"), self._name(value, "count")
+        count = self._name(value, "count")
+        if count not in self.values:
+            self._node("Size", [value], count, kind=ir.DataType.INT64)
+        return self._by_channel("ReduceMean", value, channel_axis, rank), count
+
+    def _moments(self, value: ir.Value, channel_axis: int, rank: int) -> _Outputs:
+        """Of each channel of each sample: minimum, maximum, mean and mean square."""
+        mean, count = self._means(value, channel_axis, rank)
+        name = self._name(value, "square")  # ReduceSumSquare takes three times as long
+        if name not in self.values:
+            self._node("Mul", [value, value], name, output=False)
+        ends = [self._by_channel(op, value, channel_axis, rank) for op in ("ReduceMin", "ReduceMax")]
+        square = self._by_channel("ReduceMean", self.values[name], channel_axis, rank)
+        return _Outputs(count=count, moments=(*ends, mean, square))
+
+    def _by_channel(self, op: str, value: ir.Value, channel_axis: int | None, rank: int) -> str:
+        """A reduction of each sample over all axes but that of the channels; the value itself where there are none."""
         axes = [axis for axis in range(1, rank) if axis != channel_axis]
+        name = self._name(value, f"{op if axes else 'by'}_{channel_axis}")
         if name not in self.values:
             if not axes:
                 self._node("Identity", [value], name)
             elif (self.model.opset_imports.get("") or 0) >= 18:
-                self._node("ReduceMean", [value, self._constant(f"{name}_axes", axes)], name, {"keepdims": 0})
+                self._node(op, [value, self._constant(f"{name}_axes", axes)], name, {"keepdims": 0})
             else:
-                self._node("ReduceMean", [value], name, {"axes": axes, "keepdims": 0})
-        if count not in self.values:
-            self._node("Size", [value], count, kind=ir.DataType.INT64)
-        return _Outputs(mean=name, count=count)
+                self._node(op, [value], name, {"axes": axes, "keepdims": 0})
+        return name
 
     def _sample(self, value: ir.Value, sampling: Sampling, rank: int) -> str:
         if sampling.step == 1:

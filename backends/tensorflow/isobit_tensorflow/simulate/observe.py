@@ -59,6 +59,9 @@ class Observation:
             elif observer.wants == "means":
                 values = next(wholes).numpy()
                 observer.add_means(values, sizes[index] // values.size)
+            elif item.wants == "moments" and observer.wants == "moments":
+                values = next(wholes).numpy()
+                observer.add_moments(values, sizes[index] // values.shape[1])
             else:
                 observer.update(bounds[index] if item.wants == "bounds" else _array(next(wholes)), item.channel_axis)
 
@@ -73,6 +76,9 @@ class Observation:
                 sizes[index] = tf.size(value.tensor, tf.int64)
                 if item.wants == "means":
                     bounds[index], wholes[index] = tf.zeros(2), means(value, item.channel_axis)
+                    continue
+                if item.wants == "moments":
+                    bounds[index], wholes[index] = tf.zeros(2), moments(value, item.channel_axis or 0)
                     continue
                 if item.wants == "tensor":
                     bounds[index], wholes[index] = tf.zeros(2), value.canonical()
@@ -110,6 +116,15 @@ def means(value: Operand, channel_axis: int | None) -> tf.Tensor:
     tensor = value.canonical()
     axes = [axis for axis in range(value.rank) if axis != channel_axis]
     return tf.reshape(tf.reduce_mean(tf.cast(tensor, tf.float64), axes), (-1,))
+
+
+def moments(value: Operand, channel_axis: int) -> tf.Tensor:
+    """Minimum, maximum, mean and mean square of each channel, (4, channels), where the tensor is."""
+    tensor = value.canonical()
+    axes = [axis for axis in range(value.rank) if axis != channel_axis]
+    exact = tf.cast(tensor, tf.float64)
+    ends = [tf.cast(reduce(tensor, axes), tf.float64) for reduce in (tf.reduce_min, tf.reduce_max)]
+    return tf.stack([*ends, tf.reduce_mean(exact, axes), tf.reduce_mean(tf.square(exact), axes)])
 
 
 def sample(value: Operand, channel_axis: int | None, limit: int | None) -> tf.Tensor:

@@ -33,7 +33,7 @@ class DeviceHistograms:
     def take(self, item: FedObserver, tensor: Tensor) -> bool:
         """Reduce a tensor where it is; False, and nothing done, where that is not for it. Waits for nothing."""
         observer, device = item.observer, tensor.device
-        if device.type not in DEVICES or observer.wants in ("means", "tensor"):
+        if device.type not in DEVICES or observer.wants in ("means", "moments", "tensor"):
             return False
         if tensor.dtype not in _FLOATS or not 0 < tensor.numel() <= _FULL:
             return False

@@ -40,6 +40,8 @@ class ObservingRunner(fx.Interpreter):
             tensor = result.detach()
             if item.observer.wants == "means" and tensor.numel():
                 item.observer.add_means(*_means(tensor, item.channel_axis))
+            elif item.observer.wants == "moments" and tensor.numel() and item.channel_axis:
+                item.observer.add_moments(*_moments(tensor, item.channel_axis))
             elif self._device is None or not self._device.take(item, tensor):
                 observe_tensor(item.observer, tensor, item.channel_axis, _bounds, to_array)
         if n is self._last:
@@ -70,6 +72,15 @@ def _means(tensor: torch.Tensor, channel_axis: int | None) -> tuple[NDArray[np.f
     axes = [axis for axis in range(tensor.ndim) if axis != channel_axis]
     means = (tensor.mean(axes, dtype=torch.float64) if axes else tensor.double()).reshape(-1)
     return means.cpu().numpy(), tensor.numel() // means.numel()
+
+
+def _moments(tensor: torch.Tensor, channel_axis: int) -> tuple[NDArray[np.float64], int]:
+    """Minimum, maximum, mean and mean square of each channel (4, channels), and how many elements a channel has."""
+    axes = [axis for axis in range(tensor.ndim) if axis != channel_axis]
+    ends = (tensor.amin(axes).double(), tensor.amax(axes).double())
+    squares = tensor.square().mean(axes, dtype=torch.float64)
+    moments = torch.stack([*ends, tensor.mean(axes, dtype=torch.float64), squares])
+    return moments.cpu().numpy(), tensor.numel() // moments.shape[1]
 
 
 def _bounds(tensor: torch.Tensor) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import numpy as np
 from isobit.encodings.encoding import Encoding
 from isobit.graph.sites import Input, Tensor
 from isobit.statistics.channel_means import ChannelMeans
+from isobit.statistics.channel_moments import ChannelMoments
 from isobit.statistics.histogram import Histogram
 from isobit.statistics.min_max import MinMax
 from isobit.statistics.moments import Moments
@@ -42,17 +43,18 @@ class ObservingConformance(ConformanceBase):
         bounds = {name: MinMax() for name in names}
         moments = {name: Moments() for name in names}
         means = {name: ChannelMeans() for name in names}
+        channels = {name: ChannelMoments() for name in names}
         requests = [
             Request(Tensor(name), observer[name])
-            for observer in (collected, histograms, bounds, moments, means)
+            for observer in (collected, histograms, bounds, moments, means, channels)
             for name in names
         ]
         model.observe(batches, requests)
         for name in names:
             axis = model.graph.tensors[name].channel_axis
-            histogram, minmax, moment = Histogram(limit=64), MinMax(), Moments()
+            histogram, minmax, moment, whole = Histogram(limit=64), MinMax(), Moments(), ChannelMoments()
             for values in collected[name].batches:
-                for observer in (histogram, minmax, moment):
+                for observer in (histogram, minmax, moment, whole):
                     observer.update(values, axis)
             assert histograms[name] == histogram, name
             assert bounds[name].batches == minmax.batches, name
@@ -60,6 +62,13 @@ class ObservingConformance(ConformanceBase):
             assert means[name].count == moments[name].count, name
             size = max(1e-3, float(np.sqrt(moment.variance + np.square(moment.mean)).max()))
             np.testing.assert_allclose(means[name].mean, moment.mean, rtol=1e-5, atol=1e-5 * size, err_msg=name)
+            seen = channels[name]
+            assert seen.count == whole.count, name
+            np.testing.assert_array_equal(seen.minimum, whole.minimum, err_msg=name)
+            np.testing.assert_array_equal(seen.maximum, whole.maximum, err_msg=name)
+            np.testing.assert_allclose(seen.mean, whole.mean, rtol=1e-5, atol=1e-5 * size, err_msg=name)
+            squares = whole.mean_square()
+            np.testing.assert_allclose(seen.mean_square(), squares, rtol=1e-5, atol=1e-5 * size**2, err_msg=name)
 
     def test_batching_does_not_matter(self, open_network: Callable[[str], Opened]) -> None:
         """The histogram of the input is the same however the data is cut, and in whatever order it comes."""

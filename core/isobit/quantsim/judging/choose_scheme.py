@@ -1,0 +1,99 @@
+"""Setting the quantizers by a scheme, where the scheme stands for several by the one that the outputs are best with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from isobit.backend.checked_model import CheckedModel
+from isobit.calibration.resolve import Resolved
+from isobit.calibration.scheme import Calibrator
+from isobit.calibration.schemes.auto import ComparesSchemes
+from isobit.errors import FormatError
+from isobit.quantsim.judging.judge import MARGIN, Judge, Ratios, mean
+from isobit.quantsim.simulation import Simulation
+
+logger = logging.getLogger(__name__)
+
+
+def set_encodings(simulation: Simulation, calibrator: Calibrator) -> None:
+    """Choose every encoding by the statistics, and set the quantizers."""
+    if not isinstance(calibrator, ComparesSchemes):
+        simulation.set_encodings(calibrator)
+        return
+    first = calibrator.candidates[0]
+    integers = any(p.spec.is_integer and p.fixed_range is None for p in simulation.plan.of_kind("activation"))
+    if simulation.judge is None or not integers:
+        simulation.set_encodings(first)
+        if integers:
+            note = f"calibration {calibrator.name!r} had no samples to compare schemes with: it took {first.name!r}"
+            simulation.notes[note] = None
+        return
+
+    def take(resolved: Resolved, candidate: Calibrator) -> CheckedModel:
+        simulation.take(resolved, candidate)
+        return simulation.model
+
+    tried = compare(simulation.judge, calibrator.candidates, simulation.resolve, take)
+    best = best_of(tried)
+    simulation.take(best.resolved, best.calibrator)
+    figures = ", ".join(f"{candidate.calibrator.name} {mean(candidate.ratios):.1f}" for candidate in tried)
+    logger.info("calibration %s: %s dB", calibrator.name, figures)
+    simulation.calibration = f"{simulation.calibration} (the best of {figures} dB)"
+    if simulation.model.compensations:
+        _judge_compensations(simulation, simulation.judge, best.ratios)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A scheme, what it makes of the statistics, and how good the outputs are with it."""
+
+    calibrator: Calibrator
+    resolved: Resolved
+    ratios: Ratios
+
+
+def compare(
+    judge: Judge,
+    calibrators: Sequence[Calibrator],
+    resolve: Callable[[Calibrator], Resolved],
+    take: Callable[[Resolved, Calibrator], CheckedModel],
+) -> list[Candidate]:
+    """Judge schemes; those that have no ranges for the formats of the plan are left out.
+
+    `resolve` makes the encodings of one, `take` the model with them.
+    """
+    tried: list[Candidate] = []
+    for calibrator in calibrators:
+        try:
+            resolved = resolve(calibrator)
+        except FormatError:
+            continue
+        ratios = next((other.ratios for other in tried if other.resolved.encodings == resolved.encodings), None)
+        if ratios is None:
+            ratios = judge.ratios(take(resolved, calibrator), best_of(tried).ratios if tried else None)
+        tried.append(Candidate(calibrator, resolved, ratios))
+    return tried
+
+
+def best_of(tried: Sequence[Candidate]) -> Candidate:
+    """The first that no later one is better than by more than the margin."""
+    best = tried[0]
+    for candidate in tried[1:]:
+        if mean(candidate.ratios) > mean(best.ratios) + MARGIN:
+            best = candidate
+    return best
+
+
+def _judge_compensations(simulation: Simulation, judge: Judge, kept: Ratios) -> None:
+    """Take back what techniques did to make up for quantization where the outputs are better without it."""
+    without = simulation.model.copy()
+    without.take_back()
+    bare = judge.ratios(without, kept)
+    figures = f"{mean(bare):.1f} dB without, {mean(kept):.1f} dB with"
+    logger.info("corrections of biases: %s", figures)
+    if mean(bare) > mean(kept) + MARGIN:
+        simulation.model.take_back()
+        note = f"the correction of biases was taken back: the outputs are better without it ({figures})"
+        simulation.notes[note] = None

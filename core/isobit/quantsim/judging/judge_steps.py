@@ -1,0 +1,172 @@
+"""Judging the steps of a recipe: a model as it would be quantized at that point, before a step and behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from isobit.backend.checked_model import CheckedModel
+from isobit.calibration.resolve import Resolved, resolve
+from isobit.calibration.scheme import Calibrator
+from isobit.calibration.schemes.auto import ComparesSchemes
+from isobit.data import Batch, Dataset
+from isobit.placement.plan import Plan
+from isobit.quantsim.apply import context_of, requests_of
+from isobit.quantsim.checkpoint import Checkpoint
+from isobit.quantsim.judging.choose_scheme import best_of, compare
+from isobit.quantsim.judging.find_loss import Loss, find_loss
+from isobit.quantsim.judging.judge import Ratios
+from isobit.quantsim.observe import Passes
+from isobit.quantsim.simulation import Simulation
+from isobit.recipes.recipe import Recipe, Step
+from isobit.statistics.observer import Request
+from isobit.techniques.context import Requests, TechniqueContext
+from isobit.techniques.technique import SharesCalibration, Technique
+
+#: At most one of so many batches is held back from fitting, and none where these hold fewer samples than that.
+_PART, _FEWEST = 4, 16
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A simulation before a step."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+
+
+class StepJudge:
+    """Judges a model by the outputs it would have if the recipe ended here.
+
+    So steps that come in the pass of calibration, which cost nothing, are done on a copy first: rounding that gains
+    what a correction of biases would gain as well gains nothing. `passes` go through what is not held back.
+    """
+
+    def __init__(self, simulation: Simulation, recipe: Recipe, passes: Passes, calibrator: Calibrator) -> None:
+        self.passes = passes
+        self._simulation, self._recipe, self._calibrator = simulation, recipe, calibrator
+        self._is_ready = False
+        self._figure: tuple[Sequence[Technique], Ratios] | None = None
+        self._earlier: tuple[Sequence[Technique], Ratios] | None = None
+
+    def prepare(self) -> None:
+        """Take the samples, once: the first batches of the data, run by the float model as it is now."""
+        if self._is_ready:
+            return
+        self._is_ready = True
+        simulation, dataset = self._simulation, self.passes.dataset
+        simulation.remove_quantizers()
+        batches = _first(dataset, self._recipe.judge_samples)
+        if simulation.judge is None and self._recipe.hold_back and not self.passes.resumes:
+            apart = batches[: len(dataset) // _PART]
+            if sum(map(_samples, apart)) >= _FEWEST:
+                batches = apart
+                self.passes = self.passes.on(dataset.without_first(len(apart)))
+        simulation.keep_reference(batches)
+
+    def observe(self, step: Step, later: Sequence[Step]) -> None:
+        """Observe in one pass what a step asks for, and what it takes to judge the model before it."""
+        context = self._context()
+        requests = list(requests_of(step.make(), context).float)
+        requests += self._compensating(context, [step, *later])
+        context.observe(Requests(requests, ranges=True))
+
+    def state(self) -> State:
+        """What there is now, to go back to."""
+        return State(self._simulation.checkpoint(), self._simulation.plan)
+
+    def before(self, state: State, later: Sequence[Step]) -> Ratios:
+        """The decibels before a step; measured only where it changed something, and once."""
+        compensating = _compensating_techniques(later)
+        if self._figure is None or self._figure[0] != compensating:
+            checkpoint, current = state.checkpoint, self._context()
+            checkpoint.statistics.forget_rows()
+            context = TechniqueContext(
+                checkpoint.model,
+                state.plan,
+                current.dataset,
+                frozen=checkpoint.frozen,
+                replan=current.replan,
+                calibrator=self._calibrator,
+                batch_norms=checkpoint.batch_norms,
+                statistics=checkpoint.statistics,
+                run_pass=self.passes,
+                name="judging",
+            )
+            self._figure = compensating, self._measured(context, compensating)
+        return self._figure[1]
+
+    def after(self, later: Sequence[Step]) -> Ratios:
+        """The decibels of the model as it is now."""
+        self._earlier, compensating = self._figure, _compensating_techniques(later)
+        self._figure = compensating, self._measured(self._context(), compensating)
+        return self._figure[1]
+
+    def loss(self) -> Loss:
+        """Whether weights or activations cost the outputs more; the ranges of the model were observed for a step."""
+        judge = self._simulation.judge
+        assert judge is not None  # `prepare` made it
+        return find_loss(self._context(), judge)
+
+    def rolled_back(self) -> None:
+        """The model is again what it was before the last step."""
+        self._figure = self._earlier
+
+    def forget(self) -> None:
+        """The model was changed without being judged."""
+        self._figure = None
+
+    def _context(self) -> TechniqueContext:
+        return context_of(self._simulation, self.passes, self._calibrator, "judging")
+
+    def _compensating(self, context: TechniqueContext, steps: Sequence[Step]) -> list[Request]:
+        return [
+            request
+            for technique in _compensating_techniques(steps)
+            for request in requests_of(technique, context).float
+        ]
+
+    def _measured(self, context: TechniqueContext, compensating: Sequence[Technique]) -> Ratios:
+        """The decibels of a quantized copy, with the best of the schemes that may be chosen later."""
+        judge = self._simulation.judge
+        assert judge is not None  # `prepare` made it
+        requests = [request for technique in compensating for request in requests_of(technique, context).float]
+        statistics = context.observe(Requests(requests, ranges=True)).ranges
+        copy = context.model.copy()
+        for technique in compensating:
+            technique.apply(context.on(copy))
+        calibrator = self._calibrator
+        schemes = calibrator.candidates if isinstance(calibrator, ComparesSchemes) else [calibrator]
+
+        def resolved(scheme: Calibrator) -> Resolved:
+            return resolve(context.graph, context.plan, statistics, scheme, copy.weight, frozen=context.frozen)
+
+        def take(chosen: Resolved, scheme: Calibrator) -> CheckedModel:
+            simulated = {s: e for s, e in chosen.encodings.items() if context.plan.placements[s].simulated}
+            gone = {site: None for site in copy.encodings() if site not in simulated}
+            copy.set_quantizers({**gone, **simulated})
+            return copy
+
+        return best_of(compare(judge, schemes, resolved, take)).ratios
+
+
+def _compensating_techniques(steps: Sequence[Step]) -> list[Technique]:
+    """Those of the steps that only make up for quantization, and need no pass of their own."""
+    techniques: list[Technique] = [step.make() for step in steps]
+    return [item for item in techniques if isinstance(item, SharesCalibration) and item.shares_calibration]
+
+
+def _samples(batch: Batch) -> int:
+    return max((array.shape[0] for array in batch.values() if array.ndim), default=1)
+
+
+def _first(dataset: Dataset, samples: int) -> list[Batch]:
+    """Whole batches from the start of the data, until they hold so many samples."""
+    taken: list[Batch] = []
+    count = 0
+    for batch in dataset:
+        taken.append(batch)
+        count += _samples(batch)
+        if count >= samples:
+            break
+    return taken

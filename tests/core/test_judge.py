@@ -1,0 +1,129 @@
+"""What steps and schemes are judged by: logits in front of a last Softmax, samples that are held back, and no more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from technique_networks import chain, simulator
+
+from isobit.calibration import MinMaxRange
+from isobit.data import Dataset
+from isobit.graph import Tensor
+from isobit.quantsim.checks.quality import sample_decibels
+from isobit.quantsim.judging.judge import Judge, is_better, judged_outputs, mean
+from isobit.quantsim.run_recipe import run_recipe
+from isobit.recipes import Recipe, Step
+from isobit.statistics import ChannelMoments, Request
+from isobit.techniques import BalanceChannels, CorrectBias, TechniqueReport
+from isobit.techniques.context import Requests, TechniqueContext
+from isobit.testing.networks import Network, NetworkBuilder
+
+
+def classifier(last: str | None, *, both: bool = False) -> Network:
+    """A network that may end in Softmax or Sigmoid; `both`: its logits are an output too."""
+    b = NetworkBuilder("classifier", 0)
+    x = b.op("Relu", "relu", b.conv("conv", b.input("x", 3, 4, 4), 6, 3))
+    logits = b.linear("fc", b.global_pool("pool", x), 5)
+    if last is None or both:
+        b.output("logits", logits)
+    if last is not None:
+        b.output("scores", b.op(last, "last", logits, **({"axis": -1} if last == "Softmax" else {})))
+    return b.build()
+
+
+@pytest.mark.parametrize("last", ["Softmax", "Sigmoid"])
+def test_in_front_of_what_flattens(last: str) -> None:
+    plain, flattened = simulator(classifier(None)), simulator(classifier(last))
+    batch = classifier(None).batch(6)
+    logits = plain.backend_model.run(batch)["logits"]
+    np.testing.assert_array_equal(judged_outputs(flattened.backend_model, batch)["scores"], logits)
+    plain.calibrate(batch)
+    flattened.calibrate(batch)
+    quantized = judged_outputs(flattened.backend_model, batch)["scores"]
+    assert 0 < np.abs(quantized - logits).max() < np.abs(logits).max() / 4
+    figure = mean(flattened.simulation.judge.ratios(flattened.backend_model))
+    assert figure == pytest.approx(np.mean(sample_decibels({"y": logits}, {"y": quantized})))
+    # The batch that files are compared on keeps the outputs themselves.
+    reference, outputs = flattened.simulation.reference
+    np.testing.assert_array_equal(outputs["scores"], flattened.run_float(reference)["scores"])
+
+
+def test_logits_that_something_else_reads_stay_apart() -> None:
+    sim = simulator(classifier("Softmax", both=True))
+    batch = classifier(None).batch(6)
+    judged, outputs = judged_outputs(sim.backend_model, batch), sim.backend_model.run(batch)
+    np.testing.assert_array_equal(judged["logits"], outputs["logits"])
+    np.testing.assert_array_equal(judged["scores"], outputs["logits"])
+
+
+def test_a_model_that_is_the_float_model_is_perfect() -> None:
+    sim, batch = simulator(classifier(None)), classifier(None).batch(3)
+    judge = Judge.of(sim.backend_model, [batch])
+    assert judge.ratios(sim.backend_model) == [[200.0] * 3]
+
+
+class Remember:
+    """A technique that observes, and remembers how many samples it was shown."""
+
+    seen: list[int] = []  # noqa: RUF012
+    uses_data = True
+
+    def requests(self, context: TechniqueContext) -> Requests:
+        return Requests([Request(Tensor(context.graph.inputs[0]), ChannelMoments())])
+
+    def apply(self, context: TechniqueContext) -> TechniqueReport:
+        (moments,) = context.observe(self.requests(context)).float
+        self.seen.append(moments.count)
+        return TechniqueReport("Remember")
+
+
+@pytest.mark.parametrize(("batches", "hold_back", "fitted"), [(8, True, 6), (7, True, 7), (8, False, 8)])
+def test_samples_that_judge_are_held_back_where_there_are_enough(batches: int, hold_back: bool, fitted: int) -> None:
+    network = chain(1, spread=0)
+    data = [network.batch(8, seed) for seed in range(batches)]
+    sim = simulator(network)
+    Remember.seen.clear()
+    recipe = Recipe("test", "", (Step(Remember),), judge_samples=16, hold_back=hold_back)
+    run_recipe(sim.simulation, recipe, sim.passes(Dataset(data, sim.graph), None, None, None), MinMaxRange())
+    positions = int(np.prod(data[0]["x"].shape)) // data[0]["x"].shape[1]
+    assert Remember.seen == [fitted * positions]
+    sim.calibrate(data)
+    np.testing.assert_array_equal(sim.simulation.judge.samples[0][0]["x"], data[0]["x"])
+    assert sim.statistics.batches == batches  # ranges are of all of the data
+
+
+def test_what_balancing_did_not_touch_is_not_observed_again() -> None:
+    b = NetworkBuilder("two", 0)
+    x = b.input("x", 4, 8, 8)
+    h = b.op("Relu", "act1", b.conv("first", x, 8, 1))
+    h = b.op("Relu", "act2", b.conv("second", h, 8, 3))
+    b.output("y", b.conv("third", h, 3, 1))
+    network = b.build()
+    weights = {name: np.array(value) for name, value in network.weights.items()}
+    weights["second.weight"][:4] *= np.float32(2**-5)
+    network = Network(network.name, network.graph, weights)
+    data = [network.batch(8, seed) for seed in range(2)]
+    fresh, sim = simulator(network), simulator(network)
+    dataset = Dataset(data, sim.graph)
+    passes = sim.passes(dataset, None, None, None)
+    steps = (Step(BalanceChannels), Step(CorrectBias, keep=True))
+    run_recipe(sim.simulation, Recipe("test", "", steps, judge_samples=8), passes, MinMaxRange())
+    assert [step.outcome for step in sim.steps] == ["kept", "kept"]
+    assert passes.count == 2
+    fresh.apply(BalanceChannels(), data=data)
+    fresh.apply(CorrectBias(), data=data)
+    fresh.calibrate(data)
+    sim.calibrate(dataset._source)
+    assert sim.encodings == fresh.encodings
+
+
+def test_a_gain_counts_beyond_its_standard_error() -> None:
+    rng = np.random.default_rng(0)
+    was = [rng.normal(20, 3, 16).tolist(), rng.normal(20, 3, 16).tolist()]
+    by_chance = np.tile([1.0, -0.8], 8)  # 0.1 dB on average, standard error 0.16
+    assert not is_better([[*np.add(batch, by_chance)] for batch in was], was)
+    assert is_better([[*np.add(batch, 0.1)] for batch in was], was)
+    assert not is_better([[*np.add(batch, 0.1)] for batch in was], was, by=0.2)
+    assert not is_better(was, was)
+    assert is_better(was, [[float("-inf")]])
+    assert not is_better([[float("-inf")]], was)
