@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from technique_networks import chain, opened, simulator
 
@@ -10,8 +9,8 @@ from isobit.calibration import MinMaxRange
 from isobit.data import Dataset
 from isobit.edits import SetWeights
 from isobit.quantsim.apply import context_of
-from isobit.quantsim.checks.find_loss import find_loss
-from isobit.quantsim.checks.quality import sample_decibels
+from isobit.quantsim.judging.find_loss import find_loss
+from isobit.quantsim.judging.judge import Judge, mean
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step, StepResult
 from isobit.techniques import GPTQ, AdaRound, FoldBatchNorms
@@ -35,8 +34,8 @@ def test_each_is_measured_alone() -> None:
     passes = sim.passes(Dataset([batch], sim.graph), None, None, None)
     context = context_of(sim.simulation, passes, MinMaxRange())
     context.observe(Requests(ranges=True))
-    exact = opened(network).run(batch)
-    loss = find_loss(context, [(batch, exact)])
+    judge = Judge.of(opened(network), [batch])
+    loss = find_loss(context, judge)
     rounded = opened(network)
     values = {
         str(site): encoding.fake_quantize(rounded.weight(str(site)))
@@ -44,7 +43,7 @@ def test_each_is_measured_alone() -> None:
         if sim.plan.placements[site].kind == "weight"
     }
     rounded.edit([SetWeights(values)])
-    assert loss.weights == pytest.approx(np.mean(sample_decibels(exact, rounded.run(batch))), abs=0.01)
+    assert loss.weights == pytest.approx(mean(judge.ratios(rounded)), abs=0.01)
     assert loss.is_of_weights
     assert str(loss) == f"weights alone {loss.weights:.1f} dB, activations alone {loss.activations:.1f} dB"
     assert loss.activations > loss.weights + 5
