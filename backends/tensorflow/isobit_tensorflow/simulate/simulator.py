@@ -83,7 +83,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
             layer.relate()
         for site, layer in layers.items() if on else ():
             related = (relations.ties[site],) if site in relations.ties else relations.products.get(site, ())
-            layer.relate(*(layers[other] for other in related), is_fixed=site in relations.fixed)
+            layer.relate(*(layers[other] for other in related))
 
     @property
     def input_structure(self) -> Any:
@@ -159,7 +159,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
         for name, variable in new_simulator.parameters.items():
             variable.assign(self.parameters[name])
         for new_layer, layer in zip(new_simulator.quantizer_layers, self.quantizer_layers, strict=True):
-            new_layer.enabled = layer.enabled
+            new_layer.take_values(layer)
         return new_simulator
 
     def build(self, input_shape: Any = None) -> None:
