@@ -176,6 +176,7 @@ class KerasModel:
             name=old.name,
             dtype=old.dtype_policy,
         )
+        old.is_superseded = True
         kept = {"float"} if graph is old.graph else set()  # a pass without quantizers stays what it is
         self._runs = {switches: run for switches, run in self._runs.items() if switches in kept}
         self._observations = {switches: o for switches, o in self._observations.items() if switches in kept}
