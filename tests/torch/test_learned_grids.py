@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import isobit
 from isobit.encodings import Encoding, LearnedGrid
@@ -228,3 +230,22 @@ def test_nan_is_named(trained: tuple[QuantSim, torch.Tensor]) -> None:
     assert dict(sim.encodings) == dict(before)  # a loss of NaN moves no range
     with pytest.raises(ModelError, match=r"pass 4 of training: '0.weight' holds NaN, so the step before"):
         model(x)
+
+
+def test_mixed_precision_and_recomputation(trained: tuple[QuantSim, torch.Tensor]) -> None:
+    sim, x = trained
+    model = sim.trainable()
+    model.train()
+
+    def gradients_of(run: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        run(x).square().mean().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    expected = gradients_of(model)
+    again = gradients_of(lambda batch: checkpoint(model, batch, use_reentrant=False))
+    assert all(torch.equal(again[name], gradient) for name, gradient in expected.items())
+    with torch.autocast("cpu", torch.bfloat16):
+        half = gradients_of(model)
+    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in half.values())
+    assert all(half[name].norm() > 0 for name, gradient in expected.items() if gradient.norm() > 1e-3)

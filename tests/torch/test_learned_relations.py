@@ -118,8 +118,9 @@ def test_the_runtime_computes_what_was_trained(name: str, tmp_path: Path) -> Non
     session = onnxruntime.InferenceSession(str(path), options)
     executed = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     simulated = sim.run(x)["output"]
-    noise = np.square(executed - simulated).mean()  # of a few roundings, in the kernels of softmax and sigmoid
-    assert noise <= 1e-3 * np.square(simulated).mean()
+    noise = np.square(executed - simulated).mean()
+    allowed = 1e-3 if name == "gated" else 1e-4  # a few roundings, in the kernels of softmax and sigmoid
+    assert noise <= allowed * np.square(simulated).mean()
 
 
 def test_tied_quantizers_learn_one_parameter() -> None:

@@ -46,7 +46,7 @@ class FakeQuantize(torch.autograd.Function):
         ratio = values / steps
         position = ratio.round() + offset
         inside = (position >= q_min) & (position <= q_max)
-        by_x = torch.where(inside, upstream, 0) if needs_x else None
+        passed = torch.where(inside, upstream, 0) if needs_x else None
         summed_scale = summed_zero = None
         if needs_scale:
             level = position.clamp(q_min, q_max) - offset
@@ -56,7 +56,7 @@ class FakeQuantize(torch.autograd.Function):
         if needs_zero:
             cut = torch.where(inside, 0, upstream.to(work)) * -steps
             summed_zero = cut.sum_to_size(zero.shape).to(zero.dtype)
-        return by_x, summed_scale, summed_zero, None, None, None
+        return passed, summed_scale, summed_zero, None, None, None
 
 
 class _Scale(torch.autograd.Function):
