@@ -214,6 +214,10 @@ def test_an_optimizer_from_before(trained: tuple[QuantSim, torch.Tensor]) -> Non
     with pytest.raises(ModelError, match="made before trainable"):
         fit(sim.trainable(), x, torch.zeros(32, 5), optimizer, 2)
     fit(sim.trainable("frozen"), x, torch.zeros(32, 5), optimizer, 2)
+    sim.trainable()
+    sim.calibrate([x], progress=False)  # ends it
+    assert sim.quantizer_parameters() == []
+    fit(sim.model, x, torch.zeros(32, 5), optimizer, 2)
 
 
 def test_nan_is_named(trained: tuple[QuantSim, torch.Tensor]) -> None:

@@ -108,6 +108,8 @@ class TorchModel:
             self._rebuild()
         if is_related:
             self._link()
+        if self._native.is_watched:
+            self._watch()
 
     def relate(self, relations: Relations) -> None:
         """Keep these relations, in training too, wherever the encodings have them."""
@@ -129,6 +131,9 @@ class TorchModel:
         """Learn these grids from now on, and no others."""
         for site in self._keys:
             self._quantizer(site).learn(grids.get(site))
+        self._watch()
+
+    def _watch(self) -> None:
         self._native.watch(TrainingWatch(self.weight_parameters, self.grid_parameters))
 
     @property

@@ -41,7 +41,7 @@ class _UsersCall(CodeGen):
 class Simulator(fx.GraphModule):
     """Takes and returns what the user's module does; `graph` works on the flat tensors behind that."""
 
-    __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "quantizers"]  # noqa: RUF012
+    __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "quantizers", "is_watched"]  # noqa: RUF012
 
     def __init__(self, root: nn.Module, graph: fx.Graph, signature: Signature) -> None:
         empty = fx.Graph()
@@ -98,6 +98,11 @@ class Simulator(fx.GraphModule):
         outputs = run(*flat)
         watch.after(self, flat, outputs)
         return signature.unflatten(outputs)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether passes of training are looked at."""
+        return self.__dict__["isobit_watch"] is not None
 
     def watch(self, watch: TrainingWatch) -> None:
         """Have passes of training looked at from now on."""
