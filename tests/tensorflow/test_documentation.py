@@ -16,3 +16,11 @@ def test_the_page_runs(tmp_path, monkeypatch) -> None:
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.qdq.onnx", "encodings.json", "summary.txt"}
+
+
+def test_the_tutorial_of_training(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, block = re.findall(r"```python\n(.*?)```", PAGE.with_name("training.md").read_text("utf-8"), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(block, "training.md", "exec"), names)
+    assert names["history"].history["accuracy"][-1] > 0.7

@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isobit.encodings import Encoding, PerBlock, PerChannel, QuantSpec
+from isobit.encodings import Encoding, LearnedGrid, PerBlock, PerChannel, QuantSpec
 from isobit.graph import Tensor, Weight
 from isobit.testing.conformance.quantizing import tie_values
 from isobit_tensorflow.simulate.quantizers import Quantizer
@@ -86,18 +86,17 @@ def test_smaller_floats(text: str) -> None:
 
 
 def test_gradients_pass_inside_the_grid_and_reach_a_learned_scale() -> None:
-    layer = Quantizer.of(Tensor("x"), Encoding.of("int4", 0.5))
-    assert layer.trainable_variables == []
-    layer.learn()
-    assert [variable.name for variable in layer.trainable_variables] == ["scale"]
+    assert Quantizer.of(Tensor("x"), Encoding.of("int4", 0.5)).trainable_variables == []
+    layer = Quantizer.of(Tensor("x"), Encoding.of("int4", 0.5), LearnedGrid(np.float32(1)))
+    assert [variable.name for variable in layer.trainable_variables] == ["log_scale"]
     x = tf.constant([-9.0, -1.3, 0.2, 9.0])
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = layer(x)
-    by_x, by_scale = tape.gradient(y, [x, layer.scale.value])
+    by_x, by_scale = tape.gradient(y, [x, layer.log_scale.value])
     np.testing.assert_array_equal(by_x, [0.0, 1.0, 1.0, 0.0])
     # of clip(round(x / s)) * s by s: the level outside, round(x / s) - x / s inside
-    np.testing.assert_allclose(by_scale, -8 + (-3 + 2.6) + (0 - 0.4) + 7, rtol=1e-5)
+    np.testing.assert_allclose(by_scale, 0.5 * (-8 + (-3 + 2.6) + (0 - 0.4) + 7), rtol=1e-5)
 
 
 def test_switched_off_and_in_half_precision() -> None:

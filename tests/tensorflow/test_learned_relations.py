@@ -44,10 +44,8 @@ def test_the_runtime_computes_what_was_trained(name: str, tmp_path: Path) -> Non
     model = NETWORKS[name]()
     x = np.random.default_rng(0).standard_normal((16, *model.input_shape[1:])).astype(np.float32)
     sim = isobit.quantize(model, x, progress=False)
-    before, simulator = sim.encodings, sim.model
-    for quantizer in simulator.quantizers.values():
-        quantizer.learn()
-    simulator.compile(keras.optimizers.Adam(5e-4), "mse")
+    before, simulator = sim.encodings, sim.trainable()
+    simulator.compile(keras.optimizers.Adam(5e-3), "mse")
     simulator.fit(x, 0.5 * model.predict(x, verbose=0), epochs=8, verbose=0)
     after = sim.encodings
     for site, placement in sim.plan.placements.items():
@@ -84,3 +82,23 @@ def test_encodings_that_are_given_are_kept() -> None:
     sim.backend_model.set_quantizers({site: before[site] for site in changed})
     sim.model.quantizers[bias.scale_of[0]].scale.assign(0.25)
     np.testing.assert_array_equal(sim.encodings[bias.site].scale, 0.25 * before[bias.scale_of[1]].scale)
+
+
+def test_mistakes_in_training() -> None:
+    """A simulator from before `trainable()`, and a loss of NaN, which moves no range."""
+    x = np.random.default_rng(0).standard_normal((16, 6)).astype(np.float32)
+    sim = isobit.quantize(dense(), x, progress=False)
+    early = sim.model
+    early.compile("sgd", "mse")
+    simulator = sim.trainable("pact", weights="frozen")
+    assert {variable.name for variable in sim.quantizer_parameters()} == {"log_scale"}
+    with pytest.raises(isobit.errors.ModelError, match="what trainable"):
+        early.fit(x, x[:, :4], verbose=0)
+    with pytest.raises(isobit.errors.ModelError, match="what trainable"):
+        early(x, training=True)
+    before = sim.encodings
+    simulator.compile("sgd", "mse")
+    with pytest.raises(isobit.errors.ModelError, match="step 2 of training: the loss is NaN, and has reached weight"):
+        simulator.fit(x, np.full((16, 4), [[1]] * 8 + [[np.nan]] * 8), batch_size=8, shuffle=False, verbose=0)
+    after = sim.encodings
+    assert all(np.isfinite(after[site].scale).all() for site in before)

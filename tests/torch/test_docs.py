@@ -1,4 +1,4 @@
-"""The blocks of the page on PyTorch, in order."""
+"""The blocks of the page on PyTorch, in order, and the tutorial of training."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def test_the_page_on_pytorch(tmp_path, monkeypatch) -> None:
     assert {"model.qdq.onnx", "model.pt2", "model.torchscript.pt", "encodings.json", "summary.txt"} == {
         path.name for path in (tmp_path / "out").iterdir()
     }
+
+
+def test_the_tutorial_of_training(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    block, _ = re.findall(r"```python\n(.*?)```", PAGE.with_name("training.md").read_text("utf-8"), re.DOTALL)
+    names: dict[str, object] = {"__name__": "__main__"}
+    exec(compile(block, "training.md", "exec"), names)
+    assert names["accuracy"] > 0.7

@@ -72,12 +72,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, st
 }
 
 
-def train(model: nn.Module, x: torch.Tensor, steps: int = 8, rate: float = 5e-4) -> None:
+def train(sim: QuantSim, x: torch.Tensor, steps: int = 8, rate: float = 5e-3) -> None:
     """Towards half of what it gives: every scale moves."""
+    model = sim.trainable()
     with torch.no_grad():
         goal = 0.5 * model(x)
     model.train()
-    model.learn_ranges()
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -106,7 +106,7 @@ def test_the_runtime_computes_what_was_trained(name: str, tmp_path: Path) -> Non
     sim = isobit.quantize(make().eval(), [x], progress=False, **formats)
     before = sim.encodings
     fixed = [p.site for p in sim.plan.placements.values() if p.fixed_range is not None]
-    train(sim.model, x)
+    train(sim, x)
     assert off(sim) == []
     moved = [site for site in sim.plan.placements if sim.encodings[site] != before[site]]
     assert len(moved) > len(sim.plan.placements) / 2
@@ -118,40 +118,46 @@ def test_the_runtime_computes_what_was_trained(name: str, tmp_path: Path) -> Non
     session = onnxruntime.InferenceSession(str(path), options)
     executed = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     simulated = sim.run(x)["output"]
-    noise = np.square(executed - simulated).mean()  # of a few roundings, in the kernels of softmax and sigmoid
-    assert noise <= 1e-3 * np.square(simulated).mean()
+    noise = np.square(executed - simulated).mean()
+    allowed = 1e-3 if name == "gated" else 1e-4  # a few roundings, in the kernels of softmax and sigmoid
+    assert noise <= allowed * np.square(simulated).mean()
 
 
 def test_tied_quantizers_learn_one_parameter() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 3, 6, 6)
     sim = isobit.quantize(Branches().eval(), [x], progress=False)
+    train(sim, x)
+    names = [name for name, _ in sim.model.named_parameters() if "left.log" in name or "right.log" in name]
+    assert len(names) == 1
     first, second = (sim.model.quantizers[name] for name in ("left", "right"))
-    first.learn()
-    assert first.scale is second.scale
-    copied = copy.deepcopy(sim.model)
-    assert copied.quantizers["left"].scale is copied.quantizers["right"].scale
-    assert copied.quantizers["left"].scale is not first.scale
-    train(copied, x)
     assert torch.equal(first.scale, second.scale)
-    assert not torch.equal(copied.quantizers["left"].scale, first.scale)
-    second.learn(False)
-    assert not [name for name, _ in sim.model.named_parameters() if "quantizers" in name]
+    copied = copy.deepcopy(sim.model)
+    before = first.scale.clone()
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.add_(0.1)
+    assert torch.equal(copied.quantizers["left"].scale, copied.quantizers["right"].scale)
+    assert not torch.equal(copied.quantizers["left"].scale, before)
+    assert torch.equal(first.scale, before)
+    sim.trainable("frozen")
+    assert sim.quantizer_parameters() == []
+    assert torch.equal(first.scale, before)
 
 
 def test_trained_grids_are_saved_and_loaded() -> None:
     torch.manual_seed(0)
     x, module = torch.randn(16, 6), Twice().eval()
     sim = isobit.quantize(module, [x], progress=False)
-    train(sim.model, x)
+    train(sim, x)
     expected, saved = sim.run(x)["output"], copy.deepcopy(sim.model.state_dict())
-    sim.model.learn_ranges(False)
+    np.testing.assert_array_equal(copy.deepcopy(sim.model)(x).detach().numpy(), expected)
+    sim.trainable("frozen")
     np.testing.assert_array_equal(sim.run(x)["output"], expected)
     other = isobit.quantize(module, [x], progress=False)
     other.model.load_state_dict(saved)
     np.testing.assert_array_equal(other.run(x)["output"], expected)
     assert off(other) == []
-    np.testing.assert_array_equal(copy.deepcopy(sim.model)(x).detach().numpy(), expected)
 
 
 def test_encodings_that_are_given_are_kept() -> None:
@@ -164,5 +170,5 @@ def test_encodings_that_are_given_are_kept() -> None:
     sim.backend_model.set_quantizers({weight: other})
     assert sim.encodings[site] == before[site]
     sim.backend_model.set_quantizers({weight: before[weight]})
-    train(sim.model, torch.randn(8, 6))
+    train(sim, torch.randn(8, 6))
     assert off(sim) == []

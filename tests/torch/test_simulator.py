@@ -133,7 +133,7 @@ def test_gradients_pass_straight_through(sim: QuantSim) -> None:
 def test_one_training_step(sim: QuantSim, images: list[np.ndarray]) -> None:
     model = sim.model
     model.train()
-    model.learn_ranges()
+    sim.trainable()
     encodings = dict(sim.encodings)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}

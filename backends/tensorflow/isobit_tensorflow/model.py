@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from isobit.backend import Batch, NameMap
 from isobit.edits import EditPlan
-from isobit.encodings import Encoding, Encodings, Relations
+from isobit.encodings import Encoding, Encodings, LearnedGrid, Relations
 from isobit.errors import ModelError
 from isobit.graph import Graph, Site, WeightInfo, to_canonical, to_native
 from isobit.graph.layout import resized
@@ -103,7 +103,7 @@ class KerasModel:
             old = quantizers.get(site)
             if encoding is None:
                 moved |= quantizers.pop(site, None) is not None
-            elif old is not None and old.fits(encoding) and encoding.scale.shape == tuple(old.scale.shape):
+            elif old is not None and old.fits(encoding):
                 old.set(encoding)
                 old.enabled = True
             else:
@@ -127,6 +127,24 @@ class KerasModel:
             native.link(True)
         else:
             self._replace(self.graph, native.parameters, native.quantizers)
+
+    def learn(self, grids: Mapping[Site, LearnedGrid]) -> None:
+        """Learn these grids from now on, and no others; the simulator is made anew around the same weights."""
+        quantizers = {}
+        for site, layer in self._native.quantizers.items():
+            quantizers[site] = Quantizer.of(site, layer.encoding, grids.get(site))
+            quantizers[site].enabled = layer.enabled
+        self._replace(self.graph, self._native.parameters, quantizers)
+
+    @property
+    def grid_parameters(self) -> list[keras.Variable]:
+        """The variables of the grids that are learned."""
+        return [variable for layer in self._native.quantizer_layers for variable in layer.trainable_variables]
+
+    @property
+    def weight_parameters(self) -> list[keras.Variable]:
+        """All other variables that train."""
+        return [variable for variable in self._native.parameters.values() if variable.trainable]
 
     def enable(self, sites: Iterable[Site], on: bool) -> None:
         """Switch quantizers on or off; nothing is rebuilt or traced again."""
@@ -158,6 +176,7 @@ class KerasModel:
             name=old.name,
             dtype=old.dtype_policy,
         )
+        old.is_superseded = True
         kept = {"float"} if graph is old.graph else set()  # a pass without quantizers stays what it is
         self._runs = {switches: run for switches, run in self._runs.items() if switches in kept}
         self._observations = {switches: o for switches, o in self._observations.items() if switches in kept}

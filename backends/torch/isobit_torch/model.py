@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from isobit.backend import Batch, NameMap
 from isobit.edits import EditPlan
-from isobit.encodings import Encoding, Encodings, Relations
+from isobit.encodings import Encoding, Encodings, LearnedGrid, Relations
 from isobit.errors import ModelError
 from isobit.graph import Graph, Input, Site, Tensor
 from isobit.statistics import Request
@@ -30,6 +30,7 @@ from isobit_torch.simulate.insert_quantizers import Simulated, insert_quantizers
 from isobit_torch.simulate.observe import ObservingRunner
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
 from isobit_torch.simulate.simulator import Simulator
+from isobit_torch.simulate.training_watch import TrainingWatch
 from isobit_torch.translate.sites import bind
 from isobit_torch.translate.translate import translate
 
@@ -107,6 +108,8 @@ class TorchModel:
             self._rebuild()
         if is_related:
             self._link()
+        if self._native.is_watched:
+            self._watch()
 
     def relate(self, relations: Relations) -> None:
         """Keep these relations, in training too, wherever the encodings have them."""
@@ -120,14 +123,29 @@ class TorchModel:
 
     def _link(self) -> None:
         held = self._relations.that_hold(self.encodings())
-        groups: dict[Site, list[Quantizer]] = {leader: [self._quantizer(leader)] for leader in held.ties.values()}
-        for site, leader in held.ties.items():
-            groups[leader].append(self._quantizer(site))
         for site in self._keys:
-            quantizer = self._quantizer(site)
-            factors = tuple(self._quantizer(factor) for factor in held.products.get(site, ()))
-            tied = tuple(other for other in groups.get(held.ties.get(site, site), ()) if other is not quantizer)
-            quantizer.relate(factors, tied, is_fixed=site in held.fixed)
+            related = (held.ties[site],) if site in held.ties else held.products.get(site, ())
+            self._quantizer(site).relate(*(self._quantizer(other) for other in related))
+
+    def learn(self, grids: Mapping[Site, LearnedGrid]) -> None:
+        """Learn these grids from now on, and no others."""
+        for site in self._keys:
+            self._quantizer(site).learn(grids.get(site))
+        self._watch()
+
+    def _watch(self) -> None:
+        self._native.watch(TrainingWatch(self.weight_parameters, self.grid_parameters))
+
+    @property
+    def grid_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the grids that are learned."""
+        return [p for q in self._native.quantizers.values() for p in q.parameters() if p.requires_grad]
+
+    @property
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """All other parameters that train."""
+        grids = {id(parameter) for parameter in self.grid_parameters}
+        return [p for p in self._native.parameters() if p.requires_grad and id(p) not in grids]
 
     def enable(self, sites: Iterable[Site], on: bool) -> None:
         """Switch quantizers on or off; nothing is rebuilt."""

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from isobit.backend.contract import BackendModel
 from isobit.data import Batch
 from isobit.encodings.encoding import Encodings
+from isobit.encodings.learned_grid import LearnedGrid
 from isobit.encodings.relations import Relations
+from isobit.graph.sites import Site
 
 
 @runtime_checkable
@@ -120,14 +122,33 @@ class RunsGiven(Protocol):
 
 
 @runtime_checkable
-class KeepsRelations(Protocol):
-    """What a BackendModel adds whose native model can train scales."""
+class TrainsGrids(Protocol):
+    """What a BackendModel adds whose native model can train, its grids included."""
 
     def relate(self, relations: Relations) -> None:
-        """Keep these relations from now on wherever the encodings have them, also while scales are trained.
+        """Keep these relations from now on wherever the encodings have them, also while grids are learned.
 
         `set_quantizers` still sets what it is given: a relation that no longer holds afterwards is not kept.
         """
+        ...
+
+    def learn(self, grids: Mapping[Site, LearnedGrid]) -> None:
+        """Learn these grids from now on, from the encodings that they have, and no others.
+
+        `isobit.encodings.learned_grid` says how a parameter of the framework's becomes a scale or a zero point, and
+        what its gradient is. A grid that `set_quantizers` sets is no longer learned. `native` may be another object
+        afterwards.
+        """
+        ...
+
+    @property
+    def grid_parameters(self) -> Sequence[Any]:
+        """The parameters of the grids that are learned, as the framework's optimizers take them."""
+        ...
+
+    @property
+    def weight_parameters(self) -> Sequence[Any]:
+        """All other parameters that train."""
         ...
 
 

@@ -41,6 +41,7 @@ from isobit.statistics.sampling import SAMPLE_LIMIT
 from isobit.statistics.statistics import Statistics
 from isobit.targets.target import Target
 from isobit.techniques.technique import Technique, TechniqueReport
+from isobit.training.modes import TrainingModes
 
 
 class QuantSim:
@@ -228,6 +229,28 @@ class QuantSim:
     def frozen(self) -> Encodings:
         """The encodings that calibration keeps."""
         return self._simulation.frozen
+
+    def trainable(
+        self,
+        mode: str = "learned",
+        *,
+        weights: str | None = None,
+        activations: str | None = None,
+        overrides: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Let training move the grids from now on, and return `model`; an optimizer is made after this.
+
+        `mode` is ``"learned"`` (LSQ), ``"pact"`` (only what is cut off moves a scale) or ``"frozen"`` (nothing does);
+        `weights` and `activations` are the modes of one kind, `overrides` those of patterns of names. The scale of a
+        bias stays that of its input times that of its weight, and grids that are shared stay shared. Calibrating, or
+        loading encodings, ends it. Raises ModelError before calibration, and where nothing would train.
+        """
+        self._simulation.train(TrainingModes(mode, weights, activations, dict(overrides or {})))
+        return self.model
+
+    def quantizer_parameters(self) -> list[Any]:
+        """The parameters of the grids that are learned, for a group of their own in an optimizer."""
+        return list(self._simulation.trained_model().grid_parameters)
 
     def calibrate(
         self,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import BackendModel, Differentiable
-from isobit.backend.optional import KeepsRelations
+from isobit.backend.optional import TrainsGrids
 from isobit.calibration.fitting import fit
 from isobit.calibration.resolve import Resolved, resolve
 from isobit.calibration.scheme import Calibrator
@@ -35,6 +35,8 @@ from isobit.statistics.statistics import Statistics
 from isobit.targets.target import Target
 from isobit.techniques.layers.normal import NormalPerChannel
 from isobit.techniques.technique import TechniqueReport
+from isobit.training.learned_grids import learned_grids
+from isobit.training.modes import TrainingModes
 
 
 class Simulation:
@@ -235,6 +237,30 @@ class Simulation:
         for site in list(self._frozen) if sites is None else sites:
             self._frozen.pop(site, None)
 
+    def train(self, modes: TrainingModes) -> None:
+        """Learn the grids that these modes ask for, from the encodings as they are, and no others.
+
+        Raises ModelError before calibration, where the backend does not train, and where nothing would.
+        """
+        model = self.trained_model()
+        self.require_calibrated()
+        modes.check(self.graph, self.plan)
+        self._relate()
+        model.learn(learned_grids(self.graph, self.plan, self.model.encodings(), modes, self._frozen))
+        if not model.grid_parameters and not model.weight_parameters:
+            raise ModelError(
+                "nothing would train: every parameter of the model is frozen, and no grid is learned. Unfreeze "
+                "parameters before the model is opened (requires_grad, trainable), or learn grids"
+            )
+
+    def trained_model(self) -> TrainsGrids:
+        """The backend's model, which trains. Raises ModelError where it does not."""
+        if not isinstance(self.model.inner, TrainsGrids):
+            raise ModelError(
+                f"a model of the {self.model.backend} backend does not train: open the PyTorch or Keras model"
+            )
+        return self.model.inner
+
     def checkpoint(self) -> Checkpoint:
         """Everything that a technique changes, for `roll_back`."""
         return Checkpoint(
@@ -278,7 +304,7 @@ class Simulation:
 
     def _relate(self) -> None:
         """Tell the model what its encodings owe each other, for training."""
-        if isinstance(self.model.inner, KeepsRelations):
+        if isinstance(self.model.inner, TrainsGrids):
             self.model.inner.relate(self.plan.relations())
 
     def _replan(self) -> None:

@@ -1,4 +1,4 @@
-"""`isobit.arithmetic` in TensorFlow, bit for bit, with straight-through gradients.
+"""`isobit.arithmetic` in TensorFlow, bit for bit.
 
 Scale and zero point must come from variables: in a tf.function a constant divisor is rewritten to a multiplication by
 its inverse, which breaks ties, and a constant zero point 0 is optimised away. TensorFlow's own fake-quantize ops round
@@ -7,12 +7,9 @@ otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-
-Rint = Callable[[tf.Tensor], tf.Tensor]
 
 _EXACT_IN_FLOAT32 = 1 << 16
 
@@ -24,23 +21,17 @@ FLOAT_TYPES = {
 }
 
 
-@tf.custom_gradient  # type: ignore[untyped-decorator]
-def straight_through(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """Round half to even; the gradient passes straight through."""
-    return tf.math.rint(x), lambda upstream: upstream
+def work_type(q_min: int, q_max: int) -> tf.DType:
+    """The type in which positions on a grid are exact."""
+    return tf.float32 if q_max - q_min < _EXACT_IN_FLOAT32 else tf.float64
 
 
-def fake_quantize(
-    x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, q_min: int, q_max: int, rint: Rint = straight_through
-) -> tf.Tensor:
-    """`x` rounded to the grid; `scale` and `zero_point` broadcast against it.
-
-    Gradients reach `x`, inside the grid, and the scale; none do with TensorFlow's own `rint`, which traces faster.
-    """
-    work = tf.float32 if q_max - q_min < _EXACT_IN_FLOAT32 else tf.float64
+def fake_quantize(x: tf.Tensor, scale: tf.Tensor, zero_point: tf.Tensor, q_min: int, q_max: int) -> tf.Tensor:
+    """`x` rounded to the grid, without gradients; `scale` and `zero_point` broadcast against it."""
+    work = work_type(q_min, q_max)
     values, steps = tf.cast(tf.cast(x, tf.float32), work), tf.cast(scale, work)
-    zero = rint(tf.cast(zero_point, work))
-    q = tf.clip_by_value(rint(values / steps) + zero, tf.constant(q_min, work), tf.constant(q_max, work))
+    zero = tf.math.rint(tf.cast(zero_point, work))
+    q = tf.clip_by_value(tf.math.rint(values / steps) + zero, tf.constant(q_min, work), tf.constant(q_max, work))
     return tf.cast(tf.cast((q - zero) * steps, tf.float32), x.dtype)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -12,15 +14,18 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from isobit.arithmetic import SMALLEST_SCALE
-from isobit.encodings import Encoding, Encodings, PerChannel, PerTensor
-from isobit.encodings.relations import product_scale
+from isobit.encodings import Encoding, Encodings, LearnedGrid, PerChannel, PerTensor
 from isobit.errors import EncodingError
 from isobit.formats import isobit_json
 from isobit.graph import Site
-from isobit_tensorflow.simulate.arithmetic import Rint, cast, fake_quantize, straight_through
+from isobit_tensorflow.simulate.arithmetic import cast, fake_quantize
+from isobit_tensorflow.simulate.learned_grid import learned, learned_scale, learned_zero_point, straight_through
 from isobit_tensorflow.simulate.variables import put, value_of
 
-_VARIABLES = ("scale", "zero_point", "on")
+_VARIABLES = ("scale", "zero_point", "on", "log_scale", "offset")
+
+#: Rounds a tensor to scale and zero point that broadcast against it, between two bounds.
+Rounder = Callable[..., tf.Tensor]
 
 
 @keras.saving.register_keras_serializable("isobit")
@@ -28,11 +33,12 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
     """Rounds the tensor or constant of `site` to the grid of its encoding, where it is switched on.
 
     `scale` is float32 and `zero_point` float32 too, of the shape that the encoding has; `on` is 0 or 1. They are
-    variables because a constant would be folded into other arithmetic.
+    variables because a constant would be folded into other arithmetic. A grid that is learned starts there, and the
+    variables `log_scale` and `offset` say how far it has moved.
     """
 
-    def __init__(self, encodings: str, learned: tuple[bool, bool] = (False, False), name: str | None = None) -> None:
-        """`encodings` is isobit's JSON of one site and its encoding; `learned` says whether its parts are trained."""
+    def __init__(self, encodings: str, learns: dict[str, Any] | None = None, name: str | None = None) -> None:
+        """`encodings` is isobit's JSON of one site and its encoding; `learns` is a `LearnedGrid` as JSON data."""
         super().__init__(name=name, dtype="float32", autocast=False)
         (self.site, self._template), *others = isobit_json.loads(encodings, "quantizer").items()
         if others:
@@ -40,15 +46,21 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
         self.scale = self._variable("scale", self._template.scale, np.float32)
         self.zero_point = self._variable("zero_point", self._template.zero_point, np.float32)
         self.on = self._variable("on", np.float32(1), np.float32)
-        self.scale.trainable, self.zero_point.trainable = learned
+        self._grid_record = None if learns is None else json.dumps(learns)  # a text, which Keras does not track
+        self.learns = None if learns is None else LearnedGrid.from_record(learns)
+        if self.learns is not None:
+            still = np.zeros(self._template.scale.shape, np.float32)
+            self.log_scale = self._variable("log_scale", still, np.float32)
+            self.log_scale.trainable = True
+            self.offset = self._variable("offset", still, np.float32)
+            self.offset.trainable = self.learns.zero_point_levels > 0
         self._related: Callable[[], tuple[Quantizer, ...]] | None = None  # a function, so that they are no sublayers
-        self._is_fixed = False
         self.built = True
 
     @classmethod
-    def of(cls, site: Site, encoding: Encoding) -> Quantizer:
-        """A quantizer at `site`."""
-        return cls(isobit_json.dumps(Encodings({site: encoding})))
+    def of(cls, site: Site, encoding: Encoding, grid: LearnedGrid | None = None) -> Quantizer:
+        """A quantizer at `site`, whose grid is learned where `grid` says how."""
+        return cls(isobit_json.dumps(Encodings({site: encoding})), None if grid is None else grid.to_record())
 
     def _variable(self, name: str, value: Any, dtype: Any) -> keras.Variable:
         array = np.array(value, dtype)
@@ -67,19 +79,17 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
     @property
     def encoding(self) -> Encoding:
         """The encoding as it is now: learned or loaded values included."""
-        spec = self._template.spec
         scale, zero_point = self._values()
-        scale = np.maximum(np.abs(scale), np.float32(SMALLEST_SCALE))
+        scale = np.maximum(scale, np.float32(SMALLEST_SCALE))
         zero = np.rint(zero_point).astype(np.int32)
-        if spec.is_integer:
-            zero = np.clip(zero, spec.q_min, spec.q_max)
         if np.array_equal(scale, self._template.scale) and np.array_equal(zero, self._template.zero_point):
             return self._template
         return replace(self._template, scale=scale, zero_point=zero, multiplier=None, channel_scale=None)
 
     def fits(self, encoding: Encoding) -> bool:
         """Whether `set` can take an encoding: the grid is part of the compiled function, its numbers are not."""
-        return bool(encoding.spec == self._template.spec) and encoding.axis == self._template.axis
+        same = bool(encoding.spec == self._template.spec) and encoding.axis == self._template.axis
+        return same and self.learns is None and encoding.scale.shape == tuple(self.scale.shape)
 
     def set(self, encoding: Encoding) -> None:
         """Take other numbers for the same grid."""
@@ -98,8 +108,8 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
     def enabled(self, value: bool) -> None:
         put(self.on, np.float32(value))
 
-    def relate(self, *related: Quantizer, is_fixed: bool = False) -> None:
-        """Have the grid of one other quantizer, or as scale the product of those of two; or never learn a scale.
+    def relate(self, *related: Quantizer) -> None:
+        """Have the grid of one other quantizer, or as scale the product of those of two.
 
         Without arguments the grid is its own from now on, as it is.
         """
@@ -107,58 +117,40 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
             for variable, value in zip((self.scale, self.zero_point), self._values(), strict=True):
                 put(variable, value)
         self._related = (lambda: related) if related else None
-        self._is_fixed = is_fixed
-        if related or is_fixed:
-            self.scale.trainable = self.zero_point.trainable = False
-
-    def _leader(self) -> Quantizer | None:
-        """The one other whose grid it has."""
-        related = self._related() if self._related is not None else ()
-        return related[0] if len(related) == 1 else None
 
     def _values(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Scale and zero point as they are now."""
-        related = self._related() if self._related is not None else ()
-        if len(related) == 1:
-            return related[0]._values()
-        if related:
-            scale = product_scale(*(layer.encoding for layer in related))
-        else:
-            scale = np.asarray(value_of(self.scale), np.float32)
-        return scale, np.asarray(value_of(self.zero_point), np.float32)
-
-    def learn(self, on: bool = True, *, zero_point: bool = False) -> None:
-        """Train the scale (and an asymmetric grid's zero point) together with the weights, or stop that.
-
-        Quantizers that share a grid learn the variables of the first. Fixed scales, and those that are products of two
-        others, are not trained.
-        """
-        leader = self._leader()
-        if leader is not None:
-            leader.learn(on, zero_point=zero_point)
-            return
-        if on and (self._is_fixed or self._related is not None):
-            return
-        self.scale.trainable = on
-        self.zero_point.trainable = on and zero_point and not self._template.spec.symmetric
+        if self._related is None and self.learns is None:
+            return np.asarray(value_of(self.scale), np.float32), np.asarray(value_of(self.zero_point), np.float32)
+        scale, zero_point = self._grid()
+        return np.asarray(scale.numpy(), np.float32), np.asarray(zero_point.numpy(), np.float32)
 
     # --- computing -------------------------------------------------------------------------------------------------
 
     def call(self, x: tf.Tensor, axes: Sequence[int] | None = None) -> tf.Tensor:
         """`x` on the grid; `axes` are the canonical axes in the order in which `x` has them."""
-        return tf.where(tf.convert_to_tensor(self.on) > 0.5, self._rounded(x, axes, straight_through), x)
+        leader = self._leader()
+        rounder: Rounder = straight_through
+        if leader.learns is not None:
+            rounder = partial(learned, rounding=leader.learns.rounding)
+        return tf.where(tf.convert_to_tensor(self.on) > 0.5, self._rounded(x, axes, rounder), x)
 
     def rounded(self, x: tf.Tensor, axes: Sequence[int] | None = None) -> tf.Tensor:
         """What `call` gives where the quantizer is on, for evaluation: without a switch, and without gradients."""
-        return self._rounded(x, axes, tf.math.rint)
+        return self._rounded(x, axes, fake_quantize)
 
-    def _rounded(self, x: tf.Tensor, axes: Sequence[int] | None, rint: Rint) -> tf.Tensor:
+    def _leader(self) -> Quantizer:
+        """The quantizer whose grid this one has: itself, or the one other that it is related to."""
+        related = self._related() if self._related is not None else ()
+        return related[0] if len(related) == 1 else self
+
+    def _rounded(self, x: tf.Tensor, axes: Sequence[int] | None, rounder: Rounder) -> tf.Tensor:
         spec = self._template.spec
         steps, zero_point = self._grid()
         scale = self._broadcast(steps, x, axes)
         if spec.is_integer:
             zero = self._broadcast(zero_point, x, axes)
-            return fake_quantize(x, scale, zero, spec.q_min, spec.q_max, rint)
+            return rounder(x, scale, zero, spec.q_min, spec.q_max)
         return cast(x, scale, spec.dtype)
 
     def _grid(self) -> tuple[tf.Tensor, tf.Tensor]:
@@ -166,12 +158,17 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
         related = self._related() if self._related is not None else ()
         if len(related) == 1:
             return related[0]._grid()
-        scale = tf.convert_to_tensor(self.scale)
+        scale, zero_point = tf.convert_to_tensor(self.scale), tf.convert_to_tensor(self.zero_point)
         if related:
-            source, weight = (layer._grid()[0] for layer in related)
+            source, weight = (tf.stop_gradient(layer._grid()[0]) for layer in related)
             scale = source * weight
-        positive = tf.maximum(tf.abs(scale), SMALLEST_SCALE)  # training may carry it past zero
-        return positive, tf.convert_to_tensor(self.zero_point)
+        elif self.learns is not None:
+            factor, levels, spec = self.learns.factor, self.learns.zero_point_levels, self._template.spec
+            scale = learned_scale(tf.convert_to_tensor(self.log_scale), scale, factor, self.learns.unit)
+            if levels:
+                offset = tf.convert_to_tensor(self.offset)
+                zero_point = learned_zero_point(offset, zero_point, factor, levels, spec.q_min, spec.q_max)
+        return tf.maximum(scale, SMALLEST_SCALE), zero_point
 
     def _broadcast(self, grid: tf.Tensor, x: tf.Tensor, axes: Sequence[int] | None) -> tf.Tensor:
         axis, granularity = self._template.axis, self._template.spec.granularity
@@ -185,17 +182,27 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
         return blocks if axes is None else tf.transpose(blocks, order)
 
     def save_own_variables(self, store: Any) -> None:
-        """Scale, zero point and switch, by name."""
-        scale, zero_point = self._values()
-        store["scale"], store["zero_point"], store["on"] = scale, zero_point, self.on.numpy()
+        """Variables by name; of a grid that follows others, what it is now."""
+        values = {name: getattr(self, name).numpy() for name in _VARIABLES if hasattr(self, name)}
+        if self._related is not None:
+            values["scale"], values["zero_point"] = self._values()
+        for name, value in values.items():
+            store[name] = value
 
     def load_own_variables(self, store: Any) -> None:
         """What `save_own_variables` wrote."""
         for name in _VARIABLES:
-            getattr(self, name).assign(store[name])
+            if hasattr(self, name):
+                getattr(self, name).assign(store[name])
 
     def get_config(self) -> dict[str, Any]:
-        """The site and the encoding as it is now."""
-        current = isobit_json.dumps(Encodings({self.site: self.encoding}))
-        learned = (bool(self.scale.trainable), bool(self.zero_point.trainable))
-        return {"name": self.name, "encodings": current, "learned": learned}
+        """The site and the encoding as it is now, or where it is learned from."""
+        current = self.encoding if self.learns is None else self._template
+        learns = None if self._grid_record is None else json.loads(self._grid_record)
+        return {"name": self.name, "encodings": isobit_json.dumps(Encodings({self.site: current})), "learns": learns}
+
+    def take_values(self, other: Quantizer) -> None:
+        """Take the variables of a quantizer of the same configuration."""
+        for name in _VARIABLES:
+            if hasattr(self, name):
+                put(getattr(self, name), value_of(getattr(other, name)))

@@ -10,13 +10,14 @@ import keras
 import tensorflow as tf
 
 from isobit.encodings import Relations
-from isobit.errors import DataError
+from isobit.errors import DataError, ModelError
 from isobit.graph import Graph, Site, graph_from_record, graph_to_record
 from isobit.graph_backend import Tap
 from isobit_tensorflow.kernels.operands import Operand, Rounding
 from isobit_tensorflow.simulate.interpreter import run
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.training_pass import TrainingPass
+from isobit_tensorflow.simulate.training_watch import NanWatch
 from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
 from isobit_tensorflow.training import Training
 
@@ -63,6 +64,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
         self.relations = relations
         self.link(True)
         self._generators = [keras.random.SeedGenerator(d.seed) for d in self.behaviour.dropouts]
+        self.is_superseded = False  # by another simulator of the same model
         self.supports_jit = False  # XLA may divide otherwise; `compile(jit_compile=True)` still asks for it
         self.built = True
 
@@ -83,7 +85,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
             layer.relate()
         for site, layer in layers.items() if on else ():
             related = (relations.ties[site],) if site in relations.ties else relations.products.get(site, ())
-            layer.relate(*(layers[other] for other in related), is_fixed=site in relations.fixed)
+            layer.relate(*(layers[other] for other in related))
 
     @property
     def input_structure(self) -> Any:
@@ -98,8 +100,26 @@ class Simulator(keras.Model):  # type: ignore[misc]
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """What the user's model returns for `inputs`, simulated."""
+        if training:
+            self._require_current()
         outputs = self.run_named(self._named(inputs), training=bool(training))
         return keras.tree.map_structure(lambda name: outputs[name], self.output_structure)
+
+    def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+        """As of any Keras model. Raises ModelError where the loss is NaN, and where `trainable()` made another one."""
+        self._require_current()
+        if len(args) < 6:  # else the callbacks are among them
+            if not isinstance(callbacks, keras.callbacks.CallbackList):
+                callbacks = [*keras.tree.flatten(callbacks or []), NanWatch()]
+            kwargs["callbacks"] = callbacks
+        return super().fit(*args, **kwargs)
+
+    def _require_current(self) -> None:
+        if self.is_superseded:
+            raise ModelError(
+                "trainable(), or an edit, has made another simulator around these weights: compile and train what "
+                "trainable() returned, which is sim.model"
+            )
 
     def run_named(
         self,
@@ -159,7 +179,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
         for name, variable in new_simulator.parameters.items():
             variable.assign(self.parameters[name])
         for new_layer, layer in zip(new_simulator.quantizer_layers, self.quantizer_layers, strict=True):
-            new_layer.enabled = layer.enabled
+            new_layer.take_values(layer)
         return new_simulator
 
     def build(self, input_shape: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""`isobit.arithmetic` in torch, bit for bit, with straight-through gradients."""
+"""`isobit.arithmetic` in torch, bit for bit."""
 
 from __future__ import annotations
 
@@ -29,28 +29,9 @@ def is_recorded(x: Tensor) -> bool:
     return type(x) not in (Tensor, nn.Parameter) or torch._C._len_torch_dispatch_stack() > 0
 
 
-def _with_gradient() -> bool:
+def with_gradient() -> bool:
     """Whether a gradient is to pass through; a TorchScript trace cannot hold functions of our own."""
     return torch.is_grad_enabled() and not in_trace()
-
-
-def _rounded(x: Tensor) -> Tensor:
-    if not _with_gradient():
-        return torch.round(x)
-    result: Tensor = _Round.apply(x)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _Round(torch.autograd.Function):
-    """Round half to even; the gradient passes straight through."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.round(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,22 +54,30 @@ class _Cast(torch.autograd.Function):
         return gradients[0], None
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
-    """`x` rounded to the grid; `scale` and `zero_point` broadcast against it.
+def work_type(q_min: int, q_max: int) -> torch.dtype:
+    """The type in which positions on a grid are exact."""
+    return torch.float32 if q_max - q_min < _EXACT_IN_FLOAT32 else torch.float64
 
-    Gradients reach `x`, inside the grid, and the scale.
+
+def grid_position(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
+    """Integers of `x` in `work_type`; `scale` and `zero_point` broadcast against it.
+
     The division is a true one by a tensor: torch's own fake-quantize multiplies by the inverse, which rounds otherwise.
     """
-    work = torch.float32 if q_max - q_min < _EXACT_IN_FLOAT32 else torch.float64
-    values, steps, zero = x.to(torch.float32).to(work), scale.to(work), zero_point.to(work)
-    if zero_point.is_floating_point():  # a learned one
-        zero = _rounded(zero)
-    q = torch.clamp(_rounded(values / steps) + zero, q_min, q_max)
-    return ((q - zero) * steps).to(torch.float32).to(x.dtype)
+    work = work_type(q_min, q_max)
+    steps = x.to(torch.float32).to(work) / scale.to(work)
+    return torch.clamp(torch.round(steps) + zero_point.to(work).round(), q_min, q_max)
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
+    """`x` rounded to the grid, without gradients; `scale` and `zero_point` broadcast against it."""
+    work = work_type(q_min, q_max)
+    q = grid_position(x, scale, zero_point, q_min, q_max)
+    return ((q - zero_point.to(work).round()) * scale.to(work)).to(torch.float32).to(x.dtype)
 
 
 def cast(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
     """`x` rounded to a smaller float type times a scale."""
-    rounded = _Cast.apply if _with_gradient() else _cast
+    rounded = _Cast.apply if with_gradient() else _cast
     result: Tensor = rounded(x.to(torch.float32) / scale, FLOAT_TYPES[dtype]) * scale
     return result.to(x.dtype)

@@ -12,25 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from isobit.arithmetic import SMALLEST_SCALE
-from isobit.encodings import Encoding, PerChannel, PerTensor
+from isobit.encodings import Encoding, LearnedGrid, PerChannel, PerTensor
 from isobit.graph import Layout
 from isobit_torch.program.convert import to_array
 from isobit_torch.program.layouts import to_canonical, to_native
-from isobit_torch.simulate.arithmetic import cast, fake_quantize, is_recorded
+from isobit_torch.simulate.arithmetic import cast, fake_quantize, is_recorded, with_gradient
+from isobit_torch.simulate.cpu_gradient import dense
 from isobit_torch.simulate.cpu_kernel import run_in_parts
 from isobit_torch.simulate.cuda_kernel import fused
+from isobit_torch.simulate.learned_grid import FakeQuantize, learned_scale, learned_zero_point
 
 #: The one name that the simulator adds to the user's; a float state_dict loads without it.
 QUANTIZERS = "isobit_quantizers"
+
+_HELD = ("scale", "zero_point")
 
 
 class Quantizer(nn.Module):
     """Rounds a tensor to the grid of an encoding. `enabled` switches it; `in_place` allows to overwrite the input."""
 
-    __jit_unused_properties__: ClassVar = ["encoding"]  # torch.jit.trace compiles properties
-
-    scale: Tensor
-    zero_point: Tensor
+    __jit_unused_properties__: ClassVar = ["encoding", "scale", "zero_point"]  # torch.jit.trace compiles properties
 
     def __init__(self, encoding: Encoding, layout: Layout = ()) -> None:
         super().__init__()
@@ -38,76 +39,70 @@ class Quantizer(nn.Module):
         self.in_place = False
         self.layout = layout
         self._template = encoding
-        self._factors: tuple[Quantizer, ...] = ()  # a tuple, so that they are no submodules
-        self._tied: tuple[Quantizer, ...] = ()
-        self._is_fixed = False
-        self.register_buffer("scale", torch.from_numpy(np.array(encoding.scale)))
-        self.register_buffer("zero_point", torch.from_numpy(np.array(encoding.zero_point)))
+        self._related: tuple[Quantizer, ...] = ()  # a tuple, so that they are no submodules
+        self._learned: LearnedGrid | None = None
+        self.register_parameter("log_scale", None)
+        self.register_parameter("offset", None)
+        # `scale` and `zero_point` are properties: what is learned moves them
+        self._buffers["scale"] = torch.from_numpy(np.array(encoding.scale))
+        self._buffers["zero_point"] = torch.from_numpy(np.array(encoding.zero_point))
         self._numbers: tuple[Any, tuple[float, float]] | None = None
         self._cache: tuple[Any, Tensor] | None = None
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale as it is now, float32."""
+        return self._grid()[0].detach()
+
+    @property
+    def zero_point(self) -> Tensor:
+        """The zero point as it is now, int32."""
+        return self._grid()[1].detach().to(torch.int32)
 
     # --- encodings -------------------------------------------------------------------------------------------------
 
     @property
     def encoding(self) -> Encoding:
         """The encoding as it is now: learned or loaded values included."""
-        spec = self._template.spec
-        held = self._product() if self._factors else self.scale
-        scale = np.maximum(np.abs(to_array(held).astype(np.float32)), np.float32(SMALLEST_SCALE))
-        zero = np.rint(to_array(self.zero_point)).astype(np.int32)
-        if spec.is_integer:
-            zero = np.clip(zero, spec.q_min, spec.q_max)
+        scale, zero = to_array(self.scale), to_array(self.zero_point)
         if np.array_equal(scale, self._template.scale) and np.array_equal(zero, self._template.zero_point):
             return self._template
         return replace(self._template, scale=scale, zero_point=zero, multiplier=None, channel_scale=None)
 
     def set(self, encoding: Encoding, device: torch.device | None = None) -> None:
-        """Take another encoding; learned parameters become buffers again."""
-        self.learn(False)
+        """Take another encoding, which is not learned."""
+        self.learn(None)
+        device = self._held("scale").device if device is None else device
         self._template = encoding
-        device = self.scale.device if device is None else device
-        self.scale = torch.from_numpy(np.array(encoding.scale)).to(device)
-        self.zero_point = torch.from_numpy(np.array(encoding.zero_point)).to(device)
+        self._buffers["scale"] = torch.from_numpy(np.array(encoding.scale)).to(device)
+        self._buffers["zero_point"] = torch.from_numpy(np.array(encoding.zero_point)).to(device)
         self._numbers = self._cache = None
 
-    def relate(
-        self, factors: tuple[Quantizer, ...] = (), tied: tuple[Quantizer, ...] = (), *, is_fixed: bool = False
-    ) -> None:
-        """Let the scale be the product of the scales of `factors`; share the grid with `tied`; or never learn one.
+    def relate(self, *related: Quantizer) -> None:
+        """Have the grid of one other quantizer, or as scale the product of those of two.
 
         Without arguments the grid is its own from now on, as it is.
         """
         self._settle()
-        self._factors, self._tied, self._is_fixed = factors, tied, is_fixed
+        self._related = related
 
-    def learn(self, on: bool = True, *, zero_point: bool = False) -> None:
-        """Turn the scale (and an asymmetric grid's zero point) into parameters for training, or back.
-
-        Quantizers that share the grid learn one parameter together. Fixed scales, and those that are products of two
-        others, are none.
-        """
-        if on and (self._is_fixed or self._factors):
+    def learn(self, grid: LearnedGrid | None) -> None:
+        """Learn the grid from where it is now, or keep it as it is."""
+        self._settle()
+        self._learned = grid
+        for name in ("start_scale", "start_zero_point", "factor", "unit"):
+            self._buffers.pop(name, None)
+        self.log_scale = self.offset = None
+        if grid is None:
             return
-        self._learn(on, zero_point)
-        for other in self._tied:
-            other._learn(on, zero_point)
-            for name in ("scale", "zero_point") if on else ():
-                value = getattr(self, name)
-                if isinstance(value, nn.Parameter):
-                    other.register_parameter(name, value)
-
-    def _learn(self, on: bool, zero_point: bool) -> None:
-        for name, grid in zip(("scale", "zero_point"), self._grid(), strict=True):
-            value = getattr(self, name)
-            as_parameter = on and (name == "scale" or (zero_point and not self._template.spec.symmetric))
-            if as_parameter == isinstance(value, nn.Parameter):
-                continue
-            delattr(self, name)
-            if as_parameter:
-                self.register_parameter(name, nn.Parameter(value.detach().to(torch.float32)))
-            else:
-                detached = grid.detach()
-                self.register_buffer(name, detached if name == "scale" else detached.round().to(torch.int32))
+        scale = self._held("scale")
+        self.register_buffer("start_scale", scale.clone())
+        self.register_buffer("start_zero_point", self._held("zero_point").clone())
+        self.register_buffer("factor", torch.from_numpy(np.array(grid.factor)).to(scale.device))
+        self.register_buffer("unit", torch.tensor(grid.unit, device=scale.device))
+        self.log_scale = nn.Parameter(torch.zeros_like(scale))
+        if grid.zero_point_levels:
+            self.offset = nn.Parameter(torch.zeros_like(scale))
 
     # --- computing -------------------------------------------------------------------------------------------------
 
@@ -125,11 +120,11 @@ class Quantizer(nn.Module):
 
     def _is_simple(self) -> bool:
         spec = self._template.spec
-        return spec.is_integer and spec.bits <= 16 and self.scale.ndim == 0
+        return spec.is_integer and spec.bits <= 16 and self._held("scale").ndim == 0
 
     def _in_place(self, x: Tensor) -> Tensor:
         """The kernel runs over memory in any dense order."""
-        flat = _flat(x)
+        flat = dense(x)
         if flat is None:
             return self._compute(x)
         spec = self._template.spec
@@ -138,7 +133,7 @@ class Quantizer(nn.Module):
         return x
 
     def _scalars(self) -> tuple[float, float]:
-        key = (id(self.scale), self.scale._version, id(self.zero_point), self.zero_point._version)
+        key = self._grid_version()
         if self._numbers is None or self._numbers[0] != key:
             scale, zero = self._grid()
             self._numbers = key, (float(scale), float(round(float(zero))))
@@ -157,34 +152,54 @@ class Quantizer(nn.Module):
         scale, zero = self._grid()
         if scale.ndim:
             scale, zero = self._broadcast(scale, values), self._broadcast(zero, values)
-        if spec.is_integer:
+        if not spec.is_integer:
+            return cast(values, scale, spec.dtype)
+        if not with_gradient() or not (values.requires_grad or scale.requires_grad):
             return fake_quantize(values, scale, zero, spec.q_min, spec.q_max)
-        return cast(values, scale, spec.dtype)
+        leader = self._related[0] if len(self._related) == 1 else self
+        rounding = leader._learned is None or leader._learned.rounding
+        result: Tensor = FakeQuantize.apply(values, scale, zero, spec.q_min, spec.q_max, rounding)  # type: ignore[no-untyped-call]
+        return result
+
+    def _held(self, name: str) -> Tensor:
+        value = self._buffers[name]
+        assert value is not None
+        return value
 
     def _grid(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point as `encoding` has them: training may carry learned ones past zero and out of range."""
-        scale, zero, spec = self.scale, self.zero_point, self._template.spec
-        if self._factors:
-            return self._product(), zero
-        if isinstance(scale, nn.Parameter):
-            scale = scale.abs().clamp(min=SMALLEST_SCALE)
-        if isinstance(zero, nn.Parameter):
-            zero = zero.clamp(spec.q_min, spec.q_max)
+        """Scale and zero point as `encoding` has them."""
+        if len(self._related) == 1:
+            return self._related[0]._grid()
+        if self._related:
+            source, weight = (other._grid()[0].detach() for other in self._related)
+            zero = self._held("zero_point")
+            return (source * weight).clamp(min=SMALLEST_SCALE).to(zero.device), zero
+        learned = self._learned
+        if learned is None or self.log_scale is None:
+            return self._held("scale"), self._held("zero_point")
+        factor, zero = self._held("factor"), self._held("start_zero_point")
+        scale = learned_scale(self.log_scale, self._held("start_scale"), factor, self._held("unit"))
+        if self.offset is not None:
+            spec = self._template.spec
+            zero = learned_zero_point(self.offset, zero, factor, learned.zero_point_levels, spec.q_min, spec.q_max)
         return scale, zero
 
-    def _product(self) -> Tensor:
-        """The scale that follows from others, as `isobit.encodings.relations` has it."""
-        source, weight = (factor._grid()[0] for factor in self._factors)
-        return (source * weight).clamp(min=SMALLEST_SCALE).to(self.zero_point.device)
+    def _grid_version(self) -> tuple[Any, ...]:
+        """Another one whenever the grid has changed."""
+        if self._related:
+            return tuple(other._grid_version() for other in self._related)
+        parts = (self.log_scale, self.offset, *self._buffers.values())
+        return tuple((id(part), part._version) for part in parts if part is not None)
 
     def _settle(self) -> None:
-        """Hold the scale that follows from others."""
-        if self._factors:
+        """Hold what follows from others, and what is learned, as it is now."""
+        if self._related or self._learned is not None:
             with torch.no_grad():
-                self.scale.copy_(self._product())
+                scale, zero = (part.detach().clone() for part in self._grid())
+            self._buffers["scale"], self._buffers["zero_point"] = scale, zero.to(torch.int32)
 
     def _is_learned(self) -> bool:
-        return self.scale.requires_grad or any(factor.scale.requires_grad for factor in self._factors)
+        return any(q.log_scale is not None and q.log_scale.requires_grad for q in self._related[:1] or (self,))
 
     def _broadcast(self, grid: Tensor, values: Tensor) -> Tensor:
         """Scales in a shape that broadcasts against the tensor."""
@@ -202,14 +217,14 @@ class Quantizer(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for holder in (self._buffers, self._parameters):
             for name, value in holder.items():
-                dtype = torch.int32 if name == "zero_point" and holder is self._buffers else torch.float32
+                dtype = torch.int32 if name.endswith("zero_point") else torch.float32
                 if value is not None and value.dtype != dtype:
                     value.data = value.data.to(dtype)
         self._numbers = self._cache = None
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Save the scale as it is now."""
+        """Save the grid as it is now, and how it is learned."""
         self._settle()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
@@ -223,28 +238,35 @@ class Quantizer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """A state_dict of the float model says nothing of quantizers, and none of them is missing then."""
-        if any(key.startswith(prefix) for key in state_dict):
-            super()._load_from_state_dict(
-                state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-            )
-            if not isinstance(self.scale, nn.Parameter):  # it may have been one when it was saved
-                self.scale.abs_().clamp_(min=SMALLEST_SCALE)
-            self._numbers = self._cache = None
+        """A state_dict of the float model says nothing of quantizers, and none of them is missing then.
+
+        One of grids that are not learned is where learning starts; what one says of learning is left out where
+        nothing is learned.
+        """
+        said = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+        if not said:
+            return
+        if self.log_scale is None:
+            said = {key: value for key, value in said.items() if key.removeprefix(prefix) in _HELD}
+        elif prefix + "log_scale" not in said:
+            for name in _HELD:
+                said[f"{prefix}start_{name}"] = said.get(prefix + name, self._held(name))
+            for name, parameter in self._parameters.items():
+                if parameter is not None:
+                    said[prefix + name] = torch.zeros_like(parameter)
+            said.update({prefix + name: self._held(name) for name in ("factor", "unit")})
+        super()._load_from_state_dict(said, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        self._held("scale").clamp_(min=SMALLEST_SCALE)
+        self._numbers = self._cache = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Quantizer:
         copied = type(self)(self._template, self.layout)
         memo[id(self)] = copied
         copied.enabled, copied.in_place, copied.training = self.enabled, self.in_place, self.training
-        for name in ("scale", "zero_point"):
-            value = getattr(self, name)
-            delattr(copied, name)
-            if isinstance(value, nn.Parameter):
-                copied.register_parameter(name, copy.deepcopy(value, memo))
-            else:
-                copied.register_buffer(name, value.detach().clone())
-        copied._factors, copied._tied = copy.deepcopy((self._factors, self._tied), memo)
-        copied._is_fixed = self._is_fixed
+        copied._learned = self._learned
+        copied._buffers = {name: None if t is None else t.detach().clone() for name, t in self._buffers.items()}
+        copied._parameters = copy.deepcopy(self._parameters, memo)
+        copied._related = copy.deepcopy(self._related, memo)
         return copied
 
     def extra_repr(self) -> str:
@@ -262,10 +284,7 @@ class WeightQuantizer(Quantizer):
             return x
         if is_recorded(x) or (torch.is_grad_enabled() and (x.requires_grad or self._is_learned())):
             return self._compute(x)
-        key = (
-            id(x), x.data_ptr(), x._version, x.dtype, x.device, _checksum(x),
-            self.zero_point._version, *((id(q.scale), q.scale._version) for q in self._factors or (self,)),
-        )  # fmt: skip
+        key = (id(x), x.data_ptr(), x._version, x.dtype, x.device, _checksum(x), self._grid_version())
         if self._cache is None or self._cache[0] != key:
             self._cache = key, self._compute(x)
         return self._cache[1]
@@ -276,21 +295,9 @@ def _checksum(x: Tensor) -> int:
 
     On other devices it would make the host wait for every weight.
     """
-    flat = _flat(x) if x.device.type == "cpu" and x.dtype == torch.float32 else None
+    flat = dense(x) if x.device.type == "cpu" and x.dtype == torch.float32 else None
     if flat is None:
         return 0
     bits = flat.detach().numpy()
     pairs = bits.size - bits.size % 2  # two at a time is twice as fast
     return int(bits[:pairs].view(np.int64).sum()) + int(bits[pairs:].view(np.int32).sum())
-
-
-def _flat(x: Tensor) -> Any:
-    """The memory of a tensor as one axis, or None where it has holes or overlaps."""
-    if x.is_contiguous():
-        return x.view(-1)
-    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).view(-1)
-    strides = x.stride()
-    order = sorted(range(x.ndim), key=lambda axis: -strides[axis])
-    moved = x.permute(order)
-    return moved.view(-1) if moved.is_contiguous() else None

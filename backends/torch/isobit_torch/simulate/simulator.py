@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +17,7 @@ from isobit_torch.program.devices import device_of, follow
 from isobit_torch.program.program import copy_graph
 from isobit_torch.program.signature import Signature
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer
+from isobit_torch.simulate.training_watch import TrainingWatch
 
 _MODULE_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
 
@@ -40,7 +41,7 @@ class _UsersCall(CodeGen):
 class Simulator(fx.GraphModule):
     """Takes and returns what the user's module does; `graph` works on the flat tensors behind that."""
 
-    __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "quantizers"]  # noqa: RUF012
+    __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "quantizers", "is_watched"]  # noqa: RUF012
 
     def __init__(self, root: nn.Module, graph: fx.Graph, signature: Signature) -> None:
         empty = fx.Graph()
@@ -49,6 +50,7 @@ class Simulator(fx.GraphModule):
         for name in _MODULE_STATE:
             self.__dict__[name] = root.__dict__[name]
         self.__dict__["isobit_signature"] = signature
+        self.__dict__["isobit_watch"] = None
         if QUANTIZERS not in self._modules:
             self.add_module(QUANTIZERS, nn.Module())
         self.set_graph(graph)
@@ -88,18 +90,28 @@ class Simulator(fx.GraphModule):
         """The user's arguments and results."""
         signature: Signature = self.__dict__["isobit_signature"]
         run: Any = self.run_flat
-        return signature.unflatten(run(*signature.flatten(args, kwargs)))
+        watch: TrainingWatch | None = self.__dict__["isobit_watch"]
+        if watch is None or not self.training or torch.compiler.is_compiling():
+            return signature.unflatten(run(*signature.flatten(args, kwargs)))
+        watch.before()
+        flat = signature.flatten(args, kwargs)
+        outputs = run(*flat)
+        watch.after(self, flat, outputs)
+        return signature.unflatten(outputs)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether passes of training are looked at."""
+        return self.__dict__["isobit_watch"] is not None
+
+    def watch(self, watch: TrainingWatch) -> None:
+        """Have passes of training looked at from now on."""
+        self.__dict__["isobit_watch"] = watch
 
     @property
     def quantizers(self) -> Mapping[str, Quantizer]:
         """The quantizers by their key: a view of those that are there at any time."""
         return MappingProxyType(self._modules[QUANTIZERS]._modules)  # type: ignore[union-attr,arg-type]
-
-    def learn_ranges(self, on: bool = True, names: Iterable[str] | None = None) -> None:
-        """Turn scales into parameters that training changes, or back into buffers."""
-        for name, quantizer in self.quantizers.items():
-            if names is None or name in set(names):
-                quantizer.learn(on)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Simulator:
         root = nn.Module()

@@ -1,0 +1,91 @@
+"""What goes wrong in training without a word: an optimizer that lacks the grids, and NaN, by the tensor's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from isobit.errors import ModelError
+from isobit_torch.program.fx_nodes import NAME
+from isobit_torch.simulate.arithmetic import is_recorded
+
+
+class TrainingWatch:
+    """Looks at each pass of training of a simulator whose grids may be learned.
+
+    `weights` and `grids` are the parameters that train.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter], grids: Sequence[nn.Parameter]) -> None:
+        self.weights, self.grids = weights, grids
+        self.passes = 0
+        self._seen: tuple[int, int] | None = None  # versions of weights and grids at the last pass
+        self._grids_move = not (weights and grids)
+
+    def before(self) -> None:
+        """Raises ModelError where a step has changed weights and left every grid as it was."""
+        if self._grids_move:
+            return
+        now = (sum(p._version for p in self.weights), sum(p._version for p in self.grids))
+        if self._seen is not None and now[1] != self._seen[1]:
+            self._grids_move = True
+        elif self._seen is not None and now[0] != self._seen[0]:
+            raise ModelError(
+                "a step of training changed the weights, and no grid that is learned: the optimizer was made before "
+                "trainable(), or without sim.quantizer_parameters(). Make it afterwards, or say trainable('frozen')"
+            )
+        self._seen = now
+
+    def after(self, model: fx.GraphModule, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Raises ModelError that names the first tensor with NaN.
+
+        A quantizer may give a number for NaN, so inputs are looked at beside outputs, and the smallest of the weights:
+        a loss of NaN leaves no weight a number.
+        """
+        self.passes += 1
+        looked_at = [*inputs, *outputs, *sorted(self.weights, key=Tensor.numel)[:1]]
+        if any(isinstance(value, Tensor) and is_recorded(value) for value in looked_at):
+            return
+        if any(_has_nan(value) for value in looked_at):
+            found = _first_with_nan(model, inputs)
+            raise ModelError(
+                f"pass {self.passes} of training: {found}. Look at the loss and the batch, and lower the learning "
+                "rate; a checkpoint from before it goes on"
+            )
+
+
+def _has_nan(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and bool(value.detach().isnan().any())
+
+
+def _first_with_nan(model: fx.GraphModule, inputs: Sequence[Any]) -> str:
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if _has_nan(value):
+            return f"{name!r} holds NaN, so the step before had a loss or a gradient of NaN"
+    finder = _Finder(model)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            finder.run(*inputs, enable_io_processing=False)
+    finally:
+        model.train(was_training)
+    return "an output holds NaN" if finder.found is None else f"{finder.found!r} holds NaN"
+
+
+class _Finder(fx.Interpreter):
+    """Runs a graph and notes the first of its tensors that has NaN."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        super().__init__(model)
+        self.found: str | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's result."""
+        result = super().run_node(n)
+        if self.found is None and _has_nan(result):
+            self.found = str(n.meta.get(NAME) or n.name)
+        return result

@@ -1,0 +1,231 @@
+"""Quantization-aware training of the network of `examples/digits`: accuracy after two epochs, and the cost of a step.
+
+    python benchmarks/qat.py --frameworks torch tensorflow --formats W4A4 W3A3 W2A8
+
+Training and held-out images are distorted (rotated, scaled, shifted, with noise), the same for all runs. Both
+frameworks train the same weights with Adam, a rate of 1e-3 for weights and 1e-2 for grids that falls to 0 along a
+cosine. The cost is the processor time of a step of the simulator over that of the float network, on one thread. Prints
+the table of `docs/training.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import isobit
+from isobit.plugins import registry
+from isobit.testing.networks import Network
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
+
+import train as digits
+
+FOLDER = Path(digits.__file__).parent
+EPOCHS, BATCH, COST_BATCH = 2, 32, 64
+RATE, GRID_RATE = 1e-3, 1e-2
+FORMATS = {"W8A8": ("int8", "uint8"), "W4A4": ("int4", "uint4"), "W3A3": ("int3", "uint3"), "W2A8": ("int2", "uint8")}
+
+Array = NDArray[Any]
+#: Trains on a batch with the rates at this point, between 1 and 0, as a factor; returns the loss.
+Step = Callable[[Array, Array, float], float]
+
+
+class Digits(NamedTuple):
+    """Images to train on, epoch by epoch, held-out ones, and what calibrates."""
+
+    epochs: list[tuple[Array, Array]]
+    test: tuple[Array, Array]
+    calibration: Array
+
+
+class Result(NamedTuple):
+    """Held-out accuracy in percent: in float, calibrated, and trained; the loss of each step."""
+
+    plain: float
+    before: float
+    after: float
+    losses: list[float]
+
+
+def load(seed: int = 0) -> Digits:
+    """Distorted digits; those of `test.npz` are held out."""
+    with np.load(FOLDER / "test.npz") as archive:
+        held_image, held_label = archive["image"], archive["label"]
+    everything = digits.load_images()
+    known = {image.tobytes() for image in held_image}
+    keep = torch.tensor([image.numpy().tobytes() not in known for image in everything.image])
+    image, label = everything.image[keep], everything.label[keep]
+    rng = torch.Generator().manual_seed(seed)
+    epochs = []
+    for _ in range(EPOCHS):
+        order = torch.randperm(len(label), generator=rng)
+        epochs.append((digits.augment(image[order], rng).numpy(), label[order].numpy()))
+    test = digits.augment(torch.from_numpy(held_image), rng).numpy()
+    return Digits(epochs, (test, held_label), digits.augment(image[:512], rng).numpy())
+
+
+def network() -> Network:
+    """The trained network, batch norms kept."""
+    opened = registry().backend("onnx").open(FOLDER / "model.onnx")
+    return Network("digits", opened.graph, {name: opened.weight(name) for name in opened.graph.weights})
+
+
+def batches(data: Digits) -> Iterator[tuple[Array, Array, float]]:
+    """Batches of all epochs, and the factor of the learning rate at each."""
+    parts = [
+        (image[i : i + BATCH], label[i : i + BATCH])
+        for image, label in data.epochs
+        for i in range(0, len(label) - BATCH + 1, BATCH)
+    ]
+    for number, (image, label) in enumerate(parts):
+        yield image, label, 0.5 * (1 + math.cos(math.pi * number / len(parts)))
+
+
+def accuracy(run: Callable[[Any], Any], data: tuple[Array, Array]) -> float:
+    """Of the only output, in percent."""
+    (logits,) = run(data[0]).values()
+    return 100 * float(np.mean(logits.argmax(1) == data[1]))
+
+
+# --- the frameworks --------------------------------------------------------------------------------------------------
+
+
+def torch_model() -> torch.nn.Module:
+    from isobit_torch.reference_networks import build_torch
+
+    return build_torch(network()).eval()
+
+
+def torch_step(model: torch.nn.Module, grids: list[Any]) -> Step:
+    own = {id(parameter) for parameter in grids}
+    groups = [{"params": [p for p in model.parameters() if id(p) not in own], "lr": RATE}]
+    rates = [RATE, GRID_RATE]
+    optimizer = torch.optim.Adam([*groups, *([{"params": grids, "lr": GRID_RATE}] if grids else [])])
+    model.train()
+
+    def step(image: Array, label: Array, factor: float) -> float:
+        for group, rate in zip(optimizer.param_groups, rates, strict=False):
+            group["lr"] = rate * factor
+        logits = model(torch.from_numpy(image))
+        logits = next(iter(logits.values())) if isinstance(logits, dict) else logits
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(label))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+def keras_model() -> Any:
+    from isobit_tensorflow.reference_networks import build_keras
+
+    return build_keras(network())
+
+
+def keras_step(model: Any, grids: list[Any]) -> Step:
+    import keras
+    import tensorflow as tf
+
+    own = {id(variable) for variable in grids}
+    weights = [v for v in model.trainable_variables if id(v) not in own]
+    pairs = [(keras.optimizers.Adam(RATE), weights, RATE)]
+    if grids:
+        pairs.append((keras.optimizers.Adam(GRID_RATE), grids, GRID_RATE))
+    for optimizer, variables, _ in pairs:
+        optimizer.build(variables)
+    measure = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def train(image: Any, label: Any) -> Any:
+        with tf.GradientTape() as tape:
+            (logits,) = keras.tree.flatten(model(image, training=True))
+            loss = measure(label, logits)
+        gradients = tape.gradient(loss, [v.value for _, variables, _ in pairs for v in variables])
+        start = 0
+        for optimizer, variables, _ in pairs:
+            optimizer.apply(gradients[start : start + len(variables)], variables)
+            start += len(variables)
+        return loss
+
+    def step(image: Array, label: Array, factor: float) -> float:
+        for optimizer, _, rate in pairs:
+            optimizer.learning_rate.assign(rate * factor)
+        return float(train(tf.constant(image), tf.constant(label)))
+
+    return step
+
+
+MAKE: dict[str, tuple[Callable[[], Any], Callable[[Any, list[Any]], Step]]] = {
+    "torch": (torch_model, torch_step),
+    "tensorflow": (keras_model, keras_step),
+}
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+def simulator(framework: str, form: str, data: Digits) -> isobit.QuantSim:
+    weights, activations = FORMATS[form]
+    return isobit.quantize(
+        MAKE[framework][0](), data.calibration, weights=weights, activations=activations, progress=False
+    )
+
+
+def trained(framework: str, form: str, data: Digits) -> tuple[isobit.QuantSim, Result]:
+    """The simulator after two epochs."""
+    sim = simulator(framework, form, data)
+    plain, before = accuracy(sim.run_float, data.test), accuracy(sim.run, data.test)
+    step = MAKE[framework][1](sim.trainable(), sim.quantizer_parameters())
+    losses = [step(*batch) for batch in batches(data)]
+    return sim, Result(plain, before, accuracy(sim.run, data.test), losses)
+
+
+def cost(framework: str, data: Digits, repeats: int = 8) -> float:
+    """Processor time of a step of training at 8 bits over that of the float network, the median of pairs."""
+    sim = simulator(framework, "W8A8", data)
+    make_step = MAKE[framework][1]
+    steps = (make_step(MAKE[framework][0](), []), make_step(sim.trainable(), sim.quantizer_parameters()))
+    image, label = (part[:COST_BATCH] for part in data.epochs[0])
+    ratios = []
+    for repeat in range(repeats + 2):
+        seconds = []
+        for step in steps:
+            start = time.process_time()
+            step(image, label, 0.1)
+            seconds.append(time.process_time() - start)
+        if repeat > 1:  # the first ones trace and compile
+            ratios.append(seconds[1] / seconds[0])
+    return float(np.median(ratios))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frameworks", nargs="*", default=list(MAKE), choices=list(MAKE))
+    parser.add_argument("--formats", nargs="*", default=["W4A4", "W3A3", "W2A8"], choices=list(FORMATS))
+    parser.add_argument("--cost", action="store_true", help="measure the cost of a step too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    data = load()
+    for framework in arguments.frameworks:
+        for form in arguments.formats:
+            _, result = trained(framework, form, data)
+            highest, last = max(result.losses), float(np.mean(result.losses[-10:]))
+            accuracies = " | ".join(f"{part:.1f}" for part in (result.plain, result.before, result.after))
+            print(f"| {framework} | {form} | {accuracies} | {highest:.2f} | {last:.2f} |", flush=True)
+        if arguments.cost:
+            print(f"{framework}: a step costs {cost(framework, data):.2f} of a float one", flush=True)
+
+
+if __name__ == "__main__":
+    main()

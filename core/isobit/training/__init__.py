@@ -1,0 +1,8 @@
+"""Quantization-aware training: what is decided of it before a framework trains."""
+
+from __future__ import annotations
+
+from isobit.training.learned_grids import learned_grids
+from isobit.training.modes import MODES, TrainingModes
+
+__all__ = ["MODES", "TrainingModes", "learned_grids"]
