@@ -1,0 +1,96 @@
+"""Noise that is followed back from the outputs, against brute force, and what an analysis says in words."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from technique_networks import chain, simulator
+
+import isobit
+from isobit.analysis.local_gains import LocalGain
+from isobit.analysis.tensor_noise import Kept
+from isobit.errors import DataError, FormatError, ModelError
+
+
+def test_gains_forward_and_backward_are_one_matrix() -> None:
+    rng = np.random.default_rng(0)
+    matrix = LocalGain(6, 4, np.ones(4), matrix=rng.uniform(size=(2, 2, 3)))
+    alike = LocalGain(4, 4, rng.uniform(size=4), by_channel=True)
+    mixed = LocalGain(3, 4, rng.uniform(size=4))
+    part = LocalGain(2, 4, np.ones(4), part=slice(1, 3))
+    for gain in (matrix, alike, mixed, part):
+        columns = np.stack([gain.forward(unit) for unit in np.eye(gain.inputs)], axis=1)
+        importance = rng.uniform(size=4)
+        np.testing.assert_allclose(gain.backward(importance), importance @ columns)
+
+
+def test_positions_are_the_same_however_data_are_cut() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 3, 9, 9)).astype(np.float32)
+    whole, cut = Kept(60), Kept(60)
+    whole.update(x, 1)
+    cut.update(x[:1], 1)
+    cut.update(x[1:], 1)
+    assert whole.values is not None
+    assert cut.values is not None
+    np.testing.assert_array_equal(whole.values, cut.values)
+    assert whole.values.shape[:2] == (4, 3)
+    assert whole.values.shape[2] < 81
+
+
+@pytest.fixture(scope="module")
+def analyzed():
+    network = chain(3, spread=0.3)
+    sim = simulator(network, weights="int6")
+    data = [network.batch(16, seed) for seed in range(2)]
+    sim.calibrate(data)
+    return sim, data, isobit.analyze(sim, data, samples=32, measure="off", checks=2)
+
+
+def test_shares_are_those_of_the_runs_without(analyzed) -> None:
+    """Sites that matter: their share, from two passes, and the error that is left when they alone are off."""
+    _, _, found = analyzed
+    assert sum(site.share for site in found.sites) == pytest.approx(1, abs=0.05)
+    measured = [1 - 10 ** ((found.sqnr - site.without) / 10) for site in found.sites]
+    shares = [site.share for site in found.sites]
+    assert np.corrcoef(shares, measured)[0, 1] > 0.8
+    assert all(sum(site.causes.values()) == pytest.approx(site.share) for site in found.sites)
+    assert found.activations_alone > found.weights_alone + 10
+
+
+def test_words_and_json_say_the_same(analyzed, tmp_path) -> None:
+    _, _, found = analyzed
+    text = str(found)
+    assert text.startswith(f"{found.sqnr:.1f} dB")
+    assert found.advice[0].text in text
+    assert found.advice[0].settings in text
+    data = json.loads(found.to_json(tmp_path / "analysis.json"))
+    assert data == json.loads((tmp_path / "analysis.json").read_text("utf-8"))
+    assert data["sites"][0]["name"] == found.sites[0].name
+    assert data["advice"][0]["predicted"] == pytest.approx(found.advice[0].predicted)
+    assert [step["tensor"] for step in data["depth"]] == [step.tensor for step in found.depth]
+
+
+def test_a_model_without_error_has_nothing_to_advise() -> None:
+    network = chain(0, spread=0)
+    sim = simulator(network, activations="float16", weights="float16")
+    batch = {name: np.zeros_like(values) for name, values in network.batch(4).items()}
+    sim.calibrate([batch])
+    found = isobit.analyze(sim, [batch])
+    assert not math.isnan(found.sqnr)
+    json.loads(found.to_json())
+
+
+def test_bad_input() -> None:
+    network = chain(0, spread=0)
+    sim = simulator(network)
+    batch = network.batch(4)
+    with pytest.raises(ModelError, match="not calibrated"):
+        isobit.analyze(sim, [batch])
+    sim.calibrate([batch])
+    with pytest.raises(FormatError, match="'on', 'off' or None"):
+        isobit.analyze(sim, [batch], measure="both")
+    with pytest.raises(DataError, match="at least 1 sample"):
+        isobit.analyze(sim, [batch], samples=0)
