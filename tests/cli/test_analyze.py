@@ -18,7 +18,9 @@ def test_what_hurts_and_what_would_help(isobit: Callable[..., Any], digits: Path
     assert "on 8 samples" in shown.stdout
     assert "what would help" in shown.stdout
     assert "(tried: " in shown.stdout
-    data = json.loads(isobit(*common, "--analyzed", 4, "--checks", 0, "--json").stdout)
+    report = tmp_path / "report.html"
+    data = json.loads(isobit(*common, "--analyzed", 4, "--checks", 0, "--json", "--report", report).stdout)
+    assert report.read_text("utf-8").startswith("<!doctype html>")
     assert data["samples"] == 4
     assert abs(sum(site["share"] for site in data["sites"]) - 1) < 0.05
 
@@ -26,3 +28,12 @@ def test_what_hurts_and_what_would_help(isobit: Callable[..., Any], digits: Path
 def test_a_file_that_is_not_there(isobit: Callable[..., Any]) -> None:
     result = isobit("analyze", "none.onnx", "--data", "none.npz")
     assert (result.exit_code, "none.onnx: no such file" in result.output) == (1, True)
+
+
+def test_a_report_that_cannot_be_written(isobit: Callable[..., Any], digits: Path, tmp_path: Path) -> None:
+    data, report = digits / "calibration.npz", tmp_path / "none" / "report.html"
+    (tmp_path / "none").write_text("a file")
+    for verb in (("analyze",), ("quantize", "-o", tmp_path / "out")):
+        result = isobit(*verb, digits / "model.onnx", "--data", data, "--report", report)
+        assert result.exit_code == 1, result.output
+        assert not (tmp_path / "out").exists()

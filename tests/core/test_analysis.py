@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +73,25 @@ def test_words_and_json_say_the_same(analyzed, tmp_path) -> None:
     assert data["sites"][0]["name"] == found.sites[0].name
     assert data["advice"][0]["predicted"] == pytest.approx(found.advice[0].predicted)
     assert [step["tensor"] for step in data["depth"]] == [step.tensor for step in found.depth]
+
+
+def test_the_report_is_one_file_that_names_cannot_break(analyzed, tmp_path) -> None:
+    """No address of the network, all data as JSON inside, and no text of the user's that ends its element."""
+    _, _, found = analyzed
+    nasty = replace(found, notes=("</script><img src=x onerror=alert(1)> & \u2028",))
+    nasty.to_html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert len(page) < 5_000_000
+    assert page.count("</script>") == 2
+    inside = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert inside is not None
+    own = page.replace(inside[1], "")
+    assert not re.findall(r"""(?:src|href)=["'](?!data:,)|https?://(?!www\.w3\.org/2000/svg)|@import|url\(""", own)
+    data = json.loads(inside[1])
+    assert data == nasty.to_dict()
+    site = next(site for site in data["sites"] if site["kind"] == "weight")
+    assert sum(site["histogram"]["counts"]) > 0
+    assert site["histogram"]["low"] <= site["grid"][0] + 1e-4
 
 
 def test_a_model_without_error_has_nothing_to_advise() -> None:

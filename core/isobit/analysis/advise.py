@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isobit.analysis.findings import Advice, Change, SiteError
+from isobit.analysis.findings import LEAST, Advice, Change, SiteError
 from isobit.analysis.importance import Worth
 from isobit.analysis.site_errors import decibels
 from isobit.analysis.tensor_noise import Floats, MeasuredNoise
@@ -33,9 +33,6 @@ from isobit.techniques.layers.weighted_layer import LAYERS, bias_obstacle
 
 #: A change that costs less is taken where it gains this part, in dB, of what the best one does.
 _ENOUGH = 0.7
-
-#: Decibels below which a change is not worth the words.
-LEAST = 0.1
 
 #: Channels are told apart by at most so many octaves.
 _OCTAVES = 12

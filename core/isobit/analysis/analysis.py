@@ -10,7 +10,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from isobit.analysis.findings import Advice, Depth, RangeSetter, SiteError
+from isobit.analysis.findings import LEAST, Advice, Counted, Depth, RangeSetter, SiteError
+from isobit.analysis.html_report import html_report
 from isobit.analysis.words import percent, ratio_text
 from isobit.files import write_atomically
 from isobit.quantsim.checks.quality import judged
@@ -52,7 +53,10 @@ class Analysis:
     def to_dict(self) -> dict[str, Any]:
         """All of it, as JSON can hold it: infinite ratios are None."""
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
-        plain["sites"] = [_record(site, "sites") for site in self.sites]
+        plain["sites"] = [
+            {**_record(site, "sites"), "histogram": None if site.histogram is None else _record(site.histogram)}
+            for site in self.sites
+        ]
         plain["advice"] = [_record(advice, "encodings", "bias") for advice in self.advice]
         plain["depth"] = [_record(step) for step in self.depth]
         plain["range_setters"] = [_record(setter) for setter in self.range_setters]
@@ -66,6 +70,11 @@ class Analysis:
                 temporary.write_text(text + "\n", "utf-8")
         return text
 
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write a report, one HTML file that needs no network."""
+        with write_atomically(Path(fspath(path))) as temporary:
+            temporary.write_text(html_report(self.to_dict()), "utf-8")
+
     def text(self, most: int = 8) -> str:
         """In words, the worst first."""
         return "\n".join(_lines(self, most)) + "\n"
@@ -74,7 +83,7 @@ class Analysis:
         return self.text()
 
 
-def _record(item: SiteError | Advice | Depth | RangeSetter, *without: str) -> dict[str, Any]:
+def _record(item: SiteError | Advice | Depth | RangeSetter | Counted, *without: str) -> dict[str, Any]:
     """The fields of one finding."""
     return {entry.name: getattr(item, entry.name) for entry in fields(item) if entry.name not in without}
 
@@ -108,7 +117,7 @@ def _lines(analysis: Analysis, most: int) -> Iterator[str]:
             yield f"  {number}. {advice.text}{checked}"
             yield f"     {advice.settings}"
         if analysis.together is not None:
-            count = sum(1 for advice in analysis.advice if advice.measured is not None)
+            count = sum(1 for advice in analysis.advice if (advice.measured or 0) >= LEAST)
             yield f"  the first {count} together: {analysis.together:+.1f} dB (tried)"
     else:
         yield "  no single quantizer stands out: wider formats, or nothing, would help"

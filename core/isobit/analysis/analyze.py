@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.analysis.advise import LEAST, Findings, advise, gain_of
+from isobit.analysis.advise import Findings, advise, gain_of
 from isobit.analysis.analysis import Analysis
-from isobit.analysis.findings import Advice, SiteError
+from isobit.analysis.findings import LEAST, Advice, SiteError
 from isobit.analysis.importance import follow_back
 from isobit.analysis.range_setters import find_range_setters
 from isobit.analysis.site_errors import decibels, error_by_depth, site_errors
@@ -55,10 +55,10 @@ def analyze(
 
     Two passes over `samples` samples, one in float and one simulated, tell how much of the output's error each
     quantizer makes, and why. Of those that make the most, one run each tells what the output is without it; the first
-    `checks` suggestions are tried on these samples; with 0 nothing is run beyond the two passes. ``measure="off"`` measures
-    every site off alone, ``"on"`` every site on alone. `evaluate` takes a function from a batch to outputs by name and
-    returns a number, the higher the better; it is called for the float and the simulated model. `batch_size` and
-    `inputs` are about the data, as in `QuantSim.calibrate`. The simulator stays as it is.
+    `checks` suggestions are tried on these samples. With 0 checks nothing is run beyond the two passes.
+    ``measure="off"`` measures every site off alone, ``"on"`` every site on alone. `evaluate` takes a function from a
+    batch to outputs by name and returns a number, the higher the better; it is called for the float and the simulated
+    model. `batch_size` and `inputs` are about the data, as in `QuantSim.calibrate`. The simulator stays as it is.
 
     Raises ModelError when it is not calibrated, DataError for data without a sample.
     """

@@ -14,6 +14,19 @@ from isobit.graph.sites import Site
 Change = Literal["range", "bias", "channel grids", "16 bits", "float"]
 
 
+#: Decibels below which a change is not worth the words.
+LEAST = 0.1
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Values counted in bins of one width between `low` and `high`."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class SiteError:
     """One quantizer, or several that share a grid, and its part in the error of the output.
@@ -23,6 +36,8 @@ class SiteError:
     spread`` (levels that smaller channels do not reach), ``mean shift``, and ``rounding``, which is the width's own.
     `inherited` is how much of the error at that tensor came in with its input. `without` is the signal-to-noise ratio
     of the output in dB with this quantizer alone off, `alone` with it alone on; None where they were not measured.
+    `step` is the distance of two levels, the largest of all channels, and `channel_ranges` what was seen of the first
+    channels.
     """
 
     name: str
@@ -42,6 +57,9 @@ class SiteError:
     dead: int = 0
     without: float | None = None
     alone: float | None = None
+    step: float = 0.0
+    histogram: Counted | None = field(default=None, repr=False)
+    channel_ranges: tuple[tuple[float, float], ...] = field(default=(), repr=False)
     sites: tuple[Site, ...] = field(default=(), repr=False, compare=False)
 
     @property

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import typer
+
 from isobit.cli import quantize_options as options
 from isobit.cli.analyzing import options as own
-from isobit.cli.guard import Debug
+from isobit.cli.analyzing.options import check_report
+from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
 from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
 
 
 def analyze(
+    context: typer.Context,
     model: options.Model,
     data: own.AnalyzedData,
     analyzed: own.AnalyzedSamples = 16,
@@ -34,10 +38,11 @@ def analyze(
     scale: options.Scale = None,
     channels: options.ChannelOrder = None,
     layout: options.AxisOrder = None,
+    report: own.Report = None,
     as_json: options.AsJson = False,
     _debug: Debug = False,
 ) -> None:
-    """Quantize a model as `isobit quantize` does, and say what hurts, why, and what would help. Writes nothing.
+    """Quantize a model as `isobit quantize` does, and say what hurts, why, and what would help.
 
     [bold]Examples[/bold]
 
@@ -45,7 +50,7 @@ def analyze(
 
     isobit analyze model.onnx --data photos/ --target onnxruntime-cpu --checks 10
 
-    isobit analyze model.onnx --data c.npz --measure off --json
+    isobit analyze model.onnx --data c.npz --measure off --report found.html
     """
     from isobit.analysis import analyze as analyze_simulator
     from isobit.cli.terminal import line, print_json
@@ -54,6 +59,7 @@ def analyze(
     from isobit.quantsim.quantize import quantize
     from isobit.quantsim.quantsim import QuantSim
 
+    check_report(report)
     if not model.exists():
         raise ModelError(f"{model}: no such file")
     images = ImageOptions(
@@ -91,6 +97,9 @@ def analyze(
             checks=checks,
             measure=None if measure is None else measure.value,
         )
+    if report is not None:
+        result.to_html(report)
+        remember_written(context, report)
     if as_json:
         print_json(result.to_dict())
         return
@@ -98,3 +107,5 @@ def analyze(
         line(note)
     for text in result.text(most).splitlines():
         line(text)
+    if report is not None:
+        line(f"report     {report}")

@@ -47,3 +47,15 @@ Measure = Annotated[
 Most = Annotated[
     int, typer.Option("--most", metavar="N", min=1, rich_help_panel=_ANALYSIS, help="Lines of each list, at most.")
 ]
+Report = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Write what was found as one HTML file, which needs no network."),
+]
+
+
+def check_report(path: Path | None) -> None:
+    """Raise OutputError before the work where the report could not be written."""
+    from isobit.files import check_writable
+
+    if path is not None:
+        check_writable(path.absolute().parent)
