@@ -104,6 +104,27 @@ def test_a_model_without_error_has_nothing_to_advise() -> None:
     json.loads(found.to_json())
 
 
+def test_the_data_is_judged() -> None:
+    """Samples that are there twice, and how much a range depends on one part of the data."""
+    network = chain(2, spread=0)
+    data = [network.batch(8, seed) for seed in range(8)]
+    sim = simulator(network)
+    sim.calibrate(data, "mse")
+    plain = isobit.analyze(sim, data, checks=0).data
+    assert (plain.samples, plain.duplicates, plain.range_setters) == (64, (), ())
+    assert plain.more is not None
+    assert plain.unstable["x"] < 0.5
+    data[3] = {name: np.concatenate([data[0][name][2:3], values[1:]]) for name, values in data[3].items()}
+    data[6] = {name: values * 8 for name, values in data[6].items()}
+    sim.calibrate(data, "minmax")
+    found = isobit.analyze(sim, data, checks=0)
+    assert found.data.duplicates == ((2, 24),)
+    assert found.data.unstable["x"] > 3 > plain.unstable["x"]
+    assert found.data.more is not None
+    assert found.data.more > plain.more
+    assert "samples are there twice, the first ones are 2 and 24" in found.text()
+
+
 def test_bad_input() -> None:
     network = chain(0, spread=0)
     sim = simulator(network)

@@ -10,7 +10,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from isobit.analysis.findings import LEAST, Advice, Counted, Depth, RangeSetter, SiteError
+from isobit.analysis.findings import LEAST, Advice, Counted, DataJudged, Depth, RangeSetter, SiteError
 from isobit.analysis.html_report import html_report
 from isobit.analysis.words import percent, ratio_text
 from isobit.files import write_atomically
@@ -18,6 +18,9 @@ from isobit.quantsim.checks.quality import judged
 
 #: Shares from which a part of the error, or saturation, is worth a line.
 _MUCH = 0.01
+
+#: Decibels that further data is said to be worth nothing below.
+_NOTHING = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Analysis:
     advice: tuple[Advice, ...]
     together: float | None
     depth: tuple[Depth, ...]
-    range_setters: tuple[RangeSetter, ...]
+    data: DataJudged
     scores: Mapping[str, float] = field(default_factory=dict)
     coverage: str = ""
     left_in_float: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +62,8 @@ class Analysis:
         ]
         plain["advice"] = [_record(advice, "encodings", "bias") for advice in self.advice]
         plain["depth"] = [_record(step) for step in self.depth]
-        plain["range_setters"] = [_record(setter) for setter in self.range_setters]
+        setters = [_record(setter) for setter in self.data.range_setters]
+        plain["data"] = {**_record(self.data), "range_setters": setters}
         return {key: _plain(value) for key, value in plain.items()}
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
@@ -83,7 +87,7 @@ class Analysis:
         return self.text()
 
 
-def _record(item: SiteError | Advice | Depth | RangeSetter | Counted, *without: str) -> dict[str, Any]:
+def _record(item: SiteError | Advice | Depth | RangeSetter | Counted | DataJudged, *without: str) -> dict[str, Any]:
     """The fields of one finding."""
     return {entry.name: getattr(item, entry.name) for entry in fields(item) if entry.name not in without}
 
@@ -136,14 +140,30 @@ def _lines(analysis: Analysis, most: int) -> Iterator[str]:
     dead = [site for site in analysis.sites if site.dead]
     for site in dead[:most]:
         yield f"dead: {site.dead} of {site.channels} channels of {site.name} hold one number alone"
-    for setter in analysis.range_setters[:most]:
+    for setter in analysis.data.range_setters[:most]:
         names = ", ".join(setter.tensors[:3]) + (", ..." if len(setter.tensors) > 3 else "")
         yield (
             f"outlier: sample {setter.sample} alone sets the range of {len(setter.tensors)} tensors ({names}), "
             f"up to {setter.times:.3g} times as wide as all others need"
         )
+    yield from _about_data(analysis)
     for note in analysis.notes:
         yield f"note: {note}"
+
+
+def _about_data(analysis: Analysis) -> Iterator[str]:
+    data = analysis.data
+    if data.duplicates:
+        first, second = data.duplicates[0]
+        yield f"data: {len(data.duplicates)} samples are there twice, the first ones are {first} and {second}"
+    if data.more is not None:
+        count = max(1, data.samples // 4)
+        gain = "nothing" if data.more < _NOTHING else f"no more than {data.more:.1f} dB"
+        yield f"data: {count} more samples would change {gain} ({data.samples} were looked at)"
+        name = max(data.unstable, key=lambda tensor: data.unstable[tensor])
+        if data.unstable[name] >= 1:
+            cost = f"{data.unstable[name]:.1f} dB more noise where a quarter of the data is left out"
+            yield f"data: the range of {name} is not settled: {cost}"
 
 
 def _worst_sample(analysis: Analysis) -> str:

@@ -14,14 +14,18 @@ from isobit.analysis.advise import Findings, advise, gain_of
 from isobit.analysis.analysis import Analysis
 from isobit.analysis.findings import LEAST, Advice, SiteError
 from isobit.analysis.importance import follow_back
-from isobit.analysis.range_setters import find_range_setters
+from isobit.analysis.judge_data import SeenData
 from isobit.analysis.site_errors import decibels, error_by_depth, site_errors
 from isobit.analysis.tensor_noise import measure_noise
 from isobit.analysis.trials import Trials, score
 from isobit.analysis.weight_noise import measure_weights
 from isobit.backend.checked_model import CheckedModel
+from isobit.calibration.scheme import Calibrator
+from isobit.calibration.schemes.minmax import MinMaxRange
+from isobit.calibration.schemes.mse import MeanSquareError
 from isobit.data import Batch, Dataset
 from isobit.data.samples import SampleAxes, cut_batches
+from isobit.encodings.quant_spec import PerChannel, QuantSpec
 from isobit.errors import DataError, FormatError
 from isobit.placement.coverage import Coverage
 from isobit.quantsim.checks.quality import sample_decibels
@@ -72,7 +76,7 @@ def analyze(
     batches, searched = _batches(dataset, samples)
     count = _count(sim, batches)
     with _copies(sim) as (exact, simulated):
-        setters = find_range_setters(exact, searched, _grids(sim), _count(sim, searched))
+        seen = SeenData(exact, searched, _grids(sim))
         trials = Trials(simulated, exact, batches)
         plan, encodings = simulation.plan, dict(simulated.encodings())
         by_sample = trials.by_sample()
@@ -100,7 +104,7 @@ def analyze(
             tuple(suggestions),
             together,
             error_by_depth(simulated.graph, plan, noise),
-            setters,
+            seen.judge(errors, _scheme(simulation.calibration)),
             _scores(evaluate, exact, simulated),
             str(Coverage.of(simulated.graph, plan)),
             Report.of(simulation).left_in_float,
@@ -118,10 +122,15 @@ def _copies(sim: QuantSim) -> Any:
     yield exact, simulated
 
 
-def _grids(sim: QuantSim) -> list[str]:
-    """The tensors with a grid of integers that the data decided."""
-    placed = sim.plan.of_kind("activation")
-    return list(dict.fromkeys(p.tensor for p in placed if p.simulated and p.spec.is_integer and p.fixed_range is None))
+def _grids(sim: QuantSim) -> dict[str, QuantSpec]:
+    """The tensors with one grid of integers that the data decided, and its format."""
+    placed = (p for p in sim.plan.of_kind("activation") if p.simulated and p.fixed_range is None)
+    return {p.tensor: p.spec for p in placed if p.spec.is_integer and not isinstance(p.spec.granularity, PerChannel)}
+
+
+def _scheme(calibration: str | None) -> Calibrator:
+    """The scheme by which ranges are compared: min-max where that was taken, else least errors."""
+    return MinMaxRange() if (calibration or "").startswith(MinMaxRange.__name__) else MeanSquareError()
 
 
 def _batches(dataset: Dataset, samples: int) -> tuple[list[Batch], list[Batch]]:

@@ -106,3 +106,19 @@ class RangeSetter:
     sample: int
     tensors: tuple[str, ...]
     times: float
+
+
+@dataclass(frozen=True)
+class DataJudged:
+    """What the data is worth.
+
+    `duplicates` are pairs of equal samples by their numbers from 0. `unstable` has, for each tensor, the decibels that
+    its noise grows by where one of four parts of the data has no say in its range, the mean over the parts; `more` what
+    that comes to at the output: as much data again as a part holds gains no more. It is None for data of one batch.
+    """
+
+    samples: int
+    duplicates: tuple[tuple[int, int], ...]
+    range_setters: tuple[RangeSetter, ...]
+    unstable: Mapping[str, float]
+    more: float | None

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit.analysis.findings import RangeSetter
-from isobit.backend.checked_model import CheckedModel
-from isobit.data import Batch
-from isobit.graph.sites import Tensor
-from isobit.statistics.observer import Request
 
 #: A range that is so many times as wide as without a sample is that sample's.
 _TIMES = 2.0
-
-#: Fewer samples say nothing of what is usual.
-_FEWEST = 4
 
 
 class SampleBounds:
@@ -48,14 +41,8 @@ class SampleBounds:
         return np.stack([np.minimum(low, 0), np.maximum(high, 0)], 1)
 
 
-def find_range_setters(
-    model: CheckedModel, batches: Iterable[Batch], tensors: Sequence[str], samples: int
-) -> tuple[RangeSetter, ...]:
-    """Samples without which ranges would be at most half as wide, the one with the most tensors first; one pass."""
-    if samples < _FEWEST or not tensors:
-        return ()
-    bounds = {name: SampleBounds() for name in tensors}
-    model.observe(batches, [Request(Tensor(name), observer) for name, observer in bounds.items()])
+def find_range_setters(bounds: Mapping[str, SampleBounds], samples: int) -> tuple[RangeSetter, ...]:
+    """Samples without which ranges would be at most half as wide, the one with the most tensors first."""
     found: dict[int, dict[str, float]] = {}
     for name, observer in bounds.items():
         ranges = observer.ranges(samples)

@@ -96,8 +96,8 @@ class AnalyzingConformance(ConformanceBase):
             values[3] *= 20
         sim, _ = _simulator(open_network, data=data)
         found = analyze(sim, data, checks=0)
-        assert found.range_setters[0].sample == 8 + 3
-        assert found.range_setters[0].times > 2
+        assert found.data.range_setters[0].sample == 8 + 3
+        assert found.data.range_setters[0].times > 2
         assert "sample 11 alone sets the range" in found.text()
 
     def test_every_site_measured(self, open_network: Open) -> None:
