@@ -62,6 +62,17 @@ def test_shares_are_those_of_the_runs_without(analyzed) -> None:
     assert found.activations_alone > found.weights_alone + 10
 
 
+def test_no_change_is_expected_to_gain_more_than_switching_off(analyzed) -> None:
+    """Also where the outputs happen to be worse without a quantizer."""
+    _, _, found = analyzed
+    assert any(site.without < found.sqnr for site in found.sites)
+    for advice in found.advice:
+        site = found.site(advice.site)
+        assert site is not None
+        if advice.change != "bias":
+            assert advice.predicted <= site.without - found.sqnr + 1e-6
+
+
 def test_words_and_json_say_the_same(analyzed, tmp_path) -> None:
     _, _, found = analyzed
     text = str(found)

@@ -73,7 +73,8 @@ def advise(findings: Findings, error: SiteError, without: float | None) -> Advic
     options = list(_options(findings, error))
 
     def gain(option: _Option) -> float:
-        share = error.share if without is None or option.bias else 1 - without / findings.total
+        # Where the outputs are worse without it, its noise happens to undo that of others: nothing is to be gained.
+        share = error.share if without is None or option.bias else max(0.0, 1 - without / findings.total)
         left = 1 - (1 - option.left) * share
         return min(_MOST, -10 * math.log10(left)) if left > 0 else _MOST
 
