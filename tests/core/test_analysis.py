@@ -73,6 +73,14 @@ def test_no_change_is_expected_to_gain_more_than_switching_off(analyzed) -> None
             assert advice.predicted <= site.without - found.sqnr + 1e-6
 
 
+def test_every_site_alone(analyzed) -> None:
+    sim, data, found = analyzed
+    on = isobit.analyze(sim, data, samples=32, measure="on", checks=0)
+    assert all(site.alone is not None for site in on.sites)
+    worst = on.sites[0]
+    assert found.sqnr < worst.alone < found.sqnr - 10 * math.log10(worst.share) + 3
+
+
 def test_words_and_json_say_the_same(analyzed, tmp_path) -> None:
     _, _, found = analyzed
     text = str(found)

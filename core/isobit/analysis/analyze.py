@@ -32,8 +32,11 @@ from isobit.quantsim.checks.quality import sample_decibels
 from isobit.quantsim.quantsim import QuantSim
 from isobit.quantsim.report import Report
 
-#: Sites of which a run each tells how the output does without them, and those that get advice.
-_TRIED = 12
+#: For each suggestion that is tried, sites of which a run tells how the output does without them.
+_SITES_A_CHECK = 3
+
+#: Sites that get advice where nothing is tried.
+_UNTRIED = 12
 
 #: The least share of the error for which such a run is made.
 _WORTH_A_RUN = 0.002
@@ -58,11 +61,12 @@ def analyze(
     """Find out what hurts in a calibrated simulator, and what would repair it.
 
     Two passes over `samples` samples, one in float and one simulated, tell how much of the output's error each
-    quantizer makes, and why. Of those that make the most, one run each tells what the output is without it; the first
-    `checks` suggestions are tried on these samples. With 0 checks nothing is run beyond the two passes.
-    ``measure="off"`` measures every site off alone, ``"on"`` every site on alone. `evaluate` takes a function from a
-    batch to outputs by name and returns a number, the higher the better; it is called for the float and the simulated
-    model. `batch_size` and `inputs` are about the data, as in `QuantSim.calibrate`. The simulator stays as it is.
+    quantizer makes, and why. The first `checks` suggestions are tried on these samples, after one run each has told
+    what the output is without the quantizers that make the most, three times as many. With 0 checks nothing is run
+    beyond the two passes. ``measure="off"`` measures every site off alone, ``"on"`` every site on alone. `evaluate`
+    takes a function from a batch to outputs by name and returns a number, the higher the better; it is called for the
+    float and the simulated model. `batch_size` and `inputs` are about the data, as in `QuantSim.calibrate`. The
+    simulator stays as it is.
 
     Raises ModelError when it is not calibrated, DataError for data without a sample.
     """
@@ -166,7 +170,7 @@ def _measured(trials: Trials, errors: list[SiteError], measure: str | None, chec
     result = []
     for rank, error in enumerate(errors):
         without, alone = None, None
-        if measure == "off" or (checks and rank < _TRIED and error.share >= _WORTH_A_RUN):
+        if measure == "off" or (rank < _SITES_A_CHECK * checks and error.share >= _WORTH_A_RUN):
             without = decibels(1.0, trials.without(error.sites))
         if measure == "on":
             alone = decibels(1.0, trials.alone(error.sites))
@@ -182,7 +186,7 @@ def _suggestions(
         return [], None
     suggestions = []
     for rank, error in enumerate(errors):
-        if error.without is not None or (rank < _TRIED and error.share >= _WORTH_A_RUN):
+        if error.without is not None or (not checks and rank < _UNTRIED and error.share >= _WORTH_A_RUN):
             advice = advise(findings, error, None if error.without is None else 10 ** (-error.without / 10))
             if advice is not None and advice.predicted >= LEAST:
                 suggestions.append(advice)
