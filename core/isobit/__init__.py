@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from isobit.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from isobit.analysis.analyze import analyze
     from isobit.encoding_transfer import transfer
     from isobit.encodings.encoding import Encoding, Encodings
     from isobit.encodings.quant_spec import QuantSpec
@@ -26,6 +27,7 @@ _PUBLIC = {
     "IsobitError": "isobit.errors",
     "QuantSim": "isobit.quantsim.quantsim",
     "QuantSpec": "isobit.encodings.quant_spec",
+    "analyze": "isobit.analysis.analyze",
     "load": "isobit.quantsim.load",
     "quantize": "isobit.quantsim.quantize",
     "techniques": "isobit.techniques",
@@ -38,6 +40,7 @@ __all__ = [
     "IsobitError",
     "QuantSim",
     "QuantSpec",
+    "analyze",
     "load",
     "quantize",
     "techniques",

@@ -54,6 +54,8 @@ def test_relations_that_hold() -> None:
     relations = plan().relations()
     assert relations.that_hold(encodings) == relations
     assert relations.that_hold({**encodings, W: Encoding.of("int8 per-tensor", 0.2)}).products == {}
+    of_channels = Encoding.of("uint8 per-channel", [0.5, 0.25], [0, 0], axis=1)
+    assert relations.that_hold({**encodings, Y: of_channels}).products == {}
     assert relations.that_hold({**encodings, Z: Encoding.of("uint8", 0.1, 4)}).ties == {}
     del encodings[Y]
     assert relations.that_hold(encodings) == Relations(fixed=frozenset([X]))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from isobit.cli.analyzing.analyze_command import analyze
 from isobit.cli.backends import backends
 from isobit.cli.calibrate import calibrate
 from isobit.cli.convert import convert
@@ -57,6 +58,7 @@ app.command(rich_help_panel="Work")(transfer)
 app.command(rich_help_panel="Work")(convert)
 app.command(rich_help_panel="Work")(calibrate)
 app.command("new-plugin", rich_help_panel="Work")(new_plugin)
+app.command(rich_help_panel="Look")(analyze)
 app.command(rich_help_panel="Look")(inspect)
 app.command(rich_help_panel="Look")(diff)
 app.command(rich_help_panel="Look")(backends)

@@ -36,7 +36,7 @@ class Relations:
             site: (source, weight)
             for site, (source, weight) in self.products.items()
             if encodings.keys() >= {site, source, weight}
-            and np.array_equal(product_scale(encodings[source], encodings[weight]), encodings[site].scale)
+            and _is_product(encodings[site], encodings[source], encodings[weight])
         }
         ties = {
             site: leader
@@ -59,6 +59,11 @@ class Relations:
         products = {site_of(*s): (site_of(*source), site_of(*weight)) for s, source, weight in record["products"]}
         ties = {site_of(*site): site_of(*leader) for site, leader in record["ties"]}
         return cls(products, ties, frozenset(site_of(*site) for site in record["fixed"]))
+
+
+def _is_product(bias: Encoding, source: Encoding, weight: Encoding) -> bool:
+    """Whether the scale of a bias is the product; an input with a scale for each of its channels has none."""
+    return source.scale.ndim == 0 and np.array_equal(product_scale(source, weight), bias.scale)
 
 
 def product_scale(source: Encoding, weight: Encoding) -> NDArray[np.float32]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from isobit.analysis.analyze import analyze
 from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.scheme import parse_calibrator
 from isobit.cli.quantize_options import Job
@@ -87,6 +89,12 @@ class Run:
     def write(self) -> None:
         """Write the files."""
         self.paths = self.sim.export(self.job.out)
+
+    def report(self, path: Path) -> None:
+        """Analyze the simulator on the calibration data, and write what was found as HTML."""
+        with self.data.named():
+            analyze(self.sim, self.data.source).to_html(path)
+        self.paths["report"] = path
 
     def measure_files(self) -> Outcome:
         """Size, latency and accuracy of the files that were written."""

@@ -14,6 +14,7 @@ Network descriptions are in `isobit.testing.networks`, the NumPy reference in `i
 
 from __future__ import annotations
 
+from isobit.testing.conformance.analyzing import AnalyzingConformance
 from isobit.testing.conformance.differentiating import DifferentiatingConformance
 from isobit.testing.conformance.editing import EditingConformance
 from isobit.testing.conformance.export import ExportConformance
@@ -35,6 +36,7 @@ class BackendConformance(
     RoundingConformance,
     FrontDoorConformance,
     TechniquesConformance,
+    AnalyzingConformance,
 ):
     """All parts of the suite."""
 

@@ -1,0 +1,273 @@
+"""For a quantizer that hurts, the one change that repairs it at the least cost, and what it is expected to gain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isobit.analysis.findings import LEAST, Advice, Change, SiteError
+from isobit.analysis.importance import Worth
+from isobit.analysis.site_errors import decibels
+from isobit.analysis.tensor_noise import Floats, MeasuredNoise
+from isobit.analysis.weight_noise import WeightNoise
+from isobit.analysis.words import describe
+from isobit.backend.checked_model import CheckedModel
+from isobit.calibration.scheme import Calibrator
+from isobit.calibration.schemes.minmax import MinMaxRange
+from isobit.calibration.schemes.mse import MeanSquareError
+from isobit.calibration.schemes.percentile import Percentile
+from isobit.encodings.encoding import Encoding
+from isobit.encodings.quant_spec import PerChannel, PerTensor, QuantSpec
+from isobit.encodings.ranges import encode_range, encode_weight
+from isobit.errors import IsobitError
+from isobit.graph.sites import Site, Tensor
+from isobit.placement.plan import Plan, constant_name
+from isobit.statistics.histogram import Histogram
+from isobit.statistics.statistics import Statistics
+from isobit.targets.target import Target
+from isobit.techniques.input_scaling.regions import Region, find_region
+from isobit.techniques.layers.weighted_layer import LAYERS, bias_obstacle
+
+#: A change that costs less is taken where it gains this part, in dB, of what the best one does.
+_ENOUGH = 0.7
+
+#: Channels are told apart by at most so many octaves.
+_OCTAVES = 12
+
+#: Grids whose ends lie apart by less than this part of the width are one.
+_ALIKE = 0.03
+
+#: No prediction goes beyond: what is left then is the noise that was not looked at.
+_MOST = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """All that advice is made of."""
+
+    model: CheckedModel
+    plan: Plan
+    target: Target
+    statistics: Statistics
+    noise: MeasuredNoise
+    weights: Mapping[tuple[str, int], WeightNoise]
+    worth: Worth
+    total: float  # noise to signal at the output
+
+
+@dataclass(frozen=True, eq=False)
+class _Option:
+    change: Change
+    what: str
+    settings: str
+    left: float  # how much of the site's share stays
+    encodings: Mapping[Site, Encoding | None]
+    bias: Mapping[str, Floats] | None = None
+
+
+def advise(findings: Findings, error: SiteError, without: float | None) -> Advice | None:
+    """The advice for one site; `without` is the noise at the output with it off, where that was measured."""
+    options = list(_options(findings, error))
+
+    def gain(option: _Option) -> float:
+        # Where the outputs are worse without it, its noise happens to undo that of others: nothing is to be gained.
+        share = error.share if without is None or option.bias else max(0.0, 1 - without / findings.total)
+        left = 1 - (1 - option.left) * share
+        return min(_MOST, -10 * math.log10(left)) if left > 0 else _MOST
+
+    gains = [gain(option) for option in options]
+    best = max(gains, default=0.0)
+    if best < LEAST:
+        return None
+    chosen = next(index for index, value in enumerate(gains) if value >= _ENOUGH * best)
+    option = options[chosen]
+    text = f"{describe(findings.model.graph, error)}; {option.what} would give {gains[chosen]:+.1f} dB"
+    return Advice(
+        error.name, option.change, text, option.settings, gains[chosen], None, option.encodings, option.bias or {}
+    )
+
+
+def _options(findings: Findings, error: SiteError) -> list[_Option]:
+    """What can be done, the cheapest first."""
+    makers: Sequence[Callable[[Findings, SiteError], _Option | None]] = (
+        (_range, _activation_channels, _activation_bits)
+        if error.kind == "activation"
+        else (_bias, _weight_channels, _weight_bits)
+    )
+    options = [option for maker in makers if (option := maker(findings, error)) is not None]
+    name = error.name
+    if error.kind != "activation" or not any(option.change == "16 bits" for option in options):
+        settings = f"overrides={{{name!r}: None}}"
+        off: dict[Site, Encoding | None] = dict.fromkeys(error.sites)
+        options.append(_Option("float", "leaving it in float", settings, 0.0, off))
+    return options
+
+
+def _left(findings: Findings, error: SiteError, encoding: Encoding) -> float:
+    """How much of a site's share would be left with another grid."""
+    before = after = 0.0
+    for site in error.sites:
+        noise, worth = findings.noise.at(site), findings.worth.sites.get(site)
+        if noise is None or worth is None or worth.size != noise.channels:
+            continue
+        before += float((worth * noise.own).sum())
+        after += float((worth * noise.moved_by(encoding)).sum())
+    return after / before if before > 0 else 1.0
+
+
+def _histogram(findings: Findings, error: SiteError) -> Histogram | None:
+    """What was seen of the tensors of a grid: in calibration, or now where that left nothing."""
+    total = Histogram(None)
+    for site in error.sites:
+        noise = findings.noise.at(site)
+        seen = findings.statistics.get(Tensor(findings.plan.placements[site].tensor))
+        if isinstance(seen, Histogram) and not seen.is_empty:
+            total.limit = seen.limit
+            total.join(seen)
+        elif noise is not None and noise.values is not None:
+            total.update(noise.values)
+    return None if total.is_empty else total
+
+
+def _range(findings: Findings, error: SiteError) -> _Option | None:
+    placement = findings.plan.placements[error.sites[0]]
+    spec, histogram = placement.spec, _histogram(findings, error)
+    if histogram is None or not spec.is_integer or isinstance(spec.granularity, PerChannel) or placement.range_required:
+        return None
+    schemes: tuple[Calibrator, ...] = (MinMaxRange(), MeanSquareError(), Percentile(), Percentile(99.9))
+    best: _Option | None = None
+    for scheme in schemes:
+        try:
+            low, high = scheme.range(histogram, spec)
+            encoding = encode_range(low, high, spec)
+        except IsobitError:
+            continue
+        if _is_alike(encoding, error.grid):
+            continue
+        left = _left(findings, error, encoding)
+        if best is None or left < best.left:
+            grid = f"[{float(encoding.minimum):.4g}, {float(encoding.maximum):.4g}]"
+            words = f"the range {grid} ({scheme.name}) in place of [{error.grid[0]:.4g}, {error.grid[1]:.4g}]"
+            code = f"Encoding.of({str(spec)!r}, {float(encoding.scale):.7g}, {int(encoding.zero_point)})"
+            settings = f"sim.load_encodings({{{error.sites[0]!r}: {code}}}, freeze=True)"
+            best = _Option("range", words, settings, left, dict.fromkeys(error.sites, encoding))
+    return best
+
+
+def _is_alike(encoding: Encoding, grid: tuple[float, float]) -> bool:
+    """Whether a grid is the old one but for a few hundredths of its width."""
+    width = max(grid[1] - grid[0], float(encoding.maximum - encoding.minimum))
+    moved = abs(float(encoding.minimum) - grid[0]) + abs(float(encoding.maximum) - grid[1])
+    return moved < _ALIKE * width
+
+
+def _activation_channels(findings: Findings, error: SiteError) -> _Option | None:
+    """A scale for each channel, by powers of two: what BalanceChannels makes where factors can stand."""
+    graph, placement = findings.model.graph, findings.plan.placements[error.sites[0]]
+    noise, encoding = findings.noise.at(error.sites[0]), findings.model.encodings().get(error.sites[0])
+    axis = graph.tensors[placement.tensor].channel_axis
+    if noise is None or encoding is None or encoding.scale.ndim or axis is None or len(error.sites) > 1:
+        return None
+    if (
+        not encoding.spec.is_integer
+        or noise.channels < 2
+        or not isinstance(find_region(graph, placement.tensor), Region)
+    ):
+        return None
+    below = np.minimum(noise.low, 0.0) / min(float(encoding.minimum), -1e-30)
+    above = np.maximum(noise.high, 0.0) / max(float(encoding.maximum), 1e-30)
+    reached = np.clip(np.maximum(below, above), 2.0**-_OCTAVES, 1.0)
+    scale = encoding.scale * np.exp2(-np.floor(-np.log2(reached)))
+    spec = encoding.spec.with_granularity(PerChannel())
+    grids = Encoding(spec, scale.astype(np.float32), np.full(scale.shape, encoding.zero_point), axis)
+    words = f"a scale for each of its {noise.channels} channels (BalanceChannels)"
+    return _Option(
+        "channel grids", words, "sim.apply(isobit.techniques.BalanceChannels(), data=data)",
+        _left(findings, error, grids), {error.sites[0]: grids},
+    )  # fmt: skip
+
+
+def _activation_bits(findings: Findings, error: SiteError) -> _Option | None:
+    placement, histogram = findings.plan.placements[error.sites[0]], _histogram(findings, error)
+    spec = _wider(placement.spec, findings.target.activation_types)
+    if spec is None or histogram is None:
+        return None
+    encoding = encode_range(histogram.minimum, histogram.maximum, spec)
+    settings = f"overrides={{{error.name!r}: {spec.type_name!r}}}"
+    left = _left(findings, error, encoding)
+    return _Option("16 bits", f"{spec.type_name}", settings, left, dict.fromkeys(error.sites, encoding))
+
+
+def _wider(spec: QuantSpec, types: Sequence[str]) -> QuantSpec | None:
+    """The same format with 16 bits, where the target has it."""
+    if not spec.is_integer or spec.bits >= 16 or not isinstance(spec.granularity, PerTensor):
+        return None
+    for dtype in dict.fromkeys((spec.dtype, "uint", "int")):
+        if f"{dtype}16" in types:
+            return QuantSpec(dtype, 16, spec.symmetric if dtype == spec.dtype else dtype == "int", False, PerTensor())
+    return None
+
+
+def _read_by(findings: Findings, error: SiteError) -> list[tuple[tuple[str, int], WeightNoise]]:
+    return [(key, item) for key, item in findings.weights.items() if item.site in error.sites]
+
+
+def _bias(findings: Findings, error: SiteError) -> _Option | None:
+    graph, shifts = findings.model.graph, {}
+    for (name, index), item in _read_by(findings, error):
+        node = graph.node(name)
+        if index == 1 and node.op in LAYERS and item.shift is not None and not bias_obstacle(graph, node):
+            shifts[name] = -item.shift
+    if not shifts or error.share <= 0:
+        return None
+    left = 1 - error.causes.get("mean shift", 0.0) / error.share
+    return _Option(
+        "bias", "correcting the bias", "sim.apply(isobit.techniques.CorrectBias(), data=data)", left, {}, shifts
+    )
+
+
+def _weight_channels(findings: Findings, error: SiteError) -> _Option | None:
+    placement, graph = findings.plan.placements[error.sites[0]], findings.model.graph
+    granularity = placement.spec.granularity
+    readers = {graph.node(name).op for (name, _), _ in _read_by(findings, error)}
+    allowed = "per-channel" in findings.target.weight_granularities and readers <= findings.target.per_channel_ops
+    if not allowed or not readers or not isinstance(granularity, PerTensor) or error.share <= 0:
+        return None
+    spec = placement.spec.with_granularity(PerChannel())
+    weight = findings.model.weight(constant_name(graph, placement.site))
+    if weight.ndim < 2:
+        return None
+    encoding = encode_weight(weight, spec, channel_axis=placement.channel_axis)
+    return _Option(
+        "channel grids",
+        f"a scale for each of its {error.channels} channels",
+        f"overrides={{{error.name!r}: '{spec.type_name} per-channel'}}",
+        1 - error.causes.get("channel spread", 0.0) / error.share,
+        {placement.site: encoding},
+    )
+
+
+def _weight_bits(findings: Findings, error: SiteError) -> _Option | None:
+    placement = findings.plan.placements[error.sites[0]]
+    spec, granularity = placement.spec, placement.spec.granularity
+    if not spec.is_integer or spec.bits >= 16 or not isinstance(granularity, PerTensor | PerChannel):
+        return None
+    bits = next((n for n in (8, 16) if n > spec.bits and f"{spec.dtype}{n}" in findings.target.weight_types), None)
+    if bits is None:
+        return None
+    wider = QuantSpec(spec.dtype, bits, spec.symmetric, False, granularity)
+    weight = findings.model.weight(constant_name(findings.model.graph, placement.site))
+    encoding = encode_weight(weight, wider, channel_axis=placement.channel_axis, block_axis=placement.block_axis)
+    change: Change = "16 bits"
+    return _Option(
+        change, wider.type_name, f"overrides={{{error.name!r}: {wider.type_name!r}}}",
+        4.0 ** (spec.bits - bits), {placement.site: encoding},
+    )  # fmt: skip
+
+
+def gain_of(total: float, changed: float) -> float:
+    """What a change gained, in dB."""
+    return decibels(total, changed) if changed > 0 else _MOST

@@ -1,0 +1,175 @@
+"""Analysis: what hurts in a quantized network, as data and in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from isobit.analysis.findings import LEAST, Advice, Counted, DataJudged, Depth, RangeSetter, SiteError
+from isobit.analysis.html_report import html_report
+from isobit.analysis.words import percent, ratio_text
+from isobit.files import write_atomically
+from isobit.quantsim.checks.quality import judged
+
+#: Shares from which a part of the error, or saturation, is worth a line.
+_MUCH = 0.01
+
+#: Decibels that further data is said to be worth nothing below.
+_NOTHING = 0.05
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What hurts in a quantized network, why, and what would repair it.
+
+    `sqnr` is the signal-to-quantization-noise ratio in dB over all outputs, on `samples` samples; `weights_alone` and
+    `activations_alone` with quantizers of one kind. `sites` are sorted by what they cost, the worst first.
+    """
+
+    target: str
+    calibration: str
+    samples: int
+    sqnr: float
+    outputs: Mapping[str, float]
+    weights_alone: float
+    activations_alone: float
+    by_sample: tuple[float, ...]
+    sites: tuple[SiteError, ...]
+    advice: tuple[Advice, ...]
+    together: float | None
+    depth: tuple[Depth, ...]
+    data: DataJudged
+    scores: Mapping[str, float] = field(default_factory=dict)
+    coverage: str = ""
+    left_in_float: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def site(self, name: str) -> SiteError | None:
+        """What was found of a quantizer, by the name of its tensor or weight."""
+        return next((site for site in self.sites if name == site.name or name in map(str, site.sites)), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it: infinite ratios are None."""
+        plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        plain["sites"] = [
+            {**_record(site, "sites"), "histogram": None if site.histogram is None else _record(site.histogram)}
+            for site in self.sites
+        ]
+        plain["advice"] = [_record(advice, "encodings", "bias") for advice in self.advice]
+        plain["depth"] = [_record(step) for step in self.depth]
+        setters = [_record(setter) for setter in self.data.range_setters]
+        plain["data"] = {**_record(self.data), "range_setters": setters}
+        return {key: _plain(value) for key, value in plain.items()}
+
+    def to_json(self, path: str | PathLike[str] | None = None) -> str:
+        """The same as text; written to `path` where one is given."""
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        if path is not None:
+            with write_atomically(Path(fspath(path))) as temporary:
+                temporary.write_text(text + "\n", "utf-8")
+        return text
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write a report, one HTML file that needs no network."""
+        with write_atomically(Path(fspath(path))) as temporary:
+            temporary.write_text(html_report(self.to_dict()), "utf-8")
+
+    def text(self, most: int = 8) -> str:
+        """In words, the worst first."""
+        return "\n".join(_lines(self, most)) + "\n"
+
+    def __str__(self) -> str:
+        return self.text()
+
+
+def _record(item: SiteError | Advice | Depth | RangeSetter | Counted | DataJudged, *without: str) -> dict[str, Any]:
+    """The fields of one finding."""
+    return {entry.name: getattr(item, entry.name) for entry in fields(item) if entry.name not in without}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def _lines(analysis: Analysis, most: int) -> Iterator[str]:
+    yield f"{judged(analysis.sqnr)} on {analysis.samples} samples (target {analysis.target})"
+    alone = (("weights", analysis.weights_alone), ("activations", analysis.activations_alone))
+    yield "  " + ", ".join(f"{kind} alone {ratio_text(value)}" for kind, value in alone)
+    for name, value in analysis.scores.items():
+        yield f"  {name}: {value:.6g}"
+    if len(analysis.outputs) > 1:
+        yield "  " + ", ".join(f"{name} {ratio_text(value)}" for name, value in analysis.outputs.items())
+    worst = _worst_sample(analysis)
+    if worst:
+        yield f"  {worst}"
+    if analysis.advice:
+        yield ""
+        yield "what would help"
+        for number, advice in enumerate(analysis.advice[:most], 1):
+            checked = "" if advice.measured is None else f" (tried: {advice.measured:+.1f} dB)"
+            yield f"  {number}. {advice.text}{checked}"
+            yield f"     {advice.settings}"
+        if analysis.together is not None:
+            count = sum(1 for advice in analysis.advice if (advice.measured or 0) >= LEAST)
+            yield f"  the first {count} together: {analysis.together:+.1f} dB (tried)"
+    else:
+        yield "  no single quantizer stands out: wider formats, or nothing, would help"
+    costly = [site for site in analysis.sites[:most] if site.share >= _MUCH]
+    if costly:
+        yield ""
+        yield "what the error is made of"
+        for site in costly:
+            causes = {name: share for name, share in site.causes.items() if share >= site.share / 10}
+            why = ", ".join(f"{name} {percent(share)}" for name, share in sorted(causes.items(), key=lambda i: -i[1]))
+            off = "" if site.without is None else f"; {ratio_text(site.without)} without it"
+            yield f"  {percent(site.share):>6}  {site.name} ({site.format}): {why}{off}"
+    saturated = [site for site in analysis.sites if site.outside >= _MUCH]
+    for site in saturated[:most]:
+        yield f"saturated: {percent(site.outside)} of the values of {site.name} lie outside its grid"
+    dead = [site for site in analysis.sites if site.dead]
+    for site in dead[:most]:
+        yield f"dead: {site.dead} of {site.channels} channels of {site.name} hold one number alone"
+    for setter in analysis.data.range_setters[:most]:
+        names = ", ".join(setter.tensors[:3]) + (", ..." if len(setter.tensors) > 3 else "")
+        yield (
+            f"outlier: sample {setter.sample} alone sets the range of {len(setter.tensors)} tensors ({names}), "
+            f"up to {setter.times:.3g} times as wide as all others need"
+        )
+    yield from _about_data(analysis)
+    for note in analysis.notes:
+        yield f"note: {note}"
+
+
+def _about_data(analysis: Analysis) -> Iterator[str]:
+    data = analysis.data
+    if data.duplicates:
+        first, second = data.duplicates[0]
+        yield f"data: {len(data.duplicates)} samples are there twice, the first ones are {first} and {second}"
+    if data.more is not None:
+        count = max(1, data.samples // 4)
+        gain = "nothing" if data.more < _NOTHING else f"no more than {data.more:.1f} dB"
+        yield f"data: {count} more samples would change {gain} ({data.samples} were looked at)"
+        name = max(data.unstable, key=lambda tensor: data.unstable[tensor])
+        if data.unstable[name] >= 1:
+            cost = f"{data.unstable[name]:.1f} dB more noise where a quarter of the data is left out"
+            yield f"data: the range of {name} is not settled: {cost}"
+
+
+def _worst_sample(analysis: Analysis) -> str:
+    ratios = analysis.by_sample
+    if len(ratios) < 3 or not all(map(math.isfinite, ratios)):
+        return ""
+    worst = min(range(len(ratios)), key=lambda i: ratios[i])
+    middle = sorted(ratios)[len(ratios) // 2]
+    return f"worst sample {worst}: {ratios[worst]:.1f} dB, the middle one {middle:.1f} dB"

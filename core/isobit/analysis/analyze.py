@@ -1,0 +1,212 @@
+"""`isobit.analyze`: which quantizers hurt, why, and what would repair them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.analysis.advise import Findings, advise, gain_of
+from isobit.analysis.analysis import Analysis
+from isobit.analysis.findings import LEAST, Advice, SiteError
+from isobit.analysis.importance import follow_back
+from isobit.analysis.judge_data import SeenData
+from isobit.analysis.site_errors import decibels, error_by_depth, site_errors
+from isobit.analysis.tensor_noise import measure_noise
+from isobit.analysis.trials import Trials, score
+from isobit.analysis.weight_noise import measure_weights
+from isobit.backend.checked_model import CheckedModel
+from isobit.calibration.scheme import Calibrator
+from isobit.calibration.schemes.minmax import MinMaxRange
+from isobit.calibration.schemes.mse import MeanSquareError
+from isobit.data import Batch, Dataset
+from isobit.data.samples import SampleAxes, cut_batches
+from isobit.encodings.quant_spec import PerChannel, QuantSpec
+from isobit.errors import DataError, FormatError
+from isobit.placement.coverage import Coverage
+from isobit.quantsim.checks.quality import sample_decibels
+from isobit.quantsim.quantsim import QuantSim
+from isobit.quantsim.report import Report
+
+#: For each suggestion that is tried, sites of which a run tells how the output does without them.
+_SITES_A_CHECK = 3
+
+#: Sites that get advice where nothing is tried.
+_UNTRIED = 12
+
+#: The least share of the error for which such a run is made.
+_WORTH_A_RUN = 0.002
+
+#: Samples that are searched for one that sets ranges alone.
+_SEARCHED = 256
+
+Run = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+
+
+def analyze(
+    sim: QuantSim,
+    data: Any,
+    evaluate: Callable[[Run], float] | None = None,
+    *,
+    samples: int = 16,
+    checks: int = 5,
+    measure: Literal["on", "off"] | None = None,
+    batch_size: int = 16,
+    inputs: Callable[[Any], Any] | None = None,
+) -> Analysis:
+    """Find out what hurts in a calibrated simulator, and what would repair it.
+
+    Two passes over `samples` samples, one in float and one simulated, tell how much of the output's error each
+    quantizer makes, and why. The first `checks` suggestions are tried on these samples, after one run each has told
+    what the output is without the quantizers that make the most, three times as many. With 0 checks nothing is run
+    beyond the two passes. ``measure="off"`` measures every site off alone, ``"on"`` every site on alone. `evaluate`
+    takes a function from a batch to outputs by name and returns a number, the higher the better; it is called for the
+    float and the simulated model. `batch_size` and `inputs` are about the data, as in `QuantSim.calibrate`. The
+    simulator stays as it is.
+
+    Raises ModelError when it is not calibrated, DataError for data without a sample.
+    """
+    if measure not in (None, "on", "off"):
+        raise FormatError(f"measure is 'on', 'off' or None, not {measure!r}")
+    if samples < 1:
+        raise DataError(f"an analysis needs at least 1 sample, not {samples}")
+    simulation = sim.simulation
+    simulation.require_quantizers()
+    dataset = Dataset(data, sim.graph, batch_size=min(batch_size, samples), inputs=inputs)
+    batches, searched = _batches(dataset, samples)
+    count = _count(sim, batches)
+    with _copies(sim) as (exact, simulated):
+        seen = SeenData(exact, searched, _grids(sim))
+        trials = Trials(simulated, exact, batches)
+        plan, encodings = simulation.plan, dict(simulated.encodings())
+        by_sample = trials.by_sample()
+        noise = measure_noise(exact, simulated, batches, by_sample)
+        weights = measure_weights(exact, encodings, plan, batches, by_sample)
+        worth = follow_back(simulated, noise, weights)
+        errors = site_errors(simulated, plan, noise, weights, worth)
+        errors = _measured(trials, errors, measure, checks)
+        findings = Findings(
+            simulated, plan, simulation.target, simulation.statistics, noise, weights, worth, trials.noise
+        )
+        suggestions, together = _suggestions(trials, findings, errors, checks)
+        activations = [site for site in encodings if plan.placements[site].kind == "activation"]
+        constants = [site for site in encodings if site not in set(activations)]
+        analysis = Analysis(
+            simulation.target.name,
+            simulation.calibration or "",
+            count,
+            trials.sqnr,
+            trials.by_output(),
+            decibels(1.0, trials.without(activations)),
+            decibels(1.0, trials.without(constants)),
+            _by_sample(trials),
+            tuple(errors),
+            tuple(suggestions),
+            together,
+            error_by_depth(simulated.graph, plan, noise),
+            seen.judge(errors, _scheme(simulation.calibration)),
+            _scores(evaluate, exact, simulated),
+            str(Coverage.of(simulated.graph, plan)),
+            Report.of(simulation).left_in_float,
+            tuple(f"{name} was not compared: {why}" for name, why in noise.left.items()),
+        )
+    return analysis
+
+
+@contextmanager
+def _copies(sim: QuantSim) -> Any:
+    """The float model and the simulated one, as copies."""
+    simulated = sim.backend_model.copy()
+    exact = sim.simulation.float_model().copy()
+    exact.enable(list(exact.encodings()), on=False)
+    yield exact, simulated
+
+
+def _grids(sim: QuantSim) -> dict[str, QuantSpec]:
+    """The tensors with one grid of integers that the data decided, and its format."""
+    placed = (p for p in sim.plan.of_kind("activation") if p.simulated and p.fixed_range is None)
+    return {p.tensor: p.spec for p in placed if p.spec.is_integer and not isinstance(p.spec.granularity, PerChannel)}
+
+
+def _scheme(calibration: str | None) -> Calibrator:
+    """The scheme by which ranges are compared: min-max where that was taken, else least errors."""
+    return MinMaxRange() if (calibration or "").startswith(MinMaxRange.__name__) else MeanSquareError()
+
+
+def _batches(dataset: Dataset, samples: int) -> tuple[list[Batch], list[Batch]]:
+    """Batches of so many samples, and those in which a sample that sets ranges is looked for."""
+    axes = SampleAxes.of({name: dataset.graph.tensors[name] for name in dataset.graph.inputs})
+    batches: list[Batch] = []
+    searched: list[Batch] = []
+    for batch in dataset:
+        left = samples - axes.size(batches)
+        if left > 0:
+            batches.append(_first(batch, axes, left))
+        searched.append(batch)
+        if axes.size(searched) >= max(_SEARCHED, samples):
+            break
+    return batches, searched
+
+
+def _first(batch: Batch, axes: SampleAxes, samples: int) -> Batch:
+    """The first samples of a batch; all of it where the model's own batch size is fixed."""
+    if axes.fixed is not None:
+        return batch
+    cut = axes.cut(batch)
+    total = min((batch[name].shape[axis] for name, axis in cut.items()), default=1)
+    return next(iter(cut_batches(batch, cut, min(total, samples), samples))) if cut else batch
+
+
+def _count(sim: QuantSim, batches: Sequence[Batch]) -> int:
+    return SampleAxes.of({name: sim.graph.tensors[name] for name in sim.graph.inputs}).size(batches)
+
+
+def _measured(trials: Trials, errors: list[SiteError], measure: str | None, checks: int) -> list[SiteError]:
+    """The worst sites, or all where asked, with what the output is without them or with them alone."""
+    result = []
+    for rank, error in enumerate(errors):
+        without, alone = None, None
+        if measure == "off" or (rank < _SITES_A_CHECK * checks and error.share >= _WORTH_A_RUN):
+            without = decibels(1.0, trials.without(error.sites))
+        if measure == "on":
+            alone = decibels(1.0, trials.alone(error.sites))
+        result.append(replace(error, without=without, alone=alone))
+    return result
+
+
+def _suggestions(
+    trials: Trials, findings: Findings, errors: Sequence[SiteError], checks: int
+) -> tuple[list[Advice], float | None]:
+    """What would help, the most helpful first; the first ones are tried, alone and together."""
+    if not trials.noise > 0 or not np.isfinite(trials.noise):
+        return [], None
+    suggestions = []
+    for rank, error in enumerate(errors):
+        if error.without is not None or (not checks and rank < _UNTRIED and error.share >= _WORTH_A_RUN):
+            advice = advise(findings, error, None if error.without is None else 10 ** (-error.without / 10))
+            if advice is not None and advice.predicted >= LEAST:
+                suggestions.append(advice)
+    suggestions.sort(key=lambda advice: -advice.predicted)
+    tried = [replace(a, measured=gain_of(trials.noise, trials.changed([a]))) for a in suggestions[:checks]]
+    good = [advice for advice in tried if (advice.measured or 0.0) >= LEAST]
+    together = gain_of(trials.noise, trials.changed(good)) if len(good) > 1 else None
+    bad = [advice for advice in tried if advice not in good]
+    return [*sorted(good, key=lambda advice: -(advice.measured or 0.0)), *suggestions[checks:], *bad], together
+
+
+def _by_sample(trials: Trials) -> tuple[float, ...]:
+    """The decibels of each sample of the first float output."""
+    name = next((name for name, values in trials.exact[0].items() if values.dtype.kind == "f"), None)
+    if name is None or trials.outputs is None:
+        return ()
+    pairs = zip(trials.exact, trials.outputs, strict=True)
+    return tuple(ratio for a, b in pairs for ratio in sample_decibels({name: a[name]}, {name: b[name]}))
+
+
+def _scores(evaluate: Callable[[Run], float] | None, exact: CheckedModel, simulated: CheckedModel) -> dict[str, float]:
+    scores = {"float": score(evaluate, exact), "quantized": score(evaluate, simulated)}
+    return {name: value for name, value in scores.items() if value is not None}

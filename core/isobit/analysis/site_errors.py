@@ -1,0 +1,224 @@
+"""Each quantizer's part in the error of the output, split into causes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.analysis.findings import Counted, Depth, SiteError
+from isobit.analysis.importance import Worth
+from isobit.analysis.tensor_noise import Floats, MeasuredNoise, TensorNoise
+from isobit.analysis.weight_noise import WeightNoise
+from isobit.backend.checked_model import CheckedModel
+from isobit.encodings.encoding import Encoding
+from isobit.graph.graph import Graph
+from isobit.graph.sites import Site
+from isobit.placement.plan import Placement, Plan, constant_name
+
+#: Bins of a histogram that is drawn, and channels whose ranges are.
+_BINS, _DRAWN = 96, 256
+
+
+def site_errors(
+    model: CheckedModel,
+    plan: Plan,
+    noise: MeasuredNoise,
+    weights: Mapping[tuple[str, int], WeightNoise],
+    worth: Worth,
+) -> list[SiteError]:
+    """All quantizers that are simulated, those that share a grid as one, the largest shares first."""
+    encodings = dict(model.encodings())
+    errors = []
+    for members in plan.groups().values():
+        simulated = [member for member in members if member.site in encodings]
+        if simulated:
+            errors.append(_of_activation(model.graph, simulated, encodings[simulated[0].site], noise, worth))
+    for placement in (*plan.of_kind("weight"), *plan.of_kind("constant")):
+        if placement.site in encodings:
+            errors.append(_of_constant(model, placement, encodings[placement.site], weights, worth))
+    return sorted(errors, key=lambda error: -error.share)
+
+
+def error_by_depth(graph: Graph, plan: Plan, noise: MeasuredNoise) -> tuple[Depth, ...]:
+    """The error at each float tensor that a node computes, in the order of execution."""
+    steps = []
+    for node in graph.nodes:
+        for output in node.outputs:
+            measured = noise.tensors.get(output)
+            if measured is not None:
+                ratio = decibels(measured.signal.sum(), measured.after.sum())
+                steps.append(Depth(output, node.op, ratio, _inherited(measured)))
+    return tuple(steps)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """The ratio in dB; infinite without noise."""
+    if noise <= 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def _inherited(noise: TensorNoise) -> float:
+    total = float((noise.before + noise.own).sum())
+    return float(noise.before.sum()) / total if total > 0 else 0.0
+
+
+def _of_activation(
+    graph: Graph, members: Sequence[Placement], encoding: Encoding, noise: MeasuredNoise, worth: Worth
+) -> SiteError:
+    first = members[0]
+    causes: dict[str, float] = {}
+    measured = {member.site: noise.at(member.site) for member in members}
+    there = [item for item in measured.values() if item is not None]
+    # The range of the group: members of one grid are not told to be narrower than their widest.
+    low = min((float(item.low.min()) for item in there), default=0.0)
+    high = max((float(item.high.max()) for item in there), default=0.0)
+    for site, item in measured.items():
+        value = worth.sites.get(site)
+        if item is not None and value is not None and value.size == item.channels:
+            for cause, share in _activation_causes(item, value, encoding, low, high).items():
+                causes[cause] = causes.get(cause, 0.0) + share
+    producer = graph.producer(first.tensor)
+    readers = [f"{use.node.name} ({use.node.op})" for use in graph.uses(first.tensor)]
+    item = measured[first.site]
+    return SiteError(
+        str(first.site),
+        first.kind,
+        producer.name if producer is not None else "",
+        producer.op if producer is not None else "input",
+        tuple(dict.fromkeys(readers)),
+        str(encoding.spec),
+        (float(encoding.minimum.min()), float(encoding.maximum.max())),
+        (low, high),
+        sum(causes.values()),
+        causes,
+        0.0 if item is None else _inherited(item),
+        math.inf if item is None else decibels(float(item.signal.sum()), float(item.after.sum())),
+        max((item.outside for item in there), default=0.0),
+        0 if item is None else item.channels,
+        0 if item is None else _dead(item),
+        step=float(encoding.scale.max()),
+        histogram=None if item is None or item.values is None else _counted(item.values, encoding),
+        channel_ranges=() if item is None else _ranges(item.low, item.high),
+        sites=tuple(member.site for member in members),
+    )
+
+
+def _dead(noise: TensorNoise) -> int:
+    """Channels that hold one number alone, of a tensor with several."""
+    return int(np.count_nonzero(noise.low == noise.high)) if noise.channels > 1 else 0
+
+
+def _activation_causes(
+    noise: TensorNoise, worth: Floats, encoding: Encoding, low: float, high: float
+) -> dict[str, float]:
+    clipping = np.minimum(noise.clipped, noise.own)
+    shift = np.minimum(np.square(noise.shift), noise.own - clipping)
+    rest = noise.own - clipping - shift
+    causes = {"clipping": float((worth * clipping).sum()), "mean shift": float((worth * shift).sum())}
+    if encoding.spec.is_integer and encoding.scale.ndim == 0:
+        width = float(encoding.maximum - encoding.minimum)
+        needed = min(1.0, float(_width(low, high, encoding)) / width)
+        own = np.minimum(needed, _width(noise.low, noise.high, encoding) / width)
+        causes["wide range"] = float((worth * rest).sum()) * (1 - needed**2)
+        causes["channel spread"] = float((worth * rest * (needed**2 - np.square(own))).sum())
+        rest = rest * np.square(own)
+    causes["rounding"] = float((worth * rest).sum())
+    return causes
+
+
+def _width(low: Floats | float, high: Floats | float, encoding: Encoding) -> Floats:
+    """How wide a grid of this kind is that covers such values and zero."""
+    down, up = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    return np.asarray(
+        2 * np.maximum(-down, up) if encoding.spec.symmetric and encoding.spec.dtype == "int" else up - down
+    )
+
+
+def _of_constant(
+    model: CheckedModel,
+    placement: Placement,
+    encoding: Encoding,
+    weights: Mapping[tuple[str, int], WeightNoise],
+    worth: Worth,
+) -> SiteError:
+    graph, name = model.graph, constant_name(model.graph, placement.site)
+    causes = {"mean shift": 0.0, "channel spread": 0.0, "rounding": 0.0}
+    readers = [key for key, item in weights.items() if item.site == placement.site]
+    for key in readers:
+        item, value = weights[key], worth.weights.get(key)
+        causes["rounding"] += worth.fallback.get(key, 0.0)
+        if value is None or item.power is None or item.shift is None:
+            continue
+        shift = np.minimum(np.square(item.shift), item.power)
+        rest = item.power - shift
+        finer = rest if item.by_channel is None else np.minimum(item.by_channel, rest)
+        causes["mean shift"] += float((value * shift).sum())
+        causes["channel spread"] += float((value * (rest - finer)).sum())
+        causes["rounding"] += float((value * finer).sum())
+    values = model.weight(name)
+    node = readers[0][0] if readers else ""
+    return SiteError(
+        str(placement.site),
+        placement.kind,
+        node,
+        graph.node(node).op if node else "",
+        tuple(f"{reader} ({graph.node(reader).op})" for reader, _ in readers),
+        str(encoding.spec),
+        (float(encoding.minimum.min()), float(encoding.maximum.max())),
+        (float(values.min(initial=0.0)), float(values.max(initial=0.0))),
+        sum(causes.values()),
+        causes,
+        sqnr=decibels(float(np.square(values, dtype=np.float64).sum()), _weight_error(values, encoding)),
+        channels=values.shape[placement.channel_axis] if values.ndim else 1,
+        step=float(encoding.scale.max()),
+        histogram=_counted(values, encoding),
+        channel_ranges=_constant_ranges(values, placement.channel_axis),
+        sites=(placement.site,),
+    )
+
+
+def _constant_ranges(values: NDArray[Any], axis: int) -> tuple[tuple[float, float], ...]:
+    if values.ndim < 2 or not values.size:
+        return ()
+    rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+    return _ranges(rows.min(1), rows.max(1))
+
+
+def _ranges(low: NDArray[Any], high: NDArray[Any]) -> tuple[tuple[float, float], ...]:
+    """The ranges of the first channels, none where there is one alone."""
+    if low.size < 2:
+        return ()
+    return tuple((_short(a), _short(b)) for a, b in zip(low[:_DRAWN], high[:_DRAWN], strict=True))
+
+
+def _short(value: float) -> float:
+    """With so many digits as a drawing shows."""
+    return float(f"{float(value):.5g}")
+
+
+def _counted(values: NDArray[Any], encoding: Encoding) -> Counted | None:
+    """How many values lie where, over all that was seen and the whole grid."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return None
+    ends = (float(finite.min()), float(finite.max()))
+    if encoding.spec.is_integer:
+        ends = min(ends[0], float(encoding.minimum.min())), max(ends[1], float(encoding.maximum.max()))
+    if not ends[1] > ends[0]:
+        return None
+    counts, _ = np.histogram(finite, _BINS, ends)
+    return Counted(_short(ends[0]), _short(ends[1]), tuple(int(count) for count in counts))
+
+
+def _weight_error(values: Floats, encoding: Encoding) -> float:
+    return float(np.square(encoding.fake_quantize(values).astype(np.float64) - values).sum())
+
+
+def sites_of(errors: Sequence[SiteError]) -> dict[Site, SiteError]:
+    """The error that each site belongs to."""
+    return {site: error for error in errors for site in error.sites}

@@ -1,0 +1,142 @@
+"""Runs of the simulated model with single quantizers off, on, or changed, compared with the float model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.analysis.findings import Advice
+from isobit.analysis.site_errors import decibels
+from isobit.analysis.tensor_noise import Floats
+from isobit.backend.checked_model import CheckedModel
+from isobit.data import Batch
+from isobit.edits.draft import Draft
+from isobit.encodings.encoding import Encoding
+from isobit.errors import ModelError
+from isobit.graph.sites import Site
+from isobit.quantsim.checks.quality import sample_decibels
+from isobit.techniques.layers.weighted_layer import bias_of, set_bias
+
+Outputs = Mapping[str, NDArray[Any]]
+
+#: Decibels of a sample beyond which more do not count.
+_CAP = 100.0
+
+
+class Trials:
+    """A copy of the simulated model in which quantizers are tried; what was changed is put back after each run."""
+
+    def __init__(self, model: CheckedModel, exact: CheckedModel, batches: Sequence[Batch]) -> None:
+        self.model = model
+        self.batches = batches
+        self.exact: list[Outputs] = [exact.run(batch) for batch in batches]
+        self.encodings: dict[Site, Encoding] = dict(model.encodings())
+        self.outputs = self._run(model)
+        self.noise = self.noise_of(self.outputs)
+
+    @property
+    def sqnr(self) -> float:
+        """The ratio in dB with all quantizers as they are."""
+        return decibels(1.0, self.noise)
+
+    def by_output(self) -> dict[str, float]:
+        """The ratio in dB of each float output."""
+        return {name: decibels(1.0, self.noise_of(self.outputs, name)) for name in self.names}
+
+    @property
+    def names(self) -> list[str]:
+        """The float outputs."""
+        return [name for name, values in self.exact[0].items() if values.dtype.kind == "f" and values.size]
+
+    def noise_of(self, outputs: Sequence[Outputs] | None, output: str | None = None) -> float:
+        """Energy of the error to that of the signal: the geometric mean over samples and float outputs.
+
+        No sample decides alone. Ratios go from -100 to 100 dB; where the model does not run it is -100.
+        """
+        if outputs is None:
+            return 10**10.0
+        chosen = self.names if output is None else [output]
+        ratios = [
+            min(max(ratio, -_CAP), _CAP)
+            for exact, other in zip(self.exact, outputs, strict=True)
+            for ratio in sample_decibels({name: exact[name] for name in chosen}, other)
+        ]
+        mean = float(np.mean(ratios)) if ratios else _CAP
+        return 0.0 if mean == _CAP else 10 ** (-mean / 10)
+
+    def by_sample(self) -> Floats:
+        """How much the noise of each sample counts where each counts alike in dB: one over its noise, mean 1."""
+        noise: Floats | None = None
+        count = 0
+        for name in self.names if self.outputs is not None else []:
+            pairs = [(a[name], b[name]) for a, b in zip(self.exact, self.outputs or (), strict=True)]
+            signal = float(np.mean([_energy(a).mean() for a, _ in pairs]))
+            ratios = np.concatenate([_energy(a - b) if a.shape == b.shape else _energy(a) for a, b in pairs])
+            if signal > 0 and (noise is None or ratios.size == noise.size):
+                noise, count = ratios / signal + (0 if noise is None else noise), ratios.size
+        if noise is None or not noise.max() > 0:
+            return np.ones(max(count, 1))
+        counts = 1 / np.maximum(noise, noise.max() * 1e-6)
+        return np.asarray(counts / counts.mean())
+
+    def without(self, sites: Sequence[Site]) -> float:
+        """The noise with these quantizers off."""
+        there = [site for site in sites if site in self.encodings]
+        self.model.enable(there, on=False)
+        try:
+            return self.noise_of(self._run(self.model))
+        finally:
+            self.model.enable(there, on=True)
+
+    def alone(self, sites: Sequence[Site]) -> float:
+        """The noise with only these quantizers on."""
+        kept = set(sites)
+        return self.without([site for site in self.encodings if site not in kept])
+
+    def changed(self, suggestions: Sequence[Advice]) -> float:
+        """The noise with changes made."""
+        encodings = {site: e for advice in suggestions for site, e in advice.encodings.items()}
+        shifts = {layer: shift for advice in suggestions for layer, shift in advice.bias.items()}
+        if shifts:
+            return self.noise_of(self._run(self._with_biases(encodings, shifts)))
+        return self._with(self.model, encodings)
+
+    def _with(self, model: CheckedModel, encodings: Mapping[Site, Encoding | None]) -> float:
+        model.set_quantizers(encodings)
+        try:
+            return self.noise_of(self._run(model))
+        finally:
+            model.set_quantizers({site: self.encodings.get(site) for site in encodings})
+            model.enable([site for site in encodings if site in self.encodings], on=True)
+
+    def _with_biases(
+        self, encodings: Mapping[Site, Encoding | None], shifts: Mapping[str, NDArray[np.float64]]
+    ) -> CheckedModel:
+        copy = self.model.copy()
+        draft = Draft(copy.graph, copy.weight)
+        for name, shift in shifts.items():
+            layer = draft.graph.node(name)
+            set_bias(draft, layer, bias_of(draft, layer, shift.size) + shift, compensates=True)
+        copy.edit(draft)
+        copy.set_quantizers(encodings)
+        return copy
+
+    def _run(self, model: CheckedModel) -> list[Outputs] | None:
+        try:
+            return [model.run(batch) for batch in self.batches]
+        except ModelError:  # rounded numbers became sizes that do not fit
+            return None
+
+
+def score(evaluate: Callable[[Any], float] | None, model: CheckedModel) -> float | None:
+    """What the user's own measure says of a model."""
+    return None if evaluate is None else float(evaluate(model.run))
+
+
+def _energy(values: NDArray[Any]) -> Floats:
+    """Of each sample."""
+    finite = np.where(np.isfinite(values), values, 0).astype(np.float64)
+    return np.asarray(np.square(finite).reshape(finite.shape[0] if finite.ndim > 1 else 1, -1).sum(1))

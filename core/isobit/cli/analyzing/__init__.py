@@ -1,0 +1,1 @@
+"""`isobit analyze`: what is asked, and what is printed."""

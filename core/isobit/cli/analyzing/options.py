@@ -1,0 +1,61 @@
+"""The options of `isobit analyze` beside those of `isobit quantize`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Measuring(StrEnum):
+    """How every site is measured."""
+
+    on = "on"
+    off = "off"
+
+
+_ANALYSIS = "Analysis"
+
+AnalyzedData = Annotated[
+    Path,
+    typer.Option(
+        "--data", metavar="PATH", show_default=False, help="Calibration data as of `isobit quantize`; judged too."
+    ),
+]
+AnalyzedSamples = Annotated[
+    int,
+    typer.Option(
+        "--analyzed", metavar="N", min=1, rich_help_panel=_ANALYSIS, help="Samples on which errors are measured."
+    ),
+]
+Checks = Annotated[
+    int,
+    typer.Option(
+        "--checks", metavar="N", min=0, rich_help_panel=_ANALYSIS, help="Suggestions that are tried on these samples."
+    ),
+]
+Measure = Annotated[
+    Measuring | None,
+    typer.Option(
+        "--measure",
+        rich_help_panel=_ANALYSIS,
+        help="Measure every site alone on, or alone off: one run each, in place of the worst ones off.",
+    ),
+]
+Most = Annotated[
+    int, typer.Option("--most", metavar="N", min=1, rich_help_panel=_ANALYSIS, help="Lines of each list, at most.")
+]
+Report = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Write what was found as one HTML file, which needs no network."),
+]
+
+
+def check_report(path: Path | None) -> None:
+    """Raise OutputError before the work where the report could not be written."""
+    from isobit.files import check_writable
+
+    if path is not None:
+        check_writable(path.absolute().parent)

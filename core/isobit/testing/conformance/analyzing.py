@@ -1,0 +1,148 @@
+"""Part 9: analysis. What was made to hurt is found, named as what it is, and repaired by what is advised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from isobit.analysis import Analysis, analyze
+from isobit.data import Batch
+from isobit.edits.draft import Draft
+from isobit.edits.edit import SetWeights
+from isobit.encodings.encoding import Encoding
+from isobit.graph.graph import Graph, Node
+from isobit.graph.ops import CURVES
+from isobit.graph.sites import Tensor
+from isobit.placement.quant_config import QuantConfig
+from isobit.plugins import registry
+from isobit.quantsim.quantsim import QuantSim
+from isobit.techniques.layers.weighted_layer import bias_of, by_output, set_bias
+from isobit.testing.conformance.base import ConformanceBase, Opened
+from isobit.testing.rescaling import unbalance
+
+Open = Callable[[str], Opened]
+
+
+class AnalyzingConformance(ConformanceBase):
+    """One thing is wrong in a network, and the analysis says which."""
+
+    def test_a_fragile_layer(self, open_network: Open) -> None:
+        """A tensor of three bits is the worst site, for its levels, and 16 bits repair it as predicted."""
+        name = _read_by_depthwise(open_network("inverted_residual").model.graph)
+        sim, data = _simulator(open_network, overrides={name: "uint3"})
+        found = analyze(sim, data, checks=1)
+        worst = found.sites[0]
+        assert worst.name == name
+        assert worst.share > 0.5
+        assert abs(sum(site.share for site in found.sites) - 1) < 0.05
+        assert found.weights_alone > found.sqnr + 3
+        _check_advice(found, name, "16 bits")
+
+    def test_a_wrong_range(self, open_network: Open) -> None:
+        """Too narrow it clips, too wide it has too few levels; another range repairs both."""
+        for factor, cause in ((1 / 8, "clipping"), (16, "wide range")):
+            sim, data = _simulator(open_network)
+            name = _read_by_depthwise(sim.graph)
+            before = sim.encodings[name]
+            wrong = Encoding(before.spec, before.scale * np.float32(factor), before.zero_point)
+            sim.load_encodings({Tensor(name): wrong})
+            found = analyze(sim, data, checks=1)
+            assert (found.sites[0].name, found.sites[0].cause) == (name, cause)
+            assert (found.sites[0].outside > 0.02) == (cause == "clipping")
+            _check_advice(found, name, "range")
+            assert sim.encodings[name] == wrong
+
+    def test_a_dead_channel(self, open_network: Open) -> None:
+        """A channel that is always zero is counted at its tensor, and at no other."""
+        opened = open_network("conv_net")
+        layer = next(node for node in opened.model.graph.nodes if node.op == "Conv")
+        draft = Draft(opened.model.graph, opened.model.weight)
+        weight = draft.value(layer.inputs[1] or "")
+        alive = (np.arange(len(weight)) > 0).astype(np.float64)
+        draft.apply(SetWeights({layer.inputs[1] or "": weight * by_output(weight, alive)}))
+        set_bias(draft, layer, bias_of(draft, layer, len(weight)) * alive)
+        opened.model.edit(draft)
+        sim = QuantSim.of_backend_model(opened.model, registry().target("default"), QuantConfig(exclude=("Linear",)))
+        sim.simulation.check = False
+        data = [opened.network.batch(8, seed) for seed in range(2)]
+        sim.calibrate(data)
+        assert {site.dead for site in analyze(sim, data, checks=0).sites if site.dead} == {1}
+
+    def test_an_unbalanced_depthwise_layer(self, open_network: Open) -> None:
+        """One scale for channels of very different size: said so, and grids of channels repair it as predicted."""
+        opened = open_network("inverted_residual")
+        unbalance(opened.model, "Relu", octaves=3)
+        sim = QuantSim.of_backend_model(opened.model, registry().target("default"), QuantConfig())
+        sim.simulation.check = False
+        data = [opened.network.batch(8, seed) for seed in range(2)]
+        sim.calibrate(data)
+        found = analyze(sim, data, checks=3)
+        site = found.site(_read_by_depthwise(sim.graph))
+        assert site is not None
+        assert site.cause == "channel spread"
+        balanced = [advice for advice in found.advice if advice.change == "channel grids"]
+        assert balanced
+        assert any(advice.site == site.name and "depthwise layer" in advice.text for advice in balanced)
+        assert all(abs(a.predicted - a.measured) < 1 for a in balanced if a.measured is not None)
+
+    def test_an_outlier_sample(self, open_network: Open) -> None:
+        """The sample that alone sets the ranges is named by its number in the data."""
+        network = open_network("inverted_residual").network
+        data: list[Batch] = [network.batch(8, seed) for seed in range(2)]
+        data[1] = {name: np.array(values) for name, values in data[1].items()}
+        for values in data[1].values():
+            values[3] *= 20
+        sim, _ = _simulator(open_network, data=data)
+        found = analyze(sim, data, checks=0)
+        assert found.data.range_setters[0].sample == 8 + 3
+        assert found.data.range_setters[0].times > 2
+        assert "sample 11 alone sets the range" in found.text()
+
+    def test_every_site_measured(self, open_network: Open) -> None:
+        """Each off alone; evaluated by a function of the user's; the simulator is as before."""
+        sim, data = _simulator(open_network)
+        before = sim.run(data[0])
+        off = analyze(sim, data, lambda run: float(len(run(data[0]))), measure="off", checks=0)
+        assert all(site.without is not None for site in off.sites)
+        assert off.scores == {"float": 1.0, "quantized": 1.0}
+        assert off.to_dict()["sites"][0]["name"] == off.sites[0].name
+        for name, values in sim.run(data[0]).items():
+            np.testing.assert_array_equal(values, before[name])
+
+
+def _simulator(
+    open_network: Open, *, data: list[Batch] | None = None, **config: dict[str, str]
+) -> tuple[QuantSim, list[Batch]]:
+    opened = open_network("inverted_residual")
+    target = registry().target("default")
+    sim = QuantSim.of_backend_model(opened.model, target, QuantConfig(**config))  # type: ignore[arg-type]
+    batches = data or [opened.network.batch(8, seed) for seed in range(2)]
+    sim.calibrate(batches)
+    return sim, batches
+
+
+def _read_by_depthwise(graph: Graph) -> str:
+    """The tensor that the depthwise layer reads."""
+    layer = next(node for node in graph.nodes if _is_depthwise(node))
+    name = layer.inputs[0]
+    producer = graph.producer(name or "")
+    assert name is not None
+    assert producer is not None
+    assert producer.op in CURVES | {"Relu"}
+    return name
+
+
+def _is_depthwise(node: Node) -> bool:
+    return node.op == "Conv" and int(node.attributes.get("group", 1)) > 1
+
+
+def _check_advice(found: Analysis, name: str, change: str) -> None:
+    """The first advice is for this site, of this kind, and gains what was predicted."""
+    advice = found.advice[0]
+    assert (advice.site, advice.change) == (name, change), advice
+    assert advice.measured is not None
+    assert advice.measured > 1
+    assert advice.predicted == pytest.approx(advice.measured, abs=1)
+    assert name in found.text()

@@ -1,0 +1,39 @@
+"""`isobit analyze`: what it prints, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def test_what_hurts_and_what_would_help(isobit: Callable[..., Any], digits: Path, images: np.ndarray, tmp_path) -> None:
+    np.savez(tmp_path / "c.npz", image=images[:16])
+    common = ("analyze", digits / "model.onnx", "--data", tmp_path / "c.npz", "--recipe", "basic", "--method", "minmax")
+    shown = isobit(*common, "--weights", "int4", "--analyzed", 8, "--checks", 1)
+    assert shown.exit_code == 0, shown.output
+    assert "on 8 samples" in shown.stdout
+    assert "what would help" in shown.stdout
+    assert "(tried: " in shown.stdout
+    report = tmp_path / "report.html"
+    data = json.loads(isobit(*common, "--analyzed", 4, "--checks", 0, "--json", "--report", report).stdout)
+    assert report.read_text("utf-8").startswith("<!doctype html>")
+    assert data["samples"] == 4
+    assert abs(sum(site["share"] for site in data["sites"]) - 1) < 0.05
+
+
+def test_a_file_that_is_not_there(isobit: Callable[..., Any]) -> None:
+    result = isobit("analyze", "none.onnx", "--data", "none.npz")
+    assert (result.exit_code, "none.onnx: no such file" in result.output) == (1, True)
+
+
+def test_a_report_that_cannot_be_written(isobit: Callable[..., Any], digits: Path, tmp_path: Path) -> None:
+    data, report = digits / "calibration.npz", tmp_path / "none" / "report.html"
+    (tmp_path / "none").write_text("a file")
+    for verb in (("analyze",), ("quantize", "-o", tmp_path / "out")):
+        result = isobit(*verb, digits / "model.onnx", "--data", data, "--report", report)
+        assert result.exit_code == 1, result.output
+        assert not (tmp_path / "out").exists()

@@ -1,0 +1,157 @@
+"""Noise that is followed back from the outputs, against brute force, and what an analysis says in words."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from technique_networks import chain, simulator
+
+import isobit
+from isobit.analysis.local_gains import LocalGain
+from isobit.analysis.tensor_noise import Kept
+from isobit.errors import DataError, FormatError, ModelError
+
+
+def test_gains_forward_and_backward_are_one_matrix() -> None:
+    rng = np.random.default_rng(0)
+    matrix = LocalGain(6, 4, np.ones(4), matrix=rng.uniform(size=(2, 2, 3)))
+    alike = LocalGain(4, 4, rng.uniform(size=4), by_channel=True)
+    mixed = LocalGain(3, 4, rng.uniform(size=4))
+    part = LocalGain(2, 4, np.ones(4), part=slice(1, 3))
+    for gain in (matrix, alike, mixed, part):
+        columns = np.stack([gain.forward(unit) for unit in np.eye(gain.inputs)], axis=1)
+        importance = rng.uniform(size=4)
+        np.testing.assert_allclose(gain.backward(importance), importance @ columns)
+
+
+def test_positions_are_the_same_however_data_are_cut() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 3, 9, 9)).astype(np.float32)
+    whole, cut = Kept(60), Kept(60)
+    whole.update(x, 1)
+    cut.update(x[:1], 1)
+    cut.update(x[1:], 1)
+    assert whole.values is not None
+    assert cut.values is not None
+    np.testing.assert_array_equal(whole.values, cut.values)
+    assert whole.values.shape[:2] == (4, 3)
+    assert whole.values.shape[2] < 81
+
+
+@pytest.fixture(scope="module")
+def analyzed():
+    network = chain(3, spread=0.3)
+    sim = simulator(network, weights="int6")
+    data = [network.batch(16, seed) for seed in range(2)]
+    sim.calibrate(data)
+    return sim, data, isobit.analyze(sim, data, samples=32, measure="off", checks=2)
+
+
+def test_shares_are_those_of_the_runs_without(analyzed) -> None:
+    """Sites that matter: their share, from two passes, and the error that is left when they alone are off."""
+    _, _, found = analyzed
+    assert sum(site.share for site in found.sites) == pytest.approx(1, abs=0.05)
+    measured = [1 - 10 ** ((found.sqnr - site.without) / 10) for site in found.sites]
+    shares = [site.share for site in found.sites]
+    assert np.corrcoef(shares, measured)[0, 1] > 0.8
+    assert all(sum(site.causes.values()) == pytest.approx(site.share) for site in found.sites)
+    assert found.activations_alone > found.weights_alone + 10
+
+
+def test_no_change_is_expected_to_gain_more_than_switching_off(analyzed) -> None:
+    """Also where the outputs happen to be worse without a quantizer."""
+    _, _, found = analyzed
+    assert any(site.without < found.sqnr for site in found.sites)
+    for advice in found.advice:
+        site = found.site(advice.site)
+        assert site is not None
+        if advice.change != "bias":
+            assert advice.predicted <= site.without - found.sqnr + 1e-6
+
+
+def test_every_site_alone(analyzed) -> None:
+    sim, data, found = analyzed
+    on = isobit.analyze(sim, data, samples=32, measure="on", checks=0)
+    assert all(site.alone is not None for site in on.sites)
+    worst = on.sites[0]
+    assert found.sqnr < worst.alone < found.sqnr - 10 * math.log10(worst.share) + 3
+
+
+def test_words_and_json_say_the_same(analyzed, tmp_path) -> None:
+    _, _, found = analyzed
+    text = str(found)
+    assert text.startswith(f"{found.sqnr:.1f} dB")
+    assert found.advice[0].text in text
+    assert found.advice[0].settings in text
+    data = json.loads(found.to_json(tmp_path / "analysis.json"))
+    assert data == json.loads((tmp_path / "analysis.json").read_text("utf-8"))
+    assert data["sites"][0]["name"] == found.sites[0].name
+    assert data["advice"][0]["predicted"] == pytest.approx(found.advice[0].predicted)
+    assert [step["tensor"] for step in data["depth"]] == [step.tensor for step in found.depth]
+
+
+def test_the_report_is_one_file_that_names_cannot_break(analyzed, tmp_path) -> None:
+    """No address of the network, all data as JSON inside, and no text of the user's that ends its element."""
+    _, _, found = analyzed
+    nasty = replace(found, notes=("</script><img src=x onerror=alert(1)> & \u2028",))
+    nasty.to_html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert len(page) < 5_000_000
+    assert page.count("</script>") == 2
+    inside = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert inside is not None
+    own = page.replace(inside[1], "")
+    assert not re.findall(r"""(?:src|href)=["'](?!data:,)|https?://(?!www\.w3\.org/2000/svg)|@import|url\(""", own)
+    data = json.loads(inside[1])
+    assert data == nasty.to_dict()
+    site = next(site for site in data["sites"] if site["kind"] == "weight")
+    assert sum(site["histogram"]["counts"]) > 0
+    assert site["histogram"]["low"] <= site["grid"][0] + 1e-4
+
+
+def test_a_model_without_error_has_nothing_to_advise() -> None:
+    network = chain(0, spread=0)
+    sim = simulator(network, activations="float16", weights="float16")
+    batch = {name: np.zeros_like(values) for name, values in network.batch(4).items()}
+    sim.calibrate([batch])
+    found = isobit.analyze(sim, [batch])
+    assert not math.isnan(found.sqnr)
+    json.loads(found.to_json())
+
+
+def test_the_data_is_judged() -> None:
+    """Samples that are there twice, and how much a range depends on one part of the data."""
+    network = chain(2, spread=0)
+    data = [network.batch(8, seed) for seed in range(8)]
+    sim = simulator(network)
+    sim.calibrate(data, "mse")
+    plain = isobit.analyze(sim, data, checks=0).data
+    assert (plain.samples, plain.duplicates, plain.range_setters) == (64, (), ())
+    assert plain.more is not None
+    assert plain.unstable["x"] < 0.5
+    data[3] = {name: np.concatenate([data[0][name][2:3], values[1:]]) for name, values in data[3].items()}
+    data[6] = {name: values * 8 for name, values in data[6].items()}
+    sim.calibrate(data, "minmax")
+    found = isobit.analyze(sim, data, checks=0)
+    assert found.data.duplicates == ((2, 24),)
+    assert found.data.unstable["x"] > 3 > plain.unstable["x"]
+    assert found.data.more is not None
+    assert found.data.more > plain.more
+    assert "samples are there twice, the first ones are 2 and 24" in found.text()
+
+
+def test_bad_input() -> None:
+    network = chain(0, spread=0)
+    sim = simulator(network)
+    batch = network.batch(4)
+    with pytest.raises(ModelError, match="not calibrated"):
+        isobit.analyze(sim, [batch])
+    sim.calibrate([batch])
+    with pytest.raises(FormatError, match="'on', 'off' or None"):
+        isobit.analyze(sim, [batch], measure="both")
+    with pytest.raises(DataError, match="at least 1 sample"):
+        isobit.analyze(sim, [batch], samples=0)
