@@ -65,9 +65,9 @@ def test_what_is_kept_in_any_case_is_done_unasked() -> None:
 
 
 def test_layer_after_layer_below_8_bits() -> None:
-    """As many passes as layers at 4 bits, two at 8."""
+    """As many passes as layers at 4 bits, one at 8, and one each to judge it before and behind."""
     few, many = (
         run(weights, "int16", Step(AdaRound, {"sequential": "auto"}))[0].passes for weights in ("int8", "int4")
     )
-    assert few <= 2
+    assert few <= 3
     assert many >= 4
