@@ -77,3 +77,43 @@ def test_what_one_node_reads_and_the_model_returns_is_quantized_for_the_node(set
     outputs = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
     for values, expected in zip(outputs, sim.run(batch).values(), strict=True):
         np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+CHANGE_NOTHING = {
+    "pad": lambda x: functional.pad(x, (0, 0, 0, 0), mode="replicate"),
+    "constant pad": lambda x: functional.pad(x, (0, 0, 0, 0)),
+    "pool": lambda x: functional.adaptive_avg_pool2d(x, x.shape[-2:]),
+    "slice": lambda x: x[:, 0:, :, 0:],
+    "expand": lambda x: x.expand(-1, 3, -1, -1),
+    "reshape": lambda x: x.reshape(x.shape),
+    "dropout": lambda x: functional.dropout(x, 0.5, training=False),
+}
+
+
+@pytest.mark.parametrize("name", CHANGE_NOTHING)
+def test_a_layer_that_reads_through_what_changes_nothing_has_a_quantizer_of_its_own(name: str, tmp_path: Path):
+    """The value is read in float beside the layer."""
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x):
+            inner = torch.sigmoid(x)
+            return self.conv(CHANGE_NOTHING[name](inner)), functional.mish(inner)
+
+    batch = torch.linspace(-2, 3, 2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    target = "onnxruntime-cpu-transformer"
+    sim = isobit.quantize(Reads().eval(), [batch], target=target, recipe="basic", progress=False)
+    assert any(str(site).endswith("[0]") for site in sim.plan.placements)
+    assert Executed(sim, tmp_path).unequal_constants()[1] == []
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+def test_convolutions_without_a_bias_run_in_every_session(kind: type[nn.Module], groups: int, tmp_path: Path):
+    count = int(kind.__name__[-2])
+    batch = torch.linspace(-2, 3, 2 * 4 * 5**count).reshape(2, 4, *[5] * count)
+    sim = isobit.quantize(kind(4, 6, 3, groups=groups, bias=False).eval(), [batch], recipe="basic", progress=False)
+    assert not any(check.error for check in sim.export(tmp_path).checks)

@@ -238,11 +238,18 @@ def _separate_outputs(model: ir.Model) -> None:
 
 
 def _prepare(model: ir.Model) -> None:
-    """Fold shape arithmetic as the ONNX backend does for any file; nothing folds across the marks."""
+    """Fold shape arithmetic as the ONNX backend does for any file; nothing folds across the marks.
+
+    Convolutions without a bias have zeros there from the exporter, in three dimensions of a shape that no runtime takes.
+    """
     from isobit_onnx.read.read_model import prepare
 
     model.graph.name = model.graph.name or "model"
     prepare(model, "the exported model")
+    for node in model.graph:
+        bias = node.inputs[2] if node.op_type == "Conv" and len(node.inputs) == 3 else None
+        if bias is not None and bias.const_value is not None and len(bias.const_value.shape) == 2:
+            node.replace_input_with(2, None)
 
 
 def _fold_weight_views(model: ir.Model) -> None:

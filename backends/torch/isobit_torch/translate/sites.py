@@ -8,7 +8,8 @@ from torch import fx
 
 from isobit.errors import EncodingError
 from isobit.graph import Layout, Site, Tensor, Use, Weight
-from isobit_torch.program.fx_nodes import NAME, op_name
+from isobit_torch.program.fx_nodes import NAME, SHAPE, op_name
+from isobit_torch.translate.ops import convert
 from isobit_torch.translate.translate import Translation
 
 _NONE: Layout = ()
@@ -90,8 +91,11 @@ _VIEWS = frozenset(
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether a node only shows its input in another way."""
-    return op_name(node) in _VIEWS or (node.op == "call_module" and len(node.args) == 1)
+    """Whether a node only shows its input in another way, or changes nothing: pads by 0, pools to the size that is."""
+    if op_name(node) in _VIEWS or (node.op == "call_module" and len(node.args) == 1):
+        return True
+    call = convert(node) if node.op == "call_function" and SHAPE in node.meta else None
+    return call is not None and call.op == "Identity" and call.inputs[0] is node.args[0]
 
 
 def view_chain(node: fx.Node) -> list[fx.Node]:
