@@ -240,7 +240,7 @@ def _separate_outputs(model: ir.Model) -> None:
 def _prepare(model: ir.Model) -> None:
     """Fold shape arithmetic as the ONNX backend does for any file; nothing folds across the marks.
 
-    Convolutions without a bias have zeros there from the exporter, in three dimensions of a shape that no runtime takes.
+    Convolutions without a bias have zeros there from the exporter, those of volumes in a shape that no runtime takes.
     """
     from isobit_onnx.read.read_model import prepare
 
