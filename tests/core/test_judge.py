@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from technique_networks import chain, simulator
 
+from isobit.backend import CheckedModel
 from isobit.calibration import MinMaxRange
-from isobit.data import Dataset
+from isobit.data import Batch, Dataset
 from isobit.graph import Tensor
-from isobit.quantsim.checks.quality import sample_decibels
-from isobit.quantsim.judging.judge import Judge, is_better, judged_outputs, mean
+from isobit.quantsim.checks.quality import Outputs, sample_decibels
+from isobit.quantsim.judging.judge import Judge, is_better, mean
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step
 from isobit.statistics import ChannelMoments, Request
@@ -31,6 +34,10 @@ def classifier(last: str | None, *, both: bool = False) -> Network:
     return b.build()
 
 
+def judged_outputs(model: CheckedModel, batch: Batch) -> Outputs:
+    return Judge.of(model, [batch]).samples[0][1]
+
+
 @pytest.mark.parametrize("last", ["Softmax", "Sigmoid"])
 def test_in_front_of_what_flattens(last: str) -> None:
     plain, flattened = simulator(classifier(None)), simulator(classifier(last))
@@ -46,6 +53,31 @@ def test_in_front_of_what_flattens(last: str) -> None:
     # The batch that files are compared on keeps the outputs themselves.
     reference, outputs = flattened.simulation.reference
     np.testing.assert_array_equal(outputs["scores"], flattened.run_float(reference)["scores"])
+
+
+def test_a_grid_that_cuts_the_logits_is_seen() -> None:
+    sim, batch = simulator(classifier("Softmax")), classifier(None).batch(6)
+    sim.calibrate(batch)
+    judge = sim.simulation.judge
+    assert judge is not None
+    logits = Tensor("fc")
+    before, encoding = mean(judge.ratios(sim.backend_model)), sim.encodings[logits]
+    sim.backend_model.set_quantizers({logits: replace(encoding, scale=encoding.scale * np.float32(0.05))})
+    assert mean(judge.ratios(sim.backend_model)) < before - 20
+
+
+def test_a_model_without_float_outputs_keeps_its_steps() -> None:
+    assert is_better([[]], [[]], by=1.0)
+    assert not is_better([[3.0, 3.1]], [[3.0, 3.1]])
+
+
+def test_outputs_that_are_lost_are_the_worst() -> None:
+    exact = np.ones((3, 4), np.float32)
+    for lost in (np.nan, np.inf):
+        other = exact.copy()
+        other[1, 2] = lost
+        assert sample_decibels({"y": exact}, {"y": other}) == [200.0, -200.0, 200.0]
+        assert sample_decibels({"y": other}, {"y": other}) == [200.0] * 3
 
 
 def test_logits_that_something_else_reads_stay_apart() -> None:

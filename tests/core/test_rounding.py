@@ -53,6 +53,31 @@ def test_objective_is_the_output_error():
     np.testing.assert_allclose(objective.target()[0], best, atol=1e-8)
 
 
+@pytest.mark.parametrize("columns", [24, 300])
+def test_an_objective_toward_another_weight_counts_what_no_weight_can_avoid(columns):
+    """However wide a layer is, the error is that of the curvature about the target, and the least one."""
+    weight, patches, _, _, gram = layer(columns=columns)
+    rng = np.random.default_rng(0)
+    objective = Objective.of(patches.matrix(weight), gram)
+    target = patches.matrix(weight) + 0.1 * rng.standard_normal((1, *weight.shape))
+    least = rng.uniform(1, 2, target.shape[:2])
+    other = np.round(patches.matrix(weight) * 2) / 2
+    step = other - target
+    expected = ((step @ objective.hessian) * step).sum(axis=-1) + least
+    np.testing.assert_allclose(objective.toward(target, least).error(other), expected, rtol=1e-4)
+
+
+def test_the_search_of_ranges_goes_row_by_row():
+    """A row alone gets the scales that it gets among others."""
+    weight, patches, _, _, gram = layer(columns=64)
+    objective, placement = Objective.of(patches.matrix(weight), gram), placement_of("int3 block=16")
+    chosen = search_scale(weight, placement, patches, objective)
+    for row in range(len(weight)):
+        some = slice(row, row + 1)
+        alone = search_scale(weight[some], placement, Patches("Linear", (1, 64)), objective.outputs(some))
+        np.testing.assert_array_equal(alone.scale, chosen.scale[some])
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000))
 def test_pairs_end_in_a_minimum_of_single_and_pair_moves(seed):

@@ -59,7 +59,11 @@ def _is_dequantized(value: ir.Value | None) -> bool:
         producer = link.producer()
         if producer is None:
             continue
-        if producer.op_type == "Max" and len(producer.inputs) == 2 and constant_of(producer.inputs[1]) == -np.inf:
+        if (
+            producer.op_type == "Max"
+            and len(producer.inputs) == 2
+            and np.all(constant_of(producer.inputs[1]) == -np.inf)
+        ):
             return _is_dequantized(producer.inputs[0])
         if producer.op_type in ("DequantizeLinear", "Cast"):
             return True

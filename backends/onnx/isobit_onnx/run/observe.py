@@ -145,7 +145,8 @@ class ObservingSession:
                 observer.add_means(means, int(values[names.count]) // means.size)
             elif observer.wants == "moments":
                 by_sample = [values[name] for name in names.moments]
-                observer.add_moments(_moments(by_sample), int(values[names.count]) // by_sample[0].shape[1])
+                if values[names.count]:  # nothing has no mean
+                    observer.add_moments(_moments(by_sample), int(values[names.count]) // by_sample[0].shape[1])
             elif observer.wants == "sample":
                 sample = values[names.sample]
                 minimum = float(values[names.minimum]) if names.minimum else 0.0

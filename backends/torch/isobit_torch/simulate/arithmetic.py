@@ -59,6 +59,11 @@ def work_type(q_min: int, q_max: int) -> torch.dtype:
     return torch.float32 if q_max - q_min < _EXACT_IN_FLOAT32 else torch.float64
 
 
+def whole(zero_point: Tensor, work: torch.dtype) -> Tensor:
+    """A zero point in `work`, rounded where it is learned: then it lies between two integers."""
+    return zero_point.to(work).round() if zero_point.is_floating_point() else zero_point.to(work)
+
+
 def grid_position(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
     """Integers of `x` in `work_type`; `scale` and `zero_point` broadcast against it.
 
@@ -66,14 +71,14 @@ def grid_position(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
     """
     work = work_type(q_min, q_max)
     steps = x.to(torch.float32).to(work) / scale.to(work)
-    return torch.clamp(torch.round(steps) + zero_point.to(work).round(), q_min, q_max)
+    return torch.clamp(torch.round(steps) + whole(zero_point, work), q_min, q_max)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
     """`x` rounded to the grid, without gradients; `scale` and `zero_point` broadcast against it."""
     work = work_type(q_min, q_max)
     q = grid_position(x, scale, zero_point, q_min, q_max)
-    return ((q - zero_point.to(work).round()) * scale.to(work)).to(torch.float32).to(x.dtype)
+    return ((q - whole(zero_point, work)) * scale.to(work)).to(torch.float32).to(x.dtype)
 
 
 def cast(x: Tensor, scale: Tensor, dtype: str) -> Tensor:

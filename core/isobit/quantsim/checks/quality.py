@@ -63,7 +63,8 @@ def sample_decibels(exact: Outputs, other: Outputs) -> list[float]:
     """The decibels of each sample of each float output, from -200 to 200, where nothing differs.
 
     By their mean, one sample that goes astray does not decide, as it would by the sum of all errors. Axis 0 of an
-    output is taken to hold the samples. An output whose shape depends on values, and is another one, counts as noise.
+    output is taken to hold the samples. An output whose shape depends on values, and is another one, counts as noise; a
+    sample that became infinite or no number has -200.
     """
     ratios = []
     for name, values in exact.items():
@@ -72,9 +73,14 @@ def sample_decibels(exact: Outputs, other: Outputs) -> list[float]:
         if other[name].shape != values.shape:
             ratios.append(0.0)
             continue
-        rows = zip(values, other[name], strict=True) if values.ndim > 1 else [(values, other[name])]
-        ratios += [min(max(decibels(row, other_row), -200.0), 200.0) for row, other_row in rows]
+        changed = other[name]
+        rows = zip(values, changed, strict=True) if values.ndim > 1 else [(values, changed)]
+        ratios += [-200.0 if _is_lost(row, now) else min(max(decibels(row, now), -200.0), 200.0) for row, now in rows]
     return ratios
+
+
+def _is_lost(exact: NDArray[Any], other: NDArray[Any]) -> bool:
+    return bool((np.isfinite(exact) & ~np.isfinite(other)).any())
 
 
 def judgement(ratio: float) -> str:

@@ -21,6 +21,8 @@ def set_encodings(simulation: Simulation, calibrator: Calibrator) -> None:
     """Choose every encoding by the statistics, and set the quantizers."""
     if not isinstance(calibrator, ComparesSchemes):
         simulation.set_encodings(calibrator)
+        if simulation.model.compensations and simulation.judge is not None:
+            _judge_compensations(simulation, simulation.judge, simulation.judge.ratios(simulation.model))
         return
     first = calibrator.candidates[0]
     integers = any(p.spec.is_integer and p.fixed_range is None for p in simulation.plan.of_kind("activation"))
@@ -60,20 +62,24 @@ def compare(
     resolve: Callable[[Calibrator], Resolved],
     take: Callable[[Resolved, Calibrator], CheckedModel],
 ) -> list[Candidate]:
-    """Judge schemes; those that have no ranges for the formats of the plan are left out.
+    """Judge schemes; those that have no ranges for the formats of the plan are left out. Raises FormatError if all are.
 
     `resolve` makes the encodings of one, `take` the model with them.
     """
     tried: list[Candidate] = []
+    refusals: list[FormatError] = []
     for calibrator in calibrators:
         try:
             resolved = resolve(calibrator)
-        except FormatError:
+        except FormatError as error:
+            refusals.append(error)
             continue
         ratios = next((other.ratios for other in tried if other.resolved.encodings == resolved.encodings), None)
         if ratios is None:
             ratios = judge.ratios(take(resolved, calibrator), best_of(tried).ratios if tried else None)
         tried.append(Candidate(calibrator, resolved, ratios))
+    if not tried:
+        raise refusals[-1]
     return tried
 
 

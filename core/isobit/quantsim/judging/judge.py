@@ -5,7 +5,7 @@ Whatever is compared, schemes, steps of a recipe, corrections with and without, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch
 from isobit.errors import ModelError
 from isobit.graph.graph import Graph
-from isobit.graph.sites import Tensor
+from isobit.graph.sites import Input, Tensor
 from isobit.quantsim.checks.quality import Outputs, sample_decibels
 from isobit.statistics.observer import Request
 
@@ -47,7 +47,14 @@ class Judge:
     @classmethod
     def of(cls, model: CheckedModel, batches: Sequence[Batch]) -> Judge:
         """For a float model: one run of it."""
-        return cls([(batch, judged_outputs(model, batch)) for batch in batches], not _flattened(model.graph))
+        outputs: list[Outputs] = []
+
+        def take(exact: Outputs) -> bool:
+            outputs.append(exact)
+            return False
+
+        _judged_outputs(model, batches, take)
+        return cls(list(zip(batches, outputs, strict=True)), not _flattened(model.graph))
 
     def ratios(self, model: CheckedModel, rival: Ratios | None = None) -> Ratios:
         """The quality of the outputs of `model`; of a few samples where `rival` is far ahead.
@@ -55,11 +62,13 @@ class Judge:
         That of a model that fails on them is minus infinity.
         """
         ratios: Ratios = []
+
+        def take(outputs: Outputs) -> bool:
+            ratios.append(sample_decibels(self.samples[len(ratios)][1], outputs))
+            return rival is not None and mean(ratios) < mean(rival[: len(ratios)]) - _HOPELESS
+
         try:
-            for batch, exact in self.samples:
-                ratios.append(sample_decibels(exact, judged_outputs(model, batch)))
-                if rival is not None and mean(ratios) < mean(rival[: len(ratios)]) - _HOPELESS:
-                    break
+            _judged_outputs(model, (batch for batch, _ in self.samples), take)
         except ModelError:  # rounded numbers became sizes that do not fit: `run` says so to who asks for it
             return [[float("-inf")]]
         return ratios
@@ -77,35 +86,46 @@ def is_better(now: Ratios, was: Ratios, by: float = 0.0) -> bool:
     The mean gain of the samples is compared with its standard error: a gain within that is as likely none on new data.
     """
     before, after = ([value for batch in ratios for value in batch] for ratios in (was, now))
+    if not before and not after:
+        return True  # no output is of floats, so nothing can be said against it
     if len(before) != len(after) or not np.all(np.isfinite([*before, *after])):
         return mean(now) > mean(was) + by
     gains = np.subtract(after, before)
     return bool(gains.size) and float(gains.mean()) > max(by, float(gains.std()) / np.sqrt(gains.size))
 
 
-def judged_outputs(model: CheckedModel, batch: Batch) -> Outputs:
-    """The outputs of a model, by name; in place of that of a last Softmax or Sigmoid what goes into it."""
+def _judged_outputs(model: CheckedModel, batches: Iterable[Batch], take: Callable[[Outputs], bool]) -> None:
+    """Hand the outputs of a model, by name, batch by batch to `take`, which says whether that is enough.
+
+    In place of the output of a last Softmax or Sigmoid stands what goes into it, as it is read.
+    """
     graph = model.graph
     flattened = _flattened(graph)
     if not flattened:
-        return model.run(batch)
+        for batch in batches:
+            if take(model.run(batch)):
+                return
+        return
     kept = {name: _Kept() for name, tensor in graph.outputs.items() if graph.is_float(tensor)}
-    requests = [
-        Request(Tensor(flattened.get(name, graph.outputs[name])), observer, "before" if name in flattened else "after")
-        for name, observer in kept.items()
-    ]
-    model.observe([batch], requests)
-    return {name: observer.values for name, observer in kept.items()}
+    sites: dict[str, Tensor | Input] = {name: Tensor(graph.outputs[name]) for name in kept} | flattened
+    requests = [Request(sites[name], observer, "after") for name, observer in kept.items()]
+
+    def fed() -> Iterator[Batch]:
+        for batch in batches:
+            yield batch
+            if take({name: observer.values for name, observer in kept.items()}):
+                return
+
+    model.observe(fed(), requests)
 
 
-def _flattened(graph: Graph) -> dict[str, str]:
-    """Of the outputs that a Softmax or Sigmoid computes, and nothing else reads: the tensor that goes into it."""
+def _flattened(graph: Graph) -> dict[str, Input]:
+    """Of the outputs that a Softmax or Sigmoid computes, and nothing else reads: what goes into it."""
     found = {}
     for name, tensor in graph.outputs.items():
         node = graph.producer(tensor)
-        before = node.inputs[0] if node is not None and node.op in _LAST and not graph.uses(tensor) else None
-        if before is not None and before in graph.tensors:
-            found[name] = before
+        if node is not None and node.op in _LAST and not graph.uses(tensor) and node.inputs[0] in graph.tensors:
+            found[name] = Input(node.name, 0)
     return found
 
 

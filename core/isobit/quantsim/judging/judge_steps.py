@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from isobit.recipes.recipe import Recipe, Step
 from isobit.statistics.observer import Request
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.technique import SharesCalibration, Technique
+
+logger = logging.getLogger(__name__)
 
 #: At most one of so many batches is held back from fitting, and none where these hold fewer samples than that.
 _PART, _FEWEST = 4, 16
@@ -56,8 +59,9 @@ class StepJudge:
         self._is_ready = True
         simulation, dataset = self._simulation, self.passes.dataset
         simulation.remove_quantizers()
+        simulation.judge = None  # an earlier calibration may have kept other samples, and fewer
         batches = _first(dataset, self._recipe.judge_samples)
-        if simulation.judge is None and self._recipe.hold_back and not self.passes.resumes:
+        if self._recipe.hold_back and not self.passes.resumes:
             apart = batches[: len(dataset) // _PART]
             if sum(map(_samples, apart)) >= _FEWEST:
                 batches = apart
@@ -134,7 +138,12 @@ class StepJudge:
         statistics = context.observe(Requests(requests, ranges=True)).ranges
         copy = context.model.copy()
         for technique in compensating:
-            technique.apply(context.on(copy))
+            try:
+                technique.apply(context.on(copy))
+            except Exception as error:  # it is left out, and said so, when its turn comes
+                logger.debug("judging without %s: %s", type(technique).__name__, error)
+                copy = context.model.copy()
+                break
         calibrator = self._calibrator
         schemes = calibrator.candidates if isinstance(calibrator, ComparesSchemes) else [calibrator]
 

@@ -24,7 +24,7 @@ def network_elements(graph: Graph, plan: Plan) -> float:
     results = [
         node.outputs[0]
         for node in graph.nodes
-        if node.op not in _VIEWS and not is_inside_chain(plan.floats.get(node.inputs[0] or "", ""))
+        if node.op not in _VIEWS and not is_inside_chain(plan.floats.get(node.input(0) or "", ""))
     ]
     return Coverage.of(graph, plan).multiply_adds / _MULTIPLY_ADDS + sum(elements(graph, name) for name in results)
 

@@ -116,10 +116,18 @@ class Objective:
             return np.asarray(((v @ self.hessian - 2 * linear) * v).sum(axis=-1) + constant)
         step = v - self.origin[:, outputs]
         errors = self.curvature(step)
-        if not self.least:
+        if self.least:
+            errors += self._least_error[:, outputs]
+        else:
             slope, error = self._at_origin
             errors += 2 * (step * slope[:, outputs]).sum(axis=-1) + error[:, outputs]
         return errors
+
+    @cached_property
+    def _least_error(self) -> Matrix:
+        """The error at an origin that is the least, (groups, outputs): 0, or last bits, if that is the float weight."""
+        assert self.origin is not None
+        return np.asarray(np.maximum(self.constant - (self.linear * self.origin).sum(axis=-1), 0.0))
 
     def curvature(self, weight: NDArray[np.floating]) -> Matrix:
         """``v H vᵀ`` of each output channel, (groups, outputs)."""

@@ -163,8 +163,9 @@ def _best_blocks(
             block, number = slice(start, start + width), first + start // width
             for g in range(groups):
                 scales, zeros = (np.ascontiguousarray(values[:, g, :, number].T) for values in grids)
+                # Copies: the kernel leaves the change of the values in the second of them.
                 wanted, changes, slopes = (
-                    np.ascontiguousarray(array[g, :, block]) for array in (matrix[..., part], values, residual)
+                    np.array(array[g, :, block], order="C") for array in (matrix[..., part], values, residual)
                 )
                 corner = np.ascontiguousarray(within.hessian[g, block, block])
                 choice[g, :, number] = best_range(wanted, changes, slopes, corner, scales, zeros, *ends, _HOPELESS)
