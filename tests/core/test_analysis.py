@@ -18,6 +18,7 @@ from isobit.analysis.range_setters import SampleBounds
 from isobit.analysis.site_errors import decibels
 from isobit.analysis.tensor_noise import Kept
 from isobit.analysis.trials import Trials
+from isobit.analysis.weight_noise import measure_weights
 from isobit.errors import DataError, FormatError, ModelError
 
 
@@ -96,9 +97,25 @@ def test_batches_that_hold_nothing() -> None:
 def test_an_input_of_zeros_carries_no_noise() -> None:
     node = SimpleNamespace(op="MatMul", input=lambda index: "ab"[index])
     read = {i: SimpleNamespace(channels=3, signal=np.zeros(3)) for i in range(2)}
-    result = SimpleNamespace(channels=3, signal=np.ones(3))
+    result = SimpleNamespace(channels=3, signal=np.full(3, 100.0))  # by a tiny number it would be infinite
     gain = local_gain(SimpleNamespace(weights={}), node, 0, read, result, lambda name: np.zeros(0))
     np.testing.assert_array_equal(gain.forward(np.zeros(3)), np.zeros(3))
+    np.testing.assert_array_equal(gain.backward(np.ones(3)), np.zeros(3))
+
+
+def test_rows_of_layers_count_by_sample_only_where_samples_are_the_same_ones() -> None:
+    """Outputs with more rows than the data has samples, as (samples x tokens, classes), say nothing of samples."""
+    network = chain(1, spread=0)
+    sim = simulator(network, weights="int4")
+    batch = network.batch(4)
+    sim.calibrate([batch])
+    exact, plan, encodings = sim.simulation.float_model(), sim.plan, dict(sim.backend_model.encodings())
+    alike, longer = (
+        measure_weights(exact, encodings, plan, [batch], counts) for counts in (np.ones(4), np.arange(8.0))
+    )
+    skewed = measure_weights(exact, encodings, plan, [batch], np.arange(4.0))
+    np.testing.assert_array_equal(longer["fc", 1].power, alike["fc", 1].power)
+    assert not np.array_equal(skewed["fc", 1].power, alike["fc", 1].power)
 
 
 def test_noise_without_a_signal_is_not_taken_for_no_error() -> None:
