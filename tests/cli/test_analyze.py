@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 
 def test_what_hurts_and_what_would_help(isobit: Callable[..., Any], digits: Path, images: np.ndarray, tmp_path) -> None:
@@ -23,6 +24,35 @@ def test_what_hurts_and_what_would_help(isobit: Callable[..., Any], digits: Path
     assert report.read_text("utf-8").startswith("<!doctype html>")
     assert data["samples"] == 4
     assert abs(sum(site["share"] for site in data["sites"]) - 1) < 0.05
+
+
+def test_data_with_nan_that_is_asked_for(
+    isobit: Callable[..., Any], digits: Path, images: np.ndarray, tmp_path
+) -> None:
+    images = images[:8].copy()
+    images[3, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "c.npz", image=images)
+    common = ("--data", tmp_path / "c.npz", "--recipe", "basic", "--method", "minmax", "--ignore-non-finite")
+    shown = isobit("analyze", digits / "model.onnx", *common, "--analyzed", 8, "--checks", 0)
+    assert shown.exit_code == 0, shown.output
+    report = tmp_path / "report.html"
+    shown = isobit("quantize", digits / "model.onnx", *common, "-o", tmp_path / "out", "--report", report)
+    assert shown.exit_code == 0, shown.output
+    assert report.exists()
+
+
+def test_a_model_without_float_outputs(isobit: Callable[..., Any], digits: Path, images: np.ndarray, tmp_path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(digits / "model.onnx")
+    scores = model.graph.output[0].name
+    model.graph.node.append(onnx.helper.make_node("ArgMax", [scores], ["best"], axis=1, keepdims=0))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("best", onnx.TensorProto.INT64, ["N"]))
+    onnx.save(model, tmp_path / "best.onnx")
+    np.savez(tmp_path / "c.npz", image=images[:8])
+    common = ("--data", tmp_path / "c.npz", "--recipe", "basic", "--method", "minmax", "--checks", 0)
+    result = isobit("analyze", tmp_path / "best.onnx", *common)
+    assert (result.exit_code, "no float output with values to compare: best (int64)" in result.output) == (1, True)
 
 
 def test_a_file_that_is_not_there(isobit: Callable[..., Any]) -> None:

@@ -6,14 +6,19 @@ import json
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from technique_networks import chain, simulator
 
 import isobit
-from isobit.analysis.local_gains import LocalGain
+from isobit.analysis.local_gains import LocalGain, local_gain
+from isobit.analysis.range_setters import SampleBounds
+from isobit.analysis.site_errors import decibels
 from isobit.analysis.tensor_noise import Kept
+from isobit.analysis.trials import Trials
+from isobit.analysis.weight_noise import measure_weights
 from isobit.errors import DataError, FormatError, ModelError
 
 
@@ -40,6 +45,83 @@ def test_positions_are_the_same_however_data_are_cut() -> None:
     np.testing.assert_array_equal(whole.values, cut.values)
     assert whole.values.shape[:2] == (4, 3)
     assert whole.values.shape[2] < 81
+
+
+class _Answers:
+    """A model that gives what it is told to, batch after batch."""
+
+    def __init__(self, *outputs: np.ndarray) -> None:
+        self.outputs = outputs
+
+    def run(self, batch: int) -> dict[str, np.ndarray]:
+        return {"y": self.outputs[batch]}
+
+    def encodings(self) -> dict[str, object]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("noise", "expected"),
+    [
+        ([1e-3, 2e-3, 4e-3], [4, 2, 1]),
+        ([1e-3, 0, 1e-3], [1, 0, 1]),
+        ([0, 1e-13, 1e-3], [0, 0, 1]),
+        ([1e-3, 1e-3, 1e6], [1, 1, 1e-9]),
+        ([0, 0, 0], [1, 1, 1]),
+        ([1e-13, 0, 1e-12], [1, 1, 1]),
+    ],
+)
+def test_a_sample_without_error_has_no_say(noise, expected) -> None:
+    exact = np.ones((3, 1))
+    trials = Trials(_Answers(exact + np.sqrt(noise)[:, None]), _Answers(exact), [0])
+    counts = trials.by_sample()
+    np.testing.assert_allclose(counts, np.array(expected) * 3 / np.sum(expected), rtol=1e-6, atol=1e-12)
+
+
+def test_batches_that_hold_nothing() -> None:
+    nothing, some = np.zeros((0, 4), np.float32), np.arange(8, dtype=np.float32).reshape(2, 4)
+    for order in ((nothing, some), (some, nothing)):
+        kept, bounds = Kept(60), SampleBounds()
+        for batch in order:
+            kept.update(batch, 1)
+            bounds.update(batch, 1)
+        assert kept.values is not None
+        np.testing.assert_array_equal(kept.values[:, :, 0], some)
+        np.testing.assert_array_equal(bounds.ranges(2), [[0, 3], [0, 7]])
+        trials = Trials(_Answers(*(batch * 1.125 for batch in order)), _Answers(*order), [0, 1])
+        assert trials.names == ["y"]
+        assert trials.sqnr == pytest.approx(20 * math.log10(8))
+        assert trials.by_sample().shape == (2,)
+
+
+def test_an_input_of_zeros_carries_no_noise() -> None:
+    node = SimpleNamespace(op="MatMul", input=lambda index: "ab"[index])
+    read = {i: SimpleNamespace(channels=3, signal=np.zeros(3)) for i in range(2)}
+    result = SimpleNamespace(channels=3, signal=np.full(3, 100.0))  # by a tiny number it would be infinite
+    gain = local_gain(SimpleNamespace(weights={}), node, 0, read, result, lambda name: np.zeros(0))
+    np.testing.assert_array_equal(gain.forward(np.zeros(3)), np.zeros(3))
+    np.testing.assert_array_equal(gain.backward(np.ones(3)), np.zeros(3))
+
+
+def test_rows_of_layers_count_by_sample_only_where_samples_are_the_same_ones() -> None:
+    """Outputs with more rows than the data has samples, as (samples x tokens, classes), say nothing of samples."""
+    network = chain(1, spread=0)
+    sim = simulator(network, weights="int4")
+    batch = network.batch(4)
+    sim.calibrate([batch])
+    exact, plan, encodings = sim.simulation.float_model(), sim.plan, dict(sim.backend_model.encodings())
+    alike, longer = (
+        measure_weights(exact, encodings, plan, [batch], counts) for counts in (np.ones(4), np.arange(8.0))
+    )
+    skewed = measure_weights(exact, encodings, plan, [batch], np.arange(4.0))
+    np.testing.assert_array_equal(longer["fc", 1].power, alike["fc", 1].power)
+    assert not np.array_equal(skewed["fc", 1].power, alike["fc", 1].power)
+
+
+def test_noise_without_a_signal_is_not_taken_for_no_error() -> None:
+    assert decibels(0, 1) == -100
+    assert decibels(1e-30, 1) == -100
+    assert decibels(1, 0) == math.inf
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +179,7 @@ def test_words_and_json_say_the_same(analyzed, tmp_path) -> None:
 def test_the_report_is_one_file_that_names_cannot_break(analyzed, tmp_path) -> None:
     """No address of the network, all data as JSON inside, and no text of the user's that ends its element."""
     _, _, found = analyzed
-    nasty = replace(found, notes=("</script><img src=x onerror=alert(1)> & \u2028",))
+    nasty = replace(found, notes=("</script><img src=x onerror=alert(1)> & \u2028",), scores={"float": math.nan})
     nasty.to_html(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text("utf-8")
     assert len(page) < 5_000_000
@@ -108,6 +190,8 @@ def test_the_report_is_one_file_that_names_cannot_break(analyzed, tmp_path) -> N
     assert not re.findall(r"""(?:src|href)=["'](?!data:,)|https?://(?!www\.w3\.org/2000/svg)|@import|url\(""", own)
     data = json.loads(inside[1])
     assert data == nasty.to_dict()
+    assert data["scores"] == {"float": None}
+    assert "const short = value => value === null ?" in own
     site = next(site for site in data["sites"] if site["kind"] == "weight")
     assert sum(site["histogram"]["counts"]) > 0
     assert site["histogram"]["low"] <= site["grid"][0] + 1e-4
@@ -142,6 +226,23 @@ def test_the_data_is_judged() -> None:
     assert found.data.more is not None
     assert found.data.more > plain.more
     assert "samples are there twice, the first ones are 2 and 24" in found.text()
+    assert found.data.parts == 4
+    assert "data: 16 more samples would change" in found.text()
+
+
+def test_what_is_said_of_parts_holds_for_two_batches_and_for_one_sample() -> None:
+    network = chain(2, spread=0)
+    sim = simulator(network)
+    data = [network.batch(8, 0), {name: values * 8 for name, values in network.batch(8, 1).items()}]
+    sim.calibrate(data, "minmax")
+    found = isobit.analyze(sim, data, checks=0)
+    assert found.data.parts == 2
+    assert "data: 8 more samples would change" in found.text()
+    assert "where one of 2 parts of the data is left out" in found.text()
+    one = isobit.analyze(sim, [network.batch(1, 0)], checks=0, samples=1)
+    assert one.data.more is None
+    assert one.site("gap").channels == 8
+    assert one.site("gap").dead == 0
 
 
 def test_bad_input() -> None:

@@ -54,7 +54,7 @@ class Analysis:
         return next((site for site in self.sites if name == site.name or name in map(str, site.sites)), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it: infinite ratios are None."""
+        """All of it, as JSON can hold it: what is not finite, as a ratio without noise, is None."""
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
         plain["sites"] = [
             {**_record(site, "sites"), "histogram": None if site.histogram is None else _record(site.histogram)}
@@ -157,12 +157,12 @@ def _about_data(analysis: Analysis) -> Iterator[str]:
         first, second = data.duplicates[0]
         yield f"data: {len(data.duplicates)} samples are there twice, the first ones are {first} and {second}"
     if data.more is not None:
-        count = max(1, data.samples // 4)
+        count = max(1, data.samples // data.parts)
         gain = "nothing" if data.more < _NOTHING else f"no more than {data.more:.1f} dB"
         yield f"data: {count} more samples would change {gain} ({data.samples} were looked at)"
         name = max(data.unstable, key=lambda tensor: data.unstable[tensor])
         if data.unstable[name] >= 1:
-            cost = f"{data.unstable[name]:.1f} dB more noise where a quarter of the data is left out"
+            cost = f"{data.unstable[name]:.1f} dB more noise where one of {data.parts} parts of the data is left out"
             yield f"data: the range of {name} is not settled: {cost}"
 
 

@@ -26,7 +26,7 @@ from isobit.calibration.schemes.mse import MeanSquareError
 from isobit.data import Batch, Dataset
 from isobit.data.samples import SampleAxes, cut_batches
 from isobit.encodings.quant_spec import PerChannel, QuantSpec
-from isobit.errors import DataError, FormatError
+from isobit.errors import DataError, FormatError, ModelError
 from isobit.placement.coverage import Coverage
 from isobit.quantsim.checks.quality import sample_decibels
 from isobit.quantsim.quantsim import QuantSim
@@ -57,6 +57,7 @@ def analyze(
     measure: Literal["on", "off"] | None = None,
     batch_size: int = 16,
     inputs: Callable[[Any], Any] | None = None,
+    ignore_non_finite: bool = False,
 ) -> Analysis:
     """Find out what hurts in a calibrated simulator, and what would repair it.
 
@@ -65,10 +66,10 @@ def analyze(
     what the output is without the quantizers that make the most, three times as many. With 0 checks nothing is run
     beyond the two passes. ``measure="off"`` measures every site off alone, ``"on"`` every site on alone. `evaluate`
     takes a function from a batch to outputs by name and returns a number, the higher the better; it is called for the
-    float and the simulated model. `batch_size` and `inputs` are about the data, as in `QuantSim.calibrate`. The
-    simulator stays as it is.
+    float and the simulated model. `batch_size`, `inputs` and `ignore_non_finite` are about the data, as in
+    `QuantSim.calibrate`. The simulator stays as it is.
 
-    Raises ModelError when it is not calibrated, DataError for data without a sample.
+    Raises ModelError when it is not calibrated or has no float output to compare, DataError for data without a sample.
     """
     if measure not in (None, "on", "off"):
         raise FormatError(f"measure is 'on', 'off' or None, not {measure!r}")
@@ -76,12 +77,15 @@ def analyze(
         raise DataError(f"an analysis needs at least 1 sample, not {samples}")
     simulation = sim.simulation
     simulation.require_quantizers()
-    dataset = Dataset(data, sim.graph, batch_size=min(batch_size, samples), inputs=inputs)
+    dataset = Dataset(
+        data, sim.graph, batch_size=min(batch_size, samples), inputs=inputs, ignore_non_finite=ignore_non_finite
+    )
     batches, searched = _batches(dataset, samples)
     count = _count(sim, batches)
     with _copies(sim) as (exact, simulated):
         seen = SeenData(exact, searched, _grids(sim))
         trials = Trials(simulated, exact, batches)
+        _require_outputs(trials)
         plan, encodings = simulation.plan, dict(simulated.encodings())
         by_sample = trials.by_sample()
         noise = measure_noise(exact, simulated, batches, by_sample)
@@ -107,7 +111,7 @@ def analyze(
             tuple(errors),
             tuple(suggestions),
             together,
-            error_by_depth(simulated.graph, plan, noise),
+            error_by_depth(simulated.graph, noise),
             seen.judge(errors, _scheme(simulation.calibration)),
             _scores(evaluate, exact, simulated),
             str(Coverage.of(simulated.graph, plan)),
@@ -124,6 +128,16 @@ def _copies(sim: QuantSim) -> Any:
     exact = sim.simulation.float_model().copy()
     exact.enable(list(exact.encodings()), on=False)
     yield exact, simulated
+
+
+def _require_outputs(trials: Trials) -> None:
+    """Raises ModelError where nothing tells how large the error is: indices and truth values are equal or not."""
+    if not trials.names:
+        given = ", ".join(f"{name} ({values.dtype})" for name, values in trials.exact[0].items())
+        raise ModelError(
+            f"the model has no float output with values to compare: {given}; analyze a model that also returns what "
+            "these are made of, as the scores in front of an ArgMax"
+        )
 
 
 def _grids(sim: QuantSim) -> dict[str, QuantSpec]:
@@ -200,9 +214,9 @@ def _suggestions(
 
 def _by_sample(trials: Trials) -> tuple[float, ...]:
     """The decibels of each sample of the first float output."""
-    name = next((name for name, values in trials.exact[0].items() if values.dtype.kind == "f"), None)
-    if name is None or trials.outputs is None:
+    if trials.outputs is None:
         return ()
+    name = trials.names[0]
     pairs = zip(trials.exact, trials.outputs, strict=True)
     return tuple(ratio for a, b in pairs for ratio in sample_decibels({name: a[name]}, {name: b[name]}))
 

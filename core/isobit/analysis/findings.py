@@ -17,6 +17,9 @@ Change = Literal["range", "bias", "channel grids", "16 bits", "float"]
 #: Decibels below which a change is not worth the words.
 LEAST = 0.1
 
+#: Decibels, up and down, beyond which more do not count.
+CAP = 100.0
+
 
 @dataclass(frozen=True)
 class Counted:
@@ -113,8 +116,9 @@ class DataJudged:
     """What the data is worth.
 
     `duplicates` are pairs of equal samples by their numbers from 0. `unstable` has, for each tensor, the decibels that
-    its noise grows by where one of four parts of the data has no say in its range, the mean over the parts; `more` what
-    that comes to at the output: as much data again as a part holds gains no more. It is None for data of one batch.
+    its noise grows by where one of `parts` parts of the data has no say in its range, the mean over the parts; `more`
+    what that comes to at the output: as much data again as a part holds gains no more. It is None for data of one
+    batch. There are four parts, or as many as batches where those are fewer.
     """
 
     samples: int
@@ -122,3 +126,4 @@ class DataJudged:
     range_setters: tuple[RangeSetter, ...]
     unstable: Mapping[str, float]
     more: float | None
+    parts: int = 1

@@ -15,6 +15,6 @@ def html_report(data: Mapping[str, Any]) -> str:
     """
     page = files("isobit.analysis").joinpath("report_template.html").read_text("utf-8")
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return page.replace("__DATA__", text)

@@ -54,7 +54,14 @@ class SeenData:
         # The last part of the data changed the outputs by this; as much again changes them by no more.
         relative = sum(share.get(name, 0.0) * (10 ** (cost / 10) - 1) for name, cost in costs.items())
         more = 10 * math.log10(1 + relative) if costs else None
-        return DataJudged(self.samples, self._duplicates(), find_range_setters(self._bounds, self.samples), costs, more)
+        return DataJudged(
+            self.samples,
+            self._duplicates(),
+            find_range_setters(self._bounds, self.samples),
+            costs,
+            more,
+            max(1, len(self._parts)),
+        )
 
     def _costs(self, scheme: Calibrator) -> dict[str, float]:
         """Decibels that the noise of each tensor grows by where a part of the data has no say in its range."""

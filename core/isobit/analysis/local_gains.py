@@ -80,8 +80,8 @@ def local_gain(
     if len(read) == 1 or node.op in ("Add", "Sub", "Sum", "Mean", "Max", "Min", "Where"):
         return LocalGain(inputs, outputs, np.ones(outputs), by_channel=is_alike)
     # Products of two activations and all else: the noise stays in the same ratio to the signal.
-    ratio = result.signal / max(float(source.signal.mean()), np.finfo(np.float64).tiny)
-    return LocalGain(inputs, outputs, ratio)
+    signal = float(source.signal.mean())
+    return LocalGain(inputs, outputs, result.signal / signal if signal > 0 else np.zeros(outputs))
 
 
 def _squared(node: Node, weight: NDArray[Any], inputs: int, outputs: int) -> Floats | None:

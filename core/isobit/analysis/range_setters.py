@@ -24,12 +24,13 @@ class SampleBounds:
         self._high: list[NDArray[np.float32]] = []
 
     def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
-        """Add the tensor of one batch."""
+        """Add the tensor of one batch; one that holds nothing says nothing."""
         rows = np.asarray(batch, np.float32)
+        if not rows.size:
+            return
         rows = rows.reshape(rows.shape[0] if rows.ndim else 1, -1)
-        if rows.shape[1]:
-            self._low.append(rows.min(1))
-            self._high.append(rows.max(1))
+        self._low.append(rows.min(1))
+        self._high.append(rows.max(1))
 
     def ranges(self, samples: int) -> NDArray[np.float64] | None:
         """(samples, 2): the range of each sample, zero in it; None where axis 0 does not hold the samples."""

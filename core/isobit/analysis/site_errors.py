@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.analysis.findings import Counted, Depth, SiteError
+from isobit.analysis.findings import CAP, Counted, Depth, SiteError
 from isobit.analysis.importance import Worth
 from isobit.analysis.tensor_noise import Floats, MeasuredNoise, TensorNoise
 from isobit.analysis.weight_noise import WeightNoise
 from isobit.backend.checked_model import CheckedModel
 from isobit.encodings.encoding import Encoding
 from isobit.graph.graph import Graph
-from isobit.graph.sites import Site
 from isobit.placement.plan import Placement, Plan, constant_name
 
 #: Bins of a histogram that is drawn, and channels whose ranges are.
@@ -43,7 +42,7 @@ def site_errors(
     return sorted(errors, key=lambda error: -error.share)
 
 
-def error_by_depth(graph: Graph, plan: Plan, noise: MeasuredNoise) -> tuple[Depth, ...]:
+def error_by_depth(graph: Graph, noise: MeasuredNoise) -> tuple[Depth, ...]:
     """The error at each float tensor that a node computes, in the order of execution."""
     steps = []
     for node in graph.nodes:
@@ -56,10 +55,10 @@ def error_by_depth(graph: Graph, plan: Plan, noise: MeasuredNoise) -> tuple[Dept
 
 
 def decibels(signal: float, noise: float) -> float:
-    """The ratio in dB; infinite without noise."""
+    """The ratio in dB, -100 at least; infinite without noise."""
     if noise <= 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return max(10 * math.log10(signal / noise), -CAP) if signal > 0 else -CAP
 
 
 def _inherited(noise: TensorNoise) -> float:
@@ -109,8 +108,10 @@ def _of_activation(
 
 
 def _dead(noise: TensorNoise) -> int:
-    """Channels that hold one number alone, of a tensor with several."""
-    return int(np.count_nonzero(noise.low == noise.high)) if noise.channels > 1 else 0
+    """Channels that hold one number alone, of a tensor with several channels of more than one value each."""
+    if noise.values is None or noise.channels < 2 or noise.values.size <= noise.channels:
+        return 0
+    return int(np.count_nonzero(noise.low == noise.high))
 
 
 def _activation_causes(
@@ -217,8 +218,3 @@ def _counted(values: NDArray[Any], encoding: Encoding) -> Counted | None:
 
 def _weight_error(values: Floats, encoding: Encoding) -> float:
     return float(np.square(encoding.fake_quantize(values).astype(np.float64) - values).sum())
-
-
-def sites_of(errors: Sequence[SiteError]) -> dict[Site, SiteError]:
-    """The error that each site belongs to."""
-    return {site: error for error in errors for site in error.sites}

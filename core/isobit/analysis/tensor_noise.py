@@ -34,10 +34,12 @@ class Kept:
         self._parts: list[NDArray[np.float32]] = []
 
     def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
-        """Add the tensor of one batch."""
+        """Add the tensor of one batch; one that holds nothing says nothing."""
         array = np.asarray(batch, np.float32)
+        if not array.size:
+            return
         if array.ndim < 2:
-            array = array.reshape(max(array.size, 1) if array.ndim else 1, 1) if array.size else array.reshape(0, 1)
+            array = array.reshape(-1, 1)
         if channel_axis is not None and 0 < channel_axis < array.ndim:
             array = np.moveaxis(array, channel_axis, 1)
             array = array.reshape(*array.shape[:2], -1)

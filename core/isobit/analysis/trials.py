@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.analysis.findings import Advice
+from isobit.analysis.findings import CAP, Advice
 from isobit.analysis.site_errors import decibels
 from isobit.analysis.tensor_noise import Floats
 from isobit.backend.checked_model import CheckedModel
@@ -22,8 +22,8 @@ from isobit.techniques.layers.weighted_layer import bias_of, set_bias
 
 Outputs = Mapping[str, NDArray[Any]]
 
-#: Decibels of a sample beyond which more do not count.
-_CAP = 100.0
+#: Noise of a sample, to that of the middle one, below which it tells nothing of what hurts.
+_NEGLIGIBLE = 1e-6
 
 
 class Trials:
@@ -48,8 +48,9 @@ class Trials:
 
     @property
     def names(self) -> list[str]:
-        """The float outputs."""
-        return [name for name, values in self.exact[0].items() if values.dtype.kind == "f" and values.size]
+        """The float outputs that hold something."""
+        floats = [name for name, values in self.exact[0].items() if values.dtype.kind == "f"]
+        return [name for name in floats if any(outputs[name].size for outputs in self.exact)]
 
     def noise_of(self, outputs: Sequence[Outputs] | None, output: str | None = None) -> float:
         """Energy of the error to that of the signal: the geometric mean over samples and float outputs.
@@ -60,26 +61,30 @@ class Trials:
             return 10**10.0
         chosen = self.names if output is None else [output]
         ratios = [
-            min(max(ratio, -_CAP), _CAP)
+            min(max(ratio, -CAP), CAP)
             for exact, other in zip(self.exact, outputs, strict=True)
             for ratio in sample_decibels({name: exact[name] for name in chosen}, other)
         ]
-        mean = float(np.mean(ratios)) if ratios else _CAP
-        return 0.0 if mean == _CAP else 10 ** (-mean / 10)
+        mean = float(np.mean(ratios)) if ratios else CAP
+        return 0.0 if mean == CAP else 10 ** (-mean / 10)
 
     def by_sample(self) -> Floats:
-        """How much the noise of each sample counts where each counts alike in dB: one over its noise, mean 1."""
+        """How much the noise of each sample counts where each counts alike in dB: one over its noise, mean 1.
+
+        A sample with next to no noise has no say: what its inner tensors hold of noise never reached the output.
+        """
         noise: Floats | None = None
         count = 0
         for name in self.names if self.outputs is not None else []:
             pairs = [(a[name], b[name]) for a, b in zip(self.exact, self.outputs or (), strict=True)]
-            signal = float(np.mean([_energy(a).mean() for a, _ in pairs]))
+            signal = float(np.concatenate([_energy(a) for a, _ in pairs]).mean())
             ratios = np.concatenate([_energy(a - b) if a.shape == b.shape else _energy(a) for a, b in pairs])
             if signal > 0 and (noise is None or ratios.size == noise.size):
                 noise, count = ratios / signal + (0 if noise is None else noise), ratios.size
-        if noise is None or not noise.max() > 0:
+        if noise is None or not (heard := noise > 10 ** (-CAP / 10)).any():
             return np.ones(max(count, 1))
-        counts = 1 / np.maximum(noise, noise.max() * 1e-6)
+        heard &= noise > _NEGLIGIBLE * np.median(noise[heard])
+        counts = np.divide(1.0, noise, out=np.zeros_like(noise), where=heard)
         return np.asarray(counts / counts.mean())
 
     def without(self, sites: Sequence[Site]) -> float:
@@ -139,4 +144,5 @@ def score(evaluate: Callable[[Any], float] | None, model: CheckedModel) -> float
 def _energy(values: NDArray[Any]) -> Floats:
     """Of each sample."""
     finite = np.where(np.isfinite(values), values, 0).astype(np.float64)
-    return np.asarray(np.square(finite).reshape(finite.shape[0] if finite.ndim > 1 else 1, -1).sum(1))
+    rows = finite if finite.ndim > 1 else finite.reshape(1, -1)
+    return np.asarray(np.square(rows).sum(tuple(range(1, rows.ndim))))

@@ -97,7 +97,7 @@ def _noise(
         return WeightNoise(site, None, None, None, relative)
     values = rows.values.astype(np.float64)
     is_finite, sample = np.isfinite(values).all((1, 2)), rows.stamps[:, 0]
-    counts = by_sample[sample] if sample.max() < by_sample.size else np.ones(len(values))
+    counts = by_sample[sample] if by_sample.size == rows.samples else np.ones(len(values))
     values, counts = values[is_finite], counts[is_finite]
     if not counts.sum() > 0:
         return WeightNoise(site, None, None, None, relative)

@@ -96,6 +96,8 @@ def analyze(
             samples=analyzed,
             checks=checks,
             measure=None if measure is None else measure.value,
+            batch_size=batch_size,
+            ignore_non_finite=ignore_non_finite,
         )
     if report is not None:
         result.to_html(report)

@@ -92,8 +92,12 @@ class Run:
 
     def report(self, path: Path) -> None:
         """Analyze the simulator on the calibration data, and write what was found as HTML."""
+        job = self.job
         with self.data.named():
-            analyze(self.sim, self.data.source).to_html(path)
+            found = analyze(
+                self.sim, self.data.source, batch_size=job.batch_size, ignore_non_finite=job.ignore_non_finite
+            )
+        found.to_html(path)
         self.paths["report"] = path
 
     def measure_files(self) -> Outcome:
