@@ -71,6 +71,9 @@ def test_modes_of_sites() -> None:
     assert chosen("pact", weights="learned") == {"x": False, "y": False, "w": True}
     assert chosen(overrides={"*": "frozen", "x": "pact"}) == {"x": False}
     assert chosen(overrides={"z": "frozen"}) == {"x": True, "w": True}  # y is tied to it
+    assert chosen(overrides={"z": "pact"}) == {"x": True, "y": False, "w": True}  # whichever of them is named
+    assert chosen(overrides={"*": "frozen", "z": "pact"}) == {"y": False}
+    assert chosen(overrides={"y": "frozen", "z": "pact"}) == {"x": True, "y": False, "w": True}
     assert chosen(frozen=(Z,)) == {"x": True, "w": True}
     with pytest.raises(FormatError, match="known are learned, pact, frozen"):
         TrainingModes(weights="lsq")

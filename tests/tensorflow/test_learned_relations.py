@@ -102,3 +102,36 @@ def test_mistakes_in_training() -> None:
         simulator.fit(x, np.full((16, 4), [[1]] * 8 + [[np.nan]] * 8), batch_size=8, shuffle=False, verbose=0)
     after = sim.encodings
     assert all(np.isfinite(after[site].scale).all() for site in before)
+    bad = x, np.full((16, 4), np.nan)
+    with pytest.raises(isobit.errors.ModelError, match="the loss is NaN"):
+        simulator.fit(*bad, 8, 1, 0, [keras.callbacks.History()])
+    with pytest.raises(isobit.errors.ModelError, match="the loss is NaN"):
+        simulator.fit(*bad, verbose=0, callbacks=keras.callbacks.CallbackList(model=simulator))
+
+
+def test_weights_files_between_simulators(tmp_path: Path) -> None:
+    """What was learned reaches a simulator that is calibrated alone, and that one's file is where learning starts."""
+    x = np.random.default_rng(0).standard_normal((16, 6)).astype(np.float32)
+
+    def made() -> isobit.QuantSim:
+        keras.utils.set_random_seed(0)
+        return isobit.quantize(dense(), x, progress=False)
+
+    trained, plain, again = made(), made(), made()
+    calibrated = plain.encodings
+    plain.model.save_weights(tmp_path / "plain.weights.h5")
+    simulator = trained.trainable()
+    simulator.compile(keras.optimizers.Adam(1e-2), "mse")
+    simulator.fit(x, x[:, :4], epochs=3, verbose=0)
+    simulator.save_weights(tmp_path / "trained.weights.h5")
+    assert dict(trained.encodings) != dict(calibrated)
+    plain.model.load_weights(tmp_path / "trained.weights.h5")
+    assert dict(plain.encodings) == dict(trained.encodings)
+    np.testing.assert_array_equal(plain.model.predict(x, verbose=0), simulator.predict(x, verbose=0))
+    resumed = again.trainable()
+    resumed.load_weights(tmp_path / "trained.weights.h5")
+    for mine, other in zip(again.quantizer_parameters(), trained.quantizer_parameters(), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert dict(again.encodings) == dict(trained.encodings)
+    resumed.load_weights(tmp_path / "plain.weights.h5")
+    assert dict(again.encodings) == dict(calibrated)

@@ -253,3 +253,61 @@ def test_mixed_precision_and_recomputation(trained: tuple[QuantSim, torch.Tensor
         half = gradients_of(model)
     assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in half.values())
     assert all(half[name].norm() > 0 for name, gradient in expected.items() if gradient.norm() > 1e-3)
+
+
+@pytest.mark.parametrize("write", ["fused", "data"])
+def test_evaluation_sees_every_update(trained: tuple[QuantSim, torch.Tensor], write: str) -> None:
+    """Neither fused optimizers nor writes through `.data` count a version; kept results are of the last grid."""
+    sim, x = trained
+    model = sim.trainable()
+    with torch.no_grad():
+        before = model.eval()(x)
+    if write == "fused":
+        fit(model, x, torch.zeros(32, 5), torch.optim.Adam(sim.quantizer_parameters(), 0.1, fused=True), 1)
+    else:
+        for parameter in sim.quantizer_parameters():
+            parameter.data.add_(0.5)
+    with torch.no_grad():
+        after, expected = model(x), copy.deepcopy(model)(x)
+    assert torch.equal(after, expected)
+    assert not torch.equal(after, before)
+
+
+def test_second_gradients() -> None:
+    """Those of the kernel's grids on the CPU are those of the expression, which a recorded tensor takes."""
+    encoding, grid = GRIDS["symmetric"]
+    found = []
+    for values in (torch.from_numpy(sample("symmetric")), torch.from_numpy(sample("symmetric")).double()):
+        quantizer = Quantizer(encoding)
+        quantizer.learn(grid)
+        x, weight = values.requires_grad_(), torch.full(values.shape, 0.7, dtype=values.dtype, requires_grad=True)
+        (by_x, by_scale) = torch.autograd.grad(
+            (quantizer(x) * weight).sum(), (x, quantizer.log_scale), create_graph=True
+        )
+        found.append(torch.autograd.grad(by_x.square().sum() + by_scale, weight, retain_graph=True)[0])
+        steps = (values / 0.11).round()
+        inside = (steps >= -8) & (steps <= 7)
+        (by_weight,) = torch.autograd.grad(by_x.square().sum(), weight)
+        torch.testing.assert_close(by_weight, 1.4 * inside.to(values.dtype))
+    torch.testing.assert_close(found[0], found[1].float(), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_something_else_changes(trained: tuple[QuantSim, torch.Tensor]) -> None:
+    """Loading, or clamping, between passes is no step of training; a copy is watched as the original is."""
+    sim, x = trained
+    model = sim.trainable()
+    model.train()
+    model(x)
+    model.load_state_dict({k: v for k, v in model.state_dict().items() if "isobit_quantizers" not in k})
+    model(x)
+    separate = [torch.optim.SGD([p for name, p in model.named_parameters() if "isobit_quantizers" not in name], 1e-3)]
+    separate.append(torch.optim.Adam(sim.quantizer_parameters(), 1e-3, fused=True))
+    for _ in range(2):
+        model(x).square().mean().backward()
+        for optimizer in separate:
+            optimizer.step()
+        model.zero_grad()
+    copied = copy.deepcopy(sim.trainable())
+    weights = [p for name, p in copied.named_parameters() if "isobit_quantizers" not in name]
+    with pytest.raises(ModelError, match="made before trainable"):
+        fit(copied, x, torch.zeros(32, 5), torch.optim.SGD(weights, 1e-3), 2)

@@ -28,8 +28,7 @@ def learned_grids(
     """The grids that are learned, by the first of the sites that share one; all others stay or follow.
 
     Biases follow their input and weight. What no data decides stays (`Relations.fixed`), and so do float formats, the
-    `frozen` sites, and a shared grid of which one site is frozen. The first pattern of `modes` decides how a shared
-    grid is learned.
+    `frozen` sites, and a shared grid of which one site is among them. `modes` says how a shared grid is learned.
     """
     relations = plan.relations().that_hold(encodings)
     shared: dict[Site, list[Site]] = {}
@@ -40,10 +39,10 @@ def learned_grids(
         if site not in encodings or site in relations.ties or placement.kind == "bias":
             continue
         sites = [site, *shared.get(site, ())]
-        asked = [modes.of(graph, plan.placements[member]) for member in sites]
+        mode = modes.of(graph, *(plan.placements[member] for member in sites))
         kept = any(member in relations.fixed or member in frozen for member in sites)
-        if not kept and "frozen" not in asked and placement.spec.is_integer:
-            grids[site] = _grid(encodings[site], asked[0], _values(graph, placement, encodings[site]))
+        if not kept and mode != "frozen" and placement.spec.is_integer:
+            grids[site] = _grid(encodings[site], mode, _values(graph, placement, encodings[site]))
     return grids
 
 

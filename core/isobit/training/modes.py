@@ -22,7 +22,8 @@ MODES = {
 class TrainingModes:
     """`mode` for all, `weights` and `activations` for one kind, `overrides` by patterns of tensor or weight names.
 
-    The last pattern that matches wins. Raises FormatError for an unknown mode.
+    The last pattern that matches wins; of a grid that several tensors share, the last that matches any of them.
+    Raises FormatError for an unknown mode.
     """
 
     mode: str = "learned"
@@ -37,13 +38,18 @@ class TrainingModes:
                     f"unknown mode {mode!r} of training{did_you_mean(str(mode), MODES)}; known are {', '.join(MODES)}"
                 )
 
-    def of(self, graph: Graph, placement: Placement) -> str:
-        """The mode of one site."""
-        own = self.activations if placement.kind == "activation" else self.weights
-        mode = self.mode if own is None else own
-        for pattern, said in self.overrides.items():
-            if any(matches(name, pattern) for name in _names(graph, placement)):
-                mode = said
+    def of(self, graph: Graph, *sharing: Placement) -> str:
+        """The mode of one grid, by the sites that share it.
+
+        Without a pattern it is that of the first site, or frozen where that of any is.
+        """
+        kinds = [self.activations if placement.kind == "activation" else self.weights for placement in sharing]
+        said = [self.mode if own is None else own for own in kinds]
+        mode = "frozen" if "frozen" in said else said[0]
+        names = [name for placement in sharing for name in _names(graph, placement)]
+        for pattern, asked in self.overrides.items():
+            if any(matches(name, pattern) for name in names):
+                mode = asked
         return mode
 
     def check(self, graph: Graph, plan: Plan) -> None:

@@ -22,7 +22,8 @@ from isobit_tensorflow.simulate.arithmetic import cast, fake_quantize
 from isobit_tensorflow.simulate.learned_grid import learned, learned_scale, learned_zero_point, straight_through
 from isobit_tensorflow.simulate.variables import put, value_of
 
-_VARIABLES = ("scale", "zero_point", "on", "log_scale", "offset")
+_GRID, _MOVES = ("scale", "zero_point"), ("log_scale", "offset")
+_VARIABLES = (*_GRID, "on", *_MOVES)
 
 #: Rounds a tensor to scale and zero point that broadcast against it, between two bounds.
 Rounder = Callable[..., tf.Tensor]
@@ -182,18 +183,26 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
         return blocks if axes is None else tf.transpose(blocks, order)
 
     def save_own_variables(self, store: Any) -> None:
-        """Variables by name; of a grid that follows others, what it is now."""
+        """Variables by name, scale and zero point as they are now; of a grid that is learned, where it starts too."""
         values = {name: getattr(self, name).numpy() for name in _VARIABLES if hasattr(self, name)}
-        if self._related is not None:
-            values["scale"], values["zero_point"] = self._values()
+        if self.learns is not None:
+            values.update({f"start_{name}": values[name] for name in _GRID})
+        values.update(zip(_GRID, self._values(), strict=True))
         for name, value in values.items():
             store[name] = value
 
     def load_own_variables(self, store: Any) -> None:
-        """What `save_own_variables` wrote."""
-        for name in _VARIABLES:
-            if hasattr(self, name):
-                getattr(self, name).assign(store[name])
+        """What `save_own_variables` wrote.
+
+        A grid that is not learned takes what another has learned, and one that is learned starts from one that is not.
+        """
+        self.on.assign(store["on"])
+        starts = self.learns is not None and "start_scale" in store
+        for name in _GRID:
+            getattr(self, name).assign(store[f"start_{name}" if starts else name])
+        for name in _MOVES if self.learns is not None else ():
+            variable = getattr(self, name)
+            variable.assign(store[name] if starts else np.zeros(variable.shape, np.float32))
 
     def get_config(self) -> dict[str, Any]:
         """The site and the encoding as it is now, or where it is learned from."""

@@ -17,9 +17,11 @@ from isobit_tensorflow.kernels.operands import Operand, Rounding
 from isobit_tensorflow.simulate.interpreter import run
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.training_pass import TrainingPass
-from isobit_tensorflow.simulate.training_watch import NanWatch
+from isobit_tensorflow.simulate.training_watch import watched
 from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
 from isobit_tensorflow.training import Training
+
+_CALLBACKS = 5  # the place of `callbacks` among the arguments of `keras.Model.fit`
 
 
 @keras.saving.register_keras_serializable("isobit")
@@ -108,10 +110,10 @@ class Simulator(keras.Model):  # type: ignore[misc]
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """As of any Keras model. Raises ModelError where the loss is NaN, and where `trainable()` made another one."""
         self._require_current()
-        if len(args) < 6:  # else the callbacks are among them
-            if not isinstance(callbacks, keras.callbacks.CallbackList):
-                callbacks = [*keras.tree.flatten(callbacks or []), NanWatch()]
-            kwargs["callbacks"] = callbacks
+        if len(args) > _CALLBACKS:
+            args = (*args[:_CALLBACKS], watched(args[_CALLBACKS]), *args[_CALLBACKS + 1 :])
+        else:
+            kwargs["callbacks"] = watched(callbacks)
         return super().fit(*args, **kwargs)
 
     def _require_current(self) -> None:

@@ -33,5 +33,12 @@ class NanWatch(keras.callbacks.Callback):  # type: ignore[misc]
         )
 
 
+def watched(callbacks: Any) -> Any:
+    """The callbacks of a `fit`, whatever `fit` takes as such, with a `NanWatch` among them."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):  # which is a callback itself, and stays as it is
+        return keras.callbacks.CallbackList([callbacks, NanWatch()], model=callbacks.model)
+    return [*keras.tree.flatten(callbacks or []), NanWatch()]
+
+
 def _has_nan(variable: keras.Variable) -> bool:
     return keras.backend.is_float_dtype(variable.dtype) and bool(np.isnan(value_of(variable)).any())

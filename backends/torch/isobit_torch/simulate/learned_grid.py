@@ -36,7 +36,7 @@ class FakeQuantize(torch.autograd.Function):
         q_min, q_max, rounding = ctx.settings
         needs_x, needs_scale, needs_zero = ctx.needs_input_grad[:3]
         (upstream,) = upstreams
-        if not is_recorded(x):
+        if not is_recorded(x) and not torch.is_grad_enabled():  # the kernel cuts the graph that second gradients need
             found = cpu_backward(x, upstream, scale, zero, q_min, q_max, rounding, needs_scale or needs_zero)
             if found is not None:
                 by_x, by_scale, by_zero = found

@@ -185,11 +185,15 @@ class Quantizer(nn.Module):
         return scale, zero
 
     def _grid_version(self) -> tuple[Any, ...]:
-        """Another one whenever the grid has changed."""
+        """Another one whenever the grid has changed.
+
+        What is learned counts by its bits: fused optimizers, and writes through ``.data``, leave the version as it was.
+        """
         if self._related:
             return tuple(other._grid_version() for other in self._related)
-        parts = (self.log_scale, self.offset, *self._buffers.values())
-        return tuple((id(part), part._version) for part in parts if part is not None)
+        learned = tuple(_bits(part) for part in (self.log_scale, self.offset) if part is not None)
+        held = tuple((id(part), part._version) for part in self._buffers.values() if part is not None)
+        return learned + held
 
     def _settle(self) -> None:
         """Hold what follows from others, and what is learned, as it is now."""
@@ -288,6 +292,11 @@ class WeightQuantizer(Quantizer):
         if self._cache is None or self._cache[0] != key:
             self._cache = key, self._compute(x)
         return self._cache[1]
+
+
+def _bits(x: Tensor) -> object:
+    """A parameter's bits on the CPU; elsewhere, where reading them would make the host wait, never the same twice."""
+    return x.detach().numpy().tobytes() if x.device.type == "cpu" else object()
 
 
 def _checksum(x: Tensor) -> int:

@@ -118,6 +118,7 @@ class Simulator(fx.GraphModule):
         for name in _MODULE_STATE:
             root.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
         copied = Simulator(root, copy_graph(self.graph)[0], self.__dict__["isobit_signature"])
+        copied.__dict__["isobit_watch"] = copy.deepcopy(self.__dict__["isobit_watch"], memo)
         memo[id(self)] = copied
         return copied
 

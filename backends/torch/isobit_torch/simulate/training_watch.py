@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from isobit.errors import ModelError
 from isobit_torch.program.fx_nodes import NAME
@@ -22,22 +24,48 @@ class TrainingWatch:
     def __init__(self, weights: Sequence[nn.Parameter], grids: Sequence[nn.Parameter]) -> None:
         self.weights, self.grids = weights, grids
         self.passes = 0
-        self._seen: tuple[int, int] | None = None  # versions of weights and grids at the last pass
         self._grids_move = not (weights and grids)
+        self._weights_seen = 0  # their version at the last pass
+        self._start: tuple[int, list[Tensor]] | None = None  # version and values of the grids at the first pass
+        self._reached = False  # some grid has had a gradient
+        self._hooks: list[RemovableHandle] = []
 
     def before(self) -> None:
-        """Raises ModelError where a step has changed weights and left every grid as it was."""
+        """Raises ModelError where a step has changed weights and left every grid as it was.
+
+        Weights that change before a gradient has reached a grid were changed by something else: loaded, or averaged.
+        """
         if self._grids_move:
             return
-        now = (sum(p._version for p in self.weights), sum(p._version for p in self.grids))
-        if self._seen is not None and now[1] != self._seen[1]:
-            self._grids_move = True
-        elif self._seen is not None and now[0] != self._seen[0]:
+        weights, grids = (sum(p._version for p in parameters) for parameters in (self.weights, self.grids))
+        if self._start is None:
+            self._start = grids, [p.detach().clone() for p in self.grids]
+            self._hooks = [p.register_hook(self._note) for p in self.grids]  # type: ignore[no-untyped-call]
+        elif grids != self._start[0]:
+            self._settle()
+        elif weights != self._weights_seen and self._reached:
+            if any(not torch.equal(p, value.to(p.device)) for p, value in zip(self.grids, self._start[1], strict=True)):
+                self._settle()  # by a fused optimizer, which counts no version
+                return
             raise ModelError(
                 "a step of training changed the weights, and no grid that is learned: the optimizer was made before "
                 "trainable(), or without sim.quantizer_parameters(). Make it afterwards, or say trainable('frozen')"
             )
-        self._seen = now
+        self._weights_seen = weights
+
+    def _note(self, _gradient: Tensor) -> None:
+        self._reached = True
+
+    def _settle(self) -> None:
+        """The grids move: nothing is left to look for."""
+        self._grids_move, self._start = True, None
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingWatch:
+        """A watch of the copied parameters, from its first pass."""
+        weights, grids = ([copy.deepcopy(p, memo) for p in parameters] for parameters in (self.weights, self.grids))
+        return TrainingWatch(weights, grids)
 
     def after(self, model: fx.GraphModule, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Raises ModelError that names the first tensor with NaN.
