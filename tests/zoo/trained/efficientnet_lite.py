@@ -56,7 +56,7 @@ NETWORKS = (
         data=lambda: [batch(seed, 8) for seed in range(10, 16)],
         held_out=lambda: batch(2, 4),
         figure=figure,
-        beyond="open; rounding the weights by their error is what is missing",
+        beyond="open",
         needs=(PHOTOS, "efficientnet-lite-pytorch==0.1.0"),
     ),
 )

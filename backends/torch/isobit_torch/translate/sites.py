@@ -89,13 +89,15 @@ _VIEWS = frozenset(
     "detach detach_ alias lift_fresh_copy dropout to _to_copy type_as slice expand".split()
 )
 
+_MAY_CHANGE_NOTHING = frozenset({"pad", "constant_pad_nd", *(f"adaptive_avg_pool{axes}d" for axes in (1, 2, 3))})
+
 
 def is_view(node: fx.Node) -> bool:
     """Whether a node only shows its input in another way, or changes nothing: pads by 0, pools to the size that is."""
     if op_name(node) in _VIEWS or (node.op == "call_module" and len(node.args) == 1):
         return True
-    call = convert(node) if node.op == "call_function" and SHAPE in node.meta else None
-    return call is not None and call.op == "Identity" and call.inputs[0] is node.args[0]
+    call = convert(node) if op_name(node) in _MAY_CHANGE_NOTHING and SHAPE in node.meta else None
+    return call is not None and call.op == "Identity"
 
 
 def view_chain(node: fx.Node) -> list[fx.Node]:
