@@ -102,8 +102,8 @@ class Passes:
             simulation.statistics = self._file.earlier(simulation.state_fingerprint(), blank)
         return simulation.statistics
 
-    def __call__(self, model: CheckedModel, seen: Sequence[Seen], what: str, *, upto: int | None = None) -> None:
-        """Feed the reducers with the batches that each has not seen yet, the first `upto` or all of the data.
+    def __call__(self, model: CheckedModel, seen: Sequence[Seen], what: str) -> None:
+        """Feed the reducers with the batches that each has not seen yet.
 
         With `resume` the file is written every 64 batches. Ctrl-C ends the pass after the batch that is running and
         writes it too; then comes KeyboardInterrupt, which says so. What is observed of the simulation's own model is of
@@ -113,15 +113,14 @@ class Passes:
         observed = self._simulation.float_model() if is_own else model
         batches = _in_order(self.dataset, seen)
         counts = sorted({item.batches for item in seen}) or [0]
-        batches = islice(batches, counts[0], upto)
-        total = len(self.dataset) if upto is None else min(upto, len(self.dataset) or upto)
+        batches = islice(batches, counts[0], None)
         with ExitStack() as stack:
             stop = stack.enter_context(_EndOfBatch()) if self._file is not None else None
-            advance = stack.enter_context(progress_bar(what, max(0, total - counts[0]), show=self._progress))
+            advance = stack.enter_context(progress_bar(what, max(0, len(self.dataset) - counts[0]), show=self._progress))
             if stop is not None:
                 batches = stop.passing(batches)
             for start, end in zip(counts, [*counts[1:], None], strict=True):
-                if (upto is not None and start >= upto) or (stop is not None and stop.asked):
+                if stop is not None and stop.asked:
                     break
                 behind = [item for item in seen if item.batches <= start]
                 part = batches if end is None else islice(batches, end - start)
@@ -129,7 +128,7 @@ class Passes:
         interrupted = stop is not None and stop.asked
         logger.info("%s: %d tensors observed, %.3g passes so far", what, len(seen), self.count)
         for item in seen:
-            item.complete = not interrupted and (upto is None or item.batches >= len(self.dataset) > 0)
+            item.complete = not interrupted
         if is_own and not model.encodings():  # before a technique changes it
             self._simulation.keep_reference(self.dataset.head)
         if self._file is not None:

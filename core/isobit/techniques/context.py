@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 from isobit.backend.checked_model import CheckedModel
@@ -65,8 +64,8 @@ class Observations:
 class Pass(Protocol):
     """One pass over the data, with all settings that the user has for passes."""
 
-    def __call__(self, model: CheckedModel, seen: Sequence[Seen], what: str, *, upto: int | None = None) -> None:
-        """Feed the reducers with the batches that each has not seen yet, the first `upto` or all of the data."""
+    def __call__(self, model: CheckedModel, seen: Sequence[Seen], what: str) -> None:
+        """Feed the reducers with the batches that each has not seen yet."""
         ...
 
 
@@ -76,11 +75,11 @@ class PlainPass:
 
     dataset: Dataset
 
-    def __call__(self, model: CheckedModel, seen: Sequence[Seen], what: str, *, upto: int | None = None) -> None:
+    def __call__(self, model: CheckedModel, seen: Sequence[Seen], what: str) -> None:
         """Feed the reducers, which have seen nothing yet."""
-        model.observe(islice(self.dataset, upto), [item.request for item in seen])
+        model.observe(self.dataset, [item.request for item in seen])
         for item in seen:
-            item.complete = upto is None
+            item.complete = True
 
 
 class TechniqueContext:
@@ -136,12 +135,12 @@ class TechniqueContext:
 
     # --- observing -------------------------------------------------------------------------------------------------
 
-    def observe(self, requests: Requests, *, upto: int | None = None, keep: bool = True) -> Observations:
+    def observe(self, requests: Requests, *, keep: bool = True) -> Observations:
         """What the data shows for `requests`: at most one pass of the float model and one of each quantized copy.
 
-        What was observed of this model before, and is there, is not observed again. `upto` ends the pass of the float
-        model after so many batches. Without `keep` nothing is there afterwards that a later call could use: for what
-        takes much memory. Raises DataError when something is missing and there is no data, or not for so many passes.
+        What was observed of this model before, and is there, is not observed again. Without `keep` nothing is there
+        afterwards that a later call could use: for what takes much memory. Raises DataError when something is missing
+        and there is no data, or not for so many passes.
         """
         store = self._statistics if keep else Statistics()
         float_seen = [store.seen(FLOAT, request) for request in requests.float]
@@ -149,11 +148,11 @@ class TechniqueContext:
             self._statistics.set_ranges(blank_statistics(self.plan, SAMPLE_LIMIT))
         ranges = self._statistics.ranges() if requests.needs_ranges else []
         copies = ((QUANTIZED, requests.quantized), (WEIGHTS_QUANTIZED, requests.weights_quantized))
-        passes = int(_unfinished([*ranges, *float_seen], upto)) + sum(bool(asked) for _, asked in copies)
+        passes = int(_unfinished([*ranges, *float_seen])) + sum(bool(asked) for _, asked in copies)
         if passes > 1:
             self.require_passes(passes)
-        if _unfinished([*ranges, *float_seen], upto):
-            self._pass(self.model, [seen for seen in (*ranges, *float_seen) if not seen.complete], upto)
+        if _unfinished([*ranges, *float_seen]):
+            self._pass(self.model, [seen for seen in (*ranges, *float_seen) if not seen.complete])
         reducers = {}
         for kind, asked in copies:
             reducers[kind] = self._observe_copy(kind, asked, store) if asked else []
@@ -168,7 +167,7 @@ class TechniqueContext:
 
     def observe_copy(self, copy: CheckedModel, requests: Sequence[Request]) -> None:
         """One pass of a copy of the model that only the technique knows: its requests' own observers are fed."""
-        self._pass(copy, [Seen(request.site, request.observer, request.stage) for request in requests], None)
+        self._pass(copy, [Seen(request.site, request.observer, request.stage) for request in requests])
 
     def quantized_copy(self) -> CheckedModel:
         """A copy of the model with all quantizers of the plan. `observe` with `ranges` comes before it."""
@@ -197,26 +196,26 @@ class TechniqueContext:
         encodings = self.encodings()
         key = f"{kind} {_digest(encodings)}"
         seen = [store.seen(key, request) for request in asked]
-        if _unfinished(seen, None):
+        if _unfinished(seen):
             copy = (
                 quantized_copy(self.model, encodings)
                 if kind == QUANTIZED
                 else weights_quantized_copy(self.model, self.plan, encodings, self._statistics)
             )
-            self._pass(copy, seen, None)
+            self._pass(copy, seen)
         return [item.reducer for item in seen]
 
-    def _pass(self, model: CheckedModel, seen: Sequence[Seen], upto: int | None) -> None:
+    def _pass(self, model: CheckedModel, seen: Sequence[Seen]) -> None:
         if self._run_pass is None:
             raise DataError(
                 f"{self.name} needs data, for what it has to observe is not there: pass data= (a list of batches, an "
                 "array, a loader), or load statistics that QuantSim.observe made for it"
             )
-        self._run_pass(model, seen, self.name, upto=upto)
+        self._run_pass(model, seen, self.name)
 
 
-def _unfinished(seen: Sequence[Seen], upto: int | None) -> bool:
-    return any(not item.complete and (upto is None or item.batches < upto) for item in seen)
+def _unfinished(seen: Sequence[Seen]) -> bool:
+    return any(not item.complete for item in seen)
 
 
 def _digest(encodings: Mapping[Site, Encoding]) -> str:
