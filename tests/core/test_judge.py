@@ -14,6 +14,7 @@ from isobit.data import Batch, Dataset
 from isobit.graph import Tensor
 from isobit.quantsim.checks.quality import Outputs, sample_decibels
 from isobit.quantsim.judging.judge import Judge, is_better, mean
+from isobit.quantsim.judging.judge_steps import _first
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step
 from isobit.statistics import ChannelMoments, Request
@@ -159,3 +160,15 @@ def test_a_gain_counts_beyond_its_standard_error() -> None:
     assert not is_better(was, was)
     assert is_better(was, [[float("-inf")]])
     assert not is_better([[float("-inf")]], was)
+
+
+def test_samples_are_counted_along_the_batch() -> None:
+    """A table beside the images, of many rows, is no sample."""
+    b = NetworkBuilder("anchors", 0)
+    table = b.input("table", 4)
+    b.output("y", b.op("Add", "sum", b.op("Relu", "relu", b.input("x", 4)), table))
+    graph = b.build().graph
+    fixed = replace(graph.tensors["table"], shape=(100, 4))
+    graph = replace(graph, tensors={**graph.tensors, "table": fixed})
+    data = [{"x": np.ones((1, 4), np.float32), "table": np.ones((100, 4), np.float32)}] * 5
+    assert len(_first(Dataset(data, graph), 3)) == 3

@@ -153,7 +153,7 @@ def _scheme(calibration: str | None) -> Calibrator:
 
 def _batches(dataset: Dataset, samples: int) -> tuple[list[Batch], list[Batch]]:
     """Batches of so many samples, and those in which a sample that sets ranges is looked for."""
-    axes = SampleAxes.of({name: dataset.graph.tensors[name] for name in dataset.graph.inputs})
+    axes = SampleAxes.of(dataset.graph)
     batches: list[Batch] = []
     searched: list[Batch] = []
     for batch in dataset:
@@ -176,7 +176,7 @@ def _first(batch: Batch, axes: SampleAxes, samples: int) -> Batch:
 
 
 def _count(sim: QuantSim, batches: Sequence[Batch]) -> int:
-    return SampleAxes.of({name: sim.graph.tensors[name] for name in sim.graph.inputs}).size(batches)
+    return SampleAxes.of(sim.graph).size(batches)
 
 
 def _measured(trials: Trials, errors: list[SiteError], measure: str | None, checks: int) -> list[SiteError]:

@@ -33,7 +33,7 @@ class SeenData:
     """One pass over the data: the range of each sample, and a histogram of each part, of every tensor."""
 
     def __init__(self, model: CheckedModel, batches: Sequence[Batch], formats: Mapping[str, QuantSpec]) -> None:
-        self._axes = SampleAxes.of({name: model.graph.tensors[name] for name in model.graph.inputs})
+        self._axes = SampleAxes.of(model.graph)
         self.batches, self.samples, self._formats = batches, self._axes.size(batches), formats
         self._bounds = {name: SampleBounds() for name in formats}
         self._parts: list[dict[str, Histogram]] = []

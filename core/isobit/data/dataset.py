@@ -50,7 +50,7 @@ class Dataset:
         self._source = source
         self._inputs = inputs
         self._ignore_non_finite = ignore_non_finite
-        self._samples = SampleAxes.of(self._infos())
+        self._samples = SampleAxes.of(graph)
         self._batch_size = self._samples.fixed or batch_size
         self._consumed = False
         self._skipped = 0  # batches at the start that belong to somebody else

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from isobit.errors import DataError
-from isobit.graph.graph import TensorInfo
+from isobit.graph.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,10 @@ class SampleAxes:
     symbols: Mapping[str, str]
 
     @classmethod
-    def of(cls, inputs: Mapping[str, TensorInfo]) -> SampleAxes:
+    def of(cls, graph: Graph) -> SampleAxes:
         """The batch is what most inputs have on axis 0, the first of them where two are as frequent."""
-        shapes = {name: info.shape for name, info in inputs.items() if info.shape}
+        inputs = {name: graph.tensors[name].shape for name in graph.inputs}
+        shapes = {name: shape for name, shape in inputs.items() if shape}
         firsts = [shape[0] for shape in shapes.values()]
         if firsts and isinstance(firsts[0], int) and set(firsts) == {firsts[0]}:
             return cls(firsts[0], dict.fromkeys(shapes, 0), {})

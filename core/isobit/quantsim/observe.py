@@ -116,7 +116,9 @@ class Passes:
         batches = islice(batches, counts[0], None)
         with ExitStack() as stack:
             stop = stack.enter_context(_EndOfBatch()) if self._file is not None else None
-            advance = stack.enter_context(progress_bar(what, max(0, len(self.dataset) - counts[0]), show=self._progress))
+            advance = stack.enter_context(
+                progress_bar(what, max(0, len(self.dataset) - counts[0]), show=self._progress)
+            )
             if stop is not None:
                 batches = stop.passing(batches)
             for start, end in zip(counts, [*counts[1:], None], strict=True):

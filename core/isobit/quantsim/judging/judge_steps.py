@@ -11,6 +11,7 @@ from isobit.calibration.resolve import Resolved, resolve
 from isobit.calibration.scheme import Calibrator
 from isobit.calibration.schemes.auto import ComparesSchemes
 from isobit.data import Batch, Dataset
+from isobit.data.samples import SampleAxes
 from isobit.placement.plan import Plan
 from isobit.quantsim.apply import context_of, requests_of
 from isobit.quantsim.checkpoint import Checkpoint
@@ -63,7 +64,7 @@ class StepJudge:
         batches = _first(dataset, self._recipe.judge_samples)
         if self._recipe.hold_back and not self.passes.resumes:
             apart = batches[: len(dataset) // _PART]
-            if sum(map(_samples, apart)) >= _FEWEST:
+            if SampleAxes.of(dataset.graph).size(apart) >= _FEWEST:
                 batches = apart
                 self.passes = self.passes.on(dataset.without_first(len(apart)))
         simulation.keep_reference(batches)
@@ -165,17 +166,11 @@ def _compensating_techniques(steps: Sequence[Step]) -> list[Technique]:
     return [item for item in techniques if isinstance(item, SharesCalibration) and item.shares_calibration]
 
 
-def _samples(batch: Batch) -> int:
-    return max((array.shape[0] for array in batch.values() if array.ndim), default=1)
-
-
 def _first(dataset: Dataset, samples: int) -> list[Batch]:
     """Whole batches from the start of the data, until they hold so many samples."""
-    taken: list[Batch] = []
-    count = 0
+    axes, taken = SampleAxes.of(dataset.graph), []
     for batch in dataset:
         taken.append(batch)
-        count += _samples(batch)
-        if count >= samples:
+        if axes.size(taken) >= samples:
             break
     return taken
