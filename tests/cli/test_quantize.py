@@ -296,7 +296,7 @@ def test_a_misspelt_op_and_what_it_leaves_are_lines(isobit, digits, calibration,
         (("--weights", "int2"), ("--recipe", "ptq")),
         (("--weights", "int2", "--recipe", "fast"), ("--recipe", "ptq")),
         (("--weights", "int2", "--method", "minmax", "--no-fold"), ("--method", "auto")),
-        (("--weights", "int2", "--recipe", "ptq"), ("--weights", "int8")),
+        (("--weights", "int2 per-tensor", "--activations", "uint2", "--recipe", "ptq"), ("--weights", "int8")),
     ],
 )
 def test_a_poor_result_names_the_next_command(isobit, digits, calibration, tmp_path, further, advice):

@@ -46,13 +46,15 @@ def run_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_recipe_joins_the_passes_of_its_steps(run_batches: list[int]) -> None:
-    """Judging is on half of the data: the float outputs, half a pass; the first three states, each ranges and outputs:
-    3; the last, whose correction compensates, so that ranges hold: a half. What techniques have still to see: the other
-    half for each of three, and the quantized model once: 2.5. Calibration: nothing.
+    """Judging is on a quarter of the data, fitting on the rest. The float outputs: a quarter of a pass. Equalization,
+    which the judge rolls back: what it and the judge must see, outputs before, ranges and outputs behind: 2. Balancing,
+    which changes nothing: what it must see: three quarters. Rounding: weights alone and activations alone, the
+    quantized model, ranges and outputs behind: 2.25. The correction and calibration together: 1, and outputs with it
+    and without: a half.
     """
     sim = isobit.quantize(DIGITS / "model.onnx", IMAGES, recipe="ptq", method="minmax", progress=False)
-    assert [step.outcome for step in sim.steps] == ["kept", "kept", "kept", "kept"]
-    assert sum(run_batches) / len(IMAGES) == 6.5 + 1 / len(BATCHES), "and one batch to compare with"
+    assert [step.outcome for step in sim.steps] == ["kept", "rolled back", "changed nothing", "kept", "kept"]
+    assert sum(run_batches) / len(IMAGES) == 0.25 + 2 + 0.75 + 2.25 + 1 + 0.5
 
 
 def test_calibration_has_what_a_technique_saw_of_a_model_that_it_left_as_it_was(run_batches: list[int]) -> None:
@@ -147,6 +149,13 @@ def test_shuffled_data_is_gone_through_whole_and_said() -> None:
     sim = isobit.quantize(DIGITS / "model.onnx", shuffled, recipe="ptq", example_inputs=BATCHES[0])
     assert any("another order at each pass" in note for note in sim.report.notes)
     assert sim.statistics.batches == 8
+
+
+def test_data_with_nan_is_not_taken_for_shuffled() -> None:
+    dirty = [np.where(np.arange(32) == 5, np.nan, batch).astype(np.float32) for batch in BATCHES[:3]]
+    techniques = [FoldBatchNorms(), CorrectBias("full")]  # several passes
+    sim = isobit.quantize(DIGITS / "model.onnx", dirty, techniques=techniques, ignore_non_finite=True)
+    assert not any("another order" in note for note in sim.report.notes)
 
 
 def test_an_uncalibrated_simulator_does_not_run_in_float_unsaid() -> None:

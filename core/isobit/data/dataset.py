@@ -107,7 +107,9 @@ class Dataset:
     def begins_with(self, batch: Batch) -> bool:
         """Whether the first pass began with this batch, as every pass does over data that is not shuffled."""
         first_batch = self.first_seen
-        return first_batch is None or all(np.array_equal(array, batch[name]) for name, array in first_batch.items())
+        return first_batch is None or all(
+            np.array_equal(array, batch[name], equal_nan=array.dtype.kind == "f") for name, array in first_batch.items()
+        )
 
     def first(self) -> Batch:
         """The first batch; a one-shot iterator is not asked."""

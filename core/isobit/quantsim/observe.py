@@ -162,18 +162,23 @@ class Passes:
         return count
 
 
+_SHUFFLED = (
+    "the data comes in another order at each pass: every pass goes through all of it, and no sample can be held back"
+)
+
+
 def _in_order(dataset: Dataset, seen: Sequence[Seen]) -> Iterator[Batch]:
-    """All batches. Where they come in another order than before, the reducers begin anew."""
+    """All batches. Where they come in another order than before, it is said, and reducers that go on begin anew."""
     batches = iter(dataset)
-    if any(item.batches for item in seen):
-        first = next(batches, None)
-        if first is not None:
-            batches = chain([first], batches)
-            if not dataset.begins_with(first):
-                dataset.notes["the data comes in another order at each pass: every pass goes through all of it"] = None
-                for item in seen:
-                    item.reducer, item.batches = item.reducer.blank(), 0
-    return batches
+    first = next(batches, None) if dataset.first_seen is not None else None
+    if first is None:
+        return batches
+    if not dataset.begins_with(first):
+        dataset.notes[_SHUFFLED] = None
+        for item in seen:
+            if item.batches:
+                item.reducer, item.batches = item.reducer.blank(), 0
+    return chain([first], batches)
 
 
 class ResumeFile:
