@@ -215,9 +215,7 @@ class Simulation:
         self._frozen = {site: e for site, e in self._frozen.items() if encodings.get(site) == e}
 
     def _quantize(self, encodings: Mapping[Site, Encoding]) -> None:
-        simulated = {site: e for site, e in encodings.items() if self.plan.placements[site].simulated}
-        gone = {site: None for site in self.model.encodings() if site not in simulated}
-        self.model.set_quantizers({**gone, **simulated})
+        simulated = set_simulated(self.model, self.plan, encodings)
         self.model.enable(list(simulated), on=True)
         self._relate()
 
@@ -349,3 +347,11 @@ class Simulation:
 
 def _digest(hashes: Mapping[str, str]) -> str:
     return hashlib.blake2b(json.dumps(hashes, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def set_simulated(model: CheckedModel, plan: Plan, encodings: Mapping[Site, Encoding]) -> dict[Site, Encoding]:
+    """Give a model the quantizers of these encodings that are simulated, and no others; returns them."""
+    simulated = {site: e for site, e in encodings.items() if plan.placements[site].simulated}
+    gone = {site: None for site in model.encodings() if site not in simulated}
+    model.set_quantizers({**gone, **simulated})
+    return simulated

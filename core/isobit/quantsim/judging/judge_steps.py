@@ -19,7 +19,7 @@ from isobit.quantsim.judging.choose_scheme import best_of, compare
 from isobit.quantsim.judging.find_loss import Loss, find_loss
 from isobit.quantsim.judging.judge import Ratios
 from isobit.quantsim.observe import Passes
-from isobit.quantsim.simulation import Simulation
+from isobit.quantsim.simulation import Simulation, set_simulated
 from isobit.recipes.recipe import Recipe, Step
 from isobit.statistics.observer import Request
 from isobit.techniques.context import Requests, TechniqueContext
@@ -72,8 +72,7 @@ class StepJudge:
     def observe(self, step: Step, later: Sequence[Step]) -> None:
         """Observe in one pass what a step asks for, and what it takes to judge the model before it."""
         context = self._context()
-        requests = list(requests_of(step.make(), context).float)
-        requests += self._compensating(context, [step, *later])
+        requests = _asked([step.make(), *_compensating_techniques([step, *later])], context)
         context.observe(Requests(requests, ranges=True))
 
     def state(self) -> State:
@@ -124,19 +123,11 @@ class StepJudge:
     def _context(self) -> TechniqueContext:
         return context_of(self._simulation, self.passes, self._calibrator, "judging")
 
-    def _compensating(self, context: TechniqueContext, steps: Sequence[Step]) -> list[Request]:
-        return [
-            request
-            for technique in _compensating_techniques(steps)
-            for request in requests_of(technique, context).float
-        ]
-
     def _measured(self, context: TechniqueContext, compensating: Sequence[Technique]) -> Ratios:
         """The decibels of a quantized copy, with the best of the schemes that may be chosen later."""
         judge = self._simulation.judge
         assert judge is not None  # `prepare` made it
-        requests = [request for technique in compensating for request in requests_of(technique, context).float]
-        statistics = context.observe(Requests(requests, ranges=True)).ranges
+        statistics = context.observe(Requests(_asked(compensating, context), ranges=True)).ranges
         copy = context.model.copy()
         for technique in compensating:
             try:
@@ -152,9 +143,7 @@ class StepJudge:
             return resolve(context.graph, context.plan, statistics, scheme, copy.weight, frozen=context.frozen)
 
         def take(chosen: Resolved, scheme: Calibrator) -> CheckedModel:
-            simulated = {s: e for s, e in chosen.encodings.items() if context.plan.placements[s].simulated}
-            gone = {site: None for site in copy.encodings() if site not in simulated}
-            copy.set_quantizers({**gone, **simulated})
+            set_simulated(copy, context.plan, chosen.encodings)
             return copy
 
         return best_of(compare(judge, schemes, resolved, take)).ratios
@@ -164,6 +153,11 @@ def _compensating_techniques(steps: Sequence[Step]) -> list[Technique]:
     """Those of the steps that only make up for quantization, and need no pass of their own."""
     techniques: list[Technique] = [step.make() for step in steps]
     return [item for item in techniques if isinstance(item, SharesCalibration) and item.shares_calibration]
+
+
+def _asked(techniques: Sequence[Technique], context: TechniqueContext) -> list[Request]:
+    """What techniques must see of the float model."""
+    return [request for technique in techniques for request in requests_of(technique, context).float]
 
 
 def _first(dataset: Dataset, samples: int) -> list[Batch]:
