@@ -17,7 +17,7 @@ def test_model(isobit, digits):
     assert result.exit_code == 0, result.output
     for text in ("image", "(batch, 1, 32, 32)", "logits", "25 BatchNormalization", "float32", "parameters"):
         assert text in result.stdout
-    assert "target default would quantize (25 batch norms and constants folded first)" in result.stdout
+    assert "target onnxruntime-cpu would quantize (25 batch norms and constants folded first)" in result.stdout
     assert "int8 symmetric per-channel" in result.stdout
 
 
@@ -82,10 +82,10 @@ def test_a_saved_simulator(isobit, sim, tmp_path):
     sim.save(path)
     shown = isobit("inspect", path).stdout
     assert f"a saved simulator of {len(sim.encodings)} encodings, without its model" in shown
-    for text in ("target", "default", "left in float", "Add", "tensors over 1 batches", "classifier.weight"):
+    for text in ("target", "onnxruntime-cpu", "left in float", "Add", "tensors over 1 batches", "classifier.weight"):
         assert text in isobit("inspect", path, "--all").stdout
     data = json.loads(isobit("inspect", path, "--json").stdout)
-    assert (data["target"], data["exclude"], len(data["encodings"])) == ("default", ["Add"], len(sim.encodings))
+    assert (data["target"], data["exclude"], len(data["encodings"])) == ("onnxruntime-cpu", ["Add"], len(sim.encodings))
 
 
 def test_a_quantized_model(isobit, sim, tmp_path):

@@ -89,7 +89,7 @@ def test_the_command_does_what_the_library_does(isobit, digits, calibration, ima
     model = digits / "model.onnx"
     arguments = ("--data", calibration, "-o", tmp_path / "out", "--method", "entropy", "--latency-batch", 0)
     assert isobit("quantize", model, *arguments).exit_code == 0
-    opened = QuantSim(model)
+    opened = QuantSim(model, target="onnxruntime-cpu")
     sim = quantize(opened, images, method="entropy")
     assert sim is opened
     assert dict(sim.encodings) == dict(quantize(model, images, method="entropy").encodings)
@@ -257,7 +257,7 @@ def test_nothing_quantized_is_a_warning(isobit, digits, calibration, tmp_path):
         *(word for op in ("Conv", "Clip", "Add", "GlobalAveragePool", "Linear") for word in ("--exclude", op)),
     )
     assert result.exit_code == 0, result.output
-    assert result.stderr.startswith("warning: nothing was quantized on target 'default' (excluded by you: ")
+    assert result.stderr.startswith("warning: nothing was quantized on target 'onnxruntime-cpu' (excluded by you: ")
     assert result.stderr.endswith("): what is written is the float model\n")
     assert result.stderr.count("\n") == 1
     assert "all in float" in result.stdout
@@ -301,7 +301,7 @@ def test_a_misspelt_op_and_what_it_leaves_are_lines(isobit, digits, calibration,
 )
 def test_a_poor_result_names_the_next_command(isobit, digits, calibration, tmp_path, further, advice):
     result = isobit(
-        *("quantize", digits / "model.onnx", "--data", calibration, *QUICK),
+        *("quantize", digits / "model.onnx", "--data", calibration, *QUICK, "--target", "default"),
         *(*further, "-o", tmp_path / "out"),
     )
     assert result.exit_code == 0, result.output
@@ -310,5 +310,6 @@ def test_a_poor_result_names_the_next_command(isobit, digits, calibration, tmp_p
     command = lines[lines.index("the result is poor; try") + 1].split()
     assert command[:2] == ["isobit", "quantize"]
     assert command[command.index(advice[0]) + 1] == advice[1]
+    assert command[command.index("--target") + 1] == "default"
     kept = [word for word in map(str, QUICK) if word != advice[0]]  # all else stays as it was asked for
     assert set(kept) <= set(command)

@@ -40,6 +40,16 @@ def test_share_and_steps(values: object, scale: float | None, equal: float, step
     assert ("every value equal" in str(result)) == (equal == 1)
 
 
+@pytest.mark.parametrize(("scale", "difference", "equal"), [(None, 3e-6, 1.0), (None, 1e-5, 0.75), (0.1, 3e-6, 0.75)])
+def test_last_bits_of_floats_are_equal_where_there_is_no_grid(
+    scale: float | None, difference: float, equal: float
+) -> None:
+    """0.4 / 2**16 is 6e-6; values of a grid are equal or they are not."""
+    result = check([[0.0, 0.1 + difference, 0.2, 0.4]], scale)
+    assert result.equal == equal
+    assert ("every value equal but for the last bits of floats, 1" in str(result)) == (equal == 1)
+
+
 def test_an_output_of_one_value_has_steps_too() -> None:
     simulated, written = ({"out": np.array([[value]], np.float32)} for value in (0.5, 0.5 + 1e-5))
     (result,) = compare_runs(simulated, [WrittenRun("s", written)], GRAPH, {})

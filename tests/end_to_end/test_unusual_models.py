@@ -124,7 +124,7 @@ def test_the_bias_of_an_excluded_layer_stays_float_though_another_reads_it():
     inputs, outputs = [("x", ["n", 3, 3, 3]), ("q", ["n", 4])], [("y", ["n", 4, 1, 1]), ("o", ["n", 4])]
     model = model_of(nodes, inputs, outputs, {"w": normal(4, 3, 3, 3), "b": 50 * normal(4)})
     feeds = {"x": normal(2, 3, 3, 3), "q": normal(2, 4)}
-    sim = isobit.quantize(model, [feeds], exclude="Conv")
+    sim = isobit.quantize(model, [feeds], target="default", exclude="Conv")
     np.testing.assert_allclose(sim.run(feeds)["y"], original(model, feeds)["y"], rtol=1e-5, atol=1e-5)
 
 
@@ -141,7 +141,7 @@ def test_an_lstm_whose_sequence_nobody_reads(first):
 def test_an_input_that_is_an_output():
     model = model_of([node("Relu", ["x"], ["o"])], [("x", ["n", 3])], [("o", ["n", 3]), ("x", ["n", 3])], {})
     x = normal(4, 3)
-    sim = isobit.quantize(model, [x])
+    sim = isobit.quantize(model, [x], target="default")
     outputs = sim.run(x)
     np.testing.assert_array_equal(outputs["x"], x)
     np.testing.assert_allclose(outputs["o"], np.maximum(x, 0), atol=0.05)
@@ -166,14 +166,14 @@ def test_inputs_without_the_batch_on_axis_0():
         [node("Add", ["x", "pos"], ["o"])], [("x", ["n", 3, 4]), ("pos", [3, 4])], [("o", ["n", 3, 4])], {}
     )
     x, pos = normal(7, 3, 4), normal(3, 4)
-    sim = isobit.quantize(model, {"x": x, "pos": pos}, batch_size=2)
+    sim = isobit.quantize(model, {"x": x, "pos": pos}, batch_size=2, target="default")
     np.testing.assert_allclose(sim.run({"x": x, "pos": pos})["o"], x + pos, atol=0.1)
     lstm = helper.make_node("LSTM", ["x", "w", "r", "", "", "h0", "c0"], ["y"], "lstm", hidden_size=4)
     constants = {"w": normal(1, 16, 3), "r": normal(1, 16, 4)}
     inputs = [("x", [5, "n", 3]), ("h0", [1, "n", 4]), ("c0", [1, "n", 4])]
     model = model_of([lstm], inputs, [("y", [5, 1, "n", 4])], constants)
     feeds = {"x": normal(5, 2, 3), "h0": normal(1, 2, 4), "c0": normal(1, 2, 4)}
-    sim = isobit.quantize(model, feeds)
+    sim = isobit.quantize(model, feeds, target="default")
     np.testing.assert_allclose(sim.run(feeds)["y"], original(model, feeds)["y"], atol=0.1)
 
 
@@ -189,12 +189,13 @@ def test_a_stored_causal_mask_may_hold_infinity():
         nodes, inputs, [("o", ["n", 5, 16])], {"mask": mask, "start": np.array([0]), "axis": np.array([1])}
     )
     feeds = {"x": normal(2, 5, 16), "end": np.array([5])}
-    sim = isobit.quantize(model, [feeds])
+    sim = isobit.quantize(model, [feeds], target="default")
     np.testing.assert_allclose(sim.run(feeds)["o"], original(model, feeds)["o"], atol=0.02)
     direct = model_of([node("Add", ["x", "mask"], ["s"]), node("Softmax", ["s"], ["o"])], [("x", ["n", 16, 16])],
                       [("o", ["n", 16, 16])], {"mask": mask})  # fmt: skip
     x = normal(2, 16, 16)
-    np.testing.assert_allclose(isobit.quantize(direct, [x]).run(x)["o"], original(direct, {"x": x})["o"], atol=0.02)
+    sim = isobit.quantize(direct, [x], target="default")
+    np.testing.assert_allclose(sim.run(x)["o"], original(direct, {"x": x})["o"], atol=0.02)
 
 
 def test_names_that_the_fold_would_give_are_taken():

@@ -12,7 +12,7 @@ import isobit
 from isobit.backend import CheckedModel
 from isobit.edits import Unshare
 from isobit.encodings import Encoding
-from isobit.errors import EditError
+from isobit.errors import CoverageWarning, EditError
 from isobit.graph import Blocks, to_canonical, to_native
 from isobit.testing import interpreter
 from isobit_onnx.backend import OnnxBackend
@@ -192,7 +192,7 @@ def test_layers_with_lengths_and_states_are_quantized(op, gates, direction, stat
     graph = helper.make_graph(nodes, "g", infos, results, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     batch = {name: normal(*sizes) for name, sizes in inputs.items()} | {"lengths": np.array([6, 2, 5, 1])}
-    sim = isobit.quantize(model, [batch], method="minmax", progress=False)
+    sim = isobit.quantize(model, [batch], target="default", method="minmax", progress=False)
     assert sim.report.coverage.compute == 1
     expected = onnxruntime.InferenceSession(model.SerializeToString()).run(["y", "z"], batch)
     for name, value in zip(("y", "z"), expected, strict=True):
@@ -200,3 +200,34 @@ def test_layers_with_lengths_and_states_are_quantized(op, gates, direction, stat
     assert not np.any(sim.run(batch)["y"][2:, :, 1])  # behind the end of a sample
     result = sim.export(tmp_path)
     assert [check.equal for check in result.checks if check.session != "default session"] == [1, 1]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "onnxruntime-cpu-transformer"])
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_weights_alone_are_integers_where_the_runtime_has_no_kernel(op, gates, target, tmp_path):
+    """The layer reads and computes floats; both weights are kept in 8 bits, and told to the layer a row each."""
+    rows = gates * HIDDEN
+    constants = {"w": normal(1, rows, FEATURES), "r": normal(1, rows, HIDDEN), "b": normal(1, 2 * rows)}
+    node = helper.make_node(op, ["x", "w", "r", "b"], ["y"], "layer", hidden_size=HIDDEN)
+    model = model_of([node], {"x": [5, "n", FEATURES]}, {"y": [5, 1, "n", HIDDEN]}, constants)
+    batch = {"x": normal(5, 2, FEATURES)}
+    sim = isobit.quantize(model, [batch], target=target, method="minmax", progress=False)
+    assert {str(site) for site in sim.encodings} == {"w", "r"}
+    coverage = sim.report.coverage
+    assert coverage.compute == 0
+    assert coverage.integer_weight_bytes == 4 * rows * (FEATURES + HIDDEN)
+    rounded = {}
+    for name in ("w", "r"):  # a scale a row, symmetric, by hand
+        highest, lowest = (f(constants[name], axis=2, keepdims=True) for f in (np.max, np.min))
+        scale = np.maximum(highest / np.float32(127), -lowest / np.float32(128))
+        assert np.unique(sim.encodings[name].scale).size == rows
+        rounded[name] = np.clip(np.rint(constants[name] / scale), -128, 127) * scale
+    result = sim.export(tmp_path)
+    assert all(check.decibels > 100 for check in result.checks)  # packed or not, sums of floats differ in a last bit
+    expected = onnxruntime.InferenceSession(
+        model_of([node], {"x": [5, 2, FEATURES]}, {"y": [5, 1, 2, HIDDEN]}, constants | rounded).SerializeToString()
+    ).run(["y"], batch)[0]
+    np.testing.assert_allclose(sim.run(batch)["y"], expected, atol=1e-5)
+    with pytest.warns(CoverageWarning, match="nothing was quantized"):
+        excluded = isobit.quantize(model, [batch], target=target, exclude=[op], progress=False)
+    assert not excluded.encodings

@@ -14,6 +14,7 @@ from isobit.cli import quantize_options as options
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
 from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
+from isobit.defaults import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +32,7 @@ def calibrate(
     write_statistics: options.WriteStatistics = None,
     resume: options.Resume = None,
     processes: options.Processes = None,
-    target: options.Target = "default",
+    target: options.Target = DEFAULT_TARGET,
     weights: options.Weights = None,
     activations: options.Activations = None,
     override: options.Override = None,

@@ -10,6 +10,7 @@ import typer
 from isobit.cli.complete import backend_names, target_names
 from isobit.cli.guard import Debug
 from isobit.cli.terminal import print_json
+from isobit.defaults import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from isobit.cli.inspecting.finding import Finding
@@ -34,7 +35,7 @@ def inspect(
             help="Say what this target would quantize of a float model.",
             autocompletion=target_names,
         ),
-    ] = "default",
+    ] = DEFAULT_TARGET,
     backend: Annotated[
         str | None,
         typer.Option(

@@ -9,6 +9,7 @@ from isobit.cli.analyzing.options import Report, check_report
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import Job, parse_overrides
 from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
+from isobit.defaults import DEFAULT_TARGET
 
 
 def quantize(
@@ -17,7 +18,7 @@ def quantize(
     data: options.Data,
     out: options.Out,
     evaluate: options.Evaluate = None,
-    target: options.Target = "default",
+    target: options.Target = DEFAULT_TARGET,
     weights: options.Weights = None,
     activations: options.Activations = None,
     override: options.Override = None,
@@ -52,7 +53,7 @@ def quantize(
 
     isobit quantize model.onnx --data calibration.npz --evaluate test.npz -o out/
 
-    isobit quantize model.onnx --data photos/ --target onnxruntime-cpu -o out/
+    isobit quantize model.onnx --data photos/ --target onnxruntime-cpu-transformer -o out/
 
     isobit quantize model.onnx --data c.npz --recipe ptq -o out/
 

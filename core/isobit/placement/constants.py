@@ -8,7 +8,7 @@ from dataclasses import replace
 from isobit.encodings.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
 from isobit.errors import FormatError
 from isobit.graph.graph import Graph, Node, Use
-from isobit.graph.ops import BODIES, operand
+from isobit.graph.ops import BODIES, Operand, operand
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import Placement
 from isobit.placement.quant_config import QuantConfig
@@ -61,9 +61,9 @@ class ConstantPlacer:
 
     def _operand_placement(self, name: str, use: Use) -> Placement | None:
         node, shape = use.node, self.graph.weights[name].shape
-        if node.name not in self.quantized:
-            return None
         described = operand(node.op, use.index)
+        if node.name not in self.quantized and not self._is_stored(node, described):
+            return None
         if described is not None and described.role not in ("weight", "recurrent_weight"):
             return None
         if described is None and node.op not in _CONSTANT_READERS:
@@ -85,6 +85,10 @@ class ConstantPlacer:
             if node.name in self.wide:
                 spec = in_16_bits(spec, self.target.weight_types)
         return Placement(Weight(name), spec, "weight", channel_axis=channel or 0, block_axis=block)
+
+    def _is_stored(self, node: Node, described: Operand | None) -> bool:
+        """Whether the target keeps the weights of a layer as integers though it runs in float."""
+        return described is not None and node.op in self.target.weights_only and not self.config.excludes(node)
 
     def _float_reason(self, name: str, use: Use) -> str:
         if self.config.override(name)[0]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from isobit.calibration.scheme import Calibrator, parse_calibrator
 from isobit.data import Dataset, example_of
+from isobit.defaults import DEFAULT_RECIPE, DEFAULT_TARGET
 from isobit.errors import ModelError, RecipeError
 from isobit.plugins import registry
 from isobit.quantsim.apply import apply_technique, calibrate, needs_own_pass
@@ -16,16 +17,15 @@ from isobit.quantsim.quantsim import QuantSim
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes.recipe import Recipe
 from isobit.statistics.sampling import SAMPLE_LIMIT
+from isobit.targets.target import Target
 from isobit.techniques.technique import Technique
-
-#: What is done unless another recipe is asked for.
-DEFAULT_RECIPE = "fast"
 
 
 def quantize(
     model: Any,
     data: Any,
     *,
+    target: str | PathLike[str] | Target | None = None,
     method: str | Calibrator = "auto",
     recipe: str | PathLike[str] | Recipe | None = None,
     techniques: Iterable[Technique] | None = None,
@@ -40,9 +40,11 @@ def quantize(
 ) -> QuantSim:
     """Quantize a trained model: run a recipe's techniques, place quantizers, calibrate on `data`.
 
+    `target` is what runs the result: ``"onnxruntime-cpu"`` unless said, which has what gains time there in integers and
+    the rest in float; ``"default"`` has everything in integers, of 2 to 16 bits; or another name or TOML file.
     `recipe` is a name (``"fast"`` unless said, which folds batch norms and corrects biases; ``"basic"``, which folds
     alone; ``"ptq"``, ``"transformer"``) or a TOML file; `techniques` are run in its place. `method` is a scheme as in
-    `QuantSim.calibrate`; ``"auto"`` compares several by the outputs. `settings` are those of QuantSim (target, weights,
+    `QuantSim.calibrate`; ``"auto"`` compares several by the outputs. `settings` are those of QuantSim (weights,
     activations, overrides, exclude, backend); a QuantSim in place of the model has its own, and is the one that is
     returned, calibrated.
     `batch_size` to `progress` are about the passes over the data, all of them (`isobit.QuantSim`).
@@ -55,13 +57,13 @@ def quantize(
     chosen = plugins.recipe(DEFAULT_RECIPE if recipe is None else recipe)
     calibrator = parse_calibrator(method, plugins.calibrators())
     if isinstance(model, QuantSim):
-        if settings or example_inputs is not None:
-            raise ModelError(
-                f"a QuantSim has its settings already: leave out {', '.join(settings) or 'example_inputs'}"
-            )
+        given = [*settings, *(["target"] if target is not None else [])]
+        if given or example_inputs is not None:
+            raise ModelError(f"a QuantSim has its settings already: leave out {', '.join(given) or 'example_inputs'}")
         sim = model
     else:
-        sim = QuantSim(model, example_of(data, inputs) if example_inputs is None else example_inputs, **settings)
+        example = example_of(data, inputs) if example_inputs is None else example_inputs
+        sim = QuantSim(model, example, target=DEFAULT_TARGET if target is None else target, **settings)
     dataset = Dataset(data, sim.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
     passes = sim.passes(dataset, executor, resume, progress)
     if techniques is None:

@@ -26,7 +26,7 @@ _TABLES: Mapping[str, Mapping[str, type]] = {
     "ties": {"same": list, "joint": list},
 }
 _OPTIONAL: Mapping[str, Mapping[str, type]] = {
-    "quantize": {"float_results": list},
+    "quantize": {"float_results": list, "weights_only": list},
     "activations": {"granularities": list},
 }
 _GRANULARITIES: Mapping[str, type[Any]] = {
@@ -51,6 +51,7 @@ class Target:
     """A runtime: its formats, which ops it runs quantized, and which it runs as one.
 
     An op of `float_results` can hand on what it computes without rounding it: only quantized readers need it on a grid.
+    An op of `weights_only` runs in float on weights that are kept as integers, for their size alone.
     `costs` say, by processor, whether integers gain time: where they do not, an op stays in float.
     """
 
@@ -66,6 +67,7 @@ class Target:
     ops: frozenset[str]
     excluded_ops: frozenset[str]
     float_results: frozenset[str]
+    weights_only: frozenset[str]
     fusions: tuple[tuple[FusionStep, ...], ...]
     same_encoding: frozenset[str]
     joint_encoding: frozenset[str]
@@ -104,15 +106,20 @@ class Target:
         kind = next(name for name, cls in _GRANULARITIES.items() if isinstance(spec.granularity, cls))
         if kind not in self.weight_granularities:
             allowed = ", ".join(self.weight_granularities)
-            raise FormatError(f"target {self.name!r} cannot run weights {spec.granularity}; it runs: {allowed}")
+            text = f"target {self.name!r} cannot run weights {spec.granularity}; it runs: {allowed}{self._elsewhere}"
+            raise FormatError(text)
         if spec.type_name in ("float16", "bfloat16"):
             return spec.with_granularity(PerTensor())
         return spec
 
     def _refuse(self, what: str, spec: QuantSpec, allowed: Sequence[str]) -> None:
-        raise FormatError(
-            f"target {self.name!r} cannot run {what} of type {spec.type_name}; it runs: {', '.join(allowed)}"
-        )
+        text = f"target {self.name!r} cannot run {what} of type {spec.type_name}; it runs: {', '.join(allowed)}"
+        raise FormatError(text + self._elsewhere)
+
+    @property
+    def _elsewhere(self) -> str:
+        """Advice for a format that this target lacks."""
+        return "" if self.name == "default" else "; for other hardware choose another target: 'default' runs all formats"
 
 
 def _is_number(value: Any) -> bool:
@@ -154,6 +161,7 @@ def _warn_of_unknown_ops(target: Target, where: str) -> None:
         "quantize.ops": target.ops - {"*"},
         "quantize.except": target.excluded_ops,
         "quantize.float_results": target.float_results,
+        "quantize.weights_only": target.weights_only,
         "ties.same": target.same_encoding,
         "ties.joint": target.joint_encoding,
         "fixed_ranges": frozenset(target.fixed_ranges),
@@ -218,6 +226,7 @@ class _Reader:
             ops=frozenset(self.words(tables["quantize"], "quantize", "ops")),
             excluded_ops=frozenset(self.words(tables["quantize"], "quantize", "except")),
             float_results=frozenset(self.words(tables["quantize"], "quantize", "float_results")),
+            weights_only=frozenset(self.words(tables["quantize"], "quantize", "weights_only")),
             fusions=self.fusions(data.get("fusions", [])),
             same_encoding=frozenset(self.words(tables["ties"], "ties", "same")),
             joint_encoding=frozenset(self.words(tables["ties"], "ties", "joint")),

@@ -220,7 +220,7 @@ def readers_through_views(value: ir.Value) -> list[tuple[ir.Node, int]]:
     """Who reads a value, directly or by views."""
     readers: list[tuple[ir.Node, int]] = []
     for use in value.uses():
-        seen = use.node.outputs[0]
-        is_view = use.node.op_type in _VIEWS and use.idx == 0 and not seen.is_graph_output()
-        readers += readers_through_views(seen) if is_view else [(use.node, use.idx)]
+        views = use.node.outputs[:1] if use.node.op_type in _VIEWS and use.idx == 0 else ()
+        behind = [readers_through_views(view) for view in views if not view.is_graph_output()]
+        readers += behind[0] if behind else [(use.node, use.idx)]
     return readers

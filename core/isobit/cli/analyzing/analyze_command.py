@@ -10,6 +10,7 @@ from isobit.cli.analyzing.options import check_report
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
 from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
+from isobit.defaults import DEFAULT_TARGET
 
 
 def analyze(
@@ -20,7 +21,7 @@ def analyze(
     checks: own.Checks = 5,
     measure: own.Measure = None,
     most: own.Most = 8,
-    target: options.Target = "default",
+    target: options.Target = DEFAULT_TARGET,
     weights: options.Weights = None,
     activations: options.Activations = None,
     override: options.Override = None,

@@ -19,12 +19,13 @@ from isobit.cli.user_data.calibration_files import holds_images, load
 from isobit.cli.user_data.data_files import DataFiles
 from isobit.cli.user_data.file_batches import fixed_batch
 from isobit.data import Dataset
+from isobit.defaults import DEFAULT_RECIPE
 from isobit.errors import DataError, ModelError, RecipeError
 from isobit.files import check_writable
 from isobit.plugins import registry
 from isobit.quantsim.checks.quality import judgement
 from isobit.quantsim.export import USUAL
-from isobit.quantsim.quantize import DEFAULT_RECIPE, quantize
+from isobit.quantsim.quantize import quantize
 from isobit.quantsim.quantsim import QuantSim
 
 

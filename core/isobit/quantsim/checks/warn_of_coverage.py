@@ -31,7 +31,7 @@ def _nothing(simulation: Simulation, detail: str) -> str:
         reasons = [f"{why}: {', '.join(some[:_NAMES_SHOWN])}" for why, some in groups[:_REASONS_SHOWN]]
         detail = "; ".join(reasons) or "the model computes nothing in float"
     advice = "what is written is the float model"
-    if simulation.target.name != "default":
+    if f"target {simulation.target.name!r} runs" in detail and simulation.target.name != "default":
         advice += "; target 'default' quantizes all operations"
     return f"nothing was quantized on target {simulation.target.name!r} ({detail}): {advice}"
 

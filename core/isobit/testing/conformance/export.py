@@ -14,7 +14,6 @@ from isobit.encodings.encoding import Encoding
 from isobit.encodings.quant_spec import QuantSpec
 from isobit.errors import IsobitError
 from isobit.graph.isomorphism import differences
-from isobit.graph.ops import RECURRENT
 from isobit.graph.sites import Site, Tensor, Weight
 from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
@@ -84,10 +83,7 @@ class ExportConformance(ConformanceBase):
     def test_quantize_and_export(self, opened: Opened, tmp_path: Path, target: str) -> None:
         """The whole way: fold, calibrate, export; the file in onnxruntime agrees with the simulator."""
         onnxruntime = pytest.importorskip("onnxruntime")
-        chosen = registry().target(target)
-        # A runtime without quantized recurrent layers is told so, and need not warn of it.
-        told = sorted({n.op for n in opened.model.graph.nodes if n.op in RECURRENT and not chosen.quantizes(n.op)})
-        sim = QuantSim.of_backend_model(opened.model, chosen, QuantConfig(exclude=told))
+        sim = QuantSim.of_backend_model(opened.model, registry().target(target), QuantConfig())
         sim.apply(FoldBatchNorms())
         data = [opened.network.batch(4, seed=seed) for seed in range(4)]
         sim.calibrate(data)
