@@ -84,7 +84,7 @@ def _is_rounding(expected: NDArray[Any], values: NDArray[Any]) -> NDArray[np.boo
     with np.errstate(invalid="ignore"):  # infinity less infinity
         differences = np.abs(expected.astype(np.float64) - values.astype(np.float64))
     largest = np.abs(expected[np.isfinite(expected)], dtype=np.float64).max(initial=0.0)
-    return differences <= _ROUNDING * largest
+    return np.asarray(differences <= _ROUNDING * largest)
 
 
 def _largest(expected: NDArray[np.float32], values: NDArray[np.float32], encoding: Encoding | None) -> float:
