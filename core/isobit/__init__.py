@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from isobit.encodings.encoding import Encoding, Encodings
     from isobit.encodings.quant_spec import QuantSpec
     from isobit.errors import IsobitError
+    from isobit.layer_dumps.dump import dump
     from isobit.quantsim.load import load
     from isobit.quantsim.quantize import quantize
     from isobit.quantsim.quantsim import QuantSim
@@ -25,6 +26,7 @@ _PUBLIC = {
     "Encoding": "isobit.encodings.encoding",
     "Encodings": "isobit.encodings.encoding",
     "IsobitError": "isobit.errors",
+    "dump": "isobit.layer_dumps.dump",
     "QuantSim": "isobit.quantsim.quantsim",
     "QuantSpec": "isobit.encodings.quant_spec",
     "analyze": "isobit.analysis.analyze",
@@ -41,6 +43,7 @@ __all__ = [
     "QuantSim",
     "QuantSpec",
     "analyze",
+    "dump",
     "load",
     "quantize",
     "techniques",

@@ -19,6 +19,7 @@ from isobit.errors import DataError, EncodingError, FormatError, ModelError
 from isobit.graph import Tensor, Weight
 from isobit.plugins import hookimpl
 from isobit.quantsim import QuantSim
+from isobit.quantsim.quantize import quantize
 from isobit.techniques import FoldBatchNorms, TechniqueReport
 from isobit.techniques.context import TechniqueContext
 
@@ -244,3 +245,27 @@ def test_a_failed_calibration_leaves_the_quantizers_on() -> None:
     with pytest.raises(DataError):
         simulator.calibrate([DATA, DATA * np.inf])
     np.testing.assert_array_equal(simulator.run(DATA)["out0"], before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "target"),
+    [
+        ({}, "onnxruntime-cpu"),
+        ({"weights": "int4 block=8"}, "onnxruntime-cpu"),
+        ({"overrides": {"fc": "int16", "conv.w": None}}, "onnxruntime-cpu"),
+        ({"weights": "int3"}, "default"),
+        ({"weights": "int4 lpbq=8"}, "default"),
+        ({"activations": "float16"}, "default"),
+        ({"overrides": {"fc.w": "int5"}}, "default"),
+        ({"weights": "int3", "target": "default"}, "default"),
+    ],
+)
+def test_a_target_that_was_not_named_has_the_formats(settings: dict[str, Any], target: str) -> None:
+    data = [np.random.default_rng(0).standard_normal((4, 3, 6, 6)).astype(np.float32)]
+    sim = quantize(network(), data, recipe="basic", method="minmax", **settings)
+    assert sim.target.name == target
+    notes = [note for note in sim.report.notes if "quantized for target 'default'" in note]
+    assert bool(notes) == (target == "default" and "target" not in settings)
+    if notes:
+        with pytest.raises(FormatError, match="'default' runs all formats|cannot run"):
+            quantize(network(), data, target="onnxruntime-cpu", **settings)

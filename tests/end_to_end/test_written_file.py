@@ -63,7 +63,7 @@ def test_without_onnxruntime_it_is_not_checked(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_poor_result_says_what_to_try(tmp_path: Path) -> None:
-    sim = isobit.quantize(DIGITS / "model.onnx", IMAGES, target="default", weights="int2", activations="uint2")
+    sim = isobit.quantize(DIGITS / "model.onnx", IMAGES, weights="int2", activations="uint2")
     result = sim.export(tmp_path)
     assert result.sqnr["logits"] < 20
     for text in (result["summary"].read_text("utf-8"), str(result)):

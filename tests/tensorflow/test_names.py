@@ -152,7 +152,7 @@ def test_what_was_saved_loads_onto_the_model_built_again(make: Callable[[], kera
     expected = next(iter(sim.run(data).values()))
     for loaded in (isobit.load(tmp_path / "sim.isobit", model), isobit.load(tmp_path / "sim.isobit", again)):
         np.testing.assert_array_equal(next(iter(loaded.run(data).values())), expected)
-    fresh = isobit.QuantSim(again)
+    fresh = isobit.QuantSim(again, target="onnxruntime-cpu")
     fresh.load_encodings(tmp_path / "out" / "encodings.json")
     np.testing.assert_array_equal(next(iter(fresh.run(data).values())), expected)
 
@@ -169,7 +169,7 @@ data = np.load(folder + "/data.npy")
 model = keras.saving.load_model(folder + "/model.keras")
 sim = isobit.load(folder + "/sim.isobit", model)
 np.testing.assert_array_equal(next(iter(sim.run(data).values())), np.load(folder + "/expected.npy"))
-other = isobit.QuantSim(folder + "/model.keras")
+other = isobit.QuantSim(folder + "/model.keras", target="onnxruntime-cpu")
 other.load_encodings(folder + "/out/encodings.json")
 np.testing.assert_array_equal(next(iter(other.run(data).values())), np.load(folder + "/expected.npy"))
 """

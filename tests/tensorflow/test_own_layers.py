@@ -69,7 +69,9 @@ def test_variables_in_arithmetic(kind: str) -> None:
     assert {f"own/{name}" for name in stay} <= trained
     assert len(trained) == len(stay) + computed
     assert sum("is computed of own/" in note for note in backend_model.graph.notes) == computed
-    sim = isobit.quantize(model, ROWS, progress=False)  # compares with the model, and exports what it has
+    sim = isobit.quantize(
+        model, ROWS, target="default", progress=False
+    )  # compares with the model, and exports what it has
     assert not [note for note in sim.report.notes if "not compared" in note]
 
 

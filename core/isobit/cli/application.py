@@ -12,6 +12,7 @@ from isobit.cli.calibrate import calibrate
 from isobit.cli.convert import convert
 from isobit.cli.diff import diff
 from isobit.cli.doctor import doctor
+from isobit.cli.dumping.dump_command import dump
 from isobit.cli.guard import Debug, GuardedGroup
 from isobit.cli.inspect import inspect
 from isobit.cli.new_plugin import new_plugin
@@ -60,6 +61,7 @@ app.command(rich_help_panel="Work")(calibrate)
 app.command("new-plugin", rich_help_panel="Work")(new_plugin)
 app.command(rich_help_panel="Look")(analyze)
 app.command(rich_help_panel="Look")(inspect)
+app.command(rich_help_panel="Look")(dump)
 app.command(rich_help_panel="Look")(diff)
 app.command(rich_help_panel="Look")(backends)
 app.command(rich_help_panel="Look")(targets)

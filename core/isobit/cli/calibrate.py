@@ -14,7 +14,6 @@ from isobit.cli import quantize_options as options
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
 from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
-from isobit.defaults import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +31,7 @@ def calibrate(
     write_statistics: options.WriteStatistics = None,
     resume: options.Resume = None,
     processes: options.Processes = None,
-    target: options.Target = DEFAULT_TARGET,
+    target: options.Target = None,
     weights: options.Weights = None,
     activations: options.Activations = None,
     override: options.Override = None,
@@ -76,7 +75,7 @@ def calibrate(
         raise typer.BadParameter("say what to write: -o FOLDER, or --write-statistics FILE", param_hint="'-o'")
     from isobit.files import check_writable
     from isobit.quantsim.export import USUAL
-    from isobit.quantsim.quantsim import QuantSim
+    from isobit.quantsim.quantize import open_simulator
     from isobit.techniques.fold_batch_norms import FoldBatchNorms
 
     if out is not None:
@@ -84,7 +83,7 @@ def calibrate(
     if write_statistics is not None:
         check_writable(write_statistics.absolute().parent)
     _check(model, method)
-    sim = QuantSim(
+    sim = open_simulator(
         model,
         target=target,
         weights=weights,

@@ -1,4 +1,4 @@
-"""`isobit diff`: what differs between two encodings files, two saved simulators or two QDQ models."""
+"""`isobit diff`: what differs between two encodings files, saved simulators, QDQ models or layer dumps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = 30
 
 def diff(
     context: typer.Context,
-    a: Annotated[Path, typer.Argument(metavar="A", help="Encodings, a saved simulator or a QDQ model.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="Encodings, a saved simulator, a QDQ model or a layer dump.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="What to compare it with.")],
     model: Annotated[
         Path | None,
@@ -42,17 +42,25 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     _debug: Debug = False,
 ) -> None:
-    """Show which encodings differ, and by how many steps. Exit code 0: none, 1: some, 2: an error.
+    """Show which encodings, or layers, differ, and by how many steps. Exit code 0: none, 1: some, 2: an error.
 
     [bold]Examples[/bold]
 
     isobit diff before/encodings.json after/encodings.json
 
     isobit diff out/model.qdq.onnx aimet.encodings --model model.onnx
+
+    isobit diff float.npz simulated.npz
     """
     from isobit.encodings.compare import compare
+    from isobit.layer_dumps.layer_dump import is_dump
 
     errors_exit_with(context, FAILED)
+    cap = 10**9 if show_all else _SHOWN
+    if is_dump(a) or is_dump(b):
+        from isobit.cli.dumping.dump_differences import show_dump_differences
+
+        raise typer.Exit(DIFFERENT if show_dump_differences(a, b, cap, as_json=as_json) else SAME)
     names = None if model is None else names_of(model, backend, not no_fold)
     first, second = encodings_of(a, names), encodings_of(b, names)
     for encodings, path in ((first, a), (second, b)):
@@ -65,7 +73,7 @@ def diff(
         counts = {"a": len(first), "b": len(second), "different": len(differences)}
         print_json({"a": str(a), "b": str(b), "counts": counts, "differences": [d.record() for d in differences]})
     else:
-        _show(differences, len(first), len(second), 10**9 if show_all else _SHOWN)
+        _show(differences, len(first), len(second), cap)
     raise typer.Exit(DIFFERENT if differences else SAME)
 
 

@@ -9,7 +9,6 @@ from isobit.cli.analyzing.options import Report, check_report
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import Job, parse_overrides
 from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
-from isobit.defaults import DEFAULT_TARGET
 
 
 def quantize(
@@ -18,7 +17,7 @@ def quantize(
     data: options.Data,
     out: options.Out,
     evaluate: options.Evaluate = None,
-    target: options.Target = DEFAULT_TARGET,
+    target: options.Target = None,
     weights: options.Weights = None,
     activations: options.Activations = None,
     override: options.Override = None,

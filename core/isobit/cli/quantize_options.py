@@ -58,12 +58,13 @@ Evaluate = Annotated[
 ]
 
 Target = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--target",
         metavar="NAME",
         rich_help_panel=_FORMATS,
-        help="The runtime: a name of `isobit targets`, or a .toml file.",
+        help="The runtime: a name of `isobit targets`, or a .toml file. onnxruntime-cpu unless said; default for formats "
+        "that it lacks.",
         autocompletion=target_names,
     ),
 ]
@@ -278,7 +279,7 @@ class Job:
     data: Path
     out: Path
     evaluate: Path | None
-    target: str
+    target: str | None
     weights: str | None
     activations: str | None
     overrides: dict[str, str | None]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import Any
 
 from isobit.calibration.scheme import Calibrator, parse_calibrator
 from isobit.data import Dataset, example_of
 from isobit.defaults import DEFAULT_RECIPE, DEFAULT_TARGET
-from isobit.errors import ModelError, RecipeError
+from isobit.encodings.quant_spec import QuantSpec
+from isobit.errors import FormatError, ModelError, RecipeError
 from isobit.plugins import registry
 from isobit.quantsim.apply import apply_technique, calibrate, needs_own_pass
 from isobit.quantsim.executor import ExecutorLike
@@ -40,8 +41,8 @@ def quantize(
 ) -> QuantSim:
     """Quantize a trained model: run a recipe's techniques, place quantizers, calibrate on `data`.
 
-    `target` is what runs the result: ``"onnxruntime-cpu"`` unless said, which has what gains time there in integers and
-    the rest in float; ``"default"`` has everything in integers, of 2 to 16 bits; or another name or TOML file.
+    `target` is what runs the result (`open_simulator`): ``"onnxruntime-cpu"`` unless said, which has what gains time
+    there in integers and the rest in float; or another name or TOML file.
     `recipe` is a name (``"fast"`` unless said, which folds batch norms and corrects biases; ``"basic"``, which folds
     alone; ``"ptq"``, ``"transformer"``) or a TOML file; `techniques` are run in its place. `method` is a scheme as in
     `QuantSim.calibrate`; ``"auto"`` compares several by the outputs. `settings` are those of QuantSim (weights,
@@ -63,7 +64,7 @@ def quantize(
         sim = model
     else:
         example = example_of(data, inputs) if example_inputs is None else example_inputs
-        sim = QuantSim(model, example, target=DEFAULT_TARGET if target is None else target, **settings)
+        sim = open_simulator(model, example, target=target, **settings)
     dataset = Dataset(data, sim.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
     passes = sim.passes(dataset, executor, resume, progress)
     if techniques is None:
@@ -75,3 +76,48 @@ def quantize(
             apply_technique(sim.simulation, technique, passes, calibrator)
     calibrate(sim.simulation, passes, calibrator, SAMPLE_LIMIT, ignore_non_finite=ignore_non_finite)
     return sim
+
+
+def open_simulator(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    target: str | PathLike[str] | Target | None = None,
+    weights: str | QuantSpec | None = None,
+    activations: str | QuantSpec | None = None,
+    overrides: Mapping[str, str | QuantSpec | None] | None = None,
+    **settings: Any,
+) -> QuantSim:
+    """A simulator, not calibrated, for a target or for the one that runs what `export` writes, ``"onnxruntime-cpu"``.
+
+    Without a target, formats that onnxruntime-cpu lacks are for other hardware: then it is ``"default"``, which has all
+    operations in integers of 2 to 16 bits, and a note says so. The rest is as `QuantSim` takes it.
+    """
+    lacking = None
+    if target is None:
+        lacking = _lacking(registry().target(DEFAULT_TARGET), weights, activations, overrides or {})
+        target = "default" if lacking else DEFAULT_TARGET
+    formats = {"weights": weights, "activations": activations, "overrides": overrides}
+    sim = QuantSim(model, example_inputs, target=target, **formats, **settings)
+    if lacking:
+        sim.simulation.notes[f"quantized for target 'default', since {lacking}"] = None
+    return sim
+
+
+def _lacking(
+    target: Target,
+    weights: str | QuantSpec | None,
+    activations: str | QuantSpec | None,
+    overrides: Mapping[str, str | QuantSpec | None],
+) -> str:
+    """What a target cannot run of the formats that were asked for; empty where it runs them all."""
+    try:
+        target.activation_format(activations)
+        target.weight_format(weights, "Conv")
+    except FormatError as error:
+        return str(error)
+    for pattern, wanted in overrides.items():
+        spec = None if wanted is None else QuantSpec.parse(wanted)
+        if spec is not None and spec.type_name not in {*target.weight_types, *target.activation_types, "int32"}:
+            return f"target {target.name!r} has no {spec.type_name}, which is asked for {pattern!r}"
+    return ""

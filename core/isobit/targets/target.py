@@ -119,7 +119,9 @@ class Target:
     @property
     def _elsewhere(self) -> str:
         """Advice for a format that this target lacks."""
-        return "" if self.name == "default" else "; for other hardware choose another target: 'default' runs all formats"
+        return (
+            "" if self.name == "default" else "; for other hardware choose another target: 'default' runs all formats"
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -10,7 +10,6 @@ from isobit.cli.analyzing.options import check_report
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
 from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
-from isobit.defaults import DEFAULT_TARGET
 
 
 def analyze(
@@ -21,7 +20,7 @@ def analyze(
     checks: own.Checks = 5,
     measure: own.Measure = None,
     most: own.Most = 8,
-    target: options.Target = DEFAULT_TARGET,
+    target: options.Target = None,
     weights: options.Weights = None,
     activations: options.Activations = None,
     override: options.Override = None,
@@ -57,8 +56,7 @@ def analyze(
     from isobit.cli.terminal import line, print_json
     from isobit.cli.user_data.calibration_files import load
     from isobit.errors import ModelError
-    from isobit.quantsim.quantize import quantize
-    from isobit.quantsim.quantsim import QuantSim
+    from isobit.quantsim.quantize import open_simulator, quantize
 
     check_report(report)
     if not model.exists():
@@ -71,7 +69,7 @@ def analyze(
         channels.value if channels else None,
         layout.value if layout else None,
     )
-    sim = QuantSim(
+    sim = open_simulator(
         model,
         target=target,
         weights=weights,

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 
 from isobit.cli.quantize_options import Job
-from isobit.defaults import DEFAULT_RECIPE, DEFAULT_TARGET
+from isobit.defaults import DEFAULT_RECIPE
 from isobit.encodings.quant_spec import QuantSpec
 
 _Options = Mapping[str, Sequence[str]]
@@ -44,7 +44,7 @@ def _options(job: Job) -> dict[str, Sequence[str]]:
     images = job.images
     texts = {
         "--evaluate": job.evaluate,
-        "--target": None if job.target == DEFAULT_TARGET else job.target,
+        "--target": job.target,
         "--weights": job.weights,
         "--activations": job.activations,
         "--recipe": job.recipe,

@@ -25,7 +25,7 @@ from isobit.files import check_writable
 from isobit.plugins import registry
 from isobit.quantsim.checks.quality import judgement
 from isobit.quantsim.export import USUAL
-from isobit.quantsim.quantize import quantize
+from isobit.quantsim.quantize import open_simulator, quantize
 from isobit.quantsim.quantsim import QuantSim
 
 
@@ -50,7 +50,7 @@ class Run:
             raise RecipeError("--no-fold is for no recipe: a recipe says itself whether batch norms are folded")
         if not job.model.exists():
             raise ModelError(f"{job.model}: no such file")
-        self.sim = QuantSim(
+        self.sim = open_simulator(
             job.model,
             target=job.target,
             weights=job.weights,

@@ -12,6 +12,7 @@ from isobit.backend.contract import Backend
 from isobit.encodings.encoding import Encoding
 from isobit.errors import IsobitError
 from isobit.graph.sites import Tensor
+from isobit.layer_dumps.dump import dump
 from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
 from isobit.quantsim.load import load
@@ -20,6 +21,7 @@ from isobit.statistics.observer import Request
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.correct_bias import CorrectBias
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
+from isobit.testing import interpreter
 from isobit.testing.collecting import Collect
 from isobit.testing.conformance.base import Build, ConformanceBase, Opened, assert_same
 from isobit.testing.networks import NETWORKS
@@ -82,6 +84,25 @@ class FrontDoorConformance(ConformanceBase):
         with pytest.raises(IsobitError, match=f"no array for input '{name}'"):
             opened.model.run({})
         assert_same(opened.model.run({name: batch[name].astype(np.float64), "label": np.ones(2)}), before)
+
+    def test_what_layers_compute(self, open_network: Callable[[str], Opened]) -> None:
+        """A dump holds what the graph says, in float and with quantizers, and leaves the quantizers on."""
+        opened = open_network("two_inputs")
+        sim = QuantSim.of_backend_model(opened.model, registry().target("default"), QuantConfig())
+        batch = opened.network.batch(3, 5)
+        sim.calibrate([batch], "minmax")
+        kept = {name: sim.backend_model.weight(name) for name in sim.graph.weights}
+        for simulated, outputs in ((False, sim.run_float(batch)), (True, sim.run(batch))):
+            found = dump(sim, batch, simulated=simulated)
+            encodings = sim.encodings if simulated else {}
+            expected = interpreter.interpret(sim.graph, kept.__getitem__, batch, encodings)
+            for name, tensor in found.tensors.items():
+                if Tensor(name) in encodings or not simulated:
+                    np.testing.assert_allclose(tensor.values, expected[name], atol=1e-5, err_msg=name)
+            for name, inner in sim.graph.outputs.items():
+                if not simulated or Tensor(inner) in encodings:
+                    np.testing.assert_array_equal(found.tensors[inner].values, outputs[name])
+        assert_same(sim.run(batch), outputs)
 
     def test_native_is_the_simulator(self, open_network: Callable[[str], Opened]) -> None:
         """What the user gets is there before and after quantizers are set and edits made."""

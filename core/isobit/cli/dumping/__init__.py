@@ -1,0 +1,1 @@
+"""Values of layers as files, and what differs between two of them."""

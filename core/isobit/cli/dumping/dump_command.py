@@ -1,0 +1,97 @@
+"""`isobit dump`: the values of all tensors of a model on some samples, as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isobit.cli import quantize_options as options
+from isobit.cli.guard import Debug, remember_written
+from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
+
+
+def dump(
+    context: typer.Context,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The float model.")],
+    data: options.Data,
+    out: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", show_default=False, help="The .npz file to write.")
+    ],
+    simulator: Annotated[
+        Path | None,
+        typer.Option(
+            "--simulator",
+            metavar="FILE",
+            help="A saved simulator of the model: values as its quantizers make them. Without it, those of the model as it is.",
+        ),
+    ] = None,
+    in_float: Annotated[
+        bool,
+        typer.Option(
+            "--float",
+            metavar="",
+            help="With the simulator's quantizers off: its layers, batch norms folded.",
+        ),
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="PATTERN", help="Tensors, or the nodes that compute them. Repeatable."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", metavar="N", min=1, help="How many samples, from the start of the data.")
+    ] = 8,
+    backend: options.Backend = None,
+    image_size: options.ImageSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    scale: options.Scale = None,
+    channels: options.ChannelOrder = None,
+    layout: options.AxisOrder = None,
+    as_json: options.AsJson = False,
+    _debug: Debug = False,
+) -> None:
+    """Write what every layer computes on some samples: arrays by name, with their ONNX names, axes and steps.
+
+    [bold]Examples[/bold]
+
+    isobit dump model.onnx --simulator saved.isobit --data calibration.npz -o simulated.npz
+
+    isobit dump model.onnx --simulator saved.isobit --float --data calibration.npz -o float.npz
+
+    isobit diff float.npz simulated.npz
+    """
+    from isobit.cli.terminal import line, print_json, warn
+    from isobit.cli.user_data.calibration_files import load as load_data
+    from isobit.data import Dataset
+    from isobit.errors import ModelError
+    from isobit.layer_dumps import dump as dump_layers
+    from isobit.quantsim.load import load
+    from isobit.quantsim.quantsim import QuantSim
+
+    if not model.exists():
+        raise ModelError(f"{model}: no such file")
+    sim = QuantSim(model, backend=backend) if simulator is None else load(simulator, model, backend=backend)
+    images = ImageOptions(
+        parse_size(image_size), parse_numbers(mean, "--mean"), parse_numbers(std, "--std"), scale, channels, layout
+    )
+    files = load_data(data, sim.graph, images, batch_size=samples, samples=samples)
+    with files.named():
+        batch = next(iter(Dataset(files.source, sim.graph, batch_size=samples)))
+    found = dump_layers(sim, batch, names=only or None, simulated=simulator is not None and not in_float)
+    found.save(out)
+    remember_written(context, out)
+    size = sum(tensor.values.nbytes for tensor in found.tensors.values())
+    if as_json:
+        tensors = {
+            name: {"onnx": tensor.onnx, "shape": list(tensor.values.shape)} for name, tensor in found.tensors.items()
+        }
+        print_json({"file": str(out), "simulated": found.simulated, "tensors": tensors, "left_out": found.left_out})
+        return
+    for note in files.notes:
+        line(note)
+    for name, why in found.left_out.items():
+        warn(f"{name}: {why}, so it is not in the file")
+    kind = "as quantizers make them" if found.simulated else "in float"
+    line(f"{len(found.tensors)} tensors {kind}, {size / 1e6:.1f} MB: {out}")
