@@ -33,7 +33,7 @@ def test_the_export_stands_alone(threshold: int, overrides: dict[str, None], tmp
     (tmp_path / "given").mkdir()
     path = tmp_path / "given" / "model.onnx"
     onnx.save(proto, path, save_as_external_data=True, location="w.bin", size_threshold=threshold)
-    sim = isobit.quantize(path, x, overrides=overrides, progress=False)
+    sim = isobit.quantize(path, x, recipe="basic", overrides=overrides, progress=False)
     files = sim.export(tmp_path / "out", encodings_formats="aimet-1.0.0")
     path.with_name("w.bin").unlink()
     np.testing.assert_allclose(runtime(onnx.load(files["float_model"]), {"x": x})["y"], exact, atol=1e-5)

@@ -36,7 +36,7 @@ def network():
 def quantized(**settings):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return isobit.quantize(network(), DATA, method="minmax", progress=False, **settings)
+        return isobit.quantize(network(), DATA, target="default", method="minmax", progress=False, **settings)
 
 
 def types(sim) -> Mapping[str, str]:
