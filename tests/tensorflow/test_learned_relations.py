@@ -43,7 +43,7 @@ def test_the_runtime_computes_what_was_trained(name: str, tmp_path: Path) -> Non
     keras.utils.set_random_seed(0)
     model = NETWORKS[name]()
     x = np.random.default_rng(0).standard_normal((16, *model.input_shape[1:])).astype(np.float32)
-    sim = isobit.quantize(model, x, progress=False)
+    sim = isobit.quantize(model, x, target="default", progress=False)
     before, simulator = sim.encodings, sim.trainable()
     simulator.compile(keras.optimizers.Adam(5e-3), "mse")
     simulator.fit(x, 0.5 * model.predict(x, verbose=0), epochs=8, verbose=0)

@@ -125,7 +125,7 @@ def network() -> nn.Sequential:
 @pytest.fixture
 def trained() -> tuple[QuantSim, torch.Tensor]:
     x = torch.randn(32, 2, 8, 8, generator=torch.Generator().manual_seed(1))
-    return isobit.quantize(network(), [x], progress=False), x
+    return isobit.quantize(network(), [x], target="default", progress=False), x
 
 
 def fit(model: nn.Module, x: torch.Tensor, goal: torch.Tensor, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -194,7 +194,7 @@ def test_a_checkpoint_in_the_middle(trained: tuple[QuantSim, torch.Tensor]) -> N
     fit(model, x, goal, optimizer, 3)
     saved, saved_optimizer = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     fit(model, x, goal, optimizer, 3)
-    other = isobit.quantize(network(), [x], progress=False)
+    other = isobit.quantize(network(), [x], target="default", progress=False)
     again = other.trainable()
     again.load_state_dict(saved)
     resumed = torch.optim.Adam(again.parameters(), 1e-2)
@@ -203,7 +203,7 @@ def test_a_checkpoint_in_the_middle(trained: tuple[QuantSim, torch.Tensor]) -> N
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     assert dict(sim.encodings) == dict(other.encodings)
-    calibrated = isobit.quantize(network(), [x], progress=False)
+    calibrated = isobit.quantize(network(), [x], target="default", progress=False)
     again.load_state_dict(calibrated.model.state_dict())  # of grids that are not learned
     assert dict(other.encodings) == dict(calibrated.encodings)
 

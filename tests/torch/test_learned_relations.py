@@ -103,7 +103,7 @@ def test_the_runtime_computes_what_was_trained(name: str, tmp_path: Path) -> Non
     torch.manual_seed(0)
     make, shape, formats = NETWORKS[name]
     x = torch.randn(16, *shape)
-    sim = isobit.quantize(make().eval(), [x], progress=False, **formats)
+    sim = isobit.quantize(make().eval(), [x], target="default", progress=False, **formats)
     before = sim.encodings
     fixed = [p.site for p in sim.plan.placements.values() if p.fixed_range is not None]
     train(sim, x)
@@ -126,7 +126,7 @@ def test_the_runtime_computes_what_was_trained(name: str, tmp_path: Path) -> Non
 def test_tied_quantizers_learn_one_parameter() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 3, 6, 6)
-    sim = isobit.quantize(Branches().eval(), [x], progress=False)
+    sim = isobit.quantize(Branches().eval(), [x], target="default", progress=False)
     train(sim, x)
     names = [name for name, _ in sim.model.named_parameters() if "left.log" in name or "right.log" in name]
     assert len(names) == 1

@@ -63,8 +63,8 @@ Target = Annotated[
         "--target",
         metavar="NAME",
         rich_help_panel=_FORMATS,
-        help="The runtime: a name of `isobit targets`, or a .toml file. onnxruntime-cpu unless said; default for formats "
-        "that it lacks.",
+        help="The runtime: a name of `isobit targets`, or a .toml file. onnxruntime-cpu unless said, and default for "
+        "formats that it lacks.",
         autocompletion=target_names,
     ),
 ]

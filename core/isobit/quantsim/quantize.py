@@ -97,7 +97,7 @@ def open_simulator(
     if target is None:
         lacking = _lacking(registry().target(DEFAULT_TARGET), weights, activations, overrides or {})
         target = "default" if lacking else DEFAULT_TARGET
-    formats = {"weights": weights, "activations": activations, "overrides": overrides}
+    formats: dict[str, Any] = {"weights": weights, "activations": activations, "overrides": overrides}
     sim = QuantSim(model, example_inputs, target=target, **formats, **settings)
     if lacking:
         sim.simulation.notes[f"quantized for target 'default', since {lacking}"] = None

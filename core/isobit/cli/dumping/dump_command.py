@@ -24,7 +24,7 @@ def dump(
         typer.Option(
             "--simulator",
             metavar="FILE",
-            help="A saved simulator of the model: values as its quantizers make them. Without it, those of the model as it is.",
+            help="A saved simulator of the model: values as its quantizers make them. Without it, the model as it is.",
         ),
     ] = None,
     in_float: Annotated[
@@ -32,7 +32,7 @@ def dump(
         typer.Option(
             "--float",
             metavar="",
-            help="With the simulator's quantizers off: its layers, batch norms folded.",
+            help="Its layers in float: the simulator's quantizers are off.",
         ),
     ] = False,
     only: Annotated[

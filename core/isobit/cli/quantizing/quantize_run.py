@@ -26,7 +26,6 @@ from isobit.plugins import registry
 from isobit.quantsim.checks.quality import judgement
 from isobit.quantsim.export import USUAL
 from isobit.quantsim.quantize import open_simulator, quantize
-from isobit.quantsim.quantsim import QuantSim
 
 
 class Run:

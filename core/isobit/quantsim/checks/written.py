@@ -28,7 +28,8 @@ class SessionCheck:
     `equal` is the share of equal values over all outputs; those of an output without a grid are equal up to the
     rounding of float sums, 2**-16 of its largest magnitude, since no runtime adds in the same order. `steps` is the
     largest difference, in steps of the output's grid or, where it has none, in parts of 1/255 of its range with zero;
-    `decibels` that of the worst float output. `error` says why there are no figures. `remark` is what the backend says of such a session on this machine.
+    `decibels` that of the worst float output. `error` says why there are no figures. `remark` is
+    what the backend says of such a session on this machine.
     """
 
     session: str
