@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from isobit.errors import TargetError, did_you_mean
 from isobit.graph.ops import RECURRENT, WEIGHTED
 
 _KEYS = ("processor", "quantize", "dequantize", "float", "integer")
+_OPTIONAL = ("multiply",)
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Costs:
     """What was measured on one processor, in nanoseconds for an element of the largest tensor of an operation.
 
     `quantize` and `dequantize` are what a conversion costs where a tensor is handed from float to integers and back.
-    Operations of `integers` are those that may stay in float; each has a cost in `floats` too.
+    Operations of `integers` are those that may stay in float; each has a cost in `floats` too. `multiply` is what one
+    multiply-accumulate of a layer with weights takes in float, by op, for estimates of the time of a whole network.
     """
 
     processor: str
@@ -26,6 +28,7 @@ class Costs:
     dequantize: float
     floats: Mapping[str, float]
     integers: Mapping[str, float]
+    multiply: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_costs(data: Any, where: str) -> tuple[Costs, ...]:
@@ -45,9 +48,10 @@ def read_costs(data: Any, where: str) -> tuple[Costs, ...]:
 
 def _table(entry: Mapping[str, Any], where: str, key: str) -> Costs:
     for name in entry:
-        if name not in _KEYS:
+        if name not in (*_KEYS, *_OPTIONAL):
+            known = (*_KEYS, *_OPTIONAL)
             raise TargetError(
-                f"{where}: {key}.{name}: unknown key{did_you_mean(name, _KEYS)}; known are {', '.join(_KEYS)}"
+                f"{where}: {key}.{name}: unknown key{did_you_mean(name, known)}; known are {', '.join(known)}"
             )
     for name in _KEYS:
         if name not in entry:
@@ -60,7 +64,18 @@ def _table(entry: Mapping[str, Any], where: str, key: str) -> Costs:
         if op not in floats:
             raise TargetError(f"{where}: {key}.integer.{op}: needs the cost in float beside it, as {key}.float.{op}")
     quantize, dequantize = (_nanoseconds(entry[name], where, f"{key}.{name}") for name in ("quantize", "dequantize"))
-    return Costs(processor, quantize, dequantize, floats, integers)
+    multiply = _multiply(entry.get("multiply", {}), where, f"{key}.multiply")
+    return Costs(processor, quantize, dequantize, floats, integers, multiply)
+
+
+def _multiply(table: Any, where: str, key: str) -> dict[str, float]:
+    if not isinstance(table, dict):
+        raise TargetError(f"{where}: {key}: must be a table of costs by operation, found {table!r}")
+    for op in table:
+        if op not in WEIGHTED | RECURRENT:
+            known = ", ".join(sorted(WEIGHTED | RECURRENT))
+            raise TargetError(f"{where}: {key}.{op}: only operations with weights multiply: {known}")
+    return {op: _nanoseconds(cost, where, f"{key}.{op}") for op, cost in table.items()}
 
 
 def _by_op(table: Any, where: str, key: str) -> dict[str, float]:

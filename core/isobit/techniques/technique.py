@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from isobit.budget import Candidate, Choice
 from isobit.encodings.encoding import Encoding
 from isobit.graph.sites import Site
+from isobit.targets.costs import Costs
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.layers.normal import NormalPerChannel
 
@@ -85,4 +87,38 @@ class SharesCalibration(Protocol):
     @property
     def shares_calibration(self) -> bool:
         """Whether that is so with its present settings."""
+        ...
+
+
+@runtime_checkable
+class Compresses(Protocol):
+    """Optional, asked for by ``isinstance``: a technique that makes layers smaller, each by a choice of its own.
+
+    `isobit.compress` asks for its candidates, chooses under a budget over the whole network, and applies what `chosen`
+    returns, which is also what the recipe of the result holds. What its errors are computed from is what `Observes`
+    lists, so that several methods share one pass over the data.
+    """
+
+    @property
+    def method(self) -> str:
+        """The name that users write, such as ``"spatial-svd"``."""
+        ...
+
+    def candidates(
+        self, context: TechniqueContext, *, multiple: int = 1, table: Costs | None = None
+    ) -> list[Candidate]:
+        """Every layer, or group of coupled layers, that it knows how to make smaller, or why it cannot.
+
+        Errors follow from ``context.observe(self.requests(context))``, or from the weights alone where there is no data
+        (`TechniqueContext.can_observe`); nothing is edited and nothing evaluated. Sizes are multiples of `multiple`
+        where a candidate has as many; `table` gives milliseconds.
+        """
+        ...
+
+    def chosen(self, choices: Mapping[str, Choice]) -> Technique:
+        """The technique that carries out these choices, by candidate, and nothing else.
+
+        It is a frozen dataclass whose settings TOML takes, and needs no data to do the same again but for weights that
+        are solved from data.
+        """
         ...

@@ -1,0 +1,101 @@
+"""What every node of a neutral graph costs for one sample. Open sizes count as 1, and what is computed once, once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from isobit.budget.cost import Cost
+from isobit.data import numpy_type
+from isobit.graph.graph import Graph, Node
+from isobit.graph.ops import RECURRENT, WEIGHTED
+from isobit.targets.costs import Costs
+
+
+def layer_costs(graph: Graph, table: Costs | None = None) -> dict[str, Cost]:
+    """The cost of each node by name, in execution order; a constant that several read is counted at the first.
+
+    `table` gives milliseconds on one processor; without it they are 0.
+    """
+    counted: set[str] = set()
+    costs = {}
+    for node in graph.nodes:
+        parameters = stored = 0.0
+        for name in dict.fromkeys(n for n in node.inputs if n is not None and n in graph.weights):
+            info = graph.weights[name]
+            key = info.source or name
+            if key not in counted and info.is_float:
+                counted.add(key)
+                parameters += prod(info.shape)
+                stored += prod(info.shape) * element_bytes(info.dtype)
+        outputs = float(sum(elements(graph, name) for name in node.outputs))
+        macs = multiply_accumulates(graph, node)
+        costs[node.name] = Cost(macs, parameters, stored, outputs, milliseconds(graph, node, macs, table))
+    return costs
+
+
+def weighted_cost(
+    op: str, weights: int, biases: int, times: float, outputs: float, table: Costs | None = None, size: float = 4.0
+) -> Cost:
+    """The cost of a layer that is not there yet: so many weights, each used `times` a sample, and output elements."""
+    macs = float(weights * times)
+    spent = 0.0 if table is None else macs * table.multiply.get(op, 0.0) * 1e-6
+    return Cost(macs, float(weights + biases), (weights + biases) * size, float(outputs), spent)
+
+
+def multiply_accumulates(graph: Graph, node: Node) -> float:
+    """Multiply-accumulates of a sample; 0 for ops that are no products of matrices."""
+    if node.op in RECURRENT:
+        weights = sum(prod(graph.weights[n].shape) for n in node.inputs[1:3] if n is not None and n in graph.weights)
+        return float(weights * prod(_sizes(graph, node.inputs[0])[:-1]))
+    if node.op not in WEIGHTED:
+        return 0.0
+    weight = node.input(1)
+    if weight is not None and weight in graph.weights and node.op != "MatMul":
+        return float(prod(graph.weights[weight].shape) * times(graph, node))
+    if node.op != "MatMul":  # the weight is computed: its size is that of a tensor
+        info = graph.tensors.get(weight or "")
+        shape = () if info is None or info.shape is None else info.shape
+        return float(prod(n if isinstance(n, int) else 1 for n in shape) * times(graph, node))
+    inner = _sizes(graph, node.inputs[0])[-1:] or [1]
+    return elements(graph, node.outputs[0]) * inner[0]
+
+
+def times(graph: Graph, node: Node) -> float:
+    """How often a sample uses each weight of a Conv, ConvTranspose or Linear: positions of the output, or of the input.
+
+    A transposed convolution multiplies all of its weights at every position of its input.
+    """
+    name = node.inputs[0] if node.op == "ConvTranspose" else node.outputs[0]
+    sizes = _sizes(graph, name)
+    return float(prod(sizes[:-1] if node.op == "Linear" else sizes[1:]))
+
+
+def elements(graph: Graph, tensor: str | None) -> float:
+    """Elements of a tensor a sample."""
+    return float(prod(_sizes(graph, tensor)))
+
+
+def milliseconds(graph: Graph, node: Node, macs: float, table: Costs | None) -> float:
+    """Time by the table: of products by their multiply-accumulates, of all else by the largest tensor."""
+    if table is None:
+        return 0.0
+    if node.op in table.multiply:
+        return macs * table.multiply[node.op] * 1e-6
+    largest = max((elements(graph, name) for name in (*node.inputs, *node.outputs) if name in graph.tensors), default=0)
+    return float(table.floats.get(node.op, 0.0) * largest * 1e-6)
+
+
+def element_bytes(dtype: str) -> float:
+    """Bytes of one element of a type; those of float32 where NumPy has no such type."""
+    if dtype == "bfloat16":
+        return 2.0
+    known = numpy_type(dtype)
+    return 4.0 if known is None else float(known.itemsize)
+
+
+def _sizes(graph: Graph, tensor: str | None) -> Sequence[int]:
+    """The sizes of a tensor without the batch, which is axis 0."""
+    info = graph.tensors.get(tensor or "")
+    shape = () if info is None or info.shape is None else info.shape
+    return [n if isinstance(n, int) else 1 for n in shape[1:]]
