@@ -54,6 +54,7 @@ def isobit_techniques() -> Sequence[type[Any]]:
         techniques.SequentialMse,
         techniques.SmoothQuant,
         techniques.SpatialSvd,
+        techniques.Tucker2,
         techniques.WeightSvd,
     ]
 

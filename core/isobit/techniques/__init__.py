@@ -14,7 +14,8 @@ from isobit.techniques.reestimate_batch_norms import ReestimateBatchNorms
 from isobit.techniques.sequential_mse import SequentialMse
 from isobit.techniques.smooth_quant import SmoothQuant
 from isobit.techniques.spatial_svd import SpatialSvd
-from isobit.techniques.technique import Observes, Technique, TechniqueReport
+from isobit.techniques.technique import Compresses, Observes, Technique, TechniqueReport
+from isobit.techniques.tucker_2 import Tucker2
 from isobit.techniques.weight_svd import WeightSvd
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "AdaRound",
     "Awq",
     "BalanceChannels",
+    "Compresses",
     "CorrectBias",
     "EqualizeCrossLayers",
     "FoldBatchNorms",
@@ -35,5 +37,6 @@ __all__ = [
     "Technique",
     "TechniqueContext",
     "TechniqueReport",
+    "Tucker2",
     "WeightSvd",
 ]

@@ -5,15 +5,21 @@ Source: Jaderberg et al., "Speeding up Convolutional Neural Networks with Low Ra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.budget import Candidate, Choice, Cost, weighted_cost
 from isobit.graph.graph import Graph, Node
-from isobit.techniques.context import TechniqueContext
-from isobit.techniques.low_rank import Floats, Part, Split, check_keep, factorise, spatial_sizes
+from isobit.targets.costs import Costs
+from isobit.techniques.context import Requests, TechniqueContext
+from isobit.techniques.layers.weighted_layer import groups_of
+from isobit.techniques.low_rank.factorise import LowRank, check_keep
+from isobit.techniques.low_rank.factors import Ranks, WidthFactors
+from isobit.techniques.low_rank.input_moments import Floats
+from isobit.techniques.low_rank.split import Part, Split, as_groups, as_weight, spatial_sizes
 from isobit.techniques.technique import TechniqueReport
 
 
@@ -22,40 +28,82 @@ class SpatialSvd:
     """Split each 2-D convolution of kernel h x w into r filters of h x 1 and, on their output, filters of 1 x w.
 
     `keep` is the share of each layer's multiply-accumulates that is kept; `ranks` gives single layers a rank of their
-    own, by name. Strides, pads and dilations go to the axis that they are of. Convolutions of one row or column, in
-    groups, or with a shared weight stay as they are.
+    own, by name; at `keep` 1 these alone are split. Strides, pads and dilations go to the axis that they are of; ranks
+    are those of each group. With data the error of the outputs is the least, without it, or with `data_aware` off, that
+    of the weights. Convolutions of one row or column, or with a shared weight, stay as they are.
     """
 
     keep: float = 0.5
     ranks: Mapping[str, int] = field(default_factory=dict)
+    data_aware: bool = True
+
+    method = "spatial-svd"
 
     def __post_init__(self) -> None:
         check_keep("SpatialSvd", self.keep)
 
+    @property
+    def uses_data(self) -> bool:
+        """Whether it takes data, where there is some."""
+        return self.data_aware
+
+    def requests(self, context: TechniqueContext) -> Requests:
+        """The rows of the layers' inputs."""
+        return self._low_rank().requests(context)
+
+    def candidates(
+        self, context: TechniqueContext, *, multiple: int = 1, table: Costs | None = None
+    ) -> list[Candidate]:
+        """Each convolution with the ranks that make it cheaper, or why there are none."""
+        return self._low_rank().candidates(context, self.method, multiple, table)
+
+    def chosen(self, choices: Mapping[str, Choice]) -> SpatialSvd:
+        """The split of these layers alone."""
+        return SpatialSvd(1.0, {name: choice.settings["ranks"][0] for name, choice in choices.items()}, self.data_aware)
+
     def apply(self, context: TechniqueContext) -> TechniqueReport:
-        """Split all layers that get cheaper; needs no data."""
-        return factorise("SpatialSvd", context.model, _split, self.keep, self.ranks, ("Conv",))
+        """Split all layers that get cheaper, or that `ranks` names."""
+        return self._low_rank().apply(context)
+
+    def _low_rank(self) -> LowRank:
+        ranks = {name: (rank,) for name, rank in self.ranks.items()}
+        return LowRank("SpatialSvd", _split, ("Conv",), self.keep, ranks, self.data_aware)
 
 
-def _split(graph: Graph, node: Node, weight: NDArray[np.float32]) -> Split | str:
-    """A row of the matrix for each output channel and column of the kernel, a column for each input channel and row."""
+def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs | None) -> Split | str:
     if weight.ndim != 4:
         return "it is no 2-D convolution"
     out, inputs, height, width = weight.shape
     if min(height, width) == 1:
         return "its kernel is one row or column"
+    groups = groups_of(node)
     # The first layer already makes the output's rows (it has their stride), but for all of the input's columns.
     rows, columns = spatial_sizes(graph, node.outputs[0], node) or [1, 1]
-    across = (spatial_sizes(graph, node.inputs[0] or "", node) or [1, 1])[1]
+    across = (spatial_sizes(graph, node.inputs[0], node) or [1, 1])[1]
+    biases = out if node.input(2) is not None else 0
 
-    def layers(first: Floats, second: Floats) -> tuple[Part, Part]:
-        rank = first.shape[0]
-        vertical = first.reshape(rank, inputs, height, 1).astype(np.float32)
-        horizontal = second.reshape(out, width, rank).transpose(0, 2, 1)[:, :, None].astype(np.float32)
-        return Part(vertical, _along(node, 0)), Part(horizontal, _along(node, 1))
+    def cost(ranks: Ranks) -> Cost:
+        rank = ranks[0] * groups
+        first = weighted_cost("Conv", rank * inputs * height, 0, rows * across, rank * rows * across, table)
+        return first + weighted_cost(
+            "Conv", out * ranks[0] * width, biases, rows * columns, out * rows * columns, table
+        )
 
-    matrix = weight.astype(np.float64).transpose(0, 3, 1, 2).reshape(out * width, inputs * height)
-    return Split(matrix, float(rows * (inputs * height * across + out * width * columns)), layers)
+    def parts(factors: Sequence[Floats]) -> list[Part]:
+        vertical, horizontal = factors
+        return [
+            Part(as_weight(vertical, (height, 1)), _along(node, 0)),
+            Part(as_weight(horizontal, (1, width)), _along(node, 1)),
+        ]
+
+    return Split(
+        (min(out // groups * width, inputs * height),),
+        groups,
+        weighted_cost("Conv", weight.size, biases, rows * columns, out * rows * columns, table),
+        cost,
+        lambda moments, most: WidthFactors(as_groups(weight, groups), moments, most),
+        parts,
+    )
 
 
 def _along(node: Node, axis: int) -> dict[str, object]:

@@ -6,15 +6,22 @@ section 3.1, without its nonlinear reconstruction; Denton et al., NIPS 2014, for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isobit.budget import Candidate, Choice, Cost, weighted_cost
 from isobit.graph.graph import Graph, Node
-from isobit.techniques.context import TechniqueContext
-from isobit.techniques.low_rank import Floats, Part, Split, check_keep, cost, factorise
+from isobit.targets.costs import Costs
+from isobit.techniques.context import Requests, TechniqueContext
+from isobit.techniques.layers.weighted_layer import groups_of
+from isobit.techniques.low_rank.factorise import LowRank, check_keep
+from isobit.techniques.low_rank.factors import OutputFactors, Ranks
+from isobit.techniques.low_rank.input_moments import Floats
+from isobit.techniques.low_rank.split import Part, Split, as_groups, as_weight, pointwise, positions
 from isobit.techniques.technique import TechniqueReport
 
 
@@ -23,38 +30,71 @@ class WeightSvd:
     """Split each linear layer and convolution into one of r outputs and, on them, a linear layer or 1x1 convolution.
 
     `keep` is the share of each layer's multiply-accumulates that is kept; `ranks` gives single layers a rank of their
-    own, by name. Convolutions in groups, and layers with a shared weight, stay as they are.
+    own, by name; at `keep` 1 these alone are split. Ranks are those of each group. With data the error of the outputs
+    is the least that such a pair can have, without it, or with `data_aware` off, that of the weights. Layers with a
+    shared weight stay as they are.
     """
 
     keep: float = 0.5
     ranks: Mapping[str, int] = field(default_factory=dict)
+    data_aware: bool = True
+
+    method = "weight-svd"
 
     def __post_init__(self) -> None:
         check_keep("WeightSvd", self.keep)
 
+    @property
+    def uses_data(self) -> bool:
+        """Whether it takes data, where there is some."""
+        return self.data_aware
+
+    def requests(self, context: TechniqueContext) -> Requests:
+        """The rows of the layers' inputs."""
+        return self._low_rank().requests(context)
+
+    def candidates(
+        self, context: TechniqueContext, *, multiple: int = 1, table: Costs | None = None
+    ) -> list[Candidate]:
+        """Each layer with the ranks that make it cheaper, or why there are none."""
+        return self._low_rank().candidates(context, self.method, multiple, table)
+
+    def chosen(self, choices: Mapping[str, Choice]) -> WeightSvd:
+        """The split of these layers alone."""
+        return WeightSvd(1.0, {name: choice.settings["ranks"][0] for name, choice in choices.items()}, self.data_aware)
+
     def apply(self, context: TechniqueContext) -> TechniqueReport:
-        """Split all layers that get cheaper; needs no data."""
-        return factorise("WeightSvd", context.model, _split, self.keep, self.ranks, ("Conv", "Linear"))
+        """Split all layers that get cheaper, or that `ranks` names."""
+        return self._low_rank().apply(context)
+
+    def _low_rank(self) -> LowRank:
+        ranks = {name: (rank,) for name, rank in self.ranks.items()}
+        return LowRank("WeightSvd", _split, ("Conv", "Linear"), self.keep, ranks, self.data_aware)
 
 
-def _split(graph: Graph, node: Node, weight: NDArray[np.float32]) -> Split | str:
-    """The matrix has a row for each output channel."""
+def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs | None) -> Split | str:
     out, *rest = weight.shape
-    spatial = len(rest) - 1
-    matrix = weight.astype(np.float64).reshape(out, -1)
+    groups, spatial = groups_of(node), len(rest) - 1
+    times = positions(graph, node.outputs[0], node)
+    biases = out if node.input(2) is not None else 0
 
-    def layers(first: Floats, second: Floats) -> tuple[Part, Part]:
-        rank = first.shape[0]
-        narrow = first.reshape(rank, *rest).astype(np.float32)
-        wide = second.reshape(out, rank, *(1,) * spatial).astype(np.float32)
-        return Part(narrow, {}), Part(wide, _pointwise(node, spatial))
+    def cost(ranks: Ranks) -> Cost:
+        rank = ranks[0] * groups
+        narrow = weighted_cost(node.op, rank * prod(rest), 0, times, rank * times, table)
+        return narrow + weighted_cost(node.op, out * ranks[0], biases, times, out * times, table)
 
-    return Split(matrix, cost(graph, node, matrix.shape[1]) + cost(graph, node, out), layers)
+    def parts(factors: Sequence[Floats]) -> list[Part]:
+        narrow, wide = factors
+        return [
+            Part(as_weight(narrow, rest[1:]), {}),
+            Part(as_weight(wide, (1,) * spatial), pointwise(node, spatial)),
+        ]
 
-
-def _pointwise(node: Node, spatial: int) -> dict[str, object]:
-    """The attributes of a convolution that sees one position."""
-    if node.op == "Linear":
-        return {}
-    ones = {name: (1,) * spatial for name in ("kernel_shape", "strides", "dilations") if name in node.attributes}
-    return {**ones, "pads": (0,) * (2 * spatial)} if "pads" in node.attributes else dict(ones)
+    return Split(
+        (min(out // groups, prod(rest)),),
+        groups,
+        weighted_cost(node.op, weight.size, biases, times, out * times, table),
+        cost,
+        lambda moments, most: OutputFactors(as_groups(weight, groups), moments),
+        parts,
+    )

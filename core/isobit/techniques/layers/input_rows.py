@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from isobit.errors import ModelError
-from isobit.graph.graph import Graph
+from isobit.graph.graph import Graph, Node
+from isobit.graph.ops import WEIGHTED
 from isobit.graph.sites import Input
 from isobit.statistics.layer_rows.gram import Gram
 from isobit.statistics.layer_rows.patches import Patches
@@ -13,27 +14,45 @@ from isobit.statistics.layer_rows.rows import ROW_LIMIT, Rows
 from isobit.statistics.observer import Request
 from isobit.techniques.context import Requests, TechniqueContext
 
-#: Rows for each column of a weight, and the fewest and the most bytes of the rows of one layer.
+#: Rows for each column of a weight and the fewest of them, where they fit.
 _ROWS_PER_COLUMN = 16
-_FEWEST_ROWS = 1024
+_FEWEST_ROWS = 4096
+
+#: The most bytes of the rows of one layer, and of all layers of a network together.
 _MOST_BYTES = 64 << 20
+_ALL_BYTES = 1 << 30
 
 
 def row_requests(graph: Graph, layers: Iterable[str]) -> dict[str, Request]:
     """What must be observed of the float model for `input_grams`, by layer; a layer without rows is left out."""
-    requests = {}
-    for name in layers:
-        node = graph.node(name)
-        if node.input(0) not in graph.tensors:
-            continue
-        try:
-            patches = Patches.of(graph, node)
-        except ModelError:
-            continue
-        row = 4 * patches.groups * patches.columns
-        limit = min(ROW_LIMIT, max(_FEWEST_ROWS, _ROWS_PER_COLUMN * patches.columns), max(1, _MOST_BYTES // row))
-        requests[name] = Request(Input(name, 0), Rows(patches, limit), "before")
-    return requests
+    geometries = {node.name: patches for node in graph.nodes if (patches := _patches(graph, node)) is not None}
+    wanted = {name: _limit(patches) for name, patches in geometries.items()}
+    # shared among all layers that there are, not those that are asked for: so every technique asks for the same rows
+    share = min(1.0, _ALL_BYTES / max(1, sum(wanted[name] * _row(patches) for name, patches in geometries.items())))
+    return {
+        name: Request(Input(name, 0), Rows(geometries[name], max(1, int(wanted[name] * share))), "before")
+        for name in layers
+        if name in geometries
+    }
+
+
+def _patches(graph: Graph, node: Node) -> Patches | None:
+    if node.op not in WEIGHTED or node.input(0) not in graph.tensors:
+        return None
+    try:
+        return Patches.of(graph, node)
+    except ModelError:
+        return None
+
+
+def _row(patches: Patches) -> int:
+    """Bytes of one row."""
+    return 4 * patches.groups * patches.columns
+
+
+def _limit(patches: Patches) -> int:
+    enough = max(_FEWEST_ROWS, _ROWS_PER_COLUMN * patches.columns)
+    return max(1, min(ROW_LIMIT, enough, _MOST_BYTES // _row(patches)))
 
 
 def input_grams(context: TechniqueContext, layers: Iterable[str]) -> Mapping[str, Gram]:

@@ -1,0 +1,23 @@
+"""The choices that no other one beats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from isobit.budget.candidate import Choice
+
+
+def pareto(choices: Iterable[Choice]) -> tuple[Choice, ...]:
+    """Those that have the least error of all that cost no more, in multiply-accumulates or in parameters.
+
+    Dearest first; of equals the first one stays.
+    """
+    listed = list(choices)
+    kept: set[int] = set()
+    for unit in ("macs", "parameters"):
+        least = float("inf")
+        for index in sorted(range(len(listed)), key=lambda i: (listed[i].cost.of(unit), listed[i].error)):
+            if listed[index].error < least:
+                least = listed[index].error
+                kept.add(index)
+    return tuple(listed[i] for i in sorted(kept, key=lambda i: (-listed[i].cost.macs, -listed[i].cost.parameters, i)))
