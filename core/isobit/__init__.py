@@ -13,6 +13,7 @@ from isobit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from isobit.analysis.analyze import analyze
+    from isobit.compression.compress import compress
     from isobit.encoding_transfer import transfer
     from isobit.encodings.encoding import Encoding, Encodings
     from isobit.encodings.quant_spec import QuantSpec
@@ -30,6 +31,7 @@ _PUBLIC = {
     "QuantSim": "isobit.quantsim.quantsim",
     "QuantSpec": "isobit.encodings.quant_spec",
     "analyze": "isobit.analysis.analyze",
+    "compress": "isobit.compression.compress",
     "load": "isobit.quantsim.load",
     "quantize": "isobit.quantsim.quantize",
     "techniques": "isobit.techniques",
@@ -43,6 +45,7 @@ __all__ = [
     "QuantSim",
     "QuantSpec",
     "analyze",
+    "compress",
     "dump",
     "load",
     "quantize",

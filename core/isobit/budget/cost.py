@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from isobit.errors import FormatError, did_you_mean
 
@@ -31,10 +31,26 @@ class Cost:
         return float(getattr(self, unit))
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Cost(
+            self.macs + other.macs,
+            self.parameters + other.parameters,
+            self.bytes + other.bytes,
+            self.activations + other.activations,
+            self.milliseconds + other.milliseconds,
+        )
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return self + other.times(-1.0)
+
+    def times(self, factor: float) -> Cost:
+        """So many times as much."""
+        return Cost(
+            self.macs * factor,
+            self.parameters * factor,
+            self.bytes * factor,
+            self.activations * factor,
+            self.milliseconds * factor,
+        )
 
     @classmethod
     def sum(cls, costs: Iterable[Cost]) -> Cost:

@@ -8,12 +8,14 @@ from math import prod
 from isobit.budget.cost import Cost
 from isobit.data import numpy_type
 from isobit.graph.graph import Graph, Node
-from isobit.graph.ops import RECURRENT, WEIGHTED
+from isobit.graph.ops import RECURRENT, WEIGHTED, operand
 from isobit.targets.costs import Costs
 
 
 def layer_costs(graph: Graph, table: Costs | None = None) -> dict[str, Cost]:
     """The cost of each node by name, in execution order; a constant that several read is counted at the first.
+
+    Means and variances of batch norms are stored, and are no parameters.
 
     `table` gives milliseconds on one processor; without it they are 0.
     """
@@ -21,12 +23,16 @@ def layer_costs(graph: Graph, table: Costs | None = None) -> dict[str, Cost]:
     costs = {}
     for node in graph.nodes:
         parameters = stored = 0.0
-        for name in dict.fromkeys(n for n in node.inputs if n is not None and n in graph.weights):
+        for index, name in enumerate(node.inputs):
+            if name is None or name not in graph.weights:
+                continue
             info = graph.weights[name]
             key = info.source or name
             if key not in counted and info.is_float:
                 counted.add(key)
-                parameters += prod(info.shape)
+                role = operand(node.op, index)
+                is_observed = role is not None and role.role in ("mean", "variance")
+                parameters += 0 if is_observed else prod(info.shape)
                 stored += prod(info.shape) * element_bytes(info.dtype)
         outputs = float(sum(elements(graph, name) for name in node.outputs))
         macs = multiply_accumulates(graph, node)

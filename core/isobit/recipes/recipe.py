@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from isobit.errors import IsobitError, RecipeError, did_you_mean
+from isobit.files import write_atomically
 from isobit.placement.plan import Plan
+from isobit.recipes.toml_text import key_text, value_text
 
 SCHEMA = 1
 
@@ -94,6 +97,14 @@ class Recipe:
     judge_samples: int = 0
     hold_back: bool = False
 
+    def to_toml(self, path: str | PathLike[str] | None = None) -> str:
+        """The recipe as TOML, which is also written to `path` where one is given."""
+        text = "\n".join(_lines(self)) + "\n"
+        if path is not None:
+            with write_atomically(Path(fspath(path))) as temporary:
+                temporary.write_text(text, "utf-8")
+        return text
+
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.description}"]
         lines += [f"  {number}. {step}" for number, step in enumerate(self.steps, 1)]
@@ -104,6 +115,34 @@ class Recipe:
                 "one that does not raise their SQNR for certain is rolled back."
             )
         return "\n".join(lines)
+
+
+#: The keys of a step besides its technique and settings, and what they are unless said.
+_UNLESS_SAID = {"keep": False, "min_gain": 0.0, "weight_bits_below": None, "optional": False}
+
+
+def _lines(recipe: Recipe) -> Iterator[str]:
+    """A recipe as lines of TOML."""
+    yield f"schema = {SCHEMA}"
+    yield f"name = {value_text(recipe.name)}"
+    yield f"description = {value_text(recipe.description)}"
+    if recipe.judge_samples:
+        yield f"judge_samples = {recipe.judge_samples}"
+    if recipe.hold_back:
+        yield "hold_back = true"
+    for step in recipe.steps:
+        yield ""
+        yield "[[steps]]"
+        yield f"technique = {value_text(step.name)}"
+        further = {key: getattr(step, key) for key, default in _UNLESS_SAID.items() if getattr(step, key) != default}
+        yield from (f"{key} = {value_text(value)}" for key, value in further.items())
+        # a table has a line for each entry: a layer a line is what a person reads and changes
+        tables = {key: value for key, value in step.settings.items() if isinstance(value, Mapping) and value}
+        single = {key: value for key, value in step.settings.items() if key not in tables}
+        yield from (f"settings.{key_text(key)} = {value_text(value)}" for key, value in single.items())
+        for key, table in tables.items():
+            yield f"[steps.settings.{key_text(key)}]"
+            yield from (f"{key_text(str(name))} = {value_text(value)}" for name, value in table.items())
 
 
 def load_recipe(path: Path, techniques: Mapping[str, type[Any]]) -> Recipe:

@@ -91,7 +91,7 @@ class SharesCalibration(Protocol):
 
 
 @runtime_checkable
-class Compresses(Protocol):
+class Compresses(Technique, Protocol):
     """Optional, asked for by ``isinstance``: a technique that makes layers smaller, each by a choice of its own.
 
     `isobit.compress` asks for its candidates, chooses under a budget over the whole network, and applies what `chosen`

@@ -1,0 +1,146 @@
+"""CompressionReport: what was made smaller and what it costs in accuracy, as data and in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from isobit.budget import UNITS, Cost, CurvePoint
+from isobit.files import write_atomically
+
+
+@dataclass(frozen=True)
+class CompressedLayer:
+    """What was done to a layer, or to a group of coupled ones under the name of the first.
+
+    `before` and `after` are its cost in the unit of the budget; `error` is the power of the error of its output as a
+    share of that of the output, of the weights where `from_data` is false.
+    """
+
+    name: str
+    method: str
+    words: str
+    before: float
+    after: float
+    error: float
+    from_data: bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of sizes that was carried out and judged: by `evaluate`, or by the decibels of the outputs."""
+
+    words: str
+    score: float
+    keep: float
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What `isobit.compress` did.
+
+    `asked` and `kept` are shares of the cost in `unit`; `before` and `after` what the network costs for one sample.
+    `curve` is the least loss that choices allow at other shares, for the first method or those that share layers with
+    it. `judged_by` is ``"evaluate"``, ``"outputs"`` (dB) or an empty text; `score_before` is what evaluate says of the
+    network as it came.
+    """
+
+    methods: tuple[str, ...]
+    unit: str
+    asked: float
+    kept: float
+    before: Cost
+    after: Cost
+    layers: tuple[CompressedLayer, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
+    curve: tuple[CurvePoint, ...] = ()
+    layer_curves: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+    judged_by: str = ""
+    score_before: float | None = None
+    evaluations: int = 0
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    def to_json(self, path: str | PathLike[str] | None = None) -> str:
+        """The same as text; written to `path` where one is given."""
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        if path is not None:
+            with write_atomically(Path(fspath(path))) as temporary:
+                temporary.write_text(text + "\n", "utf-8")
+        return text
+
+    def text(self, most: int = 40) -> str:
+        """In words: what the network costs, then layer by layer, then what was left and why."""
+        return "\n".join(_lines(self, most)) + "\n"
+
+    def __str__(self) -> str:
+        return self.text()
+
+
+def cost_lines(before: Cost, after: Cost | None = None) -> Iterator[str]:
+    """What a network costs, a line for each unit that counts something."""
+    for unit in UNITS:
+        was = before.of(unit)
+        if was > 0:
+            now = "" if after is None else f" -> {number(after.of(unit))} ({after.of(unit) / was:.1%})"
+            yield f"{unit:<13}{number(was)}{now}"
+
+
+def number(value: float) -> str:
+    """Three digits and a word of the size."""
+    for size, word in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{word}"
+    return f"{value:.3g}"
+
+
+def _lines(report: CompressionReport, most: int) -> Iterator[str]:
+    methods = ", ".join(report.methods) or "a recipe"
+    yield f"{methods}: {report.kept:.1%} of the {report.unit} are kept" + (
+        f" ({report.asked:.1%} were asked for)" if report.asked != report.kept else ""
+    )
+    for line in cost_lines(report.before, report.after):
+        yield f"  {line}"
+    if report.score_before is not None:
+        yield f"  evaluate: {report.score_before:.6g} before"
+    for trial in report.trials:
+        figure = f"{trial.score:.6g}" if report.judged_by == "evaluate" else f"{trial.score:.1f} dB"
+        yield f"  {figure} {trial.words} at {trial.keep:.1%}" + (" (taken)" if trial.chosen else "")
+    if report.layers:
+        yield ""
+        yield "what was made smaller"
+        for layer in report.layers[:most]:
+            of = "output" if layer.from_data else "weights"
+            cost = f"{number(layer.before)} -> {number(layer.after)} {report.unit}"
+            yield f"  {layer.name}: {layer.words}, {cost}, error of the {of} {layer.error:.2%}"
+        if len(report.layers) > most:
+            yield f"  and {len(report.layers) - most} more"
+    if report.left:
+        yield ""
+        yield "what stayed whole"
+        for name, why in list(report.left.items())[:most]:
+            yield f"  {name}: {why}"
+        if len(report.left) > most:
+            yield f"  and {len(report.left) - most} more"
+    for note in report.notes:
+        yield f"note: {note}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

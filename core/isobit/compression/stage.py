@@ -1,0 +1,278 @@
+"""A stage: methods that share the layers choose sizes under a budget, and the best choice is carried out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from isobit.backend.checked_model import CheckedModel
+from isobit.budget import Candidate, Cost, CurvePoint, Pick, Selection, curve, layer_costs, select_ratios
+from isobit.budget.select_ratios import with_errors
+from isobit.compression.compression_report import CompressedLayer, Trial
+from isobit.compression.wishes import Wishes
+from isobit.errors import DataError
+from isobit.graph.graph import Graph
+from isobit.quantsim.judging.judge import Judge, mean
+from isobit.recipes.recipe import Step
+from isobit.statistics.statistics import observed
+from isobit.targets.costs import Costs
+from isobit.techniques.context import FLOAT, Requests, TechniqueContext
+from isobit.techniques.technique import Compresses, Observes, TechniqueReport
+
+logger = logging.getLogger(__name__)
+
+#: How near the cost must come to what was asked, and how often the budget is set anew where candidates' figures are off
+#: (layers that read each other save more together than each alone).
+_NEAR, _CORRECTIONS = 0.01, 4
+
+#: Sizes of each candidate that the greedy selection evaluates, evenly spread.
+_EVALUATED = 10
+
+#: How choices of sizes differ that are carried out and judged: by which selection, and the power of the losses.
+_VARIANTS = (
+    ("integer-program", 1.0, "the least sum of losses"),
+    ("integer-program", 2.0, "the least sum of squared losses"),
+    ("greedy", 1.0, "losses below one bound"),
+    ("integer-program", 0.5, "the least sum of roots of losses"),
+)
+
+Evaluate = Callable[[Any], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """The model after a stage, how that was done, and what is to be told."""
+
+    model: CheckedModel
+    cost: Cost
+    steps: tuple[Step, ...] = ()
+    reports: tuple[TechniqueReport, ...] = ()
+    layers: tuple[CompressedLayer, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+    points: tuple[CurvePoint, ...] = ()
+    layer_curves: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Judging:
+    """By what choices are compared: the user's `evaluate`, else how near outputs are to those of the first model."""
+
+    def __init__(self, model: CheckedModel, evaluate: Evaluate | None) -> None:
+        self._model, self._evaluate = model.copy(), evaluate
+        self._judge: Judge | None = None
+        self.count = 0
+        self.before = None if evaluate is None else self._evaluated(self._model)
+
+    @property
+    def by(self) -> str:
+        """``"evaluate"``, ``"outputs"``, or an empty text where there is nothing to judge by."""
+        return "evaluate" if self._evaluate is not None else "outputs" if self._judge is not None else ""
+
+    def see(self, context: TechniqueContext) -> None:
+        """Compare outputs on the first samples of the data, once there are some."""
+        head = () if context.dataset is None else context.dataset.head
+        if self._evaluate is None and self._judge is None and head:
+            self._judge = Judge.of(self._model, head)
+
+    def score(self, model: CheckedModel) -> float:
+        """The higher the better."""
+        if self._evaluate is not None:
+            return self._evaluated(model)
+        return 0.0 if self._judge is None else mean(self._judge.ratios(model))
+
+    def _evaluated(self, model: CheckedModel) -> float:
+        assert self._evaluate is not None
+        self.count += 1
+        score = float(self._evaluate(model.run))
+        if np.isnan(score):
+            raise DataError("evaluate returned NaN: it must return a number, the higher the better")
+        return score
+
+
+def network_cost(graph: Graph, table: Costs | None) -> Cost:
+    """What all nodes cost together."""
+    return Cost.sum(layer_costs(graph, table).values())
+
+
+def candidates_of(
+    methods: Sequence[Compresses], context: TechniqueContext, wishes: Wishes, table: Costs | None
+) -> list[list[Candidate]]:
+    """What each method offers, from one pass over the data for all of them."""
+    requests = [
+        request for method in methods if isinstance(method, Observes) for request in method.requests(context).float
+    ]
+    once = {observed(FLOAT, request): request for request in requests}
+    together = Requests(float=list(once.values()))
+    if once and context.can_observe(together):
+        context.observe(together)
+    return [method.candidates(context, multiple=wishes.multiple, table=table) for method in methods]
+
+
+def run_stage(
+    methods: Sequence[Compresses],
+    offered: Sequence[Sequence[Candidate]],
+    context: TechniqueContext,
+    wishes: Wishes,
+    judging: Judging,
+    table: Costs | None,
+    asked: float,
+) -> Done:
+    """Choose sizes so that the network costs `asked` in the unit of the wishes, and carry out the best choice."""
+    run = _Stage(methods, offered, context, wishes, judging, table, asked)
+    return run.done()
+
+
+class _Stage:
+    def __init__(
+        self,
+        methods: Sequence[Compresses],
+        offered: Sequence[Sequence[Candidate]],
+        context: TechniqueContext,
+        wishes: Wishes,
+        judging: Judging,
+        table: Costs | None,
+        asked: float,
+    ) -> None:
+        self.methods, self.context, self.wishes, self.judging = methods, context, wishes, judging
+        self.table, self.asked, self.unit = table, asked, wishes.cost
+        graph = context.graph
+        listed = [candidate for each in offered for candidate in each]
+        self.candidates = wishes.free(graph, listed)
+        self.fixed, self.left = wishes.fixed(graph, listed)
+        self.before = network_cost(graph, table)
+        self.rest = self.before - Cost.sum(pick.saved for pick in self.fixed.values())
+        self.measured = self.candidates
+
+    def done(self) -> Done:
+        self.judging.see(self.context)
+        notes: list[str] = []
+        if self.wishes.select == "greedy" and self.judging.by == "evaluate":
+            self.measured = [self._evaluated(candidate) for candidate in self.candidates]
+        tried: list[tuple[Done, Trial]] = []
+        seen: list[Mapping[str, Pick]] = []
+        for select, emphasis, words in self._variants():
+            selection = self._select(self.asked, select, emphasis)
+            if any(_same(selection.picks, other) for other in seen):
+                continue
+            seen.append(selection.picks)
+            done = self._near(selection, select, emphasis)
+            tried.append((done, Trial(words, 0.0, done.cost.of(self.unit) / max(self.before.of(self.unit), 1e-300))))
+            if not selection.reached:
+                break
+        if len(tried) > 1:
+            tried = [(done, replace(trial, score=self.judging.score(done.model))) for done, trial in tried]
+        best = max(range(len(tried)), key=lambda index: (tried[index][1].score, -index))
+        done = tried[best][0]
+        judged = [replace(t, chosen=i == best) for i, (_, t) in enumerate(tried)] if len(tried) > 1 else []
+        changed = {layer.name for layer in done.layers}
+        reasons = {each.name: each.why for each in self.candidates if each.name not in changed}
+        dear = "any smaller size of it costs more accuracy than sizes of others that save as much"
+        left = reasons | {each.name: dear for each in self.candidates if each.choices and each.name in reasons}
+        return replace(
+            done,
+            left={**left, **self.left},
+            trials=tuple(judged),
+            points=tuple(curve(self.candidates, self.rest, self.unit)),
+            layer_curves=self._layer_curves(),
+            notes=(*notes, *self._notes(done)),
+        )
+
+    def _variants(self) -> Iterator[tuple[str, float, str]]:
+        first = next(each for each in _VARIANTS if each[0] == self.wishes.select)
+        yield first
+        if self.judging.by and self.wishes.select == "integer-program":
+            yield from [each for each in _VARIANTS if each is not first][: self.wishes.trials - 1]
+
+    def _select(self, asked: float, select: str, emphasis: float) -> Selection:
+        keep = asked / max(self.rest.of(self.unit), 1e-300)
+        return select_ratios(self.measured, self.rest, keep, self.unit, by=select, emphasis=emphasis)
+
+    def _near(self, selection: Selection, select: str, emphasis: float) -> Done:
+        """Carry out a selection; again for another budget where the network then costs other than was reckoned."""
+        best = self._carried_out(selection)
+        aim = self.asked
+        for _ in range(_CORRECTIONS):
+            cost = best.cost.of(self.unit)
+            reckoned = selection.cost.of(self.unit)
+            if abs(cost - self.asked) <= _NEAR * self.asked or abs(cost - reckoned) <= 1e-3 * reckoned:
+                break  # near, or as near as sizes allow
+            aim *= self.asked / max(cost, 1e-300)
+            selection = self._select(aim, select, emphasis)
+            done = self._carried_out(selection)
+            if abs(done.cost.of(self.unit) - self.asked) >= abs(cost - self.asked):
+                break
+            best = done
+        return best
+
+    def _carried_out(self, selection: Selection) -> Done:
+        picks = {**self.fixed, **selection.picks}
+        copy = self.context.model.copy()
+        context = self.context.on(copy)
+        steps, reports = [], []
+        for method in self.methods:
+            choices = {name: pick.choice for name, pick in picks.items() if pick.candidate.method == method.method}
+            if choices:
+                technique = method.chosen(choices)
+                reports.append(technique.apply(context))
+                steps.append(step_of(technique))
+        layers = tuple(
+            CompressedLayer(
+                name,
+                pick.candidate.method,
+                pick.choice.words,
+                pick.candidate.full.of(self.unit),
+                pick.choice.cost.of(self.unit),
+                pick.choice.error,
+                pick.candidate.from_data,
+            )
+            for name, pick in sorted(picks.items(), key=lambda item: self._place(item[0]))
+        )
+        return Done(copy, network_cost(copy.graph, self.table), tuple(steps), tuple(reports), layers)
+
+    def _place(self, name: str) -> int:
+        return next((index for index, node in enumerate(self.context.graph.nodes) if node.name == name), 0)
+
+    def _evaluated(self, candidate: Candidate) -> Candidate:
+        """The candidate with what `evaluate` loses by each of ten sizes, all other layers whole."""
+        count = len(candidate.choices)
+        if not count:
+            return candidate
+        positions = np.unique(np.linspace(0, count - 1, min(count, _EVALUATED)).round().astype(np.int64))
+        method = next(method for method in self.methods if method.method == candidate.method)
+        before, errors, worst = self.judging.before or 0.0, {}, 0.0
+        for position in map(int, positions):
+            copy = self.context.model.copy()
+            method.chosen({candidate.name: candidate.choices[position]}).apply(self.context.on(copy))
+            drop = (before - self.judging.score(copy)) / max(abs(before), 1e-12)
+            worst = max(worst, min(drop, 1.0))  # a smaller size is never held to be better
+            errors[position] = worst
+        return with_errors(candidate, errors)
+
+    def _layer_curves(self) -> dict[str, tuple[tuple[float, float], ...]]:
+        """Share of the cost and error of each choice, by layer and method."""
+        return {
+            f"{candidate.name} ({candidate.method})": tuple(
+                (choice.cost.of(self.unit) / full, choice.error) for choice in candidate.choices
+            )
+            for candidate in self.candidates
+            if candidate.choices and (full := candidate.full.of(self.unit)) > 0
+        }
+
+    def _notes(self, done: Done) -> Iterator[str]:
+        yield from dict.fromkeys(note for report in done.reports for note in report.notes if "multiply-acc" not in note)
+        yield from dict.fromkeys(note for candidate in self.candidates for note in candidate.notes)
+
+
+def step_of(technique: Any) -> Step:
+    """The step of a recipe that applies this technique with its settings."""
+    settings = {name: getattr(technique, name) for name in technique.__dataclass_fields__}
+    return Step(type(technique), settings, keep=True)
+
+
+def _same(one: Mapping[str, Pick], other: Mapping[str, Pick]) -> bool:
+    return one.keys() == other.keys() and all(pick.choice is other[name].choice for name, pick in one.items())
