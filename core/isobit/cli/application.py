@@ -9,6 +9,7 @@ import typer
 from isobit.cli.analyzing.analyze_command import analyze
 from isobit.cli.backends import backends
 from isobit.cli.calibrate import calibrate
+from isobit.cli.compressing.compress_command import compress
 from isobit.cli.convert import convert
 from isobit.cli.diff import diff
 from isobit.cli.doctor import doctor
@@ -55,6 +56,7 @@ def isobit(
 
 
 app.command(rich_help_panel="Work")(quantize)
+app.command(rich_help_panel="Work")(compress)
 app.command(rich_help_panel="Work")(transfer)
 app.command(rich_help_panel="Work")(convert)
 app.command(rich_help_panel="Work")(calibrate)

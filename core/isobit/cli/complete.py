@@ -36,6 +36,16 @@ def number_formats(incomplete: str) -> list[str]:
     return _beginning([*integers, "float16", "bfloat16", "float8e4m3", "float8e5m2"], incomplete)
 
 
+def compression_names(incomplete: str) -> list[str]:
+    """Methods of compression."""
+    from isobit.compression.compress import compression_methods
+
+    try:
+        return _beginning(compression_methods(), incomplete)
+    except Exception:
+        return []
+
+
 def _registered(kind: str) -> Mapping[str, object]:
     """What plug-ins registered; nothing where that fails, because a message would land in the line being typed."""
     from isobit.plugins import registry

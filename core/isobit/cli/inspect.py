@@ -45,6 +45,12 @@ def inspect(
     no_fold: Annotated[
         bool, typer.Option("--no-fold", metavar="", help="Plan without folding batch norms first.")
     ] = False,
+    costs: Annotated[
+        bool,
+        typer.Option(
+            "--costs", metavar="", help="Say what each layer of a model costs: multiply-accumulates, parameters, ..."
+        ),
+    ] = False,
     show_all: Annotated[bool, typer.Option("--all", metavar="", help=f"List all, not the first {_SHOWN}.")] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     _debug: Debug = False,
@@ -59,16 +65,25 @@ def inspect(
     isobit inspect model.onnx --target onnxruntime-cpu
 
     isobit inspect out/model.qdq.onnx --all
+
+    isobit inspect model.onnx --costs
     """
     from isobit.errors import ModelError
 
     if not path.exists():
         raise ModelError(f"{path}: no such file")
-    finding = _find(path, target, backend, not no_fold)
+    finding = _costs(path, target, backend) if costs else _find(path, target, backend, not no_fold)
     if as_json:
         print_json({"path": str(path), **finding.data()})
     else:
         finding.show(10**9 if show_all else _SHOWN)
+
+
+def _costs(path: Path, target: str, backend: str | None) -> Finding:
+    """What the layers of a model cost."""
+    from isobit.cli.compressing.cost_table import FoundCosts
+
+    return FoundCosts.read(path, target, backend)
 
 
 def _find(path: Path, target: str, backend: str | None, fold: bool) -> Finding:

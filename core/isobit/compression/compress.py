@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import Backend
+from isobit.backend.optional import QdqWriter
 from isobit.calibration.schemes.minmax import MinMaxRange
 from isobit.compression.compression_report import CompressionReport
 from isobit.compression.stage import Done, Evaluate, Judging, candidates_of, network_cost, run_stage
 from isobit.compression.wishes import Wishes
 from isobit.data import Dataset, example_of
-from isobit.errors import FormatError, RecipeError, TargetError, did_you_mean
+from isobit.errors import FormatError, PluginError, RecipeError, TargetError, did_you_mean
+from isobit.files import check_writable, write_folder
 from isobit.plugins import registry
 from isobit.quantsim.apply import context_of
 from isobit.quantsim.executor import ExecutorLike
@@ -28,6 +31,9 @@ from isobit.techniques.technique import Compresses, TechniqueReport
 
 #: What is done unless another method is asked for: every layer gets the factors that serve it best.
 DEFAULT_METHOD = ("spatial-svd", "weight-svd", "tucker-2")
+
+#: What `Compressed.export` writes.
+FILES = {"model": "model.onnx", "recipe": "recipe.toml", "report": "report.json", "summary": "summary.txt"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +49,24 @@ class Compressed:
     report: CompressionReport
     recipe: Recipe
     backend_model: CheckedModel
+
+    def export(self, folder: str | PathLike[str]) -> dict[str, Path]:
+        """Write the model as ONNX, the recipe and the report into `folder`, all or nothing.
+
+        Returns the paths by what they hold: ``"model"``, ``"recipe"``, ``"report"`` (JSON) and ``"summary"``. Raises
+        OutputError.
+        """
+        writer = registry().backend("onnx")
+        if not isinstance(writer, QdqWriter):
+            raise PluginError("the plug-in named 'onnx' cannot write models: reinstall isobit")
+        place = Path(fspath(folder))
+        check_writable(place, FILES.values())
+        with write_folder(place) as staging:
+            writer.write_float(self.backend_model.inner, staging / FILES["model"])
+            self.recipe.to_toml(staging / FILES["recipe"])
+            self.report.to_json(staging / FILES["report"])
+            (staging / FILES["summary"]).write_text(self.report.text(most=10**6), "utf-8")
+        return {what: place / name for what, name in FILES.items()}
 
 
 def compress(
@@ -87,7 +111,10 @@ def compress(
     """
     wishes = Wishes(keep, cost, select, multiple, dict(ratios or {}), exclude, trials)
     plugins = registry()
-    methods = [_method(each) for each in ([method] if isinstance(method, str | Compresses) else method)]
+    listed = list(method) if isinstance(method, Sequence) and not isinstance(method, str) else [method]
+    if not listed:
+        raise FormatError(f"compress needs a method: {', '.join(compression_methods())}")
+    methods = [_method(each) for each in listed]
     chosen_target = plugins.target(target)
     table = _table(chosen_target, cost)
     example = example_of(data, inputs) if example_inputs is None and data is not None else example_inputs
@@ -234,7 +261,7 @@ def _single(candidates: Sequence[Any]) -> bool:
     return all(len(candidate.layers) == 1 for candidate in candidates)
 
 
-def _method(asked: str | Compresses) -> Compresses:
+def _method(asked: object) -> Compresses:
     if not isinstance(asked, str):
         if isinstance(asked, Compresses):
             return asked

@@ -1,0 +1,1 @@
+"""The command `isobit compress`, and costs that are shown."""

@@ -1,0 +1,220 @@
+"""`isobit compress`: a trained model made smaller under a budget, with a report and a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from isobit.cli import quantize_options as options
+from isobit.cli.complete import compression_names
+from isobit.cli.guard import Debug, remember_written
+from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
+
+if TYPE_CHECKING:
+    from isobit.cli.user_data.data_files import DataFiles
+    from isobit.compression.stage import Evaluate
+    from isobit.graph.graph import Graph
+
+_SIZES = "Sizes"
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="A few hundred typical inputs, as for `isobit quantize`: errors of outputs decide, not those of weights.",
+    ),
+]
+EvaluationData = Annotated[
+    Path | None,
+    typer.Option(
+        "--evaluate", metavar="PATH", help="An .npz with an array 'label' or 'labels': choices are judged by top-1."
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        rich_help_panel=_SIZES,
+        help="What is done to layers, for example spatial-svd, weight-svd or tucker-2; all of these unless said. "
+        "Repeatable.",
+        autocompletion=compression_names,
+    ),
+]
+Keep = Annotated[
+    float, typer.Option("--keep", metavar="SHARE", rich_help_panel=_SIZES, help="The share of the cost that is kept.")
+]
+CostUnit = Annotated[
+    str,
+    typer.Option(
+        "--cost",
+        metavar="UNIT",
+        rich_help_panel=_SIZES,
+        help="macs, parameters, bytes, activations, or milliseconds by the table of the target.",
+    ),
+]
+Select = Annotated[
+    str, typer.Option("--select", metavar="NAME", rich_help_panel=_SIZES, help="integer-program or greedy.")
+]
+Multiple = Annotated[
+    int, typer.Option("--multiple", metavar="N", min=1, rich_help_panel=_SIZES, help="Sizes are multiples of this.")
+]
+Ratio = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ratio",
+        metavar="NAME=SHARE",
+        rich_help_panel=_SIZES,
+        help="The share of its own cost that a layer keeps; * and ? match. Repeatable.",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="PATTERN",
+        rich_help_panel=_SIZES,
+        help="Layers (by name, * and ? match) or op types that stay whole. Repeatable.",
+    ),
+]
+Trials = Annotated[
+    int,
+    typer.Option(
+        "--trials", metavar="N", min=1, rich_help_panel=_SIZES, help="Choices of sizes that are judged at most."
+    ),
+]
+Recipe = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", rich_help_panel=_SIZES, help="Apply the recipe of an earlier run."),
+]
+
+
+def compress(
+    context: typer.Context,
+    model: options.Model,
+    out: options.Out,
+    data: Data = None,
+    evaluate: EvaluationData = None,
+    method: Methods = None,
+    keep: Keep = 0.5,
+    cost: CostUnit = "macs",
+    select: Select = "integer-program",
+    multiple: Multiple = 1,
+    ratio: Ratio = None,
+    exclude: Exclude = None,
+    trials: Trials = 3,
+    recipe: Recipe = None,
+    target: options.Target = "default",
+    backend: options.Backend = None,
+    batch_size: options.BatchSize = 32,
+    samples: options.Samples = None,
+    ignore_non_finite: options.IgnoreNonFinite = False,
+    image_size: options.ImageSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    scale: options.Scale = None,
+    channels: options.ChannelOrder = None,
+    layout: options.AxisOrder = None,
+    as_json: options.AsJson = False,
+    _debug: Debug = False,
+) -> None:
+    """Make a trained model smaller, layer by layer, under one budget.
+
+    Writes model.onnx, recipe.toml (the sizes, to be done again), report.json and summary.txt, all or nothing.
+
+    [bold]Examples[/bold]
+
+    isobit compress model.onnx --data calibration.npz --keep 0.5 -o small/
+
+    isobit compress model.onnx --data c.npz --evaluate test.npz --cost parameters --multiple 8 -o small/
+
+    isobit compress model.onnx --data c.npz --method spatial-svd --exclude 'head*' --ratio 'conv1=0.8' -o small/
+    """
+    from isobit.cli.terminal import line, print_json
+    from isobit.compression.compress import DEFAULT_METHOD, FILES
+    from isobit.compression.compress import compress as compress_model
+    from isobit.errors import ModelError
+    from isobit.files import check_writable
+    from isobit.plugins import registry
+
+    if not model.exists():
+        raise ModelError(f"{model}: no such file")
+    check_writable(out, FILES.values())
+    images = ImageOptions(
+        parse_size(image_size),
+        parse_numbers(mean, "--mean"),
+        parse_numbers(std, "--std"),
+        scale,
+        channels.value if channels else None,
+        layout.value if layout else None,
+    )
+    files, judge = None, None
+    if data is not None or evaluate is not None:
+        graph = registry().open(model, backend=backend).graph  # data is read for its inputs
+        files = None if data is None else _load(data, graph, images, batch_size, samples)
+        judge = None if evaluate is None else _accuracy(evaluate, graph, images, batch_size, ignore_non_finite)
+    result = compress_model(
+        model,
+        None if files is None else files.source,
+        judge,
+        method=method or DEFAULT_METHOD,
+        keep=keep,
+        cost=cost,
+        select=select,
+        multiple=multiple,
+        ratios=parse_ratios(ratio or ()),
+        exclude=tuple(exclude or ()),
+        trials=trials,
+        recipe=recipe,
+        target=target,
+        backend=backend,
+        batch_size=batch_size,
+        ignore_non_finite=ignore_non_finite,
+    )
+    paths = result.export(out)
+    remember_written(context, out)
+    if as_json:
+        print_json({**result.report.to_dict(), "files": {what: str(path) for what, path in paths.items()}})
+        return
+    for note in () if files is None else files.notes:
+        line(note)
+    for text in result.report.text().splitlines():
+        line(text)
+    for what, path in paths.items():
+        line(f"{what:<9}{path}")
+
+
+def parse_ratios(texts: list[str] | tuple[str, ...]) -> dict[str, float]:
+    """``NAME=SHARE`` texts. Raises typer.BadParameter."""
+    ratios = {}
+    for text in texts:
+        name, _, share = text.rpartition("=")
+        try:
+            ratios[name.strip()] = float(share)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r}: write NAME=SHARE, as conv1=0.5", param_hint="--ratio") from None
+        if not name.strip():
+            raise typer.BadParameter(f"{text!r}: write NAME=SHARE, as conv1=0.5", param_hint="--ratio")
+    return ratios
+
+
+def _load(path: Path, graph: Graph, images: ImageOptions, batch_size: int, samples: int | None) -> DataFiles:
+    from isobit.cli.user_data.calibration_files import load
+
+    return load(path, graph, images, batch_size=batch_size, samples=samples)
+
+
+def _accuracy(path: Path, graph: Graph, images: ImageOptions, batch_size: int, ignore_non_finite: bool) -> Evaluate:
+    """What `isobit.compress` takes as evaluate: the accuracy on labelled data. Raises DataError without labels."""
+    from isobit.cli.quantizing.evaluation import Evaluator
+    from isobit.data import Dataset
+    from isobit.errors import DataError
+
+    files = _load(path, graph, images, batch_size, None)
+    if files.labels is None:
+        raise DataError(f"{path} holds no array 'label' or 'labels', by which choices could be judged")
+    dataset = Dataset(files.source, graph, batch_size=batch_size, ignore_non_finite=ignore_non_finite)
+    return Evaluator(dataset, files.labels, next(iter(graph.outputs))).top_1

@@ -1,0 +1,81 @@
+"""What each layer of a model costs, and all of them together."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isobit.cli.terminal import capped, line, table
+
+if TYPE_CHECKING:
+    from isobit.budget import Cost
+    from isobit.graph.graph import Graph
+
+
+@dataclass(frozen=True)
+class FoundCosts:
+    """A model, what its nodes cost for one sample, and the processor whose times these are (an empty text: none)."""
+
+    path: Path
+    graph: Graph
+    costs: dict[str, Cost]
+    processor: str
+
+    @classmethod
+    def read(cls, path: Path, target: str, backend: str | None) -> FoundCosts:
+        """Open it. Raises ModelError."""
+        from isobit.budget import layer_costs
+        from isobit.plugins import registry
+
+        tables = [each for each in registry().target(target).costs if each.multiply]
+        graph = registry().open(path, backend=backend).graph
+        times = tables[0] if tables else None
+        return cls(path, graph, layer_costs(graph, times), times.processor if times is not None else "")
+
+    @property
+    def open_sizes(self) -> list[str]:
+        """Inputs with a size, other than that of the batch, that the model leaves open: it counts as 1."""
+        shapes = {name: self.graph.tensors[name].shape or () for name in self.graph.inputs}
+        return [name for name, shape in shapes.items() if any(not isinstance(size, int) for size in shape[1:])]
+
+    def data(self) -> dict[str, Any]:
+        """Costs by node, and their sum."""
+        from isobit.budget import Cost
+
+        layers = [{"name": name, "op": self.graph.node(name).op, **asdict(cost)} for name, cost in self.costs.items()]
+        total = asdict(Cost.sum(self.costs.values()))
+        return {"total": total, "layers": layers, "processor": self.processor, "open_sizes": self.open_sizes}
+
+    def show(self, cap: int) -> None:
+        """The sum, and the layers, the dearest first."""
+        from isobit.budget import Cost
+        from isobit.compression.compression_report import cost_lines, number
+
+        total = Cost.sum(self.costs.values())
+        line(str(self.path), style="bold")
+        for text in cost_lines(total):
+            line(text)
+        if self.processor:
+            line(f"by the times of {self.processor}, in float")
+        for name in self.open_sizes:
+            line(f"note: input {name!r} has open sizes, which count as 1")
+        rows = sorted(self.costs.items(), key=lambda item: (-item[1].macs, -item[1].parameters))
+        dear = [(name, cost) for name, cost in rows if cost.macs or cost.parameters]
+        table(
+            ("layer", "op", "macs", "share", "parameters", "activations"),
+            [
+                (
+                    name,
+                    self.graph.node(name).op,
+                    number(cost.macs),
+                    f"{cost.macs / total.macs:.1%}" if total.macs else "",
+                    number(cost.parameters),
+                    number(cost.activations),
+                )
+                for name, cost in dear[:cap]
+            ],
+            right=("macs", "share", "parameters", "activations"),
+        )
+        for text in capped([name for name, _ in dear], cap, "  ... and {count} more: --all lists them")[cap:]:
+            line(text)

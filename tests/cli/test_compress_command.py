@@ -1,0 +1,46 @@
+"""`isobit compress`, and the costs that `isobit inspect` shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def test_files_and_figures(isobit: Callable[..., Any], digits: Path, images: np.ndarray, tmp_path: Path) -> None:
+    np.savez(tmp_path / "c.npz", image=images)
+    common = ("compress", digits / "model.onnx", "--data", tmp_path / "c.npz", "--cost", "parameters")
+    shown = isobit(*common, "--keep", 0.7, "--method", "weight-svd", "--trials", 1, "-o", tmp_path / "out")
+    assert shown.exit_code == 0, shown.output
+    assert "weight-svd: 70.0% of the parameters are kept" in shown.stdout
+    assert (tmp_path / "out" / "model.onnx").stat().st_size < 0.8 * (digits / "model.onnx").stat().st_size
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert 0.69 <= report["kept"] <= 0.7
+    assert set(report["curve"][0]) == {"keep", "loss", "kept_power"}
+    again = isobit(*common, "--recipe", tmp_path / "out" / "recipe.toml", "--json", "-o", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["after"] == report["after"]
+    looked = isobit("inspect", tmp_path / "out" / "model.onnx", "--costs", "--json")
+    assert json.loads(looked.stdout)["total"] == report["after"]
+
+
+def test_costs_as_text(isobit: Callable[..., Any], digits: Path) -> None:
+    shown = isobit("inspect", digits / "model.onnx", "--costs")
+    assert shown.exit_code == 0, shown.output
+    assert "macs         3.38 M" in shown.stdout
+    assert "more: --all lists them" in shown.stdout
+
+
+def test_mistakes(isobit: Callable[..., Any], digits: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        (("none.onnx",), "none.onnx: no such file"),
+        ((digits / "model.onnx", "--method", "svd"), "no method is called 'svd'"),
+        ((digits / "model.onnx", "--cost", "milliseconds"), "does not say what a multiply-accumulate takes"),
+    ):
+        result = isobit("compress", *arguments, "-o", tmp_path / "out")
+        assert (result.exit_code, words in result.output) == (1, True), result.output
+    assert not (tmp_path / "out").exists()
+    assert isobit("compress", digits / "model.onnx", "--ratio", "conv", "-o", tmp_path / "out").exit_code == 2
