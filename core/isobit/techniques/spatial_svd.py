@@ -99,6 +99,8 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
     return Split(
         (min(out // groups * width, inputs * height),),
         groups,
+        width,
+        inputs * height * width,
         weighted_cost("Conv", weight.size, biases, rows * columns, out * rows * columns, table),
         cost,
         lambda moments, most: WidthFactors(as_groups(weight, groups), moments, most),

@@ -107,6 +107,8 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
     return Split(
         (inputs, out // groups),
         groups,
+        prod(kernel),
+        inputs * prod(kernel),
         weighted_cost("Conv", weight.size, biases, after, out * after, table),
         cost,
         lambda moments, most: TuckerFactors(as_groups(weight, groups), moments, most),

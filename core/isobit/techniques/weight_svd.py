@@ -93,6 +93,8 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
     return Split(
         (min(out // groups, prod(rest)),),
         groups,
+        1,
+        out // groups,
         weighted_cost(node.op, weight.size, biases, times, out * times, table),
         cost,
         lambda moments, most: OutputFactors(as_groups(weight, groups), moments),

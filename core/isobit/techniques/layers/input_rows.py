@@ -18,8 +18,9 @@ from isobit.techniques.context import Requests, TechniqueContext
 _ROWS_PER_COLUMN = 16
 _FEWEST_ROWS = 4096
 
-#: The most bytes of the rows of one layer, and of all layers of a network together.
-_MOST_BYTES = 64 << 20
+#: The most bytes of the rows of one layer, also where these are fewer rows than the second number, and of all layers of
+#: a network together.
+_MOST_BYTES, _FEW_ROWS, _FEW_BYTES = 64 << 20, 1024, 256 << 20
 _ALL_BYTES = 1 << 30
 
 
@@ -52,7 +53,18 @@ def _row(patches: Patches) -> int:
 
 def _limit(patches: Patches) -> int:
     enough = max(_FEWEST_ROWS, _ROWS_PER_COLUMN * patches.columns)
-    return max(1, min(ROW_LIMIT, enough, _MOST_BYTES // _row(patches)))
+    few = min(_FEW_ROWS, _FEW_BYTES // _row(patches))
+    return max(1, min(ROW_LIMIT, enough, max(few, _MOST_BYTES // _row(patches))))
+
+
+def input_rows(context: TechniqueContext, layers: Iterable[str]) -> Mapping[str, Rows]:
+    """Rows of the inputs of layers on the float model, by layer; none where there is no data."""
+    requests = row_requests(context.graph, layers)
+    asked = Requests(float=list(requests.values()))
+    if not requests or not context.can_observe(asked):
+        return {}
+    observed = context.observe(asked).float
+    return {name: rows for name, rows in zip(requests, observed, strict=True) if len(rows)}
 
 
 def input_grams(context: TechniqueContext, layers: Iterable[str]) -> Mapping[str, Gram]:
@@ -61,9 +73,4 @@ def input_grams(context: TechniqueContext, layers: Iterable[str]) -> Mapping[str
     A Gram is (groups, columns, columns), columns in the order of the canonical weight (`Patches`). Raises DataError for
     rows that hold NaN or infinity.
     """
-    requests = row_requests(context.graph, layers)
-    asked = Requests(float=list(requests.values()))
-    if not requests or not context.can_observe(asked):
-        return {}
-    observed = context.observe(asked).float
-    return {name: Gram.of(rows) for name, rows in zip(requests, observed, strict=True) if len(rows)}
+    return {name: Gram.of(rows) for name, rows in input_rows(context, layers).items()}

@@ -14,10 +14,10 @@ from isobit.edits.draft import Draft
 from isobit.edits.edit import NewNode, Replace
 from isobit.errors import FormatError
 from isobit.graph.graph import Node
-from isobit.statistics.layer_rows.gram import Gram
+from isobit.statistics.layer_rows.rows import Rows
 from isobit.targets.costs import Costs
 from isobit.techniques.context import Requests, TechniqueContext
-from isobit.techniques.layers.input_rows import input_grams, row_requests
+from isobit.techniques.layers.input_rows import input_rows, row_requests
 from isobit.techniques.layers.weighted_layer import bias_of, groups_of
 from isobit.techniques.low_rank.factors import Ranks, as_matrix, balanced
 from isobit.techniques.low_rank.input_moments import InputMoments
@@ -59,15 +59,15 @@ class LowRank:
         ]
         return Requests(float=list(row_requests(graph, layers).values())) if self.data_aware else Requests()
 
-    def _grams(self, context: TechniqueContext) -> Mapping[str, Gram]:
+    def _rows(self, context: TechniqueContext) -> Mapping[str, Rows]:
         sites = [request.site for request in self.requests(context).float]
-        return input_grams(context, [site.node for site in sites]) if sites else {}  # type: ignore[union-attr]
+        return input_rows(context, [site.node for site in sites]) if sites else {}  # type: ignore[union-attr]
 
     # --- what could be done ----------------------------------------------------------------------------------------
 
     def candidates(self, context: TechniqueContext, method: str, multiple: int, table: Costs | None) -> list[Candidate]:
         """Each layer with the ranks that it may have, or why it has none."""
-        model, grams = context.model, self._grams(context)
+        model, rows = context.model, self._rows(context)
         found = []
         for node in model.graph.nodes:
             if node.op not in frozenset(self.kinds):
@@ -76,15 +76,14 @@ class LowRank:
             if isinstance(layer, str):
                 found.append(Candidate(node.name, method, (node.name,), Cost(), why=layer))
                 continue
-            gram = grams.get(node.name)
-            moments = InputMoments.of(gram)
+            moments = InputMoments.of(rows.get(node.name), layer.unknowns)
             power = moments.power(as_matrix(as_groups(model.weight(node.inputs[1] or ""), groups_of(node))))
             choices = layer.choices(moments, multiple, power)
             why = "" if choices else "no rank of it is cheaper" + (f" in multiples of {multiple}" * (multiple > 1))
             if not choices and not power > 0:
                 why = "its output never changes"
             found.append(
-                Candidate(node.name, method, (node.name,), layer.whole, choices, why, from_data=gram is not None)
+                Candidate(node.name, method, (node.name,), layer.whole, choices, why, from_data=moments.is_known)
             )
         return found
 
@@ -107,11 +106,11 @@ class LowRank:
             raise FormatError(f"{self.name}: ranks names {unknown!r}, which is no {kinds} of the model")
         splits, left = self._splits(model, layers)
         needed = {name: ranks for name, ranks in self.ranks.items() if name in splits}
-        grams = self._grams(context) if splits else {}
+        rows = self._rows(context) if splits else {}
         draft, changed = Draft(model.graph, model.weight), []
         macs = kept_macs = sum(multiply_accumulates(model.graph, node) for node in layers.values())
         for name, split in splits.items():
-            moments = InputMoments.of(grams.get(name))
+            moments = InputMoments.of(rows.get(name), split.unknowns)
             ranks = needed.get(name) or self._ranks_for(model, layers[name], split, moments)
             if isinstance(ranks, str):
                 left[name] = ranks
@@ -120,13 +119,13 @@ class LowRank:
             share = split.cost(ranks).macs / max(split.whole.macs, 1.0)
             kept_macs += split.cost(ranks).macs - split.whole.macs
             text = f"{name}: rank {words(ranks)} of {words(split.full)}, {share:.1%} of its multiply-accumulates"
-            changed.append(text + (f", error of the output {error:.3g} of its power" if name in grams else ""))
+            changed.append(text + (f", error of the output {error:.3g} of its power" if moments.is_known else ""))
         if draft.edits:
             model.edit(draft)
         notes = (
             [f"multiply-accumulates of all layers: {kept_macs / macs:.1%} of {macs:.4g} a sample"] if changed else []
         )
-        if changed and self.data_aware and not grams:
+        if changed and self.data_aware and not rows:
             notes.append(NO_DATA)
         if self.keep == 1 and not self.ranks:
             notes.append("keep is 1 and no ranks are given: nothing changes")

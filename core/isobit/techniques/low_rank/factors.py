@@ -192,7 +192,7 @@ class _Span:
     @classmethod
     def of(cls, matrix: Floats, basis: Floats, moments: InputMoments) -> _Span:
         cross = on_outer(moments.times(matrix), basis)
-        second = None if moments.second is None else moments.of_features(basis)
+        second = moments.of_features(basis) if moments.is_known else None
         along = cross.swapaxes(1, 2) if second is None else _orthogonalised(second, cross, moments.power(matrix))
         rank = basis.shape[1]
         explained = np.square(along).sum(axis=0).reshape(rank, -1, matrix.shape[1]).sum(axis=1)

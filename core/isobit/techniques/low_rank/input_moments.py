@@ -6,67 +6,123 @@ its mean, which the bias takes up.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit.statistics.layer_rows.gram import Gram
+from isobit.statistics.layer_rows.rows import Rows, paired_values
 
 Floats = NDArray[np.float64]
 
-#: Damping in means of the diagonal: so much where there are as many rows as columns, less with more rows.
+#: Damping in means of the diagonal: so much where there are as many rows as unknowns, less with more rows.
 _DAMPING = 0.01
 _LEAST, _MOST = 1e-6, 1.0
+
+#: Rows that are multiplied at once in float64.
+_CHUNK = 512
 
 
 @dataclass(frozen=True, eq=False)
 class InputMoments:
-    """``second`` (groups, columns, columns) and ``mean`` (groups, columns); None: every column counts alike, by itself.
+    """The second moments about the mean of the columns that meet a weight, damped.
 
-    Without data a layer's error is that of its weights, which is what the identity says.
+    ``second`` (groups, columns, columns) where there are more rows than columns, else the rows themselves, about their
+    mean (rows, groups, columns), which are less; ``floor`` (groups,) is the damping, which is in `second` already, and
+    ``mean`` (groups, columns). Of neither: every column counts alike, by itself, which is the error of weights.
     """
 
     second: Floats | None = None
+    rows: NDArray[np.float32] | None = None
+    floor: Floats | None = None
     mean: Floats | None = None
 
     @classmethod
-    def of(cls, gram: Gram | None) -> InputMoments:
-        """The moments about the mean, damped: columns that data says little or nothing of count a little all the same.
+    def of(cls, rows: Rows | None, unknowns: int) -> InputMoments:
+        """The moments about the mean, damped: what data says little or nothing of counts a little all the same.
 
-        Directions that few rows leave open would seem free. The damping shrinks with the rows for each column.
+        Directions that few rows leave open would seem free. The damping shrinks with the rows for each of the
+        `unknowns` of an output that are to be learned. Raises DataError for rows that hold NaN or infinity.
         """
-        if gram is None:
+        if rows is None:
             return cls()
-        second = gram.centered().second / gram.count
-        share = min(_MOST, max(_LEAST, _DAMPING * gram.columns / gram.count))
-        floor = share * np.einsum("gcc->g", second) / gram.columns
-        floor[floor <= 0] = 1.0  # inputs that never change: any factors serve, so the nearest weights do
-        return cls(second + floor[:, None, None] * np.eye(gram.columns), gram.mean)
+        values, _ = paired_values(rows, None)
+        count, _, columns = values.shape
+        mean = values.mean(axis=0, dtype=np.float64)
+        share = min(_MOST, max(_LEAST, _DAMPING * unknowns / count))
+        if count >= columns:
+            second = Gram.of(rows).centered().second / count
+            floor = share * np.einsum("gcc->g", second) / columns
+        else:
+            second, values = None, values - mean.astype(np.float32)
+            floor = share * np.square(values, dtype=np.float64).mean(axis=(0, 2))
+        floor = np.where(floor > 0, floor, 1.0)  # inputs that never change: any factors serve, so the nearest weights
+        if second is None:
+            return cls(None, values, floor, mean)
+        return cls(second + floor[:, None, None] * np.eye(columns), None, floor, mean)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is data."""
+        return self.second is not None or self.rows is not None
+
+    def _chunks(self) -> Iterator[Floats]:
+        """The rows in parts, (groups, rows, columns), divided by the root of their number."""
+        assert self.rows is not None
+        scale = 1 / np.sqrt(len(self.rows))
+        for start in range(0, len(self.rows), _CHUNK):
+            yield self.rows[start : start + _CHUNK].astype(np.float64).transpose(1, 0, 2) * scale
 
     def times(self, matrix: Floats) -> Floats:
         """(groups, n, columns) times the second moments."""
-        return matrix if self.second is None else np.asarray(matrix @ self.second)
+        if self.second is not None:
+            return np.asarray(matrix @ self.second)
+        if self.rows is None or self.floor is None:
+            return matrix
+        product = matrix * self.floor[:, None, None]
+        for part in self._chunks():
+            product += (matrix @ part.swapaxes(1, 2)) @ part
+        return product
 
     def power(self, matrix: Floats) -> float:
-        """The mean square about the mean, summed over outputs, of the output of a weight (groups, outputs, columns)."""
+        """The mean square of the output of a weight (groups, outputs, columns), about its mean, of all outputs."""
         return float((self.times(matrix) * matrix).sum())
 
     def marginal(self, outer: int) -> Floats | None:
         """Columns are `outer` by inner ones: moments of the outer ones (groups, outer, outer), summed over inner."""
-        if self.second is None:
+        if self.second is not None:
+            groups, columns, _ = self.second.shape
+            split = self.second.reshape(groups, outer, columns // outer, outer, columns // outer)
+            return np.asarray(np.einsum("gajbj->gab", split))
+        if self.rows is None or self.floor is None:
             return None
-        groups, columns, _ = self.second.shape
-        split = self.second.reshape(groups, outer, columns // outer, outer, columns // outer)
-        return np.asarray(np.einsum("gajbj->gab", split))
+        inner = self.rows.shape[2] // outer
+        total: Floats = self.floor[:, None, None] * inner * np.eye(outer)
+        for part in self._chunks():
+            by_inner = part.reshape(*part.shape[:2], outer, inner).transpose(0, 1, 3, 2)
+            flat = by_inner.reshape(part.shape[0], -1, outer)
+            total += flat.swapaxes(1, 2) @ flat
+        return total
 
     def of_features(self, basis: Floats) -> Floats:
         """The moments of features: `basis` (groups, rank, outer) on the outer columns, at every inner one.
 
         (groups, rank * inner, rank * inner), a rank's inner ones together.
         """
-        assert self.second is not None  # without moments features are as independent as the basis, which is known
         groups, rank, outer = basis.shape
+        if self.second is None:
+            assert self.rows is not None  # of weights alone the features are known: they are independent
+            assert self.floor is not None
+            inner = self.rows.shape[2] // outer
+            damped = self.floor[:, None, None] * (basis @ basis.swapaxes(1, 2))
+            total: Floats = np.einsum("grs,ij->grisj", damped, np.eye(inner))
+            total = total.reshape(groups, rank * inner, rank * inner)
+            for part in self._chunks():
+                features = on_outer(part, basis)
+                total += features.swapaxes(1, 2) @ features
+            return total
         inner = self.second.shape[1] // outer
         half = basis @ self.second.reshape(groups, outer, inner * outer * inner)
         half = half.reshape(groups, rank * inner, outer, inner).transpose(0, 2, 1, 3)

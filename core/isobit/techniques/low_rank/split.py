@@ -24,6 +24,9 @@ _OFFERED = 24
 #: The share of all that such a rank is below, where it is not all: layers of nearly all ranks cost more than the whole.
 _MOST = 0.8
 
+#: Features of the input whose moments are looked at, at most.
+_MOST_FEATURES = 4608
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -38,12 +41,15 @@ class Split:
     """How one layer can be split.
 
     `full` are the largest ranks of each group, `groups` how many groups there are, `whole` what the layer costs now,
-    `cost` what it costs at some ranks. `factors` are found for the moments of its input up to a first rank, and `parts`
+    `cost` what it costs at some ranks. `inner` is how many features a first rank has, and `unknowns` how many numbers
+    of an output are learned from data. `factors` are found for the moments of its input up to a first rank, and `parts`
     are the layers of them.
     """
 
     full: Ranks
     groups: int
+    inner: int
+    unknowns: int
     whole: Cost
     cost: Callable[[Ranks], Cost]
     factors: Callable[[InputMoments, int], Factors]
@@ -52,9 +58,13 @@ class Split:
     def offered(self, multiple: int) -> list[Ranks]:
         """The ranks worth looking at: with `multiple` channels or a multiple of them, and cheaper in some unit."""
         step = multiple // gcd(multiple, self.groups)
+        most = max(1, _MOST_FEATURES // self.inner)  # and no more than fits into memory
         axes: list[Sequence[int]] = [range(step, full, step) for full in self.full]
+        axes[0] = range(step, min(self.full[0], most + 1), step)
         if len(axes) > 1:  # a rank that is all of the inputs, or of the outputs, leaves its factor out
-            axes = [[*_some(range(step, int(_MOST * full), step)), full] for full in self.full]
+            first, last = (int(_MOST * full) for full in self.full)
+            axes = [range(step, min(first, most + 1), step), range(step, last, step)]
+            axes = [[*_some(axis), full] for axis, full in zip(axes, self.full, strict=True)]
         return [ranks for ranks in product(*axes) if ranks != self.full and self._saves(self.cost(ranks))]
 
     def _saves(self, cost: Cost) -> bool:
