@@ -5,7 +5,8 @@
 Each operation runs alone in onnxruntime, once in float and once between QuantizeLinear and DequantizeLinear, on one
 thread; onnxruntime's own profile says what its kernels took. A cost is nanoseconds for an element of the largest tensor
 that the operation reads or computes, the least of the runs and of rounds over all operations, since machines are
-shared. An operation for which the profile names no kernel of integers is left out.
+shared. An operation for which the profile names no kernel of integers is left out. `multiply` is nanoseconds for a
+multiply-accumulate of a layer with weights, in float.
 """
 
 from __future__ import annotations
@@ -36,6 +37,17 @@ OPERATIONS: Mapping[str, tuple[Mapping[str, Any], Sequence[Shape]]] = {
     "Sigmoid": ({}, [(1, 64, 56, 56)]),
     "Softmax": ({"axis": -1}, [(1, 12, 128, 128)]),
     "Concat": ({"axis": 1}, [(1, 32, 56, 56), (1, 32, 56, 56)]),
+}
+
+#: Op of the graph, that of ONNX, its attributes, the shapes of its inputs (all but the first are weights), and its
+#: multiply-accumulates: layers in the middle of a CNN, of a transformer and of a recurrent network.
+LAYERS: Mapping[str, tuple[str, Mapping[str, Any], Sequence[Shape], int]] = {
+    "Conv": ("Conv", {"pads": (1, 1, 1, 1)}, [(1, 64, 28, 28), (64, 64, 3, 3)], 64 * 64 * 9 * 28 * 28),
+    "ConvTranspose": ("ConvTranspose", {"strides": (2, 2)}, [(1, 64, 14, 14), (64, 32, 2, 2)], 64 * 32 * 4 * 14 * 14),
+    "Linear": ("Gemm", {}, [(64, 384), (384, 384)], 64 * 384 * 384),
+    "MatMul": ("MatMul", {}, [(12, 128, 32), (12, 32, 128)], 12 * 128 * 32 * 128),
+    "LSTM": ("LSTM", {"hidden_size": 64}, [(32, 1, 64), (1, 256, 64), (1, 256, 64)], 32 * 2 * 256 * 64),
+    "GRU": ("GRU", {"hidden_size": 64}, [(32, 1, 64), (1, 192, 64), (1, 192, 64)], 32 * 2 * 192 * 64),
 }
 _OPSET = 21
 _FLOAT_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
@@ -89,6 +101,30 @@ def kernel_times(model: onnx.ModelProto, runs: int) -> dict[str, float]:
     return longest
 
 
+def layer_of(op: str, attributes: Mapping[str, Any], shapes: Sequence[Shape]) -> onnx.ModelProto:
+    """A model of one layer; a MatMul reads two tensors, other layers one and their weights."""
+    data = 2 if op == "MatMul" else 1
+    names = [f"x{index}" for index in range(len(shapes))]
+    random = np.random.default_rng(0)
+    weights = [
+        onnx.numpy_helper.from_array(random.standard_normal(shape, np.float32), name)
+        for shape, name in zip(shapes[data:], names[data:], strict=True)
+    ]
+    inputs = [helper.make_tensor_value_info(names[i], TensorProto.FLOAT, shapes[i]) for i in range(data)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph([helper.make_node(op, names, ["y"], op, **attributes)], op, inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
+
+
+def measure_layers(runs: int) -> dict[str, float]:
+    """Nanoseconds for a multiply-accumulate."""
+    times = {}
+    for name, (op, attributes, shapes, macs) in LAYERS.items():
+        kernels = kernel_times(layer_of(op, attributes, shapes), runs)
+        times[name] = max(time for kernel, time in kernels.items() if not kernel.startswith("Reorder")) / macs
+    return times
+
+
 def measure(runs: int) -> dict[str, Any]:
     """The table of this processor."""
     floats: dict[str, float] = {}
@@ -109,6 +145,7 @@ def measure(runs: int) -> dict[str, Any]:
         "dequantize": statistics.median(conversions["DequantizeLinear"]),
         "float": floats,
         "integer": integers,
+        "multiply": measure_layers(runs),
     }
 
 

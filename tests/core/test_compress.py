@@ -143,6 +143,12 @@ def test_the_report_as_json_holds_the_curves() -> None:
     assert report["before"]["macs"] > report["after"]["macs"]
 
 
+def test_milliseconds_are_a_cost_where_the_target_tells_them() -> None:
+    result = compress(data(), keep=0.7, cost="milliseconds", target="onnxruntime-cpu", trials=1)
+    assert 0.68 <= result.report.kept <= 0.7
+    assert result.report.before.milliseconds > result.report.after.milliseconds > 0
+
+
 def test_a_method_may_be_given_with_its_settings() -> None:
     result = compress(data(), keep=0.7, method=SpatialSvd(data_aware=False))
     assert not any(layer.from_data for layer in result.report.layers)

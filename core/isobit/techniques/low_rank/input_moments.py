@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,13 +51,14 @@ class InputMoments:
             return cls()
         values, _ = paired_values(rows, None)
         count, _, columns = values.shape
-        mean = values.mean(axis=0, dtype=np.float64)
         share = min(_MOST, max(_LEAST, _DAMPING * unknowns / count))
+        second: Floats | None = None
         if count >= columns:
-            second = Gram.of(rows).centered().second / count
+            second, mean = _second(rows)
             floor = share * np.einsum("gcc->g", second) / columns
         else:
-            second, values = None, values - mean.astype(np.float32)
+            mean = values.mean(axis=0, dtype=np.float64)
+            values = values - mean.astype(np.float32)
             floor = share * np.square(values, dtype=np.float64).mean(axis=(0, 2))
         floor = np.where(floor > 0, floor, 1.0)  # inputs that never change: any factors serve, so the nearest weights
         if second is None:
@@ -129,6 +131,24 @@ class InputMoments:
         both = basis @ half.reshape(groups, outer, rank * inner * inner)
         both = both.reshape(groups, rank, rank * inner, inner).transpose(0, 2, 1, 3)
         return np.ascontiguousarray(both.reshape(groups, rank * inner, rank * inner))
+
+
+#: Second moments that several methods and choices ask for, with the number of rows that they are of, and the means.
+_KNOWN: WeakKeyDictionary[Rows, tuple[int, Floats, Floats]] = WeakKeyDictionary()
+
+#: The largest that are kept, in bytes: about what the rows take.
+_KEPT_BYTES = 64 << 20
+
+
+def _second(rows: Rows) -> tuple[Floats, Floats]:
+    """Second moments about the mean, and the mean."""
+    known = _KNOWN.get(rows)
+    if known is None or known[0] != len(rows):
+        gram = Gram.of(rows)
+        known = len(rows), gram.centered().second / gram.count, gram.mean
+        if known[1].nbytes <= _KEPT_BYTES:
+            _KNOWN[rows] = known
+    return known[1], known[2]
 
 
 def on_outer(matrix: Floats, basis: Floats) -> Floats:

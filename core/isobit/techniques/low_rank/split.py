@@ -94,8 +94,7 @@ def obstacle(graph: Graph, node: Node) -> str:
     reason = bias_obstacle(graph, node) or weight_obstacle(graph, node)
     if reason:
         return reason
-    outputs, inputs = graph.weights[node.inputs[1] or ""].shape[:2]
-    if outputs // groups_of(node) == 1 or inputs == 1:
+    if graph.weights[node.inputs[1] or ""].shape[0] // groups_of(node) == 1:
         return "it has one channel" if groups_of(node) == 1 else "its groups are of one channel"
     return ""
 
