@@ -174,11 +174,12 @@ def _replace(draft: Draft, model: CheckedModel, node: Node, split: Split, moment
     factors = split.factors(moments, ranks[0])
     error = factors.error(ranks) / max(moments.power(as_matrix(whole)), float(np.finfo(np.float64).tiny))
     parts = split.parts(balanced(factors.weights(ranks)))
-    names = [draft.free_name(f"{node.inputs[1]}.{number}") for number in range(len(parts))]
+    # beside the weight, not below it: in PyTorch that is where a parameter of the same module can stand
+    names = [draft.free_name(f"{node.inputs[1]}_{number}") for number in range(len(parts))]
     weights = {name: part.weight for name, part in zip(names, parts, strict=True)}
     bias = node.inputs[2:3]
     if moments.mean is not None:
-        bias = (draft.free_name(f"{node.name}.bias"),)
+        bias = (draft.free_name(f"{node.name}.bias" if bias in ((), (None,)) else f"{bias[0]}_0"),)
         missing = (as_matrix(whole) - factors.product(ranks)) @ moments.mean[:, :, None]
         weights[bias[0] or ""] = np.asarray(bias_of(draft, node, missing.size) + missing.reshape(-1), np.float32)
     operands: list[tuple[str | None, ...]] = [(name,) for name in names]
