@@ -70,19 +70,20 @@ class WidthFactors:
     """Filters of height x 1, and filters of 1 x width on their output.
 
     The vertical filters span what the weight needs of each column of the input, taken by itself; the horizontal ones
-    are then solved on whole windows, and the spans that data and that weights alone suggest are compared.
+    are then solved on whole windows. With `compare`, the span that weights alone suggest is tried beside that of data.
     """
 
     weight: Floats  # (groups, outputs, inputs, height, width)
     moments: InputMoments
     most: int
+    compare: bool = True
 
     @cached_property
     def _spans(self) -> list[_Span]:
         groups, outputs, inputs, height, width = self.weight.shape
         by_column = self.weight.transpose(0, 1, 4, 2, 3).reshape(groups, outputs * width, inputs * height)
         marginal = self.moments.marginal(inputs * height)
-        suggested = [None] if marginal is None else [marginal, None]
+        suggested = [marginal, None] if self.compare and marginal is not None else [marginal]
         matrix = as_matrix(self.weight)
         return [_Span.of(matrix, input_basis(by_column, each, self.most), self.moments) for each in suggested]
 
@@ -122,6 +123,7 @@ class TuckerFactors:
     weight: Floats  # (groups, outputs, inputs, *kernel)
     moments: InputMoments
     most: int  # rank of inputs, where it is not all of them
+    compare: bool = True  # the span that weights alone suggest with that of data
 
     @cached_property
     def _outputs(self) -> tuple[Floats, Floats]:
@@ -132,7 +134,7 @@ class TuckerFactors:
         groups, outputs, inputs = self.weight.shape[:3]
         by_tap = self.weight.reshape(groups, outputs, inputs, -1).swapaxes(2, 3).reshape(groups, -1, inputs)
         marginal = self.moments.marginal(inputs)
-        suggested = [None] if marginal is None else [marginal, None]
+        suggested = [marginal, None] if self.compare and marginal is not None else [marginal]
         matrix = self._outputs[0].swapaxes(1, 2) @ as_matrix(self.weight)  # the output along its principal directions
         return [_Span.of(matrix, input_basis(by_tap, each, self.most), self.moments) for each in suggested]
 

@@ -42,8 +42,8 @@ class Split:
 
     `full` are the largest ranks of each group, `groups` how many groups there are, `whole` what the layer costs now,
     `cost` what it costs at some ranks. `inner` is how many features a first rank has, and `unknowns` how many numbers
-    of an output are learned from data. `factors` are found for the moments of its input up to a first rank, and `parts`
-    are the layers of them.
+    of an output are learned from data. `factors` are found for the moments of its input up to a first rank, where asked
+    by more than one way, and `parts` are the layers of them.
     """
 
     full: Ranks
@@ -52,7 +52,7 @@ class Split:
     unknowns: int
     whole: Cost
     cost: Callable[[Ranks], Cost]
-    factors: Callable[[InputMoments, int], Factors]
+    factors: Callable[[InputMoments, int, bool], Factors]
     parts: Callable[[Sequence[Floats]], Sequence[Part]]
 
     def offered(self, multiple: int) -> list[Ranks]:
@@ -76,7 +76,7 @@ class Split:
         if not offered or not power > 0:
             return ()
         most = max((ranks[0] for ranks in offered if ranks[0] < self.full[0]), default=1)
-        factors, full = self.factors(moments, most), words(self.full)
+        factors, full = self.factors(moments, most, False), words(self.full)
 
         def choice(ranks: Ranks) -> Choice:
             text = f"rank {words(ranks)} of {full}"
