@@ -12,8 +12,10 @@ from technique_networks import opened
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Dataset
+from isobit.edits.edit import SetWeights
 from isobit.techniques import SpatialSvd, Tucker2, WeightSvd
 from isobit.techniques.context import TechniqueContext
+from isobit.techniques.low_rank.input_moments import InputMoments
 from isobit.testing.networks import Network, NetworkBuilder
 
 RANKS: dict[type[Any], Any] = {SpatialSvd: 4, WeightSvd: 3, Tucker2: [3, 4]}
@@ -124,8 +126,6 @@ def test_the_layers_of_tucker_are_those_of_its_formula() -> None:
         whole[o, c] += last[o, s, 0, 0] * core[s, r] * first[r, c, 0, 0]
     direct = opened(convolution())
     bias = model.weight(model.graph.nodes[-1].inputs[2])
-    from isobit.edits.edit import SetWeights
-
     direct.edit([SetWeights({"weight": whole.astype(np.float32), "bias": bias})])
     np.testing.assert_allclose(model.run({"x": x})["y"], direct.run({"x": x})["y"], atol=2e-3)
 
@@ -139,3 +139,24 @@ def test_few_rows_do_no_harm() -> None:
     plain = opened(convolution())
     SpatialSvd(1.0, {"conv": 6}, data_aware=False).apply(context(plain, fresh))
     assert error(model, fresh, before) < 3 * error(plain, fresh, before)
+
+
+def test_rows_serve_as_well_as_their_moments() -> None:
+    """Of fewer rows than columns the rows are kept; of more, their second moments: all products are the same."""
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(700, 2, 12))
+    floor = np.array([0.1, 0.2])
+    second = np.einsum("ngi,ngj->gij", values, values) / 700 + floor[:, None, None] * np.eye(12)
+    by_rows = InputMoments(None, values.astype(np.float32), floor, np.zeros((2, 12)))
+    by_sums = InputMoments(second, None, floor, np.zeros((2, 12)))
+    matrix, basis = rng.normal(size=(2, 5, 12)), rng.normal(size=(2, 3, 4))
+    whole = np.einsum("grc,ij->gricj", basis, np.eye(3)).reshape(2, 9, 12)  # the basis at every inner column
+    for found, exact in (
+        ("outputs", matrix @ second @ matrix.swapaxes(1, 2)),
+        ("of_features", whole @ second @ whole.swapaxes(1, 2)),
+        ("with_features", matrix @ second @ whole.swapaxes(1, 2)),
+        ("marginal", np.einsum("gajbj->gab", second.reshape(2, 4, 3, 4, 3))),
+    ):
+        arguments = {"outputs": (matrix,), "of_features": (basis,), "with_features": (matrix, basis), "marginal": (4,)}
+        for moments in (by_rows, by_sums):
+            np.testing.assert_allclose(getattr(moments, found)(*arguments[found]), exact, rtol=1e-5, atol=1e-5)

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from isobit.techniques.low_rank.input_moments import Floats, InputMoments, input_basis, on_outer, output_basis
+from isobit.techniques.low_rank.input_moments import Floats, InputMoments, input_basis, output_basis
 
 Ranks = tuple[int, ...]
 
@@ -193,7 +193,7 @@ class _Span:
 
     @classmethod
     def of(cls, matrix: Floats, basis: Floats, moments: InputMoments) -> _Span:
-        cross = on_outer(moments.times(matrix), basis)
+        cross = moments.with_features(matrix, basis)
         second = moments.of_features(basis) if moments.is_known else None
         along = cross.swapaxes(1, 2) if second is None else _orthogonalised(second, cross, moments.power(matrix))
         rank = basis.shape[1]

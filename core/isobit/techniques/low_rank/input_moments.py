@@ -77,20 +77,34 @@ class InputMoments:
         for start in range(0, len(self.rows), _CHUNK):
             yield self.rows[start : start + _CHUNK].astype(np.float64).transpose(1, 0, 2) * scale
 
-    def times(self, matrix: Floats) -> Floats:
-        """(groups, n, columns) times the second moments."""
+    def outputs(self, matrix: Floats) -> Floats:
+        """Second moments of the outputs of a matrix (groups, n, columns), about their mean: (groups, n, n)."""
         if self.second is not None:
-            return np.asarray(matrix @ self.second)
+            return np.asarray((matrix @ self.second) @ matrix.swapaxes(1, 2))
+        products = matrix @ matrix.swapaxes(1, 2)
         if self.rows is None or self.floor is None:
-            return matrix
-        product = matrix * self.floor[:, None, None]
+            return products
+        total = products * self.floor[:, None, None]
         for part in self._chunks():
-            product += (matrix @ part.swapaxes(1, 2)) @ part
-        return product
+            output = matrix @ part.swapaxes(1, 2)
+            total += output @ output.swapaxes(1, 2)
+        return total
+
+    def with_features(self, matrix: Floats, basis: Floats) -> Floats:
+        """Products of the outputs of a matrix with features (`of_features`): (groups, n, rank * inner)."""
+        if self.second is not None:
+            return on_outer(matrix @ self.second, basis)
+        direct = on_outer(matrix, basis)
+        if self.rows is None or self.floor is None:
+            return direct
+        total = direct * self.floor[:, None, None]
+        for part in self._chunks():
+            total += (matrix @ part.swapaxes(1, 2)) @ on_outer(part, basis)
+        return total
 
     def power(self, matrix: Floats) -> float:
         """The mean square of the output of a weight (groups, outputs, columns), about its mean, of all outputs."""
-        return float((self.times(matrix) * matrix).sum())
+        return float(np.einsum("gnn->", self.outputs(matrix)))
 
     def marginal(self, outer: int) -> Floats | None:
         """Columns are `outer` by inner ones: moments of the outer ones (groups, outer, outer), summed over inner."""
@@ -178,5 +192,5 @@ def input_basis(matrix: Floats, moments: Floats | None, rank: int) -> Floats:
 
 def output_basis(matrix: Floats, moments: InputMoments) -> tuple[Floats, Floats]:
     """The principal directions of the output (groups, outputs, outputs), a column each, and the power along each."""
-    values, vectors = np.linalg.eigh(moments.times(matrix) @ matrix.swapaxes(1, 2))
+    values, vectors = np.linalg.eigh(moments.outputs(matrix))
     return vectors[:, :, ::-1], np.maximum(values[:, ::-1], 0.0)
