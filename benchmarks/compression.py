@@ -59,7 +59,7 @@ def crepe(capacity: str, samples: int, measured: int) -> Network:
 NETWORKS: Mapping[str, Callable[[], Network]] = {
     "digits": digits,
     "tiny": lambda: crepe("tiny", 512, 1024),
-    "full": lambda: crepe("full", 128, 256),
+    "full": lambda: crepe("full", 64, 256),
 }
 
 
