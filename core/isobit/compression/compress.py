@@ -16,6 +16,7 @@ from isobit.compression.compression_report import CompressionReport
 from isobit.compression.stage import Done, Evaluate, Judging, candidates_of, network_cost, run_stage
 from isobit.compression.wishes import Wishes
 from isobit.data import Dataset, example_of
+from isobit.defaults import DEFAULT_TARGET
 from isobit.errors import FormatError, PluginError, RecipeError, TargetError, did_you_mean
 from isobit.files import check_writable, write_folder
 from isobit.plugins import registry
@@ -83,7 +84,7 @@ def compress(
     exclude: str | Sequence[str] = (),
     trials: int = 3,
     recipe: str | PathLike[str] | Recipe | None = None,
-    target: str | PathLike[str] | Target = "default",
+    target: str | PathLike[str] | Target = DEFAULT_TARGET,
     example_inputs: Any = None,
     backend: str | Backend | None = None,
     batch_size: int = 32,
@@ -96,7 +97,8 @@ def compress(
 
     `method` names what is done to a layer: ``"spatial-svd"``, ``"weight-svd"``, ``"tucker-2"``, or what a plug-in adds;
     of several that change one layer each, every layer gets the best one, others follow each other. `cost` is
-    ``"macs"``, ``"parameters"``, ``"bytes"``, ``"activations"`` or ``"milliseconds"`` by the table of the `target`.
+    ``"macs"``, ``"parameters"``, ``"bytes"``, ``"activations"`` or ``"milliseconds"`` by the table of the `target`
+    (that of onnxruntime-cpu unless said).
     With `data`, the errors of outputs are made small and decide which layer gives how much; without, those of weights.
 
     `select` is ``"integer-program"`` (the least loss in all) or ``"greedy"`` (losses below one bound; with `evaluate`,
@@ -289,6 +291,6 @@ def _table(target: Target, unit: str) -> Costs | None:
     if table is None and unit == "milliseconds":
         raise TargetError(
             f"target {target.name!r} does not say what a multiply-accumulate takes: a target's [[costs]] needs "
-            "`multiply` for cost='milliseconds', as target='onnxruntime-cpu' has"
+            f"`multiply` for cost='milliseconds', as target={DEFAULT_TARGET!r} has"
         )
     return table

@@ -11,6 +11,7 @@ from isobit.cli import quantize_options as options
 from isobit.cli.complete import compression_names
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
+from isobit.defaults import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from isobit.cli.user_data.data_files import DataFiles
@@ -107,7 +108,7 @@ def compress(
     exclude: Exclude = None,
     trials: Trials = 3,
     recipe: Recipe = None,
-    target: options.Target = "default",
+    target: options.Target = None,
     backend: options.Backend = None,
     batch_size: options.BatchSize = 32,
     samples: options.Samples = None,
@@ -169,7 +170,7 @@ def compress(
         exclude=tuple(exclude or ()),
         trials=trials,
         recipe=recipe,
-        target=target,
+        target=target or DEFAULT_TARGET,
         backend=backend,
         batch_size=batch_size,
         ignore_non_finite=ignore_non_finite,
