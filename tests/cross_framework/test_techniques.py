@@ -69,9 +69,14 @@ TECHNIQUES: dict[str, tuple[str, Sequence[Technique]]] = {
         [Unbalance("HardSwish"), BalanceChannels(mul_gain=1, mul_share=0)],
     ),
     "re-estimate batch norms": ("conv_net", [ReestimateBatchNorms()]),
-    "SpatialSvd": ("conv_net", [FoldBatchNorms(), SpatialSvd(0.5)]),
-    "WeightSvd": ("two_inputs", [WeightSvd(0.5)]),
+    "SpatialSvd": ("conv_net", [FoldBatchNorms(), SpatialSvd(0.5, data_aware=False)]),
+    "SpatialSvd by data": ("conv_net", [FoldBatchNorms(), SpatialSvd(0.5)]),
+    "WeightSvd": ("two_inputs", [WeightSvd(0.5, data_aware=False)]),
+    "WeightSvd by data": ("two_inputs", [WeightSvd(0.5)]),
 }
+
+#: Techniques whose weights are solved from activations, which differ in their last bits: so do the scales.
+SOLVED = {"SpatialSvd by data", "WeightSvd by data"}
 
 
 def constants(graph: Graph) -> list[str]:
@@ -111,4 +116,8 @@ def test_weights_and_encodings_are_those_of_the_other_frameworks(case: str) -> N
             np.testing.assert_allclose(weight, expected, rtol=0, atol=atol, err_msg=f"{framework} {weight_name}")
         found_encodings = isobit.transfer(first.encodings, first, sim)
         assert found_encodings.complete, (framework, found_encodings)
+        if case in SOLVED:
+            for site, encoding in found_encodings.encodings.items():
+                np.testing.assert_allclose(encoding.scale, sim.encodings[site].scale, rtol=1e-3, err_msg=str(site))
+            continue
         assert dict(found_encodings.encodings) == dict(sim.encodings), framework
