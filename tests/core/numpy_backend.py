@@ -43,7 +43,7 @@ class NumpyEngine:
         }
         weights = {name: _working(value) for name, value in model.weights.items()}
         inputs = {name: _working(value) for name, value in feeds.items()}
-        outputs, tapped = run_tapped(model.graph, interpreter.compute, weights, rounders, inputs, taps)
+        outputs, tapped = run_tapped(model.graph, interpreter.compute_all, weights, rounders, inputs, taps)
         return {name: value.astype(np.float32) for name, value in outputs.items()}, tapped
 
     def bounds(self, array: Array) -> tuple[float, float]:

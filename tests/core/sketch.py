@@ -48,6 +48,11 @@ class Sketch:
         self._tensors[name] = TensorInfo(shape, dtype)
         return name
 
+    def split(self, name: str, x: str, parts: dict[str, Shape], **attributes: Any) -> None:
+        """A Split into tensors of these names and shapes."""
+        self._nodes.append(Node(name, "Split", (x,), tuple(parts), attributes, (name,)))
+        self._tensors |= {part: TensorInfo(shape) for part, shape in parts.items()}
+
     def batch_norm(self, name: str, x: str, channels: int, shape: Shape) -> str:
         """Inference batch norm with random statistics ``<name>.gamma`` and so on."""
         self.weight(f"{name}.gamma", self.rng.uniform(0.5, 2, channels) * self.rng.choice([-1, 1], channels))

@@ -178,26 +178,30 @@ def test_a_residual_with_the_input_blocks() -> None:
     refused(sketch, conv(sketch, total, "last"), "first", "the channels of model input 'x' cannot be removed")
 
 
-def test_grouped_convolutions_block() -> None:
-    for first, tensor in ((1, "first"), (2, "first")):
-        sketch = Sketch()
-        y = conv(sketch, image(sketch), "first", group=first)
-        y = conv(sketch, y, "second", group=3 - first)
-        message = f"node '{'second' if first == 1 else 'first'}' is a grouped convolution"
-        refused(sketch, conv(sketch, y, "last"), tensor, message)
+@pytest.mark.parametrize("group", [1, 2])
+def test_groups_lose_the_same_places(group: int) -> None:
+    """A convolution in groups behind one, and the other way round: each of its two groups keeps one channel."""
+    sketch = Sketch()
+    y = conv(sketch, image(sketch), "first", group=group)
+    model = model_of(sketch, conv(sketch, conv(sketch, y, "second", group=3 - group), "last", out=3))
+    sliced = check(model, "first", masked(model, "first", KEEP))
+    grouped = "second" if group == 1 else "first"
+    assert sliced.graph.node(grouped).attributes["group"] == 2
+    assert sliced.graph.weights[f"{grouped}.w"].shape[0] == (4 if group == 1 else 2)
+
+
+def test_channels_that_go_together_are_named() -> None:
+    sketch = Sketch()
+    y = conv(sketch, conv(sketch, image(sketch), "first"), "second", group=2)
+    message = "channels [1, 3] of 'first' go together or not at all, and not all of them are kept"
+    refused(sketch, conv(sketch, y, "last"), "first", message, (0, 2, 3))
 
 
 @pytest.mark.parametrize(
     ("op", "shape", "attributes", "message"),
     [
-        ("Softmax", IMAGE, {"axis": -1}, "node 'block' (Softmax) mixes channels"),
-        (
-            "Transpose",
-            ("N", 6, 6, 4),
-            {"perm": (0, 2, 3, 1)},
-            "node 'block' (Transpose) blocks the removal of channels",
-        ),
-        ("Reshape", ("N", 2, 72), {}, "node 'block' (Reshape) blocks the removal of channels: it is no flattening"),
+        ("Softmax", IMAGE, {"axis": 1}, "node 'block' (Softmax) mixes channels"),
+        ("Tile", IMAGE, {"repeats": (1, 1, 1, 1)}, "node 'block' (Tile) blocks the removal of channels"),
         ("Split", ("N", 2, 6, 6), {"axis": 1}, "node 'block' (Split) blocks the removal of channels"),
     ],
 )
@@ -208,18 +212,23 @@ def test_ops_that_mix_or_move_channels_block(op: str, shape: Any, attributes: di
     refused(sketch, sketch.node("Relu", y, name="last", shape=shape), "first", message)
 
 
-def test_a_concatenation_blocks() -> None:
+def test_a_concatenation_loses_one_part() -> None:
+    """What stands beside it may be whatever it is, also an input."""
     sketch = Sketch()
     x = image(sketch)
     y = sketch.node("Concat", conv(sketch, x, "first"), x, name="cat", shape=("N", 8, 6, 6), axis=1)
-    refused(sketch, conv(sketch, y, "last", source=8), "first", "node 'cat' (Concat) blocks the removal of channels")
+    model = model_of(sketch, conv(sketch, y, "last", source=8))
+    reference = masked(model, "first", KEEP)
+    sliced = check(model, "first", reference)
+    assert sliced.graph.weights["last.w"].shape == (4, 6, 1, 1)
+    np.testing.assert_array_equal(sliced.weight("last.w"), reference.weight("last.w")[:, [0, 2, 4, 5, 6, 7]])
 
 
 def test_flattened_features_go_channel_by_channel() -> None:
     sketch = Sketch()
     y = sketch.node("Reshape", conv(sketch, image(sketch), "first"), name="flat", shape=("N", 144))
     y = sketch.node("Linear", y, sketch.random("fc.w", 3, 144), name="fc", shape=("N", 3))
-    refused(sketch, y, "flat", "node 'flat' (Reshape): only whole channels can be removed before it")
+    refused(sketch, y, "flat", "of 'flat' go together or not at all, and not all of them are kept")
     model = model_of(sketch, y)
     model.edit([Slice("flat", tuple(range(36)))])
     assert model.graph.weights["first.w"].shape == (1, 4, 1, 1)
@@ -232,22 +241,16 @@ def test_flattened_sequences_block() -> None:
     y = sketch.node("Linear", x, sketch.random("w", 4, 8), name="first", shape=("N", 5, 4))
     y = sketch.node("Reshape", y, name="flat", shape=("N", 20))
     y = sketch.node("Linear", y, sketch.random("fc.w", 3, 20), name="fc", shape=("N", 3))
-    refused(sketch, y, "first", "node 'flat' (Reshape) blocks the removal of channels: it is no flattening")
+    refused(sketch, y, "first", "node 'flat' (Reshape) joins or splits it: no channel of it can go by itself")
 
 
-def test_two_different_demands_block() -> None:
-    """A pooled tensor and a flattened one: a channel is one index of the first and several of the second."""
+def test_what_would_leave_nothing_blocks() -> None:
+    """A gate of two channels, each for one half: the half that is left has none of its own."""
     sketch = Sketch()
-    x = sketch.input("x", "N", 2, 2, 1)
-    y = sketch.node("Conv", x, sketch.random("w", 2, 2, 1, 1), name="first", shape=("N", 2, 2, 1))
-    flat = sketch.node("Reshape", y, name="flat", shape=("N", "F"))
-    pool = sketch.node("GlobalAveragePool", y, name="pool", shape=("N", 2), keepdims=0)
-    wide = sketch.node("Add", flat, pool, name="sum", shape=("N", "F"))  # no network does this
-    message = "would keep two different sets of channels"
-    refused(
-        sketch,
-        sketch.node("Linear", wide, sketch.random("fc.w", 3, 4), name="fc", shape=("N", 3)),
-        "first",
-        message,
-        (0,),
-    )
+    x = sketch.input("x", "N", 2)
+    wide = sketch.node("Linear", x, sketch.random("w", 4, 2), name="first", shape=("N", 4))
+    part = sketch.node("Slice", wide, name="part", shape=("N", 2), starts=(0,), ends=(2,), axes=(1,), steps=(1,))
+    y = sketch.node("Linear", part, sketch.random("fc.w", 3, 2), name="fc", shape=("N", 3))
+    y = sketch.node("Concat", y, wide, name="cat", shape=("N", 7), axis=1)
+    y = sketch.node("Linear", y, sketch.random("last.w", 3, 7), name="last", shape=("N", 3))
+    refused(sketch, y, "first", "nothing would be left of axis 1 of 'part'", (2, 3))

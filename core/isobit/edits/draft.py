@@ -24,7 +24,7 @@ from isobit.edits.edit import (
     Slice,
     Unshare,
 )
-from isobit.edits.slice_channels import slice_channels
+from isobit.edits.slicing.slice_channels import slice_channels
 from isobit.edits.workspace import Workspace
 from isobit.errors import EditError, ModelError
 from isobit.graph.check_graph import check_graph, check_structure, is_checking

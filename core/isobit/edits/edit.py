@@ -117,11 +117,22 @@ class Inserted:
 
 
 @dataclass(frozen=True, eq=False)
+class Resized:
+    """`new` is `old` with other sizes among its attributes: the same inputs and outputs, however many."""
+
+    old: Node
+    new: Node
+
+
+Step = Replaced | Inserted | Resized
+
+
+@dataclass(frozen=True, eq=False)
 class EditPlan:
     """Checked edits: `steps` in order, then `weights`, every constant that is new or has a new value (canonical)."""
 
     graph: Graph
-    steps: tuple[Replaced | Inserted, ...]
+    steps: tuple[Step, ...]
     weights: Mapping[str, Array]
 
     def removed(self, before: Graph) -> list[Removed]:

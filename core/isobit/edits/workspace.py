@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count, islice
 from math import isfinite
+from typing import Any
 
 import numpy as np
 
-from isobit.edits.edit import Array, Inserted, NewNode, ReadWeight, Replaced
+from isobit.edits.edit import Array, Inserted, NewNode, ReadWeight, Replaced, Resized, Step
 from isobit.errors import EditError
 from isobit.graph.graph import Graph, Node, Shape, TensorInfo, WeightInfo
 from isobit.graph.shape_inference import ShapeError, infer
@@ -21,7 +22,7 @@ class Workspace:
 
     def __init__(self, graph: Graph, read: ReadWeight) -> None:
         self.graph = graph
-        self.steps: list[Replaced | Inserted] = []
+        self.steps: list[Step] = []
         self.values: dict[str, Array] = {}
         self._read = read
         self._shapes_before: dict[str, Shape | None] = {}  # by new tensor, the shape of the tensor that it replaces
@@ -70,6 +71,15 @@ class Workspace:
         position = self.graph.nodes.index(old)
         self._splice(position, position + 1, nodes, {old.outputs[0]: result}, old.outputs[0])
         self.steps.append(Replaced(old, tuple(nodes)))
+
+    def resize_node(self, old: Node, attributes: Mapping[str, Any]) -> None:
+        """Give a node other sizes among its attributes, in the graph and as a step."""
+        if len(old.outputs) == 1:  # backends make it anew, whatever native operations it stands for
+            self.replace_node(old, (NewNode(old.op, old.inputs[1:], attributes),), {})
+            return
+        new = replace(old, attributes=dict(attributes))
+        self.graph = self.graph.with_nodes(tuple(new if node is old else node for node in self.graph.nodes))
+        self.steps.append(Resized(old, new))
 
     def insert(self, site: Tensor | Input, chain: Sequence[NewNode], weights: Mapping[str, Array]) -> None:
         """Put a chain behind a tensor or before an input, in the graph and as a step."""

@@ -35,9 +35,10 @@ def interpret(
         values[name] = _through(quantizers.get(Tensor(name)), batch[name])
     for node in graph.nodes:
         operands = [_operand(node, i, values, raw, weights, quantizers) for i in range(len(node.inputs))]
-        result = compute(node, operands)
-        raw[node.outputs[0]] = result
-        values[node.outputs[0]] = _through(quantizers.get(Tensor(node.outputs[0])), result)
+        results = compute_all(node, operands)
+        for name, result in zip(node.outputs, results, strict=False):
+            raw[name] = result
+            values[name] = _through(quantizers.get(Tensor(name)), result)
     return values
 
 
@@ -54,7 +55,13 @@ def outputs(
 
 def compute(node: Node, operands: Sequence[Any]) -> Array:
     """Output 0 of a node from its operands, None for one that is left out."""
-    return np.asarray(_OPS[node.op](node, list(operands)))
+    return compute_all(node, operands)[0]
+
+
+def compute_all(node: Node, operands: Sequence[Any]) -> tuple[Array, ...]:
+    """All outputs of a node that are known here."""
+    results = _OPS[node.op](node, list(operands))
+    return tuple(map(np.asarray, results)) if isinstance(results, list) else (np.asarray(results),)
 
 
 def _through(encoding: Encoding | None, value: Array) -> Array:
@@ -236,7 +243,19 @@ def _recurrent(node: Node, operands: list[Any]) -> Array:
     return result
 
 
-_OPS: Mapping[str, Callable[[Node, list[Any]], Array]] = {
+def _slice(node: Node, operands: list[Array]) -> Array:
+    cut: list[Any] = [slice(None)] * operands[0].ndim
+    for axis, start, end, step in zip(*(node.attributes[k] for k in ("axes", "starts", "ends", "steps")), strict=True):
+        size = operands[0].shape[axis]
+        cut[axis] = slice(start, None if step < 0 and end < -size else end, step)
+    return np.asarray(operands[0][tuple(cut)])
+
+
+def _split(node: Node, operands: list[Array]) -> list[Array]:
+    return np.split(operands[0], np.cumsum(node.attributes["split"])[:-1], int(node.attributes["axis"]))
+
+
+_OPS: Mapping[str, Callable[[Node, list[Any]], Array | list[Array]]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Linear": _linear,
@@ -265,6 +284,8 @@ _OPS: Mapping[str, Callable[[Node, list[Any]], Array]] = {
     "Concat": lambda node, v: np.concatenate(v, node.attributes["axis"]),
     "Transpose": lambda node, v: v[0].transpose(node.attributes["perm"]),
     "Reshape": lambda node, v: v[0].reshape((v[0].shape[0], *node.attributes["shape"][1:])),
+    "Slice": _slice,
+    "Split": _split,
     "Gather": lambda node, v: np.take(v[0], v[1], node.attributes["axis"]),
 }
 

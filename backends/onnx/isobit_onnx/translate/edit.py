@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from isobit.edits import EditPlan, Inserted, Replaced
+from isobit.edits import EditPlan, Inserted, Replaced, Resized
 from isobit.errors import EditError
 from isobit.graph import Graph, Layout, Node, Shape, Tensor, conv_transpose_layout, to_native
 from isobit.graph.layout import TRANSPOSED
@@ -28,6 +28,8 @@ def apply_edits(model: ir.Model, translation: Translation, plan: EditPlan) -> ir
     for step in plan.steps:
         if isinstance(step, Replaced):
             editor.replace(step)
+        elif isinstance(step, Resized):
+            editor.resize(step)
         else:
             editor.insert(step)
     set_weights(editor.model, plan, translation.graph)
@@ -95,6 +97,17 @@ class _Editor:
         result = self._chain(source, step.nodes, source.producer())
         for part, index in readers if len(readers) == 1 else [r for r in readers if r[1] == site.index]:
             part.replace_input_with(index, result)
+
+    def resize(self, step: Resized) -> None:
+        """Give the native node its new sizes."""
+        new = step.new
+        parts = self._parts(step.old)
+        if new.op != "Split" or len(parts) != 1 or parts[0].op_type != "Split":
+            raise EditError(f"the ONNX backend cannot change the sizes of node {new.name!r} ({new.op})")
+        part = parts[0]
+        part.attributes.pop("num_outputs", None)
+        part.resize_inputs(2)
+        part.replace_input_with(1, self._setting(new, "split", new.attributes["split"]))
 
     def finish(self) -> ir.Model:
         """The edited model, without what nothing reads; shapes are inferred anew, or those of the plan."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from isobit.edits import EditPlan, Inserted, Replaced
+from isobit.edits import EditPlan, Inserted, Replaced, Resized
 from isobit.errors import EditError
 from isobit.graph import Blocks, Layout, Node, Permute, Take, Tensor, View, conv_transpose_layout, to_native
 from isobit_torch.program.constants import CONSTANTS
@@ -84,6 +84,8 @@ def apply_edits(program: Program, translation: Translation, root: nn.Module, pla
     for step in plan.steps:
         if isinstance(step, Replaced):
             editor.replace(step)
+        elif isinstance(step, Resized):
+            editor.resize(step)
         else:
             editor.insert(step)
     editor.set_weights()
@@ -168,6 +170,21 @@ class _Editor:
             result = self._chain(source, step.nodes)
         for reader, read in reads:
             reader.replace_input_with(read, seen_through_views(read, source, result, reader))
+
+    def resize(self, step: Resized) -> None:
+        """Split into other sizes; the results are taken out of the new call as they were."""
+        new = step.new
+        calls = [node for part in step.old.parts for node in self.parts.get(part, ())]
+        if new.op != "Split" or not calls or calls[0] is self.tensors[step.old.outputs[0]]:
+            raise EditError(f"the PyTorch backend cannot change the sizes of node {new.name!r} ({new.op})")
+        old, taken = calls[0], calls[1:]
+        sizes, axis = [int(n) for n in new.attributes["split"]], int(new.attributes["axis"])
+        with self.graph.inserting_before(old):
+            call = self.graph.call_function(aten.split_with_sizes.default, (old.args[0], sizes, axis))
+        call.meta = dict(old.meta)
+        old.replace_all_uses_with(call)
+        self.graph.erase_node(old)
+        self.parts[new.name] = (call, *taken)
 
     def set_weights(self) -> None:
         """New values of constants that the module has already."""

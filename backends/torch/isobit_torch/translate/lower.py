@@ -108,6 +108,19 @@ def _reshape(make: Make, node: Node, inputs: list[Any]) -> fx.Node:
     return make(aten.reshape.default, (inputs[0], target))
 
 
+def _slice(make: Make, node: Node, inputs: list[Any]) -> fx.Node:
+    """One axis after the other."""
+    x: fx.Node = inputs[0]
+    a = node.attributes
+    if any(step < 1 for step in a["steps"]):
+        raise EditError(f"the PyTorch backend cannot make node {node.name!r} (Slice), which goes backwards")
+    cuts = list(zip(a["axes"], a["starts"], a["ends"], a["steps"], strict=True))
+    for number, (axis, start, end, step) in enumerate(cuts, 1):
+        part = "" if number == len(cuts) else f"axis{axis}"
+        x = make(aten.slice.Tensor, (x, axis, start, end, step), part)
+    return x
+
+
 def _softmax(make: Make, node: Node, inputs: list[Any]) -> fx.Node:
     return make(aten.softmax.int, (inputs[0], node.attributes.get("axis", -1)))
 
@@ -135,6 +148,7 @@ _RULES: dict[str, Rule] = {
     ),
     "LeakyRelu": lambda make, node, inputs: make(aten.leaky_relu.default, (inputs[0], node.attributes["alpha"])),
     "PRelu": lambda make, node, inputs: make(aten.prelu.default, tuple(inputs[:2])),
+    "Slice": _slice,
     "Softmax": _softmax,
     "LayerNormalization": _layer_norm,
     "BatchNormalization": _batch_norm,

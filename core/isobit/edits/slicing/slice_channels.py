@@ -1,0 +1,77 @@
+"""The lowering of the `Slice` edit: every constant, every shape and every attribute that its channels reach."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from isobit.edits.edit import Slice
+from isobit.edits.slicing.channel_coupling import Coupled, Coupling
+from isobit.edits.slicing.channel_relations import Indices, Slot
+from isobit.edits.slicing.counted_channels import changed_attributes
+from isobit.edits.workspace import Workspace
+from isobit.errors import EditError
+
+
+def slice_channels(workspace: Workspace, edit: Slice) -> None:
+    """Remove channels of a tensor, and what goes with them. EditError names what blocks it, and nothing is changed."""
+    coupling = Coupling(workspace.graph)
+    _write(workspace, coupling, kept_channels(coupling, edit))
+
+
+def kept_channels(coupling: Coupling, edit: Slice) -> dict[Slot, Indices]:
+    """By axis that an edit makes shorter, the indices that it keeps. Raises EditError that names what blocks it."""
+    info = coupling.graph.tensors.get(edit.tensor)
+    if info is None or info.shape is None or info.channel_axis is None:
+        raise EditError(f"tensor {edit.tensor!r} is not in the graph, or its channels are unknown")
+    count = info.shape[info.channel_axis]
+    keep = np.asarray(sorted(set(edit.keep)), np.int64)
+    if not isinstance(count, int) or keep.size == 0 or keep[0] < 0 or keep[-1] >= count:
+        raise EditError(f"channels to keep of {edit.tensor!r} must be some of its {count} channels, not {edit.keep}")
+    slot = Slot(edit.tensor, info.channel_axis)
+    return _kept(coupling.of([slot]), slot, keep)
+
+
+def _kept(coupled: Coupled, seed: Slot, keep: Indices) -> dict[Slot, Indices]:
+    numbers = coupled.numbers[seed]
+    gone = np.setdiff1d(numbers, numbers[keep])
+    half = np.setdiff1d(np.delete(numbers, keep), gone)
+    if half.size:
+        together = np.flatnonzero(np.isin(numbers, half)).tolist()
+        raise EditError(f"channels {together} of {seed.name!r} go together or not at all, and not all of them are kept")
+    blocked = next((number for number in gone.tolist() if number in coupled.fixed), None)
+    if blocked is not None:
+        raise EditError(coupled.fixed[blocked])
+    kept = {}
+    for slot, of_slot in coupled.numbers.items():
+        stays = np.flatnonzero(~np.isin(of_slot, gone))
+        if not stays.size:
+            raise EditError(f"nothing would be left of axis {slot.axis} of {slot.name!r}")
+        if stays.size < of_slot.size:
+            kept[slot] = stays
+    return kept
+
+
+def _write(workspace: Workspace, coupling: Coupling, kept: dict[Slot, Indices]) -> None:
+    graph = workspace.graph
+    names = {slot.name for slot in kept}
+
+    def left(slot: Slot) -> Indices:
+        return kept[slot] if slot in kept else np.arange(coupling.sizes.size(slot) or 0)
+
+    touched = [node for node in graph.nodes if not names.isdisjoint((*node.inputs, *node.outputs))]
+    changed = {node.name: changed_attributes(coupling.sizes, node, left) for node in touched}
+    for slot, stays in kept.items():
+        if slot.name in graph.weights:
+            workspace.set_value(slot.name, np.take(workspace.value(slot.name), stays, slot.axis))
+    for name, attributes in changed.items():
+        if attributes is not None:
+            workspace.resize_node(workspace.graph.node(name), attributes)
+    tensors = dict(workspace.graph.tensors)
+    for slot, stays in kept.items():
+        info = tensors.get(slot.name)
+        if info is not None and info.shape is not None:
+            shape = (*info.shape[: slot.axis], len(stays), *info.shape[slot.axis + 1 :])
+            tensors[slot.name] = replace(info, shape=shape)
+    workspace.graph = replace(workspace.graph, tensors=tensors)

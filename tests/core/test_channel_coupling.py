@@ -1,0 +1,203 @@
+"""Which channels go together: a sliced model is the whole one with those channels masked, whatever stands between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy_backend import NumpyModel, checked
+from sketch import Sketch
+
+from isobit.backend import CheckedModel
+from isobit.canonical import canonicalize
+from isobit.edits import Slice
+from isobit.edits.slicing.channel_coupling import Coupling
+from isobit.edits.slicing.channel_relations import Slot
+from isobit.edits.slicing.slice_channels import kept_channels
+from isobit.errors import EditError
+from isobit.graph.check_graph import check_graph
+
+SIDE = 4
+
+
+class Drawn:
+    """A network of images that is drawn op by op; each op takes tensors of (N, channels, SIDE, SIDE)."""
+
+    def __init__(self) -> None:
+        self.sketch = Sketch()
+        self.channels = {self.sketch.input("x", "N", 3, SIDE, SIDE): 3}
+
+    def _add(self, op: str, *inputs: str, channels: int, **attributes: Any) -> str:
+        name = f"{op.lower()}{len(self.channels)}"
+        self.channels[self.sketch.node(op, *inputs, name=name, shape=("N", channels, SIDE, SIDE), **attributes)] = (
+            channels
+        )
+        return name
+
+    def conv(self, x: str, out: int, group: int = 1) -> str:
+        name = f"conv{len(self.channels)}"
+        shape = (out, self.channels[x] // group, 3, 3)
+        weight = self.sketch.weight(f"{name}.w", self.sketch.rng.standard_normal(shape) / np.sqrt(shape[1] * 9))
+        bias = self.sketch.random(f"{name}.b", out)
+        return self._add("Conv", x, weight, bias, channels=out, group=group, pads=(1,) * 4)
+
+    def step(self, kind: str, x: str, other: str, out: int) -> str:
+        """One op of a kind on x; `other` is a second tensor where the op takes two."""
+        count = self.channels[x]
+        if kind == "conv":
+            return self.conv(x, out)
+        if kind == "depthwise":
+            return self.conv(x, count * 2, count)
+        if kind == "grouped":
+            return self.conv(self.conv(x, 4), 6, 2)
+        if kind == "norm":
+            name = f"batchnormalization{len(self.channels)}"
+            self.channels[self.sketch.batch_norm(name, x, count, ("N", count, SIDE, SIDE))] = count
+            return name
+        if kind == "curve":
+            return self._add("Sigmoid", x, channels=count)
+        if kind == "scale":
+            return self._add("Mul", x, self.sketch.random(f"s{len(self.channels)}", count, 1, 1), channels=count)
+        if kind == "residual":
+            return self._add("Add", x, self.conv(other, count), channels=count)
+        if kind == "gate":
+            return self._add("Mul", self._add("Sigmoid", self.conv(other, 1), channels=1), x, channels=count)
+        if kind == "concat":
+            return self._add("Concat", x, other, channels=count + self.channels[other], axis=1)
+        if kind == "part" and count > 1:
+            cut = {"starts": (1,), "ends": (count,), "axes": (1,), "steps": (1,)}
+            return self._add("Slice", x, channels=count - 1, **cut)
+        if kind == "there and back":
+            turned = self.sketch.node(
+                "Transpose", x, name=f"t{len(self.channels)}", shape=("N", SIDE, SIDE, count), perm=(0, 2, 3, 1)
+            )
+            relu = self.sketch.node("Relu", turned, name=f"r{len(self.channels)}", shape=("N", SIDE, SIDE, count))
+            return self._add("Transpose", relu, channels=count, perm=(0, 3, 1, 2))
+        return self._add("Relu", x, channels=count)
+
+    def model(self, x: str) -> CheckedModel:
+        count = self.channels[x] * SIDE * SIDE
+        flat = self.sketch.node("Reshape", x, name="flat", shape=("N", count))
+        y = self.sketch.node("Linear", flat, self.sketch.random("fc.w", 2, count), name="fc", shape=("N", 2))
+        return checked(canonicalize(self.sketch.graph(y)), self.sketch.values)
+
+
+KINDS = "conv|depthwise|grouped|norm|curve|scale|residual|gate|concat|part|relu|there and back".split("|")
+
+
+def masked(model: CheckedModel, edit: Slice) -> CheckedModel:
+    """A copy whose constants are 0 wherever the edit would cut them."""
+    copied = model.copy()
+    assert isinstance(copied.inner, NumpyModel)
+    for slot, kept in kept_channels(Coupling(model.graph), edit).items():
+        if slot.name in model.graph.weights:
+            gone = np.delete(np.arange(model.weight(slot.name).shape[slot.axis]), kept)
+            index: list[Any] = [slice(None)] * slot.axis + [gone]
+            copied.inner.weights[slot.name][tuple(index)] = 0
+    return copied
+
+
+def refused(model: CheckedModel, edit: Slice) -> str:
+    """Why an edit is refused, or an empty text."""
+    try:
+        kept_channels(Coupling(model.graph), edit)
+    except EditError as refusal:
+        return str(refusal)
+    return ""
+
+
+def assert_sliced_is_masked(model: CheckedModel, edit: Slice, *shape: int) -> None:
+    batch = {"x": np.random.default_rng(1).standard_normal((2, *shape)).astype(np.float32)}
+    expected = masked(model, edit).run(batch)
+    before = sum(model.weight(name).size for name in model.graph.weights)
+    model.edit([edit])
+    check_graph(model.graph)
+    for name, value in model.run(batch).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-4)
+    assert sum(model.weight(name).size for name in model.graph.weights) < before
+
+
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 9), st.integers(1, 4)), min_size=1, max_size=6),
+    seed=st.integers(0, 99),
+)
+def test_sliced_is_masked_in_drawn_networks(steps: list[tuple[str, int, int]], seed: int) -> None:
+    drawn = Drawn()
+    x = drawn.conv("x", 4)
+    for kind, other, out in steps:
+        x = drawn.step(kind, x, list(drawn.channels)[other % len(drawn.channels)], out)
+    model = drawn.model(x)
+    rng = np.random.default_rng(seed)
+    layers = [node.outputs[0] for node in model.graph.nodes if node.op == "Conv"]
+    tensor = layers[int(rng.integers(len(layers)))]
+    count = model.graph.tensors[tensor].shape[1]
+    numbers = Coupling(model.graph).of([Slot(tensor, 1)]).numbers[Slot(tensor, 1)]
+    chosen = np.unique(numbers)[rng.random(len(np.unique(numbers))) < 0.5]
+    keep = np.flatnonzero(np.isin(numbers, chosen)).tolist()
+    refusal = refused(model, Slice(tensor, tuple(keep)))
+    assert not refusal or any(word in refusal for word in ("model input", "nothing would be left", "channels to keep"))
+    if not refusal and len(keep) < count:
+        assert_sliced_is_masked(model, Slice(tensor, tuple(keep)), 3, SIDE, SIDE)
+
+
+def test_heads_of_attention_go_whole() -> None:
+    """Two of four heads of width 3: query, key, value and what reads the joined heads."""
+    sketch = Sketch()
+    x = sketch.input("x", "N", 5, 8)
+
+    def heads(name: str, perm: tuple[int, ...]) -> str:
+        y = sketch.node("Linear", x, sketch.random(f"{name}.w", 12, 8), name=name, shape=("N", 5, 12))
+        y = sketch.node("Reshape", y, name=f"{name}.split", shape=("N", 5, 4, 3))
+        shape = tuple(("N", 5, 4, 3)[axis] for axis in perm)
+        return sketch.node("Transpose", y, name=f"{name}.heads", shape=shape, perm=perm)
+
+    q, k, v = heads("q", (0, 2, 1, 3)), heads("k", (0, 2, 3, 1)), heads("v", (0, 2, 1, 3))
+    scores = sketch.node("MatMul", q, k, name="scores", shape=("N", 4, 5, 5))
+    weights = sketch.node("Softmax", scores, name="weights", shape=("N", 4, 5, 5), axis=-1)
+    mixed = sketch.node("MatMul", weights, v, name="mixed", shape=("N", 4, 5, 3))
+    turned = sketch.node("Transpose", mixed, name="turned", shape=("N", 5, 4, 3), perm=(0, 2, 1, 3))
+    joined = sketch.node("Reshape", turned, name="joined", shape=("N", 5, 12))
+    y = sketch.node("Linear", joined, sketch.random("out.w", 8, 12), name="out", shape=("N", 5, 8))
+    model = checked(canonicalize(sketch.graph(y)), sketch.values)
+    assert_sliced_is_masked(model, Slice("q", (0, 1, 2, 6, 7, 8)), 5, 8)
+    assert {name: model.weight(f"{name}.w").shape for name in ("q", "k", "v", "out")} == {
+        "q": (6, 8),
+        "k": (6, 8),
+        "v": (6, 8),
+        "out": (8, 6),
+    }
+
+
+def test_parts_of_a_split_go_on_their_own_ways() -> None:
+    sketch = Sketch()
+    y = sketch.node("Linear", sketch.input("x", "N", 3), sketch.random("w", 6, 3), name="first", shape=("N", 6))
+    sketch.split("parts", y, {"parts": ("N", 4), "rest": ("N", 2)}, axis=1, split=(4, 2))
+    left = sketch.node("Linear", "parts", sketch.random("left.w", 2, 4), name="left", shape=("N", 2))
+    right = sketch.node("Mul", "rest", left, name="right", shape=("N", 2))
+    y = sketch.node("Linear", right, sketch.random("last.w", 2, 2), name="last", shape=("N", 2))
+    model = checked(canonicalize(sketch.graph(y)), sketch.values)
+    assert_sliced_is_masked(model, Slice("first", (0, 2, 3, 5)), 3)
+    assert model.graph.node("parts").attributes["split"] == (3, 1)
+    assert model.weight("left.w").shape == (1, 3)  # the second part is multiplied by what it makes
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "reason"),
+    [
+        ("LayerNormalization", {"axis": -1, "epsilon": 1e-5}, "node 'block' (LayerNormalization) mixes channels"),
+        ("Softmax", {"axis": -1}, "node 'block' (Softmax) mixes channels"),
+        ("If", {}, "node 'block' (If) blocks the removal of channels"),
+        ("torch::unknown", {}, "node 'block' (torch::unknown) blocks the removal of channels"),
+    ],
+)
+def test_what_blocks_is_named(op: str, attributes: dict[str, Any], reason: str) -> None:
+    sketch = Sketch()
+    y = sketch.node("Linear", sketch.input("x", "N", 3), sketch.random("w", 4, 3), name="first", shape=("N", 4))
+    y = sketch.node(op, y, name="block", shape=("N", 4), **attributes)
+    y = sketch.node("Linear", y, sketch.random("last.w", 2, 4), name="last", shape=("N", 2))
+    coupled = Coupling(canonicalize(sketch.graph(y))).of([Slot("first", 1)])
+    numbers = coupled.numbers[Slot("first", 1)].tolist()
+    assert {coupled.fixed[number] for number in numbers} == {reason}
