@@ -39,7 +39,7 @@ def isobit_calibrators() -> Sequence[type[Any]]:
 
 @hookimpl
 def isobit_techniques() -> Sequence[type[Any]]:
-    """Batch norm folding and re-estimation, equalization, bias correction, scaling of inputs, rounding, low rank."""
+    """Batch norm folding and re-estimation, equalization, bias correction, scaling, rounding, low rank, pruning."""
     from isobit import techniques
 
     return [
@@ -50,6 +50,7 @@ def isobit_techniques() -> Sequence[type[Any]]:
         techniques.EqualizeCrossLayers,
         techniques.FoldBatchNorms,
         techniques.GPTQ,
+        techniques.PruneChannels,
         techniques.ReestimateBatchNorms,
         techniques.SequentialMse,
         techniques.SmoothQuant,

@@ -10,6 +10,7 @@ from isobit.techniques.correct_bias import CorrectBias
 from isobit.techniques.equalize_cross_layers import EqualizeCrossLayers
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.techniques.gptq import GPTQ
+from isobit.techniques.pruning.prune_channels import PruneChannels
 from isobit.techniques.reestimate_batch_norms import ReestimateBatchNorms
 from isobit.techniques.sequential_mse import SequentialMse
 from isobit.techniques.smooth_quant import SmoothQuant
@@ -29,6 +30,7 @@ __all__ = [
     "FoldBatchNorms",
     "Observations",
     "Observes",
+    "PruneChannels",
     "ReestimateBatchNorms",
     "Requests",
     "SequentialMse",

@@ -22,6 +22,7 @@ from isobit.testing.conformance.export import ExportConformance
 from isobit.testing.conformance.front_door import FrontDoorConformance
 from isobit.testing.conformance.graphs import GraphConformance
 from isobit.testing.conformance.observing import ObservingConformance
+from isobit.testing.conformance.pruning import PruningConformance
 from isobit.testing.conformance.quantizing import QuantizingConformance
 from isobit.testing.conformance.rounding import RoundingConformance
 from isobit.testing.conformance.techniques import TechniquesConformance
@@ -39,6 +40,7 @@ class BackendConformance(
     TechniquesConformance,
     AnalyzingConformance,
     CompressingConformance,
+    PruningConformance,
 ):
     """All parts of the suite."""
 
