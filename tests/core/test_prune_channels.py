@@ -6,8 +6,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from numpy_backend import NumpyBackend, NumpyModel
 from technique_networks import assert_same_function, opened
 
+import isobit
 from isobit.budget import Cost, layer_costs
 from isobit.data import Dataset
 from isobit.errors import FormatError
@@ -120,7 +122,8 @@ def drawn_reader(seed: int, channels: int, taps: int) -> Reader:
     mix = rng.standard_normal((channels * taps, channels * taps))
     rows = rng.standard_normal((400, channels * taps)) @ mix
     moments, weight = rows.T @ rows / 400, rng.standard_normal((3, channels * taps))
-    return Reader(moments, weight, np.repeat(np.arange(channels), taps), float(((weight @ moments) * weight).sum()))
+    power = float(((weight @ moments) * weight).sum())
+    return Reader(moments, weight, np.repeat(np.arange(channels), taps), power, f"layer {seed}")
 
 
 @pytest.mark.parametrize("taps", [1, 3])
@@ -130,14 +133,12 @@ def test_each_channel_that_goes_is_the_one_that_costs_least(taps: int) -> None:
     order, errors = eliminated(readers, 6)
     left = set(range(6))
     for gone, error in zip(order, errors, strict=True):
-        costs = {
-            channel: sum(
-                least_squares(r, [i for i, c in enumerate(r.channel) if c in left - {channel}]) for r in readers
-            )
+        shares = {
+            channel: [least_squares(r, [i for i, c in enumerate(r.channel) if c in left - {channel}]) for r in readers]
             for channel in left
         }
-        assert gone == min(costs, key=costs.__getitem__)
-        assert error == pytest.approx(costs[gone], rel=1e-6)
+        assert gone == min(shares, key=lambda channel: sum(shares[channel]))
+        assert error == pytest.approx(1 - np.prod(1 - np.asarray(shares[gone])), rel=1e-6)
         left.discard(gone)
 
 
@@ -229,15 +230,13 @@ def test_what_is_chosen_is_applied_and_nothing_else() -> None:
 
 def test_without_data_magnitudes_count_and_it_is_said() -> None:
     network = wide(4)
-    weights = {
-        **network.weights,
-        "first.weight": network.weights["first.weight"] * [[[[1]]], [[[9]]], [[[5]]], [[[3]]]],
-    }
-    weights["second.weight"] = np.ones_like(weights["second.weight"])
-    run = context(Network("wide", network.graph, {k: np.asarray(v, np.float32) for k, v in weights.items()}), 0)
+    weights = {**network.weights, "second.weight": np.ones_like(network.weights["second.weight"])}
+    factors = np.asarray([1, 9, 5, 3], np.float32).reshape(-1, 1, 1, 1)
+    weights["first.weight"] = network.weights["first.weight"] * factors
+    run = context(Network("wide", network.graph, weights), 0)
     report = PruneChannels(0.5).apply(run)
     assert report.notes == (f"{NO_DATA}; no weights are solved again",)
-    np.testing.assert_array_equal(run.model.weight("first.weight"), np.float32(weights["first.weight"])[[1, 2]])
+    np.testing.assert_array_equal(run.model.weight("first.weight"), weights["first.weight"][[1, 2]])
 
 
 def test_keep_1_changes_nothing_and_says_so() -> None:
@@ -261,7 +260,7 @@ def test_a_multiple_that_no_group_has_is_named() -> None:
     [
         ({"keep": 0}, "keep must be above 0"),
         ({"multiple": 0}, "multiple must be an integer from 1 on, not 0"),
-        ({"channels": {"frist": [0]}}, "no channels of 'frist' can be removed .did you mean 'first'?"),
+        ({"channels": {"firsts": [0]}}, "no channels of 'firsts' can be removed .did you mean 'first'?"),
         ({"channels": {"fc": [0]}}, "no channels of 'fc' can be removed: the channels of model output"),
         ({"channels": {"first": [12]}}, "channels of 'first' must be some of 0 to 11"),
         ({"channels": {"first": []}}, "channels of 'first' must be some of 0 to 11"),
@@ -275,3 +274,25 @@ def test_bad_settings(settings: dict[str, object], message: str) -> None:
 def test_a_layer_that_follows_another_is_named_with_it() -> None:
     with pytest.raises(FormatError, match="the channels of 'project' go by the name of 'stem'"):
         PruneChannels(1.0, {"project": [0]}).apply(context(NETWORKS["inverted_residual"](), 0))
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.2])
+def test_a_budget_is_met_where_layers_lose_inputs_and_outputs(keep: float) -> None:
+    """Each layer between two groups is in both: what they save does not add up, and is reckoned together."""
+    b = NetworkBuilder("deep")
+    x = b.input("x", 3, 6, 6)
+    for name in ("one", "two", "three"):
+        x = b.op("Relu", f"{name}_relu", b.conv(name, x, 40))
+    b.output("y", b.linear("fc", b.global_pool("gap", x), 4))
+    network = b.build()
+    result = isobit.compress(
+        NumpyModel(network.graph, network.weights),
+        [network.batch(20)],
+        backend=NumpyBackend(),
+        method="channel-pruning",
+        keep=keep,
+        trials=1,
+    )
+    costs = [Cost.sum(layer_costs(g).values()).macs for g in (result.backend_model.graph, network.graph)]
+    assert costs[0] / costs[1] == pytest.approx(keep, rel=0.01)
+    assert result.report.kept == pytest.approx(costs[0] / costs[1])

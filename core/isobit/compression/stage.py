@@ -21,13 +21,13 @@ from isobit.recipes.recipe import Step
 from isobit.statistics.statistics import observed
 from isobit.targets.costs import Costs
 from isobit.techniques.context import FLOAT, Requests, TechniqueContext
-from isobit.techniques.technique import Compresses, Observes, TechniqueReport
+from isobit.techniques.technique import Compresses, CostsTogether, Observes, TechniqueReport
 
 logger = logging.getLogger(__name__)
 
 #: How near the cost must come to what was asked, and how often the budget is set anew where candidates' figures are off
 #: (layers that read each other save more together than each alone).
-_NEAR, _CORRECTIONS = 0.01, 4
+_NEAR, _CORRECTIONS, _RECKONINGS = 0.01, 4, 16
 
 #: Sizes of each candidate that the greedy selection evaluates, evenly spread.
 _EVALUATED = 10
@@ -194,6 +194,8 @@ class _Stage:
 
     def _near(self, selection: Selection, select: str, emphasis: float) -> Done:
         """Carry out a selection; again for another budget where the network then costs other than was reckoned."""
+        if len(self.methods) == 1 and isinstance(self.methods[0], CostsTogether):
+            return self._carried_out(self._reckoned(self.methods[0], selection, select, emphasis))
         best = self._carried_out(selection)
         aim = self.asked
         for _ in range(_CORRECTIONS):
@@ -207,6 +209,29 @@ class _Stage:
             if abs(done.cost.of(self.unit) - self.asked) >= abs(cost - self.asked):
                 break
             best = done
+        return best
+
+    def _reckoned(self, method: CostsTogether, selection: Selection, select: str, emphasis: float) -> Selection:
+        """The selection whose cost comes nearest to what was asked, where candidates share layers; nothing is run."""
+
+        def miss(chosen: Selection) -> float:
+            picks = {**self.fixed, **chosen.picks}
+            choices = {name: pick.choice for name, pick in picks.items()}
+            return method.cost_together(self.context.graph, choices, self.table).of(self.unit) - self.asked
+
+        low, high, aim = -self.before.of(self.unit), self.rest.of(self.unit), self.asked
+        best, least = selection, miss(selection)
+        for _ in range(_RECKONINGS):
+            if abs(least) <= _NEAR / 10 * self.asked or not high > low:
+                break
+            now = miss(selection)
+            low, high = (aim, high) if now < 0 else (low, aim)
+            aim = aim - now if low < aim - now < high else (low + high) / 2
+            selection = self._select(aim, select, emphasis)
+            found = miss(selection)
+            # the nearest, one that costs no more than was asked rather than one that does
+            if (found > _NEAR * self.asked, abs(found)) < (least > _NEAR * self.asked, abs(least)):
+                best, least = selection, found
         return best
 
     def _carried_out(self, selection: Selection) -> Done:

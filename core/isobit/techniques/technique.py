@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from isobit.budget import Candidate, Choice
+from isobit.budget import Candidate, Choice, Cost
 from isobit.encodings.encoding import Encoding
+from isobit.graph.graph import Graph
 from isobit.graph.sites import Site
 from isobit.targets.costs import Costs
 from isobit.techniques.context import Requests, TechniqueContext
@@ -87,6 +88,18 @@ class SharesCalibration(Protocol):
     @property
     def shares_calibration(self) -> bool:
         """Whether that is so with its present settings."""
+        ...
+
+
+@runtime_checkable
+class CostsTogether(Protocol):
+    """Optional, asked for by ``isinstance``: a technique that compresses, whose candidates share layers.
+
+    What two of them save together is not the sum of what each saves alone, so a budget needs to be told.
+    """
+
+    def cost_together(self, graph: Graph, choices: Mapping[str, Choice], table: Costs | None = None) -> Cost:
+        """What the whole network costs with these choices, by candidate, from shapes alone."""
         ...
 
 

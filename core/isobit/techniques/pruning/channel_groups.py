@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from isobit.techniques.layers.weighted_layer import weight_obstacle
 
 #: Ops whose outputs are channels of their own, one for each row of the weight.
 _PRODUCERS = frozenset({"Conv", "ConvTranspose", "Linear", "MatMul"})
+
+
+#: What was found of graphs, which do not change, for as long as they are there.
+_FOUND: WeakKeyDictionary[Graph, tuple[list[ChannelGroup], dict[str, str]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,13 @@ class ChannelGroup:
 
 def find_groups(graph: Graph) -> tuple[list[ChannelGroup], dict[str, str]]:
     """All groups in execution order, and by layer why its channels, or the rest of them, must stay."""
+    if graph not in _FOUND:
+        _FOUND[graph] = _found(graph)
+    groups, left = _FOUND[graph]
+    return list(groups), dict(left)
+
+
+def _found(graph: Graph) -> tuple[list[ChannelGroup], dict[str, str]]:
     coupling = Coupling(graph)
     producers: dict[Slot, list[Node]] = {}
     for node in graph.nodes:

@@ -9,6 +9,7 @@ solving again between removals.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,25 +28,28 @@ _AT_ONCE = 32
 class Reader:
     """A linear map of inputs: moments (columns, columns) that are positive definite, weight (outputs, columns).
 
-    `channel` numbers each column's channel, -1 for one that stays. Errors count as shares of `power`.
+    `channel` numbers each column's channel, -1 for one that stays. Errors count as shares of `power`, which is that of
+    the whole `layer` where a map is one group of it.
     """
 
     moments: Floats
     weight: Floats
     channel: Indices
     power: float
+    layer: str = ""
 
 
 def eliminated(readers: Sequence[Reader], count: int) -> tuple[list[int], list[float]]:
-    """The order in which `count` channels leave, all but one, and the error of all readers after each removal.
+    """The order in which `count` channels leave, all but one, and the error of all layers after each removal.
 
-    The error is the power of what the outputs lose, with all weights of the channels that are left solved again.
+    A channel goes for the least sum of what the layers lose, with all weights of the channels that are left solved
+    again. Errors of several layers are what is lost of the product of the powers that they keep.
     """
+    lost = dict.fromkeys((reader.layer for reader in readers), 0.0)
     states = [_State.of(reader) for reader in readers]
     left = np.arange(count)
     order: list[int] = []
     errors: list[float] = []
-    total = 0.0
     while len(left) > 1:
         scores = np.zeros(count)
         for state in states:
@@ -54,7 +58,9 @@ def eliminated(readers: Sequence[Reader], count: int) -> tuple[list[int], list[f
         gone = left[np.argsort(scores[left], kind="stable")[: min(at_once, len(left) - 1)]]
         order += gone.tolist()
         errors += [0.0] * len(gone)
-        total += sum(state.remove(gone) for state in states)
+        for reader, state in zip(readers, states, strict=True):
+            lost[reader.layer] += state.remove(gone)
+        total = 1 - math.prod(1 - min(share, 1.0) for share in lost.values())
         errors[len(errors) - len(gone) :] = [total] * len(gone)  # at most that, where a step is not at its end
         left = np.setdiff1d(left, gone, assume_unique=True)
     return order, errors

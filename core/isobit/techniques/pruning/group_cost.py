@@ -1,7 +1,8 @@
-"""What the layers of a group cost with fewer channels, from shapes alone."""
+"""What layers cost with fewer channels, from shapes alone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +17,29 @@ from isobit.techniques.pruning.channel_groups import ChannelGroup
 
 def group_cost(graph: Graph, group: ChannelGroup, channels: range, table: Costs | None = None) -> Cost:
     """The cost of all nodes of the group together with these of its channels, all others as they are."""
-    kept = group.kept(channels)
-    tensors, weights, sizes = dict(graph.tensors), dict(graph.weights), Sizes(graph)
+    return _cost(graph, [(group, channels)], group.nodes, table)
+
+
+def network_cost(
+    graph: Graph, groups: Sequence[tuple[ChannelGroup, Sequence[int]]], table: Costs | None = None
+) -> Cost:
+    """The cost of the whole network with these channels of these groups, all of the others."""
+    return _cost(graph, groups, [node.name for node in graph.nodes], table)
+
+
+def _cost(
+    graph: Graph, groups: Iterable[tuple[ChannelGroup, Sequence[int]]], names: Iterable[str], table: Costs | None
+) -> Cost:
+    sizes = Sizes(graph)
+    kept: dict[Slot, Indices] = {}
+    for group, channels in groups:
+        for slot, stays in group.kept(channels).items():
+            kept[slot] = np.intersect1d(kept[slot], stays) if slot in kept else stays
+
+    def left(slot: Slot) -> Indices:
+        return kept[slot] if slot in kept else np.arange(sizes.size(slot) or 0)
+
+    tensors, weights = dict(graph.tensors), dict(graph.weights)
     for slot, stays in kept.items():
         if slot.name in weights:
             fixed = list(weights[slot.name].shape)
@@ -27,11 +49,7 @@ def group_cost(graph: Graph, group: ChannelGroup, channels: range, table: Costs 
             shape = list(tensors[slot.name].shape or ())
             shape[slot.axis] = len(stays)
             tensors[slot.name] = replace(tensors[slot.name], shape=tuple(shape))
-
-    def left(slot: Slot) -> Indices:
-        return kept[slot] if slot in kept else np.arange(sizes.size(slot) or 0)
-
-    nodes = [graph.node(name) for name in group.nodes]
+    nodes = [graph.node(name) for name in names]
     changed = [
         node if (new := changed_attributes(sizes, node, left)) is None else replace(node, attributes=new)
         for node in nodes

@@ -24,7 +24,7 @@ from isobit.techniques.layers.weighted_layer import bias_obstacle, bias_of, set_
 from isobit.techniques.low_rank.factorise import NO_DATA, check_keep
 from isobit.techniques.pruning.channel_groups import ChannelGroup, find_groups, input_slot
 from isobit.techniques.pruning.elimination import eliminated
-from isobit.techniques.pruning.group_cost import group_cost
+from isobit.techniques.pruning.group_cost import group_cost, network_cost
 from isobit.techniques.pruning.magnitudes import magnitudes
 from isobit.techniques.pruning.solved_weights import gone_columns, readers_of, solved
 from isobit.techniques.technique import TechniqueReport
@@ -107,6 +107,12 @@ class PruneChannels:
         """The pruning of these groups alone."""
         channels = {name: list(choice.settings["channels"]) for name, choice in choices.items()}
         return PruneChannels(1.0, channels, self.multiple, self.data_aware)
+
+    def cost_together(self, graph: Graph, choices: Mapping[str, Choice], table: Costs | None = None) -> Cost:
+        """What the whole network costs with these choices: a layer between two groups loses inputs and outputs."""
+        groups = {group.name: group for group in find_groups(graph)[0]}
+        chosen = [(groups[name], choice.settings["channels"]) for name, choice in choices.items()]
+        return network_cost(graph, chosen, table)
 
     # --- what is done ----------------------------------------------------------------------------------------------
 

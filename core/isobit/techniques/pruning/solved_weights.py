@@ -30,7 +30,8 @@ def readers_of(model: CheckedModel, group: ChannelGroup, grams: Mapping[str, Gra
         if power > 0 and moments.second is not None:
             columns = columns_of(model.graph, node, group, matrix.shape[-1])
             found += [
-                Reader(second, weight, columns, power) for second, weight in zip(moments.second, matrix, strict=True)
+                Reader(second, weight, columns, power, name)
+                for second, weight in zip(moments.second, matrix, strict=True)
             ]
     return found
 
