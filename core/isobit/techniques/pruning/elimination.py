@@ -23,6 +23,15 @@ Indices = NDArray[np.int64]
 _ONE_BY_ONE = 64
 _AT_ONCE = 32
 
+#: Moments of more columns than this are inverted in single precision, whose errors stay below those of the damping.
+_PRECISE = 1024
+
+#: Matrices up to this size are inverted at once. A matrix is copied without what is gone once this share of it is left.
+_HALVED, _COMPACT = 512, 0.75
+
+#: The number of a column whose channel is gone.
+_GONE = -2
+
 
 @dataclass(frozen=True, eq=False)
 class Reader:
@@ -57,11 +66,12 @@ def eliminated(readers: Sequence[Reader], count: int) -> tuple[list[int], list[f
         at_once = 1 if len(left) <= _ONE_BY_ONE else -(-len(left) // _AT_ONCE)
         gone = left[np.argsort(scores[left], kind="stable")[: min(at_once, len(left) - 1)]]
         order += gone.tolist()
-        errors += [0.0] * len(gone)
         for reader, state in zip(readers, states, strict=True):
             lost[reader.layer] += state.remove(gone)
+        start = errors[-1] if errors else 0.0
         total = 1 - math.prod(1 - min(share, 1.0) for share in lost.values())
-        errors[len(errors) - len(gone) :] = [total] * len(gone)  # at most that, where a step is not at its end
+        shares = np.cumsum(scores[gone]) / max(scores[gone].sum(), float(np.finfo(np.float64).tiny))
+        errors += (start + (total - start) * shares).tolist()  # exact where a step ends, in proportion between
         left = np.setdiff1d(left, gone, assume_unique=True)
     return order, errors
 
@@ -70,8 +80,8 @@ def eliminated(readers: Sequence[Reader], count: int) -> tuple[list[int], list[f
 class _State:
     """What is left of a reader: the inverse of its moments, its weights (columns, outputs) as solved so far."""
 
-    inverse: Floats
-    weight: Floats
+    inverse: NDArray[np.floating]
+    weight: NDArray[np.floating]
     channel: Indices
     power: float
 
@@ -79,8 +89,9 @@ class _State:
     def of(cls, reader: Reader) -> _State:
         order = np.argsort(reader.channel, kind="stable")  # the columns of a channel side by side
         moments = reader.moments[np.ix_(order, order)]
-        inverse = np.asarray(np.linalg.inv(moments), np.float64)
-        return cls(inverse, reader.weight.T[order], reader.channel[order], reader.power)
+        working = np.float64 if len(order) <= _PRECISE else np.float32
+        inverse = _inverse(moments.astype(working))
+        return cls(inverse, reader.weight.T[order].astype(working), reader.channel[order], reader.power)
 
     def losses(self, count: int) -> Floats:
         """By channel what the output loses without it."""
@@ -98,16 +109,34 @@ class _State:
 
     def remove(self, gone: Indices) -> float:
         """Take channels out, the others made up; what the output loses by it."""
-        removed = np.isin(self.channel, gone)
-        if not removed.any():
+        columns = np.flatnonzero(np.isin(self.channel, gone))
+        if not columns.size:
             return 0.0
-        stays = np.flatnonzero(~removed)
-        columns = np.flatnonzero(removed)
-        block, weights = self.inverse[np.ix_(columns, columns)], self.weight[columns]
-        across = self.inverse[np.ix_(stays, columns)]
-        solved = np.linalg.solve(block, np.concatenate([weights, across.T], 1))
-        loss = float((weights * solved[:, : weights.shape[1]]).sum())
-        self.weight = self.weight[stays] - across @ solved[:, : weights.shape[1]]
-        self.inverse = self.inverse[np.ix_(stays, stays)] - across @ solved[:, weights.shape[1] :]
-        self.channel = self.channel[stays]
+        weights, across = self.weight[columns], self.inverse[:, columns]
+        solved = np.linalg.solve(self.inverse[np.ix_(columns, columns)], np.concatenate([weights, across.T], 1))
+        outputs = weights.shape[1]
+        loss = float((weights * solved[:, :outputs]).sum(dtype=np.float64))
+        self.weight -= across @ solved[:, :outputs]
+        self.inverse -= across @ solved[:, outputs:]
+        self.channel[columns] = _GONE
+        stays = np.flatnonzero(self.channel != _GONE)
+        if len(stays) < _COMPACT * len(self.channel):  # not each time: to copy the matrix takes as long as to update it
+            self.inverse = np.ascontiguousarray(self.inverse[np.ix_(stays, stays)])
+            self.weight, self.channel = self.weight[stays], self.channel[stays]
         return loss / self.power
+
+
+def _inverse(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The inverse of a positive definite matrix by halves: half the work of a general one, all of it products."""
+    if len(matrix) <= _HALVED:
+        return np.asarray(np.linalg.inv(matrix))
+    half = len(matrix) // 2
+    first, across = _inverse(matrix[:half, :half]), matrix[:half, half:]
+    made = first @ across
+    second = _inverse(matrix[half:, half:] - across.T @ made)
+    result = np.empty_like(matrix)
+    result[half:, half:] = second
+    result[:half, half:] = -(made @ second)
+    result[half:, :half] = result[:half, half:].T
+    result[:half, :half] = first - result[:half, half:] @ made.T
+    return result

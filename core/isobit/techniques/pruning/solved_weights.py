@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from isobit.techniques.low_rank.input_moments import InputMoments
 from isobit.techniques.pruning.channel_groups import ChannelGroup, input_slot
 from isobit.techniques.pruning.elimination import Floats, Indices, Reader
 
+#: What follows from a Gram and the weight that it was observed for, for as long as it is there: trials ask again.
+_MOMENTS: WeakKeyDictionary[Gram, tuple[InputMoments, float]] = WeakKeyDictionary()
+
 
 def readers_of(model: CheckedModel, group: ChannelGroup, grams: Mapping[str, Gram]) -> list[Reader]:
     """The readers of a group as linear maps of known inputs; none where the inputs of one of them are not known."""
@@ -25,8 +29,8 @@ def readers_of(model: CheckedModel, group: ChannelGroup, grams: Mapping[str, Gra
         if name not in grams:
             return []
         node = model.graph.node(name)
-        moments, matrix = moments_of(model.graph, node, grams[name]), matrix_of(model, node)
-        power = moments.power(matrix)
+        matrix = matrix_of(model, node)
+        moments, power = moments_of(model.graph, node, grams[name], matrix)
         if power > 0 and moments.second is not None:
             columns = columns_of(model.graph, node, group, matrix.shape[-1])
             found += [
@@ -42,11 +46,16 @@ def matrix_of(model: CheckedModel, node: Node) -> Floats:
     return np.asarray(Patches.of(model.graph, node).matrix(weight))
 
 
-def moments_of(graph: Graph, node: Node, gram: Gram) -> InputMoments:
-    """The moments about the mean where a bias can take the mean up, else about zero."""
-    if bias_obstacle(graph, node):
-        gram = Gram(gram.count, np.zeros_like(gram.total), gram.second)
-    return InputMoments.of(gram)
+def moments_of(graph: Graph, node: Node, gram: Gram, matrix: Floats) -> tuple[InputMoments, float]:
+    """The moments about the mean where a bias can take the mean up, else about zero; and the power of the output."""
+    found = _MOMENTS.get(gram)
+    if found is None:
+        centered = gram
+        if bias_obstacle(graph, node):
+            centered = Gram(gram.count, np.zeros_like(gram.total), gram.second)
+        moments = InputMoments.of(centered)
+        found = _MOMENTS[gram] = moments, moments.power(matrix)
+    return found
 
 
 def columns_of(graph: Graph, node: Node, group: ChannelGroup, columns: int) -> Indices:
@@ -71,17 +80,20 @@ def solved(model: CheckedModel, node: Node, gram: Gram, gone: Indices) -> Solved
 
     The error is a share of the power of the output about its mean.
     """
-    moments, matrix = moments_of(model.graph, node, gram), matrix_of(model, node)
+    matrix = matrix_of(model, node)
+    moments, power = moments_of(model.graph, node, gram, matrix)
     assert moments.second is not None
     assert moments.mean is not None
     new = np.zeros_like(matrix)
     kept = np.setdiff1d(np.arange(matrix.shape[-1]), gone)
+    made = 0.0
     for number, (second, weight) in enumerate(zip(moments.second, matrix, strict=True)):
-        new[number][:, kept] = np.linalg.solve(second[np.ix_(kept, kept)], second[kept] @ weight.T).T
-    change = matrix - new
-    shift = (change @ moments.mean[:, :, None]).reshape(-1)
-    power = moments.power(matrix)
-    error = moments.power(change) / power if power > 0 else 0.0
+        wanted = second[kept] @ weight.T
+        columns = np.linalg.solve(second[np.ix_(kept, kept)], wanted)
+        new[number][:, kept] = columns.T
+        made += float((columns * wanted).sum())  # the power that they make: least squares leave the rest
+    shift = ((matrix - new) @ moments.mean[:, :, None]).reshape(-1)
+    error = max(0.0, 1 - made / power) if power > 0 else 0.0
     return Solved(new.reshape(model.graph.weights[node.inputs[1] or ""].shape).astype(np.float32), shift, error)
 
 
