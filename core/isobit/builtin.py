@@ -54,6 +54,7 @@ def isobit_techniques() -> Sequence[type[Any]]:
         techniques.ReestimateBatchNorms,
         techniques.SequentialMse,
         techniques.SmoothQuant,
+        techniques.SparsifyWeights,
         techniques.SpatialSvd,
         techniques.Tucker2,
         techniques.WeightSvd,

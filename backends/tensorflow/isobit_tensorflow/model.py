@@ -128,11 +128,14 @@ class KerasModel:
         else:
             self._replace(self.graph, native.parameters, native.quantizers)
 
-    def learn(self, grids: Mapping[Site, LearnedGrid]) -> None:
-        """Learn these grids from now on, and no others; the simulator is made anew around the same weights."""
+    def learn(self, grids: Mapping[Site, LearnedGrid], sparse: Collection[Site] = ()) -> None:
+        """Learn these grids from now on, and no others; the simulator is made anew around the same weights.
+
+        Zeros of the `sparse` weights stay.
+        """
         quantizers = {}
         for site, layer in self._native.quantizers.items():
-            quantizers[site] = Quantizer.of(site, layer.encoding, grids.get(site))
+            quantizers[site] = Quantizer.of(site, layer.encoding, grids.get(site), keeps_zeros=site in sparse)
             quantizers[site].enabled = layer.enabled
         self._replace(self.graph, self._native.parameters, quantizers)
 

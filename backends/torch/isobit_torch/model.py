@@ -127,10 +127,12 @@ class TorchModel:
             related = (held.ties[site],) if site in held.ties else held.products.get(site, ())
             self._quantizer(site).relate(*(self._quantizer(other) for other in related))
 
-    def learn(self, grids: Mapping[Site, LearnedGrid]) -> None:
-        """Learn these grids from now on, and no others."""
+    def learn(self, grids: Mapping[Site, LearnedGrid], sparse: Collection[Site] = ()) -> None:
+        """Learn these grids from now on, and no others; zeros of the `sparse` weights stay."""
         for site in self._keys:
-            self._quantizer(site).learn(grids.get(site))
+            quantizer = self._quantizer(site)
+            quantizer.learn(grids.get(site))
+            quantizer.keeps_zeros = site in sparse
         self._watch()
 
     def _watch(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -132,8 +132,10 @@ class TrainsGrids(Protocol):
         """
         ...
 
-    def learn(self, grids: Mapping[Site, LearnedGrid]) -> None:
+    def learn(self, grids: Mapping[Site, LearnedGrid], sparse: Collection[Site] = ()) -> None:
         """Learn these grids from now on, from the encodings that they have, and no others.
+
+        At the `sparse` sites, all of weights, values that are exactly zero get no gradient, so that they stay zero.
 
         `isobit.encodings.learned_grid` says how a parameter of the framework's becomes a scale or a zero point, and
         what its gradient is. A grid that `set_quantizers` sets is no longer learned. `native` may be another object

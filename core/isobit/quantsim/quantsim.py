@@ -237,15 +237,18 @@ class QuantSim:
         weights: str | None = None,
         activations: str | None = None,
         overrides: Mapping[str, str] | None = None,
+        keep_zeros: bool = True,
     ) -> Any:
         """Let training move the grids from now on, and return `model`; an optimizer is made after this.
 
         `mode` is ``"learned"`` (LSQ), ``"pact"`` (only what is cut off moves a scale) or ``"frozen"`` (nothing does);
         `weights` and `activations` are the modes of one kind, `overrides` those of patterns of names. The scale of a
-        bias stays that of its input times that of its weight, and grids that are shared stay shared. Calibrating, or
-        loading encodings, ends it. Raises ModelError before calibration, and where nothing would train.
+        bias stays that of its input times that of its weight, and grids that are shared stay shared. With `keep_zeros`
+        quantized weights of which at least a quarter is exactly zero (`SparsifyWeights`) keep their zeros. Calibrating,
+        or loading encodings, ends it. Raises ModelError before calibration, and where nothing would train.
         """
-        self._simulation.train(TrainingModes(mode, weights, activations, dict(overrides or {})))
+        modes = TrainingModes(mode, weights, activations, dict(overrides or {}))
+        self._simulation.train(modes, keep_zeros=keep_zeros)
         return self.model
 
     def quantizer_parameters(self) -> list[Any]:

@@ -35,6 +35,7 @@ from isobit.statistics.statistics import Statistics
 from isobit.targets.target import Target
 from isobit.techniques.layers.normal import NormalPerChannel
 from isobit.techniques.technique import TechniqueReport
+from isobit.training.kept_zeros import sparse_sites
 from isobit.training.learned_grids import learned_grids
 from isobit.training.modes import TrainingModes
 
@@ -235,8 +236,10 @@ class Simulation:
         for site in list(self._frozen) if sites is None else sites:
             self._frozen.pop(site, None)
 
-    def train(self, modes: TrainingModes) -> None:
+    def train(self, modes: TrainingModes, *, keep_zeros: bool = True) -> None:
         """Learn the grids that these modes ask for, from the encodings as they are, and no others.
+
+        With `keep_zeros` quantized weights of which at least a quarter is zero keep their zeros.
 
         Raises ModelError before calibration, where the backend does not train, and where nothing would.
         """
@@ -244,7 +247,9 @@ class Simulation:
         self.require_calibrated()
         modes.check(self.graph, self.plan)
         self._relate()
-        model.learn(learned_grids(self.graph, self.plan, self.model.encodings(), modes, self._frozen))
+        encodings = self.model.encodings()
+        sparse = sparse_sites(self.graph, self.plan, encodings.keys(), self.model.weight) if keep_zeros else ()
+        model.learn(learned_grids(self.graph, self.plan, encodings, modes, self._frozen), sparse)
         if not model.grid_parameters and not model.weight_parameters:
             raise ModelError(
                 "nothing would train: every parameter of the model is frozen, and no grid is learned. Unfreeze "

@@ -11,6 +11,7 @@ from isobit.techniques.equalize_cross_layers import EqualizeCrossLayers
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.techniques.gptq import GPTQ
 from isobit.techniques.pruning.prune_channels import PruneChannels
+from isobit.techniques.pruning.sparsify_weights import SparsifyWeights
 from isobit.techniques.reestimate_batch_norms import ReestimateBatchNorms
 from isobit.techniques.sequential_mse import SequentialMse
 from isobit.techniques.smooth_quant import SmoothQuant
@@ -35,6 +36,7 @@ __all__ = [
     "Requests",
     "SequentialMse",
     "SmoothQuant",
+    "SparsifyWeights",
     "SpatialSvd",
     "Technique",
     "TechniqueContext",

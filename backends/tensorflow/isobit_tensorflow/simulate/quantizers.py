@@ -38,9 +38,20 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
     variables `log_scale` and `offset` say how far it has moved.
     """
 
-    def __init__(self, encodings: str, learns: dict[str, Any] | None = None, name: str | None = None) -> None:
-        """`encodings` is isobit's JSON of one site and its encoding; `learns` is a `LearnedGrid` as JSON data."""
+    def __init__(
+        self,
+        encodings: str,
+        learns: dict[str, Any] | None = None,
+        name: str | None = None,
+        *,
+        keeps_zeros: bool = False,
+    ) -> None:
+        """`encodings` is isobit's JSON of one site and its encoding; `learns` is a `LearnedGrid` as JSON data.
+
+        With `keeps_zeros` what is zero gets no gradient, so that a sparse weight stays sparse.
+        """
         super().__init__(name=name, dtype="float32", autocast=False)
+        self.keeps_zeros = keeps_zeros
         (self.site, self._template), *others = isobit_json.loads(encodings, "quantizer").items()
         if others:
             raise EncodingError("a quantizer holds the encoding of one site")
@@ -59,9 +70,12 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
         self.built = True
 
     @classmethod
-    def of(cls, site: Site, encoding: Encoding, grid: LearnedGrid | None = None) -> Quantizer:
+    def of(
+        cls, site: Site, encoding: Encoding, grid: LearnedGrid | None = None, *, keeps_zeros: bool = False
+    ) -> Quantizer:
         """A quantizer at `site`, whose grid is learned where `grid` says how."""
-        return cls(isobit_json.dumps(Encodings({site: encoding})), None if grid is None else grid.to_record())
+        learns = None if grid is None else grid.to_record()
+        return cls(isobit_json.dumps(Encodings({site: encoding})), learns, keeps_zeros=keeps_zeros)
 
     def _variable(self, name: str, value: Any, dtype: Any) -> keras.Variable:
         array = np.array(value, dtype)
@@ -130,6 +144,8 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, x: tf.Tensor, axes: Sequence[int] | None = None) -> tf.Tensor:
         """`x` on the grid; `axes` are the canonical axes in the order in which `x` has them."""
+        if self.keeps_zeros:
+            x = x * tf.cast(tf.not_equal(x, 0), x.dtype)
         leader = self._leader()
         rounder: Rounder = straight_through
         if leader.learns is not None:
@@ -208,7 +224,8 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
         """The site and the encoding as it is now, or where it is learned from."""
         current = self.encoding if self.learns is None else self._template
         learns = None if self._grid_record is None else json.loads(self._grid_record)
-        return {"name": self.name, "encodings": isobit_json.dumps(Encodings({self.site: current})), "learns": learns}
+        encodings = isobit_json.dumps(Encodings({self.site: current}))
+        return {"name": self.name, "encodings": encodings, "learns": learns, "keeps_zeros": self.keeps_zeros}
 
     def take_values(self, other: Quantizer) -> None:
         """Take the variables of a quantizer of the same configuration."""

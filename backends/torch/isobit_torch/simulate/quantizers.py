@@ -37,6 +37,7 @@ class Quantizer(nn.Module):
         super().__init__()
         self.enabled = True
         self.in_place = False
+        self.keeps_zeros = False  # what is zero gets no gradient, so that a sparse weight stays sparse
         self.layout = layout
         self._template = encoding
         self._related: tuple[Quantizer, ...] = ()  # a tuple, so that they are no submodules
@@ -108,6 +109,7 @@ class Quantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` on the grid; `x` itself where the quantizer is off."""
+        x = self._sparse(x)
         if not self.enabled:
             return x
         if is_recorded(x):
@@ -117,6 +119,12 @@ class Quantizer(nn.Module):
         if x.device.type == "cpu" and x.dtype == torch.float32 and self._is_simple():
             return self._in_place(x if self.in_place else x.clone())
         return self._compute(x)
+
+    def _sparse(self, x: Tensor) -> Tensor:
+        """`x`, whose zeros get no gradient where they are kept."""
+        if self.keeps_zeros and torch.is_grad_enabled() and x.requires_grad and not is_recorded(x):
+            return x * (x != 0)
+        return x
 
     def _is_simple(self) -> bool:
         spec = self._template.spec
@@ -267,7 +275,7 @@ class Quantizer(nn.Module):
         copied = type(self)(self._template, self.layout)
         memo[id(self)] = copied
         copied.enabled, copied.in_place, copied.training = self.enabled, self.in_place, self.training
-        copied._learned = self._learned
+        copied._learned, copied.keeps_zeros = self._learned, self.keeps_zeros
         copied._buffers = {name: None if t is None else t.detach().clone() for name, t in self._buffers.items()}
         copied._parameters = copy.deepcopy(self._parameters, memo)
         copied._related = copy.deepcopy(self._related, memo)
@@ -284,6 +292,7 @@ class WeightQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` on the grid."""
+        x = self._sparse(x)
         if not self.enabled:
             return x
         if is_recorded(x) or (torch.is_grad_enabled() and (x.requires_grad or self._is_learned())):

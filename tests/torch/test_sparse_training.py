@@ -1,0 +1,44 @@
+"""Sparse weights in training: zeros stay zero through optimizer steps, in the model and in what is exported."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import isobit
+from isobit.techniques import SparsifyWeights
+
+
+def trained(tmp_path, keep_zeros: bool) -> tuple[nn.Module, isobit.QuantSim]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+    data = np.random.default_rng(0).standard_normal((32, 4, 6, 6)).astype(np.float32)
+    sim = isobit.QuantSim(model, (torch.from_numpy(data[:2]),))
+    sim.apply(SparsifyWeights("2:4"), data=data)
+    sim.calibrate(data)
+    network = sim.trainable(keep_zeros=keep_zeros)
+    optimizer = torch.optim.AdamW(network.parameters(), 0.01, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(torch.from_numpy(data)).square().mean().backward()
+        optimizer.step()
+    return network, sim
+
+
+@pytest.mark.parametrize("keep_zeros", [True, False])
+def test_zeros_stay_through_steps_of_an_optimizer(tmp_path, keep_zeros: bool) -> None:
+    network, sim = trained(tmp_path, keep_zeros)
+    state = network.state_dict()
+    for name in ("0.weight", "3.weight"):
+        weight = state[name].numpy()
+        fours = (weight.reshape(len(weight), -1, 4, *weight.shape[2:]) == 0).sum(2)
+        assert (fours == 2).all() == keep_zeros
+    if keep_zeros:
+        sim.export(tmp_path)
+        (path,) = tmp_path.glob("*.onnx")
+        stored = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
+        shares = sorted(np.mean(value == 0) for value in stored if value.ndim > 1)
+        assert min(shares) >= 0.5
