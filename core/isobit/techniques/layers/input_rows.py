@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from weakref import WeakKeyDictionary
 
 from isobit.errors import ModelError
 from isobit.graph.graph import Graph, Node
@@ -23,9 +22,6 @@ _FEWEST_ROWS = 4096
 #: a network together.
 _MOST_BYTES, _FEW_ROWS, _FEW_BYTES = 64 << 20, 1024, 256 << 20
 _ALL_BYTES = 1 << 30
-
-#: By rows, how many samples they were of, and their Gram.
-_GRAMS: WeakKeyDictionary[Rows, tuple[int, Gram]] = WeakKeyDictionary()
 
 
 def row_requests(graph: Graph, layers: Iterable[str]) -> dict[str, Request]:
@@ -77,13 +73,4 @@ def input_grams(context: TechniqueContext, layers: Iterable[str]) -> Mapping[str
     A Gram is (groups, columns, columns), columns in the order of the canonical weight (`Patches`). Raises DataError for
     rows that hold NaN or infinity.
     """
-    return {name: _gram(rows) for name, rows in input_rows(context, layers).items()}
-
-
-def _gram(rows: Rows) -> Gram:
-    """The Gram of rows, computed once for as long as they are there: each trial of a compression asks for it."""
-    samples, gram = _GRAMS.get(rows, (-1, None))
-    if gram is None or samples != rows.samples:
-        gram = Gram.of(rows)
-        _GRAMS[rows] = (rows.samples, gram)
-    return gram
+    return {name: Gram.of(rows) for name, rows in input_rows(context, layers).items()}

@@ -16,10 +16,10 @@ from isobit.edits.draft import Draft
 from isobit.edits.edit import SetWeights
 from isobit.errors import FormatError, did_you_mean
 from isobit.graph.graph import Graph
-from isobit.statistics.layer_rows.gram import Gram
+from isobit.statistics.layer_rows.rows import Rows
 from isobit.targets.costs import Costs
 from isobit.techniques.context import Requests, TechniqueContext
-from isobit.techniques.layers.input_rows import input_grams, row_requests
+from isobit.techniques.layers.input_rows import input_rows, row_requests
 from isobit.techniques.layers.weighted_layer import bias_obstacle, bias_of, set_bias
 from isobit.techniques.low_rank.factorise import NO_DATA, check_keep
 from isobit.techniques.pruning.channel_groups import ChannelGroup, find_groups, input_slot
@@ -82,14 +82,14 @@ class PruneChannels:
         """Each group of channels with the numbers of them that it may keep, and each layer that has none, with why."""
         model = context.model
         groups, left = find_groups(model.graph)
-        grams = input_grams(context, self._readers(model.graph))
+        rows = input_rows(context, self._readers(model.graph))
         found = [
             Candidate(name, self.method, (name,), Cost(), why=why)
             for name, why in left.items()
             if all(name not in group.producers for group in groups)
         ]
         for group in groups:
-            order, errors, measured = _ranked(context, group, grams)
+            order, errors, measured = _ranked(context, group, rows)
             full = group_cost(model.graph, group, range(group.count), table)
             choices = []
             for size in _sizes(group.count, multiple):
@@ -122,10 +122,10 @@ class PruneChannels:
         groups, left = find_groups(graph)
         by_name = {group.name: group for group in groups}
         self._check(by_name, left)
-        grams = input_grams(context, self._readers(graph))
+        rows = input_rows(context, self._readers(graph))
         pruned: list[tuple[ChannelGroup, list[int]]] = []
         for group in groups:
-            stays = self._stays(context, group, grams)
+            stays = self._stays(context, group, rows)
             if isinstance(stays, str):
                 left[group.name] = stays
             elif len(stays) == group.count:
@@ -133,11 +133,11 @@ class PruneChannels:
             else:
                 pruned.append((group, stays))
         notes = []
-        if pruned and self.data_aware and not grams:
+        if pruned and self.data_aware and not rows:
             notes.append(f"{NO_DATA}; no weights are solved again")
         if self.keep == 1 and not self.channels:
             notes.append("keep is 1 and no channels are given: nothing changes")
-        errors = _pruned(context, pruned, grams) if pruned else {}
+        errors = _pruned(context, pruned, rows) if pruned else {}
         changed = [_words(context.graph, group, stays, errors) for group, stays in pruned]
         notes += [f"{g.name}: chosen by the size of weights, for {g.unmeasured}" for g, _ in pruned if g.unmeasured]
         return TechniqueReport("PruneChannels", tuple(changed), left, notes=tuple(notes))
@@ -154,7 +154,7 @@ class PruneChannels:
             if not channels or any(not 0 <= channel < count for channel in channels):
                 raise FormatError(f"PruneChannels: channels of {name!r} must be some of 0 to {count - 1}")
 
-    def _stays(self, context: TechniqueContext, group: ChannelGroup, grams: Mapping[str, Gram]) -> list[int] | str:
+    def _stays(self, context: TechniqueContext, group: ChannelGroup, rows: Mapping[str, Rows]) -> list[int] | str:
         """The channels of a group that stay, or why none goes."""
         if group.name in self.channels:
             return sorted({int(channel) for channel in self.channels[group.name]})
@@ -166,7 +166,7 @@ class PruneChannels:
         if not fitting:
             least = f"{self.multiple} channels cost" if self.multiple > 1 else "one channel costs"
             return f"{least} more than {self.keep:.0%} of its multiply-accumulates"
-        order = _ranked(context, group, grams)[0]
+        order = _ranked(context, group, rows)[0]
         return sorted(set(range(group.count)) - set(order[: group.count - fitting[-1]]))
 
 
@@ -185,10 +185,10 @@ def _sizes(count: int, multiple: int) -> list[int]:
 
 
 def _ranked(
-    context: TechniqueContext, group: ChannelGroup, grams: Mapping[str, Gram]
+    context: TechniqueContext, group: ChannelGroup, rows: Mapping[str, Rows]
 ) -> tuple[list[int], list[float], bool]:
     """The order in which channels go, the error after each, and whether it is one of outputs on data."""
-    readers = [] if group.unmeasured else readers_of(context.model, group, grams)
+    readers = [] if group.unmeasured else readers_of(context.model, group, rows)
     if readers:
         return (*eliminated(readers, group.count), True)
     shares = magnitudes(context.model, group)
@@ -197,7 +197,7 @@ def _ranked(
 
 
 def _pruned(
-    context: TechniqueContext, pruned: Sequence[tuple[ChannelGroup, list[int]]], grams: Mapping[str, Gram]
+    context: TechniqueContext, pruned: Sequence[tuple[ChannelGroup, list[int]]], rows: Mapping[str, Rows]
 ) -> dict[str, float]:
     """Solve the readers again, remove the channels, and say by reader what its output loses."""
     model, graph = context.model, context.graph
@@ -205,9 +205,9 @@ def _pruned(
     readers = dict.fromkeys(name for group, _ in pruned for name in group.readers)
     for name in readers:
         node = graph.node(name)
-        if name not in grams or input_slot(graph, node) is None:
+        if name not in rows or input_slot(graph, node) is None:
             continue
-        new = solved(model, node, grams[name], gone_columns(graph, pruned, node, _columns(graph, name)))
+        new = solved(model, node, rows[name], gone_columns(graph, pruned, node, _columns(graph, name)))
         errors[name] = new.error
         draft.apply(SetWeights({node.inputs[1] or "": new.weight}))
         if not bias_obstacle(graph, node):

@@ -11,30 +11,63 @@ from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.graph.graph import Graph, Node
-from isobit.statistics.layer_rows.gram import Gram
 from isobit.statistics.layer_rows.patches import Patches
+from isobit.statistics.layer_rows.rows import Rows
 from isobit.techniques.layers.weighted_layer import bias_obstacle
 from isobit.techniques.low_rank.input_moments import InputMoments
 from isobit.techniques.pruning.channel_groups import ChannelGroup, input_slot
 from isobit.techniques.pruning.elimination import Floats, Indices, Reader
 
-#: What follows from a Gram and the weight that it was observed for, for as long as it is there: trials ask again.
-_MOMENTS: WeakKeyDictionary[Gram, tuple[InputMoments, float]] = WeakKeyDictionary()
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What a layer reads: ``second`` (groups, columns, columns), damped, ``mean`` (groups, columns), and the power.
+
+    `second` is about the mean where a bias can take the mean up, else about zero, and `mean` is zero then. `power` is
+    that of the output.
+    """
+
+    second: Floats
+    mean: Floats
+    power: float
+
+    @classmethod
+    def of(cls, model: CheckedModel, node: Node, rows: Rows) -> Moments:
+        """Those of a layer's rows, worked out once for as long as these are there: trials ask for them again."""
+        if rows not in _MOMENTS:
+            matrix = matrix_of(model, node)
+            inputs = InputMoments.of(rows, matrix.shape[-1])
+            assert inputs.mean is not None
+            second, mean = inputs.second, inputs.mean
+            if second is None:
+                second = inputs.times(np.broadcast_to(np.eye(matrix.shape[-1]), (len(mean), *(matrix.shape[-1],) * 2)))
+            if bias_obstacle(model.graph, node):
+                second, mean = second + mean[:, :, None] * mean[:, None, :], np.zeros_like(mean)
+            _MOMENTS[rows] = cls(second, mean, power(matrix, second))
+        return _MOMENTS[rows]
 
 
-def readers_of(model: CheckedModel, group: ChannelGroup, grams: Mapping[str, Gram]) -> list[Reader]:
+_MOMENTS: WeakKeyDictionary[Rows, Moments] = WeakKeyDictionary()
+
+
+def power(matrix: Floats, second: Floats) -> float:
+    """The mean square of the output of a weight (groups, outputs, columns), of all outputs."""
+    return float(((matrix @ second) * matrix).sum())
+
+
+def readers_of(model: CheckedModel, group: ChannelGroup, rows: Mapping[str, Rows]) -> list[Reader]:
     """The readers of a group as linear maps of known inputs; none where the inputs of one of them are not known."""
     found: list[Reader] = []
     for name in group.readers:
-        if name not in grams:
+        if name not in rows:
             return []
         node = model.graph.node(name)
         matrix = matrix_of(model, node)
-        moments, power = moments_of(model.graph, node, grams[name], matrix)
-        if power > 0 and moments.second is not None:
+        moments = Moments.of(model, node, rows[name])
+        if moments.power > 0:
             columns = columns_of(model.graph, node, group, matrix.shape[-1])
             found += [
-                Reader(second, weight, columns, power, name)
+                Reader(second, weight, columns, moments.power, name)
                 for second, weight in zip(moments.second, matrix, strict=True)
             ]
     return found
@@ -44,18 +77,6 @@ def matrix_of(model: CheckedModel, node: Node) -> Floats:
     """The weight of a layer as (groups, outputs, columns)."""
     weight = model.weight(node.inputs[1] or "").astype(np.float64)
     return np.asarray(Patches.of(model.graph, node).matrix(weight))
-
-
-def moments_of(graph: Graph, node: Node, gram: Gram, matrix: Floats) -> tuple[InputMoments, float]:
-    """The moments about the mean where a bias can take the mean up, else about zero; and the power of the output."""
-    found = _MOMENTS.get(gram)
-    if found is None:
-        centered = gram
-        if bias_obstacle(graph, node):
-            centered = Gram(gram.count, np.zeros_like(gram.total), gram.second)
-        moments = InputMoments.of(centered)
-        found = _MOMENTS[gram] = moments, moments.power(matrix)
-    return found
 
 
 def columns_of(graph: Graph, node: Node, group: ChannelGroup, columns: int) -> Indices:
@@ -75,15 +96,12 @@ class Solved:
     error: float
 
 
-def solved(model: CheckedModel, node: Node, gram: Gram, gone: Indices) -> Solved:
+def solved(model: CheckedModel, node: Node, rows: Rows, gone: Indices) -> Solved:
     """The weights of least output error without the columns `gone`; damping holds them near those that were.
 
     The error is a share of the power of the output about its mean.
     """
-    matrix = matrix_of(model, node)
-    moments, power = moments_of(model.graph, node, gram, matrix)
-    assert moments.second is not None
-    assert moments.mean is not None
+    matrix, moments = matrix_of(model, node), Moments.of(model, node, rows)
     new = np.zeros_like(matrix)
     kept = np.setdiff1d(np.arange(matrix.shape[-1]), gone)
     made = 0.0
@@ -93,7 +111,7 @@ def solved(model: CheckedModel, node: Node, gram: Gram, gone: Indices) -> Solved
         new[number][:, kept] = columns.T
         made += float((columns * wanted).sum())  # the power that they make: least squares leave the rest
     shift = ((matrix - new) @ moments.mean[:, :, None]).reshape(-1)
-    error = max(0.0, 1 - made / power) if power > 0 else 0.0
+    error = max(0.0, 1 - made / moments.power) if moments.power > 0 else 0.0
     return Solved(new.reshape(model.graph.weights[node.inputs[1] or ""].shape).astype(np.float32), shift, error)
 
 

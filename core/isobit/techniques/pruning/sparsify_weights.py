@@ -17,12 +17,12 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.edits.draft import Draft
 from isobit.edits.edit import SetWeights
 from isobit.graph.graph import Graph, Node
-from isobit.statistics.layer_rows.gram import Gram
+from isobit.statistics.layer_rows.rows import Rows
 from isobit.techniques.context import Requests, TechniqueContext
-from isobit.techniques.layers.input_rows import input_grams, row_requests
+from isobit.techniques.layers.input_rows import input_rows, row_requests
 from isobit.techniques.layers.weighted_layer import LAYERS, bias_obstacle, bias_of, groups_of, set_bias, weight_obstacle
 from isobit.techniques.low_rank.factorise import NO_DATA
-from isobit.techniques.pruning.solved_weights import matrix_of, moments_of
+from isobit.techniques.pruning.solved_weights import Moments, matrix_of, power
 from isobit.techniques.pruning.sparse_solver import Pattern, masked, sparse
 from isobit.techniques.technique import TechniqueReport
 
@@ -59,7 +59,7 @@ class SparsifyWeights:
     def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Set the zeros; layers that the pattern does not fit are left, and why."""
         model, graph = context.model, context.graph
-        grams = input_grams(context, self._measured(graph))
+        observed = input_rows(context, self._measured(graph))
         draft, changed, left = Draft(graph, model.weight), [], dict[str, str]()
         for node in graph.nodes:
             if node.op not in LAYERS:
@@ -67,10 +67,10 @@ class SparsifyWeights:
             if (why := self._obstacle(graph, node)) != "":
                 left[node.name] = why
                 continue
-            changed.append(self._sparsified(draft, model, node, grams.get(node.name)))
+            changed.append(self._sparsified(draft, model, node, observed.get(node.name)))
         if draft.edits:
             model.edit(draft)
-        notes = (NO_DATA,) if changed and self.data_aware and not grams else ()
+        notes = (NO_DATA,) if changed and self.data_aware and not observed else ()
         return TechniqueReport("SparsifyWeights", tuple(changed), left, notes=notes)
 
     def _measured(self, graph: Graph) -> list[str]:
@@ -95,22 +95,20 @@ class SparsifyWeights:
             return f"its {inputs} input channels{' a group' * (groups_of(node) > 1)} are no multiple of {group}"
         return ""
 
-    def _sparsified(self, draft: Draft, model: CheckedModel, node: Node, gram: Gram | None) -> str:
+    def _sparsified(self, draft: Draft, model: CheckedModel, node: Node, rows: Rows | None) -> str:
         pattern, name = Pattern.of(self.pattern), node.inputs[1] or ""
         shape = model.graph.weights[name].shape
         order = _by_tap(shape)
         matrix = (
             matrix_of(model, node)
-            if gram is not None
+            if rows is not None
             else model.weight(name).astype(np.float64).reshape(1, shape[0], -1)
         )
         new = np.empty_like(matrix)
-        if gram is None:
+        if rows is None:
             new[:, :, order] = np.stack([masked(weight[:, order], pattern) for weight in matrix])
         else:
-            moments, power = moments_of(model.graph, node, gram, matrix)
-            assert moments.second is not None
-            assert moments.mean is not None
+            moments = Moments.of(model, node, rows)
             for number, (second, weight) in enumerate(zip(moments.second, matrix, strict=True)):
                 new[number][:, order] = sparse(weight[:, order], second[np.ix_(order, order)], pattern)
             if not bias_obstacle(model.graph, node):
@@ -118,8 +116,8 @@ class SparsifyWeights:
                 set_bias(draft, node, bias_of(draft, node, shift.size) + shift)
         draft.apply(SetWeights({name: new.reshape(shape).astype(np.float32)}))
         text = f"{node.name}: {np.mean(new == 0):.1%} of its weights are zero"
-        if gram is not None and power > 0:
-            text += f"; error of the output by its power {moments.power(matrix - new) / power:.3g}"
+        if rows is not None and moments.power > 0:
+            text += f"; error of the output by its power {power(matrix - new, moments.second) / moments.power:.3g}"
         return text
 
 
