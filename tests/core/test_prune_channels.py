@@ -152,6 +152,19 @@ def test_many_channels_go_several_at_once() -> None:
         assert errors[count] == pytest.approx(error, rel=1e-5 if count in (4, 148) else 0.1, abs=1e-6)
 
 
+def test_channels_that_say_nothing_go_first_and_for_nothing() -> None:
+    """Constant channels, of moments that are damping alone, and of weights that are zero; more than go one by one."""
+    reader = drawn_reader(4, 100, 1)
+    weight, moments = reader.weight.copy(), reader.moments.copy()
+    weight[:, 50:] = 0
+    moments[50:, :], moments[:, 50:] = 0, 0
+    moments[range(50, 100), range(50, 100)] = 1e-6
+    order, errors = eliminated([Reader(moments, weight, reader.channel, reader.power)], 100)
+    assert set(order[:50]) == set(range(50, 100))
+    assert errors[:50] == [0.0] * 50
+    assert np.all(np.diff(errors) >= 0)
+
+
 def test_greedy_is_near_the_best_choice() -> None:
     reader = drawn_reader(3, 8, 1)
     order, errors = eliminated([reader], 8)

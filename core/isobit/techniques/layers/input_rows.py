@@ -8,7 +8,6 @@ from isobit.errors import ModelError
 from isobit.graph.graph import Graph, Node
 from isobit.graph.ops import WEIGHTED
 from isobit.graph.sites import Input
-from isobit.statistics.layer_rows.gram import Gram
 from isobit.statistics.layer_rows.patches import Patches
 from isobit.statistics.layer_rows.rows import ROW_LIMIT, Rows
 from isobit.statistics.observer import Request
@@ -25,7 +24,7 @@ _ALL_BYTES = 1 << 30
 
 
 def row_requests(graph: Graph, layers: Iterable[str]) -> dict[str, Request]:
-    """What must be observed of the float model for `input_grams`, by layer; a layer without rows is left out."""
+    """What must be observed of the float model for `input_rows`, by layer; a layer without rows is left out."""
     geometries = {node.name: patches for node in graph.nodes if (patches := _patches(graph, node)) is not None}
     wanted = {name: _limit(patches) for name, patches in geometries.items()}
     # shared among all layers that there are, not those that are asked for: so every technique asks for the same rows
@@ -65,12 +64,3 @@ def input_rows(context: TechniqueContext, layers: Iterable[str]) -> Mapping[str,
         return {}
     observed = context.observe(asked).float
     return {name: rows for name, rows in zip(requests, observed, strict=True) if len(rows)}
-
-
-def input_grams(context: TechniqueContext, layers: Iterable[str]) -> Mapping[str, Gram]:
-    """The Grams of the inputs of layers on the float model, by layer; none where there is no data.
-
-    A Gram is (groups, columns, columns), columns in the order of the canonical weight (`Patches`). Raises DataError for
-    rows that hold NaN or infinity.
-    """
-    return {name: Gram.of(rows) for name, rows in input_rows(context, layers).items()}

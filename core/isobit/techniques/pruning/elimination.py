@@ -70,7 +70,8 @@ def eliminated(readers: Sequence[Reader], count: int) -> tuple[list[int], list[f
             lost[reader.layer] += state.remove(gone)
         start = errors[-1] if errors else 0.0
         total = 1 - math.prod(1 - min(share, 1.0) for share in lost.values())
-        shares = np.cumsum(scores[gone]) / max(scores[gone].sum(), float(np.finfo(np.float64).tiny))
+        parts = scores[gone] if scores[gone].sum() > 0 else np.ones(len(gone))
+        shares = np.cumsum(parts) / parts.sum()
         errors += (start + (total - start) * shares).tolist()  # exact where a step ends, in proportion between
         left = np.setdiff1d(left, gone, assume_unique=True)
     return order, errors
@@ -105,7 +106,7 @@ class _State:
             blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
             weights = self.weight[columns]
             loss[channels[chosen]] += (weights * np.linalg.solve(blocks, weights)).sum((1, 2))
-        return loss / self.power
+        return np.maximum(loss, 0.0) / self.power
 
     def remove(self, gone: Indices) -> float:
         """Take channels out, the others made up; what the output loses by it."""
@@ -123,7 +124,7 @@ class _State:
         if len(stays) < _COMPACT * len(self.channel):  # not each time: to copy the matrix takes as long as to update it
             self.inverse = np.ascontiguousarray(self.inverse[np.ix_(stays, stays)])
             self.weight, self.channel = self.weight[stays], self.channel[stays]
-        return loss / self.power
+        return max(0.0, loss) / self.power  # rounding may leave less than nothing of a channel that says nothing
 
 
 def _inverse(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
