@@ -21,10 +21,7 @@ Indices = NDArray[np.int64]
 
 #: Of more channels than this, a share is removed at once.
 _ONE_BY_ONE = 64
-_AT_ONCE = 32
-
-#: Moments of more columns than this are inverted in single precision, whose errors stay below those of the damping.
-_PRECISE = 1024
+_AT_ONCE = 16
 
 #: Matrices up to this size are inverted at once. A matrix is copied without what is gone once this share of it is left.
 _HALVED, _COMPACT = 512, 0.75
@@ -81,8 +78,8 @@ def eliminated(readers: Sequence[Reader], count: int) -> tuple[list[int], list[f
 class _State:
     """What is left of a reader: the inverse of its moments, its weights (columns, outputs) as solved so far."""
 
-    inverse: NDArray[np.floating]
-    weight: NDArray[np.floating]
+    inverse: Floats
+    weight: Floats
     channel: Indices
     power: float
 
@@ -90,9 +87,7 @@ class _State:
     def of(cls, reader: Reader) -> _State:
         order = np.argsort(reader.channel, kind="stable")  # the columns of a channel side by side
         moments = reader.moments[np.ix_(order, order)]
-        working = np.float64 if len(order) <= _PRECISE else np.float32
-        inverse = _inverse(moments.astype(working))
-        return cls(inverse, reader.weight.T[order].astype(working), reader.channel[order], reader.power)
+        return cls(_inverse(moments), reader.weight.T[order], reader.channel[order], reader.power)
 
     def losses(self, count: int) -> Floats:
         """By channel what the output loses without it."""
@@ -127,10 +122,10 @@ class _State:
         return max(0.0, loss) / self.power  # rounding may leave less than nothing of a channel that says nothing
 
 
-def _inverse(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
+def _inverse(matrix: Floats) -> Floats:
     """The inverse of a positive definite matrix by halves: half the work of a general one, all of it products."""
     if len(matrix) <= _HALVED:
-        return np.asarray(np.linalg.inv(matrix))
+        return np.asarray(np.linalg.inv(matrix), np.float64)
     half = len(matrix) // 2
     first, across = _inverse(matrix[:half, :half]), matrix[:half, half:]
     made = first @ across
