@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.graph.graph import Graph, Node
+from isobit.statistics.layer_rows.gram import Gram
 from isobit.statistics.layer_rows.patches import Patches
 from isobit.statistics.layer_rows.rows import Rows
 from isobit.techniques.layers.weighted_layer import bias_obstacle
-from isobit.techniques.low_rank.input_moments import InputMoments
 from isobit.techniques.pruning.channel_groups import ChannelGroup, input_slot
 from isobit.techniques.pruning.elimination import Floats, Indices, Reader
 
@@ -35,17 +35,20 @@ class Moments:
     def of(cls, model: CheckedModel, node: Node, rows: Rows) -> Moments:
         """Those of a layer's rows, worked out once for as long as these are there: trials ask for them again."""
         if rows not in _MOMENTS:
-            matrix = matrix_of(model, node)
-            inputs = InputMoments.of(rows, matrix.shape[-1])
-            assert inputs.mean is not None
-            second, mean = inputs.second, inputs.mean
-            if second is None:
-                second = inputs.times(np.broadcast_to(np.eye(matrix.shape[-1]), (len(mean), *(matrix.shape[-1],) * 2)))
-            if bias_obstacle(model.graph, node):
-                second, mean = second + mean[:, :, None] * mean[:, None, :], np.zeros_like(mean)
+            gram, matrix = Gram.of(rows), matrix_of(model, node)
+            has_bias = not bias_obstacle(model.graph, node)
+            second = (gram.centered().second if has_bias else gram.second) / gram.count
+            share = min(1.0, max(_LEAST, _DAMPING * gram.columns / gram.count))
+            floor = share * np.einsum("gcc->g", second) / gram.columns
+            floor[floor <= 0] = 1.0  # inputs that never change: the weights stay as they are
+            second = second + floor[:, None, None] * np.eye(gram.columns)
+            mean = gram.mean if has_bias else np.zeros_like(gram.mean)
             _MOMENTS[rows] = cls(second, mean, power(matrix, second))
         return _MOMENTS[rows]
 
+
+#: Damping in means of the diagonal: so much where there are as many rows as columns, less with more rows.
+_DAMPING, _LEAST = 0.01, 1e-6
 
 _MOMENTS: WeakKeyDictionary[Rows, Moments] = WeakKeyDictionary()
 
