@@ -38,6 +38,8 @@ OPERATIONS: Mapping[str, tuple[Mapping[str, Any], Sequence[Shape]]] = {
     "Concat": ({"axis": 1}, [(1, 32, 56, 56), (1, 32, 56, 56)]),
 }
 _OPSET = 21
+#: The convolution whose multiply-adds are timed: its input and output, and its weight.
+_IMAGE, _WEIGHT = (1, 64, 28, 28), (64, 64, 3, 3)
 _FLOAT_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -62,6 +64,28 @@ def model_of(op: str, attributes: Mapping[str, Any], shapes: Sequence[Shape], *,
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     constants = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in grid.items()]
     graph = helper.make_graph(nodes, op, inputs, outputs, constants if quantized else [])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
+
+
+def layer(*, quantized: bool) -> onnx.ModelProto:
+    """A convolution in the middle of a CNN, 64 channels to 64 of 28x28."""
+    weight = np.random.default_rng(0).integers(-127, 127, _WEIGHT, np.int8)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, _IMAGE) for name in "xy")
+    constants = {"scale": np.float32(1 / 32), "zero": np.uint8(128), "ws": np.float32(1e-3), "wz": np.int8(0)}
+    if quantized:
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["xq"]),
+            helper.make_node("DequantizeLinear", ["xq", "scale", "zero"], ["xd"]),
+            helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"]),
+            helper.make_node("Conv", ["xd", "wd"], ["r"], pads=[1] * 4),
+            helper.make_node("QuantizeLinear", ["r", "scale", "zero"], ["rq"]),
+            helper.make_node("DequantizeLinear", ["rq", "scale", "zero"], ["y"]),
+        ]
+    else:
+        nodes = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)]
+    constants = {**constants, "w": weight} if quantized else {"w": weight.astype(np.float32) * np.float32(1e-3)}
+    tensors = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "layer", [x], [y], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
 
 
@@ -104,11 +128,17 @@ def measure(runs: int) -> dict[str, Any]:
         kernel = next((time for name, time in in_integers.items() if name.startswith("QLinear")), None)
         if kernel is not None:
             floats[op], integers[op] = in_float[op] / size, kernel / size
+    adds = int(np.prod(_IMAGE) * np.prod(_WEIGHT[1:]))
+    layers = {
+        name: kernel_times(layer(quantized=name == "integer"), runs)[op] / adds
+        for name, op in (("float", "Conv"), ("integer", "QLinearConv"))
+    }
     return {
         "quantize": statistics.median(conversions["QuantizeLinear"]),
         "dequantize": statistics.median(conversions["DequantizeLinear"]),
         "float": floats,
         "integer": integers,
+        "multiply_add": layers,
     }
 
 

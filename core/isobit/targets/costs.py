@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from isobit.errors import TargetError, did_you_mean
 from isobit.graph.ops import RECURRENT, WEIGHTED
 
-_KEYS = ("processor", "quantize", "dequantize", "float", "integer")
+#: The last one may be left out.
+_KEYS = ("processor", "quantize", "dequantize", "float", "integer", "multiply_add")
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Costs:
 
     `quantize` and `dequantize` are what a conversion costs where a tensor is handed from float to integers and back.
     Operations of `integers` are those that may stay in float; each has a cost in `floats` too.
+    `multiply_add` has the nanoseconds of one of a layer with weights, as ``float`` and as ``integer``, where they were
+    measured: they decide nothing in a plan, and are what mixed precision counts.
     """
 
     processor: str
@@ -26,6 +29,7 @@ class Costs:
     dequantize: float
     floats: Mapping[str, float]
     integers: Mapping[str, float]
+    multiply_add: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_costs(data: Any, where: str) -> tuple[Costs, ...]:
@@ -49,7 +53,7 @@ def _table(entry: Mapping[str, Any], where: str, key: str) -> Costs:
             raise TargetError(
                 f"{where}: {key}.{name}: unknown key{did_you_mean(name, _KEYS)}; known are {', '.join(_KEYS)}"
             )
-    for name in _KEYS:
+    for name in _KEYS[:-1]:
         if name not in entry:
             raise TargetError(f"{where}: {key}.{name}: this key is missing")
     processor = entry["processor"]
@@ -60,7 +64,14 @@ def _table(entry: Mapping[str, Any], where: str, key: str) -> Costs:
         if op not in floats:
             raise TargetError(f"{where}: {key}.integer.{op}: needs the cost in float beside it, as {key}.float.{op}")
     quantize, dequantize = (_nanoseconds(entry[name], where, f"{key}.{name}") for name in ("quantize", "dequantize"))
-    return Costs(processor, quantize, dequantize, floats, integers)
+    times = _multiply_add(entry["multiply_add"], where, f"{key}.multiply_add") if "multiply_add" in entry else {}
+    return Costs(processor, quantize, dequantize, floats, integers, times)
+
+
+def _multiply_add(table: Any, where: str, key: str) -> dict[str, float]:
+    if not isinstance(table, dict) or set(table) != {"float", "integer"}:
+        raise TargetError(f"{where}: {key}: must be a table with float and integer, found {table!r}")
+    return {name: _nanoseconds(value, where, f"{key}.{name}") for name, value in table.items()}
 
 
 def _by_op(table: Any, where: str, key: str) -> dict[str, float]:
