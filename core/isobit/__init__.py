@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from isobit.quantsim.load import load
     from isobit.quantsim.quantize import quantize
     from isobit.quantsim.quantsim import QuantSim
+    from isobit.search.auto_quantize import auto_quantize
+    from isobit.search.mixed_precision import mixed_precision
 
 _PUBLIC = {
     "Encoding": "isobit.encodings.encoding",
@@ -30,7 +32,9 @@ _PUBLIC = {
     "QuantSim": "isobit.quantsim.quantsim",
     "QuantSpec": "isobit.encodings.quant_spec",
     "analyze": "isobit.analysis.analyze",
+    "auto_quantize": "isobit.search.auto_quantize",
     "load": "isobit.quantsim.load",
+    "mixed_precision": "isobit.search.mixed_precision",
     "quantize": "isobit.quantsim.quantize",
     "techniques": "isobit.techniques",
     "transfer": "isobit.encoding_transfer",
@@ -43,8 +47,10 @@ __all__ = [
     "QuantSim",
     "QuantSpec",
     "analyze",
+    "auto_quantize",
     "dump",
     "load",
+    "mixed_precision",
     "quantize",
     "techniques",
     "transfer",

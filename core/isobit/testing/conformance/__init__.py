@@ -23,6 +23,7 @@ from isobit.testing.conformance.graphs import GraphConformance
 from isobit.testing.conformance.observing import ObservingConformance
 from isobit.testing.conformance.quantizing import QuantizingConformance
 from isobit.testing.conformance.rounding import RoundingConformance
+from isobit.testing.conformance.searching import SearchingConformance
 from isobit.testing.conformance.techniques import TechniquesConformance
 
 
@@ -37,6 +38,7 @@ class BackendConformance(
     FrontDoorConformance,
     TechniquesConformance,
     AnalyzingConformance,
+    SearchingConformance,
 ):
     """All parts of the suite."""
 
