@@ -19,6 +19,7 @@ from isobit.search.choose import Goal, Search, choose
 from isobit.search.cost_tables import cost_table
 from isobit.search.formats import parse_candidates
 from isobit.search.scoring import Scorer
+from isobit.testing.networks import NETWORKS
 
 
 def _simulator(**config) -> tuple[QuantSim, list]:
@@ -217,3 +218,25 @@ def test_the_time_is_over() -> None:
     found = choose(sim.simulation, data, scorer, Goal(None, 0.0, 12, lambda: True))
     assert found.evaluations <= 4
     assert found.chosen.is_measured
+
+
+def test_logits_are_predicted_where_logits_are_judged() -> None:
+    """Behind a last Sigmoid errors look smaller: what is predicted is what is measured."""
+    network = NETWORKS["upsampler"]()
+    sim = simulator(network)
+    sim.calibrate([network.batch(4)])
+    found = isobit.mixed_precision(sim, evaluations=2, max_drop=1e-3)
+    assert found.curve[0].sqnr == pytest.approx(found.curve[0].predicted, abs=1)
+
+
+def test_what_is_in_float_for_its_time_stays_there() -> None:
+    """A Softmax whose neighbours get a format: named by an override it would run on integers that nobody has seen."""
+    network = NETWORKS["attention"]()
+    sim = simulator(network, "onnxruntime-cpu")
+    sim.calibrate([network.batch(4)])
+    found = isobit.mixed_precision(sim, budget=1e30, candidates=["int8", "int16"])
+    placed = {placement.tensor for placement in found.sim.plan.of_kind("activation")}
+    assert placed == {placement.tensor for placement in sim.plan.of_kind("activation")}
+    assert found.chosen.sqnr > 50
+    typed = simulator(network, "onnxruntime-cpu", overrides=dict(found.overrides))
+    assert typed.plan.placements == found.sim.plan.placements

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -89,25 +90,35 @@ class Trials:
         counts = np.divide(1.0, noise, out=np.zeros_like(noise), where=heard)
         return np.asarray(counts / counts.mean())
 
-    def without(self, sites: Sequence[Site]) -> float:
-        """The noise with these quantizers off, and without what made up for the rounding of their weights."""
+    @contextmanager
+    def model_without(self, sites: Sequence[Site]) -> Iterator[CheckedModel]:
+        """The model with these quantizers off, and without what made up for the rounding of their weights."""
         there = [site for site in sites if site in self.encodings]
         odd = self._compensated_alone(there)
+        model = self.model
         if odd:
             model = self.model.copy()
             model.take_back(odd)
-            model.enable(there, on=False)
-            return self.noise_of(self._run(model))
-        self.model.enable(there, on=False)
+        model.enable(there, on=False)
         try:
-            return self.noise_of(self._run(self.model))
+            yield model
         finally:
-            self.model.enable(there, on=True)
+            model.enable(there, on=True)
+
+    def model_alone(self, sites: Sequence[Site]) -> AbstractContextManager[CheckedModel]:
+        """The model with only these quantizers on."""
+        kept = set(sites)
+        return self.model_without([site for site in self.encodings if site not in kept])
+
+    def without(self, sites: Sequence[Site]) -> float:
+        """The noise with these quantizers off."""
+        with self.model_without(sites) as model:
+            return self.noise_of(self._run(model))
 
     def alone(self, sites: Sequence[Site]) -> float:
         """The noise with only these quantizers on."""
-        kept = set(sites)
-        return self.without([site for site in self.encodings if site not in kept])
+        with self.model_alone(sites) as model:
+            return self.noise_of(self._run(model))
 
     def _compensated_alone(self, off: Sequence[Site]) -> list[str]:
         """Biases that only make up for the rounding of weights whose quantizers are off."""

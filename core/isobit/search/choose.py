@@ -64,8 +64,9 @@ def choose(
     chosen = search.within_budget(goal) if goal.budget is not None else search.within_drop(goal)
     curve = {choice: search.point(choice) for choice in search.choices()}
     point = curve[chosen]
-    overrides = search.overrides(chosen)
     sim = QuantSim.of_simulation(search.variant(chosen))
+    had = simulation.config.overrides or {}
+    overrides = {name: form for name, form in (sim.simulation.config.overrides or {}).items() if name not in had}
     holds = goal.budget is not None or point.holds(goal.max_drop)
     return MixedPrecision(
         sim,
@@ -78,7 +79,7 @@ def choose(
         _why(point, goal, holds, search, scorer),
         scorer.float_score.value,
         scorer.count - started,
-        overrides,
+        {name: None if form is None else str(form) for name, form in overrides.items()},
         search.runs(chosen),
         tuple(search.notes(sim, chosen)),
     )

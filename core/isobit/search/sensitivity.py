@@ -13,6 +13,7 @@ from isobit.analysis.weight_noise import measure_weights
 from isobit.data import Batch
 from isobit.encodings.encoding import Encoding
 from isobit.graph.sites import Site
+from isobit.quantsim.judging.judge import Judge, mean
 from isobit.quantsim.other_formats import encodings_with
 from isobit.quantsim.simulation import Simulation
 from isobit.search.formats import Candidate
@@ -42,10 +43,12 @@ def noise_by_group(
     by_group = _by_group(groups, measured.errors)
     shares = np.array([sum(error.share for error in errors) for errors in by_group])
     base = shares * measured.trials.noise
+    judge = Judge.of(exact, batches)
     order = np.argsort(-shares, kind="stable")
     ratios = []
     for index in order[:_MEASURED]:
-        alone = measured.trials.alone([site for error in by_group[index] for site in error.sites])
+        with measured.trials.model_alone([site for error in by_group[index] for site in error.sites]) as model:
+            alone = 10 ** (-max(mean(judge.ratios(model)), -100.0) / 10)
         if base[index] > 0 and alone > 0:
             ratios.append(alone / base[index])
         base[index] = alone
