@@ -12,11 +12,12 @@ from isobit.analysis.analysis import Analysis
 from isobit.analysis.analyze import analyze
 from isobit.analysis.findings import LEAST
 from isobit.data import Batch
+from isobit.defaults import DEFAULT_RECIPE
 from isobit.encodings.encoding import Encoding
 from isobit.errors import DataError, EvaluateError, IsobitError, OutputError
 from isobit.graph.sites import Site
 from isobit.quantsim.executor import ExecutorLike
-from isobit.quantsim.quantize import DEFAULT_RECIPE, quantize
+from isobit.quantsim.quantize import quantize
 from isobit.quantsim.quantsim import QuantSim
 from isobit.search.auto_result import Attempt, Outcome
 from isobit.search.choose import Goal, choose

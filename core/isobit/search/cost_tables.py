@@ -21,13 +21,17 @@ _ROUND = frozenset({"Conv", "ConvTranspose"})
 
 @dataclass(frozen=True)
 class Work:
-    """One operation for one sample: `multiply_adds`, and the elements of its largest tensor and of its result."""
+    """One operation for one sample: `multiply_adds`, and the elements of its largest tensor and of its result.
+
+    `in_float`: it computes in float on weights that are integers for their size alone.
+    """
 
     op: str
     multiply_adds: int
     largest: int
     inputs: int
     result: int
+    in_float: bool = False
 
     @property
     def amount(self) -> int:
@@ -60,6 +64,8 @@ class Bits:
 
     def kernel(self, work: Work, read: Candidate, written: Candidate) -> float:
         """Float counts as 32 bits."""
+        if work.in_float:
+            return 32.0 * read.weight_bits * work.amount
         if work.op in _ROUND and written.is_float:
             return 32.0 * 32.0 * work.amount
         weights = read.weight_bits if work.op in WEIGHTED | RECURRENT else read.activation_bits
@@ -104,7 +110,7 @@ class Milliseconds:
     def kernel(self, work: Work, read: Candidate, written: Candidate) -> float:
         """With the conversions of operands and result where the format has no kernel."""
         costs = self._costs
-        in_float = read.is_float or (work.op in _ROUND and written.is_float)
+        in_float = read.is_float or work.in_float or (work.op in _ROUND and written.is_float)
         is_fast = not in_float and self._has_kernels(read)
         if work.multiply_adds:
             time = work.multiply_adds * costs.multiply_add["integer" if is_fast else "float"]
@@ -142,7 +148,7 @@ class Told:
 
     def kernel(self, work: Work, read: Candidate, written: Candidate) -> float:
         """By the format that is read."""
-        in_float = work.op in _ROUND and written.is_float
+        in_float = work.in_float or (work.op in _ROUND and written.is_float)
         return work.amount * self._table["float" if in_float and "float" in self._table else read.name]
 
     def conversion(self, elements: int, source: Candidate, result: Candidate) -> float:

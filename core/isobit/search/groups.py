@@ -96,6 +96,7 @@ class Groups:
             for placement in group.placements
             if placement.kind == "activation"
         }
+        self.weights_only = simulation.target.weights_only
         self.whole = frozenset(p.tensor for p in placed if isinstance(p.site, Tensor))
 
     def of_node(self, node: Node) -> int | None:
@@ -152,6 +153,7 @@ def _sites(simulation: Simulation, node: Node) -> list[Site]:
     graph, plan, sites = simulation.graph, simulation.plan, list[Site]()
     if not _runs_quantized(simulation, node):
         return []
+    weights_only = node.op in simulation.target.weights_only
     for index, name in enumerate(node.inputs):
         if name is None:
             continue
@@ -159,7 +161,12 @@ def _sites(simulation: Simulation, node: Node) -> list[Site]:
         site = next((s for s in options if s in plan.placements and plan.placements[s].kind != "bias"), None)
         if site is not None:
             sites.append(site)
-        elif name in graph.tensors and graph.is_float(name) and not is_inside_chain(plan.floats.get(name, "")):
+        elif (
+            not weights_only
+            and name in graph.tensors
+            and graph.is_float(name)
+            and not is_inside_chain(plan.floats.get(name, ""))
+        ):
             return []
     return sites
 
@@ -167,7 +174,9 @@ def _sites(simulation: Simulation, node: Node) -> list[Site]:
 def _runs_quantized(simulation: Simulation, node: Node) -> bool:
     """Whether the target runs an operation on integers, as far as its op and its results tell."""
     target = simulation.target
-    if not target.quantizes(node.op) and node.op not in target.same_encoding | target.joint_encoding:
+    if not target.quantizes(node.op) and node.op not in (
+        target.same_encoding | target.joint_encoding | target.weights_only
+    ):
         return False
     if simulation.config.excludes(node):
         return False

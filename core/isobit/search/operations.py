@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -46,6 +46,10 @@ def costs_of(groups: Groups, candidates: Sequence[Candidate], table: CostTable) 
         single[index] += [table.weight(elements, candidate) for candidate in candidates]
     for node in graph.nodes:
         owner = groups.of_node(node)
+        if owner is not None and node.op in groups.weights_only:
+            work = replace(_work(graph, node, node.outputs[0]), in_float=True)
+            single[owner] += [table.kernel(work, candidate, _FLOAT) for candidate in candidates]
+            owner = None
         if owner is None:
             _add_float_node(groups, node, candidates, table, single)
             continue

@@ -28,7 +28,6 @@ from isobit.quantsim.checks.quality import judgement
 from isobit.quantsim.export import USUAL
 from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate, figure_of
 from isobit.quantsim.quantize import open_simulator, quantize
-from isobit.quantsim.quantsim import QuantSim
 
 
 class Run:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from isobit.cli import quantize_options as options
@@ -9,6 +11,10 @@ from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
 from isobit.cli.searching import auto_options as own
 from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
+
+if TYPE_CHECKING:
+    from isobit.quantsim.quantsim import QuantSim
+    from isobit.search import Attempt
 
 
 def auto(
@@ -23,7 +29,7 @@ def auto(
     candidate: own.Candidates = None,
     cost: own.Cost = "bits",
     evaluations: own.Evaluations = 12,
-    target: options.Target = "default",
+    target: options.Target = None,
     weights: options.Weights = None,
     activations: options.Activations = None,
     override: options.Override = None,
@@ -62,8 +68,8 @@ def auto(
     from isobit.errors import ModelError
     from isobit.files import check_writable
     from isobit.quantsim.export import USUAL
-    from isobit.quantsim.quantsim import QuantSim
-    from isobit.search import Attempt, auto_quantize
+    from isobit.quantsim.quantize import open_simulator
+    from isobit.search import auto_quantize
 
     check_writable(out, USUAL)
     if not model.exists():
@@ -76,7 +82,7 @@ def auto(
         channels.value if channels else None,
         layout.value if layout else None,
     )
-    sim = QuantSim(
+    sim = open_simulator(
         model,
         target=target,
         weights=weights,
