@@ -15,7 +15,7 @@ from isobit.search.formats import parse_candidates
 from isobit.search.groups import Groups
 from isobit.search.integer_program import Program
 from isobit.search.operations import Costs, costs_of
-from isobit.testing.networks import NetworkBuilder
+from isobit.testing.networks import NETWORKS, NetworkBuilder
 
 
 def _program(seed: int, groups: int = 5, formats: int = 3) -> Program:
@@ -142,3 +142,17 @@ def test_milliseconds_of_a_table() -> None:
     assert wide > exact > 0
     assert narrow > 0
     assert costs.unit == "ms"
+
+
+def test_weights_that_are_integers_for_their_size_alone() -> None:
+    """An LSTM in onnxruntime runs in float: its weights are one group, whose width is paid, its input is converted."""
+    network = NETWORKS["recurrent"]()
+    sim = simulator(network, "onnxruntime-cpu")
+    sim.calibrate([network.batch(4)])
+    groups = Groups(sim.simulation)
+    lstm = next(group for group in groups.all if any(node.op == "LSTM" for node in group.nodes))
+    assert {placement.kind for placement in lstm.placements} == {"weight"}
+    candidates = parse_candidates(sim.simulation, ["int8", "float"])
+    costs = costs_of(groups, candidates, cost_table("bits", sim.target, candidates))
+    row = costs.single[groups.all.index(lstm)]
+    assert row[1] == 4 * row[0]

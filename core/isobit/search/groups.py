@@ -155,18 +155,13 @@ def _sites(simulation: Simulation, node: Node) -> list[Site]:
         return []
     weights_only = node.op in simulation.target.weights_only
     for index, name in enumerate(node.inputs):
-        if name is None:
+        if name is None or (weights_only and name in graph.tensors):
             continue
         options: tuple[Site, ...] = (Input(node.name, index), Tensor(name), Weight(name))
         site = next((s for s in options if s in plan.placements and plan.placements[s].kind != "bias"), None)
         if site is not None:
             sites.append(site)
-        elif (
-            not weights_only
-            and name in graph.tensors
-            and graph.is_float(name)
-            and not is_inside_chain(plan.floats.get(name, ""))
-        ):
+        elif name in graph.tensors and graph.is_float(name) and not is_inside_chain(plan.floats.get(name, "")):
             return []
     return sites
 
