@@ -23,7 +23,7 @@ class SearchingConformance(ConformanceBase):
         sim, data = _simulator(open_network)
         sim.calibrate(data)
         before = sim.run(data[0])
-        found = mixed_precision(sim, data, max_drop=1e-3, candidates=["int4", "int8"], evaluations=4)
+        found = mixed_precision(sim, data, max_drop=1e-3, candidates=["int4", "int8"], evaluations=3)
         assert found.holds
         assert found.chosen.drop is not None
         assert found.chosen.drop <= 1e-3 < (found.curve[0].drop or 0.0)
