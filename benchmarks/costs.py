@@ -5,8 +5,8 @@
 Each operation runs alone in onnxruntime, once in float and once between QuantizeLinear and DequantizeLinear, on one
 thread; onnxruntime's own profile says what its kernels took. A cost is nanoseconds for an element of the largest tensor
 that the operation reads or computes, the least of the runs and of rounds over all operations, since machines are
-shared. An operation for which the profile names no kernel of integers is left out. `multiply` is nanoseconds for a
-multiply-accumulate of a layer with weights, in float.
+shared. An operation for which the profile names no kernel of integers is left out. `multiply` and
+`integer_multiply` are nanoseconds for a multiply-accumulate of a layer with weights.
 """
 
 from __future__ import annotations
@@ -101,28 +101,45 @@ def kernel_times(model: onnx.ModelProto, runs: int) -> dict[str, float]:
     return longest
 
 
-def layer_of(op: str, attributes: Mapping[str, Any], shapes: Sequence[Shape]) -> onnx.ModelProto:
-    """A model of one layer; a MatMul reads two tensors, other layers one and their weights."""
+def layer_of(op: str, attributes: Mapping[str, Any], shapes: Sequence[Shape], *, quantized: bool) -> onnx.ModelProto:
+    """A model of one layer; a MatMul reads two tensors, other layers one and their weights, which are int8."""
     data = 2 if op == "MatMul" else 1
     names = [f"x{index}" for index in range(len(shapes))]
-    random = np.random.default_rng(0)
-    weights = [
-        onnx.numpy_helper.from_array(random.standard_normal(shape, np.float32), name)
-        for shape, name in zip(shapes[data:], names[data:], strict=True)
-    ]
+    random, nodes, read = np.random.default_rng(0), list[onnx.NodeProto](), list(names)
+    constants: dict[str, Any] = {"scale": np.float32(1 / 32), "zero": np.uint8(128), "none": np.int8(0)}
+    for index, (name, shape) in enumerate(zip(names, shapes, strict=True)):
+        if index >= data:
+            weight = random.standard_normal(shape, np.float32)
+            constants[name] = np.clip(np.rint(32 * weight), -127, 127).astype(np.int8) if quantized else weight
+        if quantized:
+            source, zero = (f"{name}_q", "zero") if index < data else (name, "none")
+            if index < data:
+                nodes.append(helper.make_node("QuantizeLinear", [name, "scale", "zero"], [source]))
+            nodes.append(helper.make_node("DequantizeLinear", [source, "scale", zero], [f"{name}_d"]))
+            read[index] = f"{name}_d"
+    nodes.append(helper.make_node(op, read, ["r" if quantized else "y"], op, **attributes))
+    if quantized:
+        nodes.append(helper.make_node("QuantizeLinear", ["r", "scale", "zero"], ["r_q"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["r_q", "scale", "zero"], ["y"]))
+    used = {name for node in nodes for name in node.input}
+    tensors = [onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items() if name in used]
     inputs = [helper.make_tensor_value_info(names[i], TensorProto.FLOAT, shapes[i]) for i in range(data)]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
-    graph = helper.make_graph([helper.make_node(op, names, ["y"], op, **attributes)], op, inputs, outputs, weights)
+    graph = helper.make_graph(nodes, op, inputs, outputs, tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
 
 
-def measure_layers(runs: int) -> dict[str, float]:
-    """Nanoseconds for a multiply-accumulate."""
-    times = {}
+def measure_layers(runs: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Nanoseconds for a multiply-accumulate, in float, and in integers where there is a kernel of them."""
+    floats, integers = dict[str, float](), dict[str, float]()
     for name, (op, attributes, shapes, macs) in LAYERS.items():
-        kernels = kernel_times(layer_of(op, attributes, shapes), runs)
-        times[name] = max(time for kernel, time in kernels.items() if not kernel.startswith("Reorder")) / macs
-    return times
+        kernels = kernel_times(layer_of(op, attributes, shapes, quantized=False), runs)
+        floats[name] = max(time for kernel, time in kernels.items() if not kernel.startswith("Reorder")) / macs
+        kernels = kernel_times(layer_of(op, attributes, shapes, quantized=True), runs)
+        found = [time for kernel, time in kernels.items() if kernel.startswith(("QLinear", "QGemm", "MatMulInteger"))]
+        if found:
+            integers[name] = max(found) / macs
+    return floats, integers
 
 
 def measure(runs: int) -> dict[str, Any]:
@@ -140,12 +157,14 @@ def measure(runs: int) -> dict[str, Any]:
         kernel = next((time for name, time in in_integers.items() if name.startswith("QLinear")), None)
         if kernel is not None:
             floats[op], integers[op] = in_float[op] / size, kernel / size
+    multiply, integer_multiply = measure_layers(runs)
     return {
         "quantize": statistics.median(conversions["QuantizeLinear"]),
         "dequantize": statistics.median(conversions["DequantizeLinear"]),
         "float": floats,
         "integer": integers,
-        "multiply": measure_layers(runs),
+        "multiply": multiply,
+        "integer_multiply": integer_multiply,
     }
 
 

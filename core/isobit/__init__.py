@@ -22,17 +22,21 @@ if TYPE_CHECKING:
     from isobit.quantsim.load import load
     from isobit.quantsim.quantize import quantize
     from isobit.quantsim.quantsim import QuantSim
+    from isobit.search.auto_quantize import auto_quantize
+    from isobit.search.mixed_precision import mixed_precision
 
 _PUBLIC = {
     "Encoding": "isobit.encodings.encoding",
     "Encodings": "isobit.encodings.encoding",
     "IsobitError": "isobit.errors",
-    "dump": "isobit.layer_dumps.dump",
     "QuantSim": "isobit.quantsim.quantsim",
     "QuantSpec": "isobit.encodings.quant_spec",
     "analyze": "isobit.analysis.analyze",
+    "auto_quantize": "isobit.search.auto_quantize",
     "compress": "isobit.compression.compress",
+    "dump": "isobit.layer_dumps.dump",
     "load": "isobit.quantsim.load",
+    "mixed_precision": "isobit.search.mixed_precision",
     "quantize": "isobit.quantsim.quantize",
     "techniques": "isobit.techniques",
     "transfer": "isobit.encoding_transfer",
@@ -45,9 +49,11 @@ __all__ = [
     "QuantSim",
     "QuantSpec",
     "analyze",
+    "auto_quantize",
     "compress",
     "dump",
     "load",
+    "mixed_precision",
     "quantize",
     "techniques",
     "transfer",

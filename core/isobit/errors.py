@@ -45,6 +45,10 @@ class PluginError(IsobitError):
     """A plug-in, or the framework it needs, is missing or broken."""
 
 
+class EvaluateError(IsobitError):
+    """A user's `evaluate` does not say how good a model is: it fails, takes no model, or returns no number."""
+
+
 class OutputError(IsobitError):
     """A file or folder cannot be written."""
 

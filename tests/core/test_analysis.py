@@ -14,6 +14,7 @@ from technique_networks import chain, simulator
 
 import isobit
 from isobit.analysis.local_gains import LocalGain, local_gain
+from isobit.analysis.measure_errors import copies
 from isobit.analysis.range_setters import SampleBounds
 from isobit.analysis.site_errors import decibels
 from isobit.analysis.tensor_noise import Kept
@@ -256,3 +257,22 @@ def test_bad_input() -> None:
         isobit.analyze(sim, [batch], measure="both")
     with pytest.raises(DataError, match="at least 1 sample"):
         isobit.analyze(sim, [batch], samples=0)
+
+
+def test_a_correction_goes_with_the_rounding_that_it_makes_up_for() -> None:
+    """What the outputs are without a weight's quantizer, or with others alone, has no correction for its rounding."""
+    network = chain(0, spread=0)
+    sim = simulator(network, weights="int3")
+    data = [network.batch(8, seed) for seed in range(2)]
+    isobit.quantize(sim, data, techniques=[isobit.techniques.CorrectBias()], method="minmax", progress=False)
+    exact, simulated = copies(sim.simulation)
+    trials = Trials(simulated, exact, data)
+    weights = [site for site in trials.encodings if str(site).endswith(".weight")]
+    bare = simulator(network, weights="int3")
+    bare.calibrate(data)
+    rest = [site for site in trials.encodings if site not in weights]
+    bare_trials = Trials(bare.backend_model, exact, data)
+    assert trials.without(weights) == pytest.approx(bare_trials.without(weights), rel=1e-3)
+    assert trials.alone(rest) == trials.without(weights)
+    assert trials.without(rest) < bare_trials.without(rest)  # the weights' own corrections stay
+    assert trials.noise == trials.noise_of(trials._run(simulated))  # all is as it was

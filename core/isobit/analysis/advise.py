@@ -106,7 +106,7 @@ def _options(findings: Findings, error: SiteError) -> list[_Option]:
     return options
 
 
-def _left(findings: Findings, error: SiteError, encoding: Encoding) -> float:
+def left_with(findings: Findings, error: SiteError, encoding: Encoding) -> float:
     """How much of a site's share would be left with another grid."""
     before = after = 0.0
     for site in error.sites:
@@ -147,7 +147,7 @@ def _range(findings: Findings, error: SiteError) -> _Option | None:
             continue
         if _is_alike(encoding, error.grid):
             continue
-        left = _left(findings, error, encoding)
+        left = left_with(findings, error, encoding)
         if best is None or left < best.left:
             grid = f"[{float(encoding.minimum):.4g}, {float(encoding.maximum):.4g}]"
             words = f"the range {grid} ({scheme.name}) in place of [{error.grid[0]:.4g}, {error.grid[1]:.4g}]"
@@ -186,7 +186,7 @@ def _activation_channels(findings: Findings, error: SiteError) -> _Option | None
     words = f"a scale for each of its {noise.channels} channels (BalanceChannels)"
     return _Option(
         "channel grids", words, "sim.apply(isobit.techniques.BalanceChannels(), data=data)",
-        _left(findings, error, grids), {error.sites[0]: grids},
+        left_with(findings, error, grids), {error.sites[0]: grids},
     )  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def _activation_bits(findings: Findings, error: SiteError) -> _Option | None:
         return None
     encoding = encode_range(histogram.minimum, histogram.maximum, spec)
     settings = f"overrides={{{error.name!r}: {spec.type_name!r}}}"
-    left = _left(findings, error, encoding)
+    left = left_with(findings, error, encoding)
     return _Option("16 bits", f"{spec.type_name}", settings, left, dict.fromkeys(error.sites, encoding))
 
 

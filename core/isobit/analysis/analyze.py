@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isobit.analysis.advise import Findings, advise, gain_of
 from isobit.analysis.analysis import Analysis
 from isobit.analysis.findings import LEAST, Advice, SiteError
-from isobit.analysis.importance import follow_back
 from isobit.analysis.judge_data import SeenData
-from isobit.analysis.site_errors import decibels, error_by_depth, site_errors
-from isobit.analysis.tensor_noise import measure_noise
+from isobit.analysis.measure_errors import copies, measure_errors
+from isobit.analysis.site_errors import decibels, error_by_depth
 from isobit.analysis.trials import Trials, score
-from isobit.analysis.weight_noise import measure_weights
 from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.scheme import Calibrator
 from isobit.calibration.schemes.minmax import MinMaxRange
@@ -26,9 +22,10 @@ from isobit.calibration.schemes.mse import MeanSquareError
 from isobit.data import Batch, Dataset
 from isobit.data.samples import SampleAxes, cut_batches
 from isobit.encodings.quant_spec import PerChannel, QuantSpec
-from isobit.errors import DataError, FormatError, ModelError
+from isobit.errors import DataError, FormatError
 from isobit.placement.coverage import Coverage
 from isobit.quantsim.checks.quality import sample_decibels
+from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate
 from isobit.quantsim.quantsim import QuantSim
 from isobit.quantsim.report import Report
 
@@ -44,13 +41,11 @@ _WORTH_A_RUN = 0.002
 #: Samples that are searched for one that sets ranges alone.
 _SEARCHED = 256
 
-Run = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
-
 
 def analyze(
     sim: QuantSim,
     data: Any,
-    evaluate: Callable[[Run], float] | None = None,
+    evaluate: Evaluate | None = None,
     *,
     samples: int = 16,
     checks: int = 5,
@@ -65,79 +60,54 @@ def analyze(
     quantizer makes, and why. The first `checks` suggestions are tried on these samples, after one run each has told
     what the output is without the quantizers that make the most, three times as many. With 0 checks nothing is run
     beyond the two passes. ``measure="off"`` measures every site off alone, ``"on"`` every site on alone. `evaluate`
-    takes a function from a batch to outputs by name and returns a number, the higher the better; it is called for the
-    float and the simulated model. `batch_size`, `inputs` and `ignore_non_finite` are about the data, as in
+    takes a model, a function from a batch to outputs by name, and returns a number, the higher the better; it is called
+    for the float and the simulated model. `batch_size`, `inputs` and `ignore_non_finite` are about the data, as in
     `QuantSim.calibrate`. The simulator stays as it is.
 
-    Raises ModelError when it is not calibrated or has no float output to compare, DataError for data without a sample.
+    Raises ModelError when it is not calibrated or has no float output to compare, DataError for data without a sample,
+    EvaluateError for an `evaluate` that returns no number.
     """
     if measure not in (None, "on", "off"):
         raise FormatError(f"measure is 'on', 'off' or None, not {measure!r}")
     if samples < 1:
         raise DataError(f"an analysis needs at least 1 sample, not {samples}")
+    if evaluate is not None:
+        check_evaluate(evaluate, picklable=False)
     simulation = sim.simulation
     simulation.require_quantizers()
     dataset = Dataset(
         data, sim.graph, batch_size=min(batch_size, samples), inputs=inputs, ignore_non_finite=ignore_non_finite
     )
-    batches, searched = _batches(dataset, samples)
+    batches, searched = first_batches(dataset, samples)
     count = _count(sim, batches)
-    with _copies(sim) as (exact, simulated):
-        seen = SeenData(exact, searched, _grids(sim))
-        trials = Trials(simulated, exact, batches)
-        _require_outputs(trials)
-        plan, encodings = simulation.plan, dict(simulated.encodings())
-        by_sample = trials.by_sample()
-        noise = measure_noise(exact, simulated, batches, by_sample)
-        weights = measure_weights(exact, encodings, plan, batches, by_sample)
-        worth = follow_back(simulated, noise, weights)
-        errors = site_errors(simulated, plan, noise, weights, worth)
-        errors = _measured(trials, errors, measure, checks)
-        findings = Findings(
-            simulated, plan, simulation.target, simulation.statistics, noise, weights, worth, trials.noise
-        )
-        suggestions, together = _suggestions(trials, findings, errors, checks)
-        activations = [site for site in encodings if plan.placements[site].kind == "activation"]
-        constants = [site for site in encodings if site not in set(activations)]
-        analysis = Analysis(
-            simulation.target.name,
-            simulation.calibration or "",
-            count,
-            trials.sqnr,
-            trials.by_output(),
-            decibels(1.0, trials.without(activations)),
-            decibels(1.0, trials.without(constants)),
-            _by_sample(trials),
-            tuple(errors),
-            tuple(suggestions),
-            together,
-            error_by_depth(simulated.graph, noise),
-            seen.judge(errors, _scheme(simulation.calibration)),
-            _scores(evaluate, exact, simulated),
-            str(Coverage.of(simulated.graph, plan)),
-            Report.of(simulation).left_in_float,
-            tuple(f"{name} was not compared: {why}" for name, why in noise.left.items()),
-        )
-    return analysis
-
-
-@contextmanager
-def _copies(sim: QuantSim) -> Any:
-    """The float model and the simulated one, as copies."""
-    simulated = sim.backend_model.copy()
-    exact = sim.simulation.float_model().copy()
-    exact.enable(list(exact.encodings()), on=False)
-    yield exact, simulated
-
-
-def _require_outputs(trials: Trials) -> None:
-    """Raises ModelError where nothing tells how large the error is: indices and truth values are equal or not."""
-    if not trials.names:
-        given = ", ".join(f"{name} ({values.dtype})" for name, values in trials.exact[0].items())
-        raise ModelError(
-            f"the model has no float output with values to compare: {given}; analyze a model that also returns what "
-            "these are made of, as the scores in front of an ArgMax"
-        )
+    exact, simulated = copies(simulation)
+    seen = SeenData(exact, searched, _grids(sim))
+    measured = measure_errors(simulation, exact, simulated, batches)
+    trials, findings = measured.trials, measured.findings
+    plan, noise = findings.plan, findings.noise
+    errors = _measured(trials, measured.errors, measure, checks)
+    suggestions, together = _suggestions(trials, findings, errors, checks)
+    activations = [site for site in trials.encodings if plan.placements[site].kind == "activation"]
+    constants = [site for site in trials.encodings if site not in set(activations)]
+    return Analysis(
+        simulation.target.name,
+        simulation.calibration or "",
+        count,
+        trials.sqnr,
+        trials.by_output(),
+        decibels(1.0, trials.without(activations)),
+        decibels(1.0, trials.without(constants)),
+        _by_sample(trials),
+        tuple(errors),
+        tuple(suggestions),
+        together,
+        error_by_depth(simulated.graph, noise),
+        seen.judge(errors, _scheme(simulation.calibration)),
+        _scores(evaluate, exact, simulated),
+        str(Coverage.of(simulated.graph, plan)),
+        Report.of(simulation).left_in_float,
+        tuple(f"{name} was not compared: {why}" for name, why in noise.left.items()),
+    )
 
 
 def _grids(sim: QuantSim) -> dict[str, QuantSpec]:
@@ -151,7 +121,7 @@ def _scheme(calibration: str | None) -> Calibrator:
     return MinMaxRange() if (calibration or "").startswith(MinMaxRange.__name__) else MeanSquareError()
 
 
-def _batches(dataset: Dataset, samples: int) -> tuple[list[Batch], list[Batch]]:
+def first_batches(dataset: Dataset, samples: int) -> tuple[list[Batch], list[Batch]]:
     """Batches of so many samples, and those in which a sample that sets ranges is looked for."""
     axes = SampleAxes.of(dataset.graph)
     batches: list[Batch] = []
@@ -221,6 +191,6 @@ def _by_sample(trials: Trials) -> tuple[float, ...]:
     return tuple(ratio for a, b in pairs for ratio in sample_decibels({name: a[name]}, {name: b[name]}))
 
 
-def _scores(evaluate: Callable[[Run], float] | None, exact: CheckedModel, simulated: CheckedModel) -> dict[str, float]:
+def _scores(evaluate: Evaluate | None, exact: CheckedModel, simulated: CheckedModel) -> dict[str, float]:
     scores = {"float": score(evaluate, exact), "quantized": score(evaluate, simulated)}
     return {name: value for name, value in scores.items() if value is not None}

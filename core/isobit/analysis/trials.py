@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from isobit.edits.draft import Draft
 from isobit.encodings.encoding import Encoding
 from isobit.errors import ModelError
 from isobit.graph.sites import Site
+from isobit.placement.plan import constant_name
 from isobit.quantsim.checks.quality import sample_decibels
+from isobit.quantsim.judging.evaluate import Evaluate, figure_of
 from isobit.techniques.layers.weighted_layer import bias_of, set_bias
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -87,19 +90,46 @@ class Trials:
         counts = np.divide(1.0, noise, out=np.zeros_like(noise), where=heard)
         return np.asarray(counts / counts.mean())
 
+    @contextmanager
+    def model_without(self, sites: Sequence[Site]) -> Iterator[CheckedModel]:
+        """The model with these quantizers off, and without what made up for the rounding of their weights."""
+        there = [site for site in sites if site in self.encodings]
+        odd = self._compensated_alone(there)
+        model = self.model
+        if odd:
+            model = self.model.copy()
+            model.take_back(odd)
+        model.enable(there, on=False)
+        try:
+            yield model
+        finally:
+            model.enable(there, on=True)
+
+    def model_alone(self, sites: Sequence[Site]) -> AbstractContextManager[CheckedModel]:
+        """The model with only these quantizers on."""
+        kept = set(sites)
+        return self.model_without([site for site in self.encodings if site not in kept])
+
     def without(self, sites: Sequence[Site]) -> float:
         """The noise with these quantizers off."""
-        there = [site for site in sites if site in self.encodings]
-        self.model.enable(there, on=False)
-        try:
-            return self.noise_of(self._run(self.model))
-        finally:
-            self.model.enable(there, on=True)
+        with self.model_without(sites) as model:
+            return self.noise_of(self._run(model))
 
     def alone(self, sites: Sequence[Site]) -> float:
         """The noise with only these quantizers on."""
-        kept = set(sites)
-        return self.without([site for site in self.encodings if site not in kept])
+        with self.model_alone(sites) as model:
+            return self.noise_of(self._run(model))
+
+    def _compensated_alone(self, off: Sequence[Site]) -> list[str]:
+        """Biases that only make up for the rounding of weights whose quantizers are off."""
+        graph = self.model.graph
+        gone = {constant_name(graph, site) for site in off}
+        uses = {name: graph.uses(name) for name in self.model.compensations if name in graph.weights}
+        return [
+            name
+            for name, readers in uses.items()
+            if readers and all(use.role == "bias" and use.node.input(1) in gone for use in readers)
+        ]
 
     def changed(self, suggestions: Sequence[Advice]) -> float:
         """The noise with changes made."""
@@ -136,9 +166,9 @@ class Trials:
             return None
 
 
-def score(evaluate: Callable[[Any], float] | None, model: CheckedModel) -> float | None:
+def score(evaluate: Evaluate | None, model: CheckedModel) -> float | None:
     """What the user's own measure says of a model."""
-    return None if evaluate is None else float(evaluate(model.run))
+    return None if evaluate is None else figure_of(evaluate, model)
 
 
 def _energy(values: NDArray[Any]) -> Floats:

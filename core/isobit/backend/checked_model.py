@@ -206,9 +206,13 @@ class CheckedModel:
         copied.take_back()
         return copied
 
-    def take_back(self) -> None:
-        """Undo what edits did to constants for the sake of quantization alone; a bias that was added becomes 0."""
-        there = {name: done for name, done in self.compensations.items() if name in self.graph.weights}
+    def take_back(self, names: Iterable[str] | None = None) -> None:
+        """Undo what edits did to constants, or those of these names, for the sake of quantization alone.
+
+        A bias that was added becomes 0.
+        """
+        chosen = self.compensations if names is None else names
+        there = {name: self.compensations[name] for name in chosen if name in self.graph.weights}
         if there:
             self.edit([SetWeights({name: done.without(self.weight(name)) for name, done in there.items()})])
 

@@ -18,6 +18,7 @@ from isobit.cli.guard import Debug, GuardedGroup
 from isobit.cli.inspect import inspect
 from isobit.cli.new_plugin import new_plugin
 from isobit.cli.quantize import quantize
+from isobit.cli.searching.auto_command import auto
 from isobit.cli.targets import targets
 from isobit.cli.transfer import transfer
 
@@ -57,6 +58,7 @@ def isobit(
 
 app.command(rich_help_panel="Work")(quantize)
 app.command(rich_help_panel="Work")(compress)
+app.command(rich_help_panel="Work")(auto)
 app.command(rich_help_panel="Work")(transfer)
 app.command(rich_help_panel="Work")(convert)
 app.command(rich_help_panel="Work")(calibrate)

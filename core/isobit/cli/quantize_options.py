@@ -53,7 +53,7 @@ Evaluate = Annotated[
         "--evaluate",
         metavar="PATH",
         help="Data to measure on. With an array 'label' or 'labels' in the .npz: top-1 accuracy of the first "
-        "output; else agreement with the float model. SQNR in both.",
+        "output; else agreement with the float model. SQNR in both. Or a .py with a function evaluate(model).",
     ),
 ]
 

@@ -48,7 +48,7 @@ class Coverage:
                 uncounted.append(node.name)
             if node.op not in WEIGHTED | RECURRENT:
                 continue
-            count = _multiply_adds(graph, node)
+            count = multiply_adds_of(graph, node)
             if count is None:
                 uncounted.append(node.name)
                 continue
@@ -122,7 +122,7 @@ def _is_rounded(graph: Graph, plan: Plan, node: Node) -> bool:
     return _is_integer(plan, Tensor(name))
 
 
-def _sizes(graph: Graph, name: str | None) -> list[int] | None:
+def sizes_of(graph: Graph, name: str | None) -> list[int] | None:
     """The shape of a tensor or constant for one sample, open sizes as 1."""
     if name is not None and name in graph.weights:
         return list(graph.weights[name].shape)
@@ -132,12 +132,12 @@ def _sizes(graph: Graph, name: str | None) -> list[int] | None:
     return [size if isinstance(size, int) else 1 for size in info.shape]
 
 
-def _multiply_adds(graph: Graph, node: Node) -> int | None:
+def multiply_adds_of(graph: Graph, node: Node) -> int | None:
     """Multiply-adds of a layer, from the shapes that are known; None where they are not."""
-    data, weight = _sizes(graph, node.input(0)), _sizes(graph, node.input(1))
-    result = _sizes(graph, node.outputs[0])
+    data, weight = sizes_of(graph, node.input(0)), sizes_of(graph, node.input(1))
+    result = sizes_of(graph, node.outputs[0])
     if node.op in RECURRENT:
-        recurrent = _sizes(graph, node.input(2))
+        recurrent = sizes_of(graph, node.input(2))
         if data is None or weight is None or recurrent is None:
             return None
         return prod(data[:-1]) * (prod(weight) + prod(recurrent))

@@ -25,7 +25,7 @@ from isobit.placement.exact_tensors import exact_tensors
 from isobit.placement.fused_chains import Chain, find_chains
 from isobit.placement.inner_overrides import settle_inner_overrides
 from isobit.placement.masked_tensors import has_mask_constant, masked_tensors
-from isobit.placement.plan import Placement, Plan, inside_chain
+from isobit.placement.plan import WITHOUT_GAIN, Placement, Plan, inside_chain
 from isobit.placement.quant_config import QuantConfig
 from isobit.placement.signal_tensors import signal_tensors
 from isobit.placement.without_gain import without_gain
@@ -344,7 +344,7 @@ class _Placer:
         if not self.target.quantizes(node.op) and not self._is_tie(node):
             return f"target {self.target.name!r} runs {node.op} in float"
         if node.name in self.without_gain:
-            return f"integers gain no time here on {self.target.name}"
+            return f"{WITHOUT_GAIN}{self.target.name}"
         if self._exists_in_float(name) and name not in self.awaited:
             return f"{node.op} leaves it in float for its readers"
         return f"{node.op} works on tensors that stay in float"

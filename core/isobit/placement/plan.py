@@ -83,6 +83,9 @@ def _is_fixed(placement: Placement) -> bool:
     return placement.fixed_range is not None or is_cast or isinstance(spec.granularity, Lpbq)
 
 
+#: How the reason begins why an operation stays in float that the target could run on integers.
+WITHOUT_GAIN = "integers gain no time here on "
+
 _INSIDE = "inside the fused chain that ends in "
 
 

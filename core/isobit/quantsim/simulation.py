@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from types import MappingProxyType
 from typing import Any
 
@@ -302,6 +303,15 @@ class Simulation:
         self.model.set_quantizers(dict(encodings))
         self._relate()
         self.freeze(frozen)
+
+    def copy(self) -> Simulation:
+        """An independent copy; what was observed is shared until one of the two observes anew."""
+        other = copy(self)
+        other.model, other._frozen = self.model.copy(), dict(self._frozen)
+        other.reports, other.steps = list(self.reports), list(self.steps)
+        other.notes, other.warned, other._float_model = dict(self.notes), set(self.warned), None
+        other.data = None  # so that a pass over the same data begins anew, in statistics of its own
+        return other
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

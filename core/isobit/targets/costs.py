@@ -11,7 +11,7 @@ from isobit.errors import TargetError, did_you_mean
 from isobit.graph.ops import RECURRENT, WEIGHTED
 
 _KEYS = ("processor", "quantize", "dequantize", "float", "integer")
-_OPTIONAL = ("multiply",)
+_OPTIONAL = ("multiply", "integer_multiply")
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class Costs:
     """What was measured on one processor, in nanoseconds for an element of the largest tensor of an operation.
 
     `quantize` and `dequantize` are what a conversion costs where a tensor is handed from float to integers and back.
-    Operations of `integers` are those that may stay in float; each has a cost in `floats` too. `multiply` is what one
-    multiply-accumulate of a layer with weights takes in float, by op, for estimates of the time of a whole network.
+    Operations of `integers` are those that may stay in float; each has a cost in `floats` too. `multiply` and
+    `integer_multiply` are what one multiply-accumulate of a layer with weights takes, by op: they decide nothing in a
+    plan, and are for estimates of the time of a whole network.
     """
 
     processor: str
@@ -29,6 +30,7 @@ class Costs:
     floats: Mapping[str, float]
     integers: Mapping[str, float]
     multiply: Mapping[str, float] = field(default_factory=dict)
+    integer_multiply: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_costs(data: Any, where: str) -> tuple[Costs, ...]:
@@ -64,8 +66,12 @@ def _table(entry: Mapping[str, Any], where: str, key: str) -> Costs:
         if op not in floats:
             raise TargetError(f"{where}: {key}.integer.{op}: needs the cost in float beside it, as {key}.float.{op}")
     quantize, dequantize = (_nanoseconds(entry[name], where, f"{key}.{name}") for name in ("quantize", "dequantize"))
-    multiply = _multiply(entry.get("multiply", {}), where, f"{key}.multiply")
-    return Costs(processor, quantize, dequantize, floats, integers, multiply)
+    multiply, integer_multiply = (_multiply(entry.get(name, {}), where, f"{key}.{name}") for name in _OPTIONAL)
+    for op in integer_multiply:
+        if op not in multiply:
+            problem = f"needs the cost in float beside it, as {key}.multiply.{op}"
+            raise TargetError(f"{where}: {key}.integer_multiply.{op}: {problem}")
+    return Costs(processor, quantize, dequantize, floats, integers, multiply, integer_multiply)
 
 
 def _multiply(table: Any, where: str, key: str) -> dict[str, float]:

@@ -20,6 +20,7 @@ def analyze(
     checks: own.Checks = 5,
     measure: own.Measure = None,
     most: own.Most = 8,
+    evaluate: own.Evaluate = None,
     target: options.Target = None,
     weights: options.Weights = None,
     activations: options.Activations = None,
@@ -53,6 +54,7 @@ def analyze(
     isobit analyze model.onnx --data c.npz --measure off --report found.html
     """
     from isobit.analysis import analyze as analyze_simulator
+    from isobit.cli.quantizing.evaluate_file import load_evaluate
     from isobit.cli.terminal import line, print_json
     from isobit.cli.user_data.calibration_files import load
     from isobit.errors import ModelError
@@ -80,6 +82,9 @@ def analyze(
         check=not no_check,
     )
     files = load(data, sim.graph, images, batch_size=batch_size, samples=samples)
+    scored = None
+    if evaluate is not None:
+        scored = load_evaluate(evaluate, sim.graph, images, batch_size, ignore_non_finite)
     with files.named():
         quantize(
             sim,
@@ -92,6 +97,7 @@ def analyze(
         result = analyze_simulator(
             sim,
             files.source,
+            scored,
             samples=analyzed,
             checks=checks,
             measure=None if measure is None else measure.value,

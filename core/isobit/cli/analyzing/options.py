@@ -47,6 +47,15 @@ Measure = Annotated[
 Most = Annotated[
     int, typer.Option("--most", metavar="N", min=1, rich_help_panel=_ANALYSIS, help="Lines of each list, at most.")
 ]
+Evaluate = Annotated[
+    Path | None,
+    typer.Option(
+        "--evaluate",
+        metavar="PATH",
+        rich_help_panel=_ANALYSIS,
+        help="Measured too: an .npz with labels (top-1 accuracy), or a .py with a function evaluate(model).",
+    ),
+]
 Report = Annotated[
     Path | None,
     typer.Option("--report", metavar="FILE", help="Write what was found as one HTML file, which needs no network."),

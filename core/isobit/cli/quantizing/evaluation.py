@@ -43,6 +43,14 @@ class Evaluator:
         self.result = Evaluation(output, labelled=self.labels is not None)
         self._float_classes: list[NDArray[np.int64]] = []
 
+    def accuracy(self, run: Run) -> float:
+        """Top-1 accuracy of one model. Raises DataError for an output that scores no classes."""
+        classes = [self._classes(run(batch)) for batch in self.dataset]
+        accuracy = self._accuracy(classes)
+        if accuracy is None:
+            raise DataError("; ".join(self.result.notes) or "there are no labels")
+        return accuracy
+
     def compare(self, run_float: Run, run_simulated: Run) -> None:
         """Fill in the float model's and the simulator's figures."""
         energies: dict[str, NDArray[np.float64]] = {}

@@ -28,6 +28,7 @@ class Outcome:
     target: str
     calibration: str
     evaluation: Evaluation | None = None
+    scores: dict[str, float] = field(default_factory=dict)  # by the user's own measure, float and simulated
     float_bytes: int | None = None
     quantized_bytes: int | None = None
     latency: Latency | None = None
@@ -92,6 +93,9 @@ def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 def _rows(outcome: Outcome) -> Iterator[Row]:
     if outcome.evaluation is not None:
         yield from _evaluation_rows(outcome.evaluation)
+    if outcome.scores:
+        exact, simulated = outcome.scores["float"], outcome.scores["simulated"]
+        yield "evaluate, simulated", f"{exact:.6g}", f"{simulated:.6g}", f"{simulated - exact:+.4g}"
     evaluated = outcome.evaluation.sqnr if outcome.evaluation is not None else {}
     for name, ratio in [item for item in outcome.sqnr.items() if item[0] not in evaluated][:_OUTPUTS_SHOWN]:
         yield f"SQNR of {name}, calibration batch", "-", judged(ratio), ""

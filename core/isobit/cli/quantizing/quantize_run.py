@@ -9,6 +9,7 @@ from isobit.analysis.analyze import analyze
 from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.scheme import parse_calibrator
 from isobit.cli.quantize_options import Job
+from isobit.cli.quantizing.evaluate_file import load_evaluate
 from isobit.cli.quantizing.evaluation import Evaluator
 from isobit.cli.quantizing.latency import available_threads, first_samples, measure
 from isobit.cli.quantizing.model_files import deploy, file_size
@@ -25,6 +26,7 @@ from isobit.files import check_writable
 from isobit.plugins import registry
 from isobit.quantsim.checks.quality import judgement
 from isobit.quantsim.export import USUAL
+from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate, figure_of
 from isobit.quantsim.quantize import open_simulator, quantize
 
 
@@ -38,6 +40,8 @@ class Run:
         self._evaluator: Evaluator | None = None
         self._evaluation_files: DataFiles | None = None
         self._float_model: CheckedModel | None = None
+        self._score: Evaluate | None = None  # of a Python file
+        self._scores: dict[str, float] = {}
 
     def prepare(self) -> None:
         """Open everything and check it: the output folder, the method, the recipe, the model, the data."""
@@ -63,7 +67,11 @@ class Run:
         self.data = self._load(job.data, samples=job.samples)
         with self.data.named():
             self.first_batch = self._dataset(self.data).first()
-        if job.evaluate is not None:
+        if job.evaluate is not None and job.evaluate.suffix.lower() == ".py":
+            self._score = load_evaluate(job.evaluate, self.graph, job.images, job.batch_size, job.ignore_non_finite)
+            check_evaluate(self._score, picklable=False)
+            self._scores["float"] = figure_of(self._score, self.sim.backend_model)
+        elif job.evaluate is not None:
             self._prepare_evaluation(self._load(job.evaluate))
         self._check_image_options()
 
@@ -85,6 +93,8 @@ class Run:
             with self._evaluation_files.named():
                 self._evaluator.compare(self._float_model.run, self.sim.backend_model.run)
         self._float_model = None
+        if self._score is not None:
+            self._scores["simulated"] = figure_of(self._score, self.sim.backend_model)
 
     def write(self) -> None:
         """Write the files."""
@@ -122,6 +132,7 @@ class Run:
         if self._evaluator is not None:
             outcome.evaluation = self._evaluator.result
             self._notes += self._evaluator.result.notes
+        outcome.scores = self._scores
         ratios = {**outcome.sqnr, **(outcome.evaluation.sqnr if outcome.evaluation is not None else {})}
         if ratios and judgement(min(ratios.values())) == "poor":
             outcome.is_poor = True
@@ -178,7 +189,7 @@ class Run:
         return Dataset(files.source, self.graph, batch_size=job.batch_size, ignore_non_finite=job.ignore_non_finite)
 
     def _check_image_options(self) -> None:
-        paths = [path for path in (self.job.data, self.job.evaluate) if path is not None]
+        paths = [path for path in (self.job.data, self.job.evaluate) if path is not None and path.suffix != ".py"]
         given_options = self.job.images.given
         if given_options and not any(holds_images(path) for path in paths):
             raise DataError(

@@ -25,6 +25,7 @@ from isobit.testing.conformance.observing import ObservingConformance
 from isobit.testing.conformance.pruning import PruningConformance
 from isobit.testing.conformance.quantizing import QuantizingConformance
 from isobit.testing.conformance.rounding import RoundingConformance
+from isobit.testing.conformance.searching import SearchingConformance
 from isobit.testing.conformance.techniques import TechniquesConformance
 
 
@@ -41,6 +42,7 @@ class BackendConformance(
     AnalyzingConformance,
     CompressingConformance,
     PruningConformance,
+    SearchingConformance,
 ):
     """All parts of the suite."""
 

@@ -1,0 +1,72 @@
+"""What a user names with --evaluate as a function of a model: a file with labels, or Python with a function."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isobit.cli.quantizing.evaluation import Evaluator
+from isobit.cli.user_data.calibration_files import load
+from isobit.cli.user_data.data_files import DataFiles
+from isobit.cli.user_data.image_options import ImageOptions
+from isobit.data import Dataset
+from isobit.errors import EvaluateError, IsobitError
+from isobit.graph.graph import Graph
+from isobit.quantsim.judging.evaluate import CallableModel, Evaluate
+
+_MODULE = "isobit_user_evaluate"
+
+
+@dataclass(frozen=True)
+class TopOne:
+    """Top-1 accuracy of the first output on labelled data, from 0 to 1."""
+
+    files: DataFiles
+    dataset: Dataset
+    output: str
+
+    def __call__(self, model: CallableModel) -> float:
+        """Of a model."""
+        with self.files.named():
+            return Evaluator(self.dataset, self.files.labels, self.output).accuracy(model)
+
+
+def load_evaluate(path: Path, graph: Graph, images: ImageOptions, batch_size: int, ignore_non_finite: bool) -> Evaluate:
+    """The function that a file stands for. Raises EvaluateError that says what the file lacks."""
+    if path.suffix.lower() == ".py":
+        return _function(path)
+    files = load(path, graph, images, batch_size=batch_size)
+    if files.labels is None:
+        raise EvaluateError(
+            f"{path} holds no array 'label' or 'labels', so it says nothing of how good a model is: add the labels, "
+            "name a .py with a function evaluate(model), or leave --evaluate out for agreement with the float model"
+        )
+    dataset = Dataset(files.source, graph, batch_size=batch_size, ignore_non_finite=ignore_non_finite)
+    return TopOne(files, dataset, next(iter(graph.outputs)))
+
+
+def _function(path: Path) -> Evaluate:
+    if not path.is_file():
+        raise EvaluateError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(_MODULE, path)
+    if spec is None or spec.loader is None:
+        raise EvaluateError(f"{path} cannot be read as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[_MODULE] = module  # so that what is defined there finds its own module
+    try:
+        spec.loader.exec_module(module)
+    except IsobitError:
+        raise
+    except Exception as error:
+        raise EvaluateError(f"{path} fails with {type(error).__name__}: {error}") from error
+    evaluate: Any = getattr(module, "evaluate", None)
+    if evaluate is None:
+        raise EvaluateError(
+            f"{path} has no function evaluate: write `def evaluate(model)`, where model(batch) gives the outputs by "
+            "name, and return a number, the higher the better"
+        )
+    chosen: Evaluate = evaluate
+    return chosen

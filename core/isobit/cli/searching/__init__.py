@@ -1,0 +1,1 @@
+"""`isobit auto`: what is asked."""

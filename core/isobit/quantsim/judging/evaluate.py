@@ -1,0 +1,79 @@
+"""The user's own measure of a model: what it gets, and what it must return."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
+
+from isobit.backend.checked_model import CheckedModel
+from isobit.data import Dataset
+from isobit.errors import EvaluateError, IsobitError
+
+
+class CallableModel:
+    """What `evaluate` gets: called with a batch (array, tuple or dict of arrays), it returns the outputs by name."""
+
+    def __init__(self, model: CheckedModel) -> None:
+        self._model = model
+
+    def __call__(self, batch: Any) -> dict[str, NDArray[Any]]:
+        """The outputs of one batch. Raises DataError for one that does not fit the model."""
+        return self._model.run(next(iter(Dataset([batch], self._model.graph, ignore_non_finite=True))))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the inputs."""
+        return tuple(self._model.graph.inputs)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the outputs."""
+        return tuple(self._model.graph.outputs)
+
+
+Evaluate = Callable[[CallableModel], float]
+
+
+def figure_of(evaluate: Evaluate, model: CheckedModel) -> float:
+    """What `evaluate` says of a model. Raises EvaluateError where it fails, and for what is no number."""
+    try:
+        value = evaluate(CallableModel(model))
+    except IsobitError:
+        raise
+    except Exception as error:
+        raise EvaluateError(
+            f"evaluate failed with {type(error).__name__}: {error}; it gets one argument, a function from a batch to "
+            "the outputs by name"
+        ) from error
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise EvaluateError(f"evaluate returned {value!r}: it must return a number, the higher the better") from error
+
+
+def check_evaluate(evaluate: Any, *, picklable: bool) -> None:
+    """Raise EvaluateError for what cannot be called with a model, or not in another process."""
+    if not callable(evaluate):
+        raise EvaluateError(f"evaluate is a function of a model, which returns a number, not {evaluate!r}")
+    name = getattr(evaluate, "__qualname__", type(evaluate).__name__)
+    try:
+        inspect.signature(evaluate).bind(None)
+    except ValueError:  # a function in C says nothing of its arguments
+        pass
+    except TypeError as error:
+        raise EvaluateError(
+            f"{name} takes no model ({error}): write `def evaluate(model)`, where model(batch) gives the outputs by "
+            "name"
+        ) from error
+    if picklable:
+        try:
+            pickle.dumps(evaluate)
+        except Exception as error:
+            raise EvaluateError(
+                f"{name} cannot be sent to the workers of an executor ({error}): define it at the top of a module, and "
+                "let it load its data there"
+            ) from error

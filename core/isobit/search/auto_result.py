@@ -1,0 +1,97 @@
+"""What `auto_quantize` found, and how it came there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Literal
+
+from isobit.files import write_atomically
+from isobit.quantsim.quantsim import QuantSim
+from isobit.search.mixed_result import MixedPrecision, plain
+
+Outcome = Literal["holds", "does not hold", "failed"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One way that was tried: why, and what came of it.
+
+    `score` is what was measured of it, `drop` how much lower than the float model's that is, give or take `margin`;
+    `sqnr` are decibels. They are None where it `failed`, and `result` says how.
+    """
+
+    name: str
+    why: str
+    outcome: Outcome
+    result: str
+    score: float | None = None
+    sqnr: float | None = None
+    drop: float | None = None
+    margin: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class AutoResult:
+    """The first attempt that holds the drop, else the best: `sim` is what was measured.
+
+    `measured_on` says in words what the scores are of. `mixed` is the curve of the search for formats, where it came
+    to that.
+    """
+
+    sim: QuantSim = field(repr=False)
+    chosen: Attempt
+    holds: bool
+    max_drop: float
+    float_score: float
+    attempts: tuple[Attempt, ...]
+    why: str
+    measured_on: str
+    mixed: MixedPrecision | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the simulator, as JSON can hold it."""
+        found: dict[str, Any] = plain(
+            {
+                "holds": self.holds,
+                "max_drop": self.max_drop,
+                "float_score": self.float_score,
+                "measured_on": self.measured_on,
+                "why": self.why,
+                "chosen": asdict(self.chosen),
+                "attempts": [asdict(attempt) for attempt in self.attempts],
+                "mixed": None if self.mixed is None else self.mixed.to_dict(),
+                "notes": self.notes,
+            }
+        )
+        return found
+
+    def to_json(self, path: str | PathLike[str] | None = None) -> str:
+        """The same as text; written to `path` where one is given."""
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        if path is not None:
+            with write_atomically(Path(fspath(path))) as temporary:
+                temporary.write_text(text + "\n", "utf-8")
+        return text
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self)) + "\n"
+
+
+def _lines(result: AutoResult) -> Iterator[str]:
+    yield result.why
+    yield f"measured on {result.measured_on}; {result.float_score:.6g} in float"
+    yield ""
+    for attempt in result.attempts:
+        mark = ">" if attempt is result.chosen else " "
+        yield f"{mark} {attempt.name} ({attempt.why}): {attempt.result}; {attempt.seconds:.0f} s"
+    for note in result.notes:
+        yield f"note: {note}"
+    if result.mixed is not None:
+        yield ""
+        yield str(result.mixed).rstrip()

@@ -1,0 +1,167 @@
+"""How good a model is: by the user's `evaluate`, whose own noise is measured, or by agreement with the float model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from isobit.backend.checked_model import CheckedModel
+from isobit.backend.contract import Backend
+from isobit.errors import EvaluateError
+from isobit.quantsim.executor import ExecutorLike
+from isobit.quantsim.judging.evaluate import Evaluate, figure_of
+from isobit.quantsim.judging.judge import Judge, mean
+
+#: Runs of an `evaluate` that gives another figure each time: of the float model, and of others.
+_FLOAT_RUNS, _RUNS = 4, 3
+
+#: Standard errors within which a drop is taken to lie.
+_ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure, the higher the better: the mean of `runs`, which differ by `spread` (standard deviation).
+
+    `sqnr` is how near the outputs are to those of the float model, in dB.
+    """
+
+    value: float
+    sqnr: float
+    runs: int = 1
+    spread: float = 0.0
+
+    def drop_from(self, float_score: Score) -> tuple[float, float]:
+        """How much worse than the float model, and by how much that may be off."""
+        spread = max(self.spread, float_score.spread)
+        margin = _ERRORS * spread * math.sqrt(1 / float_score.runs + 1 / self.runs)
+        return float_score.value - self.value, margin
+
+
+class Record(Protocol):
+    """Where scores are kept for another day."""
+
+    def score(self, key: str) -> Score | None:
+        """The score of an earlier run."""
+        ...
+
+    def keep_score(self, key: str, score: Score) -> None:
+        """Keep one."""
+        ...
+
+
+class Scorer:
+    """Scores models. `count` is how many were evaluated."""
+
+    def __init__(
+        self,
+        exact: CheckedModel,
+        judge: Judge,
+        evaluate: Evaluate | None = None,
+        *,
+        executor: ExecutorLike | None = None,
+        backend: Backend | None = None,
+        record: Record | None = None,
+    ) -> None:
+        self.evaluate, self.judge, self.count = evaluate, judge, 0
+        self._exact, self._executor, self._backend, self._record = exact, executor, backend, record
+        self._float: Score | None = None
+
+    @property
+    def what(self) -> str:
+        """What the figures are, in words."""
+        return "agreement with the float model" if self.evaluate is None else "evaluate"
+
+    @property
+    def float_score(self) -> Score:
+        """That of the float model. An `evaluate` that gives two figures for it is run twice more.
+
+        Raises EvaluateError for a figure that is none.
+        """
+        if self._float is None:
+            self._float = self._recalled("float") or self._scored_float()
+            self._keep("float", self._float)
+        return self._float
+
+    def scores(self, models: Sequence[tuple[str, Callable[[], CheckedModel]]]) -> list[Score]:
+        """The scores of models, each with a key that says what it is; those that are known are not made."""
+        float_score = self.float_score
+        found = {key: self._recalled(key) for key, _ in models}
+        made = {key: make() for key, make in models if found[key] is None}
+        figures = self._figures(list(made.values()), 1 if not float_score.spread else _RUNS)
+        for (key, model), values in zip(made.items(), figures, strict=True):
+            sqnr = mean(self.judge.ratios(model))
+            value = agreement(sqnr) if values is None else float(np.mean(values))
+            score = Score(value if math.isfinite(value) else -math.inf, sqnr, len(values or [0]), float_score.spread)
+            found[key] = score
+            self._keep(key, score)
+        self.count += len(models)
+        return [known for key, _ in models if (known := found[key]) is not None]
+
+    def _scored_float(self) -> Score:
+        if self.evaluate is None:
+            return Score(1.0, math.inf)
+        figures = self._figures([self._exact], 2)[0] or []
+        if figures[0] != figures[1]:
+            figures += self._figures([self._exact], _FLOAT_RUNS - 2)[0] or []
+        bad = next((figure for figure in figures if not math.isfinite(figure)), None)
+        if bad is not None:
+            raise EvaluateError(
+                f"evaluate returned {bad} for the float model: it must return a finite number, the higher the better"
+            )
+        if figures[0] == figures[1]:
+            return Score(figures[0], math.inf)
+        return Score(float(np.mean(figures)), math.inf, len(figures), float(np.std(figures, ddof=1)))
+
+    def _figures(self, models: Sequence[CheckedModel], runs: int) -> list[list[float] | None]:
+        """What `evaluate` says of each model, so often; None without one."""
+        if self.evaluate is None:
+            return [None] * len(models)
+        if self._executor is None or self._backend is None:
+            return [[figure_of(self.evaluate, model) for _ in range(runs)] for model in models]
+        with _running(self._executor) as executor:
+            futures: list[list[Future[float]]] = [
+                [executor.submit(evaluate_state, self._backend, model.state(), self.evaluate) for _ in range(runs)]
+                for model in models
+            ]
+            return [[future.result() for future in several] for several in futures]
+
+    def _recalled(self, key: str) -> Score | None:
+        return None if self._record is None else self._record.score(key)
+
+    def _keep(self, key: str, score: Score) -> None:
+        if self._record is not None and self._record.score(key) is None:
+            self._record.keep_score(key, score)
+
+
+def agreement(sqnr: float) -> float:
+    """1 without noise: one less the energy of the noise in that of the outputs; 0.99 is 20 dB."""
+    return max(1 - 10 ** (-sqnr / 10), -1e9) if sqnr > -math.inf else -math.inf
+
+
+def evaluate_state(backend: Backend, state: bytes, evaluate: Evaluate) -> float:
+    """In a worker: what `evaluate` says of a model that comes as its state."""
+    return figure_of(evaluate, CheckedModel.of(backend.restore(state)))
+
+
+@contextmanager
+def _running(executor: ExecutorLike) -> Iterator[Executor]:
+    if isinstance(executor, Executor):
+        yield executor
+        return
+    with executor() as made:
+        yield made
+
+
+def digest_key(overrides: Mapping[str, str | None]) -> str:
+    """A short text that names a choice of formats."""
+    import hashlib
+    import json
+
+    return hashlib.blake2b(json.dumps(dict(overrides), sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,122 @@
+"""How much noise each group makes at the output in each format, from what one analysis measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from isobit.analysis.advise import left_with
+from isobit.analysis.findings import SiteError
+from isobit.analysis.measure_errors import MeasuredErrors, copies, measure_errors
+from isobit.analysis.weight_noise import measure_weights
+from isobit.data import Batch
+from isobit.encodings.encoding import Encoding
+from isobit.graph.sites import Site
+from isobit.quantsim.judging.judge import Judge, mean
+from isobit.quantsim.other_formats import encodings_with
+from isobit.quantsim.simulation import Simulation
+from isobit.search.formats import Candidate
+from isobit.search.groups import Groups
+from isobit.search.operations import Floats
+
+#: Groups of which a run tells what they do alone, those with the largest shares of the error.
+_MEASURED = 128
+
+
+def noise_by_group(
+    simulation: Simulation,
+    groups: Groups,
+    candidates: Sequence[Candidate],
+    current: Candidate,
+    least: int,
+    batches: Sequence[Batch],
+) -> Floats:
+    """Energy of the error to that of the outputs, by group and format; infinite where a group cannot have it.
+
+    One run each tells what a group does alone, which is what is left of it once others are repaired: shares of the
+    whole error are no measure of that, since errors of early layers are alike at many places and add up. Other formats
+    are judged on the values that were kept.
+    """
+    exact, simulated = copies(simulation)
+    measured = measure_errors(simulation, exact, simulated, batches)
+    by_group = _by_group(groups, measured.errors)
+    shares = np.array([sum(error.share for error in errors) for errors in by_group])
+    base = shares * measured.trials.noise
+    judge = Judge.of(exact, batches)
+    order = np.argsort(-shares, kind="stable")
+    ratios = []
+    for index in order[:_MEASURED]:
+        with measured.trials.model_alone([site for error in by_group[index] for site in error.sites]) as model:
+            alone = 10 ** (-max(mean(judge.ratios(model)), -100.0) / 10)
+        if base[index] > 0 and alone > 0:
+            ratios.append(alone / base[index])
+        base[index] = alone
+    base[order[_MEASURED:]] *= float(np.median(ratios)) if ratios else 1.0
+    noise = np.full((len(groups.all), len(candidates)), np.inf)
+    for column, candidate in enumerate(candidates):
+        allowed = [i for i, group in enumerate(groups.all) if group.allows(candidate, current)]
+        if candidate.is_float:
+            noise[allowed, column] = 0.0
+            continue
+        overrides = groups.overrides(dict.fromkeys(allowed, candidate), least)
+        encodings = encodings_with(simulation, overrides) if overrides else {}
+        left = _left_of_weights(simulation, measured, encodings, batches)
+        for index in allowed:
+            share = sum(error.share * _left(measured, error, encodings, left) for error in by_group[index])
+            noise[index, column] = base[index] * (share / shares[index] if shares[index] > 0 else 1.0)
+    return noise
+
+
+def _by_group(groups: Groups, errors: Sequence[SiteError]) -> list[list[SiteError]]:
+    of_site = {placement.site: i for i, group in enumerate(groups.all) for placement in group.placements}
+    found: list[list[SiteError]] = [[] for _ in groups.all]
+    for error in errors:
+        index = next((of_site[site] for site in error.sites if site in of_site), None)
+        if index is not None:
+            found[index].append(error)
+    return found
+
+
+def _left(
+    measured: MeasuredErrors, error: SiteError, encodings: Mapping[Site, Encoding], of_weights: Mapping[Site, float]
+) -> float:
+    """How much of a site's noise there is in other encodings."""
+    site = error.sites[0]
+    encoding = encodings.get(site)
+    if encoding is None or encoding == measured.trials.encodings.get(site):
+        return 1.0
+    if error.kind == "activation":
+        return left_with(measured.findings, error, encoding)
+    return of_weights.get(site, 1.0)
+
+
+def _left_of_weights(
+    simulation: Simulation, measured: MeasuredErrors, encodings: Mapping[Site, Encoding], batches: Sequence[Batch]
+) -> dict[Site, float]:
+    """The same for weights, by what they do at the outputs of their layers."""
+    current = measured.trials.encodings
+    changed = {
+        site: encoding
+        for site, encoding in encodings.items()
+        if site in current and encoding != current[site] and simulation.plan.placements[site].kind != "activation"
+    }
+    if not changed:
+        return {}
+    findings = measured.findings
+    exact, _ = copies(simulation)
+    by_sample = measured.trials.by_sample()
+    other = measure_weights(exact, changed, findings.plan, batches, by_sample)
+    before: dict[Site, float] = {}
+    after: dict[Site, float] = {}
+    for key, item in other.items():
+        was, worth = findings.weights.get(key), findings.worth.weights.get(key)
+        if was is None:
+            continue
+        if worth is not None and item.power is not None and was.power is not None:
+            pair = float((worth * was.power).sum()), float((worth * item.power).sum())
+        else:
+            pair = was.relative, item.relative
+        before[item.site] = before.get(item.site, 0.0) + pair[0]
+        after[item.site] = after.get(item.site, 0.0) + pair[1]
+    return {site: after[site] / before[site] for site in after if before[site] > 0}
