@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,19 @@ from isobit.errors import ModelError
 from isobit.graph import Graph, Input, Site, Tensor
 from isobit.statistics import Request
 from isobit_torch.capture.given import Given
+from isobit_torch.program.adapters import (
+    PeftAdapters,
+    exchanged,
+    factors_of,
+    names_of,
+    parameters_of,
+    train_instead,
+    with_settings,
+    write_parameters,
+)
 from isobit_torch.program.convert import to_array
 from isobit_torch.program.program import Program, copy_graph
+from isobit_torch.program.shapes import propagate
 from isobit_torch.simulate.fed_observer import FedObserver
 from isobit_torch.simulate.insert_quantizers import Simulated, insert_quantizers
 from isobit_torch.simulate.observe import ObservingRunner
@@ -32,7 +44,7 @@ from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuanti
 from isobit_torch.simulate.simulator import Simulator
 from isobit_torch.simulate.training_watch import TrainingWatch
 from isobit_torch.translate.sites import bind
-from isobit_torch.translate.translate import translate
+from isobit_torch.translate.translate import Translation, translate
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -45,8 +57,8 @@ class TorchModel:
     ops = None  # a call is copied whatever it is: the op alone does not decide
     failures = (RuntimeError, LookupError, TypeError, ValueError)
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, peft: PeftAdapters | None = None) -> None:
+        self.program, self._peft = program, peft or PeftAdapters()
         self.translation = translate(
             program.graph, program.root, program.inputs, program.signature.outputs, program.notes
         )
@@ -80,10 +92,13 @@ class TorchModel:
 
         edited = apply_edits(self.program, self.translation, self._native, plan)
         edited.write(self._native)  # nothing was changed before this line
-        is_same = edited.program is self.program
-        self.program, self.translation = edited.program, edited.translation
-        if is_same:
-            return
+        if edited.program is self.program:
+            self.translation = edited.translation
+        else:
+            self._take(edited.program, edited.translation)
+
+    def _take(self, program: Program, translation: Translation) -> None:
+        self.program, self.translation = program, translation
         for site in [site for site in self._keys if not self.graph.has_site(site)]:
             self._drop(site)
         self._rebuild()
@@ -190,6 +205,54 @@ class TorchModel:
     def _rebuild(self) -> None:
         self._simulated = insert_quantizers(self.program.graph, self.translation, self._keys, self._native.quantizers)
         self._native.set_graph(self._simulated.graph, self.program.graph)
+
+    # --- adapters --------------------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """The names of all adapters of peft."""
+        return names_of(self._native) if self._peft.active else ()
+
+    @property
+    def adapter(self) -> str | None:
+        """The one that the graph reads; several are joined by a plus."""
+        return "+".join(self._peft.active) or None
+
+    def use_adapter(self, name: str) -> None:
+        """Let the graph read another one, whose weights train from now on."""
+        old = self.program
+        graph, factors = exchanged(old.graph, self._native, self._peft, name)
+        propagate(self._native, graph, old.inputs, old.symbols)
+        program = replace(old, graph=graph)
+        translation = translate(graph, self._native, old.inputs, old.signature.outputs, old.notes)
+        train_instead(self._native, self._peft.active[0], name)  # nothing was changed before this line
+        write_parameters(self._native, name, {}, factors)
+        self._peft = replace(self._peft, active=(name,))
+        self.given = None  # it has the other adapter in it
+        self._take(program, translation)
+        if self._native.is_watched:
+            self._watch()
+
+    def adapter_constants(self, name: str) -> Mapping[str, str]:
+        """The parameters of an adapter by their names in the graph, and their names in peft's file."""
+        return parameters_of(self._native, name)
+
+    def adapter_weights(self, name: str) -> Mapping[str, NDArray[Any]]:
+        """All parameters of an adapter by their names in peft's file."""
+        paths = parameters_of(self._native, name)
+        return {key: np.array(to_array(self._native.get_parameter(path))) for path, key in paths.items()}
+
+    def adapter_settings(self, name: str) -> Mapping[str, Any]:
+        """The configuration of peft."""
+        return self._peft.settings.get(name, {})
+
+    def set_adapter_weights(self, name: str, weights: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> None:
+        """New parameters, and the factors that follow from the settings."""
+        peft = with_settings(self._peft, self._native, name, settings)
+        is_read = (name,) == peft.active
+        write_parameters(self._native, name, weights, factors_of(self.program.graph, peft, name) if is_read else {})
+        self._peft = peft
+        self.given = None if is_read else self.given
 
     # --- running ---------------------------------------------------------------------------------------------------
 
@@ -302,7 +365,8 @@ class TorchModel:
         copied = TorchModel(
             Program(
                 root, copy_graph(program.graph)[0], program.signature, program.inputs, program.symbols, program.notes
-            )
+            ),
+            self._peft,
         )
         copied.set_state(self.encodings(), self.disabled())
         copied.relate(self._relations)

@@ -36,6 +36,7 @@ from isobit.quantsim.observe import Passes, run_here
 from isobit.quantsim.report import Report
 from isobit.quantsim.save_file import save
 from isobit.quantsim.simulation import Simulation
+from isobit.quantsim.training.exchange_adapters import Adapters
 from isobit.recipes.recipe import StepResult
 from isobit.statistics.sampling import SAMPLE_LIMIT
 from isobit.statistics.statistics import Statistics
@@ -79,6 +80,7 @@ class QuantSim:
         self._simulation = Simulation(plugins.open(model, example_inputs, backend), chosen, config)
         self._simulation.check = check
         self._simulation.example = example_to_record(example_inputs)
+        self._adapters = Adapters(self._simulation)
 
     @classmethod
     def of_backend_model(cls, model: BackendModel | CheckedModel, target: Target, config: QuantConfig) -> QuantSim:
@@ -89,7 +91,7 @@ class QuantSim:
     def of_simulation(cls, simulation: Simulation) -> QuantSim:
         """The facade of a simulation."""
         sim = cls.__new__(cls)
-        sim._simulation = simulation
+        sim._simulation, sim._adapters = simulation, Adapters(simulation)
         return sim
 
     # --- what is there ---------------------------------------------------------------------------------------------
@@ -153,6 +155,11 @@ class QuantSim:
     def report(self) -> Report:
         """What is quantized, what not and why, and what was done."""
         return Report.of(self._simulation)
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapters (LoRA) beside the base: to exchange them, and to write and read each alone."""
+        return self._adapters
 
     # --- what it does ----------------------------------------------------------------------------------------------
 
@@ -380,11 +387,7 @@ class QuantSim:
         return Dataset(data, self.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
 
     def passes(
-        self,
-        dataset: Dataset,
-        executor: ExecutorLike | None,
-        resume: str | PathLike[str] | None,
-        progress: bool | None,
+        self, dataset: Dataset, executor: ExecutorLike | None, resume: str | PathLike[str] | None, progress: bool | None
     ) -> Passes:
         """How this simulator goes through checked data; the settings are those of `calibrate`."""
         runner = run_here

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +15,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import BackendModel, Differentiable
 from isobit.backend.optional import TrainsGrids
 from isobit.calibration.fitting import fit
-from isobit.calibration.resolve import Resolved, resolve
+from isobit.calibration.resolve import Resolved, bias_encoding, resolve, resolve_weights
 from isobit.calibration.scheme import Calibrator
 from isobit.data import Batch
 from isobit.edits.edit import Edit, SetWeights, changes_float_model
@@ -35,6 +35,7 @@ from isobit.statistics.statistics import Statistics
 from isobit.targets.target import Target
 from isobit.techniques.layers.normal import NormalPerChannel
 from isobit.techniques.technique import TechniqueReport
+from isobit.training.beside_adapters import check_formats
 from isobit.training.learned_grids import learned_grids
 from isobit.training.modes import TrainingModes
 
@@ -243,13 +244,34 @@ class Simulation:
         model = self.trained_model()
         self.require_calibrated()
         modes.check(self.graph, self.plan)
+        check_formats(self.graph, self.plan, self.model.weight)
         self._relate()
         model.learn(learned_grids(self.graph, self.plan, self.model.encodings(), modes, self._frozen))
         if not model.grid_parameters and not model.weight_parameters:
             raise ModelError(
                 "nothing would train: every parameter of the model is frozen, and no grid is learned. Unfreeze "
-                "parameters before the model is opened (requires_grad, trainable), or learn grids"
+                "parameters before the model is opened (requires_grad, trainable; for a loaded adapter of peft, "
+                "is_trainable=True), or learn grids"
             )
+
+    def take_exchanged(self, learned: Mapping[Site, Encoding], forgotten: Collection[Site] = ()) -> None:
+        """Go on with a model of which an adapter was exchanged, with the encodings that were `learned` beside it.
+
+        Other sites keep theirs; constants that have none, or whose old one is `forgotten`, get it by their values.
+        """
+        self._replan()
+        self.reference, self.judge, self._float_model = None, None, None
+        if self.calibration is None:
+            return
+        old = {site: encoding for site, encoding in self.model.encodings().items() if site not in forgotten}
+        placements = self.plan.placements
+        known = {site: encoding for site, encoding in {**old, **learned}.items() if site in placements}
+        known |= resolve_weights(self.graph, self.plan, self.model.weight, frozen=known)
+        for placement in self.plan.of_kind("bias"):
+            if placement.scale_of is not None and all(site in known for site in placement.scale_of):
+                known[placement.site] = bias_encoding(placement, known)
+        set_simulated(self.model, self.plan, known)
+        self._relate()
 
     def trained_model(self) -> TrainsGrids:
         """The backend's model, which trains. Raises ModelError where it does not."""
