@@ -24,6 +24,7 @@ from isobit.errors import ModelError
 from isobit.graph import Graph, Site, WeightInfo, find_adapters, to_canonical, to_native
 from isobit.graph.layout import resized
 from isobit.statistics import Request
+from isobit.training import DistillationSettings
 from isobit_tensorflow.export.state import dump
 from isobit_tensorflow.given_model import GivenModel
 from isobit_tensorflow.kernels.operands import Rounding
@@ -31,6 +32,7 @@ from isobit_tensorflow.kernels.table import KERNELS
 from isobit_tensorflow.simulate.observe import Observation, watched
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.simulator import Simulator
+from isobit_tensorflow.simulate.teacher import Teacher
 from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
 
 if TYPE_CHECKING:
@@ -150,6 +152,27 @@ class KerasModel:
     def weight_parameters(self) -> list[keras.Variable]:
         """All other variables that train."""
         return [variable for variable in self._native.parameters.values() if variable.trainable]
+
+    def teacher(self, settings: DistillationSettings, values: Mapping[str, NDArray[Any]]) -> Teacher:
+        """A loss by which the float model, as it is now, teaches the simulator."""
+        native, held = self._native, dict(self._native.parameters)
+        moving = {
+            self._source(name) for node in native.behaviour.momentum for name in self.graph.node(node).inputs[3:5]
+        }
+        changed = {self._source(name): (name, value) for name, value in values.items()}
+        for source, variable in native.parameters.items():
+            if not (variable.trainable or source in moving or source in changed):
+                continue
+            array = np.asarray(variable.numpy())
+            if source in changed:
+                name, value = changed[source]
+                array = to_native(np.asarray(value), self.graph.weights[name].layout, array)
+            held[source] = make_variable(replace(VariableSpec.of(source, variable), trainable=False), array)
+        structures = native.input_structure, native.output_structure
+        return Teacher(Simulator(self.graph, *structures, held, dtype=native.dtype_policy), settings)
+
+    def _source(self, name: str | None) -> str:
+        return self.graph.weights[name or ""].source or name or ""
 
     @property
     def adapters(self) -> Sequence[str]:

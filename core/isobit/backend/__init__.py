@@ -18,6 +18,7 @@ from isobit.backend.optional import (
     ReportsDevice,
     RunsGiven,
     RunsWritten,
+    Teaches,
     TrainsGrids,
     WrittenRun,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "ReportsDevice",
     "RunsGiven",
     "RunsWritten",
+    "Teaches",
     "TrainsGrids",
     "WrittenRun",
     "check_quantizers",

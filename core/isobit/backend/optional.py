@@ -153,6 +153,19 @@ class TrainsGrids(Protocol):
 
 
 @runtime_checkable
+class Teaches(Protocol):
+    """What a BackendModel adds whose float model can teach its simulator while that trains."""
+
+    def teacher(self, settings: Any, values: Mapping[str, NDArray[Any]]) -> Any:
+        """A function ``loss(outputs, *inputs)`` in the framework's own tensors, as `settings` say.
+
+        The settings are `isobit.training.DistillationSettings`. The teacher is the float model as it is now, in
+        evaluation mode: it copies what trains and shares what does not; `values` stand for constants of the graph.
+        """
+        ...
+
+
+@runtime_checkable
 class HoldsAdapters(Protocol):
     """What a BackendModel adds whose model may hold several adapters (LoRA), of which the graph reads one.
 

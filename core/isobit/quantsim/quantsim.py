@@ -36,6 +36,7 @@ from isobit.quantsim.observe import Passes, run_here
 from isobit.quantsim.report import Report
 from isobit.quantsim.save_file import save
 from isobit.quantsim.simulation import Simulation
+from isobit.quantsim.training.distill import Distill
 from isobit.quantsim.training.exchange_adapters import Adapters
 from isobit.recipes.recipe import StepResult
 from isobit.statistics.sampling import SAMPLE_LIMIT
@@ -160,6 +161,11 @@ class QuantSim:
     def adapters(self) -> Adapters:
         """The adapters (LoRA) beside the base: to exchange them, and to write and read each alone."""
         return self._adapters
+
+    @property
+    def distillation(self) -> Distill:
+        """Called, it gives a loss by which the float model, as it is then, teaches the simulator in training."""
+        return Distill(self._simulation)
 
     # --- what it does ----------------------------------------------------------------------------------------------
 
@@ -342,14 +348,7 @@ class QuantSim:
 
     def run_float(self, batch: Any) -> dict[str, NDArray[Any]]:
         """Outputs with every quantizer switched off, and without what techniques added to make up for quantization."""
-        prepared = self._one_batch(batch)
-        model = self._simulation.float_model()
-        active = list(model.encodings())
-        model.enable(active, on=False)
-        try:
-            return model.run(prepared)
-        finally:
-            model.enable(active, on=True)
+        return self._simulation.run_float(self._one_batch(batch))
 
     def export(
         self,

@@ -140,6 +140,16 @@ class Simulation:
             self._float_model = key, self.model.uncompensated()
         return self._float_model[1]
 
+    def run_float(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Outputs of the float model."""
+        model = self.float_model()
+        active = list(model.encodings())
+        model.enable(active, on=False)
+        try:
+            return model.run(batch)
+        finally:
+            model.enable(active, on=True)
+
     def require_calibrated(self) -> None:
         """Raise ModelError when a planned quantizer has no encoding."""
         encodings = self.encodings
