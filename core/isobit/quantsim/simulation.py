@@ -60,6 +60,7 @@ class Simulation:
         self.reference: tuple[Batch, Mapping[str, NDArray[Any]]] | None = None  # a batch, and the float outputs of it
         self.judge: Judge | None = None  # of the outputs on that batch, and on more where it is small
         self.example: Any = None  # the batch that the model was opened with, as a record of `isobit.data`
+        self.is_trained = False  # whether grids were given to training since they were set
         self.check = True  # whether the opened model is compared with the model as given
         self.warned: set[str] = set()  # what a warning said already
         self._frozen: dict[Site, Encoding] = {}
@@ -173,7 +174,7 @@ class Simulation:
         """Make the model float again; what was observed of it stays."""
         if self.calibration is not None:
             self.model.set_quantizers(dict.fromkeys(self.model.encodings()))
-            self.calibration = None
+            self.calibration, self.is_trained = None, False
             self.plan, self._fitted = self.observed_plan, False
 
     def take_report(self, report: TechniqueReport, edits_before: int) -> None:
@@ -227,6 +228,7 @@ class Simulation:
 
     def _quantize(self, encodings: Mapping[Site, Encoding]) -> None:
         simulated = set_simulated(self.model, self.plan, encodings)
+        self.is_trained = False
         self.model.enable(list(simulated), on=True)
         self._relate()
 
@@ -256,6 +258,7 @@ class Simulation:
         modes.check(self.graph, self.plan)
         check_formats(self.graph, self.plan, self.model.weight)
         self._relate()
+        self.is_trained = True
         model.learn(learned_grids(self.graph, self.plan, self.model.encodings(), modes, self._frozen))
         if not model.grid_parameters and not model.weight_parameters:
             raise ModelError(

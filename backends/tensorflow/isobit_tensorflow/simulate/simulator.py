@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -114,6 +115,15 @@ class Simulator(keras.Model):  # type: ignore[misc]
     def teach_by(self, teacher: Callable[[Any, Any], tf.Tensor] | None) -> None:
         """Add ``teacher(outputs, inputs)`` to the loss of each pass of training from now on; compile after it."""
         self._teacher = teacher
+
+    def freeze_batch_norms(self) -> None:
+        """Normalise by the moving statistics from now on, in training too, and leave them as they are.
+
+        Folding does so at the end, so the last epochs train what will run. In the middle of `fit` as well.
+        """
+        self.behaviour = replace(self.behaviour, momentum={})
+        if self.compiled:
+            self.make_train_function(force=True)
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """As of any Keras model. Raises ModelError where the loss is NaN, and where `trainable()` made another one."""
