@@ -343,7 +343,7 @@ def test_folding_twice_changes_nothing_more() -> None:
     y = sketch.batch_norm("bn", y, 4, IMAGE)
     model, _ = fold(sketch, y)
     graph = model.graph
-    assert FoldBatchNorms().apply(TechniqueContext(model)) == TechniqueReport("FoldBatchNorms", (), {})
+    assert FoldBatchNorms().apply(TechniqueContext(model)) == TechniqueReport("FoldBatchNorms", rescaled={})
     assert model.graph is graph
 
 

@@ -18,6 +18,7 @@ from isobit.training import TrainingModes, learned_grids
 UINT8, INT4 = QuantSpec.parse("uint8"), QuantSpec.parse("int4 per-channel")
 X, Y, Z, P, W, B = Tensor("x"), Tensor("y"), Tensor("z"), Tensor("p"), Weight("w"), Weight("b")
 GRAPH = SimpleNamespace(
+    nodes=(),
     tensors={name: SimpleNamespace(shape=(None, 8, 5, "time")) for name in "xyzp"},
     weights={"w": SimpleNamespace(shape=(2, 8, 3)), "b": SimpleNamespace(shape=(2,))},
 )

@@ -20,7 +20,16 @@ def test_the_page_runs(tmp_path, monkeypatch) -> None:
 
 def test_the_tutorial_of_training(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    _, block = re.findall(r"```python\n(.*?)```", PAGE.with_name("training.md").read_text("utf-8"), re.DOTALL)
+    *_, block = re.findall(r"```python\n(.*?)```", PAGE.with_name("training.md").read_text("utf-8"), re.DOTALL)
     names: dict[str, object] = {}
     exec(compile(block, "training.md", "exec"), names)
     assert names["history"].history["accuracy"][-1] > 0.7
+
+
+def test_the_page_on_lora(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    block = re.findall(r"```python\n(.*?)```", PAGE.with_name("lora.md").read_text("utf-8"), re.DOTALL)[2]
+    names: dict[str, object] = {"__name__": "__main__"}
+    exec(compile(block, "lora.md", "exec"), names)
+    losses = names["history"].history["loss"]
+    assert losses[-1] < losses[0]

@@ -29,7 +29,19 @@ def test_the_page_on_pytorch(tmp_path, monkeypatch) -> None:
 def test_the_tutorial_of_training(tmp_path, monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    block, _ = re.findall(r"```python\n(.*?)```", PAGE.with_name("training.md").read_text("utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.with_name("training.md").read_text("utf-8"), re.DOTALL)
     names: dict[str, object] = {"__name__": "__main__"}
-    exec(compile(block, "training.md", "exec"), names)
+    for block in blocks[:-1]:  # the last is for Keras
+        exec(compile(block, "training.md", "exec"), names)
     assert names["accuracy"] > 0.7
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit
+def test_the_page_on_lora(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.with_name("lora.md").read_text("utf-8"), re.DOTALL)[:2]:
+        exec(compile(block, "lora.md", "exec"), names)
+    assert (tmp_path / "adapters" / "default" / "adapter_config.json").is_file()

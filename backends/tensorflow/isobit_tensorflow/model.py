@@ -6,6 +6,7 @@ nothing is translated back; the simulator is made anew around the variables that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,9 +21,10 @@ from isobit.backend import Batch, NameMap
 from isobit.edits import EditPlan
 from isobit.encodings import Encoding, Encodings, LearnedGrid, Relations
 from isobit.errors import ModelError
-from isobit.graph import Graph, Site, WeightInfo, to_canonical, to_native
+from isobit.graph import Graph, Site, WeightInfo, find_adapters, to_canonical, to_native
 from isobit.graph.layout import resized
 from isobit.statistics import Request
+from isobit.training import DistillationSettings
 from isobit_tensorflow.export.state import dump
 from isobit_tensorflow.given_model import GivenModel
 from isobit_tensorflow.kernels.operands import Rounding
@@ -30,10 +32,15 @@ from isobit_tensorflow.kernels.table import KERNELS
 from isobit_tensorflow.simulate.observe import Observation, watched
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.simulator import Simulator
+from isobit_tensorflow.simulate.teacher import Teacher
 from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+#: What the adapter of a Keras model is called, and the names of its kernels.
+_ADAPTER = "lora"
+_SMALL = re.compile(r"lora_(kernel|embeddings)_[ab]$")
 
 #: The quantizers of a pass: none of them on, all of them, or some.
 Switches = Literal["float", "simulated", "switched"]
@@ -148,6 +155,71 @@ class KerasModel:
     def weight_parameters(self) -> list[keras.Variable]:
         """All other variables that train."""
         return [variable for variable in self._native.parameters.values() if variable.trainable]
+
+    def teacher(self, settings: DistillationSettings, values: Mapping[str, NDArray[Any]]) -> Teacher:
+        """A loss by which the float model, as it is now, teaches the simulator."""
+        native, held = self._native, dict(self._native.parameters)
+        moving = {
+            self._source(name) for node in native.behaviour.momentum for name in self.graph.node(node).inputs[3:5]
+        }
+        changed = {self._source(name): (name, value) for name, value in values.items()}
+        for source, variable in native.parameters.items():
+            if not (variable.trainable or source in moving or source in changed):
+                continue
+            array = np.asarray(variable.numpy())
+            if source in changed:
+                name, value = changed[source]
+                array = to_native(np.asarray(value), self.graph.weights[name].layout, array)
+            held[source] = make_variable(replace(VariableSpec.of(source, variable), trainable=False), array)
+        structures = native.input_structure, native.output_structure
+        return Teacher(Simulator(self.graph, *structures, held, dtype=native.dtype_policy), settings)
+
+    def _source(self, name: str | None) -> str:
+        return self.graph.weights[name or ""].source or name or ""
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """One where layers have LoRA: Keras gives it no name."""
+        return (_ADAPTER,) if self.adapter_constants(_ADAPTER) else ()
+
+    @property
+    def adapter(self) -> str | None:
+        """That one."""
+        return next(iter(self.adapters), None)
+
+    def use_adapter(self, name: str) -> None:
+        """There is no other to use."""
+
+    def adapter_constants(self, name: str) -> Mapping[str, str]:
+        """The small kernels of layers with LoRA, and the biases that train with them, under their own names."""
+        small = [name for name in self._native.parameters if _SMALL.search(name)]
+        layers = {_SMALL.sub("", name) for name in small}
+        parameters = self._native.parameters
+        biases = [name for name in (f"{layer}bias" for layer in layers) if name in parameters]
+        return {name: name for name in parameters if name in small or (name in biases and parameters[name].trainable)}
+
+    def adapter_weights(self, name: str) -> Mapping[str, NDArray[Any]]:
+        """The variables, as Keras lays them out."""
+        return {key: np.asarray(self._native.parameters[key].numpy()) for key in self.adapter_constants(name)}
+
+    def adapter_settings(self, name: str) -> Mapping[str, Any]:
+        """The factor of each layer, which is no variable of Keras'."""
+        factors = {
+            adapter.base.name: float(np.asarray(self.graph.value(name)).reshape(()))
+            for adapter in find_adapters(self.graph)
+            for scale in adapter.scales
+            for name in scale.inputs
+            if self.graph.value(name) is not None
+        }
+        return {"library": "keras", "factors": factors}
+
+    def set_adapter_weights(self, name: str, weights: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> None:
+        """New values of the variables. Raises ModelError for other factors, which are a part of the graph."""
+        own = self.adapter_settings(name)
+        if settings and settings.get("factors", own["factors"]) != own["factors"]:
+            raise ModelError("the adapter was trained with another lora_alpha: call enable_lora with that one")
+        for key, value in weights.items():
+            self._native.parameters[key].assign(value)
 
     def enable(self, sites: Iterable[Site], on: bool) -> None:
         """Switch quantizers on or off; nothing is rebuilt or traced again."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +21,24 @@ from isobit.backend import Batch, NameMap
 from isobit.edits import EditPlan
 from isobit.encodings import Encoding, Encodings, LearnedGrid, Relations
 from isobit.errors import ModelError
-from isobit.graph import Graph, Input, Site, Tensor
+from isobit.graph import Graph, Input, Site, Tensor, to_native
 from isobit.statistics import Request
+from isobit.training import DistillationSettings
 from isobit_torch.capture.given import Given
-from isobit_torch.program.convert import to_array
+from isobit_torch.program import adapters as peft_adapters
+from isobit_torch.program.convert import to_array, to_tensor
+from isobit_torch.program.fx_nodes import attribute
 from isobit_torch.program.program import Program, copy_graph
+from isobit_torch.program.shapes import propagate
 from isobit_torch.simulate.fed_observer import FedObserver
 from isobit_torch.simulate.insert_quantizers import Simulated, insert_quantizers
 from isobit_torch.simulate.observe import ObservingRunner
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
 from isobit_torch.simulate.simulator import Simulator
+from isobit_torch.simulate.teacher import Teacher, float_copy
 from isobit_torch.simulate.training_watch import TrainingWatch
 from isobit_torch.translate.sites import bind
-from isobit_torch.translate.translate import translate
+from isobit_torch.translate.translate import Translation, translate
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -45,8 +51,8 @@ class TorchModel:
     ops = None  # a call is copied whatever it is: the op alone does not decide
     failures = (RuntimeError, LookupError, TypeError, ValueError)
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, peft: peft_adapters.PeftAdapters | None = None) -> None:
+        self.program, self._peft = program, peft or peft_adapters.PeftAdapters()
         self.translation = translate(
             program.graph, program.root, program.inputs, program.signature.outputs, program.notes
         )
@@ -80,10 +86,13 @@ class TorchModel:
 
         edited = apply_edits(self.program, self.translation, self._native, plan)
         edited.write(self._native)  # nothing was changed before this line
-        is_same = edited.program is self.program
-        self.program, self.translation = edited.program, edited.translation
-        if is_same:
-            return
+        if edited.program is self.program:
+            self.translation = edited.translation
+        else:
+            self._take(edited.program, edited.translation)
+
+    def _take(self, program: Program, translation: Translation) -> None:
+        self.program, self.translation = program, translation
         for site in [site for site in self._keys if not self.graph.has_site(site)]:
             self._drop(site)
         self._rebuild()
@@ -192,6 +201,67 @@ class TorchModel:
     def _rebuild(self) -> None:
         self._simulated = insert_quantizers(self.program.graph, self.translation, self._keys, self._native.quantizers)
         self._native.set_graph(self._simulated.graph, self.program.graph)
+
+    def teacher(self, settings: DistillationSettings, values: Mapping[str, NDArray[Any]]) -> Teacher:
+        """A loss by which the float model, as it is now, teaches the simulator."""
+        constants: dict[str, torch.Tensor] = {}
+        for name, value in values.items():
+            info = self.graph.weights[name]
+            path = str(self.translation.attributes[info.source or name].target)
+            old = constants.get(path, attribute(self._native, path))
+            constants[path] = to_tensor(to_native(value, info.layout, to_array(old)), old)
+        model = float_copy(self._native, self.program.graph, self.program.signature, constants)
+        floats = [name for name, tensor in self.graph.outputs.items() if self.graph.is_float(tensor)]
+        return Teacher(model, self.program.signature, floats, settings)
+
+    # --- adapters --------------------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """The names of all adapters of peft."""
+        return peft_adapters.names_of(self._native) if self._peft.active else ()
+
+    @property
+    def adapter(self) -> str | None:
+        """The one that the graph reads; several are joined by a plus."""
+        return "+".join(self._peft.active) or None
+
+    def use_adapter(self, name: str) -> None:
+        """Let the graph read another one, whose weights train from now on."""
+        old = self.program
+        graph, factors = peft_adapters.exchanged(old.graph, self._native, self._peft, name)
+        propagate(self._native, graph, old.inputs, old.symbols)
+        program = replace(old, graph=graph)
+        translation = translate(graph, self._native, old.inputs, old.signature.outputs, old.notes)
+        peft_adapters.train_instead(self._native, self._peft.active[0], name)  # nothing was changed before this line
+        peft_adapters.write_parameters(self._native, name, {}, factors)
+        self._peft = replace(self._peft, active=(name,))
+        self.given = None  # it has the other adapter in it
+        self._take(program, translation)
+        if self._native.is_watched:
+            self._watch()
+
+    def adapter_constants(self, name: str) -> Mapping[str, str]:
+        """The parameters of an adapter by their names in the graph, and their names in peft's file."""
+        return peft_adapters.parameters_of(self._native, name)
+
+    def adapter_weights(self, name: str) -> Mapping[str, NDArray[Any]]:
+        """All parameters of an adapter by their names in peft's file."""
+        paths = peft_adapters.parameters_of(self._native, name)
+        return {key: np.array(to_array(self._native.get_parameter(path))) for path, key in paths.items()}
+
+    def adapter_settings(self, name: str) -> Mapping[str, Any]:
+        """The configuration of peft."""
+        return self._peft.settings.get(name, {})
+
+    def set_adapter_weights(self, name: str, weights: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> None:
+        """New parameters, and the factors that follow from the settings."""
+        peft = peft_adapters.with_settings(self._peft, self._native, name, settings)
+        is_read = (name,) == peft.active
+        factors = peft_adapters.factors_of(self.program.graph, peft, name) if is_read else {}
+        peft_adapters.write_parameters(self._native, name, weights, factors)
+        self._peft = peft
+        self.given = None if is_read else self.given
 
     # --- running ---------------------------------------------------------------------------------------------------
 
@@ -304,7 +374,8 @@ class TorchModel:
         copied = TorchModel(
             Program(
                 root, copy_graph(program.graph)[0], program.signature, program.inputs, program.symbols, program.notes
-            )
+            ),
+            self._peft,
         )
         copied.set_state(self.encodings(), self.disabled())
         copied.relate(self._relations)

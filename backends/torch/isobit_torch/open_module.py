@@ -21,6 +21,7 @@ from isobit_torch.capture.naming import make_unique, name_by_module
 from isobit_torch.capture.second_batch import follows_batch
 from isobit_torch.decompose.decompose import decompose
 from isobit_torch.model import TorchModel
+from isobit_torch.program import adapters
 from isobit_torch.program.fx_nodes import DTYPE, NAME, arguments, attribute, erase_unread, op_name
 from isobit_torch.program.modules import BatchNorm, Dropout, add_functional
 from isobit_torch.program.program import Program
@@ -37,16 +38,20 @@ def open_module(model: Any, example: Any) -> TorchModel:
         raise ModelError(f"the PyTorch backend opens torch.nn.Module, not {type(model).__name__}")
     captured = capture(model, example)
     program = program_of(captured)
-    opened, given = TorchModel(program), Given(model, captured)
+    opened, given = _opened(captured, program), Given(model, captured)
     opened.given = given
     run: Any = opened.native.run_flat
     is_doubled = captured.is_doubled and "batch" not in program.symbols.sizes
     if not is_doubled and follows_batch(given, captured, program, run):
         return opened
     captured = capture(model, example, is_fixed=True)
-    opened = TorchModel(program_of(captured))
+    opened = _opened(captured, program_of(captured))
     opened.given = Given(model, captured)
     return opened
+
+
+def _opened(captured: Capture, program: Program) -> TorchModel:
+    return TorchModel(program, adapters.PeftAdapters.of(captured.module, program.graph))
 
 
 def program_of(captured: Capture) -> Program:
@@ -72,16 +77,15 @@ def program_of(captured: Capture) -> Program:
     inputs, symbols = read_inputs(graph, exported)
     require_float(inputs)
     restore_dropout(graph, captured.module, captured.call)
-    folded = fold_constants(graph, root)
+    folded = fold_constants(graph, root, keep_trained=bool(getattr(captured.module, "peft_config", None)))
     decompose(graph, root)
     restore_modules(graph, root, captured.module, names)
     erase_unread(graph)
     make_unique(graph)
     strip(graph)
     inputs, symbols, fixed = settle_sizes(root, graph, inputs, symbols)
-    return Program(
-        root, graph, captured.signature, inputs, symbols, (*captured.notes, *notes(names), *changed, *folded, *fixed)
-    )
+    told = (*captured.notes, *notes(names), *adapters.notes(captured.module), *changed, *folded, *fixed)
+    return Program(root, graph, captured.signature, inputs, symbols, told)
 
 
 def _lowered(program: ExportedProgram) -> ExportedProgram:

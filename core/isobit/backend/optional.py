@@ -155,6 +155,58 @@ class TrainsGrids(Protocol):
 
 
 @runtime_checkable
+class Teaches(Protocol):
+    """What a BackendModel adds whose float model can teach its simulator while that trains."""
+
+    def teacher(self, settings: Any, values: Mapping[str, NDArray[Any]]) -> Any:
+        """A function ``loss(outputs, *inputs)`` in the framework's own tensors, as `settings` say.
+
+        The settings are `isobit.training.DistillationSettings`. The teacher is the float model as it is now, in
+        evaluation mode: it copies what trains and shares what does not; `values` stand for constants of the graph.
+        """
+        ...
+
+
+@runtime_checkable
+class HoldsAdapters(Protocol):
+    """What a BackendModel adds whose model may hold several adapters (LoRA), of which the graph reads one.
+
+    What an adapter is in the graph, the core finds out (`isobit.graph.find_adapters`); here is what only the framework
+    knows: their names, and which weights are whose.
+    """
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """The names of all; empty where there are none."""
+        ...
+
+    @property
+    def adapter(self) -> str | None:
+        """The one that the graph reads."""
+        ...
+
+    def use_adapter(self, name: str) -> None:
+        """Let the graph read another one; quantizers on sites that are gone go with them. Raises ModelError."""
+        ...
+
+    def adapter_constants(self, name: str) -> Mapping[str, str]:
+        """The constants of the graph that are an adapter's while it is read, and their names in its file."""
+        ...
+
+    def adapter_weights(self, name: str) -> Mapping[str, NDArray[Any]]:
+        """All weights of an adapter by their names in its file, as the framework lays them out."""
+        ...
+
+    def adapter_settings(self, name: str) -> Mapping[str, Any]:
+        """What the file of settings says of it, as JSON data."""
+        ...
+
+    def set_adapter_weights(self, name: str, weights: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> None:
+        """New values for all of `adapter_weights`, of the same shapes; `settings` may be empty. Raises ModelError."""
+        ...
+
+
+@runtime_checkable
 class NativeExporter(Protocol):
     """What a BackendModel adds to the contract when it can be written in formats of its own framework."""
 

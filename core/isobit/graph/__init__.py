@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from isobit.graph.adapters import Adapter, adapter_of, find_adapters
 from isobit.graph.graph import Dimension, Graph, Node, Shape, TensorInfo, Use, WeightInfo
 from isobit.graph.isomorphism import differences
 from isobit.graph.layout import Blocks, Layout, Permute, Take, View, conv_transpose_layout, to_canonical, to_native
@@ -9,6 +10,7 @@ from isobit.graph.records import graph_from_record, graph_to_record
 from isobit.graph.sites import Input, Site, Tensor, Weight, site_key, site_of
 
 __all__ = [
+    "Adapter",
     "Blocks",
     "Dimension",
     "Graph",
@@ -25,8 +27,10 @@ __all__ = [
     "View",
     "Weight",
     "WeightInfo",
+    "adapter_of",
     "conv_transpose_layout",
     "differences",
+    "find_adapters",
     "graph_from_record",
     "graph_to_record",
     "site_key",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -35,6 +36,11 @@ def fingerprint(
         array = read(name) if value is None else value
         hashes[name] = _hash(f"{array.shape}{array.dtype}".encode(), _bytes(array))
     return hashes
+
+
+def digest(hashes: Mapping[str, str]) -> str:
+    """One hash of several by name."""
+    return hashlib.blake2b(json.dumps(hashes, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _inputs(node: Node, added: Collection[str]) -> tuple[str | None, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from isobit.graph.adapters import find_adapters
 from isobit.graph.graph import Graph, Use
 from isobit.graph.ops import BODIES, RECURRENT, VARIABLES, WEIGHTED
 from isobit.graph.sites import Input, Weight
@@ -35,11 +36,12 @@ def left_weights(graph: Graph, plan: Plan, target: Target, config: QuantConfig) 
     """
     left = []
     signal = signal_tensors(graph)
+    adapters = {layer.name for adapter in find_adapters(graph) for layer in adapter.layers}  # float by rule
     for name, info in graph.weights.items():
         if not info.is_float or Weight(name) in plan.placements or config.override(name)[0]:
             continue
         for use in graph.uses(name):
-            is_told = config.excludes(use.node) or use.node.op in target.excluded_ops
+            is_told = config.excludes(use.node) or use.node.op in target.excluded_ops or use.node.name in adapters
             is_weight = _is_weight(graph, use) and not signal.isdisjoint(use.node.inputs)
             is_weight |= use.node.op in BODIES and len(info.shape) > 1
             if is_weight and not is_told and Input(use.node.name, use.index) not in plan.placements:

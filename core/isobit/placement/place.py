@@ -16,6 +16,7 @@ from types import MappingProxyType
 from isobit.edits.edit import Removed
 from isobit.encodings.quant_spec import PerChannel, PerTensor, QuantSpec
 from isobit.errors import FormatError
+from isobit.graph.adapters import find_adapters
 from isobit.graph.graph import Graph, Node, Use
 from isobit.graph.ops import BROADCAST, RECURRENT, UNARY, VALUE_PRESERVING, WEIGHTED
 from isobit.graph.sites import Input, Site, Tensor, site_key
@@ -68,6 +69,9 @@ class _Placer:
         self.activation_spec = target.activation_format(config.activations)
         self.floats: dict[str, str] = {}
         self.placements: dict[Site, Placement] = {}
+        adapters = find_adapters(graph)
+        self.beside = {node.name: adapter.base.name for adapter in adapters for node in adapter.nodes}
+        self.own_formats = {layer.name for adapter in adapters for layer in adapter.layers if self._has_format(layer)}
         self.signal = signal_tensors(graph)
         self.masked = masked_tensors(graph, self.signal)
         self.exact = exact_tensors(graph, self.signal, lambda name: config.override(name)[0])
@@ -96,7 +100,8 @@ class _Placer:
         for name, info in self.graph.tensors.items():
             if self.graph.is_float(name) and not self._is_float(name):
                 self.floats[name] = f"it is {info.dtype}: only float32 is quantized, so convert the model to float32"
-        constants = ConstantPlacer(self.graph, self.target, self.config, self.quantized, self.exact.wide_weights)
+        readers = {*self.quantized, *self.own_formats}  # an adapter's weights may have a format, and its tensors none
+        constants = ConstantPlacer(self.graph, self.target, self.config, readers, self.exact.wide_weights)
         constants.place_operands()
         self.placements.update(constants.placements)
         self._place_single_inputs()
@@ -108,6 +113,10 @@ class _Placer:
             self.placements.items(), key=lambda item: (order.get(str(item[0]), len(order)), site_key(item[0]))
         )
         return Plan(dict(ordered), self.floats, self._notes())
+
+    def _has_format(self, layer: Node) -> bool:
+        """Whether the user gives the weight of a layer a format."""
+        return self.config.override(layer.input(1) or "")[1] is not None
 
     # --- which nodes -----------------------------------------------------------------------------------------------
 
@@ -139,7 +148,7 @@ class _Placer:
     def _runs_quantized(self, node: Node) -> bool:
         if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node) or self._joins(node):
             return False
-        if self._is_exact(node):
+        if node.name in self.beside or self._is_exact(node):
             return False
         data = [name for name in node.inputs if name in self.graph.tensors and name is not None]
         if node.op == "Gather":  # its data is a constant table, read by indices
@@ -341,6 +350,8 @@ class _Placer:
             return f"{node.op} puts a mask on it"
         if name not in self.signal:
             return "computed from shapes, masks or constants alone"
+        if node.name in self.beside:
+            return f"the adapter beside {self.beside[node.name]} stays in float"
         if not self.target.quantizes(node.op) and not self._is_tie(node):
             return f"target {self.target.name!r} runs {node.op} in float"
         if node.name in self.without_gain:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from isobit.calibration.needed_statistics import blank_statistics
 from isobit.calibration.scheme import Calibrator
+from isobit.encodings.encoding import Encoding
+from isobit.graph.sites import Site
 from isobit.quantsim.checks.warn_of_coverage import warn_of_coverage
 from isobit.quantsim.judging.choose_scheme import set_encodings
 from isobit.quantsim.observe import Passes, refuse_non_finite
 from isobit.quantsim.simulation import Simulation
+from isobit.quantsim.training.keep_grids import kept_encodings
 from isobit.statistics.count_bits import VARIABLE, counted_by_numpy
 from isobit.techniques.context import Observations, Requests, TechniqueContext
 from isobit.techniques.technique import Observes, SharesCalibration, Technique, TechniqueReport
@@ -18,15 +23,19 @@ logger = logging.getLogger(__name__)
 
 
 def context_of(
-    simulation: Simulation, passes: Passes | None, calibrator: Calibrator, name: str = "this"
+    simulation: Simulation,
+    passes: Passes | None,
+    calibrator: Calibrator,
+    name: str = "this",
+    learned: Mapping[Site, Encoding] = MappingProxyType({}),
 ) -> TechniqueContext:
-    """What a technique of this name works on."""
+    """What a technique of this name works on; encodings that were `learned` are decided."""
     statistics = simulation.statistics if passes is None else passes.start()
     return TechniqueContext(
         simulation.model,
         simulation.plan,
         None if passes is None else passes.dataset,
-        frozen=simulation.frozen,
+        frozen={**learned, **simulation.frozen},
         replan=simulation.plan_for,
         calibrator=calibrator,
         batch_norms=simulation.batch_norms,
@@ -39,12 +48,23 @@ def context_of(
 def apply_technique(
     simulation: Simulation, technique: Technique, passes: Passes | None, calibrator: Calibrator
 ) -> TechniqueReport:
-    """Let a technique change the float model; a calibrated simulation has no quantizers afterwards."""
+    """Let a technique change the float model; a calibrated simulation has no quantizers afterwards.
+
+    One that was trained keeps them where the technique says that what was learned still fits.
+    """
     simulation.fingerprint()  # of the model as it came
+    learned, calibration = simulation.encodings if simulation.is_trained else {}, simulation.calibration
     simulation.remove_quantizers()
-    edits_before = len(simulation.edits)
-    report = technique.apply(context_of(simulation, passes, calibrator, type(technique).__name__))
+    edits_before, removed_before = len(simulation.edits), len(simulation.model.removed)
+    report = technique.apply(context_of(simulation, passes, calibrator, type(technique).__name__, learned))
     simulation.take_report(report, edits_before)
+    if learned and report.rescaled is not None and calibration is not None:
+        graph, plan = simulation.graph, simulation.plan
+        removed = simulation.model.removed[removed_before:]
+        kept = kept_encodings(graph, plan, learned, report.rescaled, removed, simulation.model.weight)
+        if kept is not None:
+            simulation.adopt(plan, simulation.config, kept, calibration)
+            simulation.is_trained = True
     _note(simulation, passes)
     logger.info("%s: %d changed, %d left", report.technique, len(report.changed), len(report.left))
     for name, why in report.left.items():

@@ -36,6 +36,8 @@ from isobit.quantsim.observe import Passes, run_here
 from isobit.quantsim.report import Report
 from isobit.quantsim.save_file import save
 from isobit.quantsim.simulation import Simulation
+from isobit.quantsim.training.distill import Distill
+from isobit.quantsim.training.exchange_adapters import Adapters
 from isobit.recipes.recipe import StepResult
 from isobit.statistics.sampling import SAMPLE_LIMIT
 from isobit.statistics.statistics import Statistics
@@ -79,6 +81,7 @@ class QuantSim:
         self._simulation = Simulation(plugins.open(model, example_inputs, backend), chosen, config)
         self._simulation.check = check
         self._simulation.example = example_to_record(example_inputs)
+        self._adapters = Adapters(self._simulation)
 
     @classmethod
     def of_backend_model(cls, model: BackendModel | CheckedModel, target: Target, config: QuantConfig) -> QuantSim:
@@ -89,7 +92,7 @@ class QuantSim:
     def of_simulation(cls, simulation: Simulation) -> QuantSim:
         """The facade of a simulation."""
         sim = cls.__new__(cls)
-        sim._simulation = simulation
+        sim._simulation, sim._adapters = simulation, Adapters(simulation)
         return sim
 
     # --- what is there ---------------------------------------------------------------------------------------------
@@ -153,6 +156,16 @@ class QuantSim:
     def report(self) -> Report:
         """What is quantized, what not and why, and what was done."""
         return Report.of(self._simulation)
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapters (LoRA) beside the base: to exchange them, and to write and read each alone."""
+        return self._adapters
+
+    @property
+    def distillation(self) -> Distill:
+        """Called, it gives a loss by which the float model, as it is then, teaches the simulator in training."""
+        return Distill(self._simulation)
 
     # --- what it does ----------------------------------------------------------------------------------------------
 
@@ -338,14 +351,7 @@ class QuantSim:
 
     def run_float(self, batch: Any) -> dict[str, NDArray[Any]]:
         """Outputs with every quantizer switched off, and without what techniques added to make up for quantization."""
-        prepared = self._one_batch(batch)
-        model = self._simulation.float_model()
-        active = list(model.encodings())
-        model.enable(active, on=False)
-        try:
-            return model.run(prepared)
-        finally:
-            model.enable(active, on=True)
+        return self._simulation.run_float(self._one_batch(batch))
 
     def export(
         self,
@@ -383,11 +389,7 @@ class QuantSim:
         return Dataset(data, self.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
 
     def passes(
-        self,
-        dataset: Dataset,
-        executor: ExecutorLike | None,
-        resume: str | PathLike[str] | None,
-        progress: bool | None,
+        self, dataset: Dataset, executor: ExecutorLike | None, resume: str | PathLike[str] | None, progress: bool | None
     ) -> Passes:
         """How this simulator goes through checked data; the settings are those of `calibrate`."""
         runner = run_here

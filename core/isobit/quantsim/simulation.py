@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
 from typing import Any
@@ -16,13 +14,13 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import BackendModel, Differentiable
 from isobit.backend.optional import TrainsGrids
 from isobit.calibration.fitting import fit
-from isobit.calibration.resolve import Resolved, resolve
+from isobit.calibration.resolve import Resolved, bias_encoding, resolve, resolve_weights
 from isobit.calibration.scheme import Calibrator
 from isobit.data import Batch
 from isobit.edits.edit import Edit, SetWeights, changes_float_model
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, ModelError
-from isobit.graph.fingerprint import fingerprint
+from isobit.graph.fingerprint import digest, fingerprint
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Input, Site, Weight
 from isobit.placement.place import place
@@ -36,6 +34,7 @@ from isobit.statistics.statistics import Statistics
 from isobit.targets.target import Target
 from isobit.techniques.layers.normal import NormalPerChannel
 from isobit.techniques.technique import TechniqueReport
+from isobit.training.beside_adapters import check_formats
 from isobit.training.kept_zeros import sparse_sites
 from isobit.training.learned_grids import learned_grids
 from isobit.training.modes import TrainingModes
@@ -61,6 +60,7 @@ class Simulation:
         self.reference: tuple[Batch, Mapping[str, NDArray[Any]]] | None = None  # a batch, and the float outputs of it
         self.judge: Judge | None = None  # of the outputs on that batch, and on more where it is small
         self.example: Any = None  # the batch that the model was opened with, as a record of `isobit.data`
+        self.is_trained = False  # whether grids were given to training since they were set
         self.check = True  # whether the opened model is compared with the model as given
         self.warned: set[str] = set()  # what a warning said already
         self._frozen: dict[Site, Encoding] = {}
@@ -126,7 +126,7 @@ class Simulation:
         if self.edits:
             before = {name: done.before for name, done in self.model.compensations.items()}
             hashes = fingerprint(self.graph, self.model.weight, before)
-        return _digest(hashes)
+        return digest(hashes)
 
     def float_model(self) -> CheckedModel:
         """The float model: the model itself with its quantizers off, or a copy without what compensates for them.
@@ -135,11 +135,21 @@ class Simulation:
         """
         if not self.model.compensations:
             return self.model
-        trained = _digest(fingerprint(self.graph, self.model.weight)) if isinstance(self.model, Differentiable) else ""
+        trained = digest(fingerprint(self.graph, self.model.weight)) if isinstance(self.model, Differentiable) else ""
         key = (len(self.edits), trained)
         if self._float_model is None or self._float_model[0] != key:
             self._float_model = key, self.model.uncompensated()
         return self._float_model[1]
+
+    def run_float(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """Outputs of the float model."""
+        model = self.float_model()
+        active = list(model.encodings())
+        model.enable(active, on=False)
+        try:
+            return model.run(batch)
+        finally:
+            model.enable(active, on=True)
 
     def require_calibrated(self) -> None:
         """Raise ModelError when a planned quantizer has no encoding."""
@@ -164,7 +174,7 @@ class Simulation:
         """Make the model float again; what was observed of it stays."""
         if self.calibration is not None:
             self.model.set_quantizers(dict.fromkeys(self.model.encodings()))
-            self.calibration = None
+            self.calibration, self.is_trained = None, False
             self.plan, self._fitted = self.observed_plan, False
 
     def take_report(self, report: TechniqueReport, edits_before: int) -> None:
@@ -218,6 +228,7 @@ class Simulation:
 
     def _quantize(self, encodings: Mapping[Site, Encoding]) -> None:
         simulated = set_simulated(self.model, self.plan, encodings)
+        self.is_trained = False
         self.model.enable(list(simulated), on=True)
         self._relate()
 
@@ -247,15 +258,36 @@ class Simulation:
         model = self.trained_model()
         self.require_calibrated()
         modes.check(self.graph, self.plan)
+        check_formats(self.graph, self.plan, self.model.weight)
         self._relate()
         encodings = self.model.encodings()
         sparse = sparse_sites(self.graph, self.plan, encodings.keys(), self.model.weight) if keep_zeros else ()
+        self.is_trained = True
         model.learn(learned_grids(self.graph, self.plan, encodings, modes, self._frozen), sparse)
         if not model.grid_parameters and not model.weight_parameters:
             raise ModelError(
-                "nothing would train: every parameter of the model is frozen, and no grid is learned. Unfreeze "
-                "parameters before the model is opened (requires_grad, trainable), or learn grids"
+                "nothing would train: every parameter of the model is frozen, and no grid is learned. Unfreeze some "
+                "before the model is opened (requires_grad, trainable; is_trainable=True for peft), or learn grids"
             )
+
+    def take_exchanged(self, learned: Mapping[Site, Encoding], forgotten: Collection[Site] = ()) -> None:
+        """Go on with a model of which an adapter was exchanged, with the encodings that were `learned` beside it.
+
+        Other sites keep theirs; constants that have none, or whose old one is `forgotten`, get it by their values.
+        """
+        self._replan()
+        self.reference, self.judge, self._float_model = None, None, None
+        if self.calibration is None:
+            return
+        old = {site: encoding for site, encoding in self.model.encodings().items() if site not in forgotten}
+        placements = self.plan.placements
+        known = {site: encoding for site, encoding in {**old, **learned}.items() if site in placements}
+        known |= resolve_weights(self.graph, self.plan, self.model.weight, frozen=known)
+        for placement in self.plan.of_kind("bias"):
+            if placement.scale_of is not None and all(site in known for site in placement.scale_of):
+                known[placement.site] = bias_encoding(placement, known)
+        set_simulated(self.model, self.plan, known)
+        self._relate()
 
     def trained_model(self) -> TrainsGrids:
         """The backend's model, which trains. Raises ModelError where it does not."""
@@ -358,10 +390,6 @@ class Simulation:
             if info.is_float and matters and not np.all(np.isfinite(value := self.model.weight(name))):
                 bad = "NaN" if np.any(np.isnan(value)) else "infinity"
                 raise ModelError(f"weight {name!r} holds {bad}: the model cannot be quantized")
-
-
-def _digest(hashes: Mapping[str, str]) -> str:
-    return hashlib.blake2b(json.dumps(hashes, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def set_simulated(model: CheckedModel, plan: Plan, encodings: Mapping[Site, Encoding]) -> dict[Site, Encoding]:

@@ -178,8 +178,8 @@ def cost_table(cost: str | Mapping[str, float], target: Target, candidates: Sequ
     measured = next((table for table in target.costs if table.multiply and table.integer_multiply), None)
     if measured is None:
         raise FormatError(
-            f"target {target.name!r} has no times of multiply-adds ([[costs]] multiply and integer_multiply): take cost='bits', or "
-            "pass a table such as {'int8': 1, 'int16': 2, 'float': 4, 'conversion': 16}"
+            f"target {target.name!r} has no times of multiply-adds ([[costs]] multiply, integer_multiply): take "
+            "cost='bits', or pass a table such as {'int8': 1, 'int16': 2, 'float': 4, 'conversion': 16}"
         )
     return Milliseconds(measured)
 

@@ -56,9 +56,10 @@ class FoldBatchNorms:
         changed: list[str] = []
         left: dict[str, str] = {}
         outputs: dict[str, NormalPerChannel] = {}
+        rescaled: dict[str, Vector | None] = {}
         for node in model.graph.nodes:
             if node.op == _BATCH_NORM or node.op in _CONSTANTS:
-                folded, message = self._fold(draft, draft.graph.node(node.name), outputs)
+                folded, message = self._fold(draft, draft.graph.node(node.name), outputs, rescaled)
                 if folded:
                     changed.append(message)
                 elif node.op == _BATCH_NORM:
@@ -68,13 +69,18 @@ class FoldBatchNorms:
                 changed.append(f"{name} became a scale and a shift: {left.pop(name)}")
         if draft.edits:
             model.edit(draft)
-        return TechniqueReport("FoldBatchNorms", tuple(changed), left, batch_norms=outputs)
+        return TechniqueReport("FoldBatchNorms", tuple(changed), left, batch_norms=outputs, rescaled=rescaled)
 
-    def _fold(self, draft: Draft, node: Node, outputs: dict[str, NormalPerChannel]) -> tuple[bool, str]:
-        """Whether the node was folded, and where to or why not; `outputs` gets the distribution of what is folded."""
+    def _fold(
+        self, draft: Draft, node: Node, outputs: dict[str, NormalPerChannel], rescaled: dict[str, Vector | None]
+    ) -> tuple[bool, str]:
+        """Whether the node was folded, and where to or why not.
+
+        `outputs` gets the distribution of what is folded, `rescaled` the factors of weights.
+        """
         layer_before, axis, obstacle = _layer_before(draft.graph, node)
         if layer_before is not None:
-            obstacle = _fold_backward(draft, layer_before, node, axis, outputs)
+            obstacle = _fold_backward(draft, layer_before, node, axis, outputs, rescaled)
             if not obstacle:
                 return True, f"{node.name} into {layer_before.name}"
         if node.op != _BATCH_NORM:
@@ -83,6 +89,7 @@ class FoldBatchNorms:
         if layer_after is not None:
             forward_obstacle = _fold_forward(draft, node, layer_after)
             if not forward_obstacle:
+                rescaled[layer_after.input(1) or ""] = None
                 return True, f"{node.name} into {layer_after.name}"
         return False, f"{obstacle}; {forward_obstacle}"
 
@@ -164,7 +171,14 @@ def _layer_before(graph: Graph, node: Node) -> tuple[Node | None, int, str]:
     return producer, axis, ""
 
 
-def _fold_backward(draft: Draft, layer: Node, node: Node, axis: int, outputs: dict[str, NormalPerChannel]) -> str:
+def _fold_backward(
+    draft: Draft,
+    layer: Node,
+    node: Node,
+    axis: int,
+    outputs: dict[str, NormalPerChannel],
+    rescaled: dict[str, Vector | None],
+) -> str:
     """Fold `node`, which reads channels along `axis`, into the layer before it; returns why not, or an empty text."""
     graph = draft.graph
     weight = layer.input(1)
@@ -185,6 +199,8 @@ def _fold_backward(draft: Draft, layer: Node, node: Node, axis: int, outputs: di
         return "the folded weights would not be finite"
     if not np.array_equal(new_weight, values):
         draft.apply(SetWeights({weight: new_weight}))
+        earlier = rescaled.get(weight, np.ones_like(affine.scale))
+        rescaled[weight] = None if earlier is None else earlier * affine.scale
     set_bias(draft, layer, new_bias)
     _remember(draft, layer, node, affine, outputs)
     draft.apply(Replace(node.name))

@@ -78,7 +78,7 @@ def _requests(norms: list[Node]) -> Requests:
 
 
 def _report(changed: tuple[str, ...], left: dict[str, str]) -> TechniqueReport:
-    return TechniqueReport("ReestimateBatchNorms", changed, left)
+    return TechniqueReport("ReestimateBatchNorms", changed, left, rescaled={})
 
 
 def _norms(graph: Graph) -> tuple[list[Node], dict[str, str]]:

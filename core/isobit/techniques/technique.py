@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from isobit.budget import Candidate, Choice, Cost
 from isobit.encodings.encoding import Encoding
 from isobit.graph.graph import Graph
@@ -23,7 +26,8 @@ class TechniqueReport:
     `encodings` are frozen: calibration keeps them, because weights that were rounded to a grid need that very grid.
     `batch_norms` is what is known of the distribution of tensors, from batch norms that are gone now; later techniques
     find it in their context. `touched` are the tensors that hold other values now, None where any may: what was
-    observed of the others holds on.
+    observed of the others holds on. `rescaled` are weights whose output channels were multiplied, by these factors
+    (None: along another axis), where grids that training has learned fit the model otherwise; None where they do not.
     """
 
     technique: str
@@ -33,6 +37,7 @@ class TechniqueReport:
     notes: tuple[str, ...] = ()
     batch_norms: Mapping[str, NormalPerChannel] = field(default_factory=dict, repr=False)
     touched: frozenset[str] | None = field(default=None, repr=False)
+    rescaled: Mapping[str, NDArray[np.floating] | None] | None = field(default=None, repr=False)
 
 
 class Technique(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from math import prod, sqrt
 
 import numpy as np
@@ -12,6 +13,7 @@ from isobit.encodings.learned_grid import LearnedGrid
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Site
 from isobit.placement.plan import Placement, Plan, constant_name
+from isobit.training.beside_adapters import is_of_base
 from isobit.training.modes import TrainingModes
 
 #: Grids of more levels are moved as slowly, in levels, as one of so many: 8 bits need far less of it than 4.
@@ -29,17 +31,20 @@ def learned_grids(
 
     Biases follow their input and weight. What no data decides stays (`Relations.fixed`), and so do float formats, the
     `frozen` sites, and a shared grid of which one site is among them. `modes` says how a shared grid is learned.
+    Beside adapters, weights of the base are learned only where `modes` says how weights are.
     """
     relations = plan.relations().that_hold(encodings)
     shared: dict[Site, list[Site]] = {}
     for site, leader in relations.ties.items():
         shared.setdefault(leader, []).append(site)
+    of_base = is_of_base(graph)
+    base_modes = modes if modes.weights is not None else replace(modes, weights="frozen")
     grids = {}
     for site, placement in plan.placements.items():
         if site not in encodings or site in relations.ties or placement.kind == "bias":
             continue
         sites = [site, *shared.get(site, ())]
-        mode = modes.of(graph, *(plan.placements[member] for member in sites))
+        mode = (base_modes if of_base(placement) else modes).of(graph, *(plan.placements[member] for member in sites))
         kept = any(member in relations.fixed or member in frozen for member in sites)
         if not kept and mode != "frozen" and placement.spec.is_integer:
             grids[site] = _grid(encodings[site], mode, _values(graph, placement, encodings[site]))

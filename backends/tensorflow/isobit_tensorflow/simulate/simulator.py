@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -66,6 +67,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
         self.relations = relations
         self.link(True)
         self._generators = [keras.random.SeedGenerator(d.seed) for d in self.behaviour.dropouts]
+        self._teacher: Callable[[Any, Any], tf.Tensor] | None = None
         self.is_superseded = False  # by another simulator of the same model
         self.supports_jit = False  # XLA may divide otherwise; `compile(jit_compile=True)` still asks for it
         self.built = True
@@ -105,7 +107,23 @@ class Simulator(keras.Model):  # type: ignore[misc]
         if training:
             self._require_current()
         outputs = self.run_named(self._named(inputs), training=bool(training))
-        return keras.tree.map_structure(lambda name: outputs[name], self.output_structure)
+        result = keras.tree.map_structure(lambda name: outputs[name], self.output_structure)
+        if training and self._teacher is not None:
+            self.add_loss(self._teacher(result, inputs))
+        return result
+
+    def teach_by(self, teacher: Callable[[Any, Any], tf.Tensor] | None) -> None:
+        """Add ``teacher(outputs, inputs)`` to the loss of each pass of training from now on; compile after it."""
+        self._teacher = teacher
+
+    def freeze_batch_norms(self) -> None:
+        """Normalise by the moving statistics from now on, in training too, and leave them as they are.
+
+        Folding does so at the end, so the last epochs train what will run. In the middle of `fit` as well.
+        """
+        self.behaviour = replace(self.behaviour, momentum={})
+        if self.compiled:
+            self.make_train_function(force=True)
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """As of any Keras model. Raises ModelError where the loss is NaN, and where `trainable()` made another one."""

@@ -36,19 +36,27 @@ _WEIGHTS = {
 _LAYERS = frozenset(("linear", "addmm", "embedding", "layer_norm"))
 
 
-def fold_constants(graph: fx.Graph, root: nn.Module) -> tuple[str, ...]:
-    """Replace constant nodes that others read; returns notes on folded weights."""
+def fold_constants(graph: fx.Graph, root: nn.Module, *, keep_trained: bool = False) -> tuple[str, ...]:
+    """Replace constant nodes that others read; returns notes on folded weights.
+
+    With `keep_trained`, what follows from parameters that train is left: those of adapters, beside a frozen model.
+    """
     values: dict[fx.Node, Any] = {}
     trained: set[fx.Node] = set()
     parametrized: set[fx.Node] = set()
     signal: set[fx.Node] = set()
+    kept: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "get_attr":
             values[node] = attribute(root, str(node.target))
             if isinstance(values[node], nn.Parameter):
                 (parametrized if ".parametrizations." in f".{node.target}" else trained).add(node)
+                if keep_trained and values[node].requires_grad:
+                    kept.add(node)
         elif _is_foldable(node, values):
             sources = set(node.all_input_nodes)
+            if sources & kept:
+                kept.add(node)
             if op_name(node) == "_weight_norm" or sources & parametrized:
                 parametrized.add(node)
             elif sources & trained:
@@ -64,7 +72,7 @@ def fold_constants(graph: fx.Graph, root: nn.Module) -> tuple[str, ...]:
         readers = [user for user in node.users if user not in values]
         if node in trained:
             readers = [] if node in signal else [user for user in readers if _is_weight_of(node, user)]
-        if node.op == "get_attr" or not readers or not isinstance(value, torch.Tensor):
+        if node.op == "get_attr" or node in kept or not readers or not isinstance(value, torch.Tensor):
             continue
         is_large = value.numel() > _LARGEST and node not in trained
         if is_large or _shows_constant(node) or any(user.op == "output" for user in readers):

@@ -21,12 +21,13 @@ class BatchNorm(Container):
     def __init__(self, momentum: float | None = 0.1, epsilon: float = 1e-5) -> None:
         super().__init__()
         self.momentum, self.epsilon = momentum, epsilon
+        self.is_frozen = False  # in training too
 
     def forward(  # type: ignore[override]
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None
     ) -> Tensor:
-        """Normalise by running statistics; in training by the batch's, which update them."""
-        training = self.training or mean is None
+        """Normalise by running statistics; in training, unless frozen, by the batch's, which update them."""
+        training = mean is None or (self.training and not self.is_frozen)
         momentum = 0.0 if self.momentum is None else self.momentum
         counter = self._buffers.get("num_batches_tracked")
         if training and counter is not None:

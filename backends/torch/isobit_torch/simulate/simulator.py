@@ -14,6 +14,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from isobit_torch.program.devices import device_of, follow
+from isobit_torch.program.modules import BatchNorm
 from isobit_torch.program.program import copy_graph
 from isobit_torch.program.signature import Signature
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer
@@ -98,6 +99,15 @@ class Simulator(fx.GraphModule):
         outputs = run(*flat)
         watch.after(self, flat, outputs)
         return signature.unflatten(outputs)
+
+    def freeze_batch_norms(self) -> None:
+        """Normalise by the running statistics from now on, in training too, and leave them as they are.
+
+        Folding does so at the end, so the last steps train what will run.
+        """
+        for module in self.modules():
+            if isinstance(module, BatchNorm):
+                module.is_frozen = True
 
     @property
     def is_watched(self) -> bool:

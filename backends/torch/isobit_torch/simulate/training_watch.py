@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from isobit.errors import ModelError
 from isobit_torch.program.fx_nodes import NAME
 from isobit_torch.simulate.arithmetic import is_recorded
+
+#: Passes after which some weight should have moved; who sums the gradients of more has to read a warning.
+_PATIENCE = 64
 
 
 class TrainingWatch:
@@ -28,6 +32,7 @@ class TrainingWatch:
         self._weights_seen = 0  # their version at the last pass
         self._start: tuple[int, list[Tensor]] | None = None  # version and values of the grids at the first pass
         self._reached = False  # some grid has had a gradient
+        self._still: tuple[int, Tensor] | None = None  # the version of the weights at the first pass, and one of them
         self._hooks: list[RemovableHandle] = []
 
     def before(self) -> None:
@@ -35,6 +40,8 @@ class TrainingWatch:
 
         Weights that change before a gradient has reached a grid were changed by something else: loaded, or averaged.
         """
+        if self.passes in (0, _PATIENCE):
+            self._look_at_weights()
         if self._grids_move:
             return
         weights, grids = (sum(p._version for p in parameters) for parameters in (self.weights, self.grids))
@@ -52,6 +59,26 @@ class TrainingWatch:
                 "trainable(), or without sim.quantizer_parameters(). Make it afterwards, or say trainable('frozen')"
             )
         self._weights_seen = weights
+
+    def _look_at_weights(self) -> None:
+        """Warn where gradients have reached the weights, and after many passes none has moved."""
+        if not self.weights:
+            return
+        version = sum(p._version for p in self.weights)
+        smallest = min(self.weights, key=Tensor.numel)
+        if self._still is None:
+            self._still = version, smallest.detach().clone()
+        elif (
+            version == self._still[0]
+            and all(p.grad is not None for p in self.weights)
+            and torch.equal(smallest, self._still[1].to(smallest.device))  # a fused optimizer counts no version
+        ):
+            warnings.warn(
+                f"{self.passes} passes of training have changed no weight, though gradients have reached all: does the "
+                "optimizer have the parameters of another model? The simulator has its own: sim.model.parameters()",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _note(self, _gradient: Tensor) -> None:
         self._reached = True

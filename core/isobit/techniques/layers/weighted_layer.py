@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from isobit.edits.draft import Draft
 from isobit.edits.edit import AddBias, SetWeights, Unshare
+from isobit.graph.adapters import adapter_of
 from isobit.graph.graph import Graph, Node
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Linear"})
@@ -30,7 +31,16 @@ def weight_obstacle(graph: Graph, layer: Node) -> str:
     readers = graph.source_readers(weight)
     if len(readers) > 1:
         return f"the weight of {layer.name} is shared with {', '.join(sorted(readers - {layer.name}))}"
-    return ""
+    return adapter_obstacle(graph, layer)
+
+
+def adapter_obstacle(graph: Graph, layer: Node) -> str:
+    """Why a layer of an adapter is left as it is, or an empty text: its weights are trained and exchanged on their own.
+
+    With another base than the adapter was made for, nobody could load it.
+    """
+    adapter = adapter_of(graph, layer)
+    return "" if adapter is None else f"{layer.name} is a part of the adapter beside {adapter.base.name}"
 
 
 def bias_obstacle(graph: Graph, layer: Node) -> str:
@@ -40,7 +50,7 @@ def bias_obstacle(graph: Graph, layer: Node) -> str:
     bias = layer.input(2)
     if bias is not None and bias not in graph.weights:
         return f"the bias of {layer.name} is computed"
-    return ""
+    return adapter_obstacle(graph, layer)
 
 
 def groups_of(layer: Node) -> int:

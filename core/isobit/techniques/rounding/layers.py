@@ -10,6 +10,7 @@ from isobit.graph.graph import Graph, Node
 from isobit.graph.ops import WEIGHTED
 from isobit.placement.plan import Placement, Plan, constant_name
 from isobit.statistics.layer_rows.patches import Patches
+from isobit.techniques.layers.weighted_layer import adapter_obstacle
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,8 @@ def _readers(graph: Graph, placement: Placement, weight: str) -> dict[str, Patch
             raise ModelError(f"{node.name} ({node.op}) does not multiply its input with it")
         if node.input(0) not in graph.tensors:
             raise ModelError(f"the input of {node.name} is a constant")
+        if obstacle := adapter_obstacle(graph, node):
+            raise ModelError(obstacle)
         readers[node.name] = Patches.of(graph, node)
     if len({(p.groups, p.columns) for p in readers.values()}) != 1:
         raise ModelError("its readers use it as different matrices")

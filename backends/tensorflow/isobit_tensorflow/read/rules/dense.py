@@ -16,6 +16,7 @@ from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Size, Value
 from isobit_tensorflow.read.parameters import is_parameter
 from isobit_tensorflow.read.rules.activations import activate
+from isobit_tensorflow.read.rules.low_rank import with_adapter
 from isobit_tensorflow.read.rules.merging import broadcast
 from isobit_tensorflow.read.rules.shapes import reshape
 
@@ -31,8 +32,11 @@ def linear(call: Call, name: str, x: Value, kernel: Any, layout: Layout, bias: A
 
 def _dense(call: Call) -> Value:
     layer = call.operation
-    bias = layer.bias if layer.use_bias else None
-    result = linear(call, call.name, call.x, layer.kernel, TRANSPOSED, bias)
+
+    def apply(name: str, x: Value, kernel: Any, is_whole: bool) -> Value:
+        return linear(call, name, x, kernel, TRANSPOSED, layer.bias if is_whole and layer.use_bias else None)
+
+    result = with_adapter(call, apply, apply)
     return activate(call.reader, layer.activation, result, call.name)
 
 

@@ -13,6 +13,7 @@ from isobit_tensorflow.layers import GroupedConv2DTranspose
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Size, Value
 from isobit_tensorflow.read.rules.activations import activate
+from isobit_tensorflow.read.rules.low_rank import has_adapter, with_adapter
 
 
 def channels_first(call: Call, value: Value) -> Value:
@@ -84,11 +85,26 @@ def _convolve(
 
 
 def _conv(call: Call) -> Value:
-    layer, x = call.operation, call.x
+    layer = call.operation
     count = layer.rank
     layout = (Permute((count + 1, count, *range(count))),)
-    weight = call.emitter.weight(layer.kernel, layout, f"{call.name}/kernel")
-    result = _convolve(call, call.name, x, weight, _bias(call), layer.filters, layer.groups, layer.strides)
+    if has_adapter(layer) and layer.groups > 1:
+        raise ModelError(f"{call.name!r}: LoRA of a convolution with groups is one kernel, and no layers of its own")
+
+    def apply(name: str, x: Value, kernel: Any, is_whole: bool) -> Value:
+        weight = call.emitter.weight(kernel, layout, f"{name}/kernel")
+        bias = _bias(call) if is_whole else []
+        return _convolve(call, name, x, weight, bias, int(kernel.shape[-1]), layer.groups, layer.strides)
+
+    def up(name: str, x: Value, kernel: Any, _: bool) -> Value:
+        rank, filters = kernel.shape
+        wide: Layout = (Permute((1, 0)), View((filters, rank, *(1,) * count), (filters, rank)))
+        inputs = [channels_first(call, x), call.emitter.weight(kernel, wide, f"{name}/kernel")]
+        once = (1,) * count
+        geometry = {"group": 1, "kernel_shape": once, "strides": once, "dilations": once, "pads": (0,) * (2 * count)}
+        return _emit(call, "Conv", name, inputs, filters, _spatial(call, x)[0], **geometry)
+
+    result = with_adapter(call, apply, up)
     return activate(call.reader, layer.activation, result, call.name)
 
 

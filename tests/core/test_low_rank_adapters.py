@@ -1,0 +1,69 @@
+"""What is an adapter by the graph alone, and what only looks like one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from isobit.graph import Graph, Node, TensorInfo, WeightInfo, adapter_of, find_adapters
+from isobit.placement import place
+from isobit.plugins import registry
+
+RNG = np.random.default_rng(0)
+
+
+def weight(name: str, *shape: int) -> WeightInfo:
+    return WeightInfo.of(RNG.normal(size=shape).astype(np.float32), name)
+
+
+def graph(*, bias: bool = False, between: str | None = None, other: bool = False, factor: int | None = 1) -> Graph:
+    """A layer of 16 to 12 channels and an adapter of rank 3 beside it; what follows is read by a Relu."""
+    weights = {"base.w": weight("base.w", 12, 16), "down.w": weight("down.w", 3, 16), "up.w": weight("up.w", 12, 3)}
+    nodes = [Node("base", "Linear", ("x", "base.w"), ("base",))]
+    down = ["y" if other else "x", "down.w"]
+    if bias:
+        weights["down.b"] = weight("down.b", 3)
+        down.append("down.b")
+    nodes.append(Node("down", "Linear", tuple(down), ("down",)))
+    last = "down"
+    if between:
+        nodes.append(Node("between", between, ("down",), ("between",)))
+        last = "between"
+    nodes.append(Node("up", "Linear", (last, "up.w"), ("up",)))
+    last = "up"
+    if factor is not None:
+        weights["factor"] = weight("factor", *(() if factor == 1 else (factor,)))
+        nodes.append(Node("scaled", "Mul", ("up", "factor"), ("scaled",)))
+        last = "scaled"
+    nodes += [Node("sum", "Add", (last, "base"), ("sum",)), Node("relu", "Relu", ("sum",), ("relu",))]
+    sizes = {"x": 16, "y": 16, "down": 3, "between": 3}
+    names = ["x", "y", *(node.name for node in nodes)]
+    tensors = {name: TensorInfo(("batch", sizes.get(name, 12)), channel_axis=1) for name in names}
+    return Graph(tuple(nodes), ("x", "y"), {"out": "relu"}, tensors, weights)
+
+
+@pytest.mark.parametrize("factor", [None, 1])
+def test_an_adapter_is_found_and_stays_in_float(factor: int | None) -> None:
+    built = graph(factor=factor)
+    (adapter,) = find_adapters(built)
+    assert (adapter.base.name, adapter.down.name, adapter.up.name, adapter.join.name) == ("base", "down", "up", "sum")
+    assert [scale.name for scale in adapter.scales] == ([] if factor is None else ["scaled"])
+    parts = [node.name for node in built.nodes if adapter_of(built, node) is not None]
+    assert parts == ["down", "up"]
+    plan = place(built, registry().target("default"))
+    assert [str(placement.site) for placement in plan.of_kind("weight")] == ["base.w"]
+    assert plan.floats["up"] == "the adapter beside base stays in float"
+    quantized = {placement.tensor for placement in plan.of_kind("activation")}
+    assert quantized == {"x", "base", "sum", "relu"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"bias": True}, {"between": "Relu"}, {"other": True}, {"factor": 12}],
+    ids=["a bias", "an activation between", "another input", "a factor a channel"],
+)
+def test_what_could_not_be_one_layer_is_none(settings: dict[str, object]) -> None:
+    built = graph(**settings)
+    assert find_adapters(built) == []
+    assert all(adapter_of(built, node) is None for node in built.nodes)
+    assert len(place(built, registry().target("default")).of_kind("weight")) == 3
