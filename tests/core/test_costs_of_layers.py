@@ -59,3 +59,28 @@ def test_milliseconds_follow_the_table() -> None:
 def test_an_unknown_unit_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(FormatError, match="no cost is called 'mac', did you mean 'macs'|known are macs"):
         Cost().of("mac")
+
+
+@pytest.mark.parametrize("batch", ["N", 8])
+def test_recurrent_layers_are_counted_at_every_step_and_a_fixed_batch_once(batch: str | int) -> None:
+    """The first axis of a recurrent layer is time, that of the others the batch."""
+    weights = {
+        "w": np.zeros((16, 3), np.float32),
+        "r": np.zeros((16, 4), np.float32),
+        "l": np.zeros((7, 4), np.float32),
+    }
+    recurrent = Graph(
+        (Node("lstm", "LSTM", ("x", "w", "r"), ("h",), {"hidden_size": 4}), Node("last", "Linear", ("z", "l"), ("y",))),
+        ("x", "z"),
+        {"h": "h", "y": "y"},
+        {
+            "x": TensorInfo((9, "M", 3), channel_axis=2),
+            "h": TensorInfo((9, 1, "M", 4), channel_axis=3),
+            "z": TensorInfo((batch, 4), channel_axis=1),
+            "y": TensorInfo((batch, 7), channel_axis=1),
+        },
+        {name: WeightInfo.of(value, name) for name, value in weights.items()},
+    )
+    costs = layer_costs(recurrent)
+    assert costs["lstm"].macs == 9 * (16 * 3 + 16 * 4)
+    assert costs["last"].macs == 7 * 4

@@ -9,7 +9,7 @@ import pytest
 from technique_networks import simulator
 
 from isobit.errors import FormatError, ModelError
-from isobit.placement.coverage import multiply_adds_of
+from isobit.graph.multiply_adds import multiply_adds
 from isobit.search.cost_tables import CONVERSION, cost_table
 from isobit.search.formats import parse_candidates
 from isobit.search.groups import Groups
@@ -70,7 +70,7 @@ def test_bit_operations_by_hand() -> None:
     assert [group.name for group in groups.all] == ["conv0", "conv1", "output act1"]
     candidates = parse_candidates(sim.simulation, ["int8", "int16", "float"])
     costs = costs_of(groups, candidates, cost_table("bits", sim.target, candidates))
-    adds = [multiply_adds_of(sim.graph, sim.graph.node(name)) for name in ("conv0", "conv1")]
+    adds = [multiply_adds(sim.graph, sim.graph.node(name)) for name in ("conv0", "conv1")]
     read, written = 4 * 6 * 6, 4 * 6 * 6  # padding keeps the size
     assert adds[0] == 4 * 4 * 9 * 36
     first = CONVERSION * read * 32 * 8  # the input comes in float

@@ -8,7 +8,8 @@ from math import prod
 from isobit.budget.cost import Cost
 from isobit.data import numpy_type
 from isobit.graph.graph import Graph, Node
-from isobit.graph.ops import RECURRENT, WEIGHTED, operand
+from isobit.graph.multiply_adds import multiply_adds
+from isobit.graph.ops import operand
 from isobit.targets.costs import Costs
 
 
@@ -35,7 +36,7 @@ def layer_costs(graph: Graph, table: Costs | None = None) -> dict[str, Cost]:
                 parameters += 0 if is_observed else prod(info.shape)
                 stored += prod(info.shape) * element_bytes(info.dtype)
         outputs = float(sum(elements(graph, name) for name in node.outputs))
-        macs = multiply_accumulates(graph, node)
+        macs = float(multiply_adds(graph, node, of_one=True) or 0)
         costs[node.name] = Cost(macs, parameters, stored, outputs, milliseconds(graph, node, macs, table))
     return costs
 
@@ -47,24 +48,6 @@ def weighted_cost(
     macs = float(weights * times)
     spent = 0.0 if table is None else macs * table.multiply.get(op, 0.0) * 1e-6
     return Cost(macs, float(weights + biases), (weights + biases) * size, float(outputs), spent)
-
-
-def multiply_accumulates(graph: Graph, node: Node) -> float:
-    """Multiply-accumulates of a sample; 0 for ops that are no products of matrices."""
-    if node.op in RECURRENT:
-        weights = sum(prod(graph.weights[n].shape) for n in node.inputs[1:3] if n is not None and n in graph.weights)
-        return float(weights * prod(_sizes(graph, node.inputs[0])[:-1]))
-    if node.op not in WEIGHTED:
-        return 0.0
-    weight = node.input(1)
-    if weight is not None and weight in graph.weights and node.op != "MatMul":
-        return float(prod(graph.weights[weight].shape) * times(graph, node))
-    if node.op != "MatMul":  # the weight is computed: its size is that of a tensor
-        info = graph.tensors.get(weight or "")
-        shape = () if info is None or info.shape is None else info.shape
-        return float(prod(n if isinstance(n, int) else 1 for n in shape) * times(graph, node))
-    inner = _sizes(graph, node.inputs[0])[-1:] or [1]
-    return elements(graph, node.outputs[0]) * inner[0]
 
 
 def times(graph: Graph, node: Node) -> float:

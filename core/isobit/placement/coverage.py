@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 
 from isobit.graph.graph import Graph, Node
+from isobit.graph.multiply_adds import multiply_adds
 from isobit.graph.ops import BODIES, RECURRENT, VARIABLES, WEIGHTED
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import Plan, is_inside_chain
@@ -48,7 +49,7 @@ class Coverage:
                 uncounted.append(node.name)
             if node.op not in WEIGHTED | RECURRENT:
                 continue
-            count = multiply_adds_of(graph, node)
+            count = multiply_adds(graph, node)
             if count is None:
                 uncounted.append(node.name)
                 continue
@@ -120,35 +121,3 @@ def _is_rounded(graph: Graph, plan: Plan, node: Node) -> bool:
             return False
         name = reader.node.outputs[0]
     return _is_integer(plan, Tensor(name))
-
-
-def sizes_of(graph: Graph, name: str | None) -> list[int] | None:
-    """The shape of a tensor or constant for one sample, open sizes as 1."""
-    if name is not None and name in graph.weights:
-        return list(graph.weights[name].shape)
-    info = graph.tensors.get(name or "")
-    if info is None or info.shape is None:
-        return None
-    return [size if isinstance(size, int) else 1 for size in info.shape]
-
-
-def multiply_adds_of(graph: Graph, node: Node) -> int | None:
-    """Multiply-adds of a layer, from the shapes that are known; None where they are not."""
-    data, weight = sizes_of(graph, node.input(0)), sizes_of(graph, node.input(1))
-    result = sizes_of(graph, node.outputs[0])
-    if node.op in RECURRENT:
-        recurrent = sizes_of(graph, node.input(2))
-        if data is None or weight is None or recurrent is None:
-            return None
-        return prod(data[:-1]) * (prod(weight) + prod(recurrent))
-    if node.op == "ConvTranspose":  # each element of the input meets the kernels of its channel
-        return None if data is None or weight is None else data[0] * prod(data[2:]) * prod(weight)
-    if result is None:
-        return None
-    if node.op == "Conv":
-        return None if weight is None else prod(result) * prod(weight[1:])
-    inner = data or weight
-    if not inner:
-        return None
-    # The canonical weight of Linear and of a constant MatMul has the inner axis last, as its input has.
-    return prod(result) * inner[-1]

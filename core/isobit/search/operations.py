@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.graph.graph import Graph, Node
-from isobit.placement.coverage import multiply_adds_of, sizes_of
+from isobit.graph.multiply_adds import multiply_adds, sizes_of
 from isobit.placement.plan import constant_name
 from isobit.search.cost_tables import CostTable, Work
 from isobit.search.formats import Candidate
@@ -99,7 +99,7 @@ def _work(graph: Graph, node: Node, result: str) -> Work:
     read = sum(_elements(graph, name) for name in node.inputs if name is not None and name in graph.tensors)
     tensors = [*(name for name in node.inputs if name is not None and name in graph.tensors), *node.outputs]
     largest = max((_elements(graph, name) for name in tensors), default=0)
-    return Work(node.op, multiply_adds_of(graph, node) or 0, largest, read, _elements(graph, result))
+    return Work(node.op, multiply_adds(graph, node) or 0, largest, read, _elements(graph, result))
 
 
 def _elements(graph: Graph, name: str) -> int:

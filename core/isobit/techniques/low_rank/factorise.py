@@ -9,11 +9,11 @@ import numpy as np
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.budget import Candidate, Cost
-from isobit.budget.cost_model import multiply_accumulates
 from isobit.edits.draft import Draft
 from isobit.edits.edit import NewNode, Replace
 from isobit.errors import FormatError
 from isobit.graph.graph import Node
+from isobit.graph.multiply_adds import multiply_adds
 from isobit.statistics.layer_rows.rows import Rows
 from isobit.targets.costs import Costs
 from isobit.techniques.context import Requests, TechniqueContext
@@ -108,7 +108,7 @@ class LowRank:
         needed = {name: ranks for name, ranks in self.ranks.items() if name in splits}
         rows = self._rows(context) if splits else {}
         draft, changed = Draft(model.graph, model.weight), []
-        macs = kept_macs = sum(multiply_accumulates(model.graph, node) for node in layers.values())
+        macs = kept_macs = float(sum(multiply_adds(model.graph, node, of_one=True) or 0 for node in layers.values()))
         for name, split in splits.items():
             moments = InputMoments.of(rows.get(name), split.unknowns)
             ranks = needed.get(name) or self._ranks_for(model, layers[name], split, moments)
