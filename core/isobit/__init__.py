@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from isobit.encodings.encoding import Encoding, Encodings
     from isobit.encodings.quant_spec import QuantSpec
     from isobit.errors import IsobitError
+    from isobit.forecast.plan_model import plan
     from isobit.layer_dumps.dump import dump
     from isobit.quantsim.load import load
     from isobit.quantsim.quantize import quantize
@@ -37,6 +38,7 @@ _PUBLIC = {
     "dump": "isobit.layer_dumps.dump",
     "load": "isobit.quantsim.load",
     "mixed_precision": "isobit.search.mixed_precision",
+    "plan": "isobit.forecast.plan_model",
     "quantize": "isobit.quantsim.quantize",
     "techniques": "isobit.techniques",
     "transfer": "isobit.encoding_transfer",
@@ -54,6 +56,7 @@ __all__ = [
     "dump",
     "load",
     "mixed_precision",
+    "plan",
     "quantize",
     "techniques",
     "transfer",

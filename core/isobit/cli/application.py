@@ -19,6 +19,7 @@ from isobit.cli.inspect import inspect
 from isobit.cli.new_plugin import new_plugin
 from isobit.cli.quantize import quantize
 from isobit.cli.searching.auto_command import auto
+from isobit.cli.searching.plan_command import plan
 from isobit.cli.targets import targets
 from isobit.cli.transfer import transfer
 
@@ -63,6 +64,7 @@ app.command(rich_help_panel="Work")(transfer)
 app.command(rich_help_panel="Work")(convert)
 app.command(rich_help_panel="Work")(calibrate)
 app.command("new-plugin", rich_help_panel="Work")(new_plugin)
+app.command(rich_help_panel="Look")(plan)
 app.command(rich_help_panel="Look")(analyze)
 app.command(rich_help_panel="Look")(inspect)
 app.command(rich_help_panel="Look")(dump)

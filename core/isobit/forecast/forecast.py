@@ -1,0 +1,94 @@
+"""A forecast: what would run in integers, how large the weights would be and how long a sample would take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from isobit.placement.coverage import Coverage
+
+#: A file that is to be faster by less than this part is no faster: measured times scatter by as much.
+_NO_GAIN = 0.03
+
+
+@dataclass(frozen=True)
+class NodeForecast:
+    """One operation: `runs` is ``"integers"``, ``"weights in integers"`` or ``"float"``, and `why` says why not all.
+
+    `multiply_adds` are those of one sample, open sizes as 1; bytes are those of its constants, before and after.
+    """
+
+    name: str
+    op: str
+    runs: str
+    why: str
+    multiply_adds: int
+    bytes_before: float
+    bytes_after: float
+
+
+@dataclass(frozen=True)
+class TimeForecast:
+    """Milliseconds of one sample on one thread, by the table of costs of a `processor`.
+
+    `without_times` counts operations, by op, that the table has no times of: they are 0 in both figures.
+    """
+
+    processor: str
+    in_float: float
+    quantized: float
+    without_times: dict[str, int]
+
+    @property
+    def ratio(self) -> float:
+        """The time of the quantized file over that of the float one; below 1 it is faster."""
+        return self.quantized / self.in_float if self.in_float else 1.0
+
+    def __str__(self) -> str:
+        words = "no faster" if self.ratio > 1 - _NO_GAIN else f"{self.ratio:.2f} of the time in float"
+        text = f"{words}, by the times of {self.processor} (estimate: {self.in_float:.3g} and {self.quantized:.3g} ms)"
+        if self.without_times:
+            some = ", ".join(f"{count} {op}" for op, count in self.without_times.items())
+            text += f"; without the times of {some}, which the table does not have"
+        return text
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What quantizing would bring.
+
+    `quantize` and `dequantize` count the tensors that are converted on the way, inputs and outputs among them. `time`
+    is None where nothing can be said, and `no_time` says why.
+    """
+
+    target: str
+    coverage: Coverage
+    nodes: tuple[NodeForecast, ...]
+    quantize: int
+    dequantize: int
+    bytes_before: float
+    bytes_after: float
+    time: TimeForecast | None
+    no_time: str = ""
+    notes: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        found = asdict(self)
+        if self.time is not None:
+            found["time"]["ratio"] = self.time.ratio
+        return found
+
+    def __str__(self) -> str:
+        runs = Counter(node.runs for node in self.nodes)
+        operations = ", ".join(f"{runs[kind]} {kind}" for kind in ("integers", "weights in integers", "float"))
+        lines = [
+            f"target       {self.target}",
+            f"coverage     {self.coverage}",
+            f"operations   {operations}",
+            f"conversions  {self.quantize} to integers, {self.dequantize} to float",
+            f"weights      {self.bytes_before / 1e6:.3g} MB in float, {self.bytes_after / 1e6:.3g} MB quantized",
+            f"time         {self.time if self.time is not None else self.no_time}",
+        ]
+        return "\n".join([*lines, *(f"note         {note}" for note in self.notes)])

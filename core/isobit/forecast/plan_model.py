@@ -1,0 +1,138 @@
+"""`isobit.plan`: what quantizing a model for a target would bring, in seconds and without data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+from os import PathLike
+from typing import Any
+
+from isobit.budget.cost_model import element_bytes, milliseconds
+from isobit.encodings.quant_spec import QuantSpec
+from isobit.forecast.forecast import Forecast, NodeForecast, TimeForecast
+from isobit.graph.graph import Graph, Node
+from isobit.graph.multiply_adds import multiply_adds
+from isobit.graph.ops import RECURRENT, WEIGHTED
+from isobit.graph.sites import Input, Weight
+from isobit.placement.coverage import Coverage
+from isobit.quantsim.quantize import open_simulator
+from isobit.quantsim.simulation import Simulation
+from isobit.search.cost_tables import Milliseconds
+from isobit.search.formats import Candidate
+from isobit.search.groups import Groups
+from isobit.search.operations import costs_of
+from isobit.targets.costs import Costs
+from isobit.targets.target import Target
+from isobit.techniques.fold_batch_norms import FoldBatchNorms
+
+
+def plan(
+    model: Any, example_inputs: Any = None, *, target: str | PathLike[str] | Target | None = None, **settings: Any
+) -> Forecast:
+    """Say what `isobit.quantize` would do with a model: no data is needed, and nothing is run.
+
+    Coverage, how each operation would run, conversions, the size of the weights and, where the target has a table of
+    costs, the time of a sample; where the table gives no gain, none is promised. `target` and `settings` are those of
+    `isobit.quantize`; batch norms are folded first, as there. Raises FormatError for a format that the target lacks.
+    """
+    sim = open_simulator(model, example_inputs, target=target, **settings)
+    sim.apply(FoldBatchNorms())
+    simulation = sim.simulation
+    groups = Groups(simulation)
+    nodes = tuple(_node(simulation, groups, node) for node in simulation.graph.nodes)
+    time, no_time = _time(simulation, groups)
+    quantize, dequantize = _conversions(groups)
+    notes = [*sim.report.notes, *_open_sizes(simulation.graph)]
+    return Forecast(
+        sim.target.name,
+        Coverage.of(sim.graph, sim.plan),
+        nodes,
+        quantize,
+        dequantize,
+        sum(node.bytes_before for node in nodes),
+        sum(node.bytes_after for node in nodes),
+        time,
+        no_time,
+        tuple(notes),
+    )
+
+
+def _open_sizes(graph: Graph) -> list[str]:
+    """What is said where times and multiply-adds are those of inputs of size 1."""
+    shapes = {name: graph.tensors[name].shape or () for name in graph.inputs if name in graph.tensors}
+    names = [name for name, shape in shapes.items() if any(not isinstance(size, int) for size in shape[1:])]
+    if not names:
+        return []
+    return [f"{', '.join(names)}: sizes that are left open beside the batch count as 1, in times and multiply-adds"]
+
+
+def _node(simulation: Simulation, groups: Groups, node: Node) -> NodeForecast:
+    graph, placed = simulation.graph, simulation.plan.placements
+    runs, why = "integers", ""
+    before = after = 0.0
+    is_stored = False
+    for index, name in enumerate(node.inputs):
+        if name is None or name not in graph.weights or not graph.weights[name].is_float:
+            continue
+        first = graph.uses(name)[0]
+        if (first.node.name, first.index) != (node.name, index):
+            continue  # a constant that several read is counted at the first
+        info = graph.weights[name]
+        size = prod(info.shape)
+        before += size * element_bytes(info.dtype)
+        site = next((s for s in (Input(node.name, index), Weight(name)) if s in placed), None)
+        after += size * (element_bytes(info.dtype) if site is None else placed[site].spec.bits / 8)
+        is_stored |= site is not None and placed[site].kind == "weight"
+    if groups.of_node(node) is None or node.op in groups.weights_only:
+        runs = "weights in integers" if is_stored else "float"
+        floats = (simulation.plan.floats.get(name, "") for name in node.outputs)
+        why = next((reason for reason in floats if reason), "")
+    return NodeForecast(node.name, node.op, runs, why, multiply_adds(graph, node) or 0, before, after)
+
+
+def _conversions(groups: Groups) -> tuple[int, int]:
+    """How many tensors are rounded for readers on integers, and how many on a grid are read or returned in float."""
+    graph = groups.graph
+    to_integers = to_float = 0
+    for name in graph.tensors:
+        if groups.of_tensor(name) is None:
+            continue
+        producer = graph.producer(name)
+        on_integers = producer is not None and groups.of_node(producer) is not None
+        to_integers += not (on_integers and name in groups.whole)
+        readers = [groups.of_node(use.node) for use in graph.uses(name)]
+        to_float += name in groups.whole and (None in readers or name in graph.output_tensors)
+    return to_integers, to_float
+
+
+def _time(simulation: Simulation, groups: Groups) -> tuple[TimeForecast | None, str]:
+    """The time of a sample, or why it is not told."""
+    target, config, graph = simulation.target, simulation.config, simulation.graph
+    table = next((table for table in target.costs if table.multiply and table.integer_multiply), None)
+    if table is None:
+        return None, f"not told: target {target.name!r} has no times of multiply-adds (docs/targets.md, Costs)"
+    own = Candidate(
+        "own",
+        target.activation_format(config.activations),
+        target.weights if config.weights is None else QuantSpec.parse(config.weights),
+    )
+    formats = (own, Candidate("float", None, None))
+    costs = costs_of(groups, formats, Milliseconds(table))
+    rest = sum(_in_float(graph, node, table) for node in graph.nodes if groups.of_node(node) is None)
+    quantized, in_float = (costs.of([index] * len(groups.all)) + rest for index in (0, 1))
+    unknown = Counter(node.op for node in graph.nodes if not _is_timed(graph, node, table))
+    return TimeForecast(table.processor, in_float, quantized, dict(unknown)), ""
+
+
+def _in_float(graph: Graph, node: Node, table: Costs) -> float:
+    """What an operation takes that runs in float in either file."""
+    return milliseconds(graph, node, float(multiply_adds(graph, node, of_one=True) or 0), table)
+
+
+def _is_timed(graph: Graph, node: Node, table: Costs) -> bool:
+    """Whether an operation is in the table, or takes no time to speak of: it works on settings, or changes views."""
+    if node.op in WEIGHTED | RECURRENT:
+        return node.op in table.multiply
+    moves = ("Reshape", "Transpose", "Slice", "Split", "Gather", "Relu", "Clip", "Shape", "Cast", "Pad", "Expand")
+    is_float = any(name in graph.tensors and graph.is_float(name) for name in node.outputs)
+    return node.op in table.floats or node.op in moves or not is_float

@@ -1,0 +1,74 @@
+"""What quantizing would bring, against counts by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from numpy_backend import NumpyBackend, NumpyModel
+from sketch import Sketch
+
+from isobit.canonical import canonicalize
+from isobit.errors import FormatError
+from isobit.forecast import Forecast, plan
+from isobit.forecast.plan_model import _conversions
+from isobit.plugins import registry
+from isobit.quantsim import QuantSim
+from isobit.search.groups import Groups
+from isobit.targets import Costs
+
+COSTS = Costs("a processor", 3.0, 5.0, {"Add": 1.0, "Softmax": 7.0}, {"Add": 0.5}, {"Conv": 2.0}, {"Conv": 0.25})
+
+
+def model() -> NumpyModel:
+    """Two convolutions, and a softmax that the target runs in float."""
+    sketch = Sketch(0)
+    x = sketch.input("x", "N", 3, 8, 8)
+    y = sketch.node("Conv", x, sketch.random("a.w", 4, 3, 3, 3), name="a", shape=("N", 4, 6, 6), group=1)
+    y = sketch.node("Conv", y, sketch.random("b.w", 5, 4, 1, 1), name="b", shape=("N", 5, 6, 6), group=1)
+    y = sketch.node("Softmax", y, name="s", shape=("N", 5, 6, 6), axis=1)
+    return NumpyModel(canonicalize(sketch.graph(y)), sketch.values)
+
+
+def forecast(costs: tuple[Costs, ...] = (COSTS,), **settings: object) -> Forecast:
+    target = replace(registry().target("onnxruntime-cpu"), costs=costs)
+    return plan(model(), target=target, backend=NumpyBackend(), **settings)
+
+
+def test_figures_are_those_by_hand() -> None:
+    found = forecast(exclude=["Softmax"])
+    assert {node.name: node.runs for node in found.nodes} == {"a": "integers", "b": "integers", "s": "float"}
+    assert next(node.why for node in found.nodes if node.name == "s") == "excluded by you"
+    first, second = 4 * 3 * 9 * 36, 5 * 4 * 36
+    assert [node.multiply_adds for node in found.nodes] == [first, second, 0]
+    assert (found.bytes_before, found.bytes_after) == (4 * (108 + 20), 108 + 20)
+    assert (found.quantize, found.dequantize) == (1, 1), "the image, and what the softmax reads"
+    assert found.time is not None
+    rest, converted = 7 * 5 * 36, 3 * 3 * 64 + 5 * 5 * 36
+    assert found.time.in_float == pytest.approx(1e-6 * (2 * (first + second) + rest))
+    assert found.time.quantized == pytest.approx(1e-6 * (0.25 * (first + second) + rest + converted))
+    assert "of the time in float, by the times of a processor" in str(found)
+    assert found.record()["time"]["ratio"] == found.time.ratio
+
+
+def test_no_gain_is_promised_that_the_runtime_does_not_give() -> None:
+    """16 bits have no kernels, and a target without a table has no times."""
+    assert "no faster, by the times of" in str(forecast(activations="int16"))
+    found = forecast(costs=())
+    assert found.time is None
+    assert "has no times of multiply-adds" in str(found)
+    slow = replace(COSTS, integer_multiply={"Conv": 2.0})
+    assert "no faster" in str(forecast(costs=(slow,), exclude=["Softmax"]))
+
+
+def test_what_is_asked_for_is_planned() -> None:
+    found = forecast(weights="int4", exclude=["a"])
+    assert {node.name: node.runs for node in found.nodes if node.op == "Conv"} == {"a": "float", "b": "integers"}
+    assert found.bytes_after == 4 * 108 + 20 / 2
+    with pytest.raises(FormatError, match="cannot run weights"):
+        forecast(weights="int3")
+
+
+def test_nothing_in_integers_is_no_conversion() -> None:
+    sim = QuantSim(model(), target="onnxruntime-cpu", exclude=["Conv", "Softmax"], backend=NumpyBackend())
+    assert _conversions(Groups(sim.simulation)) == (0, 0)
