@@ -110,8 +110,8 @@ is told the sample rate: the branch for 16 or for 8 kHz is quantized, as a model
 quantized already (`DynamicQuantizeLinear`), and refused with advice. basic-pitch's SavedModel and silero-vad's `.jit`
 are no ONNX files, modules or Keras models; the ONNX files beside them are the same networks.
 
-Made by docs/zoo.py with onnxruntime {onnxruntime.__version__} on {os.cpu_count()} cores of a shared machine; rows are
-renewed one by one, not all on the same processor."""
+Made by docs/zoo.py with onnxruntime {onnxruntime.__version__} on {os.cpu_count()} cores of a machine with
+other work, so that times scatter by half; rows are renewed one by one, not all on the same processor."""
 
 
 if __name__ == "__main__":

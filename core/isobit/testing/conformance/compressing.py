@@ -47,10 +47,13 @@ class CompressingConformance(ConformanceBase):
         result = compress(build(network), [batch], keep=0.8, cost="parameters", backend=backend, trials=2)
         assert 0.7 < result.report.kept <= 0.8
         reopened = CheckedModel.of(backend.open(result.model, batch))
-        cost = Cost.sum(layer_costs(reopened.graph).values())
-        assert cost.parameters == result.report.after.parameters == sum_of_float_constants(reopened)
-        expected = interpreter.outputs(reopened.graph, reopened.weight, batch)
-        assert_close(result.backend_model.run(batch), expected)
+        assert result.report.after.parameters == sum_of_float_constants(result.backend_model)
+        cost = Cost.sum(layer_costs(reopened.graph).values())  # norms may be read in steps, layers are not
+        assert cost.macs == result.report.after.macs < result.report.before.macs
+        smaller = result.backend_model
+        expected = interpreter.outputs(smaller.graph, smaller.weight, batch)
+        assert_close(smaller.run(batch), expected)
+        assert_close(reopened.run(batch), expected)
         again = compress(build(network), [batch], recipe=result.recipe, backend=backend)
         assert_close(again.backend_model.run(batch), expected)
         sim = quantize(result.model, [batch], recipe="basic", method="minmax", backend=backend)
