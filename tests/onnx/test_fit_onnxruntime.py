@@ -278,7 +278,7 @@ def test_one_value_read_twice_behind_a_transpose(tmp_path):
     in_float = session(str(path), EVERY_LEVEL[-1], disable_quant_qdq="1").run(None, batch)
     for name, array in zip(simulated, in_float, strict=True):
         np.testing.assert_array_equal(array, simulated[name])
-    other = isobit.QuantSim(proto, activations="int16")
+    other = isobit.QuantSim(proto, target=sim.target, activations="int16")
     other.load_encodings(path)
     assert dict(other.encodings) == dict(sim.encodings)
 

@@ -82,7 +82,7 @@ def test_small_parts_survive_large_ones(make: Callable[[], onnx.ModelProto], tar
 
 def test_a_fitted_plan_is_saved_recalibrated_and_calibrated_again(tmp_path: Path) -> None:
     model = two_heads()
-    sim = isobit.quantize(model, X, progress=False)
+    sim = isobit.quantize(model, X, target="default", progress=False)
     sites, outputs = sim.plan.placements.keys(), sim.run(X)["y"]
     sim.save(tmp_path / "sim.isobit")
     loaded = isobit.load(tmp_path / "sim.isobit", model)
@@ -98,7 +98,7 @@ def test_a_fitted_plan_is_saved_recalibrated_and_calibrated_again(tmp_path: Path
 def test_exported_encodings_of_a_fitted_plan_are_loaded(tmp_path: Path) -> None:
     model = two_heads()
     sim = isobit.quantize(
-        model, X, recipe="basic", progress=False
+        model, X, target="default", recipe="basic", progress=False
     )  # corrected biases are of the model, not in encodings
     files = sim.export(tmp_path)
     other = isobit.QuantSim(model)
@@ -119,14 +119,14 @@ def test_ranges_that_fit_stay_together() -> None:
         v=10 * _normal(8, 4),
         w=_normal(8, 4),
     )
-    sim = isobit.quantize(model, X, progress=False)
+    sim = isobit.quantize(model, X, target="default", progress=False)
     assert not any("joins" in note for note in sim.report.notes)
     assert len({placement.group for placement in sim.plan.of_kind("activation")}) == 2
 
 
 def test_a_layer_behind_a_concat_keeps_its_grid_and_it_is_said() -> None:
     model = _heads(node("Gemm", ["y", "w"], ["z"]), output=["n", 3], last="z", w=_normal(8, 3))
-    sim = isobit.quantize(model, X, progress=False)
+    sim = isobit.quantize(model, X, target="default", progress=False)
     assert sim.report.counts["weight"] == 3
     assert any("needs one grid" in note for note in sim.report.notes)
 

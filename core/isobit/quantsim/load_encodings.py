@@ -67,7 +67,8 @@ def load_encodings(
         plan = simulation.place(simulation.graph, config, apart)
     mapped = map_to_plan(encodings, simulation.graph, plan)
     if strict:
-        _refuse(mapped, [name for name in encodings.unmapped if not _is_added_bias(name, simulation.graph)])
+        unmapped = [name for name in encodings.unmapped if not _is_added_bias(name, simulation.graph)]
+        _refuse(mapped, unmapped, simulation.target.name)
     changed = mapped.formats
     if changed:  # a user who loads a file asks for its formats
         config = replace(config, overrides={**(config.overrides or {}), **changed})
@@ -192,7 +193,7 @@ def _why_not(site: Site, graph: Graph, plan: Plan) -> str:
     return f"it is not quantized: {plan.floats.get(str(site), 'the plan has no quantizer there')}"
 
 
-def _refuse(mapped: Mapped, unmapped: Iterable[str]) -> None:
+def _refuse(mapped: Mapped, unmapped: Iterable[str], target: str) -> None:
     """The error of strict loading, naming all that does not fit."""
     problems = [f"{name!r}: the model has no such name" for name in unmapped]
     problems += [f"{name!r}: {why}" for name, why in mapped.ignored.items()]
@@ -201,7 +202,8 @@ def _refuse(mapped: Mapped, unmapped: Iterable[str]) -> None:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise EncodingError(
             f"{len(problems)} encodings do not fit the model: {'; '.join(problems[:3])}{more}; "
-            "load with strict=False to take what fits and the file's formats"
+            f"the simulator is for target {target!r}: give it the target of the file (isobit.quantize takes "
+            "'onnxruntime-cpu' unless said), or load with strict=False to take what fits and the file's formats"
         )
 
 
