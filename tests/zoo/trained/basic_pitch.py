@@ -60,6 +60,5 @@ NETWORKS = (
         data=data,
         held_out=lambda: {INPUT: chords(2, 4)[0]},
         figure=figure,
-        beyond="1.5 points; with `exclude=['*cq_t2010v2*', '*normalized_log*']` none, and 47 % of the weights",
     ),
 )

@@ -56,7 +56,7 @@ NETWORKS = (
         data=lambda: [batch(seed, 8) for seed in range(10, 16)],
         held_out=lambda: batch(2, 4),
         figure=figure,
-        beyond="open",
+        beyond="1 crop in 32; the simulator reaches 97.7 with `recipe='ptq'`",
         needs=(PHOTOS, "efficientnet-lite-pytorch==0.1.0"),
     ),
 )

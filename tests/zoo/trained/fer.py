@@ -62,5 +62,6 @@ NETWORKS = (
         figure=figure,
         needs=(PHOTOS,),
         settings={"method": "mse"},
+        beyond="2 faces of 100 near a border; `method='auto'` has 98.0 too",
     ),
 )
