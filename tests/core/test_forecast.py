@@ -48,7 +48,7 @@ def test_figures_are_those_by_hand() -> None:
     assert found.time.in_float == pytest.approx(1e-6 * (2 * (first + second) + rest))
     assert found.time.quantized == pytest.approx(1e-6 * (0.25 * (first + second) + rest + converted))
     assert "of the time in float, by the times of a processor" in str(found)
-    assert found.record()["time"]["ratio"] == found.time.ratio
+    assert found.to_dict()["time"]["ratio"] == found.time.ratio
 
 
 def test_no_gain_is_promised_that_the_runtime_does_not_give() -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from os import PathLike, fspath
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from isobit.analysis.findings import LEAST, Advice, Counted, DataJudged, Depth, RangeSetter, SiteError
 from isobit.analysis.html_report import html_report
 from isobit.analysis.words import percent, ratio_text
-from isobit.files import write_atomically
+from isobit.files import json_text, plain, write_atomically
 from isobit.quantsim.checks.quality import judged
 
 #: Shares from which a part of the error, or saturation, is worth a line.
@@ -55,24 +54,20 @@ class Analysis:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as JSON can hold it: what is not finite, as a ratio without noise, is None."""
-        plain = {item.name: getattr(self, item.name) for item in fields(self)}
-        plain["sites"] = [
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        found["sites"] = [
             {**_record(site, "sites"), "histogram": None if site.histogram is None else _record(site.histogram)}
             for site in self.sites
         ]
-        plain["advice"] = [_record(advice, "encodings", "bias") for advice in self.advice]
-        plain["depth"] = [_record(step) for step in self.depth]
+        found["advice"] = [_record(advice, "encodings", "bias") for advice in self.advice]
+        found["depth"] = [_record(step) for step in self.depth]
         setters = [_record(setter) for setter in self.data.range_setters]
-        plain["data"] = {**_record(self.data), "range_setters": setters}
-        return {key: _plain(value) for key, value in plain.items()}
+        found["data"] = {**_record(self.data), "range_setters": setters}
+        return {key: plain(value) for key, value in found.items()}
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """The same as text; written to `path` where one is given."""
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        if path is not None:
-            with write_atomically(Path(fspath(path))) as temporary:
-                temporary.write_text(text + "\n", "utf-8")
-        return text
+        return json_text(self.to_dict(), path)
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write a report, one HTML file that needs no network."""
@@ -90,16 +85,6 @@ class Analysis:
 def _record(item: SiteError | Advice | Depth | RangeSetter | Counted | DataJudged, *without: str) -> dict[str, Any]:
     """The fields of one finding."""
     return {entry.name: getattr(item, entry.name) for entry in fields(item) if entry.name not in without}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
 
 
 def _lines(analysis: Analysis, most: int) -> Iterator[str]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 from isobit.budget import UNITS, Cost, CurvePoint
-from isobit.files import write_atomically
+from isobit.files import json_text, plain
 
 
 @dataclass(frozen=True)
@@ -69,15 +66,11 @@ class CompressionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as JSON can hold it."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
+        return {key: plain(value) for key, value in asdict(self).items()}
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """The same as text; written to `path` where one is given."""
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        if path is not None:
-            with write_atomically(Path(fspath(path))) as temporary:
-                temporary.write_text(text + "\n", "utf-8")
-        return text
+        return json_text(self.to_dict(), path)
 
     def text(self, most: int = 40) -> str:
         """In words: what the network costs, then layer by layer, then what was left and why."""
@@ -134,13 +127,3 @@ def _lines(report: CompressionReport, most: int) -> Iterator[str]:
             yield f"  and {len(report.left) - most} more"
     for note in report.notes:
         yield f"note: {note}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value

@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all, whatever ends the process that writes them."""
 
+from isobit.files.json_text import json_text, plain
 from isobit.files.path_checks import check_not_replaced, check_unpacked_size, check_writable, is_file
 from isobit.files.temporary_folder import temporary_folder
 from isobit.files.write_file import write_atomically
@@ -10,6 +11,8 @@ __all__ = [
     "check_unpacked_size",
     "check_writable",
     "is_file",
+    "json_text",
+    "plain",
     "temporary_folder",
     "write_atomically",
     "write_folder",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from os import PathLike
 from typing import Any
 
+from isobit.files import json_text, plain
 from isobit.placement.coverage import Coverage
 
 #: A file that is to be faster by less than this part is no faster: measured times scatter by as much.
@@ -73,12 +75,16 @@ class Forecast:
     no_time: str = ""
     notes: tuple[str, ...] = ()
 
-    def record(self) -> dict[str, Any]:
-        """All of it as plain data."""
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
         found = asdict(self)
         if self.time is not None:
             found["time"]["ratio"] = self.time.ratio
-        return found
+        return {key: plain(value) for key, value in found.items()}
+
+    def to_json(self, path: str | PathLike[str] | None = None) -> str:
+        """The same as text; written to `path` where one is given."""
+        return json_text(self.to_dict(), path)
 
     def __str__(self) -> str:
         runs = Counter(node.runs for node in self.nodes)

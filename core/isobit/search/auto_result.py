@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike
 from typing import Any, Literal
 
-from isobit.files import write_atomically
+from isobit.files import json_text, plain
 from isobit.quantsim.quantsim import QuantSim
-from isobit.search.mixed_result import MixedPrecision, plain
+from isobit.search.mixed_result import MixedPrecision
 
 Outcome = Literal["holds", "does not hold", "failed"]
 
@@ -73,11 +71,7 @@ class AutoResult:
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """The same as text; written to `path` where one is given."""
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        if path is not None:
-            with write_atomically(Path(fspath(path))) as temporary:
-                temporary.write_text(text + "\n", "utf-8")
-        return text
+        return json_text(self.to_dict(), path)
 
     def __str__(self) -> str:
         return "\n".join(_lines(self)) + "\n"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
-from isobit.files import write_atomically
+from isobit.files import json_text, plain
 from isobit.quantsim.quantsim import QuantSim
 
 #: Characters of a name in a line.
@@ -89,11 +86,7 @@ class MixedPrecision:
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """The same as text; written to `path` where one is given."""
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        if path is not None:
-            with write_atomically(Path(fspath(path))) as temporary:
-                temporary.write_text(text + "\n", "utf-8")
-        return text
+        return json_text(self.to_dict(), path)
 
     def __str__(self) -> str:
         return "\n".join(_lines(self)) + "\n"
@@ -101,17 +94,6 @@ class MixedPrecision:
 
 def _record(item: Any) -> dict[str, Any]:
     return {entry.name: getattr(item, entry.name) for entry in fields(item)}
-
-
-def plain(value: Any) -> Any:
-    """As JSON can hold it: what is not finite is None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
 
 
 def _short(name: str) -> str:

@@ -51,7 +51,7 @@ def plan(
         backend=backend,
     )
     if as_json:
-        print_json({"model": str(model), **found.record()})
+        print_json({"model": str(model), **found.to_dict()})
         return
     line(str(model), style="bold")
     line(str(found))
