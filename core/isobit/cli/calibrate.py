@@ -13,7 +13,7 @@ import typer
 from isobit.cli import quantize_options as options
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
-from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
+from isobit.cli.user_data.image_options import ImageOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,14 +100,7 @@ def calibrate(
         sim.load_statistics(*files)
         sim.recalibrate(method)
     else:
-        images = ImageOptions(
-            parse_size(image_size),
-            parse_numbers(mean, "--mean"),
-            parse_numbers(std, "--std"),
-            scale,
-            channels.value if channels else None,
-            layout.value if layout else None,
-        )
+        images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
         read = _observe(sim, data, images, method, batch_size, samples, ignore_non_finite, resume, processes)
     if write_statistics is not None:
         sim.save_statistics(write_statistics)

@@ -8,7 +8,7 @@ from isobit.cli import quantize_options as options
 from isobit.cli.analyzing.options import Report, check_report
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import Job, parse_overrides
-from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
+from isobit.cli.user_data.image_options import ImageOptions
 
 
 def quantize(
@@ -60,14 +60,7 @@ def quantize(
 
     isobit quantize model.onnx --data c.npz --override 'head.*=int16' -o out/
     """
-    images = ImageOptions(
-        parse_size(image_size),
-        parse_numbers(mean, "--mean"),
-        parse_numbers(std, "--std"),
-        scale,
-        channels.value if channels else None,
-        layout.value if layout else None,
-    )
+    images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     job = Job(
         model, data, out, evaluate, target, weights, activations, parse_overrides(override or ()), tuple(exclude or ()),
         not no_fold, recipe, backend, method, batch_size, samples, ignore_non_finite, not no_check, images,

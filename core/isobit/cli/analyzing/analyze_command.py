@@ -9,7 +9,7 @@ from isobit.cli.analyzing import options as own
 from isobit.cli.analyzing.options import check_report
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
-from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
+from isobit.cli.user_data.image_options import ImageOptions
 
 
 def analyze(
@@ -63,14 +63,7 @@ def analyze(
     check_report(report)
     if not model.exists():
         raise ModelError(f"{model}: no such file")
-    images = ImageOptions(
-        parse_size(image_size),
-        parse_numbers(mean, "--mean"),
-        parse_numbers(std, "--std"),
-        scale,
-        channels.value if channels else None,
-        layout.value if layout else None,
-    )
+    images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     sim = open_simulator(
         model,
         target=target,

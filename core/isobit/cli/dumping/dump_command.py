@@ -9,7 +9,7 @@ import typer
 
 from isobit.cli import quantize_options as options
 from isobit.cli.guard import Debug, remember_written
-from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
+from isobit.cli.user_data.image_options import ImageOptions
 
 
 def dump(
@@ -73,9 +73,7 @@ def dump(
     if not model.exists():
         raise ModelError(f"{model}: no such file")
     sim = QuantSim(model, backend=backend) if simulator is None else load(simulator, model, backend=backend)
-    images = ImageOptions(
-        parse_size(image_size), parse_numbers(mean, "--mean"), parse_numbers(std, "--std"), scale, channels, layout
-    )
+    images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     files = load_data(data, sim.graph, images, batch_size=samples, samples=samples)
     with files.named():
         batch = next(iter(Dataset(files.source, sim.graph, batch_size=samples)))

@@ -10,7 +10,7 @@ from isobit.cli import quantize_options as options
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
 from isobit.cli.searching import auto_options as own
-from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
+from isobit.cli.user_data.image_options import ImageOptions
 
 if TYPE_CHECKING:
     from isobit.quantsim.quantsim import QuantSim
@@ -74,14 +74,7 @@ def auto(
     check_writable(out, USUAL)
     if not model.exists():
         raise ModelError(f"{model}: no such file")
-    images = ImageOptions(
-        parse_size(image_size),
-        parse_numbers(mean, "--mean"),
-        parse_numbers(std, "--std"),
-        scale,
-        channels.value if channels else None,
-        layout.value if layout else None,
-    )
+    images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     sim = open_simulator(
         model,
         target=target,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
+from enum import Enum
 
 import typer
 
@@ -18,6 +19,26 @@ class ImageOptions:
     scale: float | None = None
     channels: str | None = None  # rgb, bgr or gray
     layout: str | None = None  # nchw or nhwc
+
+    @classmethod
+    def of(
+        cls,
+        size: str | None,
+        mean: str | None,
+        std: str | None,
+        scale: float | None,
+        channels: Enum | None,
+        layout: Enum | None,
+    ) -> ImageOptions:
+        """The options as typer reads them. Raises typer.BadParameter that names the option."""
+        return cls(
+            parse_size(size),
+            parse_numbers(mean, "--mean"),
+            parse_numbers(std, "--std"),
+            scale,
+            channels.value if channels else None,
+            layout.value if layout else None,
+        )
 
     @property
     def given(self) -> list[str]:
