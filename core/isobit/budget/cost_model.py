@@ -75,6 +75,12 @@ def milliseconds(graph: Graph, node: Node, macs: float, table: Costs | None) -> 
     return float(table.floats.get(node.op, 0.0) * largest * 1e-6)
 
 
+def open_inputs(graph: Graph) -> list[str]:
+    """Inputs with a size, other than that of the batch, that the model leaves open: it counts as 1 in every cost."""
+    shapes = {name: graph.tensors[name].shape or () for name in graph.inputs if name in graph.tensors}
+    return [name for name, shape in shapes.items() if any(not isinstance(size, int) for size in shape[1:])]
+
+
 def element_bytes(dtype: str) -> float:
     """Bytes of one element of a type; those of float32 where NumPy has no such type."""
     if dtype == "bfloat16":

@@ -7,7 +7,7 @@ from math import prod
 from os import PathLike
 from typing import Any
 
-from isobit.budget.cost_model import element_bytes, milliseconds
+from isobit.budget.cost_model import element_bytes, milliseconds, open_inputs
 from isobit.encodings.quant_spec import QuantSpec
 from isobit.forecast.forecast import Forecast, NodeForecast, TimeForecast
 from isobit.graph.graph import Graph, Node
@@ -59,8 +59,7 @@ def plan(
 
 def _open_sizes(graph: Graph) -> list[str]:
     """What is said where times and multiply-adds are those of inputs of size 1."""
-    shapes = {name: graph.tensors[name].shape or () for name in graph.inputs if name in graph.tensors}
-    names = [name for name, shape in shapes.items() if any(not isinstance(size, int) for size in shape[1:])]
+    names = open_inputs(graph)
     if not names:
         return []
     return [f"{', '.join(names)}: sizes that are left open beside the batch count as 1, in times and multiply-adds"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from isobit.errors import FormatError, IsobitError, did_you_mean
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Input, Site, Tensor
 from isobit.layer_dumps.layer_dump import DumpedTensor, LayerDump
+from isobit.quantsim.checks.whole_tensor import WholeTensor
 from isobit.quantsim.quantsim import QuantSim
 from isobit.statistics.observer import Request
 
@@ -85,27 +86,14 @@ def _chosen(graph: Graph, names: str | Sequence[str] | None) -> tuple[list[str],
     return floats, others
 
 
-class _Whole:
-    """Keeps one tensor."""
-
-    wants: Literal["tensor"] = "tensor"
-
-    def __init__(self) -> None:
-        self.values: NDArray[np.float32] | None = None
-
-    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
-        """Keep a copy: the backend may use the memory again."""
-        self.values = np.array(batch)
-
-
 def _observed(
     model: CheckedModel, batch: Batch, names: Sequence[str], encodings: Mapping[Site, Encoding]
 ) -> dict[Tensor | Input, NDArray[np.float32] | None]:
-    kept: dict[Tensor | Input, _Whole] = {Tensor(name): _Whole() for name in names}
+    kept: dict[Tensor | Input, WholeTensor] = {Tensor(name): WholeTensor() for name in names}
     alone = [site for site in encodings if isinstance(site, Input)]
     for site in alone:
         if model.graph.node(site.node).inputs[site.index] in set(names):
-            kept[site] = _Whole()
+            kept[site] = WholeTensor()
     requests = [Request(site, whole, "after" if site in encodings else "before") for site, whole in kept.items()]
     model.observe([batch], requests)
     return {site: whole.values for site, whole in kept.items()}

@@ -36,8 +36,9 @@ class FoundCosts:
     @property
     def open_sizes(self) -> list[str]:
         """Inputs with a size, other than that of the batch, that the model leaves open: it counts as 1."""
-        shapes = {name: self.graph.tensors[name].shape or () for name in self.graph.inputs}
-        return [name for name, shape in shapes.items() if any(not isinstance(size, int) for size in shape[1:])]
+        from isobit.budget.cost_model import open_inputs
+
+        return open_inputs(self.graph)
 
     def data(self) -> dict[str, Any]:
         """Costs by node, and their sum."""

@@ -14,6 +14,7 @@ from isobit.errors import IsobitError, ModelError
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Tensor
 from isobit.quantsim.checks.quality import Outputs, decibels
+from isobit.quantsim.checks.whole_tensor import WholeTensor
 from isobit.statistics.observer import Request
 
 #: Sums in another order stay far above these; half precision rounds much more.
@@ -79,19 +80,6 @@ def _difference(given: NDArray[Any], opened: NDArray[Any], least: float) -> str:
     return f"is {ratio:.1f} dB from it" if ratio < least else ""
 
 
-class _Keep:
-    """Keeps a tensor of one batch."""
-
-    wants: Any = "tensor"
-
-    def __init__(self) -> None:
-        self.values: NDArray[np.float32] | None = None
-
-    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
-        """Keep a copy."""
-        self.values = np.array(batch)
-
-
 def _where(model: CheckedModel, batch: Batch) -> str:
     """The first tensor in execution order that differs; empty where it is not known."""
     assert isinstance(model.inner, RunsGiven)
@@ -101,7 +89,7 @@ def _where(model: CheckedModel, batch: Batch) -> str:
         return ""
     try:
         given = model.inner.run_given(batch, names)
-        kept = {name: _Keep() for name in names if name in given}
+        kept = {name: WholeTensor() for name in names if name in given}
         model.observe([batch], [Request(Tensor(name), keep) for name, keep in kept.items()])
     except IsobitError:
         return ""
