@@ -47,3 +47,18 @@ def test_mistakes(isobit: Callable[..., Any], digits: Path, tmp_path: Path) -> N
         assert (result.exit_code, words in result.output) == (1, True), result.output
     assert not (tmp_path / "out").exists()
     assert isobit("compress", digits / "model.onnx", "--ratio", "conv", "-o", tmp_path / "out").exit_code == 2
+
+
+def test_a_function_judges(isobit: Callable[..., Any], digits: Path, images: np.ndarray, tmp_path: Path) -> None:
+    """`--evaluate` means what it means in the other commands: labels, or a function in Python; else it is refused."""
+    np.savez(tmp_path / "c.npz", image=images)
+    common = ("compress", digits / "model.onnx", "--data", tmp_path / "c.npz", "--method", "weight-svd", "--trials", 1)
+    (tmp_path / "score.py").write_text("def evaluate(model): return float(len(model.outputs))\n")
+    shown = isobit(*common, "--evaluate", tmp_path / "score.py", "--json", "-o", tmp_path / "out")
+    assert shown.exit_code == 0, shown.output
+    report = json.loads(shown.stdout)
+    assert (report["judged_by"], report["score_before"]) == ("evaluate", 1.0)
+    (tmp_path / "score.py").write_text("def evaluate(): return 1\n")
+    for path, words in ((tmp_path / "score.py", "takes no model"), (tmp_path / "c.npz", "holds no array 'label'")):
+        refused = isobit(*common, "--evaluate", path, "-o", tmp_path / "other")
+        assert (refused.exit_code, words in refused.stderr) == (1, True), refused.output

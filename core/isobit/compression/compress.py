@@ -13,7 +13,7 @@ from isobit.backend.contract import Backend
 from isobit.backend.optional import QdqWriter
 from isobit.calibration.schemes.minmax import MinMaxRange
 from isobit.compression.compression_report import CompressionReport
-from isobit.compression.stage import Done, Evaluate, Judging, candidates_of, network_cost, run_stage
+from isobit.compression.stage import Done, Judging, Stage, candidates_of, network_cost
 from isobit.compression.wishes import Wishes
 from isobit.data import Dataset, example_of
 from isobit.defaults import DEFAULT_TARGET
@@ -22,6 +22,7 @@ from isobit.files import check_writable, write_folder
 from isobit.plugins import registry
 from isobit.quantsim.apply import context_of
 from isobit.quantsim.executor import ExecutorLike
+from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate
 from isobit.quantsim.observe import Passes
 from isobit.quantsim.quantsim import QuantSim
 from isobit.quantsim.simulation import Simulation
@@ -109,8 +110,10 @@ def compress(
     whole. `recipe`, of an earlier result, is applied in place of all that.
 
     `batch_size` to `progress` are about the pass over the data (`isobit.QuantSim`). Raises FormatError for an unknown
-    method, cost or layer, and for what is no share.
+    method, cost or layer, and for what is no share, EvaluateError for an `evaluate` that says nothing.
     """
+    if evaluate is not None:
+        check_evaluate(evaluate, picklable=False)
     wishes = Wishes(keep, cost, select, multiple, dict(ratios or {}), exclude, trials)
     plugins = registry()
     listed = list(method) if isinstance(method, Sequence) and not isinstance(method, str) else [method]
@@ -179,7 +182,7 @@ class _Run:
         whole = self.before.of(self.unit)
         # the last one makes up for what those before it could not reach
         asked = self.wishes.keep * whole if not rest else now * share ** len(together)
-        done = run_stage(together, offered, context, self.wishes, self.judging, self.table, asked)
+        done = Stage(together, offered, context, self.wishes, self.judging, self.table, asked).done()
         _take(self.simulation, done.model, done.reports)
         self.stages.append(done)
         return rest

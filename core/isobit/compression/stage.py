@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from isobit.compression.compression_report import CompressedLayer, Trial
 from isobit.compression.wishes import Wishes
 from isobit.errors import DataError
 from isobit.graph.graph import Graph
+from isobit.quantsim.judging.evaluate import Evaluate, figure_of
 from isobit.quantsim.judging.judge import Judge, mean
 from isobit.recipes.recipe import Step
 from isobit.statistics.statistics import observed
@@ -39,8 +40,6 @@ _VARIANTS = (
     ("greedy", 1.0, "losses below one bound"),
     ("integer-program", 0.5, "the least sum of roots of losses"),
 )
-
-Evaluate = Callable[[Any], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +87,7 @@ class Judging:
     def _evaluated(self, model: CheckedModel) -> float:
         assert self._evaluate is not None
         self.count += 1
-        score = float(self._evaluate(model.run))
+        score = figure_of(self._evaluate, model)
         if np.isnan(score):
             raise DataError("evaluate returned NaN: it must return a number, the higher the better")
         return score
@@ -113,21 +112,9 @@ def candidates_of(
     return [method.candidates(context, multiple=wishes.multiple, table=table) for method in methods]
 
 
-def run_stage(
-    methods: Sequence[Compresses],
-    offered: Sequence[Sequence[Candidate]],
-    context: TechniqueContext,
-    wishes: Wishes,
-    judging: Judging,
-    table: Costs | None,
-    asked: float,
-) -> Done:
-    """Choose sizes so that the network costs `asked` in the unit of the wishes, and carry out the best choice."""
-    run = _Stage(methods, offered, context, wishes, judging, table, asked)
-    return run.done()
+class Stage:
+    """Sizes are chosen so that the network costs `asked` in the unit of the wishes."""
 
-
-class _Stage:
     def __init__(
         self,
         methods: Sequence[Compresses],
@@ -149,6 +136,7 @@ class _Stage:
         self.measured = self.candidates
 
     def done(self) -> Done:
+        """The best choice, carried out."""
         self.judging.see(self.context)
         notes: list[str] = []
         if self.wishes.select == "greedy" and self.judging.by == "evaluate":

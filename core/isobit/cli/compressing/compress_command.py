@@ -10,13 +10,11 @@ import typer
 from isobit.cli import quantize_options as options
 from isobit.cli.complete import compression_names
 from isobit.cli.guard import Debug, remember_written
-from isobit.cli.user_data.image_options import ImageOptions, parse_numbers, parse_size
+from isobit.cli.user_data.image_options import ImageOptions
 from isobit.defaults import DEFAULT_TARGET
 
 if TYPE_CHECKING:
-    from isobit.cli.user_data.data_files import DataFiles
-    from isobit.compression.stage import Evaluate
-    from isobit.graph.graph import Graph
+    pass
 
 _SIZES = "Sizes"
 
@@ -31,7 +29,10 @@ Data = Annotated[
 EvaluationData = Annotated[
     Path | None,
     typer.Option(
-        "--evaluate", metavar="PATH", help="An .npz with an array 'label' or 'labels': choices are judged by top-1."
+        "--evaluate",
+        metavar="PATH",
+        help="What choices are judged by: an .npz with an array 'label' or 'labels' (top-1 accuracy of the first "
+        "output), or a .py with a function evaluate(model).",
     ),
 ]
 Methods = Annotated[
@@ -134,7 +135,9 @@ def compress(
 
     isobit compress model.onnx --data c.npz --method spatial-svd --exclude 'head*' --ratio 'conv1=0.8' -o small/
     """
+    from isobit.cli.quantizing.evaluate_file import load_evaluate
     from isobit.cli.terminal import line, print_json
+    from isobit.cli.user_data.calibration_files import load
     from isobit.compression.compress import DEFAULT_METHOD, FILES
     from isobit.compression.compress import compress as compress_model
     from isobit.errors import ModelError
@@ -144,19 +147,12 @@ def compress(
     if not model.exists():
         raise ModelError(f"{model}: no such file")
     check_writable(out, FILES.values())
-    images = ImageOptions(
-        parse_size(image_size),
-        parse_numbers(mean, "--mean"),
-        parse_numbers(std, "--std"),
-        scale,
-        channels.value if channels else None,
-        layout.value if layout else None,
-    )
+    images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     files, judge = None, None
     if data is not None or evaluate is not None:
         graph = registry().open(model, backend=backend).graph  # data is read for its inputs
-        files = None if data is None else _load(data, graph, images, batch_size, samples)
-        judge = None if evaluate is None else _accuracy(evaluate, graph, images, batch_size, ignore_non_finite)
+        files = None if data is None else load(data, graph, images, batch_size=batch_size, samples=samples)
+        judge = None if evaluate is None else load_evaluate(evaluate, graph, images, batch_size, ignore_non_finite)
     result = compress_model(
         model,
         None if files is None else files.source,
@@ -200,22 +196,3 @@ def parse_ratios(texts: list[str] | tuple[str, ...]) -> dict[str, float]:
         if not name.strip():
             raise typer.BadParameter(f"{text!r}: write NAME=SHARE, as conv1=0.5", param_hint="--ratio")
     return ratios
-
-
-def _load(path: Path, graph: Graph, images: ImageOptions, batch_size: int, samples: int | None) -> DataFiles:
-    from isobit.cli.user_data.calibration_files import load
-
-    return load(path, graph, images, batch_size=batch_size, samples=samples)
-
-
-def _accuracy(path: Path, graph: Graph, images: ImageOptions, batch_size: int, ignore_non_finite: bool) -> Evaluate:
-    """What `isobit.compress` takes as evaluate: the accuracy on labelled data. Raises DataError without labels."""
-    from isobit.cli.quantizing.evaluation import Evaluator
-    from isobit.data import Dataset
-    from isobit.errors import DataError
-
-    files = _load(path, graph, images, batch_size, None)
-    if files.labels is None:
-        raise DataError(f"{path} holds no array 'label' or 'labels', by which choices could be judged")
-    dataset = Dataset(files.source, graph, batch_size=batch_size, ignore_non_finite=ignore_non_finite)
-    return Evaluator(dataset, files.labels, next(iter(graph.outputs))).top_1

@@ -68,14 +68,6 @@ class Evaluator:
         self.result.simulated_accuracy = self._accuracy(simulated_classes)
         self.result.simulated_agreement = self._agreement(simulated_classes)
 
-    def top_1(self, run: Run) -> float:
-        """The accuracy of one model. Raises DataError without labels, and where the output scores no classes."""
-        accuracy = self._accuracy([self._classes(run(batch)) for batch in self.dataset])
-        if accuracy is None:
-            why = "the data holds no array 'label' or 'labels'" if self.labels is None else self.result.notes[-1]
-            raise DataError(f"accuracy cannot be measured: {why}")
-        return accuracy
-
     def exported(self, run: Run) -> None:
         """Fill in the exported model's figures; `compare` comes first."""
         classes = [self._classes(run(batch)) for batch in track(self.dataset, "checking the export", len(self.dataset))]
