@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -27,12 +27,12 @@ from isobit.statistics import Request
 from isobit.training import DistillationSettings
 from isobit_tensorflow.export.state import dump
 from isobit_tensorflow.given_model import GivenModel
-from isobit_tensorflow.kernels.operands import Rounding
 from isobit_tensorflow.kernels.table import KERNELS
 from isobit_tensorflow.simulate.observe import Observation, watched
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.simulator import Simulator
 from isobit_tensorflow.simulate.teacher import Teacher
+from isobit_tensorflow.simulate.traced_pass import Switches, TracedPass, trace
 from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
 
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 #: What the adapter of a Keras model is called, and the names of its kernels.
 _ADAPTER = "lora"
 _SMALL = re.compile(r"lora_(kernel|embeddings)_[ab]$")
-
-#: The quantizers of a pass: none of them on, all of them, or some.
-Switches = Literal["float", "simulated", "switched"]
 
 
 class KerasModel:
@@ -57,7 +54,7 @@ class KerasModel:
         """`given` is the user's model that this one was read from, where that is known."""
         self._native, self._given = native, given
         self._relations = native.relations
-        self._runs: dict[Switches, Any] = {}
+        self._runs: dict[Switches, TracedPass] = {}
         self._observations: dict[Switches, Observation] = {}
 
     @property
@@ -260,13 +257,9 @@ class KerasModel:
 
     def run(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """Outputs by name, in evaluation mode."""
-        native, (switches, rounding) = self._native, self._rounding()
+        switches = self._switches()
         if switches not in self._runs:
-            self._runs[switches] = tf.function(
-                lambda feeds: native.run_named(feeds, rounding=rounding),
-                input_signature=self._signature(),
-                autograph=False,
-            )
+            self._runs[switches] = trace(self._native, switches, "outputs", lambda feeds, run: run(feeds))
         outputs = self._runs[switches](self.feeds(batch))
         return {name: np.asarray(value.numpy()) for name, value in outputs.items()}
 
@@ -276,24 +269,12 @@ class KerasModel:
             raise ModelError("it is not at hand")
         return self._given.run(batch, tensors)
 
-    def _rounding(self) -> tuple[Switches, Mapping[Site, Rounding]]:
+    def _switches(self) -> Switches:
         """The quantizers of a pass. Where all are off or all are on, the traced pass has no switches."""
-        layers = self._native.quantizers
-        on = {layer.enabled for layer in layers.values()}
+        on = {layer.enabled for layer in self._native.quantizer_layers}
         if not on or on == {False}:
-            return "float", {}
-        if on == {True}:
-            return "simulated", {site: layer.rounded for site, layer in layers.items()}
-        return "switched", {site: layer.call for site, layer in layers.items()}
-
-    def _signature(self) -> list[dict[str, tf.TensorSpec]]:
-        """Inputs of any batch size: a smaller last batch is traced no second time."""
-        specs = {}
-        for name in self.graph.inputs:
-            info = self.graph.tensors[name]
-            shape = info.shape and [n if axis and isinstance(n, int) else None for axis, n in enumerate(info.shape)]
-            specs[name] = tf.TensorSpec(shape, info.dtype)
-        return [specs]
+            return "float"
+        return "simulated" if on == {True} else "switched"
 
     def feeds(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The tensors of a batch."""
@@ -301,11 +282,12 @@ class KerasModel:
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
         """Reduce the requested tensors inside a tf.function that returns nothing else."""
-        switches, rounding = self._rounding()
-        items = tuple(watched(request, self.graph, rounding) for request in requests)
+        switches = self._switches()
+        quantized = () if switches == "float" else self.quantized
+        items = tuple(watched(request, self.graph, quantized) for request in requests)
         observation = self._observations.get(switches)
         if observation is None or observation.watched != items:
-            observation = Observation(self._native, rounding, items, self._signature())
+            observation = Observation(self._native, switches, items)
             self._observations[switches] = observation
         feed = partial(observation.feed, observers=[request.observer for request in requests])
         for batch in data:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,17 @@ from numpy.typing import NDArray
 from isobit.graph import Graph, Input, Site, Tensor
 from isobit.graph_backend import Tap
 from isobit.statistics import Observer, Request, Watched, sampling_of
-from isobit_tensorflow.kernels.operands import Operand, Rounding
+from isobit_tensorflow.kernels.operands import Operand
 from isobit_tensorflow.simulate.simulator import Simulator
+from isobit_tensorflow.simulate.traced_pass import Feeds, Pass, Switches, TracedPass, trace
 
 
-def watched(request: Request, graph: Graph, rounding: Mapping[Site, Rounding]) -> Watched[Tap]:
+def watched(request: Request, graph: Graph, quantized: Collection[Site]) -> Watched[Tap]:
     """Where a request is answered, and what leaves the function: all of a tensor that is not float32."""
     site = request.site
     name = graph.node(site.node).input(site.index) or "" if isinstance(site, Input) else site.name
-    own = site if site in rounding else Tensor(name)
-    after = request.stage == "after" and own in rounding
+    own = site if site in quantized else Tensor(name)
+    after = request.stage == "after" and own in quantized
     info = graph.tensors[name]
     place: Tap = (own, "after") if after else (Tensor(name), "before")
     item = Watched.of(request.observer, place, info.channel_axis)
@@ -31,18 +33,22 @@ def watched(request: Request, graph: Graph, rounding: Mapping[Site, Rounding]) -
 class Observation:
     """A traced pass that reduces the tensors of `watched`; it serves any number of passes over data."""
 
-    def __init__(
-        self, simulator: Simulator, rounding: Mapping[Site, Rounding], watched: Sequence[Watched[Tap]], signature: Any
-    ) -> None:
+    def __init__(self, simulator: Simulator, switches: Switches, watched: Sequence[Watched[Tap]]) -> None:
         self.watched = tuple(watched)
-        self._simulator, self._rounding = simulator, rounding
+        self._simulator, self._switches = simulator, switches
         self._places: dict[Tap, list[int]] = {}
         for index, item in enumerate(watched):
             self._places.setdefault(item.place, []).append(index)
-        self._reduced = tf.function(self._reduce, input_signature=signature, autograph=False)
-        self._whole = tf.function(self._collect, input_signature=signature, autograph=False)
 
-    def feed(self, feeds: Mapping[str, tf.Tensor], observers: Sequence[Observer]) -> None:
+    @cached_property
+    def _reduced(self) -> TracedPass:
+        return trace(self._simulator, self._switches, ("reduced", self.watched), self._reduce)
+
+    @cached_property
+    def _whole(self) -> TracedPass:
+        return trace(self._simulator, self._switches, ("whole", self.watched), self._collect)
+
+    def feed(self, feeds: Feeds, observers: Sequence[Observer]) -> None:
         """Run one batch and feed every observer, in the order of `watched`."""
         reduced = self._reduced(feeds)
         bounds, sizes = reduced["bounds"].numpy(), reduced["sizes"].numpy().tolist()
@@ -65,7 +71,7 @@ class Observation:
             else:
                 observer.update(bounds[index] if item.wants == "bounds" else _array(next(wholes)), item.channel_axis)
 
-    def _reduce(self, feeds: Mapping[str, tf.Tensor]) -> dict[str, Any]:
+    def _reduce(self, feeds: Feeds, run: Pass) -> dict[str, Any]:
         """Bounds (tensors, 2), element counts, samples of histograms; what has no reduction here is whole."""
         bounds, sizes, samples, wholes = (dict[int, tf.Tensor]() for _ in range(4))
 
@@ -90,7 +96,7 @@ class Observation:
                 if item.wants == "sample":
                     samples[index] = sample(value.like(tensor), item.channel_axis, item.limit)
 
-        self._simulator.run_named(feeds, tap=tap, rounding=self._rounding)
+        run(feeds, tap=tap)
         indices = range(len(self.watched))
         return {
             "bounds": tf.stack([bounds[index] for index in indices]),
@@ -99,7 +105,7 @@ class Observation:
             "wholes": [wholes[index] for index in sorted(wholes)],
         }
 
-    def _collect(self, feeds: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+    def _collect(self, feeds: Feeds, run: Pass) -> list[tf.Tensor]:
         """Every watched tensor as it is."""
         tensors: dict[int, tf.Tensor] = {}
 
@@ -107,7 +113,7 @@ class Observation:
             for index in self._places.get(place, ()):
                 tensors[index] = value.canonical()
 
-        self._simulator.run_named(feeds, tap=tap, rounding=self._rounding)
+        run(feeds, tap=tap)
         return [tensors[index] for index in range(len(self.watched))]
 
 

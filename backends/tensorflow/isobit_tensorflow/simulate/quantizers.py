@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,6 +27,9 @@ _VARIABLES = (*_GRID, "on", *_MOVES)
 
 #: Rounds a tensor to scale and zero point that broadcast against it, between two bounds.
 Rounder = Callable[..., tf.Tensor]
+
+#: The value of a variable: its own, or that of what stands for it in a traced pass.
+Read = Callable[[keras.Variable], tf.Tensor]
 
 
 @keras.saving.register_keras_serializable("isobit")
@@ -137,7 +140,7 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
         """Scale and zero point as they are now."""
         if self._related is None and self.learns is None:
             return np.asarray(value_of(self.scale), np.float32), np.asarray(value_of(self.zero_point), np.float32)
-        scale, zero_point = self._grid()
+        scale, zero_point = self._grid(tf.convert_to_tensor)
         return np.asarray(scale.numpy(), np.float32), np.asarray(zero_point.numpy(), np.float32)
 
     # --- computing -------------------------------------------------------------------------------------------------
@@ -150,41 +153,56 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
         rounder: Rounder = straight_through
         if leader.learns is not None:
             rounder = partial(learned, rounding=leader.learns.rounding)
-        return tf.where(tf.convert_to_tensor(self.on) > 0.5, self._rounded(x, axes, rounder), x)
+        return tf.where(tf.convert_to_tensor(self.on) > 0.5, self._rounded(x, axes, rounder, tf.convert_to_tensor), x)
 
-    def rounded(self, x: tf.Tensor, axes: Sequence[int] | None = None) -> tf.Tensor:
+    def rounded(self, x: tf.Tensor, axes: Sequence[int] | None = None, read: Read = tf.convert_to_tensor) -> tf.Tensor:
         """What `call` gives where the quantizer is on, for evaluation: without a switch, and without gradients."""
-        return self._rounded(x, axes, fake_quantize)
+        return self._rounded(x, axes, fake_quantize, read)
+
+    def switched(self, x: tf.Tensor, axes: Sequence[int] | None = None, read: Read = tf.convert_to_tensor) -> tf.Tensor:
+        """What `call` gives, for evaluation: without gradients."""
+        return tf.where(read(self.on) > 0.5, self.rounded(x, axes, read), x)
+
+    @property
+    def held(self) -> list[keras.Variable]:
+        """The variables, in an order of their own."""
+        return [getattr(self, name) for name in _VARIABLES if hasattr(self, name)]
+
+    @property
+    def structure(self) -> Hashable:
+        """All that a pass through it depends on, but the values of the variables."""
+        related = self._related() if self._related is not None else ()
+        spec, axis = self._template.spec, self._template.axis
+        return self.site, spec, axis, tuple(self.scale.shape), self._grid_record, tuple(other.site for other in related)
 
     def _leader(self) -> Quantizer:
         """The quantizer whose grid this one has: itself, or the one other that it is related to."""
         related = self._related() if self._related is not None else ()
         return related[0] if len(related) == 1 else self
 
-    def _rounded(self, x: tf.Tensor, axes: Sequence[int] | None, rounder: Rounder) -> tf.Tensor:
+    def _rounded(self, x: tf.Tensor, axes: Sequence[int] | None, rounder: Rounder, read: Read) -> tf.Tensor:
         spec = self._template.spec
-        steps, zero_point = self._grid()
+        steps, zero_point = self._grid(read)
         scale = self._broadcast(steps, x, axes)
         if spec.is_integer:
             zero = self._broadcast(zero_point, x, axes)
             return rounder(x, scale, zero, spec.q_min, spec.q_max)
         return cast(x, scale, spec.dtype)
 
-    def _grid(self) -> tuple[tf.Tensor, tf.Tensor]:
+    def _grid(self, read: Read) -> tuple[tf.Tensor, tf.Tensor]:
         """Scale and zero point, of a quantizer that another is related to by that one's variables."""
         related = self._related() if self._related is not None else ()
         if len(related) == 1:
-            return related[0]._grid()
-        scale, zero_point = tf.convert_to_tensor(self.scale), tf.convert_to_tensor(self.zero_point)
+            return related[0]._grid(read)
+        scale, zero_point = read(self.scale), read(self.zero_point)
         if related:
-            source, weight = (tf.stop_gradient(layer._grid()[0]) for layer in related)
+            source, weight = (tf.stop_gradient(layer._grid(read)[0]) for layer in related)
             scale = source * weight
         elif self.learns is not None:
             factor, levels, spec = self.learns.factor, self.learns.zero_point_levels, self._template.spec
-            scale = learned_scale(tf.convert_to_tensor(self.log_scale), scale, factor, self.learns.unit)
+            scale = learned_scale(read(self.log_scale), scale, factor, self.learns.unit)
             if levels:
-                offset = tf.convert_to_tensor(self.offset)
-                zero_point = learned_zero_point(offset, zero_point, factor, levels, spec.q_min, spec.q_max)
+                zero_point = learned_zero_point(read(self.offset), zero_point, factor, levels, spec.q_min, spec.q_max)
         return tf.maximum(scale, SMALLEST_SCALE), zero_point
 
     def _broadcast(self, grid: tf.Tensor, x: tf.Tensor, axes: Sequence[int] | None) -> tf.Tensor:

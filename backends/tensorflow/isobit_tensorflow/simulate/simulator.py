@@ -148,11 +148,15 @@ class Simulator(keras.Model):  # type: ignore[misc]
         training: bool = False,
         tap: Callable[[Tap, Operand], None] | None = None,
         rounding: Mapping[Site, Rounding] | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> dict[str, tf.Tensor]:
-        """Outputs by name from inputs by name; `rounding` stands for the quantizers, each behind its switch."""
+        """Outputs by name from inputs by name; `rounding` stands for the quantizers, each behind its switch.
+
+        `parameters` stand for the variables by their names.
+        """
         if rounding is None:
             rounding = {site: layer.call for site, layer in self.quantizers.items()}
-        parameters, training_pass = self.parameters, None
+        parameters, training_pass = self.parameters if parameters is None else parameters, None
         if training:
             seeds = {d.name: g for d, g in zip(self.behaviour.dropouts, self._generators, strict=True)}
             training_pass = TrainingPass(self.graph, parameters, self.behaviour, seeds)

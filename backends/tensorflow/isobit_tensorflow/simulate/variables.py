@@ -44,6 +44,12 @@ class VariableSpec:
         return {**asdict(self), "shape": list(self.shape)}
 
 
+def native_variable(variable: keras.Variable) -> Any:
+    """TensorFlow's variable, of one on several devices that of the first."""
+    native = variable.value
+    return native.values[0] if isinstance(native, tf.distribute.DistributedValues) else native
+
+
 def value_of(variable: keras.Variable) -> NDArray[Any]:
     """``variable.numpy()`` in a fifth of its time, which counts where hundreds of small ones are read."""
     native = variable.value

@@ -20,6 +20,9 @@ from isobit.testing.networks.builder import Network
 
 Build = Callable[[Network], Any]
 
+#: Models that were opened, and that nothing is done with but to be copied, by the network's name.
+_opened: dict[tuple[type, type], dict[str, CheckedModel]] = {}
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -62,11 +65,19 @@ class ConformanceBase:
 
     @pytest.fixture
     def open_network(self, backend: Backend, build: Build) -> Callable[[str], Opened]:
-        """Opens a reference network by name."""
+        """Opens a reference network by name; from the second time on it is a copy of the model that was opened first.
+
+        Opening is what takes longest in frameworks that trace a model for it.
+        """
+        kept = _opened.setdefault((type(self), type(backend)), {})
 
         def opened(name: str) -> Opened:
             network = NETWORKS[name]()
-            return Opened(network, CheckedModel.of(backend.open(build(network), network.batch(2))))
+            if name in kept:
+                return Opened(network, kept[name].copy())
+            model = CheckedModel.of(backend.open(build(network), network.batch(2)))
+            kept[name] = model.copy()
+            return Opened(network, model)
 
         return opened
 

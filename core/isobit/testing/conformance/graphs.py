@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
+from isobit.backend.checked_model import CheckedModel
+from isobit.backend.contract import Backend
 from isobit.canonical import canonicalize
+from isobit.edits.edit import SetWeights
 from isobit.errors import IsobitError
 from isobit.graph.isomorphism import correspondence, differences
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.place import place
 from isobit.plugins import registry
-from isobit.testing.conformance.base import ConformanceBase, Opened, assert_close
+from isobit.testing.conformance.base import Build, ConformanceBase, Opened, assert_close
+from isobit.testing.networks import NETWORKS
 
 
 class GraphConformance(ConformanceBase):
@@ -94,13 +96,11 @@ class GraphConformance(ConformanceBase):
             want = {site_in_model(site): (p.spec, p.kind, p.simulated) for site, p in described_plan.placements.items()}
             assert {site: (p.spec, p.kind, p.simulated) for site, p in opened_plan.placements.items()} == want
 
-    def test_the_original_is_not_changed(self, backend: object, open_network: Callable[[str], Opened]) -> None:
+    def test_the_original_is_not_changed(self, backend: Backend, build: Build) -> None:
         """Two openings of one description do not share anything."""
-        first, second = open_network("conv_net"), open_network("conv_net")
-        batch = first.network.batch(2)
-        before = second.model.run(batch)
-        from isobit.edits.edit import SetWeights
-
-        first.model.edit([SetWeights({"fc.bias": np.full(5, 100.0, np.float32)})])
-        after = second.model.run(batch)
-        np.testing.assert_array_equal(after["logits"], before["logits"])
+        network = NETWORKS["conv_net"]()
+        batch = network.batch(2)
+        first, second = (CheckedModel.of(backend.open(build(network), batch)) for _ in range(2))
+        before = second.run(batch)
+        first.edit([SetWeights({"fc.bias": np.full(5, 100.0, np.float32)})])
+        np.testing.assert_array_equal(second.run(batch)["logits"], before["logits"])

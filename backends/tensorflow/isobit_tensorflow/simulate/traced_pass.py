@@ -1,0 +1,143 @@
+"""Traced passes, which all models of one structure share: tracing one takes as long as many passes.
+
+The variables are arguments of the function and are not captured. So a copy, a model whose weights an edit has changed,
+and one that is opened a second time run what was traced for the first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from hashlib import sha256
+from threading import Lock
+from typing import Any, Literal, Protocol
+
+import keras
+import tensorflow as tf
+
+from isobit.graph import Graph, Site, graph_to_record
+from isobit.graph_backend import Tap
+from isobit_tensorflow.kernels.native import NATIVE
+from isobit_tensorflow.kernels.operands import Operand, Rounding
+from isobit_tensorflow.simulate.simulator import Simulator
+from isobit_tensorflow.simulate.variables import native_variable
+
+#: The quantizers of a pass: none of them, all of them, or each behind its switch.
+Switches = Literal["float", "simulated", "switched"]
+
+#: How many operations of TensorFlow the functions that are kept have together; of larger ones the last is kept.
+_MOST = 200_000
+
+Feeds = Mapping[str, tf.Tensor]
+
+
+class Pass(Protocol):
+    """One pass over a batch, which tells `tap` of every tensor: the outputs by name."""
+
+    def __call__(self, feeds: Feeds, tap: Callable[[Tap, Operand], None] | None = None) -> dict[str, tf.Tensor]:
+        """Run it."""
+        ...
+
+
+class TracedPass:
+    """A traced function of a batch, with the variables of one simulator."""
+
+    def __init__(self, function: Any, variables: Sequence[Any]) -> None:
+        self._function, self._variables = function, variables
+
+    def __call__(self, feeds: Feeds) -> Any:
+        """What the function returns for a batch."""
+        return self._function(feeds, self._variables)
+
+
+def trace(
+    simulator: Simulator, switches: Switches, what: Hashable, compute: Callable[[Feeds, Pass], Any]
+) -> TracedPass:
+    """`compute`, which gets a batch and the pass to run on it; `what` says all that it depends on beside the pass."""
+    held = _held(simulator, switches)
+    variables = [native_variable(variable) for variable in held]
+    key = what, switches, _structure(simulator, switches, variables)
+    function = _KEPT.get(key)
+    if function is None:
+        function = _traced(simulator, switches, held, variables, compute)
+        _KEPT.keep(key, function)
+    return TracedPass(function, variables)
+
+
+def _traced(
+    simulator: Simulator,
+    switches: Switches,
+    held: Sequence[keras.Variable],
+    variables: Sequence[Any],
+    compute: Callable[[Feeds, Pass], Any],
+) -> Any:
+    def traced(feeds: Feeds, arguments: Sequence[tf.Variable]) -> Any:
+        given = {id(variable): argument for variable, argument in zip(held, arguments, strict=True)}
+        parameters = {name: given[id(variable)] for name, variable in simulator.parameters.items()}
+
+        def read(variable: keras.Variable) -> tf.Tensor:
+            return tf.convert_to_tensor(given[id(variable)])
+
+        rounding: dict[Site, Rounding] = {}
+        for site, layer in simulator.quantizers.items() if switches != "float" else ():
+            rounding[site] = partial(layer.rounded if switches == "simulated" else layer.switched, read=read)
+        return compute(feeds, partial(simulator.run_named, parameters=parameters, rounding=rounding))
+
+    return tf.function(traced, autograph=False).get_concrete_function(_signature(simulator.graph), list(variables))
+
+
+def _signature(graph: Graph) -> dict[str, tf.TensorSpec]:
+    """Inputs of any batch size: a smaller last batch is traced no second time."""
+    specs = {}
+    for name in graph.inputs:
+        info = graph.tensors[name]
+        shape = info.shape and [n if axis and isinstance(n, int) else None for axis, n in enumerate(info.shape)]
+        specs[name] = tf.TensorSpec(shape, info.dtype)
+    return specs
+
+
+def _held(simulator: Simulator, switches: Switches) -> list[keras.Variable]:
+    """The variables that a pass reads."""
+    layers = simulator.quantizer_layers if switches != "float" else []
+    return [*simulator.parameters.values(), *(variable for layer in layers for variable in layer.held)]
+
+
+def _structure(simulator: Simulator, switches: Switches, variables: Sequence[Any]) -> Hashable:
+    """All that a trace depends on beside what it computes: everything but the values of the variables."""
+    graph = simulator.graph
+    if any(node.op.startswith(NATIVE) for node in graph.nodes):
+        return id(simulator), object()  # what layers of Keras hold is theirs: their passes are not shared
+    record = graph_to_record(graph)
+    del record["notes"]
+    for entry in record["weights"].values():
+        entry["value"] = entry["magnitude"] = None  # kernels read variables
+    kinds = [[variable.dtype.name, list(variable.shape), variable.device] for variable in variables]
+    text = json.dumps([record, list(simulator.parameters), kinds, simulator.compute_dtype])
+    layers = simulator.quantizer_layers if switches != "float" else []
+    return sha256(text.encode()).digest(), tuple(layer.structure for layer in layers)
+
+
+class _Kept:
+    """The functions that were used last, as many as hold a number of operations."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, Lock()
+        self._functions: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+
+    def get(self, key: Hashable) -> Any:
+        with self._lock:
+            if key not in self._functions:
+                return None
+            self._functions.move_to_end(key)
+            return self._functions[key][0]
+
+    def keep(self, key: Hashable, function: Any) -> None:
+        with self._lock:
+            self._functions[key] = function, len(function.graph.get_operations())
+            while sum(size for _, size in self._functions.values()) > self._most and len(self._functions) > 1:
+                self._functions.popitem(last=False)
+
+
+_KEPT = _Kept(_MOST)
