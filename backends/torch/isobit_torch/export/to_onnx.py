@@ -33,6 +33,7 @@ from isobit.graph import (
     to_native,
 )
 from isobit.graph.layout import TRANSPOSED
+from isobit_torch.export.kept_translations import kept_translations
 from isobit_torch.export.marks import MARK, mark_constants, marked_graph, onnx_translation
 from isobit_torch.export.phases import as_quadrants
 from isobit_torch.export.recurrent import as_onnx_nodes, as_operators, recurrent_translation, refuse_projections
@@ -91,7 +92,7 @@ def _export(program: Program, native: Simulator, graph: Any) -> ir.Model:
     module = fx.GraphModule(_flat_root(native), _tensors_only(graph))
     module.eval()
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), kept_translations():
             exported = torch.export.export(module, feeds, dynamic_shapes=shapes, strict=False)
             result: Any = torch.onnx.export(
                 exported,
