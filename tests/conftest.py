@@ -1,4 +1,4 @@
-"""Settings of the whole suite: each graph that a pass or an edit leaves is checked, and integer sums are exact."""
+"""Settings of the whole suite: each graph that a pass or an edit leaves is checked; how sessions of onnxruntime run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("ISOBIT_CHECK", "1")
+
+_SPINNING, _EXACT = "session.intra_op.allow_spinning", "session.x64quantprecision"
 
 #: What the tests of a folder import; whose framework is not installed is left out, and the header says so.
 _FRAMEWORKS = {"torch": ("torch",), "tensorflow": ("tensorflow",), "cross_framework": ("torch", "tensorflow")}
@@ -31,11 +33,12 @@ def pytest_report_header() -> str | None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _exact_integer_sums() -> Iterator[None]:
-    """Sessions of onnxruntime have exact integer sums where the processor's own saturate (no VNNI).
+def _sessions_of_tests() -> Iterator[None]:
+    """Sessions of onnxruntime wait without spinning, and have exact integer sums where the processor's own saturate.
 
-    The tests are about files; what a processor without VNNI makes of them is in `docs/targets.md`. A test that says
-    ``session.x64quantprecision`` itself gets what it says.
+    A thread that spins between the short runs of tests takes as much of the processor as the runs do. The tests are
+    about files; what a processor without VNNI makes of them is in `docs/targets.md`. A test that says one of these
+    settings itself gets what it says.
     """
     if find_spec("onnxruntime") is None or find_spec("onnx") is None:
         yield
@@ -44,19 +47,20 @@ def _exact_integer_sums() -> Iterator[None]:
 
     from isobit_onnx.run.saturation import sums_saturate
 
-    if not sums_saturate():
-        yield
-        return
+    saturates = sums_saturate()
     plain = onnxruntime.InferenceSession
 
-    class ExactSession(plain):  # type: ignore[misc, valid-type]
+    class SessionOfTests(plain):  # type: ignore[misc, valid-type]
         def __init__(self, model: Any, sess_options: Any = None, *arguments: Any, **settings: Any) -> None:
             options = onnxruntime.SessionOptions() if sess_options is None else sess_options
-            if not _entry(options, "session.x64quantprecision") and _entry(options, "session.disable_quant_qdq") != "1":
-                options.add_session_config_entry("session.x64quantprecision", "1")
+            if not _entry(options, _SPINNING):
+                options.add_session_config_entry(_SPINNING, "0")
+            is_exact = not saturates or _entry(options, _EXACT) or _entry(options, "session.disable_quant_qdq") == "1"
+            if not is_exact:
+                options.add_session_config_entry(_EXACT, "1")
             super().__init__(model, options, *arguments, **settings)
 
-    onnxruntime.InferenceSession = ExactSession
+    onnxruntime.InferenceSession = SessionOfTests
     yield
     onnxruntime.InferenceSession = plain
 
