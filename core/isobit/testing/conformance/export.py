@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,14 @@ from isobit.plugins import registry
 from isobit.quantsim.quantsim import QuantSim
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.testing.conformance.base import ConformanceBase, Opened, assert_close, assert_same, weight_names
+from isobit.testing.networks import NETWORKS
+
+#: Every network for one target, and for the others those with operations that they treat in a way of their own.
+_EXPORTED = [
+    *((name, "default") for name in sorted(NETWORKS)),
+    *((name, "onnxruntime-cpu") for name in ("conv_net", "inverted_residual", "recurrent", "two_inputs", "upsampler")),
+    *((name, "onnxruntime-cpu-transformer") for name in ("attention", "multi_head", "shared_weights")),
+]
 
 
 def quantized(opened: Opened) -> CheckedModel:
@@ -79,23 +88,30 @@ class ExportConformance(ConformanceBase):
         for site in sites:
             assert names[site].name in known, site
 
-    @pytest.mark.parametrize("target", ["default", "onnxruntime-cpu", "onnxruntime-cpu-transformer"])
-    def test_quantize_and_export(self, opened: Opened, tmp_path: Path, target: str) -> None:
+    @pytest.mark.parametrize(("name", "target"), _EXPORTED)
+    def test_quantize_and_export(
+        self, open_network: Callable[[str], Opened], tmp_path: Path, name: str, target: str
+    ) -> None:
         """The whole way: fold, calibrate, export; the file in onnxruntime agrees with the simulator."""
-        onnxruntime = pytest.importorskip("onnxruntime")
-        sim = QuantSim.of_backend_model(opened.model, registry().target(target), QuantConfig())
-        sim.apply(FoldBatchNorms())
-        data = [opened.network.batch(4, seed=seed) for seed in range(4)]
-        sim.calibrate(data)
-        paths = sim.export(tmp_path)
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        session = onnxruntime.InferenceSession(str(paths["model"]), options)
-        for batch in data:
-            simulated, plain = sim.run(batch), sim.run_float(batch)
-            for output, found in zip(session.get_outputs(), session.run(None, batch), strict=True):
-                expected = simulated[output.name]
-                assert decibels(expected, found) >= decibels(plain[output.name], expected) + 10, output.name
+        check_export(open_network(name), target, tmp_path)
+
+
+def check_export(opened: Opened, target: str, folder: Path) -> None:
+    """Quantize a network for a target, and compare what is written into `folder` with the simulator."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    sim = QuantSim.of_backend_model(opened.model, registry().target(target), QuantConfig())
+    sim.apply(FoldBatchNorms())
+    data = [opened.network.batch(4, seed=seed) for seed in range(4)]
+    sim.calibrate(data)
+    paths = sim.export(folder)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(str(paths["model"]), options)
+    for batch in data:
+        simulated, plain = sim.run(batch), sim.run_float(batch)
+        for output, found in zip(session.get_outputs(), session.run(None, batch), strict=True):
+            expected = simulated[output.name]
+            assert decibels(expected, found) >= decibels(plain[output.name], expected) + 10, output.name
 
 
 def decibels(signal: np.ndarray, other: np.ndarray) -> float:
