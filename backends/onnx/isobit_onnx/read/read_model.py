@@ -39,6 +39,7 @@ from isobit_onnx.read.opset import OLDEST_OPSET, raise_opset
 from isobit_onnx.read.pooling import count_windows
 from isobit_onnx.read.split_directions import split_directions
 from isobit_onnx.read.transposes.cancel_transposes import cancel_transposes
+from isobit_onnx.read.unroll_loops import unroll_loops
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 
@@ -122,7 +123,7 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
     hold_weights(model)
     forget_impossible_sizes(model)
     declared = [None if value.shape is None else value.shape.copy() for value in model.graph.outputs]
-    with quiet_loggers(*_PASS_LOGGERS):
+    with quiet_loggers(*_PASS_LOGGERS), np.errstate(all="ignore"):  # masks are logarithms of zero
         _run(passes.RemoveInitializersFromInputsPass(), model)
         _run(passes.InlinePass(), model)
         _run(passes.TopologicalSortPass(), model)
@@ -133,6 +134,9 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         check_channels(model, where)
         take_branches(model, conditions, infer_shapes)
+        while unroll_loops(model):
+            infer_shapes(model)
+            take_branches(model, conditions, infer_shapes)
         lift_weights(model)
         expand_fused(model, infer_shapes)
         name_all_axes(model)

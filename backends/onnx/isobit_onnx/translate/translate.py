@@ -112,7 +112,7 @@ def _why_in_float(node: ir.Node) -> str:
     text = "the operations inside its bodies stay in float"
     condition = node.inputs[0] if node.op_type == "If" else None
     if condition is None:
-        return text
+        return f"{text}: only a small number of passes that constants decide is taken apart"
     if depends_on_signal(condition):
         return f"{text}, because the values of the data choose between them"
     return f"{text}, because no example decides between them: pass example_inputs, one batch of the model's inputs"
