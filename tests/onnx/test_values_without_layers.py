@@ -1,4 +1,4 @@
-"""Outputs that are constants, and values that are sequences or may be missing, beside the layers of a network."""
+"""Outputs that are constants, values that are sequences or may be missing, and constants stored without zeros."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from small_models import constant, model, node, opened_alike, runtime, value
 
 import isobit
+from isobit_onnx.backend import OnnxBackend
 
 RNG = np.random.default_rng(4)
 
@@ -94,3 +95,21 @@ def test_sequences_and_optional_values(form: str) -> None:
     x = normal(2, 6, 8)
     opened_alike(proto, {"x": x})
     assert isobit.quantize(proto, x, method="minmax", recipe="basic", progress=False).report.counts["weight"] == 2
+
+
+@pytest.mark.parametrize("places", ["flat", "coordinates"])
+@pytest.mark.parametrize("as_file", [True, False])
+def test_constants_stored_without_their_zeros(places: str, as_file: bool, tmp_path: Path) -> None:
+    dense = np.where(RNG.random((8, 4)) < 0.5, normal(8, 4), 0)
+    found = np.argwhere(dense) if places == "coordinates" else np.flatnonzero(dense)
+    indices = numpy_helper.from_array(found.astype(np.int64), "w_places")
+    values = numpy_helper.from_array(dense[dense != 0].astype(np.float32), "w")
+    proto = model([node("MatMul", "x w", "y")], [value("x", ["n", 8])], [value("y", ["n", 4])], {})
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, dense.shape))
+    x = normal(5, 8)
+    if as_file:
+        onnx.save(proto, tmp_path / "sparse.onnx")
+        opened = OnnxBackend().open(tmp_path / "sparse.onnx")
+    else:
+        opened = opened_alike(proto, {"x": x})
+    np.testing.assert_array_equal(opened.weight("w"), dense.T.astype(np.float32))

@@ -8,8 +8,11 @@ front of it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.rewrite import constant_of
@@ -251,11 +254,12 @@ class _Fitting:
         That is a Reshape; behind one scale alone, which onnxruntime would copy past it, the maximum with -infinity.
         """
         weight, scale = dequantizer.outputs[0], constant_of(dequantizer.inputs[1])
+        operand: NDArray[Any] = np.asarray(shape, np.int64)
+        op, name = "Reshape", f"{weight.name}_shape"
         if scale is not None and scale.size == 1:
-            operand, op = ir.Tensor(np.float32(-np.inf), name=self._free(f"{weight.name}_lowest")), "Max"
-        else:
-            operand, op = ir.Tensor(np.asarray(shape, np.int64), name=self._free(f"{weight.name}_shape")), "Reshape"
-        view = self._node(op, [weight, add_initializer(self.graph, operand)], f"{weight.name}_apart")
+            operand, op, name = np.asarray(-np.inf, np.float32), "Max", f"{weight.name}_lowest"
+        constant = add_initializer(self.graph, ir.Tensor(operand, name=self._free(name)))
+        view = self._node(op, [weight, constant], f"{weight.name}_apart")
         view.outputs[0].shape, view.outputs[0].type = weight.shape, weight.type
         self.graph.insert_after(dequantizer, [view])
         for reader, index in readers:

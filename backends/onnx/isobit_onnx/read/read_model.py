@@ -40,6 +40,7 @@ from isobit_onnx.read.pooling import count_windows
 from isobit_onnx.read.split_directions import split_directions
 from isobit_onnx.read.transposes.cancel_transposes import cancel_transposes
 from isobit_onnx.read.unroll_loops import unroll_loops
+from isobit_onnx.read.wide_floats import widen_floats
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 
@@ -127,6 +128,7 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
         _run(passes.RemoveInitializersFromInputsPass(), model)
         _run(passes.InlinePass(), model)
         _run(passes.TopologicalSortPass(), model)
+        widen_floats(model)
         run_shape_inference(model)
         raise_opset(model, where)
         run_shape_inference(model)

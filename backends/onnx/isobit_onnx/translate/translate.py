@@ -12,6 +12,7 @@ from isobit.canonical import canonicalize
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node, Shape, TensorInfo, Use, WeightInfo
 from isobit.graph.ops import BODIES
+from isobit_onnx.read import wide_floats
 from isobit_onnx.read.branches import METADATA, depends_on_signal
 
 
@@ -40,6 +41,9 @@ class _Translator:
         graph = self.model.graph
         if METADATA in self.model.metadata_props:
             self.notes.append(self.model.metadata_props[METADATA])
+        if wide_floats.METADATA in self.model.metadata_props:
+            types = self.model.metadata_props[wide_floats.METADATA]
+            self.notes.append(f"the layers are {types} in the model as given: they are computed in float32")
         for value in graph.inputs:
             self._tensor(_name(value), value)
         for value in graph.initializers.values():
