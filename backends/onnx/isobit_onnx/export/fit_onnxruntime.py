@@ -2,7 +2,7 @@
 
 Its optimiser copies quantizers of int8 past moves of values and then fails on the copies, and moves transposes to one
 alone of two inputs that are the same; it ends the process where such a copy is read in a body; its integer kernels take
-scales for granted that they cannot use, or round activations of 16 bits to eight; its fused norm takes in the cast in
+scales for granted that they cannot use, or round floats and 16 bits to eight; its fused norm takes in the cast in
 front of it.
 """
 
@@ -207,14 +207,14 @@ class _Fitting:
     def weight(self, dequantizer: ir.Node) -> None:
         """Scales by block are kept from the kernels of Conv and MatMul, those of stacked matrices written out.
 
-        So is every weight of 8 bits or fewer that meets an activation of 16 bits in a MatMul: the kernel for such
-        weights (MatMulNBits) takes floats, and rounds them to 8 bits by itself, block by block.
+        So is every weight of 8 bits or fewer that meets floats, or an activation of 16 bits, in a product: the kernel
+        for such weights (MatMulNBits) rounds those to 8 bits by itself, block by block.
         """
         stored, scale = dequantizer.inputs[0], constant_of(dequantizer.inputs[1])
         levels = constant_of(stored)
         if levels is not None:
             uses = dequantizer.outputs[0].uses()
-            wide = [(use.node, use.idx) for use in uses if _meets_16_bits(use.node, use.idx)]
+            wide = [(use.node, use.idx) for use in uses if _meets_more_than_8_bits(use.node, use.idx)]
             if wide and stored is not None and stored.dtype not in _SIXTEEN_BITS:
                 self._set_apart(dequantizer, levels.shape, wide)
         if stored is None or levels is None or scale is None or stored.dtype not in _EIGHT_BITS or scale.ndim == 0:
@@ -281,10 +281,10 @@ class _Fitting:
         return free
 
 
-def _meets_16_bits(node: ir.Node, index: int) -> bool:
-    """Whether a weight, or what moves make of it, is multiplied with what is dequantized from 16 bits."""
+def _meets_more_than_8_bits(node: ir.Node, index: int) -> bool:
+    """Whether a weight, or what moves make of it, is multiplied with floats, or with what had 16 bits."""
     if _is_move(node):
-        return index == 0 and any(_meets_16_bits(use.node, use.idx) for use in node.outputs[0].uses())
+        return index == 0 and any(_meets_more_than_8_bits(use.node, use.idx) for use in node.outputs[0].uses())
     if index != 1 or node.op_type not in ("MatMul", "Gemm") or node.domain:
         return False
     value = node.inputs[0]
@@ -292,9 +292,9 @@ def _meets_16_bits(node: ir.Node, index: int) -> bool:
     while producer is not None and _is_move(producer):
         value = producer.inputs[0]
         producer = value.producer() if value is not None else None
-    is_dequantized = producer is not None and producer.op_type == "DequantizeLinear"
-    levels = producer.inputs[0] if producer is not None and is_dequantized else None
-    return levels is not None and levels.dtype in _SIXTEEN_BITS
+    if producer is None or producer.op_type != "DequantizeLinear" or producer.inputs[0] is None:
+        return True
+    return producer.inputs[0].dtype in _SIXTEEN_BITS
 
 
 def _is_move(node: ir.Node) -> bool:
