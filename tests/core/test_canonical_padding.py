@@ -1,4 +1,4 @@
-"""Zero padding in front of a convolution is the convolution's own."""
+"""Padding in front of a convolution or of a maximum is the layer's own."""
 
 from __future__ import annotations
 
@@ -52,3 +52,40 @@ def test_padding_with_another_reader_stays() -> None:
     assert ops(canonical(sketch, conv, relu)) == ["Pad", "Conv", "Relu"]
     sketch, conv = sketched()
     assert ops(canonical(sketch, conv, "pad")) == ["Pad", "Conv"]
+
+
+POOL = {"kernel_shape": (3, 3), "strides": (2, 2)}
+
+
+def pooled(value: float, **settings: object) -> tuple[Sketch, str]:
+    sketch = Sketch()
+    pad = sketch.node(
+        "Pad", sketch.input("x", *IMAGE), name="pad", shape=("N", 3, 10, 10), pads=SPACE, mode="constant", value=value
+    )
+    size = 5 if "pads" in settings or settings.get("auto_pad") or "kernel_shape" in settings else 4
+    width = 4 if "pads" in settings else size
+    return sketch, sketch.node("MaxPool", pad, name="pool", shape=("N", 3, size, width), **(POOL | settings))
+
+
+@pytest.mark.parametrize("value", [-np.inf, float(np.finfo(np.float32).min), float(np.finfo(np.float16).min)])
+@pytest.mark.parametrize("own", [None, (1, 0, 0, 0)])
+def test_what_never_is_a_maximum_is_its_padding(value: float, own: tuple[int, ...] | None) -> None:
+    sketch, pool = pooled(value, **({} if own is None else {"pads": own}))
+    node = only(canonical(sketch, pool))
+    assert (node.op, node.inputs, node.parts) == ("MaxPool", ("x",), ("pad", "pool"))
+    assert node.attributes["pads"] == ((0, 1, 2, 1) if own is None else (1, 1, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("value", "settings"),
+    [
+        (0.0, {}),
+        (-1.0, {}),
+        (-np.inf, {"ceil_mode": 1, "kernel_shape": (2, 2)}),
+        (-np.inf, {"auto_pad": "SAME_UPPER"}),
+        (-np.inf, {"kernel_shape": (2, 2)}),  # a window of what was added alone
+    ],
+)
+def test_other_padding_of_a_maximum_stays(value: float, settings: dict) -> None:
+    sketch, pool = pooled(value, **settings)
+    assert ops(canonical(sketch, pool)) == ["Pad", "MaxPool"]

@@ -22,6 +22,7 @@ from drawn_graphs import (
 )
 from sketch import Sketch
 
+from isobit.canonical import canonicalize
 from isobit.graph import Graph, Input, Tensor, Weight
 from isobit.placement import QuantConfig, place
 from isobit.targets import Target
@@ -203,6 +204,20 @@ def attention(sketch: Sketch, mask: str) -> Graph:
         )
     total = sketch.node("Add", scores, added, name="masked", shape=("N", 5, 5))
     return drawn(sketch, sketch.node("Softmax", total, name="softmax", shape=("N", 5, 5)))
+
+
+@on_each_target
+def test_padding_as_large_as_a_mask_has_no_grid(target: Target) -> None:
+    sketch = Sketch()
+    conv = sketch.node(
+        "Conv", sketch.input("x", "N", 3, 8, 8), sketch.random("w", 4, 3, 1, 1), name="c", shape=("N", 4, 8, 8),
+        kernel_shape=(1, 1), pads=(0,) * 4, strides=(1, 1), dilations=(1, 1), group=1,
+    )  # fmt: skip
+    pads = (0, 0, 1, 1, 0, 0, 1, 1)
+    pad = sketch.node("Pad", conv, name="padded", shape=("N", 4, 10, 10), pads=pads, mode="constant", value=-np.inf)
+    highest = sketch.node("ReduceMax", pad, name="highest", shape=("N", 4), axes=(2, 3), keepdims=0)
+    plan = place(canonicalize(sketch.graph(highest)), target)
+    assert plan.floats["padded"] == "Pad puts a mask on it"
 
 
 @on_each_target

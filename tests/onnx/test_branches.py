@@ -247,12 +247,14 @@ def test_weights_in_bodies_are_counted_and_said(kind):
             loop(kind),
             helper.make_node("MatMul", ["z", "last"], ["y"], "last_layer"),
         ]
-        constants = [weight("first", 6, 6), weight("last", 6, 3), constant("count", 3), constant("true", True)]
-        constants.append(weight("parts", 4, 1, 6))
+        constants = [weight("first", 6, 6), weight("last", 6, 3), constant("true", True)]
         value = helper.make_tensor_value_info
-        graph = helper.make_graph(nodes, "g", [value("x", 1, ["n", 6])], [value("y", 1, None)], constants)
+        passes = value("count", TensorProto.INT64, []) if kind == "Loop" else value("parts", 1, ["passes", 1, 6])
+        graph = helper.make_graph(nodes, "g", [value("x", 1, ["n", 6]), passes], [value("y", 1, None)], constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         data, inside, name = {"x": RNG.standard_normal((3, 6)).astype(np.float32)}, 4 * 6 * 6, "repeat"
+        parts = RNG.standard_normal((4, 1, 6)).astype(np.float32)
+        data[passes.name] = np.array(3) if kind == "Loop" else parts
     with pytest.warns(CoverageWarning, match=f"in a body of {kind} '{name}'"):
         sim = isobit.quantize(model, [data], method="minmax", progress=False)
     coverage = sim.report.coverage

@@ -125,3 +125,15 @@ def test_a_tensor_that_is_random_stays_random():
     nodes.append(node("MatMul", "x v", "y"))
     proto = model(nodes, [value("x", ["n", 8])], [value("y", ["n", 8])], {"w": normal(8, 8), "zero": np.float32(0)})
     assert "RandomNormalLike" in ops(opened_alike(proto, {"x": normal(2, 8)}))
+
+
+def test_a_mask_that_is_the_logarithm_of_zeros_is_computed_in_silence():
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("Log", "seen", "mask"),
+        node("Add", "h mask", "m"),
+        node("Softmax", "m", "y"),
+    ]
+    constants = {"w": normal(6, 6), "seen": np.tril(np.ones((6, 6)))}
+    proto = model(nodes, [value("x", ["n", 6, 6])], [value("y", ["n", 6, 6])], constants)
+    assert "Log" not in ops(opened_alike(proto, {"x": normal(2, 6, 6)}))

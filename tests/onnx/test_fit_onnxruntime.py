@@ -148,6 +148,34 @@ def test_scales_that_integer_kernels_cannot_use(weights, granularity, layer, set
         )
 
 
+PRODUCTS = {
+    "MatMul": [node("MatMul", "x w", "y")],
+    "Gemm": [node("Gemm", "x w b", "y", transB=1)],
+    "moved": [node("Unsqueeze", "x zero", "u"), node("MatMul", "u w", "m"), node("Squeeze", "m zero", "y")],
+    "a shared weight": [
+        node("MatMul", "x w", "h"), node("Transpose", "w", "t", perm=[1, 0]), node("MatMul", "h t", "y"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", PRODUCTS)
+@pytest.mark.parametrize(
+    ("activations", "weights"), [("uint16", "int8"), ("int16", "int8 per-tensor"), ("int16", "int4")]
+)
+def test_floats_and_sixteen_bits_are_not_rounded_to_eight(form, activations, weights, tmp_path):
+    """onnxruntime multiplies floats with weights of few bits after it has rounded them, in blocks, to eight."""
+    shape = (6, 32) if form == "Gemm" else (32, 6)
+    constants = {"w": RNG.standard_normal(shape), "b": RNG.standard_normal(6), **NUMBERS}
+    used = {name for n in PRODUCTS[form] for name in n.input}
+    held = {name: array for name, array in constants.items() if name in used}
+    proto = model(PRODUCTS[form], [value("x", ["n", 32])], [value("y", None)], held, 21)
+    loud = RNG.standard_normal((64, 32)) * 10 ** RNG.uniform(-3, 3, (64, 32))
+    settings = {"activations": activations, "weights": weights, "target": "default", "method": "minmax"}
+    if activations is None:
+        settings["overrides"] = {"x": None}
+    check_exported(proto, {"x": loud.astype(np.float32)}, tmp_path, least=70, **settings)
+
+
 def test_stacked_matrices_stay_with_the_integer_kernel(tmp_path):
     weighted, shape, batch_shape = WEIGHTED["stacked"]
     proto = model([weighted], [value("x", batch_shape)], [value("y", None)], {"w": RNG.standard_normal(shape)}, 21)

@@ -210,6 +210,17 @@ def test_embeddings_with_their_norm():
     assert "LayerNormalization" in ops(opened)
 
 
+@pytest.mark.parametrize("has_segments", [True, False])
+def test_embeddings_without_a_mask_have_texts_of_no_length(has_segments):
+    nodes = [fused("EmbedLayerNormalization", "i s w p k g h" if has_segments else "i - w p - g h", "y lengths")]
+    entries = [value(name, ["n", 5], TensorProto.INT32) for name in ("is" if has_segments else "i")]
+    outputs = [value("y", ["n", 5, 8]), value("lengths", ["n"], TensorProto.INT32)]
+    constants = {"w": normal(20, 8), "p": normal(9, 8), "k": normal(2, 8), "g": normal(8), "h": normal(8)}
+    feeds = {e.name: RNG.integers(0, 2, (2, 5)).astype(np.int32) for e in entries}
+    opened = opened_alike(model(nodes, entries, outputs, constants), feeds)
+    assert is_plain(opened)
+
+
 def test_what_has_no_rule_is_said():
     nodes = [fused("Inverse", "x", "h"), node("MatMul", "h w", "y")]
     proto = model(nodes, [value("x", ["n", 4, 4])], [value("y", ["n", 4, 3])], {"w": normal(4, 3)})

@@ -149,6 +149,29 @@ def test_einsum_of_two_tensors_is_a_product(equation, left, right):
     assert ops(opened_alike(proto, {"x": normal(*left), "z": normal(*right)})).count("MatMul") == 1
 
 
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("bti,io,op->btp", [(6, 5), (5, 4)]),
+        ("...i,io,op->...p", [(6, 5), (5, 4)]),
+        ("bti,op,io->btp", [(5, 4), (6, 5)]),
+        ("bti,ar,ir->bta", [(4, 2), (6, 2)]),
+        ("bti,ihd,hde->bthe", [(6, 2, 3), (2, 3, 4)]),
+    ],
+)
+def test_an_einsum_of_several_constants_is_a_layer_for_each(equation, shapes):
+    constants = {f"w{index}": normal(*shape) for index, shape in enumerate(shapes)}
+    rank = len(equation.split("->")[1].replace("...", "ab"))
+    for names in (["x", *constants], [*constants, "x"]):
+        terms = dict(zip(["x", *constants], equation.split("->")[0].split(","), strict=True))
+        turned = ",".join(terms[name] for name in names) + "->" + equation.split("->")[1]
+        nodes = [node("Einsum", " ".join(names), "y", equation=turned)]
+        proto = model(nodes, [value("x", ["n", 3, 6])], [value("y", [None] * rank)], constants)
+        opened = opened_alike(proto, {"x": normal(2, 3, 6)})
+        assert sum(op in ("Linear", "MatMul") for op in ops(opened)) == 2
+        assert "Einsum" not in ops(opened)
+
+
 @pytest.mark.parametrize("equation", ["ij,ij->ij", "ii,ij->j", "bi,bi->b", "ij,jk->i"])
 def test_an_einsum_that_is_no_product_stays(equation):
     nodes = [node("Einsum", "x w", "y", equation=equation)]

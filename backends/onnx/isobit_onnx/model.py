@@ -28,6 +28,7 @@ from isobit_onnx.export.save_model import self_contained
 from isobit_onnx.qdq.writer import Quantized, insert_quantizers
 from isobit_onnx.read.branches import is_signal
 from isobit_onnx.read.initializers import has_large_weights
+from isobit_onnx.read.wide_floats import METADATA
 from isobit_onnx.run.conditions import ExampleConditions
 from isobit_onnx.run.given import run_given
 from isobit_onnx.run.observe import ObservingSessions
@@ -164,6 +165,11 @@ class OnnxModel:
             self._sessions.clear()
             self._observing = None
             gc.collect()  # graphs refer to themselves: copies that are done with hold their arrays until then
+
+    @property
+    def given_types(self) -> Collection[str]:
+        """The types of the layers in the model as given, where float32 was put in their place."""
+        return self.float_model.metadata_props.get(METADATA, "").split(", ")
 
     def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         """Outputs, or these tensors, of the model as it was given. Raises ModelError."""

@@ -122,6 +122,16 @@ class RunsGiven(Protocol):
 
 
 @runtime_checkable
+class SaysGivenTypes(Protocol):
+    """What a BackendModel adds that computes in float32 what the model as given computes in other floats."""
+
+    @property
+    def given_types(self) -> Collection[str]:
+        """The names of those types, of which ``"float16"`` and ``"bfloat16"`` round much more."""
+        ...
+
+
+@runtime_checkable
 class TrainsGrids(Protocol):
     """What a BackendModel adds whose native model can train, its grids included."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
+
+import numpy as np
 
 from isobit.graph.graph import Graph, Node
 from isobit.graph.ops import VALUE_PRESERVING, operand
@@ -21,9 +24,10 @@ def masked_tensors(graph: Graph, signal: Collection[str]) -> set[str]:
             n for n in node.inputs if n in graph.tensors and n is not None and graph.tensors[n].dtype == "float32"
         ]
         added = any(name not in signal for name in floats) or has_mask_constant(graph, node)
+        filled = node.op == "Pad" and _is_mask(node.attributes.get("value", 0))
         carried = node.op in VALUE_PRESERVING | _MASKING and any(name in masked for name in floats)
         scaled = node.op == "Mul" and has_mask_constant(graph, node)  # a mask of ones and zeros times -1e9
-        if carried or ((scaled or (node.op in _MASKING and added)) and node.outputs[0] in signal):
+        if carried or ((scaled or filled or (node.op in _MASKING and added)) and node.outputs[0] in signal):
             masked.update(node.outputs)
     return masked
 
@@ -32,5 +36,9 @@ def has_mask_constant(graph: Graph, node: Node) -> bool:
     """Whether a node reads a constant as large as a mask's, beside its weights."""
     unnamed = (name for i, name in enumerate(node.inputs) if operand(node.op, i) is None)
     constants = (graph.weights[name] for name in unnamed if name in graph.weights and name)
-    # "not below" instead of "at or above", so that NaN counts as a mask too
-    return any(info.magnitude is not None and not info.magnitude < _MASK_MAGNITUDE for info in constants)
+    return any(info.magnitude is not None and _is_mask(info.magnitude) for info in constants)
+
+
+def _is_mask(number: Any) -> bool:
+    """Not below the limit, instead of at or above it, so that NaN counts as a mask too."""
+    return bool(np.size(number)) and not bool(np.all(np.abs(number) < _MASK_MAGNITUDE))

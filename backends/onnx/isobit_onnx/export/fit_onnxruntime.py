@@ -2,13 +2,17 @@
 
 Its optimiser copies quantizers of int8 past moves of values and then fails on the copies, and moves transposes to one
 alone of two inputs that are the same; it ends the process where such a copy is read in a body; its integer kernels take
-scales for granted that they cannot use; its fused norm takes in the cast in front of it.
+scales for granted that they cannot use, or round floats and 16 bits to eight; its fused norm takes in the cast in
+front of it.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.rewrite import constant_of
@@ -17,6 +21,7 @@ from isobit_onnx.read.rewrite import constant_of
 _MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
 
 _EIGHT_BITS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
+_SIXTEEN_BITS = frozenset({ir.DataType.INT16, ir.DataType.UINT16})
 
 
 def fit_onnxruntime(model: ir.Model) -> None:
@@ -197,16 +202,25 @@ class _Fitting:
         for use in readers:
             use.node.replace_input_with(use.idx, same.outputs[0])
 
-    # --- weights of 8 bits: scales that the integer kernels cannot use -----------------------------------------------
+    # --- weights that the integer kernels cannot use -----------------------------------------------------------------
 
     def weight(self, dequantizer: ir.Node) -> None:
-        """Scales by block are kept from the kernels of Conv and MatMul, those of stacked matrices written out."""
+        """Scales by block are kept from the kernels of Conv and MatMul, those of stacked matrices written out.
+
+        So is every weight of 8 bits or fewer that meets floats, or an activation of 16 bits, in a product: the kernel
+        for such weights (MatMulNBits) rounds those to 8 bits by itself, block by block.
+        """
         stored, scale = dequantizer.inputs[0], constant_of(dequantizer.inputs[1])
         levels = constant_of(stored)
+        if levels is not None:
+            uses = dequantizer.outputs[0].uses()
+            wide = [(use.node, use.idx) for use in uses if _meets_more_than_8_bits(use.node, use.idx)]
+            if wide and stored is not None and stored.dtype not in _SIXTEEN_BITS:
+                self._set_apart(dequantizer, levels.shape, wide)
         if stored is None or levels is None or scale is None or stored.dtype not in _EIGHT_BITS or scale.ndim == 0:
             return
         readers = [
-            use.node
+            (use.node, use.idx)
             for use in dequantizer.outputs[0].uses()
             if use.idx == 1 and use.node.op_type in ("Conv", "MatMul") and not use.node.domain
         ]
@@ -214,7 +228,7 @@ class _Fitting:
         if not readers:
             return
         if "block_size" not in dequantizer.attributes:
-            if levels.ndim > 2 and axis == levels.ndim - 1 and readers[0].op_type == "MatMul":
+            if levels.ndim > 2 and axis == levels.ndim - 1 and readers[0][0].op_type == "MatMul":
                 self._write_out(dequantizer, levels.shape)
         else:
             self._set_apart(dequantizer, levels.shape, readers)
@@ -234,17 +248,22 @@ class _Fitting:
         dequantizer.attributes["axis"] = ir.AttrInt64("axis", len(shape) - 2)
         dequantizer.attributes["block_size"] = ir.AttrInt64("block_size", shape[-2])
 
-    def _set_apart(self, dequantizer: ir.Node, shape: tuple[int, ...], readers: list[ir.Node]) -> None:
-        """Between the scales and the kernel stands a Reshape that changes nothing, past which no kernel is fused."""
-        weight = dequantizer.outputs[0]
-        target = add_initializer(
-            self.graph, ir.Tensor(np.asarray(shape, np.int64), name=self._free(f"{weight.name}_shape"))
-        )
-        view = self._node("Reshape", [weight, target], f"{weight.name}_blocks")
+    def _set_apart(self, dequantizer: ir.Node, shape: tuple[int, ...], readers: list[tuple[ir.Node, int]]) -> None:
+        """Between the scales and the kernel stands a node that changes nothing, past which no kernel is fused.
+
+        That is a Reshape; behind one scale alone, which onnxruntime would copy past it, the maximum with -infinity.
+        """
+        weight, scale = dequantizer.outputs[0], constant_of(dequantizer.inputs[1])
+        operand: NDArray[Any] = np.asarray(shape, np.int64)
+        op, name = "Reshape", f"{weight.name}_shape"
+        if scale is not None and scale.size == 1:
+            operand, op, name = np.asarray(-np.inf, np.float32), "Max", f"{weight.name}_lowest"
+        constant = add_initializer(self.graph, ir.Tensor(operand, name=self._free(name)))
+        view = self._node(op, [weight, constant], f"{weight.name}_apart")
         view.outputs[0].shape, view.outputs[0].type = weight.shape, weight.type
         self.graph.insert_after(dequantizer, [view])
-        for reader in readers:
-            reader.replace_input_with(1, view.outputs[0])
+        for reader, index in readers:
+            reader.replace_input_with(index, view.outputs[0])
 
     # --- making ------------------------------------------------------------------------------------------------------
 
@@ -260,6 +279,22 @@ class _Fitting:
             free = f"{stem}_{number}"
         self.taken.add(free)
         return free
+
+
+def _meets_more_than_8_bits(node: ir.Node, index: int) -> bool:
+    """Whether a weight, or what moves make of it, is multiplied with floats, or with what had 16 bits."""
+    if _is_move(node):
+        return index == 0 and any(_meets_more_than_8_bits(use.node, use.idx) for use in node.outputs[0].uses())
+    if index != 1 or node.op_type not in ("MatMul", "Gemm") or node.domain:
+        return False
+    value = node.inputs[0]
+    producer = value.producer() if value is not None else None
+    while producer is not None and _is_move(producer):
+        value = producer.inputs[0]
+        producer = value.producer() if value is not None else None
+    if producer is None or producer.op_type != "DequantizeLinear" or producer.inputs[0] is None:
+        return True
+    return producer.inputs[0].dtype in _SIXTEEN_BITS
 
 
 def _is_move(node: ir.Node) -> bool:

@@ -1,4 +1,4 @@
-"""Einsum of two operands as transpositions, reshapes and one MatMul."""
+"""Einsum as products of two operands, and each of those as transpositions, reshapes and one MatMul."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ _ELLIPSIS = "αβγδεζηθ"
 Sizes = Mapping[str, int | None]
 
 
+def split_einsums(model: ir.Model) -> bool:
+    """Write every Einsum of more operands as several of two, in place; says if there was one."""
+    several = [n for n in model.graph if n.op_type == "Einsum" and not n.domain and len(n.inputs) > 2]
+    for node in several:
+        _split(model.graph, node)
+    return bool(several)
+
+
 def expand_einsums(model: ir.Model) -> bool:
     """Write every Einsum of two operands that is a matrix product as MatMul, in place; says if there was one."""
     changed = False
@@ -24,6 +32,27 @@ def expand_einsums(model: ir.Model) -> bool:
         if node.op_type == "Einsum" and not node.domain and len(node.inputs) == 2:
             changed |= _expand(model.graph, node)
     return changed
+
+
+def _split(graph: ir.Graph, node: ir.Node) -> None:
+    """Multiply one operand after the other, the data first, each with what shares an axis with the product so far."""
+    equation = str(attribute(node, "equation", "")).replace(" ", "").replace("...", ".")
+    terms, arrow, result = equation.partition("->")
+    values = [value for value in node.inputs if value is not None]
+    if not arrow or len(terms.split(",")) != len(values):
+        return
+    waiting = list(zip(terms.split(","), values, strict=True))
+    first = next((index for index, (_, value) in enumerate(waiting) if not is_weight(value)), 0)
+    letters, product = waiting.pop(first)
+    rewrite = Rewrite(graph, node)
+    while waiting:
+        index = next((i for i, (term, _) in enumerate(waiting) if set(term) & set(letters)), 0)
+        term, value = waiting.pop(index)
+        needed = {*result, *(letter for other, _ in waiting for letter in other)}
+        joined = result if not waiting else "".join(c for c in dict.fromkeys(letters + term) if c in needed)
+        step = f"{letters},{term}->{joined}".replace(".", "...")
+        letters, product = joined, rewrite.op("Einsum", product, value, equation=step)
+    rewrite.finish(product)
 
 
 @dataclass(frozen=True)

@@ -169,9 +169,9 @@ def _embed_layer_norm(rewrite: Rewrite, node: ir.Node) -> list[ir.Value] | None:
     epsilon = float(attribute(node, "epsilon", 1e-12))
     result = rewrite.op("LayerNormalization", total, scale, shift, axis=-1, epsilon=epsilon)
     axes = rewrite.constant([1], "axes", np.int64)
-    if mask is not None:
-        return [result, rewrite.op("ReduceSum", mask, axes, keepdims=0), total]
-    return [result] if not (node.outputs[1:] and node.outputs[1].uses()) else None
+    if mask is None:  # then the kernel writes zeros
+        mask = rewrite.op("Mul", ids, rewrite.constant(0, "none", np.int32))
+    return [result, rewrite.op("ReduceSum", mask, axes, keepdims=0), total]
 
 
 # --- activations ----------------------------------------------------------------------------------------------------

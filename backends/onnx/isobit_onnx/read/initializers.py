@@ -12,6 +12,9 @@ PROTOBUF_LIMIT = 1_800_000_000
 #: Bytes of weights, as float32, from which memory matters more than the seconds that another session takes.
 LARGE_WEIGHTS = 256 << 20
 
+#: Bytes. Smaller constants are settings of operations, which inference of shapes looks at.
+SMALL_TENSOR = 1024
+
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers."""

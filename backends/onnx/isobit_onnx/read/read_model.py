@@ -19,24 +19,28 @@ from onnxscript import optimizer
 
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
+from isobit_onnx.read.all_axes import name_all_axes
 from isobit_onnx.read.branches import Conditions, lift_weights, take_branches
 from isobit_onnx.read.checks.channels import check_channels
 from isobit_onnx.read.checks.declared import check_inputs, forget_impossible_sizes
 from isobit_onnx.read.checks.tensors import check_tensors
 from isobit_onnx.read.checks.valid import check_valid
 from isobit_onnx.read.constant_expressions import FOLD_LIMIT, VIEWS, fold_expressions
-from isobit_onnx.read.einsum import expand_einsums
+from isobit_onnx.read.constant_outputs import hand_on_constants
+from isobit_onnx.read.einsum import expand_einsums, split_einsums
 from isobit_onnx.read.error_text import first_line
 from isobit_onnx.read.fused_ops import expand_fused
 from isobit_onnx.read.inference.map_types import from_proto, load_file
 from isobit_onnx.read.inference.shape_inference import run_shape_inference
-from isobit_onnx.read.initializers import describe
+from isobit_onnx.read.initializers import SMALL_TENSOR, describe
 from isobit_onnx.read.join_weights import join_weights, joins_weights
 from isobit_onnx.read.linear_forms import unify_products
 from isobit_onnx.read.opset import OLDEST_OPSET, raise_opset
 from isobit_onnx.read.pooling import count_windows
 from isobit_onnx.read.split_directions import split_directions
 from isobit_onnx.read.transposes.cancel_transposes import cancel_transposes
+from isobit_onnx.read.unroll_loops import unroll_loops
+from isobit_onnx.read.wide_floats import widen_floats
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 
@@ -44,7 +48,6 @@ _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLi
 _PASS_LOGGERS = ("onnx_ir", "onnxscript")
 
 #: Types whose protobufs hold the bytes of a NumPy array.
-_SMALL = 1024  # bytes of a tensor in a file of its own that is taken into the model
 _PLAIN = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.INT32})
 
 
@@ -121,10 +124,11 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
     hold_weights(model)
     forget_impossible_sizes(model)
     declared = [None if value.shape is None else value.shape.copy() for value in model.graph.outputs]
-    with quiet_loggers(*_PASS_LOGGERS):
+    with quiet_loggers(*_PASS_LOGGERS), np.errstate(all="ignore"):  # masks are logarithms of zero
         _run(passes.RemoveInitializersFromInputsPass(), model)
         _run(passes.InlinePass(), model)
         _run(passes.TopologicalSortPass(), model)
+        widen_floats(model)
         run_shape_inference(model)
         raise_opset(model, where)
         run_shape_inference(model)
@@ -132,8 +136,12 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         check_channels(model, where)
         take_branches(model, conditions, infer_shapes)
+        while unroll_loops(model):
+            infer_shapes(model)
+            take_branches(model, conditions, infer_shapes)
         lift_weights(model)
         expand_fused(model, infer_shapes)
+        name_all_axes(model)
         split_directions(model)
         fold_views(model)  # before constant folding, which would give the results new names
         fold_expressions(model)
@@ -143,12 +151,15 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
         )
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
         join_weights(model)
+        if split_einsums(model):
+            infer_shapes(model)
         if expand_einsums(model):
             infer_shapes(model)
         unify_products(model)
         remove_no_ops(model)
         _run(passes.RemoveUnusedNodesPass(), model)
         cancel_transposes(model)
+        hand_on_constants(model)
         _name_everything(model)
         _run(passes.TopologicalSortPass(), model)
     return infer_shapes(model)
@@ -159,7 +170,7 @@ def hold_weights(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         tensor = value.const_value
         # Small ones are settings of operations: shape inference looks at them, and only in the model itself.
-        is_small = isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= _SMALL
+        is_small = isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL_TENSOR
         if (is_small or isinstance(tensor, ir.TensorProtoTensor)) and tensor is not None and tensor.dtype in _PLAIN:
             value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
 

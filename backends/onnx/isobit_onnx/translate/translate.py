@@ -12,6 +12,7 @@ from isobit.canonical import canonicalize
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node, Shape, TensorInfo, Use, WeightInfo
 from isobit.graph.ops import BODIES
+from isobit_onnx.read import wide_floats
 from isobit_onnx.read.branches import METADATA, depends_on_signal
 
 
@@ -40,6 +41,9 @@ class _Translator:
         graph = self.model.graph
         if METADATA in self.model.metadata_props:
             self.notes.append(self.model.metadata_props[METADATA])
+        if wide_floats.METADATA in self.model.metadata_props:
+            types = self.model.metadata_props[wide_floats.METADATA]
+            self.notes.append(f"the layers are {types} in the model as given: they are computed in float32")
         for value in graph.inputs:
             self._tensor(_name(value), value)
         for value in graph.initializers.values():
@@ -80,10 +84,7 @@ class _Translator:
             inputs += [self.names[value] for value in self._captured(node)]
             self.notes.append(f"{op} {name!r}: {_why_in_float(node)}")
         if node.domain.startswith("com.microsoft"):
-            self.notes.append(
-                f"{op} {name!r} stays in float: an optimiser has fused it, and isobit does not take it apart; "
-                "save the model without graph optimisation, or with a lower level"
-            )
+            self.notes.append(f"{op} {name!r} {_why_foreign(node)}")
         outputs = []
         for index, value in enumerate(node.outputs):
             if value.name and (value.uses() or value.is_graph_output() or index == 0):
@@ -112,10 +113,20 @@ def _why_in_float(node: ir.Node) -> str:
     text = "the operations inside its bodies stay in float"
     condition = node.inputs[0] if node.op_type == "If" else None
     if condition is None:
-        return text
+        return f"{text}: only a small number of passes that constants decide is taken apart"
     if depends_on_signal(condition):
         return f"{text}, because the values of the data choose between them"
     return f"{text}, because no example decides between them: pass example_inputs, one batch of the model's inputs"
+
+
+def _why_foreign(node: ir.Node) -> str:
+    constants = [value for value in node.inputs if value is not None and value.const_value is not None]
+    if any(value.dtype in _STORED and value.shape is not None and len(value.shape) > 1 for value in constants):
+        return "stays as it is: its weight is integers already"
+    return (
+        "stays in float: an optimiser has fused it, and isobit does not take it apart; save the model without graph "
+        "optimisation, or with a lower level"
+    )
 
 
 def _graphs(attribute: Any) -> list[ir.Graph]:
@@ -165,6 +176,9 @@ def _attribute(attribute: Any) -> Any:
         return value.numpy()
     return tuple(value) if isinstance(value, list) else value
 
+
+#: Types that weights of quantized layers are stored in.
+_STORED = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4})
 
 #: Ops that pass the numbers of input 0 on.
 _VIEWS = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout", "Cast"})

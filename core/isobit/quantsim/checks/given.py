@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
-from isobit.backend.optional import RunsGiven
+from isobit.backend.optional import RunsGiven, SaysGivenTypes
 from isobit.data import Batch
 from isobit.errors import IsobitError, ModelError
-from isobit.graph.graph import Graph
 from isobit.graph.sites import Tensor
 from isobit.quantsim.checks.quality import Outputs, decibels
 from isobit.quantsim.checks.whole_tensor import WholeTensor
@@ -34,7 +34,8 @@ def check_given(model: CheckedModel, batch: Batch, outputs: Outputs) -> str:
         return ""
     try:
         given = model.inner.run_given(batch)
-        different = _first_different(given, outputs, model.graph)
+        types = _types(model)
+        different = _first_different(given, outputs, types)
         if different is None:
             return ""
         again = model.inner.run_given(batch)
@@ -52,10 +53,16 @@ def check_given(model: CheckedModel, batch: Batch, outputs: Outputs) -> str:
     )
 
 
-def _first_different(given: Outputs, opened: Outputs, graph: Graph) -> tuple[str, str] | None:
-    """The first output that differs, and how; None where all agree."""
+def _types(model: CheckedModel) -> set[str]:
+    """The types of all that the opened model computes, and the given one."""
+    graph = model.graph
     types = {info.dtype for info in graph.tensors.values()} | {info.dtype for info in graph.weights.values()}
-    half = not types.isdisjoint(("float16", "bfloat16"))
+    return types.union(model.inner.given_types if isinstance(model.inner, SaysGivenTypes) else ())
+
+
+def _first_different(given: Outputs, opened: Outputs, types: Collection[str]) -> tuple[str, str] | None:
+    """The first output that differs, and how; None where all agree."""
+    half = not set(types).isdisjoint(("float16", "bfloat16"))
     for name, values in given.items():
         if name in opened:
             what = _difference(values, opened[name], _LEAST_OF_HALF if half else _LEAST_DECIBELS)

@@ -12,6 +12,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from isobit_onnx.read.inference.sparse_initializers import make_dense
+
 _ASIDE = "isobit.type"
 
 
@@ -24,6 +26,7 @@ def load_file(path: Path) -> ir.Model:
 
 def from_proto(proto: onnx.ModelProto) -> ir.Model:
     """A model of a protobuf, which is changed. Raises what onnx-ir raises."""
+    make_dense(proto)
     aside = _set_map_types_aside(proto)
     model = ir.from_proto(proto)
     for value in model.graph.outputs:

@@ -1,0 +1,24 @@
+"""Outputs that are constants (anchors, class numbers, positions): handed on by a node, as every other output is."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def hand_on_constants(model: ir.Model) -> None:
+    """Put an Identity between each constant and the output of the model that it is, in place."""
+    graph = model.graph
+    for index, output in enumerate(graph.outputs):
+        if not output.is_initializer() or output.is_graph_input():
+            continue
+        name = output.name or ""
+        free, number = f"{name}.constant", 0
+        while free in graph.initializers:
+            number += 1
+            free = f"{name}.constant{number}"
+        node = ir.Node("", "Identity", [output], name=f"{name}/Identity")
+        graph.outputs[index] = result = node.outputs[0]
+        result.shape, result.type = output.shape, output.type
+        output.name = free
+        result.name = name
+        graph.append(node)
