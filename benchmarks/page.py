@@ -1,12 +1,13 @@
-"""docs/benchmarks.md from the JSON of `run.py` and `peers.py`.
+"""docs/benchmarks.md from the JSON of `run.py`, `peers.py` and `peers_table.py`.
 
-python benchmarks/page.py run-onnx.json run-torch.json --peers peers.json
+python benchmarks/page.py run-onnx.json run-torch.json --peers peers.json --table table.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,45 @@ def peer_lines(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield from network_lines(result)
 
 
+def trained_lines(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Trained networks by isobit and by other tools."""
+    yield "## Trained networks"
+    yield ""
+    yield (
+        "One ONNX file and the same data for all; `python benchmarks/peers_table.py`. *Task* is the score in percent "
+        "(`docs/zoo.md` says of what), *dB* the logits' on data that nobody calibrated on, from which a last Softmax "
+        "or Sigmoid is undone, and beside it that of the outputs as they are; *passes* are CPU seconds over those of "
+        "one float pass over the calibration data, *MB* the peak above that of a process that runs the float model, "
+        "the tool's own code included, *time* that of the file over the float file, in turns. All files run with "
+        "`session.x64quantprecision=1`: without it sums of integers saturate on processors that have no VNNI, and no "
+        "tool's decibels are those of its model. A dash was not measured."
+    )
+    for report in reports:
+        for result in report["results"]:
+            yield ""
+            yield f"### {result['network']}"
+            yield ""
+            yield f"{result['task'][:1].upper()}{result['task'][1:]}; {report['date']}, {report['machine']}."
+            yield ""
+            failed, rows = [], []
+            for tool, row in result["rows"].items():
+                if "error" in row:
+                    failed.append(f"{tool} has no file that runs: `{row['error'].splitlines()[0][:120]}`")
+                    continue
+                rows.append([tool, *(_number(row.get(key), digits) for key, digits in _FIGURES)])
+            yield from table(["tool", "task", "dB", "dB, outputs", "passes", "MB", "time"], rows)
+            for line in failed:
+                yield ""
+                yield line
+
+
+_FIGURES = (("figure", 1), ("decibels", 1), ("output_decibels", 1), ("passes", 0), ("memory_mb", 0), ("time", 2))
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
 def network_lines(result: dict[str, Any]) -> Iterator[str]:
     """The two tables of one network: each tool, and isobit's schemes against those of peers."""
     yield ""
@@ -119,13 +159,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="*", type=Path, help="JSON of run.py")
     parser.add_argument("--peers", nargs="*", type=Path, default=[], help="JSON of peers.py")
+    parser.add_argument("--table", nargs="*", type=Path, default=[], help="JSON of peers_table.py")
     parser.add_argument("--out", type=Path, default=PAGE)
     arguments = parser.parse_args()
-    lines = ["# Benchmarks", "", "<!-- Written by benchmarks/page.py from the JSON of run.py and peers.py. -->", ""]
+    lines = [
+        "# Benchmarks",
+        "",
+        "<!-- Written by benchmarks/page.py from the JSON of run.py, peers.py and peers_table.py. -->",
+        "",
+    ]
     if arguments.run:
         lines += [*own_lines([json.loads(path.read_text()) for path in arguments.run]), ""]
     if arguments.peers:
-        lines += peer_lines([json.loads(path.read_text()) for path in arguments.peers])
+        lines += [*peer_lines([json.loads(path.read_text()) for path in arguments.peers]), ""]
+    if arguments.table:
+        lines += trained_lines([json.loads(path.read_text()) for path in arguments.table])
     arguments.out.write_text("\n".join(lines) + "\n")
 
 

@@ -15,6 +15,7 @@ from isobit.techniques import AdaRound, FoldBatchNorms
 from isobit.techniques.rounding import Grid, Objective, coordinate_descent
 from isobit.techniques.rounding.behind_activation.activated_error import ActivatedError
 from isobit.techniques.rounding.behind_activation.activation import Activation, activation_behind
+from isobit.techniques.rounding.curvature import Curvature
 from isobit.testing.networks import Network, NetworkBuilder
 
 FUNCTIONS = {
@@ -65,7 +66,7 @@ def test_descent_against_every_combination(name: str, two_models: bool) -> None:
         grid = Grid(np.ascontiguousarray(scale), np.zeros(weight.shape), -4, 3)
         hessian, cross = (np.einsum("ngi,ngj->gij", x, other) / len(x) for other in (x, r))
         linear = np.einsum("goj,gij->goi", weight.astype(np.float64), cross)
-        quadratic = Objective(hessian, linear, np.zeros((2, 3)))
+        quadratic = Objective(Curvature(hessian), linear, np.zeros((2, 3)))
         start = coordinate_descent(quadratic, grid, grid.nearest(weight))
         improved = error.descend(grid, start)
         assert np.all(error.error(grid.values(improved)) <= error.error(grid.values(start)) * (1 + 1e-9))

@@ -304,6 +304,30 @@ def test_what_cannot_be_folded_becomes_a_scale_and_a_shift(case: str) -> None:
     assert report.changed[0].startswith(f"bn became a scale and a shift: {why}")
 
 
+@pytest.mark.parametrize("between", ["Relu", "LeakyRelu", "MaxPool", "Sigmoid", "read twice", "negative"])
+def test_a_positive_scale_goes_through_what_lets_it_pass(between: str) -> None:
+    """Behind a Relu, with padding behind it: the layer before carries the scale, and one addition is left."""
+    sketch = Sketch()
+    x = sketch.input("x", *IMAGE)
+    op = between if between[0].isupper() else "Relu"
+    attributes = {"kernel_shape": (3, 3), "strides": (1, 1), "pads": (1,) * 4} if op == "MaxPool" else {}
+    act = sketch.node(op, layer(sketch, x, "first"), name="act", shape=IMAGE, **attributes)
+    scale = np.array([0.5, 2, 3, -1 if between == "negative" else 1], np.float32)
+    rest = [np.full(4, value, np.float32) for value in (0.3, -0.2, 1.5)]
+    operands = [sketch.weight(f"bn.{index}", value) for index, value in enumerate((scale, *rest))]
+    bn = sketch.node("BatchNormalization", act, *operands, name="bn", shape=IMAGE, epsilon=1e-5)
+    last = layer(sketch, bn, "last", pad=1)
+    if between == "read twice":
+        last = sketch.node("Add", last, act, name="sum", shape=IMAGE)
+    folded, report = fold(sketch, last)
+    passes = between in ("Relu", "LeakyRelu", "MaxPool")
+    assert ("Mul" in ops(folded.graph)) == (not passes)
+    assert report.changed[0].startswith(
+        "bn became a shift, its scale went into first" if passes else "bn became a scale and a shift"
+    )
+    assert set(report.rescaled) == ({"first.w"} if passes else set())
+
+
 def test_a_batch_norm_of_computed_statistics_is_left() -> None:
     sketch = Sketch()
     y = layer(sketch, sketch.input("x", *IMAGE), "conv")

@@ -11,9 +11,9 @@ from technique_networks import chain, simulator
 from isobit.backend import CheckedModel
 from isobit.calibration import MinMaxRange
 from isobit.data import Batch, Dataset
-from isobit.graph import Tensor
+from isobit.graph import Tensor, TensorInfo
 from isobit.quantsim.checks.quality import Outputs, sample_decibels
-from isobit.quantsim.judging.judge import Judge, is_better, mean
+from isobit.quantsim.judging.judge import Judge, _flattened, is_better, mean
 from isobit.quantsim.judging.judge_steps import _first
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step
@@ -87,6 +87,34 @@ def test_logits_that_something_else_reads_stay_apart() -> None:
     judged, outputs = judged_outputs(sim.backend_model, batch), sim.backend_model.run(batch)
     np.testing.assert_array_equal(judged["logits"], outputs["logits"])
     np.testing.assert_array_equal(judged["scores"], outputs["logits"])
+
+
+def ended(last: str, *further: str) -> Network:
+    """Scores that are turned on their way out; `further` reads them too."""
+    b = NetworkBuilder("classifier", 0)
+    x = b.op("Relu", "relu", b.conv("conv", b.input("x", 3, 4, 4), 6, 3))
+    logits = b.linear("fc", b.global_pool("pool", x), 5)
+    scores = b.op(last, "last", logits, **({"axis": -1} if last == "Softmax" else {}))
+    b.output("scores", b.op("Transpose", "turn", scores, perm=(1, 0)))
+    for op in further:
+        b.output(op, b.op(op, op, scores, **({"axis": -1, "keepdims": 0} if op == "ArgMax" else {})))
+    return b.build()
+
+
+@pytest.mark.parametrize("last", ["Softmax", "Sigmoid"])
+def test_what_only_moves_the_scores_is_looked_through(last: str) -> None:
+    batch = classifier(None).batch(6)
+    logits = simulator(classifier(None)).backend_model.run(batch)["logits"]
+    np.testing.assert_array_equal(judged_outputs(simulator(ended(last)).backend_model, batch)["scores"], logits)
+
+
+@pytest.mark.parametrize(("further", "judged"), [("ArgMax", {"scores"}), ("Exp", set())])
+def test_scores_that_become_a_class_are_still_the_last(further: str, judged: set[str]) -> None:
+    """Not those that floats are computed from, as from the weights of an attention."""
+    graph = ended("Softmax", further).graph
+    if further == "ArgMax":
+        graph = replace(graph, tensors={**graph.tensors, further: TensorInfo(("batch",), "int64")})
+    assert set(_flattened(graph)) == judged
 
 
 def test_a_model_that_is_the_float_model_is_perfect() -> None:

@@ -15,6 +15,7 @@ from isobit.techniques.rounding.chunks import solve_in_chunks
 from isobit.techniques.rounding.damping import DAMPINGS
 from isobit.techniques.rounding.layers import Layer
 from isobit.techniques.rounding.objective import Objective
+from isobit.techniques.rounding.output_error import SeenInput
 from isobit.techniques.rounding.problem import Problem
 
 SPECS = ["int4 per-tensor", "int4 per-channel", "uint4 per-channel", "int4 block=8", "int4 lpbq=8"]
@@ -62,7 +63,7 @@ def test_rows_and_second_moments_say_the_same(patches: Patches) -> None:
     """All figures of the error from the rows are those of the Gram."""
     weight, rows = case(patches)
     matrix, other = patches.matrix(weight), patches.matrix(np.round(weight * 2) / 2)
-    large = output_error.output_error(layer_of(patches), matrix, [(rows, None)], 0.01, centered=True)
+    large = output_error.output_error(layer_of(patches), matrix, SeenInput([(rows, None)], centered=True), 0.01)
     assert isinstance(large, row_objective.RowObjective)
     exact = Objective.of(matrix, Gram.of(rows).centered(), 0.01)
     np.testing.assert_allclose(large.error(other), exact.error(other), rtol=1e-5)
@@ -76,7 +77,7 @@ def test_parts_state_the_error_while_the_others_are_held() -> None:
     """What a part says a change brings is what the whole says, with earlier parts as they were left."""
     weight, rows = case(PATCHES[0])
     matrix = PATCHES[0].matrix(weight)
-    whole = output_error.output_error(layer_of(PATCHES[0]), matrix, [(rows, None)], 0.01, centered=False)
+    whole = output_error.output_error(layer_of(PATCHES[0]), matrix, SeenInput([(rows, None)], centered=False), 0.01)
     values = np.round(matrix.astype(np.float64))
     for part, within in whole.parts(values):
         before, error = values[..., part].copy(), whole.error(values)
@@ -96,7 +97,7 @@ def test_large_layers_are_solved_nearly_as_well(spec: str) -> None:
     reached = []
     for technique in (SequentialMse(), GPTQ(), AdaRound()):
         shares = []
-        for error in (exact, output_error.output_error(layer, matrix, [(rows, None)], 0.01, centered=True)):
+        for error in (exact, output_error.output_error(layer, matrix, SeenInput([(rows, None)], centered=True), 0.01)):
             integers, encoding = technique._solve(Problem(layer, weight, error))
             rounded = patches.matrix(encoding.dequantize(integers.reshape(weight.shape)))
             shares.append(Problem(layer, weight, exact).share(rounded))
@@ -112,7 +113,9 @@ def test_chunks_of_outputs_are_solved_alike(spec: str, monkeypatch: pytest.Monke
     weight, rows = case(patches)
     layer = layer_of(patches, spec)
     problem = Problem(
-        layer, weight, output_error.output_error(layer, patches.matrix(weight), [(rows, None)], centered=True)
+        layer,
+        weight,
+        output_error.output_error(layer, patches.matrix(weight), SeenInput([(rows, None)], centered=True)),
     )
     expected_integers, expected = solve_in_chunks(problem, AdaRound()._solve)
     monkeypatch.setattr(chunks, "WEIGHTS", 3 * 96)
@@ -132,7 +135,9 @@ def test_damping_is_found_where_data_is_little() -> None:
     for count in (96, 8000):
         rows = rows_of(patches, rng.standard_normal((count, 64)) @ mix)
         for damping in (None, DAMPINGS[0]):
-            found = output_error.output_error(layer, patches.matrix(weight), [(rows, None)], damping, centered=False)
+            found = output_error.output_error(
+                layer, patches.matrix(weight), SeenInput([(rows, None)], centered=False), damping
+            )
             integers, encoding = AdaRound()._solve(Problem(layer, weight, found))
             rounded = encoding.dequantize(integers.reshape(weight.shape))
             errors[count, damping] = np.square(new @ (rounded - weight).T).mean()
@@ -149,7 +154,9 @@ def test_what_few_rows_cannot_teach_is_not_learnt() -> None:
     weight = rng.standard_normal((6, 40)).astype(np.float32)
     r = rng.standard_normal((60, 40))
     seen = rows_of(patches, r + 0.3 * rng.standard_normal(r.shape)), rows_of(patches, r)
-    objective = output_error.output_error(layer_of(patches), patches.matrix(weight), [seen], 0.01, centered=False)
+    objective = output_error.output_error(
+        layer_of(patches), patches.matrix(weight), SeenInput([seen], centered=False), 0.01
+    )
     fitted = Objective.of(patches.matrix(weight), Gram.of(*seen), 0.01).target()
     new = rng.standard_normal((4000, 40))
     x = new + 0.3 * rng.standard_normal(new.shape)
@@ -169,7 +176,9 @@ def test_what_rows_do_teach_is_made_up_for() -> None:
     r = rng.standard_normal((400, 24))
     x = r * rng.uniform(0.8, 1.2, 24)
     seen = rows_of(patches, x), rows_of(patches, r)
-    objective = output_error.output_error(layer_of(patches), patches.matrix(weight), [seen], 0.01, centered=False)
+    objective = output_error.output_error(
+        layer_of(patches), patches.matrix(weight), SeenInput([seen], centered=False), 0.01
+    )
     left = np.square(x @ objective.target()[0].T - r @ weight.T).mean()
     assert left < 0.01 * np.square(x @ weight.T - r @ weight.T).mean()
     np.testing.assert_allclose(objective.error(objective.target()).mean(), left, rtol=0.05)
@@ -182,5 +191,5 @@ def test_one_sample_teaches_nothing() -> None:
     r = rng.standard_normal((1, 2, 8, 8))
     seen = rows_of(patches, 0.5 * r), rows_of(patches, r)
     matrix = patches.matrix(weight)
-    objective = output_error.output_error(layer_of(patches), matrix, [seen], 0.01, centered=True)
+    objective = output_error.output_error(layer_of(patches), matrix, SeenInput([seen], centered=True), 0.01)
     np.testing.assert_array_equal(objective.target(), matrix)

@@ -64,7 +64,9 @@ def test_an_objective_toward_another_weight_counts_what_no_weight_can_avoid(colu
     other = np.round(patches.matrix(weight) * 2) / 2
     step = other - target
     expected = ((step @ objective.hessian) * step).sum(axis=-1) + least
-    np.testing.assert_allclose(objective.toward(target, least).error(other), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        Objective.toward(target, least, objective.shape, objective.damping).error(other), expected, rtol=1e-4
+    )
 
 
 def test_the_search_of_ranges_goes_row_by_row():

@@ -13,7 +13,7 @@ from isobit.graph import Weight
 from isobit.placement import Placement, QuantConfig
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
-from isobit.statistics import Patches
+from isobit.statistics import Patches, Rows
 from isobit.techniques import GPTQ, AdaRound, FoldBatchNorms, SequentialMse
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.rounding.layers import Layer, find_layers
@@ -109,13 +109,15 @@ def test_rows_of_one_layer_are_bounded_in_bytes():
 
 
 def test_layers_of_one_input_share_a_pass():
-    """Queries, keys and values: rounding one of them does not change what the others read."""
+    """Queries, keys and values: rounding one of them does not change what the others read, and rows are kept once."""
 
     class Counting(NumpyModel):
         passes = 0
+        rows = 0
 
         def observe(self, data, requests):
             Counting.passes += 1
+            Counting.rows += sum(isinstance(request.observer, Rows) for request in requests)
             super().observe(data, requests)
 
     b = NetworkBuilder("three", 0)
@@ -127,7 +129,11 @@ def test_layers_of_one_input_share_a_pass():
         Counting(network.graph, network.weights), registry().target("default"), QuantConfig("int4", None, {}, ())
     )
     sim.apply(AdaRound(sequential=True), data=correlated(64))
-    assert Counting.passes == 2
+    assert (Counting.passes, Counting.rows) == (2, 2)
+    sim.apply(
+        AdaRound(damping=0.1, memory=4096), data=correlated(64)
+    )  # for 64 rows of 12, not for as many as would be kept
+    assert (Counting.passes, Counting.rows) == (4, 3)
 
 
 def test_batch_size_does_not_matter():
@@ -153,9 +159,11 @@ def test_passes_are_counted():
 
     class Counting(NumpyModel):
         passes = 0
+        rows = 0
 
         def observe(self, data, requests):
             Counting.passes += 1
+            Counting.rows += sum(isinstance(request.observer, Rows) for request in requests)
             super().observe(data, requests)
 
     network = mlp()

@@ -160,6 +160,15 @@ class TechniqueContext:
             [seen.reducer for seen in float_seen], reducers[QUANTIZED], reducers[WEIGHTS_QUANTIZED], self._statistics
         )
 
+    def observe_ranges(self, *, further_passes: int) -> Statistics:
+        """The ranges of the float model: at most one pass, which the data must serve and `further_passes` behind it."""
+        self._statistics.set_ranges(blank_statistics(self.plan, SAMPLE_LIMIT))
+        ranges = self._statistics.ranges()
+        if _unfinished(ranges):
+            self.require_passes(1 + further_passes)
+            self._pass(self.model, [seen for seen in ranges if not seen.complete])
+        return self._statistics
+
     def can_observe(self, requests: Requests) -> bool:
         """Whether there is data, or everything of the float model that is asked for is there already."""
         seen = [self._statistics.further.get(observed(FLOAT, request)) for request in requests.float]

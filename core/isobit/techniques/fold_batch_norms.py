@@ -34,12 +34,18 @@ _BATCH_NORM = "BatchNormalization"
 _CONSTANTS = frozenset({"Mul", "Div", "Add", "Sub"})
 _VIEWS = frozenset({"Reshape", "Transpose"})
 
+#: What a positive factor of a channel passes through.
+_HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"})
+
 Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class FoldBatchNorms:
     """Fold each batch norm into the layer before it, else into the one after it; what is left becomes scale and shift.
+
+    Where only Relu, LeakyRelu, PRelu or pooling stand between a layer and the batch norm behind it, a scale that is
+    positive goes through them into the layer, and the shift alone is left: one operation and one rounding fewer.
 
     Multiplications and additions of per-channel constants behind a layer, which exporters leave in place of batch
     norms, are folded too, and so is what stands behind a Reshape or a Transpose of a layer that keeps its channels
@@ -65,7 +71,10 @@ class FoldBatchNorms:
                 elif node.op == _BATCH_NORM:
                     left[node.name] = message
         for name in list(left) if self.scale_and_shift else ():
-            if _to_scale_and_shift(draft, draft.graph.node(name)):
+            carrier = _scale_through(draft, draft.graph.node(name), outputs, rescaled)
+            if carrier:
+                changed.append(f"{name} became a shift, its scale went into {carrier}: {left.pop(name)}")
+            elif _to_scale_and_shift(draft, draft.graph.node(name)):
                 changed.append(f"{name} became a scale and a shift: {left.pop(name)}")
         if draft.edits:
             model.edit(draft)
@@ -252,6 +261,49 @@ def _fold_forward(draft: Draft, node: Node, layer: Node) -> str:
     set_bias(draft, layer, new_bias)
     draft.apply(Replace(node.name))
     return ""
+
+
+def _scale_through(
+    draft: Draft, node: Node, outputs: dict[str, NormalPerChannel], rescaled: dict[str, Vector | None]
+) -> str:
+    """Leave the shift of a batch norm alone where its scale can go into a layer: its name, or an empty text."""
+    graph, rank = draft.graph, draft.graph.tensors[node.outputs[0]].rank
+    layer, affine = _layer_behind_kinks(graph, node), _affine(draft, node, 0, rank or 0, 1)
+    weight = None if layer is None else layer.input(1)
+    if layer is None or affine is None or rank is None or weight is None or not np.all(affine.scale > 0):
+        return ""
+    values = draft.value(weight)
+    if affine.scale.shape != (values.shape[0],):
+        return ""
+    offset = affine(np.zeros_like(affine.scale))
+    new_weight = np.asarray(values * by_output(values, affine.scale), np.float32)
+    new_bias = bias_of(draft, layer, values.shape[0]) * affine.scale
+    if not all(np.all(np.isfinite(array)) for array in (new_weight, new_bias, offset)):
+        return ""
+    draft.apply(SetWeights({weight: new_weight}))
+    earlier = rescaled.get(weight, np.ones_like(affine.scale))
+    rescaled[weight] = None if earlier is None else earlier * affine.scale
+    if layer.input(2) is not None:
+        set_bias(draft, layer, new_bias)
+    tensor = layer.outputs[0]
+    if tensor in outputs:
+        outputs[tensor] = outputs[tensor].moved(affine.scale.astype(np.float64), np.zeros(affine.scale.shape))
+    shift = draft.free_name(f"{node.name}.shift")
+    draft.apply(Replace(node.name, (NewNode("Add", (shift,)),), {shift: offset.reshape(-1, *(1,) * (rank - 2))}))
+    return layer.name
+
+
+def _layer_behind_kinks(graph: Graph, node: Node) -> Node | None:
+    """The layer whose channels a batch norm reads through what positive factors pass, if nothing else reads there."""
+    source = node.inputs[0] or ""
+    producer = graph.producer(source)
+    while producer is not None and producer.op in _HOMOGENEOUS and graph.sole_reader(source) is not None:
+        source = producer.inputs[0] or ""
+        producer = graph.producer(source)
+    if producer is None or producer.op not in LAYERS or graph.sole_reader(source) is None:
+        return None
+    is_carrier = not weight_obstacle(graph, producer) and not bias_obstacle(graph, producer)
+    return producer if is_carrier and channel_axis(graph, producer) == 1 else None
 
 
 def _to_scale_and_shift(draft: Draft, node: Node) -> bool:

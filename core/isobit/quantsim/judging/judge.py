@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch
 from isobit.errors import ModelError
-from isobit.graph.graph import Graph
+from isobit.graph.graph import Graph, Node
 from isobit.graph.sites import Input, Tensor
 from isobit.quantsim.checks.quality import Outputs, sample_decibels
 from isobit.statistics.observer import Request
@@ -28,6 +28,9 @@ _HOPELESS = 2.0
 
 #: What ends a network and flattens large values: behind it, a sample that is decided says nothing of the others.
 _LAST = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
+
+#: What values pass on their way out of the network, unchanged.
+_MOVES = frozenset("Reshape Flatten Squeeze Unsqueeze Transpose Slice Gather Identity Cast Dropout".split())
 
 #: The decibels of the samples of each batch.
 Ratios = list[list[float]]
@@ -120,13 +123,32 @@ def _judged_outputs(model: CheckedModel, batches: Iterable[Batch], take: Callabl
 
 
 def _flattened(graph: Graph) -> dict[str, Input]:
-    """Of the outputs that a Softmax or Sigmoid computes, and nothing else reads: what goes into it."""
-    found = {}
-    for name, tensor in graph.outputs.items():
+    """Of the outputs that a Softmax or Sigmoid computes, and nothing else is computed from: what goes into it."""
+    nodes = {name: _last(graph, tensor) for name, tensor in graph.outputs.items()}
+    return {name: Input(node.name, 0) for name, node in nodes.items() if node is not None}
+
+
+def _last(graph: Graph, tensor: str) -> Node | None:
+    """The Softmax or Sigmoid whose values leave the network as `tensor`, reshaped, turned, picked or cast on the way.
+
+    None where floats are computed from them, as from the weights of an attention; a class or a flag is no float.
+    """
+    behind: Node | None = None
+    while True:
+        readers = {use.node.name for use in graph.uses(tensor) if _computes_floats(graph, use.node)}
         node = graph.producer(tensor)
-        if node is not None and node.op in _LAST and not graph.uses(tensor) and node.inputs[0] in graph.tensors:
-            found[name] = Input(node.name, 0)
-    return found
+        if node is None or readers - ({behind.name} if behind else set()):
+            return None
+        if node.op in _LAST:
+            return node if node.inputs[0] in graph.tensors else None
+        source = node.inputs[0]
+        if node.op not in _MOVES or source is None:
+            return None
+        tensor, behind = source, node
+
+
+def _computes_floats(graph: Graph, node: Node) -> bool:
+    return any(name in graph.tensors and graph.is_float(name) for name in node.outputs if name)
 
 
 class _Kept:

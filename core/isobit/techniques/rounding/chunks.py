@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ def solve_in_chunks(problem: Problem, solve: Callable[[Problem], Solution]) -> S
     stacked = patches.groups > 1 or placement.channel_axis != 0 or problem.activated is not None
     if outputs <= at_once or one_scale or stacked:
         return solve(problem)
-    parts = [solve(problem.outputs(slice(start, start + at_once))) for start in range(0, outputs, at_once)]
+    ends = np.linspace(0, outputs, -(-outputs // at_once) + 1).astype(int)  # parts of about the same size
+    parts = [solve(problem.outputs(slice(*part))) for part in pairwise(ends)]
     integers = np.concatenate([integers for integers, _ in parts], axis=1)
     return integers, _joined([encoding for _, encoding in parts])
 

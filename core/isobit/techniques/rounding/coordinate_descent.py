@@ -9,7 +9,6 @@ from isobit.techniques.rounding.grid import Grid
 from isobit.techniques.rounding.objective import Objective, OutputError
 from isobit.threads import run_on_threads
 
-Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
 #: Outputs that one thread takes at a time; they do not depend on each other.
@@ -38,46 +37,18 @@ def _descend(objective: Objective, grid: Grid, improved: Matrix, sweeps: int) ->
     """Move the integers of one part in place, and return them."""
     from numba import get_num_threads
 
+    from isobit.techniques.rounding.kernels import descend  # compiles on first use
+
     groups, outputs, _ = improved.shape
-    residual = grid.values(improved) @ objective.hessian - objective.linear
-    partners, ties = objective.partners if sweeps else _NO_PARTNERS
+    residual = grid.values(improved) @ objective.hessian - objective.linear  # half the gradient; follows the integers
+    partners, ties = objective.shape.partners if sweeps else _NO_PARTNERS
 
-    def improve_from(start: int) -> None:
-        for index in range(start, min(start + _OUTPUTS, groups * outputs)):
-            g, o = divmod(index, outputs)
-            _one_output(
-                improved[g, o],
-                residual[g, o],
-                objective.hessian[g],
-                partners[g % len(partners)],
-                ties[g % len(ties)],
-                grid,
-                (g, o),
-                sweeps,
-            )
+    def improve_from(g: int, start: int) -> None:
+        some, shared = slice(start, start + _OUTPUTS), g % len(partners)
+        moved, slopes, scales, zeros = (values[g, some] for values in (improved, residual, grid.scale, grid.zero_point))
+        ends = float(grid.q_min), float(grid.q_max)
+        descend(moved, slopes, objective.hessian[g], partners[shared], ties[shared], scales, zeros, *ends, sweeps)
 
-    starts = [(start,) for start in range(0, groups * outputs, _OUTPUTS)]
+    starts = [(g, start) for g in range(groups) for start in range(0, outputs, _OUTPUTS)]
     run_on_threads(improve_from, starts, get_num_threads())
     return improved
-
-
-def _one_output(
-    q: Vector,
-    residual: Vector,
-    hessian: Matrix,
-    partners: NDArray[np.int32],
-    ties: Matrix,
-    grid: Grid,
-    at: tuple[int, int],
-    sweeps: int,
-) -> None:
-    """Move the integers of one output in place; `residual` is half the gradient and follows them."""
-    from isobit.techniques.rounding.kernels import move_pairs, move_singles  # compiles on first use
-
-    scale, zero_point = grid.scale[at], grid.zero_point[at]
-    curvature = np.square(scale) * np.diag(hessian)
-    move_singles(q, residual, hessian, scale, zero_point, grid.q_min, grid.q_max)
-    for _ in range(sweeps):
-        if move_pairs(q, residual, hessian, partners, ties, scale, grid.q_min, grid.q_max, curvature) == 0:
-            break
-        move_singles(q, residual, hessian, scale, zero_point, grid.q_min, grid.q_max)

@@ -30,21 +30,16 @@ def gptq(
     for part, within in objective.parts(values):
         columns = grid.part(part)
         target = within.target()
-        for g in range(len(values)):
-            arguments = columns.scale[g], columns.zero_point[g], activation_order
-            integers[g, :, part] = _one_group(target[g], within.hessian[g], columns, *arguments)
+        for g, (order, unit) in enumerate(within.shape.factors(activation_order=activation_order)):
+            integers[g, :, part] = _one_group(target[g], order, unit, columns, g)
         values[..., part] = columns.values(integers[..., part])
     return integers
 
 
-def _one_group(
-    target: Matrix, hessian: Matrix, grid: Grid, scale: Matrix, zero_point: Matrix, activation_order: bool
-) -> Matrix:
+def _one_group(target: Matrix, order: NDArray[np.intp], unit: Matrix, grid: Grid, group: int) -> Matrix:
     from isobit.techniques.rounding.kernels import feed_back  # compiles on first use
 
-    columns = len(hessian)
-    order = np.argsort(-np.diag(hessian), kind="stable") if activation_order else np.arange(columns)
-    unit = _unit_upper(hessian[np.ix_(order, order)])
+    columns, scale, zero_point = len(order), grid.scale[group], grid.zero_point[group]
     wanted, steps, zeros = (np.ascontiguousarray(values[:, order]) for values in (target, scale, zero_point))
     errors, rounded = np.empty_like(wanted), np.empty_like(wanted)
     for start in range(0, columns, BLOCK):
@@ -58,9 +53,3 @@ def _one_group(
     integers = np.empty_like(rounded)
     integers[:, order] = rounded
     return integers
-
-
-def _unit_upper(hessian: Matrix) -> Matrix:
-    """R of ``H = R D Rᵀ``, upper triangular with ones on its diagonal and D diagonal."""
-    upper = np.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
-    return np.asarray(upper / np.diag(upper))

@@ -127,6 +127,38 @@ def move_pairs(
 
 
 @numba.njit(
+    "void(float64[:,::1], float64[:,::1], float64[:,::1], int32[:,::1], float64[:,::1], float64[:,::1], "
+    "float64[:,::1], float64, float64, int64)",
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def descend(
+    integers: Matrix,
+    residuals: Matrix,
+    hessian: Matrix,
+    partners: NDArray[np.int32],
+    ties: Matrix,
+    scales: Matrix,
+    zero_points: Matrix,
+    q_min: float,
+    q_max: float,
+    sweeps: int,
+) -> None:  # pragma: no cover (compiled)
+    """Move the integers of some outputs, (outputs, columns), in place: singles to the end, then pairs and singles."""
+    curvature = np.empty(integers.shape[1])
+    for o in range(integers.shape[0]):
+        q, residual, scale, zero_point = integers[o], residuals[o], scales[o], zero_points[o]
+        for j in range(q.size):
+            curvature[j] = scale[j] * scale[j] * hessian[j, j]
+        move_singles(q, residual, hessian, scale, zero_point, q_min, q_max)
+        for _ in range(sweeps):
+            if move_pairs(q, residual, hessian, partners, ties, scale, q_min, q_max, curvature) == 0:
+                break
+            move_singles(q, residual, hessian, scale, zero_point, q_min, q_max)
+
+
+@numba.njit(
     "int64[::1](float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], float64[:,::1], "
     "float64, float64, float64)",
     fastmath={"reassoc", "contract", "nsz"},

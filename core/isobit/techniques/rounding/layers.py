@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 
 from isobit.errors import ModelError
 from isobit.graph.graph import Graph, Node
 from isobit.graph.ops import WEIGHTED
+from isobit.graph.sites import Input
 from isobit.placement.plan import Placement, Plan, constant_name
 from isobit.statistics.layer_rows.patches import Patches
 from isobit.techniques.layers.weighted_layer import adapter_obstacle
@@ -15,11 +16,24 @@ from isobit.techniques.layers.weighted_layer import adapter_obstacle
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A quantized weight and the nodes that multiply their input with it; the first names the layer."""
+    """A quantized weight and the nodes that multiply their input with it; the first names the layer.
+
+    `sources` are the tensors that readers read and the groups whose grids they are rounded to: layers of one source
+    meet the same rows.
+    """
 
     weight: str
     placement: Placement
     readers: Mapping[str, Patches]
+    sources: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def rows_of(self, reader: str) -> Hashable:
+        """The same for readers, of any layer, whose weights meet the same rows."""
+        patches = self.readers[reader]
+        shape = patches.weight_shape
+        outputs = 0 if patches.kernel else len(shape) - 2
+        inner = (*shape[:outputs], 0, *shape[outputs + 1 :])
+        return self.sources.get(reader, (reader, "")), replace(patches, weight_shape=inner)
 
     @property
     def name(self) -> str:
@@ -39,11 +53,19 @@ def find_layers(graph: Graph, plan: Plan) -> tuple[list[Layer], dict[str, str]]:
     for placement in plan.of_kind("weight"):
         weight = constant_name(graph, placement.site)
         try:
-            layers.append(Layer(weight, placement, _readers(graph, placement, weight)))
+            readers = _readers(graph, placement, weight)
+            sources = {name: _source(graph, plan, name) for name in readers}
+            layers.append(Layer(weight, placement, readers, sources))
         except ModelError as reason:
             left[weight] = str(reason)
     order = {node.name: index for index, node in enumerate(graph.nodes)}
     return sorted(layers, key=lambda layer: order[layer.name]), left
+
+
+def _source(graph: Graph, plan: Plan, reader: str) -> tuple[str, str]:
+    """The tensor that a reader's weight meets, and the group whose grid it is rounded to for that reader, if any."""
+    own = plan.placements.get(Input(reader, 0))
+    return graph.node(reader).input(0) or "", own.group if own is not None and own.simulated else ""
 
 
 def _readers(graph: Graph, placement: Placement, weight: str) -> dict[str, Patches]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.statistics.layer_rows.gram import Gram
+from isobit.techniques.rounding.curvature import Curvature, ridge_of
 
 Matrix = NDArray[np.float64]
 Outputs = slice | NDArray[np.bool_]
@@ -20,10 +21,6 @@ ALL = slice(None)
 #: Errors of layers with so many weights a channel are summed in float32: their products are what takes the time, and
 #: what is multiplied is the distance from the float weight, so that nothing cancels.
 _SINGLE_FROM = 256
-
-#: Weights that a weight is paired with in a descent: those whose inputs go along with its own most. All pairs would
-#: cost the square of the weights a channel, and make hardly more of it.
-PARTNERS = 32
 
 
 class OutputError(Protocol):
@@ -70,11 +67,11 @@ class Objective:
     rows (asymmetric reconstruction; Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization",
     eq. 25), or else on x too.
 
-    `hessian` (groups, columns, columns), `linear` (groups, outputs, columns), `constant` (groups, outputs).
+    `shape` holds H, `linear` (groups, outputs, columns) b and `constant` (groups, outputs) c.
     `origin` is a weight near those that are tried, and `least` says that none has a smaller error.
     """
 
-    hessian: Matrix
+    shape: Curvature
     linear: Matrix
     constant: Matrix
     origin: Matrix | None = None
@@ -82,31 +79,38 @@ class Objective:
     damping: float = 0.0
 
     @classmethod
-    def of(cls, weight: NDArray[np.float32], gram: Gram, damping: float = 0.01) -> Objective:
+    def of(
+        cls, weight: NDArray[np.float32], gram: Gram, damping: float = 0.01, shape: Curvature | None = None
+    ) -> Objective:
         """The error of replacing `weight` (groups, outputs, columns).
 
         `damping`, times the mean of the diagonal of the second moments, weighs the distance from `weight` itself: it
-        makes a rank-deficient Gram definite, and keeps weights that the rows say nothing of.
+        makes a rank-deficient Gram definite, and keeps weights that the rows say nothing of. `shape` is the curvature
+        of the same Gram with the same damping, if another layer has it already.
         """
         w = weight.astype(np.float64)
-        hessian = gram.second / gram.count
         linear = w @ (gram.cross.transpose(0, 2, 1) / gram.count)
         power = w @ (gram.reference / gram.count) if gram.has_reference else linear
-        ridge = ridge_of(np.trace(hessian, axis1=1, axis2=2) / gram.columns, damping)[:, None]
-        diagonal = np.arange(gram.columns)
-        hessian[:, diagonal, diagonal] += ridge
-        constant = (power * w).sum(axis=-1) + ridge * np.square(w).sum(axis=-1)
-        return cls(hessian, linear + ridge[..., None] * w, constant, w, not gram.has_reference, damping)
+        held = ridge_of(gram, damping)
+        constant = (power * w).sum(axis=-1) + held * np.square(w).sum(axis=-1)
+        shape = Curvature.of(gram, damping) if shape is None else shape
+        return cls(shape, linear + held[..., None] * w, constant, w, not gram.has_reference, damping)
+
+    @property
+    def hessian(self) -> Matrix:
+        """H, (groups, columns, columns)."""
+        return self.shape.hessian
 
     def outputs(self, some: slice) -> Objective:
         """The error of these outputs alone."""
         origin = None if self.origin is None else self.origin[:, some]
         return replace(self, linear=self.linear[:, some], constant=self.constant[:, some], origin=origin)
 
-    def toward(self, target: Matrix, error: Matrix) -> Objective:
-        """The same curvature with its least error, (groups, outputs), at another weight."""
-        linear = target @ self.hessian
-        return Objective(self.hessian, linear, (linear * target).sum(axis=-1) + error, target, True, self.damping)
+    @classmethod
+    def toward(cls, target: Matrix, error: Matrix, shape: Curvature, damping: float) -> Objective:
+        """The one whose least error, (groups, outputs), is at a given weight."""
+        linear = target @ shape.hessian
+        return cls(shape, linear, (linear * target).sum(axis=-1) + error, target, True, damping)
 
     def error(self, weight: NDArray[np.floating], outputs: Outputs = ALL) -> Matrix:
         """The error of each of these output channels, (groups, outputs)."""
@@ -135,7 +139,7 @@ class Objective:
             v = weight.astype(np.float64)
             return np.asarray(((v @ self.hessian) * v).sum(axis=-1))
         single = weight.astype(np.float32)
-        return np.asarray(np.einsum("goc,goc->go", single @ self._single, single, dtype=np.float64))
+        return np.asarray(np.einsum("goc,goc->go", single @ self.shape.single, single, dtype=np.float64))
 
     def target(self) -> Matrix:
         """The real weight with the least error, (groups, outputs, columns)."""
@@ -148,44 +152,8 @@ class Objective:
         yield ALL, self
 
     @cached_property
-    def partners(self) -> tuple[NDArray[np.int32], Matrix]:
-        """For each column the `PARTNERS` others, or all, that it goes along with most, and H of the two.
-
-        Both (groups, columns, partners).
-        """
-        found = self._partners()
-        return found, np.take_along_axis(self.hessian, found.astype(np.intp), axis=2)
-
-    def _partners(self) -> NDArray[np.int32]:
-        columns = self.hessian.shape[-1]
-        if columns <= PARTNERS:
-            return np.stack([_others(columns)] * len(self.hessian))
-        found = np.empty((*self.hessian.shape[:2], PARTNERS), np.int32)
-        for hessian, into in zip(self.hessian, found, strict=True):
-            size = np.sqrt(np.diag(hessian))
-            relation = np.abs(hessian / size).astype(np.float32)  # of one row: that row's own size does not matter
-            np.fill_diagonal(relation, -1)
-            into[:] = np.sort(np.argpartition(-relation, PARTNERS, axis=1)[:, :PARTNERS], axis=1)
-        return found
-
-    @cached_property
-    def _single(self) -> NDArray[np.float32]:
-        return self.hessian.astype(np.float32)
-
-    @cached_property
     def _at_origin(self) -> tuple[Matrix, Matrix]:
         """Half the gradient at `origin`, and the error there."""
         origin = np.zeros_like(self.linear) if self.origin is None else self.origin
         slope = origin @ self.hessian - self.linear
         return slope, ((slope - self.linear) * origin).sum(axis=-1) + self.constant
-
-
-def _others(columns: int) -> NDArray[np.int32]:
-    """For each column all others, in order."""
-    every = np.broadcast_to(np.arange(columns, dtype=np.int32), (columns, columns))
-    return np.ascontiguousarray(every[~np.eye(columns, dtype=np.bool_)].reshape(columns, columns - 1))
-
-
-def ridge_of(mean_square: Matrix, damping: float) -> Matrix:
-    """What a change of a weight costs for itself; a layer that never fires is rounded to nearest."""
-    return damping * np.where(mean_square > 0, mean_square, 1.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from isobit.encodings.quant_spec import Lpbq, PerBlock
 from isobit.statistics.layer_rows.gram import Gram
 from isobit.statistics.layer_rows.rows import Rows, paired_values
+from isobit.techniques.rounding.curvature import Curvature
 from isobit.techniques.rounding.damping import DAMPINGS, trusted_damping
 from isobit.techniques.rounding.layers import Layer
 from isobit.techniques.rounding.objective import Objective, OutputError
@@ -20,39 +23,69 @@ from isobit.techniques.rounding.row_objective import RowObjective
 LARGE = 2048
 
 
+@dataclass(eq=False)
+class SeenInput:
+    """The rows that all readers of a weight saw: of the quantized model, and of the float model where told apart.
+
+    What follows from them is worked out once, for all layers of one input. `centered` where biases take up means.
+    """
+
+    seen: Sequence[tuple[Rows, Rows | None]]
+    centered: bool
+    _shapes: dict[float, Curvature] = field(default_factory=dict)
+    _damping: float | None = None
+
+    @cached_property
+    def _halves(self) -> list[list[Gram]]:
+        return [half_grams(*pair) for pair in self.seen]
+
+    @cached_property
+    def gram(self) -> Gram:
+        """The sums over the rows of all readers."""
+        pairs = zip(self._halves, self.seen, strict=True)
+        grams = [Gram.sum(halves) if halves else Gram.of(*pair) for halves, pair in pairs]
+        return Gram.sum([gram.centered() if self.centered else gram for gram in grams])
+
+    @cached_property
+    def halves(self) -> list[Gram]:
+        """The sums over samples of even and of odd number; none where a reader has no rows in one of the two."""
+        if not all(self._halves):
+            return []
+        both = zip(*self._halves, strict=True)
+        return [Gram.sum([gram.centered() if self.centered else gram for gram in half]) for half in both]
+
+    def shape(self, damping: float) -> Curvature:
+        """The curvature of the error of layers that read it."""
+        if damping not in self._shapes:
+            self._shapes[damping] = Curvature.of(self.gram, damping)
+        return self._shapes[damping]
+
+    def damping(self, layer: Layer, weight: NDArray[np.float32]) -> float:
+        """How far its rows can be trusted, by the first layer that asks."""
+        if self._damping is None:
+            self._damping = trusted_damping(layer, weight, self.halves)
+        return self._damping
+
+
 def output_error(
-    layer: Layer,
-    weight: NDArray[np.float32],
-    seen: Sequence[tuple[Rows, Rows | None]],
-    damping: float | None = None,
-    *,
-    centered: bool,
+    layer: Layer, weight: NDArray[np.float32], inputs: SeenInput, damping: float | None = None
 ) -> OutputError:
     """The error of replacing `weight` (groups, outputs, columns), over the rows of all readers of it.
 
-    `seen` are rows of the quantized model and of the float model, where they are told apart. A `damping` of None is
-    found by what rounding for one half of the data does on the other. Raises DataError as `isobit.statistics.Gram.of`.
+    A `damping` of None is found by what rounding for one half of the data does on the other. Raises DataError as
+    `isobit.statistics.Gram.of`.
     """
     if layer.patches.columns <= LARGE:
-        halves = [half_grams(*pair) for pair in seen]
-        grams = [Gram.sum(h) if h else Gram.of(*pair) for h, pair in zip(halves, seen, strict=True)]
-        total = Gram.sum([gram.centered() if centered else gram for gram in grams])
-        apart = _apart(halves, centered=centered)
-        chosen = trusted_damping(layer, weight, apart) if damping is None else damping
+        total = inputs.gram
+        chosen = inputs.damping(layer, weight) if damping is None else damping
+        shape = inputs.shape(chosen)
         if total.has_reference:
-            return reconstruction(weight, total, apart, chosen)
-        return Objective.of(weight, total, chosen)
+            return reconstruction(weight, total, inputs.halves, shape, chosen)
+        return Objective.of(weight, total, chosen, shape)
     granularity = layer.placement.spec.granularity
     blocks = 1
     if isinstance(granularity, PerBlock | Lpbq):  # a block of a convolution holds all taps of its channels
         blocks = granularity.size * int(np.prod(layer.patches.kernel, dtype=np.int64))
-    rows = [paired_values(*pair)[0] for pair in seen]
+    rows = [paired_values(*pair)[0] for pair in inputs.seen]
     chosen = DAMPINGS[-1] if damping is None else damping  # there are always few rows for so many columns
-    return RowObjective.of(weight, rows, centered=centered, damping=chosen, multiple=blocks)
-
-
-def _apart(halves: Sequence[list[Gram]], *, centered: bool) -> list[Gram]:
-    """The sums of both halves over all readers; none where a reader has no rows in one of them."""
-    if not all(halves):
-        return []
-    return [Gram.sum([half[n].centered() if centered else half[n] for half in halves]) for n in range(2)]
+    return RowObjective.of(weight, rows, centered=inputs.centered, damping=chosen, multiple=blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import groupby
 
@@ -14,15 +14,17 @@ from isobit.edits.edit import AddBias, Edit, SetWeights
 from isobit.encodings.encoding import Encoding
 from isobit.errors import DataError
 from isobit.graph.graph import Graph
-from isobit.graph.sites import Input, Site
+from isobit.graph.sites import Input, Site, Tensor
+from isobit.statistics.histogram import Histogram
 from isobit.statistics.layer_rows.rows import ROW_LIMIT, Rows
 from isobit.statistics.observer import Request
+from isobit.statistics.statistics import Statistics
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.rounding.behind_activation.activated_error import ActivatedError
 from isobit.techniques.rounding.behind_activation.activation import activation_behind
 from isobit.techniques.rounding.chunks import solve_in_chunks
 from isobit.techniques.rounding.layers import Layer, find_layers
-from isobit.techniques.rounding.output_error import LARGE, output_error
+from isobit.techniques.rounding.output_error import LARGE, SeenInput, output_error
 from isobit.techniques.rounding.problem import Problem, Solution
 from isobit.techniques.technique import TechniqueReport
 
@@ -81,22 +83,30 @@ class Procedure:
         patches = layer.patches
         return 4 * self.limit(layer) * patches.groups * patches.columns * len(layer.readers)
 
-    def groups(self, layers: Sequence[Layer]) -> list[list[Layer]]:
-        """The layers in order, cut where the memory is full."""
+    def groups(self, layers: Sequence[Layer], seen: Mapping[str, int] | None = None) -> list[list[Layer]]:
+        """The layers in order, cut where the memory is full; `seen` are the rows that the data has, by layer's name."""
         groups: list[list[Layer]] = []
-        used = 0
+        used, known = 0, set[Hashable]()
         for layer in layers:
-            cost = self.cost(layer)
-            if not groups or used + cost > self.memory:
+            limit = self.limit(layer)
+            keys = {(layer.rows_of(name), limit) for name in layer.readers}
+            each = self.cost(layer) // len(layer.readers) * min(limit, (seen or {}).get(layer.name, limit)) // limit
+            if not groups or used + each * len(keys - known) > self.memory:
                 groups.append([])
-                used = 0
+                used, known = 0, set()
             groups[-1].append(layer)
-            used += cost
+            used, known = used + each * len(keys - known), known | keys
         return groups
 
     def empty_rows(self, layers: Iterable[Layer]) -> dict[str, Rows]:
-        """Empty reducers of the inputs of each layer's readers, by reader."""
-        return {name: Rows(patches, self.limit(layer)) for layer in layers for name, patches in layer.readers.items()}
+        """Empty reducers of the inputs of each layer's readers, by reader: one for all that read the same."""
+        shared: dict[Hashable, Rows] = {}
+        rows = {}
+        for layer in layers:
+            limit = self.limit(layer)
+            for name, patches in layer.readers.items():
+                rows[name] = shared.setdefault((layer.rows_of(name), limit), Rows(patches, limit))
+        return rows
 
     def requests(self, context: TechniqueContext) -> Requests:
         """What can be observed beforehand: the ranges, and in the fast mode the rows of all layers, if they fit."""
@@ -133,6 +143,7 @@ class _Run:
     solve: Solve
     reference: dict[str, Rows] = field(default_factory=dict)
     solved: dict[str, _Solved] = field(default_factory=dict)
+    last_input: SeenInput | None = None
 
     def __post_init__(self) -> None:
         self.model = self.context.model
@@ -142,19 +153,23 @@ class _Run:
             copy = self._copy() if sweep else None
             solved: list[_Solved] = []
             for group in groups:
-                rows = self.procedure.empty_rows(group)
-                row_requests = _requests(rows, "after")
-                if copy is None:
-                    requests = Requests(ranges=True, quantized=row_requests)
-                    observed = self.context.observe(requests, keep=len(groups) == 1).quantized
-                    rows = dict(zip(rows, observed, strict=True))
-                else:
-                    self.context.observe_copy(copy, row_requests)
+                rows = self._rows(group, copy, keep=len(groups) == 1)
                 for layer in group:
                     solved.append(self._solve(layer, rows))
                     for reader in layer.readers:
                         del rows[reader]
             self.solved = {item.layer.weight: item for item in solved}
+
+    def _rows(self, group: list[Layer], copy: CheckedModel | None, *, keep: bool) -> dict[str, Rows]:
+        """What the quantized model shows of the inputs of these layers, by reader."""
+        rows = self.procedure.empty_rows(group)
+        requests = _requests(rows, "after")
+        if copy is not None:
+            self.context.observe_copy(copy, requests)
+            return rows
+        observed = self.context.observe(Requests(ranges=True, quantized=requests), keep=keep).quantized
+        seen = dict(zip(_distinct(rows), observed, strict=True))
+        return {name: seen[id(empty)] for name, empty in rows.items()}
 
     def sequential(self, groups: list[list[Layer]]) -> None:
         self.context.require_passes(2)
@@ -193,8 +208,9 @@ class _Run:
         centered = self.procedure.correct_bias and all(_can_absorb(self.model.graph, name) for name in layer.readers)
         matrix = layer.patches.matrix(weight)
         seen = {name: (rows[name], self.reference.get(name)) for name in layer.readers}
+        inputs = self._inputs_seen(list(seen.values()), centered=centered)
         try:
-            objective = output_error(layer, matrix, list(seen.values()), self.procedure.damping, centered=centered)
+            objective = output_error(layer, matrix, inputs, self.procedure.damping)
         except DataError as fault:
             raise DataError(f"input of {' and '.join(map(repr, layer.readers))}: {fault}") from fault
         activated = self._activated(layer, matrix, rows, centered, objective.damping)
@@ -217,6 +233,14 @@ class _Run:
                 "determine them all; what they leave open is rounded near the float weight (use more samples)"
             )
         return _Solved(layer, encoding, rounded, biases, note, nearest_error, error)
+
+    def _inputs_seen(self, seen: list[tuple[Rows, Rows | None]], *, centered: bool) -> SeenInput:
+        """What was seen, with all that the layer before has worked out of it if that read the same."""
+        last = self.last_input
+        same = last is not None and last.centered == centered and list(last.seen) == seen
+        if last is None or not same:
+            last = self.last_input = SeenInput(seen, centered)
+        return last
 
     def _activated(
         self, layer: Layer, matrix: NDArray[np.float32], rows: dict[str, Rows], centered: bool, damping: float
@@ -265,12 +289,26 @@ def round_weights(name: str, context: TechniqueContext, procedure: Procedure, so
         return TechniqueReport(name, left=left)
     run = _Run(name, context, procedure, solve)
     groups = procedure.groups(layers)
+    if len(groups) > 1:  # there may be fewer rows than would be kept
+        groups = procedure.groups(layers, _rows_there(layers, context.observe_ranges(further_passes=1)))
     if procedure.sequential:
         run.sequential(groups)
     else:
         run.fast(groups)
     context.model.edit(_edits(context.graph, run.solved.values()))
     return run.report(left)
+
+
+def _rows_there(layers: Iterable[Layer], ranges: Statistics) -> dict[str, int]:
+    """How many rows the data has for each layer without a kernel, where its input was seen, by the layer's name."""
+    rows = {}
+    for layer in layers:
+        tensor, _ = layer.sources[layer.name]
+        reducers = [ranges.get(site) for site in (Tensor(tensor), Input(layer.name, 0))]
+        counts = [reducer.elements for reducer in reducers if isinstance(reducer, Histogram)]
+        if counts and not layer.patches.kernel:
+            rows[layer.name] = max(1, max(counts) // layer.patches.columns)
+    return rows
 
 
 def _edits(graph: Graph, solved: Iterable[_Solved]) -> list[Edit]:
@@ -288,8 +326,16 @@ def _edits(graph: Graph, solved: Iterable[_Solved]) -> list[Edit]:
     return [*([SetWeights(values)] if values else []), *bias_edits]
 
 
-def _requests(rows: dict[str, Rows], stage: str) -> list[Request]:
-    return [Request(Input(name, 0), reducer, stage) for name, reducer in rows.items()]  # type: ignore[arg-type]
+def _requests(rows: Mapping[str, Rows], stage: str) -> list[Request]:
+    return [Request(Input(name, 0), rows[name], stage) for name in _distinct(rows).values()]  # type: ignore[arg-type]
+
+
+def _distinct(rows: Mapping[str, Rows]) -> dict[int, str]:
+    """The first reader of each of the reducers, by the reducer's identity, in order."""
+    first: dict[int, str] = {}
+    for name, reducer in rows.items():
+        first.setdefault(id(reducer), name)
+    return first
 
 
 def _can_absorb(graph: Graph, name: str) -> bool:

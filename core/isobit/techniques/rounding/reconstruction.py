@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from isobit.statistics.layer_rows.gram import Gram
 from isobit.statistics.layer_rows.rows import Rows
+from isobit.techniques.rounding.curvature import Curvature
 from isobit.techniques.rounding.objective import Objective
 
 Matrix = NDArray[np.float64]
@@ -24,7 +25,9 @@ def half_grams(rows: Rows, reference: Rows | None) -> list[Gram]:
     return [Gram.of(*pair) for pair in parts] if all(len(part) for part, _ in parts) else []
 
 
-def reconstruction(weight: NDArray[np.float32], total: Gram, halves: Sequence[Gram], damping: float) -> Objective:
+def reconstruction(
+    weight: NDArray[np.float32], total: Gram, halves: Sequence[Gram], shape: Curvature, damping: float
+) -> Objective:
     """The error of replacing `weight`, towards the float layer's output on the float model's inputs r.
 
     The weight that does so best, by least squares of w·r on the quantized model's inputs x, is fitted to few rows with
@@ -33,7 +36,6 @@ def reconstruction(weight: NDArray[np.float32], total: Gram, halves: Sequence[Gr
     does on the other; where it explains nothing there the target stays w. Source of the fit: Nagel et al. 2020, eq. 25.
     """
     w = weight.astype(np.float64)
-    own = Objective.of(weight, Gram(total.count, total.total, total.second), damping)
     best = (0.0, 0.0, 0.0)
     for ridge in _RIDGES if len(halves) > 1 else ():
         along = across = 0.0
@@ -45,9 +47,9 @@ def reconstruction(weight: NDArray[np.float32], total: Gram, halves: Sequence[Gr
         best = max(best, (share * (2 * along - share * across), share, ridge))
     gain, share, ridge = best
     if gain <= 0:
-        return own.toward(w, _error(w, w, total))
+        return Objective.toward(w, _error(w, w, total), shape, damping)
     target = w + share * _change(w, total, ridge)
-    return own.toward(target, _error(target, w, total))
+    return Objective.toward(target, _error(target, w, total), shape, damping)
 
 
 def _missing(weight: Matrix, gram: Gram) -> Matrix:

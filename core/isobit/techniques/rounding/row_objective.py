@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.techniques.rounding.objective import ALL, Matrix, Objective, Outputs, ridge_of
+from isobit.techniques.rounding.curvature import Curvature, ridge
+from isobit.techniques.rounding.objective import ALL, Matrix, Objective, Outputs
 
 Rows = NDArray[np.float32]
 
@@ -31,6 +32,7 @@ class RowObjective:
     weight: Matrix
     damping: float
     width: int = PART
+    shapes: list[Curvature] = field(default_factory=list)  # of the parts, once they are known; of any outputs
 
     @classmethod
     def of(
@@ -59,7 +61,7 @@ class RowObjective:
     def ridge(self) -> Matrix:
         """What a change of a weight costs for itself, (groups, 1)."""
         squares = [np.square(rows, dtype=np.float64).mean() for rows in self.x]
-        return ridge_of(np.array(squares), self.damping)[:, None]
+        return ridge(np.array(squares), self.damping)[:, None]
 
     @cached_property
     def linear(self) -> Matrix:
@@ -86,13 +88,13 @@ class RowObjective:
     def parts(self, weight: Matrix) -> Iterator[tuple[slice, Objective]]:
         """Parts of the columns, each with its error while the others are as in `weight`, which the caller changes."""
         errors = self._outputs(weight - self.weight)
-        for start, hessian in zip(range(0, self.weight.shape[-1], self.width), self._hessians, strict=True):
+        for start, shape in zip(range(0, self.weight.shape[-1], self.width), self._curvatures(), strict=True):
             part = slice(start, min(start + self.width, self.weight.shape[-1]))
             x, before = self.x[..., part], weight[..., part].copy()
             slope = errors.transpose(0, 2, 1) @ x / self._count  # half the gradient of the output's error
             slope = slope + self.ridge[..., None] * (before - self.weight[..., part])
-            linear = before @ hessian - slope
-            yield part, Objective(hessian, linear, np.zeros(linear.shape[:2]))
+            linear = before @ shape.hessian - slope
+            yield part, Objective(shape, linear, np.zeros(linear.shape[:2]))
             errors += x @ (weight[..., part] - before).astype(np.float32).transpose(0, 2, 1)
 
     @property
@@ -104,16 +106,14 @@ class RowObjective:
         """The float weight's outputs, (groups, rows, outputs)."""
         return self._outputs(self.weight)
 
-    @cached_property
-    def _hessians(self) -> list[Matrix]:
-        hessians = []
-        for start in range(0, self.weight.shape[-1], self.width):
+    def _curvatures(self) -> list[Curvature]:
+        for start in range(len(self.shapes) * self.width, self.weight.shape[-1], self.width):
             x = self.x[..., start : start + self.width]
             hessian = (x.transpose(0, 2, 1) @ x).astype(np.float64) / self._count
             diagonal = np.arange(hessian.shape[-1])
             hessian[:, diagonal, diagonal] += self.ridge
-            hessians.append(hessian)
-        return hessians
+            self.shapes.append(Curvature(hessian))
+        return self.shapes
 
     def _outputs(self, weight: NDArray[np.floating]) -> Rows:
         """The layer's outputs, (groups, rows, outputs)."""
