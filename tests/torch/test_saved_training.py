@@ -139,3 +139,36 @@ def test_each_adapter_is_saved(tmp_path: Path) -> None:
     model.delete_adapter("second")
     with pytest.raises(ModelError, match="has the adapters default, second, and the model others"):
         isobit.load(tmp_path / "sim", model)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_from_before_folding_say_so(strict: bool) -> None:
+    """Without `strict` they would be taken for folded ones."""
+    module = network()
+    sim = isobit.QuantSim(module, X, weights="int4")
+    sim.calibrate([X], progress=False)
+    own = sim.model.state_dict()
+    sim.model.load_state_dict(module.state_dict(), strict=strict)
+    sim.apply(FoldBatchNorms())
+    sim.calibrate([X], progress=False)
+    for state in (module.state_dict(), own):
+        for model in (sim.model, copy.deepcopy(sim.model)):
+            with pytest.raises(ModelError, match=r"'1\.weight' was folded into other weights"):
+                model.load_state_dict(state, strict=strict)
+    other = isobit.QuantSim(module, X, weights="int4")
+    other.apply(FoldBatchNorms())
+    other.load_encodings(sim.encodings)
+    np.testing.assert_array_equal(output(other, X), output(sim, X))
+
+
+def test_training_without_trainable_is_watched() -> None:
+    sim = isobit.QuantSim(network(), X)
+    model = sim.model.train()
+    with pytest.raises(ModelError, match="no quantizers.*calibrate first"):
+        model(X)
+    sim.calibrate([X], progress=False)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    (model(X).sum() * torch.nan).backward()
+    optimizer.step()
+    with pytest.raises(ModelError, match=r"pass 2 of training: '0\.weight' holds NaN"):
+        model(X)
