@@ -126,7 +126,15 @@ class Simulator(keras.Model):  # type: ignore[misc]
             self.make_train_function(force=True)
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
-        """As of any Keras model. Raises ModelError where the loss is NaN, and where `trainable()` made another one."""
+        """As of any Keras model.
+
+        Raises ModelError before calibration, where the loss is NaN, and where `trainable()` made another simulator.
+        """
+        if not self.quantizer_layers:
+            raise ModelError(
+                "the simulator has no quantizers, so the float network would train: calibrate first, and again after a "
+                "technique that has changed it; then sim.model is another one"
+            )
         self._require_current()
         if len(args) > _CALLBACKS:
             args = (*args[:_CALLBACKS], watched(args[_CALLBACKS]), *args[_CALLBACKS + 1 :])
