@@ -25,9 +25,8 @@ def sparse_sites(
     """The sites with a quantizer whose constant is a weight of which at least a quarter is zero."""
     found = []
     for site, placement in plan.placements.items():
-        if placement.kind == "weight" and site in quantized:
-            if _is_sparse(read(constant_name(graph, site))):
-                found.append(site)
+        if placement.kind == "weight" and site in quantized and _is_sparse(read(constant_name(graph, site))):
+            found.append(site)
     return found
 
 
