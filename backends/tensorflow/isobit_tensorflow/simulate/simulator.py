@@ -224,6 +224,14 @@ class Simulator(keras.Model):  # type: ignore[misc]
 
         return keras.tree.map_structure(spec, self.output_structure)
 
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        """What `tf.train.Checkpoint` keeps: it does not look into the lists of a Keras model."""
+        children: dict[str, Any] = super()._trackable_children(save_type, **kwargs)
+        if save_type == "checkpoint":
+            children |= {f"parameter_{i}": variable._value for i, variable in enumerate(self._held)}
+            children |= {f"quantizer_{i}": layer for i, layer in enumerate(self.quantizer_layers)}
+        return children
+
     def save_own_variables(self, store: Any) -> None:
         """Variables in the order of `get_config`, whichever of them train now."""
         for index, variable in enumerate(self._held):
