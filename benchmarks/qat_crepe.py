@@ -23,7 +23,8 @@ import torch
 
 import isobit
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / "zoo" / part) for part in ("", "trained")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo" / "trained"))
 
 import torchcrepe as zoo
 
