@@ -4,8 +4,8 @@
 
 Training and held-out images are distorted (rotated, scaled, shifted, with noise), the same for all runs. Both
 frameworks train the same weights with Adam, a rate of 1e-3 for weights and 1e-2 for grids that falls to 0 along a
-cosine. The cost is the processor time of a step of the simulator over that of the float network, on one thread. Prints
-the table of `docs/training.md`.
+cosine. The cost (`--cost`) is the processor time of a step of the simulator over that of the float network, on one
+thread, of this network and of ResNet-18. Prints the table of `docs/training.md`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from isobit.testing.networks import Network
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 
 import train as digits
+
+from networks import resnet18
 
 FOLDER = Path(digits.__file__).parent
 EPOCHS, BATCH, COST_BATCH = 2, 32, 64
@@ -100,10 +102,10 @@ def accuracy(run: Callable[[Any], Any], data: tuple[Array, Array]) -> float:
 # --- the frameworks --------------------------------------------------------------------------------------------------
 
 
-def torch_model() -> torch.nn.Module:
+def torch_model(given: Network) -> torch.nn.Module:
     from isobit_torch.reference_networks import build_torch
 
-    return build_torch(network()).eval()
+    return build_torch(given).eval()
 
 
 def torch_step(model: torch.nn.Module, grids: list[Any]) -> Step:
@@ -127,10 +129,10 @@ def torch_step(model: torch.nn.Module, grids: list[Any]) -> Step:
     return step
 
 
-def keras_model() -> Any:
+def keras_model(given: Network) -> Any:
     from isobit_tensorflow.reference_networks import build_keras
 
-    return build_keras(network())
+    return build_keras(given)
 
 
 def keras_step(model: Any, grids: list[Any]) -> Step:
@@ -166,7 +168,7 @@ def keras_step(model: Any, grids: list[Any]) -> Step:
     return step
 
 
-MAKE: dict[str, tuple[Callable[[], Any], Callable[[Any, list[Any]], Step]]] = {
+MAKE: dict[str, tuple[Callable[[Network], Any], Callable[[Any, list[Any]], Step]]] = {
     "torch": (torch_model, torch_step),
     "tensorflow": (keras_model, keras_step),
 }
@@ -175,28 +177,30 @@ MAKE: dict[str, tuple[Callable[[], Any], Callable[[Any, list[Any]], Step]]] = {
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
-def simulator(framework: str, form: str, data: Digits) -> isobit.QuantSim:
+def simulator(framework: str, form: str, given: Network, data: Array) -> isobit.QuantSim:
     weights, activations = FORMATS[form]
-    return isobit.quantize(
-        MAKE[framework][0](), data.calibration, weights=weights, activations=activations, progress=False
-    )
+    return isobit.quantize(MAKE[framework][0](given), data, weights=weights, activations=activations, progress=False)
 
 
 def trained(framework: str, form: str, data: Digits) -> tuple[isobit.QuantSim, Result]:
     """The simulator after two epochs."""
-    sim = simulator(framework, form, data)
+    sim = simulator(framework, form, network(), data.calibration)
     plain, before = accuracy(sim.run_float, data.test), accuracy(sim.run, data.test)
     step = MAKE[framework][1](sim.trainable(), sim.quantizer_parameters())
     losses = [step(*batch) for batch in batches(data)]
     return sim, Result(plain, before, accuracy(sim.run, data.test), losses)
 
 
-def cost(framework: str, data: Digits, repeats: int = 8) -> float:
+def cost(framework: str, name: str, data: Digits, repeats: int = 8) -> float:
     """Processor time of a step of training at 8 bits over that of the float network, the median of pairs."""
-    sim = simulator(framework, "W8A8", data)
-    make_step = MAKE[framework][1]
-    steps = (make_step(MAKE[framework][0](), []), make_step(sim.trainable(), sim.quantizer_parameters()))
-    image, label = (part[:COST_BATCH] for part in data.epochs[0])
+    if name == "digits":
+        given, (image, label) = network(), (part[:COST_BATCH] for part in data.epochs[0])
+    else:
+        given, rng = resnet18(64, 10), np.random.default_rng(0)
+        image, label = rng.standard_normal((16, 3, 64, 64)).astype(np.float32), rng.integers(0, 10, 16)
+    sim = simulator(framework, "W8A8", given, image)
+    make, make_step = MAKE[framework]
+    steps = (make_step(make(given), []), make_step(sim.trainable(), sim.quantizer_parameters()))
     ratios = []
     for repeat in range(repeats + 2):
         seconds = []
@@ -223,8 +227,8 @@ def main() -> None:
             highest, last = max(result.losses), float(np.mean(result.losses[-10:]))
             accuracies = " | ".join(f"{part:.1f}" for part in (result.plain, result.before, result.after))
             print(f"| {framework} | {form} | {accuracies} | {highest:.2f} | {last:.2f} |", flush=True)
-        if arguments.cost:
-            print(f"{framework}: a step costs {cost(framework, data):.2f} of a float one", flush=True)
+        for name in ("digits", "resnet18") if arguments.cost else ():
+            print(f"{framework}, {name}: a step costs {cost(framework, name, data):.2f} of a float one", flush=True)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,15 @@ def gated() -> keras.Model:
     return keras.Model(x, L.Dense(3)(mixed))
 
 
-NETWORKS: dict[str, Callable[[], keras.Model]] = {"dense": dense, "branches": branches, "gated": gated}
+def twice() -> keras.Model:
+    """One layer, two calls with inputs of their own."""
+    x, layer = keras.Input((6,)), L.Dense(6)
+    return keras.Model(x, layer(L.ReLU()(layer(x))))
+
+
+NETWORKS: dict[str, Callable[[], keras.Model]] = {
+    "dense": dense, "branches": branches, "gated": gated, "twice": twice
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -58,11 +66,14 @@ def test_the_runtime_computes_what_was_trained(name: str, tmp_path: Path) -> Non
         assert len({after[member.site].scale.tobytes() for member in members}) == 1
     assert sum(after[site] != before[site] for site in after) > len(after) / 2
 
-    session = onnxruntime.InferenceSession(str(sim.export(tmp_path)["model"]))
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(str(sim.export(tmp_path)["model"]), options)
     executed = session.run(None, {session.get_inputs()[0].name: x})[0]
     (simulated,) = sim.run(x).values()
-    noise = np.square(executed - simulated).mean()  # of a few roundings, in the kernels of softmax and sigmoid
-    assert noise <= 1e-3 * np.square(simulated).mean()
+    noise = np.square(executed - simulated).mean()
+    allowed = 1e-3 if name == "gated" else 1e-4  # a few roundings, in the kernels of softmax and sigmoid
+    assert noise <= allowed * np.square(simulated).mean()
 
     simulator.save(tmp_path / "simulator.keras")
     loaded = keras.saving.load_model(tmp_path / "simulator.keras")
@@ -87,6 +98,10 @@ def test_encodings_that_are_given_are_kept() -> None:
 def test_mistakes_in_training() -> None:
     """A simulator from before `trainable()`, and a loss of NaN, which moves no range."""
     x = np.random.default_rng(0).standard_normal((16, 6)).astype(np.float32)
+    early = isobit.QuantSim(dense()).model
+    early.compile("sgd", "mse")
+    with pytest.raises(isobit.errors.ModelError, match="calibrate first"):
+        early.fit(x, x[:, :4], verbose=0)
     sim = isobit.quantize(dense(), x, progress=False)
     early = sim.model
     early.compile("sgd", "mse")

@@ -151,6 +151,22 @@ def test_fit_learns_weights_and_scales() -> None:
     assert dict(again.encodings()) == dict(sim.backend_model.encodings())
 
 
+def test_mixed_bfloat16_trains() -> None:
+    """NumPy has no bfloat16: outputs are float32 there, and the given model is compared as half precision is."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = network()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    sim = isobit.quantize(model, images(), progress=False)
+    simulator, x, y = sim.trainable(), images(16), np.zeros(16, np.int64)
+    assert simulator.compute_dtype == "bfloat16"
+    simulator.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    losses = simulator.fit(x, y, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert sim.run({"image": x})["fc"].dtype == np.float32
+
+
 def test_mixed_precision() -> None:
     keras.config.set_dtype_policy("mixed_float16")
     try:

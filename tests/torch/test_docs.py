@@ -32,7 +32,7 @@ def test_the_tutorial_of_training(tmp_path, monkeypatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.with_name("training.md").read_text("utf-8"), re.DOTALL)
     names: dict[str, object] = {"__name__": "__main__"}
     for block in blocks:
-        if "import keras" in block:
+        if re.search("import keras|transformers|lightning", block):
             continue
         exec(compile(block, "training.md", "exec"), names)
     assert names["accuracy"] > 0.7

@@ -271,6 +271,9 @@ def test_adapters_that_are_no_lora_are_named() -> None:
     sim = QuantSim(model, X)
     assert any("is DoRA" in note for note in sim.graph.notes)
     assert sim.adapters.names == ()
+    refused = peft.get_peft_model(Net(), peft.ShiraConfig(r=2, target_modules=["up"]))
+    with pytest.raises(ModelError, match=r"is SHIRA.*merge_and_unload.*cannot be captured"):
+        QuantSim(refused, X)
 
 
 def test_training_that_cannot_go_well_says_why(tmp_path) -> None:

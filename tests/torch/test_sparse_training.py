@@ -42,3 +42,19 @@ def test_zeros_stay_through_steps_of_an_optimizer(tmp_path, keep_zeros: bool) ->
         stored = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
         shares = sorted(np.mean(value == 0) for value in stored if value.ndim > 1)
         assert min(shares) >= 0.5
+
+
+def test_zeros_that_training_cannot_keep_or_leave_are_told() -> None:
+    """A sparse weight in float, and a weight of zeros alone, whose grid has no range."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[0].weight[:, ::2] = 0
+        model[4].weight.zero_()
+    sim = isobit.QuantSim(model, torch.randn(4, 16), overrides={"0.weight": None})
+    sim.calibrate([torch.randn(16, 16)], progress=False)
+    with (
+        pytest.warns(UserWarning, match=r"1 sparse weights have no quantizer, '0\.weight' among them"),
+        pytest.warns(UserWarning, match=r"1 tensors were 0 everywhere .*'4\.weight'"),
+    ):
+        sim.trainable()

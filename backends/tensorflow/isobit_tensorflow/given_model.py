@@ -53,21 +53,26 @@ class GivenModel:
                 inner = keras.Model(self.model.inputs, [tensor for tensor, _ in present.values()])
                 results = keras.tree.flatten(inner(keras.tree.flatten(arguments), training=False))
                 return {
-                    name: _first(_array(value)) if last else _array(value)
+                    name: _first(as_array(value)) if last else as_array(value)
                     for (name, (_, last)), value in zip(present.items(), results, strict=True)
                 }
             outputs = keras.tree.flatten(self.model(arguments, training=False))
         except Exception as error:  # whatever the user's layers raise
             raise ModelError(f"Keras does not run it: {str(error).strip().splitlines()[0]}") from error
         return {
-            name: self._rounded(_array(value))
+            name: self._rounded(as_array(value))
             for name, value in zip(keras.tree.flatten(self.outputs), outputs, strict=True)
         }
 
     def _rounded(self, values: NDArray[Any]) -> NDArray[Any]:
         """The values in the type that the model computes in, which tells how near another order of sums comes."""
         kinds = {layer.compute_dtype for layer in self.model._flatten_layers() if layer.weights}
-        return values.astype(np.float16) if "float16" in kinds and values.dtype == np.float32 else values
+        is_half = not kinds.isdisjoint(("float16", "bfloat16")) and values.dtype == np.float32
+        return values.astype(np.float16) if is_half and np.abs(values).max(initial=0) < _LARGEST_HALF else values
+
+
+#: Values above it are infinite in float16.
+_LARGEST_HALF = 65_504
 
 
 def checksums(model: keras.Model) -> list[int]:
@@ -75,9 +80,10 @@ def checksums(model: keras.Model) -> list[int]:
     return [zlib.crc32(np.ascontiguousarray(variable.numpy()).tobytes()) for variable in model.variables]
 
 
-def _array(value: Any) -> NDArray[Any]:
-    array = np.asarray(keras.ops.convert_to_numpy(value))
-    return array.astype(np.float32) if str(array.dtype) == "bfloat16" else array
+def as_array(value: Any) -> NDArray[Any]:
+    """A tensor in NumPy, which has no bfloat16."""
+    narrow = "bfloat16" in str(value.dtype)
+    return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(value, "float32") if narrow else value))
 
 
 def _first(values: NDArray[Any]) -> NDArray[Any]:

@@ -26,7 +26,7 @@ from isobit.graph.layout import resized
 from isobit.statistics import Request
 from isobit.training import DistillationSettings
 from isobit_tensorflow.export.state import dump
-from isobit_tensorflow.given_model import GivenModel
+from isobit_tensorflow.given_model import GivenModel, as_array
 from isobit_tensorflow.kernels.table import KERNELS
 from isobit_tensorflow.simulate.observe import Observation, watched
 from isobit_tensorflow.simulate.quantizers import Quantizer
@@ -261,7 +261,7 @@ class KerasModel:
         if switches not in self._runs:
             self._runs[switches] = trace(self._native, switches, "outputs", lambda feeds, run: run(feeds))
         outputs = self._runs[switches](self.feeds(batch))
-        return {name: np.asarray(value.numpy()) for name, value in outputs.items()}
+        return {name: as_array(value) for name, value in outputs.items()}
 
     def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         """Outputs, or these tensors, of the model as it was given. Raises ModelError."""

@@ -36,7 +36,6 @@ from isobit_torch.simulate.observe import ObservingRunner
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
 from isobit_torch.simulate.simulator import Simulator
 from isobit_torch.simulate.teacher import Teacher, float_copy
-from isobit_torch.simulate.training_watch import TrainingWatch
 from isobit_torch.translate.sites import bind
 from isobit_torch.translate.translate import Translation, translate
 
@@ -96,6 +95,7 @@ class TorchModel:
         for site in [site for site in self._keys if not self.graph.has_site(site)]:
             self._drop(site)
         self._rebuild()
+        self._native.watch_anew()
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers."""
@@ -117,8 +117,7 @@ class TorchModel:
             self._rebuild()
         if is_related:
             self._link()
-        if self._native.is_watched:
-            self._watch()
+        self._native.watch_anew()
 
     def relate(self, relations: Relations) -> None:
         """Keep these relations, in training too, wherever the encodings have them."""
@@ -142,21 +141,17 @@ class TorchModel:
             quantizer = self._quantizer(site)
             quantizer.learn(grids.get(site))
             quantizer.keeps_zeros = site in sparse
-        self._watch()
-
-    def _watch(self) -> None:
-        self._native.watch(TrainingWatch(self.weight_parameters, self.grid_parameters))
+        self._native.watch_anew()
 
     @property
     def grid_parameters(self) -> list[nn.Parameter]:
         """The parameters of the grids that are learned."""
-        return [p for q in self._native.quantizers.values() for p in q.parameters() if p.requires_grad]
+        return self._native.grid_parameters
 
     @property
     def weight_parameters(self) -> list[nn.Parameter]:
         """All other parameters that train."""
-        grids = {id(parameter) for parameter in self.grid_parameters}
-        return [p for p in self._native.parameters() if p.requires_grad and id(p) not in grids]
+        return self._native.weight_parameters
 
     def enable(self, sites: Iterable[Site], on: bool) -> None:
         """Switch quantizers on or off; nothing is rebuilt."""
@@ -238,8 +233,6 @@ class TorchModel:
         self._peft = replace(self._peft, active=(name,))
         self.given = None  # it has the other adapter in it
         self._take(program, translation)
-        if self._native.is_watched:
-            self._watch()
 
     def adapter_constants(self, name: str) -> Mapping[str, str]:
         """The parameters of an adapter by their names in the graph, and their names in peft's file."""
@@ -380,6 +373,7 @@ class TorchModel:
         copied.set_state(self.encodings(), self.disabled())
         copied.relate(self._relations)
         copied.given = self.given
+        copied.native.__dict__["isobit_keys"] = self._native.__dict__["isobit_keys"]
         copied.native.train(self._native.training)
         return copied
 

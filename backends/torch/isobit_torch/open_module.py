@@ -36,7 +36,13 @@ def open_module(model: Any, example: Any) -> TorchModel:
     """Open a copy of a module. Raises ModelError."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"the PyTorch backend opens torch.nn.Module, not {type(model).__name__}")
-    captured = capture(model, example)
+    try:
+        captured = capture(model, example)
+    except ModelError as error:
+        told = "; ".join(adapters.notes(model))
+        if not told:
+            raise
+        raise ModelError(f"{told}. As it is, it cannot be captured: {error}") from error
     program = program_of(captured)
     opened, given = _opened(captured, program), Given(model, captured)
     opened.given = given

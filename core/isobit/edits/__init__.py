@@ -16,6 +16,7 @@ from isobit.edits.edit import (
     Resized,
     SetWeights,
     Slice,
+    TrainedWeights,
     Unshare,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "Resized",
     "SetWeights",
     "Slice",
+    "TrainedWeights",
     "Unshare",
     "plan_edits",
 ]

@@ -22,6 +22,7 @@ from isobit.edits.edit import (
     Replace,
     SetWeights,
     Slice,
+    TrainedWeights,
     Unshare,
 )
 from isobit.edits.slicing.slice_channels import slice_channels
@@ -135,6 +136,10 @@ def _apply(workspace: Workspace, edit: Edit) -> None:
             if other_readers:
                 names = ", ".join(sorted(other_readers))
                 raise EditError(f"constant {name!r} is also read by {names} in another layout: Unshare it first")
+            workspace.set_value(name, value)
+    elif isinstance(edit, TrainedWeights):
+        for name, value in edit.weights.items():
+            workspace.value(name)
             workspace.set_value(name, value)
     elif isinstance(edit, AddBias):
         _add_bias(workspace, edit)

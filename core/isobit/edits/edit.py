@@ -55,6 +55,13 @@ class SetWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class TrainedWeights:
+    """Note the values that training has given constants, in every layout; what compensates in them still does."""
+
+    weights: Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
 class AddBias:
     """Give a Conv, ConvTranspose or Linear without a bias this one, one value an output channel.
 
@@ -82,7 +89,7 @@ class Slice:
     keep: tuple[int, ...]
 
 
-Edit = Replace | Insert | SetWeights | AddBias | Unshare | Slice
+Edit = Replace | Insert | SetWeights | TrainedWeights | AddBias | Unshare | Slice
 
 
 def changes_float_model(edit: Edit) -> bool:

@@ -8,23 +8,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.edits.edit import AddBias, Edit, Insert, NewNode, Replace, SetWeights, Slice, Unshare
+from isobit.edits.edit import AddBias, Edit, Insert, NewNode, Replace, SetWeights, Slice, TrainedWeights, Unshare
 from isobit.errors import EditError
 from isobit.graph.sites import Input, Tensor, site_key, site_of
 
 Array = NDArray[Any]
 
 
-def edits_to_records(edits: Sequence[Edit]) -> tuple[list[dict[str, Any]], dict[str, Array]]:
-    """JSON-ready records of `edits`, and the arrays they refer to by name."""
-    arrays: dict[str, Array] = {}
+class Arrays(dict[str, Array]):
+    """Arrays by the names that records have for them."""
 
-    def keep(array: Array) -> str:
-        name = f"array{len(arrays)}"
-        arrays[name] = np.ascontiguousarray(array)
+    def keep(self, array: Array) -> str:
+        """Add an array; returns its name."""
+        name = f"array{len(self)}"
+        self[name] = np.ascontiguousarray(array)
         return name
 
-    return [_record(edit, keep) for edit in edits], arrays
+
+def edits_to_records(edits: Sequence[Edit]) -> tuple[list[dict[str, Any]], Arrays]:
+    """JSON-ready records of `edits`, and the arrays they refer to by name."""
+    arrays = Arrays()
+    return [_record(edit, arrays.keep) for edit in edits], arrays
 
 
 def _record(edit: Edit, keep: Any) -> dict[str, Any]:
@@ -41,6 +45,8 @@ def _record(edit: Edit, keep: Any) -> dict[str, Any]:
     elif isinstance(edit, SetWeights):
         record["weights"] = {name: keep(value) for name, value in edit.weights.items()}
         record["compensates"] = edit.compensates
+    elif isinstance(edit, TrainedWeights):
+        record["weights"] = {name: keep(value) for name, value in edit.weights.items()}
     elif isinstance(edit, AddBias):
         record |= {"node": edit.node, "value": keep(edit.value), "compensates": edit.compensates}
     elif isinstance(edit, Unshare):
@@ -70,6 +76,8 @@ def _edit(record: Mapping[str, Any], arrays: Mapping[str, Array]) -> Edit:
         return Insert(site, _nodes(record), weights)
     if kind == "SetWeights":
         return SetWeights(weights, record["compensates"] is True)
+    if kind == "TrainedWeights":
+        return TrainedWeights(weights)
     if kind == "AddBias":
         return AddBias(record["node"], arrays[record["value"]], record["compensates"] is True)
     if kind == "Unshare":

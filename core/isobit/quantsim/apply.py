@@ -52,7 +52,7 @@ def apply_technique(
 
     One that was trained keeps them where the technique says that what was learned still fits.
     """
-    simulation.fingerprint()  # of the model as it came
+    simulation.note_training()
     learned, calibration = simulation.encodings if simulation.is_trained else {}, simulation.calibration
     simulation.remove_quantizers()
     edits_before, removed_before = len(simulation.edits), len(simulation.model.removed)

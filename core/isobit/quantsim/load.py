@@ -13,6 +13,7 @@ from isobit.plugins import registry
 from isobit.quantsim.quantsim import QuantSim
 from isobit.quantsim.save_file import read_saved
 from isobit.quantsim.simulation import Simulation
+from isobit.quantsim.training.saved_adapters import replay
 
 
 def load(
@@ -36,6 +37,7 @@ def load(
     simulation = Simulation(opened, contents["target"], QuantConfig(*(manifest[key] for key in keys)))
     simulation.example = record if example_inputs is None else example_to_record(example_inputs)
     check_fingerprint(manifest["fingerprint"], simulation.fingerprint(), where)
-    parts = (contents[key] for key in ("edits", "encodings", "statistics", "frozen"))
-    simulation.restore(*parts, calibration=manifest["calibration"])
+    replay(simulation, contents["edits"], manifest["adapters"], contents["arrays"], where)
+    parts = (contents[key] for key in ("encodings", "statistics", "frozen"))
+    simulation.restore(*parts, calibration=manifest["calibration"], is_trained=manifest["is_trained"])
     return QuantSim.of_simulation(simulation)

@@ -38,6 +38,7 @@ from isobit.quantsim.save_file import save
 from isobit.quantsim.simulation import Simulation
 from isobit.quantsim.training.distill import Distill
 from isobit.quantsim.training.exchange_adapters import Adapters
+from isobit.quantsim.training.start_training import start_training
 from isobit.recipes.recipe import StepResult
 from isobit.statistics.sampling import SAMPLE_LIMIT
 from isobit.statistics.statistics import Statistics
@@ -261,7 +262,7 @@ class QuantSim:
         or loading encodings, ends it. Raises ModelError before calibration, and where nothing would train.
         """
         modes = TrainingModes(mode, weights, activations, dict(overrides or {}))
-        self._simulation.train(modes, keep_zeros=keep_zeros)
+        start_training(self._simulation, modes, keep_zeros=keep_zeros)
         return self.model
 
     def quantizer_parameters(self) -> list[Any]:

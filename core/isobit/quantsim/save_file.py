@@ -1,4 +1,4 @@
-"""A simulator as one file, without the original weights: edits, changed weights, formats, encodings, statistics.
+"""A simulator as one file, without the original weights: edits, new weights, formats, encodings, statistics.
 
 The file is a zip of JSON, TOML, safetensors and npz. Loading it runs no code of its own.
 """
@@ -22,10 +22,11 @@ from isobit.errors import IsobitError, ModelError
 from isobit.files import check_unpacked_size, write_atomically
 from isobit.formats import isobit_json
 from isobit.quantsim.simulation import Simulation
+from isobit.quantsim.training.saved_adapters import adapters_to_record
 from isobit.statistics.statistics import Statistics
 from isobit.targets.target import parse_target
 
-VERSION = 2
+VERSION = 3
 
 _MANIFEST, _TARGET, _ENCODINGS, _FROZEN = "manifest.json", "target.toml", "encodings.json", "frozen.json"
 _WEIGHTS, _STATISTICS, _EXAMPLE = "weights.safetensors", "statistics.npz", "example.safetensors"
@@ -35,7 +36,8 @@ def save(simulation: Simulation, path: Path) -> None:
     """Write a simulation, whole or not at all."""
     from safetensors.numpy import save as save_tensors
 
-    records, arrays = edits_to_records(simulation.edits)
+    trained = simulation.trained_weights()
+    records, arrays = edits_to_records([*simulation.edits, *([] if trained is None else [trained])])
     config = simulation.config
     manifest = {
         "format": "isobit sim",
@@ -48,6 +50,8 @@ def save(simulation: Simulation, path: Path) -> None:
         "calibration": simulation.calibration,
         "edits": records,
         "example": simulation.example,
+        "is_trained": simulation.is_trained,
+        "adapters": adapters_to_record(simulation, arrays.keep) or {},
     }
     with write_atomically(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(_MANIFEST, json.dumps(manifest))
@@ -95,10 +99,12 @@ def read_saved(where: str) -> dict[str, Any]:
             statistics = Statistics()
             if _STATISTICS in archive.namelist():
                 statistics = Statistics.from_file(io.BytesIO(archive.read(_STATISTICS)), where)
+            arrays = load_tensors(archive.read(_WEIGHTS))
             return {
                 "manifest": manifest,
+                "arrays": arrays,
                 "target": parse_target(archive.read(_TARGET).decode(), f"{where}: {_TARGET}"),
-                "edits": edits_from_records(manifest["edits"], load_tensors(archive.read(_WEIGHTS))),
+                "edits": edits_from_records(manifest["edits"], arrays),
                 "encodings": isobit_json.loads(archive.read(_ENCODINGS).decode(), f"{where}: {_ENCODINGS}"),
                 "frozen": isobit_json.loads(archive.read(_FROZEN).decode(), f"{where}: {_FROZEN}"),
                 "statistics": statistics,
@@ -135,6 +141,8 @@ def _check_manifest(manifest: Mapping[str, Any], where: str) -> None:
         "exclude": (is_list_of_texts, "a list of texts"),
         "calibration": (is_text_or_none, "a text or null"),
         "edits": (lambda v: isinstance(v, list) and all(isinstance(row, dict) for row in v), "a list of objects"),
+        "is_trained": (lambda v: isinstance(v, bool), "true or false"),
+        "adapters": (lambda v: isinstance(v, dict), "an object"),
     }
     for field, (is_valid, expected) in checks.items():
         if field not in manifest:

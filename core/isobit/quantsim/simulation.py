@@ -17,7 +17,7 @@ from isobit.calibration.fitting import fit
 from isobit.calibration.resolve import Resolved, bias_encoding, resolve, resolve_weights
 from isobit.calibration.scheme import Calibrator
 from isobit.data import Batch
-from isobit.edits.edit import Edit, SetWeights, changes_float_model
+from isobit.edits.edit import Edit, SetWeights, TrainedWeights, changes_float_model
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, ModelError
 from isobit.graph.fingerprint import digest, fingerprint
@@ -29,15 +29,12 @@ from isobit.placement.quant_config import QuantConfig
 from isobit.quantsim.checkpoint import Checkpoint
 from isobit.quantsim.checks.given import check_given
 from isobit.quantsim.judging.judge import Judge
+from isobit.quantsim.training.trained_weights import trained_since
 from isobit.recipes.recipe import StepResult
 from isobit.statistics.statistics import Statistics
 from isobit.targets.target import Target
 from isobit.techniques.layers.normal import NormalPerChannel
 from isobit.techniques.technique import TechniqueReport
-from isobit.training.beside_adapters import check_formats
-from isobit.training.kept_zeros import sparse_sites
-from isobit.training.learned_grids import learned_grids
-from isobit.training.modes import TrainingModes
 
 
 class Simulation:
@@ -61,11 +58,14 @@ class Simulation:
         self.judge: Judge | None = None  # of the outputs on that batch, and on more where it is small
         self.example: Any = None  # the batch that the model was opened with, as a record of `isobit.data`
         self.is_trained = False  # whether grids were given to training since they were set
+        self.exchanges: list[tuple[int, str]] = []  # adapters that took a place, each after so many edits
+        self.beside_adapters: dict[str, dict[Site, Encoding]] = {}  # what was learned beside those that are not there
         self.check = True  # whether the opened model is compared with the model as given
         self.warned: set[str] = set()  # what a warning said already
         self._frozen: dict[Site, Encoding] = {}
         self._fitted = False  # whether the data, or encodings from elsewhere, had a say in the plan
         self._fingerprint: dict[str, str] | None = None
+        self._untrained: dict[str, str] | None = None  # hashes of the weights that training starts from
         self._float_model: tuple[tuple[int, str], CheckedModel] | None = None  # and the state that it is of
         self._check_weights()
 
@@ -230,7 +230,7 @@ class Simulation:
         simulated = set_simulated(self.model, self.plan, encodings)
         self.is_trained = False
         self.model.enable(list(simulated), on=True)
-        self._relate()
+        self.relate()
 
     def freeze(self, encodings: Mapping[Site, Encoding] | Iterable[Site]) -> None:
         """Keep these encodings, or those that these sites have now, through every later calibration.
@@ -248,33 +248,12 @@ class Simulation:
         for site in list(self._frozen) if sites is None else sites:
             self._frozen.pop(site, None)
 
-    def train(self, modes: TrainingModes, *, keep_zeros: bool = True) -> None:
-        """Learn the grids that these modes ask for, from the encodings as they are, and no others.
-
-        With `keep_zeros` quantized weights of which at least a quarter is zero keep their zeros.
-
-        Raises ModelError before calibration, where the backend does not train, and where nothing would.
-        """
-        model = self.trained_model()
-        self.require_calibrated()
-        modes.check(self.graph, self.plan)
-        check_formats(self.graph, self.plan, self.model.weight)
-        self._relate()
-        encodings = self.model.encodings()
-        sparse = sparse_sites(self.graph, self.plan, encodings.keys(), self.model.weight) if keep_zeros else ()
-        self.is_trained = True
-        model.learn(learned_grids(self.graph, self.plan, encodings, modes, self._frozen), sparse)
-        if not model.grid_parameters and not model.weight_parameters:
-            raise ModelError(
-                "nothing would train: every parameter of the model is frozen, and no grid is learned. Unfreeze some "
-                "before the model is opened (requires_grad, trainable; is_trainable=True for peft), or learn grids"
-            )
-
     def take_exchanged(self, learned: Mapping[Site, Encoding], forgotten: Collection[Site] = ()) -> None:
         """Go on with a model of which an adapter was exchanged, with the encodings that were `learned` beside it.
 
         Other sites keep theirs; constants that have none, or whose old one is `forgotten`, get it by their values.
         """
+        self._untrained = None
         self._replan()
         self.reference, self.judge, self._float_model = None, None, None
         if self.calibration is None:
@@ -287,7 +266,26 @@ class Simulation:
             if placement.scale_of is not None and all(site in known for site in placement.scale_of):
                 known[placement.site] = bias_encoding(placement, known)
         set_simulated(self.model, self.plan, known)
-        self._relate()
+        self.relate()
+
+    def relate(self) -> None:
+        """Tell a model that trains what its encodings owe each other, and remember the weights that it starts from."""
+        if isinstance(self.model.inner, TrainsGrids):
+            self.model.inner.relate(self.plan.relations())
+            if self._untrained is None:
+                original = self.fingerprint()
+                self._untrained = fingerprint(self.graph, self.model.weight) if self.edits else original
+
+    def trained_weights(self) -> TrainedWeights | None:
+        """What training has changed since quantizers were set on the model as it was edited, as an edit."""
+        return None if self._untrained is None else trained_since(self.model, self._untrained)
+
+    def note_training(self) -> None:
+        """Add what training has changed to the log of edits: those that follow are of these weights."""
+        self.fingerprint()  # of the model as it came
+        trained = self.trained_weights()
+        self.model.edit_log += [] if trained is None else [trained]
+        self._untrained = None
 
     def trained_model(self) -> TrainsGrids:
         """The backend's model, which trains. Raises ModelError where it does not."""
@@ -315,25 +313,24 @@ class Simulation:
         self._frozen = dict(checkpoint.frozen)
         self.statistics, self.calibration = checkpoint.statistics, checkpoint.calibration
         self.batch_norms = checkpoint.batch_norms
+        self._untrained = None
         self._replan()
 
     def restore(
         self,
-        edits: Sequence[Edit],
         encodings: Encodings,
         statistics: Statistics,
         frozen: Encodings,
         *,
         calibration: str | None,
+        is_trained: bool,
     ) -> None:
-        """Replay what a saved simulator held on the float model that was just opened."""
-        self.fingerprint()
-        if edits:
-            self.model.edit(edits)
+        """Take over what a saved simulator held, on the float model after its edits."""
+        self.is_trained = is_trained
         self.statistics, self.calibration = statistics, calibration
         self._replan()
         self.model.set_quantizers(dict(encodings))
-        self._relate()
+        self.relate()
         self.freeze(frozen)
 
     def copy(self) -> Simulation:
@@ -341,16 +338,12 @@ class Simulation:
         other = copy(self)
         other.model, other._frozen = self.model.copy(), dict(self._frozen)
         other.reports, other.steps = list(self.reports), list(self.steps)
+        other.exchanges, other.beside_adapters = list(self.exchanges), dict(self.beside_adapters)
         other.notes, other.warned, other._float_model = dict(self.notes), set(self.warned), None
         other.data = None  # so that a pass over the same data begins anew, in statistics of its own
         return other
 
     # --- inside ----------------------------------------------------------------------------------------------------
-
-    def _relate(self) -> None:
-        """Tell the model what its encodings owe each other, for training."""
-        if isinstance(self.model.inner, TrainsGrids):
-            self.model.inner.relate(self.plan.relations())
 
     def _replan(self) -> None:
         """The plan of a state that is brought back, in which the data has its say where it was calibrated."""

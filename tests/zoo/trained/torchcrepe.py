@@ -65,7 +65,7 @@ def score_of(run: Run, count: int) -> float:
     best = found.argmax(1)
     cents = np.array(
         [
-            np.average(np.arange(low, high), weights=row[low:high])
+            np.average(np.arange(low, high), weights=row[low:high] + 1e-9)  # coarse grids may leave zeros alone
             for row, low, high in zip(found, np.maximum(best - 4, 0), np.minimum(best + 5, BINS), strict=True)
         ]
     )

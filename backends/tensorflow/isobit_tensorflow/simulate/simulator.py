@@ -126,7 +126,15 @@ class Simulator(keras.Model):  # type: ignore[misc]
             self.make_train_function(force=True)
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
-        """As of any Keras model. Raises ModelError where the loss is NaN, and where `trainable()` made another one."""
+        """As of any Keras model.
+
+        Raises ModelError before calibration, where the loss is NaN, and where `trainable()` made another simulator.
+        """
+        if not self.quantizer_layers:
+            raise ModelError(
+                "the simulator has no quantizers, so the float network would train: calibrate first, and again after a "
+                "technique that has changed it; then sim.model is another one"
+            )
         self._require_current()
         if len(args) > _CALLBACKS:
             args = (*args[:_CALLBACKS], watched(args[_CALLBACKS]), *args[_CALLBACKS + 1 :])
@@ -219,6 +227,14 @@ class Simulator(keras.Model):  # type: ignore[misc]
             return keras.KerasTensor(shape, self.compute_dtype if info.dtype == "float32" else info.dtype)
 
         return keras.tree.map_structure(spec, self.output_structure)
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        """What `tf.train.Checkpoint` keeps: it does not look into the lists of a Keras model."""
+        children: dict[str, Any] = super()._trackable_children(save_type, **kwargs)
+        if save_type == "checkpoint":
+            children |= {f"parameter_{i}": variable._value for i, variable in enumerate(self._held)}
+            children |= {f"quantizer_{i}": layer for i, layer in enumerate(self.quantizer_layers)}
+        return children
 
     def save_own_variables(self, store: Any) -> None:
         """Variables in the order of `get_config`, whichever of them train now."""

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
+from isobit.errors import ModelError
 from isobit_torch.program.devices import device_of, follow
 from isobit_torch.program.modules import BatchNorm
 from isobit_torch.program.program import copy_graph
@@ -42,7 +43,12 @@ class _UsersCall(CodeGen):
 class Simulator(fx.GraphModule):
     """Takes and returns what the user's module does; `graph` works on the flat tensors behind that."""
 
-    __jit_unused_properties__ = [*fx.GraphModule.__jit_unused_properties__, "quantizers", "is_watched"]  # noqa: RUF012
+    __jit_unused_properties__ = [  # noqa: RUF012
+        *fx.GraphModule.__jit_unused_properties__,
+        "quantizers",
+        "grid_parameters",
+        "weight_parameters",
+    ]
 
     def __init__(self, root: nn.Module, graph: fx.Graph, signature: Signature) -> None:
         empty = fx.Graph()
@@ -52,6 +58,7 @@ class Simulator(fx.GraphModule):
             self.__dict__[name] = root.__dict__[name]
         self.__dict__["isobit_signature"] = signature
         self.__dict__["isobit_watch"] = None
+        self.__dict__["isobit_keys"] = frozenset(self.state_dict())  # before any edit
         if QUANTIZERS not in self._modules:
             self.add_module(QUANTIZERS, nn.Module())
         self.set_graph(graph)
@@ -91,9 +98,16 @@ class Simulator(fx.GraphModule):
         """The user's arguments and results."""
         signature: Signature = self.__dict__["isobit_signature"]
         run: Any = self.run_flat
-        watch: TrainingWatch | None = self.__dict__["isobit_watch"]
-        if watch is None or not self.training or torch.compiler.is_compiling():
+        if not self.training or torch.compiler.is_compiling():
             return signature.unflatten(run(*signature.flatten(args, kwargs)))
+        if torch.is_grad_enabled() and not self.quantizers:
+            raise ModelError(
+                "the simulator has no quantizers, so the float network would train: calibrate first, and again after a "
+                "technique that has changed it"
+            )
+        watch: TrainingWatch | None = self.__dict__["isobit_watch"]
+        if watch is None:
+            watch = self.__dict__["isobit_watch"] = TrainingWatch(self.weight_parameters, self.grid_parameters)
         watch.before()
         flat = signature.flatten(args, kwargs)
         outputs = run(*flat)
@@ -109,14 +123,32 @@ class Simulator(fx.GraphModule):
             if isinstance(module, BatchNorm):
                 module.is_frozen = True
 
-    @property
-    def is_watched(self) -> bool:
-        """Whether passes of training are looked at."""
-        return self.__dict__["isobit_watch"] is not None
+    def watch_anew(self) -> None:
+        """Look at passes of training as if none had been: what trains has changed."""
+        self.__dict__["isobit_watch"] = None
 
-    def watch(self, watch: TrainingWatch) -> None:
-        """Have passes of training looked at from now on."""
-        self.__dict__["isobit_watch"] = watch
+    @property
+    def grid_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the grids that are learned."""
+        return [p for q in self.quantizers.values() for p in q.parameters() if p.requires_grad]
+
+    @property
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """All other parameters that train."""
+        grids = {id(parameter) for parameter in self.grid_parameters}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in grids]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module. Raises ModelError for weights from before an edit, also where `strict` is off."""
+        known = self.state_dict()
+        gone = next((key for key in state_dict if key in self.__dict__["isobit_keys"] and key not in known), None)
+        if gone is not None:
+            raise ModelError(
+                f"{gone!r} was folded into other weights here, and these are weights from before that: load them into "
+                "your module, open it anew, apply the same techniques, and give it the grids by "
+                "load_encodings(sim.encodings)"
+            )
+        return super().load_state_dict(state_dict, strict, assign)
 
     @property
     def quantizers(self) -> Mapping[str, Quantizer]:
@@ -128,7 +160,7 @@ class Simulator(fx.GraphModule):
         for name in _MODULE_STATE:
             root.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
         copied = Simulator(root, copy_graph(self.graph)[0], self.__dict__["isobit_signature"])
-        copied.__dict__["isobit_watch"] = copy.deepcopy(self.__dict__["isobit_watch"], memo)
+        copied.__dict__["isobit_keys"] = self.__dict__["isobit_keys"]
         memo[id(self)] = copied
         return copied
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +19,7 @@ _PATIENCE = 64
 
 
 class TrainingWatch:
-    """Looks at each pass of training of a simulator whose grids may be learned.
+    """Looks at each pass of training of a simulator, whose grids may be learned.
 
     `weights` and `grids` are the parameters that train.
     """
@@ -89,11 +88,6 @@ class TrainingWatch:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingWatch:
-        """A watch of the copied parameters, from its first pass."""
-        weights, grids = ([copy.deepcopy(p, memo) for p in parameters] for parameters in (self.weights, self.grids))
-        return TrainingWatch(weights, grids)
-
     def after(self, model: fx.GraphModule, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Raises ModelError that names the first tensor with NaN.
 
@@ -102,7 +96,7 @@ class TrainingWatch:
         """
         self.passes += 1
         looked_at = [*inputs, *outputs, *sorted(self.weights, key=Tensor.numel)[:1]]
-        if any(isinstance(value, Tensor) and is_recorded(value) for value in looked_at):
+        if any(isinstance(value, Tensor) and (is_recorded(value) or value.is_meta) for value in looked_at):
             return
         if any(_has_nan(value) for value in looked_at):
             found = _first_with_nan(model, inputs)

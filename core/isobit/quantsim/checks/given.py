@@ -65,7 +65,8 @@ def _first_different(given: Outputs, opened: Outputs, types: Collection[str]) ->
     half = not set(types).isdisjoint(("float16", "bfloat16"))
     for name, values in given.items():
         if name in opened:
-            what = _difference(values, opened[name], _LEAST_OF_HALF if half else _LEAST_DECIBELS)
+            rounds_more = half or values.dtype == np.float16
+            what = _difference(values, opened[name], _LEAST_OF_HALF if rounds_more else _LEAST_DECIBELS)
             if what:
                 return name, what
     return None

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from isobit.backend.optional import HoldsAdapters
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.errors import ModelError, did_you_mean
-from isobit.graph.adapters import find_adapters
 from isobit.graph.sites import Site, Weight
 from isobit.placement.plan import constant_name
 from isobit.quantsim.simulation import Simulation
 from isobit.quantsim.training.adapter_files import AdapterFiles, base_digest
+from isobit.quantsim.training.trained_weights import adapter_constants
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -30,7 +30,6 @@ class Adapters:
 
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation
-        self._learned: dict[str, dict[Site, Encoding]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,9 +51,11 @@ class Adapters:
         model, known = self._model, self._known(name)
         if known == model.adapter:
             return
-        self._learned[str(model.adapter)] = self._own_encodings()
+        self._simulation.beside_adapters[str(model.adapter)] = self._own_encodings()
+        self._simulation.note_training()
         model.use_adapter(known)
-        self._simulation.take_exchanged(self._learned.get(known, {}))
+        self._simulation.exchanges.append((len(self._simulation.edits), known))
+        self._simulation.take_exchanged(self._simulation.beside_adapters.get(known, {}))
 
     def save(self, folder: str | PathLike[str], name: str | None = None) -> list[Path]:
         """Write one adapter alone (None: the one in the model) as its library reads it, and its encodings.
@@ -63,10 +64,10 @@ class Adapters:
         grids of activations beside it, and of its weights where they have a format. Returns the paths.
         """
         model, known = self._model, self._known(name)
-        own = self._own_encodings() if known == model.adapter else self._learned.get(known, {})
+        own = self._own_encodings() if known == model.adapter else self._simulation.beside_adapters.get(known, {})
         names = model.adapter_constants(known)
         encodings = Encodings({_renamed(site, names): encoding for site, encoding in own.items()})
-        base = base_digest(self._simulation.fingerprint(), self._not_of_base())
+        base = self._base()
         weights = self._compensated(known, model.adapter_weights(known), by=-1)
         files = AdapterFiles(weights, model.adapter_settings(known), encodings, base)
         return files.write(Path(fspath(folder)))
@@ -80,8 +81,8 @@ class Adapters:
         model, known = self._model, self._known(name)
         files = AdapterFiles.read(Path(fspath(folder)))
         where = f"the adapter in {fspath(folder)}"
-        _check_fits(files.weights, model.adapter_weights(known), where)
-        if files.base and files.base != base_digest(self._simulation.fingerprint(), self._not_of_base()):
+        check_fits(files.weights, model.adapter_weights(known), where)
+        if files.base and files.base != self._base():
             raise ModelError(
                 f"{where} was trained beside another base, whose weights differ: open the model that it was made for"
             )
@@ -91,7 +92,7 @@ class Adapters:
         if known == model.adapter:
             self._simulation.take_exchanged(learned, forgotten=self._own_constants())
         else:
-            self._learned[known] = learned
+            self._simulation.beside_adapters[known] = learned
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -137,12 +138,9 @@ class Adapters:
         simulated = self._simulation.model.encodings()
         return {s: e for s, e in simulated.items() if s in own or placements[s].kind == "activation"}
 
-    def _not_of_base(self) -> set[str]:
-        """The constants of adapters: their weights, and the factors behind them."""
-        model, graph = self._model, self._simulation.graph
-        names = {constant for adapter in model.adapters for constant in model.adapter_constants(adapter)}
-        nodes = (node for adapter in find_adapters(graph) for node in adapter.nodes)
-        return names | {name for node in nodes for name in node.inputs if name is not None and name in graph.weights}
+    def _base(self) -> str:
+        """One hash of the weights of the base."""
+        return base_digest(self._simulation.fingerprint(), adapter_constants(self._simulation.model))
 
 
 def _renamed(site: Site, names: Mapping[str, str]) -> Site:
@@ -150,7 +148,7 @@ def _renamed(site: Site, names: Mapping[str, str]) -> Site:
     return Weight(names[site.name]) if isinstance(site, Weight) and site.name in names else site
 
 
-def _check_fits(given: Arrays, wanted: Arrays, where: str) -> None:
+def check_fits(given: Arrays, wanted: Arrays, where: str) -> None:
     """Raise ModelError that says what of an adapter does not fit the model."""
     missing, odd = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing or odd:

@@ -1,0 +1,38 @@
+"""What `sim.trainable` does: asks the backend to learn the grids that a user's modes allow."""
+
+from __future__ import annotations
+
+import warnings
+
+from isobit.errors import ModelError
+from isobit.quantsim.simulation import Simulation
+from isobit.training.beside_adapters import check_formats
+from isobit.training.kept_zeros import sparse_sites, zeros_to_tell
+from isobit.training.learned_grids import learned_grids
+from isobit.training.modes import TrainingModes
+
+
+def start_training(simulation: Simulation, modes: TrainingModes, *, keep_zeros: bool = True) -> None:
+    """Learn the grids that these modes ask for, from the encodings as they are, and no others.
+
+    With `keep_zeros` quantized weights of which at least a quarter is zero keep their zeros.
+
+    Raises ModelError before calibration, where the backend does not train, and where nothing would.
+    """
+    trained = simulation.trained_model()
+    simulation.require_calibrated()
+    graph, plan, read = simulation.graph, simulation.plan, simulation.model.weight
+    modes.check(graph, plan)
+    check_formats(graph, plan, read)
+    simulation.relate()
+    encodings = simulation.model.encodings()
+    sparse = sparse_sites(graph, plan, encodings.keys(), read) if keep_zeros else ()
+    for sentence in zeros_to_tell(graph, plan, encodings, read) if keep_zeros else ():
+        warnings.warn(sentence, UserWarning, stacklevel=3)
+    simulation.is_trained = True
+    trained.learn(learned_grids(graph, plan, encodings, modes, simulation.frozen), sparse)
+    if not trained.grid_parameters and not trained.weight_parameters:
+        raise ModelError(
+            "nothing would train: every parameter of the model is frozen, and no grid is learned. Unfreeze some "
+            "before the model is opened (requires_grad, trainable; is_trainable=True for peft), or learn grids"
+        )
