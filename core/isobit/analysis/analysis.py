@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
-from isobit.analysis.findings import LEAST, Advice, Counted, DataJudged, Depth, RangeSetter, SiteError
-from isobit.analysis.html_report import html_report
+from isobit.analysis.findings import LEAST, Advice, DataJudged, Depth, RangeSetter, SiteError
+from isobit.analysis.report_sections import sections_of
 from isobit.analysis.words import percent, ratio_text
-from isobit.files import json_text, plain, write_atomically
+from isobit.files import json_text, plain
+from isobit.html_report import Counted, Section, write_page
 from isobit.quantsim.checks.quality import judged
 
 #: Shares from which a part of the error, or saturation, is worth a line.
@@ -71,8 +71,16 @@ class Analysis:
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write a report, one HTML file that needs no network."""
-        with write_atomically(Path(fspath(path))) as temporary:
-            temporary.write_text(html_report(self.to_dict()), "utf-8")
+        write_page(path, "isobit analysis", self.about, self.sections())
+
+    @property
+    def about(self) -> str:
+        """The target and how ranges were found, in a line."""
+        return f"target {self.target}, calibration {self.calibration}"
+
+    def sections(self) -> list[Section]:
+        """The same as parts of a page, for a report that has more."""
+        return sections_of(self.to_dict(), list(_about_data(self)))
 
     def text(self, most: int = 8) -> str:
         """In words, the worst first."""

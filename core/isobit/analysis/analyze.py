@@ -27,7 +27,7 @@ from isobit.placement.coverage import Coverage
 from isobit.quantsim.checks.quality import sample_decibels
 from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate
 from isobit.quantsim.quantsim import QuantSim
-from isobit.quantsim.report import Report
+from isobit.quantsim.shown.report import Report
 
 #: For each suggestion that is tried, sites of which a run tells how the output does without them.
 _SITES_A_CHECK = 3

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from isobit.encodings.encoding import Encoding
 from isobit.graph.sites import Site
+from isobit.html_report import Counted
 
 #: What one change of a quantizer is.
 Change = Literal["range", "bias", "channel grids", "16 bits", "float"]
@@ -22,15 +23,6 @@ CAP = 100.0
 
 
 @dataclass(frozen=True)
-class Counted:
-    """Values counted in bins of one width between `low` and `high`."""
-
-    low: float
-    high: float
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class SiteError:
     """One quantizer, or several that share a grid, and its part in the error of the output.
 
@@ -39,8 +31,8 @@ class SiteError:
     spread`` (levels that smaller channels do not reach), ``mean shift``, and ``rounding``, which is the width's own.
     `inherited` is how much of the error at that tensor came in with its input. `without` is the signal-to-noise ratio
     of the output in dB with this quantizer alone off, `alone` with it alone on; None where they were not measured.
-    `step` is the distance of two levels, the largest of all channels, and `channel_ranges` what was seen of the first
-    channels.
+    `step` is the distance of two levels, the largest of all channels; `channel_ranges` is what was seen of the first
+    channels, `ranges_on_grid` the same behind the quantizer.
     """
 
     name: str
@@ -63,6 +55,7 @@ class SiteError:
     step: float = 0.0
     histogram: Counted | None = field(default=None, repr=False)
     channel_ranges: tuple[tuple[float, float], ...] = field(default=(), repr=False)
+    ranges_on_grid: tuple[tuple[float, float], ...] = field(default=(), repr=False)
     sites: tuple[Site, ...] = field(default=(), repr=False, compare=False)
 
     @property

@@ -6,7 +6,6 @@ import typer
 
 from isobit.cli import quantize_options as options
 from isobit.cli.analyzing import options as own
-from isobit.cli.analyzing.options import check_report
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
 from isobit.cli.user_data.image_options import ImageOptions
@@ -39,7 +38,7 @@ def analyze(
     scale: options.Scale = None,
     channels: options.ChannelOrder = None,
     layout: options.AxisOrder = None,
-    report: own.Report = None,
+    report: options.Report = None,
     as_json: options.AsJson = False,
     _debug: Debug = False,
 ) -> None:
@@ -57,12 +56,8 @@ def analyze(
     from isobit.cli.quantizing.evaluate_file import load_evaluate
     from isobit.cli.terminal import line, print_json
     from isobit.cli.user_data.calibration_files import load
-    from isobit.errors import ModelError
     from isobit.quantsim.quantize import open_simulator, quantize
 
-    check_report(report)
-    if not model.exists():
-        raise ModelError(f"{model}: no such file")
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     sim = open_simulator(
         model,
