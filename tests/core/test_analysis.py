@@ -164,6 +164,30 @@ def test_every_site_alone(analyzed) -> None:
     assert found.sqnr < worst.alone < found.sqnr - 10 * math.log10(worst.share) + 3
 
 
+def test_a_second_set_of_data_that_has_moved() -> None:
+    """What the old range costs on the new data is what rounding the new data by both grids says."""
+    network = chain(3)
+    sim = simulator(network)
+    data, moved = [network.batch(16)], [{name: 3 * values for name, values in network.batch(16, 1).items()}]
+    sim.calibrate(data)
+    same = isobit.analyze(sim, data, second=data, checks=0)
+    assert same.data.drift is not None
+    assert (same.data.drift.moved, same.data.drift.loss) == ((), 0.0)
+    assert "no range has moved" in str(same)
+    found = isobit.analyze(sim, data, second=moved, checks=0)
+    assert found.data.drift is not None
+    name, values = next(iter(moved[0].items()))
+    item = next(item for item in found.data.drift.moved if item.tensor == name)
+    assert item.second == (values.min(), values.max())
+    own = simulator(network)
+    own.calibrate(moved)
+    noise = [np.square(s.encodings[name].fake_quantize(values) - values, dtype=np.float64).mean() for s in (sim, own)]
+    assert item.cost == pytest.approx(10 * math.log10(noise[0] / noise[1]), abs=0.3)
+    assert found.data.drift.loss > 3
+    assert f"{name} goes from" in str(found)
+    assert json.loads(found.to_json())["data"]["drift"]["moved"][0]["cost"] == found.data.drift.moved[0].cost
+
+
 def test_words_and_json_say_the_same(analyzed, tmp_path) -> None:
     _, _, found = analyzed
     text = str(found)

@@ -105,13 +105,40 @@ class RangeSetter:
 
 
 @dataclass(frozen=True)
+class Drifted:
+    """A tensor whose range has moved: what it reached in the first data and in the second.
+
+    `cost` are the decibels by which its noise on the second data is larger with the range of the first than with one of
+    its own.
+    """
+
+    tensor: str
+    first: tuple[float, float]
+    second: tuple[float, float]
+    cost: float
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What a second set of data, of so many samples, makes of the ranges: those that moved, the costliest first.
+
+    `loss` is what that comes to at the output in dB.
+    """
+
+    samples: int
+    moved: tuple[Drifted, ...]
+    loss: float
+
+
+@dataclass(frozen=True)
 class DataJudged:
     """What the data is worth.
 
     `duplicates` are pairs of equal samples by their numbers from 0. `unstable` has, for each tensor, the decibels that
     its noise grows by where one of `parts` parts of the data has no say in its range, the mean over the parts; `more`
     what that comes to at the output: as much data again as a part holds gains no more. It is None for data of one
-    batch. There are four parts, or as many as batches where those are fewer.
+    batch. There are four parts, or as many as batches where those are fewer. `drift` compares with a second
+    set of data.
     """
 
     samples: int
@@ -120,3 +147,4 @@ class DataJudged:
     unstable: Mapping[str, float]
     more: float | None
     parts: int = 1
+    drift: Drift | None = None

@@ -15,6 +15,7 @@ def analyze(
     context: typer.Context,
     model: options.Model,
     data: own.AnalyzedData,
+    second: own.SecondData = None,
     analyzed: own.AnalyzedSamples = 16,
     checks: own.Checks = 5,
     measure: own.Measure = None,
@@ -70,6 +71,7 @@ def analyze(
         check=not no_check,
     )
     files = load(data, sim.graph, images, batch_size=batch_size, samples=samples)
+    other = load(second, sim.graph, images, batch_size=batch_size, samples=samples) if second is not None else None
     scored = None
     if evaluate is not None:
         scored = load_evaluate(evaluate, sim.graph, images, batch_size, ignore_non_finite)
@@ -86,6 +88,7 @@ def analyze(
             sim,
             files.source,
             scored,
+            second=None if other is None else other.source,
             samples=analyzed,
             checks=checks,
             measure=None if measure is None else measure.value,

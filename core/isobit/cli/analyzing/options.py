@@ -24,6 +24,15 @@ AnalyzedData = Annotated[
         "--data", metavar="PATH", show_default=False, help="Calibration data as of `isobit quantize`; judged too."
     ),
 ]
+SecondData = Annotated[
+    Path | None,
+    typer.Option(
+        "--second",
+        metavar="PATH",
+        rich_help_panel=_ANALYSIS,
+        help="Other data, as from the field: says which ranges it would move and what that costs.",
+    ),
+]
 AnalyzedSamples = Annotated[
     int,
     typer.Option(
