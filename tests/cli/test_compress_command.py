@@ -8,25 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+from isobit.plugins import registry
 
 
-def test_files_and_figures(isobit: Callable[..., Any], digits: Path, images: np.ndarray, tmp_path: Path) -> None:
+def test_files_and_figures(
+    isobit: Callable[..., Any], digits: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     np.savez(tmp_path / "c.npz", image=images)
     common = ("compress", digits / "model.onnx", "--data", tmp_path / "c.npz", "--cost", "parameters")
-    shown = isobit(
-        *common,
-        "--keep",
-        0.7,
-        "--method",
-        "weight-svd",
-        "--trials",
-        1,
-        "-o",
-        tmp_path / "out",
-        "--report",
-        tmp_path / "r.html",
-    )
+    opened: list[int] = []
+    plugins = type(registry())
+    open_model = plugins.open
+    monkeypatch.setattr(plugins, "open", lambda *given, **named: opened.append(1) or open_model(*given, **named))
+    asked = ("--keep", 0.7, "--method", "weight-svd", "--trials", 1, "--report", tmp_path / "r.html")
+    shown = isobit(*common, *asked, "-o", tmp_path / "out")
     assert shown.exit_code == 0, shown.output
+    assert len(opened) == 1
     assert "weight-svd: 70.0% of the parameters are kept" in shown.stdout
     assert (tmp_path / "out" / "model.onnx").stat().st_size < 0.8 * (digits / "model.onnx").stat().st_size
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))

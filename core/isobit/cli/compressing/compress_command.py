@@ -139,17 +139,15 @@ def compress(
     from isobit.compression.compress import DEFAULT_METHOD, FILES
     from isobit.compression.compress import compress as compress_model
     from isobit.files import check_writable
-    from isobit.plugins import registry
+    from isobit.quantsim.quantsim import QuantSim
 
     check_writable(out, FILES.values())
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
-    files, judge = None, None
-    if data is not None or evaluate is not None:
-        graph = registry().open(model, backend=backend).graph  # data is read for its inputs
-        files = None if data is None else load(data, graph, images, batch_size=batch_size, samples=samples)
-        judge = None if evaluate is None else load_evaluate(evaluate, graph, images, batch_size, ignore_non_finite)
+    sim = QuantSim(model, target=target or DEFAULT_TARGET, backend=backend)
+    files = None if data is None else load(data, sim.graph, images, batch_size=batch_size, samples=samples)
+    judge = None if evaluate is None else load_evaluate(evaluate, sim.graph, images, batch_size, ignore_non_finite)
     result = compress_model(
-        model,
+        sim,
         None if files is None else files.source,
         judge,
         method=method or DEFAULT_METHOD,
@@ -161,8 +159,7 @@ def compress(
         exclude=tuple(exclude or ()),
         trials=trials,
         recipe=recipe,
-        target=target or DEFAULT_TARGET,
-        backend=backend,
+        target=sim.target,
         batch_size=batch_size,
         ignore_non_finite=ignore_non_finite,
     )
