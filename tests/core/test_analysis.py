@@ -13,8 +13,10 @@ import pytest
 from technique_networks import chain, simulator
 
 import isobit
+from isobit.analysis import advise as advise_module
+from isobit.analysis.findings import Advice
 from isobit.analysis.local_gains import LocalGain, local_gain
-from isobit.analysis.measure_errors import copies
+from isobit.analysis.measure_errors import copies, measure_errors
 from isobit.analysis.range_setters import SampleBounds
 from isobit.analysis.site_errors import decibels
 from isobit.analysis.tensor_noise import Kept
@@ -162,6 +164,21 @@ def test_every_site_alone(analyzed) -> None:
     assert all(site.alone is not None for site in on.sites)
     worst = on.sites[0]
     assert found.sqnr < worst.alone < found.sqnr - 10 * math.log10(worst.share) + 3
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4, 5])
+def test_what_correcting_the_last_bias_gains_is_told_from_errors_with_their_signs(seed) -> None:
+    """The shift of a weight is no loss where what comes in makes up for it, and what helps some samples harms others."""
+    network = chain(seed, spread=0.3)
+    sim = simulator(network, weights="int4")
+    data = [network.batch(16)]
+    sim.calibrate(data)
+    measured = measure_errors(sim.simulation, *copies(sim.simulation), data)
+    error = next(error for error in measured.errors if error.name == "fc.weight")
+    option = advise_module._bias(measured.findings, error)
+    assert option is not None
+    noise = measured.trials.changed([Advice(error.name, "bias", "", "", 0.0, None, {}, option.bias)])
+    assert option.gain == pytest.approx(advise_module.gain_of(measured.trials.noise, noise), abs=0.3)
 
 
 def test_a_second_set_of_data_that_has_moved() -> None:

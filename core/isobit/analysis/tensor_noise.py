@@ -80,6 +80,7 @@ class TensorNoise:
     outside: float = 0.0
     values: NDArray[np.float32] | None = None
     counts: Floats | None = None  # how much each sample of `values` counts
+    errors: Floats | None = None  # (samples, channels): the mean distance before the quantizer, with its sign
 
     def moved_by(self, encoding: Encoding) -> Floats:
         """What another quantizer would move here, mean square by channel."""
@@ -218,6 +219,7 @@ def _compare(
         outside,
         before if after is not None else None,
         counts,
+        (before64 - exact64).mean(2),
     )
 
 
