@@ -168,7 +168,7 @@ def test_every_site_alone(analyzed) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 4, 5])
 def test_what_correcting_the_last_bias_gains_is_told_from_errors_with_their_signs(seed) -> None:
-    """The shift of a weight is no loss where what comes in makes up for it, and what helps some samples harms others."""
+    """The shift of a weight is no loss where what comes in makes up for it, and what helps some samples harms some."""
     network = chain(seed, spread=0.3)
     sim = simulator(network, weights="int4")
     data = [network.batch(16)]
