@@ -20,7 +20,12 @@ def test_what_hurts_and_what_would_help(isobit: Callable[..., Any], digits: Path
     assert "what would help" in shown.stdout
     assert "(tried: " in shown.stdout
     report = tmp_path / "report.html"
-    data = json.loads(isobit(*common, "--analyzed", 4, "--checks", 0, "--json", "--report", report).stdout)
+    data = json.loads(
+        isobit(
+            *common, "--analyzed", 4, "--checks", 0, "--json", "--report", report, "--second", tmp_path / "c.npz"
+        ).stdout
+    )
+    assert data["data"]["drift"]["moved"] == []
     assert report.read_text("utf-8").startswith("<!doctype html>")
     assert data["samples"] == 4
     assert abs(sum(site["share"] for site in data["sites"]) - 1) < 0.05

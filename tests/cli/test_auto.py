@@ -33,10 +33,13 @@ def test_a_python_file_a_journal_and_a_folder(
     score.write_text(SCORE.format(path=str(digits / "test.npz")))
     out, journal = tmp_path / "out", tmp_path / "j.jsonl"
     common = ("auto", digits / "model.onnx", "--data", data, "--evaluate", score, "-o", out, "--journal", journal)
-    shown = isobit(*common, "--max-drop", 0.05, "--write-json", tmp_path / "auto.json")
+    shown = isobit(*common, "--max-drop", 0.05, "--write-json", tmp_path / "auto.json", "--report", tmp_path / "r.html")
     assert shown.exit_code == 0, shown.output
     assert "fast holds a drop of 0.05: evaluate " in shown.stdout
     assert {path.name for path in out.iterdir()} == {"model.qdq.onnx", "encodings.json", "summary.txt"}
+    page = (tmp_path / "r.html").read_text("utf-8")
+    assert "What was tried" in page
+    assert "What would help" in page
     assert json.loads((tmp_path / "auto.json").read_text())["holds"] is True
     assert [json.loads(line).get("scored") for line in journal.read_text().splitlines()][1:3] == ["float", "fast"]
     other = isobit(*common, "--weights", "int4")

@@ -8,17 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+from isobit.plugins import registry
 
 
-def test_files_and_figures(isobit: Callable[..., Any], digits: Path, images: np.ndarray, tmp_path: Path) -> None:
+def test_files_and_figures(
+    isobit: Callable[..., Any], digits: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     np.savez(tmp_path / "c.npz", image=images)
     common = ("compress", digits / "model.onnx", "--data", tmp_path / "c.npz", "--cost", "parameters")
-    shown = isobit(*common, "--keep", 0.7, "--method", "weight-svd", "--trials", 1, "-o", tmp_path / "out")
+    opened: list[int] = []
+    plugins = type(registry())
+    open_model = plugins.open
+    monkeypatch.setattr(plugins, "open", lambda *given, **named: opened.append(1) or open_model(*given, **named))
+    asked = ("--keep", 0.7, "--method", "weight-svd", "--trials", 1, "--report", tmp_path / "r.html")
+    shown = isobit(*common, *asked, "-o", tmp_path / "out")
     assert shown.exit_code == 0, shown.output
+    assert len(opened) == 1
     assert "weight-svd: 70.0% of the parameters are kept" in shown.stdout
     assert (tmp_path / "out" / "model.onnx").stat().st_size < 0.8 * (digits / "model.onnx").stat().st_size
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
     assert 0.69 <= report["kept"] <= 0.7
+    assert "The least loss at each share" in (tmp_path / "r.html").read_text("utf-8")
     assert set(report["curve"][0]) == {"keep", "loss", "kept_power"}
     again = isobit(*common, "--recipe", tmp_path / "out" / "recipe.toml", "--json", "-o", tmp_path / "again")
     assert again.exit_code == 0, again.output

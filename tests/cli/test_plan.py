@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 
-def test_what_quantizing_would_bring(isobit, digits):
+def test_what_quantizing_would_bring(isobit, digits, tmp_path):
     result = isobit("plan", digits / "model.onnx", "--exclude", "Linear")
     assert result.exit_code == 0, result.output
     for text in (
@@ -16,7 +16,8 @@ def test_what_quantizing_would_bring(isobit, digits):
     ):
         assert text in result.stdout
     assert "node_linear (Linear): excluded by you" in result.stdout
-    found = json.loads(isobit("plan", digits / "model.onnx", "--json").stdout)
+    found = json.loads(isobit("plan", digits / "model.onnx", "--json", "--report", tmp_path / "r.html").stdout)
+    assert "node_linear" in (tmp_path / "r.html").read_text("utf-8")
     assert found["coverage"]["integer_weight_bytes"] == found["coverage"]["weight_bytes"]
     assert 0.25 < found["bytes_after"] / found["bytes_before"] < 0.28, "biases have 32 bits"
     assert 0.4 < found["time"]["ratio"] < 0.9

@@ -13,8 +13,10 @@ import pytest
 from technique_networks import chain, simulator
 
 import isobit
+from isobit.analysis import advise as advise_module
+from isobit.analysis.findings import Advice
 from isobit.analysis.local_gains import LocalGain, local_gain
-from isobit.analysis.measure_errors import copies
+from isobit.analysis.measure_errors import copies, measure_errors
 from isobit.analysis.range_setters import SampleBounds
 from isobit.analysis.site_errors import decibels
 from isobit.analysis.tensor_noise import Kept
@@ -164,6 +166,45 @@ def test_every_site_alone(analyzed) -> None:
     assert found.sqnr < worst.alone < found.sqnr - 10 * math.log10(worst.share) + 3
 
 
+@pytest.mark.parametrize("seed", [1, 2, 4, 5])
+def test_what_correcting_the_last_bias_gains_is_told_from_errors_with_their_signs(seed) -> None:
+    """The shift of a weight is no loss where what comes in makes up for it, and what helps some samples harms some."""
+    network = chain(seed, spread=0.3)
+    sim = simulator(network, weights="int4")
+    data = [network.batch(16)]
+    sim.calibrate(data)
+    measured = measure_errors(sim.simulation, *copies(sim.simulation), data)
+    error = next(error for error in measured.errors if error.name == "fc.weight")
+    option = advise_module._bias(measured.findings, error)
+    assert option is not None
+    noise = measured.trials.changed([Advice(error.name, "bias", "", "", 0.0, None, {}, option.bias)])
+    assert option.gain == pytest.approx(advise_module.gain_of(measured.trials.noise, noise), abs=0.3)
+
+
+def test_a_second_set_of_data_that_has_moved() -> None:
+    """What the old range costs on the new data is what rounding the new data by both grids says."""
+    network = chain(3)
+    sim = simulator(network)
+    data, moved = [network.batch(16)], [{name: 3 * values for name, values in network.batch(16, 1).items()}]
+    sim.calibrate(data)
+    same = isobit.analyze(sim, data, second=data, checks=0)
+    assert same.data.drift is not None
+    assert (same.data.drift.moved, same.data.drift.loss) == ((), 0.0)
+    assert "no range has moved" in str(same)
+    found = isobit.analyze(sim, data, second=moved, checks=0)
+    assert found.data.drift is not None
+    name, values = next(iter(moved[0].items()))
+    item = next(item for item in found.data.drift.moved if item.tensor == name)
+    assert item.second == (values.min(), values.max())
+    own = simulator(network)
+    own.calibrate(moved)
+    noise = [np.square(s.encodings[name].fake_quantize(values) - values, dtype=np.float64).mean() for s in (sim, own)]
+    assert item.cost == pytest.approx(10 * math.log10(noise[0] / noise[1]), abs=0.3)
+    assert found.data.drift.loss > 3
+    assert f"{name} goes from" in str(found)
+    assert json.loads(found.to_json())["data"]["drift"]["moved"][0]["cost"] == found.data.drift.moved[0].cost
+
+
 def test_words_and_json_say_the_same(analyzed, tmp_path) -> None:
     _, _, found = analyzed
     text = str(found)
@@ -190,10 +231,12 @@ def test_the_report_is_one_file_that_names_cannot_break(analyzed, tmp_path) -> N
     own = page.replace(inside[1], "")
     assert not re.findall(r"""(?:src|href)=["'](?!data:,)|https?://(?!www\.w3\.org/2000/svg)|@import|url\(""", own)
     data = json.loads(inside[1])
-    assert data == nasty.to_dict()
-    assert data["scores"] == {"float": None}
-    assert "const short = value => value === null ?" in own
-    site = next(site for site in data["sites"] if site["kind"] == "weight")
+    parts = {section["kind"]: section["content"] for section in data["sections"]}
+    assert ["not finite", "score, float"] in parts["cards"]["items"]
+    assert "</script>" in parts["notes"]["lines"][-1]
+    assert parts["sites"]["sites"][0]["share"] == nasty.to_dict()["sites"][0]["share"]
+    assert set(parts) <= set(re.findall(r"^  (\w+)\(content, place\)", own, re.MULTILINE)) | {"cards"}
+    site = next(site for site in parts["sites"]["sites"] if site["kind"] == "weight")
     assert sum(site["histogram"]["counts"]) > 0
     assert site["histogram"]["low"] <= site["grid"][0] + 1e-4
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from numpy_backend import NumpyBackend
 from technique_networks import chain, simulator
 
 import isobit
+from isobit.backend.checked_model import CheckedModel
 from isobit.errors import DataError, EvaluateError, FormatError, ModelError
 from isobit.plugins import registry
 from isobit.search.held_back import divide
 from isobit.search.journal import Journal
 from isobit.search.scoring import Score
+from isobit.techniques.rounding import procedure
 
 HEADER = dict.fromkeys(("isobit", "model", "data", "target", "settings", "evaluate"), "a")
 
@@ -79,6 +82,49 @@ def test_the_time_is_over() -> None:
     assert [attempt.name for attempt in found.attempts] == ["fast"]
     assert found.why.startswith("the time is over")
     assert found.sim.encodings
+
+
+def test_an_attempt_is_cut_off_at_its_next_layer(monkeypatch) -> None:
+    """The time is over while layers are rounded: they are not all waited for, and the attempts before it count."""
+    clock, solved = iter(itertools.count()), []
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)) if solved else 0.0)
+    rounding = procedure.output_error
+
+    def slow(*args, **settings):
+        solved.append(1)
+        next(itertools.islice(clock, 1000, None))
+        return rounding(*args, **settings)
+
+    monkeypatch.setattr(procedure, "output_error", slow)
+    sim = simulator(chain(0, spread=0.0), weights="int4", activations="uint4")
+    found = isobit.auto_quantize(sim, _data(2), error, max_drop=0.0, minutes=1.0, progress=False)
+    assert len(solved) == 1
+    assert [attempt.name for attempt in found.attempts] == ["fast"]
+    assert found.why.startswith("the time is over")
+    assert any("cut off" in note for note in found.notes)
+
+
+def test_what_an_attempt_observed_is_kept_beside_the_journal(tmp_path, monkeypatch) -> None:
+    """A run that goes on looks at the data no more than to see that it is the same."""
+    sim = simulator(chain(0, spread=0.0))
+    journal = tmp_path / "j.jsonl"
+    first = isobit.auto_quantize(sim, _data(2), error, max_drop=9.0, journal=journal, progress=False)
+    assert [path.name.split(".")[-2] for path in tmp_path.glob("*.npz")] == ["fast"]
+    ran: list[int] = []
+    observe = CheckedModel.observe
+
+    def counted(self, batches, requests):
+        def each():
+            for batch in batches:
+                ran.append(1)
+                yield batch
+
+        return observe(self, each(), requests)
+
+    monkeypatch.setattr(CheckedModel, "observe", counted)
+    again = isobit.auto_quantize(sim, _data(2), error, max_drop=9.0, journal=journal, progress=False)
+    assert not ran
+    assert again.sim.encodings == first.sim.encodings
 
 
 def test_a_noisy_measure() -> None:

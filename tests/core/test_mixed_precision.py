@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import product
 
 import numpy as np
@@ -75,6 +76,10 @@ def test_a_drop() -> None:
     np.testing.assert_array_equal(sim.run(data[0])["logits"], before["logits"])
     assert json.loads(found.to_json())["chosen"]["cost"] == found.chosen.cost
     assert "of the error" in str(found)
+    drawn = next(section.content for section in found.sections() if section.kind == "curve")
+    told, run = (series["points"] for series in drawn["series"])
+    assert len(told) == sum(math.isfinite(point.predicted) for point in found.curve)
+    assert [point["x"] for point in run if point["chosen"]] == [found.chosen.cost / found.curve[0].cost]
     # what it says can be typed
     typed = simulator(chain(0, spread=0.0), weights="int5", activations="uint5", overrides=dict(found.overrides))
     assert {s: p.spec for s, p in typed.plan.placements.items()} == {

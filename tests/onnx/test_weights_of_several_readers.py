@@ -127,3 +127,15 @@ def test_the_file_holds_the_integers_once(kind: str, tmp_path: Path) -> None:
         tensor for tensor in written.graph.initializer if tensor.name.startswith("w") and np.prod(tensor.dims) >= size
     ]
     assert [tensor.data_type for tensor in large] == [TensorProto.INT8]
+
+
+def test_a_bias_of_several_layers_is_analyzed() -> None:
+    """It is quantized for each reader, at an input that no tensor feeds."""
+    convolutions = [node("Conv", "x w b", "h", pads=[1] * 4), node("Conv", "h w b", "y", pads=[1] * 4)]
+    shapes = [value("x", ["n", 8, 6, 6])], [value("y", ["n", 8, 6, 6])]
+    proto = model(convolutions, *shapes, {"w": _normal(8, 8, 3, 3) / 8, "b": _normal(8)})
+    rows = _normal(4, 8, 6, 6)
+    sim = isobit.quantize(proto, [rows], recipe="basic", method="minmax", target="default", progress=False)
+    assert any(placement.kind == "bias" for placement in sim.plan.placements.values())
+    found = isobit.analyze(sim, [rows], checks=0)
+    assert sum(site.share for site in found.sites) == pytest.approx(1, abs=0.2)

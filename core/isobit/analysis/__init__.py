@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from isobit.analysis.analysis import Analysis
 from isobit.analysis.analyze import analyze
-from isobit.analysis.findings import Advice, DataJudged, Depth, RangeSetter, SiteError
+from isobit.analysis.findings import Advice, DataJudged, Depth, Drift, Drifted, RangeSetter, SiteError
 
-__all__ = ["Advice", "Analysis", "DataJudged", "Depth", "RangeSetter", "SiteError", "analyze"]
+__all__ = ["Advice", "Analysis", "DataJudged", "Depth", "Drift", "Drifted", "RangeSetter", "SiteError", "analyze"]

@@ -40,6 +40,9 @@ _OCTAVES = 12
 #: Grids whose ends lie apart by less than this part of the width are one.
 _ALIKE = 0.03
 
+#: What is left of a sample's noise at least.
+_LITTLE = 0.01
+
 #: No prediction goes beyond: what is left then is the noise that was not looked at.
 _MOST = 60.0
 
@@ -66,6 +69,7 @@ class _Option:
     left: float  # how much of the site's share stays
     encodings: Mapping[Site, Encoding | None]
     bias: Mapping[str, Floats] | None = None
+    gain: float | None = None  # in dB, where it does not follow from what is left
 
 
 def advise(findings: Findings, error: SiteError, without: float | None) -> Advice | None:
@@ -73,8 +77,10 @@ def advise(findings: Findings, error: SiteError, without: float | None) -> Advic
     options = list(_options(findings, error))
 
     def gain(option: _Option) -> float:
+        if option.gain is not None:
+            return min(_MOST, option.gain)
         # Where the outputs are worse without it, its noise happens to undo that of others: nothing is to be gained.
-        share = error.share if without is None or option.bias else max(0.0, 1 - without / findings.total)
+        share = error.share if without is None else max(0.0, 1 - without / findings.total)
         left = 1 - (1 - option.left) * share
         return min(_MOST, -10 * math.log10(left)) if left > 0 else _MOST
 
@@ -216,17 +222,29 @@ def _read_by(findings: Findings, error: SiteError) -> list[tuple[tuple[str, int]
 
 
 def _bias(findings: Findings, error: SiteError) -> _Option | None:
-    graph, shifts = findings.model.graph, {}
-    for (name, index), item in _read_by(findings, error):
-        node = graph.node(name)
-        if index == 1 and node.op in LAYERS and item.shift is not None and not bias_obstacle(graph, node):
-            shifts[name] = -item.shift
+    graph, shifts, change = findings.model.graph, {}, np.zeros(1)
+    for key, item in _read_by(findings, error):
+        node = graph.node(key[0])
+        if key[1] == 1 and node.op in LAYERS and item.shift is not None and not bias_obstacle(graph, node):
+            shifts[node.name] = -item.shift
+            change = change + _changed_by(findings, node.outputs[0], -item.shift)
     if not shifts or error.share <= 0:
         return None
-    left = 1 - error.causes.get("mean shift", 0.0) / error.share
-    return _Option(
-        "bias", "correcting the bias", "sim.apply(isobit.techniques.CorrectBias(), data=data)", left, {}, shifts
-    )
+    gain = float(np.mean(-10 * np.log10(np.maximum(1 + change, _LITTLE))))
+    settings = "sim.apply(isobit.techniques.CorrectBias(), data=data)"
+    return _Option("bias", "correcting the bias", settings, 1.0, {}, shifts, gain)
+
+
+def _changed_by(findings: Findings, tensor: str, step: Floats) -> Floats:
+    """By sample, how much the noise of the outputs changes, as a part of it, by a step of the bias behind a tensor.
+
+    Errors e become e + step, so that their squares change by step (2 e + step): less where e is this weight's shift,
+    more where what comes in made up for it. Each sample counts alike in dB, and what helps some may do harm to others.
+    """
+    noise, worth = findings.noise.tensors.get(tensor), findings.worth.sites.get(Tensor(tensor))
+    if noise is None or noise.errors is None or noise.counts is None or worth is None or worth.size != step.size:
+        return np.zeros(1)
+    return np.asarray(noise.counts / noise.counts.mean() * ((step * (2 * noise.errors + step)) @ worth))
 
 
 def _weight_channels(findings: Findings, error: SiteError) -> _Option | None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
-from isobit.analysis.findings import LEAST, Advice, Counted, DataJudged, Depth, RangeSetter, SiteError
-from isobit.analysis.html_report import html_report
+from isobit.analysis.findings import LEAST, Advice, DataJudged, Depth, Drift, Drifted, RangeSetter, SiteError
+from isobit.analysis.report_sections import sections_of
 from isobit.analysis.words import percent, ratio_text
-from isobit.files import json_text, plain, write_atomically
+from isobit.files import json_text, plain
+from isobit.html_report import Counted, Section, write_page
 from isobit.quantsim.checks.quality import judged
 
 #: Shares from which a part of the error, or saturation, is worth a line.
 _MUCH = 0.01
+
+#: Tensors whose ranges have moved that are named.
+_DRIFTED = 5
 
 #: Decibels that further data is said to be worth nothing below.
 _NOTHING = 0.05
@@ -62,7 +65,9 @@ class Analysis:
         found["advice"] = [_record(advice, "encodings", "bias") for advice in self.advice]
         found["depth"] = [_record(step) for step in self.depth]
         setters = [_record(setter) for setter in self.data.range_setters]
-        found["data"] = {**_record(self.data), "range_setters": setters}
+        drift = self.data.drift
+        moved = drift and {**_record(drift), "moved": [_record(item) for item in drift.moved]}
+        found["data"] = {**_record(self.data), "range_setters": setters, "drift": moved}
         return {key: plain(value) for key, value in found.items()}
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
@@ -71,8 +76,16 @@ class Analysis:
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write a report, one HTML file that needs no network."""
-        with write_atomically(Path(fspath(path))) as temporary:
-            temporary.write_text(html_report(self.to_dict()), "utf-8")
+        write_page(path, "isobit analysis", self.about, self.sections())
+
+    @property
+    def about(self) -> str:
+        """The target and how ranges were found, in a line."""
+        return f"target {self.target}, calibration {self.calibration}"
+
+    def sections(self) -> list[Section]:
+        """The same as parts of a page, for a report that has more."""
+        return sections_of(self.to_dict(), list(_about_data(self)))
 
     def text(self, most: int = 8) -> str:
         """In words, the worst first."""
@@ -82,7 +95,10 @@ class Analysis:
         return self.text()
 
 
-def _record(item: SiteError | Advice | Depth | RangeSetter | Counted | DataJudged, *without: str) -> dict[str, Any]:
+_Finding = SiteError | Advice | Depth | RangeSetter | Counted | DataJudged | Drift | Drifted
+
+
+def _record(item: _Finding, *without: str) -> dict[str, Any]:
     """The fields of one finding."""
     return {entry.name: getattr(item, entry.name) for entry in fields(item) if entry.name not in without}
 
@@ -149,6 +165,20 @@ def _about_data(analysis: Analysis) -> Iterator[str]:
         if data.unstable[name] >= 1:
             cost = f"{data.unstable[name]:.1f} dB more noise where one of {data.parts} parts of the data is left out"
             yield f"data: the range of {name} is not settled: {cost}"
+    if data.drift is not None:
+        yield from _about_drift(data.drift)
+
+
+def _about_drift(drift: Drift) -> Iterator[str]:
+    if not drift.moved:
+        yield f"data: no range has moved in the second data ({drift.samples} samples)"
+        return
+    costs = f"{drift.loss:.1f} dB at the output" if drift.loss >= _NOTHING else "nothing at the output"
+    yield f"data: the second data ({drift.samples} samples) moves {len(drift.moved)} ranges, which costs {costs}"
+    for item in drift.moved[:_DRIFTED]:
+        then, now = (f"{low:.4g} to {high:.4g}" for low, high in (item.first, item.second))
+        cost = f"{item.cost:.1f} dB more noise than with its own range"
+        yield f"data: {item.tensor} goes from {now}, from {then} in the first data: {cost}"
 
 
 def _worst_sample(analysis: Analysis) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from isobit.analysis.advise import Findings, advise, gain_of
 from isobit.analysis.analysis import Analysis
+from isobit.analysis.drift import find_drift
 from isobit.analysis.findings import LEAST, Advice, SiteError
 from isobit.analysis.judge_data import SeenData
 from isobit.analysis.measure_errors import copies, measure_errors
@@ -27,7 +28,7 @@ from isobit.placement.coverage import Coverage
 from isobit.quantsim.checks.quality import sample_decibels
 from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate
 from isobit.quantsim.quantsim import QuantSim
-from isobit.quantsim.report import Report
+from isobit.quantsim.shown.report import Report
 
 #: For each suggestion that is tried, sites of which a run tells how the output does without them.
 _SITES_A_CHECK = 3
@@ -47,6 +48,7 @@ def analyze(
     data: Any,
     evaluate: Evaluate | None = None,
     *,
+    second: Any = None,
     samples: int = 16,
     checks: int = 5,
     measure: Literal["on", "off"] | None = None,
@@ -61,7 +63,8 @@ def analyze(
     what the output is without the quantizers that make the most, three times as many. With 0 checks nothing is run
     beyond the two passes. ``measure="off"`` measures every site off alone, ``"on"`` every site on alone. `evaluate`
     takes a model, a function from a batch to outputs by name, and returns a number, the higher the better; it is called
-    for the float and the simulated model. `batch_size`, `inputs` and `ignore_non_finite` are about the data, as in
+    for the float and the simulated model. `second` is other data, as from the field: which ranges it would move, and
+    what those of `data` cost on it. `batch_size`, `inputs` and `ignore_non_finite` are about the data, as in
     `QuantSim.calibrate`. The simulator stays as it is.
 
     Raises ModelError when it is not calibrated or has no float output to compare, DataError for data without a sample,
@@ -75,19 +78,28 @@ def analyze(
         check_evaluate(evaluate, picklable=False)
     simulation = sim.simulation
     simulation.require_quantizers()
-    dataset = Dataset(
-        data, sim.graph, batch_size=min(batch_size, samples), inputs=inputs, ignore_non_finite=ignore_non_finite
-    )
-    batches, searched = first_batches(dataset, samples)
+
+    def batches_of(source: Any) -> tuple[list[Batch], list[Batch]]:
+        size = min(batch_size, samples)
+        return first_batches(
+            Dataset(source, sim.graph, batch_size=size, inputs=inputs, ignore_non_finite=ignore_non_finite), samples
+        )
+
+    batches, searched = batches_of(data)
+    others = [] if second is None else batches_of(second)[1]
     count = _count(sim, batches)
     exact, simulated = copies(simulation)
-    seen = SeenData(exact, searched, _grids(sim))
+    seen = SeenData(exact, searched, _grids(sim), is_compared=bool(others))
     measured = measure_errors(simulation, exact, simulated, batches)
     trials, findings = measured.trials, measured.findings
     plan, noise = findings.plan, findings.noise
     errors = _measured(trials, measured.errors, measure, checks)
     suggestions, together = _suggestions(trials, findings, errors, checks)
     activations = [site for site in trials.encodings if plan.placements[site].kind == "activation"]
+    scheme = _scheme(simulation.calibration)
+    judged = seen.judge(errors, scheme)
+    if others:
+        judged = replace(judged, drift=find_drift(exact, others, seen.histograms, _grids(sim), errors, scheme))
     constants = [site for site in trials.encodings if site not in set(activations)]
     return Analysis(
         simulation.target.name,
@@ -102,7 +114,7 @@ def analyze(
         tuple(suggestions),
         together,
         error_by_depth(simulated.graph, noise),
-        seen.judge(errors, _scheme(simulation.calibration)),
+        judged,
         _scores(evaluate, exact, simulated),
         str(Coverage.of(simulated.graph, plan)),
         Report.of(simulation).left_in_float,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from isobit.encodings.encoding import Encoding
 from isobit.graph.sites import Site
+from isobit.html_report import Counted
 
 #: What one change of a quantizer is.
 Change = Literal["range", "bias", "channel grids", "16 bits", "float"]
@@ -22,15 +23,6 @@ CAP = 100.0
 
 
 @dataclass(frozen=True)
-class Counted:
-    """Values counted in bins of one width between `low` and `high`."""
-
-    low: float
-    high: float
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class SiteError:
     """One quantizer, or several that share a grid, and its part in the error of the output.
 
@@ -39,8 +31,8 @@ class SiteError:
     spread`` (levels that smaller channels do not reach), ``mean shift``, and ``rounding``, which is the width's own.
     `inherited` is how much of the error at that tensor came in with its input. `without` is the signal-to-noise ratio
     of the output in dB with this quantizer alone off, `alone` with it alone on; None where they were not measured.
-    `step` is the distance of two levels, the largest of all channels, and `channel_ranges` what was seen of the first
-    channels.
+    `step` is the distance of two levels, the largest of all channels; `channel_ranges` is what was seen of the first
+    channels, `ranges_on_grid` the same behind the quantizer.
     """
 
     name: str
@@ -63,6 +55,7 @@ class SiteError:
     step: float = 0.0
     histogram: Counted | None = field(default=None, repr=False)
     channel_ranges: tuple[tuple[float, float], ...] = field(default=(), repr=False)
+    ranges_on_grid: tuple[tuple[float, float], ...] = field(default=(), repr=False)
     sites: tuple[Site, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -112,13 +105,40 @@ class RangeSetter:
 
 
 @dataclass(frozen=True)
+class Drifted:
+    """A tensor whose range has moved: what it reached in the first data and in the second.
+
+    `cost` are the decibels by which its noise on the second data is larger with the range of the first than with one of
+    its own.
+    """
+
+    tensor: str
+    first: tuple[float, float]
+    second: tuple[float, float]
+    cost: float
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What a second set of data, of so many samples, makes of the ranges: those that moved, the costliest first.
+
+    `loss` is what that comes to at the output in dB.
+    """
+
+    samples: int
+    moved: tuple[Drifted, ...]
+    loss: float
+
+
+@dataclass(frozen=True)
 class DataJudged:
     """What the data is worth.
 
     `duplicates` are pairs of equal samples by their numbers from 0. `unstable` has, for each tensor, the decibels that
     its noise grows by where one of `parts` parts of the data has no say in its range, the mean over the parts; `more`
     what that comes to at the output: as much data again as a part holds gains no more. It is None for data of one
-    batch. There are four parts, or as many as batches where those are fewer.
+    batch. There are four parts, or as many as batches where those are fewer. `drift` compares with a second
+    set of data.
     """
 
     samples: int
@@ -127,3 +147,4 @@ class DataJudged:
     unstable: Mapping[str, float]
     more: float | None
     parts: int = 1
+    drift: Drift | None = None

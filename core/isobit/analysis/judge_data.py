@@ -32,12 +32,20 @@ _FEWEST = 4
 class SeenData:
     """One pass over the data: the range of each sample, and a histogram of each part, of every tensor."""
 
-    def __init__(self, model: CheckedModel, batches: Sequence[Batch], formats: Mapping[str, QuantSpec]) -> None:
+    def __init__(
+        self,
+        model: CheckedModel,
+        batches: Sequence[Batch],
+        formats: Mapping[str, QuantSpec],
+        *,
+        is_compared: bool = False,
+    ) -> None:
         self._axes = SampleAxes.of(model.graph)
         self.batches, self.samples, self._formats = batches, self._axes.size(batches), formats
         self._bounds = {name: SampleBounds() for name in formats}
         self._parts: list[dict[str, Histogram]] = []
-        if self.samples >= _FEWEST and formats:
+        self._is_few = self.samples < _FEWEST
+        if formats and (is_compared or not self._is_few):
             for part in np.array_split(np.arange(len(batches)), min(_PARTS, len(batches))):
                 self._observe(model, [batches[index] for index in part])
 
@@ -46,6 +54,11 @@ class SeenData:
         requests = [Request(Tensor(name), histogram) for name, histogram in histograms.items()]
         model.observe(part, [*requests, *(Request(Tensor(name), b) for name, b in self._bounds.items())])
         self._parts.append(histograms)
+
+    @property
+    def histograms(self) -> dict[str, Histogram]:
+        """What was seen of each tensor in all parts."""
+        return {name: _sum([part[name] for part in self._parts]) for name in self._formats} if self._parts else {}
 
     def judge(self, errors: Sequence[SiteError], scheme: Calibrator) -> DataJudged:
         """What the data is worth for the ranges that a scheme takes from it."""
@@ -57,7 +70,7 @@ class SeenData:
         return DataJudged(
             self.samples,
             self._duplicates(),
-            find_range_setters(self._bounds, self.samples),
+            () if self._is_few else find_range_setters(self._bounds, self.samples),
             costs,
             more,
             max(1, len(self._parts)),
@@ -65,7 +78,7 @@ class SeenData:
 
     def _costs(self, scheme: Calibrator) -> dict[str, float]:
         """Decibels that the noise of each tensor grows by where a part of the data has no say in its range."""
-        if len(self._parts) < 2:
+        if len(self._parts) < 2 or self._is_few:
             return {}
         costs = {}
         for name, spec in self._formats.items():
@@ -95,13 +108,14 @@ class SeenData:
 
 def _cost(parts: Sequence[Histogram], spec: QuantSpec, scheme: Calibrator) -> float:
     bins = Bins.of(_sum(parts))
-    exact = _noise(bins, _sum(parts), spec, scheme)
-    rest = [_noise(bins, _sum([*parts[:i], *parts[i + 1 :]]), spec, scheme) for i in range(len(parts))]
+    exact = noise_with(bins, _sum(parts), spec, scheme)
+    rest = [noise_with(bins, _sum([*parts[:i], *parts[i + 1 :]]), spec, scheme) for i in range(len(parts))]
     mean = float(np.mean(rest))
     return max(0.0, 10 * math.log10(mean / exact)) if exact > 0 and mean > 0 else 0.0
 
 
-def _noise(bins: Bins, seen: Histogram, spec: QuantSpec, scheme: Calibrator) -> float:
+def noise_with(bins: Bins, seen: Histogram, spec: QuantSpec, scheme: Calibrator) -> float:
+    """Mean square error of values in bins with the range that a scheme takes from what was seen."""
     encoding = encode_range(*scheme.range(seen, spec), spec)
     grid = Grids(spec, encoding.scale.reshape(1), encoding.zero_point.reshape(1))
     return float(mean_square_errors(bins, grid)[0])

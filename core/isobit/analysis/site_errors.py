@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from isobit.analysis.findings import CAP, Counted, Depth, SiteError
+from isobit.analysis.findings import CAP, Depth, SiteError
 from isobit.analysis.importance import Worth
 from isobit.analysis.tensor_noise import Floats, MeasuredNoise, TensorNoise
 from isobit.analysis.weight_noise import WeightNoise
 from isobit.backend.checked_model import CheckedModel
 from isobit.encodings.encoding import Encoding
 from isobit.graph.graph import Graph
+from isobit.html_report import DrawnValues
 from isobit.placement.plan import Placement, Plan, constant_name
-
-#: Bins of a histogram that is drawn, and channels whose ranges are.
-_BINS, _DRAWN = 96, 256
 
 
 def site_errors(
@@ -84,6 +80,9 @@ def _of_activation(
     producer = graph.producer(first.tensor)
     readers = [f"{use.node.name} ({use.node.op})" for use in graph.uses(first.tensor)]
     item = measured[first.site]
+    drawn = DrawnValues()
+    if item is not None and item.values is not None:
+        drawn = DrawnValues.of(item.values, encoding, None).with_ranges(item.low, item.high, encoding)
     return SiteError(
         str(first.site),
         first.kind,
@@ -101,8 +100,9 @@ def _of_activation(
         0 if item is None else item.channels,
         0 if item is None else _dead(item),
         step=float(encoding.scale.max()),
-        histogram=None if item is None or item.values is None else _counted(item.values, encoding),
-        channel_ranges=() if item is None else _ranges(item.low, item.high),
+        histogram=drawn.histogram,
+        channel_ranges=drawn.channel_ranges,
+        ranges_on_grid=drawn.ranges_on_grid,
         sites=tuple(member.site for member in members),
     )
 
@@ -162,6 +162,7 @@ def _of_constant(
         causes["channel spread"] += float((value * (rest - finer)).sum())
         causes["rounding"] += float((value * finer).sum())
     values = model.weight(name)
+    drawn = DrawnValues.of(values, encoding, placement.channel_axis)
     node = readers[0][0] if readers else ""
     return SiteError(
         str(placement.site),
@@ -177,43 +178,11 @@ def _of_constant(
         sqnr=decibels(float(np.square(values, dtype=np.float64).sum()), _weight_error(values, encoding)),
         channels=values.shape[placement.channel_axis] if values.ndim else 1,
         step=float(encoding.scale.max()),
-        histogram=_counted(values, encoding),
-        channel_ranges=_constant_ranges(values, placement.channel_axis),
+        histogram=drawn.histogram,
+        channel_ranges=drawn.channel_ranges,
+        ranges_on_grid=drawn.ranges_on_grid,
         sites=(placement.site,),
     )
-
-
-def _constant_ranges(values: NDArray[Any], axis: int) -> tuple[tuple[float, float], ...]:
-    if values.ndim < 2 or not values.size:
-        return ()
-    rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-    return _ranges(rows.min(1), rows.max(1))
-
-
-def _ranges(low: NDArray[Any], high: NDArray[Any]) -> tuple[tuple[float, float], ...]:
-    """The ranges of the first channels, none where there is one alone."""
-    if low.size < 2:
-        return ()
-    return tuple((_short(a), _short(b)) for a, b in zip(low[:_DRAWN], high[:_DRAWN], strict=True))
-
-
-def _short(value: float) -> float:
-    """With so many digits as a drawing shows."""
-    return float(f"{float(value):.5g}")
-
-
-def _counted(values: NDArray[Any], encoding: Encoding) -> Counted | None:
-    """How many values lie where, over all that was seen and the whole grid."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return None
-    ends = (float(finite.min()), float(finite.max()))
-    if encoding.spec.is_integer:
-        ends = min(ends[0], float(encoding.minimum.min())), max(ends[1], float(encoding.maximum.max()))
-    if not ends[1] > ends[0]:
-        return None
-    counts, _ = np.histogram(finite, _BINS, ends)
-    return Counted(_short(ends[0]), _short(ends[1]), tuple(int(count) for count in counts))
 
 
 def _weight_error(values: Floats, encoding: Encoding) -> float:

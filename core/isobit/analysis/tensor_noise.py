@@ -80,6 +80,7 @@ class TensorNoise:
     outside: float = 0.0
     values: NDArray[np.float32] | None = None
     counts: Floats | None = None  # how much each sample of `values` counts
+    errors: Floats | None = None  # (samples, channels): the mean distance before the quantizer, with its sign
 
     def moved_by(self, encoding: Encoding) -> Floats:
         """What another quantizer would move here, mean square by channel."""
@@ -132,7 +133,7 @@ def measure_noise(
     graph = simulated.graph
     names = [name for name in graph.tensors if graph.is_float(name) and (graph.uses(name) or _leaves(graph, name))]
     limit = int(np.clip(_KEPT // max(1, len(names) * by_sample.size), _FEWEST, SAMPLE_LIMIT))
-    encodings = {site: e for site, e in simulated.encodings().items() if isinstance(site, Tensor | Input)}
+    encodings = {site: e for site, e in simulated.encodings().items() if _tensor_at(graph, site) is not None}
     sites: list[Tensor | Input] = [site for site in encodings if isinstance(site, Tensor | Input)]
     of_float = _keep(exact, batches, [(Tensor(name), "before") for name in names], limit)
     single: list[tuple[Tensor | Input, Literal["before", "after"]]] = [
@@ -161,6 +162,12 @@ def measure_noise(
             if noise is not None:
                 inputs[site] = noise
     return MeasuredNoise(tensors, inputs, left)
+
+
+def _tensor_at(graph: Graph, site: Site) -> str | None:
+    """The tensor that is quantized at a site; None for a constant, also for one input that reads it (a shared bias)."""
+    name = graph.node(site.node).input(site.index) if isinstance(site, Input) else site.name
+    return name if name in graph.tensors else None
 
 
 def _leaves(graph: Graph, name: str) -> bool:
@@ -212,6 +219,7 @@ def _compare(
         outside,
         before if after is not None else None,
         counts,
+        (before64 - exact64).mean(2),
     )
 
 

@@ -14,6 +14,7 @@ from isobit.analysis.site_errors import decibels
 from isobit.analysis.tensor_noise import Floats
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch
+from isobit.deadline import check_time
 from isobit.edits.draft import Draft
 from isobit.encodings.encoding import Encoding
 from isobit.errors import ModelError
@@ -160,6 +161,7 @@ class Trials:
         return copy
 
     def _run(self, model: CheckedModel) -> list[Outputs] | None:
+        check_time()
         try:
             return [model.run(batch) for batch in self.batches]
         except ModelError:  # rounded numbers became sizes that do not fit

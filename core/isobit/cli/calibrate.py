@@ -82,7 +82,7 @@ def calibrate(
         check_writable(out, USUAL)
     if write_statistics is not None:
         check_writable(write_statistics.absolute().parent)
-    _check(model, method)
+    _check(method)
     sim = open_simulator(
         model,
         target=target,
@@ -115,14 +115,11 @@ def calibrate(
         _report(sim, written, read)
 
 
-def _check(model: Path, method: str) -> None:
+def _check(method: str) -> None:
     from isobit.calibration.scheme import parse_calibrator
-    from isobit.errors import ModelError
     from isobit.plugins import registry
 
     parse_calibrator(method, registry().calibrators())
-    if not model.exists():
-        raise ModelError(f"{model}: no such file")
 
 
 def _observe(

@@ -9,6 +9,7 @@ import typer
 
 from isobit.cli.complete import backend_names
 from isobit.cli.guard import Debug, errors_exit_with
+from isobit.cli.quantize_options import Report, check_there
 from isobit.cli.terminal import line, print_json, table, warn
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ SAME, DIFFERENT, FAILED = 0, 1, 2
 
 _SHOWN = 30
 
+_COLUMNS = ("site", "name", "what", "A", "B", "steps", "scales")
+
 
 def diff(
     context: typer.Context,
@@ -27,7 +30,12 @@ def diff(
     b: Annotated[Path, typer.Argument(metavar="B", help="What to compare it with.")],
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="MODEL", help="The float model, to match names of different tools."),
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="The float model, to match names of different tools.",
+            callback=check_there,
+        ),
     ] = None,
     backend: Annotated[
         str | None,
@@ -38,6 +46,7 @@ def diff(
     no_fold: Annotated[
         bool, typer.Option("--no-fold", metavar="", help="Do not fold batch norms of the model.")
     ] = False,
+    report: Report = None,
     show_all: Annotated[bool, typer.Option("--all", metavar="", help=f"List all, not the first {_SHOWN}.")] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     _debug: Debug = False,
@@ -60,7 +69,7 @@ def diff(
     if is_dump(a) or is_dump(b):
         from isobit.cli.dumping.dump_differences import show_dump_differences
 
-        raise typer.Exit(DIFFERENT if show_dump_differences(a, b, cap, as_json=as_json) else SAME)
+        raise typer.Exit(DIFFERENT if show_dump_differences(a, b, cap, as_json=as_json, report=report) else SAME)
     names = None if model is None else names_of(model, backend, not no_fold)
     first, second = encodings_of(a, names), encodings_of(b, names)
     for encodings, path in ((first, a), (second, b)):
@@ -69,6 +78,8 @@ def diff(
         if encodings.unmapped:
             warn(f"{path}: the model has no {', '.join(encodings.unmapped)}")
     differences = compare(first, second)
+    if report is not None:
+        _write_report(report, (a, b), (len(first), len(second)), differences)
     if as_json:
         counts = {"a": len(first), "b": len(second), "different": len(differences)}
         print_json({"a": str(a), "b": str(b), "counts": counts, "differences": [d.record() for d in differences]})
@@ -97,14 +108,10 @@ def names_of(model: Path, backend: str | None, fold: bool) -> Names:
     return Names.of(sim)
 
 
-def _show(differences: list[Difference], first: int, second: int, cap: int) -> None:
+def _rows(differences: list[Difference]) -> list[tuple[str, ...]]:
     from isobit.graph.sites import site_key
 
-    if not differences:
-        line(f"the same: {first} encodings")
-        return
-    line(f"{len(differences)} differences (A has {first} encodings, B {second})", style="bold")
-    rows = [
+    return [
         (
             site_key(d.site)[0],
             str(d.site),
@@ -114,8 +121,32 @@ def _show(differences: list[Difference], first: int, second: int, cap: int) -> N
             "" if d.steps is None else f"{d.steps:.3g}",
             str(d.channels or ""),
         )
-        for d in differences[:cap]
+        for d in differences
     ]
-    table(("site", "name", "what", "A", "B", "steps", "scales"), rows, right=("steps", "scales"))
+
+
+def _write_report(
+    report: Path, paths: tuple[Path, Path], counts: tuple[int, int], differences: list[Difference]
+) -> None:
+    from isobit.html_report import Cell, Column, notes, write_page
+    from isobit.html_report import table as html_table
+
+    columns = [Column(name, "name" if name == "name" else "") for name in _COLUMNS[:-2]]
+    columns += [Column(name, "number") for name in _COLUMNS[-2:]]
+    rows: list[list[Cell]] = [
+        [*row[:-2], (row[-2], found.steps), (row[-1], float(found.channels))]
+        for row, found in zip(_rows(differences), differences, strict=True)
+    ]
+    text = f"A, {paths[0]}, has {counts[0]} encodings; B, {paths[1]}, has {counts[1]}; {len(differences)} differ."
+    found = html_table("What differs", columns, rows, filter="Filter by name, format", none="Nothing.")
+    write_page(report, "isobit diff", f"{paths[0].name} and {paths[1].name}", [notes("", [text]), found])
+
+
+def _show(differences: list[Difference], first: int, second: int, cap: int) -> None:
+    if not differences:
+        line(f"the same: {first} encodings")
+        return
+    line(f"{len(differences)} differences (A has {first} encodings, B {second})", style="bold")
+    table(_COLUMNS, _rows(differences[:cap]), right=("steps", "scales"))
     if len(differences) > cap:
         line(f"... and {len(differences) - cap} more: --all lists them")

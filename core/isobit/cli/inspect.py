@@ -9,6 +9,7 @@ import typer
 
 from isobit.cli.complete import backend_names, target_names
 from isobit.cli.guard import Debug
+from isobit.cli.quantize_options import check_there
 from isobit.cli.terminal import print_json
 from isobit.defaults import DEFAULT_TARGET
 
@@ -25,6 +26,7 @@ def inspect(
             metavar="PATH",
             help="A model, float or quantized, a saved simulator, encodings, or statistics.",
             show_default=False,
+            callback=check_there,
         ),
     ],
     target: Annotated[
@@ -68,10 +70,6 @@ def inspect(
 
     isobit inspect model.onnx --costs
     """
-    from isobit.errors import ModelError
-
-    if not path.exists():
-        raise ModelError(f"{path}: no such file")
     finding = _costs(path, target, backend) if costs else _find(path, target, backend, not no_fold)
     if as_json:
         print_json({"path": str(path), **finding.data()})

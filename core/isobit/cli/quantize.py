@@ -5,7 +5,6 @@ from __future__ import annotations
 import typer
 
 from isobit.cli import quantize_options as options
-from isobit.cli.analyzing.options import Report, check_report
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import Job, parse_overrides
 from isobit.cli.user_data.image_options import ImageOptions
@@ -39,7 +38,7 @@ def quantize(
     layout: options.AxisOrder = None,
     latency_batch: options.LatencyBatch = 8,
     threads: options.Threads = None,
-    report: Report = None,
+    report: options.Report = None,
     as_json: options.AsJson = False,
     _debug: Debug = False,
 ) -> None:
@@ -70,11 +69,11 @@ def quantize(
     from isobit.cli.quantizing.quantize_run import Run
 
     run = Run(job, quiet=as_json)
-    check_report(report)
     run.prepare()
     run.quantize()
     run.write()
     remember_written(context, job.out)
+    outcome = run.measure_files()
     if report is not None:
-        run.report(report)
-    print_outcome(run.measure_files(), as_json)
+        run.report(outcome, report)
+    print_outcome(outcome, as_json)

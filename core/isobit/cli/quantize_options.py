@@ -31,8 +31,41 @@ class Layout(StrEnum):
     nhwc = "nhwc"
 
 
+def check_there(context: typer.Context, path: Path | None) -> Path | None:
+    """Raise ModelError where there is no such file or folder, before anything else is done."""
+    from isobit.errors import ModelError
+
+    if path is not None and not context.resilient_parsing and not path.exists():
+        raise ModelError(f"{path}: no such file")
+    return path
+
+
+def check_report(context: typer.Context, path: Path | None) -> Path | None:
+    """Raise OutputError where the report could not be written, before the work."""
+    from isobit.files import check_writable
+
+    if path is not None and not context.resilient_parsing:
+        check_writable(path.absolute().parent)
+    return path
+
+
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="The trained float model, for example model.onnx.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="The trained float model, for example model.onnx.",
+        show_default=False,
+        callback=check_there,
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Write what was found as one HTML file, which needs no network.",
+        callback=check_report,
+    ),
 ]
 Data = Annotated[
     Path,

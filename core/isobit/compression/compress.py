@@ -109,7 +109,8 @@ def compress(
     layers, by name or pattern, a share of their own cost; `exclude` holds patterns of layers or op types that stay
     whole. `recipe`, of an earlier result, is applied in place of all that.
 
-    `batch_size` to `progress` are about the pass over the data (`isobit.QuantSim`). Raises FormatError for an unknown
+    `batch_size` to `progress` are about the pass over the data (`isobit.QuantSim`). A QuantSim in place of the model is
+    one that was opened already, and stays as it is. Raises FormatError for an unknown
     method, cost or layer, and for what is no share, EvaluateError for an `evaluate` that says nothing.
     """
     if evaluate is not None:
@@ -123,7 +124,10 @@ def compress(
     chosen_target = plugins.target(target)
     table = _table(chosen_target, cost)
     example = example_of(data, inputs) if example_inputs is None and data is not None else example_inputs
-    sim = QuantSim(model, example, target=chosen_target, backend=backend)
+    if isinstance(model, QuantSim):
+        sim = QuantSim.of_simulation(model.simulation.copy())
+    else:
+        sim = QuantSim(model, example, target=chosen_target, backend=backend)
     simulation, passes = sim.simulation, None
     if data is not None:
         dataset = Dataset(data, sim.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)

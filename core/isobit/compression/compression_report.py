@@ -9,6 +9,7 @@ from typing import Any
 
 from isobit.budget import UNITS, Cost, CurvePoint
 from isobit.files import json_text, plain
+from isobit.html_report import Column, Curve, Section, cards, curve, notes, table, write_page
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,68 @@ class CompressionReport:
         """The same as text; written to `path` where one is given."""
         return json_text(self.to_dict(), path)
 
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write a report, one HTML file that needs no network."""
+        write_page(path, "isobit compression", ", ".join(self.methods) or "a recipe", _sections(self))
+
     def text(self, most: int = 40) -> str:
         """In words: what the network costs, then layer by layer, then what was left and why."""
         return "\n".join(_lines(self, most)) + "\n"
 
     def __str__(self) -> str:
         return self.text()
+
+
+def _sections(report: CompressionReport) -> list[Section]:
+    figures = {f"of the {report.unit} kept": f"{report.kept:.1%}", "asked": f"{report.asked:.1%}"}
+    for unit in UNITS:
+        if unit != report.unit and report.before.of(unit) > 0:
+            figures[f"of the {unit} kept"] = f"{report.after.of(unit) / report.before.of(unit):.1%}"
+    by_outputs = report.judged_by != "evaluate"
+    trials = [
+        (
+            trial.words + (" (taken)" if trial.chosen else ""),
+            (f"{trial.keep:.1%}", trial.keep),
+            (f"{trial.score:.1f} dB" if by_outputs else f"{trial.score:.6g}", trial.score),
+        )
+        for trial in report.trials
+    ]
+    layers = [
+        (
+            layer.name,
+            layer.words,
+            (number(layer.before), layer.before),
+            (number(layer.after), layer.after),
+            (f"{layer.error:.2%}", layer.error),
+            "outputs" if layer.from_data else "weights",
+        )
+        for layer in report.layers
+    ]
+    numbers = [Column(title, "number") for title in (f"{report.unit} before", "after", "error")]
+    points = [(point.keep, point.loss, f"{point.keep:.1%} kept, loss {point.loss:.3g}") for point in report.curve]
+    drawn = curve(
+        "The least loss at each share of the cost",
+        f"The sum of -log(1 - error) over all layers, by the share of {report.unit} that is kept: an estimate from "
+        "covariances, before anything is run.",
+        f"share of {report.unit} kept",
+        "loss",
+        [Curve("least loss", points, joined=True)],
+    )
+    return [
+        cards(figures),
+        *([drawn] if points else []),
+        table(
+            "Choices that were judged", (Column("choice"), Column("kept", "number"), Column("score", "number")), trials
+        ),
+        table(
+            "What was made smaller",
+            (Column("layer", "name"), Column("what", "words"), *numbers, Column("of the")),
+            layers,
+            filter="Filter by name",
+        ),
+        table("What stayed whole", (Column("layer", "name"), Column("why", "words")), list(report.left.items())),
+        *([notes("Notes", list(report.notes))] if report.notes else []),
+    ]
 
 
 def cost_lines(before: Cost, after: Cost | None = None) -> Iterator[str]:

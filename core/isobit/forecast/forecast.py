@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any
 
 from isobit.files import json_text, plain
+from isobit.html_report import Column, Section, cards, notes, table, write_page
 from isobit.placement.coverage import Coverage
 
 #: A file that is to be faster by less than this part is no faster: measured times scatter by as much.
@@ -86,6 +87,10 @@ class Forecast:
         """The same as text; written to `path` where one is given."""
         return json_text(self.to_dict(), path)
 
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write a report, one HTML file that needs no network."""
+        write_page(path, "isobit plan", f"target {self.target}, nothing was run", _sections(self))
+
     def __str__(self) -> str:
         runs = Counter(node.runs for node in self.nodes)
         operations = ", ".join(f"{runs[kind]} {kind}" for kind in ("integers", "weights in integers", "float"))
@@ -98,3 +103,39 @@ class Forecast:
             f"time         {self.time if self.time is not None else self.no_time}",
         ]
         return "\n".join([*lines, *(f"note         {note}" for note in self.notes)])
+
+
+def _share(coverage: Coverage) -> str:
+    total = coverage.multiply_adds
+    return f"{100 * coverage.integer_multiply_adds / total:.1f} %" if total else "none"
+
+
+def _sections(found: Forecast) -> list[Section]:
+    runs = Counter(node.runs for node in found.nodes)
+    figures = {
+        "of the multiply-adds in integers": _share(found.coverage),
+        "operations in integers": f"{runs['integers']} of {len(found.nodes)}",
+        "weights": f"{found.bytes_before / 1e6:.3g} MB → {found.bytes_after / 1e6:.3g} MB",
+        "conversions": f"{found.quantize} + {found.dequantize}",
+        "time, of that in float": "not told" if found.time is None else f"{found.time.ratio:.2f}",
+    }
+    rows = [
+        (
+            node.name,
+            node.op,
+            node.runs,
+            (f"{node.multiply_adds:,}", node.multiply_adds),
+            (f"{node.bytes_before / 1e3:,.1f}", node.bytes_before),
+            (f"{node.bytes_after / 1e3:,.1f}", node.bytes_after),
+            node.why,
+        )
+        for node in found.nodes
+    ]
+    numbers = [Column(title, "number") for title in ("multiply-adds", "kB before", "kB after")]
+    columns = (Column("operation", "name"), Column("op"), Column("runs in"), *numbers, Column("why not", "words"))
+    return [
+        cards(figures),
+        notes("Time", [found.no_time if found.time is None else str(found.time)]),
+        table("Operations", columns, rows, filter="Filter by name, op, reason"),
+        *([notes("Notes", found.notes)] if found.notes else []),
+    ]

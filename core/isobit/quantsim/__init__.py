@@ -9,7 +9,7 @@ from isobit.quantsim.executor import ExecutorLike
 from isobit.quantsim.export import ExportResult
 from isobit.quantsim.load_encodings import LoadReport
 from isobit.quantsim.quantsim import QuantSim
-from isobit.quantsim.report import Report
+from isobit.quantsim.shown.report import Report
 from isobit.quantsim.simulation import Simulation
 
 __all__ = [

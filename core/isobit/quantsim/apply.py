@@ -6,9 +6,10 @@ import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from isobit.calibration.needed_statistics import blank_statistics
+from isobit.calibration.needed_statistics import blank_statistics, observed_sites
 from isobit.calibration.scheme import Calibrator
 from isobit.encodings.encoding import Encoding
+from isobit.errors import DataError
 from isobit.graph.sites import Site
 from isobit.quantsim.checks.warn_of_coverage import warn_of_coverage
 from isobit.quantsim.judging.choose_scheme import set_encodings
@@ -129,6 +130,14 @@ def calibrate(
     _note(simulation, passes)
     if counted_by_numpy():
         simulation.notes[f"values were counted by NumPy, as {VARIABLE} says: with numba it is faster"] = None
+    set_encodings(simulation, calibrator)
+    warn_of_coverage(simulation)
+
+
+def recalibrate(simulation: Simulation, calibrator: Calibrator) -> None:
+    """Set every quantizer from the statistics that are there. Raises DataError where some are missing."""
+    if not len(simulation.statistics) and (simulation.calibration is None or observed_sites(simulation.observed_plan)):
+        raise DataError("there are no statistics yet: calibrate with data first")
     set_encodings(simulation, calibrator)
     warn_of_coverage(simulation)
 

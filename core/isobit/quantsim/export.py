@@ -18,7 +18,7 @@ from isobit.quantsim.checks.encodings_file import check_file
 from isobit.quantsim.checks.parts import part_sqnr
 from isobit.quantsim.checks.quality import ADVICE, judged, judgement, sqnr
 from isobit.quantsim.checks.written import SessionCheck, compare_runs
-from isobit.quantsim.report import Report
+from isobit.quantsim.shown.report import Report
 from isobit.quantsim.simulation import Simulation
 
 logger = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch, Dataset
+from isobit.deadline import check_time
 from isobit.errors import DataError
 from isobit.graph.sites import Site, Tensor
 from isobit.quantsim.progress import progress_bar
@@ -154,6 +155,7 @@ class Passes:
 
     def _counting(self, seen: Sequence[Seen], advance: Count) -> Count:
         def count(batches: int) -> None:
+            check_time()
             self._batches += batches
             for item in seen:
                 item.batches += batches

@@ -17,24 +17,24 @@ from isobit.data import Batch, Dataset, example_to_record
 from isobit.edits.edit import Edit
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.encodings.quant_spec import QuantSpec
-from isobit.errors import DataError, OutputError
+from isobit.errors import OutputError
 from isobit.formats.isobit_json import IsobitJson
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Site
+from isobit.html_report import TensorPlot
 from isobit.placement.plan import Plan
 from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
-from isobit.quantsim.apply import apply_technique, calibrate, observe_for, uses_data
+from isobit.quantsim.apply import apply_technique, calibrate, observe_for, recalibrate, uses_data
 from isobit.quantsim.checkpoint import Checkpoint
-from isobit.quantsim.checks.warn_of_coverage import warn_of_coverage
 from isobit.quantsim.encodings_files import encodings_from
 from isobit.quantsim.executor import ExecutorLike, OnExecutor
 from isobit.quantsim.export import ExportResult, export
-from isobit.quantsim.judging.choose_scheme import set_encodings
 from isobit.quantsim.load_encodings import LoadReport, load_encodings
 from isobit.quantsim.observe import Passes, run_here
-from isobit.quantsim.report import Report
 from isobit.quantsim.save_file import save
+from isobit.quantsim.shown.plot_tensor import plot_tensor
+from isobit.quantsim.shown.report import Report
 from isobit.quantsim.simulation import Simulation
 from isobit.quantsim.training.distill import Distill
 from isobit.quantsim.training.exchange_adapters import Adapters
@@ -167,6 +167,10 @@ class QuantSim:
     def distillation(self) -> Distill:
         """Called, it gives a loss by which the float model, as it is then, teaches the simulator in training."""
         return Distill(self._simulation)
+
+    def plot(self, name: str) -> TensorPlot:
+        """The values of a quantized tensor or weight, as calibration counted them, with its grid: notebooks show it."""
+        return plot_tensor(self._simulation, name)
 
     # --- what it does ----------------------------------------------------------------------------------------------
 
@@ -316,13 +320,7 @@ class QuantSim:
 
     def recalibrate(self, method: str | Calibrator) -> None:
         """Set every quantizer by another scheme from the statistics that are there; needs no data."""
-        simulation = self._simulation
-        if not len(simulation.statistics) and (
-            simulation.calibration is None or observed_sites(simulation.observed_plan)
-        ):
-            raise DataError("there are no statistics yet: calibrate with data first")
-        set_encodings(simulation, parse_calibrator(method, registry().calibrators()))
-        warn_of_coverage(simulation)
+        recalibrate(self._simulation, parse_calibrator(method, registry().calibrators()))
 
     def save_statistics(self, path: str | PathLike[str]) -> None:
         """Write what was observed of the model as it is now, by calibration and for techniques, to an ``.npz`` file."""

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from isobit.calibration.scheme import Calibrator
+from isobit.deadline import check_time
 from isobit.errors import (
     DataError,
     FormatError,
@@ -50,6 +51,7 @@ def run_recipe(simulation: Simulation, recipe: Recipe, passes: Passes, calibrato
     judge = StepJudge(simulation, recipe, passes, calibrator) if is_judged else None
     results = []
     for index, (step, obstacle) in enumerate(zip(recipe.steps, obstacles, strict=True)):
+        check_time()
         later = [other for other in recipe.steps[index + 1 :] if other in running]
         if obstacle:
             results.append(StepResult(step.name, "skipped", why=obstacle))

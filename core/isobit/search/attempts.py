@@ -12,10 +12,12 @@ from isobit.analysis.analysis import Analysis
 from isobit.analysis.analyze import analyze
 from isobit.analysis.findings import LEAST
 from isobit.data import Batch
+from isobit.deadline import TimeIsOver, until
 from isobit.defaults import DEFAULT_RECIPE
 from isobit.encodings.encoding import Encoding
 from isobit.errors import DataError, EvaluateError, IsobitError, OutputError
 from isobit.graph.sites import Site
+from isobit.plugins import registry
 from isobit.quantsim.executor import ExecutorLike
 from isobit.quantsim.quantize import quantize
 from isobit.quantsim.quantsim import QuantSim
@@ -43,8 +45,12 @@ class Settings:
     ignore_non_finite: bool
     executor: ExecutorLike | None
     progress: bool | None
-    is_over: Callable[[], bool]
+    deadline: float | None
     on_best: Callable[[QuantSim, Attempt], None] | None
+
+    def is_over(self) -> bool:
+        """Whether the deadline, a `time.monotonic()`, has passed."""
+        return self.deadline is not None and time.monotonic() > self.deadline
 
 
 class _Made:
@@ -105,13 +111,22 @@ class Attempts:
             if self.made and self._settings.is_over():
                 self.why = f"the time is over; the best until then is {self.best.name}: {self.best.result}"
                 return
-            if step():
+            if self._runs(step):
                 self.why = f"{self.best.name} holds a drop of {self._settings.max_drop:g}: {self.best.result}"
                 return
         self.why = (
             f"nothing that was tried holds a drop of {self._settings.max_drop:g}; the best is {self.best.name}: "
             f"{self.best.result}"
         )
+
+    def _runs(self, step: Callable[[], bool]) -> bool:
+        """Make an attempt; the first is never cut off, so that there is something to return."""
+        try:
+            with until(self._settings.deadline if self.made else None):
+                return step()
+        except TimeIsOver:
+            self.notes.append("the attempt that was running was cut off, for the time was over")
+            return False
 
     # --- the attempts, each returns whether it holds ------------------------------------------------------------------
 
@@ -192,6 +207,8 @@ class Attempts:
             ignore_non_finite=settings.ignore_non_finite,
             executor=settings.executor,
             progress=settings.progress,
+            # One that holds samples back takes them from what it observes: its statistics are made anew.
+            resume=None if registry().recipe(recipe).hold_back else self._journal.statistics_file(recipe),
         )
 
     def _try(

@@ -60,8 +60,10 @@ def auto_quantize(
     the higher the better, or by agreement with the float model on every fourth batch of `data`, which nothing else
     sees. An `evaluate` that gives another figure each time is measured: then the drop holds with its margin.
 
-    After `minutes` nothing new is begun; the first attempt is always made. `on_best` gets each simulator that is better
-    than those before. `journal` is a file of JSON lines: a run that was killed goes on from it, to the same result.
+    After `minutes` the attempt that is running ends at its next batch, layer or step; the first is always made, and an
+    `evaluate` that runs is waited for. `on_best` gets each simulator that is better
+    than those before. `journal` is a file of JSON lines, with the statistics of the first
+    attempt beside it: a run that was killed goes on from it, to the same result.
     `settings` are those of QuantSim, the others those of `isobit.quantize`; a QuantSim in place of the model has its
     own, and stays as it is.
 
@@ -112,7 +114,7 @@ def auto_quantize(
             ignore_non_finite,
             executor,
             progress,
-            lambda: deadline is not None and time.monotonic() > deadline,
+            deadline,
             on_best,
         ),
     )

@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any, Literal
 
 from isobit.files import json_text, plain
+from isobit.html_report import Column, Curve, Section, cards, curve, notes, table, write_page
 from isobit.quantsim.quantsim import QuantSim
 from isobit.search.mixed_result import MixedPrecision
 
@@ -73,8 +74,56 @@ class AutoResult:
         """The same as text; written to `path` where one is given."""
         return json_text(self.to_dict(), path)
 
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write a report, one HTML file that needs no network."""
+        write_page(path, "isobit auto", f"at most {self.max_drop:g} lower than in float", self.sections())
+
+    def sections(self) -> list[Section]:
+        """The same as parts of a page, for a report that has more."""
+        return _sections(self)
+
     def __str__(self) -> str:
         return "\n".join(_lines(self)) + "\n"
+
+
+def _sections(result: AutoResult) -> list[Section]:
+    figures = {
+        "the drop that was asked": "holds" if result.holds else "does not hold",
+        "drop": "not measured" if result.chosen.drop is None else f"{result.chosen.drop:.4g}",
+        "score in float": f"{result.float_score:.6g}",
+        "attempts": str(len(result.attempts)),
+        "seconds": f"{sum(attempt.seconds for attempt in result.attempts):.0f}",
+    }
+    rows = [
+        (
+            attempt.name,
+            attempt.outcome,
+            ("" if attempt.drop is None else f"{attempt.drop:.4g}", attempt.drop),
+            ("" if attempt.sqnr is None else f"{attempt.sqnr:.1f}", attempt.sqnr),
+            (f"{attempt.seconds:.0f}", attempt.seconds),
+            f"{attempt.result} ({attempt.why})",
+        )
+        for attempt in result.attempts
+    ]
+    columns = [Column("attempt"), Column("outcome")]
+    columns += [Column(title, "number") for title in ("drop", "dB", "seconds")] + [Column("what came of it", "words")]
+    made = [(attempt, number) for number, attempt in enumerate(result.attempts, 1) if attempt.drop is not None]
+    drawn = Curve(
+        "drop",
+        [(number, attempt.drop or 0.0, f"{attempt.name}: {attempt.result}") for attempt, number in made],
+        joined=True,
+        chosen=next((index for index, (attempt, _) in enumerate(made) if attempt is result.chosen), None),
+    )
+    asked = Curve("asked", [(number, result.max_drop, "at most") for _, number in made], joined=True)
+    sections = [
+        cards(figures),
+        notes("The choice", [result.why, f"Measured on {result.measured_on}.", *result.notes]),
+        table("What was tried", columns, rows),
+    ]
+    if len(made) > 1:
+        text = "How much the score fell in each attempt, in their order; the ring is the one that was taken."
+        sections.append(curve("Attempts", text, "attempt", "drop", [drawn, asked]))
+    return [*sections, *([] if result.mixed is None else result.mixed.sections())]
 
 
 def _lines(result: AutoResult) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ class Journal:
         self._path = path
         self._scores: dict[str, Score] = {}
         self._seconds: dict[str, float] = {}
+        self._digest = hashlib.blake2b(json.dumps(dict(header), sort_keys=True).encode(), digest_size=4).hexdigest()
         if path is None:
             return
         if path.exists() and path.stat().st_size:
@@ -47,6 +49,10 @@ class Journal:
         self._scores[key] = score
         figures = [_text(score.value), _text(score.sqnr), score.runs, score.spread]
         self._write({"scored": key, "figures": figures})
+
+    def statistics_file(self, attempt: str) -> Path | None:
+        """Where statistics of an attempt are kept; its name is of this model, data and settings alone."""
+        return None if self._path is None else self._path.with_name(f"{self._path.name}.{self._digest}.{attempt}.npz")
 
     def seconds(self, attempt: str) -> float | None:
         """How long an attempt took in the run that made it."""

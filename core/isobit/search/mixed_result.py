@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any
 
 from isobit.files import json_text, plain
+from isobit.html_report import Column, Curve, Section, cards, curve, notes, table, write_page
 from isobit.quantsim.quantsim import QuantSim
 
 #: Characters of a name in a line.
@@ -88,6 +89,14 @@ class MixedPrecision:
         """The same as text; written to `path` where one is given."""
         return json_text(self.to_dict(), path)
 
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write a report, one HTML file that needs no network."""
+        write_page(path, "isobit mixed precision", self.goal, self.sections())
+
+    def sections(self) -> list[Section]:
+        """The same as parts of a page, for a report that has more."""
+        return _sections(self)
+
     def __str__(self) -> str:
         return "\n".join(_lines(self)) + "\n"
 
@@ -99,6 +108,54 @@ def _record(item: Any) -> dict[str, Any]:
 def _short(name: str) -> str:
     """Both ends of a long name."""
     return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 2]}...{name[-_NAME // 2 + 2 :]}"
+
+
+def _sections(found: MixedPrecision) -> list[Section]:
+    cheapest = found.curve[0].cost or 1.0
+    chosen = found.curve.index(found.chosen)
+    told = [(point.cost / cheapest, point.predicted, _words(point)) for point in found.curve]
+    run = [
+        (point.cost / cheapest, point.sqnr, _words(point), point is found.chosen)
+        for point in found.curve
+        if point.sqnr is not None
+    ]
+    at = next((index for index, entry in enumerate(run) if entry[3]), None)
+    figures = {
+        "cost of the choice, the cheapest being 1": f"{found.chosen.cost / cheapest:.3g}",
+        "drop": "not measured" if found.chosen.drop is None else f"{found.chosen.drop:.4g}",
+        "score in float": f"{found.float_score:.6g}",
+        "signal to noise": f"{found.chosen.predicted if found.chosen.sqnr is None else found.chosen.sqnr:.1f} dB",
+        "models that were run": str(found.evaluations),
+    }
+    drawn = curve(
+        "Cost against error",
+        f"Each point is one choice of formats; the ring is the one that was taken. Cost 1 is {cheapest:.4g} "
+        f"{found.unit}.",
+        f"cost, in {found.unit}",
+        "dB at the output",
+        [
+            Curve("predicted", told, joined=True, chosen=None if at is not None else chosen),
+            Curve("measured", [entry[:3] for entry in run], chosen=at),
+        ],
+    )
+    rows = [
+        (group.name, group.format, (f"{100 * group.share:.3g} %", group.share), group.why) for group in found.groups
+    ]
+    columns = (
+        Column("group", "name"),
+        Column("format"),
+        Column("share of the error", "number"),
+        Column("why", "words"),
+    )
+    groups = table("Formats of groups of layers", columns, rows, filter="Filter by name, format, reason")
+    return [cards(figures), notes("The choice", [found.why, *found.notes]), drawn, groups]
+
+
+def _words(point: Point) -> str:
+    """What is said of a point where it is pointed at."""
+    counts = ", ".join(f"{count} {name}" for name, count in Counter(point.formats.values()).items())
+    drop = "" if point.drop is None else f", drop {point.drop:.4g}"
+    return f"{counts}; {point.predicted:.1f} dB predicted{drop}"
 
 
 def _lines(found: MixedPrecision) -> Iterator[str]:

@@ -6,7 +6,6 @@ import typer
 
 from isobit.cli import quantize_options as options
 from isobit.cli.analyzing import options as own
-from isobit.cli.analyzing.options import check_report
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
 from isobit.cli.user_data.image_options import ImageOptions
@@ -16,6 +15,7 @@ def analyze(
     context: typer.Context,
     model: options.Model,
     data: own.AnalyzedData,
+    second: own.SecondData = None,
     analyzed: own.AnalyzedSamples = 16,
     checks: own.Checks = 5,
     measure: own.Measure = None,
@@ -39,7 +39,7 @@ def analyze(
     scale: options.Scale = None,
     channels: options.ChannelOrder = None,
     layout: options.AxisOrder = None,
-    report: own.Report = None,
+    report: options.Report = None,
     as_json: options.AsJson = False,
     _debug: Debug = False,
 ) -> None:
@@ -57,12 +57,8 @@ def analyze(
     from isobit.cli.quantizing.evaluate_file import load_evaluate
     from isobit.cli.terminal import line, print_json
     from isobit.cli.user_data.calibration_files import load
-    from isobit.errors import ModelError
     from isobit.quantsim.quantize import open_simulator, quantize
 
-    check_report(report)
-    if not model.exists():
-        raise ModelError(f"{model}: no such file")
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     sim = open_simulator(
         model,
@@ -75,6 +71,7 @@ def analyze(
         check=not no_check,
     )
     files = load(data, sim.graph, images, batch_size=batch_size, samples=samples)
+    other = load(second, sim.graph, images, batch_size=batch_size, samples=samples) if second is not None else None
     scored = None
     if evaluate is not None:
         scored = load_evaluate(evaluate, sim.graph, images, batch_size, ignore_non_finite)
@@ -91,6 +88,7 @@ def analyze(
             sim,
             files.source,
             scored,
+            second=None if other is None else other.source,
             samples=analyzed,
             checks=checks,
             measure=None if measure is None else measure.value,

@@ -24,6 +24,15 @@ AnalyzedData = Annotated[
         "--data", metavar="PATH", show_default=False, help="Calibration data as of `isobit quantize`; judged too."
     ),
 ]
+SecondData = Annotated[
+    Path | None,
+    typer.Option(
+        "--second",
+        metavar="PATH",
+        rich_help_panel=_ANALYSIS,
+        help="Other data, as from the field: says which ranges it would move and what that costs.",
+    ),
+]
 AnalyzedSamples = Annotated[
     int,
     typer.Option(
@@ -56,15 +65,3 @@ Evaluate = Annotated[
         help="Measured too: an .npz with labels (top-1 accuracy), or a .py with a function evaluate(model).",
     ),
 ]
-Report = Annotated[
-    Path | None,
-    typer.Option("--report", metavar="FILE", help="Write what was found as one HTML file, which needs no network."),
-]
-
-
-def check_report(path: Path | None) -> None:
-    """Raise OutputError before the work where the report could not be written."""
-    from isobit.files import check_writable
-
-    if path is not None:
-        check_writable(path.absolute().parent)

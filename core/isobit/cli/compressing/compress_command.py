@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from isobit.cli.complete import compression_names
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.user_data.image_options import ImageOptions
 from isobit.defaults import DEFAULT_TARGET
-
-if TYPE_CHECKING:
-    pass
 
 _SIZES = "Sizes"
 
@@ -120,6 +117,7 @@ def compress(
     scale: options.Scale = None,
     channels: options.ChannelOrder = None,
     layout: options.AxisOrder = None,
+    report: options.Report = None,
     as_json: options.AsJson = False,
     _debug: Debug = False,
 ) -> None:
@@ -140,21 +138,16 @@ def compress(
     from isobit.cli.user_data.calibration_files import load
     from isobit.compression.compress import DEFAULT_METHOD, FILES
     from isobit.compression.compress import compress as compress_model
-    from isobit.errors import ModelError
     from isobit.files import check_writable
-    from isobit.plugins import registry
+    from isobit.quantsim.quantsim import QuantSim
 
-    if not model.exists():
-        raise ModelError(f"{model}: no such file")
     check_writable(out, FILES.values())
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
-    files, judge = None, None
-    if data is not None or evaluate is not None:
-        graph = registry().open(model, backend=backend).graph  # data is read for its inputs
-        files = None if data is None else load(data, graph, images, batch_size=batch_size, samples=samples)
-        judge = None if evaluate is None else load_evaluate(evaluate, graph, images, batch_size, ignore_non_finite)
+    sim = QuantSim(model, target=target or DEFAULT_TARGET, backend=backend)
+    files = None if data is None else load(data, sim.graph, images, batch_size=batch_size, samples=samples)
+    judge = None if evaluate is None else load_evaluate(evaluate, sim.graph, images, batch_size, ignore_non_finite)
     result = compress_model(
-        model,
+        sim,
         None if files is None else files.source,
         judge,
         method=method or DEFAULT_METHOD,
@@ -166,12 +159,14 @@ def compress(
         exclude=tuple(exclude or ()),
         trials=trials,
         recipe=recipe,
-        target=target or DEFAULT_TARGET,
-        backend=backend,
+        target=sim.target,
         batch_size=batch_size,
         ignore_non_finite=ignore_non_finite,
     )
     paths = result.export(out)
+    if report is not None:
+        result.report.to_html(report)
+        paths = {**paths, "html": report}
     remember_written(context, out)
     if as_json:
         print_json({**result.report.to_dict(), "files": {what: str(path) for what, path in paths.items()}})

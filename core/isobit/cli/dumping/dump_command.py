@@ -14,7 +14,7 @@ from isobit.cli.user_data.image_options import ImageOptions
 
 def dump(
     context: typer.Context,
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The float model.")],
+    model: options.Model,
     data: options.Data,
     out: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", show_default=False, help="The .npz file to write.")
@@ -65,13 +65,10 @@ def dump(
     from isobit.cli.terminal import line, print_json, warn
     from isobit.cli.user_data.calibration_files import load as load_data
     from isobit.data import Dataset
-    from isobit.errors import ModelError
     from isobit.layer_dumps import dump as dump_layers
     from isobit.quantsim.load import load
     from isobit.quantsim.quantsim import QuantSim
 
-    if not model.exists():
-        raise ModelError(f"{model}: no such file")
     sim = QuantSim(model, backend=backend) if simulator is None else load(simulator, model, backend=backend)
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     files = load_data(data, sim.graph, images, batch_size=samples, samples=samples)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from isobit.cli.terminal import line, print_json, table
+from isobit.html_report import Cell, Column, Curve, curve, write_page
+from isobit.html_report import table as html_table
 from isobit.layer_dumps import LayerDump, TensorDifference, compare_dumps
 
+_NUMBERS = ("equal", "largest", "steps", "dB")
 
-def show_dump_differences(a: Path, b: Path, cap: int, *, as_json: bool) -> bool:
-    """Print how far two dumps are apart, tensor by tensor; returns whether they differ."""
+
+def show_dump_differences(a: Path, b: Path, cap: int, *, as_json: bool, report: Path | None = None) -> bool:
+    """Print how far two dumps are apart, tensor by tensor, and write a `report`; returns whether they differ."""
     differences = compare_dumps(LayerDump.load(a), LayerDump.load(b))
     differ = [found for found in differences if found.problem or found.equal < 1]
+    if report is not None:
+        _write_report(report, a, b, differences)
     if as_json:
         records = [_record(found) for found in differences]
         print_json({"a": str(a), "b": str(b), "tensors": len(differences), "differences": records})
@@ -21,22 +28,39 @@ def show_dump_differences(a: Path, b: Path, cap: int, *, as_json: bool) -> bool:
         line(f"the same: {len(differences)} tensors")
         return False
     line(f"{len(differ)} of {len(differences)} tensors differ, in the order in which they are computed", style="bold")
-    rows = [
-        (found.name, found.problem, "", "", "")
-        if found.problem
-        else (
-            found.name,
-            f"{100 * found.equal:.1f} %",
-            f"{found.largest:.3g}",
-            "" if found.steps is None else f"{found.steps:.3g}",
-            f"{found.decibels:.1f}",
-        )
-        for found in differ[:cap]
-    ]
-    table(("tensor", "equal", "largest", "steps", "dB"), rows, right=("equal", "largest", "steps", "dB"))
+    table(("tensor", *_NUMBERS), [_row(found) for found in differ[:cap]], right=_NUMBERS)
     if len(differ) > cap:
         line(f"... and {len(differ) - cap} more: --all lists them")
     return True
+
+
+def _row(found: TensorDifference) -> tuple[str, str, str, str, str]:
+    if found.problem:
+        return found.name, found.problem, "", "", ""
+    steps = "" if found.steps is None else f"{found.steps:.3g}"
+    return found.name, f"{100 * found.equal:.1f} %", f"{found.largest:.3g}", steps, f"{found.decibels:.1f}"
+
+
+def _write_report(report: Path, a: Path, b: Path, differences: Sequence[TensorDifference]) -> None:
+    """All tensors as a table, and their decibels in the order in which they are computed."""
+    rows: list[list[Cell]] = []
+    for found in differences:
+        name, *texts = _row(found)
+        values = (found.equal, found.largest, found.steps, found.decibels)
+        pairs = zip(texts, values, strict=True)
+        rows.append([name, *((text, None if found.problem else value) for text, value in pairs)])
+    points = [
+        (float(index), found.decibels, f"{found.name}: {found.decibels:.1f} dB")
+        for index, found in enumerate(differences)
+        if not found.problem
+    ]
+    text = (
+        "Power of A over that of the difference, tensor by tensor in the order of execution; equal ones are left out."
+    )
+    drawn = curve("How far apart", text, "tensor", "dB", [Curve("signal to difference", points, joined=True)])
+    columns = [Column("tensor", "name"), *(Column(title, "number") for title in _NUMBERS)]
+    found_table = html_table("Tensors", columns, rows, filter="Filter by name")
+    write_page(report, "isobit diff", f"A {a.name}, B {b.name}", [drawn, found_table])
 
 
 def _record(found: TensorDifference) -> dict[str, object]:

@@ -11,6 +11,8 @@ from typing import Any
 from isobit.cli.quantizing.evaluation import Evaluation
 from isobit.cli.quantizing.latency import Latency
 from isobit.cli.terminal import capped, line, print_json, table
+from isobit.html_report import Column, Section, notes
+from isobit.html_report import table as html_table
 from isobit.placement.coverage import Coverage
 from isobit.placement.plan import Plan
 from isobit.quantsim.checks.quality import judged
@@ -80,6 +82,20 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
             line(text)
     for text in capped(outcome.notes, _NOTES_SHOWN, f"... and {{count}} more notes, in {summary}"):
         line(f"note: {text}")
+
+
+def outcome_sections(outcome: Outcome) -> list[Section]:
+    """The same as parts of a page."""
+    columns = [Column("", "words"), *(Column(title, "number") for title in ("FP32", outcome.formats, "change"))]
+    return [
+        html_table("What it costs, and what it brings", columns, list(_rows(outcome))),
+        notes("How that was measured", [*_captions(outcome), *outcome.notes], half=True),
+        html_table("Files", (Column("what"), Column("path", "words")), _file_rows(outcome), half=True),
+    ]
+
+
+def _file_rows(outcome: Outcome) -> list[tuple[str, str]]:
+    return [(label, str(path)) for label, path in outcome.files.items()]
 
 
 def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:

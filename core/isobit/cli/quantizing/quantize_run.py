@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from isobit.analysis.analyze import analyze
+from isobit.analysis.report_sections import in_float
 from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.scheme import parse_calibrator
 from isobit.cli.quantize_options import Job
@@ -14,7 +15,7 @@ from isobit.cli.quantizing.evaluation import Evaluator
 from isobit.cli.quantizing.latency import available_threads, first_samples, measure
 from isobit.cli.quantizing.model_files import deploy, file_size
 from isobit.cli.quantizing.next_command import next_command
-from isobit.cli.quantizing.outcome import Outcome, format_label
+from isobit.cli.quantizing.outcome import Outcome, format_label, outcome_sections
 from isobit.cli.terminal import line
 from isobit.cli.user_data.calibration_files import holds_images, load
 from isobit.cli.user_data.data_files import DataFiles
@@ -23,6 +24,7 @@ from isobit.data import Dataset
 from isobit.defaults import DEFAULT_RECIPE
 from isobit.errors import DataError, ModelError, RecipeError
 from isobit.files import check_writable
+from isobit.html_report import notes, write_page
 from isobit.plugins import registry
 from isobit.quantsim.checks.quality import judgement
 from isobit.quantsim.export import USUAL
@@ -51,8 +53,6 @@ class Run:
         self._recipe = registry().recipe(job.recipe or DEFAULT_RECIPE)
         if job.recipe and not job.fold:
             raise RecipeError("--no-fold is for no recipe: a recipe says itself whether batch norms are folded")
-        if not job.model.exists():
-            raise ModelError(f"{job.model}: no such file")
         self.sim = open_simulator(
             job.model,
             target=job.target,
@@ -100,16 +100,6 @@ class Run:
         """Write the files."""
         self.paths = self.sim.export(self.job.out)
 
-    def report(self, path: Path) -> None:
-        """Analyze the simulator on the calibration data, and write what was found as HTML."""
-        job = self.job
-        with self.data.named():
-            found = analyze(
-                self.sim, self.data.source, batch_size=job.batch_size, ignore_non_finite=job.ignore_non_finite
-            )
-        found.to_html(path)
-        self.paths["report"] = path
-
     def measure_files(self) -> Outcome:
         """Size, latency and accuracy of the files that were written."""
         report = self.sim.report
@@ -139,6 +129,22 @@ class Run:
             outcome.next_command = next_command(self.job, self.sim.target.activation_types)
         outcome.notes = list(dict.fromkeys([*report.graph.notes, *report.notes, *self._notes]))
         return outcome
+
+    def report(self, outcome: Outcome, path: Path) -> None:
+        """Analyze the simulator on the calibration data, and write all that was measured as HTML."""
+        job = self.job
+        sections = outcome_sections(outcome)
+        try:
+            with self.data.named():
+                found = analyze(
+                    self.sim, self.data.source, batch_size=job.batch_size, ignore_non_finite=job.ignore_non_finite
+                )
+            sections += found.sections()
+        except ModelError as error:
+            outcome.notes.append(f"what hurts was not analyzed: {error}")
+            sections += [in_float(outcome.left_in_float), notes("Notes", outcome.notes, half=True)]
+        write_page(path, "isobit quantize", f"{job.model.name}, target {outcome.target}, {outcome.formats}", sections)
+        self.paths["report"] = path
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

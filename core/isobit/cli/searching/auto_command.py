@@ -46,6 +46,7 @@ def auto(
     channels: options.ChannelOrder = None,
     layout: options.AxisOrder = None,
     write_json: own.AutoJson = None,
+    report: options.Report = None,
     as_json: options.AsJson = False,
     _debug: Debug = False,
 ) -> None:
@@ -62,18 +63,17 @@ def auto(
 
     isobit auto model.onnx --data c.npz --evaluate score.py --minutes 20 --journal j.jsonl -o out/
     """
+    from isobit.analysis.analyze import analyze
     from isobit.cli.quantizing.evaluate_file import load_evaluate
     from isobit.cli.terminal import line, print_json
     from isobit.cli.user_data.calibration_files import load
-    from isobit.errors import ModelError
     from isobit.files import check_writable
+    from isobit.html_report import write_page
     from isobit.quantsim.export import USUAL
     from isobit.quantsim.quantize import open_simulator
     from isobit.search import auto_quantize
 
     check_writable(out, USUAL)
-    if not model.exists():
-        raise ModelError(f"{model}: no such file")
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     sim = open_simulator(
         model,
@@ -111,6 +111,10 @@ def auto(
             ignore_non_finite=ignore_non_finite,
             on_best=write,
         )
+        if report is not None:
+            what = analyze(result.sim, files.source, batch_size=batch_size, ignore_non_finite=ignore_non_finite)
+            about = f"{model.name}, at most {max_drop:g} lower than in float"
+            write_page(report, "isobit auto", about, [*result.sections(), *what.sections()])
     if write_json is not None:
         result.to_json(write_json)
     if as_json:
@@ -122,3 +126,5 @@ def auto(
     for text in str(result).splitlines():
         line(text)
     line(f"written to {out}")
+    if report is not None:
+        line(f"report in {report}")

@@ -25,7 +25,9 @@ MaxDrop = Annotated[
 ]
 Minutes = Annotated[
     float | None,
-    typer.Option("--minutes", metavar="N", rich_help_panel=_SEARCH, help="Begin nothing new after so long."),
+    typer.Option(
+        "--minutes", metavar="N", rich_help_panel=_SEARCH, help="End after so long, with the best until then."
+    ),
 ]
 JournalFile = Annotated[
     Path | None,

@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from isobit.cli import quantize_options as options
-from isobit.cli.guard import Debug
+from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
 
 _SHOWN = 20
 
 
 def plan(
+    context: typer.Context,
     model: options.Model,
     target: options.Target = None,
     weights: options.Weights = None,
@@ -24,6 +25,7 @@ def plan(
     show_all: Annotated[
         bool, typer.Option("--all", metavar="", help=f"List all operations in float, not the first {_SHOWN}.")
     ] = False,
+    report: options.Report = None,
     as_json: options.AsJson = False,
     _debug: Debug = False,
 ) -> None:
@@ -36,11 +38,8 @@ def plan(
     isobit plan model.onnx --weights int4 --exclude 'head*'
     """
     from isobit.cli.terminal import capped, line, print_json
-    from isobit.errors import ModelError
     from isobit.forecast import plan as forecast
 
-    if not model.exists():
-        raise ModelError(f"{model}: no such file")
     found = forecast(
         model,
         target=target,
@@ -50,6 +49,9 @@ def plan(
         exclude=tuple(exclude or ()),
         backend=backend,
     )
+    if report is not None:
+        found.to_html(report)
+        remember_written(context, report)
     if as_json:
         print_json({"model": str(model), **found.to_dict()})
         return
@@ -60,3 +62,5 @@ def plan(
     line(f"in float: {len(floats) or 'nothing'}", style="bold")
     for text in capped(floats, 10**9 if show_all else _SHOWN, "  ... and {count} more: --all lists them"):
         line(text)
+    if report is not None:
+        line(f"report       {report}")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
+from isobit.deadline import check_time
 from isobit.edits.edit import AddBias, Edit, SetWeights
 from isobit.encodings.encoding import Encoding
 from isobit.errors import DataError
@@ -204,6 +205,7 @@ class _Run:
         copy.set_quantizers(self.context.encodings(copy, self.encodings()))
 
     def _solve(self, layer: Layer, rows: dict[str, Rows]) -> _Solved:
+        check_time()
         weight = self.model.weight(layer.weight)
         centered = self.procedure.correct_bias and all(_can_absorb(self.model.graph, name) for name in layer.readers)
         matrix = layer.patches.matrix(weight)

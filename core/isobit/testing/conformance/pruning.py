@@ -1,4 +1,4 @@
-"""Part 9: channels that leave the network, in the framework's own model."""
+"""Part 9: channels that leave the network, and weights that become zero, in the framework's own model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from isobit.data import Dataset
+from isobit.graph.graph import Graph
 from isobit.techniques.context import TechniqueContext
+from isobit.techniques.layers.weighted_layer import LAYERS
 from isobit.techniques.pruning.channel_groups import find_groups
 from isobit.techniques.pruning.prune_channels import PruneChannels
+from isobit.techniques.pruning.sparsify_weights import SparsifyWeights
 from isobit.testing import interpreter
 from isobit.testing.conformance.base import ConformanceBase, Opened, assert_close, assert_same
 from isobit.testing.conformance.editing import check_edit
@@ -43,6 +46,25 @@ class PruningConformance(ConformanceBase):
             edit = group.edit(copy.model.graph, range(group.count // 2))
             check_edit(copy, [edit])
             assert _size(copy) < _size(opened)
+
+    @pytest.mark.parametrize("name", ["residual"])
+    def test_sparse_weights(self, open_network: Callable[[str], Opened], name: str) -> None:
+        """Zeros in their pattern, the same ones in the framework's model, whose shapes stay."""
+        opened = open_network(name)
+        model, batch = opened.model, opened.network.batch(3)
+        shapes = _layer_shapes(model.graph)
+        context = TechniqueContext(model, dataset=Dataset([opened.network.batch(16, 1)], model.graph))
+        report = SparsifyWeights("50%").apply(context)
+        assert report.changed
+        assert _layer_shapes(model.graph) == shapes
+        zeros = [float(np.mean(model.weight(weight) == 0)) for weight in shapes]
+        assert sum(0.45 <= share <= 0.55 for share in zeros) == len(report.changed)
+        assert_close(model.run(batch), interpreter.outputs(model.graph, model.weight, batch))
+
+
+def _layer_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
+    weights = [node.inputs[1] or "" for node in graph.nodes if node.op in LAYERS]
+    return {name: graph.weights[name].shape for name in weights}
 
 
 def _size(opened: Opened) -> int:

@@ -1,0 +1,23 @@
+"""Results as one HTML file that needs no network: a page of sections, each a kind of drawing or of table."""
+
+from __future__ import annotations
+
+from isobit.html_report.drawn_values import Counted, DrawnValues
+from isobit.html_report.page import Cell, Column, Curve, Section, cards, curve, notes, page_text, table, write_page
+from isobit.html_report.tensor_plot import TensorPlot
+
+__all__ = [
+    "Cell",
+    "Column",
+    "Counted",
+    "Curve",
+    "DrawnValues",
+    "Section",
+    "TensorPlot",
+    "cards",
+    "curve",
+    "notes",
+    "page_text",
+    "table",
+    "write_page",
+]
