@@ -26,7 +26,7 @@ from isobit_onnx.export.export_qdq import QdqPlan
 from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
 from isobit_onnx.export.save_model import self_contained
 from isobit_onnx.qdq.writer import Quantized, insert_quantizers
-from isobit_onnx.read.branches import is_signal
+from isobit_onnx.read.bodies.branches import is_signal
 from isobit_onnx.read.initializers import has_large_weights
 from isobit_onnx.read.wide_floats import METADATA
 from isobit_onnx.run.conditions import ExampleConditions

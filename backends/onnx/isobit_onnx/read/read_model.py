@@ -20,7 +20,8 @@ from onnxscript import optimizer
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
 from isobit_onnx.read.all_axes import name_all_axes
-from isobit_onnx.read.branches import Conditions, lift_weights, take_branches
+from isobit_onnx.read.bodies.branches import Conditions, lift_weights, take_branches
+from isobit_onnx.read.bodies.unroll_loops import unroll_loops
 from isobit_onnx.read.checks.channels import check_channels
 from isobit_onnx.read.checks.declared import check_inputs, forget_impossible_sizes
 from isobit_onnx.read.checks.tensors import check_tensors
@@ -29,7 +30,7 @@ from isobit_onnx.read.constant_expressions import FOLD_LIMIT, VIEWS, fold_expres
 from isobit_onnx.read.constant_outputs import hand_on_constants
 from isobit_onnx.read.einsum import expand_einsums, split_einsums
 from isobit_onnx.read.error_text import first_line
-from isobit_onnx.read.fused_ops import expand_fused
+from isobit_onnx.read.fused.fused_ops import expand_fused
 from isobit_onnx.read.inference.map_types import from_proto, load_file
 from isobit_onnx.read.inference.shape_inference import run_shape_inference
 from isobit_onnx.read.initializers import SMALL_TENSOR, describe
@@ -39,7 +40,6 @@ from isobit_onnx.read.opset import OLDEST_OPSET, raise_opset
 from isobit_onnx.read.pooling import count_windows
 from isobit_onnx.read.split_directions import split_directions
 from isobit_onnx.read.transposes.cancel_transposes import cancel_transposes
-from isobit_onnx.read.unroll_loops import unroll_loops
 from isobit_onnx.read.wide_floats import widen_floats
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})

@@ -13,7 +13,7 @@ from isobit.errors import ModelError
 from isobit.graph import Graph, Node, Shape, TensorInfo, Use, WeightInfo
 from isobit.graph.ops import BODIES
 from isobit_onnx.read import wide_floats
-from isobit_onnx.read.branches import METADATA, depends_on_signal
+from isobit_onnx.read.bodies.branches import METADATA, depends_on_signal
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from isobit_onnx.read.fused_attention import attention, multi_head_attention
+from isobit_onnx.read.fused.fused_attention import attention, multi_head_attention
 from isobit_onnx.read.rewrite import Rewrite, attribute, shape_of
 
 MICROSOFT = "com.microsoft"

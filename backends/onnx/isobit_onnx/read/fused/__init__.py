@@ -1,0 +1,1 @@
+"""What an optimiser has fused, as the plain operations that it stands for."""
