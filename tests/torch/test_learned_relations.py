@@ -114,15 +114,14 @@ def test_the_runtime_computes_what_was_trained(name: str, tmp_path: Path) -> Non
     assert bool(fixed) == (name == "gated")
     path = sim.export(tmp_path)["model"]
     simulated = sim.run(x)["output"]
-    for precise in ("0", "1"):  # sums that saturate on some processors, and those that do not
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.x64quantprecision", precise)
-        session = onnxruntime.InferenceSession(str(path), options)
-        executed = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
-        noise = np.square(executed - simulated).mean()
-        allowed = 1e-3 if name == "gated" else 1e-4  # a few roundings, in the kernels of softmax and sigmoid
-        assert noise <= allowed * np.square(simulated).mean()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.x64quantprecision", "1")  # sums of 16 bits saturate on some processors
+    session = onnxruntime.InferenceSession(str(path), options)
+    executed = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    noise = np.square(executed - simulated).mean()
+    allowed = 1e-3 if name == "gated" else 1e-4  # a few roundings, in the kernels of softmax and sigmoid
+    assert noise <= allowed * np.square(simulated).mean()
 
 
 def test_tied_quantizers_learn_one_parameter() -> None:
