@@ -269,7 +269,10 @@ class Registry:
             missing = "" if is_there else ", and there is no such file"
             detail = (is_there and advice(model)) or f"known endings are {', '.join(suffixes) or 'none'}{missing}"
             return f"no backend opens {os.fspath(model)!r}: {detail}{hint}"
-        return f"no backend opens a {type(model).__module__}.{type(model).__name__}{hint}"
+        from isobit.backend import foreign_objects
+
+        kind = f"{type(model).__module__}.{type(model).__name__}".removeprefix("builtins.")
+        return f"no backend opens a {kind}: {foreign_objects.advice(model)}{hint}"
 
     def _hint(self) -> str:
         """The end of an error that something is not there: the plug-ins that could have brought it and are broken."""

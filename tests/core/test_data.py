@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sketch import Sketch
 
-from isobit.data import Dataset, to_numpy
+from isobit.data import Dataset, example_of, to_numpy
 from isobit.errors import DataError
 from isobit.graph import Graph
 
@@ -271,3 +272,33 @@ def test_arrays_of_anything() -> None:
     np.testing.assert_array_equal(to_numpy(FakeTensor()), ROWS)  # type: ignore[comparison-overlap]
     assert to_numpy([[1, 2], [3, 4]]).shape == (2, 2)
     assert to_numpy(3.5).shape == ()
+
+
+class Sparse:
+    shape, dtype = (4, 3), "float32"
+
+
+class Samples:
+    """A map-style data set, as PyTorch has them."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return ROWS[index]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (Samples(), r"a Samples, which holds samples one by one: .*DataLoader\(data, batch_size=32\)"),
+        ("images/", r"a text, 'images/'.*isobit quantize MODEL --data PATH"),
+        (Path("x.npz"), "a text, 'x.npz'"),
+        (7, "not int"),
+        (Sparse(), "a Sparse, which has no rows to take: pass a dense array"),
+    ],
+)
+def test_what_gives_no_batches(source: object, says: str) -> None:
+    for ask in (lambda: Dataset(source, ONE), lambda: example_of(source)):
+        with pytest.raises(DataError, match=says):
+            ask()

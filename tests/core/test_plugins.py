@@ -284,9 +284,7 @@ def test_nobody_opens_it() -> None:
     plugins = registry(
         backends(FakeBackend("a", 0, (".onnx",)), FakeBackend("b", 0, (".pt2", ".onnx"))), Point("jax", fails)
     )
-    with pytest.raises(
-        PluginError, match=r"no backend opens a builtins\.dict; plug-ins that did not load: jax \(Import"
-    ):
+    with pytest.raises(PluginError, match=r"no backend opens a dict: .*; plug-ins that did not load: jax \(Import"):
         plugins.backend_for({})
     with pytest.raises(PluginError, match=re.escape("no backend opens 'a/b.bin': known endings are .onnx, .pt2")):
         plugins.backend_for(Path("a/b.bin"))

@@ -179,6 +179,10 @@ def refused() -> dict[str, tuple[object, str]]:
         "unbuilt": (keras.Sequential([L.Dense(3)], name="raw"), "raw.*not built.*keras.Input"),
         "branch on values": (keras.Model(x, Branching(name="branch")(x)), "branch.*keras.ops"),
         "training": (keras.Model(x, L.Dropout(0.5, name="always")(x, training=True)), "always.*training=True"),
+        "texts": (
+            keras.Model(t := keras.Input((1,), dtype="string", name="words"), L.Flatten()(t)),
+            "'words' is texts",
+        ),
         "float64": (keras.Model(d := keras.Input((4,), dtype="float64"), d * 2.0), "float64"),
         "half": (keras.Model(x, L.Dense(3, dtype="bfloat16", name="half")(x)), "half/kernel.*bfloat16"),
         "no model": (L.Dense(3), "opens Keras models"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import numpy as np
+import onnxruntime
 import pytest
 from keras import layers as L
 from keras import ops
@@ -32,6 +35,39 @@ class Own(L.Layer):
 
     def call(self, x):
         return self.compute(self, x)
+
+
+#: What a layer convolves with, and the size of its variable.
+KERNELS = {
+    "conv": (lambda s, x: ops.conv(x, s.kernel, strides=2, padding="same"), (3, 3, 4, 6)),
+    "standardized": (lambda s, x: ops.conv(x, s.kernel - ops.mean(s.kernel, (0, 1, 2))), (3, 3, 4, 6)),
+    "depthwise": (lambda s, x: ops.depthwise_conv(x, s.kernel, padding="valid"), (3, 3, 4, 2)),
+    "scaled": (lambda s, x: ops.conv(x, s.kernel * 0.5, dilation_rate=2), (2, 3, 4, 3)),
+}
+
+
+class Kernel(L.Layer):
+    """A convolution of the layer's own."""
+
+    def __init__(self, compute, size) -> None:
+        super().__init__()
+        self.compute, self.size = compute, size
+
+    def build(self, shape) -> None:
+        self.kernel = self.add_weight(shape=self.size, name="kernel", initializer="random_normal")
+
+    def call(self, x):
+        return self.compute(self, x)
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_convolutions_by_variables(kind: str) -> None:
+    x = keras.Input((7, 6, 4), name="x")
+    model = keras.Model(x, L.ReLU()(Kernel(*KERNELS[kind])(x)))
+    opened, images = TensorFlowBackend().open(model), np.random.default_rng(0).normal(size=(2, 7, 6, 4))
+    assert [node.op for node in opened.graph.nodes if node.op == "Conv"] == ["Conv"]
+    (output,) = opened.run({"x": images.astype(np.float32)}).values()
+    np.testing.assert_allclose(output, model(images.astype(np.float32)), rtol=1e-4, atol=1e-5)
 
 
 #: What a layer computes, which of its variables still train in the simulator, and how many constants take their place.
@@ -135,7 +171,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("kind", [*HEADS, "reversible"])
-def test_a_head_tied_to_its_embedding(kind: str) -> None:
+def test_a_head_tied_to_its_embedding(kind: str, tmp_path: Path) -> None:
     """One variable with two readers, which trains as one."""
     words = keras.Input((5,), dtype="int32", name="words")
     embedding = L.ReversibleEmbedding(9, 6) if kind == "reversible" else L.Embedding(9, 6)
@@ -148,6 +184,8 @@ def test_a_head_tied_to_its_embedding(kind: str) -> None:
     assert len(tables) == 1
     assert len(sim.model.trainable_variables) == len(model.trainable_variables)
     (table,) = tables
+    if kind in ("reversible", "axes"):  # one table, read as it is and transposed
+        onnxruntime.InferenceSession(str(sim.export(tmp_path)["model"]))
     assert len([use for name, info in sim.graph.weights.items() if info.source == table
                 for use in sim.graph.uses(name)]) == 2  # fmt: skip
     assert not [note for note in sim.report.notes if "not compared" in note]

@@ -129,8 +129,21 @@ def test_random_calls_are_said() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.randn_like(x)
 
-    sim = isobit.QuantSim(Noisy().eval(), torch.randn(2, 3))
-    assert any("draws random numbers" in note for note in sim.graph.notes)
+    class Jittered(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand(3)
+
+    class Dropped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(x, 0.5)
+
+    for module, says in (
+        (Noisy(), "draws random"),
+        (Jittered(), "draws random"),
+        (Dropped(), "drops in evaluation too"),
+    ):
+        sim = isobit.QuantSim(module.eval(), torch.randn(2, 3))
+        assert any(says in note for note in sim.graph.notes), module
 
 
 def test_no_line_of_the_backend_is_told_as_the_users() -> None:

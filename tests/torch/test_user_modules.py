@@ -90,6 +90,40 @@ def test_names_that_the_simulator_has_itself(names: tuple[str, ...], tmp_path: P
     np.testing.assert_array_equal(loaded.run(x)["output"], sim.run(x)["output"])
 
 
+class Lettered(nn.Module):
+    """Heads and scales under any names, and a parameter and a buffer that are called as the inputs are."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
+        self.scales = nn.ParameterDict({name: nn.Parameter(torch.randn(4)) for name in names})
+        self.x = nn.Parameter(torch.randn(4, 4))
+        self.register_buffer("mask", torch.tensor([1.0, 2.0, 3.0, 4.0]))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.linear(x * mask, self.x) * self.mask
+        for name, head in self.heads.items():
+            y = torch.relu(head(y) * self.scales[name])
+        return y
+
+
+@pytest.mark.parametrize(
+    "names", [("class", "box", "None"), ("class_1", "class", "lambda"), ("\u00b5", 'a "b"', "c\\d")]
+)
+def test_names_that_code_cannot_say(names: tuple[str, ...], tmp_path: Path) -> None:
+    module, x = Lettered(*names).eval(), (torch.randn(5, 4), torch.ones(5, 4))
+    sim = isobit.QuantSim(module, x)
+    sim.calibrate([x], progress=False)
+    np.testing.assert_allclose(sim.run_float(x)["output"], module(*x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert any("since code cannot call it" in note for note in sim.graph.notes)
+    assert any("'x' of the model is 'x_1'" in note and "has an input" in note for note in sim.graph.notes)
+    assert len(list(sim.plan.of_kind("weight"))) == 4
+    sim.export(tmp_path / "out", formats=("pt2",))
+    sim.save(tmp_path / "sim.isobit")
+    loaded = isobit.load(tmp_path / "sim.isobit", module)
+    np.testing.assert_array_equal(loaded.run(x)["output"], sim.run(x)["output"])
+
+
 def test_a_batch_norm_and_a_parameter_under_such_names_train() -> None:
     module = nn.Sequential()
     module.add_module("first", nn.Linear(4, 4))

@@ -18,6 +18,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from isobit.backend import Batch, NameMap
+from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.edits import EditPlan
 from isobit.encodings import Encoding, Encodings, LearnedGrid, Relations
 from isobit.errors import ModelError
@@ -260,7 +261,8 @@ class KerasModel:
         switches = self._switches()
         if switches not in self._runs:
             self._runs[switches] = trace(self._native, switches, "outputs", lambda feeds, run: run(feeds))
-        outputs = self._runs[switches](self.feeds(batch))
+        with quiet_loggers("tensorflow"):  # it counts functions traced at one line as one that is traced again
+            outputs = self._runs[switches](self.feeds(batch))
         return {name: as_array(value) for name, value in outputs.items()}
 
     def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
@@ -291,7 +293,8 @@ class KerasModel:
             self._observations[switches] = observation
         feed = partial(observation.feed, observers=[request.observer for request in requests])
         for batch in data:
-            feed(self.feeds(batch))
+            with quiet_loggers("tensorflow"):
+                feed(self.feeds(batch))
 
     # --- leaving ---------------------------------------------------------------------------------------------------
 

@@ -112,10 +112,15 @@ def _inputs(emitter: Emitter, model: keras.Model, structure: Any, names: StableN
     inputs = {}
     for tensor in model.inputs:
         dtype = keras.backend.standardize_dtype(tensor.dtype)
-        if dtype not in ("float32", "int32", "int64", "bool", "uint8", "int8", "float16", "bfloat16"):
-            raise ModelError(f"input {tensor.name!r} is {dtype}: real numbers are float32 here")
-        kind = "float32" if dtype in ("float16", "bfloat16") else dtype
         name = keys.get(id(tensor)) or names.of_part(tensor._keras_history.operation)
+        if dtype == "string":
+            raise ModelError(
+                f"input {name!r} is texts: run the layers that read them ahead of time, and quantize what is behind "
+                "them, keras.Model(y, ...) from y = keras.Input(shape=...) on"
+            )
+        if dtype not in ("float32", "int32", "int64", "bool", "uint8", "int8", "float16", "bfloat16"):
+            raise ModelError(f"input {name!r} is {dtype}: real numbers are float32 here")
+        kind = "float32" if dtype in ("float16", "bfloat16") else dtype
         inputs[id(tensor)] = emitter.input(name, tensor.shape, kind)
     return inputs
 

@@ -24,6 +24,7 @@ from isobit.errors import ModelError
 from isobit.graph import Graph, Input, Site, Tensor, to_native
 from isobit.statistics import Request
 from isobit.training import DistillationSettings
+from isobit_torch.capture.free_names import name_in_code
 from isobit_torch.capture.given import Given
 from isobit_torch.program import adapters as peft_adapters
 from isobit_torch.program.convert import to_array, to_tensor
@@ -180,11 +181,11 @@ class TorchModel:
         made = WeightQuantizer(encoding, native.layout) if constant else Quantizer(encoding)
         made.to(self._native.device())
         made.train(self._native.training)
-        stem = key = "".join(c if c.isalnum() else "_" for c in str(site))
-        taken, number = self._native.quantizers, 0
-        while key in taken or hasattr(nn.Module, key):  # `to`, `half` and `float` are methods
-            number += 1
-            key = f"{stem}_{number}"
+        taken = self._native.quantizers
+        key = name_in_code(
+            "".join(c if c.isalnum() else "_" for c in str(site)),
+            lambda name: name in taken or hasattr(nn.Module, name),  # `to`, `half` and `float` are methods
+        )
         self._native.get_submodule(QUANTIZERS).add_module(key, made)
         self._keys[site] = key
 

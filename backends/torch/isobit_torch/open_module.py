@@ -16,9 +16,10 @@ from isobit_torch.capture.fold_constants import fold_constants
 from isobit_torch.capture.free_names import NewNames, moved, new_names, notes
 from isobit_torch.capture.functionalize import functionalize, written_buffers
 from isobit_torch.capture.given import Given
+from isobit_torch.capture.inline_branches import inline_branches
 from isobit_torch.capture.load_graph import build_root, load_graph, note_dtype
 from isobit_torch.capture.naming import make_unique, name_by_module
-from isobit_torch.capture.second_batch import follows_batch
+from isobit_torch.capture.second_sizes import follows_sizes
 from isobit_torch.decompose.decompose import decompose
 from isobit_torch.model import TorchModel
 from isobit_torch.program import adapters
@@ -26,8 +27,8 @@ from isobit_torch.program.fx_nodes import DTYPE, NAME, arguments, attribute, era
 from isobit_torch.program.modules import BatchNorm, Dropout, add_functional
 from isobit_torch.program.program import Program
 from isobit_torch.program.shapes import read_inputs, require_float, settle_sizes
-from isobit_torch.program.torch_export import quiet
-from isobit_torch.simulate.simulator import own_names
+from isobit_torch.program.torch_export import quiet, without_autocast
+from isobit_torch.simulate.simulator import Simulator, own_names
 
 _DROPOUT_CALLS = {"dropout": "dropout", "feature_dropout": "dropout2d", "alpha_dropout": "alpha_dropout"}
 
@@ -36,6 +37,15 @@ def open_module(model: Any, example: Any) -> TorchModel:
     """Open a copy of a module. Raises ModelError."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"the PyTorch backend opens torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, Simulator):
+        raise ModelError(
+            "the model is a simulator that isobit has made: pass your own module, or the QuantSim that it is of"
+        )
+    with without_autocast():  # the caller may be in such a block
+        return _open(model, example)
+
+
+def _open(model: nn.Module, example: Any) -> TorchModel:
     try:
         captured = capture(model, example)
     except ModelError as error:
@@ -48,7 +58,7 @@ def open_module(model: Any, example: Any) -> TorchModel:
     opened.given = given
     run: Any = opened.native.run_flat
     is_doubled = captured.is_doubled and "batch" not in program.symbols.sizes
-    if not is_doubled and follows_batch(given, captured, program, run):
+    if not is_doubled and follows_sizes(given, captured, program, run):
         return opened
     captured = capture(model, example, is_fixed=True)
     opened = _opened(captured, program_of(captured))
@@ -63,9 +73,10 @@ def _opened(captured: Capture, program: Program) -> TorchModel:
 def program_of(captured: Capture) -> Program:
     """The prepared program of a capture."""
     root = nn.Module()
-    names = new_names(captured.module, own_names())
+    names = new_names(captured.module, own_names(), captured.signature.inputs)
     canonical = build_root(captured.module, root, names)
     exported = captured.program
+    chosen = inline_branches(exported)
     if any(_is_transform(node) for node in exported.graph.nodes):
         exported = _lowered(exported)
     graph = load_graph(exported, root, canonical)
@@ -85,12 +96,13 @@ def program_of(captured: Capture) -> Program:
     restore_dropout(graph, captured.module, captured.call)
     folded = fold_constants(graph, root, keep_trained=bool(getattr(captured.module, "peft_config", None)))
     decompose(graph, root)
-    restore_modules(graph, root, captured.module, names)
+    dropped = restore_modules(graph, root, captured.module, names)
     erase_unread(graph)
     make_unique(graph)
     strip(graph)
     inputs, symbols, fixed = settle_sizes(root, graph, inputs, symbols)
-    told = (*captured.notes, *notes(names), *adapters.notes(captured.module), *changed, *folded, *fixed)
+    told = (*captured.notes, *notes(names, captured.signature.inputs), *adapters.notes(captured.module))
+    told = (*told, *chosen, *changed, *folded, *dropped, *fixed)
     return Program(root, graph, captured.signature, inputs, symbols, told)
 
 
@@ -101,12 +113,16 @@ def _lowered(program: ExportedProgram) -> ExportedProgram:
 
 
 def _is_transform(node: fx.Node) -> bool:
-    """Calls of vmap and the like, which torch lowers to plain operations; HuggingFace makes its masks with them."""
-    return node.op == "call_function" and "functorch" in str(getattr(node.target, "__module__", ""))
+    """Calls around others that torch lowers to plain ones: vmap (HuggingFace's masks), blocks with gradients on."""
+    return node.op == "call_function" and (
+        "functorch" in str(getattr(node.target, "__module__", ""))
+        or getattr(node.target, "__name__", "") in ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+    )
 
 
-def restore_modules(graph: fx.Graph, root: nn.Module, original: nn.Module, names: NewNames) -> None:
-    """Batch norm and dropout become calls of modules again, which follow train() and eval()."""
+def restore_modules(graph: fx.Graph, root: nn.Module, original: nn.Module, names: NewNames) -> list[str]:
+    """Batch norm and dropout become calls of modules again, which follow train() and eval(); returns notes."""
+    said: list[str] = []
     places = {path: moved(path, names) for path, _ in original.named_modules() if path}
     for node in list(graph.nodes):
         name = op_name(node)
@@ -120,6 +136,10 @@ def restore_modules(graph: fx.Graph, root: nn.Module, original: nn.Module, names
         elif name in _DROPOUT_CALLS:
             a = arguments(node)
             args = (a["input"],)
+            if a["train"] and a["p"]:
+                said.append(
+                    f"the dropout at {node.meta[NAME]!r} drops in evaluation too; here it drops in training alone"
+                )
             path = _path_of(node, places, root, Dropout)
             if path is None:
                 path = add_functional(root, Dropout(float(a["p"]), _DROPOUT_CALLS[name]))
@@ -130,6 +150,7 @@ def restore_modules(graph: fx.Graph, root: nn.Module, original: nn.Module, names
         call.meta.update({key: node.meta[key] for key in (NAME, DTYPE, "val") if key in node.meta})
         node.replace_all_uses_with(call)
         graph.erase_node(node)
+    return said
 
 
 def _path_of(node: fx.Node, places: Mapping[str, str], root: nn.Module, kind: type[nn.Module]) -> str | None:

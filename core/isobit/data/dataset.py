@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from isobit.data.arrays import as_texts, is_array, numpy_type, to_numpy
 from isobit.data.assign_leaves import assign_leaves, is_text
+from isobit.data.loaders import require_batches
 from isobit.data.samples import SampleAxes, cut_batches
 from isobit.errors import DataError, did_you_mean
 from isobit.graph.graph import Graph, TensorInfo
@@ -44,7 +45,7 @@ class Dataset:
             raise DataError("there is no data: pass a list of batches, an array or a loader")
         if batch_size < 1:
             raise DataError(f"the batch size must be at least 1, not {batch_size}")
-        _require_end(source)
+        require_batches(source)
         self.graph = graph
         self.notes: dict[str, None] = {}
         self._source = source
@@ -155,8 +156,6 @@ class Dataset:
         if not isinstance(source, Iterable):
             kind = type(source).__name__
             raise DataError(f"data must be batches, an array, a dict of arrays or a callable, not {kind}")
-        if isinstance(source, str | bytes):
-            raise DataError("data is a text; to read files, use the command line or numpy.load")
         if self.is_one_shot:
             if self._consumed:
                 raise DataError("the iterator was used up by an earlier pass: pass a list or a factory")
@@ -214,7 +213,7 @@ class Dataset:
             given = [*assigned, *left]
             raise DataError(
                 f"{where} has no array for input {missing[0]!r}{did_you_mean(missing[0], given)}; "
-                f"it holds: {', '.join(given) or 'nothing'}"
+                f"it holds: {', '.join(given) or 'nothing'}; inputs=lambda batch: {{{missing[0]!r}: ...}} picks others"
             )
         if left and in_order:
             count = len(assigned) + len(left)
@@ -262,24 +261,6 @@ class Dataset:
         if info.shape is None or (axis is not None and array.shape[axis] == 0):
             return False
         return any(not isinstance(size, int) or size == 0 for size in info.shape)
-
-
-def _require_end(source: Any) -> None:
-    """Raise DataError for a loader that says of itself that it never ends."""
-    if is_array(source) or isinstance(source, Mapping):
-        return
-    try:
-        endless = getattr(source, "num_batches", 0) is None  # as a keras.utils.PyDataset says it
-        if hasattr(source, "__len__"):
-            len(source)
-    except NotImplementedError:
-        endless = True
-    except TypeError as error:  # as a tf.data.Dataset says it
-        endless = "infinite" in str(error)
-    if endless:
-        raise DataError(
-            "the data has no end: pass a part of it, for example itertools.islice(data, 64) or data.take(64)"
-        )
 
 
 def _total(whole: Mapping[str, NDArray[Any]], axes: Mapping[str, int]) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.data.arrays import is_array, to_numpy
+from isobit.data.loaders import require_batches
 from isobit.errors import ModelError
 
 
@@ -22,6 +23,7 @@ def example_of(source: Any, inputs: Callable[[Any], Any] | None = None, samples:
 def _raw_example(source: Any, samples: int) -> Any:
     if isinstance(source, Iterator) or source is None:
         return None
+    require_batches(source)
     if is_array(source):
         return source[:samples]
     if isinstance(source, Mapping):

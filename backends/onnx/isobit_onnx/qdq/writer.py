@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from isobit.encodings import Encoding, PerTensor, QuantSpec
-from isobit.graph import to_canonical, to_native
+from isobit.graph import Permute, to_canonical, to_native
 from isobit_onnx.qdq.grids import FORMAT, OnnxGrid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.translate.sites import NativeSite
@@ -62,6 +62,8 @@ class _QdqWriter:
 
     def quantize(self, site: NativeSite, encoding: Encoding) -> Quantized:
         if not site.value and site.readers:  # the site has the name of its reader alone
+            site = self._in_front_of_view(site)
+            assert site.readers
             node, index = site.readers[0]
             value = self.nodes[node].inputs[index]
         else:
@@ -77,6 +79,25 @@ class _QdqWriter:
             result = self._activation(value, encoding)
         self._rewire(value, result, site)
         return Quantized(value, result)
+
+    def _in_front_of_view(self, site: NativeSite) -> NativeSite:
+        """A constant that its readers have transposed, beside others that do not, is one of its own for them."""
+        assert site.readers
+        name, index = site.readers[0]
+        value = self.nodes[name].inputs[index]
+        turn = value.producer() if value is not None else None
+        source = turn.inputs[0] if turn is not None and turn.op_type == "Transpose" else None
+        if value is None or turn is None or source is None or source.const_value is None:
+            return site
+        perm = tuple(turn.attributes["perm"].as_ints())
+        array = np.ascontiguousarray(np.transpose(source.const_value.numpy(), perm))
+        own = self._register(ir.Tensor(array, name=self._free(value.name)))
+        for node, place in site.readers:
+            self._reread(self.nodes[node], place, value, own)
+        if not value.uses() and not value.is_graph_output():
+            self.graph.remove(turn, safe=True)
+        back = Permute(tuple(int(axis) for axis in np.argsort(perm)))
+        return replace(site, layout=(back, *site.layout))
 
     # --- activations -----------------------------------------------------------------------------------------------
 

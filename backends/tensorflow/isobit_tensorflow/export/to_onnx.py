@@ -14,6 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from isobit.backend import NameMap
+from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node
 from isobit_onnx.read.opset import OPSET
@@ -68,9 +69,10 @@ def _converted(graph: Graph, node: Node, weight: Callable[[str], NDArray[Any]]) 
         results = compute(node, operands)
         return [tf.identity(result.tensor, f"out{index}") for index, result in enumerate(results)]
 
-    frozen = convert_variables_to_constants_v2(
-        tf.function(call, autograph=False).get_concrete_function(*specs), lower_control_flow=False
-    )
+    with quiet_loggers("tensorflow"):  # it warns of tables that it leaves as they are
+        frozen = convert_variables_to_constants_v2(
+            tf.function(call, autograph=False).get_concrete_function(*specs), lower_control_flow=False
+        )
     try:
         import tf2onnx
 

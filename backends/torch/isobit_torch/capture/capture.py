@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +14,22 @@ from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
 from isobit_torch.capture.caches import Caches
-from isobit_torch.capture.copy_module import copy_module
+from isobit_torch.capture.copy_module import copy_module, refuse_quantized
 from isobit_torch.capture.errors import explain, explain_failure
+from isobit_torch.capture.kept_states import kept_states
 from isobit_torch.program.devices import require_one_device
-from isobit_torch.program.shapes import is_sequence
-from isobit_torch.program.signature import Argument, Call, Signature, example_calls, output_names, register_dataclasses
-from isobit_torch.program.torch_export import named_arguments, quiet
+from isobit_torch.program.fx_nodes import full_name
+from isobit_torch.program.shapes import is_open, is_sequence
+from isobit_torch.program.signature import (
+    Argument,
+    Call,
+    Signature,
+    example_calls,
+    in_words,
+    output_names,
+    register_dataclasses,
+)
+from isobit_torch.program.torch_export import named_arguments, quiet, without_autocast
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,21 @@ def capture(model: nn.Module, example: Any, *, is_fixed: bool = False) -> Captur
     Raises ModelError that quotes the line of the user's code which stands in the way.
     """
     if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("a TorchScript module cannot be captured: open the nn.Module that it was made from")
+        raise ModelError(
+            "a TorchScript module cannot be captured: open the nn.Module that it was made from, or "
+            "torch.onnx.export(module, example_inputs, 'model.onnx', dynamo=False), then "
+            "isobit.quantize('model.onnx', data)"
+        )
+    refuse_quantized(model)
+    with without_autocast() as asked:
+        captured = _capture(model, example, is_fixed)
+    if not asked:
+        return captured
+    note = f"torch.autocast to {asked[0]} in forward is left out: the simulator computes in float32"
+    return replace(captured, notes=(*captured.notes, note))
+
+
+def _capture(model: nn.Module, example: Any, is_fixed: bool) -> Capture:
     module = copy_module(model)
     device = require_one_device(module)
     others = _other_precisions(module)
@@ -50,6 +75,7 @@ def capture(model: nn.Module, example: Any, *, is_fixed: bool = False) -> Captur
     caches.settle(module)
     if others:
         module, calls = module.float(), [_in_float32(call) for call in calls]
+    calls += [_in_float32(call) for call in calls if _is_in_other_precision(call)]
     try:
         call, outputs, is_doubled = _running_call(module, calls, misfit, not is_fixed)
     except ModelError as error:
@@ -57,13 +83,31 @@ def capture(model: nn.Module, example: Any, *, is_fixed: bool = False) -> Captur
             raise
         hint = f"the model is in {', '.join(others)} and is computed in float32: write dtypes as x.dtype in forward"
         raise ModelError(f"{error}; {hint}") from error
-    program, notes = _export(module, call, is_fixed)
-    signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
+    states = kept_states(model, module, lambda: _outputs(module, call))
+    unrun = module
+    if states:
+        unrun = copy_module(model).float() if others else copy_module(model)
+        caches.settle(unrun)
+    program, fixed = _export(unrun, call, is_fixed)
+    notes = [*fixed]
     if others:
-        notes = (*notes, f"the model is in {', '.join(others)}, and the simulator computes in float32")
+        notes.append(f"the model is in {', '.join(others)}, and the simulator computes in float32")
+    elif any(map(_is_in_other_precision, calls)) and not _is_in_other_precision(call):
+        notes.append("the data is in another precision than float32, in which the model takes it")
+    if states:
+        notes.append(_states_note(states))
     if caches.is_off:
-        notes = (*notes, "the cache of keys and values (use_cache) is not returned: pass use_cache=True to have it")
-    return Capture(module, call, program, signature, notes, caches, is_doubled)
+        notes.append("the cache of keys and values (use_cache) is not returned: pass use_cache=True to have it")
+    signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
+    return Capture(module, call, program, signature, tuple(notes), caches, is_doubled)
+
+
+def _states_note(states: Sequence[str]) -> str:
+    names = ", ".join(repr(name) for name in states)
+    return (
+        f"forward keeps {names} from one call to the next; here each call starts from what the model held when it was "
+        "opened: take it as an argument, and return it, to have it go on"
+    )
 
 
 def _other_precisions(module: nn.Module) -> list[str]:
@@ -83,6 +127,11 @@ def _in_float32(call: Call) -> Call:
 
     args, kwargs = pytree.tree_map_only(torch.Tensor, converted, (call.args, call.kwargs))
     return replace(call, args=args, kwargs=kwargs)
+
+
+def _is_in_other_precision(call: Call) -> bool:
+    leaves = pytree.tree_leaves((call.args, call.kwargs))
+    return any(isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.float64, torch.float16) for leaf in leaves)
 
 
 def _moved(call: Call, device: torch.device) -> Call:
@@ -121,7 +170,7 @@ def _outputs(module: nn.Module, call: Call) -> Any:
         try:
             outputs = module(*args, **kwargs)
         except Exception as error:
-            raise ModelError(explain_failure(error, module)) from error
+            raise ModelError(explain_failure(error, module, in_words(call.args, call.kwargs))) from error
         for name, buffer in module.named_buffers():
             if name in before:
                 buffer.copy_(before[name])
@@ -164,15 +213,37 @@ def _export(module: nn.Module, call: Call, is_fixed: bool) -> tuple[ExportedProg
         except Exception as error:
             failure = failure or error
             continue
-        if batch and not any(leaf.shape[0] > 1 for leaf in pytree.tree_leaves(call.by_name) if _has_axes(leaf)):
+        if batch and _sets_by_a_size(program):
+            continue
+        if batch and not _is_open(program, 0):
             note = note or "the batch size is fixed"
+        elif sequence and not _is_open(program, 1):
+            note = note or "the sequence length is fixed"
         return program, (f"{note} to that of the example: the model's code depends on it",) if note else ()
     assert failure is not None
     raise ModelError(explain(failure, module)) from failure
 
 
-def _has_axes(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
+#: Calls whose settings a file holds as numbers: groups that follow the batch, a window as long as the sequence.
+_HAVE_SETTINGS = re.compile(r"aten::(conv|max_pool|avg_pool|group_norm|pixel_|channel_shuffle|im2col|col2im)")
+
+
+def _sets_by_a_size(program: ExportedProgram) -> bool:
+    """Whether a setting of a layer is computed from a size that is left open."""
+    for node in program.graph.nodes:
+        if node.op == "call_function" and _HAVE_SETTINGS.match(full_name(node)):
+            values = [value.meta.get("val") for value in node.all_input_nodes]
+            if any(isinstance(value, torch.SymInt) and is_open(value) for value in values):
+                return True
+    return False
+
+
+def _is_open(program: ExportedProgram, axis: int) -> bool:
+    """Whether any input has an open size there: torch.export fixes, without a word, what the code fixes."""
+    names = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    tensors = [value for value in values if isinstance(value, torch.Tensor) and value.ndim > axis]
+    return any(is_open(value.shape[axis]) for value in tensors if axis == 0 or is_sequence(value))
 
 
 def _is_sequence(leaf: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import torch
@@ -10,13 +11,20 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
+from isobit_torch.capture.errors import first_line
+
+#: Modules of torch.ao.quantization that compute in integers, observe, or round.
+_OF_TORCH = re.compile(r"quantized|\.qat\.|FakeQuant|Observer|QuantStub")
+_OTHER_TOOLS = frozenset(("bitsandbytes", "auto_gptq", "awq", "quanto", "optimum", "torchao", "pytorch_quantization"))
+
+_TENSORS_AND_PARTS = ("_parameters", "_buffers", "_modules")
 
 
 def copy_module(model: nn.Module, *, is_shared: bool = False) -> nn.Module:
     """A copy in evaluation mode; where `is_shared`, around the same parameters.
 
-    A tensor that a forward pass has left in the module (features, attention maps) is copied without its history.
-    Raises ModelError.
+    A tensor that a forward pass has left in the module (features, attention maps) is copied without its history, and
+    what cannot be copied at all (a lock, an open file, a generator) is the same object in both. Raises ModelError.
     """
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(parameter):
@@ -30,6 +38,36 @@ def copy_module(model: nn.Module, *, is_shared: bool = False) -> nn.Module:
     if is_shared:
         memo |= {id(parameter): parameter for parameter in model.parameters()}
     try:
+        return copy.deepcopy(model, dict(memo)).eval()
+    except Exception:
+        memo |= _uncopied(model, memo)
+    try:
         return copy.deepcopy(model, memo).eval()
     except Exception as error:
-        raise ModelError(f"the model cannot be copied: {error}") from error
+        raise ModelError(f"the model cannot be copied by copy.deepcopy: {first_line(str(error))}") from error
+
+
+def refuse_quantized(model: nn.Module) -> None:
+    """Raise ModelError for a module that another tool has quantized, or made ready for it."""
+    for name, part in model.named_modules():
+        kind = type(part)
+        is_torchs = kind.__module__.startswith("torch.ao.") and _OF_TORCH.search(f"{kind.__module__}.{kind.__name__}")
+        if is_torchs or kind.__module__.partition(".")[0] in _OTHER_TOOLS:
+            raise ModelError(
+                f"the part {name or '(the model itself)'!r} is a {kind.__module__}.{kind.__name__}: the model is "
+                "quantized already; pass the float module that it was made from"
+            )
+
+
+def _uncopied(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
+    """The attributes of modules that copy.deepcopy does not copy, by identity."""
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name in _TENSORS_AND_PARTS:
+                continue
+            try:
+                copy.deepcopy(value, dict(memo))
+            except Exception:
+                found[id(value)] = value
+    return found

@@ -15,6 +15,7 @@ from isobit.errors import ModelError
 from isobit_torch.program.fx_nodes import op_name
 
 _FRAMEWORK = str(Path(torch.__file__).parent)
+_LIBRARY = str(Path(linecache.__file__).parent)
 _BACKEND = str(Path(__file__).parents[1])
 
 _BRANCH = "the program depends on the values of a tensor"
@@ -56,13 +57,18 @@ def explain(error: BaseException, module: nn.Module) -> str:
     return f"the model {name} cannot be captured at {file}:{number}: `{code}`: {reason}; {advice}"
 
 
-def explain_failure(error: BaseException, module: nn.Module) -> str:
-    """A message for ModelError where the user's own model fails on the user's own example."""
+def explain_failure(error: BaseException, module: nn.Module, batch: str) -> str:
+    """A message for ModelError where the user's own model fails on the user's own example, `batch` in words."""
     reason = f"{type(error).__name__}: {first_line(str(error))}"
     where = _line(error)
     place = f" at {where[0]}:{where[1]}: `{where[2]}`" if where is not None else ""
     name = type(module).__name__
-    return f"the model {name} fails on the example inputs{place}: {reason}; pass a batch that it runs on"
+    if "does not require grad" in reason or "does not have a grad_fn" in reason:
+        return f"the model {name} cannot be captured{place}: it takes gradients in forward; compute them outside of it"
+    return (
+        f"the model {name} fails on the example inputs{place}: {reason}; it was given {batch}: pass a batch that it "
+        "runs on, or what picks its arguments from yours, such as inputs=lambda batch: batch[1]"
+    )
 
 
 #: torch's tags of operations whose result is a number, or has a size, that only the data knows; what to do instead.
@@ -83,6 +89,11 @@ _ESCAPES = (
 def refuse_data_dependence(graph: fx.Graph, module: nn.Module) -> None:
     """Raise ModelError for calls whose results no graph of fixed operations can hold, by the line of the code."""
     for node in graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise ModelError(
+                f"the model {type(module).__name__} cannot be captured{_place(node)}: torch's {node.target.__name__} "
+                "runs a graph of its own; write it with plain torch operations, a loop with a fixed number of steps"
+            )
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
         for tag, meaning, advice in _ESCAPES:
@@ -90,14 +101,18 @@ def refuse_data_dependence(graph: fx.Graph, module: nn.Module) -> None:
                 continue
             if tag is torch.Tag.dynamic_output_shape and not free_unbacked_symbols(node.meta.get("val")):
                 continue  # torch knows the size: one_hot of a given depth, a table read by numbers
-            frames = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace", "")))
-            lines = [(file, int(number)) for file, number in frames if _is_users(file)]
-            place = ""
-            if lines:
-                file, number = lines[-1]
-                place = f" at {file}:{number}: `{linecache.getline(file, number).strip()}`"
             name = type(module).__name__
-            raise ModelError(f"the model {name} cannot be captured{place}: {op_name(node)} {meaning}; {advice}")
+            raise ModelError(f"the model {name} cannot be captured{_place(node)}: {op_name(node)} {meaning}; {advice}")
+
+
+def _place(node: fx.Node) -> str:
+    """The line of the user's code that made a node."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace", "")))
+    lines = [(file, int(number)) for file, number in frames if _is_users(file)]
+    if not lines:
+        return ""
+    file, number = lines[-1]
+    return f" at {file}:{number}: `{linecache.getline(file, number).strip()}`"
 
 
 def _line(error: BaseException) -> tuple[str, int, str] | None:
@@ -119,6 +134,8 @@ def _line(error: BaseException) -> tuple[str, int, str] | None:
 
 
 def _is_users(file: str) -> bool:
+    if file.startswith(_LIBRARY) and "site-packages" not in file:
+        return False
     return not file.startswith((_FRAMEWORK, _BACKEND, "<")) and "site-packages/torch/" not in file
 
 

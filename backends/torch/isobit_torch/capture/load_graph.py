@@ -37,7 +37,7 @@ def build_root(module: nn.Module, root: nn.Module, names: NewNames) -> dict[str,
                 full = f"{path}.{name}" if path else name
                 if value is not None:
                     canonical[full] = first.setdefault(id(value), moved(full, names))
-                key = name if path else moved(name, names)
+                key = moved(full, names).rpartition(".")[2]
                 if kind == "_parameters":
                     holder.register_parameter(key, value)
                 else:

@@ -62,8 +62,8 @@ def read_inputs(graph: fx.Graph, program: Any) -> tuple[tuple[InputInfo, ...], S
         value = node.meta["val"]
         shape: list[int | str] = []
         for axis, size in enumerate(value.shape):
-            if isinstance(size, int):
-                shape.append(size)
+            if not is_open(size):
+                shape.append(int(size))
                 continue
             text = str(size)
             same = alike.setdefault((axis, int(size.node.hint)), text) if axis == 0 or is_sequence(value) else text
@@ -75,6 +75,11 @@ def read_inputs(graph: fx.Graph, program: Any) -> tuple[tuple[InputInfo, ...], S
         # by the argument's own name: fx renames one that hides a builtin, as nn.Sequential's `input` does
         inputs.append(InputInfo(node.meta[NAME], tuple(shape), dtype_name(value.dtype)))
     return tuple(inputs), Symbols(sizes)
+
+
+def is_open(size: Any) -> bool:
+    """Whether a size of a captured program is open; torch leaves a symbol where the code has fixed it to a number."""
+    return not isinstance(size, int) and size.node.maybe_as_int() is None
 
 
 _INTEGER = (torch.int64, torch.int32, torch.bool)

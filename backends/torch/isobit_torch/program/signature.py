@@ -103,8 +103,11 @@ def example_calls(model: torch.nn.Module, example: Any) -> tuple[list[Call], Mod
     """
     if example is None:
         raise ModelError(
-            "a PyTorch model is captured by running it once: pass example_inputs, one batch as a tensor, tuple or dict"
+            "a PyTorch model is opened by running it on one batch, and none could be taken: pass data as a list or a "
+            "loader of batches (what an iterator gives is lost for calibration: make a list of it), or pass "
+            "example_inputs, one batch as a tensor, tuple or dict"
         )
+    _require_tensors(example)
     signature = inspect.signature(model.forward)
     calls: list[Call] = []
     failure: ModelError | None = None
@@ -116,6 +119,30 @@ def example_calls(model: torch.nn.Module, example: Any) -> tuple[list[Call], Mod
     if not calls and failure is not None:
         raise failure
     return calls, failure
+
+
+def _require_tensors(example: Any) -> None:
+    """Raise ModelError for a batch in which there is nothing that a module computes with."""
+    leaves = pytree.tree_leaves(_plain(example))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if any(leaf.is_nested or leaf.layout != torch.strided for leaf in tensors):
+        raise ModelError("a batch holds a sparse or nested tensor: pass x.to_dense(), or x.to_padded_tensor(0)")
+    if not tensors and not any(isinstance(leaf, np.ndarray | bool | int | float) or is_cache(leaf) for leaf in leaves):
+        raise ModelError(
+            f"a batch holds no tensor and no array, but {in_words(leaves, {})}: make tensors of it first, by a "
+            "transform of the loader or inputs=lambda batch: ..."
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and objects with keys as dicts, for a look at what is in them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [_plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if hasattr(value, "keys") and hasattr(value, "__getitem__"):
+        return [_plain(value[key]) for key in value.keys()]  # noqa: SIM118 (BatchEncoding iterates values)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
 def _readings(signature: inspect.Signature, example: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -152,18 +179,53 @@ def _bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str
         if name not in parameters and not open_ended:
             raise ModelError(
                 f"the model's forward has no argument {name!r}{did_you_mean(name, parameters)}; "
-                f"it takes {', '.join(parameters)}"
+                f"it takes {', '.join(parameters)}: name them so, or pass {_picked(parameters, kwargs)}"
             )
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise ModelError(f"the example inputs do not fit forward({', '.join(parameters)}): {error}") from error
+        raise ModelError(
+            f"one batch, {in_words(args, kwargs)}, does not fit forward({', '.join(parameters)}): {error}; a list or "
+            f"tuple of data holds batches, each {_as_tuple(parameters)} or a dict with these keys"
+        ) from error
     register_dataclasses((args, kwargs))
     names = _names(signature, len(args), kwargs)
     caches = {name: value for name, value in zip(names, (*args, *kwargs.values()), strict=True) if _is_dynamic(value)}
     tensors = tuple(_tensors(value) for value in args)
     return Call(tensors, {n: _tensors(v) for n, v in kwargs.items()}, names, caches)
 
+
+def _as_tuple(parameters: Mapping[str, inspect.Parameter]) -> str:
+    required = [name for name, p in parameters.items() if p.default is p.empty and p.kind in _BY_POSITION]
+    return f"({', '.join(required)}{',' if len(required) == 1 else ''})"
+
+
+def _picked(parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> str:
+    """The line that picks a model's arguments from batches with other keys."""
+    required = [name for name, p in parameters.items() if p.default is p.empty and p.kind in _BY_POSITION]
+    spare = [name for name in given if name not in parameters]
+    keys = {name: name if name in given else spare.pop(0) if spare else "..." for name in required}
+    pairs = ", ".join(f"{name!r}: batch[{key!r}]" for name, key in keys.items())
+    return f"inputs=lambda batch: {{{pairs}}}"
+
+
+def in_words(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """What a batch holds, by type and shape."""
+    named = [f"{name}={_value_in_words(value)}" for name, value in kwargs.items()]
+    return ", ".join([*map(_value_in_words, args), *named]) or "nothing"
+
+
+def _value_in_words(value: Any) -> str:
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + in_words((), value) + "}"
+    if isinstance(value, list | tuple) and len(value) <= _FEW:
+        return f"({in_words(value, {})})"
+    return type(value).__name__
+
+
+_FEW = 4
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from isobit.backend.quiet_loggers import quiet_loggers
@@ -44,3 +46,34 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings(), hidden, quiet_loggers(*names, level=logging.CRITICAL):
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def without_autocast() -> Iterator[list[str]]:
+    """In this thread, code under ``torch.autocast`` computes as it does without; yields the types that it asks for.
+
+    torch has no switch for that: the two ends of the block are replaced while the module runs.
+    """
+    kind: Any = torch.autocast
+    enter, leave, thread = kind.__enter__, kind.__exit__, threading.get_ident()
+    asked: list[str] = []
+
+    def pass_in(self: Any) -> Any:
+        if threading.get_ident() != thread:
+            return enter(self)
+        if self._enabled:
+            asked.append(str(self.fast_dtype).removeprefix("torch."))
+        return self
+
+    def pass_out(self: Any, *error: Any) -> Any:
+        return leave(self, *error) if threading.get_ident() != thread else False
+
+    kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    with contextlib.ExitStack() as stack:
+        for device in kinds:  # where the caller is in such a block
+            stack.enter_context(torch.autocast(device, enabled=False))
+        kind.__enter__, kind.__exit__ = pass_in, pass_out
+        try:
+            yield asked
+        finally:
+            kind.__enter__, kind.__exit__ = enter, leave

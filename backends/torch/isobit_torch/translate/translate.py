@@ -167,8 +167,9 @@ class _Translator:
         if neutral is None:
             name = full_name(node)
             tensors = tuple(value for value in node.all_input_nodes if is_tensor(value))
-            if tensors and any(str(t.meta[DTYPE]).startswith("float") for t in (*tensors, node) if DTYPE in t.meta):
-                random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            is_float = any(str(t.meta[DTYPE]).startswith("float") for t in (*tensors, node) if DTYPE in t.meta)
+            if is_float and (tensors or random):
                 why = "draws random numbers, so that no two runs agree" if random else "has no mapping"
                 if op_name(node) in KINDS:
                     why += f" ({why_float(node, arguments(node))})"

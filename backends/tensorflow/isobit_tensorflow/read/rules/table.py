@@ -26,7 +26,7 @@ from isobit_tensorflow.read.rules.native import native
 _OF_LAYERS: tuple[ModuleType, ...] = (
     activations, dense, merging, normalization, preprocessing, recurrent, shapes, time_steps, training, windows,
 )  # fmt: skip
-_OF_OPERATIONS: tuple[ModuleType, ...] = (activations, dense, merging, shapes)
+_OF_OPERATIONS: tuple[ModuleType, ...] = (activations, dense, merging, shapes, windows)
 
 _LAYERS: Mapping[type, Rule] = {kind: rule for part in _OF_LAYERS for kind, rule in part.LAYERS.items()}
 _OPERATIONS: Mapping[str, Rule] = {kind: rule for part in _OF_OPERATIONS for kind, rule in part.OPERATIONS.items()}

@@ -12,6 +12,7 @@ from isobit.graph import Layout, Permute, View
 from isobit_tensorflow.layers import GroupedConv2DTranspose
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Size, Value
+from isobit_tensorflow.read.parameters import is_parameter
 from isobit_tensorflow.read.rules.activations import activate
 from isobit_tensorflow.read.rules.low_rank import has_adapter, with_adapter
 
@@ -143,6 +144,27 @@ def _separable(call: Call) -> Value:
     inputs = [channels_first(call, x), point, *_bias(call)]
     result = _emit(call, "Conv", call.name, inputs, layer.filters, sizes, **attributes, pads=(0,) * 2 * count)
     return activate(call.reader, layer.activation, result, call.name)
+
+
+def _conv_operation(call: Call) -> Value | None:
+    """``keras.ops.conv`` by a parameter, or by what a layer of the user's computes of parameters."""
+    x, kernel = call.argument(0), call.argument(1)
+    if not isinstance(x, Value) or not is_parameter(kernel):
+        return None
+    count = len(kernel.shape) - 2
+    weight = call.emitter.weight(kernel, (Permute((count + 1, count, *range(count))),), f"{call.name}/kernel")
+    groups = _channels(call, x) // int(kernel.shape[-2])
+    return _convolve(call, call.name, x, weight, [], int(kernel.shape[-1]), groups, call.setting("strides"))
+
+
+def _depthwise_operation(call: Call) -> Value | None:
+    """``keras.ops.depthwise_conv``, as `_conv_operation`."""
+    x, kernel = call.argument(0), call.argument(1)
+    if not isinstance(x, Value) or not is_parameter(kernel):
+        return None
+    weight, channels = _depthwise_weight(call, kernel, f"{call.name}/kernel"), _channels(call, x)
+    out = channels * int(kernel.shape[-1])
+    return _convolve(call, call.name, x, weight, [], out, channels, call.setting("strides"))
 
 
 def _conv_transpose(call: Call) -> Value:
@@ -291,3 +313,5 @@ _RULES: Sequence[tuple[Callable[[Call], Any], list[type]]] = (
 )
 
 LAYERS: Mapping[type, Rule] = {kind: rule for rule, kinds in _RULES for kind in kinds}
+
+OPERATIONS: Mapping[str, Callable[[Call], Any]] = {"Conv": _conv_operation, "DepthwiseConv": _depthwise_operation}

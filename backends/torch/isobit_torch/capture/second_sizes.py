@@ -1,4 +1,4 @@
-"""Whether a program follows the batch size as the module does: both are run at a second size.
+"""Whether a program follows the batch size, and any other open size, as the module does: both run at a second one.
 
 Code that keeps something for the last shape (anchors, masks) is captured with the size of the example in it.
 """
@@ -15,27 +15,25 @@ from isobit.errors import ModelError
 from isobit_torch.capture.capture import Capture
 from isobit_torch.capture.given import Given
 from isobit_torch.program.program import Program
+from isobit_torch.program.shapes import InputInfo
 from isobit_torch.program.torch_export import quiet
 
-_BATCH = "batch"
 
-
-def follows_batch(given: Given, captured: Capture, program: Program, run: Callable[..., Sequence[Any]]) -> bool:
-    """Whether `run`, the captured `program`, gives what the module gives at another batch size than the example's.
+def follows_sizes(given: Given, captured: Capture, program: Program, run: Callable[..., Sequence[Any]]) -> bool:
+    """Whether `run`, the captured `program`, gives what the module gives at another size of each open dimension.
 
     True as well where the model itself runs at no other size, or gives other values each time.
     """
-    sizes = program.symbols.sizes.get(_BATCH)
-    if sizes is None:
-        return True
+    return all(_follows(name, given, captured, program, run) for name in program.symbols.sizes)
+
+
+def _follows(symbol: str, given: Given, captured: Capture, program: Program, run: Callable[..., Sequence[Any]]) -> bool:
+    sizes = program.symbols.sizes[symbol]
     leaves = pytree.tree_leaves((captured.call.args, captured.call.kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     if len(tensors) != len(program.inputs):
         return True
-    second = [
-        leaf[torch.arange(sizes[1], device=leaf.device) % sizes[0]] if info.shape and info.shape[0] == _BATCH else leaf
-        for leaf, info in zip(tensors, program.inputs, strict=True)
-    ]
+    second = [_at(leaf, info, symbol, sizes) for leaf, info in zip(tensors, program.inputs, strict=True)]
     feeds = {info.name: tensor for info, tensor in zip(program.inputs, second, strict=True)}
 
     def outputs() -> list[Any]:
@@ -53,6 +51,14 @@ def follows_batch(given: Given, captured: Capture, program: Program, run: Callab
         names = captured.signature.outputs
         found = [value for value, name in zip(found, names, strict=True) if name is not None]
         return _agree(found, expected) or not _agree(outputs(), expected)
+
+
+def _at(leaf: torch.Tensor, info: InputInfo, symbol: str, sizes: tuple[int, int]) -> torch.Tensor:
+    """The tensor of the example at the second size of a symbol, its values repeated."""
+    for axis, size in enumerate(info.shape):
+        if size == symbol:
+            leaf = leaf.index_select(axis, torch.arange(sizes[1], device=leaf.device) % sizes[0])
+    return leaf
 
 
 def _agree(found: Sequence[Any], expected: Sequence[Any]) -> bool:
