@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isobit.graph import Blocks, Layout, Permute, Take, View, conv_transpose_layout, to_canonical, to_native
-from isobit.graph.layout import TRANSPOSED, compose, output_shape, resized
+from isobit.graph.layout import TRANSPOSED, compose, inverse, output_shape, resized
 
 
 @pytest.mark.parametrize(
@@ -135,3 +135,13 @@ def test_a_layout_follows_a_constant_that_an_edit_has_cut() -> None:
         resized((View((6, 1, 3), (2, 3, 3)),), (5, 1, 3))
     with pytest.raises(ValueError, match="part"):
         resized((Take(0),), (3,))
+
+
+def test_the_steps_that_lead_back() -> None:
+    layout = conv_transpose_layout((6, 2, 3), group=2)
+    native = np.arange(36).reshape(6, 2, 3)
+    np.testing.assert_array_equal(to_canonical(to_canonical(native, layout), inverse(layout)), native)
+    assert compose(layout, inverse(layout)) == ()
+    assert compose((Blocks((2, 0, 1)),), inverse((Blocks((2, 0, 1)),))) == ()
+    with pytest.raises(ValueError, match="part"):
+        inverse((Take(0),))

@@ -139,3 +139,30 @@ def test_a_bias_of_several_layers_is_analyzed() -> None:
     assert any(placement.kind == "bias" for placement in sim.plan.placements.values())
     found = isobit.analyze(sim, [rows], checks=0)
     assert sum(site.share for site in found.sites) == pytest.approx(1, abs=0.2)
+
+
+VIEWED = {
+    "Conv": [node("Unsqueeze", "w axis", "v"), node("Conv", "c v", "z")],
+    "ConvTranspose": [node("Unsqueeze", "w axis", "v"), node("ConvTranspose", "c v", "z")],
+    "MatMul": [node("Transpose", "w", "v", perm=[1, 0]), node("MatMul", "r v", "y")],
+}
+
+
+@pytest.mark.parametrize("kind", VIEWED)
+def test_a_layer_made_anew_sees_the_weight_as_before(kind: str) -> None:
+    """A bias that is added makes the layers anew, each behind its own view of the constant."""
+    in_rows = kind == "MatMul"
+    turned = [] if in_rows else [node("Transpose", "r", "c", perm=[0, 2, 1])]
+    back = [] if in_rows else [node("Transpose", "z", "y", perm=[0, 2, 1])]
+    first = [node("Constant", "", "axis", value_ints=[2]), node("MatMul", "x w", "h"), node("Relu", "h", "r")]
+    nodes = [*first, *turned, *VIEWED[kind], *back]
+    shapes = [value("x", ["n", 6, 8])], [value("y", ["n", 6, 8])]
+    proto = model(nodes, *shapes, {"w": _normal(8, 8)})
+    data = [{"x": _normal(4, 6, 8)} for _ in range(3)]
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, data[0])
+    sim = isobit.QuantSim(proto)
+    sim.apply(isobit.techniques.CorrectBias(), data=data, progress=False)
+    sim.calibrate(data, progress=False)
+    (simulated,) = sim.run(data[0]).values()
+    assert np.square(simulated - expected).sum() < 1e-3 * np.square(expected).sum()

@@ -75,6 +75,21 @@ def _is_nothing(step: LayoutStep) -> bool:
     return isinstance(step, Blocks) and step.order == tuple(range(len(step.order)))
 
 
+def inverse(layout: Sequence[LayoutStep]) -> Layout:
+    """The steps that lead back. Raises ValueError for one that takes a part of an array."""
+    steps: list[LayoutStep] = []
+    for step in reversed(layout):
+        if isinstance(step, Permute):
+            steps.append(Permute(tuple(np.argsort(step.axes).tolist())))
+        elif isinstance(step, View):
+            steps.append(View(step.before, step.shape))
+        elif isinstance(step, Blocks):
+            steps.append(Blocks(tuple(np.argsort(step.order).tolist())))
+        else:
+            raise ValueError("a part of an array does not lead back to the whole")
+    return tuple(steps)
+
+
 def to_canonical(native: NDArray[Any], layout: Sequence[LayoutStep]) -> NDArray[Any]:
     """The canonical array of a native one."""
     array = native

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import onnx_ir as ir
 
-from isobit.backend import BackendModel
+from isobit.backend import BackendModel, NameMap
 from isobit.encodings import Encoding, Encodings
-from isobit.graph import Site
+from isobit.graph import Graph, Input, Site, Weight
 from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
 from isobit_onnx.export.save_model import save_model
 from isobit_onnx.qdq.check_quantized import check_complete
@@ -69,7 +70,26 @@ def _plan_by_names(model: BackendModel, encodings: Encodings) -> QdqPlan:
     proto, names = model.to_onnx()
     float_model = ir.from_proto(proto)
     raise_opset(float_model, "the exported model")
-    return QdqPlan(float_model, [(from_name_map(names, site), e) for site, e in encodings.items()], {})
+    read = _readers_of_views(model.graph, names)
+    sites = {site: from_name_map(names, site) for site in encodings}
+    sites |= {site: replace(sites[site], readers=readers) for site, readers in read.items() if site in sites}
+    placed = [(sites[site], encoding) for site, encoding in encodings.items()]
+    return QdqPlan(float_model, placed, {})
+
+
+def _readers_of_views(graph: Graph, names: NameMap) -> dict[Site, tuple[tuple[str, int], ...]]:
+    """The readers of each constant that is a view of one in the file which others read as another view."""
+    views: dict[str, list[str]] = {}
+    for name in graph.weights:
+        if Weight(name) in names:
+            views.setdefault(names[Weight(name)].name, []).append(name)
+    read: dict[Site, tuple[tuple[str, int], ...]] = {}
+    for name in (name for group in views.values() if len(group) > 1 for name in group):
+        entries = [names.get(Input(use.node.name, use.index)) for use in graph.uses(name)]
+        places = [(entry.name, entry.input) for entry in entries if entry is not None and entry.input is not None]
+        if places and len(places) == len(entries):
+            read[Weight(name)] = tuple((node, index) for node, index in places if index is not None)
+    return read
 
 
 def write_float(model: BackendModel, path: Path) -> None:

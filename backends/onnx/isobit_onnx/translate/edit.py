@@ -12,7 +12,7 @@ import onnx_ir.passes.common as passes
 from isobit.edits import EditPlan, Inserted, Replaced, Resized
 from isobit.errors import EditError
 from isobit.graph import Graph, Layout, Node, Shape, Tensor, conv_transpose_layout, to_native
-from isobit.graph.layout import TRANSPOSED
+from isobit.graph.layout import TRANSPOSED, Permute, View, compose, inverse
 from isobit.graph.ops import RECURRENT, SETTINGS
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.read_model import infer_shapes
@@ -151,7 +151,7 @@ class _Editor:
             return self._build_linear(node, source, parts)
         if node.op in RECURRENT:
             raise EditError(f"the ONNX backend cannot make a {node.op} node ({node.name!r})")
-        operands = [source, *(self._operand(node, index) for index in range(1, len(node.inputs)))]
+        operands = [source, *(self._operand(node, index, parts) for index in range(1, len(node.inputs)))]
         attributes = {k: v for k, v in node.attributes.items() if k not in _CORE_ONLY.get(node.op, ())}
         settings = SETTINGS.get(node.op, {})
         for index, name in sorted(settings.items()):
@@ -164,39 +164,54 @@ class _Editor:
         """Gemm for matrices; MatMul and Add for anything with more axes."""
         weight = node.inputs[1] or ""
         result = self.plan.graph.tensors.get(node.outputs[0]) or self.before.tensors.get(node.outputs[0])
-        is_matrix = result is not None and result.rank == 2
-        layout = self._layout(weight)
-        if layout not in ((), TRANSPOSED):
-            raise EditError(f"the weight {weight!r} of {node.name!r} has a layout that no ONNX node reads")
-        if is_matrix:
-            value = self._constant(weight, ())
-            operands: list[ir.Value | None] = [source, value]
-            if node.input(2):
-                operands.append(self._constant(node.inputs[2] or "", ()))
-            return self._add("Gemm", operands, node.name, {"transB": 1 if layout == () else 0}, parts)
-        value = self._constant(weight, TRANSPOSED)
-        if layout == () and weight in self.before.weights:  # kept as (out, in) for another reader
-            value = self._add("Transpose", [value], f"{node.name}.weight_t", {"perm": (1, 0)}, parts)
         bias = node.input(2)
+        if result is not None and result.rank == 2:
+            layout: Layout = TRANSPOSED if self._layout(weight) == TRANSPOSED else ()
+            operands: list[ir.Value | None] = [source, self._turned(weight, layout, node, parts)]
+            if bias:
+                operands.append(self._constant(bias, ()))
+            return self._add("Gemm", operands, node.name, {"transB": 1 if layout == () else 0}, parts)
+        value = self._turned(weight, TRANSPOSED, node, parts)
         product = self._add("MatMul", [source, value], f"{node.name}.matmul" if bias else node.name, {}, parts)
         return self._add("Add", [product, self._constant(bias, ())], node.name, {}, parts) if bias else product
+
+    def _turned(self, name: str, layout: Layout, node: Node, parts: list[ir.Node]) -> ir.Value:
+        """A constant in the layout that an operation reads; one that another reader has in its own is turned."""
+        value = self._constant(name, layout)
+        if name not in self.before.weights:
+            return value
+        for step in compose(self._layout(name), inverse(layout)):
+            if isinstance(step, Permute):
+                value = self._add("Transpose", [value], f"{node.name}.weight_t", {"perm": step.axes}, parts)
+            elif isinstance(step, View):
+                shape = self._setting(node, "weight_shape", step.shape)
+                value = self._add("Reshape", [value, shape], f"{node.name}.weight_view", {}, parts)
+            else:
+                raise EditError(f"the weight {name!r} of {node.name!r} has a layout that no ONNX node reads")
+        return value
 
     def _layout(self, name: str) -> Layout:
         info = self.plan.graph.weights.get(name) or self.before.weights.get(name)
         return info.layout if info is not None else ()
 
-    def _operand(self, node: Node, index: int) -> ir.Value | None:
+    def _operand(self, node: Node, index: int, parts: list[ir.Node]) -> ir.Value | None:
         name = node.inputs[index]
         if name is None:
             return None
         if name in self.tensors and name not in self.plan.weights:
             return self.tensors[name]
+        if index != 1 or node.op not in ("Conv", "ConvTranspose"):
+            return self._constant(name, ())
         layout: Layout = ()
-        if node.op == "ConvTranspose" and index == 1 and name not in self.before.weights:
-            out, per_group, *kernel = self.plan.weights[name].shape
+        if node.op == "ConvTranspose":
+            out, per_group, *kernel = self._shape(name)
             group = int(node.attributes.get("group", 1))
             layout = conv_transpose_layout((per_group * group, out // group, *kernel), group)
-        return self._constant(name, layout)
+        return self._turned(name, layout, node, parts)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        info = self.plan.graph.weights.get(name)
+        return info.shape if info is not None else self.plan.weights[name].shape
 
     def _constant(self, name: str, layout: Layout) -> ir.Value:
         """The initializer of a constant; a new one is written in `layout`, the layout its reader needs."""

@@ -12,6 +12,7 @@ from torch import fx, nn
 from isobit.edits import EditPlan, Inserted, Replaced, Resized
 from isobit.errors import EditError
 from isobit.graph import Blocks, Layout, Node, Permute, Take, Tensor, View, conv_transpose_layout, to_native
+from isobit.graph.layout import compose, inverse
 from isobit_torch.program.constants import CONSTANTS
 from isobit_torch.program.convert import to_array, to_tensor
 from isobit_torch.program.devices import device_of
@@ -269,14 +270,14 @@ class _Editor:
         return self.before.weights[name].shape
 
     def _constant(self, name: str, layout: Layout, index: int) -> fx.Node:
-        """The node of a constant as its reader needs it: canonical through `layout`."""
+        """The node of a constant as its reader needs it: canonical through `layout`, whatever its own is."""
         info = self.before.weights.get(name)
         if info is not None:
             source = info.source or name
             if source in self.numbers:
                 return self._new(name, self.numbers[source])
             node = self.attributes[source]
-            return node if info.layout == layout else _viewed(self.graph, node, info.layout, name)
+            return _viewed(self.graph, node, compose(info.layout, inverse(layout)), name)
         if name in self.attributes:
             return self.attributes[name]
         return self._new(name, to_native(np.asarray(self.plan.weights[name]), layout))
