@@ -33,6 +33,8 @@ def test_a_smaller_model_has_so_many_trainable_weights() -> None:
     small = isobit.compress(model, images, keep=0.5, cost="parameters", trials=1)
     count = sum(int(np.prod(weight.shape)) for weight in small.model.trainable_weights)
     assert count == small.report.after.parameters < 0.51 * model.count_params()
+    again = keras.models.clone_model(small.model)  # made from its configuration, as a saved one is
+    assert again.is_float
     small.model.compile(optimizer=keras.optimizers.SGD(1e-2), loss="mse")
     losses = small.model.fit(images, model.predict(images, verbose=0), epochs=4, verbose=0).history["loss"]
     assert losses[-1] < losses[0]

@@ -22,7 +22,9 @@ X = torch.randn(5, 4)
 
 
 def simulator() -> Any:
-    return isobit.QuantSim(net(), X).model
+    sim = isobit.QuantSim(net(), X)
+    sim.calibrate([X], progress=False)
+    return sim.model
 
 
 def exported() -> Any:

@@ -144,6 +144,10 @@ class KerasModel:
             quantizers[site].enabled = layer.enabled
         self._replace(self.graph, self._native.parameters, quantizers)
 
+    def train_in_float(self) -> None:
+        """Let the simulator train without quantizers."""
+        self._native.is_float = True
+
     @property
     def grid_parameters(self) -> list[keras.Variable]:
         """The variables of the grids that are learned."""

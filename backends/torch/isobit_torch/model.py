@@ -144,6 +144,10 @@ class TorchModel:
             quantizer.keeps_zeros = site in sparse
         self._native.watch_anew()
 
+    def train_in_float(self) -> None:
+        """Let the simulator train without quantizers."""
+        self._native.train_in_float()
+
     @property
     def grid_parameters(self) -> list[nn.Parameter]:
         """The parameters of the grids that are learned."""

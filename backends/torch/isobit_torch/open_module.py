@@ -37,7 +37,7 @@ def open_module(model: Any, example: Any) -> TorchModel:
     """Open a copy of a module. Raises ModelError."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"the PyTorch backend opens torch.nn.Module, not {type(model).__name__}")
-    if isinstance(model, Simulator):
+    if isinstance(model, Simulator) and model.quantizers:
         raise ModelError(
             "the model is a simulator that isobit has made: pass your own module, or the QuantSim that it is of"
         )

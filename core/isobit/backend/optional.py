@@ -153,6 +153,10 @@ class TrainsGrids(Protocol):
         """
         ...
 
+    def train_in_float(self) -> None:
+        """Let the native model train without quantizers, which elsewhere is an error: calibration was forgotten."""
+        ...
+
     @property
     def grid_parameters(self) -> Sequence[Any]:
         """The parameters of the grids that are learned, as the framework's optimizers take them."""

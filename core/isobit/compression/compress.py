@@ -10,7 +10,7 @@ from typing import Any
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import Backend
-from isobit.backend.optional import QdqWriter
+from isobit.backend.optional import QdqWriter, TrainsGrids
 from isobit.calibration.schemes.minmax import MinMaxRange
 from isobit.compression.compression_report import CompressionReport
 from isobit.compression.stage import Done, Judging, Stage, candidates_of, network_cost
@@ -169,7 +169,7 @@ class _Run:
         recipe = Recipe(
             "compress", f"{names}: {self._kept:.1%} of the {self.unit}, the sizes that isobit.compress chose", steps
         )
-        return Compressed(self.simulation.model.native, self._report(), recipe, self.simulation.model)
+        return _compressed(self.simulation.model, self._report(), recipe)
 
     def _stage(self, waiting: list[Compresses], share: float) -> list[Compresses]:
         """Run the first method, with those behind it that change single layers as it does; returns the others."""
@@ -253,7 +253,14 @@ def _by_recipe(
     kept = after.of(unit) / before.of(unit) if before.of(unit) > 0 else 1.0
     notes = [*(text for each in reports for text in each.changed), *(note for each in reports for note in each.notes)]
     report_ = CompressionReport((), unit, kept, kept, before, after, notes=tuple(dict.fromkeys(notes)))
-    return Compressed(simulation.model.native, report_, recipe, simulation.model)
+    return _compressed(simulation.model, report_, recipe)
+
+
+def _compressed(model: CheckedModel, report_: CompressionReport, recipe: Recipe) -> Compressed:
+    """The result, whose native model trains as it is: in float."""
+    if isinstance(model.inner, TrainsGrids):
+        model.inner.train_in_float()
+    return Compressed(model.native, report_, recipe, model)
 
 
 def _take(simulation: Simulation, model: CheckedModel, reports: Sequence[TechniqueReport]) -> None:

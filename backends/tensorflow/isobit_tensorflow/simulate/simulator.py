@@ -41,11 +41,12 @@ class Simulator(keras.Model):  # type: ignore[misc]
         quantizers: Mapping[Site, Quantizer] | Sequence[Mapping[str, Any]] = (),
         training: Training | Mapping[str, Any] | None = None,
         relations: Relations | Mapping[str, Any] | None = None,
+        is_float: bool = False,
         **kwargs: Any,
     ) -> None:
         """Parts as objects, or as the JSON data of `get_config`; `inputs` and `outputs` are structures of names.
 
-        `relations` are those that the encodings have, which training keeps.
+        `relations` are those that the encodings have, which training keeps; with `is_float` it trains without any.
         """
         super().__init__(**kwargs)
         self.graph = graph_from_record(json.loads(graph)) if isinstance(graph, str) else graph
@@ -68,6 +69,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
         self.link(True)
         self._generators = [keras.random.SeedGenerator(d.seed) for d in self.behaviour.dropouts]
         self._teacher: Callable[[Any, Any], tf.Tensor] | None = None
+        self.is_float = is_float
         self.is_superseded = False  # by another simulator of the same model
         self.supports_jit = False  # XLA may divide otherwise; `compile(jit_compile=True)` still asks for it
         self.built = True
@@ -130,7 +132,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
 
         Raises ModelError before calibration, where the loss is NaN, and where `trainable()` made another simulator.
         """
-        if not self.quantizer_layers:
+        if not self.quantizer_layers and not self.is_float:
             raise ModelError(
                 "the simulator has no quantizers, so the float network would train: calibrate first, and again after a "
                 "technique that has changed it; then sim.model is another one"
@@ -196,6 +198,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
             "quantizers": [keras.saving.serialize_keras_object(layer) for layer in self.quantizer_layers],
             "training": self.behaviour.to_record(),
             "relations": self.relations.to_record(),
+            "is_float": self.is_float,
         }
 
     @classmethod

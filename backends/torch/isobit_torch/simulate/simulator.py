@@ -58,6 +58,7 @@ class Simulator(fx.GraphModule):
             self.__dict__[name] = root.__dict__[name]
         self.__dict__["isobit_signature"] = signature
         self.__dict__["isobit_watch"] = None
+        self.__dict__["isobit_is_float"] = False
         self.__dict__["isobit_keys"] = frozenset(self.state_dict())  # before any edit
         if QUANTIZERS not in self._modules:
             self.add_module(QUANTIZERS, nn.Module())
@@ -100,7 +101,7 @@ class Simulator(fx.GraphModule):
         run: Any = self.run_flat
         if not self.training or torch.compiler.is_compiling():
             return signature.unflatten(run(*signature.flatten(args, kwargs)))
-        if torch.is_grad_enabled() and not self.quantizers:
+        if torch.is_grad_enabled() and not self.quantizers and not self.__dict__["isobit_is_float"]:
             raise ModelError(
                 "the simulator has no quantizers, so the float network would train: calibrate first, and again after a "
                 "technique that has changed it"
@@ -122,6 +123,10 @@ class Simulator(fx.GraphModule):
         for module in self.modules():
             if isinstance(module, BatchNorm):
                 module.is_frozen = True
+
+    def train_in_float(self) -> None:
+        """Be a float model, made smaller for example, that trains without quantizers."""
+        self.__dict__["isobit_is_float"] = True
 
     def watch_anew(self) -> None:
         """Look at passes of training as if none had been: what trains has changed."""
@@ -160,7 +165,8 @@ class Simulator(fx.GraphModule):
         for name in _MODULE_STATE:
             root.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
         copied = Simulator(root, copy_graph(self.graph)[0], self.__dict__["isobit_signature"])
-        copied.__dict__["isobit_keys"] = self.__dict__["isobit_keys"]
+        for name in ("isobit_keys", "isobit_is_float"):
+            copied.__dict__[name] = self.__dict__[name]
         memo[id(self)] = copied
         return copied
 
