@@ -233,7 +233,7 @@ def _sets_by_a_size(program: ExportedProgram) -> bool:
     for node in program.graph.nodes:
         if node.op == "call_function" and _HAVE_SETTINGS.match(full_name(node)):
             values = [value.meta.get("val") for value in node.all_input_nodes]
-            if any(isinstance(value, torch.SymInt) and is_open(value) for value in values):
+            if any(isinstance(value, torch.SymInt) and is_open(value, program.graph) for value in values):
                 return True
     return False
 
@@ -243,7 +243,7 @@ def _is_open(program: ExportedProgram, axis: int) -> bool:
     names = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
     tensors = [value for value in values if isinstance(value, torch.Tensor) and value.ndim > axis]
-    return any(is_open(value.shape[axis]) for value in tensors if axis == 0 or is_sequence(value))
+    return any(is_open(value.shape[axis], program.graph) for value in tensors if axis == 0 or is_sequence(value))
 
 
 def _is_sequence(leaf: Any) -> bool:

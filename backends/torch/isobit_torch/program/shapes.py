@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from isobit.errors import EditError, ModelError
 from isobit.graph import Dimension
 from isobit_torch.program.devices import device_of
-from isobit_torch.program.fx_nodes import DTYPE, NAME, SHAPE, attribute, dtype_name
+from isobit_torch.program.fx_nodes import DTYPE, NAME, SHAPE, attribute, dtype_name, op_name
 from isobit_torch.program.modules import Recurrent
+from isobit_torch.program.recurrent_calls import KINDS
 from isobit_torch.program.torch_export import quiet
 
 
@@ -62,7 +63,7 @@ def read_inputs(graph: fx.Graph, program: Any) -> tuple[tuple[InputInfo, ...], S
         value = node.meta["val"]
         shape: list[int | str] = []
         for axis, size in enumerate(value.shape):
-            if not is_open(size):
+            if not is_open(size, graph):
                 shape.append(int(size))
                 continue
             text = str(size)
@@ -77,9 +78,14 @@ def read_inputs(graph: fx.Graph, program: Any) -> tuple[tuple[InputInfo, ...], S
     return tuple(inputs), Symbols(sizes)
 
 
-def is_open(size: Any) -> bool:
-    """Whether a size of a captured program is open; torch leaves a symbol where the code has fixed it to a number."""
-    return not isinstance(size, int) and size.node.maybe_as_int() is None
+def is_open(size: Any, graph: fx.Graph) -> bool:
+    """Whether a size of a captured program is open; torch leaves a symbol where the code has fixed it to a number.
+
+    Recurrent layers fix the length alike, for torch unrolls them to find shapes, and take any all the same.
+    """
+    if isinstance(size, int):
+        return False
+    return size.node.maybe_as_int() is None or any(op_name(node) in KINDS for node in graph.nodes)
 
 
 _INTEGER = (torch.int64, torch.int32, torch.bool)
