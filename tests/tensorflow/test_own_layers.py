@@ -116,7 +116,9 @@ def test_what_stays_a_variable_is_trained() -> None:
     """One step of the simulator moves the variables as a step of the user's model does."""
     x = keras.Input((6,), name="x")
     model = keras.Model(x, Own(lambda s, t: s.scale * ops.tanh(t @ s.kernel) + s.shift)(x))
-    native = isobit.QuantSim(model).model
+    sim = isobit.QuantSim(model)
+    sim.backend_model.inner.train_in_float()
+    native = sim.model
     targets = np.ones((16, 6), np.float32)
     for trained in (model, native):
         trained.compile(keras.optimizers.SGD(0.1), "mse")
