@@ -6,21 +6,21 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from isobit.files.write_file import write_atomically
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: keys are texts, sequences lists, and NaN and infinity None."""
+    """A value as JSON can hold it: keys and paths are texts, sequences lists, and NaN and infinity None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def json_text(data: Mapping[str, Any], path: str | PathLike[str] | None = None) -> str:

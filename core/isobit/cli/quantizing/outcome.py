@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from isobit.cli.quantizing.evaluation import Evaluation
 from isobit.cli.quantizing.latency import Latency
 from isobit.cli.terminal import capped, line, print_json, table
+from isobit.files import plain
 from isobit.html_report import Column, Section, notes
 from isobit.html_report import table as html_table
 from isobit.placement.coverage import Coverage
@@ -59,7 +58,7 @@ def _types(plan: Plan, kind: str) -> str:
 def print_outcome(outcome: Outcome, as_json: bool) -> None:
     """Print it."""
     if as_json:
-        print_json(_plain(asdict(outcome)))
+        print_json(plain(asdict(outcome)))
         return
     columns = ("", "FP32", outcome.formats, "change")
     table(columns, list(_rows(outcome)), right=columns[1:])
@@ -183,14 +182,3 @@ def _bytes(count: int) -> str:
 
 def _ratio(after: float, before: float | None) -> str:
     return f"{after / before:.2f}x" if before else ""
-
-
-def _plain(value: Any) -> Any:
-    """For JSON: paths as text, numbers that JSON cannot write as null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
