@@ -9,7 +9,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import isobit
-from isobit.errors import CoverageWarning
 from isobit.graph import Tensor, Weight
 
 RNG = np.random.default_rng(0)
@@ -190,16 +189,6 @@ def test_a_fixed_batch_cuts_the_data(tmp_path):
     sim = isobit.quantize(model, normal(7, 4))
     assert sim.run(normal(2, 4))["y"].shape == (2, 6)
     assert "fixed batch of 2" in str(sim.report)
-
-
-def test_float16_models_say_why_nothing_is_quantized(tmp_path):
-    weight = numpy_helper.from_array(RNG.standard_normal((4, 6)).astype(np.float16), "w")
-    node = helper.make_node("MatMul", ["x", "w"], ["y"], "fc")
-    kind = TensorProto.FLOAT16
-    model = model_of([node], [("x", kind, ["n", 4])], [("y", kind, ["n", 6])], [weight])
-    with pytest.warns(CoverageWarning, match="nothing was quantized .* convert the model to float32"):
-        sim = isobit.quantize(model, [{"x": normal(2, 4).astype(np.float16)}])
-    assert "float16" in sim.report.left_in_float["fc"]
 
 
 @pytest.mark.parametrize(

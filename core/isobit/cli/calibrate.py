@@ -82,7 +82,7 @@ def calibrate(
         check_writable(out, USUAL)
     if write_statistics is not None:
         check_writable(write_statistics.absolute().parent)
-    _check(method)
+    _check(model, method)
     sim = open_simulator(
         model,
         target=target,
@@ -115,11 +115,12 @@ def calibrate(
         _report(sim, written, read)
 
 
-def _check(method: str) -> None:
+def _check(model: Path, method: str) -> None:
     from isobit.calibration.scheme import parse_calibrator
     from isobit.plugins import registry
 
     parse_calibrator(method, registry().calibrators())
+    options.check_there(model)
 
 
 def _observe(

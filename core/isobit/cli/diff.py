@@ -30,12 +30,7 @@ def diff(
     b: Annotated[Path, typer.Argument(metavar="B", help="What to compare it with.")],
     model: Annotated[
         Path | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="The float model, to match names of different tools.",
-            callback=check_there,
-        ),
+        typer.Option("--model", metavar="MODEL", help="The float model, to match names of different tools."),
     ] = None,
     backend: Annotated[
         str | None,
@@ -70,6 +65,8 @@ def diff(
         from isobit.cli.dumping.dump_differences import show_dump_differences
 
         raise typer.Exit(DIFFERENT if show_dump_differences(a, b, cap, as_json=as_json, report=report) else SAME)
+    if model is not None:
+        check_there(model)
     names = None if model is None else names_of(model, backend, not no_fold)
     first, second = encodings_of(a, names), encodings_of(b, names)
     for encodings, path in ((first, a), (second, b)):

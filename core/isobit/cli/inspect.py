@@ -26,7 +26,6 @@ def inspect(
             metavar="PATH",
             help="A model, float or quantized, a saved simulator, encodings, or statistics.",
             show_default=False,
-            callback=check_there,
         ),
     ],
     target: Annotated[
@@ -70,6 +69,7 @@ def inspect(
 
     isobit inspect model.onnx --costs
     """
+    check_there(path)
     finding = _costs(path, target, backend) if costs else _find(path, target, backend, not no_fold)
     if as_json:
         print_json({"path": str(path), **finding.data()})

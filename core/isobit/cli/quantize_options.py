@@ -31,13 +31,12 @@ class Layout(StrEnum):
     nhwc = "nhwc"
 
 
-def check_there(context: typer.Context, path: Path | None) -> Path | None:
+def check_there(path: Path) -> None:
     """Raise ModelError where there is no such file or folder, before anything else is done."""
     from isobit.errors import ModelError
 
-    if path is not None and not context.resilient_parsing and not path.exists():
+    if not path.exists():
         raise ModelError(f"{path}: no such file")
-    return path
 
 
 def check_report(context: typer.Context, path: Path | None) -> Path | None:
@@ -55,7 +54,6 @@ Model = Annotated[
         metavar="MODEL",
         help="The trained float model, for example model.onnx.",
         show_default=False,
-        callback=check_there,
     ),
 ]
 Report = Annotated[

@@ -18,7 +18,9 @@ def hand_on_constants(model: ir.Model) -> None:
             free = f"{name}.constant{number}"
         node = ir.Node("", "Identity", [output], name=f"{name}/Identity")
         graph.outputs[index] = result = node.outputs[0]
-        result.shape, result.type = output.shape, output.type
+        constant = output.const_value  # its shape is the truth, whatever the file says of the output
+        result.shape = ir.Shape(constant.shape.numpy()) if constant is not None else output.shape
+        result.type = output.type
         output.name = free
         result.name = name
         graph.append(node)

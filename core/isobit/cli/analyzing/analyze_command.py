@@ -59,6 +59,7 @@ def analyze(
     from isobit.cli.user_data.calibration_files import load
     from isobit.quantsim.quantize import open_simulator, quantize
 
+    options.check_there(model)
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     sim = open_simulator(
         model,

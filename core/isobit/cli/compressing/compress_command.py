@@ -141,6 +141,7 @@ def compress(
     from isobit.files import check_writable
     from isobit.quantsim.quantsim import QuantSim
 
+    options.check_there(model)
     check_writable(out, FILES.values())
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     sim = QuantSim(model, target=target or DEFAULT_TARGET, backend=backend)

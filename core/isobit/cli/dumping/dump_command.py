@@ -69,6 +69,7 @@ def dump(
     from isobit.quantsim.load import load
     from isobit.quantsim.quantsim import QuantSim
 
+    options.check_there(model)
     sim = QuantSim(model, backend=backend) if simulator is None else load(simulator, model, backend=backend)
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     files = load_data(data, sim.graph, images, batch_size=samples, samples=samples)

@@ -9,7 +9,7 @@ from isobit.analysis.analyze import analyze
 from isobit.analysis.report_sections import in_float
 from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.scheme import parse_calibrator
-from isobit.cli.quantize_options import Job
+from isobit.cli.quantize_options import Job, check_there
 from isobit.cli.quantizing.evaluate_file import load_evaluate
 from isobit.cli.quantizing.evaluation import Evaluator
 from isobit.cli.quantizing.latency import available_threads, first_samples, measure
@@ -53,6 +53,7 @@ class Run:
         self._recipe = registry().recipe(job.recipe or DEFAULT_RECIPE)
         if job.recipe and not job.fold:
             raise RecipeError("--no-fold is for no recipe: a recipe says itself whether batch norms are folded")
+        check_there(job.model)
         self.sim = open_simulator(
             job.model,
             target=job.target,

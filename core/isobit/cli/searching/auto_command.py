@@ -74,6 +74,7 @@ def auto(
     from isobit.search import auto_quantize
 
     check_writable(out, USUAL)
+    options.check_there(model)
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     sim = open_simulator(
         model,

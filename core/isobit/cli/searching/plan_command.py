@@ -40,6 +40,7 @@ def plan(
     from isobit.cli.terminal import capped, line, print_json
     from isobit.forecast import plan as forecast
 
+    options.check_there(model)
     found = forecast(
         model,
         target=target,

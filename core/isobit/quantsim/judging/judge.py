@@ -141,7 +141,7 @@ def _last(graph: Graph, tensor: str) -> Node | None:
             return None
         if node.op in _LAST:
             return node if node.inputs[0] in graph.tensors else None
-        source = node.inputs[0]
+        source = node.input(0)
         if node.op not in _MOVES or source is None:
             return None
         tensor, behind = source, node
