@@ -19,9 +19,11 @@ from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.write.write_onnx import write_onnx
 
 class Model:
+    network = NETWORKS["conv_net"]()
+    graph = network.graph
+
     def to_onnx(self):
-        network = NETWORKS["conv_net"]()
-        return write_onnx(network.graph, network.weights.__getitem__)
+        return write_onnx(self.graph, self.network.weights.__getitem__)
 
 encodings = Encodings({Tensor(sys.argv[2]): Encoding.of("uint8", 0.1)})
 notes = OnnxBackend().write_qdq(Model(), encodings, Path(sys.argv[1]))
