@@ -85,10 +85,11 @@ def _readers_of_views(graph: Graph, names: NameMap) -> dict[Site, tuple[tuple[st
             views.setdefault(names[Weight(name)].name, []).append(name)
     read: dict[Site, tuple[tuple[str, int], ...]] = {}
     for name in (name for group in views.values() if len(group) > 1 for name in group):
-        entries = [names.get(Input(use.node.name, use.index)) for use in graph.uses(name)]
-        places = [(entry.name, entry.input) for entry in entries if entry is not None and entry.input is not None]
-        if places and len(places) == len(entries):
-            read[Weight(name)] = tuple((node, index) for node, index in places if index is not None)
+        uses = graph.uses(name)
+        entries = [names.get(Input(use.node.name, use.index)) for use in uses]
+        places = tuple((entry.name, entry.input) for entry in entries if entry and entry.input is not None)
+        if places and len(places) == len(uses):
+            read[Weight(name)] = places
     return read
 
 

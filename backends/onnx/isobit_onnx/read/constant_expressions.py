@@ -46,11 +46,16 @@ _SLOTS: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _RECURRENT),
 }
 
-#: Not the same each time, or no tensor.
-_NOT_COMPUTED = frozenset(
-    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli SequenceConstruct SequenceAt "
-    "SequenceEmpty SequenceInsert SequenceErase SplitToSequence ConcatFromSequence Optional OptionalGetElement "
-    "StringNormalizer StringConcat StringSplit RegexFullMatch TfIdfVectorizer".split()
+#: Operations that multiply by weights.
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
+
+#: Not the same each time.
+RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
+
+#: Those, and what is no tensor.
+_NOT_COMPUTED = RANDOM | frozenset(
+    "SequenceConstruct SequenceAt SequenceEmpty SequenceInsert SequenceErase SplitToSequence ConcatFromSequence "
+    "Optional OptionalGetElement StringNormalizer StringConcat StringSplit RegexFullMatch TfIdfVectorizer".split()
 )
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from isobit_onnx.read.constant_expressions import VIEWS
+from isobit_onnx.read.constant_expressions import LAYERS, VIEWS
 from isobit_onnx.read.initializers import describe
 
 #: Where a model says of which type its layers were, also in files written of it.
 METADATA = "isobit.layers_were"
 
 _OTHER = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
 #: Attributes that say the type of a result.
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype")
 
@@ -42,7 +41,7 @@ def widen_floats(model: ir.Model) -> None:
 
 def _layer_type(node: ir.Node) -> ir.DataType | None:
     """The type of the weight of a layer, where that is not float32."""
-    if node.op_type not in _LAYERS or node.domain:
+    if node.op_type not in LAYERS or node.domain:
         return None
     for value in node.inputs:
         while value is not None:

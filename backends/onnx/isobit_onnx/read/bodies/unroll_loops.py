@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from isobit_onnx.read.constant_expressions import constant_value
+from isobit_onnx.read.constant_expressions import LAYERS, RANDOM, constant_value
 from isobit_onnx.read.rewrite import attribute, new_constant, shape_of
 
 _MOST_PASSES = 32
 _MOST_NODES = 1000
-
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
-_RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
 
 
 def unroll_loops(model: ir.Model) -> bool:
@@ -28,8 +25,8 @@ def unroll_loops(model: ir.Model) -> bool:
     for node in list(model.graph):
         if not node.domain and node.op_type in ("Loop", "Scan"):
             inner = list(ir.traversal.RecursiveGraphIterator(node.attributes["body"].as_graph()))
-            has_layers = any(other.op_type in _LAYERS for other in inner)
-            if has_layers and not any(other.op_type in _RANDOM for other in inner):
+            has_layers = any(other.op_type in LAYERS for other in inner)
+            if has_layers and not any(other.op_type in RANDOM for other in inner):
                 copies = _Copies(model.graph, node)
                 changed |= copies.finish(_loop(copies) if node.op_type == "Loop" else _scan(copies))
     return changed
