@@ -130,7 +130,7 @@ def calibrate(
     _note(simulation, passes)
     if counted_by_numpy():
         simulation.notes[f"values were counted by NumPy, as {VARIABLE} says: with numba it is faster"] = None
-    set_encodings(simulation, calibrator)
+    set_encodings(simulation, calibrator, passes.each)
     warn_of_coverage(simulation)
 
 

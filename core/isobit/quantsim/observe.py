@@ -20,7 +20,7 @@ from isobit.data import Batch, Dataset
 from isobit.deadline import check_time
 from isobit.errors import DataError
 from isobit.graph.sites import Site, Tensor
-from isobit.quantsim.progress import progress_bar
+from isobit.quantsim.progress import progress_bar, track
 from isobit.quantsim.simulation import Simulation
 from isobit.statistics.channel_range import ChannelRange
 from isobit.statistics.histogram import Histogram
@@ -89,6 +89,10 @@ class Passes:
     def on(self, dataset: Dataset) -> Passes:
         """Passes with the same settings over other data, without the file."""
         return Passes(self._simulation, dataset, self._runner, None, self._progress)
+
+    def each(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """The items of long work between passes one by one, with a bar where passes have one."""
+        return track(items, what, len(items), show=self._progress)
 
     def start(self, blank: Statistics | None = None) -> Statistics:
         """The statistics of the model as it is now on this data: none yet, or what the file `resume` holds of them.

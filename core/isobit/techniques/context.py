@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.needed_statistics import blank_statistics
@@ -22,6 +22,8 @@ from isobit.statistics.observer import Request
 from isobit.statistics.sampling import SAMPLE_LIMIT
 from isobit.statistics.statistics import Seen, Statistics, observed
 from isobit.techniques.layers.normal import NormalPerChannel
+
+T = TypeVar("T")
 
 FLOAT, QUANTIZED, WEIGHTS_QUANTIZED = "float", "quantized", "weights quantized"
 
@@ -62,10 +64,14 @@ class Observations:
 
 
 class Pass(Protocol):
-    """One pass over the data, with all settings that the user has for passes."""
+    """One pass over the data, and the work between passes, with all settings that the user has for them."""
 
     def __call__(self, model: CheckedModel, seen: Sequence[Seen], what: str) -> None:
         """Feed the reducers with the batches that each has not seen yet."""
+        ...
+
+    def each(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """The items of long work one by one, shown as passes are."""
         ...
 
 
@@ -80,6 +86,10 @@ class PlainPass:
         model.observe(self.dataset, [item.request for item in seen])
         for item in seen:
             item.complete = True
+
+    def each(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """The items."""
+        return iter(items)
 
 
 class TechniqueContext:
@@ -174,9 +184,19 @@ class TechniqueContext:
         seen = [self._statistics.further.get(observed(FLOAT, request)) for request in requests.float]
         return self.dataset is not None or all(item is not None and item.complete for item in seen)
 
-    def observe_copy(self, copy: CheckedModel, requests: Sequence[Request]) -> None:
-        """One pass of a copy of the model that only the technique knows: its requests' own observers are fed."""
-        self._pass(copy, [Seen(request.site, request.observer, request.stage) for request in requests])
+    def observe_copy(self, copy: CheckedModel, requests: Sequence[Request], part: str = "") -> None:
+        """One pass of a copy of the model that only the technique knows: its requests' own observers are fed.
+
+        `part` says beside the bar which part of the technique's work the pass is for.
+        """
+        self._pass(copy, [Seen(request.site, request.observer, request.stage) for request in requests], part)
+
+    def each(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """The items one by one, counted beside a bar where passes have one: for long work between passes.
+
+        `what` they are ("layers"). No pass runs between two of them, for it has a bar of its own.
+        """
+        return iter(items) if self._run_pass is None else self._run_pass.each(items, f"{self.name}, {what}")
 
     def quantized_copy(self) -> CheckedModel:
         """A copy of the model with all quantizers of the plan. `observe` with `ranges` comes before it."""
@@ -214,13 +234,13 @@ class TechniqueContext:
             self._pass(copy, seen)
         return [item.reducer for item in seen]
 
-    def _pass(self, model: CheckedModel, seen: Sequence[Seen]) -> None:
+    def _pass(self, model: CheckedModel, seen: Sequence[Seen], part: str = "") -> None:
         if self._run_pass is None:
             raise DataError(
                 f"{self.name} needs data, for what it has to observe is not there: pass data= (a list of batches, an "
                 "array, a loader), or load statistics that QuantSim.observe made for it"
             )
-        self._run_pass(model, seen, self.name)
+        self._run_pass(model, seen, f"{self.name}, {part}" if part else self.name)
 
 
 def _unfinished(seen: Sequence[Seen]) -> bool:

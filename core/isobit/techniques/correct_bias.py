@@ -167,9 +167,9 @@ def _full(context: TechniqueContext, requests: Requests, layers: list[Node]) -> 
     plain = _Means(requests.float, context.observe(requests).float)
     copy = context.weights_quantized_copy()
     shifts = {}
-    for layer in layers:
+    for index, layer in enumerate(layers):
         output_requests = _mean_requests([layer], outputs=True)
-        context.observe_copy(copy, output_requests)
+        context.observe_copy(copy, output_requests, f"after {index} of {len(layers)} layers")
         measured = _Means(output_requests, [request.observer for request in output_requests])
         exact, quantized = plain.output(layer), measured.output(layer)
         if exact is None or quantized is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.resolve import Resolved
@@ -17,8 +18,16 @@ from isobit.quantsim.simulation import Simulation
 logger = logging.getLogger(__name__)
 
 
-def set_encodings(simulation: Simulation, calibrator: Calibrator) -> None:
-    """Choose every encoding by the statistics, and set the quantizers."""
+class Each(Protocol):
+    """Shows how far work is: gives the items of it one by one."""
+
+    def __call__(self, items: Sequence[Calibrator], what: str) -> Iterator[Calibrator]:
+        """The items."""
+        ...
+
+
+def set_encodings(simulation: Simulation, calibrator: Calibrator, each: Each | None = None) -> None:
+    """Choose every encoding by the statistics, and set the quantizers; `each` shows the schemes that are tried."""
     if not isinstance(calibrator, ComparesSchemes):
         simulation.set_encodings(calibrator)
         if simulation.model.compensations and simulation.judge is not None:
@@ -37,7 +46,8 @@ def set_encodings(simulation: Simulation, calibrator: Calibrator) -> None:
         simulation.take(resolved, candidate)
         return simulation.model
 
-    tried = compare(simulation.judge, calibrator.candidates, simulation.resolve, take)
+    schemes = each(calibrator.candidates, "comparing schemes") if each else calibrator.candidates
+    tried = compare(simulation.judge, schemes, simulation.resolve, take)
     best = best_of(tried)
     simulation.take(best.resolved, best.calibrator)
     figures = ", ".join(f"{candidate.calibrator.name} {mean(candidate.ratios):.1f}" for candidate in tried)
@@ -58,7 +68,7 @@ class Candidate:
 
 def compare(
     judge: Judge,
-    calibrators: Sequence[Calibrator],
+    calibrators: Iterable[Calibrator],
     resolve: Callable[[Calibrator], Resolved],
     take: Callable[[Resolved, Calibrator], CheckedModel],
 ) -> list[Candidate]:

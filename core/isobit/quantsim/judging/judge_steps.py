@@ -146,7 +146,7 @@ class StepJudge:
             set_simulated(copy, context.plan, chosen.encodings)
             return copy
 
-        return best_of(compare(judge, schemes, resolved, take)).ratios
+        return best_of(compare(judge, self.passes.each(schemes, "judging, schemes"), resolved, take)).ratios
 
 
 def _compensating_techniques(steps: Sequence[Step]) -> list[Technique]:

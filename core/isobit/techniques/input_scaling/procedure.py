@@ -35,7 +35,7 @@ def rescale_inputs(
     model, plan, reasons = context.model, context.plan, dict(left)
     moments = context.observe(input_requests(items)).float
     draft, changed = Draft(model.graph, model.weight), []
-    for item, input_moments in zip(items, moments, strict=True):
+    for item, input_moments in context.each(list(zip(items, moments, strict=True)), "inputs"):
         if not input_moments.is_finite:
             reasons[item.name] = "its input holds NaN or infinity, or nothing"
             continue

@@ -109,7 +109,7 @@ class LowRank:
         rows = self._rows(context) if splits else {}
         draft, changed = Draft(model.graph, model.weight), []
         macs = kept_macs = float(sum(multiply_adds(model.graph, node, of_one=True) or 0 for node in layers.values()))
-        for name, split in splits.items():
+        for name, split in context.each(list(splits.items()), "layers"):
             moments = InputMoments.of(rows.get(name), split.unknowns)
             ranks = needed.get(name) or self._ranks_for(model, layers[name], split, moments)
             if isinstance(ranks, str):

@@ -155,7 +155,7 @@ class _Run:
             solved: list[_Solved] = []
             for group in groups:
                 rows = self._rows(group, copy, keep=len(groups) == 1)
-                for layer in group:
+                for layer in self.context.each(group, "layers"):
                     solved.append(self._solve(layer, rows))
                     for reader in layer.readers:
                         del rows[reader]
@@ -174,7 +174,7 @@ class _Run:
 
     def sequential(self, groups: list[list[Layer]]) -> None:
         self.context.require_passes(2)
-        copy = None
+        copy, count = None, sum(map(len, groups))
         for group in groups:
             self.reference = self.procedure.empty_rows(group)
             self.context.observe(Requests(_requests(self.reference, "before"), ranges=True), keep=False)
@@ -182,7 +182,7 @@ class _Run:
             for _, siblings in groupby(group, self._inputs):
                 together = list(siblings)
                 rows = self.procedure.empty_rows(together)
-                self.context.observe_copy(copy, _requests(rows, "after"))
+                self.context.observe_copy(copy, _requests(rows, "after"), f"after {len(self.solved)} of {count} layers")
                 solved = [self._solve(layer, rows) for layer in together]
                 self.solved.update({item.layer.weight: item for item in solved})
                 self._write(copy, solved)
