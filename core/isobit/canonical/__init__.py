@@ -75,9 +75,9 @@ def canonicalize(graph: Graph, *, composed: bool = False) -> Graph:
         changed = step(graph)
         if logger.isEnabledFor(logging.DEBUG) and changed is not graph:
             _log_change(step.__name__, graph, changed)
+        if is_checking() and changed is not graph:  # a pass that found nothing gives back the graph that is checked
+            check_structure(changed, step.__name__)
         graph = changed
-        if is_checking():
-            check_structure(graph, step.__name__)
     if is_checking():
         check_graph(graph, "canonicalize")
     logger.info("canonical form: %d nodes, %d constants", len(graph.nodes), len(graph.weights))
