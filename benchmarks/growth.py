@@ -46,6 +46,8 @@ def main() -> None:
                 print(f"{step}: {size} {unit} {seconds:.2f} s, {2 * size} {large[step]:.2f} s, ratio {ratio:.2f}")
     if arguments.only in (None, "large"):
         sizes = _child("large", arguments.gigabytes)
+        more = (sizes["calibrate"] - sizes["opened"]) / sizes["model"]
+        print(f"calibration: from {sizes['opened']:.0f} to {sizes['calibrate']:.0f} MB, by {more:.2f} times its size")
         grown = sizes["export"] - sizes["before"]
         print(
             f"export of {sizes['model']:.0f} MB of weights: from {sizes['before']:.0f} to {sizes['export']:.0f} MB",
@@ -91,19 +93,24 @@ def measure_module(layers: float) -> dict[str, float]:
 
 
 def measure_large(gigabytes: float) -> dict[str, float]:
-    """MB of weights, and by how much the peak of memory grows while they are exported."""
+    """MB of weights, and how far the peak of memory goes while the model is calibrated and while it is exported."""
     layers = 16
     width = int((gigabytes * 1e9 / 4 / layers) ** 0.5)
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "large.onnx"
         _write_chain(path, 2 * layers, width)
         sim = isobit.QuantSim(path)
+        opened = _resident_mb()
+        _forget_peak()
         sim.calibrate([{"x": np.ones((1, width), np.float32)}])
+        calibrated = peak_memory_mb()
         before, start = _resident_mb(), time.perf_counter()
         _forget_peak()
         sim.export(Path(name) / "out")
         seconds, peak = time.perf_counter() - start, peak_memory_mb()
-    return {"model": 4 * layers * width * width / 2**20, "export": peak, "before": before, "seconds": seconds}
+    model = 4 * layers * width * width / 2**20
+    calibration = {"opened": opened, "calibrate": calibrated}
+    return {"model": model, **calibration, "export": peak, "before": before, "seconds": seconds}
 
 
 def _timed(seconds: dict[str, float], step: str, call: Callable[[], Any]) -> Any:

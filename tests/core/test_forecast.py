@@ -8,14 +8,19 @@ import pytest
 from numpy_backend import NumpyBackend, NumpyModel
 from sketch import Sketch
 
+from isobit.backend.checked_model import CheckedModel
 from isobit.canonical import canonicalize
-from isobit.errors import FormatError
+from isobit.errors import FormatError, ModelError
 from isobit.forecast import Forecast, plan
+from isobit.forecast.float_pass import FloatPass
 from isobit.forecast.plan_model import _conversions
+from isobit.forecast.recipe_cost import recipe_forecast
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
+from isobit.recipes import Recipe, Step
 from isobit.search.groups import Groups
 from isobit.targets import Costs
+from isobit.techniques import CorrectBias
 
 COSTS = Costs("a processor", 3.0, 5.0, {"Add": 1.0, "Softmax": 7.0}, {"Add": 0.5}, {"Conv": 2.0}, {"Conv": 0.25})
 
@@ -67,6 +72,55 @@ def test_what_is_asked_for_is_planned() -> None:
     assert found.bytes_after == 4 * 108 + 20 / 2
     with pytest.raises(FormatError, match="cannot run weights"):
         forecast(weights="int3")
+
+
+def test_recipes_are_told_by_a_measured_sample() -> None:
+    """Passes by hand: of `fast`, BalanceChannels alone has one of its own, and CorrectBias comes in that of ranges."""
+    few, many = ({recipe.recipe: recipe for recipe in forecast(samples=n).recipes} for n in (16, 4096))
+    assert few["basic"].passes == (1, 1)
+    assert few["fast"].passes == (1, 2)
+    assert few["ptq"].passes == (2, 9), "samples held back, three steps with passes, and rounding in groups"
+    for name in ("basic", "fast", "ptq"):
+        for told in (few[name], many[name]):
+            assert told.minutes is not None
+            assert told.memory is not None
+            assert 0 < told.minutes[0] < told.minutes[1]
+            assert 0 < told.memory[0] < told.memory[1]
+        assert many[name].minutes[1] > few[name].minutes[1], "more samples take longer"
+    assert few["basic"].minutes[1] < few["ptq"].minutes[1]
+    assert "measured here" in str(forecast())
+    assert "with 16 samples" in str(forecast(samples=16))
+
+
+def test_what_nobody_knows_is_not_told() -> None:
+    """Open sizes, and techniques that others wrote, of which nobody has measured what they take."""
+    sketch = Sketch(0)
+    x = sketch.input("x", "N", "L", 8)
+    y = sketch.node("MatMul", x, sketch.random("w", 8, 4), name="a", shape=("N", "L", 4))
+    found = plan(NumpyModel(canonicalize(sketch.graph(y)), sketch.values), backend=NumpyBackend())
+    assert found.float_pass.milliseconds is None
+    assert all(recipe.minutes is None and recipe.memory is None for recipe in found.recipes)
+    assert "leaves sizes of x open" in str(found)
+    simulation = QuantSim(model(), backend=NumpyBackend()).simulation
+
+    class Foreign(CorrectBias):
+        pass
+
+    recipe = Recipe("own", "", (Step(Foreign),))
+    told = recipe_forecast(simulation, recipe, 16, 1e6, FloatPass(1.0, "measured"))
+    assert (told.minutes, told.not_told) == (None, "nobody has measured what Foreign takes")
+
+
+def test_a_model_that_made_up_values_do_not_run_has_the_time_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: CheckedModel, batch: object) -> None:
+        raise ModelError("an index is out of range")
+
+    monkeypatch.setattr(CheckedModel, "run", fail)
+    found = forecast()
+    assert found.time is not None
+    assert found.float_pass.milliseconds == found.time.in_float
+    assert "of the table of a processor, since the model does not run on made-up values" in str(found)
+    assert forecast(costs=()).recipes[0].minutes is None
 
 
 def test_nothing_in_integers_is_no_conversion() -> None:

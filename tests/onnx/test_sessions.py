@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from isobit.edits import SetWeights
 from isobit.errors import EditError
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS
+from isobit_onnx import model as onnx_model
 from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.export import run_written
 from isobit_onnx.model import OnnxModel
@@ -207,3 +209,21 @@ def test_large_weights_are_dequantized_as_they_are_read_in_the_first_run(
         for output, values in simulated.items():
             np.testing.assert_array_equal(outputs[output], values)
     assert sim.export(tmp_path / "lean").checks == expected
+
+
+def test_no_session_holds_large_weights_while_the_given_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = NETWORKS["inverted_residual"]()
+    sim = isobit.QuantSim(build_onnx(network))
+    model = sim.backend_model.inner
+    assert isinstance(model, OnnxModel)
+    held: list[int] = []
+    run_given = onnx_model.run_given
+
+    def counting(*arguments: Any) -> Any:
+        held.append(len(model._sessions))
+        return run_given(*arguments)
+
+    monkeypatch.setattr(onnx_model, "run_given", counting)
+    monkeypatch.setattr(initializers, "LARGE_WEIGHTS", 0)
+    sim.calibrate([network.batch(4)])
+    assert held == [0]

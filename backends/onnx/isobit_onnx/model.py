@@ -175,6 +175,7 @@ class OnnxModel:
         """Outputs, or these tensors, of the model as it was given. Raises ModelError."""
         if self.given is None:
             raise ModelError("it is not at hand")
+        self.release_sessions()  # not beside another copy of large weights
         return run_given(self.given, batch, {t: self.translation.values[t] for t in tensors}, self.providers)
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:

@@ -8,6 +8,8 @@ from os import PathLike
 from typing import Any
 
 from isobit.files import json_text, plain
+from isobit.forecast.float_pass import FloatPass
+from isobit.forecast.recipe_cost import RecipeForecast
 from isobit.html_report import Column, Section, cards, notes, table, write_page
 from isobit.placement.coverage import Coverage
 
@@ -62,7 +64,8 @@ class Forecast:
     """What quantizing would bring.
 
     `quantize` and `dequantize` count the tensors that are converted on the way, inputs and outputs among them. `time`
-    is None where nothing can be said, and `no_time` says why.
+    is None where nothing can be said, and `no_time` says why. `recipes` say what quantizing itself takes, by the time
+    that a sample takes the float model, `float_pass`.
     """
 
     target: str
@@ -73,7 +76,9 @@ class Forecast:
     bytes_before: float
     bytes_after: float
     time: TimeForecast | None
-    no_time: str = ""
+    no_time: str
+    float_pass: FloatPass
+    recipes: tuple[RecipeForecast, ...]
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +107,21 @@ class Forecast:
             f"weights      {self.bytes_before / 1e6:.3g} MB in float, {self.bytes_after / 1e6:.3g} MB quantized",
             f"time         {self.time if self.time is not None else self.no_time}",
         ]
+        lines += _recipe_lines(self)
         return "\n".join([*lines, *(f"note         {note}" for note in self.notes)])
+
+
+def _recipe_lines(found: Forecast) -> list[str]:
+    """What each recipe takes, and what the figures rest on."""
+    if not found.recipes:
+        return []
+    width = max(len(recipe.recipe) for recipe in found.recipes)
+    samples = f"{found.recipes[0].samples} samples"
+    lines = [f"recipes      with {samples}; {found.float_pass}"]
+    for recipe in found.recipes:
+        own = recipe.not_told if found.float_pass.milliseconds is not None else ""  # else it is the reason for all
+        lines.append(f"  {recipe.recipe:<{width}}  {recipe}" + (f", time and memory not told: {own}" if own else ""))
+    return lines
 
 
 def _share(coverage: Coverage) -> str:
@@ -136,6 +155,7 @@ def _sections(found: Forecast) -> list[Section]:
     return [
         cards(figures),
         notes("Time", [found.no_time if found.time is None else str(found.time)]),
+        notes("Recipes", [line.strip() for line in _recipe_lines(found)]),
         table("Operations", columns, rows, filter="Filter by name, op, reason"),
         *([notes("Notes", found.notes)] if found.notes else []),
     ]

@@ -9,12 +9,15 @@ from typing import Any
 
 from isobit.budget.cost_model import element_bytes, milliseconds, open_inputs
 from isobit.encodings.quant_spec import QuantSpec
+from isobit.forecast.float_pass import float_pass
 from isobit.forecast.forecast import Forecast, NodeForecast, TimeForecast
+from isobit.forecast.recipe_cost import recipe_forecast
 from isobit.graph.graph import Graph, Node
 from isobit.graph.multiply_adds import multiply_adds
 from isobit.graph.ops import RECURRENT, WEIGHTED
 from isobit.graph.sites import Input, Weight
 from isobit.placement.coverage import Coverage
+from isobit.plugins import registry
 from isobit.quantsim.quantize import open_simulator
 from isobit.quantsim.simulation import Simulation
 from isobit.search.cost_tables import Milliseconds
@@ -27,13 +30,20 @@ from isobit.techniques.fold_batch_norms import FoldBatchNorms
 
 
 def plan(
-    model: Any, example_inputs: Any = None, *, target: str | PathLike[str] | Target | None = None, **settings: Any
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    target: str | PathLike[str] | Target | None = None,
+    samples: int = 256,
+    **settings: Any,
 ) -> Forecast:
-    """Say what `isobit.quantize` would do with a model: no data is needed, and nothing is run.
+    """Say what `isobit.quantize` would do with a model, without data.
 
     Coverage, how each operation would run, conversions, the size of the weights and, where the target has a table of
-    costs, the time of a sample; where the table gives no gain, none is promised. `target` and `settings` are those of
-    `isobit.quantize`; batch norms are folded first, as there. Raises FormatError for a format that the target lacks.
+    costs, the time of a sample; where the table gives no gain, none is promised. Then what every installed recipe takes
+    with `samples` samples: passes, minutes and memory, for which the float model runs a few times on made-up values.
+    `target` and `settings` are those of `isobit.quantize`; batch norms are folded first, as there. Raises FormatError
+    for a format that the target lacks.
     """
     sim = open_simulator(model, example_inputs, target=target, **settings)
     sim.apply(FoldBatchNorms())
@@ -43,16 +53,24 @@ def plan(
     time, no_time = _time(simulation, groups)
     quantize, dequantize = _conversions(groups)
     notes = [*sim.report.notes, *_open_sizes(simulation.graph)]
+    weights = sum(node.bytes_before for node in nodes)
+    float_time = float_pass(simulation.model, weights, *((time.in_float, time.processor) if time else (None, "")))
+    recipes = [
+        recipe_forecast(simulation, registry().recipe(name), samples, weights, float_time)
+        for name in sorted(registry().recipes())
+    ]
     return Forecast(
         sim.target.name,
         Coverage.of(sim.graph, sim.plan),
         nodes,
         quantize,
         dequantize,
-        sum(node.bytes_before for node in nodes),
+        weights,
         sum(node.bytes_after for node in nodes),
         time,
         no_time,
+        float_time,
+        tuple(recipes),
         tuple(notes),
     )
 

@@ -22,6 +22,9 @@ def plan(
     override: options.Override = None,
     exclude: options.Exclude = None,
     backend: options.Backend = None,
+    samples: Annotated[
+        int, typer.Option("--samples", metavar="N", min=1, help="Calibration samples that recipes are told for.")
+    ] = 256,
     show_all: Annotated[
         bool, typer.Option("--all", metavar="", help=f"List all operations in float, not the first {_SHOWN}.")
     ] = False,
@@ -29,7 +32,7 @@ def plan(
     as_json: options.AsJson = False,
     _debug: Debug = False,
 ) -> None:
-    """Say what quantizing would bring: coverage, conversions, size and time. Takes seconds, and no data.
+    """Say what quantizing would bring: coverage, conversions, size, time, and what recipes take. Needs no data.
 
     [bold]Examples[/bold]
 
@@ -49,6 +52,7 @@ def plan(
         overrides=parse_overrides(override or ()),
         exclude=tuple(exclude or ()),
         backend=backend,
+        samples=samples,
     )
     if report is not None:
         found.to_html(report)
