@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from isobit.encodings.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
+from isobit.encodings.ranges import too_small
 from isobit.errors import FormatError
 from isobit.graph.graph import Graph, Node, Use, WeightInfo
 from isobit.graph.ops import BODIES, BODY_WEIGHTS, Operand, operand
@@ -83,6 +84,8 @@ class ConstantPlacer:
             axis % rank if axis is not None else None for axis in (described.channel_axis, described.block_axis)
         )
         if not overridden:
+            if self._too_small(name, use):
+                return None
             spec = _fitting(spec, shape, block)
             if node.name in self.wide:
                 spec = in_16_bits(spec, self.target.weight_types)
@@ -116,9 +119,20 @@ class ConstantPlacer:
             return "float by your override"
         if use.node.op in BODIES:
             return why_float_in_body(self.graph, name, use)
+        why = self._too_small(name, use)
+        if why:
+            return why
         if use.node.name not in self.quantized:
             return f"{use.node.op} {use.node.name} stays in float"
         return f"{use.role} of {use.node.op} stays in float"
+
+    def _too_small(self, name: str, use: Use) -> str:
+        """Why a weight has values below all scales; empty where it has not."""
+        described = operand(use.node.op, use.index)
+        if described is None or described.role not in ("weight", "recurrent_weight"):
+            return ""
+        spec = self.target.weight_format(self.config.weights, use.node.op)
+        return too_small(self.graph.weights[name].magnitude or 0.0, spec)
 
     def place_biases(self, placements: Mapping[Site, Placement]) -> None:
         """int32 biases of weighted nodes whose input and weight are integers; their scale is the product.
