@@ -93,3 +93,20 @@ def test_a_model_that_is_different_in_every_run_is_said(monkeypatch: pytest.Monk
     monkeypatch.setattr(OnnxModel, "run_given", lambda *_: {"y": rng.standard_normal((8, 5)).astype(np.float32)})
     sim = isobit.quantize(model(), X)
     assert any("different in every run" in note for note in sim.report.notes)
+
+
+@pytest.mark.parametrize("op", ["RandomNormalLike", "RandomUniformLike", "Bernoulli"])
+def test_numbers_that_every_session_draws_alike_are_noise_too(op: str, tmp_path: Path) -> None:
+    proto = model()
+    drawn = [helper.make_node(op, ["b"], ["drawn"], "drawn"), helper.make_node("Add", ["b", "drawn"], ["c"], "add")]
+    if op == "Bernoulli":
+        drawn = [helper.make_node("Sigmoid", ["b"], ["p"]), helper.make_node(op, ["p"], ["drawn"]), drawn[1]]
+    for place, node in enumerate(drawn):
+        proto.graph.node.insert(2 + place, node)
+    proto.graph.node[-1].input[0] = "c"
+    sim = isobit.quantize(proto, X, method="minmax", recipe="basic")
+    assert any("hold its own noise" in note for note in sim.report.notes)
+    exported = sim.export(tmp_path / "out")
+    assert exported.is_noisy
+    assert "try recipe" not in str(exported)
+    assert "try recipe" not in exported["summary"].read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -249,3 +251,32 @@ def test_missing_and_short_external_data(tmp_path):
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(ModelError, match=r"weights\.bin.*missing"):
         read_model(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"PK\x03\x04rest", "zip archive: unpack it"),
+        (b"\x1f\x8brest", "gzip"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\x93NUMPY\x01", "NumPy array"),
+        (b"<!DOCTYPE html>", "web page"),
+        (b"", "is empty: download or export it again"),
+    ],
+)
+def test_a_file_that_is_something_else_says_what(content: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ModelError, match=what):
+        read_model(tmp_path / "m.onnx")
+
+
+def test_an_opset_that_is_too_new_says_both_numbers() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [2])],
+        [helper.make_tensor_value_info("y", 1, [2])],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 99)])
+    with pytest.raises(ModelError, match=r"has opset 99, and onnx .* knows \d+ at most"):
+        read_model(proto)

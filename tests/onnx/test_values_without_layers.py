@@ -61,6 +61,29 @@ def test_an_integer_output_that_is_constant(twice: bool) -> None:
     opened_alike(model(nodes, [value("x", ["n", 8])], outputs, held), {"x": normal(5, 8)})
 
 
+def branch(members: str) -> onnx.GraphProto:
+    """A branch that makes a sequence."""
+    return helper.make_graph([node("SequenceConstruct", members, "made")], "branch", [], [untyped("made")])
+
+
+def untyped(name: str) -> onnx.ValueInfoProto:
+    """A value of a body without a type, as exporters that write functions leave it."""
+    return onnx.ValueInfoProto(name=name)
+
+
+def grown_by_a_loop(*, in_branch: bool = False) -> onnx.NodeProto:
+    """A loop that goes on for as long as the data say, and puts something into a sequence in every pass."""
+    step = node("SequenceInsert", "held h", "grown")
+    if in_branch:
+        insert = helper.make_graph([node("SequenceInsert", "held h", "more")], "insert", [], [untyped("more")])
+        keep = helper.make_graph([node("Identity", "held", "same")], "keep", [], [untyped("same")])
+        step = node("If", "go", "grown", then_branch=insert, else_branch=keep)
+    nodes = [step, node("SequenceLength", "grown", "length"), node("Less", "length rows", "go_on")]
+    inputs = [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), untyped("held")]
+    body = helper.make_graph(nodes, "body", inputs, [untyped("go_on"), untyped("grown")])
+    return node("Loop", "- yes e", "s", body=body)
+
+
 SEQUENCES = {
     "one of a split": [node("SplitToSequence", "h", "s", axis=1, keepdims=1), node("SequenceAt", "s one", "f")],
     "parts joined": [node("SplitToSequence", "h sizes", "s", axis=1), node("ConcatFromSequence", "s", "f", axis=1)],
@@ -83,14 +106,32 @@ SEQUENCES = {
         node("OptionalGetElement", "o", "t"),
         node("SequenceAt", "t one", "f"),
     ],
+    "grown by a loop": [
+        node("SequenceEmpty", "", "e"),
+        grown_by_a_loop(),
+        node("ConcatFromSequence", "s", "f", axis=0),
+    ],
+    "of a branch": [
+        node("ReduceMax", "h", "most", keepdims=0),
+        node("Greater", "most threshold", "large"),
+        node("If", "large", "s", then_branch=branch("h h"), else_branch=branch("h")),
+        node("SequenceAt", "s zero", "f"),
+    ],
+    "of a branch in a loop": [
+        node("SequenceEmpty", "", "e"),
+        grown_by_a_loop(in_branch=True),
+        node("ConcatFromSequence", "s", "f", axis=0),
+    ],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("form", SEQUENCES)
 def test_sequences_and_optional_values(form: str) -> None:
-    nodes = [node("MatMul", "x w", "h"), *SEQUENCES[form], node("MatMul", "f v", "y")]
+    sizes = [node("Shape", "x", "size"), node("Gather", "size zero", "rows")]
+    nodes = [*sizes, node("MatMul", "x w", "h"), *SEQUENCES[form], node("MatMul", "f v", "y")]
     numbers = {name: constant(name, n, np.int64) for name, n in (("zero", 0), ("one", 1), ("sizes", [2, 4]))}
-    held = {"w": normal(8, 8), "v": normal(8, 3), **numbers}
+    flags = {"yes": constant("yes", True, bool), "threshold": constant("threshold", 0.0)}
+    held = {"w": normal(8, 8), "v": normal(8, 3), **numbers, **flags}
     proto = model(nodes, [value("x", ["n", 6, 8])], [value("y", None)], held, 18)
     x = normal(2, 6, 8)
     opened_alike(proto, {"x": x})

@@ -55,6 +55,7 @@ class OnnxModel:
         self.float_model, self.providers = float_model, tuple(providers)
         self.translation = translate(float_model)
         self.given: Any = None  # the model as the user gave it, where it was opened here
+        self._given_runs = 0
         self.conditions: ExampleConditions | None = None  # what every batch must have in common with the example
         self._encodings: dict[Site, Encoding] = {}
         self._off: set[Site] = set()
@@ -176,7 +177,9 @@ class OnnxModel:
         if self.given is None:
             raise ModelError("it is not at hand")
         self.release_sessions()  # not beside another copy of large weights
-        return run_given(self.given, batch, {t: self.translation.values[t] for t in tensors}, self.providers)
+        self._given_runs += 1
+        values = {t: self.translation.values[t] for t in tensors}
+        return run_given(self.given, batch, values, self.providers, self._given_runs)
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
         """Reduce the requested tensors inside the graph.

@@ -1,4 +1,4 @@
-"""What the data forbids a grid: tensors never seen, and parts of a Concat whose ranges do not fit together."""
+"""What the data forbids a grid: tensors never seen, too small for any scale, and parts of a Concat that do not fit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from isobit.encodings.encoding import Encoding
 from isobit.encodings.quant_spec import PerChannel
+from isobit.encodings.ranges import too_small
 from isobit.graph.graph import Graph, Node
 from isobit.graph.ops import VALUE_PRESERVING
 from isobit.graph.sites import Site, Tensor
@@ -40,6 +41,9 @@ def fit(graph: Graph, plan: Plan, statistics: Statistics, frozen: Collection[Sit
     if apart:
         names = ", ".join(list(apart)[:3]) + (", ..." if len(apart) > 3 else "")
         notes.append(f"{len(apart)} tensor(s) stay in float, because calibration never saw a value of them: {names}")
+    tiny = _tiny(plan, statistics, frozen)
+    apart.update(tiny.apart)
+    notes += tiny.notes
     by_tensor = {placement.tensor: placement for placement in plan.of_kind("activation")}
     kept = {placement.group for placement in plan.of_kind("activation") if placement.site in frozen}
     for node in graph.nodes:
@@ -54,6 +58,23 @@ def fit(graph: Graph, plan: Plan, statistics: Statistics, frozen: Collection[Sit
             continue
         apart[node.outputs[0]] = misfit
         notes.append(f"{misfit}; it stays in float, and its parts are kept apart")
+    return Fit(apart, tuple(notes))
+
+
+def _tiny(plan: Plan, statistics: Statistics, frozen: Collection[Site]) -> Fit:
+    """Groups of which the smallest scale that a grid may have would leave a few levels or none."""
+    apart: dict[str, str] = {}
+    notes: list[str] = []
+    for members in plan.groups().values():
+        spec = members[0].spec
+        reducers = [statistics.get(Tensor(m.tensor)) for m in members if m.simulated and m.fixed_range is None]
+        spans = [_span((r.minimum, r.maximum)) for r in reducers if isinstance(r, Histogram) and not r.is_empty]
+        if not spans or not spec.is_integer or any(member.site in frozen for member in members):
+            continue
+        why = too_small(max(spans), spec)
+        if why:
+            apart.update(dict.fromkeys((member.tensor for member in members), why))
+            notes.append(f"{members[0].tensor} stays in float: {why}")
     return Fit(apart, tuple(notes))
 
 

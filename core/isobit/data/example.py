@@ -25,7 +25,7 @@ def _raw_example(source: Any, samples: int) -> Any:
         return None
     require_batches(source)
     if is_array(source):
-        return source[:samples]
+        return source[:samples] if np.ndim(source) else None
     if isinstance(source, Mapping):
         counts = Counter(len(value) for value in source.values() if np.ndim(value))
         total = counts.most_common(1)[0][0] if counts else 0

@@ -22,6 +22,9 @@ SNAP_BITS = 12
 
 _FLOAT32_EPSILON = 1.1920929e-7
 
+#: A range of fewer steps of the smallest scale is lost on its grid.
+_FEWEST_LEVELS = 8
+
 
 class Grids(NamedTuple):
     """The grids of several ranges in one format: scales (float32) and zero points (int32), one a range."""
@@ -34,6 +37,14 @@ class Grids(NamedTuple):
 def smallest_scale(spec: QuantSpec) -> float:
     """The floor of a computed scale: ``min(float32 epsilon, 0.01 / (2**bits - 1))``."""
     return min(_FLOAT32_EPSILON, 0.01 / ((1 << spec.bits) - 1))
+
+
+def too_small(span: float, spec: QuantSpec) -> str:
+    """Why values that span so little have no grid: the smallest scale leaves a few levels or none. Else empty."""
+    floor = smallest_scale(spec)
+    if not spec.is_integer or not 0 < span < min(_FEWEST_LEVELS, (1 << spec.bits) - 1) * floor:
+        return ""
+    return f"its values span no more than {span:.2g}, and the smallest scale is {floor:.2g}: multiply it by a constant"
 
 
 def snap_up(scale: NDArray[np.float64]) -> NDArray[np.float64]:

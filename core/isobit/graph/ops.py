@@ -52,6 +52,10 @@ WEIGHTED = frozenset({"Conv", "ConvTranspose", "Linear", "MatMul"})
 #: Ops that run graphs of their own, whose inside the neutral graph does not show. What a body reads is an input.
 BODIES = frozenset({"If", "Loop", "Scan"})
 
+#: Attribute of such a node: input index, op of the layer inside, and axis of the channels of each weight that layers in
+#: the bodies read. The weight is as the backend has it; without an axis its readers disagree about the channels.
+BODY_WEIGHTS = "body_weights"
+
 #: Inputs that are settings, not data: a constant there becomes the attribute of that name.
 SETTINGS: Mapping[str, Mapping[int, str]] = {
     "Clip": {1: "min", 2: "max"},
@@ -102,6 +106,9 @@ BROADCAST = frozenset(
 
 #: Ops that compute shapes from shapes.
 SHAPE_SOURCES = frozenset({"Shape", "Size"})
+
+#: Ops that give other numbers each time.
+RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
 
 #: Attribute defaults, filled in so that graphs of different backends compare equal.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {

@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from isobit.encodings.quant_spec import Lpbq, PerBlock, PerChannel, PerTensor, QuantSpec
+from isobit.encodings.ranges import too_small
 from isobit.errors import FormatError
-from isobit.graph.graph import Graph, Node, Use
-from isobit.graph.ops import BODIES, Operand, operand
+from isobit.graph.graph import Graph, Node, Use, WeightInfo
+from isobit.graph.ops import BODIES, BODY_WEIGHTS, Operand, operand
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import Placement
 from isobit.placement.quant_config import QuantConfig
@@ -62,6 +63,8 @@ class ConstantPlacer:
     def _operand_placement(self, name: str, use: Use) -> Placement | None:
         node, shape = use.node, self.graph.weights[name].shape
         described = operand(node.op, use.index)
+        if BODY_WEIGHTS in node.attributes:
+            return self._stored_for_body(name, use)
         if node.name not in self.quantized and not self._is_stored(node, described):
             return None
         if described is not None and described.role not in ("weight", "recurrent_weight"):
@@ -81,10 +84,31 @@ class ConstantPlacer:
             axis % rank if axis is not None else None for axis in (described.channel_axis, described.block_axis)
         )
         if not overridden:
+            if self._too_small(name, use):
+                return None
             spec = _fitting(spec, shape, block)
             if node.name in self.wide:
                 spec = in_16_bits(spec, self.target.weight_types)
         return Placement(Weight(name), spec, "weight", channel_axis=channel or 0, block_axis=block)
+
+    def _stored_for_body(self, name: str, use: Use) -> Placement | None:
+        """A weight that a layer in a body reads: kept as integers, which the layer reads as floats.
+
+        One that has other readers too stays in float: only the whole constant can be exchanged for a body.
+        """
+        weights = {index: (op, axis) for index, op, axis in use.node.attributes[BODY_WEIGHTS]}
+        op, axis = weights.get(use.index, ("", None))
+        is_kept = self.target.quantizes(op) or op in self.target.weights_only
+        overridden, override_format = self.config.override(name)
+        if not is_kept or self.config.excludes(use.node) or (overridden and override_format is None):
+            return None
+        if len(self.graph.uses(name)) > 1 or len(self.graph.views(name)) > 1:
+            return None
+        spec = self.target.weight_format(override_format if overridden else self.config.weights, op)
+        spec = (
+            spec.with_granularity(PerTensor()) if axis is None else _fitting(spec, self.graph.weights[name].shape, None)
+        )
+        return Placement(Weight(name), spec, "weight", channel_axis=axis or 0)
 
     def _is_stored(self, node: Node, described: Operand | None) -> bool:
         """Whether the target keeps the weights of a layer as integers though it runs in float."""
@@ -94,10 +118,21 @@ class ConstantPlacer:
         if self.config.override(name)[0]:
             return "float by your override"
         if use.node.op in BODIES:
-            return f"in a body of {use.node.op} {use.node.name}, whose operations stay in float"
+            return why_float_in_body(self.graph, name, use)
+        why = self._too_small(name, use)
+        if why:
+            return why
         if use.node.name not in self.quantized:
             return f"{use.node.op} {use.node.name} stays in float"
         return f"{use.role} of {use.node.op} stays in float"
+
+    def _too_small(self, name: str, use: Use) -> str:
+        """Why a weight has values below all scales; empty where it has not."""
+        described = operand(use.node.op, use.index)
+        if described is None or described.role not in ("weight", "recurrent_weight"):
+            return ""
+        spec = self.target.weight_format(self.config.weights, use.node.op)
+        return too_small(self.graph.weights[name].magnitude or 0.0, spec)
 
     def place_biases(self, placements: Mapping[Site, Placement]) -> None:
         """int32 biases of weighted nodes whose input and weight are integers; their scale is the product.
@@ -129,6 +164,20 @@ class ConstantPlacer:
                 weight_granularity = placements[scale_of[1]].spec.granularity
                 granularity = PerTensor() if isinstance(weight_granularity, PerTensor) else PerChannel()
                 self.placements[site] = Placement(site, spec.with_granularity(granularity), "bias", scale_of=scale_of)
+
+
+def is_matrix(info: WeightInfo) -> bool:
+    """Whether a constant has floats along several axes; the state that a loop begins with is mostly a row."""
+    return info.is_float and sum(size > 1 for size in info.shape) > 1
+
+
+def why_float_in_body(graph: Graph, name: str, use: Use) -> str:
+    """Why a constant that the body of an If, a Loop or a Scan reads is no integer."""
+    where = f"in a body of {use.node.op} {use.node.name!r}"
+    is_weight = any(index == use.index for index, _, _ in use.node.attributes.get(BODY_WEIGHTS, ()))
+    if is_weight and (len(graph.uses(name)) > 1 or len(graph.views(name)) > 1):
+        return f"it is read {where} and elsewhere too: give the body a copy of its own"
+    return f"it is {where}, whose operations stay in float"
 
 
 def in_16_bits(spec: QuantSpec, allowed: Collection[str]) -> QuantSpec:

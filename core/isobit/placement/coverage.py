@@ -11,6 +11,7 @@ from isobit.graph.graph import Graph, Node
 from isobit.graph.multiply_adds import multiply_adds
 from isobit.graph.ops import BODIES, RECURRENT, VARIABLES, WEIGHTED
 from isobit.graph.sites import Input, Site, Tensor, Weight
+from isobit.placement.constants import is_matrix
 from isobit.placement.plan import Plan, is_inside_chain
 
 #: Layers whose integer kernels hand on integers alone; those of matrix products can hand on floats too.
@@ -83,7 +84,7 @@ class Coverage:
 def _holds_weights(graph: Graph, node: Node) -> bool:
     """Whether a node with bodies reads matrices of floats, which are weights inside."""
     constants = (graph.weights[name] for name in node.inputs if name is not None and name in graph.weights)
-    return any(info.is_float and len(info.shape) > 1 for info in constants)
+    return any(map(is_matrix, constants))
 
 
 def _percent(share: float) -> str:

@@ -15,8 +15,9 @@ from isobit.formats.format import EncodingsFormat
 from isobit.formats.isobit_json import IsobitJson
 from isobit.formats.names import Names
 from isobit.quantsim.checks.encodings_file import check_file
+from isobit.quantsim.checks.given import DIFFERENT_IN_EVERY_RUN
 from isobit.quantsim.checks.parts import part_sqnr
-from isobit.quantsim.checks.quality import ADVICE, judged, judgement, sqnr
+from isobit.quantsim.checks.quality import ADVICE, NOISY_ADVICE, judged, judgement, sqnr
 from isobit.quantsim.checks.written import SessionCheck, compare_runs
 from isobit.quantsim.shown.report import Report
 from isobit.quantsim.simulation import Simulation
@@ -34,20 +35,24 @@ class ExportResult(dict[str, Path]):
 
     `checks` say how far the QDQ model is from the simulator, one for each kind of session; none where it was not
     checked. `sqnr` is the simulator against the float model by output, and by ``output[part]`` where a Concat makes
-    one, in dB. Both are of one batch of calibration.
+    one, in dB. Both are of one batch of calibration. `is_noisy`: both hold noise that the model draws itself.
     ``print`` shows the files, the figures with a judgement in words, and what to try where they are poor.
     """
 
     def __init__(
-        self, paths: Mapping[str, Path], checks: Sequence[SessionCheck] = (), sqnr: Mapping[str, float] | None = None
+        self,
+        paths: Mapping[str, Path],
+        checks: Sequence[SessionCheck] = (),
+        sqnr: Mapping[str, float] | None = None,
+        is_noisy: bool = False,
     ) -> None:
         super().__init__(paths)
-        self.checks, self.sqnr = tuple(checks), dict(sqnr or {})
+        self.checks, self.sqnr, self.is_noisy = tuple(checks), dict(sqnr or {}), is_noisy
 
     def __str__(self) -> str:
         width = max(map(len, self), default=0)
         files = [f"{name:<{width}}  {path}" for name, path in self.items()]
-        return "\n".join([*files, *_quality_lines(self.checks, self.sqnr)])
+        return "\n".join([*files, *_quality_lines(self.checks, self.sqnr, self.is_noisy)])
 
 
 def export(
@@ -88,7 +93,12 @@ def export(
     models = {"model" if form == ONNX else form: folder / file for form, file in files.items()}
     for name, file in further.items():
         models |= {"float_model": folder / FLOAT_MODEL, name: folder / file}
-    return ExportResult({**models, "encodings": folder / ENCODINGS, "summary": folder / SUMMARY}, checks, ratios)
+    paths = {**models, "encodings": folder / ENCODINGS, "summary": folder / SUMMARY}
+    return ExportResult(paths, checks, ratios, _is_noisy(simulation))
+
+
+def _is_noisy(simulation: Simulation) -> bool:
+    return DIFFERENT_IN_EVERY_RUN in simulation.notes
 
 
 def _checked(
@@ -117,7 +127,7 @@ def _quality_text(
     simulation: Simulation, checks: Sequence[SessionCheck], ratios: Mapping[str, float], with_file: bool
 ) -> str:
     """What the summary says of the simulator and of the written file."""
-    lines = _quality_lines(checks, ratios)
+    lines = _quality_lines(checks, ratios, _is_noisy(simulation))
     if with_file and not checks:
         why = "onnxruntime is not installed"
         if simulation.reference is None:
@@ -126,13 +136,13 @@ def _quality_text(
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def _quality_lines(checks: Sequence[SessionCheck], ratios: Mapping[str, float]) -> list[str]:
+def _quality_lines(checks: Sequence[SessionCheck], ratios: Mapping[str, float], is_noisy: bool) -> list[str]:
     lines = []
     if ratios:
         lines += ["", "simulator against the float model, on one batch of calibration"]
         lines += [f"  {name}: {judged(ratio)}" for name, ratio in ratios.items()]
         if judgement(min(ratios.values())) == "poor":
-            lines.append(f"  {ADVICE}")
+            lines.append(f"  {NOISY_ADVICE if is_noisy else ADVICE}")
     if checks:
         lines += ["", "written file against the simulator, on one batch of calibration", *(f"  {c}" for c in checks)]
     return lines

@@ -15,6 +15,7 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from isobit.graph.ops import RANDOM
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.join_weights import joins_weights
 
@@ -49,10 +50,7 @@ _SLOTS: Mapping[str, tuple[int, ...]] = {
 #: Operations that multiply by weights.
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
 
-#: Not the same each time.
-RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
-
-#: Those, and what is no tensor.
+#: What is not the same each time, and what is no tensor.
 _NOT_COMPUTED = RANDOM | frozenset(
     "SequenceConstruct SequenceAt SequenceEmpty SequenceInsert SequenceErase SplitToSequence ConcatFromSequence "
     "Optional OptionalGetElement StringNormalizer StringConcat StringSplit RegexFullMatch TfIdfVectorizer".split()

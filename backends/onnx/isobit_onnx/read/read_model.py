@@ -24,6 +24,7 @@ from isobit_onnx.read.bodies.branches import Conditions, lift_weights, take_bran
 from isobit_onnx.read.bodies.unroll_loops import unroll_loops
 from isobit_onnx.read.checks.channels import check_channels
 from isobit_onnx.read.checks.declared import check_inputs, forget_impossible_sizes
+from isobit_onnx.read.checks.other_files import what_else
 from isobit_onnx.read.checks.tensors import check_tensors
 from isobit_onnx.read.checks.valid import check_valid
 from isobit_onnx.read.constant_expressions import FOLD_LIMIT, VIEWS, fold_expressions
@@ -75,21 +76,28 @@ def _load(source: Any, where: str) -> ir.Model:
     path = Path(source)
     try:
         if not path.is_file():
-            problem = "is a folder" if path.is_dir() else "does not exist"
+            problem = "is a folder: give the .onnx file in it" if path.is_dir() else "does not exist"
             raise ModelError(f"model file {where} {problem}")
     except OSError as error:  # a name that is too long
         raise ModelError(f"model file {where[:200]} cannot be read: {error.strerror}") from error
     try:
-        return load_file(path)
+        other = what_else(path)
+        if other is not None:
+            raise ModelError(f"{where} {other}")
+        with quiet_loggers(*_PASS_LOGGERS):
+            return load_file(path)
     except OSError as error:
         raise ModelError(f"model file {where} cannot be read: {error.strerror or error}") from error
+    except ModelError:
+        raise
     except Exception as error:  # protobuf and onnx-ir raise many kinds
         raise ModelError(f"{where} is not an ONNX model, or is truncated: {first_line(error)}") from error
 
 
 def _deserialized(proto: onnx.ModelProto, where: str) -> ir.Model:
     try:
-        return from_proto(proto)
+        with quiet_loggers(*_PASS_LOGGERS):
+            return from_proto(proto)
     except Exception as error:
         raise ModelError(f"{where} is not a valid ONNX model: {first_line(error)}") from error
 
@@ -105,6 +113,12 @@ def _check(model: ir.Model, where: str, source: Any) -> None:
     opset = model.opset_imports[""]
     if opset < OLDEST_OPSET:
         raise ModelError(f"{where} has opset {opset}; isobit reads {OLDEST_OPSET} and newer: export it again")
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise ModelError(
+            f"{where} has opset {opset}, and onnx {onnx.__version__} knows {newest} at most: export it with an older "
+            "opset, or install a newer onnx"
+        )
     check_inputs(model, where)
     check_tensors(model, where)
     check_valid(model, where, source)
@@ -150,6 +164,7 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
             model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, should_fold=_should_fold
         )
         _run(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
+        lift_weights(model)  # those that a body made of others, by a Transpose for example
         join_weights(model)
         if split_einsums(model):
             infer_shapes(model)

@@ -19,10 +19,12 @@ from isobit_onnx.run.session import chosen_providers
 
 
 def run_given(
-    source: Any, batch: Batch, values: Mapping[str, str], providers: Sequence[str]
+    source: Any, batch: Batch, values: Mapping[str, str], providers: Sequence[str], run: int = 1
 ) -> dict[str, NDArray[Any]]:
     """Outputs by name; with `values`, those tensors by the name of the value that holds each, where there is one.
 
+    `run` is which run of a session is meant, from 1: every session of a process draws the same random numbers, so that
+    noise is seen from run to run alone.
     Raises ModelError where onnxruntime does not run the model, or its file is gone.
     """
     options = onnxruntime.SessionOptions()
@@ -33,6 +35,8 @@ def run_given(
         session = onnxruntime.InferenceSession(model, options, providers=chosen_providers(providers))
         feeds = {value.name: batch[value.name] for value in session.get_inputs()}
         names = [value.name for value in session.get_outputs() if value.type.startswith("tensor")]
+        for _ in range(run - 1):
+            session.run(names, feeds)
         results = dict(zip(names, session.run(names, feeds), strict=True))
     except Exception as error:  # onnxruntime and protobuf raise their own kinds
         raise ModelError(f"onnxruntime does not run it: {one_line(error)}") from error

@@ -11,9 +11,10 @@ import onnx_ir as ir
 from isobit.canonical import canonicalize
 from isobit.errors import ModelError
 from isobit.graph import Graph, Node, Shape, TensorInfo, Use, WeightInfo
-from isobit.graph.ops import BODIES
+from isobit.graph.ops import BODIES, BODY_WEIGHTS
 from isobit_onnx.read import wide_floats
 from isobit_onnx.read.bodies.branches import METADATA, depends_on_signal
+from isobit_onnx.translate.body_weights import body_weights
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,14 @@ class _Translator:
         name = node.name or ""
         inputs = [self.names[_name(value)] if value is not None else None for value in node.inputs]
         op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+        attributes = {key: _attribute(a) for key, a in node.attributes.items() if _is_plain(a)}
         if op in BODIES:
             # What a body reads from outside is an input too: fusions and quantizers must see that reader.
-            inputs += [self.names[value] for value in self._captured(node)]
+            native = [None if value is None else _name(value) for value in node.inputs] + list(self._captured(node))
+            inputs = [None if value is None else self.names[value] for value in native]
+            weights = body_weights((body for a in node.attributes.values() for body in _graphs(a)), native)
+            if weights:
+                attributes[BODY_WEIGHTS] = weights
             self.notes.append(f"{op} {name!r}: {_why_in_float(node)}")
         if node.domain.startswith("com.microsoft"):
             self.notes.append(f"{op} {name!r} {_why_foreign(node)}")
@@ -91,7 +97,6 @@ class _Translator:
                 tensor = name if index == 0 else f"{name}:{index}"
                 self._tensor(tensor, value)
                 outputs.append(tensor)
-        attributes = {key: _attribute(a) for key, a in node.attributes.items() if _is_plain(a)}
         return Node(name, op, tuple(inputs), tuple(outputs), attributes, (name,))
 
     def _captured(self, node: ir.Node) -> Iterator[str]:

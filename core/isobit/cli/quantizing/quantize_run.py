@@ -125,7 +125,7 @@ class Run:
             self._notes += self._evaluator.result.notes
         outcome.scores = self._scores
         ratios = {**outcome.sqnr, **(outcome.evaluation.sqnr if outcome.evaluation is not None else {})}
-        if ratios and judgement(min(ratios.values())) == "poor":
+        if ratios and judgement(min(ratios.values())) == "poor" and not self.paths.is_noisy:
             outcome.is_poor = True
             outcome.next_command = next_command(self.job, self.sim.target.activation_types)
         outcome.notes = list(dict.fromkeys([*report.graph.notes, *report.notes, *self._notes]))

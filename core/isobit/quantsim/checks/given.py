@@ -12,6 +12,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.optional import RunsGiven, SaysGivenTypes
 from isobit.data import Batch
 from isobit.errors import IsobitError, ModelError
+from isobit.graph.ops import RANDOM
 from isobit.graph.sites import Tensor
 from isobit.quantsim.checks.quality import Outputs, decibels
 from isobit.quantsim.checks.whole_tensor import WholeTensor
@@ -19,6 +20,12 @@ from isobit.statistics.observer import Request
 
 #: Sums in another order stay far above these; half precision rounds much more.
 _LEAST_DECIBELS, _LEAST_OF_HALF = 60.0, 35.0
+
+#: The note on a model that draws random numbers.
+DIFFERENT_IN_EVERY_RUN = (
+    "the opened model was not compared with the model as given, which is different in every run: figures of its "
+    "outputs hold its own noise; where an input scales the noise, 0 there shows what quantization costs"
+)
 
 #: Share of whole numbers, classes for example, that may differ: two equal scores come in either order.
 _TIES = 0.05
@@ -36,13 +43,15 @@ def check_given(model: CheckedModel, batch: Batch, outputs: Outputs) -> str:
         given = model.inner.run_given(batch)
         types = _types(model)
         different = _first_different(given, outputs, types)
-        if different is None:
+        if different is None and not any(node.op in RANDOM for node in model.graph.nodes):
             return ""
         again = model.inner.run_given(batch)
     except IsobitError as error:
         return f"the opened model was not compared with the model as given: {error}"
     if any(name in again and not np.array_equal(values, again[name]) for name, values in given.items()):
-        return "the opened model was not compared with the model as given, which is different in every run"
+        return DIFFERENT_IN_EVERY_RUN
+    if different is None:  # what is drawn has no influence, a noise times zero
+        return ""
     where = _where(model, batch)
     name, what = different
     first = f"; the first tensor that differs is {where!r}" if where else ""

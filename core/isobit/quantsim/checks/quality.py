@@ -19,6 +19,12 @@ ADVICE = (
     "then activations='int16'"
 )
 
+#: In its place, where the outputs of the float model differ from run to run.
+NOISY_ADVICE = (
+    "the model is different in every run, and these figures hold its own noise: where an input scales the noise, "
+    "calibrate with 0 there to see what quantization costs"
+)
+
 
 def sqnr(exact: Outputs, other: Outputs) -> dict[str, float]:
     """Decibels of each float output that both have; infinite where they are equal."""

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from isobit_onnx.read.constant_expressions import LAYERS, RANDOM, constant_value
+from isobit.graph.ops import RANDOM
+from isobit_onnx.read.constant_expressions import LAYERS, constant_value
 from isobit_onnx.read.rewrite import attribute, new_constant, shape_of
 
 _MOST_PASSES = 32

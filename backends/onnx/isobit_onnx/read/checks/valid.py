@@ -27,7 +27,7 @@ def check_valid(model: ir.Model, where: str, source: Any) -> None:
     refusal = _refusal(given)
     if refusal is not None:
         raise ModelError(
-            f"{where} is not a valid ONNX model: {problem}; onnxruntime says: {refusal}. "
+            f"{where} is not a valid ONNX model: onnxruntime says: {refusal}; onnx's checker says: {problem} "
             "Export it again, or mend what is named: a model that onnxruntime loads can be opened"
         )
     _LOG.info("onnx.checker refuses %s, and onnxruntime loads it: %s", where, problem)

@@ -12,10 +12,33 @@ _PASS_ON = frozenset({"Identity", "SequenceErase", "SequenceInsert"})
 
 def describe_sequences(model: ir.Model) -> None:
     """Give each result that is a sequence, or may be missing, a type that says so, in place."""
-    for graph in model.graphs():
-        for node in graph:
-            if node.domain == "" and node.outputs:
-                _describe(node, node.outputs[0])
+    _describe_graph(model.graph)
+
+
+def _describe_graph(graph: ir.Graph) -> None:
+    for node in graph:
+        if node.domain:
+            continue
+        bodies = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+        if node.op_type == "Loop" and bodies:  # what goes from pass to pass has the type that it begins with
+            for value, given in zip(bodies[0].inputs[2:], node.inputs[2:], strict=False):
+                _take_wrapped(value, given)
+        for body in bodies:
+            _describe_graph(body)
+        if node.op_type == "Loop" and bodies:
+            for value, given in zip(node.outputs, bodies[0].outputs[1:], strict=False):
+                _take_wrapped(value, given)
+        elif node.op_type == "If":
+            for body in bodies:
+                for value, given in zip(node.outputs, body.outputs, strict=False):
+                    _take_wrapped(value, given)
+        elif node.outputs:
+            _describe(node, node.outputs[0])
+
+
+def _take_wrapped(value: ir.Value, given: ir.Value | None) -> None:
+    if given is not None and _is_wrapped(given.type):
+        value.type = given.type
 
 
 def _describe(node: ir.Node, result: ir.Value) -> None:
