@@ -53,7 +53,7 @@ class Adapters:
             return
         self._simulation.beside_adapters[str(model.adapter)] = self._own_encodings()
         self._simulation.note_training()
-        model.use_adapter(known)
+        self._simulation.model.use_adapter(known)
         self._simulation.exchanges.append((len(self._simulation.edits), known))
         self._simulation.take_exchanged(self._simulation.beside_adapters.get(known, {}))
 
