@@ -242,7 +242,7 @@ class Small(nn.Module):
 
 def adapted():
     model = peft.get_peft_model(Small(), peft.LoraConfig(r=2, target_modules=["conv", "fc"]))
-    model.add_adapter("second", peft.LoraConfig(r=3, target_modules=["conv", "fc"]))
+    model.add_adapter("second", peft.LoraConfig(r=1, target_modules=["conv", "fc"]))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter)
