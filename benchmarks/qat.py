@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import isobit
 from isobit.plugins import registry
@@ -33,18 +32,16 @@ from isobit.testing.networks import Network
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 
+import qat_loop
 import train as digits
+from qat_loop import Array, Rates, Result, Step
 
 from networks import resnet18
 
 FOLDER = Path(digits.__file__).parent
 EPOCHS, BATCH, COST_BATCH = 2, 32, 64
-RATE, GRID_RATE = 1e-3, 1e-2
+RATES = Rates(1e-3, 1e-2)
 FORMATS = {"W8A8": ("int8", "uint8"), "W4A4": ("int4", "uint4"), "W3A3": ("int3", "uint3"), "W2A8": ("int2", "uint8")}
-
-Array = NDArray[Any]
-#: Trains on a batch with the rates at this point, between 1 and 0, as a factor; returns the loss.
-Step = Callable[[Array, Array, float], float]
 
 
 class Digits(NamedTuple):
@@ -53,15 +50,6 @@ class Digits(NamedTuple):
     epochs: list[tuple[Array, Array]]
     test: tuple[Array, Array]
     calibration: Array
-
-
-class Result(NamedTuple):
-    """Held-out accuracy in percent: in float, calibrated, and trained; the loss of each step."""
-
-    plain: float
-    before: float
-    after: float
-    losses: list[float]
 
 
 def load(seed: int = 0) -> Digits:
@@ -143,24 +131,7 @@ def torch_model(given: Network) -> torch.nn.Module:
 
 
 def torch_step(model: torch.nn.Module, grids: list[Any]) -> Step:
-    own = {id(parameter) for parameter in grids}
-    groups = [{"params": [p for p in model.parameters() if id(p) not in own], "lr": RATE}]
-    rates = [RATE, GRID_RATE]
-    optimizer = torch.optim.Adam([*groups, *([{"params": grids, "lr": GRID_RATE}] if grids else [])])
-    model.train()
-
-    def step(image: Array, label: Array, factor: float) -> float:
-        for group, rate in zip(optimizer.param_groups, rates, strict=False):
-            group["lr"] = rate * factor
-        logits = model(torch.from_numpy(image))
-        logits = next(iter(logits.values())) if isinstance(logits, dict) else logits
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(label))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return float(loss.detach())
-
-    return step
+    return qat_loop.torch_step(model, grids, torch.nn.functional.cross_entropy, RATES)
 
 
 def keras_model(given: Network) -> Any:
@@ -171,35 +142,9 @@ def keras_model(given: Network) -> Any:
 
 def keras_step(model: Any, grids: list[Any]) -> Step:
     import keras
-    import tensorflow as tf
 
-    own = {id(variable) for variable in grids}
-    weights = [v for v in model.trainable_variables if id(v) not in own]
-    pairs = [(keras.optimizers.Adam(RATE), weights, RATE)]
-    if grids:
-        pairs.append((keras.optimizers.Adam(GRID_RATE), grids, GRID_RATE))
-    for optimizer, variables, _ in pairs:
-        optimizer.build(variables)
     measure = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
-    def train(image: Any, label: Any) -> Any:
-        with tf.GradientTape() as tape:
-            (logits,) = keras.tree.flatten(model(image, training=True))
-            loss = measure(label, logits)
-        gradients = tape.gradient(loss, [v.value for _, variables, _ in pairs for v in variables])
-        start = 0
-        for optimizer, variables, _ in pairs:
-            optimizer.apply(gradients[start : start + len(variables)], variables)
-            start += len(variables)
-        return loss
-
-    def step(image: Array, label: Array, factor: float) -> float:
-        for optimizer, _, rate in pairs:
-            optimizer.learning_rate.assign(rate * factor)
-        return float(train(tf.constant(image), tf.constant(label)))
-
-    return step
+    return qat_loop.keras_step(model, grids, lambda logits, label: measure(label, logits), RATES)
 
 
 MAKE: dict[str, tuple[Callable[[Network], Any], Callable[[Any, list[Any]], Step]]] = {
@@ -219,10 +164,7 @@ def simulator(framework: str, form: str, given: Network, data: Array) -> isobit.
 def trained(framework: str, form: str, data: Digits, given: Network) -> tuple[isobit.QuantSim, Result]:
     """The simulator of a network after two epochs."""
     sim = simulator(framework, form, given, data.calibration)
-    plain, before = accuracy(sim.run_float, data.test), accuracy(sim.run, data.test)
-    step = MAKE[framework][1](sim.trainable(), sim.quantizer_parameters())
-    losses = [step(*batch) for batch in batches(data)]
-    return sim, Result(plain, before, accuracy(sim.run, data.test), losses)
+    return sim, qat_loop.trained(sim, lambda run: accuracy(run, data.test), MAKE[framework][1], batches(data))
 
 
 def of_file(sim: isobit.QuantSim, data: Digits) -> tuple[float, float]:
@@ -276,11 +218,8 @@ def main() -> None:
     networks = {name: networks[name] for name in arguments.networks if name in networks}
     for framework, form, name in itertools.product(arguments.frameworks, arguments.formats, networks):
         sim, result = trained(framework, form, data, networks[name])
-        highest, last = max(result.losses), float(np.mean(result.losses[-10:]))
-        figures = [f"{part:.1f}" for part in (result.plain, result.before, result.after)]
-        figures += [f"{part:.1f}" for part in of_file(sim, data)] if arguments.files else []
-        figures += [f"{highest:.2f}", f"{last:.2f}"]
-        print(f"| {framework} | {name}, {form} | {' | '.join(figures)} |", flush=True)
+        more = [f"{part:.1f}" for part in of_file(sim, data)] if arguments.files else []
+        print(qat_loop.row(framework, f"{name}, {form}", result=result, more=more), flush=True)
     for framework in arguments.frameworks:
         for name in ("digits", "resnet18") if arguments.cost else ():
             print(f"{framework}, {name}: a step costs {cost(framework, name, data):.2f} of a float one", flush=True)
