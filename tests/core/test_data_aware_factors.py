@@ -160,3 +160,7 @@ def test_rows_serve_as_well_as_their_moments() -> None:
         arguments = {"outputs": (matrix,), "of_features": (basis,), "with_features": (matrix, basis), "marginal": (4,)}
         for moments in (by_rows, by_sums):
             np.testing.assert_allclose(getattr(moments, found)(*arguments[found]), exact, rtol=1e-5, atol=1e-5)
+    power = np.einsum("gni,gij,gnj->", matrix, second, matrix)
+    for moments in (by_rows, by_sums):
+        for factor in (1, 2, 1):  # a kept figure is of the very values
+            assert moments.power(factor * matrix) == pytest.approx(factor**2 * power, rel=1e-5)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import isobit
-from isobit.errors import DataError, ModelError
+from isobit.errors import DataError, IsobitWarning, ModelError
 from isobit.graph import find_adapters
 from isobit.quantsim import QuantSim
 from isobit.techniques import (
@@ -226,6 +226,18 @@ def test_convolutions_have_adapters_too() -> None:
     sim = QuantSim(model, torch.randn(4, 3, 6, 6))
     assert len(find_adapters(sim.graph)) == 2
     assert len(sim.plan.of_kind("weight")) == 2
+
+
+def test_an_adapter_of_full_rank_says_that_it_must_be_calibrated() -> None:
+    """Two convolutions beside a third are an adapter where their rank is low, and else layers as others are."""
+    model = peft.get_peft_model(Images().eval(), peft.LoraConfig(r=2, target_modules=["first"]))
+    model.add_adapter("full", peft.LoraConfig(r=3, target_modules=["first"]))
+    images = torch.randn(4, 3, 6, 6)
+    sim = QuantSim(model.eval(), images)
+    sim.calibrate([images], progress=False)
+    with pytest.warns(IsobitWarning, match="'full' computes .* have no encoding.*Calibrate again, or give it a lower"):
+        sim.adapters.use("full")
+    sim.calibrate([images], progress=False)
 
 
 def test_adapters_for_another_base_are_refused(tmp_path) -> None:

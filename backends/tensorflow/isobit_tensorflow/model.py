@@ -7,7 +7,7 @@ nothing is translated back; the simulator is made anew around the variables that
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from isobit.backend import Batch, NameMap
 from isobit.backend.quiet_loggers import quiet_loggers
-from isobit.edits import EditPlan
+from isobit.edits import EditPlan, ReadWeight
 from isobit.encodings import Encoding, Encodings, LearnedGrid, Relations
 from isobit.errors import ModelError
 from isobit.graph import Graph, Site, WeightInfo, find_adapters, to_canonical, to_native
@@ -29,6 +29,7 @@ from isobit.training import DistillationSettings
 from isobit_tensorflow.export.state import dump
 from isobit_tensorflow.given_model import GivenModel, as_array
 from isobit_tensorflow.kernels.table import KERNELS
+from isobit_tensorflow.simulate.float_weights import FloatWeights, Place
 from isobit_tensorflow.simulate.observe import Observation, watched
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.simulator import Simulator
@@ -51,9 +52,10 @@ class KerasModel:
     ops = KERNELS.keys()
     failures = (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError, TypeError)
 
-    def __init__(self, native: Simulator, given: GivenModel | None = None) -> None:
-        """`given` is the user's model that this one was read from, where that is known."""
-        self._native, self._given = native, given
+    def __init__(self, native: Simulator, given: GivenModel | None = None, order: Sequence[Place] = ()) -> None:
+        """`given` is the user's model that this one was read from, `order` that of its variables, where known."""
+        self._native, self._given, self._order = native, given, order
+        self._opened = native.graph.weights
         self._relations = native.relations
         self._runs: dict[Switches, TracedPass] = {}
         self._observations: dict[Switches, Observation] = {}
@@ -95,6 +97,10 @@ class KerasModel:
         held = {source: _changed(source, graph, variables, values) for source in sources}
         quantizers = {s: q for s, q in self._native.quantizers.items() if graph.has_site(s)}
         self._replace(graph, held, quantizers)
+
+    def fold_loaded(self, fold: Callable[[ReadWeight], Mapping[str, NDArray[Any]]]) -> None:
+        """Let `load_weights_of` take in weights from before the edits through `fold`."""
+        self._native.float_weights = FloatWeights(fold, self._order, self._opened, self.graph.weights)
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers."""
@@ -253,6 +259,7 @@ class KerasModel:
             name=old.name,
             dtype=old.dtype_policy,
         )
+        self._native.take_history(old)
         old.is_superseded = True
         kept = {"float"} if graph is old.graph else set()  # a pass without quantizers stays what it is
         self._runs = {switches: run for switches, run in self._runs.items() if switches in kept}
@@ -271,8 +278,8 @@ class KerasModel:
 
     def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         """Outputs, or these tensors, of the model as it was given. Raises ModelError."""
-        if self._given is None:
-            raise ModelError("it is not at hand")
+        if self._given is None or self._native.is_reloaded:
+            raise ModelError("it is not at hand" if self._given is None else "other weights were loaded since")
         return self._given.run(batch, tensors)
 
     def _switches(self) -> Switches:
@@ -310,7 +317,8 @@ class KerasModel:
 
     def copy(self) -> KerasModel:
         """An independent copy."""
-        copied = KerasModel(self._native.copy(), self._given)
+        copied = KerasModel(self._native.copy(), self._given, self._order)
+        copied._opened = self._opened
         copied._relations = self._relations
         return copied
 

@@ -16,6 +16,7 @@ from isobit_tensorflow.read.emitter import Emitter, Value
 from isobit_tensorflow.read.names import StableNames
 from isobit_tensorflow.read.reader import KerasReader, is_functional
 from isobit_tensorflow.read.rules.table import rule_of
+from isobit_tensorflow.simulate.float_weights import order_of
 from isobit_tensorflow.simulate.simulator import Simulator
 from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
 from isobit_tensorflow.training import Training
@@ -64,7 +65,8 @@ def open_model(model: Any) -> KerasModel:
         name=f"{model.name}_simulated",
         dtype=_policy(model),
     )
-    return KerasModel(native, GivenModel.of(model, input_names, output_names, reader.tensors))
+    order = order_of(model, {id(variable): name for name, variable in emitter.variables.items()})
+    return KerasModel(native, GivenModel.of(model, input_names, output_names, reader.tensors), order)
 
 
 def _load(path: str) -> keras.Model:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from isobit.backend import Batch, NameMap
-from isobit.edits import EditPlan
+from isobit.edits import EditPlan, ReadWeight
 from isobit.encodings import Encoding, Encodings, LearnedGrid, Relations
 from isobit.errors import ModelError
 from isobit.graph import Graph, Input, Site, Tensor, to_native
@@ -32,6 +32,7 @@ from isobit_torch.program.fx_nodes import attribute
 from isobit_torch.program.program import Program, copy_graph
 from isobit_torch.program.shapes import propagate
 from isobit_torch.simulate.fed_observer import FedObserver
+from isobit_torch.simulate.float_state import FloatState, places_of
 from isobit_torch.simulate.insert_quantizers import Simulated, insert_quantizers
 from isobit_torch.simulate.observe import ObservingRunner
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
@@ -56,6 +57,7 @@ class TorchModel:
         self.translation = translate(
             program.graph, program.root, program.inputs, program.signature.outputs, program.notes
         )
+        self._opened = places_of(self.translation)
         self._keys: dict[Site, str] = {}
         self._relations = Relations()
         self.given: Given | None = None  # the user's module, where it was opened here
@@ -97,6 +99,10 @@ class TorchModel:
             self._drop(site)
         self._rebuild()
         self._native.watch_anew()
+
+    def fold_loaded(self, fold: Callable[[ReadWeight], Mapping[str, NDArray[Any]]]) -> None:
+        """Let `load_state_dict` take in weights from before the edits through `fold`."""
+        self._native.take_float_states(FloatState(fold, self._opened, places_of(self.translation)))
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers."""
@@ -270,8 +276,8 @@ class TorchModel:
 
     def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         """Outputs of the user's own module, or of these parts of it. Raises ModelError."""
-        if self.given is None:
-            raise ModelError("it is not at hand")
+        if self.given is None or self._native.is_reloaded:
+            raise ModelError("it is not at hand" if self.given is None else "other weights were loaded since")
         device = self._native.device()
         feeds = {info.name: self._feed(batch[info.name], info.dtype, device) for info in self.program.inputs}
         return {name: np.array(to_array(value)) for name, value in self.given.run(feeds, tensors).items()}
@@ -377,8 +383,8 @@ class TorchModel:
         )
         copied.set_state(self.encodings(), self.disabled())
         copied.relate(self._relations)
-        copied.given = self.given
-        copied.native.__dict__["isobit_keys"] = self._native.__dict__["isobit_keys"]
+        copied.given, copied._opened = self.given, self._opened
+        copied.native.take_history(self._native)
         copied.native.train(self._native.training)
         return copied
 

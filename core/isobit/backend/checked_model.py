@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checks import check_quantizers
 from isobit.backend.contract import BackendModel, Differentiable, NameMap
+from isobit.backend.optional import HoldsAdapters
 from isobit.data import Batch, numpy_type
 from isobit.edits.compensation import Compensation, joined
 from isobit.edits.draft import Draft
@@ -37,14 +38,17 @@ class CheckedModel:
 
     `inner` is the backend's own, asked for what it adds to the contract (`isobit.backend.NativeExporter`).
     `edit_log` are the edits that were made through it, for saving and replaying; `compensations` what they
-    did to constants for the sake of quantization alone (`SetWeights.compensates`).
+    did to constants for the sake of quantization alone (`SetWeights.compensates`). `opened` is the graph before them,
+    None where it is not the only one that they are of.
     """
 
     def __init__(self, inner: BackendModel) -> None:
         self.inner = inner
+        self.opened: Graph | None = inner.graph
         self.edit_log: list[Edit] = []
         self.compensations: dict[str, Compensation] = {}
         self.removed: list[Removed] = []  # so that names as the model was opened still say what they said
+        self._follower: Callable[[CheckedModel], None] = _nobody
 
     @staticmethod
     def of(model: BackendModel | CheckedModel) -> CheckedModel:
@@ -98,6 +102,19 @@ class CheckedModel:
         final = {name for edit in draft.edits if isinstance(edit, SetWeights) for name in edit.weights} - {*compensated}
         earlier = {name: done for name, done in self.compensations.items() if name not in final}
         self.compensations = joined(earlier, compensated)
+        self._follower(self)
+
+    def follow_edits(self, follower: Callable[[CheckedModel], None]) -> None:
+        """Call `follower` with this model now and after each edit, and likewise with copies of it."""
+        self._follower = follower
+        follower(self)
+
+    def use_adapter(self, name: str) -> None:
+        """Let the graph of a model that `HoldsAdapters` read another one. Raises ModelError."""
+        if isinstance(self.inner, HoldsAdapters):
+            self.inner.use_adapter(name)
+            self.opened = None
+            self._follower(self)
 
     def _require_ops(self, plan: EditPlan) -> None:
         ops = self.inner.ops
@@ -197,6 +214,8 @@ class CheckedModel:
         copied.edit_log += self.edit_log
         copied.compensations.update(self.compensations)
         copied.removed += self.removed
+        copied.opened = self.opened
+        copied.follow_edits(self._follower)
         return copied
 
     def uncompensated(self) -> CheckedModel:
@@ -266,6 +285,10 @@ class _Current:
     """The batch that the model computes now, None between two."""
 
     batch: Mapping[str, Array] | None = None
+
+
+def _nobody(model: CheckedModel) -> None:
+    """The follower where there is none."""
 
 
 def _number(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.contract import BackendModel
 from isobit.data import Batch
+from isobit.edits.edit import ReadWeight
 from isobit.encodings.encoding import Encodings
 from isobit.encodings.learned_grid import LearnedGrid
 from isobit.encodings.relations import Relations
@@ -177,6 +178,20 @@ class Teaches(Protocol):
 
         The settings are `isobit.training.DistillationSettings`. The teacher is the float model as it is now, in
         evaluation mode: it copies what trains and shares what does not; `values` stand for constants of the graph.
+        """
+        ...
+
+
+@runtime_checkable
+class LoadsFloatWeights(Protocol):
+    """What a BackendModel adds whose native model loads saved weights of the user's model, also after edits."""
+
+    def fold_loaded(self, fold: Callable[[ReadWeight], Mapping[str, NDArray[Any]]]) -> None:
+        """Let the native model take in weights of the graph as it was opened, through `fold`, from now on.
+
+        `fold` reads those constants in canonical layout, and returns the constants that the edits have made or changed
+        in the graph as it is, canonical too. It raises ModelError, and nothing is loaded, where the edits are not
+        known to fit other weights. Copies of the native model take them in likewise.
         """
         ...
 

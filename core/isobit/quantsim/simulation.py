@@ -29,6 +29,7 @@ from isobit.placement.quant_config import QuantConfig
 from isobit.quantsim.checkpoint import Checkpoint
 from isobit.quantsim.checks.given import check_given
 from isobit.quantsim.judging.judge import Judge
+from isobit.quantsim.training.float_weights import let_float_weights_in
 from isobit.quantsim.training.trained_weights import trained_since
 from isobit.recipes.recipe import StepResult
 from isobit.statistics.statistics import Statistics
@@ -68,6 +69,7 @@ class Simulation:
         self._untrained: dict[str, str] | None = None  # hashes of the weights that training starts from
         self._float_model: tuple[tuple[int, str], CheckedModel] | None = None  # and the state that it is of
         self._check_weights()
+        self.model.follow_edits(let_float_weights_in)
 
     # --- what is there ---------------------------------------------------------------------------------------------
 

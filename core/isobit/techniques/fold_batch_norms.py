@@ -57,13 +57,19 @@ class FoldBatchNorms:
 
     def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Fold all that can be folded; needs no data."""
-        model = context.model
-        draft = Draft(model.graph, model.weight)
+        draft = Draft(context.model.graph, context.model.weight)
+        report = self.fold(draft)
+        if draft.edits:
+            context.model.edit(draft)
+        return report
+
+    def fold(self, draft: Draft) -> TechniqueReport:
+        """Fold all that can be folded in a draft."""
         changed: list[str] = []
         left: dict[str, str] = {}
         outputs: dict[str, NormalPerChannel] = {}
         rescaled: dict[str, Vector | None] = {}
-        for node in model.graph.nodes:
+        for node in draft.start.nodes:
             if node.op == _BATCH_NORM or node.op in _CONSTANTS:
                 folded, message = self._fold(draft, draft.graph.node(node.name), outputs, rescaled)
                 if folded:
@@ -76,8 +82,6 @@ class FoldBatchNorms:
                 changed.append(f"{name} became a shift, its scale went into {carrier}: {left.pop(name)}")
             elif _to_scale_and_shift(draft, draft.graph.node(name)):
                 changed.append(f"{name} became a scale and a shift: {left.pop(name)}")
-        if draft.edits:
-            model.edit(draft)
         return TechniqueReport("FoldBatchNorms", tuple(changed), left, batch_norms=outputs, rescaled=rescaled)
 
     def _fold(

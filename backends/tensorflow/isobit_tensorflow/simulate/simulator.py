@@ -15,6 +15,7 @@ from isobit.errors import DataError, ModelError
 from isobit.graph import Graph, Site, graph_from_record, graph_to_record
 from isobit.graph_backend import Tap
 from isobit_tensorflow.kernels.operands import Operand, Rounding
+from isobit_tensorflow.simulate.float_weights import FloatWeights
 from isobit_tensorflow.simulate.interpreter import run
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.training_pass import TrainingPass
@@ -69,7 +70,8 @@ class Simulator(keras.Model):  # type: ignore[misc]
         self.link(True)
         self._generators = [keras.random.SeedGenerator(d.seed) for d in self.behaviour.dropouts]
         self._teacher: Callable[[Any, Any], tf.Tensor] | None = None
-        self.is_float = is_float
+        self.float_weights: FloatWeights | None = None
+        self.is_float, self.is_reloaded = is_float, False
         self.is_superseded = False  # by another simulator of the same model
         self.supports_jit = False  # XLA may divide otherwise; `compile(jit_compile=True)` still asks for it
         self.built = True
@@ -113,6 +115,10 @@ class Simulator(keras.Model):  # type: ignore[misc]
         if training and self._teacher is not None:
             self.add_loss(self._teacher(result, inputs))
         return result
+
+    def take_history(self, other: Simulator) -> None:
+        """Be what has become of the same model as another simulator is, of which this takes the place or is a copy."""
+        self.float_weights, self.is_reloaded = other.float_weights, other.is_reloaded
 
     def teach_by(self, teacher: Callable[[Any, Any], tf.Tensor] | None) -> None:
         """Add ``teacher(outputs, inputs)`` to the loss of each pass of training from now on; compile after it."""
@@ -211,6 +217,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
     def copy(self) -> Simulator:
         """An independent copy, the quantizers' switches included."""
         new_simulator = Simulator.from_config(self.get_config())
+        new_simulator.take_history(self)
         for name, variable in new_simulator.parameters.items():
             variable.assign(self.parameters[name])
         for new_layer, layer in zip(new_simulator.quantizer_layers, self.quantizer_layers, strict=True):
@@ -239,12 +246,49 @@ class Simulator(keras.Model):  # type: ignore[misc]
             children |= {f"quantizer_{i}": layer for i, layer in enumerate(self.quantizer_layers)}
         return children
 
+    def load_weights_of(self, model: keras.Model) -> None:
+        """Take over the weights of a float model that is built as the one that was opened.
+
+        Where batch norms were folded they are folded on the way in. Grids stay as they are. Raises ModelError, and
+        changes nothing, for another model, and where techniques beside folding have changed the simulator.
+        """
+        self._require_current()
+        if self.float_weights is None:
+            raise ModelError("a simulator that was read from a file has no float model: load it by isobit.load")
+        self.is_reloaded = True
+        for source, value in self.float_weights.folded(model, self.parameters).items():
+            self.parameters[source].assign(value)
+
+    def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """As of any Keras model. Raises ModelError for a file of another one, such as the float model's."""
+        self.is_reloaded = True
+        try:
+            super().load_weights(filepath, skip_mismatch, **kwargs)
+        except ValueError as error:
+            raise ModelError(
+                f"{filepath} does not hold the weights of this simulator ({str(error).splitlines()[0]}). Those of the "
+                "float model come in by model.load_weights(path); sim.model.load_weights_of(model)"
+            ) from error
+
+    def set_weights(self, weights: Any) -> None:
+        """As of any Keras model. Raises ModelError for weights of another one, such as the float model's."""
+        self.is_reloaded = True
+        try:
+            super().set_weights(weights)
+        except ValueError as error:
+            raise ModelError(
+                f"these are not the weights of this simulator ({str(error).splitlines()[0]}). Those of the float model "
+                "come in by sim.model.load_weights_of(model)"
+            ) from error
+
     def save_own_variables(self, store: Any) -> None:
         """Variables in the order of `get_config`, whichever of them train now."""
         for index, variable in enumerate(self._held):
             store[str(index)] = variable.numpy()
 
     def load_own_variables(self, store: Any) -> None:
-        """What `save_own_variables` wrote."""
+        """What `save_own_variables` wrote. Raises ValueError where that was of a simulator with other variables."""
+        if len(store.keys()) != len(self._held):
+            raise ValueError(f"it has {len(self._held)} variables, and the file {len(store.keys())}")
         for index, variable in enumerate(self._held):
             variable.assign(store[str(index)])

@@ -15,9 +15,11 @@ from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
 from isobit_torch.program.devices import device_of, follow
+from isobit_torch.program.fx_nodes import attribute
 from isobit_torch.program.modules import BatchNorm
 from isobit_torch.program.program import copy_graph
 from isobit_torch.program.signature import Signature
+from isobit_torch.simulate.float_state import FloatState
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer
 from isobit_torch.simulate.training_watch import TrainingWatch
 
@@ -46,6 +48,7 @@ class Simulator(fx.GraphModule):
     __jit_unused_properties__ = [  # noqa: RUF012
         *fx.GraphModule.__jit_unused_properties__,
         "quantizers",
+        "is_reloaded",
         "grid_parameters",
         "weight_parameters",
     ]
@@ -58,7 +61,8 @@ class Simulator(fx.GraphModule):
             self.__dict__[name] = root.__dict__[name]
         self.__dict__["isobit_signature"] = signature
         self.__dict__["isobit_watch"] = None
-        self.__dict__["isobit_is_float"] = False
+        self.__dict__["isobit_is_float"] = self.__dict__["isobit_is_reloaded"] = False
+        self.__dict__["isobit_float_state"] = None
         self.__dict__["isobit_keys"] = frozenset(self.state_dict())  # before any edit
         if QUANTIZERS not in self._modules:
             self.add_module(QUANTIZERS, nn.Module())
@@ -124,6 +128,15 @@ class Simulator(fx.GraphModule):
             if isinstance(module, BatchNorm):
                 module.is_frozen = True
 
+    def take_float_states(self, how: FloatState) -> None:
+        """Load weights of the user's module from before edits in this way from now on."""
+        self.__dict__["isobit_float_state"] = how
+
+    def take_history(self, other: Simulator) -> None:
+        """Be what has become of the same module as another simulator is, of which this is a copy."""
+        for name in ("isobit_keys", "isobit_is_reloaded", "isobit_float_state"):
+            self.__dict__[name] = other.__dict__[name]
+
     def train_in_float(self) -> None:
         """Be a float model, made smaller for example, that trains without quantizers."""
         self.__dict__["isobit_is_float"] = True
@@ -131,6 +144,11 @@ class Simulator(fx.GraphModule):
     def watch_anew(self) -> None:
         """Look at passes of training as if none had been: what trains has changed."""
         self.__dict__["isobit_watch"] = None
+
+    @property
+    def is_reloaded(self) -> bool:
+        """Whether it holds other weights than it was opened with, because some were loaded."""
+        return bool(self.__dict__["isobit_is_reloaded"])
 
     @property
     def grid_parameters(self) -> list[nn.Parameter]:
@@ -144,16 +162,32 @@ class Simulator(fx.GraphModule):
         return [p for p in self.parameters() if p.requires_grad and id(p) not in grids]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of any module. Raises ModelError for weights from before an edit, also where `strict` is off."""
+        """As of any module; weights of the float module are folded on the way in, where batch norms were folded.
+
+        Grids stay as they are. Raises ModelError, also where `strict` is off, for weights from before another edit.
+        """
+        self.__dict__["isobit_is_reloaded"] = True
         known = self.state_dict()
-        gone = next((key for key in state_dict if key in self.__dict__["isobit_keys"] and key not in known), None)
-        if gone is not None:
+        gone = {key for key in state_dict if key in self.__dict__["isobit_keys"] and key not in known}
+        if not gone:
+            return super().load_state_dict(state_dict, strict, assign)
+        float_state: FloatState | None = self.__dict__["isobit_float_state"]
+        if float_state is None or any(key.startswith(f"{QUANTIZERS}.") for key in state_dict):
             raise ModelError(
-                f"{gone!r} was folded into other weights here, and these are weights from before that: load them into "
-                "your module, open it anew, apply the same techniques, and give it the grids by "
-                "load_encodings(sim.encodings)"
+                f"{min(gone)!r} was folded into other weights here, and this is the state of a simulator from before "
+                f"that: leave out what begins with {QUANTIZERS!r}, or load it into a simulator that is not folded, and "
+                "fold that"
             )
-        return super().load_state_dict(state_dict, strict, assign)
+        folded = float_state.folded(self, state_dict)
+        kept = {key: value for key, value in state_dict.items() if key not in gone}
+        result = super().load_state_dict(
+            {**kept, **{path: value for path, value in folded.items() if path in known}}, strict, assign
+        )
+        with torch.no_grad():
+            for path, value in folded.items():
+                if path not in known:
+                    attribute(self, path).copy_(value)
+        return result
 
     @property
     def quantizers(self) -> Mapping[str, Quantizer]:
@@ -165,8 +199,8 @@ class Simulator(fx.GraphModule):
         for name in _MODULE_STATE:
             root.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
         copied = Simulator(root, copy_graph(self.graph)[0], self.__dict__["isobit_signature"])
-        for name in ("isobit_keys", "isobit_is_float"):
-            copied.__dict__[name] = self.__dict__[name]
+        copied.take_history(self)
+        copied.__dict__["isobit_is_float"] = self.__dict__["isobit_is_float"]
         memo[id(self)] = copied
         return copied
 

@@ -97,9 +97,11 @@ def pad(sizes: Sizes, node: Node) -> Iterator[Relation]:
 
 
 def reshape(sizes: Sizes, node: Node) -> Iterator[Relation]:
-    """Axes joined or split: those in front of such a run go together in blocks, those behind them stay whole.
+    """Axes joined or split: one of such a run, the first, goes together in blocks, and the others stay whole.
 
-    Of (heads * width) split in two, the heads can go; of (channels, height, width) made one, the channels.
+    Of (heads * width) split in two, the heads can go; of (channels, height, width) made one, the channels. Where the
+    first axis is taken apart, or is put behind the next, the next one can go: of (groups, channels) that are shuffled
+    the same channel of every group, of (3, heads, width) the same head of queries, keys and values.
     """
     source, result = node.inputs[0] or "", node.outputs[0]
     before, after = sizes.shape(source), sizes.shape(result)
@@ -110,18 +112,28 @@ def reshape(sizes: Sizes, node: Node) -> Iterator[Relation]:
     for first, second in _runs(before, after):
         open_axes[0].difference_update(first)
         open_axes[1].difference_update(second)
-        yield from _run(node, (source, before, first), (result, after, second))
+        yield from _run(sizes, node, (source, before, first), (result, after, second))
     for name, shape, axes in zip((source, result), (before, after), open_axes, strict=True):
         for axis in (axis for axis in axes if shape[axis] != 1):
             yield Fixed(Slot(name, axis), f"{named(node)} blocks the removal of channels: an axis beside it is open")
 
 
-def _run(node: Node, before: tuple[str, Shape, range], after: tuple[str, Shape, range]) -> Iterator[Relation]:
+def _run(
+    sizes: Sizes, node: Node, before: tuple[str, Shape, range], after: tuple[str, Shape, range]
+) -> Iterator[Relation]:
     """Blocks of equal extent on both sides hold the same values."""
     total = prod(int(str(before[1][axis])) for axis in before[2])
     leading = []
-    for name, shape, axes in (before, after):
-        long = [axis for axis in axes if shape[axis] != 1]
+    both = [[axis for axis in axes if shape[axis] != 1] for _, shape, axes in (before, after)]
+    if len(both[0]) == 1 and len(both[1]) > 1 and _leaves_first(sizes, after[0], *both[1][:2]):
+        (whole,), (first, second, *others) = both
+        inner = prod(int(str(after[1][axis])) for axis in others)
+        values = np.arange(total)
+        yield Tie(Slot(before[0], whole), Slot(after[0], second), values, values // inner % int(str(after[1][second])))
+        for axis in (first, *others):
+            yield Fixed(Slot(after[0], axis), f"{named(node)} splits it off: no channel of it can go by itself")
+        return
+    for (name, shape, _), long in zip((before, after), both, strict=True):
         if not long:
             return
         leading.append((Slot(name, long[0]), total // int(str(shape[long[0]]))))
@@ -130,6 +142,28 @@ def _run(node: Node, before: tuple[str, Shape, range], after: tuple[str, Shape, 
     (first, first_block), (second, second_block) = leading
     values = np.arange(0, total, gcd(first_block, second_block))
     yield Tie(first, second, values // first_block, values // second_block)
+
+
+def _leaves_first(sizes: Sizes, tensor: str, first: int, second: int) -> bool:
+    """Whether what reads a tensor takes its axis `first` apart, or joins it behind `second`, axes moved in between."""
+    graph, rank = sizes.graph, len(sizes.shape(tensor) or ())
+    use = graph.sole_reader(tensor)
+    if use is not None and use.node.op == "Transpose" and "perm" in use.node.attributes:
+        order = [int(axis) for axis in use.node.attributes["perm"]]
+        tensor, first, second = use.node.outputs[0], order.index(first), order.index(second)
+    uses = graph.uses(tensor)
+    use = graph.sole_reader(tensor)
+    if use is not None and use.node.op == "Reshape":
+        runs = _runs(sizes.shape(tensor) or (), sizes.shape(use.node.outputs[0]) or ())
+        return second + 1 == first and any(second in run and first in run for run, _ in runs)
+    return bool(uses) and all(first in _taken_apart(use.node, rank) for use in uses)
+
+
+def _taken_apart(node: Node, rank: int) -> list[int]:
+    """The axes of its input along which a node takes parts."""
+    if node.op in ("Split", "Gather"):
+        return [int(node.attributes.get("axis", 0)) % rank]
+    return [int(axis) % rank for axis in node.attributes.get("axes", ())] if node.op == "Slice" else []
 
 
 def _runs(before: Shape, after: Shape) -> Iterator[tuple[range, range]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.optional import HoldsAdapters
 from isobit.encodings.encoding import Encoding, Encodings
-from isobit.errors import ModelError, did_you_mean
+from isobit.errors import IsobitWarning, ModelError, did_you_mean
 from isobit.graph.sites import Site, Weight
 from isobit.placement.plan import constant_name
 from isobit.quantsim.simulation import Simulation
@@ -53,9 +54,18 @@ class Adapters:
             return
         self._simulation.beside_adapters[str(model.adapter)] = self._own_encodings()
         self._simulation.note_training()
-        model.use_adapter(known)
+        self._simulation.model.use_adapter(known)
         self._simulation.exchanges.append((len(self._simulation.edits), known))
         self._simulation.take_exchanged(self._simulation.beside_adapters.get(known, {}))
+        bare = self._simulation.plan.placements.keys() - self._simulation.encodings.keys()
+        if bare and self._simulation.calibration is not None:
+            warnings.warn(
+                f"the adapter {known!r} computes {len(bare)} tensors to quantize that have no encoding, "
+                f"{min(map(str, bare))!r} among them: of a rank that is not below the channels of its convolution it "
+                "is taken for a part of the model. Calibrate again, or give it a lower rank",
+                IsobitWarning,
+                stacklevel=2,
+            )
 
     def save(self, folder: str | PathLike[str], name: str | None = None) -> list[Path]:
         """Write one adapter alone (None: the one in the model) as its library reads it, and its encodings.

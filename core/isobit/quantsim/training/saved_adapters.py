@@ -67,7 +67,7 @@ def replay(
             model.edit(edits[done:count])
         done = count
         if isinstance(inner, HoldsAdapters):
-            inner.use_adapter(name)
+            model.use_adapter(name)
             simulation.exchanges.append((count, name))
     if edits[done:]:
         model.edit(edits[done:])

@@ -7,7 +7,8 @@ its mean, which the bias takes up.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -39,6 +40,7 @@ class InputMoments:
     rows: NDArray[np.float32] | None = None
     floor: Floats | None = None
     mean: Floats | None = None
+    _powers: dict[bytes, float] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, rows: Rows | None, unknowns: int) -> InputMoments:
@@ -103,8 +105,23 @@ class InputMoments:
         return total
 
     def power(self, matrix: Floats) -> float:
-        """The mean square of the output of a weight (groups, outputs, columns), about its mean, of all outputs."""
-        return float(np.einsum("gnn->", self.outputs(matrix)))
+        """The mean square of the output of a weight (groups, outputs, columns), about its mean, of all outputs.
+
+        Kept by the values of the weight, which each way to split a layer asks for anew.
+        """
+        key = blake2b(np.ascontiguousarray(matrix).data, digest_size=16).digest()
+        if key not in self._powers:
+            self._powers[key] = self._power(matrix)
+        return self._powers[key]
+
+    def _power(self, matrix: Floats) -> float:
+        if self.second is not None:
+            return float(np.vdot(matrix @ self.second, matrix))
+        power = np.square(matrix).sum(axis=(1, 2))
+        if self.rows is None or self.floor is None:
+            return float(power.sum())
+        of_rows = sum(float(np.square(matrix @ part.swapaxes(1, 2)).sum()) for part in self._chunks())
+        return float(power @ self.floor) + of_rows
 
     def marginal(self, outer: int) -> Floats | None:
         """Columns are `outer` by inner ones: moments of the outer ones (groups, outer, outer), summed over inner."""
