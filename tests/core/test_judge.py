@@ -9,11 +9,12 @@ import pytest
 from technique_networks import chain, simulator
 
 from isobit.backend import CheckedModel
-from isobit.calibration import MinMaxRange
+from isobit.calibration import Auto, MinMaxRange
 from isobit.data import Batch, Dataset
 from isobit.graph import Tensor, TensorInfo
+from isobit.quantsim.apply import calibrate
 from isobit.quantsim.checks.quality import Outputs, sample_decibels
-from isobit.quantsim.judging.judge import Judge, _flattened, is_better, mean
+from isobit.quantsim.judging.judge import Judge, Ratios, _flattened, is_behind, is_better, mean
 from isobit.quantsim.judging.judge_steps import _first
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step
@@ -190,6 +191,62 @@ def test_a_gain_counts_beyond_its_standard_error() -> None:
     assert not is_better([[float("-inf")]], was)
 
 
+def _in_batches(*means: float) -> Ratios:
+    return [[value - 1.0, value + 1.0] for value in means]
+
+
+@pytest.mark.parametrize(
+    ("lead", "behind"),
+    [
+        ([0.6, 0.9, 0.7, 0.8], True),  # 0.75 +- 0.06
+        ([0.6, 0.9, 0.7], False),  # too few batches to tell
+        ([2.1], True),
+        ([3.0, -1.5, 2.5, -1.0], False),  # 0.75 +- 1.2
+        ([0.05, 0.05, 0.05, 0.05], False),  # within the margin
+        ([float("inf")], True),
+    ],
+)
+def test_what_is_surely_worse_is_not_run_on_the_other_samples(lead: list[float], behind: bool) -> None:
+    rival = _in_batches(20.0, 31.0, 25.0, 22.0, 27.0)
+    ratios = [[value - ahead for value in batch] for batch, ahead in zip(rival, lead, strict=False)]
+    assert is_behind(ratios, rival) == behind
+
+
+def test_what_was_measured_is_known_again() -> None:
+    sim, batch = simulator(classifier(None)), classifier(None).batch(3)
+    judge, encodings = Judge.of(sim.backend_model, [batch] * 2), sim.encodings
+    judge.remember("one", encodings, _in_batches(20.0))  # of two batches the second was not run
+    assert judge.known("one", encodings, None) is None
+    assert judge.known("one", encodings, _in_batches(21.0, 20.0)) is None
+    assert judge.known("one", encodings, _in_batches(23.0, 20.0)) == _in_batches(20.0)
+    judge.remember("two", encodings, _in_batches(20.0, 21.0))
+    assert judge.known("two", encodings, None) == _in_batches(20.0, 21.0)
+    assert judge.known("three", encodings, None) is None
+
+
+def test_the_last_state_is_not_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What judging a step has measured, choosing the scheme in the end does not measure again."""
+    runs: list[object] = []
+    measured = Judge.ratios
+    monkeypatch.setattr(Judge, "ratios", lambda *args: runs.append(args) or measured(*args))
+    network = chain(1)
+    data, sim = [network.batch(8, seed) for seed in range(2)], simulator(network)
+    steps = (Step(BalanceChannels), Step(CorrectBias, keep=True))
+    dataset = Dataset(data, sim.graph)
+    passes = sim.passes(dataset, None, None, None)
+    run_recipe(sim.simulation, Recipe("test", "", steps, judge_samples=8), passes, Auto())
+    assert [step.outcome for step in sim.steps] == ["kept", "kept"]
+    before = len(runs)
+    calibrate(sim.simulation, passes, Auto(), None)
+    assert len(runs) - before == 1  # without the corrections
+
+
+@pytest.mark.parametrize(("batches", "taken"), [(4, 4), (24, 8), (40, 10), (200, 16)])
+def test_little_data_is_judged_by_a_part_of_it(batches: int, taken: int) -> None:
+    network = chain(1, spread=0)
+    assert len(_first(Dataset([network.batch(1)] * batches, network.graph), 16)) == taken
+
+
 def test_samples_are_counted_along_the_batch() -> None:
     """A table beside the images, of many rows, is no sample."""
     b = NetworkBuilder("anchors", 0)
@@ -198,5 +255,5 @@ def test_samples_are_counted_along_the_batch() -> None:
     graph = b.build().graph
     fixed = replace(graph.tensors["table"], shape=(100, 4))
     graph = replace(graph, tensors={**graph.tensors, "table": fixed})
-    data = [{"x": np.ones((1, 4), np.float32), "table": np.ones((100, 4), np.float32)}] * 5
+    data = [{"x": np.ones((1, 4), np.float32), "table": np.ones((100, 4), np.float32)}] * 50
     assert len(_first(Dataset(data, graph), 3)) == 3

@@ -105,7 +105,7 @@ def test_good_steps_are_kept_and_counted() -> None:
     data = [network.batch(8, seed) for seed in range(3)]
     sim = simulator(network, weights="int8 per-tensor")
     expected = [sim.backend_model.run(batch) for batch in data]
-    steps = recipe(Step(EqualizeCrossLayers), Step(Spoil), Step(CorrectBias), samples=24)
+    steps = recipe(Step(EqualizeCrossLayers), Step(Spoil), Step(CorrectBias), samples=48)
     results = run(sim, steps, data)
     equalized, spoilt, corrected = results
     assert (equalized.outcome, spoilt.outcome) == ("kept", "rolled back")

@@ -85,6 +85,21 @@ def test_no_tensor_is_reordered_around_a_quantizer(tmp_path):
     assert after.count("ReorderOutput") <= 4
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """However long runs take, the layout changes after the first."""
+    monkeypatch.setattr(session, "BLOCKED_COST", 0.0)
+
+
+@pytest.mark.parametrize(("cost", "is_blocked"), [(0.0, True), (1e9, False)])
+def test_the_layout_changes_when_runs_have_taken_as_long(cost, is_blocked, monkeypatch):
+    monkeypatch.setattr(session, "BLOCKED_COST", cost)
+    opened = Session(quantized(["uint8"]).simulator())
+    for _ in range(3):
+        opened.run(network().batch(2))
+    assert opened.is_blocked == is_blocked
+
+
 def test_a_session_changes_its_layout_in_the_middle_of_the_data(monkeypatch):
     model = quantized(["uint8"])
     results = []

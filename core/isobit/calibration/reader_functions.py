@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.graph.graph import Graph, Node
+from isobit.graph.graph import Graph
 from isobit.placement.plan import Placement, Plan
 
 Floats = NDArray[np.float64]
@@ -28,7 +30,7 @@ def reader_functions(graph: Graph, plan: Plan) -> dict[str, Function]:
 
 def _function_of(graph: Graph, members: Sequence[Placement]) -> Function | None:
     names = {member.tensor for member in members}
-    readers: dict[tuple[object, ...], Node] = {}
+    readers: set[tuple[Any, ...]] = set()
     for name in names:
         if name in graph.outputs.values():
             return None
@@ -37,11 +39,17 @@ def _function_of(graph: Graph, members: Sequence[Placement]) -> Function | None:
                 continue  # it moves the values, and their readers follow
             if use.index != 0 or use.node.op not in _FUNCTIONS:
                 return None
-            readers.setdefault((use.node.op, *sorted(use.node.attributes.items())), use.node)
+            readers.add((use.node.op, *sorted(use.node.attributes.items())))
     if len(readers) != 1:
         return None
-    node = next(iter(readers.values()))
-    return _FUNCTIONS[node.op](node.attributes)
+    op, *attributes = next(iter(readers))
+    return _made(str(op), tuple(attributes))
+
+
+@cache
+def _made(op: str, attributes: tuple[Any, ...]) -> Function:
+    """The function of an operation: the same object each time, so that what was chosen for it is known again."""
+    return _FUNCTIONS[op](dict(attributes))
 
 
 def _clip(attributes: Mapping[str, object]) -> Function:

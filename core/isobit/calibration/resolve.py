@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.calibration.fitting import unseen_groups
+from isobit.calibration.range_memo import RangeMemo
 from isobit.calibration.reader_functions import Function, reader_functions
 from isobit.calibration.scheme import Calibrator, Channelwise, Noting, SeesReaders
 from isobit.edits.edit import ReadWeight
@@ -51,11 +52,14 @@ def resolve_activations(
     snap: bool = True,
     frozen: Mapping[Site, Encoding] = _NONE,
     functions: Mapping[str, Function] | None = None,
+    memo: RangeMemo | None = None,
 ) -> dict[Site, Encoding]:
     """Encodings of the activations: one for each group, from all that was seen of its members.
 
-    A group of which nothing was seen has none. `functions` are what reads each group, by its name.
+    A group of which nothing was seen has none. `functions` are what reads each group, by its name. `memo` remembers
+    the ranges that were chosen.
     """
+    memo = RangeMemo() if memo is None else memo
     encodings: dict[Site, Encoding] = {}
     unseen = {members[0].group for members in unseen_groups(plan, statistics)}
     for group, members in plan.groups().items():
@@ -63,7 +67,7 @@ def resolve_activations(
         if frozen_encoding is None and group in unseen:
             continue
         encoding = frozen_encoding or _group_encoding(
-            members, statistics, calibrator, snap, (functions or {}).get(group)
+            members, statistics, calibrator, snap, (functions or {}).get(group), memo
         )
         encodings.update(dict.fromkeys((member.site for member in members), encoding))
     return encodings
@@ -74,7 +78,8 @@ def _group_encoding(
     statistics: Statistics,
     calibrator: Calibrator,
     snap: bool,
-    function: Function | None = None,
+    function: Function | None,
+    memo: RangeMemo,
 ) -> Encoding:
     first = members[0]
     if first.fixed_range is not None and not _gives_way(members, first.fixed_range, statistics):
@@ -87,11 +92,14 @@ def _group_encoding(
     histograms = [statistics.histogram(Tensor(name)) for name in _seen(observed, statistics)]
     if not histograms:
         raise EncodingError(f"no tensor of the group of {str(first.site)!r} is observed")
-    try:
+
+    def choose() -> tuple[float, float]:
         if function is not None and isinstance(calibrator, SeesReaders):
-            low, high = calibrator.range_behind(_sum(histograms), first.spec, function)
-        else:
-            low, high = calibrator.range(_sum(histograms), first.spec)
+            return calibrator.range_behind(_sum(histograms), first.spec, function)
+        return calibrator.range(_sum(histograms), first.spec)
+
+    try:
+        low, high = memo.range(calibrator, first.spec, function, histograms, choose)
         logger.debug("%s: %s represents %g to %g as %s", first.group, calibrator.name, low, high, first.spec)
         return encode_range(low, high, first.spec, snap=snap)
     except EncodingError as error:
@@ -175,14 +183,18 @@ def resolve(
     *,
     snap: bool = True,
     frozen: Mapping[Site, Encoding] | None = None,
+    memo: RangeMemo | None = None,
 ) -> Resolved:
     """Encodings of the whole plan: activations, weights, then the biases whose scales follow from both.
 
-    What is `frozen` is taken as it is, for all members of a group, and asks for no statistics.
+    What is `frozen` is taken as it is, for all members of a group, and asks for no statistics. `memo` remembers the
+    ranges of activations from one call to the next.
     """
     fixed = dict(frozen or {})
     functions = reader_functions(graph, plan) if isinstance(calibrator, SeesReaders) else None
-    encodings = resolve_activations(plan, statistics, calibrator, snap=snap, frozen=fixed, functions=functions)
+    encodings = resolve_activations(
+        plan, statistics, calibrator, snap=snap, frozen=fixed, functions=functions, memo=memo
+    )
     encodings.update(resolve_weights(graph, plan, read, frozen=fixed))
     notes = _scheme_notes(plan, calibrator, fixed)
     biases = [placement for placement in plan.of_kind("bias") if placement.site not in fixed]

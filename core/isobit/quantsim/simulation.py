@@ -14,6 +14,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import BackendModel, Differentiable
 from isobit.backend.optional import TrainsGrids
 from isobit.calibration.fitting import fit
+from isobit.calibration.range_memo import RangeMemo
 from isobit.calibration.resolve import Resolved, bias_encoding, resolve, resolve_weights
 from isobit.calibration.scheme import Calibrator
 from isobit.data import Batch
@@ -63,6 +64,7 @@ class Simulation:
         self.beside_adapters: dict[str, dict[Site, Encoding]] = {}  # what was learned beside those that are not there
         self.check = True  # whether the opened model is compared with the model as given
         self.warned: set[str] = set()  # what a warning said already
+        self.ranges = RangeMemo()
         self._frozen: dict[Site, Encoding] = {}
         self._fitted = False  # whether the data, or encodings from elsewhere, had a say in the plan
         self._fingerprint: dict[str, str] | None = None
@@ -213,7 +215,8 @@ class Simulation:
     def resolve(self, calibrator: Calibrator) -> Resolved:
         """Every encoding by the statistics, for the plan as the data leaves it."""
         self.notes.update(dict.fromkeys(self._fit_plan()))
-        return resolve(self.graph, self.plan, self.statistics, calibrator, self.model.weight, frozen=self._frozen)
+        read = self.model.weight
+        return resolve(self.graph, self.plan, self.statistics, calibrator, read, frozen=self._frozen, memo=self.ranges)
 
     def take(self, resolved: Resolved, calibrator: Calibrator) -> None:
         """Set the quantizers to what was resolved."""

@@ -111,8 +111,8 @@ class ObservingSession:
         self._ends = sorted({name for names in self._outputs for name in (names.minimum, names.maximum) if name})
         self._with_zeros = sorted({names.sample for names in self._outputs if names.sample and not names.minimum})
         samples = {names.sample for names in self._outputs if names.sample}
-        # Reductions gain most from the blocked layout; where there are none, a short pass is over before that pays.
-        after = 0 if self._ends else _BLOCKED_AFTER
+        # Reductions gain from the blocked layout; where there are none, a short pass is over before that pays.
+        after = None if self._ends else _BLOCKED_AFTER
         self._session = Session(working, self._providers, plan_memory=False, any_order=samples, blocked_after=after)
 
     def observe(self, batch: Batch, observers: Sequence[Observer]) -> bool:

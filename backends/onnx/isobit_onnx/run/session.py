@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +40,9 @@ Weights = dict[str, NDArray[Any]]
 #: Bytes; onnxruntime wants small constants, among them shapes, in the graph.
 _SMALLEST_ARRAY = 1024
 
+#: Making a session in blocked layout, with its first run, takes so many times as long as making the plain one.
+BLOCKED_COST = 3.0
+
 _ARRAY_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8, ir.DataType.UINT8})
 
 
@@ -57,15 +61,16 @@ class Session:
         *,
         plan_memory: bool = True,
         any_order: Collection[str] = (),
-        blocked_after: int = 4,
+        blocked_after: int | None = None,
         is_lean: bool = False,
     ) -> None:
         """`providers` are onnxruntime's, in order of preference; without any, CUDA where it is there, then the CPU.
 
         `plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave.
-        The run after `blocked_after` runs makes a session in blocked layout. `any_order` are outputs whose elements
-        may come in another order within each sample. `is_lean` dequantizes weights as they are read: opened sooner and
-        smaller, but slower in each run.
+        The run after `blocked_after` runs makes a session in blocked layout; unless said, the one after which runs have
+        taken as long as making it will, so that both never take twice the time of the better choice. `any_order` are
+        outputs whose elements may come in another order within each sample. `is_lean` dequantizes weights as they are
+        read: opened sooner and smaller, but slower in each run.
         """
         self._plan_memory, self._any_order, self.is_lean = plan_memory, frozenset(any_order), is_lean
         self._providers = chosen_providers(providers)
@@ -73,9 +78,12 @@ class Session:
         # Held where a session in blocked layout may take the place of the plain one, or the other way round.
         self._model: ir.Model | None = model if on_cpu and gains_from_blocks(model, any_order) else None
         self._runs_left = blocked_after
+        self._seconds_left = 0.0
         self.is_blocked = False
         self._weights: Weights = {}  # onnxruntime reads these arrays as long as the plain session lives
+        start = time.perf_counter()
         self._session = self._open(model)
+        self._seconds_left = BLOCKED_COST * (time.perf_counter() - start)
         self.output_names = [output.name for output in self._session.get_outputs()]
 
     def _options(self, weights: Weights | None = None) -> Any:
@@ -127,11 +135,19 @@ class Session:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """All outputs by name. Raises RUN_FAILURES."""
-        self._runs_left -= 1
+        start = time.perf_counter()
         outputs = self._run_in_either_layout(feeds)
-        if self._model is not None and self._runs_left < 0 and not self.is_blocked:
+        if self._model is not None and not self.is_blocked and self._pays_from_now(time.perf_counter() - start):
             self._change_layout(self._model, feeds, outputs)
         return outputs
+
+    def _pays_from_now(self, seconds: float) -> bool:
+        """Whether a session in blocked layout is to be made after a run that took so long."""
+        if self._runs_left is not None:
+            self._runs_left -= 1
+            return self._runs_left < 0
+        self._seconds_left -= seconds
+        return self._seconds_left < 0
 
     def _run_in_either_layout(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs, from the plain session where that of the blocked layout fails. Raises onnxruntime's errors."""

@@ -12,6 +12,7 @@ from isobit.calibration.resolve import Resolved
 from isobit.calibration.scheme import Calibrator
 from isobit.calibration.schemes.auto import ComparesSchemes
 from isobit.errors import FormatError
+from isobit.graph.fingerprint import digest, fingerprint
 from isobit.quantsim.judging.judge import MARGIN, Judge, Ratios, mean
 from isobit.quantsim.simulation import Simulation
 
@@ -47,7 +48,8 @@ def set_encodings(simulation: Simulation, calibrator: Calibrator, each: Each | N
         return simulation.model
 
     schemes = each(calibrator.candidates, "comparing schemes") if each else calibrator.candidates
-    tried = compare(simulation.judge, schemes, simulation.resolve, take)
+    state = state_of(simulation.model)
+    tried = compare(simulation.judge, schemes, simulation.resolve, take, state)
     best = best_of(tried)
     simulation.take(best.resolved, best.calibrator)
     figures = ", ".join(f"{candidate.calibrator.name} {mean(candidate.ratios):.1f}" for candidate in tried)
@@ -55,6 +57,11 @@ def set_encodings(simulation: Simulation, calibrator: Calibrator, each: Each | N
     simulation.calibration = f"{simulation.calibration} (the best of {figures} dB)"
     if simulation.model.compensations:
         _judge_compensations(simulation, simulation.judge, best.ratios)
+
+
+def state_of(model: CheckedModel) -> str:
+    """One hash of a model's graph and constants, corrections included."""
+    return digest(fingerprint(model.graph, model.weight))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +78,12 @@ def compare(
     calibrators: Iterable[Calibrator],
     resolve: Callable[[Calibrator], Resolved],
     take: Callable[[Resolved, Calibrator], CheckedModel],
+    state: str,
 ) -> list[Candidate]:
     """Judge schemes; those that have no ranges for the formats of the plan are left out. Raises FormatError if all are.
 
-    `resolve` makes the encodings of one, `take` the model with them.
+    `resolve` makes the encodings of one, `take` the model with them, which is in `state` (`state_of`): what the judge
+    has measured of that before is not measured again.
     """
     tried: list[Candidate] = []
     refusals: list[FormatError] = []
@@ -84,9 +93,11 @@ def compare(
         except FormatError as error:
             refusals.append(error)
             continue
-        ratios = next((other.ratios for other in tried if other.resolved.encodings == resolved.encodings), None)
+        rival = best_of(tried).ratios if tried else None
+        ratios = judge.known(state, resolved.encodings, rival)
         if ratios is None:
-            ratios = judge.ratios(take(resolved, calibrator), best_of(tried).ratios if tried else None)
+            ratios = judge.ratios(take(resolved, calibrator), rival)
+            judge.remember(state, resolved.encodings, ratios)
         tried.append(Candidate(calibrator, resolved, ratios))
     if not tried:
         raise refusals[-1]

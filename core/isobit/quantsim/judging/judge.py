@@ -5,8 +5,9 @@ Whatever is compared, schemes, steps of a recipe, corrections with and without, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch
+from isobit.encodings.encoding import Encodings
 from isobit.errors import ModelError
 from isobit.graph.graph import Graph, Node
 from isobit.graph.sites import Input, Tensor
@@ -23,8 +25,12 @@ from isobit.statistics.observer import Request
 #: Decibels by which a later candidate must be better: last bits, in which frameworks differ, do not choose.
 MARGIN = 0.1
 
-#: Decibels by which one that is worse after a few samples is not run on the others.
-_HOPELESS = 2.0
+#: One that is worse after a few batches is not run on the others: by so many decibels after any number of them, or from
+#: so many on by so many standard errors of the difference, batch by batch.
+_HOPELESS, _ENOUGH, _STANDARD_ERRORS = 2.0, 4, 3.0
+
+#: Of so many models what was measured is remembered.
+_REMEMBERED = 16
 
 #: What ends a network and flattens large values: behind it, a sample that is decided says nothing of the others.
 _LAST = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
@@ -46,6 +52,7 @@ class Judge:
 
     samples: Sequence[tuple[Batch, Outputs]]
     is_of_outputs: bool = True
+    _known: list[tuple[str, Encodings, Ratios]] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: CheckedModel, batches: Sequence[Batch]) -> Judge:
@@ -68,7 +75,7 @@ class Judge:
 
         def take(outputs: Outputs) -> bool:
             ratios.append(sample_decibels(self.samples[len(ratios)][1], outputs))
-            return rival is not None and mean(ratios) < mean(rival[: len(ratios)]) - _HOPELESS
+            return rival is not None and is_behind(ratios, rival)
 
         try:
             _judged_outputs(model, (batch for batch, _ in self.samples), take)
@@ -76,11 +83,42 @@ class Judge:
             return [[float("-inf")]]
         return ratios
 
+    def known(self, state: str, encodings: Encodings, rival: Ratios | None) -> Ratios | None:
+        """What was measured before of a model in this state with these quantizers, as far as it serves beside `rival`.
+
+        Judging the last step of a recipe and choosing the scheme in the end compare the same models.
+        """
+        for known_state, known_encodings, ratios in self._known:
+            if known_state == state and known_encodings == encodings:
+                is_whole = len(ratios) == len(self.samples)
+                return ratios if is_whole or (rival is not None and is_behind(ratios, rival)) else None
+        return None
+
+    def remember(self, state: str, encodings: Encodings, ratios: Ratios) -> None:
+        """Keep what was measured, of the latest models."""
+        self._known.append((state, encodings, ratios))
+        del self._known[:-_REMEMBERED]
+
 
 def mean(ratios: Ratios) -> float:
     """The mean over all samples; 200 where no output can be compared."""
     values = [value for batch in ratios for value in batch]
     return float(np.mean(values)) if values else 200.0
+
+
+def is_behind(ratios: Ratios, rival: Ratios) -> bool:
+    """Whether outputs are so much worse than a rival's on the same first samples that the others need not be looked at.
+
+    Candidates are compared as in a race (Maron and Moore, "Hoeffding races", NIPS 1993), with normal errors, batch by
+    batch: rows of one batch may be steps of one sequence, which err alike.
+    """
+    rivals = rival[: len(ratios)]
+    if mean(ratios) < mean(rivals) - _HOPELESS:
+        return True
+    if len(ratios) < _ENOUGH:
+        return False
+    lead = np.array([mean([theirs]) - mean([ours]) for ours, theirs in zip(ratios, rivals, strict=True)])
+    return float(lead.mean()) > max(MARGIN, _STANDARD_ERRORS * float(lead.std(ddof=1)) / math.sqrt(lead.size))
 
 
 def is_better(now: Ratios, was: Ratios, by: float = 0.0) -> bool:

@@ -15,7 +15,7 @@ from isobit.data.samples import SampleAxes
 from isobit.placement.plan import Plan
 from isobit.quantsim.apply import context_of, requests_of
 from isobit.quantsim.checkpoint import Checkpoint
-from isobit.quantsim.judging.choose_scheme import best_of, compare
+from isobit.quantsim.judging.choose_scheme import best_of, compare, state_of
 from isobit.quantsim.judging.find_loss import Loss, find_loss
 from isobit.quantsim.judging.judge import Ratios
 from isobit.quantsim.observe import Passes
@@ -137,16 +137,18 @@ class StepJudge:
                 copy = context.model.copy()
                 break
         calibrator = self._calibrator
-        schemes = calibrator.candidates if isinstance(calibrator, ComparesSchemes) else [calibrator]
+        candidates = calibrator.candidates if isinstance(calibrator, ComparesSchemes) else [calibrator]
 
         def resolved(scheme: Calibrator) -> Resolved:
-            return resolve(context.graph, context.plan, statistics, scheme, copy.weight, frozen=context.frozen)
+            frozen, memo = context.frozen, self._simulation.ranges
+            return resolve(context.graph, context.plan, statistics, scheme, copy.weight, frozen=frozen, memo=memo)
 
         def take(chosen: Resolved, scheme: Calibrator) -> CheckedModel:
             set_simulated(copy, context.plan, chosen.encodings)
             return copy
 
-        return best_of(compare(judge, self.passes.each(schemes, "judging, schemes"), resolved, take)).ratios
+        schemes = self.passes.each(candidates, "judging, schemes")
+        return best_of(compare(judge, schemes, resolved, take, state_of(copy))).ratios
 
 
 def _compensating_techniques(steps: Sequence[Step]) -> list[Technique]:
@@ -161,10 +163,14 @@ def _asked(techniques: Sequence[Technique], context: TechniqueContext) -> list[R
 
 
 def _first(dataset: Dataset, samples: int) -> list[Batch]:
-    """Whole batches from the start of the data, until they hold so many samples."""
+    """Whole batches from the start of the data, until they hold so many samples.
+
+    Half of them do where that is a quarter of the data or more: every scheme and state that is judged runs them all.
+    """
     axes, taken = SampleAxes.of(dataset.graph), []
     for batch in dataset:
         taken.append(batch)
-        if axes.size(taken) >= samples:
+        size = axes.size(taken)
+        if size >= samples or (2 * size >= samples and len(taken) * _PART >= len(dataset) > 0):
             break
     return taken
