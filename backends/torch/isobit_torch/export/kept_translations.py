@@ -17,7 +17,7 @@ import torch
 
 
 class _Exporter(NamedTuple):
-    """The parts of the exporter that are replaced: modules and a class of PyTorch's own, not of its public interface."""
+    """Where the exporter has what is replaced: modules and a class of PyTorch that are not of its public interface."""
 
     registry: Any
     passes: Any
@@ -26,7 +26,7 @@ class _Exporter(NamedTuple):
 
 @contextmanager
 def kept_translations() -> Iterator[None]:
-    """Within it torch.onnx.export works with what was made first, where this version has the parts that are replaced."""
+    """Within it torch.onnx.export works with what was made first, where this version of it has what is replaced."""
     exporter = _exporter()
     if exporter is None:
         yield
