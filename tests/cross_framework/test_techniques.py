@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pytest
 
 import isobit
+from isobit.backend import CheckedModel
 from isobit.graph import Graph
+from isobit.placement import QuantConfig
+from isobit.plugins import registry
+from isobit.quantsim import QuantSim
 from isobit.techniques import (
     GPTQ,
     AdaRound,
@@ -79,6 +84,17 @@ TECHNIQUES: dict[str, tuple[str, Sequence[Technique]]] = {
 SOLVED = {"SpatialSvd by data", "WeightSvd by data"}
 
 
+BUILD = {"onnx": build_onnx, "torch": build_torch, "tensorflow": build_keras}
+
+
+@cache
+def opened(framework: str, name: str) -> CheckedModel:
+    """A reference network, opened once: what is done, is done with copies."""
+    network = NETWORKS[name]()
+    example = example_of(network) if framework == "torch" else None
+    return CheckedModel.of(registry().backend(framework).open(BUILD[framework](network), example))
+
+
 def constants(graph: Graph) -> list[str]:
     """What the nodes read, in order: PyTorch names some constants after its functions."""
     return [name for node in graph.nodes for name in node.inputs if name in graph.weights]
@@ -89,17 +105,14 @@ def test_weights_and_encodings_are_those_of_the_other_frameworks(case: str) -> N
     name, techniques = TECHNIQUES[case]
     network = NETWORKS[name]()
     target = "onnxruntime-cpu-transformer" if name == "attention" else "default"
-    bits = (
-        {"weights": "int4 per-channel"}
-        if any(isinstance(t, AdaRound | GPTQ | SequentialMse) for t in techniques)
-        else {}
-    )
-    check = not any(isinstance(technique, Unbalance) for technique in techniques)  # it makes another function
+    rounds = any(isinstance(technique, AdaRound | GPTQ | SequentialMse) for technique in techniques)
+    config = QuantConfig("int4 per-channel") if rounds else QuantConfig()
     sims = {
-        "onnx": isobit.QuantSim(build_onnx(network), target=target, check=check, **bits),
-        "torch": isobit.QuantSim(build_torch(network), example_of(network), target=target, check=check, **bits),
-        "tensorflow": isobit.QuantSim(build_keras(network), target=target, check=check, **bits),
+        framework: QuantSim.of_backend_model(opened(framework, name).copy(), registry().target(target), config)
+        for framework in BUILD
     }
+    for sim in sims.values():  # rescaling for a test makes another function
+        sim.simulation.check = not any(isinstance(technique, Unbalance) for technique in techniques)
     data = [network.batch(8, seed) for seed in range(4)]
     changed = {framework: sim.apply(*techniques, data=data)[-1].changed for framework, sim in sims.items()}
     assert all(changed.values()), changed

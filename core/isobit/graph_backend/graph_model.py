@@ -83,7 +83,7 @@ class DifferentiableEngine(Engine, Protocol):
 class GraphModel:
     """A model that an engine runs. `quantizers` are its encodings by site, and `off` the sites that are switched off.
 
-    `cache` is the engine's: what it compiles for this graph. An edit empties it, a copy shares what is in it.
+    `cache` is the engine's: what it compiles for this graph. All copies share it until an edit.
     """
 
     failures = (TypeError, ValueError)
@@ -198,7 +198,7 @@ class GraphModel:
     def copy(self) -> Self:
         """An independent copy."""
         copied = type(self)(self.engine, self.graph, self.weights)
-        copied.quantizers, copied.off, copied.cache = dict(self.quantizers), set(self.off), dict(self.cache)
+        copied.quantizers, copied.off, copied.cache = dict(self.quantizers), set(self.off), self.cache
         return copied
 
     def state(self) -> bytes:
