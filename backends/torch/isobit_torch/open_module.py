@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from isobit.errors import ModelError
 from isobit_torch.capture.capture import Capture, capture
 from isobit_torch.capture.dropout import restore_dropout
-from isobit_torch.capture.errors import refuse_data_dependence
+from isobit_torch.capture.errors import DependsOnValuesError, refuse_data_dependence
 from isobit_torch.capture.fold_constants import fold_constants
 from isobit_torch.capture.free_names import NewNames, moved, new_names, notes
 from isobit_torch.capture.functionalize import functionalize, written_buffers
@@ -47,12 +47,31 @@ def open_module(model: Any, example: Any) -> TorchModel:
 
 def _open(model: nn.Module, example: Any) -> TorchModel:
     try:
-        captured = capture(model, example)
+        return _at_any_size(model, example)
+    except DependsOnValuesError as error:
+        failure: ModelError = error
     except ModelError as error:
-        told = "; ".join(adapters.notes(model))
-        if not told:
-            raise
+        _tell_of_adapters(model, error)
+        raise
+    for is_fixed in (False, True):  # a size may have to be known as well
+        try:
+            return _at_any_size(model, example, is_fixed=is_fixed, is_aided=True)
+        except ModelError:
+            continue
+    _tell_of_adapters(model, failure)
+    raise failure
+
+
+def _tell_of_adapters(model: nn.Module, error: ModelError) -> None:
+    """Raise ModelError with what there is to say of the model's adapters, if anything."""
+    told = "; ".join(adapters.notes(model))
+    if told:
         raise ModelError(f"{told}. As it is, it cannot be captured: {error}") from error
+
+
+def _at_any_size(model: nn.Module, example: Any, *, is_fixed: bool = False, is_aided: bool = False) -> TorchModel:
+    """The model with its sizes open; with those of the example, where it does not follow them or `is_fixed`."""
+    captured = capture(model, example, is_fixed=is_fixed, is_aided=is_aided)
     program = program_of(captured)
     opened, given = _opened(captured, program), Given(model, captured)
     opened.given = given
@@ -60,7 +79,7 @@ def _open(model: nn.Module, example: Any) -> TorchModel:
     is_doubled = captured.is_doubled and "batch" not in program.symbols.sizes
     if not is_doubled and follows_sizes(given, captured, program, run):
         return opened
-    captured = capture(model, example, is_fixed=True)
+    captured = capture(model, example, is_fixed=True, is_aided=is_aided)
     opened = _opened(captured, program_of(captured))
     opened.given = Given(model, captured)
     return opened

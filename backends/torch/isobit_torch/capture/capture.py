@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from isobit_torch.capture.caches import Caches
 from isobit_torch.capture.copy_module import copy_module, refuse_quantized
 from isobit_torch.capture.errors import explain, explain_failure
 from isobit_torch.capture.kept_states import kept_states
+from isobit_torch.capture.known_numbers import KnownNumbers
+from isobit_torch.capture.picked_rows import AllRows, require_by_row
 from isobit_torch.program.devices import require_one_device
 from isobit_torch.program.fx_nodes import full_name
 from isobit_torch.program.shapes import is_open, is_sequence
@@ -32,6 +35,26 @@ from isobit_torch.program.signature import (
 from isobit_torch.program.torch_export import named_arguments, quiet, without_autocast
 
 
+class Aids:
+    """What helps to capture code that asks tensors for values: known numbers, and all rows in place of picked ones."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._rows = module, AllRows()
+        self._buffers = dict(module.named_buffers())
+
+    @property
+    def has_picked(self) -> bool:
+        """Whether a mask picked rows in the last block."""
+        return self._rows.has_picked
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """A block of them, inside of the module's own forward."""
+        self._rows = AllRows()
+        with KnownNumbers(self._buffers, self._module), self._rows:
+            yield
+
+
 @dataclass(frozen=True)
 class Capture:
     """The user's module (a copy, in evaluation mode), the call of it, its program and its signature."""
@@ -45,9 +68,11 @@ class Capture:
     is_doubled: bool = False  # the example of one sample was repeated
 
 
-def capture(model: nn.Module, example: Any, *, is_fixed: bool = False) -> Capture:
+def capture(model: nn.Module, example: Any, *, is_fixed: bool = False, is_aided: bool = False) -> Capture:
     """Capture a copy of `model`, where `is_fixed` for the example's sizes alone.
 
+    Where `is_aided`, numbers in tensors are known (`known_numbers`), and what a mask picks is computed for all rows
+    (`picked_rows`).
     Raises ModelError that quotes the line of the user's code which stands in the way.
     """
     if isinstance(model, torch.jit.ScriptModule):
@@ -58,14 +83,14 @@ def capture(model: nn.Module, example: Any, *, is_fixed: bool = False) -> Captur
         )
     refuse_quantized(model)
     with without_autocast() as asked:
-        captured = _capture(model, example, is_fixed)
+        captured = _capture(model, example, is_fixed, is_aided)
     if not asked:
         return captured
     note = f"torch.autocast to {asked[0]} in forward is left out: the simulator computes in float32"
     return replace(captured, notes=(*captured.notes, note))
 
 
-def _capture(model: nn.Module, example: Any, is_fixed: bool) -> Capture:
+def _capture(model: nn.Module, example: Any, is_fixed: bool, is_aided: bool) -> Capture:
     module = copy_module(model)
     device = require_one_device(module)
     others = _other_precisions(module)
@@ -88,8 +113,14 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool) -> Capture:
     if states:
         unrun = copy_module(model).float() if others else copy_module(model)
         caches.settle(unrun)
-    program, fixed = _export(unrun, call, is_fixed)
+    aids = Aids(unrun) if is_aided else None
+    program, fixed = _export(unrun, call, is_fixed, aids)
     notes = [*fixed]
+    if aids is not None and aids.has_picked:
+        require_by_row(module, call)
+        notes.append(
+            "rows that a mask picks, as for experts, are computed for all rows, and what is not picked dropped"
+        )
     if others:
         notes.append(f"the model is in {', '.join(others)}, and the simulator computes in float32")
     elif any(map(_is_in_other_precision, calls)) and not _is_in_other_precision(call):
@@ -194,7 +225,9 @@ def _batched(call: Call) -> Call:
     return replace(call, args=args, kwargs=kwargs)
 
 
-def _export(module: nn.Module, call: Call, is_fixed: bool) -> tuple[ExportedProgram, tuple[str, ...]]:
+def _export(
+    module: nn.Module, call: Call, is_fixed: bool, aids: Aids | None
+) -> tuple[ExportedProgram, tuple[str, ...]]:
     """Try axes from the most to the least dynamic; where all tries fail, the error of the first is raised."""
     tries = [(True, True, ""), (True, False, "the sequence length is fixed")]
     tries.append((False, False, "the batch size and the sequence length are fixed"))
@@ -206,7 +239,7 @@ def _export(module: nn.Module, call: Call, is_fixed: bool) -> tuple[ExportedProg
     for batch, sequence, note in tries:
         shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch, sequence), call.by_name)  # noqa: B023
         try:
-            with quiet(), named_arguments(module, call), torch.no_grad():
+            with quiet(), named_arguments(module, call, aids or nullcontext), torch.no_grad():
                 program = torch.export.export(
                     module, call.args, call.kwargs, dynamic_shapes=shapes if batch else None, strict=False
                 )
@@ -221,7 +254,7 @@ def _export(module: nn.Module, call: Call, is_fixed: bool) -> tuple[ExportedProg
             note = note or "the sequence length is fixed"
         return program, (f"{note} to that of the example: the model's code depends on it",) if note else ()
     assert failure is not None
-    raise ModelError(explain(failure, module)) from failure
+    raise explain(failure, module) from failure
 
 
 #: Calls whose settings a file holds as numbers: groups that follow the batch, a window as long as the sequence.

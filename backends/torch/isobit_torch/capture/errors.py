@@ -41,8 +41,12 @@ _ADVICE = (
 )
 
 
-def explain(error: BaseException, module: nn.Module) -> str:
-    """A message for ModelError: what failed, in which line, and what to change."""
+class DependsOnValuesError(ModelError):
+    """What the code does, or a size in it, depends on the values of a tensor."""
+
+
+def explain(error: BaseException, module: nn.Module) -> ModelError:
+    """The error to raise: what failed, in which line, and what to change."""
     where = _line(error)
     text = f"{type(error).__name__} {error} {where[2] if where is not None else ''}"
     meaning, advice = next(
@@ -51,10 +55,9 @@ def explain(error: BaseException, module: nn.Module) -> str:
     )
     reason = meaning or first_line(str(error)) or type(error).__name__
     name = type(module).__name__
-    if where is None:
-        return f"the model {name} cannot be captured by torch.export: {reason}; {advice}"
-    file, number, code = where
-    return f"the model {name} cannot be captured at {file}:{number}: `{code}`: {reason}; {advice}"
+    place = " by torch.export" if where is None else f" at {where[0]}:{where[1]}: `{where[2]}`"
+    message = f"the model {name} cannot be captured{place}: {reason}; {advice}"
+    return DependsOnValuesError(message) if meaning == _BRANCH else ModelError(message)
 
 
 def explain_failure(error: BaseException, module: nn.Module, batch: str) -> str:
@@ -102,7 +105,9 @@ def refuse_data_dependence(graph: fx.Graph, module: nn.Module) -> None:
             if tag is torch.Tag.dynamic_output_shape and not free_unbacked_symbols(node.meta.get("val")):
                 continue  # torch knows the size: one_hot of a given depth, a table read by numbers
             name = type(module).__name__
-            raise ModelError(f"the model {name} cannot be captured{_place(node)}: {op_name(node)} {meaning}; {advice}")
+            raise DependsOnValuesError(
+                f"the model {name} cannot be captured{_place(node)}: {op_name(node)} {meaning}; {advice}"
+            )
 
 
 def _place(node: fx.Node) -> str:

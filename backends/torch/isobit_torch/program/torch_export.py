@@ -7,8 +7,8 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,12 +19,18 @@ from isobit_torch.program.signature import Call
 
 
 @contextmanager
-def named_arguments(module: nn.Module, call: Call) -> Iterator[None]:
-    """Let forward name its arguments: torch.export has no dynamic shapes for ``*args`` and ``**kwargs``."""
+def named_arguments(
+    module: nn.Module, call: Call, inside: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> Iterator[None]:
+    """Let forward name its arguments: torch.export has no dynamic shapes for ``*args`` and ``**kwargs``.
+
+    It runs in a block of `inside`.
+    """
     original = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **kwargs)
+        with inside():
+            return original(*args, **kwargs)
 
     forward.__signature__ = call.plain  # type: ignore[attr-defined]
     had_own = "forward" in vars(module)

@@ -1,0 +1,104 @@
+"""Numbers that code keeps in tensors though no data is in them: strides in buffers, ``torch.div`` of sizes.
+
+While a module is captured its tensors hold no values, and what is asked of them (a branch, a size, a slice) is taken to
+depend on data. `KnownNumbers` computes small tensors that come from buffers, sizes and constants beside the capture,
+and answers from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
+
+_FEW = 4096
+
+_ASK = frozenset(("__bool__", "__int__", "__index__", "__float__", "__format__", "item", "tolist"))
+_TAKE_SIZES = frozenset(
+    (
+        *("view", "reshape", "expand", "repeat", "arange", "zeros", "ones", "full", "empty", "narrow", "pad", "split"),
+        *("__getitem__", "linspace", "new_zeros", "new_ones", "as_strided", "interpolate"),
+    )
+)
+_OF_SIZES = frozenset(("tensor", "as_tensor", "scalar_tensor", "div", "floor_divide", "true_divide"))
+_RANDOM = ("rand", "empty", "bernoulli", "normal", "uniform", "multinomial", "dropout", "exponential")
+
+
+class KnownNumbers(TorchFunctionMode):
+    """Answers what code asks of tensors whose values are known without data."""
+
+    def __init__(self, buffers: Mapping[str, torch.Tensor], module: nn.Module) -> None:
+        """`buffers` are the values of those that `module`, in the middle of a capture, has by the same names."""
+        super().__init__()
+        self._known: dict[int, torch.Tensor] = {}
+        self._kept: list[torch.Tensor] = []  # identities hold while the objects live
+        for name, buffer in module.named_buffers():
+            value = buffers.get(name)
+            if value is not None and value.numel() <= _FEW:
+                with _disable_current_modes():
+                    self._note(buffer, value.detach().clone())
+
+    def _note(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        self._kept.append(tensor)
+        self._known[id(tensor)] = value
+
+    def _value(self, leaf: Any) -> Any:
+        return self._known.get(id(leaf), leaf)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The operation; where it asks for a number that is known, the number."""
+        named = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if name in _ASK and args and id(args[0]) in self._known:
+            return self._compute(func, args, named)
+        if name in _TAKE_SIZES:
+            first = args[:1] if name == "__getitem__" else ()
+            args = (*first, *map(self._sizes, args[len(first) :]))
+            named = {key: self._sizes(value) for key, value in named.items()}
+        given = pytree.tree_leaves((args, named))
+        found = func(*args, **named)
+        tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
+        is_known = all(id(leaf) in self._known for leaf in tensors)
+        if is_known and any(map(_is_symbol, given)):  # a size that is left open is fixed where it becomes a tensor
+            is_known = name in _OF_SIZES and not tensors
+            args, named = pytree.tree_map_only(torch.SymInt, int, (tuple(args), named)) if is_known else (args, named)
+        is_written = name.startswith("__i") or name == "__setitem__" or (name.endswith("_") and name[:2] != "__")
+        if is_written and not is_known:
+            self._known.pop(id(args[0]), None)
+        elif is_known and not name.startswith(_RANDOM) and (is_written or _is_small(found)):
+            value = self._compute(func, args, named)
+            if isinstance(found, torch.Tensor):
+                self._note(found, value)
+        return found
+
+    def _sizes(self, value: Any) -> Any:
+        """Known numbers in place of tensors, where an operation takes sizes."""
+        if isinstance(value, slice):
+            return slice(*map(self._sizes, (value.start, value.stop, value.step)))
+        if isinstance(value, tuple | list):
+            return type(value)(map(self._sizes, value))
+        known = self._known.get(id(value))
+        if known is None or known.ndim or known.is_floating_point() or known.dtype == torch.bool:
+            return value
+        return int(known)
+
+    def _compute(self, func: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        args, named = pytree.tree_map(self._value, (tuple(args), dict(named)))
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            return func(*args, **named)
+
+
+def _is_symbol(leaf: Any) -> bool:
+    return isinstance(leaf, torch.SymInt | torch.SymFloat | torch.SymBool)
+
+
+def _is_small(found: Any) -> bool:
+    count = found.numel() if isinstance(found, torch.Tensor) else _FEW + 1
+    return isinstance(count, int) and count <= _FEW

@@ -1,0 +1,64 @@
+"""Numbers that code keeps in tensors though no data is in them. The module is the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import isobit
+
+
+class DividedSize(nn.Module):
+    """As Longformer has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = torch.div(x.shape[1], 2, rounding_mode="trunc")
+        return self.layer(x).view(x.shape[0], count, 2, 8).mean(2)
+
+
+class StridesInBuffers(nn.Module):
+    """As EnCodec has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(8, 4, 5, stride=3)
+        self.register_buffer("width", torch.tensor(5), persistent=False)
+        self.register_buffer("stride", torch.tensor(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = torch.ceil((x.shape[-1] - self.width) / self.stride + 1).to(torch.int64) - 1
+        missing = count * self.stride + self.width - x.shape[-1]
+        if missing > 0:
+            x = nn.functional.pad(x, (0, missing))
+        return self.conv(x)
+
+
+class StepsInABuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("steps", torch.tensor([2, 3]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(int(self.steps.sum())):
+            x = torch.relu(self.layer(x))
+        if self.steps[0] == 2:
+            x = x + 1
+        return x / self.steps.max().item()
+
+
+@pytest.mark.parametrize("kind", [DividedSize, StridesInBuffers, StepsInABuffer])
+def test_numbers_without_data_are_known(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    sim = isobit.QuantSim(model, torch.randn(4, 8, 8))
+    for batch in (4, 3):
+        x = torch.randn(batch, 8, 8)
+        found = next(iter(sim.run_float(x).values()))
+        np.testing.assert_allclose(found, model(x).detach(), rtol=1e-4, atol=1e-6)
