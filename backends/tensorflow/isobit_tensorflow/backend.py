@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TensorFlowBackend:
-    """Opens functional and Sequential Keras 3 models, and the path of a ``.keras`` file."""
+    """Opens Keras 3 models, subclassed ones with an example batch, and the path of a ``.keras`` file."""
 
     name = "tensorflow"
     framework = "keras"  # also on another Keras backend: opening such a model says what to change
@@ -32,11 +32,11 @@ class TensorFlowBackend:
         return 2 if keras is not None and isinstance(model, keras.Model) else 0
 
     def open(self, model: Any, example_inputs: Any = None) -> KerasModel:
-        """Read a copy of a model. `example_inputs` are not needed. Raises ModelError."""
+        """Read a copy of a model; only a subclassed one needs `example_inputs`. Raises ModelError."""
         self._require()
         from isobit_tensorflow.open_model import open_model
 
-        return open_model(model)
+        return open_model(model, example_inputs)
 
     def restore(self, state: bytes) -> KerasModel:
         """The model that `KerasModel.state` wrote."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -10,9 +11,10 @@ import numpy as np
 
 from isobit.canonical import canonicalize
 from isobit.errors import ModelError
+from isobit_tensorflow.as_functional import as_functional
 from isobit_tensorflow.given_model import GivenModel
 from isobit_tensorflow.model import KerasModel
-from isobit_tensorflow.read.emitter import Emitter, Value
+from isobit_tensorflow.read.emitter import Emitter, Value, in_float32
 from isobit_tensorflow.read.names import StableNames
 from isobit_tensorflow.read.reader import KerasReader, is_functional
 from isobit_tensorflow.read.rules.table import rule_of
@@ -22,13 +24,18 @@ from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
 from isobit_tensorflow.training import Training
 
 
-def open_model(model: Any) -> KerasModel:
-    """Open a copy of a Keras model, or of the model in a ``.keras`` file. Raises ModelError."""
+def open_model(model: Any, example: Any = None) -> KerasModel:
+    """Open a copy of a Keras model, or of the model in a ``.keras`` file. Raises ModelError.
+
+    `example` is a batch as ``fit`` takes one, which a subclassed model is opened with; others say their shapes.
+    """
     if isinstance(model, str | os.PathLike):
         model = _load(os.fspath(model))
     if isinstance(model, Simulator):
         return KerasModel(model.copy())
-    _require_graph(model)
+    _require_model(model)
+    if not is_functional(model):
+        model = as_functional(model, example)
     names = StableNames.of(model)
     emitter = Emitter(names)
     structure_in, structure_out = _structures(model)
@@ -36,11 +43,10 @@ def open_model(model: Any) -> KerasModel:
     reader = KerasReader(emitter, rule_of, names)
     outputs = reader.read(structure_out, inputs)
     output_names = _outputs(emitter, structure_out, outputs, names)
-    emitter.notes += names.notes()
+    emitter.notes += [*_widths(emitter), *names.notes()]
     raw = emitter.graph()
     graph = canonicalize(raw)
     training = Training(emitter.dropout_list(), emitter.momentum)
-    _require_float32(emitter)
     variables = {}
     for info in graph.weights.values():
         source = info.source
@@ -48,7 +54,9 @@ def open_model(model: Any) -> KerasModel:
             continue
         original = emitter.variables.get(source)
         if original is not None:
-            variables[source] = make_variable(VariableSpec.of(source, original), np.array(original.numpy()))
+            spec = VariableSpec.of(source, original)
+            spec = replace(spec, dtype=in_float32(spec.dtype))
+            variables[source] = make_variable(spec, np.array(original.numpy()))
         else:
             array = emitter.arrays[source]
             spec = VariableSpec(source, array.shape, str(array.dtype), source in emitter.trained)
@@ -76,7 +84,7 @@ def _load(path: str) -> keras.Model:
         raise ModelError(f"{path}: not a Keras model that loads safely: {str(error).splitlines()[0]}") from error
 
 
-def _require_graph(model: Any) -> None:
+def _require_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise ModelError(f"the TensorFlow backend opens Keras models, not {type(model).__name__}")
     if isinstance(model, keras.Sequential) and not getattr(model, "inputs", None):
@@ -84,22 +92,13 @@ def _require_graph(model: Any) -> None:
             f"the Sequential model {model.name!r} is not built: put keras.Input(shape=...) first, or call "
             "model.build(input_shape)"
         )
-    if not is_functional(model):
-        raise ModelError(
-            f"{model.name!r} is a subclassed model ({type(model).__name__}): its layers have no graph to read. Make it "
-            "functional: x = keras.Input(shape=...); model = keras.Model(x, model.call(x)), where call uses layers and "
-            "keras.ops only"
-        )
 
 
-def _require_float32(emitter: Emitter) -> None:
-    for name, variable in emitter.variables.items():
-        dtype = keras.backend.standardize_dtype(variable.dtype)
-        if "float" in dtype and dtype != "float32":
-            raise ModelError(
-                f"variable {name!r} is {dtype}: variables are float32 here, also under a mixed policy. Load the "
-                "weights into the model built with dtype='float32' or 'mixed_float16'"
-            )
+def _widths(emitter: Emitter) -> list[str]:
+    """One line where variables have another width than what is simulated."""
+    kinds = {keras.backend.standardize_dtype(variable.dtype) for variable in emitter.variables.values()}
+    others = sorted(kind for kind in kinds if in_float32(kind) != kind)
+    return [f"variables of {' and '.join(others)} are float32 here, and what they compute is too"] if others else []
 
 
 def _structures(model: keras.Model) -> tuple[Any, Any]:
@@ -120,9 +119,9 @@ def _inputs(emitter: Emitter, model: keras.Model, structure: Any, names: StableN
                 f"input {name!r} is texts: run the layers that read them ahead of time, and quantize what is behind "
                 "them, keras.Model(y, ...) from y = keras.Input(shape=...) on"
             )
-        if dtype not in ("float32", "int32", "int64", "bool", "uint8", "int8", "float16", "bfloat16"):
-            raise ModelError(f"input {name!r} is {dtype}: real numbers are float32 here")
-        kind = "float32" if dtype in ("float16", "bfloat16") else dtype
+        kind = in_float32(dtype)
+        if kind not in ("float32", "int32", "int64", "bool", "uint8", "int8"):
+            raise ModelError(f"input {name!r} is {dtype}: an input is real or whole numbers, or truth values")
         inputs[id(tensor)] = emitter.input(name, tensor.shape, kind)
     return inputs
 

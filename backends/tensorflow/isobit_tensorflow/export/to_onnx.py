@@ -5,6 +5,7 @@ Only operations outside the vocabulary go through tf2onnx, each as a frozen grap
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -78,9 +79,11 @@ def _converted(graph: Graph, node: Node, weight: Callable[[str], NDArray[Any]]) 
 
         inputs = [f"in{index}:0" for index in range(len(names))]
         outputs = [tensor.name for tensor in frozen.outputs]
-        proto, _ = tf2onnx.convert.from_graph_def(
-            frozen.graph.as_graph_def(), input_names=inputs, output_names=outputs, opset=_TF2ONNX_OPSET
-        )
+        # they tell a person who runs tf2onnx what is old in it, and what the errors below say better
+        with quiet_loggers("tensorflow", "tf2onnx", level=logging.CRITICAL):
+            proto, _ = tf2onnx.convert.from_graph_def(
+                frozen.graph.as_graph_def(), input_names=inputs, output_names=outputs, opset=_TF2ONNX_OPSET
+            )
     except ImportError as error:
         raise ModelError(f"node {node.name!r} ({node.op}) needs tf2onnx to be exported: pip install tf2onnx") from error
     except Exception as error:
@@ -88,7 +91,10 @@ def _converted(graph: Graph, node: Node, weight: Callable[[str], NDArray[Any]]) 
         raise ModelError(f"tf2onnx does not convert node {node.name!r} ({node.op}): {reason}") from error
     foreign = sorted({n.op_type for n in proto.graph.node if n.domain or n.op_type not in _onnx_ops()})
     if foreign:
-        raise ModelError(f"tf2onnx leaves {', '.join(foreign)} of node {node.name!r} ({node.op}), which is not ONNX")
+        raise ModelError(
+            f"tf2onnx leaves {', '.join(foreign)} of node {node.name!r} ({node.op}), which is not ONNX: run this layer "
+            "ahead of the model, and quantize what is behind it, keras.Model(y, ...) from y = keras.Input(shape=...) on"
+        )
     order = {name: place for place, name in enumerate(inputs)}
     entries = sorted(proto.graph.input, key=lambda value: order.get(value.name, len(order)))
     del proto.graph.input[:]

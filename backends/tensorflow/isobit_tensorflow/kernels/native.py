@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from isobit.errors import ModelError
@@ -35,11 +36,20 @@ def run_native(node: Node, *operands: Operand | None) -> list[Operand]:
     ]
     with keras.StatelessScope(state_mapping=pairs):
         results = operation(*args, **named, **settings)
-    return [Operand(tf.convert_to_tensor(result)) for result in keras.tree.flatten(results)]
+    widths = [operand.tensor.dtype for operand in operands if operand is not None]
+    width = next((dtype for dtype in widths if dtype.is_floating), tf.float32)
+    produced = [tf.convert_to_tensor(result) for result in keras.tree.flatten(results)]
+    # a layer may compute in another width than the model is simulated in
+    return [Operand(tf.cast(value, width) if value.dtype.is_floating else value) for value in produced]
 
 
 def _tensor(entry: dict[str, Any], tensors: list[Any]) -> Any:
-    return tensors[entry["tensor"]] if set(entry) == {"tensor"} else entry
+    """What an entry of the arguments stands for: a tensor, an array, a function that is kept, or itself."""
+    if set(entry) == {"tensor"}:
+        return tensors[entry["tensor"]]
+    if set(entry) == {"array", "dtype"}:
+        return np.array(entry["array"], entry["dtype"])
+    return native_operation(entry["function"]) if set(entry) == {"function"} else entry
 
 
 def _weights(operation: Any) -> list[Any]:

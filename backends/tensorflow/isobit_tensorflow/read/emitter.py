@@ -28,6 +28,11 @@ Size = int | None
 Turned = dict[tuple[str, str | None], str]
 
 
+def in_float32(dtype: str) -> str:
+    """The type that the graph has for one of Keras: real numbers of any width are float32."""
+    return "float32" if dtype.startswith(("float", "bfloat")) else dtype
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """A tensor of the Keras model: its name in the graph, its shape in Keras' order of axes, its type.
@@ -97,6 +102,7 @@ class Emitter:
             raise ModelError(f"two inputs of the model are named {name!r}: give them different names")
         self._names.add(name)
         self.inputs.append(name)
+        dtype = in_float32(dtype)
         value = Value(name, tuple(shape), dtype)
         self._describe(name, value.shape, dtype)
         return value
@@ -159,19 +165,19 @@ class Emitter:
         if isinstance(parameter, VariableView):
             parameter, layout = parameter.variable, compose(parameter.layout, layout)
         if isinstance(parameter, Computed):
-            return self._viewed(self._computed_source(parameter, path), parameter.array, layout)
+            return self._viewed(self._computed_source(parameter, path), _in_float32(parameter.array), layout)
         if not isinstance(parameter, keras.Variable):
             raise ModelError(f"{path or 'a weight'} is a {type(parameter).__name__}, and no variable of the model")
         source = self._path(parameter, path)
         if source not in self.variables:
             self.variables[source] = parameter
-        return self._viewed(source, np.asarray(parameter.numpy()), layout)
+        return self._viewed(source, _in_float32(np.asarray(parameter.numpy())), layout)
 
     def _computed_source(self, parameter: Computed, path: str) -> str:
         if id(parameter) not in self._computed:
             source = self.unique(path)
             self._computed[id(parameter)] = source, parameter
-            self.arrays[source] = parameter.array
+            self.arrays[source] = _in_float32(parameter.array)
             if parameter.trainable:
                 self.trained.add(source)
                 of = ", ".join(self._stable.of_variable(variable) for variable in parameter.variables)
@@ -180,7 +186,7 @@ class Emitter:
 
     def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
         """A constant that the model has in its code or in a setting."""
-        array = np.asarray(value, dtype)
+        array = _in_float32(np.asarray(value, dtype))
         source = self.unique(name)
         self.arrays[source] = array
         return self._viewed(source, array, ())
@@ -222,6 +228,7 @@ class Emitter:
         `shape` is Keras' own, `last` says that the result is that of channels last.
         """
         names = [entry.name if isinstance(entry, Value) else entry for entry in inputs]
+        dtype = in_float32(dtype)
         output = self._node(op, name, names, attributes)
         for index, entry in enumerate(inputs):
             if isinstance(entry, Value):
@@ -244,7 +251,8 @@ class Emitter:
         names = tuple(entry.name if isinstance(entry, Value) else entry for entry in inputs)
         self.nodes.append(Node(base, op, names, outputs, attributes, (base,)))
         values = []
-        for output, (shape, dtype) in zip(outputs, results, strict=True):
+        for output, (shape, given) in zip(outputs, results, strict=True):
+            dtype = in_float32(given)
             self._describe(output, tuple(shape), dtype)
             values.append(Value(output, tuple(shape), dtype))
         for index, entry in enumerate(inputs):
@@ -321,3 +329,8 @@ class Emitter:
     def dropout_list(self) -> tuple[Dropout, ...]:
         """Dropouts with their readers."""
         return tuple(replace(d, readers=self._readers.get(d.name, ())) for d in self.dropouts.values())
+
+
+def _in_float32(array: NDArray[Any]) -> NDArray[Any]:
+    """An array with real numbers of another width in float32; bfloat16 is no kind of NumPy's own."""
+    return array.astype(np.float32) if array.dtype.kind in "fV" and array.dtype != np.float32 else array

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import keras
-import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
@@ -79,13 +78,12 @@ def call_traced(call: Callable[[], Any], variables: Sequence[keras.Variable]) ->
         values = concrete()
     except Exception:  # whatever a layer does with values it has not: the call without a trace says what is wrong
         outputs = call()
-        return outputs, {key: Computed(np.asarray(value), ()) for key, value in _constants(outputs).items()}
+        return outputs, {key: Computed(value.numpy(), ()) for key, value in _constants(outputs).items()}
     outputs, tensors = held
     handles = {id(variable.value.handle): variable for variable in variables}
     captured = {id(inner): handles[id(outer)] for outer, inner in concrete.graph.captures if id(outer) in handles}
     return outputs, {
-        id(tensor): _parameter(tensor, np.asarray(value), captured)
-        for tensor, value in zip(tensors, values, strict=True)
+        id(tensor): _parameter(tensor, value.numpy(), captured) for tensor, value in zip(tensors, values, strict=True)
     }
 
 
@@ -110,6 +108,8 @@ def _constants(outputs: Any) -> dict[int, tf.Tensor]:
 
 
 def _parameter(tensor: tf.Tensor, value: NDArray[Any], captured: Mapping[int, keras.Variable]) -> Parameter:
+    if not hasattr(tensor, "graph") or isinstance(tensor, tf.Variable):
+        return Computed(value, ())  # made before the call, or a variable that Keras does not know
     view = _view(tensor, captured)
     if view is None:
         return Computed(value, tuple(_read(tensor, captured).values()))

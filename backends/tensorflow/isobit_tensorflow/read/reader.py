@@ -21,6 +21,7 @@ from isobit_tensorflow.read.open_sizes import OpenSizes
 from isobit_tensorflow.read.parameters import Computed, Parameter, call_traced
 from isobit_tensorflow.read.rules.native import whole_layer
 from isobit_tensorflow.read.symbolic_arithmetic import symbolic_arithmetic
+from isobit_tensorflow.read.tensorflow_calls import tensorflow_calls
 
 
 class KerasReader:
@@ -74,8 +75,10 @@ class KerasReader:
                 return values[id(leaf)]
             if tf.is_tensor(leaf) and not isinstance(leaf, keras.Variable):
                 known = self._parameters.get(id(leaf))
-                known = Computed(np.asarray(leaf), ()) if known is None else known
+                known = Computed(leaf.numpy(), ()) if known is None else known
                 return known if self._sizes is None else self._sizes.settle(self.emitter, name, known)
+            if isinstance(leaf, np.ndarray) and leaf.ndim > 1 and leaf.dtype.kind == "f":
+                return Computed(leaf, ())  # which may be the weight of a layer
             return leaf
 
         arguments, named = keras.tree.map_structure(resolved, (args, kwargs))
@@ -181,7 +184,7 @@ class KerasReader:
         named = keras.tree.map_structure(symbolic, dict(kwargs))
         if "training" in inspect.signature(function).parameters:
             named["training"] = False
-        with _calls_forgotten(owner), symbolic_arithmetic():
+        with _calls_forgotten(owner), symbolic_arithmetic(), tensorflow_calls():
             try:
                 held = list(owner.variables) if isinstance(owner, keras.layers.Layer) else []
                 outputs, parameters = call_traced(lambda: function(*arguments, **named), held)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -19,7 +20,7 @@ from isobit_tensorflow.simulate.float_weights import FloatWeights
 from isobit_tensorflow.simulate.interpreter import run
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.training_pass import TrainingPass
-from isobit_tensorflow.simulate.training_watch import watched
+from isobit_tensorflow.simulate.training_watch import PassWatch, watched
 from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
 from isobit_tensorflow.training import Training
 
@@ -69,6 +70,8 @@ class Simulator(keras.Model):  # type: ignore[misc]
         self.relations = relations
         self.link(True)
         self._generators = [keras.random.SeedGenerator(d.seed) for d in self.behaviour.dropouts]
+        self._watch: PassWatch | None = None
+        self._is_fitting = False
         self._teacher: Callable[[Any, Any], tf.Tensor] | None = None
         self.float_weights: FloatWeights | None = None
         self.is_float, self.is_reloaded = is_float, False
@@ -108,9 +111,15 @@ class Simulator(keras.Model):  # type: ignore[misc]
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """What the user's model returns for `inputs`, simulated."""
+        named = self._named(inputs)
         if training:
-            self._require_current()
-        outputs = self.run_named(self._named(inputs), training=bool(training))
+            self._require_trained()
+            watch = self._watch_passes()
+            watch.before()
+        outputs = self.run_named(named, training=bool(training))
+        if training and not self._is_fitting:  # `fit` looks at the loss
+            typed = {name: self._typed(name, named[name]) for name in self.graph.inputs}
+            outputs = watch.after(typed, outputs, partial(self._tapped, named))
         result = keras.tree.map_structure(lambda name: outputs[name], self.output_structure)
         if training and self._teacher is not None:
             self.add_loss(self._teacher(result, inputs))
@@ -119,6 +128,16 @@ class Simulator(keras.Model):  # type: ignore[misc]
     def take_history(self, other: Simulator) -> None:
         """Be what has become of the same model as another simulator is, of which this takes the place or is a copy."""
         self.float_weights, self.is_reloaded = other.float_weights, other.is_reloaded
+
+    def _tapped(self, feeds: Mapping[str, tf.Tensor], tap: Callable[[Tap, Operand], None]) -> None:
+        self.run_named(feeds, tap=tap)
+
+    def _watch_passes(self) -> PassWatch:
+        """The watch over the passes of a loop that is not `fit`."""
+        if self._watch is None:
+            grids = [variable for layer in self.quantizer_layers for variable in layer.trainable_variables]
+            self._watch = PassWatch(self.parameters, grids)
+        return self._watch
 
     def teach_by(self, teacher: Callable[[Any, Any], tf.Tensor] | None) -> None:
         """Add ``teacher(outputs, inputs)`` to the loss of each pass of training from now on; compile after it."""
@@ -138,19 +157,24 @@ class Simulator(keras.Model):  # type: ignore[misc]
 
         Raises ModelError before calibration, where the loss is NaN, and where `trainable()` made another simulator.
         """
+        self._require_trained()
+        if len(args) > _CALLBACKS:
+            args = (*args[:_CALLBACKS], watched(args[_CALLBACKS]), *args[_CALLBACKS + 1 :])
+        else:
+            kwargs["callbacks"] = watched(callbacks)
+        self._is_fitting = True
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            self._is_fitting = False
+
+    def _require_trained(self) -> None:
+        """Raise ModelError where training would change another network than the one that is meant."""
         if not self.quantizer_layers and not self.is_float:
             raise ModelError(
                 "the simulator has no quantizers, so the float network would train: calibrate first, and again after a "
                 "technique that has changed it; then sim.model is another one"
             )
-        self._require_current()
-        if len(args) > _CALLBACKS:
-            args = (*args[:_CALLBACKS], watched(args[_CALLBACKS]), *args[_CALLBACKS + 1 :])
-        else:
-            kwargs["callbacks"] = watched(callbacks)
-        return super().fit(*args, **kwargs)
-
-    def _require_current(self) -> None:
         if self.is_superseded:
             raise ModelError(
                 "trainable(), or an edit, has made another simulator around these weights: compile and train what "

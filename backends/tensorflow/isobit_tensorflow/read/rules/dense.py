@@ -16,6 +16,7 @@ from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Size, Value
 from isobit_tensorflow.read.parameters import is_parameter
 from isobit_tensorflow.read.rules.activations import activate
+from isobit_tensorflow.read.rules.categories import entries_taken
 from isobit_tensorflow.read.rules.low_rank import with_adapter
 from isobit_tensorflow.read.rules.merging import broadcast
 from isobit_tensorflow.read.rules.shapes import reshape
@@ -194,8 +195,6 @@ def _attention(call: Call) -> Value | None:
     causal = bool(call.setting("is_causal"))
     if call.setting("attn_logits_soft_cap") is not None:
         raise ModelError(f"{name!r}: a soft cap on the scores is not read")
-    if causal and None in (query.shape[1], key.shape[1]):
-        raise ModelError(f"{name!r}: causal attention needs sequences of a known length")
     if query.shape[2] != key.shape[2]:
         raise ModelError(f"{name!r}: grouped-query attention is not read")
     scale = call.argument(5) or call.kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
@@ -209,11 +208,31 @@ def _attention(call: Call) -> Value | None:
     if mask is not None:
         scores = broadcast(call, "Where", [mask, scores, np.float32(-1e9)], f"{name}/masked", scores.dtype)
     if causal:
-        past = np.tril(np.ones((query.shape[1], key.shape[1]), bool))
+        past = _past(call, query, key)
         scores = broadcast(call, "Where", [past, scores, np.float32(-1e9)], f"{name}/causal", scores.dtype)
     weights = e.emit("Softmax", f"{name}/softmax", [scores], shape, q.dtype, axis=-1)
     mixed = e.emit("MatMul", f"{name}/mixed", [weights, v], (*shape[:-1], v.shape[-1]), q.dtype)
     return e.transposed(mixed, (0, 2, 1, 3), name)
+
+
+def _past(call: Call, query: Value, key: Value) -> Any:
+    """Which steps of the keys are not behind one of the queries, (queries, keys): a constant for known lengths."""
+    if query.shape[1] is not None and key.shape[1] is not None:
+        return np.tril(np.ones((query.shape[1], key.shape[1]), bool))
+    rows = _places(call, query, (0, 2, 1, 3), f"{call.name}/row")
+    return broadcast(call, "GreaterOrEqual", [rows, _places(call, key, (0, 2, 3, 1), f"{call.name}/column")],
+                     f"{call.name}/past", "bool")  # fmt: skip
+
+
+def _places(call: Call, steps: Value, perm: tuple[int, ...], name: str) -> Value:
+    """1, 2, ... for each step of (batch, time, heads, size), with the axes turned by `perm`; the others are 1 long."""
+    e, one, length = call.emitter, (1, 1, 1), steps.shape[1]
+    cut = {"starts": (0, 0, 0), "ends": one, "axes": (0, 2, 3), "steps": one}
+    line = e.emit("Slice", f"{name}/line", [e.plain(steps)], (1, length, 1, 1), steps.dtype, **cut)
+    there = e.emit("Equal", f"{name}/there", [line, line], line.shape, "bool")
+    ones = e.emit("Cast", f"{name}/ones", [there], line.shape, "float32", to="float32")
+    places = e.emit("CumSum", f"{name}/places", [ones], line.shape, "float32", axis=1)
+    return e.plain(e.transposed(places, perm, name))
 
 
 def _embedding(call: Call) -> Value:
@@ -231,6 +250,8 @@ def _look_up(call: Call, table: str, size: int, ids: Value) -> Value:
 
 def _take(call: Call) -> Value | None:
     table, ids = call.argument(0), call.argument(1)
+    if isinstance(table, Value):
+        return entries_taken(call)
     if not is_parameter(table) or not isinstance(ids, Value) or call.setting("axis") not in (0, None):
         return None
     if len(table.shape) != 2:

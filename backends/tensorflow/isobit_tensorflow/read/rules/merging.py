@@ -12,7 +12,7 @@ import numpy as np
 from isobit.graph import Layout, Permute, View, to_canonical
 from isobit_tensorflow.axes import first_axes
 from isobit_tensorflow.read.call import Call, Rule
-from isobit_tensorflow.read.emitter import Size, Value
+from isobit_tensorflow.read.emitter import Size, Value, in_float32
 from isobit_tensorflow.read.parameters import Computed, is_parameter
 
 
@@ -143,15 +143,17 @@ def _rsqrt(call: Call) -> Value:
 
 
 def _cast(call: Call) -> Value:
-    dtype = keras.backend.standardize_dtype(call.setting("dtype"))
+    dtype = in_float32(keras.backend.standardize_dtype(call.setting("dtype")))
     x = call.x
+    if x.is_float and dtype == x.dtype:
+        return x  # to another width
     return call.emitter.emit("Cast", call.name, [x], x.shape, dtype, x.last, to=dtype)
 
 
 def _convert(call: Call) -> Value | None:
     """Of a tensor: itself, unless its type is to change."""
     dtype = call.setting("dtype")
-    return call.x if dtype is None or keras.backend.standardize_dtype(dtype) == call.x.dtype else None
+    return call.x if dtype is None or in_float32(keras.backend.standardize_dtype(dtype)) == call.x.dtype else None
 
 
 LAYERS: Mapping[type, Rule] = {

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from isobit.errors import ModelError
@@ -15,8 +16,11 @@ from isobit.graph.ops import VARIABLES
 from isobit_tensorflow.kernels.native import NATIVE, keep_operation, native_operation, run_native
 from isobit_tensorflow.kernels.operands import Operand
 from isobit_tensorflow.read.call import Call
-from isobit_tensorflow.read.emitter import Value
+from isobit_tensorflow.read.emitter import Value, in_float32
 from isobit_tensorflow.read.parameters import is_parameter
+
+#: Values of an array among the settings of an operation.
+_LARGEST_ARRAY = 4096
 
 
 def native(call: Call) -> Any:
@@ -57,6 +61,12 @@ def _node(call: Call, settings: dict[str, Any], note: str) -> Any:
             symbolic.append(keras.KerasTensor(tuple(leaf.shape), keras.backend.standardize_dtype(leaf.dtype)))
         elif leaf is None or isinstance(leaf, bool | int | float | str):
             return leaf
+        elif isinstance(leaf, np.ndarray | np.generic) and leaf.size <= _LARGEST_ARRAY:
+            return {"array": leaf.tolist(), "dtype": str(leaf.dtype)}
+        elif isinstance(leaf, tf.DType):
+            return leaf.name
+        elif inspect.isroutine(leaf):  # what a loop does: it is in no file
+            return {"function": keep_operation(f"{call.name}/{getattr(leaf, '__name__', 'function')}", leaf)}
         else:
             raise ModelError(f"{call.name!r}: {kind} with an argument of {type(leaf).__name__} is not read")
         return {"tensor": len(values) - 1}
@@ -82,23 +92,32 @@ def _node(call: Call, settings: dict[str, Any], note: str) -> Any:
     emitter.notes.append(f"{call.name}: {note}")
     flat = keras.tree.flatten(outputs)
     results = [(tuple(t.shape), keras.backend.standardize_dtype(t.dtype)) for t in flat]
+    found = [dtype for _, dtype in results]
     if variables or isinstance(call.operation, keras.layers.Layer):
-        _require_trace(call, kind, attributes, symbolic, variables)
-    produced = emitter.emit_many(f"{NATIVE}{kind}", call.name, [*values, *variables], results, **attributes)
-    return keras.tree.pack_sequence_as(outputs, produced)
+        found = _traced(call, kind, attributes, symbolic, variables)
+    made = [(shape, other) for (shape, _), other in zip(results, found, strict=True)]
+    produced = emitter.emit_many(f"{NATIVE}{kind}", call.name, [*values, *variables], made, **attributes)
+    typed = [_as_said(call, value, dtype) for value, (_, dtype) in zip(produced, results, strict=True)]
+    return keras.tree.pack_sequence_as(outputs, typed)
 
 
-def _require_trace(
-    call: Call, kind: str, attributes: dict[str, Any], symbolic: list[Any], variables: list[str]
-) -> None:
-    """Raise ModelError for a layer that TensorFlow cannot trace, as a branch on values in Python is."""
+def _as_said(call: Call, value: Value, dtype: str) -> Value:
+    """The value in the type that Keras says it has: a look-up as vectors gives whole numbers, and says real ones."""
+    dtype = in_float32(dtype)
+    if value.dtype == dtype:
+        return value
+    return call.emitter.emit("Cast", f"{value.name}/{dtype}", [value], value.shape, dtype, to=dtype)
+
+
+def _traced(call: Call, kind: str, attributes: dict[str, Any], symbolic: list[Any], variables: list[str]) -> list[str]:
+    """The types that a layer gives. Raises ModelError where TensorFlow cannot trace it, as a branch on values."""
     weights = call.emitter.weights
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in symbolic]
     specs += [tf.TensorSpec(weights[name].shape, weights[name].dtype) for name in variables]
     node = Node(call.name, f"{NATIVE}{kind}", tuple(map(str, range(len(specs)))), (), attributes, ())
     run = tf.function(lambda *tensors: [r.tensor for r in run_native(node, *map(Operand, tensors))], autograph=False)
     try:
-        run.get_concrete_function(*specs)
+        return [tensor.dtype.name for tensor in run.get_concrete_function(*specs).outputs]
     except Exception as error:  # whatever the user's layers raise
         raise ModelError(f"{call.name!r}: TensorFlow does not trace {kind}") from error
 

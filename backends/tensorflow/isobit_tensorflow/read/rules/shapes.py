@@ -273,13 +273,17 @@ def _repeat(call: Call) -> Value | None:
     if axis is None or not isinstance(repeats, int | np.integer):
         return None
     axis, count = int(axis) % x.rank, int(repeats)
+    size = x.shape[axis]
+    if size is not None and x.shape.count(None) > 1:  # a reshape leaves one size open
+        places = e.constant(f"{call.name}/places", np.repeat(np.arange(size), count), np.int64)
+        shape = (*x.shape[:axis], size * count, *x.shape[axis + 1 :])
+        return e.emit("Gather", call.name, [x, places], shape, x.dtype, axis=axis)
     wide = reshape(call, x, (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :]), f"{call.name}/wide")
     if wide.shape.count(None) > 1:
         return None
     turns = (1,) * (axis + 1) + (count,) + (1,) * (x.rank - axis - 1)
     tiled_shape = (*x.shape[: axis + 1], count, *x.shape[axis + 1 :])
     tiled = e.emit("Tile", f"{call.name}/tiled", [e.plain(wide)], tiled_shape, x.dtype, repeats=turns)
-    size = x.shape[axis]
     return reshape(call, tiled, (*x.shape[:axis], None if size is None else size * count, *x.shape[axis + 1 :]))
 
 

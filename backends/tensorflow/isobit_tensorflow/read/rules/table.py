@@ -11,12 +11,14 @@ import keras
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.rules import (
     activations,
+    categories,
     dense,
     merging,
     normalization,
     preprocessing,
     recurrent,
     shapes,
+    spectra,
     time_steps,
     training,
     windows,
@@ -24,9 +26,10 @@ from isobit_tensorflow.read.rules import (
 from isobit_tensorflow.read.rules.native import native
 
 _OF_LAYERS: tuple[ModuleType, ...] = (
-    activations, dense, merging, normalization, preprocessing, recurrent, shapes, time_steps, training, windows,
+    activations, categories, dense, merging, normalization, preprocessing, recurrent, shapes, spectra,
+    time_steps, training, windows,
 )  # fmt: skip
-_OF_OPERATIONS: tuple[ModuleType, ...] = (activations, dense, merging, shapes, windows)
+_OF_OPERATIONS: tuple[ModuleType, ...] = (activations, categories, dense, merging, shapes, windows)
 
 _LAYERS: Mapping[type, Rule] = {kind: rule for part in _OF_LAYERS for kind, rule in part.LAYERS.items()}
 _OPERATIONS: Mapping[str, Rule] = {kind: rule for part in _OF_OPERATIONS for kind, rule in part.OPERATIONS.items()}

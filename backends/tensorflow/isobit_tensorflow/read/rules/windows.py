@@ -314,4 +314,9 @@ _RULES: Sequence[tuple[Callable[[Call], Any], list[type]]] = (
 
 LAYERS: Mapping[type, Rule] = {kind: rule for rule, kinds in _RULES for kind in kinds}
 
-OPERATIONS: Mapping[str, Callable[[Call], Any]] = {"Conv": _conv_operation, "DepthwiseConv": _depthwise_operation}
+OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
+    "Conv": _conv_operation,
+    "DepthwiseConv": _depthwise_operation,
+    "MaxPool": _pool("MaxPool"),
+    "AveragePool": _pool("AveragePool"),
+}

@@ -1,0 +1,70 @@
+"""Spectra: a Fourier transform of frames is a convolution by cosines and sines, which every runtime has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from isobit_tensorflow.read.call import Call, Rule
+from isobit_tensorflow.read.rules.native import native_layer
+
+
+def _mel_spectrogram(call: Call) -> Any:
+    """As Keras computes it, with a convolution in the place of the transform."""
+    layer = call.operation
+    if call.x.rank != 2 or not call.x.is_float:
+        return native_layer(call)
+    bins = layer.fft_length // 2 + 1
+    kernel, half = _transform(layer), layer.fft_length // 2
+    bands = ops.convert_to_numpy(
+        layer.linear_to_mel_weight_matrix(
+            num_mel_bins=layer.num_mel_bins,
+            num_spectrogram_bins=bins,
+            sampling_rate=layer.sampling_rate,
+            lower_edge_hertz=layer.min_freq,
+            upper_edge_hertz=layer.max_freq,
+        )
+    )
+
+    def spectrogram(x: Any) -> Any:
+        x = ops.expand_dims(ops.pad(x, [(0, 0), (half, half)], mode="reflect"), -1)
+        both = ops.square(ops.conv(x, kernel, strides=layer.sequence_stride, padding="valid"))
+        size = ops.sqrt(both[..., :bins] + both[..., bins:])
+        mel = ops.matmul(size if layer.mag_exp == 1 else ops.power(size, layer.mag_exp), bands)
+        return ops.swapaxes(_in_decibels(layer, mel) if layer.power_to_db else mel, -1, -2)
+
+    return call.reader.open(spectrogram, call.name, call.args, {}, layer)
+
+
+def _in_decibels(layer: Any, power: Any) -> Any:
+    """At most `top_db` below the loudest of the batch."""
+    reference = 10 * math.log10(max(abs(layer.ref_power), layer.min_power))
+    level = ops.log(ops.maximum(power, layer.min_power)) * (10 / math.log(10)) - reference
+    return ops.maximum(level, ops.max(level) - layer.top_db)
+
+
+def _transform(layer: Any) -> NDArray[np.float32]:
+    """(samples, 1, 2 * bins): windowed cosines, then sines."""
+    length, count = layer.fft_length, layer.sequence_length
+    window: Any = np.ones(count)
+    if isinstance(layer.window, str):
+        spread, base = (0.5, 0.5) if layer.window == "hann" else (0.46, 0.54)
+        window = base - spread * np.cos(2 * np.pi * np.arange(count) / count)
+    elif layer.window is not None:
+        window = np.asarray(ops.convert_to_numpy(layer.window), np.float64)
+    left = (length - count) // 2
+    window = np.pad(window, (left, length - count - left))
+    phase = 2 * np.pi * np.outer(np.arange(length), np.arange(length // 2 + 1)) / length
+    waves = np.concatenate([np.cos(phase), np.sin(phase)], 1) * window[:, None]
+    return waves[:, None].astype(np.float32)
+
+
+LAYERS: Mapping[type, Rule] = (
+    {keras.layers.MelSpectrogram: _mel_spectrogram} if hasattr(keras.layers, "MelSpectrogram") else {}
+)

@@ -1,0 +1,97 @@
+"""Models of other widths than float32, by policy, by variables, by inputs and by casts: opened in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as L
+from keras import ops
+
+import isobit
+from isobit_tensorflow.backend import TensorFlowBackend
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.standard_normal((4, 8, 8, 3)).astype(np.float32)
+STEPS = RNG.standard_normal((3, 5, 8)).astype(np.float32)
+WIDTHS = ("bfloat16", "float16", "float64")
+
+
+def _network(width: str) -> keras.Model:
+    x = keras.Input((8, 8, 3), dtype=width)
+    y = L.BatchNormalization(dtype=width)(L.Conv2D(8, 3, use_bias=False, dtype=width)(x))
+    y = L.Activation("gelu", dtype=width)(y) * 2
+    return keras.Model(x, L.Dense(3, dtype=width, name="head")(L.GlobalAveragePooling2D(dtype=width)(y)))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_models_of_one_width(width: str, tmp_path: Path) -> None:
+    model = _network(width)
+    sim = isobit.quantize(model, IMAGES.astype(np.float64), recipe="basic", method="minmax", progress=False)
+    assert (
+        sim.report.coverage.integer_multiply_adds == sim.report.coverage.multiply_adds
+    )  # and the opened model was compared with Keras' own
+    assert any(width in note for note in sim.graph.notes)
+    assert {str(variable.dtype) for variable in sim.model.parameters.values()} == {"float32"}
+    checks = sim.export(tmp_path / width).checks
+    assert checks[0].equal == 1  # in float mode
+
+
+def _cast(width: str) -> keras.Model:
+    x = keras.Input((5, 8))
+    y = ops.cast(ops.exp(ops.cast(L.Dense(8)(x), width) * 2), "float32")
+    return keras.Model(x, L.Dense(3)(y))
+
+
+def _attention(width: str) -> keras.Model:
+    x = keras.Input((5, 8), dtype=width)
+    y = L.MultiHeadAttention(2, 4, dtype=width)(x, x, use_causal_mask=True)
+    return keras.Model(x, L.LayerNormalization(dtype=width)(L.Add(dtype=width)([x, y])))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Whole(L.Layer):
+    """Stays whole, as it loops over its own values in TensorFlow."""
+
+    def call(self, x):
+        import tensorflow as tf
+
+        return tf.while_loop(lambda i, v: i < 2, lambda i, v: (i + 1, v * tf.cast(0.5, v.dtype)), (0, x))[1]
+
+
+def _whole(width: str) -> keras.Model:
+    x = keras.Input((5, 8), dtype=width)
+    return keras.Model(x, L.Dense(3, dtype=width)(Whole(dtype=width)(x)))
+
+
+@pytest.mark.parametrize("make", [_cast, _attention, _whole])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_parts_of_another_width(make, width: str) -> None:
+    model = make(width)
+    opened = TensorFlowBackend().open(model)
+    (output,) = opened.run({opened.graph.inputs[0]: STEPS}).values()
+    assert output.dtype == np.float32
+    coarse = {"bfloat16": 0.1, "float16": 0.02, "float64": 1e-4}[width]
+    expected = ops.convert_to_numpy(ops.cast(model(STEPS), "float32"))
+    np.testing.assert_allclose(output, expected, rtol=coarse, atol=coarse)
+
+
+@pytest.mark.parametrize("kind", ["attention", "grouped", "operation"])
+def test_causal_attention_over_open_lengths(kind: str) -> None:
+    x = keras.Input((None, 8), name="x")
+    if kind == "grouped":
+        y = L.GroupQueryAttention(4, 4, 2)(x, x, use_causal_mask=True)
+    elif kind == "operation":
+        heads = L.Lambda(lambda t: ops.reshape(t, (ops.shape(t)[0], ops.shape(t)[1], 2, 4)))(x)
+        y = ops.dot_product_attention(heads, heads, heads, is_causal=True)
+    else:
+        y = L.MultiHeadAttention(2, 4)(x, L.Dense(8)(x)[:, 1:], use_causal_mask=True)
+    model = keras.Model(x, y)
+    opened = TensorFlowBackend().open(model)
+    assert not [node.op for node in opened.graph.nodes if node.op.startswith("keras::")]
+    for length in (5, 3):
+        (output,) = opened.run({"x": STEPS[:, :length]}).values()
+        np.testing.assert_allclose(output, model(STEPS[:, :length]), rtol=1e-4, atol=1e-5)
+    opened.to_onnx()
