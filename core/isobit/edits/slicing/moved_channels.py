@@ -126,11 +126,11 @@ def _run(
     leading = []
     both = [[axis for axis in axes if shape[axis] != 1] for _, shape, axes in (before, after)]
     if len(both[0]) == 1 and len(both[1]) > 1 and _leaves_first(sizes, after[0], *both[1][:2]):
-        (whole,), (first, second, *others) = both
+        (whole,), (outer, middle, *others) = both
         inner = prod(int(str(after[1][axis])) for axis in others)
         values = np.arange(total)
-        yield Tie(Slot(before[0], whole), Slot(after[0], second), values, values // inner % int(str(after[1][second])))
-        for axis in (first, *others):
+        yield Tie(Slot(before[0], whole), Slot(after[0], middle), values, values // inner % int(str(after[1][middle])))
+        for axis in (outer, *others):
             yield Fixed(Slot(after[0], axis), f"{named(node)} splits it off: no channel of it can go by itself")
         return
     for (name, shape, _), long in zip((before, after), both, strict=True):
