@@ -95,7 +95,8 @@ photographs of scikit-image, and speech by one of the networks. Calibration and 
   have no VNNI, and the column before may say so.
 - **dB**: the worst output of the file against the network's, on inputs that were not used for calibration.
 - **time**: the file against float in onnxruntime, one thread, both in such a session; below 1 it is faster. The
-  float file is the one that was given, or the ONNX export of a module.
+  float file is the one that was given, or the ONNX export of a module. fer's convolutions of 8 to 64 channels are
+  slower in integers on a processor without VNNI: no conversion is left between them, and some in float are no better.
 
 | network | opens | weights | multiply-adds | file, float mode | file, default | float | INT8 | dB | time | remarks |
 |---|---|---|---|---|---|---|---|---|---|---|"""

@@ -9,10 +9,13 @@ import pytest
 from technique_networks import chain, simulator
 
 from isobit.backend import CheckedModel
-from isobit.calibration import Auto, MinMaxRange
+from isobit.calibration import Auto, MinMaxRange, Percentile
+from isobit.calibration.resolve import Resolved
 from isobit.edits import SetWeights
+from isobit.encodings import Encodings
 from isobit.errors import FormatError
 from isobit.quantsim.checks.quality import sample_decibels
+from isobit.quantsim.judging.choose_scheme import Candidate, best_of
 from isobit.techniques import TechniqueReport
 from isobit.techniques.context import TechniqueContext
 
@@ -89,6 +92,18 @@ def test_decibels_are_of_samples() -> None:
     assert sample_decibels(exact, exact) == [200.0, 200.0]
     shorter = {"y": exact["y"][:, :1]}  # a length that follows from values
     assert sample_decibels(exact, shorter) == [0.0]
+
+
+def test_easy_samples_do_not_make_a_scheme_the_best() -> None:
+    """One that was given up after an easy first batch is not compared with the mean of hard ones."""
+    resolved = Resolved(Encodings())
+    whole = Candidate(MinMaxRange(), resolved, [[60.0, 58.0], [5.0, 7.0]])
+    given_up = Candidate(Percentile(), resolved, [[50.0, 48.0]])
+    better = Candidate(Auto(), resolved, [[60.0, 58.0], [6.0, 8.0]])
+    failed = Candidate(Auto(), resolved, [[float("-inf")]])
+    assert best_of([whole, given_up]) is whole
+    assert best_of([whole, given_up, better]) is better
+    assert best_of([failed, whole, given_up]) is whole
 
 
 class Twice(Auto):

@@ -64,7 +64,9 @@ class AdaRound:
 
     def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Write rounded weights; needs data that serves two passes, or what was observed of it."""
-        return round_weights("AdaRound", context, self._procedure(context), self._solve)
+        return round_weights(
+            "AdaRound", context, self._procedure(context), self._solve, searched=self.scales == "searched"
+        )
 
     def _procedure(self, context: TechniqueContext) -> Procedure:
         """That of the settings, for the plan there is."""

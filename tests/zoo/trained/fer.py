@@ -61,7 +61,6 @@ NETWORKS = (
         held_out=lambda: batch(2, 16),
         figure=figure,
         needs=(PHOTOS,),
-        settings={"method": "mse"},
-        beyond="2 faces of 100 near a border; `method='auto'` has 98.0 too",
+        beyond="2 faces of 100 near a border",
     ),
 )

@@ -16,7 +16,7 @@ _WORDS = ((40.0, "excellent"), (30.0, "good"), (20.0, "fair"))
 #: What to try where the result is poor.
 ADVICE = (
     "that is poor: try recipe='ptq' (or 'transformer'); method='auto' if you asked for another; "
-    "then activations='int16'"
+    "then activations='int16', for all tensors or by overrides for those that isobit.analyze names"
 )
 
 #: In its place, where the outputs of the float model differ from run to run.

@@ -13,7 +13,7 @@ from isobit.calibration.scheme import Calibrator
 from isobit.calibration.schemes.auto import ComparesSchemes
 from isobit.errors import FormatError
 from isobit.graph.fingerprint import digest, fingerprint
-from isobit.quantsim.judging.judge import MARGIN, Judge, Ratios, mean
+from isobit.quantsim.judging.judge import Judge, Ratios, is_ahead, mean
 from isobit.quantsim.simulation import Simulation
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def best_of(tried: Sequence[Candidate]) -> Candidate:
     """The first that no later one is better than by more than the margin."""
     best = tried[0]
     for candidate in tried[1:]:
-        if mean(candidate.ratios) > mean(best.ratios) + MARGIN:
+        if is_ahead(candidate.ratios, best.ratios):
             best = candidate
     return best
 
@@ -118,9 +118,9 @@ def _judge_compensations(simulation: Simulation, judge: Judge, kept: Ratios) -> 
     without = simulation.model.copy()
     without.take_back()
     bare = judge.ratios(without, kept)
-    figures = f"{mean(bare):.1f} dB without, {mean(kept):.1f} dB with"
+    figures = f"{mean(bare):.1f} dB without, {mean(kept[: len(bare)]):.1f} dB with"
     logger.info("corrections of biases: %s", figures)
-    if mean(bare) > mean(kept) + MARGIN:
+    if is_ahead(bare, kept):
         simulation.model.take_back()
         note = f"the correction of biases was taken back: the outputs are better without it ({figures})"
         simulation.notes[note] = None

@@ -121,6 +121,15 @@ def is_behind(ratios: Ratios, rival: Ratios) -> bool:
     return float(lead.mean()) > max(MARGIN, _STANDARD_ERRORS * float(lead.std(ddof=1)) / math.sqrt(lead.size))
 
 
+def is_ahead(ratios: Ratios, rival: Ratios) -> bool:
+    """Whether outputs are better than a rival's by more than the margin, on the samples that both were run on.
+
+    One that was not run on all of them was behind: beside all of the rival's, few easy samples would look better.
+    """
+    common = min(len(ratios), len(rival))
+    return mean(ratios[:common]) > mean(rival[:common]) + MARGIN
+
+
 def is_better(now: Ratios, was: Ratios, by: float = 0.0) -> bool:
     """Whether outputs gained more than so many decibels, and more than samples drawn by chance would show.
 

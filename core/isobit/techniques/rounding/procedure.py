@@ -27,6 +27,7 @@ from isobit.techniques.rounding.chunks import solve_in_chunks
 from isobit.techniques.rounding.layers import Layer, find_layers
 from isobit.techniques.rounding.output_error import LARGE, SeenInput, output_error
 from isobit.techniques.rounding.problem import Problem, Solution
+from isobit.techniques.rounding.tables import Table, find_tables
 from isobit.techniques.technique import TechniqueReport
 
 #: About so many rows for each column of a layer's weight: more rows hardly change its second moments.
@@ -145,6 +146,7 @@ class _Run:
     reference: dict[str, Rows] = field(default_factory=dict)
     solved: dict[str, _Solved] = field(default_factory=dict)
     last_input: SeenInput | None = None
+    tables: dict[str, Table] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model = self.context.model
@@ -267,29 +269,47 @@ class _Run:
             damping=damping,
         )
 
+    def search_tables(self) -> None:
+        """Choose the scales of tables that are looked up."""
+        for name, placement in find_tables(self.model.graph, self.context.plan).items():
+            check_time()
+            self.tables[name] = Table.searched(self.model.weight(name), placement)
+
     def encodings(self) -> dict[Site, Encoding]:
-        """The encodings of the solved weights, to be frozen."""
-        return {solved.layer.placement.site: solved.encoding for solved in self.solved.values()}
+        """The encodings of the solved weights and of tables, to be frozen."""
+        tables = {table.placement.site: table.encoding for table in self.tables.values()}
+        return tables | {solved.layer.placement.site: solved.encoding for solved in self.solved.values()}
 
     def report(self, left: dict[str, str]) -> TechniqueReport:
         """What was done, layer by layer."""
-        changed = tuple(
+        layers = [
             f"{weight}: error of the output {solved.nearest_error:.3g} -> {solved.error:.3g} of its power"
             for weight, solved in self.solved.items()
-        )
+        ]
+        tables = [
+            f"{name}: error of the rows {table.plain_error:.3g} -> {table.error:.3g} of their power"
+            for name, table in self.tables.items()
+        ]
+        changed = (*tables, *layers)
         notes = tuple(solved.note for solved in self.solved.values() if solved.note)
         return TechniqueReport(self.name, changed, left, self.encodings(), notes)
 
 
-def round_weights(name: str, context: TechniqueContext, procedure: Procedure, solve: Solve) -> TechniqueReport:
+def round_weights(
+    name: str, context: TechniqueContext, procedure: Procedure, solve: Solve, *, searched: bool = True
+) -> TechniqueReport:
     """Round every weight of the plan that can be, write the values, and return the encodings that they are of.
 
+    Tables that are looked up keep their values and get the scales of least error where scales are `searched`.
     Raises DataError for data that is missing, serves fewer passes than are needed, or holds NaN or infinity.
     """
     layers, left = find_layers(context.graph, context.plan)
-    if not layers:
-        return TechniqueReport(name, left=left)
     run = _Run(name, context, procedure, solve)
+    if searched:
+        run.search_tables()
+    left = {weight: why for weight, why in left.items() if weight not in run.tables}
+    if not layers:
+        return run.report(left)
     groups = procedure.groups(layers)
     if len(groups) > 1:  # there may be fewer rows than would be kept
         groups = procedure.groups(layers, _rows_there(layers, context.observe_ranges(further_passes=1)))
