@@ -90,7 +90,8 @@ def _decomposed(program: torch.export.ExportedProgram, registry: Any, parts: Any
     translated, table = _TABLES[key]
     if all(_is_final(node, translated, table) for node in program.graph.nodes):
         return program
-    return program.run_decompositions(dict(table))
+    decomposed: torch.export.ExportedProgram = program.run_decompositions(dict(table))
+    return decomposed
 
 
 def _is_final(node: torch.fx.Node, translated: frozenset[Any], table: Mapping[Any, Any]) -> bool:
