@@ -50,6 +50,13 @@ class Nonzero(nn.Module):
         return x[x.nonzero()[:, 0]].sum(0)
 
 
+class Repeated(nn.Module):
+    """As the length regulator of FastSpeech."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.repeat_interleave(x, x[:, 0].abs().long() + 1, 0) * 2
+
+
 class Formatted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         text = f"mean {x.mean():.3f}"
@@ -71,6 +78,7 @@ class Asserted(nn.Module):
         (Numpy, "return torch.from_numpy(np.sin(x.numpy()))", "the torch function of that name"),
         (Mask, "return x[x > 0] * 2", "torch.where(mask, x, 0)"),
         (Nonzero, "return x[x.nonzero()[:, 0]].sum(0)", "a sum over a mask"),
+        (Repeated, "return torch.repeat_interleave(x, x[:, 0].abs().long() + 1, 0) * 2", "keep the size"),
         (Formatted, 'text = f"mean {x.mean():.3f}"', "outside of forward"),
         (Asserted, "assert (x < 100).all()", "depends on the values of a tensor"),
     ],

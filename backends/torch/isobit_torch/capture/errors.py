@@ -99,11 +99,13 @@ def refuse_data_dependence(graph: fx.Graph, module: nn.Module) -> None:
             )
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
+        unknown = free_unbacked_symbols(node.meta.get("val"))
         for tag, meaning, advice in _ESCAPES:
-            if tag not in node.target.tags:
-                continue
-            if tag is torch.Tag.dynamic_output_shape and not free_unbacked_symbols(node.meta.get("val")):
+            is_size = tag is torch.Tag.dynamic_output_shape
+            if is_size and not unknown:
                 continue  # torch knows the size: one_hot of a given depth, a table read by numbers
+            if tag not in node.target.tags and not (is_size and isinstance(node.meta["val"], torch.Tensor)):
+                continue  # the first tensor of such a size makes it, whatever torch says of the operation
             name = type(module).__name__
             raise DependsOnValuesError(
                 f"the model {name} cannot be captured{_place(node)}: {op_name(node)} {meaning}; {advice}"

@@ -167,11 +167,12 @@ class _Translator:
         if neutral is None:
             name = full_name(node)
             tensors = tuple(value for value in node.all_input_nodes if is_tensor(value))
-            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            is_recurrent = op_name(node) in KINDS  # which torch says to be random for a dropout that is off
+            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not is_recurrent
             is_float = any(str(t.meta[DTYPE]).startswith("float") for t in (*tensors, node) if DTYPE in t.meta)
             if is_float and (tensors or random):
                 why = "draws random numbers, so that no two runs agree" if random else "has no mapping"
-                if op_name(node) in KINDS:
+                if is_recurrent:
                     why += f" ({why_float(node, arguments(node))})"
                 self.notes.append(f"{name} at {node.meta[NAME]!r} {why}: it stays in float")
             neutral = NeutralCall(name if "::" in name else f"torch::{name}", tensors)
