@@ -83,7 +83,7 @@ def test_before_calibration() -> None:
     x = keras.Input((8,))
     sim = isobit.QuantSim(keras.Model(x, L.Dense(4)(x)))
     with pytest.raises(isobit.errors.ModelError, match="calibrate first"):
-        sim.model(ROWS, training=True)
+        _step(sim.model, keras.optimizers.SGD(0.1), ROWS)
 
 
 def test_variables_taken_before_the_grids_were_learned() -> None:

@@ -20,10 +20,14 @@ from isobit_tensorflow.simulate.float_weights import FloatWeights
 from isobit_tensorflow.simulate.interpreter import run
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.training_pass import TrainingPass
-from isobit_tensorflow.simulate.training_watch import PassWatch, watched
+from isobit_tensorflow.simulate.training_watch import PassWatch, watched, without_gradient
 from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
 from isobit_tensorflow.training import Training
 
+_UNCALIBRATED = (
+    "the simulator has no quantizers, so the float network would train: calibrate first, and again after a technique "
+    "that has changed it; then sim.model is another one"
+)
 _CALLBACKS = 5  # the place of `callbacks` among the arguments of `keras.Model.fit`
 
 
@@ -113,13 +117,15 @@ class Simulator(keras.Model):  # type: ignore[misc]
         """What the user's model returns for `inputs`, simulated."""
         named = self._named(inputs)
         if training:
-            self._require_trained()
+            self._require_current()
             watch = self._watch_passes()
             watch.before()
         outputs = self.run_named(named, training=bool(training))
         if training and not self._is_fitting:  # `fit` looks at the loss
             typed = {name: self._typed(name, named[name]) for name in self.graph.inputs}
             outputs = watch.after(typed, outputs, partial(self._tapped, named))
+            if not self._trains:  # a pass may be for its statistics alone: its gradients may not be taken
+                outputs = {name: without_gradient(value, _UNCALIBRATED) for name, value in outputs.items()}
         result = keras.tree.map_structure(lambda name: outputs[name], self.output_structure)
         if training and self._teacher is not None:
             self.add_loss(self._teacher(result, inputs))
@@ -157,7 +163,9 @@ class Simulator(keras.Model):  # type: ignore[misc]
 
         Raises ModelError before calibration, where the loss is NaN, and where `trainable()` made another simulator.
         """
-        self._require_trained()
+        if not self._trains:
+            raise ModelError(_UNCALIBRATED)
+        self._require_current()
         if len(args) > _CALLBACKS:
             args = (*args[:_CALLBACKS], watched(args[_CALLBACKS]), *args[_CALLBACKS + 1 :])
         else:
@@ -168,13 +176,12 @@ class Simulator(keras.Model):  # type: ignore[misc]
         finally:
             self._is_fitting = False
 
-    def _require_trained(self) -> None:
-        """Raise ModelError where training would change another network than the one that is meant."""
-        if not self.quantizer_layers and not self.is_float:
-            raise ModelError(
-                "the simulator has no quantizers, so the float network would train: calibrate first, and again after a "
-                "technique that has changed it; then sim.model is another one"
-            )
+    @property
+    def _trains(self) -> bool:
+        """Whether training changes the network that is meant."""
+        return bool(self.quantizer_layers) or self.is_float
+
+    def _require_current(self) -> None:
         if self.is_superseded:
             raise ModelError(
                 "trainable(), or an edit, has made another simulator around these weights: compile and train what "

@@ -113,6 +113,19 @@ class PassWatch:
         return dict(outputs)
 
 
+def without_gradient(value: tf.Tensor, reason: str) -> tf.Tensor:
+    """The value; who takes a gradient by it gets a ModelError."""
+
+    def refused(*_: Any) -> Any:
+        raise ModelError(reason)
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def passed(x: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+        return tf.identity(x), refused
+
+    return passed(value)
+
+
 def _is_nan(value: tf.Tensor) -> Any:
     return tf.reduce_any(tf.math.is_nan(value))
 

@@ -62,7 +62,8 @@ def _transform(layer: Any) -> NDArray[np.float32]:
     window = np.pad(window, (left, length - count - left))
     phase = 2 * np.pi * np.outer(np.arange(length), np.arange(length // 2 + 1)) / length
     waves = np.concatenate([np.cos(phase), np.sin(phase)], 1) * window[:, None]
-    return waves[:, None].astype(np.float32)
+    filters: NDArray[np.float32] = waves[:, None].astype(np.float32)
+    return filters
 
 
 LAYERS: Mapping[type, Rule] = (
