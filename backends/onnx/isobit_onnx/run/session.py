@@ -130,6 +130,7 @@ class Session:
         self._runs_left -= 1
         outputs = self._run_in_either_layout(feeds)
         if self._model is not None and self._runs_left < 0 and not self.is_blocked:
+            outputs = own_arrays(outputs)
             self._change_layout(self._model, feeds, outputs)
         return outputs
 
@@ -179,6 +180,15 @@ class Session:
         _LOG.info("the session in blocked layout failed on a batch that the plain session runs")
         self._model, self.is_blocked = None, False
         return outputs
+
+
+def own_arrays(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Outputs of a run in memory of their own, for who keeps them.
+
+    An array that onnxruntime hands out lies in the memory that its session computes in, and holds all of that as long
+    as it lives, also when the session is gone.
+    """
+    return {name: array if array.flags.owndata else array.copy() for name, array in outputs.items()}
 
 
 def _are_same_bits(
