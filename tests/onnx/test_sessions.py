@@ -227,3 +227,31 @@ def test_no_session_holds_large_weights_while_the_given_model_runs(monkeypatch: 
     monkeypatch.setattr(initializers, "LARGE_WEIGHTS", 0)
     sim.calibrate([network.batch(4)])
     assert held == [0]
+
+
+def test_outputs_that_are_kept_hold_no_memory_of_a_session() -> None:
+    """An array of onnxruntime's lies in its session's memory, and keeps all of it."""
+    network = NETWORKS["inverted_residual"]()
+    sim = isobit.QuantSim(build_onnx(network))
+    sim.calibrate([network.batch(4)])
+    model = sim.backend_model.inner
+    assert isinstance(model, OnnxModel)
+    for _ in range(6):  # the fifth makes the session in blocked layout
+        kept = [*sim.run(network.batch(4)).values()]
+        assert all(array.flags.owndata for array in kept)
+    assert all(array.flags.owndata for array in model.run_given(network.batch(4)).values())
+
+
+def test_the_plain_session_is_gone_when_the_one_in_blocked_layout_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = NETWORKS["inverted_residual"]()
+    expected: list[bool] = []
+    change = Session._change_layout
+
+    def looking(self: Session, model: ir.Model, feeds: Any, outputs: Any) -> None:
+        expected.extend(array.flags.owndata for array in outputs.values())
+        change(self, model, feeds, outputs)
+
+    monkeypatch.setattr(Session, "_change_layout", looking)
+    isobit.QuantSim(build_onnx(network)).calibrate([network.batch(4)])
+    assert expected
+    assert all(expected)

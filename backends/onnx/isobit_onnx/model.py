@@ -32,7 +32,7 @@ from isobit_onnx.read.wide_floats import METADATA
 from isobit_onnx.run.conditions import ExampleConditions
 from isobit_onnx.run.given import run_given
 from isobit_onnx.run.observe import ObservingSessions
-from isobit_onnx.run.session import RUN_FAILURES, Session
+from isobit_onnx.run.session import RUN_FAILURES, Session, own_arrays
 from isobit_onnx.state import dump
 from isobit_onnx.translate.edit import apply_edits, set_weights
 from isobit_onnx.translate.sites import NativeSite, bind
@@ -158,7 +158,7 @@ class OnnxModel:
                 del self._sessions[next(iter(self._sessions))]
             is_lean = is_first and has_large_weights(self.float_model)  # many models are run once, to be checked
             self._sessions[off] = Session(self.simulator(), self.providers, is_lean=is_lean)
-        return self._sessions[off].run(batch)
+        return own_arrays(self._sessions[off].run(batch))
 
     def release_sessions(self) -> None:
         """Let go sessions of a model with large weights, of which each holds copies in its own layout."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from isobit.backend import Batch
 from isobit.errors import ModelError
 from isobit_onnx.read.error_text import one_line
-from isobit_onnx.run.session import chosen_providers
+from isobit_onnx.run.session import chosen_providers, own_arrays
 
 
 def run_given(
@@ -41,8 +41,8 @@ def run_given(
     except Exception as error:  # onnxruntime and protobuf raise their own kinds
         raise ModelError(f"onnxruntime does not run it: {one_line(error)}") from error
     if values:
-        return {tensor: np.asarray(results[value]) for tensor, value in present.items()}
-    return {name: np.asarray(result) for name, result in results.items()}
+        results = {tensor: results[value] for tensor, value in present.items()}
+    return own_arrays({name: np.asarray(result) for name, result in results.items()})
 
 
 def _serialized(source: Any) -> str | bytes:

@@ -138,6 +138,7 @@ class Session:
         start = time.perf_counter()
         outputs = self._run_in_either_layout(feeds)
         if self._model is not None and not self.is_blocked and self._pays_from_now(time.perf_counter() - start):
+            outputs = own_arrays(outputs)
             self._change_layout(self._model, feeds, outputs)
         return outputs
 
@@ -195,6 +196,15 @@ class Session:
         _LOG.info("the session in blocked layout failed on a batch that the plain session runs")
         self._model, self.is_blocked = None, False
         return outputs
+
+
+def own_arrays(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Outputs of a run in memory of their own, for who keeps them.
+
+    An array that onnxruntime hands out lies in the memory that its session computes in, and holds all of that as long
+    as it lives, also when the session is gone.
+    """
+    return {name: array if array.flags.owndata else array.copy() for name, array in outputs.items()}
 
 
 def _are_same_bits(
