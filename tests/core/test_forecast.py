@@ -10,7 +10,7 @@ from sketch import Sketch
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.canonical import canonicalize
-from isobit.errors import FormatError, ModelError
+from isobit.errors import FormatError, ModelError, RecipeError
 from isobit.forecast import Forecast, plan
 from isobit.forecast.float_pass import FloatPass
 from isobit.forecast.plan_model import _conversions
@@ -126,3 +126,18 @@ def test_a_model_that_made_up_values_do_not_run_has_the_time_of_the_table(monkey
 def test_nothing_in_integers_is_no_conversion() -> None:
     sim = QuantSim(model(), target="onnxruntime-cpu", exclude=["Conv", "Softmax"], backend=NumpyBackend())
     assert _conversions(Groups(sim.simulation)) == (0, 0)
+
+
+def test_a_recipe_with_a_fault_is_said_and_the_others_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = type(registry()).recipe
+
+    def recipe(self: object, name: str) -> Recipe:
+        if name == "basic":
+            raise RecipeError("no technique 'Gone'")
+        return found(self, name)
+
+    monkeypatch.setattr(type(registry()), "recipe", recipe)
+    told = forecast()
+    assert "basic" not in {recipe.recipe for recipe in told.recipes}
+    assert told.recipes
+    assert "nothing is told of recipe 'basic': no technique 'Gone'" in told.notes

@@ -212,6 +212,10 @@ def test_what_is_surely_worse_is_not_run_on_the_other_samples(lead: list[float],
     assert is_behind(ratios, rival) == behind
 
 
+def test_a_rival_that_failed_is_no_rival() -> None:
+    assert not is_behind(_in_batches(20.0, 31.0, 25.0, 22.0, 27.0), [[float("-inf")]])
+
+
 def test_what_was_measured_is_known_again() -> None:
     sim, batch = simulator(classifier(None)), classifier(None).batch(3)
     judge, encodings = Judge.of(sim.backend_model, [batch] * 2), sim.encodings

@@ -49,3 +49,12 @@ def test_a_range_is_chosen_anew_where_anything_differs(scheme) -> None:
     assert len(asked) == 5
     histogram.update(np.array([[3.0]], np.float32))
     assert range_of() == (1.0, 3.0)
+
+
+def test_ranges_of_statistics_that_are_gone_are_forgotten() -> None:
+    memo = RangeMemo()
+    for _ in range(20):
+        histogram = seen(1.0, 2.0)
+        assert memo.range(MinMaxRange(), QuantSpec.parse("uint8"), None, (histogram,), lambda: (1.0, 2.0)) == (1.0, 2.0)
+        del histogram
+    assert len(memo._chosen) == 1

@@ -110,3 +110,27 @@ def test_numbers_that_every_session_draws_alike_are_noise_too(op: str, tmp_path:
     assert exported.is_noisy
     assert "try recipe" not in str(exported)
     assert "try recipe" not in exported["summary"].read_text()
+
+
+def test_noise_in_a_body_is_noise() -> None:
+    proto = model()
+    value = proto.graph.output[0]
+    drawn = [helper.make_node("RandomNormalLike", ["b"], ["n"]), helper.make_node("Add", ["b", "n"], ["c_in"])]
+    still = [helper.make_node("Identity", ["b"], ["c_not"])]
+    bodies = [
+        helper.make_graph(
+            nodes, name, [], [helper.make_tensor_value_info(name, value.type.tensor_type.elem_type, None)]
+        )
+        for nodes, name in ((drawn, "c_in"), (still, "c_not"))
+    ]
+    positive = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Greater", ["sum", "least"], ["positive"]),
+        helper.make_node("If", ["positive"], ["c"], "choose", then_branch=bodies[0], else_branch=bodies[1]),
+    ]
+    for place, node in enumerate(positive):
+        proto.graph.node.insert(2 + place, node)
+    proto.graph.initializer.append(helper.make_tensor("least", 1, [], [-1e9]))
+    proto.graph.node[-1].input[0] = "c"
+    sim = isobit.quantize(proto, X, method="minmax", recipe="basic")
+    assert any("hold its own noise" in note for note in sim.report.notes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -9,6 +11,7 @@ from small_models import model, node, value
 
 import isobit
 from isobit.errors import CoverageWarning
+from isobit.plugins import registry
 
 RNG = np.random.default_rng(12)
 X = RNG.standard_normal((16, 8)).astype(np.float32)
@@ -54,3 +57,22 @@ def test_small_values_that_a_grid_resolves_have_one() -> None:
 def test_a_tensor_of_zeros_has_a_grid() -> None:
     sim = isobit.quantize(perceptron(first=0.0), X, method="minmax", recipe="basic", progress=False)
     assert sim.report.counts["weight"] == 2
+
+
+def test_a_tiny_factor_is_not_lost() -> None:
+    nodes = [node("Mul", "x large", "h"), node("Mul", "h k", "s"), node("MatMul", "s b", "y")]
+    constants = {"large": np.float32(1e8), "k": 1e-8 * normal(8), "b": normal(8, 4)}
+    proto = model(nodes, [value("x", ["n", 8])], [value("y", ["n", 4])], constants)
+    sim = isobit.QuantSim(proto, target="default")
+    sim.calibrate(X, "minmax")
+    assert "smallest scale" in sim.report.left_in_float["k"]
+    assert decibels(sim) > 25
+
+
+def test_a_layer_that_stays_in_float_asks_for_no_format() -> None:
+    """The target has no format for its weight, and needs none."""
+    target = registry().target("default")
+    conv = frozenset({"Conv"})
+    strict = replace(target, ops=conv, weight_granularities=("per-channel",), per_channel_ops=conv)
+    sim = isobit.QuantSim(perceptron(), target=strict)
+    assert sim.report.left_in_float["a"] == "Linear n_h stays in float"

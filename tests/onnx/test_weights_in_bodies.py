@@ -148,3 +148,35 @@ def test_what_others_read_too_stays_in_float_and_is_said() -> None:
 def test_an_override_and_an_exclusion_leave_it_in_float(how: dict[str, object]) -> None:
     proto, feeds = repeated("product")
     assert Weight("w") not in isobit.QuantSim(proto, feeds, **how).plan.placements
+
+
+def test_other_constants_of_a_body_stay_in_float() -> None:
+    """A bias and a factor there are no weights, whatever the target quantizes elsewhere."""
+    proto, feeds = repeated("product")
+    body = next(n for n in proto.graph.node if n.op_type == "Loop").attribute[0].g
+    body.node[0].output[0] = "r"
+    body.node.insert(1, node("Add", "r b", "a"))
+    body.node.insert(2, node("Mul", "a k", "m"))
+    proto.graph.initializer.extend([constant("b", normal(6), np.float32), constant("k", normal(6), np.float32)])
+    sim = isobit.QuantSim(proto, feeds, target="default")
+    assert Weight("w") in sim.plan.placements
+    assert not {Weight("b"), Weight("k")} & set(sim.plan.placements)
+
+
+def test_blocks_of_a_weight_in_a_body_lie_along_its_inputs() -> None:
+    proto, feeds = repeated("product")
+    plan = isobit.QuantSim(proto, feeds, target="default", weights="int4 block=3").plan
+    placement = plan.placements[Weight("w")]
+    assert (str(placement.spec), placement.channel_axis, placement.block_axis) == (
+        str(plan.placements[Weight("first")].spec), 1, 0
+    )  # fmt: skip
+
+
+def test_tiny_weights_in_a_body_stay_in_float_and_are_said() -> None:
+    proto, feeds = repeated("product")
+    for initializer in proto.graph.initializer:
+        if initializer.name == "w":
+            initializer.CopyFrom(constant("w", 1e-11 * normal(6, 6), np.float32))
+    sim = isobit.QuantSim(proto, feeds)
+    assert Weight("w") not in sim.plan.placements
+    assert "smallest scale" in sim.report.left_in_float["w"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+from weakref import ref
 
 from isobit.calibration.reader_functions import Function
 from isobit.calibration.scheme import Calibrator
@@ -16,7 +17,7 @@ _Range = tuple[float, float]
 class _Chosen(NamedTuple):
     """A range, and the histograms that it was chosen by, with how many elements each had counted."""
 
-    histograms: tuple[Histogram, ...]
+    histograms: tuple[ref[Histogram], ...]
     elements: tuple[int, ...]
     range: _Range
 
@@ -47,6 +48,15 @@ class RangeMemo:
             return choose()
         elements = tuple(histogram.elements for histogram in histograms)
         known = self._chosen.get(key)
-        if known is None or known.elements != elements:
-            known = self._chosen[key] = _Chosen(tuple(histograms), elements, choose())
-        return known.range
+        if known is not None and known.elements == elements and _are(known.histograms, histograms):
+            return known.range
+        chosen = choose()
+        for old in [k for k, other in self._chosen.items() if any(held() is None for held in other.histograms)]:
+            del self._chosen[old]  # of statistics that are gone
+        self._chosen[key] = _Chosen(tuple(map(ref, histograms)), elements, chosen)
+        return chosen
+
+
+def _are(held: Sequence[ref[Histogram]], histograms: Sequence[Histogram]) -> bool:
+    """Whether references are to these histograms: an address may have got another one."""
+    return all(reference() is histogram for reference, histogram in zip(held, histograms, strict=True))

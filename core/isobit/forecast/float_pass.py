@@ -18,7 +18,7 @@ from isobit.graph.graph import Graph
 #: Bytes of weights up to which the model is run to see how long it takes; a session of more takes too long to make.
 _RUNS_BELOW = 256e6
 
-#: At least two runs, the first of which makes the session; no more than so many, or so many seconds.
+#: At least one run behind the one that makes the session; no more than so many, or so many seconds.
 _RUNS, _SECONDS = 5, 2.0
 
 
@@ -43,7 +43,10 @@ def float_pass(model: CheckedModel, weights: float, in_table: float | None, proc
     names = open_inputs(model.graph)
     if names:
         return FloatPass(None, f"the model leaves sizes of {', '.join(names)} open beside the batch")
-    if weights <= _RUNS_BELOW:
+    passes = sorted({node.name for node in model.graph.nodes if node.op == "Loop"})
+    if passes:  # made-up counts and conditions are not those of data
+        why = f"nobody can say how often {', '.join(passes)} runs"
+    elif weights <= _RUNS_BELOW:
         try:
             return FloatPass(1e3 * _measured(model), "measured here, a made-up sample at a time")
         except Exception as error:  # made-up values may be no index, no mask, no text: whatever it raises

@@ -94,7 +94,7 @@ class Forecast:
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write a report, one HTML file that needs no network."""
-        write_page(path, "isobit plan", f"target {self.target}, nothing was run", _sections(self))
+        write_page(path, "isobit plan", f"target {self.target}, without data", _sections(self))
 
     def __str__(self) -> str:
         runs = Counter(node.runs for node in self.nodes)

@@ -9,6 +9,7 @@ from typing import Any
 
 from isobit.budget.cost_model import element_bytes, milliseconds, open_inputs
 from isobit.encodings.quant_spec import QuantSpec
+from isobit.errors import IsobitError
 from isobit.forecast.float_pass import float_pass
 from isobit.forecast.forecast import Forecast, NodeForecast, TimeForecast
 from isobit.forecast.recipe_cost import recipe_forecast
@@ -55,10 +56,12 @@ def plan(
     notes = [*sim.report.notes, *_open_sizes(simulation.graph)]
     weights = sum(node.bytes_before for node in nodes)
     float_time = float_pass(simulation.model, weights, *((time.in_float, time.processor) if time else (None, "")))
-    recipes = [
-        recipe_forecast(simulation, registry().recipe(name), samples, weights, float_time)
-        for name in sorted(registry().recipes())
-    ]
+    recipes = []
+    for name in sorted(registry().recipes()):
+        try:
+            recipes.append(recipe_forecast(simulation, registry().recipe(name), samples, weights, float_time))
+        except IsobitError as error:  # a recipe of another package that has a fault
+            notes.append(f"nothing is told of recipe {name!r}: {error}")
     return Forecast(
         sim.target.name,
         Coverage.of(sim.graph, sim.plan),

@@ -52,8 +52,8 @@ WEIGHTED = frozenset({"Conv", "ConvTranspose", "Linear", "MatMul"})
 #: Ops that run graphs of their own, whose inside the neutral graph does not show. What a body reads is an input.
 BODIES = frozenset({"If", "Loop", "Scan"})
 
-#: Attribute of such a node: input index, op of the layer inside, and axis of the channels of each weight that layers in
-#: the bodies read. The weight is as the backend has it; without an axis its readers disagree about the channels.
+#: Attribute of such a node: input index, op of the layer inside, and axes of channels and blocks of each weight that
+#: layers in the bodies read. The weight is as the backend has it; without axes its readers disagree about them.
 BODY_WEIGHTS = "body_weights"
 
 #: Inputs that are settings, not data: a constant there becomes the attribute of that name.

@@ -75,6 +75,8 @@ class ConstantPlacer:
         if overridden and override_format is None:
             return None
         if described is None:
+            if not overridden and self._too_small(name, use):
+                return None
             spec = self.target.activation_format(override_format if overridden else self.config.activations)
             spec = spec.with_granularity(PerTensor())
             return Placement(Weight(name), spec, "constant")
@@ -96,8 +98,10 @@ class ConstantPlacer:
 
         One that has other readers too stays in float: only the whole constant can be exchanged for a body.
         """
-        weights = {index: (op, axis) for index, op, axis in use.node.attributes[BODY_WEIGHTS]}
-        op, axis = weights.get(use.index, ("", None))
+        found = in_body(use)
+        if found is None:
+            return None
+        op, channel, block = found
         is_kept = self.target.quantizes(op) or op in self.target.weights_only
         overridden, override_format = self.config.override(name)
         if not is_kept or self.config.excludes(use.node) or (overridden and override_format is None):
@@ -105,10 +109,13 @@ class ConstantPlacer:
         if len(self.graph.uses(name)) > 1 or len(self.graph.views(name)) > 1:
             return None
         spec = self.target.weight_format(override_format if overridden else self.config.weights, op)
-        spec = (
-            spec.with_granularity(PerTensor()) if axis is None else _fitting(spec, self.graph.weights[name].shape, None)
-        )
-        return Placement(Weight(name), spec, "weight", channel_axis=axis or 0)
+        if channel is None:
+            spec = spec.with_granularity(PerTensor())
+        elif not overridden:
+            spec = _fitting(spec, self.graph.weights[name].shape, block)
+        if not overridden and self._too_small(name, use):
+            return None
+        return Placement(Weight(name), spec, "weight", channel_axis=channel or 0, block_axis=block)
 
     def _is_stored(self, node: Node, described: Operand | None) -> bool:
         """Whether the target keeps the weights of a layer as integers though it runs in float."""
@@ -118,20 +125,24 @@ class ConstantPlacer:
         if self.config.override(name)[0]:
             return "float by your override"
         if use.node.op in BODIES:
-            return why_float_in_body(self.graph, name, use)
-        why = self._too_small(name, use)
-        if why:
-            return why
-        if use.node.name not in self.quantized:
+            return self._too_small(name, use) or why_float_in_body(self.graph, name, use)
+        described = operand(use.node.op, use.index)
+        if use.node.name not in self.quantized and not self._is_stored(use.node, described):
             return f"{use.node.op} {use.node.name} stays in float"
-        return f"{use.role} of {use.node.op} stays in float"
+        return self._too_small(name, use) or f"{use.role} of {use.node.op} stays in float"
 
     def _too_small(self, name: str, use: Use) -> str:
-        """Why a weight has values below all scales; empty where it has not."""
-        described = operand(use.node.op, use.index)
-        if described is None or described.role not in ("weight", "recurrent_weight"):
+        """Why a constant that is to be integers has values below all scales; empty where it has not."""
+        op, target, config = use.node.op, self.target, self.config
+        described, inside = operand(op, use.index), in_body(use)
+        if inside is not None:
+            spec = target.weight_format(config.weights, inside[0])
+        elif described is not None and described.role in ("weight", "recurrent_weight"):
+            spec = target.weight_format(config.weights, op)
+        elif described is None and op in _CONSTANT_READERS:
+            spec = target.activation_format(config.activations)
+        else:
             return ""
-        spec = self.target.weight_format(self.config.weights, use.node.op)
         return too_small(self.graph.weights[name].magnitude or 0.0, spec)
 
     def place_biases(self, placements: Mapping[Site, Placement]) -> None:
@@ -171,11 +182,16 @@ def is_matrix(info: WeightInfo) -> bool:
     return info.is_float and sum(size > 1 for size in info.shape) > 1
 
 
+def in_body(use: Use) -> tuple[str, int | None, int | None] | None:
+    """The layer in a body whose weight a constant is, with the axes of channels and blocks, or None."""
+    entries = use.node.attributes.get(BODY_WEIGHTS, ())
+    return next(((op, channel, block) for index, op, channel, block in entries if index == use.index), None)
+
+
 def why_float_in_body(graph: Graph, name: str, use: Use) -> str:
     """Why a constant that the body of an If, a Loop or a Scan reads is no integer."""
     where = f"in a body of {use.node.op} {use.node.name!r}"
-    is_weight = any(index == use.index for index, _, _ in use.node.attributes.get(BODY_WEIGHTS, ()))
-    if is_weight and (len(graph.uses(name)) > 1 or len(graph.views(name)) > 1):
+    if in_body(use) is not None and (len(graph.uses(name)) > 1 or len(graph.views(name)) > 1):
         return f"it is read {where} and elsewhere too: give the body a copy of its own"
     return f"it is {where}, whose operations stay in float"
 

@@ -10,7 +10,7 @@ from isobit.graph.adapters import find_adapters
 from isobit.graph.graph import Graph, Use
 from isobit.graph.ops import BODIES, RECURRENT, VARIABLES, WEIGHTED
 from isobit.graph.sites import Input, Weight
-from isobit.placement.constants import is_matrix, why_float_in_body
+from isobit.placement.constants import in_body, is_matrix, why_float_in_body
 from isobit.placement.plan import Plan
 from isobit.placement.quant_config import QuantConfig
 from isobit.placement.signal_tensors import signal_tensors
@@ -45,7 +45,7 @@ def left_weights(graph: Graph, plan: Plan, target: Target, config: QuantConfig) 
         for use in graph.uses(name):
             is_told = config.excludes(use.node) or use.node.op in target.excluded_ops or use.node.name in adapters
             is_weight = _is_weight(graph, use) and not signal.isdisjoint(use.node.inputs)
-            is_weight |= use.node.op in BODIES and is_matrix(info)
+            is_weight |= use.node.op in BODIES and (is_matrix(info) or in_body(use) is not None)
             if is_weight and not is_told and Input(use.node.name, use.index) not in plan.placements:
                 left.append(LeftWeight(name, use.node.op, _why(graph, plan, target, config, name, use)))
                 break
@@ -81,11 +81,12 @@ def _why(graph: Graph, plan: Plan, target: Target, config: QuantConfig, name: st
         return why_float_in_body(graph, name, use)
     if VARIABLES in use.node.attributes:
         return f"{op} runs whole, as its framework has it"
+    if target.quantizes(op) or op in target.weights_only:
+        tiny = too_small(graph.weights[name].magnitude or 0.0, target.weight_format(config.weights, op))
+        if tiny:
+            return tiny
     if not target.quantizes(op):
         return f"target {target.name!r} runs {op} in float"
-    tiny = too_small(graph.weights[name].magnitude or 0.0, target.weight_format(config.weights, op))
-    if tiny:
-        return tiny
     floats = {tensor: why for tensor, why in plan.floats.items() if tensor in graph.tensors}
     others = [floats[other] for other in use.node.inputs if other is not None and other in floats]
     if others:

@@ -12,7 +12,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.optional import RunsGiven, SaysGivenTypes
 from isobit.data import Batch
 from isobit.errors import IsobitError, ModelError
-from isobit.graph.ops import RANDOM
+from isobit.graph.ops import BODIES, RANDOM
 from isobit.graph.sites import Tensor
 from isobit.quantsim.checks.quality import Outputs, decibels
 from isobit.quantsim.checks.whole_tensor import WholeTensor
@@ -43,7 +43,7 @@ def check_given(model: CheckedModel, batch: Batch, outputs: Outputs) -> str:
         given = model.inner.run_given(batch)
         types = _types(model)
         different = _first_different(given, outputs, types)
-        if different is None and not any(node.op in RANDOM for node in model.graph.nodes):
+        if different is None and not any(node.op in RANDOM | BODIES for node in model.graph.nodes):
             return ""
         again = model.inner.run_given(batch)
     except IsobitError as error:

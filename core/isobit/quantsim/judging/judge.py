@@ -88,7 +88,7 @@ class Judge:
 
         Judging the last step of a recipe and choosing the scheme in the end compare the same models.
         """
-        for known_state, known_encodings, ratios in self._known:
+        for known_state, known_encodings, ratios in reversed(self._known):
             if known_state == state and known_encodings == encodings:
                 is_whole = len(ratios) == len(self.samples)
                 return ratios if is_whole or (rival is not None and is_behind(ratios, rival)) else None
@@ -115,7 +115,7 @@ def is_behind(ratios: Ratios, rival: Ratios) -> bool:
     rivals = rival[: len(ratios)]
     if mean(ratios) < mean(rivals) - _HOPELESS:
         return True
-    if len(ratios) < _ENOUGH:
+    if len(ratios) < _ENOUGH or len(rivals) < len(ratios):  # a rival that fails has one value for all
         return False
     lead = np.array([mean([theirs]) - mean([ours]) for ours, theirs in zip(ratios, rivals, strict=True)])
     return float(lead.mean()) > max(MARGIN, _STANDARD_ERRORS * float(lead.std(ddof=1)) / math.sqrt(lead.size))
