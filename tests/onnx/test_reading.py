@@ -197,7 +197,7 @@ def test_a_transposed_view_keeps_the_weights_name():
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "not an ONNX model, or is truncated"),
+        (b"", "is empty: download or export it again"),
         (b"hello, this is a text", "not an ONNX model"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "not an ONNX model"),
     ],
