@@ -32,6 +32,11 @@ def test_unknown_weights() -> None:
         model().weight("fc1.wait")
 
 
+def test_an_adapter_that_is_not_there() -> None:
+    with pytest.raises(ModelError, match="holds no adapters, so it cannot use 'other'"):
+        model().use_adapter("other")
+
+
 def test_sites_to_quantize_and_to_switch() -> None:
     opened, encoding = model(), Encoding.of("int8", 0.1)
     for site, kind in ((Tensor("nothing"), "tensor"), (Weight("x"), "weight"), (Input("fc1", 7), "input")):

@@ -111,6 +111,7 @@ def test_what_does_not_fit_is_said() -> None:
     sim, module = folded(), Net(3).eval()
     before = {name: value.clone() for name, value in sim.model.state_dict().items()}
     part = {name: value for name, value in module.state_dict().items() if name != "first_norm.running_var"}
+    without_weight = {name: value for name, value in module.state_dict().items() if name != "first.weight"}
     resized = {**module.state_dict(), "first_norm.weight": torch.ones(7)}
     calibrated = isobit.QuantSim(module, X)
     calibrated.calibrate([X], progress=False)
@@ -119,6 +120,7 @@ def test_what_does_not_fit_is_said() -> None:
     turned = Net(3, lowest=-1.5).eval()
     for chosen, state, words in (
         (sim, part, r"'first_norm\.running_var' is missing"),
+        (sim, without_weight, r"'first\.weight' is missing"),
         (sim, resized, r"'first_norm\.weight' has shape \(7,\)"),
         (sim, calibrated.model.state_dict(), "state of a simulator from before"),
         (sim, turned.state_dict(), "fold otherwise than the weights here did.*load_encodings"),
@@ -126,5 +128,8 @@ def test_what_does_not_fit_is_said() -> None:
     ):
         with pytest.raises(ModelError, match=words):
             chosen.model.load_state_dict(state)
+        assert not chosen.simulation.model.inner.native.is_reloaded
+    with pytest.raises(ModelError, match=r"'first\.weight' is missing"):  # what is held there is folded already
+        sim.model.load_state_dict(without_weight, strict=False)
     for name, value in sim.model.state_dict().items():
         assert torch.equal(value, before[name])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import isobit
+from isobit.errors import ModelError
 
 
 class DividedSize(nn.Module):
@@ -58,7 +59,61 @@ def test_numbers_without_data_are_known(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = kind().eval()
     sim = isobit.QuantSim(model, torch.randn(4, 8, 8))
+    asked = [note for note in sim.graph.notes if "asks for the values of the buffers" in note]
+    assert [name for name, _ in model.named_buffers() if any(repr(name) in note for note in asked)] == [
+        name for name, _ in model.named_buffers()
+    ]
     for batch in (4, 3):
         x = torch.randn(batch, 8, 8)
         found = next(iter(sim.run_float(x).values()))
         np.testing.assert_allclose(found, model(x).detach(), rtol=1e-4, atol=1e-6)
+
+
+class Written(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x * 2 if self.asked(x) > 0 else x)
+
+
+class ThroughAView(Written):
+    def asked(self, x: Tensor) -> Tensor:
+        held = torch.zeros(4)
+        held.view(-1)[0] = x.sum()
+        return held[0]
+
+
+class ThroughASlice(Written):
+    def asked(self, x: Tensor) -> Tensor:
+        held = torch.zeros(4)
+        held[:2].copy_(x[0, :2])
+        return held.sum()
+
+
+class BesideAView(Written):
+    def asked(self, x: Tensor) -> Tensor:
+        held = torch.zeros(1)
+        first = held[0]
+        held += x.sum()
+        return first
+
+
+class AsOut(Written):
+    def asked(self, x: Tensor) -> Tensor:
+        held = torch.zeros(())
+        torch.sum(x, (0, 1), out=held)
+        return held
+
+
+class ByChance(Written):
+    def asked(self, x: Tensor) -> Tensor:
+        return torch.zeros(1).normal_()
+
+
+@pytest.mark.parametrize("kind", [ThroughAView, ThroughASlice, BesideAView, AsOut, ByChance])
+def test_what_data_was_written_into_is_not_known(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match="depends on the values"):
+        isobit.QuantSim(kind().eval(), torch.rand(3, 4))

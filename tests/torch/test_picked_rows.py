@@ -86,7 +86,21 @@ class NumbersAsList(Mixture):
         return out * weight[:, None]
 
 
-@pytest.mark.parametrize("kind", [VisitsThoseHit, AddsToThoseThatChose, BestExpertAlone, NumbersAsList])
+class ChosenBySorting(Mixture):
+    """As topk, by numbers of which the masks do not show how many there are; written without their places."""
+
+    def mixed(self, rows: Tensor) -> Tensor:
+        order = self.gate(rows).argsort(-1, descending=True)[:, :2]
+        out = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            row, _ = torch.where(order == number)
+            out[row] += expert(rows[row])
+        return out
+
+
+@pytest.mark.parametrize(
+    "kind", [VisitsThoseHit, AddsToThoseThatChose, BestExpertAlone, NumbersAsList, ChosenBySorting]
+)
 def test_experts_are_opened_at_any_batch_size(kind: type[Mixture]) -> None:
     torch.manual_seed(0)
     model = kind().eval()
@@ -169,3 +183,91 @@ def test_rows_that_are_not_computed_each_by_itself_are_refused(kind: type[nn.Mod
     example = (torch.randn(4, 6, 8), torch.ones(4, 6, dtype=torch.bool))
     with pytest.raises(ModelError, match=r"size depends on values; keep the size: torch\.where"):
         isobit.QuantSim(kind().eval(), example)
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(4, 4)
+
+
+class ScaledWhereLoud(Branches):
+    def forward(self, x: Tensor) -> Tensor:
+        if (x.abs() > 1).any():
+            x = x / x.abs().max()
+        return self.part(x)
+
+
+class FilledWithTheMean(Branches):
+    def forward(self, x: Tensor) -> Tensor:
+        x, bad = x.clone(), torch.isnan(x)
+        x[bad] = x[~bad].mean()
+        return self.part(x)
+
+
+class CentredWhereLow(Branches):
+    def forward(self, x: Tensor) -> Tensor:
+        x, low = x.clone(), x[:, 0] < -50
+        x[low] = x[low] - x[low].mean(0)
+        return self.part(x)
+
+
+class OtherwiseWhereNone(Branches):
+    def forward(self, x: Tensor) -> Tensor:
+        mask, out = x > -50, torch.zeros_like(x)
+        out[mask] = x[mask] * 2
+        return self.part(out) + 100 if x[mask].numel() == 0 else self.part(out)
+
+
+class WrittenByAnother(Branches):
+    """The two masks are equal on the example."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x[:, 0] > -50, x[:, 1] > -50
+        out = torch.zeros_like(x)
+        out[second] = self.part(x[first])
+        return out
+
+
+class ReadByAnother(WrittenByAnother):
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x[:, 0] > -50, x[:, 1] > -50
+        out = x.clone()
+        out[first] = self.part(x[first]) + x[second]
+        return out
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [ScaledWhereLoud, FilledWithTheMean, CentredWhereLow, OtherwiseWhereNone, WrittenByAnother, ReadByAnother],
+)
+def test_what_the_masks_of_the_example_do_not_show_is_refused(kind: type[nn.Module]) -> None:
+    """Masks that pick nothing, or all, or the same on the example."""
+    torch.manual_seed(1)
+    with pytest.raises(ModelError):
+        isobit.QuantSim(kind().eval(), torch.randn(3, 4) * 5)
+
+
+class CleanedWhereNeeded(Branches):
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.isnan(x).any():
+            x = torch.nan_to_num(x)
+        return self.part(x)
+
+
+class MaskComputedTwice(Branches):
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        out[x[:, 0] > 0] = self.part(x[x[:, 0] > 0])
+        out[~(x[:, 0] > 0)] = x[~(x[:, 0] > 0)]
+        return out
+
+
+@pytest.mark.parametrize("kind", [CleanedWhereNeeded, MaskComputedTwice])
+def test_masks_that_say_where_alone_are_opened(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    sim = isobit.QuantSim(model, torch.randn(5, 4))
+    x = torch.randn(6, 4)
+    found = next(iter(sim.run_float(x).values()))
+    np.testing.assert_allclose(found, model(x).detach(), rtol=1e-4, atol=1e-6)

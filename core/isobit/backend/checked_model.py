@@ -111,10 +111,11 @@ class CheckedModel:
 
     def use_adapter(self, name: str) -> None:
         """Let the graph of a model that `HoldsAdapters` read another one. Raises ModelError."""
-        if isinstance(self.inner, HoldsAdapters):
-            self.inner.use_adapter(name)
-            self.opened = None
-            self._follower(self)
+        if not isinstance(self.inner, HoldsAdapters):
+            raise ModelError(f"the model holds no adapters, so it cannot use {name!r}")
+        self.inner.use_adapter(name)
+        self.opened = None
+        self._follower(self)
 
     def _require_ops(self, plan: EditPlan) -> None:
         ops = self.inner.ops

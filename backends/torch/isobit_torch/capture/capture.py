@@ -41,17 +41,23 @@ class Aids:
     def __init__(self, module: nn.Module) -> None:
         self._module, self._rows = module, AllRows()
         self._buffers = dict(module.named_buffers())
+        self._numbers = KnownNumbers({}, module)
 
     @property
     def has_picked(self) -> bool:
         """Whether a mask picked rows in the last block."""
         return self._rows.has_picked
 
+    @property
+    def buffers(self) -> Sequence[str]:
+        """The buffers for whose values code asked in the last block."""
+        return sorted(self._numbers.asked)
+
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """A block of them, inside of the module's own forward."""
-        self._rows = AllRows()
-        with KnownNumbers(self._buffers, self._module), self._rows:
+        self._rows, self._numbers = AllRows(), KnownNumbers(self._buffers, self._module)
+        with self._numbers, self._rows:
             yield
 
 
@@ -120,6 +126,11 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool, is_aided: bool) -> 
         require_by_row(module, call)
         notes.append(
             "rows that a mask picks, as for experts, are computed for all rows, and what is not picked dropped"
+        )
+    if aids is not None and aids.buffers:
+        names = ", ".join(map(repr, aids.buffers))
+        notes.append(
+            f"the code asks for the values of the buffers {names}: what it does is fixed to what they hold now"
         )
     if others:
         notes.append(f"the model is in {', '.join(others)}, and the simulator computes in float32")

@@ -35,17 +35,27 @@ class KnownNumbers(TorchFunctionMode):
     def __init__(self, buffers: Mapping[str, torch.Tensor], module: nn.Module) -> None:
         """`buffers` are the values of those that `module`, in the middle of a capture, has by the same names."""
         super().__init__()
+        self.asked: frozenset[str] = frozenset()  # the buffers whose values were answered
         self._known: dict[int, torch.Tensor] = {}
+        self._buffers: dict[int, frozenset[str]] = {}  # those that a number was computed from
         self._kept: list[torch.Tensor] = []  # identities hold while the objects live
         for name, buffer in module.named_buffers():
             value = buffers.get(name)
             if value is not None and value.numel() <= _FEW:
                 with _disable_current_modes():
-                    self._note(buffer, value.detach().clone())
+                    self._note(buffer, value.detach().clone(), frozenset((name,)))
 
-    def _note(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+    def _note(self, tensor: torch.Tensor, value: torch.Tensor, buffers: frozenset[str]) -> None:
         self._kept.append(tensor)
-        self._known[id(tensor)] = value
+        self._known[id(tensor)], self._buffers[id(tensor)] = value, buffers
+
+    def _forget(self, target: torch.Tensor) -> None:
+        """What was written, and its views and what it is a view of, are no longer known."""
+        where = _storage(target)
+        self._kept = [tensor for tensor in self._kept if id(tensor) in self._known]
+        for tensor in self._kept:
+            if tensor is target or _storage(tensor) == where:
+                self._known.pop(id(tensor), None)
 
     def _value(self, leaf: Any) -> Any:
         return self._known.get(id(leaf), leaf)
@@ -57,6 +67,7 @@ class KnownNumbers(TorchFunctionMode):
         named = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         if name in _ASK and args and id(args[0]) in self._known:
+            self.asked |= self._buffers[id(args[0])]
             return self._compute(func, args, named)
         if name in _TAKE_SIZES:
             first = args[:1] if name == "__getitem__" else ()
@@ -70,12 +81,16 @@ class KnownNumbers(TorchFunctionMode):
             is_known = name in _OF_SIZES and not tensors
             args, named = pytree.tree_map_only(torch.SymInt, int, (tuple(args), named)) if is_known else (args, named)
         is_written = name.startswith("__i") or name == "__setitem__" or (name.endswith("_") and name[:2] != "__")
-        if is_written and not is_known:
-            self._known.pop(id(args[0]), None)
-        elif is_known and not name.startswith(_RANDOM) and (is_written or _is_small(found)):
+        written = pytree.tree_leaves((args[:1] if is_written else (), named.get("out")))
+        targets = [leaf for leaf in written if isinstance(leaf, torch.Tensor)]
+        if not is_known or name.startswith(_RANDOM):
+            for target in targets:
+                self._forget(target)
+        elif targets or _is_small(found):
+            buffers = frozenset[str]().union(*(self._buffers[id(leaf)] for leaf in tensors))
             value = self._compute(func, args, named)
             if isinstance(found, torch.Tensor):
-                self._note(found, value)
+                self._note(found, value, buffers)
         return found
 
     def _sizes(self, value: Any) -> Any:
@@ -87,12 +102,18 @@ class KnownNumbers(TorchFunctionMode):
         known = self._known.get(id(value))
         if known is None or known.ndim or known.is_floating_point() or known.dtype == torch.bool:
             return value
+        self.asked |= self._buffers[id(value)]
         return int(known)
 
     def _compute(self, func: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any]) -> Any:
         args, named = pytree.tree_map(self._value, (tuple(args), dict(named)))
         with _disable_current_modes(), torch._C.DisableTorchFunction():
             return func(*args, **named)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """Which memory a tensor has, in the capture as well."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _is_symbol(leaf: Any) -> bool:

@@ -8,8 +8,8 @@ while a module runs or is captured, and `require_by_row` tells by trying whether
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -19,14 +19,18 @@ from torch.utils import _pytree as pytree
 from isobit.errors import ModelError
 from isobit_torch.program.signature import Call
 
-#: Where masks are thinned for trying, each row at a multiple of this is taken out.
+#: Where masks are thinned or spread for trying, each row at a multiple of this is taken out.
 _THINNED = 3
+
+#: Masks for trying: those of the example, these with fewer rows, whatever rows, and no row.
+Masks = Literal["own", "thinned", "spread", "none"]
 
 
 @dataclass(frozen=True)
 class Rows:
     """The mask that numbers of rows stand for, flat; whether they are all rows in order, and none comes twice."""
 
+    origin: Any  # which mask it is
     mask: torch.Tensor
     is_all: bool
     is_unique: bool
@@ -35,23 +39,24 @@ class Rows:
 class AllRows(TorchFunctionMode):
     """A masked selection gives all rows, a write by it keeps the old value of the others.
 
-    For trying, `is_picking` has the rows picked as they are; where `is_thinned`, masks lose every third of their rows.
+    For trying (`is_tried`), `is_picking` has the rows picked as they are, and `masks` says by which masks.
     """
 
-    def __init__(self, *, is_picking: bool = False, is_thinned: bool = False) -> None:
+    def __init__(self, *, is_tried: bool = False, is_picking: bool = False, masks: Masks = "own") -> None:
         super().__init__()
-        self.is_picking, self.is_thinned = is_picking, is_thinned
+        self.is_tried, self.is_picking, self.masks = is_tried, is_picking, masks
         self.has_picked = False
         self._rows: dict[int, Rows] = {}  # numbers of rows, by identity
         self._chosen: dict[int, int] = {}  # numbers that topk gave and what is made of them: how many for each row
-        self._loose: dict[int, torch.Tensor] = {}  # what was computed from picked rows and is not written back
+        self._loose: dict[int, frozenset[Any]] = {}  # what is computed of picked rows and not written back: which masks
+        self._origins: dict[int, Any] = {}  # how a mask is computed, to tell it from one that happens to be equal
         self._true: set[int] = set()  # whether a mask has any row
         self._kept: list[Any] = []  # identities hold while the objects live
         self._numbers: dict[int, int] = {}  # numbers of rows that code asks for one by one
 
     def escapes(self, outputs: Any) -> bool:
         """Whether outputs hold rows that no mask has written back."""
-        return any(id(leaf) in self._loose for leaf in pytree.tree_leaves(outputs))
+        return bool(self._masks_of(outputs))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -63,16 +68,30 @@ class AllRows(TorchFunctionMode):
         if found is not NotImplemented:
             return found
         found = func(*args, **named)
-        given = pytree.tree_leaves((args, named))
-        if any(id(value) in self._loose for value in given):
-            self._loosen(found)
-        self._follow_choice(getattr(func, "__name__", ""), given, found)
+        name, given = getattr(func, "__name__", ""), pytree.tree_leaves((args, named))
+        self._loosen(args[0] if name == "__setitem__" else found, self._masks_of(given))
+        self._follow_choice(name, given, found)
+        if self.is_tried and isinstance(found, torch.Tensor) and (_is_mask(found) or name in _ARE_VIEWS):
+            self._kept += [found, *given]
+            self._origins[id(found)] = (func, *map(self._origin, given))
         return found
 
-    def _loosen(self, value: Any) -> Any:
-        for leaf in pytree.tree_leaves(value):
-            if isinstance(leaf, torch.Tensor):
-                self._loose[id(leaf)] = leaf
+    def _origin(self, value: Any) -> Any:
+        """What tells a tensor from others: how it is computed, or itself, as long as nothing is written to it."""
+        if not isinstance(value, torch.Tensor):
+            return value if isinstance(value, int | float | str | bool) else repr(value)
+        return self._origins.get(id(value), id(value)), value._version if self.is_tried else 0
+
+    def _masks_of(self, values: Any) -> frozenset[Any]:
+        """The masks of the rows that values are computed from and not written back by."""
+        found = [self._loose[id(leaf)] for leaf in pytree.tree_leaves(values) if id(leaf) in self._loose]
+        return frozenset[Any]().union(*found)
+
+    def _loosen(self, value: Any, masks: frozenset[Any]) -> Any:
+        if masks:
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, torch.Tensor):
+                    self._loose[id(self._keep(leaf))] = masks
         return value
 
     def _keep(self, value: Any) -> Any:
@@ -83,6 +102,8 @@ class AllRows(TorchFunctionMode):
         if name == "topk":
             numbers = self._keep(found)[1]
             self._chosen[id(self._keep(numbers))] = int(numbers.shape[-1])
+        elif name in ("sort", "argsort"):  # each number once as well, and how many of them are used is to be seen
+            self._chosen[id(self._keep(found if name == "argsort" else found[1]))] = 0
         elif name in _KEEP_CHOICE and isinstance(found, torch.Tensor):
             sizes = [self._chosen[id(value)] for value in given if id(value) in self._chosen]
             if sizes:
@@ -91,35 +112,41 @@ class AllRows(TorchFunctionMode):
     # --- masks to rows ---
 
     def thinned(self, mask: torch.Tensor) -> torch.Tensor:
-        """The mask, for trying with fewer rows."""
+        """The mask, for trying with fewer rows, or with others: what the example's own picks may be all, or nothing."""
         self.has_picked = True
-        if not self.is_thinned:
+        if self.masks == "own":
             return mask != 0
+        if self.masks == "none":
+            return torch.zeros_like(mask, dtype=torch.bool)
         keep = torch.arange(mask.numel(), device=mask.device).reshape(mask.shape) % _THINNED != 0
-        return (mask != 0) & keep
+        is_free = self.masks == "spread" and id(mask) not in self._chosen  # no row has an expert twice
+        return keep if is_free else (mask != 0) & keep
 
     def numbers(self, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What ``mask.nonzero(as_tuple=True)`` gives, for all rows."""
-        count = self._chosen.get(id(mask), 0)
+        count, origin = self._chosen.get(id(mask), 0), self._origin(mask)
         mask = self.thinned(mask)
         if self.is_picking:
             return mask.nonzero(as_tuple=True)
         axes = [axis for axis, size in enumerate(mask.shape) if isinstance(size, int) and size == count]
         if count and mask.ndim == 2 and len(axes) == 1:  # a row has at most one place among those that topk chose
-            return self._first_numbers(mask, axes[0])
+            return self._first_numbers(origin, mask, axes[0])
         numbers = []
         for axis, size in enumerate(mask.shape):
             counted = torch.arange(size, device=mask.device).reshape([-1 if a == axis else 1 for a in range(mask.ndim)])
             numbers.append(counted.expand(mask.shape).reshape(-1))
-        rows = Rows(mask.reshape(-1), mask.ndim == 1, mask.ndim == 1)
+        rows = Rows(origin, mask.reshape(-1), mask.ndim == 1, mask.ndim == 1)
         return tuple(self._numbered(one, rows) for one in numbers)
 
-    def _first_numbers(self, mask: torch.Tensor, axis: int) -> tuple[torch.Tensor, ...]:
+    def _first_numbers(self, origin: Any, mask: torch.Tensor, axis: int) -> tuple[torch.Tensor, ...]:
         other = 1 - axis
         places = mask.to(torch.int64).argmax(axis)
         counted = torch.arange(mask.shape[other], device=mask.device)
         hit = mask.any(axis)
-        pair = (self._numbered(places, Rows(hit, False, True)), self._numbered(counted, Rows(hit, True, True)))
+        pair = (
+            self._numbered(places, Rows(origin, hit, False, True)),
+            self._numbered(counted, Rows(origin, hit, True, True)),
+        )
         return pair if axis == 0 else pair[::-1]
 
     def _numbered(self, numbers: torch.Tensor, rows: Rows) -> torch.Tensor:
@@ -132,8 +159,7 @@ class AllRows(TorchFunctionMode):
         found = [self._rows[id(part)] for part in parts if id(part) in self._rows]
         if not found:
             return None
-        whole = len(found) == found[0].mask.ndim or len(found) > 1
-        return Rows(found[0].mask, found[0].is_all, found[0].is_unique or whole)
+        return replace(found[0], is_unique=found[0].is_unique or len(found) > 1)
 
     # --- the operations ---
 
@@ -148,7 +174,7 @@ class AllRows(TorchFunctionMode):
             return found
         stacked = torch.stack(found, -1)
         rows = self._rows.get(id(found[0]))
-        return stacked if rows is None else self._numbered(stacked, Rows(rows.mask, False, False))
+        return stacked if rows is None else self._numbered(stacked, replace(rows, is_all=False, is_unique=False))
 
     def unbind(self, numbers: torch.Tensor, dim: int = 0) -> Any:
         """A loop over picked rows visits all."""
@@ -178,7 +204,9 @@ class AllRows(TorchFunctionMode):
 
     def _visited(self, numbers: torch.Tensor) -> list[int]:
         """The rows that a loop over `numbers` visits."""
-        return [number for number in range(numbers.shape[0]) if not self.is_thinned or number % _THINNED]
+        if self.masks == "none":
+            return []
+        return [number for number in range(numbers.shape[0]) if self.masks == "own" or number % _THINNED]
 
     def reshaped(self, numbers: torch.Tensor, *_: Any) -> Any:
         """Numbers of one axis without their last one, or as they are."""
@@ -190,10 +218,11 @@ class AllRows(TorchFunctionMode):
 
     def any(self, mask: torch.Tensor, *rest: Any, **named: Any) -> Any:
         """``mask.any()``, on which code skips what it does for no row."""
-        if rest or named or self.is_picking:
+        if rest or named:
             return NotImplemented
-        found = self._keep(torch.any(mask))
-        self._true.add(id(found))
+        found = self._keep(torch.any(self.thinned(mask)))
+        if not self.is_picking:
+            self._true.add(id(found))
         return found
 
     def truth(self, value: torch.Tensor) -> Any:
@@ -213,25 +242,27 @@ class AllRows(TorchFunctionMode):
             picked = value.narrow(0, number, 1) if key.ndim else value[number]
             if id(value) in self._chosen:
                 self._chosen[id(self._keep(picked))] = self._chosen[id(value)]
-            return picked
+            return self._loosen(picked, self._masks_of(value))
         if _is_mask(key):
-            mask = self.thinned(key)
-            return self._loosen(value[mask] if self.is_picking else value.reshape(-1, *value.shape[mask.ndim :]))
+            mask, masks = self.thinned(key), self._masks_of(value) | {self._origin(key)}
+            picked = value[mask] if self.is_picking else value.reshape(-1, *value.shape[mask.ndim :]).clone()
+            return self._loosen(picked, masks)
         rows = self.rows_of(key)
         if rows is None or id(value) in self._rows:
             return NotImplemented
-        plain = key if isinstance(key, tuple) else (key,)
+        plain, masks = key if isinstance(key, tuple) else (key,), self._masks_of(value) | {rows.origin}
         if rows.is_all and id(plain[-1]) in self._rows and all(part is None for part in plain[:-1]):
-            return self._loosen(value[plain[:-1]].clone() if len(plain) > 1 else value.clone())
-        return self._loosen(value[key])
+            return self._loosen(value[plain[:-1]].clone() if len(plain) > 1 else value.clone(), masks)
+        return self._loosen(value[key], masks)
 
     def setitem(self, target: torch.Tensor, key: Any, value: Any) -> Any:
         """``x[rows] = y``, ``x[mask] = y``."""
         is_mask = _is_mask(key)
-        if is_mask and not (isinstance(value, torch.Tensor) and value.ndim) and not self.is_thinned:
+        if is_mask and not (isinstance(value, torch.Tensor) and value.ndim) and self.masks == "own":
             return NotImplemented  # one value for all needs no rows
         if is_mask:
             mask = self.thinned(key)
+            self._write(target, value, self._origin(key))
             if self.is_picking or not isinstance(value, torch.Tensor):
                 target[mask] = value
                 return None
@@ -241,6 +272,7 @@ class AllRows(TorchFunctionMode):
         rows = self.rows_of(key)
         if rows is None:
             return NotImplemented
+        self._write(target, value, rows.origin)
         is_all = rows.is_all and id(key) in self._rows
         old = target if is_all else target[key]
         new = torch.where(_beside(rows.mask, old.ndim), value, old)
@@ -253,11 +285,16 @@ class AllRows(TorchFunctionMode):
             target.index_put_(parts, new - old, accumulate=True)
         return None
 
+    def _write(self, target: torch.Tensor, value: Any, origin: Any) -> None:
+        """Rows are written back by their own mask; those of another mask stay what they are."""
+        self._loosen(target, self._masks_of(target) | (self._masks_of(value) - {origin}))
+
     def index_add(self, target: torch.Tensor, dim: int, index: torch.Tensor, source: torch.Tensor, **named: Any) -> Any:
         """``out.index_add_(0, rows, y)``."""
         rows = self._rows.get(id(index))
         if rows is None or named:
             return NotImplemented
+        self._write(target, source, rows.origin)
         around = [1] * source.ndim
         around[dim] = -1
         picked = torch.where(rows.mask.reshape(around), source, torch.zeros_like(source))
@@ -267,6 +304,8 @@ class AllRows(TorchFunctionMode):
 _KEEP_CHOICE = frozenset(
     ("one_hot", "permute", "transpose", "t", "squeeze", "eq", "__eq__", "to", "bool", "contiguous", "__getitem__")
 )
+
+_ARE_VIEWS = frozenset(("__getitem__", "select", "squeeze", "unsqueeze", "view", "reshape", "flatten"))
 
 _HANDLERS: Mapping[str, Callable[..., Any]] = {
     "where": AllRows.where,
@@ -299,16 +338,16 @@ def _beside(mask: torch.Tensor, ndim: int) -> torch.Tensor:
 
 
 def require_by_row(module: nn.Module, call: Call) -> None:
-    """Raise ModelError unless all rows give what picked ones give, also of masks that pick less than here."""
+    """Raise ModelError unless all rows give what picked ones give, also of masks that pick others than here."""
     if not _is_by_row(module, call):
         raise ModelError("what the model computes from rows that a mask picks is not computed for each by itself")
 
 
 def _is_by_row(module: nn.Module, call: Call) -> bool:
-    found = []
-    for is_picking in (True, False):
-        for is_thinned in (False, True):
-            mode = AllRows(is_picking=is_picking, is_thinned=is_thinned)
+    for masks in get_args(Masks):
+        found = []
+        for is_picking in (True, False):
+            mode = AllRows(is_tried=True, is_picking=is_picking, masks=masks)
             args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (call.args, call.kwargs))
             try:
                 with torch.no_grad(), mode:
@@ -318,8 +357,9 @@ def _is_by_row(module: nn.Module, call: Call) -> bool:
             if not mode.has_picked or (not is_picking and mode.escapes(outputs)):
                 return False
             found.append([leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)])
-    plain, thinned, of_all, of_all_thinned = found
-    return _agree(plain, of_all) and _agree(thinned, of_all_thinned)
+        if not _agree(*found):
+            return False
+    return True
 
 
 def _agree(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> bool:

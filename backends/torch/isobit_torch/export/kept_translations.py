@@ -33,11 +33,11 @@ def kept_translations() -> Iterator[None]:
         return
     from_torchlib, decompose = vars(exporter.registry)["from_torchlib"], exporter.passes.decompose_with_registry
 
-    def kept(opset_version: int) -> Any:
-        return _copy(_first_registry(exporter.registry, from_torchlib.__func__, opset_version))
+    def kept(*opset_version: int, **named: int) -> Any:
+        return _copy(_first_registry(exporter.registry, from_torchlib.__func__, *opset_version, **named))
 
     def decomposed(program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
-        return _decomposed(program, registry, exporter.decompositions)
+        return _decomposed(program, registry, exporter.decompositions, decompose)
 
     exporter.registry.from_torchlib = staticmethod(kept)
     exporter.passes.decompose_with_registry = decomposed
@@ -56,6 +56,7 @@ def _exporter() -> _Exporter | None:
         return None
     exporter = _Exporter(getattr(_registration, "ONNXRegistry", None), _fx_passes, _decomp)
     needed = (
+        callable(exporter.registry) and vars(exporter.registry()).keys() == {"_opset_version", "functions"},
         isinstance(vars(exporter.registry or object).get("from_torchlib"), classmethod),
         hasattr(_fx_passes, "decompose_with_registry"),
         hasattr(_decomp, "get_onnx_implemented_overloads"),
@@ -65,8 +66,8 @@ def _exporter() -> _Exporter | None:
 
 
 @cache
-def _first_registry(registry: Any, read: Callable[[Any, int], Any], opset_version: int) -> Any:
-    return read(registry, opset_version)
+def _first_registry(registry: Any, read: Callable[..., Any], *opset_version: int, **named: int) -> Any:
+    return read(registry, *opset_version, **named)
 
 
 def _copy(first: Any) -> Any:
@@ -81,8 +82,13 @@ def _copy(first: Any) -> Any:
 _TABLES: dict[frozenset[Any], tuple[frozenset[Any], Mapping[Any, Any]]] = {}
 
 
-def _decomposed(program: torch.export.ExportedProgram, registry: Any, parts: Any) -> torch.export.ExportedProgram:
-    """The program in operators that have a translation, as far as they can be; itself where it is that already."""
+def _decomposed(
+    program: torch.export.ExportedProgram, registry: Any, parts: Any, decompose: Callable[..., Any]
+) -> torch.export.ExportedProgram:
+    """The program in operators that have a translation, as far as they can be; itself where it is that already.
+
+    An operator that the kept table does not know may have come later: `decompose` makes a table anew.
+    """
     key = frozenset(registry.functions)
     if key not in _TABLES:
         translated = frozenset(parts.get_onnx_implemented_overloads(registry))
@@ -90,8 +96,18 @@ def _decomposed(program: torch.export.ExportedProgram, registry: Any, parts: Any
     translated, table = _TABLES[key]
     if all(_is_final(node, translated, table) for node in program.graph.nodes):
         return program
-    decomposed: torch.export.ExportedProgram = program.run_decompositions(dict(table))
+    is_known = all(_is_known(node, translated, table) for node in program.graph.nodes)
+    decomposed: torch.export.ExportedProgram = (
+        program.run_decompositions(dict(table)) if is_known else decompose(program, registry)
+    )
     return decomposed
+
+
+def _is_known(node: torch.fx.Node, translated: frozenset[Any], table: Mapping[Any, Any]) -> bool:
+    """Whether the operator was there when the table was made; one that runs a graph of its own may hold any."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target in translated or node.target in table
+    return not isinstance(node.target, torch._ops.HigherOrderOperator)
 
 
 def _is_final(node: torch.fx.Node, translated: frozenset[Any], table: Mapping[Any, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,9 +52,12 @@ class FloatState:
     opened: Places
     now: Places
 
-    def folded(self, root: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def folded(
+        self, root: nn.Module, state: Mapping[str, torch.Tensor], keys: Collection[str]
+    ) -> dict[str, torch.Tensor]:
         """All tensors that the edits have made, or whose values they change, by their paths in the `root` of now.
 
+        `keys` are those that a whole state has: where one is missing, what `root` holds there may be folded already.
         Raises ModelError where a tensor of the state is missing or of another shape, and what `fold` raises.
         """
 
@@ -64,13 +67,12 @@ class FloatState:
                 return np.array(to_canonical(place.number, place.info.layout))
             value = state.get(place.path)
             if value is None:
-                try:
-                    value = attribute(root, place.path)  # a constant that no state_dict holds
-                except AttributeError as error:
+                if place.path in keys:
                     raise ModelError(
                         f"the weights are from before folding, and {place.path!r} is missing among them: give the "
                         "whole state_dict() of the float module"
-                    ) from error
+                    )
+                value = attribute(root, place.path)  # a constant that no state_dict holds
             array = np.array(to_canonical(to_array(value), place.info.layout))
             if array.shape != tuple(place.info.shape):
                 raise ModelError(

@@ -166,10 +166,10 @@ class Simulator(fx.GraphModule):
 
         Grids stay as they are. Raises ModelError, also where `strict` is off, for weights from before another edit.
         """
-        self.__dict__["isobit_is_reloaded"] = True
         known = self.state_dict()
         gone = {key for key in state_dict if key in self.__dict__["isobit_keys"] and key not in known}
         if not gone:
+            self.__dict__["isobit_is_reloaded"] = True  # torch takes what fits before it refuses the rest
             return super().load_state_dict(state_dict, strict, assign)
         float_state: FloatState | None = self.__dict__["isobit_float_state"]
         if float_state is None or any(key.startswith(f"{QUANTIZERS}.") for key in state_dict):
@@ -178,8 +178,9 @@ class Simulator(fx.GraphModule):
                 f"that: leave out what begins with {QUANTIZERS!r}, or load it into a simulator that is not folded, and "
                 "fold that"
             )
-        folded = float_state.folded(self, state_dict)
+        folded = float_state.folded(self, state_dict, self.__dict__["isobit_keys"] | known.keys())
         kept = {key: value for key, value in state_dict.items() if key not in gone}
+        self.__dict__["isobit_is_reloaded"] = True
         result = super().load_state_dict(
             {**kept, **{path: value for path, value in folded.items() if path in known}}, strict, assign
         )

@@ -60,9 +60,9 @@ class Adapters:
         bare = self._simulation.plan.placements.keys() - self._simulation.encodings.keys()
         if bare and self._simulation.calibration is not None:
             warnings.warn(
-                f"the adapter {known!r} computes {len(bare)} tensors to quantize that have no encoding, "
-                f"{min(map(str, bare))!r} among them: of a rank that is not below the channels of its convolution it "
-                "is taken for a part of the model. Calibrate again, or give it a lower rank",
+                f"{len(bare)} tensors to quantize have no encoding beside the adapter {known!r}, "
+                f"{min(map(str, bare))!r} among them: calibrate again. If they are its own, its rank is likely not below "
+                "the channels of its convolution, so that it is taken for a part of the model: a lower rank avoids that",
                 IsobitWarning,
                 stacklevel=2,
             )
