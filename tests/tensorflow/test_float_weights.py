@@ -86,7 +86,7 @@ def test_a_load_that_fails_changes_nothing_and_one_that_does_not_is_no_step_of_t
             load(keras.Model(model.input, model.layers[-2].output))
         assert not sim.model.is_reloaded
     sim.calibrate([X], progress=False)
-    trained = sim.trainable()
+    trained = sim.trainable("learned")
     trained(X, training=True)
     trained.load_weights_of(model)
     assert trained.is_reloaded

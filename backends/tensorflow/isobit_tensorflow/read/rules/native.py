@@ -16,7 +16,7 @@ from isobit.graph.ops import VARIABLES
 from isobit_tensorflow.kernels.native import NATIVE, keep_operation, native_operation, run_native
 from isobit_tensorflow.kernels.operands import Operand
 from isobit_tensorflow.read.call import Call
-from isobit_tensorflow.read.emitter import Value, in_float32
+from isobit_tensorflow.read.emitter import Value
 from isobit_tensorflow.read.parameters import is_parameter
 
 #: Values of an array among the settings of an operation.
@@ -107,7 +107,7 @@ def _node(call: Call, settings: dict[str, Any], note: str) -> Any:
 
 def _as_said(call: Call, value: Value, dtype: str) -> Value:
     """The value in the type that Keras says it has: a look-up as vectors gives whole numbers, and says real ones."""
-    dtype = in_float32(dtype)
+    dtype = call.emitter.in_float32(dtype)
     if value.dtype == dtype:
         return value
     return call.emitter.emit("Cast", f"{value.name}/{dtype}", [value], value.shape, dtype, to=dtype)
