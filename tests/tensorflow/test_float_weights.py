@@ -67,3 +67,42 @@ def test_weights_that_do_not_fit_say_so(tmp_path: Path) -> None:
         sim.model.load_weights_of(keras.Model(model.input, model.layers[-2].output))
     with pytest.raises(ModelError, match="technique beside FoldBatchNorms has changed"):
         equalized.model.load_weights_of(model)
+
+
+@pytest.mark.parametrize("norm", ["norm", "third"])
+def test_a_norm_that_does_not_fold_any_more_is_named(norm: str) -> None:
+    sim, model = isobit.QuantSim(network(0)), network(3)
+    sim.apply(FoldBatchNorms())
+    model.get_layer(norm).moving_variance.assign(-np.ones(4, np.float32))
+    with pytest.raises(ModelError, match=f"fold otherwise .*: the batch norm '{norm}' does not fold with these values"):
+        sim.model.load_weights_of(model)
+
+
+def test_a_load_that_fails_changes_nothing_and_one_that_does_not_is_no_step_of_training() -> None:
+    model = network(3)
+    sim = isobit.QuantSim(network(0))
+    for load in (sim.model.load_weights_of, lambda other: sim.model.set_weights(other.get_weights())):
+        with pytest.raises(ModelError):
+            load(keras.Model(model.input, model.layers[-2].output))
+        assert not sim.model.is_reloaded
+    sim.calibrate([X], progress=False)
+    trained = sim.trainable("learned")
+    trained(X, training=True)
+    trained.load_weights_of(model)
+    assert trained.is_reloaded
+    trained(X, training=True)  # without the warning that a step has changed no grid
+
+
+def test_statistics_that_layers_have_computed_of_load_where_they_are_the_same() -> None:
+    x = keras.Input((3,))
+    layer = keras.layers.Normalization(name="scaled")
+    layer.adapt(X.reshape(-1, 3))
+    model = keras.Model(x, keras.layers.Dense(2)(layer(x)))
+    sim = isobit.QuantSim(model)
+    model.layers[-1].kernel.assign(np.ones((3, 2), np.float32))
+    sim.model.load_weights_of(model)
+    rows = X.reshape(-1, 3)[:8]
+    np.testing.assert_allclose(next(iter(sim.run_float(rows).values())), model(rows), atol=1e-5)
+    layer.adapt_mean.assign(layer.adapt_mean + 1)
+    with pytest.raises(ModelError, match="'scaled/mean' has another value than in the model that was opened"):
+        sim.model.load_weights_of(model)

@@ -21,14 +21,14 @@ from isobit_tensorflow.backend import TensorFlowBackend
 ROWS = np.random.default_rng(0).standard_normal((8, 6, 4)).astype(np.float32)
 
 
-class ByTensorFlow(L.Layer):
-    """Calls TensorFlow where Keras has operations of its own."""
+class LoopOfTensorFlow(L.Layer):
+    """Calls a function of TensorFlow that is not read, as it runs functions of its own."""
 
     def build(self, shape) -> None:
         self.kernel = self.add_weight(shape=(4, 5), name="kernel")
 
     def call(self, x):
-        return tf.nn.relu(tf.tensordot(x, self.kernel, 1))
+        return tf.map_fn(lambda row: tf.nn.relu(row @ self.kernel), x)
 
 
 class Conditional(L.Layer):
@@ -46,11 +46,15 @@ class Conditional(L.Layer):
 
 
 class Loop(L.Layer):
+    def __init__(self, start) -> None:
+        super().__init__(name="loop")
+        self.start = start
+
     def build(self, shape) -> None:
         self.kernel = self.add_weight(shape=(4, 4), name="kernel")
 
     def call(self, x):
-        return ops.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, ops.tanh(y @ self.kernel)), (0, x))[1]
+        return ops.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, ops.tanh(y @ self.kernel)), (self.start, x))[1]
 
 
 class Cell(L.Layer):
@@ -68,9 +72,10 @@ class Cell(L.Layer):
 
 
 KEPT = {
-    "TensorFlow": lambda: ByTensorFlow(),
+    "TensorFlow": lambda: LoopOfTensorFlow(),
     "condition": lambda: Conditional(lambda x: -x),
-    "loop": lambda: Loop(),
+    "loop": lambda: Loop(0),
+    "loop over a tensor": lambda: Loop(np.int32(0)),
     "own cell": lambda: L.RNN(Cell(), return_sequences=True),
     "activation": lambda: L.LSTM(5, return_sequences=True, recurrent_activation="hard_sigmoid"),
     "ConvLSTM1D": lambda: keras.Sequential([L.Reshape((6, 2, 2)), L.ConvLSTM1D(3, 2, return_sequences=True)]),

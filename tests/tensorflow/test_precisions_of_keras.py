@@ -71,11 +71,20 @@ def _whole(width: str) -> keras.Model:
 def test_parts_of_another_width(make, width: str) -> None:
     model = make(width)
     opened = TensorFlowBackend().open(model)
+    assert f"what is {width} in the model (variables, inputs, casts) is float32 here" in opened.graph.notes
     (output,) = opened.run({opened.graph.inputs[0]: STEPS}).values()
     assert output.dtype == np.float32
     coarse = {"bfloat16": 0.1, "float16": 0.02, "float64": 1e-4}[width]
     expected = ops.convert_to_numpy(ops.cast(model(STEPS), "float32"))
     np.testing.assert_allclose(output, expected, rtol=coarse, atol=coarse)
+
+
+def test_an_input_of_another_width_is_noted_and_a_mixed_policy_is_not() -> None:
+    x = keras.Input((5, 8), dtype="float64")
+    assert any("float64" in note for note in TensorFlowBackend().open(keras.Model(x, L.Dense(3)(x))).graph.notes)
+    x = keras.Input((5, 8))
+    mixed = L.LayerNormalization(dtype="mixed_bfloat16")(L.Dense(8, dtype="mixed_bfloat16")(x))
+    assert not [n for n in TensorFlowBackend().open(keras.Model(x, mixed)).graph.notes if "float32 here" in n]
 
 
 @pytest.mark.parametrize("kind", ["attention", "grouped", "operation"])

@@ -37,13 +37,13 @@ def open_model(model: Any, example: Any = None) -> KerasModel:
     if not is_functional(model):
         model = as_functional(model, example)
     names = StableNames.of(model)
-    emitter = Emitter(names)
+    emitter, policy = Emitter(names), _policy(model)
     structure_in, structure_out = _structures(model)
     inputs = _inputs(emitter, model, structure_in, names)
     reader = KerasReader(emitter, rule_of, names)
     outputs = reader.read(structure_out, inputs)
     output_names = _outputs(emitter, structure_out, outputs, names)
-    emitter.notes += [*_widths(emitter), *names.notes()]
+    emitter.notes += [*_widths(emitter, policy), *names.notes()]
     raw = emitter.graph()
     graph = canonicalize(raw)
     training = Training(emitter.dropout_list(), emitter.momentum)
@@ -71,7 +71,7 @@ def open_model(model: Any, example: Any = None) -> KerasModel:
         {},
         training,
         name=f"{model.name}_simulated",
-        dtype=_policy(model),
+        dtype=policy,
     )
     order = order_of(model, {id(variable): name for name, variable in emitter.variables.items()})
     return KerasModel(native, GivenModel.of(model, input_names, output_names, reader.tensors), order)
@@ -94,11 +94,12 @@ def _require_model(model: Any) -> None:
         )
 
 
-def _widths(emitter: Emitter) -> list[str]:
-    """One line where variables have another width than what is simulated."""
-    kinds = {keras.backend.standardize_dtype(variable.dtype) for variable in emitter.variables.values()}
-    others = sorted(kind for kind in kinds if in_float32(kind) != kind)
-    return [f"variables of {' and '.join(others)} are float32 here, and what they compute is too"] if others else []
+def _widths(emitter: Emitter, policy: Any) -> list[str]:
+    """One line where variables or tensors have another width than what is simulated."""
+    for variable in emitter.variables.values():
+        emitter.in_float32(keras.backend.standardize_dtype(variable.dtype))
+    others = sorted(emitter.other_widths - {getattr(policy, "compute_dtype", "float32")})
+    return [f"what is {' or '.join(others)} in the model (variables, inputs, casts) is float32 here"] if others else []
 
 
 def _structures(model: keras.Model) -> tuple[Any, Any]:
@@ -122,7 +123,7 @@ def _inputs(emitter: Emitter, model: keras.Model, structure: Any, names: StableN
         kind = in_float32(dtype)
         if kind not in ("float32", "int32", "int64", "bool", "uint8", "int8"):
             raise ModelError(f"input {name!r} is {dtype}: an input is real or whole numbers, or truth values")
-        inputs[id(tensor)] = emitter.input(name, tensor.shape, kind)
+        inputs[id(tensor)] = emitter.input(name, tensor.shape, dtype)
     return inputs
 
 

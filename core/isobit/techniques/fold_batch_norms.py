@@ -63,6 +63,7 @@ class FoldBatchNorms:
             context.model.edit(draft)
         return report
 
+    @np.errstate(divide="ignore", invalid="ignore", over="ignore")  # what is not finite is not folded
     def fold(self, draft: Draft) -> TechniqueReport:
         """Fold all that can be folded in a draft."""
         changed: list[str] = []

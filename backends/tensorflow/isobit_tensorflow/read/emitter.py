@@ -73,6 +73,7 @@ class Emitter:
         self.dropouts: dict[str, Dropout] = {}
         self.momentum: dict[str, float] = {}
         self.notes: list[str] = []
+        self.other_widths: set[str] = set()  # of real numbers in the model, which are float32 here
         self._names: set[str] = set()
         self._plain: dict[tuple[str, str | None], str] = {}  # graph tensor, dropout -> in Keras' order of axes
         self._first: dict[tuple[str, str | None], str] = {}  # graph tensor in Keras' order, dropout -> channels first
@@ -94,6 +95,12 @@ class Emitter:
         self._names.add(free_name)
         return free_name
 
+    def in_float32(self, dtype: str) -> str:
+        """The type of a tensor here, where the model has it in `dtype`."""
+        if in_float32(dtype) != dtype:
+            self.other_widths.add(dtype)
+        return in_float32(dtype)
+
     # --- tensors ---------------------------------------------------------------------------------------------------
 
     def input(self, name: str, shape: Sequence[Size], dtype: str) -> Value:
@@ -102,7 +109,7 @@ class Emitter:
             raise ModelError(f"two inputs of the model are named {name!r}: give them different names")
         self._names.add(name)
         self.inputs.append(name)
-        dtype = in_float32(dtype)
+        dtype = self.in_float32(dtype)
         value = Value(name, tuple(shape), dtype)
         self._describe(name, value.shape, dtype)
         return value
@@ -228,7 +235,7 @@ class Emitter:
         `shape` is Keras' own, `last` says that the result is that of channels last.
         """
         names = [entry.name if isinstance(entry, Value) else entry for entry in inputs]
-        dtype = in_float32(dtype)
+        dtype = self.in_float32(dtype)
         output = self._node(op, name, names, attributes)
         for index, entry in enumerate(inputs):
             if isinstance(entry, Value):
@@ -252,7 +259,7 @@ class Emitter:
         self.nodes.append(Node(base, op, names, outputs, attributes, (base,)))
         values = []
         for output, (shape, given) in zip(outputs, results, strict=True):
-            dtype = in_float32(given)
+            dtype = self.in_float32(given)
             self._describe(output, tuple(shape), dtype)
             values.append(Value(output, tuple(shape), dtype))
         for index, entry in enumerate(inputs):

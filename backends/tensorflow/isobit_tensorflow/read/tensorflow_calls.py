@@ -33,7 +33,17 @@ def _turned(x: Any) -> Any:
 def _split(value: Any, num_or_size_splits: Any, axis: int = 0) -> Any:
     if isinstance(num_or_size_splits, int):
         return ops.split(value, num_or_size_splits, axis)
-    ends = [sum(num_or_size_splits[: i + 1]) for i in range(len(num_or_size_splits) - 1)]
+    if not isinstance(num_or_size_splits, list | tuple) or not all(isinstance(n, int) for n in num_or_size_splits):
+        return NotImplemented
+    sizes = list(num_or_size_splits)
+    if -1 in sizes:  # what the others leave
+        whole = value.shape[axis]
+        if whole is None:
+            return NotImplemented
+        sizes[sizes.index(-1)] = whole - sum(sizes) - 1
+    if len(sizes) == 1:
+        return [value]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     return ops.split(value, ends, axis)
 
 
@@ -56,20 +66,28 @@ def _reduced(operation: Callable[..., Any]) -> Callable[..., Any]:
     return reduce
 
 
-def _conv(input: Any, filters: Any, strides: Any, padding: str, dilations: Any = None) -> Any:
-    return ops.conv(
+def _convolved(
+    operation: Callable[..., Any], input: Any, filters: Any, strides: Any, padding: Any, dilations: Any
+) -> Any:
+    if not isinstance(padding, str):  # amounts for each side
+        return NotImplemented
+    return operation(
         input, filters, _inner(strides), padding.lower(), None, 1 if dilations is None else _inner(dilations)
     )
 
 
-def _depthwise(input: Any, filter: Any, strides: Any, padding: str, dilations: Any = None) -> Any:
-    return ops.depthwise_conv(
-        input, filter, _inner(strides), padding.lower(), None, 1 if dilations is None else _inner(dilations)
-    )
+def _conv(input: Any, filters: Any, strides: Any, padding: Any, dilations: Any = None) -> Any:
+    return _convolved(ops.conv, input, filters, strides, padding, dilations)
+
+
+def _depthwise(input: Any, filter: Any, strides: Any, padding: Any, dilations: Any = None) -> Any:
+    return _convolved(ops.depthwise_conv, input, filter, strides, padding, dilations)
 
 
 def _pool(operation: Callable[..., Any]) -> Callable[..., Any]:
-    def pool(input: Any, ksize: Any, strides: Any, padding: str) -> Any:
+    def pool(input: Any, ksize: Any, strides: Any, padding: Any) -> Any:
+        if not isinstance(padding, str):
+            return NotImplemented
         return operation(input, _inner(ksize), _inner(strides), padding.lower())
 
     return pool
@@ -79,7 +97,15 @@ def _inner(sizes: Any) -> Any:
     """Numbers of an image's two axes, which TensorFlow also takes with those of batch and channels around them."""
     if isinstance(sizes, int):
         return sizes
-    return tuple(sizes[1:-1] if len(sizes) == 4 else sizes)
+    sizes = tuple(sizes[1:-1] if len(sizes) == 4 else sizes)
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _arg(operation: Callable[..., Any]) -> Callable[..., Any]:
+    def arg(input: Any, axis: int = 0, output_type: Any = tf.int64) -> Any:
+        return ops.cast(operation(input, axis), tf.as_dtype(output_type).name)
+
+    return arg
 
 
 def _normalize(x: Any, axis: Any = None, epsilon: float = 1e-12) -> Any:
@@ -96,10 +122,17 @@ def _unary(operation: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _binary(operation: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda x, y: operation(x, y)
+    return lambda x, y: operation(_as_tensor(x, y), _as_tensor(y, x))
 
 
-#: By the function's name in TensorFlow, with ``_v2`` where there was another before; arguments as it has them.
+def _as_tensor(value: Any, other: Any) -> Any:
+    """A list as a tensor in the type of the other operand, as TensorFlow takes it."""
+    return tf.convert_to_tensor(value, other.dtype) if isinstance(value, list | tuple) else value
+
+
+#: By the function's name in TensorFlow, with ``_v2`` where there was another before; arguments as it has them. One that
+#: does something else than what is asked gives NotImplemented.
+#: NotImplemented for what it has no counterpart of.
 _KNOWN: Mapping[str, Callable[..., Any]] = {
     **{name: _unary(getattr(ops, name)) for name in (
         "abs", "ceil", "cos", "elu", "erf", "exp", "floor", "log", "negative", "reciprocal", "relu", "relu6", "rsqrt",
@@ -116,7 +149,8 @@ _KNOWN: Mapping[str, Callable[..., Any]] = {
     "leaky_relu": lambda features, alpha=0.2: ops.leaky_relu(features, alpha),
     "softmax_v2": lambda logits, axis=-1: ops.softmax(logits, axis),
     "log_softmax_v2": lambda logits, axis=-1: ops.log_softmax(logits, axis),
-    "bias_add": lambda value, bias: ops.add(value, bias), "l2_normalize": _normalize, "matmul": _matmul,
+    "bias_add": lambda value, bias: ops.add(value, _as_tensor(bias, value)), "l2_normalize": _normalize,
+    "matmul": _matmul,
     "reshape": lambda tensor, shape: ops.reshape(tensor, shape), "transpose_v2": _transpose,
     "expand_dims_v2": lambda input, axis: ops.expand_dims(input, axis),
     "squeeze_v2": lambda input, axis=None: ops.squeeze(input, tuple(axis) if isinstance(axis, list) else axis),
@@ -128,7 +162,7 @@ _KNOWN: Mapping[str, Callable[..., Any]] = {
     "zeros_like_v2": lambda input: ops.zeros_like(input), "ones_like_v2": lambda input: ops.ones_like(input),
     "broadcast_to": lambda input, shape: ops.broadcast_to(input, tuple(shape)),
     "clip_by_value": lambda t, clip_value_min, clip_value_max: ops.clip(t, clip_value_min, clip_value_max),
-    "argmax_v2": lambda input, axis=None: ops.argmax(input, axis),
+    "argmax_v2": _arg(ops.argmax), "argmin_v2": _arg(ops.argmin),
     "reverse": lambda tensor, axis: ops.flip(tensor, axis),
     "reduce_mean": _reduced(ops.mean), "reduce_sum": _reduced(ops.sum), "reduce_max": _reduced(ops.max),
     "reduce_min": _reduced(ops.min), "reduce_prod": _reduced(ops.prod),
@@ -156,7 +190,9 @@ class _SymbolicCalls(tf.__internal__.dispatch.GlobalOpDispatcher):  # type: igno
         given = {key: value for key, value in bound.items() if value is not None and key != "name"}
         known = _KNOWN.get(name)
         if known is not None and _takes(known, given):
-            return known(**given)
+            result = known(**given)
+            if result is not NotImplemented:
+                return result
         return TensorFlowFunction(f"{op.__module__}:{name}")(**given) if is_pure(op) else self.NOT_SUPPORTED
 
 
@@ -165,11 +201,15 @@ def _is_symbolic(leaf: Any) -> bool:
 
 
 def _takes(function: Callable[..., Any], given: Mapping[str, Any]) -> bool:
-    """Whether a function has all these arguments: others of TensorFlow's change what is computed."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    """Whether a function takes these arguments and no fewer: others of TensorFlow's change what is computed."""
+    signature = inspect.signature(function)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
         return len(given) == 1
-    return set(given) <= {parameter.name for parameter in parameters}
+    try:
+        signature.bind(**given)
+    except TypeError:
+        return False
+    return True
 
 
 _SymbolicCalls().register()

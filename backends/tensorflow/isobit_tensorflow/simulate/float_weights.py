@@ -16,13 +16,26 @@ from isobit.graph import WeightInfo, to_canonical, to_native
 
 Array = NDArray[Any]
 
-#: The name that the graph has for a variable of the user's model, None where it reads it nowhere, and its shape.
-Place = tuple[str | None, tuple[int, ...]]
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A variable of the user's model: the name that the graph has for it, and its shape.
+
+    Where the graph reads it nowhere it has no name but a `value`, of which the layers have computed what the graph has.
+    """
+
+    name: str | None
+    shape: tuple[int, ...]
+    value: Array | None
 
 
 def order_of(model: keras.Model, names: Mapping[int, str]) -> tuple[Place, ...]:
     """The variables of a model in its order; `names` are those that the graph has, by the id of the variable."""
-    return tuple((names.get(id(variable)), tuple(variable.shape)) for variable in model.weights)
+    return tuple(_place(variable, names.get(id(variable))) for variable in model.weights)
+
+
+def _place(variable: keras.Variable, name: str | None) -> Place:
+    return Place(name, tuple(variable.shape), np.array(variable.numpy()) if name is None else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,19 +52,22 @@ class FloatWeights:
 
     def folded(self, model: keras.Model, parameters: Mapping[str, keras.Variable]) -> dict[str, Array]:
         """Values of the `parameters` of now by name. Raises ModelError for another model, and what `fold` raises."""
-        given = tuple((None, tuple(variable.shape)) for variable in model.weights)
-        if [shape for _, shape in given] != [shape for _, shape in self.order]:
+        given = [tuple(variable.shape) for variable in model.weights]
+        if given != [place.shape for place in self.order]:
             raise ModelError(
                 f"{model.name!r} is not built as the model that was opened: it has {len(given)} weights, of other "
                 f"shapes or in another order than the {len(self.order)} there"
             )
         values: dict[str, Array] = {}
-        for (name, _), variable in zip(self.order, model.weights, strict=True):
-            if name is None:
+        for place, variable in zip(self.order, model.weights, strict=True):
+            value = np.array(variable.numpy())
+            if place.name is not None:
+                values[place.name] = value
+            elif not np.array_equal(value, place.value):
                 raise ModelError(
-                    f"{variable.path!r} is no weight here, what the layers compute of it is: open {model.name!r} anew"
+                    f"{variable.path!r} has another value than in the model that was opened, and is no weight here, "
+                    f"what the layers compute of it is: open {model.name!r} anew"
                 )
-            values[name] = np.array(variable.numpy())
 
         def read(name: str) -> Array:
             info = self.opened[name]

@@ -286,13 +286,16 @@ class Simulator(keras.Model):  # type: ignore[misc]
         self._require_current()
         if self.float_weights is None:
             raise ModelError("a simulator that was read from a file has no float model: load it by isobit.load")
-        self.is_reloaded = True
         for source, value in self.float_weights.folded(model, self.parameters).items():
             self.parameters[source].assign(value)
+        self._count_as_loaded()
+
+    def _count_as_loaded(self) -> None:
+        """The weights are no longer those that were opened, and no step of training has changed them."""
+        self.is_reloaded, self._watch = True, None
 
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
         """As of any Keras model. Raises ModelError for a file of another one, such as the float model's."""
-        self.is_reloaded = True
         try:
             super().load_weights(filepath, skip_mismatch, **kwargs)
         except ValueError as error:
@@ -300,10 +303,10 @@ class Simulator(keras.Model):  # type: ignore[misc]
                 f"{filepath} does not hold the weights of this simulator ({str(error).splitlines()[0]}). Those of the "
                 "float model come in by model.load_weights(path); sim.model.load_weights_of(model)"
             ) from error
+        self._count_as_loaded()
 
     def set_weights(self, weights: Any) -> None:
         """As of any Keras model. Raises ModelError for weights of another one, such as the float model's."""
-        self.is_reloaded = True
         try:
             super().set_weights(weights)
         except ValueError as error:
@@ -311,6 +314,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
                 f"these are not the weights of this simulator ({str(error).splitlines()[0]}). Those of the float model "
                 "come in by sim.model.load_weights_of(model)"
             ) from error
+        self._count_as_loaded()
 
     def save_own_variables(self, store: Any) -> None:
         """Variables in the order of `get_config`, whichever of them train now."""

@@ -48,10 +48,14 @@ class Folding:
         reasons = []
         for technique in (FoldBatchNorms(), FoldBatchNorms(scale_and_shift=False), None):
             draft = Draft(self.opened, read)
-            if technique is not None:
-                technique.fold(draft)
+            left = {} if technique is None else technique.fold(draft).left
             others = _without(self.edits, draft.edits)
-            odd = "they fold otherwise than the weights here did" if others is None else self._repeat(others, draft)
+            unlike = [edit.node for edit in self.edits if isinstance(edit, Replace) and edit.node in left]
+            odd: str | None = "they fold otherwise than the weights here did"
+            if unlike:
+                odd = f"{odd}: the batch norm {unlike[0]!r} does not fold with these values"
+            elif others is not None:
+                odd = self._repeat(others, draft)
             if odd is None:
                 return dict(draft.plan().weights)
             reasons.append(odd)

@@ -143,7 +143,7 @@ def _rsqrt(call: Call) -> Value:
 
 
 def _cast(call: Call) -> Value:
-    dtype = in_float32(keras.backend.standardize_dtype(call.setting("dtype")))
+    dtype = call.emitter.in_float32(keras.backend.standardize_dtype(call.setting("dtype")))
     x = call.x
     if x.is_float and dtype == x.dtype:
         return x  # to another width

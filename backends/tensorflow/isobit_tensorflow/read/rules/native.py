@@ -16,7 +16,7 @@ from isobit.graph.ops import VARIABLES
 from isobit_tensorflow.kernels.native import NATIVE, keep_operation, native_operation, run_native
 from isobit_tensorflow.kernels.operands import Operand
 from isobit_tensorflow.read.call import Call
-from isobit_tensorflow.read.emitter import Value, in_float32
+from isobit_tensorflow.read.emitter import Value
 from isobit_tensorflow.read.parameters import is_parameter
 
 #: Values of an array among the settings of an operation.
@@ -86,6 +86,10 @@ def _node(call: Call, settings: dict[str, Any], note: str) -> Any:
     except Exception as error:  # whatever the user's layers raise
         raise ModelError(f"{call.name!r}: Keras does not run {kind} made from its configuration") from error
     variables = _variables(call, operation)
+    is_layer = isinstance(call.operation, keras.layers.Layer)
+    has_functions = any(inspect.isroutine(leaf) for leaf in keras.tree.flatten((call.args, dict(call.kwargs))))
+    if not is_layer and operation is call.operation:  # which no configuration makes, as it holds functions
+        has_functions = True
     attributes: dict[str, Any] = {"operation": config, "arguments": json.dumps(places), **settings}
     if variables:
         attributes[VARIABLES] = len(variables)
@@ -93,8 +97,8 @@ def _node(call: Call, settings: dict[str, Any], note: str) -> Any:
     flat = keras.tree.flatten(outputs)
     results = [(tuple(t.shape), keras.backend.standardize_dtype(t.dtype)) for t in flat]
     found = [dtype for _, dtype in results]
-    if variables or isinstance(call.operation, keras.layers.Layer):
-        found = _traced(call, kind, attributes, symbolic, variables)
+    if variables or has_functions or is_layer:
+        found = _traced(call, kind, attributes, symbolic, variables, has_functions)
     made = [(shape, other) for (shape, _), other in zip(results, found, strict=True)]
     produced = emitter.emit_many(f"{NATIVE}{kind}", call.name, [*values, *variables], made, **attributes)
     typed = [_as_said(call, value, dtype) for value, (_, dtype) in zip(produced, results, strict=True)]
@@ -103,23 +107,32 @@ def _node(call: Call, settings: dict[str, Any], note: str) -> Any:
 
 def _as_said(call: Call, value: Value, dtype: str) -> Value:
     """The value in the type that Keras says it has: a look-up as vectors gives whole numbers, and says real ones."""
-    dtype = in_float32(dtype)
+    dtype = call.emitter.in_float32(dtype)
     if value.dtype == dtype:
         return value
     return call.emitter.emit("Cast", f"{value.name}/{dtype}", [value], value.shape, dtype, to=dtype)
 
 
-def _traced(call: Call, kind: str, attributes: dict[str, Any], symbolic: list[Any], variables: list[str]) -> list[str]:
-    """The types that a layer gives. Raises ModelError where TensorFlow cannot trace it, as a branch on values."""
+def _traced(
+    call: Call, kind: str, attributes: dict[str, Any], symbolic: list[Any], variables: list[str], has_functions: bool
+) -> list[str]:
+    """The types that an operation gives.
+
+    Raises ModelError where TensorFlow cannot trace it, as a branch on values or a function that holds a symbolic
+    tensor, and where a function reads variables: nobody would train, quantize or save those.
+    """
     weights = call.emitter.weights
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in symbolic]
     specs += [tf.TensorSpec(weights[name].shape, weights[name].dtype) for name in variables]
     node = Node(call.name, f"{NATIVE}{kind}", tuple(map(str, range(len(specs)))), (), attributes, ())
     run = tf.function(lambda *tensors: [r.tensor for r in run_native(node, *map(Operand, tensors))], autograph=False)
     try:
-        return [tensor.dtype.name for tensor in run.get_concrete_function(*specs).outputs]
+        concrete = run.get_concrete_function(*specs)
     except Exception as error:  # whatever the user's layers raise
         raise ModelError(f"{call.name!r}: TensorFlow does not trace {kind}") from error
+    if has_functions and any(outer.dtype == tf.resource for outer, _ in concrete.graph.captures):
+        raise ModelError(f"{call.name!r}: a function that {kind} calls reads variables of its own")
+    return [tensor.dtype.name for tensor in concrete.outputs]
 
 
 def _config(call: Call) -> tuple[str, Any]:
