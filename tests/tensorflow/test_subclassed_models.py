@@ -87,11 +87,14 @@ def test_computes_what_keras_computes(kind: str) -> None:
     make, batch = MODELS[kind]
     model = make()
     expected = keras.tree.flatten(model(batch, training=False))
+    nodes = [len(layer._inbound_nodes) for layer in model._flatten_layers()]
     opened = TensorFlowBackend().open(model, None if kind.startswith("own") else batch)
+    assert [len(layer._inbound_nodes) for layer in model._flatten_layers()] == nodes
     names = opened.graph.inputs
     arrays = batch if isinstance(batch, list) else [batch]
     feeds = batch if isinstance(batch, dict) else dict(zip(names, arrays, strict=True))
     results = opened.run(feeds)
+    assert set(opened.run_given(feeds)) == set(results)
     order = [str(name) for name in keras.tree.flatten(opened.native.output_structure)]
     for name, value in zip(order, expected, strict=True):
         np.testing.assert_allclose(results[name], value, rtol=1e-4, atol=1e-5)
@@ -130,6 +133,7 @@ class Branch(keras.Model):
         (Classifier, True, np.zeros((2, 5), np.float32), r"\(None, 5\)"),
         (Branch, True, ROWS, "without branches on values"),
         (Classifier, True, np.float32(1), "one number"),
+        (Classifier, True, {"rows": ROWS, "hint": None}, "input 'hint' of the example is None"),
     ],
 )
 def test_says_what_is_missing(make, called: bool, example, said: str) -> None:

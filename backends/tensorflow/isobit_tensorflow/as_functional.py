@@ -63,9 +63,15 @@ def _like(example: Any, path: tuple[str, ...]) -> Any:
         return {key: _like(value, (*path, str(key))) for key, value in example.items()}
     if isinstance(example, Sequence) and not is_array(example) and not isinstance(example, str | bytes):
         return [_like(value, (*path, str(index)) if len(example) > 1 else path) for index, value in enumerate(example)]
+    name = "_".join(path) or "inputs"
+    if example is None:
+        raise ModelError(
+            f"input {name!r} of the example is None: give it a value, or leave it out where the model's call does "
+            "without it"
+        )
     array = to_numpy(example)
     if not array.ndim:
-        raise ModelError(f"input {'_'.join(path) or 'inputs'!r} of the example is one number, without a batch")
+        raise ModelError(f"input {name!r} of the example is one number, without a batch")
     dtype = "float32" if np.issubdtype(array.dtype, np.floating) else str(array.dtype)
     dtype = "string" if array.dtype.kind in "OUS" else dtype
-    return keras.Input(array.shape[1:], dtype=dtype, name="_".join(path) or "inputs")
+    return keras.Input(array.shape[1:], dtype=dtype, name=name)

@@ -16,7 +16,7 @@ from isobit_tensorflow.given_model import GivenModel
 from isobit_tensorflow.model import KerasModel
 from isobit_tensorflow.read.emitter import Emitter, Value, in_float32
 from isobit_tensorflow.read.names import StableNames
-from isobit_tensorflow.read.reader import KerasReader, is_functional
+from isobit_tensorflow.read.reader import KerasReader, calls_forgotten, is_functional
 from isobit_tensorflow.read.rules.table import rule_of
 from isobit_tensorflow.simulate.float_weights import order_of
 from isobit_tensorflow.simulate.simulator import Simulator
@@ -34,8 +34,14 @@ def open_model(model: Any, example: Any = None) -> KerasModel:
     if isinstance(model, Simulator):
         return KerasModel(model.copy())
     _require_model(model)
-    if not is_functional(model):
-        model = as_functional(model, example)
+    if is_functional(model):
+        return _opened(model)
+    with calls_forgotten(model):  # of which a tensor's history would tell: those around the model are not asked for
+        return _opened(as_functional(model, example), has_tensors=False)
+
+
+def _opened(model: keras.Model, has_tensors: bool = True) -> KerasModel:
+    """A copy of a functional model; `has_tensors` says whether its own tensors can be had later."""
     names = StableNames.of(model)
     emitter, policy = Emitter(names), _policy(model)
     structure_in, structure_out = _structures(model)
@@ -74,7 +80,8 @@ def open_model(model: Any, example: Any = None) -> KerasModel:
         dtype=policy,
     )
     order = order_of(model, {id(variable): name for name, variable in emitter.variables.items()})
-    return KerasModel(native, GivenModel.of(model, input_names, output_names, reader.tensors), order)
+    tensors = reader.tensors if has_tensors else {}
+    return KerasModel(native, GivenModel.of(model, input_names, output_names, tensors), order)
 
 
 def _load(path: str) -> keras.Model:

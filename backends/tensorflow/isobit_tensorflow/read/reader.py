@@ -184,7 +184,7 @@ class KerasReader:
         named = keras.tree.map_structure(symbolic, dict(kwargs))
         if "training" in inspect.signature(function).parameters:
             named["training"] = False
-        with _calls_forgotten(owner), symbolic_arithmetic(), tensorflow_calls():
+        with calls_forgotten(owner), symbolic_arithmetic(), tensorflow_calls():
             try:
                 held = list(owner.variables) if isinstance(owner, keras.layers.Layer) else []
                 outputs, parameters = call_traced(lambda: function(*arguments, **named), held)
@@ -238,7 +238,7 @@ def is_functional(model: keras.Model) -> bool:
 
 
 @contextmanager
-def _calls_forgotten(owner: Any) -> Iterator[None]:
+def calls_forgotten(owner: Any) -> Iterator[None]:
     """The symbolic calls leave no trace in the user's layers."""
     layers = list(owner._flatten_layers()) if isinstance(owner, keras.layers.Layer) else []
     counts = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]

@@ -63,7 +63,7 @@ class FloatWeights:
             value = np.array(variable.numpy())
             if place.name is not None:
                 values[place.name] = value
-            elif not np.array_equal(value, place.value):
+            elif place.value is None or not np.array_equal(value, place.value):
                 raise ModelError(
                     f"{variable.path!r} has another value than in the model that was opened, and is no weight here, "
                     f"what the layers compute of it is: open {model.name!r} anew"
