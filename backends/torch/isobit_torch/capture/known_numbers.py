@@ -54,7 +54,7 @@ class KnownNumbers(TorchFunctionMode):
         where = _storage(target)
         self._kept = [tensor for tensor in self._kept if id(tensor) in self._known]
         for tensor in self._kept:
-            if tensor is target or _storage(tensor) == where:
+            if tensor is target or _storage(tensor) in (where, None):
                 self._known.pop(id(tensor), None)
 
     def _value(self, leaf: Any) -> Any:
@@ -111,9 +111,12 @@ class KnownNumbers(TorchFunctionMode):
             return func(*args, **named)
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    """Which memory a tensor has, in the capture as well."""
-    return int(tensor.untyped_storage()._cdata)
+def _storage(tensor: torch.Tensor) -> int | None:
+    """Which memory a tensor has, in the capture as well; None within torch.vmap, which does not say."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):
+        return None
 
 
 def _is_symbol(leaf: Any) -> bool:

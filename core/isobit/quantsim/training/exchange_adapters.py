@@ -61,8 +61,8 @@ class Adapters:
         if bare and self._simulation.calibration is not None:
             warnings.warn(
                 f"{len(bare)} tensors to quantize have no encoding beside the adapter {known!r}, "
-                f"{min(map(str, bare))!r} among them: calibrate again. If they are its own, its rank is likely not below "
-                "the channels of its convolution, so that it is taken for a part of the model: a lower rank avoids that",
+                f"{min(map(str, bare))!r} among them: calibrate again. If they are the adapter's, its rank is likely "
+                "not below the channels of its convolution, and so it is a part of the model: a lower rank avoids that",
                 IsobitWarning,
                 stacklevel=2,
             )
