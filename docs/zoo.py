@@ -96,8 +96,8 @@ photographs of scikit-image, and speech by one of the networks. Calibration and 
 - **dB**: the worst output of the file against the network's, on inputs that were not used for calibration.
 - **time**: the file against float in onnxruntime, one thread, both in such a session; below 1 it is faster. The
   float file is the one that was given, or the ONNX export of a module. fer's convolutions of 8 to 64 channels are
-  slower in integers on a processor without VNNI: no conversion is left between them, and with the first two in float the
-  file takes a tenth less, at 1 face of 100 more.
+  slower in integers on a processor without VNNI: no conversion is left between them, and with the first two in float
+  the file takes a tenth less, at 1 face of 100 more.
 
 | network | opens | weights | multiply-adds | file, float mode | file, default | float | INT8 | dB | time | remarks |
 |---|---|---|---|---|---|---|---|---|---|---|"""
