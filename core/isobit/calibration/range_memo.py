@@ -15,7 +15,7 @@ _Range = tuple[float, float]
 
 
 class _Chosen(NamedTuple):
-    """A range, and the histograms that it was chosen by, with how many elements each had counted."""
+    """A range, and references to the histograms that it was chosen by, with how many elements each had counted."""
 
     histograms: tuple[ref[Histogram], ...]
     elements: tuple[int, ...]
@@ -48,15 +48,11 @@ class RangeMemo:
             return choose()
         elements = tuple(histogram.elements for histogram in histograms)
         known = self._chosen.get(key)
-        if known is not None and known.elements == elements and _are(known.histograms, histograms):
-            return known.range
-        chosen = choose()
-        for old in [k for k, other in self._chosen.items() if any(held() is None for held in other.histograms)]:
-            del self._chosen[old]  # of statistics that are gone
-        self._chosen[key] = _Chosen(tuple(map(ref, histograms)), elements, chosen)
-        return chosen
+        if known is None or known.elements != elements:
 
+            def forget(_: object) -> None:  # before another histogram can get the address of one that is gone
+                self._chosen.pop(key, None)
 
-def _are(held: Sequence[ref[Histogram]], histograms: Sequence[Histogram]) -> bool:
-    """Whether references are to these histograms: an address may have got another one."""
-    return all(reference() is histogram for reference, histogram in zip(held, histograms, strict=True))
+            references = tuple(ref(histogram, forget) for histogram in histograms)
+            known = self._chosen[key] = _Chosen(references, elements, choose())
+        return known.range
