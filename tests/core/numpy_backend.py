@@ -36,7 +36,7 @@ class NumpyEngine:
     def run(
         self, model: GraphModel, feeds: Mapping[str, Array], taps: Sequence[Tap]
     ) -> tuple[Mapping[str, Array], Sequence[Array]]:
-        """Outputs and tapped tensors."""
+        """Outputs, or tapped tensors."""
         rounders = {
             site: (lambda x: x) if site in model.off else lambda x, e=encoding: e.fake_quantize(x).astype(np.float64)
             for site, encoding in model.quantizers.items()

@@ -294,6 +294,37 @@ def test_what_a_quantizer_rounds_is_kept_for_readers_with_their_own(own: bool) -
     np.testing.assert_array_equal(outputs["last"], np.full((1, 4), 1 / (1 + np.exp(-4.0)) + (2.0 if own else 4.0)))
 
 
+def test_what_is_not_tapped_is_not_computed() -> None:
+    """Nodes that a tapped tensor, or what one reader sees, does not depend on; nor outputs."""
+    builder = GraphBuilder()
+    x = builder.input("x", ("batch", 4))
+    a = builder.node("Relu", [x], ("batch", 4))
+    b = builder.node("Sigmoid", [x], ("batch", 4))
+    c = builder.node("Add", [a, a], ("batch", 4))
+    graph, weights = builder.canonical({"last": builder.node("Mul", [b, c], ("batch", 4))})
+    own = Input(graph.node(c).name, 1)
+    seen: list[tuple[Any, Any]] = []
+    computed: list[str] = []
+
+    def counted(node: Any, operands: Sequence[Any]) -> Any:
+        computed.append(node.op)
+        return interpreter.compute(node, operands)
+
+    for only, ops in (
+        ([(Tensor("x"), "after")], []),
+        ([(Tensor(a), "before")], ["Relu"]),
+        ([(Tensor(b), "before"), (own, "after")], ["Relu", "Sigmoid", "Add"]),
+    ):
+        seen.clear()
+        computed.clear()
+        rounders = {own: lambda array: array / 4}
+        feeds = {"x": np.full((1, 4), 8.0)}
+        assert run_graph(graph, counted, weights, rounders, feeds, lambda *told: seen.append(told), only) == {}
+        assert computed == ops
+        assert {place for place, _ in seen} >= set(only)
+        assert all((array == 8 / 4).all() for place, array in seen if place[0] == own)
+
+
 def test_grids_broadcast_against_what_they_round() -> None:
     """Of a tensor whose channels the graph does not know, of a weight in blocks, and of one reader's constant."""
     builder = GraphBuilder()

@@ -100,3 +100,14 @@ def test_what_is_kept_is_bounded(traced, monkeypatch) -> None:
         out(model(width=width))
     assert len(traced) == 3
     assert len(traced_pass._KEPT._functions) == 1
+
+
+def test_what_is_behind_the_watched_tensors_is_not_traced(traced) -> None:
+    opened = model()
+    hidden = opened.graph.node("last").inputs[0]
+    seen = MinMax()
+    opened.observe([X], [Request(Tensor(hidden), seen)])
+    first = opened.weight("first/kernel")
+    assert seen.batches[0][1] == pytest.approx(np.maximum(X["x"] @ first.T + opened.weight("first/bias"), 0).max())
+    (function,) = traced
+    assert [operation.type for operation in function.graph.get_operations()].count("MatMul") == 1

@@ -55,7 +55,7 @@ class Engine(Protocol):
         ...
 
     def run(self, model: GraphModel, feeds: Batch, taps: Sequence[Tap]) -> tuple[Mapping[str, Any], Sequence[Any]]:
-        """Outputs by name and the tapped tensors in order (`run_tapped`), as arrays that NumPy reads.
+        """Outputs by name, or the tapped tensors in order (`run_tapped`), as arrays that NumPy reads.
 
         `feeds` has every input in its element type. TypeError and ValueError mean that the batch does not fit.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from isobit.graph.graph import Graph, Node
@@ -24,6 +24,7 @@ def run_graph(
     rounders: Mapping[Site, Callable[[Any], Any]],
     feeds: Mapping[str, Any],
     tap: Callable[[Tap, Any], None] | None = None,
+    only: Collection[Tap] | None = None,
 ) -> dict[str, Any]:
     """The outputs by name, for arrays of any framework; each tensor is freed after its last reader.
 
@@ -31,13 +32,16 @@ def run_graph(
 
     `rounders` put an array on the grid of the quantizer at a site. `tap` is told of every tensor before and after its
     quantizer (the same array where it has none), and of what a reader with a quantizer of its own sees after that.
+    With `only`, what these taps do not depend on is not computed, and there are no outputs.
     """
+    nodes = graph.nodes if only is None else _leading_to(graph, only)
+    leaving = graph.outputs if only is None else {}
     before: dict[str, Any] = {}  # values for readers that have a quantizer of their own
     after: dict[str, Any] = {}
-    reads = [(Input(node.name, index), name) for node in graph.nodes for index, name in enumerate(node.inputs)]
+    reads = [(Input(node.name, index), name) for node in nodes for index, name in enumerate(node.inputs)]
     read_before = {name for site, name in reads if site in rounders}
-    readers_left = Counter(name for node in graph.nodes for name in node.inputs if name is not None)
-    readers_left.update(graph.outputs.values())
+    readers_left = Counter(name for node in nodes for name in node.inputs if name is not None)
+    readers_left.update(leaving.values())
 
     def tell(place: Tap, value: Any) -> None:
         if tap is not None:
@@ -66,7 +70,7 @@ def run_graph(
 
     for name in graph.inputs:
         produce(name, feeds[name])
-    for node in graph.nodes:
+    for node in nodes:
         operands = [operand(Input(node.name, index), name) for index, name in enumerate(node.inputs)]
         results = compute(node, operands)
         for output, value in zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=False):
@@ -79,8 +83,17 @@ def run_graph(
                     before.pop(read, None)
     return {
         name: after[tensor] if tensor in after else rounded(Weight(tensor), weights[tensor])
-        for name, tensor in graph.outputs.items()
+        for name, tensor in leaving.items()
     }
+
+
+def _leading_to(graph: Graph, taps: Collection[Tap]) -> list[Node]:
+    """The nodes that taps depend on, in order: those before a tensor, and the reader that sees what is its own."""
+    readers = {site.node for site, _ in taps if isinstance(site, Input)}
+    tensors = {site.name for site, _ in taps if isinstance(site, Tensor)}
+    tensors.update(name for node in readers for name in graph.node(node).inputs if name is not None)
+    needed = graph.before(tensors) | readers
+    return [node for node in graph.nodes if node.name in needed]
 
 
 def run_tapped(
@@ -91,12 +104,15 @@ def run_tapped(
     feeds: Mapping[str, Any],
     taps: Sequence[Tap],
 ) -> tuple[dict[str, Any], list[Any]]:
-    """The outputs by name, and the values at `taps`, in order: what `isobit.graph_backend.Engine.run` returns."""
+    """The outputs by name, or the values at `taps`, in order: what `isobit.graph_backend.Engine.run` returns.
+
+    With taps, what they do not depend on is not computed, and there are no outputs.
+    """
     tapped: dict[Tap, Any] = {}
 
     def tap(place: Tap, value: Any) -> None:
         if place in taps:
             tapped[place] = value
 
-    outputs = run_graph(graph, compute, weights, rounders, feeds, tap)
+    outputs = run_graph(graph, compute, weights, rounders, feeds, tap, taps or None)
     return outputs, [tapped[place] for place in taps]

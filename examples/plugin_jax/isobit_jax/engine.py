@@ -34,7 +34,7 @@ class JaxEngine:
         return JaxModel(lambda params, **inputs: run(**params, inputs=inputs)[0], _parameters(model))
 
     def run(self, model: GraphModel, feeds: Batch, taps: Sequence[Tap]) -> tuple[Mapping[str, Any], Sequence[Any]]:
-        """Outputs by name, and the tapped tensors."""
+        """Outputs by name, or the tapped tensors."""
         key = (_kinds(model), tuple(taps))
         if key not in model.cache:
             model.cache[key] = jax.jit(partial(_run, model.graph, *key))

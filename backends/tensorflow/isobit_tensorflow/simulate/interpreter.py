@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from operator import methodcaller
 
 import keras
@@ -22,8 +22,9 @@ def run(
     feeds: Mapping[str, tf.Tensor],
     training: TrainingPass | None = None,
     tap: Callable[[Tap, Operand], None] | None = None,
+    only: Collection[Tap] | None = None,
 ) -> dict[str, tf.Tensor]:
-    """The outputs by name, in canonical layout; `rounding` and `tap` are those of `isobit.graph_backend.run_graph`."""
+    """The outputs by name, in canonical layout; `rounding`, `tap`, `only` are `isobit.graph_backend.run_graph`'s."""
     # a constant comes with its quantizer: it is rounded once for all readers, with its axes as a kernel asks for them
     constants = {
         name: Constant(variables[info.source or name], info.layout, rounding.get(Weight(name)))
@@ -34,7 +35,7 @@ def run(
     }
     operands = {name: Operand(value) for name, value in feeds.items()}
     compute_node = compute if training is None else training.compute
-    outputs: dict[str, Operand] = run_graph(graph, compute_node, constants, rounders, operands, tap)
+    outputs: dict[str, Operand] = run_graph(graph, compute_node, constants, rounders, operands, tap, only)
     if training is not None:
         outputs = {name: training.drop(("", name), value) for name, value in outputs.items()}
     return {name: value.canonical() for name, value in outputs.items()}

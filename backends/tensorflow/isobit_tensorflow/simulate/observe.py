@@ -96,7 +96,7 @@ class Observation:
                 if item.wants == "sample":
                     samples[index] = sample(value.like(tensor), item.channel_axis, item.limit)
 
-        run(feeds, tap=tap)
+        run(feeds, tap=tap, only=self._places)
         indices = range(len(self.watched))
         return {
             "bounds": tf.stack([bounds[index] for index in indices]),
@@ -113,7 +113,7 @@ class Observation:
             for index in self._places.get(place, ()):
                 tensors[index] = value.canonical()
 
-        run(feeds, tap=tap)
+        run(feeds, tap=tap, only=self._places)
         return [tensors[index] for index in range(len(self.watched))]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -196,10 +196,11 @@ class Simulator(keras.Model):  # type: ignore[misc]
         tap: Callable[[Tap, Operand], None] | None = None,
         rounding: Mapping[Site, Rounding] | None = None,
         parameters: Mapping[str, Any] | None = None,
+        only: Collection[Tap] | None = None,
     ) -> dict[str, tf.Tensor]:
         """Outputs by name from inputs by name; `rounding` stands for the quantizers, each behind its switch.
 
-        `parameters` stand for the variables by their names.
+        `parameters` stand for the variables by their names. `tap` and `only` are of `isobit.graph_backend.run_graph`.
         """
         if rounding is None:
             rounding = {site: layer.call for site, layer in self.quantizers.items()}
@@ -208,7 +209,7 @@ class Simulator(keras.Model):  # type: ignore[misc]
             seeds = {d.name: g for d, g in zip(self.behaviour.dropouts, self._generators, strict=True)}
             training_pass = TrainingPass(self.graph, parameters, self.behaviour, seeds)
         typed = {name: self._typed(name, feeds[name]) for name in self.graph.inputs}
-        return run(self.graph, parameters, rounding, typed, training_pass, tap)
+        return run(self.graph, parameters, rounding, typed, training_pass, tap, only)
 
     def _typed(self, name: str, value: Any) -> tf.Tensor:
         dtype = self.graph.tensors[name].dtype

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from threading import Lock
@@ -34,9 +34,15 @@ Feeds = Mapping[str, tf.Tensor]
 
 
 class Pass(Protocol):
-    """One pass over a batch, which tells `tap` of every tensor: the outputs by name."""
+    """One pass over a batch: the outputs by name. `tap` and `only` are of `isobit.graph_backend.run_graph`."""
 
-    def __call__(self, feeds: Feeds, tap: Callable[[Tap, Operand], None] | None = None) -> dict[str, tf.Tensor]:
+    def __call__(
+        self,
+        feeds: Feeds,
+        *,
+        tap: Callable[[Tap, Operand], None] | None = None,
+        only: Collection[Tap] | None = None,
+    ) -> dict[str, tf.Tensor]:
         """Run it."""
         ...
 
@@ -123,7 +129,7 @@ class _Kept:
     """The functions that were used last, as many as hold a number of operations."""
 
     def __init__(self, most: int) -> None:
-        self._most, self._lock = most, Lock()
+        self._most, self._size, self._lock = most, 0, Lock()
         self._functions: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
     def get(self, key: Hashable) -> Any:
@@ -135,9 +141,13 @@ class _Kept:
 
     def keep(self, key: Hashable, function: Any) -> None:
         with self._lock:
-            self._functions[key] = function, len(function.graph.get_operations())
-            while sum(size for _, size in self._functions.values()) > self._most and len(self._functions) > 1:
-                self._functions.popitem(last=False)
+            _, known = self._functions.pop(key, (None, 0))
+            size = len(function.graph.get_operations())
+            self._functions[key] = function, size
+            self._size += size - known
+            while self._size > self._most and len(self._functions) > 1:
+                _, (_, size) = self._functions.popitem(last=False)
+                self._size -= size
 
 
 _KEPT = _Kept(_MOST)
