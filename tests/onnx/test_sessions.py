@@ -15,7 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 import isobit
 from isobit.backend import CheckedModel
 from isobit.edits import SetWeights
+from isobit.encodings import Encoding
 from isobit.errors import EditError
+from isobit.graph import Tensor
 from isobit.techniques import FoldBatchNorms
 from isobit.testing.networks import NETWORKS
 from isobit_onnx import model as onnx_model
@@ -88,6 +90,18 @@ def test_a_session_takes_large_weights_as_they_are(limit: int, monkeypatch: pyte
     expected = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, batch)
     for value, expected_value in zip(session.run(batch).values(), expected, strict=True):
         np.testing.assert_allclose(value, expected_value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_copy_is_not_read_again(monkeypatch) -> None:
+    network = NETWORKS["conv_net"]()
+    model = CheckedModel.of(OnnxBackend().open(build_onnx(network)))
+    model.set_quantizers({Tensor("image"): Encoding.of("int8", 0.1)})
+    monkeypatch.setattr("isobit_onnx.model.translate", None)
+    copy = model.copy()
+    assert copy.graph is model.graph
+    batch = network.batch(2)
+    for output, values in model.run(batch).items():
+        np.testing.assert_array_equal(copy.run(batch)[output], values)
 
 
 def test_new_weights_of_layers_leave_the_graph_and_other_copies_as_they_are() -> None:

@@ -36,7 +36,7 @@ from isobit_onnx.run.session import RUN_FAILURES, Session, own_arrays
 from isobit_onnx.state import dump
 from isobit_onnx.translate.edit import apply_edits, set_weights
 from isobit_onnx.translate.sites import NativeSite, bind
-from isobit_onnx.translate.translate import NativeNodes, translate, view_chain
+from isobit_onnx.translate.translate import NativeNodes, Translation, translate, view_chain
 
 #: Sessions kept for other settings of `enable`: float and simulated runs alternate in most work.
 _KEPT_SESSIONS = 3
@@ -51,9 +51,11 @@ class OnnxModel:
     ops = None  # what is written in ONNX is not decided by the op alone
     failures = RUN_FAILURES
 
-    def __init__(self, float_model: ir.Model, providers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, float_model: ir.Model, providers: Sequence[str] = (), translation: Translation | None = None
+    ) -> None:
         self.float_model, self.providers = float_model, tuple(providers)
-        self.translation = translate(float_model)
+        self.translation = translate(float_model) if translation is None else translation
         self.given: Any = None  # the model as the user gave it, where it was opened here
         self._given_runs = 0
         self.conditions: ExampleConditions | None = None  # what every batch must have in common with the example
@@ -275,7 +277,7 @@ class OnnxModel:
 
     def copy(self) -> OnnxModel:
         """An independent copy."""
-        other = OnnxModel(self.float_model.clone(), self.providers)
+        other = OnnxModel(self.float_model.clone(), self.providers, self.translation)  # which holds names alone
         other.set_state(self._encodings, self._off)
         other.given, other.conditions = self.given, self.conditions
         return other

@@ -27,9 +27,13 @@ def is_checking() -> bool:
 def check_graph(graph: Graph, after: str = "") -> None:
     """Raise ModelError, naming the node, where a canonical graph contradicts itself; `after` says what made it.
 
-    Beyond `check_structure`: shapes and element types are those that follow from the nodes, as far as rules are known.
+    Beyond `check_structure`: every site is found, and shapes and element types are those that follow from the nodes, as
+    far as rules are known.
     """
     check_structure(graph, after)
+    for site in _sites(graph):
+        if not graph.has_site(site):
+            raise _fault(f"site {str(site)!r} cannot be found in the graph", after)
     for node in graph.nodes:
         _check_shape(graph, node, after)
         _check_dtype(graph, node, after)
@@ -55,9 +59,6 @@ def check_structure(graph: Graph, after: str = "") -> None:
         rank, axis = tensor_info.rank, tensor_info.channel_axis
         if axis is not None and not (rank is not None and 0 <= axis < rank):
             raise _fault(f"{_maker(graph, name)}: channel axis {axis} of {name!r} is none of its {rank} axes", after)
-    for site in _sites(graph):
-        if not graph.has_site(site):
-            raise _fault(f"site {str(site)!r} cannot be found in the graph", after)
 
 
 def _check_names(graph: Graph, after: str) -> None:
