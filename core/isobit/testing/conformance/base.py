@@ -20,6 +20,9 @@ from isobit.testing.networks.builder import Network
 
 Build = Callable[[Network], Any]
 
+#: Convolutions, depthwise and transposed ones; two inputs; attention; loops.
+DIFFERING = ("inverted_residual", "upsampler", "two_inputs", "attention", "recurrent")
+
 #: Models that were opened, and that nothing is done with but to be copied, by the network's name.
 _opened: dict[tuple[type, type], dict[str, CheckedModel]] = {}
 
@@ -80,6 +83,11 @@ class ConformanceBase:
             return Opened(network, model)
 
         return opened
+
+    @pytest.fixture(params=DIFFERING)
+    def differing(self, request: pytest.FixtureRequest, open_network: Callable[[str], Opened]) -> Opened:
+        """Networks that differ in their kinds of layers, for what does not depend on how these are connected."""
+        return open_network(request.param)
 
     @pytest.fixture(params=sorted(NETWORKS))
     def opened(self, request: pytest.FixtureRequest, open_network: Callable[[str], Opened]) -> Opened:

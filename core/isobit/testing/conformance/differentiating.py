@@ -59,9 +59,9 @@ class DifferentiatingConformance(ConformanceBase):
                 limit = 1e-3 * max(float(np.linalg.norm(gradient)), 1e-2)
                 assert abs(slope - expected) < limit, name
 
-    def test_overridden_is_as_edited(self, opened: Opened) -> None:
+    def test_overridden_is_as_edited(self, differing: Opened) -> None:
         """The value is that of a model whose weights were set, quantizers included; the model stays as it is."""
-        model, batch = opened.model, opened.network.batch(2)
+        model, batch = differing.model, differing.network.batch(2)
         model.set_quantizers({Tensor(model.graph.inputs[0]): Encoding.of("int6", 0.1)})
         before, function = model.run(batch), function_of(model.run(batch))
         weights = {name: np.array(model.weight(name) * np.float32(1.5)) for name in weight_names(model.graph)}
@@ -73,9 +73,9 @@ class DifferentiatingConformance(ConformanceBase):
         edited.edit([SetWeights(weights)])
         np.testing.assert_allclose(value, function(edited.run(batch)), rtol=1e-5)
 
-    def test_straight_through(self, opened: Opened) -> None:
+    def test_straight_through(self, differing: Opened) -> None:
         """A quantized weight has the gradient of the float model at its rounded values; none where it saturates."""
-        model, batch = opened.model, opened.network.batch(2)
+        model, batch = differing.model, differing.network.batch(2)
         for name in weight_names(model.graph):
             weight = model.weight(name)
             encoding = Encoding.of("int4 per-tensor", np.abs(weight).max() / 12)

@@ -33,10 +33,10 @@ class ObservingConformance(ConformanceBase):
             np.testing.assert_allclose(collect.values, expected[name], rtol=0, atol=1e-4 * scale, err_msg=name)
             assert collect.channel_axes == [model.graph.tensors[name].channel_axis]
 
-    def test_reduced_where_they_are(self, opened: Opened) -> None:
+    def test_reduced_where_they_are(self, differing: Opened) -> None:
         """A backend's own reduction equals the core's on the whole tensors, to the last count."""
-        model = opened.model
-        batches = [opened.network.batch(size, seed=size) for size in (1, 3, 2)]
+        model = differing.model
+        batches = [differing.network.batch(size, seed=size) for size in (1, 3, 2)]
         names = list(model.graph.tensors)
         collected = {name: Collect() for name in names}
         histograms = {name: Histogram(limit=64) for name in names}
