@@ -22,7 +22,10 @@ def digits() -> Path:
 def isobit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """The command in this process; arguments are turned into text."""
     from isobit.cli.application import app
+    from isobit.cli.quantizing import latency
 
+    monkeypatch.setattr(latency, "_SECONDS", 0.05)  # nobody reads the figures; tests/cli/test_latency.py is about them
+    monkeypatch.setattr(latency, "_ROUNDS_WITHOUT_GAIN", 1)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERMINAL_WIDTH", "200")  # typer's own, for help and usage errors
     monkeypatch.setenv("NO_COLOR", "1")

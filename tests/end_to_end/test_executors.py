@@ -16,6 +16,8 @@ import pytest
 from isobit.errors import DataError
 from isobit.quantsim import QuantSim
 from isobit.techniques import AdaRound, CorrectBias, EqualizeCrossLayers, FoldBatchNorms, SmoothQuant, Technique
+from isobit.testing.networks import NETWORKS
+from isobit_onnx.reference_networks import build_onnx
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 with np.load(DIGITS / "calibration.npz") as archive:
@@ -94,11 +96,13 @@ def test_an_interrupted_pass_of_workers_goes_on(tmp_path: Path, expected: QuantS
     ids=lambda t: type(t).__name__,
 )
 def test_techniques_observe_on_workers_with_the_same_bits(technique: Technique) -> None:
-    sims = [QuantSim(DIGITS / "model.onnx", weights="int4") for _ in range(2)]
+    network = NETWORKS["conv_net"]()
+    sims = [QuantSim(build_onnx(network), weights="int4") for _ in range(2)]
+    data = [network.batch(8, number) for number in range(20)]
     with ThreadPoolExecutor(2) as executor:
         for sim, workers in zip(sims, (None, executor), strict=True):
             sim.apply(FoldBatchNorms())
-            (report,) = sim.apply(technique, data=BATCHES[:20], executor=workers)
+            (report,) = sim.apply(technique, data=data, executor=workers)
             assert report.changed or not isinstance(technique, AdaRound)
             assert not any("in this process" in note for note in sim.report.notes)
     local, remote = (sim.backend_model for sim in sims)
