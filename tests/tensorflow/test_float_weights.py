@@ -33,18 +33,18 @@ def test_weights_of_the_float_model_come_in(folds: bool, tmp_path: Path) -> None
     sim = isobit.QuantSim(network(0))
     if folds:
         sim.apply(FoldBatchNorms())
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     other, grids = network(3), dict(sim.encodings)
     sim.model.load_weights_of(other)
     wanted = keras.ops.convert_to_numpy(other(X))
     np.testing.assert_allclose(next(iter(sim.run_float(X).values())), wanted, atol=1e-4)
     assert dict(sim.encodings) == grids
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     expected = next(iter(sim.run(X).values()))
     anew = isobit.QuantSim(other)
     if folds:
         anew.apply(FoldBatchNorms())
-    anew.calibrate([X], progress=False)
+    anew.calibrate([X], "minmax", progress=False)
     np.testing.assert_array_equal(next(iter(anew.run(X).values())), expected)
     sim.save(tmp_path / "sim")
     np.testing.assert_array_equal(next(iter(isobit.load(tmp_path / "sim", network(0)).run(X).values())), expected)
@@ -85,7 +85,7 @@ def test_a_load_that_fails_changes_nothing_and_one_that_does_not_is_no_step_of_t
         with pytest.raises(ModelError):
             load(keras.Model(model.input, model.layers[-2].output))
         assert not sim.model.is_reloaded
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     trained = sim.trainable("learned")
     trained(X, training=True)
     trained.load_weights_of(model)

@@ -82,16 +82,16 @@ def test_a_difference_names_the_first_tensor(wrong: str, monkeypatch) -> None:
         layer.bias.assign(np.ones(layer.bias.shape, np.float32))
     tensor = "hidden/relu" if wrong == "hidden" else "head"
     with pytest.raises(ModelError, match=f"'head' is .* dB.*first tensor that differs is {re.escape(repr(tensor))}"):
-        isobit.QuantSim(model).calibrate(IMAGES, progress=False)
+        isobit.QuantSim(model).calibrate(IMAGES, "minmax", progress=False)
     sim = isobit.QuantSim(model, check=False)
-    sim.calibrate(IMAGES, progress=False)
+    sim.calibrate(IMAGES, "minmax", progress=False)
 
 
 def test_a_model_trained_since_is_not_compared() -> None:
     model = image_model()
     sim = isobit.QuantSim(model)
     model.get_layer("head").kernel.assign(np.zeros((6, 3), np.float32))
-    sim.calibrate(IMAGES, progress=False)
+    sim.calibrate(IMAGES, "minmax", progress=False)
     assert any("weights have changed since it was opened" in note for note in sim.report.notes)
 
 
@@ -101,7 +101,7 @@ def test_a_model_that_is_different_in_every_run_is_not_compared() -> None:
     sim = isobit.QuantSim.of_backend_model(backend_model, isobit.QuantSim(image_model()).target, QuantConfig())
     noisy = keras.Model(x, Noisy()(L.Dense(3)(x)))
     backend_model._given = GivenModel.of(noisy, "image", "dense", {})
-    sim.calibrate(IMAGES, progress=False)
+    sim.calibrate(IMAGES, "minmax", progress=False)
     assert any("different in every run" in note for note in sim.report.notes)
 
 

@@ -17,7 +17,7 @@ def simulator() -> QuantSim:
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(24, activation="relu"), keras.layers.Dense(5, name="classes", trainable=False)]
     sim = QuantSim(keras.Sequential([keras.Input((12,)), *layers]), weights="int3", activations="uint4")
-    sim.calibrate(X, progress=False)
+    sim.calibrate(X, "minmax", progress=False)
     return sim
 
 

@@ -34,7 +34,7 @@ def images() -> tuple[keras.Model, np.ndarray]:
 
 def calibrated(model: keras.Model, data: np.ndarray = X) -> QuantSim:
     sim = QuantSim(model, weights="int4", activations="int8")
-    sim.calibrate(data, progress=False)
+    sim.calibrate(data, "minmax", progress=False)
     return sim
 
 

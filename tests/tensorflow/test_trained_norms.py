@@ -20,7 +20,7 @@ def test_norms_are_frozen_and_folded_at_the_end() -> None:
     layers = [keras.layers.Conv2D(8, 3, use_bias=False, name="conv"), keras.layers.BatchNormalization(name="norm")]
     layers += [keras.layers.Flatten(), keras.layers.Dense(4)]
     sim = QuantSim(keras.Sequential([keras.Input((6, 6, 3)), *layers]), weights="int4", activations="uint8")
-    sim.calibrate(X, progress=False)
+    sim.calibrate(X, "minmax", progress=False)
     simulator = sim.trainable()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     simulator.compile(keras.optimizers.Adam(1e-2), loss)
@@ -43,7 +43,7 @@ def test_what_was_trained_comes_back(tmp_path) -> None:
 
     def made() -> QuantSim:
         sim = QuantSim(network(), weights="int4", activations="uint8")
-        sim.calibrate(X, progress=False)
+        sim.calibrate(X, "minmax", progress=False)
         return sim
 
     def network() -> keras.Model:

@@ -32,7 +32,7 @@ def simulator() -> QuantSim:
     model.classes.requires_grad_(False)
     sim = QuantSim(model, X, weights="int3", activations="uint4")
     sim.apply(FoldBatchNorms(), CorrectBias(), data=[X] * 2, progress=False)
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     return sim
 
 

@@ -86,7 +86,7 @@ def test_a_float_state_is_folded_on_the_way_in(
     twin.load_state_dict(other.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(twin(X), sim.model(X))
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     simulated = next(iter(sim.run(X).values()))
     assert 10 * np.log10(np.square(wanted).sum() / np.square(simulated - wanted).sum()) > 20
 
@@ -95,12 +95,12 @@ def test_weights_folded_by_loading_are_those_of_opening_them(tmp_path: Path) -> 
     """Of a simulator saved after it, too."""
     sim = isobit.QuantSim(Net(0).eval(), X)
     sim.apply(FoldBatchNorms())
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     sim.model.load_state_dict(Net(3).state_dict())
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     wanted = isobit.QuantSim(Net(3).eval(), X)
     wanted.apply(FoldBatchNorms())
-    wanted.calibrate([X], progress=False)
+    wanted.calibrate([X], "minmax", progress=False)
     np.testing.assert_array_equal(sim.run(X)["output"], wanted.run(X)["output"])
     sim.save(tmp_path / "sim")
     again = isobit.load(tmp_path / "sim", Net(0).eval())
@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_said() -> None:
     without_weight = {name: value for name, value in module.state_dict().items() if name != "first.weight"}
     resized = {**module.state_dict(), "first_norm.weight": torch.ones(7)}
     calibrated = isobit.QuantSim(module, X)
-    calibrated.calibrate([X], progress=False)
+    calibrated.calibrate([X], "minmax", progress=False)
     equalized = isobit.QuantSim(Net(0).eval(), X)
     equalized.apply(FoldBatchNorms(), SparsifyWeights("50%", data_aware=False))
     turned = Net(3, lowest=-1.5).eval()

@@ -90,11 +90,11 @@ def test_what_was_trained_comes_back(name: str, tmp_path: Path) -> None:
 def test_edits_after_training_are_replayed_on_what_was_trained(tmp_path: Path) -> None:
     """The folding, and a bias that makes up for rounding, are of trained weights; training goes on after them."""
     sim = isobit.QuantSim(network(), X, weights="int4")
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     train(sim, X)
     sim.apply(FoldBatchNorms())
     sim.apply(CorrectBias(), data=[X], progress=False)
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     expected = train(sim, X)
     sim.save(tmp_path / "sim")
     loaded = isobit.load(tmp_path / "sim", network())
@@ -104,7 +104,7 @@ def test_edits_after_training_are_replayed_on_what_was_trained(tmp_path: Path) -
 
 def test_folding_keeps_what_was_learned_after_loading(tmp_path: Path) -> None:
     sim = isobit.QuantSim(network(), X, weights="int4")
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     train(sim, X)
     sim.save(tmp_path / "sim")
     loaded = isobit.load(tmp_path / "sim", network())
@@ -145,10 +145,10 @@ def test_a_calibrated_state_from_before_folding_says_so() -> None:
     """Its grids are of weights that are folded now; without them it is a float state, and is folded."""
     module = network()
     sim = isobit.QuantSim(module, X, weights="int4")
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     own = sim.model.state_dict()
     sim.apply(FoldBatchNorms())
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     expected = output(sim, X)
     for strict in (True, False):
         with pytest.raises(ModelError, match=r"'1\.bias' was folded into other weights.*leave out what begins with"):
@@ -162,7 +162,7 @@ def test_training_without_trainable_is_watched() -> None:
     model = sim.model.train()
     with pytest.raises(ModelError, match="no quantizers.*calibrate first"):
         model(X)
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     (model(X).sum() * torch.nan).backward()
     optimizer.step()

@@ -36,7 +36,7 @@ def trained(weights: str = "int4", lowest: float = 0.5) -> QuantSim:
     for norm in (model.first_norm, model.second_norm):
         nn.init.uniform_(norm.weight, lowest, 1.5)
     sim = QuantSim(model.eval(), X, weights=weights, activations="uint8")
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     network = sim.trainable()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     network.train()
@@ -139,6 +139,6 @@ def test_a_grid_for_the_whole_weight_follows_the_folded_values() -> None:
 
 def test_what_was_only_calibrated_is_calibrated_again() -> None:
     sim = QuantSim(Net().eval(), X)
-    sim.calibrate([X], progress=False)
+    sim.calibrate([X], "minmax", progress=False)
     sim.apply(FoldBatchNorms())
     assert sim.calibration is None
