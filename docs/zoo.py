@@ -86,8 +86,8 @@ wheels, so that nothing else is downloaded: rendered text, synthesised tones, ch
 photographs of scikit-image, and speech by one of the networks. Calibration and measurement use different ones.
 `tox -e zoo` measures the same as tests.
 
-- **weights**, **multiply-adds**: shares that run in integers (`report.coverage`); sizes that a model leaves open count
-  as 1.
+- **weights**, **multiply-adds**: shares that run in integers (`report.coverage`: masks, positions and norms are no
+  weights); sizes that a model leaves open count as 1.
 - **file**: share of output values of the written file that equal the simulator's, in float mode and in the default
   session.
 - **float**, **INT8**: the score of the task in percent, of the network as it was given and of the written file in
