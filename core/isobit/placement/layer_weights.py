@@ -13,8 +13,8 @@ _ROLES = ("weight", "recurrent_weight")
 def layer_weights(graph: Graph) -> dict[str, list[Use]]:
     """Constants of floats that layers multiply with the network's signal, and where they do.
 
-    The layers are Conv, ConvTranspose, Linear, MatMul, the recurrent ones, and those that a backend keeps whole. Matrices
-    that the bodies of an If, a Loop or a Scan read count too. What is multiplied with positions alone (rotary
+    The layers are Conv, ConvTranspose, Linear, MatMul, the recurrent ones, and those that a backend keeps whole.
+    Matrices that the bodies of an If, a Loop or a Scan read count too. What is multiplied with positions alone (rotary
     embeddings) does not: phases stay in float by rule.
     """
     signal = signal_tensors(graph)
