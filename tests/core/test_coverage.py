@@ -243,4 +243,23 @@ def test_matrices_that_a_body_reads_are_left_in_float(op: str) -> None:
     assert not left_weights(graph, plan, target(), QuantConfig(exclude=op))
     coverage = Coverage.of(graph, plan)
     assert coverage.uncounted == ("body",)
-    assert coverage.weight_bytes == coverage.integer_weight_bytes + 4 * (16 + 4)
+    assert coverage.weight_bytes == coverage.integer_weight_bytes + 4 * 16
+    assert coverage.other_bytes == 4 * 4
+
+
+def test_masks_and_norms_are_counted_apart() -> None:
+    """Masks, norms and offsets are no weights; a computed weight, a bias and a table of embeddings are."""
+    sketch = Sketch(3)
+    rows = sketch.node("Gather", sketch.random("table", 9, 4), sketch.input("ids", "N", dtype="int64"),
+                       name="rows", shape=("N", 4), axis=0)  # fmt: skip
+    y = sketch.node("LayerNormalization", rows, sketch.random("scale", 4), sketch.random("shift", 4), name="norm",
+                    shape=("N", 4), axis=-1, epsilon=1e-5)  # fmt: skip
+    made = sketch.node("Mul", sketch.random("raw", 4, 4), sketch.random("gain", 4, 1), name="made", shape=(4, 4))
+    y = sketch.node("Linear", y, made, sketch.random("bias", 4), name="first", shape=("N", 4))
+    y = sketch.node("Add", y, sketch.random("mask", 1, 4), name="masked", shape=("N", 4))
+    y = sketch.node("Linear", y, sketch.random("w", 2, 4), name="last", shape=("N", 2))
+    graph = sketch.graph(y)
+    coverage = Coverage.of(graph, place(graph, target()))
+    assert coverage.weight_bytes == 4 * (36 + 16 + 4 + 4 + 8)
+    assert coverage.other_bytes == 4 * (4 + 4 + 4)
+    assert "% of 48 bytes of constants that are no weights" in str(coverage)

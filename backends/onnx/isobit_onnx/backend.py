@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +13,8 @@ from isobit.backend import device_of
 from isobit.errors import IsobitError, PluginError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from isobit.backend import BackendModel, Batch, WrittenRun
     from isobit.encodings import Encodings
     from isobit.testing.networks import Network
@@ -88,6 +90,16 @@ class OnnxBackend:
         from isobit_onnx.export.run_written import run_written
 
         return run_written(path, batch)
+
+    def rounded(
+        self, path: Path, batch: Batch, names: Sequence[str]
+    ) -> Mapping[str, tuple[NDArray[Any], NDArray[Any]]]:
+        """Tensors of a written QDQ model before and behind their quantizers; nothing without onnxruntime."""
+        if find_spec("onnxruntime") is None:
+            return {}
+        from isobit_onnx.export.run_rounded import run_rounded
+
+        return run_rounded(path, batch, names)
 
     def deploy(self, path: Path, threads: int) -> DeployedFile | None:
         """A file in onnxruntime on the CPU; None without onnxruntime. Raises ModelError."""

@@ -75,6 +75,20 @@ class RunsWritten(Protocol):
         ...
 
 
+@runtime_checkable
+class ShowsRounding(Protocol):
+    """What the ONNX backend adds where it can show what the quantizers of a file round."""
+
+    def rounded(
+        self, path: Path, batch: Batch, names: Sequence[str]
+    ) -> Mapping[str, tuple[NDArray[Any], NDArray[Any]]]:
+        """Tensors of a written QDQ model by name, before and behind their quantizers, as it computes in float mode.
+
+        Those that have one quantizer for all their readers; nothing where the file cannot be run so.
+        """
+        ...
+
+
 class Deployed(Protocol):
     """A model file in a runtime, as a user runs it on this machine."""
 

@@ -25,6 +25,8 @@ _FLOAT32_EPSILON = 1.1920929e-7
 #: A range of fewer steps of the smallest scale is lost on its grid.
 _FEWEST_LEVELS = 8
 
+_SPAN = "its values span no more than"
+
 
 class Grids(NamedTuple):
     """The grids of several ranges in one format: scales (float32) and zero points (int32), one a range."""
@@ -44,7 +46,12 @@ def too_small(span: float, spec: QuantSpec) -> str:
     floor = smallest_scale(spec)
     if not spec.is_integer or not 0 < span < min(_FEWEST_LEVELS, (1 << spec.bits) - 1) * floor:
         return ""
-    return f"its values span no more than {span:.2g}, and the smallest scale is {floor:.2g}: multiply it by a constant"
+    return f"{_SPAN} {span:.2g}, and the smallest scale is {floor:.2g}: multiply it by a constant"
+
+
+def is_too_small(reason: str) -> bool:
+    """Whether a reason is that of `too_small`."""
+    return reason.startswith(_SPAN)
 
 
 def snap_up(scale: NDArray[np.float64]) -> NDArray[np.float64]:

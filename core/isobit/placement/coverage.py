@@ -9,19 +9,28 @@ import numpy as np
 
 from isobit.graph.graph import Graph, Node
 from isobit.graph.multiply_adds import multiply_adds
-from isobit.graph.ops import BODIES, RECURRENT, VARIABLES, WEIGHTED
+from isobit.graph.ops import BODIES, RECURRENT, VARIABLES, WEIGHTED, operand
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.constants import is_matrix
+from isobit.placement.layer_weights import layer_weights
 from isobit.placement.plan import Plan, is_inside_chain
 
 #: Layers whose integer kernels hand on integers alone; those of matrix products can hand on floats too.
 _ROUND = frozenset({"Conv", "ConvTranspose"})
 
+#: Operations whose constants are weights and biases, tables of embeddings among them.
+_LAYERS = WEIGHTED | RECURRENT | {"Gather"}
+
+#: Share of all constants above which those that are no weights are worth a word.
+_WORTH_SAYING = 0.01
+
 
 @dataclass(frozen=True)
 class Coverage:
-    """What of a network a plan puts in integers: bytes of float constants, and multiply-adds of one sample.
+    """What of a network a plan puts in integers: bytes of weights, and multiply-adds of one sample.
 
+    Weights are what layers read as weights and biases, and tables of embeddings. The other constants of floats (masks,
+    positions, norms, what is added) are counted apart.
     A convolution whose result stays in float (a phase, a spectrum before its root) counts as float though its operands
     are integers: the kernels of runtimes round what they compute, and without a grid for it they run in float.
     Sizes that the model leaves open count as 1. `uncounted` are layers of unknown shapes, those that a backend keeps
@@ -33,16 +42,19 @@ class Coverage:
     multiply_adds: int
     integer_multiply_adds: int
     uncounted: tuple[str, ...] = ()
+    other_bytes: int = 0
+    integer_other_bytes: int = 0
 
     @classmethod
     def of(cls, graph: Graph, plan: Plan) -> Coverage:
         """The coverage of a plan."""
-        weight_bytes = integer_bytes = 0
+        weights = _weights(graph)
+        all_bytes, integer_bytes = {True: 0, False: 0}, {True: 0, False: 0}  # by whether the constant is a weight
         for name, info in graph.weights.items():
             if info.is_float and graph.uses(name):
                 size = prod(info.shape) * _bytes_of(info.dtype)
-                weight_bytes += size
-                integer_bytes += size if _is_integer_constant(graph, plan, name) else 0
+                all_bytes[name in weights] += size
+                integer_bytes[name in weights] += size if _is_integer_constant(graph, plan, name) else 0
         total = integer = 0
         uncounted = []
         for node in graph.nodes:
@@ -58,7 +70,15 @@ class Coverage:
             operands = (0, 1, 2) if node.op in RECURRENT else (0, 1)
             is_integer = all(_is_integer_input(plan, node, index) for index in operands)
             integer += count if is_integer and (node.op not in _ROUND or _is_rounded(graph, plan, node)) else 0
-        return cls(weight_bytes, integer_bytes, total, integer, tuple(uncounted))
+        return cls(
+            all_bytes[True],
+            integer_bytes[True],
+            total,
+            integer,
+            tuple(uncounted),
+            all_bytes[False],
+            integer_bytes[False],
+        )
 
     @property
     def weights(self) -> float | None:
@@ -77,8 +97,42 @@ class Coverage:
             if share is not None
         ]
         text = ", ".join(parts) + " in integers" if parts else "there are no weights and no multiply-adds"
+        if self.other_bytes > _WORTH_SAYING * (self.weight_bytes + self.other_bytes):
+            share = _percent(self.integer_other_bytes / self.other_bytes)
+            text += f", {share} of {self.other_bytes:,} bytes of constants that are no weights"
         count = len(self.uncounted)
         return text + (f" ({count} layers whose operations are not known are not counted)" if count else "")
+
+
+def _weights(graph: Graph) -> set[str]:
+    """Constants that are weights: what layers read as such, biases, tables, and what computed ones are made of."""
+    found = set(layer_weights(graph))
+    varying = set(graph.inputs)
+    waiting: list[str] = []
+    for node in graph.nodes:
+        if not varying.isdisjoint(node.inputs):
+            varying.update(node.outputs)
+        if node.op not in _LAYERS:
+            continue
+        for index, name in enumerate(node.inputs):
+            described = operand(node.op, index)
+            if name is None or name in varying or described is None:
+                continue
+            # Whether a matrix that a product reads is a weight was decided above: frequencies of positions are none.
+            if name not in graph.weights or described.role != "weight" or node.op not in WEIGHTED:
+                waiting.append(name)
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        producer = graph.producer(name)
+        if name in graph.weights:
+            found.add(name)
+        elif producer is not None:
+            waiting.extend(source for source in producer.inputs if source is not None)
+    return found
 
 
 def _holds_weights(graph: Graph, node: Node) -> bool:

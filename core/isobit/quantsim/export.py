@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from isobit.backend.contract import BackendModel
-from isobit.backend.optional import HoldsSessions, NativeExporter, QdqWriter, RunsWritten
+from isobit.backend.optional import HoldsSessions, NativeExporter, QdqWriter, RunsWritten, ShowsRounding
 from isobit.encodings.encoding import Encodings
 from isobit.errors import OutputError, PluginError, did_you_mean
 from isobit.files import check_writable, write_folder
@@ -18,6 +19,7 @@ from isobit.quantsim.checks.encodings_file import check_file
 from isobit.quantsim.checks.given import DIFFERENT_IN_EVERY_RUN
 from isobit.quantsim.checks.parts import part_sqnr
 from isobit.quantsim.checks.quality import ADVICE, NOISY_ADVICE, judged, judgement, sqnr
+from isobit.quantsim.checks.ties import first_apart
 from isobit.quantsim.checks.written import SessionCheck, compare_runs
 from isobit.quantsim.shown.report import Report
 from isobit.quantsim.simulation import Simulation
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 ONNX = "onnx"
 MODEL, ENCODINGS, SUMMARY = "model.qdq.onnx", "encodings.json", "summary.txt"
 USUAL = (MODEL, ENCODINGS, SUMMARY)  # what an export writes if nothing else is asked for
+#: Share of equal values in float mode below which it is asked where the others come from.
+_NEARLY_ALL = 0.99
 FLOAT_MODEL, FOREIGN = "model.onnx", "model"
 
 
@@ -114,7 +118,13 @@ def _checked(
     backend = onnx_backend() if file is not None else None
     if file is None or not isinstance(backend, RunsWritten):
         return [], ratios
-    return compare_runs(simulated, backend.run_written(file, batch), simulation.graph, encodings), ratios
+    checks = compare_runs(simulated, backend.run_written(file, batch), simulation.graph, encodings)
+    is_far = bool(checks) and not checks[0].error and checks[0].equal < _NEARLY_ALL
+    if is_far and isinstance(backend, ShowsRounding) and not _is_noisy(simulation):
+        where = first_apart(simulation.model, file, batch, backend)
+        checks[0] = replace(checks[0], remark=where)
+        _release(simulation)
+    return checks, ratios
 
 
 def _release(simulation: Simulation) -> None:

@@ -19,9 +19,12 @@ from isobit_onnx.run.saturation import sums_saturate
 _LARGE = 2**26  # bytes of integers, a quarter of what they are as floats
 _FLOAT, _DEFAULT, _EXACT = "float mode (session.disable_quant_qdq=1)", "default session", f"{EXACT_SUMS}=1"
 
+#: Session options with which a file computes as it is written.
+FLOAT_MODE: Mapping[str, str] = {"session.disable_quant_qdq": "1"}
+
 #: Session options by what they are called: computed as written, as it comes, and as the summary of an export advises.
 SESSIONS: Mapping[str, Mapping[str, str]] = {
-    _FLOAT: {"session.disable_quant_qdq": "1"},
+    _FLOAT: FLOAT_MODE,
     _DEFAULT: {},
     _EXACT: {EXACT_SUMS: "1"},
 }
@@ -42,7 +45,7 @@ def _same(outputs: Mapping[str, NDArray[Any]], others: Mapping[str, NDArray[Any]
     return all(values.tobytes() == others[name].tobytes() for name, values in outputs.items())
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     """Bytes of a model file and of what lies beside it under its name."""
     return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
 
@@ -53,7 +56,7 @@ def _run(name: str, entries: Mapping[str, str], path: Path, batch: Batch) -> Wri
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     # In float mode all weights become floats before the first run; those of a large file one by one, as they are read.
-    unwanted = ["ConstantFolding"] if name == _FLOAT and _size(path) > _LARGE else None
+    unwanted = ["ConstantFolding"] if name == _FLOAT and size_of(path) > _LARGE else None
     try:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted

@@ -29,7 +29,7 @@ class SessionCheck:
     rounding of float sums, 2**-16 of its largest magnitude, since no runtime adds in the same order. `steps` is the
     largest difference, in steps of the output's grid or, where it has none, in parts of 1/255 of its range with zero;
     `decibels` that of the worst float output. `error` says why there are no figures. `remark` is
-    what the backend says of such a session on this machine.
+    what the backend says of such a session on this machine, or in float mode which tensor is the first that differs.
     """
 
     session: str

@@ -1,0 +1,73 @@
+"""A file of a deep module differs from the simulator by ties that spread, and the summary says so; a fault it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+import isobit
+from isobit.quantsim import QuantSim
+from isobit.quantsim.checks.ties import first_apart
+from isobit.quantsim.export import ExportResult
+from isobit_onnx.backend import OnnxBackend
+
+DEPTH, CHANNELS = 10, 16
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantSim, ExportResult]:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(DEPTH) for layer in (nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.ReLU())]
+    for layer in layers[::2]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    x = torch.randn(16, CHANNELS, 32, 32)
+    sim = isobit.quantize(nn.Sequential(*layers), x, recipe="basic", method="minmax", progress=False)
+    return sim, sim.export(tmp_path_factory.mktemp("deep"))
+
+
+def first(sim: QuantSim, file: Path) -> str:
+    reference = sim.simulation.reference
+    assert reference is not None
+    return first_apart(sim.backend_model, file, reference[0], OnnxBackend())
+
+
+def test_ties_that_spread_are_counted(exported: tuple[QuantSim, ExportResult]) -> None:
+    result = exported[1]
+    check = result.checks[0]
+    assert check.equal < 0.99
+    assert "in the middle of two levels" in check.remark
+    assert check.remark in result["summary"].read_text("utf-8")
+    count = int(check.remark.split("begins with ")[1].split(" of ")[0].replace(",", ""))
+    assert 1 <= count <= 60  # of 262,144 values of a layer
+
+
+def test_a_fault_is_no_tie(exported: tuple[QuantSim, ExportResult], tmp_path: Path) -> None:
+    """A weight of the file that is a tenth too large, as a layer computed otherwise would be."""
+    sim, result = exported
+    model = onnx.load(result["model"])
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    read = {node.output[0]: node for node in model.graph.node}[conv.input[1]]
+    scale = next(tensor for tensor in model.graph.initializer if tensor.name == read.input[1])
+    scale.CopyFrom(numpy_helper.from_array(np.float32(1.1) * numpy_helper.to_array(scale), scale.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    assert "before they are rounded: no ties" in first(sim, tmp_path / "model.onnx")
+
+
+def test_the_same_file_says_nothing_where_all_is_equal(tmp_path: Path) -> None:
+    """The simulator of an ONNX file runs in the same runtime."""
+    x = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    weight = numpy_helper.from_array(np.random.default_rng(1).standard_normal((8, 8)).astype(np.float32), "w")
+    ports = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 8]) for name in "xy"]
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])]
+    graph = onnx.helper.make_graph(nodes, "g", ports[:1], ports[1:], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    sim = isobit.quantize(model, x, recipe="basic", method="minmax", progress=False)
+    result = sim.export(tmp_path)
+    assert result.checks[0].equal == 1
+    assert first(sim, result["model"]) == ""
