@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from isobit.backend import BackendModel
-from isobit.errors import CoverageWarning, ModelError
+from isobit.errors import ModelError
 from isobit.graph import Tensor, Weight, differences
 from isobit.graph.isomorphism import correspondence
 from isobit.placement import QuantConfig

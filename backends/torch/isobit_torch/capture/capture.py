@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -33,7 +33,7 @@ from isobit_torch.program.signature import (
     output_names,
     register_dataclasses,
 )
-from isobit_torch.program.torch_export import named_arguments, quiet, without_autocast
+from isobit_torch.program.torch_export import named_arguments, quiet, without_autocast, without_moves
 
 
 class Aids:
@@ -266,7 +266,7 @@ def _export(
     for batch, sequence, note in tries:
         shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch, sequence), call.by_name)  # noqa: B023
         try:
-            with quiet(), named_arguments(module, call, aids or nullcontext), torch.no_grad():
+            with quiet(), without_moves(), named_arguments(module, call, aids or nullcontext), torch.no_grad():
                 program = torch.export.export(
                     module, call.args, call.kwargs, dynamic_shapes=shapes if batch else None, strict=False
                 )
@@ -299,8 +299,12 @@ def _sets_by_a_size(program: ExportedProgram) -> bool:
 
 
 def _asks_for_values(program: ExportedProgram) -> bool:
-    """Whether a number is taken out of a tensor: of one that follows a size, it is known where the size is fixed."""
-    return any(op_name(node) == "item" for node in program.graph.nodes)
+    """Whether a result follows a number out of a tensor: it may follow a size, and be known where that is fixed."""
+    read: set[fx.Node] = set()
+    for node in reversed(program.graph.nodes):
+        if node.op == "output" or node in read:
+            read.update(node.all_input_nodes)
+    return any(op_name(node) == "item" for node in read)
 
 
 def _is_open(program: ExportedProgram, axis: int) -> bool:

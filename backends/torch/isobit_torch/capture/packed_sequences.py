@@ -154,9 +154,8 @@ class _Network:
         states = [state[cell : cell + 1] for state in self.states]
         order = self.lengths.backward if reverse else None
         x = x if order is None else _taken(x, order)
-        y = self.func(
-            x, tuple(states) if self.is_lstm else states[0], weights, self.has_biases, 1, 0.0, self.training, False, False
-        )[0]
+        settings = (self.has_biases, 1, 0.0, self.training, False, False)
+        y = self.func(x, tuple(states) if self.is_lstm else states[0], weights, *settings)[0]
         last = _taken(y, (self.lengths.of_each.to(x.device) - 1)[None])
         return y if order is None else _taken(y, order), last
 

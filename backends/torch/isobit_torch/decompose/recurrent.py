@@ -3,8 +3,9 @@
 PyTorch has one call for all layers and directions. What it does between the layers and at both ends (transpositions,
 concatenations, slices of initial states) becomes calls of its own.
 
-ONNX has no LSTM with a projection (``proj_size``), and needs none: where the state that a step reads is W_hr h, its product
-with W_hh is the product of h with W_hh W_hr. So it is an LSTM with that recurrent weight, and a linear layer behind it.
+ONNX has no LSTM with a projection (``proj_size``), and needs none: where the state that a step reads is W_hr h, its
+product with W_hh is the product of h with W_hh W_hr. So it is an LSTM with that recurrent weight, and a linear layer
+behind it.
 """
 
 from __future__ import annotations
@@ -130,7 +131,11 @@ class _Network:
             )
         inverse = torch.linalg.pinv(value).float()
         weight = add_constant(self.e.root, self.e.graph, f"{projection.meta[NAME]}_inverse", inverse)
-        return self.e.call(aten.linear.default, state, weight, part=f"{name}.unprojected".removeprefix(f"{self.node.meta[NAME]}."), like=state)
+        return self.e.call(aten.linear.default, state, weight, part=self._part(name, "unprojected"), like=state)
+
+    def _part(self, name: str, part: str) -> str:
+        """What the call at `name` adds to the name of the whole network, and what stands behind it."""
+        return f"{name.removeprefix(self.node.meta[NAME])}.{part}".lstrip(".")
 
     def _value(self, constant: fx.Node) -> torch.Tensor:
         value: torch.Tensor = attribute(self.e.root, str(constant.target))
@@ -144,7 +149,7 @@ class _Network:
         result = self.e.call(operator.getitem, node, index, like=self.a["input"])
         if projection is None or index == 2:  # the state of the cell is not projected
             return result
-        part = f"{str(node.meta[NAME]).removeprefix(self.node.meta[NAME]).lstrip('.')}.projected{index or ''}".lstrip(".")
+        part = self._part(node.meta[NAME], f"projected{index or ''}")
         return self.e.call(aten.linear.default, result, projection, part=part, like=self.a["input"])
 
     def _join(self, parts: Sequence[fx.Node], axis: int, part: str) -> fx.Node:
