@@ -13,7 +13,7 @@ import isobit
 from isobit.errors import ModelError
 from isobit_torch.backend import TorchBackend
 
-BATCH, TIME = 4, 6
+TIME = 6
 
 
 class Classifier(nn.Module):
@@ -22,21 +22,21 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(20, 6)
-        self.rnn = nn.LSTM(6, 8, 2, bidirectional=True, batch_first=True)
+        self.rnn = nn.GRU(6, 8, 2, bidirectional=True, batch_first=True)
         self.head = nn.Linear(16, 3)
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         x = pack_padded_sequence(self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False)
-        _, (hidden, _) = self.rnn(x)
+        _, hidden = self.rnn(x)
         return self.head(torch.cat((hidden[-2], hidden[-1]), -1))
 
 
 class Tagger(nn.Module):
     """Sequences of falling length, unpacked with another value for padding, and values of the packed ones changed."""
 
-    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM, *, reads_cell: bool = False) -> None:
+    def __init__(self, *, reads_cell: bool = False) -> None:
         super().__init__()
-        self.rnn, self.head = kind(5, 8, bidirectional=True, batch_first=True), nn.Linear(16, 3)
+        self.rnn, self.head = nn.LSTM(5, 8, bidirectional=True, batch_first=True), nn.Linear(16, 3)
         self.reads_cell = reads_cell
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -74,9 +74,8 @@ def test_a_classifier_of_packed_tokens_goes_the_whole_way(tmp_path) -> None:
     np.testing.assert_allclose(found, sim.run(other)["output"], atol=0.05)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_a_tagger_gives_what_torch_gives_for_other_lengths(kind: type[nn.RNNBase]) -> None:
-    module = Tagger(kind).eval()
+def test_a_tagger_gives_what_torch_gives_for_other_lengths() -> None:
+    module = Tagger().eval()
     opened = TorchBackend().open(module, floats([6, 6, 4, 1]))
     for lengths in ([6, 3, 2, 2], [6, 6, 6]):
         x, each = floats(lengths)

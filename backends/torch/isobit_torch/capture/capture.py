@@ -273,7 +273,7 @@ def _export(
         except Exception as error:
             failure = failure or error
             continue
-        if batch and (_sets_by_a_size(program) or _asks_for_values(program)):
+        if batch and (_sets_by_a_size(program) or (aids is not None and _asks_for_values(program))):
             continue
         if batch and not _is_open(program, 0):
             note = note or "the batch size is fixed"

@@ -53,16 +53,16 @@ def without_moves() -> Iterator[None]:
     move = nn.Module.to
 
     def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
         tensors = (*self.parameters(), *self.buffers())
-        is_there = all(
+        is_there = layout is None and all(
             tensor.device == (device or tensor.device)
             and (not tensor.is_floating_point() or tensor.dtype == (dtype or tensor.dtype))
             for tensor in tensors
         )
         return self if is_there else move(self, *args, **kwargs)
 
-    nn.Module.to = to  # type: ignore[method-assign]
+    nn.Module.to = to  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
