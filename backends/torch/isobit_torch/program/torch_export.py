@@ -53,7 +53,8 @@ def without_moves() -> Iterator[None]:
     move = nn.Module.to
 
     def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
+        parsed: Any = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, _, layout = parsed
         tensors = (*self.parameters(), *self.buffers())
         is_there = layout is None and all(
             tensor.device == (device or tensor.device)
