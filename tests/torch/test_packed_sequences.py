@@ -87,7 +87,7 @@ def test_a_tagger_gives_what_torch_gives_for_other_lengths() -> None:
 
 @pytest.mark.parametrize(
     ("module", "lengths", "told"),
-    [(Tagger(reads_cell=True), [6, 4, 4, 2], "last state of cells"), (Tagger(), [4, 4, 2, 1], "total_length")],
+    [(Tagger(reads_cell=True), [6, 4, 4, 2], "of cells of an LSTM"), (Tagger(), [4, 4, 2, 1], "total_length")],
 )
 def test_what_padded_sequences_cannot_give_is_explained(module: nn.Module, lengths: list[int], told: str) -> None:
     with pytest.raises(ModelError, match=told):

@@ -14,13 +14,13 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
+from isobit_torch.capture.aids.known_numbers import KnownNumbers
+from isobit_torch.capture.aids.packed_sequences import PaddedSequences, why_not_padded
+from isobit_torch.capture.aids.picked_rows import AllRows, require_by_row
 from isobit_torch.capture.caches import Caches
 from isobit_torch.capture.copy_module import copy_module, refuse_quantized
-from isobit_torch.capture.errors import explain, explain_failure
+from isobit_torch.capture.errors import DependsOnValuesError, explain, explain_failure
 from isobit_torch.capture.kept_states import kept_states
-from isobit_torch.capture.known_numbers import KnownNumbers
-from isobit_torch.capture.packed_sequences import PaddedSequences, require_same_padded
-from isobit_torch.capture.picked_rows import AllRows, require_by_row
 from isobit_torch.program.devices import require_one_device
 from isobit_torch.program.fx_nodes import full_name, op_name
 from isobit_torch.program.shapes import is_open, is_sequence
@@ -138,7 +138,9 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool, is_aided: bool) -> 
             "rows that a mask picks, as for experts, are computed for all rows, and what is not picked dropped"
         )
     if aids is not None and aids.has_packed:
-        require_same_padded(module, call)
+        reason = why_not_padded(module, call)
+        if reason is not None:
+            raise DependsOnValuesError(f"the model {type(model).__name__} cannot be captured: {reason}")
         notes.append(
             "packed sequences are computed padded, with their lengths heeded; results have the length of the padding "
             "where the module's have that of the longest sequence"

@@ -3,7 +3,7 @@
 How many values a packed sequence has only the data knows, and no graph of fixed sizes can hold it. A layer that reads
 sequences of several lengths gives the same on padded ones, where the direction from the end starts at each one's own,
 its last state is that of its last step, and padding is filled in anew: `PaddedSequences` has torch's operations do that
-while a module runs or is captured, and `require_same_padded` tells by trying whether the module is of that kind.
+while a module runs or is captured, and `why_not_padded` tells by trying whether the module is of that kind.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from isobit_torch.capture.errors import DependsOnValuesError
 from isobit_torch.program.signature import Call
 
 
@@ -169,23 +168,23 @@ def _beside(mask: Tensor, ndim: int) -> Tensor:
     return mask.reshape(*mask.shape, *[1] * (ndim - mask.ndim))
 
 
-def require_same_padded(module: nn.Module, call: Call) -> None:
-    """Raise DependsOnValuesError unless padded sequences give what packed ones do, also of other lengths than here."""
-    name = type(module).__name__
+def why_not_padded(module: nn.Module, call: Call) -> str | None:
+    """Why padded sequences do not give what packed ones do, also of other lengths than here; None where they do."""
     found = [_outputs(module, call, PaddedSequences(is_tried=True, is_packing=packing)) for packing in (True, False)]
     if not _agree(*found):
-        raise DependsOnValuesError(
-            f"the model {name} cannot be captured: it packs sequences, which are computed padded here, and that gives "
-            "other values: it reads the last state of cells of an LSTM (its hidden state is there), or computes across "
-            "the values of a packed sequence; give the layer padded sequences, and mask its results"
+        return (
+            "it packs sequences, which are computed padded here, and that gives other values: it reads the last state "
+            "of cells of an LSTM (its hidden state is there), or computes across the values of a packed sequence; give "
+            "the layer padded sequences, and mask its results"
         )
     found = [_outputs(module, call, PaddedSequences(is_packing=packing)) for packing in (True, False)]
     if not _agree(*found):
-        raise DependsOnValuesError(
-            f"the model {name} cannot be captured: it packs sequences that are all shorter than their padding, and its "
-            "results have the length of the longest, which only the data knows: write pad_packed_sequence(..., "
-            "total_length=x.shape[1]), or give a batch whose longest sequence has no padding"
+        return (
+            "it packs sequences that are all shorter than their padding, and its results have the length of the "
+            "longest, which only the data knows: write pad_packed_sequence(..., total_length=x.shape[1]), or give a "
+            "batch whose longest sequence has no padding"
         )
+    return None
 
 
 def _outputs(module: nn.Module, call: Call, mode: PaddedSequences) -> list[Tensor] | None:
