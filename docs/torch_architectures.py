@@ -97,11 +97,19 @@ _ENCODERS: dict[str, Callable[[], Made]] = {
         t.SqueezeBertForSequenceClassification, t.SqueezeBertConfig, text, num_labels=10, embedding_size=64, **_TEXT
     ),
     "BigBird": _build(t.BigBirdForMaskedLM, t.BigBirdConfig, text, attention_type="original_full", **_TEXT),
+    "Funnel": _build(
+        t.FunnelForSequenceClassification, t.FunnelConfig, text,
+        vocab_size=100, d_model=64, n_head=4, d_head=16, d_inner=128, block_sizes=[1, 1], num_labels=10,
+    ),
     "T5 encoder": _build(t.T5EncoderModel, t.T5Config, text, **_T5),
 }  # fmt: skip
 
 _GENERATORS: dict[str, Callable[[], Made]] = {
     "T5": _build(t.T5ForConditionalGeneration, t.T5Config, _two_texts, **_T5),
+    "SwitchTransformers": _build(
+        t.SwitchTransformersForConditionalGeneration, t.SwitchTransformersConfig, _two_texts,
+        num_experts=4, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, **_T5,
+    ),
     "BART": _build(t.BartForConditionalGeneration, t.BartConfig, _two_texts, **_PAIR),
     "Marian": _build(
         t.MarianMTModel, t.MarianConfig, _two_texts, pad_token_id=0, decoder_start_token_id=0, **_PAIR

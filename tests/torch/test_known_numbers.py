@@ -54,7 +54,21 @@ class StepsInABuffer(nn.Module):
         return x / self.steps.max().item()
 
 
-@pytest.mark.parametrize("kind", [DividedSize, StridesInBuffers, StepsInABuffer])
+class RangeBetweenTensors(nn.Module):
+    """As Funnel has it, in floats; and as Switch has it, a layer moved to the type that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1], dtype=x.dtype)
+        offsets = torch.arange(places[-1] - places[0], places[0] - 1, -1)
+        self.layer = self.layer.to(x.dtype)
+        return self.layer(x) + offsets[:, None]
+
+
+@pytest.mark.parametrize("kind", [RangeBetweenTensors, DividedSize, StridesInBuffers, StepsInABuffer])
 def test_numbers_without_data_are_known(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = kind().eval()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from isobit.backend import BackendModel
-from isobit.errors import CoverageWarning, ModelError
+from isobit.errors import ModelError
 from isobit.graph import Tensor, Weight, differences
 from isobit.graph.isomorphism import correspondence
 from isobit.placement import QuantConfig
@@ -341,38 +341,37 @@ def test_copies_and_states_compute_the_same() -> None:
             np.testing.assert_array_equal(model.run({"x": data[0].numpy()})[name], value)
 
 
-# --- what stays in float --------------------------------------------------------------------------------------------
+class Projected(nn.Module):
+    """An LSTM with projections: two layers, both directions, from given states or from zeros."""
+
+    def __init__(self, *, is_stateful: bool, **settings: bool) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(FEATURES, HIDDEN, 2, proj_size=3, bidirectional=True, batch_first=True, **settings)
+        self.is_stateful = is_stateful
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        states = (x[:, :4, :3].transpose(0, 1), x[:, :4, 2:3].transpose(0, 1).expand(-1, -1, HIDDEN))
+        y, (hidden, cell) = self.rnn(x, states if self.is_stateful else None)
+        return y, hidden.transpose(0, 1), cell.transpose(0, 1)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
-def test_a_projection_stays_in_float_and_does_not_leave_as_onnx(tmp_path) -> None:
-    class Projected(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = nn.LSTM(FEATURES, HIDDEN, proj_size=3, batch_first=True)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.rnn(x)[0]
-
-    module, data = Projected().eval(), sequences()
-    with pytest.warns(CoverageWarning, match="nothing was quantized"):
-        sim = simulator(module, data)
-    assert "projection" in sim.graph.notes[0]
+@pytest.mark.parametrize(("is_stateful", "bias"), [(True, True), (False, False)])
+def test_a_projection_is_a_linear_layer_behind_the_lstm(tmp_path, is_stateful: bool, bias: bool) -> None:
+    module, data = Projected(is_stateful=is_stateful, bias=bias).eval(), sequences()
+    sim = simulator(module, data)
     with torch.no_grad():
-        np.testing.assert_allclose(sim.run(data[0])["output"], module(data[0]).numpy(), atol=1e-6)
-    with pytest.raises(ModelError, match="proj_size"):
-        sim.export(tmp_path)
+        for found, wanted in zip(sim.run_float(data[0]).values(), module(data[0]), strict=True):
+            np.testing.assert_allclose(found, wanted.numpy(), atol=1e-6)
+    assert sim.report.coverage.weights > 0.8  # all but the biases, which recurrent layers keep
+    assert sum("projection" in note for note in sim.graph.notes) == 4
+    check_export(sim, data, tmp_path)
 
 
-def test_packed_sequences_are_explained() -> None:
-    class Packed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = nn.LSTM(FEATURES, HIDDEN, batch_first=True)
-
-        def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
-            return nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0]
-
-    with pytest.raises(ModelError, match="packed sequences"):
-        opened(Packed(), (torch.randn(2, 6, FEATURES), torch.tensor([6, 4])))
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_a_projection_that_loses_more_than_its_size_is_explained() -> None:
+    module = Projected(is_stateful=True)
+    with torch.no_grad():
+        module.rnn.weight_hr_l1[2] = module.rnn.weight_hr_l1[1]
+    with pytest.raises(ModelError, match="rank 2 of 3"):
+        opened(module, sequences()[0])

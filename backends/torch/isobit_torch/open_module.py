@@ -56,6 +56,8 @@ def _open(model: nn.Module, example: Any) -> TorchModel:
     for is_fixed in (False, True):  # a size may have to be known as well
         try:
             return _at_any_size(model, example, is_fixed=is_fixed, is_aided=True)
+        except DependsOnValuesError as error:  # what could not be helped, rather than what came first
+            failure = error
         except ModelError:
             continue
     _tell_of_adapters(model, failure)
@@ -114,14 +116,14 @@ def program_of(captured: Capture) -> Program:
     require_float(inputs)
     restore_dropout(graph, captured.module, captured.call)
     folded = fold_constants(graph, root, keep_trained=bool(getattr(captured.module, "peft_config", None)))
-    decompose(graph, root)
+    composed = decompose(graph, root)
     dropped = restore_modules(graph, root, captured.module, names)
     erase_unread(graph)
     make_unique(graph)
     strip(graph)
     inputs, symbols, fixed = settle_sizes(root, graph, inputs, symbols)
     told = (*captured.notes, *notes(names, captured.signature.inputs), *adapters.notes(captured.module))
-    told = (*told, *chosen, *changed, *folded, *dropped, *fixed)
+    told = (*told, *chosen, *changed, *folded, *composed, *dropped, *fixed)
     return Program(root, graph, captured.signature, inputs, symbols, told)
 
 

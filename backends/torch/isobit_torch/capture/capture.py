@@ -9,19 +9,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
+from isobit_torch.capture.aids.known_numbers import KnownNumbers
+from isobit_torch.capture.aids.packed_sequences import PaddedSequences, why_not_padded
+from isobit_torch.capture.aids.picked_rows import AllRows, require_by_row
 from isobit_torch.capture.caches import Caches
 from isobit_torch.capture.copy_module import copy_module, refuse_quantized
-from isobit_torch.capture.errors import explain, explain_failure
+from isobit_torch.capture.errors import DependsOnValuesError, explain, explain_failure
 from isobit_torch.capture.kept_states import kept_states
-from isobit_torch.capture.known_numbers import KnownNumbers
-from isobit_torch.capture.picked_rows import AllRows, require_by_row
 from isobit_torch.program.devices import require_one_device
-from isobit_torch.program.fx_nodes import full_name
+from isobit_torch.program.fx_nodes import full_name, op_name
 from isobit_torch.program.shapes import is_open, is_sequence
 from isobit_torch.program.signature import (
     Argument,
@@ -32,14 +33,17 @@ from isobit_torch.program.signature import (
     output_names,
     register_dataclasses,
 )
-from isobit_torch.program.torch_export import named_arguments, quiet, without_autocast
+from isobit_torch.program.torch_export import named_arguments, quiet, without_autocast, without_moves
 
 
 class Aids:
-    """What helps to capture code that asks tensors for values: known numbers, and all rows in place of picked ones."""
+    """What helps to capture code that asks tensors for values.
+
+    Known numbers, all rows in place of picked ones, padded sequences in place of packed ones.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        self._module, self._rows = module, AllRows()
+        self._module, self._rows, self._sequences = module, AllRows(), PaddedSequences()
         self._buffers = dict(module.named_buffers())
         self._numbers = KnownNumbers({}, module)
 
@@ -47,6 +51,11 @@ class Aids:
     def has_picked(self) -> bool:
         """Whether a mask picked rows in the last block."""
         return self._rows.has_picked
+
+    @property
+    def has_packed(self) -> bool:
+        """Whether sequences were packed in the last block."""
+        return self._sequences.has_packed
 
     @property
     def buffers(self) -> Sequence[str]:
@@ -57,7 +66,8 @@ class Aids:
     def __call__(self) -> Iterator[None]:
         """A block of them, inside of the module's own forward."""
         self._rows, self._numbers = AllRows(), KnownNumbers(self._buffers, self._module)
-        with self._numbers, self._rows:
+        self._sequences = PaddedSequences()
+        with self._numbers, self._rows, self._sequences:
             yield
 
 
@@ -77,8 +87,8 @@ class Capture:
 def capture(model: nn.Module, example: Any, *, is_fixed: bool = False, is_aided: bool = False) -> Capture:
     """Capture a copy of `model`, where `is_fixed` for the example's sizes alone.
 
-    Where `is_aided`, numbers in tensors are known (`known_numbers`), and what a mask picks is computed for all rows
-    (`picked_rows`).
+    Where `is_aided`, numbers in tensors are known (`known_numbers`), what a mask picks is computed for all rows
+    (`picked_rows`), and packed sequences are computed padded (`packed_sequences`).
     Raises ModelError that quotes the line of the user's code which stands in the way.
     """
     if isinstance(model, torch.jit.ScriptModule):
@@ -126,6 +136,14 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool, is_aided: bool) -> 
         require_by_row(module, call)
         notes.append(
             "rows that a mask picks, as for experts, are computed for all rows, and what is not picked dropped"
+        )
+    if aids is not None and aids.has_packed:
+        reason = why_not_padded(module, call)
+        if reason is not None:
+            raise DependsOnValuesError(f"the model {type(model).__name__} cannot be captured: {reason}")
+        notes.append(
+            "packed sequences are computed padded, with their lengths heeded; results have the length of the padding "
+            "where the module's have that of the longest sequence"
         )
     if aids is not None and aids.buffers:
         names = ", ".join(map(repr, aids.buffers))
@@ -250,14 +268,14 @@ def _export(
     for batch, sequence, note in tries:
         shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch, sequence), call.by_name)  # noqa: B023
         try:
-            with quiet(), named_arguments(module, call, aids or nullcontext), torch.no_grad():
+            with quiet(), without_moves(), named_arguments(module, call, aids or nullcontext), torch.no_grad():
                 program = torch.export.export(
                     module, call.args, call.kwargs, dynamic_shapes=shapes if batch else None, strict=False
                 )
         except Exception as error:
             failure = failure or error
             continue
-        if batch and _sets_by_a_size(program):
+        if batch and (_sets_by_a_size(program) or (aids is not None and _asks_for_values(program))):
             continue
         if batch and not _is_open(program, 0):
             note = note or "the batch size is fixed"
@@ -280,6 +298,15 @@ def _sets_by_a_size(program: ExportedProgram) -> bool:
             if any(isinstance(value, torch.SymInt) and is_open(value, program.graph) for value in values):
                 return True
     return False
+
+
+def _asks_for_values(program: ExportedProgram) -> bool:
+    """Whether a result follows a number out of a tensor: it may follow a size, and be known where that is fixed."""
+    read: set[fx.Node] = set()
+    for node in reversed(program.graph.nodes):
+        if node.op == "output" or node in read:
+            read.update(node.all_input_nodes)
+    return any(op_name(node) == "item" for node in read)
 
 
 def _is_open(program: ExportedProgram, axis: int) -> bool:

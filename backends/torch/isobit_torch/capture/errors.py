@@ -18,18 +18,20 @@ _FRAMEWORK = str(Path(torch.__file__).parent)
 _LIBRARY = str(Path(linecache.__file__).parent)
 _BACKEND = str(Path(__file__).parents[1])
 
+_PACKED = "packed sequences cannot be captured"
 _BRANCH = "the program depends on the values of a tensor"
 
 #: A sign in the message or the type of the error; what it means, where torch's own words would not say; what to do.
 _ADVICE = (
     (
         "packed_sequence",
-        "packed sequences cannot be captured",
+        _PACKED,
         "give the layer padded ones, and mask its results",
     ),
     ("__format__", "a tensor is formatted as text", "print and log outside of forward"),
     ("DataDependent", _BRANCH, "use torch.where, or torch.cond, in place of `if`, loops and sizes that follow values"),
     ("data-dependent", _BRANCH, "use torch.where, or torch.cond, in place of `if`, loops and sizes that follow values"),
+    ("got FakeTensor", _BRANCH, "take sizes from x.shape, not from the values of a tensor"),
     ("bool(", _BRANCH, "an `if` on a tensor cannot be captured: use torch.where or torch.cond instead"),
     (".item()", "", "a value taken out of a tensor cannot be captured: keep it a tensor"),
     ("numpy", "", "NumPy calls cannot be captured: use the torch function of that name"),
@@ -57,7 +59,7 @@ def explain(error: BaseException, module: nn.Module) -> ModelError:
     name = type(module).__name__
     place = " by torch.export" if where is None else f" at {where[0]}:{where[1]}: `{where[2]}`"
     message = f"the model {name} cannot be captured{place}: {reason}; {advice}"
-    return DependsOnValuesError(message) if meaning == _BRANCH else ModelError(message)
+    return DependsOnValuesError(message) if meaning in (_BRANCH, _PACKED) else ModelError(message)
 
 
 def explain_failure(error: BaseException, module: nn.Module, batch: str) -> str:

@@ -22,8 +22,8 @@ from isobit_torch.program.constants import add_constant
 from isobit_torch.program.fx_nodes import DTYPE, NAME, arguments, aten, is_constant, is_tensor, op_name
 
 
-def decompose(graph: fx.Graph, root: nn.Module) -> None:
-    """Apply the rules to every node, in order."""
+def decompose(graph: fx.Graph, root: nn.Module) -> tuple[str, ...]:
+    """Apply the rules to every node, in order; returns notes on what cannot be trained any more."""
     expander = Expander(graph, root)
     for node in list(graph.nodes):
         if node.target is aten.view.dtype:
@@ -40,6 +40,7 @@ def decompose(graph: fx.Graph, root: nn.Module) -> None:
             result.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(result)
         graph.erase_node(node)
+    return tuple(expander.notes)
 
 
 def _attention(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:

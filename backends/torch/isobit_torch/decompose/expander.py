@@ -18,6 +18,7 @@ class Expander:
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self.graph, self.root = graph, root
         self.node: fx.Node
+        self.notes: list[str] = []
 
     def call(self, target: Any, *args: Any, part: str = "", like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
         """A tensor node; `part` is appended to the name of the node being decomposed."""

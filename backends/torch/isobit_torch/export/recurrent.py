@@ -19,7 +19,7 @@ from isobit.graph import Site, to_canonical
 from isobit_torch.export.marks import DOMAIN
 from isobit_torch.program.fx_nodes import NAME, arguments, attribute, op_name
 from isobit_torch.program.modules import Recurrent
-from isobit_torch.program.recurrent_calls import GATES, KINDS, PROJECTION, why_float
+from isobit_torch.program.recurrent_calls import GATES, KINDS, has_projection, why_float
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -66,8 +66,14 @@ def recurrent_operator() -> Any:
 def refuse_projections(graph: fx.Graph) -> None:
     """torch.onnx.export writes an LSTM with projections as one without. Raises ModelError."""
     for node in graph.nodes:
-        if op_name(node) in KINDS and why_float(node, arguments(node)) == PROJECTION:
-            raise ModelError(f"the LSTM {node.meta[NAME]!r} cannot leave as ONNX: {PROJECTION}")
+        if op_name(node) not in KINDS:
+            continue
+        a = arguments(node)
+        if "params" in a and "batch_sizes" not in a and has_projection(a):
+            raise ModelError(
+                f"the LSTM {node.meta[NAME]!r} cannot leave as ONNX, which has no projections (proj_size): "
+                f"{why_float(node, a)}; make its weights parameters of their own before you open the model"
+            )
 
 
 def as_operators(graph: fx.Graph, root: nn.Module) -> None:

@@ -45,6 +45,32 @@ def named_arguments(
 
 
 @contextmanager
+def without_moves() -> Iterator[None]:
+    """``self.layer.to(x.dtype)`` in forward does nothing where the layer is of that type and there already.
+
+    While a module is captured, torch replaces the parameters all the same, and cannot.
+    """
+    move = nn.Module.to
+
+    def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        parsed: Any = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, _, layout = parsed
+        tensors = (*self.parameters(), *self.buffers())
+        is_there = layout is None and all(
+            tensor.device == (device or tensor.device)
+            and (not tensor.is_floating_point() or tensor.dtype == (dtype or tensor.dtype))
+            for tensor in tensors
+        )
+        return self if is_there else move(self, *args, **kwargs)
+
+    nn.Module.to = to  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.to = move  # type: ignore[method-assign]
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """torch.export logs what it retries, and prints what it has so far; what matters is in the error."""
     names = ("torch", "torch.export", "torch.fx", "torch._dynamo", "torch._subclasses.fake_tensor")

@@ -25,6 +25,7 @@ _TAKE_SIZES = frozenset(
         *("__getitem__", "linspace", "new_zeros", "new_ones", "as_strided", "interpolate"),
     )
 )
+_TAKE_FLOATS = frozenset(("arange", "linspace", "full"))
 _OF_SIZES = frozenset(("tensor", "as_tensor", "scalar_tensor", "div", "floor_divide", "true_divide"))
 _RANDOM = ("rand", "empty", "bernoulli", "normal", "uniform", "multinomial", "dropout", "exponential")
 
@@ -71,8 +72,9 @@ class KnownNumbers(TorchFunctionMode):
             return self._compute(func, args, named)
         if name in _TAKE_SIZES:
             first = args[:1] if name == "__getitem__" else ()
-            args = (*first, *map(self._sizes, args[len(first) :]))
-            named = {key: self._sizes(value) for key, value in named.items()}
+            has_floats = name in _TAKE_FLOATS
+            args = (*first, *(self._sizes(value, has_floats) for value in args[len(first) :]))
+            named = {key: self._sizes(value, has_floats) for key, value in named.items()}
         given = pytree.tree_leaves((args, named))
         found = func(*args, **named)
         tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
@@ -93,17 +95,19 @@ class KnownNumbers(TorchFunctionMode):
                 self._note(found, value, buffers)
         return found
 
-    def _sizes(self, value: Any) -> Any:
-        """Known numbers in place of tensors, where an operation takes sizes."""
+    def _sizes(self, value: Any, has_floats: bool) -> Any:
+        """Known numbers in place of tensors, where an operation takes sizes, or ends of a range."""
         if isinstance(value, slice):
-            return slice(*map(self._sizes, (value.start, value.stop, value.step)))
+            return slice(*(self._sizes(part, has_floats) for part in (value.start, value.stop, value.step)))
         if isinstance(value, tuple | list):
-            return type(value)(map(self._sizes, value))
+            return type(value)(self._sizes(part, has_floats) for part in value)
         known = self._known.get(id(value))
-        if known is None or known.ndim or known.is_floating_point() or known.dtype == torch.bool:
+        if known is None or known.ndim or known.is_complex() or known.dtype == torch.bool:
+            return value
+        if known.is_floating_point() and not has_floats:
             return value
         self.asked |= self._buffers[id(value)]
-        return int(known)
+        return known.item()
 
     def _compute(self, func: Callable[..., Any], args: Sequence[Any], named: Mapping[str, Any]) -> Any:
         args, named = pytree.tree_map(self._value, (tuple(args), dict(named)))

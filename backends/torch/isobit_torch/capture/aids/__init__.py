@@ -1,0 +1,1 @@
+"""What helps to capture code that asks tensors for values."""

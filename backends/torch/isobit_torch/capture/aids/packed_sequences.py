@@ -1,0 +1,207 @@
+"""Packed sequences (``pack_padded_sequence``): computed padded, with what the lengths of the sequences decide.
+
+How many values a packed sequence has only the data knows, and no graph of fixed sizes can hold it. A layer that reads
+sequences of several lengths gives the same on padded ones, where the direction from the end starts at each one's own,
+its last state is that of its last step, and padding is filled in anew: `PaddedSequences` has torch's operations do that
+while a module runs or is captured, and `why_not_padded` tells by trying whether the module is of that kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from isobit_torch.program.signature import Call
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What stands for the sizes of a packed sequence's steps.
+
+    The masks are made where sequences are packed: torch fixes the number of steps where it unrolls a recurrent layer.
+    """
+
+    of_each: Tensor  # (batch)
+    time: Any
+    batch: Any
+    is_there: Tensor  # (time, batch): whether a step is one of the sequence's own
+    backward: Tensor  # (time, batch): the steps of each sequence from its end to its start, its padding where it was
+
+    @classmethod
+    def of(cls, of_each: Tensor, time: Any, batch: Any, device: torch.device) -> Lengths:
+        """Those of sequences of so many steps each."""
+        steps, each = torch.arange(time, device=device)[:, None], of_each.reshape(1, batch).to(device)
+        is_there = steps < each
+        return cls(of_each, time, batch, is_there, torch.where(is_there, each - 1 - steps, steps))
+
+
+class PaddedSequences(TorchFunctionMode):
+    """Packing does nothing but note the lengths; recurrent layers and unpacking heed them.
+
+    For trying (`is_tried`), the sequences get other lengths than theirs, and where `is_packing` they are packed.
+    """
+
+    def __init__(self, *, is_tried: bool = False, is_packing: bool = False) -> None:
+        super().__init__()
+        self.is_tried, self.is_packing = is_tried, is_packing
+        self.has_packed = False
+        self._lengths: dict[int, Lengths] = {}  # by the identity of the sizes of steps
+        self._kept: list[Tensor] = []  # identities hold while the objects live
+        self._checks: list[tuple[type[nn.RNNBase], Any]] = []
+
+    def __enter__(self) -> PaddedSequences:
+        """Recurrent layers compare the batch of a packed sequence as a number, which would fix it."""
+        for kind in (nn.RNNBase, nn.LSTM):
+            self._checks.append((kind, kind.check_forward_args))
+            kind.check_forward_args = self._check(kind.check_forward_args)  # type: ignore[method-assign]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Everything as it was."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for kind, check in self._checks:
+            kind.check_forward_args = check  # type: ignore[method-assign]
+        self._checks.clear()
+
+    def _check(self, plain: Callable[..., None]) -> Callable[..., None]:
+        def check(module: nn.RNNBase, x: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
+            if id(batch_sizes) not in self._lengths:
+                plain(module, x, hidden, batch_sizes)
+
+        return check
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The operation, or what it is of padded sequences."""
+        name, named = getattr(func, "__name__", ""), dict(kwargs or {})
+        if name == "_pack_padded_sequence":
+            return self._pack(func, *args, **named)
+        second = args[1] if len(args) > 1 else None
+        lengths = self._lengths.get(id(second))
+        if lengths is not None and name == "_pad_packed_sequence":
+            return self._unpack(lengths, args[0], *args[2:], **named)
+        if lengths is not None and name in _NETWORKS:
+            return _Network(func, lengths, args, is_lstm=name == "lstm").run()
+        if name == "__getitem__" and id(args[0]) in self._lengths and args[1] == 0:
+            return self._lengths[id(args[0])].batch
+        return func(*args, **named)
+
+    def _pack(self, func: Callable[..., Any], x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+        self.has_packed = True
+        x = x.transpose(0, 1) if batch_first else x
+        time, batch = x.shape[:2]
+        if self.is_tried:
+            lengths = (time - torch.arange(batch)).clamp(min=1)
+        if self.is_packing:
+            packed: tuple[Tensor, Tensor] = func(x, lengths, False)
+            return packed
+        sizes = torch.full((time,), batch)
+        self._kept.append(sizes)
+        self._lengths[id(sizes)] = Lengths.of(lengths, time, batch, x.device)
+        return x.reshape(-1, *x.shape[2:]), sizes
+
+    def _unpack(
+        self, lengths: Lengths, data: Tensor, batch_first: bool, padding_value: float, total_length: Any
+    ) -> tuple[Tensor, Tensor]:
+        y = data.reshape(-1, lengths.batch, *data.shape[1:])
+        y = torch.where(_beside(lengths.is_there, y.ndim), y, padding_value)
+        if total_length > lengths.time:
+            y = torch.cat((y, y.new_full((total_length - lengths.time, *y.shape[1:]), padding_value)))
+        return y.transpose(0, 1) if batch_first else y, lengths.of_each
+
+
+_NETWORKS = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
+
+
+class _Network:
+    """One call of a recurrent network on a packed sequence."""
+
+    def __init__(self, func: Callable[..., Any], lengths: Lengths, args: Sequence[Any], *, is_lstm: bool) -> None:
+        self.func, self.lengths, self.is_lstm = func, lengths, is_lstm
+        self.data, _, states, self.weights, self.has_biases, self.layers, self.dropout, self.training, both = args
+        self.states: list[Tensor] = list(states) if is_lstm else [states]
+        self.directions = 2 if both else 1
+        self.count = len(self.weights) // (self.layers * self.directions)
+
+    def run(self) -> tuple[Tensor, ...]:
+        """The sequence, flat as it came, and the last states."""
+        x = self.data.reshape(-1, self.lengths.batch, *self.data.shape[1:])
+        lasts = []
+        for layer in range(self.layers):
+            if layer and self.dropout:
+                x = nn.functional.dropout(x, self.dropout, self.training)
+            results = [self._direction(x, layer * self.directions + i, i) for i in range(self.directions)]
+            lasts += [last for _, last in results]
+            x = torch.cat([y for y, _ in results], -1)
+        last = torch.cat(lasts)
+        if not self.is_lstm:
+            return x.reshape(-1, *x.shape[2:]), last
+        # Only the layer itself knows its cells behind the last step of a short sequence: who reads them gets no number.
+        return x.reshape(-1, *x.shape[2:]), last, torch.full_like(self.states[1], torch.nan)
+
+    def _direction(self, x: Tensor, cell: int, reverse: int) -> tuple[Tensor, Tensor]:
+        """The sequence (time, batch, hidden) of one layer and direction, and its last state (1, batch, hidden)."""
+        weights = self.weights[cell * self.count : (cell + 1) * self.count]
+        states = [state[cell : cell + 1] for state in self.states]
+        order = self.lengths.backward if reverse else None
+        x = x if order is None else _taken(x, order)
+        settings = (self.has_biases, 1, 0.0, self.training, False, False)
+        y = self.func(x, tuple(states) if self.is_lstm else states[0], weights, *settings)[0]
+        last = _taken(y, (self.lengths.of_each.to(x.device) - 1)[None])
+        return y if order is None else _taken(y, order), last
+
+
+def _taken(x: Tensor, steps: Tensor) -> Tensor:
+    """The steps of each sequence: those of (time, batch, features) at (other time, batch)."""
+    return x.gather(0, steps[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _beside(mask: Tensor, ndim: int) -> Tensor:
+    return mask.reshape(*mask.shape, *[1] * (ndim - mask.ndim))
+
+
+def why_not_padded(module: nn.Module, call: Call) -> str | None:
+    """Why padded sequences do not give what packed ones do, also of other lengths than here; None where they do."""
+    found = [_outputs(module, call, PaddedSequences(is_tried=True, is_packing=packing)) for packing in (True, False)]
+    if not _agree(*found):
+        return (
+            "it packs sequences, which are computed padded here, and that gives other values: it reads the last state "
+            "of cells of an LSTM (its hidden state is there), or computes across the values of a packed sequence; give "
+            "the layer padded sequences, and mask its results"
+        )
+    found = [_outputs(module, call, PaddedSequences(is_packing=packing)) for packing in (True, False)]
+    if not _agree(*found):
+        return (
+            "it packs sequences that are all shorter than their padding, and its results have the length of the "
+            "longest, which only the data knows: write pad_packed_sequence(..., total_length=x.shape[1]), or give a "
+            "batch whose longest sequence has no padding"
+        )
+    return None
+
+
+def _outputs(module: nn.Module, call: Call, mode: PaddedSequences) -> list[Tensor] | None:
+    """None where the module's own code does not run in a way that it was not written for."""
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (call.args, call.kwargs))
+    try:
+        with torch.no_grad(), mode:
+            outputs = module(*args, **kwargs)
+    except Exception:
+        return None
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _agree(found: Sequence[Tensor] | None, wanted: Sequence[Tensor] | None) -> bool:
+    if found is None or wanted is None:
+        return False
+    return len(found) == len(wanted) and all(
+        a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-5)
+        for a, b in zip(found, wanted, strict=True)
+    )

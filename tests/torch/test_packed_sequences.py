@@ -1,0 +1,94 @@
+"""Modules that pack their sequences: opened as what torch computes, for lengths that the example did not have."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import isobit
+from isobit.errors import ModelError
+from isobit_torch.backend import TorchBackend
+
+TIME = 6
+
+
+class Classifier(nn.Module):
+    """Tokens in any order of lengths, two layers, both directions, the last hidden states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 6)
+        self.rnn = nn.GRU(6, 8, 2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        x = pack_padded_sequence(self.embedding(tokens), lengths.cpu(), batch_first=True, enforce_sorted=False)
+        _, hidden = self.rnn(x)
+        return self.head(torch.cat((hidden[-2], hidden[-1]), -1))
+
+
+class Tagger(nn.Module):
+    """Sequences of falling length, unpacked with another value for padding, and values of the packed ones changed."""
+
+    def __init__(self, *, reads_cell: bool = False) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(5, 8, bidirectional=True, batch_first=True), nn.Linear(16, 3)
+        self.reads_cell = reads_cell
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True)
+        y, last = self.rnn(PackedSequence(packed.data * 2, packed.batch_sizes))
+        padded, _ = pad_packed_sequence(y, batch_first=True, padding_value=-1.0)
+        return self.head(padded) + (last[1].mean() if self.reads_cell else 0)
+
+
+def tokens(lengths: list[int], length: int = TIME) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randint(0, 20, (len(lengths), length)), torch.tensor(lengths)
+
+
+def floats(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(len(lengths), TIME, 5), torch.tensor(lengths)
+
+
+@pytest.mark.filterwarnings("ignore::isobit.errors.CoverageWarning")
+def test_a_classifier_of_packed_tokens_goes_the_whole_way(tmp_path) -> None:
+    torch.manual_seed(0)
+    module, data = Classifier().eval(), [tokens([3, 6, 1, 4]) for _ in range(3)]
+    sim = isobit.QuantSim(module, data[0])
+    assert any("packed sequences are computed padded" in note for note in sim.graph.notes)
+    other = tokens([2, 9, 9, 5, 1], 9)
+    with torch.no_grad():
+        for batch in (data[0], other):
+            np.testing.assert_allclose(sim.run_float(batch)["output"], module(*batch).numpy(), atol=1e-5)
+    sim.calibrate(data, method="minmax")
+    path = sim.export(tmp_path)["model"]
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    found = session.run(None, dict(zip(names, (t.numpy() for t in other), strict=True)))[0]
+    np.testing.assert_allclose(found, sim.run(other)["output"], atol=0.05)
+
+
+def test_a_tagger_gives_what_torch_gives_for_other_lengths() -> None:
+    module = Tagger().eval()
+    opened = TorchBackend().open(module, floats([6, 6, 4, 1]))
+    for lengths in ([6, 3, 2, 2], [6, 6, 6]):
+        x, each = floats(lengths)
+        with torch.no_grad():
+            wanted = module(x, each).numpy()
+        found = opened.run({"x": x.numpy(), "lengths": each.numpy()})["output"]
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "lengths", "told"),
+    [(Tagger(reads_cell=True), [6, 4, 4, 2], "of cells of an LSTM"), (Tagger(), [4, 4, 2, 1], "total_length")],
+)
+def test_what_padded_sequences_cannot_give_is_explained(module: nn.Module, lengths: list[int], told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        TorchBackend().open(module.eval(), floats(lengths))
