@@ -15,7 +15,7 @@ from isobit.data import Batch, Dataset
 from isobit.graph import Tensor, TensorInfo
 from isobit.quantsim.apply import calibrate
 from isobit.quantsim.checks.quality import Outputs, sample_decibels
-from isobit.quantsim.judging.judge import Judge, Ratios, _flattened, is_behind, is_better, mean
+from isobit.quantsim.judging.judge import Judge, Ratios, _flattened, decibels_of_samples, is_behind, is_better, mean
 from isobit.quantsim.judging.judge_steps import _first
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step
@@ -191,6 +191,20 @@ def test_a_gain_counts_beyond_its_standard_error() -> None:
     assert not is_better(was, was)
     assert is_better(was, [[float("-inf")]])
     assert not is_better([[float("-inf")]], was)
+
+
+def test_an_output_of_one_number_counts_for_less() -> None:
+    """Its decibels scatter by 10: a probability beside a state of 100 numbers would decide by chance."""
+    rng = np.random.default_rng(0)
+    exact = {"p": rng.normal(1, 0.1, (4, 1)), "state": rng.normal(0, 1, (4, 100)), "class": np.arange(4)}
+    other = {"p": exact["p"] * 1.1, "state": exact["state"] * 1.01, "class": np.arange(4)}  # 20 and 40 dB
+    assert decibels_of_samples(exact, other) == pytest.approx([(20 + 8 * 40) / 9] * 4)
+    turned = {name: {**outputs, "state": outputs["state"].T} for name, outputs in (("e", exact), ("o", other))}
+    (whole,) = decibels_of_samples(turned["e"], turned["o"])
+    assert whole == pytest.approx((20 + 4 * 40) / 5)
+    alone = {"p": exact["p"]}
+    assert decibels_of_samples(alone, other) == sample_decibels(alone, other) == pytest.approx([20.0] * 4)
+    assert decibels_of_samples({"class": np.arange(4)}, other) == []
 
 
 def test_a_gain_of_few_batches_is_no_gain() -> None:

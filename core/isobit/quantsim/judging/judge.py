@@ -32,6 +32,9 @@ _HOPELESS, _ENOUGH, _STANDARD_ERRORS = 2.0, 4, 3.0
 #: A step is kept for a gain of so many standard errors.
 _CERTAIN = 1.5
 
+#: Numbers of one sample of an output from which on it counts in full.
+_TELLING = 8
+
 #: Of so many models what was measured is remembered.
 _REMEMBERED = 32
 
@@ -77,7 +80,7 @@ class Judge:
         ratios: Ratios = []
 
         def take(outputs: Outputs) -> bool:
-            ratios.append(sample_decibels(self.samples[len(ratios)][1], outputs))
+            ratios.append(decibels_of_samples(self.samples[len(ratios)][1], outputs))
             return rival is not None and is_behind(ratios, rival)
 
         try:
@@ -101,6 +104,24 @@ class Judge:
         """Keep what was measured, of the latest models."""
         self._known.append((state, encodings, ratios))
         del self._known[:-_REMEMBERED]
+
+
+def decibels_of_samples(exact: Outputs, other: Outputs) -> list[float]:
+    """The decibels of each sample, over all outputs; one for the batch where outputs have other numbers of samples.
+
+    The decibels of one number scatter by 10 about their mean, those of eight by 2: outputs of fewer count for less.
+    """
+    parts, weights = [], []
+    for name, values in exact.items():
+        part = sample_decibels({name: values}, other)
+        if part:
+            parts.append(part)
+            weights.append(min(values.size // (len(values) if values.ndim > 1 else 1), _TELLING))
+    if len(parts) < 2:
+        return parts[0] if parts else []
+    if len({len(part) for part in parts}) > 1:
+        parts = [[float(np.mean(part))] for part in parts]
+    return [float(value) for value in np.average(parts, axis=0, weights=weights)]
 
 
 def mean(ratios: Ratios) -> float:
