@@ -231,6 +231,17 @@ def test_samples_that_judge_are_spread_over_data_at_hand(at_hand: bool) -> None:
     assert _numbers(dataset.head) == ([number * 40 // 16 for number in range(16)] if at_hand else list(range(16)))
 
 
+def test_data_that_is_read_anew_is_read_once_for_the_samples() -> None:
+    """A loader may shuffle, and loading may take long: what was taken of it judges."""
+    network = chain(1, spread=0)
+    rng, sim = np.random.default_rng(0), simulator(network)
+    data = [network.batch(8, seed) for seed in range(8)]
+    dataset = Dataset(lambda: iter([data[i] for i in rng.permutation(8)]), sim.graph)
+    passes = sim.passes(dataset, None, None, None)
+    run_recipe(sim.simulation, Recipe("test", "", (Step(BalanceChannels),), 16), passes, MinMaxRange())
+    np.testing.assert_array_equal(sim.simulation.judge.samples[0][0]["x"], dataset.first_seen["x"])
+
+
 def _numbers(batches: Iterable[Batch]) -> list[int]:
     return [int(batch["x"].flat[0]) for batch in batches]
 

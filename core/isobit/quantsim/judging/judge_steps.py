@@ -67,10 +67,11 @@ class StepJudge:
         first = _first(dataset, self._recipe.judge_samples)
         apart = first[: len(dataset) // _PART] if self._recipe.hold_back and not self.passes.resumes else []
         is_held_back = SampleAxes.of(dataset.graph).size(apart) >= _FEWEST
-        chosen = dataset.spread(len(apart if is_held_back else first))
+        taken = apart if is_held_back else first
+        chosen = dataset.spread(len(taken))
         if is_held_back:
             self.passes = self.passes.on(dataset.without(chosen))
-        simulation.keep_reference(dataset.batches(chosen))
+        simulation.keep_reference(dataset.batches(chosen) if dataset.is_at_hand else taken)
 
     def observe(self, step: Step, later: Sequence[Step]) -> None:
         """Observe in one pass what a step asks for, and what it takes to judge the model before it."""
