@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from isobit.data import Batch, Dataset
 from isobit.graph import Tensor, TensorInfo
 from isobit.quantsim.apply import calibrate
 from isobit.quantsim.checks.quality import Outputs, sample_decibels
-from isobit.quantsim.judging.judge import Judge, Ratios, _flattened, is_behind, is_better, mean
+from isobit.quantsim.judging.judge import Judge, Ratios, _flattened, decibels_of_samples, is_behind, is_better, mean
 from isobit.quantsim.judging.judge_steps import _first
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step
@@ -163,6 +164,7 @@ def test_what_balancing_did_not_touch_is_not_observed_again() -> None:
     network = b.build()
     weights = {name: np.array(value) for name, value in network.weights.items()}
     weights["second.weight"][:4] *= np.float32(2**-5)
+    weights["third.weight"][:, :4] *= np.float32(2**4)
     network = Network(network.name, network.graph, weights)
     data = [network.batch(8, seed) for seed in range(2)]
     fresh, sim = simulator(network), simulator(network)
@@ -191,6 +193,59 @@ def test_a_gain_counts_beyond_its_standard_error() -> None:
     assert not is_better([[float("-inf")]], was)
 
 
+def test_an_output_of_one_number_counts_for_less() -> None:
+    """Its decibels scatter by 10: a probability beside a state of 100 numbers would decide by chance."""
+    rng = np.random.default_rng(0)
+    exact = {"p": rng.normal(1, 0.1, (4, 1)), "state": rng.normal(0, 1, (4, 100)), "class": np.arange(4)}
+    other = {"p": exact["p"] * 1.1, "state": exact["state"] * 1.01, "class": np.arange(4)}  # 20 and 40 dB
+    assert decibels_of_samples(exact, other) == pytest.approx([(20 + 8 * 40) / 9] * 4)
+    turned = {name: {**outputs, "state": outputs["state"].T} for name, outputs in (("e", exact), ("o", other))}
+    (whole,) = decibels_of_samples(turned["e"], turned["o"])
+    assert whole == pytest.approx((20 + 4 * 40) / 5)
+    alone = {"p": exact["p"]}
+    assert decibels_of_samples(alone, other) == sample_decibels(alone, other) == pytest.approx([20.0] * 4)
+    assert decibels_of_samples({"class": np.arange(4)}, other) == []
+
+
+def test_a_gain_of_few_batches_is_no_gain() -> None:
+    """Rows of a batch may be steps of one sequence, which gain alike: of eight sequences two gain."""
+    was = [[20.0] * 50 for _ in range(8)]
+    now = [[20.0 + gain] * 50 for gain in (4.0, 3.0, *[-0.5] * 6)]
+    assert not is_better(now, was)
+    assert is_better([[20.0 + gain] * 50 for gain in (1.0, 0.8, *[0.7] * 6)], was)
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_samples_that_judge_are_spread_over_data_at_hand(at_hand: bool) -> None:
+    network = chain(1, spread=0)
+    data = [{"x": np.full_like(network.batch(1)["x"], index)} for index in range(40)]
+    dataset = Dataset(data if at_hand else lambda: iter(data), network.graph)
+    chosen = dataset.spread(10)
+    assert chosen == tuple(range(0, 40, 4) if at_hand else range(10))
+    assert _numbers(dataset.batches(chosen)) == list(chosen)
+    rest = dataset.without(chosen)
+    assert _numbers(rest) == [number for number in range(40) if number not in chosen]
+    assert _numbers(rest.without([0, 2]).batches([0, 1])) == ([2, 5] if at_hand else [11, 13])
+    assert _numbers(dataset.head) == []
+    assert len(list(dataset)) == 40
+    assert _numbers(dataset.head) == ([number * 40 // 16 for number in range(16)] if at_hand else list(range(16)))
+
+
+def test_data_that_is_read_anew_is_read_once_for_the_samples() -> None:
+    """A loader may shuffle, and loading may take long: what was taken of it judges."""
+    network = chain(1, spread=0)
+    rng, sim = np.random.default_rng(0), simulator(network)
+    data = [network.batch(8, seed) for seed in range(8)]
+    dataset = Dataset(lambda: iter([data[i] for i in rng.permutation(8)]), sim.graph)
+    passes = sim.passes(dataset, None, None, None)
+    run_recipe(sim.simulation, Recipe("test", "", (Step(BalanceChannels),), 16), passes, MinMaxRange())
+    np.testing.assert_array_equal(sim.simulation.judge.samples[0][0]["x"], dataset.first_seen["x"])
+
+
+def _numbers(batches: Iterable[Batch]) -> list[int]:
+    return [int(batch["x"].flat[0]) for batch in batches]
+
+
 def _in_batches(*means: float) -> Ratios:
     return [[value - 1.0, value + 1.0] for value in means]
 
@@ -200,7 +255,9 @@ def _in_batches(*means: float) -> Ratios:
     [
         ([0.6, 0.9, 0.7, 0.8], True),  # 0.75 +- 0.06
         ([0.6, 0.9, 0.7], False),  # too few batches to tell
-        ([2.1], True),
+        ([2.1], False),  # two samples of one batch
+        ([2.1, 2.2], True),
+        ([40.0, -30.0], False),  # 5 on average, and as likely none
         ([3.0, -1.5, 2.5, -1.0], False),  # 0.75 +- 1.2
         ([0.05, 0.05, 0.05, 0.05], False),  # within the margin
         ([float("inf")], True),
@@ -218,13 +275,13 @@ def test_a_rival_that_failed_is_no_rival() -> None:
 
 def test_what_was_measured_is_known_again() -> None:
     sim, batch = simulator(classifier(None)), classifier(None).batch(3)
-    judge, encodings = Judge.of(sim.backend_model, [batch] * 2), sim.encodings
-    judge.remember("one", encodings, _in_batches(20.0))  # of two batches the second was not run
+    judge, encodings = Judge.of(sim.backend_model, [batch] * 3), sim.encodings
+    judge.remember("one", encodings, _in_batches(20.0, 20.0))  # of three batches the third was not run
     assert judge.known("one", encodings, None) is None
-    assert judge.known("one", encodings, _in_batches(21.0, 20.0)) is None
-    assert judge.known("one", encodings, _in_batches(23.0, 20.0)) == _in_batches(20.0)
-    judge.remember("two", encodings, _in_batches(20.0, 21.0))
-    assert judge.known("two", encodings, None) == _in_batches(20.0, 21.0)
+    assert judge.known("one", encodings, _in_batches(21.0, 20.0, 20.0)) is None
+    assert judge.known("one", encodings, _in_batches(23.0, 23.0, 20.0)) == _in_batches(20.0, 20.0)
+    judge.remember("two", encodings, _in_batches(20.0, 21.0, 22.0))
+    assert judge.known("two", encodings, None) == _in_batches(20.0, 21.0, 22.0)
     assert judge.known("three", encodings, None) is None
 
 
@@ -245,8 +302,8 @@ def test_the_last_state_is_not_measured_twice(monkeypatch: pytest.MonkeyPatch) -
     assert len(runs) - before == 1  # without the corrections
 
 
-@pytest.mark.parametrize(("batches", "taken"), [(4, 4), (24, 8), (40, 10), (200, 16)])
-def test_little_data_is_judged_by_a_part_of_it(batches: int, taken: int) -> None:
+@pytest.mark.parametrize(("batches", "taken"), [(4, 4), (24, 8), (40, 10), (100, 16), (200, 25), (2000, 64)])
+def test_how_much_of_the_data_judges(batches: int, taken: int) -> None:
     network = chain(1, spread=0)
     assert len(_first(Dataset([network.batch(1)] * batches, network.graph), 16)) == taken
 
@@ -259,5 +316,5 @@ def test_samples_are_counted_along_the_batch() -> None:
     graph = b.build().graph
     fixed = replace(graph.tensors["table"], shape=(100, 4))
     graph = replace(graph, tensors={**graph.tensors, "table": fixed})
-    data = [{"x": np.ones((1, 4), np.float32), "table": np.ones((100, 4), np.float32)}] * 50
+    data = [{"x": np.ones((1, 4), np.float32), "table": np.ones((100, 4), np.float32)}] * 20
     assert len(_first(Dataset(data, graph), 3)) == 3

@@ -25,7 +25,7 @@ from isobit.statistics import Request, Watched
 from isobit_onnx.export.export_qdq import QdqPlan
 from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
 from isobit_onnx.export.save_model import self_contained
-from isobit_onnx.qdq.writer import Quantized, insert_quantizers
+from isobit_onnx.qdq.writer import Inserted, Quantized, insert_quantizers
 from isobit_onnx.read.bodies.branches import is_signal
 from isobit_onnx.read.initializers import has_large_weights
 from isobit_onnx.read.wide_floats import METADATA
@@ -33,6 +33,7 @@ from isobit_onnx.run.conditions import ExampleConditions
 from isobit_onnx.run.given import run_given
 from isobit_onnx.run.observe import ObservingSessions
 from isobit_onnx.run.session import RUN_FAILURES, Session, own_arrays
+from isobit_onnx.run.simulator import Simulator
 from isobit_onnx.state import dump
 from isobit_onnx.translate.edit import apply_edits, set_weights
 from isobit_onnx.translate.sites import NativeSite, bind
@@ -62,6 +63,7 @@ class OnnxModel:
         self._encodings: dict[Site, Encoding] = {}
         self._off: set[Site] = set()
         self._sessions: dict[frozenset[Site], Session] = {}
+        self._simulator: Simulator | None = None  # the last that was run
         self._observing: ObservingSessions | None = None  # of the float model
 
     @property
@@ -107,7 +109,7 @@ class OnnxModel:
         self._encodings = {site: e for site, e in self._encodings.items() if self.graph.has_site(site)}
         self._off &= self._encodings.keys()
         self._sessions.clear()
-        self._observing = None
+        self._simulator, self._observing = None, None
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers."""
@@ -140,10 +142,24 @@ class OnnxModel:
 
     def _quantized(self, encodings: Mapping[Site, Encoding]) -> tuple[ir.Model, dict[str, Quantized]]:
         """A copy with these quantizers, and what is quantized for all its readers, by its name in the float model."""
+        model, _, inserted = self._written(encodings)
+        return model, inserted.quantized
+
+    def _written(self, encodings: Mapping[Site, Encoding]) -> tuple[ir.Model, dict[Site, NativeSite], Inserted]:
+        """A copy with these quantizers, where they are in the float model, and what was made of them."""
         model = self.float_model.clone()
         nodes = NativeNodes(model)
-        places = [(bind(nodes, self.translation, site), encoding) for site, encoding in encodings.items()]
-        return model, insert_quantizers(model, places)
+        places = {site: bind(nodes, self.translation, site) for site in encodings}
+        return model, places, insert_quantizers(model, [(places[site], e) for site, e in encodings.items()])
+
+    def _run_simulator(self) -> Simulator:
+        """The simulator as it is to be run now: the last one, where it takes the grids of this one."""
+        active = self._active()
+        if self._simulator is None or not self._simulator.take(active):
+            model, places, inserted = self._written(active)
+            grids = {site: inserted.grids.get(place) for site, place in places.items()}
+            self._simulator = Simulator(model, active, grids)
+        return self._simulator
 
     def _active(self) -> dict[Site, Encoding]:
         return {site: encoding for site, encoding in self._encodings.items() if site not in self._off}
@@ -159,8 +175,15 @@ class OnnxModel:
             while len(self._sessions) >= _KEPT_SESSIONS:
                 del self._sessions[next(iter(self._sessions))]
             is_lean = is_first and has_large_weights(self.float_model)  # many models are run once, to be checked
-            self._sessions[off] = Session(self.simulator(), self.providers, is_lean=is_lean)
+            self._sessions[off] = self._opened(is_lean=is_lean)
         return own_arrays(self._sessions[off].run(batch))
+
+    def _opened(self, *, is_lean: bool) -> Session:
+        """A session of the simulator; one with large weights is not kept for the next, memory matters more."""
+        if has_large_weights(self.float_model):
+            return Session(self.simulator(), self.providers, is_lean=is_lean)
+        simulator = self._run_simulator()
+        return Session(simulator.model, self.providers, proto=simulator.proto)
 
     def release_sessions(self) -> None:
         """Let go sessions of a model with large weights, of which each holds copies in its own layout."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isobit.calibration.scheme import Calibrator, Channelwise, Noting, SeesReaders, parse_calibrator
+from isobit.calibration.scheme import Calibrator, Channelwise, HasPlainScheme, Noting, SeesReaders, parse_calibrator
 from isobit.calibration.schemes.auto import Auto, ComparesSchemes
 from isobit.calibration.schemes.entropy import Entropy
 from isobit.calibration.schemes.minmax import MinMaxRange
@@ -18,6 +18,7 @@ __all__ = [
     "Channelwise",
     "ComparesSchemes",
     "Entropy",
+    "HasPlainScheme",
     "MeanSquareError",
     "MinMaxRange",
     "MovingAverage",

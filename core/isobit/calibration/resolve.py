@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from isobit.calibration.fitting import unseen_groups
 from isobit.calibration.range_memo import RangeMemo
 from isobit.calibration.reader_functions import Function, reader_functions
-from isobit.calibration.scheme import Calibrator, Channelwise, Noting, SeesReaders
+from isobit.calibration.scheme import Calibrator, Channelwise, HasPlainScheme, Noting, SeesReaders
 from isobit.edits.edit import ReadWeight
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.encodings.quant_spec import PerChannel, PerTensor
@@ -90,6 +90,8 @@ def _group_encoding(
     if isinstance(first.spec.granularity, PerChannel):
         return _channel_encoding(first, statistics, calibrator, snap)
     histograms = [statistics.histogram(Tensor(name)) for name in _seen(observed, statistics)]
+    if function is None and isinstance(calibrator, HasPlainScheme):
+        calibrator = calibrator.elsewhere
     if not histograms:
         raise EncodingError(f"no tensor of the group of {str(first.site)!r} is observed")
 

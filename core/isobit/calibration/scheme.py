@@ -54,6 +54,19 @@ class SeesReaders(Protocol):
 
 
 @runtime_checkable
+class HasPlainScheme(Protocol):
+    """Optional, asked for by ``isinstance``: a scheme that is another one for tensors that no function alone reads.
+
+    Their ranges are then searched once for both.
+    """
+
+    @property
+    def elsewhere(self) -> Calibrator:
+        """The other scheme."""
+        ...
+
+
+@runtime_checkable
 class Noting(Protocol):
     """Optional, asked for by ``isinstance``: a scheme that does something else for some formats says so."""
 

@@ -6,8 +6,9 @@ returns an iterator), a one-shot iterator, or a whole set: one array, or a dict 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,9 @@ class Dataset:
         self._samples = SampleAxes.of(graph)
         self._batch_size = self._samples.fixed or batch_size
         self._consumed = False
-        self._skipped = 0  # batches at the start that belong to somebody else
-        self._head: list[Batch] = []  # of the first pass
+        self._left_out: frozenset[int] = frozenset()  # batches that belong to somebody else
+        self._head: dict[int, Batch] = {}  # of the first pass
+        self._head_numbers: tuple[int, ...] = ()
         self.batches_seen = 0  # of the longest pass
 
     @property
@@ -63,10 +65,31 @@ class Dataset:
         """Whether the data can be gone through once only."""
         return isinstance(self._source, Iterator)
 
-    def without_first(self, count: int) -> Dataset:
-        """The same data without so many batches at the start. Notes are shared."""
-        rest = copy(self)
-        rest._skipped, rest._head, rest.batches_seen = self._skipped + count, [], 0
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether each batch is there without reading those before it: arrays, and lists of batches."""
+        source = self._source
+        return is_array(source) or isinstance(source, Mapping | list | tuple)
+
+    def batches(self, numbers: Collection[int]) -> list[Batch]:
+        """The batches of these numbers, in order; no other is checked, and none behind the last is read."""
+        wanted = frozenset(numbers)
+        found: list[Batch] = []
+        if wanted:
+            for number, index, raw in self._numbered():
+                if number in wanted:
+                    found.append(self._checked(raw, index))
+                if number >= max(wanted):
+                    break
+        return found
+
+    def without(self, numbers: Collection[int]) -> Dataset:
+        """The same data without the batches of these numbers. Notes are shared."""
+        rest, wanted = copy(self), frozenset(numbers)
+        kept = (index for index in count() if index not in self._left_out)
+        places = zip(range(max(wanted, default=-1) + 1), kept, strict=False)
+        gone = {index for number, index in places if number in wanted}
+        rest._left_out, rest._head, rest._head_numbers, rest.batches_seen = self._left_out | gone, {}, (), 0
         return rest
 
     def require_passes(self, count: int, what: str) -> None:
@@ -78,7 +101,7 @@ class Dataset:
 
     def __len__(self) -> int:
         """Number of batches, 0 where it is not known."""
-        return max(0, self._count() - self._skipped)
+        return max(0, self._count() - len(self._left_out))
 
     def _count(self) -> int:
         whole_arrays = self._whole_set()
@@ -92,16 +115,21 @@ class Dataset:
             return count if isinstance(count, int) else 0
 
     def __iter__(self) -> Iterator[Batch]:
-        empty = True
-        for index, raw in enumerate(self._raw_batches()):
-            empty = False
-            if index < self._skipped:
-                continue
-            batch, number = self._checked(raw, index), index - self._skipped
-            if number == len(self._head) and number < _HEAD and self._samples.size(self._head) < _HEAD:
-                self._head.append(batch)
+        for number, index, raw in self._numbered():
+            batch = self._checked(raw, index)
+            if self._is_kept(number, batch):
+                self._head[number] = batch
             self.batches_seen = max(self.batches_seen, number + 1)
             yield batch
+
+    def _numbered(self) -> Iterator[tuple[int, int, Any]]:
+        """The number of each batch, its place in the source, and the batch as it comes. Raises DataError for none."""
+        empty, number = True, 0
+        for index, raw in enumerate(self._raw_batches()):
+            empty = False
+            if index not in self._left_out:
+                yield number, index, raw
+                number += 1
         if empty:
             raise DataError("the data set is empty: it gave no batch")
 
@@ -121,12 +149,31 @@ class Dataset:
     @property
     def first_seen(self) -> Batch | None:
         """The first batch of the first pass; None before it."""
-        return self._head[0] if self._head else None
+        return self._head.get(0)
 
     @property
     def head(self) -> Sequence[Batch]:
-        """The first batches of the first pass: so many that they hold 16 samples, at most 16; none before it."""
-        return tuple(self._head)
+        """Some batches of the first pass, at most 16, that hold about 16 samples; none before it.
+
+        They are spread over data at hand, and else the first ones.
+        """
+        return tuple(self._head.values())
+
+    def _is_kept(self, number: int, batch: Batch) -> bool:
+        if number in self._head:
+            return False
+        if not self.is_at_hand:
+            return number == len(self._head) < _HEAD and self._samples.size(self._head.values()) < _HEAD
+        if number == 0:
+            self._head_numbers = self.spread(min(_HEAD, -(-_HEAD // max(1, self._samples.size([batch])))))
+        return number in self._head_numbers
+
+    def spread(self, amount: int) -> tuple[int, ...]:
+        """The numbers of so many batches: spread over data at hand, whose start may be one class or one recording."""
+        whole = len(self)
+        if amount >= whole or not self.is_at_hand:
+            return tuple(range(amount))
+        return tuple(number * whole // amount for number in range(amount))
 
     # --- where batches come from -----------------------------------------------------------------------------------
 

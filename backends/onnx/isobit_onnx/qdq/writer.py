@@ -6,13 +6,15 @@ and stored in the next wider type, which gives the same bits; the DequantizeLine
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
 
 from isobit.encodings import Encoding, PerTensor, QuantSpec
 from isobit.graph import Permute, to_canonical, to_native
@@ -31,13 +33,44 @@ class Quantized(NamedTuple):
     result: ir.Value
 
 
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The constants that hold one quantizer: scale, zero point where it has one, and of a constant its `levels`."""
+
+    site: NativeSite
+    shape: tuple[int, ...]
+    scale: str
+    zero_point: str | None
+    levels: str | None = None
+    source: ir.TensorProtocol | None = None  # the constant in float
+
+    def tensors(self, encoding: Encoding) -> list[ir.Tensor[Any]]:
+        """What they are for another encoding of the same form."""
+        grid = grid_of(encoding, self.shape, self.site.layout, activation=self.levels is None)
+        found = [ir.Tensor(np.asarray(grid.scale, np.float32), name=self.scale)]
+        if self.zero_point is not None:
+            found.append(integer_tensor(np.asarray(grid.zero_point), grid.type, self.zero_point))
+        if self.levels is not None and self.source is not None:
+            found.append(_levels(self.source.numpy(), self.site, encoding, grid.type, self.levels))
+        return found
+
+
+class Inserted(NamedTuple):
+    """What is quantized for all its readers, by the name that it had; and what holds the grid of each site, if known.
+
+    A site whose grid is None is written in another way for other numbers, or shares its constants.
+    """
+
+    quantized: dict[str, Quantized]
+    grids: dict[NativeSite, Grid | None]
+
+
 def insert_quantizers(
     model: ir.Model, placed: Placed, interior: Mapping[str, Encoding] | None = None, *, for_every_session: bool = False
-) -> dict[str, Quantized]:
+) -> Inserted:
     """Quantize every site of `placed` in `model`; `interior` are further values of an export, by name.
 
-    `for_every_session` gives each reader of an int8 constant a DequantizeLinear of its own. Returns what is quantized
-    for all its readers, by the name that it had.
+    `for_every_session` gives each reader of an int8 constant a DequantizeLinear of its own.
     """
     writer = _QdqWriter(model, for_every_session=for_every_session)
     for_some_readers = [(site, encoding) for site, encoding in placed if site.readers is not None]
@@ -48,7 +81,7 @@ def insert_quantizers(
     for name, encoding in (interior or {}).items():
         writer.quantize(NativeSite(name), encoding)
     passes.RemoveUnusedNodesPass()(model)
-    return quantized
+    return Inserted(quantized, writer.exchangeable())
 
 
 class _QdqWriter:
@@ -59,8 +92,19 @@ class _QdqWriter:
         self.taken: set[str] = set()  # names of what was added
         self.held: dict[str, list[tuple[ir.Tensor[Any], ir.Value]]] = {}  # integers by constant
         self.own_nodes: set[str] = set()  # they keep reading the float value
+        self.grids: list[tuple[NativeSite, Grid | None]] = []
+
+    def exchangeable(self) -> dict[NativeSite, Grid | None]:
+        """What holds the grid of each site; None for sites that share the levels of a constant, or are there twice."""
+        sites = Counter(site for site, _ in self.grids)
+        levels = Counter(grid.levels for _, grid in self.grids if grid is not None)
+        return {
+            site: None if grid is None or sites[site] > 1 or (grid.levels and levels[grid.levels] > 1) else grid
+            for site, grid in self.grids
+        }
 
     def quantize(self, site: NativeSite, encoding: Encoding) -> Quantized:
+        asked = site
         if not site.value and site.readers:  # the site has the name of its reader alone
             site = self._in_front_of_view(site)
             assert site.readers
@@ -74,9 +118,10 @@ class _QdqWriter:
             separate = self._separate_constants(value, site, encoding)
             if separate is not None:
                 return Quantized(value, separate)
-            result = self._constant(value, site, encoding)
+            result, grid = self._constant(value, site, encoding)
         else:
-            result = self._activation(value, encoding)
+            result, grid = self._activation(value, encoding)
+        self.grids.append((asked, grid))
         self._rewire(value, result, site)
         return Quantized(value, result)
 
@@ -101,9 +146,10 @@ class _QdqWriter:
 
     # --- activations -----------------------------------------------------------------------------------------------
 
-    def _activation(self, value: ir.Value, encoding: Encoding) -> ir.Value:
+    def _activation(self, value: ir.Value, encoding: Encoding) -> tuple[ir.Value, Grid | None]:
         spec, stem = encoding.spec, value.name or "value"
         nodes: list[ir.Node] = []
+        held: Grid | None = None
         if spec.type_name in ("float16", "bfloat16"):
             kind = stored_type(spec, activation=True)
             small = self._node(nodes, "Cast", [value], f"{stem}_cast", {"to": kind}, kind)
@@ -120,6 +166,8 @@ class _QdqWriter:
                 lowest = self._initializer(f"{stem}_lowest", encoding.minimum)
                 source = self._node(nodes, "Max", [value, lowest], f"{stem}_saturated")
             operands = self._operands(grid, stem)
+            if source is value:  # else there are bounds as well
+                held = Grid(NativeSite(stem), shape, *_names(operands))
             settings = _attributes(grid)
             quantized = self._node(
                 nodes, "QuantizeLinear", [source, *operands], f"{stem}_quantized", settings, grid.type
@@ -131,17 +179,17 @@ class _QdqWriter:
             self.graph.insert_after(producer, nodes)
         else:
             self.graph.insert_before(self.graph[0], nodes)
-        return result
+        return result, held
 
     # --- constants -------------------------------------------------------------------------------------------------
 
-    def _constant(self, value: ir.Value, site: NativeSite, encoding: Encoding) -> ir.Value:
+    def _constant(self, value: ir.Value, site: NativeSite, encoding: Encoding) -> tuple[ir.Value, Grid | None]:
         tensor = value.const_value
         if tensor is None:
             raise KeyError(f"constant {value.name!r} has no value")
         native, spec, stem = tensor.numpy(), encoding.spec, value.name or "constant"
-        canonical = to_canonical(native, site.layout)
         nodes: list[ir.Node] = []
+        held: Grid | None = None
         if spec.type_name in ("float16", "bfloat16"):
             stored = self._register(float_tensor(native, spec, self._free(f"{stem}_{spec.type_name}")))
             result = self._node(nodes, "Cast", [stored], f"{stem}_float", {"to": ir.DataType.FLOAT})
@@ -149,15 +197,17 @@ class _QdqWriter:
             grid = grid_of(encoding, native.shape, site.layout, activation=False)
             name = self._free(f"{stem}_quantized")
             if spec.is_integer:
-                levels = to_native(encoding.quantize(canonical), site.layout, np.zeros(native.shape, np.int32))
-                stored = self._stored(nodes, stem, integer_tensor(levels, grid.type, name))
+                stored = self._stored(nodes, stem, _levels(native, site, encoding, grid.type, name))
             else:
+                canonical = to_canonical(native, site.layout)
                 scale, _ = encoding.broadcast(canonical.shape)
                 limit = np.float32(float(encoding.maximum.max() / encoding.scale.max()))
                 ratio = np.clip(canonical / scale, -limit, limit)
                 levels = to_native(ratio, site.layout, np.zeros(native.shape, np.float32))
                 stored = self._register(float_tensor(levels, spec, name))
             operands = self._operands(grid, stem)
+            if spec.is_integer:
+                held = Grid(site, native.shape, *_names(operands), stored.name, tensor)
             result = self._node(
                 nodes, "DequantizeLinear", [stored, *operands], f"{stem}_dequantized", _attributes(grid)
             )
@@ -170,7 +220,7 @@ class _QdqWriter:
             self.graph.insert_after(earlier, nodes)
         else:
             self.graph.insert_before(self.graph[0], nodes)
-        return result
+        return result, held
 
     def _stored(self, nodes: list[ir.Node], stem: str, tensor: ir.Tensor[Any]) -> ir.Value:
         """The integers of a constant, which the file holds once however many readers have a quantizer of their own.
@@ -206,7 +256,7 @@ class _QdqWriter:
         if len(readers) < 2 or value.is_graph_output():
             return None
         for node, index in readers:
-            result = self._constant(value, site, encoding)
+            result, _ = self._constant(value, site, encoding)
             self._reread(node, index, value, result)
         return result
 
@@ -310,6 +360,20 @@ class _QdqWriter:
             name = f"{stem}_{number}"
         self.taken.add(name)
         return name
+
+
+def _levels(
+    native: NDArray[np.float32], site: NativeSite, encoding: Encoding, kind: ir.DataType, name: str
+) -> ir.Tensor[Any]:
+    """The integers of a constant, in its own layout."""
+    levels = encoding.quantize(to_canonical(native, site.layout))
+    return integer_tensor(to_native(levels, site.layout, np.zeros(native.shape, np.int32)), kind, name)
+
+
+def _names(operands: list[ir.Value]) -> tuple[str, str | None]:
+    """Of scale and zero point, if there is one."""
+    scale, *zero = (value.name or "" for value in operands)
+    return scale, zero[0] if zero else None
 
 
 def _is_same(one: ir.Tensor[Any], other: ir.Tensor[Any]) -> bool:

@@ -63,8 +63,11 @@ class Session:
         any_order: Collection[str] = (),
         blocked_after: int | None = None,
         is_lean: bool = False,
+        proto: onnx.ModelProto | None = None,
     ) -> None:
-        """`providers` are onnxruntime's, in order of preference; without any, CUDA where it is there, then the CPU.
+        """`proto` is what `to_proto` made of the model, where that is at hand.
+
+        `providers` are onnxruntime's, in order of preference; without any, CUDA where it is there, then the CPU.
 
         `plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave.
         The run after `blocked_after` runs makes a session in blocked layout; unless said, the one after which runs have
@@ -82,7 +85,7 @@ class Session:
         self.is_blocked = False
         self._weights: Weights = {}  # onnxruntime reads these arrays as long as the plain session lives
         start = time.perf_counter()
-        self._session = self._open(model)
+        self._session = self._open(model, proto)
         self._seconds_left = BLOCKED_COST * (time.perf_counter() - start)
         self.output_names = [output.name for output in self._session.get_outputs()]
 
@@ -97,10 +100,10 @@ class Session:
             options.add_external_initializers(list(weights), values)
         return options
 
-    def _open(self, model: ir.Model) -> Any:
+    def _open(self, model: ir.Model, proto: onnx.ModelProto | None = None) -> Any:
         """The plain session. Raises ModelError."""
         try:
-            with _serialized(model) as (source, weights):
+            with _serialized(model, proto) as (source, weights):
                 try:
                     unwanted = ["ConstantFolding"] if self.is_lean else None
                     session = onnxruntime.InferenceSession(
@@ -226,24 +229,29 @@ def _bits(array: NDArray[Any]) -> NDArray[Any]:
 
 
 @contextmanager
-def _serialized(model: ir.Model) -> Iterator[tuple[str | bytes, Weights]]:
+def _serialized(model: ir.Model, proto: onnx.ModelProto | None = None) -> Iterator[tuple[str | bytes, Weights]]:
     """A model as onnxruntime takes it, and its large weights by name, which are not copied.
 
     Where what is left is too large for one protobuf: a path, in a folder that goes afterwards, with all weights.
     """
-    large = {
-        name: value.const_value
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None and _can_be_an_array(value)
-    }
+    large = _large(model)
     weights: Weights = {name: np.require(tensor.numpy(), requirements=("C", "A")) for name, tensor in large.items()}
     if weight_bytes(model) - sum(array.nbytes for array in weights.values()) < PROTOBUF_LIMIT:
-        yield _serialized_without(model, large), weights
+        yield (to_proto(model) if proto is None else proto).SerializeToString(), weights
         return
     with temporary_folder() as folder:
         path = folder / "model.onnx"
         ir.save(model, path, external_data="weights.bin")
         yield str(path), {}  # a session maps or copies the file while it is made
+
+
+def _large(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """The constants that are handed over as arrays."""
+    return {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and _can_be_an_array(value)
+    }
 
 
 def _can_be_an_array(value: ir.Value) -> bool:
@@ -256,8 +264,8 @@ def _can_be_an_array(value: ir.Value) -> bool:
     return tensor is not None and tensor.nbytes >= _SMALLEST_ARRAY and tensor.dtype in _ARRAY_TYPES and is_read
 
 
-def _serialized_without(model: ir.Model, large: Mapping[str, ir.TensorProtocol]) -> bytes:
-    """A model as a protobuf that names the weights of `large` without holding them.
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """A model as a protobuf that names its large weights without holding them.
 
     The model is changed meanwhile, so no other thread may read it. Weights in files go into the protobuf: onnxruntime
     would look for the files in the working directory.
@@ -265,12 +273,12 @@ def _serialized_without(model: ir.Model, large: Mapping[str, ir.TensorProtocol])
     constants = [value for graph in model.graphs() for value in graph.initializers.values()]
     tensors = {value: value.const_value for value in constants}
     try:
-        for name, large_tensor in large.items():
+        for name, large_tensor in _large(model).items():
             model.graph.initializers[name].const_value = _external_tensor(name, large_tensor)
         for value, tensor in tensors.items():
             if value.const_value is tensor and isinstance(tensor, ir.ExternalTensor):
                 value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=value.name)
-        return bytes(ir.to_proto(model).SerializeToString())
+        return ir.to_proto(model)
     finally:
         for value, tensor in tensors.items():
             value.const_value = tensor

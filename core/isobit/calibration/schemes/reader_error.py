@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from isobit.calibration.channel_error import smallest_channel_errors
 from isobit.calibration.error import Bins
 from isobit.calibration.reader_functions import Function
-from isobit.calibration.search import Costs, best_range, smallest_error
+from isobit.calibration.scheme import Calibrator
+from isobit.calibration.schemes.mse import MeanSquareError
+from isobit.calibration.schemes.sqnr import SignalToNoise
+from isobit.calibration.search import Costs, best_range
 from isobit.encodings.quant_spec import QuantSpec
 from isobit.encodings.ranges import Grids
 from isobit.statistics.channel_range import ChannelRange
@@ -33,9 +36,14 @@ class ReaderError:
     gamma: float = 1.0
     name = "reader-error"
 
+    @property
+    def elsewhere(self) -> Calibrator:
+        """`mse` or `sqnr`."""
+        return MeanSquareError() if self.gamma == 1 else SignalToNoise(self.gamma)
+
     def range(self, histogram: Histogram, spec: QuantSpec) -> tuple[float, float]:
         """The best range of a tensor of which the readers are not known."""
-        return smallest_error(histogram, spec, clip_weight=self.gamma)
+        return self.elsewhere.range(histogram, spec)
 
     def range_behind(self, histogram: Histogram, spec: QuantSpec, function: Function) -> tuple[float, float]:
         """The best range of a tensor that `function` alone reads."""

@@ -25,12 +25,18 @@ from isobit.statistics.observer import Request
 #: Decibels by which a later candidate must be better: last bits, in which frameworks differ, do not choose.
 MARGIN = 0.1
 
-#: One that is worse after a few batches is not run on the others: by so many decibels after any number of them, or from
-#: so many on by so many standard errors of the difference, batch by batch.
+#: One that is surely worse after a few batches is not run on the others: by so many standard errors of the difference,
+#: from so many samples on where that is so many decibels as well, from so many batches on in any case.
 _HOPELESS, _ENOUGH, _STANDARD_ERRORS = 2.0, 4, 3.0
 
+#: A step is kept for a gain of so many standard errors.
+_CERTAIN = 1.5
+
+#: Numbers of one sample of an output from which on it counts in full.
+_TELLING = 8
+
 #: Of so many models what was measured is remembered.
-_REMEMBERED = 16
+_REMEMBERED = 32
 
 #: What ends a network and flattens large values: behind it, a sample that is decided says nothing of the others.
 _LAST = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
@@ -74,7 +80,7 @@ class Judge:
         ratios: Ratios = []
 
         def take(outputs: Outputs) -> bool:
-            ratios.append(sample_decibels(self.samples[len(ratios)][1], outputs))
+            ratios.append(decibels_of_samples(self.samples[len(ratios)][1], outputs))
             return rival is not None and is_behind(ratios, rival)
 
         try:
@@ -100,6 +106,24 @@ class Judge:
         del self._known[:-_REMEMBERED]
 
 
+def decibels_of_samples(exact: Outputs, other: Outputs) -> list[float]:
+    """The decibels of each sample, over all outputs; one for the batch where outputs have other numbers of samples.
+
+    The decibels of one number scatter by 10 about their mean, those of eight by 2: outputs of fewer count for less.
+    """
+    parts, weights = [], []
+    for name, values in exact.items():
+        part = sample_decibels({name: values}, other)
+        if part:
+            parts.append(part)
+            weights.append(min(values.size // (len(values) if values.ndim > 1 else 1), _TELLING))
+    if len(parts) < 2:
+        return parts[0] if parts else []
+    if len({len(part) for part in parts}) > 1:
+        parts = [[float(np.mean(part))] for part in parts]
+    return [float(value) for value in np.average(parts, axis=0, weights=weights)]
+
+
 def mean(ratios: Ratios) -> float:
     """The mean over all samples; 200 where no output can be compared."""
     values = [value for batch in ratios for value in batch]
@@ -113,12 +137,18 @@ def is_behind(ratios: Ratios, rival: Ratios) -> bool:
     batch: rows of one batch may be steps of one sequence, which err alike.
     """
     rivals = rival[: len(ratios)]
-    if mean(ratios) < mean(rivals) - _HOPELESS:
-        return True
-    if len(ratios) < _ENOUGH or len(rivals) < len(ratios):  # a rival that fails has one value for all
+    if not math.isfinite(mean(ratios)):
+        return mean(rivals) > mean(ratios)
+    if [len(batch) for batch in rivals] != [len(batch) for batch in ratios]:  # one that fails has one value for all
         return False
-    lead = np.array([mean([theirs]) - mean([ours]) for ours, theirs in zip(ratios, rivals, strict=True)])
-    return float(lead.mean()) > max(MARGIN, _STANDARD_ERRORS * float(lead.std(ddof=1)) / math.sqrt(lead.size))
+    pairs = list(zip(rivals, ratios, strict=True))
+    single = np.array([lead for theirs, ours in pairs for lead in np.subtract(theirs, ours)])
+    whole = np.array([mean([theirs]) - mean([ours]) for theirs, ours in pairs])
+    return any(
+        lead.size >= _ENOUGH
+        and float(lead.mean()) > max(least, _STANDARD_ERRORS * float(lead.std(ddof=1)) / math.sqrt(lead.size))
+        for lead, least in ((single, _HOPELESS), (whole, MARGIN))
+    )
 
 
 def is_ahead(ratios: Ratios, rival: Ratios) -> bool:
@@ -133,15 +163,20 @@ def is_ahead(ratios: Ratios, rival: Ratios) -> bool:
 def is_better(now: Ratios, was: Ratios, by: float = 0.0) -> bool:
     """Whether outputs gained more than so many decibels, and more than samples drawn by chance would show.
 
-    The mean gain of the samples is compared with its standard error: a gain within that is as likely none on new data.
+    The mean gain is compared with one and a half times its standard error: a gain within that may well be none on new
+    data, and of several steps one would seem to gain. Where there are batches enough, they are what is drawn, as in
+    `is_behind`.
     """
     before, after = ([value for batch in ratios for value in batch] for ratios in (was, now))
     if not before and not after:
         return True  # no output is of floats, so nothing can be said against it
-    if len(before) != len(after) or not np.all(np.isfinite([*before, *after])):
+    if [len(batch) for batch in was] != [len(batch) for batch in now] or not np.all(np.isfinite([*before, *after])):
         return mean(now) > mean(was) + by
     gains = np.subtract(after, before)
-    return bool(gains.size) and float(gains.mean()) > max(by, float(gains.std()) / np.sqrt(gains.size))
+    means = [mean([ours]) - mean([theirs]) for theirs, ours in zip(was, now, strict=True) if theirs]
+    drawn = np.array(means) if len(means) >= _ENOUGH else gains
+    error = float(drawn.std()) / math.sqrt(drawn.size)
+    return float(gains.mean()) > max(by, _CERTAIN * error)
 
 
 def _judged_outputs(model: CheckedModel, batches: Iterable[Batch], take: Callable[[Outputs], bool]) -> None:

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 #: At most one of so many batches is held back from fitting, and none where these hold fewer samples than that.
 _PART, _FEWEST = 4, 16
 
+#: So many samples judge at most beyond those that were asked for, and one of so many batches.
+_FINEST, _SHARE = 64, 8
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -54,20 +57,21 @@ class StepJudge:
         self._earlier: tuple[Sequence[Technique], Ratios] | None = None
 
     def prepare(self) -> None:
-        """Take the samples, once: the first batches of the data, run by the float model as it is now."""
+        """Take the samples, once, run by the float model as it is now."""
         if self._is_ready:
             return
         self._is_ready = True
         simulation, dataset = self._simulation, self.passes.dataset
         simulation.remove_quantizers()
         simulation.judge = None  # an earlier calibration may have kept other samples, and fewer
-        batches = _first(dataset, self._recipe.judge_samples)
-        if self._recipe.hold_back and not self.passes.resumes:
-            apart = batches[: len(dataset) // _PART]
-            if SampleAxes.of(dataset.graph).size(apart) >= _FEWEST:
-                batches = apart
-                self.passes = self.passes.on(dataset.without_first(len(apart)))
-        simulation.keep_reference(batches)
+        first = _first(dataset, self._recipe.judge_samples)
+        apart = first[: len(dataset) // _PART] if self._recipe.hold_back and not self.passes.resumes else []
+        is_held_back = SampleAxes.of(dataset.graph).size(apart) >= _FEWEST
+        taken = apart if is_held_back else first
+        chosen = dataset.spread(len(taken))
+        if is_held_back:
+            self.passes = self.passes.on(dataset.without(chosen))
+        simulation.keep_reference(dataset.batches(chosen) if dataset.is_at_hand else taken)
 
     def observe(self, step: Step, later: Sequence[Step]) -> None:
         """Observe in one pass what a step asks for, and what it takes to judge the model before it."""
@@ -165,12 +169,14 @@ def _asked(techniques: Sequence[Technique], context: TechniqueContext) -> list[R
 def _first(dataset: Dataset, samples: int) -> list[Batch]:
     """Whole batches from the start of the data, until they hold so many samples.
 
-    Half of them do where that is a quarter of the data or more: every scheme and state that is judged runs them all.
+    Half of them do where that is a quarter of the data or more: every scheme and state that is judged runs them all. An
+    eighth of much data, up to 64, tells schemes apart that are nearly alike.
     """
-    axes, taken = SampleAxes.of(dataset.graph), []
+    axes, whole, taken = SampleAxes.of(dataset.graph), len(dataset), []
     for batch in dataset:
         taken.append(batch)
         size = axes.size(taken)
-        if size >= samples or (2 * size >= samples and len(taken) * _PART >= len(dataset) > 0):
+        enough = max(samples, min(_FINEST, size * whole // (len(taken) * _SHARE)))
+        if size >= enough or (2 * size >= samples and len(taken) * _PART >= whole > 0):
             break
     return taken

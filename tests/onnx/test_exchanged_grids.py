@@ -1,0 +1,76 @@
+"""A simulator whose grids were exchanged computes what one that is written anew does, whatever the formats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import isobit
+from isobit.testing.networks import NETWORKS
+from isobit_onnx.model import OnnxModel
+from isobit_onnx.reference_networks import build_onnx
+from isobit_onnx.run.simulator import Simulator
+
+FORMATS = [
+    {},
+    {"weights": "int4 block=4", "activations": "int16"},
+    {"weights": "int8 per-tensor", "activations": "int5 symmetric"},  # bounds of a Clip as well
+    {"weights": "float8e4m3", "activations": "float8e4m3"},
+    {"weights": "int8 asymmetric", "activations": "int8 symmetric"},
+]
+
+
+def _simulator(name: str, formats: dict[str, Any]) -> isobit.QuantSim:
+    return isobit.QuantSim(build_onnx(NETWORKS[name]()), target="default", **formats)
+
+
+@pytest.mark.parametrize(
+    ("name", "formats"), [*(("conv_net", chosen) for chosen in FORMATS), ("residual", {})], ids=str
+)
+def test_exchanged_grids_are_those_of_a_model_written_anew(name: str, formats: dict[str, Any]) -> None:
+    network = NETWORKS[name]()
+    data = [network.batch(4, seed) for seed in range(2)]
+    sim = _simulator(name, formats)
+    sim.calibrate(data)
+    for method in ("minmax", "percentile=90"):
+        sim.recalibrate(method)
+        fresh = _simulator(name, formats)
+        fresh.load_encodings(dict(sim.encodings))
+        expected = fresh.run(data[0])
+        for output, values in sim.run(data[0]).items():
+            np.testing.assert_array_equal(values, expected[output])
+
+
+def test_only_what_differs_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[object] = []
+    write = OnnxModel._written
+    monkeypatch.setattr(OnnxModel, "_written", lambda self, e: (e and written.append(e)) or write(self, e))
+    network = NETWORKS["conv_net"]()
+    data = [network.batch(4, seed) for seed in range(2)]
+    sim = _simulator("conv_net", {})
+    sim.calibrate(data)
+    first = sim.run(data[0])
+    assert len(written) == 1
+    sim.recalibrate("percentile=90")
+    other = sim.run(data[0])
+    assert len(written) == 1
+    assert any(not np.array_equal(first[name], other[name]) for name in first)
+    sim.backend_model.set_quantizers({next(iter(sim.backend_model.encodings())): None})  # another form
+    sim.run(data[0])
+    assert len(written) == 2
+
+
+def test_grids_of_another_form_are_not_taken_and_change_nothing() -> None:
+    network = NETWORKS["conv_net"]()
+    sims = [_simulator("conv_net", formats) for formats in ({}, {"activations": "int16"})]
+    for sim in sims:
+        sim.calibrate([network.batch(4)])
+        sim.run(network.batch(4))
+    simulators = [sim.backend_model.inner._simulator for sim in sims]
+    assert all(isinstance(simulator, Simulator) for simulator in simulators)
+    before = simulators[0].proto.SerializeToString()
+    assert not simulators[0].take(sims[1].backend_model.encodings())
+    assert simulators[0].proto.SerializeToString() == before
+    assert simulators[0].take(sims[0].backend_model.encodings())
