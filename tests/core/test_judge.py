@@ -15,7 +15,7 @@ from isobit.graph import Tensor, TensorInfo
 from isobit.quantsim.apply import calibrate
 from isobit.quantsim.checks.quality import Outputs, sample_decibels
 from isobit.quantsim.judging.judge import Judge, Ratios, _flattened, is_behind, is_better, mean
-from isobit.quantsim.judging.judge_steps import _first
+from isobit.quantsim.judging.judge_steps import _judged
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step
 from isobit.statistics import ChannelMoments, Request
@@ -248,7 +248,8 @@ def test_the_last_state_is_not_measured_twice(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(("batches", "taken"), [(4, 4), (24, 8), (40, 10), (200, 16)])
 def test_little_data_is_judged_by_a_part_of_it(batches: int, taken: int) -> None:
     network = chain(1, spread=0)
-    assert len(_first(Dataset([network.batch(1)] * batches, network.graph), 16)) == taken
+    recipe = Recipe("own", "", (), judge_samples=16)
+    assert len(_judged(Dataset([network.batch(1)] * batches, network.graph), recipe, may_hold_back=True)[0]) == taken
 
 
 def test_samples_are_counted_along_the_batch() -> None:
@@ -260,4 +261,5 @@ def test_samples_are_counted_along_the_batch() -> None:
     fixed = replace(graph.tensors["table"], shape=(100, 4))
     graph = replace(graph, tensors={**graph.tensors, "table": fixed})
     data = [{"x": np.ones((1, 4), np.float32), "table": np.ones((100, 4), np.float32)}] * 50
-    assert len(_first(Dataset(data, graph), 3)) == 3
+    recipe = Recipe("own", "", (), judge_samples=3)
+    assert len(_judged(Dataset(data, graph), recipe, may_hold_back=True)[0]) == 3

@@ -197,7 +197,7 @@ class Search:
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def draw_curve(self) -> None:
-        """The ends, points between them at equal distances in decibels and in the logarithm of the cost, and in gaps."""
+        """The ends, points at equal distances in decibels and in the logarithm of the cost, and some in the gaps."""
         program = self.program
         cheapest, quietest = program.cheapest(), program.quietest()
         self._choices.update(dict.fromkeys((cheapest, quietest)))

@@ -30,7 +30,7 @@ def can_be_kept(simulation: Simulation) -> bool:
 
 
 def keep(simulation: Simulation, path: Path) -> None:
-    """Write it, whole or not at all. Rows that techniques observed are left out: they are large, and nothing reads them."""
+    """Write it, whole or not at all, but for rows that techniques observed: they are large, and nothing reads them."""
     simulation.statistics.forget_rows()
     record = {
         "judged": 0 if simulation.judge is None else len(simulation.judge.samples),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from isobit.backend.checked_model import CheckedModel
@@ -18,6 +18,7 @@ from isobit.quantsim.checkpoint import Checkpoint
 from isobit.quantsim.judging.choose_scheme import best_of, compare, state_of
 from isobit.quantsim.judging.find_loss import Loss, find_loss
 from isobit.quantsim.judging.judge import Ratios
+from isobit.quantsim.judging.judged_part import JudgedPart, judged_part
 from isobit.quantsim.observe import Passes
 from isobit.quantsim.simulation import Simulation, set_simulated
 from isobit.recipes.recipe import Recipe, Step
@@ -26,9 +27,6 @@ from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.technique import SharesCalibration, Technique
 
 logger = logging.getLogger(__name__)
-
-#: At most one of so many batches is held back from fitting, and none where these hold fewer samples than that.
-_PART, _FEWEST = 4, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +59,9 @@ class StepJudge:
         simulation, dataset = self._simulation, self.passes.dataset
         simulation.remove_quantizers()
         simulation.judge = None  # an earlier calibration may have kept other samples, and fewer
-        batches = _first(dataset, self._recipe.judge_samples)
-        if self._recipe.hold_back and not self.passes.resumes:
-            apart = batches[: len(dataset) // _PART]
-            if SampleAxes.of(dataset.graph).size(apart) >= _FEWEST:
-                batches = apart
-                self.passes = self.passes.on(dataset.without_first(len(apart)))
+        batches, part = _judged(dataset, self._recipe, may_hold_back=not self.passes.resumes)
+        if part.is_held_back:
+            self.passes = self.passes.on(dataset.without_first(part.batches))
         simulation.keep_reference(batches)
 
     def observe(self, step: Step, later: Sequence[Step]) -> None:
@@ -162,15 +157,14 @@ def _asked(techniques: Sequence[Technique], context: TechniqueContext) -> list[R
     return [request for technique in techniques for request in requests_of(technique, context).float]
 
 
-def _first(dataset: Dataset, samples: int) -> list[Batch]:
-    """Whole batches from the start of the data, until they hold so many samples.
+def _judged(dataset: Dataset, recipe: Recipe, *, may_hold_back: bool) -> tuple[list[Batch], JudgedPart]:
+    """The batches from the start of the data that judge."""
+    axes, seen = SampleAxes.of(dataset.graph), list[Batch]()
 
-    Half of them do where that is a quarter of the data or more: every scheme and state that is judged runs them all.
-    """
-    axes, taken = SampleAxes.of(dataset.graph), []
-    for batch in dataset:
-        taken.append(batch)
-        size = axes.size(taken)
-        if size >= samples or (2 * size >= samples and len(taken) * _PART >= len(dataset) > 0):
-            break
-    return taken
+    def sizes() -> Iterator[int]:
+        for batch in dataset:
+            seen.append(batch)
+            yield axes.size([batch])
+
+    part = judged_part(recipe, sizes(), len(dataset), may_hold_back=may_hold_back)
+    return seen[: part.batches], part
