@@ -14,6 +14,7 @@ from technique_networks import chain, simulator
 
 import isobit
 from isobit.analysis import advise as advise_module
+from isobit.analysis import trials as trials_module
 from isobit.analysis.findings import Advice
 from isobit.analysis.local_gains import LocalGain, local_gain
 from isobit.analysis.measure_errors import copies, measure_errors
@@ -205,6 +206,17 @@ def test_what_correcting_an_inner_bias_gains_is_told_by_what_the_shift_does_at_t
     gained = advise_module.gain_of(measured.trials.noise, measured.trials.changed([advice]))
     assert gained > 2
     assert advice.predicted == pytest.approx(gained, abs=0.6)
+
+
+@pytest.mark.parametrize(
+    ("moved", "left"), [([[1.0, 2.25, -np.inf]], 0.25**2 / 5), ([[1.0, 2.5, -np.inf]], 0.0), ([[1.0, 2.0]], 0.5**2 / 5)]
+)
+def test_a_shift_is_taken_from_the_errors_of_the_outputs(monkeypatch, moved, left) -> None:
+    """By hand: the one error is 0.5, less the shift; masked places are left out, and other sizes tell nothing."""
+    exact, outputs = np.array([[1.0, 2.0, -np.inf]]), np.array([[1.0, 2.0 + 0.5, -np.inf]])
+    trials = Trials(_Answers(outputs), _Answers(exact), [0])
+    monkeypatch.setattr(trials_module, "_with_biases", lambda model, shifts: _Answers(np.array(moved)))
+    assert trials.expected_without({}) == pytest.approx(left, abs=1e-12)
 
 
 def test_a_second_set_of_data_that_has_moved() -> None:

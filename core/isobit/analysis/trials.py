@@ -152,8 +152,13 @@ class Trials:
         moved = self._run(_with_biases(self._float, shifts))
         if moved is None or self.outputs is None:
             return self.noise
-        of_all = zip(self.exact, moved, self.outputs, strict=True)
-        return self.noise_of([{name: c[name] - (b[name] - a[name]) for name in self.names} for a, b, c in of_all])
+        expected = []
+        for exact, other, outputs in zip(self.exact, moved, self.outputs, strict=True):
+            if any(len({values[name].shape for values in (exact, other, outputs)}) > 1 for name in self.names):
+                return self.noise  # sizes follow the values: nothing tells what belongs together
+            with np.errstate(invalid="ignore"):  # infinities, as behind a mask, are compared by nobody
+                expected.append({name: outputs[name] - (other[name] - exact[name]) for name in self.names})
+        return self.noise_of(expected)
 
     def _with(self, model: CheckedModel, encodings: Mapping[Site, Encoding | None]) -> float:
         model.set_quantizers(encodings)
