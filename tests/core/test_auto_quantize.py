@@ -19,10 +19,10 @@ from technique_networks import chain, simulator
 import isobit
 from isobit.errors import DataError, EvaluateError, FormatError, ModelError
 from isobit.plugins import registry
+from isobit.quantsim.kept_simulator import restored
 from isobit.search import attempts
 from isobit.search.held_back import divide
 from isobit.search.journal import Journal
-from isobit.search.kept_simulator import restored
 from isobit.search.scoring import Score
 from isobit.techniques.rounding import procedure
 

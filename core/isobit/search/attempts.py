@@ -19,12 +19,12 @@ from isobit.errors import DataError, EvaluateError, IsobitError, OutputError
 from isobit.graph.sites import Site
 from isobit.plugins import registry
 from isobit.quantsim.executor import ExecutorLike
+from isobit.quantsim.kept_simulator import can_be_kept, keep, restored
 from isobit.quantsim.quantize import quantize
 from isobit.quantsim.quantsim import QuantSim
 from isobit.search.auto_result import Attempt, Outcome
 from isobit.search.choose import Goal, choose
 from isobit.search.journal import Journal
-from isobit.search.kept_simulator import can_be_kept, keep, restored
 from isobit.search.mixed_result import MixedPrecision
 from isobit.search.scoring import Score, Scorer
 

@@ -1,4 +1,4 @@
-"""The simulator that an attempt made, in a file beside the journal: a run that goes on does not make it again."""
+"""A simulator with its report in a file, put on a copy of what it was made of: a search need not make it again."""
 
 from __future__ import annotations
 
