@@ -14,6 +14,7 @@ from technique_networks import chain, simulator
 
 import isobit
 from isobit.analysis import advise as advise_module
+from isobit.analysis import trials as trials_module
 from isobit.analysis.findings import Advice
 from isobit.analysis.local_gains import LocalGain, local_gain
 from isobit.analysis.measure_errors import copies, measure_errors
@@ -23,6 +24,7 @@ from isobit.analysis.tensor_noise import Kept
 from isobit.analysis.trials import Trials
 from isobit.analysis.weight_noise import measure_weights
 from isobit.errors import DataError, FormatError, ModelError
+from isobit.testing.networks import NETWORKS
 
 
 def test_gains_forward_and_backward_are_one_matrix() -> None:
@@ -179,6 +181,42 @@ def test_what_correcting_the_last_bias_gains_is_told_from_errors_with_their_sign
     assert option is not None
     noise = measured.trials.changed([Advice(error.name, "bias", "", "", 0.0, None, {}, option.bias)])
     assert option.gain == pytest.approx(advise_module.gain_of(measured.trials.noise, noise), abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("network", "weight"),
+    [
+        (lambda: chain(4, spread=0.3), "conv2.weight"),
+        (lambda: chain(5, spread=0.3), "conv2.weight"),
+        (NETWORKS["inverted_residual"], "depthwise.weight"),
+        (NETWORKS["residual"], "block1_conv2.weight"),
+    ],
+)
+def test_what_correcting_an_inner_bias_gains_is_told_by_what_the_shift_does_at_the_outputs(network, weight) -> None:
+    """Behind an inner layer a shift adds up over positions, where energies alone tell a fraction of a decibel."""
+    network = network()
+    sim = simulator(network, weights="int4")
+    data = [network.batch(16)]
+    sim.calibrate(data)
+    measured = measure_errors(sim.simulation, *copies(sim.simulation), data)
+    error = next(error for error in measured.errors if error.name == weight)
+    advice = advise_module.advise(measured.findings, error, 10**0.5 * measured.findings.total)
+    assert advice is not None
+    assert advice.change == "bias"
+    gained = advise_module.gain_of(measured.trials.noise, measured.trials.changed([advice]))
+    assert gained > 2
+    assert advice.predicted == pytest.approx(gained, abs=0.6)
+
+
+@pytest.mark.parametrize(
+    ("moved", "left"), [([[1.0, 2.25, -np.inf]], 0.25**2 / 5), ([[1.0, 2.5, -np.inf]], 0.0), ([[1.0, 2.0]], 0.5**2 / 5)]
+)
+def test_a_shift_is_taken_from_the_errors_of_the_outputs(monkeypatch, moved, left) -> None:
+    """By hand: the one error is 0.5, less the shift; masked places are left out, and other sizes tell nothing."""
+    exact, outputs = np.array([[1.0, 2.0, -np.inf]]), np.array([[1.0, 2.0 + 0.5, -np.inf]])
+    trials = Trials(_Answers(outputs), _Answers(exact), [0])
+    monkeypatch.setattr(trials_module, "_with_biases", lambda model, shifts: _Answers(np.array(moved)))
+    assert trials.expected_without({}) == pytest.approx(left, abs=1e-12)
 
 
 def test_a_second_set_of_data_that_has_moved() -> None:

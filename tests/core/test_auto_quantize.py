@@ -17,9 +17,10 @@ from numpy_backend import NumpyBackend
 from technique_networks import chain, simulator
 
 import isobit
-from isobit.backend.checked_model import CheckedModel
 from isobit.errors import DataError, EvaluateError, FormatError, ModelError
 from isobit.plugins import registry
+from isobit.quantsim.kept_simulator import restored
+from isobit.search import attempts
 from isobit.search.held_back import divide
 from isobit.search.journal import Journal
 from isobit.search.scoring import Score
@@ -104,27 +105,33 @@ def test_an_attempt_is_cut_off_at_its_next_layer(monkeypatch) -> None:
     assert any("cut off" in note for note in found.notes)
 
 
-def test_what_an_attempt_observed_is_kept_beside_the_journal(tmp_path, monkeypatch) -> None:
-    """A run that goes on looks at the data no more than to see that it is the same."""
-    sim = simulator(chain(0, spread=0.0))
-    journal = tmp_path / "j.jsonl"
-    first = isobit.auto_quantize(sim, _data(2), error, max_drop=9.0, journal=journal, progress=False)
-    assert [path.name.split(".")[-2] for path in tmp_path.glob("*.npz")] == ["fast"]
-    ran: list[int] = []
-    observe = CheckedModel.observe
+def test_what_an_attempt_made_is_kept_beside_the_journal(tmp_path, monkeypatch) -> None:
+    """A run that goes on neither observes nor rounds anew, also for a recipe that holds samples back; all is alike."""
+    batches = [chain(0, spread=0.0).batch(16, seed) for seed in range(4)]
+    figures = iter([0.0, 0.0, -1.0, 0.0])  # float twice, fast, ptq
+    made: list[str] = []
+    quantize = attempts.quantize
+    monkeypatch.setattr(
+        attempts, "quantize", lambda *args, **more: made.append(more["recipe"]) or quantize(*args, **more)
+    )
 
-    def counted(self, batches, requests):
-        def each():
-            for batch in batches:
-                ran.append(1)
-                yield batch
+    def found():
+        sim = simulator(chain(0, spread=0.0), weights="int4")
+        journal = tmp_path / "j.jsonl"
+        return isobit.auto_quantize(sim, batches, lambda model: next(figures), max_drop=0.5, journal=journal)
 
-        return observe(self, each(), requests)
-
-    monkeypatch.setattr(CheckedModel, "observe", counted)
-    again = isobit.auto_quantize(sim, _data(2), error, max_drop=9.0, journal=journal, progress=False)
-    assert not ran
+    first, again = found(), found()
+    assert made == ["fast", "ptq"]
+    kept = sorted(".".join(path.name.split(".")[-2:]) for path in tmp_path.iterdir())
+    assert kept == ["fast.sim", "j.jsonl", "ptq.sim"]
+    assert again.to_dict() == first.to_dict()
+    assert str(again.sim.report) == str(first.sim.report)
     assert again.sim.encodings == first.sim.encodings
+    for name in first.sim.graph.weights:
+        np.testing.assert_array_equal(again.sim.backend_model.weight(name), first.sim.backend_model.weight(name))
+    file = next(tmp_path.glob("*.ptq.sim"))
+    file.write_bytes(file.read_bytes()[:-100])
+    assert restored(first.sim.simulation, file, Dataset(batches, first.sim.graph)) is None  # damaged: it is made again
 
 
 def test_a_noisy_measure() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from sketch import Sketch
 from technique_networks import opened, simulator
 
 import isobit
@@ -13,6 +16,7 @@ from isobit.graph import Tensor
 from isobit.graph.sites import Weight
 from isobit.quantsim.checks.quality import output_sqnr
 from isobit.techniques import BalanceChannels
+from isobit.techniques.input_scaling.regions import find_region
 from isobit.testing.networks import Network, NetworkBuilder
 
 TARGETS = ("default", "onnxruntime-cpu")
@@ -354,3 +358,14 @@ def test_the_default_recipe_balances_where_that_gains_much() -> None:
             assert step.after > step.before + 1
     sim = isobit.quantize(simulator(uneven_network, "onnxruntime-cpu"), iter([uneven_network.batch(32)]))
     assert "the data serves once" in next(step for step in sim.steps if step.step == "BalanceChannels").why
+
+
+def test_a_state_whose_channels_are_not_known_is_said_with_who_reads_it() -> None:
+    sketch = Sketch(0)
+    x = sketch.input("x", 7, "N", 5)
+    last = sketch.node("LSTM", x, sketch.random("w", 12, 5), sketch.random("r", 12, 3), name="lstm", shape=(7, "N", 3))
+    graph = sketch.graph(sketch.node("Tanh", last, name="tanh", shape=(7, "N", 3)))
+    graph = replace(graph, tensors={**graph.tensors, last: replace(graph.tensors[last], channel_axis=None)})
+    assert str(find_region(graph, last)) == (
+        "which of its axes holds channels is not known, and so not what tanh (Tanh) would do with their factors"
+    )

@@ -16,7 +16,7 @@ from isobit.graph import Tensor, TensorInfo
 from isobit.quantsim.apply import calibrate
 from isobit.quantsim.checks.quality import Outputs, sample_decibels
 from isobit.quantsim.judging.judge import Judge, Ratios, _flattened, decibels_of_samples, is_behind, is_better, mean
-from isobit.quantsim.judging.judge_steps import _first
+from isobit.quantsim.judging.judge_steps import _judged
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step
 from isobit.statistics import ChannelMoments, Request
@@ -305,7 +305,8 @@ def test_the_last_state_is_not_measured_twice(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(("batches", "taken"), [(4, 4), (24, 8), (40, 10), (100, 16), (200, 25), (2000, 64)])
 def test_how_much_of_the_data_judges(batches: int, taken: int) -> None:
     network = chain(1, spread=0)
-    assert len(_first(Dataset([network.batch(1)] * batches, network.graph), 16)) == taken
+    recipe = Recipe("own", "", (), judge_samples=16)
+    assert len(_judged(Dataset([network.batch(1)] * batches, network.graph), recipe, may_hold_back=True)[0]) == taken
 
 
 def test_samples_are_counted_along_the_batch() -> None:
@@ -317,4 +318,5 @@ def test_samples_are_counted_along_the_batch() -> None:
     fixed = replace(graph.tensors["table"], shape=(100, 4))
     graph = replace(graph, tensors={**graph.tensors, "table": fixed})
     data = [{"x": np.ones((1, 4), np.float32), "table": np.ones((100, 4), np.float32)}] * 20
-    assert len(_first(Dataset(data, graph), 3)) == 3
+    recipe = Recipe("own", "", (), judge_samples=3)
+    assert len(_judged(Dataset(data, graph), recipe, may_hold_back=True)[0]) == 3

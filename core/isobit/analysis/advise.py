@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,6 +59,7 @@ class Findings:
     weights: Mapping[tuple[str, int], WeightNoise]
     worth: Worth
     total: float  # noise to signal at the output
+    expected_without: Callable[[Mapping[str, Floats]], float]  # the same without shifts of layers, by a run in float
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ class _Option:
 
 def advise(findings: Findings, error: SiteError, without: float | None) -> Advice | None:
     """The advice for one site; `without` is the noise at the output with it off, where that was measured."""
-    options = list(_options(findings, error))
+    options = list(_options(findings, error, is_run=without is not None))
 
     def gain(option: _Option) -> float:
         if option.gain is not None:
@@ -96,14 +97,16 @@ def advise(findings: Findings, error: SiteError, without: float | None) -> Advic
     )
 
 
-def _options(findings: Findings, error: SiteError) -> list[_Option]:
-    """What can be done, the cheapest first."""
+def _options(findings: Findings, error: SiteError, is_run: bool) -> list[_Option]:
+    """What can be done, the cheapest first; `is_run` says whether a run may tell what a shift does at the outputs."""
     makers: Sequence[Callable[[Findings, SiteError], _Option | None]] = (
         (_range, _activation_channels, _activation_bits)
         if error.kind == "activation"
         else (_bias, _weight_channels, _weight_bits)
     )
     options = [option for maker in makers if (option := maker(findings, error)) is not None]
+    if is_run:
+        options = [_by_run(findings, option) for option in options]
     name = error.name
     if error.kind != "activation" or not any(option.change == "16 bits" for option in options):
         settings = f"overrides={{{name!r}: None}}"
@@ -233,6 +236,14 @@ def _bias(findings: Findings, error: SiteError) -> _Option | None:
     gain = float(np.mean(-10 * np.log10(np.maximum(1 + change, _LITTLE))))
     settings = "sim.apply(isobit.techniques.CorrectBias(), data=data)"
     return _Option("bias", "correcting the bias", settings, 1.0, {}, shifts, gain)
+
+
+def _by_run(findings: Findings, option: _Option) -> _Option:
+    """A shift adds up where rounding averages out: a run tells what that of an inner layer does at the outputs."""
+    if not option.bias:
+        return option
+    left = findings.expected_without({layer: -step for layer, step in option.bias.items()})
+    return replace(option, gain=gain_of(findings.total, left))
 
 
 def _changed_by(findings: Findings, tensor: str, step: Floats) -> Floats:

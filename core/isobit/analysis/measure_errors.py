@@ -53,5 +53,15 @@ def measure_errors(
     weights = measure_weights(exact, trials.encodings, plan, batches, by_sample)
     worth = follow_back(simulated, noise, weights)
     errors = site_errors(simulated, plan, noise, weights, worth)
-    findings = Findings(simulated, plan, simulation.target, simulation.statistics, noise, weights, worth, trials.noise)
+    findings = Findings(
+        simulated,
+        plan,
+        simulation.target,
+        simulation.statistics,
+        noise,
+        weights,
+        worth,
+        trials.noise,
+        trials.expected_without,
+    )
     return MeasuredErrors(trials, findings, errors)

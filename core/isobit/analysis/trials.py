@@ -36,6 +36,7 @@ class Trials:
     def __init__(self, model: CheckedModel, exact: CheckedModel, batches: Sequence[Batch]) -> None:
         self.model = model
         self.batches = batches
+        self._float = exact
         self.exact: list[Outputs] = [exact.run(batch) for batch in batches]
         self.encodings: dict[Site, Encoding] = dict(model.encodings())
         self.outputs = self._run(model)
@@ -136,9 +137,28 @@ class Trials:
         """The noise with changes made."""
         encodings = {site: e for advice in suggestions for site, e in advice.encodings.items()}
         shifts = {layer: shift for advice in suggestions for layer, shift in advice.bias.items()}
-        if shifts:
-            return self.noise_of(self._run(self._with_biases(encodings, shifts)))
-        return self._with(self.model, encodings)
+        if not shifts:
+            return self._with(self.model, encodings)
+        copy = _with_biases(self.model, shifts)
+        copy.set_quantizers(encodings)
+        return self.noise_of(self._run(copy))
+
+    def expected_without(self, shifts: Mapping[str, Floats]) -> float:
+        """The noise that is expected once these shifts at the outputs of layers, which are there, are taken away.
+
+        They are put into the float model: one run tells what each does at the outputs, with its sign and through
+        whatever lies behind the layers, and that is taken from the errors that the outputs have.
+        """
+        moved = self._run(_with_biases(self._float, shifts))
+        if moved is None or self.outputs is None:
+            return self.noise
+        expected = []
+        for exact, other, outputs in zip(self.exact, moved, self.outputs, strict=True):
+            if any(len({values[name].shape for values in (exact, other, outputs)}) > 1 for name in self.names):
+                return self.noise  # sizes follow the values: nothing tells what belongs together
+            with np.errstate(invalid="ignore"):  # infinities, as behind a mask, are compared by nobody
+                expected.append({name: outputs[name] - (other[name] - exact[name]) for name in self.names})
+        return self.noise_of(expected)
 
     def _with(self, model: CheckedModel, encodings: Mapping[Site, Encoding | None]) -> float:
         model.set_quantizers(encodings)
@@ -148,24 +168,23 @@ class Trials:
             model.set_quantizers({site: self.encodings.get(site) for site in encodings})
             model.enable([site for site in encodings if site in self.encodings], on=True)
 
-    def _with_biases(
-        self, encodings: Mapping[Site, Encoding | None], shifts: Mapping[str, NDArray[np.float64]]
-    ) -> CheckedModel:
-        copy = self.model.copy()
-        draft = Draft(copy.graph, copy.weight)
-        for name, shift in shifts.items():
-            layer = draft.graph.node(name)
-            set_bias(draft, layer, bias_of(draft, layer, shift.size) + shift, compensates=True)
-        copy.edit(draft)
-        copy.set_quantizers(encodings)
-        return copy
-
     def _run(self, model: CheckedModel) -> list[Outputs] | None:
         check_time()
         try:
             return [model.run(batch) for batch in self.batches]
         except ModelError:  # rounded numbers became sizes that do not fit
             return None
+
+
+def _with_biases(model: CheckedModel, shifts: Mapping[str, Floats]) -> CheckedModel:
+    """A copy in which the biases of these layers are moved."""
+    copy = model.copy()
+    draft = Draft(copy.graph, copy.weight)
+    for name, shift in shifts.items():
+        layer = draft.graph.node(name)
+        set_bias(draft, layer, bias_of(draft, layer, shift.size) + shift, compensates=True)
+    copy.edit(draft)
+    return copy
 
 
 def score(evaluate: Evaluate | None, model: CheckedModel) -> float | None:

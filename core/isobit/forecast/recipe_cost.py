@@ -14,6 +14,7 @@ from isobit.calibration.schemes.auto import Auto
 from isobit.forecast.float_pass import FloatPass, activation_bytes
 from isobit.graph.graph import Graph
 from isobit.quantsim.apply import needs_own_pass
+from isobit.quantsim.judging.judged_part import judged_part
 from isobit.quantsim.simulation import Simulation
 from isobit.recipes.recipe import Recipe, Step
 from isobit.techniques.technique import RoundsWeights
@@ -24,7 +25,7 @@ Range = tuple[float, float]
 #: samples one by one, and whole channels are reduced at several times the cost of the network.
 _OBSERVING, _SIMULATING = (0.6, 4.0), (0.6, 4.0)
 
-#: Schemes that `auto` compares, and judged samples where a recipe names none.
+#: Schemes that `auto` compares, and samples by which they are judged where a recipe names none.
 _SCHEMES, _HEAD = len(Auto().candidates), 16
 
 #: Seconds to make a graph that runs, whatever it is, for each of its operations, and for each million of weights.
@@ -107,9 +108,11 @@ def _passes(recipe: Recipe, steps: Sequence[Step]) -> Range:
 def _work(recipe: Recipe, steps: Sequence[Step], samples: int) -> tuple[Range, Range]:
     """Samples that simulators run to be judged, and graphs that are made, for that and for the passes."""
     judged, passes = _judged(recipe, steps), _passes(recipe, steps)
-    head = min(samples, max(recipe.judge_samples, _HEAD))
-    if recipe.hold_back and samples // 4 >= _HEAD:
-        head = min(head, samples // 4)
+    head = min(samples, _HEAD)
+    if recipe.judge_samples:
+        batches = -(-samples // _BATCH)
+        sizes = (min(_BATCH, samples - index * _BATCH) for index in range(batches))
+        head = judged_part(recipe, sizes, batches).samples
     compared = (1.0 + judged, float(_SCHEMES * (2 + 2 * judged)))
     return (compared[0] * head, compared[1] * head), (2 + compared[0], 4 + compared[1] + passes[1])
 

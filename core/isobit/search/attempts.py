@@ -11,7 +11,7 @@ from typing import Any
 from isobit.analysis.analysis import Analysis
 from isobit.analysis.analyze import analyze
 from isobit.analysis.findings import LEAST
-from isobit.data import Batch
+from isobit.data import Batch, Dataset
 from isobit.deadline import TimeIsOver, until
 from isobit.defaults import DEFAULT_RECIPE
 from isobit.encodings.encoding import Encoding
@@ -19,6 +19,7 @@ from isobit.errors import DataError, EvaluateError, IsobitError, OutputError
 from isobit.graph.sites import Site
 from isobit.plugins import registry
 from isobit.quantsim.executor import ExecutorLike
+from isobit.quantsim.kept_simulator import can_be_kept, keep, restored
 from isobit.quantsim.quantize import quantize
 from isobit.quantsim.quantsim import QuantSim
 from isobit.search.auto_result import Attempt, Outcome
@@ -198,18 +199,33 @@ class Attempts:
         return best.name
 
     def _quantized(self, recipe: str) -> QuantSim:
-        settings = self._settings
-        sim = QuantSim.of_simulation(self._pristine.simulation.copy())
-        return quantize(
-            sim,
+        """The simulator of a recipe, or the one that an earlier run made, which is beside the journal."""
+        settings, pristine = self._settings, self._pristine.simulation
+        path = self._journal.file_beside(recipe, "sim") if can_be_kept(pristine) else None
+        known = None if path is None else restored(pristine, path, self._dataset())
+        if known is not None:
+            return QuantSim.of_simulation(known)
+        # One that holds samples back takes them from what it observes: its statistics are made anew.
+        holds_back = registry().recipe(recipe).hold_back
+        observed = None if holds_back else self._journal.file_beside(recipe, "npz")
+        sim = quantize(
+            QuantSim.of_simulation(pristine.copy()),
             self._calibration,
             recipe=recipe,
             ignore_non_finite=settings.ignore_non_finite,
             executor=settings.executor,
             progress=settings.progress,
-            # One that holds samples back takes them from what it observes: its statistics are made anew.
-            resume=None if registry().recipe(recipe).hold_back else self._journal.statistics_file(recipe),
+            resume=observed,
         )
+        if path is not None:
+            keep(sim.simulation, path)
+            if observed is not None:  # they are in the simulator's file too
+                observed.unlink(missing_ok=True)
+        return sim
+
+    def _dataset(self) -> Dataset:
+        graph, ignored = self._pristine.graph, self._settings.ignore_non_finite
+        return Dataset(self._calibration, graph, ignore_non_finite=ignored)
 
     def _try(
         self, name: str, why: str, make: Callable[[], QuantSim], score_of: Callable[[], Score] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from isobit.search.sensitivity import noise_by_group
 
 #: Points of the curve between its ends, by noise and by cost, and models that are measured at a time.
 _POINTS, _AT_A_TIME = 8, 3
+
+#: Further points where the curve has the largest gaps, and the gap in decibels below which none is worth one.
+_FURTHER, _CLOSE = 24, 0.25
 
 #: Noise below this part of the largest is no aim: nothing is gained that could be measured.
 _LEAST_NOISE = 1e-6
@@ -193,7 +197,7 @@ class Search:
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def draw_curve(self) -> None:
-        """The ends, and points between them at equal distances in decibels, and in the logarithm of the cost."""
+        """The ends, points at equal distances in decibels and in the logarithm of the cost, and some in the gaps."""
         program = self.program
         cheapest, quietest = program.cheapest(), program.quietest()
         self._choices.update(dict.fromkeys((cheapest, quietest)))
@@ -206,6 +210,26 @@ class Search:
         if high > low > 0:
             for budget in np.geomspace(low, high, _POINTS + 2)[1:-1]:
                 self._choices[program.quietest(float(budget))] = None
+        self._fill_gaps(least)
+
+    def _fill_gaps(self, least: float) -> None:
+        """Points in the middle of the largest gaps: much may be gained there for next to nothing, or nothing at all."""
+        program = self.program
+        empty: dict[tuple[Choice, Choice], float] = {}  # the noise down from which nothing is cheaper than the second
+        for _ in range(_FURTHER):
+            curve = [choice for choice in self.choices() if program.noise_of(choice) > 0]
+            bounds = {
+                (a, b): (max(program.noise_of(a), least), empty.get((a, b), max(program.noise_of(b), least)))
+                for a, b in pairwise(curve)
+            }
+            widest = max(bounds, key=lambda pair: bounds[pair][0] / bounds[pair][1], default=None)
+            if widest is None or 10 * math.log10(bounds[widest][0] / bounds[widest][1]) < _CLOSE:
+                return
+            aim = math.sqrt(math.prod(bounds[widest]))
+            found = program.within(aim)
+            if found in self._choices:
+                empty[widest] = aim
+            self._choices[found] = None
 
     def _first_guesses(self, goal: Goal) -> list[Choice]:
         """Where the prediction says that it holds, and the points beside it; with `evaluate`, a few along the curve."""

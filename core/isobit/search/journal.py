@@ -50,9 +50,11 @@ class Journal:
         figures = [_text(score.value), _text(score.sqnr), score.runs, score.spread]
         self._write({"scored": key, "figures": figures})
 
-    def statistics_file(self, attempt: str) -> Path | None:
-        """Where statistics of an attempt are kept; its name is of this model, data and settings alone."""
-        return None if self._path is None else self._path.with_name(f"{self._path.name}.{self._digest}.{attempt}.npz")
+    def file_beside(self, attempt: str, ending: str) -> Path | None:
+        """Where more of an attempt is kept; its name is of this model, data and settings alone. None without a path."""
+        return (
+            None if self._path is None else self._path.with_name(f"{self._path.name}.{self._digest}.{attempt}.{ending}")
+        )
 
     def seconds(self, attempt: str) -> float | None:
         """How long an attempt took in the run that made it."""

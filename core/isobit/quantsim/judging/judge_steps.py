@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from isobit.backend.checked_model import CheckedModel
@@ -18,6 +18,7 @@ from isobit.quantsim.checkpoint import Checkpoint
 from isobit.quantsim.judging.choose_scheme import best_of, compare, state_of
 from isobit.quantsim.judging.find_loss import Loss, find_loss
 from isobit.quantsim.judging.judge import Ratios
+from isobit.quantsim.judging.judged_part import JudgedPart, judged_part
 from isobit.quantsim.observe import Passes
 from isobit.quantsim.simulation import Simulation, set_simulated
 from isobit.recipes.recipe import Recipe, Step
@@ -26,12 +27,6 @@ from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.technique import SharesCalibration, Technique
 
 logger = logging.getLogger(__name__)
-
-#: At most one of so many batches is held back from fitting, and none where these hold fewer samples than that.
-_PART, _FEWEST = 4, 16
-
-#: So many samples judge at most beyond those that were asked for, and one of so many batches.
-_FINEST, _SHARE = 64, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +59,11 @@ class StepJudge:
         simulation, dataset = self._simulation, self.passes.dataset
         simulation.remove_quantizers()
         simulation.judge = None  # an earlier calibration may have kept other samples, and fewer
-        first = _first(dataset, self._recipe.judge_samples)
-        apart = first[: len(dataset) // _PART] if self._recipe.hold_back and not self.passes.resumes else []
-        is_held_back = SampleAxes.of(dataset.graph).size(apart) >= _FEWEST
-        taken = apart if is_held_back else first
-        chosen = dataset.spread(len(taken))
-        if is_held_back:
+        first, part = _judged(dataset, self._recipe, may_hold_back=not self.passes.resumes)
+        chosen = dataset.spread(part.batches)
+        if part.is_held_back:
             self.passes = self.passes.on(dataset.without(chosen))
-        simulation.keep_reference(dataset.batches(chosen) if dataset.is_at_hand else taken)
+        simulation.keep_reference(dataset.batches(chosen) if dataset.is_at_hand else first)
 
     def observe(self, step: Step, later: Sequence[Step]) -> None:
         """Observe in one pass what a step asks for, and what it takes to judge the model before it."""
@@ -166,17 +158,14 @@ def _asked(techniques: Sequence[Technique], context: TechniqueContext) -> list[R
     return [request for technique in techniques for request in requests_of(technique, context).float]
 
 
-def _first(dataset: Dataset, samples: int) -> list[Batch]:
-    """Whole batches from the start of the data, until they hold so many samples.
+def _judged(dataset: Dataset, recipe: Recipe, *, may_hold_back: bool) -> tuple[list[Batch], JudgedPart]:
+    """How much of the data judges, and so many batches from its start."""
+    axes, seen = SampleAxes.of(dataset.graph), list[Batch]()
 
-    Half of them do where that is a quarter of the data or more: every scheme and state that is judged runs them all. An
-    eighth of much data, up to 64, tells schemes apart that are nearly alike.
-    """
-    axes, whole, taken = SampleAxes.of(dataset.graph), len(dataset), []
-    for batch in dataset:
-        taken.append(batch)
-        size = axes.size(taken)
-        enough = max(samples, min(_FINEST, size * whole // (len(taken) * _SHARE)))
-        if size >= enough or (2 * size >= samples and len(taken) * _PART >= whole > 0):
-            break
-    return taken
+    def sizes() -> Iterator[int]:
+        for batch in dataset:
+            seen.append(batch)
+            yield axes.size([batch])
+
+    part = judged_part(recipe, sizes(), len(dataset), may_hold_back=may_hold_back)
+    return seen[: part.batches], part

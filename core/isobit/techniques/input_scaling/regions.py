@@ -58,9 +58,11 @@ class Region:
 
 def find_region(graph: Graph, start: str) -> Region | str:
     """The region that begins at a tensor, or why there is none."""
-    if graph.tensors[start].channel_axis is None or graph.tensors[start].rank is None:
-        return "it has no axis of channels"
     uses = graph.uses(start)
+    if graph.tensors[start].channel_axis is None or graph.tensors[start].rank is None:
+        read_by = ", ".join(dict.fromkeys(f"{use.node.name} ({use.node.op})" for use in uses))
+        why = f"which of its axes holds channels is not known, and so not what {read_by} would do with their factors"
+        return why if read_by else "nothing reads it"
     if len(uses) == 1 and start not in graph.output_tensors and uses[0].index == 0 and uses[0].node.op in CURVES:
         return Region(start, tuple(uses), True, curve=uses[0].node)
     entries, steps, readers, obstacles = [], [], [], []
