@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,7 +223,7 @@ def test_an_optimizer_from_before(trained: tuple[QuantSim, torch.Tensor]) -> Non
     fit(sim.model, x, torch.zeros(32, 5), optimizer, 2)
 
 
-def test_nan_is_named(trained: tuple[QuantSim, torch.Tensor]) -> None:
+def test_nan_is_named(trained: tuple[QuantSim, torch.Tensor], tmp_path: Path) -> None:
     sim, x = trained
     model = sim.trainable()
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
@@ -236,6 +237,22 @@ def test_nan_is_named(trained: tuple[QuantSim, torch.Tensor]) -> None:
     assert dict(sim.encodings) == dict(before)  # a loss of NaN moves no range
     with pytest.raises(ModelError, match=r"pass 4 of training: '0.weight' holds NaN, so the step before"):
         model(x)
+    for write in (sim.export, sim.save):  # after the last step no pass tells
+        with pytest.raises(ModelError, match=r"weight '0.weight' holds NaN: the loss or a gradient of some step"):
+            write(tmp_path / "written")
+
+
+def test_gradients_of_a_shared_grid_add_up() -> None:
+    """Of tensors that one scale rounds, a reused layer's or those that a Concat joins."""
+    first, second = Quantizer(Encoding.of("uint4", 0.2, 3)), Quantizer(Encoding.of("uint4", 0.2, 3))
+    first.learn(LearnedGrid(np.float32(0.3), zero_point_levels=15))
+    second.relate(first)
+    values, upstream = np.random.default_rng(5).normal(0.3, 1, (2, 2, 50)).astype(np.float32)
+    for x, gradient, quantizer in zip(values, upstream, (first, second), strict=True):
+        quantizer(torch.from_numpy(x)).backward(torch.from_numpy(gradient))
+    _, by_scale, by_zero = gradients(values, upstream, first.encoding)
+    np.testing.assert_allclose(first.log_scale.grad, 0.3 * 0.2 * by_scale.sum(), rtol=1e-4)
+    np.testing.assert_allclose(first.offset.grad, 0.3 * 15 * by_zero.sum(), rtol=1e-4)
 
 
 def test_mixed_precision_and_recomputation(trained: tuple[QuantSim, torch.Tensor]) -> None:

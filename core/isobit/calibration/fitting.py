@@ -16,9 +16,11 @@ from isobit.statistics.channel_range import ChannelRange
 from isobit.statistics.histogram import Histogram
 from isobit.statistics.statistics import Statistics
 
-#: A part of a Concat for which the grid of all has fewer levels than this, and less than 1/32 of them, is lost in it.
+#: A part of a Concat for which the grid of all has fewer levels than this, and less than 1/32 of them, is lost in it;
+#: and so is one for which it has zero and one level more, whatever its share.
 _FEWEST_LEVELS = 8
 _LARGEST_RATIO = 32
+_ONE_LEVEL = 1.5
 
 Range = tuple[float, float]
 
@@ -54,7 +56,10 @@ def fit(graph: Graph, plan: Plan, statistics: Statistics, frozen: Collection[Sit
         if misfit is None:
             continue
         if _is_computed_on(graph, node.outputs[0], by_tensor):
-            notes.append(f"{misfit}; what reads it needs one grid, so a format of 16 bits may help")
+            notes.append(
+                f"{misfit}; what reads it needs one grid: a format of 16 bits may help, or exclude={[node.name]}, with "
+                "which its parts keep grids of their own and are rounded once more behind it"
+            )
             continue
         apart[node.outputs[0]] = misfit
         notes.append(f"{misfit}; it stays in float, and its parts are kept apart")
@@ -121,7 +126,7 @@ def _misfit(
     lost = [
         name
         for name, span in parts.items()
-        if 0 < _span(span) < min(_FEWEST_LEVELS * step, _span(parts[largest]) / _LARGEST_RATIO)
+        if 0 < _span(span) < max(min(_FEWEST_LEVELS * step, _span(parts[largest]) / _LARGEST_RATIO), _ONE_LEVEL * step)
     ]
     if not lost:
         return None

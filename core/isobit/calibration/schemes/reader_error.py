@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ class ReaderError:
 
     gamma: float = 1.0
     name = "reader-error"
+    sums_errors: ClassVar[Literal[True]] = True
 
     def range(self, histogram: Histogram, spec: QuantSpec) -> tuple[float, float]:
         """The best range of a tensor of which the readers are not known."""
