@@ -215,12 +215,22 @@ def test_an_optimizer_from_before(trained: tuple[QuantSim, torch.Tensor]) -> Non
     sim, x = trained
     optimizer = torch.optim.SGD(sim.model.parameters(), 1e-3)
     with pytest.raises(ModelError, match="made before trainable"):
-        fit(sim.trainable(), x, torch.zeros(32, 5), optimizer, 2)
-    fit(sim.trainable("frozen"), x, torch.zeros(32, 5), optimizer, 2)
+        fit(sim.trainable(), x, torch.zeros(32, 5), optimizer, 9)
+    fit(sim.trainable("frozen"), x, torch.zeros(32, 5), optimizer, 9)
     sim.trainable()
     sim.calibrate([x], progress=False)  # ends it
     assert sim.quantizer_parameters() == []
     fit(sim.model, x, torch.zeros(32, 5), optimizer, 2)
+
+
+def test_two_optimizers_may_take_turns(trained: tuple[QuantSim, torch.Tensor]) -> None:
+    """One of the weights and one of the grids, of which the latter makes a step now and then."""
+    sim, x = trained
+    model, grids = sim.trainable(), sim.quantizer_parameters()
+    weights = [p for p in model.parameters() if not any(p is grid for grid in grids)]
+    for _ in range(3):
+        fit(model, x, torch.zeros(32, 5), torch.optim.SGD(weights, 1e-3), 4)
+        fit(model, x, torch.zeros(32, 5), torch.optim.SGD(grids, 1e-3), 1)
 
 
 def test_nan_is_named(trained: tuple[QuantSim, torch.Tensor], tmp_path: Path) -> None:
