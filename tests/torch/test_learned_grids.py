@@ -339,4 +339,4 @@ def test_weights_that_something_else_changes(trained: tuple[QuantSim, torch.Tens
     copied = copy.deepcopy(sim.trainable())
     weights = [p for name, p in copied.named_parameters() if "isobit_quantizers" not in name]
     with pytest.raises(ModelError, match="made before trainable"):
-        fit(copied, x, torch.zeros(32, 5), torch.optim.SGD(weights, 1e-3), 2)
+        fit(copied, x, torch.zeros(32, 5), torch.optim.SGD(weights, 1e-3), 9)
