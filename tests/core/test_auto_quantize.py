@@ -17,6 +17,7 @@ from numpy_backend import NumpyBackend
 from technique_networks import chain, simulator
 
 import isobit
+from isobit.data import Dataset
 from isobit.errors import DataError, EvaluateError, FormatError, ModelError
 from isobit.plugins import registry
 from isobit.quantsim.kept_simulator import restored

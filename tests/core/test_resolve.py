@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 from registries import own_registry
 from sketch import Sketch
 
-from isobit.calibration import MinMaxRange, Percentile
+from isobit.calibration import MeanSquareError, MinMaxRange, Percentile
 from isobit.calibration.needed_statistics import observed_sites
 from isobit.calibration.resolve import Resolved, resolve
 from isobit.canonical import canonicalize
@@ -56,11 +58,14 @@ def statistics_of(**values: np.ndarray) -> Statistics:
 
 
 def resolved(
-    config: QuantConfig | None = None, bias: np.ndarray | None = None, scheme: object = MinMaxRange()
+    config: QuantConfig | None = None,
+    bias: np.ndarray | None = None,
+    scheme: object = MinMaxRange(),
+    seen: Mapping[str, np.ndarray] = MappingProxyType(VALUES),
 ) -> Resolved:
     graph, values = network(bias)
     return resolve(
-        graph, place(graph, TARGET, config or QuantConfig()), statistics_of(**VALUES), scheme, values.__getitem__
+        graph, place(graph, TARGET, config or QuantConfig()), statistics_of(**seen), scheme, values.__getitem__
     )  # type: ignore[arg-type]
 
 
@@ -109,11 +114,32 @@ def test_a_known_range_gives_way_to_a_much_smaller_one_of_the_data(largest, targ
 
 
 def test_the_scheme_sees_the_whole_group() -> None:
-    scheme = Percentile(90)
+    scheme, seen = Percentile(90), {**VALUES, "b_": 100 * VALUES["b_"]}
     merged = Histogram()
     for name in ("a", "b_"):
-        merged.update(np.float32(VALUES[name]).reshape(1, -1))
-    assert resolved(scheme=scheme).encodings["cat"] == encode_range(*scheme.range(merged, UINT8), UINT8)
+        merged.update(np.float32(seen[name]).reshape(1, -1))
+    assert resolved(scheme=scheme, seen=seen).encodings["cat"] == encode_range(*scheme.range(merged, UINT8), UINT8)
+
+
+@pytest.mark.parametrize(("small", "is_heard"), [(0.05, True), (0.6, True), (1e-4, False)])
+def test_a_shared_grid_is_for_the_small_part_too(small: float, is_heard: bool) -> None:
+    """Against brute force: the noise of each part over its own signal adds up, not the noise of all values."""
+    large = np.abs(np.random.default_rng(0).standard_normal(4000)).astype(np.float32) ** 3
+    parts = {"a": large, "b_": small * large[::-1]}
+    config = QuantConfig(activations="uint4")
+    found = resolved(config, scheme=MeanSquareError(), seen={**VALUES, **parts}).encodings["cat"]
+
+    def costs(scale: float) -> list[float]:
+        grid = [np.square(np.clip(np.rint(x / scale), 0, 15) * scale - x).sum() for x in parts.values()]
+        return [noise / np.square(x).sum() for noise, x in zip(grid, parts.values(), strict=True)]
+
+    scales = large.max() / 15 * np.geomspace(0.002, 1, 400)
+    each = np.array([costs(scale) for scale in scales])
+    of_parts, of_large = each.sum(1).min(), each[:, 0].min()
+    if is_heard:
+        assert sum(costs(float(found.scale))) < 1.06 * of_parts
+    else:  # no grid that holds the large part has a level for it
+        assert costs(float(found.scale))[0] < 1.03 * of_large
 
 
 def test_resolving_leaves_the_statistics_alone() -> None:

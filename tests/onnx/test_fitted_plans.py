@@ -124,11 +124,28 @@ def test_ranges_that_fit_stay_together() -> None:
     assert len({placement.group for placement in sim.plan.of_kind("activation")}) == 2
 
 
-def test_a_layer_behind_a_concat_keeps_its_grid_and_it_is_said() -> None:
-    model = _heads(node("Gemm", ["y", "w"], ["z"]), output=["n", 3], last="z", w=_normal(8, 3))
+@pytest.mark.parametrize("activation", ["Identity", "Relu"])
+def test_a_layer_behind_a_concat_keeps_its_grid_and_it_is_said(activation: str) -> None:
+    layer = node("Gemm", ["y", "w"], ["h"], name="layer")
+    model = _heads(layer, node(activation, ["h"], ["z"]), output=["n", 3], last="z", w=_normal(8, 3))
     sim = isobit.quantize(model, X, target="default", progress=False)
     assert sim.report.counts["weight"] == 3
-    assert any("needs one grid" in note for note in sim.report.notes)
+    assert any("needs one grid" in note and "exclude=[" in note for note in sim.report.notes)
+    assert not any("joins" in reason for reason in sim.plan.floats.values())  # or the layer would read floats
+
+
+def test_a_part_with_one_level_is_said_at_few_bits() -> None:
+    """A twelfth of the largest: all of it is one step of 4 bits, and far from lost in 8."""
+    nodes = [
+        node("Gemm", ["x", "v"], ["a"]),
+        node("Gemm", ["x", "w"], ["b"]),
+        node("Concat", ["a", "b"], ["y"], axis=1),
+    ]
+    weight = _normal(8, 4)
+    model = _model(nodes, {"y": ["n", 8]}, v=24 * weight, w=weight)
+    for activations, is_said in (("uint4", True), ("uint8", False)):
+        sim = isobit.quantize(model, X, target="default", activations=activations, progress=False)
+        assert any("joins" in note for note in sim.report.notes) == is_said
 
 
 def compressed() -> onnx.ModelProto:

@@ -73,3 +73,17 @@ def test_gradients_follow_the_loss(name: str) -> None:
     found = tape.gradient(loss, quantizer.log_scale.value)
     slope = (error(0.05) - error(-0.05)) / 0.1
     assert float(tf.reduce_sum(found)) == pytest.approx(slope, rel=0.1, abs=0.001)
+
+
+def test_gradients_of_a_shared_grid_add_up() -> None:
+    """Of tensors that one scale rounds, a reused layer's or those that a Concat joins."""
+    first = Quantizer.of(Tensor("x"), Encoding.of("uint4", 0.2, 3), LearnedGrid(np.float32(0.3), zero_point_levels=15))
+    second = Quantizer.of(Tensor("y"), Encoding.of("uint4", 0.2, 3))
+    second.relate(first)
+    values, upstream = np.random.default_rng(5).normal(0.3, 1, (2, 2, 50)).astype(np.float32)
+    with tf.GradientTape() as tape:
+        result = tf.stack([first(tf.constant(values[0])), second(tf.constant(values[1]))])
+    found = tape.gradient(result, [first.log_scale.value, first.offset.value], tf.constant(upstream))
+    _, by_scale, by_zero = gradients(values, upstream, Encoding.of("uint4", 0.2, 3))
+    np.testing.assert_allclose(found[0], 0.3 * 0.2 * by_scale.sum(), rtol=1e-4)
+    np.testing.assert_allclose(found[1], 0.3 * 15 * by_zero.sum(), rtol=1e-4)

@@ -95,7 +95,7 @@ def test_encodings_that_are_given_are_kept() -> None:
     np.testing.assert_array_equal(sim.encodings[bias.site].scale, 0.25 * before[bias.scale_of[1]].scale)
 
 
-def test_mistakes_in_training() -> None:
+def test_mistakes_in_training(tmp_path: Path) -> None:
     """A simulator from before `trainable()`, and a loss of NaN, which moves no range."""
     x = np.random.default_rng(0).standard_normal((16, 6)).astype(np.float32)
     early = isobit.QuantSim(dense()).model
@@ -105,6 +105,8 @@ def test_mistakes_in_training() -> None:
     sim = isobit.quantize(dense(), x, progress=False)
     early = sim.model
     early.compile("sgd", "mse")
+    built = keras.optimizers.SGD()
+    built.build(sim.model.trainable_variables)
     simulator = sim.trainable("pact", weights="frozen")
     assert {variable.name for variable in sim.quantizer_parameters()} == {"log_scale"}
     with pytest.raises(isobit.errors.ModelError, match="what trainable"):
@@ -112,6 +114,9 @@ def test_mistakes_in_training() -> None:
     with pytest.raises(isobit.errors.ModelError, match="what trainable"):
         early(x, training=True)
     before = sim.encodings
+    simulator.compile(built, "mse")
+    with pytest.raises(isobit.errors.ModelError, match="the optimizer was built before trainable"):
+        simulator.fit(x, x[:, :4], verbose=0)
     simulator.compile("sgd", "mse")
     with pytest.raises(isobit.errors.ModelError, match="step 2 of training: the loss is NaN, and has reached weight"):
         simulator.fit(x, np.full((16, 4), [[1]] * 8 + [[np.nan]] * 8), batch_size=8, shuffle=False, verbose=0)
@@ -122,6 +127,8 @@ def test_mistakes_in_training() -> None:
         simulator.fit(*bad, 8, 1, 0, [keras.callbacks.History()])
     with pytest.raises(isobit.errors.ModelError, match="the loss is NaN"):
         simulator.fit(*bad, verbose=0, callbacks=keras.callbacks.CallbackList(model=simulator))
+    with pytest.raises(isobit.errors.ModelError, match="holds NaN: the loss or a gradient of some step"):
+        sim.export(tmp_path / "written")
 
 
 def test_weights_files_between_simulators(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,15 +215,25 @@ def test_an_optimizer_from_before(trained: tuple[QuantSim, torch.Tensor]) -> Non
     sim, x = trained
     optimizer = torch.optim.SGD(sim.model.parameters(), 1e-3)
     with pytest.raises(ModelError, match="made before trainable"):
-        fit(sim.trainable(), x, torch.zeros(32, 5), optimizer, 2)
-    fit(sim.trainable("frozen"), x, torch.zeros(32, 5), optimizer, 2)
+        fit(sim.trainable(), x, torch.zeros(32, 5), optimizer, 9)
+    fit(sim.trainable("frozen"), x, torch.zeros(32, 5), optimizer, 9)
     sim.trainable()
     sim.calibrate([x], progress=False)  # ends it
     assert sim.quantizer_parameters() == []
     fit(sim.model, x, torch.zeros(32, 5), optimizer, 2)
 
 
-def test_nan_is_named(trained: tuple[QuantSim, torch.Tensor]) -> None:
+def test_two_optimizers_may_take_turns(trained: tuple[QuantSim, torch.Tensor]) -> None:
+    """One of the weights and one of the grids, of which the latter makes a step now and then."""
+    sim, x = trained
+    model, grids = sim.trainable(), sim.quantizer_parameters()
+    weights = [p for p in model.parameters() if not any(p is grid for grid in grids)]
+    for _ in range(3):
+        fit(model, x, torch.zeros(32, 5), torch.optim.SGD(weights, 1e-3), 4)
+        fit(model, x, torch.zeros(32, 5), torch.optim.SGD(grids, 1e-3), 1)
+
+
+def test_nan_is_named(trained: tuple[QuantSim, torch.Tensor], tmp_path: Path) -> None:
     sim, x = trained
     model = sim.trainable()
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
@@ -236,6 +247,22 @@ def test_nan_is_named(trained: tuple[QuantSim, torch.Tensor]) -> None:
     assert dict(sim.encodings) == dict(before)  # a loss of NaN moves no range
     with pytest.raises(ModelError, match=r"pass 4 of training: '0.weight' holds NaN, so the step before"):
         model(x)
+    for write in (sim.export, sim.save):  # after the last step no pass tells
+        with pytest.raises(ModelError, match=r"weight '0.weight' holds NaN: the loss or a gradient of some step"):
+            write(tmp_path / "written")
+
+
+def test_gradients_of_a_shared_grid_add_up() -> None:
+    """Of tensors that one scale rounds, a reused layer's or those that a Concat joins."""
+    first, second = Quantizer(Encoding.of("uint4", 0.2, 3)), Quantizer(Encoding.of("uint4", 0.2, 3))
+    first.learn(LearnedGrid(np.float32(0.3), zero_point_levels=15))
+    second.relate(first)
+    values, upstream = np.random.default_rng(5).normal(0.3, 1, (2, 2, 50)).astype(np.float32)
+    for x, gradient, quantizer in zip(values, upstream, (first, second), strict=True):
+        quantizer(torch.from_numpy(x)).backward(torch.from_numpy(gradient))
+    _, by_scale, by_zero = gradients(values, upstream, first.encoding)
+    np.testing.assert_allclose(first.log_scale.grad, 0.3 * 0.2 * by_scale.sum(), rtol=1e-4)
+    np.testing.assert_allclose(first.offset.grad, 0.3 * 15 * by_zero.sum(), rtol=1e-4)
 
 
 def test_mixed_precision_and_recomputation(trained: tuple[QuantSim, torch.Tensor]) -> None:
@@ -312,4 +339,4 @@ def test_weights_that_something_else_changes(trained: tuple[QuantSim, torch.Tens
     copied = copy.deepcopy(sim.trainable())
     weights = [p for name, p in copied.named_parameters() if "isobit_quantizers" not in name]
     with pytest.raises(ModelError, match="made before trainable"):
-        fit(copied, x, torch.zeros(32, 5), torch.optim.SGD(weights, 1e-3), 2)
+        fit(copied, x, torch.zeros(32, 5), torch.optim.SGD(weights, 1e-3), 9)

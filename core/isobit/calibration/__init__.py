@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from isobit.calibration.scheme import Calibrator, Channelwise, HasPlainScheme, Noting, SeesReaders, parse_calibrator
+from isobit.calibration.scheme import (
+    Calibrator,
+    Channelwise,
+    HasPlainScheme,
+    Noting,
+    SeesReaders,
+    SumsErrors,
+    parse_calibrator,
+)
 from isobit.calibration.schemes.auto import Auto, ComparesSchemes
 from isobit.calibration.schemes.entropy import Entropy
 from isobit.calibration.schemes.minmax import MinMaxRange
@@ -27,5 +35,6 @@ __all__ = [
     "ReaderError",
     "SeesReaders",
     "SignalToNoise",
+    "SumsErrors",
     "parse_calibrator",
 ]

@@ -11,14 +11,16 @@ from isobit.encodings.ranges import too_small
 from isobit.graph.graph import Graph, Node
 from isobit.graph.ops import VALUE_PRESERVING
 from isobit.graph.sites import Site, Tensor
-from isobit.placement.plan import Placement, Plan
+from isobit.placement.plan import Placement, Plan, is_inside_chain
 from isobit.statistics.channel_range import ChannelRange
 from isobit.statistics.histogram import Histogram
 from isobit.statistics.statistics import Statistics
 
-#: A part of a Concat for which the grid of all has fewer levels than this, and less than 1/32 of them, is lost in it.
+#: A part of a Concat for which the grid of all has fewer levels than this, and less than 1/32 of them, is lost in it;
+#: and so is one for which it has zero and one level more, whatever its share.
 _FEWEST_LEVELS = 8
 _LARGEST_RATIO = 32
+_ONE_LEVEL = 1.5
 
 Range = tuple[float, float]
 
@@ -53,8 +55,11 @@ def fit(graph: Graph, plan: Plan, statistics: Statistics, frozen: Collection[Sit
         misfit = _misfit(graph, node, placement, by_tensor, statistics)
         if misfit is None:
             continue
-        if _is_computed_on(graph, node.outputs[0], by_tensor):
-            notes.append(f"{misfit}; what reads it needs one grid, so a format of 16 bits may help")
+        if _is_computed_on(graph, plan, node.outputs[0], by_tensor):
+            notes.append(
+                f"{misfit}; what reads it needs one grid: a format of 16 bits may help, or exclude={[node.name]}, with "
+                "which its parts keep grids of their own and are rounded once more behind it"
+            )
             continue
         apart[node.outputs[0]] = misfit
         notes.append(f"{misfit}; it stays in float, and its parts are kept apart")
@@ -121,7 +126,7 @@ def _misfit(
     lost = [
         name
         for name, span in parts.items()
-        if 0 < _span(span) < min(_FEWEST_LEVELS * step, _span(parts[largest]) / _LARGEST_RATIO)
+        if 0 < _span(span) < max(min(_FEWEST_LEVELS * step, _span(parts[largest]) / _LARGEST_RATIO), _ONE_LEVEL * step)
     ]
     if not lost:
         return None
@@ -156,13 +161,15 @@ def _range(graph: Graph, name: str, by_tensor: Mapping[str, Placement], statisti
     return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
-def _is_computed_on(graph: Graph, name: str, by_tensor: Mapping[str, Placement]) -> bool:
-    """Whether a weighted operation or another one that computes on the grid reads a tensor, behind moves or at once."""
+def _is_computed_on(graph: Graph, plan: Plan, name: str, by_tensor: Mapping[str, Placement]) -> bool:
+    """Whether a weighted operation or another one that computes on the grid reads a tensor, behind moves or at once.
+
+    One that runs with what follows it rounds at the end of its chain alone.
+    """
     for use in graph.uses(name):
-        results = [output for output in use.node.outputs if output in by_tensor]
         if use.node.op not in VALUE_PRESERVING:
-            if results:
+            if any(out in by_tensor or is_inside_chain(plan.floats.get(out, "")) for out in use.node.outputs):
                 return True
-        elif any(_is_computed_on(graph, output, by_tensor) for output in use.node.outputs):
+        elif any(_is_computed_on(graph, plan, output, by_tensor) for output in use.node.outputs):
             return True
     return False

@@ -13,6 +13,7 @@ from isobit.calibration.fitting import unseen_groups
 from isobit.calibration.range_memo import RangeMemo
 from isobit.calibration.reader_functions import Function, reader_functions
 from isobit.calibration.scheme import Calibrator, Channelwise, HasPlainScheme, Noting, SeesReaders
+from isobit.calibration.shared_grid import together
 from isobit.edits.edit import ReadWeight
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.encodings.quant_spec import PerChannel, PerTensor
@@ -97,8 +98,8 @@ def _group_encoding(
 
     def choose() -> tuple[float, float]:
         if function is not None and isinstance(calibrator, SeesReaders):
-            return calibrator.range_behind(_sum(histograms), first.spec, function)
-        return calibrator.range(_sum(histograms), first.spec)
+            return calibrator.range_behind(together(histograms, calibrator), first.spec, function)
+        return calibrator.range(together(histograms, calibrator), first.spec)
 
     try:
         low, high = memo.range(calibrator, first.spec, function, histograms, choose)
@@ -146,15 +147,6 @@ def _scheme_notes(plan: Plan, calibrator: Calibrator, frozen: Mapping[Site, Enco
     decided = [p.spec for p in plan.of_kind("activation") if p.fixed_range is None and p.site not in frozen]
     notes = [calibrator.note(spec) for spec in dict.fromkeys(decided) if spec.type_name not in ("float16", "bfloat16")]
     return [note for note in dict.fromkeys(notes) if note]
-
-
-def _sum(histograms: Sequence[Histogram]) -> Histogram:
-    if len(histograms) == 1:
-        return histograms[0]
-    total = Histogram(histograms[0].limit)
-    for histogram in histograms:
-        total.join(histogram)
-    return total
 
 
 def resolve_weights(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,19 @@ class HasPlainScheme(Protocol):
     @property
     def elsewhere(self) -> Calibrator:
         """The other scheme."""
+        ...
+
+
+@runtime_checkable
+class SumsErrors(Protocol):
+    """Optional, asked for by ``isinstance``: a scheme whose cost is a sum over values, so that counts may be weights.
+
+    Tensors that share a grid count by what they hold (`isobit.calibration.shared_grid`), not by their size.
+    """
+
+    @property
+    def sums_errors(self) -> Literal[True]:
+        """Always true."""
         ...
 
 

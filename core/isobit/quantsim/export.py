@@ -71,6 +71,7 @@ def export(
     `encodings_formats` are further files of encodings; `onnx_backend` gives the backend that writes ONNX files.
     """
     simulation.require_calibrated()
+    simulation.require_numbers()
     model, encodings = simulation.model.inner, simulation.encodings
     files = _files(model, formats)
     further = _further_files(encodings_formats)

@@ -36,6 +36,7 @@ def save(simulation: Simulation, path: Path) -> None:
     """Write a simulation, whole or not at all."""
     from safetensors.numpy import save as save_tensors
 
+    simulation.require_numbers()
     trained = simulation.trained_weights()
     records, arrays = edits_to_records([*simulation.edits, *([] if trained is None else [trained])])
     config = simulation.config

@@ -7,7 +7,6 @@ from copy import copy
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
@@ -23,11 +22,12 @@ from isobit.encodings.encoding import Encoding, Encodings
 from isobit.errors import EncodingError, ModelError
 from isobit.graph.fingerprint import digest, fingerprint
 from isobit.graph.graph import Graph
-from isobit.graph.sites import Input, Site, Weight
+from isobit.graph.sites import Site
 from isobit.placement.place import place
 from isobit.placement.plan import Plan, constant_name
 from isobit.placement.quant_config import QuantConfig
 from isobit.quantsim.checkpoint import Checkpoint
+from isobit.quantsim.checks.finite_weights import check_weights
 from isobit.quantsim.checks.given import check_given
 from isobit.quantsim.judging.judge import Judge
 from isobit.quantsim.training.float_weights import let_float_weights_in
@@ -70,7 +70,7 @@ class Simulation:
         self._fingerprint: dict[str, str] | None = None
         self._untrained: dict[str, str] | None = None  # hashes of the weights that training starts from
         self._float_model: tuple[tuple[int, str], CheckedModel] | None = None  # and the state that it is of
-        self._check_weights()
+        check_weights(self.model, self.plan, "the model cannot be quantized")
         self.model.follow_edits(let_float_weights_in)
 
     # --- what is there ---------------------------------------------------------------------------------------------
@@ -163,6 +163,14 @@ class Simulation:
             raise ModelError(
                 f"{len(missing)} sites have no encoding yet, {str(missing[0])!r} among them: calibrate first"
             )
+
+    def require_numbers(self) -> None:
+        """Raise ModelError where a weight has become NaN or infinite: nothing computes what was trained any more."""
+        advice = (
+            "the loss or a gradient of some step was no number. Go back to weights from before it (load_state_dict, "
+            "load_weights, isobit.load), and lower the learning rate"
+        )
+        check_weights(self.model, self.plan, advice)
 
     def require_quantizers(self) -> None:
         """Raise ModelError when the plan has quantizers and the model none: it would run in float unsaid."""
@@ -378,16 +386,6 @@ class Simulation:
         for site in list(self._frozen):
             if site not in self.plan.placements or constant_name(self.graph, site) in changed:
                 del self._frozen[site]
-
-    def _check_weights(self) -> None:
-        """Refuse NaN and infinity in parameters and in all that is quantized; a mask may well hold -inf."""
-        for name, info in self.graph.weights.items():
-            uses = self.graph.uses(name)
-            sites = (Weight(name), *(Input(use.node.name, use.index) for use in uses))
-            matters = any(use.role != "data" for use in uses) or any(site in self.plan.placements for site in sites)
-            if info.is_float and matters and not np.all(np.isfinite(value := self.model.weight(name))):
-                bad = "NaN" if np.any(np.isnan(value)) else "infinity"
-                raise ModelError(f"weight {name!r} holds {bad}: the model cannot be quantized")
 
 
 def set_simulated(model: CheckedModel, plan: Plan, encodings: Mapping[Site, Encoding]) -> dict[Site, Encoding]:

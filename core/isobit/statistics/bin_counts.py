@@ -41,6 +41,12 @@ class BinCounts:
         self._add_rows(occupied, table[occupied])
         return non_finite
 
+    def repeated(self, times: int) -> BinCounts:
+        """Each count so many times."""
+        result = type(self)()
+        result._place, result._table = self._place.copy(), self._table * times
+        return result
+
     def merge(self, other: BinCounts) -> None:
         """Add the counts of another."""
         rows = np.flatnonzero(other._place >= 0)

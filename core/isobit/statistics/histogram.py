@@ -99,6 +99,19 @@ class Histogram:
         self._add(other)
         self.batch_bounds.join(other.batch_bounds)
 
+    def repeated(self, times: int) -> Histogram:
+        """As if every element had been seen so often in each batch."""
+        result = self.blank()
+        result.join(self)
+        result.elements, result.non_finite = times * self.elements, times * self.non_finite
+        result._counts = self._counts.repeated(times)
+        return result
+
+    def energy(self) -> float:
+        """The sum of the squares of the values that the bins hold, to about a hundredth."""
+        low, high, counts = self.bins()
+        return float(np.square((low + high) / 2) @ counts)
+
     def _add(self, other: Histogram) -> None:
         self.check_limit(other)
         self._extend(other.minimum, other.maximum)

@@ -161,7 +161,8 @@ class Simulator(keras.Model):  # type: ignore[misc]
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """As of any Keras model.
 
-        Raises ModelError before calibration, where the loss is NaN, and where `trainable()` made another simulator.
+        Raises ModelError before calibration, where the loss is NaN, where `trainable()` made another simulator, and
+        for an optimizer from before it.
         """
         if not self._trains:
             raise ModelError(_UNCALIBRATED)
@@ -173,6 +174,13 @@ class Simulator(keras.Model):  # type: ignore[misc]
         self._is_fitting = True
         try:
             return super().fit(*args, **kwargs)
+        except ValueError as error:
+            if "Unknown variable" not in str(error):
+                raise
+            raise ModelError(
+                "the optimizer was built before trainable(), or for another model, and does not know all that trains "
+                "here: make a new one and compile again"
+            ) from error
         finally:
             self._is_fitting = False
 

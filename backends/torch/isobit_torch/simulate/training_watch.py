@@ -16,6 +16,8 @@ from isobit_torch.simulate.arithmetic import is_recorded
 
 #: Passes after which some weight should have moved; who sums the gradients of more has to read a warning.
 _PATIENCE = 64
+#: Steps of weights alone after which an optimizer of the grids should have made one, if there is one beside.
+_STEPS_ALONE = 8
 
 
 class TrainingWatch:
@@ -31,11 +33,12 @@ class TrainingWatch:
         self._weights_seen = 0  # their version at the last pass
         self._start: tuple[int, list[Tensor]] | None = None  # version and values of the grids at the first pass
         self._reached = False  # some grid has had a gradient
+        self._alone = 0  # steps that have changed weights and no grid
         self._still: tuple[int, Tensor] | None = None  # the version of the weights at the first pass, and one of them
         self._hooks: list[RemovableHandle] = []
 
     def before(self) -> None:
-        """Raises ModelError where a step has changed weights and left every grid as it was.
+        """Raises ModelError where steps have changed weights and left every grid as it was.
 
         Weights that change before a gradient has reached a grid were changed by something else: loaded, or averaged.
         """
@@ -53,10 +56,13 @@ class TrainingWatch:
             if any(not torch.equal(p, value.to(p.device)) for p, value in zip(self.grids, self._start[1], strict=True)):
                 self._settle()  # by a fused optimizer, which counts no version
                 return
-            raise ModelError(
-                "a step of training changed the weights, and no grid that is learned: the optimizer was made before "
-                "trainable(), or without sim.quantizer_parameters(). Make it afterwards, or say trainable('frozen')"
-            )
+            self._alone += 1
+            if self._alone == _STEPS_ALONE:
+                raise ModelError(
+                    f"{_STEPS_ALONE} steps of training changed the weights, and no grid that is learned: the optimizer "
+                    "was made before trainable(), or without sim.quantizer_parameters(). Make it afterwards, or say "
+                    "trainable('frozen') for as long as weights alone shall train"
+                )
         self._weights_seen = weights
 
     def _look_at_weights(self) -> None:

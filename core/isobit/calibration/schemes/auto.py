@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ class Auto:
     """
 
     name = "auto"
+    sums_errors: ClassVar[Literal[True]] = True
 
     @property
     def candidates(self) -> Sequence[Calibrator]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ class MeanSquareError:
     """The range that loses least to rounding and clipping together, on the very grid that it becomes."""
 
     name = "mse"
+    sums_errors: ClassVar[Literal[True]] = True
 
     def range(self, histogram: Histogram, spec: QuantSpec) -> tuple[float, float]:
         """The optimal range."""

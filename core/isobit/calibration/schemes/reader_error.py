@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ class ReaderError:
 
     gamma: float = 1.0
     name = "reader-error"
+    sums_errors: ClassVar[Literal[True]] = True
 
     @property
     def elsewhere(self) -> Calibrator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from isobit.calibration.search import smallest_error
 from isobit.encodings.quant_spec import QuantSpec
@@ -20,6 +21,7 @@ class SignalToNoise:
 
     gamma: float = 3.0
     name = "sqnr"
+    sums_errors: ClassVar[Literal[True]] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.gamma < math.inf:
