@@ -18,10 +18,10 @@ from isobit_tensorflow.read.emitter import Size, Value
 from isobit_tensorflow.read.parameters import is_parameter
 from isobit_tensorflow.read.rules.activations import activate
 from isobit_tensorflow.read.rules.categories import entries_taken
-from isobit_tensorflow.read.rules.counting import places_of
 from isobit_tensorflow.read.rules.low_rank import with_adapter
 from isobit_tensorflow.read.rules.merging import broadcast
 from isobit_tensorflow.read.rules.shapes import reshape
+from isobit_tensorflow.read.rules.steps.counting import places_of
 
 
 def linear(call: Call, name: str, x: Value, kernel: Any, layout: Layout, bias: Any = None, flat: Layout = ()) -> Value:

@@ -17,9 +17,9 @@ from isobit.graph import Blocks, Layout, Take
 from isobit.graph.layout import TRANSPOSED, compose
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Size, Value
-from isobit_tensorflow.read.rules.masked_steps import Steps, steps_of
 from isobit_tensorflow.read.rules.merging import broadcast, concatenate
-from isobit_tensorflow.read.rules.unrolled_steps import unrolled
+from isobit_tensorflow.read.rules.steps.masked_steps import Steps, steps_of
+from isobit_tensorflow.read.rules.steps.unrolled_steps import unrolled
 
 #: Keras has an LSTM's gates as input, forget, cell, output; ONNX as input, output, forget, cell. A GRU's are the same.
 GATES: Mapping[str, Layout] = {"LSTM": (Blocks((0, 3, 1, 2)),), "GRU": (), "RNN": ()}

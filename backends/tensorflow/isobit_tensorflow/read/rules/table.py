@@ -24,8 +24,8 @@ from isobit_tensorflow.read.rules import (
     training,
     windows,
 )
-from isobit_tensorflow.read.rules.counting import counted
 from isobit_tensorflow.read.rules.native import native
+from isobit_tensorflow.read.rules.steps.counting import counted
 
 _OF_LAYERS: tuple[ModuleType, ...] = (
     activations, categories, dense, merging, normalization, preprocessing, recurrent, shapes, spectra,
