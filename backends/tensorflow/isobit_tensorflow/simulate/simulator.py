@@ -300,7 +300,9 @@ class Simulator(keras.Model):  # type: ignore[misc]
         """Each weight with a quantizer, its grid, and its values in canonical layout."""
         parameters = self.parameters
         for site, layer in self.quantizers.items():
-            info = self.graph.weights.get(site.name) if isinstance(site, Weight) else None
+            if not isinstance(site, Weight):
+                continue
+            info = self.graph.weights.get(site.name)
             if info is not None:
                 values = parameters[info.source or site.name].numpy()
                 yield site.name, layer.encoding, np.asarray(to_canonical(values, info.layout))
