@@ -68,6 +68,7 @@ ARCHITECTURES: Mapping[str, Make] = {
     "MobileNet": application("MobileNet"),
     "MobileNetV2": application("MobileNetV2"),
     "MobileNetV3Small": application("MobileNetV3Small"),
+    "MobileNetV3Large": application("MobileNetV3Large"),
     "EfficientNetB0": application("EfficientNetB0"),
     "EfficientNetV2B0": application("EfficientNetV2B0"),
     "ResNet50": application("ResNet50"),
@@ -75,6 +76,7 @@ ARCHITECTURES: Mapping[str, Make] = {
     "DenseNet121": application("DenseNet121"),
     "VGG16": application("VGG16", 32),
     "InceptionV3": application("InceptionV3", 96),
+    "InceptionResNetV2": application("InceptionResNetV2", 96),
     "Xception": application("Xception", 96),
     "NASNetMobile": application("NASNetMobile"),
     "ConvNeXtTiny": application("ConvNeXtTiny"),
@@ -122,7 +124,7 @@ def measure(make: Make) -> Row:
     sim = isobit.QuantSim(model)
     key, entry = next(iter(sim.graph.outputs)), sim.graph.inputs[0]
     error = max(_float_error(sim.run_float(x)[key], model(x, training=False)) for x in evaluation)
-    floats = ", ".join(dict.fromkeys(note.split(": ")[0] for note in sim.graph.notes)) or "none"
+    floats = ", ".join(dict.fromkeys(note.split(": ")[0] for note in sim.graph.notes if "in float" in note)) or "none"
     sim.apply(isobit.techniques.FoldBatchNorms())
     sim.calibrate([inputs_like(model, seed) for seed in CALIBRATION], progress=False)
     sums, integers = Sums(), Comparison()

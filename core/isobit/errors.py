@@ -65,6 +65,10 @@ class RecipeWarning(IsobitWarning):
     """A step of a recipe failed on this network and was left out."""
 
 
+class GridWarning(IsobitWarning):
+    """The grids of a simulator do not fit the weights that were loaded into it."""
+
+
 class TargetWarning(IsobitWarning):
     """A target file names an operation that does not exist."""
 

@@ -38,6 +38,8 @@ WEIGHTS = {"weight": np.zeros((2, 2)), "bias": np.zeros(2)}
         (stranger("tensorflow.lite.python.interpreter", "Interpreter"), "--tflite"),
         (stranger("keras.src.layers.core.dense", "Layer"), "keras.Sequential([keras.Input(shape=...), layer])"),
         (stranger("tensorflow.python.saved_model.load", "_UserObject"), "--saved-model FOLDER"),
+        (stranger("tensorflow.python.module.module", "Module"), "tf2onnx.convert.from_function"),
+        (stranger("tensorflow.python.eager.polymorphic_function.polymorphic_function", "Function"), "from_function"),
         (stranger("sklearn.linear_model", "Ridge"), "a model is a torch.nn.Module"),
     ],
 )

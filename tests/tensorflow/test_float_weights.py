@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import keras
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import isobit
-from isobit.errors import ModelError
+from isobit.errors import GridWarning, ModelError
 from isobit.techniques import EqualizeCrossLayers, FoldBatchNorms
 
 X = np.random.default_rng(0).standard_normal((8, 8, 8, 3)).astype(np.float32)
@@ -35,7 +36,11 @@ def test_weights_of_the_float_model_come_in(folds: bool, tmp_path: Path) -> None
         sim.apply(FoldBatchNorms())
     sim.calibrate([X], "minmax", progress=False)
     other, grids = network(3), dict(sim.encodings)
-    sim.model.load_weights_of(other)
+    with pytest.warns(GridWarning, match=r"quantized weights do not fit their grids .*: calibrate\(data\) again"):
+        sim.model.load_weights_of(other)
+    with warnings.catch_warnings():  # those fit as well as they do
+        warnings.simplefilter("error")
+        sim.model.load_weights_of(other)
     wanted = keras.ops.convert_to_numpy(other(X))
     np.testing.assert_allclose(next(iter(sim.run_float(X).values())), wanted, atol=1e-4)
     assert dict(sim.encodings) == grids
@@ -88,7 +93,8 @@ def test_a_load_that_fails_changes_nothing_and_one_that_does_not_is_no_step_of_t
     sim.calibrate([X], "minmax", progress=False)
     trained = sim.trainable("learned")
     trained(X, training=True)
-    trained.load_weights_of(model)
+    with pytest.warns(GridWarning):
+        trained.load_weights_of(model)
     assert trained.is_reloaded
     trained(X, training=True)  # without the warning that a step has changed no grid
 

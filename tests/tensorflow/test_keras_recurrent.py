@@ -137,3 +137,54 @@ def test_masks_of_steps_in_a_file(tmp_path: Path) -> None:
     assert sim.report.coverage.compute == 1.0
     session = onnxruntime.InferenceSession(str(sim.export(tmp_path)["model"]), float_mode())
     np.testing.assert_allclose(session.run(None, {"words": WORDS})[0], sim.run(WORDS)["scores"], atol=0.03)
+
+
+class _Cell(keras.layers.Layer):
+    """A cell of one's own: two layers, of which the second reads the state."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.state_size, self.inner = units, (keras.layers.Dense(units), keras.layers.Dense(units, use_bias=False))
+
+    def build(self, shape: Any) -> None:
+        self.inner[0].build(shape)
+        self.inner[1].build((shape[0], self.state_size))
+
+    def call(self, x: Any, states: Any) -> Any:
+        state = keras.ops.tanh(self.inner[0](x) + self.inner[1](states[0]))
+        return state, [state]
+
+
+def _of_own_cell(x: Any) -> Any:
+    first, state = keras.layers.RNN(_Cell(4), return_sequences=True, return_state=True)(x)
+    return keras.layers.RNN(_Cell(4), go_backwards=True, return_sequences=True)(first, initial_state=state)
+
+
+UNROLLED = {
+    "own cell": ((3, 5), _of_own_cell),
+    "hard sigmoid": ((3, 5), keras.layers.LSTM(4, recurrent_activation="hard_sigmoid")),
+    "backwards": ((3, 5), keras.layers.RNN([keras.layers.LSTMCell(4), keras.layers.GRUCell(3)], go_backwards=True)),
+    "both ways": ((3, 6, 2), keras.layers.Bidirectional(keras.layers.ConvLSTM1D(2, 3, return_sequences=True))),
+    "images": ((2, 5, 5, 2), keras.layers.ConvLSTM2D(2, 3, padding="same")),
+}
+
+
+@pytest.mark.parametrize("kind", UNROLLED)
+def test_cells_without_a_node_are_read_for_each_step(kind: str) -> None:
+    """Every step reads the same constants; the products and convolutions of the cell are weights of the graph."""
+    shape, layer = UNROLLED[kind]
+    x = keras.Input(shape, name="x")
+    model = keras.Model(x, keras.layers.Activation("linear", name="y")(layer(x)))
+    opened = TensorFlowBackend().open(model)
+    batch = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    np.testing.assert_allclose(opened.run({"x": batch})["y"], model(batch), atol=1e-5)
+    assert not [node for node in opened.graph.nodes if node.op.startswith("keras::")]
+    held = [v for v in opened.native.parameters.values() if v.trainable]
+    assert sum(int(np.prod(v.shape)) for v in held) == model.count_params()
+
+
+def test_steps_of_an_open_number_stay_whole() -> None:
+    x = keras.Input((None, 5))
+    model = keras.Model(x, keras.layers.LSTM(4, recurrent_activation="hard_sigmoid")(x))
+    (node,) = [n for n in TensorFlowBackend().open(model).graph.nodes if n.op == "keras::LSTM"]
+    assert node.name == "lstm"

@@ -30,6 +30,13 @@ _BY_CLASS: Mapping[tuple[str, str], tuple[str, str]] = {
         "a loaded TensorFlow SavedModel, which has no layers to read",
         "python -m tf2onnx.convert --saved-model FOLDER --output model.onnx",
     ),
+    **{
+        ("tensorflow", kind): (
+            "a function or module of TensorFlow, whose variables belong to no layers",
+            "tf2onnx.convert.from_function(function, [tf.TensorSpec(...)], output_path='model.onnx'), then quantize it",
+        )
+        for kind in ("Function", "ConcreteFunction", "Module")
+    },
     ("keras", "Layer"): (
         "a Keras layer",
         "isobit.quantize(keras.Sequential([keras.Input(shape=...), layer]), data)",

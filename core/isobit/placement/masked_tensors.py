@@ -19,17 +19,29 @@ _MASKING = frozenset({"Add", "Sub", "Where", "Min", "Max"})
 def masked_tensors(graph: Graph, signal: Collection[str]) -> set[str]:
     """The tensors of `graph` that a mask was put on, of those that carry the signal."""
     masked: set[str] = set()
+    waves = _waves(graph)
     for node in graph.nodes:
         floats = [
             n for n in node.inputs if n in graph.tensors and n is not None and graph.tensors[n].dtype == "float32"
         ]
-        added = any(name not in signal for name in floats) or has_mask_constant(graph, node)
+        added = any(name not in signal and name not in waves for name in floats) or has_mask_constant(graph, node)
         filled = node.op == "Pad" and _is_mask(node.attributes.get("value", 0))
         carried = node.op in VALUE_PRESERVING | _MASKING and any(name in masked for name in floats)
         scaled = node.op == "Mul" and has_mask_constant(graph, node)  # a mask of ones and zeros times -1e9
         if carried or ((scaled or filled or (node.op in _MASKING and added)) and node.outputs[0] in signal):
             masked.update(node.outputs)
     return masked
+
+
+def _waves(graph: Graph) -> set[str]:
+    """Sines and cosines, moved and joined: positions computed from a length, of which none is larger than 1."""
+    waves: set[str] = set()
+    for node in graph.nodes:
+        sources = [name for name in node.inputs if name is not None and name not in graph.weights]
+        moved = node.op in VALUE_PRESERVING and bool(sources) and waves.issuperset(sources)
+        if node.op in ("Sin", "Cos") or (moved and not has_mask_constant(graph, node)):
+            waves.update(node.outputs)
+    return waves
 
 
 def has_mask_constant(graph: Graph, node: Node) -> bool:

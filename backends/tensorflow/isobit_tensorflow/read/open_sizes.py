@@ -47,6 +47,12 @@ class OpenSizes:
             _PRIMES[axis] if size is None and axis < len(_PRIMES) else size for axis, size in enumerate(value.shape)
         )
 
+    def among(self, values: Mapping[int, Value], tensors: Iterable[Any]) -> Mapping[int, tuple[Any, int]]:
+        """The tensor and the axis of each open size; `values` are those that the tensors stand for, by their ids."""
+        symbolic = {values[id(tensor)].name: tensor for tensor in tensors if id(tensor) in values}
+        found = ((size, symbolic.get(value.name), axis) for size, (value, axis) in self.places.items())
+        return {size: (tensor, axis) for size, tensor, axis in found if tensor is not None}
+
     def is_open(self, size: Any) -> bool:
         """Whether a size follows from an open one."""
         return isinstance(size, int | np.integer) and int(size) > 0 and any(int(size) % n == 0 for n in self.places)

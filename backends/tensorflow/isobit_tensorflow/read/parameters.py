@@ -60,9 +60,12 @@ def is_parameter(value: Any) -> bool:
     return isinstance(value, keras.Variable | VariableView | Computed)
 
 
-def call_traced(call: Callable[[], Any], variables: Sequence[keras.Variable]) -> tuple[Any, dict[int, Parameter]]:
+def call_traced(
+    call: Callable[[], Any], variables: Sequence[keras.Variable], known: dict[Any, Parameter]
+) -> tuple[Any, dict[int, Parameter]]:
     """What `call` returns, symbolic tensors, and the parameters among the arguments on the way, by their id.
 
+    `known` are those of earlier calls, by how they were computed: what each step of a loop computes is one constant.
     A call that needs values while it runs is made as it is: what it computed of variables is then a constant.
     """
     held: list[Any] = []
@@ -83,15 +86,20 @@ def call_traced(call: Callable[[], Any], variables: Sequence[keras.Variable]) ->
     handles = {id(variable.value.handle): variable for variable in variables}
     captured = {id(inner): handles[id(outer)] for outer, inner in concrete.graph.captures if id(outer) in handles}
     return outputs, {
-        id(tensor): _parameter(tensor, value.numpy(), captured) for tensor, value in zip(tensors, values, strict=True)
+        id(tensor): known.setdefault(_formula(tensor, captured), _parameter(tensor, value.numpy(), captured))
+        for tensor, value in zip(tensors, values, strict=True)
     }
 
 
 def _constants(outputs: Any) -> dict[int, tf.Tensor]:
-    """Tensors of TensorFlow's own among the arguments of the operations that lead to symbolic outputs, by id."""
-    constants: dict[int, tf.Tensor] = {}
+    """Tensors of TensorFlow's own among the arguments of the operations that lead to symbolic outputs, by id.
+
+    Those among the outputs are constants as well.
+    """
+    leaves = keras.tree.flatten(outputs)
+    constants: dict[int, tf.Tensor] = {id(leaf): leaf for leaf in leaves if _is_tensor(leaf)}
     seen: set[int] = set()
-    waiting = [leaf for leaf in keras.tree.flatten(outputs) if isinstance(leaf, keras.KerasTensor)]
+    waiting = [leaf for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
     while waiting:
         tensor = waiting.pop()
         history = getattr(tensor, "_keras_history", None)
@@ -102,9 +110,13 @@ def _constants(outputs: Any) -> dict[int, tf.Tensor]:
         for leaf in keras.tree.flatten((arguments.args, arguments.kwargs)):
             if isinstance(leaf, keras.KerasTensor):
                 waiting.append(leaf)
-            elif tf.is_tensor(leaf) and not isinstance(leaf, keras.Variable):
+            elif _is_tensor(leaf):
                 constants[id(leaf)] = leaf
     return constants
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return tf.is_tensor(leaf) and not isinstance(leaf, keras.Variable)
 
 
 def _parameter(tensor: tf.Tensor, value: NDArray[Any], captured: Mapping[int, keras.Variable]) -> Parameter:
@@ -115,6 +127,25 @@ def _parameter(tensor: tf.Tensor, value: NDArray[Any], captured: Mapping[int, ke
         return Computed(value, tuple(_read(tensor, captured).values()))
     variable, layout = view
     return VariableView(variable, layout, tuple(value.shape), str(value.dtype)) if layout else variable
+
+
+def _formula(tensor: tf.Tensor, captured: Mapping[int, keras.Variable], depth: int = 0) -> Any:
+    """What is equal for two tensors that are computed in the same way of the same variables."""
+    if not hasattr(tensor, "graph") or isinstance(tensor, tf.Variable):
+        return object()  # equal to no other
+    if id(tensor) in captured:
+        return "variable", id(captured[id(tensor)])
+    op = tensor.op
+    draws = op.op_def.is_stateful and op.type != "ReadVariableOp"
+    if op.type == "Placeholder" or op.control_inputs or draws or depth == _DEEPEST:
+        return object()
+    record = op.node_def
+    settings = tuple((name, record.attr[name].SerializeToString()) for name in sorted(record.attr))
+    return op.type, settings, tensor.value_index, tuple(_formula(source, captured, depth + 1) for source in op.inputs)
+
+
+#: Formulas that are longer are taken for different ones.
+_DEEPEST = 8
 
 
 def _view(tensor: tf.Tensor, captured: Mapping[int, keras.Variable]) -> tuple[keras.Variable, Layout] | None:

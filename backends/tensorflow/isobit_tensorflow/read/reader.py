@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -15,8 +16,10 @@ import tensorflow as tf
 from isobit.errors import ModelError
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Emitter, Value
+from isobit_tensorflow.read.inner_layers import inner_layers
 from isobit_tensorflow.read.masks import is_masked, masks_read, takes_mask, with_masks, without_masks
 from isobit_tensorflow.read.names import StableNames
+from isobit_tensorflow.read.open_ranges import OpenRanges, open_ranges
 from isobit_tensorflow.read.open_sizes import OpenSizes
 from isobit_tensorflow.read.parameters import Computed, Parameter, call_traced
 from isobit_tensorflow.read.rules.native import whole_layer
@@ -34,6 +37,7 @@ class KerasReader:
     def __init__(self, emitter: Emitter, rule_of: Callable[[Any], Rule | None], names: StableNames) -> None:
         self.emitter, self._rule_of, self._names = emitter, rule_of, names
         self._parameters: Mapping[int, Parameter] = {}  # of the layer that is open
+        self._known: dict[Any, Parameter] = {}  # of all layers, by how they were computed
         self._sizes: OpenSizes | None = None  # of the layer that is open, where it computes with open sizes
         self._masks: Mapping[str, Value] = {}  # those that come with the arguments of the current call
         self.tensors: dict[str, tuple[keras.KerasTensor, bool]] = {}
@@ -41,9 +45,21 @@ class KerasReader:
     def read(self, outputs: Any, inputs: Mapping[int, Value], prefix: str = "") -> Any:
         """The values of a structure of Keras tensors; `inputs` are those to start from, by the id of their tensor."""
         values = dict(inputs)
-        for tensor in keras.tree.flatten(outputs):
-            self._produce(tensor, values, prefix)
+        for number, tensor in enumerate(keras.tree.flatten(outputs)):
+            if id(tensor) in self._parameters:  # a layer may give what it holds
+                values[id(tensor)] = self._constant(tensor, f"{prefix}output{number}")
+            else:
+                self._produce(tensor, values, prefix)
         return keras.tree.map_structure(lambda tensor: values[id(tensor)], outputs)
+
+    def _constant(self, tensor: Any, name: str) -> Value:
+        """A parameter as the result of a layer."""
+        known = self._parameters[id(tensor)]
+        settled = known if self._sizes is None else self._sizes.settle(self.emitter, name, known)
+        if isinstance(settled, Value):
+            return settled
+        weight = self.emitter.weight(settled, (), f"{name}/constant")
+        return self.emitter.emit("Identity", name, [weight], tuple(settled.shape), str(settled.dtype))
 
     def _produce(self, tensor: Any, values: dict[int, Value], prefix: str) -> None:
         waiting = [tensor]
@@ -149,13 +165,13 @@ class KerasReader:
         sizes = OpenSizes.of(values)
         before, inside = self.emitter.state(), (self._names, self._parameters, self._sizes)
         try:
-            return self._open(function, name, args, kwargs, owner, None)
+            return self._open(function, name, args, kwargs, owner, sizes, is_filled=False)
         except ModelError:
             if not sizes.places:
                 raise
             self.emitter.go_back(before)
             self._names, self._parameters, self._sizes = inside
-        return self._open(function, name, args, kwargs, owner, sizes)
+        return self._open(function, name, args, kwargs, owner, sizes, is_filled=True)
 
     def _open(
         self,
@@ -164,8 +180,11 @@ class KerasReader:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         owner: Any,
-        sizes: OpenSizes | None,
+        sizes: OpenSizes,
+        *,
+        is_filled: bool,
     ) -> Any:
+        """With None for the open sizes, or, where `is_filled`, with what stands for them."""
         inputs: dict[int, Value] = {}
         kept_alive = []  # an id is a tensor's only as long as it lives
         masks = self._masks
@@ -173,7 +192,7 @@ class KerasReader:
         def symbolic(leaf: Any) -> Any:
             if not isinstance(leaf, Value):
                 return leaf
-            tensor = keras.KerasTensor(leaf.shape if sizes is None else sizes.filled(leaf), leaf.dtype)
+            tensor = keras.KerasTensor(sizes.filled(leaf) if is_filled else leaf.shape, leaf.dtype)
             inputs[id(tensor)] = leaf
             kept_alive.append(tensor)
             if leaf.name in masks:
@@ -184,29 +203,44 @@ class KerasReader:
         named = keras.tree.map_structure(symbolic, dict(kwargs))
         if "training" in inspect.signature(function).parameters:
             named["training"] = False
-        with calls_forgotten(owner), symbolic_arithmetic(), tensorflow_calls():
+        ranges = OpenRanges(sizes.among(inputs, kept_alive) if is_filled else {})
+        with calls_forgotten(owner), symbolic_arithmetic(), tensorflow_calls(), inner_layers(), open_ranges(ranges):
+            kind = type(owner).__name__
             try:
                 held = list(owner.variables) if isinstance(owner, keras.layers.Layer) else []
-                outputs, parameters = call_traced(lambda: function(*arguments, **named), held)
+                outputs, parameters = call_traced(lambda: function(*arguments, **named), held, self._known)
             except Exception as error:
-                kind = type(owner).__name__
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                reason = _reason(error)
                 raise ModelError(
                     f"{name!r} ({kind}) cannot be read: it does more than call layers and keras.ops ({reason}). "
                     "Write its call() with keras.ops and without branches on values, or split it into layers"
                 ) from error
+            if ranges.is_doubtful and sizes.places and not is_filled:
+                raise ModelError(f"{name!r} ({kind}) counts to, or cuts at, a size that may be open")
             outside = self._names, self._parameters, self._sizes
             self._names, self._parameters = self._names.within(_operations(outputs, inputs)), parameters
-            self._sizes = sizes
+            self._sizes = sizes if is_filled else None
             try:
                 return self.read(outputs, inputs, f"{name}/")
             finally:
                 self._names, self._parameters, self._sizes = outside
 
 
+def _reason(error: Exception) -> str:
+    """What an error says in one line, without those that Keras puts around it to say which layer was called."""
+    lines = [re.sub(r"\x1b\[\d+m", "", line).strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(_AROUND)]
+    return told[0] if told else type(error).__name__
+
+
+#: How the lines begin that Keras puts around an error.
+_AROUND = ("Exception encountered when calling", "Could not automatically infer the output shape")
+
+
 def _operations(outputs: Any, inputs: Mapping[int, Value]) -> list[Any]:
     """The layers and operations between tensors."""
-    seen, waiting, operations = set(inputs), list(keras.tree.flatten(outputs)), []
+    leaves = [leaf for leaf in keras.tree.flatten(outputs) if isinstance(leaf, keras.KerasTensor)]
+    seen, waiting, operations = set(inputs), leaves, []
     while waiting:
         tensor = waiting.pop()
         if id(tensor) not in seen:

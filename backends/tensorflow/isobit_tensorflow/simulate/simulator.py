@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from isobit.encodings import Relations
+from isobit.encodings import Encoding, Relations
 from isobit.errors import DataError, ModelError
-from isobit.graph import Graph, Site, graph_from_record, graph_to_record
+from isobit.graph import Graph, Site, Weight, graph_from_record, graph_to_record, to_canonical
 from isobit.graph_backend import Tap
+from isobit.training import left_grids_noticed
 from isobit_tensorflow.kernels.operands import Operand, Rounding
 from isobit_tensorflow.simulate.float_weights import FloatWeights
 from isobit_tensorflow.simulate.interpreter import run
@@ -289,15 +292,29 @@ class Simulator(keras.Model):  # type: ignore[misc]
     def load_weights_of(self, model: keras.Model) -> None:
         """Take over the weights of a float model that is built as the one that was opened.
 
-        Where batch norms were folded they are folded on the way in. Grids stay as they are. Raises ModelError, and
-        changes nothing, for another model, and where techniques beside folding have changed the simulator.
+        Where batch norms were folded they are folded on the way in. Grids stay as they are; where they fit the weights
+        no more a `GridWarning` says so. Raises ModelError, and changes nothing, for another model, and where techniques
+        beside folding have changed the simulator.
         """
         self._require_current()
         if self.float_weights is None:
             raise ModelError("a simulator that was read from a file has no float model: load it by isobit.load")
-        for source, value in self.float_weights.folded(model, self.parameters).items():
-            self.parameters[source].assign(value)
+        folded = self.float_weights.folded(model, self.parameters)
+        with left_grids_noticed(self._quantized_weights):
+            for source, value in folded.items():
+                self.parameters[source].assign(value)
         self._count_as_loaded()
+
+    def _quantized_weights(self) -> Iterator[tuple[str, Encoding, Any]]:
+        """Each weight with a quantizer, its grid, and its values in canonical layout."""
+        parameters = self.parameters
+        for site, layer in self.quantizers.items():
+            if not isinstance(site, Weight):
+                continue
+            info = self.graph.weights.get(site.name)
+            if info is not None:
+                values = parameters[info.source or site.name].numpy()
+                yield site.name, layer.encoding, np.asarray(to_canonical(values, info.layout))
 
     def _count_as_loaded(self) -> None:
         """The weights are no longer those that were opened, and no step of training has changed them."""
@@ -305,23 +322,23 @@ class Simulator(keras.Model):  # type: ignore[misc]
 
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
         """As of any Keras model. Raises ModelError for a file of another one, such as the float model's."""
-        try:
+        with self._own_weights(f"{filepath} does not hold", "model.load_weights(path); "):
             super().load_weights(filepath, skip_mismatch, **kwargs)
-        except ValueError as error:
-            raise ModelError(
-                f"{filepath} does not hold the weights of this simulator ({str(error).splitlines()[0]}). Those of the "
-                "float model come in by model.load_weights(path); sim.model.load_weights_of(model)"
-            ) from error
-        self._count_as_loaded()
 
     def set_weights(self, weights: Any) -> None:
         """As of any Keras model. Raises ModelError for weights of another one, such as the float model's."""
-        try:
+        with self._own_weights("these are not"):
             super().set_weights(weights)
+
+    @contextmanager
+    def _own_weights(self, told: str, first: str = "") -> Iterator[None]:
+        """What loads weights of this simulator; for others an error that begins as `told` says how theirs come in."""
+        try:
+            yield
         except ValueError as error:
             raise ModelError(
-                f"these are not the weights of this simulator ({str(error).splitlines()[0]}). Those of the float model "
-                "come in by sim.model.load_weights_of(model)"
+                f"{told} the weights of this simulator ({str(error).splitlines()[0]}). Those of the float model come "
+                f"in by {first}sim.model.load_weights_of(model)"
             ) from error
         self._count_as_loaded()
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import fx
 
-from isobit.graph import Site
-from isobit_torch.program.fx_nodes import NAME, behind, op_name
+from isobit.encodings import Encoding
+from isobit.graph import Site, to_canonical
+from isobit_torch.program.convert import to_array
+from isobit_torch.program.fx_nodes import NAME, attribute, behind, op_name
 from isobit_torch.program.program import copy_graph
-from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer
+from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
 from isobit_torch.translate.sites import NativeReader, NativeSite, bind, seen_through_views
 from isobit_torch.translate.translate import Translation
 
@@ -66,6 +70,17 @@ def _insert(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], native: NativeSi
 
 def _is_quantizer(node: fx.Node) -> bool:
     return node.op == "call_module" and str(node.target).startswith(f"{QUANTIZERS}.")
+
+
+def quantized_weights(module: fx.GraphModule) -> Iterator[tuple[str, Encoding, NDArray[Any]]]:
+    """Each weight that a quantizer of a simulator reads, its grid, and its values in canonical layout."""
+    for node in module.graph.nodes:
+        if not _is_quantizer(node):
+            continue
+        quantizer, source = module.get_submodule(str(node.target)), node.all_input_nodes[0]
+        if isinstance(quantizer, WeightQuantizer) and source.op == "get_attr":
+            values = to_array(attribute(module, str(source.target)))
+            yield str(source.target), quantizer.encoding, to_canonical(values, quantizer.layout)
 
 
 def _reread(copies: Mapping[fx.Node, fx.Node], reader: NativeReader, source: fx.Node, result: fx.Node) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,12 +14,14 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
+from isobit.training import left_grids_noticed
 from isobit_torch.program.devices import device_of, follow
 from isobit_torch.program.fx_nodes import attribute
 from isobit_torch.program.modules import BatchNorm
 from isobit_torch.program.program import copy_graph
 from isobit_torch.program.signature import Signature
 from isobit_torch.simulate.float_state import FloatState
+from isobit_torch.simulate.insert_quantizers import quantized_weights
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer
 from isobit_torch.simulate.training_watch import TrainingWatch
 
@@ -164,8 +166,15 @@ class Simulator(fx.GraphModule):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As of any module; weights of the float module are folded on the way in, where batch norms were folded.
 
-        Grids stay as they are. Raises ModelError, also where `strict` is off, for weights from before another edit.
+        Grids stay as they are; where they fit the weights of a float module no more a `GridWarning` says so. Raises
+        ModelError, also where `strict` is off, for weights from before another edit.
         """
+        if any(key.startswith(f"{QUANTIZERS}.") for key in state_dict):
+            return self._load(state_dict, strict, assign)
+        with left_grids_noticed(partial(quantized_weights, self)):
+            return self._load(state_dict, strict, assign)
+
+    def _load(self, state_dict: Mapping[str, Any], strict: bool, assign: bool) -> Any:
         known = self.state_dict()
         gone = {key for key in state_dict if key in self.__dict__["isobit_keys"] and key not in known}
         if not gone:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from isobit.graph import View
 from isobit_tensorflow.read.call import Call, Rule, RuleReader
@@ -105,15 +107,28 @@ def _prelu(call: Call) -> Value:
 def softmax(op: str) -> Rule:
     """Along one axis."""
 
-    def rule(call: Call) -> Value | None:
+    def rule(call: Call) -> Any:
         axis = call.setting("axis", -1)
-        if not isinstance(axis, int) or call.argument(1) is not None:
+        if isinstance(axis, Sequence) and len(axis) == 1:
+            (axis,) = axis
+        if not isinstance(axis, int):
             return None
+        mask = call.argument(1)
+        if mask is not None:
+            return call.reader.open(partial(_masked, axis=axis), call.name, (call.x, mask), {}, call.operation)
         x = call.emitter.plain(call.x)
         axis = axis - x.rank if axis >= 0 else axis
         return call.emitter.emit(op, call.name, [x], x.shape, x.dtype, axis=axis)
 
     return rule
+
+
+def _masked(x: Any, mask: Any, axis: int) -> Any:
+    """As `keras.layers.Softmax` computes it, which asks the backend for what symbolic tensors need `keras.ops`."""
+    if keras.backend.standardize_dtype(mask.dtype) != "bool":
+        mask = ops.greater(mask, 0.5)
+    lowest = -3e4 if keras.backend.standardize_dtype(x.dtype) == "float16" else -1e9
+    return ops.where(mask, ops.softmax(ops.where(mask, x, lowest), axis), 0.0)
 
 
 def _gelu(call: Call) -> Value:

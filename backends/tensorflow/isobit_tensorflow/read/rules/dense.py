@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from isobit.errors import ModelError
 from isobit.graph import Layout, Permute, View
@@ -20,6 +21,7 @@ from isobit_tensorflow.read.rules.categories import entries_taken
 from isobit_tensorflow.read.rules.low_rank import with_adapter
 from isobit_tensorflow.read.rules.merging import broadcast
 from isobit_tensorflow.read.rules.shapes import reshape
+from isobit_tensorflow.read.rules.steps.counting import places_of
 
 
 def linear(call: Call, name: str, x: Value, kernel: Any, layout: Layout, bias: Any = None, flat: Layout = ()) -> Value:
@@ -195,8 +197,7 @@ def _attention(call: Call) -> Value | None:
     causal = bool(call.setting("is_causal"))
     if call.setting("attn_logits_soft_cap") is not None:
         raise ModelError(f"{name!r}: a soft cap on the scores is not read")
-    if query.shape[2] != key.shape[2]:
-        raise ModelError(f"{name!r}: grouped-query attention is not read")
+    key, value = (_for_each_query(call, part, query.shape[2]) for part in (key, value))
     scale = call.argument(5) or call.kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
     q, v = (e.transposed(t, (0, 2, 1, 3), f"{name}/{label}") for t, label in ((query, "query"), (value, "value")))
     k = e.transposed(key, (0, 2, 3, 1), f"{name}/key")
@@ -215,6 +216,18 @@ def _attention(call: Call) -> Value | None:
     return e.transposed(mixed, (0, 2, 1, 3), name)
 
 
+def _for_each_query(call: Call, part: Value, heads: Size) -> Value:
+    """Keys or values (batch, time, heads, size), each head as often as queries share it."""
+    own = part.shape[2]
+    if own == heads or not own or not heads:
+        return part
+    times = heads // own
+    repeated: Value = call.reader.open(
+        lambda tensor: ops.repeat(tensor, times, axis=2), f"{part.name}/shared", (part,), {}, call.operation
+    )
+    return repeated
+
+
 def _past(call: Call, query: Value, key: Value) -> Any:
     """Which steps of the keys are not behind one of the queries, (queries, keys): a constant for known lengths."""
     if query.shape[1] is not None and key.shape[1] is not None:
@@ -226,13 +239,8 @@ def _past(call: Call, query: Value, key: Value) -> Any:
 
 def _places(call: Call, steps: Value, perm: tuple[int, ...], name: str) -> Value:
     """1, 2, ... for each step of (batch, time, heads, size), with the axes turned by `perm`; the others are 1 long."""
-    e, one, length = call.emitter, (1, 1, 1), steps.shape[1]
-    cut = {"starts": (0, 0, 0), "ends": one, "axes": (0, 2, 3), "steps": one}
-    line = e.emit("Slice", f"{name}/line", [e.plain(steps)], (1, length, 1, 1), steps.dtype, **cut)
-    there = e.emit("Equal", f"{name}/there", [line, line], line.shape, "bool")
-    ones = e.emit("Cast", f"{name}/ones", [there], line.shape, "float32", to="float32")
-    places = e.emit("CumSum", f"{name}/places", [ones], line.shape, "float32", axis=1)
-    return e.plain(e.transposed(places, perm, name))
+    e = call.emitter
+    return e.plain(e.transposed(places_of(call, steps, 1, name), perm, name))
 
 
 def _embedding(call: Call) -> Value:

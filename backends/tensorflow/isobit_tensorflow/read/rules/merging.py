@@ -96,9 +96,41 @@ def _average(call: Call) -> Value:
 def _two(op: str, dtype: str | None = None) -> Rule:
     def rule(call: Call) -> Value | None:
         operands = [_as_operand(call.argument(index)) for index in (0, 1)]
-        return None if any(operand is None for operand in operands) else broadcast(call, op, operands, dtype=dtype)
+        if any(operand is None for operand in operands):
+            return None
+        return broadcast(call, op, _of_one_type(call, op, operands), dtype=dtype)
 
     return rule
+
+
+def _of_one_type(call: Call, op: str, operands: Sequence[Any]) -> list[Any]:
+    """Tensors of several types in the one that Keras computes in."""
+    kinds = {operand.dtype for operand in operands if isinstance(operand, Value)}
+    constants = [_dtype_of(operand) for operand in operands if not isinstance(operand, Value)]
+    beside = []
+    if op == "Div" or any(dtype.startswith(("float", "bfloat")) for dtype in constants):
+        beside = ["float32"]  # a quotient of whole numbers is real
+    elif kinds == {"bool"} and any("int" in dtype for dtype in constants):
+        beside = ["int32"]
+    kind = "bool" if op in _LOGICAL else call.emitter.in_float32(keras.backend.result_type(*sorted(kinds), *beside))
+    return [
+        cast_to(call, operand, kind, f"{call.name}/{kind}{index}") if isinstance(operand, Value) else operand
+        for index, operand in enumerate(operands)
+    ]
+
+
+def _dtype_of(constant: Any) -> str:
+    """The type of a parameter, an array or a number."""
+    if is_parameter(constant):
+        return str(keras.backend.standardize_dtype(constant.dtype))
+    return np.result_type(constant).name
+
+
+def cast_to(call: Call, value: Value, kind: str, name: str) -> Value:
+    """A tensor in a type, itself where it has that."""
+    if value.dtype == kind:
+        return value
+    return call.emitter.emit("Cast", name, [value], value.shape, kind, value.last, to=kind)
 
 
 def _as_operand(argument: Any) -> Any:
@@ -128,6 +160,10 @@ def _not_equal(call: Call) -> Value | None:
 
 def _where(call: Call) -> Value:
     condition, a, b = (call.argument(index) for index in range(3))
+    if isinstance(condition, Value):
+        condition = cast_to(call, condition, "bool", f"{call.name}/condition")
+    if isinstance(a, Value) and isinstance(b, Value):
+        a, b = _of_one_type(call, "Where", (a, b))
     dtype = next((v.dtype for v in (a, b) if isinstance(v, Value)), "float32")
     return broadcast(call, "Where", [condition, a, b], dtype=dtype, constants=dtype)
 
@@ -144,10 +180,7 @@ def _rsqrt(call: Call) -> Value:
 
 def _cast(call: Call) -> Value:
     dtype = call.emitter.in_float32(keras.backend.standardize_dtype(call.setting("dtype")))
-    x = call.x
-    if x.is_float and dtype == x.dtype:
-        return x  # to another width
-    return call.emitter.emit("Cast", call.name, [x], x.shape, dtype, x.last, to=dtype)
+    return cast_to(call, call.x, dtype, call.name)
 
 
 def _convert(call: Call) -> Value | None:
@@ -165,6 +198,8 @@ LAYERS: Mapping[type, Rule] = {
     keras.layers.Average: _average,
     keras.layers.Concatenate: lambda call: concatenate(call, call.args[0], call.operation.axis),
 }
+
+_LOGICAL = ("And", "Or")
 
 OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Add": _two("Add"),

@@ -17,8 +17,9 @@ from isobit.graph import Blocks, Layout, Take
 from isobit.graph.layout import TRANSPOSED, compose
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Size, Value
-from isobit_tensorflow.read.rules.masked_steps import Steps, steps_of
 from isobit_tensorflow.read.rules.merging import broadcast, concatenate
+from isobit_tensorflow.read.rules.steps.masked_steps import Steps, steps_of
+from isobit_tensorflow.read.rules.steps.unrolled_steps import unrolled
 
 #: Keras has an LSTM's gates as input, forget, cell, output; ONNX as input, output, forget, cell. A GRU's are the same.
 GATES: Mapping[str, Layout] = {"LSTM": (Blocks((0, 3, 1, 2)),), "GRU": (), "RNN": ()}
@@ -56,9 +57,16 @@ def _layer(
 ) -> _Result:
     """Keras gives a backward layer's steps as they were computed; `in_order`, as they lie in the sequence."""
     e = call.emitter
-    cells = _cells(layer, name)
+    cells, reason = _cells(layer, name)
     if layer.stateful:
         e.notes.append(f"{name}: the state that it keeps from batch to batch begins at 0 in each batch here")
+    if reason:
+        if mask is not None:
+            raise ModelError(f"{reason}; nor are its cells read behind a mask")
+        sequence, last, ends = unrolled(call, layer, name, x, initial, reason)
+        if layer.go_backwards and in_order:
+            sequence = _reversed(call, e.plain(sequence), f"{name}/reversed")
+        return _Result(sequence, last, tuple(ends))
     if initial and len(cells) > 1:
         raise ModelError(f"{name!r} is called with initial states of several cells, which are not read")
     x = e.plain(x)
@@ -83,20 +91,20 @@ def _layer(
     return result
 
 
-def _cells(layer: Any, name: str) -> list[Any]:
-    """The cells of a layer. Raises ModelError for what no node is."""
+def _cells(layer: Any, name: str) -> tuple[list[Any], str]:
+    """The cells of a layer, and why no node is one of them, if so."""
     cells = list(layer.cell.cells) if type(layer.cell) is keras.layers.StackedRNNCells else [layer.cell]
     for cell in cells:
         if type(cell) not in _CELLS:
-            raise ModelError(f"{name!r} ({type(layer).__name__}) runs a {type(cell).__name__}, which is not read")
+            return cells, f"{name!r} ({type(layer).__name__}) runs a {type(cell).__name__}, which no node is"
         functions = [cell.activation, getattr(cell, "recurrent_activation", cell.activation)]
         unknown = [function for function in functions if function not in _ACTIVATIONS]
         if unknown:
             label = getattr(unknown[0], "__name__", str(unknown[0]))
-            raise ModelError(f"{name!r} ({type(layer).__name__}) has the activation {label}, which is not read")
+            return cells, f"{name!r} ({type(layer).__name__}) has the activation {label}, which no node has"
     if len(cells) > 1 and layer.go_backwards:
-        raise ModelError(f"{name!r} runs several cells backwards, which is not read")
-    return cells
+        return cells, f"{name!r} runs several cells backwards, which no node does"
+    return cells, ""
 
 
 def _cell(
@@ -241,5 +249,8 @@ LAYERS: Mapping[type, Rule] = {
     keras.layers.GRU: _recurrent,
     keras.layers.SimpleRNN: _recurrent,
     keras.layers.RNN: _recurrent,
+    keras.layers.ConvLSTM1D: _recurrent,
+    keras.layers.ConvLSTM2D: _recurrent,
+    keras.layers.ConvLSTM3D: _recurrent,
     keras.layers.Bidirectional: _bidirectional,
 }

@@ -16,7 +16,7 @@ from isobit.errors import ModelError
 from isobit_tensorflow.axes import first_axes
 from isobit_tensorflow.read.call import Call, Rule
 from isobit_tensorflow.read.emitter import Size, Value
-from isobit_tensorflow.read.rules.merging import concatenate
+from isobit_tensorflow.read.rules.merging import cast_to, concatenate
 
 _END = (1 << 63) - 1
 
@@ -113,7 +113,15 @@ def reduce(call: Call, op: str, axes: Any, keepdims: bool) -> Value:
 
 
 def _reduction(op: str) -> Callable[[Call], Value]:
-    return lambda call: reduce(call, op, call.setting("axis"), bool(call.setting("keepdims")))
+    def rule(call: Call) -> Value:
+        x = call.x
+        if op == "ReduceMean" and not x.is_float:  # of whole numbers, a real one
+            call = replace(call, args=(cast_to(call, x, "float32", f"{call.name}/float32"),))
+        elif x.dtype == "bool":  # truths are counted
+            call = replace(call, args=(cast_to(call, x, "int32", f"{call.name}/int32"),))
+        return reduce(call, op, call.setting("axis"), bool(call.setting("keepdims")))
+
+    return rule
 
 
 def _any(call: Call) -> Value:

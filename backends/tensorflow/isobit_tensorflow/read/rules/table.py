@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from isobit_tensorflow.read.call import Call, Rule
+from isobit_tensorflow.read.open_ranges import Places
 from isobit_tensorflow.read.rules import (
     activations,
     categories,
@@ -24,6 +25,7 @@ from isobit_tensorflow.read.rules import (
     windows,
 )
 from isobit_tensorflow.read.rules.native import native
+from isobit_tensorflow.read.rules.steps.counting import counted
 
 _OF_LAYERS: tuple[ModuleType, ...] = (
     activations, categories, dense, merging, normalization, preprocessing, recurrent, shapes, spectra,
@@ -53,6 +55,8 @@ def rule_of(operation: Any) -> Rule | None:
 def _operation(call: Call) -> Any:
     """By the rule of its class in `keras.ops`, else as the operation that Keras has."""
     kind = type(call.operation)
+    if kind is Places:
+        return counted(call, call.x, call.operation.axis)
     rule = _OPERATIONS.get(kind.__name__) if kind.__module__.startswith("keras.src.ops.") else None
     values = None if rule is None else rule(call)
     return native(call) if values is None else values

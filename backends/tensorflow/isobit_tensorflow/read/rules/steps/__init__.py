@@ -1,0 +1,1 @@
+"""Sequences: steps that are counted, passed over, or read one by one."""

@@ -1,0 +1,110 @@
+"""Layers that count to a length the model leaves open: positions, the first rows of a table, causal masks."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers as L
+from keras import ops
+
+import isobit
+from isobit_tensorflow.backend import TensorFlowBackend
+
+RNG = np.random.default_rng(0)
+WAVES = tf.constant(RNG.standard_normal((1, 16, 4)).astype(np.float32))
+
+#: How people write positions of words, (batch, steps) to what is added to (batch, steps, 4).
+POSITIONS = {
+    "arange": lambda s, x: s.embedding(ops.arange(ops.shape(x)[-1])),
+    "from 0 in steps of 1": lambda s, x: s.embedding(ops.arange(0, ops.shape(x)[-1], 1)),
+    "tf.range": lambda s, x: s.embedding(tf.range(start=0, limit=tf.shape(x)[-1], delta=1)),
+    "expanded": lambda s, x: s.embedding(ops.expand_dims(ops.arange(ops.shape(x)[1]), 0)),
+    "variable cut": lambda s, x: s.table[: ops.shape(x)[1]],
+    "variable cut by its shape": lambda s, x: s.table[: x.shape[1], :],
+    "inner axis cut": lambda s, x: s.stack[:, : ops.shape(x)[1]],
+    "constant cut": lambda s, x: WAVES[:, : tf.shape(x)[1], :],
+    "sliced and repeated": lambda s, x: ops.broadcast_to(
+        ops.slice(s.table, (0, 0), (ops.shape(x)[1], 4)), (*ops.shape(x), 4)
+    ),
+    "waves": lambda s, x: ops.sin(ops.expand_dims(ops.arange(ops.shape(x)[1], dtype="float32"), 1) / s.steps),
+    "only a table": lambda s, x: s.inner(x),
+}
+
+
+class Rows(L.Layer):
+    """The same rows for every sample, however many there are: none of what it is called with."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(6, 4), name="table", initializer="random_normal")
+
+    def call(self, x):
+        return ops.repeat(ops.expand_dims(self.table, 0), ops.shape(x)[0], axis=0)[:, :1]
+
+
+class Positions(L.Layer):
+    """Words, and where they stand."""
+
+    def __init__(self, positions, **kwargs):
+        super().__init__(**kwargs)
+        self.positions, self.words, self.embedding = positions, L.Embedding(9, 4), L.Embedding(16, 4)
+        self.inner = Rows()
+        self.steps = np.array([1.0, 3.0, 10.0, 30.0], np.float32)
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(16, 4), name="table", initializer="random_normal")
+        self.stack = self.add_weight(shape=(1, 16, 4), name="stack", initializer="random_normal")
+
+    def call(self, x):
+        return self.words(x) + self.positions(self, x)
+
+
+def test_positions_to_an_open_length() -> None:
+    """Each spelling is read, at every length and batch; its tables are constants of the graph that train."""
+    words = keras.Input((None,), dtype="int32", name="words")
+    outputs = {name: Positions(how, name=f"p{i}")(words) for i, (name, how) in enumerate(POSITIONS.items())}
+    model = keras.Model(words, outputs)
+    opened = TensorFlowBackend().open(model)
+    for shape in ((2, 5), (3, 8)):
+        batch = RNG.integers(0, 9, shape).astype(np.int32)
+        found, wanted = opened.run({"words": batch}), model(batch)
+        for name in POSITIONS:
+            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert not [node for node in opened.graph.nodes if node.op.startswith(("keras::", "tf::"))]
+    assert sum(variable.trainable for variable in opened.native.parameters.values()) >= 2 * len(POSITIONS) - 2
+
+
+def test_a_causal_mask_of_an_open_length() -> None:
+    """Ranges are compared and repeated for the batch; Softmax takes the mask; the layer's products are integers."""
+
+    class Causal(L.Layer):
+        def build(self, shape):
+            self.queries, self.keys, self.softmax = L.Dense(4), L.Dense(4), L.Softmax()
+
+        def call(self, x):
+            batch, steps = ops.shape(x)[0], ops.shape(x)[1]
+            behind = ops.expand_dims(ops.arange(steps), 1) >= ops.arange(steps)
+            mask = ops.broadcast_to(ops.expand_dims(behind, 0), (batch, steps, steps))
+            scores = ops.matmul(self.queries(x), ops.transpose(self.keys(x), (0, 2, 1)))
+            return ops.matmul(self.softmax(scores, mask=mask), x)
+
+    rows = keras.Input((None, 6), name="rows")
+    model = keras.Model(rows, L.Dense(3, name="head")(Causal()(rows)))
+    data = RNG.standard_normal((8, 5, 6)).astype(np.float32)
+    sim = isobit.quantize(model, data, recipe="basic", method="minmax", progress=False)
+    longer = RNG.standard_normal((3, 7, 6)).astype(np.float32)
+    np.testing.assert_allclose(sim.run_float({"rows": longer})["head"], model(longer), rtol=1e-4, atol=1e-6)
+    assert not [node for node in sim.graph.nodes if node.op.startswith("keras::")]
+    assert sim.report.coverage.compute == 1
+
+
+def test_attention_with_shared_keys() -> None:
+    """Several queries read one head of keys and values."""
+    rows = keras.Input((5, 8), name="rows")
+    query = ops.reshape(L.Dense(16)(rows), (-1, 5, 4, 4))
+    key, value = (ops.reshape(L.Dense(8)(rows), (-1, 5, 2, 4)) for _ in range(2))
+    mixed = ops.reshape(ops.dot_product_attention(query, key, value), (-1, 5, 16))
+    model = keras.Model(rows, L.Activation("linear", name="mixed")(mixed))
+    batch = RNG.standard_normal((2, 5, 8)).astype(np.float32)
+    found = TensorFlowBackend().open(model).run({"rows": batch})
+    np.testing.assert_allclose(found["mixed"], model(batch), rtol=1e-4, atol=1e-6)
