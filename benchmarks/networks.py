@@ -28,7 +28,9 @@ def resnet50(size: int = 224, classes: int = 1000) -> Network:
     x = _stem(b, size)
     for stage, (width, repeats) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
         for block in range(repeats):
-            x = _bottleneck(b, f"layer{stage + 1}.{block}", x, width, 2 if stage and not block else 1, project=not block)
+            x = _bottleneck(
+                b, f"layer{stage + 1}.{block}", x, width, 2 if stage and not block else 1, project=not block
+            )
     b.output("logits", b.linear("fc", b.global_pool("pool", x), classes))
     return b.build()
 
