@@ -262,7 +262,7 @@ class _Editor:
         """A Reshape of several open sizes that is made anew takes its first one to be that of its input."""
         info = self.plan.graph.tensors.get(node.outputs[0]) or self.before.tensors.get(node.outputs[0])
         if node.op == "Reshape" and info is not None and node.attributes["shape"].count(-1) > 1:
-            before, after = source.meta[SHAPE], info.shape
+            before, after = source.meta.get(SHAPE), info.shape
             if not before or not after or before[0] is None or before[0] != after[0]:
                 raise EditError(f"node {node.name!r} (Reshape) has several dynamic dimensions and cannot be made anew")
 

@@ -93,7 +93,7 @@ def _layout(graph: Graph, name: str, shape: tuple[int, ...]) -> Layout:
     for use in graph.uses(name) if layout else ():
         if use.index == 1 and unrolls_groups(graph, use.node):
             groups = int(use.node.attributes["group"])
-            if shape[1] == 1:
+            if graph.weights[name].shape[1] == 1:
                 groups = groups * shape[0] // graph.weights[name].shape[0]
             return conv_transpose_layout((shape[1] * groups, shape[0] // groups, *shape[2:]), groups)
     return resized(layout, shape)
