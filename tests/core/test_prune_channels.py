@@ -17,7 +17,7 @@ from isobit.techniques import Compresses, PruneChannels
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.low_rank.factorise import NO_DATA
 from isobit.techniques.pruning.channel_groups import edits_of, find_groups
-from isobit.techniques.pruning.elimination import Reader, _State, eliminated
+from isobit.techniques.pruning.elimination import Reader, eliminated
 from isobit.techniques.pruning.group_cost import group_cost
 from isobit.testing import interpreter
 from isobit.testing.networks import NETWORKS, Network, NetworkBuilder
@@ -179,16 +179,6 @@ def test_channels_that_say_nothing_go_first_and_for_nothing() -> None:
     assert set(order[:50]) == set(range(50, 100))
     assert errors[:50] == [0.0] * 50
     assert np.all(np.diff(errors) >= 0)
-
-
-def test_a_channel_that_rounding_leaves_singular_goes_last() -> None:
-    """Its two columns are one within rounding: no other channels make up for it."""
-    inverse = np.diag([1.0, 1.0, 1.0, 1.0])
-    inverse[:2, :2] = 1.0
-    state = _State(inverse, np.asarray([[1.0], [-1.0], [1.0], [1.0]]), np.asarray([0, 0, 1, 1]), 1.0)
-    losses = state.losses(2)
-    assert np.isfinite(losses).all()
-    assert losses[0] > 1e6 * losses[1]
 
 
 def test_greedy_is_near_the_best_choice() -> None:

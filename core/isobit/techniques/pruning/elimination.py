@@ -26,9 +26,6 @@ _AT_ONCE = 16
 #: Matrices up to this size are inverted at once. A matrix is copied without what is gone once this share of it is left.
 _HALVED, _COMPACT = 512, 0.75
 
-#: What is put on the diagonal of blocks, in means of it, and at least.
-_ROUNDING, _TINY = float(np.finfo(np.float64).eps), float(np.finfo(np.float64).tiny)
-
 #: The number of a column whose channel is gone.
 _GONE = -2
 
@@ -103,7 +100,7 @@ class _State:
             columns = starts[chosen, None] + np.arange(width)
             blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
             weights = self.weight[columns]
-            loss[channels[chosen]] += (weights * _solved(blocks, weights)).sum((1, 2))
+            loss[channels[chosen]] += (weights * np.linalg.solve(blocks, weights)).sum((1, 2))
         return np.maximum(loss, 0.0) / self.power
 
     def remove(self, gone: Indices) -> float:
@@ -112,7 +109,7 @@ class _State:
         if not columns.size:
             return 0.0
         weights, across = self.weight[columns], self.inverse[:, columns]
-        solved = _solved(self.inverse[np.ix_(columns, columns)], np.concatenate([weights, across.T], 1))
+        solved = np.linalg.solve(self.inverse[np.ix_(columns, columns)], np.concatenate([weights, across.T], 1))
         outputs = weights.shape[1]
         loss = float((weights * solved[:, :outputs]).sum(dtype=np.float64))
         self.weight -= across @ solved[:, :outputs]
@@ -123,13 +120,6 @@ class _State:
             self.inverse = np.ascontiguousarray(self.inverse[np.ix_(stays, stays)])
             self.weight, self.channel = self.weight[stays], self.channel[stays]
         return max(0.0, loss) / self.power  # rounding may leave less than nothing of a channel that says nothing
-
-
-def _solved(blocks: Floats, right: Floats) -> Floats:
-    """Solutions for blocks of an inverse; one that rounding has left singular stands for a channel of great loss."""
-    width = blocks.shape[-1]
-    ridge = np.trace(blocks, axis1=-2, axis2=-1) / width * _ROUNDING + _TINY
-    return np.asarray(np.linalg.solve(blocks + np.asarray(ridge)[..., None, None] * np.eye(width), right))
 
 
 def _inverse(matrix: Floats) -> Floats:
