@@ -1,4 +1,4 @@
-"""ResNet-18 and MobileNetV2 with random weights, as neutral networks that every backend can build.
+"""ResNet-18, ResNet-50 and MobileNetV2 with random weights, as neutral networks that every backend can build.
 
 Sources: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, table 1; Sandler et al., "MobileNetV2:
 Inverted Residuals and Linear Bottlenecks", CVPR 2018, table 2.
@@ -12,12 +12,7 @@ from isobit.testing.networks import Network, NetworkBuilder
 def resnet18(size: int = 224, classes: int = 1000) -> Network:
     """ResNet-18 for `size` x `size` images."""
     b = NetworkBuilder("resnet18")
-    x = b.input("image", 3, size, size)
-    x = b.op("Relu", "stem.relu", b.batch_norm("stem.bn", b.conv("stem.conv", x, 64, 7, stride=2, bias=False)))
-    x = b.op(
-        "MaxPool", "stem.pool", x, kernel_shape=(3, 3), strides=(2, 2), dilations=(1, 1), pads=(1, 1, 1, 1), ceil_mode=0
-    )
-    channels = 64
+    x, channels = _stem(b, size), 64
     for stage, width in enumerate((64, 128, 256, 512)):
         for block in range(2):
             stride = 2 if stage and not block else 1
@@ -25,6 +20,38 @@ def resnet18(size: int = 224, classes: int = 1000) -> Network:
             channels = width
     b.output("logits", b.linear("fc", b.global_pool("pool", x), classes))
     return b.build()
+
+
+def resnet50(size: int = 224, classes: int = 1000) -> Network:
+    """ResNet-50 for `size` x `size` images; blocks that halve the size do so in their 3x3 layer."""
+    b = NetworkBuilder("resnet50")
+    x = _stem(b, size)
+    for stage, (width, repeats) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
+        for block in range(repeats):
+            x = _bottleneck(
+                b, f"layer{stage + 1}.{block}", x, width, 2 if stage and not block else 1, project=not block
+            )
+    b.output("logits", b.linear("fc", b.global_pool("pool", x), classes))
+    return b.build()
+
+
+def _stem(b: NetworkBuilder, size: int) -> str:
+    x = b.input("image", 3, size, size)
+    x = b.op("Relu", "stem.relu", b.batch_norm("stem.bn", b.conv("stem.conv", x, 64, 7, stride=2, bias=False)))
+    return b.op(
+        "MaxPool", "stem.pool", x, kernel_shape=(3, 3), strides=(2, 2), dilations=(1, 1), pads=(1, 1, 1, 1), ceil_mode=0
+    )
+
+
+def _bottleneck(b: NetworkBuilder, name: str, x: str, width: int, stride: int, *, project: bool) -> str:
+    y = b.op("Relu", f"{name}.relu1", b.batch_norm(f"{name}.bn1", b.conv(f"{name}.conv1", x, width, 1, bias=False)))
+    y = b.batch_norm(f"{name}.bn2", b.conv(f"{name}.conv2", y, width, 3, stride=stride, bias=False))
+    y = b.op("Relu", f"{name}.relu2", y)
+    y = b.batch_norm(f"{name}.bn3", b.conv(f"{name}.conv3", y, 4 * width, 1, bias=False))
+    if project:
+        shortcut = b.conv(f"{name}.shortcut", x, 4 * width, 1, stride=stride, bias=False)
+        x = b.batch_norm(f"{name}.shortcut_bn", shortcut)
+    return b.op("Relu", f"{name}.relu3", b.op("Add", f"{name}.add", y, x))
 
 
 def _basic_block(b: NetworkBuilder, name: str, x: str, width: int, stride: int, *, project: bool) -> str:
@@ -68,4 +95,4 @@ def _inverted_residual(
     return b.op("Add", f"{name}.add", x, y) if stride == 1 and channels == width else y
 
 
-NETWORKS = {"resnet18": resnet18, "mobilenet_v2": mobilenet_v2}
+NETWORKS = {"resnet18": resnet18, "resnet50": resnet50, "mobilenet_v2": mobilenet_v2}

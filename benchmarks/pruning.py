@@ -1,24 +1,30 @@
-"""A small network on digits at a share of its multiply-accumulates, pruned here and by torch-pruning, then trained on.
+"""A small network on digits at a share of its multiply-accumulates, made smaller here and by peers, then trained on.
 
-    python benchmarks/pruning.py --keep 0.5 0.2 0.1
+    python benchmarks/pruning.py --keep 0.5 0.2 --peers aimet torch-pruning
 
 Four convolutions with batch norm and two linear layers, trained on 1,200 digits of scikit-learn; accuracy is that on
-the other 597. torch-pruning (a wheel that must be installed) is asked for the least ratio that reaches the share, of
-all layers together, by magnitude and by a Taylor expansion of the loss on the same 600 images. Both are trained two
-epochs.
+the other 597. Peers are wheels that must be installed. torch-pruning is asked for the least ratio that reaches the
+share, of all layers together, by magnitude and by a Taylor expansion of the loss on 600 of the images. aimet-torch
+selects greedily by the accuracy on the same 600, ten ratios a layer, and prunes with them as its data. Each is
+followed by isobit, of the same kind and asked for what the peer really kept by PyTorch's own counter: with the 600
+images, but without a label or an evaluation. All are trained two epochs.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import isobit
 
@@ -53,22 +59,42 @@ def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: 
             optimizer.step()
 
 
-def by_isobit(model: nn.Module, images: torch.Tensor, keep: float) -> tuple[str, nn.Module, float]:
-    """Channels by exact least squares, all groups together."""
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A smaller network: by whom, how often it was evaluated on the way, and what isobit calls the kind of method."""
+
+    name: str
+    model: nn.Module
+    evaluations: int
+    method: str
+
+
+def flops(model: nn.Module, images: torch.Tensor) -> int:
+    """Operations of one image, by PyTorch's own counter."""
+    with FlopCounterMode(display=False) as counter:
+        model(images[:1])
+    return int(counter.get_total_flops())
+
+
+def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """In percent."""
+    model.eval()
+    with torch.no_grad():
+        return 100 * float((model(images).argmax(1) == labels).float().mean())
+
+
+def by_isobit(model: nn.Module, images: torch.Tensor, keep: float, method: str) -> Found:
+    """One choice of sizes, judged by nothing."""
     batches = [images[start : start + 100].numpy() for start in range(0, 600, 100)]
-    found = isobit.compress(model, batches, method="channel-pruning", keep=keep, trials=1, progress=False)
-    return "isobit", found.model, found.report.kept
+    found = isobit.compress(model, batches, method=method, keep=keep, trials=1, progress=False)
+    return Found(f"isobit, {method}", found.model, 0, method)
 
 
-def by_torch_pruning(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, keep: float
-) -> Iterator[tuple[str, nn.Module, float]]:
-    """The first of 35 ratios that reaches the share; nothing where none does, or the wheel is not there."""
-    try:
-        import torch_pruning as peer
-    except ImportError:
-        return
-    whole = peer.utils.count_ops_and_params(model, images[:2])[0]
+def by_torch_pruning(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, keep: float) -> Iterator[Found]:
+    """The first of 35 ratios that reaches the share; nothing where none does."""
+    import torch_pruning as peer
+
+    whole = flops(model, images)
     for importance in (peer.importance.MagnitudeImportance(p=2), peer.importance.TaylorImportance()):
         for ratio in np.linspace(0.05, 0.9, 35):
             pruned = copy.deepcopy(model)
@@ -83,35 +109,76 @@ def by_torch_pruning(
             )
             nn.functional.cross_entropy(pruned(images[:600]), labels[:600]).backward()
             pruner.step()
-            kept = peer.utils.count_ops_and_params(pruned, images[:2])[0] / whole
-            if kept <= 1.01 * keep:
-                yield f"torch-pruning, {type(importance).__name__}", pruned, kept
+            if flops(pruned, images) <= 1.01 * keep * whole:
+                yield Found(f"torch-pruning, {type(importance).__name__}", pruned, 0, "channel-pruning")
                 break
 
 
-def measure(keeps: Sequence[float]) -> None:
+def by_aimet(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, keep: float) -> Iterator[Found]:
+    """Spatial SVD, weight SVD and channel pruning, each with the greedy selection of AIMET."""
+    from aimet_torch import defs
+    from aimet_torch.common.defs import CompressionScheme, CostMetric, GreedySelectionParameters, RankSelectScheme
+    from aimet_torch.compress import ModelCompressor
+
+    logging.disable(logging.CRITICAL)
+    dataset = torch.utils.data.TensorDataset(images[:600], labels[:600])
+    greedy = GreedySelectionParameters(Decimal(str(keep)), num_comp_ratio_candidates=10)
+    for scheme in CompressionScheme:
+        target, calls = copy.deepcopy(model), [0]
+
+        def evaluate(pruned: nn.Module, *_: object, calls: list[int] = calls, **__: object) -> float:
+            calls[0] += 1
+            return accuracy(pruned, images[:600], labels[:600]) / 100
+
+        if scheme is CompressionScheme.channel_pruning:
+            kind = defs.ChannelPruningParameters
+            first = [next(module for module in target.modules() if isinstance(module, nn.Conv2d))]
+            auto = kind.AutoModeParams(greedy, modules_to_ignore=first)  # its channels are the image's
+            wanted = kind(torch.utils.data.DataLoader(dataset, 100), 6000, True, kind.Mode.auto, auto)
+        elif scheme is CompressionScheme.weight_svd:
+            kind = defs.WeightSvdParameters
+            wanted = kind(kind.Mode.auto, kind.AutoModeParams(RankSelectScheme.greedy, greedy))
+        else:
+            kind = defs.SpatialSvdParameters
+            wanted = kind(kind.Mode.auto, kind.AutoModeParams(greedy))
+        shape = (1, *images.shape[1:])
+        pruned, _ = ModelCompressor.compress_model(target, evaluate, None, shape, scheme, CostMetric.mac, wanted)
+        yield Found(f"aimet-torch, {scheme.name}", pruned, calls[0], scheme.name.replace("_", "-"))
+
+
+PEERS = {"torch-pruning": by_torch_pruning, "aimet": by_aimet}
+
+
+def measure(keeps: Sequence[float], peers: Sequence[str]) -> None:
     """Print a table."""
     images, labels = digits()
     model = network()
     torch.manual_seed(0)
     train(model, images[:1200], labels[:1200], 8, 2e-3)
-    model.eval()
+    whole = flops(model, images)
+    test = images[1200:], labels[1200:]
+    print("| By | MACs kept | Evaluations | Accuracy | After two epochs |\n| --- | --- | --- | --- | --- |")
+    print(f"| as it is | 100 % | | {accuracy(model, *test):.2f} % | |")
 
-    def accuracy(pruned: nn.Module) -> float:
-        with torch.no_grad():
-            return 100 * float((pruned(images[1200:]).argmax(1) == labels[1200:]).float().mean())
+    def show(found: Found) -> float:
+        kept, before = flops(found.model, images) / whole, accuracy(found.model, *test)
+        train(found.model, images[:1200], labels[:1200], 2, 1e-3)
+        after = accuracy(found.model, *test)
+        print(f"| {found.name} | {kept:.1%} | {found.evaluations} | {before:.2f} % | {after:.2f} % |", flush=True)
+        return kept
 
-    print(f"| float | 100 % | {accuracy(model):.2f} % | |")
     for keep in keeps:
-        found = [by_isobit(model, images, keep), *by_torch_pruning(model, images, labels, keep)]
-        for name, pruned, kept in found:
-            before = accuracy(pruned)
-            train(pruned, images[:1200], labels[:1200], 2, 1e-3)
-            print(f"| {name} | {100 * kept:.1f} % | {before:.2f} % | {accuracy(pruned):.2f} % |", flush=True)
+        for peer in peers:
+            for found in PEERS[peer](model, images, labels, keep):
+                show(by_isobit(model, images, show(found), found.method))
+        for method in () if peers else ("channel-pruning", "spatial-svd", "weight-svd"):
+            show(by_isobit(model, images, keep, method))
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.5, 0.2, 0.1], metavar="SHARE")
-    measure(parser.parse_args().keep)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])
+    arguments = parser.parse_args()
+    measure(arguments.keep, arguments.peers)

@@ -13,6 +13,7 @@ import numpy as np
 from isobit.edits.edit import Array, Inserted, NewNode, ReadWeight, Replaced, Resized, Step
 from isobit.errors import EditError
 from isobit.graph.graph import Graph, Node, Shape, TensorInfo, WeightInfo
+from isobit.graph.layout import Layout
 from isobit.graph.shape_inference import ShapeError, infer
 from isobit.graph.sites import Input, Tensor
 
@@ -33,16 +34,20 @@ class Workspace:
             raise EditError(f"no constant {name!r} in the graph")
         return self.values[name] if name in self.values else self._read(name)
 
-    def set_value(self, name: str, value: Array, like: WeightInfo | None = None) -> None:
-        """Give a constant, old or new, a value; float64 and integers become its element type."""
-        old = self.graph.weights.get(name, like)
+    def set_value(self, name: str, value: Array, layout: Layout | None = None) -> None:
+        """Give a constant, old or new, a value; float64 and integers become its element type.
+
+        One of another shape is stored in `layout`.
+        """
+        old = self.graph.weights.get(name)
         dtype = old.dtype if old is not None else "float32"
         array = np.array(value, dtype=dtype, order="C")
         info = WeightInfo.of(array, name, dtype)
         if info.magnitude is not None and not isfinite(info.magnitude):
             raise EditError(f"the new value of {name!r} holds NaN or infinity")
         if old is not None:
-            info = replace(old, shape=info.shape, value=info.value, magnitude=info.magnitude)
+            stored = old.layout if layout is None else layout
+            info = replace(old, shape=info.shape, value=info.value, magnitude=info.magnitude, layout=stored)
         self.graph = self.graph.with_weight(name, info)
         self.values[name] = array
 

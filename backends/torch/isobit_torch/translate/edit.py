@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from isobit.edits import EditPlan, Inserted, Replaced, Resized
 from isobit.errors import EditError
-from isobit.graph import Blocks, Layout, Node, Permute, Take, Tensor, View, conv_transpose_layout, to_native
+from isobit.graph import Blocks, Layout, Node, Permute, Take, Tensor, View, WeightInfo, conv_transpose_layout, to_native
 from isobit.graph.layout import compose, inverse
 from isobit_torch.program.constants import CONSTANTS
 from isobit_torch.program.convert import to_array, to_tensor
@@ -116,6 +116,8 @@ class _Editor:
         with self.graph.inserting_before(target):
             if self._is_copy(step):
                 result = self._copied(old, step.nodes[0], target)
+            elif self._is_resized(step):
+                result = self._resized(old, step.nodes[0], target)
             else:
                 result = self._chain(self._data(step), step.nodes)
         target.replace_all_uses_with(result)
@@ -148,6 +150,30 @@ class _Editor:
             if a != b and a is not None and b is not None:
                 info = self.before.weights[a]
                 copied.replace_input_with(self.attributes[info.source or a], self._constant(b, info.layout, index))
+        self.parts[new.name], self.tensors[new.outputs[0]] = (copied,), copied
+        return copied
+
+    def _is_resized(self, step: Replaced) -> bool:
+        """A node of other sizes: the native call is copied, for it knows what of its sizes is open."""
+        if len(step.nodes) != 1 or len(step.old.parts) != 1 or len(self.parts.get(step.old.parts[0], ())) != 1:
+            return False
+        old, new, (call,) = step.old, step.nodes[0], self.parts[step.old.parts[0]]
+        if old.op != new.op or call is not self.tensors[old.outputs[0]] or call.args[0] is not self._data(step):
+            return False
+        if old.op == "Resize":  # its native sizes are those of the positions
+            return set(old.attributes) == set(new.attributes)
+        sizes = call.args[1] if len(call.args) > 1 else None
+        return old.op in ("Reshape", "Expand") and (
+            isinstance(sizes, list | tuple) and len(sizes) == len(old.attributes["shape"])
+        )
+
+    def _resized(self, old: Node, new: Node, target: fx.Node) -> fx.Node:
+        copied = self.graph.node_copy(target, lambda n: n)
+        copied.meta = dict(target.meta)
+        if new.op != "Resize":
+            before, after = old.attributes["shape"], new.attributes["shape"]
+            sizes = [m if m != n else arg for arg, n, m in zip(target.args[1], before, after, strict=True)]  # type: ignore[arg-type]
+            copied.update_arg(1, sizes)
         self.parts[new.name], self.tensors[new.outputs[0]] = (copied,), copied
         return copied
 
@@ -190,9 +216,9 @@ class _Editor:
     def set_weights(self) -> None:
         """New values of constants that the module has already."""
         for name, value in self.plan.weights.items():
-            info = self.before.weights.get(name)
-            if info is None:
+            if name not in self.before.weights:
                 continue
+            info = self._info(name)
             source = info.source or name
             if source in self.numbers:
                 raise EditError(f"constant {name!r} is a number in the code, which no edit can change")
@@ -222,6 +248,7 @@ class _Editor:
 
     def _chain(self, source: fx.Node, nodes: tuple[Node, ...]) -> fx.Node:
         for node in nodes:
+            self._check_batch(node, source)
             calls: list[fx.Node] = []
             inputs: list[Any] = [source]
             for index, name in enumerate(node.inputs[1:], 1):
@@ -230,6 +257,14 @@ class _Editor:
             self.parts[node.name] = tuple(calls)
             self.tensors[node.outputs[0]] = source
         return source
+
+    def _check_batch(self, node: Node, source: fx.Node) -> None:
+        """A Reshape of several open sizes that is made anew takes its first one to be that of its input."""
+        info = self.plan.graph.tensors.get(node.outputs[0]) or self.before.tensors.get(node.outputs[0])
+        if node.op == "Reshape" and info is not None and node.attributes["shape"].count(-1) > 1:
+            before, after = source.meta.get(SHAPE), info.shape
+            if not before or not after or before[0] is None or before[0] != after[0]:
+                raise EditError(f"node {node.name!r} (Reshape) has several dynamic dimensions and cannot be made anew")
 
     def _make(
         self,
@@ -269,10 +304,14 @@ class _Editor:
             return tuple(np.shape(self.plan.weights[name]))
         return self.before.weights[name].shape
 
+    def _info(self, name: str) -> WeightInfo:
+        """A constant that was there before, stored as the plan has it: of fewer channels in other views."""
+        return self.plan.graph.weights.get(name) or self.before.weights[name]
+
     def _constant(self, name: str, layout: Layout, index: int) -> fx.Node:
         """The node of a constant as its reader needs it: canonical through `layout`, whatever its own is."""
-        info = self.before.weights.get(name)
-        if info is not None:
+        if name in self.before.weights:
+            info = self._info(name)
             source = info.source or name
             if source in self.numbers:
                 return self._new(name, self.numbers[source])

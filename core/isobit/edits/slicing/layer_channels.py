@@ -8,7 +8,8 @@ import numpy as np
 
 from isobit.edits.slicing.channel_relations import Fixed, Relation, Sizes, Slot, Tie, named
 from isobit.edits.slicing.elementwise_channels import all_fixed
-from isobit.graph.graph import Node
+from isobit.graph.graph import Graph, Node
+from isobit.graph.layout import conv_transpose_layout
 
 
 def convolution(sizes: Sizes, node: Node) -> Iterator[Relation]:
@@ -30,9 +31,9 @@ def convolution(sizes: Sizes, node: Node) -> Iterator[Relation]:
         yield Tie(Slot(source, 1), Slot(weight, 1))
     elif per_group == 1:
         yield Tie(Slot(source, 1), Slot(weight, 0), np.arange(out) // (out // groups), np.arange(out))
-    elif node.op == "ConvTranspose":
+    elif node.op == "ConvTranspose" and not unrolls_groups(sizes.graph, node):
         for slot in (Slot(source, 1), Slot(result, 1)):
-            yield Fixed(slot, f"{named(node)} is a transposed convolution in groups")
+            yield Fixed(slot, f"{named(node)} is a transposed convolution in groups, its weight stored in another form")
     else:
         read, made = np.arange(groups * per_group), np.arange(out)
         yield Tie(Slot(source, 1), Slot(weight, 1), read, read % per_group)
@@ -40,6 +41,16 @@ def convolution(sizes: Sizes, node: Node) -> Iterator[Relation]:
     for name in (source, weight, result):
         for axis in range(2, len(sizes.shape(name) or ())):
             yield Fixed(Slot(name, axis), f"{named(node)} reads its neighbours")
+
+
+def unrolls_groups(graph: Graph, node: Node) -> bool:
+    """Whether a transposed convolution in groups reads its weight as ONNX and PyTorch store it, or as it is here."""
+    groups, weight = int(node.attributes.get("group", 1)), node.input(1)
+    if node.op != "ConvTranspose" or groups == 1 or weight not in graph.weights or weight is None:
+        return False
+    out, per_group, *kernel = graph.weights[weight].shape
+    stored = conv_transpose_layout((per_group * groups, out // groups, *kernel), groups)
+    return graph.weights[weight].layout in ((), stored)
 
 
 def linear(sizes: Sizes, node: Node) -> Iterator[Relation]:

@@ -10,8 +10,11 @@ from isobit.edits.edit import Slice
 from isobit.edits.slicing.channel_coupling import Coupled, Coupling
 from isobit.edits.slicing.channel_relations import Indices, Slot
 from isobit.edits.slicing.counted_channels import changed_attributes
+from isobit.edits.slicing.layer_channels import unrolls_groups
 from isobit.edits.workspace import Workspace
 from isobit.errors import EditError
+from isobit.graph.graph import Graph
+from isobit.graph.layout import Layout, conv_transpose_layout, resized
 
 
 def slice_channels(workspace: Workspace, edit: Slice) -> None:
@@ -62,9 +65,12 @@ def _write(workspace: Workspace, coupling: Coupling, kept: dict[Slot, Indices]) 
 
     touched = [node for node in graph.nodes if not names.isdisjoint((*node.inputs, *node.outputs))]
     changed = {node.name: changed_attributes(coupling.sizes, node, left) for node in touched}
-    for slot, stays in kept.items():
-        if slot.name in graph.weights:
-            workspace.set_value(slot.name, np.take(workspace.value(slot.name), stays, slot.axis))
+    for name in [name for name in graph.weights if name in names]:
+        value = workspace.value(name)
+        for slot, stays in kept.items():
+            if slot.name == name:
+                value = np.take(value, stays, slot.axis)
+        workspace.set_value(name, value, layout=_layout(graph, name, value.shape))
     for name, attributes in changed.items():
         if attributes is not None:
             workspace.resize_node(workspace.graph.node(name), attributes)
@@ -75,3 +81,19 @@ def _write(workspace: Workspace, coupling: Coupling, kept: dict[Slot, Indices]) 
             shape = (*info.shape[: slot.axis], len(stays), *info.shape[slot.axis + 1 :])
             tensors[slot.name] = replace(info, shape=shape)
     workspace.graph = replace(workspace.graph, tensors=tensors)
+
+
+def _layout(graph: Graph, name: str, shape: tuple[int, ...]) -> Layout:
+    """The layout of a constant of fewer channels.
+
+    That of a transposed convolution in groups unrolls them, and only the layer says whether there are fewer groups, as
+    in depthwise ones, or smaller ones.
+    """
+    layout = graph.weights[name].layout
+    for use in graph.uses(name) if layout else ():
+        if use.index == 1 and unrolls_groups(graph, use.node):
+            groups = int(use.node.attributes["group"])
+            if graph.weights[name].shape[1] == 1:
+                groups = groups * shape[0] // graph.weights[name].shape[0]
+            return conv_transpose_layout((shape[1] * groups, shape[0] // groups, *shape[2:]), groups)
+    return resized(layout, shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -51,11 +51,38 @@ class ChannelGroup:
         stays[list(channels)] = stays[-1] = True  # -1 is the last
         return {slot: np.flatnonzero(stays[of_slot]) for slot, of_slot in self.numbers.items()}
 
-    def edit(self, graph: Graph, channels: Iterable[int]) -> Slice:
-        """The edit that leaves these channels."""
+    def slot(self, graph: Graph) -> Slot:
+        """Where its first producer makes the channels."""
         tensor = graph.node(self.producers[0]).outputs[0]
-        axis = graph.tensors[tensor].channel_axis or 0
-        return Slice(tensor, tuple(self.kept(channels)[Slot(tensor, axis)].tolist()))
+        return Slot(tensor, graph.tensors[tensor].channel_axis or 0)
+
+
+def kept_of(groups: Iterable[tuple[ChannelGroup, Iterable[int]]]) -> dict[Slot, Indices]:
+    """By slot the indices that are left of all groups together, where these channels of each stay."""
+    kept: dict[Slot, Indices] = {}
+    for group, channels in groups:
+        _narrow(kept, group, channels)
+    return kept
+
+
+def edits_of(graph: Graph, groups: Iterable[tuple[ChannelGroup, Iterable[int]]]) -> Iterator[Slice]:
+    """The edits, one after the other, that leave these channels of these groups.
+
+    Groups may lie side by side in one tensor, of whose parts different layers read: each edit counts the channels that
+    those before it have left. The last layers come first: one in groups of channels that reads a single channel in each
+    of them would be taken for a depthwise one, whose outputs go with its inputs.
+    """
+    kept: dict[Slot, Indices] = {}
+    for group, channels in reversed(list(groups)):
+        slot = group.slot(graph)
+        before = kept.get(slot, np.arange(len(group.numbers[slot])))
+        _narrow(kept, group, channels)
+        yield Slice(slot.name, tuple(np.flatnonzero(np.isin(before, kept[slot])).tolist()))
+
+
+def _narrow(kept: dict[Slot, Indices], group: ChannelGroup, channels: Iterable[int]) -> None:
+    for slot, stays in group.kept(channels).items():
+        kept[slot] = np.intersect1d(kept[slot], stays) if slot in kept else stays
 
 
 def find_groups(graph: Graph) -> tuple[list[ChannelGroup], dict[str, str]]:
@@ -170,9 +197,8 @@ def _obstacle(graph: Graph, group: ChannelGroup) -> str:
         node = graph.node(name)
         if node.op not in RECURRENT and (why := weight_obstacle(graph, node)) != "":
             return why
-    tensor = graph.node(group.producers[0]).outputs[0]
-    if Slot(tensor, graph.tensors[tensor].channel_axis or 0) not in group.numbers:
-        return f"its channels are on another axis of {tensor!r} than they are said to be"
+    if (slot := group.slot(graph)) not in group.numbers:
+        return f"its channels are on another axis of {slot.name!r} than they are said to be"
     if not group.readers and not group.unmeasured:
         return "no layer with a weight reads its channels"
     return ""

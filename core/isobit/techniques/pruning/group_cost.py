@@ -12,7 +12,7 @@ from isobit.edits.slicing.channel_relations import Indices, Sizes, Slot
 from isobit.edits.slicing.counted_channels import changed_attributes
 from isobit.graph.graph import Graph
 from isobit.targets.costs import Costs
-from isobit.techniques.pruning.channel_groups import ChannelGroup
+from isobit.techniques.pruning.channel_groups import ChannelGroup, kept_of
 
 
 def group_cost(graph: Graph, group: ChannelGroup, channels: range, table: Costs | None = None) -> Cost:
@@ -30,11 +30,7 @@ def network_cost(
 def _cost(
     graph: Graph, groups: Iterable[tuple[ChannelGroup, Sequence[int]]], names: Iterable[str], table: Costs | None
 ) -> Cost:
-    sizes = Sizes(graph)
-    kept: dict[Slot, Indices] = {}
-    for group, channels in groups:
-        for slot, stays in group.kept(channels).items():
-            kept[slot] = np.intersect1d(kept[slot], stays) if slot in kept else stays
+    sizes, kept = Sizes(graph), kept_of(groups)
 
     def left(slot: Slot) -> Indices:
         return kept[slot] if slot in kept else np.arange(sizes.size(slot) or 0)

@@ -11,7 +11,7 @@ from isobit.data import Dataset
 from isobit.graph.graph import Graph
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.layers.weighted_layer import LAYERS
-from isobit.techniques.pruning.channel_groups import find_groups
+from isobit.techniques.pruning.channel_groups import edits_of, find_groups
 from isobit.techniques.pruning.prune_channels import PruneChannels
 from isobit.techniques.pruning.sparsify_weights import SparsifyWeights
 from isobit.testing import interpreter
@@ -37,14 +37,13 @@ class PruningConformance(ConformanceBase):
         assert all(model.weight(weight).shape == info.shape for weight, info in model.graph.weights.items())
         assert_close(model.run(batch), interpreter.outputs(model.graph, model.weight, batch))
 
-    @pytest.mark.parametrize("name", ["residual", "attention"])
+    @pytest.mark.parametrize("name", ["residual", "attention", "upsampler"])
     def test_every_group_goes_by_itself(self, open_network: Callable[[str], Opened], name: str) -> None:
         """Half of the channels of each group, as the core plans it; also those that no weight reads."""
         opened = open_network(name)
         for group in find_groups(opened.model.graph)[0]:
             copy = Opened(opened.network, opened.model.copy())
-            edit = group.edit(copy.model.graph, range(group.count // 2))
-            check_edit(copy, [edit])
+            check_edit(copy, list(edits_of(copy.model.graph, [(group, range(group.count // 2))])))
             assert _size(copy) < _size(opened)
 
     @pytest.mark.parametrize("name", ["residual"])
