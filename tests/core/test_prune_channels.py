@@ -15,7 +15,9 @@ from isobit.data import Dataset
 from isobit.errors import FormatError
 from isobit.techniques import Compresses, PruneChannels
 from isobit.techniques.context import TechniqueContext
+from isobit.techniques.layers.input_rows import input_rows
 from isobit.techniques.low_rank.factorise import NO_DATA
+from isobit.techniques.pruning import solved_weights
 from isobit.techniques.pruning.channel_groups import edits_of, find_groups
 from isobit.techniques.pruning.elimination import Reader, eliminated
 from isobit.techniques.pruning.group_cost import group_cost
@@ -207,6 +209,21 @@ def test_channels_that_follow_from_others_go_for_nothing() -> None:
     technique.apply(plain)
     lost = [np.abs(r.model.run(batch)["y"] - before["y"]).max() for r in (run, plain)]
     assert lost[1] > 20 * lost[0]
+
+
+def test_a_mean_far_above_the_deviations_leaves_moments_that_can_be_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding of squares of means takes more from two equal channels than damping adds, where there are many rows."""
+    monkeypatch.setattr(solved_weights, "_DAMPING", 0.0)
+    network = wide(6)
+    weight = network.weights["second.weight"].copy()
+    weight[5:] = weight[:4]
+    far = {"second.weight": weight, "second.bias": np.full(9, 1e6, np.float32)}
+    run = context(Network("far", network.graph, {**network.weights, **far}), 40)
+    rows = input_rows(run, ["fc"])["fc"]
+    moments = solved_weights.Moments.of(run.model, run.model.graph.node("fc"), rows)
+    assert np.linalg.eigvalsh(moments.second).min() > 0
+    assert PruneChannels(0.5).apply(run).changed
+    assert all(np.isfinite(run.model.weight(f"{name}.weight")).all() for name in ("second", "fc"))
 
 
 def test_the_error_that_is_said_is_the_one_on_the_data() -> None:

@@ -4,13 +4,15 @@ Source: LeCun et al., "Optimal Brain Damage", NIPS 1989, and Hassibi and Stork, 
 pruning: Optimal Brain Surgeon", NIPS 1992, for blocks of inputs of a linear map with all of its outputs: the error of a
 removal with all other weights solved again is exact, not expanded. He et al., "Channel Pruning for Accelerating Very
 Deep Neural Networks", ICCV 2017, state the problem and relax it to LASSO; ThiNet, ICCV 2017, removes greedily without
-solving again between removals.
+solving again between removals. Taking channels out of the inverse in blocks is a Cholesky factorization of it, which is
+backward stable as long as the inverse is symmetric and well enough conditioned: Higham, "Accuracy and Stability of
+Numerical Algorithms", 2002, chapter 10. Columns are brought to one scale for that (van der Sluis 1969).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,19 +25,17 @@ Indices = NDArray[np.int64]
 _ONE_BY_ONE = 64
 _AT_ONCE = 16
 
-#: Matrices up to this size are inverted at once. A matrix is copied without what is gone once this share of it is left.
-_HALVED, _COMPACT = 512, 0.75
-
-#: The number of a column whose channel is gone.
-_GONE = -2
+#: What is added to moments of columns whose own are 1: it bounds the condition by the number of columns times 1e8.
+_RIDGE = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """A linear map of inputs: moments (columns, columns) that are positive definite, weight (outputs, columns).
+    """A linear map of inputs: finite moments (columns, columns), weight (outputs, columns).
 
-    `channel` numbers each column's channel, -1 for one that stays. Errors count as shares of `power`, which is that of
-    the whole `layer` where a map is one group of it.
+    Moments may be of any rank and scale: what is zero or less by rounding says nothing, and costs nothing. `channel`
+    numbers each column's channel, -1 for one that stays. Errors count as shares of `power`, which is that of the whole
+    `layer` where a map is one group of it.
     """
 
     moments: Floats
@@ -52,7 +52,7 @@ def eliminated(readers: Sequence[Reader], count: int) -> tuple[list[int], list[f
     again. Errors of several layers are what is lost of the product of the powers that they keep.
     """
     lost = dict.fromkeys((reader.layer for reader in readers), 0.0)
-    states = [_State.of(reader) for reader in readers]
+    states = [_State(reader) for reader in readers]
     left = np.arange(count)
     order: list[int] = []
     errors: list[float] = []
@@ -74,23 +74,43 @@ def eliminated(readers: Sequence[Reader], count: int) -> tuple[list[int], list[f
     return order, errors
 
 
-@dataclass
 class _State:
-    """What is left of a reader: the inverse of its moments, its weights (columns, outputs) as solved so far."""
+    """What is left of a reader: the inverse of its moments, its weights (columns, outputs) as solved so far.
 
-    inverse: Floats
-    weight: Floats
-    channel: Indices
-    power: float
+    Columns count in units of their root mean square. `columns` are those of the reader that are left, those of a
+    channel side by side.
+    """
 
-    @classmethod
-    def of(cls, reader: Reader) -> _State:
-        order = np.argsort(reader.channel, kind="stable")  # the columns of a channel side by side
-        moments = reader.moments[np.ix_(order, order)]
-        return cls(_inverse(moments), reader.weight.T[order], reader.channel[order], reader.power)
+    def __init__(self, reader: Reader) -> None:
+        self.power, self._moments = reader.power, reader.moments
+        self.columns = np.argsort(reader.channel, kind="stable")
+        self.channel = reader.channel[self.columns]
+        square = np.diagonal(reader.moments)
+        self._unit = np.zeros(len(square))  # columns without power: none of what they are read as counts
+        np.divide(1.0, np.sqrt(np.maximum(square, 0.0)), out=self._unit, where=square > 0)
+        self._wanted = self._unit[:, None] * (reader.moments @ reader.weight.T)
+        self._renew()
+
+    def _renew(self) -> None:
+        """Solve for the columns that are left from their moments, so that no rounding is older than this."""
+        unit = self._unit[self.columns]
+        moments = self._moments[np.ix_(self.columns, self.columns)]
+        moments *= unit
+        moments *= unit[:, None]
+        np.fill_diagonal(moments, 1 + _RIDGE)
+        self.inverse = _inverse(moments)
+        self.weight = self.inverse @ self._wanted[self.columns]
+        self._renewed = len(self.columns)
 
     def losses(self, count: int) -> Floats:
         """By channel what the output loses without it."""
+        try:
+            return self._losses(count, _whitened)
+        except np.linalg.LinAlgError:
+            self._renew()
+            return self._losses(count, _raised)
+
+    def _losses(self, count: int, whitened: Callable[[Floats, Floats], Floats]) -> Floats:
         loss = np.zeros(count)
         channels, starts, widths = np.unique(self.channel, return_index=True, return_counts=True)
         for width in np.unique(widths):  # the same for all channels but for those that are read twice
@@ -99,40 +119,62 @@ class _State:
                 continue
             columns = starts[chosen, None] + np.arange(width)
             blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
-            weights = self.weight[columns]
-            loss[channels[chosen]] += (weights * np.linalg.solve(blocks, weights)).sum((1, 2))
-        return np.maximum(loss, 0.0) / self.power
+            loss[channels[chosen]] += np.square(whitened(blocks, self.weight[columns])).sum((1, 2))
+        return loss / self.power
 
     def remove(self, gone: Indices) -> float:
         """Take channels out, the others made up; what the output loses by it."""
-        columns = np.flatnonzero(np.isin(self.channel, gone))
-        if not columns.size:
+        goes = np.isin(self.channel, gone)
+        if not goes.any():
             return 0.0
-        weights, across = self.weight[columns], self.inverse[:, columns]
-        solved = np.linalg.solve(self.inverse[np.ix_(columns, columns)], np.concatenate([weights, across.T], 1))
-        outputs = weights.shape[1]
-        loss = float((weights * solved[:, :outputs]).sum(dtype=np.float64))
-        self.weight -= across @ solved[:, :outputs]
-        self.inverse -= across @ solved[:, outputs:]
-        self.channel[columns] = _GONE
-        stays = np.flatnonzero(self.channel != _GONE)
-        if len(stays) < _COMPACT * len(self.channel):  # not each time: to copy the matrix takes as long as to update it
-            self.inverse = np.ascontiguousarray(self.inverse[np.ix_(stays, stays)])
-            self.weight, self.channel = self.weight[stays], self.channel[stays]
-        return max(0.0, loss) / self.power  # rounding may leave less than nothing of a channel that says nothing
+        try:
+            made = self._made(goes, _whitened)
+        except np.linalg.LinAlgError:
+            self._renew()
+            made = self._made(goes, _raised)
+        outputs, stays = self.weight.shape[1], np.flatnonzero(~goes)
+        self.columns, self.channel = self.columns[stays], self.channel[stays]
+        if 2 * len(stays) <= self._renewed:  # a matrix of half the size takes an eighth of the time to invert
+            self._renew()
+        else:
+            across = made[:, outputs:]
+            self.weight = self.weight[stays] - across.T @ made[:, :outputs]
+            self.inverse = self.inverse[np.ix_(stays, stays)]
+            self.inverse -= across.T @ across  # of one array: symmetric to the last bit
+        return float(np.square(made[:, :outputs]).sum()) / self.power
+
+    def _made(self, goes: NDArray[np.bool_], whitened: Callable[[Floats, Floats], Floats]) -> Floats:
+        """What goes, by a root of its block of the inverse: its weights and, behind them, its part in the others."""
+        rows = self.inverse[goes]
+        return whitened(rows[:, goes], np.concatenate([self.weight[goes], rows[:, ~goes]], 1))
 
 
-def _inverse(matrix: Floats) -> Floats:
-    """The inverse of a positive definite matrix by halves: half the work of a general one, all of it products."""
-    if len(matrix) <= _HALVED:
-        return np.asarray(np.linalg.inv(matrix), np.float64)
-    half = len(matrix) // 2
-    first, across = _inverse(matrix[:half, :half]), matrix[:half, half:]
-    made = first @ across
-    second = _inverse(matrix[half:, half:] - across.T @ made)
-    result = np.empty_like(matrix)
-    result[half:, half:] = second
-    result[:half, half:] = -(made @ second)
-    result[half:, :half] = result[:half, half:].T
-    result[:half, :half] = first - result[:half, half:] @ made.T
-    return result
+def _whitened(blocks: Floats, right: Floats) -> Floats:
+    """V with Vᵀ V = rightᵀ blocks⁻¹ right. Raises LinAlgError where a block is not positive definite."""
+    return np.asarray(np.linalg.solve(np.linalg.cholesky(blocks), right))
+
+
+def _raised(blocks: Floats, right: Floats) -> Floats:
+    """The same for any symmetric blocks: eigenvalues that are lost in rounding are raised to what rounding leaves."""
+    values, vectors = np.linalg.eigh(blocks)
+    least = blocks.shape[-1] * np.finfo(np.float64).eps * np.abs(values).max(-1, keepdims=True)
+    root = np.sqrt(np.maximum(values, np.maximum(least, np.finfo(np.float64).tiny)))
+    return np.asarray(vectors.swapaxes(-1, -2) @ right / root[..., None])
+
+
+def _inverse(moments: Floats) -> Floats:
+    """The inverse of moments of columns of one scale, symmetric; directions below the ridge count as the ridge."""
+    from scipy.linalg.lapack import dpotrf, dpotri  # takes a while to import, for those who prune alone
+
+    if not len(moments):  # a group of a convolution whose inputs are all gone
+        return moments
+    factor, failed = dpotrf(moments.T, lower=1)
+    if failed:
+        values, vectors = np.linalg.eigh(moments)
+        root = vectors / np.sqrt(np.maximum(values, _RIDGE))
+        return np.asarray(root @ root.T)
+    found, _ = dpotri(factor, lower=1, overwrite_c=1)
+    half = np.tril(found, -1)
+    whole = half + half.T
+    np.fill_diagonal(whole, np.diagonal(found))
+    return np.asarray(whole)

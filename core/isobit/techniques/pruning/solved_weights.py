@@ -40,6 +40,8 @@ class Moments:
             second = (gram.centered().second if has_bias else gram.second) / gram.count
             share = min(1.0, max(_LEAST, _DAMPING * gram.columns / gram.count))
             floor = share * np.einsum("gcc->g", second) / gram.columns
+            # a mean far above the deviations leaves rounding of its square, which may be less than nothing
+            floor = np.maximum(floor, _ROUNDING * np.einsum("gcc->g", gram.second) / gram.count)
             floor[floor <= 0] = 1.0  # inputs that never change: the weights stay as they are
             second = second + floor[:, None, None] * np.eye(gram.columns)
             mean = gram.mean if has_bias else np.zeros_like(gram.mean)
@@ -49,6 +51,9 @@ class Moments:
 
 #: Damping in means of the diagonal: so much where there are as many rows as columns, less with more rows.
 _DAMPING, _LEAST = 0.01, 1e-6
+
+#: What sums of squares are off by at most, of all columns together.
+_ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 _MOMENTS: WeakKeyDictionary[Rows, Moments] = WeakKeyDictionary()
 
