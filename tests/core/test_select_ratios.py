@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isobit.budget import Candidate, Choice, Cost
+from isobit.budget.pareto import pareto
 from isobit.budget.select_ratios import curve, loss, select_ratios
 from isobit.errors import FormatError
 
@@ -55,6 +56,46 @@ def test_no_combination_loses_less(seed: int, keep: float) -> None:
     # savings are counted in 20000 steps: a combination may be missed that fits by less
     slack = select_ratios(found, total, keep - 1e-3)
     assert best - 1e-9 <= selection.loss <= max(best, slack.loss) + 1e-9
+
+
+def test_where_data_shows_no_loss_no_more_is_taken_off_than_was_asked() -> None:
+    """Flat curves: all sizes of a layer down to a quarter are without error."""
+    flat = [(100 - 5 * step, 0.0) for step in range(1, 16)]
+    found = [candidate(name, 100, flat) for name in "abc"]
+    for by in ("integer-program", "greedy"):
+        for keep in (0.9, 0.5, 0.3):
+            selection = select_ratios(found, Cost(macs=300), keep, by=by)
+            assert keep * 300 - 5 < selection.cost.macs <= keep * 300 * (1 + 1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), keep=st.floats(0.3, 0.95), by=st.sampled_from(["integer-program", "greedy"]))
+def test_what_is_left_of_the_budget_is_spent(data: st.DataObject, keep: float, by: str) -> None:
+    """Made-up curves with flat parts: no layer has a larger size that fits and loses no more."""
+    found = []
+    for index in range(data.draw(st.integers(1, 4))):
+        full = data.draw(st.integers(20, 100))
+        sizes = sorted(data.draw(st.sets(st.integers(1, full - 1), min_size=1, max_size=6)), reverse=True)
+        errors = sorted(data.draw(st.sampled_from([0.0, 1e-12, 0.1, 0.3])) for _ in sizes)
+        found.append(candidate(f"l{index}", full, list(zip(sizes, errors, strict=True))))
+    total = Cost.sum(c.full for c in found)
+    selection = select_ratios(found, total, keep, by=by)
+    if not selection.reached:
+        return
+    spare = keep * total.macs - selection.cost.macs
+    for each in found:
+        pick = selection.picks.get(each.name)
+        if pick is not None:
+            larger = [c.cost.macs for c in each.choices if c.error <= pick.choice.error] + [each.full.macs]
+            assert all(cost <= pick.choice.cost.macs or cost - pick.choice.cost.macs > spare - 1e-9 for cost in larger)
+
+
+def test_of_choices_with_equal_errors_each_cost_is_offered() -> None:
+    listed = [
+        Choice(i, {}, Cost(macs=m, parameters=m), e, "") for i, (m, e) in enumerate([(9, 0.0), (7, 0.0), (5, 0.2)])
+    ]
+    worse = [Choice(3, {}, Cost(macs=7, parameters=7), 0.0, ""), Choice(4, {}, Cost(macs=6, parameters=6), 0.3, "")]
+    assert [choice.size for choice in pareto([*listed, *worse])] == [0, 1, 2]
 
 
 def test_the_greedy_choice_bounds_every_layer_by_one_error() -> None:

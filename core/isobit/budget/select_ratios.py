@@ -126,7 +126,10 @@ def curve(candidates: Sequence[Candidate], total: Cost, unit: str = "macs", poin
 
 
 def _pools(candidates: Sequence[Candidate], unit: str) -> list[list[Pick]]:
-    """What can be done in the place of one name: from what saves least to what saves most, each for a greater error."""
+    """What can be done in the place of one name: from what saves least to what saves most, none for a smaller error.
+
+    Sizes of equal errors are all there: where data shows no loss, no more is taken off than was asked.
+    """
     by_name: dict[str, list[Pick]] = {}
     for candidate in candidates:
         for choice in candidate.choices:
@@ -134,10 +137,13 @@ def _pools(candidates: Sequence[Candidate], unit: str) -> list[list[Pick]]:
     pools = []
     for picks in by_name.values():
         kept: list[Pick] = []
-        least = float("inf")
         for pick in sorted(picks, key=lambda each: (-each.saving(unit), each.choice.error)):
-            if pick.choice.error < least and pick.saving(unit) > 0:
-                least = pick.choice.error
+            last = kept[-1] if kept else None
+            beaten = last is not None and (
+                pick.choice.error > last.choice.error
+                or (pick.choice.error == last.choice.error and pick.saving(unit) == last.saving(unit))
+            )
+            if not beaten and pick.saving(unit) > 0:
                 kept.append(pick)
         if kept:
             kept.reverse()
