@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_backend import NumpyModel, checked
 from sketch import Sketch
 
 from isobit.backend import CheckedModel
 from isobit.canonical import canonicalize
-from isobit.edits import Slice
+from isobit.edits import Slice, SliceTogether
+from isobit.edits.records import edits_from_records, edits_to_records
 from isobit.edits.slicing.channel_coupling import Coupling
 from isobit.edits.slicing.channel_relations import Slot
 from isobit.edits.slicing.slice_channels import kept_channels
 from isobit.errors import EditError
 from isobit.graph.check_graph import check_graph
-from isobit.techniques.pruning.channel_groups import find_groups
+from isobit.techniques.pruning.channel_groups import edit_of, find_groups
 
 SIDE = 4
 
@@ -64,6 +66,9 @@ class Drawn:
             return self._add("Mul", x, self.sketch.random(f"s{len(self.channels)}", count, 1, 1), channels=count)
         if kind == "residual":
             return self._add("Add", x, self.conv(other, count), channels=count)
+        if kind == "sum":
+            same = count == self.channels[other]
+            return self._add("Add", x, other if same else self.conv(other, count), channels=count)
         if kind == "gate":
             return self._add("Mul", self._add("Sigmoid", self.conv(other, 1), channels=1), x, channels=count)
         if kind == "concat":
@@ -96,11 +101,12 @@ class Drawn:
 KINDS = "conv|depthwise|grouped|norm|curve|scale|residual|gate|concat|part|relu|shuffle|there and back".split("|")
 
 
-def masked(model: CheckedModel, edit: Slice) -> CheckedModel:
+def masked(model: CheckedModel, edit: Slice | SliceTogether) -> CheckedModel:
     """A copy whose constants are 0 wherever the edit would cut them."""
     copied = model.copy()
     assert isinstance(copied.inner, NumpyModel)
-    for slot, kept in kept_channels(Coupling(model.graph), edit).items():
+    slices = edit.slices if isinstance(edit, SliceTogether) else (edit,)
+    for slot, kept in kept_channels(Coupling(model.graph), *slices).items():
         if slot.name in model.graph.weights:
             gone = np.delete(np.arange(model.weight(slot.name).shape[slot.axis]), kept)
             index: list[Any] = [slice(None)] * slot.axis + [gone]
@@ -117,7 +123,7 @@ def refused(model: CheckedModel, edit: Slice) -> str:
     return ""
 
 
-def assert_sliced_is_masked(model: CheckedModel, edit: Slice, *shape: int) -> None:
+def assert_sliced_is_masked(model: CheckedModel, edit: Slice | SliceTogether, *shape: int) -> None:
     batch = {"x": np.random.default_rng(1).standard_normal((2, *shape)).astype(np.float32)}
     expected = masked(model, edit).run(batch)
     before = sum(model.weight(name).size for name in model.graph.weights)
@@ -149,6 +155,73 @@ def test_sliced_is_masked_in_drawn_networks(steps: list[tuple[str, int, int]], s
     assert not refusal or any(word in refusal for word in ("model input", "nothing would be left", "channels to keep"))
     if not refusal and len(keep) < count:
         assert_sliced_is_masked(model, Slice(tensor, tuple(keep)), 3, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("shape", ["residual", "chain", "each other"])
+def test_all_groups_go_at_once(shape: str) -> None:
+    """Convolutions in groups that keep one input in each are no depthwise ones to the groups behind or before them."""
+    drawn = Drawn()
+    stem = drawn.conv("x", 8)
+    inner = drawn.conv(stem, 8, {"residual": 1, "chain": 4, "each other": 4}[shape])
+    x = drawn.conv(inner, 8, 2 if shape == "chain" else 4)
+    if shape != "chain":
+        x = drawn.step("sum", x, stem, 8)
+    model = drawn.model(drawn.conv(x, 3))
+    groups = {group.name: group for group in find_groups(model.graph)[0]}
+    assert [groups[name].count for name in (stem, inner)] == [2, 2]
+    edit = edit_of(model.graph, [(group, range(1, group.count, 2)) for group in groups.values()])
+    assert_sliced_is_masked(model, edit, 3, SIDE, SIDE)
+    inputs = 4 if shape == "residual" else 1
+    assert [model.weight(f"{name}.w").shape[:2] for name in (stem, inner)] == [(4, 3), (4, inputs)]
+
+
+def test_slices_at_once_are_read_again_as_they_were_written() -> None:
+    records, arrays = edits_to_records([SliceTogether((Slice("a", (0, 2)), Slice("b", (1,)))), Slice("c", (3,))])
+    read = edits_from_records(json.loads(json.dumps(records)), arrays)
+    assert [repr(edit) for edit in read] == [
+        "SliceTogether(slices=(Slice(tensor='a', keep=(0, 2)), Slice(tensor='b', keep=(1,))))",
+        "Slice(tensor='c', keep=(3,))",
+    ]
+
+
+def test_slices_at_once_drop_what_one_of_them_drops() -> None:
+    """A second slice of what goes with the first; and none of them happens where one is refused."""
+    drawn = Drawn()
+    first = drawn.conv("x", 4)
+    second = drawn.step("relu", first, first, 4)
+    model = drawn.model(drawn.conv(second, 3))
+    blocked = SliceTogether((Slice(first, (0, 1)), Slice("x", (0,))))
+    with pytest.raises(EditError, match="channels of model input 'x' cannot be removed"):
+        model.edit([blocked])
+    assert model.weight(f"{first}.w").shape[0] == 4
+    nothing = SliceTogether((Slice(first, (0, 1)), Slice(second, (2, 3))))
+    with pytest.raises(EditError, match="nothing would be left"):
+        model.edit([nothing])
+    assert_sliced_is_masked(model, SliceTogether((Slice(first, (0, 1, 2)), Slice(second, (0, 2, 3)))), 3, SIDE, SIDE)
+    assert model.weight(f"{first}.w").shape[0] == 2
+
+
+@settings(max_examples=30)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from("conv|grouped|depthwise|sum|concat|shuffle".split("|")), st.integers(0, 9)),
+        min_size=2,
+        max_size=6,
+    ),
+    seed=st.integers(0, 99),
+)
+def test_all_groups_go_at_once_in_drawn_networks(steps: list[tuple[str, int]], seed: int) -> None:
+    drawn, rng = Drawn(), np.random.default_rng(seed)
+    x = drawn.conv("x", 4)
+    for kind, other in steps:
+        names = list(drawn.channels)
+        x = drawn.step(kind, x, names[other % len(names)], 4)
+    model = drawn.model(drawn.conv(x, 2))
+    groups = find_groups(model.graph)[0]
+    chosen = [(group, rng.permutation(group.count)[: rng.integers(1, group.count)].tolist()) for group in groups]
+    edit = edit_of(model.graph, chosen)
+    if chosen:
+        assert_sliced_is_masked(model, edit, 3, SIDE, SIDE)
 
 
 def test_heads_of_attention_go_whole() -> None:

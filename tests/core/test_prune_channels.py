@@ -18,7 +18,7 @@ from isobit.techniques.context import TechniqueContext
 from isobit.techniques.layers.input_rows import input_rows
 from isobit.techniques.low_rank.factorise import NO_DATA
 from isobit.techniques.pruning import solved_weights
-from isobit.techniques.pruning.channel_groups import edits_of, find_groups
+from isobit.techniques.pruning.channel_groups import edit_of, find_groups
 from isobit.techniques.pruning.elimination import Reader, eliminated
 from isobit.techniques.pruning.group_cost import group_cost
 from isobit.testing import interpreter
@@ -101,7 +101,7 @@ def test_costs_are_those_of_the_smaller_network(name: str) -> None:
         size = max(1, group.count // 3)
         expected = group_cost(model.graph, group, range(size))
         before = layer_costs(model.graph)
-        model.edit(list(edits_of(model.graph, [(group, range(size))])))
+        model.edit([edit_of(model.graph, [(group, range(size))])])
         after = layer_costs(model.graph)
         assert expected == Cost.sum(after[node] for node in group.nodes)
         others = set(before) - set(group.nodes)

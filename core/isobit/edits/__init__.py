@@ -17,6 +17,7 @@ from isobit.edits.edit import (
     Resized,
     SetWeights,
     Slice,
+    SliceTogether,
     TrainedWeights,
     Unshare,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "Resized",
     "SetWeights",
     "Slice",
+    "SliceTogether",
     "TrainedWeights",
     "Unshare",
     "plan_edits",

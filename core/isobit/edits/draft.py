@@ -22,6 +22,7 @@ from isobit.edits.edit import (
     Replace,
     SetWeights,
     Slice,
+    SliceTogether,
     TrainedWeights,
     Unshare,
 )
@@ -120,6 +121,8 @@ def _place(edit: Edit) -> str:
         return edit.node
     if isinstance(edit, Insert):
         return str(edit.site)
+    if isinstance(edit, SliceTogether):
+        return ", ".join(part.tensor for part in edit.slices)
     return edit.tensor if isinstance(edit, Slice) else ", ".join(edit.weights)
 
 
@@ -146,7 +149,7 @@ def _apply(workspace: Workspace, edit: Edit) -> None:
     elif isinstance(edit, Unshare):
         _unshare(workspace, edit)
     else:
-        slice_channels(workspace, edit)
+        slice_channels(workspace, edit.slices if isinstance(edit, SliceTogether) else (edit,))
 
 
 def _add_bias(workspace: Workspace, edit: AddBias) -> None:

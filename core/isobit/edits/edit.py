@@ -89,7 +89,18 @@ class Slice:
     keep: tuple[int, ...]
 
 
-Edit = Replace | Insert | SetWeights | TrainedWeights | AddBias | Unshare | Slice
+@dataclass(frozen=True, eq=False)
+class SliceTogether:
+    """Several slices at once, each counted on the graph before all of them; a channel stays that none of them drops.
+
+    One after the other is not the same: a convolution in groups that one slice leaves a single input in each of them is
+    a depthwise one to the next, whose outputs go with its inputs.
+    """
+
+    slices: tuple[Slice, ...]
+
+
+Edit = Replace | Insert | SetWeights | TrainedWeights | AddBias | Unshare | Slice | SliceTogether
 
 
 def changes_float_model(edit: Edit) -> bool:

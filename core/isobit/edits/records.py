@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.edits.edit import AddBias, Edit, Insert, NewNode, Replace, SetWeights, Slice, TrainedWeights, Unshare
+from isobit.edits.edit import (
+    AddBias,
+    Edit,
+    Insert,
+    NewNode,
+    Replace,
+    SetWeights,
+    Slice,
+    SliceTogether,
+    TrainedWeights,
+    Unshare,
+)
 from isobit.errors import EditError
 from isobit.graph.sites import Input, Tensor, site_key, site_of
 
@@ -51,9 +62,15 @@ def _record(edit: Edit, keep: Any) -> dict[str, Any]:
         record |= {"node": edit.node, "value": keep(edit.value), "compensates": edit.compensates}
     elif isinstance(edit, Unshare):
         record |= {"weight": edit.weight, "node": edit.node}
+    elif isinstance(edit, SliceTogether):
+        record["slices"] = [_sliced(part) for part in edit.slices]
     else:
-        record |= {"tensor": edit.tensor, "keep": list(edit.keep)}
+        record |= _sliced(edit)
     return record
+
+
+def _sliced(edit: Slice) -> dict[str, Any]:
+    return {"tensor": edit.tensor, "keep": list(edit.keep)}
 
 
 def edits_from_records(records: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array]) -> list[Edit]:
@@ -83,8 +100,14 @@ def _edit(record: Mapping[str, Any], arrays: Mapping[str, Array]) -> Edit:
     if kind == "Unshare":
         return Unshare(record["weight"], record["node"])
     if kind == "Slice":
-        return Slice(record["tensor"], tuple(record["keep"]))
+        return _slice(record)
+    if kind == "SliceTogether":
+        return SliceTogether(tuple(_slice(part) for part in record["slices"]))
     raise EditError(f"unknown edit {kind!r}")
+
+
+def _slice(record: Mapping[str, Any]) -> Slice:
+    return Slice(record["tensor"], tuple(record["keep"]))
 
 
 def _nodes(record: Mapping[str, Any]) -> tuple[NewNode, ...]:

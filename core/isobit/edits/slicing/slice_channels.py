@@ -1,7 +1,8 @@
-"""The lowering of the `Slice` edit: every constant, every shape and every attribute that its channels reach."""
+"""The lowering of slices: every constant, every shape and every attribute that their channels reach."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -17,26 +18,41 @@ from isobit.graph.graph import Graph
 from isobit.graph.layout import Layout, conv_transpose_layout, resized
 
 
-def slice_channels(workspace: Workspace, edit: Slice) -> None:
-    """Remove channels of a tensor, and what goes with them. EditError names what blocks it, and nothing is changed."""
+def slice_channels(workspace: Workspace, slices: Iterable[Slice]) -> None:
+    """Remove channels of tensors at once, and what goes with them. EditError names what blocks it: nothing changes."""
     coupling = Coupling(workspace.graph)
-    _write(workspace, coupling, kept_channels(coupling, edit))
+    _write(workspace, coupling, kept_channels(coupling, *slices))
 
 
-def kept_channels(coupling: Coupling, edit: Slice) -> dict[Slot, Indices]:
-    """By axis that an edit makes shorter, the indices that it keeps. Raises EditError that names what blocks it."""
-    info = coupling.graph.tensors.get(edit.tensor)
+def kept_channels(coupling: Coupling, *slices: Slice) -> dict[Slot, Indices]:
+    """By axis that gets shorter, the indices that no slice drops. Raises EditError that names what blocks it."""
+    keeps = [_checked(coupling.graph, edit) for edit in slices]
+    coupled = coupling.of(slot for slot, _ in keeps)
+    gone = np.asarray([number for slot, keep in keeps for number in _gone(coupled, slot, keep)], np.int64)
+    kept = {}
+    for slot, of_slot in coupled.numbers.items():
+        stays = np.flatnonzero(~np.isin(of_slot, gone))
+        if not stays.size:
+            raise EditError(f"nothing would be left of axis {slot.axis} of {slot.name!r}")
+        if stays.size < of_slot.size:
+            kept[slot] = stays
+    return kept
+
+
+def _checked(graph: Graph, edit: Slice) -> tuple[Slot, Indices]:
+    """The axis that a slice names, and what it keeps of it."""
+    info = graph.tensors.get(edit.tensor)
     if info is None or info.shape is None or info.channel_axis is None:
         raise EditError(f"tensor {edit.tensor!r} is not in the graph, or its channels are unknown")
     count = info.shape[info.channel_axis]
     keep = np.asarray(sorted(set(edit.keep)), np.int64)
     if not isinstance(count, int) or keep.size == 0 or keep[0] < 0 or keep[-1] >= count:
         raise EditError(f"channels to keep of {edit.tensor!r} must be some of its {count} channels, not {edit.keep}")
-    slot = Slot(edit.tensor, info.channel_axis)
-    return _kept(coupling.of([slot]), slot, keep)
+    return Slot(edit.tensor, info.channel_axis), keep
 
 
-def _kept(coupled: Coupled, seed: Slot, keep: Indices) -> dict[Slot, Indices]:
+def _gone(coupled: Coupled, seed: Slot, keep: Indices) -> list[int]:
+    """The numbers of what goes where these indices of a slot are kept."""
     numbers = coupled.numbers[seed]
     gone = np.setdiff1d(numbers, numbers[keep])
     half = np.setdiff1d(np.delete(numbers, keep), gone)
@@ -46,14 +62,7 @@ def _kept(coupled: Coupled, seed: Slot, keep: Indices) -> dict[Slot, Indices]:
     blocked = next((number for number in gone.tolist() if number in coupled.fixed), None)
     if blocked is not None:
         raise EditError(coupled.fixed[blocked])
-    kept = {}
-    for slot, of_slot in coupled.numbers.items():
-        stays = np.flatnonzero(~np.isin(of_slot, gone))
-        if not stays.size:
-            raise EditError(f"nothing would be left of axis {slot.axis} of {slot.name!r}")
-        if stays.size < of_slot.size:
-            kept[slot] = stays
-    return kept
+    return [int(number) for number in gone]
 
 
 def _write(workspace: Workspace, coupling: Coupling, kept: dict[Slot, Indices]) -> None:

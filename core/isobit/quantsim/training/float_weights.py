@@ -13,7 +13,18 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.optional import LoadsFloatWeights
 from isobit.edits.compensation import Compensation
 from isobit.edits.draft import Draft
-from isobit.edits.edit import AddBias, Edit, Insert, ReadWeight, Replace, SetWeights, Slice, TrainedWeights, Unshare
+from isobit.edits.edit import (
+    AddBias,
+    Edit,
+    Insert,
+    ReadWeight,
+    Replace,
+    SetWeights,
+    Slice,
+    SliceTogether,
+    TrainedWeights,
+    Unshare,
+)
 from isobit.errors import ModelError
 from isobit.graph.graph import Graph
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
@@ -116,6 +127,8 @@ def _place(edit: Edit) -> str:
         return repr(str(edit.site))
     if isinstance(edit, Slice):
         return repr(edit.tensor)
+    if isinstance(edit, SliceTogether):
+        return ", ".join(repr(part.tensor) for part in edit.slices)
     return repr(edit.node)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from isobit.edits.edit import Slice
+from isobit.edits.edit import Slice, SliceTogether
 from isobit.edits.slicing.channel_coupling import Coupled, Coupling
 from isobit.edits.slicing.channel_relations import Indices, Slot
 from isobit.graph.graph import Graph, Node
@@ -61,28 +61,18 @@ def kept_of(groups: Iterable[tuple[ChannelGroup, Iterable[int]]]) -> dict[Slot, 
     """By slot the indices that are left of all groups together, where these channels of each stay."""
     kept: dict[Slot, Indices] = {}
     for group, channels in groups:
-        _narrow(kept, group, channels)
+        for slot, stays in group.kept(channels).items():
+            kept[slot] = np.intersect1d(kept[slot], stays) if slot in kept else stays
     return kept
 
 
-def edits_of(graph: Graph, groups: Iterable[tuple[ChannelGroup, Iterable[int]]]) -> Iterator[Slice]:
-    """The edits, one after the other, that leave these channels of these groups.
-
-    Groups may lie side by side in one tensor, of whose parts different layers read: each edit counts the channels that
-    those before it have left. The last layers come first: one in groups of channels that reads a single channel in each
-    of them would be taken for a depthwise one, whose outputs go with its inputs.
-    """
-    kept: dict[Slot, Indices] = {}
-    for group, channels in reversed(list(groups)):
+def edit_of(graph: Graph, groups: Iterable[tuple[ChannelGroup, Iterable[int]]]) -> SliceTogether:
+    """The edit that leaves these channels of these groups: one, for groups are found on the graph as it is."""
+    slices = []
+    for group, channels in groups:
         slot = group.slot(graph)
-        before = kept.get(slot, np.arange(len(group.numbers[slot])))
-        _narrow(kept, group, channels)
-        yield Slice(slot.name, tuple(np.flatnonzero(np.isin(before, kept[slot])).tolist()))
-
-
-def _narrow(kept: dict[Slot, Indices], group: ChannelGroup, channels: Iterable[int]) -> None:
-    for slot, stays in group.kept(channels).items():
-        kept[slot] = np.intersect1d(kept[slot], stays) if slot in kept else stays
+        slices.append(Slice(slot.name, tuple(group.kept(channels)[slot].tolist())))
+    return SliceTogether(tuple(slices))
 
 
 def find_groups(graph: Graph) -> tuple[list[ChannelGroup], dict[str, str]]:

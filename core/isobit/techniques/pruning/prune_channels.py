@@ -22,7 +22,7 @@ from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.layers.input_rows import input_rows, row_requests
 from isobit.techniques.layers.weighted_layer import bias_obstacle, bias_of, set_bias
 from isobit.techniques.low_rank.factorise import NO_DATA, check_keep
-from isobit.techniques.pruning.channel_groups import ChannelGroup, edits_of, find_groups, input_slot
+from isobit.techniques.pruning.channel_groups import ChannelGroup, edit_of, find_groups, input_slot
 from isobit.techniques.pruning.elimination import eliminated
 from isobit.techniques.pruning.group_cost import group_cost, network_cost
 from isobit.techniques.pruning.magnitudes import magnitudes
@@ -212,8 +212,7 @@ def _pruned(
         draft.apply(SetWeights({node.inputs[1] or "": new.weight}))
         if not bias_obstacle(graph, node):
             set_bias(draft, node, bias_of(draft, node, new.shift.size) + new.shift)
-    for edit in edits_of(graph, pruned):
-        draft.apply(edit)
+    draft.apply(edit_of(graph, pruned))
     model.edit(draft)
     return errors
 

@@ -11,7 +11,7 @@ from isobit.data import Dataset
 from isobit.graph.graph import Graph
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.layers.weighted_layer import LAYERS
-from isobit.techniques.pruning.channel_groups import edits_of, find_groups
+from isobit.techniques.pruning.channel_groups import edit_of, find_groups
 from isobit.techniques.pruning.prune_channels import PruneChannels
 from isobit.techniques.pruning.sparsify_weights import SparsifyWeights
 from isobit.testing import interpreter
@@ -43,7 +43,7 @@ class PruningConformance(ConformanceBase):
         opened = open_network(name)
         for group in find_groups(opened.model.graph)[0]:
             copy = Opened(opened.network, opened.model.copy())
-            check_edit(copy, list(edits_of(copy.model.graph, [(group, range(group.count // 2))])))
+            check_edit(copy, [edit_of(copy.model.graph, [(group, range(group.count // 2))])])
             assert _size(copy) < _size(opened)
 
     @pytest.mark.parametrize("name", ["residual"])
