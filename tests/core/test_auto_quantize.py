@@ -200,6 +200,7 @@ def test_what_is_held_back() -> None:
     one = divide(_data(1), graph, **settings)
     assert (one.is_held_back, len(list(one.calibration)), one.samples) == (False, 1, 8)
     assert divide(_data(9), graph, **{**settings, "hold_back": False}).digest == parts.digest
+    assert Dataset(parts.calibration, graph).spread(2) == (0, 3)  # what judges is spread over all of it
     assert few.digest != one.digest
 
 

@@ -16,6 +16,7 @@ from isobit.encodings import Encodings
 from isobit.errors import FormatError
 from isobit.quantsim.checks.quality import sample_decibels
 from isobit.quantsim.judging.choose_scheme import Candidate, best_of
+from isobit.quantsim.judging.judge import Judge
 from isobit.techniques import TechniqueReport
 from isobit.techniques.context import TechniqueContext
 
@@ -48,6 +49,33 @@ def test_no_candidate_is_better_on_the_samples(outlier: float) -> None:
     assert all(f"{value:.1f}" in text for value in others.values() if value > chosen - 1)
     sim.recalibrate("auto")
     assert quality() == chosen
+
+
+@pytest.mark.parametrize("first", ["", "minmax"])
+def test_an_interrupted_comparison_changes_nothing(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheme that was tried last is nobody's choice, and what comes next sees the float model as float."""
+    network = chain(1, spread=0)
+    data, sim, undisturbed = _data(network, 1.0), simulator(network), simulator(network)
+    if first:
+        sim.calibrate(data, first)
+    before, ratios, runs = dict(sim.encodings), Judge.ratios, []
+
+    def interrupted(judge, model, rival=None):
+        runs.append(1)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return ratios(judge, model, rival)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Judge, "ratios", interrupted)
+        sim.calibrate(data, "auto")
+    assert dict(sim.encodings) in (before, {})
+    assert dict(sim.encodings) or sim.simulation.calibration is None
+    sim.calibrate(data, "auto")
+    undisturbed.calibrate(data, "auto")
+    assert sim.encodings == undisturbed.encodings
+    for name, values in undisturbed.run(data[0]).items():
+        np.testing.assert_array_equal(sim.run(data[0])[name], values)
 
 
 def test_without_samples_the_first_is_taken_and_said(tmp_path) -> None:

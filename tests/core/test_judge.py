@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from technique_networks import chain, simulator
 
 from isobit.backend import CheckedModel
@@ -15,7 +17,16 @@ from isobit.data import Batch, Dataset
 from isobit.graph import Tensor, TensorInfo
 from isobit.quantsim.apply import calibrate
 from isobit.quantsim.checks.quality import Outputs, sample_decibels
-from isobit.quantsim.judging.judge import Judge, Ratios, _flattened, decibels_of_samples, is_behind, is_better, mean
+from isobit.quantsim.judging.judge import (
+    Judge,
+    Ratios,
+    _flattened,
+    decibels_of_samples,
+    is_ahead,
+    is_behind,
+    is_better,
+    mean,
+)
 from isobit.quantsim.judging.judge_steps import _judged
 from isobit.quantsim.run_recipe import run_recipe
 from isobit.recipes import Recipe, Step
@@ -267,6 +278,18 @@ def test_what_is_surely_worse_is_not_run_on_the_other_samples(lead: list[float],
     rival = _in_batches(20.0, 31.0, 25.0, 22.0, 27.0)
     ratios = [[value - ahead for value in batch] for batch, ahead in zip(rival, lead, strict=False)]
     assert is_behind(ratios, rival) == behind
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.floats(-9, 9), st.floats(-9, 9)), min_size=1, max_size=8))
+def test_none_is_behind_and_ahead_at_once(batches: list[tuple[int, float, float]]) -> None:
+    """Batches of other sizes, the last of few samples among them, count alike in one question and not in the other."""
+    ours, theirs = ([[batch[which]] * batch[0] for batch in batches] for which in (1, 2))
+    assert not (is_behind(ours, theirs) and is_ahead(ours, theirs))
+
+
+def test_one_sample_shows_no_error() -> None:
+    assert not is_better([[10.001]], [[10.0]])
+    assert is_better([[10.2]], [[10.0]])
 
 
 def test_a_rival_that_failed_is_no_rival() -> None:

@@ -67,9 +67,10 @@ class Dataset:
 
     @property
     def is_at_hand(self) -> bool:
-        """Whether each batch is there without reading those before it: arrays, and lists of batches."""
+        """Whether each batch is there without reading those before it: arrays, lists of batches, and parts of these."""
         source = self._source
-        return is_array(source) or isinstance(source, Mapping | list | tuple)
+        is_part = getattr(source, "is_at_hand", None) is True
+        return is_part or is_array(source) or isinstance(source, Mapping | list | tuple)
 
     def batches(self, numbers: Collection[int]) -> list[Batch]:
         """The batches of these numbers, in order; no other is checked, and none behind the last is read."""

@@ -184,8 +184,9 @@ class Simulation:
 
     def remove_quantizers(self) -> None:
         """Make the model float again; what was observed of it stays."""
-        if self.calibration is not None:
-            self.model.set_quantizers(dict.fromkeys(self.model.encodings()))
+        encodings = self.model.encodings()
+        if encodings or self.calibration is not None:
+            self.model.set_quantizers(dict.fromkeys(encodings))
             self.calibration, self.is_trained = None, False
             self.plan, self._fitted = self.observed_plan, False
 

@@ -38,6 +38,7 @@ class _Batches:
 
     def __init__(self, dataset: Dataset, count: int, part: int) -> None:
         self._dataset, self._count, self._part = dataset, count, part
+        self.is_at_hand = dataset.is_at_hand
 
     def __len__(self) -> int:
         return self._count - self._count // self._part if self._part else self._count

@@ -49,8 +49,14 @@ def set_encodings(simulation: Simulation, calibrator: Calibrator, each: Each | N
         return simulation.model
 
     schemes = each(calibrator.candidates, "comparing schemes") if each else calibrator.candidates
-    state = state_of(simulation.model)
-    tried = compare(simulation.judge, schemes, simulation.resolve, take, state)
+    state, before = state_of(simulation.model), dict(simulation.model.encodings())
+    try:
+        tried = compare(simulation.judge, schemes, simulation.resolve, take, state)
+    except BaseException:  # an interrupt too: what was tried last is nobody's choice
+        model = simulation.model
+        model.set_quantizers({site: before.get(site) for site in [*model.encodings(), *before]})
+        model.enable(list(before), on=True)
+        raise
     best = best_of(tried)
     simulation.take(best.resolved, best.calibrator)
     figures = ", ".join(f"{candidate.calibrator.name} {mean(candidate.ratios):.1f}" for candidate in tried)

@@ -134,12 +134,15 @@ def is_behind(ratios: Ratios, rival: Ratios) -> bool:
     """Whether outputs are so much worse than a rival's on the same first samples that the others need not be looked at.
 
     Candidates are compared as in a race (Maron and Moore, "Hoeffding races", NIPS 1993), with normal errors, batch by
-    batch: rows of one batch may be steps of one sequence, which err alike.
+    batch: rows of one batch may be steps of one sequence, which err alike, and are counted as samples where the lead is
+    large alone. One that `is_ahead` is never behind.
     """
     rivals = rival[: len(ratios)]
     if not math.isfinite(mean(ratios)):
         return mean(rivals) > mean(ratios)
     if [len(batch) for batch in rivals] != [len(batch) for batch in ratios]:  # one that fails has one value for all
+        return False
+    if not mean(rivals) > mean(ratios) + MARGIN:  # batches count alike below, and all samples here
         return False
     pairs = list(zip(rivals, ratios, strict=True))
     single = np.array([lead for theirs, ours in pairs for lead in np.subtract(theirs, ours)])
@@ -165,7 +168,7 @@ def is_better(now: Ratios, was: Ratios, by: float = 0.0) -> bool:
 
     The mean gain is compared with one and a half times its standard error: a gain within that may well be none on new
     data, and of several steps one would seem to gain. Where there are batches enough, they are what is drawn, as in
-    `is_behind`.
+    `is_behind`. One sample shows no error: what it gains must be more than the margin.
     """
     before, after = ([value for batch in ratios for value in batch] for ratios in (was, now))
     if not before and not after:
@@ -175,7 +178,7 @@ def is_better(now: Ratios, was: Ratios, by: float = 0.0) -> bool:
     gains = np.subtract(after, before)
     means = [mean([ours]) - mean([theirs]) for theirs, ours in zip(was, now, strict=True) if theirs]
     drawn = np.array(means) if len(means) >= _ENOUGH else gains
-    error = float(drawn.std()) / math.sqrt(drawn.size)
+    error = float(drawn.std(ddof=1)) / math.sqrt(drawn.size) if drawn.size > 1 else MARGIN / _CERTAIN
     return float(gains.mean()) > max(by, _CERTAIN * error)
 
 
