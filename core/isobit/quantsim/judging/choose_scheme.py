@@ -50,7 +50,7 @@ def set_encodings(simulation: Simulation, calibrator: Calibrator, each: Each | N
 
     schemes = each(calibrator.candidates, "comparing schemes") if each else calibrator.candidates
     state = state_of(simulation.model)
-    tried = compare(simulation.judge, schemes, simulation.resolve, take, state)
+    tried = compare(simulation.judge, schemes, simulation.resolver(), take, state)
     best = best_of(tried)
     simulation.take(best.resolved, best.calibrator)
     figures = ", ".join(f"{candidate.calibrator.name} {mean(candidate.ratios):.1f}" for candidate in tried)
