@@ -183,8 +183,8 @@ def resolve(
     """Encodings of the whole plan: activations, weights, then the biases whose scales follow from both.
 
     What is `frozen` is taken as it is, for all members of a group, and asks for no statistics. `memo` remembers the
-    ranges of activations from one call to the next. `weights` are what `resolve_weights` makes of the same plan, weights
-    and frozen encodings, where that is at hand: it is the same for all schemes.
+    ranges of activations from one call to the next. `weights` are what `resolve_weights` makes of the same plan,
+    weights and frozen encodings, where that is at hand: it is the same for all schemes.
     """
     fixed = dict(frozen or {})
     functions = reader_functions(graph, plan) if isinstance(calibrator, SeesReaders) else None

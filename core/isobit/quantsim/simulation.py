@@ -221,7 +221,7 @@ class Simulation:
         self.take(self.resolver()(calibrator), calibrator)
 
     def resolver(self) -> Callable[[Calibrator], Resolved]:
-        """What chooses every encoding by a scheme, for the plan as the data leaves it; grids of weights once for all."""
+        """What chooses every encoding by a scheme, for the plan as the data leaves it; weights once for all schemes."""
         self.notes.update(dict.fromkeys(self._fit_plan()))
         graph, plan, read, frozen, memo = self.graph, self.plan, self.model.weight, self._frozen, self.ranges
         weights = resolve_weights(graph, plan, read, frozen=frozen)
