@@ -9,7 +9,7 @@ import pytest
 from technique_networks import chain, simulator
 
 from isobit.backend import CheckedModel
-from isobit.calibration import Auto, MinMaxRange, Percentile
+from isobit.calibration import Auto, MinMaxRange, Percentile, resolve
 from isobit.calibration.resolve import Resolved
 from isobit.edits import SetWeights
 from isobit.encodings import Encodings
@@ -174,3 +174,16 @@ def test_equal_encodings_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     sim.calibrate(data, Twice())
     assert len([count for count in runs if count]) == len(sim.simulation.judge.samples)
+
+
+def test_weights_are_encoded_once_for_all_schemes(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = chain(1, spread=0)
+    sim = simulator(network)
+    sim.calibrate(_data(network, 1.0), "minmax")
+    encoded: list[object] = []
+    encode = resolve.encode_weight
+    monkeypatch.setattr(
+        resolve, "encode_weight", lambda *args, **kwargs: encoded.append(args[0]) or encode(*args, **kwargs)
+    )
+    sim.recalibrate("auto")
+    assert len(encoded) == len([*sim.plan.of_kind("weight"), *sim.plan.of_kind("constant")])

@@ -70,14 +70,14 @@ def test_a_model_that_is_misread_is_an_error(
 
 def test_the_check_can_be_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     misread(monkeypatch, model(op="Abs"))
-    assert isobit.quantize(model(), X, check=False).calibration is not None
+    assert isobit.quantize(model(), X, check=False, method="minmax").calibration is not None
 
 
 @pytest.mark.parametrize("kind", ["path", "proto", "ir"])
 def test_the_same_model_in_every_form_passes(tmp_path: Path, kind: str) -> None:
     onnx.save(model(), tmp_path / "m.onnx")
     given = {"path": tmp_path / "m.onnx", "proto": model(), "ir": ir.from_proto(model())}[kind]
-    assert not [note for note in isobit.quantize(given, X).report.notes if "as given" in note]
+    assert not [note for note in isobit.quantize(given, X, method="minmax").report.notes if "as given" in note]
 
 
 def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
 def test_a_model_that_is_different_in_every_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     monkeypatch.setattr(OnnxModel, "run_given", lambda *_: {"y": rng.standard_normal((8, 5)).astype(np.float32)})
-    sim = isobit.quantize(model(), X)
+    sim = isobit.quantize(model(), X, method="minmax")
     assert any("different in every run" in note for note in sim.report.notes)
 
 

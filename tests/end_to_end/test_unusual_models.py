@@ -112,7 +112,7 @@ def test_a_computed_pad_value_is_observed(tmp_path, target):
     constants = {"w": normal(4, 3, 3, 3), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "ten": np.float32(30)}
     model = model_of(nodes, [("x", ["n", 3, 8, 8])], [("o", ["n", 4, 8, 8])], constants)
     x = normal(2, 3, 8, 8)
-    sim = isobit.quantize(model, [x], target=target)
+    sim = isobit.quantize(model, [x], target=target, method="minmax")
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(str(sim.export(tmp_path)["model"]), options)
@@ -124,7 +124,7 @@ def test_the_bias_of_an_excluded_layer_stays_float_though_another_reads_it():
     inputs, outputs = [("x", ["n", 3, 3, 3]), ("q", ["n", 4])], [("y", ["n", 4, 1, 1]), ("o", ["n", 4])]
     model = model_of(nodes, inputs, outputs, {"w": normal(4, 3, 3, 3), "b": 50 * normal(4)})
     feeds = {"x": normal(2, 3, 3, 3), "q": normal(2, 4)}
-    sim = isobit.quantize(model, [feeds], target="default", exclude="Conv")
+    sim = isobit.quantize(model, [feeds], target="default", exclude="Conv", method="minmax")
     np.testing.assert_allclose(sim.run(feeds)["y"], original(model, feeds)["y"], rtol=1e-5, atol=1e-5)
 
 
@@ -141,7 +141,7 @@ def test_an_lstm_whose_sequence_nobody_reads(first):
 def test_an_input_that_is_an_output():
     model = model_of([node("Relu", ["x"], ["o"])], [("x", ["n", 3])], [("o", ["n", 3]), ("x", ["n", 3])], {})
     x = normal(4, 3)
-    sim = isobit.quantize(model, [x], target="default")
+    sim = isobit.quantize(model, [x], target="default", method="minmax")
     outputs = sim.run(x)
     np.testing.assert_array_equal(outputs["x"], x)
     np.testing.assert_allclose(outputs["o"], np.maximum(x, 0), atol=0.05)
@@ -166,14 +166,14 @@ def test_inputs_without_the_batch_on_axis_0():
         [node("Add", ["x", "pos"], ["o"])], [("x", ["n", 3, 4]), ("pos", [3, 4])], [("o", ["n", 3, 4])], {}
     )
     x, pos = normal(7, 3, 4), normal(3, 4)
-    sim = isobit.quantize(model, {"x": x, "pos": pos}, batch_size=2, target="default")
+    sim = isobit.quantize(model, {"x": x, "pos": pos}, batch_size=2, target="default", method="minmax")
     np.testing.assert_allclose(sim.run({"x": x, "pos": pos})["o"], x + pos, atol=0.1)
     lstm = helper.make_node("LSTM", ["x", "w", "r", "", "", "h0", "c0"], ["y"], "lstm", hidden_size=4)
     constants = {"w": normal(1, 16, 3), "r": normal(1, 16, 4)}
     inputs = [("x", [5, "n", 3]), ("h0", [1, "n", 4]), ("c0", [1, "n", 4])]
     model = model_of([lstm], inputs, [("y", [5, 1, "n", 4])], constants)
     feeds = {"x": normal(5, 2, 3), "h0": normal(1, 2, 4), "c0": normal(1, 2, 4)}
-    sim = isobit.quantize(model, feeds, target="default")
+    sim = isobit.quantize(model, feeds, target="default", method="minmax")
     np.testing.assert_allclose(sim.run(feeds)["y"], original(model, feeds)["y"], atol=0.1)
 
 
@@ -189,12 +189,12 @@ def test_a_stored_causal_mask_may_hold_infinity():
         nodes, inputs, [("o", ["n", 5, 16])], {"mask": mask, "start": np.array([0]), "axis": np.array([1])}
     )
     feeds = {"x": normal(2, 5, 16), "end": np.array([5])}
-    sim = isobit.quantize(model, [feeds], target="default")
+    sim = isobit.quantize(model, [feeds], target="default", method="minmax")
     np.testing.assert_allclose(sim.run(feeds)["o"], original(model, feeds)["o"], atol=0.02)
     direct = model_of([node("Add", ["x", "mask"], ["s"]), node("Softmax", ["s"], ["o"])], [("x", ["n", 16, 16])],
                       [("o", ["n", 16, 16])], {"mask": mask})  # fmt: skip
     x = normal(2, 16, 16)
-    sim = isobit.quantize(direct, [x], target="default")
+    sim = isobit.quantize(direct, [x], target="default", method="minmax")
     np.testing.assert_allclose(sim.run(x)["o"], original(direct, {"x": x})["o"], atol=0.02)
 
 
@@ -211,11 +211,11 @@ def test_names_that_the_fold_would_give_are_taken():
 def test_wishes_by_exact_name_and_wrong_kinds():
     constants = {"layer[0].w": normal(3, 4), "b": normal(4)}
     model = model_of([node("Gemm", ["x", "layer[0].w", "b"], ["o"])], [("x", ["n", 3])], [("o", ["n", 4])], constants)
-    sim = isobit.quantize(model, [normal(4, 3)], overrides={"layer[0].w": "int4"})
+    sim = isobit.quantize(model, [normal(4, 3)], overrides={"layer[0].w": "int4"}, method="minmax")
     assert str(sim.encodings["layer[0].w"].spec) == "int4 symmetric per-channel"
     with pytest.raises(FormatError, match="a bias is int32 or float"):
         isobit.QuantSim(model, overrides={"b": "int8"})
-    by_pattern = isobit.quantize(model, [normal(4, 3)], overrides={"*b*": "int16"})
+    by_pattern = isobit.quantize(model, [normal(4, 3)], overrides={"*b*": "int16"}, method="minmax")
     assert by_pattern.encodings["b"].spec.bits == 32
     for wrong in ({"exclude": [3]}, {"overrides": {3: "int8"}}, {"target": 3}):
         with pytest.raises(IsobitError, match="3"):
@@ -229,7 +229,7 @@ def test_wishes_by_exact_name_and_wrong_kinds():
 def test_a_plan_without_observed_tensors_can_be_recalibrated():
     model = model_of([node("Relu", ["x"], ["o"])], [("x", ["n", 3])], [("o", ["n", 3])], {})
     with pytest.warns(CoverageWarning, match="nothing was quantized on target 'onnxruntime-cpu'"):
-        sim = isobit.quantize(model, [normal(4, 3)], target="onnxruntime-cpu")
+        sim = isobit.quantize(model, [normal(4, 3)], target="onnxruntime-cpu", method="minmax")
     assert len(sim.encodings) == 0
     sim.recalibrate("percentile")
 

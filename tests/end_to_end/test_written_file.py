@@ -50,20 +50,20 @@ def test_every_session_is_compared(tmp_path: Path, settings: dict[str, Any]) -> 
 
 
 def test_without_a_batch_it_is_not_checked(tmp_path: Path) -> None:
-    isobit.quantize(DIGITS / "model.onnx", IMAGES).save(tmp_path / "saved")
+    isobit.quantize(DIGITS / "model.onnx", IMAGES, method="minmax").save(tmp_path / "saved")
     result = isobit.load(tmp_path / "saved", DIGITS / "model.onnx").export(tmp_path / "out")
     assert result.checks == ()
     assert "not checked, because no batch of calibration is at hand" in result["summary"].read_text("utf-8")
 
 
 def test_without_onnxruntime_it_is_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sim = isobit.quantize(DIGITS / "model.onnx", IMAGES)
+    sim = isobit.quantize(DIGITS / "model.onnx", IMAGES, method="minmax")
     monkeypatch.setattr("isobit_onnx.backend.OnnxBackend.run_written", lambda *_: [])
     assert "not checked, because onnxruntime is not installed" in sim.export(tmp_path)["summary"].read_text("utf-8")
 
 
 def test_a_poor_result_says_what_to_try(tmp_path: Path) -> None:
-    sim = isobit.quantize(DIGITS / "model.onnx", IMAGES, weights="int2", activations="uint2")
+    sim = isobit.quantize(DIGITS / "model.onnx", IMAGES, weights="int2", activations="uint2", method="minmax")
     result = sim.export(tmp_path)
     assert result.sqnr["logits"] < 20
     for text in (result["summary"].read_text("utf-8"), str(result)):
@@ -73,7 +73,7 @@ def test_a_poor_result_says_what_to_try(tmp_path: Path) -> None:
 
 
 def test_a_file_that_does_not_load_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sim = isobit.quantize(DIGITS / "model.onnx", IMAGES)
+    sim = isobit.quantize(DIGITS / "model.onnx", IMAGES, method="minmax")
 
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("no kernel for Conv conv1")

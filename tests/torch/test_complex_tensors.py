@@ -32,7 +32,7 @@ class Spectrum(nn.Module):
 def test_complex_tensors_are_exported(reader, tmp_path) -> None:
     torch.manual_seed(0)
     module, x = Spectrum(reader).eval(), torch.randn(6, 64)
-    sim = isobit.quantize(module, [x], progress=False)
+    sim = isobit.quantize(module, [x], progress=False, method="minmax")
     (found,) = sim.run_float(x).values()
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), module(x), rtol=1e-4, atol=1e-4)

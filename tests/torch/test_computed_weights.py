@@ -79,7 +79,7 @@ def test_computed_weights_are_quantized(kind: str) -> None:
     make, shapes, count = KINDS[kind]
     module = make().eval()
     batch = tuple(torch.randn(4, *shape) for shape in shapes)
-    sim = isobit.quantize(module, [batch], progress=False)
+    sim = isobit.quantize(module, [batch], progress=False, method="minmax")
     assert len(list(sim.plan.of_kind("weight"))) >= count - (kind == "cross attention")
     found = sim.run_float(batch)["output"]
     np.testing.assert_allclose(found, module(*batch).detach().numpy(), rtol=1e-4, atol=1e-5)
@@ -96,5 +96,5 @@ def test_a_table_that_a_layer_projects_stays_signal() -> None:
             return x @ self.key(self.table).t()
 
     with pytest.warns(CoverageWarning, match=r"key\.weight"):  # what constants alone make is not observed
-        sim = isobit.quantize(Positions().eval(), [torch.randn(4, 8)], progress=False)
+        sim = isobit.quantize(Positions().eval(), [torch.randn(4, 8)], progress=False, method="minmax")
     assert "key.weight" in dict(sim.model.named_parameters())

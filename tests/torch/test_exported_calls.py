@@ -46,7 +46,7 @@ CALLS = {
 
 def test_every_reader_has_its_quantizer_in_the_file(tmp_path: Path):
     module = Calls().eval()
-    sim = isobit.quantize(module, [(X,)], target="default", progress=False)
+    sim = isobit.quantize(module, [(X,)], target="default", progress=False, method="minmax")
     floats, simulated = sim.run_float((X,)), sim.run((X,))
     batch = {sim.graph.inputs[0]: X.numpy()}
     executed = Executed(sim, tmp_path / "out")
@@ -70,7 +70,9 @@ def test_what_one_node_reads_and_the_model_returns_is_quantized_for_the_node(set
             return torch.relu(inner[:, :3]), x.reshape(x.shape[0], -1, 5), inner.reshape(-1, 5)
 
     batch = torch.linspace(-2, 3, 4 * 6 * 5).reshape(4, 6, 5)
-    sim = isobit.quantize(Returned().eval(), [batch], progress=False, **{"target": "default", **settings})
+    sim = isobit.quantize(
+        Returned().eval(), [batch], progress=False, **{"target": "default", "method": "minmax", **settings}
+    )
     result = sim.export(tmp_path)
     assert not any(check.error for check in result.checks)
     session = onnxruntime.InferenceSession(result["model"])

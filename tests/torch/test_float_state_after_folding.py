@@ -42,7 +42,7 @@ class Net(nn.Module):
 
 
 def folded() -> isobit.QuantSim:
-    return isobit.quantize(Net(0).eval(), [X], progress=False)
+    return isobit.quantize(Net(0).eval(), [X], progress=False, method="minmax")
 
 
 def loaded(tmp_path: Path) -> isobit.QuantSim:

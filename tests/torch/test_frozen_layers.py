@@ -33,7 +33,7 @@ def test_folded_biases_are_frozen_with_their_layer(kind: str, is_frozen: bool) -
     module = Transfer(layer(), norm()).eval()
     module(torch.randn(2, *shape))
     module.backbone.requires_grad_(not is_frozen)
-    sim = isobit.quantize(module, [torch.randn(4, *shape)], progress=False)
+    sim = isobit.quantize(module, [torch.randn(4, *shape)], progress=False, method="minmax")
     trained = {name for name, parameter in sim.model.named_parameters() if parameter.requires_grad}
     assert {"head.weight", "head.bias"} <= trained
     assert any("backbone" in name for name in trained) == (not is_frozen)

@@ -62,7 +62,7 @@ def test_the_module_stays_as_it_is(dtype: torch.dtype) -> None:
     module = Net().to(dtype).train()
     module.last.eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    sim = isobit.quantize(module, [X.to(dtype)], progress=False)
+    sim = isobit.quantize(module, [X.to(dtype)], progress=False, method="minmax")
     assert [part.training for part in module.modules()] == [True, True, True, False, True]
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert module.seen is None
@@ -95,7 +95,7 @@ def test_random_modules_are_not_compared() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.layer(x + torch.rand_like(x))
 
-    sim = isobit.quantize(Noisy().eval(), [X], progress=False)
+    sim = isobit.quantize(Noisy().eval(), [X], progress=False, method="minmax")
     assert any("different in every run" in note for note in sim.report.notes)
 
 
@@ -104,6 +104,6 @@ def test_a_module_that_keeps_a_tensor_is_copied_without_its_history() -> None:
     expected = module.eval()(X)["y"].detach().numpy()
     assert not module.seen.is_leaf
     module.seen = {"maps": [module.seen]}
-    sim = isobit.quantize(module, [X], progress=False)
+    sim = isobit.quantize(module, [X], progress=False, method="minmax")
     np.testing.assert_allclose(sim.run_float(X)["y"], expected, rtol=1e-4, atol=1e-5)
     assert module.seen["maps"][0].grad_fn is not None

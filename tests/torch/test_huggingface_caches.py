@@ -45,7 +45,7 @@ def _step(heads: int, batch: int = 3) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["opt", "mistral", "llama"])
 def test_decoders_open_as_they_are_made(kind: str) -> None:
     model = _model(kind)
-    sim = isobit.quantize(model, [_prompt()], progress=False)
+    sim = isobit.quantize(model, [_prompt()], progress=False, method="minmax")
     assert any("use_cache" in note for note in sim.graph.notes)
     assert model.config.use_cache
     for batch in (_prompt(), _prompt(5, 8)):
@@ -58,7 +58,7 @@ def test_decoders_open_as_they_are_made(kind: str) -> None:
 def test_a_step_takes_and_returns_its_cache_as_tensors(kind: str, heads: int, tmp_path) -> None:
     model = _model(kind)
     data = [_step(heads) for _ in range(2)]
-    sim = isobit.quantize(model, data, progress=False)
+    sim = isobit.quantize(model, data, progress=False, method="minmax")
     assert [len(layer.keys[0, 0]) for layer in data[0]["past_key_values"].layers] == [4]
     assert [name for name in sim.graph.inputs if name.startswith("past_key_values")] == [
         "past_key_values_0_0",
@@ -79,7 +79,7 @@ def test_a_step_takes_and_returns_its_cache_as_tensors(kind: str, heads: int, tm
 
 def test_a_cache_that_is_asked_for_is_returned() -> None:
     model, batch = _model("llama"), {**_prompt(), "use_cache": True}
-    sim = isobit.quantize(model, [batch], progress=False)
+    sim = isobit.quantize(model, [batch], progress=False, method="minmax")
     expected = model(**batch).past_key_values.layers[0].values.detach()
     np.testing.assert_allclose(sim.run_float(batch)["past_key_values.0.1"], expected, rtol=1e-3, atol=1e-4)
 
@@ -90,10 +90,12 @@ def test_encoder_and_decoder() -> None:
     model = transformers.T5ForConditionalGeneration(config).eval()
     batch = {"input_ids": torch.randint(3, 40, (3, 6)), "decoder_input_ids": torch.randint(3, 40, (3, 4))}
     expected = model(**batch)
-    sim = isobit.quantize(model, [batch], progress=False)
+    sim = isobit.quantize(model, [batch], progress=False, method="minmax")
     np.testing.assert_allclose(sim.run_float(batch)["logits"], expected.logits.detach(), rtol=1e-3, atol=1e-4)
     with pytest.raises(ModelError, match="'past_key_values' is a EncoderDecoderCache.*give a DynamicCache"):
-        isobit.quantize(model, [{**batch, "past_key_values": expected.past_key_values}], progress=False)
+        isobit.quantize(
+            model, [{**batch, "past_key_values": expected.past_key_values}], progress=False, method="minmax"
+        )
 
 
 def test_a_cache_of_fixed_size_is_refused_in_words() -> None:
@@ -101,4 +103,4 @@ def test_a_cache_of_fixed_size_is_refused_in_words() -> None:
     cache = transformers.StaticCache(config=model.config, max_cache_len=8)
     step = {"input_ids": torch.randint(3, 40, (2, 1)), "past_key_values": cache}
     with pytest.raises(ModelError, match="'past_key_values' is a StaticCache.*keys and values as tensors"):
-        isobit.quantize(model, [step], progress=False)
+        isobit.quantize(model, [step], progress=False, method="minmax")

@@ -103,7 +103,7 @@ def test_the_runtime_computes_what_was_trained(name: str, tmp_path: Path) -> Non
     torch.manual_seed(0)
     make, shape, formats = NETWORKS[name]
     x = torch.randn(16, *shape)
-    sim = isobit.quantize(make().eval(), [x], target="default", progress=False, **formats)
+    sim = isobit.quantize(make().eval(), [x], target="default", progress=False, method="minmax", **formats)
     before = sim.encodings
     fixed = [p.site for p in sim.plan.placements.values() if p.fixed_range is not None]
     train(sim, x)
@@ -127,7 +127,7 @@ def test_the_runtime_computes_what_was_trained(name: str, tmp_path: Path) -> Non
 def test_tied_quantizers_learn_one_parameter() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 3, 6, 6)
-    sim = isobit.quantize(Branches().eval(), [x], target="default", progress=False)
+    sim = isobit.quantize(Branches().eval(), [x], target="default", progress=False, method="minmax")
     train(sim, x)
     names = [name for name, _ in sim.model.named_parameters() if "left.log" in name or "right.log" in name]
     assert len(names) == 1
@@ -149,13 +149,13 @@ def test_tied_quantizers_learn_one_parameter() -> None:
 def test_trained_grids_are_saved_and_loaded() -> None:
     torch.manual_seed(0)
     x, module = torch.randn(16, 6), Twice().eval()
-    sim = isobit.quantize(module, [x], progress=False)
+    sim = isobit.quantize(module, [x], progress=False, method="minmax")
     train(sim, x)
     expected, saved = sim.run(x)["output"], copy.deepcopy(sim.model.state_dict())
     np.testing.assert_array_equal(copy.deepcopy(sim.model)(x).detach().numpy(), expected)
     sim.trainable("frozen")
     np.testing.assert_array_equal(sim.run(x)["output"], expected)
-    other = isobit.quantize(module, [x], progress=False)
+    other = isobit.quantize(module, [x], progress=False, method="minmax")
     other.model.load_state_dict(saved)
     np.testing.assert_array_equal(other.run(x)["output"], expected)
     assert off(other) == []
@@ -163,7 +163,7 @@ def test_trained_grids_are_saved_and_loaded() -> None:
 
 def test_encodings_that_are_given_are_kept() -> None:
     """A bias grid from elsewhere is no product, and a weight alone that gets another scale leaves the bias as it is."""
-    sim = isobit.quantize(nn.Sequential(nn.Linear(6, 4)).eval(), [torch.randn(8, 6)], progress=False)
+    sim = isobit.quantize(nn.Sequential(nn.Linear(6, 4)).eval(), [torch.randn(8, 6)], progress=False, method="minmax")
     site = next(p.site for p in sim.plan.of_kind("bias"))
     weight = next(p.site for p in sim.plan.of_kind("weight"))
     before = sim.encodings

@@ -200,7 +200,9 @@ def test_merging_comes_before_quantizing() -> None:
 def test_heads_that_train_with_an_adapter_go_with_it(tmp_path) -> None:
     torch.manual_seed(0)
     model = peft.get_peft_model(Net(), peft.LoraConfig(r=2, target_modules=["up"], modules_to_save=["down"]))
-    sim = isobit.quantize(model, X, progress=False)  # corrects the bias of the head, which no file of it shall have
+    sim = isobit.quantize(
+        model, X, progress=False, method="minmax"
+    )  # corrects the bias of the head, which no file of it shall have
     train(sim, 10)
     sim.adapters.save(tmp_path)
     expected = output(sim.run(X))

@@ -68,7 +68,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, bool]] = {
 def test_what_was_trained_comes_back(name: str, tmp_path: Path) -> None:
     make, x, folds = CASES[name]
     if folds:
-        sim = isobit.quantize(make(), [x], weights="int4", progress=False)
+        sim = isobit.quantize(make(), [x], weights="int4", progress=False, method="minmax")
     else:
         sim = isobit.QuantSim(make(), x, weights="int4")
         sim.calibrate([x], progress=False)
@@ -124,7 +124,7 @@ def test_each_adapter_is_saved(tmp_path: Path) -> None:
         model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["0", "2"]))
         return model
 
-    sim = isobit.quantize(wrapped(), TOKENS, weights="int4", activations="int8", progress=False)
+    sim = isobit.quantize(wrapped(), TOKENS, weights="int4", activations="int8", progress=False, method="minmax")
     first = train(sim, TOKENS)
     sim.adapters.use("second")
     second = train(sim, TOKENS)

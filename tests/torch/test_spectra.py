@@ -71,7 +71,7 @@ def test_the_file_computes_what_the_module_does(kind: str, tmp_path: Path) -> No
     features = front(torch.randn(2, 64), torch.hann_window(window)).shape[-1]
     module = Net(front, window, features).eval()
     data = torch.randn(4, 64)
-    sim = isobit.quantize(module, [data], progress=False)
+    sim = isobit.quantize(module, [data], progress=False, method="minmax")
     x = data[:3]
     expected = module(x).detach().numpy()
     np.testing.assert_allclose(sim.run_float(x)["output"], expected, rtol=1e-4, atol=1e-5)
@@ -90,5 +90,5 @@ def test_the_file_computes_what_the_module_does(kind: str, tmp_path: Path) -> No
 def test_one_signal_without_a_batch() -> None:
     module = Net(lambda x, w: back(x[0], w, length=64).reshape(1, -1), 16, 64).eval()
     x = torch.randn(1, 64)
-    sim = isobit.quantize(module, [x], progress=False)
+    sim = isobit.quantize(module, [x], progress=False, method="minmax")
     np.testing.assert_allclose(sim.run_float(x)["output"], module(x).detach().numpy(), rtol=1e-4, atol=1e-5)

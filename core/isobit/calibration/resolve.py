@@ -178,18 +178,20 @@ def resolve(
     snap: bool = True,
     frozen: Mapping[Site, Encoding] | None = None,
     memo: RangeMemo | None = None,
+    weights: Mapping[Site, Encoding] | None = None,
 ) -> Resolved:
     """Encodings of the whole plan: activations, weights, then the biases whose scales follow from both.
 
     What is `frozen` is taken as it is, for all members of a group, and asks for no statistics. `memo` remembers the
-    ranges of activations from one call to the next.
+    ranges of activations from one call to the next. `weights` are what `resolve_weights` makes of the same plan,
+    weights and frozen encodings, where that is at hand: it is the same for all schemes.
     """
     fixed = dict(frozen or {})
     functions = reader_functions(graph, plan) if isinstance(calibrator, SeesReaders) else None
     encodings = resolve_activations(
         plan, statistics, calibrator, snap=snap, frozen=fixed, functions=functions, memo=memo
     )
-    encodings.update(resolve_weights(graph, plan, read, frozen=fixed))
+    encodings.update(resolve_weights(graph, plan, read, frozen=fixed) if weights is None else weights)
     notes = _scheme_notes(plan, calibrator, fixed)
     biases = [placement for placement in plan.of_kind("bias") if placement.site not in fixed]
     biases = [p for p in biases if p.scale_of is not None and all(site in encodings for site in p.scale_of)]

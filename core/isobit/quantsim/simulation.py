@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
 from typing import Any
@@ -219,13 +219,16 @@ class Simulation:
 
     def set_encodings(self, calibrator: Calibrator) -> None:
         """Choose every encoding by the statistics, and set the quantizers."""
-        self.take(self.resolve(calibrator), calibrator)
+        self.take(self.resolver()(calibrator), calibrator)
 
-    def resolve(self, calibrator: Calibrator) -> Resolved:
-        """Every encoding by the statistics, for the plan as the data leaves it."""
+    def resolver(self) -> Callable[[Calibrator], Resolved]:
+        """What chooses every encoding by a scheme, for the plan as the data leaves it; weights once for all schemes."""
         self.notes.update(dict.fromkeys(self._fit_plan()))
-        read = self.model.weight
-        return resolve(self.graph, self.plan, self.statistics, calibrator, read, frozen=self._frozen, memo=self.ranges)
+        graph, plan, read, frozen, memo = self.graph, self.plan, self.model.weight, self._frozen, self.ranges
+        weights = resolve_weights(graph, plan, read, frozen=frozen)
+        return lambda scheme: resolve(
+            graph, plan, self.statistics, scheme, read, frozen=frozen, memo=memo, weights=weights
+        )
 
     def take(self, resolved: Resolved, calibrator: Calibrator) -> None:
         """Set the quantizers to what was resolved."""

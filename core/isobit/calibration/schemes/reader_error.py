@@ -78,6 +78,12 @@ class _Behind(Costs):
         first = (grids.spec.q_min - grids.zero_point.astype(np.float64))[:, None]
         levels = np.arange(grids.spec.q_max - grids.spec.q_min + 1)
         table = self._function((first + levels) * scale)
-        index = np.clip(np.rint(self._points / scale) - first, 0, levels[-1]).astype(np.intp)
-        errors = np.square(np.take_along_axis(table, index, axis=1) - self._values)
+        index = self._points / scale  # all in place: these arrays are the largest of a calibration, and made 100 times
+        np.rint(index, out=index)
+        index -= first
+        np.clip(index, 0, levels[-1], out=index)
+        index += np.arange(len(table))[:, None] * levels.size
+        errors = table.reshape(-1)[index.astype(np.int32)]
+        errors -= self._values
+        np.square(errors, out=errors)
         return np.asarray(errors @ self._weights)

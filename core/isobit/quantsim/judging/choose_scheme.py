@@ -51,7 +51,7 @@ def set_encodings(simulation: Simulation, calibrator: Calibrator, each: Each | N
     schemes = each(calibrator.candidates, "comparing schemes") if each else calibrator.candidates
     state, before = state_of(simulation.model), dict(simulation.model.encodings())
     try:
-        tried = compare(simulation.judge, schemes, simulation.resolve, take, state)
+        tried = compare(simulation.judge, schemes, simulation.resolver(), take, state)
     except BaseException:  # an interrupt too: what was tried last is nobody's choice
         model = simulation.model
         model.set_quantizers({site: before.get(site) for site in [*model.encodings(), *before]})

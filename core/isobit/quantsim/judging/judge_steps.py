@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from isobit.backend.checked_model import CheckedModel
-from isobit.calibration.resolve import Resolved, resolve
+from isobit.calibration.resolve import Resolved, resolve, resolve_weights
 from isobit.calibration.scheme import Calibrator
 from isobit.calibration.schemes.auto import ComparesSchemes
 from isobit.data import Batch, Dataset
@@ -134,10 +134,17 @@ class StepJudge:
                 break
         calibrator = self._calibrator
         candidates = calibrator.candidates if isinstance(calibrator, ComparesSchemes) else [calibrator]
+        graph, plan, read, frozen, memo = (
+            context.graph,
+            context.plan,
+            copy.weight,
+            context.frozen,
+            self._simulation.ranges,
+        )
+        weights = resolve_weights(graph, plan, read, frozen=frozen)
 
         def resolved(scheme: Calibrator) -> Resolved:
-            frozen, memo = context.frozen, self._simulation.ranges
-            return resolve(context.graph, context.plan, statistics, scheme, copy.weight, frozen=frozen, memo=memo)
+            return resolve(graph, plan, statistics, scheme, read, frozen=frozen, memo=memo, weights=weights)
 
         def take(chosen: Resolved, scheme: Calibrator) -> CheckedModel:
             set_simulated(copy, context.plan, chosen.encodings)
