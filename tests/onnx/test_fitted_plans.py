@@ -129,7 +129,7 @@ def test_ranges_that_fit_stay_together() -> None:
     [("uint2", 0.4, False), ("uint2", 0.1, True), ("int4 symmetric", 0.115, True), ("int4 symmetric", 0.14, False)],
 )
 def test_parts_that_have_one_level(activations: str, share: float, is_lost: bool) -> None:
-    """One level of two bits is a third of the largest part, and a symmetric grid has half of its levels for one sign."""
+    """One level of two bits is a third of the largest part, and a symmetric grid has half its levels for a sign."""
     eye = np.eye(8, dtype=np.float32)
     layers = [node("Gemm", ["x", name], [f"{name}h"]) for name in "vw"]
     relus = [node("Relu", [f"{name}h"], [f"{name}r"]) for name in "vw"]

@@ -17,8 +17,8 @@ from isobit.statistics.histogram import Histogram
 from isobit.statistics.statistics import Statistics
 
 #: A part of a Concat for which the grid of all has fewer levels than this, and less than 1/32 of them, is lost in it;
-#: and so is one for which it has zero and one level more, and which is less than 1/8 of the largest: of two bits a level
-#: is a third of all.
+#: and so is one for which it has zero and one level more, and which is less than 1/8 of the largest: of two bits a
+#: level is a third of all.
 _FEWEST_LEVELS, _LARGEST_RATIO = 8, 32
 _ONE_LEVEL, _LARGEST_RATIO_OF_ONE = 1.5, 8
 

@@ -28,7 +28,8 @@ def left_grids_noticed(weights: Callable[[], Iterable[QuantizedWeight]]) -> Iter
     """Warn (`GridWarning`) where what is loaded inside has weights that their grids fit worse than those before.
 
     `weights` gives those with a grid as they are at the time. Too narrow grids clip, too wide ones round to few levels:
-    both show in the error's power relative to the weight's. A weight with several readers may be given once for each.
+    both show in the error's power relative to the weight's. A weight with several readers may be given for
+    each of them.
     """
     before = _errors(weights())
     yield
