@@ -44,8 +44,8 @@ def left_grids_noticed(weights: Callable[[], Iterable[QuantizedWeight]]) -> Iter
         worst = max(growth, key=growth.__getitem__)
         warnings.warn(
             f"{len(growth)} of {len(before)} quantized weights do not fit their grids since other weights were loaded: "
-            f"the rounding error of {worst[0]!r} is {10 * np.log10(growth[worst]):.0f} dB larger. Grids stay as they are "
-            "when weights are loaded: calibrate(data) again makes new ones",
+            f"the rounding error of {worst[0]!r} is {10 * np.log10(growth[worst]):.0f} dB larger. Grids stay as they "
+            "are when weights are loaded: calibrate(data) again makes new ones",
             GridWarning,
             stacklevel=4,  # the line that loads
         )
