@@ -131,6 +131,8 @@ def test_what_an_attempt_made_is_kept_beside_the_journal(tmp_path, monkeypatch) 
     for name in first.sim.graph.weights:
         np.testing.assert_array_equal(again.sim.backend_model.weight(name), first.sim.backend_model.weight(name))
     file = next(tmp_path.glob("*.ptq.sim"))
+    other = simulator(chain(0, middle="", spread=0.0)).simulation
+    assert restored(other, file, Dataset(batches, other.graph)) is None  # its edits and grids are of another model
     file.write_bytes(file.read_bytes()[:-100])
     assert restored(first.sim.simulation, file, Dataset(batches, first.sim.graph)) is None  # damaged: it is made again
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from itertools import product
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from technique_networks import chain, simulator
 
 import isobit
+from isobit.deadline import TimeIsOver, until
 from isobit.encodings.encoding import Encoding
 from isobit.errors import DataError, EvaluateError, FormatError, ModelError
 from isobit.graph.sites import Tensor, Weight
@@ -19,6 +21,7 @@ from isobit.quantsim.quantsim import QuantSim
 from isobit.search.choose import Goal, Search, choose
 from isobit.search.cost_tables import cost_table
 from isobit.search.formats import parse_candidates
+from isobit.search.integer_program import Program
 from isobit.search.scoring import Scorer
 from isobit.testing.networks import NETWORKS
 
@@ -29,6 +32,21 @@ def _simulator(**config) -> tuple[QuantSim, list]:
     data = [network.batch(8, seed) for seed in range(2)]
     sim.calibrate(data)
     return sim, data
+
+
+@pytest.mark.parametrize("count", [2, 10])
+def test_no_program_is_solved_after_the_deadline(monkeypatch, count: int) -> None:
+    """Neither of the points at equal distances, the first eight behind the cheapest, nor of those in the gaps."""
+    sim, data = _simulator(weights="int5", activations="uint5")
+    formats = parse_candidates(sim.simulation, ["int5", "int8", "int16"])
+    scorer = Scorer(sim.simulation.float_model(), Judge.of(sim.simulation.float_model(), data))
+    search = Search(sim.simulation, data, scorer, formats, cost_table("bits", sim.target, formats), "test")
+    solved, within = [], Program.within
+    monkeypatch.setattr(Program, "within", lambda *args: solved.append(1) or within(*args))
+    monkeypatch.setattr(time, "monotonic", lambda: 2.0 if len(solved) == count else 0.0)
+    with pytest.raises(TimeIsOver), until(1.0):
+        search.draw_curve()
+    assert len(solved) == count
 
 
 def test_every_assignment_of_a_small_network() -> None:

@@ -221,9 +221,9 @@ def test_padding_as_large_as_a_mask_has_no_grid(target: Target) -> None:
 
 
 @on_each_target
-@pytest.mark.parametrize("scale", [1.0, -1e9])
-def test_sines_of_a_length_are_no_mask(target: Target, scale: float) -> None:
-    """Positions of whole numbers, added to a signal, leave it its grid, unless they are as large as a mask."""
+@pytest.mark.parametrize(("scale", "fill"), [(1.0, 0.0), (-1e9, 0.0), (1.0, -1e9)])
+def test_sines_of_a_length_are_no_mask(target: Target, scale: float, fill: float) -> None:
+    """Positions of whole numbers, added to a signal, leave it its grid, unless as large as a mask or padded with it."""
     sketch = Sketch()
     word, places = sketch.input("word", "N", dtype="int64"), sketch.input("places", "N", 8, dtype="int64")
     x = sketch.node("Gather", sketch.random("table", 9, 8), word, name="x", shape=("N", 8), axis=0)
@@ -231,10 +231,12 @@ def test_sines_of_a_length_are_no_mask(target: Target, scale: float) -> None:
     waves = sketch.node("Sin", phase, name="waves", shape=("N", 8))
     if scale != 1:
         waves = sketch.node("Mul", waves, sketch.weight("large", scale), name="scaled", shape=("N", 8))
+    waves = sketch.node("Slice", waves, name="fewer", shape=("N", 7), starts=(0,), ends=(7,), axes=(1,), steps=(1,))
+    waves = sketch.node("Pad", waves, name="more", shape=("N", 8), pads=(0, 0, 0, 1), mode="constant", value=fill)
     total = sketch.node("Add", x, waves, name="sum", shape=("N", 8))
     out = sketch.node("Linear", total, sketch.random("w", 3, 8), name="out", shape=("N", 3))
     plan = place(drawn(sketch, out), target)
-    assert (plan.floats.get("sum") == "Add puts a mask on it") == (scale != 1)
+    assert (plan.floats.get("sum") == "Add puts a mask on it") == ((scale, fill) != (1, 0))
 
 
 @on_each_target

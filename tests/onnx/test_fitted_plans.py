@@ -124,6 +124,22 @@ def test_ranges_that_fit_stay_together() -> None:
     assert len({placement.group for placement in sim.plan.of_kind("activation")}) == 2
 
 
+@pytest.mark.parametrize(
+    ("activations", "share", "is_lost"),
+    [("uint2", 0.4, False), ("uint2", 0.1, True), ("int4 symmetric", 0.115, True), ("int4 symmetric", 0.14, False)],
+)
+def test_parts_that_have_one_level(activations: str, share: float, is_lost: bool) -> None:
+    """One level of two bits is a third of the largest part, and a symmetric grid has half its levels for a sign."""
+    eye = np.eye(8, dtype=np.float32)
+    layers = [node("Gemm", ["x", name], [f"{name}h"]) for name in "vw"]
+    relus = [node("Relu", [f"{name}h"], [f"{name}r"]) for name in "vw"]
+    joined = node("Concat", ["vr", "wr"], ["y"], axis=1)
+    model = _model([*layers, *relus, joined], {"y": ["n", 16]}, v=eye, w=eye * np.float32(share))
+    sim = isobit.QuantSim(model, X[:1], target="default", activations=activations)
+    sim.calibrate(np.abs(X), "minmax", progress=False)
+    assert any("joins" in note for note in sim.report.notes) == is_lost
+
+
 @pytest.mark.parametrize("activation", ["Identity", "Relu"])
 def test_a_layer_behind_a_concat_keeps_its_grid_and_it_is_said(activation: str) -> None:
     layer = node("Gemm", ["y", "w"], ["h"], name="layer")

@@ -13,6 +13,7 @@ from torch import nn
 
 import isobit
 from isobit.quantsim import QuantSim
+from isobit.quantsim.checks import ties
 from isobit.quantsim.checks.ties import first_apart
 from isobit.quantsim.export import ExportResult
 from isobit_onnx.backend import OnnxBackend
@@ -37,6 +38,16 @@ def first(sim: QuantSim, file: Path) -> str:
     return first_apart(sim.backend_model, file, reference[0], OnnxBackend())
 
 
+def _changed(file: Path, number: int) -> onnx.ModelProto:
+    """A model with the weight of one layer a tenth too large, as a layer computed otherwise would be."""
+    model = onnx.load(file)
+    conv = [node for node in model.graph.node if node.op_type == "Conv"][number]
+    read = {node.output[0]: node for node in model.graph.node}[conv.input[1]]
+    scale = next(tensor for tensor in model.graph.initializer if tensor.name == read.input[1])
+    scale.CopyFrom(numpy_helper.from_array(np.float32(1.1) * numpy_helper.to_array(scale), scale.name))
+    return model
+
+
 def test_ties_that_spread_are_counted(exported: tuple[QuantSim, ExportResult]) -> None:
     result = exported[1]
     check = result.checks[0]
@@ -48,15 +59,29 @@ def test_ties_that_spread_are_counted(exported: tuple[QuantSim, ExportResult]) -
 
 
 def test_a_fault_is_no_tie(exported: tuple[QuantSim, ExportResult], tmp_path: Path) -> None:
-    """A weight of the file that is a tenth too large, as a layer computed otherwise would be."""
     sim, result = exported
-    model = onnx.load(result["model"])
-    conv = next(node for node in model.graph.node if node.op_type == "Conv")
-    read = {node.output[0]: node for node in model.graph.node}[conv.input[1]]
-    scale = next(tensor for tensor in model.graph.initializer if tensor.name == read.input[1])
-    scale.CopyFrom(numpy_helper.from_array(np.float32(1.1) * numpy_helper.to_array(scale), scale.name))
-    onnx.save(model, tmp_path / "model.onnx")
+    onnx.save(_changed(result["model"], number=0), tmp_path / "model.onnx")
     assert "before they are rounded: no ties" in first(sim, tmp_path / "model.onnx")
+
+
+def test_runs_are_bounded(exported: tuple[QuantSim, ExportResult], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples, a tensor at a time, a few times, and the file is read once."""
+    sim, result = exported
+    read: list[object] = []
+    load = onnx.load
+    monkeypatch.setattr(onnx, "load", lambda *args: read.append(args) or load(*args))
+    monkeypatch.setattr(ties, "_TOGETHER", 1)
+    found = first(sim, result["model"])
+    assert " of 32,768 values of " in found
+    assert " in 2 of 16 samples, all in the middle" in found
+    assert len(read) == 1
+    monkeypatch.setattr(ties, "_MOST_ROUNDS", 1)
+    assert first(sim, result["model"]) == (
+        f"where it begins was not found in 2 of 16 samples: it was not looked for behind the first 1 of {DEPTH} tensors"
+    )
+    assert len(read) == 2
+    monkeypatch.setattr(OnnxBackend, "rounded", lambda *args: iter(()))
+    assert first(sim, result["model"]) == ""
 
 
 def test_the_same_file_says_nothing_where_all_is_equal(tmp_path: Path) -> None:

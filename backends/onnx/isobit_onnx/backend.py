@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,14 +92,14 @@ class OnnxBackend:
         return run_written(path, batch)
 
     def rounded(
-        self, path: Path, batch: Batch, names: Sequence[str]
-    ) -> Mapping[str, tuple[NDArray[Any], NDArray[Any]]]:
+        self, path: Path, batch: Batch, rounds: Iterable[Sequence[str]]
+    ) -> Iterator[Mapping[str, tuple[NDArray[Any], NDArray[Any]]]]:
         """Tensors of a written QDQ model before and behind their quantizers; nothing without onnxruntime."""
         if find_spec("onnxruntime") is None:
-            return {}
+            return iter(())
         from isobit_onnx.export.run_rounded import run_rounded
 
-        return run_rounded(path, batch, names)
+        return run_rounded(path, batch, rounds)
 
     def deploy(self, path: Path, threads: int) -> DeployedFile | None:
         """A file in onnxruntime on the CPU; None without onnxruntime. Raises ModelError."""

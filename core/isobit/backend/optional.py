@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -80,11 +80,12 @@ class ShowsRounding(Protocol):
     """What the ONNX backend adds where it can show what the quantizers of a file round."""
 
     def rounded(
-        self, path: Path, batch: Batch, names: Sequence[str]
-    ) -> Mapping[str, tuple[NDArray[Any], NDArray[Any]]]:
+        self, path: Path, batch: Batch, rounds: Iterable[Sequence[str]]
+    ) -> Iterator[Mapping[str, tuple[NDArray[Any], NDArray[Any]]]]:
         """Tensors of a written QDQ model by name, before and behind their quantizers, as it computes in float mode.
 
-        Those that have one quantizer for all their readers; nothing where the file cannot be run so.
+        A run for each sequence of names, made when it is asked for. Those that have one quantizer for all their
+        readers; it ends where the file cannot be run so.
         """
         ...
 

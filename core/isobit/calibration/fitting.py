@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from isobit.encodings.encoding import Encoding
 from isobit.encodings.quant_spec import PerChannel
-from isobit.encodings.ranges import too_small
+from isobit.encodings.ranges import encode_range, too_small
 from isobit.graph.graph import Graph, Node
 from isobit.graph.ops import VALUE_PRESERVING
 from isobit.graph.sites import Site, Tensor
@@ -17,10 +17,10 @@ from isobit.statistics.histogram import Histogram
 from isobit.statistics.statistics import Statistics
 
 #: A part of a Concat for which the grid of all has fewer levels than this, and less than 1/32 of them, is lost in it;
-#: and so is one for which it has zero and one level more, whatever its share.
-_FEWEST_LEVELS = 8
-_LARGEST_RATIO = 32
-_ONE_LEVEL = 1.5
+#: and so is one for which it has zero and one level more, and which is less than 1/8 of the largest: of two bits a
+#: level is a third of all.
+_FEWEST_LEVELS, _LARGEST_RATIO = 8, 32
+_ONE_LEVEL, _LARGEST_RATIO_OF_ONE = 1.5, 8
 
 Range = tuple[float, float]
 
@@ -121,13 +121,11 @@ def _misfit(
     if len(parts) < 2:
         return None
     largest = max(parts, key=lambda name: _span(parts[name]))
-    step = _span((min(low for low, _ in parts.values()), max(high for _, high in parts.values())))
-    step /= placement.spec.q_max - placement.spec.q_min
-    lost = [
-        name
-        for name, span in parts.items()
-        if 0 < _span(span) < max(min(_FEWEST_LEVELS * step, _span(parts[largest]) / _LARGEST_RATIO), _ONE_LEVEL * step)
-    ]
+    whole = min(low for low, _ in parts.values()), max(high for _, high in parts.values())
+    step, most = float(encode_range(*whole, placement.spec).scale), _span(parts[largest])
+    limits = ((_FEWEST_LEVELS, _LARGEST_RATIO), (_ONE_LEVEL, _LARGEST_RATIO_OF_ONE))
+    least = max(min(levels * step, most / ratio) for levels, ratio in limits)
+    lost = [name for name, span in parts.items() if 0 < _span(span) < least]
     if not lost:
         return None
     low, high = parts[lost[0]]

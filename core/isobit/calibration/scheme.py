@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,8 +74,8 @@ class SumsErrors(Protocol):
     """
 
     @property
-    def sums_errors(self) -> Literal[True]:
-        """Always true."""
+    def sums_errors(self) -> bool:
+        """Whether it does; one for which it is false is as one without it."""
         ...
 
 

@@ -9,7 +9,8 @@ from isobit.statistics.histogram import Histogram
 
 #: Parts count by what they hold where one holds so many times less than another. Below, all values count alike.
 _UNEQUAL = 16
-#: At most so many times: a part that is smaller still is lost on any grid that holds the others.
+#: At most so many times, also a part that holds less than the inverse of it; below the inverse of its square a part is
+#: lost on any grid that holds the others, and counts as all values do.
 _MOST = 1024
 
 
@@ -25,7 +26,8 @@ def together(histograms: Sequence[Histogram], calibrator: Calibrator) -> Histogr
     energies = [histogram.energy() for histogram in histograms]
     largest = max(energies)
     ratios = [min(largest / energy, _MOST) if energy * _MOST * _MOST > largest else 1.0 for energy in energies]
-    weighed = isinstance(calibrator, SumsErrors) and max(ratios) >= _UNEQUAL
+    sums_errors = isinstance(calibrator, SumsErrors) and calibrator.sums_errors
+    weighed = sums_errors and max(ratios) >= _UNEQUAL
     total = histograms[0].blank()
     for histogram, ratio in zip(histograms, ratios, strict=True):
         total.join(histogram.repeated(_power_of_two(ratio)) if weighed else histogram)

@@ -25,10 +25,10 @@ def masked_tensors(graph: Graph, signal: Collection[str]) -> set[str]:
             n for n in node.inputs if n in graph.tensors and n is not None and graph.tensors[n].dtype == "float32"
         ]
         added = any(name not in signal and name not in waves for name in floats) or has_mask_constant(graph, node)
-        filled = node.op == "Pad" and _is_mask(node.attributes.get("value", 0))
         carried = node.op in VALUE_PRESERVING | _MASKING and any(name in masked for name in floats)
         scaled = node.op == "Mul" and has_mask_constant(graph, node)  # a mask of ones and zeros times -1e9
-        if carried or ((scaled or filled or (node.op in _MASKING and added)) and node.outputs[0] in signal):
+        masks = scaled or _fills_with_mask(node) or (node.op in _MASKING and added)
+        if carried or (masks and node.outputs[0] in signal):
             masked.update(node.outputs)
     return masked
 
@@ -39,7 +39,8 @@ def _waves(graph: Graph) -> set[str]:
     for node in graph.nodes:
         sources = [name for name in node.inputs if name is not None and name not in graph.weights]
         moved = node.op in VALUE_PRESERVING and bool(sources) and waves.issuperset(sources)
-        if node.op in ("Sin", "Cos") or (moved and not has_mask_constant(graph, node)):
+        masks = has_mask_constant(graph, node) or _fills_with_mask(node)
+        if node.op in ("Sin", "Cos") or (moved and not masks):
             waves.update(node.outputs)
     return waves
 
@@ -49,6 +50,11 @@ def has_mask_constant(graph: Graph, node: Node) -> bool:
     unnamed = (name for i, name in enumerate(node.inputs) if operand(node.op, i) is None)
     constants = (graph.weights[name] for name in unnamed if name in graph.weights and name)
     return any(info.magnitude is not None and _is_mask(info.magnitude) for info in constants)
+
+
+def _fills_with_mask(node: Node) -> bool:
+    """Whether a node moves values and puts masks between or beside them."""
+    return node.op == "Pad" and _is_mask(node.attributes.get("value", 0))
 
 
 def _is_mask(number: Any) -> bool:

@@ -46,7 +46,7 @@ def keep(simulation: Simulation, path: Path) -> None:
 
 
 def restored(pristine: Simulation, path: Path, data: Dataset) -> Simulation | None:
-    """The simulator that was made of `pristine` on this data; None where the file holds none."""
+    """The simulator that was made of `pristine` on this data; None where the file holds none that fits."""
     if not path.exists():
         return None
     try:
@@ -59,16 +59,16 @@ def restored(pristine: Simulation, path: Path, data: Dataset) -> Simulation | No
             for r in record["reports"]
         ]
         judged, noted = int(record["judged"]), [str(note) for note in record["notes"]]
+        simulation, manifest = pristine.copy(), contents["manifest"]
+        edits = contents["edits"][len(simulation.edits) :]
+        if edits:
+            simulation.model.edit(edits)
+        if judged:
+            simulation.judge = None
+            simulation.keep_reference(data.batches(data.spread(judged)))
+        parts = (contents[key] for key in ("encodings", "statistics", "frozen"))
+        simulation.restore(*parts, calibration=manifest["calibration"], is_trained=manifest["is_trained"])
+        simulation.notes, simulation.steps, simulation.reports = dict.fromkeys(noted), steps, reports
     except (IsobitError, OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
         return None  # what is damaged is made again
-    simulation, manifest = pristine.copy(), contents["manifest"]
-    edits = contents["edits"][len(simulation.edits) :]
-    if edits:
-        simulation.model.edit(edits)
-    if judged:
-        simulation.judge = None
-        simulation.keep_reference(data.batches(data.spread(judged)))
-    parts = (contents[key] for key in ("encodings", "statistics", "frozen"))
-    simulation.restore(*parts, calibration=manifest["calibration"], is_trained=manifest["is_trained"])
-    simulation.notes, simulation.steps, simulation.reports = dict.fromkeys(noted), steps, reports
     return simulation

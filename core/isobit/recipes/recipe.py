@@ -86,7 +86,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps before calibration, and how many samples judge each of them (0: none is judged, all are kept).
+    """Steps before calibration, and about how many samples judge each of them (0: none is judged, all are kept).
 
     `hold_back`: those samples are not fitted to, a quarter of the data at most, where that holds 16 or more.
     """
@@ -111,7 +111,7 @@ class Recipe:
         lines.append(f"  {len(self.steps) + 1}. calibrate, by the method you choose")
         if self.judge_samples:
             lines.append(
-                f"  After each step the outputs are compared on {self.judge_samples} samples; "
+                f"  After each step the outputs are compared on about {self.judge_samples} samples; "
                 "one that does not raise their SQNR for certain is rolled back."
             )
         return "\n".join(lines)

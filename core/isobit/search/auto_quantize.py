@@ -61,9 +61,9 @@ def auto_quantize(
     sees. An `evaluate` that gives another figure each time is measured: then the drop holds with its margin.
 
     After `minutes` the attempt that is running ends at its next batch, layer or step; the first is always made, and an
-    `evaluate` that runs is waited for. `on_best` gets each simulator that is better
-    than those before. `journal` is a file of JSON lines, with the statistics of the first
-    attempt beside it: a run that was killed goes on from it, to the same result.
+    `evaluate` that runs is waited for. `on_best` gets each simulator that is better than those before.
+    `journal` is a file of JSON lines, with the simulators that recipes made beside it: a run that was
+    killed goes on from it, to the same result.
     `settings` are those of QuantSim, the others those of `isobit.quantize`; a QuantSim in place of the model has its
     own, and stays as it is.
 

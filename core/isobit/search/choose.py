@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from isobit.data import Batch
+from isobit.deadline import check_time
 from isobit.errors import DataError, ModelError
 from isobit.placement.coverage import Coverage
 from isobit.quantsim.other_formats import with_overrides
@@ -197,7 +198,10 @@ class Search:
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def draw_curve(self) -> None:
-        """The ends, points at equal distances in decibels and in the logarithm of the cost, and some in the gaps."""
+        """The ends, points at equal distances in decibels and in the logarithm of the cost, and some in the gaps.
+
+        Programs of large models take seconds each: the deadline is asked before each of them.
+        """
         program = self.program
         cheapest, quietest = program.cheapest(), program.quietest()
         self._choices.update(dict.fromkeys((cheapest, quietest)))
@@ -205,10 +209,12 @@ class Search:
         least = max(program.noise_of(quietest), most * _LEAST_NOISE)
         if most > least > 0:
             for noise in np.geomspace(most, least, _POINTS + 2)[1:-1]:
+                check_time()
                 self._choices[program.within(float(noise))] = None
         low, high = program.costs.of(cheapest), program.costs.of(quietest)
         if high > low > 0:
             for budget in np.geomspace(low, high, _POINTS + 2)[1:-1]:
+                check_time()
                 self._choices[program.quietest(float(budget))] = None
         self._fill_gaps(least)
 
@@ -217,6 +223,7 @@ class Search:
         program = self.program
         empty: dict[tuple[Choice, Choice], float] = {}  # the noise down from which nothing is cheaper than the second
         for _ in range(_FURTHER):
+            check_time()
             curve = [choice for choice in self.choices() if program.noise_of(choice) > 0]
             bounds = {
                 (a, b): (max(program.noise_of(a), least), empty.get((a, b), max(program.noise_of(b), least)))

@@ -1,8 +1,9 @@
-"""Weights that are loaded into a calibrated simulator keep its grids, which may not fit them: that is said once."""
+"""Weights that are loaded into a calibrated simulator keep its grids, which may not fit them: each load says so."""
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,26 +28,37 @@ def left_grids_noticed(weights: Callable[[], Iterable[QuantizedWeight]]) -> Iter
     """Warn (`GridWarning`) where what is loaded inside has weights that their grids fit worse than those before.
 
     `weights` gives those with a grid as they are at the time. Too narrow grids clip, too wide ones round to few levels:
-    both show in the error's power relative to the weight's.
+    both show in the error's power relative to the weight's. A weight with several readers may be given for
+    each of them.
     """
-    before = {name: _error(encoding, values) for name, encoding, values in weights()}
+    before = _errors(weights())
     yield
     if not before:
         return
-    growth = {}
-    for name, encoding, values in weights():
-        error, known = _error(encoding, values), before.get(name)
-        if known is not None and error > max(_GROWTH * known, _UNSEEN):
-            growth[name] = error / max(known, _UNSEEN)
+    growth = {
+        key: error / max(before[key], _UNSEEN)
+        for key, error in _errors(weights()).items()
+        if key in before and error > max(_GROWTH * before[key], _UNSEEN)
+    }
     if growth:
         worst = max(growth, key=growth.__getitem__)
         warnings.warn(
             f"{len(growth)} of {len(before)} quantized weights do not fit their grids since other weights were loaded: "
-            f"the rounding error of {worst!r} is {10 * np.log10(growth[worst]):.0f} dB larger. Grids stay as they are "
-            "when weights are loaded: calibrate(data) again makes new ones",
+            f"the rounding error of {worst[0]!r} is {10 * np.log10(growth[worst]):.0f} dB larger. Grids stay as they "
+            "are when weights are loaded: calibrate(data) again makes new ones",
             GridWarning,
             stacklevel=4,  # the line that loads
         )
+
+
+def _errors(weights: Iterable[QuantizedWeight]) -> dict[tuple[str, int], float]:
+    """What rounding changes, by name and how often that name was given before: readers may have grids of their own."""
+    times: Counter[str] = Counter()
+    errors = {}
+    for name, encoding, values in weights:
+        errors[name, times[name]] = _error(encoding, values)
+        times[name] += 1
+    return errors
 
 
 def _error(encoding: Encoding, values: NDArray[Any]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,43 @@ from isobit_onnx.export.run_written import FLOAT_MODE, size_of
 from isobit_onnx.read.initializers import PROTOBUF_LIMIT
 
 
-def run_rounded(path: Path, batch: Batch, names: Sequence[str]) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Tensors by name before and behind their quantizers; those that have one for all their readers.
+def run_rounded(
+    path: Path, batch: Batch, rounds: Iterable[Sequence[str]]
+) -> Iterator[dict[str, tuple[NDArray[Any], NDArray[Any]]]]:
+    """For each round of names those tensors before and behind their quantizers that have one for all their readers.
 
-    Nothing where the file is too large for a message or does not run with them as outputs.
+    The file is read once. It ends where that is too large for a message or does not run with them as outputs.
     """
     if size_of(path) >= PROTOBUF_LIMIT:
-        return {}
+        return
     model = onnx.load(path)
-    rounded = _behind(model.graph, set(names))
-    known = {output.name for output in model.graph.output}
-    wanted = dict.fromkeys(name for pair in rounded.items() for name in pair)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in known)
+    own = [output.name for output in model.graph.output]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     for key, value in FLOAT_MODE.items():
         options.add_session_config_entry(key, value)
+    for names in rounds:
+        rounded = _behind(model.graph, set(names))
+        wanted = list(dict.fromkeys(name for pair in rounded.items() for name in pair))
+        del model.graph.output[len(own) :]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in own)
+        values = _values(model, options, batch, wanted) if wanted else {}
+        if values is None:
+            return
+        yield {name: (values[name], values[after]) for name, after in rounded.items()}
+
+
+def _values(
+    model: onnx.ModelProto, options: onnxruntime.SessionOptions, batch: Batch, wanted: list[str]
+) -> dict[str, NDArray[Any]] | None:
     try:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )  # fmt: skip
         feeds = {value.name: batch[value.name] for value in session.get_inputs()}
-        values = dict(zip(wanted, session.run(list(wanted), feeds), strict=True))
+        return {name: np.asarray(v) for name, v in zip(wanted, session.run(wanted, feeds), strict=True)}
     except Exception:  # onnxruntime raises its own kinds; the file itself has run before
-        return {}
-    return {name: (np.asarray(values[name]), np.asarray(values[after])) for name, after in rounded.items()}
+        return None
 
 
 def _behind(graph: onnx.GraphProto, names: set[str]) -> dict[str, str]:

@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import OnnxName
 from isobit.backend.optional import ShowsRounding
 from isobit.data import Batch
+from isobit.data.samples import SampleAxes, cut_batches
 from isobit.encodings.encoding import Encodings
 from isobit.errors import IsobitError
 from isobit.graph.graph import Graph
@@ -27,8 +30,13 @@ from isobit.placement.size_tensors import COMPARISONS
 from isobit.quantsim.checks.whole_tensor import WholeTensor
 from isobit.statistics.observer import Request
 
+#: Tensors of a file by name, before and behind their quantizers.
+Written = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
+
 #: Bytes of the simulator's tensors that are held at a time, beside twice as many of the file's.
 _TOGETHER = 2**25
+#: How often the simulator and the file are run at most, each time for other tensors, and for how many samples.
+_MOST_ROUNDS, _SAMPLES = 8, 2
 #: Operations that make much of little, as a quantizer does, and hand on floats or what they pick.
 _JUMPS = frozenset({"Floor", "Ceil", "Round", "Sign", "Mod", "Cast", "ArgMax", "ArgMin", "TopK", *COMPARISONS})
 #: How far from the middle of two levels sums in another order may leave a value, in steps and in parts of all levels.
@@ -40,7 +48,8 @@ def first_apart(model: CheckedModel, file: Path, batch: Batch, backend: ShowsRou
 
     It says how many values differ, and whether all of them lie in the middle of two levels. Where quantizers may have
     differed before that are not looked at (those of single readers or of single channels), or where an operation jumps,
-    it does not call it a fault.
+    it does not call it a fault. Two samples of the batch are run, where the model has an open one, and so often at most
+    that 256 MB of the simulator's tensors are looked at: where that does not find it, it says so.
     """
     try:
         onnx = model.to_onnx()[1]
@@ -49,22 +58,53 @@ def first_apart(model: CheckedModel, file: Path, batch: Batch, backend: ShowsRou
     encodings = model.encodings()  # not those that the runtime alone needs, which the simulator has rounded before
     computed = [Tensor(name) for node in model.graph.nodes for name in node.outputs if name in model.graph.tensors]
     sites = [site for site in computed if site in onnx and _is_one_grid(site, encodings)]
-    samples = max((values.shape[0] for values in batch.values() if values.ndim), default=1)
     is_hidden = any(_is_hidden(site, model.graph, encodings) for site in encodings)
     is_hidden |= any(site in encodings and site not in onnx for site in computed)
     is_hidden |= any(node.op in _JUMPS for node in model.graph.nodes)
-    while sites:
-        together, held = 0, 0
-        while together < len(sites) and (not together or held < _TOGETHER):
-            shape = model.graph.tensors[sites[together].name].shape or ()
-            held += 4 * prod(size if isinstance(size, int) else samples for size in shape)
-            together += 1
-        found, is_shown = _first_of(sites[:together], model, file, batch, backend, onnx, is_hidden=is_hidden)
+    few, part = _few(model, batch)
+    rounds = _rounds(sites, model.graph, max((values.shape[0] for values in few.values() if values.ndim), default=1))
+    shown = backend.rounded(file, few, [[onnx[site].name for site in some] for some in rounds[:_MOST_ROUNDS]])
+    seen = 0
+    for some, written in zip(rounds, shown, strict=False):
+        found, is_shown = _first_of(some, model, written, few, onnx, part, is_hidden=is_hidden)
         if found:
             return found
         is_hidden = is_hidden or not is_shown
-        sites = sites[together:]
-    return ""
+        seen += len(some)
+    if not seen or (seen == len(sites) and not part):
+        return ""
+    if seen == len(sites):
+        return f"where it begins was not found{part}"
+    behind = f"it was not looked for behind the first {seen:,} of {len(sites):,} tensors"
+    return f"where it begins was not found{part}: {behind}"
+
+
+def _few(model: CheckedModel, batch: Batch) -> tuple[Batch, str]:
+    """The first samples of a batch and how many of them these are, in words; all of it where it cannot be cut."""
+    sizes = SampleAxes.of(model.graph)
+    try:
+        axes = {} if sizes.fixed is not None else sizes.cut(batch)
+        total = min((batch[name].shape[axis] for name, axis in axes.items()), default=0)
+        if total <= _SAMPLES:
+            return batch, ""
+        few = next(cut_batches(batch, axes, _SAMPLES, _SAMPLES))
+        model.run(few)
+    except IsobitError:  # what is open is no number of samples
+        return batch, ""
+    return few, f" in {_SAMPLES} of {total} samples"
+
+
+def _rounds(sites: Sequence[Tensor], graph: Graph, samples: int) -> list[list[Tensor]]:
+    """The tensors that are held together, in order."""
+    rounds: list[list[Tensor]] = []
+    held = _TOGETHER
+    for site in sites:
+        if held >= _TOGETHER:
+            rounds.append([])
+            held = 0
+        rounds[-1].append(site)
+        held += 4 * prod(size if isinstance(size, int) else samples for size in graph.tensors[site.name].shape or ())
+    return rounds
 
 
 def _is_one_grid(site: Tensor, encodings: Encodings) -> bool:
@@ -82,10 +122,10 @@ def _is_hidden(site: Site, graph: Graph, encodings: Encodings) -> bool:
 def _first_of(
     sites: Sequence[Tensor],
     model: CheckedModel,
-    file: Path,
+    written: Written,
     batch: Batch,
-    backend: ShowsRounding,
     onnx: Mapping[Site, OnnxName],
+    part: str,
     *,
     is_hidden: bool,
 ) -> tuple[str, bool]:
@@ -93,7 +133,6 @@ def _first_of(
     encodings = model.encodings()
     kept = {site: WholeTensor() for site in sites}
     model.observe([batch], [Request(site, whole, "after") for site, whole in kept.items()])
-    written = backend.rounded(file, batch, [onnx[site].name for site in sites])
     for site, whole in kept.items():
         found = written.get(onnx[site].name)
         if found is None or whole.values is None:
@@ -108,7 +147,7 @@ def _first_of(
         count = int(np.count_nonzero(apart))
         if not count:
             continue
-        share = f"{count:,} of {apart.size:,} values of {site.name!r}"
+        share = f"{count:,} of {apart.size:,} values of {site.name!r}{part}"
         # Half a step where a value is a tie.
         from_level = np.abs(before[apart].astype(np.float64) - whole.values[apart]) / scale
         if not np.all(np.abs(from_level - 0.5) <= max(_NEAR, 2.0**bits * _NEAR_OF_LEVELS)):
