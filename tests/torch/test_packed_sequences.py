@@ -92,3 +92,28 @@ def test_a_tagger_gives_what_torch_gives_for_other_lengths() -> None:
 def test_what_padded_sequences_cannot_give_is_explained(module: nn.Module, lengths: list[int], told: str) -> None:
     with pytest.raises(ModelError, match=told):
         TorchBackend().open(module.eval(), floats(lengths))
+
+
+class Continued(nn.Module):
+    """An LSTM of two layers and directions that is given the states it starts from, in torch's own order of axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(5, 4, 2, bidirectional=True)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        packed = pack_padded_sequence(x.transpose(0, 1), lengths, enforce_sorted=False)
+        return self.rnn(packed, (h, c))[1][0].transpose(0, 1)
+
+
+def test_states_at_another_size_are_refused_before_torch_reads_past_them() -> None:
+    module, states = Continued().eval(), (torch.randn(4, 3, 4), torch.randn(4, 3, 4))
+    opened = TorchBackend().open(module, (*floats([3, 6, 2]), *states))
+    x, lengths = floats([2, 5, 4])
+    feeds = dict(zip(("x", "lengths", "h", "c"), (x, lengths, *states), strict=True))
+    with torch.no_grad():
+        wanted = module(**feeds).numpy()
+    found = opened.run({name: value.numpy() for name, value in feeds.items()})["output"]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    with pytest.raises(ModelError, match="state of shape"):
+        opened.given.run({**feeds, "h": torch.randn(16, 3, 4)})
