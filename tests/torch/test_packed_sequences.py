@@ -46,6 +46,21 @@ class Tagger(nn.Module):
         return self.head(padded) + (last[1].mean() if self.reads_cell else 0)
 
 
+class Pooled(nn.Module):
+    """A mean over the values of the packed sequences, or the largest of the unpacked ones over time."""
+
+    def __init__(self, *, over_packed: bool) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 4, batch_first=True)
+        self.over_packed = over_packed
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        y, last = self.rnn(pack_padded_sequence(x, lengths, batch_first=True))
+        if self.over_packed:
+            return last[-1] + y.data.mean()
+        return pad_packed_sequence(y, batch_first=True)[0].amax(1)
+
+
 def tokens(lengths: list[int], length: int = TIME) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(0, 20, (len(lengths), length)), torch.tensor(lengths)
 
@@ -87,7 +102,12 @@ def test_a_tagger_gives_what_torch_gives_for_other_lengths() -> None:
 
 @pytest.mark.parametrize(
     ("module", "lengths", "told"),
-    [(Tagger(reads_cell=True), [6, 4, 4, 2], "of cells of an LSTM"), (Tagger(), [4, 4, 2, 1], "total_length")],
+    [
+        (Tagger(reads_cell=True), [6, 4, 4, 2], "of cells of an LSTM"),
+        (Tagger(), [4, 4, 2, 1], "total_length"),
+        (Pooled(over_packed=True), [6], "across the values of a packed sequence"),
+        (Pooled(over_packed=False), [6, 4, 2], "computes across their steps.*total_length"),
+    ],
 )
 def test_what_padded_sequences_cannot_give_is_explained(module: nn.Module, lengths: list[int], told: str) -> None:
     with pytest.raises(ModelError, match=told):
