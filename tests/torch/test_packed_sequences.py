@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -137,3 +139,18 @@ def test_states_at_another_size_are_refused_before_torch_reads_past_them() -> No
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     with pytest.raises(ModelError, match="state of shape"):
         opened.given.run({**feeds, "h": torch.randn(16, 3, 4)})
+
+
+def test_opening_in_threads_leaves_torch_as_it_was() -> None:
+    patched = [(nn.Module, "to"), (nn.RNNBase, "check_forward_args"), (torch.autocast, "__enter__")]
+    before = [getattr(kind, name) for kind, name in patched]
+    modules = [Pooled(over_packed=True).eval() for _ in range(2)]
+
+    def told(module: nn.Module) -> str:
+        with pytest.raises(ModelError) as error:
+            TorchBackend().open(module, floats([6, 4]))
+        return str(error.value)
+
+    with ThreadPoolExecutor(2) as threads:
+        assert all("packed sequence" in text for text in threads.map(told, modules))
+    assert [getattr(kind, name) for kind, name in patched] == before
