@@ -216,6 +216,8 @@ def test_an_optimizer_from_before(trained: tuple[QuantSim, torch.Tensor]) -> Non
     optimizer = torch.optim.SGD(sim.model.parameters(), 1e-3)
     with pytest.raises(ModelError, match="made before trainable"):
         fit(sim.trainable(), x, torch.zeros(32, 5), optimizer, 9)
+    with pytest.raises(ModelError, match="made before trainable"):
+        fit(sim.model, x, torch.zeros(32, 5), optimizer, 2)  # who catches the first is told again
     fit(sim.trainable("frozen"), x, torch.zeros(32, 5), optimizer, 9)
     sim.trainable()
     sim.calibrate([x], progress=False)  # ends it

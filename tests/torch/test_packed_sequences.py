@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -46,6 +48,21 @@ class Tagger(nn.Module):
         return self.head(padded) + (last[1].mean() if self.reads_cell else 0)
 
 
+class Pooled(nn.Module):
+    """A mean over the values of the packed sequences, or the largest of the unpacked ones over time."""
+
+    def __init__(self, *, over_packed: bool) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 4, batch_first=True)
+        self.over_packed = over_packed
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        y, last = self.rnn(pack_padded_sequence(x, lengths, batch_first=True))
+        if self.over_packed:
+            return last[-1] + y.data.mean()
+        return pad_packed_sequence(y, batch_first=True)[0].amax(1)
+
+
 def tokens(lengths: list[int], length: int = TIME) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(0, 20, (len(lengths), length)), torch.tensor(lengths)
 
@@ -87,8 +104,53 @@ def test_a_tagger_gives_what_torch_gives_for_other_lengths() -> None:
 
 @pytest.mark.parametrize(
     ("module", "lengths", "told"),
-    [(Tagger(reads_cell=True), [6, 4, 4, 2], "of cells of an LSTM"), (Tagger(), [4, 4, 2, 1], "total_length")],
+    [
+        (Tagger(reads_cell=True), [6, 4, 4, 2], "of cells of an LSTM"),
+        (Tagger(), [4, 4, 2, 1], "total_length"),
+        (Pooled(over_packed=True), [6], "across the values of a packed sequence"),
+        (Pooled(over_packed=False), [6, 4, 2], "computes across their steps.*total_length"),
+    ],
 )
 def test_what_padded_sequences_cannot_give_is_explained(module: nn.Module, lengths: list[int], told: str) -> None:
     with pytest.raises(ModelError, match=told):
         TorchBackend().open(module.eval(), floats(lengths))
+
+
+class Continued(nn.Module):
+    """An LSTM of two layers and directions that is given the states it starts from, in torch's own order of axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(5, 4, 2, bidirectional=True)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        packed = pack_padded_sequence(x.transpose(0, 1), lengths, enforce_sorted=False)
+        return self.rnn(packed, (h, c))[1][0].transpose(0, 1)
+
+
+def test_states_at_another_size_are_refused_before_torch_reads_past_them() -> None:
+    module, states = Continued().eval(), (torch.randn(4, 3, 4), torch.randn(4, 3, 4))
+    opened = TorchBackend().open(module, (*floats([3, 6, 2]), *states))
+    x, lengths = floats([2, 5, 4])
+    feeds = dict(zip(("x", "lengths", "h", "c"), (x, lengths, *states), strict=True))
+    with torch.no_grad():
+        wanted = module(**feeds).numpy()
+    found = opened.run({name: value.numpy() for name, value in feeds.items()})["output"]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    with pytest.raises(ModelError, match="state of shape"):
+        opened.given.run({**feeds, "h": torch.randn(16, 3, 4)})
+
+
+def test_opening_in_threads_leaves_torch_as_it_was() -> None:
+    patched = [(nn.Module, "to"), (nn.RNNBase, "check_forward_args"), (torch.autocast, "__enter__")]
+    before = [getattr(kind, name) for kind, name in patched]
+    modules = [Pooled(over_packed=True).eval() for _ in range(2)]
+
+    def told(module: nn.Module) -> str:
+        with pytest.raises(ModelError) as error:
+            TorchBackend().open(module, floats([6, 4]))
+        return str(error.value)
+
+    with ThreadPoolExecutor(2) as threads:
+        assert all("packed sequence" in text for text in threads.map(told, modules))
+    assert [getattr(kind, name) for kind, name in patched] == before

@@ -375,3 +375,23 @@ def test_a_projection_that_loses_more_than_its_size_is_explained() -> None:
         module.rnn.weight_hr_l1[2] = module.rnn.weight_hr_l1[1]
     with pytest.raises(ModelError, match="rank 2 of 3"):
         opened(module, sequences()[0])
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_other_values_of_a_weight_that_was_merged_are_refused() -> None:
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(5, 4, 2, proj_size=3, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.rnn(x)[0]
+
+    module = Projected().eval()
+    sim = QuantSim(module, torch.randn(2, 3, 5))
+    assert sum("train before quantizing" in note for note in sim.graph.notes) == 1
+    state = module.state_dict()
+    sim.model.load_state_dict(state)
+    for name in ("rnn.weight_hh_l0", "rnn.weight_hr_l1"):
+        with pytest.raises(ModelError, match=name):
+            sim.model.load_state_dict({**state, name: state[name] * 2})

@@ -17,6 +17,7 @@ from isobit.errors import ModelError
 from isobit_torch.capture.aids.known_numbers import KnownNumbers
 from isobit_torch.capture.aids.packed_sequences import PaddedSequences, why_not_padded
 from isobit_torch.capture.aids.picked_rows import AllRows, require_by_row
+from isobit_torch.capture.aids.states_of_packed import with_checked_states
 from isobit_torch.capture.caches import Caches
 from isobit_torch.capture.copy_module import copy_module, refuse_quantized
 from isobit_torch.capture.errors import DependsOnValuesError, explain, explain_failure
@@ -226,7 +227,7 @@ def _outputs(module: nn.Module, call: Call) -> Any:
     """What the module itself returns for the example; neither the example nor the module's buffers are changed."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (call.args, call.kwargs))
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    with torch.no_grad():
+    with torch.no_grad(), with_checked_states(module):
         try:
             outputs = module(*args, **kwargs)
         except Exception as error:

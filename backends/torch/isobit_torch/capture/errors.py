@@ -18,7 +18,7 @@ _FRAMEWORK = str(Path(torch.__file__).parent)
 _LIBRARY = str(Path(linecache.__file__).parent)
 _BACKEND = str(Path(__file__).parents[1])
 
-_PACKED = "packed sequences cannot be captured"
+_PACKED = "packed sequences like these cannot be captured"
 _BRANCH = "the program depends on the values of a tensor"
 
 #: A sign in the message or the type of the error; what it means, where torch's own words would not say; what to do.
@@ -26,7 +26,7 @@ _ADVICE = (
     (
         "packed_sequence",
         _PACKED,
-        "give the layer padded ones, and mask its results",
+        "give the layer padded ones, and mask its results; docs/recurrent-layers.md says which can be",
     ),
     ("__format__", "a tensor is formatted as text", "print and log outside of forward"),
     ("DataDependent", _BRANCH, "use torch.where, or torch.cond, in place of `if`, loops and sizes that follow values"),

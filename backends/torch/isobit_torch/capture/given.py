@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
+from isobit_torch.capture.aids.states_of_packed import with_checked_states
 from isobit_torch.capture.capture import Capture
 from isobit_torch.capture.copy_module import copy_module
 from isobit_torch.capture.errors import first_line
@@ -42,7 +43,7 @@ class Given:
         parts = dict(twin.named_modules())
         single = [name for name in tensors if name in parts and f"{name}#1" not in tensors]
         hooks = [parts[name].register_forward_hook(_keep(results, name)) for name in single]
-        with torch.no_grad(), quiet(), without_autocast():
+        with torch.no_grad(), quiet(), without_autocast(), with_checked_states(twin):
             try:
                 outputs = pytree.tree_leaves(twin(*args, **kwargs))
             except Exception as error:

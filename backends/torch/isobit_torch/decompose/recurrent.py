@@ -19,7 +19,7 @@ from torch import fx
 
 from isobit.errors import ModelError
 from isobit_torch.decompose.expander import Expander
-from isobit_torch.program.constants import add_constant
+from isobit_torch.program.constants import add_constant, note_factors
 from isobit_torch.program.fx_nodes import NAME, aten, attribute, getitems, is_zeros, op_name
 from isobit_torch.program.modules import Recurrent, add_functional
 from isobit_torch.program.recurrent_calls import KINDS, has_projection, parameters_of_a_cell, why_float
@@ -101,7 +101,7 @@ class _Network:
             states = [None if s is None else self._cut(s, direction, 1, f"{stem}.initial") for s in states]
         name = f"{self.node.meta[NAME]}.{stem}".rstrip(".")
         if projection is not None:
-            own[1] = self._merged(own[1], projection, name)
+            own[1] = self._merged(own[1], projection)
             if states[0] is not None:
                 states = [self._unprojected(states[0], projection, name), *states[1:]]
         path = add_functional(self.e.root, Recurrent(self.kind, self.activation, reverse=bool(direction)))
@@ -110,15 +110,19 @@ class _Network:
         call.meta["val"] = self.node.meta.get("val")
         return call, projection
 
-    def _merged(self, weight: fx.Node, projection: fx.Node, name: str) -> fx.Node:
+    def _merged(self, weight: fx.Node, projection: fx.Node) -> fx.Node:
         """What the state meets when it is not projected."""
-        self.e.notes.append(
-            f"the recurrent weight of {name!r} is a constant, its own times that of the projection: train before "
-            "quantizing"
+        note = (
+            f"the recurrent weights of {self.node.meta[NAME]!r} are constants, each times that of its projection: "
+            "train before quantizing"
         )
+        if note not in self.e.notes:
+            self.e.notes.append(note)
         with torch.no_grad():
             product = self._value(weight).double() @ self._value(projection).double()
-        return add_constant(self.e.root, self.e.graph, f"{weight.meta[NAME]}_projected", product.float())
+        constant = add_constant(self.e.root, self.e.graph, f"{weight.meta[NAME]}_projected", product.float())
+        note_factors(self.e.root, str(weight.target), str(projection.target))
+        return constant
 
     def _unprojected(self, state: fx.Node, projection: fx.Node, name: str) -> fx.Node:
         """A state whose projection is the one given: the shortest of them."""

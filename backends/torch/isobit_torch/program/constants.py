@@ -10,6 +10,7 @@ from isobit_torch.program.modules import set_tensor
 
 #: Constants that are no part of the user's state_dict live here.
 CONSTANTS = "isobit_constants"
+_FACTORS = "isobit_factors"
 
 
 def add_constant(root: nn.Module, graph: fx.Graph, stem: str, value: torch.Tensor) -> fx.Node:
@@ -27,3 +28,14 @@ def add_constant(root: nn.Module, graph: fx.Graph, stem: str, value: torch.Tenso
         node = graph.get_attr(path)
     node.meta[NAME], node.meta[DTYPE], node.meta["val"] = path, dtype_name(value.dtype), value
     return node
+
+
+def note_factors(root: nn.Module, *paths: str) -> None:
+    """Remember that a constant was computed from the user's weights at these paths, which nothing reads any more."""
+    vars(root._modules[CONSTANTS]).setdefault(_FACTORS, set()).update(paths)
+
+
+def factors(root: nn.Module) -> list[str]:
+    """The paths of the user's weights that constants were computed from."""
+    holder = root._modules.get(CONSTANTS)
+    return sorted(vars(holder).get(_FACTORS, ())) if holder is not None else []

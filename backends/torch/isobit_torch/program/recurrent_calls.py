@@ -30,7 +30,7 @@ def has_projection(a: dict[str, Any]) -> bool:
 def why_float(node: fx.Node, a: dict[str, Any]) -> str | None:
     """Why a recurrent call has no form in the neutral graph; None where it has one."""
     if "params" not in a or "batch_sizes" in a:
-        return "packed sequences have no form in ONNX: pass padded ones"
+        return "packed sequences like these have no form in ONNX: pass padded ones (limits: docs/recurrent-layers.md)"
     if not all(is_constant(parameter) for parameter in a["params"]):
         return "its weights are computed"
     return None if all(op_name(user) == "getitem" for user in node.users) else "its results are taken as a whole"

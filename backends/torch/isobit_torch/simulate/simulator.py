@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
 from isobit.training import left_grids_noticed
+from isobit_torch.program.constants import factors
 from isobit_torch.program.devices import device_of, follow
 from isobit_torch.program.fx_nodes import attribute
 from isobit_torch.program.modules import BatchNorm
@@ -175,6 +176,7 @@ class Simulator(fx.GraphModule):
             return self._load(state_dict, strict, assign)
 
     def _load(self, state_dict: Mapping[str, Any], strict: bool, assign: bool) -> Any:
+        self._refuse_factors(state_dict)
         known = self.state_dict()
         gone = {key for key in state_dict if key in self.__dict__["isobit_keys"] and key not in known}
         if not gone:
@@ -198,6 +200,16 @@ class Simulator(fx.GraphModule):
                 if path not in known:
                     attribute(self, path).copy_(value)
         return result
+
+    def _refuse_factors(self, state_dict: Mapping[str, Any]) -> None:
+        """Raise ModelError for other values of weights of which a constant was computed: it would stay as it is."""
+        for path in factors(self):
+            value, own = state_dict.get(path), attribute(self, path)
+            if isinstance(value, torch.Tensor) and not torch.equal(value.to(own), own):
+                raise ModelError(
+                    f"{path!r} was multiplied with another weight when the module was opened, and other values of it "
+                    "cannot be loaded: load them into the module, and open that anew"
+                )
 
     @property
     def quantizers(self) -> Mapping[str, Quantizer]:

@@ -57,7 +57,7 @@ class TrainingWatch:
                 self._settle()  # by a fused optimizer, which counts no version
                 return
             self._alone += 1
-            if self._alone == _STEPS_ALONE:
+            if self._alone >= _STEPS_ALONE:
                 raise ModelError(
                     f"{_STEPS_ALONE} steps of training changed the weights, and no grid that is learned: the optimizer "
                     "was made before trainable(), or without sim.quantizer_parameters(). Make it afterwards, or say "

@@ -9,7 +9,7 @@ while a module runs or is captured, and `why_not_padded` tells by trying whether
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from isobit_torch.capture.errors import first_line
 from isobit_torch.program.signature import Call
 
 
@@ -44,12 +45,15 @@ class Lengths:
 class PaddedSequences(TorchFunctionMode):
     """Packing does nothing but note the lengths; recurrent layers and unpacking heed them.
 
-    For trying (`is_tried`), the sequences get other lengths than theirs, and where `is_packing` they are packed.
+    For trying (`is_tried`), the sequences get other lengths than theirs, all below that of the padding, and where
+    `is_packing` they are packed. What is unpacked has then the length of the padding where `is_whole`.
     """
 
-    def __init__(self, *, is_tried: bool = False, is_packing: bool = False) -> None:
+    def __init__(self, *, is_tried: bool = False, is_packing: bool = False, is_whole: bool = False) -> None:
         super().__init__()
-        self.is_tried, self.is_packing = is_tried, is_packing
+        self.is_tried, self.is_packing, self.is_whole = is_tried, is_packing, is_whole
+        self.given: list[tuple[Tensor, int]] = []  # lengths as the code has them, and the length of the padding
+        self._times: dict[int, int] = {}  # by the identity of the sizes of what was packed
         self.has_packed = False
         self._lengths: dict[int, Lengths] = {}  # by the identity of the sizes of steps
         self._kept: list[Tensor] = []  # identities hold while the objects live
@@ -90,6 +94,9 @@ class PaddedSequences(TorchFunctionMode):
             return self._unpack(lengths, args[0], *args[2:], **named)
         if lengths is not None and name in _NETWORKS:
             return _Network(func, lengths, args, is_lstm=name == "lstm").run()
+        if self.is_whole and name == "_pad_packed_sequence" and id(second) in self._times:
+            x, sizes, batch_first, value, total = args
+            return func(x, sizes, batch_first, value, max(total, self._times[id(sizes)]))
         if name == "__getitem__" and id(args[0]) in self._lengths and args[1] == 0:
             return self._lengths[id(args[0])].batch
         return func(*args, **named)
@@ -98,10 +105,14 @@ class PaddedSequences(TorchFunctionMode):
         self.has_packed = True
         x = x.transpose(0, 1) if batch_first else x
         time, batch = x.shape[:2]
+        if self.is_packing:
+            self.given.append((lengths, int(time)))
         if self.is_tried:
-            lengths = (time - torch.arange(batch)).clamp(min=1)
+            lengths = _shorter(time, batch)
         if self.is_packing:
             packed: tuple[Tensor, Tensor] = func(x, lengths, False)
+            self._kept.append(packed[1])
+            self._times[id(packed[1])] = int(time)
             return packed
         sizes = torch.full((time,), batch)
         self._kept.append(sizes)
@@ -168,40 +179,87 @@ def _beside(mask: Tensor, ndim: int) -> Tensor:
     return mask.reshape(*mask.shape, *[1] * (ndim - mask.ndim))
 
 
+def _shorter(time: Any, batch: Any) -> Tensor:
+    """Falling lengths of so many sequences, all with padding where there is more than one step."""
+    return (time - 1 - torch.arange(batch)).clamp(min=1)
+
+
+_LONGEST = (
+    "write pad_packed_sequence(..., total_length=x.shape[1]), or give a batch whose longest sequence has no padding"
+)
+
+
 def why_not_padded(module: nn.Module, call: Call) -> str | None:
     """Why padded sequences do not give what packed ones do, also of other lengths than here; None where they do."""
-    found = [_outputs(module, call, PaddedSequences(is_tried=True, is_packing=packing)) for packing in (True, False)]
-    if not _agree(*found):
+    own = PaddedSequences(is_packing=True)
+    try:
+        found, padded = _outputs(module, call, own), _outputs(module, call, PaddedSequences())
+        tried = _at_other_lengths(call, own.given)
+        whole, short, wanted = (
+            _outputs(module, tried, PaddedSequences(is_tried=True, is_packing=is_packing, is_whole=is_whole))
+            for is_packing, is_whole in ((True, True), (True, False), (False, False))
+        )
+    except _NotRunError as error:
+        return (
+            "it packs sequences, which are computed padded here, and its code does not run so for other lengths: "
+            f"{error}; give the layer padded sequences, and mask its results"
+        )
+    if not _agree(whole, wanted):
         return (
             "it packs sequences, which are computed padded here, and that gives other values: it reads the last state "
             "of cells of an LSTM (its hidden state is there), or computes across the values of a packed sequence; give "
             "the layer padded sequences, and mask its results"
         )
-    found = [_outputs(module, call, PaddedSequences(is_packing=packing)) for packing in (True, False)]
-    if not _agree(*found):
+    if not _agree(found, padded):
         return (
             "it packs sequences that are all shorter than their padding, and its results have the length of the "
-            "longest, which only the data knows: write pad_packed_sequence(..., total_length=x.shape[1]), or give a "
-            "batch whose longest sequence has no padding"
+            f"longest, which only the data knows: {_LONGEST}"
+        )
+    if not _agree(short, wanted, may_end=True):
+        return (
+            "it unpacks sequences to the length of the longest, which only the data knows, and computes across their "
+            "steps: write pad_packed_sequence(..., total_length=x.shape[1])"
         )
     return None
 
 
-def _outputs(module: nn.Module, call: Call, mode: PaddedSequences) -> list[Tensor] | None:
-    """None where the module's own code does not run in a way that it was not written for."""
+def _at_other_lengths(call: Call, given: Sequence[tuple[Tensor, int]]) -> Call:
+    """The call with the lengths that are tried where it has lengths that were packed: masks may be made of them."""
+
+    def other(leaf: Tensor) -> Tensor:
+        for lengths, time in given:
+            if leaf.shape != lengths.shape or leaf.is_floating_point():
+                continue
+            if torch.equal(leaf.cpu().sort().values, lengths.cpu().to(leaf.dtype).sort().values):
+                return _shorter(time, len(leaf)).to(leaf)
+        return leaf
+
+    args, kwargs = pytree.tree_map_only(Tensor, other, (call.args, call.kwargs))
+    return replace(call, args=args, kwargs=kwargs)
+
+
+class _NotRunError(Exception):
+    """The module's own code does not run in a way that it was not written for."""
+
+
+def _outputs(module: nn.Module, call: Call, mode: PaddedSequences) -> list[Tensor]:
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (call.args, call.kwargs))
     try:
         with torch.no_grad(), mode:
             outputs = module(*args, **kwargs)
-    except Exception:
-        return None
+    except Exception as error:
+        raise _NotRunError(f"{type(error).__name__}: {first_line(str(error))}") from error
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _agree(found: Sequence[Tensor] | None, wanted: Sequence[Tensor] | None) -> bool:
-    if found is None or wanted is None:
+def _agree(found: Sequence[Tensor], wanted: Sequence[Tensor], *, may_end: bool = False) -> bool:
+    """Whether values are the same; where they `may_end`, those found may lack the last ones of a single axis."""
+    if len(found) != len(wanted):
         return False
-    return len(found) == len(wanted) and all(
-        a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-5)
-        for a, b in zip(found, wanted, strict=True)
-    )
+    for a, b in zip(found, wanted, strict=True):
+        if may_end and a.ndim == b.ndim:
+            axes = [axis for axis in range(a.ndim) if a.shape[axis] < b.shape[axis]]
+            b = b.narrow(axes[0], 0, a.shape[axes[0]]) if len(axes) == 1 else b
+        if a.shape != b.shape or not torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-5, equal_nan=True):
+            return False
+    return True
