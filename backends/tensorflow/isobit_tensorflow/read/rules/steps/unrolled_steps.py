@@ -49,5 +49,6 @@ def unrolled(call: Call, layer: Any, name: str, x: Value, initial: Sequence[Valu
 def _as_tensor_of(sequence: Any, state: Any) -> Any:
     """A first state, which no sample changes, as a tensor: what the cell computes of it would be constants."""
     line = sequence[(slice(None), *(0,) * (len(sequence.shape) - 1))]
-    there = ops.reshape(ops.equal(line, line), (-1, *(1,) * (len(state.shape) - 1)))
+    same = ops.equal(line, line)
+    there = ops.reshape(ops.logical_or(same, ops.logical_not(same)), (-1, *(1,) * (len(state.shape) - 1)))  # NaN too
     return ops.where(there, state, state)
