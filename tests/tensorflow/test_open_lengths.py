@@ -176,3 +176,22 @@ def test_opening_in_two_threads() -> None:
     after = [ops.arange, tf.range, L.Layer.symbolic_call, *(kind.__getitem__ for kind in kinds)]
     assert all(one is other for one, other in zip(before, after, strict=True))
     assert all(not node.op.startswith("keras::") for one in opened for node in one.graph.nodes)
+
+
+def test_whole_numbers_and_truths_as_keras_promotes_them() -> None:
+    """A choice, joins and arithmetic of several types."""
+    whole = keras.Input((5,), dtype="int32", name="whole")
+    functions = {
+        "chosen": lambda a: ops.where(a > 4, a, 0.5),
+        "joined": lambda a: ops.concatenate([a, ops.cast(a, "float32") * 0.5], 1),
+        "stacked": lambda a: ops.stack([a, ops.cast(a, "float32") * 0.5], 1),
+        "both": lambda a: ops.cast((a > 4) * (a > 2), "int32"),
+        "none": lambda a: ops.cast(ops.logical_not(ops.max(a > 4, 1)), "int32"),
+    }
+    model = keras.Model(
+        whole, {name: Computes(f, name=f"n{i}")(whole) for i, (name, f) in enumerate(functions.items())}
+    )
+    batch = RNG.integers(0, 9, (2, 5)).astype(np.int32)
+    found, wanted = TensorFlowBackend().open(model).run({"whole": batch}), model(batch)
+    for name in functions:
+        np.testing.assert_allclose(found[name], wanted[name], err_msg=name)

@@ -1,4 +1,4 @@
-"""Hooks that stand in functions of Keras and TensorFlow while a model is opened, and act for the opening thread alone."""
+"""Hooks in Keras and TensorFlow while a model is opened, which act for the opening thread alone."""
 
 from __future__ import annotations
 
