@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -108,3 +110,88 @@ def test_attention_with_shared_keys() -> None:
     batch = RNG.standard_normal((2, 5, 8)).astype(np.float32)
     found = TensorFlowBackend().open(model).run({"rows": batch})
     np.testing.assert_allclose(found["mixed"], model(batch), rtol=1e-4, atol=1e-6)
+
+
+def _length(x):
+    return ops.shape(x)[1]
+
+
+#: What follows from an open length and is no range to it.
+COMPUTED = {
+    "norm pos": lambda x: (
+        x + ops.expand_dims(ops.cast(ops.arange(_length(x)), "float32") / ops.cast(_length(x), "float32"), 1)
+    ),
+    "flip idx": lambda x: ops.take(x, _length(x) - 1 - ops.arange(_length(x)), axis=1),
+    "one_hot": lambda x: ops.matmul(ops.one_hot(ops.arange(_length(x)), _length(x)), x),
+    "mean by size": lambda x: ops.sum(x, 1) / ops.cast(_length(x), "float32"),
+    "half": lambda x: x[:, : _length(x) // 2],
+}
+
+
+class Computes(L.Layer):
+    """A function of its inputs."""
+
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, *inputs):
+        return self.function(*inputs)
+
+
+def test_what_follows_from_an_open_length() -> None:
+    """A layer with numbers of its own that follow from the length stays whole, and is right at every length."""
+    rows = keras.Input((None, 4), name="rows")
+    model = keras.Model(rows, {name: Computes(f, name=f"c{i}")(rows) for i, (name, f) in enumerate(COMPUTED.items())})
+    opened = TensorFlowBackend().open(model)
+    for shape in ((2, 5, 4), (3, 8, 4)):
+        batch = RNG.standard_normal(shape).astype(np.float32)
+        found, wanted = opened.run({"rows": batch}), model(batch)
+        for name in COMPUTED:
+            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_open_lengths_of_two_inputs_and_nan() -> None:
+    """Lengths of two inputs are two where they need not agree, and entries that are NaN count."""
+    rows, others = keras.Input((None, 4), name="rows"), keras.Input((None, 4), name="others")
+    cut = Computes(lambda a, b: a[:, : _length(b)], name="cut")(rows, others)
+    places = Computes(lambda a: ops.where(ops.isnan(a), 0.0, a) + ops.cast(ops.arange(_length(a)), "float32")[:, None])
+    model = keras.Model([rows, others], {"cut": cut, "places": places(rows)})
+    batch = {"rows": RNG.standard_normal((2, 8, 4)).astype(np.float32), "others": np.ones((2, 5, 4), np.float32)}
+    batch["rows"][0, 2, 0] = np.nan
+    found, wanted = TensorFlowBackend().open(model).run(batch), model(list(batch.values()))
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_opening_in_two_threads() -> None:
+    """One model is opened at a time, and nothing of it stays in Keras."""
+    kinds = (keras.Variable, tf.Tensor, keras.KerasTensor)
+    before = [ops.arange, tf.range, L.Layer.symbolic_call, *(kind.__getitem__ for kind in kinds)]
+    rows = keras.Input((None, 4), name="rows")
+    counts = Computes(lambda x: x + ops.cast(ops.arange(_length(x)), "float32")[:, None], name="counts")(rows)
+    model = keras.Model(rows, counts)
+    with ThreadPoolExecutor(2) as threads:
+        opened = list(threads.map(lambda _: TensorFlowBackend().open(model), range(2)))
+    after = [ops.arange, tf.range, L.Layer.symbolic_call, *(kind.__getitem__ for kind in kinds)]
+    assert all(one is other for one, other in zip(before, after, strict=True))
+    assert all(not node.op.startswith("keras::") for one in opened for node in one.graph.nodes)
+
+
+def test_whole_numbers_and_truths_as_keras_promotes_them() -> None:
+    """A choice, joins and arithmetic of several types."""
+    whole = keras.Input((5,), dtype="int32", name="whole")
+    functions = {
+        "chosen": lambda a: ops.where(a > 4, a, 0.5),
+        "joined": lambda a: ops.concatenate([a, ops.cast(a, "float32") * 0.5], 1),
+        "stacked": lambda a: ops.stack([a, ops.cast(a, "float32") * 0.5], 1),
+        "both": lambda a: ops.cast((a > 4) * (a > 2), "int32"),
+        "none": lambda a: ops.cast(ops.logical_not(ops.max(a > 4, 1)), "int32"),
+    }
+    model = keras.Model(
+        whole, {name: Computes(f, name=f"n{i}")(whole) for i, (name, f) in enumerate(functions.items())}
+    )
+    batch = RNG.integers(0, 9, (2, 5)).astype(np.int32)
+    found, wanted = TensorFlowBackend().open(model).run({"whole": batch}), model(batch)
+    for name in functions:
+        np.testing.assert_allclose(found[name], wanted[name], err_msg=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from threading import RLock
 from typing import Any
 
 import keras
@@ -23,6 +24,9 @@ from isobit_tensorflow.simulate.simulator import Simulator
 from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
 from isobit_tensorflow.training import Training
 
+#: Opening puts hooks into functions of Keras and takes them out again: one model at a time.
+_OPENING = RLock()
+
 
 def open_model(model: Any, example: Any = None) -> KerasModel:
     """Open a copy of a Keras model, or of the model in a ``.keras`` file. Raises ModelError.
@@ -34,6 +38,11 @@ def open_model(model: Any, example: Any = None) -> KerasModel:
     if isinstance(model, Simulator):
         return KerasModel(model.copy())
     _require_model(model)
+    with _OPENING:
+        return _opened_by_kind(model, example)
+
+
+def _opened_by_kind(model: keras.Model, example: Any) -> KerasModel:
     if is_functional(model):
         return _opened(model)
     with calls_forgotten(model):  # of which a tensor's history would tell: those around the model are not asked for

@@ -52,10 +52,12 @@ def run_graph(
 
     def produce(name: str, value: Any) -> None:
         tell((Tensor(name), "before"), value)
-        if name in read_before:
-            before[name] = value
-        after[name] = rounded(Tensor(name), value)
-        tell((Tensor(name), "after"), after[name])
+        result = rounded(Tensor(name), value)
+        tell((Tensor(name), "after"), result)
+        if readers_left[name]:  # else it would be kept to the end
+            after[name] = result
+            if name in read_before:
+                before[name] = value
 
     def operand(site: Input, name: str | None) -> Any:
         if name is None:

@@ -325,6 +325,13 @@ class Emitter:
         """Forget what was collected since `state`, which serves once."""
         vars(self).update(state)
 
+    def emitted_since(self, state: Mapping[str, Any]) -> Any:
+        """Nodes, tensors and constants since `state`, down to the values of what was computed, to be compared."""
+        nodes = self.nodes[len(state["nodes"]) :]
+        weights = {name: (w.shape, w.dtype, w.source, w.layout) for name, w in self.weights.items()}
+        arrays = {name: _plain(array) for name, array in self.arrays.items() if name not in state["arrays"]}
+        return [(n.name, n.op, n.inputs, n.outputs, _plain(n.attributes)) for n in nodes], self.tensors, weights, arrays
+
     # --- the result ------------------------------------------------------------------------------------------------
 
     def graph(self) -> Graph:
@@ -336,6 +343,15 @@ class Emitter:
     def dropout_list(self) -> tuple[Dropout, ...]:
         """Dropouts with their readers."""
         return tuple(replace(d, readers=self._readers.get(d.name, ())) for d in self.dropouts.values())
+
+
+def _plain(value: Any) -> Any:
+    """A setting or a constant as what is equal for equal values."""
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape, value.tobytes()
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _in_float32(array: NDArray[Any]) -> NDArray[Any]:

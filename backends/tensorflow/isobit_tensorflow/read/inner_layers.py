@@ -13,6 +13,8 @@ from typing import Any
 import keras
 from keras.src import backend
 
+from isobit_tensorflow.read.in_this_thread import in_this_thread
+
 
 @contextmanager
 def inner_layers() -> Iterator[None]:
@@ -25,7 +27,7 @@ def inner_layers() -> Iterator[None]:
         except TypeError:
             return backend.compute_output_spec(self.call, *args, **kwargs)
 
-    keras.layers.Layer.symbolic_call = symbolic_call
+    keras.layers.Layer.symbolic_call = in_this_thread(symbolic_call, usual)
     try:
         yield
     finally:

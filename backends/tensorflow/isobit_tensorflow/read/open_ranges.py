@@ -18,6 +18,8 @@ from keras.src import ops as inner_ops
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.ops import numpy as numpy_ops
 
+from isobit_tensorflow.read.in_this_thread import in_this_thread
+
 #: Where code that is called finds the functions: a user's, and that of Keras' own layers.
 _MODULES = (ops, inner_ops, numpy_ops)
 
@@ -44,13 +46,14 @@ class OpenRanges:
     """The tensor and the axis that each number stands for which is in the place of an open size.
 
     Without such numbers an open size is None: `is_doubtful` says that a range or a cut had one, or may have, which
-    Python and Keras take for no bound at all.
+    Python and Keras take for no bound at all; `is_cut`, that a tensor of the model was cut without a bound.
     """
 
     def __init__(self, sources: Mapping[int, tuple[Any, int]]) -> None:
         self._sources = sources
         self._places: dict[int, Any] = {}
         self.is_doubtful = False
+        self.is_cut = False
 
     def places(self, size: Any) -> Any:
         """0, 1, ... to an open size; as a tensor while Keras itself asks for shapes."""
@@ -118,6 +121,12 @@ class OpenRanges:
         rows = self._first_rows(table, axis, items[at].stop)
         return rows[tuple(slice(None) if place == at else item for place, item in enumerate(items))]
 
+    def cut(self, usual: Callable[..., Any], tensor: Any, key: Any) -> Any:
+        """``x[:, :n]`` of a tensor of the model."""
+        items = key if isinstance(key, tuple) else (key,)
+        self.is_cut |= any(isinstance(item, slice) and item.stop is None for item in items)
+        return usual(tensor, key)
+
     def _is_cut(self, item: Any) -> bool:
         if not isinstance(item, slice):
             return False
@@ -157,10 +166,12 @@ def open_ranges(ranges: OpenRanges) -> Iterator[None]:
                 ("arange", ranges.arange), ("slice", ranges.slice), ("broadcast_to", ranges.broadcast_to),
             ):  # fmt: skip
                 if hasattr(module, name):
-                    _put(undo, module, name, partial(function, getattr(module, name)))
-        _put(undo, tf, "range", partial(ranges.range, tf.range))
+                    usual = getattr(module, name)
+                    _put(undo, module, name, in_this_thread(partial(function, usual), usual))
+        _put(undo, tf, "range", in_this_thread(partial(ranges.range, tf.range), tf.range))
         for kind in (keras.Variable, tf.Tensor):
             _put(undo, kind, "__getitem__", _method(ranges.item, kind.__getitem__))
+        _put(undo, keras.KerasTensor, "__getitem__", _method(ranges.cut, keras.KerasTensor.__getitem__))
         yield
 
 
@@ -171,4 +182,4 @@ def _put(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
 
 
 def _method(function: Callable[..., Any], usual: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, key: function(usual, self, key)
+    return in_this_thread(lambda self, key: function(usual, self, key), usual)

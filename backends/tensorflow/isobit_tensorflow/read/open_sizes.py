@@ -1,7 +1,8 @@
 """Sizes that a model leaves open, while a layer that computes with them (``ops.shape(x)[0]``) is opened.
 
 Keras has None for such a size, which a layer's own code cannot multiply or broadcast to. The layer is called with large
-prime numbers in their place: where one turns up in a shape, the open size was meant.
+prime numbers in their place: where one turns up in a shape, the open size was meant. It is read with two sets of such
+numbers: what differs between the two follows from an open size in a way that no operation says.
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ from isobit.graph import View
 from isobit_tensorflow.read.emitter import Emitter, Value
 from isobit_tensorflow.read.parameters import Computed, VariableView
 
-#: One for each axis; no layer has so many features by chance.
-_PRIMES = (521, 523, 541, 547, 557)
+#: One for each axis, or for each open size; no layer has so many features by chance. Readings take turns.
+_PRIMES = (
+    (521, 523, 541, 547, 557, 563, 569, 571, 577, 587, 593, 599),
+    (601, 607, 613, 617, 619, 631, 641, 643, 647, 653, 659, 661),
+)
 
 #: What operations call a shape, or a count, that may follow from one.
 _SETTINGS = ("newshape", "shape", "repeats")
+
+
+class OpenSizeError(ModelError):
+    """A layer computes with an open size what no operation of the neutral graph says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,21 +38,38 @@ class OpenSizes:
     """What stands for the open size of each axis, and a tensor that has it there."""
 
     places: Mapping[int, tuple[Value, int]]
+    numbers: Mapping[tuple[str, bool, int], int]
 
     @classmethod
-    def of(cls, values: Iterable[Value]) -> OpenSizes:
-        """Of the tensors that a layer is called with; sizes of one axis are taken to be equal."""
+    def of(cls, values: Iterable[Value], reading: int, *, equal: bool) -> OpenSizes:
+        """Of the tensors that a layer is called with; `reading` 0 and 1 have other numbers for the same sizes.
+
+        Sizes of the first axis, the batch, are equal; those of another axis are where `equal` says so.
+        """
         places: dict[int, tuple[Value, int]] = {}
+        numbers: dict[tuple[str, bool, int], int] = {}
+        taken: dict[Any, int] = {}
         for value in values:
             for axis, size in enumerate(value.shape):
-                if size is None and axis < len(_PRIMES):
-                    places.setdefault(_PRIMES[axis], (value, axis))
-        return cls(places)
+                key = axis if equal or not axis else (value.name, axis)
+                if size is None and (key in taken or len(taken) < len(_PRIMES[reading])):
+                    number = taken.setdefault(key, _PRIMES[reading][len(taken)])
+                    numbers[value.name, value.last, axis] = number
+                    places.setdefault(number, (value, axis))
+        return cls(places, numbers)
 
-    def filled(self, value: Value) -> tuple[int | None, ...]:
-        """The shape of a tensor with numbers for its open sizes."""
+    @property
+    def are_shared(self) -> bool:
+        """Whether one number stands for sizes of several tensors, the batch aside."""
+        inner = [number for (_, _, axis), number in self.numbers.items() if axis]
+        return len(set(inner)) < len(inner)
+
+    def filled(self, value: Value, of: Value | None = None) -> tuple[int | None, ...]:
+        """The shape of a tensor (a mask `of` another one) with numbers for its open sizes."""
+        owner = value if of is None else of
         return tuple(
-            _PRIMES[axis] if size is None and axis < len(_PRIMES) else size for axis, size in enumerate(value.shape)
+            self.numbers.get((owner.name, owner.last, axis)) if size is None else size
+            for axis, size in enumerate(value.shape)
         )
 
     def among(self, values: Mapping[int, Value], tensors: Iterable[Any]) -> Mapping[int, tuple[Any, int]]:
@@ -112,7 +137,9 @@ class OpenSizes:
             target = tuple(-1 if other == axis else 1 for other in range(len(shape)))
             open_shape = tuple(None if other == axis else 1 for other in range(len(shape)))
             line = emitter.emit("Reshape", f"{name}/axis{axis}", [line], open_shape, value.dtype, shape=target)
-            conditions.append(emitter.emit("Equal", f"{name}/there{axis}", [line, line], open_shape, "bool"))
+            same = emitter.emit("Equal", f"{name}/equal{axis}", [line, line], open_shape, "bool")
+            other = emitter.emit("Not", f"{name}/differs{axis}", [same], open_shape, "bool")  # NaN, of itself
+            conditions.append(emitter.emit("Or", f"{name}/there{axis}", [same, other], open_shape, "bool"))
         both = conditions[0]
         for condition in conditions[1:]:
             sizes = tuple(None if None in pair else 1 for pair in zip(both.shape, condition.shape, strict=True))

@@ -6,7 +6,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from copy import copy
+from functools import cache, partial
 from typing import Any
 
 import keras
@@ -20,7 +21,7 @@ from isobit_tensorflow.read.inner_layers import inner_layers
 from isobit_tensorflow.read.masks import is_masked, masks_read, takes_mask, with_masks, without_masks
 from isobit_tensorflow.read.names import StableNames
 from isobit_tensorflow.read.open_ranges import OpenRanges, open_ranges
-from isobit_tensorflow.read.open_sizes import OpenSizes
+from isobit_tensorflow.read.open_sizes import OpenSizeError, OpenSizes
 from isobit_tensorflow.read.parameters import Computed, Parameter, call_traced
 from isobit_tensorflow.read.rules.native import whole_layer
 from isobit_tensorflow.read.symbolic_arithmetic import symbolic_arithmetic
@@ -162,16 +163,41 @@ class KerasReader:
         Raises ModelError where it does more than call layers and `keras.ops`.
         """
         values = [leaf for leaf in keras.tree.flatten((args, dict(kwargs))) if isinstance(leaf, Value)]
-        sizes = OpenSizes.of(values)
+        open_once = partial(self._open, function, name, args, kwargs, owner)
+        usual, second = OpenSizes.of(values, 0, equal=True), OpenSizes.of(values, 1, equal=True)
         before, inside = self.emitter.state(), (self._names, self._parameters, self._sizes)
         try:
-            return self._open(function, name, args, kwargs, owner, sizes, is_filled=False)
+            return open_once(usual, is_filled=False)
         except ModelError:
-            if not sizes.places:
+            if not usual.places:
                 raise
-            self.emitter.go_back(before)
-            self._names, self._parameters, self._sizes = inside
-        return self._open(function, name, args, kwargs, owner, sizes, is_filled=True)
+            self._go_back(before, inside)
+        apart = OpenSizes.of(values, 0, equal=False)
+        if len(apart.places) > len(usual.places):  # sizes of several tensors, which may be equal
+            try:
+                return self._open_twice(open_once, name, apart, OpenSizes.of(values, 1, equal=False))
+            except OpenSizeError:
+                raise
+            except ModelError:
+                self._go_back(before, inside)
+        return self._open_twice(open_once, name, usual, second)
+
+    def _open_twice(self, open_once: Callable[..., Any], name: str, first: OpenSizes, second: OpenSizes) -> Any:
+        """With two sets of numbers for the open sizes: what is emitted must not follow from them."""
+        before, inside = self.emitter.state(), (self._names, self._parameters, self._sizes)
+        open_once(first, is_filled=True)
+        emitted = self.emitter.emitted_since(before)
+        self._go_back(before, inside)
+        result = open_once(second, is_filled=True)
+        if self.emitter.emitted_since(before) != emitted:
+            raise OpenSizeError(
+                f"{name!r} computes with a size that is open, a length or the batch, beyond counting to it"
+            )
+        return result
+
+    def _go_back(self, before: Mapping[str, Any], inside: Any) -> None:
+        self.emitter.go_back({key: copy(value) for key, value in before.items()})
+        self._names, self._parameters, self._sizes = inside
 
     def _open(
         self,
@@ -196,7 +222,11 @@ class KerasReader:
             inputs[id(tensor)] = leaf
             kept_alive.append(tensor)
             if leaf.name in masks:
-                tensor._keras_mask = symbolic(masks[leaf.name])
+                mask = masks[leaf.name]
+                shape = sizes.filled(mask, leaf) if is_filled else mask.shape
+                tensor._keras_mask = keras.KerasTensor(shape, mask.dtype)
+                inputs[id(tensor._keras_mask)] = mask
+                kept_alive.append(tensor._keras_mask)
             return tensor
 
         arguments = keras.tree.map_structure(symbolic, args)
@@ -215,7 +245,8 @@ class KerasReader:
                     f"{name!r} ({kind}) cannot be read: it does more than call layers and keras.ops ({reason}). "
                     "Write its call() with keras.ops and without branches on values, or split it into layers"
                 ) from error
-            if ranges.is_doubtful and sizes.places and not is_filled:
+            is_doubtful = ranges.is_doubtful or (ranges.is_cut and sizes.are_shared)
+            if is_doubtful and sizes.places and not is_filled:
                 raise ModelError(f"{name!r} ({kind}) counts to, or cuts at, a size that may be open")
             outside = self._names, self._parameters, self._sizes
             self._names, self._parameters = self._names.within(_operations(outputs, inputs)), parameters

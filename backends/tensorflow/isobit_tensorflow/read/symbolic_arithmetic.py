@@ -13,6 +13,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from isobit_tensorflow.read.in_this_thread import in_this_thread
+
 _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
     "__add__": ops.add, "__sub__": ops.subtract, "__mul__": ops.multiply, "__truediv__": ops.true_divide,
     "__floordiv__": ops.floor_divide, "__mod__": ops.mod, "__pow__": ops.power, "__matmul__": ops.matmul,
@@ -40,4 +42,4 @@ def _operator(operation: Callable[[Any, Any], Any], usual: Callable[[Any, Any], 
     def method(self: Any, other: Any) -> Any:
         return operation(self, other) if isinstance(other, keras.KerasTensor) else usual(self, other)
 
-    return method
+    return in_this_thread(method, usual)

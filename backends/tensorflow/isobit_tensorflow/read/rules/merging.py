@@ -98,7 +98,9 @@ def _two(op: str, dtype: str | None = None) -> Rule:
         operands = [_as_operand(call.argument(index)) for index in (0, 1)]
         if any(operand is None for operand in operands):
             return None
-        return broadcast(call, op, _of_one_type(call, op, operands), dtype=dtype)
+        operands = _of_one_type(call, op, operands)
+        truths = all(isinstance(operand, Value) and operand.dtype == "bool" for operand in operands)
+        return broadcast(call, _OF_TRUTHS.get(op, op) if truths else op, operands, dtype=dtype)
 
     return rule
 
@@ -140,8 +142,15 @@ def _as_operand(argument: Any) -> Any:
     return None
 
 
+def of_one_type(call: Call, values: Sequence[Value]) -> list[Value]:
+    """Tensors in the type that Keras joins them in."""
+    kind = call.emitter.in_float32(keras.backend.result_type(*sorted({value.dtype for value in values})))
+    return [cast_to(call, value, kind, f"{call.name}/{kind}{index}") for index, value in enumerate(values)]
+
+
 def concatenate(call: Call, values: Sequence[Value], axis: int) -> Value:
     """Joined along an axis of Keras."""
+    values = of_one_type(call, values)
     e, rank = call.emitter, values[0].rank
     axis %= rank
     total = [value.shape[axis] for value in values]
@@ -162,9 +171,11 @@ def _where(call: Call) -> Value:
     condition, a, b = (call.argument(index) for index in range(3))
     if isinstance(condition, Value):
         condition = cast_to(call, condition, "bool", f"{call.name}/condition")
-    if isinstance(a, Value) and isinstance(b, Value):
+    if isinstance(a, Value) or isinstance(b, Value):
         a, b = _of_one_type(call, "Where", (a, b))
     dtype = next((v.dtype for v in (a, b) if isinstance(v, Value)), "float32")
+    if isinstance(a, Value) or isinstance(b, Value):
+        a, b = (v if isinstance(v, Value) or is_parameter(v) else np.asarray(v).astype(dtype) for v in (a, b))
     return broadcast(call, "Where", [condition, a, b], dtype=dtype, constants=dtype)
 
 
@@ -200,6 +211,9 @@ LAYERS: Mapping[type, Rule] = {
 }
 
 _LOGICAL = ("And", "Or")
+
+#: What arithmetic of truth values is.
+_OF_TRUTHS = {"Add": "Or", "Mul": "And", "Max": "Or", "Min": "And"}
 
 OPERATIONS: Mapping[str, Callable[[Call], Any]] = {
     "Add": _two("Add"),

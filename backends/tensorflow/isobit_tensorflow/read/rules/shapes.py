@@ -118,7 +118,12 @@ def _reduction(op: str) -> Callable[[Call], Value]:
         if op == "ReduceMean" and not x.is_float:  # of whole numbers, a real one
             call = replace(call, args=(cast_to(call, x, "float32", f"{call.name}/float32"),))
         elif x.dtype == "bool":  # truths are counted
-            call = replace(call, args=(cast_to(call, x, "int32", f"{call.name}/int32"),))
+            numbers = cast_to(call, x, "int32", f"{call.name}/int32")
+            if op in ("ReduceMax", "ReduceMin"):  # one of the truths
+                inner = replace(call, name=f"{call.name}/found", args=(numbers,))
+                found = reduce(inner, op, call.setting("axis"), bool(call.setting("keepdims")))
+                return cast_to(call, found, "bool", call.name)
+            call = replace(call, args=(numbers,))
         return reduce(call, op, call.setting("axis"), bool(call.setting("keepdims")))
 
     return rule

@@ -18,6 +18,7 @@ from isobit_tensorflow.read.emitter import Value
 
 #: More copies than these would make a file slow to load and to run.
 MOST_STEPS = 32
+MOST_NODES = 400
 
 
 def unrolled(call: Call, layer: Any, name: str, x: Value, initial: Sequence[Value], reason: str) -> Any:
@@ -43,11 +44,17 @@ def unrolled(call: Call, layer: Any, name: str, x: Value, initial: Sequence[Valu
             outputs.append(output)
         return ops.stack(outputs, axis=1), outputs[-1], keras.tree.flatten(current)
 
-    return call.reader.open(run, name, (x, *initial), {}, layer)
+    before = len(call.emitter.nodes)
+    result = call.reader.open(run, name, (x, *initial), {}, layer)
+    nodes = len(call.emitter.nodes) - before
+    if nodes > MOST_NODES:
+        raise ModelError(f"{reason}; read step by step, it would be {nodes} nodes, and {MOST_NODES} are the most")
+    return result
 
 
 def _as_tensor_of(sequence: Any, state: Any) -> Any:
     """A first state, which no sample changes, as a tensor: what the cell computes of it would be constants."""
     line = sequence[(slice(None), *(0,) * (len(sequence.shape) - 1))]
-    there = ops.reshape(ops.equal(line, line), (-1, *(1,) * (len(state.shape) - 1)))
+    same = ops.equal(line, line)
+    there = ops.reshape(ops.logical_or(same, ops.logical_not(same)), (-1, *(1,) * (len(state.shape) - 1)))  # NaN too
     return ops.where(there, state, state)
