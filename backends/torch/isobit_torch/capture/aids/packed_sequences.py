@@ -181,7 +181,8 @@ def _beside(mask: Tensor, ndim: int) -> Tensor:
 
 def _shorter(time: Any, batch: Any) -> Tensor:
     """Falling lengths of so many sequences, all with padding where there is more than one step."""
-    return (time - 1 - torch.arange(batch)).clamp(min=1)
+    lengths: Tensor = time - 1 - torch.arange(batch)
+    return lengths.clamp(min=1)
 
 
 _LONGEST = (
