@@ -112,6 +112,9 @@ def test_a_tagger_gives_what_torch_gives_for_other_lengths() -> None:
     ],
 )
 def test_what_padded_sequences_cannot_give_is_explained(module: nn.Module, lengths: list[int], told: str) -> None:
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.5)
     with pytest.raises(ModelError, match=told):
         TorchBackend().open(module.eval(), floats(lengths))
 

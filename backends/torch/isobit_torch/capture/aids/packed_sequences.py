@@ -180,8 +180,8 @@ def _beside(mask: Tensor, ndim: int) -> Tensor:
 
 
 def _shorter(time: Any, batch: Any) -> Tensor:
-    """Falling lengths of so many sequences, all with padding where there is more than one step."""
-    lengths: Tensor = time - 1 - torch.arange(batch)
+    """Falling lengths of so many sequences, half of the steps at most: what takes padding for values sees much of it."""
+    lengths: Tensor = time // 2 - torch.arange(batch)
     return lengths.clamp(min=1)
 
 
