@@ -55,7 +55,7 @@ def test_a_recipe_joins_the_passes_of_its_steps(run_batches: list[int]) -> None:
     sim = isobit.quantize(
         DIGITS / "model.onnx", IMAGES, target="default", recipe="ptq", method="minmax", progress=False
     )
-    assert [step.outcome for step in sim.steps] == ["kept", "rolled back", "changed nothing", "kept", "kept"]
+    assert [step.outcome for step in sim.steps] == ["kept", "rolled back", "changed nothing", "rolled back", "kept"]
     assert sum(run_batches) / len(IMAGES) == 0.25 + 2 + 0.75 + 2.25 + 1 + 0.5
 
 

@@ -180,7 +180,7 @@ def _beside(mask: Tensor, ndim: int) -> Tensor:
 
 
 def _shorter(time: Any, batch: Any) -> Tensor:
-    """Falling lengths of so many sequences, half of the steps at most: what takes padding for values sees much of it."""
+    """Falling lengths of so many sequences, at most half of the steps: what takes padding for values sees much."""
     lengths: Tensor = time // 2 - torch.arange(batch)
     return lengths.clamp(min=1)
 
