@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -251,3 +251,17 @@ def _kept_zero_point(weight: Encoding, scale: NDArray[np.float32]) -> NDArray[np
     low = weight.minimum.astype(np.float64)
     position = weight.spec.q_min + np.rint(-low / scale)
     return np.asarray(np.clip(position, weight.spec.q_min, weight.spec.q_max), np.int32)
+
+
+def resolver(
+    graph: Graph,
+    plan: Plan,
+    statistics: Statistics,
+    read: ReadWeight,
+    *,
+    frozen: Mapping[Site, Encoding],
+    memo: RangeMemo,
+) -> Callable[[Calibrator], Resolved]:
+    """`resolve` by whatever scheme is asked for: the grids of weights, the same for all, are made once."""
+    weights = resolve_weights(graph, plan, read, frozen=frozen)
+    return lambda scheme: resolve(graph, plan, statistics, scheme, read, frozen=frozen, memo=memo, weights=weights)

@@ -21,10 +21,10 @@ from isobit.edits.edit import (
     ReadWeight,
     Replace,
     SetWeights,
-    Slice,
     SliceTogether,
     TrainedWeights,
     Unshare,
+    places_of,
 )
 from isobit.edits.slicing.slice_channels import slice_channels
 from isobit.edits.workspace import Workspace
@@ -85,7 +85,7 @@ class Draft:
         self.edits.append(edit)
         self._note_compensation(edit, before)
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("edit %d: %s at %s", len(self.edits), type(edit).__name__, _place(edit))
+            logger.debug("edit %d: %s at %s", len(self.edits), type(edit).__name__, ", ".join(places_of(edit)))
         if is_checking():
             check_structure(self.graph, f"the edit {type(edit).__name__}")
 
@@ -113,17 +113,6 @@ class Draft:
             check_graph(graph, "edits")
         logger.info("%d edits: %d steps, %d constants", len(self.edits), len(workspace.steps), len(workspace.values))
         return EditPlan(graph, tuple(workspace.steps), dict(workspace.values))
-
-
-def _place(edit: Edit) -> str:
-    """What an edit changes, for the log."""
-    if isinstance(edit, Replace | AddBias | Unshare):
-        return edit.node
-    if isinstance(edit, Insert):
-        return str(edit.site)
-    if isinstance(edit, SliceTogether):
-        return ", ".join(part.tensor for part in edit.slices)
-    return edit.tensor if isinstance(edit, Slice) else ", ".join(edit.weights)
 
 
 def _apply(workspace: Workspace, edit: Edit) -> None:

@@ -103,6 +103,17 @@ class SliceTogether:
 Edit = Replace | Insert | SetWeights | TrainedWeights | AddBias | Unshare | Slice | SliceTogether
 
 
+def places_of(edit: Edit) -> tuple[str, ...]:
+    """The names of what an edit changes: a node, a site, tensors or weights."""
+    if isinstance(edit, Replace | AddBias | Unshare):
+        return (edit.node,)
+    if isinstance(edit, Insert):
+        return (str(edit.site),)
+    if isinstance(edit, SliceTogether):
+        return tuple(part.tensor for part in edit.slices)
+    return (edit.tensor,) if isinstance(edit, Slice) else tuple(edit.weights)
+
+
 def changes_float_model(edit: Edit) -> bool:
     """Whether an edit makes another float model: it does not where it compensates for quantization, or copies alone."""
     return not isinstance(edit, Unshare) and not (isinstance(edit, SetWeights | AddBias) and edit.compensates)

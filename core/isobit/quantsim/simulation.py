@@ -14,7 +14,7 @@ from isobit.backend.contract import BackendModel, Differentiable
 from isobit.backend.optional import TrainsGrids
 from isobit.calibration.fitting import fit
 from isobit.calibration.range_memo import RangeMemo
-from isobit.calibration.resolve import Resolved, bias_encoding, resolve, resolve_weights
+from isobit.calibration.resolve import Resolved, bias_encoding, resolve_weights, resolver
 from isobit.calibration.scheme import Calibrator
 from isobit.data import Batch
 from isobit.edits.edit import Edit, SetWeights, TrainedWeights, changes_float_model
@@ -224,11 +224,8 @@ class Simulation:
     def resolver(self) -> Callable[[Calibrator], Resolved]:
         """What chooses every encoding by a scheme, for the plan as the data leaves it; weights once for all schemes."""
         self.notes.update(dict.fromkeys(self._fit_plan()))
-        graph, plan, read, frozen, memo = self.graph, self.plan, self.model.weight, self._frozen, self.ranges
-        weights = resolve_weights(graph, plan, read, frozen=frozen)
-        return lambda scheme: resolve(
-            graph, plan, self.statistics, scheme, read, frozen=frozen, memo=memo, weights=weights
-        )
+        read, frozen, memo = self.model.weight, self._frozen, self.ranges
+        return resolver(self.graph, self.plan, self.statistics, read, frozen=frozen, memo=memo)
 
     def take(self, resolved: Resolved, calibrator: Calibrator) -> None:
         """Set the quantizers to what was resolved."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from isobit.backend.checked_model import CheckedModel
-from isobit.calibration.resolve import Resolved, resolve, resolve_weights
+from isobit.calibration.resolve import Resolved, resolver
 from isobit.calibration.scheme import Calibrator
 from isobit.calibration.schemes.auto import ComparesSchemes
 from isobit.data import Batch, Dataset
@@ -134,17 +134,8 @@ class StepJudge:
                 break
         calibrator = self._calibrator
         candidates = calibrator.candidates if isinstance(calibrator, ComparesSchemes) else [calibrator]
-        graph, plan, read, frozen, memo = (
-            context.graph,
-            context.plan,
-            copy.weight,
-            context.frozen,
-            self._simulation.ranges,
-        )
-        weights = resolve_weights(graph, plan, read, frozen=frozen)
-
-        def resolved(scheme: Calibrator) -> Resolved:
-            return resolve(graph, plan, statistics, scheme, read, frozen=frozen, memo=memo, weights=weights)
+        frozen, memo = context.frozen, self._simulation.ranges
+        resolved = resolver(context.graph, context.plan, statistics, copy.weight, frozen=frozen, memo=memo)
 
         def take(chosen: Resolved, scheme: Calibrator) -> CheckedModel:
             set_simulated(copy, context.plan, chosen.encodings)

@@ -20,10 +20,9 @@ from isobit.edits.edit import (
     ReadWeight,
     Replace,
     SetWeights,
-    Slice,
-    SliceTogether,
     TrainedWeights,
     Unshare,
+    places_of,
 )
 from isobit.errors import ModelError
 from isobit.graph.graph import Graph
@@ -121,15 +120,7 @@ def _kind(edit: Edit) -> tuple[object, ...]:
 
 
 def _place(edit: Edit) -> str:
-    if isinstance(edit, SetWeights | TrainedWeights):
-        return ", ".join(map(repr, edit.weights))
-    if isinstance(edit, Insert):
-        return repr(str(edit.site))
-    if isinstance(edit, Slice):
-        return repr(edit.tensor)
-    if isinstance(edit, SliceTogether):
-        return ", ".join(repr(part.tensor) for part in edit.slices)
-    return repr(edit.node)
+    return ", ".join(map(repr, places_of(edit)))
 
 
 def _compensated(value: Array, done: Compensation) -> Array:
