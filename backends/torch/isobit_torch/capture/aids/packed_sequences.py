@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from isobit_torch.capture.errors import first_line
+from isobit_torch.program.recurrent_calls import KINDS
 from isobit_torch.program.signature import Call
 
 
@@ -92,7 +93,7 @@ class PaddedSequences(TorchFunctionMode):
         lengths = self._lengths.get(id(second))
         if lengths is not None and name == "_pad_packed_sequence":
             return self._unpack(lengths, args[0], *args[2:], **named)
-        if lengths is not None and name in _NETWORKS:
+        if lengths is not None and name in KINDS:
             return _Network(func, lengths, args, is_lstm=name == "lstm").run()
         if self.is_whole and name == "_pad_packed_sequence" and id(second) in self._times:
             x, sizes, batch_first, value, total = args
@@ -127,9 +128,6 @@ class PaddedSequences(TorchFunctionMode):
         if total_length > lengths.time:
             y = torch.cat((y, y.new_full((total_length - lengths.time, *y.shape[1:]), padding_value)))
         return y.transpose(0, 1) if batch_first else y, lengths.of_each
-
-
-_NETWORKS = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
 
 
 class _Network:

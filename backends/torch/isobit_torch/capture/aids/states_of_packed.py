@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_NETWORKS = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
+from isobit_torch.program.recurrent_calls import KINDS
 
 
 def with_checked_states(module: nn.Module) -> AbstractContextManager[Any]:
@@ -25,7 +25,7 @@ class _CheckedStates(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name in _NETWORKS and len(args) == 9 and isinstance(args[3], list | tuple):  # the weights: it is packed
+        if name in KINDS and len(args) == 9 and isinstance(args[3], list | tuple):  # the weights: it is packed
             _, sizes, states, weights, _, layers, _, _, is_both = args
             cells, batch = layers * (2 if is_both else 1), int(sizes[0])
             if name == "lstm":
