@@ -133,6 +133,22 @@ class Emitter:
             return value
         return self._turned(value, self._first, self._plain, first_axes(value.rank), True)
 
+    def line(self, name: str, value: Value, axis: int) -> Value:
+        """The first line of a plain value along one axis; the other axes are 1 long."""
+        others = tuple(other for other in range(value.rank) if other != axis)
+        if not others:
+            return value
+        zeros, ones = (0,) * len(others), (1,) * len(others)
+        shape = tuple(size if place == axis else 1 for place, size in enumerate(value.shape))
+        cut = {"starts": zeros, "ends": ones, "axes": others, "steps": ones}
+        return self.emit("Slice", name, [value], shape, value.dtype, **cut)
+
+    def truths(self, name: str, value: Value, suffix: str = "") -> Value:
+        """Truth for each entry of a value, NaN too, by comparing it with itself: the graph computes no shapes."""
+        same = self.emit("Equal", f"{name}/equal{suffix}", [value, value], value.shape, "bool")
+        other = self.emit("Not", f"{name}/differs{suffix}", [same], value.shape, "bool")  # NaN, of itself
+        return self.emit("Or", f"{name}/there{suffix}", [same, other], value.shape, "bool")
+
     def _turned(self, value: Value, turned: Turned, inverse: Turned, perm: tuple[int, ...], last: bool) -> Value:
         key = (value.name, value.dropout)
         if key not in turned:

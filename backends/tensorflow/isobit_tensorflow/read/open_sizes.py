@@ -117,29 +117,15 @@ class OpenSizes:
         return emitter.emit("Where", f"{name}/expanded", [condition, weight, weight], open_shape, str(array.dtype))
 
     def _condition(self, emitter: Emitter, name: str, shape: Sequence[int], axes: Sequence[int]) -> Value:
-        """Truth everywhere, as long as the open axes and 1 elsewhere: a choice by it repeats what is chosen.
-
-        The neutral graph computes no shapes.
-        """
+        """Truth everywhere, as long as the open axes and 1 elsewhere: a choice by it repeats what is chosen."""
         conditions = []
         for axis in axes:
             value, place = self.places[shape[axis]]
-            value = emitter.plain(value)
-            others = tuple(other for other in range(value.rank) if other != place)
-            cut = {
-                "starts": (0,) * len(others),
-                "ends": (1,) * len(others),
-                "axes": others,
-                "steps": (1,) * len(others),
-            }
-            sizes = tuple(None if other == place else 1 for other in range(value.rank))
-            line = emitter.emit("Slice", f"{name}/line{axis}", [value], sizes, value.dtype, **cut) if others else value
+            line = emitter.line(f"{name}/line{axis}", emitter.plain(value), place)
             target = tuple(-1 if other == axis else 1 for other in range(len(shape)))
             open_shape = tuple(None if other == axis else 1 for other in range(len(shape)))
             line = emitter.emit("Reshape", f"{name}/axis{axis}", [line], open_shape, value.dtype, shape=target)
-            same = emitter.emit("Equal", f"{name}/equal{axis}", [line, line], open_shape, "bool")
-            other = emitter.emit("Not", f"{name}/differs{axis}", [same], open_shape, "bool")  # NaN, of itself
-            conditions.append(emitter.emit("Or", f"{name}/there{axis}", [same, other], open_shape, "bool"))
+            conditions.append(emitter.truths(name, line, str(axis)))
         both = conditions[0]
         for condition in conditions[1:]:
             sizes = tuple(None if None in pair else 1 for pair in zip(both.shape, condition.shape, strict=True))

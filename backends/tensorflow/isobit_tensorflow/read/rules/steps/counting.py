@@ -9,21 +9,12 @@ from isobit_tensorflow.read.emitter import Value
 def places_of(call: Call, x: Value, axis: int, name: str) -> Value:
     """1, 2, ... for each entry along one axis, int32; the other axes are 1 long.
 
-    The neutral graph computes no shapes: one line of the tensor is compared with itself, NaN
-    too, and the truths are summed.
+    The truths of one line of the tensor are summed.
     """
     e = call.emitter
-    x = e.plain(x)
-    others = tuple(other for other in range(x.rank) if other != axis)
-    zeros, ones = (0,) * len(others), (1,) * len(others)
-    shape = tuple(n if place == axis else 1 for place, n in enumerate(x.shape))
-    cut = {"starts": zeros, "ends": ones, "axes": others, "steps": ones}
-    line = e.emit("Slice", f"{name}/line", [x], shape, x.dtype, **cut) if others else x
-    same = e.emit("Equal", f"{name}/equal", [line, line], shape, "bool")
-    other = e.emit("Not", f"{name}/differs", [same], shape, "bool")  # NaN, of itself
-    there = e.emit("Or", f"{name}/there", [same, other], shape, "bool")
-    counts = e.emit("Cast", f"{name}/ones", [there], shape, "int32", to="int32")
-    return e.emit("CumSum", f"{name}/places", [counts], shape, "int32", axis=axis)
+    there = e.truths(name, e.line(f"{name}/line", e.plain(x), axis))
+    counts = e.emit("Cast", f"{name}/ones", [there], there.shape, "int32", to="int32")
+    return e.emit("CumSum", f"{name}/places", [counts], there.shape, "int32", axis=axis)
 
 
 def counted(call: Call, x: Value, axis: int) -> Value:
