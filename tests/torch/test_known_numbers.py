@@ -89,7 +89,7 @@ class Written(nn.Module):
         self.layer = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x * 2 if self.asked(x) > 0 else x)
+        return self.layer(x * int(self.asked(x) > 0))
 
 
 class ThroughAView(Written):
@@ -129,5 +129,5 @@ class ByChance(Written):
 @pytest.mark.parametrize("kind", [ThroughAView, ThroughASlice, BesideAView, AsOut, ByChance])
 def test_what_data_was_written_into_is_not_known(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    with pytest.raises(ModelError, match="depends on the values"):
+    with pytest.raises(ModelError, match="depends on the values|a value out of a tensor"):
         isobit.QuantSim(kind().eval(), torch.rand(3, 4))

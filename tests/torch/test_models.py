@@ -124,21 +124,6 @@ def test_unmapped_operations_stay_in_float() -> None:
     assert list(sim.run(torch.randn(2, 6))) == ["output", "output_1"]
 
 
-class Branching(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.sum() > 0:
-            return x + 1
-        return x - 1
-
-
-def test_data_dependent_code_is_quoted() -> None:
-    with pytest.raises(ModelError) as caught:
-        simulator(Branching(), torch.randn(2, 3))
-    assert "if x.sum() > 0:" in str(caught.value)
-    assert "torch.where" in str(caught.value)
-    assert "test_models.py:" in str(caught.value)
-
-
 def test_a_missing_example_is_explained() -> None:
     with pytest.raises(ModelError, match="example_inputs"):
         simulator(nn.Linear(2, 2), None)

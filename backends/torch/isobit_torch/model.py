@@ -278,26 +278,26 @@ class TorchModel:
         """Outputs of the user's own module, or of these parts of it. Raises ModelError."""
         if self.given is None or self._native.is_reloaded:
             raise ModelError("it is not at hand" if self.given is None else "other weights were loaded since")
-        device = self._native.device()
-        feeds = {info.name: self._feed(batch[info.name], info.dtype, device) for info in self.program.inputs}
-        return {name: np.array(to_array(value)) for name, value in self.given.run(feeds, tensors).items()}
+        return {name: np.array(to_array(value)) for name, value in self.given.run(self._feeds(batch), tensors).items()}
 
-    def _evaluate(self, function: Any, batch: Batch) -> Sequence[Any]:
-        device = self._native.device()
-        training = self._native.training
+    def _evaluate(self, function: Callable[..., Sequence[Any]], batch: Batch) -> Sequence[Any]:
+        feeds, training = self._feeds(batch), self._native.training
+        if self.given is not None and not self._native.is_reloaded:
+            self.given.refuse_other_ways(feeds)
         self._native.eval()
         try:
             with torch.no_grad():
-                feeds = [self._feed(batch[info.name], info.dtype, device) for info in self.program.inputs]
-                result: Sequence[Any] = function(*feeds)
+                return function(*feeds.values())
         finally:
             self._native.train(training)
-        return result
 
-    def _feed(self, array: NDArray[Any], dtype: str, device: torch.device) -> torch.Tensor:
-        wanted = getattr(torch, dtype)
-        source = np.ascontiguousarray(array)
-        return torch.from_numpy(source if source.flags.writeable else source.copy()).to(device, wanted)
+    def _feeds(self, batch: Batch) -> dict[str, torch.Tensor]:
+        device, feeds = self._native.device(), {}
+        for info in self.program.inputs:
+            source = np.ascontiguousarray(batch[info.name])
+            source = source if source.flags.writeable else source.copy()
+            feeds[info.name] = torch.from_numpy(source).to(device, getattr(torch, info.dtype))
+        return feeds
 
     def _outputs(self, flat: Sequence[Any]) -> dict[str, NDArray[Any]]:
         names = self.program.signature.outputs

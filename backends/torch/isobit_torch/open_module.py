@@ -9,9 +9,9 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from isobit.errors import ModelError
-from isobit_torch.capture.capture import Capture, capture
+from isobit_torch.capture.capture import Aid, Capture, capture
 from isobit_torch.capture.dropout import restore_dropout
-from isobit_torch.capture.errors import DependsOnValuesError, refuse_data_dependence
+from isobit_torch.capture.errors import DependsOnValuesError, explain, refuse_data_dependence
 from isobit_torch.capture.fold_constants import fold_constants
 from isobit_torch.capture.free_names import NewNames, moved, new_names, notes
 from isobit_torch.capture.functionalize import functionalize, written_buffers
@@ -53,9 +53,10 @@ def _open(model: nn.Module, example: Any) -> TorchModel:
     except ModelError as error:
         _tell_of_adapters(model, error)
         raise
-    for is_fixed in (False, True):  # a size may have to be known as well
+    tries: list[tuple[Aid, bool]] = [("rules", False), ("rules", True), ("example", False), ("example", True)]
+    for aid, is_fixed in tries:  # a size may have to be known as well
         try:
-            return _at_any_size(model, example, is_fixed=is_fixed, is_aided=True)
+            return _at_any_size(model, example, is_fixed=is_fixed, aid=aid)
         except DependsOnValuesError as error:  # what could not be helped, rather than what came first
             failure = error
         except ModelError:
@@ -71,9 +72,9 @@ def _tell_of_adapters(model: nn.Module, error: ModelError) -> None:
         raise ModelError(f"{told}. As it is, it cannot be captured: {error}") from error
 
 
-def _at_any_size(model: nn.Module, example: Any, *, is_fixed: bool = False, is_aided: bool = False) -> TorchModel:
+def _at_any_size(model: nn.Module, example: Any, *, is_fixed: bool = False, aid: Aid = "none") -> TorchModel:
     """The model with its sizes open; with those of the example, where it does not follow them or `is_fixed`."""
-    captured = capture(model, example, is_fixed=is_fixed, is_aided=is_aided)
+    captured = capture(model, example, is_fixed=is_fixed, aid=aid)
     program = program_of(captured)
     opened, given = _opened(captured, program), Given(model, captured)
     opened.given = given
@@ -81,7 +82,7 @@ def _at_any_size(model: nn.Module, example: Any, *, is_fixed: bool = False, is_a
     is_doubled = captured.is_doubled and "batch" not in program.symbols.sizes
     if not is_doubled and follows_sizes(given, captured, program, run):
         return opened
-    captured = capture(model, example, is_fixed=True, is_aided=is_aided)
+    captured = capture(model, example, is_fixed=True, aid=aid)
     opened = _opened(captured, program_of(captured))
     opened.given = Given(model, captured)
     return opened
@@ -99,12 +100,12 @@ def program_of(captured: Capture) -> Program:
     exported = captured.program
     chosen = inline_branches(exported)
     if any(_is_transform(node) for node in exported.graph.nodes):
-        exported = _lowered(exported)
+        exported = _lowered(exported, captured.module)
     graph = load_graph(exported, root, canonical)
     changed = written_buffers(graph)
     blocking = functionalize(graph)
     if blocking is not None:  # torch's own functionalisation replaces more, but splits some calls on the way
-        exported = _lowered(exported)
+        exported = _lowered(exported, captured.module)
         graph = load_graph(exported, root, canonical)
         if functionalize(graph) is not None:
             raise ModelError(f"the model changes a tensor in place that others share ({blocking}): assign a new one")
@@ -127,9 +128,17 @@ def program_of(captured: Capture) -> Program:
     return Program(root, graph, captured.signature, inputs, symbols, told)
 
 
-def _lowered(program: ExportedProgram) -> ExportedProgram:
+def _lowered(program: ExportedProgram, module: nn.Module) -> ExportedProgram:
+    """The program in plainer calls. Raises ModelError."""
+    for node in list(program.graph.nodes):
+        if node.op == "call_module" and not node.users:  # torch's checks of sizes, which it does not always run itself
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
     with quiet():
-        lowered: ExportedProgram = program.run_decompositions({})
+        try:
+            lowered: ExportedProgram = program.run_decompositions({})
+        except Exception as error:
+            raise explain(error, module) from error
     return lowered
 
 

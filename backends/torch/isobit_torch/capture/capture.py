@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
+from isobit_torch.capture.aids.decided_branches import DecidedBranches, TakenWays, Ways, told
 from isobit_torch.capture.aids.known_numbers import KnownNumbers
 from isobit_torch.capture.aids.packed_sequences import PaddedSequences, why_not_padded
 from isobit_torch.capture.aids.picked_rows import AllRows, require_by_row
@@ -36,17 +37,27 @@ from isobit_torch.program.signature import (
 )
 from isobit_torch.program.torch_export import named_arguments, quiet, without_autocast, without_moves
 
+#: What helps to capture code that looks at values: nothing; what holds for any data; what the example decides.
+Aid = Literal["none", "rules", "example"]
+
 
 class Aids:
     """What helps to capture code that asks tensors for values.
 
-    Known numbers, all rows in place of picked ones, padded sequences in place of packed ones.
+    Known numbers, padded sequences in place of packed ones, and all rows in place of picked ones; or, where the example
+    shall decide, its own `ways` at branches in place of the last: ``if mask.any()`` is a branch then.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, ways: Ways | None) -> None:
         self._module, self._rows, self._sequences = module, AllRows(), PaddedSequences()
         self._buffers = dict(module.named_buffers())
         self._numbers = KnownNumbers({}, module)
+        self._ways, self._branches = ways, DecidedBranches({}, self._numbers.knows)
+
+    @property
+    def decided(self) -> Ways:
+        """The branches of the last block that the example decided."""
+        return self._branches.decided
 
     @property
     def has_picked(self) -> bool:
@@ -68,7 +79,8 @@ class Aids:
         """A block of them, inside of the module's own forward."""
         self._rows, self._numbers = AllRows(), KnownNumbers(self._buffers, self._module)
         self._sequences = PaddedSequences()
-        with self._numbers, self._rows, self._sequences:
+        self._branches = DecidedBranches(self._ways or {}, self._numbers.knows)
+        with self._numbers, self._rows if self._ways is None else self._branches, self._sequences:
             yield
 
 
@@ -83,13 +95,15 @@ class Capture:
     notes: tuple[str, ...]
     caches: Caches
     is_doubled: bool = False  # the example of one sample was repeated
+    decided: Ways = field(default_factory=dict)  # branches that hold for inputs like the example alone
 
 
-def capture(model: nn.Module, example: Any, *, is_fixed: bool = False, is_aided: bool = False) -> Capture:
+def capture(model: nn.Module, example: Any, *, is_fixed: bool = False, aid: Aid = "none") -> Capture:
     """Capture a copy of `model`, where `is_fixed` for the example's sizes alone.
 
-    Where `is_aided`, numbers in tensors are known (`known_numbers`), what a mask picks is computed for all rows
-    (`picked_rows`), and packed sequences are computed padded (`packed_sequences`).
+    With an `aid`, numbers in tensors are known (`known_numbers`) and packed sequences are computed padded
+    (`packed_sequences`); by "rules", what a mask picks is computed for all rows (`picked_rows`), and with that of the
+    "example", branches go its way (`decided_branches`).
     Raises ModelError that quotes the line of the user's code which stands in the way.
     """
     if isinstance(model, torch.jit.ScriptModule):
@@ -100,14 +114,14 @@ def capture(model: nn.Module, example: Any, *, is_fixed: bool = False, is_aided:
         )
     refuse_quantized(model)
     with without_autocast() as asked:
-        captured = _capture(model, example, is_fixed, is_aided)
+        captured = _capture(model, example, is_fixed, aid)
     if not asked:
         return captured
     note = f"torch.autocast to {asked[0]} in forward is left out: the simulator computes in float32"
     return replace(captured, notes=(*captured.notes, note))
 
 
-def _capture(model: nn.Module, example: Any, is_fixed: bool, is_aided: bool) -> Capture:
+def _capture(model: nn.Module, example: Any, is_fixed: bool, aid: Aid) -> Capture:
     module = copy_module(model)
     device = require_one_device(module)
     others = _other_precisions(module)
@@ -130,7 +144,7 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool, is_aided: bool) -> 
     if states:
         unrun = copy_module(model).float() if others else copy_module(model)
         caches.settle(unrun)
-    aids = Aids(unrun) if is_aided else None
+    aids = None if aid == "none" else Aids(unrun, _ways(module, call) if aid == "example" else None)
     program, fixed = _export(unrun, call, is_fixed, aids)
     notes = [*fixed]
     if aids is not None and aids.has_picked:
@@ -151,6 +165,8 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool, is_aided: bool) -> 
         notes.append(
             f"the code asks for the values of the buffers {names}: what it does is fixed to what they hold now"
         )
+    decided = aids.decided if aids is not None else {}
+    notes += told(decided)
     if others:
         notes.append(f"the model is in {', '.join(others)}, and the simulator computes in float32")
     elif any(map(_is_in_other_precision, calls)) and not _is_in_other_precision(call):
@@ -160,7 +176,14 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool, is_aided: bool) -> 
     if caches.is_off:
         notes.append("the cache of keys and values (use_cache) is not returned: pass use_cache=True to have it")
     signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
-    return Capture(module, call, program, signature, tuple(notes), caches, is_doubled)
+    return Capture(module, call, program, signature, tuple(notes), caches, is_doubled, decided)
+
+
+def _ways(module: nn.Module, call: Call) -> Ways:
+    taken = TakenWays()
+    with taken:
+        _outputs(module, call)
+    return taken.ways
 
 
 def _states_note(states: Sequence[str]) -> str:

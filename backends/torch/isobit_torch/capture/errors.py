@@ -117,11 +117,15 @@ def refuse_data_dependence(graph: fx.Graph, module: nn.Module) -> None:
 def _place(node: fx.Node) -> str:
     """The line of the user's code that made a node."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace", "")))
-    lines = [(file, int(number)) for file, number in frames if _is_users(file)]
+    lines = [(file, int(number)) for file, number in frames if is_users_file(file)]
     if not lines:
         return ""
-    file, number = lines[-1]
-    return f" at {file}:{number}: `{linecache.getline(file, number).strip()}`"
+    return f" at {source_line(*lines[-1])}"
+
+
+def source_line(file: str, number: int) -> str:
+    """A line of code as messages quote it."""
+    return f"{file}:{number}: `{linecache.getline(file, number).strip()}`"
 
 
 def _line(error: BaseException) -> tuple[str, int, str] | None:
@@ -132,17 +136,18 @@ def _line(error: BaseException) -> tuple[str, int, str] | None:
         chain.append(current)
         current = current.__cause__ or current.__context__
     for exception in reversed(chain):
-        frames = [f for f in traceback.extract_tb(exception.__traceback__) if _is_users(f.filename)]
+        frames = [f for f in traceback.extract_tb(exception.__traceback__) if is_users_file(f.filename)]
         if frames and frames[-1].lineno is not None:
             last = frames[-1]
             return last.filename, int(last.lineno or 0), (last.line or "").strip()
     for file, number in reversed(re.findall(r'File "([^"]+)", line (\d+)', str(error))):
-        if _is_users(file):
+        if is_users_file(file):
             return file, int(number), linecache.getline(file, int(number)).strip()
     return None
 
 
-def _is_users(file: str) -> bool:
+def is_users_file(file: str) -> bool:
+    """Whether code is neither torch's, nor Python's, nor ours."""
     if file.startswith(_LIBRARY) and "site-packages" not in file:
         return False
     return not file.startswith((_FRAMEWORK, _BACKEND, "<")) and "site-packages/torch/" not in file

@@ -46,6 +46,10 @@ class KnownNumbers(TorchFunctionMode):
                 with _disable_current_modes():
                     self._note(buffer, value.detach().clone(), frozenset((name,)))
 
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether the values of a tensor are known."""
+        return id(tensor) in self._known
+
     def _note(self, tensor: torch.Tensor, value: torch.Tensor, buffers: frozenset[str]) -> None:
         self._kept.append(tensor)
         self._known[id(tensor)], self._buffers[id(tensor)] = value, buffers
