@@ -162,7 +162,7 @@ def test_the_report_as_json_holds_the_curves() -> None:
 
 def test_milliseconds_are_a_cost_where_the_target_tells_them() -> None:
     result = compress(data(), keep=0.7, cost="milliseconds", trials=1)
-    assert 0.68 <= result.report.kept <= 0.7
+    assert 0.67 <= result.report.kept <= 0.7
     assert result.report.before.milliseconds > result.report.after.milliseconds > 0
 
 

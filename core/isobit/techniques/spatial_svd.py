@@ -93,14 +93,14 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
     # of transposed layers are used once for each position of their input.
     between = [*after[:first], *before[first:]]
     used = [before, between] if node.op == "ConvTranspose" else [between, after]
+    read = groups * inputs * prod(before)
     uses = prod(before if node.op == "ConvTranspose" else after)
 
     def cost(ranks: Ranks) -> Cost:
         rank = ranks[0] * groups
-        vertical = rank * inputs * height
-        narrow = weighted_cost(node.op, vertical, 0, prod(used[0]), rank * prod(between), table)
-        horizontal = out * ranks[0] * width
-        return narrow + weighted_cost(node.op, horizontal, biases, prod(used[1]), out * prod(after), table)
+        vertical, horizontal, made = rank * inputs * height, out * ranks[0] * width, rank * prod(between)
+        narrow = weighted_cost(node.op, vertical, 0, prod(used[0]), read, made, table)
+        return narrow + weighted_cost(node.op, horizontal, biases, prod(used[1]), made, out * prod(after), table)
 
     def parts(factors: Sequence[Floats]) -> list[Part]:
         vertical, horizontal = factors
@@ -116,7 +116,7 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
         groups,
         width,
         inputs * height * width,
-        weighted_cost(node.op, weight.size, biases, uses, out * prod(after), table),
+        weighted_cost(node.op, weight.size, biases, uses, read, out * prod(after), table),
         cost,
         lambda moments, most, compare: WidthFactors(matrices, moments, most, compare),
         parts,

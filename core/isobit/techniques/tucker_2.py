@@ -80,14 +80,16 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
     before, after = positions(graph, node)
     used = before if node.op == "ConvTranspose" else after
     biases = out if node.input(2) is not None else 0
+    read = groups * inputs * before
 
     def cost(ranks: Ranks) -> Cost:
         first, last = ranks
         whole_in, whole_out = first == inputs, last == out // groups
         weights = groups * first * last * prod(kernel)
-        core = weighted_cost(node.op, weights, biases * whole_out, used, groups * last * after, table)
-        reduce = weighted_cost("Conv", groups * first * inputs, 0, before, groups * first * before, table)
-        expand = weighted_cost("Conv", out * last, biases, after, out * after, table)
+        narrow, wide = groups * first * before, groups * last * after
+        core = weighted_cost(node.op, weights, biases * whole_out, used, narrow, wide, table)
+        reduce = weighted_cost("Conv", groups * first * inputs, 0, before, read, narrow, table)
+        expand = weighted_cost("Conv", out * last, biases, after, wide, out * after, table)
         return Cost.sum([core, *([] if whole_in else [reduce]), *([] if whole_out else [expand])])
 
     def parts(factors: Sequence[Floats]) -> list[Part]:
@@ -104,7 +106,7 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
         groups,
         prod(kernel),
         inputs * prod(kernel),
-        weighted_cost(node.op, weight.size, biases, used, out * after, table),
+        weighted_cost(node.op, weight.size, biases, used, read, out * after, table),
         cost,
         lambda moments, most, compare: TuckerFactors(as_groups(weight, groups), moments, most, compare),
         parts,

@@ -81,11 +81,12 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
     used = before if node.op == "ConvTranspose" else after
     behind = "Linear" if node.op == "Linear" else "Conv"
     biases = out if node.input(2) is not None else 0
+    inputs = groups * rest[0] * before
 
     def cost(ranks: Ranks) -> Cost:
         rank = ranks[0] * groups
-        narrow = weighted_cost(node.op, rank * prod(rest), 0, used, rank * after, table)
-        return narrow + weighted_cost(behind, out * ranks[0], biases, after, out * after, table)
+        narrow = weighted_cost(node.op, rank * prod(rest), 0, used, inputs, rank * after, table)
+        return narrow + weighted_cost(behind, out * ranks[0], biases, after, rank * after, out * after, table)
 
     def parts(factors: Sequence[Floats]) -> list[Part]:
         narrow, wide = factors
@@ -96,7 +97,7 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
         groups,
         1,
         out // groups,
-        weighted_cost(node.op, weight.size, biases, used, out * after, table),
+        weighted_cost(node.op, weight.size, biases, used, inputs, out * after, table),
         cost,
         lambda moments, most, compare: OutputFactors(as_groups(weight, groups), moments),
         parts,
