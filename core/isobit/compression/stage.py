@@ -98,10 +98,8 @@ def network_cost(graph: Graph, table: Costs | None) -> Cost:
     return Cost.sum(layer_costs(graph, table).values())
 
 
-def candidates_of(
-    methods: Sequence[Compresses], context: TechniqueContext, wishes: Wishes, table: Costs | None
-) -> list[list[Candidate]]:
-    """What each method offers, from one pass over the data for all of them."""
+def observe_for(methods: Sequence[Compresses], context: TechniqueContext) -> None:
+    """One pass over the data for all that these methods ask for, where there is data."""
     requests = [
         request for method in methods if isinstance(method, Observes) for request in method.requests(context).float
     ]
@@ -109,6 +107,13 @@ def candidates_of(
     together = Requests(float=list(once.values()))
     if once and context.can_observe(together):
         context.observe(together)
+
+
+def candidates_of(
+    methods: Sequence[Compresses], context: TechniqueContext, wishes: Wishes, table: Costs | None
+) -> list[list[Candidate]]:
+    """What each method offers, from one pass over the data for all of them."""
+    observe_for(methods, context)
     return [method.candidates(context, multiple=wishes.multiple, table=table) for method in methods]
 
 
@@ -131,6 +136,7 @@ class Stage:
         listed = [candidate for each in offered for candidate in each]
         self.candidates = wishes.free(graph, listed)
         self.fixed, self.left = wishes.fixed(graph, listed)
+        self.unmet = dict(wishes.notes(graph, listed, self.fixed, self.left))
         self.before = network_cost(graph, table)
         self.rest = self.before - Cost.sum(pick.saved for pick in self.fixed.values())
         self.measured = self.candidates
@@ -138,7 +144,6 @@ class Stage:
     def done(self) -> Done:
         """The best choice, carried out."""
         self.judging.see(self.context)
-        notes: list[str] = []
         if self.wishes.select == "greedy" and self.judging.by == "evaluate":
             self.measured = [self._evaluated(candidate) for candidate in self.candidates]
         tried: list[tuple[Done, Trial]] = []
@@ -167,7 +172,7 @@ class Stage:
             trials=tuple(judged),
             points=tuple(curve(self.candidates, self.rest, self.unit)),
             layer_curves=self._layer_curves(),
-            notes=(*notes, *self._notes(done)),
+            notes=tuple(self._notes(done)),
         )
 
     def _variants(self) -> Iterator[tuple[str, float, str]]:
