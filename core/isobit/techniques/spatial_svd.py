@@ -103,7 +103,7 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
         inputs * height * width,
         weighted_cost("Conv", weight.size, biases, rows * columns, out * rows * columns, table),
         cost,
-        lambda moments, most, compare: WidthFactors(as_groups(weight, groups), moments, most, compare),
+        lambda moments, wanted, compare: WidthFactors(as_groups(weight, groups), moments, wanted, compare),
         parts,
     )
 

@@ -111,6 +111,6 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
         inputs * prod(kernel),
         weighted_cost("Conv", weight.size, biases, after, out * after, table),
         cost,
-        lambda moments, most, compare: TuckerFactors(as_groups(weight, groups), moments, most, compare),
+        lambda moments, wanted, compare: TuckerFactors(as_groups(weight, groups), moments, wanted, compare),
         parts,
     )
