@@ -29,7 +29,8 @@ def rows(samples: int = 4) -> Rows:
 
 def moments(samples: int = 4) -> InputMoments:
     found = InputMoments.of(rows(samples), COLUMNS)
-    assert found.rows is not None and len(found.rows) < COLUMNS
+    assert found.rows is not None
+    assert len(found.rows) < COLUMNS
     return found
 
 
@@ -57,7 +58,8 @@ def test_what_rows_explain_is_what_a_ridge_regression_does() -> None:
     matrix, known = weight().reshape(GROUPS, OUTPUTS, -1), moments()
     basis = input_basis(matrix.reshape(GROUPS, -1, INPUTS), known.marginal(INPUTS), 3)
     span = RowSpan.of(matrix, basis, known, [3])
-    assert known.rows is not None and known.floor is not None
+    assert known.rows is not None
+    assert known.floor is not None
     missing = np.zeros(OUTPUTS)
     for group in range(GROUPS):
         damped = np.sqrt(known.floor[group]) * np.eye(COLUMNS)

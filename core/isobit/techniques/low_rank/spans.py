@@ -23,7 +23,7 @@ _BLOCK = 1 << 23
 
 
 class Explains(Protocol):
-    """Features of the input, the directions `basis` (groups, rank, outer) at every inner column, the first ones first."""
+    """Features of the input: directions `basis` (groups, rank, outer) at every inner column, the first ones first."""
 
     @property
     def basis(self) -> Floats:
@@ -40,7 +40,7 @@ class Explains(Protocol):
 
 
 def span_of(matrix: Floats, basis: Floats, moments: InputMoments, ranks: Sequence[int]) -> Explains:
-    """The features of a basis for the outputs of a matrix (groups, rows, columns); `ranks` are all that is asked for."""
+    """The features of a basis for outputs of a matrix (groups, rows, columns); `ranks` are all that are asked for."""
     if moments.rows is not None and takes_rows(basis.shape[1] * (matrix.shape[2] // basis.shape[2])):
         return RowSpan.of(matrix, basis, moments, ranks)
     return Span.of(matrix, basis, moments)
@@ -53,7 +53,7 @@ def takes_rows(features: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """Of the features' moments: `second` (None: they are independent, of power 1), `cross` the matrix's output by feature.
+    """Of the features' moments: `second` (None: independent, of power 1), and `cross`, the matrix's output by feature.
 
     `gains` (rank, rows of the matrix) is the power that a direction adds to those before it, summed over groups.
     """
@@ -96,7 +96,7 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class RowSpan:
-    """Of the rows X of the input, divided by the root of their number, where moments of the features would be too large.
+    """Of the rows X of the input, divided by the root of their number, where the moments would be too large.
 
     The weights A of features F = X Bᵀ with orthonormal directions B are those with the least error of the output,
     ``|X Wᵀ - F Aᵀ|²``, and, by the damping d, of the weights, ``d |W - A B|²``. With E = X (W - W Bᵀ B)ᵀ, the output
@@ -181,7 +181,7 @@ class RowSpan:
 
 @dataclass(eq=False)
 class _State:
-    """Of the directions so far: K, the output that is left (groups, rows, rows of the matrix), and the weights' squares."""
+    """Of the directions so far: K, the output that is left (groups, rows, rows of the matrix), weights' squares."""
 
     kernel: Floats
     left: Floats

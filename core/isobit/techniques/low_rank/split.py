@@ -40,8 +40,8 @@ class Split:
 
     `full` are the largest ranks of each group, `groups` how many groups there are, `whole` what the layer costs now,
     `cost` what it costs at some ranks. `inner` is how many features a first rank has, and `unknowns` how many numbers
-    of an output are learned from data. `factors` are found for the moments of its input and the first ranks that will be
-    asked for, where asked by more than one way, and `parts` are the layers of them.
+    of an output are learned from data. `factors` are found for the moments of its input and the first ranks that will
+    be asked for, where asked by more than one way, and `parts` are the layers of them.
     """
 
     full: Ranks

@@ -29,9 +29,8 @@ from isobit.techniques.pruning.magnitudes import magnitudes
 from isobit.techniques.pruning.solved_weights import gone_columns, readers_of, solved
 from isobit.techniques.technique import TechniqueReport
 
-#: Sizes that are offered for a group, at most, and inputs of a weight beyond which moments take too much memory.
+#: Sizes that are offered for a group, at most.
 _SIZES = 32
-_MOST_COLUMNS = 8192
 
 Chosen = Mapping[str, Sequence[int]]
 
@@ -71,8 +70,7 @@ class PruneChannels:
         if not self.data_aware:
             return []
         groups = [group for group in find_groups(graph)[0] if self.keep < 1 or group.name in self.channels]
-        names = dict.fromkeys(name for group in groups for name in group.readers)
-        return [name for name in names if _columns(graph, name) <= _MOST_COLUMNS]
+        return list(dict.fromkeys(name for group in groups for name in group.readers))
 
     # --- what could be done ----------------------------------------------------------------------------------------
 
