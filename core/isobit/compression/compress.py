@@ -26,6 +26,7 @@ from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate
 from isobit.quantsim.observe import Passes
 from isobit.quantsim.quantsim import QuantSim
 from isobit.quantsim.simulation import Simulation
+from isobit.quantsim.training.distill import Distill
 from isobit.recipes.recipe import Recipe
 from isobit.targets.costs import Costs
 from isobit.targets.target import Target
@@ -44,13 +45,23 @@ class Compressed:
 
     `report` says what was done, `recipe` does the very same to the model as it came (`isobit.compress(model, data,
     recipe=...)`, or `isobit.quantize`, which quantizes afterwards); its ``to_toml`` writes it. `backend_model` is the
-    model behind the contract of `isobit.backend`.
+    model behind the contract of `isobit.backend`, `before` the network as it came, which can teach the smaller one.
     """
 
     model: Any
     report: CompressionReport
     recipe: Recipe
     backend_model: CheckedModel
+    before: CheckedModel
+
+    @property
+    def distillation(self) -> Distill:
+        """``loss = small.distillation(temperature=2.0)``: what leads `model` back to the network as it came.
+
+        ``loss(outputs, *inputs)`` is a number to minimize in fine-tuning, with labels or without (`isobit.QuantSim`
+        has the same for its simulator).
+        """
+        return Distill(self.before)
 
     def export(self, folder: str | PathLike[str]) -> dict[str, Path]:
         """Write the model as ONNX, the recipe and the report into `folder`, all or nothing.
@@ -156,6 +167,7 @@ class _Run:
             raise FormatError(f"the network has no {self.unit}: choose another cost")
         self.judging = Judging(simulation.model, evaluate)
         self.stages: list[Done] = []
+        self.original = simulation.model
 
     def compressed(self) -> Compressed:
         waiting = list(self.methods)
@@ -169,7 +181,7 @@ class _Run:
         recipe = Recipe(
             "compress", f"{names}: {self._kept:.1%} of the {self.unit}, the sizes that isobit.compress chose", steps
         )
-        return _compressed(self.simulation.model, self._report(), recipe)
+        return _compressed(self.simulation.model, self._report(), recipe, self.original)
 
     def _stage(self, waiting: list[Compresses], share: float) -> list[Compresses]:
         """Run the first method, with those behind it that change single layers as it does; returns the others."""
@@ -236,8 +248,7 @@ def _by_recipe(
     simulation: Simulation, passes: Passes | None, recipe: Recipe, unit: str, table: Costs | None
 ) -> Compressed:
     """The steps of a recipe as they are."""
-    before = network_cost(simulation.graph, table)
-    reports = []
+    before, original, reports = network_cost(simulation.graph, table), simulation.model, []
     for step in recipe.steps:
         technique = step.make()
         if not isinstance(technique, Compresses):
@@ -253,14 +264,14 @@ def _by_recipe(
     kept = after.of(unit) / before.of(unit) if before.of(unit) > 0 else 1.0
     notes = [*(text for each in reports for text in each.changed), *(note for each in reports for note in each.notes)]
     report_ = CompressionReport((), unit, kept, kept, before, after, notes=tuple(dict.fromkeys(notes)))
-    return _compressed(simulation.model, report_, recipe)
+    return _compressed(simulation.model, report_, recipe, original)
 
 
-def _compressed(model: CheckedModel, report_: CompressionReport, recipe: Recipe) -> Compressed:
+def _compressed(model: CheckedModel, report_: CompressionReport, recipe: Recipe, original: CheckedModel) -> Compressed:
     """The result, whose native model trains as it is: in float."""
     if isinstance(model.inner, TrainsGrids):
         model.inner.train_in_float()
-    return Compressed(model.native, report_, recipe, model)
+    return Compressed(model.native, report_, recipe, model, original)
 
 
 def _take(simulation: Simulation, model: CheckedModel, reports: Sequence[TechniqueReport]) -> None:
