@@ -6,7 +6,8 @@ Each operation runs alone in onnxruntime, once in float and once between Quantiz
 thread; onnxruntime's own profile says what its kernels took. A cost is nanoseconds for an element of the largest tensor
 that the operation reads or computes, the least of the runs and of rounds over all operations, since machines are
 shared. An operation for which the profile names no kernel of integers is left out. `multiply` and
-`integer_multiply` are nanoseconds for a multiply-accumulate of a layer with weights.
+`integer_multiply` are nanoseconds for a multiply-accumulate of a layer with weights, `layer_element` for an element
+that it reads or writes: what a depthwise layer, which multiplies little, takes beside its multiply-accumulates.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ LAYERS: Mapping[str, tuple[str, Mapping[str, Any], Sequence[Shape], int]] = {
     "LSTM": ("LSTM", {"hidden_size": 64}, [(32, 1, 64), (1, 256, 64), (1, 256, 64)], 32 * 2 * 256 * 64),
     "GRU": ("GRU", {"hidden_size": 64}, [(32, 1, 64), (1, 192, 64), (1, 192, 64)], 32 * 2 * 192 * 64),
 }
+_DEPTHWISE = ({"pads": (1, 1, 1, 1), "group": 96}, [(1, 96, 56, 56), (96, 1, 3, 3)])
 _OPSET = 21
 _FLOAT_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -142,6 +144,14 @@ def measure_layers(runs: int) -> tuple[dict[str, float], dict[str, float]]:
     return floats, integers
 
 
+def measure_element(runs: int, multiply: float) -> float:
+    """Nanoseconds for an element of input and output of a convolution, beside those of its multiply-accumulates."""
+    attributes, shapes = _DEPTHWISE
+    kernels = kernel_times(layer_of("Conv", attributes, shapes, quantized=False), runs)
+    elements = int(np.prod(shapes[0]))
+    return max(0.0, kernels["Conv"] - multiply * elements * 9) / (2 * elements)
+
+
 def measure(runs: int) -> dict[str, Any]:
     """The table of this processor."""
     floats: dict[str, float] = {}
@@ -165,6 +175,7 @@ def measure(runs: int) -> dict[str, Any]:
         "integer": integers,
         "multiply": multiply,
         "integer_multiply": integer_multiply,
+        "layer_element": measure_element(runs, multiply["Conv"]),
     }
 
 

@@ -70,16 +70,16 @@ def test_without_data_it_is_said_that_weights_decided() -> None:
     assert "error of the weights" in str(result.report)
 
 
-@pytest.mark.parametrize("method", ["weight-svd", ["spatial-svd", "tucker-2", "weight-svd"]])
+@pytest.mark.parametrize(
+    "method", ["weight-svd", ["spatial-svd", "tucker-2", "weight-svd"], ["channel-pruning", "spatial-svd", "tucker-2"]]
+)
 def test_a_recipe_does_the_very_same_again(method) -> None:
     result = compress(data(), keep=0.5, method=method)
     text = result.recipe.to_toml()
     assert tomllib.loads(text)["steps"]
     again = compress(data(), recipe=parse_recipe(text, "here", registry().techniques()))
     for name, value in result.backend_model.run(data(4)).items():
-        # of several methods the later ones observe the layers that the earlier ones have left
-        tolerance = 0 if isinstance(method, str) else 1e-3 * np.abs(value).max()
-        np.testing.assert_allclose(again.backend_model.run(data(4))[name], value, rtol=0, atol=tolerance)
+        np.testing.assert_array_equal(again.backend_model.run(data(4))[name], value)
     assert again.report.kept == pytest.approx(result.report.kept)
     folding = Recipe("r", "", (Step(FoldBatchNorms),))
     with pytest.raises(RecipeError, match="FoldBatchNorms does not make a network smaller"):
@@ -97,7 +97,24 @@ def test_ratios_by_hand_and_layers_left_out() -> None:
     assert result.report.left == {"conv0": "left out by exclude 'conv0'", "fc": "its ratio is 1"}
     # a layer that cannot be so small is as small as it can be
     tiny = compress(data(), keep=0.9, method="weight-svd", ratios={"conv1": 0.001})
-    assert next(layer for layer in tiny.report.layers if layer.name == "conv1").words == "rank 1 of 16"
+    made = next(layer for layer in tiny.report.layers if layer.name == "conv1")
+    assert made.words == "rank 1 of 16"
+    nearest = f"ratios: conv1 cannot keep 0.001 of its macs, {made.after / made.before:.3g} is the nearest"
+    assert nearest in tiny.report.notes
+
+
+def test_ratios_of_methods_in_turn() -> None:
+    """A ratio is met by the first method that can, and what it made of the layer stays; what none can is said."""
+    methods = ["spatial-svd", "channel-pruning"]
+    result = compress(data(), keep=0.6, method=methods, ratios={"conv1": 0.5, "fc": 0.5}, exclude="conv2", trials=1)
+    (split,) = (layer for layer in result.report.layers if layer.name == "conv1")
+    assert (split.method, split.after / split.before <= 0.5) == ("spatial-svd", True)
+    parts = [node for node in result.backend_model.graph.nodes if node.name.startswith("conv1.")]
+    rank = int(split.words.split()[1])
+    assert [result.backend_model.graph.weights[node.inputs[1]].shape[0] for node in parts] == [rank, 16]
+    assert any(note.startswith("ratios: fc stays whole: ") for note in result.report.notes)
+    alone = compress(data(), keep=0.9, method="spatial-svd", ratios={"fc": 0.5}, trials=1)
+    assert "ratios: 'fc' reaches no layer that these methods make smaller" in alone.report.notes
 
 
 def test_sizes_are_multiples() -> None:
@@ -145,7 +162,7 @@ def test_the_report_as_json_holds_the_curves() -> None:
 
 def test_milliseconds_are_a_cost_where_the_target_tells_them() -> None:
     result = compress(data(), keep=0.7, cost="milliseconds", trials=1)
-    assert 0.68 <= result.report.kept <= 0.7
+    assert 0.67 <= result.report.kept <= 0.7
     assert result.report.before.milliseconds > result.report.after.milliseconds > 0
 
 
@@ -163,6 +180,9 @@ def test_a_method_may_be_given_with_its_settings() -> None:
         ({"cost": "flops"}, FormatError, "no cost is called 'flops'"),
         ({"cost": "milliseconds", "target": "default"}, TargetError, "does not say what a multiply-accumulate takes"),
         ({"exclude": "conf*"}, FormatError, "exclude: 'conf\\*' matches no layer"),
+        ({"exclude": 3}, FormatError, "exclude must be names or patterns of layers, not 3"),
+        ({"ratios": [0.5]}, FormatError, "ratios must be shares by layer.* not \\[0.5\\]"),
+        ({"method": ["weight-svd"] * 2}, FormatError, "method names 'weight-svd' twice"),
         ({"ratios": {"conv9": 0.5}}, FormatError, "ratios: 'conv9' matches no layer"),
         ({"ratios": {"conv1": 2}}, FormatError, "ratios\\['conv1'\\] must be a share"),
         ({"multiple": 0}, FormatError, "multiple must be a whole number of at least 1, not 0"),

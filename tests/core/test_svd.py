@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import product
 
 import numpy as np
 import pytest
 from technique_networks import assert_same_function, opened
 
+from isobit.budget import Cost, layer_costs
 from isobit.data import Dataset
 from isobit.errors import FormatError
+from isobit.plugins import registry
 from isobit.techniques import SpatialSvd, Tucker2, WeightSvd
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.low_rank.factorise import NO_DATA
@@ -40,6 +43,82 @@ def test_all_ranks_keep_the_function(technique, stride: int, dilation: int, grou
     assert [node.op for node in model.graph.nodes] == ["Conv"] * (1 if technique is Tucker2 else 2)
     assert report.changed[0].startswith("conv: rank ")
     assert_same_function(model.run(batch), before)
+
+
+def transposed(groups: int = 1) -> Network:
+    """One transposed convolution of 3 x 4 with strides, crops of its own and a row more than the crops leave."""
+    b = NetworkBuilder("transposed")
+    x = b.input("x", 6, 5, 4)
+    weight, bias = b.random_weight("weight", 8, 6 // groups, 3, 4), b.random_weight("bias", 8)
+    windows = {"kernel_shape": (3, 4), "strides": (2, 3), "dilations": (1, 1), "pads": (1, 0, 1, 0)}
+    b.output("y", b.op("ConvTranspose", "up", x, weight, bias, group=groups, output_padding=(1, 0), **windows))
+    return b.build()
+
+
+def volume() -> Network:
+    """A convolution over time, height and width."""
+    b = NetworkBuilder("volume")
+    x = b.input("x", 4, 6, 7, 8)
+    weight, bias = b.random_weight("weight", 6, 4, 3, 3, 2), b.random_weight("bias", 6)
+    windows = {"kernel_shape": (3, 3, 2), "strides": (2, 1, 2), "dilations": (1, 2, 1), "pads": (1, 2, 0, 0, 1, 1)}
+    b.output("y", b.op("Conv", "conv", x, weight, bias, group=1, **windows))
+    return b.build()
+
+
+def sequence() -> Network:
+    """A convolution over time."""
+    b = NetworkBuilder("sequence")
+    x = b.input("x", 6, 15)
+    windows = {"kernel_shape": (5,), "strides": (2,), "dilations": (1,), "pads": (2, 1)}
+    b.output("y", b.op("Conv", "conv", x, b.random_weight("weight", 8, 6, 5), b.random_weight("bias", 8), **windows))
+    return b.build()
+
+
+@pytest.mark.parametrize(
+    ("network", "technique", "ranks"),
+    [
+        (transposed(), SpatialSvd, [18]),
+        (transposed(2), SpatialSvd, [9]),
+        (transposed(), WeightSvd, [8]),
+        (transposed(2), WeightSvd, [4]),
+        (transposed(), Tucker2, [6, 7]),
+        (transposed(2), Tucker2, [2, 4]),
+        (volume(), SpatialSvd, [12]),
+        (volume(), WeightSvd, [6]),
+        (volume(), Tucker2, [4, 5]),
+        (sequence(), WeightSvd, [8]),
+        (sequence(), Tucker2, [5, 8]),
+    ],
+)
+@pytest.mark.parametrize("with_data", [False, True])
+def test_transposed_and_other_dimensions(network: Network, technique, ranks: list[int], with_data: bool) -> None:
+    """Full ranks are the same function, others the nearest; what is told of costs and errors is that of the graph."""
+    batch, data = network.batch(2), network.batch(60, 1)
+    model, (layer,) = opened(network), network.graph.nodes
+    before = model.run(batch)
+    context = TechniqueContext(model, dataset=Dataset([data], model.graph) if with_data else None)
+    asked = {layer.name: ranks if technique is Tucker2 else ranks[0]}
+    technique(1.0, asked).apply(context)
+    last = model.graph.nodes[-1].op
+    assert last == ("Conv" if technique is WeightSvd or ranks[-1] == 7 else layer.op)
+    loses = technique is Tucker2 and ranks not in ([6, 8],)
+    for name, value in model.run(batch).items():
+        error = np.square(value - before[name]).sum() / np.square(before[name]).sum()
+        assert error < (0.5 if loses else 1e-9)
+
+    whole = opened(network)
+    context = TechniqueContext(whole, dataset=Dataset([data], whole.graph) if with_data else None)
+    table = registry().target("onnxruntime-cpu").costs[0]
+    (candidate,) = technique(0.5).candidates(context, table=table)
+    choice = candidate.choices[len(candidate.choices) // 2]
+    run_before = whole.run(data)["y"].astype(np.float64)
+    technique().chosen({layer.name: choice}).apply(context)
+    cost = Cost.sum(layer_costs(whole.graph, table).values())
+    assert asdict(cost) == pytest.approx(asdict(choice.cost))
+    if with_data:
+        power = np.square(run_before - run_before.mean(axis=(0, *range(2, run_before.ndim)), keepdims=True)).mean()
+        lost = np.square(whole.run(data)["y"] - run_before).mean()
+        assert lost / power == pytest.approx(choice.error, rel=0.1)
 
 
 @pytest.mark.parametrize("technique", [SpatialSvd, WeightSvd])
@@ -101,7 +180,7 @@ def test_what_is_left_alone_says_why() -> None:
 def test_settings() -> None:
     with pytest.raises(FormatError, match="SpatialSvd: keep must be above 0 and at most 1, not 1.5"):
         SpatialSvd(1.5)
-    with pytest.raises(FormatError, match="WeightSvd: ranks names 'other', which is no Conv or Linear"):
+    with pytest.raises(FormatError, match="WeightSvd: ranks names 'other', which is no Conv, ConvTranspose or Linear"):
         WeightSvd(ranks={"other": 1}).apply(TechniqueContext(opened(convolution(1, 1))))
     with pytest.raises(FormatError, match="rank 7 of 'conv' is not in 1 to 6"):
         WeightSvd(ranks={"conv": 7}).apply(TechniqueContext(opened(convolution(1, 1))))

@@ -42,11 +42,18 @@ def layer_costs(graph: Graph, table: Costs | None = None) -> dict[str, Cost]:
 
 
 def weighted_cost(
-    op: str, weights: int, biases: int, times: float, outputs: float, table: Costs | None = None, size: float = 4.0
+    op: str,
+    weights: int,
+    biases: int,
+    times: float,
+    inputs: float,
+    outputs: float,
+    table: Costs | None = None,
+    size: float = 4.0,
 ) -> Cost:
-    """The cost of a layer that is not there yet: so many weights, each used `times` a sample, and output elements."""
+    """The cost of a layer that is not there yet: weights, each used `times` a sample, elements of input and output."""
     macs = float(weights * times)
-    spent = 0.0 if table is None else macs * table.multiply.get(op, 0.0) * 1e-6
+    spent = 0.0 if table is None else _of_layer(op, macs, inputs + outputs, table)
     return Cost(macs, float(weights + biases), (weights + biases) * size, float(outputs), spent)
 
 
@@ -66,13 +73,19 @@ def elements(graph: Graph, tensor: str | None) -> float:
 
 
 def milliseconds(graph: Graph, node: Node, macs: float, table: Costs | None) -> float:
-    """Time by the table: of products by their multiply-accumulates, of all else by the largest tensor."""
+    """Time by the table: of products by their multiply-accumulates and elements, of all else by the largest tensor."""
     if table is None:
         return 0.0
     if node.op in table.multiply:
-        return macs * table.multiply[node.op] * 1e-6
+        tensors = [name for name in (*node.inputs, *node.outputs) if name in graph.tensors]
+        return _of_layer(node.op, macs, sum(elements(graph, name) for name in tensors), table)
     largest = max((elements(graph, name) for name in (*node.inputs, *node.outputs) if name in graph.tensors), default=0)
     return float(table.floats.get(node.op, 0.0) * largest * 1e-6)
+
+
+def _of_layer(op: str, macs: float, moved: float, table: Costs) -> float:
+    """Milliseconds of a product that reads and writes so many elements beside its weights."""
+    return (macs * table.multiply[op] + moved * table.layer_element) * 1e-6 if op in table.multiply else 0.0
 
 
 def open_inputs(graph: Graph) -> list[str]:

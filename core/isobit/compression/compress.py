@@ -11,9 +11,10 @@ from typing import Any
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import Backend
 from isobit.backend.optional import QdqWriter, TrainsGrids
+from isobit.budget import Cost
 from isobit.calibration.schemes.minmax import MinMaxRange
 from isobit.compression.compression_report import CompressionReport
-from isobit.compression.stage import Done, Judging, Stage, candidates_of, network_cost
+from isobit.compression.stage import Done, Judging, Stage, candidates_of, network_cost, observe_for
 from isobit.compression.wishes import Wishes
 from isobit.data import Dataset, example_of
 from isobit.defaults import DEFAULT_TARGET
@@ -30,10 +31,13 @@ from isobit.quantsim.training.distill import Distill
 from isobit.recipes.recipe import Recipe
 from isobit.targets.costs import Costs
 from isobit.targets.target import Target
-from isobit.techniques.technique import Compresses, TechniqueReport
+from isobit.techniques.technique import Compresses, CostsTogether, TechniqueReport
 
 #: What is done unless another method is asked for: every layer gets the factors that serve it best.
 DEFAULT_METHOD = ("spatial-svd", "weight-svd", "tucker-2")
+
+#: How much larger the share of the time must be than that of the multiply-accumulates before that is told.
+_MUCH_MORE_TIME = 0.1
 
 #: What `Compressed.export` writes.
 FILES = {"model": "model.onnx", "recipe": "recipe.toml", "report": "report.json", "summary": "summary.txt"}
@@ -126,12 +130,16 @@ def compress(
     """
     if evaluate is not None:
         check_evaluate(evaluate, picklable=False)
-    wishes = Wishes(keep, cost, select, multiple, dict(ratios or {}), exclude, trials)
+    wishes = Wishes(keep, cost, select, multiple, ratios or {}, exclude, trials)
     plugins = registry()
     listed = list(method) if isinstance(method, Sequence) and not isinstance(method, str) else [method]
     if not listed:
         raise FormatError(f"compress needs a method: {', '.join(compression_methods())}")
     methods = [_method(each) for each in listed]
+    names = [each.method for each in methods]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise FormatError(f"method names {twice!r} twice: name each method once")
     chosen_target = plugins.target(target)
     table = _table(chosen_target, cost)
     example = example_of(data, inputs) if example_inputs is None and data is not None else example_inputs
@@ -165,7 +173,10 @@ class _Run:
         self.before = network_cost(simulation.graph, table)
         if not self.before.of(self.unit) > 0:
             raise FormatError(f"the network has no {self.unit}: choose another cost")
+        wishes.check(simulation.graph)
         self.judging = Judging(simulation.model, evaluate)
+        self.offered: set[tuple[str, str]] = set()  # layers that some method can make smaller, and their ops
+        self.unmet: dict[str, str] = {}  # notes of ratios that no method has met, by layer
         self.stages: list[Done] = []
         self.original = simulation.model
 
@@ -192,14 +203,19 @@ class _Run:
             if not _single(more[0]):
                 break
             together, offered = waiting[: len(together) + 1], [*offered, *more]
-        self.wishes.check(context.graph, [candidate for each in offered for candidate in each])
+        graph = context.graph
+        layers = {name for each in offered for candidate in each for name in (candidate.name, *candidate.layers)}
+        self.offered |= {(name, graph.node(name).op) for name in layers}
         rest = waiting[len(together) :]
         now = network_cost(context.graph, self.table).of(self.unit)
         whole = self.before.of(self.unit)
         # the last one makes up for what those before it could not reach
         asked = self.wishes.keep * whole if not rest else now * share ** len(together)
-        done = Stage(together, offered, context, self.wishes, self.judging, self.table, asked).done()
+        stage = Stage(together, offered, context, self.wishes, self.judging, self.table, asked)
+        done = stage.done()
         _take(self.simulation, done.model, done.reports)
+        self.unmet = {name: note for name, note in self.unmet.items() if name not in stage.fixed} | stage.unmet
+        self.wishes = self.wishes.after(self.simulation.graph, stage.fixed)
         self.stages.append(done)
         return rest
 
@@ -213,6 +229,8 @@ class _Run:
         left = {name: why for stage in self.stages for name, why in stage.left.items() if name not in changed}
         first = self.stages[0] if self.stages else None
         notes = [note for stage in self.stages for note in stage.notes]
+        if self.stages:
+            notes += [*self.unmet.values(), *self.wishes.unreached(self.offered)]
         if not layers:
             why = "keep is 1" if not self.stages else "no layer has a size that serves"
             notes.append(f"nothing was changed: {why}")
@@ -223,6 +241,8 @@ class _Run:
             )
         elif self._kept < self.wishes.keep * 0.99:
             notes.append(f"sizes allow no share nearer to keep={self.wishes.keep:g} than {self._kept:.3g}")
+        after = network_cost(self.simulation.graph, self.table)
+        notes += _notes_of_time(self.unit, self._kept, self.before, after, self.table)
         if self.passes is not None:
             notes += list(self.passes.dataset.notes)
         return CompressionReport(
@@ -231,7 +251,7 @@ class _Run:
             self.wishes.keep,
             self._kept,
             self.before,
-            network_cost(self.simulation.graph, self.table),
+            after,
             layers,
             left,
             first.points if first else (),
@@ -244,25 +264,48 @@ class _Run:
         )
 
 
+def _notes_of_time(unit: str, kept: float, before: Cost, after: Cost, table: Costs | None) -> list[str]:
+    """What is to be told where multiply-accumulates are saved, and not as much time."""
+    share = after.milliseconds / before.milliseconds if before.milliseconds > 0 else 0.0
+    if unit != "macs" or table is None or share < kept + _MUCH_MORE_TIME:
+        return []
+    return [
+        f"{kept:.0%} of the multiply-accumulates take {share:.0%} of the time, by the figures of {table.processor} in "
+        "float: layers of few channels spend theirs on what they read and write; cost='milliseconds' chooses by time"
+    ]
+
+
 def _by_recipe(
     simulation: Simulation, passes: Passes | None, recipe: Recipe, unit: str, table: Costs | None
 ) -> Compressed:
-    """The steps of a recipe as they are."""
-    before, original, reports = network_cost(simulation.graph, table), simulation.model, []
+    """The steps of a recipe as they are; those that change a layer each observe the network together, as they did."""
+    before, original = network_cost(simulation.graph, table), simulation.model
+    stages: list[list[Compresses]] = []
     for step in recipe.steps:
         technique = step.make()
         if not isinstance(technique, Compresses):
             raise RecipeError(
                 f"recipe {recipe.name!r}: {step.name} does not make a network smaller: give it to isobit.quantize"
             )
-        context = context_of(simulation, passes, MinMaxRange(), step.name)
+        if stages and not isinstance(technique, CostsTogether) and not isinstance(stages[-1][0], CostsTogether):
+            stages[-1].append(technique)
+        else:
+            stages.append([technique])
+    reports = []
+    judging, sequence = Judging(original, None), list[str]()
+    for together in stages:
+        context = context_of(simulation, passes, MinMaxRange(), together[0].method)
+        observe_for(together, context)
         copy = simulation.model.copy()
-        report = technique.apply(context.on(copy))
-        _take(simulation, copy, [report])
-        reports.append(report)
+        done = [technique.apply(context.on(copy)) for technique in together]
+        copy, told = judging.in_sequence(context, copy, done)
+        sequence += told
+        _take(simulation, copy, done)
+        reports += done
     after = network_cost(simulation.graph, table)
     kept = after.of(unit) / before.of(unit) if before.of(unit) > 0 else 1.0
     notes = [*(text for each in reports for text in each.changed), *(note for each in reports for note in each.notes)]
+    notes += sequence
     report_ = CompressionReport((), unit, kept, kept, before, after, notes=tuple(dict.fromkeys(notes)))
     return _compressed(simulation.model, report_, recipe, original)
 

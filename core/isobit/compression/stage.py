@@ -121,10 +121,8 @@ def network_cost(graph: Graph, table: Costs | None) -> Cost:
     return Cost.sum(layer_costs(graph, table).values())
 
 
-def candidates_of(
-    methods: Sequence[Compresses], context: TechniqueContext, wishes: Wishes, table: Costs | None
-) -> list[list[Candidate]]:
-    """What each method offers, from one pass over the data for all of them."""
+def observe_for(methods: Sequence[Compresses], context: TechniqueContext) -> None:
+    """One pass over the data for all that these methods ask for, where there is data."""
     requests = [
         request for method in methods if isinstance(method, Observes) for request in method.requests(context).float
     ]
@@ -132,6 +130,13 @@ def candidates_of(
     together = Requests(float=list(once.values()))
     if once and context.can_observe(together):
         context.observe(together)
+
+
+def candidates_of(
+    methods: Sequence[Compresses], context: TechniqueContext, wishes: Wishes, table: Costs | None
+) -> list[list[Candidate]]:
+    """What each method offers, from one pass over the data for all of them."""
+    observe_for(methods, context)
     return [method.candidates(context, multiple=wishes.multiple, table=table) for method in methods]
 
 
@@ -154,6 +159,7 @@ class Stage:
         listed = [candidate for each in offered for candidate in each]
         self.candidates = wishes.free(graph, listed)
         self.fixed, self.left = wishes.fixed(graph, listed)
+        self.unmet = dict(wishes.notes(graph, listed, self.fixed, self.left))
         self.before = network_cost(graph, table)
         self.rest = self.before - Cost.sum(pick.saved for pick in self.fixed.values())
         self.measured = self.candidates
@@ -161,7 +167,6 @@ class Stage:
     def done(self) -> Done:
         """The best choice, carried out."""
         self.judging.see(self.context)
-        notes: list[str] = []
         if self.wishes.select == "greedy" and self.judging.by == "evaluate":
             self.measured = [self._evaluated(candidate) for candidate in self.candidates]
         tried: list[tuple[Done, Trial]] = []
@@ -178,7 +183,8 @@ class Stage:
         if len(tried) > 1:
             tried = [(done, replace(trial, score=self.judging.score(done.model))) for done, trial in tried]
         best = max(range(len(tried)), key=lambda index: (tried[index][1].score, -index))
-        done, told = self._in_sequence(tried[best][0])
+        done = tried[best][0]
+        model, told = self.judging.in_sequence(self.context, done.model, done.reports)
         judged = [replace(t, chosen=i == best) for i, (_, t) in enumerate(tried)] if len(tried) > 1 else []
         changed = {layer.name for layer in done.layers}
         reasons = {each.name: each.why for each in self.candidates if each.name not in changed}
@@ -186,17 +192,13 @@ class Stage:
         left = reasons | {each.name: dear for each in self.candidates if each.choices and each.name in reasons}
         return replace(
             done,
+            model=model,
             left={**left, **self.left},
             trials=tuple(judged),
             points=tuple(curve(self.candidates, self.rest, self.unit)),
             layer_curves=self._layer_curves(),
-            notes=(*notes, *self._notes(done), *told),
+            notes=(*self._notes(done), *told),
         )
-
-    def _in_sequence(self, done: Done) -> tuple[Done, tuple[str, ...]]:
-        """The choice that was taken, its layers solved again one behind the other, and what is to be told of that."""
-        model, told = self.judging.in_sequence(self.context, done.model, done.reports)
-        return replace(done, model=model), told
 
     def _variants(self) -> Iterator[tuple[str, float, str]]:
         first = next(each for each in _VARIANTS if each[0] == self.wishes.select)

@@ -11,7 +11,7 @@ from isobit.errors import TargetError, did_you_mean
 from isobit.graph.ops import RECURRENT, WEIGHTED
 
 _KEYS = ("processor", "quantize", "dequantize", "float", "integer")
-_OPTIONAL = ("multiply", "integer_multiply")
+_OPTIONAL = ("multiply", "integer_multiply", "layer_element")
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Costs:
 
     `quantize` and `dequantize` are what a conversion costs where a tensor is handed from float to integers and back.
     Operations of `integers` are those that may stay in float; each has a cost in `floats` too. `multiply` and
-    `integer_multiply` are what one multiply-accumulate of a layer with weights takes, by op: they decide nothing in a
-    plan, and are for estimates of the time of a whole network.
+    `integer_multiply` are what one multiply-accumulate of a layer with weights takes, by op, `layer_element` what each
+    element does besides that such a layer reads or writes, in float: they decide nothing in a plan, and are for
+    estimates of the time of a whole network.
     """
 
     processor: str
@@ -31,6 +32,7 @@ class Costs:
     integers: Mapping[str, float]
     multiply: Mapping[str, float] = field(default_factory=dict)
     integer_multiply: Mapping[str, float] = field(default_factory=dict)
+    layer_element: float = 0.0
 
 
 def read_costs(data: Any, where: str) -> tuple[Costs, ...]:
@@ -66,12 +68,13 @@ def _table(entry: Mapping[str, Any], where: str, key: str) -> Costs:
         if op not in floats:
             raise TargetError(f"{where}: {key}.integer.{op}: needs the cost in float beside it, as {key}.float.{op}")
     quantize, dequantize = (_nanoseconds(entry[name], where, f"{key}.{name}") for name in ("quantize", "dequantize"))
-    multiply, integer_multiply = (_multiply(entry.get(name, {}), where, f"{key}.{name}") for name in _OPTIONAL)
+    multiply, integer_multiply = (_multiply(entry.get(name, {}), where, f"{key}.{name}") for name in _OPTIONAL[:2])
+    element = _nanoseconds(entry.get("layer_element", 0.0), where, f"{key}.layer_element")
     for op in integer_multiply:
         if op not in multiply:
             problem = f"needs the cost in float beside it, as {key}.multiply.{op}"
             raise TargetError(f"{where}: {key}.integer_multiply.{op}: {problem}")
-    return Costs(processor, quantize, dequantize, floats, integers, multiply, integer_multiply)
+    return Costs(processor, quantize, dequantize, floats, integers, multiply, integer_multiply, element)
 
 
 def _multiply(table: Any, where: str, key: str) -> dict[str, float]:

@@ -5,8 +5,9 @@ Source: Jaderberg et al., "Speeding up Convolutional Neural Networks with Low Ra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,16 @@ from isobit.techniques.low_rank.input_moments import Floats
 from isobit.techniques.low_rank.split import Part, Split, as_groups, as_weight, spatial_sizes
 from isobit.techniques.technique import TechniqueReport
 
+#: What attributes of a window are along an axis on which a layer does nothing.
+_PER_AXIS = {"kernel_shape": 1, "strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}
+
 
 @dataclass(frozen=True)
 class SpatialSvd:
-    """Split each 2-D convolution of kernel h x w into r filters of h x 1 and, on their output, filters of 1 x w.
+    """Split each convolution of kernel h x w into r filters of h x 1 and, on their output, filters of 1 x w.
+
+    Those of three dimensions too, at the first axis that has more than one position: t x 1 x 1 and 1 x h x w. Both
+    layers of a transposed convolution are transposed.
 
     `keep` is the share of each layer's multiply-accumulates that is kept; `ranks` gives single layers a rank of their
     own, by name; at `keep` 1 these alone are split. Strides, pads and dilations go to the axis that they are of; ranks
@@ -67,58 +74,61 @@ class SpatialSvd:
 
     def _low_rank(self) -> LowRank:
         ranks = {name: (rank,) for name, rank in self.ranks.items()}
-        return LowRank("SpatialSvd", _split, ("Conv",), self.keep, ranks, self.data_aware)
+        return LowRank("SpatialSvd", _split, ("Conv", "ConvTranspose"), self.keep, ranks, self.data_aware)
 
 
 def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs | None) -> Split | str:
-    if weight.ndim != 4:
-        return "it is no 2-D convolution"
-    out, inputs, height, width = weight.shape
-    if min(height, width) == 1:
+    out, inputs, *kernel = weight.shape
+    if len(kernel) < 2:
+        return "it is a 1-D convolution"
+    first = next((axis for axis, taps in enumerate(kernel, 1) if taps > 1), len(kernel))
+    height, width = prod(kernel[:first]), prod(kernel[first:])
+    if width == 1 or height == 1:
         return "its kernel is one row or column"
-    groups = groups_of(node)
-    # The first layer already makes the output's rows (it has their stride), but for all of the input's columns.
-    rows, columns = spatial_sizes(graph, node.outputs[0], node) or [1, 1]
-    across = (spatial_sizes(graph, node.inputs[0], node) or [1, 1])[1]
+    groups, axes = groups_of(node), range(len(kernel))
     biases = out if node.input(2) is not None else 0
+    before = spatial_sizes(graph, node.inputs[0], node) or [1 for _ in axes]
+    after = spatial_sizes(graph, node.outputs[0], node) or [1 for _ in axes]
+    # The first layer already makes the output's rows (it has their stride), but for all of the input's columns. Weights
+    # of transposed layers are used once for each position of their input.
+    between = [*after[:first], *before[first:]]
+    used = [before, between] if node.op == "ConvTranspose" else [between, after]
+    read = groups * inputs * prod(before)
+    uses = prod(before if node.op == "ConvTranspose" else after)
 
     def cost(ranks: Ranks) -> Cost:
         rank = ranks[0] * groups
-        first = weighted_cost("Conv", rank * inputs * height, 0, rows * across, rank * rows * across, table)
-        return first + weighted_cost(
-            "Conv", out * ranks[0] * width, biases, rows * columns, out * rows * columns, table
-        )
+        vertical, horizontal, made = rank * inputs * height, out * ranks[0] * width, rank * prod(between)
+        narrow = weighted_cost(node.op, vertical, 0, prod(used[0]), read, made, table)
+        return narrow + weighted_cost(node.op, horizontal, biases, prod(used[1]), made, out * prod(after), table)
 
     def parts(factors: Sequence[Floats]) -> list[Part]:
         vertical, horizontal = factors
+        down, across = axes[:first], axes[first:]
         return [
-            Part(as_weight(vertical, (height, 1)), _along(node, 0)),
-            Part(as_weight(horizontal, (1, width)), _along(node, 1)),
+            Part(node.op, as_weight(vertical, [kernel[a] if a in down else 1 for a in axes]), _along(node, down)),
+            Part(node.op, as_weight(horizontal, [kernel[a] if a in across else 1 for a in axes]), _along(node, across)),
         ]
 
+    matrices = as_groups(weight.reshape(out, inputs, height, width), groups)
     return Split(
         (min(out // groups * width, inputs * height),),
         groups,
         width,
         inputs * height * width,
-        weighted_cost("Conv", weight.size, biases, rows * columns, out * rows * columns, table),
+        weighted_cost(node.op, weight.size, biases, uses, read, out * prod(after), table),
         cost,
-        lambda moments, wanted, compare: WidthFactors(as_groups(weight, groups), moments, wanted, compare),
+        lambda moments, wanted, compare: WidthFactors(matrices, moments, wanted, compare),
         parts,
     )
 
 
-def _along(node: Node, axis: int) -> dict[str, object]:
-    """The attributes of a convolution along one axis: nothing happens along the other."""
-    other_axis, attributes = 1 - axis, node.attributes
-    changed: dict[str, object] = {}
-    for name in ("kernel_shape", "strides", "dilations"):
+def _along(node: Node, axes: Collection[int]) -> dict[str, object]:
+    """The attributes of a convolution along these axes: nothing happens along the others."""
+    attributes = dict(node.attributes)
+    for name, nothing in _PER_AXIS.items():
         if name in attributes:
-            values = list(attributes[name])
-            values[other_axis] = 1
-            changed[name] = tuple(values)
-    if "pads" in attributes:
-        pads = list(attributes["pads"])
-        pads[other_axis] = pads[other_axis + 2] = 0
-        changed["pads"] = tuple(pads)
-    return changed
+            values: Sequence[int] = attributes[name]
+            count = len(values) if name != "pads" else len(values) // 2
+            attributes[name] = tuple(n if i % count in axes else nothing for i, n in enumerate(values))
+    return attributes

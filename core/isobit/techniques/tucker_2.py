@@ -69,7 +69,7 @@ class Tucker2:
 
     def _low_rank(self) -> LowRank:
         ranks = {name: tuple(each) for name, each in self.ranks.items()}
-        return LowRank("Tucker2", _split, ("Conv",), self.keep, ranks, self.data_aware)
+        return LowRank("Tucker2", _split, ("Conv", "ConvTranspose"), self.keep, ranks, self.data_aware)
 
 
 def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs | None) -> Split | str:
@@ -77,30 +77,27 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
     if prod(kernel) == 1:
         return "its kernel is of one position, which WeightSvd is for"
     groups, spatial = groups_of(node), len(kernel)
-    before, after = (positions(graph, tensor, node) for tensor in (node.inputs[0], node.outputs[0]))
+    before, after = positions(graph, node)
+    used = before if node.op == "ConvTranspose" else after
     biases = out if node.input(2) is not None else 0
+    read = groups * inputs * before
 
     def cost(ranks: Ranks) -> Cost:
         first, last = ranks
         whole_in, whole_out = first == inputs, last == out // groups
-        core = weighted_cost(
-            "Conv",
-            groups * first * last * prod(kernel),
-            biases * whole_out,
-            after,
-            groups * last * after,
-            table,
-        )
-        reduce = weighted_cost("Conv", groups * first * inputs, 0, before, groups * first * before, table)
-        expand = weighted_cost("Conv", out * last, biases, after, out * after, table)
+        weights = groups * first * last * prod(kernel)
+        narrow, wide = groups * first * before, groups * last * after
+        core = weighted_cost(node.op, weights, biases * whole_out, used, narrow, wide, table)
+        reduce = weighted_cost("Conv", groups * first * inputs, 0, before, read, narrow, table)
+        expand = weighted_cost("Conv", out * last, biases, after, wide, out * after, table)
         return Cost.sum([core, *([] if whole_in else [reduce]), *([] if whole_out else [expand])])
 
     def parts(factors: Sequence[Floats]) -> list[Part]:
         # the kernel is the only factor of more than three axes
         return [
-            Part(as_weight(factor, kernel), {})
+            Part(node.op, as_weight(factor, kernel), node.attributes)
             if factor.ndim > 3
-            else Part(as_weight(factor, (1,) * spatial), pointwise(node, spatial))
+            else pointwise(node, factor, spatial)
             for factor in factors
         ]
 
@@ -109,7 +106,7 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
         groups,
         prod(kernel),
         inputs * prod(kernel),
-        weighted_cost("Conv", weight.size, biases, after, out * after, table),
+        weighted_cost(node.op, weight.size, biases, used, read, out * after, table),
         cost,
         lambda moments, wanted, compare: TuckerFactors(as_groups(weight, groups), moments, wanted, compare),
         parts,

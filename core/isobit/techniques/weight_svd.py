@@ -29,6 +29,8 @@ from isobit.techniques.technique import TechniqueReport
 class WeightSvd:
     """Split each linear layer and convolution into one of r outputs and, on them, a linear layer or 1x1 convolution.
 
+    Of a transposed convolution the first one is transposed.
+
     `keep` is the share of each layer's multiply-accumulates that is kept; `ranks` gives single layers a rank of their
     own, by name; at `keep` 1 these alone are split. Ranks are those of each group. With data the error of the outputs
     is the least that such a pair can have, without it, or with `data_aware` off, that of the weights. Layers with a
@@ -69,33 +71,33 @@ class WeightSvd:
 
     def _low_rank(self) -> LowRank:
         ranks = {name: (rank,) for name, rank in self.ranks.items()}
-        return LowRank("WeightSvd", _split, ("Conv", "Linear"), self.keep, ranks, self.data_aware)
+        return LowRank("WeightSvd", _split, ("Conv", "ConvTranspose", "Linear"), self.keep, ranks, self.data_aware)
 
 
 def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs | None) -> Split | str:
     out, *rest = weight.shape
     groups, spatial = groups_of(node), len(rest) - 1
-    times = positions(graph, node.outputs[0], node)
+    before, after = positions(graph, node)
+    used = before if node.op == "ConvTranspose" else after
+    behind = "Linear" if node.op == "Linear" else "Conv"
     biases = out if node.input(2) is not None else 0
+    inputs = groups * rest[0] * before
 
     def cost(ranks: Ranks) -> Cost:
         rank = ranks[0] * groups
-        narrow = weighted_cost(node.op, rank * prod(rest), 0, times, rank * times, table)
-        return narrow + weighted_cost(node.op, out * ranks[0], biases, times, out * times, table)
+        narrow = weighted_cost(node.op, rank * prod(rest), 0, used, inputs, rank * after, table)
+        return narrow + weighted_cost(behind, out * ranks[0], biases, after, rank * after, out * after, table)
 
     def parts(factors: Sequence[Floats]) -> list[Part]:
         narrow, wide = factors
-        return [
-            Part(as_weight(narrow, rest[1:]), {}),
-            Part(as_weight(wide, (1,) * spatial), pointwise(node, spatial)),
-        ]
+        return [Part(node.op, as_weight(narrow, rest[1:]), node.attributes), pointwise(node, wide, spatial)]
 
     return Split(
         (min(out // groups, prod(rest)),),
         groups,
         1,
         out // groups,
-        weighted_cost(node.op, weight.size, biases, times, out * times, table),
+        weighted_cost(node.op, weight.size, biases, used, inputs, out * after, table),
         cost,
         lambda moments, wanted, compare: OutputFactors(as_groups(weight, groups), moments),
         parts,

@@ -102,7 +102,8 @@ class LowRank:
         layers = {node.name: node for node in model.graph.nodes if node.op in frozenset(self.kinds)}
         unknown = next((layer for layer in self.ranks if layer not in layers), None)
         if unknown is not None:
-            kinds = " or ".join(sorted(self.kinds))
+            *some, last = sorted(self.kinds)
+            kinds = f"{', '.join(some)} or {last}" if some else last
             raise FormatError(f"{self.name}: ranks names {unknown!r}, which is no {kinds} of the model")
         splits, left = self._splits(model, layers)
         needed = {name: ranks for name, ranks in self.ranks.items() if name in splits}
@@ -185,8 +186,7 @@ def _replace(draft: Draft, model: CheckedModel, node: Node, split: Split, moment
     operands: list[tuple[str | None, ...]] = [(name,) for name in names]
     operands[-1] = (names[-1], *bias)
     chain = tuple(
-        NewNode(node.op, operand, {**node.attributes, **part.attributes})
-        for operand, part in zip(operands, parts, strict=True)
+        NewNode(part.op, operand, part.attributes) for operand, part in zip(operands, parts, strict=True)
     )
     draft.apply(Replace(node.name, chain, weights))
     return error

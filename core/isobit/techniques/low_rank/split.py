@@ -28,8 +28,9 @@ _MOST = 0.8
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One of the layers: its weight, and the attributes in which it differs from the layer that it comes from."""
+    """One of the layers: its op, its weight, canonical, and its attributes."""
 
+    op: str
     weight: NDArray[np.float32]
     attributes: Mapping[str, object]
 
@@ -95,22 +96,25 @@ def obstacle(graph: Graph, node: Node) -> str:
     reason = bias_obstacle(graph, node) or weight_obstacle(graph, node)
     if reason:
         return reason
+    if node.op == "ConvTranspose" and ("auto_pad" in node.attributes or "output_shape" in node.attributes):
+        return "its padding depends on the size of its input"
     if graph.weights[node.inputs[1] or ""].shape[0] // groups_of(node) == 1:
         return "it has one channel" if groups_of(node) == 1 else "its groups are of one channel"
     return ""
 
 
 def spatial_sizes(graph: Graph, tensor: str | None, node: Node) -> list[int]:
-    """How often the weights are applied, along each axis: of images their height and width, else what lies between."""
+    """The positions of a tensor along each axis: of images height and width, of a Linear all axes between."""
     info = graph.tensors.get(tensor or "")
     shape = () if info is None or info.shape is None else info.shape
-    inner = shape[2:] if node.op == "Conv" else shape[1:-1]
+    inner = shape[1:-1] if node.op == "Linear" else shape[2:]
     return [n if isinstance(n, int) else 1 for n in inner]
 
 
-def positions(graph: Graph, tensor: str | None, node: Node) -> int:
-    """How often the weights are applied in all; open sizes count as 1."""
-    return prod(spatial_sizes(graph, tensor, node))
+def positions(graph: Graph, node: Node) -> tuple[int, int]:
+    """Positions of a layer's input, and of its output; open sizes count as 1."""
+    before, after = (prod(spatial_sizes(graph, tensor, node)) for tensor in (node.inputs[0], node.outputs[0]))
+    return before, after
 
 
 def as_groups(weight: NDArray[np.float32], groups: int) -> Floats:
@@ -124,12 +128,13 @@ def as_weight(factor: Floats, kernel: Sequence[int] = ()) -> NDArray[np.float32]
     return np.ascontiguousarray(factor.reshape(groups * outputs, inputs, *kernel), np.float32)
 
 
-def pointwise(node: Node, spatial: int) -> dict[str, object]:
-    """The attributes of a convolution that sees one position."""
-    if node.op == "Linear":
-        return {}
-    ones = {name: (1,) * spatial for name in ("kernel_shape", "strides", "dilations") if name in node.attributes}
-    return {**ones, "pads": (0,) * (2 * spatial)} if "pads" in node.attributes else dict(ones)
+def pointwise(node: Node, factor: Floats, spatial: int) -> Part:
+    """A factor (groups, outputs, inputs) as the layer that maps each position for itself, also of a transposed one."""
+    op, attributes = ("Linear" if node.op == "Linear" else "Conv"), dict(node.attributes)
+    attributes.pop("output_padding", None)
+    attributes |= {name: (1,) * spatial for name in ("kernel_shape", "strides", "dilations") if name in attributes}
+    attributes |= {"pads": (0,) * (2 * spatial)} if "pads" in attributes else {}
+    return Part(op, as_weight(factor, (1,) * spatial), attributes)
 
 
 def words(ranks: Ranks) -> str:

@@ -60,6 +60,18 @@ class CompressingConformance(ConformanceBase):
         assert sim.backend_model.encodings()
 
     @pytest.mark.parametrize("technique", [SpatialSvd, WeightSvd, Tucker2])
+    def test_transposed_convolutions_are_split(
+        self, open_network: Open, technique: type[SpatialSvd] | type[WeightSvd] | type[Tucker2]
+    ) -> None:
+        """The smaller model is the one that the core planned."""
+        opened = open_network("upsampler")
+        model, batch = opened.model, opened.network.batch(3)
+        report = technique(0.9).apply(TechniqueContext(model))
+        ups = {node.name for node in opened.network.graph.nodes if node.op == "ConvTranspose"}
+        assert ups & {text.partition(":")[0] for text in report.changed}
+        assert_close(model.run(batch), interpreter.outputs(model.graph, model.weight, batch))
+
+    @pytest.mark.parametrize("technique", [SpatialSvd, WeightSvd, Tucker2])
     def test_data_makes_the_error_of_the_output_smaller(
         self, open_network: Open, technique: type[SpatialSvd] | type[WeightSvd] | type[Tucker2]
     ) -> None:
