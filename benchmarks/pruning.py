@@ -6,10 +6,10 @@
 Four convolutions with batch norm and two linear layers, trained on 1,200 digits of scikit-learn from weights that each
 seed draws; accuracy is that on the other 597. Peers are wheels that must be installed. torch-pruning is asked for the
 least ratio that reaches the share, of all layers together, by magnitude and by a Taylor expansion of the loss on 600 of
-the images. aimet-torch selects greedily by the accuracy on the same 600, ten ratios a layer, and prunes with them as its
-data. Each is followed by isobit, of the same kind and asked for what the peer really kept by PyTorch's own counter: with
-the 600 images, but without a label or an evaluation. All are trained two epochs on the 1,200, alike: batch norms as they
-are, Adam from 3e-4 down to nothing along a cosine, by the labels and by the outputs of the network as it came.
+the images. aimet-torch selects greedily by the accuracy on the same 600, ten ratios a layer, and prunes with them as
+its data. Each is followed by isobit, of the same kind and asked for what the peer really kept by PyTorch's own counter:
+with the 600 images, but without a label or an evaluation. All are trained two epochs on the 1,200, alike: batch norms
+as they are, Adam from 3e-4 down to nothing along a cosine, by the labels and by the outputs of the network as it came.
 """
 
 from __future__ import annotations

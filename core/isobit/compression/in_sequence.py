@@ -10,7 +10,7 @@ Networks", ICCV 2017.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,8 +37,14 @@ _PASSES = 16
 #: Inputs of a weight beyond which their moments take too much memory, and bytes of the outputs of all layers together.
 _MOST_COLUMNS, _ALL_BYTES = 4608, 256 << 20
 
+#: About so many samples are learned from.
+_SAMPLES = 512
+
 #: Tensors that lost channels, and which are left.
 Kept = Mapping[str, Sequence[int]]
+
+#: The layers one by one.
+Each = Callable[[Sequence["_Layer"]], Iterator["_Layer"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,25 +63,25 @@ class _Layer:
 
 
 def solved_in_sequence(
-    whole: CheckedModel, small: CheckedModel, dataset: Dataset, judge: Judge, kept: Kept
+    whole: CheckedModel, small: CheckedModel, dataset: Dataset, judge: Judge, kept: Kept, each: Each
 ) -> tuple[CheckedModel, str]:
     """A copy of `small` whose layers are nearer to those of `whole`, or `small` itself, and what is to be told of it.
 
     `judge` holds the head of the data, which nothing is learned from: what makes its outputs worse is taken back.
-    Nothing happens where data serves one pass, or is no more than the head.
+    `each` shows how far the work is. Nothing happens where data serves one pass, or is no more than the head.
     """
-    rest = dataset.without(dataset.head_numbers)
     layers = _spread(_layers(whole.graph, small.graph, kept))
-    if not layers or dataset.is_one_shot or (len(dataset) and not len(rest)):
+    rest = _some(dataset)
+    if not layers or rest is None:
         return small, ""
     targets = {layer.tensor: Rows(layer.outputs, layer.limit) for layer in layers}
-    whole.observe(rest, [Request(Tensor(name), rows, "before") for name, rows in targets.items()])
+    whole.observe(_batches(rest), [Request(Tensor(name), rows, "before") for name, rows in targets.items()])
     before = best = mean(judge.ratios(small))
     changed = 0
-    for layer in layers:
+    for layer in each(layers):
         rows = Rows(layer.inputs, layer.limit)
         try:
-            small.observe(_same(rest), [Request(Input(layer.node.name, 0), rows, "before")])
+            small.observe(_batches(rest), [Request(Input(layer.node.name, 0), rows, "before")])
         except _OtherOrderError:
             return small, "the data comes in another order each time: layers are not solved in sequence"
         copy = _solved(small, layer, rows, targets.pop(layer.tensor))
@@ -88,15 +94,37 @@ def solved_in_sequence(
     return small, f"{count} solved again in sequence: outputs from {before:.1f} to {best:.1f} dB on samples held back"
 
 
+def _some(dataset: Dataset) -> Dataset | None:
+    """Data that is not of the head, spread as far as it is at hand; None where there is none, or for one pass alone."""
+    head, whole = set(dataset.head_numbers), len(dataset)
+    if dataset.is_one_shot or (whole and len(head) >= whole):
+        return None
+    if not dataset.is_at_hand:
+        return dataset.without(head)
+    wanted = set(dataset.spread(min(whole, len(head) + -(-_SAMPLES // _size(dataset.head[0]))))) - head
+    chosen = wanted or set(range(whole)) - head
+    return dataset.without(set(range(whole)) - chosen)
+
+
 class _OtherOrderError(Exception):
     """A pass began with another batch than the first one."""
 
 
-def _same(rest: Dataset) -> Iterator[Batch]:
-    for number, batch in enumerate(rest):
-        if number == 0 and not rest.begins_with(batch):
+def _batches(rest: Dataset) -> Iterator[Batch]:
+    """The first samples of the data that is learned from, the same in each pass."""
+    seen = 0
+    for batch in rest:
+        if seen == 0 and not rest.begins_with(batch):
             raise _OtherOrderError
         yield batch
+        seen += _size(batch)
+        if seen >= _SAMPLES:
+            return
+
+
+def _size(batch: Batch) -> int:
+    """About how many samples a batch holds."""
+    return max(1, *(len(array) if array.ndim else 1 for array in batch.values()))
 
 
 def _layers(whole: Graph, small: Graph, kept: Kept) -> list[_Layer]:
@@ -155,7 +183,8 @@ def _solved(small: CheckedModel, layer: _Layer, inputs: Rows, target: Rows) -> C
         return None
     assert wanted is not None
     wanted = wanted[:, 0] if layer.channels is None else wanted[:, 0, list(layer.channels)]
-    node, copy = layer.node, small.copy()
+    copy = small.copy()
+    node = copy.graph.node(layer.node.name)
     draft = Draft(copy.graph, copy.weight)
     name, has_bias = node.inputs[1] or "", not bias_obstacle(copy.graph, node)
     weight = copy.weight(name)

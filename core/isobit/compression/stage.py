@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,8 @@ class Judging:
         if context.dataset is None or judge is None or not any(report.changed for report in reports):
             return small, ()
         kept = {tensor: channels for report in reports for tensor, channels in report.kept.items()}
-        model, told = solved_in_sequence(context.model, small, context.dataset, judge, kept)
+        each = partial(context.each, what="layers in sequence")
+        model, told = solved_in_sequence(context.model, small, context.dataset, judge, kept, each)
         return model, (told,) if told else ()
 
     def score(self, model: CheckedModel) -> float:
