@@ -47,9 +47,7 @@ def native(backend: str, network: Network) -> Any:
     return build_keras(network)
 
 
-def files(
-    model: Any, data: Sequence[Mapping[str, Any]], folder: Path, arguments: argparse.Namespace
-) -> dict[str, Any]:
+def files(model: Any, data: Sequence[Mapping[str, Any]], folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The four files in a folder, and what was found on the way: paths by what they are, and figures."""
     whole = isobit.compress(model, data, keep=1.0, progress=False)
     start = time.process_time()
@@ -107,7 +105,13 @@ def measure(backend: str, name: str, arguments: argparse.Namespace) -> dict[str,
         paths = found.pop("paths")
         found["megabytes"] = {what: path.stat().st_size / 1e6 for what, path in paths.items()}
         found["milliseconds"] = latencies(paths, network.batch(1), arguments.rounds)
-    return {"backend": backend, "network": name, "method": list(arguments.method), "multiple": arguments.multiple, **found}
+    return {
+        "backend": backend,
+        "network": name,
+        "method": list(arguments.method),
+        "multiple": arguments.multiple,
+        **found,
+    }
 
 
 def main() -> None:

@@ -56,6 +56,14 @@ def test_milliseconds_follow_the_table() -> None:
     assert costs["last"].milliseconds == 0
 
 
+def test_layers_take_time_for_what_they_read_and_write() -> None:
+    table = Costs("a processor", 0.1, 0.1, {}, {}, {"Conv": 2.0, "Linear": 3.0}, layer_element=0.5)
+    costs = layer_costs(graph(), table)
+    assert costs["conv"].milliseconds == pytest.approx(1e-6 * (2 * costs["conv"].macs + 0.5 * (4 * 64 + 8 * 36)))
+    assert costs["last"].milliseconds == pytest.approx(1e-6 * (3 * 105 + 0.5 * (15 + 21)))
+    assert costs["up"].milliseconds == 0  # the table does not know it
+
+
 def test_an_unknown_unit_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(FormatError, match="no cost is called 'mac', did you mean 'macs'|known are macs"):
         Cost().of("mac")

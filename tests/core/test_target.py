@@ -262,6 +262,10 @@ def test_costs_are_what_the_file_says() -> None:
 def test_what_multiplies_are_layers_with_weights() -> None:
     (costs,) = parse_target(TOML + COSTS + "multiply = { Conv = 0.02, LSTM = 0.05 }\n", "chip.toml").costs
     assert costs.multiply == {"Conv": 0.02, "LSTM": 0.05}
+    (costs,) = parse_target(TOML + COSTS + "layer_element = 0.08\n", "chip.toml").costs
+    assert costs.layer_element == 0.08
+    with pytest.raises(TargetError, match="layer_element: must be nanoseconds for an element"):
+        parse_target(TOML + COSTS + "layer_element = -1\n", "chip.toml")
     for text, words in (("{ Relu = 1.0 }", "multiply.Relu: only operations with weights"), ("3", "must be a table")):
         with pytest.raises(TargetError, match=words):
             parse_target(TOML + COSTS + f"multiply = {text}\n", "chip.toml")

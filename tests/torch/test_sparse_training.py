@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import isobit
-from isobit.techniques import SparsifyWeights
+from isobit.techniques import GPTQ, AdaRound, SparsifyWeights
 
 
 def trained(tmp_path, keep_zeros: bool) -> tuple[nn.Module, isobit.QuantSim]:
@@ -42,6 +42,19 @@ def test_zeros_stay_through_steps_of_an_optimizer(tmp_path, keep_zeros: bool) ->
         stored = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
         shares = sorted(np.mean(value == 0) for value in stored if value.ndim > 1)
         assert min(shares) >= 0.5
+
+
+@pytest.mark.parametrize("technique", [GPTQ(), AdaRound()])
+def test_rounding_keeps_zeros(technique: object) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+    data = np.random.default_rng(0).standard_normal((16, 4, 6, 6)).astype(np.float32)
+    sim = isobit.QuantSim(model, torch.from_numpy(data[:2]))
+    sim.apply(SparsifyWeights("2:4"), technique, data=data)
+    for node in sim.graph.nodes:
+        if node.op in ("Conv", "Linear"):
+            weight = sim.backend_model.weight(node.inputs[1])
+            assert ((weight.reshape(len(weight), -1, 4, *weight.shape[2:]) == 0).sum(2) >= 2).all()
 
 
 def test_zeros_that_training_cannot_keep_or_leave_are_told() -> None:

@@ -156,5 +156,5 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _check_share(what: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1:
         raise FormatError(f"{what} must be a share above 0 and at most 1, not {value!r}")

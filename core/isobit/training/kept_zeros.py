@@ -25,7 +25,7 @@ def sparse_sites(
     """The sites with a quantizer whose constant is a weight of which at least a quarter is zero."""
     found = []
     for site, placement in plan.placements.items():
-        if placement.kind == "weight" and site in quantized and _is_sparse(read(constant_name(graph, site))):
+        if placement.kind == "weight" and site in quantized and is_sparse(read(constant_name(graph, site))):
             found.append(site)
     return found
 
@@ -41,7 +41,7 @@ def zeros_to_tell(
     adapters = {layer.inputs[1] for adapter in find_adapters(graph) for layer in adapter.layers}
     weights = dict.fromkeys(node.inputs[1] or "" for node in graph.nodes if node.op in WEIGHTED)
     others = [name for name in weights if name in graph.weights and name not in quantized and name not in adapters]
-    loose = [name for name in others if _is_sparse(value := read(name)) and np.any(value)]
+    loose = [name for name in others if is_sparse(value := read(name)) and np.any(value)]
     empty = [
         str(site)
         for site, encoding in encodings.items()
@@ -64,5 +64,6 @@ def zeros_to_tell(
     return told
 
 
-def _is_sparse(value: NDArray[np.float32]) -> bool:
+def is_sparse(value: NDArray[np.float32]) -> bool:
+    """Whether at least a quarter of a weight is exactly zero."""
     return bool(value.size) and float(np.mean(value == 0)) >= _SPARSE

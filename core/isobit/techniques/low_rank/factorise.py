@@ -185,8 +185,6 @@ def _replace(draft: Draft, model: CheckedModel, node: Node, split: Split, moment
         weights[bias[0] or ""] = np.asarray(bias_of(draft, node, missing.size) + missing.reshape(-1), np.float32)
     operands: list[tuple[str | None, ...]] = [(name,) for name in names]
     operands[-1] = (names[-1], *bias)
-    chain = tuple(
-        NewNode(part.op, operand, part.attributes) for operand, part in zip(operands, parts, strict=True)
-    )
+    chain = tuple(NewNode(part.op, operand, part.attributes) for operand, part in zip(operands, parts, strict=True))
     draft.apply(Replace(node.name, chain, weights))
     return error

@@ -13,7 +13,10 @@ from isobit.statistics.layer_rows.patches import Patches
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Scale and zero point of every weight, (groups, outputs, columns), and the lowest and highest integer."""
+    """Scale and zero point of every weight, (groups, outputs, columns), and the lowest and highest integer.
+
+    A weight whose scale is 0 is held at zero: solvers leave its integer at the zero point.
+    """
 
     scale: NDArray[np.float64]
     zero_point: NDArray[np.float64]
@@ -29,6 +32,10 @@ class Grid:
         )
         return cls(scale, zero_point, encoding.spec.q_min, encoding.spec.q_max)
 
+    def holding(self, zeros: NDArray[np.bool_]) -> Grid:
+        """The same with these weights held at zero."""
+        return Grid(np.where(zeros, 0.0, self.scale), self.zero_point, self.q_min, self.q_max)
+
     def part(self, columns: slice) -> Grid:
         """The grid of a part of the columns."""
         scale, zero_point = (np.ascontiguousarray(values[..., columns]) for values in (self.scale, self.zero_point))
@@ -36,7 +43,9 @@ class Grid:
 
     def nearest(self, weight: NDArray[np.floating]) -> NDArray[np.float64]:
         """The nearest integers, as floats."""
-        q = np.rint(weight.astype(np.float64) / self.scale) + self.zero_point
+        exact = weight.astype(np.float64)
+        steps = np.divide(exact, self.scale, out=np.zeros(self.scale.shape), where=self.scale > 0)
+        q = np.rint(steps) + self.zero_point
         return np.asarray(np.clip(q, self.q_min, self.q_max))
 
     def nearest_values(self, weight: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -33,7 +33,9 @@ def feed_back(
     for o in range(outputs):
         row = moved[o]
         for j in range(columns):
-            q = min(max(np.rint(row[j] / scale[o, j]) + zero_point[o, j], q_min), q_max)
+            q = zero_point[o, j]
+            if scale[o, j] > 0:  # else it is held at zero
+                q = min(max(np.rint(row[j] / scale[o, j]) + q, q_min), q_max)
             error = target[o, j] - (q - zero_point[o, j]) * scale[o, j]
             row[j] = q
             errors[o, j] = error
@@ -65,6 +67,8 @@ def move_singles(
     while True:
         moves_before = moves
         for j in range(q.size):
+            if scale[j] == 0:  # it is held at zero
+                continue
             curvature = hessian[j, j]
             level = np.rint((q[j] - zero_point[j]) - residual[j] / (curvature * scale[j])) + zero_point[j]
             level = min(max(level, q_min), q_max)
@@ -104,7 +108,7 @@ def move_pairs(
     moves = 0
     for j in range(q.size):
         for sign in (-1.0, 1.0):
-            if q[j] + sign < q_min or q[j] + sign > q_max:
+            if scale[j] == 0 or q[j] + sign < q_min or q[j] + sign > q_max:
                 continue
             step = sign * scale[j]
             limit = -_GAIN * curvature[j] - (curvature[j] + 2 * step * residual[j])
@@ -115,7 +119,7 @@ def move_pairs(
                 change = curvature[k] - 2 * scale[k] * abs(moved_residual)
                 if change < limit:
                     direction = -1.0 if moved_residual > 0 else 1.0
-                    if q_min <= q[k] + direction <= q_max:
+                    if scale[k] > 0 and q_min <= q[k] + direction <= q_max:
                         limit, partner, partner_sign = change, k, direction
             if partner >= 0:
                 q[j] += sign

@@ -14,6 +14,7 @@ from isobit.techniques.rounding.grid import Grid
 from isobit.techniques.rounding.layers import Layer
 from isobit.techniques.rounding.objective import OutputError
 from isobit.techniques.rounding.scale_search import CANDIDATES, search_scale
+from isobit.training.kept_zeros import is_sparse
 
 #: Weights of a group whose error is taken at once.
 _WEIGHTS = 1 << 19
@@ -66,8 +67,9 @@ class Problem:
         return search_scale(self.weight, self.layer.placement, self.layer.patches, self.objective, candidates)
 
     def grid(self, encoding: Encoding) -> Grid:
-        """The grid of an encoding of this weight."""
-        return Grid.of(encoding, self.layer.patches)
+        """The grid of an encoding of this weight; the zeros of a sparse one are held."""
+        grid = Grid.of(encoding, self.layer.patches)
+        return grid.holding(self.matrix == 0) if is_sparse(self.weight) else grid
 
 
 #: Integers (groups, outputs, columns) and their encoding.

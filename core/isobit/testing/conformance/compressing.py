@@ -14,13 +14,14 @@ from isobit.budget import Cost, layer_costs
 from isobit.compression.compress import compress
 from isobit.data import Batch, Dataset
 from isobit.quantsim.quantize import quantize
+from isobit.quantsim.quantsim import QuantSim
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.spatial_svd import SpatialSvd
 from isobit.techniques.tucker_2 import Tucker2
 from isobit.techniques.weight_svd import WeightSvd
 from isobit.testing import interpreter
 from isobit.testing.conformance.base import Build, ConformanceBase, Opened, assert_close
-from isobit.testing.networks import NETWORKS
+from isobit.testing.networks import NETWORKS, Network, NetworkBuilder
 
 Open = Callable[[str], Opened]
 
@@ -59,6 +60,19 @@ class CompressingConformance(ConformanceBase):
         sim = quantize(result.model, [batch], recipe="basic", method="minmax", backend=backend)
         assert sim.backend_model.encodings()
 
+    def test_factors_and_pruned_channels_keep_the_share_that_is_asked_for(self, backend: Backend, build: Build) -> None:
+        """As near as sizes of few channels come, with fewer parameters in the native model, run as its graph says."""
+        network = wide()
+        batch = network.batch(8)
+        sim = QuantSim(build(network), batch, backend=backend)
+        before = sum_of_float_constants(sim.simulation.model)
+        for method in ("channel-pruning", "spatial-svd"):
+            result = compress(sim, [batch], method=method, keep=0.5, trials=1, backend=backend)
+            smaller = result.backend_model
+            assert 0.48 <= result.report.kept <= 0.5, method
+            assert sum_of_float_constants(smaller) == result.report.after.parameters < 0.7 * before
+            assert_close(smaller.run(batch), interpreter.outputs(smaller.graph, smaller.weight, batch))
+
     @pytest.mark.parametrize("technique", [SpatialSvd, WeightSvd, Tucker2])
     def test_transposed_convolutions_are_split(
         self, open_network: Open, technique: type[SpatialSvd] | type[WeightSvd] | type[Tucker2]
@@ -89,6 +103,16 @@ class CompressingConformance(ConformanceBase):
             assert technique(1.0, ranks, data_aware).apply(context).changed  # type: ignore[arg-type]
             errors.append(error(before, model.run(batch)))
         assert errors[0] <= errors[1] * 1.02
+
+
+def wide() -> Network:
+    """Layers of enough channels that sizes come near to any share."""
+    b = NetworkBuilder("wide")
+    x = b.input("x", 3, 4, 4)
+    for index in range(2):
+        x = b.op("Relu", f"relu{index}", b.conv(f"conv{index}", x, 32, 3))
+    b.output("logits", b.linear("fc", b.global_pool("pool", x), 5))
+    return b.build()
 
 
 def skewed(batch: Batch) -> dict[str, NDArray[np.float32]]:

@@ -104,6 +104,8 @@ def move_activated(
     for _ in range(sweeps):
         moves_before = moves
         for j in range(q.size):
+            if scale[j] == 0:  # it is held at zero
+                continue
             gradient, curvature = _derivatives(pull, share, x[j])
             value = (q[j] - zero_point[j]) * scale[j]
             apart = value - weight[j]
