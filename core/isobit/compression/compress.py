@@ -48,8 +48,9 @@ class Compressed:
     """A smaller network: the framework's own `model`, ready to be fine-tuned, quantized or saved.
 
     `report` says what was done, `recipe` does the very same to the model as it came (`isobit.compress(model, data,
-    recipe=...)`, or `isobit.quantize`, which quantizes afterwards); its ``to_toml`` writes it. `backend_model` is the
-    model behind the contract of `isobit.backend`, `before` the network as it came, which can teach the smaller one.
+    recipe=...)`, or `isobit.quantize`, which quantizes afterwards, but solves no layers in sequence); its ``to_toml``
+    writes it. `backend_model` is the model behind the contract of `isobit.backend`, `before` the network as it came,
+    which can teach the smaller one.
     """
 
     model: Any
@@ -122,7 +123,8 @@ def compress(
     by `evaluate` (a function that gets one from a batch to outputs by name, and returns a number, the higher the
     better), else by the outputs on some samples. `multiple` is what sizes are multiples of (8, 32); `ratios` gives
     layers, by name or pattern, a share of their own cost; `exclude` holds patterns of layers or op types that stay
-    whole. `recipe`, of an earlier result, is applied in place of all that.
+    whole. `recipe`, of an earlier result, is applied in place of all that. With data of more than one batch, layers are
+    then solved again one behind the other, where outputs of samples that were held back come nearer by it.
 
     `batch_size` to `progress` are about the pass over the data (`isobit.QuantSim`). A QuantSim in place of the model is
     one that was opened already, and stays as it is. Raises FormatError for an unknown
