@@ -95,6 +95,14 @@ def test_a_pruned_module_computes_what_it_would_with_zeros(kind: type[nn.Module]
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_budget_for_a_layer_whose_channels_make_two_groups() -> None:
+    """The second group has a name that no layer has; patterns reach it by its layers."""
+    torch.manual_seed(0)
+    module, x = SplitBranches().eval(), torch.randn(8, 3, 4, 4)
+    small = isobit.compress(module, [x], method="channel-pruning", keep=0.6, exclude="out*", trials=1, progress=False)
+    assert any(":2" in name for name in (*small.report.left, *(layer.name for layer in small.report.layers)))
+
+
 def with_zeros(model: CheckedModel, groups: list[ChannelGroup], stays: dict[str, range]) -> CheckedModel:
     """A copy in which nothing reads the channels that go; those of products of two tensors are zero themselves."""
     values: dict[str, np.ndarray] = {}

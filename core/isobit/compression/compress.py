@@ -11,7 +11,7 @@ from typing import Any
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import Backend
 from isobit.backend.optional import QdqWriter, TrainsGrids
-from isobit.budget import Cost
+from isobit.budget import Candidate, Cost
 from isobit.calibration.schemes.minmax import MinMaxRange
 from isobit.compression.compression_report import CompressionReport
 from isobit.compression.stage import Done, Judging, Stage, candidates_of, network_cost, observe_for
@@ -20,6 +20,7 @@ from isobit.data import Dataset, example_of
 from isobit.defaults import DEFAULT_TARGET
 from isobit.errors import FormatError, PluginError, RecipeError, TargetError, did_you_mean
 from isobit.files import check_writable, write_folder
+from isobit.graph.graph import Graph
 from isobit.plugins import registry
 from isobit.quantsim.apply import context_of
 from isobit.quantsim.executor import ExecutorLike
@@ -177,7 +178,7 @@ class _Run:
             raise FormatError(f"the network has no {self.unit}: choose another cost")
         wishes.check(simulation.graph)
         self.judging = Judging(simulation.model, evaluate)
-        self.offered: set[tuple[str, str]] = set()  # layers that some method can make smaller, and their ops
+        self.offered: list[tuple[Graph, Candidate]] = []  # all that methods have looked at
         self.unmet: dict[str, str] = {}  # notes of ratios that no method has met, by layer
         self.stages: list[Done] = []
         self.original = simulation.model
@@ -205,9 +206,7 @@ class _Run:
             if not _single(more[0]):
                 break
             together, offered = waiting[: len(together) + 1], [*offered, *more]
-        graph = context.graph
-        layers = {name for each in offered for candidate in each for name in (candidate.name, *candidate.layers)}
-        self.offered |= {(name, graph.node(name).op) for name in layers}
+        self.offered += [(context.graph, candidate) for each in offered for candidate in each]
         rest = waiting[len(together) :]
         now = network_cost(context.graph, self.table).of(self.unit)
         whole = self.before.of(self.unit)

@@ -121,16 +121,17 @@ class Wishes:
             if ratio is None or ratio == 1 or self._left_out(graph, candidate):
                 continue
             if name in picks:
-                share = picks[name].choice.cost.of(self.cost) / max(picks[name].candidate.full.of(self.cost), 1e-300)
-                if share > ratio:
-                    yield name, f"ratios: {name} cannot keep {ratio:.3g} of its {self.cost}, {share:.3g} is the nearest"
+                full, least = picks[name].candidate.full.of(self.cost), picks[name].choice.cost.of(self.cost)
+                if least > ratio * full > 0:
+                    nearest = f"{least / full:.3g} is the nearest"
+                    yield name, f"ratios: {name} cannot keep {ratio:.3g} of its {self.cost}, {nearest}"
             elif name in left:
                 yield name, f"ratios: {name} stays whole: {left[name]}"
 
-    def unreached(self, layers: Collection[tuple[str, str]]) -> Iterator[str]:
-        """Notes of the ratios that reach none of these layers, which have a name and an op each."""
+    def unreached(self, offered: Collection[tuple[Graph, Candidate]]) -> Iterator[str]:
+        """Notes of the ratios that reach none of these candidates, which are of a graph each."""
         for pattern, ratio in self.ratios.items():
-            if ratio < 1 and not any(_matches(name, pattern) or op == pattern for name, op in layers):
+            if ratio < 1 and not any(_reaches(graph, candidate, pattern) for graph, candidate in offered):
                 yield f"ratios: {pattern!r} reaches no layer that these methods make smaller"
 
     def _left_out(self, graph: Graph, candidate: Candidate) -> str:
@@ -147,8 +148,10 @@ class Wishes:
 
 
 def _reaches(graph: Graph, candidate: Candidate, pattern: str) -> bool:
-    names = (candidate.name, *candidate.layers)
-    return any(_matches(name, pattern) or graph.node(name).op == pattern for name in names)
+    # a group of channels may have a name that no node has
+    return _matches(candidate.name, pattern) or any(
+        _matches(name, pattern) or graph.node(name).op == pattern for name in candidate.layers
+    )
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -110,7 +110,7 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
             Part(node.op, as_weight(horizontal, [kernel[a] if a in across else 1 for a in axes]), _along(node, across)),
         ]
 
-    matrices = as_groups(weight.reshape(out, inputs, height, width), groups)
+    flat = weight.reshape(out, inputs, height, width)
     return Split(
         (min(out // groups * width, inputs * height),),
         groups,
@@ -118,7 +118,7 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
         inputs * height * width,
         weighted_cost(node.op, weight.size, biases, uses, read, out * prod(after), table),
         cost,
-        lambda moments, wanted, compare: WidthFactors(matrices, moments, wanted, compare),
+        lambda moments, wanted, compare: WidthFactors(as_groups(flat, groups), moments, wanted, compare),
         parts,
     )
 
