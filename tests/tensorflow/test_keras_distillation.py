@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+import isobit
 from isobit.errors import ModelError
 from isobit.quantsim import QuantSim
 from isobit.training import distillation_loss
@@ -44,3 +45,16 @@ def test_fit_learns_from_the_teacher_alone() -> None:
     np.testing.assert_allclose(float(distill(student(X), X)), losses[-1], rtol=0.2)
     with pytest.raises(ModelError, match="added to a simulator"):
         distill.add_to(keras.Sequential([keras.layers.Dense(1)]))
+
+
+def test_the_model_as_it_came_teaches_a_smaller_one() -> None:
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(24, activation="relu"), keras.layers.Dense(24, activation="relu")]
+    model = keras.Sequential([keras.Input((12,)), *layers, keras.layers.Dense(5)])
+    small = isobit.compress(model, X, method="weight-svd", keep=0.5, trials=1, progress=False)
+    distill = small.distillation()
+    expected = distillation_loss(np.asarray(small.model(X)), np.asarray(model(X)))
+    np.testing.assert_allclose(float(distill(small.model(X), X)), expected, rtol=1e-3)
+    distill.add_to(small.model).compile(keras.optimizers.Adam(3e-3))
+    losses = small.model.fit(X, batch_size=64, epochs=20, verbose=0).history["loss"]
+    assert losses[-1] < 0.8 * losses[0]

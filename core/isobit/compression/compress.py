@@ -28,6 +28,7 @@ from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate
 from isobit.quantsim.observe import Passes
 from isobit.quantsim.quantsim import QuantSim
 from isobit.quantsim.simulation import Simulation
+from isobit.quantsim.training.distill import Distill
 from isobit.recipes.recipe import Recipe
 from isobit.targets.costs import Costs
 from isobit.targets.target import Target
@@ -48,14 +49,25 @@ class Compressed:
     """A smaller network: the framework's own `model`, ready to be fine-tuned, quantized or saved.
 
     `report` says what was done, `recipe` does the very same to the model as it came (`isobit.compress(model, data,
-    recipe=...)`, or `isobit.quantize`, which quantizes afterwards); its ``to_toml`` writes it. `backend_model` is the
-    model behind the contract of `isobit.backend`.
+    recipe=...)`, or `isobit.quantize`, which quantizes afterwards, but solves no layers in sequence); its ``to_toml``
+    writes it. `backend_model` is the model behind the contract of `isobit.backend`, `before` the network as it came,
+    which can teach the smaller one.
     """
 
     model: Any
     report: CompressionReport
     recipe: Recipe
     backend_model: CheckedModel
+    before: CheckedModel
+
+    @property
+    def distillation(self) -> Distill:
+        """``loss = small.distillation(temperature=2.0)``: what leads `model` back to the network as it came.
+
+        ``loss(outputs, *inputs)`` is a number to minimize in fine-tuning, with labels or without (`isobit.QuantSim`
+        has the same for its simulator).
+        """
+        return Distill(self.before)
 
     def export(self, folder: str | PathLike[str]) -> dict[str, Path]:
         """Write the model as ONNX, the recipe and the report into `folder`, all or nothing.
@@ -112,7 +124,8 @@ def compress(
     by `evaluate` (a function that gets one from a batch to outputs by name, and returns a number, the higher the
     better), else by the outputs on some samples. `multiple` is what sizes are multiples of (8, 32); `ratios` gives
     layers, by name or pattern, a share of their own cost; `exclude` holds patterns of layers or op types that stay
-    whole. `recipe`, of an earlier result, is applied in place of all that.
+    whole. `recipe`, of an earlier result, is applied in place of all that. With data of more than one batch, layers are
+    then solved again one behind the other, where outputs of samples that were held back come nearer by it.
 
     `batch_size` to `progress` are about the pass over the data (`isobit.QuantSim`). A QuantSim in place of the model is
     one that was opened already, and stays as it is. Raises FormatError for an unknown
@@ -168,6 +181,7 @@ class _Run:
         self.offered: list[tuple[Graph, Candidate]] = []  # all that methods have looked at
         self.unmet: dict[str, str] = {}  # notes of ratios that no method has met, by layer
         self.stages: list[Done] = []
+        self.original = simulation.model
 
     def compressed(self) -> Compressed:
         waiting = list(self.methods)
@@ -181,7 +195,7 @@ class _Run:
         recipe = Recipe(
             "compress", f"{names}: {self._kept:.1%} of the {self.unit}, the sizes that isobit.compress chose", steps
         )
-        return _compressed(self.simulation.model, self._report(), recipe)
+        return _compressed(self.simulation.model, self._report(), recipe, self.original)
 
     def _stage(self, waiting: list[Compresses], share: float) -> list[Compresses]:
         """Run the first method, with those behind it that change single layers as it does; returns the others."""
@@ -266,7 +280,7 @@ def _by_recipe(
     simulation: Simulation, passes: Passes | None, recipe: Recipe, unit: str, table: Costs | None
 ) -> Compressed:
     """The steps of a recipe as they are; those that change a layer each observe the network together, as they did."""
-    before = network_cost(simulation.graph, table)
+    before, original = network_cost(simulation.graph, table), simulation.model
     stages: list[list[Compresses]] = []
     for step in recipe.steps:
         technique = step.make()
@@ -279,25 +293,29 @@ def _by_recipe(
         else:
             stages.append([technique])
     reports = []
+    judging, sequence = Judging(original, None), list[str]()
     for together in stages:
         context = context_of(simulation, passes, MinMaxRange(), together[0].method)
         observe_for(together, context)
         copy = simulation.model.copy()
         done = [technique.apply(context.on(copy)) for technique in together]
+        copy, told = judging.in_sequence(context, copy, done)
+        sequence += told
         _take(simulation, copy, done)
         reports += done
     after = network_cost(simulation.graph, table)
     kept = after.of(unit) / before.of(unit) if before.of(unit) > 0 else 1.0
     notes = [*(text for each in reports for text in each.changed), *(note for each in reports for note in each.notes)]
+    notes += sequence
     report_ = CompressionReport((), unit, kept, kept, before, after, notes=tuple(dict.fromkeys(notes)))
-    return _compressed(simulation.model, report_, recipe)
+    return _compressed(simulation.model, report_, recipe, original)
 
 
-def _compressed(model: CheckedModel, report_: CompressionReport, recipe: Recipe) -> Compressed:
+def _compressed(model: CheckedModel, report_: CompressionReport, recipe: Recipe, original: CheckedModel) -> Compressed:
     """The result, whose native model trains as it is: in float."""
     if isinstance(model.inner, TrainsGrids):
         model.inner.train_in_float()
-    return Compressed(model.native, report_, recipe, model)
+    return Compressed(model.native, report_, recipe, model, original)
 
 
 def _take(simulation: Simulation, model: CheckedModel, reports: Sequence[TechniqueReport]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.budget import Candidate, Cost, CurvePoint, Pick, Selection, curve, layer_costs, select_ratios
 from isobit.budget.select_ratios import with_errors
 from isobit.compression.compression_report import CompressedLayer, Trial
+from isobit.compression.in_sequence import solved_in_sequence
 from isobit.compression.wishes import Wishes
 from isobit.errors import DataError
 from isobit.graph.graph import Graph
@@ -64,6 +66,7 @@ class Judging:
     def __init__(self, model: CheckedModel, evaluate: Evaluate | None) -> None:
         self._model, self._evaluate = model.copy(), evaluate
         self._judge: Judge | None = None
+        self._outputs: Judge | None = None
         self.count = 0
         self.before = None if evaluate is None else self._evaluated(self._model)
 
@@ -77,6 +80,28 @@ class Judging:
         head = () if context.dataset is None else context.dataset.head
         if self._evaluate is None and self._judge is None and head:
             self._judge = Judge.of(self._model, head)
+
+    def of_outputs(self, context: TechniqueContext) -> Judge | None:
+        """What compares outputs on the first samples, whatever else choices are judged by; None without data."""
+        self.see(context)
+        if self._judge is not None:
+            return self._judge
+        head = () if context.dataset is None else context.dataset.head
+        if self._outputs is None and head:
+            self._outputs = Judge.of(self._model, head)
+        return self._outputs
+
+    def in_sequence(
+        self, context: TechniqueContext, small: CheckedModel, reports: Sequence[TechniqueReport]
+    ) -> tuple[CheckedModel, tuple[str, ...]]:
+        """`small`, which techniques made of the context's model, its layers solved again, and what is to be told."""
+        judge = self.of_outputs(context)
+        if context.dataset is None or judge is None or not any(report.changed for report in reports):
+            return small, ()
+        kept = {tensor: channels for report in reports for tensor, channels in report.kept.items()}
+        each = partial(context.each, what="layers in sequence")
+        model, told = solved_in_sequence(context.model, small, context.dataset, judge, kept, each)
+        return model, (told,) if told else ()
 
     def score(self, model: CheckedModel) -> float:
         """The higher the better."""
@@ -161,6 +186,7 @@ class Stage:
             tried = [(done, replace(trial, score=self.judging.score(done.model))) for done, trial in tried]
         best = max(range(len(tried)), key=lambda index: (tried[index][1].score, -index))
         done = tried[best][0]
+        model, told = self.judging.in_sequence(self.context, done.model, done.reports)
         judged = [replace(t, chosen=i == best) for i, (_, t) in enumerate(tried)] if len(tried) > 1 else []
         changed = {layer.name for layer in done.layers}
         reasons = {each.name: each.why for each in self.candidates if each.name not in changed}
@@ -168,11 +194,12 @@ class Stage:
         left = reasons | {each.name: dear for each in self.candidates if each.choices and each.name in reasons}
         return replace(
             done,
+            model=model,
             left={**left, **self.left},
             trials=tuple(judged),
             points=tuple(curve(self.candidates, self.rest, self.unit)),
             layer_curves=self._layer_curves(),
-            notes=tuple(self._notes(done)),
+            notes=(*self._notes(done), *told),
         )
 
     def _variants(self) -> Iterator[tuple[str, float, str]]:

@@ -160,6 +160,11 @@ class Dataset:
         """
         return tuple(self._head.values())
 
+    @property
+    def head_numbers(self) -> Sequence[int]:
+        """The numbers of the batches of `head`."""
+        return tuple(self._head)
+
     def _is_kept(self, number: int, batch: Batch) -> bool:
         if number in self._head:
             return False

@@ -166,7 +166,7 @@ class QuantSim:
     @property
     def distillation(self) -> Distill:
         """Called, it gives a loss by which the float model, as it is then, teaches the simulator in training."""
-        return Distill(self._simulation)
+        return Distill(self._simulation.model)
 
     def plot(self, name: str) -> TensorPlot:
         """The values of a quantized tensor or weight, as calibration counted them, with its grid: notebooks show it."""

@@ -118,7 +118,7 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
         inputs * height * width,
         weighted_cost(node.op, weight.size, biases, uses, read, out * prod(after), table),
         cost,
-        lambda moments, most, compare: WidthFactors(as_groups(flat, groups), moments, most, compare),
+        lambda moments, wanted, compare: WidthFactors(as_groups(flat, groups), moments, wanted, compare),
         parts,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -28,6 +28,7 @@ class TechniqueReport:
     find it in their context. `touched` are the tensors that hold other values now, None where any may: what was
     observed of the others holds on. `rescaled` are weights whose output channels were multiplied, by these factors
     (None: along another axis), where grids that training has learned fit the model otherwise; None where they do not.
+    `kept` are tensors that lost channels, with those that are left.
     """
 
     technique: str
@@ -38,6 +39,7 @@ class TechniqueReport:
     batch_norms: Mapping[str, NormalPerChannel] = field(default_factory=dict, repr=False)
     touched: frozenset[str] | None = field(default=None, repr=False)
     rescaled: Mapping[str, NDArray[np.floating] | None] | None = field(default=None, repr=False)
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict, repr=False)
 
 
 class Technique(Protocol):

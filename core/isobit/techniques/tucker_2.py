@@ -108,6 +108,6 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
         inputs * prod(kernel),
         weighted_cost(node.op, weight.size, biases, used, read, out * after, table),
         cost,
-        lambda moments, most, compare: TuckerFactors(as_groups(weight, groups), moments, most, compare),
+        lambda moments, wanted, compare: TuckerFactors(as_groups(weight, groups), moments, wanted, compare),
         parts,
     )

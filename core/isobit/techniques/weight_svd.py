@@ -99,6 +99,6 @@ def _split(graph: Graph, node: Node, weight: NDArray[np.float32], table: Costs |
         out // groups,
         weighted_cost(node.op, weight.size, biases, used, inputs, out * after, table),
         cost,
-        lambda moments, most, compare: OutputFactors(as_groups(weight, groups), moments),
+        lambda moments, wanted, compare: OutputFactors(as_groups(weight, groups), moments),
         parts,
     )

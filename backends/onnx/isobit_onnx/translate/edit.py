@@ -111,6 +111,7 @@ class _Editor:
 
     def finish(self) -> ir.Model:
         """The edited model, without what nothing reads; shapes are inferred anew, or those of the plan."""
+        self._recount()
         passes.RemoveUnusedNodesPass()(self.model)
         passes.TopologicalSortPass()(self.model)
         for node in self.model.graph:
@@ -124,6 +125,24 @@ class _Editor:
             if info.shape is not None and name in self.tensors:  # with names of sizes that a Reshape hides from ONNX
                 self._describe(self.tensors[name], info.shape)
         return self.model
+
+    def _recount(self) -> None:
+        """Give a Reshape that ends another operation, a pooling for one, the sizes that are left."""
+        for node in self.plan.graph.nodes:
+            name = node.outputs[0]
+            old, new = (
+                graph.tensors[name].shape if name in graph.tensors else None for graph in (self.before, self.plan.graph)
+            )
+            part = self.tensors[name].producer() if name in self.tensors else None
+            if old is None or new is None or old == new or part is None or part.op_type != "Reshape":
+                continue
+            if node.op == "Reshape":  # a node of its own has been replaced where its sizes are others
+                continue
+            shape = tuple(n if isinstance(n, int) else 0 if axis == 0 else -1 for axis, n in enumerate(new))
+            if shape.count(-1) > 1:
+                raise EditError(f"the ONNX backend cannot change the sizes of node {node.name!r} ({node.op})")
+            part.attributes.pop("allowzero", None)
+            part.replace_input_with(1, self._setting(node, "shape", shape))
 
     @staticmethod
     def _describe(value: ir.Value, shape: Shape) -> None:

@@ -95,6 +95,10 @@ def apply_edits(program: Program, translation: Translation, root: nn.Module, pla
     return editor.finish()
 
 
+#: Calls that give a tensor other sizes.
+_VIEWS = frozenset({aten.view.default, aten.reshape.default, aten._unsafe_view.default})
+
+
 class _Editor:
     def __init__(self, program: Program, translation: Translation, root: nn.Module, plan: EditPlan) -> None:
         self.program, self.root, self.plan = program, root, plan
@@ -229,6 +233,7 @@ class _Editor:
 
     def finish(self) -> Edited:
         """The edited program, its shapes and its translation."""
+        self._recount()
         constants_before = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
         erase_unread(self.graph)
         constants_left = {str(n.target) for n in self.graph.nodes if n.op == "get_attr"}
@@ -240,6 +245,21 @@ class _Editor:
         program = replace(old, graph=self.graph)
         gone = tuple(constants_before - constants_left)
         return Edited(program, translation, values, gone)
+
+    def _recount(self) -> None:
+        """Give a view that ends another operation, a pooling for one, the sizes that are left."""
+        for node in self.plan.graph.nodes:
+            name = node.outputs[0]
+            old, new = (g.tensors[name].shape if name in g.tensors else None for g in (self.before, self.plan.graph))
+            call = self.tensors.get(name)
+            if old is None or new is None or old == new or call is None or call.target not in _VIEWS:
+                continue
+            sizes = call.args[1]
+            if node.op == "Reshape" or not isinstance(sizes, list | tuple) or len(sizes) != len(new):
+                continue  # a node of its own has been replaced where its sizes are others
+            call.update_arg(
+                1, [m if n != m and size == n else size for size, n, m in zip(sizes, old, new, strict=True)]
+            )
 
     # --- building --------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ _ALL_BYTES = 1 << 30
 def row_requests(graph: Graph, layers: Iterable[str]) -> dict[str, Request]:
     """What must be observed of the float model for `input_rows`, by layer; a layer without rows is left out."""
     geometries = {node.name: patches for node in graph.nodes if (patches := _patches(graph, node)) is not None}
-    wanted = {name: _limit(patches) for name, patches in geometries.items()}
+    wanted = {name: row_limit(patches) for name, patches in geometries.items()}
     # shared among all layers that there are, not those that are asked for: so every technique asks for the same rows
     share = min(1.0, _ALL_BYTES / max(1, sum(wanted[name] * _row(patches) for name, patches in geometries.items())))
     return {
@@ -50,7 +50,8 @@ def _row(patches: Patches) -> int:
     return 4 * patches.groups * patches.columns
 
 
-def _limit(patches: Patches) -> int:
+def row_limit(patches: Patches) -> int:
+    """How many rows of one layer are enough, and fit."""
     enough = max(_FEWEST_ROWS, _ROWS_PER_COLUMN * patches.columns)
     few = min(_FEW_ROWS, _FEW_BYTES // _row(patches))
     return max(1, min(ROW_LIMIT, enough, max(few, _MOST_BYTES // _row(patches))))

@@ -172,7 +172,7 @@ class LowRank:
 def _replace(draft: Draft, model: CheckedModel, node: Node, split: Split, moments: InputMoments, ranks: Ranks) -> float:
     """Put the factors in a layer's place; the error of its output as a share of its power."""
     whole = as_groups(model.weight(node.inputs[1] or ""), split.groups)
-    factors = split.factors(moments, ranks[0], True)
+    factors = split.factors(moments, ranks[:1], True)
     error = factors.error(ranks) / max(moments.power(as_matrix(whole)), float(np.finfo(np.float64).tiny))
     parts = split.parts(balanced(factors.weights(ranks)))
     # beside the weight, not below it: in PyTorch that is where a parameter of the same module can stand

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from isobit.techniques.low_rank.input_moments import Floats, InputMoments, input_basis, output_basis
+from isobit.techniques.low_rank.spans import Explains, span_of
 
 Ranks = tuple[int, ...]
 
@@ -75,32 +76,29 @@ class WidthFactors:
 
     weight: Floats  # (groups, outputs, inputs, height, width)
     moments: InputMoments
-    most: int
+    wanted: Sequence[int]  # all ranks that are asked for
     compare: bool = True
 
     @cached_property
-    def _spans(self) -> list[_Span]:
+    def _spans(self) -> list[Explains]:
         groups, outputs, inputs, height, width = self.weight.shape
         by_column = self.weight.transpose(0, 1, 4, 2, 3).reshape(groups, outputs * width, inputs * height)
         marginal = self.moments.marginal(inputs * height)
         suggested = [marginal, None] if self.compare and marginal is not None else [marginal]
         matrix = as_matrix(self.weight)
-        return [_Span.of(matrix, input_basis(by_column, each, self.most), self.moments) for each in suggested]
-
-    @cached_property
-    def _errors(self) -> Floats:
-        power = self.moments.power(as_matrix(self.weight))
-        return np.stack([power - np.concatenate([[0.0], span.explained.sum(axis=1)]).cumsum() for span in self._spans])
+        bases = [input_basis(by_column, each, max(self.wanted)) for each in suggested]
+        return [span_of(matrix, basis, self.moments, self.wanted) for basis in bases]
 
     def error(self, ranks: Ranks) -> float:
         """The smaller of the spans' errors."""
-        return max(float(self._errors[:, ranks[0]].min()), 0.0)
+        best = max(float(span.explained(ranks[0]).sum()) for span in self._spans)
+        return max(self.moments.power(as_matrix(self.weight)) - best, 0.0)
 
     def weights(self, ranks: Ranks) -> list[Floats]:
         """(groups, rank, inputs, height, 1) and (groups, outputs, rank, 1, width)."""
         groups, outputs, inputs, height, width = self.weight.shape
         rank = ranks[0]
-        span = self._spans[int(self._errors[:, rank].argmin())]
+        span = max(self._spans, key=lambda each: float(each.explained(rank).sum()))
         second = span.solve(rank, np.eye(outputs)[None])
         return [
             span.basis[:, :rank].reshape(groups, rank, inputs, height, 1),
@@ -122,7 +120,7 @@ class TuckerFactors:
 
     weight: Floats  # (groups, outputs, inputs, *kernel)
     moments: InputMoments
-    most: int  # rank of inputs, where it is not all of them
+    wanted: Sequence[int]  # all ranks of inputs that are asked for, where they are not all of them
     compare: bool = True  # the span that weights alone suggest with that of data
 
     @cached_property
@@ -130,26 +128,22 @@ class TuckerFactors:
         return output_basis(as_matrix(self.weight), self.moments)
 
     @cached_property
-    def _spans(self) -> list[_Span]:
+    def _spans(self) -> list[Explains]:
         groups, outputs, inputs = self.weight.shape[:3]
         by_tap = self.weight.reshape(groups, outputs, inputs, -1).swapaxes(2, 3).reshape(groups, -1, inputs)
         marginal = self.moments.marginal(inputs)
         suggested = [marginal, None] if self.compare and marginal is not None else [marginal]
         matrix = self._outputs[0].swapaxes(1, 2) @ as_matrix(self.weight)  # the output along its principal directions
-        return [_Span.of(matrix, input_basis(by_tap, each, self.most), self.moments) for each in suggested]
-
-    @cached_property
-    def _errors(self) -> Floats:
-        power = self.moments.power(as_matrix(self.weight))
-        tables = [np.pad(span.explained, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1) for span in self._spans]
-        return power - np.stack(tables)
+        bases = [input_basis(by_tap, each, max(self.wanted)) for each in suggested]
+        return [span_of(matrix, basis, self.moments, self.wanted) for basis in bases]
 
     def error(self, ranks: Ranks) -> float:
         """The smaller of the spans' errors; with all inputs, what lies in the directions of the output left out."""
         first, last = ranks
         if first == self.weight.shape[2]:
             return float(self._outputs[1][:, last:].sum())
-        return max(float(self._errors[:, first, last].min()), 0.0)
+        best = max(float(span.explained(first)[:last].sum()) for span in self._spans)
+        return max(self.moments.power(as_matrix(self.weight)) - best, 0.0)
 
     def weights(self, ranks: Ranks) -> list[Floats]:
         """(groups, rank in, inputs), (groups, rank out, rank in, *kernel), (groups, outputs, rank out)."""
@@ -161,7 +155,7 @@ class TuckerFactors:
             core = some.swapaxes(1, 2) @ as_matrix(self.weight)
             before: list[Floats] = []
         else:
-            span = self._spans[int(self._errors[:, first, last].argmin())]
+            span = max(self._spans, key=lambda each: float(each.explained(first)[:last].sum()))
             core = span.solve(first, some.swapaxes(1, 2) @ basis)
             before = [span.basis[:, :first]]
         return [*before, core.reshape(groups, last, first, *kernel), *([some] if last < outputs else [])]
@@ -176,59 +170,6 @@ class TuckerFactors:
             core = np.einsum("gsrk,grc->gsck", core, factors[0], optimize=True)
         core = as_matrix(core)
         return core if ranks[1] == outputs else np.asarray(factors[-1] @ core)
-
-
-@dataclass(frozen=True, eq=False)
-class _Span:
-    """Features of the input, the first directions first, and how much of a matrix's output each explains.
-
-    `second` are the features' moments (None: they are independent, of power 1), `cross` the matrix's output by feature,
-    `explained` (rank, rows of the matrix): the power that a direction adds to those before it, summed over groups.
-    """
-
-    basis: Floats
-    second: Floats | None
-    cross: Floats
-    explained: Floats
-
-    @classmethod
-    def of(cls, matrix: Floats, basis: Floats, moments: InputMoments) -> _Span:
-        cross = moments.with_features(matrix, basis)
-        second = moments.of_features(basis) if moments.is_known else None
-        along = cross.swapaxes(1, 2) if second is None else _orthogonalised(second, cross, moments.power(matrix))
-        rank = basis.shape[1]
-        explained = np.square(along).sum(axis=0).reshape(rank, -1, matrix.shape[1]).sum(axis=1)
-        return cls(basis, second, cross, explained)
-
-    def solve(self, rank: int, rows: Floats) -> Floats:
-        """The least-squares weights on the features of the first directions, for combinations of the matrix's rows."""
-        count = rank * (self.cross.shape[2] // self.basis.shape[1])
-        target = rows @ self.cross[:, :, :count]
-        if self.second is None:
-            return target
-        return np.asarray(np.linalg.solve(self.second[:, :count, :count], target.swapaxes(1, 2)).swapaxes(1, 2))
-
-
-def _orthogonalised(second: Floats, cross: Floats, power: float) -> Floats:
-    """inverse(L) crossᵀ for the Cholesky factor L of the features' moments: output along features made orthogonal.
-
-    The lower left block of the Cholesky factor of both together is that, transposed, so no system is solved. `power`
-    bounds what features can explain.
-    """
-    groups, rows, count = cross.shape
-    joined = np.zeros((groups, count + rows, count + rows))
-    joined[:, :count, :count], joined[:, count:, :count] = second, cross
-    joined[:, :count, count:] = cross.swapaxes(1, 2)
-    largest = np.einsum("gcc->gc", second).max(axis=1)[:, None]
-    diagonal = np.arange(count + rows)
-    joined[:, diagonal[count:], diagonal[count:]] = 2 * power + np.finfo(np.float64).tiny
-    for shift in (0.0, 1e-12, 1e-9, 1e-6, 1e-3):  # rounding may have left the moments indefinite
-        joined[:, diagonal[:count], diagonal[:count]] += shift * largest
-        try:
-            return np.asarray(np.linalg.cholesky(joined)[:, count:, :count].swapaxes(1, 2))
-        except np.linalg.LinAlgError:
-            continue
-    return np.zeros((groups, count, rows))
 
 
 def as_matrix(weight: Floats) -> Floats:

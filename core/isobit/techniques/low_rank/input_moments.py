@@ -6,9 +6,10 @@ its mean, which the bias takes up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from math import prod
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,8 +24,8 @@ Floats = NDArray[np.float64]
 _DAMPING = 0.01
 _LEAST, _MOST = 1e-6, 1.0
 
-#: Rows that are multiplied at once in float64.
-_CHUNK = 512
+#: Values of rows that are multiplied at once in float64, and the fewest rows.
+_CHUNK, _FEWEST = 1 << 22, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +77,20 @@ class InputMoments:
         """The rows in parts, (groups, rows, columns), divided by the root of their number."""
         assert self.rows is not None
         scale = 1 / np.sqrt(len(self.rows))
-        for start in range(0, len(self.rows), _CHUNK):
-            yield self.rows[start : start + _CHUNK].astype(np.float64).transpose(1, 0, 2) * scale
+        step = max(_FEWEST, _CHUNK // prod(self.rows.shape[1:]))
+        for start in range(0, len(self.rows), step):
+            yield self.rows[start : start + step].astype(np.float64).transpose(1, 0, 2) * scale
+
+    def on_rows(self, of: Callable[[Floats], Floats]) -> Floats:
+        """What `of` makes of the rows, (groups, rows, n), a part of them at a time. For moments that hold rows."""
+        return np.concatenate([of(part) for part in self._chunks()], axis=1)
+
+    def powers(self, matrix: Floats) -> Floats:
+        """The power of each output of a matrix (groups, n, columns), summed over groups: (n,)."""
+        if self.rows is not None and self.floor is not None:
+            squares = np.square(self.on_rows(lambda part: part @ matrix.swapaxes(1, 2))).sum(axis=1)
+            return np.asarray((squares + self.floor[:, None] * np.square(matrix).sum(axis=2)).sum(axis=0))
+        return np.asarray(np.einsum("gnn->n", self.outputs(matrix)))
 
     def outputs(self, matrix: Floats) -> Floats:
         """Second moments of the outputs of a matrix (groups, n, columns), about their mean: (groups, n, n)."""

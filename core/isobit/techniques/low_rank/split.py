@@ -17,15 +17,13 @@ from isobit.targets.costs import Costs
 from isobit.techniques.layers.weighted_layer import bias_obstacle, groups_of, weight_obstacle
 from isobit.techniques.low_rank.factors import Factors, Ranks
 from isobit.techniques.low_rank.input_moments import Floats, InputMoments
+from isobit.techniques.low_rank.spans import takes_rows
 
 #: Ranks of each kind that are offered where a layer has two of them.
 _OFFERED = 24
 
 #: The share of all that such a rank is below, where it is not all: layers of nearly all ranks cost more than the whole.
 _MOST = 0.8
-
-#: Features of the input whose moments are looked at, at most.
-_MOST_FEATURES = 4608
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +41,8 @@ class Split:
 
     `full` are the largest ranks of each group, `groups` how many groups there are, `whole` what the layer costs now,
     `cost` what it costs at some ranks. `inner` is how many features a first rank has, and `unknowns` how many numbers
-    of an output are learned from data. `factors` are found for the moments of its input up to a first rank, where asked
-    by more than one way, and `parts` are the layers of them.
+    of an output are learned from data. `factors` are found for the moments of its input and the first ranks that will
+    be asked for, where asked by more than one way, and `parts` are the layers of them.
     """
 
     full: Ranks
@@ -53,18 +51,20 @@ class Split:
     unknowns: int
     whole: Cost
     cost: Callable[[Ranks], Cost]
-    factors: Callable[[InputMoments, int, bool], Factors]
+    factors: Callable[[InputMoments, Sequence[int], bool], Factors]
     parts: Callable[[Sequence[Floats]], Sequence[Part]]
 
-    def offered(self, multiple: int) -> list[Ranks]:
-        """The ranks worth looking at: with `multiple` channels or a multiple of them, and cheaper in some unit."""
+    def offered(self, multiple: int, each_by_itself: bool = False) -> list[Ranks]:
+        """The ranks worth looking at: with `multiple` channels or a multiple of them, and cheaper in some unit.
+
+        Some of them, evenly spread, where the error of `each_by_itself` takes work of its own.
+        """
         step = multiple // gcd(multiple, self.groups)
-        most = max(1, _MOST_FEATURES // self.inner)  # and no more than fits into memory
         axes: list[Sequence[int]] = [range(step, full, step) for full in self.full]
-        axes[0] = range(step, min(self.full[0], most + 1), step)
+        if each_by_itself:
+            axes[0] = _some(axes[0])
         if len(axes) > 1:  # a rank that is all of the inputs, or of the outputs, leaves its factor out
-            first, last = (int(_MOST * full) for full in self.full)
-            axes = [range(step, min(first, most + 1), step), range(step, last, step)]
+            axes = [range(step, int(_MOST * full), step) for full in self.full]
             axes = [[*_some(axis), full] for axis, full in zip(axes, self.full, strict=True)]
         return [ranks for ranks in product(*axes) if ranks != self.full and self._saves(self.cost(ranks))]
 
@@ -73,11 +73,12 @@ class Split:
 
     def choices(self, moments: InputMoments, multiple: int, power: float) -> tuple[Choice, ...]:
         """What is offered, with errors as shares of `power`; what another beats in cost and error is left out."""
-        offered = self.offered(multiple)
+        by_rows = moments.rows is not None and takes_rows(self.full[0] * self.inner)
+        offered = self.offered(multiple, by_rows)
         if not offered or not power > 0:
             return ()
-        most = max((ranks[0] for ranks in offered if ranks[0] < self.full[0]), default=1)
-        factors, full = self.factors(moments, most, False), words(self.full)
+        first = sorted({ranks[0] for ranks in offered if ranks[0] < self.full[0]}) or [1]
+        factors, full = self.factors(moments, first, False), words(self.full)
 
         def choice(ranks: Ranks) -> Choice:
             text = f"rank {words(ranks)} of {full}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,15 +45,55 @@ class Reader:
     power: float
     layer: str = ""
 
+    def state(self) -> _State:
+        """With all of its channels."""
+        return _State(self)
 
-def eliminated(readers: Sequence[Reader], count: int) -> tuple[list[int], list[float]]:
+    def without(self, gone: Indices) -> tuple[Floats, float]:
+        """The weight of least error that is zero in the columns `gone`, and its error, a mean square of outputs."""
+        kept = np.setdiff1d(np.arange(self.weight.shape[1]), gone)
+        wanted = self.moments[kept] @ self.weight.T
+        columns = np.linalg.solve(self.moments[np.ix_(kept, kept)], wanted)
+        new = np.zeros_like(self.weight)
+        new[:, kept] = columns.T
+        # least squares leave what they do not make of the power
+        whole = float(np.vdot(self.weight @ self.moments, self.weight))
+        return new, whole - float((columns * wanted).sum())
+
+
+class Left(Protocol):
+    """What is left of a map while channels leave it."""
+
+    def losses(self, count: int) -> Floats:
+        """By channel what the output loses without it, as a share of its power."""
+        ...
+
+    def remove(self, gone: Indices) -> float:
+        """Take channels out, the others made up; what the output loses by it."""
+        ...
+
+
+class Loses(Protocol):
+    """A linear map whose channels can go; its errors count for its `layer`."""
+
+    @property
+    def layer(self) -> str:
+        """The layer that it is a part of."""
+        ...
+
+    def state(self) -> Left:
+        """With all of its channels."""
+        ...
+
+
+def eliminated(readers: Sequence[Loses], count: int) -> tuple[list[int], list[float]]:
     """The order in which `count` channels leave, all but one, and the error of all layers after each removal.
 
     A channel goes for the least sum of what the layers lose, with all weights of the channels that are left solved
     again. Errors of several layers are what is lost of the product of the powers that they keep.
     """
     lost = dict.fromkeys((reader.layer for reader in readers), 0.0)
-    states = [_State(reader) for reader in readers]
+    states = [reader.state() for reader in readers]
     left = np.arange(count)
     order: list[int] = []
     errors: list[float] = []
@@ -98,19 +139,19 @@ class _State:
         moments *= unit
         moments *= unit[:, None]
         np.fill_diagonal(moments, 1 + _RIDGE)
-        self.inverse = _inverse(moments)
+        self.inverse = inverse_of(moments)
         self.weight = self.inverse @ self._wanted[self.columns]
         self._renewed = len(self.columns)
 
     def losses(self, count: int) -> Floats:
         """By channel what the output loses without it."""
         try:
-            return self._losses(count, _whitened)
+            return self._losses(count, whitened)
         except np.linalg.LinAlgError:
             self._renew()
-            return self._losses(count, _raised)
+            return self._losses(count, raised)
 
-    def _losses(self, count: int, whitened: Callable[[Floats, Floats], Floats]) -> Floats:
+    def _losses(self, count: int, root: Callable[[Floats, Floats], Floats]) -> Floats:
         loss = np.zeros(count)
         channels, starts, widths = np.unique(self.channel, return_index=True, return_counts=True)
         for width in np.unique(widths):  # the same for all channels but for those that are read twice
@@ -119,7 +160,7 @@ class _State:
                 continue
             columns = starts[chosen, None] + np.arange(width)
             blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
-            loss[channels[chosen]] += np.square(whitened(blocks, self.weight[columns])).sum((1, 2))
+            loss[channels[chosen]] += np.square(root(blocks, self.weight[columns])).sum((1, 2))
         return loss / self.power
 
     def remove(self, gone: Indices) -> float:
@@ -128,10 +169,10 @@ class _State:
         if not goes.any():
             return 0.0
         try:
-            made = self._made(goes, _whitened)
+            made = self._made(goes, whitened)
         except np.linalg.LinAlgError:
             self._renew()
-            made = self._made(goes, _raised)
+            made = self._made(goes, raised)
         outputs, stays = self.weight.shape[1], np.flatnonzero(~goes)
         self.columns, self.channel = self.columns[stays], self.channel[stays]
         if 2 * len(stays) <= self._renewed:  # a matrix of half the size takes an eighth of the time to invert
@@ -143,18 +184,18 @@ class _State:
             self.inverse -= across.T @ across  # of one array: symmetric to the last bit
         return float(np.square(made[:, :outputs]).sum()) / self.power
 
-    def _made(self, goes: NDArray[np.bool_], whitened: Callable[[Floats, Floats], Floats]) -> Floats:
+    def _made(self, goes: NDArray[np.bool_], root: Callable[[Floats, Floats], Floats]) -> Floats:
         """What goes, by a root of its block of the inverse: its weights and, behind them, its part in the others."""
         rows = self.inverse[goes]
-        return whitened(rows[:, goes], np.concatenate([self.weight[goes], rows[:, ~goes]], 1))
+        return root(rows[:, goes], np.concatenate([self.weight[goes], rows[:, ~goes]], 1))
 
 
-def _whitened(blocks: Floats, right: Floats) -> Floats:
+def whitened(blocks: Floats, right: Floats) -> Floats:
     """V with Vᵀ V = rightᵀ blocks⁻¹ right. Raises LinAlgError where a block is not positive definite."""
     return np.asarray(np.linalg.solve(np.linalg.cholesky(blocks), right))
 
 
-def _raised(blocks: Floats, right: Floats) -> Floats:
+def raised(blocks: Floats, right: Floats) -> Floats:
     """The same for any symmetric blocks: eigenvalues that are lost in rounding are raised to what rounding leaves."""
     values, vectors = np.linalg.eigh(blocks)
     least = blocks.shape[-1] * np.finfo(np.float64).eps * np.abs(values).max(-1, keepdims=True)
@@ -162,7 +203,7 @@ def _raised(blocks: Floats, right: Floats) -> Floats:
     return np.asarray(vectors.swapaxes(-1, -2) @ right / root[..., None])
 
 
-def _inverse(moments: Floats) -> Floats:
+def inverse_of(moments: Floats) -> Floats:
     """The inverse of moments of columns of one scale, symmetric; directions below the ridge count as the ridge."""
     from scipy.linalg.lapack import dpotrf, dpotri  # takes a while to import, for those who prune alone
 

@@ -14,6 +14,7 @@ import numpy as np
 from isobit.budget import Candidate, Choice, Cost
 from isobit.edits.draft import Draft
 from isobit.edits.edit import SetWeights
+from isobit.edits.slicing.channel_relations import Slot
 from isobit.errors import FormatError, did_you_mean
 from isobit.graph.graph import Graph
 from isobit.statistics.layer_rows.rows import Rows
@@ -22,16 +23,15 @@ from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.layers.input_rows import input_rows, row_requests
 from isobit.techniques.layers.weighted_layer import bias_obstacle, bias_of, set_bias
 from isobit.techniques.low_rank.factorise import NO_DATA, check_keep
-from isobit.techniques.pruning.channel_groups import ChannelGroup, edit_of, find_groups, input_slot
+from isobit.techniques.pruning.channel_groups import ChannelGroup, edit_of, find_groups, input_slot, kept_of
 from isobit.techniques.pruning.elimination import eliminated
 from isobit.techniques.pruning.group_cost import group_cost, network_cost
 from isobit.techniques.pruning.magnitudes import magnitudes
 from isobit.techniques.pruning.solved_weights import gone_columns, readers_of, solved
 from isobit.techniques.technique import TechniqueReport
 
-#: Sizes that are offered for a group, at most, and inputs of a weight beyond which moments take too much memory.
+#: Sizes that are offered for a group, at most.
 _SIZES = 32
-_MOST_COLUMNS = 8192
 
 Chosen = Mapping[str, Sequence[int]]
 
@@ -71,8 +71,7 @@ class PruneChannels:
         if not self.data_aware:
             return []
         groups = [group for group in find_groups(graph)[0] if self.keep < 1 or group.name in self.channels]
-        names = dict.fromkeys(name for group in groups for name in group.readers)
-        return [name for name in names if _columns(graph, name) <= _MOST_COLUMNS]
+        return list(dict.fromkeys(name for group in groups for name in group.readers))
 
     # --- what could be done ----------------------------------------------------------------------------------------
 
@@ -137,10 +136,11 @@ class PruneChannels:
             notes.append(f"{NO_DATA}; no weights are solved again")
         if self.keep == 1 and not self.channels:
             notes.append("keep is 1 and no channels are given: nothing changes")
+        kept = _kept(graph, pruned)
         errors = _pruned(context, pruned, rows) if pruned else {}
         changed = [_words(context.graph, group, stays, errors) for group, stays in pruned]
         notes += [f"{g.name}: chosen by the size of weights, for {g.unmeasured}" for g, _ in pruned if g.unmeasured]
-        return TechniqueReport("PruneChannels", tuple(changed), left, notes=tuple(notes))
+        return TechniqueReport("PruneChannels", tuple(changed), left, notes=tuple(notes), kept=kept)
 
     def _check(self, groups: Mapping[str, ChannelGroup], left: Mapping[str, str]) -> None:
         for name, channels in self.channels.items():
@@ -215,6 +215,14 @@ def _pruned(
     draft.apply(edit_of(graph, pruned))
     model.edit(draft)
     return errors
+
+
+def _kept(graph: Graph, pruned: Sequence[tuple[ChannelGroup, list[int]]]) -> dict[str, list[int]]:
+    """By output of a producer the channels that are left."""
+    left = kept_of(pruned)
+    producers = [graph.node(name) for group, _ in pruned for name in group.producers]
+    slots = {node.outputs[0]: Slot(node.inputs[1] or "", 0) for node in producers if node.op != "MatMul"}
+    return {tensor: left[slot].tolist() for tensor, slot in slots.items() if slot in left}
 
 
 def _words(graph: Graph, group: ChannelGroup, stays: Sequence[int], errors: Mapping[str, float]) -> str:

@@ -63,11 +63,11 @@ class TechniquesConformance(ConformanceBase):
             splittable = technique(0.999).apply(TechniqueContext(model.copy())).left
             full = {layer: rank for layer, rank in ranks.items() if "cost" in splittable.get(layer, "cost")}
             before = model.run(batch)
-            technique(ranks=full).apply(TechniqueContext(model))
+            technique(1.0, full).apply(TechniqueContext(model))
             assert len(model.graph.nodes) == len(graph.nodes) + len(full)
             assert_close(model.run(batch), before)
             cut = open_network(name).model
-            technique(ranks={layer: max(1, rank // 2) for layer, rank in full.items()}).apply(TechniqueContext(cut))
+            technique(1.0, {layer: max(1, rank // 2) for layer, rank in full.items()}).apply(TechniqueContext(cut))
             assert_close(cut.run(batch), interpreter.outputs(cut.graph, cut.weight, batch))
 
     @pytest.mark.parametrize("technique", [SmoothQuant(0.5), SmoothQuant(), Awq()])

@@ -1,0 +1,106 @@
+"""Layers that are solved again for what the smaller network gives them: on data that nothing was learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy_backend import NumpyBackend, NumpyModel
+
+import isobit
+from isobit.compression import Compressed, stage
+from isobit.techniques.layers.corrected import corrected
+from isobit.testing.networks import Network, NetworkBuilder
+
+
+def network() -> Network:
+    """Convolutions one behind the other, and a linear layer."""
+    b = NetworkBuilder("net")
+    x = b.input("x", 3, 6, 6)
+    for index, out in enumerate((12, 16, 16)):
+        x = b.op("Relu", f"relu{index}", b.conv(f"conv{index}", x, out, 3))
+    b.output("logits", b.linear("fc", b.global_pool("gap", x), 6))
+    return b.build()
+
+
+def batches(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    waves = rng.normal(size=(count, 16, 2, 6, 6)).cumsum(axis=3).cumsum(axis=4)
+    mixed = np.einsum("ck,bnkhw->bnchw", [[1, 0.2], [0.5, 1], [0.1, 0.3]], waves)
+    return [{"x": batch.astype(np.float32)} for batch in mixed]
+
+
+def compress(data, **settings) -> Compressed:
+    net = network()
+    model = NumpyModel(net.graph, net.weights)
+    return isobit.compress(model, data, backend=NumpyBackend(), trials=1, **{"keep": 0.25, **settings})
+
+
+def quality(found: Compressed) -> float:
+    """How near the outputs are on fresh samples, a mean of decibels."""
+    (fresh,) = batches(1, 1)
+    wanted = found.before.run(fresh)["logits"]
+    left = np.square(found.backend_model.run(fresh)["logits"] - wanted).sum(axis=1)
+    return float(10 * np.log10(np.square(wanted).sum(axis=1) / left).mean())
+
+
+@pytest.mark.parametrize("method", ["weight-svd", ["tucker-2", "channel-pruning"]])
+def test_outputs_of_other_data_are_nearer(monkeypatch: pytest.MonkeyPatch, method) -> None:
+    found = compress(batches(4), method=method)
+    assert any("solved again in sequence: outputs from" in note for note in found.report.notes)
+    again = compress(batches(4), recipe=found.recipe)
+    monkeypatch.setattr(stage, "solved_in_sequence", lambda whole, small, *_: (small, ""))
+    without = compress(batches(4), method=method)
+    assert found.report.after == without.report.after
+    assert quality(found) > quality(without)
+    assert quality(again) == quality(found)
+
+
+def test_the_head_of_the_data_is_not_learned_from() -> None:
+    """Data of one batch is no more than its head, and nothing is solved on it."""
+    assert not any("sequence" in note for note in compress(batches(1), method="channel-pruning").report.notes)
+
+
+def test_data_in_another_order_each_time_is_said() -> None:
+    class Shuffled:
+        def __init__(self) -> None:
+            self.count = 0
+
+        def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+            self.count += 1
+            order = np.random.default_rng(self.count).permutation(4)
+            return iter([batches(4)[place] for place in order])
+
+    notes = compress(Shuffled(), method="channel-pruning").report.notes
+    assert any("another order each time" in note for note in notes)
+
+
+def test_a_correction_is_a_ridge_regression_with_a_bias() -> None:
+    """Of two groups, against the normal equations of all rows; the least ridge is right where noise is none."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 2, 4)) + 3
+    truth, shift = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3))
+    left = np.einsum("rgc,goc->rgo", x, truth) + shift
+    found = corrected(x.astype(np.float32), left, np.arange(300) % 2 == 0)
+    assert found is not None
+    np.testing.assert_allclose(found.weight, truth, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(found.bias, shift, atol=2e-2)
+    assert found.gain > 0.99
+
+
+def test_chance_is_not_learned() -> None:
+    """Of as many columns as rows noise would be fitted; what one half teaches does not hold on the other."""
+    rng = np.random.default_rng(0)
+    x, left = rng.normal(size=(60, 1, 30)).astype(np.float32), rng.normal(size=(60, 1, 2))
+    assert corrected(x, left, np.arange(60) % 2 == 0) is None
+    assert corrected(x, 0 * left, np.arange(60) % 2 == 0) is None
+    assert corrected(x, left, np.ones(60, np.bool_)) is None
+
+
+def test_without_a_bias_no_mean_is_taken_up() -> None:
+    x = np.full((40, 1, 1), 2, np.float32) * np.linspace(0.5, 1.5, 40, dtype=np.float32)[:, None, None]
+    found = corrected(x, 3.0 * x, np.arange(40) % 2 == 0, has_bias=False)
+    assert found is not None
+    assert found.bias == pytest.approx(0)
+    assert found.weight == pytest.approx(3, rel=1e-2)
