@@ -32,8 +32,8 @@ _POINTS, _AT_A_TIME = 8, 3
 #: Further points where the curve has the largest gaps, and the gap in decibels below which none is worth one.
 _FURTHER, _CLOSE = 24, 0.25
 
-#: What is cheaper by less than this part costs the same.
-_LESS = 1e-6
+#: What is cheaper by less than this part costs the same: above the tolerance of the solver.
+_LESS = 1e-5
 
 #: Noise below this part of the largest is no aim: nothing is gained that could be measured.
 _LEAST_NOISE = 1e-6
