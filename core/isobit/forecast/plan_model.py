@@ -30,7 +30,6 @@ from isobit.targets.costs import Costs
 from isobit.targets.target import Target
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
 
-
 #: Said of an If whose branches hold weights, where no example was given.
 _UNDECIDED = (
     "{name}: an input decides which of its branches runs, so that the weights of both count and the work of neither; "
@@ -138,9 +137,7 @@ def _conversions(groups: Groups) -> tuple[int, int]:
     return to_integers, to_float
 
 
-def _time(
-    simulation: Simulation, groups: Groups, nodes: Sequence[NodeForecast]
-) -> tuple[TimeForecast | None, str]:
+def _time(simulation: Simulation, groups: Groups, nodes: Sequence[NodeForecast]) -> tuple[TimeForecast | None, str]:
     """The time of a sample, or why it is not told."""
     target, config, graph = simulation.target, simulation.config, simulation.graph
     table = next((table for table in target.costs if table.multiply and table.integer_multiply), None)

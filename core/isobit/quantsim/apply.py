@@ -114,7 +114,8 @@ def calibrate(
     active = list(simulation.model.encodings())
     simulation.model.enable(active, on=False)
     before = simulation.statistics
-    are_other = simulation.calibration is not None and simulation.data is not passes.dataset
+    is_again = simulation.calibration is not None and not simulation.is_trained  # what taught the training stays
+    are_other = is_again and simulation.data is not passes.dataset
     try:
         statistics = passes.start(blank)
         statistics.set_ranges(blank)

@@ -28,7 +28,11 @@ class TopOne:
     files: DataFiles
     dataset: Dataset
     output: str
-    digest: str
+
+    @property
+    def digest(self) -> str:
+        """A hash of the file, which labels are in always."""
+        return _digest(self.files.path)
 
     def __call__(self, model: CallableModel) -> float:
         """Of a model."""
@@ -38,10 +42,15 @@ class TopOne:
 
 @dataclass(frozen=True)
 class OfFile:
-    """The function of a Python file; `digest` is a hash of the file."""
+    """The function of a Python file."""
 
     function: Evaluate
-    digest: str
+    path: Path
+
+    @property
+    def digest(self) -> str:
+        """A hash of the file."""
+        return _digest(self.path)
 
     def __call__(self, model: CallableModel) -> float:
         """Of a model."""
@@ -59,7 +68,7 @@ def load_evaluate(path: Path, graph: Graph, images: ImageOptions, batch_size: in
             "name a .py with a function evaluate(model), or leave --evaluate out for agreement with the float model"
         )
     dataset = Dataset(files.source, graph, batch_size=batch_size, ignore_non_finite=ignore_non_finite)
-    return TopOne(files, dataset, next(iter(graph.outputs)), _digest(path))
+    return TopOne(files, dataset, next(iter(graph.outputs)))
 
 
 def _function(path: Path) -> Evaluate:
@@ -86,9 +95,9 @@ def _function(path: Path) -> Evaluate:
             "name, and return a number, the higher the better"
         )
     check_evaluate(evaluate, picklable=False)
-    return OfFile(evaluate, _digest(path))
+    return OfFile(evaluate, path)
 
 
 def _digest(path: Path) -> str:
-    """Of a file: labels are in one file always."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
