@@ -161,10 +161,10 @@ def main() -> None:
     judge = Judge.of(exact, [task.held_out])
     base = search.program.costs.of((0,) * len(search.groups.all))
 
-    def measured(choice: Choice) -> tuple[float, float, float]:
+    def measured(choice: Choice) -> tuple[float, float, float, float]:
         model = search.variant(choice).model
         score = task.score(model.run) if arguments.scores else float("nan")
-        return search.program.costs.of(choice) / base, mean(judge.ratios(model)), score
+        return search.program.costs.of(choice) / base, mean(judge.ratios(model)), search.point(choice).predicted, score
 
     count = len(search.groups.all)
     highs = range(arguments.step, count, arguments.step)
@@ -176,18 +176,19 @@ def main() -> None:
     points = {order: [measured(choice) for choice in choices] for order, choices in orders.items()}
     for order, found in points.items():
         print(f"{order} ({len(found)} points)")
-        print("\n".join(f"  {cost:6.3f}  {ratio:5.1f} dB  {top:6.2f} %" for cost, ratio, top in found))
+        for cost, ratio, predicted, top in found:
+            print(f"  {cost:6.3f}  {ratio:5.1f} dB  ({predicted:5.1f} predicted)  {top:6.2f} %")
     print(f"runs for the curve: {count} groups alone on one batch, and two passes")
     curve = points.pop("mixed precision")
     for order, found in points.items():
-        beaten = [point for point in found if any(c <= point[0] * (1 + 1e-9) and r >= point[1] for c, r, _ in curve)]
-        at_cost = [max(r for c, r, _ in curve if c <= cost * (1 + 1e-9)) - ratio for cost, ratio, _ in found]
+        beaten = [point for point in found if any(c <= point[0] * (1 + 1e-9) and r >= point[1] for c, r, *_ in curve)]
+        at_cost = [max(r for c, r, *_ in curve if c <= cost * (1 + 1e-9)) - ratio for cost, ratio, *_ in found]
         print(
             f"{order}: {len(beaten)} of {len(found)} points dominated; {np.mean(at_cost):+.1f} dB at their cost, mean"
         )
     if arguments.peers_python:
         for cost, ratio, count in amp(arguments.peers_python, task, arguments.low, arguments.high, arguments.goals):
-            best = max(r for c, r, _ in curve if c <= cost * (1 + 1e-9))
+            best = max(r for c, r, *_ in curve if c <= cost * (1 + 1e-9))
             print(f"aimet AMP: {cost:6.3f}  {ratio:5.1f} dB after {count} evaluations; the curve has {best:5.1f} dB")
 
 

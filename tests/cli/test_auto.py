@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def test_a_python_file_a_journal_and_a_folder(
     other = isobit(*common, "--weights", "int4")
     assert other.exit_code == 1
     assert "is of other settings" in other.stderr
+    score.write_text(score.read_text() + "# another")
+    assert "is of another evaluate" in isobit(*common).stderr
 
 
 def test_labels(isobit: Callable[..., Any], digits: Path, data: Path, tmp_path: Path) -> None:
@@ -63,6 +66,7 @@ def test_labels(isobit: Callable[..., Any], digits: Path, data: Path, tmp_path: 
         (None, "no such file"),
         ("def score(model): ...", "has no function evaluate"),
         ("1 / 0", "fails with ZeroDivisionError"),
+        ("raise SystemExit(0)", "fails with SystemExit"),
         ("def evaluate(): ...", "takes no model"),
         ("def evaluate(model): return float('nan')", "returned nan for the float model"),
     ],
@@ -77,6 +81,18 @@ def test_python_that_measures_nothing(
     assert shown.exit_code == 1
     assert message in shown.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_python_finds_what_stands_beside_it(
+    isobit: Callable[..., Any], digits: Path, data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_the_score.py").write_text("def evaluate(): ...")
+    (tmp_path / "score.py").write_text("from beside_the_score import evaluate")
+    shown = isobit(
+        *("auto", digits / "model.onnx", "--data", data, "--evaluate", tmp_path / "score.py", "-o", tmp_path / "out")
+    )
+    assert "evaluate takes no model" in shown.stderr
 
 
 def test_data_without_labels(isobit: Callable[..., Any], digits: Path, data: Path, tmp_path: Path) -> None:

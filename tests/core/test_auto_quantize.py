@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ import isobit
 from isobit.data import Dataset
 from isobit.errors import DataError, EvaluateError, FormatError, ModelError
 from isobit.plugins import registry
+from isobit.quantsim.judging.evaluate import identity_of
 from isobit.quantsim.kept_simulator import restored
 from isobit.search import attempts
 from isobit.search.held_back import divide
@@ -147,6 +150,68 @@ def test_a_noisy_measure() -> None:
     assert "which differs by" in found.measured_on
     strict = isobit.auto_quantize(sim, _data(2), lambda model: 1 + next(noise), max_drop=0.001, minutes=1e-9)
     assert not strict.holds
+
+
+class _Ends:
+    """Ends the process, or the run."""
+
+    def __init__(self, end) -> None:
+        self.end = end
+
+    def __call__(self, model) -> float:
+        return self.end(3)
+
+
+def test_a_measure_that_ends_its_process(monkeypatch) -> None:
+    """It is said to: nothing ends in silence, and what a pool raises is explained."""
+    with pytest.raises(EvaluateError, match="failed with SystemExit: 3"):
+        isobit.auto_quantize(simulator(chain(0, spread=0.0)), _data(2), _Ends(sys.exit))
+    made = []
+
+    class Dies(ThreadPoolExecutor):
+        def submit(self, *args):
+            raise BrokenProcessPool("a process was terminated abruptly")
+
+    def pool():
+        made.append(Dies(1))
+        return made[-1]
+
+    monkeypatch.setattr(type(registry()), "backend_for", lambda self, model: NumpyBackend())
+    with pytest.raises(EvaluateError, match="a worker of the executor died"):
+        isobit.auto_quantize(simulator(chain(0, spread=0.0)), _data(2), error, executor=pool)
+    assert len(made) == 2
+    with pytest.raises(EvaluateError, match="a worker of the executor died"):
+        isobit.auto_quantize(simulator(chain(0, spread=0.0)), _data(2), error, executor=pool())
+
+
+def test_figures_that_are_none_are_failures() -> None:
+    """Of the float model it has one, and none of what is quantized: said of each attempt, and one is returned."""
+    figures = iter([1.0, 1.0])
+    sim = simulator(chain(0, spread=0.0), weights="int4")
+    found = isobit.auto_quantize(sim, _data(2), lambda model: next(figures, float("nan")), evaluations=2)
+    assert not found.holds
+    assert {attempt.outcome for attempt in found.attempts} == {"failed"}
+    assert {attempt.score for attempt in found.attempts} == {None}
+    assert found.why.endswith("the best is fast: it failed: evaluate returned no finite number")
+    assert found.sim.encodings
+
+
+def _one(model) -> float:
+    return 1.0
+
+
+def _two(model) -> float:
+    return 2.0
+
+
+def test_which_measure_it_is() -> None:
+    """By what it does, not by its name; the same in another process."""
+    assert identity_of(_one) != identity_of(_two).replace("_two", "_one")
+    assert identity_of(_one) == identity_of(_one)
+    assert identity_of(partial(_one)) != identity_of(partial(_two))
+    texts = [identity_of(eval(f"lambda model: float(model in {{'a', 'b', 'c', {end!r}}})")) for end in ("d", "d", "e")]
+    assert texts[0] == texts[1] != texts[2]
+    assert identity_of(len) == "len"
 
 
 def test_an_executor_gives_the_same(monkeypatch) -> None:

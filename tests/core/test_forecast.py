@@ -66,6 +66,20 @@ def test_no_gain_is_promised_that_the_runtime_does_not_give() -> None:
     assert "no faster" in str(forecast(costs=(slow,), exclude=["Softmax"]))
 
 
+def test_no_time_is_told_where_weights_are_in_operations_without_times() -> None:
+    """The table knows no MatMul, which holds nearly all weights."""
+    sketch = Sketch(0)
+    x = sketch.input("x", "N", 3, 1, 1)
+    y = sketch.node("Conv", x, sketch.random("a.w", 4, 3, 1, 1), name="a", shape=("N", 4, 1, 1), group=1)
+    y = sketch.node("MatMul", y, sketch.random("b.w", 1, 100), name="b", shape=("N", 4, 1, 100))
+    target = replace(registry().target("onnxruntime-cpu"), costs=(COSTS,))
+    opened = NumpyModel(canonicalize(sketch.graph(y)), sketch.values)
+    found = plan(opened, target=target, backend=NumpyBackend())
+    assert found.time is None
+    assert "time         not told: no times are known of " in str(found)
+    assert "which hold 0.0004 MB of the weights" in str(found)
+
+
 def test_what_is_asked_for_is_planned() -> None:
     found = forecast(weights="int4", exclude=["a"])
     assert {node.name: node.runs for node in found.nodes if node.op == "Conv"} == {"a": "float", "b": "integers"}

@@ -343,3 +343,21 @@ def test_samples_are_counted_along_the_batch() -> None:
     data = [{"x": np.ones((1, 4), np.float32), "table": np.ones((100, 4), np.float32)}] * 20
     recipe = Recipe("own", "", (), judge_samples=3)
     assert len(_judged(Dataset(data, graph), recipe, may_hold_back=True)[0]) == 3
+
+
+def test_other_data_brings_its_own_samples() -> None:
+    """What is calibrated anew is judged on the new data; outputs of a model that was edited since stay."""
+    network = chain(1)
+    data = [[network.batch(8, seed)] for seed in range(3)]
+    sim = simulator(network)
+    sim.calibrate(data[0], "auto")
+    sim.calibrate(data[1], "auto")
+    fresh = simulator(network)
+    fresh.calibrate(data[1], "auto")
+    assert sim.simulation.calibration == fresh.simulation.calibration
+    np.testing.assert_array_equal(sim.simulation.judge.samples[0][0]["x"], data[1][0]["x"])
+    np.testing.assert_array_equal(sim.simulation.reference[0]["x"], data[1][0]["x"])
+    sim.apply(BalanceChannels(), data=data[1])
+    assert sim.edits
+    sim.calibrate(data[2], "auto")
+    np.testing.assert_array_equal(sim.simulation.judge.samples[0][0]["x"], data[1][0]["x"])

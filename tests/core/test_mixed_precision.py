@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -12,15 +13,20 @@ import pytest
 from technique_networks import chain, simulator
 
 import isobit
+from isobit.analysis.measure_errors import copies, measure_errors
 from isobit.deadline import TimeIsOver, until
 from isobit.encodings.encoding import Encoding
+from isobit.encodings.quant_spec import PerTensor, QuantSpec
+from isobit.encodings.ranges import encode_range
 from isobit.errors import DataError, EvaluateError, FormatError, ModelError
-from isobit.graph.sites import Tensor, Weight
+from isobit.graph.sites import Input, Tensor, Weight
 from isobit.quantsim.judging.judge import Judge, mean
 from isobit.quantsim.quantsim import QuantSim
+from isobit.search import sensitivity
 from isobit.search.choose import Goal, Search, choose
 from isobit.search.cost_tables import cost_table
 from isobit.search.formats import parse_candidates
+from isobit.search.groups import Groups
 from isobit.search.integer_program import Program
 from isobit.search.scoring import Scorer
 from isobit.testing.networks import NETWORKS
@@ -75,6 +81,39 @@ def test_every_assignment_of_a_small_network() -> None:
     for choice in every:
         best = max(predicted[point] for point in search.choices() if cost(point) <= cost(choice) * (1 + 1e-9))
         assert best > predicted[choice] - 0.5
+
+
+def test_groups_to_which_no_noise_was_followed_back(monkeypatch) -> None:
+    """What they make alone is measured; in eight bits more a 65,536th of it is left, by the steps of their grids."""
+    sim, data = _simulator(weights="int8", activations="uint8")
+    measure = sensitivity.measure_errors
+
+    def without_shares(*args):
+        found = measure(*args)
+        return replace(found, errors=[replace(error, share=0.0) for error in found.errors])
+
+    monkeypatch.setattr(sensitivity, "measure_errors", without_shares)
+    monkeypatch.setattr(sensitivity, "left_with", lambda *args: None)
+    simulation = sim.simulation
+    formats = parse_candidates(simulation, ["int8", "int16"])
+    groups = Groups(simulation)
+    noise = sensitivity.noise_by_group(simulation, groups, formats, formats[0], 8, data)
+    assert noise.shape == (len(groups.all), 2)
+    assert np.all(noise[:, 1] < 1e-3 * noise[:, 0])
+
+
+def test_readers_that_share_a_grid_in_another_format() -> None:
+    """A tensor's own grid may become one of each reader, and theirs one: what is left of the noise is that grid's."""
+    sim, data = _simulator(weights="int8", activations="uint8")
+    measured = measure_errors(sim.simulation, *copies(sim.simulation), data)
+    graph, sites = sim.graph, {site: error for error in measured.errors for site in error.sites}
+    site = next(site for site in sites if isinstance(site, Tensor) and graph.uses(str(site)))
+    use = graph.uses(str(site))[0]
+    wide = encode_range(*sites[site].seen, QuantSpec.parse("uint16").with_granularity(PerTensor()))
+    alone = sensitivity._left(measured, sites[site], {site: wide}, {})
+    assert 0 < alone < 1e-2
+    assert sensitivity._left(measured, sites[site], {Input(use.node.name, use.index): wide}, {}) == alone
+    assert sensitivity._left(measured, sites[site], {}, {}) == 1.0
 
 
 def test_a_drop() -> None:

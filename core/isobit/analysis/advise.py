@@ -115,8 +115,8 @@ def _options(findings: Findings, error: SiteError, is_run: bool) -> list[_Option
     return options
 
 
-def left_with(findings: Findings, error: SiteError, encoding: Encoding) -> float:
-    """How much of a site's share would be left with another grid."""
+def left_with(findings: Findings, error: SiteError, encoding: Encoding) -> float | None:
+    """How much of a site's share would be left with another grid; None where nothing was followed back to it."""
     before = after = 0.0
     for site in error.sites:
         noise, worth = findings.noise.at(site), findings.worth.sites.get(site)
@@ -124,7 +124,12 @@ def left_with(findings: Findings, error: SiteError, encoding: Encoding) -> float
             continue
         before += float((worth * noise.own).sum())
         after += float((worth * noise.moved_by(encoding)).sum())
-    return after / before if before > 0 else 1.0
+    return after / before if before > 0 else None
+
+
+def _left(findings: Findings, error: SiteError, encoding: Encoding) -> float:
+    left = left_with(findings, error, encoding)
+    return 1.0 if left is None else left
 
 
 def _histogram(findings: Findings, error: SiteError) -> Histogram | None:
@@ -156,7 +161,7 @@ def _range(findings: Findings, error: SiteError) -> _Option | None:
             continue
         if _is_alike(encoding, error.grid):
             continue
-        left = left_with(findings, error, encoding)
+        left = _left(findings, error, encoding)
         if best is None or left < best.left:
             grid = f"[{float(encoding.minimum):.4g}, {float(encoding.maximum):.4g}]"
             words = f"the range {grid} ({scheme.name}) in place of [{error.grid[0]:.4g}, {error.grid[1]:.4g}]"
@@ -195,7 +200,7 @@ def _activation_channels(findings: Findings, error: SiteError) -> _Option | None
     words = f"a scale for each of its {noise.channels} channels (BalanceChannels)"
     return _Option(
         "channel grids", words, "sim.apply(isobit.techniques.BalanceChannels(), data=data)",
-        left_with(findings, error, grids), {error.sites[0]: grids},
+        _left(findings, error, grids), {error.sites[0]: grids},
     )  # fmt: skip
 
 
@@ -206,7 +211,7 @@ def _activation_bits(findings: Findings, error: SiteError) -> _Option | None:
         return None
     encoding = encode_range(histogram.minimum, histogram.maximum, spec)
     settings = f"overrides={{{error.name!r}: {spec.type_name!r}}}"
-    left = left_with(findings, error, encoding)
+    left = _left(findings, error, encoding)
     return _Option("16 bits", f"{spec.type_name}", settings, left, dict.fromkeys(error.sites, encoding))
 
 

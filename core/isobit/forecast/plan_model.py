@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from math import prod
 from os import PathLike
 from typing import Any
@@ -29,6 +30,15 @@ from isobit.targets.costs import Costs
 from isobit.targets.target import Target
 from isobit.techniques.fold_batch_norms import FoldBatchNorms
 
+#: Said of an If whose branches hold weights, where no example was given.
+_UNDECIDED = (
+    "{name}: an input decides which of its branches runs, so that the weights of both count and the work of neither; "
+    "isobit.plan(model, example_inputs) counts the one that runs on the example, as isobit.quantize does"
+)
+
+#: The part of the weights that operations without times may hold where a time is told.
+_UNTIMED_WEIGHTS = 0.1
+
 
 def plan(
     model: Any,
@@ -51,9 +61,11 @@ def plan(
     simulation = sim.simulation
     groups = Groups(simulation)
     nodes = tuple(_node(simulation, groups, node) for node in simulation.graph.nodes)
-    time, no_time = _time(simulation, groups)
+    time, no_time = _time(simulation, groups, nodes)
     quantize, dequantize = _conversions(groups)
     notes = [*sim.report.notes, *_open_sizes(simulation.graph)]
+    if example_inputs is None:
+        notes += [_UNDECIDED.format(name=node.name) for node in nodes if node.op == "If" and node.bytes_before]
     weights = sum(node.bytes_before for node in nodes)
     float_time = float_pass(simulation.model, weights, *((time.in_float, time.processor) if time else (None, "")))
     recipes = []
@@ -125,7 +137,7 @@ def _conversions(groups: Groups) -> tuple[int, int]:
     return to_integers, to_float
 
 
-def _time(simulation: Simulation, groups: Groups) -> tuple[TimeForecast | None, str]:
+def _time(simulation: Simulation, groups: Groups, nodes: Sequence[NodeForecast]) -> tuple[TimeForecast | None, str]:
     """The time of a sample, or why it is not told."""
     target, config, graph = simulation.target, simulation.config, simulation.graph
     table = next((table for table in target.costs if table.multiply and table.integer_multiply), None)
@@ -140,7 +152,11 @@ def _time(simulation: Simulation, groups: Groups) -> tuple[TimeForecast | None, 
     costs = costs_of(groups, formats, Milliseconds(table))
     rest = sum(_in_float(graph, node, table) for node in graph.nodes if groups.of_node(node) is None)
     quantized, in_float = (costs.of([index] * len(groups.all)) + rest for index in (0, 1))
-    unknown = Counter(node.op for node in graph.nodes if not _is_timed(graph, node, table))
+    untimed = [told for node, told in zip(graph.nodes, nodes, strict=True) if not _is_timed(graph, node, table)]
+    unknown, held = Counter(node.op for node in untimed), sum(node.bytes_before for node in untimed)
+    if in_float <= 0 or held > _UNTIMED_WEIGHTS * sum(node.bytes_before for node in nodes):
+        share = f", which hold {held / 1e6:.3g} MB of the weights" if held else ""
+        return None, f"not told: no times are known of {', '.join(unknown) or 'any operation'}{share}"
     return TimeForecast(table.processor, in_float, quantized, dict(unknown)), ""
 
 

@@ -114,6 +114,8 @@ def calibrate(
     active = list(simulation.model.encodings())
     simulation.model.enable(active, on=False)
     before = simulation.statistics
+    is_again = simulation.calibration is not None and not simulation.is_trained  # what taught the training stays
+    are_other = is_again and simulation.data is not passes.dataset
     try:
         statistics = passes.start(blank)
         statistics.set_ranges(blank)
@@ -122,7 +124,7 @@ def calibrate(
             passes(simulation.model, [seen for seen in ranges if not seen.complete], "calibrating")
         if not ignore_non_finite:
             refuse_non_finite(statistics, simulation.model, passes.dataset)
-        simulation.keep_reference(passes.dataset.head)
+        simulation.keep_reference(passes.dataset.head, are_other=are_other)
     except BaseException:
         simulation.statistics = before
         simulation.model.enable(active, on=True)

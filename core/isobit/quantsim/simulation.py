@@ -58,6 +58,7 @@ class Simulation:
         self.notes: dict[str, None] = {}
         self.reference: tuple[Batch, Mapping[str, NDArray[Any]]] | None = None  # a batch, and the float outputs of it
         self.judge: Judge | None = None  # of the outputs on that batch, and on more where it is small
+        self._judged_at = 0  # the number of edits of the model that the judge holds the outputs of
         self.example: Any = None  # the batch that the model was opened with, as a record of `isobit.data`
         self.is_trained = False  # whether grids were given to training since they were set
         self.exchanges: list[tuple[int, str]] = []  # adapters that took a place, each after so many edits
@@ -204,11 +205,11 @@ class Simulation:
         self.batch_norms = {**self.batch_norms, **report.batch_norms}
         self.reports.append(report)
 
-    def keep_reference(self, batches: Sequence[Batch]) -> None:
-        """Keep some batches and what the float model gives for them, to compare with; the quantizers are off."""
-        if self.judge is None and batches:
+    def keep_reference(self, batches: Sequence[Batch], *, are_other: bool = False) -> None:
+        """Keep some batches and the float model's outputs; `are_other`: in place of those that the same model gave."""
+        if batches and (self.judge is None or (are_other and self._judged_at == len(self.edits))):
             model = self.float_model()
-            self.judge = Judge.of(model, batches)
+            self.judge, self._judged_at = Judge.of(model, batches), len(self.edits)
             first = self.judge.samples[0]
             self.reference = first if self.judge.is_of_outputs else (first[0], model.run(first[0]))
             is_function_kept = all(report.technique == "FoldBatchNorms" for report in self.reports)

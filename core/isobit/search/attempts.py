@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -248,6 +249,10 @@ class Attempts:
         give_or_take = f" ± {margin:.2g}" if margin else ""
         result = f"{self._scorer.what} {score.value:.6g}, a drop of {drop:.4g}{give_or_take}, {score.sqnr:.1f} dB"
         attempt = Attempt(name, why, outcome, result, score.value, score.sqnr, drop, margin, self._seconds(name, start))
+        if not math.isfinite(score.value):
+            what = "its outputs are" if self._scorer.evaluate is None else "evaluate returned"
+            result = f"it failed: {what} no finite number"
+            attempt = Attempt(name, why, "failed", result, seconds=attempt.seconds)
         self._sims[name] = made
         self._note(attempt)
         if self._best is None or score.value > self._best[0] or outcome == "holds":

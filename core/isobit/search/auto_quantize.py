@@ -14,7 +14,7 @@ from isobit.data import Dataset, example_of
 from isobit.errors import FormatError, ModelError
 from isobit.plugins import registry
 from isobit.quantsim.executor import ExecutorLike
-from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate
+from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate, identity_of
 from isobit.quantsim.judging.judge import Judge
 from isobit.quantsim.quantize import open_simulator
 from isobit.quantsim.quantsim import QuantSim
@@ -63,7 +63,7 @@ def auto_quantize(
     After `minutes` the attempt that is running ends at its next batch, layer or step; the first is always made, and an
     `evaluate` that runs is waited for. `on_best` gets each simulator that is better than those before.
     `journal` is a file of JSON lines, with the simulators that recipes made beside it: a run that was
-    killed goes on from it, to the same result.
+    killed goes on from it, to the same result. One of another `evaluate` is refused; what that calls is not compared.
     `settings` are those of QuantSim, the others those of `isobit.quantize`; a QuantSim in place of the model has its
     own, and stays as it is.
 
@@ -141,16 +141,13 @@ def _check(max_drop: float, minutes: float | None) -> None:
 
 
 def _header(sim: QuantSim, parts: Parts, evaluate: Any, asked: str) -> dict[str, str]:
-    name = "agreement with float"
-    if evaluate is not None:
-        name = getattr(evaluate, "__qualname__", type(evaluate).__qualname__)
     return {
         "isobit": __version__,
         "model": sim.simulation.state_fingerprint(),
         "data": parts.digest,
         "target": hashlib.blake2b(sim.target.text.encode(), digest_size=16).hexdigest(),
         "settings": hashlib.blake2b(asked.encode(), digest_size=16).hexdigest(),
-        "evaluate": name,
+        "evaluate": "agreement with float" if evaluate is None else identity_of(evaluate),
     }
 
 

@@ -32,6 +32,9 @@ _POINTS, _AT_A_TIME = 8, 3
 #: Further points where the curve has the largest gaps, and the gap in decibels below which none is worth one.
 _FURTHER, _CLOSE = 24, 0.25
 
+#: What is cheaper by less than this part costs the same: above the tolerance of the solver.
+_LESS = 1e-5
+
 #: Noise below this part of the largest is no aim: nothing is gained that could be measured.
 _LEAST_NOISE = 1e-6
 
@@ -219,23 +222,30 @@ class Search:
         self._fill_gaps(least)
 
     def _fill_gaps(self, least: float) -> None:
-        """Points in the middle of the largest gaps: much may be gained there for next to nothing, or nothing at all."""
+        """Points in the largest gaps: much may be gained there for next to nothing, or nothing at all.
+
+        First the cheapest in the middle of a gap. Where that is its end, the quietest of what is cheaper than its end
+        tells whether there is anything.
+        """
         program = self.program
-        empty: dict[tuple[Choice, Choice], float] = {}  # the noise down from which nothing is cheaper than the second
+        ends: set[tuple[Choice, Choice]] = set()  # gaps in whose middle nothing is cheaper than their end
+        empty: set[tuple[Choice, Choice]] = set()
         for _ in range(_FURTHER):
             check_time()
             curve = [choice for choice in self.choices() if program.noise_of(choice) > 0]
-            bounds = {
-                (a, b): (max(program.noise_of(a), least), empty.get((a, b), max(program.noise_of(b), least)))
-                for a, b in pairwise(curve)
-            }
-            widest = max(bounds, key=lambda pair: bounds[pair][0] / bounds[pair][1], default=None)
-            if widest is None or 10 * math.log10(bounds[widest][0] / bounds[widest][1]) < _CLOSE:
+            noises = {choice: max(program.noise_of(choice), least) for choice in curve}
+            gaps = [pair for pair in pairwise(curve) if pair not in empty]
+            widest = max(gaps, key=lambda pair: noises[pair[0]] / noises[pair[1]], default=None)
+            if widest is None or 10 * math.log10(noises[widest[0]] / noises[widest[1]]) < _CLOSE:
                 return
-            aim = math.sqrt(math.prod(bounds[widest]))
-            found = program.within(aim)
-            if found in self._choices:
-                empty[widest] = aim
+            first, end = widest
+            if widest not in ends:
+                found = program.within(math.sqrt(noises[first] * noises[end]))
+                ends.update([widest] if found in self._choices else [])
+            else:
+                less = max(program.costs.of(first), program.costs.of(end) * (1 - _LESS))
+                found = program.quietest(less)
+                empty.update([(found, end), widest])
             self._choices[found] = None
 
     def _first_guesses(self, goal: Goal) -> list[Choice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,22 +31,6 @@ class Parts:
     is_held_back: bool
     samples: int
     digest: str
-
-
-class _Batches:
-    """The batches of a dataset, without those that are held back."""
-
-    def __init__(self, dataset: Dataset, count: int, part: int) -> None:
-        self._dataset, self._count, self._part = dataset, count, part
-        self.is_at_hand = dataset.is_at_hand
-
-    def __len__(self) -> int:
-        return self._count - self._count // self._part if self._part else self._count
-
-    def __iter__(self) -> Iterator[Batch]:
-        for index, batch in enumerate(self._dataset):
-            if not self._part or index % self._part != self._part - 1:
-                yield batch
 
 
 def divide(
@@ -83,7 +67,7 @@ def divide(
             apart.append(batch)
     is_held_back = hold_back and bool(judged)
     return Parts(
-        _Batches(dataset, count, part if is_held_back else 0),
+        dataset.without(range(part - 1, count, part) if is_held_back else ()),
         judged if is_held_back else first,
         is_held_back,
         axes.size(judged if is_held_back else first),

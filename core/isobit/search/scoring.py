@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +20,9 @@ from isobit.quantsim.judging.judge import Judge, mean
 
 #: Runs of an `evaluate` that gives another figure each time: of the float model, and of others.
 _FLOAT_RUNS, _RUNS = 4, 3
+
+#: How often a pool of workers that breaks is made again, where a callable makes it.
+_TRIES = 2
 
 #: Standard errors within which a drop is taken to lie.
 _ERRORS = 2.0
@@ -125,12 +128,9 @@ class Scorer:
             return [None] * len(models)
         if self._executor is None or self._backend is None:
             return [[figure_of(self.evaluate, model) for _ in range(runs)] for model in models]
-        with _running(self._executor) as executor:
-            futures: list[list[Future[float]]] = [
-                [executor.submit(evaluate_state, self._backend, model.state(), self.evaluate) for _ in range(runs)]
-                for model in models
-            ]
-            return [[future.result() for future in several] for several in futures]
+        tries = 1 if isinstance(self._executor, Executor) else _TRIES
+        states = [model.state() for model in models]
+        return _on_workers(self._executor, self._backend, states, self.evaluate, runs, tries)
 
     def _recalled(self, key: str) -> Score | None:
         return None if self._record is None else self._record.score(key)
@@ -148,6 +148,25 @@ def agreement(sqnr: float) -> float:
 def evaluate_state(backend: Backend, state: bytes, evaluate: Evaluate) -> float:
     """In a worker: what `evaluate` says of a model that comes as its state."""
     return figure_of(evaluate, CheckedModel.of(backend.restore(state)))
+
+
+def _on_workers(
+    pool: ExecutorLike, backend: Backend, states: Sequence[bytes], evaluate: Evaluate, runs: int, tries: int
+) -> list[list[float] | None]:
+    """The figures of several models side by side. Raises EvaluateError where workers die."""
+    try:
+        with _running(pool) as executor:
+            futures: list[list[Future[float]]] = [
+                [executor.submit(evaluate_state, backend, state, evaluate) for _ in range(runs)] for state in states
+            ]
+            return [[future.result() for future in several] for several in futures]
+    except BrokenExecutor as error:
+        if tries == 1:
+            raise EvaluateError(
+                "a worker of the executor died while evaluate ran: it was killed, as for want of memory, or evaluate "
+                "ended it; fewer workers need less memory, and without an executor evaluate runs in this process"
+            ) from error
+    return _on_workers(pool, backend, states, evaluate, runs, tries - 1)
 
 
 @contextmanager

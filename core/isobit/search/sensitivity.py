@@ -12,7 +12,7 @@ from isobit.analysis.measure_errors import MeasuredErrors, copies, measure_error
 from isobit.analysis.weight_noise import measure_weights
 from isobit.data import Batch
 from isobit.encodings.encoding import Encoding
-from isobit.graph.sites import Site
+from isobit.graph.sites import Input, Site, Tensor
 from isobit.quantsim.judging.judge import Judge, mean
 from isobit.quantsim.other_formats import encodings_with
 from isobit.quantsim.simulation import Simulation
@@ -63,8 +63,11 @@ def noise_by_group(
         encodings = encodings_with(simulation, overrides) if overrides else {}
         left = _left_of_weights(simulation, measured, encodings, batches)
         for index in allowed:
-            share = sum(error.share * _left(measured, error, encodings, left) for error in by_group[index])
-            noise[index, column] = base[index] * (share / shares[index] if shares[index] > 0 else 1.0)
+            parts = [(error.share, _left(measured, error, encodings, left)) for error in by_group[index]]
+            if not shares[index] > 0:  # noise that was not followed back to them: each counts alike
+                parts = [(1.0, part) for _, part in parts]
+            total = sum(share for share, _ in parts)
+            noise[index, column] = base[index] * (sum(share * part for share, part in parts) / total if total else 1.0)
     return noise
 
 
@@ -81,14 +84,30 @@ def _by_group(groups: Groups, errors: Sequence[SiteError]) -> list[list[SiteErro
 def _left(
     measured: MeasuredErrors, error: SiteError, encodings: Mapping[Site, Encoding], of_weights: Mapping[Site, float]
 ) -> float:
-    """How much of a site's noise there is in other encodings."""
+    """How much of a site's noise there is in other encodings.
+
+    Readers that round one tensor each for themselves may share the tensor's grid in other formats, or part.
+    """
     site = error.sites[0]
-    encoding = encodings.get(site)
-    if encoding is None or encoding == measured.trials.encodings.get(site):
-        return 1.0
+    sites: list[Site] = [site]
     if error.kind == "activation":
-        return left_with(measured.findings, error, encoding)
-    return of_weights.get(site, 1.0)
+        tensor = measured.findings.plan.placements[site].tensor
+        uses = measured.findings.model.graph.uses(tensor)
+        sites += [Tensor(tensor), *(Input(use.node.name, use.index) for use in uses)]
+    before = measured.trials.encodings.get(site)
+    encoding = next((encodings[other] for other in sites if other in encodings), None)
+    if before is None or encoding is None or encoding == before:
+        return 1.0
+    left = left_with(measured.findings, error, encoding) if error.kind == "activation" else of_weights.get(site)
+    return _by_step(before, encoding) if left is None else left
+
+
+def _by_step(before: Encoding, after: Encoding) -> float:
+    """What is left of the noise of rounding by the steps of the grids, where nothing else tells (Widrow, 1961)."""
+    if not (before.spec.is_integer and after.spec.is_integer):
+        return 1.0
+    steps = [np.square(encoding.scale, dtype=np.float64).mean() for encoding in (before, after)]
+    return float(steps[1] / steps[0]) if steps[0] > 0 else 1.0
 
 
 def _left_of_weights(

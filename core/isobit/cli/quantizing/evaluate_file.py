@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from isobit.cli.user_data.image_options import ImageOptions
 from isobit.data import Dataset
 from isobit.errors import EvaluateError, IsobitError
 from isobit.graph.graph import Graph
-from isobit.quantsim.judging.evaluate import CallableModel, Evaluate
+from isobit.quantsim.judging.evaluate import CallableModel, Evaluate, check_evaluate
 
 _MODULE = "isobit_user_evaluate"
 
@@ -28,10 +29,32 @@ class TopOne:
     dataset: Dataset
     output: str
 
+    @property
+    def digest(self) -> str:
+        """A hash of the file, which labels are in always."""
+        return _digest(self.files.path)
+
     def __call__(self, model: CallableModel) -> float:
         """Of a model."""
         with self.files.named():
             return Evaluator(self.dataset, self.files.labels, self.output).accuracy(model)
+
+
+@dataclass(frozen=True)
+class OfFile:
+    """The function of a Python file."""
+
+    function: Evaluate
+    path: Path
+
+    @property
+    def digest(self) -> str:
+        """A hash of the file."""
+        return _digest(self.path)
+
+    def __call__(self, model: CallableModel) -> float:
+        """Of a model."""
+        return self.function(model)
 
 
 def load_evaluate(path: Path, graph: Graph, images: ImageOptions, batch_size: int, ignore_non_finite: bool) -> Evaluate:
@@ -56,11 +79,14 @@ def _function(path: Path) -> Evaluate:
         raise EvaluateError(f"{path} cannot be read as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[_MODULE] = module  # so that what is defined there finds its own module
+    beside = str(path.resolve().parent)
+    if beside not in sys.path:  # what stands beside it is found, as by `python file.py`, but shadows nothing
+        sys.path.append(beside)
     try:
         spec.loader.exec_module(module)
     except IsobitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends itself would end the command in silence
         raise EvaluateError(f"{path} fails with {type(error).__name__}: {error}") from error
     evaluate: Any = getattr(module, "evaluate", None)
     if evaluate is None:
@@ -68,5 +94,10 @@ def _function(path: Path) -> Evaluate:
             f"{path} has no function evaluate: write `def evaluate(model)`, where model(batch) gives the outputs by "
             "name, and return a number, the higher the better"
         )
-    chosen: Evaluate = evaluate
-    return chosen
+    check_evaluate(evaluate, picklable=False)
+    return OfFile(evaluate, path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()

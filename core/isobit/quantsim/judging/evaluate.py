@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import pickle
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -44,7 +46,7 @@ def figure_of(evaluate: Evaluate, model: CheckedModel) -> float:
         value = evaluate(CallableModel(model))
     except IsobitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # what ends itself would end the search in silence
         raise EvaluateError(
             f"evaluate failed with {type(error).__name__}: {error}; it gets one argument, a function from a batch to "
             "the outputs by name"
@@ -77,3 +79,31 @@ def check_evaluate(evaluate: Any, *, picklable: bool) -> None:
                 f"{name} cannot be sent to the workers of an executor ({error}): define it at the top of a module, and "
                 "let it load its data there"
             ) from error
+
+
+def identity_of(evaluate: Any) -> str:
+    """A text that tells one measure from another: its name, and a hash of its code.
+
+    What is read from a file has an attribute `digest` of its own. What a function calls, and the values that it
+    closes over, are not in it.
+    """
+    name = getattr(evaluate, "__qualname__", type(evaluate).__qualname__)
+    told = getattr(evaluate, "digest", None)
+    if isinstance(told, str):
+        return f"{name} {told}"
+    bare = getattr(evaluate, "func", evaluate)  # that of a functools.partial
+    bare = getattr(bare, "__func__", bare)  # that of a method
+    code = getattr(bare, "__code__", None) or getattr(type(bare).__call__, "__code__", None)
+    if not isinstance(code, CodeType):
+        return name
+    return f"{name} {hashlib.blake2b(_code_text(code).encode(), digest_size=16).hexdigest()}"
+
+
+def _code_text(code: CodeType) -> str:
+    """All that a function does, without the lines where it stands; the same in each process."""
+    constants = [_code_text(item) if isinstance(item, CodeType) else _constant(item) for item in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {code.co_freevars} {constants}"
+
+
+def _constant(value: Any) -> str:
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)

@@ -144,13 +144,10 @@ def is_behind(ratios: Ratios, rival: Ratios) -> bool:
         return False
     if not mean(rivals) > mean(ratios) + MARGIN:  # batches count alike below, and all samples here
         return False
-    pairs = list(zip(rivals, ratios, strict=True))
-    single = np.array([lead for theirs, ours in pairs for lead in np.subtract(theirs, ours)])
-    whole = np.array([mean([theirs]) - mean([ours]) for theirs, ours in pairs])
     return any(
         lead.size >= _ENOUGH
         and float(lead.mean()) > max(least, _STANDARD_ERRORS * float(lead.std(ddof=1)) / math.sqrt(lead.size))
-        for lead, least in ((single, _HOPELESS), (whole, MARGIN))
+        for lead, least in zip(_leads(rivals, ratios), (_HOPELESS, MARGIN), strict=True)
     )
 
 
@@ -170,16 +167,21 @@ def is_better(now: Ratios, was: Ratios, by: float = 0.0) -> bool:
     data, and of several steps one would seem to gain. Where there are batches enough, they are what is drawn, as in
     `is_behind`. One sample shows no error: what it gains must be more than the margin.
     """
-    before, after = ([value for batch in ratios for value in batch] for ratios in (was, now))
-    if not before and not after:
+    values = [value for batch in (*was, *now) for value in batch]
+    if not values:
         return True  # no output is of floats, so nothing can be said against it
-    if [len(batch) for batch in was] != [len(batch) for batch in now] or not np.all(np.isfinite([*before, *after])):
+    if [len(batch) for batch in was] != [len(batch) for batch in now] or not np.all(np.isfinite(values)):
         return mean(now) > mean(was) + by
-    gains = np.subtract(after, before)
-    means = [mean([ours]) - mean([theirs]) for theirs, ours in zip(was, now, strict=True) if theirs]
-    drawn = np.array(means) if len(means) >= _ENOUGH else gains
+    gains, means = _leads(now, was)
+    drawn = means if means.size >= _ENOUGH else gains
     error = float(drawn.std(ddof=1)) / math.sqrt(drawn.size) if drawn.size > 1 else MARGIN / _CERTAIN
     return float(gains.mean()) > max(by, _CERTAIN * error)
+
+
+def _leads(ours: Ratios, theirs: Ratios) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """By how many decibels the one are better, by sample and by batch; batches without floats are none."""
+    leads = [np.subtract(one, other) for one, other in zip(ours, theirs, strict=True) if one]
+    return np.concatenate([np.zeros(0), *leads]), np.array([float(lead.mean()) for lead in leads])
 
 
 def _judged_outputs(model: CheckedModel, batches: Iterable[Batch], take: Callable[[Outputs], bool]) -> None:
