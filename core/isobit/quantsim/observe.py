@@ -19,6 +19,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch, Dataset
 from isobit.deadline import check_time
 from isobit.errors import DataError
+from isobit.files import check_file_writable, is_there
 from isobit.graph.sites import Site, Tensor
 from isobit.quantsim.progress import progress_bar, track
 from isobit.quantsim.simulation import Simulation
@@ -191,8 +192,9 @@ class ResumeFile:
     """The file of a pass that can be interrupted: statistics of a model in all states that were observed."""
 
     def __init__(self, path: Path) -> None:
+        check_file_writable(path)
         self.path = path
-        self._parts = {part.model: part for part in load_parts(path)} if path.exists() else {}
+        self._parts = {part.model: part for part in load_parts(path)} if is_there(path) else {}
 
     def earlier(self, model: str, blank: Statistics | None) -> Statistics:
         """What the file holds of the model with this fingerprint. Raises DataError where it holds nothing that fits."""
