@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+#: A run that does little of each: what is tested is how it ends.
+QUICK = ("--samples", 32, "--recipe", "basic", "--method", "minmax", "--latency-batch", 0)
+
 # Runs the command, and sends this process a signal when `place` is reached.
 INTERRUPT = """
 import importlib, os, signal, sys
@@ -52,18 +55,18 @@ def test_exit_codes():
 
 
 @pytest.mark.parametrize(
-    "place",
+    ("place", "signal", "code"),
     [
-        "isobit.quantsim.simulation:Simulation:take",  # between calibration and export
-        "isobit_onnx.model:OnnxModel:observe",  # during calibration
-        "isobit.formats.isobit_json:IsobitJson:write",  # while the files are written
+        ("isobit.quantsim.simulation:Simulation:take", "SIGINT", 130),  # between calibration and export
+        ("isobit_onnx.model:OnnxModel:observe", "SIGINT", 130),  # during calibration
+        ("isobit.formats.isobit_json:IsobitJson:write", "SIGINT", 130),  # while the files are written
+        ("isobit.formats.isobit_json:IsobitJson:write", "SIGTERM", 143),
     ],
 )
-@pytest.mark.parametrize(("signal", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_leaves_nothing(digits, tmp_path, place, signal, code):
     done = command(
         *(f"{place}:{signal}", "quantize", digits / "model.onnx", "--data", digits / "calibration.npz"),
-        *("-o", tmp_path / "out", "--samples", 32),
+        *("-o", tmp_path / "out", *QUICK),
         script=INTERRUPT,
     )
     assert done.returncode == code, done.stderr
@@ -127,7 +130,8 @@ def test_help_needs_no_plugin():
 
 
 def test_progress_is_silent_when_no_terminal(digits, tmp_path):
-    done = command("quantize", digits / "model.onnx", "--data", digits / "calibration.npz", "-o", tmp_path / "out")
+    data = ("--data", digits / "calibration.npz", *QUICK, "--latency-batch", 1)
+    done = command("quantize", digits / "model.onnx", *data, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "latency" in done.stdout

@@ -262,7 +262,8 @@ def _takes_all(
         return False
     if not all(-len(shape) <= axis < len(shape) for axis in chosen):
         return False
-    reached = (isinstance(shape[axis], int) and end >= shape[axis] for axis, end in zip(chosen, ends, strict=True))
+    sizes = [shape[axis] for axis in chosen]
+    reached = (isinstance(size, int) and end >= size for size, end in zip(sizes, ends, strict=True))
     return all(start == 0 for start in starts) and all(step == 1 for step in strides) and all(reached)
 
 
