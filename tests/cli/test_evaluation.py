@@ -72,7 +72,7 @@ def test_trailing_axes_of_one_are_no_obstacle(make_graph):
 def test_table_says_dashes_where_nothing_was_measured(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     outcome = Outcome("uint8 x int8", "default", "minmax", quantized_bytes=2_500_000)
-    outcome.latency = Latency(None, 1.234, None, None, None, 4, 2, 9, "onnxruntime 1, CPU")
+    outcome.latency = Latency(None, 1.234, None, None, None, 4, 2, 9, "onnxruntime 1, CPU", "wall")
     print_outcome(outcome, as_json=False)
     text = capsys.readouterr().out
     assert "2.5 MB" in text
@@ -83,9 +83,14 @@ def test_table_says_dashes_where_nothing_was_measured(capsys, monkeypatch):
 
 def test_a_busy_machine_is_said(capsys):
     outcome = Outcome("uint8 x int8", "default", "minmax")
-    outcome.latency = Latency(1.8, 0.9, 0.5, 0.4, 1.2, 4, 2, 9, "onnxruntime 1, CPU")
+    outcome.latency = Latency(1.8, 0.9, 0.5, 0.4, 1.2, 4, 2, 9, "onnxruntime 1, CPU", "wall")
     print_outcome(outcome, as_json=False)
     assert "the rounds gave 0.40x to 1.20x, as on a busy machine" in capsys.readouterr().out
+    outcome.latency = Latency(1.8, 0.9, 0.5, 0.45, 0.55, 4, 1, 9, "onnxruntime 1, CPU", "processor")
+    print_outcome(outcome, as_json=False)
+    text = capsys.readouterr().out
+    assert "these are milliseconds of the processor" in text
+    assert "the rounds gave" not in text
 
 
 def test_names_with_brackets_are_printed_as_they_are(capsys):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
 from isobit.errors import OutputError
-from isobit.files import check_writable, write_atomically, write_folder
+from isobit.files import check_file_writable, check_writable, is_file, is_there, write_atomically, write_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -119,3 +121,44 @@ def test_permission_is_asked_before_the_work(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="no permission to write"):
         check_writable(tmp_path / "out")
+
+
+@pytest.mark.parametrize("write", [write_atomically, write_folder])
+def test_folders_are_made_however_deep_and_go_again_after_a_failure(tmp_path: Path, write) -> None:
+    path = tmp_path.joinpath(*"d" * 200, "new")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 120)
+    try:
+        with pytest.raises(KeyError), write(path):
+            raise KeyError
+        assert names(tmp_path) == []
+        with write(path) as temporary:
+            (temporary if write is write_atomically else temporary / "a").write_text("x")
+    finally:
+        sys.setrecursionlimit(limit)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("write", [write_atomically, write_folder])
+def test_a_path_through_a_file_is_named(tmp_path: Path, write) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="file is not a folder"), write(tmp_path / "file" / "in" / "new"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_names_that_nothing_can_have(tmp_path: Path, name: str) -> None:
+    assert not is_there(tmp_path / name)
+    assert not is_file(tmp_path / name)
+
+
+def test_what_could_not_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for name in ("file", "link", "new/in/new"):
+        check_file_writable(tmp_path / name)
+    for name, problem in (("x" * 300, "too long"), ("a\0b", "null"), (".", "folder"), ("file/in", "not a folder")):
+        with pytest.raises(OutputError, match=problem):
+            check_file_writable(tmp_path / name)
+    with pytest.raises(OutputError, match="device or a pipe"):
+        check_file_writable(Path(os.devnull))

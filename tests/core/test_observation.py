@@ -133,6 +133,26 @@ def test_the_file_of_another_model_or_limit_is_refused(tmp_path: Path) -> None:
         sim().calibrate(BATCHES, resume=file, sample_limit=7)
 
 
+@pytest.mark.parametrize(
+    ("others", "problem"),
+    [
+        ([batch + 1 for batch in BATCHES], "its 3 batches began with another one"),
+        ([DATA[i : i + 3] for i in range(0, 12, 3)], "its 3 batches began with another one"),
+        (BATCHES[:2], "it holds 3 batches, and the data has 2"),
+    ],
+    ids=["other values", "larger batches", "fewer batches"],
+)
+def test_other_data_does_not_go_on_with_a_file(tmp_path: Path, others: list[np.ndarray], problem: str) -> None:
+    file = tmp_path / "s.npz"
+    sim().calibrate(BATCHES[:3], resume=file)
+    before = file.read_bytes()
+    with pytest.raises(DataError, match=rf"s\.npz: {problem}.* remove the file, or give the data"):
+        sim().calibrate(others, resume=file)
+    assert file.read_bytes() == before
+    sim().calibrate(BATCHES, resume=file)  # the same data, and more
+    assert Statistics.load(file).batches == 6
+
+
 def test_statistics_of_parts_add_up_from_files(tmp_path: Path) -> None:
     for name, part in (("a", BATCHES[:2]), ("b", BATCHES[2:])):
         simulator = sim()

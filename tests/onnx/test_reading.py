@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import isobit
 from isobit.errors import ModelError
 from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.read.read_model import read_model
@@ -280,3 +281,18 @@ def test_an_opset_that_is_too_new_says_both_numbers() -> None:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 99)])
     with pytest.raises(ModelError, match=r"has opset 99, and onnx .* knows \d+ at most"):
         read_model(proto)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("axes", 1), ("ends", 9), ("axes", [[1]]), ("axes", [7]), ("steps", [1, 1])]
+)
+def test_a_slice_whose_constants_are_not_lists_of_one_length(name, value):
+    constants = {"starts": [0], "ends": [9], "axes": [1], "steps": [1], name: value}
+    nodes = [helper.make_node("Slice", ["x", *constants], ["s"], "slice"), helper.make_node("Relu", ["s"], ["y"], "r")]
+    ports = [helper.make_tensor_value_info(*port) for port in (("x", TensorProto.FLOAT, [2, 4]), ("y", 1, None))]
+    weights = [numpy_helper.from_array(np.asarray(array, np.int64), key) for key, array in constants.items()]
+    graph = helper.make_graph(nodes, "sliced", ports[:1], ports[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = np.arange(8, dtype=np.float32).reshape(2, 4) - 3
+    with pytest.raises(ModelError):  # some are refused when they are loaded, some when they run
+        isobit.QuantSim(model).calibrate([x])

@@ -98,6 +98,14 @@ class Deployed(Protocol):
         """The runtime, its version, the device, and each setting that is not its default."""
         ...
 
+    @property
+    def computes_in_caller(self) -> bool:
+        """Whether all is computed by the thread that calls `run`, where the file was loaded for one thread.
+
+        Then its processor time is the latency also on a busy machine.
+        """
+        ...
+
     def run(self, batch: Batch) -> Mapping[str, NDArray[Any]]:
         """Outputs by name. Raises ModelError."""
         ...

@@ -22,3 +22,8 @@ def main() -> None:
             raise
         print("interrupted; nothing was written", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    finally:
+        if was_interrupted():
+            # Where Ctrl-C ended code that was compiled from a string, as in dataclasses, CPython remembers that and
+            # ends `python -m` by a signal, whatever the exit code; code that ends well makes it forget.
+            exec("")

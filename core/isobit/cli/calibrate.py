@@ -73,7 +73,7 @@ def calibrate(
         raise typer.BadParameter("they are about --data", param_hint="'--resume' / '--processes'")
     if out is None and write_statistics is None and resume is None:
         raise typer.BadParameter("say what to write: -o FOLDER, or --write-statistics FILE", param_hint="'-o'")
-    from isobit.files import check_writable
+    from isobit.files import check_file_writable, check_writable
     from isobit.quantsim.export import USUAL
     from isobit.quantsim.quantize import open_simulator
     from isobit.techniques.fold_batch_norms import FoldBatchNorms
@@ -81,7 +81,7 @@ def calibrate(
     if out is not None:
         check_writable(out, USUAL)
     if write_statistics is not None:
-        check_writable(write_statistics.absolute().parent)
+        check_file_writable(write_statistics)
     _check(model, method)
     sim = open_simulator(
         model,

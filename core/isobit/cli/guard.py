@@ -67,6 +67,14 @@ def errors_exit_with(context: typer.Context, code: int) -> None:
 class GuardedGroup(TyperGroup):
     """The command, with every error answered by one line on standard error and an exit code."""
 
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        """Read the words before the verb; what typer imports for it takes long enough to be interrupted."""
+        try:
+            return super().make_context(*arguments, **settings)
+        except KeyboardInterrupt:  # typer would leave without a word
+            complain("interrupted; nothing was written", label="")
+            raise typer.Exit(INTERRUPTED) from None
+
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
         try:

@@ -91,9 +91,10 @@ def _find(path: Path, target: str, backend: str | None, fold: bool) -> Finding:
     from isobit.cli.inspecting.saved_simulator import FoundSimulator
     from isobit.cli.inspecting.statistics_table import FoundStatistics
     from isobit.errors import ModelError
+    from isobit.files import is_file
     from isobit.quantsim.save_file import is_saved
 
-    if path.is_file() and is_saved(path):
+    if is_file(path) and is_saved(path):
         return FoundSimulator.read(path)
     if path.suffix.lower() == ".npz":
         return FoundStatistics.read(path)

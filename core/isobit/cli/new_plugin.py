@@ -47,7 +47,7 @@ def new_plugin(
 
 def write_plugin(name: str, out: Path) -> Path:
     """The new package's folder. Raises PluginError for an invalid name, OutputError where the folder exists."""
-    from isobit.files import write_folder
+    from isobit.files import is_there, write_folder
     from isobit.plugins import CONTRACT, names
     from isobit.version import __version__
 
@@ -66,7 +66,7 @@ def write_plugin(name: str, out: Path) -> Path:
         return re.sub("@[A-Z]+@", lambda word: words[word.group()], text)
 
     folder = out / f"isobit-{name}"
-    if folder.exists():
+    if is_there(folder):
         raise OutputError(f"{folder} exists already: remove it, or choose another place with --out")
     source = files("isobit.cli") / "templates" / "plugin"
     with write_folder(folder) as staging:

@@ -34,17 +34,18 @@ class Layout(StrEnum):
 def check_there(path: Path) -> None:
     """Raise ModelError where there is no such file or folder, before anything else is done."""
     from isobit.errors import ModelError
+    from isobit.files import is_there
 
-    if not path.exists():
+    if not is_there(path):
         raise ModelError(f"{path}: no such file")
 
 
 def check_report(context: typer.Context, path: Path | None) -> Path | None:
     """Raise OutputError where the report could not be written, before the work."""
-    from isobit.files import check_writable
+    from isobit.files import check_file_writable
 
     if path is not None and not context.resilient_parsing:
-        check_writable(path.absolute().parent)
+        check_file_writable(path)
     return path
 
 

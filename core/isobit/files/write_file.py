@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from isobit.errors import OutputError
+from isobit.files.path_checks import check_file_writable, make_folders, remove_empty
 from isobit.files.scratch import scratch_in
 
 
@@ -18,19 +19,22 @@ def write_atomically(path: Path) -> Iterator[Path]:
     Where `path` is a link, the link stays and the file that it leads to is replaced. Raises OutputError, also for a
     device or a pipe, which is never replaced.
     """
+    made: list[Path] = []
     try:
         path = Path(os.path.realpath(path))
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise OutputError(f"cannot write {path}: it is a device or a pipe, which would be replaced by a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_file_writable(path)
+        made = make_folders(path.parent)
         with scratch_in(path.parent) as scratch:
             temporary = scratch / path.name
             temporary.touch()
             yield temporary
             temporary.replace(path)
+            made.clear()
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     except ValueError as error:  # a null byte
         if "\0" not in str(path):
             raise
         raise OutputError(f"cannot write {str(path)!r}: {error}") from error
+    finally:
+        remove_empty(made)  # if nothing else came into them

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from isobit.errors import OutputError
 from isobit.files.exchange import exchange
-from isobit.files.path_checks import check_not_replaced
+from isobit.files.path_checks import check_not_replaced, make_folders, remove_empty
 from isobit.files.scratch import move_out, scratch_in, sweep
 
 
@@ -28,8 +28,7 @@ def write_folder(folder: Path) -> Iterator[Path]:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"cannot write to folder {folder}: it is not a folder")
         place = folder if _stays_in_place(folder) else folder.parent
-        made = [path for path in (place, *place.parents) if not path.exists()]
-        place.mkdir(parents=True, exist_ok=True)
+        made = make_folders(place)
         sweep(folder)
         with scratch_in(place) as scratch:
             staging = scratch / "new"
@@ -45,9 +44,7 @@ def write_folder(folder: Path) -> Iterator[Path]:
             raise
         raise OutputError(f"cannot write to folder {str(folder)!r}: {error}") from error
     finally:
-        for path in made:  # what was made here goes again, if nothing else came into it
-            with suppress(OSError):
-                path.rmdir()
+        remove_empty(made)  # if nothing else came into them
 
 
 def _stays_in_place(folder: Path) -> bool:

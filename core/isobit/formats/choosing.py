@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any
 
 from isobit.errors import EncodingError
-from isobit.files import is_file
+from isobit.files import is_file, is_there
 from isobit.formats.format import EncodingsFormat, FileContent
 from isobit.formats.json_file import parse, read_text
 from isobit.formats.names import Names
@@ -19,7 +19,8 @@ def format_of(
     """The one of `formats` that recognises a file. Raises EncodingError when several do, or none: `if_none` ends it."""
     content = FileContent(path)
     if not is_file(content.path):
-        raise EncodingError(f"cannot read encodings file {content.where}: no such file")
+        problem = "it is not a file" if is_there(content.path) else "no such file"
+        raise EncodingError(f"cannot read encodings file {content.where}: {problem}")
     claiming = [name for name, candidate in formats.items() if _recognises(candidate, content)]
     if len(claiming) > 1:
         raise EncodingError(f"{content.where}: formats {' and '.join(claiming)} both claim it: say which with format=")

@@ -18,7 +18,9 @@ def read_text(path: str | PathLike[str]) -> str:
     """The text of a file. Raises EncodingError when it cannot be read or is not UTF-8."""
     try:
         return Path(path).read_text("utf-8")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null byte
+    except OSError as error:
+        raise EncodingError(f"cannot read encodings file {fspath(path)}: {error.strerror or error}") from error
+    except ValueError as error:  # not UTF-8, or a path with a null byte
         raise EncodingError(f"cannot read encodings file {fspath(path)}: {error}") from error
 
 

@@ -38,6 +38,13 @@ def fingerprint(
     return hashes
 
 
+def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """One hash of arrays by name, such as a batch: of their shapes, types and values."""
+    return digest(
+        {name: _hash(f"{array.shape}{array.dtype}".encode(), _bytes(array)) for name, array in arrays.items()}
+    )
+
+
 def digest(hashes: Mapping[str, str]) -> str:
     """One hash of several by name."""
     return hashlib.blake2b(json.dumps(hashes, sort_keys=True).encode(), digest_size=16).hexdigest()

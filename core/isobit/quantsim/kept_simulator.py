@@ -11,7 +11,7 @@ from typing import Any
 from isobit.backend.optional import HoldsAdapters
 from isobit.data import Dataset
 from isobit.errors import IsobitError
-from isobit.files import write_atomically
+from isobit.files import is_there, write_atomically
 from isobit.quantsim.save_file import read_saved, save
 from isobit.quantsim.simulation import Simulation
 from isobit.recipes.recipe import StepResult
@@ -47,7 +47,7 @@ def keep(simulation: Simulation, path: Path) -> None:
 
 def restored(pristine: Simulation, path: Path, data: Dataset) -> Simulation | None:
     """The simulator that was made of `pristine` on this data; None where the file holds none that fits."""
-    if not path.exists():
+    if not is_there(path):
         return None
     try:
         contents = read_saved(str(path))

@@ -19,6 +19,8 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch, Dataset
 from isobit.deadline import check_time
 from isobit.errors import DataError
+from isobit.files import check_file_writable, is_there
+from isobit.graph.fingerprint import of_arrays
 from isobit.graph.sites import Site, Tensor
 from isobit.quantsim.progress import progress_bar, track
 from isobit.quantsim.simulation import Simulation
@@ -118,12 +120,14 @@ class Passes:
         observed = self._simulation.float_model() if is_own else model
         batches = _in_order(self.dataset, seen)
         counts = sorted({item.batches for item in seen}) or [0]
-        batches = islice(batches, counts[0], None)
         with ExitStack() as stack:
             stop = stack.enter_context(_EndOfBatch()) if self._file is not None else None
             advance = stack.enter_context(
                 progress_bar(what, max(0, len(self.dataset) - counts[0]), show=self._progress)
             )
+            if self._file is not None:
+                batches = self._file.checked(batches, self._simulation.statistics, counts[-1], len(self.dataset))
+            batches = islice(batches, counts[0], None)
             if stop is not None:
                 batches = stop.passing(batches)
             for start, end in zip(counts, [*counts[1:], None], strict=True):
@@ -191,8 +195,9 @@ class ResumeFile:
     """The file of a pass that can be interrupted: statistics of a model in all states that were observed."""
 
     def __init__(self, path: Path) -> None:
+        check_file_writable(path)
         self.path = path
-        self._parts = {part.model: part for part in load_parts(path)} if path.exists() else {}
+        self._parts = {part.model: part for part in load_parts(path)} if is_there(path) else {}
 
     def earlier(self, model: str, blank: Statistics | None) -> Statistics:
         """What the file holds of the model with this fingerprint. Raises DataError where it holds nothing that fits."""
@@ -208,10 +213,29 @@ class ResumeFile:
             item.complete = False  # there may be more data by now
         return statistics
 
+    def checked(self, batches: Iterator[Batch], statistics: Statistics, begun: int, count: int) -> Iterator[Batch]:
+        """The batches of a pass, of which `begun` are in the file. Raises DataError where they are others.
+
+        `count` is how many there are, 0 where it is not known.
+        """
+        first = next(batches, None)
+        if first is None:
+            return
+        found, kept = of_arrays(first), statistics.first_batch
+        advice = "remove the file, or give the data with which it was begun, in the same order and batches"
+        if begun and kept and kept != found:
+            raise DataError(f"{self.path}: its {begun} batches began with another one than the data does: {advice}")
+        if count and begun > count:
+            raise DataError(f"{self.path}: it holds {begun} batches, and the data has {count}: {advice}")
+        if not begun or not kept:
+            statistics.first_batch = found
+        yield first
+        yield from batches
+
     def write(self, statistics: Statistics) -> None:
         """Write what there is now."""
         self._parts[statistics.model] = statistics
-        save_parts(self.path, list(self._parts.values()))
+        save_parts(self.path, list(self._parts.values()), resumable=True)
 
 
 class _EndOfBatch(AbstractContextManager["_EndOfBatch"]):

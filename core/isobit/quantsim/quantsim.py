@@ -60,7 +60,8 @@ class QuantSim:
     `inputs` picks the model's inputs from a batch, NaN or infinity is an error unless `ignore_non_finite`, and
     `progress` shows a bar (None: on a terminal). `executor` is a `concurrent.futures.Executor`, or a callable that
     makes one, whose workers share the batches; the result has the same bits. `resume` is a file: statistics in it
-    count, and their batches are skipped; Ctrl-C ends the pass after the running batch and leaves what there is in it.
+    count, and their batches are skipped; those of other data are refused. Ctrl-C ends the pass after the running batch
+    and leaves what there is in it.
     """
 
     def __init__(

@@ -115,6 +115,8 @@ def read_saved(where: str) -> dict[str, Any]:
         raise
     except FileNotFoundError as error:
         raise ModelError(f"{where} does not exist") from error
+    except OSError as error:
+        raise ModelError(f"{where}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # zip, JSON and safetensors raise their own kinds for a damaged file
         raise ModelError(f"{where}: not a saved simulator, or damaged: {error}") from error
 

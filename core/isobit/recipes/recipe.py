@@ -149,7 +149,9 @@ def load_recipe(path: Path, techniques: Mapping[str, type[Any]]) -> Recipe:
     """Read a recipe file. Raises RecipeError that names the file and the key."""
     try:
         text = path.read_text("utf-8")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null byte
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # not UTF-8, or a path with a null byte
         raise RecipeError(f"{path}: cannot be read: {error}") from error
     return parse_recipe(text, str(path), techniques)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from isobit.errors import DataError, OutputError
+from isobit.files import is_there
 from isobit.search.scoring import Score
 
 _FORMAT, _VERSION = "isobit auto journal", 1
@@ -35,9 +36,9 @@ class Journal:
         self._digest = hashlib.blake2b(json.dumps(dict(header), sort_keys=True).encode(), digest_size=4).hexdigest()
         if path is None:
             return
-        if path.exists() and path.stat().st_size:
+        if is_there(path) and path.stat().st_size:
             self._read(path, header)
-        if not path.exists() or not path.stat().st_size:
+        if not is_there(path) or not path.stat().st_size:
             self._write({"format": _FORMAT, "version": _VERSION, **header})
 
     def score(self, key: str) -> Score | None:

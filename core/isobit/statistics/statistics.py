@@ -61,7 +61,8 @@ class Seen:
 class Statistics(Mapping[Site, Reducer]):
     """The ranges of a float model's tensors, by site, and what else was observed of the model for techniques.
 
-    `model` is the fingerprint of the float model, edits included; an empty text where it is not known.
+    `model` is the fingerprint of the float model, edits included; an empty text where it is not known. `first_batch` is
+    that of the batch with which the data began, where a pass can be gone on with.
     """
 
     def __init__(self, items: Mapping[Site, Reducer] | None = None, batches: int = 0, model: str = "") -> None:
@@ -71,6 +72,7 @@ class Statistics(Mapping[Site, Reducer]):
         self._batches = batches  # the count for statistics without sites
         self.further: dict[Observed, Seen] = {}
         self.model = model
+        self.first_batch = ""
 
     def __getitem__(self, site: Site) -> Reducer:
         reducer: Reducer = self._ranges[site].reducer
@@ -247,10 +249,13 @@ def _settings(reducer: Observer | Reducer) -> tuple[Any, ...]:
     return settings
 
 
-def save_parts(path: str | Path, parts: Sequence[Statistics]) -> None:
-    """Write the statistics of several models, or of several states of one, to a file."""
+def save_parts(path: str | Path, parts: Sequence[Statistics], *, resumable: bool = False) -> None:
+    """Write the statistics of several models, or of several states of one, to a file.
+
+    `resumable` says that a pass goes on from it: the file then knows with which batch the data began.
+    """
     with write_atomically(Path(path)) as temporary:
-        temporary.write_bytes(_pack(parts))
+        temporary.write_bytes(_pack(parts, resumable))
 
 
 def load_parts(path: str | Path) -> list[Statistics]:
@@ -275,7 +280,7 @@ def _of_model(parts: Sequence[Statistics], model: str, path: str) -> Statistics:
     return fitting[0]
 
 
-def _pack(parts: Sequence[Statistics]) -> bytes:
+def _pack(parts: Sequence[Statistics], resumable: bool = False) -> bytes:
     arrays: dict[str, NDArray[Any]] = {}
     described: list[dict[str, Any]] = []
 
@@ -293,7 +298,9 @@ def _pack(parts: Sequence[Statistics]) -> bytes:
             if seen.batches:
                 progress = [seen.batches, seen.complete]
                 further.append([key.model, *site_key(key.site), key.stage, add(seen.reducer), *progress])
-        totals = {"batches": part.batches, "complete": part.is_complete}
+        totals: dict[str, Any] = {"batches": part.batches, "complete": part.is_complete}
+        if resumable:
+            totals["first_batch"] = part.first_batch
         described.append({"model": part.model, **totals, "sites": index, "further": further})
     header = json.dumps({"format": "isobit statistics", "version": _FORMAT, "parts": described})
     arrays["header"] = np.frombuffer(header.encode(), np.uint8)
@@ -338,6 +345,7 @@ def _part(
         for number, (kind, name, position, reducer_kind) in enumerate(sites)
     }
     statistics = Statistics(items, int(record.get("batches", 0)), str(record.get("model", "")))
+    statistics.first_batch = str(record.get("first_batch", ""))
     for number, row in enumerate(record.get("further", ()), len(sites)):
         model, kind, name, position, stage, reducer_kind, batches, complete = row
         site = site_of(kind, name, position)

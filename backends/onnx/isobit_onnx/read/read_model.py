@@ -243,11 +243,13 @@ def remove_no_ops(model: ir.Model) -> None:
             continue
         source, *operands = node.inputs
         tensors = [None if value is None else value.const_value for value in operands]
-        settings = [tensor.numpy().tolist() for tensor in tensors if tensor is not None]
+        settings = [tensor.numpy() for tensor in tensors if tensor is not None]
         if source is None or source.shape is None or len(settings) != len(tensors):
             continue
-        one_axis = node.op_type == "Reshape" and len(source.shape) == 1 and settings[0] == [-1]
-        if one_axis or (node.op_type == "Slice" and _takes_all(source.shape, *settings)):
+        if any(array.ndim != 1 for array in settings):  # what runs it says what is wrong with it
+            continue
+        one_axis = node.op_type == "Reshape" and len(source.shape) == 1 and settings[0].tolist() == [-1]
+        if one_axis or (node.op_type == "Slice" and _takes_all(source.shape, *(array.tolist() for array in settings))):
             ir.convenience.replace_all_uses_with(node.outputs[0], source)
             model.graph.remove(node, safe=True)
 
@@ -255,9 +257,14 @@ def remove_no_ops(model: ir.Model) -> None:
 def _takes_all(
     shape: ir.Shape, starts: list[int], ends: list[int], axes: list[int] | None = None, steps: list[int] | None = None
 ) -> bool:
-    sizes = [shape[axis] for axis in axes or range(len(starts))]
+    chosen, strides = axes or range(len(starts)), steps or [1] * len(starts)
+    if not len(starts) == len(ends) == len(chosen) == len(strides):
+        return False
+    if not all(-len(shape) <= axis < len(shape) for axis in chosen):
+        return False
+    sizes = [shape[axis] for axis in chosen]
     reached = (isinstance(size, int) and end >= size for size, end in zip(sizes, ends, strict=True))
-    return all(start == 0 for start in starts) and all(step == 1 for step in steps or (1,)) and all(reached)
+    return all(start == 0 for start in starts) and all(step == 1 for step in strides) and all(reached)
 
 
 def _should_fold(node: ir.Node) -> bool | None:

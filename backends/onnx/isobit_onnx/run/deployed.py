@@ -20,6 +20,9 @@ EXACT_SUMS = "session.x64quantprecision"
 class DeployedFile:
     """onnxruntime's session of a file on the CPU: all optimisations, and exact sums where they would saturate."""
 
+    #: With one thread onnxruntime starts none of its own.
+    computes_in_caller = True
+
     def __init__(self, path: Path, threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

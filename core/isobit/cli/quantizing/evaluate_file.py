@@ -15,6 +15,7 @@ from isobit.cli.user_data.data_files import DataFiles
 from isobit.cli.user_data.image_options import ImageOptions
 from isobit.data import Dataset
 from isobit.errors import EvaluateError, IsobitError
+from isobit.files import is_file
 from isobit.graph.graph import Graph
 from isobit.quantsim.judging.evaluate import CallableModel, Evaluate, check_evaluate
 
@@ -72,7 +73,7 @@ def load_evaluate(path: Path, graph: Graph, images: ImageOptions, batch_size: in
 
 
 def _function(path: Path) -> Evaluate:
-    if not path.is_file():
+    if not is_file(path):
         raise EvaluateError(f"{path}: no such file")
     spec = importlib.util.spec_from_file_location(_MODULE, path)
     if spec is None or spec.loader is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from isobit.files import is_file
+
 if TYPE_CHECKING:
     from isobit.backend.optional import Deployed, DeploysFiles
 
@@ -17,7 +19,7 @@ def deploy(path: Path, threads: int) -> Deployed | None:
 
 def file_size(path: Path) -> int | None:
     """Bytes of a model file with the files that belong to it; None where it is no file."""
-    if not path.is_file():
+    if not is_file(path):
         return None
     deployer = _deployer(path)
     files = [path] if deployer is None else deployer.files_of(path)

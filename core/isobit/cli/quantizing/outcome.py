@@ -154,6 +154,8 @@ def _captions(outcome: Outcome) -> Iterator[str]:
             f"latency: best of {latency.rounds} interleaved rounds, batch {latency.batch}, "
             f"{latency.threads} thread(s), {latency.runtime}"
         )
+        if latency.clock == "processor":
+            yield "the machine is busy, so these are milliseconds of the processor, which do not count what others took"
         if not latency.is_steady:
             yield (
                 f"the rounds gave {latency.ratio_low:.2f}x to {latency.ratio_high:.2f}x, as on a busy machine: "

@@ -12,6 +12,7 @@ from isobit.cli.user_data.data_files import DataFiles
 from isobit.cli.user_data.image_files import load_images
 from isobit.cli.user_data.image_options import ImageOptions
 from isobit.errors import DataError
+from isobit.files import is_there
 from isobit.graph.graph import Graph
 
 ARRAYS = (".npz", ".npy")
@@ -22,7 +23,7 @@ def load(
     path: Path, graph: Graph, images: ImageOptions, *, batch_size: int = 32, samples: int | None = None
 ) -> DataFiles:
     """The data at `path` for the model's inputs; at most `samples` of them. Raises DataError naming the file."""
-    if not path.exists():
+    if not is_there(path):
         raise DataError(f"{path}: no such file or folder")
     files, kind = _files(path)
     if kind == "images":
@@ -34,7 +35,7 @@ def load(
 
 def holds_images(path: Path) -> bool:
     """Whether the data at `path` is images, by the names of its files."""
-    return path.exists() and _files(path)[1] == "images"
+    return is_there(path) and _files(path)[1] == "images"
 
 
 def _files(path: Path) -> tuple[list[Path], str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from isobit.encodings.encoding import Encodings
 from isobit.errors import ModelError
-from isobit.files import write_folder
+from isobit.files import is_file, write_folder
 from isobit.formats import isobit_json
 from isobit.graph.fingerprint import digest
 
@@ -47,7 +47,7 @@ class AdapterFiles:
         from safetensors import safe_open
 
         path = folder / _WEIGHTS
-        if not path.is_file():
+        if not is_file(path):
             raise ModelError(f"{folder} holds no adapter: there is no {_WEIGHTS} in it")
         try:
             with safe_open(path, "np") as opened:
