@@ -18,8 +18,8 @@ from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.techniques import ReconstructBlocks
 from isobit.techniques.reconstruction.adam import Adam
+from isobit.techniques.reconstruction.block_samples import BlockSamples, KeptSamples, choose_batches
 from isobit.techniques.reconstruction.blocks import find_blocks
-from isobit.techniques.reconstruction.samples import BlockSamples, KeptSamples, choose_batches
 from isobit.techniques.reconstruction.soft_weight import SoftWeight
 from isobit.techniques.rounding.layers import find_layers
 

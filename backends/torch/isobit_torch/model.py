@@ -33,10 +33,10 @@ from isobit_torch.program.program import Program, copy_graph
 from isobit_torch.program.shapes import propagate
 from isobit_torch.simulate.fed_observer import FedObserver
 from isobit_torch.simulate.float_state import FloatState, places_of
-from isobit_torch.simulate.gradient import Derived, Values, gradient
+from isobit_torch.simulate.gradients.gradient import Derived, Values, gradient
+from isobit_torch.simulate.gradients.part_graph import PartGraph
 from isobit_torch.simulate.insert_quantizers import Simulated, insert_quantizers
 from isobit_torch.simulate.observe import ObservingRunner
-from isobit_torch.simulate.part_graph import PartGraph
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
 from isobit_torch.simulate.simulator import Simulator
 from isobit_torch.simulate.teacher import Teacher, teacher_of

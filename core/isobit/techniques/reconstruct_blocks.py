@@ -17,9 +17,9 @@ from isobit.graph.sites import Site, Tensor
 from isobit.statistics.observer import Request, Stage
 from isobit.techniques.ada_round import AdaRound
 from isobit.techniques.context import Requests, TechniqueContext
+from isobit.techniques.reconstruction.block_samples import Array, BlockSamples, KeptSamples, choose_batches
 from isobit.techniques.reconstruction.blocks import Block, find_blocks
 from isobit.techniques.reconstruction.descent import Descent, Rounded, descend, error_of
-from isobit.techniques.reconstruction.samples import Array, BlockSamples, KeptSamples, choose_batches
 from isobit.techniques.rounding.layers import find_layers
 from isobit.techniques.technique import TechniqueReport
 

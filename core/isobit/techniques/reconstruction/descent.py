@@ -18,7 +18,7 @@ from isobit.deadline import check_time
 from isobit.encodings.encoding import Encoding
 from isobit.graph.graph import Graph
 from isobit.techniques.reconstruction.adam import Adam
-from isobit.techniques.reconstruction.samples import BlockSamples
+from isobit.techniques.reconstruction.block_samples import BlockSamples
 from isobit.techniques.reconstruction.soft_weight import SoftWeight
 
 Array = NDArray[np.float32]
