@@ -51,6 +51,7 @@ def isobit_techniques() -> Sequence[type[Any]]:
         techniques.FoldBatchNorms,
         techniques.GPTQ,
         techniques.PruneChannels,
+        techniques.ReconstructBlocks,
         techniques.ReestimateBatchNorms,
         techniques.SequentialMse,
         techniques.SmoothQuant,

@@ -47,3 +47,11 @@ def test_the_page_on_lora(tmp_path, monkeypatch) -> None:
     for block in re.findall(r"```python\n(.*?)```", PAGE.with_name("lora.md").read_text("utf-8"), re.DOTALL)[:2]:
         exec(compile(block, "lora.md", "exec"), names)
     assert (tmp_path / "adapters" / "default" / "adapter_config.json").is_file()
+
+
+def test_the_page_on_rounding() -> None:
+    text = PAGE.with_name("rounding.md").read_text("utf-8")
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "torch" in block]
+    names: dict[str, object] = {"__name__": "__main__"}
+    exec(compile(block, "rounding.md", "exec"), names)
+    assert getattr(names["report"], "technique", "") == "ReconstructBlocks"

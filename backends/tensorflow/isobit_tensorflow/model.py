@@ -154,6 +154,9 @@ class KerasModel:
         """Let the simulator train without quantizers."""
         self._native.is_float = True
 
+    def learn_by(self, learn: Callable[[], object]) -> None:
+        """Nothing: the model that learns is another one, which `sim.trainable()` returns."""
+
     @property
     def grid_parameters(self) -> list[keras.Variable]:
         """The variables of the grids that are learned."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +22,24 @@ from isobit.backend import Batch, NameMap
 from isobit.edits import EditPlan, ReadWeight
 from isobit.encodings import Encoding, Encodings, LearnedGrid, Relations
 from isobit.errors import ModelError
-from isobit.graph import Graph, Input, Site, Tensor, to_native
+from isobit.graph import Graph, Input, Site, Tensor
 from isobit.statistics import Request
 from isobit.training import DistillationSettings
 from isobit_torch.capture.free_names import name_in_code
 from isobit_torch.capture.given import Given
 from isobit_torch.program import adapters as peft_adapters
-from isobit_torch.program.convert import to_array, to_tensor
-from isobit_torch.program.fx_nodes import attribute
+from isobit_torch.program.convert import feed, to_array
 from isobit_torch.program.program import Program, copy_graph
 from isobit_torch.program.shapes import propagate
 from isobit_torch.simulate.fed_observer import FedObserver
 from isobit_torch.simulate.float_state import FloatState, places_of
+from isobit_torch.simulate.gradients.gradient import Derived, Values, gradient
+from isobit_torch.simulate.gradients.part_graph import PartGraph
 from isobit_torch.simulate.insert_quantizers import Simulated, insert_quantizers
 from isobit_torch.simulate.observe import ObservingRunner
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
 from isobit_torch.simulate.simulator import Simulator
-from isobit_torch.simulate.teacher import Teacher, float_copy
+from isobit_torch.simulate.teacher import Teacher, teacher_of
 from isobit_torch.translate.sites import bind
 from isobit_torch.translate.translate import Translation, translate
 
@@ -64,6 +66,7 @@ class TorchModel:
         self._native = Simulator(program.root, copy_graph(program.graph)[0], program.signature)
         self._native.eval()
         self._simulated: Simulated | None = None
+        self._part: PartGraph | None = None  # the last one that was computed alone
         self._rebuild()
 
     @property
@@ -154,6 +157,10 @@ class TorchModel:
         """Let the simulator train without quantizers."""
         self._native.train_in_float()
 
+    def learn_by(self, learn: Callable[[], object]) -> None:
+        """What `learn_ranges` of the simulator calls."""
+        self._native.learn_by(learn)
+
     @property
     def grid_parameters(self) -> list[nn.Parameter]:
         """The parameters of the grids that are learned."""
@@ -210,15 +217,8 @@ class TorchModel:
 
     def teacher(self, settings: DistillationSettings, values: Mapping[str, NDArray[Any]]) -> Teacher:
         """A loss by which the float model, as it is now, teaches the simulator."""
-        constants: dict[str, torch.Tensor] = {}
-        for name, value in values.items():
-            info = self.graph.weights[name]
-            path = str(self.translation.attributes[info.source or name].target)
-            old = constants.get(path, attribute(self._native, path))
-            constants[path] = to_tensor(to_native(value, info.layout, to_array(old)), old)
-        model = float_copy(self._native, self.program.graph, self.program.signature, constants)
-        floats = [name for name, tensor in self.graph.outputs.items() if self.graph.is_float(tensor)]
-        return Teacher(model, self.program.signature, floats, settings)
+        program = self.program
+        return teacher_of(self._native, program.graph, program.signature, self.translation, settings, values)
 
     # --- adapters --------------------------------------------------------------------------------------------------
 
@@ -280,9 +280,12 @@ class TorchModel:
             raise ModelError("it is not at hand" if self.given is None else "other weights were loaded since")
         return {name: np.array(to_array(value)) for name, value in self.given.run(self._feeds(batch), tensors).items()}
 
-    def _evaluate(self, function: Callable[..., Sequence[Any]], batch: Batch) -> Sequence[Any]:
-        feeds, training = self._feeds(batch), self._native.training
-        if self.given is not None and not self._native.is_reloaded:
+    def _evaluate(
+        self, function: Callable[..., Sequence[Any]], batch: Batch, inputs: Iterable[tuple[str, str]] | None = None
+    ) -> Sequence[Any]:
+        """Results of `function` for a batch of the model's inputs, or of these names and types in evaluation mode."""
+        feeds, training = self._feeds(batch, inputs), self._native.training
+        if inputs is None and self.given is not None and not self._native.is_reloaded:
             self.given.refuse_other_ways(feeds)
         self._native.eval()
         try:
@@ -291,13 +294,9 @@ class TorchModel:
         finally:
             self._native.train(training)
 
-    def _feeds(self, batch: Batch) -> dict[str, torch.Tensor]:
-        device, feeds = self._native.device(), {}
-        for info in self.program.inputs:
-            source = np.ascontiguousarray(batch[info.name])
-            source = source if source.flags.writeable else source.copy()
-            feeds[info.name] = torch.from_numpy(source).to(device, getattr(torch, info.dtype))
-        return feeds
+    def _feeds(self, batch: Batch, inputs: Iterable[tuple[str, str]] | None = None) -> dict[str, torch.Tensor]:
+        named = [(info.name, info.dtype) for info in self.program.inputs] if inputs is None else inputs
+        return {name: feed(batch[name], dtype, self._native.device()) for name, dtype in named}
 
     def _outputs(self, flat: Sequence[Any]) -> dict[str, NDArray[Any]]:
         names = self.program.signature.outputs
@@ -316,19 +315,20 @@ class TorchModel:
             self._evaluate(runner.observe, batch)
         runner.finish()
 
-    def gradient(
-        self, function: Callable[[Mapping[str, Any]], Any], weights: Mapping[str, NDArray[np.float32]], batch: Batch
-    ) -> tuple[float, dict[str, NDArray[np.float32]]]:
+    def gradient(self, function: Callable[[Mapping[str, Any]], Any], weights: Values, batch: Batch) -> Derived:
         """Value of ``function(outputs)`` with `weights` overridden, and its gradient by each of them."""
-        from isobit_torch.simulate.gradient import Overridden, fixed
-
         assert self._simulated is not None
-        runner = Overridden(self._native, self._simulated.graph, self.translation, weights)
-        with fixed(self._native):
-            flat = self._evaluate(runner.run_with_gradients, batch)
-            names = self.program.signature.outputs
-            outputs = {name: tensor for name, tensor in zip(names, flat, strict=True) if name is not None}
-            return runner.derive(function, outputs)
+        runner = partial(gradient, self._native, self._simulated.graph, self.translation, weights)
+        return runner(self._evaluate, batch, self.program.signature.outputs, function)
+
+    def part_error(self, part: Graph, weights: Values, batch: Batch, wanted: Batch) -> Derived:
+        """The squared error of a part's outputs, and its gradient by each of `weights`."""
+        assert self._simulated is not None
+        self._part = held = PartGraph.of(part, self._simulated, self.translation, self._part)
+        runner = partial(gradient, self._native, held.graph, self.translation, weights)
+        return runner(
+            partial(self._evaluate, inputs=held.inputs), batch, list(part.outputs), partial(held.error, wanted)
+        )
 
     def _watched_node(self, request: Request) -> fx.Node:
         assert self._simulated is not None

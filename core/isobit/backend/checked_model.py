@@ -267,6 +267,36 @@ class CheckedDifferentiable(CheckedModel):
                 raise DataError(f"the gradient by weight {name!r} holds NaN or infinity: check the function")
         return value, gradients
 
+    def part_error(
+        self, part: Graph, weights: Mapping[str, NDArray[np.float32]], batch: Batch, wanted: Batch
+    ) -> tuple[float, Mapping[str, NDArray[np.float32]]]:
+        """The sum of squared differences of a part's outputs from those `wanted`, and its gradient by `weights`.
+
+        Raises what `gradient` does, and DataError where an input or an output of the part is missing.
+        """
+        inner = self.inner
+        assert isinstance(inner, Differentiable)
+        overriding = {name: self._overriding(name, value) for name, value in weights.items()}
+        absent = [
+            name
+            for names, there in ((part.inputs, batch), (part.outputs, wanted))
+            for name in names
+            if name not in there
+        ]
+        if absent:
+            raise DataError(f"there are no values for {absent[0]!r}, which the part of the graph reads or returns")
+        types = {name: numpy_type(part.tensors[name].dtype) for name in part.inputs}
+        feeds = {name: np.asarray(batch[name], dtype) for name, dtype in types.items()}
+        with self._named_failures() as current:
+            current.batch = feeds
+            value, gradients = inner.part_error(part, overriding, feeds, wanted)
+        if not isfinite(value):
+            raise DataError(f"the error of {', '.join(part.outputs)} is {value}: check the data and the weights")
+        for name, gradient in gradients.items():
+            if not np.isfinite(gradient).all():
+                raise DataError(f"the gradient by weight {name!r} holds NaN or infinity")
+        return value, gradients
+
     def _overriding(self, name: str, value: Array) -> Array:
         self._require_weight(name)
         info, array = self.graph.weights[name], np.asarray(value)

@@ -181,3 +181,15 @@ class Differentiable(Protocol):
         Neurons for Conditional Computation" (straight-through estimator).
         """
         ...
+
+    def part_error(
+        self, part: Graph, weights: Mapping[str, NDArray[np.float32]], batch: Batch, wanted: Batch
+    ) -> tuple[float, Mapping[str, NDArray[np.float32]]]:
+        """The sum of squared differences of a part's outputs from those `wanted`, and its gradient by `weights`.
+
+        `part` is a part of `graph` (`isobit.graph.between`); it is computed as `gradient` computes the whole, and no
+        more than it. `batch` has the tensors that are its inputs, before their quantizers, which are part of it;
+        `wanted` is compared with what is behind the quantizers of its outputs. Called again and again with one `part`,
+        which a backend may keep what it compiles by.
+        """
+        ...

@@ -181,6 +181,10 @@ class TrainsGrids(Protocol):
         """Let the native model train without quantizers, which elsewhere is an error: calibration was forgotten."""
         ...
 
+    def learn_by(self, learn: Callable[[], object]) -> None:
+        """`learn` does what `sim.trainable()` does: for a native model that offers it to who holds that alone."""
+        ...
+
     @property
     def grid_parameters(self) -> Sequence[Any]:
         """The parameters of the grids that are learned, as the framework's optimizers take them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from isobit.graph.adapters import Adapter, adapter_of, find_adapters
+from isobit.graph.between import between
 from isobit.graph.graph import Dimension, Graph, Node, Shape, TensorInfo, Use, WeightInfo
 from isobit.graph.isomorphism import differences
 from isobit.graph.layout import Blocks, Layout, Permute, Take, View, conv_transpose_layout, to_canonical, to_native
@@ -28,6 +29,7 @@ __all__ = [
     "Weight",
     "WeightInfo",
     "adapter_of",
+    "between",
     "conv_transpose_layout",
     "differences",
     "find_adapters",

@@ -238,3 +238,15 @@ class DifferentiableGraphModel(GraphModel):
         """The value of `function` of the outputs, and its gradient by each of `weights`."""
         value, gradients = self.engine.gradient(self, function, weights, batch)
         return float(value), {name: np.asarray(gradient, np.float32) for name, gradient in gradients.items()}
+
+    def part_error(self, part: Graph, weights: Batch, batch: Batch, wanted: Batch) -> tuple[float, Mapping[str, Array]]:
+        """The squared error of a part's outputs, and its gradient: `gradient` of a model that is the part alone."""
+        model = type(self)(self.engine, part, self.weights)
+        model.quantizers = {site: e for site, e in self.quantizers.items() if part.has_site(site)}
+        model.off = self.off & model.quantizers.keys()
+
+        def error(outputs: Mapping[str, Any]) -> Any:
+            differences = [outputs[name] - wanted[name] for name in part.outputs]
+            return sum((difference * difference).sum() for difference in differences)
+
+        return model.gradient(error, weights, batch)

@@ -38,7 +38,7 @@ from isobit.quantsim.shown.report import Report
 from isobit.quantsim.simulation import Simulation
 from isobit.quantsim.training.distill import Distill
 from isobit.quantsim.training.exchange_adapters import Adapters
-from isobit.quantsim.training.start_training import start_training
+from isobit.quantsim.training.start_training import native_of, start_training
 from isobit.recipes.recipe import StepResult
 from isobit.statistics.sampling import SAMPLE_LIMIT
 from isobit.statistics.statistics import Statistics
@@ -112,7 +112,7 @@ class QuantSim:
     @property
     def model(self) -> Any:
         """The framework's own model with the quantizers in it."""
-        return self._simulation.model.native
+        return native_of(self._simulation)
 
     @property
     def backend_model(self) -> CheckedModel:

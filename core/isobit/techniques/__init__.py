@@ -12,6 +12,7 @@ from isobit.techniques.fold_batch_norms import FoldBatchNorms
 from isobit.techniques.gptq import GPTQ
 from isobit.techniques.pruning.prune_channels import PruneChannels
 from isobit.techniques.pruning.sparsify_weights import SparsifyWeights
+from isobit.techniques.reconstruct_blocks import ReconstructBlocks
 from isobit.techniques.reestimate_batch_norms import ReestimateBatchNorms
 from isobit.techniques.sequential_mse import SequentialMse
 from isobit.techniques.smooth_quant import SmoothQuant
@@ -32,6 +33,7 @@ __all__ = [
     "Observations",
     "Observes",
     "PruneChannels",
+    "ReconstructBlocks",
     "ReestimateBatchNorms",
     "Requests",
     "SequentialMse",

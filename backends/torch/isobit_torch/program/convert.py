@@ -17,6 +17,12 @@ def to_array(tensor: torch.Tensor) -> NDArray[Any]:
     return tensor.numpy()
 
 
+def feed(array: NDArray[Any], dtype: str, device: torch.device) -> torch.Tensor:
+    """An input of a model in its type and where that is; it may share the array's memory."""
+    source = np.ascontiguousarray(array)
+    return torch.from_numpy(source if source.flags.writeable else source.copy()).to(device, getattr(torch, dtype))
+
+
 def to_tensor(array: NDArray[Any], like: torch.Tensor | None = None) -> torch.Tensor:
     """A tensor of its own memory, with the type and on the device of `like`."""
     tensor = torch.from_numpy(np.array(array, order="C"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
@@ -63,7 +63,7 @@ class Simulator(fx.GraphModule):
         for name in _MODULE_STATE:
             self.__dict__[name] = root.__dict__[name]
         self.__dict__["isobit_signature"] = signature
-        self.__dict__["isobit_watch"] = None
+        self.__dict__["isobit_watch"] = self.__dict__["isobit_learn"] = None
         self.__dict__["isobit_is_float"] = self.__dict__["isobit_is_reloaded"] = False
         self.__dict__["isobit_float_state"] = None
         self.__dict__["isobit_keys"] = frozenset(self.state_dict())  # before any edit
@@ -121,6 +121,21 @@ class Simulator(fx.GraphModule):
         outputs = run(*flat)
         watch.after(self, flat, outputs)
         return signature.unflatten(outputs)
+
+    def learn_ranges(self) -> Simulator:
+        """``sim.trainable()`` for who holds the module alone: training moves the grids from now on; returns the module.
+
+        Make the optimizer after it. Raises ModelError before calibration, and for a copy, which no `sim` belongs to.
+        """
+        learn: Callable[[], object] | None = self.__dict__["isobit_learn"]
+        if learn is None:
+            raise ModelError("no simulator belongs to this module, which is a copy: call sim.trainable() on its own")
+        learn()
+        return self
+
+    def learn_by(self, learn: Callable[[], object]) -> None:
+        """What `learn_ranges` calls. Copies of the module do not have it."""
+        self.__dict__["isobit_learn"] = learn
 
     def freeze_batch_norms(self) -> None:
         """Normalise by the running statistics from now on, in training too, and leave them as they are.

@@ -7,17 +7,21 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from isobit.graph import to_native
 from isobit.training import DistillationSettings
 from isobit.training.distillation import SMALLEST
+from isobit_torch.program.convert import to_array, to_tensor
 from isobit_torch.program.fx_nodes import attribute
 from isobit_torch.program.program import copy_graph
 from isobit_torch.program.signature import Signature
 from isobit_torch.simulate.quantizers import QUANTIZERS
 from isobit_torch.simulate.simulator import Simulator
+from isobit_torch.translate.translate import Translation
 
 
 class Teacher:
@@ -50,6 +54,26 @@ def _loss(student: Tensor, teacher: Tensor, temperature: float | None) -> Tensor
         return (student - teacher).square().mean() / teacher.square().mean().clamp(min=SMALLEST)
     logs = [functional.log_softmax(values / temperature, dim=-1) for values in (student, teacher)]
     return (logs[1].exp() * (logs[1] - logs[0])).sum(-1).mean() * temperature**2
+
+
+def teacher_of(
+    native: Simulator,
+    graph: fx.Graph,
+    signature: Signature,
+    translation: Translation,
+    settings: DistillationSettings,
+    values: Mapping[str, NDArray[Any]],
+) -> Teacher:
+    """A loss by which the float model, as it is now, teaches its simulator; `values` stand for constants by name."""
+    constants: dict[str, Tensor] = {}
+    for name, value in values.items():
+        info = translation.graph.weights[name]
+        path = str(translation.attributes[info.source or name].target)
+        old = constants.get(path, attribute(native, path))
+        constants[path] = to_tensor(to_native(value, info.layout, to_array(old)), old)
+    model = float_copy(native, graph, signature, constants)
+    floats = [name for name, tensor in translation.graph.outputs.items() if translation.graph.is_float(tensor)]
+    return Teacher(model, signature, floats, settings)
 
 
 def float_copy(native: Simulator, graph: fx.Graph, signature: Signature, values: Mapping[str, Tensor]) -> Simulator:

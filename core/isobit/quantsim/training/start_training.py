@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
+from typing import Any
 
+from isobit.backend.optional import TrainsGrids
 from isobit.errors import ModelError
 from isobit.quantsim.simulation import Simulation
 from isobit.training.beside_adapters import check_formats
 from isobit.training.kept_zeros import sparse_sites, zeros_to_tell
 from isobit.training.learned_grids import learned_grids
 from isobit.training.modes import TrainingModes
+
+
+def native_of(simulation: Simulation) -> Any:
+    """The framework's own model; one that offers to learn its ranges does so as `sim.trainable()`."""
+    if isinstance(simulation.model.inner, TrainsGrids):
+        simulation.model.inner.learn_by(partial(start_training, simulation, TrainingModes()))
+    return simulation.model.native
 
 
 def start_training(simulation: Simulation, modes: TrainingModes, *, keep_zeros: bool = True) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,8 +14,10 @@ from isobit.backend.contract import Differentiable
 from isobit.data import Batch
 from isobit.edits.edit import SetWeights
 from isobit.encodings.encoding import Encoding
-from isobit.errors import IsobitError
+from isobit.errors import DataError, IsobitError
+from isobit.graph.between import between
 from isobit.graph.sites import Tensor, Weight
+from isobit.statistics.observer import Request
 from isobit.testing import interpreter
 from isobit.testing.conformance.base import ConformanceBase, Opened, assert_same, weight_names
 
@@ -93,6 +95,33 @@ class DifferentiatingConformance(ConformanceBase):
                 gradients[name], expected[name] * inside, rtol=0, atol=1e-5 * scale, err_msg=name
             )
 
+    def test_a_part_alone(self, open_network: Callable[[str], Opened]) -> None:
+        """Of tensors inside the model, quantizers included: the error of what it gives is 0, and has a gradient."""
+        opened = open_network("inverted_residual")
+        model, graph, batch = opened.model, opened.model.graph, opened.network.batch(3)
+        layers = [node for node in graph.nodes if node.op == "Conv"]
+        given, wanted = layers[1].inputs[0] or "", layers[2].outputs[0]
+        part, name = between(graph, [given], [wanted]), layers[2].inputs[1] or ""
+        model.set_quantizers(
+            {
+                Tensor(given): Encoding.of("uint8", 0.05),
+                Tensor(layers[1].outputs[0]): Encoding.of("int8", 0.05),
+                Weight(layers[1].inputs[1] or ""): Encoding.of("int8 per-tensor", 0.01),
+            }
+        )
+        seen = [Collected(), Collected()]
+        model.observe([batch], [Request(Tensor(given), seen[0]), Request(Tensor(wanted), seen[1], "after")])
+        values, weight = {given: seen[0].value}, {name: model.weight(name)}
+        error, _ = differentiable(model).part_error(part, weight, values, {wanted: seen[1].value})
+        assert error <= 1e-6 * float(np.square(seen[1].value).sum())
+        error, gradients = differentiable(model).part_error(part, weight, values, {wanted: seen[1].value - 1})
+        assert error == pytest.approx(seen[1].value.size, rel=1e-3)
+        step = {name: weight[name] - np.float32(1e-5) * gradients[name] / np.abs(gradients[name]).max()}
+        less, _ = differentiable(model).part_error(part, step, values, {wanted: seen[1].value - 1})
+        assert less < error
+        with pytest.raises(DataError, match="no values for"):
+            differentiable(model).part_error(part, weight, {}, {wanted: seen[1].value})
+
     def test_what_gradients_refuse(self, open_network: Callable[[str], Opened]) -> None:
         """Unknown weights, other shapes and types, NaN, functions that are none."""
         opened = open_network("shared_weights")
@@ -114,6 +143,16 @@ class DifferentiatingConformance(ConformanceBase):
         for nonsense in functions:
             with pytest.raises(IsobitError, match="function"):
                 model.gradient(nonsense, {"fc1.weight": weight}, batch)
+
+
+class Collected:
+    """Keeps the last batch of a tensor."""
+
+    wants: Literal["tensor"] = "tensor"
+
+    def update(self, batch: NDArray[np.float32], channel_axis: int | None = None) -> None:
+        """Keep it."""
+        self.value = np.array(batch)
 
 
 def differentiable(model: CheckedModel) -> Differentiable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from isobit.backend import Batch
 from isobit.errors import ModelError
 from isobit.graph import Layout, Take
 from isobit_torch.program.convert import to_tensor
@@ -20,6 +21,10 @@ from isobit_torch.program.modules import BatchNorm
 from isobit_torch.translate.translate import Translation
 
 Array = NDArray[np.float32]
+
+#: Weights by name, and the value of a function with its gradient by each of them.
+Values = Mapping[str, Array]
+Derived = tuple[float, dict[str, Array]]
 
 
 class Overridden(fx.Interpreter):
@@ -78,6 +83,27 @@ class Overridden(fx.Interpreter):
         leaves = list(self.leaves.values())
         gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
         return number, {name: gradient.cpu().numpy() for name, gradient in zip(self.leaves, gradients, strict=True)}
+
+
+def gradient(
+    root: nn.Module,
+    graph: fx.Graph,
+    translation: Translation,
+    weights: Mapping[str, Array],
+    evaluate: Callable[[Callable[..., Any], Batch], Sequence[Any]],
+    batch: Batch,
+    names: Sequence[str | None],
+    function: Callable[[Mapping[str, Any]], Any],
+) -> tuple[float, dict[str, Array]]:
+    """Value of a function of a graph's outputs, which have these names, and its gradient by `weights`, overridden.
+
+    `evaluate` calls what it is given with the tensors of a batch.
+    """
+    runner = Overridden(root, graph, translation, weights)
+    with fixed(root):
+        flat = evaluate(runner.run_with_gradients, batch)
+        outputs = {name: tensor for name, tensor in zip(names, flat, strict=True) if name is not None}
+        return runner.derive(function, outputs)
 
 
 @contextmanager
