@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from isobit.backend import Batch, NameMap
+from isobit.backend import Batch, KeptParts, NameMap
 from isobit.edits import EditPlan, ReadWeight
 from isobit.encodings import Encoding, Encodings, LearnedGrid, Relations
 from isobit.errors import ModelError
@@ -35,6 +35,7 @@ from isobit_torch.simulate.fed_observer import FedObserver
 from isobit_torch.simulate.float_state import FloatState, places_of
 from isobit_torch.simulate.insert_quantizers import Simulated, insert_quantizers
 from isobit_torch.simulate.observe import ObservingRunner
+from isobit_torch.simulate.part import PartRunner, evaluating
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
 from isobit_torch.simulate.simulator import Simulator
 from isobit_torch.simulate.teacher import Teacher, float_copy
@@ -64,6 +65,7 @@ class TorchModel:
         self._native = Simulator(program.root, copy_graph(program.graph)[0], program.signature)
         self._native.eval()
         self._simulated: Simulated | None = None
+        self._parts = KeptParts(self._runner)
         self._rebuild()
 
     @property
@@ -204,7 +206,12 @@ class TorchModel:
         if key is not None:
             del self._native.get_submodule(QUANTIZERS)._modules[key]
 
+    def _runner(self, part: Graph) -> PartRunner:
+        assert self._simulated is not None
+        return PartRunner(self._native, self._simulated, self.translation, part)
+
     def _rebuild(self) -> None:
+        self._parts.clear()
         self._simulated = insert_quantizers(self.program.graph, self.translation, self._keys, self._native.quantizers)
         self._native.set_graph(self._simulated.graph, self.program.graph)
 
@@ -284,14 +291,9 @@ class TorchModel:
 
     def _evaluate(self, function: Any, batch: Batch) -> Sequence[Any]:
         device = self._native.device()
-        training = self._native.training
-        self._native.eval()
-        try:
-            with torch.no_grad():
-                feeds = [self._feed(batch[info.name], info.dtype, device) for info in self.program.inputs]
-                result: Sequence[Any] = function(*feeds)
-        finally:
-            self._native.train(training)
+        with evaluating(self._native):
+            feeds = [self._feed(batch[info.name], info.dtype, device) for info in self.program.inputs]
+            result: Sequence[Any] = function(*feeds)
         return result
 
     def _feed(self, array: NDArray[Any], dtype: str, device: torch.device) -> torch.Tensor:
@@ -308,13 +310,20 @@ class TorchModel:
         assert self._simulated is not None
         watched: dict[fx.Node, list[FedObserver]] = {}
         for request in requests:
-            watched.setdefault(self._watched_node(request), []).append(
+            watched.setdefault(self._simulated.node_of(self.translation, request), []).append(
                 FedObserver(request.observer, self._channel_axis(request.site))
             )
         runner = ObservingRunner(self._native, self._simulated.graph, watched)
         for batch in data:
             self._evaluate(runner.observe, batch)
         runner.finish()
+
+    def run_part(self, part: Graph, given: Batch) -> dict[str, NDArray[Any]]:
+        """The tensors that the part makes, in front of their quantizers."""
+        runner, device = self._parts.of(part), self._native.device()
+        with evaluating(self._native):
+            made = runner.run_from({n: self._feed(given[n], part.tensors[n].dtype, device) for n in part.inputs})
+        return {name: np.array(to_array(tensor)) for name, tensor in made.items()}
 
     def gradient(
         self, function: Callable[[Mapping[str, Any]], Any], weights: Mapping[str, NDArray[np.float32]], batch: Batch
@@ -329,17 +338,6 @@ class TorchModel:
             names = self.program.signature.outputs
             outputs = {name: tensor for name, tensor in zip(names, flat, strict=True) if name is not None}
             return runner.derive(function, outputs)
-
-    def _watched_node(self, request: Request) -> fx.Node:
-        assert self._simulated is not None
-        native = bind(self.translation, request.site)
-        source = self._simulated.copies[native.source]
-        if request.stage == "before":
-            return source
-        sites = [request.site]
-        if isinstance(request.site, Input):
-            sites.append(Tensor(self._read_tensor(request.site)))
-        return next((self._simulated.after[site] for site in sites if site in self._simulated.after), source)
 
     def _read_tensor(self, site: Input) -> str:
         return self.graph.node(site.node).input(site.index) or ""

@@ -34,7 +34,10 @@ Feeds = Mapping[str, tf.Tensor]
 
 
 class Pass(Protocol):
-    """One pass over a batch: the outputs by name. `tap` and `only` are of `isobit.graph_backend.run_graph`."""
+    """One pass over a batch: the outputs by name. `tap` and `only` are of `isobit.graph_backend.run_graph`.
+
+    Of a `part` of the graph, where one is given, with that part's inputs as the batch.
+    """
 
     def __call__(
         self,
@@ -42,6 +45,7 @@ class Pass(Protocol):
         *,
         tap: Callable[[Tap, Operand], None] | None = None,
         only: Collection[Tap] | None = None,
+        part: Graph | None = None,
     ) -> dict[str, tf.Tensor]:
         """Run it."""
         ...
@@ -59,15 +63,22 @@ class TracedPass:
 
 
 def trace(
-    simulator: Simulator, switches: Switches, what: Hashable, compute: Callable[[Feeds, Pass], Any]
+    simulator: Simulator,
+    switches: Switches,
+    what: Hashable,
+    compute: Callable[[Feeds, Pass], Any],
+    inputs: Graph | None = None,
 ) -> TracedPass:
-    """`compute`, which gets a batch and the pass to run on it; `what` says all that it depends on beside the pass."""
+    """`compute`, which gets a batch and the pass to run on it; `what` says all that it depends on beside the pass.
+
+    The batch is of the model, or has the inputs of `inputs`.
+    """
     held = _held(simulator, switches)
     variables = [native_variable(variable) for variable in held]
     key = what, switches, _structure(simulator, switches, variables)
     function = _KEPT.get(key)
     if function is None:
-        function = _traced(simulator, switches, held, variables, compute)
+        function = _traced(simulator, switches, held, variables, compute, inputs or simulator.graph)
         _KEPT.keep(key, function)
     return TracedPass(function, variables)
 
@@ -78,6 +89,7 @@ def _traced(
     held: Sequence[keras.Variable],
     variables: Sequence[Any],
     compute: Callable[[Feeds, Pass], Any],
+    inputs: Graph,
 ) -> Any:
     def traced(feeds: Feeds, arguments: Sequence[tf.Variable]) -> Any:
         given = {id(variable): argument for variable, argument in zip(held, arguments, strict=True)}
@@ -91,7 +103,7 @@ def _traced(
             rounding[site] = partial(layer.rounded if switches == "simulated" else layer.switched, read=read)
         return compute(feeds, partial(simulator.run_named, parameters=parameters, rounding=rounding))
 
-    return tf.function(traced, autograph=False).get_concrete_function(_signature(simulator.graph), list(variables))
+    return tf.function(traced, autograph=False).get_concrete_function(_signature(inputs), list(variables))
 
 
 def _signature(graph: Graph) -> dict[str, tf.TensorSpec]:
