@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isobit.analysis.findings import LEAST
-from isobit.html_report import Column, Section, cards, notes, table
+from isobit.html_report import Section, cards, notes
+from isobit.quantsim.shown.simulator_sections import in_float
 
 #: Suggestions, and quantizers whose shares are drawn.
 _ADVICE, _DRAWN = 12, 20
@@ -32,12 +33,6 @@ def sections_of(data: Mapping[str, Any], about_data: Sequence[str]) -> list[Sect
         in_float(data["left_in_float"]),
         notes("The data, and notes", list(_notes(data, about_data)), half=True),
     ]
-
-
-def in_float(reasons: Mapping[str, str]) -> Section:
-    """What stays in float, and why."""
-    columns = (Column("name", "name"), Column("why", "words"))
-    return table("In float, and why", columns, list(reasons.items()), none="Nothing stays in float.", half=True)
 
 
 def _advice(data: Mapping[str, Any]) -> dict[str, Any]:
