@@ -89,7 +89,8 @@ class Analysis:
 
     def sections(self) -> list[Section]:
         """The same as parts of a page, for a report that has more."""
-        return sections_of(self.to_dict(), list(_about_data(self)))
+        measured = [] if self.sensitivity is None else [f"Measured: {self.sensitivity}."]
+        return sections_of(self.to_dict(), [*_about_data(self), *measured])
 
     def text(self, most: int = 8) -> str:
         """In words, the worst first."""

@@ -188,8 +188,8 @@ def _suggestions(
     if not trials.noise > 0 or not np.isfinite(trials.noise):
         return [], None
     suggestions = []
-    for rank, error in enumerate(errors):
-        if error.without is not None or (not checks and rank < _UNTRIED and error.share >= _WORTH_A_RUN):
+    for error in errors[: _SITES_A_CHECK * checks if checks else _UNTRIED]:
+        if error.share >= _WORTH_A_RUN:
             advice = advise(findings, error, None if error.without is None else 10 ** (-error.without / 10))
             if advice is not None and advice.predicted >= LEAST:
                 suggestions.append(advice)

@@ -113,8 +113,8 @@ def calibrate(
     if report is not None:
         about = f"{model.name}, target {sim.target.name}, calibration {sim.calibration}"
         write_report(context, report, about, simulator_sections(sim.simulation))
-    written = {"statistics": write_statistics, "report": report, **paths}
-    written = {label: path for label, path in written.items() if path is not None}
+    further = {"statistics": write_statistics, "report": report}
+    written = {**{label: path for label, path in further.items() if path is not None}, **paths}
     if as_json:
         _print_json(sim, written, read)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.graph.sites import site_key
-from isobit.html_report.page import Cell, Column, Section, table
+from isobit.html_report.page import Cell, Column, ColumnKind, Section, table
 
 #: The titles of `encoding_cells`.
 ENCODING_TITLES = ("site", "name", "format", "scale", "zero point", "range")
@@ -17,7 +17,7 @@ def encodings_table(encodings: Encodings, title: str = "Encodings") -> Section:
         kind, name, form, scale, zero_point, span = cells
         reach = float(abs(encoding.maximum).max()), float(abs(encoding.minimum).max())
         rows.append([kind, name, form, (scale, float(encoding.scale.max())), zero_point, (span, max(reach))])
-    kinds = ("", "name", "", "number", "number", "number")
+    kinds: tuple[ColumnKind, ...] = ("", "name", "", "number", "number", "number")
     columns = [Column(name, kind) for name, kind in zip(ENCODING_TITLES, kinds, strict=True)]
     return table(title, columns, rows, filter="Filter by name, kind, format", none="There are none.")
 
@@ -28,7 +28,7 @@ def encoding_cells(encodings: Encodings, most: int | None = None) -> list[tuple[
         (
             site_key(site)[0],
             str(site),
-            _short_format(e),
+            short_format(e),
             _few(e, "scale"),
             _few(e, "zero_point"),
             f"[{e.minimum.min():.4g}, {e.maximum.max():.4g}]",
@@ -37,8 +37,8 @@ def encoding_cells(encodings: Encodings, most: int | None = None) -> list[tuple[
     ]
 
 
-def _short_format(encoding: Encoding) -> str:
-    """The format without the symmetry that is the default (`isobit.encodings.quant_spec`), and without one scale."""
+def short_format(encoding: Encoding) -> str:
+    """The format without the symmetry that is the usual one (`isobit.encodings.quant_spec`), and without one scale."""
     spec = encoding.spec
     unsaid = " symmetric" if spec.dtype == "int" else " asymmetric"
     return str(spec).replace(unsaid, "").replace(" per-tensor", "")

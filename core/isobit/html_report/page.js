@@ -141,9 +141,10 @@ const sections = {
   },
   // Quantizers: a table, and below it the values of the one that is chosen there.
   sites(content, place) {
-    const columns = [["name", "name"], ["of", ""], ["kind", ""], ["format", ""], ["share", "number"], ["cause", ""], ["dB at it", "number"], ["came in", "number"], ["dB without", "number"], ["outside", "number"], ["dead", "number"]];
-    const rows = content.sites.map(site => [site.name, site.op, site.kind, site.format, [percent(site.share), site.share], cause(site), [decibels(site.sqnr), site.sqnr], [percent(site.inherited), site.inherited],
-      [site.without === null ? "" : site.without.toFixed(1), site.without], [percent(site.outside), site.outside], [String(site.dead), site.dead]]);
+    const measured = [["without", "dB without"], ["alone", "dB alone"]].filter(([key]) => content.sites.some(site => site[key] !== null));
+    const columns = [["name", "name"], ["of", ""], ["kind", ""], ["format", ""], ["share", "number"], ["cause", ""], ["dB at it", "number"], ["came in", "number"], ...measured.map(([, title]) => [title, "number"]), ["outside", "number"], ["dead", "number"]];
+    const rows = content.sites.map(site => [site.name, site.op, site.kind, brief(site.format), [percent(site.share), site.share], cause(site), [decibels(site.sqnr), site.sqnr], [percent(site.inherited), site.inherited],
+      ...measured.map(([key]) => [site[key] === null ? "" : site[key].toFixed(1), site[key]]), [percent(site.outside), site.outside], [String(site.dead), site.dead]]);
     chooses(columns, rows, { filter: "Filter by name, op, format, cause", order: { column: 4, down: true } }, content.sites, place);
   },
   plot(content, place) { const both = make("div", undefined, { class: "pair" }); place.append(both); values(content, both); },
@@ -155,6 +156,8 @@ function chooses(columns, rows, options, plots, place) {
   place.append(table(columns, rows, { ...options, choose: show }), chosen);
   show(0);
 }
+// A format without the symmetry that is the usual one of its type, and without one scale.
+function brief(format) { return format.replace(/^(u\w+) asymmetric/, "$1").replace(/^(int\w+) symmetric/, "$1").replace(" per-tensor", ""); }
 function values(site, place) {
   const left = make("div"), right = make("div");
   left.append(make("h2", cut(site.name, 60)), make("p", `${site.format}, grid ${short(site.grid[0])} to ${short(site.grid[1])} (shaded), seen ${short(site.seen[0])} to ${short(site.seen[1])}; heights are logarithmic`, { class: "soft" }), histogram(site));

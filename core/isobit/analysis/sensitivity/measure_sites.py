@@ -103,9 +103,10 @@ class _InParts:
         """Run all of them on some samples, and the worst on the rest."""
         samples, every = self.trials.samples, range(len(self.errors))
         allowed = max(_PASSES, _PASSES_A_SITE * len(self.errors))
+        for_sites = allowed - self.passes - 2  # one pass of the float model, and one that all have in common
         some = samples
-        if sum(self.works) + 2 > allowed - self.passes:
-            some = min(samples, max(_FEWEST, int(samples * _FOR_ALL * allowed / sum(self.works))))
+        if sum(self.works) > for_sites:
+            some = min(samples, max(_FEWEST, int(samples * _FOR_ALL * for_sites / sum(self.works))))
         head, rest = split(self.trials.batches, self.axes, some)
         count = self.axes.size(head)
         self._run(head, every)
@@ -160,9 +161,8 @@ class _InParts:
     def _run_piece(self, batch: Batch, chosen: Sequence[int]) -> None:
         on = {} if self.measure == "on" else self.trials.encodings
         chain = Chain(self.base, on, self.parts, [batch])
-        exact, together = chain.outputs[0], self.trials.model.run(batch)
-        if self.measure == "off":
-            exact, together = self.trials.run_float(batch), chain.outputs[0]
+        exact: Values = chain.outputs[0] if self.measure == "on" else self.trials.run_float(batch)
+        together: Values = chain.outputs[0] if self.measure == "off" else self.trials.model.run(batch)
         names = [name for name in self.trials.names if name in chain.outputs[0]]
         common = _ratios(exact, together, names)
         for index in chosen:

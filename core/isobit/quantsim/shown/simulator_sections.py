@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from isobit.html_report import Cell, Column, Section, cards, notes, table
+from isobit.html_report import Cell, Column, Section, cards, notes, short_format, table
 from isobit.placement.plan import constant_name
 from isobit.quantsim.shown.plot_tensor import plot_tensor
 from isobit.quantsim.shown.report import Report
@@ -34,7 +34,7 @@ def simulator_sections(simulation: Simulation) -> list[Section]:
             [
                 name,
                 placement.kind,
-                plot.format,
+                short_format(simulation.encodings[site]),
                 *((f"{value:.4g}", value) for value in (*plot.seen, *plot.grid, plot.step)),
                 (str(plot.channels), float(plot.channels)),
             ]
