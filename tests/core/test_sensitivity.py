@@ -14,7 +14,7 @@ from technique_networks import chain, simulator
 from isobit.analysis.measure_errors import copies, measure_errors
 from isobit.analysis.sensitivity import measure_sites
 from isobit.analysis.sensitivity.chain import Chain, Changed
-from isobit.analysis.sensitivity.parts import cut_into_parts
+from isobit.analysis.sensitivity.cut_graph import cut_into_parts
 from isobit.analysis.site_errors import decibels
 from isobit.placement.signal_tensors import signal_tensors
 from isobit.testing.networks import NETWORKS

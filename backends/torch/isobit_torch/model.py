@@ -31,11 +31,11 @@ from isobit_torch.program.convert import to_array, to_tensor
 from isobit_torch.program.fx_nodes import attribute
 from isobit_torch.program.program import Program, copy_graph
 from isobit_torch.program.shapes import propagate
+from isobit_torch.run_part import PartRunner, evaluating
 from isobit_torch.simulate.fed_observer import FedObserver
 from isobit_torch.simulate.float_state import FloatState, places_of
 from isobit_torch.simulate.insert_quantizers import Simulated, insert_quantizers
 from isobit_torch.simulate.observe import ObservingRunner
-from isobit_torch.simulate.part import PartRunner, evaluating
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
 from isobit_torch.simulate.simulator import Simulator
 from isobit_torch.simulate.teacher import Teacher, float_copy

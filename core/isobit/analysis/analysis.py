@@ -10,7 +10,7 @@ from typing import Any
 
 from isobit.analysis.findings import LEAST, Advice, DataJudged, Depth, Drift, Drifted, RangeSetter, SiteError
 from isobit.analysis.report_sections import sections_of
-from isobit.analysis.sensitivity.sensitivity import Sensitivity
+from isobit.analysis.sensitivity.how_measured import Sensitivity
 from isobit.analysis.words import percent, ratio_text
 from isobit.files import json_text, plain
 from isobit.html_report import Counted, Section, write_page

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from isobit.analysis.sensitivity.how_measured import Measure, Sensitivity
 from isobit.analysis.sensitivity.measure_sites import MeasuredSites, measure_sites
-from isobit.analysis.sensitivity.sensitivity import Measure, Sensitivity
 
 __all__ = ["Measure", "MeasuredSites", "Sensitivity", "measure_sites"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.analysis.sensitivity.parts import Part, part_of
+from isobit.analysis.sensitivity.cut_graph import Part, part_of
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch
 from isobit.encodings.encoding import Encoding

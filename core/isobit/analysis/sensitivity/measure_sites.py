@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from isobit.analysis.findings import CAP, SiteError
 from isobit.analysis.sensitivity.chain import Chain, Changed, Values
-from isobit.analysis.sensitivity.parts import Part, cut_into_parts
-from isobit.analysis.sensitivity.samples import split, taken
-from isobit.analysis.sensitivity.sensitivity import Measure, Sensitivity
+from isobit.analysis.sensitivity.cut_graph import Part, cut_into_parts
+from isobit.analysis.sensitivity.how_measured import Measure, Sensitivity
+from isobit.analysis.sensitivity.split_batches import split, taken
 from isobit.analysis.site_errors import decibels
 from isobit.analysis.trials import Trials
 from isobit.backend.optional import RunsParts
