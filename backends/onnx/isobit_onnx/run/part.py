@@ -72,7 +72,10 @@ class ModelPart:
         nodes = NativeNodes(model)
         placed = [(bind(nodes, self._translation, site), encoding) for site, encoding in encodings.items()]
         sources = {value.name: value for value in model.graph.outputs}
-        quantized = insert_quantizers(model, placed).quantized
+        try:
+            quantized = insert_quantizers(model, placed).quantized
+        except KeyError as error:  # a constant that a body of an operation reads, and the part has no other reader of
+            raise ModelError(f"the part cannot be run alone: {error.args[0]}") from error
         for name, made in quantized.items():
             if name in sources:
                 sources[name] = made.source
