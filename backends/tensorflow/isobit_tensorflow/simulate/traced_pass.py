@@ -99,7 +99,7 @@ class _Read:
         if part is None:
             return cls(simulator.graph, simulator.parameters, layers)
         sources = {info.source or name for name, info in part.weights.items()}
-        followed = {id(other) for layer in layers if part.has_site(layer.site) for other in layer.followed}
+        followed = {id(other) for layer in layers if part.has_site(layer.site) for other in layer.followed()}
         return cls(
             part,
             {name: variable for name, variable in simulator.parameters.items() if name in sources},
