@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from isobit.backend import Batch, NameMap, OnnxName
+from isobit.backend import Batch, KeptParts, NameMap, OnnxName
 from isobit.edits import EditPlan
 from isobit.encodings import Encoding, Encodings
 from isobit.errors import ModelError
@@ -32,6 +32,7 @@ from isobit_onnx.read.wide_floats import METADATA
 from isobit_onnx.run.conditions import ExampleConditions
 from isobit_onnx.run.given import run_given
 from isobit_onnx.run.observe import ObservingSessions
+from isobit_onnx.run.part import ModelPart
 from isobit_onnx.run.session import RUN_FAILURES, Session, own_arrays
 from isobit_onnx.run.simulator import Simulator
 from isobit_onnx.state import dump
@@ -65,6 +66,7 @@ class OnnxModel:
         self._sessions: dict[frozenset[Site], Session] = {}
         self._simulator: Simulator | None = None  # the last that was run
         self._observing: ObservingSessions | None = None  # of the float model
+        self._parts = KeptParts(lambda part: ModelPart(self.float_model, self.translation, part, self.providers))
 
     @property
     def graph(self) -> Graph:
@@ -110,6 +112,7 @@ class OnnxModel:
         self._off &= self._encodings.keys()
         self._sessions.clear()
         self._simulator, self._observing = None, None
+        self._parts.clear()
 
     def set_quantizers(self, encodings: Mapping[Site, Encoding | None]) -> None:
         """Insert, update or remove quantizers."""
@@ -178,6 +181,10 @@ class OnnxModel:
             self._sessions[off] = self._opened(is_lean=is_lean)
         return own_arrays(self._sessions[off].run(batch))
 
+    def run_part(self, part: Graph, given: Batch) -> dict[str, NDArray[Any]]:
+        """The tensors that the part makes, in front of their quantizers. Raises ModelError."""
+        return self._parts.of(part).run(self._active(), given)
+
     def _opened(self, *, is_lean: bool) -> Session:
         """A session of the simulator; one with large weights is not kept for the next, memory matters more."""
         if has_large_weights(self.float_model):
@@ -189,6 +196,7 @@ class OnnxModel:
         """Let go sessions of a model with large weights, of which each holds copies in its own layout."""
         if has_large_weights(self.float_model):
             self._sessions.clear()
+            self._parts.clear()
             self._observing = None
             gc.collect()  # graphs refer to themselves: copies that are done with hold their arrays until then
 

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from isobit.backend import Batch, NameMap
+from isobit.backend import Batch, KeptParts, NameMap
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.edits import EditPlan, ReadWeight
 from isobit.encodings import Encoding, Encodings, LearnedGrid, Relations
@@ -31,6 +31,7 @@ from isobit_tensorflow.given_model import GivenModel, as_array
 from isobit_tensorflow.kernels.table import KERNELS
 from isobit_tensorflow.simulate.float_weights import FloatWeights, Place
 from isobit_tensorflow.simulate.observe import Observation, watched
+from isobit_tensorflow.simulate.part import trace_part
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.simulator import Simulator
 from isobit_tensorflow.simulate.teacher import Teacher
@@ -59,6 +60,7 @@ class KerasModel:
         self._relations = native.relations
         self._runs: dict[Switches, TracedPass] = {}
         self._observations: dict[Switches, Observation] = {}
+        self._parts: KeptParts[dict[Switches, TracedPass]] = KeptParts(lambda part: {})
 
     @property
     def graph(self) -> Graph:
@@ -264,6 +266,7 @@ class KerasModel:
         )
         self._native.take_history(old)
         old.is_superseded = True
+        self._parts.clear()
         kept = {"float"} if graph is old.graph else set()  # a pass without quantizers stays what it is
         self._runs = {switches: run for switches, run in self._runs.items() if switches in kept}
         self._observations = {switches: o for switches, o in self._observations.items() if switches in kept}
@@ -309,6 +312,16 @@ class KerasModel:
         for batch in data:
             with quiet_loggers("tensorflow"):
                 feed(self.feeds(batch))
+
+    def run_part(self, part: Graph, given: Batch) -> dict[str, NDArray[Any]]:
+        """The tensors that the part makes, in front of their quantizers, by a trace of its own."""
+        traced = self._parts.of(part)
+        switches = self._switches()
+        if switches not in traced:
+            traced[switches] = trace_part(self._native, switches, part)
+        with quiet_loggers("tensorflow"):
+            made = traced[switches]({name: tf.convert_to_tensor(given[name]) for name in part.inputs})
+        return {name: as_array(value) for name, value in made.items()}
 
     # --- leaving ---------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from isobit.backend import Batch, NameMap
+from isobit.backend import Batch, KeptParts, NameMap
 from isobit.edits import EditPlan, ReadWeight
 from isobit.encodings import Encoding, Encodings, LearnedGrid, Relations
 from isobit.errors import ModelError
@@ -31,6 +31,7 @@ from isobit_torch.program import adapters as peft_adapters
 from isobit_torch.program.convert import feed, to_array
 from isobit_torch.program.program import Program, copy_graph
 from isobit_torch.program.shapes import propagate
+from isobit_torch.run_part import PartRunner, evaluating
 from isobit_torch.simulate.fed_observer import FedObserver
 from isobit_torch.simulate.float_state import FloatState, places_of
 from isobit_torch.simulate.gradients.gradient import Derived, Values, gradient
@@ -67,6 +68,7 @@ class TorchModel:
         self._native.eval()
         self._simulated: Simulated | None = None
         self._part: PartGraph | None = None  # the last one that was computed alone
+        self._parts = KeptParts(self._runner)
         self._rebuild()
 
     @property
@@ -211,7 +213,12 @@ class TorchModel:
         if key is not None:
             del self._native.get_submodule(QUANTIZERS)._modules[key]
 
+    def _runner(self, part: Graph) -> PartRunner:
+        assert self._simulated is not None
+        return PartRunner(self._native, self._simulated, self.translation, part)
+
     def _rebuild(self) -> None:
+        self._parts.clear()
         self._simulated = insert_quantizers(self.program.graph, self.translation, self._keys, self._native.quantizers)
         self._native.set_graph(self._simulated.graph, self.program.graph)
 
@@ -284,15 +291,11 @@ class TorchModel:
         self, function: Callable[..., Sequence[Any]], batch: Batch, inputs: Iterable[tuple[str, str]] | None = None
     ) -> Sequence[Any]:
         """Results of `function` for a batch of the model's inputs, or of these names and types in evaluation mode."""
-        feeds, training = self._feeds(batch, inputs), self._native.training
+        feeds = self._feeds(batch, inputs)
         if inputs is None and self.given is not None and not self._native.is_reloaded:
             self.given.refuse_other_ways(feeds)
-        self._native.eval()
-        try:
-            with torch.no_grad():
-                return function(*feeds.values())
-        finally:
-            self._native.train(training)
+        with evaluating(self._native):
+            return function(*feeds.values())
 
     def _feeds(self, batch: Batch, inputs: Iterable[tuple[str, str]] | None = None) -> dict[str, torch.Tensor]:
         named = [(info.name, info.dtype) for info in self.program.inputs] if inputs is None else inputs
@@ -307,13 +310,20 @@ class TorchModel:
         assert self._simulated is not None
         watched: dict[fx.Node, list[FedObserver]] = {}
         for request in requests:
-            watched.setdefault(self._watched_node(request), []).append(
+            watched.setdefault(self._simulated.node_of(self.translation, request), []).append(
                 FedObserver(request.observer, self._channel_axis(request.site))
             )
         runner = ObservingRunner(self._native, self._simulated.graph, watched)
         for batch in data:
             self._evaluate(runner.observe, batch)
         runner.finish()
+
+    def run_part(self, part: Graph, given: Batch) -> dict[str, NDArray[Any]]:
+        """The tensors that the part makes, in front of their quantizers."""
+        runner, inputs = self._parts.of(part), [(name, part.tensors[name].dtype) for name in part.inputs]
+        with evaluating(self._native):
+            made = runner.run_from(self._feeds(given, inputs))
+        return {name: np.array(to_array(tensor)) for name, tensor in made.items()}
 
     def gradient(self, function: Callable[[Mapping[str, Any]], Any], weights: Values, batch: Batch) -> Derived:
         """Value of ``function(outputs)`` with `weights` overridden, and its gradient by each of them."""
@@ -329,17 +339,6 @@ class TorchModel:
         return runner(
             partial(self._evaluate, inputs=held.inputs), batch, list(part.outputs), partial(held.error, wanted)
         )
-
-    def _watched_node(self, request: Request) -> fx.Node:
-        assert self._simulated is not None
-        native = bind(self.translation, request.site)
-        source = self._simulated.copies[native.source]
-        if request.stage == "before":
-            return source
-        sites = [request.site]
-        if isinstance(request.site, Input):
-            sites.append(Tensor(self._read_tensor(request.site)))
-        return next((self._simulated.after[site] for site in sites if site in self._simulated.after), source)
 
     def _read_tensor(self, site: Input) -> str:
         return self.graph.node(site.node).input(site.index) or ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from isobit.analysis.findings import LEAST, Advice, DataJudged, Depth, Drift, Drifted, RangeSetter, SiteError
 from isobit.analysis.report_sections import sections_of
+from isobit.analysis.sensitivity.how_measured import Sensitivity
 from isobit.analysis.words import percent, ratio_text
 from isobit.files import json_text, plain
 from isobit.html_report import Counted, Section, write_page
@@ -31,6 +32,7 @@ class Analysis:
 
     `sqnr` is the signal-to-quantization-noise ratio in dB over all outputs, on `samples` samples; `weights_alone` and
     `activations_alone` with quantizers of one kind. `sites` are sorted by what they cost, the worst first.
+    `sensitivity` says how each was measured, where that was asked.
     """
 
     target: str
@@ -50,6 +52,7 @@ class Analysis:
     coverage: str = ""
     left_in_float: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    sensitivity: Sensitivity | None = None
 
     def site(self, name: str) -> SiteError | None:
         """What was found of a quantizer, by the name of its tensor or weight."""
@@ -68,6 +71,7 @@ class Analysis:
         drift = self.data.drift
         moved = drift and {**_record(drift), "moved": [_record(item) for item in drift.moved]}
         found["data"] = {**_record(self.data), "range_setters": setters, "drift": moved}
+        found["sensitivity"] = self.sensitivity and _record(self.sensitivity)
         return {key: plain(value) for key, value in found.items()}
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
@@ -85,7 +89,8 @@ class Analysis:
 
     def sections(self) -> list[Section]:
         """The same as parts of a page, for a report that has more."""
-        return sections_of(self.to_dict(), list(_about_data(self)))
+        measured = [] if self.sensitivity is None else [f"Measured: {self.sensitivity}."]
+        return sections_of(self.to_dict(), [*_about_data(self), *measured])
 
     def text(self, most: int = 8) -> str:
         """In words, the worst first."""
@@ -95,7 +100,7 @@ class Analysis:
         return self.text()
 
 
-_Finding = SiteError | Advice | Depth | RangeSetter | Counted | DataJudged | Drift | Drifted
+_Finding = SiteError | Advice | Depth | RangeSetter | Counted | DataJudged | Drift | Drifted | Sensitivity
 
 
 def _record(item: _Finding, *without: str) -> dict[str, Any]:
@@ -147,6 +152,8 @@ def _lines(analysis: Analysis, most: int) -> Iterator[str]:
             f"outlier: sample {setter.sample} alone sets the range of {len(setter.tensors)} tensors ({names}), "
             f"up to {setter.times:.3g} times as wide as all others need"
         )
+    if analysis.sensitivity is not None:
+        yield f"measured: {analysis.sensitivity}"
     yield from _about_data(analysis)
     for note in analysis.notes:
         yield f"note: {note}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from isobit.analysis.drift import find_drift
 from isobit.analysis.findings import LEAST, Advice, SiteError
 from isobit.analysis.judge_data import SeenData
 from isobit.analysis.measure_errors import copies, measure_errors
+from isobit.analysis.sensitivity import Measure, Sensitivity, measure_sites
 from isobit.analysis.site_errors import decibels, error_by_depth
 from isobit.analysis.trials import Trials, score
 from isobit.backend.checked_model import CheckedModel
@@ -51,7 +52,7 @@ def analyze(
     second: Any = None,
     samples: int = 16,
     checks: int = 5,
-    measure: Literal["on", "off"] | None = None,
+    measure: Measure | None = None,
     batch_size: int = 16,
     inputs: Callable[[Any], Any] | None = None,
     ignore_non_finite: bool = False,
@@ -61,7 +62,8 @@ def analyze(
     Two passes over `samples` samples, one in float and one simulated, tell how much of the output's error each
     quantizer makes, and why. The first `checks` suggestions are tried on these samples, after one run each has told
     what the output is without the quantizers that make the most, three times as many. With 0 checks nothing is run
-    beyond the two passes. ``measure="off"`` measures every site off alone, ``"on"`` every site on alone. `evaluate`
+    beyond the two passes. ``measure="off"`` measures every site off alone, ``"on"`` every site on alone, in the
+    work of 30 passes, or of a quarter of one for each where that is more. `evaluate`
     takes a model, a function from a batch to outputs by name, and returns a number, the higher the better; it is called
     for the float and the simulated model. `second` is other data, as from the field: which ranges it would move, and
     what those of `data` cost on it. `batch_size`, `inputs` and `ignore_non_finite` are about the data, as in
@@ -93,7 +95,7 @@ def analyze(
     measured = measure_errors(simulation, exact, simulated, batches)
     trials, findings = measured.trials, measured.findings
     plan, noise = findings.plan, findings.noise
-    errors = _measured(trials, measured.errors, measure, checks)
+    errors, sensitivity = _measured(trials, measured.errors, measure, checks)
     suggestions, together = _suggestions(trials, findings, errors, checks)
     activations = [site for site in trials.encodings if plan.placements[site].kind == "activation"]
     scheme = _scheme(simulation.calibration)
@@ -119,6 +121,7 @@ def analyze(
         str(Coverage.of(simulated.graph, plan)),
         Report.of(simulation).left_in_float,
         tuple(f"{name} was not compared: {why}" for name, why in noise.left.items()),
+        sensitivity,
     )
 
 
@@ -161,17 +164,21 @@ def _count(sim: QuantSim, batches: Sequence[Batch]) -> int:
     return SampleAxes.of(sim.graph).size(batches)
 
 
-def _measured(trials: Trials, errors: list[SiteError], measure: str | None, checks: int) -> list[SiteError]:
-    """The worst sites, or all where asked, with what the output is without them or with them alone."""
-    result = []
-    for rank, error in enumerate(errors):
-        without, alone = None, None
-        if measure == "off" or (rank < _SITES_A_CHECK * checks and error.share >= _WORTH_A_RUN):
-            without = decibels(1.0, trials.without(error.sites))
-        if measure == "on":
-            alone = decibels(1.0, trials.alone(error.sites))
-        result.append(replace(error, without=without, alone=alone))
-    return result
+def _measured(
+    trials: Trials, errors: list[SiteError], measure: Measure | None, checks: int
+) -> tuple[list[SiteError], Sensitivity | None]:
+    """The worst sites with what the output is without them; all, where asked, without them or with them alone."""
+    worst = {i for i, error in enumerate(errors[: _SITES_A_CHECK * checks]) if error.share >= _WORTH_A_RUN}
+    without: dict[int, float] = {}
+    alone: dict[int, float] = {}
+    about = None
+    if measure is not None:
+        measured = measure_sites(trials, errors, measure, len(worst))
+        about = measured.about
+        (without if measure == "off" else alone).update(enumerate(measured.decibels))
+    without.update((i, decibels(1.0, trials.without(errors[i].sites))) for i in sorted(worst - without.keys()))
+    found = [replace(e, without=without.get(i), alone=alone.get(i)) for i, e in enumerate(errors)]
+    return found, about
 
 
 def _suggestions(
@@ -181,8 +188,8 @@ def _suggestions(
     if not trials.noise > 0 or not np.isfinite(trials.noise):
         return [], None
     suggestions = []
-    for rank, error in enumerate(errors):
-        if error.without is not None or (not checks and rank < _UNTRIED and error.share >= _WORTH_A_RUN):
+    for error in errors[: _SITES_A_CHECK * checks if checks else _UNTRIED]:
+        if error.share >= _WORTH_A_RUN:
             advice = advise(findings, error, None if error.without is None else 10 ** (-error.without / 10))
             if advice is not None and advice.predicted >= LEAST:
                 suggestions.append(advice)

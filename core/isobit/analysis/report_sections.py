@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import log10
 from typing import Any
 
 from isobit.analysis.findings import LEAST
-from isobit.html_report import Column, Section, cards, notes, table
+from isobit.html_report import Curve, Section, cards, curve, notes
+from isobit.quantsim.shown.simulator_sections import in_float
 
 #: Suggestions, and quantizers whose shares are drawn.
 _ADVICE, _DRAWN = 12, 20
@@ -22,22 +24,33 @@ def sections_of(data: Mapping[str, Any], about_data: Sequence[str]) -> list[Sect
         "quantizers": str(len(data["sites"])),
     }
     scores = {f"score, {name}": _number(value) for name, value in data["scores"].items()}
-    sites = [{key: value for key, value in site.items() if key != "alone"} for site in data["sites"]]
+    sites = data["sites"]
     return [
         cards({**figures, **scores}),
         Section("advice", "What would help", _advice(data)),
         Section("shares", "What the error is made of", {"sites": _shares(sites)}),
         Section("sites", "Quantizers", {"sites": sites}),
+        *_measured(data),
         Section("depth", "Error by depth", {"steps": data["depth"], "sqnr": data["sqnr"]}),
         in_float(data["left_in_float"]),
         notes("The data, and notes", list(_notes(data, about_data)), half=True),
     ]
 
 
-def in_float(reasons: Mapping[str, str]) -> Section:
-    """What stays in float, and why."""
-    columns = (Column("name", "name"), Column("why", "words"))
-    return table("In float, and why", columns, list(reasons.items()), none="Nothing stays in float.", half=True)
+def _measured(data: Mapping[str, Any]) -> list[Section]:
+    """Each quantizer as it was measured against its estimated share, where all were measured."""
+    about = data["sensitivity"]
+    if about is None:
+        return []
+    is_off = about["measure"] == "off"
+    points = []
+    for site in data["sites"]:
+        value = site["without"] if is_off else site["alone"]
+        if value is not None and site["share"] > 0:
+            share = 10 * log10(site["share"])
+            points.append((share, value, f"{site['name']}: {value:.1f} dB, {100 * site['share']:.2g} % of the error"))
+    text = f"Signal to noise of the outputs with each quantizer {about['measure']} alone, by its estimated share."
+    return [curve("Measured", text, "share of the error, dB", "dB", [Curve("quantizers", points)])]
 
 
 def _advice(data: Mapping[str, Any]) -> dict[str, Any]:

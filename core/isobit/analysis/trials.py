@@ -14,6 +14,7 @@ from isobit.analysis.site_errors import decibels
 from isobit.analysis.tensor_noise import Floats
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch
+from isobit.data.samples import SampleAxes
 from isobit.deadline import check_time
 from isobit.edits.draft import Draft
 from isobit.encodings.encoding import Encoding
@@ -46,6 +47,11 @@ class Trials:
     def sqnr(self) -> float:
         """The ratio in dB with all quantizers as they are."""
         return decibels(1.0, self.noise)
+
+    @property
+    def samples(self) -> int:
+        """The number of samples."""
+        return SampleAxes.of(self.model.graph).size(self.batches)
 
     def by_output(self) -> dict[str, float]:
         """The ratio in dB of each float output."""
@@ -96,7 +102,7 @@ class Trials:
     def model_without(self, sites: Sequence[Site]) -> Iterator[CheckedModel]:
         """The model with these quantizers off, and without what made up for the rounding of their weights."""
         there = [site for site in sites if site in self.encodings]
-        odd = self._compensated_alone(there)
+        odd = self.compensated_alone(there)
         model = self.model
         if odd:
             model = self.model.copy()
@@ -122,7 +128,11 @@ class Trials:
         with self.model_alone(sites) as model:
             return self.noise_of(self._run(model))
 
-    def _compensated_alone(self, off: Sequence[Site]) -> list[str]:
+    def run_float(self, batch: Batch) -> Outputs:
+        """The outputs of the float model."""
+        return self._float.run(batch)
+
+    def compensated_alone(self, off: Sequence[Site]) -> list[str]:
         """Biases that only make up for the rounding of weights whose quantizers are off."""
         graph = self.model.graph
         gone = {constant_name(graph, site) for site in off}

@@ -6,6 +6,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.checks import check_quantizers
 from isobit.backend.contract import Backend, BackendModel, Differentiable, NameMap, OnnxName
 from isobit.backend.devices import device_of
+from isobit.backend.kept_parts import KeptParts
 from isobit.backend.optional import (
     Deployed,
     DeploysFiles,
@@ -18,6 +19,7 @@ from isobit.backend.optional import (
     QdqWriter,
     ReportsDevice,
     RunsGiven,
+    RunsParts,
     RunsWritten,
     SaysGivenTypes,
     ShowsRounding,
@@ -38,6 +40,7 @@ __all__ = [
     "HasInnerValues",
     "HoldsAdapters",
     "HoldsSessions",
+    "KeptParts",
     "LoadsFloatWeights",
     "NameMap",
     "NativeExporter",
@@ -46,6 +49,7 @@ __all__ = [
     "QdqWriter",
     "ReportsDevice",
     "RunsGiven",
+    "RunsParts",
     "RunsWritten",
     "SaysGivenTypes",
     "ShowsRounding",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checks import check_quantizers
 from isobit.backend.contract import BackendModel, Differentiable, NameMap
-from isobit.backend.optional import HoldsAdapters
+from isobit.backend.optional import HoldsAdapters, RunsParts
 from isobit.data import Batch, numpy_type
 from isobit.edits.compensation import Compensation, joined
 from isobit.edits.draft import Draft
@@ -154,6 +154,17 @@ class CheckedModel:
         with self._named_failures() as current:
             current.batch = feeds
             return self.inner.run(feeds)
+
+    def run_part(self, part: Graph, given: Batch) -> dict[str, Array]:
+        """Tensors of a part of the graph from given ones, in front of their quantizers, where the backend `RunsParts`.
+
+        Raises ModelError where it does not run so.
+        """
+        if not isinstance(self.inner, RunsParts):
+            raise ModelError(f"the {self.backend} backend runs no parts of a model")
+        with self._named_failures() as current:
+            current.batch = given
+            return self.inner.run_part(part, given)
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
         """Run every batch and feed the observers as tensors are produced; keeps none of them.

@@ -15,6 +15,7 @@ from isobit.edits.edit import ReadWeight
 from isobit.encodings.encoding import Encodings
 from isobit.encodings.learned_grid import LearnedGrid
 from isobit.encodings.relations import Relations
+from isobit.graph.graph import Graph
 from isobit.graph.sites import Site
 
 
@@ -142,6 +143,20 @@ class RunsGiven(Protocol):
 
     def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> Mapping[str, NDArray[Any]]:
         """Outputs by name, or those of `tensors` that the given model computes. Raises ModelError where it cannot."""
+        ...
+
+
+@runtime_checkable
+class RunsParts(Protocol):
+    """What a BackendModel adds that can run a part of its graph from given values, so that others are not run again."""
+
+    def run_part(self, part: Graph, given: Batch) -> dict[str, NDArray[Any]]:
+        """The tensors in `part.outputs`, whose names are their own, from values of `part.inputs`.
+
+        `part` has some nodes of the graph, all of the model's inputs, and as further inputs the tensors that the nodes
+        read and do not make. Values are those in front of quantizers, given ones and results alike; what the nodes
+        read is behind the quantizers that are on. What is made for a part may be kept as long as the object lives.
+        """
         ...
 
 

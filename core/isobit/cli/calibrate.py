@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from isobit.cli import quantize_options as options
-from isobit.cli.guard import Debug, remember_written
+from isobit.cli.guard import Debug, remember_written, write_report
 from isobit.cli.quantize_options import parse_overrides
 from isobit.cli.user_data.image_options import ImageOptions
 
@@ -49,6 +49,7 @@ def calibrate(
     scale: options.Scale = None,
     channels: options.ChannelOrder = None,
     layout: options.AxisOrder = None,
+    report: options.Report = None,
     as_json: options.AsJson = False,
     _debug: Debug = False,
 ) -> None:
@@ -76,6 +77,7 @@ def calibrate(
     from isobit.files import check_file_writable, check_writable
     from isobit.quantsim.export import USUAL
     from isobit.quantsim.quantize import open_simulator
+    from isobit.quantsim.shown.simulator_sections import simulator_sections
     from isobit.techniques.fold_batch_norms import FoldBatchNorms
 
     if out is not None:
@@ -108,7 +110,11 @@ def calibrate(
     paths = {} if out is None else sim.export(out)
     if out is not None:
         remember_written(context, out)
-    written = {"statistics": write_statistics, **paths} if write_statistics else paths
+    if report is not None:
+        about = f"{model.name}, target {sim.target.name}, calibration {sim.calibration}"
+        write_report(context, report, about, simulator_sections(sim.simulation))
+    further = {"statistics": write_statistics, "report": report}
+    written = {**{label: path for label, path in further.items() if path is not None}, **paths}
     if as_json:
         _print_json(sim, written, read)
     else:

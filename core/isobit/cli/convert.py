@@ -9,11 +9,13 @@ import typer
 
 from isobit.cli.complete import backend_names, format_names
 from isobit.cli.diff import encodings_of, names_of
-from isobit.cli.guard import Debug
+from isobit.cli.guard import Debug, say_report, write_report
+from isobit.cli.quantize_options import Report
 from isobit.cli.terminal import line, print_json, warn
 
 
 def convert(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="IN", help="Encodings, a saved simulator or a QDQ model.")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
     format: Annotated[
@@ -40,6 +42,7 @@ def convert(
     no_fold: Annotated[
         bool, typer.Option("--no-fold", metavar="", help="Do not fold batch norms of the model.")
     ] = False,
+    report: Report = None,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     _debug: Debug = False,
 ) -> None:
@@ -59,6 +62,13 @@ def convert(
         shown = ", ".join(list(encodings.unmapped)[:5])
         raise EncodingError(f"{source}: the model has no {shown}: is it the model that the file belongs to?")
     notes = [*encodings.notes, *chosen.write(encodings, destination, names)]
+    if report is not None:
+        from isobit.html_report import encodings_table
+        from isobit.html_report import notes as lines
+
+        told = lines("Notes", list(dict.fromkeys(notes)) or ["The format holds all of it."])
+        about = f"{source.name} to {destination.name}, format {format}"
+        write_report(context, report, about, [encodings_table(encodings), told])
     if as_json:
         counts = {"encodings": len(encodings), "notes": list(dict.fromkeys(notes))}
         print_json({"in": str(source), "out": str(destination), "format": format, **counts})
@@ -66,3 +76,4 @@ def convert(
     for note in dict.fromkeys(notes):
         warn(note)
     line(f"{destination}: {len(encodings)} encodings in format {format}")
+    say_report(report)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
 
 from isobit.cli.exit_codes import BUG, INTERRUPTED, USER_ERROR, was_interrupted
-from isobit.cli.terminal import complain, warn
+from isobit.cli.terminal import complain, line, warn
 from isobit.errors import IsobitError, IsobitWarning
+
+if TYPE_CHECKING:
+    from isobit.html_report import Section
 
 _DEBUG, _WRITTEN, _ERROR_CODE = "isobit.debug", "isobit.written", "isobit.error_code"
 
@@ -33,6 +37,22 @@ Debug = Annotated[
 def remember_written(context: typer.Context, where: object) -> None:
     """Note that files have been written, so that the message of an interruption says so."""
     context.meta[_WRITTEN] = str(where)
+
+
+def write_report(context: typer.Context, path: Path | None, about: str, sections: Sequence[Section]) -> None:
+    """Write the page of a verb, where one is asked for. `say_report` says where, behind all else that it prints."""
+    if path is None:
+        return
+    from isobit.html_report import write_page
+
+    write_page(path, f"isobit {context.info_name}", about, sections)
+    remember_written(context, path)
+
+
+def say_report(path: Path | None) -> None:
+    """Say where the page is."""
+    if path is not None:
+        line(f"report     {path}")
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isobit.cli.complete import backend_names, target_names
-from isobit.cli.guard import Debug
-from isobit.cli.quantize_options import check_there
+from isobit.cli.guard import Debug, say_report, write_report
+from isobit.cli.quantize_options import Report, check_there
 from isobit.cli.terminal import print_json
 from isobit.defaults import DEFAULT_TARGET
 
@@ -20,6 +20,7 @@ _SHOWN = 20
 
 
 def inspect(
+    context: typer.Context,
     path: Annotated[
         Path,
         typer.Argument(
@@ -52,6 +53,7 @@ def inspect(
             "--costs", metavar="", help="Say what each layer of a model costs: multiply-accumulates, parameters, ..."
         ),
     ] = False,
+    report: Report = None,
     show_all: Annotated[bool, typer.Option("--all", metavar="", help=f"List all, not the first {_SHOWN}.")] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     _debug: Debug = False,
@@ -71,10 +73,13 @@ def inspect(
     """
     check_there(path)
     finding = _costs(path, target, backend) if costs else _find(path, target, backend, not no_fold)
+    if report is not None:
+        write_report(context, report, path.name, finding.sections())
     if as_json:
         print_json({"path": str(path), **finding.data()})
     else:
         finding.show(10**9 if show_all else _SHOWN)
+        say_report(report)
 
 
 def _costs(path: Path, target: str, backend: str | None) -> Finding:

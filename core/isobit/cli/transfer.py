@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isobit.cli.guard import Debug, remember_written
+from isobit.cli.guard import Debug, remember_written, say_report, write_report
+from isobit.cli.quantize_options import Report
 from isobit.cli.terminal import capped, line, print_json, warn
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def transfer(
     partial: Annotated[
         bool, typer.Option("--partial", metavar="", help="Write also when some found no place.")
     ] = False,
+    report: Report = None,
     show_all: Annotated[bool, typer.Option("--all", metavar="", help=f"List all, not the first {_SHOWN}.")] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     _debug: Debug = False,
@@ -54,10 +56,13 @@ def transfer(
     if result.complete or partial:
         IsobitJson().write(result.encodings, out)
         remember_written(context, out)
+    if report is not None:
+        write_report(context, report, f"{source.name} to {target.name}", result.sections())
     if as_json:
         print_json({"out": str(out), **result.as_data()})
     else:
         _print(result, out, 10**9 if show_all else _SHOWN)
+        say_report(report)
     if not result.complete and not partial:
         raise EncodingError(
             f"{len(result.unmapped)} of the encodings in {encodings} found no place in {target}: nothing was written; "

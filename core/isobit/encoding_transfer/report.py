@@ -8,6 +8,7 @@ from typing import Any
 
 from isobit.encodings.encoding import Encodings
 from isobit.graph.sites import Site, site_key
+from isobit.html_report import Cell, Column, Section, cards, encodings_table, notes, table
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,28 @@ class Transfer:
             "missing": [{"target": _site(site), "reason": reason} for site, reason in self.missing.items()],
             "notes": list(self.notes),
         }
+
+    def sections(self) -> list[Section]:
+        """The same as parts of a page: what found no place first, then each encoding and where it came from."""
+        figures = {
+            "encodings for the target": str(len(self.encodings)),
+            "of the source without a place": str(len(self.unmapped)),
+            "of the target without an encoding": str(len(self.missing)),
+        }
+        lost = [*(("source", *_words(s), why) for s, why in self.unmapped.items())]
+        lost += [("target", *_words(s), why) for s, why in self.missing.items()]
+        moved: list[list[Cell]] = [
+            [*_words(site), ", ".join(str(source) for source in sources)] for site, sources in self.mapped.items()
+        ]
+        lost_columns = [Column("of"), Column("site"), Column("name", "name"), Column("why", "words")]
+        moved_columns = [Column("site"), Column("in the target", "name"), Column("in the source", "name")]
+        return [
+            cards(figures),
+            table("Without a place", lost_columns, lost, none="Every encoding found its place."),
+            table("Where each came from", moved_columns, moved, filter="Filter by name"),
+            encodings_table(self.encodings),
+            *([notes("Notes", self.notes)] if self.notes else []),
+        ]
 
     def __str__(self) -> str:
         lines = [f"{len(self.encodings)} encodings for the target, {len(self.unmapped)} of the source not mapped"]

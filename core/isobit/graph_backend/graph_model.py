@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checks import check_quantizers
 from isobit.backend.contract import NameMap
+from isobit.backend.kept_parts import KeptParts
 from isobit.data import Batch
 from isobit.edits.edit import EditPlan
 from isobit.encodings.encoding import Encoding, Encodings
@@ -101,6 +102,7 @@ class GraphModel:
         self.quantizers: dict[Site, Encoding] = {}
         self.off: set[Site] = set()
         self.cache: dict[Any, Any] = {}
+        self._parts = KeptParts(lambda part: GraphModel(self.engine, part, self.weights))
 
     @property
     def backend(self) -> str:
@@ -130,6 +132,7 @@ class GraphModel:
         self.quantizers = {site: e for site, e in self.quantizers.items() if self.graph.has_site(site)}
         self.off &= self.quantizers.keys()
         self.cache = {}
+        self._parts.clear()
 
     @property
     def quantized(self) -> Collection[Site]:
@@ -170,6 +173,15 @@ class GraphModel:
     def run(self, batch: Batch) -> dict[str, Array]:
         """Outputs by name."""
         return {name: np.asarray(value) for name, value in self.engine.run(self, batch, ())[0].items()}
+
+    def run_part(self, part: Graph, given: Batch) -> dict[str, Array]:
+        """The tensors that the part makes, in front of their quantizers."""
+        held = self._parts.of(part)
+        held.quantizers = {site: e for site, e in self.quantizers.items() if part.has_site(site)}
+        held.off = self.off & held.quantizers.keys()
+        taps: list[Tap] = [(Tensor(name), "before") for name in part.outputs]
+        values = self.engine.run(held, {name: given[name] for name in part.inputs}, taps)[1]
+        return {name: np.asarray(value) for name, value in zip(part.outputs, values, strict=True)}
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
         """Run every batch; the requested tensors are reduced where they are, and let go."""

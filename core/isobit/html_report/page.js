@@ -72,7 +72,9 @@ const sections = {
     if (content.together) place.append(make("p", content.together));
   },
   table(content, place) {
-    place.append(content.rows.length ? table(content.columns, content.rows, { filter: content.filter, order: content.order }) : make("p", content.none));
+    if (!content.rows.length) { place.append(make("p", content.none)); return; }
+    if (!content.plots.length) { place.append(table(content.columns, content.rows, { filter: content.filter })); return; }
+    chooses(content.columns, content.rows, { filter: content.filter }, content.plots, place);
   },
   notes(content, place) { for (const line of content.lines) place.append(make("p", line)); },
   // Points of cost against a figure; those of the first series are joined where `joined`.
@@ -139,16 +141,23 @@ const sections = {
   },
   // Quantizers: a table, and below it the values of the one that is chosen there.
   sites(content, place) {
-    const columns = [["name", "name"], ["of", ""], ["kind", ""], ["format", ""], ["share", "number"], ["cause", ""], ["dB at it", "number"], ["came in", "number"], ["dB without", "number"], ["outside", "number"], ["dead", "number"]];
-    const rows = content.sites.map(site => [site.name, site.op, site.kind, site.format, [percent(site.share), site.share], cause(site), [decibels(site.sqnr), site.sqnr], [percent(site.inherited), site.inherited],
-      [site.without === null ? "" : site.without.toFixed(1), site.without], [percent(site.outside), site.outside], [String(site.dead), site.dead]]);
-    const chosen = make("div"), show = index => { chosen.replaceChildren(); if (content.sites[index]) { sections.plot(content.sites[index], chosen); } };
-    place.append(table(columns, rows, { filter: "Filter by name, op, format, cause", order: { column: 4, down: true }, choose: show }), chosen);
-    show(0);
+    const measured = [["without", "dB without"], ["alone", "dB alone"]].filter(([key]) => content.sites.some(site => site[key] !== null));
+    const columns = [["name", "name"], ["of", ""], ["kind", ""], ["format", ""], ["share", "number"], ["cause", ""], ["dB at it", "number"], ["came in", "number"], ...measured.map(([, title]) => [title, "number"]), ["outside", "number"], ["dead", "number"]];
+    const rows = content.sites.map(site => [site.name, site.op, site.kind, brief(site.format), [percent(site.share), site.share], cause(site), [decibels(site.sqnr), site.sqnr], [percent(site.inherited), site.inherited],
+      ...measured.map(([key]) => [site[key] === null ? "" : site[key].toFixed(1), site[key]]), [percent(site.outside), site.outside], [String(site.dead), site.dead]]);
+    chooses(columns, rows, { filter: "Filter by name, op, format, cause", order: { column: 4, down: true } }, content.sites, place);
   },
   plot(content, place) { const both = make("div", undefined, { class: "pair" }); place.append(both); values(content, both); },
 };
 
+// A table, and below it the values of the row that is chosen.
+function chooses(columns, rows, options, plots, place) {
+  const chosen = make("div"), show = index => { chosen.replaceChildren(); if (plots[index]) { sections.plot(plots[index], chosen); } };
+  place.append(table(columns, rows, { ...options, choose: show }), chosen);
+  show(0);
+}
+// A format without the symmetry that is the usual one of its type, and without one scale.
+function brief(format) { return format.replace(/^(u\w+) asymmetric/, "$1").replace(/^(int\w+) symmetric/, "$1").replace(" per-tensor", ""); }
 function values(site, place) {
   const left = make("div"), right = make("div");
   left.append(make("h2", cut(site.name, 60)), make("p", `${site.format}, grid ${short(site.grid[0])} to ${short(site.grid[1])} (shaded), seen ${short(site.seen[0])} to ${short(site.seen[1])}; heights are logarithmic`, { class: "soft" }), histogram(site));
@@ -196,7 +205,7 @@ document.getElementById("about").textContent = data.about;
 for (const { kind, title, half, content } of data.sections) {
   if (kind === "cards") {
     const place = make("div", undefined, { class: "cards" });
-    for (const [value, name] of content.items) { const card = make("div"); card.append(make("b", value, { class: value.length > 14 ? "long" : "" }), make("span", name)); place.append(card); }
+    for (const [value, name] of content.items) { const card = make("div"); card.append(make("b", value, { class: value.length > 11 ? "long" : "" }), make("span", name)); place.append(card); }
     main.append(place);
     continue;
   }

@@ -61,13 +61,18 @@ def table(
     filter: str = "",
     none: str = "Nothing.",
     half: bool = False,
+    plots: Sequence[Mapping[str, Any]] = (),
 ) -> Section:
-    """A table that sorts; with a text for `filter`, one of which rows can be searched for."""
+    """A table that sorts; with a text for `filter`, one of which rows can be searched for.
+
+    With `plots`, one for each row as `TensorPlot.to_dict` gives it, that of the row which is chosen is drawn below.
+    """
     content = {
         "columns": [(column.title, column.kind) for column in columns],
         "rows": rows,
         "filter": filter,
         "none": none,
+        "plots": list(plots),
     }
     return Section("table", title, content, half)
 

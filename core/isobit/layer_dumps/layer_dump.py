@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from isobit.errors import DataError
 from isobit.files import check_unpacked_size, write_atomically
+from isobit.html_report import Cell, Column, Curve, Section, cards, curve, table
 
 _FORMAT, _VERSION, _RECORD = "isobit layer dump", 1, "isobit.json"
 
@@ -45,6 +46,27 @@ class LayerDump:
     tensors: Mapping[str, DumpedTensor]
     simulated: bool
     left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def sections(self) -> list[Section]:
+        """The tensors as parts of a page: what each holds in figures, and the largest values in order."""
+        rows = [_row(name, tensor) for name, tensor in self.tensors.items()]
+        titles = ("least", "largest", "mean", "deviation", "zeros", "not finite", "step")
+        columns = [Column("tensor", "name"), Column("in ONNX", "name"), Column("shape"), Column("type")]
+        columns += [Column(title, "number") for title in titles]
+        points = [(float(index), _reach(t.values), name) for index, (name, t) in enumerate(self.tensors.items())]
+        left = [Column("name", "name"), Column("why", "words")]
+        return [
+            cards({"tensors": str(len(rows)), "quantizers": "on" if self.simulated else "off"}),
+            curve(
+                "Largest magnitude",
+                "The largest magnitude of each tensor, in the order of execution.",
+                "tensor",
+                "magnitude",
+                [Curve("largest magnitude", points, joined=True)],
+            ),
+            table("Tensors", columns, rows, filter="Filter by name"),
+            table("Left out, and why", left, list(self.left_out.items()), none="Nothing was left out."),
+        ]
 
     def save(self, path: str | Path) -> None:
         """Write an ``.npz`` file with an array for each tensor, by its name, whole or not at all.
@@ -113,3 +135,26 @@ def _read(record: Any, arrays: Mapping[str, NDArray[Any]], path: str) -> LayerDu
         steps = None if scale is None else np.array(scale, np.float32)
         tensors[str(name)] = DumpedTensor(arrays[name], str(known["onnx"]), axis, steps, str(known["layout"]))
     return LayerDump(tensors, bool(record["simulated"]), {str(k): str(v) for k, v in record["left_out"].items()})
+
+
+def _row(name: str, tensor: DumpedTensor) -> list[Cell]:
+    values = tensor.values
+    finite = values[np.isfinite(values)].astype(np.float64) if values.dtype.kind in "fiub" else np.zeros(0)
+    figures = [finite.min(), finite.max(), finite.mean(), finite.std()] if finite.size else [None] * 4
+    shares = [float((values == 0).mean()), 1 - finite.size / values.size] if values.size else [0.0, 0.0]
+    step = None if tensor.scale is None else float(tensor.scale.max())
+    shape = "(" + ", ".join(map(str, values.shape)) + ")"
+    return [
+        name,
+        tensor.onnx,
+        shape,
+        str(values.dtype),
+        *(("" if value is None else f"{value:.4g}", value) for value in figures),
+        *((f"{100 * share:.3g} %", share) for share in shares),
+        ("" if step is None else f"{step:.4g}", step),
+    ]
+
+
+def _reach(values: NDArray[Any]) -> float:
+    finite = values[np.isfinite(values)] if values.dtype.kind in "fiub" else np.zeros(0)
+    return float(np.abs(finite.astype(np.float64)).max(initial=0.0))

@@ -27,7 +27,7 @@ def layer_weights(graph: Graph) -> dict[str, list[Use]]:
     return found
 
 
-def _is_weight(graph: Graph, use: Use, signal: set[str]) -> bool:
+def _is_weight(graph: Graph, use: Use, signal: frozenset[str]) -> bool:
     """Whether a constant is multiplied with a signal here; the first operand of a MatMul may be the constant one.
 
     A layer that a backend keeps whole, as its framework has it, is taken to multiply with the matrices that it reads.

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 from isobit.graph.graph import Graph
 from isobit.graph.ops import SHAPE_SOURCES, VALUE_PRESERVING, operand
 
+#: Of graphs that are there: plans, coverage and reports of one graph ask for it one after the other.
+_KNOWN: WeakKeyDictionary[Graph, frozenset[str]] = WeakKeyDictionary()
 
-def signal_tensors(graph: Graph) -> set[str]:
+
+def signal_tensors(graph: Graph) -> frozenset[str]:
     """Tensors that carry the network's signal: they depend on floats, on 8-bit pixels, or on a table of floats.
 
     A table is read by indices (Gather), or projected as a whole by a layer (DeBERTa's relative positions). What
     integers and booleans become is signal where a weight meets it (audio as int16, one-hot codes, planes of a board).
     """
+    known = _KNOWN.get(graph)
+    if known is None:
+        known = _KNOWN[graph] = frozenset(_found(graph))
+    return known
+
+
+def _found(graph: Graph) -> set[str]:
     start = {name for name in graph.inputs if graph.is_float(name) or graph.tensors[name].dtype in ("uint8", "int8")}
     signal = _reached(graph, start)
     met = _met_by_weights(graph, signal)

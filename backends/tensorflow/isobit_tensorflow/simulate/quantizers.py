@@ -175,6 +175,14 @@ class Quantizer(keras.layers.Layer):  # type: ignore[misc]
         spec, axis = self._template.spec, self._template.axis
         return self.site, spec, axis, tuple(self.scale.shape), self._grid_record, tuple(other.site for other in related)
 
+    def followed(self) -> tuple[Quantizer, ...]:
+        """Those whose variables a pass through this one reads: itself, and what it is related to, however far.
+
+        Not a property: Keras saves what the properties of a layer hold.
+        """
+        related = self._related() if self._related is not None else ()
+        return (self, *(other for layer in related for other in layer.followed()))
+
     def _leader(self) -> Quantizer:
         """The quantizer whose grid this one has: itself, or the one other that it is related to."""
         related = self._related() if self._related is not None else ()

@@ -208,8 +208,11 @@ class Simulator(keras.Model):  # type: ignore[misc]
         rounding: Mapping[Site, Rounding] | None = None,
         parameters: Mapping[str, Any] | None = None,
         only: Collection[Tap] | None = None,
+        part: Graph | None = None,
     ) -> dict[str, tf.Tensor]:
         """Outputs by name from inputs by name; `rounding` stands for the quantizers, each behind its switch.
+
+        Those of a `part` of the graph, where one is given.
 
         `parameters` stand for the variables by their names. `tap` and `only` are of `isobit.graph_backend.run_graph`.
         """
@@ -219,8 +222,9 @@ class Simulator(keras.Model):  # type: ignore[misc]
         if training:
             seeds = {d.name: g for d, g in zip(self.behaviour.dropouts, self._generators, strict=True)}
             training_pass = TrainingPass(self.graph, parameters, self.behaviour, seeds)
-        typed = {name: self._typed(name, feeds[name]) for name in self.graph.inputs}
-        return run(self.graph, parameters, rounding, typed, training_pass, tap, only)
+        graph = self.graph if part is None else part
+        typed = {name: self._typed(name, feeds[name]) for name in graph.inputs}
+        return run(graph, parameters, rounding, typed, training_pass, tap, only)
 
     def _typed(self, name: str, value: Any) -> tf.Tensor:
         dtype = self.graph.tensors[name].dtype

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from threading import Lock
@@ -21,6 +22,7 @@ from isobit.graph import Graph, Site, graph_to_record
 from isobit.graph_backend import Tap
 from isobit_tensorflow.kernels.native import NATIVE
 from isobit_tensorflow.kernels.operands import Operand, Rounding
+from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.simulator import Simulator
 from isobit_tensorflow.simulate.variables import native_variable
 
@@ -34,7 +36,10 @@ Feeds = Mapping[str, tf.Tensor]
 
 
 class Pass(Protocol):
-    """One pass over a batch: the outputs by name. `tap` and `only` are of `isobit.graph_backend.run_graph`."""
+    """One pass over a batch: the outputs by name. `tap` and `only` are of `isobit.graph_backend.run_graph`.
+
+    Of a `part` of the graph, where one is given, with that part's inputs as the batch.
+    """
 
     def __call__(
         self,
@@ -42,6 +47,7 @@ class Pass(Protocol):
         *,
         tap: Callable[[Tap, Operand], None] | None = None,
         only: Collection[Tap] | None = None,
+        part: Graph | None = None,
     ) -> dict[str, tf.Tensor]:
         """Run it."""
         ...
@@ -59,39 +65,74 @@ class TracedPass:
 
 
 def trace(
-    simulator: Simulator, switches: Switches, what: Hashable, compute: Callable[[Feeds, Pass], Any]
+    simulator: Simulator,
+    switches: Switches,
+    what: Hashable,
+    compute: Callable[[Feeds, Pass], Any],
+    part: Graph | None = None,
 ) -> TracedPass:
-    """`compute`, which gets a batch and the pass to run on it; `what` says all that it depends on beside the pass."""
-    held = _held(simulator, switches)
-    variables = [native_variable(variable) for variable in held]
-    key = what, switches, _structure(simulator, switches, variables)
+    """`compute`, which gets a batch and the pass to run on it; `what` says all that it depends on beside the pass.
+
+    With a `part` of the graph the batch has that part's inputs, and the pass knows what that part reads alone.
+    """
+    read = _Read.of(simulator, switches, part)
+    variables = [native_variable(variable) for variable in read.variables]
+    key = what, switches, _structure(simulator, read, variables)
     function = _KEPT.get(key)
     if function is None:
-        function = _traced(simulator, switches, held, variables, compute)
+        function = _traced(simulator, switches, read, variables, compute)
         _KEPT.keep(key, function)
     return TracedPass(function, variables)
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """What a pass over a graph reads: parameters by name, and quantizers, those that others follow among them."""
+
+    graph: Graph
+    parameters: Mapping[str, keras.Variable]
+    layers: Sequence[Quantizer]
+
+    @classmethod
+    def of(cls, simulator: Simulator, switches: Switches, part: Graph | None) -> _Read:
+        layers: Sequence[Quantizer] = simulator.quantizer_layers if switches != "float" else ()
+        if part is None:
+            return cls(simulator.graph, simulator.parameters, layers)
+        sources = {info.source or name for name, info in part.weights.items()}
+        followed = {id(other) for layer in layers if part.has_site(layer.site) for other in layer.followed()}
+        return cls(
+            part,
+            {name: variable for name, variable in simulator.parameters.items() if name in sources},
+            [layer for layer in layers if id(layer) in followed],
+        )
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        return [*self.parameters.values(), *(variable for layer in self.layers for variable in layer.held)]
 
 
 def _traced(
     simulator: Simulator,
     switches: Switches,
-    held: Sequence[keras.Variable],
+    read: _Read,
     variables: Sequence[Any],
     compute: Callable[[Feeds, Pass], Any],
 ) -> Any:
+    held = read.variables
+
     def traced(feeds: Feeds, arguments: Sequence[tf.Variable]) -> Any:
         given = {id(variable): argument for variable, argument in zip(held, arguments, strict=True)}
-        parameters = {name: given[id(variable)] for name, variable in simulator.parameters.items()}
+        parameters = {name: given[id(variable)] for name, variable in read.parameters.items()}
 
-        def read(variable: keras.Variable) -> tf.Tensor:
+        def value(variable: keras.Variable) -> tf.Tensor:
             return tf.convert_to_tensor(given[id(variable)])
 
         rounding: dict[Site, Rounding] = {}
-        for site, layer in simulator.quantizers.items() if switches != "float" else ():
-            rounding[site] = partial(layer.rounded if switches == "simulated" else layer.switched, read=read)
+        for layer in read.layers:
+            rounding[layer.site] = partial(layer.rounded if switches == "simulated" else layer.switched, read=value)
         return compute(feeds, partial(simulator.run_named, parameters=parameters, rounding=rounding))
 
-    return tf.function(traced, autograph=False).get_concrete_function(_signature(simulator.graph), list(variables))
+    return tf.function(traced, autograph=False).get_concrete_function(_signature(read.graph), list(variables))
 
 
 def _signature(graph: Graph) -> dict[str, tf.TensorSpec]:
@@ -104,25 +145,17 @@ def _signature(graph: Graph) -> dict[str, tf.TensorSpec]:
     return specs
 
 
-def _held(simulator: Simulator, switches: Switches) -> list[keras.Variable]:
-    """The variables that a pass reads."""
-    layers = simulator.quantizer_layers if switches != "float" else []
-    return [*simulator.parameters.values(), *(variable for layer in layers for variable in layer.held)]
-
-
-def _structure(simulator: Simulator, switches: Switches, variables: Sequence[Any]) -> Hashable:
+def _structure(simulator: Simulator, read: _Read, variables: Sequence[Any]) -> Hashable:
     """All that a trace depends on beside what it computes: everything but the values of the variables."""
-    graph = simulator.graph
-    if any(node.op.startswith(NATIVE) for node in graph.nodes):
+    if any(node.op.startswith(NATIVE) for node in read.graph.nodes):
         return id(simulator), object()  # what layers of Keras hold is theirs: their passes are not shared
-    record = graph_to_record(graph)
+    record = graph_to_record(read.graph)
     del record["notes"]
     for entry in record["weights"].values():
         entry["value"] = entry["magnitude"] = None  # kernels read variables
     kinds = [[variable.dtype.name, list(variable.shape), variable.device] for variable in variables]
-    text = json.dumps([record, list(simulator.parameters), kinds, simulator.compute_dtype])
-    layers = simulator.quantizer_layers if switches != "float" else []
-    return sha256(text.encode()).digest(), tuple(layer.structure for layer in layers)
+    text = json.dumps([record, list(read.parameters), kinds, simulator.compute_dtype])
+    return sha256(text.encode()).digest(), tuple(layer.structure for layer in read.layers)
 
 
 class _Kept:

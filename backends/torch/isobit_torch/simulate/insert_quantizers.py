@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import fx
 
 from isobit.encodings import Encoding
-from isobit.graph import Site, to_canonical
+from isobit.graph import Input, Site, Tensor, to_canonical
+from isobit.statistics import Request
 from isobit_torch.program.convert import to_array
 from isobit_torch.program.fx_nodes import NAME, attribute, behind, op_name
 from isobit_torch.program.program import copy_graph
@@ -35,6 +36,15 @@ class Simulated:
     graph: fx.Graph
     copies: Mapping[fx.Node, fx.Node]
     after: Mapping[Site, fx.Node]
+
+    def node_of(self, translation: Translation, request: Request) -> fx.Node:
+        """The node whose result a request is about."""
+        site = request.site
+        source = self.copies[bind(translation, site).source]
+        if request.stage == "before":
+            return source
+        name = translation.graph.node(site.node).input(site.index) or "" if isinstance(site, Input) else site.name
+        return next((self.after[place] for place in (site, Tensor(name)) if place in self.after), source)
 
 
 def insert_quantizers(

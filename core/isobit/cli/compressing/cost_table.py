@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from isobit.cli.terminal import capped, line, table
 if TYPE_CHECKING:
     from isobit.budget import Cost
     from isobit.graph.graph import Graph
+    from isobit.html_report import Section
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,17 @@ class FoundCosts:
         total = asdict(Cost.sum(self.costs.values()))
         return {"total": total, "layers": layers, "processor": self.processor, "open_sizes": self.open_sizes}
 
+    def sections(self) -> list[Section]:
+        """The sum, and all layers."""
+        from isobit.budget import Cost
+        from isobit.compression.compression_report import cost_lines
+        from isobit.html_report import notes
+
+        told = [*cost_lines(Cost.sum(self.costs.values()))]
+        told += [f"By the times of {self.processor}, in float."] if self.processor else []
+        told += [f"Input {name!r} has open sizes, which count as 1." for name in self.open_sizes]
+        return [notes("A sample", told), cost_section(self.graph, self.costs)]
+
     def show(self, cap: int) -> None:
         """The sum, and the layers, the dearest first."""
         from isobit.budget import Cost
@@ -80,3 +93,22 @@ class FoundCosts:
         )
         for text in capped([name for name, _ in dear], cap, "  ... and {count} more: --all lists them")[cap:]:
             line(text)
+
+
+def cost_section(graph: Graph, costs: Mapping[str, Cost]) -> Section:
+    """What each layer costs for one sample, as a table of a page; layers that cost nothing are left out."""
+    from isobit.budget import Cost
+    from isobit.compression.compression_report import number
+    from isobit.html_report import Cell, Column
+    from isobit.html_report import table as html_table
+
+    total = Cost.sum(costs.values()).macs
+    rows: list[list[Cell]] = []
+    for name, cost in costs.items():
+        share = cost.macs / total if total else 0.0
+        figures = [(number(value), value) for value in (cost.macs, cost.parameters, cost.activations)]
+        if cost.macs or cost.parameters:
+            rows.append([name, graph.node(name).op, figures[0], (f"{share:.1%}", share), *figures[1:]])
+    titles = ("macs", "share", "parameters", "activations")
+    columns = [Column("layer", "name"), Column("op"), *(Column(title, "number") for title in titles)]
+    return html_table("What each layer costs", columns, rows, filter="Filter by name, op")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from isobit.cli import quantize_options as options
-from isobit.cli.guard import Debug, remember_written
+from isobit.cli.guard import Debug, remember_written, say_report, write_report
 from isobit.cli.user_data.image_options import ImageOptions
 
 
@@ -49,6 +49,7 @@ def dump(
     scale: options.Scale = None,
     channels: options.ChannelOrder = None,
     layout: options.AxisOrder = None,
+    report: options.Report = None,
     as_json: options.AsJson = False,
     _debug: Debug = False,
 ) -> None:
@@ -78,6 +79,7 @@ def dump(
     found = dump_layers(sim, batch, names=only or None, simulated=simulator is not None and not in_float)
     found.save(out)
     remember_written(context, out)
+    write_report(context, report, f"{model.name}, {out.name}", found.sections())
     size = sum(tensor.values.nbytes for tensor in found.tensors.values())
     if as_json:
         tensors = {
@@ -91,3 +93,4 @@ def dump(
         warn(f"{name}: {why}, so it is not in the file")
     kind = "as quantizers make them" if found.simulated else "in float"
     line(f"{len(found.tensors)} tensors {kind}, {size / 1e6:.1f} MB: {out}")
+    say_report(report)

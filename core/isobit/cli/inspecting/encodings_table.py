@@ -10,6 +10,7 @@ from isobit.cli.terminal import line, table, warn
 
 if TYPE_CHECKING:
     from isobit.encodings.encoding import Encoding, Encodings
+    from isobit.html_report import Section
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class FoundEncodings:
         """The format, and a record for each encoding."""
         return {"format": self.format, "encodings": encoding_records(self.encodings), "notes": self.encodings.notes}
 
+    def sections(self) -> list[Section]:
+        """The same table, and what was noted."""
+        from isobit.html_report import encodings_table, notes
+
+        told = [f"Format {self.format}.", *self.encodings.notes]
+        return [encodings_table(self.encodings), notes("Notes", told)]
+
     def show(self, cap: int) -> None:
         """A table of them."""
         line(f"{self.path}: {len(self.encodings)} encodings in format {self.format}", style="bold")
@@ -49,20 +57,9 @@ def encoding_records(encodings: Encodings) -> list[dict[str, Any]]:
 
 def show_encodings(encodings: Encodings, cap: int) -> None:
     """A table of at most `cap` encodings."""
-    from isobit.graph.sites import site_key
+    from isobit.html_report import ENCODING_TITLES, encoding_cells
 
-    cells = [
-        (
-            site_key(site)[0],
-            str(site),
-            _short_format(e),
-            _few(e, "scale"),
-            _few(e, "zero_point"),
-            f"[{e.minimum.min():.4g}, {e.maximum.max():.4g}]",
-        )
-        for site, e in list(encodings.items())[:cap]
-    ]
-    table(("site", "name", "format", "scale", "zero point", "range"), cells)
+    table(ENCODING_TITLES, encoding_cells(encodings, cap))
     if len(encodings) > cap:
         line(f"... and {len(encodings) - cap} more: --all lists them")
 
@@ -76,18 +73,3 @@ def _record(encoding: Encoding) -> dict[str, Any]:
         "minimum": float(encoding.minimum.min()),
         "maximum": float(encoding.maximum.max()),
     }
-
-
-def _short_format(encoding: Encoding) -> str:
-    """The format without the symmetry that is the default (`isobit.encodings.quant_spec`), and without one scale."""
-    spec = encoding.spec
-    unsaid = " symmetric" if spec.dtype == "int" else " asymmetric"
-    return str(spec).replace(unsaid, "").replace(" per-tensor", "")
-
-
-def _few(encoding: Encoding, field: str) -> str:
-    """The one value, or the lowest and highest of several."""
-    values = getattr(encoding, field)
-    if values.size == 1 or values.min() == values.max():
-        return f"{values.flat[0]:.4g}"
-    return f"{values.min():.3g}..{values.max():.3g}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from isobit.html_report import Section
 
 
 class Finding(Protocol):
@@ -10,6 +13,10 @@ class Finding(Protocol):
 
     def data(self) -> dict[str, Any]:
         """All of it, as what JSON can hold."""
+        ...
+
+    def sections(self) -> list[Section]:
+        """All of it, as parts of a page."""
         ...
 
     def show(self, cap: int) -> None:

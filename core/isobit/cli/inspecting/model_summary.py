@@ -11,6 +11,7 @@ from isobit.cli.terminal import capped, line, table
 
 if TYPE_CHECKING:
     from isobit.graph.graph import Graph, TensorInfo
+    from isobit.html_report import Section
     from isobit.quantsim.quantsim import QuantSim
 
 
@@ -37,6 +38,47 @@ class FoundModel:
     def data(self) -> dict[str, Any]:
         """The graph and the plan."""
         return {**self.graph, "folded": self.folded, "plan": _plan_data(self.sim)}
+
+    def sections(self) -> list[Section]:
+        """Figures, inputs and outputs, operations, what each layer costs, and the plan."""
+        from isobit.budget import layer_costs
+        from isobit.cli.compressing.cost_table import cost_section
+        from isobit.html_report import Column, cards, notes
+        from isobit.html_report import table as html_table
+        from isobit.quantsim.shown.simulator_sections import in_float
+
+        graph, report = self.graph, self.sim.report
+        ends = [
+            (direction[:-1], t["name"], _shape_text(t["shape"]), t["dtype"])
+            for direction in ("inputs", "outputs")
+            for t in graph[direction]
+        ]
+        plan = [
+            (str(site), placement.kind, str(placement.spec)) for site, placement in self.sim.plan.placements.items()
+        ]
+        figures = {
+            "operations": str(sum(graph["operations"].values())),
+            "parameters": f"{graph['parameters']:,}",
+            "would be quantized": str(len(plan)),
+            "target": self.sim.target.name,
+        }
+        operations = [(op, (str(count), float(count))) for op, count in graph["operations"].items()]
+        return [
+            cards(figures),
+            html_table(
+                "Inputs and outputs", [Column(""), Column("name", "name"), Column("shape"), Column("type")], ends
+            ),
+            html_table("Operations", [Column("operation"), Column("count", "number")], operations, half=True),
+            in_float(report.left_in_float),
+            cost_section(self.sim.graph, layer_costs(self.sim.graph)),
+            html_table(
+                "What would be quantized",
+                [Column("name", "name"), Column("kind"), Column("format")],
+                plan,
+                filter="Filter by name, kind, format",
+            ),
+            notes("Coverage, and notes", [f"Coverage: {report.coverage}.", *graph["notes"], *report.notes]),
+        ]
 
     def show(self, cap: int) -> None:
         """Inputs, outputs, operations, and the plan in figures."""

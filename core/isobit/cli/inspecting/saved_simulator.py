@@ -12,6 +12,7 @@ from isobit.cli.terminal import line, table
 
 if TYPE_CHECKING:
     from isobit.encodings.encoding import Encodings
+    from isobit.html_report import Section
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,25 @@ class FoundSimulator:
         """The settings, and a record for each encoding."""
         return {**self.settings, "encodings": encoding_records(self.encodings)}
 
+    def sections(self) -> list[Section]:
+        """The same tables."""
+        from isobit.html_report import Column, encodings_table
+        from isobit.html_report import table as html_table
+
+        columns = [Column("setting"), Column("value", "words")]
+        return [html_table("Settings", columns, self._settings()), encodings_table(self.encodings)]
+
     def show(self, cap: int) -> None:
         """The settings that say something, and a table of encodings."""
-        settings, statistics = self.settings, self.settings["statistics"]
         line(f"{self.path}: a saved simulator of {len(self.encodings)} encodings, without its model", style="bold")
+        table(("", ""), self._settings())
+        show_encodings(self.encodings, cap)
+
+    def _settings(self) -> list[tuple[str, str]]:
+        settings, statistics = self.settings, self.settings["statistics"]
         overrides = ", ".join(f"{name}={form or 'float'}" for name, form in settings["overrides"].items())
         edits = ", ".join(f"{count} {kind}" for kind, count in settings["edits"].items())
-        rows = [
+        return [
             ("target", settings["target"]),
             ("weights", settings["weights"] or "the target's"),
             ("activations", settings["activations"] or "the target's"),
@@ -59,5 +72,3 @@ class FoundSimulator:
             ("frozen", str(settings["frozen"])),
             ("statistics", f"{statistics['tensors']} tensors over {statistics['batches']} batches"),
         ]
-        table(("", ""), rows)
-        show_encodings(self.encodings, cap)

@@ -13,6 +13,7 @@ from isobit.cli.terminal import line, table
 
 if TYPE_CHECKING:
     from isobit.graph.sites import Site
+    from isobit.html_report import Section
     from isobit.statistics.reducer import Reducer
     from isobit.statistics.statistics import Statistics
 
@@ -34,6 +35,35 @@ class FoundStatistics:
     def data(self) -> dict[str, Any]:
         """Each part with a record for each tensor."""
         return {"parts": [_part_data(part) for part in self.parts]}
+
+    def sections(self) -> list[Section]:
+        """The same tables."""
+        from isobit.html_report import Cell, Column, notes
+        from isobit.html_report import table as html_table
+
+        columns = [
+            Column("name", "name"),
+            Column("kind"),
+            *(Column(t, "number") for t in ("minimum", "maximum", "values")),
+        ]
+        found = []
+        for part in self.parts:
+            data = _part_data(part)
+            rows: list[list[Cell]] = [
+                [
+                    row["name"],
+                    row["kind"],
+                    *((_number(row[end]), row[end]) for end in ("minimum", "maximum")),
+                    (str(row["values"]), float(row["values"])),
+                ]
+                for row in data["tensors"]
+            ]
+            state = "" if data["complete"] else ", not all of the data"
+            title = f"{len(part)} tensors over {data['batches']} batches{state}"
+            found.append(html_table(title, columns, rows, filter="Filter by name"))
+            told = [f"{text}, {count} tensor(s)" for text, count in data["further"].items()]
+            found += [notes("For techniques", told)] if told else []
+        return found
 
     def show(self, cap: int) -> None:
         """A table for each part."""

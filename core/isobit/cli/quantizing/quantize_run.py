@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from isobit.analysis.analyze import analyze
-from isobit.analysis.report_sections import in_float
 from isobit.backend.checked_model import CheckedModel
 from isobit.calibration.scheme import parse_calibrator
 from isobit.cli.quantize_options import Job, check_there
@@ -30,6 +29,7 @@ from isobit.quantsim.checks.quality import judgement
 from isobit.quantsim.export import USUAL
 from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate, figure_of
 from isobit.quantsim.quantize import open_simulator, quantize
+from isobit.quantsim.shown.simulator_sections import in_float
 
 
 class Run:

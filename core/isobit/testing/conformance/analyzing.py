@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from isobit.analysis import Analysis, analyze
+from isobit.analysis.measure_errors import copies, measure_errors
+from isobit.analysis.sensitivity import Measure, measure_sites
+from isobit.analysis.site_errors import decibels
 from isobit.data import Batch
 from isobit.edits.draft import Draft
 from isobit.edits.edit import SetWeights
@@ -110,6 +113,19 @@ class AnalyzingConformance(ConformanceBase):
         assert off.to_dict()["sites"][0]["name"] == off.sites[0].name
         for name, values in sim.run(data[0]).items():
             np.testing.assert_array_equal(values, before[name])
+
+    @pytest.mark.parametrize("measure", ["on", "off"])
+    def test_measured_in_parts_is_measured_as_a_whole(self, open_network: Open, measure: Measure) -> None:
+        """What lies before a quantizer is computed once for all: figures are those of whole runs, for less work."""
+        sim, data = _simulator(open_network)
+        exact, simulated = copies(sim.simulation)
+        measured = measure_errors(sim.simulation, exact, simulated, data)
+        trials = measured.trials
+        found = measure_sites(trials, measured.errors, measure)
+        run = trials.without if measure == "off" else trials.alone
+        whole = [decibels(1.0, run(error.sites)) for error in measured.errors]
+        np.testing.assert_allclose(found.decibels, np.clip(whole, -100, 100), atol=0.1)
+        assert found.about.passes < len(measured.errors)
 
 
 def _simulator(

@@ -1,0 +1,84 @@
+"""A part of a model as sessions of its own: a few nodes, from given values, with the quantizers among them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from isobit.encodings import Encoding
+from isobit.errors import ModelError
+from isobit.graph import Graph, Input, Site
+from isobit_onnx.qdq.writer import insert_quantizers
+from isobit_onnx.run.session import Session, own_arrays
+from isobit_onnx.translate.sites import bind
+from isobit_onnx.translate.translate import NativeNodes, Translation
+
+#: Sessions kept of a part: one with the quantizers that most runs have, and the last with others.
+_KEPT_SESSIONS = 2
+
+
+class _Opened(NamedTuple):
+    """A session, the name that each output has in it, and its quantizers, which are the same objects as long."""
+
+    session: Session
+    names: Mapping[str, str]
+    encodings: Mapping[Site, Encoding]
+
+
+class ModelPart:
+    """The nodes of a model that lead from the inputs of a part of its graph to the outputs.
+
+    What they need beside, as a size that is taken from another tensor, comes along, as far as the model's inputs.
+    """
+
+    def __init__(self, model: ir.Model, translation: Translation, part: Graph, providers: Sequence[str]) -> None:
+        """Raises ModelError where the part is not bounded by its inputs."""
+        self.graph, self._providers = part, providers
+        self._values = {name: translation.values[name] for name in part.tensors}
+        self._translation = Translation(part, self._values)
+        inputs = list(dict.fromkeys(self._values[name] for name in part.inputs))
+        outputs = list(dict.fromkeys(self._values[name] for name in part.outputs))
+        try:
+            graph = ir.convenience.extract(model.graph, inputs, outputs)
+        except ValueError as error:
+            raise ModelError(f"the part cannot be run alone: {error}") from error
+        self._model = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+        self._sessions: OrderedDict[Hashable, _Opened] = OrderedDict()
+
+    def run(self, encodings: Mapping[Site, Encoding], given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs by tensor, in front of their quantizers, with those of `encodings` that the part reads."""
+        read = {site: encoding for site, encoding in encodings.items() if self._reads(site)}
+        key = tuple((site, id(encoding)) for site, encoding in read.items())
+        if key not in self._sessions:
+            while len(self._sessions) >= _KEPT_SESSIONS:
+                self._sessions.popitem(last=False)
+            self._sessions[key] = self._opened(read)
+        self._sessions.move_to_end(key)
+        opened = self._sessions[key]
+        made = own_arrays(opened.session.run({self._values[name]: given[name] for name in self.graph.inputs}))
+        return {name: made[opened.names[name]] for name in self.graph.outputs}
+
+    def _reads(self, site: Site) -> bool:
+        if isinstance(site, Input):
+            return self.graph.has_site(site)
+        return self.graph.has_site(site) and bool(self.graph.uses(site.name))
+
+    def _opened(self, encodings: Mapping[Site, Encoding]) -> _Opened:
+        model = self._model.clone()
+        nodes = NativeNodes(model)
+        placed = [(bind(nodes, self._translation, site), encoding) for site, encoding in encodings.items()]
+        sources = {value.name: value for value in model.graph.outputs}
+        try:
+            quantized = insert_quantizers(model, placed).quantized
+        except KeyError as error:  # a constant that a body of an operation reads, and the part has no other reader of
+            raise ModelError(f"the part cannot be run alone: {error.args[0]}") from error
+        for name, made in quantized.items():
+            if name in sources:
+                sources[name] = made.source
+        model.graph.outputs[:] = list(sources.values())
+        names = {name: sources[self._values[name]].name or "" for name in self.graph.outputs}
+        return _Opened(Session(model, self._providers, is_short=True), names, encodings)

@@ -1,0 +1,105 @@
+"""A model run part by part: a change in one part runs from there on, with the values of all others before it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobit.analysis.sensitivity.cut_graph import Part, part_of
+from isobit.backend.checked_model import CheckedModel
+from isobit.data import Batch
+from isobit.encodings.encoding import Encoding
+from isobit.graph.sites import Site, Tensor
+
+Values = Mapping[str, NDArray[Any]]
+Grids = Mapping[Site, Encoding]
+
+
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """What differs from the model of a chain: quantizers at `sites`, and constants by name, as `model` has them.
+
+    `on` are all quantizers that are on in `model`.
+    """
+
+    model: CheckedModel
+    on: Grids
+    sites: Collection[Site]
+    constants: Collection[str] = field(default=())
+
+    def is_read_by(self, part: Part) -> bool:
+        """Whether a node of the part reads any of it."""
+        return any(map(part.reads, self.sites)) or any(part.graph.uses(name) for name in self.constants)
+
+    def first_of(self, parts: Sequence[Part]) -> int:
+        """The first part that reads any of it; the number of parts where only an output of the model is another one."""
+        return next((index for index, part in enumerate(parts) if self.is_read_by(part)), len(parts))
+
+
+class Chain:
+    """A model, its parts, and the values between them for a few batches, with its quantizers as they are now.
+
+    `on` are those that are on. `ran` is the work of all that has run, in passes over these batches.
+    """
+
+    def __init__(self, model: CheckedModel, on: Grids, parts: Sequence[Part], batches: Sequence[Batch]) -> None:
+        """Runs every part once on each batch. Raises what running does."""
+        self.model, self.parts = model, parts
+        self.ran = 0.0
+        self._given: list[Values] = [
+            {name: np.asarray(batch[name]) for name in model.graph.inputs} for batch in batches
+        ]
+        self._between: list[list[Values]] = []  # by batch: what is there before each part, and after the last
+        for given in self._given:
+            states: list[Values] = [{}]
+            self._between.append(states)
+            for index in range(len(parts)):
+                states.append(self._run(model, index, given, states[-1]))
+        self.outputs = [
+            _leaving(model, on, {**given, **states[-1]})
+            for given, states in zip(self._given, self._between, strict=True)
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """What the values between the parts take."""
+        arrays = {id(a): a.nbytes for states in self._between for state in states for a in state.values()}
+        return sum(arrays.values())
+
+    def outputs_with(self, changed: Changed) -> Iterator[Values]:
+        """The outputs of each batch. What holds the bits that it held before the change goes no further."""
+        first = changed.first_of(self.parts)
+        own = [changed.is_read_by(part) for part in self.parts]
+        for given, states in zip(self._given, self._between, strict=True):
+            state, moved = states[first], set[str]()
+            for index in range(first, len(self.parts)):
+                common = states[index + 1]
+                if not own[index] and moved.isdisjoint(self.parts[index].graph.inputs):
+                    state = {**common, **{name: state[name] for name in moved & common.keys()}}
+                else:
+                    state = self._run(changed.model if own[index] else self.model, index, given, state)
+                    made = self.parts[index].graph.outputs.keys() & common.keys()
+                    moved |= {name for name in made if not np.array_equal(state[name], common[name], equal_nan=True)}
+                moved &= state.keys()
+            yield _leaving(changed.model, changed.on, {**given, **state})
+
+    def _run(self, model: CheckedModel, index: int, given: Values, state: Values) -> Values:
+        """What is there after a part, and still wanted."""
+        part = self.parts[index]
+        graph = part.graph if model.graph is self.model.graph else part_of(model.graph, part.graph.nodes)
+        made = model.run_part(graph, {name: state[name] if name in state else given[name] for name in graph.inputs})
+        self.ran += part.work / len(self._given)
+        wanted = self.parts[index + 1].live if index + 1 < len(self.parts) else model.graph.output_tensors
+        return {name: array for name, array in {**state, **made}.items() if name in wanted}
+
+
+def _leaving(model: CheckedModel, on: Grids, state: Values) -> Values:
+    """The outputs that are tensors, behind their quantizers."""
+    outputs = {
+        name: (state[tensor], on.get(Tensor(tensor))) for name, tensor in model.graph.outputs.items() if tensor in state
+    }
+    return {name: array if grid is None else grid.fake_quantize(array) for name, (array, grid) in outputs.items()}
