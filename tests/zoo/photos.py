@@ -14,10 +14,9 @@ NAMES = "astronaut.png chelsea.png coffee.png rocket.jpg hubble_deep_field.jpg i
 
 
 @cache
-def crops(seed: int, count: int, side: int) -> NDArray[np.uint8]:
+def crops(seed: int, count: int, side: int, names: tuple[str, ...] = tuple(NAMES.split())) -> NDArray[np.uint8]:
     """Crops (count, side, side, 3) of various sizes, some mirrored, the pictures in turn."""
     rng = np.random.default_rng(seed)
-    names = NAMES.split()
     found = []
     for index in range(count):
         picture = Image.open(shipped(WHEEL, f"skimage/data/{names[index % len(names)]}")).convert("RGB")
