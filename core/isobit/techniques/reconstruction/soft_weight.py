@@ -28,8 +28,8 @@ class SoftWeight:
     """The weight ``scale * (lower + h - zero point)`` with `h` between 0 and 1, and `parameters` that a descent moves.
 
     `start` are the integers that a hard rounding chose: each value lies between that integer and the next one towards
-    the float weight. It starts as the float weight, as far as that lies there. The zeros of a sparse one stay. Scales are learned as logarithms,
-    but for LPBQ, whose scales are products.
+    the float weight. It starts as the float weight, as far as that lies there. The zeros of a sparse one stay. Scales
+    are learned as logarithms, but for LPBQ, whose scales are products.
     """
 
     def __init__(self, weight: NDArray[np.float32], encoding: Encoding, start: NDArray[np.int64]) -> None:
