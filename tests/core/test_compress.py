@@ -59,6 +59,7 @@ def test_all_of_it_is_kept() -> None:
     assert_same_function(result.backend_model.run(data(2)), compress(keep=1.0).backend_model.run(data(2)))
     assert result.report.notes == ("nothing was changed: keep is 1",)
     assert result.recipe.steps == ()
+    assert result.before is not result.backend_model  # what trains is no teacher
     assert result.report.kept == 1
 
 

@@ -45,7 +45,7 @@ def quality(found: Compressed) -> float:
     return float(10 * np.log10(np.square(wanted).sum(axis=1) / left).mean())
 
 
-@pytest.mark.parametrize("method", ["weight-svd", ["tucker-2", "channel-pruning"]])
+@pytest.mark.parametrize("method", ["weight-svd", ["weight-svd", "channel-pruning"]])
 def test_outputs_of_other_data_are_nearer(monkeypatch: pytest.MonkeyPatch, method) -> None:
     found = compress(batches(4), method=method)
     assert any("solved again in sequence: outputs from" in note for note in found.report.notes)
@@ -55,6 +55,46 @@ def test_outputs_of_other_data_are_nearer(monkeypatch: pytest.MonkeyPatch, metho
     assert found.report.after == without.report.after
     assert quality(found) > quality(without)
     assert quality(again) == quality(found)
+
+
+@pytest.mark.parametrize("by_recipe", [False, True])
+def test_evaluate_judges_all_of_it_once(by_recipe: bool) -> None:
+    """Outputs come nearer; where evaluate says less all the same, all of it is taken back, which is said."""
+    data, (fresh,) = batches(4), batches(1, 1)
+    plain = compress(data[:1], method="weight-svd")
+    again = {"recipe": plain.recipe} if by_recipe else {"method": "weight-svd"}
+    notes, outputs = [], []
+    for last in (0.5, 1.0):
+        told = iter([2.0, 1.0, last])  # of the network as it came, of the smaller one, and of that solved again
+        found = compress(data, evaluate=lambda _, told=told: next(told), **again)
+        assert (found.report.evaluations, found.report.score_before) == (3, 2.0)
+        notes += [note for note in found.report.notes if "in sequence" in note]
+        outputs.append(found.backend_model.run(fresh)["logits"])
+    assert notes[0].endswith(" dB on samples held back; evaluate from 1 to 0.5, so they are taken back")
+    assert notes[1].endswith(" dB on samples held back; evaluate from 1 to 1")
+    solved = compress(data, **again).backend_model.run(fresh)["logits"]
+    np.testing.assert_array_equal(outputs[1], solved)
+    assert not np.allclose(outputs[0], solved, rtol=1e-3)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_zeros_of_sparse_weights_stay(sparse: bool) -> None:
+    """A layer behind factors is solved again, but where its zeros are there on purpose."""
+    net = network()
+    weights = {name: np.array(value) for name, value in net.weights.items()}
+    last = net.graph.node("fc").inputs[1]
+    weights[last][:, ::2] *= not sparse
+    model, settings = NumpyModel(net.graph, weights), {"method": "spatial-svd", "keep": 0.25, "trials": 1}
+    small = isobit.compress(model, batches(4), backend=NumpyBackend(), **settings)
+    assert np.array_equal(small.backend_model.weight(last), weights[last]) == sparse
+
+
+def test_data_of_one_pass_serves_methods_that_share_the_layers() -> None:
+    """Of all layers, also those that the second method alone splits; nothing is left to solve them again by."""
+    found = compress(iter(batches(4)), example_inputs=batches(1)[0], method=["spatial-svd", "weight-svd"])
+    assert found.report.layers
+    assert all(layer.from_data for layer in found.report.layers)
+    assert not any("sequence" in note for note in found.report.notes)
 
 
 def test_the_head_of_the_data_is_not_learned_from() -> None:
@@ -96,6 +136,16 @@ def test_chance_is_not_learned() -> None:
     assert corrected(x, left, np.arange(60) % 2 == 0) is None
     assert corrected(x, 0 * left, np.arange(60) % 2 == 0) is None
     assert corrected(x, left, np.ones(60, np.bool_)) is None
+
+
+@pytest.mark.parametrize("value", [1 / 3, 7.3e4, 1e-30])
+def test_inputs_that_never_change_teach_the_bias_alone(value: float) -> None:
+    """Their variance is what rounding leaves: less than nothing, or too little to be divided by."""
+    left = np.random.default_rng(0).normal(1, 0.01, size=(301, 1, 2))
+    found = corrected(np.full((301, 1, 6), value, np.float32), left, np.arange(301) % 2 == 0)
+    assert found is not None
+    np.testing.assert_allclose(found.bias[0], left.mean(axis=(0, 1)), rtol=1e-3)
+    np.testing.assert_allclose(found.weight * value, 0, atol=1e-3)
 
 
 def test_without_a_bias_no_mean_is_taken_up() -> None:

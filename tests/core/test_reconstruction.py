@@ -115,6 +115,23 @@ def test_a_value_that_was_rounded_away_lies_between_that_and_its_neighbour() -> 
     np.testing.assert_array_equal(soft.value(hard=True), [[1, 0, 7, -8, 0]])
 
 
+@pytest.mark.parametrize("zero_point", [0, 15])
+def test_zeros_of_a_sparse_weight_stay(zero_point: int) -> None:
+    """Wherever a descent moves their places, also where the grid ends at zero."""
+    encoding = Encoding.of("uint4 per-tensor", 1.0, zero_point)
+    sign = 1 if zero_point == 0 else -1
+    weight = sign * np.array([[0, 2.3, 0, 4.0]], np.float32)
+    soft = SoftWeight(weight, encoding, np.rint(weight).astype(np.int64) + zero_point)
+    for place in (-9.0, 9.0):
+        soft.parameters["place"][:] = place
+        np.testing.assert_array_equal(soft.value()[0, ::2], 0)
+    assert not soft.gradient(np.ones_like(weight))["place"][0, ::2].any()
+    dense = sign * np.array([[0, 2.3, 1, 4.0, 5]], np.float32)
+    loose = SoftWeight(dense, encoding, np.rint(dense).astype(np.int64) + zero_point)
+    loose.parameters["place"][:] = 9.0 * sign
+    assert loose.value()[0, 0] != 0
+
+
 def test_adam_finds_the_least_square() -> None:
     parameters, optimizer = {"x": np.array([3.0, -2.0])}, Adam()
     for _ in range(400):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -75,3 +78,8 @@ def test_the_module_as_it_came_teaches_the_smaller_one() -> None:
         distill(small.model(images), images).backward()
         optimizer.step()
     assert float(distill(small.model(images), images).detach()) < 0.8 * expected
+    before, module_alone = weakref.ref(small.before), small.model
+    del small
+    gc.collect()
+    assert before() is None  # the module holds nothing of the network as it came
+    assert module_alone(images).shape == (32, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ class Compressed:
     `report` says what was done, `recipe` does the very same to the model as it came (`isobit.compress(model, data,
     recipe=...)`, or `isobit.quantize`, which quantizes afterwards, but solves no layers in sequence); its ``to_toml``
     writes it. `backend_model` is the model behind the contract of `isobit.backend`, `before` the network as it came,
-    which can teach the smaller one.
+    which can teach the smaller one. It takes its memory as long as this object is there: `model` by itself is free of
+    it.
     """
 
     model: Any
@@ -125,7 +127,8 @@ def compress(
     better), else by the outputs on some samples. `multiple` is what sizes are multiples of (8, 32); `ratios` gives
     layers, by name or pattern, a share of their own cost; `exclude` holds patterns of layers or op types that stay
     whole. `recipe`, of an earlier result, is applied in place of all that. With data of more than one batch, layers are
-    then solved again one behind the other, where outputs of samples that were held back come nearer by it.
+    then solved again one behind the other, where outputs of samples that were held back come nearer by it, and
+    `evaluate` says no less.
 
     `batch_size` to `progress` are about the pass over the data (`isobit.QuantSim`). A QuantSim in place of the model is
     one that was opened already, and stays as it is. Raises FormatError for an unknown
@@ -155,7 +158,7 @@ def compress(
         dataset = Dataset(data, sim.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
         passes = sim.passes(dataset, executor, None, progress)
     if recipe is not None:
-        return _by_recipe(simulation, passes, plugins.recipe(recipe), cost, table)
+        return _by_recipe(simulation, passes, plugins.recipe(recipe), cost, table, evaluate)
     return _Run(simulation, passes, methods, wishes, table, evaluate).compressed()
 
 
@@ -200,6 +203,7 @@ class _Run:
     def _stage(self, waiting: list[Compresses], share: float) -> list[Compresses]:
         """Run the first method, with those behind it that change single layers as it does; returns the others."""
         context = context_of(self.simulation, self.passes, MinMaxRange(), waiting[0].method)
+        observe_for(list(takewhile(_alone, waiting)), context)
         together, offered = waiting[:1], candidates_of(waiting[:1], context, self.wishes, self.table)
         while len(together) < len(waiting) and _single(offered[-1]):
             more = candidates_of(waiting[len(together) : len(together) + 1], context, self.wishes, self.table)
@@ -277,9 +281,17 @@ def _notes_of_time(unit: str, kept: float, before: Cost, after: Cost, table: Cos
 
 
 def _by_recipe(
-    simulation: Simulation, passes: Passes | None, recipe: Recipe, unit: str, table: Costs | None
+    simulation: Simulation,
+    passes: Passes | None,
+    recipe: Recipe,
+    unit: str,
+    table: Costs | None,
+    evaluate: Evaluate | None,
 ) -> Compressed:
-    """The steps of a recipe as they are; those that change a layer each observe the network together, as they did."""
+    """The steps of a recipe as they are; those that change a layer each observe the network together, as they did.
+
+    `evaluate` judges what is solved in sequence, as it did when sizes were chosen.
+    """
     before, original = network_cost(simulation.graph, table), simulation.model
     stages: list[list[Compresses]] = []
     for step in recipe.steps:
@@ -288,12 +300,12 @@ def _by_recipe(
             raise RecipeError(
                 f"recipe {recipe.name!r}: {step.name} does not make a network smaller: give it to isobit.quantize"
             )
-        if stages and not isinstance(technique, CostsTogether) and not isinstance(stages[-1][0], CostsTogether):
+        if stages and _alone(technique) and _alone(stages[-1][0]):
             stages[-1].append(technique)
         else:
             stages.append([technique])
     reports = []
-    judging, sequence = Judging(original, None), list[str]()
+    judging, sequence = Judging(original, evaluate), list[str]()
     for together in stages:
         context = context_of(simulation, passes, MinMaxRange(), together[0].method)
         observe_for(together, context)
@@ -307,7 +319,18 @@ def _by_recipe(
     kept = after.of(unit) / before.of(unit) if before.of(unit) > 0 else 1.0
     notes = [*(text for each in reports for text in each.changed), *(note for each in reports for note in each.notes)]
     notes += sequence
-    report_ = CompressionReport((), unit, kept, kept, before, after, notes=tuple(dict.fromkeys(notes)))
+    report_ = CompressionReport(
+        (),
+        unit,
+        kept,
+        kept,
+        before,
+        after,
+        judged_by="" if evaluate is None else judging.by,
+        score_before=judging.before,
+        evaluations=judging.count,
+        notes=tuple(dict.fromkeys(notes)),
+    )
     return _compressed(simulation.model, report_, recipe, original)
 
 
@@ -315,7 +338,8 @@ def _compressed(model: CheckedModel, report_: CompressionReport, recipe: Recipe,
     """The result, whose native model trains as it is: in float."""
     if isinstance(model.inner, TrainsGrids):
         model.inner.train_in_float()
-    return Compressed(model.native, report_, recipe, model, original)
+    before = original.copy() if original is model else original  # what trains is no teacher
+    return Compressed(model.native, report_, recipe, model, before)
 
 
 def _take(simulation: Simulation, model: CheckedModel, reports: Sequence[TechniqueReport]) -> None:
@@ -325,6 +349,11 @@ def _take(simulation: Simulation, model: CheckedModel, reports: Sequence[Techniq
     simulation.model = model
     for report in reports:
         simulation.take_report(report, edits_before)
+
+
+def _alone(method: Compresses) -> bool:
+    """Whether a method changes each layer by itself, so that one pass over the data serves it and others like it."""
+    return not isinstance(method, CostsTogether)
 
 
 def _single(candidates: Sequence[Any]) -> bool:

@@ -23,19 +23,21 @@ from isobit.edits.edit import SetWeights
 from isobit.errors import DataError, ModelError
 from isobit.graph.graph import Graph, Node
 from isobit.graph.sites import Input, Tensor
-from isobit.quantsim.judging.judge import MARGIN, Judge, mean
+from isobit.quantsim.judging.judge import Judge, is_ahead, mean
 from isobit.statistics.layer_rows.patches import Patches
 from isobit.statistics.layer_rows.rows import Rows, paired_values
 from isobit.statistics.observer import Request
 from isobit.techniques.layers.corrected import corrected
 from isobit.techniques.layers.input_rows import row_limit
 from isobit.techniques.layers.weighted_layer import bias_obstacle, bias_of, groups_of, set_bias, weight_obstacle
+from isobit.techniques.low_rank.spans import MOST_MOMENTS
+from isobit.training.kept_zeros import is_sparse
 
 #: Layers that are solved again, each by a pass of its own: two of one pass would make up for the same error twice.
 _PASSES = 16
 
-#: Inputs of a weight beyond which their moments take too much memory, and bytes of the outputs of all layers together.
-_MOST_COLUMNS, _ALL_BYTES = 4608, 256 << 20
+#: Bytes of the outputs of all layers together.
+_ALL_BYTES = 256 << 20
 
 #: About so many samples are learned from.
 _SAMPLES = 512
@@ -67,16 +69,19 @@ def solved_in_sequence(
 ) -> tuple[CheckedModel, str]:
     """A copy of `small` whose layers are nearer to those of `whole`, or `small` itself, and what is to be told of it.
 
-    `judge` holds the head of the data, which nothing is learned from: what makes its outputs worse is taken back.
-    `each` shows how far the work is. Nothing happens where data serves one pass, or is no more than the head.
+    `judge` holds the head of the data, which nothing is learned from: a layer that does not bring its outputs nearer is
+    taken back. `each` shows how far the work is. Nothing happens where data serves one pass, or is no more than the
+    head.
     """
     layers = _spread(_layers(whole.graph, small.graph, kept))
     rest = _some(dataset)
     if not layers or rest is None:
         return small, ""
+    before = best = judge.ratios(small)
+    if not any(best):  # no output is of floats: nothing says whether a layer gains
+        return small, ""
     targets = {layer.tensor: Rows(layer.outputs, layer.limit) for layer in layers}
     whole.observe(_batches(rest), [Request(Tensor(name), rows, "before") for name, rows in targets.items()])
-    before = best = mean(judge.ratios(small))
     changed = 0
     for layer in each(layers):
         rows = Rows(layer.inputs, layer.limit)
@@ -85,13 +90,13 @@ def solved_in_sequence(
         except _OtherOrderError:
             return small, "the data comes in another order each time: layers are not solved in sequence"
         copy = _solved(small, layer, rows, targets.pop(layer.tensor))
-        score = best if copy is None else mean(judge.ratios(copy))
-        if copy is not None and score > best + MARGIN:
-            small, best, changed = copy, score, changed + 1
+        if copy is not None and is_ahead(ratios := judge.ratios(copy), best):
+            small, best, changed = copy, ratios, changed + 1
     if not changed:
         return small, ""
     count = "1 layer" if changed == 1 else f"{changed} layers"
-    return small, f"{count} solved again in sequence: outputs from {before:.1f} to {best:.1f} dB on samples held back"
+    gain = f"from {mean(before):.1f} to {mean(best):.1f} dB"
+    return small, f"{count} solved again in sequence: outputs {gain} on samples held back"
 
 
 def _some(dataset: Dataset) -> Dataset | None:
@@ -124,7 +129,7 @@ def _batches(rest: Dataset) -> Iterator[Batch]:
 
 def _size(batch: Batch) -> int:
     """About how many samples a batch holds."""
-    return max(1, *(len(array) if array.ndim else 1 for array in batch.values()))
+    return max([1, *(len(array) for array in batch.values() if array.ndim)])
 
 
 def _layers(whole: Graph, small: Graph, kept: Kept) -> list[_Layer]:
@@ -162,7 +167,7 @@ def _layer(whole: Graph, small: Graph, node: Node, kept: Kept) -> _Layer | None:
         inputs = Patches.of(small, node)
     except ModelError:
         return None
-    if inputs.columns > _MOST_COLUMNS:
+    if inputs.columns > MOST_MOMENTS:
         return None
     ones = (1,) * len(inputs.kernel)
     outputs = Patches(node.op, (1, weight.shape[0], *ones), 1, ones, ones, (0,) * (2 * len(ones)))
@@ -188,6 +193,8 @@ def _solved(small: CheckedModel, layer: _Layer, inputs: Rows, target: Rows) -> C
     draft = Draft(copy.graph, copy.weight)
     name, has_bias = node.inputs[1] or "", not bias_obstacle(copy.graph, node)
     weight = copy.weight(name)
+    if is_sparse(weight):  # zeros that are there on purpose stay
+        return None
     matrix = weight.astype(np.float64).reshape(groups_of(node), -1, x.shape[2])
     bias = bias_of(draft, node, weight.shape[0]).astype(np.float64)
     change = corrected(x, _left(x, matrix, bias, wanted), inputs.stamps[:, 0] % 2 == 0, has_bias)

@@ -64,7 +64,7 @@ class Judging:
     """By what choices are compared: the user's `evaluate`, else how near outputs are to those of the first model."""
 
     def __init__(self, model: CheckedModel, evaluate: Evaluate | None) -> None:
-        self._model, self._evaluate = model.copy(), evaluate
+        self._model, self._evaluate = model, evaluate  # stages work on copies of it
         self._judge: Judge | None = None
         self._outputs: Judge | None = None
         self.count = 0
@@ -92,15 +92,29 @@ class Judging:
         return self._outputs
 
     def in_sequence(
-        self, context: TechniqueContext, small: CheckedModel, reports: Sequence[TechniqueReport]
+        self,
+        context: TechniqueContext,
+        small: CheckedModel,
+        reports: Sequence[TechniqueReport],
+        score: float | None = None,
     ) -> tuple[CheckedModel, tuple[str, ...]]:
-        """`small`, which techniques made of the context's model, its layers solved again, and what is to be told."""
+        """`small`, which techniques made of the context's model, its layers solved again, and what is to be told.
+
+        Outputs that come nearer are what layers are solved for, and not what the user wants: where `evaluate` says less
+        of them than of `small` (`score`, where that is known), all layers are taken back.
+        """
         judge = self.of_outputs(context)
         if context.dataset is None or judge is None or not any(report.changed for report in reports):
             return small, ()
         kept = {tensor: channels for report in reports for tensor, channels in report.kept.items()}
         each = partial(context.each, what="layers in sequence")
         model, told = solved_in_sequence(context.model, small, context.dataset, judge, kept, each)
+        if self._evaluate is not None and model is not small:
+            was = self._evaluated(small) if score is None else score
+            now = self._evaluated(model)
+            told += f"; evaluate from {was:.6g} to {now:.6g}"
+            if now < was:
+                return small, (f"{told}, so they are taken back",)
         return model, (told,) if told else ()
 
     def score(self, model: CheckedModel) -> float:
@@ -186,7 +200,8 @@ class Stage:
             tried = [(done, replace(trial, score=self.judging.score(done.model))) for done, trial in tried]
         best = max(range(len(tried)), key=lambda index: (tried[index][1].score, -index))
         done = tried[best][0]
-        model, told = self.judging.in_sequence(self.context, done.model, done.reports)
+        score = tried[best][1].score if len(tried) > 1 else None
+        model, told = self.judging.in_sequence(self.context, done.model, done.reports, score)
         judged = [replace(t, chosen=i == best) for i, (_, t) in enumerate(tried)] if len(tried) > 1 else []
         changed = {layer.name for layer in done.layers}
         reasons = {each.name: each.why for each in self.candidates if each.name not in changed}

@@ -138,7 +138,9 @@ class _Editor:
                 continue
             if node.op == "Reshape":  # a node of its own has been replaced where its sizes are others
                 continue
-            shape = tuple(n if isinstance(n, int) else 0 if axis == 0 else -1 for axis, n in enumerate(new))
+            shape = tuple(n if isinstance(n, int) else -1 for n in new)
+            if shape.count(-1) > 1:  # a 0 copies the size of the input, which is that of the batch at axis 0 alone
+                shape = (0 if shape[0] == -1 else shape[0], *shape[1:])
             if shape.count(-1) > 1:
                 raise EditError(f"the ONNX backend cannot change the sizes of node {node.name!r} ({node.op})")
             part.attributes.pop("allowzero", None)

@@ -13,6 +13,9 @@ Floats = NDArray[np.float64]
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _GAIN = 0.01
 
+#: The share of squares that a variance of float32 values is told from rounding by, and squares that are none.
+_ROUNDING, _SMALLEST = 1e-12, 1e-30
+
 #: Rows that are multiplied at once in float64.
 _CHUNK = 2048
 
@@ -81,9 +84,12 @@ class _Sums:
         """The map of least error and damping, the last column the bias, which is not damped."""
         squares = np.einsum("gcc->gc", self.second)[:, :-1]
         variances = (squares - np.square(self.second[:, -1, :-1]) / self.count).mean(axis=1)
+        means = squares.mean(axis=1)
+        # inputs that never change leave rounding of their squares; what is damped by that alone is singular
+        variances = np.where(variances > _ROUNDING * means, variances, np.where(means > _SMALLEST, means, 1.0))
         damping = np.zeros_like(self.second)
         diagonal = np.arange(damping.shape[1])
-        damping[:, diagonal, diagonal] = ridge * np.where(variances > 0, variances, 1.0)[:, None]
+        damping[:, diagonal, diagonal] = ridge * variances[:, None]
         damping[:, -1, -1] = 1e-9 * self.count
         return np.asarray(np.linalg.solve(self.second + damping, self.cross.swapaxes(1, 2)).swapaxes(1, 2))
 

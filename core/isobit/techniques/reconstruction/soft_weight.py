@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from isobit.encodings.encoding import Encoding
 from isobit.encodings.quant_spec import Lpbq
 from isobit.encodings.ranges import smallest_scale
+from isobit.training.kept_zeros import is_sparse
 
 Floats = NDArray[np.float64]
 
@@ -27,8 +28,8 @@ class SoftWeight:
     """The weight ``scale * (lower + h - zero point)`` with `h` between 0 and 1, and `parameters` that a descent moves.
 
     `start` are the integers that a hard rounding chose: each value lies between that integer and the next one towards
-    the float weight. It starts as the float weight, as far as that lies there. Scales are learned as logarithms,
-    but for LPBQ, whose scales are products.
+    the float weight. It starts as the float weight, as far as that lies there. The zeros of a sparse one stay. Scales
+    are learned as logarithms, but for LPBQ, whose scales are products.
     """
 
     def __init__(self, weight: NDArray[np.float32], encoding: Encoding, start: NDArray[np.int64]) -> None:
@@ -41,6 +42,7 @@ class SoftWeight:
         ratio = (place - _LOW) / (_HIGH - _LOW)
         self.parameters: dict[str, Floats] = {"place": np.log(ratio / (1 - ratio))}
         self._zero_point: Floats = np.broadcast_to(zero_point, weight.shape).astype(np.float64)
+        self._held = (weight == 0) & is_sparse(weight)
         self._owner = _owner(encoding, weight.shape)
         self.learns_scale = not isinstance(encoding.spec.granularity, Lpbq)
         if self.learns_scale:
@@ -49,7 +51,8 @@ class SoftWeight:
     @property
     def h(self) -> Floats:
         """Where each value is between its two integers."""
-        return np.clip(_sigmoid(self.parameters["place"]) * (_HIGH - _LOW) + _LOW, 0, 1)
+        places = np.clip(_sigmoid(self.parameters["place"]) * (_HIGH - _LOW) + _LOW, 0, 1)
+        return np.where(self._held, self._zero_point - self.lower, places)
 
     @property
     def encoding(self) -> Encoding:
