@@ -24,7 +24,7 @@ class KeptParts(Generic[Made]):
         self._made: OrderedDict[Graph, Made] = OrderedDict()
 
     def of(self, part: Graph, make: Callable[[Graph], Made]) -> Made:
-        """That of a part, by `make` where there is none yet; the one not used for the longest time goes where there are too many."""
+        """That of a part, by `make` where there is none yet; of too many, the one longest not used goes."""
         if part not in self._made:
             while len(self._made) >= _MOST:
                 self._made.popitem(last=False)
