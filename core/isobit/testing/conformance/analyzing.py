@@ -124,7 +124,7 @@ class AnalyzingConformance(ConformanceBase):
         sim, data = _simulator(open_network)
         exact, simulated = copies(sim.simulation)
         measured = measure_errors(sim.simulation, exact, simulated, data)
-        trials, errors = measured.trials, measured.errors[::3]
+        trials, errors = measured.trials, measured.errors
         found = measure_sites(trials, errors, measure)
         run = trials.without if measure == "off" else trials.alone
         whole = [decibels(1.0, run(error.sites)) for error in errors]
