@@ -9,6 +9,11 @@ from functools import cache
 from typing import Any
 
 
+def available_threads() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_on_threads(function: Callable[..., object], calls: Sequence[tuple[Any, ...]], threads: int) -> None:
     """Call `function` with each of `calls`, the first one on this thread and the others on up to `threads` more.
 

@@ -3,7 +3,12 @@ from __future__ import annotations
 import pytest
 
 import isobit.plugins
+from isobit.encodings.encoding import Encodings
+from isobit.encodings.quant_spec import QuantSpec
+from isobit.encodings.ranges import encode_range
 from isobit.errors import PluginError
+from isobit.formats.isobit_json import IsobitJson
+from isobit.graph.sites import Tensor
 
 
 def fail_with(error, monkeypatch):
@@ -56,10 +61,26 @@ def test_interruption_after_writing_does_not_deny_it(isobit, digits, tmp_path, m
 
     monkeypatch.setattr(Run, "measure_files", interrupt)
     out = tmp_path / "out"
-    result = isobit("quantize", digits / "model.onnx", "--data", digits / "calibration.npz", "-o", out, "--samples", 32)
+    quick = ("--samples", 8, "--recipe", "basic", "--method", "minmax")
+    result = isobit("quantize", digits / "model.onnx", "--data", digits / "calibration.npz", "-o", out, *quick)
     assert result.exit_code == 130
     assert result.stderr == f"interrupted; the files in {out} are complete\n"
     assert (out / "model.qdq.onnx").exists()
+
+
+def test_interruption_names_all_that_was_written(isobit, tmp_path, monkeypatch):
+    encoding = encode_range(-1.0, 1.0, QuantSpec.parse("uint8"))
+    source, out, report = (tmp_path / name for name in ("a.json", "b.encodings", "c.html"))
+    IsobitJson().write(Encodings({Tensor("x"): encoding}), source)
+
+    def interrupt(*text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("isobit.cli.convert.line", interrupt)
+    result = isobit("convert", source, out, "--format", "aimet-1.0.0", "--report", report)
+    assert result.exit_code == 130
+    assert result.stderr.endswith(f"interrupted; the files in {out} and {report} are complete\n")
+    assert out.exists()
 
 
 def test_version_and_help(isobit):

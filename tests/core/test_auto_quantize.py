@@ -9,7 +9,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +204,18 @@ def _two(model) -> float:
     return 2.0
 
 
+def _best_of(model, count=3) -> float:
+    return float(count)
+
+
+def _passed_on(function):
+    @wraps(function, assigned=())
+    def run(model):
+        return function(model)
+
+    return run
+
+
 def test_which_measure_it_is() -> None:
     """By what it does, not by its name; the same in another process."""
     assert identity_of(_one) != identity_of(_two).replace("_two", "_one")
@@ -212,6 +224,10 @@ def test_which_measure_it_is() -> None:
     texts = [identity_of(eval(f"lambda model: float(model in {{'a', 'b', 'c', {end!r}}})")) for end in ("d", "d", "e")]
     assert texts[0] == texts[1] != texts[2]
     assert identity_of(len) == "len"
+    texts = {identity_of(partial(_best_of, count=count)) for count in (1, 2)} | {identity_of(_best_of)}
+    assert len(texts) == 3
+    assert identity_of(partial(_best_of, count=object())) == identity_of(partial(_best_of, count=object()))
+    assert identity_of(_passed_on(_one)) != identity_of(_passed_on(_two))
 
 
 def test_an_executor_gives_the_same(monkeypatch) -> None:

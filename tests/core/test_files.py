@@ -12,6 +12,7 @@ import pytest
 
 from isobit.errors import OutputError
 from isobit.files import check_file_writable, check_writable, is_file, is_there, write_atomically, write_folder
+from isobit.files.path_checks import make_folders
 
 
 def names(folder: Path) -> list[str]:
@@ -150,6 +151,9 @@ def test_a_path_through_a_file_is_named(tmp_path: Path, write) -> None:
 def test_names_that_nothing_can_have(tmp_path: Path, name: str) -> None:
     assert not is_there(tmp_path / name)
     assert not is_file(tmp_path / name)
+    with pytest.raises((OSError, ValueError)):
+        make_folders(tmp_path / "new" / name)
+    assert names(tmp_path) == []
 
 
 def test_what_could_not_be_written_is_found_before_the_work(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from isobit.analysis.sensitivity import measure_sites
 from isobit.analysis.sensitivity.chain import Chain, Changed
 from isobit.analysis.sensitivity.cut_graph import cut_into_parts
 from isobit.analysis.site_errors import decibels
+from isobit.errors import ModelError
 from isobit.placement.signal_tensors import signal_tensors
 from isobit.testing.networks import NETWORKS
 
@@ -65,6 +66,20 @@ def test_within_the_passes_allowed(measured, measure, monkeypatch) -> None:
     assert np.abs(np.array(found.decibels) - whole).max() < 3
     monkeypatch.setattr(measuring, "_KEPT_BYTES", 1)  # nothing can be kept between parts: sample by sample, as a whole
     np.testing.assert_allclose(measure_sites(trials, errors, measure).decibels, found.decibels, atol=3)
+
+
+def test_what_does_not_run_in_parts_is_run_as_a_whole(measured, monkeypatch) -> None:
+    """Also where that shows with a quantizer on alone, when the parts have run in float."""
+    trials, errors = measured.trials, measured.errors[:2]
+
+    def refuse(self, changed):
+        raise ModelError("the part cannot be run alone")
+
+    monkeypatch.setattr(Chain, "outputs_with", refuse)
+    found = measure_sites(trials, errors, "on")
+    whole = [decibels(1.0, trials.alone(error.sites)) for error in errors]
+    np.testing.assert_allclose(found.decibels, whole, atol=1e-3)
+    assert found.about.passes > len(errors)
 
 
 def test_what_a_quantizer_does_not_reach_is_not_run(measured) -> None:

@@ -66,7 +66,7 @@ class OnnxModel:
         self._sessions: dict[frozenset[Site], Session] = {}
         self._simulator: Simulator | None = None  # the last that was run
         self._observing: ObservingSessions | None = None  # of the float model
-        self._parts = KeptParts(lambda part: ModelPart(self.float_model, self.translation, part, self.providers))
+        self._parts: KeptParts[ModelPart] = KeptParts()
 
     @property
     def graph(self) -> Graph:
@@ -183,7 +183,10 @@ class OnnxModel:
 
     def run_part(self, part: Graph, given: Batch) -> dict[str, NDArray[Any]]:
         """The tensors that the part makes, in front of their quantizers. Raises ModelError."""
-        return self._parts.of(part).run(self._active(), given)
+        return self._parts.of(part, self._part).run(self._active(), given)
+
+    def _part(self, part: Graph) -> ModelPart:
+        return ModelPart(self.float_model, self.translation, part, self.providers)
 
     def _opened(self, *, is_lean: bool) -> Session:
         """A session of the simulator; one with large weights is not kept for the next, memory matters more."""

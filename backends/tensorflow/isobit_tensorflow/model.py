@@ -60,7 +60,7 @@ class KerasModel:
         self._relations = native.relations
         self._runs: dict[Switches, TracedPass] = {}
         self._observations: dict[Switches, Observation] = {}
-        self._parts: KeptParts[dict[Switches, TracedPass]] = KeptParts(lambda part: {})
+        self._parts: KeptParts[dict[Switches, TracedPass]] = KeptParts()
 
     @property
     def graph(self) -> Graph:
@@ -315,7 +315,7 @@ class KerasModel:
 
     def run_part(self, part: Graph, given: Batch) -> dict[str, NDArray[Any]]:
         """The tensors that the part makes, in front of their quantizers, by a trace of its own."""
-        traced = self._parts.of(part)
+        traced = self._parts.of(part, lambda part: {})
         switches = self._switches()
         if switches not in traced:
             traced[switches] = trace_part(self._native, switches, part)

@@ -68,7 +68,7 @@ class TorchModel:
         self._native.eval()
         self._simulated: Simulated | None = None
         self._part: PartGraph | None = None  # the last one that was computed alone
-        self._parts = KeptParts(self._runner)
+        self._parts: KeptParts[PartRunner] = KeptParts()
         self._rebuild()
 
     @property
@@ -320,7 +320,7 @@ class TorchModel:
 
     def run_part(self, part: Graph, given: Batch) -> dict[str, NDArray[Any]]:
         """The tensors that the part makes, in front of their quantizers."""
-        runner, inputs = self._parts.of(part), [(name, part.tensors[name].dtype) for name in part.inputs]
+        runner, inputs = self._parts.of(part, self._runner), [(name, part.tensors[name].dtype) for name in part.inputs]
         with evaluating(self._native):
             made = runner.run_from(self._feeds(given, inputs))
         return {name: np.array(to_array(tensor)) for name, tensor in made.items()}

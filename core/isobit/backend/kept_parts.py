@@ -15,18 +15,20 @@ _MOST = 64
 
 
 class KeptParts(Generic[Made]):
-    """One object for each part, made when it is first asked for."""
+    """One object for each part, made when it is first asked for.
 
-    def __init__(self, make: Callable[[Graph], Made]) -> None:
-        self._make = make
+    It refers to no model: one that holds this goes, with all that was made for it, when it is done with.
+    """
+
+    def __init__(self) -> None:
         self._made: OrderedDict[Graph, Made] = OrderedDict()
 
-    def of(self, part: Graph) -> Made:
-        """That of a part; the one not used for the longest time goes where there are too many."""
+    def of(self, part: Graph, make: Callable[[Graph], Made]) -> Made:
+        """That of a part, by `make` where there is none yet; of too many, the one longest not used goes."""
         if part not in self._made:
             while len(self._made) >= _MOST:
                 self._made.popitem(last=False)
-            self._made[part] = self._make(part)
+            self._made[part] = make(part)
         self._made.move_to_end(part)
         return self._made[part]
 

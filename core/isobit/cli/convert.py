@@ -9,7 +9,7 @@ import typer
 
 from isobit.cli.complete import backend_names, format_names
 from isobit.cli.diff import encodings_of, names_of
-from isobit.cli.guard import Debug, say_report, write_report
+from isobit.cli.guard import Debug, remember_written, say_report, write_report
 from isobit.cli.quantize_options import Report
 from isobit.cli.terminal import line, print_json, warn
 
@@ -62,6 +62,7 @@ def convert(
         shown = ", ".join(list(encodings.unmapped)[:5])
         raise EncodingError(f"{source}: the model has no {shown}: is it the model that the file belongs to?")
     notes = [*encodings.notes, *chosen.write(encodings, destination, names)]
+    remember_written(context, destination)
     if report is not None:
         from isobit.html_report import encodings_table
         from isobit.html_report import notes as lines

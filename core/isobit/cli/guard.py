@@ -36,7 +36,7 @@ Debug = Annotated[
 
 def remember_written(context: typer.Context, where: object) -> None:
     """Note that files have been written, so that the message of an interruption says so."""
-    context.meta[_WRITTEN] = str(where)
+    context.meta[_WRITTEN] = {**context.meta.get(_WRITTEN, {}), str(where): None}
 
 
 def write_report(context: typer.Context, path: Path | None, about: str, sections: Sequence[Section]) -> None:
@@ -121,7 +121,7 @@ class GuardedGroup(TyperGroup):
     def _interrupted(self, ctx: Any, said: str = "") -> typer.Exit:
         """Say that Ctrl-C ended the verb, and what is written."""
         self._traceback(ctx)
-        written = ctx.meta.get(_WRITTEN)
+        written = " and ".join(ctx.meta.get(_WRITTEN, {}))
         status = f"the files in {written} are complete" if written else "nothing was written"
         complain(f"interrupted; {said or status}", label="")
         return typer.Exit(INTERRUPTED)

@@ -27,7 +27,7 @@ def is_there(path: str | os.PathLike[str]) -> bool:
 def make_folders(folder: Path) -> list[Path]:
     """Make a folder with those that it lies in, however deep; those that were made, the innermost first.
 
-    Raises OSError, and leaves none that it made.
+    Raises OSError and ValueError, and leaves none that it made.
     """
     missing: list[Path] = []
     while not folder.is_dir() and folder != folder.parent:
@@ -42,7 +42,7 @@ def make_folders(folder: Path) -> list[Path]:
             except FileExistsError:
                 if not path.is_dir():  # else another program made it meanwhile
                     raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a folder") from None
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null byte
         remove_empty(made)
         raise
     return made

@@ -102,7 +102,7 @@ class GraphModel:
         self.quantizers: dict[Site, Encoding] = {}
         self.off: set[Site] = set()
         self.cache: dict[Any, Any] = {}
-        self._parts = KeptParts(lambda part: GraphModel(self.engine, part, self.weights))
+        self._parts: KeptParts[GraphModel] = KeptParts()
 
     @property
     def backend(self) -> str:
@@ -176,7 +176,7 @@ class GraphModel:
 
     def run_part(self, part: Graph, given: Batch) -> dict[str, Array]:
         """The tensors that the part makes, in front of their quantizers."""
-        held = self._parts.of(part)
+        held = self._parts.of(part, lambda part: GraphModel(self.engine, part, self.weights))
         held.quantizers = {site: e for site, e in self.quantizers.items() if part.has_site(site)}
         held.off = self.off & held.quantizers.keys()
         taps: list[Tap] = [(Tensor(name), "before") for name in part.outputs]

@@ -222,7 +222,10 @@ class ResumeFile:
         if first is None:
             return
         found, kept = of_arrays(first), statistics.first_batch
-        advice = "remove the file, or give the data with which it was begun, in the same order and batches"
+        advice = (
+            "remove the file, or give the data with which it was begun, in the same order and batches; a loader that "
+            "shuffles gives another order each time"
+        )
         if begun and kept and kept != found:
             raise DataError(f"{self.path}: its {begun} batches began with another one than the data does: {advice}")
         if count and begun > count:

@@ -13,12 +13,14 @@ from isobit.encodings import Encoding
 from isobit.errors import ModelError
 from isobit.graph import Graph, Input, Site
 from isobit_onnx.qdq.writer import insert_quantizers
+from isobit_onnx.read.initializers import has_large_weights
 from isobit_onnx.run.session import Session, own_arrays
 from isobit_onnx.translate.sites import bind
 from isobit_onnx.translate.translate import NativeNodes, Translation
 
-#: Sessions kept of a part: one with the quantizers that most runs have, and the last with others.
-_KEPT_SESSIONS = 2
+#: Sessions kept of a part: one with the quantizers that most runs have, and the last with others. Of a model with large
+#: weights, of which each session holds copies, the last alone.
+_KEPT_SESSIONS, _KEPT_OF_LARGE = 2, 1
 
 
 class _Opened(NamedTuple):
@@ -47,6 +49,7 @@ class ModelPart:
         except ValueError as error:
             raise ModelError(f"the part cannot be run alone: {error}") from error
         self._model = ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+        self._most = _KEPT_OF_LARGE if has_large_weights(model) else _KEPT_SESSIONS
         self._sessions: OrderedDict[Hashable, _Opened] = OrderedDict()
 
     def run(self, encodings: Mapping[Site, Encoding], given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -54,7 +57,7 @@ class ModelPart:
         read = {site: encoding for site, encoding in encodings.items() if self._reads(site)}
         key = tuple((site, id(encoding)) for site, encoding in read.items())
         if key not in self._sessions:
-            while len(self._sessions) >= _KEPT_SESSIONS:
+            while len(self._sessions) >= self._most:
                 self._sessions.popitem(last=False)
             self._sessions[key] = self._opened(read)
         self._sessions.move_to_end(key)

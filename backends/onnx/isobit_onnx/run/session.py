@@ -17,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from isobit.errors import ModelError, OutputError, PluginError, did_you_mean
 from isobit.files import temporary_folder
+from isobit.threads import available_threads
 from isobit_onnx.read.error_text import one_line
 from isobit_onnx.read.initializers import PROTOBUF_LIMIT, weight_bytes
 from isobit_onnx.run.blocked_layout import block_size, keep_blocked, optimise
@@ -39,6 +40,9 @@ Weights = dict[str, NDArray[Any]]
 
 #: Bytes; onnxruntime wants small constants, among them shapes, in the graph.
 _SMALLEST_ARRAY = 1024
+
+#: Threads of a session that is one of dozens, of which each starts its own.
+_MOST_THREADS = 8
 
 #: Making a session in blocked layout, with its first run, takes so many times as long as making the plain one.
 BLOCKED_COST = 3.0
@@ -75,7 +79,8 @@ class Session:
         taken as long as making it will, so that both never take twice the time of the better choice. `any_order` are
         outputs whose elements may come in another order within each sample. `is_lean` dequantizes weights as they are
         read: opened sooner and smaller, but slower in each run. `is_short` lets threads sleep when they have nothing to
-        do: runs of a few nodes in turn with other sessions take a tenth of the processor time.
+        do, and starts few: runs of a few nodes in turn with dozens of other sessions take a tenth of the processor
+        time.
         """
         self._plan_memory, self._any_order, self.is_lean = plan_memory, frozenset(any_order), is_lean
         self._is_short = is_short
@@ -100,6 +105,7 @@ class Session:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         if self._is_short:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            options.intra_op_num_threads = min(available_threads(), _MOST_THREADS)
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)

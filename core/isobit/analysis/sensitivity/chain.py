@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.analysis.sensitivity.cut_graph import Part, part_of
+from isobit.analysis.sensitivity.cut_graph import Part
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch
 from isobit.encodings.encoding import Encoding
@@ -90,7 +90,7 @@ class Chain:
     def _run(self, model: CheckedModel, index: int, given: Values, state: Values) -> Values:
         """What is there after a part, and still wanted."""
         part = self.parts[index]
-        graph = part.graph if model.graph is self.model.graph else part_of(model.graph, part.graph.nodes)
+        graph = part.graph if model.graph is self.model.graph else part.of(model.graph)
         made = model.run_part(graph, {name: state[name] if name in state else given[name] for name in graph.inputs})
         self.ran += part.work / len(self._given)
         wanted = self.parts[index + 1].live if index + 1 < len(self.parts) else model.graph.output_tensors

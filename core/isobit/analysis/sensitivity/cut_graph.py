@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -24,6 +25,13 @@ class Part:
     graph: Graph
     work: float
     live: frozenset[str]
+    _of: WeakKeyDictionary[Graph, Graph] = field(default_factory=WeakKeyDictionary, repr=False)
+
+    def of(self, graph: Graph) -> Graph:
+        """The same part of the graph of a copy, whose nodes are those; one graph as long as the copy's lives."""
+        if graph not in self._of:
+            self._of[graph] = part_of(graph, self.graph.nodes)
+        return self._of[graph]
 
     def reads(self, site: Site) -> bool:
         """Whether a node of the part reads what is quantized at a site."""
@@ -41,14 +49,14 @@ def cut_into_parts(graph: Graph, most: int) -> list[Part]:
     costs = layer_costs(graph)
     work = np.array([costs[node.name].macs + costs[node.name].activations for node in nodes])
     done = np.cumsum(work) / max(float(work.sum()), 1.0)
-    handed = [sum(elements(graph, name) for name in live) for live in _live(graph)]
+    live = _live(graph)
+    handed = [sum(elements(graph, name) for name in names) for names in live]
     ends: set[int] = {len(nodes)}
     for boundary in range(1, most):
         window = [end for end in range(1, len(nodes)) if boundary - 0.5 <= done[end - 1] * most < boundary + 0.5]
         if window:
             ends.add(min(window, key=lambda end: (handed[end], abs(done[end - 1] * most - boundary))))
     parts, start = [], 0
-    live = _live(graph)
     for end in sorted(ends):
         before = float(done[start - 1]) if start else 0.0
         parts.append(Part(part_of(graph, nodes[start:end]), float(done[end - 1]) - before, live[start]))

@@ -143,7 +143,7 @@ class _InParts:
             room = int(_KEPT_BYTES // max(1, chain.nbytes)) * self.axes.size([one])
             if room or most == 1:
                 return parts, max(room, 1)
-            most //= 2
+            self.base, most = self.base.copy(), most // 2  # what was made for the parts goes with the model
 
     def _work(self, error: SiteError) -> float:
         changed = Changed(self.base, {}, error.sites)
@@ -168,14 +168,24 @@ class _InParts:
         for index in chosen:
             check_time()
             with self._changed(self.errors[index]) as changed:
-                try:
-                    ratios = _ratios(exact, next(chain.outputs_with(changed)), names)
-                except ModelError:  # rounded numbers became sizes that do not fit
-                    ratios = [-CAP]
+                ratios = self._ratios_with(changed, chain, batch, exact, names)
             if len(ratios) != len(common):  # or sizes that are others
                 ratios = [min(ratios)] * len(common)
             self.distances[index] += [one - other for one, other in zip(ratios, common, strict=True)]
         self.passes += (chain.ran + 1) * self.axes.size([batch]) / self.trials.samples
+
+    def _ratios_with(
+        self, changed: Changed, chain: Chain, batch: Batch, exact: Values, names: Sequence[str]
+    ) -> list[float]:
+        """The ratios of one changed model, run as a whole where it does not run in parts."""
+        try:
+            return _ratios(exact, next(chain.outputs_with(changed)), names)
+        except ModelError:
+            self.passes += self.axes.size([batch]) / self.trials.samples
+        try:
+            return _ratios(exact, changed.model.run(batch), names)
+        except ModelError:  # rounded numbers became sizes that do not fit
+            return [-CAP]
 
     @contextmanager
     def _changed(self, error: SiteError) -> Iterator[Changed]:

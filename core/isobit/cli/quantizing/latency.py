@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,11 +52,6 @@ class Latency:
     def is_steady(self) -> bool:
         """Whether the rounds gave about the same ratio."""
         return self.ratio_low is None or self.ratio_high is None or self.ratio_high <= _STEADY * self.ratio_low
-
-
-def available_threads() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measure(

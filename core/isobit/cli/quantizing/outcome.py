@@ -155,7 +155,10 @@ def _captions(outcome: Outcome) -> Iterator[str]:
             f"{latency.threads} thread(s), {latency.runtime}"
         )
         if latency.clock == "processor":
-            yield "the machine is busy, so these are milliseconds of the processor, which do not count what others took"
+            yield (
+                "the machine is busy, so these are milliseconds of the processor with one thread, which do not count "
+                "what others took"
+            )
         if not latency.is_steady:
             yield (
                 f"the rounds gave {latency.ratio_low:.2f}x to {latency.ratio_high:.2f}x, as on a busy machine: "

@@ -11,7 +11,7 @@ from isobit.calibration.scheme import parse_calibrator
 from isobit.cli.quantize_options import Job, check_there
 from isobit.cli.quantizing.evaluate_file import load_evaluate
 from isobit.cli.quantizing.evaluation import Evaluator
-from isobit.cli.quantizing.latency import available_threads, first_samples, measure, processor_time_tells
+from isobit.cli.quantizing.latency import first_samples, measure, processor_time_tells
 from isobit.cli.quantizing.model_files import deploy, file_size
 from isobit.cli.quantizing.next_command import next_command
 from isobit.cli.quantizing.outcome import Outcome, format_label, outcome_sections
@@ -30,6 +30,7 @@ from isobit.quantsim.export import USUAL
 from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate, figure_of
 from isobit.quantsim.quantize import open_simulator, quantize
 from isobit.quantsim.shown.simulator_sections import in_float
+from isobit.threads import available_threads
 
 
 class Run:

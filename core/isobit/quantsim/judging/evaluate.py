@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import pickle
 from collections.abc import Callable
+from functools import partial
 from types import CodeType
 from typing import Any
 
@@ -82,27 +83,43 @@ def check_evaluate(evaluate: Any, *, picklable: bool) -> None:
 
 
 def identity_of(evaluate: Any) -> str:
-    """A text that tells one measure from another: its name, and a hash of its code.
+    """A text that tells one measure from another: its name, and a hash of its code and of the numbers it is given.
 
-    What is read from a file has an attribute `digest` of its own. What a function calls, and the values that it
-    closes over, are not in it.
+    What is read from a file has an attribute `digest` of its own. What a function calls, objects that it is given, and
+    the values that it closes over, are not in it.
     """
     name = getattr(evaluate, "__qualname__", type(evaluate).__qualname__)
     told = getattr(evaluate, "digest", None)
     if isinstance(told, str):
         return f"{name} {told}"
-    bare = getattr(evaluate, "func", evaluate)  # that of a functools.partial
-    bare = getattr(bare, "__func__", bare)  # that of a method
+    given: list[Any] = []
+    bare = evaluate
+    while isinstance(bare, partial):
+        given += [*bare.args, *sorted(bare.keywords.items())]
+        bare = bare.func
+    bare = inspect.unwrap(getattr(bare, "__func__", bare))  # that of a method, and what a decorator is around
+    given += [
+        *(getattr(bare, "__defaults__", None) or ()),
+        *sorted((getattr(bare, "__kwdefaults__", None) or {}).items()),
+    ]
     code = getattr(bare, "__code__", None) or getattr(type(bare).__call__, "__code__", None)
     if not isinstance(code, CodeType):
         return name
-    return f"{name} {hashlib.blake2b(_code_text(code).encode(), digest_size=16).hexdigest()}"
+    text = f"{_code_text(code)} {[_given(value) for value in given]}"
+    return f"{name} {hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
 
 
 def _code_text(code: CodeType) -> str:
     """All that a function does, without the lines where it stands; the same in each process."""
     constants = [_code_text(item) if isinstance(item, CodeType) else _constant(item) for item in code.co_consts]
     return f"{code.co_code.hex()} {code.co_names} {code.co_freevars} {constants}"
+
+
+def _given(value: Any) -> str:
+    """A number or a text as it is, and of anything else its kind: its text may be another one in each process."""
+    if isinstance(value, tuple):
+        return str([_given(item) for item in value])
+    return repr(value) if value is None or isinstance(value, bool | int | float | str) else type(value).__qualname__
 
 
 def _constant(value: Any) -> str:

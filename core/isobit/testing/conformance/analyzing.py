@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 from isobit.analysis import Analysis, analyze
 from isobit.analysis.measure_errors import copies, measure_errors
 from isobit.analysis.sensitivity import Measure, measure_sites
+from isobit.analysis.sensitivity.chain import Chain, Changed
+from isobit.analysis.sensitivity.cut_graph import cut_into_parts
 from isobit.analysis.site_errors import decibels
 from isobit.data import Batch
 from isobit.edits.draft import Draft
@@ -17,7 +21,7 @@ from isobit.edits.edit import SetWeights
 from isobit.encodings.encoding import Encoding
 from isobit.graph.graph import Graph, Node
 from isobit.graph.ops import CURVES
-from isobit.graph.sites import Tensor
+from isobit.graph.sites import Input, Tensor
 from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
 from isobit.quantsim.quantsim import QuantSim
@@ -120,12 +124,34 @@ class AnalyzingConformance(ConformanceBase):
         sim, data = _simulator(open_network)
         exact, simulated = copies(sim.simulation)
         measured = measure_errors(sim.simulation, exact, simulated, data)
-        trials = measured.trials
-        found = measure_sites(trials, measured.errors, measure)
+        trials, errors = measured.trials, measured.errors
+        found = measure_sites(trials, errors, measure)
         run = trials.without if measure == "off" else trials.alone
-        whole = [decibels(1.0, run(error.sites)) for error in measured.errors]
+        whole = [decibels(1.0, run(error.sites)) for error in errors]
         np.testing.assert_allclose(found.decibels, np.clip(whole, -100, 100), atol=0.1)
-        assert found.about.passes < len(measured.errors)
+        assert found.about.passes < len(errors)
+
+    def test_parts_are_kept_as_long_as_their_model(self, open_network: Open) -> None:
+        """Asked for again, and by copies, none is made anew; a copy goes with them when it is done with."""
+        opened = open_network("inverted_residual")
+        batch = opened.network.batch(2)
+        copied, another = opened.model.copy(), opened.model.copy()
+        parts = cut_into_parts(copied.graph, 3)
+        chain = Chain(copied, {}, parts, [batch])
+        first = next(node for node in copied.graph.nodes if node.inputs[0] in copied.graph.inputs)
+        for _ in range(2):
+            outputs = next(chain.outputs_with(Changed(another, {}, [Input(first.name, 0)])))
+            assert outputs.keys() == chain.outputs[0].keys()
+        assert len({id(part.of(another.graph)) for part in parts for _ in range(2)}) == len(parts)
+        models = [weakref.ref(model.inner) for model in (copied, another)]
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            del copied, another, chain
+            assert [model() for model in models] == [None, None]
+        finally:
+            if was_enabled:
+                gc.enable()
 
 
 def _simulator(
