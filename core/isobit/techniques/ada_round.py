@@ -64,13 +64,7 @@ class AdaRound:
 
     def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Write rounded weights; needs data that serves two passes, or what was observed of it."""
-        return self.refined(context)
-
-    def refined(self, context: TechniqueContext, refine: Refine | None = None) -> TechniqueReport:
-        """As `apply`; in the sequential mode `refine` may better what is solved before the next layers are."""
-        searched = self.scales == "searched"
-        procedure = self._procedure(context)
-        return round_weights("AdaRound", context, procedure, self._solve, searched=searched, refine=refine)
+        return ada_round(self, context)
 
     def _procedure(self, context: TechniqueContext) -> Procedure:
         """That of the settings, for the plan there is."""
@@ -93,3 +87,9 @@ class AdaRound:
         if problem.activated is not None:
             integers = problem.activated.descend(problem.grid(encoding), integers)
         return integers, encoding
+
+
+def ada_round(settings: AdaRound, context: TechniqueContext, refine: Refine | None = None) -> TechniqueReport:
+    """What `AdaRound` does; in the sequential mode `refine` may better what is solved before the next layers are."""
+    searched, procedure = settings.scales == "searched", settings._procedure(context)
+    return round_weights("AdaRound", context, procedure, settings._solve, searched=searched, refine=refine)

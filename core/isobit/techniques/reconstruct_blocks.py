@@ -15,7 +15,7 @@ from isobit.errors import DataError, FormatError, ModelError
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Site, Tensor
 from isobit.statistics.observer import Request, Stage
-from isobit.techniques.ada_round import AdaRound
+from isobit.techniques.ada_round import AdaRound, ada_round
 from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.reconstruction.block_samples import BlockSamples, KeptSamples, choose_batches, held_back
 from isobit.techniques.reconstruction.blocks import Block, find_blocks
@@ -106,7 +106,7 @@ class ReconstructBlocks:
         batches = choose_batches(context.dataset, context.graph, self.samples)
         run = _Run(context, self, base.graph, batches)
         run.find_blocks(layers)
-        report = self._first.refined(context.on(base), run.refine)
+        report = ada_round(self._first, context.on(base), run.refine)
         context.model.edit(base.edit_log[edits:])
         return run.report(report)
 
