@@ -38,7 +38,7 @@ def numba_threads() -> int:
     from numba.np.ufunc import parallel
 
     started = getattr(parallel, "_is_initialized", False)
-    return int(get_num_threads() if started else config.NUMBA_NUM_THREADS)
+    return int(get_num_threads() if started else vars(config)["NUMBA_NUM_THREADS"])
 
 
 @cache
