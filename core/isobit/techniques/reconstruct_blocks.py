@@ -31,7 +31,10 @@ _EVERY = 8
 #: in another order, which roundings to few levels make more of.
 _SAME = 1e-2
 
-#: The share of the memory for outputs that are compared for that.
+#: The outputs of the model are compared on about so many samples of those.
+_JUDGED = 64
+
+#: The share of the memory for outputs of a block that is compared with itself.
 _CHECKED = 64
 
 
@@ -138,11 +141,14 @@ class _Run:
         self.float_model = self.context.model.uncompensated()
         floats = [name for name, tensor in self.graph.outputs.items() if self.graph.is_float(tensor)]
         self.judged: list[tuple[Batch, Batch]] = []
+        count, axes = 0, SampleAxes.of(self.graph)
         for batch in held_back(self.batches, self.graph, _EVERY):
-            outputs = self.float_model.run(batch)
-            self.judged.append((batch, {name: outputs[name] for name in floats}))
+            if count < _JUDGED:
+                outputs = self.float_model.run(batch)
+                self.judged.append((batch, {name: outputs[name] for name in floats}))
+                count += axes.size([batch])
         self.rng = np.random.default_rng(self.settings.seed)
-        self.size = SampleAxes.of(self.graph).size(self.batches)
+        self.size = axes.size(self.batches)
 
     def find_blocks(self, layers: Sequence[Layer]) -> None:
         self.blocks, self.left = find_blocks(self.graph, layers, self.settings.layers)
