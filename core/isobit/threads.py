@@ -33,6 +33,19 @@ def run_on_threads(function: Callable[..., object], calls: Sequence[tuple[Any, .
         task.result()
 
 
+def numba_threads() -> int:
+    """How many threads numba would use, so that users say it in one place.
+
+    ``numba.get_num_threads()`` starts numba's threads, which are not needed here and, with OpenMP, set the number of
+    threads for all of the process, PyTorch's too. It is asked only where they run already.
+    """
+    from numba import config, get_num_threads
+    from numba.np.ufunc import parallel
+
+    started = getattr(parallel, "_is_initialized", False)
+    return int(get_num_threads() if started else vars(config)["NUMBA_NUM_THREADS"])
+
+
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """The threads of one process: a fork has none of its parent's."""

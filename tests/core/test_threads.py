@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -63,3 +65,17 @@ def test_a_fork_has_threads_of_its_own() -> None:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     pytest.fail("the child process waits for threads of its parent")
+
+
+def test_asking_numba_does_not_start_its_threads() -> None:
+    """With OpenMP they would set the number of threads of all of the process, PyTorch's too."""
+    code = (
+        "from isobit.threads import numba_threads\n"
+        "from numba.np.ufunc import parallel\n"
+        "import numba\n"
+        "assert numba_threads() == numba.config.NUMBA_NUM_THREADS\n"
+        "assert not parallel._is_initialized\n"
+        "numba.set_num_threads(1)\n"
+        "assert numba_threads() == 1\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

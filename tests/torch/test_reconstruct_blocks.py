@@ -32,7 +32,7 @@ def test_near_the_best_of_all_roundings() -> None:
     x = torch.randn(256, 3)
     wanted = module(x).detach().numpy()
     sims = {}
-    for technique in (AdaRound(sequential=True), ReconstructBlocks(steps=60, batch=64)):
+    for technique in (AdaRound(sequential=True), ReconstructBlocks(steps=40, batch=64)):
         sim = isobit.QuantSim(module, x[:2], weights="int2 per-channel", activations=None)
         (report,) = sim.apply(technique, data=[x])
         sims[type(technique).__name__] = sim
@@ -58,7 +58,7 @@ def test_near_the_best_of_all_roundings() -> None:
         choices.append([(lower + np.reshape(up, weight.shape)) * scale for up in product((0, 1), repeat=weight.size)])
     errors = sorted(error([first, second], ours["bias"]) for first in choices[0] for second in choices[1])
     found = error(ours["weight"], ours["bias"])
-    assert found <= rounded * (1 + 1e-6)
+    assert found <= rounded * 1.02  # the samples that were held back decide, not all of these
     assert found <= errors[len(errors) // 50] * (1 + 1e-5), (found, errors[:8])
 
 
@@ -70,7 +70,7 @@ def test_blocks_of_a_network_are_found_and_improved() -> None:
     ).eval()
     x, other = torch.randn(48, 2, 6, 6), torch.randn(64, 2, 6, 6)
     errors: dict[str, float] = {}
-    for technique in (AdaRound(sequential=True), ReconstructBlocks(steps=25, batch=16)):
+    for technique in (AdaRound(sequential=True), ReconstructBlocks(steps=20, batch=16)):
         sim = isobit.QuantSim(module, x[:2], weights="int2 per-channel")
         (report,) = sim.apply(technique, data=[x])
         sim.calibrate([x])
@@ -78,7 +78,7 @@ def test_blocks_of_a_network_are_found_and_improved() -> None:
         errors[type(technique).__name__] = float(np.square(difference).sum())
     told = " ".join([*report.changed, *report.left.values()])
     assert told.count("error of the block") >= 2
-    assert report.notes[-1].startswith("4 blocks, ")
+    assert "4 blocks, " in report.notes[-1]
     for site, encoding in report.encodings.items():
         weight = sim.backend_model.weight(str(site))
         np.testing.assert_allclose(encoding.fake_quantize(weight), weight, rtol=1e-6, atol=1e-7)
@@ -88,12 +88,15 @@ def test_blocks_of_a_network_are_found_and_improved() -> None:
 
 def test_the_same_seed_gives_the_same_bits() -> None:
     torch.manual_seed(1)
-    module, x = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)).eval(), torch.randn(64, 6)
+    module = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2, bias=False)).eval()
+    x = torch.randn(64, 6)
 
     def weights(seed: int) -> Any:
         sim = isobit.QuantSim(module, x[:2], weights="int3 per-channel")
-        sim.apply(ReconstructBlocks(steps=20, seed=seed), data=[x])
-        return sim.backend_model.weight("0.weight"), sim.backend_model.weight("2.bias")
+        sim.apply(ReconstructBlocks(steps=5, seed=seed), data=[x])
+        last = sim.graph.nodes[-1].inputs[2]  # a bias that was added
+        assert last is not None
+        return sim.backend_model.weight("0.weight"), sim.backend_model.weight(last)
 
     for one, two in zip(weights(0), weights(0), strict=True):
         np.testing.assert_array_equal(one, two)

@@ -31,13 +31,13 @@ from isobit_torch.program import adapters as peft_adapters
 from isobit_torch.program.convert import feed, to_array
 from isobit_torch.program.program import Program, copy_graph
 from isobit_torch.program.shapes import propagate
-from isobit_torch.run_part import PartRunner, evaluating
 from isobit_torch.simulate.fed_observer import FedObserver
 from isobit_torch.simulate.float_state import FloatState, places_of
-from isobit_torch.simulate.gradients.gradient import Derived, Values, gradient
-from isobit_torch.simulate.gradients.part_graph import PartGraph
 from isobit_torch.simulate.insert_quantizers import Simulated, insert_quantizers
-from isobit_torch.simulate.observe import ObservingRunner
+from isobit_torch.simulate.passes.gradient import Derived, Values, gradient
+from isobit_torch.simulate.passes.module_state import evaluating
+from isobit_torch.simulate.passes.observe import ObservingRunner
+from isobit_torch.simulate.passes.part_graph import PartGraph
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
 from isobit_torch.simulate.simulator import Simulator
 from isobit_torch.simulate.teacher import Teacher, teacher_of
@@ -67,8 +67,7 @@ class TorchModel:
         self._native = Simulator(program.root, copy_graph(program.graph)[0], program.signature)
         self._native.eval()
         self._simulated: Simulated | None = None
-        self._part: PartGraph | None = None  # the last one that was computed alone
-        self._parts: KeptParts[PartRunner] = KeptParts()
+        self._parts: KeptParts[PartGraph] = KeptParts()
         self._rebuild()
 
     @property
@@ -213,9 +212,9 @@ class TorchModel:
         if key is not None:
             del self._native.get_submodule(QUANTIZERS)._modules[key]
 
-    def _runner(self, part: Graph) -> PartRunner:
+    def _part_graph(self, part: Graph) -> PartGraph:
         assert self._simulated is not None
-        return PartRunner(self._native, self._simulated, self.translation, part)
+        return PartGraph(self._native, self._simulated, self.translation, part)
 
     def _rebuild(self) -> None:
         self._parts.clear()
@@ -320,9 +319,9 @@ class TorchModel:
 
     def run_part(self, part: Graph, given: Batch) -> dict[str, NDArray[Any]]:
         """The tensors that the part makes, in front of their quantizers."""
-        runner, inputs = self._parts.of(part, self._runner), [(name, part.tensors[name].dtype) for name in part.inputs]
+        held = self._parts.of(part, self._part_graph)
         with evaluating(self._native):
-            made = runner.run_from(self._feeds(given, inputs))
+            made = held.run(*self._feeds(given, held.inputs).values())
         return {name: np.array(to_array(tensor)) for name, tensor in made.items()}
 
     def gradient(self, function: Callable[[Mapping[str, Any]], Any], weights: Values, batch: Batch) -> Derived:
@@ -333,9 +332,8 @@ class TorchModel:
 
     def part_error(self, part: Graph, weights: Values, batch: Batch, wanted: Batch) -> Derived:
         """The squared error of a part's outputs, and its gradient by each of `weights`."""
-        assert self._simulated is not None
-        self._part = held = PartGraph.of(part, self._simulated, self.translation, self._part)
-        runner = partial(gradient, self._native, held.graph, self.translation, weights)
+        held = self._parts.of(part, self._part_graph)
+        runner = partial(gradient, self._native, held.behind, self.translation, weights)
         return runner(
             partial(self._evaluate, inputs=held.inputs), batch, list(part.outputs), partial(held.error, wanted)
         )

@@ -12,7 +12,7 @@ from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.rounding.coordinate_descent import coordinate_descent
 from isobit.techniques.rounding.gptq_solver import gptq
 from isobit.techniques.rounding.problem import Problem, Solution
-from isobit.techniques.rounding.procedure import Procedure, round_weights
+from isobit.techniques.rounding.procedure import Procedure, Refine, round_weights
 from isobit.techniques.rounding.scale_search import fitted_scale
 from isobit.techniques.technique import TechniqueReport
 
@@ -64,9 +64,7 @@ class AdaRound:
 
     def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Write rounded weights; needs data that serves two passes, or what was observed of it."""
-        return round_weights(
-            "AdaRound", context, self._procedure(context), self._solve, searched=self.scales == "searched"
-        )
+        return ada_round(self, context)
 
     def _procedure(self, context: TechniqueContext) -> Procedure:
         """That of the settings, for the plan there is."""
@@ -89,3 +87,9 @@ class AdaRound:
         if problem.activated is not None:
             integers = problem.activated.descend(problem.grid(encoding), integers)
         return integers, encoding
+
+
+def ada_round(settings: AdaRound, context: TechniqueContext, refine: Refine | None = None) -> TechniqueReport:
+    """What `AdaRound` does; in the sequential mode `refine` may better what is solved before the next layers are."""
+    searched, procedure = settings.scales == "searched", settings._procedure(context)
+    return round_weights("AdaRound", context, procedure, settings._solve, searched=searched, refine=refine)

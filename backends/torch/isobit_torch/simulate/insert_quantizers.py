@@ -70,7 +70,7 @@ def _insert(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], native: NativeSi
         node = graph.call_module(target, (source,))
     if native.readers is None:
         for user in before:
-            if op_name(user) != "sym_size" and not _is_quantizer(user):
+            if op_name(user) != "sym_size" and not is_quantizer(user):
                 user.replace_input_with(source, node)
     else:
         for reader in native.readers:
@@ -78,14 +78,15 @@ def _insert(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], native: NativeSi
     return node
 
 
-def _is_quantizer(node: fx.Node) -> bool:
+def is_quantizer(node: fx.Node) -> bool:
+    """Whether a node of the simulator's graph is a call of a quantizer."""
     return node.op == "call_module" and str(node.target).startswith(f"{QUANTIZERS}.")
 
 
 def quantized_weights(module: fx.GraphModule) -> Iterator[tuple[str, Encoding, NDArray[Any]]]:
     """Each weight that a quantizer of a simulator reads, its grid, and its values in canonical layout."""
     for node in module.graph.nodes:
-        if not _is_quantizer(node):
+        if not is_quantizer(node):
             continue
         quantizer, source = module.get_submodule(str(node.target)), node.all_input_nodes[0]
         if isinstance(quantizer, WeightQuantizer) and source.op == "get_attr":

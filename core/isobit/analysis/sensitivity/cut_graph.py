@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from isobit.budget.cost_model import elements, layer_costs
+from isobit.graph.boundaries import alive, read_from_outside
 from isobit.graph.graph import Graph, Node
 from isobit.graph.sites import Input, Site
 
@@ -49,7 +50,7 @@ def cut_into_parts(graph: Graph, most: int) -> list[Part]:
     costs = layer_costs(graph)
     work = np.array([costs[node.name].macs + costs[node.name].activations for node in nodes])
     done = np.cumsum(work) / max(float(work.sum()), 1.0)
-    live = _live(graph)
+    live = alive(graph)
     handed = [sum(elements(graph, name) for name in names) for names in live]
     ends: set[int] = {len(nodes)}
     for boundary in range(1, most):
@@ -66,13 +67,11 @@ def cut_into_parts(graph: Graph, most: int) -> list[Part]:
 
 def part_of(graph: Graph, nodes: Sequence[Node]) -> Graph:
     """These nodes of a graph as a graph of their own; it has all inputs of the model, of which sizes are taken."""
-    made = {name for node in nodes for name in node.outputs}
     inside = {node.name for node in nodes}
-    read = [name for node in nodes for name in node.inputs if name in graph.tensors and name not in made]
     leaving = [name for node in nodes for name in node.outputs if _leaves(graph, name, inside)]
     return graph.with_nodes(
         tuple(nodes),
-        inputs=tuple(dict.fromkeys([*graph.inputs, *(name for name in read if name is not None)])),
+        inputs=tuple(dict.fromkeys([*graph.inputs, *read_from_outside(graph, nodes)])),
         outputs={name: name for name in leaving},
         notes=(),
     )
@@ -80,17 +79,3 @@ def part_of(graph: Graph, nodes: Sequence[Node]) -> Graph:
 
 def _leaves(graph: Graph, name: str, inside: Iterable[str]) -> bool:
     return name in graph.output_tensors or any(use.node.name not in inside for use in graph.uses(name))
-
-
-def _live(graph: Graph) -> list[frozenset[str]]:
-    """The tensors that are there before each node, and after the last, and are read from there on or leave."""
-    position = {node.name: index for index, node in enumerate(graph.nodes)}
-    made = {name: 0 for name in graph.inputs}
-    made.update((name, index + 1) for index, node in enumerate(graph.nodes) for name in node.outputs)
-    last = {name: max((position[use.node.name] for use in graph.uses(name)), default=-1) for name in made}
-    last.update(dict.fromkeys(graph.output_tensors & made.keys(), len(graph.nodes)))
-    live: list[set[str]] = [set() for _ in range(len(graph.nodes) + 1)]
-    for name, first in made.items():
-        for index in range(first, last[name] + 1):
-            live[index].add(name)
-    return [frozenset(names) for names in live]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,6 +31,25 @@ def choose_batches(data: Iterable[Batch], graph: Graph, samples: int) -> list[Ba
             level += 1
             kept = {number: batch for number, batch in kept.items() if _is_kept(number, level)}
     return list(kept.values())
+
+
+def held_back(batches: Iterable[Batch], graph: Graph, every: int) -> Iterator[Batch]:
+    """Each `every`th sample, as `BlockSamples.split` counts them; whole batches where a batch has a fixed size."""
+    axes, start = SampleAxes.of(graph), 0
+    for batch in batches:
+        count = axes.size([batch])
+        chosen = [index for index in range(count) if (start + index) % every == every - 1]
+        start += count
+        if axes.fixed is not None or not axes.by_name:
+            if chosen:
+                yield batch
+        elif chosen:
+            yield {
+                name: array.take(chosen, axes.by_name[name])
+                if name in axes.by_name and array.ndim > axes.by_name[name] and array.shape[axes.by_name[name]] == count
+                else array
+                for name, array in batch.items()
+            }
 
 
 class KeptSamples:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from isobit.errors import ModelError
 from isobit.graph.between import between
+from isobit.graph.boundaries import alive, read_from_outside
 from isobit.graph.graph import Graph, Node
 from isobit.graph.ops import WEIGHTED
 from isobit.techniques.rounding.layers import Layer
@@ -40,13 +41,10 @@ def find_blocks(graph: Graph, layers: Sequence[Layer], most: int) -> tuple[list[
     for nodes, wanted in _joined(graph, most):
         names = {node.name for node in nodes}
         inside = [layer for layer in waiting.values() if layer.readers.keys() <= names]
-        made = {output for node in nodes for output in node.outputs}
-        read = [name for node in nodes for name in node.inputs if name is not None]
-        given = [name for name in read if name in graph.tensors and name not in made]
         if not inside or not wanted:
             continue
         try:
-            part = between(graph, list(dict.fromkeys(given)), wanted)
+            part = between(graph, read_from_outside(graph, nodes), wanted)
         except ModelError as error:
             left |= dict.fromkeys((layer.weight for layer in inside), str(error))
             continue
@@ -81,16 +79,12 @@ def _joined(graph: Graph, most: int) -> Iterator[tuple[list[Node], list[str]]]:
 def _stretches(graph: Graph) -> Iterator[tuple[list[Node], list[str]]]:
     """The nodes between two cuts, and the float tensors alive at the second."""
     weighed = _weighed(graph)
-    last = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs if name is not None}
-    last |= dict.fromkeys(graph.outputs.values(), len(graph.nodes))
-    alive: set[str] = set()
     nodes: list[Node] = []
-    for index, node in enumerate(graph.nodes):
+    for node, names in zip(graph.nodes, alive(graph)[1:], strict=True):
         nodes.append(node)
-        alive |= {name for name in node.outputs if name in weighed}
-        alive = {name for name in alive if last.get(name, -1) > index}
-        if (len(alive) == 1 and graph.is_float(next(iter(alive)))) or index == len(graph.nodes) - 1:
-            yield nodes, sorted(name for name in alive if graph.is_float(name))
+        ends = weighed & names
+        if (len(ends) == 1 and graph.is_float(next(iter(ends)))) or node is graph.nodes[-1]:
+            yield nodes, sorted(name for name in ends if graph.is_float(name))
             nodes = []
 
 

@@ -26,11 +26,11 @@ Floats = NDArray[np.float64]
 
 #: How far a parameter can go in all steps together: of the sigmoid's argument, of a scale's logarithm, and of a bias in
 #: units of the root mean square of all of its layer. So the rates follow from the number of steps.
-_PLACES, _SCALES, _BIASES = 10.0, 0.05, 0.05
+_PLACES, _SCALES, _BIASES = 3.0, 0.05, 0.05
 
-#: The weight of the regulariser beside the error, which is 1 where the descent starts; the share of the steps before
-#: it counts; and its power at the first and at the last step.
-_SETTLING, _WARM_UP, _POWERS = 0.02, 0.2, (20.0, 2.0)
+#: The shares of the steps before the first values settle, and before the last ones do; after that scales and biases go
+#: on alone.
+_FIRST, _LAST = 0.2, 0.9
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def descend(
             parameters[name, kind] = value
             rates[name, kind] = (_PLACES if kind == "place" else _SCALES) / settings.steps
     unit = error_of(model, part, start.constants, samples, settings.batch) or 1.0
-    count, optimizer = sum(weight.lower.size for weight in soft.values()), Adam()
+    optimizer = Adam()
     for step in range(settings.steps):
         check_time()
         numbers = samples.draw(rng, settings.batch)
@@ -93,14 +93,12 @@ def descend(
         _, by_value = model.part_error(part, values, given, wanted)
         scale = 1 / (unit * len(numbers))
         gradients: dict[Hashable, Floats] = {name: by_value[name] * np.float64(scale) for name in biases}
-        power = _power(step, settings.steps)
         for name, weight in soft.items():
             for kind, gradient in weight.gradient(by_value[name] * np.float64(scale)).items():
                 gradients[name, kind] = gradient
-            if power is not None:
-                share = _SETTLING * weight.lower.size / count
-                gradients[name, "place"] = gradients[name, "place"] + share * weight.unsettled(power)[1]
         optimizer.step(parameters, gradients, rates)
+        for weight in soft.values():
+            weight.settle(_settled(step + 1, settings.steps))
     return Rounded(
         {name: weight.value(hard=True) for name, weight in soft.items()},
         {name: weight.encoding for name, weight in soft.items()},
@@ -123,10 +121,10 @@ def _errors(
         yield model.part_error(part, values, given, wanted)[0]
 
 
-def _power(step: int, steps: int) -> float | None:
-    """The power of the regulariser at a step; None while it does not count."""
-    progress = (step / steps - _WARM_UP) / (1 - _WARM_UP)
-    return None if progress < 0 else _POWERS[0] + (_POWERS[1] - _POWERS[0]) * progress
+def _settled(done: int, steps: int) -> float:
+    """The share of all values that are integers after so many steps: fewer and fewer at a time."""
+    progress = min(max((done / steps - _FIRST) / (_LAST - _FIRST), 0.0), 1.0)
+    return 1.0 if done == steps else 1 - (1 - progress) ** 2
 
 
 def _integers(value: Array, encoding: Encoding) -> NDArray[np.int64]:

@@ -1,7 +1,8 @@
 """A weight between two integers of its grid, each of its values at a place of its own that a descent moves.
 
-Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020, equations 22 to 24 (the
-rectified sigmoid and its regulariser).
+Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020, equation 23 (the
+rectified sigmoid). That values settle a share at a time, the nearest to an integer first, while the others make up for
+it, is from Zhou et al., "Incremental Network Quantization", ICLR 2017, in place of a regulariser.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ Floats = NDArray[np.float64]
 _LOW, _HIGH = -0.1, 1.1
 #: A place of a float weight starts no nearer to its ends than this, for there is no gradient at them.
 _MARGIN = 1e-2
+#: Where a value starts between the integer that was chosen for it, 0, and the float weight, 1.
+_FLOAT = 0.3
+#: A place at which the sigmoid is cut off.
+_END = 10.0
 
 
 class SoftWeight:
     """The weight ``scale * (lower + h - zero point)`` with `h` between 0 and 1, and `parameters` that a descent moves.
 
     `start` are the integers that a hard rounding chose: each value lies between that integer and the next one towards
-    the float weight. It starts as the float weight, as far as that lies there. The zeros of a sparse one stay. Scales
+    the float weight, and starts half way. What is settled is an integer for good. The zeros of a sparse one stay. Scales
     are learned as logarithms, but for LPBQ, whose scales are products.
     """
 
@@ -38,9 +43,12 @@ class SoftWeight:
         exact = weight.astype(np.float64) / scale + zero_point
         lower = np.where(start > exact, start - 1, start)
         self.lower = np.clip(lower, encoding.spec.q_min, encoding.spec.q_max - 1).astype(np.float64)
-        place = np.clip(exact - self.lower, _MARGIN, 1 - _MARGIN)
+        chosen = np.clip(start - self.lower, 0, 1)
+        place = _FLOAT * np.clip(exact - self.lower, 0, 1) + (1 - _FLOAT) * chosen
+        place = np.clip(place, _MARGIN, 1 - _MARGIN)
         ratio = (place - _LOW) / (_HIGH - _LOW)
         self.parameters: dict[str, Floats] = {"place": np.log(ratio / (1 - ratio))}
+        self._is_settled, self._ends = np.zeros(weight.shape, np.bool_), np.zeros(weight.shape)
         self._zero_point: Floats = np.broadcast_to(zero_point, weight.shape).astype(np.float64)
         self._held = (weight == 0) & is_sparse(weight)
         self._owner = _owner(encoding, weight.shape)
@@ -78,12 +86,15 @@ class SoftWeight:
             gradients["log_scale"] = summed.astype(np.float64)
         return gradients
 
-    def unsettled(self, power: float) -> tuple[float, Floats]:
-        """The regulariser ``1 - |2h - 1| ** power``, the mean over all values, and its gradient by their places."""
-        h = self.h
-        away = 2 * h - 1
-        by_h = -2 * power * np.abs(away) ** (power - 1) * np.sign(away)
-        return float(np.mean(1 - np.abs(away) ** power)), by_h * self._slope(h) / h.size
+    def settle(self, share: float) -> None:
+        """Let at least this share of all values be integers for good; the next are those that are nearest to one."""
+        count = int(np.ceil(share * self._is_settled.size)) - int(self._is_settled.sum())
+        if count > 0:
+            away = np.where(self._is_settled, -1.0, np.abs(2 * self.h - 1)).reshape(-1)
+            chosen = np.argpartition(-away, count - 1)[:count]
+            self._is_settled.flat[chosen] = True
+            self._ends.flat[chosen] = np.where(self.parameters["place"].flat[chosen] > 0, _END, -_END)
+        np.copyto(self.parameters["place"], self._ends, where=self._is_settled)
 
     def _slope(self, h: Floats) -> Floats:
         """How fast `h` follows its parameter."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from isobit.techniques.rounding.grid import Grid
 from isobit.techniques.rounding.objective import Objective, OutputError
-from isobit.threads import run_on_threads
+from isobit.threads import numba_threads, run_on_threads
 
 Matrix = NDArray[np.float64]
 
@@ -35,8 +35,6 @@ def coordinate_descent(objective: OutputError, grid: Grid, integers: Matrix, *, 
 
 def _descend(objective: Objective, grid: Grid, improved: Matrix, sweeps: int) -> Matrix:
     """Move the integers of one part in place, and return them."""
-    from numba import get_num_threads
-
     from isobit.techniques.rounding.kernels import descend  # compiles on first use
 
     groups, outputs, _ = improved.shape
@@ -50,5 +48,5 @@ def _descend(objective: Objective, grid: Grid, improved: Matrix, sweeps: int) ->
         descend(moved, slopes, objective.hessian[g], partners[shared], ties[shared], scales, zeros, *ends, sweeps)
 
     starts = [(g, start) for g in range(groups) for start in range(0, outputs, _OUTPUTS)]
-    run_on_threads(improve_from, starts, get_num_threads())
+    run_on_threads(improve_from, starts, numba_threads())
     return improved

@@ -119,11 +119,8 @@ class Procedure:
         return Requests(ranges=True, quantized=_requests(self.empty_rows(layers), "after"))
 
 
-Solve = Callable[[Problem], Solution]
-
-
 @dataclass(frozen=True, eq=False)
-class _Solved:
+class Solved:
     """A layer with its new weight and biases; errors are shares of the output's power, nearest rounding beside it."""
 
     layer: Layer
@@ -135,6 +132,12 @@ class _Solved:
     error: float
 
 
+Solve = Callable[[Problem], Solution]
+
+#: Given the quantized copy and the layers that are solved, says which of these it has solved better since.
+Refine = Callable[[CheckedModel, Mapping[str, Solved]], Mapping[str, Solved]]
+
+
 @dataclass(eq=False)
 class _Run:
     """One application of a technique."""
@@ -143,8 +146,9 @@ class _Run:
     context: TechniqueContext
     procedure: Procedure
     solve: Solve
+    refine: Refine | None = None
     reference: dict[str, Rows] = field(default_factory=dict)
-    solved: dict[str, _Solved] = field(default_factory=dict)
+    solved: dict[str, Solved] = field(default_factory=dict)
     last_input: SeenInput | None = None
     tables: dict[str, Table] = field(default_factory=dict)
 
@@ -154,7 +158,7 @@ class _Run:
     def fast(self, groups: list[list[Layer]]) -> None:
         for sweep in range(self.procedure.sweeps):
             copy = self._copy() if sweep else None
-            solved: list[_Solved] = []
+            solved: list[Solved] = []
             for group in groups:
                 rows = self._rows(group, copy, keep=len(groups) == 1)
                 for layer in self.context.each(group, "layers"):
@@ -188,6 +192,10 @@ class _Run:
                 solved = [self._solve(layer, rows) for layer in together]
                 self.solved.update({item.layer.weight: item for item in solved})
                 self._write(copy, solved)
+                better = self.refine(copy, self.solved) if self.refine is not None else {}
+                if better:
+                    self.solved.update(better)
+                    self._write(copy, better.values())
 
     def _inputs(self, layer: Layer) -> list[str | None]:
         """The tensors that meet a layer's weight: what reads the same ones can be solved from one pass."""
@@ -199,17 +207,17 @@ class _Run:
         self._write(copy, self.solved.values())
         return copy
 
-    def _write(self, copy: CheckedModel, solved: Iterable[_Solved]) -> None:
+    def _write(self, copy: CheckedModel, solved: Iterable[Solved]) -> None:
         """Give a copy these weights and biases, and the encodings of all that is solved."""
         edits = _edits(copy.graph, solved)
         if edits:
             copy.edit(edits)
         copy.set_quantizers(self.context.encodings(copy, self.encodings()))
 
-    def _solve(self, layer: Layer, rows: dict[str, Rows]) -> _Solved:
+    def _solve(self, layer: Layer, rows: dict[str, Rows]) -> Solved:
         check_time()
         weight = self.model.weight(layer.weight)
-        centered = self.procedure.correct_bias and all(_can_absorb(self.model.graph, name) for name in layer.readers)
+        centered = self.procedure.correct_bias and all(can_absorb(self.model.graph, name) for name in layer.readers)
         matrix = layer.patches.matrix(weight)
         seen = {name: (rows[name], self.reference.get(name)) for name in layer.readers}
         inputs = self._inputs_seen(list(seen.values()), centered=centered)
@@ -236,7 +244,7 @@ class _Run:
                 f"{layer.name}: {count} rows of data for {layer.patches.columns} weights a channel do not "
                 "determine them all; what they leave open is rounded near the float weight (use more samples)"
             )
-        return _Solved(layer, encoding, rounded, biases, note, nearest_error, error)
+        return Solved(layer, encoding, rounded, biases, note, nearest_error, error)
 
     def _inputs_seen(self, seen: list[tuple[Rows, Rows | None]], *, centered: bool) -> SeenInput:
         """What was seen, with all that the layer before has worked out of it if that read the same."""
@@ -296,15 +304,22 @@ class _Run:
 
 
 def round_weights(
-    name: str, context: TechniqueContext, procedure: Procedure, solve: Solve, *, searched: bool = True
+    name: str,
+    context: TechniqueContext,
+    procedure: Procedure,
+    solve: Solve,
+    *,
+    searched: bool = True,
+    refine: Refine | None = None,
 ) -> TechniqueReport:
     """Round every weight of the plan that can be, write the values, and return the encodings that they are of.
 
-    Tables that are looked up keep their values and get the scales of least error where scales are `searched`.
+    Tables that are looked up keep their values and get the scales of least error where scales are `searched`. In the
+    sequential mode `refine` is asked after each step, and the layers that follow are solved for what it gives.
     Raises DataError for data that is missing, serves fewer passes than are needed, or holds NaN or infinity.
     """
     layers, left = find_layers(context.graph, context.plan)
-    run = _Run(name, context, procedure, solve)
+    run = _Run(name, context, procedure, solve, refine)
     if searched:
         run.search_tables()
     left = {weight: why for weight, why in left.items() if weight not in run.tables}
@@ -333,7 +348,7 @@ def _rows_there(layers: Iterable[Layer], ranges: Statistics) -> dict[str, int]:
     return rows
 
 
-def _edits(graph: Graph, solved: Iterable[_Solved]) -> list[Edit]:
+def _edits(graph: Graph, solved: Iterable[Solved]) -> list[Edit]:
     """The edits that write solved weights and biases."""
     bias_edits: list[Edit] = []
     values = {}
@@ -360,7 +375,7 @@ def _distinct(rows: Mapping[str, Rows]) -> dict[int, str]:
     return first
 
 
-def _can_absorb(graph: Graph, name: str) -> bool:
+def can_absorb(graph: Graph, name: str) -> bool:
     """Whether a node has a bias of its own, or can have one."""
     node = graph.node(name)
     bias = node.input(2)

@@ -77,7 +77,8 @@ class DecidedBranches(TorchFunctionMode):
         super().__init__()
         self._left = defaultdict[Line, deque[bool]](deque, {line: deque(truths) for line, truths in ways.items()})
         self._is_known = is_known
-        self.decided: Ways = {}
+        self._asked: Ways = {}
+        self.decided: Ways = {}  # of each line up to the last that the data decides, with those known before it
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -88,9 +89,10 @@ class DecidedBranches(TorchFunctionMode):
         if line is None or not left:
             return func(*args, **(kwargs or {}))
         truth = left.popleft()
+        self._asked.setdefault(line, []).append(truth)
         if all(self._is_known(value) for value in args if isinstance(value, torch.Tensor)):
             return func(*args, **(kwargs or {}))
-        self.decided.setdefault(line, []).append(truth)
+        self.decided[line] = list(self._asked[line])
         return truth
 
 

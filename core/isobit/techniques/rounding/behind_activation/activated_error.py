@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from isobit.techniques.rounding.behind_activation.activation import Activation
 from isobit.techniques.rounding.grid import Grid
-from isobit.threads import run_on_threads
+from isobit.threads import numba_threads, run_on_threads
 
 Matrix = NDArray[np.float64]
 
@@ -81,8 +81,6 @@ class ActivatedError:
 
     def descend(self, grid: Grid, integers: Matrix, *, sweeps: int = 20) -> Matrix:
         """Integers of a smaller error, (groups, outputs, columns): each weight in turn moves while it falls."""
-        from numba import get_num_threads
-
         from isobit.techniques.rounding.behind_activation.kernels_activated import (
             move_activated,
         )  # compiles on first use
@@ -109,7 +107,7 @@ class ActivatedError:
 
         for g, block, outputs, targets in self._outputs(grid.values(improved)):
             calls = [(g, block.start + i, outputs[i], targets[i]) for i in range(len(outputs))]
-            run_on_threads(move, calls, get_num_threads())
+            run_on_threads(move, calls, numba_threads())
         return improved
 
     def _outputs(self, weight: Matrix | None) -> Iterator[tuple[int, slice, Matrix, Matrix]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from isobit_torch.program.convert import to_tensor
 from isobit_torch.program.fx_nodes import attribute
 from isobit_torch.program.layouts import to_native
 from isobit_torch.program.modules import BatchNorm
+from isobit_torch.simulate.passes.module_state import fixed
 from isobit_torch.translate.translate import Translation
 
 Array = NDArray[np.float32]
@@ -104,19 +104,6 @@ def gradient(
         flat = evaluate(runner.run_with_gradients, batch)
         outputs = {name: tensor for name, tensor in zip(names, flat, strict=True) if name is not None}
         return runner.derive(function, outputs)
-
-
-@contextmanager
-def fixed(module: nn.Module) -> Iterator[None]:
-    """No gradients by a module's own parameters, and their caches stay valid; afterwards they are as before."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 def _place(translation: Translation, name: str) -> tuple[str, Layout]:

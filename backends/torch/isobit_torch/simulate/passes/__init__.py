@@ -1,0 +1,1 @@
+"""Passes over the simulator's graph: observed, of parts of it, and with gradients by weights."""
