@@ -33,8 +33,8 @@ class SoftWeight:
     """The weight ``scale * (lower + h - zero point)`` with `h` between 0 and 1, and `parameters` that a descent moves.
 
     `start` are the integers that a hard rounding chose: each value lies between that integer and the next one towards
-    the float weight, and starts half way. What is settled is an integer for good. The zeros of a sparse one stay. Scales
-    are learned as logarithms, but for LPBQ, whose scales are products.
+    the float weight, and starts half way. What is settled is an integer for good; the zeros of a sparse weight stay.
+    Scales are learned as logarithms, but for LPBQ, whose scales are products.
     """
 
     def __init__(self, weight: NDArray[np.float32], encoding: Encoding, start: NDArray[np.int64]) -> None:
