@@ -42,6 +42,13 @@ class TruthOfAnItem(Network):
         return y.abs().sqrt() if is_large else y
 
 
+class ScaledWhereLoud(Network):
+    def between(self, y: Tensor, x: Tensor) -> Tensor:
+        if (x.abs() > 1).any():  # a mask, but one that picks nothing
+            y = y / x.abs().max()
+        return y
+
+
 class Comparison(Network):
     def between(self, y: Tensor, x: Tensor) -> Tensor:
         return y if torch.equal(x.clamp(max=1.5), x) else y - 1
@@ -73,7 +80,7 @@ class KnownBefore(Network):
         return y
 
 
-KINDS = [Assertion, Raising, TruthOfAnItem, Comparison, Loop, AtTheEnd, KnownBefore]
+KINDS = [Assertion, Raising, TruthOfAnItem, ScaledWhereLoud, Comparison, Loop, AtTheEnd, KnownBefore]
 
 
 def batch(largest: float, count: int = 4) -> Tensor:
