@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from isobit_torch.decompose.expander import Expander, Rule
 from isobit_torch.program.fx_nodes import aten, op_name
@@ -166,7 +167,35 @@ def _fill(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
     return e.call(aten.expand_as.default, value, x)
 
 
+def _known(size: Any) -> int:
+    """A size as it is with the example, where it is open."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def _as_strided(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
+    """The same view of a copy that lies in memory in the order of its axes.
+
+    What a view sees depends on how its tensor lies in memory, which quantizers may change, and exporters take for the
+    order of the axes. Left as it is where the tensor is a part of a larger one.
+    """
+    x = a["self"]
+    value = x.meta.get("val")
+    if not isinstance(value, torch.Tensor) or not statically_known_true(value.storage_offset() == 0):
+        return None
+    order = sorted(range(value.ndim), key=lambda axis: _known(value.stride(axis)), reverse=True)
+    span: Any = 1
+    for axis in reversed(order):
+        if not statically_known_true(value.shape[axis] == 1) and not statically_known_true(value.stride(axis) == span):
+            return None
+        span = span * value.shape[axis]
+    if order != sorted(order):
+        x = e.call(aten.permute.default, x, order, part="ordered", like=x)
+    x = e.call(aten.clone.default, x, part="copied", like=x, memory_format=torch.contiguous_format)
+    return e.call(aten.as_strided.default, x, a["size"], a["stride"], a["storage_offset"])
+
+
 MOVES: dict[str, Rule] = {
+    "as_strided": _as_strided,
     "roll": _roll,
     "repeat": _repeat,
     "tile": _repeat,
