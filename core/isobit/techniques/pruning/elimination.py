@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
+#: Of blocks B and what is right of them a V with Vᵀ V = rightᵀ B⁻¹ right.
+Root = Callable[[Floats, Floats], Floats]
 
 #: Of more channels than this, a share is removed at once.
 _ONE_BY_ONE = 64
@@ -145,13 +147,9 @@ class _State:
 
     def losses(self, count: int) -> Floats:
         """By channel what the output loses without it."""
-        try:
-            return self._losses(count, whitened)
-        except np.linalg.LinAlgError:
-            self._renew()
-            return self._losses(count, raised)
+        return by_root(lambda root: self._losses(count, root), self._renew)
 
-    def _losses(self, count: int, root: Callable[[Floats, Floats], Floats]) -> Floats:
+    def _losses(self, count: int, root: Root) -> Floats:
         loss = np.zeros(count)
         channels, starts, widths = np.unique(self.channel, return_index=True, return_counts=True)
         for width in np.unique(widths):  # the same for all channels but for those that are read twice
@@ -168,11 +166,7 @@ class _State:
         goes = np.isin(self.channel, gone)
         if not goes.any():
             return 0.0
-        try:
-            made = self._made(goes, whitened)
-        except np.linalg.LinAlgError:
-            self._renew()
-            made = self._made(goes, raised)
+        made = by_root(lambda root: self._made(goes, root), self._renew)
         outputs, stays = self.weight.shape[1], np.flatnonzero(~goes)
         self.columns, self.channel = self.columns[stays], self.channel[stays]
         if 2 * len(stays) <= self._renewed:  # a matrix of half the size takes an eighth of the time to invert
@@ -184,7 +178,7 @@ class _State:
             self.inverse -= across.T @ across  # of one array: symmetric to the last bit
         return float(np.square(made[:, :outputs]).sum()) / self.power
 
-    def _made(self, goes: NDArray[np.bool_], root: Callable[[Floats, Floats], Floats]) -> Floats:
+    def _made(self, goes: NDArray[np.bool_], root: Root) -> Floats:
         """What goes, by a root of its block of the inverse: its weights and, behind them, its part in the others."""
         rows = self.inverse[goes]
         return root(rows[:, goes], np.concatenate([self.weight[goes], rows[:, ~goes]], 1))
@@ -201,6 +195,15 @@ def raised(blocks: Floats, right: Floats) -> Floats:
     least = blocks.shape[-1] * np.finfo(np.float64).eps * np.abs(values).max(-1, keepdims=True)
     root = np.sqrt(np.maximum(values, np.maximum(least, np.finfo(np.float64).tiny)))
     return np.asarray(vectors.swapaxes(-1, -2) @ right / root[..., None])
+
+
+def by_root(solve: Callable[[Root], Floats], renew: Callable[[], None]) -> Floats:
+    """What `solve` makes by `whitened`; where a block has lost its definiteness, by `raised` behind `renew`."""
+    try:
+        return solve(whitened)
+    except np.linalg.LinAlgError:
+        renew()
+        return solve(raised)
 
 
 def inverse_of(moments: Floats) -> Floats:

@@ -9,13 +9,13 @@ root of d.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.techniques.pruning.elimination import Floats, Indices, inverse_of, raised, whitened
+from isobit.techniques.pruning.elimination import Floats, Indices, Root, by_root, inverse_of, whitened
 
 #: Values of rows that are worked on at once in float64.
 _BLOCK = 1 << 22
@@ -112,13 +112,9 @@ class RowState:
 
     def losses(self, count: int) -> Floats:
         """By channel what the output loses without it."""
-        try:
-            return self._losses(count, whitened)
-        except np.linalg.LinAlgError:
-            self._renew()
-            return self._losses(count, raised)
+        return by_root(lambda root: self._losses(count, root), self._renew)
 
-    def _losses(self, count: int, root: Callable[[Floats, Floats], Floats]) -> Floats:
+    def _losses(self, count: int, root: Root) -> Floats:
         loss = np.zeros(count)
         for each in self._sets:
             loss[each.channels] += np.square(root(each.blocks, each.weights)).sum((1, 2))
