@@ -176,12 +176,16 @@ class GraphModel:
 
     def run_part(self, part: Graph, given: Batch) -> dict[str, Array]:
         """The tensors that the part makes, in front of their quantizers."""
-        held = self._parts.of(part, lambda part: GraphModel(self.engine, part, self.weights))
+        taps: list[Tap] = [(Tensor(name), "before") for name in part.outputs]
+        values = self.engine.run(self._part(part), {name: given[name] for name in part.inputs}, taps)[1]
+        return {name: np.asarray(value) for name, value in zip(part.outputs, values, strict=True)}
+
+    def _part(self, part: Graph) -> GraphModel:
+        """A model that is the part alone, with the quantizers as they are now."""
+        held = self._parts.of(part, lambda graph: GraphModel(self.engine, graph, self.weights))
         held.quantizers = {site: e for site, e in self.quantizers.items() if part.has_site(site)}
         held.off = self.off & held.quantizers.keys()
-        taps: list[Tap] = [(Tensor(name), "before") for name in part.outputs]
-        values = self.engine.run(held, {name: given[name] for name in part.inputs}, taps)[1]
-        return {name: np.asarray(value) for name, value in zip(part.outputs, values, strict=True)}
+        return held
 
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
         """Run every batch; the requested tensors are reduced where they are, and let go."""
@@ -248,17 +252,19 @@ class DifferentiableGraphModel(GraphModel):
         self, function: Callable[[Mapping[str, Any]], Any], weights: Batch, batch: Batch
     ) -> tuple[float, Mapping[str, Array]]:
         """The value of `function` of the outputs, and its gradient by each of `weights`."""
-        value, gradients = self.engine.gradient(self, function, weights, batch)
-        return float(value), {name: np.asarray(gradient, np.float32) for name, gradient in gradients.items()}
+        return self._derived(self, function, weights, batch)
 
     def part_error(self, part: Graph, weights: Batch, batch: Batch, wanted: Batch) -> tuple[float, Mapping[str, Array]]:
         """The squared error of a part's outputs, and its gradient: `gradient` of a model that is the part alone."""
-        model = type(self)(self.engine, part, self.weights)
-        model.quantizers = {site: e for site, e in self.quantizers.items() if part.has_site(site)}
-        model.off = self.off & model.quantizers.keys()
 
         def error(outputs: Mapping[str, Any]) -> Any:
             differences = [outputs[name] - wanted[name] for name in part.outputs]
             return sum((difference * difference).sum() for difference in differences)
 
-        return model.gradient(error, weights, batch)
+        return self._derived(self._part(part), error, weights, batch)
+
+    def _derived(
+        self, model: GraphModel, function: Callable[[Mapping[str, Any]], Any], weights: Batch, batch: Batch
+    ) -> tuple[float, Mapping[str, Array]]:
+        value, gradients = self.engine.gradient(model, function, weights, batch)
+        return float(value), {name: np.asarray(gradient, np.float32) for name, gradient in gradients.items()}
