@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isobit.analysis.findings import CAP, SiteError
 from isobit.analysis.sensitivity.chain import Chain, Changed, Values
@@ -72,14 +71,9 @@ def _rank(errors: Sequence[SiteError], found: Sequence[float], measure: Measure)
     shares = np.array([error.share for error in errors])
     if len(errors) < 3 or np.ptp(shares) == 0 or np.ptp(np.nan_to_num(costs)) == 0:
         return None
-    return float(np.corrcoef(_ranks(shares), _ranks(costs))[0, 1])
+    from scipy.stats import spearmanr  # takes a while to import, for those who measure nothing
 
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The place of each value in their order; equal ones have the mean of theirs."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[place])
+    return float(spearmanr(shares, costs).statistic)
 
 
 class _InParts:

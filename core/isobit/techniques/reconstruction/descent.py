@@ -69,7 +69,7 @@ def descend(
     `model` has the quantizers of the block's weights switched off, and all others on.
     """
     soft = {
-        name: SoftWeight(floats[name], encoding, _integers(start.weights[name], encoding))
+        name: SoftWeight(floats[name], encoding, encoding.quantize(start.weights[name]))
         for name, encoding in start.encodings.items()
     }
     biases = {name: value.astype(np.float64) for name, value in start.biases.items()}
@@ -125,10 +125,3 @@ def _settled(done: int, steps: int) -> float:
     """The share of all values that are integers after so many steps: fewer and fewer at a time."""
     progress = min(max((done / steps - _FIRST) / (_LAST - _FIRST), 0.0), 1.0)
     return 1.0 if done == steps else 1 - (1 - progress) ** 2
-
-
-def _integers(value: Array, encoding: Encoding) -> NDArray[np.int64]:
-    """The integers of a weight that is on its grid."""
-    scale, zero_point = encoding.broadcast(value.shape)
-    integers = np.rint(value.astype(np.float64) / scale) + zero_point
-    return np.clip(integers, encoding.spec.q_min, encoding.spec.q_max).astype(np.int64)

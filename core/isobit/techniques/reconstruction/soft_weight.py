@@ -37,7 +37,7 @@ class SoftWeight:
     Scales are learned as logarithms, but for LPBQ, whose scales are products.
     """
 
-    def __init__(self, weight: NDArray[np.float32], encoding: Encoding, start: NDArray[np.int64]) -> None:
+    def __init__(self, weight: NDArray[np.float32], encoding: Encoding, start: NDArray[np.integer]) -> None:
         self._encoding = encoding
         scale, zero_point = encoding.broadcast(weight.shape)
         exact = weight.astype(np.float64) / scale + zero_point
