@@ -3,7 +3,8 @@
     python benchmarks/costs.py
 
 Each operation runs alone in onnxruntime, once in float and once between QuantizeLinear and DequantizeLinear, on one
-thread; onnxruntime's own profile says what its kernels took. A cost is nanoseconds for an element of the largest tensor
+thread, with `session.x64quantprecision=1` where the processor has no VNNI; onnxruntime's own profile says what its
+kernels took. A cost is nanoseconds for an element of the largest tensor
 that the operation reads or computes, the least of the runs and of rounds over all operations, since machines are
 shared. An operation for which the profile names no kernel of integers is left out. `multiply` and
 `integer_multiply` are nanoseconds for a multiply-accumulate of a layer with weights, `layer_element` for an element
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -40,6 +42,31 @@ OPERATIONS: Mapping[str, tuple[Mapping[str, Any], Sequence[Shape]]] = {
     "Concat": ({"axis": 1}, [(1, 32, 56, 56), (1, 32, 56, 56)]),
 }
 
+#: Operations that run in float in any file: attributes, the shape of a picture or of what a transformer computes, and
+#: constants. What the layer before computes along with its own (Relu, Clip), and what only moves values, is not here.
+_IMAGE, _TOKENS = (1, 64, 56, 56), (1, 128, 384)
+_CHANNELS, _WIDTH = np.full(64, 0.5, np.float32), np.full(384, 0.5, np.float32)
+_CURVES = ("Gelu", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Reciprocal", "Sin", "Cos", "Neg", "Abs")
+FLOATS: Mapping[str, tuple[Mapping[str, Any], Shape, Sequence[Any]]] = {
+    "Sub": ({}, _IMAGE, [_CHANNELS[:, None, None]]),
+    "Div": ({}, _IMAGE, [_CHANNELS[:, None, None]]),
+    "Pow": ({}, _TOKENS, [np.float32(2.0)]),
+    **{op: ({}, _IMAGE, [_CHANNELS[:, None, None]]) for op in ("Max", "Min")},
+    "PRelu": ({}, _IMAGE, [_CHANNELS[:, None, None]]),
+    **{
+        op: ({}, _IMAGE, [])
+        for op in ("HardSwish", "HardSigmoid", "Elu", "Selu", "Softplus", "Softsign", "Mish", "Swish")
+    },
+    **{op: ({}, _TOKENS, []) for op in _CURVES},
+    "LayerNormalization": ({}, _TOKENS, [_WIDTH, _WIDTH]),
+    "RMSNormalization": ({}, _TOKENS, [_WIDTH]),
+    "GroupNormalization": ({"num_groups": 8}, _IMAGE, [_CHANNELS, _CHANNELS]),
+    "InstanceNormalization": ({}, _IMAGE, [_CHANNELS, _CHANNELS]),
+    "BatchNormalization": ({}, _IMAGE, [_CHANNELS] * 4),
+    "LogSoftmax": ({"axis": -1}, (1, 12, 128, 128), []),
+    **{op: ({}, _TOKENS, [np.array([-1])]) for op in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")},
+}
+
 #: Op of the graph, that of ONNX, its attributes, the shapes of its inputs (all but the first are weights), and its
 #: multiply-accumulates: layers in the middle of a CNN, of a transformer and of a recurrent network.
 LAYERS: Mapping[str, tuple[str, Mapping[str, Any], Sequence[Shape], int]] = {
@@ -51,7 +78,7 @@ LAYERS: Mapping[str, tuple[str, Mapping[str, Any], Sequence[Shape], int]] = {
     "GRU": ("GRU", {"hidden_size": 64}, [(32, 1, 64), (1, 192, 64), (1, 192, 64)], 32 * 2 * 192 * 64),
 }
 _DEPTHWISE = ({"pads": (1, 1, 1, 1), "group": 96}, [(1, 96, 56, 56), (96, 1, 3, 3)])
-_OPSET = 21
+_OPSET = 24  # the first with Swish
 _FLOAT_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -79,12 +106,14 @@ def model_of(op: str, attributes: Mapping[str, Any], shapes: Sequence[Shape], *,
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
 
 
-def kernel_times(model: onnx.ModelProto, runs: int) -> dict[str, float]:
-    """Least nanoseconds of one run of each kernel of a model, by operation, for the longest of its nodes."""
+def node_times(model: onnx.ModelProto, runs: int) -> dict[tuple[str, str], float]:
+    """Least nanoseconds of one run of each node of a model, by the operation of its kernel and its name."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     options.enable_profiling = True
+    if "no VNNI" in processor():  # the session that `isobit quantize` advises there
+        options.add_session_config_entry("session.x64quantprecision", "1")
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
@@ -93,14 +122,29 @@ def kernel_times(model: onnx.ModelProto, runs: int) -> dict[str, float]:
         for _ in range(runs):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
-    times: dict[tuple[str, str], list[float]] = {}
+    times: dict[tuple[str, str], float] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times.setdefault((event["args"]["op_name"], event["name"]), []).append(1e3 * event["dur"])
+            key = (event["args"]["op_name"], event["name"])
+            times[key] = min(times.get(key, math.inf), 1e3 * event["dur"])
+    return times
+
+
+def kernel_times(model: onnx.ModelProto, runs: int) -> dict[str, float]:
+    """Least nanoseconds of one run of each kernel of a model, by operation, for the longest of its nodes."""
     longest: dict[str, float] = {}
-    for (op, _), values in times.items():
-        longest[op] = max(longest.get(op, 0.0), min(values))
+    for (op, _), time in node_times(model, runs).items():
+        longest[op] = max(longest.get(op, 0.0), time)
     return longest
+
+
+def float_model(op: str, attributes: Mapping[str, Any], shape: Shape, constants: Sequence[Any]) -> onnx.ModelProto:
+    """A model of one operation in float."""
+    tensors = [onnx.numpy_helper.from_array(np.asarray(value), f"c{i}") for i, value in enumerate(constants)]
+    node = helper.make_node(op, ["x", *(tensor.name for tensor in tensors)], ["y"], op, **attributes)
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
+    graph = helper.make_graph([node], op, given, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
 
 
 def layer_of(op: str, attributes: Mapping[str, Any], shapes: Sequence[Shape], *, quantized: bool) -> onnx.ModelProto:
@@ -108,14 +152,16 @@ def layer_of(op: str, attributes: Mapping[str, Any], shapes: Sequence[Shape], *,
     data = 2 if op == "MatMul" else 1
     names = [f"x{index}" for index in range(len(shapes))]
     random, nodes, read = np.random.default_rng(0), list[onnx.NodeProto](), list(names)
-    constants: dict[str, Any] = {"scale": np.float32(1 / 32), "zero": np.uint8(128), "none": np.int8(0)}
+    constants: dict[str, Any] = {"scale": np.float32(1 / 32), "zero": np.uint8(128)}
     for index, (name, shape) in enumerate(zip(names, shapes, strict=True)):
         if index >= data:
             weight = random.standard_normal(shape, np.float32)
             constants[name] = np.clip(np.rint(32 * weight), -127, 127).astype(np.int8) if quantized else weight
         if quantized:
-            source, zero = (f"{name}_q", "zero") if index < data else (name, "none")
-            if index < data:
+            source, zero = (f"{name}_q", "zero") if index < data else (name, f"{name}_zero")
+            if index >= data:
+                constants[zero] = np.int8(0)  # one each: onnxruntime makes uint8 of it under its own name
+            else:
                 nodes.append(helper.make_node("QuantizeLinear", [name, "scale", "zero"], [source]))
             nodes.append(helper.make_node("DequantizeLinear", [source, "scale", zero], [f"{name}_d"]))
             read[index] = f"{name}_d"
@@ -167,6 +213,9 @@ def measure(runs: int) -> dict[str, Any]:
         kernel = next((time for name, time in in_integers.items() if name.startswith("QLinear")), None)
         if kernel is not None:
             floats[op], integers[op] = in_float[op] / size, kernel / size
+    for op, (attributes, shape, constants) in FLOATS.items():
+        nodes = node_times(float_model(op, attributes, shape, constants), runs)
+        floats[op] = sum(nodes.values()) / math.prod(shape)
     multiply, integer_multiply = measure_layers(runs)
     return {
         "quantize": statistics.median(conversions["QuantizeLinear"]),

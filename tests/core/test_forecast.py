@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from numpy_backend import NumpyBackend, NumpyModel
 from sketch import Sketch
@@ -110,18 +111,22 @@ def test_what_nobody_knows_is_not_told() -> None:
     """Open sizes, and techniques that others wrote, of which nobody has measured what they take."""
     sketch = Sketch(0)
     x = sketch.input("x", "N", "L", 8)
-    y = sketch.node("MatMul", x, sketch.random("w", 8, 4), name="a", shape=("N", "L", 4))
+    y = sketch.node("Linear", x, sketch.random("w", 4, 8), name="a", shape=("N", "L", 4))
     found = plan(NumpyModel(canonicalize(sketch.graph(y)), sketch.values), backend=NumpyBackend())
     assert found.float_pass.milliseconds is None
     assert all(recipe.minutes is None and recipe.memory is None for recipe in found.recipes)
     assert "leaves sizes of x open" in str(found)
+    sized = plan(NumpyModel(canonicalize(sketch.graph(y)), sketch.values), np.zeros((3, 5, 8)), backend=NumpyBackend())
+    assert [node.multiply_adds for node in (*found.nodes, *sized.nodes)] == [8 * 4, 5 * 8 * 4]
+    assert sized.float_pass.milliseconds is not None
+    assert "left open" not in str(sized)
     simulation = QuantSim(model(), backend=NumpyBackend()).simulation
 
     class Foreign(CorrectBias):
         pass
 
     recipe = Recipe("own", "", (Step(Foreign),))
-    told = recipe_forecast(simulation, recipe, 16, 1e6, FloatPass(1.0, "measured"))
+    told = recipe_forecast(simulation, recipe, 16, 1e6, FloatPass(1.0, "measured"), simulation.graph)
     assert (told.minutes, told.not_told) == (None, "nobody has measured what Foreign takes")
 
 

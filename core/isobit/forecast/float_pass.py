@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.budget.cost_model import elements, open_inputs
+from isobit.data import Batch
 from isobit.data.arrays import numpy_type
 from isobit.errors import IsobitError
 from isobit.graph.graph import Graph
@@ -35,20 +36,25 @@ class FloatPass:
         return f"a sample takes {self.milliseconds:.3g} ms in float, {self.source}"
 
 
-def float_pass(model: CheckedModel, weights: float, in_table: float | None, processor: str) -> FloatPass:
+def float_pass(
+    model: CheckedModel, weights: float, in_table: float | None, processor: str, sample: Batch | None = None
+) -> FloatPass:
     """The time of one sample: measured, or, where `weights` bytes are too many or it does not run, that `in_table`.
 
-    `in_table` are milliseconds by a table of costs of `processor`, None where there is no table.
+    `in_table` are milliseconds by a table of costs of `processor`, None where there is no table. Without a `sample` a
+    made-up one runs.
     """
     names = open_inputs(model.graph)
-    if names:
+    if names and sample is None:
         return FloatPass(None, f"the model leaves sizes of {', '.join(names)} open beside the batch")
     passes = sorted({node.name for node in model.graph.nodes if node.op == "Loop"})
-    if passes:  # made-up counts and conditions are not those of data
+    if passes and sample is None:  # made-up counts and conditions are not those of data
         why = f"nobody can say how often {', '.join(passes)} runs"
     elif weights <= _RUNS_BELOW:
         try:
-            return FloatPass(1e3 * _measured(model), "measured here, a made-up sample at a time")
+            made_up = {name: _made_up(model.graph, name) for name in model.graph.inputs} if sample is None else sample
+            kind = "made-up" if sample is None else "given"
+            return FloatPass(1e3 * _measured(model, made_up), f"measured here, a {kind} sample at a time")
         except Exception as error:  # made-up values may be no index, no mask, no text: whatever it raises
             text = str(error) if isinstance(error, IsobitError) else type(error).__name__
             why = f"the model does not run on made-up values ({text.splitlines()[0] if text else 'no reason given'})"
@@ -59,9 +65,8 @@ def float_pass(model: CheckedModel, weights: float, in_table: float | None, proc
     return FloatPass(in_table, f"of the table of {processor}, since {why}")
 
 
-def _measured(model: CheckedModel) -> float:
+def _measured(model: CheckedModel, batch: Batch) -> float:
     """Seconds of one sample: the least of some runs."""
-    batch = {name: _made_up(model.graph, name) for name in model.graph.inputs}
     model.run(batch)
     seconds: list[float] = []
     while len(seconds) < _RUNS and sum(seconds) < _SECONDS:

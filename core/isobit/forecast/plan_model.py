@@ -9,8 +9,10 @@ from os import PathLike
 from typing import Any
 
 from isobit.budget.cost_model import element_bytes, milliseconds, open_inputs
+from isobit.data import Dataset
 from isobit.encodings.quant_spec import QuantSpec
 from isobit.errors import IsobitError
+from isobit.forecast.example_sizes import one_sample, with_sizes_of
 from isobit.forecast.float_pass import float_pass
 from isobit.forecast.forecast import Forecast, NodeForecast, TimeForecast
 from isobit.forecast.recipe_cost import recipe_forecast
@@ -53,30 +55,35 @@ def plan(
     Coverage, how each operation would run, conversions, the size of the weights and, where the target has a table of
     costs, the time of a sample; where the table gives no gain, none is promised. Then what every installed recipe takes
     with `samples` samples: passes, minutes and memory, for which the float model runs a few times on made-up values.
-    `target` and `settings` are those of `isobit.quantize`; batch norms are folded first, as there. Raises FormatError
-    for a format that the target lacks.
+    Sizes that the model leaves open beside the batch, such as lengths, are those of the first sample of
+    `example_inputs`, else 1. `target` and `settings` are those of `isobit.quantize`; batch norms are folded first, as
+    there. Raises FormatError for a format that the target lacks, DataError for an example that does not fit.
     """
     sim = open_simulator(model, example_inputs, target=target, **settings)
     sim.apply(FoldBatchNorms())
-    simulation = sim.simulation
-    groups = Groups(simulation)
-    nodes = tuple(_node(simulation, groups, node) for node in simulation.graph.nodes)
+    simulation, graph, sample = sim.simulation, sim.graph, None
+    if example_inputs is not None and open_inputs(graph):
+        sample = one_sample(graph, next(iter(Dataset([example_inputs], graph))))
+        graph = with_sizes_of(simulation.model, sample)
+    groups = Groups(simulation, graph)
+    nodes = tuple(_node(simulation, groups, node) for node in graph.nodes)
     time, no_time = _time(simulation, groups, nodes)
     quantize, dequantize = _conversions(groups)
-    notes = [*sim.report.notes, *_open_sizes(simulation.graph)]
+    notes = [*sim.report.notes, *_open_sizes(graph)]
     if example_inputs is None:
         notes += [_UNDECIDED.format(name=node.name) for node in nodes if node.op == "If" and node.bytes_before]
     weights = sum(node.bytes_before for node in nodes)
-    float_time = float_pass(simulation.model, weights, *((time.in_float, time.processor) if time else (None, "")))
+    in_table, processor = (time.in_float, time.processor) if time else (None, "")
+    float_time = float_pass(simulation.model, weights, in_table, processor, sample)
     recipes = []
     for name in sorted(registry().recipes()):
         try:
-            recipes.append(recipe_forecast(simulation, registry().recipe(name), samples, weights, float_time))
+            recipes.append(recipe_forecast(simulation, registry().recipe(name), samples, weights, float_time, graph))
         except IsobitError as error:  # a recipe of another package that has a fault
             notes.append(f"nothing is told of recipe {name!r}: {error}")
     return Forecast(
         sim.target.name,
-        Coverage.of(sim.graph, sim.plan),
+        Coverage.of(graph, sim.plan),
         nodes,
         quantize,
         dequantize,
@@ -95,11 +102,12 @@ def _open_sizes(graph: Graph) -> list[str]:
     names = open_inputs(graph)
     if not names:
         return []
-    return [f"{', '.join(names)}: sizes that are left open beside the batch count as 1, in times and multiply-adds"]
+    what = f"{', '.join(names)}: sizes that are left open beside the batch count as 1, in times and multiply-adds"
+    return [f"{what}; those of a sample count where one is given (example_inputs, --example)"]
 
 
 def _node(simulation: Simulation, groups: Groups, node: Node) -> NodeForecast:
-    graph, placed = simulation.graph, simulation.plan.placements
+    graph, placed = groups.graph, simulation.plan.placements
     runs, why = "integers", ""
     before = after = 0.0
     is_stored = False
@@ -139,7 +147,7 @@ def _conversions(groups: Groups) -> tuple[int, int]:
 
 def _time(simulation: Simulation, groups: Groups, nodes: Sequence[NodeForecast]) -> tuple[TimeForecast | None, str]:
     """The time of a sample, or why it is not told."""
-    target, config, graph = simulation.target, simulation.config, simulation.graph
+    target, config, graph = simulation.target, simulation.config, groups.graph
     table = next((table for table in target.costs if table.multiply and table.integer_multiply), None)
     if table is None:
         return None, f"not told: target {target.name!r} has no times of multiply-adds (docs/targets.md, Costs)"

@@ -68,16 +68,19 @@ class RecipeForecast:
 
 
 def recipe_forecast(
-    simulation: Simulation, recipe: Recipe, samples: int, weights: float, float_pass: FloatPass
+    simulation: Simulation, recipe: Recipe, samples: int, weights: float, float_pass: FloatPass, graph: Graph
 ) -> RecipeForecast:
-    """What `recipe` takes on `samples` samples; `weights` are bytes of the model's constants."""
+    """What `recipe` takes on `samples` samples; `weights` are bytes of the model's constants.
+
+    `graph` is the simulation's, with the sizes of a sample where one is known.
+    """
     steps = [step for step in recipe.steps if not step.obstacle(simulation.plan)]
     passes = _passes(recipe, steps)
     why = _unknown(steps) or ("" if float_pass.milliseconds is not None else float_pass.source)
     if why or float_pass.milliseconds is None:
         return RecipeForecast(recipe.name, samples, passes, None, None, why)
     run, made = _work(recipe, steps, samples)
-    graph, seconds, millions = simulation.graph, float_pass.milliseconds / 1e3, weights / 4e6
+    seconds, millions = float_pass.milliseconds / 1e3, weights / 4e6
     rounding = sum(_rounds(step) for step in steps)
     least, most = (
         seconds * (passes[end] * samples * _OBSERVING[end] + run[end] * _SIMULATING[end])

@@ -116,7 +116,7 @@ class Milliseconds:
             table = {**costs.multiply, **costs.integer_multiply} if is_fast else costs.multiply
             time = work.multiply_adds * table.get(work.op, max(costs.multiply.values()))
         else:
-            table = costs.integers if is_fast else costs.floats
+            table = {**costs.floats, **costs.integers} if is_fast else costs.floats  # no gain where none was measured
             time = work.largest * table.get(work.op, 0.0)
         if not in_float and not is_fast:
             time += work.inputs * costs.dequantize + work.result * costs.quantize

@@ -58,10 +58,13 @@ class Group:
 
 
 class Groups:
-    """All groups of a plan, and which of them each node and each tensor belongs to."""
+    """All groups of a plan, and which of them each node and each tensor belongs to.
 
-    def __init__(self, simulation: Simulation) -> None:
-        graph, plan = simulation.graph, simulation.plan
+    `graph` is the simulation's unless given: the same one, with sizes that the model leaves open.
+    """
+
+    def __init__(self, simulation: Simulation, graph: Graph | None = None) -> None:
+        graph, plan = simulation.graph if graph is None else graph, simulation.plan
         self.graph, self.plan = graph, plan
         self._parent: dict[str, str] = {}
         placed = [p for p in plan.placements.values() if p.kind != "bias"]

@@ -14,6 +14,7 @@ from isobit.backend import BackendModel, NameMap
 from isobit.encodings import Encoding, Encodings
 from isobit.graph import Graph, Input, Site, Weight
 from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
+from isobit_onnx.export.look_up_levels import look_up_levels
 from isobit_onnx.export.save_model import save_model
 from isobit_onnx.qdq.check_quantized import check_complete
 from isobit_onnx.qdq.float_weights import keep_float_weights
@@ -52,6 +53,7 @@ def write_qdq(model: BackendModel, encodings: Encodings, path: Path) -> list[str
     """
     plan = model.qdq_plan(encodings) if isinstance(model, PlansQdq) else _plan_by_names(model, encodings)
     insert_quantizers(plan.float_model, plan.placed, plan.interior, for_every_session=True)
+    look_up_levels(plan.float_model)
     keep_float_weights(plan.float_model)
     fit_onnxruntime(plan.float_model)
     infer_shapes(plan.float_model)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from isobit.encodings import Encoding
 from isobit.errors import OutputError
+from isobit_onnx.qdq.lookups import lookup_of
 from isobit_onnx.read.inference.map_types import load_file
 from isobit_onnx.read.rewrite import constant_of
 from isobit_onnx.translate.sites import NativeSite
@@ -24,9 +25,12 @@ def check_complete(path: Path, placed: Iterable[tuple[NativeSite, Encoding]], in
     values = ir.convenience.create_value_mapping(graph)
     nodes = {node.name or "": node for node in graph}
     outputs = {value.name for value in graph.outputs}
+    lookups = (lookup_of(node) for node in graph if node.op_type == "DequantizeLinear")
+    picked = {lookup.gather.name for lookup in lookups if lookup is not None}  # dequantized behind their readers
     for site in [*(site for site, _ in placed), *(NativeSite(name) for name in interior)]:
         if site.readers is not None:
-            missing = [f"{n}[{i}]" for n, i in site.readers if n in nodes and not _is_dequantized(nodes[n].inputs[i])]
+            read = ((n, i, nodes[n].inputs[i]) for n, i in site.readers if n in nodes and n not in picked)
+            missing = [f"{n}[{i}]" for n, i, value in read if not _is_dequantized(value)]
         else:
             missing = [] if _is_quantized(site.value, values, outputs) else [site.value]
         if missing:

@@ -24,6 +24,7 @@ from isobit.formats.native_grid import canonical_encoding
 from isobit.graph import Site, Tensor, Weight
 from isobit_onnx.qdq.float_weights import MANTISSAS
 from isobit_onnx.qdq.grids import FORMAT
+from isobit_onnx.qdq.lookups import behind_reshapes, lookup_of
 from isobit_onnx.read.checks.tensors import check_tensors
 from isobit_onnx.read.error_text import first_line
 from isobit_onnx.read.inference.map_types import load_file
@@ -156,7 +157,10 @@ class _QdqReader:
         if source is None:
             raise EncodingError(f"{at}: DequantizeLinear has no input")
         quantizer = source.producer()
-        stored = _behind_reshapes(source)
+        lookup = lookup_of(node)
+        if lookup is not None:
+            source, quantizer = lookup.table, lookup.table.producer()
+        stored = behind_reshapes(source)
         if stored is not source and stored.const_value is not None:  # a constant's integers for another reader
             source.const_value, quantizer = stored.const_value, None
         if quantizer is not None and quantizer.op_type != "QuantizeLinear":
@@ -164,13 +168,15 @@ class _QdqReader:
         if (source.name or "").endswith(MANTISSAS):
             return  # a float bias, written so that onnxruntime leaves the weight beside it alone
         grid = self._grid(node, source, at)
-        if quantizer is not None:
+        if lookup is not None:
+            yield self._of_constant(source, _of_rows(grid), node, [(lookup.gather, 0)], at)
+        elif quantizer is not None:
             value = quantizer.inputs[0]
             if value is None:
                 raise EncodingError(f"{at}: QuantizeLinear has no input")
             yield self._of_value(value, grid, node, quantizer, at)
         elif source.const_value is not None:
-            yield self._of_constant(source, grid, node, at)
+            yield self._of_constant(source, grid, node, readers_through_views(node.outputs[0]), at)
 
     def _cast(self, node: ir.Node) -> Iterator[QuantizedValue]:
         """A pair of casts to a smaller float and back, or the cast of a stored smaller float."""
@@ -187,7 +193,7 @@ class _QdqReader:
         spec = QuantSpec.parse(f"{_TYPES[kind]} per-tensor")
         grid = FileGrid(spec, np.asarray(1, np.float32), np.asarray(0, np.int32))
         if constant is not None:
-            yield self._of_constant(source, grid, node, at)
+            yield self._of_constant(source, grid, node, readers_through_views(node.outputs[0]), at)
         elif producer is not None and producer.inputs[0] is not None:
             value = producer.inputs[0]
             if value.dtype in (None, ir.DataType.FLOAT):
@@ -195,7 +201,7 @@ class _QdqReader:
 
     def _of_value(self, value: ir.Value, grid: FileGrid, node: ir.Node, quantizer: ir.Node, at: str) -> QuantizedValue:
         if value.const_value is not None and not value.is_graph_input():  # a float constant that is rounded when run
-            return self._of_constant(value, grid, node, at)
+            return self._of_constant(value, grid, node, readers_through_views(node.outputs[0]), at)
         value, grid, entered = self._behind_clip(value, grid, quantizer)
         ends = (use.node.outputs[0] for use in quantizer.outputs[0].uses())
         name = next((end.name for end in ends if end.is_graph_output()), None)  # a quantized output has the float name
@@ -203,11 +209,12 @@ class _QdqReader:
         others = [use.node for use in value.uses() if use.node is not entered and use.node.op_type != "QuantizeLinear"]
         return QuantizedValue(name, grid, None, self._readers(node), bool(others) or value.is_graph_output(), at)
 
-    def _of_constant(self, source: ir.Value, grid: FileGrid, node: ir.Node, at: str) -> QuantizedValue:
+    def _of_constant(
+        self, source: ir.Value, grid: FileGrid, node: ir.Node, readers: Sequence[tuple[ir.Node, int]], at: str
+    ) -> QuantizedValue:
         name, tensor = source.name or "", source.const_value
         stem = next((name.removesuffix(end) for end in _ENDINGS if name.endswith(end)), name)
         shape = tuple(tensor.numpy().shape) if tensor is not None else ()
-        readers = readers_through_views(node.outputs[0])
         grid = self._as_said(grid, node, at)
         return QuantizedValue(stem, grid, shape, tuple((reader.name or "", i) for reader, i in readers), False, at)
 
@@ -271,6 +278,9 @@ class _QdqReader:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is None:
             return None
+        picked = value.producer()
+        if picked is not None and picked.op_type == "Gather" and picked.inputs[0] is not None:
+            value = picked.inputs[0]  # of the rows that are looked up
         if value.const_value is None:
             raise EncodingError(f"{at}: {value.name}: scales and zero points must be constants")
         return value.const_value.numpy()
@@ -288,12 +298,12 @@ class _QdqReader:
         return source.dtype or ir.DataType.UINT8
 
 
-def _behind_reshapes(value: ir.Value) -> ir.Value:
-    producer = value.producer()
-    while producer is not None and producer.op_type == "Reshape" and producer.inputs[0] is not None:
-        value = producer.inputs[0]
-        producer = value.producer()
-    return value
+def _of_rows(grid: FileGrid) -> FileGrid:
+    """The grid of a table: one block in each row is a scale for each row."""
+    if not isinstance(grid.spec.granularity, PerBlock) or grid.scale.shape[-1] != 1:
+        return grid
+    spec = grid.spec.with_granularity(PerChannel())
+    return FileGrid(spec, grid.scale[:, 0], grid.zero_point[:, 0], 0)
 
 
 def _axis(node: ir.Node, scale: NDArray[np.float32], source: ir.Value) -> tuple[int | None, int | None]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isobit.cli import quantize_options as options
 from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
+
+if TYPE_CHECKING:
+    from isobit.data import Batch
 
 _SHOWN = 20
 
@@ -22,6 +26,15 @@ def plan(
     override: options.Override = None,
     exclude: options.Exclude = None,
     backend: options.Backend = None,
+    example: Annotated[
+        Path | None,
+        typer.Option(
+            "--example",
+            metavar="PATH",
+            help="Data, as --data of isobit quantize: its first sample tells sizes that the model leaves open, such as "
+            "lengths, and which branches run.",
+        ),
+    ] = None,
     samples: Annotated[
         int, typer.Option("--samples", metavar="N", min=1, help="Calibration samples that recipes are told for.")
     ] = 256,
@@ -39,6 +52,8 @@ def plan(
     isobit plan model.onnx
 
     isobit plan model.onnx --weights int4 --exclude 'head*'
+
+    isobit plan encoder.onnx --example sentences.npz
     """
     from isobit.cli.terminal import capped, line, print_json
     from isobit.forecast import plan as forecast
@@ -46,6 +61,7 @@ def plan(
     options.check_there(model)
     found = forecast(
         model,
+        None if example is None else _first_batch(model, example, backend),
         target=target,
         weights=weights,
         activations=activations,
@@ -69,3 +85,16 @@ def plan(
         line(text)
     if report is not None:
         line(f"report       {report}")
+
+
+def _first_batch(model: Path, data: Path, backend: str | None) -> Batch:
+    """The first batch of data at a path, checked against the model's inputs."""
+    from isobit.cli.user_data.calibration_files import load
+    from isobit.cli.user_data.image_options import ImageOptions
+    from isobit.data import Dataset
+    from isobit.quantsim.quantsim import QuantSim
+
+    graph = QuantSim(model, backend=backend).graph
+    files = load(data, graph, ImageOptions.of(None, None, None, None, None, None), batch_size=1, samples=1)
+    with files.named():
+        return Dataset(files.source, graph, batch_size=1).first()

@@ -1,0 +1,165 @@
+"""Tables of a QDQ model are looked up in integers: the rows that were asked for become floats, not all of them.
+
+A DequantizeLinear in front of a Gather makes floats of a whole table at each run, which takes longer than the rest of a
+small transformer, and as much memory as the table had in float. Behind the Gather it computes the same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
+
+from isobit_onnx.qdq.lookups import NIBBLES, packed, pairs
+from isobit_onnx.read.initializers import add_initializer
+from isobit_onnx.read.rewrite import constant_of
+
+#: Types that Gather reads. It reads none of 4 bits: of such tables bytes are picked, and what each of them holds.
+_TYPES = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16})
+
+
+def look_up_levels(model: ir.Model) -> None:
+    """Move every DequantizeLinear of a table behind the Gather nodes that read it, in place.
+
+    A table of 4 bits that layers read as well is in the file twice then.
+    """
+    lookups = _Lookups(model.graph)
+    for node in list(model.graph):
+        if node.op_type == "DequantizeLinear" and not node.domain:
+            lookups.move(node)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+class _Lookups:
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.taken = {node.name or "" for node in graph} | set(ir.convenience.create_value_mapping(graph))
+
+    def move(self, dequantizer: ir.Node) -> None:
+        """Behind the Gather nodes that read it; it stays for others."""
+        rows = dequantizer.outputs[0]
+        for gather in [use.node for use in rows.uses() if use.idx == 0 and self._looks_up(use.node)]:
+            found = self._grid(dequantizer, gather)
+            if found is not None:
+                self._behind(dequantizer, gather, *found)
+
+    def _looks_up(self, node: ir.Node) -> bool:
+        """Whether a node picks rows by an index that is not known before the model runs."""
+        is_gather = node.op_type == "Gather" and not node.domain and node.graph is self.graph
+        return is_gather and node.attributes.get_int("axis", 0) == 0 and constant_of(node.inputs[1]) is None
+
+    def _grid(
+        self, dequantizer: ir.Node, gather: ir.Node
+    ) -> tuple[list[NDArray[Any]], dict[str, int], tuple[int, ...]] | None:
+        """Scale and zero point as the rows of a table have them, attributes, and the table's shape; or None."""
+        levels, *operands = dequantizer.inputs
+        arrays = [constant_of(operand) for operand in operands]
+        shape = dequantizer.outputs[0].shape
+        found = [array for array in arrays if array is not None]
+        if levels is None or shape is None or len(found) < len(arrays):
+            return None
+        table = tuple(size for size in shape if isinstance(size, int))  # a constant's are numbers
+        is_packed = levels.dtype in NIBBLES and len(table) == 2 and table[1] % 2 == 0
+        if not is_packed and levels.dtype not in _TYPES:
+            return None
+        if is_packed and (constant_of(levels) is None or gather.outputs[0].shape is None):
+            return None
+        if found[0].size == 1:
+            return found, {}, table
+        axis = dequantizer.attributes.get_int("axis", 1) % len(table)
+        block = dequantizer.attributes.get_int("block_size", 0)
+        if len(table) != 2 or (axis == 0 and block):
+            return None  # rows share scales
+        if axis == 1 and not block:
+            return found, {"axis": -1}, table
+        by_row = [array if array.ndim == 2 else array[:, None] for array in found]
+        return by_row, {"axis": -1, "block_size": block or table[1]}, table
+
+    def _behind(
+        self,
+        dequantizer: ir.Node,
+        gather: ir.Node,
+        grid: list[NDArray[Any]],
+        settings: dict[str, int],
+        table: tuple[int, ...],
+    ) -> None:
+        """Let a Gather read integers, and others, where each row has a grid of its own, its scales and zero points."""
+        levels, floats = dequantizer.inputs[0], gather.outputs[0]
+        assert levels is not None
+        name = floats.name or "rows"
+        nodes: list[ir.Node] = []
+        kind = ir.DataType.INT8 if levels.dtype == ir.DataType.INT4 else ir.DataType.UINT8
+        kind = kind if levels.dtype in NIBBLES else levels.dtype or kind
+        operands = [
+            self._constant(array, ir.DataType.FLOAT if index == 0 else kind, f"{name}_{('scale', 'zero_point')[index]}")
+            for index, array in enumerate(grid)
+        ]
+        if "block_size" in settings:
+            operands = [
+                self._node(nodes, "Gather", [operand, gather.inputs[1]], f"{operand.name}_picked", operand.dtype)
+                for operand in operands
+            ]
+        if levels.dtype in NIBBLES:
+            picked = self._unpacked(nodes, gather, levels, table)
+        else:
+            gather.replace_input_with(0, levels)
+            picked, floats.type = floats, ir.TensorType(kind)
+        shape = floats.shape
+        uses = [use for use in floats.uses() if use.node not in nodes]
+        result = self._node(nodes, "DequantizeLinear", [picked, *operands], f"{name}_dequantized", None, settings)
+        nodes[-1].metadata_props.update(dequantizer.metadata_props)
+        result.shape, result.type = shape, ir.TensorType(ir.DataType.FLOAT)
+        for use in uses:
+            use.node.replace_input_with(use.idx, result)
+        for position, output in enumerate(self.graph.outputs):
+            if output is floats:
+                self.graph.outputs[position] = result
+        floats.name, result.name = self._free(f"{name}_quantized"), name
+        self.graph.insert_after(gather, nodes)
+
+    def _unpacked(self, nodes: list[ir.Node], gather: ir.Node, levels: ir.Value, table: tuple[int, ...]) -> ir.Value:
+        """Bytes of the rows that are picked, and the two integers that each of them holds."""
+        stored, bytes_of_rows = constant_of(levels), gather.outputs[0]
+        assert stored is not None
+        assert levels.dtype is not None
+        assert bytes_of_rows.shape is not None
+        name, rank = bytes_of_rows.name or "rows", len(bytes_of_rows.shape)
+        stem = levels.name or "table"
+        gather.replace_input_with(0, self._constant(packed(stored), ir.DataType.UINT8, stem))
+        bytes_of_rows.type = ir.TensorType(ir.DataType.UINT8)
+        kind = ir.DataType.INT8 if levels.dtype == ir.DataType.INT4 else ir.DataType.UINT8
+        index = self._node(nodes, "Cast", [bytes_of_rows], f"{name}_bytes", ir.DataType.INT32, {"to": 6})
+        held = self._constant(pairs(levels.dtype), kind, f"{stem}_pairs")
+        both = self._node(nodes, "Gather", [held, index], f"{name}_pairs", kind)
+        sizes = self._constant(np.array([0] * (rank - 1) + [table[1]]), ir.DataType.INT64, f"{name}_sizes")
+        return self._node(nodes, "Reshape", [both, sizes], f"{name}_unpacked", kind)
+
+    def _constant(self, array: NDArray[Any], kind: ir.DataType, name: str) -> ir.Value:
+        values = np.ascontiguousarray(array).astype(kind.numpy())
+        return add_initializer(self.graph, ir.Tensor(values, dtype=kind, name=self._free(name)))
+
+    def _node(
+        self,
+        nodes: list[ir.Node],
+        op: str,
+        inputs: list[ir.Value | None],
+        name: str,
+        kind: ir.DataType | None,
+        settings: dict[str, int] | None = None,
+    ) -> ir.Value:
+        node = ir.Node("", op, inputs, ir.convenience.convert_attributes(settings or {}))
+        node.name, node.outputs[0].name = self._free(f"{name}_node"), self._free(name)
+        node.outputs[0].type = None if kind is None else ir.TensorType(kind)
+        nodes.append(node)
+        return node.outputs[0]
+
+    def _free(self, name: str) -> str:
+        free, number = name, 0
+        while free in self.taken:
+            number += 1
+            free = f"{name}_{number}"
+        self.taken.add(free)
+        return free

@@ -1,0 +1,66 @@
+"""Tables of embeddings in a written file are looked up in integers, bit for bit as the simulator rounds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto
+from small_models import model, node, value
+
+import isobit
+from isobit.encodings import QuantSpec
+from isobit.quantsim import read_encodings
+
+FORMATS = (
+    *(None, "int8 per-channel", "int16 per-channel", "int8 block=16", "uint8 per-tensor", "uint16 asymmetric"),
+    *(
+        "int4 per-tensor",
+        "int4 per-channel",
+        "int4 block=16",
+        "uint4 asymmetric per-channel",
+        "uint4 asymmetric block=8",
+    ),
+    *("int3 per-channel", "int6 block=16"),
+)
+ROWS, WIDTH = 40, 32
+IDS = np.random.default_rng(5).integers(0, ROWS, (6, 3))
+RNG = np.random.default_rng(0)
+TABLE = (RNG.standard_normal((ROWS, WIDTH)) * RNG.uniform(0.1, 3, (ROWS, 1))).astype(np.float32)
+
+
+def embedding(tied: bool) -> onnx.ModelProto:
+    """Rows of a table, projected; `tied`: by the table itself, as language models do."""
+    width = ROWS if tied else 4
+    weights = {"table": TABLE} | ({} if tied else {"w": RNG.standard_normal((WIDTH, 4)).astype(np.float32)})
+    head = [node("Transpose", "table", "w", perm=[1, 0])] if tied else []
+    nodes = [node("Gather", "table ids", "rows"), *head, node("MatMul", "rows w", "y")]
+    return model(nodes, [value("ids", ["n", 3], TensorProto.INT64)], [value("y", ["n", 3, width])], weights)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("weights", FORMATS)
+def test_rows_are_picked_before_they_become_floats(tmp_path: Path, weights: str | None, tied: bool) -> None:
+    """No DequantizeLinear computes the whole table, the file gives the simulator's bits, and reads back as written."""
+    given = embedding(tied)
+    sim = isobit.QuantSim(given, weights=weights)
+    sim.calibrate([{"ids": IDS}])
+    path = sim.export(tmp_path)["model"]
+    graph = onnx.load(path).graph
+    readers = {name: reader for reader in graph.node for name in reader.input}
+    lookup = next(n for n in graph.node if n.name == "n_rows")
+    is_packed = weights is not None and QuantSpec.parse(weights).bits <= 4
+    assert readers[lookup.output[0]].op_type == ("Cast" if is_packed else "DequantizeLinear")
+    whole = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0].startswith("table")]
+    assert len(whole) == int(tied)  # for the product
+    assert {tensor.name for tensor in graph.initializer} <= readers.keys()  # nothing is left over
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    assert np.array_equal(session.run(["y"], {"ids": IDS})[0], sim.run({"ids": IDS})["y"])
+    again = read_encodings(path, sim)
+    assert dict(again) == dict(sim.encodings)
+    assert not again.unmapped
