@@ -12,6 +12,7 @@ import numpy as np
 
 from isobit.canonical import canonicalize
 from isobit.errors import ModelError
+from isobit.graph.free_name import free_name
 from isobit_tensorflow.as_functional import as_functional
 from isobit_tensorflow.given_model import GivenModel
 from isobit_tensorflow.model import KerasModel
@@ -151,11 +152,7 @@ def _outputs(emitter: Emitter, structure: Any, values: Any, names: StableNames) 
         return {name: str(name) for name in structure}
     flat = []
     for tensor, value in zip(keras.tree.flatten(structure), keras.tree.flatten(values), strict=True):
-        stem = name = names.of_part(tensor._keras_history.operation)
-        number = 0
-        while name in emitter.outputs:
-            number += 1
-            name = f"{stem}_{number}"
+        name = free_name(names.of_part(tensor._keras_history.operation), emitter.outputs)
         emitter.output(name, value)
         flat.append(name)
     return keras.tree.pack_sequence_as(structure, flat)

@@ -12,6 +12,7 @@ import numpy as np
 
 from isobit.edits.edit import Array, Inserted, NewNode, ReadWeight, Replaced, Resized, Step
 from isobit.errors import EditError
+from isobit.graph.free_name import free_name
 from isobit.graph.graph import Graph, Node, Shape, TensorInfo, WeightInfo
 from isobit.graph.layout import Layout
 from isobit.graph.shape_inference import ShapeError, infer
@@ -53,11 +54,7 @@ class Workspace:
 
     def free_name(self, stem: str) -> str:
         """`stem`, or it with a number where the graph has that name already."""
-        name, number = stem, 0
-        while name in self.graph.weights or name in self.graph.tensors:
-            number += 1
-            name = f"{stem}.{number}"
-        return name
+        return free_name(stem, self.graph.weights, self.graph.tensors, separator=".")
 
     def replace_node(self, old: Node, chain: Sequence[NewNode], weights: Mapping[str, Array]) -> None:
         """Put a chain in place of `old`, in the graph and as a step."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from isobit.canonical import canonicalize
 from isobit.errors import ModelError
+from isobit.graph.free_name import take_name
 from isobit.graph.graph import Graph, Node, Shape, TensorInfo, WeightInfo
 from isobit.graph.layout import to_canonical
 
@@ -90,13 +91,8 @@ class GraphBuilder:
         used_names = {*graph.inputs, *graph.weights}
         names: dict[str, str] = {}
         for node in graph.nodes:
-            stem = self._stems[node.name]
-            name, number = stem, 0
-            while name in used_names:
-                number += 1
-                name = f"{stem}#{number}"
-            used_names.add(name)
-            names[node.name] = name  # a node's output tensor has the node's name
+            # A node's output tensor has the node's name.
+            names[node.name] = take_name(self._stems[node.name], used_names, "#")
 
         def renamed(tensors: Sequence[str | None]) -> tuple[Any, ...]:
             return tuple(names.get(tensor or "", tensor) for tensor in tensors)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from isobit.graph.free_name import take_name
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.rewrite import constant_of
 
@@ -273,12 +274,7 @@ class _Fitting:
         return node
 
     def _free(self, name: str | None) -> str:
-        stem, number, free = name or "value", 0, name or "value"
-        while free in self.taken:
-            number += 1
-            free = f"{stem}_{number}"
-        self.taken.add(free)
-        return free
+        return take_name(name or "value", self.taken)
 
 
 def _meets_more_than_8_bits(node: ir.Node, index: int) -> bool:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
+from isobit.graph.free_name import take_name
 from isobit_onnx.qdq.lookups import NIBBLES, packed, pairs
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.rewrite import constant_of
@@ -157,9 +158,4 @@ class _Lookups:
         return node.outputs[0]
 
     def _free(self, name: str) -> str:
-        free, number = name, 0
-        while free in self.taken:
-            number += 1
-            free = f"{name}_{number}"
-        self.taken.add(free)
-        return free
+        return take_name(name, self.taken)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from isobit.encodings import Encoding, PerTensor, QuantSpec
 from isobit.graph import Permute, to_canonical, to_native
+from isobit.graph.free_name import free_name
 from isobit_onnx.qdq.grids import FORMAT, OnnxGrid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.translate.sites import NativeSite
@@ -354,12 +355,9 @@ class _QdqWriter:
         return value
 
     def _free(self, name: str | None) -> str:
-        stem, number, name = name or "value", 0, name or "value"
-        while name in self.values or name in self.nodes or name in self.taken:
-            number += 1
-            name = f"{stem}_{number}"
-        self.taken.add(name)
-        return name
+        free = free_name(name or "value", self.values, self.nodes, self.taken)
+        self.taken.add(free)
+        return free
 
 
 def _levels(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from isobit.graph.free_name import free_name
+
 
 def hand_on_constants(model: ir.Model) -> None:
     """Put an Identity between each constant and the output of the model that it is, in place."""
@@ -12,10 +14,7 @@ def hand_on_constants(model: ir.Model) -> None:
         if not output.is_initializer() or output.is_graph_input():
             continue
         name = output.name or ""
-        free, number = f"{name}.constant", 0
-        while free in graph.initializers:
-            number += 1
-            free = f"{name}.constant{number}"
+        free = free_name(f"{name}.constant", graph.initializers, separator="")
         node = ir.Node("", "Identity", [output], name=f"{name}/Identity")
         graph.outputs[index] = result = node.outputs[0]
         constant = output.const_value  # its shape is the truth, whatever the file says of the output

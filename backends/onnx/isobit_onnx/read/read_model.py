@@ -19,6 +19,7 @@ from onnxscript import optimizer
 
 from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
+from isobit.graph.free_name import take_name
 from isobit_onnx.read.all_axes import name_all_axes
 from isobit_onnx.read.bodies.branches import Conditions, lift_weights, take_branches
 from isobit_onnx.read.bodies.unroll_loops import unroll_loops
@@ -300,12 +301,6 @@ def _viewed(node: ir.Node, tensor: ir.TensorProtocol) -> ir.TensorProtocol | Non
 def _name_everything(model: ir.Model) -> None:
     """Unique names for all nodes, apart from the names of constants and inputs too: the core has one name space."""
     passes.NameFixPass()(model)
-    taken = {value.name for value in model.graph.inputs} | set(model.graph.initializers)
+    taken = {value.name or "" for value in model.graph.inputs} | set(model.graph.initializers)
     for node in model.graph:
-        stem = node.name or node.outputs[0].name or node.op_type
-        name, number = stem, 0
-        while name in taken:
-            number += 1
-            name = f"{stem}#{number}"
-        node.name = name
-        taken.add(name)
+        node.name = take_name(node.name or node.outputs[0].name or node.op_type, taken, "#")

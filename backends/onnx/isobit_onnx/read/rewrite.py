@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from isobit.graph.free_name import free_name
 from isobit_onnx.read.initializers import add_initializer, describe
 
 
@@ -58,12 +59,8 @@ class Rewrite:
 
 def new_constant(graph: ir.Graph, array: NDArray[Any], name: str) -> ir.Value:
     """Add a constant under the first free name."""
-    free, number = name, 0
-    while free in graph.initializers:
-        number += 1
-        free = f"{name}{number}"
     contiguous = np.ascontiguousarray(array).reshape(array.shape)
-    return add_initializer(graph, ir.Tensor(contiguous, name=free))
+    return add_initializer(graph, ir.Tensor(contiguous, name=free_name(name, graph.initializers, separator="")))
 
 
 def constant_of(value: ir.Value | None) -> NDArray[Any] | None:

@@ -21,6 +21,7 @@ import onnxruntime
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from isobit.files import temporary_folder
+from isobit.graph.free_name import take_name
 
 _LOG = logging.getLogger(__name__)
 
@@ -218,12 +219,7 @@ class _Mover:
 
     def _free(self, name: str) -> str:
         """A name that no node and no value has yet."""
-        free_name, number = name, 0
-        while free_name in self.taken:
-            number += 1
-            free_name = f"{name}_{number}"
-        self.taken.add(free_name)
-        return free_name
+        return take_name(name, self.taken)
 
 
 def _names(graph: GraphProto) -> Iterable[str]:

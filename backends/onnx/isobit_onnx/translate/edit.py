@@ -12,6 +12,7 @@ import onnx_ir.passes.common as passes
 from isobit.edits import EditPlan, Inserted, Replaced, Resized
 from isobit.errors import EditError
 from isobit.graph import Graph, Layout, Node, Shape, Tensor, conv_transpose_layout, to_native
+from isobit.graph.free_name import free_name
 from isobit.graph.layout import TRANSPOSED, Permute, View, compose, inverse
 from isobit.graph.ops import RECURRENT, SETTINGS
 from isobit_onnx.read.initializers import add_initializer
@@ -266,11 +267,7 @@ class _Editor:
         return output
 
     def _free(self, name: str) -> str:
-        stem, number = name, 0
-        while name in self.values:
-            number += 1
-            name = f"{stem}{number}"
-        return name
+        return free_name(name, self.values, separator="")
 
     # --- wiring ----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from isobit.graph import (
     conv_transpose_layout,
     to_native,
 )
+from isobit.graph.free_name import take_name
 from isobit.graph.layout import TRANSPOSED
 from isobit_onnx.read.opset import OPSET
 
@@ -212,12 +213,7 @@ class OnnxWriter:
 
     def free(self, name: str) -> str:
         """A name for a value that nothing has yet."""
-        free, number = name, 0
-        while free in self._taken:
-            number += 1
-            free = f"{name}_{number}"
-        self._taken.add(free)
-        return free
+        return take_name(name, self._taken)
 
     def _inline(self, node: Node, model: onnx.ModelProto) -> None:
         """The nodes of another model in place of one node, its names under the node's."""

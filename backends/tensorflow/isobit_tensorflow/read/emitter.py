@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from isobit.canonical.cleaning import drop_unread
 from isobit.errors import ModelError
 from isobit.graph import Graph, Layout, Node, Shape, TensorInfo, WeightInfo, to_canonical
+from isobit.graph.free_name import take_name
 from isobit.graph.layout import compose
 from isobit_tensorflow.axes import first_axes, last_axes
 from isobit_tensorflow.read.names import StableNames
@@ -88,12 +89,7 @@ class Emitter:
 
     def unique(self, name: str) -> str:
         """`name`, with ``#1`` and so on where it is taken."""
-        free_name, number = name, 0
-        while free_name in self._names:
-            number += 1
-            free_name = f"{name}#{number}"
-        self._names.add(free_name)
-        return free_name
+        return take_name(name, self._names, "#")
 
     def in_float32(self, dtype: str) -> str:
         """The type of a tensor here, where the model has it in `dtype`."""

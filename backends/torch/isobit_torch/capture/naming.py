@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
+from isobit.graph.free_name import take_name
 from isobit_torch.program.fx_nodes import DTYPE, NAME, op_name
 
 _CONTAINERS = ("torch.nn.modules.container.",)
@@ -43,10 +44,4 @@ def make_unique(graph: fx.Graph, taken: Iterable[str] = ()) -> None:
             continue
         if op_name(node) == "getitem" or (DTYPE not in node.meta and "val" not in node.meta):
             continue
-        stem = name = node.meta.get(NAME) or op_name(node) or node.name
-        number = 0
-        while name in used:
-            number += 1
-            name = f"{stem}#{number}"
-        used.add(name)
-        node.meta[NAME] = name
+        node.meta[NAME] = take_name(node.meta.get(NAME) or op_name(node) or node.name, used, "#")

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from isobit.graph.free_name import take_name
 from isobit_torch.program.fx_nodes import attribute
 from isobit_torch.program.program import Program
 from isobit_torch.program.signature import Argument, Call, Signature, plain_spec
@@ -67,12 +68,7 @@ class NewConstants:
 
     def add(self, graph: fx.Graph, path: str, end: str, value: torch.Tensor) -> fx.Node:
         """A node that reads `value`, at `path` and `end` where that is free."""
-        path = stem = path + end
-        number = 0
-        while path in self.taken:
-            number += 1
-            path = f"{stem}_{number}"
-        self.taken.add(path)
+        path = take_name(path + end, self.taken)
         self.values[path] = value
         return graph.get_attr(path)
 

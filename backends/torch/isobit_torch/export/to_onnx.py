@@ -32,6 +32,7 @@ from isobit.graph import (
     to_canonical,
     to_native,
 )
+from isobit.graph.free_name import take_name
 from isobit.graph.layout import TRANSPOSED
 from isobit_torch.export.kept_translations import kept_translations
 from isobit_torch.export.marks import MARK, mark_constants, marked_graph, onnx_translation
@@ -190,14 +191,11 @@ def _one_reader(model: ir.Model, mark: ir.Node) -> ir.Node:
 
 def _rename_clashes(model: ir.Model) -> None:
     """The exporter names values after calls, which may be the name of a parameter too."""
-    taken = {value.name for value in model.graph.inputs} | set(model.graph.initializers)
+    taken = {value.name or "" for value in model.graph.inputs} | set(model.graph.initializers)
     for node in model.graph:
         for value in node.outputs:
-            stem, number = value.name, 0
-            while value.name in taken:
-                number += 1
-                value.name = f"{stem}_{number}"
-            taken.add(value.name)
+            if value.name:
+                value.name = take_name(value.name, taken)
 
 
 def _name_outputs(model: ir.Model, signature: Signature) -> None:

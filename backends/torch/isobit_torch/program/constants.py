@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
+from isobit.graph.free_name import free_name
 from isobit_torch.program.fx_nodes import DTYPE, NAME, dtype_name
 from isobit_torch.program.modules import set_tensor
 
@@ -17,11 +18,8 @@ def add_constant(root: nn.Module, graph: fx.Graph, stem: str, value: torch.Tenso
     """A new constant outside the user's state_dict, and the node that reads it; it goes before all other nodes."""
     holder = root._modules.get(CONSTANTS)
     taken = holder._buffers if holder is not None else {}
-    name = stem = "".join(c if c.isalnum() else "_" for c in stem)
-    number = 0
-    while name in taken or hasattr(nn.Module, name):  # `to`, `half`, `float` are methods
-        number += 1
-        name = f"{stem}_{number}"
+    # `to`, `half`, `float` are methods.
+    name = free_name("".join(c if c.isalnum() else "_" for c in stem), taken, dir(nn.Module))
     path = f"{CONSTANTS}.{name}"
     set_tensor(root, path, value, parameter=False, persistent=False)
     with graph.inserting_before(next(iter(graph.nodes))):

@@ -13,6 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from isobit.errors import DataError, ModelError, did_you_mean
+from isobit.graph.free_name import take_name
 
 
 @dataclass(frozen=True)
@@ -296,12 +297,7 @@ def output_names(structure: Any) -> tuple[str | None, ...]:
             continue
         named = any(isinstance(key, str) for key in path)
         stem = ".".join(str(key) for key in path) if named else "output"
-        name, number = stem, 0
-        while name in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken.add(name)
-        names.append(name)
+        names.append(take_name(stem, taken))
     return tuple(names)
 
 

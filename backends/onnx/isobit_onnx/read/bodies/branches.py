@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from isobit.graph.free_name import take_name
 from isobit_onnx.read.constant_expressions import constant_value
 
 #: Computes the outputs of a model, conditions, for an example; without those that it cannot compute.
@@ -164,8 +165,5 @@ def _forget(body: ir.Graph) -> None:
 
 
 def _rename(value: ir.Value, taken: set[str | None]) -> None:
-    name, number = value.name, 0
-    while value.name in taken:
-        number += 1
-        value.name = f"{name}_{number}"
-    taken.add(value.name)
+    if value.name:  # an output that is left out has none
+        value.name = take_name(value.name, taken)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from isobit.graph.free_name import take_name
 from isobit.graph.ops import RANDOM
 from isobit_onnx.read.constant_expressions import LAYERS, constant_value
 from isobit_onnx.read.rewrite import attribute, new_constant, shape_of
@@ -84,12 +85,7 @@ class _Copies:
         self.nodes.append(node)
 
     def _free(self, name: str) -> str:
-        free, number = name, 0
-        while free in self._taken:
-            number += 1
-            free = f"{name}_{number}"
-        self._taken.add(free)
-        return free
+        return take_name(name, self._taken)
 
     def finish(self, results: Sequence[ir.Value] | None) -> bool:
         """Put all in the place of the loop, or let nothing of it be a reader where there are no results."""
@@ -195,9 +191,5 @@ def _lift_constants(body: ir.Graph, graph: ir.Graph, taken: set[str | None]) -> 
         if value.is_graph_input():
             continue
         body.initializers.pop(value.name or "")
-        name, number = value.name, 0
-        while value.name in taken:
-            number += 1
-            value.name = f"{name}_{number}"
-        taken.add(value.name)
+        value.name = take_name(value.name or "value", taken)
         graph.register_initializer(value)
