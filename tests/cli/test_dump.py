@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import isobit as library
+from isobit.quantsim import read_encodings
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +20,17 @@ def saved(tmp_path_factory):
     with np.load(folder / "calibration.npz") as archive:
         library.quantize(folder / "model.onnx", archive["image"][:16], method="minmax").save(path)
     return path
+
+
+def test_quantize_writes_the_simulator_that_dump_reads(isobit, digits, tmp_path):
+    path, data = tmp_path / "saved.isobit", ("--data", digits / "calibration.npz")
+    options = ("--samples", 16, "--method", "minmax", "--latency-batch", 0, "--save-simulator", path)
+    result = isobit("quantize", digits / "model.onnx", *data, *options, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    result = isobit("dump", digits / "model.onnx", *data, "--simulator", path, "-o", tmp_path / "dump.npz")
+    assert "as quantizers make them" in result.stdout
+    sim = library.load(path, digits / "model.onnx")
+    assert dict(sim.encodings) == dict(read_encodings(tmp_path / "out" / "encodings.json", sim))
 
 
 def test_two_dumps_are_compared(isobit, digits, saved, tmp_path):

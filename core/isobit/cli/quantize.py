@@ -39,6 +39,7 @@ def quantize(
     latency_batch: options.LatencyBatch = 8,
     threads: options.Threads = None,
     report: options.Report = None,
+    save_simulator: options.SaveSimulator = None,
     as_json: options.AsJson = False,
     _debug: Debug = False,
 ) -> None:
@@ -58,6 +59,8 @@ def quantize(
     isobit quantize model.onnx --data c.npz --weights int4 --exclude Softmax -o out/
 
     isobit quantize model.onnx --data c.npz --override 'head.*=int16' -o out/
+
+    isobit quantize model.onnx --data c.npz --save-simulator saved.isobit -o out/
     """
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
     job = Job(
@@ -73,6 +76,9 @@ def quantize(
     run.quantize()
     run.write()
     remember_written(context, job.out)
+    if save_simulator is not None:
+        run.sim.save(save_simulator)
+        run.paths["simulator"] = save_simulator
     outcome = run.measure_files()
     if report is not None:
         run.report(outcome, report)

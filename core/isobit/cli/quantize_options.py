@@ -40,8 +40,8 @@ def check_there(path: Path) -> None:
         raise ModelError(f"{path}: no such file")
 
 
-def check_report(context: typer.Context, path: Path | None) -> Path | None:
-    """Raise OutputError where the report could not be written, before the work."""
+def check_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Raise OutputError where a file could not be written, before the work."""
     from isobit.files import check_file_writable
 
     if path is not None and not context.resilient_parsing:
@@ -63,7 +63,16 @@ Report = Annotated[
         "--report",
         metavar="FILE",
         help="Write what was found as one HTML file, which needs no network.",
-        callback=check_report,
+        callback=check_file,
+    ),
+]
+SaveSimulator = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-simulator",
+        metavar="FILE",
+        help="Write the simulator too, for `isobit dump --simulator` and isobit.load.",
+        callback=check_file,
     ),
 ]
 Data = Annotated[
