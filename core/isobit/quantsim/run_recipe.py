@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Sequence
+from itertools import islice
 
 from isobit.calibration.scheme import Calibrator
 from isobit.deadline import check_time
@@ -106,7 +107,8 @@ def _run_step(
         logger.debug("%s failed", step.name, exc_info=True)
         return StepResult(step.name, "skipped", seconds, count, why=why)
     if not report.changed:
-        why = next(iter(report.left.values()), "")
+        why = "; ".join(f"{name}: {reason}" for name, reason in islice(report.left.items(), 1))
+        why += f" (and {len(report.left) - 1} more)" if len(report.left) > 1 else ""
         return StepResult(
             step.name, "changed nothing", time.perf_counter() - start, passes.count - passes_before, why=why
         )
