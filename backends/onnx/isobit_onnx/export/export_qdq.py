@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 
 from isobit.backend import BackendModel, NameMap
 from isobit.encodings import Encoding, Encodings
 from isobit.graph import Graph, Input, Site, Weight
 from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
+from isobit_onnx.export.fold_at_load import fold_at_load
 from isobit_onnx.export.look_up_levels import look_up_levels
 from isobit_onnx.export.save_model import save_model
 from isobit_onnx.qdq.check_quantized import check_complete
@@ -54,6 +56,8 @@ def write_qdq(model: BackendModel, encodings: Encodings, path: Path) -> list[str
     plan = model.qdq_plan(encodings) if isinstance(model, PlansQdq) else _plan_by_names(model, encodings)
     insert_quantizers(plan.float_model, plan.placed, plan.interior, for_every_session=True)
     look_up_levels(plan.float_model)
+    fold_at_load(plan.float_model)
+    passes.RemoveUnusedNodesPass()(plan.float_model)
     keep_float_weights(plan.float_model)
     fit_onnxruntime(plan.float_model)
     infer_shapes(plan.float_model)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from isobit.graph.free_name import take_name
@@ -25,13 +24,12 @@ _TYPES = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.D
 def look_up_levels(model: ir.Model) -> None:
     """Move every DequantizeLinear of a table behind the Gather nodes that read it, in place.
 
-    A table of 4 bits that layers read as well is in the file twice then.
+    A table of 4 bits that layers read as well is in the file twice then. What nobody reads any more stays for a pass.
     """
     lookups = _Lookups(model.graph)
     for node in list(model.graph):
         if node.op_type == "DequantizeLinear" and not node.domain:
             lookups.move(node)
-    passes.RemoveUnusedNodesPass()(model)
 
 
 class _Lookups:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from isobit.encodings import Encoding
 from isobit.errors import OutputError
+from isobit_onnx.qdq.folded_weights import folded_weight
 from isobit_onnx.qdq.lookups import lookup_of
 from isobit_onnx.read.inference.map_types import load_file
 from isobit_onnx.read.rewrite import constant_of
@@ -69,6 +70,6 @@ def _is_dequantized(value: ir.Value | None) -> bool:
             and np.all(constant_of(producer.inputs[1]) == -np.inf)
         ):
             return _is_dequantized(producer.inputs[0])
-        if producer.op_type in ("DequantizeLinear", "Cast"):
+        if producer.op_type in ("DequantizeLinear", "Cast") or folded_weight(producer) is not None:
             return True
     return False

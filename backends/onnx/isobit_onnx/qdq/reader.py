@@ -15,14 +15,16 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from isobit.backend.quiet_loggers import quiet_loggers
-from isobit.encodings import Encoding, Encodings, PerBlock, PerChannel, PerTensor, QuantSpec
+from isobit.encodings import Encoding, Encodings, PerTensor, QuantSpec
 from isobit.encodings.same_levels import same_levels
 from isobit.errors import EncodingError, IsobitError, ModelError
 from isobit.files import is_file
 from isobit.formats import Names, Place
 from isobit.formats.native_grid import canonical_encoding
 from isobit.graph import Site, Tensor, Weight
+from isobit_onnx.qdq.file_grid import TYPES, FileGrid, by_row, file_grid
 from isobit_onnx.qdq.float_weights import MANTISSAS
+from isobit_onnx.qdq.folded_weights import folded_weight
 from isobit_onnx.qdq.grids import FORMAT
 from isobit_onnx.qdq.lookups import behind_reshapes, lookup_of
 from isobit_onnx.read.checks.tensors import check_tensors
@@ -30,26 +32,10 @@ from isobit_onnx.read.error_text import first_line
 from isobit_onnx.read.inference.map_types import load_file
 from isobit_onnx.translate.translate import readers_through_views
 
-_TYPES = {
-    ir.DataType.INT4: "int4", ir.DataType.INT8: "int8", ir.DataType.INT16: "int16", ir.DataType.INT32: "int32",
-    ir.DataType.UINT4: "uint4", ir.DataType.UINT8: "uint8", ir.DataType.UINT16: "uint16",
-    ir.DataType.FLOAT8E4M3FN: "float8e4m3", ir.DataType.FLOAT8E5M2: "float8e5m2",
-    ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16",
-}  # fmt: skip
 #: How tools call the integers of a constant; what is left is the constant's name.
 _ENDINGS = ("_quantized", "_QuantizeLinear_Output", "_q", "_float16", "_bfloat16")
 #: The integers of one constant for another reader.
 _ANOTHER_READER = re.compile(r"_quantized_\d+$")
-
-
-@dataclass(frozen=True, eq=False)
-class FileGrid:
-    """Scale and zero point of a DequantizeLinear in the layout of the file; `spec` says its granularity."""
-
-    spec: QuantSpec
-    scale: NDArray[np.float32]
-    zero_point: NDArray[np.int32]
-    axis: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +129,8 @@ class _QdqReader:
                 yield from self._dequantized(node)
             elif node.op_type == "Cast" and not node.domain:
                 yield from self._cast(node)
+            elif node.op_type == "Mul":
+                yield from self._folded(node)
 
     def _check_operands(self, node: ir.Node) -> None:
         """Raise EncodingError for a node without an input, an output or the attribute that its reading needs."""
@@ -169,7 +157,7 @@ class _QdqReader:
             return  # a float bias, written so that onnxruntime leaves the weight beside it alone
         grid = self._grid(node, source, at)
         if lookup is not None:
-            yield self._of_constant(source, _of_rows(grid), node, [(lookup.gather, 0)], at)
+            yield self._of_constant(source, by_row(grid), node, [(lookup.gather, 0)], at)
         elif quantizer is not None:
             value = quantizer.inputs[0]
             if value is None:
@@ -177,6 +165,17 @@ class _QdqReader:
             yield self._of_value(value, grid, node, quantizer, at)
         elif source.const_value is not None:
             yield self._of_constant(source, grid, node, readers_through_views(node.outputs[0]), at)
+
+    def _folded(self, node: ir.Node) -> Iterator[QuantizedValue]:
+        """A weight that is stored as integers and becomes floats when the file is loaded."""
+        found = folded_weight(node)
+        stored = None if found is None else behind_reshapes(found.levels).const_value
+        if found is None or stored is None or stored.dtype not in TYPES:
+            return
+        at = f"{self.where}: {node.name or node.outputs[0].name}"
+        found.levels.const_value = stored
+        grid = file_grid(stored.dtype, found.scale, found.zero_point, found.axis, found.block)
+        yield self._of_constant(found.levels, grid, node, readers_through_views(found.result), at)
 
     def _cast(self, node: ir.Node) -> Iterator[QuantizedValue]:
         """A pair of casts to a smaller float and back, or the cast of a stored smaller float."""
@@ -190,7 +189,7 @@ class _QdqReader:
         if kind not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
             return
         at = f"{self.where}: {node.name or node.outputs[0].name}"
-        spec = QuantSpec.parse(f"{_TYPES[kind]} per-tensor")
+        spec = QuantSpec.parse(f"{TYPES[kind]} per-tensor")
         grid = FileGrid(spec, np.asarray(1, np.float32), np.asarray(0, np.int32))
         if constant is not None:
             yield self._of_constant(source, grid, node, readers_through_views(node.outputs[0]), at)
@@ -262,17 +261,10 @@ class _QdqReader:
         scale = scales.astype(np.float32)
         zero_points = self._constant(node, 2, at)
         data_type = self._kind(node, source)
-        if data_type not in _TYPES:
+        if data_type not in TYPES:
             raise EncodingError(f"{at}: type {data_type} is none that isobit knows")
         zeros = np.zeros(scale.shape, np.int32) if zero_points is None else zero_points.astype(np.int32)
-        axis, block = _axis(node, scale, source)
-        granularity = PerTensor() if axis is None else PerChannel() if block is None else PerBlock(block)
-        if axis is None:
-            scale, zeros = scale.reshape(()), zeros.reshape(())
-        spec = QuantSpec.parse(_TYPES[data_type]).with_granularity(granularity)
-        if spec.dtype == "int" and np.any(zeros):
-            spec = QuantSpec(spec.dtype, spec.bits, False, granularity=granularity)
-        return FileGrid(spec, scale, zeros, axis)
+        return file_grid(data_type, scale, zeros, *_axis(node, scale, source))
 
     def _constant(self, node: ir.Node, index: int, at: str) -> NDArray[Any] | None:
         value = node.inputs[index] if index < len(node.inputs) else None
@@ -296,14 +288,6 @@ class _QdqReader:
         if quantizer is not None and "output_dtype" in quantizer.attributes:
             return ir.DataType(quantizer.attributes["output_dtype"].as_int())
         return source.dtype or ir.DataType.UINT8
-
-
-def _of_rows(grid: FileGrid) -> FileGrid:
-    """The grid of a table: one block in each row is a scale for each row."""
-    if not isinstance(grid.spec.granularity, PerBlock) or grid.scale.shape[-1] != 1:
-        return grid
-    spec = grid.spec.with_granularity(PerChannel())
-    return FileGrid(spec, grid.scale[:, 0], grid.zero_point[:, 0], 0)
 
 
 def _axis(node: ir.Node, scale: NDArray[np.float32], source: ir.Value) -> tuple[int | None, int | None]:
