@@ -180,7 +180,7 @@ PEERS = {"torch-pruning": by_torch_pruning, "aimet": by_aimet}
 
 @dataclass(frozen=True)
 class Row:
-    """What a network has: the share of multiply-accumulates that is left, evaluations, and points below the float one."""
+    """The share of multiply-accumulates that is left, evaluations, and points below the float network."""
 
     kept: float
     evaluations: int

@@ -65,7 +65,6 @@ class PruningConformance(ConformanceBase):
         assert sum(0.45 <= share <= 0.55 for share in zeros) == len(report.changed)
         assert_close(model.run(batch), interpreter.outputs(model.graph, model.weight, batch))
 
-
     @pytest.mark.parametrize(
         ("name", "weights"), [("residual", "int8"), ("residual", "uint4"), ("attention", "int4"), ("upsampler", "int8")]
     )
