@@ -17,7 +17,7 @@ from isobit.errors import DataError, FormatError, RecipeError, TargetError
 from isobit.plugins import registry
 from isobit.recipes.recipe import Recipe, Step, parse_recipe
 from isobit.techniques import FoldBatchNorms, SpatialSvd
-from isobit.testing.networks import Network, NetworkBuilder
+from isobit.testing.networks import NETWORKS, Network, NetworkBuilder
 
 
 def network() -> Network:
@@ -102,6 +102,17 @@ def test_ratios_by_hand_and_layers_left_out() -> None:
     assert made.words == "rank 1 of 16"
     nearest = f"ratios: conv1 cannot keep 0.001 of its macs, {made.after / made.before:.3g} is the nearest"
     assert nearest in tiny.report.notes
+
+
+def test_layers_that_no_method_knows_are_named() -> None:
+    """Recurrent ones for one, which may hold most of the weights."""
+    net = NETWORKS["recurrent"]()
+    model = NumpyModel(net.graph, net.weights)
+    for method in ("channel-pruning", "weight-svd"):
+        left = isobit.compress(model, net.batch(4), method=method, backend=NumpyBackend(), trials=1).report.left
+        for op in ("LSTM", "GRU"):
+            (node,) = (node for node in net.graph.nodes if node.op == op)
+            assert left[node.name] == f"{op}: these methods make no smaller one of it"
 
 
 def test_ratios_of_methods_in_turn() -> None:

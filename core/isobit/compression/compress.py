@@ -115,10 +115,10 @@ def compress(
 ) -> Compressed:
     """Make a network smaller: `keep` is the share of its `cost` that is kept, over all layers together.
 
-    `method` names what is done to a layer: ``"spatial-svd"``, ``"weight-svd"``, ``"tucker-2"``, or what a plug-in adds;
-    of several that change one layer each, every layer gets the best one, others follow each other. `cost` is
-    ``"macs"``, ``"parameters"``, ``"bytes"``, ``"activations"`` or ``"milliseconds"`` by the table of the `target`
-    (that of onnxruntime-cpu unless said).
+    `method` names what is done to a layer: ``"spatial-svd"``, ``"weight-svd"``, ``"tucker-2"``, ``"channel-pruning"``,
+    or what a plug-in adds; of several that change one layer each, every layer gets the best one, others follow each
+    other. `cost` is ``"macs"``, ``"parameters"``, ``"bytes"``, ``"activations"`` or ``"milliseconds"`` by the table of
+    the `target` (that of onnxruntime-cpu unless said).
     With `data`, the errors of outputs are made small and decide which layer gives how much; without, those of weights.
 
     `select` is ``"integer-program"`` (the least loss in all) or ``"greedy"`` (losses below one bound; with `evaluate`,
