@@ -178,6 +178,22 @@ def test_milliseconds_are_a_cost_where_the_target_tells_them() -> None:
     assert result.report.before.milliseconds > result.report.after.milliseconds > 0
 
 
+def test_channels_outside_the_blocks_of_the_runtime_are_told() -> None:
+    """Those that the smaller network has more than the one before; sizes that fill blocks say nothing."""
+    notes = {}
+    for multiple in (1, 8):
+        result = compress(data(), keep=0.7, method="channel-pruning", multiple=multiple, trials=1)
+        after = result.backend_model.graph
+        counts = [after.weights[n.inputs[1]].shape[0] for n in after.nodes if n.op == "Conv"]
+        more = sum(count % 8 > 0 for count in counts) - 1  # the first has 12 before
+        notes[multiple] = [note for note in result.report.notes if "no multiple of 8" in note]
+        assert (more > 0) == (multiple == 1)
+        assert not more > 0 or notes[multiple][0].startswith(
+            f"convolutions whose channels are no multiple of 8: {more}"
+        )
+    assert not notes[8]
+
+
 def test_a_method_may_be_given_with_its_settings() -> None:
     result = compress(data(), keep=0.7, method=SpatialSvd(data_aware=False))
     assert not any(layer.from_data for layer in result.report.layers)
