@@ -6,10 +6,13 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers as L
+from strategies import mirrored
 
 import isobit
+from isobit.errors import ModelError
 from isobit.quantsim import QuantSim
 
 X = np.random.default_rng(1).standard_normal((32, 6, 6, 3)).astype(np.float32)
@@ -46,21 +49,39 @@ def test_two_replicas_train_what_one_device_does(tmp_path: Path) -> None:
     alone = sim.trainable()
     alone.save(tmp_path / "simulator.keras")
     before = values(alone)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = mirrored("CPU:0", "CPU:1")
     with strategy.scope():
-        mirrored = compiled(keras.saving.load_model(tmp_path / "simulator.keras"), keras.optimizers.SGD(0.1))
-    losses = fit(compiled(alone, keras.optimizers.SGD(0.1)), 3), fit(mirrored, 3)
+        replicas = compiled(keras.saving.load_model(tmp_path / "simulator.keras"), keras.optimizers.SGD(0.1))
+    losses = fit(compiled(alone, keras.optimizers.SGD(0.1)), 3), fit(replicas, 3)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
     assert losses[0][-1] < losses[0][0]
-    moved, both = values(alone), values(mirrored)
+    moved, both = values(alone), values(replicas)
     assert any("log_scale" in name and not np.array_equal(moved[name], before[name]) for name in moved)
     for (name, one), two in zip(moved.items(), both.values(), strict=True):
         np.testing.assert_allclose(two, one, atol=2e-2 * np.abs(one - before[name]).max() + 1e-6, err_msg=name)
-    for variable in mirrored.trainable_variables:  # the replicas have the same
+    for variable in replicas.trainable_variables:  # the replicas have the same
         first, second = (part.numpy() for part in variable.value.values)
         np.testing.assert_array_equal(first, second)
-    sim.model.set_weights(mirrored.get_weights())
-    np.testing.assert_allclose(next(iter(sim.run(X).values())), mirrored.predict(X, verbose=0), atol=1e-5)
+    sim.model.set_weights(replicas.get_weights())
+    np.testing.assert_allclose(next(iter(sim.run(X).values())), replicas.predict(X, verbose=0), atol=1e-5)
+
+
+def test_a_strategy_that_the_simulator_is_not_of_is_refused() -> None:
+    """Opened under its scope, a model trains by it, and comes out as any."""
+    strategy = mirrored("CPU:0", "CPU:1")
+    alone = simulator().trainable()
+    with strategy.scope():
+        compiled(alone, keras.optimizers.SGD(0.1))
+    with pytest.raises(
+        ModelError, match="the optimizer was made under the scope of a strategy, and the simulator was not"
+    ):
+        fit(alone, 1)
+    with strategy.scope():
+        sim = simulator()
+        replicas = compiled(sim.trainable(), keras.optimizers.SGD(0.1))
+    losses = fit(replicas, 2)
+    assert losses[1] < losses[0]
+    np.testing.assert_allclose(next(iter(sim.run(X).values())), replicas.predict(X, verbose=0), atol=1e-5)
 
 
 def test_training_goes_on_where_it_was_left(tmp_path: Path) -> None:
