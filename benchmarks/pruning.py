@@ -10,6 +10,7 @@ the images. aimet-torch selects greedily by the accuracy on the same 600, ten ra
 its data. Each is followed by isobit, of the same kind and asked for what the peer really kept by PyTorch's own counter:
 with the 600 images, but without a label or an evaluation. All are trained two epochs on the 1,200, alike: batch norms
 as they are, Adam from 3e-4 down to nothing along a cosine, by the labels and by the outputs of the network as it came.
+Several seeds end with a table of means.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from decimal import Decimal
 
 import numpy as np
@@ -177,8 +178,18 @@ def by_aimet(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, keep:
 PEERS = {"torch-pruning": by_torch_pruning, "aimet": by_aimet}
 
 
-def measure(keeps: Sequence[float], peers: Sequence[str], seed: int) -> None:
-    """Print a table."""
+@dataclass(frozen=True)
+class Row:
+    """The share of multiply-accumulates that is left, evaluations, and points below the float network."""
+
+    kept: float
+    evaluations: int
+    lost_before: float
+    lost_after: float
+
+
+def measure(keeps: Sequence[float], peers: Sequence[str], seed: int) -> dict[tuple[float, str], Row]:
+    """Print a table; rows by the share that was asked for and by whom."""
     images, labels = digits()
     torch.manual_seed(seed)
     model = network()
@@ -188,21 +199,37 @@ def measure(keeps: Sequence[float], peers: Sequence[str], seed: int) -> None:
     test = images[1200:], labels[1200:]
     teach = isobit.compress(model, images[:2].numpy(), keep=1.0).distillation(temperature=2.0)
     print("| By | MACs kept | Evaluations | Accuracy | After two epochs |\n| --- | --- | --- | --- | --- |")
-    print(f"| as it is | 100 % | | {accuracy(model, *test):.2f} % | |")
+    plain = accuracy(model, *test)
+    print(f"| as it is | 100 % | | {plain:.2f} % | |")
+    rows: dict[tuple[float, str], Row] = {}
 
-    def show(found: Found) -> float:
+    def show(found: Found, beside: str = "") -> float:
         kept, before = flops(found.model, images) / whole, accuracy(found.model, *test)
         tune(found.model, images[:1200], labels[:1200], teach)
         after = accuracy(found.model, *test)
         print(f"| {found.name} | {kept:.1%} | {found.evaluations} | {before:.2f} % | {after:.2f} % |", flush=True)
+        rows[keep, found.name + beside] = Row(kept, found.evaluations, plain - before, plain - after)
         return kept
 
     for keep in keeps:
         for peer in peers:
             for found in PEERS[peer](model, images, labels, keep):
-                show(by_isobit(model, images, show(found), found.method))
+                show(by_isobit(model, images, show(found), found.method), f", beside {found.name}")
         for method in () if peers else METHODS:
             show(by_isobit(model, images, keep, method))
+    return rows
+
+
+def show_means(seeds: Sequence[dict[tuple[float, str], Row]]) -> None:
+    """Print means over the seeds that have a row, and the worst loss after training."""
+    print("\n| Asked for | By | Seeds | MACs kept | Evaluations | Points lost | After two epochs | At worst |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for keep, name in dict.fromkeys(key for rows in seeds for key in rows):
+        of_name = [rows[keep, name] for rows in seeds if (keep, name) in rows]
+        kept, evaluations, before, after = np.mean([astuple(row) for row in of_name], axis=0)
+        worst = max(row.lost_after for row in of_name)
+        figures = f"{kept:.1%} | {evaluations:.0f} | {before:.2f} | {after:.2f} | {worst:.2f}"
+        print(f"| {keep:.0%} | {name} | {len(of_name)} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":
@@ -212,5 +239,6 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])
     arguments = parser.parse_args()
-    for number in arguments.seeds:
-        measure(arguments.keep, arguments.peers, number)
+    every = [measure(arguments.keep, arguments.peers, number) for number in arguments.seeds]
+    if len(every) > 1:
+        show_means(every)

@@ -46,10 +46,13 @@ def test_costs_as_text(isobit: Callable[..., Any], digits: Path) -> None:
     assert "more: --all lists them" in shown.stdout
 
 
-def test_mistakes(isobit: Callable[..., Any], digits: Path, tmp_path: Path) -> None:
+def test_mistakes(isobit: Callable[..., Any], digits: Path, images: np.ndarray, tmp_path: Path) -> None:
+    np.savez(tmp_path / "nan.npz", image=np.where(np.arange(32) == 0, np.nan, images[:4]))
     for arguments, words in (
         (("none.onnx",), "none.onnx: no such file"),
         ((digits / "model.onnx", "--method", "svd"), "no method is called 'svd'"),
+        ((digits / "model.onnx", "--data", tmp_path / "nan.npz"), "nan.npz: input 'image' in batch 0 holds NaN"),
+        ((digits / "model.onnx", "--data", tmp_path / "nan.npz"), "pass --ignore-non-finite"),
         (
             (digits / "model.onnx", "--cost", "milliseconds", "--target", "default"),
             "does not say what a multiply-accumulate takes",

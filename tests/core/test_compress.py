@@ -17,7 +17,7 @@ from isobit.errors import DataError, FormatError, RecipeError, TargetError
 from isobit.plugins import registry
 from isobit.recipes.recipe import Recipe, Step, parse_recipe
 from isobit.techniques import FoldBatchNorms, SpatialSvd
-from isobit.testing.networks import Network, NetworkBuilder
+from isobit.testing.networks import NETWORKS, Network, NetworkBuilder
 
 
 def network() -> Network:
@@ -104,6 +104,17 @@ def test_ratios_by_hand_and_layers_left_out() -> None:
     assert nearest in tiny.report.notes
 
 
+def test_layers_that_no_method_knows_are_named() -> None:
+    """Recurrent ones for one, which may hold most of the weights."""
+    net = NETWORKS["recurrent"]()
+    model = NumpyModel(net.graph, net.weights)
+    for method in ("channel-pruning", "weight-svd"):
+        left = isobit.compress(model, net.batch(4), method=method, backend=NumpyBackend(), trials=1).report.left
+        for op in ("LSTM", "GRU"):
+            (node,) = (node for node in net.graph.nodes if node.op == op)
+            assert left[node.name] == f"{op}: these methods make no smaller one of it"
+
+
 def test_ratios_of_methods_in_turn() -> None:
     """A ratio is met by the first method that can, and what it made of the layer stays; what none can is said."""
     methods = ["spatial-svd", "channel-pruning"]
@@ -165,6 +176,22 @@ def test_milliseconds_are_a_cost_where_the_target_tells_them() -> None:
     result = compress(data(), keep=0.7, cost="milliseconds", trials=1)
     assert 0.67 <= result.report.kept <= 0.7
     assert result.report.before.milliseconds > result.report.after.milliseconds > 0
+
+
+def test_channels_outside_the_blocks_of_the_runtime_are_told() -> None:
+    """Those that the smaller network has more than the one before; sizes that fill blocks say nothing."""
+    notes = {}
+    for multiple in (1, 8):
+        result = compress(data(), keep=0.7, method="channel-pruning", multiple=multiple, trials=1)
+        after = result.backend_model.graph
+        counts = [after.weights[n.inputs[1]].shape[0] for n in after.nodes if n.op == "Conv"]
+        more = sum(count % 8 > 0 for count in counts) - 1  # the first has 12 before
+        notes[multiple] = [note for note in result.report.notes if "no multiple of 8" in note]
+        assert (more > 0) == (multiple == 1)
+        assert not more > 0 or notes[multiple][0].startswith(
+            f"convolutions whose channels are no multiple of 8: {more}"
+        )
+    assert not notes[8]
 
 
 def test_a_method_may_be_given_with_its_settings() -> None:

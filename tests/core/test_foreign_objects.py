@@ -34,6 +34,7 @@ WEIGHTS = {"weight": np.zeros((2, 2)), "bias": np.zeros(2)}
         (None, "no model"),
         (stranger("torch.export.exported_program", "ExportedProgram"), "program.module()"),
         (stranger("onnxruntime.capi.onnxruntime_inference_collection", "InferenceSession"), "'model.onnx'"),
+        (stranger("isobit.compression.compress", "Compressed"), "isobit.quantize(small.model, data)"),
         (stranger("transformers.pipelines.base", "Pipeline"), "pipeline.model"),
         (stranger("tensorflow.lite.python.interpreter", "Interpreter"), "--tflite"),
         (stranger("keras.src.layers.core.dense", "Layer"), "keras.Sequential([keras.Input(shape=...), layer])"),

@@ -9,7 +9,9 @@ import pytest
 from numpy_backend import NumpyBackend, NumpyModel
 
 import isobit
-from isobit.compression import Compressed, stage
+from isobit.compression import Compressed, in_sequence, stage
+from isobit.data import Dataset
+from isobit.graph import Graph, Node, TensorInfo
 from isobit.techniques.layers.corrected import corrected
 from isobit.testing.networks import Network, NetworkBuilder
 
@@ -100,6 +102,22 @@ def test_data_of_one_pass_serves_methods_that_share_the_layers() -> None:
 def test_the_head_of_the_data_is_not_learned_from() -> None:
     """Data of one batch is no more than its head, and nothing is solved on it."""
     assert not any("sequence" in note for note in compress(batches(1), method="channel-pruning").report.notes)
+
+
+def test_samples_are_counted_along_the_axis_of_the_batch() -> None:
+    """A side input of many rows beside two samples a batch does not end the pass after the first one."""
+    shapes = {"x": ("batch", 4), "table": (600, 4)}
+    tensors = {name: TensorInfo(shape, "float32") for name, shape in shapes.items()}
+    nodes = [Node("add", "Add", ("x", "x"), ("y",)), Node("table_sum", "Add", ("table", "table"), ("z",))]
+    tensors |= {"y": tensors["x"], "z": tensors["table"]}
+    graph = Graph(tuple(nodes), ("x", "table"), {"y": "y", "z": "z"}, tensors, {})
+    data = [{"x": np.full((2, 4), i, np.float32), "table": np.zeros((600, 4), np.float32)} for i in range(20)]
+    dataset = Dataset(data, graph)
+    list(dataset)  # the first pass, which keeps the head
+    rest = in_sequence._some(dataset)
+    assert rest is not None
+    seen = [int(batch["x"][0, 0]) for batch in in_sequence._batches(rest)]
+    assert sorted([*seen, *dataset.head_numbers]) == list(range(20))
 
 
 def test_data_in_another_order_each_time_is_said() -> None:

@@ -81,6 +81,18 @@ def test_what_stays_is_named(name: str, layer: str, why: str) -> None:
     assert find_groups(NETWORKS[name]().graph)[1][layer] == why
 
 
+def test_a_tied_layer_names_the_others() -> None:
+    """Each the other one, and not itself."""
+    b = NetworkBuilder("tied")
+    x = b.linear("stem", b.input("x", 6), 8)
+    x = b.linear("first", b.op("Relu", "relu1", x), 8)
+    x = b.linear("second", b.op("Relu", "relu2", x), 8, weight="first.weight")
+    b.output("y", b.linear("last", x, 3))
+    left = find_groups(b.build().graph)[1]
+    assert left["stem"] == left["first"] == "the weight of first is shared with second"
+    assert left["second"] == "the weight of second is shared with first"
+
+
 def test_a_layer_of_one_channel_stays() -> None:
     assert find_groups(wide(1).graph)[1]["first"] == "it has one channel"
 

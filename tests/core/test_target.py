@@ -266,6 +266,10 @@ def test_what_multiplies_are_layers_with_weights() -> None:
     assert costs.layer_element == 0.08
     with pytest.raises(TargetError, match="layer_element: must be nanoseconds for an element"):
         parse_target(TOML + COSTS + "layer_element = -1\n", "chip.toml")
+    (costs,) = parse_target(TOML + COSTS + "channel_block = 16\n", "chip.toml").costs
+    assert costs.channel_block == 16
+    with pytest.raises(TargetError, match="channel_block: must be a whole number of at least 1, found 0"):
+        parse_target(TOML + COSTS + "channel_block = 0\n", "chip.toml")
     for text, words in (("{ Relu = 1.0 }", "multiply.Relu: only operations with weights"), ("3", "must be a table")):
         with pytest.raises(TargetError, match=words):
             parse_target(TOML + COSTS + f"multiply = {text}\n", "chip.toml")

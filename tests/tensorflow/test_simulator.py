@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers as L
+from strategies import mirrored
 
 import isobit
 from isobit.backend import CheckedModel
@@ -187,7 +188,7 @@ def test_mirrored_strategy(tmp_path, devices: list[str]) -> None:
     sim = simulated(network())
     path = tmp_path / "simulator.keras"
     sim.model.save(path)
-    strategy = tf.distribute.MirroredStrategy(devices)
+    strategy = mirrored(*devices)
     x, y = images(32), np.zeros(32, np.int64)
     with strategy.scope():
         native = keras.saving.load_model(path)

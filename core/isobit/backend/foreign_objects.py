@@ -17,6 +17,7 @@ _BY_CLASS: Mapping[tuple[str, str], tuple[str, str]] = {
         "a session of onnxruntime, which does not give its model back",
         "isobit.quantize('model.onnx', data), by the path that the session was made from",
     ),
+    ("isobit", "Compressed"): ("what isobit.compress found", "isobit.quantize(small.model, data)"),
     ("transformers", "Pipeline"): ("a pipeline of transformers", "isobit.quantize(pipeline.model.eval(), data)"),
     ("tensorflow", "Interpreter"): (
         "an interpreter of TensorFlow Lite",

@@ -12,9 +12,10 @@ from typing import Any
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import Backend
 from isobit.backend.optional import QdqWriter, TrainsGrids
-from isobit.budget import Candidate, Cost
+from isobit.budget import Candidate
 from isobit.calibration.schemes.minmax import MinMaxRange
 from isobit.compression.compression_report import CompressionReport
+from isobit.compression.notes_of_time import notes_of_time
 from isobit.compression.stage import Done, Judging, Stage, candidates_of, network_cost, observe_for
 from isobit.compression.wishes import Wishes
 from isobit.data import Dataset, example_of
@@ -37,9 +38,6 @@ from isobit.techniques.technique import Compresses, CostsTogether, TechniqueRepo
 
 #: What is done unless another method is asked for: every layer gets the factors that serve it best.
 DEFAULT_METHOD = ("spatial-svd", "weight-svd", "tucker-2")
-
-#: How much larger the share of the time must be than that of the multiply-accumulates before that is told.
-_MUCH_MORE_TIME = 0.1
 
 #: What `Compressed.export` writes.
 FILES = {"model": "model.onnx", "recipe": "recipe.toml", "report": "report.json", "summary": "summary.txt"}
@@ -115,10 +113,10 @@ def compress(
 ) -> Compressed:
     """Make a network smaller: `keep` is the share of its `cost` that is kept, over all layers together.
 
-    `method` names what is done to a layer: ``"spatial-svd"``, ``"weight-svd"``, ``"tucker-2"``, or what a plug-in adds;
-    of several that change one layer each, every layer gets the best one, others follow each other. `cost` is
-    ``"macs"``, ``"parameters"``, ``"bytes"``, ``"activations"`` or ``"milliseconds"`` by the table of the `target`
-    (that of onnxruntime-cpu unless said).
+    `method` names what is done to a layer: ``"spatial-svd"``, ``"weight-svd"``, ``"tucker-2"``, ``"channel-pruning"``,
+    or what a plug-in adds; of several that change one layer each, every layer gets the best one, others follow each
+    other. `cost` is ``"macs"``, ``"parameters"``, ``"bytes"``, ``"activations"`` or ``"milliseconds"`` by the table of
+    the `target` (that of onnxruntime-cpu unless said).
     With `data`, the errors of outputs are made small and decide which layer gives how much; without, those of weights.
 
     `select` is ``"integer-program"`` (the least loss in all) or ``"greedy"`` (losses below one bound; with `evaluate`,
@@ -247,7 +245,9 @@ class _Run:
         elif self._kept < self.wishes.keep * 0.99:
             notes.append(f"sizes allow no share nearer to keep={self.wishes.keep:g} than {self._kept:.3g}")
         after = network_cost(self.simulation.graph, self.table)
-        notes += _notes_of_time(self.unit, self._kept, self.before, after, self.table)
+        notes += notes_of_time(
+            self.unit, self._kept, (self.before, after), (self.original.graph, self.simulation.graph), self.table
+        )
         if self.passes is not None:
             notes += list(self.passes.dataset.notes)
         return CompressionReport(
@@ -267,17 +267,6 @@ class _Run:
             self.judging.count,
             tuple(dict.fromkeys(notes)),
         )
-
-
-def _notes_of_time(unit: str, kept: float, before: Cost, after: Cost, table: Costs | None) -> list[str]:
-    """What is to be told where multiply-accumulates are saved, and not as much time."""
-    share = after.milliseconds / before.milliseconds if before.milliseconds > 0 else 0.0
-    if unit != "macs" or table is None or share < kept + _MUCH_MORE_TIME:
-        return []
-    return [
-        f"{kept:.0%} of the multiply-accumulates take {share:.0%} of the time, by the figures of {table.processor} in "
-        "float: layers of few channels spend theirs on what they read and write; cost='milliseconds' chooses by time"
-    ]
 
 
 def _by_recipe(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch, Dataset
+from isobit.data.samples import SampleAxes
 from isobit.edits.draft import Draft
 from isobit.edits.edit import SetWeights
 from isobit.errors import DataError, ModelError
@@ -106,7 +107,8 @@ def _some(dataset: Dataset) -> Dataset | None:
         return None
     if not dataset.is_at_hand:
         return dataset.without(head)
-    wanted = set(dataset.spread(min(whole, len(head) + -(-_SAMPLES // _size(dataset.head[0]))))) - head
+    size = max(1, SampleAxes.of(dataset.graph).size(dataset.head[:1]))
+    wanted = set(dataset.spread(min(whole, len(head) + -(-_SAMPLES // size)))) - head
     chosen = wanted or set(range(whole)) - head
     return dataset.without(set(range(whole)) - chosen)
 
@@ -117,19 +119,14 @@ class _OtherOrderError(Exception):
 
 def _batches(rest: Dataset) -> Iterator[Batch]:
     """The first samples of the data that is learned from, the same in each pass."""
-    seen = 0
+    axes, seen = SampleAxes.of(rest.graph), 0
     for batch in rest:
         if seen == 0 and not rest.begins_with(batch):
             raise _OtherOrderError
         yield batch
-        seen += _size(batch)
+        seen += axes.size([batch])
         if seen >= _SAMPLES:
             return
-
-
-def _size(batch: Batch) -> int:
-    """About how many samples a batch holds."""
-    return max([1, *(len(array) for array in batch.values() if array.ndim)])
 
 
 def _layers(whole: Graph, small: Graph, kept: Kept) -> list[_Layer]:

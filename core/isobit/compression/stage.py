@@ -18,6 +18,7 @@ from isobit.compression.in_sequence import solved_in_sequence
 from isobit.compression.wishes import Wishes
 from isobit.errors import DataError
 from isobit.graph.graph import Graph
+from isobit.graph.ops import RECURRENT, WEIGHTED
 from isobit.quantsim.judging.evaluate import Evaluate, figure_of
 from isobit.quantsim.judging.judge import Judge, mean
 from isobit.recipes.recipe import Step
@@ -175,6 +176,7 @@ class Stage:
         listed = [candidate for each in offered for candidate in each]
         self.candidates = wishes.free(graph, listed)
         self.fixed, self.left = wishes.fixed(graph, listed)
+        self.unknown = _unknown(graph, listed)
         self.unmet = dict(wishes.notes(graph, listed, self.fixed, self.left))
         self.before = network_cost(graph, table)
         self.rest = self.before - Cost.sum(pick.saved for pick in self.fixed.values())
@@ -210,7 +212,7 @@ class Stage:
         return replace(
             done,
             model=model,
-            left={**left, **self.left},
+            left={**self.unknown, **left, **self.left},
             trials=tuple(judged),
             points=tuple(curve(self.candidates, self.rest, self.unit)),
             layer_curves=self._layer_curves(),
@@ -326,6 +328,16 @@ class Stage:
     def _notes(self, done: Done) -> Iterator[str]:
         yield from dict.fromkeys(note for report in done.reports for note in report.notes if "multiply-acc" not in note)
         yield from dict.fromkeys(note for candidate in self.candidates for note in candidate.notes)
+
+
+def _unknown(graph: Graph, offered: Sequence[Candidate]) -> dict[str, str]:
+    """Layers with weights that no method has looked at, and why they stay."""
+    seen = {name for candidate in offered for name in (candidate.name, *candidate.layers)}
+    return {
+        node.name: f"{node.op}: these methods make no smaller one of it"
+        for node in graph.nodes
+        if node.op in WEIGHTED | RECURRENT and node.input(1) in graph.weights and node.name not in seen
+    }
 
 
 def step_of(technique: Any) -> Step:

@@ -11,7 +11,7 @@ from isobit.errors import TargetError, did_you_mean
 from isobit.graph.ops import RECURRENT, WEIGHTED
 
 _KEYS = ("processor", "quantize", "dequantize", "float", "integer")
-_OPTIONAL = ("multiply", "integer_multiply", "layer_element")
+_OPTIONAL = ("multiply", "integer_multiply", "layer_element", "channel_block")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Costs:
     Operations of `integers` are those that may stay in float; each has a cost in `floats` too. `multiply` and
     `integer_multiply` are what one multiply-accumulate of a layer with weights takes, by op, `layer_element` what each
     element does besides that such a layer reads or writes, in float: they decide nothing in a plan, and are for
-    estimates of the time of a whole network.
+    estimates of the time of a whole network. Convolutions are computed in blocks of `channel_block` channels, others
+    more slowly.
     """
 
     processor: str
@@ -33,6 +34,7 @@ class Costs:
     multiply: Mapping[str, float] = field(default_factory=dict)
     integer_multiply: Mapping[str, float] = field(default_factory=dict)
     layer_element: float = 0.0
+    channel_block: int = 1
 
 
 def read_costs(data: Any, where: str) -> tuple[Costs, ...]:
@@ -70,11 +72,14 @@ def _table(entry: Mapping[str, Any], where: str, key: str) -> Costs:
     quantize, dequantize = (_nanoseconds(entry[name], where, f"{key}.{name}") for name in ("quantize", "dequantize"))
     multiply, integer_multiply = (_multiply(entry.get(name, {}), where, f"{key}.{name}") for name in _OPTIONAL[:2])
     element = _nanoseconds(entry.get("layer_element", 0.0), where, f"{key}.layer_element")
+    block = entry.get("channel_block", 1)
+    if not isinstance(block, int) or isinstance(block, bool) or block < 1:
+        raise TargetError(f"{where}: {key}.channel_block: must be a whole number of at least 1, found {block!r}")
     for op in integer_multiply:
         if op not in multiply:
             problem = f"needs the cost in float beside it, as {key}.multiply.{op}"
             raise TargetError(f"{where}: {key}.integer_multiply.{op}: {problem}")
-    return Costs(processor, quantize, dequantize, floats, integers, multiply, integer_multiply, element)
+    return Costs(processor, quantize, dequantize, floats, integers, multiply, integer_multiply, element, block)
 
 
 def _multiply(table: Any, where: str, key: str) -> dict[str, float]:

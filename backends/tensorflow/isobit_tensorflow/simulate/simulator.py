@@ -24,12 +24,16 @@ from isobit_tensorflow.simulate.interpreter import run
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.training_pass import TrainingPass
 from isobit_tensorflow.simulate.training_watch import PassWatch, watched, without_gradient
-from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
+from isobit_tensorflow.simulate.variables import VariableSpec, is_distributed, make_variable
 from isobit_tensorflow.training import Training
 
 _UNCALIBRATED = (
     "the simulator has no quantizers, so the float network would train: calibrate first, and again after a technique "
     "that has changed it; then sim.model is another one"
+)
+_OTHER_DEVICES = (
+    "the optimizer was made under the scope of a strategy, and the simulator was not: save the simulator and load it "
+    "under that scope, or open and calibrate the model and call trainable() there; then compile"
 )
 _CALLBACKS = 5  # the place of `callbacks` among the arguments of `keras.Model.fit`
 
@@ -165,11 +169,13 @@ class Simulator(keras.Model):  # type: ignore[misc]
         """As of any Keras model.
 
         Raises ModelError before calibration, where the loss is NaN, where `trainable()` made another simulator, and
-        for an optimizer from before it.
+        for an optimizer from before it, or of a strategy that the simulator is not of.
         """
         if not self._trains:
             raise ModelError(_UNCALIBRATED)
         self._require_current()
+        if self.compiled and is_distributed(self.optimizer.iterations) and not self._is_distributed:
+            raise ModelError(_OTHER_DEVICES)  # TensorFlow's own is an AssertionError without a word
         if len(args) > _CALLBACKS:
             args = (*args[:_CALLBACKS], watched(args[_CALLBACKS]), *args[_CALLBACKS + 1 :])
         else:
@@ -191,6 +197,10 @@ class Simulator(keras.Model):  # type: ignore[misc]
     def _trains(self) -> bool:
         """Whether training changes the network that is meant."""
         return bool(self.quantizer_layers) or self.is_float
+
+    @property
+    def _is_distributed(self) -> bool:
+        return all(is_distributed(variable) for variable in self.trainable_variables)
 
     def _require_current(self) -> None:
         if self.is_superseded:

@@ -44,16 +44,21 @@ class VariableSpec:
         return {**asdict(self), "shape": list(self.shape)}
 
 
+def is_distributed(variable: keras.Variable) -> bool:
+    """Whether a variable was made under the scope of a strategy, which has one on each of its devices."""
+    return isinstance(variable.value, tf.distribute.DistributedValues)
+
+
 def native_variable(variable: keras.Variable) -> Any:
     """TensorFlow's variable, of one on several devices that of the first."""
     native = variable.value
-    return native.values[0] if isinstance(native, tf.distribute.DistributedValues) else native
+    return native.values[0] if is_distributed(variable) else native
 
 
 def value_of(variable: keras.Variable) -> NDArray[Any]:
     """``variable.numpy()`` in a fifth of its time, which counts where hundreds of small ones are read."""
     native = variable.value
-    if isinstance(native, tf.distribute.DistributedValues):
+    if is_distributed(variable):
         return np.asarray(variable.numpy())
     return np.asarray(tf.raw_ops.ReadVariableOp(resource=native.handle, dtype=native.dtype).numpy())
 

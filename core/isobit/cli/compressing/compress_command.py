@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -38,8 +39,8 @@ Methods = Annotated[
         "--method",
         metavar="NAME",
         rich_help_panel=_SIZES,
-        help="What is done to layers, for example spatial-svd, weight-svd or tucker-2; all of these unless said. "
-        "Repeatable.",
+        help="What is done to layers: channel-pruning, spatial-svd, weight-svd, tucker-2, or what a plug-in adds; the "
+        "last three unless said. Repeatable.",
         autocompletion=compression_names,
     ),
 ]
@@ -87,7 +88,12 @@ Trials = Annotated[
 ]
 Recipe = Annotated[
     Path | None,
-    typer.Option("--recipe", metavar="FILE", rich_help_panel=_SIZES, help="Apply the recipe of an earlier run."),
+    typer.Option(
+        "--recipe",
+        metavar="FILE",
+        rich_help_panel=_SIZES,
+        help="Apply the recipe of an earlier run, in place of sizes.",
+    ),
 ]
 
 
@@ -147,23 +153,24 @@ def compress(
     sim = QuantSim(model, target=target or DEFAULT_TARGET, backend=backend)
     files = None if data is None else load(data, sim.graph, images, batch_size=batch_size, samples=samples)
     judge = None if evaluate is None else load_evaluate(evaluate, sim.graph, images, batch_size, ignore_non_finite)
-    result = compress_model(
-        sim,
-        None if files is None else files.source,
-        judge,
-        method=method or DEFAULT_METHOD,
-        keep=keep,
-        cost=cost,
-        select=select,
-        multiple=multiple,
-        ratios=parse_ratios(ratio or ()),
-        exclude=tuple(exclude or ()),
-        trials=trials,
-        recipe=recipe,
-        target=sim.target,
-        batch_size=batch_size,
-        ignore_non_finite=ignore_non_finite,
-    )
+    with nullcontext() if files is None else files.named():
+        result = compress_model(
+            sim,
+            None if files is None else files.source,
+            judge,
+            method=method or DEFAULT_METHOD,
+            keep=keep,
+            cost=cost,
+            select=select,
+            multiple=multiple,
+            ratios=parse_ratios(ratio or ()),
+            exclude=tuple(exclude or ()),
+            trials=trials,
+            recipe=recipe,
+            target=sim.target,
+            batch_size=batch_size,
+            ignore_non_finite=ignore_non_finite,
+        )
     paths = result.export(out)
     if report is not None:
         result.report.to_html(report)

@@ -107,8 +107,8 @@ def _found(graph: Graph) -> tuple[list[ChannelGroup], dict[str, str]]:
     for numbers in sorted(members.values(), key=min):
         group = _group(graph, coupled, numbers, order, taken)
         if (why := _obstacle(graph, group)) != "":
-            for name in group.producers:
-                left.setdefault(name, why)
+            for name in group.producers:  # a layer says its own reason, rather than that of another beside it
+                left.setdefault(name, _layer_obstacle(graph, name) or why)
         else:
             taken.add(group.name)
             groups.append(group)
@@ -179,13 +179,18 @@ def _unmeasured(node: Node, slots: Mapping[Slot, Indices], graph: Graph) -> str:
     return f"{node.name} (MatMul) sums products of two tensors over them" if inner in slots else ""
 
 
+def _layer_obstacle(graph: Graph, name: str) -> str:
+    """Why a layer that makes or reads channels keeps its weight, or an empty text."""
+    node = graph.node(name)
+    return "" if node.op in RECURRENT else weight_obstacle(graph, node)
+
+
 def _obstacle(graph: Graph, group: ChannelGroup) -> str:
     """Why a group that could go is left, or an empty text."""
     if group.count == 1:
         return "it has one channel" if len(group.producers) == 1 else "all its channels go together"
     for name in (*group.producers, *group.readers):
-        node = graph.node(name)
-        if node.op not in RECURRENT and (why := weight_obstacle(graph, node)) != "":
+        if (why := _layer_obstacle(graph, name)) != "":
             return why
     if (slot := group.slot(graph)) not in group.numbers:
         return f"its channels are on another axis of {slot.name!r} than they are said to be"
