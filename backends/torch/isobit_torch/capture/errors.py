@@ -24,7 +24,7 @@ _BRANCH = "the program depends on the values of a tensor"
 #: A sign in the message or the type of the error; what it means, where torch's own words would not say; what to do.
 _ADVICE = (
     (
-        "packed_sequence",
+        "pad_packed_sequence",
         _PACKED,
         "give the layer padded ones, and mask its results; docs/recurrent-layers.md says which can be",
     ),
