@@ -51,7 +51,7 @@ def test_each_layer_keeps_its_view(kind: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(executed, simulated, atol=1e-5 * np.abs(simulated).max())
 
 
-#: Logits from rows (batch × 6, 16), the table (50, 16) and a bias (50): the exporter writes a Transpose before the product.
+#: Logits from rows (batch × 6, 16), the table (50, 16) and a bias (50); the file has a Transpose before the product.
 HEADS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "product and sum": lambda x, table, bias: x @ table.t() + bias,
     "addmm": lambda x, table, bias: torch.addmm(bias, x, table.t()),

@@ -91,7 +91,8 @@ _ESCAPES = (
     (
         torch.Tag.dynamic_output_shape,
         "gives a tensor whose size depends on values",
-        f"keep the size: torch.where(mask, x, 0) in place of x[mask], a sum over a mask in place of nonzero; {_AS_FILE}",
+        "keep the size: torch.where(mask, x, 0) in place of x[mask], a sum over a mask in place of nonzero; "
+        f"{_AS_FILE}",
     ),
 )
 

@@ -313,7 +313,7 @@ class AllRows(TorchFunctionMode):
             return NotImplemented
         self.has_picked = True
         if self.is_picking:
-            return value.split(changed(counts, self.masks).tolist())
+            return value.split_with_sizes(changed(counts, self.masks).tolist())
         masks = self._masks_of(value)
         return tuple(self._loosen(value.clone(), masks | {part(counts, place)}) for place in range(len(sizes)))
 
