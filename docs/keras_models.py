@@ -102,6 +102,7 @@ def scaled(model: keras.Model) -> keras.Model:
 
     The last batch norm of their residual branches gets a small gamma (Goyal et al. 2017, "Accurate, Large Minibatch
     SGD", start at 0): at 1 these deep random networks amplify a relative change of 1e-7 a thousandfold and more.
+    It takes what the simulator rounds with it: MobileNetV3Small has 20.5 dB so, and 23.3 with gammas of 1.
     """
     rng = np.random.default_rng(0)
     names = {layer.name for layer in model.layers}

@@ -140,6 +140,9 @@ _GENERATORS: dict[str, Callable[[], Made]] = {
     "Mixtral": _build(
         t.MixtralForCausalLM, t.MixtralConfig, text, num_local_experts=4, num_experts_per_tok=2, **_GROUPED
     ),
+    "GraniteMoe": _build(
+        t.GraniteMoeForCausalLM, t.GraniteMoeConfig, text, num_local_experts=4, num_experts_per_tok=2, **_GROUPED
+    ),
     "Mamba": _build(t.MambaForCausalLM, t.MambaConfig, _tokens, vocab_size=100, hidden_size=64, state_size=4,
                     num_hidden_layers=2, use_cache=False),
 }  # fmt: skip
@@ -246,10 +249,29 @@ def _sound() -> Batch:
     return {"input_values": torch.randn(BATCH, 400)}
 
 
+def _series() -> Batch:
+    return {"past_values": torch.randn(BATCH, 32, 3)}
+
+
+_SERIES: dict[str, Callable[[], Made]] = {
+    "PatchTST": _build(
+        t.PatchTSTForClassification, t.PatchTSTConfig, _series,
+        num_input_channels=3, context_length=32, patch_length=4, patch_stride=4, num_targets=10, d_model=32,
+        num_attention_heads=4, ffn_dim=64, num_hidden_layers=2,
+    ),
+}  # fmt: skip
+
 _SOUND: dict[str, Callable[[], Made]] = {
     "Wav2Vec2": _build(t.Wav2Vec2ForCTC, t.Wav2Vec2Config, _sound, **_SPEECH),
     "Hubert": _build(t.HubertForCTC, t.HubertConfig, _sound, **_SPEECH),
     "Whisper encoder": _whisper_encoder,
 }
 
-ARCHITECTURES: dict[str, Callable[[], Made]] = {**_ENCODERS, **_GENERATORS, **_TRANSFORMERS, **_CONVOLUTIONAL, **_SOUND}
+ARCHITECTURES: dict[str, Callable[[], Made]] = {
+    **_ENCODERS,
+    **_GENERATORS,
+    **_TRANSFORMERS,
+    **_CONVOLUTIONAL,
+    **_SOUND,
+    **_SERIES,
+}

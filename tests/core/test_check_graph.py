@@ -134,6 +134,7 @@ def test_element_types_that_follow() -> None:
     node = Node("n", "Equal", ("a", "b"), ("n",))
     assert infer_dtype(node, ["float32", "float32"]) == "bool"
     assert infer_dtype(replace(node, op="Add"), ["int64", "int64"]) == "int64"
+    assert infer_dtype(replace(node, op="Mul"), ["int64", "float32"]) is None  # by the rules of the framework
     assert infer_dtype(replace(node, op="Cast"), ["int64"]) is None
 
 

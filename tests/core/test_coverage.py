@@ -137,6 +137,19 @@ def test_what_positions_alone_meet_is_no_weight() -> None:
     assert left_weights(graph, place(graph, target()), target(), QuantConfig()) == []
 
 
+@pytest.mark.parametrize("op", ["Slice", "Neg", "Reshape"])
+def test_positions_that_a_layer_projects_are_no_weight_and_its_own_matrix_is(op: str) -> None:
+    """Relative positions of speech encoders: made of a table, projected, and multiplied with the queries."""
+    sketch = Sketch()
+    part = sketch.node(op, sketch.random("table", 6, 4), name="part", shape=(6, 4))
+    projected = sketch.node("Linear", part, sketch.random("p.w", 4, 4), name="p", shape=(6, 4))
+    turned = sketch.node("Transpose", projected, name="turned", shape=(4, 6), perm=(1, 0))
+    x = sketch.node("Linear", sketch.input("x", "N", 4), sketch.random("w", 4, 4), name="l", shape=("N", 4))
+    graph = sketch.graph(sketch.node("MatMul", x, turned, name="m", shape=("N", 6)))
+    found = Coverage.of(graph, place(graph, target()))
+    assert (found.weight_bytes, found.other_bytes) == (2 * 16 * 4, 24 * 4)
+
+
 def test_double_precision_is_a_reason() -> None:
     graph, _ = layers()
     graph = graph.with_weight("l.w", type(graph.weights["l.w"])((6, 75), "float64"))

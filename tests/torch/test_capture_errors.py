@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,55 @@ def test_the_line_and_what_to_do(module: type[nn.Module], line: str, advice: str
     assert re.search(r"test_capture_errors\.py:\d+", text)
     assert advice in text
     assert capfd.readouterr().err == ""  # torch prints the whole program that it has so far
+
+
+class Predicted(nn.Module):
+    """As speech from text: each row is repeated as often as a layer says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.durations, self.layer = nn.Linear(3, 1), nn.Linear(3, 8)
+
+
+class ByRepeating(Predicted):
+    def forward(self, x: Tensor) -> Tensor:
+        counts = self.durations(x)[:, 0].abs().ceil().long()
+        return self.layer(torch.repeat_interleave(x, counts, 0))
+
+
+class ByALength(Predicted):
+    """As VITS."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends = self.durations(x)[:, 0].abs().ceil().cumsum(0)
+        frames = torch.arange(ends[-1].long())
+        before = torch.cat([torch.zeros(1), ends[:-1]])
+        return self.layer(((frames[:, None] < ends) & (frames[:, None] >= before)).float() @ x)
+
+
+class ByNonzero(Predicted):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[(self.durations(x)[:, 0] > 0).nonzero()[:, 0]])
+
+
+@pytest.mark.parametrize("kind", [ByRepeating, ByALength, ByNonzero])
+def test_the_way_around_is_one_where_a_size_has_to_follow_values(kind: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, data = kind().eval(), [torch.randn(6, 3) * 3 for _ in range(3)]
+    with pytest.raises(
+        ModelError, match=re.escape("'model.onnx', dynamo=False), then isobit.quantize('model.onnx', data)")
+    ):
+        isobit.quantize(model, data, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's own
+        torch.onnx.export(model, (data[0],), tmp_path / "model.onnx", dynamo=False, input_names=["x"], opset_version=17)
+    sim = isobit.quantize(tmp_path / "model.onnx", [{"x": batch.numpy()} for batch in data], progress=False)
+    lengths = set()
+    for batch in data:
+        (found,) = sim.run_float({"x": batch.numpy()}).values()
+        np.testing.assert_allclose(found, model(batch).detach().numpy(), rtol=1e-4, atol=1e-5)
+        lengths.add(len(found))
+    assert len(lengths) > 1
 
 
 def test_a_model_that_fails_on_its_example_is_no_capture_problem() -> None:

@@ -68,7 +68,41 @@ class RangeBetweenTensors(nn.Module):
         return self.layer(x) + offsets[:, None]
 
 
-@pytest.mark.parametrize("kind", [RangeBetweenTensors, DividedSize, StridesInBuffers, StepsInABuffer])
+class SizesOneByOne(nn.Module):
+    """Sizes of bands, as a list, by a loop and by names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(size, 8) for size in (3, 5))
+        self.register_buffer("sizes", torch.tensor([3, 5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.sizes.unbind()
+        x = torch.cat([x[..., second:], x[..., :second]], -1)
+        for size in self.sizes:
+            x = x * int(size)
+        bands = x.split(self.sizes.tolist(), dim=-1)
+        return first * self.layers[0](bands[0]) + self.layers[1](bands[1])
+
+
+class BesideVmap(nn.Module):
+    """As Mimi has it: padding from buffers, a mask by torch.vmap, and a number that is spread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("kernel", torch.tensor(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(x, (0, 0, int(self.kernel) - 1, 0))[:, 2:]
+        places = torch.arange(x.shape[1])
+        mask = torch.vmap(lambda row: row.new_ones((), dtype=torch.bool) & (places <= row))(places)
+        return self.layer(torch.matmul(mask.to(x.dtype), x)) + self.kernel.expand(8)
+
+
+@pytest.mark.parametrize(
+    "kind", [RangeBetweenTensors, DividedSize, StridesInBuffers, StepsInABuffer, SizesOneByOne, BesideVmap]
+)
 def test_numbers_without_data_are_known(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = kind().eval()

@@ -49,3 +49,38 @@ def test_each_layer_keeps_its_view(kind: str, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(sim.export(tmp_path)["model"]), options)
     (executed,) = session.run(None, {session.get_inputs()[0].name: BATCHES[0].numpy()})
     np.testing.assert_allclose(executed, simulated, atol=1e-5 * np.abs(simulated).max())
+
+
+#: Logits from rows (batch × 6, 16), the table (50, 16) and a bias (50); the file has a Transpose before the product.
+HEADS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "product and sum": lambda x, table, bias: x @ table.t() + bias,
+    "addmm": lambda x, table, bias: torch.addmm(bias, x, table.t()),
+    "product of three axes": lambda x, table, bias: torch.matmul(x.reshape(-1, 2, 16), table.transpose(0, 1)) + bias,
+}
+
+
+class TiedHead(nn.Module):
+    """A table that a head reads transposed, beside a bias of its own."""
+
+    def __init__(self, head: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.table, self.layer, self.bias = nn.Embedding(50, 16), nn.Linear(16, 16), nn.Parameter(torch.randn(50))
+        self.head = head
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits of every word."""
+        return self.head(self.layer(self.table(ids)).relu().reshape(-1, 16), self.table.weight, self.bias)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_table_that_a_head_reads_transposed_is_written_with_both_grids(kind: str, tmp_path: Path) -> None:
+    data = [torch.randint(50, (4, 6), generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    sim = isobit.quantize(TiedHead(HEADS[kind]).eval(), data, progress=False)
+    assert sim.report.coverage.weights == 1
+    (simulated,) = sim.run(data[0]).values()
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(str(sim.export(tmp_path)["model"]), options)
+    (executed,) = session.run(None, {session.get_inputs()[0].name: data[0].numpy()})
+    np.testing.assert_allclose(executed, simulated, atol=1e-5 * np.abs(simulated).max())

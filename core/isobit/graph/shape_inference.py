@@ -14,11 +14,8 @@ from isobit.graph.ops import BROADCAST, RECURRENT, UNARY, VALUE_PRESERVING, WEIG
 
 _BOOLEAN = frozenset("Equal Greater Less GreaterOrEqual LessOrEqual And Or Xor Not IsNaN IsInf".split())
 #: Ops whose output has the element type of input 0.
-_OF_DATA = (
-    (UNARY | VALUE_PRESERVING | WEIGHTED | RECURRENT | frozenset("Add Sub Mul Div Pow Max Min Mean Sum Mod".split()))
-    - _BOOLEAN
-    - {"Cast"}
-)
+_ARITHMETIC = frozenset("Add Sub Mul Div Pow Max Min Mean Sum Mod".split())
+_OF_DATA = (UNARY | VALUE_PRESERVING | WEIGHTED | RECURRENT | _ARITHMETIC) - _BOOLEAN - {"Cast"}
 _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"})
 
 
@@ -81,6 +78,8 @@ def infer_dtype(node: Node, dtypes: Sequence[str | None]) -> str | None:
         return None  # magnitudes and parts of complex numbers are real
     if node.op in _BOOLEAN:
         return "bool"
+    if node.op in _ARITHMETIC and len({dtype for dtype in dtypes if dtype is not None}) > 1:
+        return None  # frameworks bring operands of several types to one, each by its own rules
     if node.op in _OF_DATA:
         return dtypes[0] if dtypes else None
     return None

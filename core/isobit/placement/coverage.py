@@ -30,7 +30,7 @@ class Coverage:
     """What of a network a plan puts in integers: bytes of weights, and multiply-adds of one sample.
 
     Weights are what layers read as weights and biases, and tables of embeddings. The other constants of floats (masks,
-    positions, norms, what is added) are counted apart.
+    positions, also those that a layer projects, norms, what is added) are counted apart.
     A convolution whose result stays in float (a phase, a spectrum before its root) counts as float though its operands
     are integers: the kernels of runtimes round what they compute, and without a grid for it they run in float.
     Sizes that the model leaves open count as 1. `uncounted` are layers of unknown shapes, those that a backend keeps
@@ -131,7 +131,13 @@ def _weights(graph: Graph) -> set[str]:
         if name in graph.weights:
             found.add(name)
         elif producer is not None:
-            waiting.extend(source for source in producer.inputs if source is not None)
+            # What a layer on the way reads as data, cut or shifted first, are positions, and no factor of a weight.
+            reads = (
+                producer.inputs[1:]
+                if producer.op in WEIGHTED and producer.inputs[0] in graph.tensors
+                else producer.inputs
+            )
+            waiting.extend(source for source in reads if source is not None)
     return found
 
 

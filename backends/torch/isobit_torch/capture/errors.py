@@ -20,17 +20,22 @@ _BACKEND = str(Path(__file__).parents[1])
 
 _PACKED = "packed sequences like these cannot be captured"
 _BRANCH = "the program depends on the values of a tensor"
+_AS_FILE = (
+    "where a size has to follow values (lengths that a model of speech predicts), "
+    "torch.onnx.export(module, example_inputs, 'model.onnx', dynamo=False), then isobit.quantize('model.onnx', data)"
+)
+_INSTEAD = f"use torch.where, or torch.cond, in place of `if`, loops and sizes that follow values; {_AS_FILE}"
 
 #: A sign in the message or the type of the error; what it means, where torch's own words would not say; what to do.
 _ADVICE = (
     (
-        "packed_sequence",
+        "pad_packed_sequence",
         _PACKED,
         "give the layer padded ones, and mask its results; docs/recurrent-layers.md says which can be",
     ),
     ("__format__", "a tensor is formatted as text", "print and log outside of forward"),
-    ("DataDependent", _BRANCH, "use torch.where, or torch.cond, in place of `if`, loops and sizes that follow values"),
-    ("data-dependent", _BRANCH, "use torch.where, or torch.cond, in place of `if`, loops and sizes that follow values"),
+    ("DataDependent", _BRANCH, _INSTEAD),
+    ("data-dependent", _BRANCH, _INSTEAD),
     ("got FakeTensor", _BRANCH, "take sizes from x.shape, not from the values of a tensor"),
     ("bool(", _BRANCH, "an `if` on a tensor cannot be captured: use torch.where or torch.cond instead"),
     (".item()", "", "a value taken out of a tensor cannot be captured: keep it a tensor"),
@@ -81,12 +86,13 @@ _ESCAPES = (
     (
         torch.Tag.data_dependent_output,
         "takes a value out of a tensor",
-        "keep it a tensor: x / x.amax() needs no number",
+        f"keep it a tensor: x / x.amax() needs no number; {_AS_FILE}",
     ),
     (
         torch.Tag.dynamic_output_shape,
         "gives a tensor whose size depends on values",
-        "keep the size: torch.where(mask, x, 0) in place of x[mask], a sum over a mask in place of nonzero",
+        "keep the size: torch.where(mask, x, 0) in place of x[mask], a sum over a mask in place of nonzero; "
+        f"{_AS_FILE}",
     ),
 )
 

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 #: int4, int16 and blocks in QuantizeLinear exist from here on.
 OPSET = 21
 
+#: What the exporter writes between a constant and its reader and leaves the values as they are.
+_VIEWS = frozenset(("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"))
+
 
 def to_onnx(
     program: Program, translation: Translation, native: Simulator, quantized: Iterable[Site]
@@ -273,8 +276,9 @@ def _names(translation: Translation, native: Simulator, exported: ir.Model, mark
             name = graph.node(site.node).input(site.index)
             if len(readers) != 1 or name is None:
                 continue
-            node, index = readers[0]
-            layout = _layout(translation, native, name, node.inputs[index]) if name in graph.weights else ()
+            is_weight = name in graph.weights
+            node, index = _constant_reader(*readers[0]) if is_weight else readers[0]
+            layout = _layout(translation, native, name, node.inputs[index]) if is_weight else ()
             if layout is not None and node.name:
                 names[site] = OnnxName(node.name, layout, index)
     for name, info in graph.weights.items():
@@ -286,6 +290,17 @@ def _names(translation: Translation, native: Simulator, exported: ir.Model, mark
             names[Weight(name)] = OnnxName(entry[0].name, layout)
     _sole_readers(graph, exported, names)
     return names
+
+
+def _constant_reader(node: ir.Node, index: int) -> tuple[ir.Node, int]:
+    """Where the constant behind an input is read: a view of it that nothing else reads stands between the two."""
+    value = node.inputs[index]
+    producer = None if value is None else value.producer()
+    while producer is not None and producer.op_type in _VIEWS and len(producer.outputs[0].uses()) == 1:
+        node, index = producer, 0
+        value = producer.inputs[0]
+        producer = None if value is None else value.producer()
+    return node, index
 
 
 def _sole_readers(graph: Graph, exported: ir.Model, names: dict[Site, OnnxName]) -> None:

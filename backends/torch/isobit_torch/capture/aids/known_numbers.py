@@ -25,6 +25,7 @@ _TAKE_SIZES = frozenset(
         *("__getitem__", "linspace", "new_zeros", "new_ones", "as_strided", "interpolate"),
     )
 )
+_MAKE = frozenset(("arange", "linspace", "zeros", "ones", "full", "empty"))  # of sizes alone: no tensor comes first
 _TAKE_FLOATS = frozenset(("arange", "linspace", "full"))
 _OF_SIZES = frozenset(("tensor", "as_tensor", "scalar_tensor", "div", "floor_divide", "true_divide"))
 _RANDOM = ("rand", "empty", "bernoulli", "normal", "uniform", "multinomial", "dropout", "exponential")
@@ -75,7 +76,7 @@ class KnownNumbers(TorchFunctionMode):
             self.asked |= self._buffers[id(args[0])]
             return self._compute(func, args, named)
         if name in _TAKE_SIZES:
-            first = args[:1] if name == "__getitem__" else ()
+            first = () if name in _MAKE else args[:1]
             has_floats = name in _TAKE_FLOATS
             args = (*first, *(self._sizes(value, has_floats) for value in args[len(first) :]))
             named = {key: self._sizes(value, has_floats) for key, value in named.items()}
@@ -95,8 +96,10 @@ class KnownNumbers(TorchFunctionMode):
         elif targets or _is_small(found):
             buffers = frozenset[str]().union(*(self._buffers[id(leaf)] for leaf in tensors))
             value = self._compute(func, args, named)
-            if isinstance(found, torch.Tensor):
-                self._note(found, value, buffers)
+            for one, known in zip(pytree.tree_leaves(found), pytree.tree_leaves(value), strict=True):
+                # Within torch.vmap a value stands for a row of them.
+                if isinstance(one, torch.Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(known):
+                    self._note(one, known, buffers)
         return found
 
     def _sizes(self, value: Any, has_floats: bool) -> Any:
@@ -132,5 +135,7 @@ def _is_symbol(leaf: Any) -> bool:
 
 
 def _is_small(found: Any) -> bool:
-    count = found.numel() if isinstance(found, torch.Tensor) else _FEW + 1
-    return isinstance(count, int) and count <= _FEW
+    """Whether a result, or the elements of one together, are few numbers of tensors."""
+    leaves = pytree.tree_leaves(found)
+    counts = [leaf.numel() if isinstance(leaf, torch.Tensor) else _FEW + 1 for leaf in leaves]
+    return bool(counts) and all(isinstance(count, int) for count in counts) and sum(counts) <= _FEW

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
+from isobit_torch.capture.aids.split_rows import Counts, are_counts, changed, part
 from isobit_torch.program.signature import Call
 
 #: Where masks are thinned or spread for trying, each row at a multiple of this is taken out.
@@ -46,6 +47,7 @@ class AllRows(TorchFunctionMode):
         super().__init__()
         self.is_tried, self.is_picking, self.masks = is_tried, is_picking, masks
         self.has_picked = False
+        self._counts = Counts(is_tried=is_tried)  # by which rows may be split
         self._rows: dict[int, Rows] = {}  # numbers of rows, by identity
         self._chosen: dict[int, int] = {}  # numbers that topk gave and what is made of them: how many for each row
         self._loose: dict[int, frozenset[Any]] = {}  # what is computed of picked rows and not written back: which masks
@@ -177,7 +179,9 @@ class AllRows(TorchFunctionMode):
         return stacked if rows is None else self._numbered(stacked, replace(rows, is_all=False, is_unique=False))
 
     def unbind(self, numbers: torch.Tensor, dim: int = 0) -> Any:
-        """A loop over picked rows visits all."""
+        """A loop over picked rows visits all; one over counts takes them as sizes."""
+        if id(numbers) not in self._rows and are_counts(numbers):
+            return self._counts.spread(numbers)
         if id(numbers) not in self._rows or dim or not isinstance(numbers.shape[0], int):
             return NotImplemented
         found = []
@@ -189,7 +193,7 @@ class AllRows(TorchFunctionMode):
 
     def number(self, value: torch.Tensor, *_: Any) -> Any:
         """``int(number)``, or ``modules[number]``."""
-        return self._numbers.get(id(value), NotImplemented)
+        return self._numbers[id(value)] if id(value) in self._numbers else self._counts.number(value)
 
     def equal(self, value: torch.Tensor, other: Any) -> Any:
         """``number == 3``."""
@@ -198,6 +202,8 @@ class AllRows(TorchFunctionMode):
 
     def tolist(self, numbers: torch.Tensor) -> Any:
         """``numbers.tolist()``: all."""
+        if id(numbers) not in self._rows and are_counts(numbers):
+            return [self._counts.number(one) for one in self._counts.spread(numbers)]
         if id(numbers) not in self._rows or numbers.ndim != 1 or not isinstance(numbers.shape[0], int):
             return NotImplemented
         return self._visited(numbers)
@@ -300,6 +306,24 @@ class AllRows(TorchFunctionMode):
         picked = torch.where(rows.mask.reshape(around), source, torch.zeros_like(source))
         return target.add_(picked) if rows.is_all else target.index_add_(dim, index, picked)
 
+    def split(self, value: torch.Tensor, sizes: Any, dim: int = 0) -> Any:
+        """``rows.split(counts)``: all rows for each part."""
+        counts = None if dim else self._counts.of(sizes)
+        if counts is None:
+            return NotImplemented
+        self.has_picked = True
+        if self.is_picking:
+            return value.split_with_sizes(changed(counts, self.masks).tolist())
+        masks = self._masks_of(value)
+        return tuple(self._loosen(value.clone(), masks | {part(counts, place)}) for place in range(len(sizes)))
+
+    def cat(self, values: Sequence[torch.Tensor], dim: int = 0, **named: Any) -> Any:
+        """``torch.cat(parts)``: of each row what its own part gives."""
+        parts = [[mask for mask in self._masks_of(value) if mask[0] == "part"] for value in values]
+        found = NotImplemented if dim or named else self._counts.together(values, parts, self.masks)
+        others = [mask for mask in self._masks_of(values) if mask[0] != "part"]
+        return found if found is NotImplemented else self._loosen(found, frozenset(others))
+
 
 _KEEP_CHOICE = frozenset(
     ("one_hot", "permute", "transpose", "t", "squeeze", "eq", "__eq__", "to", "bool", "contiguous", "__getitem__")
@@ -325,6 +349,10 @@ _HANDLERS: Mapping[str, Callable[..., Any]] = {
     "__getitem__": AllRows.getitem,
     "__setitem__": AllRows.setitem,
     "index_add_": AllRows.index_add,
+    "split": AllRows.split,
+    "cat": AllRows.cat,
+    "concat": AllRows.cat,
+    "concatenate": AllRows.cat,
 }
 
 
