@@ -40,13 +40,17 @@ def test_no_candidate_is_better_on_the_samples(outlier: float) -> None:
         return float(np.mean([ratio for e, batch in pairs for ratio in sample_decibels(e, sim.run(batch))]))
 
     chosen, text = quality(), sim.simulation.calibration
-    others = {}
+    others, told = {}, []
     for candidate in Auto().candidates:
         sim.recalibrate(candidate)
         others[repr(candidate)] = quality()
+        sim.backend_model.enable([placement.site for placement in sim.plan.of_kind("bias")], on=False)
+        if quality() > chosen - 1:
+            told.append(quality())
     assert chosen >= max(others.values()) - 0.1
     assert next(name for name in others if text.startswith(name)) in others
-    assert all(f"{value:.1f}" in text for value in others.values() if value > chosen - 1)
+    assert told
+    assert all(f"{value:.1f}" in text for value in told)  # biases as they are
     sim.recalibrate("auto")
     assert quality() == chosen
 
