@@ -79,9 +79,8 @@ class Session:
         The run after `blocked_after` runs makes a session in blocked layout; unless said, the one after which it would
         have saved as much as making it takes, so that both never take twice the time of the better choice. `any_order` are
         outputs whose elements may come in another order within each sample. `is_lean` dequantizes weights as they are
-        read: opened sooner and smaller, but slower in each run. `is_short` lets threads sleep when they have nothing to
-        do, and starts few: runs of a few nodes in turn with dozens of other sessions take a tenth of the processor
-        time.
+        read: opened sooner and smaller, but slower in each run. `is_short` starts few threads, for sessions of a few
+        nodes that run in turn with dozens of others.
         """
         self._plan_memory, self._any_order, self.is_lean = plan_memory, frozenset(any_order), is_lean
         self._is_short = is_short
@@ -104,8 +103,9 @@ class Session:
         options.log_severity_level = 3
         # Fused integer kernels round elsewhere; a simulator rounds at its quantizers and nowhere else.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        # Threads that wait busily take up to half of the processor time again, and the time of who else runs here.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if self._is_short:
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             options.intra_op_num_threads = min(available_threads(), _MOST_THREADS)
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
