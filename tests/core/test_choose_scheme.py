@@ -192,3 +192,11 @@ def test_weights_are_encoded_once_for_all_schemes(monkeypatch: pytest.MonkeyPatc
     )
     sim.recalibrate("auto")
     assert len(encoded) == len([*sim.plan.of_kind("weight"), *sim.plan.of_kind("constant")])
+
+
+def test_decibels_of_rows_without_noise_or_signal() -> None:
+    exact = {"y": np.array([[3.0, 4.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]], np.float32)}
+    other = {"y": np.array([[3.0, 4.5], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]], np.float32)}
+    assert sample_decibels(exact, other) == pytest.approx([20.0, 200.0, -200.0, 200.0])
+    other["y"][1, 0] = np.nan  # a row that is lost leaves the others as they are
+    assert sample_decibels(exact, other) == pytest.approx([20.0, -200.0, -200.0, 200.0])

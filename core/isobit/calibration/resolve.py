@@ -18,7 +18,7 @@ from isobit.calibration.scheme import Calibrator, Channelwise, HasPlainScheme, N
 from isobit.calibration.shared_grid import together
 from isobit.edits.edit import ReadWeight
 from isobit.encodings.encoding import Encoding, Encodings
-from isobit.encodings.quant_spec import PerChannel, PerTensor
+from isobit.encodings.quant_spec import PerChannel, PerTensor, QuantSpec
 from isobit.encodings.ranges import encode_range, encode_weight
 from isobit.encodings.relations import product_scale
 from isobit.errors import EncodingError, FormatError

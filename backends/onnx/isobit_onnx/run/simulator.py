@@ -89,15 +89,15 @@ def _made_inputs(model: ir.Model, grids: Sequence[Grid]) -> dict[str, NDArray[An
         names = [name for name in (grid.scale, grid.zero_point) if name is not None]
         if grid.levels is not None or len(names) < 2 or any(name not in constants for name in names):
             continue
-        values = [constants[name] for name in names]
-        if values[1].const_value is None or values[1].const_value.dtype not in _FED:
+        tensors = {name: constants[name].const_value for name in names}
+        held = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        if len(held) < len(names) or held[names[1]].dtype not in _FED:
             continue
-        for value in values:
-            tensor = value.const_value
-            assert tensor is not None and value.name is not None  # a registered constant has both
-            del constants[value.name]
-            feeds[value.name] = np.asarray(tensor.numpy())
-            value.const_value, value.shape, value.type = None, tensor.shape, ir.TensorType(tensor.dtype)
+        for name, tensor in held.items():
+            value = constants.pop(name)
+            feeds[name] = np.asarray(tensor.numpy())
+            value.const_value, value.shape = None, ir.Shape(tensor.shape.numpy())
+            value.type = ir.TensorType(tensor.dtype)
             model.graph.inputs.append(value)
     return feeds
 
