@@ -78,9 +78,9 @@ class Session:
         `plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave.
         The run after `blocked_after` runs makes a session in blocked layout; unless said, the one after which it would
         have saved as much as making it takes, so that both never take twice the time of the better choice.
-        `any_order` are outputs whose elements may come in another order within each sample. `is_lean` dequantizes weights as they are
-        read: opened sooner and smaller, but slower in each run. `is_short` starts few threads, for sessions of a few
-        nodes that run in turn with dozens of others.
+        `any_order` are outputs whose elements may come in another order within each sample. `is_lean` dequantizes
+        weights as they are read: opened sooner and smaller, but slower in each run. `is_short` starts few threads, for
+        sessions of a few nodes that run in turn with dozens of others.
         """
         self._plan_memory, self._any_order, self.is_lean = plan_memory, frozenset(any_order), is_lean
         self._is_short = is_short
