@@ -11,10 +11,12 @@ import pytest
 from sketch import Sketch
 
 from isobit.calibration import MeanSquareError, ReaderError
+from isobit.calibration.error import Bins
 from isobit.calibration.reader_functions import reader_functions
 from isobit.calibration.resolve import resolve_activations
+from isobit.calibration.schemes.reader_error import _Behind
 from isobit.encodings import QuantSpec
-from isobit.encodings.ranges import encode_range
+from isobit.encodings.ranges import candidate_grids, encode_range
 from isobit.graph import Tensor
 from isobit.placement.plan import Placement, Plan
 from isobit.statistics import Histogram, Statistics
@@ -129,3 +131,28 @@ def test_the_plan_gets_the_range_behind_its_reader() -> None:
     (encoding,) = resolve_activations(plan, statistics, ReaderError(), functions={"x": function}).values()
     expected = encode_range(*ReaderError().range_behind(histogram_of(VALUES), UINT8, function), UINT8)
     assert encoding == expected
+
+
+@pytest.mark.parametrize("spec", ["uint8 per-tensor", "int4 symmetric per-tensor"])
+def test_the_kernel_and_numpy_sum_what_a_loop_sums(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    histogram = Histogram()
+    histogram.update(VALUES)
+    bins = Bins.of(histogram).thinned()
+
+    def function(x: np.ndarray) -> np.ndarray:
+        return np.tanh(x)
+
+    costs = _Behind(bins, function)
+    grids = candidate_grids(np.array([-4.0, -1.5, 0.0]), np.array([5.0, 0.5, 2.0]), QuantSpec.parse(spec))
+    expected = []
+    for scale, zero in zip(grids.scale.tolist(), grids.zero_point.tolist(), strict=True):
+        total = 0.0
+        for low, high, count in zip(*bins, strict=True):
+            for share in (0.125, 0.375, 0.625, 0.875):
+                x = low + (high - low) * share
+                level = min(max(round(x / scale) + zero, grids.spec.q_min), grids.spec.q_max)
+                total += count / 4 * (math.tanh((level - zero) * scale) - math.tanh(x)) ** 2
+        expected.append(total / bins.counts.sum())
+    np.testing.assert_allclose(costs(grids), expected, rtol=1e-9)
+    monkeypatch.setenv("ISOBIT_KERNELS", "numpy")
+    np.testing.assert_allclose(costs(grids), expected, rtol=1e-9)

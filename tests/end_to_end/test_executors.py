@@ -111,7 +111,7 @@ def test_techniques_observe_on_workers_with_the_same_bits(technique: Technique) 
 
 
 def test_an_error_of_isobit_in_a_worker_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: object, batch: object, observers: object) -> None:
+    def refuse(self: object, batch: object, observers: object, given: object = None) -> None:
         raise DataError("this batch is refused")
 
     monkeypatch.setattr("isobit_onnx.run.observe.ObservingSession.observe", refuse)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
 import isobit
 from isobit.testing.networks import NETWORKS
 from isobit_onnx.model import OnnxModel
 from isobit_onnx.reference_networks import build_onnx
+from isobit_onnx.run.session import Session
 from isobit_onnx.run.simulator import Simulator
 
 FORMATS = [
@@ -74,3 +78,28 @@ def test_grids_of_another_form_are_not_taken_and_change_nothing() -> None:
     assert not simulators[0].take(sims[1].backend_model.encodings())
     assert simulators[0].proto.SerializeToString() == before
     assert simulators[0].take(sims[0].backend_model.encodings())
+
+
+@pytest.mark.parametrize("output", ["logits", "probabilities"])
+def test_schemes_are_compared_in_one_session(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their grids are inputs of it; the values of a tensor before the last node, which observing tells, are so too."""
+    network = NETWORKS["conv_net"]()
+    data = [network.batch(4, seed) for seed in range(2)]
+    proto = build_onnx(network)
+    if output == "probabilities":
+        name = proto.graph.output[0].name
+        proto.graph.node.append(onnx.helper.make_node("Softmax", [name], ["probabilities"]))
+        proto.graph.output[0].name = "probabilities"
+    sim = isobit.QuantSim(proto, target="default")
+    opened: list[bool] = []
+    open_ = Session._open
+
+    def counted(self: Session, model: ir.Model, *rest: Any) -> Any:
+        opened.append(any(node.op_type == "QuantizeLinear" for node in model.graph))
+        return open_(self, model, *rest)
+
+    monkeypatch.setattr(Session, "_open", counted)
+    sim.calibrate(data, "auto")
+    text = sim.calibration or ""
+    assert len(set(re.findall(r"[a-z] (-?[0-9.]+)", text))) > 2  # schemes that differ
+    assert opened.count(True) == 1

@@ -63,7 +63,7 @@ class OnnxModel:
         self.conditions: ExampleConditions | None = None  # what every batch must have in common with the example
         self._encodings: dict[Site, Encoding] = {}
         self._off: set[Site] = set()
-        self._sessions: dict[frozenset[Site], Session] = {}
+        self._sessions: dict[frozenset[Site], tuple[Session, Batch]] = {}  # and what they take beside each batch
         self._simulator: Simulator | None = None  # the last that was run
         self._observing: ObservingSessions | None = None  # of the float model
         self._parts: KeptParts[ModelPart] = KeptParts()
@@ -155,13 +155,12 @@ class OnnxModel:
         places = {site: bind(nodes, self.translation, site) for site in encodings}
         return model, places, insert_quantizers(model, [(places[site], e) for site, e in encodings.items()])
 
-    def _run_simulator(self) -> Simulator:
-        """The simulator as it is to be run now: the last one, where it takes the grids of this one."""
-        active = self._active()
+    def _run_simulator(self, active: Mapping[Site, Encoding]) -> Simulator:
+        """The simulator with these quantizers: the last one, where it takes their grids."""
         if self._simulator is None or not self._simulator.take(active):
             model, places, inserted = self._written(active)
             grids = {site: inserted.grids.get(place) for site, place in places.items()}
-            self._simulator = Simulator(model, active, grids)
+            self._simulator = Simulator(model, active, grids, inserted.quantized, self.providers)
         return self._simulator
 
     def _active(self) -> dict[Site, Encoding]:
@@ -173,13 +172,14 @@ class OnnxModel:
             self.conditions.check(batch)
         off = frozenset(self._off)
         is_first = off not in self._sessions
-        if is_first or self._sessions[off].is_lean:
+        if is_first or self._sessions[off][0].is_lean:
             self.release_sessions()
             while len(self._sessions) >= _KEPT_SESSIONS:
                 del self._sessions[next(iter(self._sessions))]
             is_lean = is_first and has_large_weights(self.float_model)  # many models are run once, to be checked
             self._sessions[off] = self._opened(is_lean=is_lean)
-        return own_arrays(self._sessions[off].run(batch))
+        session, given = self._sessions[off]
+        return own_arrays(session.run({**batch, **given}))
 
     def run_part(self, part: Graph, given: Batch) -> dict[str, NDArray[Any]]:
         """The tensors that the part makes, in front of their quantizers. Raises ModelError."""
@@ -188,12 +188,12 @@ class OnnxModel:
     def _part(self, part: Graph) -> ModelPart:
         return ModelPart(self.float_model, self.translation, part, self.providers)
 
-    def _opened(self, *, is_lean: bool) -> Session:
+    def _opened(self, *, is_lean: bool) -> tuple[Session, Batch]:
         """A session of the simulator; one with large weights is not kept for the next, memory matters more."""
         if has_large_weights(self.float_model):
-            return Session(self.simulator(), self.providers, is_lean=is_lean)
-        simulator = self._run_simulator()
-        return Session(simulator.model, self.providers, proto=simulator.proto)
+            return Session(self.simulator(), self.providers, is_lean=is_lean), {}
+        simulator = self._run_simulator(self._active())
+        return simulator.session(), simulator.feeds
 
     def release_sessions(self) -> None:
         """Let go sessions of a model with large weights, of which each holds copies in its own layout."""
@@ -223,20 +223,26 @@ class OnnxModel:
         Sessions of the float model serve later passes that want the same: a calibration with other data makes none.
         """
         active = self._active_before(requests)
-        simulator, quantized = self._quantized(active) if active else (self.float_model, {})
+        kept = self._run_simulator(active) if active and not has_large_weights(self.float_model) else None
+        if kept is not None:
+            simulator, quantized = kept.model, kept.quantized
+        else:
+            simulator, quantized = self._quantized(active) if active else (self.float_model, {})
         values = ir.convenience.create_value_mapping(simulator.graph)
         nodes = NativeNodes(self.float_model), NativeNodes(simulator)
         watched = tuple(self._watch(*nodes, values, quantized, request) for request in requests)
-        sessions = self._observing
-        if active or sessions is None or sessions.watched != watched:
+        sessions = self._observing if kept is None else kept.observing
+        if (active and kept is None) or sessions is None or sessions.watched != watched:
             sessions = ObservingSessions(simulator, watched, self.providers)
-        if not active:
+        if kept is not None:
+            kept.observing = sessions
+        elif not active:
             self._observing = sessions
-        observers = [request.observer for request in requests]
+        observers, given = [request.observer for request in requests], {} if kept is None else kept.feeds
         for batch in data:
             if self.conditions is not None:
                 self.conditions.check(batch)
-            sessions.observe(batch, observers)
+            sessions.observe(batch, observers, given)
 
     def _active_before(self, requests: Sequence[Request]) -> dict[Site, Encoding]:
         """The quantizers that are on; where whole tensors alone are wanted, those that these depend on."""

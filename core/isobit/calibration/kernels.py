@@ -1,4 +1,4 @@
-"""The numba kernel of the errors of grids. Compiled once a machine."""
+"""The numba kernels of the errors of grids. Compiled once a machine."""
 
 from __future__ import annotations
 
@@ -46,3 +46,33 @@ def integer_errors(
             after_weight = clip_weight if stop < first[g] or stop > last[g] else 1.0
             thirds = after * after * after * after_weight - before * before * before * before_weight
             errors[g] += density * (thirds * (1 / 3) + (high_level - low_level) * (1 / 12)) * cube[g]
+
+
+@numba.njit(
+    numba.void(*[numba.float64[::1]] * 3, numba.float64[:, ::1], *[numba.float64[::1]] * 3),
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def table_errors(
+    points: NDArray[np.float64],
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    table: NDArray[np.float64],
+    scales: NDArray[np.float64],
+    first: NDArray[np.float64],
+    errors: NDArray[np.float64],
+) -> None:
+    """Weighted sum of the squares by which `table`, at the level of each point, differs from the point's value.
+
+    `table` has a row of levels for each grid, `first` the level that a row begins with.
+    """
+    last = table.shape[1] - 1.0
+    for g in range(scales.size):
+        total, scale, start = 0.0, scales[g], first[g]
+        row = table[g]
+        for p in range(points.size):
+            level = min(max(np.rint(points[p] / scale) - start, 0.0), last)
+            difference = row[int(level)] - values[p]
+            total += weights[p] * (difference * difference)
+        errors[g] = total

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from isobit.calibration.scheme import Calibrator, Channelwise, HasPlainScheme, N
 from isobit.calibration.shared_grid import together
 from isobit.edits.edit import ReadWeight
 from isobit.encodings.encoding import Encoding, Encodings
-from isobit.encodings.quant_spec import PerChannel, PerTensor
+from isobit.encodings.quant_spec import PerChannel, PerTensor, QuantSpec
 from isobit.encodings.ranges import encode_range, encode_weight
 from isobit.encodings.relations import product_scale
 from isobit.errors import EncodingError, FormatError
@@ -61,6 +63,7 @@ def resolve_activations(
     the ranges that were chosen.
     """
     memo = RangeMemo() if memo is None else memo
+    schemes = _Schemes.of(calibrator)
     encodings: dict[Site, Encoding] = {}
     unseen = {members[0].group for members in unseen_groups(plan, statistics)}
     for group, members in plan.groups().items():
@@ -68,16 +71,35 @@ def resolve_activations(
         if frozen_encoding is None and group in unseen:
             continue
         encoding = frozen_encoding or _group_encoding(
-            members, statistics, calibrator, snap, (functions or {}).get(group), memo
+            members, statistics, schemes, snap, (functions or {}).get(group), memo
         )
         encodings.update(dict.fromkeys((member.site for member in members), encoding))
     return encodings
 
 
+class _Schemes(NamedTuple):
+    """What a scheme is for tensors behind which a function is known, and for all others."""
+
+    behind: SeesReaders | None
+    elsewhere: Calibrator
+    named: Calibrator
+
+    @classmethod
+    def of(cls, calibrator: Calibrator) -> _Schemes:
+        elsewhere = calibrator.elsewhere if isinstance(calibrator, HasPlainScheme) else calibrator
+        return cls(calibrator if isinstance(calibrator, SeesReaders) else None, elsewhere, calibrator)
+
+
+@lru_cache(maxsize=4096)
+def _encoded(low: float, high: float, spec: QuantSpec, snap: bool) -> Encoding:
+    """`encode_range`: schemes give many tensors the same range, and each gives it again before and behind a step."""
+    return encode_range(low, high, spec, snap=snap)
+
+
 def _group_encoding(
     members: Sequence[Placement],
     statistics: Statistics,
-    calibrator: Calibrator,
+    schemes: _Schemes,
     snap: bool,
     function: Function | None,
     memo: RangeMemo,
@@ -89,22 +111,22 @@ def _group_encoding(
         return encode_range(0.0, 0.0, first.spec)
     observed = dict.fromkeys(member.tensor for member in members if member.simulated)
     if isinstance(first.spec.granularity, PerChannel):
-        return _channel_encoding(first, statistics, calibrator, snap)
+        return _channel_encoding(first, statistics, schemes.named, snap)
     histograms = [statistics.histogram(Tensor(name)) for name in _seen(observed, statistics)]
-    if function is None and isinstance(calibrator, HasPlainScheme):
-        calibrator = calibrator.elsewhere
+    behind = None if function is None else schemes.behind
+    calibrator = schemes.elsewhere if function is None else schemes.named
     if not histograms:
         raise EncodingError(f"no tensor of the group of {str(first.site)!r} is observed")
 
     def choose() -> tuple[float, float]:
-        if function is not None and isinstance(calibrator, SeesReaders):
-            return calibrator.range_behind(together(histograms, calibrator), first.spec, function)
+        if function is not None and behind is not None:
+            return behind.range_behind(together(histograms, calibrator), first.spec, function)
         return calibrator.range(together(histograms, calibrator), first.spec)
 
     try:
         low, high = memo.range(calibrator, first.spec, function, histograms, choose)
         logger.debug("%s: %s represents %g to %g as %s", first.group, calibrator.name, low, high, first.spec)
-        return encode_range(low, high, first.spec, snap=snap)
+        return _encoded(float(low), float(high), first.spec, snap)
     except EncodingError as error:
         raise EncodingError(f"tensor {str(first.site)!r}: {error}") from error
 

@@ -396,3 +396,13 @@ def set_simulated(model: CheckedModel, plan: Plan, encodings: Mapping[Site, Enco
     gone = {site: None for site in model.encodings() if site not in simulated}
     model.set_quantizers({**gone, **simulated})
     return simulated
+
+
+def set_tried(model: CheckedModel, plan: Plan, encodings: Mapping[Site, Encoding]) -> None:
+    """Give a model the quantizers of encodings that are compared with others: all that are simulated but for biases.
+
+    The step of a bias is that of its products, a hundredth of the error that the rounding of the input makes in them;
+    and all that is left to differ are the grids of activations.
+    """
+    tried = {site: e for site, e in encodings.items() if plan.placements[site].kind != "bias"}
+    model.enable(list(set_simulated(model, plan, tried)), on=True)

@@ -109,6 +109,7 @@ class _Mover:
         graph = model.graph
         self.any_order = any_order
         self.constants_by_name = {tensor.name: tensor for tensor in graph.initializer}
+        self.scalar_inputs = {value.name for value in graph.input if not value.type.tensor_type.shape.dim}
         self.dims = {
             value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])
             for value in (*graph.value_info, *graph.output)
@@ -159,7 +160,12 @@ class _Mover:
         )
 
     def _is_scalar(self, name: str, most: int) -> bool:
-        """Whether a constant holds one number in at most `most` dimensions: a scale of one dimension is per channel."""
+        """Whether a constant or an input holds one number in at most `most` dimensions.
+
+        A scale of one dimension is per channel.
+        """
+        if name in self.scalar_inputs:
+            return True
         constant = self.constants_by_name.get(name)
         return constant is not None and prod(constant.dims) == 1 and len(constant.dims) <= most
 

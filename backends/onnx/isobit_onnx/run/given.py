@@ -30,6 +30,7 @@ def run_given(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "1")  # for one run: no second copy of the weights
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as in `Session`
     try:
         model, present = _with_outputs(source, values) if values else (_serialized(source), {})
         session = onnxruntime.InferenceSession(model, options, providers=chosen_providers(providers))

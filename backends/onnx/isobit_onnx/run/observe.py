@@ -60,14 +60,15 @@ class ObservingSessions:
         self._any_shape = _serves_any_shape(model, watched)
         self._sessions: dict[Any, ObservingSession] = {}
 
-    def observe(self, batch: Batch, observers: Sequence[Observer]) -> None:
-        """Run one batch and feed every observer, in the order of `watched`."""
-        if self._any_shape and not self._session((), batch).observe(batch, observers):
+    def observe(self, batch: Batch, observers: Sequence[Observer], given: Batch | None = None) -> None:
+        """Run one batch and feed every observer, in the order of `watched`; `given` are inputs that are no data."""
+        beside = {} if given is None else given
+        if self._any_shape and not self._session((), batch).observe(batch, observers, beside):
             self._any_shape = False
             self._sessions.clear()
         if not self._any_shape:
             key = tuple(sorted((name, array.shape[1:]) for name, array in batch.items()))
-            self._session(key, batch).observe(batch, observers)
+            self._session(key, batch).observe(batch, observers, beside)
 
     def _session(self, key: Any, batch: Batch) -> ObservingSession:
         if key not in self._sessions:
@@ -115,20 +116,20 @@ class ObservingSession:
         after = None if self._ends else _BLOCKED_AFTER
         self._session = Session(working, self._providers, plan_memory=False, any_order=samples, blocked_after=after)
 
-    def observe(self, batch: Batch, observers: Sequence[Observer]) -> bool:
-        """Run one batch and feed every observer, in the order of `watched`.
+    def observe(self, batch: Batch, observers: Sequence[Observer], given: Batch) -> bool:
+        """Run one batch, with what is `given` beside it, and feed every observer, in the order of `watched`.
 
         False where a tensor has not the sizes that its names promise: nothing is observed then.
         """
         sizes = _sizes(self._base, batch)
-        feeds = {**batch, **self._steps(sizes)}
+        feeds = {**batch, **given, **self._steps(sizes)}
         values = self._session.run(feeds)
         if any(values[o.size][1:].tolist() != _resolved(o.shape, sizes) for o in self._outputs if o.size):
             return False
         if not self._is_finite(values):
             # onnxruntime's ReduceMin and ReduceMax pass over NaN, and infinity hides the largest finite value: look at
             # the whole tensors of this batch.
-            self._observe_whole(batch, observers)
+            self._observe_whole({**batch, **given}, observers)
             return True
         if any(values[name].all() for name in self._with_zeros):
             self._open(batch, zero_is_minimum=False)  # zeros are too rare here: look for the minimum
@@ -173,14 +174,14 @@ class ObservingSession:
             array.dtype.kind != "f" or np.isfinite(array).all() for array in outputs
         )
 
-    def _observe_whole(self, batch: Batch, observers: Sequence[Observer]) -> None:
+    def _observe_whole(self, feeds: Batch, observers: Sequence[Observer]) -> None:
         if self._whole is None:
             working = self._base.clone()
             values = ir.convenience.create_value_mapping(working.graph)
             for item in self.watched:
                 _expose(working, values[item.place])
             self._whole = Session(working, self._providers)
-        tensors = self._whole.run(batch)
+        tensors = self._whole.run(feeds)
         for observer, item in zip(observers, self.watched, strict=True):
             observer.update(_as_float32(tensors[item.place]), item.channel_axis)
 

@@ -18,6 +18,7 @@ from isobit.calibration.search import Costs, best_range
 from isobit.encodings.quant_spec import QuantSpec
 from isobit.encodings.ranges import Grids
 from isobit.statistics.channel_range import ChannelRange
+from isobit.statistics.count_bits import counted_by_numpy, kernels
 from isobit.statistics.histogram import Histogram
 
 #: Values at which the function is computed in each bin, and the widest grid whose levels are put in a table.
@@ -74,15 +75,27 @@ class _Behind(Costs):
         self._function, self._values = function, function(self._points)
 
     def __call__(self, grids: Grids) -> NDArray[np.float64]:
-        scale = grids.scale.astype(np.float64)[:, None]
-        first = (grids.spec.q_min - grids.zero_point.astype(np.float64))[:, None]
+        scale = grids.scale.astype(np.float64)
+        first = grids.spec.q_min - grids.zero_point.astype(np.float64)
         levels = np.arange(grids.spec.q_max - grids.spec.q_min + 1)
-        table = self._function((first + levels) * scale)
+        table = self._function((first[:, None] + levels) * scale[:, None])
+        if counted_by_numpy():
+            return self._errors(table, scale[:, None], first[:, None])
+        errors = np.empty(scale.size)
+        kernels("isobit.calibration.kernels").table_errors(
+            self._points, self._values, self._weights, np.ascontiguousarray(table), scale, first, errors
+        )
+        return errors
+
+    def _errors(
+        self, table: NDArray[np.float64], scale: NDArray[np.float64], first: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """What the kernel computes, by NumPy."""
         index = self._points / scale  # all in place: these arrays are the largest of a calibration, and made 100 times
         np.rint(index, out=index)
         index -= first
-        np.clip(index, 0, levels[-1], out=index)
-        index += np.arange(len(table))[:, None] * levels.size
+        np.clip(index, 0, table.shape[1] - 1, out=index)
+        index += np.arange(len(table))[:, None] * table.shape[1]
         errors = table.reshape(-1)[index.astype(np.int32)]
         errors -= self._values
         np.square(errors, out=errors)

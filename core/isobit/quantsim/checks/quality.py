@@ -80,9 +80,22 @@ def sample_decibels(exact: Outputs, other: Outputs) -> list[float]:
             ratios.append(0.0)
             continue
         changed = other[name]
+        if values.ndim > 1 and np.isfinite(values).all() and np.isfinite(changed).all():
+            ratios += _finite_decibels(values, changed)
+            continue
         rows = zip(values, changed, strict=True) if values.ndim > 1 else [(values, changed)]
         ratios += [-200.0 if _is_lost(row, now) else min(max(decibels(row, now), -200.0), 200.0) for row, now in rows]
     return ratios
+
+
+def _finite_decibels(exact: NDArray[Any], other: NDArray[Any]) -> list[float]:
+    """Those of the rows of finite arrays, from -200 to 200."""
+    signal = exact.reshape(len(exact), -1).astype(np.float64)
+    noise = other.reshape(len(other), -1) - signal
+    power, error = (np.einsum("ij,ij->i", part, part) for part in (signal, noise))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(error == 0, 200.0, np.clip(10 * np.log10(power / error), -200.0, 200.0))
+    return [float(ratio) for ratio in ratios]
 
 
 def _is_lost(exact: NDArray[Any], other: NDArray[Any]) -> bool:

@@ -14,7 +14,7 @@ from isobit.calibration.schemes.auto import ComparesSchemes
 from isobit.errors import FormatError
 from isobit.graph.fingerprint import digest, fingerprint
 from isobit.quantsim.judging.judge import Judge, Ratios, is_ahead, mean
-from isobit.quantsim.simulation import Simulation, set_simulated
+from isobit.quantsim.simulation import Simulation, set_tried
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,7 @@ def set_encodings(simulation: Simulation, calibrator: Calibrator, each: Each | N
         return
 
     def take(resolved: Resolved, _: Calibrator) -> CheckedModel:
-        simulated = set_simulated(simulation.model, simulation.plan, resolved.encodings)
-        simulation.model.enable(list(simulated), on=True)
+        set_tried(simulation.model, simulation.plan, resolved.encodings)
         return simulation.model
 
     schemes = each(calibrator.candidates, "comparing schemes") if each else calibrator.candidates

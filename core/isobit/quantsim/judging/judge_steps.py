@@ -20,7 +20,7 @@ from isobit.quantsim.judging.find_loss import Loss, find_loss
 from isobit.quantsim.judging.judge import Ratios
 from isobit.quantsim.judging.judged_part import JudgedPart, judged_part
 from isobit.quantsim.observe import Passes
-from isobit.quantsim.simulation import Simulation, set_simulated
+from isobit.quantsim.simulation import Simulation, set_tried
 from isobit.recipes.recipe import Recipe, Step
 from isobit.statistics.observer import Request
 from isobit.techniques.context import Requests, TechniqueContext
@@ -138,7 +138,7 @@ class StepJudge:
         resolved = resolver(context.graph, context.plan, statistics, copy.weight, frozen=frozen, memo=memo)
 
         def take(chosen: Resolved, scheme: Calibrator) -> CheckedModel:
-            set_simulated(copy, context.plan, chosen.encodings)
+            set_tried(copy, context.plan, chosen.encodings)
             return copy
 
         schemes = self.passes.each(candidates, "judging, schemes")
