@@ -14,11 +14,8 @@ from isobit.techniques.rounding.grid import Grid
 from isobit.techniques.rounding.layers import Layer
 from isobit.techniques.rounding.objective import Objective
 
-#: Dampings that are tried, in means of the diagonal of the second moments.
+#: Dampings that are tried, in means of the diagonal of the second moments. The last one is taken without halves to try.
 DAMPINGS = (0.01, 0.1, 0.5)
-
-#: The one for layers without halves to try, or with fewer rows in a half than weights a channel.
-FEW_ROWS = DAMPINGS[-1]
 
 #: A larger damping must do better by this share: with plenty of data all do alike.
 _CLEAR = 0.03
@@ -32,11 +29,10 @@ def trusted_damping(layer: Layer, weight: NDArray[np.float32], halves: Sequence[
 
     `weight` (groups, outputs, columns); `halves` are sums over the quantized model's rows of the two. With few rows for
     many columns, second moments have directions that seem free and are not, and rounding moves all its error there.
-    Some outputs are rounded by GPTQ to the min-max grid for it. Half of the rows says little where it is fewer than the
-    weights of a channel: these layers take `FEW_ROWS` untried.
+    Some outputs are rounded by GPTQ to the min-max grid for it.
     """
-    if len(halves) != 2 or min(half.count for half in halves) < weight.shape[-1]:
-        return FEW_ROWS
+    if len(halves) != 2:
+        return DAMPINGS[-1]
     groups, outputs = (
         np.unique(np.linspace(0, size - 1, min(size, most)).astype(np.int64))
         for size, most in ((weight.shape[0], _GROUPS), (weight.shape[1], _OUTPUTS))

@@ -13,7 +13,7 @@ from isobit.encodings.quant_spec import Lpbq, PerBlock
 from isobit.statistics.layer_rows.gram import Gram
 from isobit.statistics.layer_rows.rows import Rows, paired_values
 from isobit.techniques.rounding.curvature import Curvature
-from isobit.techniques.rounding.damping import FEW_ROWS, trusted_damping
+from isobit.techniques.rounding.damping import DAMPINGS, trusted_damping
 from isobit.techniques.rounding.layers import Layer
 from isobit.techniques.rounding.objective import Objective, OutputError
 from isobit.techniques.rounding.reconstruction import half_grams, reconstruction
@@ -87,7 +87,7 @@ def output_error(
     if isinstance(granularity, PerBlock | Lpbq):  # a block of a convolution holds all taps of its channels
         blocks = granularity.size * int(np.prod(layer.patches.kernel, dtype=np.int64))
     rows = [paired_values(*pair)[0] for pair in inputs.seen]
-    chosen = FEW_ROWS if damping is None else damping  # there are always few rows for so many columns
+    chosen = DAMPINGS[-1] if damping is None else damping  # there are always few rows for so many columns
     return RowObjective.of(weight, rows, centered=inputs.centered, damping=chosen, multiple=blocks)
 
 

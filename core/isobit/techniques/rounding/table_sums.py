@@ -57,14 +57,20 @@ class TableSum:
             if excess is not None or shares is not None:
                 table = replace(table, values=table.encoding.fake_quantize(wanted))
             solved[name] = table
-            own = None if shares is None or table.values is None else shares @ (table.values - values.astype(np.float64))
-            excess = own if excess is None or own is None else excess + own
+            if shares is None or table.values is None:
+                excess = None
+            else:
+                own = shares @ (table.values - values.astype(np.float64))
+                excess = own if excess is None else excess + own
         return solved
 
 
 def mean_requests(graph: Graph, tables: Iterable[str]) -> dict[str, Request]:
     """What the sums of these tables ask of the float model, by table."""
-    return {name: request for added in find_table_sums(graph, tables) for name, request in added.requests(graph).items()}
+    requests: dict[str, Request] = {}
+    for added in find_table_sums(graph, tables):
+        requests.update(added.requests(graph))
+    return requests
 
 
 def search_tables(
@@ -116,4 +122,4 @@ def read_shares(values: NDArray[np.float32], mean: Floats) -> Floats | None:
     shares, _, rank, _ = np.linalg.lstsq(exact.T, mean, rcond=None)
     unexplained = np.linalg.norm(shares @ exact - mean)
     is_certain = rank == len(values) and unexplained <= _UNEXPLAINED * np.linalg.norm(mean)
-    return shares if is_certain and shares.min() >= -_BELOW_ZERO else None
+    return np.asarray(shares, np.float64) if is_certain and shares.min() >= -_BELOW_ZERO else None
