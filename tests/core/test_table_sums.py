@@ -11,7 +11,7 @@ from isobit.placement import QuantConfig
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.techniques import GPTQ, AdaRound, SequentialMse
-from isobit.techniques.rounding.table_sums import read_shares
+from isobit.techniques.rounding.tables.table_sums import read_shares
 from isobit.testing.networks import NetworkBuilder
 
 WORDS, KINDS, COLUMNS = 40, 3, 16

@@ -27,8 +27,8 @@ from isobit.techniques.rounding.chunks import solve_in_chunks
 from isobit.techniques.rounding.layers import Layer, can_absorb, find_layers
 from isobit.techniques.rounding.output_error import LARGE, SeenInput, mean_output, output_error
 from isobit.techniques.rounding.problem import Problem, Solution
-from isobit.techniques.rounding.table_sums import mean_requests, search_tables
-from isobit.techniques.rounding.tables import Table, find_tables
+from isobit.techniques.rounding.tables.looked_up import Table, find_tables
+from isobit.techniques.rounding.tables.table_sums import mean_requests, search_tables
 from isobit.techniques.technique import TechniqueReport
 
 #: About so many rows for each column of a layer's weight: more rows hardly change its second moments.
@@ -331,7 +331,8 @@ def round_weights(
 ) -> TechniqueReport:
     """Round every weight of the plan that can be, write the values, and return the encodings that they are of.
 
-    Tables that are looked up keep their values and get the scales of least error where scales are `searched`. In the
+    Tables that are looked up get the scales of least error where scales are `searched`; they keep their values, but for
+    those that are added up and make up for each other (`isobit.techniques.rounding.tables.table_sums`). In the
     sequential mode `refine` is asked after each step, and the layers that follow are solved for what it gives.
     Raises DataError for data that is missing, serves fewer passes than are needed, or holds NaN or infinity.
     """

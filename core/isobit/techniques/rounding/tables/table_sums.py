@@ -15,7 +15,7 @@ from isobit.graph.sites import Tensor
 from isobit.placement.plan import Placement
 from isobit.statistics.channel_means import ChannelMeans
 from isobit.statistics.observer import Request
-from isobit.techniques.rounding.tables import Table
+from isobit.techniques.rounding.tables.looked_up import Table
 
 #: What may be left between the mean of what is read and the mean of rows that explains it, as a share of its size, and
 #: how far below 0 a row's share may come out.
