@@ -12,8 +12,8 @@ from isobit.placement import Placement, QuantConfig
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.techniques import GPTQ, AdaRound, SequentialMse
-from isobit.techniques.rounding import tables
-from isobit.techniques.rounding.tables import Table
+from isobit.techniques.rounding.tables import looked_up
+from isobit.techniques.rounding.tables.looked_up import Table
 from isobit.testing.networks import NetworkBuilder
 
 
@@ -35,7 +35,7 @@ def error(values, encoding) -> float:
 @pytest.mark.parametrize("rows", [1 << 21, 16 * 5])
 @pytest.mark.parametrize("spec", ["int4 per-tensor", "int4 per-channel", "uint3 per-channel", "int4 block=8"])
 def test_no_scale_of_a_fine_grid_is_much_better(spec: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_ELEMENTS", rows)
+    monkeypatch.setattr(looked_up, "_ELEMENTS", rows)
     values, placement = table(), placement_of(spec)
     plain = encode_weight(values, placement.spec, channel_axis=0, block_axis=1)
     chosen = Table.searched(values, placement)

@@ -91,5 +91,4 @@ class AdaRound:
 
 def ada_round(settings: AdaRound, context: TechniqueContext, refine: Refine | None = None) -> TechniqueReport:
     """What `AdaRound` does; in the sequential mode `refine` may better what is solved before the next layers are."""
-    searched, procedure = settings.scales == "searched", settings._procedure(context)
-    return round_weights("AdaRound", context, procedure, settings._solve, searched=searched, refine=refine)
+    return round_weights("AdaRound", context, settings._procedure(context), settings._solve, refine=refine)

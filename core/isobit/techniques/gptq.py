@@ -49,7 +49,7 @@ class GPTQ:
 
     def apply(self, context: TechniqueContext) -> TechniqueReport:
         """Write rounded weights; needs data that serves two passes, or what was observed of it."""
-        return round_weights("GPTQ", context, Procedure.of(self), self._solve, searched=self.scales == "searched")
+        return round_weights("GPTQ", context, Procedure.of(self), self._solve)
 
     def _solve(self, problem: Problem) -> Solution:
         encoding = problem.searched() if self.scales == "searched" else problem.min_max()

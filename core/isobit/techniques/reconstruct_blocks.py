@@ -20,8 +20,8 @@ from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.reconstruction.block_samples import BlockSamples, KeptSamples, choose_batches, held_back
 from isobit.techniques.reconstruction.blocks import Block, find_blocks
 from isobit.techniques.reconstruction.descent import Descent, Rounded, descend, error_of
-from isobit.techniques.rounding.layers import Layer, find_layers
-from isobit.techniques.rounding.procedure import Solved, can_absorb
+from isobit.techniques.rounding.layers import Layer, can_absorb, find_layers
+from isobit.techniques.rounding.procedure import Solved
 from isobit.techniques.technique import TechniqueReport
 
 #: Each so many samples one is held back, and says whether a descent has helped.

@@ -89,3 +89,13 @@ def _readers(graph: Graph, placement: Placement, weight: str) -> dict[str, Patch
     if len({(p.groups, p.columns) for p in readers.values()}) != 1:
         raise ModelError("its readers use it as different matrices")
     return readers
+
+
+def can_absorb(graph: Graph, name: str) -> bool:
+    """Whether a node has a bias of its own, or can have one."""
+    node = graph.node(name)
+    bias = node.input(2)
+    if bias is None:
+        return node.op != "MatMul"
+    is_float_constant = bias in graph.weights and graph.weights[bias].dtype == "float32"
+    return is_float_constant and len(graph.uses(bias)) == 1 and len(graph.source_readers(bias)) == 1

@@ -89,3 +89,9 @@ def output_error(
     rows = [paired_values(*pair)[0] for pair in inputs.seen]
     chosen = DAMPINGS[-1] if damping is None else damping  # there are always few rows for so many columns
     return RowObjective.of(weight, rows, centered=inputs.centered, damping=chosen, multiple=blocks)
+
+
+def mean_output(matrix: NDArray[np.float32], rows: Rows) -> NDArray[np.float64]:
+    """The mean output of each channel over these rows."""
+    mean = rows.values.mean(axis=0, dtype=np.float64)
+    return np.asarray(np.einsum("goc,gc->go", matrix.astype(np.float64), mean).reshape(-1))

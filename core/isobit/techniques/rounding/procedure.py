@@ -24,10 +24,11 @@ from isobit.techniques.context import Requests, TechniqueContext
 from isobit.techniques.rounding.behind_activation.activated_error import ActivatedError
 from isobit.techniques.rounding.behind_activation.activation import activation_behind
 from isobit.techniques.rounding.chunks import solve_in_chunks
-from isobit.techniques.rounding.layers import Layer, find_layers
-from isobit.techniques.rounding.output_error import LARGE, SeenInput, output_error
+from isobit.techniques.rounding.layers import Layer, can_absorb, find_layers
+from isobit.techniques.rounding.output_error import LARGE, SeenInput, mean_output, output_error
 from isobit.techniques.rounding.problem import Problem, Solution
-from isobit.techniques.rounding.tables import Table, find_tables
+from isobit.techniques.rounding.tables.looked_up import Table, find_tables
+from isobit.techniques.rounding.tables.table_sums import mean_requests, search_tables
 from isobit.techniques.technique import TechniqueReport
 
 #: About so many rows for each column of a layer's weight: more rows hardly change its second moments.
@@ -64,6 +65,7 @@ class Procedure:
     rows: int = ROW_LIMIT
     memory: int = 1 << 29
     activation_aware: bool = False
+    scales: str = "searched"
 
     @classmethod
     def of(cls, technique: object) -> Procedure:
@@ -114,9 +116,15 @@ class Procedure:
         """What can be observed beforehand: the ranges, and in the fast mode the rows of all layers, if they fit."""
         layers, _ = find_layers(context.graph, context.plan)
         groups = self.groups(layers)
+        means = list(self.table_means(context).values())
         if self.sequential or len(groups) != 1:
-            return Requests(ranges=bool(layers))
-        return Requests(ranges=True, quantized=_requests(self.empty_rows(layers), "after"))
+            return Requests(means, ranges=bool(layers))
+        return Requests(means, ranges=True, quantized=_requests(self.empty_rows(layers), "after"))
+
+    def table_means(self, context: TechniqueContext) -> dict[str, Request]:
+        """What tells which rows of tables are read, by table, where others can make up for these."""
+        searched = self.scales == "searched"
+        return mean_requests(context.graph, find_tables(context.graph, context.plan)) if searched else {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +212,7 @@ class _Run:
     def _copy(self) -> CheckedModel:
         """A copy with every quantizer of the plan, and the weights as far as they are solved."""
         copy = self.model.copy()
+        copy.edit(self.table_edits())
         self._write(copy, self.solved.values())
         return copy
 
@@ -231,7 +240,7 @@ class _Run:
         rounded = np.asarray(encoding.dequantize(integers.reshape(weight.shape)), np.float32)
         biases = {}
         for name, (x, r) in seen.items() if centered else ():
-            moved = _mean_output(matrix, x if r is None else r) - _mean_output(layer.patches.matrix(rounded), x)
+            moved = mean_output(matrix, x if r is None else r) - mean_output(layer.patches.matrix(rounded), x)
             bias = self.model.graph.node(name).input(2)
             old = 0.0 if bias is None else self.model.weight(bias).astype(np.float64)
             biases[name] = np.asarray(old + moved, np.float32)
@@ -277,11 +286,20 @@ class _Run:
             damping=damping,
         )
 
-    def search_tables(self) -> None:
-        """Choose the scales of tables that are looked up."""
-        for name, placement in find_tables(self.model.graph, self.context.plan).items():
-            check_time()
-            self.tables[name] = Table.searched(self.model.weight(name), placement)
+    def search_tables(self, *, needs_passes: bool) -> None:
+        """Choose the scales of tables that are looked up, and the values of those that make up for others."""
+        requests, known = self.procedure.table_means(self.context), self.procedure.requests(self.context)
+        means = {}
+        if requests and self.context.can_observe(known):
+            if needs_passes and not known.quantized:
+                self.context.require_passes(2)
+            means = dict(zip(requests, self.context.observe(known).float, strict=True))
+        self.tables = search_tables(self.model, find_tables(self.model.graph, self.context.plan), means)
+
+    def table_edits(self) -> list[Edit]:
+        """The edits that write the tables whose values changed."""
+        values = {name: table.values for name, table in self.tables.items() if table.values is not None}
+        return [SetWeights(values)] if values else []
 
     def encodings(self) -> dict[Site, Encoding]:
         """The encodings of the solved weights and of tables, to be frozen."""
@@ -309,21 +327,22 @@ def round_weights(
     procedure: Procedure,
     solve: Solve,
     *,
-    searched: bool = True,
     refine: Refine | None = None,
 ) -> TechniqueReport:
     """Round every weight of the plan that can be, write the values, and return the encodings that they are of.
 
-    Tables that are looked up keep their values and get the scales of least error where scales are `searched`. In the
+    Tables that are looked up get the scales of least error where scales are `searched`; they keep their values, but for
+    those that are added up and make up for each other (`isobit.techniques.rounding.tables.table_sums`). In the
     sequential mode `refine` is asked after each step, and the layers that follow are solved for what it gives.
     Raises DataError for data that is missing, serves fewer passes than are needed, or holds NaN or infinity.
     """
     layers, left = find_layers(context.graph, context.plan)
     run = _Run(name, context, procedure, solve, refine)
-    if searched:
-        run.search_tables()
+    if procedure.scales == "searched":
+        run.search_tables(needs_passes=bool(layers))
     left = {weight: why for weight, why in left.items() if weight not in run.tables}
     if not layers:
+        context.model.edit(run.table_edits())
         return run.report(left)
     groups = procedure.groups(layers)
     if len(groups) > 1:  # there may be fewer rows than would be kept
@@ -332,7 +351,7 @@ def round_weights(
         run.sequential(groups)
     else:
         run.fast(groups)
-    context.model.edit(_edits(context.graph, run.solved.values()))
+    context.model.edit([*run.table_edits(), *_edits(context.graph, run.solved.values())])
     return run.report(left)
 
 
@@ -373,19 +392,3 @@ def _distinct(rows: Mapping[str, Rows]) -> dict[int, str]:
     for name, reducer in rows.items():
         first.setdefault(id(reducer), name)
     return first
-
-
-def can_absorb(graph: Graph, name: str) -> bool:
-    """Whether a node has a bias of its own, or can have one."""
-    node = graph.node(name)
-    bias = node.input(2)
-    if bias is None:
-        return node.op != "MatMul"
-    is_float_constant = bias in graph.weights and graph.weights[bias].dtype == "float32"
-    return is_float_constant and len(graph.uses(bias)) == 1 and len(graph.source_readers(bias)) == 1
-
-
-def _mean_output(matrix: NDArray[np.float32], rows: Rows) -> NDArray[np.float64]:
-    """The mean output of each channel over these rows."""
-    mean = rows.values.mean(axis=0, dtype=np.float64)
-    return np.asarray(np.einsum("goc,gc->go", matrix.astype(np.float64), mean).reshape(-1))

@@ -18,19 +18,23 @@ _FACTORS = np.arange(20, 9, -1) / 20
 _FITS = 2
 
 #: Elements of a table that are worked on at once, where each row has scales of its own.
-_ELEMENTS = 1 << 21
+_ELEMENTS = 1 << 18
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table with the scales that were chosen; errors are shares of its power, with min-max scales and with these."""
+    """A table with the scales that were chosen; errors are shares of its power, with min-max scales and with these.
+
+    `values` are on the grid where the table makes up for another or another for it, and None where it stays as it is.
+    """
 
     placement: Placement
     encoding: Encoding
     plain_error: float
     error: float
+    values: NDArray[np.float32] | None = None
 
     @classmethod
     def searched(cls, values: NDArray[np.float32], placement: Placement) -> Table:
@@ -79,9 +83,10 @@ def _searched(values: NDArray[np.float32], placement: Placement) -> tuple[Encodi
     axes = {"channel_axis": placement.channel_axis, "block_axis": placement.block_axis}
     best = encode_weight(values, placement.spec, **axes)  # type: ignore[arg-type]
     errors = plain = _errors(values, best)
+    widest, least = best, smallest_scale(placement.spec)
     for factor in _FACTORS[1:]:
-        tried = encode_weight(values * np.float32(factor), placement.spec, **axes)  # type: ignore[arg-type]
-        best, errors = _better(values, best, errors, tried)
+        narrower = np.maximum(snap_up(widest.scale * factor), least).astype(np.float32)
+        best, errors = _better(values, best, errors, replace(widest, scale=narrower))
     for _ in range(_FITS):
         best, errors = _better(values, best, errors, _fitted(values, best))
     return best, float(plain.sum()), float(errors.sum())

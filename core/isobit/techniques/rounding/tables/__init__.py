@@ -1,0 +1,1 @@
+"""Tables that are looked up by indices: their scales, and sums of their rows."""
