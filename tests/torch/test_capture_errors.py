@@ -128,6 +128,20 @@ def test_the_way_around_is_one_where_a_size_has_to_follow_values(kind: type[nn.M
     assert len(lengths) > 1
 
 
+def test_the_way_around_says_that_numbers_of_python_stay_those_of_the_example(tmp_path: Path) -> None:
+    """The tracer of torch.onnx.export writes them into the file, and such a file is wrong for other data."""
+
+    class ByANumber(Predicted):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x[: int(self.durations(x).sum().abs()) + 1])
+
+    with pytest.raises(ModelError, match="that a TracerWarning quotes there stays what it is for the example"):
+        isobit.QuantSim(ByANumber().eval(), torch.randn(6, 3))
+    with pytest.warns(torch.jit.TracerWarning), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(ByANumber().eval(), (torch.randn(6, 3),), tmp_path / "model.onnx", dynamo=False)
+
+
 def test_a_model_that_fails_on_its_example_is_no_capture_problem() -> None:
     class Picky(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,39 @@ def test_each_part_has_its_own_layers_also_with_other_counts(kind: type[nn.Modul
         np.testing.assert_allclose(found, model(*batch).detach().numpy(), rtol=1e-4, atol=1e-6)
         (executed,) = session.run(None, {n.name: x.numpy() for n, x in zip(session.get_inputs(), batch, strict=True)})
         np.testing.assert_allclose(executed, simulated, atol=1e-5 * np.abs(simulated).max())
+
+
+#: Other ways to write it: parts of rows (count, 8) by counts (3), and parts (count, 4) together.
+PARTS: dict[str, Callable[[Tensor, Tensor], Sequence[Tensor]]] = {
+    "another name": lambda rows, counts: rows.split_with_sizes(counts.tolist()),
+    "counts by place": lambda rows, counts: torch.split(rows, [counts[i].item() for i in (0, 1, -1)]),
+    "a moved tensor, axis from behind": lambda rows, counts: rows.split(counts.cpu().tolist(), dim=-2),
+}
+TOGETHER: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
+    "axis": lambda parts: torch.cat(list(parts), axis=0),
+    "axis from behind": lambda parts: torch.concat(list(parts), dim=-2),
+    "named arguments behind": lambda parts: torch.cat(list(parts)).reshape(-1, 2, 2).flatten(start_dim=1),
+}
+
+
+class Written(Given):
+    """A way of each of the two."""
+
+    def __init__(self, split: str, join: str) -> None:
+        super().__init__()
+        self.split, self.join = PARTS[split], TOGETHER[join]
+
+    def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
+        return self.join([head(part) for head, part in zip(self.heads, self.split(rows, counts), strict=True)])
+
+
+@pytest.mark.parametrize(("split", "join"), list(zip(PARTS, TOGETHER, strict=True)))
+def test_it_does_not_matter_how_it_is_written(split: str, join: str) -> None:
+    model = Written(split, join).eval()
+    sim = isobit.QuantSim(model, _kinds(0))
+    for batch in (_kinds(1), _kinds(2, 0, 10, 2), _kinds(3, 0, 0, 12)):
+        (found,) = sim.run_float(batch).values()
+        np.testing.assert_allclose(found, model(*batch).detach().numpy(), rtol=1e-4, atol=1e-6)
 
 
 class Centred(Given):

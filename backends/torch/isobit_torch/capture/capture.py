@@ -150,7 +150,8 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool, aid: Aid) -> Captur
     if aids is not None and aids.has_picked:
         require_by_row(module, call)
         notes.append(
-            "rows that a mask picks, as for experts, are computed for all rows, and what is not picked dropped"
+            "rows that a mask picks or counts split, as for experts, are computed for all rows, and what is of other "
+            "rows dropped"
         )
     if aids is not None and aids.has_packed:
         reason = why_not_padded(module, call)

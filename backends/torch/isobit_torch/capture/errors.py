@@ -22,7 +22,8 @@ _PACKED = "packed sequences like these cannot be captured"
 _BRANCH = "the program depends on the values of a tensor"
 _AS_FILE = (
     "where a size has to follow values (lengths that a model of speech predicts), "
-    "torch.onnx.export(module, example_inputs, 'model.onnx', dynamo=False), then isobit.quantize('model.onnx', data)"
+    "torch.onnx.export(module, example_inputs, 'model.onnx', dynamo=False), then isobit.quantize('model.onnx', data); "
+    "a number or branch that a TracerWarning quotes there stays what it is for the example"
 )
 _INSTEAD = f"use torch.where, or torch.cond, in place of `if`, loops and sizes that follow values; {_AS_FILE}"
 

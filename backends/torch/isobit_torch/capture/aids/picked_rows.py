@@ -66,7 +66,8 @@ class AllRows(TorchFunctionMode):
         """The operation, or what it is for all rows."""
         named = dict(kwargs or {})
         handler = _HANDLERS.get(getattr(func, "__name__", ""))
-        found = NotImplemented if handler is None else handler(self, *args, **named)
+        # What is given by names alone is computed as it is.
+        found = NotImplemented if handler is None or not args else handler(self, *args, **named)
         if found is not NotImplemented:
             return found
         found = func(*args, **named)
@@ -214,7 +215,7 @@ class AllRows(TorchFunctionMode):
             return []
         return [number for number in range(numbers.shape[0]) if self.masks == "own" or number % _THINNED]
 
-    def reshaped(self, numbers: torch.Tensor, *_: Any) -> Any:
+    def reshaped(self, numbers: torch.Tensor, *_: Any, **__: Any) -> Any:
         """Numbers of one axis without their last one, or as they are."""
         if id(numbers) in self._rows and numbers.ndim == 2 and numbers.shape[-1] == 1:
             return self._numbered(numbers[:, 0], self._rows[id(numbers)])
@@ -243,6 +244,8 @@ class AllRows(TorchFunctionMode):
             return one
         if id(value) in self._rows and isinstance(key, slice) and key == slice(None):
             return value
+        if type(key) is int and id(value) not in self._rows and are_counts(value):
+            return self._counts.element(value, key)
         if id(key) in self._numbers:
             number = self._numbers[id(key)]
             picked = value.narrow(0, number, 1) if key.ndim else value[number]
@@ -308,7 +311,7 @@ class AllRows(TorchFunctionMode):
 
     def split(self, value: torch.Tensor, sizes: Any, dim: int = 0) -> Any:
         """``rows.split(counts)``: all rows for each part."""
-        counts = None if dim else self._counts.of(sizes)
+        counts = self._counts.of(sizes) if dim in (0, -value.ndim) else None
         if counts is None:
             return NotImplemented
         self.has_picked = True
@@ -317,10 +320,11 @@ class AllRows(TorchFunctionMode):
         masks = self._masks_of(value)
         return tuple(self._loosen(value.clone(), masks | {part(counts, place)}) for place in range(len(sizes)))
 
-    def cat(self, values: Sequence[torch.Tensor], dim: int = 0, **named: Any) -> Any:
+    def cat(self, values: Sequence[torch.Tensor], dim: int = 0, *, axis: int | None = None, **named: Any) -> Any:
         """``torch.cat(parts)``: of each row what its own part gives."""
         parts = [[mask for mask in self._masks_of(value) if mask[0] == "part"] for value in values]
-        found = NotImplemented if dim or named else self._counts.together(values, parts, self.masks)
+        is_of_rows = not named and (dim if axis is None else axis) in (0, -values[0].ndim)
+        found = self._counts.together(values, parts, self.masks) if is_of_rows else NotImplemented
         others = [mask for mask in self._masks_of(values) if mask[0] != "part"]
         return found if found is NotImplemented else self._loosen(found, frozenset(others))
 
@@ -350,6 +354,7 @@ _HANDLERS: Mapping[str, Callable[..., Any]] = {
     "__setitem__": AllRows.setitem,
     "index_add_": AllRows.index_add,
     "split": AllRows.split,
+    "split_with_sizes": AllRows.split,
     "cat": AllRows.cat,
     "concat": AllRows.cat,
     "concatenate": AllRows.cat,

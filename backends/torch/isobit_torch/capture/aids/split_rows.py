@@ -28,10 +28,13 @@ class Counts:
 
     def spread(self, counts: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """``counts.unbind()``, each element known by its place."""
-        self._tensors[id(counts)] = counts
-        found = counts.unbind()
-        self._kept += found
-        self._elements |= {id(element): (id(counts), place) for place, element in enumerate(found)}
+        return tuple(self.element(counts, place) for place in range(counts.shape[0]))
+
+    def element(self, counts: torch.Tensor, place: int) -> torch.Tensor:
+        """``counts[place]``, known by its place."""
+        self._tensors[id(counts)], found = counts, counts[place]
+        self._kept.append(found)
+        self._elements[id(found)] = (id(counts), place % counts.shape[0])
         return found
 
     def number(self, element: torch.Tensor) -> Any:
