@@ -23,6 +23,7 @@ from isobit_torch.capture.caches import Caches
 from isobit_torch.capture.copy_module import copy_module, refuse_quantized
 from isobit_torch.capture.errors import DependsOnValuesError, explain, explain_failure
 from isobit_torch.capture.kept_states import kept_states
+from isobit_torch.capture.say_captured import deciding_question, say_captured
 from isobit_torch.program.devices import require_one_device
 from isobit_torch.program.fx_nodes import full_name, op_name
 from isobit_torch.program.shapes import is_open, is_sequence
@@ -133,7 +134,8 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool, aid: Aid) -> Captur
         module, calls = module.float(), [_in_float32(call) for call in calls]
     calls += [_in_float32(call) for call in calls if _is_in_other_precision(call)]
     try:
-        call, outputs, is_doubled = _running_call(module, calls, misfit, not is_fixed)
+        with say_captured(False) as asked:
+            call, outputs, is_doubled = _running_call(module, calls, misfit, not is_fixed)
     except ModelError as error:
         if not others:
             raise
@@ -145,8 +147,12 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool, aid: Aid) -> Captur
         unrun = copy_module(model).float() if others else copy_module(model)
         caches.settle(unrun)
     aids = None if aid == "none" else Aids(unrun, _ways(module, call) if aid == "example" else None)
-    program, fixed = _export(unrun, call, is_fixed, aids)
+    question = deciding_question(asked, outputs, lambda: _outputs(module, call))
+    with say_captured(False) if question else nullcontext():
+        program, fixed = _export(unrun, call, is_fixed, aids)
     notes = [*fixed]
+    if question:
+        notes.append(f"the code computes something else where {question} says that it is captured: it is told no")
     if aids is not None and aids.has_picked:
         require_by_row(module, call)
         notes.append(

@@ -390,12 +390,13 @@ def _is_by_row(module: nn.Module, call: Call) -> bool:
             if not mode.has_picked or (not is_picking and mode.escapes(outputs)):
                 return False
             found.append([leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)])
-        if not _agree(*found):
+        if not agree(*found):
             return False
     return True
 
 
-def _agree(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> bool:
+def agree(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> bool:
+    """Whether tensors are the same but for rounding."""
     return len(found) == len(wanted) and all(
         a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-5, equal_nan=True)
         for a, b in zip(found, wanted, strict=True)
