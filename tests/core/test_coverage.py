@@ -137,6 +137,21 @@ def test_what_positions_alone_meet_is_no_weight() -> None:
     assert left_weights(graph, place(graph, target()), target(), QuantConfig()) == []
 
 
+def test_a_weight_that_projects_positions_says_so() -> None:
+    """As XLNet's relative positions: computed from the length, and multiplied with a matrix of each layer."""
+    sketch = Sketch()
+    sizes = sketch.node("Shape", sketch.input("ids", "N", 6, dtype="int64"), name="sizes", shape=(2,), dtype="int64")
+    wide = sketch.node("Expand", sketch.random("one", 1, 4), sizes, name="wide", shape=(6, 4))
+    positions = sketch.node("Sin", wide, name="sin", shape=(6, 4))
+    projected = sketch.node("Linear", positions, sketch.random("p.w", 4, 4), name="p", shape=(6, 4))
+    turned = sketch.node("Transpose", projected, name="turned", shape=(4, 6), perm=(1, 0))
+    x = sketch.node("Linear", sketch.input("x", "N", 4), sketch.random("w", 4, 4), name="l", shape=("N", 4))
+    graph = sketch.graph(sketch.node("MatMul", x, turned, name="m", shape=("N", 6)))
+    told = "Linear p reads positions, masks or shapes alone, which stay in float"
+    assert place(graph, target()).floats["p.w"] == told
+    assert place(graph, target(), QuantConfig(exclude="p")).floats["p.w"] == "Linear p stays in float"
+
+
 @pytest.mark.parametrize("op", ["Slice", "Neg", "Reshape"])
 def test_positions_that_a_layer_projects_are_no_weight_and_its_own_matrix_is(op: str) -> None:
     """Relative positions of speech encoders: made of a table, projected, and multiplied with the queries."""

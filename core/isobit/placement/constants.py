@@ -13,6 +13,7 @@ from isobit.graph.ops import BODIES, BODY_WEIGHTS, Operand, operand
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.plan import Placement
 from isobit.placement.quant_config import QuantConfig
+from isobit.placement.signal_tensors import signal_tensors
 from isobit.targets.target import Target
 
 #: Operations that read a constant as they read an activation: it has no channels of its own, and is no weight.
@@ -128,6 +129,9 @@ class ConstantPlacer:
             return self._too_small(name, use) or why_float_in_body(self.graph, name, use)
         described = operand(use.node.op, use.index)
         if use.node.name not in self.quantized and not self._is_stored(use.node, described):
+            is_weight = described is not None and described.role == "weight" and not self.config.excludes(use.node)
+            if is_weight and signal_tensors(self.graph).isdisjoint(use.node.inputs):
+                return f"{use.node.op} {use.node.name} reads positions, masks or shapes alone, which stay in float"
             return f"{use.node.op} {use.node.name} stays in float"
         return self._too_small(name, use) or f"{use.role} of {use.node.op} stays in float"
 
