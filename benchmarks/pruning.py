@@ -16,12 +16,14 @@ Several seeds end with a table of means.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from decimal import Decimal
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -171,7 +173,8 @@ def by_aimet(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, keep:
             kind = defs.SpatialSvdParameters
             wanted = kind(kind.Mode.auto, kind.AutoModeParams(greedy))
         shape = (1, *images.shape[1:])
-        pruned, _ = ModelCompressor.compress_model(target, evaluate, None, shape, scheme, CostMetric.mac, wanted)
+        with TemporaryDirectory() as folder, contextlib.chdir(folder):  # AIMET writes what it tries into ./data
+            pruned, _ = ModelCompressor.compress_model(target, evaluate, None, shape, scheme, CostMetric.mac, wanted)
         yield Found(f"aimet-torch, {scheme.name}", pruned, calls[0], scheme.name.replace("_", "-"))
 
 
