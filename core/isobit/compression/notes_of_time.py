@@ -29,8 +29,8 @@ def notes_of_time(
     more = _outside_blocks(graphs[1], block) - _outside_blocks(graphs[0], block)
     if more > 0:
         notes.append(
-            f"convolutions whose channels are no multiple of {block}: {more} more than before. Channels are computed in "
-            f"blocks of {block} ({table.processor}), and others more slowly: multiple={block} may take less time"
+            f"convolutions whose channels are no multiple of {block}: {more} more than before. They are slower than "
+            f"those that fill blocks of {block} ({table.processor}): multiple={block} may take less time"
         )
     return notes
 
