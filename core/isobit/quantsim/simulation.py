@@ -30,7 +30,6 @@ from isobit.quantsim.checkpoint import Checkpoint
 from isobit.quantsim.checks.finite_weights import check_weights
 from isobit.quantsim.checks.given import check_given
 from isobit.quantsim.judging.judge import Judge
-from isobit.quantsim.set_simulated import set_simulated
 from isobit.quantsim.training.float_weights import let_float_weights_in
 from isobit.quantsim.training.trained_weights import trained_since
 from isobit.recipes.recipe import StepResult
@@ -389,3 +388,11 @@ class Simulation:
         for site in list(self._frozen):
             if site not in self.plan.placements or constant_name(self.graph, site) in changed:
                 del self._frozen[site]
+
+
+def set_simulated(model: CheckedModel, plan: Plan, encodings: Mapping[Site, Encoding]) -> dict[Site, Encoding]:
+    """Give a model the quantizers of these encodings that are simulated, and no others; returns them."""
+    simulated = {site: e for site, e in encodings.items() if plan.placements[site].simulated}
+    gone = {site: None for site in model.encodings() if site not in simulated}
+    model.set_quantizers({**gone, **simulated})
+    return simulated

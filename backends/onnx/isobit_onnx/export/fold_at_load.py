@@ -15,7 +15,7 @@ import onnx_ir as ir
 from isobit.graph.free_name import take_name
 from isobit.graph.ops import RECURRENT
 from isobit_onnx.qdq.folded_weights import along, blocked_sizes
-from isobit_onnx.qdq.lookups import behind_reshapes
+from isobit_onnx.qdq.table_lookups import behind_reshapes
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.rewrite import constant_of
 from isobit_onnx.translate.translate import readers_through_views

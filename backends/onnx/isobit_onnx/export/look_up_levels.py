@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from isobit.graph.free_name import take_name
-from isobit_onnx.qdq.lookups import NIBBLES, packed, pairs
+from isobit_onnx.qdq.table_lookups import NIBBLES, packed, pairs
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.rewrite import constant_of
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from isobit.encodings import Encoding
 from isobit.errors import OutputError
 from isobit_onnx.qdq.folded_weights import folded_weight
-from isobit_onnx.qdq.lookups import lookup_of
+from isobit_onnx.qdq.table_lookups import lookup_of
 from isobit_onnx.read.inference.map_types import load_file
 from isobit_onnx.read.rewrite import constant_of
 from isobit_onnx.translate.sites import NativeSite

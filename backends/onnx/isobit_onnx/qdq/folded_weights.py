@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from isobit_onnx.qdq.lookups import behind_reshapes
+from isobit_onnx.qdq.table_lookups import behind_reshapes
 
 Sizes = tuple[int, ...]
 

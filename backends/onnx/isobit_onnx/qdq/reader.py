@@ -26,7 +26,7 @@ from isobit_onnx.qdq.file_grid import TYPES, FileGrid, by_row, file_grid
 from isobit_onnx.qdq.float_weights import MANTISSAS
 from isobit_onnx.qdq.folded_weights import folded_weight
 from isobit_onnx.qdq.grids import FORMAT
-from isobit_onnx.qdq.lookups import behind_reshapes, lookup_of
+from isobit_onnx.qdq.table_lookups import behind_reshapes, lookup_of
 from isobit_onnx.read.checks.tensors import check_tensors
 from isobit_onnx.read.error_text import first_line
 from isobit_onnx.read.inference.map_types import load_file

@@ -14,7 +14,7 @@ from isobit.calibration.schemes.auto import ComparesSchemes
 from isobit.errors import FormatError
 from isobit.graph.fingerprint import digest, fingerprint
 from isobit.quantsim.judging.judge import Judge, Ratios, is_ahead, mean
-from isobit.quantsim.set_simulated import set_tried
+from isobit.quantsim.judging.set_tried import set_tried
 from isobit.quantsim.simulation import Simulation
 
 logger = logging.getLogger(__name__)

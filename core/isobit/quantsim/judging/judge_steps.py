@@ -19,8 +19,8 @@ from isobit.quantsim.judging.choose_scheme import best_of, compare, state_of
 from isobit.quantsim.judging.find_loss import Loss, find_loss
 from isobit.quantsim.judging.judge import Ratios
 from isobit.quantsim.judging.judged_part import JudgedPart, judged_part
+from isobit.quantsim.judging.set_tried import set_tried
 from isobit.quantsim.observe import Passes
-from isobit.quantsim.set_simulated import set_tried
 from isobit.quantsim.simulation import Simulation
 from isobit.recipes.recipe import Recipe, Step
 from isobit.statistics.observer import Request

@@ -1,4 +1,4 @@
-"""The quantizers of a model that is simulated, and of one that only tries some encodings."""
+"""The quantizers of a model that only tries some encodings."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.encodings.encoding import Encoding
 from isobit.graph.sites import Site
 from isobit.placement.plan import Plan
-
-
-def set_simulated(model: CheckedModel, plan: Plan, encodings: Mapping[Site, Encoding]) -> dict[Site, Encoding]:
-    """Give a model the quantizers of these encodings that are simulated, and no others; returns them."""
-    simulated = {site: e for site, e in encodings.items() if plan.placements[site].simulated}
-    gone = {site: None for site in model.encodings() if site not in simulated}
-    model.set_quantizers({**gone, **simulated})
-    return simulated
+from isobit.quantsim.simulation import set_simulated
 
 
 def set_tried(model: CheckedModel, plan: Plan, encodings: Mapping[Site, Encoding]) -> None:
