@@ -57,6 +57,7 @@ def test_rows_are_picked_before_they_become_floats(tmp_path: Path, weights: str 
     assert readers[lookup.output[0]].op_type == ("Cast" if is_packed else "DequantizeLinear")
     whole = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0].startswith("table")]
     assert len(whole) == int(tied)  # for the product
+    assert [str(site) for site in read_encodings(path) if str(site).startswith("table")] == ["table"]
     assert {tensor.name for tensor in graph.initializer} <= readers.keys()  # nothing is left over
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -95,3 +96,17 @@ def test_any_index_picks_the_rows_of_any_table(tmp_path: Path, weights: str, row
         assert np.array_equal(session.run(["rows"], {"ids": ids})[0], sim.run({"ids": ids})["rows"])
         if shape:
             assert session.run(["rows"], {"ids": ids[:0]})[0].shape == (0, *sizes[1:], WIDTH)
+
+
+def test_a_table_of_4_bits_is_in_the_file_once_for_all_that_pick_from_it(tmp_path: Path) -> None:
+    nodes = [node("Gather", "table ids", "a"), node("Gather", "table jds", "b"), node("Add", "a b", "y")]
+    inputs = [value(name, ["n"], TensorProto.INT64) for name in ("ids", "jds")]
+    sim = isobit.QuantSim(model(nodes, inputs, [value("y", ["n", WIDTH])], {"table": TABLE}), weights="int4 block=16")
+    feeds = {"ids": IDS[:, 0], "jds": IDS[:, 1]}
+    sim.calibrate([feeds])
+    path = sim.export(tmp_path)["model"]
+    assert [t.name for t in onnx.load(path).graph.initializer if list(t.dims) == [ROWS, WIDTH // 2]] == [
+        "table_quantized"
+    ]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(["y"], feeds)[0], sim.run(feeds)["y"])

@@ -44,14 +44,24 @@ class _Lookups:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.taken = {node.name or "" for node in graph} | set(ir.convenience.create_value_mapping(graph))
+        self.packed: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # bytes of a table, and what they hold
 
     def move(self, dequantizer: ir.Node) -> None:
         """Behind the Gather nodes that read it; it stays for others."""
-        rows = dequantizer.outputs[0]
+        rows, levels = dequantizer.outputs[0], dequantizer.inputs[0]
         for gather in [use.node for use in rows.uses() if use.idx == 0 and self._looks_up(use.node)]:
             found = self._grid(dequantizer, gather)
             if found is not None:
                 self._behind(dequantizer, gather, found)
+        if levels is not None and levels in self.packed and not rows.uses() and not rows.is_graph_output():
+            self.graph.remove(dequantizer, safe=True)
+            self._give_name(levels)
+
+    def _give_name(self, levels: ir.Value) -> None:
+        """Bytes that are all that is left of a table have its name, by which readers know the constant."""
+        if levels.name is not None and not levels.uses():
+            del self.graph.initializers[levels.name]
+            self.packed[levels][0].name = levels.name
 
     def _looks_up(self, node: ir.Node) -> bool:
         """Whether a node picks rows by an index that is not known before the model runs."""
@@ -125,14 +135,17 @@ class _Lookups:
         """Bytes of the rows that are picked, and the two integers that each of them holds."""
         stored, bytes_of_rows = constant_of(levels), gather.outputs[0]
         assert stored is not None
-        assert levels.dtype is not None
         assert bytes_of_rows.shape is not None
         name, stem, sizes_of_index = bytes_of_rows.name or "rows", levels.name or "table", bytes_of_rows.shape[:-1]
-        gather.replace_input_with(0, self._constant(packed(stored), ir.DataType.UINT8, stem))
+        if levels not in self.packed:
+            assert levels.dtype is not None
+            in_bytes = self._constant(packed(stored), ir.DataType.UINT8, stem)
+            self.packed[levels] = in_bytes, self._constant(pairs(levels.dtype), kind, f"{stem}_pairs")
+        table, held = self.packed[levels]
+        gather.replace_input_with(0, table)
         bytes_of_rows.type = ir.TensorType(ir.DataType.UINT8)
         bytes_of_rows.shape = ir.Shape([*sizes_of_index, stored.shape[1] // 2])
         index = self._node(nodes, "Cast", [bytes_of_rows], f"{name}_bytes", ir.DataType.INT32, {"to": 6})
-        held = self._constant(pairs(levels.dtype), kind, f"{stem}_pairs")
         both = self._node(nodes, "Gather", [held, index], f"{name}_pairs", kind)
         sizes = self._constant(
             np.array([0] * len(sizes_of_index) + [stored.shape[1]]), ir.DataType.INT64, f"{name}_sizes"
