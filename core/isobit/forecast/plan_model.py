@@ -62,9 +62,9 @@ def plan(
     sim = open_simulator(model, example_inputs, target=target, **settings)
     sim.apply(FoldBatchNorms())
     simulation, graph, sample = sim.simulation, sim.graph, None
-    if example_inputs is not None and open_inputs(graph):
+    if example_inputs is not None:
         sample = one_sample(graph, next(iter(Dataset([example_inputs], graph))))
-        graph = with_sizes_of(simulation.model, sample)
+        graph = with_sizes_of(simulation.model, sample) if open_inputs(graph) else graph
     groups = Groups(simulation, graph)
     nodes = tuple(_node(simulation, groups, node) for node in graph.nodes)
     time, no_time = _time(simulation, groups, nodes)

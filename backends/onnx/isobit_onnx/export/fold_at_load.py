@@ -48,6 +48,7 @@ def _is_read_in_float(dequantizer: ir.Node) -> bool:
         or shape is None
         or constant.dtype.is_floating_point()
         or dequantizer.outputs[0].is_graph_output()
+        or dequantizer.attributes.get_int("block_size", 0) == 1  # its sizes do not say of which axis it is a block
     ):
         return False
     if any(constant_of(operand) is None for operand in dequantizer.inputs[1:]):

@@ -43,7 +43,7 @@ def file_grid(
 
 
 def by_row(grid: FileGrid) -> FileGrid:
-    """The grid of a table: one block in each row is a scale for each row."""
+    """The grid of a table with a scale for each row, of which the file makes one block."""
     if not isinstance(grid.spec.granularity, PerBlock) or grid.scale.shape[-1] != 1:
         return grid
     spec = grid.spec.with_granularity(PerChannel())

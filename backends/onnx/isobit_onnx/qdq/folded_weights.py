@@ -17,6 +17,9 @@ from isobit_onnx.qdq.table_lookups import behind_reshapes
 
 Sizes = tuple[int, ...]
 
+#: Types of weights that are stored so.
+_STORED = frozenset(getattr(ir.DataType, name) for name in ("INT4", "UINT4", "INT8", "UINT8", "INT16", "UINT16"))
+
 
 class FoldedWeight(NamedTuple):
     """What such a product dequantizes: the stored integers and their grid, and the float weight that comes out."""
@@ -50,6 +53,8 @@ def folded_weight(product: ir.Node) -> FoldedWeight | None:
     scale, below = _array(product.inputs[1]), product.inputs[0]
     if scale is None or scale.dtype != np.float32 or below is None:
         return None
+    if not np.all((scale >= np.finfo(np.float32).tiny) & np.isfinite(scale)):
+        return None
     zero: NDArray[Any] | None = None
     producer = below.producer()
     if producer is not None and producer.op_type == "Sub" and len(producer.inputs) == 2:
@@ -61,22 +66,35 @@ def folded_weight(product: ir.Node) -> FoldedWeight | None:
         return None
     levels, is_blocked = cast.inputs[0], behind_reshapes(below) is not below
     stored = behind_reshapes(levels).const_value
-    if stored is None or stored.dtype.is_floating_point():
+    if stored is None or stored.dtype not in _STORED:
         return None
-    result, axis, block = product.outputs[0], None, None
-    if is_blocked:
-        view = next((use.node for use in result.uses()), None)
-        sizes = stored.numpy().shape
-        axis = next((i for i, (a, b) in enumerate(zip(sizes, scale.shape, strict=False)) if a != b), None)
-        if view is None or view.op_type != "Reshape" or axis is None or scale.ndim != len(sizes) + 1:
+    offsets = np.zeros(scale.shape, np.float32) if zero is None else zero
+    zeros = offsets.astype(np.int32)
+    if zeros.shape != scale.shape or not np.array_equal(zeros.astype(stored.dtype.numpy()), offsets):
+        return None
+    shape, result = tuple(stored.numpy().shape), product.outputs[0]
+    if not is_blocked:
+        axis = _axis(scale.shape, shape)
+        if scale.size > 1 and axis is None:
             return None
-        result, block = view.outputs[0], sizes[axis] // scale.shape[axis]
-        scale = scale.squeeze(axis + 1)
-    elif scale.size > 1:
-        axis = int(np.argmax(scale.shape))
-        scale = scale.reshape(-1)
-    zeros = np.zeros(scale.shape, np.int32) if zero is None else zero.reshape(scale.shape).astype(np.int32)
-    return FoldedWeight(levels, scale, zeros, axis, block, result)
+        sizes = () if axis is None else (shape[axis],)
+        return FoldedWeight(levels, scale.reshape(sizes), zeros.reshape(sizes), axis, None, result)
+    view = next((use.node for use in result.uses()), None)
+    axis = next((i for i, (a, b) in enumerate(zip(shape, scale.shape, strict=False)) if a != b), None)
+    if view is None or view.op_type != "Reshape" or axis is None:
+        return None
+    block = shape[axis] // max(scale.shape[axis], 1)
+    if scale.shape != (*blocked_sizes(shape, axis, block)[: axis + 1], 1, *shape[axis + 1 :]):
+        return None
+    return FoldedWeight(levels, scale.squeeze(axis + 1), zeros.squeeze(axis + 1), axis, block, view.outputs[0])
+
+
+def _axis(sizes: Sizes, shape: Sizes) -> int | None:
+    """The axis of a weight along which a factor of these sizes has a value for each place, or None."""
+    longer = [index for index, size in enumerate(sizes) if size > 1]
+    if len(sizes) != len(shape) or len(longer) != 1 or sizes[longer[0]] != shape[longer[0]]:
+        return None
+    return longer[0]
 
 
 def _array(value: ir.Value | None) -> NDArray[Any] | None:

@@ -26,7 +26,7 @@ from isobit_onnx.qdq.file_grid import TYPES, FileGrid, by_row, file_grid
 from isobit_onnx.qdq.float_weights import MANTISSAS
 from isobit_onnx.qdq.folded_weights import folded_weight
 from isobit_onnx.qdq.grids import FORMAT
-from isobit_onnx.qdq.table_lookups import behind_reshapes, lookup_of
+from isobit_onnx.qdq.table_lookups import BY_ROW, GRANULARITY, behind_reshapes, lookup_of
 from isobit_onnx.read.checks.tensors import check_tensors
 from isobit_onnx.read.error_text import first_line
 from isobit_onnx.read.inference.map_types import load_file
@@ -157,7 +157,8 @@ class _QdqReader:
             return  # a float bias, written so that onnxruntime leaves the weight beside it alone
         grid = self._grid(node, source, at)
         if lookup is not None:
-            yield self._of_constant(source, by_row(grid), node, [(lookup.gather, 0)], at)
+            grid = by_row(grid) if node.metadata_props.get(GRANULARITY) == BY_ROW else grid
+            yield self._of_constant(source, grid, node, [(lookup.gather, 0)], at)
         elif quantizer is not None:
             value = quantizer.inputs[0]
             if value is None:

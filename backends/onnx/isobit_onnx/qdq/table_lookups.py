@@ -16,6 +16,9 @@ NIBBLES = {
     ir.DataType.UINT4: np.arange(16).astype(np.uint8),
 }
 
+#: A property of a DequantizeLinear, and what it says where each row has one scale: the file has it as one block.
+GRANULARITY, BY_ROW = "isobit.granularity", "per-channel"
+
 
 class Lookup(NamedTuple):
     """A table of constants, in integers, and the Gather that picks its rows."""

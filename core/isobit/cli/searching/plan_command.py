@@ -12,6 +12,7 @@ from isobit.cli.guard import Debug, remember_written
 from isobit.cli.quantize_options import parse_overrides
 
 if TYPE_CHECKING:
+    from isobit.cli.user_data.image_options import ImageOptions
     from isobit.data import Batch
 
 _SHOWN = 20
@@ -35,6 +36,9 @@ def plan(
             "lengths, and which branches run.",
         ),
     ] = None,
+    image_size: options.ImageSize = None,
+    channels: options.ChannelOrder = None,
+    layout: options.AxisOrder = None,
     samples: Annotated[
         int, typer.Option("--samples", metavar="N", min=1, help="Calibration samples that recipes are told for.")
     ] = 256,
@@ -56,12 +60,14 @@ def plan(
     isobit plan encoder.onnx --example sentences.npz
     """
     from isobit.cli.terminal import capped, line, print_json
+    from isobit.cli.user_data.image_options import ImageOptions
     from isobit.forecast import plan as forecast
 
     options.check_there(model)
+    images = ImageOptions.of(image_size, None, None, None, channels, layout)
     found = forecast(
         model,
-        None if example is None else _first_batch(model, example, backend),
+        None if example is None else _first_batch(model, example, images, backend),
         target=target,
         weights=weights,
         activations=activations,
@@ -87,14 +93,15 @@ def plan(
         line(f"report       {report}")
 
 
-def _first_batch(model: Path, data: Path, backend: str | None) -> Batch:
-    """The first batch of data at a path, checked against the model's inputs."""
+def _first_batch(model: Path, data: Path, images: ImageOptions, backend: str | None) -> Batch:
+    """The first sample of data at a path, or as many as the model takes at once, checked against the model's inputs."""
     from isobit.cli.user_data.calibration_files import load
-    from isobit.cli.user_data.image_options import ImageOptions
+    from isobit.cli.user_data.file_batches import fixed_batch
     from isobit.data import Dataset
     from isobit.quantsim.quantsim import QuantSim
 
     graph = QuantSim(model, backend=backend).graph
-    files = load(data, graph, ImageOptions.of(None, None, None, None, None, None), batch_size=1, samples=1)
+    one = fixed_batch(graph) or 1
+    files = load(data, graph, images, batch_size=one, samples=one)
     with files.named():
-        return Dataset(files.source, graph, batch_size=1).first()
+        return Dataset(files.source, graph, batch_size=one).first()
