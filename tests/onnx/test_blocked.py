@@ -87,7 +87,7 @@ def test_no_tensor_is_reordered_around_a_quantizer(tmp_path):
 
 @pytest.mark.parametrize(("shape", "is_moved"), [([], True), (None, False)])
 def test_an_input_of_unknown_rank_is_not_taken_for_a_scalar(shape, is_moved):
-    """Equal factors of all channels hide it in the first run, whose bits are compared with those of the plain layout."""
+    """Equal factors of all channels hide it in the first run, whose bits are compared."""
     rng, make = np.random.default_rng(0), onnx.helper.make_node
     kernel = onnx.numpy_helper.from_array(rng.normal(size=(16, 16, 3, 3)).astype(np.float32), "w")
     value = onnx.helper.make_tensor_value_info

@@ -96,7 +96,7 @@ def _moved(encoding: Encoding, rng: np.random.Generator) -> Encoding:
 def test_whatever_was_changed_before_a_run_is_in_it(
     formats: dict[str, Any], cost: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Grids moved, quantizers switched and removed, weights edited, in turn: a copy, which has no session yet, agrees."""
+    """Grids moved, quantizers switched, weights edited, in turn: a copy, which has no session yet, agrees."""
     monkeypatch.setattr(session, "BLOCKED_COST", cost)
     network, rng = NETWORKS["conv_net"](), np.random.default_rng(0)
     batch = network.batch(2)
@@ -112,7 +112,7 @@ def test_whatever_was_changed_before_a_run_is_in_it(
         elif change == 1:
             checked.enable(some, on=bool(rng.integers(2)))
         elif change == 2:
-            name = [n for n in checked.graph.weights if checked.weight(n).ndim > 1][0]
+            name = next(n for n in checked.graph.weights if checked.weight(n).ndim > 1)
             checked.edit([SetWeights({name: checked.weight(name) * np.float32(1.1)})])
         else:
             checked.set_quantizers({sites[0]: None})
