@@ -169,6 +169,24 @@ def test_corrections_that_make_it_worse_are_taken_back_and_said(by: float) -> No
     assert any("taken back" in note for note in shifted.report.notes) == bool(by)
 
 
+def test_corrections_are_judged_with_biases_as_the_schemes_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model without them is compared with a figure that was measured with biases in float."""
+    network = chain(1, spread=0)
+    sim = simulator(network)
+    sim.apply(ShiftBiases(0.0))
+    judged: list[bool] = []
+    ratios = Judge.ratios
+
+    def seen(judge, model, rival=None):
+        judged.append(any(p.site in model.encodings() for p in sim.plan.of_kind("bias")))
+        return ratios(judge, model, rival)
+
+    monkeypatch.setattr(Judge, "ratios", seen)
+    sim.calibrate(_data(network, 1.0), Twice())
+    assert judged == [False, False]
+    assert any(placement.site in sim.encodings for placement in sim.plan.of_kind("bias"))
+
+
 def test_equal_encodings_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     network = chain(1, spread=0)
     data, runs = _data(network, 1.0), []

@@ -85,6 +85,34 @@ def test_no_tensor_is_reordered_around_a_quantizer(tmp_path):
     assert after.count("ReorderOutput") <= 4
 
 
+@pytest.mark.parametrize(("shape", "is_moved"), [([], True), (None, False)])
+def test_an_input_of_unknown_rank_is_not_taken_for_a_scalar(shape, is_moved):
+    """Equal factors of all channels hide it in the first run, whose bits are compared."""
+    rng, make = np.random.default_rng(0), onnx.helper.make_node
+    kernel = onnx.numpy_helper.from_array(rng.normal(size=(16, 16, 3, 3)).astype(np.float32), "w")
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            make("Conv", ["x", "w"], ["c"], "conv", pads=[1, 1, 1, 1]),
+            make("Mul", ["c", "factor"], ["m"], "mul"),
+            make("Conv", ["m", "w"], ["y"], "last", pads=[1, 1, 1, 1]),
+        ],
+        "scaled",
+        [value("x", 1, ["n", 16, 8, 8]), value("factor", 1, shape)],
+        [value("y", 1, ["n", 16, 8, 8])],
+        [kernel],
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    opened = Session(ir.from_proto(proto), any_order=["z"], blocked_after=0)
+    image = rng.normal(size=(2, 16, 8, 8)).astype(np.float32)
+    opened.run({"x": image, "factor": np.full(() if is_moved else (1, 16, 1, 1), 2, np.float32)})
+    assert opened.is_blocked == is_moved
+    factors = rng.normal(size=() if is_moved else (1, 16, 1, 1)).astype(np.float32)
+    feeds = {"x": image, "factor": factors}
+    expected = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, feeds)[0]
+    np.testing.assert_array_equal(opened.run(feeds)["y"], expected)
+
+
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """However long runs take, the layout changes after the first."""

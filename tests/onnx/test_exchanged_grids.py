@@ -11,9 +11,13 @@ import onnx_ir as ir
 import pytest
 
 import isobit
+from isobit.edits import SetWeights
+from isobit.encodings import Encoding
+from isobit.graph import Tensor
 from isobit.testing.networks import NETWORKS
 from isobit_onnx.model import OnnxModel
 from isobit_onnx.reference_networks import build_onnx
+from isobit_onnx.run import session
 from isobit_onnx.run.session import Session
 from isobit_onnx.run.simulator import Simulator
 
@@ -78,6 +82,45 @@ def test_grids_of_another_form_are_not_taken_and_change_nothing() -> None:
     assert not simulators[0].take(sims[1].backend_model.encodings())
     assert simulators[0].proto.SerializeToString() == before
     assert simulators[0].take(sims[0].backend_model.encodings())
+
+
+def _moved(encoding: Encoding, rng: np.random.Generator) -> Encoding:
+    spec, zero = encoding.spec, encoding.zero_point
+    if spec.is_integer and not spec.symmetric:
+        zero = np.clip(zero + rng.integers(-3, 4), spec.q_min, spec.q_max)
+    return Encoding(spec, encoding.scale * np.float32(rng.uniform(0.7, 1.4)), zero, encoding.axis)
+
+
+@pytest.mark.parametrize("formats", FORMATS[:3], ids=str)
+@pytest.mark.parametrize("cost", [0.0, 1e9])
+def test_whatever_was_changed_before_a_run_is_in_it(
+    formats: dict[str, Any], cost: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grids moved, quantizers switched, weights edited, in turn: a copy, which has no session yet, agrees."""
+    monkeypatch.setattr(session, "BLOCKED_COST", cost)
+    network, rng = NETWORKS["conv_net"](), np.random.default_rng(0)
+    batch = network.batch(2)
+    sim = _simulator("conv_net", formats)
+    sim.calibrate([batch], "minmax")
+    checked, model = sim.backend_model, sim.backend_model.inner
+    for change in rng.permutation([0, 0, 0, 1, 1, 2, 2, 3, 4, 4]):
+        sites = list(model.encodings())
+        some = [site for site in sites if rng.random() < 0.4]
+        if change in (0, 4):  # of activations alone, or of weights as well
+            taken = [site for site in some if change == 4 or isinstance(site, Tensor)]
+            checked.set_quantizers({site: _moved(model.encodings()[site], rng) for site in taken})
+        elif change == 1:
+            checked.enable(some, on=bool(rng.integers(2)))
+        elif change == 2:
+            name = next(n for n in checked.graph.weights if checked.weight(n).ndim > 1)
+            checked.edit([SetWeights({name: checked.weight(name) * np.float32(1.1)})])
+        else:
+            checked.set_quantizers({sites[0]: None})
+        fresh = model.copy()
+        for _ in range(2):  # the second perhaps in another layout
+            expected = fresh.run(batch)
+            for output, values in model.run(batch).items():
+                np.testing.assert_array_equal(values, expected[output])
 
 
 @pytest.mark.parametrize("output", ["logits", "probabilities"])

@@ -109,7 +109,9 @@ class _Mover:
         graph = model.graph
         self.any_order = any_order
         self.constants_by_name = {tensor.name: tensor for tensor in graph.initializer}
-        self.scalar_inputs = {value.name for value in graph.input if not value.type.tensor_type.shape.dim}
+        kinds = {value.name: value.type.tensor_type for value in graph.input}
+        # an input of unknown rank has no dimensions either
+        self.scalar_inputs = {name for name, kind in kinds.items() if kind.HasField("shape") and not kind.shape.dim}
         self.dims = {
             value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])
             for value in (*graph.value_info, *graph.output)

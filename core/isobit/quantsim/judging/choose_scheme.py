@@ -33,7 +33,7 @@ def set_encodings(simulation: Simulation, calibrator: Calibrator, each: Each | N
     if not isinstance(calibrator, ComparesSchemes):
         simulation.set_encodings(calibrator)
         if simulation.model.compensations and simulation.judge is not None:
-            _judge_compensations(simulation, simulation.judge, simulation.judge.ratios(simulation.model))
+            _judge_compensations(simulation, simulation.judge, None)
         return
     first = calibrator.candidates[0]
     integers = any(p.spec.is_integer and p.fixed_range is None for p in simulation.plan.of_kind("activation"))
@@ -120,10 +120,16 @@ def best_of(tried: Sequence[Candidate]) -> Candidate:
     return best
 
 
-def _judge_compensations(simulation: Simulation, judge: Judge, kept: Ratios) -> None:
-    """Take back what techniques did to make up for quantization where the outputs are better without it."""
+def _judge_compensations(simulation: Simulation, judge: Judge, tried: Ratios | None) -> None:
+    """Take back what techniques did to make up for quantization where the outputs are better without it.
+
+    `tried` is what was measured of the model while schemes were compared, with biases in float.
+    """
     without = simulation.model.copy()
     without.take_back()
+    if tried is not None:
+        set_tried(without, simulation.plan, simulation.encodings)
+    kept = judge.ratios(simulation.model) if tried is None else tried
     bare = judge.ratios(without, kept)
     figures = f"{mean(bare):.1f} dB without, {mean(kept[: len(bare)]):.1f} dB with"
     logger.info("corrections of biases: %s", figures)

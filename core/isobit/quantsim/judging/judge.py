@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -25,8 +26,9 @@ from isobit.statistics.observer import Request
 #: Decibels by which a later candidate must be better: last bits, in which frameworks differ, do not choose.
 MARGIN = 0.1
 
-#: One that is surely worse after a few batches is not run on the others: by so many standard errors of the difference,
-#: from so many samples on where that is so many decibels as well, from so many batches on in any case.
+#: One that is surely worse after a few batches is not run on the others: as surely as by so many standard errors of the
+#: difference of many, from so many samples on where that is so many decibels as well, from so many batches on in any
+#: case.
 _HOPELESS, _ENOUGH, _STANDARD_ERRORS = 2.0, 4, 3.0
 
 #: A step is kept for a gain of so many standard errors.
@@ -133,9 +135,10 @@ def mean(ratios: Ratios) -> float:
 def is_behind(ratios: Ratios, rival: Ratios) -> bool:
     """Whether outputs are so much worse than a rival's on the same first samples that the others need not be looked at.
 
-    Candidates are compared as in a race (Maron and Moore, "Hoeffding races", NIPS 1993), with normal errors, batch by
-    batch: rows of one batch may be steps of one sequence, which err alike, and are counted as samples where the lead is
-    large alone. One that `is_ahead` is never behind.
+    Candidates are compared as in a race (Maron and Moore, "Hoeffding races", NIPS 1993), with the errors of Student's
+    t, for four values tell little of their own scatter. They are compared batch by batch: rows of one batch may be
+    steps of one sequence, which err alike, and are counted as samples where the lead is large alone. One that
+    `is_ahead` is never behind.
     """
     rivals = rival[: len(ratios)]
     if not math.isfinite(mean(ratios)):
@@ -146,9 +149,17 @@ def is_behind(ratios: Ratios, rival: Ratios) -> bool:
         return False
     return any(
         lead.size >= _ENOUGH
-        and float(lead.mean()) > max(least, _STANDARD_ERRORS * float(lead.std(ddof=1)) / math.sqrt(lead.size))
+        and float(lead.mean()) > max(least, _sure_errors(lead.size) * float(lead.std(ddof=1)) / math.sqrt(lead.size))
         for lead, least in zip(_leads(rivals, ratios), (_HOPELESS, MARGIN), strict=True)
     )
+
+
+@cache
+def _sure_errors(count: int) -> float:
+    """How many standard errors of so many values are as sure as the standard errors of many are: 9 of four."""
+    from scipy.special import ndtr, stdtrit  # takes a while to import
+
+    return float(stdtrit(count - 1, ndtr(_STANDARD_ERRORS)))
 
 
 def is_ahead(ratios: Ratios, rival: Ratios) -> bool:
