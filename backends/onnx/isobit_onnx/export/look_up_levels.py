@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from isobit.graph.free_name import take_name
-from isobit_onnx.qdq.table_lookups import BY_ROW, GRANULARITY, NIBBLES, packed, pairs
+from isobit_onnx.qdq.table_lookups import BY_ROW, GRANULARITY, NIBBLES, behind_reshapes, packed, pairs
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.rewrite import constant_of
 
@@ -49,11 +49,13 @@ class _Lookups:
     def move(self, dequantizer: ir.Node) -> None:
         """Behind the Gather nodes that read it; it stays for others."""
         rows, levels = dequantizer.outputs[0], dequantizer.inputs[0]
+        if levels is None or behind_reshapes(levels).const_value is None:
+            return  # what is picked from was computed
         for gather in [use.node for use in rows.uses() if use.idx == 0 and self._looks_up(use.node)]:
             found = self._grid(dequantizer, gather)
             if found is not None:
                 self._behind(dequantizer, gather, found)
-        if levels is not None and levels in self.packed and not rows.uses() and not rows.is_graph_output():
+        if levels in self.packed and not rows.uses() and not rows.is_graph_output():
             self.graph.remove(dequantizer, safe=True)
             self._give_name(levels)
 

@@ -18,7 +18,7 @@ from isobit.backend.quiet_loggers import quiet_loggers
 from isobit_torch.program.signature import Call
 
 #: What is replaced in torch for the length of a block is replaced for all threads: one is in such blocks at a time.
-_ONE_THREAD = threading.RLock()
+ONE_THREAD = threading.RLock()
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def quiet() -> Iterator[None]:
     """torch.export logs what it retries, and prints what it has so far; what matters is in the error."""
     names = ("torch", "torch.export", "torch.fx", "torch._dynamo", "torch._subclasses.fake_tensor")
     hidden = contextlib.redirect_stderr(io.StringIO())
-    with _ONE_THREAD, warnings.catch_warnings(), hidden, quiet_loggers(*names, level=logging.CRITICAL):
+    with ONE_THREAD, warnings.catch_warnings(), hidden, quiet_loggers(*names, level=logging.CRITICAL):
         warnings.simplefilter("ignore")
         yield
 
@@ -104,7 +104,7 @@ def without_autocast() -> Iterator[list[str]]:
         return leave(self, *error) if threading.get_ident() != thread else False
 
     kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    with _ONE_THREAD, contextlib.ExitStack() as stack:
+    with ONE_THREAD, contextlib.ExitStack() as stack:
         for device in kinds:  # where the caller is in such a block
             stack.enter_context(torch.autocast(device, enabled=False))
         enter, leave = kind.__enter__, kind.__exit__
