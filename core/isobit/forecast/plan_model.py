@@ -63,7 +63,7 @@ def plan(
     sim.apply(FoldBatchNorms())
     simulation, graph, sample = sim.simulation, sim.graph, None
     if example_inputs is not None:
-        sample = one_sample(graph, next(iter(Dataset([example_inputs], graph))))
+        sample = one_sample(graph, Dataset([example_inputs], graph).first())
         graph = with_sizes_of(simulation.model, sample) if open_inputs(graph) else graph
     groups = Groups(simulation, graph)
     nodes = tuple(_node(simulation, groups, node) for node in graph.nodes)

@@ -281,9 +281,12 @@ def _meets_more_than_8_bits(node: ir.Node, index: int) -> bool:
     """Whether a weight, or what moves make of it, is multiplied with floats, or with what had 16 bits."""
     if _is_move(node):
         return index == 0 and any(_meets_more_than_8_bits(use.node, use.idx) for use in node.outputs[0].uses())
-    if index != 1 or node.op_type not in ("MatMul", "Gemm") or node.domain:
-        return False
-    value = node.inputs[0]
+    return index == 1 and node.op_type in ("MatMul", "Gemm") and not node.domain and reads_more_than_8_bits(node)
+
+
+def reads_more_than_8_bits(product: ir.Node) -> bool:
+    """Whether the data of a product are floats, or had 16 bits, also behind moves."""
+    value = product.inputs[0]
     producer = value.producer() if value is not None else None
     while producer is not None and _is_move(producer):
         value = producer.inputs[0]

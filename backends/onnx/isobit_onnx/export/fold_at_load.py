@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from isobit.graph.free_name import take_name
 from isobit.graph.ops import RECURRENT
+from isobit_onnx.export.fit_onnxruntime import reads_more_than_8_bits
 from isobit_onnx.qdq.folded_weights import along, blocked_sizes
 from isobit_onnx.qdq.table_lookups import behind_reshapes
 from isobit_onnx.read.initializers import add_initializer
@@ -27,8 +28,8 @@ _MOST = 2**26
 def fold_at_load(model: ir.Model) -> None:
     """Write the weights that float kernels read as casts and products, in place, unless they are large together."""
     nodes = [node for node in model.graph if node.op_type == "DequantizeLinear" and _is_read_in_float(node)]
-    stored = {id(behind_reshapes(node.inputs[0])): node for node in nodes if node.inputs[0] is not None}
-    if sum(constant.nbytes for node in stored.values() if (constant := _stored(node)) is not None) > _MOST:
+    stored = {id(constant): constant for node in nodes if (constant := _stored(node)) is not None}
+    if sum(constant.nbytes for constant in stored.values()) > _MOST:
         return
     taken = {node.name or "" for node in model.graph} | set(ir.convenience.create_value_mapping(model.graph))
     for node in nodes:
@@ -62,24 +63,7 @@ def _computes_in_float(node: ir.Node, index: int) -> bool:
         return False
     if node.op_type in RECURRENT:
         return index in (1, 2, 3)
-    if node.op_type != "MatMul" or index != 1:
-        return False
-    value = node.inputs[0]
-    while value is not None:
-        producer = value.producer()
-        if producer is None or not producer.inputs:
-            return True
-        if producer.op_type == "DequantizeLinear":
-            levels = producer.inputs[0]
-            return levels is not None and levels.dtype in (ir.DataType.INT16, ir.DataType.UINT16)
-        if producer.op_type not in _MOVES:
-            return True
-        value = producer.inputs[0]
-    return True
-
-
-#: Past these onnxruntime looks for the quantizer of an operand.
-_MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
+    return index == 1 and node.op_type == "MatMul" and reads_more_than_8_bits(node)
 
 
 def _fold(graph: ir.Graph, dequantizer: ir.Node, taken: set[str]) -> None:
