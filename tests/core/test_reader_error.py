@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sketch import Sketch
 
 from isobit.calibration import MeanSquareError, ReaderError
 from isobit.calibration.error import Bins
+from isobit.calibration.range_memo import RangeMemo
 from isobit.calibration.reader_functions import reader_functions
 from isobit.calibration.resolve import resolve_activations
 from isobit.calibration.schemes.reader_error import _Behind
@@ -156,3 +158,25 @@ def test_the_kernel_and_numpy_sum_what_a_loop_sums(spec: str, monkeypatch: pytes
     np.testing.assert_allclose(costs(grids), expected, rtol=1e-9)
     monkeypatch.setenv("ISOBIT_KERNELS", "numpy")
     np.testing.assert_allclose(costs(grids), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("spec", "is_shared"), [("uint8 per-tensor", True), ("int16 per-tensor", False)])
+def test_schemes_that_differ_elsewhere_share_the_search_behind_a_function(
+    spec: str, is_shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`gamma` weighs clipping where the readers are not known; errors behind a function have none, but in 16 bits."""
+    asked: list[float] = []
+    search = ReaderError.range_behind
+
+    def noting(scheme: ReaderError, *arguments: Any) -> tuple[float, float]:
+        asked.append(scheme.gamma)
+        return search(scheme, *arguments)
+
+    monkeypatch.setattr(ReaderError, "range_behind", noting)
+    plan = Plan({Tensor("x"): Placement(Tensor("x"), QuantSpec.parse(spec), "activation", "x", "x")})
+    statistics, memo = Statistics({Tensor("x"): histogram_of(VALUES)}), RangeMemo()
+    functions = {"x": np.tanh}
+    resolve = partial(resolve_activations, plan, statistics, functions=functions)
+    for scheme in (ReaderError(), ReaderError(gamma=3.0)):
+        assert resolve(scheme, memo=memo) == resolve(scheme)
+    assert len(asked) == (3 if is_shared else 4)

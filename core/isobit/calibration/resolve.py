@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from isobit.calibration.fitting import unseen_groups
 from isobit.calibration.range_memo import RangeMemo
 from isobit.calibration.reader_functions import Function, reader_functions
-from isobit.calibration.scheme import Calibrator, Channelwise, HasPlainScheme, Noting, SeesReaders
+from isobit.calibration.scheme import (
+    Calibrator,
+    Channelwise,
+    HasPlainScheme,
+    HasSchemeBehind,
+    Noting,
+    SeesReaders,
+)
 from isobit.calibration.shared_grid import together
 from isobit.edits.edit import ReadWeight
 from isobit.encodings.encoding import Encoding, Encodings
@@ -78,16 +85,21 @@ def resolve_activations(
 
 
 class _Schemes(NamedTuple):
-    """What a scheme is for tensors behind which a function is known, and for all others."""
+    """What a scheme is for tensors of whose readers nothing is known, and as it was named."""
 
-    behind: SeesReaders | None
     elsewhere: Calibrator
     named: Calibrator
 
     @classmethod
     def of(cls, calibrator: Calibrator) -> _Schemes:
         elsewhere = calibrator.elsewhere if isinstance(calibrator, HasPlainScheme) else calibrator
-        return cls(calibrator if isinstance(calibrator, SeesReaders) else None, elsewhere, calibrator)
+        return cls(elsewhere, calibrator)
+
+    def for_reader(self, function: Function | None, spec: QuantSpec) -> Calibrator:
+        """What it is for a tensor that this function reads, or of whose readers nothing is known."""
+        if function is None:
+            return self.elsewhere
+        return self.named.behind(spec) if isinstance(self.named, HasSchemeBehind) else self.named
 
 
 @lru_cache(maxsize=4096)
@@ -113,14 +125,13 @@ def _group_encoding(
     if isinstance(first.spec.granularity, PerChannel):
         return _channel_encoding(first, statistics, schemes.named, snap)
     histograms = [statistics.histogram(Tensor(name)) for name in _seen(observed, statistics)]
-    behind = None if function is None else schemes.behind
-    calibrator = schemes.elsewhere if function is None else schemes.named
+    calibrator = schemes.for_reader(function, first.spec)
     if not histograms:
         raise EncodingError(f"no tensor of the group of {str(first.site)!r} is observed")
 
     def choose() -> tuple[float, float]:
-        if function is not None and behind is not None:
-            return behind.range_behind(together(histograms, calibrator), first.spec, function)
+        if function is not None and isinstance(calibrator, SeesReaders):
+            return calibrator.range_behind(together(histograms, calibrator), first.spec, function)
         return calibrator.range(together(histograms, calibrator), first.spec)
 
     try:

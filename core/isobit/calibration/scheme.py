@@ -54,6 +54,18 @@ class SeesReaders(Protocol):
 
 
 @runtime_checkable
+class HasSchemeBehind(Protocol):
+    """Optional, asked for by ``isinstance``: a scheme that is another one where one function reads a tensor.
+
+    Ranges behind functions are then searched once for all that share it.
+    """
+
+    def behind(self, spec: QuantSpec) -> Calibrator:
+        """The scheme that gives the same ranges behind functions for a format."""
+        ...
+
+
+@runtime_checkable
 class HasPlainScheme(Protocol):
     """Optional, asked for by ``isinstance``: a scheme that is another one for tensors that no function alone reads.
 

@@ -44,13 +44,17 @@ class ReaderError:
         """`mse` or `sqnr`."""
         return MeanSquareError() if self.gamma == 1 else SignalToNoise(self.gamma)
 
+    def behind(self, spec: QuantSpec) -> Calibrator:
+        """The same for every `gamma`, where errors behind the function are what is searched."""
+        return ReaderError() if _has_table(spec) else self
+
     def range(self, histogram: Histogram, spec: QuantSpec) -> tuple[float, float]:
         """The best range of a tensor of which the readers are not known."""
         return self.elsewhere.range(histogram, spec)
 
     def range_behind(self, histogram: Histogram, spec: QuantSpec, function: Function) -> tuple[float, float]:
         """The best range of a tensor that `function` alone reads."""
-        if not spec.is_integer or spec.bits > _TABLE_BITS or not histogram.counted:
+        if not _has_table(spec) or not histogram.counted:
             return self.range(histogram, spec)
         # Behind a function many grids are nearly as good as the best: the last bits must not choose between them.
         return best_range(histogram, spec, _Behind(Bins.of(histogram).thinned(), function), gain=_GAIN)
@@ -63,6 +67,10 @@ class ReaderError:
     def from_text(cls, value: str | None) -> ReaderError:
         """``reader-error=3``."""
         return cls() if value is None else cls(float(value))
+
+
+def _has_table(spec: QuantSpec) -> bool:
+    return spec.is_integer and spec.bits <= _TABLE_BITS
 
 
 class _Behind(Costs):
