@@ -61,11 +61,12 @@ class RegionError:
     ) -> RegionError:
         """For a region with layers; `between` are tensors before its start that take the factors too."""
         own = {tensor: [node for node, read in region.readers if read == tensor] for tensor in region.tensors}
+        squares = {node: _squared_weights(model, node) for nodes in own.values() for node in nodes}
         energies: dict[str, Floats] = {}
         for tensor in reversed(region.tensors):
             energy = np.zeros(moments[region.start].minimum.size)
             for node in own[tensor]:
-                energy = energy + _squared_weights(model, node)
+                energy = energy + squares[node]
             for step in region.steps:
                 if step.source == tensor:
                     energy = energy + step.share * energies[step.target]
@@ -80,7 +81,7 @@ class RegionError:
                 ExpectedError(seen, placement, tuple(quantized_weights(model, plan, layers)), energy, to_zero=True)
             )
             for node in layers:
-                signal += float((_squared_weights(model, node) * _variance(seen)).sum())
+                signal += float((squares[node] * _variance(seen)).sum())
         return cls(tuple(parts), signal, energies[region.start])
 
     def before_curve(
