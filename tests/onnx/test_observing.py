@@ -12,11 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 from isobit.encodings import QuantSpec, encode_range
 from isobit.graph import Tensor
 from isobit.statistics import Histogram, Request
+from isobit.statistics.channel_moments import ChannelMoments
 from isobit.testing.collecting import Collect
 from isobit.testing.networks import NetworkBuilder
 from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.reference_networks import build_onnx
 from isobit_onnx.run.observe import ObservingSession
+from isobit_onnx.run.session import Session
 
 
 @pytest.fixture
@@ -187,3 +189,25 @@ def test_what_nobody_looks_at_is_not_computed():
         before.values, grid.fake_quantize(batch["x"]) @ model.weight("w").T, rtol=1e-4, atol=1e-5
     )
     np.testing.assert_array_equal(after.values, grid.fake_quantize(before.values))
+
+
+def test_tensors_are_read_no_oftener_than_needed(monkeypatch):
+    """One that is counted whole leaves as it is, and the ends of one whose channels are reduced are those of them."""
+    b = NetworkBuilder("rectified")
+    b.output("y", b.op("Relu", "relu", b.conv("conv", b.input("image", 3, 6, 7), 5)))
+    network, graphs = b.build(), []
+    model = OnnxBackend().open(build_onnx(network))
+    monkeypatch.setattr(
+        "isobit_onnx.run.observe.Session",
+        lambda model, *args, **settings: (graphs.append(model.graph), Session(model, *args, **settings))[1],
+    )
+    batch, conv = network.batch(3), Tensor("conv")
+    counted, moments, whole = Histogram(), ChannelMoments(), Collect()
+    model.observe([batch], [Request(conv, counted), Request(conv, moments)])
+    (graph,) = graphs
+    reading = [node.op_type for node in graph if "conv" in {value.name for value in node.inputs if value is not None}]
+    assert sorted(reading) == ["Mul", "ReduceMax", "ReduceMean", "ReduceMin", "Relu", "Size"]
+    model.observe([batch], [Request(conv, whole)])
+    assert (counted.minimum, counted.maximum) == (whole.values.min(), whole.values.max())
+    assert counted.counted == whole.values.size
+    np.testing.assert_array_equal(moments.minimum, whole.values.min(axis=(0, 2, 3)))

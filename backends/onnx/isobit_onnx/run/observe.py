@@ -104,7 +104,7 @@ class ObservingSession:
         if self.watched and not reduced:  # outputs that no observer reads need not be computed
             working.graph.outputs.clear()
         self._model_outputs = [value.name or "" for value in working.graph.outputs]
-        builder = _Reductions(working, zero_is_minimum, self._any_shape)
+        builder = _Reductions(working, self.watched, zero_is_minimum, self._any_shape)
         # onnxruntime visits the last leaves of a graph first: the reductions of the earliest tensors are added last, so
         # that each runs as soon as its tensor is there, and the tensor is freed.
         self._outputs = [builder.add(item) for item in reversed(self.watched)][::-1]
@@ -273,10 +273,14 @@ def _is_clipped_at_zero(value: ir.Value) -> bool:
 class _Reductions:
     """Adds the reducing nodes of watched values to a graph."""
 
-    def __init__(self, model: ir.Model, zero_is_minimum: bool, any_shape: bool) -> None:
+    def __init__(
+        self, model: ir.Model, watched: Sequence[Watched[str]], zero_is_minimum: bool, any_shape: bool
+    ) -> None:
         self.model, self.zero_is_minimum = model, zero_is_minimum
         self.named = _input_dims(model) if any_shape else {}
         self.values = ir.convenience.create_value_mapping(model.graph)
+        #: The axis of channels of values whose channels are reduced anyway.
+        self._channels = {item.place: item.channel_axis for item in watched if item.wants == "moments"}
         self._separator = "__"  # longer than any run of underscores in the model's names: no new name is there already
         while any(self._separator in name for name in self.values):
             self._separator += "_"
@@ -295,10 +299,11 @@ class _Reductions:
             return _Outputs(mean=mean, count=count)
         if item.wants == "moments":
             return self._moments(value, item.channel_axis or 0, 1 + len(dims))
-        maximum = self._reduce("ReduceMax", value)
+        maximum = self._reduce("ReduceMax", value, 1 + len(dims))
         if item.wants == "bounds":
-            return _Outputs(self._reduce("ReduceMin", value), maximum)
-        minimum = "" if self.zero_is_minimum and _is_clipped_at_zero(value) else self._reduce("ReduceMin", value)
+            return _Outputs(self._reduce("ReduceMin", value, 1 + len(dims)), maximum)
+        has_zero = self.zero_is_minimum and _is_clipped_at_zero(value)
+        minimum = "" if has_zero else self._reduce("ReduceMin", value, 1 + len(dims))
         sizes = [size for size in dims if isinstance(size, int)]
         if len(sizes) == len(dims):
             sampling = sampling_of([1, *sizes], item.channel_axis, item.limit)
@@ -309,10 +314,12 @@ class _Reductions:
             self._node("Shape", [value], size, kind=ir.DataType.INT64)
         return _Outputs(minimum, maximum, sample, step=step, size=size, shape=dims)
 
-    def _reduce(self, op: str, value: ir.Value) -> str:
-        name = self._name(value, op)
+    def _reduce(self, op: str, value: ir.Value, rank: int) -> str:
+        """The smallest or largest element: of the ends of channels where these are there, which are few."""
+        name, axis = self._name(value, op), self._channels.get(value.name or "")
         if name not in self.values:
-            self._node(op, [value], name, {"keepdims": 0})
+            ends = value if axis is None else self.values[self._by_channel(op, value, axis, rank)]
+            self._node(op, [ends], name, {"keepdims": 0})
         return name
 
     def _means(self, value: ir.Value, channel_axis: int | None, rank: int) -> tuple[str, str]:
@@ -338,7 +345,8 @@ class _Reductions:
         name = self._name(value, f"{op if axes else 'by'}_{channel_axis}")
         if name not in self.values:
             if not axes:
-                self._node("Identity", [value], name)
+                _expose(self.model, value)
+                return value.name or ""
             elif (self.model.opset_imports.get("") or 0) >= 18:
                 self._node(op, [value, self._constant(f"{name}_axes", axes)], name, {"keepdims": 0})
             else:
@@ -347,10 +355,8 @@ class _Reductions:
 
     def _sample(self, value: ir.Value, sampling: Sampling, rank: int) -> str:
         if sampling.step == 1:
-            name = self._name(value, "all")
-            if name not in self.values:
-                self._node("Identity", [value], name)
-            return name
+            _expose(self.model, value)
+            return value.name or ""
         name = self._name(value, f"every_{sampling.step}")
         if name not in self.values:
             self._slice(value, name, sampling.spatial, rank, self._constant(f"{name}_step", [sampling.step]))
