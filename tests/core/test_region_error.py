@@ -18,7 +18,7 @@ from isobit.statistics import ChannelMoments, Request
 from isobit.techniques.context import TechniqueContext
 from isobit.techniques.input_scaling import expected_error
 from isobit.techniques.input_scaling.places import find_places, moment_requests
-from isobit.techniques.input_scaling.powers_of_two import MOST_OCTAVES, best_exponents
+from isobit.techniques.input_scaling.powers_of_two import MOST_OCTAVES, _distinct, best_exponents
 from isobit.techniques.input_scaling.region_error import RegionError
 from isobit.techniques.input_scaling.rounding_noise import rounding_noise
 from isobit.techniques.layers.weighted_layer import by_input
@@ -152,6 +152,13 @@ def test_exponents_of_silent_channels_and_of_those_without_room() -> None:
         np.zeros(3), np.zeros(3), lambda r: np.zeros(len(r)), lambda r: np.zeros(len(r)), np.full(3, 12)
     )
     np.testing.assert_array_equal(nothing, 0)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 40])
+def test_rows_of_exponents_are_told_apart_in_order(channels: int) -> None:
+    rows = np.random.default_rng(channels).integers(0, 2 if channels < 40 else MOST_OCTAVES + 1, (60, channels))
+    rows = np.concatenate([rows, rows[::3], rows[:1] + 1])
+    np.testing.assert_array_equal(_distinct(rows), np.unique(rows, axis=0))
 
 
 def test_moments_by_channel_do_not_depend_on_the_axis() -> None:

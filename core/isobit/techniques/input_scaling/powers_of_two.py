@@ -44,7 +44,7 @@ def best_exponents(
     best = windows[np.argsort(coarse(windows), kind="stable")[:_TRIED]]
     spared = np.maximum(best[:, None] - np.arange(_SPARED + 1)[:, None], 0).reshape(-1, 1, low.size)
     limits = np.arange(MOST_OCTAVES + 1)[:, None]
-    tried = np.unique(np.minimum(spared, limits).reshape(-1, low.size), axis=0)
+    tried = _distinct(np.minimum(spared, limits).reshape(-1, low.size))
     tried = tried[np.argsort(tried.sum(axis=1), kind="stable")]
     errors = error(tried)
     chosen = int(np.argmax(errors <= errors.min() * (1 + _TOLERANCE)))
@@ -67,4 +67,13 @@ def _windows(low: Floats, high: Floats, room: Exponents) -> Exponents:
     fitting = np.where(lively, fitting, np.inf)
     least = fitting.min(axis=1, keepdims=True)
     exponents = np.where(lively, np.minimum(fitting - least, MOST_OCTAVES), 0.0)
-    return np.unique(np.minimum(exponents, room).astype(np.int64), axis=0)
+    return _distinct(np.minimum(exponents, room).astype(np.int64))
+
+
+def _distinct(rows: Exponents) -> Exponents:
+    """Each row once, in the order of their numbers: ``np.unique(rows, axis=0)``, which compares field by field.
+
+    No exponent is negative or needs more than a byte.
+    """
+    texts = np.ascontiguousarray(rows, np.uint8).view(np.dtype((np.void, rows.shape[1])))
+    return rows[np.unique(texts, return_index=True)[1]]
