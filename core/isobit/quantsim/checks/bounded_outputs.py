@@ -5,8 +5,8 @@ from __future__ import annotations
 from isobit.graph.graph import Graph
 from isobit.graph.ops import VALUE_PRESERVING
 
-#: What these compute lies in an interval of length 1 or 2 and is exact to so much of that, not of itself: one kernel has
-#: 0 for a logistic function of 1e-8, and another 6e-8.
+#: What these compute lies in an interval of length 1 or 2 and is exact to so much of that, not of itself: one kernel
+#: has 0 for a logistic function of 1e-8, and another 6e-8.
 _BOUNDED, ROUNDING = frozenset({"Sigmoid", "Softmax", "Tanh", "HardSigmoid", "Erf"}), 1e-6
 
 
