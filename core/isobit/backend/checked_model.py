@@ -227,7 +227,7 @@ class CheckedModel:
             return ""
         except self.inner.failures:
             return ""
-        return "; it runs the first sample alone, so give it batches of one: batch_size=1, on the command line --batch-size 1"
+        return "; it runs the first sample alone, so give it batches of one (batch_size=1, or --batch-size 1)"
 
     # --- leaving ---------------------------------------------------------------------------------------------------
 
