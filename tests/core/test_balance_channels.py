@@ -179,7 +179,7 @@ def test_what_is_clipped_by_the_kernel_of_the_layer_is_left_alone(target: str) -
     assert "other side of a Mul" in report.left["act1"]
 
 
-@pytest.mark.parametrize("source", ["affine", "minus", "divided", "BatchNormalization", "shared"])
+@pytest.mark.parametrize("source", ["affine", "minus", "floor", "divided", "BatchNormalization", "shared"])
 def test_constants_that_are_there_already_take_the_factors(source: str) -> None:
     b, rng = NetworkBuilder("constants", 0), np.random.default_rng(1)
     h = b.op("HardSwish", "act", b.conv("first", b.input("x", 4, 6, 6), 8, 1))
@@ -195,6 +195,8 @@ def test_constants_that_are_there_already_take_the_factors(source: str) -> None:
         )
     elif source == "minus":
         h = b.op("Sub", "shifted", b.op("Mul", "scaled", h, scale), b.weight("offset", np.full(1, 0.25)))
+    elif source == "floor":
+        h = b.op("Max", "bounded", b.op("Mul", "scaled", h, scale), b.weight("floor", np.full(1, -0.1)))
     elif source == "shared":  # another Mul reads the constant too, which must not see the change
         h = b.op("Mul", "scaled", h, scale)
     else:

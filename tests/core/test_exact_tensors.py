@@ -137,23 +137,45 @@ def test_a_layer_that_others_read_keeps_its_grid(target: Target) -> None:
     assert "phase" in plan.floats
 
 
+@pytest.mark.parametrize("root", ["Sqrt", "Log"])
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_frequencies_and_squares_that_a_layer_reads_have_16_bits(target: Target) -> None:
+def test_frequencies_and_squares_that_a_layer_reads_have_16_bits_or_none(target: Target, root: str) -> None:
+    """16 bits hold the squares behind a root, and not the decades that a logarithm looks at."""
     sketch = Sketch()
     phase = layer(sketch, sketch.input("x", "N", 3), "frequencies", 3)
     h = layer(sketch, sketch.node("Sin", phase, name="sin", shape=ROW), "h")
     power = sketch.node("Mul", h, h, name="power", shape=ROW)
     bands = layer(sketch, power, "bands")
-    graph = closed(sketch, sketch.node("Log", bands, name="log", shape=ROW))
+    graph = closed(sketch, sketch.node(root, bands, name="root", shape=ROW))
     plan = place(graph, target)
     assert plan.placements[Tensor("x")].spec.type_name == "uint16"
     assert plan.placements[Weight("frequencies.w")].spec.type_name == "int16"
-    assert plan.placements[Input("bands", 0)].spec.type_name == "uint16"
+    read = plan.placements.get(Input("bands", 0))
+    assert (read and read.spec.type_name) == ("uint16" if root == "Sqrt" else None)
     assert plan.placements[Weight("bands.w")].spec.type_name == "int8"
     assert {"frequencies", "power", "bands"} <= plan.floats.keys()
-    assert len(plan.notes) == 2
+    assert len(plan.notes) == (2 if root == "Sqrt" else 1)
     asked = place(graph, target, QuantConfig(overrides={"x": "uint8", "power": "uint8"}))
     assert all(p.spec.bits == 8 for p in asked.placements.values() if p.kind == "activation")
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_a_masked_signal_is_still_one_and_bands_may_be_of_magnitudes(target: Target) -> None:
+    """Samples behind the end are set to zero by a mask of lengths and sizes; a root comes before the bands."""
+    sketch = Sketch()
+    x = sketch.input("x", *ROW)
+    size = sketch.node("Shape", x, name="size", shape=(1,), dtype="int64", start=1)
+    length = sketch.input("length", "N", 1, dtype="int64")
+    mask = sketch.node("Less", size, length, name="mask", shape=("N", 1), dtype="bool")
+    masked = sketch.node("Where", mask, x, sketch.weight("zero", 0.0), name="masked", shape=ROW)
+    filtered = layer(sketch, masked, "filter")
+    power = sketch.node("Mul", filtered, filtered, name="power", shape=ROW)
+    bands = layer(sketch, sketch.node("Sqrt", power, name="magnitude", shape=ROW), "bands")
+    plan = place(closed(sketch, sketch.node("Log", bands, name="log", shape=ROW)), target)
+    assert plan.placements[Weight("filter.w")].spec.type_name == "int16"
+    assert plan.placements[Tensor("masked")].spec.type_name == "uint16"
+    assert Input("bands", 0) not in plan.placements
+    assert Tensor("magnitude") not in plan.placements
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

@@ -18,6 +18,7 @@ from isobit.backend.checks import check_quantizers
 from isobit.backend.contract import BackendModel, Differentiable, NameMap
 from isobit.backend.optional import HoldsAdapters, RunsParts
 from isobit.data import Batch, numpy_type
+from isobit.data.samples import SampleAxes, cut_batches
 from isobit.edits.compensation import Compensation, joined
 from isobit.edits.draft import Draft
 from isobit.edits.edit import Edit, EditPlan, Removed, SetWeights
@@ -212,7 +213,21 @@ class CheckedModel:
                 raise
             shapes = {name: array.shape for name, array in current.batch.items()}
             words = " ".join(str(error).split("\n\n")[0].split())[:400] or type(error).__name__
-            raise ModelError(f"the model failed on a batch of shapes {shapes}: {words}") from error
+            advice = self._advice(current.batch)
+            raise ModelError(f"the model failed on a batch of shapes {shapes}: {words}{advice}") from error
+
+    def _advice(self, batch: Mapping[str, Array]) -> str:
+        """What to do about a batch that failed, where the model runs its first sample alone."""
+        try:
+            axes = SampleAxes.of(self.graph).cut({name: batch[name] for name in self.graph.inputs})
+            if not any(batch[name].shape[axis] > 1 for name, axis in axes.items()):
+                return ""
+            self.inner.run(next(cut_batches(batch, axes, 1, 1)))
+        except (IsobitError, KeyError):
+            return ""
+        except self.inner.failures:
+            return ""
+        return "; it runs the first sample alone, so give it batches of one (batch_size=1, or --batch-size 1)"
 
     # --- leaving ---------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from isobit.graph.graph import Graph, Node, Use
 from isobit.graph.ops import VALUE_PRESERVING, WEIGHTED
+from isobit.placement.signal_tensors import value_dependent
 from isobit.placement.size_tensors import COMPARISONS, size_tensors
 
 #: Arithmetic that the way back passes: a step of its operands becomes a step of its result.
@@ -23,8 +24,6 @@ _AFFINE = frozenset(
 _LINEAR = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Sum", "Cast"})
 _REDUCTIONS = frozenset({"ReduceSum", "ReduceMean"})
 _POSITIVE = _AFFINE | _REDUCTIONS | {"Relu", "Abs", "ReduceSumSquare"}
-#: What a divisor is made of beside the sum itself: an epsilon, a bound, a factor.
-_DIVISOR = frozenset({"Add", "Max", "Clip", "Mul", "Cast"})
 #: What whole numbers are made of: durations are rounded, added up, and become a length.
 _COUNTED = _AFFINE | {"ReduceSum", "ReduceMax", "ReduceMin", "CumSum"}
 _OF_ALL = _AFFINE | {"Concat"}
@@ -33,6 +32,25 @@ _PERIODIC = frozenset({"Sin", "Cos", "Tan"})
 #: Where an operand says which parts are read or written.
 _INDEXED = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "ScatterND": 1, "ScatterElements": 1}
 _INDICES = ("int32", "int64", "uint32", "uint64")
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How far a way back goes: the arithmetic that it `passes`, and what it looks for behind a layer.
+
+    Of `positive` values squares and spectra count there, over `decades` where a logarithm is taken: more than 16 bits
+    have on a grid of equal steps.
+    """
+
+    passes: frozenset[str]
+    positive: bool = False
+    decades: bool = False
+
+
+_PHASE, _COUNT = _Way(_AFFINE), _Way(_COUNTED)
+#: What a divisor is made of beside the sum itself: an epsilon, a bound, a factor.
+_DIVISOR = _Way(frozenset({"Add", "Max", "Clip", "Mul", "Cast"}))
+_ROOT, _LOGARITHM = _Way(_POSITIVE, positive=True), _Way(_POSITIVE, positive=True, decades=True)
 
 
 @dataclass(frozen=True)
@@ -76,30 +94,29 @@ class _Search:
     def ask(self, node: Node) -> None:
         """What one node needs exact of what it reads."""
         if node.op in _PERIODIC:
-            self._walk(node, 0, f"{node.op} {node.name} reads it as a phase", _AFFINE)
+            self._walk(node, 0, f"{node.op} {node.name} reads it as a phase", _PHASE)
         elif node.op in _ROOTS or _is_power(self.graph, node, lambda exponent: 0 < abs(exponent) < 1):
-            what = "logarithm" if "Log" in node.op else "root"
-            reason = f"{node.op} {node.name} takes its {what}, for which small values count"
-            self._walk(node, 0, reason, _POSITIVE)
+            what, way = ("logarithm", _LOGARITHM) if "Log" in node.op else ("root", _ROOT)
+            self._walk(node, 0, f"{node.op} {node.name} takes its {what}, for which small values count", way)
         elif node.op in ("Div", "Reciprocal"):
             index = 1 if node.op == "Div" else 0
             self._walk(node, index, f"{node.op} {node.name} divides by it, and small values count", _DIVISOR)
         elif node.op == "Cast" and self.graph.tensors[node.outputs[0]].dtype in _INDICES:
-            self._walk(node, 0, f"{node.op} {node.name} makes whole numbers of it", _COUNTED)
+            self._walk(node, 0, f"{node.op} {node.name} makes whole numbers of it", _COUNT)
         elif node.op == "OneHot":
-            self._walk(node, 0, f"{node.op} {node.name} reads it as an index", _AFFINE)
+            self._walk(node, 0, f"{node.op} {node.name} reads it as an index", _PHASE)
         elif node.op == "GridSample":
-            self._walk(node, 1, f"{node.op} {node.name} reads it as positions", _AFFINE)
+            self._walk(node, 1, f"{node.op} {node.name} reads it as positions", _PHASE)
         elif node.op in COMPARISONS:
             of_counted = not self.counted.isdisjoint(node.inputs)
             for index in (0, 1):
                 if of_counted or node.input(index) in self.positions:
-                    self._walk(node, index, f"{node.op} {node.name} compares it as a position", _COUNTED)
+                    self._walk(node, index, f"{node.op} {node.name} compares it as a position", _COUNT)
                 elif node.name in self.searched and all(name in self.signal for name in node.inputs):
-                    self._walk(node, index, f"{node.op} {node.name} compares it for an index", _COUNTED)
+                    self._walk(node, index, f"{node.op} {node.name} compares it for an index", _COUNT)
         elif node.op == "Range":
             for index in (0, 1, 2):
-                self._walk(node, index, f"Range {node.name} counts with it", _COUNTED)
+                self._walk(node, index, f"Range {node.name} counts with it", _COUNT)
 
     def decide_layers(self) -> None:
         """Decide about the layers of whose results phases are made.
@@ -120,7 +137,7 @@ class _Search:
             if source in self.positions and layer.input(1) in self.graph.weights:
                 self.wide[source] = self.wide_weights[layer.name] = self.reasons[name]
 
-    def _walk(self, reader: Node, index: int, reason: str, passed: frozenset[str]) -> None:
+    def _walk(self, reader: Node, index: int, reason: str, way: _Way) -> None:
         """Mark what a reader needs exact, and what that is computed from."""
         waiting = [Use(reader, index)]
         while waiting:
@@ -138,30 +155,34 @@ class _Search:
             if producer is None:
                 continue
             if producer.op in WEIGHTED:
-                self._end_at_layer(producer, reason, passed)
+                self._end_at_layer(producer, reason, way)
             elif _is_square(self.graph, producer):
                 waiting += self._squared(producer)
-            elif producer.op in passed | VALUE_PRESERVING:
-                waiting += self._operands(producer, passed)
+            elif producer.op in way.passes | VALUE_PRESERVING:
+                waiting += self._operands(producer, way)
 
-    def _operands(self, node: Node, passed: frozenset[str]) -> list[Use]:
+    def _operands(self, node: Node, way: _Way) -> list[Use]:
         """Where the way back goes on: a sum of two signals is where a phase begins, one of squares is passed."""
         uses = [Use(node, i) for i in (range(len(node.inputs)) if node.op in _OF_ALL else (0,))]
         signals = [use for use in uses if node.inputs[use.index] in self.signal]
-        if passed in (_AFFINE, _COUNTED) and len(signals) > 1 and node.op != "Concat":
+        if way in (_PHASE, _COUNT) and len(signals) > 1 and node.op != "Concat":
             return [use for use in signals if node.inputs[use.index] in self.positions]
         return signals
 
-    def _end_at_layer(self, layer: Node, reason: str, passed: frozenset[str]) -> None:
-        """Behind a layer, whose operands stay integers, exact are squares that it adds up, and spectra: in 16 bits."""
+    def _end_at_layer(self, layer: Node, reason: str, way: _Way) -> None:
+        """Behind a layer, whose weight stays an integer, exact are squares that it adds up, and spectra.
+
+        16 bits do for a root; a logarithm needs them in float.
+        """
         source = layer.input(0)
-        if passed in (_AFFINE, _COUNTED):
+        if way in (_PHASE, _COUNT):
             self.layers.add(layer.outputs[0])
-        elif passed is _POSITIVE and source is not None and source in self.squares and not self.is_overridden(source):
-            self.wide[source] = reason
-            self._walk(layer, 0, reason, passed)
-            self.uses.discard(Use(layer, 0))
-        elif passed is _POSITIVE and layer.outputs[0] in self.filtered:
+        elif way.positive and source is not None and source in self.squares and not self.is_overridden(source):
+            self._walk(layer, 0, reason, way)
+            if not way.decades:
+                self.wide[source] = reason
+                self.uses.discard(Use(layer, 0))
+        elif way.positive and layer.outputs[0] in self.filtered:
             self._widen(layer, reason)
 
     def _squared(self, square: Node) -> list[Use]:
@@ -191,13 +212,16 @@ class _Search:
 
 
 def _filtered(graph: Graph) -> set[str]:
-    """The inputs of a network and linear functions of them: moved, scaled, and filtered by constant weights."""
+    """The inputs of a network and linear functions of them: moved, scaled, masked, and filtered by constant weights."""
     filtered = set(graph.inputs)
+    signal = value_dependent(graph, filter(graph.is_float, graph.inputs))  # a mask of lengths is a constant here
     for node in graph.nodes:
-        sources = [name for name in node.inputs if name is not None and name not in graph.weights]
-        is_linear = node.op in WEIGHTED | _LINEAR | VALUE_PRESERVING
-        if node.op in WEIGHTED | {"Mul", "Div"}:
+        sources = [name for name in node.inputs if name is not None and (name in signal or name in filtered)]
+        is_linear = node.op in WEIGHTED | _LINEAR | VALUE_PRESERVING | {"Where"}
+        if node.op in WEIGHTED | {"Mul"}:
             is_linear = len(sources) == 1
+        elif node.op == "Div":
+            is_linear = sources == [node.inputs[0]]
         if is_linear and sources and filtered.issuperset(sources):
             filtered.update(node.outputs)
     return filtered
@@ -243,10 +267,10 @@ def _searched(graph: Graph) -> set[str]:
 
 
 def _squares(graph: Graph) -> set[str]:
-    """Squares, sums of them, and what only moves these."""
+    """Squares, sums of them and their roots, and what only moves these."""
     squares: set[str] = set()
     for node in graph.nodes:
-        summed = node.op in VALUE_PRESERVING | _REDUCTIONS | {"Add", "Sum"} and node.inputs[0] in squares
+        summed = node.op in VALUE_PRESERVING | _REDUCTIONS | {"Add", "Sum", "Sqrt"} and node.inputs[0] in squares
         if summed or _is_square(graph, node):
             squares.update(node.outputs)
     return squares

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
 from isobit.graph.graph import Graph
@@ -53,7 +54,7 @@ def _met_by_weights(graph: Graph, signal: set[str]) -> set[str]:
     The way back ends at the first float and at signal, so that a mask made of the same integers stays a mask, and so
     does one that is added to signal. It ends at a sine or cosine too: positions and phases must stay exact.
     """
-    dependent = _input_dependent(graph)
+    dependent = value_dependent(graph, graph.inputs)
     met: set[str] = set()
     visited: set[str] = set()
     waiting = [node.inputs[0] for node in graph.nodes if _has_weight(graph, node.inputs, node.op)]
@@ -72,9 +73,9 @@ def _met_by_weights(graph: Graph, signal: set[str]) -> set[str]:
     return met
 
 
-def _input_dependent(graph: Graph) -> set[str]:
-    """Tensors whose values follow from those of the network's inputs, not from their shapes alone."""
-    dependent = set(graph.inputs)
+def value_dependent(graph: Graph, inputs: Iterable[str]) -> set[str]:
+    """Tensors whose values follow from those of these inputs, not from their shapes alone."""
+    dependent = set(inputs)
     for node in graph.nodes:
         if node.op not in SHAPE_SOURCES and any(name in dependent for name in node.inputs):
             dependent.update(node.outputs)

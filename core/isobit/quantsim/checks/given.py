@@ -12,8 +12,10 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.optional import RunsGiven, SaysGivenTypes
 from isobit.data import Batch
 from isobit.errors import IsobitError, ModelError
+from isobit.graph.graph import Graph
 from isobit.graph.ops import BODIES, RANDOM
 from isobit.graph.sites import Tensor
+from isobit.quantsim.checks.bounded_outputs import ROUNDING, rounding_of
 from isobit.quantsim.checks.quality import Outputs, decibels
 from isobit.quantsim.checks.whole_tensor import WholeTensor
 from isobit.statistics.observer import Request
@@ -42,7 +44,7 @@ def check_given(model: CheckedModel, batch: Batch, outputs: Outputs) -> str:
     try:
         given = model.inner.run_given(batch)
         types = _types(model)
-        different = _first_different(given, outputs, types)
+        different = _first_different(model.graph, given, outputs, types)
         if different is None and not any(node.op in RANDOM | BODIES for node in model.graph.nodes):
             return ""
         again = model.inner.run_given(batch)
@@ -69,19 +71,20 @@ def _types(model: CheckedModel) -> set[str]:
     return types.union(model.inner.given_types if isinstance(model.inner, SaysGivenTypes) else ())
 
 
-def _first_different(given: Outputs, opened: Outputs, types: Collection[str]) -> tuple[str, str] | None:
+def _first_different(graph: Graph, given: Outputs, opened: Outputs, types: Collection[str]) -> tuple[str, str] | None:
     """The first output that differs, and how; None where all agree."""
     half = not set(types).isdisjoint(("float16", "bfloat16"))
     for name, values in given.items():
         if name in opened:
             rounds_more = half or values.dtype == np.float16
-            what = _difference(values, opened[name], _LEAST_OF_HALF if rounds_more else _LEAST_DECIBELS)
+            least = _LEAST_OF_HALF if rounds_more else _LEAST_DECIBELS
+            what = _difference(values, opened[name], least, rounding_of(graph, graph.outputs.get(name)))
             if what:
                 return name, what
     return None
 
 
-def _difference(given: NDArray[Any], opened: NDArray[Any], least: float) -> str:
+def _difference(given: NDArray[Any], opened: NDArray[Any], least: float, rounding: float) -> str:
     """How two arrays differ by more than rounding; empty where they do not."""
     if given.shape != opened.shape:
         return f"has shape {opened.shape}, not {given.shape}"
@@ -91,7 +94,8 @@ def _difference(given: NDArray[Any], opened: NDArray[Any], least: float) -> str:
     if not np.array_equal(np.isfinite(given), np.isfinite(opened)):
         return "holds NaN or infinity at other places"
     finite = np.isfinite(given)
-    if not np.any(given[finite]) and np.all(np.abs(opened[finite]) < 1e-6):
+    differences = np.abs(given[finite] - opened[finite])
+    if np.all(differences <= (rounding if np.any(given[finite]) else ROUNDING)):
         return ""
     ratio = decibels(given, opened)
     return f"is {ratio:.1f} dB from it" if ratio < least else ""
@@ -114,6 +118,6 @@ def _where(model: CheckedModel, batch: Batch) -> str:
         values = keep.values
         if values is None or values.size != given[name].size:
             continue
-        if _difference(given[name].reshape(values.shape), values, _LEAST_DECIBELS):
+        if _difference(given[name].reshape(values.shape), values, _LEAST_DECIBELS, rounding_of(graph, name)):
             return name
     return ""

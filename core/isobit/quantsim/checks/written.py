@@ -14,6 +14,7 @@ from isobit.backend.optional import WrittenRun
 from isobit.encodings.encoding import Encoding
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Site, Tensor
+from isobit.quantsim.checks.bounded_outputs import rounding_of
 from isobit.quantsim.checks.quality import Outputs, decibels
 
 #: Part of the largest magnitude of an output in float by which sums in another order may differ.
@@ -44,7 +45,7 @@ class SessionCheck:
             return f"{self.session}: {self.error}"
         ratio = "" if self.decibels == math.inf else f", {self.decibels:.1f} dB"
         if self.equal == 1:
-            return f"{self.session}: every value equal{' but for the last bits of floats' if ratio else ''}{ratio}"
+            return f"{self.session}: every value equal{' but for the last bits of floats' if self.steps else ''}{ratio}"
         share = min(100 * self.equal, 99.99)
         remark = f"; {self.remark}" if self.remark else ""
         steps = "1 step" if self.steps == 1 else f"{self.steps:.3g} steps"
@@ -68,27 +69,34 @@ def _compared(simulated: Outputs, run: WrittenRun, graph: Graph, encodings: Mapp
         if values is None or values.shape != expected.shape:
             shape = "is missing" if values is None else f"has shape {values.shape}, not {expected.shape}"
             return SessionCheck(run.session, error=f"output {name!r} {shape}")
-        encoding = encodings.get(Tensor(graph.outputs.get(name, name)))
+        tensor = graph.outputs.get(name, name)
+        encoding = encodings.get(Tensor(tensor))
         same = (values == expected) | ((values != values) & (expected != expected))
-        rounded = same if encoding is not None else same | _is_rounding(expected, values)
+        bounded = rounding_of(graph, tensor) if encoding is None else 0.0
+        near = same | _is_near(expected, values, absolute=bounded)
+        rounded = same if encoding is not None else near | _is_near(expected, values, relative=_ROUNDING)
         equal, total = equal + int(np.count_nonzero(rounded)), total + expected.size
         if expected.dtype.kind == "f" and not np.all(same):
-            steps = max(steps, _largest(expected, values, encoding))
-            worst = min(worst, decibels(expected, values))
+            steps = max(steps, _largest(expected, values, encoding, is_bounded=bounded > 0))
+            worst = worst if np.all(near) else min(worst, decibels(expected, values))
     return SessionCheck(run.session, equal / total if total else 1.0, steps, worst, remark=run.remark)
 
 
-def _is_rounding(expected: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where two float outputs differ by no more than sums in another order do."""
+def _is_near(
+    expected: NDArray[Any], values: NDArray[Any], absolute: float = 0.0, relative: float = 0.0
+) -> NDArray[np.bool_]:
+    """Where two float outputs differ by no more than this, or than this part of the largest magnitude."""
     if expected.dtype.kind != "f":
         return np.zeros(expected.shape, bool)
     with np.errstate(invalid="ignore"):  # infinity less infinity
         differences = np.abs(expected.astype(np.float64) - values.astype(np.float64))
     largest = np.abs(expected[np.isfinite(expected)], dtype=np.float64).max(initial=0.0)
-    return np.asarray(differences <= _ROUNDING * largest)
+    return np.asarray(differences <= max(absolute, relative * largest))
 
 
-def _largest(expected: NDArray[np.float32], values: NDArray[np.float32], encoding: Encoding | None) -> float:
+def _largest(
+    expected: NDArray[np.float32], values: NDArray[np.float32], encoding: Encoding | None, *, is_bounded: bool
+) -> float:
     """The largest difference in steps."""
     exact, other = expected.astype(np.float64), values.astype(np.float64)
     finite = np.isfinite(exact)
@@ -98,4 +106,5 @@ def _largest(expected: NDArray[np.float32], values: NDArray[np.float32], encodin
     if encoding is not None and encoding.spec.is_integer:
         return difference / float(encoding.scale.min())
     spread = float(exact[finite].max(initial=0.0) - exact[finite].min(initial=0.0))
+    spread = max(spread, 1.0) if is_bounded else spread  # what it could be, where it is next to nothing on these data
     return difference / (spread / _LEVELS) if spread else math.inf

@@ -27,12 +27,16 @@ NORMS = frozenset(
     {"LayerNormalization", "RMSNormalization", "BatchNormalization", "InstanceNormalization", "GroupNormalization"}
 )
 
+#: Those by a constant are divided by a positive factor when both operands are.
+_TERMS = frozenset({"Add", "Sub", "Max", "Min"})
+
 
 @dataclass(frozen=True, eq=False)
 class Carrier:
     """Constants that can be divided so that a tensor is, channel by channel.
 
-    `terms` are Add and Sub by constants on the way up, `source` ends it: a norm, a layer, a Mul or Div by constants.
+    `terms` are sums with and bounds of constants on the way up, `source` ends it: a norm, a layer, a Mul or Div by
+    constants.
     `between` are the tensors on the way, which are divided too.
     """
 
@@ -67,7 +71,7 @@ def find_carrier(
             onward = node.inputs[0] or ""
         elif _is_source(graph, node, axis, is_free):
             return Carrier(node, tuple(terms), tuple(between))
-        elif node.op in ("Add", "Sub") and _constant_index(graph, node, is_free) is not None:
+        elif node.op in _TERMS and _constant_index(graph, node, is_free) is not None:
             terms.append(node)
             onward = next(name for name in node.inputs if name in graph.tensors and name is not None)
         else:

@@ -1,0 +1,34 @@
+"""Outputs of bounded functions far from their middle: what two kernels give there are not the same bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sketch import Sketch
+
+from isobit.graph import Graph
+from isobit.quantsim.checks.given import _first_different
+
+ROW = ("N", 4)
+
+
+def graph(*ops: str) -> Graph:
+    """The probabilities of the last of these operations, moved, as an output."""
+    sketch = Sketch()
+    x = sketch.input("x", *ROW)
+    heads = [sketch.node(op, x, name=f"head.{op}", shape=ROW) for op in ops]
+    y = heads[0] if len(heads) == 1 else sketch.node("Mul", *heads, name="both", shape=ROW)
+    return sketch.graph(sketch.node("Reshape", y, name="moved", shape=("N", 2, 2)))
+
+
+@pytest.mark.parametrize("ops", [("Sigmoid",), ("Softmax",), ("Sigmoid", "Sigmoid")])
+def test_probabilities_of_nearly_nothing_are_alike_and_larger_differences_are_not(ops: tuple[str, ...]) -> None:
+    given = {"out0": np.full((2, 2, 2), 1e-8, np.float32)}
+    assert _first_different(graph(*ops), given, {"out0": given["out0"] + np.float32(1e-7)}, ()) is None
+    assert _first_different(graph(*ops), given, {"out0": given["out0"] + np.float32(1e-4)}, ()) is not None
+
+
+@pytest.mark.parametrize("ops", [("Relu",), ("Sigmoid", "Relu")])
+def test_small_outputs_of_other_operations_are_compared_as_they_are(ops: tuple[str, ...]) -> None:
+    given = {"out0": np.full((2, 2, 2), 1e-8, np.float32)}
+    assert _first_different(graph(*ops), given, {"out0": given["out0"] * 2}, ()) is not None
