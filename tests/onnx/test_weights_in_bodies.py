@@ -180,3 +180,25 @@ def test_tiny_weights_in_a_body_stay_in_float_and_are_said() -> None:
     sim = isobit.QuantSim(proto, feeds)
     assert Weight("w") not in sim.plan.placements
     assert "smallest scale" in sim.report.left_in_float["w"]
+
+
+def test_a_part_without_the_if_does_not_want_the_weights_of_its_bodies() -> None:
+    """Rounding runs the network up to each layer; constants of what is behind are still used by bodies that are gone."""
+
+    def branch(name: str, scale: str) -> onnx.GraphProto:
+        nodes = [node("MatMul", f"z {scale}", f"{name}_y")]
+        return helper.make_graph(nodes, name, [], [value(f"{name}_y", ["n", 24])])
+
+    outer = [
+        node("MatMul", "x first", "h"),
+        node("Relu", "h", "r"),
+        node("MatMul", "r last", "z"),
+        node("ReduceMax", "z", "top", keepdims=0),
+        node("Greater", "top limit", "is_high"),
+        node("If", "is_high", "y", then_branch=branch("high", "w1"), else_branch=branch("low", "w2")),
+    ]
+    constants = {name: normal(24, 24) for name in ("first", "last", "w1", "w2")}
+    limit = {"limit": constant("limit", 1.0)}
+    proto = model(outer, [value("x", ["n", 24])], [value("y", ["n", 24])], constants | limit)
+    sim = isobit.quantize(proto, normal(64, 24), recipe="ptq", progress=False)
+    assert sim.report.coverage.weights == 1

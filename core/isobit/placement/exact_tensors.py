@@ -20,9 +20,12 @@ from isobit.placement.size_tensors import COMPARISONS, size_tensors
 _AFFINE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Neg", "Sum", "Mod", "Floor", "Ceil", "Round", "Clip", "Max", "Min", "Cast"}
 )
-#: Arithmetic after which a filtered signal is still one.
-_LINEAR = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Sum", "Cast"})
 _REDUCTIONS = frozenset({"ReduceSum", "ReduceMean"})
+#: After which a filtered signal is still one: without its mean, masked, with its edges mirrored.
+_LINEAR = _REDUCTIONS | {
+    *("Add", "Sub", "Mul", "Div", "Neg", "Sum", "Mean", "Cast", "Where", "CumSum", "AveragePool", "GlobalAveragePool"),
+    *("ScatterElements", "ScatterND"),
+}
 _POSITIVE = _AFFINE | _REDUCTIONS | {"Relu", "Abs", "ReduceSumSquare"}
 #: What whole numbers are made of: durations are rounded, added up, and become a length.
 _COUNTED = _AFFINE | {"ReduceSum", "ReduceMax", "ReduceMin", "CumSum"}
@@ -217,7 +220,7 @@ def _filtered(graph: Graph) -> set[str]:
     signal = value_dependent(graph, filter(graph.is_float, graph.inputs))  # a mask of lengths is a constant here
     for node in graph.nodes:
         sources = [name for name in node.inputs if name is not None and (name in signal or name in filtered)]
-        is_linear = node.op in WEIGHTED | _LINEAR | VALUE_PRESERVING | {"Where"}
+        is_linear = node.op in WEIGHTED | _LINEAR | VALUE_PRESERVING
         if node.op in WEIGHTED | {"Mul"}:
             is_linear = len(sources) == 1
         elif node.op == "Div":

@@ -258,22 +258,22 @@ def _serialized(model: ir.Model, proto: onnx.ModelProto | None = None) -> Iterat
 
 
 def _large(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """The constants that are handed over as arrays."""
+    """The constants that are handed over as arrays: large, of a type that NumPy has, and read by something.
+
+    onnxruntime removes constants that nothing reads, and then refuses an array for one of them. A body whose If or
+    Loop is no longer there still uses what it read, so that a constant's own list of uses does not tell.
+    """
+    read = {value for graph in model.graphs() for node in graph for value in node.inputs}
+    read.update(value for graph in model.graphs() for value in graph.outputs)
     return {
         name: value.const_value
         for name, value in model.graph.initializers.items()
-        if value.const_value is not None and _can_be_an_array(value)
+        if value.const_value is not None and value in read and _can_be_an_array(value.const_value)
     }
 
 
-def _can_be_an_array(value: ir.Value) -> bool:
-    """Whether a constant can be handed over as an array: large, of a type that NumPy has, and read by something.
-
-    onnxruntime removes constants that nothing reads, and then refuses an array for one of them.
-    """
-    tensor = value.const_value
-    is_read = bool(value.uses()) or value.is_graph_output()
-    return tensor is not None and tensor.nbytes >= _SMALLEST_ARRAY and tensor.dtype in _ARRAY_TYPES and is_read
+def _can_be_an_array(tensor: ir.TensorProtocol) -> bool:
+    return tensor.nbytes >= _SMALLEST_ARRAY and tensor.dtype in _ARRAY_TYPES
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
