@@ -76,9 +76,7 @@ class OnnxBackend:
 
         return restore(state, self.providers)
 
-    def write_qdq(
-        self, model: BackendModel, encodings: Encodings, path: Path, *, runs_next: bool = False
-    ) -> list[str]:
+    def write_qdq(self, model: BackendModel, encodings: Encodings, path: Path, *, runs_next: bool = False) -> list[str]:
         """Write the float model of any backend with `encodings` as a QDQ model; returns notes."""
         self._require(running=False)
         from isobit_onnx.export.export_qdq import write_qdq

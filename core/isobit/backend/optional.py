@@ -42,9 +42,7 @@ class OpenedByExample(Protocol):
 class QdqWriter(Protocol):
     """What the ONNX backend adds to the contract: writing a float model and encodings as a QDQ model."""
 
-    def write_qdq(
-        self, model: BackendModel, encodings: Encodings, path: Path, *, runs_next: bool = False
-    ) -> list[str]:
+    def write_qdq(self, model: BackendModel, encodings: Encodings, path: Path, *, runs_next: bool = False) -> list[str]:
         """Write to `path`; returns notes, for example that the file was not checked.
 
         Raises ModelError where the runtime does not load it; with `runs_next` that is left to `RunsWritten`.

@@ -63,7 +63,7 @@ def _run(name: str, entries: Mapping[str, str], path: Path, batch: Batch) -> Wri
     unwanted = ["ConstantFolding"] if name == _FLOAT and size_of(path) > _LARGE else None
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted, enable_fallback=0
         )
     except Exception as error:  # onnxruntime raises its own kinds
         if name == _DEFAULT:

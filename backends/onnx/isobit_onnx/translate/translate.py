@@ -181,7 +181,7 @@ def _shape(value: ir.Value) -> Shape | None:
 def _known_attributes(op: str, opset: int) -> frozenset[str] | None:
     """The attributes of an op of ONNX, None for one that it does not have.
 
-    A file can have others, which onnxruntime ignores; here they could be taken for what the neutral graph means by them.
+    A file can have others, which onnxruntime ignores; here they could be taken for what the neutral graph means.
     """
     if not onnx.defs.has(op):
         return None

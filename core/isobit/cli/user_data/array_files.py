@@ -114,7 +114,7 @@ def _read_npy(path: Path, graph: Graph) -> Arrays:
 
 
 def _element_type(path: Path) -> np.dtype[Any]:
-    """What the header of a .npy file says; headers of version 3 differ from those of version 2 in names of fields alone."""
+    """What the header of a .npy file says; version 3 differs from version 2 in names of fields alone."""
     with path.open("rb") as file:
         is_first = np.lib.format.read_magic(file) == (1, 0)
         read_header = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
