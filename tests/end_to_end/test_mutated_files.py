@@ -165,6 +165,27 @@ def test_operands_of_recurrent_layers_that_do_not_fit(index, tmp_path):
         isobit.QuantSim(tmp_path / "changed.onnx")
 
 
+@pytest.mark.parametrize(
+    ("op", "constants"),
+    [("Slice", (np.int64(0), np.array([1]))), ("Clip", (np.zeros(1, np.float32), np.ones(8, np.float32)))],
+)
+def test_settings_of_another_rank_than_theirs(op, constants, tmp_path):
+    """onnxruntime loads both, and says what is wrong when it runs."""
+    names = [f"c{index}" for index in range(len(constants))]
+    nodes = [
+        onnx.helper.make_node(op, ["x", *names], ["s"], "node"),
+        onnx.helper.make_node("MatMul", ["s", "w"], ["y"], "product"),
+    ]
+    weights = [onnx.numpy_helper.from_array(np.asarray(c), name) for c, name in zip(constants, names, strict=True)]
+    weights.append(onnx.numpy_helper.from_array(np.ones((8, 8), np.float32), "w"))
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 8])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    graph = onnx.helper.make_graph(nodes, "graph", [x], [y], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(isobit.IsobitError):
+        isobit.quantize(model, [{"x": np.ones((2, 8), np.float32)}]).export(tmp_path)
+
+
 def test_damage_leaves_what_other_files_get_as_it_is():
     """Else a file would depend on those before it, and could come to hold itself."""
     before = deepcopy(damage_text._VALUES)
