@@ -267,7 +267,9 @@ class Registry:
 
             is_there = os.path.exists(model)
             missing = "" if is_there else ", and there is no such file"
-            detail = (is_there and advice(model)) or f"known endings are {', '.join(suffixes) or 'none'}{missing}"
+            folder = "it is a folder, and a model is a file: " if os.path.isdir(model) else ""
+            endings = f"{folder}known endings are {', '.join(suffixes) or 'none'}{missing}"
+            detail = (is_there and advice(model)) or endings
             return f"no backend opens {os.fspath(model)!r}: {detail}{hint}"
         from isobit.backend import foreign_objects
 

@@ -142,6 +142,15 @@ def test_wrong_name_lists_what_is_there(tmp_path, graph):
         load(path, graph, PLAIN)
 
 
+def test_npy_whose_elements_have_no_bytes(tmp_path, graph):
+    """Mapped, NumPy divides by their size, and the process ends."""
+    with (tmp_path / "d.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|V0", "fortran_order": False, "shape": (-1,)})
+        file.write(bytes(24))
+    with pytest.raises(DataError, match=r"d\.npy: its elements have no bytes"):
+        load(tmp_path / "d.npy", graph, PLAIN)
+
+
 def test_npy_for_two_inputs(tmp_path, pair):
     np.save(tmp_path / "d.npy", np.ones(3))
     with pytest.raises(DataError, match=r"d\.npy: .*2 inputs \(a, b\): use a \.npz"):

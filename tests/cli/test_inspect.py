@@ -124,3 +124,14 @@ def test_errors(isobit, tmp_path):
         assert result.exit_code == 1
         assert result.stderr.startswith("error: ")
         assert message in result.stderr
+
+
+def test_a_file_of_no_known_kind(isobit, tmp_path):
+    """All that can be inspected is named, not models alone; what makes a model of a file is still said."""
+    (tmp_path / "README.md").write_text("text", "utf-8")
+    (tmp_path / "model.pt").write_bytes(b"content")
+    result = isobit("inspect", tmp_path / "README.md")
+    assert result.exit_code == 1
+    for text in (".onnx", ".json", ".npz", "saved simulator"):
+        assert text in result.stderr
+    assert "torch.load" in isobit("inspect", tmp_path / "model.pt").stderr

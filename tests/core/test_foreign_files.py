@@ -61,3 +61,8 @@ def test_nothing_is_there(tmp_path: Path) -> None:
     for name in ("gone.bits", "gone.h5"):
         with pytest.raises(PluginError, match="known endings are .*no such file"):
             isobit.quantize(tmp_path / name, [])
+
+
+def test_a_folder_of_nothing_known(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match="it is a folder, and a model is a file: known endings are"):
+        isobit.QuantSim(tmp_path)

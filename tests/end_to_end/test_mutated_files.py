@@ -8,11 +8,14 @@ import resource
 import signal
 import tempfile
 import zipfile
+from copy import deepcopy
 from functools import partial
+from random import Random
 
 import numpy as np
 import onnx
 import pytest
+from mutated_files import damage_text
 from mutated_files.cases import cases
 from mutated_files.doors import Doors
 from mutated_files.run_cases import prepare, run_cases
@@ -126,6 +129,69 @@ def _norm(model):
     next(t for t in model.graph.initializer if t.name == node.input[2]).CopyFrom(
         onnx.numpy_helper.from_array(np.ones(5, np.float32), node.input[2])
     )
+
+
+def _attribute(model):
+    """One that onnxruntime ignores, with a name that the neutral graph has for something else."""
+    node = next(node for node in model.graph.node if node.op_type == "LayerNormalization")
+    node.attribute.append(onnx.helper.make_attribute("axes", 1e-5))
+
+
+def test_attributes_that_an_operation_does_not_have_mean_nothing():
+    network = NETWORKS["multi_head"]()
+    model, batch = build_onnx(network), network.batch(2)
+    expected = isobit.QuantSim(model)
+    _attribute(model)
+    changed = isobit.QuantSim(model)
+    assert changed.graph.tensors == expected.graph.tensors
+    assert [dict(n.attributes) for n in changed.graph.nodes] == [dict(n.attributes) for n in expected.graph.nodes]
+    for name, array in expected.run_float(batch).items():
+        np.testing.assert_array_equal(changed.run_float(batch)[name], array)
+
+
+@pytest.mark.parametrize("index", [1, 3])
+def test_operands_of_recurrent_layers_that_do_not_fit(index, tmp_path):
+    """onnxruntime loads such a file: it looks at these sizes when it runs."""
+    network = NETWORKS["recurrent"]()
+    model = build_onnx(network)
+    node = next(node for node in model.graph.node if node.op_type == "LSTM")
+    wrong = np.zeros((1, 21) if index == 3 else (1, 21, 6), np.float32)
+    while len(node.input) <= index:
+        node.input.append("")
+    node.input[index] = "wrong"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(wrong, "wrong"))
+    (tmp_path / "changed.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"LSTM.*'wrong' has \d+ numbers; its dims are"):
+        isobit.QuantSim(tmp_path / "changed.onnx")
+
+
+@pytest.mark.parametrize(
+    ("op", "constants"),
+    [("Slice", (np.int64(0), np.array([1]))), ("Clip", (np.zeros(1, np.float32), np.ones(8, np.float32)))],
+)
+def test_settings_of_another_rank_than_theirs(op, constants, tmp_path):
+    """onnxruntime loads both, and says what is wrong when it runs."""
+    names = [f"c{index}" for index in range(len(constants))]
+    nodes = [
+        onnx.helper.make_node(op, ["x", *names], ["s"], "node"),
+        onnx.helper.make_node("MatMul", ["s", "w"], ["y"], "product"),
+    ]
+    weights = [onnx.numpy_helper.from_array(np.asarray(c), name) for c, name in zip(constants, names, strict=True)]
+    weights.append(onnx.numpy_helper.from_array(np.ones((8, 8), np.float32), "w"))
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 8])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    graph = onnx.helper.make_graph(nodes, "graph", [x], [y], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(isobit.IsobitError):
+        isobit.quantize(model, [{"x": np.ones((2, 8), np.float32)}]).export(tmp_path)
+
+
+def test_damage_leaves_what_other_files_get_as_it_is():
+    """Else a file would depend on those before it, and could come to hold itself."""
+    before = deepcopy(damage_text._VALUES)
+    for number in range(3000):
+        damage_text.damage_json('{"a": [1, {"b": [2]}], "c": {}}', Random(number))
+    assert repr(damage_text._VALUES) == repr(before)
 
 
 def _undefined(model):

@@ -296,3 +296,16 @@ def test_a_slice_whose_constants_are_not_lists_of_one_length(name, value):
     x = np.arange(8, dtype=np.float32).reshape(2, 4) - 3
     with pytest.raises(ModelError):  # some are refused when they are loaded, some when they run
         isobit.QuantSim(model).calibrate([x])
+
+
+def test_models_that_do_not_load_leave_standard_output_alone(tmp_path, capfd):
+    """onnxruntime tries such a model twice and prints so, between what is printed for programs."""
+    node = helper.make_node("Rexu", ["x"], ["y"], "node")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "xy")
+    model = helper.make_model(
+        helper.make_graph([node], "graph", [x], [y]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString().replace(b"Rexu", b"Re\xffu"))
+    with pytest.raises(ModelError):
+        isobit.QuantSim(tmp_path / "model.onnx")
+    assert capfd.readouterr().out == ""

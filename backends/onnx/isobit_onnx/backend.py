@@ -76,12 +76,12 @@ class OnnxBackend:
 
         return restore(state, self.providers)
 
-    def write_qdq(self, model: BackendModel, encodings: Encodings, path: Path) -> list[str]:
+    def write_qdq(self, model: BackendModel, encodings: Encodings, path: Path, *, runs_next: bool = False) -> list[str]:
         """Write the float model of any backend with `encodings` as a QDQ model; returns notes."""
         self._require(running=False)
         from isobit_onnx.export.export_qdq import write_qdq
 
-        return write_qdq(model, encodings, path)
+        return write_qdq(model, encodings, path, runs_next=runs_next)
 
     def run_written(self, path: Path, batch: Batch) -> list[WrittenRun]:
         """Run a written QDQ model in each kind of session; nothing without onnxruntime."""

@@ -42,8 +42,11 @@ class OpenedByExample(Protocol):
 class QdqWriter(Protocol):
     """What the ONNX backend adds to the contract: writing a float model and encodings as a QDQ model."""
 
-    def write_qdq(self, model: BackendModel, encodings: Encodings, path: Path) -> list[str]:
-        """Write to `path`; returns notes, for example that the file was not checked."""
+    def write_qdq(self, model: BackendModel, encodings: Encodings, path: Path, *, runs_next: bool = False) -> list[str]:
+        """Write to `path`; returns notes, for example that the file was not checked.
+
+        Raises ModelError where the runtime does not load it; with `runs_next` that is left to `RunsWritten`.
+        """
         ...
 
     def write_float(self, model: BackendModel, path: Path) -> None:
@@ -71,7 +74,7 @@ class RunsWritten(Protocol):
     def run_written(self, path: Path, batch: Batch) -> Sequence[WrittenRun]:
         """Run a written QDQ model in float, in the runtime's default session, and in each session that is advised.
 
-        Nothing where the runtime is not installed.
+        Nothing where the runtime is not installed. Raises ModelError where the default session does not load it.
         """
         ...
 

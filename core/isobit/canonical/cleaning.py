@@ -100,6 +100,10 @@ def _view_step(graph: Graph, node: Node, info: WeightInfo) -> LayoutStep | None:
     return None
 
 
+_SCALARS = frozenset({"min", "max"})
+_VECTORS = frozenset({"shape", "axes", "starts", "ends", "steps", "pads", "split", "repeats", "roi", "scales", "sizes"})
+
+
 def absorb_settings(graph: Graph) -> Graph:
     """Settings given as constant inputs (axes, bounds, shapes) become attributes."""
     nodes = []
@@ -109,9 +113,11 @@ def absorb_settings(graph: Graph) -> Graph:
         inputs = list(node.inputs)
         for index, name in settings.items():
             value = graph.value(node.input(index))
-            if value is not None:
-                attributes[name] = value.item() if value.ndim == 0 or name in ("min", "max") else tuple(value.tolist())
-                inputs[index] = None
+            if value is None or (name in _SCALARS and value.size != 1):
+                continue  # several limits are no setting; where no runtime takes them, running says so
+            is_scalar = name in _SCALARS or (value.ndim == 0 and name not in _VECTORS)
+            attributes[name] = value.item() if is_scalar else tuple(np.atleast_1d(value).tolist())
+            inputs[index] = None
         while inputs and inputs[-1] is None:
             inputs.pop()
         nodes.append(replace(node, inputs=tuple(inputs), attributes=attributes))

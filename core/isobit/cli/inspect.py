@@ -91,6 +91,7 @@ def _costs(path: Path, target: str, backend: str | None) -> Finding:
 
 def _find(path: Path, target: str, backend: str | None, fold: bool) -> Finding:
     """What a file holds, by its content, and by its ending where that says it."""
+    from isobit.backend.foreign_files import advice
     from isobit.cli.inspecting.encodings_table import FoundEncodings
     from isobit.cli.inspecting.model_summary import FoundModel
     from isobit.cli.inspecting.saved_simulator import FoundSimulator
@@ -106,6 +107,11 @@ def _find(path: Path, target: str, backend: str | None, fold: bool) -> Finding:
     of_models, of_formats = _suffixes()
     if path.suffix.lower() in of_formats - of_models:
         return FoundEncodings.read(path)
+    if backend is None and is_file(path) and path.suffix.lower() not in of_models | of_formats and not advice(path):
+        raise ModelError(
+            f"{path}: not a file that can be inspected by its ending; known endings are "
+            f"{', '.join(sorted(of_models | of_formats | {'.npz'}))}, and a saved simulator may have any"
+        )
     try:
         return FoundModel.read(path, target, backend, fold)
     except ModelError:

@@ -80,7 +80,7 @@ def export(
     with write_folder(folder) as staging:
         notes = []
         for form, file in files.items():
-            notes += _write(model, form, encodings, staging / file, onnx_backend)
+            notes += _write(simulation, form, staging / file, onnx_backend)
         IsobitJson().write(encodings, staging / ENCODINGS)
         check_file(staging / ENCODINGS, IsobitJson(), encodings, None, simulation.plan)
         if further:
@@ -180,13 +180,14 @@ def _files(model: BackendModel, formats: str | Sequence[str]) -> dict[str, str]:
     return {form: known[form] for form in wanted}
 
 
-def _write(
-    model: BackendModel, form: str, encodings: Encodings, path: Path, onnx_backend: Callable[[], object]
-) -> list[str]:
+def _write(simulation: Simulation, form: str, path: Path, onnx_backend: Callable[[], object]) -> list[str]:
+    model, encodings = simulation.model.inner, simulation.encodings
     if form != ONNX:
         assert isinstance(model, NativeExporter)  # or `_files` would not know the format
         return model.write_native(form, encodings, path)
-    return _onnx_writer(onnx_backend).write_qdq(model, encodings, path)
+    writer = _onnx_writer(onnx_backend)
+    runs_next = simulation.reference is not None and isinstance(writer, RunsWritten)
+    return writer.write_qdq(model, encodings, path, runs_next=runs_next)
 
 
 def _onnx_writer(onnx_backend: Callable[[], object]) -> QdqWriter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -64,7 +65,7 @@ def _other(value: Any, random: Random) -> Any:
         return random.choice((-value, value + 1, value - 1, value * 1000, float(value), str(value), [value], value / 3))
     if isinstance(value, list) and random.random() < 0.4:
         return random.choice((value[:-1], value + value[:1], [value], value[::-1], value * 50))
-    return random.choice(_VALUES)
+    return deepcopy(random.choice(_VALUES))  # damaged in its turn, it must not change what later files get
 
 
 def damage_toml(text: str, random: Random) -> str:

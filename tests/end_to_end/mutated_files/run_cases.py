@@ -79,6 +79,9 @@ def _run_child(cases: Sequence[Case], seeds: Path, scratch: Path) -> list[Outcom
         with selectors.DefaultSelector() as selector:
             selector.register(child.stdout, selectors.EVENT_READ)
             while selector.select(_PATIENCE) and (line := child.stdout.readline()):
+                if not line.startswith(b"{"):  # a library in C, at a file without meaning
+                    print(f"{running}: on standard output: {line.decode(errors='replace').rstrip()}", flush=True)
+                    continue
                 message = json.loads(line)
                 if "start" in message:
                     running = Case(*message["start"])

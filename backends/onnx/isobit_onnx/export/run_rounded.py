@@ -47,7 +47,7 @@ def _values(
 ) -> dict[str, NDArray[Any]] | None:
     try:
         session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )  # fmt: skip
         feeds = {value.name: batch[value.name] for value in session.get_inputs()}
         return {name: np.asarray(v) for name, v in zip(wanted, session.run(wanted, feeds), strict=True)}

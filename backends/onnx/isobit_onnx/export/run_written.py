@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from isobit.backend import Batch, WrittenRun
+from isobit_onnx.export.check_loads import not_loaded
 from isobit_onnx.read.error_text import one_line
 from isobit_onnx.run.deployed import EXACT_SUMS
 from isobit_onnx.run.saturation import sums_saturate
@@ -31,7 +32,10 @@ SESSIONS: Mapping[str, Mapping[str, str]] = {
 
 
 def run_written(path: Path, batch: Batch) -> list[WrittenRun]:
-    """The outputs of a file in each of SESSIONS on the CPU; an error of one of them is in its place."""
+    """The outputs of a file in each of SESSIONS on the CPU; an error of one of them is in its place.
+
+    Raises ModelError where the default session does not load it.
+    """
     runs = {name: _run(name, entries, path, batch) for name, entries in SESSIONS.items()}
     default, exact = runs[_DEFAULT], runs[_EXACT]
     if not default.error and not exact.error and not _same(default.outputs, exact.outputs) and sums_saturate():
@@ -59,8 +63,13 @@ def _run(name: str, entries: Mapping[str, str], path: Path, batch: Batch) -> Wri
     unwanted = ["ConstantFolding"] if name == _FLOAT and size_of(path) > _LARGE else None
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted, enable_fallback=0
         )
+    except Exception as error:  # onnxruntime raises its own kinds
+        if name == _DEFAULT:
+            raise not_loaded(error) from error
+        return WrittenRun(name, error=f"it does not run: {one_line(error)}")
+    try:
         inputs = [value.name for value in session.get_inputs()]
         feeds = {key: batch[key] for key in inputs}
         values = session.run(None, feeds)

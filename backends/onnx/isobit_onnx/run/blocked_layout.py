@@ -52,7 +52,7 @@ def optimise(source: str | bytes, options: Any, folder: Path) -> Path:
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.bin")
     options.add_session_config_entry("session.disable_prepacking", "1")  # this session never runs
     options.intra_op_num_threads = 1
-    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     return path
 
 

@@ -65,7 +65,9 @@ class ExampleConditions:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             options.intra_op_num_threads = 1
-            session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                serialized, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
             self._sessions[serialized] = session
         return self._sessions[serialized]
 

@@ -32,7 +32,9 @@ class DeployedFile:
             options.add_session_config_entry(EXACT_SUMS, "1")
             self.runtime += f", {EXACT_SUMS}=1 (no VNNI)"
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
         except Exception as error:  # onnxruntime raises its own kinds
             raise ModelError(f"onnxruntime cannot load {path}: {one_line(error)}") from error
         self._names = [output.name for output in self._session.get_outputs()]

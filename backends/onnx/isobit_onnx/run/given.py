@@ -33,7 +33,9 @@ def run_given(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as in `Session`
     try:
         model, present = _with_outputs(source, values) if values else (_serialized(source), {})
-        session = onnxruntime.InferenceSession(model, options, providers=chosen_providers(providers))
+        chosen = chosen_providers(providers)
+        fallback = int(len(chosen) > 1)  # else it is tried twice, and says so on standard output
+        session = onnxruntime.InferenceSession(model, options, providers=chosen, enable_fallback=fallback)
         feeds = {value.name: batch[value.name] for value in session.get_inputs()}
         names = [value.name for value in session.get_outputs() if value.type.startswith("tensor")]
         for _ in range(run - 1):

@@ -86,6 +86,8 @@ class Session:
         self._is_short = is_short
         self._providers = chosen_providers(providers)
         on_cpu = self._providers == ["CPUExecutionProvider"]
+        # Else a model that does not load is tried twice, and words of onnxruntime are on standard output.
+        self._fallback = {} if not on_cpu else {"enable_fallback": 0}
         # Held where a session in blocked layout may take the place of the plain one, or the other way round.
         self._model: ir.Model | None = model if on_cpu and gains_from_blocks(model, any_order) else None
         self._runs_left = blocked_after
@@ -119,13 +121,17 @@ class Session:
                 try:
                     unwanted = ["ConstantFolding"] if self.is_lean else None
                     session = onnxruntime.InferenceSession(
-                        source, self._options(weights), providers=self._providers, disabled_optimizers=unwanted
+                        source,
+                        self._options(weights),
+                        providers=self._providers,
+                        disabled_optimizers=unwanted,
+                        **self._fallback,
                     )
                 except Exception as error:  # its own fusions can make an invalid graph: then it is run as it is written
                     _LOG.info("onnxruntime does not load the optimised model: %s", one_line(error))
                     options = self._options(weights)
                     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-                    session = onnxruntime.InferenceSession(source, options, providers=self._providers)
+                    session = onnxruntime.InferenceSession(source, options, providers=self._providers, **self._fallback)
                     self._model = None
         except OutputError:
             raise
@@ -146,7 +152,7 @@ class Session:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
             if not self._plan_memory:  # in the file's order: what is reduced is still in the cache, and then freed
                 options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-            return onnxruntime.InferenceSession(str(path), options, providers=self._providers)
+            return onnxruntime.InferenceSession(str(path), options, providers=self._providers, **self._fallback)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """All outputs by name. Raises RUN_FAILURES."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 
 from isobit.canonical import canonicalize
@@ -33,6 +35,7 @@ def translate(model: ir.Model) -> Translation:
 class _Translator:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
+        self.opset = model.opset_imports.get("", 1)
         self.names: dict[str, str] = {}  # native value -> tensor or weight
         self.tensors: dict[str, TensorInfo] = {}
         self.weights: dict[str, WeightInfo] = {}
@@ -80,7 +83,10 @@ class _Translator:
         name = node.name or ""
         inputs = [self.names[_name(value)] if value is not None else None for value in node.inputs]
         op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
-        attributes = {key: _attribute(a) for key, a in node.attributes.items() if _is_plain(a)}
+        known = _known_attributes(op, self.opset)
+        attributes = {
+            key: _attribute(a) for key, a in node.attributes.items() if _is_plain(a) and (known is None or key in known)
+        }
         if op in BODIES:
             # What a body reads from outside is an input too: fusions and quantizers must see that reader.
             native = [None if value is None else _name(value) for value in node.inputs] + list(self._captured(node))
@@ -169,6 +175,20 @@ def _shape(value: ir.Value) -> Shape | None:
     if value.shape is None:
         return None
     return tuple(n if isinstance(n, int) else n.value for n in value.shape)
+
+
+@cache
+def _known_attributes(op: str, opset: int) -> frozenset[str] | None:
+    """The attributes of an op of ONNX, None for one that it does not have.
+
+    A file can have others, which onnxruntime ignores; here they could be taken for what the neutral graph means.
+    """
+    if not onnx.defs.has(op):
+        return None
+    try:
+        return frozenset(onnx.defs.get_schema(op, opset).attributes)
+    except onnx.defs.SchemaError:
+        return None
 
 
 def _is_plain(attribute: Any) -> bool:

@@ -116,7 +116,9 @@ def _check(simulator: Simulator, proto: ModelProto) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
         batch = _random_batch(simulator.graph)
         exported = session.run(None, batch)
     except Exception as error:

@@ -104,11 +104,21 @@ def _read_npy(path: Path, graph: Graph) -> Arrays:
             "use a .npz file with arrays of those names"
         )
     _check_beginning(path, b"\x93NUMPY")
+    if _element_type(path).itemsize == 0:  # mapping it divides by its size, and the process ends
+        raise DataError(f"{path}: its elements have no bytes: save a plain numeric array with numpy.save")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError:  # an empty array, or one that cannot be mapped
         array = np.load(path, allow_pickle=False)
     return {names[0]: array}
+
+
+def _element_type(path: Path) -> np.dtype[Any]:
+    """What the header of a .npy file says; version 3 differs from version 2 in names of fields alone."""
+    with path.open("rb") as file:
+        is_first = np.lib.format.read_magic(file) == (1, 0)
+        read_header = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+        return read_header(file)[2]
 
 
 def _read_npz(path: Path, graph: Graph) -> tuple[Arrays, NDArray[Any] | None, list[str]]:

@@ -55,7 +55,7 @@ def _told(model: ir.Model, names: list[str]) -> list[tuple[str, list[int | str |
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         file = ir.to_proto(_skeleton(model, names)).SerializeToString()
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception:  # onnxruntime raises its own kinds: what does not load is said where the model is run
         return []
     return [(output.type, list(output.shape) or None) for output in session.get_outputs()]
