@@ -101,6 +101,14 @@ class OnnxBackend:
 
         return run_rounded(path, batch, rounds)
 
+    def computed(self, path: Path, batch: Batch, names: Collection[str]) -> Mapping[str, NDArray[Any]]:
+        """Tensors of a written QDQ model before their quantizers; nothing without onnxruntime."""
+        if find_spec("onnxruntime") is None:
+            return {}
+        from isobit_onnx.export.run_rounded import run_computed
+
+        return run_computed(path, batch, names)
+
     def deploy(self, path: Path, threads: int) -> DeployedFile | None:
         """A file in onnxruntime on the CPU; None without onnxruntime. Raises ModelError."""
         if find_spec("onnxruntime") is None:

@@ -90,6 +90,10 @@ class ShowsRounding(Protocol):
         """
         ...
 
+    def computed(self, path: Path, batch: Batch, names: Collection[str]) -> Mapping[str, NDArray[Any]]:
+        """Those of these tensors that the file computes, as they are in float mode before they are rounded."""
+        ...
+
 
 class Deployed(Protocol):
     """A model file in a runtime, as a user runs it on this machine."""

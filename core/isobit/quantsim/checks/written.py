@@ -14,10 +14,8 @@ from isobit.backend.optional import WrittenRun
 from isobit.encodings.encoding import Encoding
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Site, Tensor
-from isobit.quantsim.checks.quality import Outputs, decibels
+from isobit.quantsim.checks.quality import Outputs, decibels, is_rounding
 
-#: Part of the largest magnitude of an output in float by which sums in another order may differ.
-_ROUNDING = 2.0**-16
 _LEVELS = 255  # what stands for the steps of an output without a grid: its range, zero included, in so many parts
 
 
@@ -70,22 +68,12 @@ def _compared(simulated: Outputs, run: WrittenRun, graph: Graph, encodings: Mapp
             return SessionCheck(run.session, error=f"output {name!r} {shape}")
         encoding = encodings.get(Tensor(graph.outputs.get(name, name)))
         same = (values == expected) | ((values != values) & (expected != expected))
-        rounded = same if encoding is not None else same | _is_rounding(expected, values)
+        rounded = same if encoding is not None else same | is_rounding(expected, values)
         equal, total = equal + int(np.count_nonzero(rounded)), total + expected.size
         if expected.dtype.kind == "f" and not np.all(same):
             steps = max(steps, _largest(expected, values, encoding))
             worst = min(worst, decibels(expected, values))
     return SessionCheck(run.session, equal / total if total else 1.0, steps, worst, remark=run.remark)
-
-
-def _is_rounding(expected: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where two float outputs differ by no more than sums in another order do."""
-    if expected.dtype.kind != "f":
-        return np.zeros(expected.shape, bool)
-    with np.errstate(invalid="ignore"):  # infinity less infinity
-        differences = np.abs(expected.astype(np.float64) - values.astype(np.float64))
-    largest = np.abs(expected[np.isfinite(expected)], dtype=np.float64).max(initial=0.0)
-    return np.asarray(differences <= _ROUNDING * largest)
 
 
 def _largest(expected: NDArray[np.float32], values: NDArray[np.float32], encoding: Encoding | None) -> float:
