@@ -1,4 +1,4 @@
-"""Pooling that rounds the number of windows up: PyTorch has none that begins in the padding behind, nor has the file."""
+"""Pooling that rounds the number of windows up: a file has none that begins in the padding behind, as in PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations that choose between values: where two are equal but for the last bits of floats, a file may choose the other.
+"""Operations that choose between values: where two are equal but for the last bits, a file may choose the other.
 
 What follows from the other choice is as far from the simulator as two inputs of the network are from each other.
 """
