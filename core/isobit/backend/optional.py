@@ -175,6 +175,16 @@ class SaysGivenTypes(Protocol):
 
 
 @runtime_checkable
+class SaysPrecision(Protocol):
+    """What a BackendModel adds whose simulator may compute in other floats than the float32 of written files."""
+
+    @property
+    def precision(self) -> str:
+        """The type, ``"float16"`` for example."""
+        ...
+
+
+@runtime_checkable
 class TrainsGrids(Protocol):
     """What a BackendModel adds whose native model can train, its grids included."""
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import OnnxName
-from isobit.backend.optional import ShowsRounding
+from isobit.backend.optional import SaysPrecision, ShowsRounding
 from isobit.data import Batch
 from isobit.data.samples import SampleAxes, cut_batches
 from isobit.encodings.encoding import Encodings
@@ -54,6 +54,9 @@ def first_apart(model: CheckedModel, file: Path, batch: Batch, backend: ShowsRou
     the batch are run, where the model has an open one, and so often at most that 256 MB of the simulator's tensors are
     looked at: where that does not find it, it says so.
     """
+    inner = model.inner
+    if isinstance(inner, SaysPrecision) and inner.precision != "float32":
+        return f"the simulator computes in {inner.precision}, as the model does, and the file in float32"
     try:
         onnx = model.to_onnx()[1]
     except IsobitError:  # a model that has names of its own alone
