@@ -119,7 +119,7 @@ def _chooses_between_ties(
     if places[0].ndim != source.ndim:
         return False
     picked = [np.take_along_axis(source, place, axis) for place in places]
-    return bool(np.all(_is_tie(*picked, [source])))
+    return bool(np.all(_is_tie(picked[0], picked[1], [source])))
 
 
 def _is_tie(left: NDArray[Any], right: NDArray[Any], among: Collection[NDArray[Any]]) -> NDArray[np.bool_]:
