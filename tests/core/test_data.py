@@ -219,7 +219,7 @@ IDS, MASK = np.zeros((2, 4), np.int64), np.ones((2, 4), np.float32)
         ([{}], ONE, "it holds: nothing"),
         ({"ids": IDS, "mask": MASK[:1]}, TWO, "different numbers of samples: {'ids': 2, 'mask': 1}"),
         ([(IDS, MASK[:1])], TWO, "the inputs in batch 0 hold different numbers of samples"),
-        ([(IDS, MASK), (IDS,)], TWO, "batch 1 holds 1 array(s), and the model has 2 inputs: ids, mask"),
+        ([(IDS, MASK), (IDS,)], TWO, "batch 1 holds 1 array(s), and the model has 2 inputs: ids, mask; a list"),
         ([3], ONE, "batch 0 is a int"),
         (["a.png"], ONE, "batch 0 is a str"),
         ([ROWS, ROWS.astype(int)], ONE, "input 'x' in batch 1 is int64, and the model takes float32: convert it"),

@@ -138,6 +138,27 @@ def classifier(opset: int) -> onnx.ModelProto:
     return proto
 
 
+def test_what_only_a_map_reads_is_kept():
+    """As scikit-learn's converter writes it, in opset 9: onnx drops what nobody reads as it raises that."""
+    nodes, weights = head("x", 4)
+    nodes += [
+        node("ArgMax", "y", "label", axis=1, keepdims=0),
+        node("Normalizer", "y", "probabilities", ML, norm="L1"),
+        node("ZipMap", "probabilities", "map", ML, classlabels_int64s=[0, 1, 2]),
+    ]
+    numbers = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    maps = helper.make_sequence_type_proto(helper.make_map_type_proto(TensorProto.INT64, numbers))
+    outputs = [value("label", ["n"], TensorProto.INT64), helper.make_value_info("map", maps)]
+    proto = model(nodes, [value("x", ["n", 4])], outputs, weights, 9)
+    for entry in proto.opset_import:
+        entry.version = 1 if entry.domain == ML else entry.version
+    data = RNG.standard_normal((8, 4)).astype(np.float32)
+    sim = isobit.quantize(proto, [data], method="minmax", progress=False)
+    expected, found = runtime(proto, {"x": data}), sim.run_float(data)
+    for one, other in zip(found["map"], expected["map"], strict=True):
+        np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-4)
+
+
 @pytest.mark.parametrize("opset", [13, 21])
 def test_maps_of_a_classifier_are_handed_on(opset, tmp_path):
     proto = classifier(opset)

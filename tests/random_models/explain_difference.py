@@ -28,7 +28,7 @@ _QUANTIZERS = (
     "ArgMin",
     "TopK",
 )
-_MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "MaxPool", "Identity")
+_MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "MaxPool", "Identity", "Clip")
 
 
 def unexplained(simulator: onnx.ModelProto, written: onnx.ModelProto, feeds: dict[str, Array]) -> str:
@@ -65,7 +65,10 @@ def unexplained(simulator: onnx.ModelProto, written: onnx.ModelProto, feeds: dic
 
 
 def _rounded_ahead(written: onnx.ModelProto, shared: set[str]) -> set[str]:
-    """Values on a grid already that the simulator rounds to it further on: what moves hand on to a quantizer alone."""
+    """Values on a grid already that the simulator rounds to it further on: what moves hand on to a quantizer alone.
+
+    Formats of fewer bits than onnxruntime has are clipped in front of their quantizers.
+    """
     readers: dict[str, list[str]] = {}
     for node in written.graph.node:
         for name in node.input:
@@ -77,7 +80,7 @@ def _rounded_ahead(written: onnx.ModelProto, shared: set[str]) -> set[str]:
         is_moved = node.op_type in _MOVES and node.input[0] in on_grid
         if is_moved or (node.op_type == "DequantizeLinear" and name not in shared):
             on_grid.add(name)
-        if is_moved and name not in returned and set(readers.get(name, ())) == {"QuantizeLinear"}:
+        if is_moved and name not in returned and set(readers.get(name, ("",))) <= {"QuantizeLinear", "Clip"}:
             found.add(name)
     return found
 

@@ -107,3 +107,12 @@ def test_two_inputs(kind: str) -> None:
 def test_data_without_an_end_says_so(data: Callable[[], Any]) -> None:
     with pytest.raises(DataError, match="no end.*take"):
         isobit.quantize(one_input(), data(), progress=False)
+
+
+def test_ragged_rows_say_how_they_are_padded():
+    x = keras.Input((None,), dtype="int32")
+    model = keras.Model(x, L.Dense(3)(L.GlobalAveragePooling1D()(L.Embedding(9, 4)(x))))
+    rows = tf.ragged.constant([[1, 2, 3], [4, 5]])
+    with pytest.raises(DataError, match=r"pad them to one length, as RaggedTensor\.to_tensor\(\) does"):
+        isobit.quantize(model, rows, progress=False)
+    assert isobit.quantize(model, rows.to_tensor(), method="minmax", progress=False).report.coverage

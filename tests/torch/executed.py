@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import torch
 from agreement import Arrays, Comparison, QdqFile
@@ -38,7 +39,8 @@ class Executed:
         tapped = self._file.tapped(batch)
         values = equal = largest = 0
         for tap in self._file.taps:
-            integers = _integers(self._quantizer(tap.site), tapped[tap.source])
+            quantizer = self._quantizer(tap.site)
+            integers = _integers(quantizer, tapped[tap.source])
             difference = np.abs(integers - tapped[tap.integers].astype(np.int64))
             values, equal = values + difference.size, equal + int((difference == 0).sum())
             largest = max(largest, int(difference.max(initial=0)))
@@ -69,10 +71,17 @@ class Executed:
         return to_canonical(result.numpy(), native.layout)
 
 
+#: Small floats, of which onnxruntime returns the bytes: neighbours are one apart.
+_FLOATS = {"float8e4m3": ml_dtypes.float8_e4m3fn, "float8e5m2": ml_dtypes.float8_e5m2}
+
+
 def _integers(quantizer: Quantizer, x: NDArray[np.float32]) -> NDArray[np.int64]:
     """The simulator's quantizer gives ``(q - zero_point) * scale``: the integers are exact in float64."""
     encoding: Encoding = quantizer.encoding
     with torch.no_grad():
         result = quantizer(torch.from_numpy(np.array(x))).numpy().astype(np.float64)
     scale, zero_point = encoding.broadcast(x.shape)
-    return (np.rint(result / scale.astype(np.float64)) + zero_point).astype(np.int64)
+    levels = result / scale.astype(np.float64)
+    if not encoding.spec.is_integer:
+        return levels.astype(_FLOATS[encoding.spec.type_name]).view(np.uint8).astype(np.int64)
+    return (np.rint(levels) + zero_point).astype(np.int64)

@@ -96,3 +96,47 @@ def test_the_same_file_says_nothing_where_all_is_equal(tmp_path: Path) -> None:
     result = sim.export(tmp_path)
     assert result.checks[0].equal == 1
     assert first(sim, result["model"]) == ""
+
+
+class Choosing(nn.Module):
+    """Features of the rows or classes with the best scores, where several scores are equal."""
+
+    def __init__(self, choose: str) -> None:
+        super().__init__()
+        self.score, self.behind, self.choose = nn.Linear(8, 4), nn.Linear(8, 16), choose
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.score(x).sum(-1)
+        if self.choose == "topk":
+            picked = scores.topk(5, dim=1).indices
+        else:
+            picked = (-scores).sort(dim=1, descending=True).indices[:, :5]
+        return self.behind(x.gather(1, picked[..., None].expand(-1, -1, 8))).relu()
+
+
+@pytest.mark.parametrize("choose", ["topk", "sort"])
+def test_a_choice_between_equal_values_is_named(tmp_path: Path, choose: str) -> None:
+    """torch.topk and onnxruntime's TopK pick others of equal scores; what follows is another row of the input."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 200, 8)
+    sim = isobit.quantize(Choosing(choose), x, recipe="basic", method="minmax", progress=False)
+    result = sim.export(tmp_path)
+    check = result.checks[0]
+    assert check.equal < 0.99
+    assert "results of TopK" in check.remark
+    assert "equal but for the last bits of floats" in check.remark
+    assert check.remark in result["summary"].read_text("utf-8")
+
+
+def test_another_choice_between_unequal_values_is_not_called_a_tie(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Choosing("topk")
+    nn.init.normal_(module.score.weight)
+    sim = isobit.quantize(module, torch.randn(4, 200, 8), recipe="basic", method="minmax", progress=False)
+    model = onnx.load(sim.export(tmp_path)["model"])
+    chooser = next(node for node in model.graph.node if node.op_type == "TopK")
+    next(attribute for attribute in chooser.attribute if attribute.name == "largest").i = 0
+    onnx.save(model, tmp_path / "other.onnx")
+    assert "chooses" not in first(sim, tmp_path / "other.onnx")

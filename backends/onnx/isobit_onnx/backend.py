@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,6 +100,14 @@ class OnnxBackend:
         from isobit_onnx.export.run_rounded import run_rounded
 
         return run_rounded(path, batch, rounds)
+
+    def computed(self, path: Path, batch: Batch, names: Collection[str]) -> Mapping[str, NDArray[Any]]:
+        """Tensors of a written QDQ model before their quantizers; nothing without onnxruntime."""
+        if find_spec("onnxruntime") is None:
+            return {}
+        from isobit_onnx.export.run_rounded import run_computed
+
+        return run_computed(path, batch, names)
 
     def deploy(self, path: Path, threads: int) -> DeployedFile | None:
         """A file in onnxruntime on the CPU; None without onnxruntime. Raises ModelError."""

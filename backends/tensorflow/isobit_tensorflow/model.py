@@ -282,6 +282,11 @@ class KerasModel:
             outputs = self._runs[switches](self.feeds(batch))
         return {name: as_array(value) for name, value in outputs.items()}
 
+    @property
+    def precision(self) -> str:
+        """What the policy of the model computes in."""
+        return str(self._native.compute_dtype)
+
     def run_given(self, batch: Batch, tensors: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         """Outputs, or these tensors, of the model as it was given. Raises ModelError."""
         if self._given is None or self._native.is_reloaded:

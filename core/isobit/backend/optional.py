@@ -93,6 +93,10 @@ class ShowsRounding(Protocol):
         """
         ...
 
+    def computed(self, path: Path, batch: Batch, names: Collection[str]) -> Mapping[str, NDArray[Any]]:
+        """Those of these tensors that the file computes, as they are in float mode before they are rounded."""
+        ...
+
 
 class Deployed(Protocol):
     """A model file in a runtime, as a user runs it on this machine."""
@@ -170,6 +174,16 @@ class SaysGivenTypes(Protocol):
     @property
     def given_types(self) -> Collection[str]:
         """The names of those types, of which ``"float16"`` and ``"bfloat16"`` round much more."""
+        ...
+
+
+@runtime_checkable
+class SaysPrecision(Protocol):
+    """What a BackendModel adds whose simulator may compute in other floats than the float32 of written files."""
+
+    @property
+    def precision(self) -> str:
+        """The type, ``"float16"`` for example."""
         ...
 
 

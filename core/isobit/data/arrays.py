@@ -40,7 +40,11 @@ def to_numpy(value: Any) -> NDArray[Any]:
     except ValueError as error:  # rows of different lengths
         raise DataError(f"cannot make an array of a {type(value).__name__}: {error}") from error
     if array.dtype == object and not all(isinstance(item, str | bytes) for item in array.flat):
-        raise DataError(f"cannot make an array of a {type(value).__name__}: its parts have different shapes or types")
+        kind = type(value).__name__
+        way = "as RaggedTensor.to_tensor() does" if kind == "RaggedTensor" else "or pass them as batches of one"
+        raise DataError(
+            f"cannot make an array of a {kind}: its parts have different shapes or types; pad them to one length, {way}"
+        )
     return array
 
 

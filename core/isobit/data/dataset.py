@@ -261,7 +261,10 @@ class Dataset:
         missing = [name for name in names if name not in assigned]
         if missing and not is_named and not left:
             known = ", ".join(names)
-            raise DataError(f"{where} holds {len(assigned)} array(s), and the model has {len(names)} inputs: {known}")
+            raise DataError(
+                f"{where} holds {len(assigned)} array(s), and the model has {len(names)} inputs: {known}; a list "
+                f"or tuple holds batches, so arrays of all samples go by name: {{{names[0]!r}: ..., {names[1]!r}: ...}}"
+            )
         if missing:
             given = [*assigned, *left]
             raise DataError(

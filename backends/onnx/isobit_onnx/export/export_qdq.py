@@ -22,6 +22,7 @@ from isobit_onnx.qdq.check_quantized import check_complete
 from isobit_onnx.qdq.float_weights import keep_float_weights
 from isobit_onnx.qdq.writer import insert_quantizers
 from isobit_onnx.read.opset import raise_opset
+from isobit_onnx.read.pooling import crop_unread
 from isobit_onnx.read.read_model import infer_shapes
 from isobit_onnx.translate.sites import NativeSite, from_name_map
 
@@ -78,6 +79,7 @@ def _plan_by_names(model: BackendModel, encodings: Encodings) -> QdqPlan:
     proto, names = model.to_onnx()
     float_model = ir.from_proto(proto)
     raise_opset(float_model, "the exported model")
+    crop_unread(float_model)
     read = _readers_of_views(model.graph, names)
     sites = {site: from_name_map(names, site) for site in encodings}
     sites |= {site: replace(sites[site], readers=readers) for site, readers in read.items() if site in sites}
@@ -104,4 +106,6 @@ def _readers_of_views(graph: Graph, names: NameMap) -> dict[Site, tuple[tuple[st
 def write_float(model: BackendModel, path: Path) -> None:
     """Write the float model, with the names that `to_onnx` says."""
     proto, _ = model.to_onnx()
-    save_model(ir.from_proto(proto), path)
+    float_model = ir.from_proto(proto)
+    crop_unread(float_model)
+    save_model(float_model, path)

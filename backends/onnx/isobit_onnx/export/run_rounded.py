@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +27,35 @@ def run_rounded(
         return
     model = onnx.load(path)
     own = [output.name for output in model.graph.output]
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    for key, value in FLOAT_MODE.items():
-        options.add_session_config_entry(key, value)
     for names in rounds:
         rounded = _behind(model.graph, set(names))
         wanted = list(dict.fromkeys(name for pair in rounded.items() for name in pair))
         del model.graph.output[len(own) :]
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in own)
-        values = _values(model, options, batch, wanted) if wanted else {}
+        values = _values(model, batch, wanted)
         if values is None:
             return
         yield {name: (values[name], values[after]) for name, after in rounded.items()}
 
 
-def _values(
-    model: onnx.ModelProto, options: onnxruntime.SessionOptions, batch: Batch, wanted: list[str]
-) -> dict[str, NDArray[Any]] | None:
+def run_computed(path: Path, batch: Batch, names: Collection[str]) -> dict[str, NDArray[Any]]:
+    """Those of these tensors that nodes of the file give, before a quantizer; nothing where `run_rounded` ends."""
+    if size_of(path) >= PROTOBUF_LIMIT:
+        return {}
+    model = onnx.load(path)
+    made = {name for node in model.graph.node for name in node.output}
+    return _values(model, batch, [name for name in dict.fromkeys(names) if name in made]) or {}
+
+
+def _values(model: onnx.ModelProto, batch: Batch, wanted: list[str]) -> dict[str, NDArray[Any]] | None:
+    """These tensors, which become outputs of the model; None where it does not run so."""
+    if not wanted:
+        return {}
+    own = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in own)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    for key, value in FLOAT_MODE.items():
+        options.add_session_config_entry(key, value)
     try:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0

@@ -27,18 +27,30 @@ def count_windows(
         for node in list(graph):
             if node.op_type in _POOLS and not node.domain and attribute(node, "ceil_mode", 0):
                 tail = _unread_tail(node)
-                if tail is not None and any(tail):
+                if any(tail):
                     _forget_shapes(model, node, declared)
                     _crop(graph, node, tail)
                     infer_shapes(model)
 
 
-def _unread_tail(node: ir.Node) -> list[int] | None:
-    """By spatial axis, what no window reads where one too many is inferred; None where that is not known."""
+def crop_unread(model: ir.Model) -> None:
+    """Rewrite such pooling, in place, where the shapes of the model are the runtimes' own: those of another exporter.
+
+    onnxruntime infers the shapes of a file anew, and refuses two readers of which only one follows the other count.
+    """
+    for node in list(model.graph):
+        if node.op_type in _POOLS and not node.domain and attribute(node, "ceil_mode", 0):
+            tail = _unread_tail(node, is_inferred=False)
+            if any(tail):
+                _crop(model.graph, node, tail)
+
+
+def _unread_tail(node: ir.Node, *, is_inferred: bool = True) -> list[int]:
+    """By spatial axis, what no window reads where one too many is or would be inferred; empty where it is not known."""
     shape = shape_of(node.inputs[0])
     kernel = list(node.attributes.get_ints("kernel_shape", []))
     if shape is None or len(shape) != len(kernel) + 2 or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
-        return None
+        return []
     spatial, ones = len(kernel), [1] * len(kernel)
     strides, dilations = (list(node.attributes.get_ints(key, ones)) for key in ("strides", "dilations"))
     pads = list(node.attributes.get_ints("pads", [0] * (2 * spatial)))
@@ -50,8 +62,9 @@ def _unread_tail(node: ir.Node) -> list[int] | None:
             continue
         extent = (kernel[axis] - 1) * dilations[axis] + 1
         steps, remainder = divmod(size + pads[axis] + pads[axis + spatial] - extent, strides[axis])
-        is_one_too_many = (steps + 1) * strides[axis] >= size + pads[axis] and inferred[axis + 2] != steps + 1
-        tail.append(remainder if is_one_too_many else 0)
+        is_last_unread = (steps + 1) * strides[axis] >= size + pads[axis]
+        is_counted = is_inferred and inferred[axis + 2] == steps + 1  # as opsets from 22 on do
+        tail.append(remainder if is_last_unread and not is_counted else 0)
     return tail
 
 

@@ -7,7 +7,7 @@ from isobit.graph.ops import VALUE_PRESERVING
 
 #: What these compute lies in an interval of length 1 or 2 and is exact to so much of that, not of itself: one kernel
 #: has 0 for a logistic function of 1e-8, and another 6e-8.
-_BOUNDED, ROUNDING = frozenset({"Sigmoid", "Softmax", "Tanh", "HardSigmoid", "Erf"}), 1e-6
+_BOUNDED, BOUNDED_ROUNDING = frozenset({"Sigmoid", "Softmax", "Tanh", "HardSigmoid", "Erf"}), 1e-6
 
 
 def rounding_of(graph: Graph, tensor: str | None) -> float:
@@ -16,7 +16,7 @@ def rounding_of(graph: Graph, tensor: str | None) -> float:
     if producer is None:
         return 0.0
     if producer.op in _BOUNDED:
-        return ROUNDING
+        return BOUNDED_ROUNDING
     if producer.op not in VALUE_PRESERVING | {"Mul"}:
         return 0.0
     read = producer.inputs if producer.op in ("Mul", "Concat") else producer.inputs[:1]

@@ -15,7 +15,7 @@ from isobit.errors import IsobitError, ModelError
 from isobit.graph.graph import Graph
 from isobit.graph.ops import BODIES, RANDOM
 from isobit.graph.sites import Tensor
-from isobit.quantsim.checks.bounded_outputs import ROUNDING, rounding_of
+from isobit.quantsim.checks.bounded_outputs import BOUNDED_ROUNDING, rounding_of
 from isobit.quantsim.checks.quality import Outputs, decibels
 from isobit.quantsim.checks.whole_tensor import WholeTensor
 from isobit.statistics.observer import Request
@@ -95,7 +95,7 @@ def _difference(given: NDArray[Any], opened: NDArray[Any], least: float, roundin
         return "holds NaN or infinity at other places"
     finite = np.isfinite(given)
     differences = np.abs(given[finite] - opened[finite])
-    if np.all(differences <= (rounding if np.any(given[finite]) else ROUNDING)):
+    if np.all(differences <= (rounding if np.any(given[finite]) else BOUNDED_ROUNDING)):
         return ""
     ratio = decibels(given, opened)
     return f"is {ratio:.1f} dB from it" if ratio < least else ""

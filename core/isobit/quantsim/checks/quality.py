@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 Outputs = Mapping[str, NDArray[Any]]
 
+#: Part of the largest magnitude of a tensor in float by which sums in another order may differ.
+ROUNDING = 2.0**-16
+
 _WORDS = ((40.0, "excellent"), (30.0, "good"), (20.0, "fair"))
 
 #: What to try where the result is poor.
@@ -110,3 +113,15 @@ def judgement(ratio: float) -> str:
 def judged(ratio: float) -> str:
     """``34.2 dB, good``; ``equal`` where nothing differs."""
     return "equal" if ratio == math.inf else f"{ratio:.1f} dB, {judgement(ratio)}"
+
+
+def is_rounding(
+    expected: NDArray[Any], values: NDArray[Any], *, relative: float = ROUNDING, absolute: float = 0.0
+) -> NDArray[np.bool_]:
+    """Where two float outputs differ by no more than sums in another order do, in parts of the largest magnitude."""
+    if expected.dtype.kind != "f":
+        return np.zeros(expected.shape, bool)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        differences = np.abs(expected.astype(np.float64) - values.astype(np.float64))
+    largest = np.abs(expected[np.isfinite(expected)], dtype=np.float64).max(initial=0.0)
+    return np.asarray(differences <= max(absolute, relative * largest))

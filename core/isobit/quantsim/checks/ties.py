@@ -9,6 +9,8 @@ of those behind it nothing is said.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import OnnxName
-from isobit.backend.optional import ShowsRounding
+from isobit.backend.optional import SaysPrecision, ShowsRounding
 from isobit.data import Batch
 from isobit.data.samples import SampleAxes, cut_batches
 from isobit.encodings.encoding import Encodings
@@ -26,7 +28,7 @@ from isobit.errors import IsobitError
 from isobit.graph.graph import Graph
 from isobit.graph.layout import to_canonical
 from isobit.graph.sites import Input, Site, Tensor
-from isobit.placement.size_tensors import COMPARISONS
+from isobit.quantsim.checks.choices import CHOICES, first_chosen_apart
 from isobit.quantsim.checks.whole_tensor import WholeTensor
 from isobit.statistics.observer import Request
 
@@ -38,7 +40,7 @@ _TOGETHER = 2**25
 #: How often the simulator and the file are run at most, each time for other tensors, and for how many samples.
 _MOST_ROUNDS, _SAMPLES = 8, 2
 #: Operations that make much of little, as a quantizer does, and hand on floats or what they pick.
-_JUMPS = frozenset({"Floor", "Ceil", "Round", "Sign", "Mod", "Cast", "ArgMax", "ArgMin", "TopK", *COMPARISONS})
+_JUMPS = frozenset({"Floor", "Ceil", "Round", "Sign", "Mod", "Cast", *CHOICES})
 #: How far from the middle of two levels sums in another order may leave a value, in steps and in parts of all levels.
 _NEAR, _NEAR_OF_LEVELS = 0.01, 2.0**-18
 
@@ -46,11 +48,15 @@ _NEAR, _NEAR_OF_LEVELS = 0.01, 2.0**-18
 def first_apart(model: CheckedModel, file: Path, batch: Batch, backend: ShowsRounding) -> str:
     """The first tensor whose levels in the written file, run in float mode, are not the simulator's; empty for none.
 
-    It says how many values differ, and whether all of them lie in the middle of two levels. Where quantizers may have
-    differed before that are not looked at (those of single readers or of single channels), or where an operation jumps,
-    it does not call it a fault. Two samples of the batch are run, where the model has an open one, and so often at most
-    that 256 MB of the simulator's tensors are looked at: where that does not find it, it says so.
+    It says how many values differ, and whether all of them lie in the middle of two levels, or behind an operation that
+    chooses between equal values. Where quantizers may have differed before that are not looked at (those of single
+    readers or of single channels), or where an operation before it jumps, it does not call it a fault. Two samples of
+    the batch are run, where the model has an open one, and so often at most that 256 MB of the simulator's tensors are
+    looked at: where that does not find it, it says so.
     """
+    inner = model.inner
+    if isinstance(inner, SaysPrecision) and inner.precision != "float32":
+        return f"the simulator computes in {inner.precision}, as the model does, and the file in float32"
     try:
         onnx = model.to_onnx()[1]
     except IsobitError:  # a model that has names of its own alone
@@ -60,23 +66,48 @@ def first_apart(model: CheckedModel, file: Path, batch: Batch, backend: ShowsRou
     sites = [site for site in computed if site in onnx and _is_one_grid(site, encodings)]
     is_hidden = any(_is_hidden(site, model.graph, encodings) for site in encodings)
     is_hidden |= any(site in encodings and site not in onnx for site in computed)
-    is_hidden |= any(node.op in _JUMPS for node in model.graph.nodes)
     few, part = _few(model, batch)
     rounds = _rounds(sites, model.graph, max((values.shape[0] for values in few.values() if values.ndim), default=1))
     shown = backend.rounded(file, few, [[onnx[site].name for site in some] for some in rounds[:_MOST_ROUNDS]])
+    chosen_apart = partial(first_chosen_apart, model, file=file, batch=few, onnx=onnx, backend=backend)
     seen = 0
     for some, written in zip(rounds, shown, strict=False):
-        found, is_shown = _first_of(some, model, written, few, onnx, part, is_hidden=is_hidden)
-        if found:
-            return found
-        is_hidden = is_hidden or not is_shown
+        found, is_shown = _first_of(some, model, written, few, onnx)
+        is_hidden |= not is_shown
+        if found is not None:
+            before = model.graph.before([found.tensor])
+            chosen = "" if found.are_ties else chosen_apart(before)
+            is_hidden |= any(model.graph.node(name).op in _JUMPS for name in before)
+            return f"{chosen}{part}" if chosen else found.said(part, is_hidden=is_hidden)
         seen += len(some)
+    chosen = chosen_apart([node.name for node in model.graph.nodes])
+    if chosen:
+        return f"{chosen}{part}"
     if not seen or (seen == len(sites) and not part):
         return ""
     if seen == len(sites):
         return f"where it begins was not found{part}"
     behind = f"it was not looked for behind the first {seen:,} of {len(sites):,} tensors"
     return f"where it begins was not found{part}: {behind}"
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """A tensor whose levels differ: in how many values, and how many steps apart they were before they were rounded."""
+
+    tensor: str
+    count: int
+    size: int
+    steps: float
+    are_ties: bool
+
+    def said(self, part: str, *, is_hidden: bool) -> str:
+        share = f"{self.count:,} of {self.size:,} values of {self.tensor!r}{part}"
+        if self.are_ties:
+            return f"it begins with {share}, all in the middle of two levels, where another order of sums decides"
+        if is_hidden:
+            return f"it begins no later than with {share}"
+        return f"it begins with {share}, {self.steps:.3g} steps apart before they are rounded: no ties"
 
 
 def _few(model: CheckedModel, batch: Batch) -> tuple[Batch, str]:
@@ -120,39 +151,28 @@ def _is_hidden(site: Site, graph: Graph, encodings: Encodings) -> bool:
 
 
 def _first_of(
-    sites: Sequence[Tensor],
-    model: CheckedModel,
-    written: Written,
-    batch: Batch,
-    onnx: Mapping[Site, OnnxName],
-    part: str,
-    *,
-    is_hidden: bool,
-) -> tuple[str, bool]:
-    """What is to be said of these tensors, empty where they are equal, and whether the file shows them all."""
-    encodings = model.encodings()
+    sites: Sequence[Tensor], model: CheckedModel, written: Written, batch: Batch, onnx: Mapping[Site, OnnxName]
+) -> tuple[_Apart | None, bool]:
+    """The first of these tensors that differs, and whether the file shows all those up to it."""
+    encodings, is_shown = model.encodings(), True
     kept = {site: WholeTensor() for site in sites}
     model.observe([batch], [Request(site, whole, "after") for site, whole in kept.items()])
     for site, whole in kept.items():
         found = written.get(onnx[site].name)
         if found is None or whole.values is None:
-            is_hidden = True
+            is_shown = False
             continue
         before, after = (to_canonical(values, onnx[site].layout) for values in found)
         if before.shape != whole.values.shape:
-            is_hidden = True
+            is_shown = False
             continue
         scale, bits = float(encodings[site].scale.ravel()[0]), encodings[site].spec.bits
         apart = ~(np.abs(whole.values - after) <= scale / 2)  # NaN too
         count = int(np.count_nonzero(apart))
         if not count:
             continue
-        share = f"{count:,} of {apart.size:,} values of {site.name!r}{part}"
         # Half a step where a value is a tie.
         from_level = np.abs(before[apart].astype(np.float64) - whole.values[apart]) / scale
-        if not np.all(np.abs(from_level - 0.5) <= max(_NEAR, 2.0**bits * _NEAR_OF_LEVELS)):
-            if is_hidden:
-                return f"it begins no later than with {share}", True
-            return f"it begins with {share}, {from_level.max():.3g} steps apart before they are rounded: no ties", True
-        return f"it begins with {share}, all in the middle of two levels, where another order of sums decides", True
-    return "", not is_hidden
+        are_ties = bool(np.all(np.abs(from_level - 0.5) <= max(_NEAR, 2.0**bits * _NEAR_OF_LEVELS)))
+        return _Apart(site.name, count, apart.size, float(from_level.max()), are_ties), is_shown
+    return None, is_shown

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +14,8 @@ from isobit.encodings.encoding import Encoding
 from isobit.graph.graph import Graph
 from isobit.graph.sites import Site, Tensor
 from isobit.quantsim.checks.bounded_outputs import rounding_of
-from isobit.quantsim.checks.quality import Outputs, decibels
+from isobit.quantsim.checks.quality import Outputs, decibels, is_rounding
 
-#: Part of the largest magnitude of an output in float by which sums in another order may differ.
-_ROUNDING = 2.0**-16
 _LEVELS = 255  # what stands for the steps of an output without a grid: its range, zero included, in so many parts
 
 
@@ -73,25 +70,13 @@ def _compared(simulated: Outputs, run: WrittenRun, graph: Graph, encodings: Mapp
         encoding = encodings.get(Tensor(tensor))
         same = (values == expected) | ((values != values) & (expected != expected))
         bounded = rounding_of(graph, tensor) if encoding is None else 0.0
-        near = same | _is_near(expected, values, absolute=bounded)
-        rounded = same if encoding is not None else near | _is_near(expected, values, relative=_ROUNDING)
+        near = same | is_rounding(expected, values, relative=0.0, absolute=bounded)
+        rounded = same if encoding is not None else near | is_rounding(expected, values)
         equal, total = equal + int(np.count_nonzero(rounded)), total + expected.size
         if expected.dtype.kind == "f" and not np.all(same):
             steps = max(steps, _largest(expected, values, encoding, is_bounded=bounded > 0))
             worst = worst if np.all(near) else min(worst, decibels(expected, values))
     return SessionCheck(run.session, equal / total if total else 1.0, steps, worst, remark=run.remark)
-
-
-def _is_near(
-    expected: NDArray[Any], values: NDArray[Any], absolute: float = 0.0, relative: float = 0.0
-) -> NDArray[np.bool_]:
-    """Where two float outputs differ by no more than this, or than this part of the largest magnitude."""
-    if expected.dtype.kind != "f":
-        return np.zeros(expected.shape, bool)
-    with np.errstate(invalid="ignore"):  # infinity less infinity
-        differences = np.abs(expected.astype(np.float64) - values.astype(np.float64))
-    largest = np.abs(expected[np.isfinite(expected)], dtype=np.float64).max(initial=0.0)
-    return np.asarray(differences <= max(absolute, relative * largest))
 
 
 def _largest(

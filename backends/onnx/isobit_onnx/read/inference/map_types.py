@@ -59,11 +59,14 @@ def put_back(model: ir.Model, proto: onnx.ModelProto) -> onnx.ModelProto:
 def without_maps(model: ir.Model) -> Iterator[None]:
     """Leave nodes that make maps out of a model, in place, and put them back: onnx would give them their types again.
 
-    Nothing but outputs of the model reads a map. Meanwhile its graph may be made anew, with the same names.
+    Nothing but outputs of the model reads a map. Meanwhile its graph may be made anew, with the same names; what the
+    nodes read are its outputs, since onnx drops what nobody reads.
     """
     outputs = list(model.graph.outputs)
     maps = [n for n in model.graph if n.op_type == "ZipMap" and not any(value.uses() for value in n.outputs)]
-    model.graph.outputs[:] = [value for value in outputs if value.producer() not in maps]
+    kept = [value for value in outputs if value.producer() not in maps]
+    read = [value for node in maps for value in node.inputs if value is not None and value not in kept]
+    model.graph.outputs[:] = [*kept, *dict.fromkeys(read)]
     model.graph.remove(maps)
     try:
         yield
