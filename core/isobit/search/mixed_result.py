@@ -10,6 +10,7 @@ from typing import Any
 
 from isobit.files import json_text, plain
 from isobit.html_report import Column, Curve, Section, cards, curve, notes, table, write_page
+from isobit.quantsim.judging.figures import Figures, figures_text
 from isobit.quantsim.quantsim import QuantSim
 
 #: Characters of a name in a line.
@@ -21,7 +22,7 @@ class Point:
     """One choice of formats: `formats` by group. `cost` is in the unit of the curve.
 
     `predicted` are decibels at the output; `sqnr` and `score` what was measured, None where nothing was; `drop` is how
-    much lower than the float model's the score is, give or take `margin`.
+    much lower than the float model's the score is, give or take `margin`. `figures` is what `evaluate` returned.
     """
 
     formats: Mapping[str, str]
@@ -31,6 +32,7 @@ class Point:
     score: float | None = None
     drop: float | None = None
     margin: float = 0.0
+    figures: Figures | None = None
 
     @property
     def is_measured(self) -> bool:
@@ -155,7 +157,8 @@ def _words(point: Point) -> str:
     """What is said of a point where it is pointed at."""
     counts = ", ".join(f"{count} {name}" for name, count in Counter(point.formats.values()).items())
     drop = "" if point.drop is None else f", drop {point.drop:.4g}"
-    return f"{counts}; {point.predicted:.1f} dB predicted{drop}"
+    several = "" if point.figures is None else figures_text(point.figures)
+    return f"{counts}; {point.predicted:.1f} dB predicted{drop}{f' ({several})' if several else ''}"
 
 
 def _lines(found: MixedPrecision) -> Iterator[str]:

@@ -93,7 +93,7 @@ def _function(path: Path) -> Evaluate:
     if evaluate is None:
         raise EvaluateError(
             f"{path} has no function evaluate: write `def evaluate(model)`, where model(batch) gives the outputs by "
-            "name, and return a number, the higher the better"
+            "name, and return a number, the higher the better, or a dict of such numbers"
         )
     check_evaluate(evaluate, picklable=False)
     return OfFile(evaluate, path)
