@@ -23,7 +23,7 @@ const phone = () => window.innerWidth < 760;
 // Round numbers from low to high, about so many steps.
 function ticks(low, high, most) {
   if (!(high > low)) return [low];
-  const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough)), step = [1, 2, 5, 10].map(factor => factor * power).find(each => each >= rough * (1 - 1e-9)), marks = [];
+  const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough)), step = [1, 2, 5, 10].map(factor => factor * power).find(each => each >= .7 * rough), marks = [];
   for (let k = Math.ceil(low / step - 1e-9); k <= high / step + 1e-9; k++) marks.push(+(k * step).toPrecision(12));
   return marks;
 }
@@ -68,7 +68,7 @@ function table(columns, rows, { filter = "", order = null, choose = null } = {})
     cell.append(button); head.append(cell);
   });
   if (input) { input.addEventListener("input", fill); place.append(input); }
-  const whole = make("table"), top = make("thead"), scroll = make("div", undefined, { class: "scroll" });
+  const whole = make("table", undefined, columns.length > 7 ? { class: "wide" } : {}), top = make("thead"), scroll = make("div", undefined, { class: "scroll" });
   top.append(head); whole.append(top, body); scroll.append(whole); place.append(scroll);
   fill();
   redrawn.push(fill);
@@ -154,10 +154,10 @@ const sections = {
   // Quantizers: a table, and below it the values of the one that is chosen there.
   sites(content, place) {
     const measured = [["without", "dB without"], ["alone", "dB alone"]].filter(([key]) => content.sites.some(site => site[key] !== null));
-    const columns = [["name", "name"], ["of", ""], ["kind", ""], ["format", ""], ["share", "number"], ["cause", ""], ["dB at it", "number"], ["came in", "number"], ...measured.map(([, title]) => [title, "number"]), ["outside", "number"], ["dead", "number"]];
-    const rows = content.sites.map(site => [site.name, site.op, site.kind, brief(site.format), [percent(site.share), site.share], cause(site), [decibels(site.sqnr), site.sqnr], [percent(site.inherited), site.inherited],
+    const columns = [["name", "name"], ["share", "number"], ["cause", ""], ["of", ""], ["kind", ""], ["format", ""], ["dB at it", "number"], ["came in", "number"], ...measured.map(([, title]) => [title, "number"]), ["outside", "number"], ["dead", "number"]];
+    const rows = content.sites.map(site => [site.name, [percent(site.share), site.share], cause(site), site.op, site.kind, brief(site.format), [decibels(site.sqnr), site.sqnr], [percent(site.inherited), site.inherited],
       ...measured.map(([key]) => [site[key] === null ? "" : site[key].toFixed(1), site[key]]), [percent(site.outside), site.outside], [String(site.dead), site.dead]]);
-    chooses(columns, rows, { filter: "Filter by name, op, format, cause", order: { column: 4, down: true } }, content.sites, place);
+    chooses(columns, rows, { filter: "Filter by name, op, format, cause", order: { column: 1, down: true } }, content.sites, place);
   },
   plot(content, place) { const both = make("div", undefined, { class: "pair" }); place.append(both); values(content, both); },
 };

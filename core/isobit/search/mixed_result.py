@@ -133,7 +133,7 @@ def _sections(found: MixedPrecision) -> list[Section]:
         "Cost against error",
         f"Each point is one choice of formats; the ring is the one that was taken. Cost 1 is {cheapest:.4g} "
         f"{found.unit}.",
-        f"cost, in {found.unit}",
+        "cost, the cheapest being 1",
         "dB at the output",
         [
             Curve("predicted", told, joined=True, chosen=None if at is not None else chosen),
