@@ -34,8 +34,8 @@ from isobit_tensorflow.simulate.observe import Observation, watched
 from isobit_tensorflow.simulate.part import trace_part
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.simulator import Simulator
-from isobit_tensorflow.simulate.teacher import Teacher
 from isobit_tensorflow.simulate.switch_states import SwitchStates
+from isobit_tensorflow.simulate.teacher import Teacher
 from isobit_tensorflow.simulate.traced_pass import Switches, TracedPass, trace
 from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
 

@@ -23,7 +23,7 @@ class SwitchStates:
         self._read: Callable[[], Any] | None = None
 
     def of(self, layers: Sequence[Quantizer]) -> set[bool]:
-        """The states that there are among them. Variables are asked each time, since whoever holds them may set them."""
+        """The states that there are among them, asked each time: whoever holds the variables may set them."""
         if len(self._layers) != len(layers) or any(a is not b for a, b in zip(self._layers, layers, strict=True)):
             self._layers, self._asked, self._read = list(layers), 0, None
         self._asked += 1
