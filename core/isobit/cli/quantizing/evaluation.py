@@ -69,8 +69,8 @@ class Evaluator:
             simulated_classes.append(self._classes(simulated))
             self.result.samples += len(next(iter(batch.values())))
         ratios = {name: _decibel(signal, noise) for name, (signal, noise) in energies.items()}
-        parts = {name: {part: ratios.pop(part) for part in of_output} for name, of_output in self._parts.items()}
-        self.result.sqnr = {**ratios, **worst_parts(parts)}
+        of_parts = {name: {part: ratios.pop(part) for part in names} for name, names in self._parts.items()}
+        self.result.sqnr = {**ratios, **worst_parts(of_parts)}
         self.result.float_accuracy = self._accuracy(self._float_classes)
         self.result.simulated_accuracy = self._accuracy(simulated_classes)
         self.result.simulated_agreement = self._agreement(simulated_classes)
