@@ -136,7 +136,7 @@ def _sections(result: AutoResult) -> list[Section]:
 def _figures_table(result: AutoResult) -> Section:
     """Each figure of `evaluate` in float and as it was chosen."""
     exact, chosen = by_name(result.float_figures or {}), by_name(result.chosen.figures or {})
-    rows = [
+    rows: list[tuple[str | tuple[str, float | None], ...]] = [
         (name, *((f"{number:.6g}", number) for number in (value, chosen[name], value - chosen[name])))
         for name, value in exact.items()
         if name in chosen

@@ -40,4 +40,5 @@ def _reader(variables: Sequence[Any]) -> Callable[[], Any]:
     def read() -> Any:
         return tf.stack([variable.read_value() for variable in variables])
 
-    return tf.function(read, autograph=False).get_concrete_function()
+    traced: Callable[[], Any] = tf.function(read, autograph=False).get_concrete_function()
+    return traced
