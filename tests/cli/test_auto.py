@@ -108,6 +108,12 @@ def test_quantize_has_the_score(isobit: Callable[..., Any], digits: Path, data: 
     shown = isobit("quantize", digits / "model.onnx", *common, "--evaluate", score, "--json")
     assert shown.exit_code == 0, shown.output
     assert json.loads(shown.stdout)["scores"]["simulated"] > 0.9
+    score.write_text("def evaluate(model):\n    return {'first': float(len(model.outputs)), 'second': 0.5}")
+    shown = isobit("quantize", digits / "model.onnx", *common, "--evaluate", score, "--json")
+    figures = {"first": 1.0, "second": 0.5}
+    assert json.loads(shown.stdout)["scores"] == {"float": figures, "simulated": figures}
+    shown = isobit("quantize", digits / "model.onnx", *common, "--evaluate", score)
+    assert "second, simulated" in shown.stdout
     score.write_text("def evaluate(): ...")
     assert "takes no model" in isobit("quantize", digits / "model.onnx", *common, "--evaluate", score).stderr
 

@@ -9,6 +9,7 @@ from isobit.cli.quantizing.evaluation import Evaluator
 from isobit.cli.quantizing.latency import Latency
 from isobit.cli.quantizing.outcome import Outcome, print_outcome
 from isobit.data import Dataset
+from isobit.graph import Graph, Node, TensorInfo
 
 SCORES = np.eye(4, dtype=np.float32)
 
@@ -104,3 +105,33 @@ def test_json_has_no_infinity(capsys, make_graph):
     comparison.compare(same, same)
     print_outcome(Outcome("a x b", "default", "minmax", comparison.result), as_json=True)
     assert '"y": null' in capsys.readouterr().out
+
+
+def test_parts_of_an_output_that_is_put_together():
+    """Scores that are lost beside large boxes, over two batches: against all of it at once."""
+    parts = [Node(name, "Relu", (f"{name}_in",), (name,)) for name in ("boxes", "scores")]
+    graph = Graph(
+        (*parts, Node("join", "Concat", ("boxes", "scores"), ("y",), {"axis": 1})),
+        ("boxes_in", "scores_in"),
+        {"y": "y"},
+        {f"{name}{end}": TensorInfo(("n", n)) for name, n in (("boxes", 4), ("scores", 6)) for end in ("", "_in")}
+        | {"y": TensorInfo(("n", 10))},
+        {},
+    )
+    rng = np.random.default_rng(0)
+    data = {"boxes_in": 500 * rng.random((5, 4)), "scores_in": rng.random((5, 6))}
+    data = {name: values.astype(np.float32) for name, values in data.items()}
+
+    def exact(batch):
+        return {"y": np.concatenate([batch["boxes_in"], batch["scores_in"]], axis=1)}
+
+    def lost(batch):
+        return {"y": np.concatenate([batch["boxes_in"] + 1, 0 * batch["scores_in"]], axis=1)}
+
+    comparison = Evaluator(Dataset(data, graph, batch_size=3), None, "y")
+    comparison.compare(exact, lost)
+    boxes = 10 * math.log10(np.square(data["boxes_in"].astype(float)).sum() / 20)
+    assert list(comparison.result.sqnr) == ["y", "y[scores]", "y[boxes]"]
+    assert comparison.result.sqnr["y[scores]"] == pytest.approx(0)
+    assert comparison.result.sqnr["y[boxes]"] == pytest.approx(boxes, abs=1e-3)
+    assert comparison.result.sqnr["y"] > 40

@@ -161,7 +161,7 @@ def test_few_evaluations_choose_and_greedy_takes_ten_a_layer() -> None:
     greedy = compress(data(), evaluate, keep=0.5, method="weight-svd", select="greedy")
     assert 20 < len(calls) <= 41
     assert greedy.report.kept <= 0.5
-    with pytest.raises(DataError, match="evaluate returned NaN"):
+    with pytest.raises(DataError, match="evaluate returned nan"):
         compress(data(), lambda run: float("nan"), keep=0.5)
 
 

@@ -111,3 +111,20 @@ def test_what_is_behind_the_watched_tensors_is_not_traced(traced) -> None:
     assert seen.batches[0][1] == pytest.approx(np.maximum(X["x"] @ first.T + opened.weight("first/bias"), 0).max())
     (function,) = traced
     assert [operation.type for operation in function.graph.get_operations()].count("MatMul") == 1
+
+
+def test_switches_that_anybody_sets_count_from_the_next_run_on() -> None:
+    """The switches are read together, by a function that knows the quantizers: also once they are others."""
+    opened = model()
+    opened.set_quantizers({Tensor("x"): Encoding.of("int8", 0.5), Weight("last/kernel"): Encoding.of("int4", 0.1)})
+    exact, coarse = expected(opened), [out(opened) for _ in range(8)][-1]
+    assert np.abs(coarse - exact).max() > 0.01
+    for layer in opened.inner.native.quantizer_layers:
+        layer.on.assign(0.0)  # as what loads weights does
+    np.testing.assert_allclose(out(opened), exact, atol=1e-5)
+    opened.set_quantizers({Tensor("x"): None, Weight("last/kernel"): Encoding.of("int8", 0.5)})
+    opened.enable([Weight("last/kernel")], on=True)
+    found = [out(opened) for _ in range(8)]
+    assert np.abs(found[-1] - exact).max() > 0.01
+    opened.enable([Weight("last/kernel")], on=False)
+    np.testing.assert_allclose(out(opened), exact, atol=1e-5)

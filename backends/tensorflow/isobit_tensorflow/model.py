@@ -34,6 +34,7 @@ from isobit_tensorflow.simulate.observe import Observation, watched
 from isobit_tensorflow.simulate.part import trace_part
 from isobit_tensorflow.simulate.quantizers import Quantizer
 from isobit_tensorflow.simulate.simulator import Simulator
+from isobit_tensorflow.simulate.switch_states import SwitchStates
 from isobit_tensorflow.simulate.teacher import Teacher
 from isobit_tensorflow.simulate.traced_pass import Switches, TracedPass, trace
 from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
@@ -61,6 +62,7 @@ class KerasModel:
         self._runs: dict[Switches, TracedPass] = {}
         self._observations: dict[Switches, Observation] = {}
         self._parts: KeptParts[dict[Switches, TracedPass]] = KeptParts()
+        self._switch_states = SwitchStates()
 
     @property
     def graph(self) -> Graph:
@@ -295,7 +297,7 @@ class KerasModel:
 
     def _switches(self) -> Switches:
         """The quantizers of a pass. Where all are off or all are on, the traced pass has no switches."""
-        on = {layer.enabled for layer in self._native.quantizer_layers}
+        on = self._switch_states.of(self._native.quantizer_layers)
         if not on or on == {False}:
             return "float"
         return "simulated" if on == {True} else "switched"

@@ -15,6 +15,7 @@ from isobit.analysis.words import percent, ratio_text
 from isobit.files import json_text, plain
 from isobit.html_report import Counted, Section, write_page
 from isobit.quantsim.checks.quality import judged
+from isobit.quantsim.judging.figures import Figures, figures_text
 
 #: Shares from which a part of the error, or saturation, is worth a line.
 _MUCH = 0.01
@@ -31,7 +32,8 @@ class Analysis:
     """What hurts in a quantized network, why, and what would repair it.
 
     `sqnr` is the signal-to-quantization-noise ratio in dB over all outputs, on `samples` samples; `weights_alone` and
-    `activations_alone` with quantizers of one kind. `sites` are sorted by what they cost, the worst first.
+    `activations_alone` with quantizers of one kind. `outputs` has each output, and the parts of one that is put
+    together as ``output[part]``. `sites` are sorted by what they cost, the worst first.
     `sensitivity` says how each was measured, where that was asked.
     """
 
@@ -48,7 +50,7 @@ class Analysis:
     together: float | None
     depth: tuple[Depth, ...]
     data: DataJudged
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, Figures] = field(default_factory=dict)
     coverage: str = ""
     left_in_float: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -85,7 +87,7 @@ class Analysis:
     @property
     def about(self) -> str:
         """The target and how ranges were found, in a line."""
-        return f"target {self.target}, calibration {self.calibration}"
+        return f"target {self.target}, calibration {self.calibration.partition(' (')[0]}"
 
     def sections(self) -> list[Section]:
         """The same as parts of a page, for a report that has more."""
@@ -112,8 +114,8 @@ def _lines(analysis: Analysis, most: int) -> Iterator[str]:
     yield f"{judged(analysis.sqnr)} on {analysis.samples} samples (target {analysis.target})"
     alone = (("weights", analysis.weights_alone), ("activations", analysis.activations_alone))
     yield "  " + ", ".join(f"{kind} alone {ratio_text(value)}" for kind, value in alone)
-    for name, value in analysis.scores.items():
-        yield f"  {name}: {value:.6g}"
+    for name, figures in analysis.scores.items():
+        yield f"  {name}: {figures_text(figures) or f'{figures:.6g}'}"
     if len(analysis.outputs) > 1:
         yield "  " + ", ".join(f"{name} {ratio_text(value)}" for name, value in analysis.outputs.items())
     worst = _worst_sample(analysis)

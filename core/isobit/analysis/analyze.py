@@ -28,6 +28,7 @@ from isobit.errors import DataError, FormatError
 from isobit.placement.coverage import Coverage
 from isobit.quantsim.checks.quality import sample_decibels
 from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate
+from isobit.quantsim.judging.figures import Figures
 from isobit.quantsim.quantsim import QuantSim
 from isobit.quantsim.shown.report import Report
 
@@ -63,10 +64,10 @@ def analyze(
     quantizer makes, and why. The first `checks` suggestions are tried on these samples, after one run each has told
     what the output is without the quantizers that make the most, three times as many. With 0 checks nothing is run
     beyond the two passes. ``measure="off"`` measures every site off alone, ``"on"`` every site on alone, in the
-    work of 30 passes, or of a quarter of one for each where that is more. `evaluate`
-    takes a model, a function from a batch to outputs by name, and returns a number, the higher the better; it is called
-    for the float and the simulated model. `second` is other data, as from the field: which ranges it would move, and
-    what those of `data` cost on it. `batch_size`, `inputs` and `ignore_non_finite` are about the data, as in
+    work of 30 passes, or of a quarter of one for each where that is more. `evaluate` takes a model, a function from a
+    batch to outputs by name, and returns a number, the higher the better, or several by name; it is called for the
+    float and the simulated model. `second` is other data, as from the field: which ranges it would move, and what those
+    of `data` cost on it. `batch_size`, `inputs` and `ignore_non_finite` are about the data, as in
     `QuantSim.calibrate`. The simulator stays as it is.
 
     Raises ModelError when it is not calibrated or has no float output to compare, DataError for data without a sample,
@@ -210,6 +211,6 @@ def _by_sample(trials: Trials) -> tuple[float, ...]:
     return tuple(ratio for a, b in pairs for ratio in sample_decibels({name: a[name]}, {name: b[name]}))
 
 
-def _scores(evaluate: Evaluate | None, exact: CheckedModel, simulated: CheckedModel) -> dict[str, float]:
+def _scores(evaluate: Evaluate | None, exact: CheckedModel, simulated: CheckedModel) -> dict[str, Figures]:
     scores = {"float": score(evaluate, exact), "quantized": score(evaluate, simulated)}
     return {name: value for name, value in scores.items() if value is not None}

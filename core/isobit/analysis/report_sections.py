@@ -8,6 +8,7 @@ from typing import Any
 
 from isobit.analysis.findings import LEAST
 from isobit.html_report import Curve, Section, cards, curve, notes
+from isobit.quantsim.judging.figures import by_name
 from isobit.quantsim.shown.simulator_sections import in_float
 
 #: Suggestions, and quantizers whose shares are drawn.
@@ -23,7 +24,11 @@ def sections_of(data: Mapping[str, Any], about_data: Sequence[str]) -> list[Sect
         "samples": str(data["samples"]),
         "quantizers": str(len(data["sites"])),
     }
-    scores = {f"score, {name}": _number(value) for name, value in data["scores"].items()}
+    scores = {
+        f"score, {', '.join(filter(None, (part, name)))}": _number(value)
+        for name, figures in data["scores"].items()
+        for part, value in by_name(figures).items()
+    }
     sites = data["sites"]
     return [
         cards({**figures, **scores}),
@@ -77,6 +82,8 @@ def _shares(sites: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _notes(data: Mapping[str, Any], about_data: Sequence[str]) -> list[str]:
     lines = [f"Coverage: {data['coverage']}."]
+    if compared := data["calibration"].partition(" (")[2][:-1]:
+        lines.append(f"Calibration: {compared}.")
     for setter in data["data"]["range_setters"][:_ADVICE]:
         names = ", ".join(setter["tensors"][:4]) + (", ..." if len(setter["tensors"]) > 4 else "")
         lines.append(

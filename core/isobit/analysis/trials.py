@@ -21,8 +21,10 @@ from isobit.encodings.encoding import Encoding
 from isobit.errors import ModelError
 from isobit.graph.sites import Site
 from isobit.placement.plan import constant_name
+from isobit.quantsim.checks.parts import pairs_of_parts, worst_parts
 from isobit.quantsim.checks.quality import sample_decibels
-from isobit.quantsim.judging.evaluate import Evaluate, figure_of
+from isobit.quantsim.judging.evaluate import Evaluate, figures_of
+from isobit.quantsim.judging.figures import Figures
 from isobit.techniques.layers.weighted_layer import bias_of, set_bias
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -54,8 +56,18 @@ class Trials:
         return SampleAxes.of(self.model.graph).size(self.batches)
 
     def by_output(self) -> dict[str, float]:
-        """The ratio in dB of each float output."""
-        return {name: decibels(1.0, self.noise_of(self.outputs, name)) for name in self.names}
+        """The ratio in dB of each float output, and of the parts of those that are put together, the worst dozen."""
+        whole = {name: decibels(1.0, self.noise_of(self.outputs, name)) for name in self.names}
+        samples: dict[str, dict[str, list[float]]] = {name: {} for name in self.names}
+        for exact, other in zip(self.exact, self.outputs or (), strict=False):
+            for name, pairs in pairs_of_parts(self.model.graph, exact, other):
+                for part, (one, two) in pairs.items():
+                    samples[name].setdefault(part, []).extend(sample_decibels({part: one}, {part: two}))
+        parts = {
+            name: {part: float(np.clip(ratios, -CAP, CAP).mean()) for part, ratios in found.items()}
+            for name, found in samples.items()
+        }
+        return {**whole, **worst_parts(parts)}
 
     @property
     def names(self) -> list[str]:
@@ -197,9 +209,9 @@ def _with_biases(model: CheckedModel, shifts: Mapping[str, Floats]) -> CheckedMo
     return copy
 
 
-def score(evaluate: Evaluate | None, model: CheckedModel) -> float | None:
+def score(evaluate: Evaluate | None, model: CheckedModel) -> Figures | None:
     """What the user's own measure says of a model."""
-    return None if evaluate is None else figure_of(evaluate, model)
+    return None if evaluate is None else figures_of(evaluate, model)
 
 
 def _energy(values: NDArray[Any]) -> Floats:

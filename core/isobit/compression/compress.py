@@ -122,11 +122,11 @@ def compress(
     `select` is ``"integer-program"`` (the least loss in all) or ``"greedy"`` (losses below one bound; with `evaluate`,
     every layer is evaluated at ten sizes). Up to `trials` choices of sizes are carried out, and the best one is taken,
     by `evaluate` (a function that gets one from a batch to outputs by name, and returns a number, the higher the
-    better), else by the outputs on some samples. `multiple` is what sizes are multiples of (8, 32); `ratios` gives
-    layers, by name or pattern, a share of their own cost; `exclude` holds patterns of layers or op types that stay
-    whole. `recipe`, of an earlier result, is applied in place of all that. With data of more than one batch, layers are
-    then solved again one behind the other, where outputs of samples that were held back come nearer by it, and
-    `evaluate` says no less.
+    better, or several by name), else by the outputs on some samples. `multiple` is what sizes are multiples of (8, 32);
+    `ratios` gives layers, by name or pattern, a share of their own cost; `exclude` holds patterns of layers or op types
+    that stay whole. `recipe`, of an earlier result, is applied in place of all that. With data of more than one batch,
+    layers are then solved again one behind the other, where outputs of samples that were held back come nearer by it,
+    and `evaluate` says no less.
 
     `batch_size` to `progress` are about the pass over the data (`isobit.QuantSim`). A QuantSim in place of the model is
     one that was opened already, and stays as it is. Raises FormatError for an unknown

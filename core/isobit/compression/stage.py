@@ -19,7 +19,8 @@ from isobit.compression.wishes import Wishes
 from isobit.errors import DataError
 from isobit.graph.graph import Graph
 from isobit.graph.ops import RECURRENT, WEIGHTED
-from isobit.quantsim.judging.evaluate import Evaluate, figure_of
+from isobit.quantsim.judging.evaluate import Evaluate, figures_of
+from isobit.quantsim.judging.figures import Figures, score_of, without_number
 from isobit.quantsim.judging.judge import Judge, mean
 from isobit.recipes.recipe import Step
 from isobit.statistics.statistics import observed
@@ -68,6 +69,7 @@ class Judging:
         self._model, self._evaluate = model, evaluate  # stages work on copies of it
         self._judge: Judge | None = None
         self._outputs: Judge | None = None
+        self._exact: Figures | None = None  # those of the first model
         self.count = 0
         self.before = None if evaluate is None else self._evaluated(self._model)
 
@@ -127,9 +129,13 @@ class Judging:
     def _evaluated(self, model: CheckedModel) -> float:
         assert self._evaluate is not None
         self.count += 1
-        score = figure_of(self._evaluate, model)
+        figures = figures_of(self._evaluate, model)
+        self._exact = figures if self._exact is None else self._exact
+        score = score_of(figures, self._exact)
         if np.isnan(score):
-            raise DataError("evaluate returned NaN: it must return a number, the higher the better")
+            raise DataError(
+                f"evaluate returned {without_number(figures)}: it must return a number, the higher the better"
+            )
         return score
 
 

@@ -20,6 +20,13 @@ const short = value => value === null ? "not finite" : Math.abs(value) >= 1e5 ||
 const cut = (name, most) => name.length > most ? "…" + name.slice(1 - most) : name;
 const cause = site => Object.entries(site.causes).sort((a, b) => b[1] - a[1])[0]?.[0] ?? "";
 const phone = () => window.innerWidth < 760;
+// Round numbers from low to high, about so many steps.
+function ticks(low, high, most) {
+  if (!(high > low)) return [low];
+  const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough)), step = [1, 2, 5, 10].map(factor => factor * power).find(each => each >= .7 * rough), marks = [];
+  for (let k = Math.ceil(low / step - 1e-9); k <= high / step + 1e-9; k++) marks.push(+(k * step).toPrecision(12));
+  return marks;
+}
 const redrawn = [];
 function drawn(place, figure) { const again = () => place.replaceChildren(figure()); redrawn.push(again); again(); }
 function legend(entries) {
@@ -29,23 +36,30 @@ function legend(entries) {
 }
 
 // A table that sorts. A cell is a text, or [text, what it is sorted by]; `choose` gets the number of the row that is clicked.
+// On a phone, what is said in words stands below its row.
 function table(columns, rows, { filter = "", order = null, choose = null } = {}) {
   const place = make("div"), head = make("tr"), body = make("tbody"), input = filter ? make("input", undefined, { type: "search", placeholder: filter, "aria-label": filter }) : null;
   const text = cell => Array.isArray(cell) ? cell[0] : cell, value = cell => Array.isArray(cell) ? cell[1] : cell;
   let chosen = 0, sorted = order ?? { column: -1, down: false };
+  const isBelow = kind => kind === "words" && columns.length > 2 && phone();
   function fill() {
     const wanted = input ? input.value.toLowerCase() : "";
     const shown = rows.map((row, index) => [row, index]).filter(([row]) => row.map(text).join(" ").toLowerCase().includes(wanted));
     if (sorted.column >= 0) shown.sort(([a], [b]) => { const [x, y] = [value(a[sorted.column]) ?? Infinity, value(b[sorted.column]) ?? Infinity]; return (x < y ? -1 : x > y ? 1 : 0) * (sorted.down ? -1 : 1); });
-    body.replaceChildren(...shown.map(([row, index]) => {
-      const line = make("tr", undefined, choose ? { class: index === chosen ? "row chosen" : "row", tabindex: 0 } : {});
-      columns.forEach(([, kind], column) => line.append(make("td", text(row[column]), { class: kind, title: kind === "name" ? text(row[column]) : "" })));
+    body.replaceChildren(...shown.flatMap(([row, index]) => {
+      const line = make("tr", undefined, choose ? { class: index === chosen ? "row chosen" : "row", tabindex: 0 } : {}), below = [];
+      columns.forEach(([, kind], column) => {
+        if (isBelow(kind)) { if (text(row[column])) below.push(make("tr", undefined, { class: "below" })), below.at(-1).append(make("td", text(row[column]), { class: "words", colspan: columns.length })); }
+        else line.append(make("td", text(row[column]), { class: kind, title: kind === "name" ? text(row[column]) : "" }));
+      });
+      if (below.length) line.classList.add("above");
       if (choose) {
         const take = () => { chosen = index; fill(); choose(index); };
         line.addEventListener("click", take); line.addEventListener("keydown", event => { if (event.key === "Enter") take(); });
       }
-      return line;
+      return [line, ...below];
     }));
+    columns.forEach(([, kind], index) => { head.children[index].hidden = isBelow(kind); });
     [...head.children].forEach((cell, index) => { if (index === sorted.column) cell.setAttribute("aria-sort", sorted.down ? "descending" : "ascending"); else cell.removeAttribute("aria-sort"); });
   }
   columns.forEach(([title, kind], index) => {
@@ -54,9 +68,10 @@ function table(columns, rows, { filter = "", order = null, choose = null } = {})
     cell.append(button); head.append(cell);
   });
   if (input) { input.addEventListener("input", fill); place.append(input); }
-  const whole = make("table"), top = make("thead"), scroll = make("div", undefined, { class: "scroll" });
+  const whole = make("table", undefined, columns.length > 7 ? { class: "wide" } : {}), top = make("thead"), scroll = make("div", undefined, { class: "scroll" });
   top.append(head); whole.append(top, body); scroll.append(whole); place.append(scroll);
   fill();
+  redrawn.push(fill);
   return place;
 }
 
@@ -87,12 +102,9 @@ const sections = {
       if (!points.length) return svg;
       const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
       const x = v => left + 8 + (v - x0) / (x1 - x0 || 1) * (width - left - 24), y = v => base - 8 - (v - y0) / (y1 - y0 || 1) * (base - 34);
-      const steps = phone() ? 3 : 5, marks = xs.every(Number.isInteger) && x1 - x0 > 0 && x1 - x0 <= 8 ? x1 - x0 : steps;
-      for (let i = 0; i <= steps; i++) {
-        const v = y0 + (y1 - y0) * i / steps;
-        svg.append(draw("line", { x1: left, x2: width, y1: y(v), y2: y(v), stroke: "var(--line)" }), draw("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, short(+v.toPrecision(3))));
-      }
-      for (let i = 0; i <= marks; i++) { const h = x0 + (x1 - x0) * i / marks; svg.append(draw("text", { x: x(h), y: base + 13, "text-anchor": i === marks ? "end" : "middle" }, short(+h.toPrecision(3)))); }
+      const steps = phone() ? 4 : 6, whole = xs.every(Number.isInteger) ? Number.isInteger : () => true;
+      for (const v of ticks(y0, y1, steps)) svg.append(draw("line", { x1: left, x2: width, y1: y(v), y2: y(v), stroke: "var(--line)" }), draw("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, short(v)));
+      for (const h of ticks(x0, x1, steps).filter(whole)) svg.append(draw("text", { x: x(h), y: base + 13, "text-anchor": x(h) > width - 24 ? "end" : "middle" }, short(h)));
       svg.append(draw("text", { x: width, y: height - 4, "text-anchor": "end" }, content.x), draw("text", { x: 0, y: 10 }, content.y));
       content.series.forEach((series, index) => {
         const color = `var(${["--accent", "--good", "--shift"][index]})`;
@@ -132,7 +144,7 @@ const sections = {
       if (!steps.length) return svg;
       const values = steps.map(step => Math.max(-20, Math.min(100, step.sqnr))), high = Math.max(...values), low = Math.min(...values, content.sqnr ?? Infinity), span = high - low || 1;
       const x = index => 34 + index / Math.max(1, steps.length - 1) * (width - 44), y = value => 10 + (high - value) / span * (height - 30);
-      for (let i = 0; i <= 4; i++) { const value = low + span * i / 4; svg.append(draw("line", { x1: 34, x2: width, y1: y(value), y2: y(value), stroke: "var(--line)" }), draw("text", { x: 28, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(0))); }
+      for (const value of ticks(low, high, 5)) svg.append(draw("line", { x1: 34, x2: width, y1: y(value), y2: y(value), stroke: "var(--line)" }), draw("text", { x: 28, y: y(value) + 4, "text-anchor": "end" }, short(value)));
       svg.append(draw("polyline", { points: values.map((value, index) => `${x(index)},${y(value)}`).join(" "), fill: "none", stroke: "var(--accent)", "stroke-width": 1.6 }));
       steps.forEach((step, index) => svg.append(titled(draw("circle", { cx: x(index), cy: y(values[index]), r: steps.length > 120 ? 2 : 3.2, fill: "var(--accent)" }), `${step.tensor} (${step.op}): ${decibels(step.sqnr)}, ${percent(step.inherited)} came in`)));
       if (content.sqnr !== null) svg.append(draw("line", { x1: 34, x2: width, y1: y(content.sqnr), y2: y(content.sqnr), stroke: "var(--bad)", "stroke-dasharray": "2 4" }));
@@ -142,10 +154,10 @@ const sections = {
   // Quantizers: a table, and below it the values of the one that is chosen there.
   sites(content, place) {
     const measured = [["without", "dB without"], ["alone", "dB alone"]].filter(([key]) => content.sites.some(site => site[key] !== null));
-    const columns = [["name", "name"], ["of", ""], ["kind", ""], ["format", ""], ["share", "number"], ["cause", ""], ["dB at it", "number"], ["came in", "number"], ...measured.map(([, title]) => [title, "number"]), ["outside", "number"], ["dead", "number"]];
-    const rows = content.sites.map(site => [site.name, site.op, site.kind, brief(site.format), [percent(site.share), site.share], cause(site), [decibels(site.sqnr), site.sqnr], [percent(site.inherited), site.inherited],
+    const columns = [["name", "name"], ["share", "number"], ["cause", ""], ["of", ""], ["kind", ""], ["format", ""], ["dB at it", "number"], ["came in", "number"], ...measured.map(([, title]) => [title, "number"]), ["outside", "number"], ["dead", "number"]];
+    const rows = content.sites.map(site => [site.name, [percent(site.share), site.share], cause(site), site.op, site.kind, brief(site.format), [decibels(site.sqnr), site.sqnr], [percent(site.inherited), site.inherited],
       ...measured.map(([key]) => [site[key] === null ? "" : site[key].toFixed(1), site[key]]), [percent(site.outside), site.outside], [String(site.dead), site.dead]]);
-    chooses(columns, rows, { filter: "Filter by name, op, format, cause", order: { column: 4, down: true } }, content.sites, place);
+    chooses(columns, rows, { filter: "Filter by name, op, format, cause", order: { column: 1, down: true } }, content.sites, place);
   },
   plot(content, place) { const both = make("div", undefined, { class: "pair" }); place.append(both); values(content, both); },
 };

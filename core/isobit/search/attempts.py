@@ -20,6 +20,7 @@ from isobit.errors import DataError, EvaluateError, IsobitError, OutputError
 from isobit.graph.sites import Site
 from isobit.plugins import registry
 from isobit.quantsim.executor import ExecutorLike
+from isobit.quantsim.judging.figures import figures_text
 from isobit.quantsim.kept_simulator import can_be_kept, keep, restored
 from isobit.quantsim.quantize import quantize
 from isobit.quantsim.quantsim import QuantSim
@@ -31,6 +32,9 @@ from isobit.search.scoring import Score, Scorer
 
 #: Errors after which no other attempt would fare better.
 _FATAL = (DataError, EvaluateError, OutputError)
+
+#: What the journal says of an attempt elsewhere: its name, and what is in the line of its score.
+_ELSEWHERE = frozenset({"name", "score", "sqnr", "drop", "figures"})
 
 #: What `transformer` is for.
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
@@ -189,7 +193,7 @@ class Attempts:
         point, spread = self.mixed.chosen, self._scorer.float_score.spread
         assert point.score is not None
         assert point.sqnr is not None
-        return Score(point.score, point.sqnr, self.mixed.runs, spread)
+        return Score(point.score, point.sqnr, self.mixed.runs, spread, point.figures)
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -247,8 +251,14 @@ class Attempts:
         drop, margin = score.drop_from(self._scorer.float_score)
         outcome: Outcome = "holds" if drop + margin <= self._settings.max_drop + 1e-12 else "does not hold"
         give_or_take = f" ± {margin:.2g}" if margin else ""
-        result = f"{self._scorer.what} {score.value:.6g}, a drop of {drop:.4g}{give_or_take}, {score.sqnr:.1f} dB"
-        attempt = Attempt(name, why, outcome, result, score.value, score.sqnr, drop, margin, self._seconds(name, start))
+        several = "" if score.figures is None else figures_text(score.figures)
+        figure = several or f"{score.value:.6g}"
+        largest = "the largest drop" if several else "a drop of"
+        result = f"{self._scorer.what} {figure}, {largest} {drop:.4g}{give_or_take}, {score.sqnr:.1f} dB"
+        seconds = self._seconds(name, start)
+        attempt = Attempt(
+            name, why, outcome, result, score.value, score.sqnr, drop, margin, seconds, figures=score.figures
+        )
         if not math.isfinite(score.value):
             what = "its outputs are" if self._scorer.evaluate is None else "evaluate returned"
             result = f"it failed: {what} no finite number"
@@ -267,7 +277,7 @@ class Attempts:
 
     def _note(self, attempt: Attempt) -> None:
         self.made.append(attempt)
-        record = {key: value for key, value in asdict(attempt).items() if key not in ("name", "score", "sqnr", "drop")}
+        record = {key: value for key, value in asdict(attempt).items() if key not in _ELSEWHERE}
         self._journal.keep_attempt(attempt.name, record)
 
 

@@ -58,7 +58,8 @@ def auto_quantize(
     and `evaluations` these are). The first that holds the drop is returned, else the best. What is returned was
     measured: by `evaluate`, which takes a model (a function from a batch to the outputs by name) and returns a number,
     the higher the better, or by agreement with the float model on every fourth batch of `data`, which nothing else
-    sees. An `evaluate` that gives another figure each time is measured: then the drop holds with its margin.
+    sees. Of several numbers by name, as one for each output, each must hold the drop. An `evaluate` that gives another
+    figure each time is measured: then the drop holds with its margin.
 
     After `minutes` the attempt that is running ends at its next batch, layer or step; the first is always made, and an
     `evaluate` that runs is waited for. `on_best` gets each simulator that is better than those before.
@@ -130,6 +131,7 @@ def auto_quantize(
         _measured_on(parts, evaluate, scorer),
         attempts.mixed,
         tuple(attempts.notes),
+        scorer.float_score.figures,
     )
 
 

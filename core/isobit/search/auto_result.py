@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any, Literal
 
 from isobit.files import json_text, plain
 from isobit.html_report import Column, Curve, Section, cards, curve, notes, table, write_page
+from isobit.quantsim.judging.figures import Figures, by_name, figures_text
 from isobit.quantsim.quantsim import QuantSim
 from isobit.search.mixed_result import MixedPrecision
 
@@ -20,7 +21,8 @@ class Attempt:
     """One way that was tried: why, and what came of it.
 
     `score` is what was measured of it, `drop` how much lower than the float model's that is, give or take `margin`;
-    `sqnr` are decibels. They are None where it `failed`, and `result` says how.
+    `sqnr` are decibels. They are None where it `failed`, and `result` says how. `figures` is what `evaluate` returned;
+    of several by name the largest fall is the drop.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Attempt:
     drop: float | None = None
     margin: float = 0.0
     seconds: float = 0.0
+    figures: Figures | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,7 @@ class AutoResult:
     measured_on: str
     mixed: MixedPrecision | None = None
     notes: tuple[str, ...] = ()
+    float_figures: Figures | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All but the simulator, as JSON can hold it."""
@@ -60,6 +64,7 @@ class AutoResult:
                 "holds": self.holds,
                 "max_drop": self.max_drop,
                 "float_score": self.float_score,
+                "float_figures": self.float_figures,
                 "measured_on": self.measured_on,
                 "why": self.why,
                 "chosen": asdict(self.chosen),
@@ -123,12 +128,27 @@ def _sections(result: AutoResult) -> list[Section]:
     if len(made) > 1:
         text = "How much the score fell in each attempt, in their order; the ring is the one that was taken."
         sections.append(curve("Attempts", text, "attempt", "drop", [drawn, asked]))
+    if isinstance(result.float_figures, Mapping):
+        sections.append(_figures_table(result))
     return [*sections, *([] if result.mixed is None else result.mixed.sections())]
+
+
+def _figures_table(result: AutoResult) -> Section:
+    """Each figure of `evaluate` in float and as it was chosen."""
+    exact, chosen = by_name(result.float_figures or {}), by_name(result.chosen.figures or {})
+    rows: list[tuple[str | tuple[str, float | None], ...]] = [
+        (name, *((f"{number:.6g}", number) for number in (value, chosen[name], value - chosen[name])))
+        for name, value in exact.items()
+        if name in chosen
+    ]
+    columns = [Column("figure"), *(Column(title, "number") for title in ("float", result.chosen.name, "drop"))]
+    return table("Figures of evaluate", columns, rows)
 
 
 def _lines(result: AutoResult) -> Iterator[str]:
     yield result.why
-    yield f"measured on {result.measured_on}; {result.float_score:.6g} in float"
+    several = "" if result.float_figures is None else figures_text(result.float_figures)
+    yield f"measured on {result.measured_on}; {several or f'{result.float_score:.6g}'} in float"
     yield ""
     for attempt in result.attempts:
         mark = ">" if attempt is result.chosen else " "

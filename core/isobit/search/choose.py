@@ -170,7 +170,7 @@ class Search:
         if score is None:
             return point
         drop, margin = score.drop_from(self.scorer.float_score)
-        return replace(point, sqnr=score.sqnr, score=score.value, drop=drop, margin=margin)
+        return replace(point, sqnr=score.sqnr, score=score.value, drop=drop, margin=margin, figures=score.figures)
 
     def runs(self, choice: Choice) -> int:
         """How often it was evaluated."""

@@ -60,4 +60,6 @@ def _why(
 
 
 def _percent(share: float) -> str:
+    if 0 < abs(share) < 1e-4:
+        return "under 0.01 %"
     return f"{100 * share:.2g} %" if abs(share) < 0.1 else f"{100 * share:.0f} %"

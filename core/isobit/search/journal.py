@@ -11,6 +11,7 @@ from typing import Any
 
 from isobit.errors import DataError, OutputError
 from isobit.files import is_there
+from isobit.quantsim.judging.figures import Figures
 from isobit.search.scoring import Score
 
 _FORMAT, _VERSION = "isobit auto journal", 1
@@ -49,7 +50,8 @@ class Journal:
         """Write a score."""
         self._scores[key] = score
         figures = [_text(score.value), _text(score.sqnr), score.runs, score.spread]
-        self._write({"scored": key, "figures": figures})
+        said = {} if score.figures is None else {"evaluate": _texts(score.figures)}
+        self._write({"scored": key, "figures": figures, **said})
 
     def file_beside(self, attempt: str, ending: str) -> Path | None:
         """Where more of an attempt is kept; its name is of this model, data and settings alone. None without a path."""
@@ -102,7 +104,8 @@ class Journal:
     def _take(self, record: Mapping[str, Any]) -> None:
         if "scored" in record:
             value, sqnr, runs, spread = record["figures"]
-            self._scores[str(record["scored"])] = Score(float(value), float(sqnr), int(runs), float(spread))
+            said = _figures(record.get("evaluate"))
+            self._scores[str(record["scored"])] = Score(float(value), float(sqnr), int(runs), float(spread), said)
         else:
             self._seconds[str(record["attempt"])] = float(record["seconds"])
 
@@ -121,3 +124,15 @@ class Journal:
 def _text(value: float) -> str:
     """As JSON has it: it knows no infinity."""
     return repr(float(value))
+
+
+def _texts(figures: Figures) -> str | dict[str, str]:
+    if isinstance(figures, Mapping):
+        return {name: _text(figure) for name, figure in figures.items()}
+    return _text(figures)
+
+
+def _figures(texts: Any) -> Figures | None:
+    if isinstance(texts, Mapping):
+        return {str(name): float(text) for name, text in texts.items()}
+    return None if texts is None else float(texts)

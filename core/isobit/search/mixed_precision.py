@@ -45,7 +45,8 @@ def mixed_precision(
 
     Either `budget`, the most that it may cost in that unit, or `max_drop`, the most that the score may be below the
     float model's (0.01 unless said). `evaluate` takes a model, a function from a batch to the outputs by name, and
-    returns a number, the higher the better. Without it the score is one less the share of noise in the energy of the
+    returns a number, the higher the better, or several by name, as one for each output: the drop is the largest fall of
+    them. Without it the score is one less the share of noise in the energy of the
     outputs, so that 0.01 is 20 dB. At most `evaluations` models are run on it, on an `executor` side by side.
 
     `data` are `samples` samples on which errors are measured; without it those that the simulator kept. The simulator

@@ -10,6 +10,7 @@ from typing import Any
 
 from isobit.files import json_text, plain
 from isobit.html_report import Column, Curve, Section, cards, curve, notes, table, write_page
+from isobit.quantsim.judging.figures import Figures, figures_text
 from isobit.quantsim.quantsim import QuantSim
 
 #: Characters of a name in a line.
@@ -21,7 +22,7 @@ class Point:
     """One choice of formats: `formats` by group. `cost` is in the unit of the curve.
 
     `predicted` are decibels at the output; `sqnr` and `score` what was measured, None where nothing was; `drop` is how
-    much lower than the float model's the score is, give or take `margin`.
+    much lower than the float model's the score is, give or take `margin`. `figures` is what `evaluate` returned.
     """
 
     formats: Mapping[str, str]
@@ -31,6 +32,7 @@ class Point:
     score: float | None = None
     drop: float | None = None
     margin: float = 0.0
+    figures: Figures | None = None
 
     @property
     def is_measured(self) -> bool:
@@ -131,7 +133,7 @@ def _sections(found: MixedPrecision) -> list[Section]:
         "Cost against error",
         f"Each point is one choice of formats; the ring is the one that was taken. Cost 1 is {cheapest:.4g} "
         f"{found.unit}.",
-        f"cost, in {found.unit}",
+        "cost, the cheapest being 1",
         "dB at the output",
         [
             Curve("predicted", told, joined=True, chosen=None if at is not None else chosen),
@@ -155,7 +157,8 @@ def _words(point: Point) -> str:
     """What is said of a point where it is pointed at."""
     counts = ", ".join(f"{count} {name}" for name, count in Counter(point.formats.values()).items())
     drop = "" if point.drop is None else f", drop {point.drop:.4g}"
-    return f"{counts}; {point.predicted:.1f} dB predicted{drop}"
+    several = "" if point.figures is None else figures_text(point.figures)
+    return f"{counts}; {point.predicted:.1f} dB predicted{drop}{f' ({several})' if several else ''}"
 
 
 def _lines(found: MixedPrecision) -> Iterator[str]:

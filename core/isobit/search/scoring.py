@@ -15,7 +15,8 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import Backend
 from isobit.errors import EvaluateError
 from isobit.quantsim.executor import ExecutorLike
-from isobit.quantsim.judging.evaluate import Evaluate, figure_of
+from isobit.quantsim.judging.evaluate import Evaluate, figures_of
+from isobit.quantsim.judging.figures import Figures, mean_figures, score_of, without_number
 from isobit.quantsim.judging.judge import Judge, mean
 
 #: Runs of an `evaluate` that gives another figure each time: of the float model, and of others.
@@ -32,13 +33,15 @@ _ERRORS = 2.0
 class Score:
     """A figure, the higher the better: the mean of `runs`, which differ by `spread` (standard deviation).
 
-    `sqnr` is how near the outputs are to those of the float model, in dB.
+    `sqnr` is how near the outputs are to those of the float model, in dB. `figures` is what `evaluate` returned, the
+    mean of its runs: the value itself, or several by name, of which the one that falls most decides.
     """
 
     value: float
     sqnr: float
     runs: int = 1
     spread: float = 0.0
+    figures: Figures | None = None
 
     def drop_from(self, float_score: Score) -> tuple[float, float]:
         """How much worse than the float model, and by how much that may be off."""
@@ -98,10 +101,14 @@ class Scorer:
         found = {key: self._recalled(key) for key, _ in models}
         made = {key: make() for key, make in models if found[key] is None}
         figures = self._figures(list(made.values()), 1 if not float_score.spread else _RUNS)
-        for (key, model), values in zip(made.items(), figures, strict=True):
+        for (key, model), runs in zip(made.items(), figures, strict=True):
             sqnr = mean(self.judge.ratios(model))
-            value = agreement(sqnr) if values is None else float(np.mean(values))
-            score = Score(value if math.isfinite(value) else -math.inf, sqnr, len(values or [0]), float_score.spread)
+            exact = float_score.figures
+            value, means = agreement(sqnr), None
+            if runs is not None and exact is not None:
+                value, means = float(np.mean([score_of(run, exact) for run in runs])), mean_figures(runs)
+            value = value if math.isfinite(value) else -math.inf
+            score = Score(value, sqnr, len(runs or [0]), float_score.spread, means)
             found[key] = score
             self._keep(key, score)
         self.count += len(models)
@@ -110,24 +117,27 @@ class Scorer:
     def _scored_float(self) -> Score:
         if self.evaluate is None:
             return Score(1.0, math.inf)
-        figures = self._figures([self._exact], 2)[0] or []
-        if figures[0] != figures[1]:
-            figures += self._figures([self._exact], _FLOAT_RUNS - 2)[0] or []
-        bad = next((figure for figure in figures if not math.isfinite(figure)), None)
-        if bad is not None:
+        runs = self._figures([self._exact], 2)[0] or []
+        is_same = runs[0] == runs[1]
+        if not is_same:
+            runs += self._figures([self._exact], _FLOAT_RUNS - 2)[0] or []
+        bad = next(filter(None, map(without_number, runs)), "")
+        if bad:
             raise EvaluateError(
                 f"evaluate returned {bad} for the float model: it must return a finite number, the higher the better"
             )
-        if figures[0] == figures[1]:
-            return Score(figures[0], math.inf)
-        return Score(float(np.mean(figures)), math.inf, len(figures), float(np.std(figures, ddof=1)))
+        if is_same:
+            return Score(score_of(runs[0], runs[0]), math.inf, figures=runs[0])
+        exact = mean_figures(runs)
+        values = [score_of(run, exact) for run in runs]
+        return Score(float(np.mean(values)), math.inf, len(values), float(np.std(values, ddof=1)), exact)
 
-    def _figures(self, models: Sequence[CheckedModel], runs: int) -> list[list[float] | None]:
+    def _figures(self, models: Sequence[CheckedModel], runs: int) -> list[list[Figures] | None]:
         """What `evaluate` says of each model, so often; None without one."""
         if self.evaluate is None:
             return [None] * len(models)
         if self._executor is None or self._backend is None:
-            return [[figure_of(self.evaluate, model) for _ in range(runs)] for model in models]
+            return [[figures_of(self.evaluate, model) for _ in range(runs)] for model in models]
         tries = 1 if isinstance(self._executor, Executor) else _TRIES
         states = [model.state() for model in models]
         return _on_workers(self._executor, self._backend, states, self.evaluate, runs, tries)
@@ -145,18 +155,18 @@ def agreement(sqnr: float) -> float:
     return max(1 - 10 ** (-sqnr / 10), -1e9) if sqnr > -math.inf else -math.inf
 
 
-def evaluate_state(backend: Backend, state: bytes, evaluate: Evaluate) -> float:
+def evaluate_state(backend: Backend, state: bytes, evaluate: Evaluate) -> Figures:
     """In a worker: what `evaluate` says of a model that comes as its state."""
-    return figure_of(evaluate, CheckedModel.of(backend.restore(state)))
+    return figures_of(evaluate, CheckedModel.of(backend.restore(state)))
 
 
 def _on_workers(
     pool: ExecutorLike, backend: Backend, states: Sequence[bytes], evaluate: Evaluate, runs: int, tries: int
-) -> list[list[float] | None]:
+) -> list[list[Figures] | None]:
     """The figures of several models side by side. Raises EvaluateError where workers die."""
     try:
         with _running(pool) as executor:
-            futures: list[list[Future[float]]] = [
+            futures: list[list[Future[Figures]]] = [
                 [executor.submit(evaluate_state, backend, state, evaluate) for _ in range(runs)] for state in states
             ]
             return [[future.result() for future in several] for several in futures]

@@ -18,6 +18,7 @@ from isobit.errors import EvaluateError, IsobitError
 from isobit.files import is_file
 from isobit.graph.graph import Graph
 from isobit.quantsim.judging.evaluate import CallableModel, Evaluate, check_evaluate
+from isobit.quantsim.judging.figures import Figures
 
 _MODULE = "isobit_user_evaluate"
 
@@ -53,7 +54,7 @@ class OfFile:
         """A hash of the file."""
         return _digest(self.path)
 
-    def __call__(self, model: CallableModel) -> float:
+    def __call__(self, model: CallableModel) -> Figures:
         """Of a model."""
         return self.function(model)
 
@@ -93,7 +94,7 @@ def _function(path: Path) -> Evaluate:
     if evaluate is None:
         raise EvaluateError(
             f"{path} has no function evaluate: write `def evaluate(model)`, where model(batch) gives the outputs by "
-            "name, and return a number, the higher the better"
+            "name, and return a number, the higher the better, or a dict of such numbers"
         )
     check_evaluate(evaluate, picklable=False)
     return OfFile(evaluate, path)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from isobit.data import Dataset
 from isobit.errors import DataError
+from isobit.quantsim.checks.parts import pairs_of_parts, worst_parts
 from isobit.quantsim.progress import track
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -30,7 +31,7 @@ class Evaluation:
     exported_accuracy: float | None = None
     simulated_agreement: float | None = None
     exported_agreement: float | None = None
-    sqnr: dict[str, float] = field(default_factory=dict)  # dB by output; infinite where they are equal
+    sqnr: dict[str, float] = field(default_factory=dict)  # dB by output and part of one; infinite where they are equal
     notes: list[str] = field(default_factory=list)
 
 
@@ -42,6 +43,7 @@ class Evaluator:
         self.labels = None if labels is None else _class_numbers(labels)
         self.result = Evaluation(output, labelled=self.labels is not None)
         self._float_classes: list[NDArray[np.int64]] = []
+        self._parts: dict[str, dict[str, None]] = {}  # the names of the parts of each output
 
     def accuracy(self, run: Run) -> float:
         """Top-1 accuracy of one model. Raises DataError for an output that scores no classes."""
@@ -57,13 +59,18 @@ class Evaluator:
         simulated_classes = []
         for batch in track(self.dataset, "evaluating", len(self.dataset)):
             exact, simulated = run_float(batch), run_simulated(batch)
-            for name, values in exact.items():
-                if values.dtype.kind == "f":
-                    energies[name] = energies.get(name, np.zeros(2)) + _energies(values, simulated[name])
+            pairs = {name: (a, simulated[name]) for name, a in exact.items() if a.dtype.kind == "f"}
+            for name, parts in pairs_of_parts(self.dataset.graph, exact, simulated):
+                self._parts.setdefault(name, {}).update(dict.fromkeys(parts))
+                pairs |= parts
+            for name, pair in pairs.items():
+                energies[name] = energies.get(name, np.zeros(2)) + _energies(*pair)
             self._float_classes.append(self._classes(exact))
             simulated_classes.append(self._classes(simulated))
             self.result.samples += len(next(iter(batch.values())))
-        self.result.sqnr = {name: _decibel(signal, noise) for name, (signal, noise) in energies.items()}
+        ratios = {name: _decibel(signal, noise) for name, (signal, noise) in energies.items()}
+        of_parts = {name: {part: ratios.pop(part) for part in names} for name, names in self._parts.items()}
+        self.result.sqnr = {**ratios, **worst_parts(of_parts)}
         self.result.float_accuracy = self._accuracy(self._float_classes)
         self.result.simulated_accuracy = self._accuracy(simulated_classes)
         self.result.simulated_agreement = self._agreement(simulated_classes)

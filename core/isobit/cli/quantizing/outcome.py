@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from math import nan
 from pathlib import Path
 
 from isobit.cli.quantizing.evaluation import Evaluation
@@ -15,6 +16,7 @@ from isobit.html_report import table as html_table
 from isobit.placement.coverage import Coverage
 from isobit.placement.plan import Plan
 from isobit.quantsim.checks.quality import judged
+from isobit.quantsim.judging.figures import Figures, by_name
 
 _FLOATS_SHOWN, _NAMES_SHOWN, _OUTPUTS_SHOWN, _NOTES_SHOWN = 8, 4, 4, 12
 
@@ -29,7 +31,7 @@ class Outcome:
     target: str
     calibration: str
     evaluation: Evaluation | None = None
-    scores: dict[str, float] = field(default_factory=dict)  # by the user's own measure, float and simulated
+    scores: dict[str, Figures] = field(default_factory=dict)  # by the user's own measure, float and simulated
     float_bytes: int | None = None
     quantized_bytes: int | None = None
     latency: Latency | None = None
@@ -109,8 +111,10 @@ def _rows(outcome: Outcome) -> Iterator[Row]:
     if outcome.evaluation is not None:
         yield from _evaluation_rows(outcome.evaluation)
     if outcome.scores:
-        exact, simulated = outcome.scores["float"], outcome.scores["simulated"]
-        yield "evaluate, simulated", f"{exact:.6g}", f"{simulated:.6g}", f"{simulated - exact:+.4g}"
+        simulated = by_name(outcome.scores["simulated"])
+        for name, exact in by_name(outcome.scores["float"]).items():
+            now = simulated.get(name, nan)
+            yield f"{name or 'evaluate'}, simulated", f"{exact:.6g}", f"{now:.6g}", f"{now - exact:+.4g}"
     evaluated = outcome.evaluation.sqnr if outcome.evaluation is not None else {}
     for name, ratio in [item for item in outcome.sqnr.items() if item[0] not in evaluated][:_OUTPUTS_SHOWN]:
         yield f"SQNR of {name}, calibration batch", "-", judged(ratio), ""

@@ -27,7 +27,8 @@ from isobit.html_report import notes, write_page
 from isobit.plugins import registry
 from isobit.quantsim.checks.quality import judgement
 from isobit.quantsim.export import USUAL
-from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate, figure_of
+from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate, figures_of
+from isobit.quantsim.judging.figures import Figures
 from isobit.quantsim.quantize import open_simulator, quantize
 from isobit.quantsim.shown.simulator_sections import in_float
 from isobit.threads import available_threads
@@ -44,7 +45,7 @@ class Run:
         self._evaluation_files: DataFiles | None = None
         self._float_model: CheckedModel | None = None
         self._score: Evaluate | None = None  # of a Python file
-        self._scores: dict[str, float] = {}
+        self._scores: dict[str, Figures] = {}
 
     def prepare(self) -> None:
         """Open everything and check it: the output folder, the method, the recipe, the model, the data."""
@@ -72,7 +73,7 @@ class Run:
         if job.evaluate is not None and job.evaluate.suffix.lower() == ".py":
             self._score = load_evaluate(job.evaluate, self.graph, job.images, job.batch_size, job.ignore_non_finite)
             check_evaluate(self._score, picklable=False)
-            self._scores["float"] = figure_of(self._score, self.sim.backend_model)
+            self._scores["float"] = figures_of(self._score, self.sim.backend_model)
         elif job.evaluate is not None:
             self._prepare_evaluation(self._load(job.evaluate))
         self._check_image_options()
@@ -96,7 +97,7 @@ class Run:
                 self._evaluator.compare(self._float_model.run, self.sim.backend_model.run)
         self._float_model = None
         if self._score is not None:
-            self._scores["simulated"] = figure_of(self._score, self.sim.backend_model)
+            self._scores["simulated"] = figures_of(self._score, self.sim.backend_model)
 
     def write(self) -> None:
         """Write the files."""

@@ -5,11 +5,16 @@ Over the whole output a large part hides that a small one is lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from isobit.graph.graph import Graph
 from isobit.quantsim.checks.quality import Outputs, decibels
+
+Pair = tuple[NDArray[Any], NDArray[Any]]
 
 _MOST = 12  # parts of one output, the worst of them
 
@@ -26,18 +31,30 @@ class Part:
 
 def part_sqnr(graph: Graph, exact: Outputs, other: Outputs) -> dict[str, float]:
     """Decibels of each part of each float output that a Concat makes, as ``output[part]``."""
-    ratios: dict[str, float] = {}
+    pairs = pairs_of_parts(graph, exact, other)
+    return worst_parts({name: {label: decibels(*pair) for label, pair in parts.items()} for name, parts in pairs})
+
+
+def worst_parts(ratios: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The worst dozen of the parts of each output, the worst first."""
+    found: dict[str, float] = {}
+    for parts in ratios.values():
+        found |= dict(sorted(parts.items(), key=lambda item: item[1])[:_MOST])
+    return found
+
+
+def pairs_of_parts(graph: Graph, exact: Outputs, other: Outputs) -> Iterator[tuple[str, dict[str, Pair]]]:
+    """The parts of each float output that a Concat makes, in both models, by ``output[part]``."""
     for name, values in exact.items():
         tensor = graph.outputs.get(name)
         if tensor is None or values.dtype.kind != "f" or name not in other or other[name].shape != values.shape:
             continue
-        found = {}
+        pairs = {}
         for part in parts_of(graph, tensor, values.shape):
             index = (slice(None),) * part.axis + (slice(part.start, part.stop),)
             if values[index].size:
-                found[f"{name}[{part.tensor}]"] = decibels(values[index], other[name][index])
-        ratios |= dict(sorted(found.items(), key=lambda item: item[1])[:_MOST])
-    return ratios
+                pairs[f"{name}[{part.tensor}]"] = (values[index], other[name][index])
+        yield name, pairs
 
 
 def parts_of(graph: Graph, tensor: str, shape: tuple[int, ...]) -> list[Part]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -59,7 +60,9 @@ def set_encodings(simulation: Simulation, calibrator: Calibrator, each: Each | N
         raise
     best = best_of(tried)
     simulation.take(best.resolved, best.calibrator)
-    figures = ", ".join(f"{candidate.calibrator.name} {mean(candidate.ratios):.1f}" for candidate in tried)
+    names = Counter(candidate.calibrator.name for candidate in tried)
+    labels = [c.calibrator.name if names[c.calibrator.name] == 1 else str(c.calibrator) for c in tried]
+    figures = ", ".join(f"{label} {mean(c.ratios):.1f}" for label, c in zip(labels, tried, strict=True))
     logger.info("calibration %s: %s dB", calibrator.name, figures)
     simulation.calibration = f"{simulation.calibration} (the best of {figures} dB)"
     if simulation.model.compensations:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Dataset
 from isobit.errors import EvaluateError, IsobitError
+from isobit.quantsim.judging.figures import Figures, checked_figures
 
 
 class CallableModel:
@@ -38,10 +39,10 @@ class CallableModel:
         return tuple(self._model.graph.outputs)
 
 
-Evaluate = Callable[[CallableModel], float]
+Evaluate = Callable[[CallableModel], Figures]
 
 
-def figure_of(evaluate: Evaluate, model: CheckedModel) -> float:
+def figures_of(evaluate: Evaluate, model: CheckedModel) -> Figures:
     """What `evaluate` says of a model. Raises EvaluateError where it fails, and for what is no number."""
     try:
         value = evaluate(CallableModel(model))
@@ -52,10 +53,7 @@ def figure_of(evaluate: Evaluate, model: CheckedModel) -> float:
             f"evaluate failed with {type(error).__name__}: {error}; it gets one argument, a function from a batch to "
             "the outputs by name"
         ) from error
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise EvaluateError(f"evaluate returned {value!r}: it must return a number, the higher the better") from error
+    return checked_figures(value)
 
 
 def check_evaluate(evaluate: Any, *, picklable: bool) -> None:
