@@ -139,7 +139,9 @@ class DifferentiatingConformance(ConformanceBase):
         seen = [Collected(), Collected()]
         model.observe([batch], [Request(Tensor(given), seen[0]), Request(Tensor(wanted), seen[1], "after")])
         targets = seen[1].value + rng.standard_normal(seen[1].value.shape).astype(np.float32)
-        weights = {name: model.weight(name) for name, info in part.weights.items() if info.is_float and len(info.shape) > 1}
+        weights = {
+            name: model.weight(name) for name, info in part.weights.items() if info.is_float and len(info.shape) > 1
+        }
         assert len(weights) == 3
         error, gradients = differentiable(model).part_error(part, weights, {given: seen[0].value}, {wanted: targets})
         exact = {name: model.weight(name).astype(np.float64) for name in part.weights}
@@ -166,7 +168,8 @@ class DifferentiatingConformance(ConformanceBase):
         plan = place(opened.model.graph, registry().target("default"), QuantConfig("int2 per-channel", None, {}, ()))
         report = ReconstructBlocks(steps=8, batch=8, layers=2).apply(TechniqueContext(opened.model, plan, data))
         told = [
-            re.search(r"error of the block (\S+) -> (\S+) of", line) for line in [*report.changed, *report.left.values()]
+            re.search(r"error of the block (\S+) -> (\S+) of", line)
+            for line in [*report.changed, *report.left.values()]
         ]
         errors = [(float(match[1]), float(match[2])) for match in told if match is not None]
         assert len(errors) == 2
