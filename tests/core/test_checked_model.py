@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from isobit.backend import Batch, CheckedModel, Differentiable
 from isobit.edits import AddBias, Compensation, Draft, Edit, EditPlan, SetWeights
 from isobit.encodings import Encoding
 from isobit.errors import DataError, EditError, EncodingError, ModelError
-from isobit.graph import Input, Tensor, Weight
+from isobit.graph import Input, Take, Tensor, Weight
 from isobit.graph_backend import DifferentiableGraphModel, GraphModel
 from isobit.statistics import Request
 from isobit.testing.collecting import Collect
@@ -129,9 +130,6 @@ class Number(float):
 
     shape, dtype = (), "float32"
 
-    def reshape(self, shape: tuple[()]) -> Number:
-        return self
-
 
 class Descending(NumpyEngine):
     """An engine whose gradient is the weight itself."""
@@ -139,6 +137,30 @@ class Descending(NumpyEngine):
     def gradient(self, model: GraphModel, function: Any, weights: Any, feeds: Any) -> tuple[Any, Any]:
         self.run(model, feeds, ())
         return function({"y": Number(2)}), {name: value / (value != 7) for name, value in weights.items()}
+
+
+def test_values_that_are_overridden_twice() -> None:
+    """Two names of one native array, or of one part of it; two parts of it are apart."""
+    info = NETWORK.graph.weights["fc1.weight"]
+    whole, first, second = "fc1.weight", "first", "second"
+    for layouts, clash in (
+        ({whole: info.layout, first: info.layout}, (whole, first)),
+        ({whole: info.layout, first: (Take(0), *info.layout)}, (whole, first)),
+        ({first: (Take(0), *info.layout), second: (Take(1), *info.layout)}, None),
+        ({first: (Take(1), *info.layout), second: (Take(1), *info.layout)}, (first, second)),
+    ):
+        infos = {name: replace(info, source="fc1", layout=layout) for name, layout in layouts.items()}
+        graph = replace(NETWORK.graph, weights={**NETWORK.graph.weights, **infos})
+        weight = NETWORK.weights[whole]
+        opened = DifferentiableGraphModel(Descending(), graph, {**NETWORK.weights, **dict.fromkeys(infos, weight)})
+        model = CheckedModel.of(opened)
+        assert isinstance(model, Differentiable)
+        overridden = dict.fromkeys(infos, weight)
+        if clash is None:
+            assert model.gradient(lambda outputs: outputs["y"], overridden, BATCH)[1].keys() == infos.keys()
+            continue
+        with pytest.raises(ModelError, match=f"'{clash[0]}' and '{clash[1]}' are the same parameter"):
+            model.gradient(lambda outputs: outputs["y"], overridden, BATCH)
 
 
 def test_what_gradients_are_asked_of() -> None:

@@ -45,9 +45,6 @@ class Scalar(float):
     def __new__(cls, value: Any) -> Scalar:
         return super().__new__(cls, np.asarray(value).flat[0])
 
-    def reshape(self, shape: tuple[()]) -> Scalar:
-        return self
-
 
 def opened(name: str, engine: Any = None) -> tuple[CheckedModel, Any]:
     network = NETWORKS[name]()

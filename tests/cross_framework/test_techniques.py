@@ -11,7 +11,7 @@ import pytest
 
 import isobit
 from isobit.backend import CheckedModel
-from isobit.graph import Graph
+from isobit.graph import Graph, Weight
 from isobit.placement import QuantConfig
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
@@ -23,6 +23,7 @@ from isobit.techniques import (
     CorrectBias,
     EqualizeCrossLayers,
     FoldBatchNorms,
+    ReconstructBlocks,
     ReestimateBatchNorms,
     SequentialMse,
     SmoothQuant,
@@ -134,3 +135,21 @@ def test_weights_and_encodings_are_those_of_the_other_frameworks(case: str) -> N
                 np.testing.assert_allclose(encoding.scale, sim.encodings[site].scale, rtol=1e-3, err_msg=str(site))
             continue
         assert dict(found_encodings.encodings) == dict(sim.encodings), framework
+
+
+def test_blocks_are_descended_in_alike() -> None:
+    """Gradients behind one another differ in their last bits: next to no integer may be another, scales hardly."""
+    network = NETWORKS["residual"]()
+    data = [network.batch(16, seed) for seed in range(2)]
+    found = []
+    for framework in ("torch", "tensorflow"):
+        model = opened(framework, "residual").copy()
+        sim = QuantSim.of_backend_model(model, registry().target("default"), QuantConfig("int2 per-channel"))
+        _, report = sim.apply(FoldBatchNorms(), ReconstructBlocks(steps=12, batch=8), data=data)
+        told = [*report.changed, *report.left.values()]
+        assert sum("error of the block" in line for line in told) == 4, told
+        sites = [Weight(name) for name in constants(sim.graph) if Weight(name) in report.encodings]
+        found.append([(report.encodings[site], model.weight(site.name)) for site in sites])
+    for (one, first), (other, second) in zip(*found, strict=True):
+        np.testing.assert_allclose(one.scale, other.scale, rtol=0.02)
+        assert np.mean(one.quantize(first) == other.quantize(second)) > 0.95

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import isobit
 from isobit.encodings import Encoding
+from isobit.errors import ModelError
 from isobit.graph import Tensor, Weight
 from isobit.quantsim import QuantSim
 from isobit.techniques import FoldBatchNorms, ReestimateBatchNorms
@@ -142,3 +146,31 @@ def test_what_was_only_calibrated_is_calibrated_again() -> None:
     sim.calibrate([X], "minmax", progress=False)
     sim.apply(FoldBatchNorms())
     assert sim.calibration is None
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_saved_simulator_goes_on_counting(momentum: float | None, tmp_path: Path) -> None:
+    """Without a momentum statistics are means over all batches: a count from 0 would forget those before."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, momentum=momentum), nn.ReLU()).eval()
+    batches = torch.randn(4, 8, 2, 6, 6) + torch.arange(4.0).reshape(4, 1, 1, 1, 1)
+    sim = isobit.QuantSim(module, batches[0])
+    sim.calibrate([batches[0]])
+    model = sim.trainable().train()
+    for batch in batches[:3]:
+        model(batch)
+    sim.save(tmp_path / "sim.isobit")
+    loaded = isobit.load(tmp_path / "sim.isobit", module)
+    other = loaded.trainable().train()
+    names = ["1.num_batches_tracked", "1.running_mean", "1.running_var"]
+    assert int(other.state_dict()[names[0]]) == 3
+    for trained in (model, other):
+        trained(batches[3])
+    for name in names:
+        torch.testing.assert_close(other.state_dict()[name], model.state_dict()[name])
+    changed = tmp_path / "changed.isobit"
+    with zipfile.ZipFile(tmp_path / "sim.isobit") as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b'"batches_seen": {"1": 3}', b'"batches_seen": {"1": -3}'))
+    with pytest.raises(ModelError, match="batches_seen: must be an object of whole numbers"):
+        isobit.load(changed, module)

@@ -147,3 +147,29 @@ def test_steps_with_recomputed_activations_are_those_without(reentrant: bool) ->
         states.append(copy.deepcopy(model.state_dict()))
     for name, value in states[0].items():
         assert torch.equal(states[1][name], value), name
+
+
+def test_steps_that_a_trainer_sums_up_are_divided(tmp_path: Path) -> None:
+    """One step of eight samples is one of two times four."""
+    pytest.importorskip("accelerate")
+    transformers = pytest.importorskip("transformers")
+
+    class Trainer(transformers.Trainer):  # type: ignore[misc]
+        def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], **settings: object) -> torch.Tensor:
+            return nn.functional.mse_loss(model(inputs["input"]), inputs["labels"])
+
+    torch.manual_seed(0)
+    module, x, y = nn.Linear(4, 2).eval(), torch.randn(8, 4), torch.randn(8, 2)
+    samples = [{"input": a, "labels": b} for a, b in zip(x, y, strict=True)]
+    weights = []
+    for steps in (1, 2):
+        settings = transformers.TrainingArguments(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=8 // steps, gradient_accumulation_steps=steps,
+            optim="sgd", learning_rate=0.1, lr_scheduler_type="constant", remove_unused_columns=False,
+            label_names=["labels"], report_to=[], use_cpu=True, disable_tqdm=True, max_grad_norm=0, save_strategy="no",
+        )  # fmt: skip
+        sim = isobit.quantize(module, x, progress=False)
+        Trainer(model=sim.trainable("frozen"), args=settings, train_dataset=samples).train()
+        weights.append(sim.model.state_dict()["weight"].clone())
+    assert not torch.equal(weights[0], module.weight)
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-5)

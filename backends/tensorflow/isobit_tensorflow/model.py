@@ -30,6 +30,7 @@ from isobit_tensorflow.export.state import dump
 from isobit_tensorflow.given_model import GivenModel, as_array
 from isobit_tensorflow.kernels.table import KERNELS
 from isobit_tensorflow.simulate.float_weights import FloatWeights, Place
+from isobit_tensorflow.simulate.gradient import PartError, gradient
 from isobit_tensorflow.simulate.observe import Observation, watched
 from isobit_tensorflow.simulate.part import trace_part
 from isobit_tensorflow.simulate.quantizers import Quantizer
@@ -63,6 +64,7 @@ class KerasModel:
         self._observations: dict[Switches, Observation] = {}
         self._parts: KeptParts[dict[Switches, TracedPass]] = KeptParts()
         self._switch_states = SwitchStates()
+        self._errors: KeptParts[PartError] = KeptParts()
 
     @property
     def graph(self) -> Graph:
@@ -269,6 +271,7 @@ class KerasModel:
         self._native.take_history(old)
         old.is_superseded = True
         self._parts.clear()
+        self._errors.clear()
         kept = {"float"} if graph is old.graph else set()  # a pass without quantizers stays what it is
         self._runs = {switches: run for switches, run in self._runs.items() if switches in kept}
         self._observations = {switches: o for switches, o in self._observations.items() if switches in kept}
@@ -329,6 +332,19 @@ class KerasModel:
         with quiet_loggers("tensorflow"):
             made = traced[switches]({name: tf.convert_to_tensor(given[name]) for name in part.inputs})
         return {name: as_array(value) for name, value in made.items()}
+
+    def gradient(
+        self, function: Callable[[Mapping[str, Any]], Any], weights: Batch, batch: Batch
+    ) -> tuple[float, Mapping[str, NDArray[np.float32]]]:
+        """Value of ``function(outputs)`` with `weights` overridden, and its gradient by each of them."""
+        return gradient(self._native, function, weights, self.feeds(batch))
+
+    def part_error(
+        self, part: Graph, weights: Batch, batch: Batch, wanted: Batch
+    ) -> tuple[float, Mapping[str, NDArray[np.float32]]]:
+        """The squared error of a part's outputs, and its gradient by each of `weights`."""
+        given = {name: tf.convert_to_tensor(batch[name]) for name in part.inputs}
+        return self._errors.of(part, partial(PartError, self._native))(weights, given, wanted)
 
     # --- leaving ---------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ or go; parameters, buffers and quantizers stay the same objects, so that what th
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,7 @@ from isobit_torch.capture.free_names import name_in_code
 from isobit_torch.capture.given import Given
 from isobit_torch.program import adapters as peft_adapters
 from isobit_torch.program.convert import feed, to_array
+from isobit_torch.program.modules import batches_seen, set_batches_seen
 from isobit_torch.program.program import Program, copy_graph
 from isobit_torch.program.shapes import propagate
 from isobit_torch.simulate.fed_observer import FedObserver
@@ -158,6 +160,15 @@ class TorchModel:
         """Let the simulator train without quantizers."""
         self._native.train_in_float()
 
+    @property
+    def batches_seen(self) -> Mapping[str, int]:
+        """How many batches each batch norm has trained on."""
+        return batches_seen(self._native)
+
+    def set_batches_seen(self, counts: Mapping[str, int]) -> None:
+        """Let batch norms go on counting from there."""
+        set_batches_seen(self._native, counts)
+
     def learn_by(self, learn: Callable[[], object]) -> None:
         """What `learn_ranges` of the simulator calls."""
         self._native.learn_by(learn)
@@ -200,10 +211,8 @@ class TorchModel:
         made.to(self._native.device())
         made.train(self._native.training)
         taken = self._native.quantizers
-        key = name_in_code(
-            "".join(c if c.isalnum() else "_" for c in str(site)),
-            lambda name: name in taken or hasattr(nn.Module, name),  # `to`, `half` and `float` are methods
-        )
+        # `to`, `half` and `float` are methods
+        key = name_in_code(re.sub(r"\W", "_", str(site)), lambda name: name in taken or hasattr(nn.Module, name))
         self._native.get_submodule(QUANTIZERS).add_module(key, made)
         self._keys[site] = key
 

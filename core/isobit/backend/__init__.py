@@ -8,6 +8,7 @@ from isobit.backend.contract import Backend, BackendModel, Differentiable, NameM
 from isobit.backend.devices import device_of
 from isobit.backend.kept_parts import KeptParts
 from isobit.backend.optional import (
+    CountsBatches,
     Deployed,
     DeploysFiles,
     HasInnerValues,
@@ -35,6 +36,7 @@ __all__ = [
     "BackendModel",
     "Batch",
     "CheckedModel",
+    "CountsBatches",
     "Deployed",
     "DeploysFiles",
     "Differentiable",

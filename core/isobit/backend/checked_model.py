@@ -25,6 +25,7 @@ from isobit.edits.edit import Edit, EditPlan, Removed, SetWeights
 from isobit.encodings.encoding import Encoding, Encodings
 from isobit.errors import DataError, EditError, EncodingError, IsobitError, ModelError, did_you_mean
 from isobit.graph.graph import Graph
+from isobit.graph.layout import Take
 from isobit.graph.sites import Input, Site, Tensor
 from isobit.statistics.observer import Request
 
@@ -276,7 +277,7 @@ class CheckedDifferentiable(CheckedModel):
         """Value of ``function(outputs)`` with `weights` overridden, and its gradient by each of them."""
         inner = self.inner
         assert isinstance(inner, Differentiable)  # `CheckedModel.of` makes this class only around a model that is
-        overriding = {name: self._overriding(name, value) for name, value in weights.items()}
+        overriding = self._overriding(weights)
         feeds = self._feeds(batch)
         with self._named_failures() as current:
 
@@ -302,7 +303,7 @@ class CheckedDifferentiable(CheckedModel):
         """
         inner = self.inner
         assert isinstance(inner, Differentiable)
-        overriding = {name: self._overriding(name, value) for name, value in weights.items()}
+        overriding = self._overriding(weights)
         absent = [
             name
             for names, there in ((part.inputs, batch), (part.outputs, wanted))
@@ -323,7 +324,21 @@ class CheckedDifferentiable(CheckedModel):
                 raise DataError(f"the gradient by weight {name!r} holds NaN or infinity")
         return value, gradients
 
-    def _overriding(self, name: str, value: Array) -> Array:
+    def _overriding(self, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """The weights, checked; two of them may be two parts of one native array, but not the same values twice."""
+        checked = {name: self._checked_weight(name, value) for name, value in weights.items()}
+        parts: dict[str, dict[tuple[int, ...], str]] = {}
+        for name in checked:
+            info = self.graph.weights[name]
+            part = tuple(step.index for step in info.layout if isinstance(step, Take))
+            others = parts.setdefault(info.source or name, {})
+            clash = next((other for place, other in others.items() if place == part or () in (place, part)), None)
+            if clash is not None:
+                raise ModelError(f"{clash!r} and {name!r} are the same parameter: override one of them")
+            others[part] = name
+        return checked
+
+    def _checked_weight(self, name: str, value: Array) -> Array:
         self._require_weight(name)
         info, array = self.graph.weights[name], np.asarray(value)
         if not info.is_float:
@@ -356,7 +371,7 @@ def _number(value: Any) -> Any:
     elif prod(shape) != 1 or "float" not in str(dtype):
         described = f"{dtype} of shape {tuple(shape)}"
     else:
-        return value.reshape(())
+        return value[(0,) * len(shape)] if shape else value
     raise ModelError(
         f"the function of the outputs must return one real number as the framework's own tensor, not {described}"
     )

@@ -256,6 +256,23 @@ class LoadsFloatWeights(Protocol):
 
 
 @runtime_checkable
+class CountsBatches(Protocol):
+    """What a BackendModel adds whose norms count the batches that they train on, beside what the graph holds.
+
+    A momentum may follow from the count (PyTorch's ``momentum=None``), so a saved simulator keeps it.
+    """
+
+    @property
+    def batches_seen(self) -> Mapping[str, int]:
+        """The counts, by names of the backend's own."""
+        ...
+
+    def set_batches_seen(self, counts: Mapping[str, int]) -> None:
+        """Go on from these counts; names that are not there are passed over."""
+        ...
+
+
+@runtime_checkable
 class HoldsAdapters(Protocol):
     """What a BackendModel adds whose model may hold several adapters (LoRA), of which the graph reads one.
 

@@ -67,7 +67,8 @@ def restored(pristine: Simulation, path: Path, data: Dataset) -> Simulation | No
             simulation.judge = None
             simulation.keep_reference(data.batches(data.spread(judged)))
         parts = (contents[key] for key in ("encodings", "statistics", "frozen"))
-        simulation.restore(*parts, calibration=manifest["calibration"], is_trained=manifest["is_trained"])
+        kept = {key: manifest[key] for key in ("calibration", "is_trained", "batches_seen")}
+        simulation.restore(*parts, **kept)
         simulation.notes, simulation.steps, simulation.reports = dict.fromkeys(noted), steps, reports
     except (IsobitError, OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
         return None  # what is damaged is made again

@@ -39,5 +39,6 @@ def load(
     check_fingerprint(manifest["fingerprint"], simulation.fingerprint(), where)
     replay(simulation, contents["edits"], manifest["adapters"], contents["arrays"], where)
     parts = (contents[key] for key in ("encodings", "statistics", "frozen"))
-    simulation.restore(*parts, calibration=manifest["calibration"], is_trained=manifest["is_trained"])
+    kept = {key: manifest[key] for key in ("calibration", "is_trained", "batches_seen")}
+    simulation.restore(*parts, **kept)
     return QuantSim.of_simulation(simulation)

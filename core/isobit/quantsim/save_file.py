@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from isobit.backend.optional import OpenedByExample
+from isobit.backend.optional import CountsBatches, OpenedByExample
 from isobit.edits.records import edits_from_records, edits_to_records
 from isobit.encodings.encoding import Encodings
 from isobit.errors import IsobitError, ModelError
@@ -39,7 +39,7 @@ def save(simulation: Simulation, path: Path) -> None:
     simulation.require_numbers()
     trained = simulation.trained_weights()
     records, arrays = edits_to_records([*simulation.edits, *([] if trained is None else [trained])])
-    config = simulation.config
+    config, inner = simulation.config, simulation.model.inner
     manifest = {
         "format": "isobit sim",
         "version": VERSION,
@@ -52,6 +52,7 @@ def save(simulation: Simulation, path: Path) -> None:
         "edits": records,
         "example": simulation.example,
         "is_trained": simulation.is_trained,
+        "batches_seen": dict(inner.batches_seen) if isinstance(inner, CountsBatches) else {},
         "adapters": adapters_to_record(simulation, arrays.keep) or {},
     }
     with write_atomically(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -62,8 +63,7 @@ def save(simulation: Simulation, path: Path) -> None:
         archive.writestr(_FROZEN, isobit_json.dumps(simulation.frozen))
         if len(simulation.statistics):
             archive.writestr(_STATISTICS, simulation.statistics.to_bytes())
-        opened = simulation.model.inner
-        example = opened.example if isinstance(opened, OpenedByExample) else None
+        example = inner.example if isinstance(inner, OpenedByExample) else None
         if example is not None:
             archive.writestr(_EXAMPLE, save_tensors({name: np.ascontiguousarray(a) for name, a in example.items()}))
 
@@ -95,6 +95,7 @@ def read_saved(where: str) -> dict[str, Any]:
             manifest = json.loads(archive.read(_MANIFEST))
             if manifest.get("format") != "isobit sim" or manifest.get("version") != VERSION:
                 raise ModelError(f"{where}: not a saved simulator of version {VERSION}")
+            manifest.setdefault("batches_seen", {})  # files from before it was kept
             _check_manifest(manifest, where)
             example = load_tensors(archive.read(_EXAMPLE)) if _EXAMPLE in archive.namelist() else None
             statistics = Statistics()
@@ -145,6 +146,10 @@ def _check_manifest(manifest: Mapping[str, Any], where: str) -> None:
         "calibration": (is_text_or_none, "a text or null"),
         "edits": (lambda v: isinstance(v, list) and all(isinstance(row, dict) for row in v), "a list of objects"),
         "is_trained": (lambda v: isinstance(v, bool), "true or false"),
+        "batches_seen": (
+            lambda v: isinstance(v, dict) and all(type(n) is int and n >= 0 for n in v.values()),
+            "an object of whole numbers",
+        ),
         "adapters": (lambda v: isinstance(v, dict), "an object"),
     }
     for field, (is_valid, expected) in checks.items():

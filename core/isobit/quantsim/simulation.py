@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import BackendModel, Differentiable
-from isobit.backend.optional import TrainsGrids
+from isobit.backend.optional import CountsBatches, TrainsGrids
 from isobit.calibration.fitting import fit
 from isobit.calibration.range_memo import RangeMemo
 from isobit.calibration.resolve import Resolved, bias_encoding, resolve_weights, resolver
@@ -339,8 +339,11 @@ class Simulation:
         *,
         calibration: str | None,
         is_trained: bool,
+        batches_seen: Mapping[str, int],
     ) -> None:
         """Take over what a saved simulator held, on the float model after its edits."""
+        if isinstance(self.model.inner, CountsBatches):
+            self.model.inner.set_batches_seen(batches_seen)
         self.is_trained = is_trained
         self.statistics, self.calibration = statistics, calibration
         self._replan()

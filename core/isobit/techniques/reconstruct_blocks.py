@@ -96,7 +96,7 @@ class ReconstructBlocks:
         if not isinstance(context.model, CheckedDifferentiable):
             raise ModelError(
                 f"ReconstructBlocks needs gradients, and a model of the {context.model.backend} backend has none: open "
-                "the PyTorch model, or use AdaRound(sequential=True), which needs none"
+                "the PyTorch or the Keras model, or use AdaRound(sequential=True), which needs none"
             )
         if context.dataset is None:
             raise DataError("ReconstructBlocks needs data, not what was observed of it alone: pass data=")

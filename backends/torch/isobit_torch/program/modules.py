@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -39,6 +41,23 @@ class BatchNorm(Container):
     def extra_repr(self) -> str:
         """Settings, for printing."""
         return f"epsilon={self.epsilon}, momentum={self.momentum}"
+
+
+def batches_seen(root: nn.Module) -> dict[str, int]:
+    """How many batches each batch norm has trained on, by its path."""
+    return {path: int(counter) for path, counter in _counters(root).items()}
+
+
+def set_batches_seen(root: nn.Module, counts: Mapping[str, int]) -> None:
+    """Let batch norms go on counting from there."""
+    for path, counter in _counters(root).items():
+        counter.fill_(counts.get(path, int(counter)))
+
+
+def _counters(root: nn.Module) -> dict[str, Tensor]:
+    norms = {path: module for path, module in root.named_modules() if isinstance(module, BatchNorm)}
+    counters = {path: norm._buffers.get("num_batches_tracked") for path, norm in norms.items()}
+    return {path: counter for path, counter in counters.items() if counter is not None}
 
 
 class Dropout(Container):

@@ -56,6 +56,9 @@ class Simulator(fx.GraphModule):
         "weight_parameters",
     ]
 
+    #: The Trainer of transformers takes a forward with keywords for one that divides its loss by summed steps itself.
+    accepts_loss_kwargs = False
+
     def __init__(self, root: nn.Module, graph: fx.Graph, signature: Signature) -> None:
         empty = fx.Graph()
         empty.output(())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -11,13 +12,19 @@ from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import Differentiable
-from isobit.data import Batch
+from isobit.data import Batch, Dataset
 from isobit.edits.edit import SetWeights
 from isobit.encodings.encoding import Encoding
 from isobit.errors import DataError, IsobitError
 from isobit.graph.between import between
 from isobit.graph.sites import Tensor, Weight
+from isobit.placement.place import place
+from isobit.placement.quant_config import QuantConfig
+from isobit.plugins import registry
 from isobit.statistics.observer import Request
+from isobit.techniques.context import TechniqueContext
+from isobit.techniques.fold_batch_norms import FoldBatchNorms
+from isobit.techniques.reconstruct_blocks import ReconstructBlocks
 from isobit.testing import interpreter
 from isobit.testing.conformance.base import ConformanceBase, Opened, assert_same, weight_names
 
@@ -121,6 +128,56 @@ class DifferentiatingConformance(ConformanceBase):
         assert less < error
         with pytest.raises(DataError, match="no values for"):
             differentiable(model).part_error(part, weight, {}, {wanted: seen[1].value})
+
+    def test_gradients_of_a_part_are_finite_differences(self, open_network: Callable[[str], Opened]) -> None:
+        """By the weights of a residual block, of the error of its output, as the interpreter computes it in float64."""
+        opened = open_network("residual")
+        model, graph, batch, rng = opened.model, opened.model.graph, opened.network.batch(3), np.random.default_rng(0)
+        sums = [node for node in graph.nodes if node.op == "Add"]
+        given, wanted = (graph.uses(node.outputs[0])[0].node.outputs[0] for node in sums)
+        part = between(graph, [given], [wanted])
+        seen = [Collected(), Collected()]
+        model.observe([batch], [Request(Tensor(given), seen[0]), Request(Tensor(wanted), seen[1], "after")])
+        targets = seen[1].value + rng.standard_normal(seen[1].value.shape).astype(np.float32)
+        weights = {
+            name: model.weight(name) for name, info in part.weights.items() if info.is_float and len(info.shape) > 1
+        }
+        assert len(weights) == 3
+        error, gradients = differentiable(model).part_error(part, weights, {given: seen[0].value}, {wanted: targets})
+        exact = {name: model.weight(name).astype(np.float64) for name in part.weights}
+        inputs = {given: seen[0].value.astype(np.float64)}
+
+        def at(changed: Mapping[str, Array]) -> float:
+            made = interpreter.outputs(part, lambda name: {**exact, **changed}[name], inputs)
+            return float(np.square(made[wanted] - targets).sum())
+
+        assert error == pytest.approx(at({}), rel=1e-4)
+        for name, gradient in gradients.items():
+            step = rng.standard_normal(gradient.shape)
+            step *= 1e-6 / np.linalg.norm(step)
+            slope = (at({name: exact[name] + step}) - at({name: exact[name] - step})) / 2
+            limit = 1e-3 * float(np.linalg.norm(gradient)) * 1e-6
+            assert abs(float((gradient * step).sum()) - slope) < limit, name
+
+    def test_blocks_are_rounded_by_gradients(self, open_network: Callable[[str], Opened]) -> None:
+        """Every block is descended in, weights are on the grids that were found, and the held-back samples decide."""
+        opened = open_network("conv_net")
+        differentiable(opened.model)
+        data = Dataset(opened.network.batch(16), opened.model.graph, batch_size=8)
+        FoldBatchNorms().apply(TechniqueContext(opened.model))
+        plan = place(opened.model.graph, registry().target("default"), QuantConfig("int2 per-channel", None, {}, ()))
+        report = ReconstructBlocks(steps=8, batch=8, layers=2).apply(TechniqueContext(opened.model, plan, data))
+        told = [
+            re.search(r"error of the block (\S+) -> (\S+) of", line)
+            for line in [*report.changed, *report.left.values()]
+        ]
+        errors = [(float(match[1]), float(match[2])) for match in told if match is not None]
+        assert len(errors) == 2
+        assert all(after < 1.5 * before for before, after in errors), errors
+        assert len(report.encodings) == 3
+        for site, encoding in report.encodings.items():
+            value = opened.model.weight(str(site))
+            np.testing.assert_allclose(encoding.fake_quantize(value), value, rtol=1e-6, atol=1e-7)
 
     def test_what_gradients_refuse(self, open_network: Callable[[str], Opened]) -> None:
         """Unknown weights, other shapes and types, NaN, functions that are none."""

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from isobit.backend import Batch
 from isobit.errors import ModelError
-from isobit.graph import Layout, Take
+from isobit.graph import Layout
 from isobit_torch.program.convert import to_tensor
 from isobit_torch.program.fx_nodes import attribute
 from isobit_torch.program.layouts import to_native
@@ -37,7 +37,6 @@ class Overridden(fx.Interpreter):
         self.leaves: dict[str, Tensor] = {}
         self._natives: dict[str, Tensor] = {}
         places = {name: _place(translation, name) for name in weights}
-        _require_apart(places)
         for name, (path, layout) in places.items():
             own = self._natives.get(path, attribute(root, path).detach())
             leaf = to_tensor(weights[name]).to(own.device).requires_grad_()
@@ -113,19 +112,3 @@ def _place(translation: Translation, name: str) -> tuple[str, Layout]:
     if source not in translation.attributes:
         raise ModelError(f"constant {name!r} is a number in the code: it has no gradient")
     return str(translation.attributes[source].target), info.layout
-
-
-def _require_apart(places: Mapping[str, tuple[str, Layout]]) -> None:
-    """Two names may be two parts of one parameter, but not the same values twice."""
-    names_by_path: dict[str, dict[tuple[int, ...], str]] = {}
-    for name, (path, layout) in places.items():
-        part = tuple(step.index for step in layout if isinstance(step, Take))
-        names_by_part = names_by_path.setdefault(path, {})
-        clash = (
-            names_by_part.get(part)
-            or names_by_part.get(())
-            or (next(iter(names_by_part.values()), None) if not part else None)
-        )
-        if clash is not None:
-            raise ModelError(f"{clash!r} and {name!r} are the same parameter, {path!r}: override one of them")
-        names_by_part[part] = name
