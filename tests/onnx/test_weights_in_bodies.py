@@ -183,7 +183,7 @@ def test_tiny_weights_in_a_body_stay_in_float_and_are_said() -> None:
 
 
 def test_a_part_without_the_if_does_not_want_the_weights_of_its_bodies() -> None:
-    """Rounding runs the network up to each layer; constants of what is behind are still used by bodies that are gone."""
+    """Rounding runs the network up to each layer; bodies that are gone still use the constants of what is behind."""
 
     def branch(name: str, scale: str) -> onnx.GraphProto:
         nodes = [node("MatMul", f"z {scale}", f"{name}_y")]
