@@ -65,6 +65,22 @@ def test_a_drop_must_hold_in_each(calibrated: isobit.QuantSim, tmp_path: Path) -
     assert json.loads(found.to_json())["chosen"]["figures"].keys() == FLOAT.keys()
 
 
+def test_a_journal_from_before_goes_on_with_its_number(tmp_path: Path) -> None:
+    """It has the value of the float model alone; agreement of outputs, near 1, would take the place of the figures."""
+    journal = tmp_path / "journal.jsonl"
+    settings = {"max_drop": 10.0, "journal": journal, "evaluations": 2, "progress": False}
+
+    def worst(model) -> float:
+        return 5.0 + min(by_class(model).values())
+
+    found = isobit.auto_quantize(_coarse(), _data(), worst, **settings)
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    before = [{key: line[key] for key in line if key != "evaluate"} for line in lines if line.get("scored") == "float"]
+    journal.write_text("\n".join(map(json.dumps, [lines[0], *before])) + "\n")
+    again = isobit.auto_quantize(_coarse(), _data(), worst, **settings)
+    assert again.chosen.score == found.chosen.score == worst(found.sim.run) < 5.0
+
+
 def test_formats_and_analysis_and_compression_take_them(calibrated: isobit.QuantSim) -> None:
     sim = calibrated
     found = isobit.mixed_precision(sim, _data(), evaluate=by_class, max_drop=10.0, evaluations=2)
