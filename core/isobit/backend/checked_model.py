@@ -224,11 +224,12 @@ class CheckedModel:
             if not any(batch[name].shape[axis] > 1 for name, axis in axes.items()):
                 return ""
             one = next(cut_batches(batch, axes, 1, 1))
+            repeats = {name: batch[name].shape[axis] for name, axis in axes.items()}
             self.inner.run(one)
         except (IsobitError, KeyError, *self.inner.failures):
             return ""
         try:  # where this runs, values of another sample are what failed
-            self.inner.run({n: np.repeat(a, batch[n].shape[axes[n]], axes[n]) if n in axes else a for n, a in one.items()})
+            self.inner.run({**one, **{name: np.repeat(one[name], n, axes[name]) for name, n in repeats.items()}})
         except (IsobitError, *self.inner.failures):
             return "; it runs the first sample alone, so give it batches of one (batch_size=1, or --batch-size 1)"
         return ""
@@ -335,8 +336,7 @@ class CheckedDifferentiable(CheckedModel):
             info = self.graph.weights[name]
             part = tuple(step.index for step in info.layout if isinstance(step, Take))
             others = parts.setdefault(info.source or name, {})
-            overlaps = (other for place, other in others.items() if all(a == b for a, b in zip(place, part, strict=False)))
-            clash = next(overlaps, None)
+            clash = next((other for at, other in others.items() if at[: len(part)] == part[: len(at)]), None)
             if clash is not None:
                 raise ModelError(f"{clash!r} and {name!r} are the same parameter: override one of them")
             others[part] = name

@@ -78,7 +78,7 @@ class ExactTensors:
 def exact_tensors(graph: Graph, signal: Collection[str], is_overridden: Callable[[str], bool]) -> ExactTensors:
     """The tensors of `graph` that must stay exact; a tensor that the user gave a format ends the way back."""
     search = _Search(graph, signal, is_overridden)
-    for node in sorted(graph.nodes, key=lambda node: node.op not in _LOGARITHMS):  # they ask the most of what they share
+    for node in sorted(graph.nodes, key=lambda node: node.op not in _LOGARITHMS):  # these ask most of what they share
         search.ask(node)
     search.decide_layers()
     uses = frozenset(search.uses)
