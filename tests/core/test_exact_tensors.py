@@ -251,3 +251,22 @@ def test_what_is_no_linear_function_of_an_input_is_no_spectrum(target: Target, m
     plan = place(canonicalize(sketch.graph("last")), target)
     weights = {str(site): p.spec.bits for site, p in plan.placements.items() if isinstance(site, Weight)}
     assert weights["filter.w"] == weights["made.w"] == 8
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_powers_that_a_pooling_averages_before_a_logarithm(target: Target) -> None:
+    """As networks for brain waves begin (Schirrmeister et al. 2017): filters, squares, means of windows, a logarithm."""
+    sketch = Sketch()
+    x = sketch.input("x", "N", 2, 16)
+    filtered = sketch.node("Conv", x, sketch.random("filter.w", 4, 2, 5), name="filter", shape=("N", 4, 12))
+    power = sketch.node("Mul", filtered, filtered, name="power", shape=("N", 4, 12))
+    pooled = sketch.node(
+        "AveragePool", power, name="pooled", shape=("N", 4, 4), kernel_shape=(3,), strides=(3,), pads=(0, 0)
+    )
+    logs = sketch.node("Log", pooled, name="log", shape=("N", 4, 4))
+    flat = sketch.node("Reshape", logs, sketch.weight("flat.to", [0, 16], "int64"), name="flat", shape=("N", 16))
+    sketch.node("MatMul", flat, sketch.random("last.w", 16, 8), name="last", shape=("N", 8))
+    plan = place(canonicalize(sketch.graph("last")), target)
+    assert {"filter", "power", "pooled"} <= plan.floats.keys()
+    assert plan.placements[Tensor("x")].spec.type_name == "uint16"
+    assert plan.placements[Weight("filter.w")].spec.type_name == "int16"

@@ -20,11 +20,10 @@ from isobit.placement.size_tensors import COMPARISONS, size_tensors
 _AFFINE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Neg", "Sum", "Mod", "Floor", "Ceil", "Round", "Clip", "Max", "Min", "Cast"}
 )
-_REDUCTIONS = frozenset({"ReduceSum", "ReduceMean"})
+_REDUCTIONS = frozenset({"ReduceSum", "ReduceMean", "AveragePool", "GlobalAveragePool"})
 #: After which a filtered signal is still one: without its mean, masked, with its edges mirrored.
 _LINEAR = _REDUCTIONS | {
-    *("Add", "Sub", "Mul", "Div", "Neg", "Sum", "Mean", "Cast", "Where", "CumSum", "AveragePool", "GlobalAveragePool"),
-    *("ScatterElements", "ScatterND"),
+    *("Add", "Sub", "Mul", "Div", "Neg", "Sum", "Mean", "Cast", "Where", "CumSum", "ScatterElements", "ScatterND")
 }
 #: Moves of it; the largest of several values is no linear function of them.
 _MOVES = VALUE_PRESERVING - {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"}
