@@ -108,6 +108,16 @@ def test_figures_that_are_none(calibrated: isobit.QuantSim, returned: dict, mess
         isobit.mixed_precision(calibrated, _data(), evaluate=lambda model: returned)
 
 
+def test_the_figure_that_is_no_number_is_named() -> None:
+    def evaluate(model) -> dict[str, float]:
+        figures = by_class(model)
+        return {**figures, "others": figures["others"] if max(figures.values()) == 0 else math.nan}
+
+    found = isobit.auto_quantize(_coarse(), _data(), evaluate, max_drop=0.1, evaluations=2, progress=False)
+    assert not found.holds
+    assert found.chosen.result == "it failed: evaluate returned nan for 'others'"
+
+
 def test_figures_that_come_and_go(calibrated: isobit.QuantSim) -> None:
     """A figure that a model lacks is no figure of zero."""
     calls = []
