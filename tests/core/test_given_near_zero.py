@@ -35,6 +35,12 @@ def test_small_outputs_of_other_operations_are_compared_as_they_are(ops: tuple[s
     assert _first_different(graph(*ops), given, {"out0": given["out0"] * 2}, ()) is not None
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_the_largest_floats_are_compared_without_a_warning() -> None:
+    given = {"out0": np.full((2, 2, 2), np.finfo(np.float32).max)}
+    assert _first_different(graph("Relu"), given, {"out0": -given["out0"]}, ()) == ("out0", "is -6.0 dB from it")
+
+
 def test_long_ways_and_ways_that_meet_again_are_walked_once() -> None:
     """A square of a square has 2^n ways back, and a way of 3,000 moves is deeper than Python's stack."""
     sketch = Sketch()
