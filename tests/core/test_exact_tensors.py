@@ -255,7 +255,7 @@ def test_what_is_no_linear_function_of_an_input_is_no_spectrum(target: Target, m
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_powers_that_a_pooling_averages_before_a_logarithm(target: Target) -> None:
-    """As networks for brain waves begin (Schirrmeister et al. 2017): filters, squares, means of windows, a logarithm."""
+    """As networks for brain waves begin (Schirrmeister et al., 2017): filters, squares, means, a logarithm."""
     sketch = Sketch()
     x = sketch.input("x", "N", 2, 16)
     filtered = sketch.node("Conv", x, sketch.random("filter.w", 4, 2, 5), name="filter", shape=("N", 4, 12))

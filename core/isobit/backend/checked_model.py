@@ -219,6 +219,7 @@ class CheckedModel:
 
     def _advice(self, batch: Mapping[str, Array]) -> str:
         """What to do about a batch that failed, where the model runs its first sample alone, but not twice at once."""
+        failures: tuple[type[Exception], ...] = (IsobitError, KeyError, *self.inner.failures)
         try:
             axes = SampleAxes.of(self.graph).cut({name: batch[name] for name in self.graph.inputs})
             if not any(batch[name].shape[axis] > 1 for name, axis in axes.items()):
@@ -226,11 +227,11 @@ class CheckedModel:
             one = next(cut_batches(batch, axes, 1, 1))
             repeats = {name: batch[name].shape[axis] for name, axis in axes.items()}
             self.inner.run(one)
-        except (IsobitError, KeyError, *self.inner.failures):
+        except failures:
             return ""
         try:  # where this runs, values of another sample are what failed
             self.inner.run({**one, **{name: np.repeat(one[name], n, axes[name]) for name, n in repeats.items()}})
-        except (IsobitError, *self.inner.failures):
+        except failures:
             return "; it runs the first sample alone, so give it batches of one (batch_size=1, or --batch-size 1)"
         return ""
 

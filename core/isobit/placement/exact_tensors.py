@@ -222,7 +222,7 @@ def _filtered(graph: Graph, signal: Collection[str]) -> set[str]:
     A mask of lengths and sizes counts as a constant; what follows from values of the signal does not.
     """
     filtered = set(graph.inputs)
-    begins = [node for node in graph.nodes if signal.isdisjoint(node.inputs)]  # tables that are looked up, codes
+    begins = [node for node in graph.nodes if not any(name in signal for name in node.inputs)]  # tables, codes
     begun = {name for node in begins for name in node.outputs if name in signal}
     varying = value_dependent(graph, begun.union(name for name in graph.inputs if name in signal))
     for node in graph.nodes:
