@@ -12,7 +12,8 @@ def young_garbage() -> Iterator[None]:
     """Inside, Python's collector looks at what is made inside alone; outside everything is as before.
 
     Graphs are many small objects in cycles, so that the collector runs often, and each full run goes through all
-    objects of all modules that are loaded. Who has frozen objects keeps them frozen: then nothing is done.
+    objects of all modules that are loaded. What was garbage before is collected afterwards. Who has frozen objects
+    keeps them frozen: then nothing is done.
     """
     if gc.get_freeze_count():
         yield

@@ -107,6 +107,15 @@ def test_json_has_no_infinity(capsys, make_graph):
     assert '"y": null' in capsys.readouterr().out
 
 
+def test_figures_that_one_of_the_models_lacks_are_shown(capsys):
+    outcome = Outcome("a x b", "default", "minmax")
+    outcome.scores = {"float": {"boxes": 0.5, "masks": 0.25}, "simulated": {"boxes": 0.375, "classes": 0.75}}
+    print_outcome(outcome, as_json=False)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if ", simulated" in line]
+    assert [row[0] for row in rows] == ["boxes,", "masks,", "classes,"]
+    assert [row[2:4] for row in rows] == [["0.5", "0.375"], ["0.25", "nan"], ["nan", "0.75"]]
+
+
 def test_parts_of_an_output_that_is_put_together():
     """Scores that are lost beside large boxes, over two batches: against all of it at once."""
     parts = [Node(name, "Relu", (f"{name}_in",), (name,)) for name in ("boxes", "scores")]

@@ -192,7 +192,7 @@ def test_figures_that_are_none_are_failures() -> None:
     assert not found.holds
     assert {attempt.outcome for attempt in found.attempts} == {"failed"}
     assert {attempt.score for attempt in found.attempts} == {None}
-    assert found.why.endswith("the best is fast: it failed: evaluate returned no finite number")
+    assert found.why.endswith("the best is fast: it failed: evaluate returned nan")
     assert found.sim.encodings
 
 

@@ -148,6 +148,8 @@ def test_values_that_are_overridden_twice() -> None:
         ({whole: info.layout, first: (Take(0), *info.layout)}, (whole, first)),
         ({first: (Take(0), *info.layout), second: (Take(1), *info.layout)}, None),
         ({first: (Take(1), *info.layout), second: (Take(1), *info.layout)}, (first, second)),
+        ({first: (Take(1), Take(0), *info.layout), second: (Take(1), *info.layout)}, (first, second)),
+        ({first: (Take(1), Take(0), *info.layout), second: (Take(0), *info.layout)}, None),
     ):
         infos = {name: replace(info, source="fc1", layout=layout) for name, layout in layouts.items()}
         graph = replace(NETWORK.graph, weights={**NETWORK.graph.weights, **infos})

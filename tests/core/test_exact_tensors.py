@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from registries import rounds_all
 from sketch import Sketch
@@ -188,3 +190,83 @@ def test_a_tensor_that_is_moved_to_a_phase_and_to_a_layer(target: Target) -> Non
     plan = place(canonicalize(sketch.graph("h", wave)), target)
     assert Input("h", 0) in plan.placements
     assert {"s", "moved"} <= plan.floats.keys()
+
+
+@pytest.mark.parametrize("first", ["Sqrt", "Log"])
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_bands_that_a_root_and_a_logarithm_read_stay_in_float(target: Target, first: str) -> None:
+    """The logarithm asks for more, whichever of them comes first; an epsilon may stand before the squares."""
+    sketch = Sketch()
+    x = sketch.input("x", *ROW)
+    power = sketch.node("Mul", x, x, name="power", shape=ROW)
+    above = sketch.node("Add", sketch.weight("least", 1e-9), power, name="above", shape=ROW)
+    bands = layer(sketch, above, "bands")
+    ops = (first, "Log" if first == "Sqrt" else "Sqrt")
+    read = [sketch.node(op, bands, name=op.lower(), shape=ROW) for op in ops]
+    plan = place(closed(sketch, sketch.node("Add", *read, name="both", shape=ROW)), target)
+    assert Input("bands", 0) not in plan.placements
+    assert Tensor("above") not in plan.placements
+    assert "logarithm" in plan.floats["bands"]
+
+
+def tokens(sketch: Sketch) -> str:
+    """A residual stream that begins with a table, behind a norm and a layer."""
+    shape = ("N", 6, 8)
+    ids = sketch.input("ids", "N", 6, dtype="int64")
+    table = sketch.node("Gather", sketch.random("table", 20, 8), ids, name="embedding", shape=shape)
+    ones = sketch.weight("gain", [1.0] * 8)
+    normed = sketch.node("RMSNormalization", table, ones, name="norm", shape=shape, axis=-1)
+    made = sketch.node("MatMul", normed, sketch.random("made.w", 8, 8), name="made", shape=shape)
+    return sketch.node("Add", table, made, name="stream", shape=shape)
+
+
+def gated_pixels(sketch: Sketch) -> str:
+    """Pixels of 8 bits, of which an activation is a factor."""
+    pixels = sketch.node("Cast", sketch.input("pixels", *ROW, dtype="uint8"), name="pixels.float", shape=ROW)
+    hidden = layer(sketch, pixels, "made")
+    gate = sketch.node("Relu", hidden, name="gate", shape=ROW)
+    return sketch.node("Mul", pixels, gate, name="gated", shape=ROW)
+
+
+def largest(sketch: Sketch) -> str:
+    """The largest of neighbours."""
+    made = layer(sketch, sketch.input("x", *ROW), "made")
+    pairs = sketch.node("Reshape", made, sketch.weight("pairs", [0, 4, 2], "int64"), name="pairs.of", shape=("N", 4, 2))
+    axis = sketch.weight("axis", [2], "int64")
+    return sketch.node("ReduceMax", pairs, axis, name="largest", shape=("N", 4), keepdims=0)
+
+
+@pytest.mark.parametrize("made", [tokens, gated_pixels, largest])
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_what_is_no_linear_function_of_an_input_is_no_spectrum(target: Target, made: Callable[[Sketch], str]) -> None:
+    """Its squares before a root leave layers in 8 bits: a norm that is written out stands in any transformer."""
+    sketch = Sketch()
+    x = made(sketch)
+    shape = sketch.graph(x).tensors[x].shape or ()
+    wide = (*shape[:-1], 8)
+    filtered = sketch.node("MatMul", x, sketch.random("filter.w", shape[-1], 8), name="filter", shape=wide)
+    power = sketch.node("Mul", filtered, filtered, name="power", shape=wide)
+    root = sketch.node("Sqrt", power, name="root", shape=wide)
+    sketch.node("MatMul", root, sketch.random("last.w", 8, 8), name="last", shape=wide)
+    plan = place(canonicalize(sketch.graph("last")), target)
+    weights = {str(site): p.spec.bits for site, p in plan.placements.items() if isinstance(site, Weight)}
+    assert weights["filter.w"] == weights["made.w"] == 8
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_powers_that_a_pooling_averages_before_a_logarithm(target: Target) -> None:
+    """As networks for brain waves begin (Schirrmeister et al., 2017): filters, squares, means, a logarithm."""
+    sketch = Sketch()
+    x = sketch.input("x", "N", 2, 16)
+    filtered = sketch.node("Conv", x, sketch.random("filter.w", 4, 2, 5), name="filter", shape=("N", 4, 12))
+    power = sketch.node("Mul", filtered, filtered, name="power", shape=("N", 4, 12))
+    pooled = sketch.node(
+        "AveragePool", power, name="pooled", shape=("N", 4, 4), kernel_shape=(3,), strides=(3,), pads=(0, 0)
+    )
+    logs = sketch.node("Log", pooled, name="log", shape=("N", 4, 4))
+    flat = sketch.node("Reshape", logs, sketch.weight("flat.to", [0, 16], "int64"), name="flat", shape=("N", 16))
+    sketch.node("MatMul", flat, sketch.random("last.w", 16, 8), name="last", shape=("N", 8))
+    plan = place(canonicalize(sketch.graph("last")), target)
+    assert {"filter", "power", "pooled"} <= plan.floats.keys()
+    assert plan.placements[Tensor("x")].spec.type_name == "uint16"
+    assert plan.placements[Weight("filter.w")].spec.type_name == "int16"

@@ -65,6 +65,22 @@ def test_a_drop_must_hold_in_each(calibrated: isobit.QuantSim, tmp_path: Path) -
     assert json.loads(found.to_json())["chosen"]["figures"].keys() == FLOAT.keys()
 
 
+def test_a_journal_from_before_goes_on_with_its_number(tmp_path: Path) -> None:
+    """It has the value of the float model alone; agreement of outputs, near 1, would take the place of the figures."""
+    journal = tmp_path / "journal.jsonl"
+    settings = {"max_drop": 10.0, "journal": journal, "evaluations": 2, "progress": False}
+
+    def worst(model) -> float:
+        return 5.0 + min(by_class(model).values())
+
+    found = isobit.auto_quantize(_coarse(), _data(), worst, **settings)
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    before = [{key: line[key] for key in line if key != "evaluate"} for line in lines if line.get("scored") == "float"]
+    journal.write_text("\n".join(map(json.dumps, [lines[0], *before])) + "\n")
+    again = isobit.auto_quantize(_coarse(), _data(), worst, **settings)
+    assert again.chosen.score == found.chosen.score == worst(found.sim.run) < 5.0
+
+
 def test_formats_and_analysis_and_compression_take_them(calibrated: isobit.QuantSim) -> None:
     sim = calibrated
     found = isobit.mixed_precision(sim, _data(), evaluate=by_class, max_drop=10.0, evaluations=2)
@@ -90,6 +106,16 @@ def test_formats_and_analysis_and_compression_take_them(calibrated: isobit.Quant
 def test_figures_that_are_none(calibrated: isobit.QuantSim, returned: dict, message: str) -> None:
     with pytest.raises(EvaluateError, match=message):
         isobit.mixed_precision(calibrated, _data(), evaluate=lambda model: returned)
+
+
+def test_the_figure_that_is_no_number_is_named() -> None:
+    def evaluate(model) -> dict[str, float]:
+        figures = by_class(model)
+        return {**figures, "others": figures["others"] if max(figures.values()) == 0 else math.nan}
+
+    found = isobit.auto_quantize(_coarse(), _data(), evaluate, max_drop=0.1, evaluations=2, progress=False)
+    assert not found.holds
+    assert found.chosen.result == "it failed: evaluate returned nan for 'others'"
 
 
 def test_figures_that_come_and_go(calibrated: isobit.QuantSim) -> None:

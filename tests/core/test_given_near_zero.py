@@ -7,6 +7,7 @@ import pytest
 from sketch import Sketch
 
 from isobit.graph import Graph
+from isobit.quantsim.checks.bounded_outputs import BOUNDED_ROUNDING, rounding_of
 from isobit.quantsim.checks.given import _first_different
 
 ROW = ("N", 4)
@@ -32,3 +33,23 @@ def test_probabilities_of_nearly_nothing_are_alike_and_larger_differences_are_no
 def test_small_outputs_of_other_operations_are_compared_as_they_are(ops: tuple[str, ...]) -> None:
     given = {"out0": np.full((2, 2, 2), 1e-8, np.float32)}
     assert _first_different(graph(*ops), given, {"out0": given["out0"] * 2}, ()) is not None
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_the_largest_floats_are_compared_without_a_warning() -> None:
+    given = {"out0": np.full((2, 2, 2), np.finfo(np.float32).max)}
+    assert _first_different(graph("Relu"), given, {"out0": -given["out0"]}, ()) == ("out0", "is -6.0 dB from it")
+
+
+def test_long_ways_and_ways_that_meet_again_are_walked_once() -> None:
+    """A square of a square has 2^n ways back, and a way of 3,000 moves is deeper than Python's stack."""
+    sketch = Sketch()
+    y = sketch.node("Sigmoid", sketch.input("x", *ROW), name="head", shape=ROW)
+    for index in range(100):
+        y = sketch.node("Mul", y, y, name=f"square{index}", shape=ROW)
+    for index in range(3000):
+        y = sketch.node("Reshape", y, name=f"moved{index}", shape=ROW)
+    z = sketch.node("Mul", y, sketch.node("Relu", y, name="relu", shape=ROW), name="product", shape=ROW)
+    graph = sketch.graph(y, z)
+    assert rounding_of(graph, y) == BOUNDED_ROUNDING
+    assert rounding_of(graph, z) == 0

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import isobit
+from isobit.quantsim.checks.choices import _is_tie
 from isobit.quantsim.checks.ties import first_apart
 from isobit_onnx.backend import OnnxBackend
 
@@ -73,3 +74,10 @@ def test_ties_are_named(choice: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_what_is_no_tie_is_not_called_one(choice: str, tmp_path: Path) -> None:
     assert "chooses" not in _remark(choice, np.array([0, 0, 0, 0, 0.5, -0.5], np.float32), tmp_path)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_infinities_are_ties_of_themselves_alone() -> None:
+    """A masked place scores -inf, and infinity less infinity is no number."""
+    left, right = np.array([-np.inf, np.inf, -np.inf, 1]), np.array([-np.inf, -np.inf, 0, 1 + 1e-7])
+    np.testing.assert_array_equal(_is_tie(left, right, [left, right]), [True, False, False, True])

@@ -50,3 +50,14 @@ def test_a_batch_that_no_size_mends_gets_no_such_advice() -> None:
     with pytest.raises(ModelError, match="failed on a batch") as found:
         isobit.quantize(reshaped("rows"), data, recipe="basic", progress=False)
     assert "batch-size" not in str(found.value)
+
+
+def test_a_sample_whose_values_fail_gets_no_such_advice() -> None:
+    """A number that a table has no row for fails in batches of one as well."""
+    nodes = [node("Gather", "w ids", "h"), node("MatMul", "h w", "y")]
+    proto = model(nodes, [value("ids", ["n", 4], onnx.TensorProto.INT64)], [value("y", ["n", 4, 8])], MATRIX)
+    ids = RNG.integers(0, 8, (16, 4))
+    ids[5, 2] = 8
+    with pytest.raises(ModelError, match="failed on a batch") as found:
+        isobit.quantize(proto, ids, recipe="basic", progress=False)
+    assert "batch-size" not in str(found.value)

@@ -218,17 +218,22 @@ class CheckedModel:
             raise ModelError(f"the model failed on a batch of shapes {shapes}: {words}{advice}") from error
 
     def _advice(self, batch: Mapping[str, Array]) -> str:
-        """What to do about a batch that failed, where the model runs its first sample alone."""
+        """What to do about a batch that failed, where the model runs its first sample alone, but not twice at once."""
+        failures: tuple[type[Exception], ...] = (IsobitError, KeyError, *self.inner.failures)
         try:
             axes = SampleAxes.of(self.graph).cut({name: batch[name] for name in self.graph.inputs})
             if not any(batch[name].shape[axis] > 1 for name, axis in axes.items()):
                 return ""
-            self.inner.run(next(cut_batches(batch, axes, 1, 1)))
-        except (IsobitError, KeyError):
+            one = next(cut_batches(batch, axes, 1, 1))
+            repeats = {name: batch[name].shape[axis] for name, axis in axes.items()}
+            self.inner.run(one)
+        except failures:
             return ""
-        except self.inner.failures:
-            return ""
-        return "; it runs the first sample alone, so give it batches of one (batch_size=1, or --batch-size 1)"
+        try:  # where this runs, values of another sample are what failed
+            self.inner.run({**one, **{name: np.repeat(one[name], n, axes[name]) for name, n in repeats.items()}})
+        except failures:
+            return "; it runs the first sample alone, so give it batches of one (batch_size=1, or --batch-size 1)"
+        return ""
 
     # --- leaving ---------------------------------------------------------------------------------------------------
 
@@ -332,7 +337,7 @@ class CheckedDifferentiable(CheckedModel):
             info = self.graph.weights[name]
             part = tuple(step.index for step in info.layout if isinstance(step, Take))
             others = parts.setdefault(info.source or name, {})
-            clash = next((other for place, other in others.items() if place == part or () in (place, part)), None)
+            clash = next((other for at, other in others.items() if at[: len(part)] == part[: len(at)]), None)
             if clash is not None:
                 raise ModelError(f"{clash!r} and {name!r} are the same parameter: override one of them")
             others[part] = name

@@ -260,10 +260,10 @@ class Dataset:
         assigned, left, in_order = assign_leaves(raw, names, skip_texts=skip_texts)
         missing = [name for name in names if name not in assigned]
         if missing and not is_named and not left:
-            known = ", ".join(names)
+            by_name = ", ".join(f"{name!r}: ..." for name in names[:2])
             raise DataError(
-                f"{where} holds {len(assigned)} array(s), and the model has {len(names)} inputs: {known}; a list "
-                f"or tuple holds batches, so arrays of all samples go by name: {{{names[0]!r}: ..., {names[1]!r}: ...}}"
+                f"{where} holds {len(assigned)} array(s), and the model has {len(names)} input(s): {', '.join(names)}; "
+                f"a list or tuple holds batches, so arrays of all samples go by name: {{{by_name}}}"
             )
         if missing:
             given = [*assigned, *left]

@@ -20,17 +20,19 @@ from isobit.placement.size_tensors import COMPARISONS, size_tensors
 _AFFINE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Neg", "Sum", "Mod", "Floor", "Ceil", "Round", "Clip", "Max", "Min", "Cast"}
 )
-_REDUCTIONS = frozenset({"ReduceSum", "ReduceMean"})
+_REDUCTIONS = frozenset({"ReduceSum", "ReduceMean", "AveragePool", "GlobalAveragePool"})
 #: After which a filtered signal is still one: without its mean, masked, with its edges mirrored.
 _LINEAR = _REDUCTIONS | {
-    *("Add", "Sub", "Mul", "Div", "Neg", "Sum", "Mean", "Cast", "Where", "CumSum", "AveragePool", "GlobalAveragePool"),
-    *("ScatterElements", "ScatterND"),
+    *("Add", "Sub", "Mul", "Div", "Neg", "Sum", "Mean", "Cast", "Where", "CumSum", "ScatterElements", "ScatterND")
 }
+#: Moves of it; the largest of several values is no linear function of them.
+_MOVES = VALUE_PRESERVING - {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"}
 _POSITIVE = _AFFINE | _REDUCTIONS | {"Relu", "Abs", "ReduceSumSquare"}
 #: What whole numbers are made of: durations are rounded, added up, and become a length.
 _COUNTED = _AFFINE | {"ReduceSum", "ReduceMax", "ReduceMin", "CumSum"}
 _OF_ALL = _AFFINE | {"Concat"}
-_ROOTS = frozenset({"Sqrt", "Log", "ReduceLogSum"})
+_LOGARITHMS = frozenset({"Log", "ReduceLogSum"})
+_ROOTS = _LOGARITHMS | {"Sqrt"}
 _PERIODIC = frozenset({"Sin", "Cos", "Tan"})
 #: Where an operand says which parts are read or written.
 _INDEXED = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "ScatterND": 1, "ScatterElements": 1}
@@ -75,7 +77,7 @@ class ExactTensors:
 def exact_tensors(graph: Graph, signal: Collection[str], is_overridden: Callable[[str], bool]) -> ExactTensors:
     """The tensors of `graph` that must stay exact; a tensor that the user gave a format ends the way back."""
     search = _Search(graph, signal, is_overridden)
-    for node in graph.nodes:
+    for node in sorted(graph.nodes, key=lambda node: node.op not in _LOGARITHMS):  # these ask most of what they share
         search.ask(node)
     search.decide_layers()
     uses = frozenset(search.uses)
@@ -86,7 +88,7 @@ class _Search:
     def __init__(self, graph: Graph, signal: Collection[str], is_overridden: Callable[[str], bool]) -> None:
         self.graph, self.signal, self.is_overridden = graph, signal, is_overridden
         self.positions, self.squares = _positions(graph), _squares(graph)
-        self.counted, self.searched, self.filtered = _counted(graph), _searched(graph), _filtered(graph)
+        self.counted, self.searched, self.filtered = _counted(graph), _searched(graph), _filtered(graph, signal)
         self.layers: set[str] = set()  # results of layers in which a phase or an index was found
         self.sizes = size_tensors(graph, signal, is_overridden)
         self.reasons: dict[str, str] = dict(self.sizes.reasons)
@@ -99,7 +101,7 @@ class _Search:
         if node.op in _PERIODIC:
             self._walk(node, 0, f"{node.op} {node.name} reads it as a phase", _PHASE)
         elif node.op in _ROOTS or _is_power(self.graph, node, lambda exponent: 0 < abs(exponent) < 1):
-            what, way = ("logarithm", _LOGARITHM) if "Log" in node.op else ("root", _ROOT)
+            what, way = ("logarithm", _LOGARITHM) if node.op in _LOGARITHMS else ("root", _ROOT)
             self._walk(node, 0, f"{node.op} {node.name} takes its {what}, for which small values count", way)
         elif node.op in ("Div", "Reciprocal"):
             index = 1 if node.op == "Div" else 0
@@ -214,17 +216,24 @@ class _Search:
             waiting += producer.inputs if producer is not None else ()
 
 
-def _filtered(graph: Graph) -> set[str]:
-    """The inputs of a network and linear functions of them: moved, scaled, masked, and filtered by constant weights."""
+def _filtered(graph: Graph, signal: Collection[str]) -> set[str]:
+    """The inputs of a network and linear functions of them: moved, scaled, masked, and filtered by constant weights.
+
+    A mask of lengths and sizes counts as a constant; what follows from values of the signal does not.
+    """
     filtered = set(graph.inputs)
-    signal = value_dependent(graph, filter(graph.is_float, graph.inputs))  # a mask of lengths is a constant here
+    begins = [node for node in graph.nodes if not any(name in signal for name in node.inputs)]  # tables, codes
+    begun = {name for node in begins for name in node.outputs if name in signal}
+    varying = value_dependent(graph, begun.union(name for name in graph.inputs if name in signal))
     for node in graph.nodes:
-        sources = [name for name in node.inputs if name is not None and (name in signal or name in filtered)]
-        is_linear = node.op in WEIGHTED | _LINEAR | VALUE_PRESERVING
+        sources = [name for name in node.inputs if name is not None and (name in varying or name in filtered)]
+        is_linear = node.op in WEIGHTED | _LINEAR | _MOVES
         if node.op in WEIGHTED | {"Mul"}:
             is_linear = len(sources) == 1
         elif node.op == "Div":
             is_linear = sources == [node.inputs[0]]
+        elif node.op in _MOVES - {"Concat"}:
+            is_linear = sources[:1] == [node.inputs[0]]  # and not a table that is looked up by an input
         if is_linear and sources and filtered.issuperset(sources):
             filtered.update(node.outputs)
     return filtered
@@ -273,8 +282,10 @@ def _squares(graph: Graph) -> set[str]:
     """Squares, sums of them and their roots, and what only moves these."""
     squares: set[str] = set()
     for node in graph.nodes:
-        summed = node.op in VALUE_PRESERVING | _REDUCTIONS | {"Add", "Sum", "Sqrt"} and node.inputs[0] in squares
-        if summed or _is_square(graph, node):
+        read = node.inputs if node.op in ("Add", "Sum", "Concat") else node.inputs[:1]
+        signals = [name for name in read if name is not None and name not in graph.weights]
+        is_kept = node.op in VALUE_PRESERVING | _REDUCTIONS | {"Add", "Sum", "Sqrt"}
+        if (is_kept and signals and squares.issuperset(signals)) or _is_square(graph, node):
             squares.update(node.outputs)
     return squares
 

@@ -20,7 +20,7 @@ from isobit.errors import DataError, EvaluateError, IsobitError, OutputError
 from isobit.graph.sites import Site
 from isobit.plugins import registry
 from isobit.quantsim.executor import ExecutorLike
-from isobit.quantsim.judging.figures import figures_text
+from isobit.quantsim.judging.figures import figures_text, without_number
 from isobit.quantsim.kept_simulator import can_be_kept, keep, restored
 from isobit.quantsim.quantize import quantize
 from isobit.quantsim.quantsim import QuantSim
@@ -261,7 +261,8 @@ class Attempts:
         )
         if not math.isfinite(score.value):
             what = "its outputs are" if self._scorer.evaluate is None else "evaluate returned"
-            result = f"it failed: {what} no finite number"
+            odd = "" if score.figures is None else without_number(score.figures)
+            result = f"it failed: {what} {odd or 'no finite number'}"
             attempt = Attempt(name, why, "failed", result, seconds=attempt.seconds)
         self._sims[name] = made
         self._note(attempt)

@@ -104,7 +104,7 @@ class Journal:
     def _take(self, record: Mapping[str, Any]) -> None:
         if "scored" in record:
             value, sqnr, runs, spread = record["figures"]
-            said = _figures(record.get("evaluate"))
+            said = _figures(record.get("evaluate"))  # journals from before several figures have one: the value
             self._scores[str(record["scored"])] = Score(float(value), float(sqnr), int(runs), float(spread), said)
         else:
             self._seconds[str(record["attempt"])] = float(record["seconds"])

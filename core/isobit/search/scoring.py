@@ -103,9 +103,9 @@ class Scorer:
         figures = self._figures(list(made.values()), 1 if not float_score.spread else _RUNS)
         for (key, model), runs in zip(made.items(), figures, strict=True):
             sqnr = mean(self.judge.ratios(model))
-            exact = float_score.figures
+            exact = float_score.value if float_score.figures is None else float_score.figures
             value, means = agreement(sqnr), None
-            if runs is not None and exact is not None:
+            if runs is not None:
                 value, means = float(np.mean([score_of(run, exact) for run in runs])), mean_figures(runs)
             value = value if math.isfinite(value) else -math.inf
             score = Score(value, sqnr, len(runs or [0]), float_score.spread, means)

@@ -111,9 +111,9 @@ def _rows(outcome: Outcome) -> Iterator[Row]:
     if outcome.evaluation is not None:
         yield from _evaluation_rows(outcome.evaluation)
     if outcome.scores:
-        simulated = by_name(outcome.scores["simulated"])
-        for name, exact in by_name(outcome.scores["float"]).items():
-            now = simulated.get(name, nan)
+        before, after = by_name(outcome.scores["float"]), by_name(outcome.scores["simulated"])
+        for name in {**before, **after}:
+            exact, now = before.get(name, nan), after.get(name, nan)
             yield f"{name or 'evaluate'}, simulated", f"{exact:.6g}", f"{now:.6g}", f"{now - exact:+.4g}"
     evaluated = outcome.evaluation.sqnr if outcome.evaluation is not None else {}
     for name, ratio in [item for item in outcome.sqnr.items() if item[0] not in evaluated][:_OUTPUTS_SHOWN]:

@@ -44,7 +44,8 @@ def first_chosen_apart(
 
     Empty where none chooses otherwise, or where one does whose values are not equal.
     """
-    nodes = [node for node in model.graph.nodes if node.name in names and node.op in CHOICES]
+    nodes = [node for node in model.graph.nodes if node.op in CHOICES and node.name in names]
+    nodes = [node for node in nodes if len(node.outputs) > _PLACES.get(node.op, 0)]
     sites = _shown(model, nodes, onnx, max((values.shape[0] for values in batch.values() if values.ndim), default=1))
     kept = {site: WholeTensor() for site in sites}
     if not kept:
@@ -125,4 +126,5 @@ def _chooses_between_ties(
 def _is_tie(left: NDArray[Any], right: NDArray[Any], among: Collection[NDArray[Any]]) -> NDArray[np.bool_]:
     """Where two values are equal but for what sums in another order may differ by, of the largest `among` them."""
     largest = max(float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) for array in among)
-    return np.asarray((left == right) | (np.abs(left.astype(np.float64) - right) <= ROUNDING * largest))
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        return np.asarray((left == right) | (np.abs(left.astype(np.float64) - right) <= ROUNDING * largest))

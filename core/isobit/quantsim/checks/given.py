@@ -94,7 +94,8 @@ def _difference(given: NDArray[Any], opened: NDArray[Any], least: float, roundin
     if not np.array_equal(np.isfinite(given), np.isfinite(opened)):
         return "holds NaN or infinity at other places"
     finite = np.isfinite(given)
-    differences = np.abs(given[finite] - opened[finite])
+    with np.errstate(over="ignore"):  # a mask that is large on the other side
+        differences = np.abs(given[finite] - opened[finite])
     if np.all(differences <= (rounding if np.any(given[finite]) else BOUNDED_ROUNDING)):
         return ""
     ratio = decibels(given, opened)

@@ -80,7 +80,7 @@ def first_apart(model: CheckedModel, file: Path, batch: Batch, backend: ShowsRou
             is_hidden |= any(model.graph.node(name).op in _JUMPS for name in before)
             return f"{chosen}{part}" if chosen else found.said(part, is_hidden=is_hidden)
         seen += len(some)
-    chosen = chosen_apart([node.name for node in model.graph.nodes])
+    chosen = chosen_apart({node.name for node in model.graph.nodes})
     if chosen:
         return f"{chosen}{part}"
     if not seen or (seen == len(sites) and not part):
