@@ -111,3 +111,22 @@ def test_a_decoder_has_rms_norms_and_no_quantizer_inside_them() -> None:
     assert sim.graph.notes == ()
     assert sum(node.op == "RMSNormalization" for node in sim.graph.nodes) == 3
     assert not any(node.op in ("Sqrt", "Reciprocal", "Pow") for node in sim.graph.nodes)
+
+
+def test_truths_are_counted_as_integers() -> None:
+    """A sum along an axis of booleans is of integers, as positions behind a mask of attention are."""
+
+    class Counted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x) * ((x > 0).cumsum(-1) + 1)
+
+    module, x = Counted().eval(), torch.randn(8, 4)
+    sim = isobit.quantize(module, [x], recipe="basic", progress=False)
+    assert "CumSum" in [node.op for node in sim.graph.nodes]
+    with torch.no_grad():
+        expected = module(x).numpy()
+    assert np.abs(sim.run(x.numpy())["output"] - expected).max() < 0.05 * np.abs(expected).max()

@@ -80,6 +80,8 @@ def infer_dtype(node: Node, dtypes: Sequence[str | None]) -> str | None:
         return "bool"
     if node.op in _ARITHMETIC and len({dtype for dtype in dtypes if dtype is not None}) > 1:
         return None  # frameworks bring operands of several types to one, each by its own rules
+    if node.op == "CumSum" and dtypes[0] == "bool":
+        return None  # truths are counted, in whatever integers the framework counts
     if node.op in _OF_DATA:
         return dtypes[0] if dtypes else None
     return None
