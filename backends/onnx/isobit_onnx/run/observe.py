@@ -112,10 +112,12 @@ class ObservingSession:
         self._ends = sorted({name for names in self._outputs for name in (names.minimum, names.maximum) if name})
         self._with_zeros = sorted({names.sample for names in self._outputs if names.sample and not names.minimum})
         # Not a tensor that leaves as it is: others may want it too, in its own order.
-        samples = {o.sample for o, item in zip(self._outputs, self.watched, strict=True) if o.sample != item.place}
+        samples = {
+            o.sample for o, item in zip(self._outputs, self.watched, strict=True) if o.sample not in ("", item.place)
+        }
         # Reductions gain from the blocked layout; where there are none, a short pass is over before that pays.
         after = None if self._ends else _BLOCKED_AFTER
-        self._session = Session(working, self._providers, plan_memory=False, any_order=samples - {""}, blocked_after=after)
+        self._session = Session(working, self._providers, plan_memory=False, any_order=samples, blocked_after=after)
 
     def observe(self, batch: Batch, observers: Sequence[Observer], given: Batch) -> bool:
         """Run one batch, with what is `given` beside it, and feed every observer, in the order of `watched`.
