@@ -117,7 +117,15 @@ class ObservingSession:
         }
         # Reductions gain from the blocked layout; where there are none, a short pass is over before that pays.
         after = None if self._ends else _BLOCKED_AFTER
-        self._session = Session(working, self._providers, plan_memory=False, any_order=samples, blocked_after=after)
+        is_reducing = any(names.sample for names in self._outputs)
+        self._session = Session(
+            working,
+            self._providers,
+            plan_memory=False,
+            any_order=samples,
+            is_reducing=is_reducing,
+            blocked_after=after,
+        )
 
     def observe(self, batch: Batch, observers: Sequence[Observer], given: Batch) -> bool:
         """Run one batch, with what is `given` beside it, and feed every observer, in the order of `watched`.
@@ -196,7 +204,7 @@ def _serves_any_shape(model: ir.Model, watched: Sequence[Watched[str]]) -> bool:
     blocked layout it must know them when the session is made.
     """
     reduced = [item.place for item in watched if item.wants != "tensor"]
-    if reduced and gains_from_blocks(model, reduced):
+    if reduced and gains_from_blocks(model, is_reducing=True):
         return False
     values, inputs = ir.convenience.create_value_mapping(model.graph), _input_dims(model)
     return all(_sample_dims(values[name], inputs) is not None for name in reduced)
