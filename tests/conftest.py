@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("ISOBIT_CHECK", "1")
+os.environ.setdefault("USE_TF", "0")  # the Trainer of transformers refuses Keras 3 where TensorFlow is installed too
 
 _SPINNING, _EXACT = "session.intra_op.allow_spinning", "session.x64quantprecision"
 

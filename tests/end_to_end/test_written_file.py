@@ -72,13 +72,24 @@ def test_a_poor_result_says_what_to_try(tmp_path: Path) -> None:
     assert f"model      {result['model']}\n" in str(result)
 
 
-def test_a_file_that_does_not_load_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_file_that_does_not_load_is_refused_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_data: bool
+) -> None:
+    """Whether the check runs it or it is loaded alone: nothing is written, and an earlier export stays."""
     sim = isobit.quantize(DIGITS / "model.onnx", IMAGES, method="minmax")
+    sim.export(tmp_path / "earlier")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "earlier").iterdir()}
+    if not with_data:
+        sim.save(tmp_path / "saved")
+        sim = isobit.load(tmp_path / "saved", DIGITS / "model.onnx")
 
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("no kernel for Conv conv1")
 
     monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
-    with pytest.raises(ModelError, match=r"no kernel for Conv conv1; nothing was written: .*exclude"):
-        sim.export(tmp_path / "out")
+    for name in ("earlier", "out"):
+        with pytest.raises(ModelError, match=r"no kernel for Conv conv1; nothing was written: .*exclude"):
+            sim.export(tmp_path / name)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "earlier").iterdir()} == before
     assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import onnx
 import pytest
+import small_models as small
 from onnx import TensorProto, helper, numpy_helper
 
 from isobit.encodings import QuantSpec, encode_range
@@ -211,3 +212,27 @@ def test_tensors_are_read_no_oftener_than_needed(monkeypatch):
     assert (counted.minimum, counted.maximum) == (whole.values.min(), whole.values.max())
     assert counted.counted == whole.values.size
     np.testing.assert_array_equal(moments.minimum, whole.values.min(axis=(0, 2, 3)))
+
+
+def test_what_is_counted_whole_keeps_its_order(monkeypatch):
+    """A slice in the model is no sample: in blocked layout its positions would come before its channels."""
+    monkeypatch.setattr("isobit_onnx.run.session.BLOCKED_COST", 0.0)
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((16, 16, 3, 3)) for name in ("w", "v")}
+    numbers = {"apart": [0, 16, -1], "start": [0], "end": [20], "axis": [2]}
+    proto = small.model(
+        [
+            small.node("Conv", "x w", "first"),
+            small.node("Conv", "first v", "second"),
+            small.node("Reshape", "second apart", "flat"),
+            small.node("Slice", "flat start end axis", "y"),
+        ],
+        [small.value("x", ["n", 16, 12, 12])],
+        [small.value("y", ["n", 16, 20])],
+        {**weights, **{name: small.constant(name, value, np.int64) for name, value in numbers.items()}},
+    )
+    batches = [{"x": rng.standard_normal((4, 16, 12, 12)).astype(np.float32)} for _ in range(4)]
+    opened, whole = OnnxBackend().open(proto), Collect()
+    y = Tensor(opened.graph.outputs["y"])
+    opened.observe(batches, [Request(y, Histogram()), Request(y, whole)])
+    np.testing.assert_array_equal(whole.values, np.concatenate([small.runtime(proto, batch)["y"] for batch in batches]))

@@ -193,3 +193,11 @@ def test_pooling_that_rounds_up(opset, op, settings, size):
     ]
     x = RNG.standard_normal((2, 3, *size)).astype(np.float32)
     opened(nodes, {"two": constant("two", 2, np.int64)}, opset, x=x)
+
+
+@pytest.mark.parametrize("size", [(9, 14), (9, 19), (4, 9)])
+def test_places_of_maxima_are_those_in_all_values(size):
+    """Strides wider than the window leave values behind the last one, which other places are not counted without."""
+    nodes = [node("MaxPool", "x", "p places", kernel_shape=[2, 2], strides=[5, 5], ceil_mode=1)]
+    nodes += [node("Cast", "places", "real", to=TensorProto.FLOAT), node("Add", "p real", "y")]
+    opened(nodes, {}, 17, x=RNG.standard_normal((2, 3, *size)).astype(np.float32))

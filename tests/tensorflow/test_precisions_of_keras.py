@@ -11,6 +11,10 @@ from keras import layers as L
 from keras import ops
 
 import isobit
+from isobit.backend import CheckedModel
+from isobit.encodings import Encoding
+from isobit.graph import Weight
+from isobit.graph.between import between
 from isobit_tensorflow.backend import TensorFlowBackend
 
 RNG = np.random.default_rng(0)
@@ -104,3 +108,24 @@ def test_causal_attention_over_open_lengths(kind: str) -> None:
         (output,) = opened.run({"x": STEPS[:, :length]}).values()
         np.testing.assert_allclose(output, model(STEPS[:, :length]), rtol=1e-4, atol=1e-5)
     opened.to_onnx()
+
+
+def test_gradients_of_large_parts_fit_into_float16() -> None:
+    """The error is a sum over all elements; of so many the gradient by a weight is beyond the largest of float16."""
+    found = []
+    images = 8 * np.abs(np.random.default_rng(0).standard_normal((16, 48, 48, 3))).astype(np.float32)
+    for policy in ("float32", "mixed_float16"):
+        keras.utils.set_random_seed(0)
+        x = keras.Input((48, 48, 3))
+        y = L.Conv2D(8, 3, dtype=policy, activation="relu")(L.Conv2D(8, 3, dtype=policy, activation="relu")(x))
+        model = CheckedModel.of(TensorFlowBackend().open(keras.Model(x, L.Activation("linear", dtype="float32")(y))))
+        (name,), last = model.graph.inputs, [node for node in model.graph.nodes if node.op == "Conv"][-1]
+        wanted = next(use.node.outputs[0] for use in model.graph.uses(last.outputs[0]))
+        weight = last.inputs[1] or ""
+        (output,) = model.run({name: images}).values()
+        exact = np.moveaxis(output.astype(np.float32), -1, 1)  # as the graph has channels
+        model.set_quantizers({Weight(weight): Encoding.of("int2 per-tensor", 0.1)})
+        part = between(model.graph, [name], [wanted])
+        found.append(model.part_error(part, {weight: model.weight(weight)}, {name: images}, {wanted: exact})[1][weight])
+    assert np.abs(found[0]).max() > np.finfo(np.float16).max
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=0.01 * np.abs(found[0]).max())

@@ -22,8 +22,7 @@ from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.edits import EditPlan, ReadWeight
 from isobit.encodings import Encoding, Encodings, LearnedGrid, Relations
 from isobit.errors import ModelError
-from isobit.graph import Graph, Site, WeightInfo, find_adapters, to_canonical, to_native
-from isobit.graph.layout import resized
+from isobit.graph import Graph, Site, find_adapters, to_canonical, to_native
 from isobit.statistics import Request
 from isobit.training import DistillationSettings
 from isobit_tensorflow.export.state import dump
@@ -38,7 +37,7 @@ from isobit_tensorflow.simulate.simulator import Simulator
 from isobit_tensorflow.simulate.switch_states import SwitchStates
 from isobit_tensorflow.simulate.teacher import Teacher
 from isobit_tensorflow.simulate.traced_pass import Switches, TracedPass, trace
-from isobit_tensorflow.simulate.variables import VariableSpec, make_variable
+from isobit_tensorflow.simulate.variables import VariableSpec, edited, make_variable
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -85,22 +84,7 @@ class KerasModel:
 
     def apply(self, plan: EditPlan) -> None:
         """Carry out edits: a simulator of the plan's graph, with the variables that stay."""
-        variables = self._native.parameters
-        values: dict[str, NDArray[Any]] = {}
-        infos = dict(plan.graph.weights)
-        for name, value in plan.weights.items():
-            if name not in infos:
-                continue  # a later edit of the same list removed it again
-            info = infos[name] = _fitted(infos[name], self.graph.weights.get(name))
-            source = info.source or name
-            old = values.get(source)
-            if old is None and source in variables:
-                old = variables[source].numpy()
-            values[source] = to_native(np.asarray(value), info.layout, old)
-        graph = replace(plan.graph, weights=infos)
-        kept = {info.source or name for name, info in graph.weights.items()}
-        sources = [source for source in variables | values if source in kept]
-        held = {source: _changed(source, graph, variables, values) for source in sources}
+        graph, held = edited(plan, self.graph, self._native.parameters)
         quantizers = {s: q for s, q in self._native.quantizers.items() if graph.has_site(s)}
         self._replace(graph, held, quantizers)
 
@@ -364,41 +348,3 @@ class KerasModel:
     def state(self) -> bytes:
         """Everything, as bytes."""
         return dump(self._native)
-
-
-def _fitted(info: WeightInfo, before: WeightInfo | None) -> WeightInfo:
-    """A constant whose shape has changed: its layout follows, or it is kept as it is canonical from now on."""
-    if before is None or before.shape == info.shape or not info.layout:
-        return info
-    try:
-        return replace(info, layout=resized(info.layout, info.shape))
-    except ValueError:
-        return replace(info, layout=())
-
-
-def _changed(
-    source: str, graph: Graph, variables: Mapping[str, keras.Variable], values: Mapping[str, NDArray[Any]]
-) -> keras.Variable:
-    """A variable with its new value: the same object where the shape stays, a new one where it does not."""
-    old, value = variables.get(source), values.get(source)
-    if old is not None and value is None:
-        return old
-    assert value is not None
-    if old is None:
-        trainable = value.dtype == np.float32 and not _is_frozen(source, graph, variables)
-        return make_variable(VariableSpec(source, value.shape, str(value.dtype), trainable), value)
-    if tuple(old.shape) == value.shape:
-        old.assign(value)
-        return old
-    return make_variable(VariableSpec(source, value.shape, VariableSpec.of(source, old).dtype, old.trainable), value)
-
-
-def _is_frozen(source: str, graph: Graph, variables: Mapping[str, keras.Variable]) -> bool:
-    """Whether the constants that a new one is read beside, those of its layer, are all kept from training."""
-    names = [name for name, info in graph.weights.items() if (info.source or name) == source]
-    beside = {
-        other for name in names for use in graph.uses(name) for other in use.node.inputs if other in graph.weights
-    }
-    held = [variables.get(graph.weights[name].source or name) for name in beside if name is not None]
-    others = [variable for variable in held if variable is not None]
-    return bool(others) and not any(variable.trainable for variable in others)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import nn
 
 from isobit.backend import Batch, KeptParts, NameMap
 from isobit.edits import EditPlan, ReadWeight
 from isobit.encodings import Encoding, Encodings, LearnedGrid, Relations
 from isobit.errors import ModelError
-from isobit.graph import Graph, Input, Site, Tensor
+from isobit.graph import Graph, Site
 from isobit.statistics import Request
 from isobit.training import DistillationSettings
 from isobit_torch.capture.free_names import name_in_code
@@ -33,7 +33,6 @@ from isobit_torch.program.convert import feed, to_array
 from isobit_torch.program.modules import batches_seen, set_batches_seen
 from isobit_torch.program.program import Program, copy_graph
 from isobit_torch.program.shapes import propagate
-from isobit_torch.simulate.fed_observer import FedObserver
 from isobit_torch.simulate.float_state import FloatState, places_of
 from isobit_torch.simulate.insert_quantizers import Simulated, insert_quantizers
 from isobit_torch.simulate.passes.gradient import Derived, Values, gradient
@@ -316,11 +315,7 @@ class TorchModel:
     def observe(self, data: Iterable[Batch], requests: Sequence[Request]) -> None:
         """Reduce the requested tensors as they are produced."""
         assert self._simulated is not None
-        watched: dict[fx.Node, list[FedObserver]] = {}
-        for request in requests:
-            watched.setdefault(self._simulated.node_of(self.translation, request), []).append(
-                FedObserver(request.observer, self._channel_axis(request.site))
-            )
+        watched = self._simulated.watched(self.translation, requests)
         runner = ObservingRunner(self._native, self._simulated.graph, watched)
         for batch in data:
             self._evaluate(runner.observe, batch)
@@ -346,13 +341,6 @@ class TorchModel:
         return runner(
             partial(self._evaluate, inputs=held.inputs), batch, list(part.outputs), partial(held.error, wanted)
         )
-
-    def _read_tensor(self, site: Input) -> str:
-        return self.graph.node(site.node).input(site.index) or ""
-
-    def _channel_axis(self, site: Tensor | Input) -> int | None:
-        name = site.name if isinstance(site, Tensor) else self._read_tensor(site)
-        return self.graph.tensors[name].channel_axis
 
     # --- exporting -------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import onnxruntime
 
 from isobit.errors import ModelError
 from isobit_onnx.read.error_text import one_line
+from isobit_onnx.read.open_session import open_session
 
 
 def check_loads(path: Path) -> None:
@@ -17,7 +18,7 @@ def check_loads(path: Path) -> None:
     # Not without prepacking: constants are then laid out together, in time that grows with the square of their number.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     try:
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        open_session(str(path), options)
     except Exception as error:
         raise not_loaded(error) from error
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from isobit.backend import Batch
 from isobit_onnx.export.run_written import FLOAT_MODE, size_of
 from isobit_onnx.read.initializers import PROTOBUF_LIMIT
+from isobit_onnx.read.open_session import open_session
 
 
 def run_rounded(
@@ -57,9 +58,7 @@ def _values(model: onnx.ModelProto, batch: Batch, wanted: list[str]) -> dict[str
     for key, value in FLOAT_MODE.items():
         options.add_session_config_entry(key, value)
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
-        )  # fmt: skip
+        session = open_session(model.SerializeToString(), options)
         feeds = {value.name: batch[value.name] for value in session.get_inputs()}
         return {name: np.asarray(v) for name, v in zip(wanted, session.run(wanted, feeds), strict=True)}
     except Exception:  # onnxruntime raises its own kinds; the file itself has run before

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from isobit.backend import Batch, WrittenRun
 from isobit_onnx.export.check_loads import not_loaded
 from isobit_onnx.read.error_text import one_line
+from isobit_onnx.read.open_session import open_session
 from isobit_onnx.run.deployed import EXACT_SUMS
 from isobit_onnx.run.saturation import sums_saturate
 
@@ -62,9 +63,7 @@ def _run(name: str, entries: Mapping[str, str], path: Path, batch: Batch) -> Wri
     # In float mode all weights become floats before the first run; those of a large file one by one, as they are read.
     unwanted = ["ConstantFolding"] if name == _FLOAT and size_of(path) > _LARGE else None
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted, enable_fallback=0
-        )
+        session = open_session(str(path), options, disabled_optimizers=unwanted)
     except Exception as error:  # onnxruntime raises its own kinds
         if name == _DEFAULT:
             raise not_loaded(error) from error

@@ -22,6 +22,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from isobit.files import temporary_folder
 from isobit.graph.free_name import take_name
+from isobit_onnx.read.open_session import open_session
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def optimise(source: str | bytes, options: Any, folder: Path) -> Path:
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.bin")
     options.add_session_config_entry("session.disable_prepacking", "1")  # this session never runs
     options.intra_op_num_threads = 1
-    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    open_session(source, options)
     return path
 
 

@@ -12,6 +12,7 @@ import onnxruntime
 from isobit.backend import Batch
 from isobit.data import example_by_name
 from isobit.errors import DataError
+from isobit_onnx.read.open_session import open_session
 
 #: A serialized model of conditions, and what each of its outputs was for the example.
 Decided = tuple[bytes, dict[str, bool]]
@@ -65,9 +66,7 @@ class ExampleConditions:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             options.intra_op_num_threads = 1
-            session = onnxruntime.InferenceSession(
-                serialized, options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
+            session = open_session(serialized, options)
             self._sessions[serialized] = session
         return self._sessions[serialized]
 

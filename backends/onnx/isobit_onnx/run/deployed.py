@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from isobit.backend import Batch
 from isobit.errors import ModelError
 from isobit_onnx.read.error_text import one_line
+from isobit_onnx.read.open_session import open_session
 from isobit_onnx.run.saturation import sums_saturate
 
 #: What makes integer sums exact where they saturate. Elsewhere it would only cost time.
@@ -32,9 +33,7 @@ class DeployedFile:
             options.add_session_config_entry(EXACT_SUMS, "1")
             self.runtime += f", {EXACT_SUMS}=1 (no VNNI)"
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
+            self._session = open_session(str(path), options)
         except Exception as error:  # onnxruntime raises its own kinds
             raise ModelError(f"onnxruntime cannot load {path}: {one_line(error)}") from error
         self._names = [output.name for output in self._session.get_outputs()]

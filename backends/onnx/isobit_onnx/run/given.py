@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from isobit.backend import Batch
 from isobit.errors import ModelError
 from isobit_onnx.read.error_text import one_line
+from isobit_onnx.read.open_session import open_session
 from isobit_onnx.run.session import chosen_providers, own_arrays
 
 
@@ -33,9 +34,7 @@ def run_given(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as in `Session`
     try:
         model, present = _with_outputs(source, values) if values else (_serialized(source), {})
-        chosen = chosen_providers(providers)
-        fallback = int(len(chosen) > 1)  # else it is tried twice, and says so on standard output
-        session = onnxruntime.InferenceSession(model, options, providers=chosen, enable_fallback=fallback)
+        session = open_session(model, options, chosen_providers(providers))
         feeds = {value.name: batch[value.name] for value in session.get_inputs()}
         names = [value.name for value in session.get_outputs() if value.type.startswith("tensor")]
         for _ in range(run - 1):

@@ -111,10 +111,21 @@ class ObservingSession:
         passes.RemoveUnusedNodesPass()(working)
         self._ends = sorted({name for names in self._outputs for name in (names.minimum, names.maximum) if name})
         self._with_zeros = sorted({names.sample for names in self._outputs if names.sample and not names.minimum})
-        samples = {names.sample for names in self._outputs if names.sample}
+        # Not a tensor that leaves as it is: others may want it too, in its own order.
+        samples = {
+            o.sample for o, item in zip(self._outputs, self.watched, strict=True) if o.sample not in ("", item.place)
+        }
         # Reductions gain from the blocked layout; where there are none, a short pass is over before that pays.
         after = None if self._ends else _BLOCKED_AFTER
-        self._session = Session(working, self._providers, plan_memory=False, any_order=samples, blocked_after=after)
+        is_reducing = any(names.sample for names in self._outputs)
+        self._session = Session(
+            working,
+            self._providers,
+            plan_memory=False,
+            any_order=samples,
+            is_reducing=is_reducing,
+            blocked_after=after,
+        )
 
     def observe(self, batch: Batch, observers: Sequence[Observer], given: Batch) -> bool:
         """Run one batch, with what is `given` beside it, and feed every observer, in the order of `watched`.
@@ -193,7 +204,7 @@ def _serves_any_shape(model: ir.Model, watched: Sequence[Watched[str]]) -> bool:
     blocked layout it must know them when the session is made.
     """
     reduced = [item.place for item in watched if item.wants != "tensor"]
-    if reduced and gains_from_blocks(model, reduced):
+    if reduced and gains_from_blocks(model, is_reducing=True):
         return False
     values, inputs = ir.convenience.create_value_mapping(model.graph), _input_dims(model)
     return all(_sample_dims(values[name], inputs) is not None for name in reduced)
@@ -342,12 +353,12 @@ class _Reductions:
     def _by_channel(self, op: str, value: ir.Value, channel_axis: int | None, rank: int) -> str:
         """A reduction of each sample over all axes but that of the channels; the value itself where there are none."""
         axes = [axis for axis in range(1, rank) if axis != channel_axis]
-        name = self._name(value, f"{op if axes else 'by'}_{channel_axis}")
+        if not axes:
+            _expose(self.model, value)
+            return value.name or ""
+        name = self._name(value, f"{op}_{channel_axis}")
         if name not in self.values:
-            if not axes:
-                _expose(self.model, value)
-                return value.name or ""
-            elif (self.model.opset_imports.get("") or 0) >= 18:
+            if (self.model.opset_imports.get("") or 0) >= 18:
                 self._node(op, [value, self._constant(f"{name}_axes", axes)], name, {"keepdims": 0})
             else:
                 self._node(op, [value], name, {"axes": axes, "keepdims": 0})

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from isobit_onnx.read.open_session import open_session
+
 _SIZE = 64  # of a sum; any even number saturates where pairs of products are added in 16 bits
 
 
@@ -21,9 +23,7 @@ def sums_saturate() -> bool:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        _largest_sum(), options, providers=["CPUExecutionProvider"], enable_fallback=0
-    )
+    session = open_session(_largest_sum(), options)
     (sums,) = session.run(None, {"x": np.full((4, _SIZE), 255, np.float32)})
     return bool(np.any(sums != 255 * 127 * _SIZE))
 

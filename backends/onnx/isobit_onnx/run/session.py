@@ -20,6 +20,7 @@ from isobit.files import temporary_folder
 from isobit.threads import available_threads
 from isobit_onnx.read.error_text import one_line
 from isobit_onnx.read.initializers import PROTOBUF_LIMIT, weight_bytes
+from isobit_onnx.read.open_session import open_session
 from isobit_onnx.run.blocked_layout import block_size, keep_blocked, optimise
 
 _LOG = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Session:
         *,
         plan_memory: bool = True,
         any_order: Collection[str] = (),
+        is_reducing: bool = False,
         blocked_after: int | None = None,
         is_lean: bool = False,
         is_short: bool = False,
@@ -78,18 +80,19 @@ class Session:
         `plan_memory` reserves all tensors of a run at once: faster, but larger where many outputs leave.
         The run after `blocked_after` runs makes a session in blocked layout; unless said, the one after which it would
         have saved as much as making it takes, so that both never take twice the time of the better choice.
-        `any_order` are outputs whose elements may come in another order within each sample. `is_lean` dequantizes
-        weights as they are read: opened sooner and smaller, but slower in each run. `is_short` starts few threads, for
-        sessions of a few nodes that run in turn with dozens of others.
+        `any_order` are outputs whose elements may come in another order within each sample; `is_reducing` says that
+        others are reductions (`isobit_onnx.run.observe`). `is_lean` dequantizes weights as they are read: opened sooner
+        and smaller, but slower in each run. `is_short` starts few threads, for sessions of a few nodes that run in turn
+        with dozens of others.
         """
         self._plan_memory, self._any_order, self.is_lean = plan_memory, frozenset(any_order), is_lean
         self._is_short = is_short
         self._providers = chosen_providers(providers)
         on_cpu = self._providers == ["CPUExecutionProvider"]
-        # Else a model that does not load is tried twice, and words of onnxruntime are on standard output.
-        self._fallback = {} if not on_cpu else {"enable_fallback": 0}
         # Held where a session in blocked layout may take the place of the plain one, or the other way round.
-        self._model: ir.Model | None = model if on_cpu and gains_from_blocks(model, any_order) else None
+        self._model: ir.Model | None = (
+            model if on_cpu and gains_from_blocks(model, is_reducing or bool(any_order)) else None
+        )
         self._runs_left = blocked_after
         self._seconds_left = 0.0
         self.is_blocked = False
@@ -120,18 +123,14 @@ class Session:
             with _serialized(model, proto) as (source, weights):
                 try:
                     unwanted = ["ConstantFolding"] if self.is_lean else None
-                    session = onnxruntime.InferenceSession(
-                        source,
-                        self._options(weights),
-                        providers=self._providers,
-                        disabled_optimizers=unwanted,
-                        **self._fallback,
+                    session = open_session(
+                        source, self._options(weights), self._providers, disabled_optimizers=unwanted
                     )
                 except Exception as error:  # its own fusions can make an invalid graph: then it is run as it is written
                     _LOG.info("onnxruntime does not load the optimised model: %s", one_line(error))
                     options = self._options(weights)
                     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-                    session = onnxruntime.InferenceSession(source, options, providers=self._providers, **self._fallback)
+                    session = open_session(source, options, self._providers)
                     self._model = None
         except OutputError:
             raise
@@ -152,7 +151,7 @@ class Session:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
             if not self._plan_memory:  # in the file's order: what is reduced is still in the cache, and then freed
                 options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-            return onnxruntime.InferenceSession(str(path), options, providers=self._providers, **self._fallback)
+            return open_session(str(path), options, self._providers)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """All outputs by name. Raises RUN_FAILURES."""
@@ -307,10 +306,10 @@ def _external_tensor(name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
     return ir.ExternalTensor("memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
 
 
-def gains_from_blocks(model: ir.Model, any_order: Collection[str]) -> bool:
+def gains_from_blocks(model: ir.Model, is_reducing: bool) -> bool:
     """Whether the model has convolutions, and quantizers or reductions, and there is a blocked layout."""
     ops = {node.op_type for node in model.graph}
-    return "Conv" in ops and bool(any_order or "QuantizeLinear" in ops) and block_size() > 0
+    return "Conv" in ops and (is_reducing or "QuantizeLinear" in ops) and block_size() > 0
 
 
 def chosen_providers(providers: Sequence[str] = ()) -> list[str]:

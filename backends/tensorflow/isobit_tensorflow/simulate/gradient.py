@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -28,7 +29,11 @@ def gradient(
 
 
 class PartError:
-    """The squared error of a part's outputs and its gradient, traced once for each kind of arguments."""
+    """The squared error of a part's outputs and its gradient, traced once for each kind of arguments.
+
+    Gradients are those of a part of the error, a power of two, which changes no bit of float32: of so many elements the
+    whole would not fit into the float16 of a mixed policy, and the mean would be nothing there.
+    """
 
     def __init__(self, simulator: Simulator, part: Graph) -> None:
         self._simulator, self._part = simulator, part
@@ -37,14 +42,18 @@ class PartError:
     def __call__(self, weights: Mapping[str, Array], given: Tensors, wanted: Batch) -> tuple[float, dict[str, Array]]:
         """Of this batch, with `weights` overridden."""
         targets = {name: tf.convert_to_tensor(wanted[name]) for name in self._part.outputs}
-        return _by_weights(self._simulator, weights, partial(self._derive, given, targets))
+        size = max(sum(np.size(wanted[name]) for name in targets), 1)
+        scale = tf.constant(2.0 ** round(math.log2(size) / 2), tf.float32)
+        return _by_weights(self._simulator, weights, partial(self._derive, given, targets, scale))
 
-    def _traced(self, given: Tensors, wanted: Tensors, leaves: Tensors) -> tuple[tf.Tensor, Tensors]:
+    def _traced(self, given: Tensors, wanted: Tensors, scale: tf.Tensor, leaves: Tensors) -> tuple[tf.Tensor, Tensors]:
         def error(outputs: Tensors) -> tf.Tensor:
             pairs = [(tf.cast(value, wanted[name].dtype), wanted[name]) for name, value in outputs.items()]
-            return tf.add_n([tf.reduce_sum(tf.math.squared_difference(*pair)) for pair in pairs])
+            errors = [tf.reduce_sum(tf.math.squared_difference(*pair)) for pair in pairs]
+            return tf.add_n([tf.cast(found, tf.float32) for found in errors]) / scale
 
-        return _derive(self._simulator, error, self._part, given, leaves)
+        value, gradients = _derive(self._simulator, error, self._part, given, leaves)
+        return value * scale, {name: tf.cast(by, tf.float32) * scale for name, by in gradients.items()}
 
 
 def _derive(

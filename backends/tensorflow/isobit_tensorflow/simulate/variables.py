@@ -1,16 +1,21 @@
-"""The simulator's variables: Keras variables under the user's paths, with what belongs to their training."""
+"""The simulator's variables: Keras variables under the user's paths, with what belongs to their training, and edits."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+
+from isobit.edits import EditPlan
+from isobit.graph import Graph, WeightInfo, to_native
+from isobit.graph.layout import resized
 
 #: What TensorFlow does not take in the name of a scope.
 _UNFIT = re.compile(r"^[^A-Za-z0-9.]|[^A-Za-z0-9_.>-]")
@@ -86,3 +91,65 @@ def make_variable(spec: VariableSpec, value: NDArray[Any] | None = None) -> kera
     variable.regularizer = None if spec.regularizer is None else keras.regularizers.deserialize(spec.regularizer)
     variable.constraint = None if spec.constraint is None else keras.constraints.deserialize(spec.constraint)
     return variable
+
+
+def edited(
+    plan: EditPlan, before: Graph, variables: Mapping[str, keras.Variable]
+) -> tuple[Graph, dict[str, keras.Variable]]:
+    """The graph of an edit with the layouts of its constants, and its variables: those that stay are the same objects.
+
+    `variables` are those of the graph `before`.
+    """
+    values: dict[str, NDArray[Any]] = {}
+    infos = dict(plan.graph.weights)
+    for name, value in plan.weights.items():
+        if name not in infos:
+            continue  # a later edit of the same list removed it again
+        info = infos[name] = _fitted(infos[name], before.weights.get(name))
+        source = info.source or name
+        old = values.get(source)
+        if old is None and source in variables:
+            old = variables[source].numpy()
+        values[source] = to_native(np.asarray(value), info.layout, old)
+    graph = replace(plan.graph, weights=infos)
+    kept = {info.source or name for name, info in graph.weights.items()}
+    sources = [source for source in dict.fromkeys([*variables, *values]) if source in kept]
+    return graph, {source: _changed(source, graph, variables, values) for source in sources}
+
+
+def _fitted(info: WeightInfo, before: WeightInfo | None) -> WeightInfo:
+    """A constant whose shape has changed: its layout follows, or it is kept as it is canonical from now on."""
+    if before is None or before.shape == info.shape or not info.layout:
+        return info
+    try:
+        return replace(info, layout=resized(info.layout, info.shape))
+    except ValueError:
+        return replace(info, layout=())
+
+
+def _changed(
+    source: str, graph: Graph, variables: Mapping[str, keras.Variable], values: Mapping[str, NDArray[Any]]
+) -> keras.Variable:
+    """A variable with its new value: the same object where the shape stays, a new one where it does not."""
+    old, value = variables.get(source), values.get(source)
+    if old is not None and value is None:
+        return old
+    assert value is not None
+    if old is None:
+        trainable = value.dtype == np.float32 and not _is_frozen(source, graph, variables)
+        return make_variable(VariableSpec(source, value.shape, str(value.dtype), trainable), value)
+    if tuple(old.shape) == value.shape:
+        old.assign(value)
+        return old
+    return make_variable(VariableSpec(source, value.shape, VariableSpec.of(source, old).dtype, old.trainable), value)
+
+
+def _is_frozen(source: str, graph: Graph, variables: Mapping[str, keras.Variable]) -> bool:
+    """Whether the constants that a new one is read beside, those of its layer, are all kept from training."""
+    names = [name for name, info in graph.weights.items() if (info.source or name) == source]
+    beside = {
+        other for name in names for use in graph.uses(name) for other in use.node.inputs if other in graph.weights
+    }
+    held = [variables.get(graph.weights[name].source or name) for name in beside if name is not None]
+    others = [variable for variable in held if variable is not None]
+    return bool(others) and not any(variable.trainable for variable in others)

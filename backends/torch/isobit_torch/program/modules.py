@@ -51,7 +51,8 @@ def batches_seen(root: nn.Module) -> dict[str, int]:
 def set_batches_seen(root: nn.Module, counts: Mapping[str, int]) -> None:
     """Let batch norms go on counting from there."""
     for path, counter in _counters(root).items():
-        counter.fill_(counts.get(path, int(counter)))
+        if path in counts:
+            counter.fill_(counts[path])
 
 
 def _counters(root: nn.Module) -> dict[str, Tensor]:

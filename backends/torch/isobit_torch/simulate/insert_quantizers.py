@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from isobit.statistics import Request
 from isobit_torch.program.convert import to_array
 from isobit_torch.program.fx_nodes import NAME, attribute, behind, op_name
 from isobit_torch.program.program import copy_graph
+from isobit_torch.simulate.fed_observer import FedObserver
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
 from isobit_torch.translate.sites import NativeReader, NativeSite, bind, seen_through_views
 from isobit_torch.translate.translate import Translation
@@ -37,14 +38,17 @@ class Simulated:
     copies: Mapping[fx.Node, fx.Node]
     after: Mapping[Site, fx.Node]
 
-    def node_of(self, translation: Translation, request: Request) -> fx.Node:
-        """The node whose result a request is about."""
-        site = request.site
-        source = self.copies[bind(translation, site).source]
-        if request.stage == "before":
-            return source
-        name = translation.graph.node(site.node).input(site.index) or "" if isinstance(site, Input) else site.name
-        return next((self.after[place] for place in (site, Tensor(name)) if place in self.after), source)
+    def watched(self, translation: Translation, requests: Iterable[Request]) -> dict[fx.Node, list[FedObserver]]:
+        """The observers of these requests, by the node whose result each is about."""
+        found: dict[fx.Node, list[FedObserver]] = {}
+        for request in requests:
+            site, graph = request.site, translation.graph
+            name = graph.node(site.node).input(site.index) or "" if isinstance(site, Input) else site.name
+            node = self.copies[bind(translation, site).source]
+            if request.stage != "before":
+                node = next((self.after[place] for place in (site, Tensor(name)) if place in self.after), node)
+            found.setdefault(node, []).append(FedObserver(request.observer, graph.tensors[name].channel_axis))
+        return found
 
 
 def insert_quantizers(

@@ -56,7 +56,8 @@ class Simulator(fx.GraphModule):
         "weight_parameters",
     ]
 
-    #: The Trainer of transformers takes a forward with keywords for one that divides its loss by summed steps itself.
+    #: The Trainer of transformers takes a forward with keywords for one that divides its loss by summed steps itself,
+    #: from 4.48 on unless this says otherwise.
     accepts_loss_kwargs = False
 
     def __init__(self, root: nn.Module, graph: fx.Graph, signature: Signature) -> None:

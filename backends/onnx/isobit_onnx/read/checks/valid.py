@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from isobit.errors import ModelError
 from isobit_onnx.read.error_text import one_line
+from isobit_onnx.read.open_session import open_session
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def _refusal(given: str | onnx.ModelProto) -> str | None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         content = given if isinstance(given, str) else given.SerializeToString()
-        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        open_session(content, options)
     except Exception as error:  # onnxruntime raises its own kinds
         return one_line(error)
     return None

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import onnx_ir as ir
 
 from isobit_onnx.read.initializers import SMALL_TENSOR
+from isobit_onnx.read.open_session import open_session
 
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 _ASKED = "isobit.type_asked"
@@ -55,7 +56,7 @@ def _told(model: ir.Model, names: list[str]) -> list[tuple[str, list[int | str |
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         file = ir.to_proto(_skeleton(model, names)).SerializeToString()
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        session = open_session(file, options)
     except Exception:  # onnxruntime raises its own kinds: what does not load is said where the model is run
         return []
     return [(output.type, list(output.shape) or None) for output in session.get_outputs()]
