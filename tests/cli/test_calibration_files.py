@@ -99,6 +99,19 @@ def test_folder_of_batches(tmp_path, pair):
     assert [len(batch["a"]) for batch in batches(files, pair)] == [4, 1]
 
 
+def test_a_folder_of_batches_with_a_scalar_and_a_state_is_capped(tmp_path, make_graph):
+    graph = make_graph(rate=(), x=("n", 3), state=(2, "n", 4))
+    for i, size in enumerate((1, 2, 2, 1)):
+        state = np.full((2, size, 4), i, np.float32)
+        np.savez(tmp_path / f"{i}.npz", rate=np.float32(16), x=np.ones((size, 3), np.float32), state=state)
+    files = load(tmp_path, graph, PLAIN, samples=3)
+    # A file counts for the samples of its shortest array, and none is cut along the layers of its state.
+    assert [batch["state"].shape for batch in batches(files, graph)] == [(2, 1, 4), (2, 2, 4)]
+    pair = make_graph(rate=(), x=("n", 3))
+    served = batches(load(tmp_path, pair, PLAIN, samples=2), pair)
+    assert [(batch["x"].shape, batch["rate"].shape) for batch in served] == [((1, 3), ()), ((1, 3), ())]
+
+
 def test_fixed_batch_is_filled_or_refused(tmp_path, make_graph):
     graph = make_graph(x=(4, 3))
     for i in range(10):

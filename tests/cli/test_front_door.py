@@ -21,6 +21,13 @@ def test_every_command_prints_json(verb):
     assert "--json" in options
 
 
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_help_breaks_lines_only_where_the_terminal_ends(verb):
+    # typer keeps the line breaks of a paragraph, and the terminal adds its own beside them.
+    for paragraph in (COMMANDS[verb].help or "").split("\n\n")[1:]:
+        assert "\n" not in paragraph.strip()
+
+
 def test_what_is_written_is_said_in_json(isobit, digits, tmp_path):
     statistics, out, other = tmp_path / "s.npz", tmp_path / "out", tmp_path / "other.encodings"
     data = ("--data", digits / "calibration.npz", "--samples", 32)

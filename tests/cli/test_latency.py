@@ -53,12 +53,86 @@ class Worker:
 def test_what_others_took_of_the_processor_does_not_count(monkeypatch):
     monkeypatch.setattr("isobit.cli.quantizing.latency._SECONDS", 0.1)
     monkeypatch.setattr("isobit.cli.quantizing.latency._TURN_SECONDS", 0.0)
-    models, batch = (Worker(0.002), Worker(0.001)), {"x": np.zeros((4, 1))}
+    models, batch = (Worker(0.002), Worker(0.001)), BATCH
     assert processor_time_tells(*models)
     latency = measure(*models, batch, 1, "processor")
     assert (latency.ratio, latency.clock) == (pytest.approx(0.5, rel=0.1), "processor")
     models[1].computes_in_caller = False
     assert not processor_time_tells(*models)
+
+
+class Clocks:
+    """The two clocks of a machine on which time goes by only while its models run."""
+
+    def __init__(self, monkeypatch):
+        self.wall = self.processor = 0.0
+        clocks = {"wall": lambda: self.wall, "processor": lambda: self.processor}
+        monkeypatch.setattr("isobit.cli.quantizing.latency._CLOCKS", clocks)
+
+    def model(self, seconds, others=lambda run: 0.0):
+        """A model that computes for so many seconds, and in its n-th run waits for others for `others(n)` more."""
+        return Paper(self, seconds, others)
+
+
+class Paper:
+    runtime, computes_in_caller = "a runtime", True
+
+    def __init__(self, clocks, seconds, others):
+        self.clocks, self.seconds, self.others, self.runs = clocks, seconds, others, 0
+
+    def run(self, batch):
+        self.runs += 1
+        self.clocks.processor += self.seconds
+        self.clocks.wall += self.seconds + self.others(self.runs)
+        return {}
+
+
+BATCH = {"x": np.zeros((4, 1))}
+
+
+def test_a_network_whose_best_run_was_interrupted_is_not_steady(monkeypatch):
+    clocks = Clocks(monkeypatch)
+    # Three rounds that are alike to a few per cent, and far from the truth: others always take from the second.
+    models = clocks.model(0.65), clocks.model(0.6, lambda run: 0.22)
+    wall = measure(*models, BATCH, 2)
+    assert (wall.rounds, wall.ratio) == (3, pytest.approx(0.82 / 0.65))
+    assert wall.interruption == pytest.approx(0.82 / 0.6)
+    assert not wall.is_steady
+    found = measure(*models, BATCH, 1, "processor")
+    assert found.ratio == pytest.approx(0.6 / 0.65)
+    assert found.is_steady
+
+
+def test_few_rounds_must_be_more_alike(monkeypatch):
+    clocks = Clocks(monkeypatch)
+    # The runs that others left alone: one of the second model's six, so that the best is known, and the others are not.
+    slow = clocks.model(0.6), clocks.model(0.6, lambda run: 0.0 if run in (3, 4) else 0.1)
+    latency = measure(*slow, BATCH, 2)
+    assert latency.interruption == pytest.approx(1)
+    assert latency.ratio_high < 1.25 * latency.ratio_low
+    assert not latency.is_steady
+    fast = clocks.model(0.006), clocks.model(0.006, lambda run: 0.0 if run % 16 > 8 else 0.001)
+    latency = measure(*fast, BATCH, 2)
+    assert latency.rounds >= 8
+    assert latency.ratio == pytest.approx(1)
+    assert latency.is_steady
+
+
+def test_both_models_have_the_same_number_of_runs(monkeypatch):
+    clocks = Clocks(monkeypatch)
+    noise = np.random.default_rng(0).exponential(0.001, 100_000)
+    fast, slow = clocks.model(0.0005, lambda run: noise[run]), clocks.model(0.004, lambda run: noise[run])
+    latency = measure(slow, fast, BATCH, 1)
+    assert fast.runs == slow.runs
+    assert fast.runs > 5 * latency.rounds  # a turn of the faster one is long enough for threads that spin to end
+
+
+def test_a_runtime_that_computes_elsewhere_is_not_called_interrupted(monkeypatch):
+    clocks = Clocks(monkeypatch)
+    model = clocks.model(0.0, lambda run: 0.01)
+    model.computes_in_caller = False
+    latency = measure(clocks.model(0.01), model, BATCH, 1)
+    assert (latency.interruption, latency.is_steady) == (None, True)
 
 
 def test_a_busy_machine_is_measured_by_the_processor(isobit, digits, tmp_path, monkeypatch):
@@ -73,8 +147,7 @@ def test_a_busy_machine_is_measured_by_the_processor(isobit, digits, tmp_path, m
 
 
 def test_without_a_float_file_there_is_no_ratio(monkeypatch):
-    monkeypatch.setattr("isobit.cli.quantizing.latency._SECONDS", 0.0)
-    latency = measure(None, Sleeper(0.001), {"x": np.zeros((4, 1))}, 1)
+    latency = measure(None, Clocks(monkeypatch).model(0.001), BATCH, 1)
     assert (latency.float_ms, latency.ratio, latency.is_steady) == (None, None, True)
 
 

@@ -116,7 +116,7 @@ WRONG = {
     "not TOML": (changed("schema = 1", "schema ="), "not valid TOML"),
     "unknown key": (changed('description = "A', 'descriptoin = "A'), "descriptoin: unknown key (did you mean"),
     "unknown table": (TOML + "\n[extra]\n", "extra: unknown key"),
-    "no schema": (changed("schema = 1", ""), "schema: must be 1, found None"),
+    "no schema": (changed("schema = 1", ""), "schema: must be 1, found no such key: the file begins with 'schema = 1'"),
     "other schema": (changed("schema = 1", "schema = 2"), "schema: must be 1, found 2"),
     "schema a flag": (changed("schema = 1", "schema = true"), "schema: must be 1, found True"),
     "schema a text": (changed("schema = 1", 'schema = "1"'), "schema: must be 1, found '1'"),

@@ -60,8 +60,9 @@ def inspect(
 ) -> None:
     """Show what is in a file.
 
-    Of a float model: inputs, outputs, operations, and what a target would quantize. Of a QDQ model, an encodings file
-    and a saved simulator: its encodings. Of statistics: the ranges that were seen.
+    Of a float model: inputs, outputs, operations, and what a target would quantize.
+
+    Of a QDQ model, an encodings file and a saved simulator: its encodings. Of statistics: the ranges that were seen.
 
     [bold]Examples[/bold]
 

@@ -46,6 +46,7 @@ def quantize(
     """Quantize a trained model and write the files that a runtime loads.
 
     Follows a --recipe, calibrates on --data and measures on --evaluate.
+
     Writes model.qdq.onnx, encodings.json and summary.txt, all or nothing.
 
     [bold]Examples[/bold]

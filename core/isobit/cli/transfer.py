@@ -41,8 +41,9 @@ def transfer(
 ) -> None:
     """Carry encodings over to another export of the same network, by structure and by what its weights hold.
 
-    Names do not count. What has no counterpart, or several that nothing tells apart, is listed with the reason, and
-    nothing is written then but with --partial.
+    Names do not count. What has no counterpart, or several that nothing tells apart, is listed with the reason.
+
+    Nothing is written then but with --partial.
 
     [bold]Example[/bold]
 

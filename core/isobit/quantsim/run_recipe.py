@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections.abc import Sequence
 from itertools import islice
 
@@ -28,6 +27,7 @@ from isobit.quantsim.observe import Passes
 from isobit.quantsim.simulation import Simulation
 from isobit.recipes.recipe import Recipe, Step, StepResult
 from isobit.techniques.technique import RoundsWeights
+from isobit.warn import warn
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def _run_step(
             raise
         seconds, count = time.perf_counter() - start, passes.count - passes_before
         why = str(error) if isinstance(error, IsobitError) else f"it failed with {type(error).__name__}: {error}"
-        warnings.warn(f"{step.name} was left out, for it does not work on this model: {why}", RecipeWarning, 2)
+        warn(f"{step.name} was left out, for it does not work on this model: {why}", RecipeWarning)
         logger.debug("%s failed", step.name, exc_info=True)
         return StepResult(step.name, "skipped", seconds, count, why=why)
     if not report.changed:

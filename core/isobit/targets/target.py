@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from isobit.encodings.quant_spec import FLOAT_BITS, Granularity, Lpbq, PerBlock,
 from isobit.errors import FormatError, TargetError, TargetWarning, did_you_mean
 from isobit.graph.vocabulary import VOCABULARY
 from isobit.targets.costs import Costs, read_costs
+from isobit.warn import warn
 
 SCHEMA = 1
 
@@ -177,7 +177,7 @@ def _warn_of_unknown_ops(target: Target, where: str) -> None:
                 text = (
                     f"{where}: {key}: there is no operation {op!r}{did_you_mean(op, VOCABULARY)}: it reaches no layer"
                 )
-                warnings.warn(text, TargetWarning, stacklevel=4)
+                warn(text, TargetWarning)
 
 
 class _Reader:
@@ -206,7 +206,8 @@ class _Reader:
                     key, f"unknown key{did_you_mean(key, allowed_keys)}; known are {', '.join(sorted(allowed_keys))}"
                 )
         if data.get("schema") != SCHEMA or isinstance(data["schema"], bool):
-            raise self.fail("schema", f"must be {SCHEMA}, found {data.get('schema')!r}")
+            found = repr(data["schema"]) if "schema" in data else "no such key"
+            raise self.fail("schema", f"must be {SCHEMA}, found {found}: the file begins with 'schema = {SCHEMA}'")
         tables = {name: self.table(data, name, keys) for name, keys in _TABLES.items()}
         activations, weights = tables["activations"], tables["weights"]
         granularities = self.words(weights, "weights", "granularities")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +16,17 @@ if TYPE_CHECKING:
 
 _WARM_UP = 2
 #: A turn of one model takes this many runs and seconds at least. Threads that wait for the next run of the other model
-#: spin for a while; the best of several runs does not see them.
+#: spin for a while; the best of several runs does not see them. Both models have the same number of runs in a turn: the
+#: best of more runs is lower.
 _TURN_RUNS, _TURN_SECONDS = 2, 0.02
 #: Rounds go on until so many of them gave no better time, but not longer than the last figure in seconds.
 _FEWEST_ROUNDS, _ROUNDS_WITHOUT_GAIN, _SECONDS, _MOST_SECONDS = 3, 10, 1.0, 6.0
 _GAIN = 0.98
 _STEADY = 1.25  # if the ratio of the rounds varies by more, the machine was busy
+#: Of so few rounds the best may well be one that was disturbed, so that they have to be more alike.
+_FEW_ROUNDS, _STEADY_OF_FEW = 8, 1.1
+_INTERRUPTED = 1.05  # if the best run took so many times what its thread had of a processor, others had the rest
+_SHORTEST = 1e-7  # seconds; a clock that stands still meanwhile counts as this
 _FINE_CLOCK = 1e-5  # seconds; on some systems the clock of a thread goes on in steps of a time slice
 
 #: What a time is: that of the clock on the wall, or what one thread had of a processor.
@@ -34,7 +40,8 @@ class Latency:
 
     `ratio_low` and `ratio_high` are the first and the ninth decile of the ratios of single rounds: the spread.
     `clock` is ``"processor"`` where other programs kept the machine busy: then it is what one thread computed, which
-    does not count the time that others had.
+    does not count the time that others had. `interruption` is the time of the best run on the wall over what its thread
+    had of a processor, the larger of both files; None where that tells nothing.
     """
 
     float_ms: float | None
@@ -47,11 +54,15 @@ class Latency:
     rounds: int
     runtime: str
     clock: Clock
+    interruption: float | None = None
 
     @property
     def is_steady(self) -> bool:
-        """Whether the rounds gave about the same ratio."""
-        return self.ratio_low is None or self.ratio_high is None or self.ratio_high <= _STEADY * self.ratio_low
+        """Whether the best runs were not interrupted, and the rounds gave about the same ratio."""
+        if self.interruption is not None and self.interruption > _INTERRUPTED:
+            return False
+        limit = _STEADY if self.rounds >= _FEW_ROUNDS else _STEADY_OF_FEW
+        return self.ratio_low is None or self.ratio_high is None or self.ratio_high <= limit * self.ratio_low
 
 
 def measure(
@@ -63,23 +74,28 @@ def measure(
     must compute in the calling thread (`Deployed.computes_in_caller`, one thread).
     """
     models = [quantized] if original is None else [original, quantized]
-    for model in models * _WARM_UP:
-        model.run(batch)
+    tells = clock == "wall" and processor_time_tells(*models)
+    warm = [min(_run(model, batch, clock)[0] for _ in range(_WARM_UP)) for model in models]
+    runs = max(_TURN_RUNS, math.ceil(_TURN_SECONDS / max(min(warm), _SHORTEST)))
     rounds: list[list[float]] = []
-    best, last_gain, begin = [np.inf] * len(models), 0, time.perf_counter()
-    while not _enough(len(rounds), last_gain, time.perf_counter() - begin):
-        times = [_turn(model, batch, _CLOCKS[clock]) for model in models]
-        rounds.append(times)
-        if any(now < _GAIN * before for now, before in zip(times, best, strict=True)):
+    best, had = [np.inf] * len(models), [np.inf] * len(models)
+    wall = _CLOCKS["wall"]
+    last_gain, begin = 0, wall()
+    while not _enough(len(rounds), last_gain, wall() - begin):
+        turns = [min(_run(model, batch, clock) for _ in range(runs)) for model in models]
+        rounds.append([now for now, _ in turns])
+        if any(now < _GAIN * before for (now, _), before in zip(turns, best, strict=True)):
             last_gain = len(rounds)
-        best = [min(now, before) for now, before in zip(times, best, strict=True)]
-    size = len(next(iter(batch.values())))
-    count, runtime = len(rounds), quantized.runtime
+        for index, turn in enumerate(turns):
+            best[index], had[index] = min(turn, (best[index], had[index]))
+    size, count, runtime = len(next(iter(batch.values()))), len(rounds), quantized.runtime
+    interruption = max(now / max(own, _SHORTEST) for now, own in zip(best, had, strict=True)) if tells else None
+    quantized_ms = 1e3 * best[-1]
     if original is None:
-        return Latency(None, best[0], None, None, None, size, threads, count, runtime, clock)
-    low, high = np.quantile([after / before for before, after in rounds], (0.1, 0.9))
-    ratio = best[1] / best[0]
-    return Latency(best[0], best[1], ratio, float(low), float(high), size, threads, count, runtime, clock)
+        return Latency(None, quantized_ms, None, None, None, size, threads, count, runtime, clock, interruption)
+    low, high = (float(share) for share in np.quantile([after / before for before, after in rounds], (0.1, 0.9)))
+    float_ms, ratio = 1e3 * best[0], best[1] / best[0]
+    return Latency(float_ms, quantized_ms, ratio, low, high, size, threads, count, runtime, clock, interruption)
 
 
 def processor_time_tells(*models: Deployed | None) -> bool:
@@ -94,14 +110,15 @@ def _enough(rounds: int, last_gain: int, seconds: float) -> bool:
     return seconds > _MOST_SECONDS or (seconds > _SECONDS and rounds - last_gain >= _ROUNDS_WITHOUT_GAIN)
 
 
-def _turn(model: Deployed, batch: Batch, clock: Callable[[], float]) -> float:
-    """The best time of some runs in a row, in milliseconds."""
-    times: list[float] = []
-    while len(times) < _TURN_RUNS or sum(times) < _TURN_SECONDS:
-        start = clock()
-        model.run(batch)
-        times.append(clock() - start)
-    return min(times) * 1e3
+def _run(model: Deployed, batch: Batch, clock: Clock) -> tuple[float, float]:
+    """The seconds of one run on a clock, and what the calling thread had of a processor meanwhile."""
+    timer = _CLOCKS[clock]
+    # The clock that counts is the inner one, so that reading the other costs it nothing.
+    own_start = _CLOCKS["processor"]()
+    start = timer()
+    model.run(batch)
+    seconds = timer() - start
+    return seconds, _CLOCKS["processor"]() - own_start
 
 
 def first_samples(batch: Batch, count: int, fixed: int | None) -> Batch:

@@ -173,8 +173,9 @@ class Run:
         outcome.latency = measure(original, exported, batch, threads)
         if not outcome.latency.is_steady and processor_time_tells(original, exported):
             # Other programs had the processors: no number of rounds on the wall would tell the two models apart.
+            has_float = original is not None
             original = exported = None  # two more sessions of large files need the memory
-            original, exported = deploy(self.job.model, 1), deploy(self.paths["model"], 1)
+            original, exported = deploy(self.job.model, 1) if has_float else None, deploy(self.paths["model"], 1)
             if exported is not None:
                 outcome.latency = measure(original, exported, batch, 1, "processor")
 

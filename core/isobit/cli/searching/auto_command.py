@@ -52,8 +52,9 @@ def auto(
 ) -> None:
     """Quantize so that the score falls by --max-drop at most: recipes, ranges and formats are tried in turn.
 
-    The folder holds the best at every moment, so that it can be used when the time is over. The exit code is 0 also
-    where nothing holds the drop; the first line says so.
+    The folder holds the best at every moment, so that it can be used when the time is over.
+
+    The exit code is 0 also where nothing holds the drop; the first line says so.
 
     [bold]Examples[/bold]
 

@@ -66,8 +66,8 @@ class FileBatches:
             self._current = [path]
             batch = self._read(path)
             if remaining is not None:
-                batch = {name: array[:remaining] for name, array in batch.items()}
-                remaining -= len(next(iter(batch.values())))
+                batch, count = _first(batch, remaining)
+                remaining -= count
             yield batch
 
 
@@ -91,6 +91,19 @@ def full_batches(files: Sequence[Path], batch_size: int, graph: Graph) -> tuple[
         [f"the last {left_out} file(s) do not fill the model's fixed batch of {fixed}: left out"] if left_out else []
     )
     return files[: len(files) - left_out], fixed, notes
+
+
+def _first(batch: Arrays, most: int) -> tuple[Arrays, int]:
+    """The first samples of a batch, and how many they are.
+
+    Inputs without axes go with every sample. Where axis 0 is not the samples of all others (the state of an LSTM has
+    its layers there), the batch stays whole, and the shortest tells its samples.
+    """
+    lengths = {len(array) for array in batch.values() if array.ndim}
+    count = min(lengths, default=1)
+    if len(lengths) != 1 or count <= most:
+        return batch, count
+    return {name: array[:most] if array.ndim else array for name, array in batch.items()}, most
 
 
 def _check_alike(first: Arrays, other: Arrays, first_path: Path, path: Path) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 from isobit.errors import CoverageWarning
 from isobit.placement.coverage import Coverage
 from isobit.placement.left_weights import by_reason, left_weights
 from isobit.quantsim.simulation import Simulation
+from isobit.warn import warn
 
 #: Reasons, and names of each, that a warning shows; the report has them all.
 _REASONS_SHOWN, _NAMES_SHOWN = 4, 3
@@ -18,7 +17,7 @@ def warn_of_coverage(simulation: Simulation) -> None:
     text = coverage_problem(simulation)
     if text and text not in simulation.warned:
         simulation.warned.add(text)
-        warnings.warn(text, CoverageWarning, stacklevel=4)
+        warn(text, CoverageWarning)
 
 
 def _nothing(simulation: Simulation, detail: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
@@ -18,6 +17,7 @@ from isobit.placement.plan import constant_name
 from isobit.quantsim.simulation import Simulation
 from isobit.quantsim.training.adapter_files import AdapterFiles, base_digest
 from isobit.quantsim.training.trained_weights import adapter_constants
+from isobit.warn import warn
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -59,12 +59,11 @@ class Adapters:
         self._simulation.take_exchanged(self._simulation.beside_adapters.get(known, {}))
         bare = self._simulation.plan.placements.keys() - self._simulation.encodings.keys()
         if bare and self._simulation.calibration is not None:
-            warnings.warn(
+            warn(
                 f"{len(bare)} tensors to quantize have no encoding beside the adapter {known!r}, "
                 f"{min(map(str, bare))!r} among them: calibrate again. If they are the adapter's, its rank is likely "
                 "not below the channels of its convolution, and so it is a part of the model: a lower rank avoids that",
                 IsobitWarning,
-                stacklevel=2,
             )
 
     def save(self, folder: str | PathLike[str], name: str | None = None) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from isobit.training.beside_adapters import check_formats
 from isobit.training.kept_zeros import sparse_sites, zeros_to_tell
 from isobit.training.learned_grids import learned_grids
 from isobit.training.modes import TrainingModes
+from isobit.warn import warn
 
 
 def native_of(simulation: Simulation) -> Any:
@@ -38,7 +38,7 @@ def start_training(simulation: Simulation, modes: TrainingModes, *, keep_zeros: 
     encodings = simulation.model.encodings()
     sparse = sparse_sites(graph, plan, encodings.keys(), read) if keep_zeros else ()
     for sentence in zeros_to_tell(graph, plan, encodings, read) if keep_zeros else ():
-        warnings.warn(sentence, UserWarning, stacklevel=3)
+        warn(sentence, UserWarning)
     simulation.is_trained = True
     trained.learn(learned_grids(graph, plan, encodings, modes, simulation.frozen), sparse)
     if not trained.grid_parameters and not trained.weight_parameters:
