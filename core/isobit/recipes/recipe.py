@@ -165,9 +165,7 @@ def parse_recipe(text: str, where: str, techniques: Mapping[str, type[Any]]) -> 
     _check_keys(data, _KEYS, where)
     if data.get("schema") != SCHEMA or isinstance(data["schema"], bool):
         found = repr(data["schema"]) if "schema" in data else "no such key"
-        raise RecipeError(
-            f"{where}: schema: must be {SCHEMA}, found {found}: the file begins with 'schema = {SCHEMA}'"
-        )
+        raise RecipeError(f"{where}: schema: must be {SCHEMA}, found {found}: the file begins with 'schema = {SCHEMA}'")
     name, description = (_typed(data, key, str, "", where) for key in ("name", "description"))
     samples = _typed(data, "judge_samples", int, 0, where)
     if not name or samples < 0:
