@@ -15,7 +15,6 @@ from isobit.files import check_writable, write_folder
 from isobit.formats.format import EncodingsFormat
 from isobit.formats.isobit_json import IsobitJson
 from isobit.formats.names import Names
-from isobit.garbage import young_garbage
 from isobit.quantsim.checks.encodings_file import check_file
 from isobit.quantsim.checks.given import DIFFERENT_IN_EVERY_RUN
 from isobit.quantsim.checks.parts import part_sqnr
@@ -60,7 +59,6 @@ class ExportResult(dict[str, Path]):
         return "\n".join([*files, *_quality_lines(self.checks, self.sqnr, self.is_noisy)])
 
 
-@young_garbage()
 def export(
     simulation: Simulation,
     folder: Path,

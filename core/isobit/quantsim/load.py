@@ -7,7 +7,6 @@ from typing import Any
 
 from isobit.backend.contract import Backend
 from isobit.data import example_from_record, example_to_record
-from isobit.garbage import young_garbage
 from isobit.graph.fingerprint import check_fingerprint
 from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
@@ -17,7 +16,6 @@ from isobit.quantsim.simulation import Simulation
 from isobit.quantsim.training.saved_adapters import replay
 
 
-@young_garbage()
 def load(
     path: str | PathLike[str], model: Any, example_inputs: Any = None, *, backend: str | Backend | None = None
 ) -> QuantSim:

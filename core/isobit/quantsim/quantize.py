@@ -11,7 +11,6 @@ from isobit.data import Dataset, example_of
 from isobit.defaults import DEFAULT_RECIPE, DEFAULT_TARGET
 from isobit.encodings.quant_spec import QuantSpec
 from isobit.errors import FormatError, ModelError, RecipeError
-from isobit.garbage import young_garbage
 from isobit.plugins import registry
 from isobit.quantsim.apply import apply_technique, calibrate, needs_own_pass
 from isobit.quantsim.executor import ExecutorLike
@@ -23,7 +22,6 @@ from isobit.targets.target import Target
 from isobit.techniques.technique import Technique
 
 
-@young_garbage()
 def quantize(
     model: Any,
     data: Any,

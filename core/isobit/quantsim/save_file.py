@@ -21,7 +21,6 @@ from isobit.encodings.encoding import Encodings
 from isobit.errors import IsobitError, ModelError
 from isobit.files import check_unpacked_size, write_atomically
 from isobit.formats import isobit_json
-from isobit.garbage import young_garbage
 from isobit.quantsim.simulation import Simulation
 from isobit.quantsim.training.saved_adapters import adapters_to_record
 from isobit.statistics.statistics import Statistics
@@ -33,7 +32,6 @@ _MANIFEST, _TARGET, _ENCODINGS, _FROZEN = "manifest.json", "target.toml", "encod
 _WEIGHTS, _STATISTICS, _EXAMPLE = "weights.safetensors", "statistics.npz", "example.safetensors"
 
 
-@young_garbage()
 def save(simulation: Simulation, path: Path) -> None:
     """Write a simulation, whole or not at all."""
     from safetensors.numpy import save as save_tensors
