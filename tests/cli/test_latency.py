@@ -137,6 +137,7 @@ def test_a_runtime_that_computes_elsewhere_is_not_called_interrupted(monkeypatch
 
 def test_a_busy_machine_is_measured_by_the_processor(isobit, digits, tmp_path, monkeypatch):
     monkeypatch.setattr("isobit.cli.quantizing.latency._STEADY", 0.0)  # no two rounds are that alike
+    monkeypatch.setattr("isobit.cli.quantizing.latency._STEADY_OF_FEW", 0.0)
     monkeypatch.setattr("isobit.cli.quantizing.latency._SECONDS", 0.1)
     monkeypatch.setattr("isobit.cli.quantizing.latency._MOST_SECONDS", 0.1)
     data = ("--data", digits / "calibration.npz", "--samples", 8, "--method", "minmax", "--recipe", "basic")
