@@ -12,7 +12,7 @@ from isobit.backend.optional import HoldsAdapters
 from isobit.data import Dataset
 from isobit.errors import IsobitError
 from isobit.files import is_there, write_atomically
-from isobit.quantsim.save_file import read_saved, save
+from isobit.quantsim.save_file import read_saved, restore_state, save
 from isobit.quantsim.simulation import Simulation
 from isobit.recipes.recipe import StepResult
 from isobit.techniques.technique import TechniqueReport
@@ -59,16 +59,14 @@ def restored(pristine: Simulation, path: Path, data: Dataset) -> Simulation | No
             for r in record["reports"]
         ]
         judged, noted = int(record["judged"]), [str(note) for note in record["notes"]]
-        simulation, manifest = pristine.copy(), contents["manifest"]
+        simulation = pristine.copy()
         edits = contents["edits"][len(simulation.edits) :]
         if edits:
             simulation.model.edit(edits)
         if judged:
             simulation.judge = None
             simulation.keep_reference(data.batches(data.spread(judged)))
-        parts = (contents[key] for key in ("encodings", "statistics", "frozen"))
-        kept = {key: manifest[key] for key in ("calibration", "is_trained", "batches_seen")}
-        simulation.restore(*parts, **kept)
+        restore_state(simulation, contents)
         simulation.notes, simulation.steps, simulation.reports = dict.fromkeys(noted), steps, reports
     except (IsobitError, OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
         return None  # what is damaged is made again

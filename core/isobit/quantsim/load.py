@@ -11,7 +11,7 @@ from isobit.graph.fingerprint import check_fingerprint
 from isobit.placement.quant_config import QuantConfig
 from isobit.plugins import registry
 from isobit.quantsim.quantsim import QuantSim
-from isobit.quantsim.save_file import read_saved
+from isobit.quantsim.save_file import read_saved, restore_state
 from isobit.quantsim.simulation import Simulation
 from isobit.quantsim.training.saved_adapters import replay
 
@@ -38,7 +38,5 @@ def load(
     simulation.example = record if example_inputs is None else example_to_record(example_inputs)
     check_fingerprint(manifest["fingerprint"], simulation.fingerprint(), where)
     replay(simulation, contents["edits"], manifest["adapters"], contents["arrays"], where)
-    parts = (contents[key] for key in ("encodings", "statistics", "frozen"))
-    kept = {key: manifest[key] for key in ("calibration", "is_trained", "batches_seen")}
-    simulation.restore(*parts, **kept)
+    restore_state(simulation, contents)
     return QuantSim.of_simulation(simulation)

@@ -122,6 +122,13 @@ def read_saved(where: str) -> dict[str, Any]:
         raise ModelError(f"{where}: not a saved simulator, or damaged: {error}") from error
 
 
+def restore_state(simulation: Simulation, contents: Mapping[str, Any]) -> None:
+    """Give a simulation, edited as the saved one was, what `read_saved` found of its grids and statistics."""
+    manifest = contents["manifest"]
+    parts = (contents[key] for key in ("encodings", "statistics", "frozen"))
+    simulation.restore(*parts, **{key: manifest[key] for key in ("calibration", "is_trained", "batches_seen")})
+
+
 def _check_manifest(manifest: Mapping[str, Any], where: str) -> None:
     """Raise ModelError naming the field of the manifest that is missing or of another type."""
 
