@@ -18,6 +18,7 @@ from isobit.cli.user_data.image_options import ImageOptions
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from isobit.cli.user_data.data_files import DataFiles
     from isobit.quantsim.quantsim import QuantSim
 
 
@@ -26,6 +27,7 @@ def calibrate(
     model: options.Model,
     more: options.FurtherStatistics = None,
     statistics: options.Statistics = None,
+    example: options.StatisticsExample = None,
     data: options.CalibrationData = None,
     out: options.CalibratedOut = None,
     write_statistics: options.WriteStatistics = None,
@@ -70,10 +72,13 @@ def calibrate(
         raise typer.BadParameter("give either --data or --statistics", param_hint="'--data' / '--statistics'")
     if more and not statistics:
         raise typer.BadParameter(f"unexpected {more[0]}: statistics follow --statistics", param_hint="'MODEL'")
+    if data is not None and example is not None:
+        raise typer.BadParameter("it goes with --statistics: --data is an example itself", param_hint="'--example'")
     if data is None and (resume is not None or processes is not None):
         raise typer.BadParameter("they are about --data", param_hint="'--resume' / '--processes'")
     if out is None and write_statistics is None and resume is None:
         raise typer.BadParameter("say what to write: -o FOLDER, or --write-statistics FILE", param_hint="'-o'")
+    from isobit.cli.user_data.open_on_data import open_on_data
     from isobit.files import check_file_writable, check_writable
     from isobit.quantsim.export import USUAL
     from isobit.quantsim.quantize import open_simulator
@@ -85,7 +90,8 @@ def calibrate(
     if write_statistics is not None:
         check_file_writable(write_statistics)
     _check(model, method)
-    sim = open_simulator(
+    opened = partial(
+        open_simulator,
         model,
         target=target,
         weights=weights,
@@ -95,15 +101,22 @@ def calibrate(
         backend=backend,
         check=not no_check,
     )
+    images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
+    taken = data or example
+    given = None
+    if taken is None:
+        sim = opened()
+    else:
+        sim, given = open_on_data(opened, taken, images, batch_size=batch_size, samples=samples)
     if not no_fold:
         sim.apply(FoldBatchNorms())
     read: list[str] = []
-    if data is None:
-        sim.load_statistics(*files)
+    if data is None or given is None:
+        _take_statistics(sim, files)
         sim.recalibrate(method)
     else:
-        images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
-        read = _observe(sim, data, images, method, batch_size, samples, ignore_non_finite, resume, processes)
+        read = given.notes
+        _observe(sim, given, method, batch_size, ignore_non_finite, resume, processes)
     if write_statistics is not None:
         sim.save_statistics(write_statistics)
         remember_written(context, write_statistics)
@@ -129,21 +142,31 @@ def _check(model: Path, method: str) -> None:
     options.check_there(model)
 
 
+def _take_statistics(sim: QuantSim, files: Sequence[Path]) -> None:
+    from isobit.cli.user_data.open_on_data import has_bodies
+    from isobit.errors import DataError
+
+    try:
+        sim.load_statistics(*files)
+    except DataError as error:
+        if not has_bodies(sim.graph):
+            raise
+        raise DataError(
+            f"{error}. The model has an If or a loop: where the data of the statistics decided which branch runs, "
+            "pass some of it with --example"
+        ) from error
+
+
 def _observe(
     sim: QuantSim,
-    data: Path,
-    images: ImageOptions,
+    files: DataFiles,
     method: str,
     batch_size: int,
-    samples: int | None,
     ignore_non_finite: bool,
     resume: Path | None,
     processes: int | None,
-) -> list[str]:
-    """One pass over the data. Returns how the files were read."""
-    from isobit.cli.user_data.calibration_files import load
-
-    files = load(data, sim.graph, images, batch_size=batch_size, samples=samples)
+) -> None:
+    """One pass over the data."""
     executor = None
     if processes is not None:
         executor = partial(ProcessPoolExecutor, processes, mp_context=get_context("spawn"))
@@ -156,7 +179,6 @@ def _observe(
             executor=executor,
             resume=resume,
         )
-    return files.notes
 
 
 def _print_json(sim: QuantSim, paths: Mapping[str, Path], read: Sequence[str]) -> None:

@@ -205,6 +205,14 @@ Statistics = Annotated[
         help="Statistics of earlier runs, in the order of their data; they are added up, and no data is needed.",
     ),
 ]
+StatisticsExample = Annotated[
+    Path | None,
+    typer.Option(
+        "--example",
+        metavar="PATH",
+        help="Some of the data of the statistics, for a model with an If or a loop: it says which branches run.",
+    ),
+]
 FurtherStatistics = Annotated[list[Path] | None, typer.Argument(metavar="", hidden=True)]
 CalibrationData = Annotated[
     Path | None, typer.Option("--data", metavar="PATH", help="Calibration data, as for `isobit quantize`.")

@@ -14,7 +14,6 @@ from isobit_onnx.read.open_session import open_session
 def check_loads(path: Path) -> None:
     """Load the model in onnxruntime, integer kernels and all. Raises ModelError."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     # Not without prepacking: constants are then laid out together, in time that grows with the square of their number.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     try:

@@ -54,7 +54,6 @@ def _values(model: onnx.ModelProto, batch: Batch, wanted: list[str]) -> dict[str
     own = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in own)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     for key, value in FLOAT_MODE.items():
         options.add_session_config_entry(key, value)
     try:

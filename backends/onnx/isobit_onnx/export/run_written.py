@@ -57,7 +57,6 @@ def size_of(path: Path) -> int:
 
 def _run(name: str, entries: Mapping[str, str], path: Path, batch: Batch) -> WrittenRun:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     # In float mode all weights become floats before the first run; those of a large file one by one, as they are read.

@@ -74,7 +74,6 @@ def _block_size() -> int:
     graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "probe", [image], [result], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     with temporary_folder() as folder:
         path = optimise(model.SerializeToString(), options, folder)
         optimised = onnx.load(path, load_external_data=False).graph

@@ -64,7 +64,6 @@ class ExampleConditions:
     def _session(self, serialized: bytes) -> Any:
         if serialized not in self._sessions:
             options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
             options.intra_op_num_threads = 1
             session = open_session(serialized, options)
             self._sessions[serialized] = session

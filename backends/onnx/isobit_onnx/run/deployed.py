@@ -26,7 +26,6 @@ class DeployedFile:
 
     def __init__(self, path: Path, threads: int) -> None:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
         options.intra_op_num_threads = threads
         self.runtime = f"onnxruntime {onnxruntime.__version__}, CPU"
         if sums_saturate():

@@ -29,7 +29,6 @@ def run_given(
     Raises ModelError where onnxruntime does not run the model, or its file is gone.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "1")  # for one run: no second copy of the weights
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as in `Session`
     try:

@@ -21,7 +21,6 @@ def sums_saturate() -> bool:
     a build of onnxruntime: one product at the ends of the grids says it in some milliseconds.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     options.intra_op_num_threads = 1
     session = open_session(_largest_sum(), options)
     (sums,) = session.run(None, {"x": np.full((4, _SIZE), 255, np.float32)})

@@ -105,7 +105,6 @@ class Session:
     def _options(self, weights: Weights | None = None) -> Any:
         options = onnxruntime.SessionOptions()
         options.enable_mem_pattern = self._plan_memory
-        options.log_severity_level = 3
         # Fused integer kernels round elsewhere; a simulator rounds at its quantizers and nowhere else.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         # Threads that wait busily take up to half of the processor time again, and the time of who else runs here.

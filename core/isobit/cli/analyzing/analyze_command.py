@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import typer
 
 from isobit.cli import quantize_options as options
@@ -57,11 +59,13 @@ def analyze(
     from isobit.cli.quantizing.evaluate_file import load_evaluate
     from isobit.cli.terminal import line, print_json
     from isobit.cli.user_data.calibration_files import load
+    from isobit.cli.user_data.open_on_data import open_on_data
     from isobit.quantsim.quantize import open_simulator, quantize
 
     options.check_there(model)
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
-    sim = open_simulator(
+    opened = partial(
+        open_simulator,
         model,
         target=target,
         weights=weights,
@@ -71,7 +75,7 @@ def analyze(
         backend=backend,
         check=not no_check,
     )
-    files = load(data, sim.graph, images, batch_size=batch_size, samples=samples)
+    sim, files = open_on_data(opened, data, images, batch_size=batch_size, samples=samples)
     other = load(second, sim.graph, images, batch_size=batch_size, samples=samples) if second is not None else None
     scored = None
     if evaluate is not None:

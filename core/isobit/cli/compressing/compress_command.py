@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -141,7 +142,7 @@ def compress(
     """
     from isobit.cli.quantizing.evaluate_file import load_evaluate
     from isobit.cli.terminal import line, print_json
-    from isobit.cli.user_data.calibration_files import load
+    from isobit.cli.user_data.open_on_data import open_on_data
     from isobit.compression.compress import DEFAULT_METHOD, FILES
     from isobit.compression.compress import compress as compress_model
     from isobit.files import check_writable
@@ -150,8 +151,11 @@ def compress(
     options.check_there(model)
     check_writable(out, FILES.values())
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
-    sim = QuantSim(model, target=target or DEFAULT_TARGET, backend=backend)
-    files = None if data is None else load(data, sim.graph, images, batch_size=batch_size, samples=samples)
+    opened = partial(QuantSim, model, target=target or DEFAULT_TARGET, backend=backend)
+    if data is None:
+        sim, files = opened(), None
+    else:
+        sim, files = open_on_data(opened, data, images, batch_size=batch_size, samples=samples)
     judge = None if evaluate is None else load_evaluate(evaluate, sim.graph, images, batch_size, ignore_non_finite)
     with nullcontext() if files is None else files.named():
         result = compress_model(

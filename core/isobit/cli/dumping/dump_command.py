@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -65,17 +66,21 @@ def dump(
     """
     from isobit.cli.terminal import line, print_json, warn
     from isobit.cli.user_data.calibration_files import load as load_data
-    from isobit.data import Dataset
+    from isobit.cli.user_data.open_on_data import first_batch, open_on_data
     from isobit.layer_dumps import dump as dump_layers
     from isobit.quantsim.load import load
     from isobit.quantsim.quantsim import QuantSim
 
     options.check_there(model)
-    sim = QuantSim(model, backend=backend) if simulator is None else load(simulator, model, backend=backend)
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
-    files = load_data(data, sim.graph, images, batch_size=samples, samples=samples)
-    with files.named():
-        batch = next(iter(Dataset(files.source, sim.graph, batch_size=samples)))
+    if simulator is None:
+        sim, files = open_on_data(
+            partial(QuantSim, model, backend=backend), data, images, batch_size=samples, samples=samples
+        )
+    else:
+        sim = load(simulator, model, backend=backend)
+        files = load_data(data, sim.graph, images, batch_size=samples, samples=samples)
+    batch = first_batch(files, sim.graph, samples)
     found = dump_layers(sim, batch, names=only or None, simulated=simulator is not None and not in_float)
     found.save(out)
     remember_written(context, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from isobit.cli.terminal import line
 from isobit.cli.user_data.calibration_files import holds_images, load
 from isobit.cli.user_data.data_files import DataFiles
 from isobit.cli.user_data.file_batches import fixed_batch
+from isobit.cli.user_data.open_on_data import open_on_data
 from isobit.data import Dataset
 from isobit.defaults import DEFAULT_RECIPE
 from isobit.errors import DataError, ModelError, RecipeError
@@ -56,7 +58,8 @@ class Run:
         if job.recipe and not job.fold:
             raise RecipeError("--no-fold is for no recipe: a recipe says itself whether batch norms are folded")
         check_there(job.model)
-        self.sim = open_simulator(
+        opened = partial(
+            open_simulator,
             job.model,
             target=job.target,
             weights=job.weights,
@@ -66,8 +69,11 @@ class Run:
             backend=job.backend,
             check=job.check,
         )
+        self.sim, self.data = open_on_data(
+            opened, job.data, job.images, batch_size=job.batch_size, samples=job.samples
+        )
         self.graph = self.sim.graph
-        self.data = self._load(job.data, samples=job.samples)
+        self._say_read(self.data)
         with self.data.named():
             self.first_batch = self._dataset(self.data).first()
         if job.evaluate is not None and job.evaluate.suffix.lower() == ".py":
@@ -75,7 +81,9 @@ class Run:
             check_evaluate(self._score, picklable=False)
             self._scores["float"] = figures_of(self._score, self.sim.backend_model)
         elif job.evaluate is not None:
-            self._prepare_evaluation(self._load(job.evaluate))
+            files = load(job.evaluate, self.graph, job.images, batch_size=job.batch_size)
+            self._say_read(files)
+            self._prepare_evaluation(files)
         self._check_image_options()
 
     def quantize(self) -> None:
@@ -191,14 +199,12 @@ class Run:
         self._evaluation_files = files
         self._float_model = self.sim.backend_model.copy()
 
-    def _load(self, path: Any, samples: int | None = None) -> DataFiles:
-        files = load(path, self.graph, self.job.images, batch_size=self.job.batch_size, samples=samples)
+    def _say_read(self, files: DataFiles) -> None:
         if self._quiet:
             self._notes += files.notes
         else:
             for note in files.notes:
                 line(note)
-        return files
 
     def _dataset(self, files: DataFiles) -> Dataset:
         job = self.job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -67,7 +68,7 @@ def auto(
     from isobit.analysis.analyze import analyze
     from isobit.cli.quantizing.evaluate_file import load_evaluate
     from isobit.cli.terminal import line, print_json
-    from isobit.cli.user_data.calibration_files import load
+    from isobit.cli.user_data.open_on_data import open_on_data
     from isobit.files import check_writable
     from isobit.html_report import write_page
     from isobit.quantsim.export import USUAL
@@ -77,7 +78,8 @@ def auto(
     check_writable(out, USUAL)
     options.check_there(model)
     images = ImageOptions.of(image_size, mean, std, scale, channels, layout)
-    sim = open_simulator(
+    opened = partial(
+        open_simulator,
         model,
         target=target,
         weights=weights,
@@ -87,7 +89,7 @@ def auto(
         backend=backend,
         check=not no_check,
     )
-    files = load(data, sim.graph, images, batch_size=batch_size, samples=samples)
+    sim, files = open_on_data(opened, data, images, batch_size=batch_size, samples=samples)
     measure = None
     if evaluate is not None:
         measure = load_evaluate(evaluate, sim.graph, images, batch_size, ignore_non_finite)

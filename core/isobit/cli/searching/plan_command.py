@@ -97,11 +97,10 @@ def _first_batch(model: Path, data: Path, images: ImageOptions, backend: str | N
     """The first sample of data at a path, or as many as the model takes at once, checked against the model's inputs."""
     from isobit.cli.user_data.calibration_files import load
     from isobit.cli.user_data.file_batches import fixed_batch
-    from isobit.data import Dataset
+    from isobit.cli.user_data.open_on_data import first_batch
     from isobit.quantsim.quantsim import QuantSim
 
     graph = QuantSim(model, backend=backend).graph
     one = fixed_batch(graph) or 1
     files = load(data, graph, images, batch_size=one, samples=one)
-    with files.named():
-        return Dataset(files.source, graph, batch_size=one).first()
+    return first_batch(files, graph, one)

@@ -55,7 +55,6 @@ def _refusal(given: str | onnx.ModelProto) -> str | None:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         content = given if isinstance(given, str) else given.SerializeToString()

@@ -52,7 +52,6 @@ def _told(model: ir.Model, names: list[str]) -> list[tuple[str, list[int | str |
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         file = ir.to_proto(_skeleton(model, names)).SerializeToString()
