@@ -16,7 +16,9 @@ def open_session(source: str | bytes, options: Any, providers: Sequence[str] = C
     """
     import onnxruntime
 
-    options.log_severity_level = 4  # what fails is raised with onnxruntime's words: its log would say them on stderr too
+    options.log_severity_level = (
+        4  # what fails is raised with onnxruntime's words: its log would say them on stderr too
+    )
     fallback = int(tuple(providers) != CPU)
     return onnxruntime.InferenceSession(
         source, options, providers=list(providers), enable_fallback=fallback, **settings

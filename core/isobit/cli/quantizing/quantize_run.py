@@ -69,9 +69,7 @@ class Run:
             backend=job.backend,
             check=job.check,
         )
-        self.sim, self.data = open_on_data(
-            opened, job.data, job.images, batch_size=job.batch_size, samples=job.samples
-        )
+        self.sim, self.data = open_on_data(opened, job.data, job.images, batch_size=job.batch_size, samples=job.samples)
         self.graph = self.sim.graph
         self._say_read(self.data)
         with self.data.named():
