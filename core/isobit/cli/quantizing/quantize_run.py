@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from isobit.analysis.analyze import analyze
 from isobit.backend.checked_model import CheckedModel
