@@ -195,3 +195,17 @@ def test_whole_numbers_and_truths_as_keras_promotes_them() -> None:
     found, wanted = TensorFlowBackend().open(model).run({"whole": batch}), model(batch)
     for name in functions:
         np.testing.assert_allclose(found[name], wanted[name], err_msg=name)
+
+
+def test_a_model_that_crops_more_than_a_made_up_length_is_exported(tmp_path):
+    """What compares the export with TensorFlow takes a length that the model takes, or none."""
+    x = keras.Input((None, 4))
+    y = L.Conv1D(8, 3, padding="same", activation="relu")(L.Conv1D(4, 5)(x))
+    model = keras.Model(x, L.Conv1D(3, 1)(L.Cropping1D(20)(y)))
+    data = RNG.standard_normal((8, 80, 4)).astype(np.float32)
+    sim = isobit.quantize(model, data, progress=False)
+    assert sim.export(tmp_path / "cropped").checks[0].equal > 0.99
+    cut = keras.Model(x, L.Dense(3)(L.Reshape((37 * 4,))(x)))  # takes one length alone, and does not say which
+    data = RNG.standard_normal((8, 37, 4)).astype(np.float32)
+    sim = isobit.quantize(cut, data, progress=False)
+    assert sim.export(tmp_path / "cut").checks[0].equal > 0.99

@@ -64,6 +64,26 @@ def test_a_fault_is_no_tie(exported: tuple[QuantSim, ExportResult], tmp_path: Pa
     assert "before they are rounded: no ties" in first(sim, tmp_path / "model.onnx")
 
 
+def test_the_samples_that_differ_are_looked_at(exported: tuple[QuantSim, ExportResult], tmp_path: Path) -> None:
+    """Those that the outputs name, or all where the first two are alike: nothing differs where all values are zero."""
+    sim, result = exported
+    onnx.save(_changed(result["model"], number=0), tmp_path / "model.onnx")
+    ((name, values),) = sim.simulation.reference[0].items()
+    batch = {name: values * (np.arange(len(values)) >= len(values) - 2).reshape(-1, 1, 1, 1).astype(np.float32)}
+    simulated = sim.run(batch)
+    apart = {
+        key: value * np.where(np.arange(len(value)) >= len(value) - 2, 1.1, 1).reshape(-1, 1, 1, 1)
+        for key, value in simulated.items()
+    }
+    backend = OnnxBackend()
+    named = first_apart(sim.backend_model, tmp_path / "model.onnx", batch, backend, [simulated, apart])
+    assert "in 2 of 16 samples, " in named
+    assert "no ties" in named
+    unnamed = first_apart(sim.backend_model, tmp_path / "model.onnx", batch, backend)
+    assert "samples" not in unnamed
+    assert "no ties" in unnamed
+
+
 def test_runs_are_bounded(exported: tuple[QuantSim, ExportResult], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two samples, a tensor at a time, a few times, and the file is read once."""
     sim, result = exported

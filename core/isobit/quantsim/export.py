@@ -119,11 +119,12 @@ def _checked(
     backend = onnx_backend() if file is not None else None
     if file is None or not isinstance(backend, RunsWritten):
         return [], ratios
-    checks = compare_runs(simulated, backend.run_written(file, batch), simulation.graph, encodings)
+    runs = backend.run_written(file, batch)
+    checks = compare_runs(simulated, runs, simulation.graph, encodings)
     is_far = bool(checks) and not checks[0].error and checks[0].equal < _NEARLY_ALL
     if is_far and isinstance(backend, ShowsRounding) and not _is_noisy(simulation):
-        where = first_apart(simulation.model, file, batch, backend)
-        checks[0] = replace(checks[0], remark=where)
+        where = first_apart(simulation.model, file, batch, backend, [simulated, runs[0].outputs])
+        checks[0] = replace(checks[0], remark=where or "where it begins was not found")
         _release(simulation)
     return checks, ratios
 

@@ -22,7 +22,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.backend.contract import OnnxName
 from isobit.backend.optional import SaysPrecision, ShowsRounding
 from isobit.data import Batch
-from isobit.data.samples import SampleAxes, cut_batches
+from isobit.data.samples import SampleAxes
 from isobit.encodings.encoding import Encodings
 from isobit.errors import IsobitError
 from isobit.graph.graph import Graph
@@ -32,8 +32,9 @@ from isobit.quantsim.checks.choices import CHOICES, first_chosen_apart
 from isobit.quantsim.checks.whole_tensor import WholeTensor
 from isobit.statistics.observer import Request
 
+Array = NDArray[Any]
 #: Tensors of a file by name, before and behind their quantizers.
-Written = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
+Written = Mapping[str, tuple[Array, Array]]
 
 #: Bytes of the simulator's tensors that are held at a time, beside twice as many of the file's.
 _TOGETHER = 2**25
@@ -45,14 +46,18 @@ _JUMPS = frozenset({"Floor", "Ceil", "Round", "Sign", "Mod", "Cast", *CHOICES})
 _NEAR, _NEAR_OF_LEVELS = 0.01, 2.0**-18
 
 
-def first_apart(model: CheckedModel, file: Path, batch: Batch, backend: ShowsRounding) -> str:
+def first_apart(
+    model: CheckedModel, file: Path, batch: Batch, backend: ShowsRounding, outputs: Sequence[Mapping[str, Array]] = ()
+) -> str:
     """The first tensor whose levels in the written file, run in float mode, are not the simulator's; empty for none.
 
     It says how many values differ, and whether all of them lie in the middle of two levels, or behind an operation that
     chooses between equal values. Where quantizers may have differed before that are not looked at (those of single
-    readers or of single channels), or where an operation before it jumps, it does not call it a fault. Two samples of
-    the batch are run, where the model has an open one, and so often at most that 256 MB of the simulator's tensors are
-    looked at: where that does not find it, it says so.
+    readers or of single channels), or where an operation before it jumps, it does not call it a fault.
+
+    Two samples of the batch are run, those whose `outputs` (the simulator's and the file's) are farthest apart, where
+    the model has an open one; kernels may add two samples in another order than many, so where these do not differ all
+    are run. Each time at most 256 MB of the simulator's tensors are looked at: where that does not find it, it says so.
     """
     inner = model.inner
     if isinstance(inner, SaysPrecision) and inner.precision != "float32":
@@ -61,18 +66,26 @@ def first_apart(model: CheckedModel, file: Path, batch: Batch, backend: ShowsRou
         onnx = model.to_onnx()[1]
     except IsobitError:  # a model that has names of its own alone
         return ""
+    few, part = _few(model, batch, outputs)
+    found = _first_in(model, file, few, part, onnx, backend)
+    return found if found or not part else _first_in(model, file, batch, "", onnx, backend)
+
+
+def _first_in(
+    model: CheckedModel, file: Path, batch: Batch, part: str, onnx: Mapping[Site, OnnxName], backend: ShowsRounding
+) -> str:
+    """What `first_apart` says of these samples, which are `part` of all in words."""
     encodings = model.encodings()  # not those that the runtime alone needs, which the simulator has rounded before
     computed = [Tensor(name) for node in model.graph.nodes for name in node.outputs if name in model.graph.tensors]
     sites = [site for site in computed if site in onnx and _is_one_grid(site, encodings)]
     is_hidden = any(_is_hidden(site, model.graph, encodings) for site in encodings)
     is_hidden |= any(site in encodings and site not in onnx for site in computed)
-    few, part = _few(model, batch)
-    rounds = _rounds(sites, model.graph, max((values.shape[0] for values in few.values() if values.ndim), default=1))
-    shown = backend.rounded(file, few, [[onnx[site].name for site in some] for some in rounds[:_MOST_ROUNDS]])
-    chosen_apart = partial(first_chosen_apart, model, file=file, batch=few, onnx=onnx, backend=backend)
+    rounds = _rounds(sites, model.graph, max((values.shape[0] for values in batch.values() if values.ndim), default=1))
+    shown = backend.rounded(file, batch, [[onnx[site].name for site in some] for some in rounds[:_MOST_ROUNDS]])
+    chosen_apart = partial(first_chosen_apart, model, file=file, batch=batch, onnx=onnx, backend=backend)
     seen = 0
     for some, written in zip(rounds, shown, strict=False):
-        found, is_shown = _first_of(some, model, written, few, onnx)
+        found, is_shown = _first_of(some, model, written, batch, onnx)
         is_hidden |= not is_shown
         if found is not None:
             before = model.graph.before([found.tensor])
@@ -83,10 +96,8 @@ def first_apart(model: CheckedModel, file: Path, batch: Batch, backend: ShowsRou
     chosen = chosen_apart({node.name for node in model.graph.nodes})
     if chosen:
         return f"{chosen}{part}"
-    if not seen or (seen == len(sites) and not part):
+    if not seen or seen == len(sites):
         return ""
-    if seen == len(sites):
-        return f"where it begins was not found{part}"
     behind = f"it was not looked for behind the first {seen:,} of {len(sites):,} tensors"
     return f"where it begins was not found{part}: {behind}"
 
@@ -110,19 +121,34 @@ class _Apart:
         return f"it begins with {share}, {self.steps:.3g} steps apart before they are rounded: no ties"
 
 
-def _few(model: CheckedModel, batch: Batch) -> tuple[Batch, str]:
-    """The first samples of a batch and how many of them these are, in words; all of it where it cannot be cut."""
+def _few(model: CheckedModel, batch: Batch, outputs: Sequence[Mapping[str, Array]]) -> tuple[Batch, str]:
+    """The samples of a batch that differ most and how many these are, in words; all of it where it cannot be cut."""
     sizes = SampleAxes.of(model.graph)
     try:
         axes = {} if sizes.fixed is not None else sizes.cut(batch)
         total = min((batch[name].shape[axis] for name, axis in axes.items()), default=0)
         if total <= _SAMPLES:
             return batch, ""
-        few = next(cut_batches(batch, axes, _SAMPLES, _SAMPLES))
+        farthest = np.sort(np.argsort(-_distances(outputs, total), kind="stable")[:_SAMPLES])
+        few = {name: np.take(array, farthest, axes[name]) if name in axes else array for name, array in batch.items()}
         model.run(few)
     except IsobitError:  # what is open is no number of samples
         return batch, ""
     return few, f" in {_SAMPLES} of {total} samples"
+
+
+def _distances(outputs: Sequence[Mapping[str, Array]], samples: int) -> NDArray[np.float64]:
+    """How far two runs are apart in each sample, outputs in parts of their largest difference; 0 where none says it."""
+    total = np.zeros(samples)
+    for name, values in outputs[0].items() if outputs else ():
+        other = outputs[1].get(name)
+        if other is None or other.shape != values.shape or not values.ndim or len(values) != samples:
+            continue
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(values.astype(np.float64) - other).reshape(samples, -1).max(1, initial=0.0)
+        apart = np.nan_to_num(apart)
+        total += apart / (apart.max(initial=0.0) or 1.0)
+    return total
 
 
 def _rounds(sites: Sequence[Tensor], graph: Graph, samples: int) -> list[list[Tensor]]:
