@@ -262,6 +262,43 @@ def test_a_product_of_two_signals_is_no_power(target: Target) -> None:
     assert plan.placements[Input("c", 0) if Input("c", 0) in plan.placements else Tensor("gated")].spec.bits == 8
 
 
+@pytest.mark.parametrize(
+    ("op", "operands"), [("DeformConv", "image kernel places"), ("RoiAlign", "image places rows"),
+                         ("GridSample", "image places")]
+)  # fmt: skip
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_places_in_an_image_stay_in_float(target: Target, op: str, operands: str) -> None:
+    """Offsets, boxes and grids, with what they are moved and scaled from; the layer's weight is an integer."""
+    sketch = Sketch()
+    image = sketch.input("image", "N", 4, 6, 6)
+    gate = sketch.node("Relu", image, name="gate", shape=("N", 4, 6, 6))
+    made = sketch.node("Conv", gate, sketch.random("made.w", 8, 4, 3, 3), name="made", shape=("N", 8, 4, 4), group=1)
+    places = sketch.node("Mul", made, sketch.weight("k", 3.0), name="places", shape=("N", 8, 4, 4))
+    sketch.random("kernel", 6, 4, 3, 3)
+    sketch.weight("rows", [0], "int64")
+    y = sketch.node(op, *operands.split(), name="read", shape=("N", 6, 4, 4))
+    y = sketch.node("Conv", y, sketch.random("last.w", 3, 6, 1, 1), name="last", shape=("N", 3, 4, 4), group=1)
+    plan = place(canonicalize(sketch.graph(y)), target)
+    assert {places, made} <= plan.floats.keys()
+    assert "reads it as positions" in plan.floats[made]
+    assert plan.placements[Weight("made.w")].spec.bits == 8
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_what_a_grid_is_made_of_is_as_exact_as_the_grid(target: Target) -> None:
+    sketch = Sketch()
+    theta = layer(sketch, sketch.node("Relu", sketch.input("x", *ROW), name="gate", shape=ROW), "made")
+    theta = sketch.node("Reshape", theta, name="theta", shape=("N", 2, 4))
+    size = sketch.weight("size", [1, 4, 6, 6], "int64")
+    grid = sketch.node("AffineGrid", theta, size, name="grid", shape=("N", 6, 6, 2))
+    image = sketch.input("image", "N", 4, 6, 6)
+    y = sketch.node("GridSample", image, grid, name="read", shape=("N", 4, 6, 6))
+    y = sketch.node("Conv", y, sketch.random("last.w", 3, 4, 1, 1), name="last", shape=("N", 3, 6, 6), group=1)
+    plan = place(canonicalize(sketch.graph(y)), target)
+    assert {"made", "theta", "grid"} <= plan.floats.keys()
+    assert plan.placements[Weight("made.w")].spec.bits == 8
+
+
 def tokens(sketch: Sketch) -> str:
     """A residual stream that begins with a table, behind a norm and a layer."""
     shape = ("N", 6, 8)

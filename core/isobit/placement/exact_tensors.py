@@ -17,9 +17,7 @@ from isobit.placement.signal_tensors import value_dependent
 from isobit.placement.size_tensors import COMPARISONS, size_tensors
 
 #: Arithmetic that the way back passes: a step of its operands becomes a step of its result.
-_AFFINE = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Neg", "Sum", "Mod", "Floor", "Ceil", "Round", "Clip", "Max", "Min", "Cast"}
-)
+_AFFINE = frozenset("Add Sub Mul Div Neg Sum Mod Floor Ceil Round Clip Max Min Cast AffineGrid".split())
 _REDUCTIONS = frozenset({"ReduceSum", "ReduceMean", "AveragePool", "GlobalAveragePool"})
 #: After which a filtered signal is still one: without its mean, masked, with its edges mirrored.
 _LINEAR = _REDUCTIONS | {
@@ -38,6 +36,8 @@ _ROOTS = _LOGARITHMS | {"Sqrt"}
 _PERIODIC = frozenset({"Sin", "Cos", "Tan"})
 #: Where an operand says which parts are read or written.
 _INDEXED = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "ScatterND": 1, "ScatterElements": 1}
+#: Where an operand says at which places, between the pixels, an image is read: grids, offsets, boxes.
+_PLACED = {"GridSample": 1, "DeformConv": 2, "RoiAlign": 1, "MaxRoiPool": 1}
 _INDICES = ("int32", "int64", "uint32", "uint64")
 
 
@@ -112,8 +112,8 @@ class _Search:
             self._walk(node, 0, f"{node.op} {node.name} makes whole numbers of it", _COUNT)
         elif node.op == "OneHot":
             self._walk(node, 0, f"{node.op} {node.name} reads it as an index", _PHASE)
-        elif node.op == "GridSample":
-            self._walk(node, 1, f"{node.op} {node.name} reads it as positions", _PHASE)
+        elif node.op in _PLACED:
+            self._walk(node, _PLACED[node.op], f"{node.op} {node.name} reads it as positions", _PHASE)
         elif node.op in COMPARISONS:
             of_counted = not self.counted.isdisjoint(node.inputs)
             for index in (0, 1):
