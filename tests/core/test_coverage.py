@@ -124,6 +124,23 @@ def test_weights_are_left_only_where_nobody_asked_for_it(config: QuantConfig, le
     assert list(by_reason(weights)) == (["target 'onnxruntime-cpu' runs Conv in float"] if left else [])
 
 
+def test_a_layer_that_no_target_quantizes_is_left_and_said() -> None:
+    sketch = Sketch()
+    image, offsets = sketch.input("image", "N", 4, 6, 6), sketch.input("offsets", "N", 18, 4, 4)
+    shape = ("N", 6, 4, 4)
+    y = sketch.node("DeformConv", image, sketch.random("d.w", 6, 4, 3, 3), offsets, name="d", shape=shape)
+    y = sketch.node("Conv", y, sketch.random("c.w", 3, 6, 1, 1), name="c", shape=("N", 3, 4, 4), group=1)
+    graph = canonicalize(sketch.graph(y))
+    plan = place(graph, target())
+    (left,) = left_weights(graph, plan, target(), QuantConfig())
+    assert (left.name, left.op, left.why) == ("d.w", "DeformConv", "no runtime computes DeformConv in integers")
+    coverage = Coverage.of(graph, plan)
+    assert coverage.weight_bytes == 4 * (6 * 4 * 9 + 3 * 6)
+    assert coverage.integer_weight_bytes == 4 * 3 * 6
+    assert coverage.uncounted == ("d",)
+    assert left_weights(graph, plan, target(), QuantConfig(exclude="d")) == []
+
+
 def test_what_positions_alone_meet_is_no_weight() -> None:
     """Frequencies of rotary embeddings: a constant times positions, which integers hold, on the way to a cosine."""
     sketch = Sketch()

@@ -209,6 +209,96 @@ def test_bands_that_a_root_and_a_logarithm_read_stay_in_float(target: Target, fi
     assert "logarithm" in plan.floats["bands"]
 
 
+def scaled_power(sketch: Sketch, h: str) -> str:
+    power = sketch.node("Mul", h, h, name="power", shape=ROW)
+    return sketch.node("Mul", power, sketch.weight("k", 0.01), name="end", shape=ROW)
+
+
+def factor_within(sketch: Sketch, h: str) -> str:
+    """x * (x * c), the factor first or last, as exporters order it."""
+    less = sketch.node("Mul", sketch.weight("k", 0.01), h, name="less", shape=ROW)
+    return sketch.node("Mul", h, less, name="end", shape=ROW)
+
+
+def both_scaled(sketch: Sketch, h: str) -> str:
+    less = [sketch.node(op, h, sketch.weight(f"k.{op}", 2.0), name=op, shape=ROW) for op in ("Mul", "Div")]
+    return sketch.node("Mul", *less, name="end", shape=ROW)
+
+
+def magnitude(sketch: Sketch, h: str) -> str:
+    return sketch.node("Abs", h, name="end", shape=ROW)
+
+
+def largest_magnitude(sketch: Sketch, h: str) -> str:
+    size = sketch.node("Abs", h, name="size", shape=ROW)
+    power = sketch.node("Pow", size, sketch.weight("two", 2.0), name="power", shape=ROW)
+    return sketch.node("Max", power, sketch.weight("least", 1e-9), name="end", shape=ROW)
+
+
+@pytest.mark.parametrize("made", [scaled_power, factor_within, both_scaled, magnitude, largest_magnitude])
+@pytest.mark.parametrize("has_bands", [False, True])
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_any_spelling_of_a_power_before_a_logarithm(
+    target: Target, has_bands: bool, made: Callable[[Sketch, str], str]
+) -> None:
+    sketch = Sketch()
+    h = layer(sketch, sketch.input("x", *ROW), "filter")
+    end = made(sketch, h)
+    if has_bands:
+        end = layer(sketch, end, "bands")
+    plan = place(closed(sketch, sketch.node("Log", end, name="log", shape=ROW)), target)
+    assert {"end", "filter"} <= plan.floats.keys()
+    assert plan.placements[Tensor("x")].spec.type_name == "uint16"
+    assert plan.placements[Weight("filter.w")].spec.type_name == "int16"
+    assert Input("bands", 0) not in plan.placements
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_a_product_of_two_signals_is_no_power(target: Target) -> None:
+    sketch = Sketch()
+    x = sketch.input("x", *ROW)
+    gated = sketch.node("Mul", layer(sketch, x, "a"), layer(sketch, x, "b"), name="gated", shape=ROW)
+    plan = place(closed(sketch, sketch.node("Log", layer(sketch, gated, "c"), name="log", shape=ROW)), target)
+    assert plan.placements[Input("c", 0) if Input("c", 0) in plan.placements else Tensor("gated")].spec.bits == 8
+
+
+@pytest.mark.parametrize(
+    ("op", "operands"), [("DeformConv", "image kernel places"), ("RoiAlign", "image places rows"),
+                         ("GridSample", "image places")]
+)  # fmt: skip
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_places_in_an_image_stay_in_float(target: Target, op: str, operands: str) -> None:
+    """Offsets, boxes and grids, with what they are moved and scaled from; the layer's weight is an integer."""
+    sketch = Sketch()
+    image = sketch.input("image", "N", 4, 6, 6)
+    gate = sketch.node("Relu", image, name="gate", shape=("N", 4, 6, 6))
+    made = sketch.node("Conv", gate, sketch.random("made.w", 8, 4, 3, 3), name="made", shape=("N", 8, 4, 4), group=1)
+    places = sketch.node("Mul", made, sketch.weight("k", 3.0), name="places", shape=("N", 8, 4, 4))
+    sketch.random("kernel", 6, 4, 3, 3)
+    sketch.weight("rows", [0], "int64")
+    y = sketch.node(op, *operands.split(), name="read", shape=("N", 6, 4, 4))
+    y = sketch.node("Conv", y, sketch.random("last.w", 3, 6, 1, 1), name="last", shape=("N", 3, 4, 4), group=1)
+    plan = place(canonicalize(sketch.graph(y)), target)
+    assert {places, made} <= plan.floats.keys()
+    assert "reads it as positions" in plan.floats[made]
+    assert plan.placements[Weight("made.w")].spec.bits == 8
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_what_a_grid_is_made_of_is_as_exact_as_the_grid(target: Target) -> None:
+    sketch = Sketch()
+    theta = layer(sketch, sketch.node("Relu", sketch.input("x", *ROW), name="gate", shape=ROW), "made")
+    theta = sketch.node("Reshape", theta, name="theta", shape=("N", 2, 4))
+    size = sketch.weight("size", [1, 4, 6, 6], "int64")
+    grid = sketch.node("AffineGrid", theta, size, name="grid", shape=("N", 6, 6, 2))
+    image = sketch.input("image", "N", 4, 6, 6)
+    y = sketch.node("GridSample", image, grid, name="read", shape=("N", 4, 6, 6))
+    y = sketch.node("Conv", y, sketch.random("last.w", 3, 4, 1, 1), name="last", shape=("N", 3, 6, 6), group=1)
+    plan = place(canonicalize(sketch.graph(y)), target)
+    assert {"made", "theta", "grid"} <= plan.floats.keys()
+    assert plan.placements[Weight("made.w")].spec.bits == 8
+
+
 def tokens(sketch: Sketch) -> str:
     """A residual stream that begins with a table, behind a norm and a layer."""
     shape = ("N", 6, 8)

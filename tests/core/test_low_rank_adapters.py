@@ -67,3 +67,55 @@ def test_what_could_not_be_one_layer_is_none(settings: dict[str, object]) -> Non
     assert find_adapters(built) == []
     assert all(adapter_of(built, node) is None for node in built.nodes)
     assert len(place(built, registry().target("default")).of_kind("weight")) == 3
+
+
+def test_heads_may_have_axes_of_their_own() -> None:
+    """As the layers of Keras' attention project: the second layer works on each head."""
+    heads = {"heads": 2, "size": 6}
+    weights = {"base.w": weight("base.w", 12, 16), "down.w": weight("down.w", 6, 16), "up.w": weight("up.w", 6, 3)}
+    nodes = (
+        Node("base", "Linear", ("x", "base.w"), ("base",)),
+        Node("base.heads", "Reshape", ("base",), ("base.heads",), {"shape": (0, 0, 2, 6)}),
+        Node("down", "Linear", ("x", "down.w"), ("down",)),
+        Node("down.heads", "Reshape", ("down",), ("down.heads",), {"shape": (0, 0, 2, 3)}),
+        Node("up", "Linear", ("down.heads", "up.w"), ("up",)),
+        Node("sum", "Add", ("base.heads", "up"), ("sum",)),
+        Node("relu", "Relu", ("sum",), ("relu",)),
+    )
+    shapes = {"x": (16,), "base": (12,), "down": (6,), "down.heads": (heads["heads"], 3)}
+    tensors = {
+        name: TensorInfo(("batch", 5, *shapes.get(name, (heads["heads"], heads["size"]))), channel_axis=-1)
+        for name in ("x", *(node.name for node in nodes))
+    }
+    built = Graph(nodes, ("x",), {"out": "relu"}, tensors, weights)
+    (adapter,) = find_adapters(built)
+    assert (adapter.base.name, adapter.down.name, adapter.up.name, adapter.join.name) == ("base", "down", "up", "sum")
+    assert [node.name for node in adapter.views] == ["down.heads"]
+    assert [node.name for node in built.nodes if adapter_of(built, node) is not None] == ["down", "up"]
+    plan = place(built, registry().target("default"))
+    assert [str(placement.site) for placement in plan.of_kind("weight")] == ["base.w"]
+    assert plan.floats["down.heads"] == "the adapter beside base stays in float"
+
+
+def test_a_table_has_a_smaller_one_beside_it() -> None:
+    weights = {"base.w": weight("base.w", 20, 12), "down.w": weight("down.w", 20, 3), "up.w": weight("up.w", 12, 3)}
+    nodes = (
+        Node("base", "Gather", ("base.w", "ids"), ("base",), {"axis": 0}),
+        Node("down", "Gather", ("down.w", "ids"), ("down",), {"axis": 0}),
+        Node("up", "Linear", ("down", "up.w"), ("up",)),
+        Node("sum", "Add", ("base", "up"), ("sum",)),
+        Node("relu", "Relu", ("sum",), ("relu",)),
+    )
+    tensors = {name: TensorInfo(("batch", 5, 12), channel_axis=2) for name in ("base", "up", "sum", "relu")}
+    tensors |= {"ids": TensorInfo(("batch", 5), "int64"), "down": TensorInfo(("batch", 5, 3), channel_axis=2)}
+    built = Graph(nodes, ("ids",), {"out": "relu"}, tensors, weights)
+    (adapter,) = find_adapters(built)
+    assert adapter.weights == ("down.w", "up.w")
+    plan = place(built, registry().target("default"))
+    assert [str(placement.site) for placement in plan.of_kind("weight")] == ["base.w"]
+
+
+def test_the_plan_says_what_stays_in_float_beside_layers() -> None:
+    (note,) = place(graph(), registry().target("default")).notes
+    assert "the adapter beside 1 layer stays in float" in note
+    assert place(graph(bias=True), registry().target("default")).notes == ()

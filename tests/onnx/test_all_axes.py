@@ -31,6 +31,18 @@ FORMS: dict[str, Form] = {
         {"axes": [2, 3], "mode": "linear", "coordinate_transformation_mode": "half_pixel_symmetric"},
         19,
     ),
+    "sizes in proportion": (
+        "Resize",
+        "r - - sizes",
+        {"axes": [3, 2], "mode": "linear", "keep_aspect_ratio_policy": "not_larger"},
+        18,
+    ),
+    "sizes in proportion at least": (
+        "Resize",
+        "r - - sizes",
+        {"axes": [2, 3], "mode": "cubic", "keep_aspect_ratio_policy": "not_smaller"},
+        18,
+    ),
     "a region": (
         "Resize",
         "r region - sizes",
@@ -65,12 +77,13 @@ def network(form: Form) -> onnx.ModelProto:
 SHAPES: Mapping[str, Sequence[int]] = {"w": (8, 3, 3, 3), "b": (8,), "v": (4, 8, 3, 3)}
 
 
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
 @pytest.mark.parametrize("form", FORMS)
-def test_the_file_runs_as_it_is_simulated(form: str, tmp_path: Path) -> None:
+def test_the_file_runs_as_it_is_simulated(form: str, activations: str, tmp_path: Path) -> None:
     proto = network(FORMS[form])
     x = RNG.standard_normal((2, 3, 8, 8)).astype(np.float32)
     opened_alike(proto, {"x": x})
-    sim = isobit.quantize(proto, x, method="minmax", recipe="basic", progress=False)
+    sim = isobit.quantize(proto, x, method="minmax", recipe="basic", activations=activations, progress=False)
     assert sim.report.counts["weight"] == 2
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")

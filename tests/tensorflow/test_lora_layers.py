@@ -32,6 +32,57 @@ def images() -> tuple[keras.Model, np.ndarray]:
     return model, np.random.default_rng(1).standard_normal((4, 8, 8, 3)).astype(np.float32)
 
 
+def attention() -> tuple[keras.Model, np.ndarray]:
+    """As KerasHub's `enable_lora` treats a backbone: the layers inside an attention, and the table."""
+    ids = keras.Input((6,), dtype="int32")
+    table, attends = keras.layers.Embedding(30, 16), keras.layers.MultiHeadAttention(4, 4)
+    embedded = table(ids)
+    model = keras.Model(ids, attends(embedded, embedded))
+    for layer in (table, attends._query_dense, attends._value_dense, attends._output_dense):
+        layer.enable_lora(2)
+    return model, np.random.default_rng(1).integers(0, 30, (8, 6)).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape", "data"),
+    [
+        ("abc,cd->abd", (None, 6), (4, 5, 8)),
+        ("abc,dc->abd", (None, 6), (4, 5, 8)),
+        ("...x,xy->...y", (5, 6), (4, 5, 8)),
+        ("abc,cde->abde", (None, 3, 6), (4, 5, 8)),
+        ("abcd,cde->abe", (None, 6), (4, 5, 2, 8)),
+        ("abcd,ecd->abe", (None, 6), (4, 5, 2, 8)),
+    ],
+)
+def test_every_form_of_an_einsum_layer(equation: str, shape: tuple[int | None, ...], data: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(3)
+    layer = keras.layers.EinsumDense(
+        equation, shape, bias_axes=equation[-1] if len(shape) == 2 else "de", activation="relu", name="layer"
+    )
+    model = keras.Sequential([keras.Input(data[1:]), layer])
+    layer.enable_lora(2)
+    layer.lora_kernel_b.assign(rng.normal(0, 0.3, layer.lora_kernel_b.shape))
+    x = rng.standard_normal(data).astype(np.float32)
+    sim = calibrated(model, x)
+    assert [adapter.base.name for adapter in find_adapters(sim.graph)] == ["layer/base"]
+    np.testing.assert_allclose(output(sim.run_float(x)), np.asarray(model(x)), atol=2e-6)
+
+
+def test_the_layers_of_an_attention_and_a_table(tmp_path) -> None:
+    """The table and the projections are quantized, what is small beside them is not, and the file is the simulator."""
+    model, data = attention()
+    for variable in model.trainable_variables:
+        if variable.path.endswith(("lora_kernel_b", "lora_embeddings_b")):
+            variable.assign(np.random.default_rng(2).normal(0, 0.2, variable.shape))
+    sim = calibrated(model, data)
+    assert len(find_adapters(sim.graph)) == 4
+    assert len(sim.plan.of_kind("weight")) == 5
+    np.testing.assert_allclose(output(sim.run_float(data)), np.asarray(model(data)), atol=2e-6)
+    assert any("adapters beside 4 layers stay in float" in note for note in sim.report.notes)
+    checks = sim.export(tmp_path / "out").checks
+    assert "every value equal" in str(checks[0])
+
+
 def calibrated(model: keras.Model, data: np.ndarray = X) -> QuantSim:
     sim = QuantSim(model, weights="int4", activations="int8")
     sim.calibrate(data, "minmax", progress=False)

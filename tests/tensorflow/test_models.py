@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import onnxruntime
 import pytest
+import tensorflow as tf
 from keras import layers as L
 from keras import ops
 
@@ -101,6 +103,20 @@ def test_an_operation_outside_the_vocabulary_stays_in_float() -> None:
     proto, names = backend_model.to_onnx()
     assert {node.op_type for node in proto.graph.node} >= {"Gemm", "Atan"}
     assert names[Tensor("first")].name == "first"
+
+
+def test_gelu_of_a_layer_that_stays_whole_is_exported() -> None:
+    """TensorFlow computes it by Erfc, which tf2onnx does not know."""
+    x = keras.Input((6,), name="x")
+
+    def gelu_of_angles(t: tf.Tensor) -> tf.Tensor:
+        return tf.math.atanh(0.5 * tf.math.sin(tf.nn.gelu(t) + 0.1 * tf.math.erfc(t)))
+
+    backend_model = opened(keras.Model(x, L.Dense(3, name="fc")(L.Lambda(gelu_of_angles, name="own")(x))))
+    batch = {"x": np.linspace(-4, 4, 48, dtype=np.float32).reshape(8, 6)}
+    proto, _ = backend_model.to_onnx()
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, batch)[0], backend_model.run(batch)["fc"], rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_is_between_the_nodes_of_the_graph() -> None:

@@ -10,88 +10,96 @@ from dataclasses import dataclass
 
 from isobit.graph.graph import Graph, Node
 
-_LAYERS = frozenset({"Linear", "Conv"})
+#: What follows a look-up in a table of few columns.
+_OP_OF_UP = {"Gather": "Linear"}
+#: Layers, and a look-up in a table (an embedding), by where the weight and what it meets are among the operands.
+_OPERANDS = {"Linear": (1, 0), "Conv": (1, 0), "Gather": (0, 1)}
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """What is trained and exchanged beside `base`: ``join = base(x) + up(down(x))``, with `scales` on the way."""
+    """What is trained and exchanged beside `base`: ``join = base(x) + up(down(x))``, with `scales` on the way.
+
+    `views` are reshapes on it, where the heads of an attention have axes of their own.
+    """
 
     base: Node
     down: Node
     up: Node
     scales: tuple[Node, ...]
     join: Node
+    views: tuple[Node, ...] = ()
 
     @property
     def nodes(self) -> tuple[Node, ...]:
         """All nodes that are not there without it."""
-        return (self.down, self.up, *self.scales, self.join)
+        return (self.down, self.up, *self.scales, *self.views, self.join)
 
     @property
     def layers(self) -> tuple[Node, ...]:
         """Those of them that have weights."""
         return self.down, self.up
 
+    @property
+    def weights(self) -> tuple[str, str]:
+        """The weights of these."""
+        return _weight(self.down), _weight(self.up)
+
 
 def find_adapters(graph: Graph) -> list[Adapter]:
     """All adapters in execution order of their first layers."""
-    found = (_adapter_from(graph, node) for node in graph.nodes if node.op in _LAYERS)
+    found = (_adapter_from(graph, node) for node in graph.nodes if node.op in _OPERANDS)
     return [adapter for adapter in found if adapter is not None]
 
 
 def adapter_of(graph: Graph, layer: Node) -> Adapter | None:
     """The adapter that a layer is a part of; its base is none."""
-    if layer.op not in _LAYERS:
+    if layer.op not in _OPERANDS:
         return None
     adapter = _adapter_from(graph, layer)
     if adapter is not None:
         return adapter
     before = graph.producer(layer.inputs[0] or "")
-    while before is not None and _is_scale(graph, before):
-        before = graph.producer(_scaled(graph, before))
-    adapter = None if before is None or before.op not in _LAYERS else _adapter_from(graph, before)
+    while before is not None and (_is_scale(graph, before) or before.op == "Reshape"):
+        before = graph.producer(before.inputs[0] or "" if before.op == "Reshape" else _scaled(graph, before))
+    adapter = None if before is None or before.op not in _OPERANDS else _adapter_from(graph, before)
     return adapter if adapter is not None and adapter.up.name == layer.name else None
 
 
 def _adapter_from(graph: Graph, down: Node) -> Adapter | None:
     """The adapter whose first layer this is."""
-    if down.input(2) is not None or not _has_weight(graph, down):
+    if down.op != "Gather" and down.input(2) is not None or not _has_weight(graph, down):
         return None
-    scales: list[Node] = []
-    up = _behind(graph, down, scales)
-    if up is None or up.op != down.op or not _has_weight(graph, up) or up.inputs[0] not in graph.tensors:
+    passed: list[Node] = []
+    up = _behind(graph, down, passed)
+    if up is None or up.op != _OP_OF_UP.get(down.op, down.op) or not _has_weight(graph, up):
         return None
-    join = _behind(graph, up, scales)
+    if up.inputs[0] not in graph.tensors:
+        return None
+    before = len(passed)
+    join = _behind(graph, up, passed)
     if join is None or join.op != "Add":
         return None
-    delta = _ends(graph, up)
+    delta = passed[-1].outputs[0] if len(passed) > before else up.outputs[0]
     others = [name for name in join.inputs if name != delta and name in graph.tensors]
     base = _base(graph, others[0] or "", down) if len(others) == 1 else None
     if base is None or not _is_pointwise(graph, up) or not _is_low(graph, base, down):
         return None
-    return Adapter(base, down, up, tuple(scales), join)
+    views = tuple(node for node in passed if node.op == "Reshape")
+    return Adapter(base, down, up, tuple(node for node in passed if node not in views), join, views)
 
 
-def _behind(graph: Graph, layer: Node, scales: list[Node]) -> Node | None:
-    """The only reader of what a layer computes, behind products with one number, which go to `scales`."""
+def _behind(graph: Graph, layer: Node, passed: list[Node]) -> Node | None:
+    """The only reader of what a layer computes, behind products with one number and reshapes, which are `passed`."""
     tensor = layer.outputs[0]
     while True:
         use = graph.sole_reader(tensor)
         if use is None:
             return None
-        if not _is_scale(graph, use.node):
+        if not _is_scale(graph, use.node) and use.node.op != "Reshape":
             return use.node
-        scales.append(use.node)
+        passed.append(use.node)
         tensor = use.node.outputs[0]
-
-
-def _ends(graph: Graph, layer: Node) -> str:
-    """The tensor behind a layer and its scales."""
-    tensor = layer.outputs[0]
-    while (use := graph.sole_reader(tensor)) is not None and _is_scale(graph, use.node):
-        tensor = use.node.outputs[0]
-    return tensor
 
 
 def _is_scale(graph: Graph, node: Node) -> bool:
@@ -110,25 +118,43 @@ def _scaled(graph: Graph, scale: Node) -> str:
 def _base(graph: Graph, tensor: str, down: Node) -> Node | None:
     """The layer that makes `tensor` of the input of `down`, other adapters' sums looked through."""
     node = graph.producer(tensor)
+    while node is not None and node.op == "Reshape":
+        node = graph.producer(node.inputs[0] or "")
     if node is None:
         return None
     if node.op == down.op:
-        return node if node.inputs[0] == down.inputs[0] and node is not down and _has_weight(graph, node) else None
+        is_beside = node is not down and _source(graph, node) == _source(graph, down)
+        return node if is_beside and _has_weight(graph, node) else None
     if node.op != "Add":
         return None
     found = (_base(graph, name, down) for name in node.inputs if name is not None)
     return next((base for base in found if base is not None), None)
 
 
+def _weight(layer: Node) -> str:
+    return layer.input(_OPERANDS[layer.op][0]) or ""
+
+
+def _source(graph: Graph, layer: Node) -> str | None:
+    """What a layer reads, before it was reshaped."""
+    name = layer.input(_OPERANDS[layer.op][1])
+    while name is not None and (node := graph.producer(name)) is not None and node.op == "Reshape":
+        name = node.inputs[0]
+    return name
+
+
 def _has_weight(graph: Graph, layer: Node) -> bool:
-    return layer.input(1) in graph.weights
+    weight = graph.weights.get(_weight(layer))
+    return weight is not None and (layer.op != "Gather" or (weight.is_float and len(weight.shape) == 2))
 
 
 def _is_pointwise(graph: Graph, up: Node) -> bool:
-    return all(size == 1 for size in graph.weights[up.inputs[1] or ""].shape[2:])
+    return all(size == 1 for size in graph.weights[_weight(up)].shape[2:])
 
 
 def _is_low(graph: Graph, base: Node, down: Node) -> bool:
-    """Whether the rank is below that of a convolution: two of them beside a third may well be meant as they are."""
-    rank = graph.weights[down.inputs[1] or ""].shape[0]
-    return base.op == "Linear" or rank < min(graph.weights[base.inputs[1] or ""].shape[:2])
+    """Whether the rank is below that of a convolution or table: two beside a third may well be meant as they are."""
+    rows, shape = graph.weights[_weight(down)].shape, graph.weights[_weight(base)].shape
+    if base.op == "Gather":
+        return rows[0] == shape[0] and rows[1] < shape[1]
+    return base.op == "Linear" or rows[0] < min(shape[:2])

@@ -12,7 +12,7 @@ from isobit.graph.multiply_adds import multiply_adds
 from isobit.graph.ops import BODIES, RECURRENT, VARIABLES, WEIGHTED, operand
 from isobit.graph.sites import Input, Site, Tensor, Weight
 from isobit.placement.constants import is_matrix
-from isobit.placement.layer_weights import layer_weights
+from isobit.placement.layer_weights import FLOAT_LAYERS, layer_weights
 from isobit.placement.plan import Plan, is_inside_chain
 
 #: Layers whose integer kernels hand on integers alone; those of matrix products can hand on floats too.
@@ -34,7 +34,8 @@ class Coverage:
     A convolution whose result stays in float (a phase, a spectrum before its root) counts as float though its operands
     are integers: the kernels of runtimes round what they compute, and without a grid for it they run in float.
     Sizes that the model leaves open count as 1. `uncounted` are layers of unknown shapes, those that a backend keeps
-    whole, and nodes with weights in bodies of their own (If, Loop, Scan), whose multiply-adds are in neither number.
+    whole or that run in float on every target, and nodes with weights in bodies of their own (If, Loop, Scan), whose
+    multiply-adds are in neither number.
     """
 
     weight_bytes: int
@@ -58,7 +59,8 @@ class Coverage:
         total = integer = 0
         uncounted = []
         for node in graph.nodes:
-            if node.attributes.get(VARIABLES) or (node.op in BODIES and _holds_weights(graph, node)):
+            is_whole = node.attributes.get(VARIABLES) or node.op in FLOAT_LAYERS
+            if is_whole or (node.op in BODIES and _holds_weights(graph, node)):
                 uncounted.append(node.name)
             if node.op not in WEIGHTED | RECURRENT:
                 continue

@@ -17,9 +17,7 @@ from isobit.placement.signal_tensors import value_dependent
 from isobit.placement.size_tensors import COMPARISONS, size_tensors
 
 #: Arithmetic that the way back passes: a step of its operands becomes a step of its result.
-_AFFINE = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Neg", "Sum", "Mod", "Floor", "Ceil", "Round", "Clip", "Max", "Min", "Cast"}
-)
+_AFFINE = frozenset("Add Sub Mul Div Neg Sum Mod Floor Ceil Round Clip Max Min Cast AffineGrid".split())
 _REDUCTIONS = frozenset({"ReduceSum", "ReduceMean", "AveragePool", "GlobalAveragePool"})
 #: After which a filtered signal is still one: without its mean, masked, with its edges mirrored.
 _LINEAR = _REDUCTIONS | {
@@ -27,6 +25,8 @@ _LINEAR = _REDUCTIONS | {
 }
 #: Moves of it; the largest of several values is no linear function of them.
 _MOVES = VALUE_PRESERVING - {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"}
+#: What squares and magnitudes remain: sums, means and roots of them, scaled and bounded.
+_KEEPS_SQUARES = _REDUCTIONS | {"Add", "Sum", "Sqrt", "Pow", "Mul", "Div", "Clip", "Max", "Min", "Relu", "Cast"}
 _POSITIVE = _AFFINE | _REDUCTIONS | {"Relu", "Abs", "ReduceSumSquare"}
 #: What whole numbers are made of: durations are rounded, added up, and become a length.
 _COUNTED = _AFFINE | {"ReduceSum", "ReduceMax", "ReduceMin", "CumSum"}
@@ -36,6 +36,8 @@ _ROOTS = _LOGARITHMS | {"Sqrt"}
 _PERIODIC = frozenset({"Sin", "Cos", "Tan"})
 #: Where an operand says which parts are read or written.
 _INDEXED = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "ScatterND": 1, "ScatterElements": 1}
+#: Where an operand says at which places, between the pixels, an image is read: grids, offsets, boxes.
+_PLACED = {"GridSample": 1, "DeformConv": 2, "RoiAlign": 1, "MaxRoiPool": 1}
 _INDICES = ("int32", "int64", "uint32", "uint64")
 
 
@@ -110,8 +112,8 @@ class _Search:
             self._walk(node, 0, f"{node.op} {node.name} makes whole numbers of it", _COUNT)
         elif node.op == "OneHot":
             self._walk(node, 0, f"{node.op} {node.name} reads it as an index", _PHASE)
-        elif node.op == "GridSample":
-            self._walk(node, 1, f"{node.op} {node.name} reads it as positions", _PHASE)
+        elif node.op in _PLACED:
+            self._walk(node, _PLACED[node.op], f"{node.op} {node.name} reads it as positions", _PHASE)
         elif node.op in COMPARISONS:
             of_counted = not self.counted.isdisjoint(node.inputs)
             for index in (0, 1):
@@ -197,7 +199,8 @@ class _Search:
         """
         name = square.inputs[0] or ""
         producer = self.graph.producer(name)
-        if name not in self.filtered and (producer is None or producer.op not in _REDUCTIONS):
+        of_magnitude = producer is not None and producer.op == "Abs" and producer.inputs[0] in self.filtered
+        if not of_magnitude and name not in self.filtered and (producer is None or producer.op not in _REDUCTIONS):
             return []
         return [Use(square, index) for index, other in enumerate(square.inputs) if other == name]
 
@@ -279,15 +282,28 @@ def _searched(graph: Graph) -> set[str]:
 
 
 def _squares(graph: Graph) -> set[str]:
-    """Squares, sums of them and their roots, and what only moves these."""
+    """Squares and magnitudes, sums of them, their roots and powers, also scaled and bounded, and what moves these."""
     squares: set[str] = set()
     for node in graph.nodes:
-        read = node.inputs if node.op in ("Add", "Sum", "Concat") else node.inputs[:1]
+        read = node.inputs[:1] if node.op in VALUE_PRESERVING - {"Concat"} else node.inputs
         signals = [name for name in read if name is not None and name not in graph.weights]
-        is_kept = node.op in VALUE_PRESERVING | _REDUCTIONS | {"Add", "Sum", "Sqrt"}
-        if (is_kept and signals and squares.issuperset(signals)) or _is_square(graph, node):
+        is_kept = node.op in VALUE_PRESERVING | _KEEPS_SQUARES and squares.issuperset(signals)
+        is_scaled = node.op == "Mul" and len({_unscaled(graph, name) for name in node.inputs}) == 1
+        if (is_kept and signals) or is_scaled or node.op in ("Abs", "ReduceL2") or _is_square(graph, node):
             squares.update(node.outputs)
     return squares
+
+
+def _unscaled(graph: Graph, name: str | None) -> str | None:
+    """What a tensor is a multiple of: the signal before it was multiplied with constants."""
+    producer = graph.producer(name) if name is not None else None
+    while producer is not None and producer.op in ("Mul", "Div", "Neg"):
+        constant = producer.inputs[0] in graph.weights and producer.op == "Mul"
+        if not constant and not all(factor in graph.weights for factor in producer.inputs[1:]):
+            break
+        name = producer.inputs[1 if constant else 0]
+        producer = graph.producer(name) if name is not None else None
+    return name
 
 
 def _is_square(graph: Graph, node: Node) -> bool:

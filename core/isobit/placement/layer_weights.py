@@ -9,11 +9,15 @@ from isobit.placement.signal_tensors import signal_tensors
 
 _ROLES = ("weight", "recurrent_weight")
 
+#: Layers that run in float on every target, by the operand that is their weight.
+FLOAT_LAYERS = {"DeformConv": 1}
+
 
 def layer_weights(graph: Graph) -> dict[str, list[Use]]:
     """Constants of floats that layers multiply with the network's signal, and where they do.
 
-    The layers are Conv, ConvTranspose, Linear, MatMul, the recurrent ones, and those that a backend keeps whole.
+    The layers are Conv, ConvTranspose, Linear, MatMul, the recurrent ones, DeformConv, and those that a backend keeps
+    whole.
     Matrices that the bodies of an If, a Loop or a Scan read count too. What is multiplied with positions alone (rotary
     embeddings) does not: phases stay in float by rule.
     """
@@ -41,5 +45,5 @@ def _is_weight(graph: Graph, use: Use, signal: frozenset[str]) -> bool:
         first = len(use.node.inputs) - int(use.node.attributes[VARIABLES])
         return use.index >= first and len(info.shape) > 1
     if use.node.op not in WEIGHTED | RECURRENT:
-        return False
+        return use.index == FLOAT_LAYERS.get(use.node.op)
     return use.role in _ROLES or (use.node.op == "MatMul" and use.index == 0)

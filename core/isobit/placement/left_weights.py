@@ -11,7 +11,7 @@ from isobit.graph.graph import Graph, Use
 from isobit.graph.ops import BODIES, VARIABLES
 from isobit.graph.sites import Input, Weight
 from isobit.placement.constants import why_float_in_body
-from isobit.placement.layer_weights import layer_weights
+from isobit.placement.layer_weights import FLOAT_LAYERS, layer_weights
 from isobit.placement.plan import Plan
 from isobit.placement.quant_config import QuantConfig
 from isobit.targets.target import Target
@@ -60,6 +60,8 @@ def _why(graph: Graph, plan: Plan, target: Target, name: str, use: Use) -> str:
         return plan.floats.get(name) or why_float_in_body(graph, name, use)
     if VARIABLES in use.node.attributes:
         return f"{op} runs whole, as its framework has it"
+    if op in FLOAT_LAYERS:
+        return f"no runtime computes {op} in integers"
     if is_too_small(plan.floats.get(name, "")):
         return plan.floats[name]
     if not target.quantizes(op):

@@ -71,6 +71,7 @@ class _Placer:
         self.placements: dict[Site, Placement] = {}
         adapters = find_adapters(graph)
         self.beside = {node.name: adapter.base.name for adapter in adapters for node in adapter.nodes}
+        self.adapters = len(adapters)
         self.own_formats = {layer.name for adapter in adapters for layer in adapter.layers if self._has_format(layer)}
         self.signal = signal_tensors(graph)
         self.masked = masked_tensors(graph, self.signal)
@@ -376,6 +377,14 @@ class _Placer:
         for why, names in sized.items():
             shown = ", ".join(names) if len(names) < 4 else f"{names[-1]} to {names[0]}, {len(names)} layers"
             notes.append(f"{shown}: float tensors and weights of 16 bits, because {why}")
+        if self.adapters:
+            what = (
+                "adapter beside 1 layer stays" if self.adapters == 1 else f"adapters beside {self.adapters} layers stay"
+            )
+            notes.append(
+                f"the {what} in float, to be trained and exchanged (docs/lora.md): merge it into the weights beside it "
+                "before the model is opened, and nothing of it is left"
+            )
         return tuple(notes)
 
     # --- overrides ----------------------------------------------------------------------------------------------------

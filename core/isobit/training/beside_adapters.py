@@ -20,7 +20,7 @@ def is_of_base(graph: Graph) -> Callable[[Placement], bool]:
     Its grid stays unless the user says how weights are learned: adapters are exchanged over one base.
     """
     adapters = find_adapters(graph)
-    own = {layer.inputs[1] for adapter in adapters for layer in adapter.layers}
+    own = {name for adapter in adapters for name in adapter.weights}
 
     def answer(placement: Placement) -> bool:
         return bool(own) and placement.kind != "activation" and constant_name(graph, placement.site) not in own
@@ -32,8 +32,7 @@ def check_formats(graph: Graph, plan: Plan, read: Callable[[str], NDArray[Any]])
     """Raise ModelError for an adapter with a format whose weights are all 0: its grid has no range to train in."""
     placements = {constant_name(graph, p.site): p for p in plan.placements.values() if p.kind == "weight"}
     for adapter in find_adapters(graph):
-        for layer in adapter.layers:
-            name = layer.inputs[1] or ""
+        for name in adapter.weights:
             if name in placements and not np.any(read(name)):
                 raise ModelError(
                     f"the weight {name!r} of an adapter is 0, so its {placements[name].spec.type_name} grid has no "

@@ -38,7 +38,7 @@ def zeros_to_tell(
     A grid that was chosen by zeros has no range, so what it rounds stays 0 whatever training does.
     """
     quantized = {constant_name(graph, site) for site in encodings if plan.placements[site].kind == "weight"}
-    adapters = {layer.inputs[1] for adapter in find_adapters(graph) for layer in adapter.layers}
+    adapters = {name for adapter in find_adapters(graph) for name in adapter.weights}
     weights = dict.fromkeys(node.inputs[1] or "" for node in graph.nodes if node.op in WEIGHTED)
     others = [name for name in weights if name in graph.weights and name not in quantized and name not in adapters]
     loose = [name for name in others if is_sparse(value := read(name)) and np.any(value)]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from isobit.backend import BackendModel, NameMap
 from isobit.encodings import Encoding, Encodings
@@ -24,6 +23,7 @@ from isobit_onnx.qdq.writer import insert_quantizers
 from isobit_onnx.read.opset import raise_opset
 from isobit_onnx.read.pooling import crop_unread
 from isobit_onnx.read.read_model import infer_shapes
+from isobit_onnx.read.unused_nodes import remove_unused
 from isobit_onnx.translate.sites import NativeSite, from_name_map
 
 _SATURATION = (
@@ -59,7 +59,7 @@ def write_qdq(model: BackendModel, encodings: Encodings, path: Path, *, runs_nex
     insert_quantizers(plan.float_model, plan.placed, plan.interior, for_every_session=True)
     look_up_levels(plan.float_model)
     fold_at_load(plan.float_model)
-    passes.RemoveUnusedNodesPass()(plan.float_model)
+    remove_unused(plan.float_model)
     keep_float_weights(plan.float_model)
     fit_onnxruntime(plan.float_model)
     infer_shapes(plan.float_model)

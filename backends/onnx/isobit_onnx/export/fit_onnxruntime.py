@@ -31,6 +31,8 @@ def fit_onnxruntime(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "DequantizeLinear":
             fitting.weight(node)
+        elif node.op_type == "Resize" and "axes" in node.attributes:
+            fitting.resize(node)
     for node in list(model.graph):
         if node.op_type == "DequantizeLinear":
             fitting.behind(node)
@@ -202,6 +204,21 @@ class _Fitting:
         self.graph.insert_after(cast, [same])
         for use in readers:
             use.node.replace_input_with(use.idx, same.outputs[0])
+
+    def resize(self, node: ir.Node) -> None:
+        """Keep transposes, which would be moved past by the order of all axes, from a Resize that names some alone.
+
+        Those that can name all have done so (`read/all_axes.py`); a policy for the aspect ratio is about the named ones.
+        """
+        source, result = node.inputs[0], node.outputs[0]
+        rank = None if source is None or source.shape is None else len(source.shape)
+        if source is None or rank is None:
+            return
+        same = add_initializer(self.graph, ir.Tensor(np.zeros(rank, np.int64), name=self._free(f"{source.name}_sizes")))
+        before = self._node("Reshape", [source, same], f"{source.name}_apart")
+        before.outputs[0].shape, before.outputs[0].type = source.shape, source.type
+        self.graph.insert_before(node, [before])
+        node.replace_input_with(0, before.outputs[0])
 
     # --- weights that the integer kernels cannot use -----------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from isobit.encodings import Encoding, PerTensor, QuantSpec
@@ -21,6 +20,7 @@ from isobit.graph import Permute, to_canonical, to_native
 from isobit.graph.free_name import free_name
 from isobit_onnx.qdq.grids import FORMAT, OnnxGrid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
 from isobit_onnx.read.initializers import add_initializer
+from isobit_onnx.read.unused_nodes import remove_unused
 from isobit_onnx.translate.sites import NativeSite
 from isobit_onnx.translate.translate import readers_through_views, view_chain
 
@@ -81,7 +81,7 @@ def insert_quantizers(
     quantized = {site.value: writer.quantize(site, encoding) for site, encoding in for_all_readers}
     for name, encoding in (interior or {}).items():
         writer.quantize(NativeSite(name), encoding)
-    passes.RemoveUnusedNodesPass()(model)
+    remove_unused(model)
     return Inserted(quantized, writer.exchangeable())
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from isobit.graph.ops import RANDOM
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.join_weights import joins_weights
+from isobit_onnx.read.unused_nodes import remove_unused
 
 #: Constants up to this many elements are computed ahead whatever they are for.
 FOLD_LIMIT = 4096
@@ -64,7 +64,7 @@ def fold_expressions(model: ir.Model) -> None:
     for value in ends:
         for part in _computed_parts(value):
             _fold(model.graph, part, is_weight=_goes_into_weight(part))
-    passes.RemoveUnusedNodesPass()(model)
+    remove_unused(model)
 
 
 def _constants(graph: ir.Graph) -> dict[ir.Value, None]:

@@ -42,6 +42,7 @@ from isobit_onnx.read.opset import OLDEST_OPSET, raise_opset
 from isobit_onnx.read.pooling import count_windows
 from isobit_onnx.read.split_directions import split_directions
 from isobit_onnx.read.transposes.cancel_transposes import cancel_transposes
+from isobit_onnx.read.unused_nodes import remove_unused
 from isobit_onnx.read.wide_floats import widen_floats
 
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
@@ -173,7 +174,7 @@ def prepare(model: ir.Model, where: str = "the model", conditions: Conditions | 
             infer_shapes(model)
         unify_products(model)
         remove_no_ops(model)
-        _run(passes.RemoveUnusedNodesPass(), model)
+        remove_unused(model)
         cancel_transposes(model)
         hand_on_constants(model)
         _name_everything(model)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from isobit.graph.ops import RECURRENT
 from isobit_onnx.read.initializers import add_initializer
+from isobit_onnx.read.unused_nodes import remove_unused
 
 _DIRECTIONS = ("forward", "reverse")
 
@@ -28,7 +28,7 @@ def split_directions(model: ir.Model) -> None:
         batch_first = "layout" in attributes and attributes["layout"].as_int()
         if not batch_first and not {"activation_alpha", "activation_beta"} & attributes.keys():
             _Splitter(model.graph, node).run()
-    passes.RemoveUnusedNodesPass()(model)  # what joined the weights of both
+    remove_unused(model)  # what joined the weights of both
 
 
 class _Splitter:

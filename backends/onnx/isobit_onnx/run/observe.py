@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from isobit.backend import Batch
@@ -17,6 +16,7 @@ from isobit.statistics import Observer, Sampling, Watched, sampling_of
 from isobit.statistics.sampling import is_spatial
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.read_model import infer_shapes
+from isobit_onnx.read.unused_nodes import remove_unused
 from isobit_onnx.run.session import Session, gains_from_blocks
 
 _BLOCKED_AFTER = 32  # batches
@@ -108,7 +108,7 @@ class ObservingSession:
         # onnxruntime visits the last leaves of a graph first: the reductions of the earliest tensors are added last, so
         # that each runs as soon as its tensor is there, and the tensor is freed.
         self._outputs = [builder.add(item) for item in reversed(self.watched)][::-1]
-        passes.RemoveUnusedNodesPass()(working)
+        remove_unused(working)
         self._ends = sorted({name for names in self._outputs for name in (names.minimum, names.maximum) if name})
         self._with_zeros = sorted({names.sample for names in self._outputs if names.sample and not names.minimum})
         # Not a tensor that leaves as it is: others may want it too, in its own order.

@@ -17,6 +17,7 @@ from isobit.graph.layout import TRANSPOSED, Permute, View, compose, inverse
 from isobit.graph.ops import RECURRENT, SETTINGS
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.read_model import infer_shapes
+from isobit_onnx.read.unused_nodes import remove_unused
 from isobit_onnx.translate.translate import Translation
 
 #: Attributes of the canonical graph that ONNX does not have.
@@ -113,7 +114,7 @@ class _Editor:
     def finish(self) -> ir.Model:
         """The edited model, without what nothing reads; shapes are inferred anew, or those of the plan."""
         self._recount()
-        passes.RemoveUnusedNodesPass()(self.model)
+        remove_unused(self.model)
         passes.TopologicalSortPass()(self.model)
         for node in self.model.graph:
             for output in node.outputs:

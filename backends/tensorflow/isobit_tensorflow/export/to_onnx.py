@@ -87,7 +87,7 @@ def _converted(graph: Graph, node: Node, weight: Callable[[str], NDArray[Any]]) 
         # they tell a person who runs tf2onnx what is old in it, and what the errors below say better
         with quiet_loggers("tensorflow", "tf2onnx", level=logging.CRITICAL):
             proto, _ = tf2onnx.convert.from_graph_def(
-                frozen.graph.as_graph_def(), input_names=inputs, output_names=outputs, opset=_TF2ONNX_OPSET
+                _known_ops(frozen.graph.as_graph_def()), input_names=inputs, output_names=outputs, opset=_TF2ONNX_OPSET
             )
     except ImportError as error:
         raise ModelError(f"node {node.name!r} ({node.op}) needs tf2onnx to be exported: pip install tf2onnx") from error
@@ -106,6 +106,21 @@ def _converted(graph: Graph, node: Node, weight: Callable[[str], NDArray[Any]]) 
     proto.graph.input.extend(entries)
     converted: onnx.ModelProto = version_converter.convert_version(proto, OPSET)
     return converted
+
+
+def _known_ops(graph: Any) -> Any:
+    """A frozen graph, in place, without what tf2onnx has no words for: Erfc, as which TensorFlow computes GELU."""
+    for node in [node for node in graph.node if node.op == "Erfc"]:
+        kind = node.attr["T"].type
+        erf, one = graph.node.add(), graph.node.add()
+        erf.CopyFrom(node)
+        erf.op, erf.name = "Erf", f"{node.name}/erf"
+        one.op, one.name = "Const", f"{node.name}/one"
+        one.attr["dtype"].type = kind
+        one.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1, tf.as_dtype(kind)))
+        node.op = "Sub"
+        node.input[:] = [one.name, erf.name]
+    return graph
 
 
 def _onnx_ops() -> set[str]:

@@ -14,6 +14,7 @@ import onnx_ir.passes.common as passes
 
 from isobit.graph.free_name import take_name
 from isobit_onnx.read.constant_expressions import constant_value
+from isobit_onnx.read.unused_nodes import remove_unused
 
 #: Computes the outputs of a model, conditions, for an example; without those that it cannot compute.
 Conditions = Callable[[ir.Model], Mapping[str, bool]]
@@ -97,7 +98,7 @@ def _by_example(model: ir.Model, nodes: Sequence[ir.Node], conditions: Condition
     cut = model.clone()
     values = ir.convenience.create_value_mapping(cut.graph)
     cut.graph.outputs[:] = [values[name] for name in dict.fromkeys(asked.values())]
-    passes.RemoveUnusedNodesPass()(cut)
+    remove_unused(cut)
     found = conditions(cut)
     return {node: found[name] for node, name in asked.items() if name in found}
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from math import prod
 
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from isobit_onnx.read.rewrite import constant_of
 from isobit_onnx.read.transposes.moved_ops import Moved, Perm, inverse, is_identity, keeps_order, moved, rank_of
+from isobit_onnx.read.unused_nodes import remove_unused
 
 Region = dict[ir.Node, Moved]
 
@@ -29,7 +29,7 @@ def cancel_transposes(model: ir.Model) -> bool:
     search.find()
     changed = _Writer(model.graph, search.moved).write()
     if changed:
-        passes.RemoveUnusedNodesPass()(model)
+        remove_unused(model)
     return changed
 
 

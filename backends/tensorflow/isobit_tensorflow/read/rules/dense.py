@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from string import ascii_letters
 from typing import Any
 
 import keras
@@ -18,7 +19,7 @@ from isobit_tensorflow.read.emitter import Size, Value
 from isobit_tensorflow.read.parameters import is_parameter
 from isobit_tensorflow.read.rules.activations import activate
 from isobit_tensorflow.read.rules.categories import entries_taken
-from isobit_tensorflow.read.rules.low_rank import with_adapter
+from isobit_tensorflow.read.rules.low_rank import add_change, has_adapter, with_adapter
 from isobit_tensorflow.read.rules.merging import broadcast
 from isobit_tensorflow.read.rules.shapes import reshape
 from isobit_tensorflow.read.rules.steps.counting import places_of
@@ -46,21 +47,45 @@ def _dense(call: Call) -> Value:
 def _einsum_dense(call: Call) -> Value | None:
     """One Linear, where the equation sums the input's last axes with axes of the kernel; else its operations."""
     layer = call.operation
-    result = _einsum_linear(call, layer.equation, call.x, layer.kernel, layer.bias)
+    if has_adapter(layer):
+        result = _einsum_with_adapter(call)
+    else:
+        result = _einsum_linear(call, layer.equation, call.x, layer.kernel, layer.bias)
     return None if result is None else activate(call.reader, layer.activation, result, call.name)
 
 
-def _einsum_linear(call: Call, equation: str, x: Value, weight: Any, bias: Any = None) -> Value | None:
+def _einsum_with_adapter(call: Call) -> Value | None:
+    """The small kernels share an axis in place of the last one of the kernel: each is an einsum of its own."""
+    layer, x, name = call.operation, call.x, call.name
+    left, target = layer.equation.replace(" ", "").split("->")
+    source, kernel = left.split(",")
+    last, first, rank = kernel[-1], kernel[:-1], next(c for c in ascii_letters if c not in layer.equation)
+    if last in target:
+        low = target.replace(last, rank)
+        down, up = f"{source},{first}{rank}->{low}", f"{low},{rank}{last}->{target}"
+        kernels = layer.lora_kernel_a, layer.lora_kernel_b
+    else:  # the kernel's last axis is summed: the second one comes first
+        low = source.replace(last, rank)
+        down, up = f"{source},{rank}{last}->{low}", f"{low},{first}{rank}->{target}"
+        kernels = layer.lora_kernel_b, layer.lora_kernel_a
+    base = _einsum_linear(call, layer.equation, x, layer._kernel, layer.bias, f"{name}/base")
+    low_part = _einsum_linear(call, down, x, kernels[0], None, f"{name}/lora_a")
+    change = None if low_part is None else _einsum_linear(call, up, low_part, kernels[1], None, f"{name}/lora_b")
+    return None if base is None or change is None else add_change(call, base, change)
+
+
+def _einsum_linear(call: Call, equation: str, x: Value, weight: Any, bias: Any = None, name: str = "") -> Value | None:
+    name = name or call.name
     plan = _plan(equation, x.rank)
     if plan is None:
         return None
     source, kernel, target, summed, added = plan
     kept = [label for label in source if label not in summed]
     sizes = dict(zip(kernel, weight.shape, strict=True))
-    x = _transpose_to(call, x, source, kept + summed, "input")
+    x = _transpose_to(call, x, source, kept + summed, f"{name}/input")
     inner = math.prod(sizes[label] for label in summed)
     if len(summed) > 1:
-        x = reshape(call, x, (*x.shape[: len(kept)], inner), f"{call.name}/rows")
+        x = reshape(call, x, (*x.shape[: len(kept)], inner), f"{name}/rows")
     outer = [sizes[label] for label in added]
     layout: Layout = (Permute(tuple(kernel.index(label) for label in [*added, *summed])),)
     ordered = (*outer, *(sizes[label] for label in summed))
@@ -73,11 +98,11 @@ def _einsum_linear(call: Call, equation: str, x: Value, weight: Any, bias: Any =
         flat = (View((math.prod(outer),), tuple(bias.shape)),)
     order = [*kept, *added]
     final = order == target and len(added) == 1
-    result = linear(call, call.name, x, weight, layout, bias, flat)
+    result = linear(call, name, x, weight, layout, bias, flat)
     if not final:
         if len(added) != 1:
-            result = reshape(call, result, (*result.shape[:-1], *outer), f"{call.name}/heads")
-        result = _transpose_to(call, result, order, target, "output")
+            result = reshape(call, result, (*result.shape[:-1], *outer), f"{name}/heads")
+        result = _transpose_to(call, result, order, target, f"{name}/output")
     return result
 
 
@@ -97,10 +122,10 @@ def _plan(equation: str, rank: int) -> tuple[list[str], list[str], list[str], li
     return list(source), list(kernel), list(target), summed, added
 
 
-def _transpose_to(call: Call, x: Value, source: Sequence[str], target: Sequence[str], part: str) -> Value:
+def _transpose_to(call: Call, x: Value, source: Sequence[str], target: Sequence[str], name: str) -> Value:
     if list(source) == list(target):
         return x
-    return call.emitter.transposed(x, [list(source).index(label) for label in target], f"{call.name}/{part}")
+    return call.emitter.transposed(x, [list(source).index(label) for label in target], name)
 
 
 def matmul(call: Call, a: Any, b: Any, name: str = "") -> Value | None:
@@ -165,11 +190,11 @@ def _einsum(call: Call) -> Value | None:
     fits = len(first) == len(batch) + len(summed) + len(rows) and len(second) == len(batch) + len(summed) + len(columns)
     if not fits or any(len(part) != 1 for part in parts[1:]):
         return None
-    a = _transpose_to(call, operands[0], first, [*batch, *rows, *summed], "left")
-    b = _transpose_to(call, operands[1], second, [*batch, *summed, *columns], "right")
+    a = _transpose_to(call, operands[0], first, [*batch, *rows, *summed], f"{call.name}/left")
+    b = _transpose_to(call, operands[1], second, [*batch, *summed, *columns], f"{call.name}/right")
     product = matmul(call, a, b)
     assert product is not None
-    return _transpose_to(call, product, [*batch, *rows, *columns], list(target), "output")
+    return _transpose_to(call, product, [*batch, *rows, *columns], list(target), f"{call.name}/output")
 
 
 def _tensordot(call: Call) -> Value | None:
@@ -244,16 +269,21 @@ def _places(call: Call, steps: Value, perm: tuple[int, ...], name: str) -> Value
 
 
 def _embedding(call: Call) -> Value:
-    layer, e, x = call.operation, call.emitter, call.x
-    table = e.weight(layer.embeddings, (), f"{call.name}/embeddings")
-    return _look_up(call, table, layer.output_dim, e.plain(x))
+    layer, e, ids, name = call.operation, call.emitter, call.emitter.plain(call.x), call.name
+    if not has_adapter(layer):
+        return _look_up(call, e.weight(layer.embeddings, (), f"{name}/embeddings"), layer.output_dim, ids, name)
+    base = e.weight(layer._embeddings, (), f"{name}/embeddings")
+    low = e.weight(layer.lora_embeddings_a, (), f"{name}/lora_embeddings_a")
+    rows = _look_up(call, low, layer.lora_rank, ids, f"{name}/lora_a")
+    change = linear(call, f"{name}/lora_b", rows, layer.lora_embeddings_b, TRANSPOSED)
+    return add_change(call, _look_up(call, base, layer.output_dim, ids, f"{name}/base"), change)
 
 
-def _look_up(call: Call, table: str, size: int, ids: Value) -> Value:
+def _look_up(call: Call, table: str, size: int, ids: Value, name: str) -> Value:
     e = call.emitter
     if ids.is_float:  # Keras takes float ids too, and drops their fractions
-        ids = e.emit("Cast", f"{call.name}/ids", [ids], ids.shape, "int32", to="int32")
-    return e.emit("Gather", call.name, [table, ids], (*ids.shape, size), axis=0)
+        ids = e.emit("Cast", f"{name}/ids", [ids], ids.shape, "int32", to="int32")
+    return e.emit("Gather", name, [table, ids], (*ids.shape, size), axis=0)
 
 
 def _take(call: Call) -> Value | None:
@@ -264,7 +294,7 @@ def _take(call: Call) -> Value | None:
         return None
     if len(table.shape) != 2:
         return None
-    return _look_up(call, call.emitter.weight(table, (), f"{call.name}/table"), table.shape[-1], ids)
+    return _look_up(call, call.emitter.weight(table, (), f"{call.name}/table"), table.shape[-1], ids, call.name)
 
 
 LAYERS: Mapping[type, Rule] = {

@@ -26,10 +26,14 @@ def with_adapter(call: Call, apply: Apply, up: Apply) -> Value:
     layer, name, x = call.operation, call.name, call.x
     if not has_adapter(layer):
         return apply(name, x, layer.kernel, True)
-    e = call.emitter
     base = apply(f"{name}/base", x, layer._kernel, True)
     low = apply(f"{name}/lora_a", x, layer.lora_kernel_a, False)
-    change = up(f"{name}/lora_b", low, layer.lora_kernel_b, False)
+    return add_change(call, base, up(f"{name}/lora_b", low, layer.lora_kernel_b, False))
+
+
+def add_change(call: Call, base: Value, change: Value) -> Value:
+    """What an adapter changes, by its factor, added to what the layer makes without it."""
+    layer, e, name = call.operation, call.emitter, call.name
     factor = e.constant(f"{name}/lora_factor", layer.lora_alpha / layer.lora_rank)
     scaled = e.emit("Mul", f"{name}/lora_scaled", [change, factor], base.shape, base.dtype, base.last)
     return e.emit("Add", name, [base, scaled], base.shape, base.dtype, base.last)
