@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from registries import rounds_all
 from sketch import Sketch
@@ -235,7 +236,18 @@ def largest_magnitude(sketch: Sketch, h: str) -> str:
     return sketch.node("Max", power, sketch.weight("least", 1e-9), name="end", shape=ROW)
 
 
-@pytest.mark.parametrize("made", [scaled_power, factor_within, both_scaled, magnitude, largest_magnitude])
+def norm(op: str) -> Callable[[Sketch, str], str]:
+    def made(sketch: Sketch, h: str) -> str:
+        length = sketch.node(op, h, name="length", shape=("N", 1), axes=(1,), keepdims=1)
+        return sketch.node("Concat", *[length] * 8, name="end", shape=ROW, axis=1)
+
+    return made
+
+
+POWERS = [scaled_power, factor_within, both_scaled, magnitude, largest_magnitude, norm("ReduceL1"), norm("ReduceL2")]
+
+
+@pytest.mark.parametrize("made", POWERS)
 @pytest.mark.parametrize("has_bands", [False, True])
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_any_spelling_of_a_power_before_a_logarithm(
@@ -251,6 +263,25 @@ def test_any_spelling_of_a_power_before_a_logarithm(
     assert plan.placements[Tensor("x")].spec.type_name == "uint16"
     assert plan.placements[Weight("filter.w")].spec.type_name == "int16"
     assert Input("bands", 0) not in plan.placements
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_bands_may_stand_on_the_left_of_a_product(target: Target) -> None:
+    """filters @ power, as Whisper has it; and a root needs 16 bits there."""
+    sketch = Sketch()
+    frames = sketch.node("Unsqueeze", sketch.input("x", *ROW), name="rows", shape=("N", 8, 1), axes=(2,))
+    spectrum = sketch.node(
+        "MatMul", sketch.weight("filters", np.ones((8, 8))), frames, name="filter", shape=("N", 8, 1)
+    )
+    power = sketch.node("Mul", spectrum, spectrum, name="power", shape=("N", 8, 1))
+    bands = sketch.node("MatMul", sketch.weight("bands.w", np.ones((8, 8))), power, name="bands", shape=("N", 8, 1))
+    for op in ("Log", "Sqrt"):
+        read = sketch.node(op, bands, name=op.lower(), shape=("N", 8, 1))
+    plan = place(closed(sketch, sketch.node("Flatten", read, name="flat", shape=ROW)), target)
+    assert {"power", "filter", "bands"} <= plan.floats.keys()
+    assert not {Input("bands", 1), Tensor("power")} & plan.placements.keys()
+    assert plan.placements[Tensor("rows")].spec.type_name == "uint16"
+    assert plan.placements[Weight("filters")].spec.type_name == "uint16"
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

@@ -13,8 +13,11 @@ import isobit
 FRAME, HOP, BANDS = 64, 32, 12
 
 
-def log_spectrum(root: bool) -> onnx.ModelProto:
-    """Masked samples, a Fourier transform by a convolution, bands of power or magnitude, a logarithm."""
+def log_spectrum(root: str) -> onnx.ModelProto:
+    """Masked samples, a Fourier transform by a convolution, bands of power or magnitude, a logarithm.
+
+    Magnitudes are roots of powers, or norms whose bands stand on the left of the product.
+    """
     bins, times = np.arange(FRAME // 2 + 1)[:, None], np.arange(FRAME)
     phase, window = 2 * np.pi * bins * times / FRAME, np.hanning(FRAME)
     filters = np.concatenate([np.cos(phase) * window, -np.sin(phase) * window])[:, None]
@@ -29,16 +32,20 @@ def log_spectrum(root: bool) -> onnx.ModelProto:
         node("Unsqueeze", "masked axis", "channel"),
         node("Conv", "channel filters", "parts", strides=[HOP]),
         node("Reshape", "parts apart", "complex"),
-        node("ReduceSumSquare", "complex", "power", axes=[1], keepdims=0),
+        node("ReduceL2" if root == "norm" else "ReduceSumSquare", "complex", "power", axes=[1], keepdims=0),
         node("Transpose", "power", "rows", perm=[0, 2, 1]),
-        *([node("Sqrt", "rows", "magnitude")] if root else []),
-        node("MatMul", ("magnitude" if root else "rows") + " bands", "mel"),
+        *([node("Sqrt", "rows", "magnitude")] if root == "root" else []),
+        *(
+            [node("MatMul", "turned power", "columns"), node("Transpose", "columns", "mel", perm=[0, 2, 1])]
+            if root == "norm"
+            else [node("MatMul", ("magnitude" if root else "rows") + " bands", "mel")]
+        ),
         node("Add", "mel least", "above"),
         node("Log", "above", "y"),
     ]
     constants = {
         "filters": filters,
-        "bands": bands,
+        **({"turned": bands.T} if root == "norm" else {"bands": bands}),
         "silence": constant("silence", 0.0, np.float32),
         "least": constant("least", 1e-7, np.float32),
         "zero": constant("zero", 0, np.int64),
@@ -61,8 +68,8 @@ def tones(seed: int) -> dict[str, NDArray[np.generic]]:
     }
 
 
-@pytest.mark.parametrize("root", [False, True], ids=["power", "magnitude"])
-def test_quiet_parts_count_as_much_as_loud_ones(root: bool) -> None:
+@pytest.mark.parametrize("root", ["", "root", "norm"], ids=["power", "magnitude", "norm"])
+def test_quiet_parts_count_as_much_as_loud_ones(root: str) -> None:
     proto, new = log_spectrum(root), tones(1)
     sim = isobit.quantize(proto, tones(0), progress=False)
     exact, rounded = runtime(proto, new)["y"], sim.run(new)["y"]

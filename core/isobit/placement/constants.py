@@ -80,6 +80,8 @@ class ConstantPlacer:
                 return None
             spec = self.target.activation_format(override_format if overridden else self.config.activations)
             spec = spec.with_granularity(PerTensor())
+            if not overridden and node.name in self.wide:
+                spec = in_16_bits(spec, self.target.activation_types)
             return Placement(Weight(name), spec, "constant")
         spec = self.target.weight_format(override_format if overridden else self.config.weights, node.op)
         rank = len(shape)

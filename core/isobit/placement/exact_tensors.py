@@ -27,7 +27,7 @@ _LINEAR = _REDUCTIONS | {
 _MOVES = VALUE_PRESERVING - {"MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"}
 #: What squares and magnitudes remain: sums, means and roots of them, scaled and bounded.
 _KEEPS_SQUARES = _REDUCTIONS | {"Add", "Sum", "Sqrt", "Pow", "Mul", "Div", "Clip", "Max", "Min", "Relu", "Cast"}
-_POSITIVE = _AFFINE | _REDUCTIONS | {"Relu", "Abs", "ReduceSumSquare"}
+_POSITIVE = _AFFINE | _REDUCTIONS | {"Relu", "Abs", "ReduceL1", "ReduceSumSquare"}
 #: What whole numbers are made of: durations are rounded, added up, and become a length.
 _COUNTED = _AFFINE | {"ReduceSum", "ReduceMax", "ReduceMin", "CumSum"}
 _OF_ALL = _AFFINE | {"Concat"}
@@ -105,6 +105,10 @@ class _Search:
         elif node.op in _ROOTS or _is_power(self.graph, node, lambda exponent: 0 < abs(exponent) < 1):
             what, way = ("logarithm", _LOGARITHM) if node.op in _LOGARITHMS else ("root", _ROOT)
             self._walk(node, 0, f"{node.op} {node.name} takes its {what}, for which small values count", way)
+        elif node.op == "ReduceL2":
+            for use in self._squared(node):
+                reason = f"{node.op} {node.name} takes the root of its squares, for which small values count"
+                self._walk(node, use.index, reason, _ROOT)
         elif node.op in ("Div", "Reciprocal"):
             index = 1 if node.op == "Div" else 0
             self._walk(node, index, f"{node.op} {node.name} divides by it, and small values count", _DIVISOR)
@@ -138,10 +142,11 @@ class _Search:
                 self.uses.difference_update(uses)
                 continue
             layer = self.graph.producer(name)
-            source = layer.input(0) if layer is not None else None
-            if layer is None or source is None or self.is_overridden(source):
+            read = self._read_by(layer) if layer is not None else []
+            if layer is None or len(read) != 1:
                 continue
-            if source in self.positions and layer.input(1) in self.graph.weights:
+            source = layer.inputs[read[0]] or ""
+            if source in self.positions and not self.is_overridden(source):
                 self.wide[source] = self.wide_weights[layer.name] = self.reasons[name]
 
     def _walk(self, reader: Node, index: int, reason: str, way: _Way) -> None:
@@ -181,16 +186,23 @@ class _Search:
 
         16 bits do for a root; a logarithm needs them in float.
         """
-        source = layer.input(0)
         if way in (_PHASE, _COUNT):
             self.layers.add(layer.outputs[0])
-        elif way.positive and source is not None and source in self.squares and not self.is_overridden(source):
-            self._walk(layer, 0, reason, way)
+        if not way.positive:
+            return
+        sources = {index: layer.inputs[index] or "" for index in self._read_by(layer)}
+        added = [index for index, name in sources.items() if name in self.squares and not self.is_overridden(name)]
+        for index in added:
+            self._walk(layer, index, reason, way)
             if not way.decades:
-                self.wide[source] = reason
-                self.uses.discard(Use(layer, 0))
-        elif way.positive and layer.outputs[0] in self.filtered:
+                self.wide[sources[index]] = reason
+                self.uses.discard(Use(layer, index))
+        if not added and layer.outputs[0] in self.filtered:
             self._widen(layer, reason)
+
+    def _read_by(self, layer: Node) -> list[int]:
+        """The operands of a layer that are no constants: a matrix of weights may stand on either side of a product."""
+        return [index for index in (0, 1) if layer.input(index) in self.signal]
 
     def _squared(self, square: Node) -> list[Use]:
         """What is squared and must be exact too: a filtered input, whose quiet parts count as much as their squares.
@@ -207,7 +219,7 @@ class _Search:
     def _widen(self, layer: Node, reason: str) -> None:
         """Give the filters between the input and a spectrum, and what they read, 16 bits."""
         self.wide_weights[layer.name] = reason
-        waiting = [layer.input(0)]
+        waiting = [layer.inputs[index] for index in self._read_by(layer)]
         while waiting:
             name = waiting.pop()
             if name is None or name in self.wide or name not in self.filtered or self.is_overridden(name):
@@ -289,7 +301,7 @@ def _squares(graph: Graph) -> set[str]:
         signals = [name for name in read if name is not None and name not in graph.weights]
         is_kept = node.op in VALUE_PRESERVING | _KEEPS_SQUARES and squares.issuperset(signals)
         is_scaled = node.op == "Mul" and len({_unscaled(graph, name) for name in node.inputs}) == 1
-        if (is_kept and signals) or is_scaled or node.op in ("Abs", "ReduceL2") or _is_square(graph, node):
+        if (is_kept and signals) or is_scaled or node.op in ("Abs", "ReduceL1") or _is_square(graph, node):
             squares.update(node.outputs)
     return squares
 
@@ -309,7 +321,7 @@ def _unscaled(graph: Graph, name: str | None) -> str | None:
 def _is_square(graph: Graph, node: Node) -> bool:
     if node.op == "Mul":
         return node.inputs[0] == node.inputs[1]
-    return node.op == "ReduceSumSquare" or _is_power(graph, node, lambda exponent: exponent == 2)
+    return node.op in ("ReduceSumSquare", "ReduceL2") or _is_power(graph, node, lambda exponent: exponent == 2)
 
 
 def _is_power(graph: Graph, node: Node, has: Callable[[float], bool]) -> bool:

@@ -20,6 +20,7 @@ import tensorflow as tf
 from keras import ops
 
 from isobit_tensorflow.kernels.tensorflow_function import TensorFlowFunction, is_pure
+from isobit_tensorflow.read.spectrum_calls import SPECTRA
 
 
 def _matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
@@ -113,6 +114,11 @@ def _normalize(x: Any, axis: Any = None, epsilon: float = 1e-12) -> Any:
     return x * ops.rsqrt(ops.maximum(squares, epsilon))
 
 
+def _norm(tensor: Any, ord: Any = "euclidean", axis: Any = None, keepdims: Any = None) -> Any:
+    axes = tuple(axis) if isinstance(axis, list) else axis
+    return ops.norm(tensor, None if ord == "euclidean" else ord, axes, bool(keepdims))
+
+
 def _unary(operation: Callable[..., Any]) -> Callable[..., Any]:
     def call(**given: Any) -> Any:
         (x,) = given.values()
@@ -135,13 +141,14 @@ def _as_tensor(value: Any, other: Any) -> Any:
 #: NotImplemented for what it has no counterpart of.
 _KNOWN: Mapping[str, Callable[..., Any]] = {
     **{name: _unary(getattr(ops, name)) for name in (
-        "abs", "ceil", "cos", "elu", "erf", "exp", "floor", "log", "negative", "reciprocal", "relu", "relu6", "rsqrt",
+        "ceil", "cos", "elu", "erf", "exp", "floor", "log", "log1p", "negative", "reciprocal", "relu", "relu6", "rsqrt",
         "selu", "sigmoid", "sign", "sin", "softplus", "softsign", "sqrt", "square", "stop_gradient", "tanh",
     )},
     **{name: _binary(getattr(ops, name)) for name in (
         "add", "subtract", "multiply", "divide", "maximum", "minimum", "greater", "greater_equal", "less", "less_equal",
         "equal", "not_equal", "logical_and", "logical_or",
     )},
+    **SPECTRA, "norm_v2": _norm,
     "real_div": _binary(ops.true_divide), "truediv": _binary(ops.true_divide), "pow": _binary(ops.power),
     "squared_difference": _binary(lambda x, y: ops.square(x - y)), "logical_not": _unary(ops.logical_not),
     "neg": _unary(ops.negative), "identity": _unary(lambda x: x), "swish": lambda features: ops.silu(features),
@@ -170,6 +177,8 @@ _KNOWN: Mapping[str, Callable[..., Any]] = {
     "avg_pool2d": _pool(ops.average_pool),
 }  # fmt: skip
 
+#: Defaults of parameters that say no more than None does.
+_NOTHING = (None, inspect.Parameter.empty)
 _is_opening: ContextVar[bool] = ContextVar("is_opening", default=False)
 
 
@@ -186,8 +195,10 @@ class _SymbolicCalls(tf.__internal__.dispatch.GlobalOpDispatcher):  # type: igno
             return self.NOT_SUPPORTED  # the function that people call is around it, and is asked next
         if name == "einsum":
             return ops.einsum(*args)
-        bound = inspect.signature(op).bind(*args, **kwargs).arguments
-        given = {key: value for key, value in bound.items() if value is not None and key != "name"}
+        signature = inspect.signature(op)
+        bound = {key: value for key, value in signature.bind(*args, **kwargs).arguments.items() if key != "name"}
+        unset = {key for key, parameter in signature.parameters.items() if parameter.default in _NOTHING}
+        given = {key: value for key, value in bound.items() if value is not None or key not in unset}
         known = _KNOWN.get(name)
         if known is not None and _takes(known, given):
             result = known(**given)

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from isobit_torch.decompose.einsum import decompose_einsum
 from isobit_torch.decompose.expander import Expander, Rule
+from isobit_torch.decompose.magnitudes import MAGNITUDES
 from isobit_torch.decompose.math import MATH
 from isobit_torch.decompose.moves import MOVES, repeat_interleaved
 from isobit_torch.decompose.recurrent import decompose_recurrent
@@ -213,6 +214,7 @@ def _multi_outputs(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | N
 _RULES: dict[str, Rule] = {
     **MOVES,
     **MATH,
+    **MAGNITUDES,
     "scaled_dot_product_attention": _attention,
     "linear": _linear,
     "rsqrt": _rsqrt,

@@ -12,7 +12,11 @@ from keras import ops
 from numpy.typing import NDArray
 
 from isobit_tensorflow.read.call import Call, Rule
+from isobit_tensorflow.read.fourier import frame_places, transform
 from isobit_tensorflow.read.rules.native import native_layer
+
+#: Samples of a frame up to which its transform is a matrix, of 16 MB there.
+_LONGEST = 2048
 
 
 def _mel_spectrogram(call: Call) -> Any:
@@ -21,7 +25,7 @@ def _mel_spectrogram(call: Call) -> Any:
     if call.x.rank != 2 or not call.x.is_float:
         return native_layer(call)
     bins = layer.fft_length // 2 + 1
-    kernel, half = _transform(layer), layer.fft_length // 2
+    kernel, half = _waves(layer), layer.fft_length // 2
     bands = ops.convert_to_numpy(
         layer.linear_to_mel_weight_matrix(
             num_mel_bins=layer.num_mel_bins,
@@ -49,8 +53,8 @@ def _in_decibels(layer: Any, power: Any) -> Any:
     return ops.maximum(level, ops.max(level) - layer.top_db)
 
 
-def _transform(layer: Any) -> NDArray[np.float32]:
-    """(samples, 1, 2 * bins): windowed cosines, then sines."""
+def _waves(layer: Any) -> NDArray[np.float32]:
+    """(samples, 1, 2 * bins): the transform of frames whose window lies in their middle."""
     length, count = layer.fft_length, layer.sequence_length
     window: Any = np.ones(count)
     if isinstance(layer.window, str):
@@ -59,13 +63,54 @@ def _transform(layer: Any) -> NDArray[np.float32]:
     elif layer.window is not None:
         window = np.asarray(ops.convert_to_numpy(layer.window), np.float64)
     left = (length - count) // 2
-    window = np.pad(window, (left, length - count - left))
-    phase = 2 * np.pi * np.outer(np.arange(length), np.arange(length // 2 + 1)) / length
-    waves = np.concatenate([np.cos(phase), np.sin(phase)], 1) * window[:, None]
-    filters: NDArray[np.float32] = waves[:, None].astype(np.float32)
-    return filters
+    return transform(np.pad(window, (left, length - count - left)), length)[:, None]
+
+
+def _short_time(call: Call) -> Any:
+    """``keras.ops.stft``: real and imaginary parts, (batch, frames, bins) each."""
+    operation = call.operation
+    if call.x.rank != 2 or not call.x.is_float:
+        return None
+    bins, waves, half = operation.fft_length // 2 + 1, _waves(operation), operation.fft_length // 2
+
+    def parts(x: Any) -> Any:
+        if operation.center:
+            x = ops.pad(x, [(0, 0), (half, half)], mode="reflect")
+        both = ops.conv(ops.expand_dims(x, -1), waves, strides=operation.sequence_stride, padding="valid")
+        return both[..., :bins], both[..., bins:]
+
+    return call.reader.open(parts, call.name, call.args, {}, operation)
+
+
+def _of_frames(call: Call) -> Any:
+    """``keras.ops.rfft`` of the last axis, by a matrix of moderate size."""
+    size = call.x.shape[-1]
+    if size is None or not call.x.is_float:
+        return None
+    length = call.operation.fft_length or size
+    used, bins = min(size, length), length // 2 + 1
+    if used > _LONGEST:
+        return None
+    waves = transform(np.ones(used), length)
+
+    def parts(x: Any) -> Any:
+        both = ops.matmul(x[..., :used] if used < size else x, waves)
+        return both[..., :bins], both[..., bins:]
+
+    return call.reader.open(parts, call.name, call.args, {}, call.operation)
+
+
+def _frames(call: Call) -> Any:
+    """``keras.ops.extract_sequences`` of a known size: values picked by their places."""
+    size, operation = call.x.shape[-1], call.operation
+    if size is None:
+        return None
+    places = frame_places(size, operation.sequence_length, operation.sequence_stride)
+    return call.reader.open(lambda x: ops.take(x, places, axis=-1), call.name, call.args, {}, operation)
 
 
 LAYERS: Mapping[type, Rule] = (
     {keras.layers.MelSpectrogram: _mel_spectrogram} if hasattr(keras.layers, "MelSpectrogram") else {}
 )
+
+OPERATIONS: Mapping[str, Rule] = {"ExtractSequences": _frames, "RFFT": _of_frames, "STFT": _short_time}

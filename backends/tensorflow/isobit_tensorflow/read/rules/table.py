@@ -14,6 +14,7 @@ from isobit_tensorflow.read.rules import (
     activations,
     categories,
     dense,
+    magnitudes,
     merging,
     normalization,
     preprocessing,
@@ -28,10 +29,12 @@ from isobit_tensorflow.read.rules.native import native
 from isobit_tensorflow.read.rules.steps.counting import counted
 
 _OF_LAYERS: tuple[ModuleType, ...] = (
-    activations, categories, dense, merging, normalization, preprocessing, recurrent, shapes, spectra,
+    activations, categories, dense, magnitudes, merging, normalization, preprocessing, recurrent, shapes, spectra,
     time_steps, training, windows,
 )  # fmt: skip
-_OF_OPERATIONS: tuple[ModuleType, ...] = (activations, categories, dense, merging, shapes, windows)
+_OF_OPERATIONS: tuple[ModuleType, ...] = (
+    activations, categories, dense, magnitudes, merging, shapes, spectra, windows,
+)  # fmt: skip
 
 _LAYERS: Mapping[type, Rule] = {kind: rule for part in _OF_LAYERS for kind, rule in part.LAYERS.items()}
 _OPERATIONS: Mapping[str, Rule] = {kind: rule for part in _OF_OPERATIONS for kind, rule in part.OPERATIONS.items()}
