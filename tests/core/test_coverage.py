@@ -262,7 +262,9 @@ def test_what_was_asked_for_is_no_warning(settings: Any) -> None:
 def test_layers_whose_signals_vanish_are_said() -> None:
     """Their weights are integers, and they compute in float: without trained weights a deep network ends in zeros."""
     sim = QuantSim(linear(), target=target("onnxruntime-cpu"))
-    with pytest.warns(CoverageWarning, match=r"4 layers compute in float \(100.0 % .*, 0.0 % .*never trained") as caught:
+    with pytest.warns(
+        CoverageWarning, match=r"4 layers compute in float \(100.0 % .*, 0.0 % .*never trained"
+    ) as caught:
         sim.calibrate(np.full((3, 4), 1e-9, np.float32))
     assert len(caught) == 1
     coverage = sim.report.coverage

@@ -21,7 +21,7 @@ def _mel_spectrogram(call: Call) -> Any:
     if call.x.rank != 2 or not call.x.is_float:
         return native_layer(call)
     bins = layer.fft_length // 2 + 1
-    kernel, half = _transform(layer), layer.fft_length // 2
+    kernel, half = _transform(layer.fft_length, layer.sequence_length, layer.window), layer.fft_length // 2
     bands = ops.convert_to_numpy(
         layer.linear_to_mel_weight_matrix(
             num_mel_bins=layer.num_mel_bins,
@@ -49,15 +49,45 @@ def _in_decibels(layer: Any, power: Any) -> Any:
     return ops.maximum(level, ops.max(level) - layer.top_db)
 
 
-def _transform(layer: Any) -> NDArray[np.float32]:
-    """(samples, 1, 2 * bins): windowed cosines, then sines."""
-    length, count = layer.fft_length, layer.sequence_length
+def _stft(call: Call) -> Any:
+    """The real and the imaginary part, (batch, frames, bins) each."""
+    op = call.operation
+    if call.x.rank != 2 or not call.x.is_float:
+        return None
+    bins, half = op.fft_length // 2 + 1, op.fft_length // 2 if op.center else 0
+    kernel = _transform(op.fft_length, op.sequence_length, op.window)
+
+    def frames(x: Any) -> tuple[Any, Any]:
+        x = ops.pad(x, [(0, 0), (half, half)], mode="reflect") if half else x
+        both = ops.conv(ops.expand_dims(x, -1), kernel, strides=op.sequence_stride, padding="valid")
+        return both[..., :bins], -both[..., bins:]
+
+    return call.reader.open(frames, call.name, call.args, {}, op)
+
+
+def _rfft(call: Call) -> Any:
+    """The real and the imaginary part of the last axis, as products with two matrices."""
+    size = call.x.shape[-1]
+    if not isinstance(size, int) or not call.x.is_float:
+        return None
+    length = call.operation.fft_length or size
+    cosines, sines = np.split(_transform(length, length, None)[: min(size, length), 0], 2, axis=1)
+
+    def parts(x: Any) -> tuple[Any, Any]:
+        x = x[..., : min(size, length)]
+        return ops.matmul(x, cosines), ops.matmul(x, -sines)
+
+    return call.reader.open(parts, call.name, call.args, {}, call.operation)
+
+
+def _transform(length: int, count: int, shape: Any) -> NDArray[np.float32]:
+    """(samples, 1, 2 * bins): cosines, then sines, under a window of `count` samples: a name, an array or none."""
     window: Any = np.ones(count)
-    if isinstance(layer.window, str):
-        spread, base = (0.5, 0.5) if layer.window == "hann" else (0.46, 0.54)
+    if isinstance(shape, str):
+        spread, base = (0.5, 0.5) if shape == "hann" else (0.46, 0.54)
         window = base - spread * np.cos(2 * np.pi * np.arange(count) / count)
-    elif layer.window is not None:
-        window = np.asarray(ops.convert_to_numpy(layer.window), np.float64)
+    elif shape is not None:
+        window = np.asarray(ops.convert_to_numpy(shape), np.float64)
     left = (length - count) // 2
     window = np.pad(window, (left, length - count - left))
     phase = 2 * np.pi * np.outer(np.arange(length), np.arange(length // 2 + 1)) / length
@@ -69,3 +99,5 @@ def _transform(layer: Any) -> NDArray[np.float32]:
 LAYERS: Mapping[type, Rule] = (
     {keras.layers.MelSpectrogram: _mel_spectrogram} if hasattr(keras.layers, "MelSpectrogram") else {}
 )
+
+OPERATIONS: Mapping[str, Rule] = {"STFT": _stft, "RFFT": _rfft}

@@ -31,7 +31,7 @@ _OF_LAYERS: tuple[ModuleType, ...] = (
     activations, categories, dense, merging, normalization, preprocessing, recurrent, shapes, spectra,
     time_steps, training, windows,
 )  # fmt: skip
-_OF_OPERATIONS: tuple[ModuleType, ...] = (activations, categories, dense, merging, shapes, windows)
+_OF_OPERATIONS: tuple[ModuleType, ...] = (activations, categories, dense, merging, shapes, spectra, windows)
 
 _LAYERS: Mapping[type, Rule] = {kind: rule for part in _OF_LAYERS for kind, rule in part.LAYERS.items()}
 _OPERATIONS: Mapping[str, Rule] = {kind: rule for part in _OF_OPERATIONS for kind, rule in part.OPERATIONS.items()}
