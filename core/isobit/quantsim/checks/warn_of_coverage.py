@@ -77,6 +77,6 @@ def _vanishing(simulation: Simulation, coverage: Coverage) -> str:
     more = f" and {len(tensors) - len(names)} more" if len(tensors) > len(names) else ""
     what = "1 layer computes" if len(layers) == 1 else f"{len(layers)} layers compute"
     return (
-        f"{what} in float ({coverage}): {names[0]}: {floats[names[0]]} ({', '.join(names)}{more}): where signals vanish "
-        "so, as with weights that were never trained, decibels say nothing of the trained network"
+        f"{what} in float ({coverage}): {names[0]}: {floats[names[0]]} ({', '.join(names)}{more}): where signals "
+        "vanish so, as with weights that were never trained, decibels say nothing of the trained network"
     )
