@@ -258,6 +258,21 @@ def test_what_was_asked_for_is_no_warning(settings: Any) -> None:
     assert f"coverage      {coverage}" in str(sim.report)
 
 
+@pytest.mark.usefixtures("_numpy_is_installed")
+def test_layers_whose_signals_vanish_are_said() -> None:
+    """Their weights are integers, and they compute in float: without trained weights a deep network ends in zeros."""
+    sim = QuantSim(linear(), target=target("onnxruntime-cpu"))
+    with pytest.warns(
+        CoverageWarning, match=r"4 layers compute in float \(100.0 % .*, 0.0 % .*never trained"
+    ) as caught:
+        sim.calibrate(np.full((3, 4), 1e-9, np.float32))
+    assert len(caught) == 1
+    coverage = sim.report.coverage
+    assert (coverage.weights, coverage.compute) == (1.0, 0.0)
+    sim.calibrate(np.ones((3, 4), np.float32))
+    assert sim.report.coverage.compute == 1.0
+
+
 @pytest.mark.parametrize("op", ["Conv", "Linear"])
 def test_a_convolution_without_a_grid_for_its_result_counts_as_float(op: str) -> None:
     """Runtimes have integer kernels of matrix products that hand on floats, and none of convolutions."""

@@ -192,11 +192,11 @@ def test_members_of_a_group_that_disagree_have_no_fixed_range() -> None:
 # --- masks and shapes -----------------------------------------------------------------------------------------------
 
 
-def attention(sketch: Sketch, mask: str) -> Graph:
+def attention(sketch: Sketch, mask: str, covered: float = -1e9) -> Graph:
     q, k = sketch.input("q", "N", 5, 8), sketch.input("k", "N", 8, 5)
     scores = sketch.node("MatMul", q, k, name="scores", shape=("N", 5, 5))
     if mask == "constant":
-        added = sketch.weight("mask", np.triu(np.full((5, 5), -1e9), 1))
+        added = sketch.weight("mask", np.triu(np.full((5, 5), covered), 1))
     else:
         flags = sketch.input("flags", "N", 5, 5, dtype="bool")
         added = sketch.node(
@@ -240,10 +240,12 @@ def test_sines_of_a_length_are_no_mask(target: Target, scale: float, fill: float
 
 
 @on_each_target
-@pytest.mark.parametrize("mask", ["constant", "computed"])
-def test_masked_scores_have_no_grid(target: Target, mask: str) -> None:
-    """A grid that reaches down to -1e9 has no level left for the scores."""
-    plan = place(attention(Sketch(), mask), target)
+@pytest.mark.parametrize(
+    ("mask", "covered"), [("constant", -1e9), ("constant", -1e4), ("constant", -100.0), ("computed", -1e9)]
+)
+def test_masked_scores_have_no_grid(target: Target, mask: str, covered: float) -> None:
+    """A grid that reaches down to -1e9 has no level left for the scores, and few down to the -100 of Swin."""
+    plan = place(attention(Sketch(), mask, covered), target)
     assert formats(plan) == {"q": ACTIVATION, "k": ACTIVATION, "scores": ACTIVATION, "softmax": ACTIVATION}
     assert plan.floats["masked"] == "Add puts a mask on it"
     if mask == "computed":
@@ -251,6 +253,23 @@ def test_masked_scores_have_no_grid(target: Target, mask: str) -> None:
         assert plan.floats["yes"] == "Where where stays in float"
     else:
         assert plan.floats["mask"] == "Add masked stays in float"
+
+
+@on_each_target
+@pytest.mark.parametrize("op", ["Where", "Sub"])
+@pytest.mark.parametrize("last", ["Softmax", "Sigmoid"])
+def test_masks_further_from_their_softmax(target: Target, op: str, last: str) -> None:
+    """Chosen or subtracted, scaled, bounded and moved behind; the same constant before another operation is data."""
+    sketch = Sketch()
+    x, fill = sketch.input("x", "N", 5, 8), sketch.weight("fill", -1e4 if op == "Where" else 1e4)
+    scores = sketch.node("MatMul", x, sketch.random("w", 8, 8), name="scores", shape=("N", 5, 8))
+    seen = (sketch.weight("seen", np.triu(np.ones((5, 8), bool)), "bool"),) if op == "Where" else ()
+    total = sketch.node(op, *seen, scores, fill, name="masked", shape=("N", 5, 8))
+    y = sketch.node("Mul", total, sketch.weight("k", 0.5), name="scaled", shape=("N", 5, 8))
+    y = sketch.node("Clip", y, name="bounded", shape=("N", 5, 8), min=-1e5, max=1e5)
+    y = sketch.node("Transpose", y, name="moved", shape=("N", 8, 5), perm=(0, 2, 1))
+    plan = place(drawn(sketch, sketch.node(last, y, name="last", shape=("N", 8, 5))), target)
+    assert (plan.floats.get("masked") == f"{op} puts a mask on it") == (last == "Softmax")
 
 
 @on_each_target

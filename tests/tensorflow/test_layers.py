@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -186,6 +188,21 @@ def test_operations_of_keras_ops() -> None:
         ops.rsqrt(ops.abs(x) + 1.0), ops.tile(x, (1, 2, 1)), ops.cast(x > 0, "float32"),
     ]  # fmt: skip
     check(keras.Model([x, y], outputs), "Add", "Slice", "Gather", "MatMul", "Split", "Where", "Tile")
+
+
+def test_operations_of_a_model_that_was_saved_and_loaded(tmp_path: Path) -> None:
+    """Their arguments went through JSON: a tuple of slices, of axes or of sizes comes back as a list."""
+    x, y = image(6, 4), keras.Input((6, 4))
+    outputs = [
+        x[:, 1:5:2], x[:, 0], x[..., -1], x[:, None], x[:, ::-1], x[:, 4:0:-2, 1:], x[..., -2::-1], x[:, 1],
+        ops.transpose(x, (0, 2, 1)), ops.reshape(x, (-1, 24)), ops.stack([x, y], axis=1), ops.split(x, [1, 3], axis=1),
+        ops.sum(x, axis=(1, 2)), ops.pad(x, ((0, 0), (1, 2), (0, 0))), ops.tile(x, (1, 2, 1)), ops.flip(x, (1, 2)),
+        ops.moveaxis(x, (1, 2), (2, 1)), ops.einsum("bij,bkj->bik", x, y), ops.expand_dims(x, (1, 3)),
+        ops.squeeze(x[:, :1], 1), ops.where(x > y, x, y), ops.repeat(x, 2, axis=1),
+    ]  # fmt: skip
+    model = keras.Model([x, y], outputs)
+    model.save(tmp_path / "model.keras")
+    check(keras.models.load_model(tmp_path / "model.keras"), "Slice", "Gather")
 
 
 def test_operations_on_images_stay_channels_first() -> None:

@@ -68,7 +68,7 @@ def adapter_of(graph: Graph, layer: Node) -> Adapter | None:
 
 def _adapter_from(graph: Graph, down: Node) -> Adapter | None:
     """The adapter whose first layer this is."""
-    if down.op != "Gather" and down.input(2) is not None or not _has_weight(graph, down):
+    if (down.op != "Gather" and down.input(2) is not None) or not _has_weight(graph, down):
         return None
     passed: list[Node] = []
     up = _behind(graph, down, passed)

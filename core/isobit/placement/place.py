@@ -25,7 +25,7 @@ from isobit.placement.constants import ConstantPlacer, in_16_bits
 from isobit.placement.exact_tensors import exact_tensors
 from isobit.placement.fused_chains import Chain, find_chains
 from isobit.placement.inner_overrides import settle_inner_overrides
-from isobit.placement.masked_tensors import has_mask_constant, masked_tensors
+from isobit.placement.masked_tensors import has_mask_constant, masked_scores, masked_tensors
 from isobit.placement.plan import WITHOUT_GAIN, Placement, Plan, inside_chain
 from isobit.placement.quant_config import QuantConfig
 from isobit.placement.signal_tensors import signal_tensors
@@ -74,7 +74,7 @@ class _Placer:
         self.adapters = len(adapters)
         self.own_formats = {layer.name for adapter in adapters for layer in adapter.layers if self._has_format(layer)}
         self.signal = signal_tensors(graph)
-        self.masked = masked_tensors(graph, self.signal)
+        self.masked, self.masking = masked_tensors(graph, self.signal), masked_scores(graph)
         self.exact = exact_tensors(graph, self.signal, lambda name: config.override(name)[0])
         self.quantized = {node.name: node for node in graph.nodes if self._runs_quantized(node)}
         excluded = frozenset(node.name for node in graph.nodes if self.config.excludes(node))
@@ -149,7 +149,7 @@ class _Placer:
     def _runs_quantized(self, node: Node) -> bool:
         if self._is_tie(node) or not self.target.quantizes(node.op) or self.config.excludes(node) or self._joins(node):
             return False
-        if node.name in self.beside or self._is_exact(node):
+        if node.name in self.beside or node.name in self.masking or self._is_exact(node):
             return False
         data = [name for name in node.inputs if name in self.graph.tensors and name is not None]
         if node.op == "Gather":  # its data is a constant table, read by indices

@@ -208,9 +208,9 @@ class _Fitting:
     def resize(self, node: ir.Node) -> None:
         """Keep transposes, which would be moved past by the order of all axes, from a Resize that names some alone.
 
-        Those that can name all have done so (`read/all_axes.py`); a policy for the aspect ratio is about the named ones.
+        Those that can name all have done so (`read/all_axes.py`); a policy for the proportions is about the named ones.
         """
-        source, result = node.inputs[0], node.outputs[0]
+        source = node.inputs[0]
         rank = None if source is None or source.shape is None else len(source.shape)
         if source is None or rank is None:
             return

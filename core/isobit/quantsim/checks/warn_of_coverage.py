@@ -1,8 +1,10 @@
-"""A warning where a plan quantizes nothing, or leaves weights of layers in float without being told to."""
+"""A warning where a plan quantizes nothing, or leaves weights of layers, or what they compute, in float unasked."""
 
 from __future__ import annotations
 
+from isobit.encodings.ranges import is_too_small
 from isobit.errors import CoverageWarning
+from isobit.graph.ops import WEIGHTED
 from isobit.placement.coverage import Coverage
 from isobit.placement.left_weights import by_reason, left_weights
 from isobit.quantsim.simulation import Simulation
@@ -51,8 +53,30 @@ def coverage_problem(simulation: Simulation) -> str:
     detail = "; ".join(reasons)
     if not plan.placements:
         return _nothing(simulation, detail)
-    advice = "see report.left_in_float, and exclude or override what is meant to stay in float"
+    coverage = Coverage.of(graph, plan)
     if not left:
-        return ""
+        return _vanishing(simulation, coverage)
+    advice = "see report.left_in_float, and exclude or override what is meant to stay in float"
     plural = "weight stays" if len(left) == 1 else "weights stay"
-    return f"{len(left)} {plural} in float on target {target.name!r} ({Coverage.of(graph, plan)}): {detail}; {advice}"
+    return f"{len(left)} {plural} in float on target {target.name!r} ({coverage}): {detail}; {advice}"
+
+
+def _vanishing(simulation: Simulation, coverage: Coverage) -> str:
+    """What is said where layers compute in float because what they read or make is too small for a grid."""
+    graph, floats = simulation.graph, simulation.plan.floats
+    layers, tensors = [], dict[str, None]()
+    for node in graph.nodes:
+        ends = [name for name in (*node.inputs, *node.outputs) if name in graph.tensors]
+        small = [name for name in ends if name is not None and is_too_small(floats.get(name, ""))]
+        if node.op in WEIGHTED and small:
+            layers.append(node.name)
+            tensors.update(dict.fromkeys(small))
+    if not layers:
+        return ""
+    names = list(tensors)[:_NAMES_SHOWN]
+    more = f" and {len(tensors) - len(names)} more" if len(tensors) > len(names) else ""
+    what = "1 layer computes" if len(layers) == 1 else f"{len(layers)} layers compute"
+    return (
+        f"{what} in float ({coverage}): {names[0]}: {floats[names[0]]} ({', '.join(names)}{more}): where signals "
+        "vanish so, as with weights that were never trained, decibels say nothing of the trained network"
+    )

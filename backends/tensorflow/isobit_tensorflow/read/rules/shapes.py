@@ -139,9 +139,9 @@ def _any(call: Call) -> Value:
 
 
 def _get_item(call: Call) -> Value | None:
-    """Slices, numbers, ``...`` and new axes."""
+    """Slices, numbers, ``...`` and new axes; of a model that was saved and loaded they are a list, as JSON has it."""
     e, x, key = call.emitter, call.x, call.argument(1)
-    items = list(key) if isinstance(key, tuple) else [key]
+    items = list(key) if isinstance(key, tuple | list) else [key]
     if not all(item is None or isinstance(item, slice | int | np.integer | EllipsisType) for item in items):
         return None
     used = sum(item is not None and item is not Ellipsis for item in items)
@@ -181,12 +181,11 @@ def _sliced(call: Call, x: Value, cut: Sequence[tuple[int, slice]], name: str) -
     starts, ends, steps = [], [], []
     for axis, item in cut:
         step = 1 if item.step is None else int(item.step)
-        if step < 0:
-            raise ModelError(f"{call.name!r}: a slice with a negative step is not read: use keras.ops.flip")
         size = shape[axis]
         shape[axis] = None if size is None else len(range(size)[item])
-        starts.append(int(item.start or 0))
-        ends.append(_END if item.stop is None else int(item.stop))
+        first, last = (0, _END) if step > 0 else (-1, -_END - 1)
+        starts.append(first if item.start is None else int(item.start))
+        ends.append(last if item.stop is None else int(item.stop))
         steps.append(step)
     axes = tuple(axis for axis, _ in cut)
     attributes = {"starts": tuple(starts), "ends": tuple(ends), "axes": axes, "steps": tuple(steps)}
