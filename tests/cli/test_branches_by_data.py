@@ -100,3 +100,14 @@ def test_statistics_of_a_branch_serve_with_an_example(isobit, model, data, tmp_p
     both = isobit("calibrate", model, "--data", data, "--example", data, "-o", out)
     assert both.exit_code == 2
     assert "--example" in both.output
+
+
+def test_files_that_take_both_branches_keep_them(isobit, model, tmp_path):
+    for index, rate in enumerate((16_000, 8_000, 16_000)):
+        x = RNG.standard_normal((16, 8)).astype(np.float32)
+        (tmp_path / "batches").mkdir(exist_ok=True)
+        np.savez(tmp_path / "batches" / f"{index}.npz", x=x, rate=np.int64(rate))
+    run = isobit("quantize", model, "--data", tmp_path / "batches", "-o", tmp_path / "out", "--recipe", "basic")
+    assert run.exit_code == 0, run.output
+    assert "different branches" in run.output
+    assert "choose" in _layers(tmp_path / "out" / "model.qdq.onnx")

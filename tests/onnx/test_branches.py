@@ -139,6 +139,25 @@ def test_settings_and_sizes_are_decided_by_the_data(condition, first, tmp_path):
     assert "choose" in {prop.key: prop.value for prop in written.metadata_props}["isobit.branches"]
 
 
+@pytest.mark.parametrize("condition", TAKEN)
+def test_data_that_take_several_branches_keep_them_all(condition):
+    """The first batch alone decides nothing then, and a note says what stays in float."""
+    model, both = branching(condition), list(TAKEN[condition])
+    sims = [
+        isobit.quantize(model, both, recipe="basic", method="minmax", progress=False),
+        isobit.auto_quantize(model, 2 * both, evaluations=1, max_drop=1.0, progress=False).sim,
+    ]
+    for sim in sims:
+        assert any("take different branches of an If" in note for note in sim.report.notes), sim.report.notes
+        assert [node for node in sim.graph.nodes if node.op == "If"]
+        for data in both:
+            np.testing.assert_allclose(sim.run_float(data)["y"], reference(model, data)[0], rtol=1e-5, atol=1e-5)
+    sim = isobit.quantize(
+        model, iter(both), method="minmax", recipe="basic", progress=False
+    )  # an iterator is not asked
+    assert [node for node in sim.graph.nodes if node.op == "If"]
+
+
 @pytest.mark.parametrize("condition", ["constant", "known size"])
 def test_what_the_file_decides_needs_no_example(condition):
     model = branching(condition)

@@ -97,6 +97,10 @@ class OnnxModel:
         signals = {value.name for value in self.float_model.graph.inputs if is_signal(value)}
         return {name: np.zeros_like(array) if name in signals else array for name, array in batch.items()}
 
+    def takes(self, batch: Batch) -> bool:
+        """Whether a batch takes the branches that the model holds."""
+        return self.conditions is None or self.conditions.broken_by(batch) is None
+
     # --- changing --------------------------------------------------------------------------------------------------
 
     def apply(self, plan: EditPlan) -> None:

@@ -37,6 +37,10 @@ class OpenedByExample(Protocol):
         """A batch with which the model is opened as it is now, signals set to zero; None where any example will do."""
         ...
 
+    def takes(self, batch: Batch) -> bool:
+        """Whether a batch decides as the example did."""
+        ...
+
 
 @runtime_checkable
 class QdqWriter(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -13,6 +14,7 @@ from isobit.encodings.quant_spec import QuantSpec
 from isobit.errors import FormatError, ModelError, RecipeError
 from isobit.plugins import registry
 from isobit.quantsim.apply import apply_technique, calibrate, needs_own_pass
+from isobit.quantsim.branches import open_for_data
 from isobit.quantsim.executor import ExecutorLike
 from isobit.quantsim.quantsim import QuantSim
 from isobit.quantsim.run_recipe import run_recipe
@@ -57,15 +59,19 @@ def quantize(
     plugins = registry()
     chosen = plugins.recipe(DEFAULT_RECIPE if recipe is None else recipe)
     calibrator = parse_calibrator(method, plugins.calibrators())
+    data_of = partial(Dataset, data, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
     if isinstance(model, QuantSim):
         given = [*settings, *(["target"] if target is not None else [])]
         if given or example_inputs is not None:
             raise ModelError(f"a QuantSim has its settings already: leave out {', '.join(given) or 'example_inputs'}")
         sim = model
     else:
-        example = example_of(data, inputs) if example_inputs is None else example_inputs
-        sim = open_simulator(model, example, target=target, **settings)
-    dataset = Dataset(data, sim.graph, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
+        opened = partial(open_simulator, model, target=target, **settings)
+        if example_inputs is not None:
+            sim = opened(example_inputs)
+        else:
+            sim = open_for_data(opened, example_of(data, inputs), data_of)
+    dataset = data_of(sim.graph)
     passes = sim.passes(dataset, executor, resume, progress)
     if techniques is None:
         run_recipe(sim.simulation, chosen, passes, calibrator)

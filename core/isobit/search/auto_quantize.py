@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from isobit.plugins import registry
 from isobit.quantsim.executor import ExecutorLike
 from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate, identity_of
 from isobit.quantsim.judging.judge import Judge
+from isobit.quantsim.branches import open_for_data
 from isobit.quantsim.quantize import open_simulator
 from isobit.quantsim.quantsim import QuantSim
 from isobit.search.attempts import Attempts, Settings
@@ -82,8 +84,12 @@ def auto_quantize(
         pristine = QuantSim.of_simulation(model.simulation.copy())
         pristine.simulation.remove_quantizers()
     else:
-        example = example_of(data, inputs) if example_inputs is None else example_inputs
-        pristine = open_simulator(model, example, **settings)
+        opened = partial(open_simulator, model, **settings)
+        data_of = partial(Dataset, data, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
+        if example_inputs is None:
+            pristine = open_for_data(opened, example_of(data, inputs), data_of)
+        else:
+            pristine = opened(example_inputs)
     wanted = None if candidates is None else listed(candidates)
     cost_table(cost, pristine.target, parse_candidates(pristine.simulation, wanted))
     parts = divide(

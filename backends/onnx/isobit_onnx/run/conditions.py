@@ -50,16 +50,23 @@ class ExampleConditions:
             self.batch = batch
         return found
 
-    def check(self, batch: Batch) -> None:
-        """Raise DataError for a batch that takes other branches than the example."""
+    def broken_by(self, batch: Batch) -> str | None:
+        """The first condition that is another one for a batch than for the example."""
         for serialized, expected in self.decided:
             for name, value in _run(self._session(serialized), batch).items():
                 if value != expected[name]:
-                    raise DataError(
-                        f"this batch takes another branch of an If than the example with which the model was opened "
-                        f"(its condition {name!r} is {value} here): the model holds the example's branch alone; open "
-                        "it once more with such data, as a model of its own"
-                    )
+                    return f"{name!r} is {value}"
+        return None
+
+    def check(self, batch: Batch) -> None:
+        """Raise DataError for a batch that takes other branches than the example."""
+        broken = self.broken_by(batch)
+        if broken is not None:
+            raise DataError(
+                f"this batch takes another branch of an If than the example with which the model was opened (its "
+                f"condition {broken} here): the model holds the example's branch alone; open it once more with such "
+                "data, as a model of its own"
+            )
 
     def _session(self, serialized: bytes) -> Any:
         if serialized not in self._sessions:
