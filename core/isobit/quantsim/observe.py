@@ -50,17 +50,6 @@ class Runner(Protocol):
         ...
 
 
-def run_here(model: CheckedModel, batches: Iterator[Batch], requests: Sequence[Request], count: Count) -> None:
-    """Run every batch in this process."""
-
-    def counted() -> Iterator[Batch]:
-        for batch in batches:
-            yield batch
-            count(1)  # the next one is asked for because every observer has seen this one
-
-    model.observe(counted(), requests)
-
-
 class Passes:
     """How a simulation goes through data: on which runner, with a bar or not, from and into the file `resume`."""
 
@@ -68,7 +57,7 @@ class Passes:
         self,
         simulation: Simulation,
         dataset: Dataset,
-        runner: Runner = run_here,
+        runner: Runner,
         resume: Path | None = None,
         progress: bool | None = None,
     ) -> None:
