@@ -22,6 +22,7 @@ BODIES = {
     "state": "c = Conv (x, w)\n r = Relu (c)\n t = Transpose <perm = [1, 0, 2]> (z)\n d = Conv (r, v)\n"
     " m = Mul (d, t)\n y = Add (m, s)",
     "a mean over the batch": "c = Conv (x, w)\n m = ReduceMean <axes = [0]> (c)\n n = Sub (c, m)\n y = Conv (n, v)",
+    "a share of the batch": "c = Conv (x, w)\n n = Softmax <axis = 0> (c)\n y = Conv (n, v)",
     "a size of one sample": "c = Conv (x, w)\n r = Reshape (c, one)\n y = Conv (r, v)",
 }
 BATCH = 3 * TOGETHER + 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isobit.data.samples import SampleAxes
-from isobit.graph.graph import Graph
+from isobit.graph.graph import Graph, Node
 from isobit.graph.ops import BODIES, RANDOM
 
 #: So many batches of one sample are run at once.
@@ -33,13 +33,17 @@ class Joining:
     def of(cls, graph: Graph, batch: Arrays) -> Joining | None:
         """None where `batch` holds more than one sample, where it is not open how many, and for a large model.
 
-        Nor for a model that decides by values what it computes, or draws random numbers.
+        Nor for a model that decides by values what it computes, draws random numbers, or has a tensor of one size
+        whatever the number of samples is.
         """
         samples = SampleAxes.of(graph)
         axes = {name: axis for name, axis in samples.by_name.items() if name in batch and batch[name].ndim > axis}
         if samples.fixed is not None or not axes or any(batch[name].shape[axis] != 1 for name, axis in axes.items()):
             return None
-        if any(node.op in BODIES | RANDOM for node in graph.nodes) or _elements(graph, samples, batch) > _SMALL:
+        symbols = set(samples.symbols.values())
+        if any(node.op in BODIES | RANDOM or _drops(graph, node, symbols) for node in graph.nodes):
+            return None
+        if _elements(graph, symbols, batch) > _SMALL:
             return None
         return cls(axes)
 
@@ -87,10 +91,18 @@ class Split:
             yield from np.split(joined, count, self.axis)
 
 
-def _elements(graph: Graph, samples: SampleAxes, batch: Arrays) -> int:
+def _drops(graph: Graph, node: Node, symbols: Collection[str]) -> bool:
+    """Whether floats of as many samples as there are become so many numbers: a mean over them, a size of one sample."""
+    read = (graph.tensors[name].shape for name in node.inputs if name in graph.tensors)
+    if not any(dim in symbols for shape in read for dim in shape or ()):
+        return False
+    made = (graph.tensors[name].shape for name in node.outputs if name in graph.tensors and graph.is_float(name))
+    return any(shape is not None and all(isinstance(dim, int) for dim in shape) for shape in made)
+
+
+def _elements(graph: Graph, symbols: Collection[str], batch: Arrays) -> int:
     """At most how many elements all tensors have for one sample: an unknown size is taken for the largest input's."""
     largest = max((size for array in batch.values() for size in array.shape), default=1)
-    symbols = set(samples.symbols.values())
 
     def size(dim: int | str | None) -> int:
         return dim if isinstance(dim, int) else 1 if dim in symbols else largest
