@@ -93,7 +93,7 @@ class Split:
 
 def _drops(graph: Graph, node: Node, symbols: Collection[str]) -> bool:
     """Whether floats of as many samples as there are become so many numbers: a mean over them, a size of one sample."""
-    read = (graph.tensors[name].shape for name in node.inputs if name in graph.tensors)
+    read = (graph.tensors[name].shape for name in node.inputs if name is not None and name in graph.tensors)
     if not any(dim in symbols for shape in read for dim in shape or ()):
         return False
     made = (graph.tensors[name].shape for name in node.outputs if name in graph.tensors and graph.is_float(name))
