@@ -13,7 +13,7 @@ import isobit
 from isobit.data import Batch
 from isobit.data.joined import TOGETHER
 from isobit.quantsim.judging.judge import Judge, decibels_of_samples
-from isobit.quantsim.run_here import JOINED
+from isobit.quantsim.passes.run_here import JOINED
 from isobit_onnx.run.observe import ObservingSessions
 
 BODIES = {

@@ -22,7 +22,7 @@ from isobit.errors import DataError
 from isobit.files import check_file_writable, is_there
 from isobit.graph.fingerprint import of_arrays
 from isobit.graph.sites import Site, Tensor
-from isobit.quantsim.progress import progress_bar, track
+from isobit.quantsim.passes.progress import progress_bar, track
 from isobit.quantsim.simulation import Simulation
 from isobit.statistics.channel_range import ChannelRange
 from isobit.statistics.histogram import Histogram

@@ -32,7 +32,7 @@ from isobit.quantsim.executor import ExecutorLike, OnExecutor
 from isobit.quantsim.export import ExportResult, export
 from isobit.quantsim.load_encodings import LoadReport, load_encodings
 from isobit.quantsim.observe import Passes, Runner
-from isobit.quantsim.run_here import RunHere
+from isobit.quantsim.passes.run_here import RunHere
 from isobit.quantsim.save_file import save
 from isobit.quantsim.shown.plot_tensor import plot_tensor
 from isobit.quantsim.shown.report import Report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Literal
@@ -15,7 +15,6 @@ from isobit.data import Batch
 from isobit.data.joined import TOGETHER, Joining, Split
 from isobit.errors import ModelError
 from isobit.graph.sites import Input, Tensor
-from isobit.quantsim.observe import Count
 from isobit.statistics.observer import Observer, Request, Stage
 from isobit.statistics.sampling import sample
 
@@ -37,7 +36,7 @@ class RunHere:
     joins: bool = True
 
     def __call__(
-        self, model: CheckedModel, batches: Iterator[Batch], requests: Sequence[Request], count: Count
+        self, model: CheckedModel, batches: Iterator[Batch], requests: Sequence[Request], count: Callable[[int], None]
     ) -> None:
         """Run every batch in this process."""
         first = list(islice(batches, 1))
@@ -61,7 +60,7 @@ class RunHere:
         batches: Iterator[Batch],
         joining: Joining,
         requests: Sequence[Request],
-        count: Count,
+        count: Callable[[int], None],
     ) -> Iterator[Batch]:
         """Run batches together as long as that is the same; returns those that are left.
 
