@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,8 @@ from zoo_network import ZooNetwork, is_installed
 
 import isobit
 from isobit.quantsim.checks.quality import sample_decibels
+
+Outputs = Sequence[NDArray[Any]]
 
 HERE = Path(__file__).parent
 CHOSEN = (
@@ -113,14 +115,15 @@ def logits(values: NDArray[Any], operation: str) -> NDArray[np.float64]:
     return logs - logs.mean(axis=-1, keepdims=True) if operation == "Softmax" else logs - np.log1p(-clipped)
 
 
-def decibels(exact: list[NDArray[Any]], other: list[NDArray[Any]], operations: list[str]) -> float:
-    """The worst output's decibels, each the mean of its samples'."""
-    found = []
-    for one, two, operation in zip(exact, other, operations, strict=True):
-        if one.dtype.kind == "f" and one.ndim:
-            values = [logits(value, operation) for value in (one, two)]
-            found.append(float(np.mean(sample_decibels({"y": values[0]}, {"y": values[1]}))))
-    return min(found)
+def decibels(exact: Sequence[Outputs], other: Sequence[Outputs], operations: list[str]) -> float:
+    """The worst output's decibels, each the mean of its samples' in all batches."""
+    found: dict[int, list[float]] = {}
+    for batch in zip(exact, other, strict=True):
+        for number, (one, two, operation) in enumerate(zip(*batch, operations, strict=True)):
+            if one.dtype.kind == "f" and one.ndim:
+                values = [logits(value, operation) for value in (one, two)]
+                found.setdefault(number, []).extend(sample_decibels({"y": values[0]}, {"y": values[1]}))
+    return min(float(np.mean(values)) for values in found.values())
 
 
 def run_tool(python: str, tool: str, model: Path, data: Path, out: Path, threads: int) -> dict[str, Any]:
@@ -138,9 +141,10 @@ def measure(network: ZooNetwork, args: argparse.Namespace, folder: Path) -> dict
     """All rows of one network."""
     model, data = float_file(network, folder), folder / "data.npz"
     batches, held_out = list(network.data()), network.held_out()
+    unseen = [held_out] if network.unseen is None else list(network.unseen())
     np.savez(data, **{f"{i}:{name}": array for i, batch in enumerate(batches) for name, array in batch.items()})
     given, operations = session_run(session(model)), last_operations(model)
-    exact = list(given(held_out))
+    exact = [list(given(batch)) for batch in unseen]
     base = run_tool(sys.executable, "float", model, data, folder / "none", args.threads)
     rows: dict[str, Any] = {"float": {"figure": network.figure(given) if args.rounds else math.nan}}
     print(f"{network.name}: {len(batches)} batches, float {rows['float']['figure']:.1f}", flush=True)
@@ -151,9 +155,9 @@ def measure(network: ZooNetwork, args: argparse.Namespace, folder: Path) -> dict
         if "error" not in row:
             try:
                 run = session_run(session(out))
-                outputs = list(run(held_out))
+                outputs = [list(run(batch)) for batch in unseen]
                 row["decibels"] = decibels(exact, outputs, operations)
-                row["output_decibels"] = decibels(exact, outputs, [""] * len(exact))
+                row["output_decibels"] = decibels(exact, outputs, [""] * len(operations))
                 row["figure"] = network.figure(run) if args.rounds else math.nan
                 row["time"] = time_ratio(out, model, held_out, args.rounds) if args.rounds else math.nan
             except Exception as error:  # a file that onnxruntime does not run

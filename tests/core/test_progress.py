@@ -8,7 +8,7 @@ import pytest
 from rich.progress import Progress, TaskID
 from technique_networks import simulator
 
-from isobit.quantsim.progress import track
+from isobit.quantsim.passes.progress import track
 from isobit.techniques import AdaRound
 from isobit.testing.networks.convolutional import conv_net
 

@@ -20,8 +20,9 @@ class ZooNetwork:
     """One row of docs/zoo.md.
 
     `needs` are wheels beside its own. `figure` is the score of the task, 0 to 100, of whatever runs the network;
-    `data` gives batches for calibration, and `held_out` another one. `settings` are the arguments of `isobit.quantize`
-    beside model and data. `accepted` says why less than 95 % of the weights are integers, `beyond` what INT8 within one
+    `data` gives batches for calibration, and `held_out` another one; `unseen` are more of these where one holds a
+    single sample, by which recipes cannot be told apart. `settings` are the arguments of `isobit.quantize` beside model
+    and data. `accepted` says why less than 95 % of the weights are integers, `beyond` what INT8 within one
     point waits for; both are empty where nothing has to be said.
     """
 
@@ -35,6 +36,7 @@ class ZooNetwork:
     figure: Callable[[Run], float]
     settings: Mapping[str, Any] = field(default_factory=dict)
     needs: Sequence[str] = ()
+    unseen: Callable[[], Sequence[Batch]] | None = None
     accepted: str = ""
     beyond: str = ""
 

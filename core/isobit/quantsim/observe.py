@@ -22,7 +22,7 @@ from isobit.errors import DataError
 from isobit.files import check_file_writable, is_there
 from isobit.graph.fingerprint import of_arrays
 from isobit.graph.sites import Site, Tensor
-from isobit.quantsim.progress import progress_bar, track
+from isobit.quantsim.passes.progress import progress_bar, track
 from isobit.quantsim.simulation import Simulation
 from isobit.statistics.channel_range import ChannelRange
 from isobit.statistics.histogram import Histogram
@@ -50,17 +50,6 @@ class Runner(Protocol):
         ...
 
 
-def run_here(model: CheckedModel, batches: Iterator[Batch], requests: Sequence[Request], count: Count) -> None:
-    """Run every batch in this process."""
-
-    def counted() -> Iterator[Batch]:
-        for batch in batches:
-            yield batch
-            count(1)  # the next one is asked for because every observer has seen this one
-
-    model.observe(counted(), requests)
-
-
 class Passes:
     """How a simulation goes through data: on which runner, with a bar or not, from and into the file `resume`."""
 
@@ -68,7 +57,7 @@ class Passes:
         self,
         simulation: Simulation,
         dataset: Dataset,
-        runner: Runner = run_here,
+        runner: Runner,
         resume: Path | None = None,
         progress: bool | None = None,
     ) -> None:

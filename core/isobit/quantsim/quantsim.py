@@ -31,7 +31,8 @@ from isobit.quantsim.encodings_files import encodings_from
 from isobit.quantsim.executor import ExecutorLike, OnExecutor
 from isobit.quantsim.export import ExportResult, export
 from isobit.quantsim.load_encodings import LoadReport, load_encodings
-from isobit.quantsim.observe import Passes, run_here
+from isobit.quantsim.observe import Passes, Runner
+from isobit.quantsim.passes.run_here import RunHere
 from isobit.quantsim.save_file import save
 from isobit.quantsim.shown.plot_tensor import plot_tensor
 from isobit.quantsim.shown.report import Report
@@ -392,7 +393,7 @@ class QuantSim:
         self, dataset: Dataset, executor: ExecutorLike | None, resume: str | PathLike[str] | None, progress: bool | None
     ) -> Passes:
         """How this simulator goes through checked data; the settings are those of `calibrate`."""
-        runner = run_here
+        runner: Runner = RunHere(dataset.notes, joins=resume is None)
         if executor is not None:
             runner = OnExecutor(executor, registry().backend_for(self.model), dataset.notes)
         return Passes(self._simulation, dataset, runner, None if resume is None else Path(fspath(resume)), progress)

@@ -140,6 +140,7 @@ NETWORKS = (
         data=lambda: [rendered(word, 100 + seed) for seed, word in enumerate(words(0, 24))],
         held_out=lambda: rendered(words(2, 1)[0], 200),
         figure=read_right,
+        unseen=lambda: [rendered(word, 500 + seed) for seed, word in enumerate(words(2, 40))],
     ),
     ZooNetwork(
         name="ddddocr, detector",
@@ -150,5 +151,6 @@ NETWORKS = (
         data=lambda: [{"images": scenes(0, 12)[0]["images"][i : i + 1]} for i in range(12)],
         held_out=lambda: {"images": scenes(2, 1)[0]["images"]},
         figure=found_right,
+        unseen=lambda: [{"images": image[None]} for image in scenes(2, 12)[0]["images"]],
     ),
 )

@@ -87,6 +87,7 @@ def streaming(file: str, name: str, *, said: bool, rate: int = 16_000, beyond: s
         held_out=lambda: recorded(file, 1, 2, rate, said)[60],
         figure=figure,
         needs=(VOICE,),
+        unseen=lambda: recorded(file, 1, 2, rate, said)[::3],
         beyond=beyond,
     )
 

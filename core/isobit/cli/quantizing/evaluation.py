@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from isobit.data import Dataset
 from isobit.errors import DataError
 from isobit.quantsim.checks.parts import pairs_of_parts, worst_parts
-from isobit.quantsim.progress import track
+from isobit.quantsim.passes.progress import track
 
 Outputs = Mapping[str, NDArray[Any]]
 Run = Callable[[Outputs], Outputs]

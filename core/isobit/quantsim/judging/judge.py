@@ -6,7 +6,7 @@ Whatever is compared, schemes, steps of a recipe, corrections with and without, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch
+from isobit.data.joined import TOGETHER, Joining, Split
 from isobit.encodings.encoding import Encodings
 from isobit.errors import ModelError
 from isobit.graph.graph import Graph, Node
@@ -36,6 +37,9 @@ _CERTAIN = 1.5
 
 #: Numbers of one sample of an output from which on it counts in full.
 _TELLING = 8
+
+#: From so many batches of one sample on they are run together.
+_WORTH_JOINING = 8
 
 #: Of so many models what was measured is remembered.
 _REMEMBERED = 32
@@ -60,6 +64,7 @@ class Judge:
 
     samples: Sequence[tuple[Batch, Outputs]]
     is_of_outputs: bool = True
+    _joined: JoinedSamples | None = None
     _known: list[tuple[str, Encodings, Ratios]] = field(default_factory=list)
 
     @classmethod
@@ -72,7 +77,8 @@ class Judge:
             return False
 
         _judged_outputs(model, batches, take)
-        return cls(list(zip(batches, outputs, strict=True)), not _flattened(model.graph))
+        joined = _joined_samples(model, batches, outputs)
+        return cls(list(zip(batches, outputs, strict=True)), not _flattened(model.graph), joined)
 
     def ratios(self, model: CheckedModel, rival: Ratios | None = None) -> Ratios:
         """The quality of the outputs of `model`; of a few samples where `rival` is far ahead.
@@ -86,7 +92,10 @@ class Judge:
             return rival is not None and is_behind(ratios, rival)
 
         try:
-            _judged_outputs(model, (batch for batch, _ in self.samples), take)
+            if self._joined is not None:
+                _judged_outputs(model, self._joined.batches, self._joined.split_for(take))
+            else:
+                _judged_outputs(model, (batch for batch, _ in self.samples), take)
         except ModelError:  # rounded numbers became sizes that do not fit: `run` says so to who asks for it
             return [[float("-inf")]]
         return ratios
@@ -106,6 +115,57 @@ class Judge:
         """Keep what was measured, of the latest models."""
         self._known.append((state, encodings, ratios))
         del self._known[:-_REMEMBERED]
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedSamples:
+    """Batches of one sample each, several in one, of which the float model's outputs are those of each alone."""
+
+    batches: Sequence[Batch]
+    counts: Sequence[int]
+    splits: Mapping[str, Split]
+
+    def split_for(self, take: Callable[[Outputs], bool]) -> Callable[[Outputs], bool]:
+        """Hands the outputs of each given batch to `take`, in order, until that says that it is enough."""
+        counts = iter(self.counts)
+
+        def take_each(outputs: Outputs) -> bool:
+            count = next(counts)
+            parts = {name: list(self.splits[name].parts(values, count)) for name, values in outputs.items()}
+            return any(take({name: values[i] for name, values in parts.items()}) for i in range(count))
+
+        return take_each
+
+
+def _joined_samples(model: CheckedModel, batches: Sequence[Batch], outputs: Sequence[Outputs]) -> JoinedSamples | None:
+    """None where the model cannot run the batches together, or gives other bits then."""
+    joining = Joining.of(model.graph, batches[0]) if len(batches) >= _WORTH_JOINING else None
+    if joining is None:
+        return None
+    starts = range(0, len(batches), TOGETHER)
+    groups = [joining.join(batches[start : start + TOGETHER]) for start in starts]
+    whole = [group for group in groups if group is not None]
+    if len(whole) < len(groups):
+        return None
+    found: list[Outputs] = []
+
+    def take(exact: Outputs) -> bool:
+        found.append({name: np.array(values) for name, values in exact.items()})
+        return False
+
+    try:
+        _judged_outputs(model, whole, take)
+    except ModelError:  # a size that is written into the model, of one sample
+        return None
+    splits: dict[str, Split] = {}
+    for start, together in zip(starts, found, strict=True):
+        alone = outputs[start : start + TOGETHER]
+        for name, values in together.items():
+            split = Split.of([each[name] for each in alone], values)
+            if split is None or (len(alone) > 1 and splits.setdefault(name, split) != split):
+                return None
+    counts = [len(outputs[start : start + TOGETHER]) for start in starts]
+    return JoinedSamples(whole, counts, splits)
 
 
 def decibels_of_samples(exact: Outputs, other: Outputs) -> list[float]:

@@ -1,0 +1,1 @@
+"""How a pass over data runs in this process, and how it is shown."""
