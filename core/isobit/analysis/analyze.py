@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -171,15 +172,26 @@ def _measured(
     """The worst sites with what the output is without them; all, where asked, without them or with them alone."""
     worst = {i for i, error in enumerate(errors[: _SITES_A_CHECK * checks]) if error.share >= _WORTH_A_RUN}
     without: dict[int, float] = {}
+    scatter: dict[int, float] = {}
     alone: dict[int, float] = {}
     about = None
     if measure is not None:
         measured = measure_sites(trials, errors, measure, len(worst))
         about = measured.about
         (without if measure == "off" else alone).update(enumerate(measured.decibels))
-    without.update((i, decibels(1.0, trials.without(errors[i].sites))) for i in sorted(worst - without.keys()))
-    found = [replace(e, without=without.get(i), alone=alone.get(i)) for i, e in enumerate(errors)]
+        scatter.update(enumerate(measured.scatter) if measure == "off" else ())
+    for i in sorted(worst - without.keys()):
+        noise, scatter[i] = trials.without_these(errors[i].sites)
+        without[i] = decibels(1.0, noise)
+    found = [
+        replace(error, without=without.get(i), scatter=_finite(scatter.get(i)), alone=alone.get(i))
+        for i, error in enumerate(errors)
+    ]
     return found, about
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _suggestions(
