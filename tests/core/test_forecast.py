@@ -15,7 +15,7 @@ from isobit.errors import FormatError, ModelError, RecipeError
 from isobit.forecast import Forecast, plan, plan_model
 from isobit.forecast.float_pass import FloatPass
 from isobit.forecast.plan_model import _conversions
-from isobit.forecast.recipe_cost import recipe_forecast
+from isobit.forecast.recipe_cost import _between, recipe_forecast
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.recipes import Recipe, Step
@@ -155,6 +155,14 @@ def test_a_time_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None
     assert forecast().to_dict()["time"]["unknown"] == [narrow, unknown]
     monkeypatch.setattr(plan_model, "float_pass", lambda *_: FloatPass(plain.time.in_float, "measured here"))
     assert forecast().time.unknown == (narrow,)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "text"),
+    [((0.5, 1.5), "30 to 90 s"), ((0.042, 2.8), "2.5 s to 2.8 min"), ((3.0, 20.0), "3 to 20 min")],
+)
+def test_each_end_of_a_range_has_a_unit_that_fits(minutes: tuple[float, float], text: str) -> None:
+    assert _between(minutes) == text
 
 
 def test_nothing_in_integers_is_no_conversion() -> None:

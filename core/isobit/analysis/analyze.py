@@ -29,7 +29,7 @@ from isobit.errors import DataError, FormatError
 from isobit.placement.coverage import Coverage
 from isobit.quantsim.checks.quality import sample_decibels
 from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate
-from isobit.quantsim.judging.figures import Figures
+from isobit.quantsim.judging.figures import Figures, require_numbers
 from isobit.quantsim.quantsim import QuantSim
 from isobit.quantsim.shown.report import Report
 
@@ -93,6 +93,7 @@ def analyze(
     others = [] if second is None else batches_of(second)[1]
     count = _count(sim, batches)
     exact, simulated = copies(simulation)
+    scores = _scores(evaluate, exact, simulated)  # first: where it fails, nothing else was waited for
     seen = SeenData(exact, searched, _grids(sim), is_compared=bool(others))
     measured = measure_errors(simulation, exact, simulated, batches)
     trials, findings = measured.trials, measured.findings
@@ -119,7 +120,7 @@ def analyze(
         together,
         error_by_depth(simulated.graph, noise),
         judged,
-        _scores(evaluate, exact, simulated),
+        scores,
         str(Coverage.of(simulated.graph, plan)),
         Report.of(simulation).left_in_float,
         tuple(f"{name} was not compared: {why}" for name, why in noise.left.items()),
@@ -224,5 +225,9 @@ def _by_sample(trials: Trials) -> tuple[float, ...]:
 
 
 def _scores(evaluate: Evaluate | None, exact: CheckedModel, simulated: CheckedModel) -> dict[str, Figures]:
-    scores = {"float": score(evaluate, exact), "quantized": score(evaluate, simulated)}
-    return {name: value for name, value in scores.items() if value is not None}
+    in_float = score(evaluate, exact)
+    if in_float is None:
+        return {}
+    require_numbers(in_float)
+    quantized = score(evaluate, simulated)
+    return {"float": in_float} | ({} if quantized is None else {"quantized": quantized})

@@ -138,7 +138,7 @@ def _sections(found: Forecast) -> list[Section]:
         "of the multiply-adds in integers": _share(found.coverage),
         "operations in integers": f"{runs['integers']} of {len(found.nodes)}",
         "weights": f"{found.bytes_before / 1e6:.3g} MB → {found.bytes_after / 1e6:.3g} MB",
-        "conversions": f"{found.quantize} + {found.dequantize}",
+        "conversions to integers + to float": f"{found.quantize} + {found.dequantize}",
         "time, of that in float": "not told" if found.time is None else f"{found.time.ratio:.2f}",
     }
     rows = [
