@@ -80,8 +80,7 @@ def test_labels_of_a_model_with_two_outputs_name_the_output_that_they_score(
 ) -> None:
     """Else the figure would be taken for one of the whole model."""
     body = parser.parse_graph(
-        "two (float[n, 4] x) => (float[n, 3] kind, float[n, 2] colour)"
-        "{ kind = MatMul(x, a)\n colour = MatMul(x, b) }"
+        "two (float[n, 4] x) => (float[n, 3] kind, float[n, 2] colour){ kind = MatMul(x, a)\n colour = MatMul(x, b) }"
     )
     rng = np.random.default_rng(0)
     a, b, x = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 3), (4, 2), (16, 4)))

@@ -6,7 +6,6 @@ import json
 import math
 import re
 from dataclasses import replace
-from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +23,7 @@ from isobit.analysis.site_errors import decibels
 from isobit.analysis.tensor_noise import Kept
 from isobit.analysis.trials import Trials
 from isobit.analysis.weight_noise import measure_weights
-from isobit.errors import DataError, EvaluateError, FormatError, ModelError
+from isobit.errors import DataError, FormatError, ModelError
 from isobit.testing.networks import NETWORKS
 
 
@@ -334,24 +333,6 @@ def test_the_data_is_judged() -> None:
     assert "samples are there twice, the first ones are 2 and 24" in found.text()
     assert found.data.parts == 4
     assert "data: 16 more samples would change" in found.text()
-
-
-@pytest.mark.parametrize(
-    ("evaluate", "message"),
-    [
-        (lambda model: math.nan, "evaluate returned nan for the float model"),
-        (lambda model: {"boxes": 1.0, "classes": math.inf}, "evaluate returned inf for 'classes' for the float model"),
-        (lambda model: model({"elsewhere": 1}), "evaluate calls the model with a batch that does not fit: it has no array"),
-        (lambda model: open("labels.gone"), "FileNotFoundError: .* paths in it start in the folder that this runs in"),
-    ],
-)
-def test_a_measure_that_says_nothing_is_refused_before_anything_is_measured(evaluate, message, monkeypatch) -> None:
-    network = chain(1, spread=0)
-    sim, data = simulator(network), [network.batch(4)]
-    sim.calibrate(data)
-    monkeypatch.setattr(import_module("isobit.analysis.analyze"), "measure_errors", None)
-    with pytest.raises(EvaluateError, match=message):
-        isobit.analyze(sim, data, evaluate)
 
 
 def test_what_is_said_of_parts_holds_for_two_batches_and_for_one_sample() -> None:

@@ -149,7 +149,9 @@ def test_a_time_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None
     took = 10 * plain.time.in_float
     monkeypatch.setattr(plan_model, "float_pass", lambda *_: FloatPass(took, "measured here"))
     narrow, unknown = forecast().time.unknown
-    assert narrow.startswith("100 % of the multiply-adds of convolutions are in grouped ones or ones of fewer than 32 channels")
+    assert narrow.startswith(
+        "100 % of the multiply-adds of convolutions are in grouped ones or ones of fewer than 32 channels"
+    )
     assert "here a sample takes 10 times as long in float as these operations do by the table" in unknown
     assert unknown in str(forecast())
     assert forecast().to_dict()["time"]["unknown"] == [narrow, unknown]

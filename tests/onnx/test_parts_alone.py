@@ -15,9 +15,7 @@ from isobit_onnx.run import part as onnx_part
 
 @pytest.mark.parametrize("name", ["inverted_residual", "multi_head", "shared_weights"])
 @pytest.mark.parametrize("is_on", [True, False])
-def test_single_quantizers_are_switched_in_one_session(
-    name: str, is_on: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_single_quantizers_are_switched_in_one_session(name: str, is_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
     class Counted(onnx_part.Session):

@@ -118,20 +118,24 @@ def _open_sizes(graph: Graph) -> list[str]:
 def _unknown(graph: Graph, time: TimeForecast, float_time: FloatPass) -> Iterator[str]:
     """What the two times leave out: sizes, and what the float model was seen to take beside its operations."""
     if names := open_inputs(graph):
-        yield f"sizes of {', '.join(names)} that are left open count as 1; with those of a sample the ratio may be another"
-    convolutions = {node.name: multiply_adds(graph, node, of_one=True) or 0 for node in graph.nodes if node.op == "Conv"}
+        sizes = f"sizes of {', '.join(names)} that are left open count as 1"
+        yield f"{sizes}; with those of a sample the ratio may be another"
+    convolutions = {
+        node.name: multiply_adds(graph, node, of_one=True) or 0 for node in graph.nodes if node.op == "Conv"
+    }
     narrow = sum(count for name, count in convolutions.items() if _is_narrow(graph, graph.node(name)))
     if narrow > _SOME * sum(convolutions.values()):
+        share = f"{100 * narrow / sum(convolutions.values()):.0f} %"
         yield (
-            f"{100 * narrow / sum(convolutions.values()):.0f} % of the multiply-adds of convolutions are in grouped ones or "
-            f"ones of fewer than {_NARROW} channels, which have no times of their own in the table and may gain nothing"
+            f"{share} of the multiply-adds of convolutions are in grouped ones or ones of fewer than {_NARROW} "
+            "channels, which have no times of their own in the table and may gain nothing"
         )
     took = float_time.milliseconds
     if took is not None and time.in_float > 0 and took > _MUCH_LONGER * time.in_float:
         yield (
-            f"here a sample takes {took / time.in_float:.2g} times as long in float as these operations do by the table: "
-            "the rest, such as starting each of them, is in neither figure, and may shrink or grow with quantization "
-            "(isobit quantize measures both files)"
+            f"here a sample takes {took / time.in_float:.2g} times as long in float as these operations do by the "
+            "table: the rest, such as starting each of them, is in neither figure, and may shrink or grow with "
+            "quantization (isobit quantize measures both files)"
         )
 
 

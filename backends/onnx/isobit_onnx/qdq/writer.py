@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-from numpy.typing import NDArray
 
 from isobit.encodings import Encoding, PerTensor, QuantSpec
 from isobit.graph import Permute, to_canonical, to_native
@@ -38,8 +37,8 @@ def insert_quantizers(
 ) -> Inserted:
     """Quantize every site of `placed` in `model`; `interior` are further values of an export, by name.
 
-    `for_every_session` gives each reader of an int8 constant a DequantizeLinear of its own. `is_switched` makes an input
-    of each site, a truth value, that says whether it is on.
+    `for_every_session` gives each reader of an int8 constant a DequantizeLinear of its own. `is_switched` makes an
+    input of each site, a truth value, that says whether it is on.
     """
     writer = _QdqWriter(model, for_every_session=for_every_session, is_switched=is_switched)
     for_some_readers = [(site, encoding) for site, encoding in placed if site.readers is not None]
@@ -241,9 +240,7 @@ class _QdqWriter:
 
     def _switched(self, value: ir.Value, result: ir.Value, site: NativeSite) -> ir.Value:
         """What the quantizer makes of a value, or the value, as an input says."""
-        on = ir.Value(
-            name=self._free(f"{value.name}_is_on"), shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL)
-        )
+        on = ir.Value(name=self._free(f"{value.name}_is_on"), shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
         self.graph.inputs.append(on)
         self.switches[site] = on.name or ""
         nodes: list[ir.Node] = []
