@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper, parser, save
 
 
 def test_what_hurts_and_what_would_help(isobit: Callable[..., Any], digits: Path, images: np.ndarray, tmp_path) -> None:
@@ -72,3 +73,23 @@ def test_a_report_that_cannot_be_written(isobit: Callable[..., Any], digits: Pat
         result = isobit(*verb, digits / "model.onnx", "--data", data, "--report", report)
         assert result.exit_code == 1, result.output
         assert not (tmp_path / "out").exists()
+
+
+def test_labels_of_a_model_with_two_outputs_name_the_output_that_they_score(
+    isobit: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Else the figure would be taken for one of the whole model."""
+    body = parser.parse_graph(
+        "two (float[n, 4] x) => (float[n, 3] kind, float[n, 2] colour){ kind = MatMul(x, a)\n colour = MatMul(x, b) }"
+    )
+    rng = np.random.default_rng(0)
+    a, b, x = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 3), (4, 2), (16, 4)))
+    body.initializer.extend([numpy_helper.from_array(a, "a"), numpy_helper.from_array(b, "b")])
+    save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "two.onnx")
+    np.savez(tmp_path / "test.npz", x=x, label=(x @ a).argmax(1))
+    shown = isobit(
+        "analyze", tmp_path / "two.onnx", "--data", tmp_path / "test.npz", "--evaluate", tmp_path / "test.npz",
+        "--recipe", "basic", "--json",
+    )  # fmt: skip
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["scores"]["float"] == {"kind": 1.0}

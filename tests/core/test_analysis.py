@@ -160,6 +160,29 @@ def test_no_change_is_expected_to_gain_more_than_switching_off(analyzed) -> None
             assert advice.predicted <= site.without - found.sqnr + 1e-6
 
 
+def test_a_prediction_says_how_far_samples_differ_in_it(analyzed) -> None:
+    """The standard error of the gains of single samples, with the quantizer switched off by hand."""
+    sim, data, _ = analyzed
+    found = isobit.analyze(sim, data, samples=32, checks=2)
+    exact, model = copies(sim.simulation)
+
+    def ratios(run):
+        return np.concatenate([
+            10 * np.log10(np.square(a).sum(1) / np.square(b - a).sum(1))
+            for batch in data for a, b in [(exact.run(batch)["logits"], run(batch)["logits"])]
+        ])  # fmt: skip
+
+    together = ratios(model.run)
+    advice = next(advice for advice in found.advice if advice.change != "bias")
+    site = found.site(advice.site)
+    model.enable(site.sites, on=False)
+    gains = ratios(model.run) - together
+    assert gains.mean() == pytest.approx(site.without - found.sqnr, abs=1e-3)
+    assert advice.scatter == site.scatter == pytest.approx(gains.std(ddof=1) / np.sqrt(len(gains)), rel=1e-3)
+    assert ("give or take" in advice.text) == (advice.scatter >= 0.25)
+    assert found.to_dict()["advice"][0]["scatter"] == found.advice[0].scatter
+
+
 def test_every_site_alone(analyzed) -> None:
     sim, data, found = analyzed
     on = isobit.analyze(sim, data, samples=32, measure="on", checks=0)

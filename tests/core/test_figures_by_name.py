@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,27 @@ def test_several_figures_that_scatter(calibrated: isobit.QuantSim) -> None:
     assert found.runs == 3
     assert abs(found.chosen.drop) < 0.03
     assert 0.002 < found.chosen.margin < 0.06
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        (lambda model: math.nan, "evaluate returned nan for the float model"),
+        (lambda model: {"boxes": 1.0, "classes": math.inf}, "evaluate returned inf for 'classes' for the float model"),
+        (
+            lambda model: model({"elsewhere": 1}),
+            "evaluate calls the model with a batch that does not fit: it has no array",
+        ),
+        (
+            lambda model: np.load("labels.gone"),
+            "FileNotFoundError: .* paths in it start in the folder that this runs in",
+        ),
+    ],
+)
+def test_a_measure_that_says_nothing_is_refused_before_anything_is_measured(evaluate, message, monkeypatch) -> None:
+    network = chain(1, spread=0)
+    sim, data = simulator(network), [network.batch(4)]
+    sim.calibrate(data)
+    monkeypatch.setattr(import_module("isobit.analysis.analyze"), "measure_errors", None)
+    with pytest.raises(EvaluateError, match=message):
+        isobit.analyze(sim, data, evaluate)

@@ -12,10 +12,10 @@ from sketch import Sketch
 from isobit.backend.checked_model import CheckedModel
 from isobit.canonical import canonicalize
 from isobit.errors import FormatError, ModelError, RecipeError
-from isobit.forecast import Forecast, plan
+from isobit.forecast import Forecast, plan, plan_model
 from isobit.forecast.float_pass import FloatPass
 from isobit.forecast.plan_model import _conversions
-from isobit.forecast.recipe_cost import recipe_forecast
+from isobit.forecast.recipe_cost import _between, recipe_forecast
 from isobit.plugins import registry
 from isobit.quantsim import QuantSim
 from isobit.recipes import Recipe, Step
@@ -140,6 +140,31 @@ def test_a_model_that_made_up_values_do_not_run_has_the_time_of_the_table(monkey
     assert found.float_pass.milliseconds == found.time.in_float
     assert "of the table of a processor, since the model does not run on made-up values" in str(found)
     assert forecast(costs=()).recipes[0].minutes is None
+
+
+def test_a_time_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The float model was seen to take longer than its operations do by the table; or sizes are unknown."""
+    plain = forecast()
+    assert plain.time is not None
+    took = 10 * plain.time.in_float
+    monkeypatch.setattr(plan_model, "float_pass", lambda *_: FloatPass(took, "measured here"))
+    narrow, unknown = forecast().time.unknown
+    assert narrow.startswith(
+        "100 % of the multiply-adds of convolutions are in grouped ones or ones of fewer than 32 channels"
+    )
+    assert "here a sample takes 10 times as long in float as these operations do by the table" in unknown
+    assert unknown in str(forecast())
+    assert forecast().to_dict()["time"]["unknown"] == [narrow, unknown]
+    monkeypatch.setattr(plan_model, "float_pass", lambda *_: FloatPass(plain.time.in_float, "measured here"))
+    assert forecast().time.unknown == (narrow,)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "text"),
+    [((0.5, 1.5), "30 to 90 s"), ((0.042, 2.8), "2.5 s to 2.8 min"), ((3.0, 20.0), "3 to 20 min")],
+)
+def test_each_end_of_a_range_has_a_unit_that_fits(minutes: tuple[float, float], text: str) -> None:
+    assert _between(minutes) == text
 
 
 def test_nothing_in_integers_is_no_conversion() -> None:

@@ -25,7 +25,8 @@ from isobit.statistics import Request, Watched
 from isobit_onnx.export.export_qdq import QdqPlan
 from isobit_onnx.export.fit_onnxruntime import fit_onnxruntime
 from isobit_onnx.export.save_model import self_contained
-from isobit_onnx.qdq.writer import Inserted, Quantized, insert_quantizers
+from isobit_onnx.qdq.inserted import Inserted, Quantized
+from isobit_onnx.qdq.writer import insert_quantizers
 from isobit_onnx.read.bodies.branches import is_signal
 from isobit_onnx.read.initializers import has_large_weights
 from isobit_onnx.read.wide_floats import METADATA
@@ -187,7 +188,7 @@ class OnnxModel:
 
     def run_part(self, part: Graph, given: Batch) -> dict[str, NDArray[Any]]:
         """The tensors that the part makes, in front of their quantizers. Raises ModelError."""
-        return self._parts.of(part, self._part).run(self._active(), given)
+        return self._parts.of(part, self._part).run(self._encodings, self._off, given)
 
     def _part(self, part: Graph) -> ModelPart:
         return ModelPart(self.float_model, self.translation, part, self.providers)

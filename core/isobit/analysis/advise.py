@@ -34,6 +34,9 @@ from isobit.techniques.layers.weighted_layer import LAYERS, bias_obstacle
 #: A change that costs less is taken where it gains this part, in dB, of what the best one does.
 _ENOUGH = 0.7
 
+#: Decibels of scatter from which on a prediction says that it is no more than likely.
+_UNSURE = 0.25
+
 #: Channels are told apart by at most so many octaves.
 _OCTAVES = 12
 
@@ -91,9 +94,20 @@ def advise(findings: Findings, error: SiteError, without: float | None) -> Advic
         return None
     chosen = next(index for index, value in enumerate(gains) if value >= _ENOUGH * best)
     option = options[chosen]
-    text = f"{describe(findings.model.graph, error)}; {option.what} would give {gains[chosen]:+.1f} dB"
+    scatter = error.scatter if option.gain is None else None
+    # As much as the whole quantizer scatters, its part of the gain does too.
+    about = "" if scatter is None or scatter < _UNSURE else f", give or take {scatter:.1f}"
+    text = f"{describe(findings.model.graph, error)}; {option.what} would give {gains[chosen]:+.1f} dB{about}"
     return Advice(
-        error.name, option.change, text, option.settings, gains[chosen], None, option.encodings, option.bias or {}
+        error.name,
+        option.change,
+        text,
+        option.settings,
+        gains[chosen],
+        None,
+        option.encodings,
+        option.bias or {},
+        scatter,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,7 @@ from isobit.errors import DataError, FormatError
 from isobit.placement.coverage import Coverage
 from isobit.quantsim.checks.quality import sample_decibels
 from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate
-from isobit.quantsim.judging.figures import Figures
+from isobit.quantsim.judging.figures import Figures, require_numbers
 from isobit.quantsim.quantsim import QuantSim
 from isobit.quantsim.shown.report import Report
 
@@ -92,6 +93,7 @@ def analyze(
     others = [] if second is None else batches_of(second)[1]
     count = _count(sim, batches)
     exact, simulated = copies(simulation)
+    scores = _scores(evaluate, exact, simulated)  # first: where it fails, nothing else was waited for
     seen = SeenData(exact, searched, _grids(sim), is_compared=bool(others))
     measured = measure_errors(simulation, exact, simulated, batches)
     trials, findings = measured.trials, measured.findings
@@ -118,7 +120,7 @@ def analyze(
         together,
         error_by_depth(simulated.graph, noise),
         judged,
-        _scores(evaluate, exact, simulated),
+        scores,
         str(Coverage.of(simulated.graph, plan)),
         Report.of(simulation).left_in_float,
         tuple(f"{name} was not compared: {why}" for name, why in noise.left.items()),
@@ -171,15 +173,26 @@ def _measured(
     """The worst sites with what the output is without them; all, where asked, without them or with them alone."""
     worst = {i for i, error in enumerate(errors[: _SITES_A_CHECK * checks]) if error.share >= _WORTH_A_RUN}
     without: dict[int, float] = {}
+    scatter: dict[int, float] = {}
     alone: dict[int, float] = {}
     about = None
     if measure is not None:
         measured = measure_sites(trials, errors, measure, len(worst))
         about = measured.about
         (without if measure == "off" else alone).update(enumerate(measured.decibels))
-    without.update((i, decibels(1.0, trials.without(errors[i].sites))) for i in sorted(worst - without.keys()))
-    found = [replace(e, without=without.get(i), alone=alone.get(i)) for i, e in enumerate(errors)]
+        scatter.update(enumerate(measured.scatter) if measure == "off" else ())
+    for i in sorted(worst - without.keys()):
+        noise, scatter[i] = trials.without_these(errors[i].sites)
+        without[i] = decibels(1.0, noise)
+    found = [
+        replace(error, without=without.get(i), scatter=_finite(scatter.get(i)), alone=alone.get(i))
+        for i, error in enumerate(errors)
+    ]
     return found, about
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _suggestions(
@@ -212,5 +225,9 @@ def _by_sample(trials: Trials) -> tuple[float, ...]:
 
 
 def _scores(evaluate: Evaluate | None, exact: CheckedModel, simulated: CheckedModel) -> dict[str, Figures]:
-    scores = {"float": score(evaluate, exact), "quantized": score(evaluate, simulated)}
-    return {name: value for name, value in scores.items() if value is not None}
+    in_float = score(evaluate, exact)
+    if in_float is None:
+        return {}
+    require_numbers(in_float)
+    quantized = score(evaluate, simulated)
+    return {"float": in_float} | ({} if quantized is None else {"quantized": quantized})

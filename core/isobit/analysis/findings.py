@@ -31,6 +31,7 @@ class SiteError:
     spread`` (levels that smaller channels do not reach), ``mean shift``, and ``rounding``, which is the width's own.
     `inherited` is how much of the error at that tensor came in with its input. `without` is the signal-to-noise ratio
     of the output in dB with this quantizer alone off, `alone` with it alone on; None where they were not measured.
+    `scatter` is the standard error of what its absence gains, in dB, as samples differ.
     `step` is the distance of two levels, the largest of all channels; `channel_ranges` is what was seen of the first
     channels, `ranges_on_grid` the same behind the quantizer.
     """
@@ -51,6 +52,7 @@ class SiteError:
     channels: int = 1
     dead: int = 0
     without: float | None = None
+    scatter: float | None = None
     alone: float | None = None
     step: float = 0.0
     histogram: Counted | None = field(default=None, repr=False)
@@ -69,7 +71,8 @@ class Advice:
     """The one change that would repair a site.
 
     `predicted` is the gain at the output in dB that was expected before anything was run with the change, `measured`
-    what it was on the samples; None where it was not tried. `settings` says how a user asks for it.
+    what it was on the samples; None where it was not tried. `settings` says how a user asks for it. `scatter` is the
+    standard error of the prediction in dB, as samples differ; None where no run of single samples tells.
     """
 
     site: str
@@ -80,6 +83,7 @@ class Advice:
     measured: float | None = None
     encodings: Mapping[Site, Encoding | None] = field(default_factory=dict, repr=False, compare=False)
     bias: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    scatter: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -82,14 +83,16 @@ class Trials:
         """
         if outputs is None:
             return 10**10.0
-        chosen = self.names if output is None else [output]
-        ratios = [
-            min(max(ratio, -CAP), CAP)
-            for exact, other in zip(self.exact, outputs, strict=True)
-            for ratio in sample_decibels({name: exact[name] for name in chosen}, other)
-        ]
+        ratios = self._ratios(outputs, self.names if output is None else [output])
         mean = float(np.mean(ratios)) if ratios else CAP
         return 0.0 if mean == CAP else 10 ** (-mean / 10)
+
+    def _ratios(self, outputs: Sequence[Outputs], names: Sequence[str]) -> list[float]:
+        return [
+            min(max(ratio, -CAP), CAP)
+            for exact, other in zip(self.exact, outputs, strict=True)
+            for ratio in sample_decibels({name: exact[name] for name in names}, other)
+        ]
 
     def by_sample(self) -> Floats:
         """How much the noise of each sample counts where each counts alike in dB: one over its noise, mean 1.
@@ -132,8 +135,21 @@ class Trials:
 
     def without(self, sites: Sequence[Site]) -> float:
         """The noise with these quantizers off."""
+        return self.without_these(sites)[0]
+
+    def without_these(self, sites: Sequence[Site]) -> tuple[float, float]:
+        """The noise with these quantizers off, and the standard error in dB of what that gains, as samples differ.
+
+        Roundings behind a quantizer fall otherwise without it, which gains in some samples and loses in others.
+        """
         with self.model_without(sites) as model:
-            return self.noise_of(self._run(model))
+            outputs = self._run(model)
+        scatter = math.inf
+        if outputs is not None and self.outputs is not None:
+            pairs = (self._ratios(found, self.names) for found in (outputs, self.outputs))
+            gains = [one - other for one, other in zip(*pairs, strict=False)]
+            scatter = float(np.std(gains, ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else math.inf
+        return self.noise_of(outputs), scatter
 
     def alone(self, sites: Sequence[Site]) -> float:
         """The noise with only these quantizers on."""

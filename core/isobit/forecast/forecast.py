@@ -37,13 +37,15 @@ class NodeForecast:
 class TimeForecast:
     """Milliseconds of one sample on one thread, by the table of costs of a `processor`.
 
-    `without_times` counts operations, by op, that the table has no times of: they are 0 in both figures.
+    `without_times` counts operations, by op, that the table has no times of: they are 0 in both figures. `unknown` says
+    what else the ratio may be off by.
     """
 
     processor: str
     in_float: float
     quantized: float
     without_times: dict[str, int]
+    unknown: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -107,6 +109,7 @@ class Forecast:
             f"weights      {self.bytes_before / 1e6:.3g} MB in float, {self.bytes_after / 1e6:.3g} MB quantized",
             f"time         {self.time if self.time is not None else self.no_time}",
         ]
+        lines += [f"  unknown    {text}" for text in (self.time.unknown if self.time is not None else ())]
         lines += _recipe_lines(self)
         return "\n".join([*lines, *(f"note         {note}" for note in self.notes)])
 
@@ -135,7 +138,7 @@ def _sections(found: Forecast) -> list[Section]:
         "of the multiply-adds in integers": _share(found.coverage),
         "operations in integers": f"{runs['integers']} of {len(found.nodes)}",
         "weights": f"{found.bytes_before / 1e6:.3g} MB → {found.bytes_after / 1e6:.3g} MB",
-        "conversions": f"{found.quantize} + {found.dequantize}",
+        "conversions to integers + to float": f"{found.quantize} + {found.dequantize}",
         "time, of that in float": "not told" if found.time is None else f"{found.time.ratio:.2f}",
     }
     rows = [
@@ -154,7 +157,7 @@ def _sections(found: Forecast) -> list[Section]:
     columns = (Column("operation", "name"), Column("op"), Column("runs in"), *numbers, Column("why not", "words"))
     return [
         cards(figures),
-        notes("Time", [found.no_time if found.time is None else str(found.time)]),
+        notes("Time", [found.no_time] if found.time is None else [str(found.time), *found.time.unknown]),
         notes("Recipes", [line.strip() for line in _recipe_lines(found)]),
         table("Operations", columns, rows, filter="Filter by name, op, reason"),
         *([notes("Notes", found.notes)] if found.notes else []),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import prod
 from os import PathLike
 from typing import Any
@@ -13,7 +14,7 @@ from isobit.data import Dataset
 from isobit.encodings.quant_spec import QuantSpec
 from isobit.errors import IsobitError
 from isobit.forecast.example_sizes import one_sample, with_sizes_of
-from isobit.forecast.float_pass import float_pass
+from isobit.forecast.float_pass import FloatPass, float_pass
 from isobit.forecast.forecast import Forecast, NodeForecast, TimeForecast
 from isobit.forecast.recipe_cost import recipe_forecast
 from isobit.graph.graph import Graph, Node
@@ -37,6 +38,13 @@ _UNDECIDED = (
     "{name}: an input decides which of its branches runs, so that the weights of both count and the work of neither; "
     "isobit.plan(model, example_inputs) counts the one that runs on the example, as isobit.quantize does"
 )
+
+#: A float model that takes so many times as long as its operations do by the table has something else that counts.
+_MUCH_LONGER = 2.0
+
+#: Channels below which a convolution takes longer than tables say (they are of 64), and the part of the multiply-adds
+#: that may be in such ones without a word.
+_NARROW, _SOME = 32, 0.25
 
 #: The part of the weights that operations without times may hold where a time is told.
 _UNTIMED_WEIGHTS = 0.1
@@ -75,6 +83,7 @@ def plan(
     weights = sum(node.bytes_before for node in nodes)
     in_table, processor = (time.in_float, time.processor) if time else (None, "")
     float_time = float_pass(simulation.model, weights, in_table, processor, sample)
+    time = time and replace(time, unknown=tuple(_unknown(graph, time, float_time)))
     recipes = []
     for name in sorted(registry().recipes()):
         try:
@@ -104,6 +113,36 @@ def _open_sizes(graph: Graph) -> list[str]:
         return []
     what = f"{', '.join(names)}: sizes that are left open beside the batch count as 1, in times and multiply-adds"
     return [f"{what}; those of a sample count where one is given (example_inputs, --example)"]
+
+
+def _unknown(graph: Graph, time: TimeForecast, float_time: FloatPass) -> Iterator[str]:
+    """What the two times leave out: sizes, and what the float model was seen to take beside its operations."""
+    if names := open_inputs(graph):
+        sizes = f"sizes of {', '.join(names)} that are left open count as 1"
+        yield f"{sizes}; with those of a sample the ratio may be another"
+    convolutions = {
+        node.name: multiply_adds(graph, node, of_one=True) or 0 for node in graph.nodes if node.op == "Conv"
+    }
+    narrow = sum(count for name, count in convolutions.items() if _is_narrow(graph, graph.node(name)))
+    if narrow > _SOME * sum(convolutions.values()):
+        share = f"{100 * narrow / sum(convolutions.values()):.0f} %"
+        yield (
+            f"{share} of the multiply-adds of convolutions are in grouped ones or ones of fewer than {_NARROW} "
+            "channels, which have no times of their own in the table and may gain nothing"
+        )
+    took = float_time.milliseconds
+    if took is not None and time.in_float > 0 and took > _MUCH_LONGER * time.in_float:
+        yield (
+            f"here a sample takes {took / time.in_float:.2g} times as long in float as these operations do by the "
+            "table: the rest, such as starting each of them, is in neither figure, and may shrink or grow with "
+            "quantization (isobit quantize measures both files)"
+        )
+
+
+def _is_narrow(graph: Graph, node: Node) -> bool:
+    """Whether a convolution is grouped, or has fewer channels than those that tables are made with."""
+    info = graph.weights.get(node.input(1) or "")
+    return node.attributes.get("group", 1) != 1 or (info is not None and min(info.shape[:2]) < _NARROW)
 
 
 def _node(simulation: Simulation, groups: Groups, node: Node) -> NodeForecast:

@@ -140,7 +140,7 @@ def _memory(graph: Graph, steps: Sequence[Step], samples: int, weights: float) -
 
 
 def _between(minutes: Range) -> str:
-    """A range of minutes, in seconds where it is short."""
-    if minutes[1] < 2:
-        return f"{60 * minutes[0]:.2g} to {60 * minutes[1]:.2g} s"
-    return f"{minutes[0]:.2g} to {minutes[1]:.2g} min"
+    """A range of minutes, in seconds where an end is short."""
+    low, high = ((60 * end, "s") if end < 2 else (end, "min") for end in minutes)
+    unit = f" {low[1]}" if low[1] != high[1] else ""
+    return f"{low[0]:.2g}{unit} to {high[0]:.2g} {high[1]}"

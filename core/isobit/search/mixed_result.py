@@ -150,7 +150,7 @@ def _sections(found: MixedPrecision) -> list[Section]:
         Column("why", "words"),
     )
     groups = table("Formats of groups of layers", columns, rows, filter="Filter by name, format, reason")
-    return [cards(figures), notes("The choice", [found.why, *found.notes]), drawn, groups]
+    return [cards(figures), notes("The choice of formats", [found.why, *found.notes]), drawn, groups]
 
 
 def _words(point: Point) -> str:

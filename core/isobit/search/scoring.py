@@ -16,7 +16,7 @@ from isobit.backend.contract import Backend
 from isobit.errors import EvaluateError
 from isobit.quantsim.executor import ExecutorLike
 from isobit.quantsim.judging.evaluate import Evaluate, figures_of
-from isobit.quantsim.judging.figures import Figures, mean_figures, score_of, without_number
+from isobit.quantsim.judging.figures import Figures, mean_figures, require_numbers, score_of
 from isobit.quantsim.judging.judge import Judge, mean
 
 #: Runs of an `evaluate` that gives another figure each time: of the float model, and of others.
@@ -121,11 +121,8 @@ class Scorer:
         is_same = runs[0] == runs[1]
         if not is_same:
             runs += self._figures([self._exact], _FLOAT_RUNS - 2)[0] or []
-        bad = next(filter(None, map(without_number, runs)), "")
-        if bad:
-            raise EvaluateError(
-                f"evaluate returned {bad} for the float model: it must return a finite number, the higher the better"
-            )
+        for run in runs:
+            require_numbers(run)
         if is_same:
             return Score(score_of(runs[0], runs[0]), math.inf, figures=runs[0])
         exact = mean_figures(runs)

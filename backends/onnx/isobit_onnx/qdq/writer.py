@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from isobit.encodings import Encoding, PerTensor, QuantSpec
 from isobit.graph import Permute, to_canonical, to_native
 from isobit.graph.free_name import free_name
 from isobit_onnx.qdq.grids import FORMAT, OnnxGrid, float_tensor, grid_of, integer_tensor, needs_clip, stored_type
+from isobit_onnx.qdq.inserted import Grid, Inserted, Quantized, levels_of
 from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.read.unused_nodes import remove_unused
 from isobit_onnx.translate.sites import NativeSite
@@ -27,53 +27,20 @@ from isobit_onnx.translate.translate import readers_through_views, view_chain
 Placed = Iterable[tuple[NativeSite, Encoding]]
 
 
-class Quantized(NamedTuple):
-    """A value that is quantized for all who read it, and what they read instead."""
-
-    source: ir.Value
-    result: ir.Value
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """The constants that hold one quantizer: scale, zero point where it has one, and of a constant its `levels`."""
-
-    site: NativeSite
-    shape: tuple[int, ...]
-    scale: str
-    zero_point: str | None
-    levels: str | None = None
-    source: ir.TensorProtocol | None = None  # the constant in float
-
-    def tensors(self, encoding: Encoding) -> list[ir.Tensor[Any]]:
-        """What they are for another encoding of the same form."""
-        grid = grid_of(encoding, self.shape, self.site.layout, activation=self.levels is None)
-        found = [ir.Tensor(np.asarray(grid.scale, np.float32), name=self.scale)]
-        if self.zero_point is not None:
-            found.append(integer_tensor(np.asarray(grid.zero_point), grid.type, self.zero_point))
-        if self.levels is not None and self.source is not None:
-            found.append(_levels(self.source.numpy(), self.site, encoding, grid.type, self.levels))
-        return found
-
-
-class Inserted(NamedTuple):
-    """What is quantized for all its readers, by the name that it had; and what holds the grid of each site, if known.
-
-    A site whose grid is None is written in another way for other numbers, or shares its constants.
-    """
-
-    quantized: dict[str, Quantized]
-    grids: dict[NativeSite, Grid | None]
-
-
 def insert_quantizers(
-    model: ir.Model, placed: Placed, interior: Mapping[str, Encoding] | None = None, *, for_every_session: bool = False
+    model: ir.Model,
+    placed: Placed,
+    interior: Mapping[str, Encoding] | None = None,
+    *,
+    for_every_session: bool = False,
+    is_switched: bool = False,
 ) -> Inserted:
     """Quantize every site of `placed` in `model`; `interior` are further values of an export, by name.
 
-    `for_every_session` gives each reader of an int8 constant a DequantizeLinear of its own.
+    `for_every_session` gives each reader of an int8 constant a DequantizeLinear of its own. `is_switched` makes an
+    input of each site, a truth value, that says whether it is on.
     """
-    writer = _QdqWriter(model, for_every_session=for_every_session)
+    writer = _QdqWriter(model, for_every_session=for_every_session, is_switched=is_switched)
     for_some_readers = [(site, encoding) for site, encoding in placed if site.readers is not None]
     for_all_readers = [(site, encoding) for site, encoding in placed if site.readers is None]
     for site, encoding in for_some_readers:  # first: these readers leave the float value before all others do
@@ -82,18 +49,19 @@ def insert_quantizers(
     for name, encoding in (interior or {}).items():
         writer.quantize(NativeSite(name), encoding)
     remove_unused(model)
-    return Inserted(quantized, writer.exchangeable())
+    return Inserted(quantized, writer.exchangeable(), writer.switches)
 
 
 class _QdqWriter:
-    def __init__(self, model: ir.Model, *, for_every_session: bool = False) -> None:
-        self.graph, self.for_every_session = model.graph, for_every_session
+    def __init__(self, model: ir.Model, *, for_every_session: bool, is_switched: bool) -> None:
+        self.graph, self.for_every_session, self.is_switched = model.graph, for_every_session, is_switched
         self.nodes = {node.name or "": node for node in model.graph}
         self.values = {v.name or "": v for v in ir.convenience.create_value_mapping(model.graph).values()}
         self.taken: set[str] = set()  # names of what was added
         self.held: dict[str, list[tuple[ir.Tensor[Any], ir.Value]]] = {}  # integers by constant
         self.own_nodes: set[str] = set()  # they keep reading the float value
         self.grids: list[tuple[NativeSite, Grid | None]] = []
+        self.switches: dict[NativeSite, str] = {}
 
     def exchangeable(self) -> dict[NativeSite, Grid | None]:
         """What holds the grid of each site; None for sites that share the levels of a constant, or are there twice."""
@@ -123,6 +91,8 @@ class _QdqWriter:
         else:
             result, grid = self._activation(value, encoding)
         self.grids.append((asked, grid))
+        if self.is_switched:
+            result = self._switched(value, result, asked)
         self._rewire(value, result, site)
         return Quantized(value, result)
 
@@ -198,7 +168,7 @@ class _QdqWriter:
             grid = grid_of(encoding, native.shape, site.layout, activation=False)
             name = self._free(f"{stem}_quantized")
             if spec.is_integer:
-                stored = self._stored(nodes, stem, _levels(native, site, encoding, grid.type, name))
+                stored = self._stored(nodes, stem, levels_of(native, site, encoding, grid.type, name))
             else:
                 canonical = to_canonical(native, site.layout)
                 scale, _ = encoding.broadcast(canonical.shape)
@@ -267,6 +237,19 @@ class _QdqWriter:
             return [scale]
         zero = integer_tensor(np.asarray(grid.zero_point), grid.type, self._free(f"{stem}_zero_point"))
         return [scale, self._register(zero)]
+
+    def _switched(self, value: ir.Value, result: ir.Value, site: NativeSite) -> ir.Value:
+        """What the quantizer makes of a value, or the value, as an input says."""
+        on = ir.Value(name=self._free(f"{value.name}_is_on"), shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
+        self.graph.inputs.append(on)
+        self.switches[site] = on.name or ""
+        nodes: list[ir.Node] = []
+        chosen = self._node(nodes, "Where", [on, result, value], f"{value.name}_switched")
+        chosen.shape = result.shape
+        producer = result.producer()
+        assert producer is not None
+        self.graph.insert_after(producer, nodes)
+        return chosen
 
     # --- wiring ----------------------------------------------------------------------------------------------------
 
@@ -358,14 +341,6 @@ class _QdqWriter:
         free = free_name(name or "value", self.values, self.nodes, self.taken)
         self.taken.add(free)
         return free
-
-
-def _levels(
-    native: NDArray[np.float32], site: NativeSite, encoding: Encoding, kind: ir.DataType, name: str
-) -> ir.Tensor[Any]:
-    """The integers of a constant, in its own layout."""
-    levels = encoding.quantize(to_canonical(native, site.layout))
-    return integer_tensor(to_native(levels, site.layout, np.zeros(native.shape, np.int32)), kind, name)
 
 
 def _names(operands: list[ir.Value]) -> tuple[str, str | None]:

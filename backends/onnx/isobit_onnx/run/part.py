@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -18,17 +19,21 @@ from isobit_onnx.run.session import Session, own_arrays
 from isobit_onnx.translate.sites import bind
 from isobit_onnx.translate.translate import NativeNodes, Translation
 
-#: Sessions kept of a part: one with the quantizers that most runs have, and the last with others. Of a model with large
+#: Sessions kept of a part: one with the quantizers that most runs have, and one with switches. Of a model with large
 #: weights, of which each session holds copies, the last alone.
 _KEPT_SESSIONS, _KEPT_OF_LARGE = 2, 1
 
 
 class _Opened(NamedTuple):
-    """A session, the name that each output has in it, and its quantizers, which are the same objects as long."""
+    """A session, the name that each output has in it, and its quantizers, which are the same objects as long.
+
+    `switches` are the inputs that say which of them are on; without any all are.
+    """
 
     session: Session
     names: Mapping[str, str]
     encodings: Mapping[Site, Encoding]
+    switches: Mapping[Site, str]
 
 
 class ModelPart:
@@ -52,17 +57,27 @@ class ModelPart:
         self._most = _KEPT_OF_LARGE if has_large_weights(model) else _KEPT_SESSIONS
         self._sessions: OrderedDict[Hashable, _Opened] = OrderedDict()
 
-    def run(self, encodings: Mapping[Site, Encoding], given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The outputs by tensor, in front of their quantizers, with those of `encodings` that the part reads."""
+    def run(
+        self, encodings: Mapping[Site, Encoding], off: Collection[Site], given: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """The outputs by tensor, in front of their quantizers, with those of `encodings` that the part reads.
+
+        Where some of these are off and some on, others will be soon: one session has all of them, with a switch each.
+        """
         read = {site: encoding for site, encoding in encodings.items() if self._reads(site)}
-        key = tuple((site, id(encoding)) for site, encoding in read.items())
+        on = {site: encoding for site, encoding in read.items() if site not in off}
+        is_switched = 0 < len(on) < len(read)
+        written = read if is_switched else on
+        key = is_switched, *((site, id(encoding)) for site, encoding in written.items())
         if key not in self._sessions:
             while len(self._sessions) >= self._most:
                 self._sessions.popitem(last=False)
-            self._sessions[key] = self._opened(read)
+            self._sessions[key] = self._opened(written, is_switched=is_switched)
         self._sessions.move_to_end(key)
         opened = self._sessions[key]
-        made = own_arrays(opened.session.run({self._values[name]: given[name] for name in self.graph.inputs}))
+        feeds = {self._values[name]: given[name] for name in self.graph.inputs}
+        feeds.update((name, np.array(site in on)) for site, name in opened.switches.items())
+        made = own_arrays(opened.session.run(feeds))
         return {name: made[opened.names[name]] for name in self.graph.outputs}
 
     def _reads(self, site: Site) -> bool:
@@ -70,18 +85,20 @@ class ModelPart:
             return self.graph.has_site(site)
         return self.graph.has_site(site) and bool(self.graph.uses(site.name))
 
-    def _opened(self, encodings: Mapping[Site, Encoding]) -> _Opened:
+    def _opened(self, encodings: Mapping[Site, Encoding], *, is_switched: bool) -> _Opened:
         model = self._model.clone()
         nodes = NativeNodes(model)
-        placed = [(bind(nodes, self._translation, site), encoding) for site, encoding in encodings.items()]
+        places = {site: bind(nodes, self._translation, site) for site in encodings}
         sources = {value.name: value for value in model.graph.outputs}
         try:
-            quantized = insert_quantizers(model, placed).quantized
+            placed = [(places[site], encoding) for site, encoding in encodings.items()]
+            inserted = insert_quantizers(model, placed, is_switched=is_switched)
         except KeyError as error:  # a constant that a body of an operation reads, and the part has no other reader of
             raise ModelError(f"the part cannot be run alone: {error.args[0]}") from error
-        for name, made in quantized.items():
+        for name, made in inserted.quantized.items():
             if name in sources:
                 sources[name] = made.source
         model.graph.outputs[:] = list(sources.values())
         names = {name: sources[self._values[name]].name or "" for name in self.graph.outputs}
-        return _Opened(Session(model, self._providers, is_short=True), names, encodings)
+        switches = {site: inserted.switches[place] for site, place in places.items() if is_switched}
+        return _Opened(Session(model, self._providers, is_short=True), names, encodings, switches)

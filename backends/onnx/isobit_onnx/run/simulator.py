@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isobit.encodings import Encoding
 from isobit.graph import Site
-from isobit_onnx.qdq.writer import Grid, Quantized
+from isobit_onnx.qdq.inserted import Grid, Quantized
 from isobit_onnx.run.observe import ObservingSessions
 from isobit_onnx.run.session import Session, to_proto
 

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobit.analysis.sensitivity.cut_graph import Part
+from isobit.analysis.sensitivity.cut_graph import Part, joined
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch
 from isobit.encodings.encoding import Encoding
 from isobit.graph.sites import Site, Tensor
+
+#: Parts that run as one where none of them is changed: each boundary costs copies.
+_TOGETHER = 3
 
 Values = Mapping[str, NDArray[Any]]
 Grids = Mapping[Site, Encoding]
@@ -50,6 +53,9 @@ class Chain:
         """Runs every part once on each batch. Raises what running does."""
         self.model, self.parts = model, parts
         self.ran = 0.0
+        self._long = {
+            start: joined(model.graph, parts[start : start + _TOGETHER]) for start in range(0, len(parts), _TOGETHER)
+        }
         self._given: list[Values] = [
             {name: np.asarray(batch[name]) for name in model.graph.inputs} for batch in batches
         ]
@@ -57,8 +63,8 @@ class Chain:
         for given in self._given:
             states: list[Values] = [{}]
             self._between.append(states)
-            for index in range(len(parts)):
-                states.append(self._run(model, index, given, states[-1]))
+            for index, part in enumerate(parts):
+                states.append(self._run(model, part, index + 1, given, states[-1]))
         self.outputs = [
             _leaving(model, on, {**given, **states[-1]})
             for given, states in zip(self._given, self._between, strict=True)
@@ -75,26 +81,37 @@ class Chain:
         first = changed.first_of(self.parts)
         own = [changed.is_read_by(part) for part in self.parts]
         for given, states in zip(self._given, self._between, strict=True):
-            state, moved = states[first], set[str]()
-            for index in range(first, len(self.parts)):
-                common = states[index + 1]
-                if not own[index] and moved.isdisjoint(self.parts[index].graph.inputs):
+            state, moved, index = states[first], set[str](), first
+            while index < len(self.parts):
+                part, end = self.parts[index], index + 1
+                if index in self._long and not any(own[index : index + _TOGETHER]):
+                    part, end = self._long[index], min(index + _TOGETHER, len(self.parts))
+                common = states[end]
+                if not own[index] and moved.isdisjoint(part.graph.inputs):
                     state = {**common, **{name: state[name] for name in moved & common.keys()}}
                 else:
-                    state = self._run(changed.model if own[index] else self.model, index, given, state)
-                    made = self.parts[index].graph.outputs.keys() & common.keys()
-                    moved |= {name for name in made if not np.array_equal(state[name], common[name], equal_nan=True)}
+                    state = self._run(changed.model if own[index] else self.model, part, end, given, state)
+                    made = part.graph.outputs.keys() & common.keys()
+                    moved |= {name for name in made if not _are_equal(state[name], common[name])}
                 moved &= state.keys()
+                index = end
             yield _leaving(changed.model, changed.on, {**given, **state})
 
-    def _run(self, model: CheckedModel, index: int, given: Values, state: Values) -> Values:
-        """What is there after a part, and still wanted."""
-        part = self.parts[index]
+    def _run(self, model: CheckedModel, part: Part, end: int, given: Values, state: Values) -> Values:
+        """What is there after a part, in front of the part `end`, and still wanted."""
         graph = part.graph if model.graph is self.model.graph else part.of(model.graph)
         made = model.run_part(graph, {name: state[name] if name in state else given[name] for name in graph.inputs})
         self.ran += part.work / len(self._given)
-        wanted = self.parts[index + 1].live if index + 1 < len(self.parts) else model.graph.output_tensors
+        wanted = self.parts[end].live if end < len(self.parts) else model.graph.output_tensors
         return {name: array for name, array in {**state, **made}.items() if name in wanted}
+
+
+def _are_equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two arrays hold the same; what differs mostly does so in the first sample."""
+    is_nan_equal = one.dtype.kind in "fc"
+    if one.ndim and not np.array_equal(one[:1], other[:1], equal_nan=is_nan_equal):
+        return False
+    return np.array_equal(one, other, equal_nan=is_nan_equal)
 
 
 def _leaving(model: CheckedModel, on: Grids, state: Values) -> Values:

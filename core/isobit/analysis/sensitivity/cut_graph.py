@@ -65,6 +65,12 @@ def cut_into_parts(graph: Graph, most: int) -> list[Part]:
     return parts
 
 
+def joined(graph: Graph, parts: Sequence[Part]) -> Part:
+    """Parts of a graph that follow one another as one."""
+    nodes = [node for part in parts for node in part.graph.nodes]
+    return Part(part_of(graph, nodes), sum(part.work for part in parts), parts[0].live)
+
+
 def part_of(graph: Graph, nodes: Sequence[Node]) -> Graph:
     """These nodes of a graph as a graph of their own; it has all inputs of the model, of which sizes are taken."""
     inside = {node.name for node in nodes}

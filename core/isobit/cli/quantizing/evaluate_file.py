@@ -25,7 +25,7 @@ _MODULE = "isobit_user_evaluate"
 
 @dataclass(frozen=True)
 class TopOne:
-    """Top-1 accuracy of the first output on labelled data, from 0 to 1."""
+    """Top-1 accuracy of the first output on labelled data, from 0 to 1; by the output's name where there are others."""
 
     files: DataFiles
     dataset: Dataset
@@ -36,10 +36,11 @@ class TopOne:
         """A hash of the file, which labels are in always."""
         return _digest(self.files.path)
 
-    def __call__(self, model: CallableModel) -> float:
+    def __call__(self, model: CallableModel) -> Figures:
         """Of a model."""
         with self.files.named():
-            return Evaluator(self.dataset, self.files.labels, self.output).accuracy(model)
+            accuracy = Evaluator(self.dataset, self.files.labels, self.output).accuracy(model)
+        return accuracy if len(model.outputs) == 1 else {self.output: accuracy}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def load_evaluate(path: Path, graph: Graph, images: ImageOptions, batch_size: in
     if files.labels is None:
         raise EvaluateError(
             f"{path} holds no array 'label' or 'labels', so it says nothing of how good a model is: add the labels, "
-            "name a .py with a function evaluate(model), or leave --evaluate out for agreement with the float model"
+            "name a .py with a function evaluate(model), which may return a figure for each output, or leave "
+            "--evaluate out for agreement with the float model"
         )
     dataset = Dataset(files.source, graph, batch_size=batch_size, ignore_non_finite=ignore_non_finite)
     return TopOne(files, dataset, next(iter(graph.outputs)))

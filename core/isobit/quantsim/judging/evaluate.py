@@ -7,6 +7,7 @@ import inspect
 import pickle
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Dataset
-from isobit.errors import EvaluateError, IsobitError
+from isobit.errors import DataError, EvaluateError, IsobitError
 from isobit.quantsim.judging.figures import Figures, checked_figures
 
 
@@ -25,8 +26,12 @@ class CallableModel:
         self._model = model
 
     def __call__(self, batch: Any) -> dict[str, NDArray[Any]]:
-        """The outputs of one batch. Raises DataError for one that does not fit the model."""
-        return self._model.run(next(iter(Dataset([batch], self._model.graph, ignore_non_finite=True))))
+        """The outputs of one batch. Raises EvaluateError for one that does not fit the model."""
+        try:
+            return self._model.run(next(iter(Dataset([batch], self._model.graph, ignore_non_finite=True))))
+        except DataError as error:  # else it would be taken for a fault of the data of the call
+            why = str(error).partition("; inputs=")[0].replace("batch 0", "it", 1)
+            raise EvaluateError(f"evaluate calls the model with a batch that does not fit: {why}") from error
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -49,10 +54,10 @@ def figures_of(evaluate: Evaluate, model: CheckedModel) -> Figures:
     except IsobitError:
         raise
     except (Exception, SystemExit) as error:  # what ends itself would end the search in silence
-        raise EvaluateError(
-            f"evaluate failed with {type(error).__name__}: {error}; it gets one argument, a function from a batch to "
-            "the outputs by name"
-        ) from error
+        what = "it gets one argument, a function from a batch to the outputs by name"
+        if isinstance(error, OSError):
+            what = f"paths in it start in the folder that this runs in, {Path.cwd()}"
+        raise EvaluateError(f"evaluate failed with {type(error).__name__}: {error}; {what}") from error
     return checked_figures(value)
 
 

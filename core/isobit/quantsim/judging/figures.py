@@ -50,6 +50,14 @@ def score_of(figures: Figures, exact: Figures) -> float:
     return math.nan if any(map(math.isnan, falls)) else float(np.mean(list(base.values()))) - max(falls)
 
 
+def require_numbers(figures: Figures) -> None:
+    """Raise EvaluateError for what `evaluate` says of the float model where that is no number."""
+    if bad := without_number(figures):
+        raise EvaluateError(
+            f"evaluate returned {bad} for the float model: it must return a finite number, the higher the better"
+        )
+
+
 def without_number(figures: Figures) -> str:
     """``nan``, or ``nan for 'boxes'``: the first figure that is not finite; empty where all are."""
     for name, figure in by_name(figures).items():
