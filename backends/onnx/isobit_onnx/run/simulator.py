@@ -155,7 +155,8 @@ def _names(graph: ir.Graph) -> list[str]:
     """Of all values and nodes."""
     nodes = list(graph.all_nodes())
     values = [*graph.inputs, *graph.initializers.values(), *(output for node in nodes for output in node.outputs)]
-    return [thing.name for thing in (*nodes, *values) if thing.name is not None]
+    names = [*(node.name for node in nodes), *(value.name for value in values)]
+    return [name for name in names if name is not None]
 
 
 def _is_alike(one: Encoding, other: Encoding) -> bool:
