@@ -36,6 +36,7 @@ _PUBLIC = {
     "auto_quantize": "isobit.search.auto_quantize",
     "compress": "isobit.compression.compress",
     "dump": "isobit.layer_dumps.dump",
+    "errors": "isobit.errors",
     "load": "isobit.quantsim.load",
     "mixed_precision": "isobit.search.mixed_precision",
     "plan": "isobit.forecast.plan_model",

@@ -311,7 +311,7 @@ def test_a_misspelt_op_and_what_it_leaves_are_lines(isobit, digits, calibration,
 def test_a_poor_result_names_the_next_command(isobit, digits, calibration, tmp_path, further, advice):
     result = isobit(
         *("quantize", digits / "model.onnx", "--data", calibration, *QUICK),
-        *(*further, "-o", tmp_path / "out"),
+        *(*further, "--report", report := tmp_path / "report.html", "-o", tmp_path / "out"),
     )
     assert result.exit_code == 0, result.output
     assert "dB, poor" in result.stdout
@@ -321,4 +321,4 @@ def test_a_poor_result_names_the_next_command(isobit, digits, calibration, tmp_p
     assert command[command.index(advice[0]) + 1] == advice[1]
     assert "target default, calibration" in result.stdout
     kept = [word for word in map(str, QUICK) if word != advice[0]]  # all else stays as it was asked for
-    assert set(kept) <= set(command)
+    assert {*kept, "--report", str(report)} <= set(command)

@@ -48,6 +48,12 @@ def test_public_names_exist():
         assert getattr(isobit, name) is not None
 
 
+def test_errors_are_there_without_an_import_of_their_own():
+    code = "import isobit; assert issubclass(isobit.errors.DataError, isobit.IsobitError)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_version_is_that_of_the_distribution():
     assert distribution("isobit").version == isobit.__version__
 

@@ -67,7 +67,7 @@ def quantize(
     job = Job(
         model, data, out, evaluate, target, weights, activations, parse_overrides(override or ()), tuple(exclude or ()),
         not no_fold, recipe, backend, method, batch_size, samples, ignore_non_finite, not no_check, images,
-        latency_batch, threads,
+        latency_batch, threads, report,
     )  # fmt: skip
     from isobit.cli.quantizing.outcome import print_outcome
     from isobit.cli.quantizing.quantize_run import Run

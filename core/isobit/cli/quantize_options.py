@@ -344,6 +344,7 @@ class Job:
     images: ImageOptions
     latency_batch: int
     threads: int | None
+    report: Path | None = None
 
 
 def explain(recipe: str | None) -> None:

@@ -111,7 +111,8 @@ class _Mover:
         self.constants_by_name = {tensor.name: tensor for tensor in graph.initializer}
         kinds = {value.name: value.type.tensor_type for value in graph.input}
         # an input of unknown rank has no dimensions either
-        self.scalar_inputs = {name for name, kind in kinds.items() if kind.HasField("shape") and not kind.shape.dim}
+        self.scalars = {name for name, kind in kinds.items() if kind.HasField("shape") and not kind.shape.dim}
+        self.scalars |= _single_parts(graph)
         self.dims = {
             value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])
             for value in (*graph.value_info, *graph.output)
@@ -162,11 +163,11 @@ class _Mover:
         )
 
     def _is_scalar(self, name: str, most: int) -> bool:
-        """Whether a constant or an input holds one number in at most `most` dimensions.
+        """Whether a constant, an input or a part of one holds one number, a constant in at most `most` dimensions.
 
         A scale of one dimension is per channel.
         """
-        if name in self.scalar_inputs:
+        if name in self.scalars:
             return True
         constant = self.constants_by_name.get(name)
         return constant is not None and prod(constant.dims) == 1 and len(constant.dims) <= most
@@ -240,6 +241,14 @@ def _names(graph: GraphProto) -> Iterable[str]:
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
                 yield from _names(body)
+
+
+def _single_parts(graph: GraphProto) -> set[str]:
+    """The parts of one element that a Split makes, as far as their sizes are known."""
+    single = {
+        value.name for value in graph.value_info if [d.dim_value for d in value.type.tensor_type.shape.dim] == [1]
+    }
+    return {name for node in graph.node if node.op_type == "Split" for name in node.output if name in single}
 
 
 def _reorder_output(blocked: str, plain: str, channels: int, name: str) -> NodeProto:

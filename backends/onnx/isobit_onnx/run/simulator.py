@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -12,16 +12,31 @@ from numpy.typing import NDArray
 
 from isobit.encodings import Encoding
 from isobit.graph import Site
+from isobit.graph.free_name import take_name
 from isobit_onnx.qdq.inserted import Grid, Quantized
+from isobit_onnx.read.initializers import add_initializer
 from isobit_onnx.run.observe import ObservingSessions
 from isobit_onnx.run.session import Session, to_proto
 
 #: Zero points that NumPy has a type for can be fed.
 _FED = frozenset({ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT16, ir.DataType.INT16})
 
+#: Scales in one input. onnxruntime looks through the inputs for each of its constants, several times, and through the
+#: outputs of a node for each of them: with many of either the time to make a session grows with their square.
+_MOST_PARTS = 64
+
+
+class _Place(NamedTuple):
+    """Where the numbers of one scale or zero point lie: in an input, from its `start`th element on."""
+
+    fed: str
+    start: int
+
 
 class Simulator:
     """A QDQ model, and the session of it, in which the grids of activations are inputs.
+
+    An input holds many scales, or zero points of one type, which a Split cuts apart: few inputs are fed in less time.
 
     Schemes of calibration that are compared differ in these alone: all of them run in one session. Grids of constants
     stay constants, which onnxruntime computes with once; another one takes a session of its own, of the same protobuf.
@@ -41,7 +56,7 @@ class Simulator:
         """
         self.model, self.quantized, self._providers = model, quantized, providers
         self._encodings, self._grids = dict(encodings), grids
-        self.feeds = _made_inputs(model, [grid for grid in grids.values() if grid is not None])
+        self.feeds, self._places = _made_inputs(model, [grid for grid in grids.values() if grid is not None])
         self.proto = to_proto(model)
         self._held: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in self.proto.graph.initializer}
         self._session: Session | None = None
@@ -66,8 +81,12 @@ class Simulator:
             if grid is None or not _is_alike(encoding, self._encodings[site]):
                 return False
             exchanged += grid.tensors(encoding)
-        fed = {tensor.name: tensor.numpy() for tensor in exchanged if tensor.name in self.feeds}
-        self.feeds = {**self.feeds, **{name or "": array for name, array in fed.items()}}
+        fed = {tensor.name: tensor.numpy() for tensor in exchanged if tensor.name in self._places}
+        if fed:  # who runs a session of the grids before has the arrays of those
+            self.feeds = {name: array.copy() for name, array in self.feeds.items()}
+        for name, array in fed.items():
+            place = self._places[name or ""]
+            self.feeds[place.fed][place.start : place.start + array.size] = array.reshape(-1)
         for tensor in exchanged:
             name = tensor.name or ""
             if name not in self._held:  # it is fed, or nothing reads what it is for
@@ -81,25 +100,63 @@ class Simulator:
         return True
 
 
-def _made_inputs(model: ir.Model, grids: Sequence[Grid]) -> dict[str, NDArray[Any]]:
-    """Make inputs of the scales and zero points of activations; returns what they are."""
-    feeds: dict[str, NDArray[Any]] = {}
+def _made_inputs(model: ir.Model, grids: Sequence[Grid]) -> tuple[dict[str, NDArray[Any]], dict[str, _Place]]:
+    """Take the scales and zero points of activations from inputs, one of each type: these, and what lies where."""
     constants = model.graph.initializers
+    by_type: dict[ir.DataType, list[tuple[ir.Value, NDArray[Any]]]] = {}
     for grid in grids:
         names = [name for name in (grid.scale, grid.zero_point) if name is not None]
         if grid.levels is not None or len(names) < 2 or any(name not in constants for name in names):
             continue
-        tensors = {name: constants[name].const_value for name in names}
-        held = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        if len(held) < len(names) or held[names[1]].dtype not in _FED:
+        tensors = {name: tensor for name in names if (tensor := constants[name].const_value) is not None}
+        if len(tensors) < len(names) or tensors[names[1]].dtype not in _FED:
             continue
-        for name, tensor in held.items():
-            value = constants.pop(name)
-            feeds[name] = np.asarray(tensor.numpy())
-            value.const_value, value.shape = None, ir.Shape(tensor.shape.numpy())
-            value.type = ir.TensorType(tensor.dtype)
-            model.graph.inputs.append(value)
-    return feeds
+        for name, tensor in tensors.items():
+            by_type.setdefault(tensor.dtype, []).append((constants[name], tensor.numpy().reshape(-1)))
+    feeds: dict[str, NDArray[Any]] = {}
+    places: dict[str, _Place] = {}
+    taken = set(_names(model.graph))
+    parts = [
+        (kind, held[start : start + _MOST_PARTS])
+        for kind, held in by_type.items()
+        for start in range(0, len(held), _MOST_PARTS)
+    ]
+    for kind, held in parts:
+        fed = take_name(f"grids_{kind.name.lower()}", taken)
+        feeds[fed] = np.concatenate([array for _, array in held])
+        sizes = [array.size for _, array in held]
+        for (value, array), end in zip(held, np.cumsum(sizes), strict=True):
+            places[value.name or ""] = _Place(fed, int(end) - array.size)
+        _cut_apart(model.graph, fed, kind, [value for value, _ in held], sizes, taken)
+    return feeds, places
+
+
+def _cut_apart(
+    graph: ir.Graph, fed: str, kind: ir.DataType, values: Sequence[ir.Value], sizes: Sequence[int], taken: set[str]
+) -> None:
+    """Put parts of a new input, of so many elements each, in the place of constants.
+
+    One element has an axis of its own then, which for a scale of onnxruntime is the same as none.
+    """
+    whole = ir.Value(name=fed, shape=ir.Shape([sum(sizes)]), type=ir.TensorType(kind))
+    graph.inputs.append(whole)
+    lengths = add_initializer(graph, ir.Tensor(np.array(sizes, np.int64), name=take_name(f"{fed}_sizes", taken)))
+    split = ir.Node("", "Split", [whole, lengths], num_outputs=len(values), name=take_name(f"{fed}_split", taken))
+    for value, part, size in zip(values, split.outputs, sizes, strict=True):
+        part.shape, part.type = ir.Shape([size]), ir.TensorType(kind)
+        for use in tuple(value.uses()):
+            use.node.replace_input_with(use.idx, part)
+        part.name = value.name
+        del graph.initializers[value.name or ""]
+    graph.insert_before(graph[0], [split])
+
+
+def _names(graph: ir.Graph) -> list[str]:
+    """Of all values and nodes."""
+    nodes = list(graph.all_nodes())
+    values = [*graph.inputs, *graph.initializers.values(), *(output for node in nodes for output in node.outputs)]
+    names = [*(node.name for node in nodes), *(value.name for value in values)]
+    return [name for name in names if name is not None]
 
 
 def _is_alike(one: Encoding, other: Encoding) -> bool:

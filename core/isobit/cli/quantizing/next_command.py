@@ -60,6 +60,7 @@ def _options(job: Job) -> dict[str, Sequence[str]]:
         "--layout": images.layout,
         "--latency-batch": None if job.latency_batch == 8 else job.latency_batch,
         "--threads": job.threads,
+        "--report": job.report,
     }
     flags = {
         "--no-fold": not job.fold,
