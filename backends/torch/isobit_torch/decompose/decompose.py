@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from isobit_torch.decompose.distances import decompose_distances
 from isobit_torch.decompose.einsum import decompose_einsum
 from isobit_torch.decompose.expander import Expander, Rule
 from isobit_torch.decompose.math import MATH
@@ -233,6 +234,7 @@ _RULES: dict[str, Rule] = {
     "chunk": _chunk,
     "cat": _cat,
     "istft": decompose_istft,
+    "cdist": decompose_distances,
     "einsum": decompose_einsum,
     "_native_batch_norm_legit_no_training": _multi_outputs,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), decompose_recurrent),
