@@ -1,4 +1,4 @@
-"""Distances of all pairs of rows, and running products: what ONNX has no operation for, written in others."""
+"""Distances of pairs of rows, running products, bilinear layers: what ONNX has no operation for, in others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import isobit
+from isobit.graph import Weight
 
 
 class Codebook(nn.Module):
@@ -47,6 +48,17 @@ class Products(nn.Module):
         return y.cumprod(1), torch.cumprod(y, -1)
 
 
+class Biaffine(nn.Module):
+    """What one layer says of each pair of steps."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.layer, self.pairs = nn.Linear(6, 5), nn.Bilinear(6, 5, 3, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pairs(x, self.layer(x))
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -56,6 +68,8 @@ class Products(nn.Module):
         lambda: Codebook(5, "use_mm_for_euclid_dist"),
         Pairs,
         Products,
+        lambda: Biaffine(True),
+        lambda: Biaffine(False),
     ],
 )
 def test_the_file_computes_what_the_module_does(make: Callable[[], nn.Module], tmp_path: Path) -> None:
@@ -64,6 +78,9 @@ def test_the_file_computes_what_the_module_does(make: Callable[[], nn.Module], t
     sim = isobit.QuantSim(module, data[0])
     sim.calibrate(data, "minmax", progress=False)
     assert not any("has no mapping" in note for note in sim.graph.notes)
+    weights = {info.source or name for name, info in sim.graph.weights.items()}
+    placed = {site.name for site in sim.plan.placements if isinstance(site, Weight)}
+    assert "pairs.weight" not in weights or "pairs.weight" in placed
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(str(sim.export(tmp_path)["model"]), options)

@@ -45,3 +45,28 @@ def test_an_example_as_large_as_a_number_of_the_code(samples: int, tmp_path: Pat
             np.testing.assert_allclose(sim.run_float(batch)["output"], module(batch), rtol=1e-4, atol=1e-5)
         (found,) = session.run(None, {"x": batch.numpy()})
         assert np.mean(np.abs(found - sim.run(batch)["output"]) < 1e-5) > 0.98
+
+
+class Linear(nn.Module):
+    """Attention without a softmax: three operands in one einsum, for which opt_einsum would look at all sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.layer(x).view(*x.shape[:2], 2, 4)
+        states = torch.einsum("blhd,blhm->blhdm", q, q).cumsum(1)
+        return torch.einsum("blhd,blhdm,blh->blhm", q, states, q[..., 0])
+
+
+def test_a_product_of_three_operands(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Linear().eval(), torch.randn(4, 6, 8)
+    sim = isobit.QuantSim(module, x)
+    sim.calibrate([x], "minmax", progress=False)
+    assert not sim.graph.notes
+    session = onnxruntime.InferenceSession(str(sim.export(tmp_path)["model"]))
+    y = torch.randn(3, 6, 8)
+    np.testing.assert_allclose(sim.run_float(y)["output"], module(y).detach(), rtol=1e-4, atol=1e-5)
+    assert session.run(None, {"x": y.numpy()})[0].shape == (3, 6, 2, 4)

@@ -184,3 +184,20 @@ def test_rows_that_forward_shortens_stay_as_they_were() -> None:
     sim.calibrate([ids], "minmax", progress=False)
     assert torch.equal(module[0].weight, before)
     np.testing.assert_allclose(sim.run_float(ids)["output"], module(ids).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_that_change_nothing_are_no_operations() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 3) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            total = sum(layer(x) for layer in self.layers)  # begins with 0
+            return total * 1, 1 - total, x.long() * 1.0  # the last becomes floats
+
+    module, x = Sum().eval(), 3 * torch.randn(5, 4)
+    sim = isobit.QuantSim(module, x)
+    assert sorted(node.op for node in sim.graph.nodes if node.op in ("Add", "Mul", "Sub")) == ["Add", "Mul", "Sub"]
+    for found, wanted in zip(sim.run_float(x).values(), module(x), strict=True):
+        np.testing.assert_allclose(found, wanted.detach(), rtol=1e-5, atol=1e-6)

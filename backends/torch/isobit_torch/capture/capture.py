@@ -37,7 +37,13 @@ from isobit_torch.program.signature import (
     output_names,
     register_dataclasses,
 )
-from isobit_torch.program.torch_export import named_arguments, quiet, without_autocast, without_moves
+from isobit_torch.program.torch_export import (
+    from_left_to_right,
+    named_arguments,
+    quiet,
+    without_autocast,
+    without_moves,
+)
 
 #: What helps to capture code that looks at values: nothing; what holds for any data; what the example decides.
 Aid = Literal["none", "rules", "example"]
@@ -298,7 +304,8 @@ def _export(
     for batch, sequence, note in tries:
         shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch, sequence, is_time_first), call.by_name)  # noqa: B023
         try:
-            with quiet(), without_moves(), named_arguments(module, call, aids or nullcontext), torch.no_grad():
+            named = named_arguments(module, call, aids or nullcontext)
+            with quiet(), without_moves(), from_left_to_right(), named, torch.no_grad():
                 program = torch.export.export(
                     module, call.args, call.kwargs, dynamic_shapes=shapes if batch else None, strict=False
                 )

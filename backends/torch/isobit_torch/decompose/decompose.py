@@ -150,6 +150,9 @@ def _scalar(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
         name, left, right = "sub", right, left
     elif is_tensor(left) and is_tensor(right):
         return None
+    unchanged = _unchanged(name, left, right)
+    if unchanged is not None and unchanged.meta.get(DTYPE) == node.meta.get(DTYPE):
+        return e.call(aten.alias.default, unchanged)
     operands = []
     for value, part in ((left, "left"), (right, "right")):
         if isinstance(value, bool | int | float):
@@ -159,6 +162,16 @@ def _scalar(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
         else:
             return None  # a size
     return e.call(getattr(aten, {"true_divide": "div"}.get(name, name)).Tensor, *operands)
+
+
+def _unchanged(name: str, left: Any, right: Any) -> fx.Node | None:
+    """The operand that a number beside it leaves as it is: ``sum(parts)`` in Python begins with 0."""
+    neutral = {"add": 0, "sub": 0, "mul": 1, "div": 1, "true_divide": 1}.get(name)
+    if is_tensor(left) and isinstance(right, int | float) and right == neutral:
+        return left
+    if name in ("add", "mul") and is_tensor(right) and isinstance(left, int | float) and left == neutral:
+        return right
+    return None
 
 
 def _norm_constants(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:

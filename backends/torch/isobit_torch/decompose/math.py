@@ -174,6 +174,20 @@ def _running_product(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node |
     return product
 
 
+def _bilinear(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
+    """A linear layer of the first input, whose results meet the second: the weight is one of a layer then."""
+    outputs, inputs, others = (int(n) for n in a["weight"].meta["val"].shape)
+    turned = e.call(aten.permute.default, a["weight"], [0, 2, 1], part="turned", like=a["weight"])
+    matrix = e.call(aten.reshape.default, turned, [outputs * others, inputs], part="matrix", like=a["weight"])
+    first = e.call(aten.linear.default, a["input1"], matrix, part="first")
+    rows = e.call(aten.unflatten.int, first, -1, [outputs, others], part="rows")
+    second = e.call(aten.unsqueeze.default, a["input2"], -2, part="second")
+    product = e.call(aten.mul.Tensor, rows, second, part="product")
+    if a["bias"] is None:
+        return e.call(aten.sum.dim_IntList, product, [-1])
+    return e.call(aten.add.Tensor, e.call(aten.sum.dim_IntList, product, [-1], part="sum"), a["bias"])
+
+
 def _glu(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     x, axis = a["self"], a["dim"]
     size = x.meta["val"].shape[axis]
@@ -287,6 +301,7 @@ MATH: dict[str, Rule] = {
     "lerp": _lerp,
     "outer": _outer,
     "floor_divide": _rounded_division,
+    "bilinear": _bilinear,
     "cumprod": _running_product,
     "glu": _glu,
     "log_sigmoid": _log_sigmoid,
