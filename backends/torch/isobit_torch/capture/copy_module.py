@@ -61,7 +61,8 @@ def _rebind(module: nn.Module, memo: dict[int, Any]) -> None:
     copy.deepcopy takes functions over as they are: what they have from around them would be the parts of the original.
     """
     for part in module.modules():
-        for table in (part.__dict__, part._forward_hooks, part._forward_pre_hooks):
+        tables: list[dict[Any, Any]] = [part.__dict__, part._forward_hooks, part._forward_pre_hooks]
+        for table in tables:
             for name, value in list(table.items()):
                 if isinstance(value, FunctionType):
                     table[name] = _bound_anew(value, memo, ())
