@@ -166,11 +166,14 @@ def _scalar(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
 
 def _unchanged(name: str, left: Any, right: Any) -> fx.Node | None:
     """The operand that a number beside it leaves as it is: ``sum(parts)`` in Python begins with 0."""
+    operand: fx.Node
     neutral = {"add": 0, "sub": 0, "mul": 1, "div": 1, "true_divide": 1}.get(name)
     if is_tensor(left) and isinstance(right, int | float) and right == neutral:
-        return left
+        operand = left
+        return operand
     if name in ("add", "mul") and is_tensor(right) and isinstance(left, int | float) and left == neutral:
-        return right
+        operand = right
+        return operand
     return None
 
 

@@ -163,7 +163,8 @@ def _running_product(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node |
     if not isinstance(count, int) or not _is_float(x) or a.get("dtype") is not None or count < 2:
         return None
     behind = len(shape) - 1 - axis % len(shape)
-    places, product = 1, x
+    places = 1
+    product: fx.Node = x
     while places < count:
         ones = [0] * (2 * behind) + [places, 0]
         kept = e.call(aten.slice.Tensor, product, axis, 0, count - places, part=f"kept_{places}", like=x)
