@@ -35,6 +35,16 @@ def script() -> Any:
     return torch.jit.trace(net(), X)
 
 
+def part_script() -> Any:
+    return nn.Sequential(nn.Linear(4, 4), torch.jit.script(net())).eval()
+
+
+def prepared() -> Any:
+    module = nn.Sequential(torch.ao.quantization.QuantStub(), net(), torch.ao.quantization.DeQuantStub()).train()
+    module.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
+    return torch.ao.quantization.prepare_qat(module).eval()
+
+
 def dynamic() -> Any:
     return torch.ao.quantization.quantize_dynamic(net(), {nn.Linear})
 
@@ -57,6 +67,8 @@ def observed() -> Any:
         (lambda: {"epoch": 3, "model": net().state_dict()}, r"load_state_dict\(checkpoint\['model'\]\)"),
         (exported, r"isobit\.quantize\(program\.module\(\), data\)"),
         (script, r"torch\.onnx\.export\(module, example_inputs, 'model\.onnx', dynamo=False\)"),
+        (part_script, r"the part '1' is a TorchScript module.*dynamo=False\)"),
+        (prepared, "quantized already"),
         (lambda: nn.Linear, r"the class Linear: isobit\.quantize\(Linear\(\.\.\.\), data\)"),
         (lambda: net().forward, "with the object itself"),
         (lambda: torch.relu, "the forward of a torch.nn.Module"),
@@ -72,6 +84,7 @@ def observed() -> Any:
     "ignore:torch.ao.quantization is deprecated",
     "ignore:`torch.jit",
     "ignore:reduce_range",
+    "ignore:Please use quant_min",
     "ignore:torch.quantize_per",
 )
 def test_models(make: Callable[[], Any], says: str) -> None:

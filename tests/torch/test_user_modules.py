@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import isobit
 from isobit.errors import ModelError
@@ -139,3 +140,64 @@ def test_a_batch_norm_and_a_parameter_under_such_names_train() -> None:
 def test_parameters_without_values_are_refused() -> None:
     with pytest.raises(ModelError, match=r"'0\.weight' has no values yet: run the model once"):
         isobit.quantize(nn.Sequential(nn.LazyLinear(4)).eval(), [torch.randn(5, 4)], progress=False)
+
+
+class Prepared(nn.Module):
+    """A float model with the places where torch.ao.quantization would put its own quantizers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+        self.conv, self.add = nn.Conv2d(3, 3, 3, padding=1), torch.ao.nn.quantized.FloatFunctional()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.quant(x)
+        return self.dequant(self.add.add_relu(x, self.conv(x)))
+
+
+class Repeated(nn.Module):
+    """A buffer whose values are the same place in memory, into which nothing can be written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.register_buffer("kernel", torch.full((3, 3), 1 / 9).expand(3, 1, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(self.conv(x), self.kernel, groups=3)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.parametrize("kind", [Prepared, Repeated])
+def test_float_models_with_odd_parts(kind: type[nn.Module]) -> None:
+    module, x = kind().eval(), torch.randn(4, 3, 6, 6)
+    sim = isobit.QuantSim(module, x)
+    sim.calibrate([x], "minmax", progress=False)
+    np.testing.assert_allclose(sim.run_float(x)["output"], module(x).detach(), rtol=1e-5, atol=1e-5)
+    assert sim.report.coverage.integer_weight_bytes == sim.report.coverage.weight_bytes
+
+
+def test_rows_that_forward_shortens_stay_as_they_were() -> None:
+    module, ids = nn.Sequential(nn.Embedding(10, 4, max_norm=0.5), nn.Linear(4, 3)).eval(), torch.arange(10)[None]
+    before = module[0].weight.detach().clone()
+    sim = isobit.QuantSim(module, ids)
+    sim.calibrate([ids], "minmax", progress=False)
+    assert torch.equal(module[0].weight, before)
+    np.testing.assert_allclose(sim.run_float(ids)["output"], module(ids).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_that_change_nothing_are_no_operations() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 3) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            total = sum(layer(x) for layer in self.layers)  # begins with 0
+            return total * 1, 1 - total, x.long() * 1.0  # the last becomes floats
+
+    module, x = Sum().eval(), 3 * torch.randn(5, 4)
+    sim = isobit.QuantSim(module, x)
+    assert sorted(node.op for node in sim.graph.nodes if node.op in ("Add", "Mul", "Sub")) == ["Add", "Mul", "Sub"]
+    for found, wanted in zip(sim.run_float(x).values(), module(x), strict=True):
+        np.testing.assert_allclose(found, wanted.detach(), rtol=1e-5, atol=1e-6)

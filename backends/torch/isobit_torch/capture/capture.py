@@ -20,8 +20,9 @@ from isobit_torch.capture.aids.packed_sequences import PaddedSequences, why_not_
 from isobit_torch.capture.aids.picked_rows import AllRows, require_by_row
 from isobit_torch.capture.aids.states_of_packed import with_checked_states
 from isobit_torch.capture.caches import Caches
-from isobit_torch.capture.copy_module import copy_module, refuse_quantized
+from isobit_torch.capture.copy_module import copy_module, refuse_quantized, refuse_scripts
 from isobit_torch.capture.errors import DependsOnValuesError, explain, explain_failure
+from isobit_torch.capture.fast_path import padding_notes
 from isobit_torch.capture.kept_states import kept_states
 from isobit_torch.capture.say_captured import deciding_question, say_captured
 from isobit_torch.program.devices import require_one_device
@@ -36,7 +37,13 @@ from isobit_torch.program.signature import (
     output_names,
     register_dataclasses,
 )
-from isobit_torch.program.torch_export import named_arguments, quiet, without_autocast, without_moves
+from isobit_torch.program.torch_export import (
+    from_left_to_right,
+    named_arguments,
+    quiet,
+    without_autocast,
+    without_moves,
+)
 
 #: What helps to capture code that looks at values: nothing; what holds for any data; what the example decides.
 Aid = Literal["none", "rules", "example"]
@@ -107,12 +114,7 @@ def capture(model: nn.Module, example: Any, *, is_fixed: bool = False, aid: Aid 
     "example", branches go its way (`decided_branches`).
     Raises ModelError that quotes the line of the user's code which stands in the way.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError(
-            "a TorchScript module cannot be captured: open the nn.Module that it was made from, or "
-            "torch.onnx.export(module, example_inputs, 'model.onnx', dynamo=False), then "
-            "isobit.quantize('model.onnx', data)"
-        )
+    refuse_scripts(model)
     refuse_quantized(model)
     with without_autocast() as asked:
         captured = _capture(model, example, is_fixed, aid)
@@ -150,7 +152,7 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool, aid: Aid) -> Captur
     question = deciding_question(asked, outputs, lambda: _outputs(module, call))
     with say_captured(False) if question else nullcontext():
         program, fixed = _export(unrun, call, is_fixed, aids)
-    notes = [*fixed]
+    notes = [*fixed, *padding_notes(module, outputs, lambda: _outputs(module, call))]
     if question:
         notes.append(f"the code computes something else where {question} says that it is captured: it is told no")
     if aids is not None and aids.has_picked:
@@ -256,7 +258,8 @@ def _running_call(
 def _outputs(module: nn.Module, call: Call) -> Any:
     """What the module itself returns for the example; neither the example nor the module's buffers are changed."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (call.args, call.kwargs))
-    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    # What `expand` has made repeats its values in memory, and nothing can be written into it.
+    before = {name: buffer.clone() for name, buffer in module.named_buffers() if 0 not in buffer.stride()}
     with torch.no_grad(), with_checked_states(module):
         try:
             outputs = module(*args, **kwargs)
@@ -289,17 +292,20 @@ def _export(
     module: nn.Module, call: Call, is_fixed: bool, aids: Aids | None
 ) -> tuple[ExportedProgram, tuple[str, ...]]:
     """Try axes from the most to the least dynamic; where all tries fail, the error of the first is raised."""
-    tries = [(True, True, ""), (True, False, "the sequence length is fixed")]
-    tries.append((False, False, "the batch size and the sequence length are fixed"))
-    if not any(_is_sequence(leaf) for leaf in pytree.tree_leaves((call.args, call.kwargs))):
+    is_time_first = _is_time_first(module)
+    second = "the size of the second axis" if is_time_first else "the sequence length"
+    tries = [(True, True, ""), (True, False, f"{second} is fixed")]
+    tries.append((False, False, f"the batch size and {second} are fixed"))
+    if not any(_has_second(leaf, is_time_first) for leaf in pytree.tree_leaves((call.args, call.kwargs))):
         tries = [(True, False, ""), (False, False, "the batch size is fixed")]
     failure: Exception | None = None
     if is_fixed:
         tries = tries[-1:]
     for batch, sequence, note in tries:
-        shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch, sequence), call.by_name)  # noqa: B023
+        shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch, sequence, is_time_first), call.by_name)  # noqa: B023
         try:
-            with quiet(), without_moves(), named_arguments(module, call, aids or nullcontext), torch.no_grad():
+            named = named_arguments(module, call, aids or nullcontext)
+            with quiet(), without_moves(), from_left_to_right(), named, torch.no_grad():
                 program = torch.export.export(
                     module, call.args, call.kwargs, dynamic_shapes=shapes if batch else None, strict=False
                 )
@@ -310,8 +316,8 @@ def _export(
             continue
         if batch and not _is_open(program, 0):
             note = note or "the batch size is fixed"
-        elif sequence and not _is_open(program, 1):
-            note = note or "the sequence length is fixed"
+        elif sequence and not _is_open(program, 1, is_time_first):
+            note = note or f"{second} is fixed"
         return program, (f"{note} to that of the example: the model's code depends on it",) if note else ()
     assert failure is not None
     raise explain(failure, module) from failure
@@ -340,23 +346,33 @@ def _asks_for_values(program: ExportedProgram) -> bool:
     return any(op_name(node) == "item" for node in read)
 
 
-def _is_open(program: ExportedProgram, axis: int) -> bool:
+def _is_open(program: ExportedProgram, axis: int, is_time_first: bool = False) -> bool:
     """Whether any input has an open size there: torch.export fixes, without a word, what the code fixes."""
     names = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
     tensors = [value for value in values if isinstance(value, torch.Tensor) and value.ndim > axis]
-    return any(is_open(value.shape[axis], program.graph) for value in tensors if axis == 0 or is_sequence(value))
+    counted = [value for value in tensors if axis == 0 or _has_second(value, is_time_first)]
+    return any(is_open(value.shape[axis], program.graph) for value in counted)
 
 
-def _is_sequence(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and is_sequence(leaf) and leaf.shape[1] > 1
+def _is_time_first(module: nn.Module) -> bool:
+    """Whether a layer takes time on the first axis and samples on the second, as is the default of PyTorch."""
+    kinds = (nn.RNNBase, nn.MultiheadAttention)
+    return any(isinstance(part, kinds) and not part.batch_first for part in module.modules())
 
 
-def _dynamic(leaf: Any, batch: bool, sequence: bool) -> Any:
+def _has_second(leaf: Any, is_time_first: bool) -> bool:
+    """Whether a second axis is to be open: that of token ids and masks, and of vectors where samples lie on it."""
+    if not isinstance(leaf, torch.Tensor) or leaf.ndim < 2 or leaf.shape[1] == 1:
+        return False
+    return is_sequence(leaf) or (is_time_first and leaf.ndim == 3)
+
+
+def _dynamic(leaf: Any, batch: bool, sequence: bool, is_time_first: bool) -> Any:
     if not isinstance(leaf, torch.Tensor) or not leaf.ndim:
         return None
     axes: dict[int, Any] = {0: Dim.AUTO} if batch and leaf.shape[0] > 1 else {}
-    if sequence and _is_sequence(leaf):
+    if sequence and _has_second(leaf, is_time_first):
         axes[1] = Dim.AUTO
     return axes or None
 

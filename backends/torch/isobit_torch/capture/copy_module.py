@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+from functools import update_wrapper
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -14,7 +16,9 @@ from isobit.errors import ModelError
 from isobit_torch.capture.errors import first_line
 
 #: Modules of torch.ao.quantization that compute in integers, observe, or round.
-_OF_TORCH = re.compile(r"quantized|\.qat\.|FakeQuant|Observer|QuantStub")
+_OF_TORCH = re.compile(r"quantized|\.qat\.|FakeQuant|Observer")
+#: Modules that change nothing until torch.ao.quantization prepares the model, which is a float model until then.
+_STAND_INS = frozenset(("FloatFunctional", "FXFloatFunctional"))
 _OTHER_TOOLS = frozenset(("bitsandbytes", "auto_gptq", "awq", "quanto", "optimum", "torchao", "pytorch_quantization"))
 
 _TENSORS_AND_PARTS = ("_parameters", "_buffers", "_modules")
@@ -35,28 +39,82 @@ def copy_module(model: nn.Module, *, is_shared: bool = False) -> nn.Module:
         for leaf in pytree.tree_leaves(held):
             if isinstance(leaf, torch.Tensor) and not leaf.is_leaf:
                 memo[id(leaf)] = leaf.detach().clone()
-    if is_shared:
-        memo |= {id(parameter): parameter for parameter in model.parameters()}
+    if is_shared:  # but for tables whose rows forward itself shortens
+        written = {id(part.weight) for part in model.modules() if getattr(part, "max_norm", None) is not None}
+        memo |= {id(parameter): parameter for parameter in model.parameters() if id(parameter) not in written}
+    copied = dict(memo)
     try:
-        return copy.deepcopy(model, dict(memo)).eval()
+        module = copy.deepcopy(model, copied)
     except Exception:
-        memo |= _uncopied(model, memo)
-    try:
-        return copy.deepcopy(model, memo).eval()
-    except Exception as error:
-        raise ModelError(f"the model cannot be copied by copy.deepcopy: {first_line(str(error))}") from error
+        copied = memo | _uncopied(model, memo)
+        try:
+            module = copy.deepcopy(model, copied)
+        except Exception as error:
+            raise ModelError(f"the model cannot be copied by copy.deepcopy: {first_line(str(error))}") from error
+    _rebind(module, copied)
+    return module.eval()
+
+
+def _rebind(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Let functions that lie in a copy (hooks, ``self.f = lambda x: self.layer(x)``) mean its parts, in place.
+
+    copy.deepcopy takes functions over as they are: what they have from around them would be the parts of the original.
+    """
+    for part in module.modules():
+        tables: list[dict[Any, Any]] = [part.__dict__, part._forward_hooks, part._forward_pre_hooks]
+        for table in tables:
+            for name, value in list(table.items()):
+                if isinstance(value, FunctionType):
+                    table[name] = _bound_anew(value, memo, ())
+
+
+def _bound_anew(value: Any, memo: dict[int, Any], above: tuple[Any, ...]) -> Any:
+    """What a function is, or holds from around it, in the copy that `memo` is of."""
+    if isinstance(value, MethodType) and id(value.__self__) in memo:
+        return MethodType(value.__func__, memo[id(value.__self__)])
+    if not isinstance(value, FunctionType) or not value.__closure__ or value in above:
+        return memo.get(id(value), value)
+    held = [_content(cell) for cell in value.__closure__]
+    anew = [_bound_anew(content, memo, (*above, value)) for content in held]
+    if all(a is b for a, b in zip(anew, held, strict=True)):
+        return value
+    pairs = zip(value.__closure__, held, anew, strict=True)
+    cells = tuple(cell if a is b else CellType(b) for cell, a, b in pairs)
+    function = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+    function.__kwdefaults__ = value.__kwdefaults__
+    return update_wrapper(function, value)
 
 
 def refuse_quantized(model: nn.Module) -> None:
     """Raise ModelError for a module that another tool has quantized, or made ready for it."""
     for name, part in model.named_modules():
         kind = type(part)
-        is_torchs = kind.__module__.startswith("torch.ao.") and _OF_TORCH.search(f"{kind.__module__}.{kind.__name__}")
-        if is_torchs or kind.__module__.partition(".")[0] in _OTHER_TOOLS:
+        is_torchs = kind.__module__.startswith("torch.ao.") and kind.__name__ not in _STAND_INS
+        is_quantized = is_torchs and _OF_TORCH.search(f"{kind.__module__}.{kind.__name__}")
+        if is_quantized or kind.__module__.partition(".")[0] in _OTHER_TOOLS:
             raise ModelError(
                 f"the part {name or '(the model itself)'!r} is a {kind.__module__}.{kind.__name__}: the model is "
                 "quantized already; pass the float module that it was made from"
             )
+
+
+def refuse_scripts(model: nn.Module) -> None:
+    """Raise ModelError for a module that TorchScript has compiled, or that has such a part."""
+    scripts = [name for name, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    if scripts:
+        what = f"the part {scripts[0]!r} is" if scripts[0] else "the model is"
+        raise ModelError(
+            f"{what} a TorchScript module, which cannot be captured: use the nn.Module that it was made from, or "
+            "torch.onnx.export(module, example_inputs, 'model.onnx', dynamo=False), then "
+            "isobit.quantize('model.onnx', data)"
+        )
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that was never given a value
+        return None
 
 
 def _uncopied(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:

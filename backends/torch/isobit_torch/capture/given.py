@@ -16,6 +16,7 @@ from isobit_torch.capture.aids.states_of_packed import with_checked_states
 from isobit_torch.capture.capture import Capture
 from isobit_torch.capture.copy_module import copy_module
 from isobit_torch.capture.errors import first_line
+from isobit_torch.capture.fast_path import without_fast_path
 from isobit_torch.program.devices import device_of
 from isobit_torch.program.torch_export import quiet, without_autocast
 
@@ -44,7 +45,7 @@ class Given:
         parts = dict(twin.named_modules())
         single = [name for name in tensors if name in parts and f"{name}#1" not in tensors]
         hooks = [parts[name].register_forward_hook(_keep(results, name)) for name in single]
-        with torch.no_grad(), quiet(), without_autocast(), with_checked_states(twin):
+        with torch.no_grad(), quiet(), without_autocast(), without_fast_path(), with_checked_states(twin):
             try:
                 outputs = pytree.tree_leaves(twin(*args, **kwargs))
             except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from isobit_torch.decompose.distances import decompose_distances
 from isobit_torch.decompose.einsum import decompose_einsum
 from isobit_torch.decompose.expander import Expander, Rule
 from isobit_torch.decompose.magnitudes import MAGNITUDES
@@ -150,6 +151,9 @@ def _scalar(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
         name, left, right = "sub", right, left
     elif is_tensor(left) and is_tensor(right):
         return None
+    unchanged = _unchanged(name, left, right)
+    if unchanged is not None and unchanged.meta.get(DTYPE) == node.meta.get(DTYPE):
+        return e.call(aten.alias.default, unchanged)
     operands = []
     for value, part in ((left, "left"), (right, "right")):
         if isinstance(value, bool | int | float):
@@ -159,6 +163,19 @@ def _scalar(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
         else:
             return None  # a size
     return e.call(getattr(aten, {"true_divide": "div"}.get(name, name)).Tensor, *operands)
+
+
+def _unchanged(name: str, left: Any, right: Any) -> fx.Node | None:
+    """The operand that a number beside it leaves as it is: ``sum(parts)`` in Python begins with 0."""
+    operand: fx.Node
+    neutral = {"add": 0, "sub": 0, "mul": 1, "div": 1, "true_divide": 1}.get(name)
+    if is_tensor(left) and isinstance(right, int | float) and right == neutral:
+        operand = left
+        return operand
+    if name in ("add", "mul") and is_tensor(right) and isinstance(left, int | float) and left == neutral:
+        operand = right
+        return operand
+    return None
 
 
 def _norm_constants(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
@@ -235,6 +252,7 @@ _RULES: dict[str, Rule] = {
     "chunk": _chunk,
     "cat": _cat,
     "istft": decompose_istft,
+    "cdist": decompose_distances,
     "einsum": decompose_einsum,
     "_native_batch_norm_legit_no_training": _multi_outputs,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), decompose_recurrent),

@@ -155,6 +155,40 @@ def _rounded_division(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node 
     return e.call(aten.floor.default, e.call(aten.div.Tensor, a["self"], other, part="quotient"))
 
 
+def _running_product(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
+    """Each step multiplies with what lies 1, 2, 4 ... places before: ONNX has no running product."""
+    x, axis = a["self"], a["dim"]
+    shape = x.meta["val"].shape
+    count = shape[axis]
+    if not isinstance(count, int) or not _is_float(x) or a.get("dtype") is not None or count < 2:
+        return None
+    behind = len(shape) - 1 - axis % len(shape)
+    places = 1
+    product: fx.Node = x
+    while places < count:
+        ones = [0] * (2 * behind) + [places, 0]
+        kept = e.call(aten.slice.Tensor, product, axis, 0, count - places, part=f"kept_{places}", like=x)
+        earlier = e.call(aten.constant_pad_nd.default, kept, ones, 1.0, part=f"earlier_{places}", like=x)
+        is_last = 2 * places >= count
+        product = e.call(aten.mul.Tensor, product, earlier, part="" if is_last else f"of_{2 * places}", like=x)
+        places *= 2
+    return product
+
+
+def _bilinear(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
+    """A linear layer of the first input, whose results meet the second: the weight is one of a layer then."""
+    outputs, inputs, others = (int(n) for n in a["weight"].meta["val"].shape)
+    turned = e.call(aten.permute.default, a["weight"], [0, 2, 1], part="turned", like=a["weight"])
+    matrix = e.call(aten.reshape.default, turned, [outputs * others, inputs], part="matrix", like=a["weight"])
+    first = e.call(aten.linear.default, a["input1"], matrix, part="first")
+    rows = e.call(aten.unflatten.int, first, -1, [outputs, others], part="rows")
+    second = e.call(aten.unsqueeze.default, a["input2"], -2, part="second")
+    product = e.call(aten.mul.Tensor, rows, second, part="product")
+    if a["bias"] is None:
+        return e.call(aten.sum.dim_IntList, product, [-1])
+    return e.call(aten.add.Tensor, e.call(aten.sum.dim_IntList, product, [-1], part="sum"), a["bias"])
+
+
 def _glu(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     x, axis = a["self"], a["dim"]
     size = x.meta["val"].shape[axis]
@@ -268,6 +302,8 @@ MATH: dict[str, Rule] = {
     "lerp": _lerp,
     "outer": _outer,
     "floor_divide": _rounded_division,
+    "bilinear": _bilinear,
+    "cumprod": _running_product,
     "glu": _glu,
     "log_sigmoid": _log_sigmoid,
     "softplus": _softplus,

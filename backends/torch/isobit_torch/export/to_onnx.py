@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
-import logging
-import re
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import fx, nn
+from numpy.typing import NDArray
+from torch import nn
 
 from isobit.backend import NameMap, OnnxName
-from isobit.backend.quiet_loggers import quiet_loggers
 from isobit.errors import ModelError
 from isobit.graph import (
     Graph,
@@ -34,14 +26,13 @@ from isobit.graph import (
 )
 from isobit.graph.free_name import take_name
 from isobit.graph.layout import TRANSPOSED
-from isobit_torch.export.kept_translations import kept_translations
-from isobit_torch.export.marks import MARK, mark_constants, marked_graph, onnx_translation
+from isobit_torch.export.float_onnx import float_onnx
+from isobit_torch.export.marks import MARK, mark_constants, marked_graph
 from isobit_torch.export.phases import as_quadrants
-from isobit_torch.export.recurrent import as_onnx_nodes, as_operators, recurrent_translation, refuse_projections
-from isobit_torch.program.devices import follow
+from isobit_torch.export.recurrent import as_onnx_nodes, as_operators, refuse_projections
+from isobit_torch.program.fx_nodes import attribute
 from isobit_torch.program.program import Program
 from isobit_torch.program.signature import Signature
-from isobit_torch.simulate.quantizers import QUANTIZERS
 from isobit_torch.simulate.simulator import Simulator
 from isobit_torch.translate.translate import Translation
 
@@ -49,8 +40,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from onnx import ModelProto
 
-#: int4, int16 and blocks in QuantizeLinear exist from here on.
-OPSET = 21
+#: Where each value of a symmetric constant (an identity, a Hadamard rotation, cosines) was before views were folded, by
+#: name: the values themselves do not tell whether it has been transposed.
+Places = dict[str, NDArray[np.int64]]
 
 #: What the exporter writes between a constant and its reader and leaves the values as they are.
 _VIEWS = frozenset(("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"))
@@ -66,86 +58,19 @@ def to_onnx(
     graph, labels = marked_graph(program.graph, translation)
     as_operators(graph, native)
     as_quadrants(graph)
-    exported = _export(program, native, graph)
+    exported = float_onnx(program, native, graph)
     _rename_clashes(exported)
     mark_constants(exported, translation, labels)
     _prepare(exported)
     marked = _take_out_marks(exported, labels)
     as_onnx_nodes(exported, marked)
-    _fold_weight_views(exported)
+    places = _fold_weight_views(exported)
     _name_outputs(exported, program.signature)
-    names = _names(translation, native, exported, marked)
+    names = _names(translation, native, exported, marked, places)
     missing = [site for site in quantized if site not in names]
     if missing:
         raise ModelError(f"the ONNX export lost {len(missing)} quantized site(s), {str(missing[0])!r} among them")
     return ir.to_proto(exported), names
-
-
-def _export(program: Program, native: Simulator, graph: Any) -> ir.Model:
-    training = native.training
-    feeds = tuple(
-        torch.zeros(program.symbols.shape(info, 0), dtype=getattr(torch, info.dtype), device="cpu")
-        for info in program.inputs
-    )
-    shapes = tuple(
-        {axis: torch.export.Dim.AUTO for axis, n in enumerate(info.shape) if isinstance(n, str)} or None
-        for info in program.inputs
-    )
-    native.eval()
-    follow(graph, native.device(), torch.device("cpu"))
-    module = fx.GraphModule(_flat_root(native), _tensors_only(graph))
-    module.eval()
-    try:
-        with _quiet(), torch.no_grad(), kept_translations():
-            exported = torch.export.export(module, feeds, dynamic_shapes=shapes, strict=False)
-            result: Any = torch.onnx.export(
-                exported,
-                (),
-                dynamo=True,
-                optimize=False,
-                opset_version=OPSET,
-                custom_translation_table={**onnx_translation(), **recurrent_translation()},
-                verbose=False,
-            )
-    except Exception as error:
-        raise ModelError(f"torch.onnx.export cannot write this model: {_reason(error)}") from error
-    finally:
-        native.train(training)
-    model: ir.Model = result.model
-    return model
-
-
-def _reason(error: BaseException) -> str:
-    """What the innermost of a chain of errors says: the outer ones are advice for people who write exporters."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
-    if missing:
-        return (
-            f"ONNX has no operation for {missing[1]}: replace it in the model, or export what is before and behind it"
-        )
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-
-
-def _tensors_only(graph: fx.Graph) -> fx.Graph:
-    """Without the outputs that are no tensors, which ONNX cannot have; in place."""
-    output = next(node for node in graph.nodes if node.op == "output")
-    results: Any = output.args[0]
-    output.args = (tuple(value for value in results if isinstance(value, fx.Node)),)
-    return graph
-
-
-def _flat_root(native: Simulator) -> nn.Module:
-    """The parameters without the simulator around them, on the CPU: the file is the same wherever the model is."""
-    root = nn.Module()
-    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-        root.__dict__[name] = native.__dict__[name]
-    root._modules = {name: module for name, module in native._modules.items() if name != QUANTIZERS}
-    if native.device().type == "cpu":
-        return root
-    held: dict[int, Any] = {id(t): t.detach().cpu() for t in root.buffers()}
-    held |= {id(t): nn.Parameter(t.detach().cpu(), requires_grad=False) for t in root.parameters()}
-    return copy.deepcopy(root, held)
 
 
 def _take_out_marks(model: ir.Model, labels: dict[str, Site]) -> dict[Site, list[Any]]:
@@ -254,18 +179,43 @@ def _prepare(model: ir.Model) -> None:
             node.replace_input_with(2, None)
 
 
-def _fold_weight_views(model: ir.Model) -> None:
+def _fold_weight_views(model: ir.Model) -> Places:
     """A transposed weight is stored transposed: runtimes look for the constant right behind the operation."""
+    import onnx_ir as ir
     import onnx_ir.passes.common as passes
 
+    from isobit_onnx.read.initializers import describe
     from isobit_onnx.read.read_model import fold_views, infer_shapes
 
+    constants = {name: v.const_value for name, v in model.graph.initializers.items() if v.const_value is not None}
+    symmetric = {name: tensor for name, tensor in constants.items() if _is_symmetric(tensor)}
+    for name, tensor in symmetric.items():
+        numbered = np.arange(tensor.size, dtype=np.int64).reshape(tensor.shape.numpy())
+        model.graph.initializers[name].const_value = ir.Tensor(numbered, name=name)
     fold_views(model)
+    places: Places = {}
+    for name, tensor in symmetric.items():
+        value = model.graph.initializers[name]
+        assert value.const_value is not None
+        places[name] = value.const_value.numpy().astype(np.int64)
+        value.const_value = ir.Tensor(tensor.numpy().reshape(-1)[places[name]], dtype=tensor.dtype, name=name)
+        describe(value, value.const_value)
     passes.RemoveUnusedNodesPass()(model)
     infer_shapes(model)
+    return places
 
 
-def _names(translation: Translation, native: Simulator, exported: ir.Model, marked: dict[Site, list[Any]]) -> NameMap:
+def _is_symmetric(tensor: ir.TensorProtocol) -> bool:
+    shape = tensor.shape.numpy()
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 2:
+        return False
+    array = tensor.numpy()
+    return np.array_equal(array, array.swapaxes(-1, -2))
+
+
+def _names(
+    translation: Translation, native: Simulator, exported: ir.Model, marked: dict[Site, list[Any]], places: Places
+) -> NameMap:
     names: dict[Site, OnnxName] = {}
     graph = translation.graph
     for site, entries in marked.items():
@@ -278,14 +228,14 @@ def _names(translation: Translation, native: Simulator, exported: ir.Model, mark
                 continue
             is_weight = name in graph.weights
             node, index = _constant_reader(*readers[0]) if is_weight else readers[0]
-            layout = _layout(translation, native, name, node.inputs[index]) if is_weight else ()
+            layout = _layout(translation, native, name, node.inputs[index], places) if is_weight else ()
             if layout is not None and node.name:
                 names[site] = OnnxName(node.name, layout, index)
     for name, info in graph.weights.items():
         entry = marked.get(Weight(info.source or name))
         if entry is None or entry[0].name not in exported.graph.initializers:
             continue
-        layout = _layout(translation, native, name, entry[0])
+        layout = _layout(translation, native, name, entry[0], places)
         if layout is not None:
             names[Weight(name)] = OnnxName(entry[0].name, layout)
     _sole_readers(graph, exported, names)
@@ -319,13 +269,16 @@ def _sole_readers(graph: Graph, exported: ir.Model, names: dict[Site, OnnxName])
                 names[site] = OnnxName(uses[0].node.name, entry.layout, uses[0].idx)
 
 
-def _layout(translation: Translation, root: nn.Module, name: str, value: Any) -> Layout | None:
+def _layout(translation: Translation, root: nn.Module, name: str, value: Any, places: Places) -> Layout | None:
     """How the exported constant becomes the canonical one: the layout under which the contents are equal."""
     if value is None or value.const_value is None:
         return None
-    native = value.const_value.numpy()
-    graph, canonical = translation.graph, translation.constant(name, root)
-    info = graph.weights[name]
+    graph, info = translation.graph, translation.graph.weights[name]
+    native, canonical = value.const_value.numpy(), translation.constant(name, root)
+    source = translation.attributes.get(info.source or name)
+    if value.name in places and source is not None:
+        native, shape = places[value.name], attribute(root, str(source.target)).shape
+        canonical = to_canonical(np.arange(native.size).reshape(shape), info.layout)
     candidates: list[Layout] = [info.layout, (), TRANSPOSED]
     if native.shape[:1] == (1,):
         candidates.append((Take(0),))
@@ -347,18 +300,3 @@ def _layout(translation: Translation, root: nn.Module, name: str, value: Any) ->
         if back and values.shape == canonical.shape and np.array_equal(values, canonical):
             return layout
     return None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints and logs its progress, and traces each call back to lines of code that nobody reads here."""
-    names = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
-    hidden = contextlib.redirect_stdout(io.StringIO())
-    traces = fx.config.do_not_emit_stack_traces
-    fx.config.do_not_emit_stack_traces = True
-    try:
-        with warnings.catch_warnings(), hidden, quiet_loggers(*names, level=logging.CRITICAL):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        fx.config.do_not_emit_stack_traces = traces

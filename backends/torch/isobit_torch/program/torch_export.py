@@ -74,6 +74,17 @@ def without_moves() -> Iterator[None]:
 
 
 @contextmanager
+def from_left_to_right() -> Iterator[None]:
+    """torch.einsum takes its operands as they come: for another order opt_einsum turns open sizes into numbers."""
+    planner: Any = torch.backends.opt_einsum
+    if not planner.is_available() or not planner.enabled:
+        yield
+        return
+    with planner.flags(enabled=False):
+        yield
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """torch.export logs what it retries, and prints what it has so far; what matters is in the error."""
     names = ("torch", "torch.export", "torch.fx", "torch._dynamo", "torch._subclasses.fake_tensor")
