@@ -11,15 +11,16 @@ from isobit.graph.graph import Graph
 from isobit.quantsim.quantsim import QuantSim
 
 _SEVERAL = (
-    "batches of the data take different branches of an If, so that the operations inside stay in float: quantize a model "
-    "for each kind of data to have them in integers"
+    "batches of the data take different branches of an If, so that the operations inside stay in float: quantize a "
+    "model for each kind of data to have them in integers"
 )
 
 
 def open_for_data(opened: Callable[[Any], QuantSim], example: Any, data_of: Callable[[Graph], Dataset]) -> QuantSim:
-    """The simulator that `opened` makes with an example of the data, or with none where other batches need other branches.
+    """The simulator that `opened` makes with an example of the data, or with none where batches need other branches.
 
     `data_of` gives the data for a graph; they are read once more where an example decides, and a one-shot iterator not.
+    Raises what `opened` and the data raise.
     """
     sim = opened(example)
     inner = sim.backend_model.inner

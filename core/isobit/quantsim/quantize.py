@@ -66,7 +66,10 @@ def quantize(
             raise ModelError(f"a QuantSim has its settings already: leave out {', '.join(given) or 'example_inputs'}")
         sim = model
     else:
-        opened = partial(open_simulator, model, target=target, **settings)
+
+        def opened(example: Any) -> QuantSim:
+            return open_simulator(model, example, target=target, **settings)
+
         if example_inputs is not None:
             sim = opened(example_inputs)
         else:

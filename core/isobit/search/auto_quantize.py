@@ -14,10 +14,10 @@ from isobit.analysis.analyze import first_batches
 from isobit.data import Dataset, example_of
 from isobit.errors import FormatError, ModelError
 from isobit.plugins import registry
+from isobit.quantsim.branches import open_for_data
 from isobit.quantsim.executor import ExecutorLike
 from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate, identity_of
 from isobit.quantsim.judging.judge import Judge
-from isobit.quantsim.branches import open_for_data
 from isobit.quantsim.quantize import open_simulator
 from isobit.quantsim.quantsim import QuantSim
 from isobit.search.attempts import Attempts, Settings
@@ -84,7 +84,10 @@ def auto_quantize(
         pristine = QuantSim.of_simulation(model.simulation.copy())
         pristine.simulation.remove_quantizers()
     else:
-        opened = partial(open_simulator, model, **settings)
+
+        def opened(example: Any) -> QuantSim:
+            return open_simulator(model, example, **settings)
+
         data_of = partial(Dataset, data, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
         if example_inputs is None:
             pristine = open_for_data(opened, example_of(data, inputs), data_of)
