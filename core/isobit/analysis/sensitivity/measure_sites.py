@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -100,7 +100,7 @@ class _InParts:
         self.axes = SampleAxes.of(self.base.graph)
         self.passes = 0.0
         self.distances: list[list[float]] = [[] for _ in errors]
-        self.parts, self.room = self._parts()
+        self.parts, self.long, self.room = self._parts()
         self.works = [self._work(error) for error in errors]
 
     def measured(self, first: int) -> MeasuredSites:
@@ -139,8 +139,8 @@ class _InParts:
     def _mean(self, index: int) -> float:
         return float(np.mean(self.distances[index]))
 
-    def _parts(self) -> tuple[list[Part], int]:
-        """The parts, and how many samples can be run with all that lies between them kept."""
+    def _parts(self) -> tuple[list[Part], Mapping[int, Part], int]:
+        """The parts, those that run as one, and how many samples can be run with all that lies between them kept."""
         batch = self.trials.batches[0]
         one = taken(batch, self.axes, 0, 1)
         most = _PARTS
@@ -150,7 +150,7 @@ class _InParts:
             self.passes += self.axes.size([one]) / self.trials.samples
             room = int(_KEPT_BYTES // max(1, chain.nbytes)) * self.axes.size([one])
             if room or most == 1:
-                return parts, max(room, 1)
+                return parts, chain.long, max(room, 1)
             self.base, most = self.base.copy(), most // 2  # what was made for the parts goes with the model
 
     def _work(self, error: SiteError) -> float:
@@ -168,7 +168,7 @@ class _InParts:
 
     def _run_piece(self, batch: Batch, chosen: Sequence[int]) -> None:
         on = {} if self.measure == "on" else self.trials.encodings
-        chain = Chain(self.base, on, self.parts, [batch])
+        chain = Chain(self.base, on, self.parts, [batch], self.long)
         exact: Values = chain.outputs[0] if self.measure == "on" else self.trials.run_float(batch)
         together: Values = chain.outputs[0] if self.measure == "off" else self.trials.model.run(batch)
         names = [name for name in self.trials.names if name in chain.outputs[0]]
