@@ -26,8 +26,7 @@ BODIES = {
     "a size of one sample": "c = Conv (x, w)\n r = Reshape (c, one)\n y = Conv (r, v)",
     # What is chosen, or how long it is, is the same in all of the first samples.
     "chosen samples": "c = Conv (x, w)\n k = Cast <to = 9> (n)\n f = Compress <axis = 0> (c, k)\n y = Conv (f, v)",
-    "places of values": "c = Conv (x, w)\n k = NonZero (n)\n t = Transpose (k)\n f = GatherND (c, t)\n"
-    " y = Conv (f, v)",
+    "places of values": "c = Conv (x, w)\n k = NonZero (n)\n t = Transpose (k)\n f = GatherND (c, t)\n y = Conv (f, v)",
     "the largest length": "c = Conv (x, w)\n m = ReduceMax <keepdims = 1> (n)\n f = Slice (c, zero, m, two)\n"
     " y = Conv (f, v)",
 }
@@ -36,15 +35,13 @@ BATCH = 3 * TOGETHER + 5
 
 
 def model(name: str, folder: Path) -> Path:
-    """A small file with an open batch: `x` (N, 3, 12), where there is one a state (4, N, 8), a number `n` (N,), and `s`."""
+    """A small file with an open batch: `x` (N, 3, 12), and what its body reads: a state `z` (4, N, 8), `n` (N,), `s`."""
     body = BODIES[name]
     state = ", float[4,N,8] z" if "(z)" in body else ""
     side = ", float[1] s" if ", s)" in body else ""
     number = ", int64[N] n" if name in NUMBERS else ""
-    text = (
-        f'<ir_version: 8, opset_import: ["": 17]> g (float[N,3,12] x{state}{number}{side}) => (float[N,4,8] y) {{\n {body}\n }}'
-    )
-    made = parser.parse_model(text)
+    graph = f"g (float[N,3,12] x{state}{number}{side}) => (float[N,4,8] y) {{\n {body}\n }}"
+    made = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {graph}')
     rng = np.random.default_rng(0)
     for weight, shape in (("w", (5, 3, 3)), ("v", (4, 5, 3))):
         made.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), weight))

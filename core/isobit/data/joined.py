@@ -94,7 +94,7 @@ class Split:
 
 
 def _drops(graph: Graph, node: Node, symbols: Collection[str]) -> bool:
-    """Whether values of as many samples as there are become so many numbers: a mean or the largest length of all of them.
+    """Whether values of however many samples become so many numbers: a mean or the largest length of all of them.
 
     Also a size of one sample, which is written into the model. The sizes of a tensor are no values of it.
     """

@@ -27,7 +27,6 @@ def open_on_data(
     Where an `If` or a loop is in the graph the model is opened again with the first batch, as `isobit.quantize` opens
     it: the branch that the data takes is quantized as any other part of the model.
     """
-
     sim = opened(None)
     files = load(data, sim.graph, images, batch_size=batch_size, samples=samples)
     if not has_bodies(sim.graph):
