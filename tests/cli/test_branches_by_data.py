@@ -111,3 +111,14 @@ def test_files_that_take_both_branches_keep_them(isobit, model, tmp_path):
     assert run.exit_code == 0, run.output
     assert "different branches" in run.output
     assert "choose" in _layers(tmp_path / "out" / "model.qdq.onnx")
+
+
+def test_a_batch_that_does_not_fit_is_named_with_its_file(isobit, model, tmp_path):
+    folder = tmp_path / "batches"
+    folder.mkdir()
+    for index in range(4):
+        x = RNG.standard_normal((16, 7 if index == 2 else 8)).astype(np.float32)
+        np.savez(folder / f"{index}.npz", x=x, rate=np.int64(16_000))
+    run = isobit("quantize", model, "--data", folder, "-o", tmp_path / "out")
+    assert run.exit_code == 1
+    assert str(folder / "2.npz") in run.output.replace("\n", "")

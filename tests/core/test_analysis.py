@@ -21,7 +21,7 @@ from isobit.analysis.measure_errors import copies, measure_errors
 from isobit.analysis.range_setters import SampleBounds
 from isobit.analysis.site_errors import decibels
 from isobit.analysis.tensor_noise import Kept
-from isobit.analysis.trials import Trials
+from isobit.analysis.trials import Trials, ratios_of_samples
 from isobit.analysis.weight_noise import measure_weights
 from isobit.errors import DataError, FormatError, ModelError
 from isobit.testing.networks import NETWORKS
@@ -181,6 +181,32 @@ def test_a_prediction_says_how_far_samples_differ_in_it(analyzed) -> None:
     assert advice.scatter == site.scatter == pytest.approx(gains.std(ddof=1) / np.sqrt(len(gains)), rel=1e-3)
     assert ("give or take" in advice.text) == (advice.scatter >= 0.25)
     assert found.to_dict()["advice"][0]["scatter"] == found.advice[0].scatter
+
+
+@pytest.mark.parametrize("measure", [None, "off"])
+def test_one_sample_says_nothing_of_others(measure) -> None:
+    network = chain(2, spread=0.3)
+    sim = simulator(network, weights="int6")
+    sim.calibrate([network.batch(8)])
+    found = isobit.analyze(sim, [network.batch(1)], measure=measure)
+    assert any(site.without is not None for site in found.sites)
+    assert all(site.scatter is None for site in found.sites)
+
+
+def test_outputs_of_a_sample_count_as_one() -> None:
+    """They err together: as samples of their own they would make what differs between samples look sure."""
+    rng = np.random.default_rng(0)
+    exact = rng.normal(size=(5, 3)).astype(np.float32)
+    other = exact + rng.normal(size=(5, 3), scale=0.1).astype(np.float32)
+    one = 10 * np.log10(np.square(exact).sum(1) / np.square(other - exact).sum(1))
+    far = 10 * np.log10(np.square(exact).sum(1) / np.square(exact - 2 * other).sum(1))
+    outputs = {"logits": exact, "double": 2 * exact, "far": exact}
+    changed = {"logits": other, "double": 2 * other, "far": 2 * other}
+    assert ratios_of_samples(outputs, changed, ["logits", "double"]) == pytest.approx(one, rel=1e-5)
+    assert ratios_of_samples(outputs, changed, ["logits", "far"]) == pytest.approx((one + far) / 2, rel=1e-5)
+    boxes = {"far": exact[:2]}, {"far": 2 * other[:2]}
+    found = ratios_of_samples(outputs | boxes[0], changed | boxes[1], ["logits", "far"])
+    assert found == pytest.approx([*one, *far[:2]], rel=1e-5)
 
 
 def test_every_site_alone(analyzed) -> None:

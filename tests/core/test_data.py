@@ -144,6 +144,30 @@ def test_data_goes_round_again_or_says_that_it_cannot() -> None:
         once.require_passes(1, "calibration")
 
 
+def _refilled(buffer: np.ndarray) -> Iterator[np.ndarray]:
+    """Batches of one row, all in the same memory, as of a camera or a stream that is read into one array."""
+    for row in ROWS:
+        buffer[:] = row
+        yield buffer
+
+
+def test_batches_that_share_one_memory_are_held_apart() -> None:
+    """Passes hold several batches: the first ones, to judge by, and those that run together."""
+    buffer = np.zeros((1, 3), np.float32)
+
+    def into_buffer(row: np.ndarray) -> np.ndarray:
+        buffer[:] = row
+        return buffer
+
+    for dataset in (
+        Dataset(_refilled(buffer), ONE),
+        Dataset(lambda: _refilled(buffer), ONE),
+        Dataset(list(ROWS), ONE, inputs=into_buffer),
+    ):
+        np.testing.assert_array_equal([batch["x"][0] for batch in list(dataset)], ROWS)
+        np.testing.assert_array_equal([batch["x"][0] for batch in dataset.head], ROWS)
+
+
 SIDE = np.arange(5, dtype=np.float32)
 
 

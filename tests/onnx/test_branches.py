@@ -139,6 +139,34 @@ def test_settings_and_sizes_are_decided_by_the_data(condition, first, tmp_path):
     assert "choose" in {prop.key: prop.value for prop in written.metadata_props}["isobit.branches"]
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_whole_arrays_decide_by_the_batches_that_are_cut_of_them(size):
+    """The branch of one sample, where an example of arrays has two."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "zero"], ["samples"]),
+        helper.make_node("Equal", ["samples", "one"], ["condition"]),
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node(
+            "If",
+            ["condition"],
+            ["y"],
+            "choose",
+            then_branch=body("then", [helper.make_node("Relu", ["h"], ["out"])], ["out"]),
+            else_branch=body("else", [helper.make_node("Tanh", ["h"], ["out"])], ["out"]),
+        ),
+    ]
+    constants = [weight("w", 6, 5), constant("zero", np.int64(0)), constant("one", np.int64(1))]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])]
+    graph = helper.make_graph(nodes, "samples", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    data = RNG.standard_normal((16, 6)).astype(np.float32)
+    sim = isobit.quantize(model, data, batch_size=size, recipe="basic", progress=False)
+    assert {node.op for node in sim.graph.nodes} - {"MatMul", "Linear"} == {"Relu" if size == 1 else "Tanh"}
+    assert not any("different branches" in note for note in sim.report.notes)
+
+
 @pytest.mark.parametrize("condition", TAKEN)
 def test_data_that_take_several_branches_keep_them_all(condition):
     """The first batch alone decides nothing then, and a note says what stays in float."""

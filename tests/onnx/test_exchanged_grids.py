@@ -84,6 +84,21 @@ def test_grids_of_another_form_are_not_taken_and_change_nothing() -> None:
     assert simulators[0].take(sims[0].backend_model.encodings())
 
 
+def test_grids_of_blocks_are_taken_too() -> None:
+    """They have as many axes as the tensor: no part of an input of one axis."""
+    x = np.random.default_rng(0).normal(size=(3, 6, 4)).astype(np.float32)
+    parsed = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 21]> g (float[3,6,4] x) => (float[3,6,4] y) { y = Neg (x) }'
+    )
+    model = isobit.QuantSim(parsed).backend_model
+    for step in (0.02, 0.05):
+        scales = np.float32(step) * np.arange(1, 37, dtype=np.float32).reshape(3, 3, 4)
+        model.set_quantizers({Tensor("x"): Encoding.of("uint8 block=2", scales, np.full((3, 3, 4), 128), axis=1)})
+        each = scales.repeat(2, axis=1)
+        levels = np.clip(np.rint(x / each) + 128, 0, 255) - 128
+        np.testing.assert_allclose(model.run({"x": x})["y"], -levels * each, rtol=1e-6)
+
+
 def _moved(encoding: Encoding, rng: np.random.Generator) -> Encoding:
     spec, zero = encoding.spec, encoding.zero_point
     if spec.is_integer and not spec.symmetric:

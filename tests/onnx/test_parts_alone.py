@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -13,10 +15,9 @@ from isobit_onnx.reference_networks import build_onnx
 from isobit_onnx.run import part as onnx_part
 
 
-@pytest.mark.parametrize("name", ["inverted_residual", "multi_head", "shared_weights"])
-@pytest.mark.parametrize("is_on", [True, False])
-def test_single_quantizers_are_switched_in_one_session(name: str, is_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = []
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The sessions of parts that are made from now on."""
+    opened: list[object] = []
 
     class Counted(onnx_part.Session):
         def __init__(self, *args: object, **options: object) -> None:
@@ -24,6 +25,27 @@ def test_single_quantizers_are_switched_in_one_session(name: str, is_on: bool, m
             super().__init__(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(onnx_part, "Session", Counted)
+    return opened
+
+
+@pytest.mark.parametrize("measure", ["on", "off"])
+def test_sessions_are_as_many_whatever_the_batches_are(measure: Literal["on", "off"], monkeypatch) -> None:
+    """Each holds weights of its part; those of parts that run together were made anew for each batch."""
+    network, made = NETWORKS["multi_head"](), []
+    for count in (1, 6):
+        opened = counted(monkeypatch)
+        sim = isobit.QuantSim(build_onnx(network))
+        data = [network.batch(2, seed) for seed in range(count)]
+        sim.calibrate(data)
+        isobit.analyze(sim, data, measure=measure)
+        made.append(len(opened))
+    assert made[1] <= made[0] + 2  # a part may be reached with later data alone
+
+
+@pytest.mark.parametrize("name", ["inverted_residual", "multi_head", "shared_weights"])
+@pytest.mark.parametrize("is_on", [True, False])
+def test_single_quantizers_are_switched_in_one_session(name: str, is_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = counted(monkeypatch)
     network = NETWORKS[name]()
     sim = isobit.QuantSim(build_onnx(network), weights="int4")
     batch = network.batch(4)

@@ -88,11 +88,8 @@ class Trials:
         return 0.0 if mean == CAP else 10 ** (-mean / 10)
 
     def _ratios(self, outputs: Sequence[Outputs], names: Sequence[str]) -> list[float]:
-        return [
-            min(max(ratio, -CAP), CAP)
-            for exact, other in zip(self.exact, outputs, strict=True)
-            for ratio in sample_decibels({name: exact[name] for name in names}, other)
-        ]
+        pairs = zip(self.exact, outputs, strict=True)
+        return [ratio for exact, other in pairs for ratio in ratios_of_samples(exact, other, names)]
 
     def by_sample(self) -> Floats:
         """How much the noise of each sample counts where each counts alike in dB: one over its noise, mean 1.
@@ -235,3 +232,17 @@ def _energy(values: NDArray[Any]) -> Floats:
     finite = np.where(np.isfinite(values), values, 0).astype(np.float64)
     rows = finite if finite.ndim > 1 else finite.reshape(1, -1)
     return np.asarray(np.square(rows).sum(tuple(range(1, rows.ndim))))
+
+
+def ratios_of_samples(exact: Outputs, other: Outputs, names: Sequence[str]) -> list[float]:
+    """The decibels of each sample of a batch, from -100 to 100: the mean over these outputs, which err together.
+
+    Where outputs have other numbers of samples all of them, one after the other.
+    """
+    by_output = [
+        [min(max(ratio, -CAP), CAP) for ratio in sample_decibels({name: exact[name]}, other)] for name in names
+    ]
+    by_output = [ratios for ratios in by_output if ratios]
+    if len({len(ratios) for ratios in by_output}) == 1:
+        return [float(mean) for mean in np.mean(by_output, axis=0)]
+    return [ratio for ratios in by_output for ratio in ratios]

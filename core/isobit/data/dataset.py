@@ -72,6 +72,11 @@ class Dataset:
         is_part = getattr(source, "is_at_hand", None) is True
         return is_part or is_array(source) or isinstance(source, Mapping | list | tuple)
 
+    @property
+    def _may_be_refilled(self) -> bool:
+        """Whether a batch may lie in memory that its maker fills anew for the next, while several are held here."""
+        return self._inputs is not None or not self.is_at_hand
+
     def batches(self, numbers: Collection[int]) -> list[Batch]:
         """The batches of these numbers, in order; no other is checked, and none behind the last is read."""
         wanted = frozenset(numbers)
@@ -305,6 +310,8 @@ class Dataset:
             return as_texts(array)
         with np.errstate(over="ignore"):
             converted = np.asarray(array, dtype, order="C")
+        if self._may_be_refilled and np.may_share_memory(converted, array):
+            converted = converted.copy()
         if dtype.kind in "iu" and not np.array_equal(converted, array):
             raise DataError(f"{where} holds values outside the range of {dtype}, which the model takes")
         if dtype.kind == "f" and not self._ignore_non_finite and not np.all(np.isfinite(converted)):

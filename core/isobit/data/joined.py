@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from isobit.data.samples import SampleAxes
 from isobit.graph.graph import Graph, Node
-from isobit.graph.ops import BODIES, RANDOM
+from isobit.graph.ops import BODIES, RANDOM, SHAPE_SOURCES, SIZED_BY_VALUES
 
 #: So many batches of one sample are run at once.
 TOGETHER = 16
 
 #: Elements of all tensors of one sample from which on the arithmetic is what takes the time, and memory counts.
 _SMALL = 1 << 21
+
+_NOT_JOINED = BODIES | RANDOM | SIZED_BY_VALUES
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -33,15 +35,15 @@ class Joining:
     def of(cls, graph: Graph, batch: Arrays) -> Joining | None:
         """None where `batch` holds more than one sample, where it is not open how many, and for a large model.
 
-        Nor for a model that decides by values what it computes, draws random numbers, or has a tensor of one size
-        whatever the number of samples is.
+        Nor for a model that decides by values what it computes or how much of it, draws random numbers, or has a tensor
+        of one size whatever the number of samples is.
         """
         samples = SampleAxes.of(graph)
         axes = {name: axis for name, axis in samples.by_name.items() if name in batch and batch[name].ndim > axis}
         if samples.fixed is not None or not axes or any(batch[name].shape[axis] != 1 for name, axis in axes.items()):
             return None
         symbols = set(samples.symbols.values())
-        if any(node.op in BODIES | RANDOM or _drops(graph, node, symbols) for node in graph.nodes):
+        if any(node.op in _NOT_JOINED or _drops(graph, node, symbols) for node in graph.nodes):
             return None
         if _elements(graph, symbols, batch) > _SMALL:
             return None
@@ -92,11 +94,16 @@ class Split:
 
 
 def _drops(graph: Graph, node: Node, symbols: Collection[str]) -> bool:
-    """Whether floats of as many samples as there are become so many numbers: a mean over them, a size of one sample."""
+    """Whether values of however many samples become so many numbers: a mean or the largest length of all of them.
+
+    Also a size of one sample, which is written into the model. The sizes of a tensor are no values of it.
+    """
+    if node.op in SHAPE_SOURCES:
+        return False
     read = (graph.tensors[name].shape for name in node.inputs if name is not None and name in graph.tensors)
     if not any(dim in symbols for shape in read for dim in shape or ()):
         return False
-    made = (graph.tensors[name].shape for name in node.outputs if name in graph.tensors and graph.is_float(name))
+    made = (graph.tensors[name].shape for name in node.outputs if name in graph.tensors)
     return any(shape is not None and all(isinstance(dim, int) for dim in shape) for shape in made)
 
 

@@ -118,8 +118,7 @@ def _open_sizes(graph: Graph) -> list[str]:
 def _unknown(graph: Graph, time: TimeForecast, float_time: FloatPass) -> Iterator[str]:
     """What the two times leave out: sizes, and what the float model was seen to take beside its operations."""
     if names := open_inputs(graph):
-        sizes = f"sizes of {', '.join(names)} that are left open count as 1"
-        yield f"{sizes}; with those of a sample the ratio may be another"
+        yield f"with the sizes of a sample in place of the open ones of {', '.join(names)} the ratio may be another"
     convolutions = {
         node.name: multiply_adds(graph, node, of_one=True) or 0 for node in graph.nodes if node.op == "Conv"
     }

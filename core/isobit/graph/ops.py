@@ -107,6 +107,9 @@ BROADCAST = frozenset(
 #: Ops that compute shapes from shapes.
 SHAPE_SOURCES = frozenset({"Shape", "Size"})
 
+#: Ops whose outputs have as many elements as the values that they read say.
+SIZED_BY_VALUES = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+
 #: Ops that give other numbers each time.
 RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
 

@@ -110,10 +110,8 @@ class _Placer:
         self.placements.update(constants.placements)
         self.floats.update(constants.floats)
         order = {name: index for index, name in enumerate([*self.graph.inputs, *self.graph.tensors])}
-        ordered = sorted(
-            self.placements.items(), key=lambda item: (order.get(str(item[0]), len(order)), site_key(item[0]))
-        )
-        return Plan(dict(ordered), self.floats, self._notes())
+        sites = sorted(self.placements, key=lambda site: (order.get(str(site), len(order)), site_key(site)))
+        return Plan({site: self.placements[site] for site in sites}, self.floats, self._notes())
 
     def _has_format(self, layer: Node) -> bool:
         """Whether the user gives the weight of a layer a format."""
@@ -203,9 +201,8 @@ class _Placer:
         for node in self.quantized.values():
             names = (*node.outputs, *node.inputs)
             needed.update(name for name in names if name in self.graph.tensors and name is not None)
-        return (
-            {name for name in needed if self._is_float(name) and self._is_read(name)} - self.inner.keys() - self.masked
-        )
+        read = {name for name in needed if self._is_float(name) and self._is_read(name)}
+        return read - self.inner.keys() - self.masked
 
     def _is_read(self, name: str) -> bool:
         """Whether anybody sees the tensor: an LSTM's first output often goes nowhere."""
@@ -226,8 +223,7 @@ class _Placer:
             if not self._is_tie(node):
                 continue
             joint = node.op in self.target.joint_encoding
-            tied = [*(node.inputs if joint else node.inputs[:1]), *node.outputs]
-            tied = [name for name in tied if name in parent]
+            tied = [name for name in (*node.inputs[: None if joint else 1], *node.outputs) if name in parent]
             for name in tied[1:]:
                 first, second = sorted((root(tied[0] or ""), root(name or "")), key=position.__getitem__)
                 parent[second] = first
@@ -248,9 +244,8 @@ class _Placer:
         real = [name for name in members if not self._on_grid(name, members)]
         ranges = {self._fixed_range(name) for name in real}
         fixed = ranges.pop() if len(ranges) == 1 and spec.is_integer and not spec.symmetric else None
-        if isinstance(spec.granularity, PerChannel) and (
-            len(members) > 1 or fixed or not self._has_channels(members[0])
-        ):
+        has_channels = self.graph.tensors[members[0]].channel_axis is not None
+        if isinstance(spec.granularity, PerChannel) and (len(members) > 1 or fixed or not has_channels):
             spec = spec.with_granularity(PerTensor())  # one encoding for tensors of several shapes, or of no channels
         overridden = any(self.config.override(name)[0] for name in members)
         for name in members:
@@ -329,9 +324,6 @@ class _Placer:
     def _channel_axis(self, name: str) -> int:
         return self.graph.tensors[name].channel_axis or 0
 
-    def _has_channels(self, name: str) -> bool:
-        return self.graph.tensors[name].channel_axis is not None
-
     def _reason(self, name: str) -> str:
         if name in self.inner:
             return inside_chain(self.inner[name].name)
@@ -363,24 +355,17 @@ class _Placer:
 
     def _notes(self) -> tuple[str, ...]:
         """What has 16 bits by rule, and why."""
-        named = {
-            placement.tensor: placement for placement in self.placements.values() if placement.kind == "activation"
-        }
-        widened = {name: why for name, why in self.exact.wide.items() if name in named and named[name].spec.bits == 16}
-        layers: dict[str, list[str]] = {}
-        for name, why in widened.items():
-            layers.setdefault(why, []).append(name)
-        notes = [f"{', '.join(names)}: 16 bits, because {why} behind a layer" for why, names in layers.items()]
-        sized: dict[str, list[str]] = {}
-        for name, why in self.exact.sized_layers.items():
-            sized.setdefault(why, []).append(name)
-        for why, names in sized.items():
+        of_16_bits = {p.tensor for p in self.placements.values() if p.kind == "activation" and p.spec.bits == 16}
+        widened = {name: why for name, why in self.exact.wide.items() if name in of_16_bits}
+        notes = [
+            f"{', '.join(names)}: 16 bits, because {why} behind a layer" for why, names in _by_reason(widened).items()
+        ]
+        for why, names in _by_reason(self.exact.sized_layers).items():
             shown = ", ".join(names) if len(names) < 4 else f"{names[-1]} to {names[0]}, {len(names)} layers"
             notes.append(f"{shown}: float tensors and weights of 16 bits, because {why}")
         if self.adapters:
-            what = (
-                "adapter beside 1 layer stays" if self.adapters == 1 else f"adapters beside {self.adapters} layers stay"
-            )
+            count = self.adapters
+            what = "adapter beside 1 layer stays" if count == 1 else f"adapters beside {count} layers stay"
             notes.append(
                 f"the {what} in float, to be trained and exchanged (docs/lora.md): merge it into the weights beside it "
                 "before the model is opened, and nothing of it is left"
@@ -401,9 +386,15 @@ class _Placer:
                 )
             spec = self.target.activation_format(override_format)
             if isinstance(spec.granularity, PerChannel):
-                raise FormatError(
-                    f"override {pattern!r}: one scale a channel is for a tensor, not for one of its readers"
-                )
+                raise FormatError(f"override {pattern!r}: one scale a channel is for a tensor, not for a reader of it")
             self.placements[site] = Placement(
                 site, spec, "activation", name, str(site), channel_axis=self._channel_axis(name)
             )
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names that each reason holds for."""
+    names: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        names.setdefault(why, []).append(name)
+    return names

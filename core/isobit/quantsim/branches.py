@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from isobit.backend.optional import OpenedByExample
-from isobit.data import Dataset
+from isobit.data import Batch, Dataset
 from isobit.graph.graph import Graph
 from isobit.quantsim.quantsim import QuantSim
 
@@ -23,13 +23,29 @@ def open_for_data(opened: Callable[[Any], QuantSim], example: Any, data_of: Call
     Raises what `opened` and the data raise.
     """
     sim = opened(example)
-    inner = sim.backend_model.inner
-    if example is None or not isinstance(inner, OpenedByExample) or inner.example is None:
+    if example is None or not _is_decided(sim):
         return sim
     data = data_of(sim.graph)
-    if data.is_one_shot or all(map(inner.takes, data)):
+    if data.is_one_shot:
         return sim
-    del sim, inner  # two of them may not fit into memory
+    first = data.first()
+    if not _takes(sim, first):  # an example cut from arrays has another number of samples than a batch
+        del sim  # two of them may not fit into memory
+        sim = opened(first)
+    if all(_takes(sim, batch) for batch in data):
+        return sim
+    del sim
     undecided = opened(None)
     undecided.simulation.notes[_SEVERAL] = None
     return undecided
+
+
+def _is_decided(sim: QuantSim) -> bool:
+    inner = sim.backend_model.inner
+    return isinstance(inner, OpenedByExample) and inner.example is not None
+
+
+def _takes(sim: QuantSim, batch: Batch) -> bool:
+    """Whether a batch takes the branches that an example has decided, if any were."""
+    inner = sim.backend_model.inner
+    return not isinstance(inner, OpenedByExample) or inner.takes(batch)

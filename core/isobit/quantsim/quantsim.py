@@ -326,9 +326,8 @@ class QuantSim:
 
     def save_statistics(self, path: str | PathLike[str]) -> None:
         """Write what was observed of the model as it is now, by calibration and for techniques, to an ``.npz`` file."""
-        simulation = self._simulation
-        simulation.statistics.model = simulation.state_fingerprint()
-        simulation.statistics.save(fspath(path))
+        self._simulation.statistics.model = self._simulation.state_fingerprint()
+        self._simulation.statistics.save(fspath(path))
 
     def load_statistics(self, *paths: str | PathLike[str]) -> None:
         """Take the statistics of these files, of parts of the data in this order.
@@ -337,9 +336,8 @@ class QuantSim:
         when a file is none, or is of another model: techniques that were applied before must be applied first.
         """
         simulation = self._simulation
-        key = simulation.state_fingerprint()
-        simulation.statistics = Statistics.of_files(paths, observed_sites(simulation.observed_plan), key)
-        simulation.data = None
+        sites, key = observed_sites(simulation.observed_plan), simulation.state_fingerprint()
+        simulation.statistics, simulation.data = Statistics.of_files(paths, sites, key), None
 
     def run(self, batch: Any) -> dict[str, NDArray[Any]]:
         """Outputs of the simulator by name, for one batch (array, tuple or dict of arrays).

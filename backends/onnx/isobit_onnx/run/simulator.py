@@ -111,6 +111,8 @@ def _made_inputs(model: ir.Model, grids: Sequence[Grid]) -> tuple[dict[str, NDAr
         tensors = {name: tensor for name in names if (tensor := constants[name].const_value) is not None}
         if len(tensors) < len(names) or tensors[names[1]].dtype not in _FED:
             continue
+        if any(len(tensor.shape) > 1 for tensor in tensors.values()):  # of blocks: a part has one axis
+            continue
         for name, tensor in tensors.items():
             by_type.setdefault(tensor.dtype, []).append((constants[name], tensor.numpy().reshape(-1)))
     feeds: dict[str, NDArray[Any]] = {}

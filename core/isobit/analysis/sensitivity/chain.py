@@ -46,14 +46,23 @@ class Changed:
 class Chain:
     """A model, its parts, and the values between them for a few batches, with its quantizers as they are now.
 
-    `on` are those that are on. `ran` is the work of all that has run, in passes over these batches.
+    `on` are those that are on. `ran` is the work of all that has run, in passes over these batches. `long` are parts
+    that run as one, by the first of them: another chain of the model and its parts takes them, for backends make a
+    session for each part that they meet.
     """
 
-    def __init__(self, model: CheckedModel, on: Grids, parts: Sequence[Part], batches: Sequence[Batch]) -> None:
+    def __init__(
+        self,
+        model: CheckedModel,
+        on: Grids,
+        parts: Sequence[Part],
+        batches: Sequence[Batch],
+        long: Mapping[int, Part] | None = None,
+    ) -> None:
         """Runs every part once on each batch. Raises what running does."""
         self.model, self.parts = model, parts
         self.ran = 0.0
-        self._long = {
+        self.long = long or {
             start: joined(model.graph, parts[start : start + _TOGETHER]) for start in range(0, len(parts), _TOGETHER)
         }
         self._given: list[Values] = [
@@ -84,8 +93,8 @@ class Chain:
             state, moved, index = states[first], set[str](), first
             while index < len(self.parts):
                 part, end = self.parts[index], index + 1
-                if index in self._long and not any(own[index : index + _TOGETHER]):
-                    part, end = self._long[index], min(index + _TOGETHER, len(self.parts))
+                if index in self.long and not any(own[index : index + _TOGETHER]):
+                    part, end = self.long[index], min(index + _TOGETHER, len(self.parts))
                 common = states[end]
                 if not own[index] and moved.isdisjoint(part.graph.inputs):
                     state = {**common, **{name: state[name] for name in moved & common.keys()}}

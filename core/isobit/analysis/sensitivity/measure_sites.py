@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,13 +16,12 @@ from isobit.analysis.sensitivity.cut_graph import Part, cut_into_parts
 from isobit.analysis.sensitivity.how_measured import Measure, Sensitivity
 from isobit.analysis.sensitivity.split_batches import split, taken
 from isobit.analysis.site_errors import decibels
-from isobit.analysis.trials import Trials
+from isobit.analysis.trials import Trials, ratios_of_samples
 from isobit.backend.optional import RunsParts
 from isobit.data import Batch
 from isobit.data.samples import SampleAxes
 from isobit.deadline import check_time
 from isobit.errors import ModelError
-from isobit.quantsim.checks.quality import sample_decibels
 
 #: Passes that all runs together may take: so many, and for each quantizer of a large network.
 _PASSES = 30.0
@@ -43,7 +42,8 @@ _KEPT_BYTES = 1 << 28
 class MeasuredSites:
     """The decibels of the outputs with each quantizer off alone, or on alone, in the order given.
 
-    `scatter` has the standard error of each, as samples differ in their distance from all quantizers together.
+    `scatter` has the standard error of each, as samples differ in their distance from all quantizers together; NaN
+    where that is not known.
     """
 
     decibels: tuple[float, ...]
@@ -87,7 +87,7 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class _InParts:
-    """Runs of one measurement: `distances` are in dB from all quantizers together, by quantizer, sample and output."""
+    """Runs of one measurement: `distances` are in dB from all quantizers together, by quantizer and sample."""
 
     def __init__(self, trials: Trials, errors: Sequence[SiteError], measure: Measure) -> None:
         self.trials, self.errors, self.measure = trials, errors, measure
@@ -100,7 +100,7 @@ class _InParts:
         self.axes = SampleAxes.of(self.base.graph)
         self.passes = 0.0
         self.distances: list[list[float]] = [[] for _ in errors]
-        self.parts, self.room = self._parts()
+        self.parts, self.long, self.room = self._parts()
         self.works = [self._work(error) for error in errors]
 
     def measured(self, first: int) -> MeasuredSites:
@@ -133,13 +133,14 @@ class _InParts:
         return MeasuredSites(found, self._scatter(), about)
 
     def _scatter(self) -> tuple[float, ...]:
-        return tuple(float(np.std(d) / np.sqrt(len(d))) for d in self.distances)
+        """The standard errors of the means; one sample says nothing of others."""
+        return tuple(float(np.std(d, ddof=1) / np.sqrt(len(d))) if len(d) > 1 else math.nan for d in self.distances)
 
     def _mean(self, index: int) -> float:
         return float(np.mean(self.distances[index]))
 
-    def _parts(self) -> tuple[list[Part], int]:
-        """The parts, and how many samples can be run with all that lies between them kept."""
+    def _parts(self) -> tuple[list[Part], Mapping[int, Part], int]:
+        """The parts, those that run as one, and how many samples can be run with all that lies between them kept."""
         batch = self.trials.batches[0]
         one = taken(batch, self.axes, 0, 1)
         most = _PARTS
@@ -149,7 +150,7 @@ class _InParts:
             self.passes += self.axes.size([one]) / self.trials.samples
             room = int(_KEPT_BYTES // max(1, chain.nbytes)) * self.axes.size([one])
             if room or most == 1:
-                return parts, max(room, 1)
+                return parts, chain.long, max(room, 1)
             self.base, most = self.base.copy(), most // 2  # what was made for the parts goes with the model
 
     def _work(self, error: SiteError) -> float:
@@ -167,11 +168,11 @@ class _InParts:
 
     def _run_piece(self, batch: Batch, chosen: Sequence[int]) -> None:
         on = {} if self.measure == "on" else self.trials.encodings
-        chain = Chain(self.base, on, self.parts, [batch])
+        chain = Chain(self.base, on, self.parts, [batch], self.long)
         exact: Values = chain.outputs[0] if self.measure == "on" else self.trials.run_float(batch)
         together: Values = chain.outputs[0] if self.measure == "off" else self.trials.model.run(batch)
         names = [name for name in self.trials.names if name in chain.outputs[0]]
-        common = _ratios(exact, together, names)
+        common = ratios_of_samples(exact, together, names)
         for index in chosen:
             check_time()
             with self._changed(self.errors[index]) as changed:
@@ -186,11 +187,11 @@ class _InParts:
     ) -> list[float]:
         """The ratios of one changed model, run as a whole where it does not run in parts."""
         try:
-            return _ratios(exact, next(chain.outputs_with(changed)), names)
+            return ratios_of_samples(exact, next(chain.outputs_with(changed)), names)
         except ModelError:
             self.passes += self.axes.size([batch]) / self.trials.samples
         try:
-            return _ratios(exact, changed.model.run(batch), names)
+            return ratios_of_samples(exact, changed.model.run(batch), names)
         except ModelError:  # rounded numbers became sizes that do not fit
             return [-CAP]
 
@@ -217,8 +218,3 @@ class _InParts:
             yield Changed(self.tried, on, sites)
         finally:
             self.tried.enable(sites, on=is_off)
-
-
-def _ratios(exact: Values, other: Values, names: Sequence[str]) -> list[float]:
-    ratios = sample_decibels({name: exact[name] for name in names}, other)
-    return [min(max(ratio, -CAP), CAP) for ratio in ratios]

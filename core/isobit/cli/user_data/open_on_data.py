@@ -9,6 +9,7 @@ from isobit.cli.user_data.calibration_files import load
 from isobit.cli.user_data.data_files import DataFiles
 from isobit.cli.user_data.image_options import ImageOptions
 from isobit.data import Batch, Dataset
+from isobit.errors import DataError
 from isobit.graph.graph import Graph
 from isobit.graph.ops import BODIES
 from isobit.quantsim.branches import open_for_data
@@ -26,18 +27,23 @@ def open_on_data(
     Where an `If` or a loop is in the graph the model is opened again with the first batch, as `isobit.quantize` opens
     it: the branch that the data takes is quantized as any other part of the model.
     """
-
-    def data_of(graph: Graph) -> Dataset:
-        read = load(data, graph, images, batch_size=batch_size, samples=samples)
-        return Dataset(read.source, graph, batch_size=batch_size, ignore_non_finite=True)
-
     sim = opened(None)
     files = load(data, sim.graph, images, batch_size=batch_size, samples=samples)
     if not has_bodies(sim.graph):
         return sim, files
     batch = first_batch(files, sim.graph, batch_size, ignore_non_finite=True)
     del sim  # two of them may not fit into memory
-    sim = open_for_data(opened, batch, data_of)
+
+    def data_of(graph: Graph) -> Dataset:
+        nonlocal files
+        files = load(data, graph, images, batch_size=batch_size, samples=samples)
+        return Dataset(files.source, graph, batch_size=batch_size, ignore_non_finite=True)
+
+    try:
+        sim = open_for_data(opened, batch, data_of)
+    except DataError as error:
+        with files.named():
+            raise error
     return sim, load(data, sim.graph, images, batch_size=batch_size, samples=samples)
 
 

@@ -18,7 +18,7 @@ from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch
 from isobit.data.joined import TOGETHER, Joining, Split
 from isobit.encodings.encoding import Encodings
-from isobit.errors import ModelError
+from isobit.errors import IsobitError, ModelError
 from isobit.graph.graph import Graph, Node
 from isobit.graph.sites import Input, Tensor
 from isobit.quantsim.checks.quality import Outputs, sample_decibels
@@ -155,7 +155,7 @@ def _joined_samples(model: CheckedModel, batches: Sequence[Batch], outputs: Sequ
 
     try:
         _judged_outputs(model, whole, take)
-    except ModelError:  # a size that is written into the model, of one sample
+    except IsobitError:  # a size of one sample, in the model or in what its example decided
         return None
     splits: dict[str, Split] = {}
     for start, together in zip(starts, found, strict=True):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from isobit.backend.checked_model import CheckedModel
 from isobit.data import Batch
 from isobit.data.joined import TOGETHER, Joining, Split
-from isobit.errors import ModelError
+from isobit.errors import IsobitError
 from isobit.graph.sites import Input, Tensor
 from isobit.statistics.observer import Observer, Request, Stage
 from isobit.statistics.sampling import sample
@@ -100,7 +100,7 @@ class RunHere:
 
         try:
             model.observe(fed(), [Request(site, tensor, stage) for (site, stage), tensor in tensors.items()])
-        except ModelError:  # a size that is written into the model, of one sample
+        except IsobitError:  # a size of one sample, in the model or in what its example decided
             if is_same or seen < len(group):
                 raise
         if is_same:
