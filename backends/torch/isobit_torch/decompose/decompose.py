@@ -20,6 +20,7 @@ from isobit_torch.decompose.moves import MOVES, repeat_interleaved
 from isobit_torch.decompose.recurrent import decompose_recurrent
 from isobit_torch.decompose.recurrent_cells import decompose_gru_cell, decompose_lstm_cell, decompose_rnn_cell
 from isobit_torch.decompose.spectra import decompose_istft
+from isobit_torch.decompose.whole_numbers import make_floats
 from isobit_torch.program.constants import add_constant
 from isobit_torch.program.fx_nodes import DTYPE, NAME, arguments, aten, is_constant, is_tensor, op_name
 
@@ -31,11 +32,12 @@ def decompose(graph: fx.Graph, root: nn.Module) -> tuple[str, ...]:
         if node.target is aten.view.dtype:
             continue
         rule = _RULES.get(op_name(node))
-        if rule is None or not isinstance(node.target, torch._ops.OpOverload):
+        if not isinstance(node.target, torch._ops.OpOverload):
             continue
         expander.node = node
         with graph.inserting_before(node):
-            result = rule(expander, node, arguments(node))
+            make_floats(expander)
+            result = None if rule is None else rule(expander, node, arguments(node))
         if result is None:
             continue
         if "val" in node.meta and "val" not in result.meta and isinstance(node.meta["val"], torch.Tensor):
