@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from isobit.graph import Graph, Node, TensorInfo, WeightInfo, adapter_of, find_adapters
-from isobit.placement import place
+from isobit.placement import QuantConfig, place
 from isobit.plugins import registry
 
 RNG = np.random.default_rng(0)
@@ -113,6 +113,10 @@ def test_a_table_has_a_smaller_one_beside_it() -> None:
     assert adapter.weights == ("down.w", "up.w")
     plan = place(built, registry().target("default"))
     assert [str(placement.site) for placement in plan.of_kind("weight")] == ["base.w"]
+    assert plan.floats["down.w"] == "Gather down stays in float"
+    plan = place(built, registry().target("default"), QuantConfig(overrides={"down.w": "int8", "up.w": "int8"}))
+    assert {str(site) for site in plan.placements} >= {"base.w", "down.w", "up.w"}
+    assert plan.notes == ()
 
 
 def test_the_plan_says_what_stays_in_float_beside_layers() -> None:
