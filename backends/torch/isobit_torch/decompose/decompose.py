@@ -169,15 +169,11 @@ def _scalar(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
 
 def _unchanged(name: str, left: Any, right: Any) -> fx.Node | None:
     """The operand that a number beside it leaves as it is: ``sum(parts)`` in Python begins with 0."""
-    operand: fx.Node
+    if name in ("add", "mul") and is_tensor(right):
+        left, right = right, left
     neutral = {"add": 0, "sub": 0, "mul": 1, "div": 1, "true_divide": 1}.get(name)
-    if is_tensor(left) and isinstance(right, int | float) and right == neutral:
-        operand = left
-        return operand
-    if name in ("add", "mul") and is_tensor(right) and isinstance(left, int | float) and left == neutral:
-        operand = right
-        return operand
-    return None
+    is_neutral = isinstance(right, int | float) and right == neutral
+    return left if is_neutral and isinstance(left, fx.Node) and is_tensor(left) else None
 
 
 def _norm_constants(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
