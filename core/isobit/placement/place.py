@@ -72,7 +72,9 @@ class _Placer:
         adapters = find_adapters(graph)
         self.beside = {node.name: adapter.base.name for adapter in adapters for node in adapter.nodes}
         weights = {
-            layer.name: weight for adapter in adapters for layer, weight in zip(adapter.layers, adapter.weights, strict=True)
+            layer.name: weight
+            for adapter in adapters
+            for layer, weight in zip(adapter.layers, adapter.weights, strict=True)
         }
         self.own_formats = {layer for layer, weight in weights.items() if config.override(weight)[1] is not None}
         whole = [adapter for adapter in adapters if self.own_formats.isdisjoint(node.name for node in adapter.layers)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import fx
 
 from isobit_torch.decompose.expander import Expander
 from isobit_torch.program.fx_nodes import DTYPE, aten, is_tensor, op_name
@@ -20,7 +21,7 @@ def make_floats(e: Expander) -> None:
     ONNX has these functions of floats alone. A whole number beside a float is converted where they meet.
     """
     kind = str(e.node.meta.get(DTYPE))
-    tensors = {index: x for index, x in enumerate(e.node.args) if is_tensor(x)}
+    tensors = {index: x for index, x in enumerate(e.node.args) if isinstance(x, fx.Node) and is_tensor(x)}
     whole = all(str(x.meta.get(DTYPE)).startswith(_WHOLE) for x in tensors.values())
     if op_name(e.node) not in _OF_FLOATS or not whole or not kind.startswith(("float", "bfloat")):
         return
