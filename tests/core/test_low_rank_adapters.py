@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from isobit.graph import Graph, Node, TensorInfo, WeightInfo, adapter_of, find_adapters
-from isobit.placement import place
+from isobit.placement import QuantConfig, place
 from isobit.plugins import registry
 
 RNG = np.random.default_rng(0)
@@ -113,9 +113,32 @@ def test_a_table_has_a_smaller_one_beside_it() -> None:
     assert adapter.weights == ("down.w", "up.w")
     plan = place(built, registry().target("default"))
     assert [str(placement.site) for placement in plan.of_kind("weight")] == ["base.w"]
+    assert plan.floats["down.w"] == "Gather down stays in float"
+    plan = place(built, registry().target("default"), QuantConfig(overrides={"down.w": "int8", "up.w": "int8"}))
+    assert {str(site) for site in plan.placements} >= {"base.w", "down.w", "up.w"}
+    assert plan.notes == ()
 
 
 def test_the_plan_says_what_stays_in_float_beside_layers() -> None:
     (note,) = place(graph(), registry().target("default")).notes
     assert "the adapter beside 1 layer stays in float" in note
     assert place(graph(bias=True), registry().target("default")).notes == ()
+
+
+def test_long_sums_are_looked_through_in_a_moment() -> None:
+    """A sum of a tensor with itself, again and again, and residuals of two layers: neither is an adapter."""
+    weights = {"base.w": weight("base.w", 8, 8), "down.w": weight("down.w", 3, 8), "up.w": weight("up.w", 8, 3)}
+    nodes = [Node("base", "Linear", ("x", "base.w"), ("0",))]
+    nodes += [Node(f"twice{i}", "Add", (f"{i}", f"{i}"), (f"{i + 1}",)) for i in range(40)]
+    last = "40"
+    for i in range(1500):
+        down, up, both = f"down{i}", f"up{i}", f"sum{i}"
+        nodes += [
+            Node(down, "Linear", (last, "down.w"), (down,)),
+            Node(up, "Linear", (down, "up.w"), (up,)),
+            Node(both, "Add", (last, up), (both,)),
+        ]
+        last = both
+    names = ["x", *(name for node in nodes for name in node.outputs)]
+    tensors = {name: TensorInfo(("batch", 3 if "down" in name else 8), channel_axis=1) for name in names}
+    assert find_adapters(Graph(tuple(nodes), ("x",), {"out": last}, tensors, weights)) == []

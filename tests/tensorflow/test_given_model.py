@@ -110,3 +110,16 @@ def test_half_precision_is_compared_more_loosely() -> None:
     y = L.Conv2D(8, 3, activation="relu", dtype="mixed_float16")(x)
     model = keras.Model(x, L.Dense(3, dtype="float32")(L.Flatten()(y)))
     assert compared(isobit.quantize(model, IMAGES, progress=False))
+
+
+class Widened(L.Layer):
+    """No weights, but inputs that Keras rounds to the layer's type before they are squared in float32."""
+
+    def call(self, x):
+        return ops.square(ops.cast(x, "float32"))
+
+
+def test_a_layer_without_weights_may_be_of_half_precision() -> None:
+    x = keras.Input((6, 6, 3), name="image")
+    model = keras.Model(x, L.Dense(3)(L.Flatten()(Widened(dtype="mixed_bfloat16")(x))))
+    assert compared(isobit.quantize(model, IMAGES, progress=False))

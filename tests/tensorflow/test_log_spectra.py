@@ -110,3 +110,43 @@ def test_phases_of_a_spectrum() -> None:
     spectrum = tf.signal.stft(tones(2), 50, HOP).numpy()
     expected = np.concatenate([spectrum.real, spectrum.imag, np.cos(np.angle(spectrum))], -1)
     np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+#: Functions whose float results must be those of Keras and TensorFlow, of samples whose signs vary.
+ALIKE: dict[str, Callable[[Any], Any]] = {
+    "an odd window": lambda x: ops.concatenate(ops.stft(x, 33, 16, 45), -1),
+    "an odd window of Hamming": lambda x: ops.concatenate(ops.stft(x, 33, 16, 46, "hamming"), -1),
+    "a window of its own": lambda x: ops.concatenate(ops.stft(x, 33, 16, 64, np.hanning(33).astype(np.float32)), -1),
+    "whole frames without a window": lambda x: ops.concatenate(ops.stft(x, 50, 32, 64, None), -1),
+    "a norm of all values": lambda x: x / tf.norm(x, 2),
+    "a sum of all magnitudes": lambda x: x / tf.norm(x, 1),
+    "an imaginary part of a number": lambda x: tf.math.imag(tf.complex(x, 2.0)) - x,
+    "a real part of fewer values": lambda x: tf.math.real(tf.complex(x[:, :1], x)),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_what_is_opened_is_what_was_given(kind: str) -> None:
+    x = keras.Input((SAMPLES,), name="x")
+    model = keras.Model(x, Function(ALIKE[kind])(x))
+    (found,) = TensorFlowBackend().open(model).run({"x": tones(2)}).values()
+    np.testing.assert_allclose(found, model.predict(tones(2), verbose=0, batch_size=64), atol=2e-3)
+
+
+OF_WHOLE_NUMBERS: dict[str, Callable[[Any], Any]] = {
+    **{name: getattr(ops, name) for name in ("floor", "log", "log1p", "norm", "sqrt")},
+    "hypot": lambda n: ops.hypot(n, n + 1),
+    "relu": lambda n: ops.cast(ops.relu(n), "float32"),
+}
+
+
+@pytest.mark.parametrize("kind", OF_WHOLE_NUMBERS)
+def test_whole_numbers_become_floats_first(kind: str, tmp_path: Path) -> None:
+    n = keras.Input((6,), dtype="int32", name="n")
+    function = OF_WHOLE_NUMBERS[kind]
+    model = keras.Model(n, L.Dense(4)(ops.ones((1, 6)) * Function(lambda n: function(ops.abs(n) + 1))(n)))
+    numbers = np.random.default_rng(0).integers(-6, 7, (16, 6)).astype(np.int32)
+    sim = isobit.quantize(model, numbers, progress=False)
+    (found,) = sim.run_float(numbers).values()
+    np.testing.assert_allclose(found, model(numbers), rtol=1e-5, atol=1e-4)
+    assert sim.export(tmp_path).checks[0].equal > 0.99

@@ -98,3 +98,13 @@ def test_logarithms(kind: str) -> None:
 
 def test_a_transform_of_frames_and_bands_on_the_left() -> None:
     assert decibels(AsWhisper()) > 40
+
+
+def test_a_magnitude_of_nothing_has_a_gradient() -> None:
+    """As in PyTorch, where that of a complex 0 is 0: silence in the data of a training."""
+    model = ByConvolution(MAGNITUDES["complex"], torch.log)
+    sim = isobit.quantize(model.eval(), tones(0), progress=False)
+    sim.model(torch.zeros(2, 2048)).sum().backward()
+    gradients = [parameter.grad for parameter in sim.model.parameters() if parameter.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)

@@ -66,7 +66,8 @@ class GivenModel:
 
     def _rounded(self, values: NDArray[Any]) -> NDArray[Any]:
         """The values in the type that the model computes in, which tells how near another order of sums comes."""
-        kinds = {layer.compute_dtype for layer in self.model._flatten_layers() if layer.weights}
+        layers = [layer for layer in self.model._flatten_layers() if not isinstance(layer, keras.layers.InputLayer)]
+        kinds = {layer.compute_dtype for layer in layers}
         kinds |= {str(tensor.dtype) for tensor, _ in self.tensors.values()}
         is_half = not kinds.isdisjoint(("float16", "bfloat16")) and values.dtype == np.float32
         return values.astype(np.float16) if is_half and np.abs(values).max(initial=0) < _LARGEST_HALF else values

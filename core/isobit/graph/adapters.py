@@ -116,19 +116,21 @@ def _scaled(graph: Graph, scale: Node) -> str:
 
 
 def _base(graph: Graph, tensor: str, down: Node) -> Node | None:
-    """The layer that makes `tensor` of the input of `down`, other adapters' sums looked through."""
-    node = graph.producer(tensor)
-    while node is not None and node.op == "Reshape":
-        node = graph.producer(node.inputs[0] or "")
-    if node is None:
-        return None
-    if node.op == down.op:
-        is_beside = node is not down and _source(graph, node) == _source(graph, down)
-        return node if is_beside and _has_weight(graph, node) else None
-    if node.op != "Add":
-        return None
-    found = (_base(graph, name, down) for name in node.inputs if name is not None)
-    return next((base for base in found if base is not None), None)
+    """The layer that makes `tensor` of the input of `down`, other adapters' sums looked through.
+
+    A sum that others read as well is a residual: nothing before it is looked at.
+    """
+    waiting = [tensor]
+    while waiting:
+        node = graph.producer(waiting.pop())
+        if node is None:
+            continue
+        if node.op == down.op:
+            if node is not down and _source(graph, node) == _source(graph, down) and _has_weight(graph, node):
+                return node
+        elif node.op == "Reshape" or (node.op == "Add" and graph.sole_reader(node.outputs[0]) is not None):
+            waiting += [name for name in node.inputs[: 1 if node.op == "Reshape" else None] if name is not None]
+    return None
 
 
 def _weight(layer: Node) -> str:

@@ -132,7 +132,8 @@ class ConstantPlacer:
         described = operand(use.node.op, use.index)
         if use.node.name not in self.quantized and not self._is_stored(use.node, described):
             is_weight = described is not None and described.role == "weight" and not self.config.excludes(use.node)
-            if is_weight and signal_tensors(self.graph).isdisjoint(use.node.inputs):
+            is_looked_up = use.node.op == "Gather"  # by indices, which are never the signal
+            if is_weight and not is_looked_up and signal_tensors(self.graph).isdisjoint(use.node.inputs):
                 return f"{use.node.op} {use.node.name} reads positions, masks or shapes alone, which stay in float"
             return f"{use.node.op} {use.node.name} stays in float"
         return self._too_small(name, use) or f"{use.role} of {use.node.op} stays in float"

@@ -212,7 +212,8 @@ class _Search:
         name = square.inputs[0] or ""
         producer = self.graph.producer(name)
         of_magnitude = producer is not None and producer.op == "Abs" and producer.inputs[0] in self.filtered
-        if not of_magnitude and name not in self.filtered and (producer is None or producer.op not in _REDUCTIONS):
+        of_variance = producer is not None and producer.op in _REDUCTIONS and _is_subtracted(self.graph, square)
+        if not of_magnitude and not of_variance and name not in self.filtered:
             return []
         return [Use(square, index) for index, other in enumerate(square.inputs) if other == name]
 
@@ -296,26 +297,34 @@ def _searched(graph: Graph) -> set[str]:
 def _squares(graph: Graph) -> set[str]:
     """Squares and magnitudes, sums of them, their roots and powers, also scaled and bounded, and what moves these."""
     squares: set[str] = set()
+    unscaled: dict[str | None, str | None] = {}  # what a tensor is a multiple of, before it met constants
     for node in graph.nodes:
         read = node.inputs[:1] if node.op in VALUE_PRESERVING - {"Concat"} else node.inputs
         signals = [name for name in read if name is not None and name not in graph.weights]
         is_kept = node.op in VALUE_PRESERVING | _KEEPS_SQUARES and squares.issuperset(signals)
-        is_scaled = node.op == "Mul" and len({_unscaled(graph, name) for name in node.inputs}) == 1
+        is_scaled = node.op == "Mul" and len({unscaled.get(name, name) for name in node.inputs}) == 1
+        if len(signals) == 1 and (node.op in ("Mul", "Neg") or (node.op == "Div" and node.inputs[0] == signals[0])):
+            unscaled[node.outputs[0]] = unscaled.get(signals[0], signals[0])
         if (is_kept and signals) or is_scaled or node.op in ("Abs", "ReduceL1") or _is_square(graph, node):
             squares.update(node.outputs)
     return squares
 
 
-def _unscaled(graph: Graph, name: str | None) -> str | None:
-    """What a tensor is a multiple of: the signal before it was multiplied with constants."""
-    producer = graph.producer(name) if name is not None else None
-    while producer is not None and producer.op in ("Mul", "Div", "Neg"):
-        constant = producer.inputs[0] in graph.weights and producer.op == "Mul"
-        if not constant and not all(factor in graph.weights for factor in producer.inputs[1:]):
-            break
-        name = producer.inputs[1 if constant else 0]
-        producer = graph.producer(name) if name is not None else None
-    return name
+def _is_subtracted(graph: Graph, square: Node) -> bool:
+    """Whether a square is subtracted from something, also scaled."""
+    waiting, visited = [square.outputs[0]], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in visited:
+            continue
+        visited.add(name)
+        for use in graph.uses(name):
+            if use.node.op in ("Sub", "Neg"):
+                return True
+            beside = [other for other in use.node.inputs if other != name]
+            if use.node.op in VALUE_PRESERVING or (use.node.op in ("Mul", "Div") and graph.weights.keys() >= {*beside}):
+                waiting += use.node.outputs
+    return False
 
 
 def _is_square(graph: Graph, node: Node) -> bool:

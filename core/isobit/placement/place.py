@@ -71,8 +71,14 @@ class _Placer:
         self.placements: dict[Site, Placement] = {}
         adapters = find_adapters(graph)
         self.beside = {node.name: adapter.base.name for adapter in adapters for node in adapter.nodes}
-        self.adapters = len(adapters)
-        self.own_formats = {layer.name for adapter in adapters for layer in adapter.layers if self._has_format(layer)}
+        weights = {
+            layer.name: weight
+            for adapter in adapters
+            for layer, weight in zip(adapter.layers, adapter.weights, strict=True)
+        }
+        self.own_formats = {layer for layer, weight in weights.items() if config.override(weight)[1] is not None}
+        whole = [adapter for adapter in adapters if self.own_formats.isdisjoint(node.name for node in adapter.layers)]
+        self.beside_in_float = len({adapter.base.name for adapter in whole})
         self.signal = signal_tensors(graph)
         self.masked, self.masking = masked_tensors(graph, self.signal), masked_scores(graph)
         self.exact = exact_tensors(graph, self.signal, lambda name: config.override(name)[0])
@@ -112,10 +118,6 @@ class _Placer:
         order = {name: index for index, name in enumerate([*self.graph.inputs, *self.graph.tensors])}
         sites = sorted(self.placements, key=lambda site: (order.get(str(site), len(order)), site_key(site)))
         return Plan({site: self.placements[site] for site in sites}, self.floats, self._notes())
-
-    def _has_format(self, layer: Node) -> bool:
-        """Whether the user gives the weight of a layer a format."""
-        return self.config.override(layer.input(1) or "")[1] is not None
 
     # --- which nodes -----------------------------------------------------------------------------------------------
 
@@ -363,8 +365,7 @@ class _Placer:
         for why, names in _by_reason(self.exact.sized_layers).items():
             shown = ", ".join(names) if len(names) < 4 else f"{names[-1]} to {names[0]}, {len(names)} layers"
             notes.append(f"{shown}: float tensors and weights of 16 bits, because {why}")
-        if self.adapters:
-            count = self.adapters
+        if count := self.beside_in_float:
             what = "adapter beside 1 layer stays" if count == 1 else f"adapters beside {count} layers stay"
             notes.append(
                 f"the {what} in float, to be trained and exchanged (docs/lora.md): merge it into the weights beside it "

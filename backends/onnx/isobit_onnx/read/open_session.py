@@ -16,9 +16,8 @@ def open_session(source: str | bytes, options: Any, providers: Sequence[str] = C
     """
     import onnxruntime
 
-    options.log_severity_level = (
-        4  # what fails is raised with onnxruntime's words: its log would say them on stderr too
-    )
+    # What fails is raised in onnxruntime's words, which its log would say on standard error too.
+    options.log_severity_level = 4
     fallback = int(tuple(providers) != CPU)
     return onnxruntime.InferenceSession(
         source, options, providers=list(providers), enable_fallback=fallback, **settings

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
@@ -34,7 +35,11 @@ def _absolute(x: Any) -> Any:
 def _part(index: int) -> Callable[..., Any]:
     def take(input: Any) -> Any:
         parts = _parts(input)
-        return NotImplemented if parts is None else parts[index]
+        if parts is None:
+            return NotImplemented
+        part, other = parts[index], parts[1 - index]
+        is_whole = isinstance(part, keras.KerasTensor) and part.shape == input.shape
+        return part if is_whole else ops.zeros_like(other) + part  # a number beside a tensor is a part of its shape
 
     return take
 

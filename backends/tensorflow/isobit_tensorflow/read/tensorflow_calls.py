@@ -115,6 +115,8 @@ def _normalize(x: Any, axis: Any = None, epsilon: float = 1e-12) -> Any:
 
 
 def _norm(tensor: Any, ord: Any = "euclidean", axis: Any = None, keepdims: Any = None) -> Any:
+    if axis is None and ord != "euclidean":  # all values as one vector: Keras takes a matrix as one
+        return NotImplemented
     axes = tuple(axis) if isinstance(axis, list) else axis
     return ops.norm(tensor, None if ord == "euclidean" else ord, axes, bool(keepdims))
 

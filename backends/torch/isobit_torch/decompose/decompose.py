@@ -20,6 +20,7 @@ from isobit_torch.decompose.moves import MOVES, repeat_interleaved
 from isobit_torch.decompose.recurrent import decompose_recurrent
 from isobit_torch.decompose.recurrent_cells import decompose_gru_cell, decompose_lstm_cell, decompose_rnn_cell
 from isobit_torch.decompose.spectra import decompose_istft
+from isobit_torch.decompose.whole_numbers import make_floats
 from isobit_torch.program.constants import add_constant
 from isobit_torch.program.fx_nodes import DTYPE, NAME, arguments, aten, is_constant, is_tensor, op_name
 
@@ -31,11 +32,12 @@ def decompose(graph: fx.Graph, root: nn.Module) -> tuple[str, ...]:
         if node.target is aten.view.dtype:
             continue
         rule = _RULES.get(op_name(node))
-        if rule is None or not isinstance(node.target, torch._ops.OpOverload):
+        if not isinstance(node.target, torch._ops.OpOverload):
             continue
         expander.node = node
         with graph.inserting_before(node):
-            result = rule(expander, node, arguments(node))
+            make_floats(expander)
+            result = None if rule is None else rule(expander, node, arguments(node))
         if result is None:
             continue
         if "val" in node.meta and "val" not in result.meta and isinstance(node.meta["val"], torch.Tensor):
@@ -167,15 +169,11 @@ def _scalar(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
 
 def _unchanged(name: str, left: Any, right: Any) -> fx.Node | None:
     """The operand that a number beside it leaves as it is: ``sum(parts)`` in Python begins with 0."""
-    operand: fx.Node
+    if name in ("add", "mul") and is_tensor(right):
+        left, right = right, left
     neutral = {"add": 0, "sub": 0, "mul": 1, "div": 1, "true_divide": 1}.get(name)
-    if is_tensor(left) and isinstance(right, int | float) and right == neutral:
-        operand = left
-        return operand
-    if name in ("add", "mul") and is_tensor(right) and isinstance(left, int | float) and left == neutral:
-        operand = right
-        return operand
-    return None
+    is_neutral = isinstance(right, int | float) and right == neutral
+    return left if is_neutral and isinstance(left, fx.Node) and is_tensor(left) else None
 
 
 def _norm_constants(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:

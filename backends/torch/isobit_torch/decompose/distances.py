@@ -38,7 +38,7 @@ def decompose_distances(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Nod
 
 
 def _by_product(mode: int | None, left: fx.Node, right: fx.Node) -> bool:
-    """What torch does where both counts of rows are known, and a product where one of them is large or open."""
+    """What torch does where both counts of rows are known; an open one is large beside another open one alone."""
     if mode in (1, 2):
         return mode == 1
     counts = [x.meta["val"].shape[-2] for x in (left, right)]

@@ -16,16 +16,23 @@ from isobit_torch.program.fx_nodes import DTYPE, aten, op_name
 
 
 def _magnitude(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
-    """``abs`` of complex numbers: the root of the squared parts."""
+    """``abs`` of complex numbers: the norm of their parts, whose gradient at 0 is 0 too."""
     number = a["self"]
     if not str(number.meta.get(DTYPE)).startswith("complex"):
         return None
     if op_name(number) == "complex":
-        return _hypotenuse(e, *number.args[:2])
-    of_pair = op_name(number) == "view_as_complex"
-    pair = number.args[0] if of_pair else e.call(aten.view_as_real.default, number, part="parts")
-    squares = e.call(aten.mul.Tensor, pair, pair, part="squares")
-    return e.call(aten.sqrt.default, e.call(aten.sum.dim_IntList, squares, [-1], part="power"))
+        real, imaginary = number.args[:2]
+        if real.meta["val"].shape != imaginary.meta["val"].shape:
+            return _hypotenuse(e, real, imaginary)
+        columns = [
+            e.call(aten.unsqueeze.default, x, -1, part=part) for x, part in ((real, "real"), (imaginary, "imaginary"))
+        ]
+        pair = e.call(aten.cat.default, columns, -1, part="parts")
+    elif op_name(number) == "view_as_complex":
+        pair = number.args[0]
+    else:
+        pair = e.call(aten.view_as_real.default, number, part="parts")
+    return e.call(aten.linalg_vector_norm.default, pair, 2, [-1])
 
 
 def _hypot(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:

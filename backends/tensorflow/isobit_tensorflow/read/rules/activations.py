@@ -45,6 +45,9 @@ def activate(reader: RuleReader, function: Any, value: Value, name: str) -> Valu
     return opened
 
 
+_OF_WHOLE_NUMBERS = frozenset({"Abs", "Clip", "Identity", "Neg", "Not", "Relu", "Sign"})
+
+
 def _is_keras(function: Any) -> bool:
     return str(getattr(function, "__module__", "")).startswith("keras.src.")
 
@@ -53,6 +56,8 @@ def unary(reader: RuleReader, name: str, value: Value, op: str, attributes: Mapp
     """A node that works value by value; softmax works along the last axis of Keras."""
     if "axis" in attributes:
         value = reader.emitter.plain(value)
+    if not value.is_float and op not in _OF_WHOLE_NUMBERS:  # these give floats of whole numbers in Keras
+        value = reader.emitter.emit("Cast", f"{name}/float", [value], value.shape, "float32", value.last, to="float32")
     return reader.emitter.emit(op, name, [value], value.shape, value.dtype, value.last, **attributes)
 
 

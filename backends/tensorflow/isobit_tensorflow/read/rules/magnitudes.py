@@ -13,17 +13,17 @@ from typing import Any
 from keras import ops
 
 from isobit_tensorflow.read.call import Call, Rule
+from isobit_tensorflow.read.rules.preprocessing import as_float
 
 LAYERS: Mapping[type, Rule] = {}
 
 
 def _as(function: Callable[..., Any]) -> Rule:
-    """The operation as a function of its tensors; of whole numbers it stays what Keras has."""
+    """The operation as a function of its tensors, whole numbers as floats."""
 
     def rule(call: Call) -> Any:
-        if not call.x.is_float:
-            return None
-        return call.reader.open(function, call.name, call.args, {}, call.operation)
+        args = as_float(call, call.x), *call.args[1:]
+        return call.reader.open(function, call.name, args, {}, call.operation)
 
     return rule
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 from numpy.typing import NDArray
 
@@ -56,11 +57,12 @@ def _in_decibels(layer: Any, power: Any) -> Any:
 def _waves(layer: Any) -> NDArray[np.float32]:
     """(samples, 1, 2 * bins): the transform of frames whose window lies in their middle."""
     length, count = layer.fft_length, layer.sequence_length
-    window: Any = np.ones(count)
+    if layer.window is None:  # Keras gives the whole frame then, whatever the length of a sequence
+        return transform(np.ones(length), length)[:, None]
     if isinstance(layer.window, str):
-        spread, base = (0.5, 0.5) if layer.window == "hann" else (0.46, 0.54)
-        window = base - spread * np.cos(2 * np.pi * np.arange(count) / count)
-    elif layer.window is not None:
+        # TensorFlow's own: of an odd length they are not periodic.
+        window = getattr(tf.signal, f"{layer.window}_window")(count, dtype=tf.float64).numpy()
+    else:
         window = np.asarray(ops.convert_to_numpy(layer.window), np.float64)
     left = (length - count) // 2
     return transform(np.pad(window, (left, length - count - left)), length)[:, None]
