@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from isobit.cli.quantizing.evaluation import Evaluator
-from isobit.cli.quantizing.latency import Latency
-from isobit.cli.quantizing.outcome import Outcome, print_outcome
+from isobit.cli.quantizing.gains import gain_lines
+from isobit.cli.quantizing.latency import Latency, Ratio, Tidied
+from isobit.cli.quantizing.outcome import Outcome, outcome_sections, print_outcome
 from isobit.data import Dataset
 from isobit.graph import Graph, Node, TensorInfo
 
@@ -92,6 +95,62 @@ def test_a_busy_machine_is_said(capsys):
     text = capsys.readouterr().out
     assert "these are milliseconds of the processor" in text
     assert "the rounds gave" not in text
+
+
+GIVEN = {"batch": 4, "threads": 1, "rounds": 9, "runtime": "onnxruntime 1, CPU", "clock": "wall"}
+
+
+def test_tidying_is_told_from_integers(capsys):
+    # The given file takes 4 ms, the same network as isobit writes it 1 ms, and in integers 1.2 ms.
+    tidied = Tidied(1.0, Ratio(0.25, 0.24, 0.27), Ratio(1.2, 1.1, 1.3))
+    outcome = Outcome("uint8 x int8", "default", "minmax")
+    outcome.latency = Latency(4.0, 1.2, 0.3, 0.28, 0.33, **GIVEN, tidied=tidied)
+    print_outcome(outcome, as_json=False)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "of the 0.30x in latency, 0.25x is tidying" in text
+    assert "takes 1 ms), and 1.20x are the integers" in text
+    assert "integers do not pay" in text
+    assert "--override '*=float'" in text
+    assert "1.20x of its time as isobit writes it in float (1 ms)" in text
+    assert "0.25x is tidying" in json.dumps([section.content for section in outcome_sections(outcome)], default=asdict)
+    print_outcome(outcome, as_json=True)
+    found = json.loads(capsys.readouterr().out)["latency"]["tidied"]
+    assert found["tidying"] == {"best": 0.25, "low": 0.24, "high": 0.27}
+    assert (found["float_ms"], found["integers"]["best"]) == (1.0, 1.2)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "tidied", "expected"),
+    [
+        ((0.5, 0.4, 0.6), None, []),
+        ((0.5, 0.4, 0.6), Tidied(2, Ratio(0.95, 0.9, 1.1), Ratio(0.52, 0.4, 0.6)), []),  # written as given
+        ((0.5, 0.4, 0.6), Tidied(2, Ratio(0.8, 0.6, 1.1), Ratio(0.6, 0.4, 0.7)), []),  # within the spread
+        ((0.5, 0.4, 0.6), Tidied(2, Ratio(0.8, 0.7, 0.9), Ratio(0.6, 0.4, 0.7)), ["is tidying"]),
+        ((1.3, 1.2, 1.4), None, ["do not pay", "in float as given"]),
+        ((1.3, 0.9, 1.4), None, []),  # within the spread
+        ((1.02, 1.01, 1.03), None, []),  # next to nothing
+        ((1.3, 1.2, 1.4), Tidied(2, Ratio(1.5, 1.4, 1.6), Ratio(0.9, 0.8, 1.1)), ["do not pay", "in float as given"]),
+        ((None, None, None), Tidied(2, None, Ratio(1.3, 1.2, 1.4)), ["do not pay", "as isobit writes it in float"]),
+        ((None, None, None), None, []),
+    ],
+)
+def test_integers_that_do_not_pay_are_said(ratio, tidied, expected):
+    latency = Latency(None if ratio[0] is None else 2.0, 1.0, *ratio, **GIVEN, tidied=tidied)
+    lines = list(gain_lines(latency, None, None, None))
+    assert len(lines) == bool(expected)
+    assert all(text in line for line in lines for text in expected)
+
+
+def test_a_file_that_is_no_smaller_is_said():
+    assert list(gain_lines(None, 1000, 400, 1100)) == []
+    (line,) = gain_lines(None, 1000, 2500, 8000)
+    assert "no smaller than the given one (2.50x)" in line
+    assert "8.00x in float" in line
+    (line,) = gain_lines(None, 1000, 1500, 900)
+    assert "nodes of quantizers take more" in line
+    (line,) = gain_lines(None, 1000, 1500, None)
+    assert "(1.50x)" in line
+    assert "in float" not in line
 
 
 def test_names_with_brackets_are_printed_as_they_are(capsys):

@@ -8,6 +8,7 @@ import pytest
 
 from isobit.cli.quantizing.latency import first_samples, measure, processor_time_tells
 from isobit.cli.quantizing.model_files import file_size
+from isobit.errors import ModelError
 
 
 class Sleeper:
@@ -145,6 +146,56 @@ def test_a_busy_machine_is_measured_by_the_processor(isobit, digits, tmp_path, m
     latency = json.loads(found.stdout)["latency"]
     assert (latency["clock"], latency["threads"]) == ("processor", 1)
     assert 0 < latency["ratio"] < 1
+
+
+def test_tidying_and_integers_are_ratios_of_the_same_rounds(monkeypatch):
+    clocks = Clocks(monkeypatch)
+    given, tidied, quantized = clocks.model(0.04), clocks.model(0.01), clocks.model(0.012)
+    latency = measure(given, quantized, BATCH, 1, tidied=tidied)
+    assert given.runs == tidied.runs == quantized.runs
+    assert (latency.float_ms, latency.quantized_ms) == (pytest.approx(40), pytest.approx(12))
+    found = latency.tidied
+    assert found.float_ms == pytest.approx(10)
+    for ratio, expected in ((found.tidying, 0.25), (found.integers, 1.2)):
+        assert (ratio.best, ratio.low, ratio.high) == (pytest.approx(expected),) * 3
+    alone = measure(None, quantized, BATCH, 1, tidied=tidied)
+    assert (alone.ratio, alone.tidied.tidying) == (None, None)
+    assert alone.tidied.integers.best == pytest.approx(1.2)
+
+
+def test_runs_that_take_long_are_not_done_once_more(monkeypatch):
+    clocks = Clocks(monkeypatch)
+    tidied = clocks.model(1.0)
+    latency = measure(clocks.model(1.0), clocks.model(0.5), BATCH, 1, tidied=tidied)
+    assert (latency.tidied, tidied.runs, latency.ratio) == (None, 0, pytest.approx(0.5))
+
+
+def test_the_example_is_measured_as_isobit_writes_it(isobit, digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    data = ("--data", digits / "calibration.npz", "--samples", 8, "--method", "minmax", "--recipe", "basic")
+    found = isobit("quantize", digits / "model.onnx", *data, "-o", tmp_path / "out", "--threads", 1, "--json")
+    told = json.loads(found.stdout)
+    assert told["latency"]["tidied"]["float_ms"] < told["latency"]["float_ms"]  # its biases are no longer computed
+    assert 0.6e6 < told["tidied_bytes"] < 0.75e6  # 164,000 weights of four bytes
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("too_large", [True, False])
+def test_what_is_not_written_in_float_is_not_measured(isobit, digits, tmp_path, monkeypatch, too_large):
+    def refuse(self, model, path):
+        raise ModelError("no such operation")
+
+    if too_large:
+        monkeypatch.setattr("isobit.cli.quantizing.quantize_run._LARGEST_TIDIED", 1000)
+    else:
+        monkeypatch.setattr("isobit_onnx.backend.OnnxBackend.write_float", refuse)
+    data = ("--data", digits / "calibration.npz", "--samples", 8, "--method", "minmax", "--recipe", "basic")
+    found = isobit("quantize", digits / "model.onnx", *data, "-o", tmp_path / "out", "--threads", 1, "--json")
+    told = json.loads(found.stdout)
+    assert (told["latency"]["tidied"], told["tidied_bytes"]) == (None, None)
+    assert told["latency"]["ratio"] > 0
+    assert any("no such operation" in note for note in told["notes"]) is not too_large
 
 
 def test_without_a_float_file_there_is_no_ratio(monkeypatch):

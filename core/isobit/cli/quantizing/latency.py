@@ -1,4 +1,4 @@
-"""Latency of the float and of the quantized model, measured turn by turn on this machine."""
+"""Latency of the float files and of the quantized one, measured turn by turn on this machine."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ _STEADY = 1.25  # if the ratio of the rounds varies by more, the machine was bus
 #: Of so few rounds the best may well be one that was disturbed, so that they have to be more alike.
 _FEW_ROUNDS, _STEADY_OF_FEW = 8, 1.1
 _INTERRUPTED = 1.05  # if the best run took so many times what its thread had of a processor, others had the rest
+#: The network in float as isobit writes it takes no turns where a run of the others takes longer (seconds).
+_LONGEST_OF_THREE = 0.3
 _SHORTEST = 1e-7  # seconds; a clock that stands still meanwhile counts as this
 _FINE_CLOCK = 1e-5  # seconds; on some systems the clock of a thread goes on in steps of a time slice
 
@@ -35,13 +37,35 @@ _CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "process
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """A ratio of best times; `low` and `high` are the first and the ninth decile of the ratios of single rounds."""
+
+    best: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Tidied:
+    """The network in float as isobit writes it: best milliseconds, beside the float file as given, and the quantized.
+
+    `tidying` is its time over that of the file as given, None where there is none to run; `integers` the time of the
+    quantized file over its own.
+    """
+
+    float_ms: float
+    tidying: Ratio | None
+    integers: Ratio
+
+
+@dataclass(frozen=True)
 class Latency:
     """Best milliseconds a batch of each file, and their ratio; None where there is no float file to run.
 
     `ratio_low` and `ratio_high` are the first and the ninth decile of the ratios of single rounds: the spread.
     `clock` is ``"processor"`` where other programs kept the machine busy: then it is what one thread computed, which
     does not count the time that others had. `interruption` is the time of the best run on the wall over what its thread
-    had of a processor, the larger of both files; None where that tells nothing.
+    had of a processor, the largest of all files; None where that tells nothing.
     """
 
     float_ms: float | None
@@ -55,6 +79,7 @@ class Latency:
     runtime: str
     clock: Clock
     interruption: float | None = None
+    tidied: Tidied | None = None
 
     @property
     def is_steady(self) -> bool:
@@ -66,16 +91,28 @@ class Latency:
 
 
 def measure(
-    original: Deployed | None, quantized: Deployed, batch: Batch, threads: int, clock: Clock = "wall"
+    original: Deployed | None,
+    quantized: Deployed,
+    batch: Batch,
+    threads: int,
+    clock: Clock = "wall",
+    *,
+    tidied: Deployed | None = None,
 ) -> Latency:
-    """Time both models on one batch, turn by turn, so that a busy machine slows both alike.
+    """Time the models on one batch, turn by turn, so that a busy machine slows all alike.
 
-    The best time of each counts: what other processes add is never negative. With the clock `"processor"` both models
-    must compute in the calling thread (`Deployed.computes_in_caller`, one thread).
+    The best time of each counts: what other processes add is never negative. With the clock `"processor"` all models
+    must compute in the calling thread (`Deployed.computes_in_caller`, one thread). `tidied` is the network in float as
+    isobit writes it; it is left out where runs take long.
     """
-    models = [quantized] if original is None else [original, quantized]
+    models = [model for model in (original, quantized) if model is not None]
+    warm = [_warm(model, batch, clock) for model in models]
+    if tidied is not None and max(warm) <= _LONGEST_OF_THREE:
+        models.insert(-1, tidied)
+        warm.append(_warm(tidied, batch, clock))
+    else:
+        tidied = None
     tells = clock == "wall" and processor_time_tells(*models)
-    warm = [min(_run(model, batch, clock)[0] for _ in range(_WARM_UP)) for model in models]
     runs = max(_TURN_RUNS, math.ceil(_TURN_SECONDS / max(min(warm), _SHORTEST)))
     rounds: list[list[float]] = []
     best, had = [np.inf] * len(models), [np.inf] * len(models)
@@ -88,14 +125,31 @@ def measure(
             last_gain = len(rounds)
         for index, turn in enumerate(turns):
             best[index], had[index] = min(turn, (best[index], had[index]))
-    size, count, runtime = len(next(iter(batch.values()))), len(rounds), quantized.runtime
-    interruption = max(now / max(own, _SHORTEST) for now, own in zip(best, had, strict=True)) if tells else None
-    quantized_ms = 1e3 * best[-1]
-    if original is None:
-        return Latency(None, quantized_ms, None, None, None, size, threads, count, runtime, clock, interruption)
-    low, high = (float(share) for share in np.quantile([after / before for before, after in rounds], (0.1, 0.9)))
-    float_ms, ratio = 1e3 * best[0], best[1] / best[0]
-    return Latency(float_ms, quantized_ms, ratio, low, high, size, threads, count, runtime, clock, interruption)
+
+    def ratio(after: int, before: int) -> Ratio:
+        spread = np.quantile([turn[after] / turn[before] for turn in rounds], (0.1, 0.9))
+        return Ratio(best[after] / best[before], *map(float, spread))
+
+    given = None if original is None else ratio(-1, 0)
+    tidying = None if original is None else ratio(-2, 0)
+    return Latency(
+        float_ms=None if original is None else 1e3 * best[0],
+        quantized_ms=1e3 * best[-1],
+        ratio=None if given is None else given.best,
+        ratio_low=None if given is None else given.low,
+        ratio_high=None if given is None else given.high,
+        batch=len(next(iter(batch.values()))),
+        threads=threads,
+        rounds=len(rounds),
+        runtime=quantized.runtime,
+        clock=clock,
+        interruption=max(now / max(own, _SHORTEST) for now, own in zip(best, had, strict=True)) if tells else None,
+        tidied=None if tidied is None else Tidied(1e3 * best[-2], tidying, ratio(-1, -2)),
+    )
+
+
+def _warm(model: Deployed, batch: Batch, clock: Clock) -> float:
+    return min(_run(model, batch, clock)[0] for _ in range(_WARM_UP))
 
 
 def processor_time_tells(*models: Deployed | None) -> bool:

@@ -1,4 +1,4 @@
-"""Model files as a runtime loads them: their size, and the session in which they are measured."""
+"""Model files as a runtime loads them: their size, the session that is measured, and a float one to compare with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from isobit.files import is_file
 
 if TYPE_CHECKING:
+    from isobit.backend.contract import BackendModel
     from isobit.backend.optional import Deployed, DeploysFiles
 
 
@@ -15,6 +16,18 @@ def deploy(path: Path, threads: int) -> Deployed | None:
     """A file in its runtime; None where no installed backend runs files of its ending. Raises ModelError."""
     deployer = _deployer(path)
     return None if deployer is None else deployer.deploy(path, threads)
+
+
+def write_float(model: BackendModel, path: Path) -> bool:
+    """Write the float network as isobit does; False where the backend of ONNX files cannot. Raises ModelError."""
+    from isobit.backend.optional import QdqWriter
+    from isobit.plugins import registry
+
+    writer = registry().backend("onnx")
+    if not isinstance(writer, QdqWriter):
+        return False
+    writer.write_float(model, path)
+    return True
 
 
 def file_size(path: Path) -> int | None:

@@ -8,6 +8,7 @@ from math import nan
 from pathlib import Path
 
 from isobit.cli.quantizing.evaluation import Evaluation
+from isobit.cli.quantizing.gains import gain_lines
 from isobit.cli.quantizing.latency import Latency
 from isobit.cli.terminal import capped, line, print_json, table
 from isobit.files import plain
@@ -34,6 +35,7 @@ class Outcome:
     scores: dict[str, Figures] = field(default_factory=dict)  # by the user's own measure, float and simulated
     float_bytes: int | None = None
     quantized_bytes: int | None = None
+    tidied_bytes: int | None = None  # of the network in float as isobit writes it, where that was measured
     latency: Latency | None = None
     coverage: Coverage | None = None
     sqnr: dict[str, float] = field(default_factory=dict)  # on one batch of calibration, dB by output and by part of one
@@ -168,6 +170,7 @@ def _captions(outcome: Outcome) -> Iterator[str]:
                 f"the rounds gave {latency.ratio_low:.2f}x to {latency.ratio_high:.2f}x, as on a busy machine: "
                 "measure again, or --threads 1"
             )
+    yield from gain_lines(latency, outcome.float_bytes, outcome.quantized_bytes, outcome.tidied_bytes)
     if outcome.checks:
         yield "written file against the simulator"
         yield from (f"  {check}" for check in outcome.checks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from isobit.analysis.analyze import analyze
 from isobit.backend.checked_model import CheckedModel
@@ -12,7 +13,7 @@ from isobit.cli.quantize_options import Job, check_there
 from isobit.cli.quantizing.evaluate_file import load_evaluate
 from isobit.cli.quantizing.evaluation import Evaluator
 from isobit.cli.quantizing.latency import first_samples, measure, processor_time_tells
-from isobit.cli.quantizing.model_files import deploy, file_size
+from isobit.cli.quantizing.model_files import deploy, file_size, write_float
 from isobit.cli.quantizing.next_command import next_command
 from isobit.cli.quantizing.outcome import Outcome, format_label, outcome_sections
 from isobit.cli.terminal import line
@@ -22,8 +23,8 @@ from isobit.cli.user_data.file_batches import fixed_batch
 from isobit.cli.user_data.open_on_data import open_on_data
 from isobit.data import Dataset
 from isobit.defaults import DEFAULT_RECIPE
-from isobit.errors import DataError, ModelError, RecipeError
-from isobit.files import check_writable
+from isobit.errors import DataError, IsobitError, ModelError, RecipeError
+from isobit.files import check_writable, temporary_folder
 from isobit.html_report import notes, write_page
 from isobit.plugins import registry
 from isobit.quantsim.checks.quality import judgement
@@ -33,6 +34,12 @@ from isobit.quantsim.judging.figures import Figures
 from isobit.quantsim.quantize import open_simulator, quantize
 from isobit.quantsim.shown.simulator_sections import in_float
 from isobit.threads import available_threads
+
+if TYPE_CHECKING:
+    from isobit.backend.optional import Deployed
+
+#: Where a model's files are larger (bytes), it is not written in float once more to be measured.
+_LARGEST_TIDIED = 100_000_000
 
 
 class Run:
@@ -169,20 +176,43 @@ class Run:
                 self._evaluator.exported(exported.run)
         if not self.job.latency_batch:
             return
-        original = None
-        try:
-            original = deploy(self.job.model, threads)
-        except ModelError as error:
-            self._notes.append(f"latency of the float model was not measured: {error}")
         batch = first_samples(self.first_batch, self.job.latency_batch, fixed_batch(self.graph))
-        outcome.latency = measure(original, exported, batch, threads)
-        if not outcome.latency.is_steady and processor_time_tells(original, exported):
-            # Other programs had the processors: no number of rounds on the wall would tell the two models apart.
-            has_float = original is not None
-            original = exported = None  # two more sessions of large files need the memory
-            original, exported = deploy(self.job.model, 1) if has_float else None, deploy(self.paths["model"], 1)
-            if exported is not None:
-                outcome.latency = measure(original, exported, batch, 1, "processor")
+        with temporary_folder() as folder:
+            written = self._write_tidied(outcome, folder / "float.onnx")
+            original = self._deploy_float(self.job.model, "the float model", threads)
+            tidied = self._deploy_float(written, "the network in float as isobit writes it", threads)
+            outcome.latency = measure(original, exported, batch, threads, tidied=tidied)
+            if not outcome.latency.is_steady and processor_time_tells(original, exported, tidied):
+                # Other programs had the processors: no number of rounds on the wall would tell the models apart.
+                given = None if original is None else self.job.model
+                written = None if tidied is None else written
+                original = exported = tidied = None  # more sessions of large files need the memory
+                exported = deploy(self.paths["model"], 1)
+                original, tidied = (None if path is None else deploy(path, 1) for path in (given, written))
+                if exported is not None:
+                    outcome.latency = measure(original, exported, batch, 1, "processor", tidied=tidied)
+            tidied = None  # some systems remove no file that is loaded
+
+    def _deploy_float(self, path: Path | None, what: str, threads: int) -> Deployed | None:
+        try:
+            return None if path is None else deploy(path, threads)
+        except ModelError as error:
+            self._notes.append(f"latency of {what} was not measured: {error}")
+            return None
+
+    def _write_tidied(self, outcome: Outcome, path: Path) -> Path | None:
+        """The network in float as isobit writes it, which tells what tidying brings from what integers do."""
+        sizes = (outcome.float_bytes or 0, outcome.quantized_bytes or 0)
+        if not self.sim.plan.placements or max(sizes) > _LARGEST_TIDIED:
+            return None
+        try:
+            if not write_float(self.sim.backend_model.inner, path):
+                return None
+        except IsobitError as error:
+            self._notes.append(f"the network in float as isobit writes it was not measured: {error}")
+            return None
+        outcome.tidied_bytes = file_size(path)
+        return path
 
     def _prepare_evaluation(self, files: DataFiles) -> None:
         if files.labels is None:
