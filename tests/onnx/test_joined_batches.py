@@ -35,7 +35,7 @@ BATCH = 3 * TOGETHER + 5
 
 
 def model(name: str, folder: Path) -> Path:
-    """A small file of an open batch: `x` (N, 3, 12), and what its body reads: `z` (4, N, 8), a state, `n` (N,), `s`."""
+    """A small file with an open batch: `x` (N, 3, 12), and what is read: a state `z` (4, N, 8), `n` (N,), `s`."""
     body = BODIES[name]
     state = ", float[4,N,8] z" if "(z)" in body else ""
     side = ", float[1] s" if ", s)" in body else ""
