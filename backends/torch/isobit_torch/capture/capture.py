@@ -24,6 +24,7 @@ from isobit_torch.capture.copy_module import copy_module, refuse_quantized, refu
 from isobit_torch.capture.errors import DependsOnValuesError, explain, explain_failure
 from isobit_torch.capture.fast_path import padding_notes
 from isobit_torch.capture.kept_states import kept_states
+from isobit_torch.capture.reached_parameters import reached_parameters
 from isobit_torch.capture.say_captured import deciding_question, say_captured
 from isobit_torch.program.devices import require_one_device
 from isobit_torch.program.fx_nodes import full_name, op_name
@@ -104,6 +105,7 @@ class Capture:
     caches: Caches
     is_doubled: bool = False  # the example of one sample was repeated
     decided: Ways = field(default_factory=dict)  # branches that hold for inputs like the example alone
+    reached: dict[str, str] = field(default_factory=dict)  # parameters that the program has as constants
 
 
 def capture(model: nn.Module, example: Any, *, is_fixed: bool = False, aid: Aid = "none") -> Capture:
@@ -185,7 +187,8 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool, aid: Aid) -> Captur
     if caches.is_off:
         notes.append("the cache of keys and values (use_cache) is not returned: pass use_cache=True to have it")
     signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
-    return Capture(module, call, program, signature, tuple(notes), caches, is_doubled, decided)
+    reached = reached_parameters(program, unrun, model)
+    return Capture(module, call, program, signature, tuple(notes), caches, is_doubled, decided, reached)
 
 
 def _ways(module: nn.Module, call: Call) -> Ways:
