@@ -16,16 +16,25 @@ from isobit_torch.program.fx_nodes import DTYPE, aten, op_name
 
 
 def _magnitude(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
-    """``abs`` of complex numbers: the root of the squared parts."""
+    """``abs`` of complex numbers: the length of the two parts."""
     number = a["self"]
     if not str(number.meta.get(DTYPE)).startswith("complex"):
         return None
+    pair: Any
     if op_name(number) == "complex":
-        return _hypotenuse(e, *number.args[:2])
-    of_pair = op_name(number) == "view_as_complex"
-    pair = number.args[0] if of_pair else e.call(aten.view_as_real.default, number, part="parts")
-    squares = e.call(aten.mul.Tensor, pair, pair, part="squares")
-    return e.call(aten.sqrt.default, e.call(aten.sum.dim_IntList, squares, [-1], part="power"))
+        parts = [x for x in number.args[:2] if isinstance(x, fx.Node)]
+        if len({str(x.meta["val"].shape) for x in parts}) > 1:
+            return _hypotenuse(e, *parts)
+        rows = [
+            e.call(aten.unsqueeze.default, x, -1, part=part, like=x)
+            for x, part in zip(parts, ("real", "imaginary"), strict=True)
+        ]
+        pair = e.call(aten.cat.default, rows, -1, part="parts")
+    else:
+        of_pair = op_name(number) == "view_as_complex"
+        pair = number.args[0] if of_pair else e.call(aten.view_as_real.default, number, part="parts")
+    # Not a root of squares: its gradient at silence is no number, where that of a length is 0 as that of torch's abs.
+    return e.call(aten.linalg_vector_norm.default, pair, 2, [-1])
 
 
 def _hypot(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
@@ -40,7 +49,9 @@ def _hypotenuse(e: Expander, real: Any, imaginary: Any) -> fx.Node:
 
 
 def _logarithm(base: float) -> Rule:
-    def rule(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
+    def rule(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
+        if not str(a["self"].meta.get(DTYPE)).startswith("float"):
+            return None
         factor = e.constant(1 / math.log(base), "factor")
         return e.call(aten.mul.Tensor, e.call(aten.log.default, a["self"], part="natural"), factor)
 
