@@ -323,18 +323,3 @@ def test_masks_and_norms_are_counted_apart() -> None:
     assert coverage.weight_bytes == 4 * (36 + 16 + 4 + 4 + 8)
     assert coverage.other_bytes == 4 * (4 + 4 + 4)
     assert "% of 48 bytes of constants that are no weights" in str(coverage)
-
-
-def test_a_weight_that_is_read_in_float_too_is_said() -> None:
-    """A norm of its rows beside the layer, as in DoRA: the file holds it as floats and as integers."""
-    sketch = Sketch()
-    weight = sketch.random("w", 4, 4)
-    y = sketch.node("Linear", sketch.input("x", "N", 4), weight, name="l", shape=("N", 4))
-    norm = sketch.node("ReduceL2", weight, name="norm", shape=(4,), axes=(1,), keepdims=0)
-    graph = sketch.graph(sketch.node("Mul", y, norm, name="scaled", shape=("N", 4)))
-    plan = place(graph, target())
-    assert Coverage.of(graph, plan).integer_weight_bytes == 0
-    left = left_weights(graph, plan, target(), QuantConfig())
-    assert [(weight.name, weight.op) for weight in left] == [("w", "ReduceL2")]
-    assert "files hold it twice" in left[0].why
-    assert not left_weights(graph, plan, target(), QuantConfig(exclude="norm"))

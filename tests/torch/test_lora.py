@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import isobit
-from isobit.errors import CoverageWarning, DataError, IsobitWarning, ModelError
+from isobit.errors import DataError, IsobitWarning, ModelError
 from isobit.graph import find_adapters
 from isobit.quantsim import QuantSim
 from isobit.techniques import (
@@ -287,8 +287,6 @@ def test_adapters_that_are_no_lora_are_named() -> None:
     sim = QuantSim(model, X)
     assert any("is DoRA" in note for note in sim.graph.notes)
     assert sim.adapters.names == ()
-    with pytest.warns(CoverageWarning, match="Add reads it too, in float: files hold it twice"):
-        sim.calibrate([X], "minmax", progress=False)
     refused = peft.get_peft_model(Net(), peft.ShiraConfig(r=2, target_modules=["up"]))
     with pytest.raises(ModelError, match=r"is SHIRA.*merge_and_unload.*cannot be captured"):
         QuantSim(refused, X)

@@ -130,10 +130,6 @@ class NetworkModule(nn.Module):
         """Outputs by name."""
         graph = self.network.graph
         values: dict[str, Any] = {**dict(zip(graph.inputs, args, strict=False)), **kwargs}
-        for name, value in values.items():  # a size that the description gives is one that the module has
-            given = graph.tensors[name].shape or ()
-            if any(isinstance(n, int) and n != size for n, size in zip(given, value.shape, strict=False)):
-                raise ValueError(f"{name!r} is {tuple(value.shape)} and should be {given}")
         for node in graph.nodes:
             inputs = [values[name] for name in node.inputs if name in values]
             values[node.outputs[0]] = inputs[0] if self._is_layers_own(node) else self._run(node, inputs)

@@ -36,18 +36,11 @@ def left_weights(graph: Graph, plan: Plan, target: Target, config: QuantConfig) 
     for name, uses in layer_weights(graph).items():
         if Weight(name) in plan.placements or config.override(name)[0]:
             continue
-        floats = [
-            use
-            for use in graph.uses(name)
-            if Input(use.node.name, use.index) not in plan.placements
-            and not (config.excludes(use.node) or use.node.op in target.excluded_ops or use.node.name in adapters)
-        ]
-        as_layers = [use for use in uses if use in floats]
-        if as_layers:
-            left.append(LeftWeight(name, as_layers[0].node.op, _why(graph, plan, target, name, as_layers[0])))
-        elif floats and any(Input(use.node.name, use.index) in plan.placements for use in uses):
-            why = f"{floats[0].node.op} reads it too, in float: files hold it twice"  # a norm of its rows (DoRA)
-            left.append(LeftWeight(name, floats[0].node.op, why))
+        for use in uses:
+            is_told = config.excludes(use.node) or use.node.op in target.excluded_ops or use.node.name in adapters
+            if not is_told and Input(use.node.name, use.index) not in plan.placements:
+                left.append(LeftWeight(name, use.node.op, _why(graph, plan, target, name, use)))
+                break
     return left
 
 

@@ -1,7 +1,7 @@
 """Functions that lie in a copy of a module: what they have from around them becomes that of the copy.
 
-copy.deepcopy takes functions over as they are, so that hooks, ``self.f = lambda x: self.layer(x)`` and a forward that was
-wrapped from outside would mean the parts of the original.
+copy.deepcopy takes functions over as they are, so that hooks, ``self.f = lambda x: self.layer(x)`` and a forward that
+was wrapped from outside would mean the parts of the original.
 """
 
 from __future__ import annotations
@@ -65,11 +65,14 @@ class _Binding:
             return partial(self.bound(value.func), *map(self.bound, value.args), **keywords)
         if isinstance(value, ref):
             return ref(self.bound(value()))
-        if isinstance(value, list | dict):  # may hold itself
-            empty = self._bound[id(value)] = type(value)()
-            pairs = {key: self.bound(item) for key, item in value.items()} if isinstance(value, dict) else None
-            empty.update(pairs) if pairs is not None else empty.extend(map(self.bound, value))
-            return empty
+        if isinstance(value, list):
+            items: list[Any] = self._bound[id(value)] = []  # before it is filled: it may hold itself
+            items += map(self.bound, value)
+            return items
+        if isinstance(value, dict):
+            table: dict[Any, Any] = self._bound[id(value)] = {}
+            table |= {key: self.bound(item) for key, item in value.items()}
+            return table
         return type(value)(map(self.bound, value))
 
     def _function(self, function: FunctionType) -> FunctionType:
