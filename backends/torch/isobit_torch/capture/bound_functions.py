@@ -66,11 +66,13 @@ class _Binding:
         if isinstance(value, ref):
             return ref(self.bound(value()))
         if isinstance(value, list):
-            items: list[Any] = self._bound[id(value)] = []  # before it is filled: it may hold itself
+            items: list[Any] = []
+            self._bound[id(value)] = items  # before it is filled: it may hold itself
             items += map(self.bound, value)
             return items
         if isinstance(value, dict):
-            table: dict[Any, Any] = self._bound[id(value)] = {}
+            table: dict[Any, Any] = {}
+            self._bound[id(value)] = table
             table |= {key: self.bound(item) for key, item in value.items()}
             return table
         return type(value)(map(self.bound, value))
