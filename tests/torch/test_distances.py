@@ -43,9 +43,9 @@ class Products(nn.Module):
         super().__init__()
         self.layer = nn.Linear(6, 5)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y = self.layer(x).sigmoid() + 0.5
-        return y.cumprod(1), torch.cumprod(y, -1)
+        return y.cumprod(1), torch.cumprod(y, -1), y[:, :1].cumprod(1)
 
 
 class Biaffine(nn.Module):

@@ -100,11 +100,43 @@ def test_a_transform_of_frames_and_bands_on_the_left() -> None:
     assert decibels(AsWhisper()) > 40
 
 
-def test_a_magnitude_of_nothing_has_a_gradient() -> None:
-    """As in PyTorch, where that of a complex 0 is 0: silence in the data of a training."""
-    model = ByConvolution(MAGNITUDES["complex"], torch.log)
-    sim = isobit.quantize(model.eval(), tones(0), progress=False)
-    sim.model(torch.zeros(2, 2048)).sum().backward()
-    gradients = [parameter.grad for parameter in sim.model.parameters() if parameter.grad is not None]
-    assert gradients
-    assert all(gradient.isfinite().all() for gradient in gradients)
+SILENT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "complex": lambda y: torch.complex(y, 2 * y).abs(),
+    "viewed as complex": lambda y: torch.view_as_complex(torch.stack([y, 2 * y], -1)).abs(),
+    "distances": lambda y: torch.cdist(y, y),
+    "many distances": lambda y: torch.cdist(y.repeat(1, 8, 1), y.repeat(1, 8, 1)),
+}
+
+
+class Behind(nn.Module):
+    def __init__(self, operation: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layer, self.operation = nn.Linear(8, 8, bias=False), operation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.operation(self.layer(x))
+
+
+@pytest.mark.parametrize("kind", SILENT)
+def test_gradients_at_silence_are_numbers(kind: str) -> None:
+    """A root of squares has none at 0, and torch's magnitudes and distances have 0 there."""
+    torch.manual_seed(0)
+    module, x = Behind(SILENT[kind]).eval(), torch.randn(4, 6, 8)
+    x[1] = 0
+    module(x).sum().backward()
+    assert module.layer.weight.grad is not None
+    assert module.layer.weight.grad.isfinite().all()
+    sim = isobit.QuantSim(module, x)
+    sim.calibrate([x], "minmax", progress=False)
+    model = sim.trainable().train()
+    model(x).sum().backward()
+    gradient = model.get_parameter("layer.weight").grad
+    assert gradient is not None
+    assert gradient.isfinite().all()
+    assert gradient.any()
+
+
+def test_logarithms_of_integers() -> None:
+    module, x = Behind(lambda y: y + torch.log2(y.detach().long().abs() + 1)).eval(), torch.randn(4, 6, 8)
+    sim = isobit.QuantSim(module, x)
+    np.testing.assert_allclose(sim.run_float(x)["output"], module(x).detach(), rtol=1e-5, atol=1e-5)

@@ -86,3 +86,21 @@ def test_another_count_and_another_length(kind: Callable[[], nn.Module], tmp_pat
             step = np.ptp(value) / 255
             assert np.mean(np.abs(found - value) < 1e-4) > 0.9
             np.testing.assert_allclose(found, value, atol=1.1 * step)
+
+
+class Turned(nn.Module):
+    """A module with samples and channels in front, which turns its input around itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.lstm, self.head = nn.Conv1d(3, 6, 3), nn.LSTM(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.lstm(self.conv(x).permute(2, 0, 1))[0][-1])
+        return y
+
+
+def test_channels_are_no_samples() -> None:
+    sim = isobit.QuantSim(Turned().eval(), torch.randn(4, 3, 12))
+    assert sim.graph.tensors["x"].shape == ("batch", 3, 12)
+    assert not sim.graph.notes

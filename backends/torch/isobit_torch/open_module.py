@@ -97,6 +97,7 @@ def program_of(captured: Capture) -> Program:
     root = nn.Module()
     names = new_names(captured.module, own_names(), captured.signature.inputs)
     canonical = build_root(captured.module, root, names)
+    canonical |= {constant: canonical[path] for constant, path in captured.reached.items()}
     exported = captured.program
     chosen = inline_branches(exported)
     if any(_is_transform(node) for node in exported.graph.nodes):

@@ -24,7 +24,9 @@ from isobit_torch.capture.copy_module import copy_module, refuse_quantized, refu
 from isobit_torch.capture.errors import DependsOnValuesError, explain, explain_failure
 from isobit_torch.capture.fast_path import padding_notes
 from isobit_torch.capture.kept_states import kept_states
+from isobit_torch.capture.reached_parameters import reached_parameters
 from isobit_torch.capture.say_captured import deciding_question, say_captured
+from isobit_torch.capture.time_first import Sizes, time_first_sizes
 from isobit_torch.program.devices import require_one_device
 from isobit_torch.program.fx_nodes import full_name, op_name
 from isobit_torch.program.shapes import is_open, is_sequence
@@ -104,6 +106,7 @@ class Capture:
     caches: Caches
     is_doubled: bool = False  # the example of one sample was repeated
     decided: Ways = field(default_factory=dict)  # branches that hold for inputs like the example alone
+    reached: dict[str, str] = field(default_factory=dict)  # parameters that the program has as constants
 
 
 def capture(model: nn.Module, example: Any, *, is_fixed: bool = False, aid: Aid = "none") -> Capture:
@@ -149,9 +152,10 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool, aid: Aid) -> Captur
         unrun = copy_module(model).float() if others else copy_module(model)
         caches.settle(unrun)
     aids = None if aid == "none" else Aids(unrun, _ways(module, call) if aid == "example" else None)
+    sizes = time_first_sizes(module, lambda: _outputs(module, call))
     question = deciding_question(asked, outputs, lambda: _outputs(module, call))
     with say_captured(False) if question else nullcontext():
-        program, fixed = _export(unrun, call, is_fixed, aids)
+        program, fixed = _export(unrun, call, is_fixed, aids, sizes)
     notes = [*fixed, *padding_notes(module, outputs, lambda: _outputs(module, call))]
     if question:
         notes.append(f"the code computes something else where {question} says that it is captured: it is told no")
@@ -185,7 +189,8 @@ def _capture(model: nn.Module, example: Any, is_fixed: bool, aid: Aid) -> Captur
     if caches.is_off:
         notes.append("the cache of keys and values (use_cache) is not returned: pass use_cache=True to have it")
     signature = Signature(_arguments(call, program), _out_spec(outputs, program), output_names(outputs))
-    return Capture(module, call, program, signature, tuple(notes), caches, is_doubled, decided)
+    reached = reached_parameters(program, unrun, model)
+    return Capture(module, call, program, signature, tuple(notes), caches, is_doubled, decided, reached)
 
 
 def _ways(module: nn.Module, call: Call) -> Ways:
@@ -289,20 +294,19 @@ def _batched(call: Call) -> Call:
 
 
 def _export(
-    module: nn.Module, call: Call, is_fixed: bool, aids: Aids | None
+    module: nn.Module, call: Call, is_fixed: bool, aids: Aids | None, sizes: Sizes
 ) -> tuple[ExportedProgram, tuple[str, ...]]:
     """Try axes from the most to the least dynamic; where all tries fail, the error of the first is raised."""
-    is_time_first = _is_time_first(module)
-    second = "the size of the second axis" if is_time_first else "the sequence length"
+    second = "the size of the second axis" if sizes else "the sequence length"
     tries = [(True, True, ""), (True, False, f"{second} is fixed")]
     tries.append((False, False, f"the batch size and {second} are fixed"))
-    if not any(_has_second(leaf, is_time_first) for leaf in pytree.tree_leaves((call.args, call.kwargs))):
+    if not any(_has_second(leaf, sizes) for leaf in pytree.tree_leaves((call.args, call.kwargs))):
         tries = [(True, False, ""), (False, False, "the batch size is fixed")]
     failure: Exception | None = None
     if is_fixed:
         tries = tries[-1:]
     for batch, sequence, note in tries:
-        shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch, sequence, is_time_first), call.by_name)  # noqa: B023
+        shapes = pytree.tree_map(lambda leaf: _dynamic(leaf, batch, sequence, sizes), call.by_name)  # noqa: B023
         try:
             named = named_arguments(module, call, aids or nullcontext)
             with quiet(), without_moves(), from_left_to_right(), named, torch.no_grad():
@@ -316,7 +320,7 @@ def _export(
             continue
         if batch and not _is_open(program, 0):
             note = note or "the batch size is fixed"
-        elif sequence and not _is_open(program, 1, is_time_first):
+        elif sequence and not _is_open(program, 1):
             note = note or f"{second} is fixed"
         return program, (f"{note} to that of the example: the model's code depends on it",) if note else ()
     assert failure is not None
@@ -346,33 +350,26 @@ def _asks_for_values(program: ExportedProgram) -> bool:
     return any(op_name(node) == "item" for node in read)
 
 
-def _is_open(program: ExportedProgram, axis: int, is_time_first: bool = False) -> bool:
+def _is_open(program: ExportedProgram, axis: int) -> bool:
     """Whether any input has an open size there: torch.export fixes, without a word, what the code fixes."""
     names = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
     tensors = [value for value in values if isinstance(value, torch.Tensor) and value.ndim > axis]
-    counted = [value for value in tensors if axis == 0 or _has_second(value, is_time_first)]
-    return any(is_open(value.shape[axis], program.graph) for value in counted)
+    return any(is_open(value.shape[axis], program.graph) for value in tensors)
 
 
-def _is_time_first(module: nn.Module) -> bool:
-    """Whether a layer takes time on the first axis and samples on the second, as is the default of PyTorch."""
-    kinds = (nn.RNNBase, nn.MultiheadAttention)
-    return any(isinstance(part, kinds) and not part.batch_first for part in module.modules())
-
-
-def _has_second(leaf: Any, is_time_first: bool) -> bool:
+def _has_second(leaf: Any, sizes: Sizes) -> bool:
     """Whether a second axis is to be open: that of token ids and masks, and of vectors where samples lie on it."""
     if not isinstance(leaf, torch.Tensor) or leaf.ndim < 2 or leaf.shape[1] == 1:
         return False
-    return is_sequence(leaf) or (is_time_first and leaf.ndim == 3)
+    return is_sequence(leaf) or (leaf.ndim == 3 and tuple(leaf.shape[:2]) in sizes)
 
 
-def _dynamic(leaf: Any, batch: bool, sequence: bool, is_time_first: bool) -> Any:
+def _dynamic(leaf: Any, batch: bool, sequence: bool, sizes: Sizes) -> Any:
     if not isinstance(leaf, torch.Tensor) or not leaf.ndim:
         return None
     axes: dict[int, Any] = {0: Dim.AUTO} if batch and leaf.shape[0] > 1 else {}
-    if sequence and _has_second(leaf, is_time_first):
+    if sequence and _has_second(leaf, sizes):
         axes[1] = Dim.AUTO
     return axes or None
 

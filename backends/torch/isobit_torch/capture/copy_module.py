@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from functools import update_wrapper
-from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
+from isobit_torch.capture.bound_functions import bind_functions
 from isobit_torch.capture.errors import first_line
 
 #: Modules of torch.ao.quantization that compute in integers, observe, or round.
@@ -51,38 +50,8 @@ def copy_module(model: nn.Module, *, is_shared: bool = False) -> nn.Module:
             module = copy.deepcopy(model, copied)
         except Exception as error:
             raise ModelError(f"the model cannot be copied by copy.deepcopy: {first_line(str(error))}") from error
-    _rebind(module, copied)
+    bind_functions(copied)
     return module.eval()
-
-
-def _rebind(module: nn.Module, memo: dict[int, Any]) -> None:
-    """Let functions that lie in a copy (hooks, ``self.f = lambda x: self.layer(x)``) mean its parts, in place.
-
-    copy.deepcopy takes functions over as they are: what they have from around them would be the parts of the original.
-    """
-    for part in module.modules():
-        tables: list[dict[Any, Any]] = [part.__dict__, part._forward_hooks, part._forward_pre_hooks]
-        for table in tables:
-            for name, value in list(table.items()):
-                if isinstance(value, FunctionType):
-                    table[name] = _bound_anew(value, memo, ())
-
-
-def _bound_anew(value: Any, memo: dict[int, Any], above: tuple[Any, ...]) -> Any:
-    """What a function is, or holds from around it, in the copy that `memo` is of."""
-    if isinstance(value, MethodType) and id(value.__self__) in memo:
-        return MethodType(value.__func__, memo[id(value.__self__)])
-    if not isinstance(value, FunctionType) or not value.__closure__ or value in above:
-        return memo.get(id(value), value)
-    held = [_content(cell) for cell in value.__closure__]
-    anew = [_bound_anew(content, memo, (*above, value)) for content in held]
-    if all(a is b for a, b in zip(anew, held, strict=True)):
-        return value
-    pairs = zip(value.__closure__, held, anew, strict=True)
-    cells = tuple(cell if a is b else CellType(b) for cell, a, b in pairs)
-    function = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
-    function.__kwdefaults__ = value.__kwdefaults__
-    return update_wrapper(function, value)
 
 
 def refuse_quantized(model: nn.Module) -> None:
@@ -108,13 +77,6 @@ def refuse_scripts(model: nn.Module) -> None:
             "torch.onnx.export(module, example_inputs, 'model.onnx', dynamo=False), then "
             "isobit.quantize('model.onnx', data)"
         )
-
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # a name that was never given a value
-        return None
 
 
 def _uncopied(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:

@@ -117,7 +117,7 @@ def _input(
         path = canonical.get(target)
         if path is None:  # a tensor attribute, or a literal in the code
             path = canonical[target] = f"{CONSTANTS}.{target.replace('.', '_')}"
-            set_tensor(root, path, program.constants[target].detach(), parameter=False, persistent=False)
+            set_tensor(root, path, program.constants[target].detach().clone(), parameter=False, persistent=False)
         if path in attributes:
             return attributes[path]
         new_node = attributes[path] = graph.get_attr(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from isobit_torch.decompose.expander import Expander
@@ -11,6 +12,7 @@ from isobit_torch.program.fx_nodes import aten
 
 #: Up to so many rows on a side torch subtracts each pair, which keeps more digits of small distances.
 _FEW_ROWS = 25
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def decompose_distances(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
@@ -25,16 +27,13 @@ def decompose_distances(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Nod
         columns = e.call(aten.transpose.int, right, -2, -1, part="columns", like=right)
         product = e.call(aten.matmul.default, left, columns, part="product")
         twice = e.call(aten.mul.Tensor, product, e.constant(2.0, "two"), part="twice")
-        total = e.call(
-            aten.clamp_min.default, e.call(aten.sub.Tensor, both, twice, part="difference"), 0.0, part="total"
-        )
-    else:
-        rows = e.call(aten.unsqueeze.default, left, -2, part="rows", like=left)
-        others = e.call(aten.unsqueeze.default, right, -3, part="others", like=right)
-        difference = e.call(aten.sub.Tensor, rows, others, part="difference")
-        square = e.call(aten.mul.Tensor, difference, difference, part="square")
-        total = e.call(aten.sum.dim_IntList, square, [-1], part="total")
-    return e.call(aten.sqrt.default, total)
+        difference = e.call(aten.sub.Tensor, both, twice, part="difference")
+        # Above 0: the gradient of a root of nothing is no number, and that of a distance of nothing is 0.
+        return e.call(aten.sqrt.default, e.call(aten.clamp_min.default, difference, _TINY, part="total"))
+    rows = e.call(aten.unsqueeze.default, left, -2, part="rows", like=left)
+    others = e.call(aten.unsqueeze.default, right, -3, part="others", like=right)
+    difference = e.call(aten.sub.Tensor, rows, others, part="difference")
+    return e.call(aten.linalg_vector_norm.default, difference, 2, [-1])
 
 
 def _by_product(mode: int | None, left: fx.Node, right: fx.Node) -> bool:

@@ -20,6 +20,7 @@ def _magnitude(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     number = a["self"]
     if not str(number.meta.get(DTYPE)).startswith("complex"):
         return None
+    pair: Any
     if op_name(number) == "complex":
         real, imaginary = number.args[:2]
         if real.meta["val"].shape != imaginary.meta["val"].shape:

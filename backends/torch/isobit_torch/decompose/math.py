@@ -160,8 +160,10 @@ def _running_product(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node |
     x, axis = a["self"], a["dim"]
     shape = x.meta["val"].shape
     count = shape[axis]
-    if not isinstance(count, int) or not _is_float(x) or a.get("dtype") is not None or count < 2:
+    if not isinstance(count, int) or not _is_float(x) or a.get("dtype") is not None:
         return None
+    if count == 1:
+        return e.call(aten.alias.default, x)
     behind = len(shape) - 1 - axis % len(shape)
     places = 1
     product: fx.Node = x

@@ -86,7 +86,7 @@ def _with_open_sizes(module: nn.Module, program: Program) -> ir.Model:
 
 def _captured(module: nn.Module, program: Program, sizes: Mapping[str, int]) -> ExportedProgram:
     feeds = tuple(
-        torch.zeros(
+        torch.empty(
             [sizes[n] if isinstance(n, str) else n for n in info.shape], dtype=getattr(torch, info.dtype), device="cpu"
         )
         for info in program.inputs
