@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from isobit.graph.ops import RANDOM
 from isobit_onnx.read.initializers import add_initializer
-from isobit_onnx.read.join_weights import joins_weights
+from isobit_onnx.read.recurrent.join_weights import joins_weights
 from isobit_onnx.read.unused_nodes import remove_unused
 
 #: Constants up to this many elements are computed ahead whatever they are for.

@@ -36,11 +36,11 @@ from isobit_onnx.read.fused.fused_ops import expand_fused
 from isobit_onnx.read.inference.map_types import from_proto, load_file
 from isobit_onnx.read.inference.shape_inference import run_shape_inference
 from isobit_onnx.read.initializers import SMALL_TENSOR, describe
-from isobit_onnx.read.join_weights import join_weights, joins_weights
 from isobit_onnx.read.linear_forms import unify_products
 from isobit_onnx.read.opset import OLDEST_OPSET, raise_opset
 from isobit_onnx.read.pooling import count_windows
-from isobit_onnx.read.split_directions import split_directions
+from isobit_onnx.read.recurrent.join_weights import join_weights, joins_weights
+from isobit_onnx.read.recurrent.split_directions import split_directions
 from isobit_onnx.read.transposes.cancel_transposes import cancel_transposes
 from isobit_onnx.read.unused_nodes import remove_unused
 from isobit_onnx.read.wide_floats import widen_floats

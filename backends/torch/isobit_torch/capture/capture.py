@@ -20,11 +20,11 @@ from isobit_torch.capture.aids.packed_sequences import PaddedSequences, why_not_
 from isobit_torch.capture.aids.picked_rows import AllRows, require_by_row
 from isobit_torch.capture.aids.states_of_packed import with_checked_states
 from isobit_torch.capture.caches import Caches
-from isobit_torch.capture.copy_module import copy_module, refuse_quantized, refuse_scripts
 from isobit_torch.capture.errors import DependsOnValuesError, explain, explain_failure
 from isobit_torch.capture.fast_path import padding_notes
 from isobit_torch.capture.kept_states import kept_states
-from isobit_torch.capture.reached_parameters import reached_parameters
+from isobit_torch.capture.own_copy.copy_module import copy_module, refuse_quantized, refuse_scripts
+from isobit_torch.capture.own_copy.reached_parameters import reached_parameters
 from isobit_torch.capture.say_captured import deciding_question, say_captured
 from isobit_torch.capture.time_first import Sizes, time_first_sizes
 from isobit_torch.program.devices import require_one_device

@@ -14,9 +14,9 @@ from isobit.errors import DataError, ModelError
 from isobit_torch.capture.aids.decided_branches import Enough, TakenWays, other_way
 from isobit_torch.capture.aids.states_of_packed import with_checked_states
 from isobit_torch.capture.capture import Capture
-from isobit_torch.capture.copy_module import copy_module
 from isobit_torch.capture.errors import first_line
 from isobit_torch.capture.fast_path import without_fast_path
+from isobit_torch.capture.own_copy.copy_module import copy_module
 from isobit_torch.program.devices import device_of
 from isobit_torch.program.torch_export import quiet, without_autocast
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from isobit.errors import ModelError
-from isobit_torch.capture.bound_functions import bind_functions
 from isobit_torch.capture.errors import first_line
+from isobit_torch.capture.own_copy.bound_functions import bind_functions
 
 #: Modules of torch.ao.quantization that compute in integers, observe, or round.
 _OF_TORCH = re.compile(r"quantized|\.qat\.|FakeQuant|Observer")

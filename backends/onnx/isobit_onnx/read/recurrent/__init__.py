@@ -1,0 +1,1 @@
+"""Recurrent layers as the neutral graph has them."""
