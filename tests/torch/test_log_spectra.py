@@ -20,6 +20,9 @@ MAGNITUDES: dict[str, Real] = {
     "root": lambda re, im: (re.square() + im.square()).sqrt(),
     "complex": lambda re, im: torch.complex(re, im).abs(),
     "viewed as complex": lambda re, im: torch.view_as_complex(torch.stack([re, im], -1)).abs(),
+    "moved as complex": lambda re, im: (
+        torch.view_as_complex(torch.stack([re, im], -1)).permute(2, 0, -2).transpose(0, -2).mT.abs()
+    ),
     "hypot": torch.hypot,
     "norm": lambda re, im: torch.stack([re, im], -1).norm(dim=-1),
     "vector norm": lambda re, im: torch.linalg.vector_norm(torch.stack([re, im]), dim=0),
