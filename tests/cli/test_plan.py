@@ -25,7 +25,10 @@ def test_what_quantizing_would_bring(isobit, digits, tmp_path):
     assert "node_linear" in (tmp_path / "r.html").read_text("utf-8")
     assert found["coverage"]["integer_weight_bytes"] == found["coverage"]["weight_bytes"]
     assert 0.25 < found["bytes_after"] / found["bytes_before"] < 0.28, "biases have 32 bits"
-    assert 0.4 < found["time"]["ratio"] < 0.9
+    without, vnni = found["times"]
+    assert "no VNNI" in without["processor"]
+    assert "AVX-512 VNNI" in vnni["processor"]
+    assert 0.2 < vnni["ratio"] < without["ratio"] < 0.9
     assert len(found["nodes"]) == 48
 
 

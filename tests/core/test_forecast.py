@@ -49,19 +49,30 @@ def test_figures_are_those_by_hand() -> None:
     assert [node.multiply_adds for node in found.nodes] == [first, second, 0]
     assert (found.bytes_before, found.bytes_after) == (4 * (108 + 20), 108 + 20)
     assert (found.quantize, found.dequantize) == (1, 1), "the image, and what the softmax reads"
-    assert found.time is not None
+    assert found.times
     rest, converted = 7 * 5 * 36, 3 * 3 * 64 + 5 * 5 * 36
-    assert found.time.in_float == pytest.approx(1e-6 * (2 * (first + second) + rest))
-    assert found.time.quantized == pytest.approx(1e-6 * (0.25 * (first + second) + rest + converted))
+    assert found.times[0].in_float == pytest.approx(1e-6 * (2 * (first + second) + rest))
+    assert found.times[0].quantized == pytest.approx(1e-6 * (0.25 * (first + second) + rest + converted))
     assert "of the time in float, by the times of a processor" in str(found)
-    assert found.to_dict()["time"]["ratio"] == found.time.ratio
+    assert found.to_dict()["times"][0]["ratio"] == found.times[0].ratio
+
+
+def test_each_processor_of_the_target_has_a_time() -> None:
+    faster = replace(COSTS, processor="a faster one", multiply={"Conv": 1.0}, integer_multiply={"Conv": 0.125})
+    found = forecast(costs=(COSTS, faster), exclude=["Softmax"])
+    first, second = found.times
+    assert [time.processor for time in found.times] == ["a processor", "a faster one"]
+    products = 4 * 3 * 9 * 36 + 5 * 4 * 36
+    assert first.in_float - second.in_float == pytest.approx(1e-6 * products)
+    assert first.quantized - second.quantized == pytest.approx(1e-6 * 0.125 * products)
+    assert str(found).count("of the time in float, by the times of a") == 2
 
 
 def test_no_gain_is_promised_that_the_runtime_does_not_give() -> None:
     """16 bits have no kernels, and a target without a table has no times."""
     assert "no faster, by the times of" in str(forecast(activations="int16"))
     found = forecast(costs=())
-    assert found.time is None
+    assert not found.times
     assert "has no times of multiply-adds" in str(found)
     slow = replace(COSTS, integer_multiply={"Conv": 2.0})
     assert "no faster" in str(forecast(costs=(slow,), exclude=["Softmax"]))
@@ -76,7 +87,7 @@ def test_no_time_is_told_where_weights_are_in_operations_without_times() -> None
     target = replace(registry().target("onnxruntime-cpu"), costs=(COSTS,))
     opened = NumpyModel(canonicalize(sketch.graph(y)), sketch.values)
     found = plan(opened, target=target, backend=NumpyBackend())
-    assert found.time is None
+    assert not found.times
     assert "time         not told: no times are known of " in str(found)
     assert "which hold 0.0004 MB of the weights" in str(found)
 
@@ -136,8 +147,8 @@ def test_a_model_that_made_up_values_do_not_run_has_the_time_of_the_table(monkey
 
     monkeypatch.setattr(CheckedModel, "run", fail)
     found = forecast()
-    assert found.time is not None
-    assert found.float_pass.milliseconds == found.time.in_float
+    assert found.times
+    assert found.float_pass.milliseconds == found.times[0].in_float
     assert "of the table of a processor, since the model does not run on made-up values" in str(found)
     assert forecast(costs=()).recipes[0].minutes is None
 
@@ -145,18 +156,18 @@ def test_a_model_that_made_up_values_do_not_run_has_the_time_of_the_table(monkey
 def test_a_time_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The float model was seen to take longer than its operations do by the table; or sizes are unknown."""
     plain = forecast()
-    assert plain.time is not None
-    took = 10 * plain.time.in_float
+    assert plain.times
+    took = 10 * plain.times[0].in_float
     monkeypatch.setattr(plan_model, "float_pass", lambda *_: FloatPass(took, "measured here"))
-    narrow, unknown = forecast().time.unknown
+    narrow, unknown = forecast().unknown
     assert narrow.startswith(
         "100 % of the multiply-adds of convolutions are in grouped ones or ones of fewer than 32 channels"
     )
     assert "here a sample takes 10 times as long in float as these operations do by the table" in unknown
     assert unknown in str(forecast())
-    assert forecast().to_dict()["time"]["unknown"] == [narrow, unknown]
-    monkeypatch.setattr(plan_model, "float_pass", lambda *_: FloatPass(plain.time.in_float, "measured here"))
-    assert forecast().time.unknown == (narrow,)
+    assert forecast().to_dict()["unknown"] == [narrow, unknown]
+    monkeypatch.setattr(plan_model, "float_pass", lambda *_: FloatPass(plain.times[0].in_float, "measured here"))
+    assert forecast().unknown == (narrow,)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ BATCHES = [torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(seed)) 
 #: The second layer, in rows of channels last.
 SECOND: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "linear, transposed": lambda x, w: linear(x, w.t()),
+    "two products": lambda x, w: x @ w - x.tanh() @ w,
     "convolution": lambda x, w: conv1d(x.transpose(1, 2), w[:, :, None]).transpose(1, 2),
     "transposed convolution": lambda x, w: conv_transpose1d(x.transpose(1, 2), w.view(16, 16, 1)).transpose(1, 2),
 }

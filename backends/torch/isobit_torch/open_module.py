@@ -20,6 +20,7 @@ from isobit_torch.capture.inline_branches import inline_branches
 from isobit_torch.capture.load_graph import build_root, load_graph, note_dtype
 from isobit_torch.capture.naming import make_unique, name_by_module
 from isobit_torch.capture.second_sizes import follows_sizes
+from isobit_torch.decompose.complex_numbers import in_pairs
 from isobit_torch.decompose.decompose import decompose
 from isobit_torch.model import TorchModel
 from isobit_torch.program import adapters
@@ -117,6 +118,7 @@ def program_of(captured: Capture) -> Program:
     inputs, symbols = read_inputs(graph, exported)
     require_float(inputs)
     restore_dropout(graph, captured.module, captured.call)
+    in_pairs(graph, root)
     folded = fold_constants(graph, root, keep_trained=bool(getattr(captured.module, "peft_config", None)))
     composed = decompose(graph, root)
     dropped = restore_modules(graph, root, captured.module, names)

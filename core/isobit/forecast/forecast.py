@@ -37,15 +37,13 @@ class NodeForecast:
 class TimeForecast:
     """Milliseconds of one sample on one thread, by the table of costs of a `processor`.
 
-    `without_times` counts operations, by op, that the table has no times of: they are 0 in both figures. `unknown` says
-    what else the ratio may be off by.
+    `without_times` counts operations, by op, that the table has no times of: they are 0 in both figures.
     """
 
     processor: str
     in_float: float
     quantized: float
     without_times: dict[str, int]
-    unknown: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -65,9 +63,10 @@ class TimeForecast:
 class Forecast:
     """What quantizing would bring.
 
-    `quantize` and `dequantize` count the tensors that are converted on the way, inputs and outputs among them. `time`
-    is None where nothing can be said, and `no_time` says why. `recipes` say what quantizing itself takes, by the time
-    that a sample takes the float model, `float_pass`.
+    `quantize` and `dequantize` count the tensors that are converted on the way, inputs and outputs among them. `times`
+    are by each of the target's tables of costs, one a processor; where nothing can be said there are none, and
+    `no_time` says why. `unknown` is what their ratios may be off by. `recipes` say what quantizing itself takes, by the
+    time that a sample takes the float model, `float_pass`.
     """
 
     target: str
@@ -77,8 +76,9 @@ class Forecast:
     dequantize: int
     bytes_before: float
     bytes_after: float
-    time: TimeForecast | None
+    times: tuple[TimeForecast, ...]
     no_time: str
+    unknown: tuple[str, ...]
     float_pass: FloatPass
     recipes: tuple[RecipeForecast, ...]
     notes: tuple[str, ...] = ()
@@ -86,8 +86,8 @@ class Forecast:
     def to_dict(self) -> dict[str, Any]:
         """All of it, as JSON can hold it."""
         found = asdict(self)
-        if self.time is not None:
-            found["time"]["ratio"] = self.time.ratio
+        for told, time in zip(found["times"], self.times, strict=True):
+            told["ratio"] = time.ratio
         return {key: plain(value) for key, value in found.items()}
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
@@ -107,11 +107,15 @@ class Forecast:
             f"operations   {operations}",
             f"conversions  {self.quantize} to integers, {self.dequantize} to float",
             f"weights      {self.bytes_before / 1e6:.3g} MB in float, {self.bytes_after / 1e6:.3g} MB quantized",
-            f"time         {self.time if self.time is not None else self.no_time}",
+            *(f"time         {text}" for text in _time_lines(self)),
         ]
-        lines += [f"  unknown    {text}" for text in (self.time.unknown if self.time is not None else ())]
+        lines += [f"  unknown    {text}" for text in self.unknown]
         lines += _recipe_lines(self)
         return "\n".join([*lines, *(f"note         {note}" for note in self.notes)])
+
+
+def _time_lines(found: Forecast) -> list[str]:
+    return [str(time) for time in found.times] or [found.no_time]
 
 
 def _recipe_lines(found: Forecast) -> list[str]:
@@ -139,7 +143,7 @@ def _sections(found: Forecast) -> list[Section]:
         "operations in integers": f"{runs['integers']} of {len(found.nodes)}",
         "weights": f"{found.bytes_before / 1e6:.3g} MB → {found.bytes_after / 1e6:.3g} MB",
         "conversions to integers + to float": f"{found.quantize} + {found.dequantize}",
-        "time, of that in float": "not told" if found.time is None else f"{found.time.ratio:.2f}",
+        "time, of that in float": " / ".join(f"{time.ratio:.2f}" for time in found.times) or "not told",
     }
     rows = [
         (
@@ -157,7 +161,7 @@ def _sections(found: Forecast) -> list[Section]:
     columns = (Column("operation", "name"), Column("op"), Column("runs in"), *numbers, Column("why not", "words"))
     return [
         cards(figures),
-        notes("Time", [found.no_time] if found.time is None else [str(found.time), *found.time.unknown]),
+        notes("Time", [*_time_lines(found), *found.unknown]),
         notes("Recipes", [line.strip() for line in _recipe_lines(found)]),
         table("Operations", columns, rows, filter="Filter by name, op, reason"),
         *([notes("Notes", found.notes)] if found.notes else []),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from math import prod
 from os import PathLike
 from typing import Any
@@ -75,15 +74,14 @@ def plan(
         graph = with_sizes_of(simulation.model, sample) if open_inputs(graph) else graph
     groups = Groups(simulation, graph)
     nodes = tuple(_node(simulation, groups, node) for node in graph.nodes)
-    time, no_time = _time(simulation, groups, nodes)
+    times, no_time = _times(simulation, groups, nodes)
     quantize, dequantize = _conversions(groups)
     notes = [*sim.report.notes, *_open_sizes(graph)]
     if example_inputs is None:
         notes += [_UNDECIDED.format(name=node.name) for node in nodes if node.op == "If" and node.bytes_before]
     weights = sum(node.bytes_before for node in nodes)
-    in_table, processor = (time.in_float, time.processor) if time else (None, "")
+    in_table, processor = (times[0].in_float, times[0].processor) if times else (None, "")
     float_time = float_pass(simulation.model, weights, in_table, processor, sample)
-    time = time and replace(time, unknown=tuple(_unknown(graph, time, float_time)))
     recipes = []
     for name in sorted(registry().recipes()):
         try:
@@ -98,8 +96,9 @@ def plan(
         dequantize,
         weights,
         sum(node.bytes_after for node in nodes),
-        time,
+        times,
         no_time,
+        tuple(_unknown(graph, max(time.in_float for time in times), float_time)) if times else (),
         float_time,
         tuple(recipes),
         tuple(notes),
@@ -115,8 +114,11 @@ def _open_sizes(graph: Graph) -> list[str]:
     return [f"{what}; those of a sample count where one is given (example_inputs, --example)"]
 
 
-def _unknown(graph: Graph, time: TimeForecast, float_time: FloatPass) -> Iterator[str]:
-    """What the two times leave out: sizes, and what the float model was seen to take beside its operations."""
+def _unknown(graph: Graph, in_float: float, float_time: FloatPass) -> Iterator[str]:
+    """What the times leave out: sizes, and what the float model was seen to take beside its operations.
+
+    Those take `in_float` milliseconds by the slowest table.
+    """
     if names := open_inputs(graph):
         yield f"with the sizes of a sample in place of the open ones of {', '.join(names)} the ratio may be another"
     convolutions = {
@@ -130,9 +132,9 @@ def _unknown(graph: Graph, time: TimeForecast, float_time: FloatPass) -> Iterato
             "channels, which have no times of their own in the table and may gain nothing"
         )
     took = float_time.milliseconds
-    if took is not None and time.in_float > 0 and took > _MUCH_LONGER * time.in_float:
+    if took is not None and in_float > 0 and took > _MUCH_LONGER * in_float:
         yield (
-            f"here a sample takes {took / time.in_float:.2g} times as long in float as these operations do by the "
+            f"here a sample takes {took / in_float:.2g} times as long in float as these operations do by the "
             "table: the rest, such as starting each of them, is in neither figure, and may shrink or grow with "
             "quantization (isobit quantize measures both files)"
         )
@@ -183,27 +185,31 @@ def _conversions(groups: Groups) -> tuple[int, int]:
     return to_integers, to_float
 
 
-def _time(simulation: Simulation, groups: Groups, nodes: Sequence[NodeForecast]) -> tuple[TimeForecast | None, str]:
-    """The time of a sample, or why it is not told."""
+def _times(
+    simulation: Simulation, groups: Groups, nodes: Sequence[NodeForecast]
+) -> tuple[tuple[TimeForecast, ...], str]:
+    """The time of a sample by each table of the target, or why it is not told."""
     target, config, graph = simulation.target, simulation.config, groups.graph
-    table = next((table for table in target.costs if table.multiply and table.integer_multiply), None)
-    if table is None:
-        return None, f"not told: target {target.name!r} has no times of multiply-adds (docs/targets.md, Costs)"
+    tables = [table for table in target.costs if table.multiply and table.integer_multiply]
+    if not tables:
+        return (), f"not told: target {target.name!r} has no times of multiply-adds (docs/targets.md, Costs)"
     own = Candidate(
         "own",
         target.activation_format(config.activations),
         target.weights if config.weights is None else QuantSpec.parse(config.weights),
     )
-    formats = (own, Candidate("float", None, None))
-    costs = costs_of(groups, formats, Milliseconds(table))
-    rest = sum(_in_float(graph, node, table) for node in graph.nodes if groups.of_node(node) is None)
-    quantized, in_float = (costs.of([index] * len(groups.all)) + rest for index in (0, 1))
-    untimed = [told for node, told in zip(graph.nodes, nodes, strict=True) if not _is_timed(graph, node, table)]
-    unknown, held = Counter(node.op for node in untimed), sum(node.bytes_before for node in untimed)
-    if in_float <= 0 or held > _UNTIMED_WEIGHTS * sum(node.bytes_before for node in nodes):
-        share = f", which hold {held / 1e6:.3g} MB of the weights" if held else ""
-        return None, f"not told: no times are known of {', '.join(unknown) or 'any operation'}{share}"
-    return TimeForecast(table.processor, in_float, quantized, dict(unknown)), ""
+    formats, times = (own, Candidate("float", None, None)), []
+    for table in tables:
+        costs = costs_of(groups, formats, Milliseconds(table))
+        rest = sum(_in_float(graph, node, table) for node in graph.nodes if groups.of_node(node) is None)
+        quantized, in_float = (costs.of([index] * len(groups.all)) + rest for index in (0, 1))
+        untimed = [told for node, told in zip(graph.nodes, nodes, strict=True) if not _is_timed(graph, node, table)]
+        unknown, held = Counter(node.op for node in untimed), sum(node.bytes_before for node in untimed)
+        if in_float <= 0 or held > _UNTIMED_WEIGHTS * sum(node.bytes_before for node in nodes):
+            share = f", which hold {held / 1e6:.3g} MB of the weights" if held else ""
+            return (), f"not told: no times are known of {', '.join(unknown) or 'any operation'}{share}"
+        times.append(TimeForecast(table.processor, in_float, quantized, dict(unknown)))
+    return tuple(times), ""
 
 
 def _in_float(graph: Graph, node: Node, table: Costs) -> float:

@@ -88,6 +88,9 @@ def fold_constants(graph: fx.Graph, root: nn.Module, *, keep_trained: bool = Fal
 
 def _is_weight_of(node: fx.Node, reader: fx.Node) -> bool:
     """Whether a layer reads a node as its weight or bias, and in no other place, beside a tensor of the data."""
+    if op_name(reader) == "einsum":  # with one other operand either place is a weight's
+        operands: Any = reader.args[1]
+        return len(operands) == 2 and list(operands).count(node) == 1
     positions = _WEIGHTS.get(op_name(reader), ())
     return bool(positions) and all(arg is not node or i in positions for i, arg in enumerate(reader.args))
 

@@ -121,6 +121,7 @@ def _state(module: nn.Module) -> dict[str, Any]:
 
     def state(value: torch.Tensor) -> tuple[Any, ...]:
         few = value.detach().reshape(-1)[:: max(1, value.numel() // _FEW)]
+        few = torch.view_as_real(few) if few.is_complex() else few
         return value.data_ptr(), value._version, value.dtype, few.double().sum().item()
 
     return {name: state(parameter) for name, parameter in module.named_parameters()}

@@ -36,26 +36,6 @@ def _magnitude(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
     return e.call(aten.linalg_vector_norm.default, pair, 2, [-1])
 
 
-def _moved_parts(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
-    """A move of complex numbers made of pairs as that of the pairs, so that magnitudes of it are in real arithmetic."""
-    number = a.get("self")
-    if not isinstance(number, fx.Node) or op_name(number) != "view_as_complex":
-        return None
-    pair: Any = number.args[0]
-    rank = len(number.meta["val"].shape)
-    like = pair if isinstance(pair, fx.Node) else number
-    match op_name(node):
-        case "permute":
-            moved = e.call(aten.permute.default, pair, [*(d % rank for d in a["dims"]), rank], part="pairs", like=like)
-        case "transpose":
-            moved = e.call(aten.transpose.int, pair, a["dim0"] % rank, a["dim1"] % rank, part="pairs", like=like)
-        case "mT":
-            moved = e.call(aten.transpose.int, pair, rank - 2, rank - 1, part="pairs", like=like)
-        case _:
-            return None
-    return e.call(aten.view_as_complex.default, moved)
-
-
 def _hypot(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
     return _hypotenuse(e, a["self"], a["other"])
 
@@ -82,9 +62,6 @@ def _logarithm_of_more_than_one(e: Expander, node: fx.Node, a: dict[str, Any]) -
 
 MAGNITUDES: dict[str, Rule] = {
     "abs": _magnitude,
-    "mT": _moved_parts,
-    "permute": _moved_parts,
-    "transpose": _moved_parts,
     "hypot": _hypot,
     "log10": _logarithm(10),
     "log2": _logarithm(2),

@@ -79,6 +79,15 @@ def _moved(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
     return e.call(aten.permute.default, a["self"], [size - 2 for size in target(axes, *list(a.values())[1:]).shape])
 
 
+def _narrow(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
+    """A slice, where it is known; one up to the end is so from the front and from behind."""
+    start, length = a["start"], a["length"]
+    if not isinstance(start, int) or not isinstance(length, int):
+        return None
+    end = start + length
+    return e.call(aten.slice.Tensor, a["self"], a["dim"], start, end if start >= 0 or end < 0 else _END)
+
+
 def _hstack(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node:
     tensors = list(a["tensors"])
     return e.call(aten.cat.default, tensors, 0 if len(_shape(tensors[0])) < 2 else 1)
@@ -201,6 +210,7 @@ MOVES: dict[str, Rule] = {
     "tile": _repeat,
     "repeat_interleave": _repeat_interleave,
     **dict.fromkeys(("movedim", "moveaxis", "swapdims", "swapaxes"), _moved),
+    "narrow": _narrow,
     "hstack": _hstack,
     "vstack": _vstack,
     "tensor_split": _tensor_split,
