@@ -6,7 +6,6 @@ with ``tox -e zoo``, whose tests measure the same.
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -16,8 +15,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 import isobit
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests/zoo", "benchmarks")]
 from measure_network import Measured, measure
+from processor import processor
 from zoo import NETWORKS
 from zoo_network import ZooNetwork
 
@@ -93,8 +93,8 @@ photographs of scikit-image, and speech by one of the networks. Calibration and 
   efficientnet-lite1's file differs in 4 of 460,800 values behind its first convolution, all in the middle of two
   levels, and from there on by more at each of 60 layers, without a jump; fracast's in 3 of 131,072 behind its first.
 - **float**, **INT8**: the score of the task in percent, of the network as it was given and of the written file in
-  onnxruntime with `session.x64quantprecision=1`, which the summary advises: without it sums saturate on processors that
-  have no VNNI, and the column before may say so.
+  onnxruntime, in the session that the summary advises: where the processor has no VNNI one with
+  `session.x64quantprecision=1`, without which sums saturate and the column before says so.
 - **dB**: the worst output of the file against the network's, on inputs that were not used for calibration.
 - **time**: the file against float in onnxruntime, one thread, both in such a session; below 1 it is faster. The
   float file is the one that was given, or the ONNX export of a module. fer's convolutions of 8 to 64 channels are
@@ -116,8 +116,8 @@ is told the sample rate: the branch for 16 or for 8 kHz is quantized, as a model
 quantized already (`DynamicQuantizeLinear`), and refused with advice. basic-pitch's SavedModel and silero-vad's `.jit`
 are no ONNX files, modules or Keras models; the ONNX files beside them are the same networks.
 
-Made by docs/zoo.py with onnxruntime {onnxruntime.__version__} on {os.cpu_count()} cores of a machine with
-other work, so that times scatter by half; rows are renewed one by one, not all on the same processor."""
+Made by docs/zoo.py with onnxruntime {onnxruntime.__version__}, one thread of {processor()}. Times
+depend on the processor more than all else: see [targets](targets.md#costs) for one without VNNI."""
 
 
 if __name__ == "__main__":

@@ -88,6 +88,20 @@ def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
     assert any("was not compared with the model as given" in note for note in sim.report.notes)
 
 
+def test_the_model_as_given_is_run_at_the_first_calibration_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_given, batches = OnnxModel.run_given, []
+
+    def counting(self: OnnxModel, batch: dict[str, np.ndarray], *names: object) -> dict[str, np.ndarray]:
+        batches.append(batch)
+        return run_given(self, batch, *names)
+
+    monkeypatch.setattr(OnnxModel, "run_given", counting)
+    sim = isobit.QuantSim(model())
+    for _ in range(3):
+        sim.calibrate([X])
+    assert len(batches) == 1
+
+
 def test_a_model_that_is_different_in_every_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     monkeypatch.setattr(OnnxModel, "run_given", lambda *_: {"y": rng.standard_normal((8, 5)).astype(np.float32)})

@@ -20,6 +20,7 @@ import isobit
 from isobit.placement.coverage import Coverage
 from isobit.quantsim import QuantSim
 from isobit.quantsim.checks.written import SessionCheck
+from isobit_onnx.run.saturation import sums_saturate
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,10 @@ def given_run(model: Any, sim: QuantSim) -> Run:
 
 
 def session(file: Path) -> onnxruntime.InferenceSession:
-    """A session of one thread, as the summary of an export advises: sums do not saturate on any processor."""
+    """A session of one thread, as the summary of an export advises: sums do not saturate on this processor."""
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if sums_saturate():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -64,6 +64,7 @@ class Simulation:
         self.exchanges: list[tuple[int, str]] = []  # adapters that took a place, each after so many edits
         self.beside_adapters: dict[str, dict[Site, Encoding]] = {}  # what was learned beside those that are not there
         self.check = True  # whether the opened model is compared with the model as given
+        self._compared_at: int | None = None  # the number of edits of the model that was
         self.warned: set[str] = set()  # what a warning said already
         self.ranges = RangeMemo()
         self._frozen: dict[Site, Encoding] = {}
@@ -213,10 +214,12 @@ class Simulation:
             first = self.judge.samples[0]
             self.reference = first if self.judge.is_of_outputs else (first[0], model.run(first[0]))
             is_function_kept = all(report.technique == "FoldBatchNorms" for report in self.reports)
-            if self.check and is_function_kept and (self.reports or not self.edits):
+            is_due = self.check and self._compared_at != len(self.edits)
+            if is_due and is_function_kept and (self.reports or not self.edits):
                 note = check_given(self.model, *self.reference)
                 if note:
                     self.notes[note] = None
+                self._compared_at = len(self.edits)
 
     def set_encodings(self, calibrator: Calibrator) -> None:
         """Choose every encoding by the statistics, and set the quantizers."""
