@@ -15,7 +15,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 import isobit
 
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("tests/zoo", "benchmarks")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from measure_network import Measured, measure
 from processor import processor
 from zoo import NETWORKS

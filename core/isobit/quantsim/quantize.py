@@ -12,6 +12,7 @@ from isobit.data import Dataset, example_of
 from isobit.defaults import DEFAULT_RECIPE, DEFAULT_TARGET
 from isobit.encodings.quant_spec import QuantSpec
 from isobit.errors import FormatError, ModelError, RecipeError
+from isobit.graph.graph import Graph
 from isobit.plugins import registry
 from isobit.quantsim.apply import apply_technique, calibrate, needs_own_pass
 from isobit.quantsim.branches import open_for_data
@@ -66,14 +67,7 @@ def quantize(
             raise ModelError(f"a QuantSim has its settings already: leave out {', '.join(given) or 'example_inputs'}")
         sim = model
     else:
-
-        def opened(example: Any) -> QuantSim:
-            return open_simulator(model, example, target=target, **settings)
-
-        if example_inputs is not None:
-            sim = opened(example_inputs)
-        else:
-            sim = open_for_data(opened, example_of(data, inputs), data_of)
+        sim = open_on(data, data_of, model, example_inputs, inputs=inputs, target=target, **settings)
     dataset = data_of(sim.graph)
     passes = sim.passes(dataset, executor, resume, progress)
     if techniques is None:
@@ -85,6 +79,21 @@ def quantize(
             apply_technique(sim.simulation, technique, passes, calibrator)
     calibrate(sim.simulation, passes, calibrator, SAMPLE_LIMIT, ignore_non_finite=ignore_non_finite)
     return sim
+
+
+def open_on(
+    data: Any,
+    data_of: Callable[[Graph], Dataset],
+    model: Any,
+    example_inputs: Any,
+    *,
+    inputs: Callable[[Any], Any] | None,
+    **settings: Any,
+) -> QuantSim:
+    """The simulator of a model, by the example or, where there is none, by the data, which `data_of` gives a graph."""
+    if example_inputs is not None:
+        return open_simulator(model, example_inputs, **settings)
+    return open_for_data(partial(open_simulator, model, **settings), example_of(data, inputs), data_of)
 
 
 def open_simulator(

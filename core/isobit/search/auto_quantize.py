@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from isobit.analysis.analyze import first_batches
-from isobit.data import Dataset, example_of
+from isobit.data import Dataset
 from isobit.errors import FormatError, ModelError
 from isobit.plugins import registry
-from isobit.quantsim.branches import open_for_data
 from isobit.quantsim.executor import ExecutorLike
 from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate, identity_of
 from isobit.quantsim.judging.judge import Judge
-from isobit.quantsim.quantize import open_simulator
+from isobit.quantsim.quantize import open_on
 from isobit.quantsim.quantsim import QuantSim
 from isobit.search.attempts import Attempts, Settings
 from isobit.search.auto_result import Attempt, AutoResult
@@ -84,15 +83,8 @@ def auto_quantize(
         pristine = QuantSim.of_simulation(model.simulation.copy())
         pristine.simulation.remove_quantizers()
     else:
-
-        def opened(example: Any) -> QuantSim:
-            return open_simulator(model, example, **settings)
-
         data_of = partial(Dataset, data, batch_size=batch_size, inputs=inputs, ignore_non_finite=ignore_non_finite)
-        if example_inputs is None:
-            pristine = open_for_data(opened, example_of(data, inputs), data_of)
-        else:
-            pristine = opened(example_inputs)
+        pristine = open_on(data, data_of, model, example_inputs, inputs=inputs, **settings)
     wanted = None if candidates is None else listed(candidates)
     cost_table(cost, pristine.target, parse_candidates(pristine.simulation, wanted))
     parts = divide(
