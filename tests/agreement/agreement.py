@@ -154,7 +154,8 @@ class QdqFile:
         quantizes = {node.output[0]: node for node in self.proto.graph.node if node.op_type == "QuantizeLinear"}
         self.taps = []
         for site, encoding in sim.backend_model.encodings().items():
-            if isinstance(site, Tensor) and encoding.spec.type_name not in ("float16", "bfloat16"):  # these are cast
+            # Halves are cast, and onnxruntime hands out no 8-bit floats.
+            if isinstance(site, Tensor) and not encoding.spec.type_name.startswith(("float", "bfloat")):
                 node = quantizes[f"{self.names[site].name}_quantized"]
                 self.taps.append(Tap(site, node.input[0], node.output[0]))
         already_there = {value.name for value in (*self.proto.graph.output, *self.proto.graph.input)}

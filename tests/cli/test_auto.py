@@ -122,3 +122,12 @@ def test_analyze_has_the_score(isobit: Callable[..., Any], digits: Path, data: P
     common = ("--data", data, "--recipe", "basic", "--method", "minmax", "--analyzed", 4, "--checks", 0, "--json")
     shown = isobit("analyze", digits / "model.onnx", *common, "--evaluate", digits / "test.npz")
     assert json.loads(shown.stdout)["scores"]["float"] > 0.99
+
+
+def test_quantize_asks_for_a_number_first(isobit: Callable[..., Any], digits: Path, data: Path, tmp_path: Path) -> None:
+    score = tmp_path / "score.py"
+    score.write_text("def evaluate(model):\n    return {'boxes': 1.0, 'classes': float('nan')}")
+    shown = isobit("quantize", digits / "model.onnx", "--data", data, "--evaluate", score, "-o", tmp_path / "out")
+    assert shown.exit_code == 1
+    assert "evaluate returned nan for 'classes' for the float model" in shown.stderr
+    assert not (tmp_path / "out").exists()

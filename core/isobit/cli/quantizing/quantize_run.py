@@ -30,7 +30,7 @@ from isobit.plugins import registry
 from isobit.quantsim.checks.quality import judgement
 from isobit.quantsim.export import USUAL
 from isobit.quantsim.judging.evaluate import Evaluate, check_evaluate, figures_of
-from isobit.quantsim.judging.figures import Figures
+from isobit.quantsim.judging.figures import Figures, require_numbers, without_number
 from isobit.quantsim.quantize import open_simulator, quantize
 from isobit.quantsim.shown.simulator_sections import in_float
 from isobit.threads import available_threads
@@ -84,6 +84,7 @@ class Run:
             self._score = load_evaluate(job.evaluate, self.graph, job.images, job.batch_size, job.ignore_non_finite)
             check_evaluate(self._score, picklable=False)
             self._scores["float"] = figures_of(self._score, self.sim.backend_model)
+            require_numbers(self._scores["float"])
         elif job.evaluate is not None:
             files = load(job.evaluate, self.graph, job.images, batch_size=job.batch_size)
             self._say_read(files)
@@ -110,6 +111,8 @@ class Run:
         self._float_model = None
         if self._score is not None:
             self._scores["simulated"] = figures_of(self._score, self.sim.backend_model)
+            if bad := without_number(self._scores["simulated"]):
+                self._notes.append(f"evaluate returned {bad} for the quantized model")
 
     def write(self) -> None:
         """Write the files."""
