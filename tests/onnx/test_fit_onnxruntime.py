@@ -334,3 +334,22 @@ def test_moved_values_that_a_body_reads(moves, levels, elsewhere):
     for level in EVERY_LEVEL:
         for result, array in zip(session(content, level).run(None, batch), expected, strict=True):
             np.testing.assert_allclose(result, array, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[4, 8, 6, 6], [4, 8, 16, 4], [4, 8, 16, 16]])
+@pytest.mark.parametrize("target", ["default", "onnxruntime-cpu"])
+def test_cubic_resizes_between_convolutions_run(target: str, sizes: list[int], tmp_path: Path) -> None:
+    """onnxruntime gives its integer convolutions channels last, where it has no cubic kernel that shrinks."""
+    weights = {
+        "first": constant("first", RNG.standard_normal((8, 3, 3, 3))),
+        "second": constant("second", RNG.standard_normal((4, 8, 3, 3)) / 8),
+        "sizes": constant("sizes", sizes, np.int64),
+    }
+    nodes = [
+        node("Conv", "x first", "a", pads=[1] * 4),
+        node("Resize", "a - - sizes", "b", mode="cubic"),
+        node("Conv", "b second", "y", pads=[1] * 4),
+    ]
+    proto = model(nodes, [value("x", [4, 3, 8, 8])], [value("y", [4, 4, *sizes[2:]])], weights, opset=19)
+    batch = {"x": RNG.standard_normal((4, 3, 8, 8)).astype(np.float32)}
+    check_exported(proto, batch, tmp_path, target=target, progress=False)

@@ -31,7 +31,7 @@ def fit_onnxruntime(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "DequantizeLinear":
             fitting.weight(node)
-        elif node.op_type == "Resize" and "axes" in node.attributes:
+        elif node.op_type == "Resize" and ("axes" in node.attributes or _is_cubic(node)):
             fitting.resize(node)
     for node in list(model.graph):
         if node.op_type == "DequantizeLinear":
@@ -209,6 +209,8 @@ class _Fitting:
         """Keep transposes, which would be moved past by the order of all axes, from a Resize that names some alone.
 
         Those that can name all have done so (`read/all_axes.py`); a policy for the proportions is about the named ones.
+        A cubic one that shrinks has no kernel with channels last, and transposes come from both of its sides: those
+        that integer convolutions are given.
         """
         source = node.inputs[0]
         rank = None if source is None or source.shape is None else len(source.shape)
@@ -219,6 +221,22 @@ class _Fitting:
         before.outputs[0].shape, before.outputs[0].type = source.shape, source.type
         self.graph.insert_before(node, [before])
         node.replace_input_with(0, before.outputs[0])
+        if _is_cubic(node):
+            self._apart_behind(node, same)
+
+    def _apart_behind(self, node: ir.Node, same: ir.Value) -> None:
+        """A Reshape that changes nothing behind a node, whose result has the node's name."""
+        resized = node.outputs[0]
+        behind = self._node("Reshape", [resized, same], f"{resized.name}_resized")
+        kept = behind.outputs[0]
+        kept.shape, kept.type = resized.shape, resized.type
+        for use in [use for use in resized.uses() if use.node is not behind]:
+            use.node.replace_input_with(use.idx, kept)
+        for position, output in enumerate(self.graph.outputs):
+            if output is resized:
+                self.graph.outputs[position] = kept
+        self.graph.insert_after(node, [behind])
+        resized.name, kept.name = kept.name, resized.name
 
     # --- weights that the integer kernels cannot use -----------------------------------------------------------------
 
@@ -311,6 +329,11 @@ def reads_more_than_8_bits(product: ir.Node) -> bool:
     if producer is None or producer.op_type != "DequantizeLinear" or producer.inputs[0] is None:
         return True
     return producer.inputs[0].dtype in _SIXTEEN_BITS
+
+
+def _is_cubic(node: ir.Node) -> bool:
+    mode = node.attributes.get("mode")
+    return mode is not None and mode.as_string() == "cubic"
 
 
 def _is_move(node: ir.Node) -> bool:
