@@ -69,6 +69,10 @@ class GridWarning(IsobitWarning):
     """The grids of a simulator do not fit the weights that were loaded into it."""
 
 
+class FileWarning(IsobitWarning):
+    """A written file does not run in one of the sessions that it is checked in."""
+
+
 class TargetWarning(IsobitWarning):
     """A target file names an operation that does not exist."""
 

@@ -10,7 +10,9 @@ import onnxruntime
 import pytest
 
 import isobit
-from isobit.errors import ModelError
+from isobit.backend.optional import WrittenRun
+from isobit.errors import FileWarning, ModelError
+from isobit_onnx.backend import OnnxBackend
 from isobit_onnx.run.saturation import sums_saturate
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -47,6 +49,19 @@ def test_every_session_is_compared(tmp_path: Path, settings: dict[str, Any]) -> 
     differ = result.checks[1].decibels != result.checks[2].decibels
     assert [check.remark for check in result.checks] == ["", saturating if sums_saturate() and differ else "", ""]
     assert f"logits: {result.sqnr['logits']:.1f} dB" in text
+
+
+def test_a_session_that_does_not_run_the_file_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_written = OnnxBackend.run_written
+
+    def failing(self: OnnxBackend, path: Path, batch: Any) -> list[WrittenRun]:
+        first, default, *others = run_written(self, path, batch)
+        return [first, WrittenRun(default.session, {}, "it does not run: no such kernel"), *others]
+
+    monkeypatch.setattr(OnnxBackend, "run_written", failing)
+    sim = isobit.quantize(DIGITS / "model.onnx", IMAGES, method="minmax")
+    with pytest.warns(FileWarning, match="default session: it does not run: no such kernel"):
+        sim.export(tmp_path)
 
 
 def test_without_a_batch_it_is_not_checked(tmp_path: Path) -> None:

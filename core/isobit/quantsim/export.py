@@ -10,7 +10,7 @@ from pathlib import Path
 from isobit.backend.contract import BackendModel
 from isobit.backend.optional import HoldsSessions, NativeExporter, QdqWriter, RunsWritten, ShowsRounding
 from isobit.encodings.encoding import Encodings
-from isobit.errors import OutputError, PluginError, did_you_mean
+from isobit.errors import FileWarning, OutputError, PluginError, did_you_mean
 from isobit.files import check_writable, write_folder
 from isobit.formats.format import EncodingsFormat
 from isobit.formats.isobit_json import IsobitJson
@@ -23,6 +23,7 @@ from isobit.quantsim.checks.ties import first_apart
 from isobit.quantsim.checks.written import SessionCheck, compare_runs
 from isobit.quantsim.shown.report import Report
 from isobit.quantsim.simulation import Simulation
+from isobit.warn import warn
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ def export(
         text += "".join(f"\n{note}\n" for note in notes)
         (staging / SUMMARY).write_text(text, "utf-8")
     logger.info("written to %s: %s", folder, ", ".join((*files.values(), ENCODINGS, SUMMARY, *further.values())))
+    if failed := [str(check) for check in checks if check.error]:
+        warn(f"the written file does not run as the simulator does: {'; '.join(failed)}", FileWarning)
     models = {"model" if form == ONNX else form: folder / file for form, file in files.items()}
     for name, file in further.items():
         models |= {"float_model": folder / FLOAT_MODEL, name: folder / file}
