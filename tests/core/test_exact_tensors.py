@@ -330,6 +330,25 @@ def test_what_a_grid_is_made_of_is_as_exact_as_the_grid(target: Target) -> None:
     assert plan.placements[Weight("made.w")].spec.bits == 8
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize(("rows", "mixed", "bits"), [(2, 3, 16), (2, 2, 16), (3, 4, 16), (2, 23, 16), (36, 8, 8)])
+def test_coordinates_that_a_layer_maps_to_places_have_16_bits(target: Target, rows: int, mixed: int, bits: int) -> None:
+    """Affine maps in the plane and in space, a rotation, a spline; offsets that a layer makes of features do not."""
+    sketch = Sketch()
+    theta = sketch.node("Relu", sketch.input("x", "N", rows, mixed), name="theta", shape=("N", rows, mixed))
+    size = 36 if bits == 16 else 2
+    mapped = sketch.node("MatMul", theta, sketch.random("base", mixed, size), name="mapped", shape=("N", rows, size))
+    if bits == 16:
+        mapped = sketch.node("Transpose", mapped, name="turned", shape=("N", size, rows), perm=(0, 2, 1))
+    grid = sketch.node("Reshape", mapped, name="grid", shape=("N", 6, 6, min(rows, size)))
+    y = sketch.node("GridSample", sketch.input("image", "N", 4, 6, 6), grid, name="read", shape=("N", 4, 6, 6))
+    y = sketch.node("Conv", y, sketch.random("last.w", 3, 4, 1, 1), name="last", shape=("N", 3, 6, 6), group=1)
+    plan = place(canonicalize(sketch.graph(y)), target)
+    assert {"mapped", "grid"} <= plan.floats.keys()
+    assert plan.placements[Tensor("theta")].spec.bits == bits
+    assert plan.placements[Weight("base")].spec.bits == bits
+
+
 def tokens(sketch: Sketch) -> str:
     """A residual stream that begins with a table, behind a norm and a layer."""
     shape = ("N", 6, 8)

@@ -98,6 +98,32 @@ def table() -> Case:
     return _model(nodes, ["n", 5], 3, **constants), np.random.default_rng(3).random((64, 5)).astype(np.float32)
 
 
+def transformer_of_space(form: str) -> Case:
+    """Places by a product of predicted coefficients and a constant grid, as exporters spell affine_grid."""
+    rows = 2 if form == "rotation" else 3
+    ys, xs = np.meshgrid(np.linspace(-1, 1, 16), np.linspace(-1, 1, 16), indexing="ij")
+    base = np.stack([xs.ravel(), ys.ravel(), np.ones(256)])[:rows].astype(np.float32)
+    nodes = [
+        node("GlobalAveragePool", ["x"], ["p"]),
+        node("Flatten", ["p"], ["f"]),
+        node("Gemm", ["f", "w", "b"], ["t"]),
+        node("Reshape", ["t", "s"], ["theta"]),
+    ]
+    if form == "left":
+        nodes += [node("Transpose", ["theta"], ["tt"], perm=[0, 2, 1]), node("MatMul", ["base", "tt"], ["gt"])]
+    elif form == "einsum":
+        nodes += [node("Einsum", ["theta", "base"], ["gt"], equation="bij,jk->bki")]
+    else:
+        nodes += [node("MatMul", ["theta", "base"], ["g"]), node("Transpose", ["g"], ["gt"], perm=[0, 2, 1])]
+    nodes += [node("Reshape", ["gt", "gs"], ["grid"]), node("GridSample", ["x", "grid"], ["v"])]
+    constants = {
+        "w": 0.3 * _normal(3, 2 * rows), "b": np.eye(2, rows, dtype=np.float32).ravel(), "k": 0.3 * _normal(8, 3, 3, 3),
+        "base": base.T[None].copy() if form == "left" else base, "s": np.array([-1, 2, rows]),
+        "gs": np.array([-1, 16, 16, 2]),
+    }  # fmt: skip
+    return _model([*nodes, node("Conv", ["v", "k"], ["y"])], ["n", 3, 16, 16], 4, **constants), _normal(12, 3, 16, 16)
+
+
 def _db(exact: np.ndarray, other: np.ndarray) -> float:
     return float(10 * np.log10(np.square(exact).sum() / np.square(exact - other).sum()))
 
@@ -117,3 +143,11 @@ def test_little_is_lost_in_any_session(make: Callable[[], Case], target: str, tm
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
         written = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         assert _db(exact, written.run(None, {"x": x})[0]) > 20
+
+
+@pytest.mark.parametrize("form", ["right", "left", "einsum", "rotation"])
+def test_places_that_a_product_gives_are_exact(form: str, tmp_path: Path) -> None:
+    model, x = transformer_of_space(form)
+    exported = isobit.quantize(model, x, progress=False).export(tmp_path)
+    assert min(exported.sqnr.values()) > 32
+    assert all(check.equal == 1 for check in exported.checks)

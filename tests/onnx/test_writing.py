@@ -87,3 +87,42 @@ def test_an_op_without_a_form_is_an_error() -> None:
     graph, weights = graph_of_one_node("keras::Thing", None, ("batch", 4))
     with pytest.raises(ModelError, match="'n'.*keras::Thing"):
         write_onnx(graph, weights.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (("n", "a", "b", 5), (-1, 1, -1, -1, 5)),
+        (("n", "a", "b", 5), (-1, 1, 1, -1, -1, 5)),
+        (("n", 1, "a", "b"), (-1, -1, -1)),
+        (("n", 1, "a", "b", 1), (-1, -1, 1, -1)),
+        (("n", "a", 6), (-1, -1, 2, 3)),
+    ],
+)
+def test_several_open_sizes_are_those_of_the_axes_they_were(source: tuple, target: tuple) -> None:
+    x = np.arange(180, dtype=np.float32)
+    x = x[: np.prod([n if isinstance(n, int) else 2 + i for i, n in enumerate(source)])]
+    x = x.reshape([n if isinstance(n, int) else 2 + i for i, n in enumerate(source)])
+    opened = iter([n for n in x.shape if n not in (1, 6)] if 5 not in source else x.shape)
+    shape = tuple(next(opened) if n < 0 else n for n in target)
+    output = tuple(None if n < 0 else n for n in target)
+    node = Node("n", "Reshape", ("x",), ("n",), {"shape": target}, ("n",))
+    graph = Graph((node,), ("x",), {"y": "n"}, {"x": TensorInfo(source), "n": TensorInfo(output)}, {})
+    proto, _ = write_onnx(graph, {}.__getitem__)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    np.testing.assert_array_equal(session.run(["y"], {"x": x})[0], x.reshape(shape))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int16", "uint32", "int64", "float32"])
+def test_a_choice_of_any_type_runs(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 2, (2, 3)).astype(dtype) for _ in range(2))
+    chosen = rng.integers(0, 2, (2, 3)).astype(bool)
+    info = TensorInfo(("n", 3), dtype)
+    tensors = {"c": TensorInfo(("n", 3), "bool"), "a": info, "b": info, "n": info}
+    node = Node("n", "Where", ("c", "a", "b"), ("n",), {}, ("n",))
+    proto, _ = write_onnx(Graph((node,), ("c", "a", "b"), {"y": "n"}, tensors, {}), {}.__getitem__)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    found = session.run(["y"], {"c": chosen, "a": a, "b": b})[0]
+    np.testing.assert_array_equal(found, np.where(chosen, a, b))
+    assert found.dtype == dtype

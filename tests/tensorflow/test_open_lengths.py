@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
+import onnxruntime
+import pytest
 import tensorflow as tf
 from keras import layers as L
 from keras import ops
@@ -209,3 +211,56 @@ def test_a_model_that_crops_more_than_a_made_up_length_is_exported(tmp_path):
     data = RNG.standard_normal((8, 37, 4)).astype(np.float32)
     sim = isobit.quantize(cut, data, progress=False)
     assert sim.export(tmp_path / "cut").checks[0].equal > 0.99
+
+
+#: Axes of size 1 put between and taken from axes whose sizes are open.
+UNIT_AXES = {
+    "second": lambda x: ops.expand_dims(x, 1),
+    "third": lambda x: ops.expand_dims(x, 2),
+    "two": lambda x: x[:, None, None],
+    "last": lambda x: x[..., None],
+    "taken": lambda x: ops.squeeze(x[:, None, ..., :1], (1, -1)),
+}
+
+
+def test_axes_of_one_between_open_ones(tmp_path) -> None:
+    """Sizes are those of the axes that they were, at other sizes than the example's and in the written file."""
+    x = keras.Input((None, None, 4))
+    model = keras.Model(x, {name: make(L.Dense(4)(x)) * 1.5 for name, make in UNIT_AXES.items()})
+    sim = isobit.quantize(model, [RNG.standard_normal((4, 6, 5, 4)).astype(np.float32)], progress=False)
+    exported = sim.export(tmp_path)
+    other = RNG.standard_normal((3, 2, 7, 4)).astype(np.float32)
+    session = onnxruntime.InferenceSession(str(exported["model"]))
+    values = session.run(None, {session.get_inputs()[0].name: other})
+    written = dict(zip((output.name for output in session.get_outputs()), values, strict=True))
+    floats = sim.run_float(other)
+    expected = {value.shape: np.asarray(value) for value in keras.tree.flatten(model(other))}
+    assert {value.shape for value in written.values()} == expected.keys()
+    for value in floats.values():
+        np.testing.assert_allclose(value, expected[value.shape], rtol=1e-4, atol=1e-5)
+
+
+CAUSAL, PADDED = np.tril(np.ones((1, 6, 6), bool)), np.zeros((1, 6, 6), bool)
+#: What decoders make of a causal mask and one of padding (batch, 1, steps), joined by a choice.
+CHOSEN = {
+    "of constants": lambda kept: ops.where(kept, CAUSAL, PADDED),
+    "of what was computed": lambda kept: ops.where(kept, ops.tril(ops.ones((1, 6, 6), dtype="bool")), PADDED),
+    "of a signal": lambda kept: ops.where(CAUSAL, kept, PADDED),
+    "of whole numbers": lambda kept: ops.where(kept, 1, 0) * CAUSAL.astype("int32"),
+    "of short ones": lambda kept: ops.where(CAUSAL, ops.cast(kept, "int8"), PADDED.astype("int8")),
+}
+
+
+@pytest.mark.parametrize("form", CHOSEN)
+def test_masks_that_are_chosen_run_in_onnxruntime(form: str, tmp_path) -> None:
+    x, padding = keras.Input((6, 8)), keras.Input((6,), dtype="int32")
+    mask = CHOSEN[form](ops.cast(padding, "bool")[:, None, :])
+    chosen = ops.cast(mask, "float32")
+    y = L.MultiHeadAttention(2, 4)(x, x, attention_mask=ops.cast(mask, "bool"))
+    model = keras.Model([x, padding], [y, chosen])
+    data = [RNG.standard_normal((4, 6, 8)).astype(np.float32), np.tril(np.ones((4, 6), np.int32))]
+    sim = isobit.quantize(model, [data], progress=False)
+    session = onnxruntime.InferenceSession(str(sim.export(tmp_path)["model"]))
+    found = session.run(None, dict(zip([entry.name for entry in session.get_inputs()], data, strict=True)))
+    np.testing.assert_array_equal(found[1], data[1][:, None, :] * CAUSAL)
+    np.testing.assert_allclose(found[0], model(data)[0], atol=0.1)

@@ -207,3 +207,27 @@ def _number(shape: Shape) -> int | None:
     """How many values a shape holds, None where a size is not known."""
     sizes = [n for n in shape if isinstance(n, int)]
     return prod(sizes) if len(sizes) == len(shape) else None
+
+
+def kept_axes(source: Sequence[object], target: Sequence[int]) -> list[int | None] | None:
+    """The axis of `source` that each axis of a Reshape's `target` keeps, None for a new one of size 1.
+
+    None where a Reshape does more than add and remove axes of size 1. Sizes of `source` that are no numbers are open.
+    """
+    if not target:
+        return [] if all(size == 1 for size in source) else None
+    wanted, first = target[0], source[0] if source else 1
+    is_open = not isinstance(first, int)
+    if source and (wanted < 0 or wanted == first or (is_open and wanted > 1)):
+        rest = kept_axes(source[1:], target[1:])
+        if rest is not None:
+            return [0, *(None if axis is None else axis + 1 for axis in rest)]
+    if wanted == 1:
+        rest = kept_axes(source, target[1:])
+        if rest is not None:
+            return [None, *rest]
+    if source and first == 1:
+        rest = kept_axes(source[1:], target)
+        if rest is not None:
+            return [None if axis is None else axis + 1 for axis in rest]
+    return None

@@ -46,15 +46,16 @@ class _Way:
     """How far a way back goes: the arithmetic that it `passes`, and what it looks for behind a layer.
 
     Of `positive` values squares and spectra count there, over `decades` where a logarithm is taken: more than 16 bits
-    have on a grid of equal steps.
+    have on a grid of equal steps. Of `places` the coordinates that a layer maps to others do.
     """
 
     passes: frozenset[str]
     positive: bool = False
     decades: bool = False
+    places: bool = False
 
 
-_PHASE, _COUNT = _Way(_AFFINE), _Way(_COUNTED)
+_PHASE, _COUNT, _PLACE = _Way(_AFFINE), _Way(_COUNTED), _Way(_AFFINE, places=True)
 #: What a divisor is made of beside the sum itself: an epsilon, a bound, a factor.
 _DIVISOR = _Way(frozenset({"Add", "Max", "Clip", "Mul", "Cast"}))
 _ROOT, _LOGARITHM = _Way(_POSITIVE, positive=True), _Way(_POSITIVE, positive=True, decades=True)
@@ -92,6 +93,7 @@ class _Search:
         self.positions, self.squares = _positions(graph), _squares(graph)
         self.counted, self.searched, self.filtered = _counted(graph), _searched(graph), _filtered(graph, signal)
         self.layers: set[str] = set()  # results of layers in which a phase or an index was found
+        self.mapped: set[str] = set()  # layers whose results are places in an image
         self.sizes = size_tensors(graph, signal, is_overridden)
         self.reasons: dict[str, str] = dict(self.sizes.reasons)
         self.uses: set[Use] = set(self.sizes.uses)
@@ -117,7 +119,7 @@ class _Search:
         elif node.op == "OneHot":
             self._walk(node, 0, f"{node.op} {node.name} reads it as an index", _PHASE)
         elif node.op in _PLACED:
-            self._walk(node, _PLACED[node.op], f"{node.op} {node.name} reads it as positions", _PHASE)
+            self._walk(node, _PLACED[node.op], f"{node.op} {node.name} reads it as positions", _PLACE)
         elif node.op in COMPARISONS:
             of_counted = not self.counted.isdisjoint(node.inputs)
             for index in (0, 1):
@@ -133,7 +135,7 @@ class _Search:
         """Decide about the layers of whose results phases are made.
 
         A result that others read as well keeps its grid: it is no phase. A layer that makes phases of positions
-        (Fourier features) needs both in 16 bits.
+        (Fourier features), or places in an image of coordinates (spatial transformers), needs both in 16 bits.
         """
         for name in self.layers:
             uses = self.graph.uses(name)
@@ -146,7 +148,8 @@ class _Search:
             if layer is None or len(read) != 1:
                 continue
             source = layer.inputs[read[0]] or ""
-            if source in self.positions and not self.is_overridden(source):
+            of_coordinates = layer.name in self.mapped and _maps_coordinates(self.graph, layer)
+            if (source in self.positions or of_coordinates) and not self.is_overridden(source):
                 self.wide[source] = self.wide_weights[layer.name] = self.reasons[name]
 
     def _walk(self, reader: Node, index: int, reason: str, way: _Way) -> None:
@@ -177,7 +180,7 @@ class _Search:
         """Where the way back goes on: a sum of two signals is where a phase begins, one of squares is passed."""
         uses = [Use(node, i) for i in (range(len(node.inputs)) if node.op in _OF_ALL else (0,))]
         signals = [use for use in uses if node.inputs[use.index] in self.signal]
-        if way in (_PHASE, _COUNT) and len(signals) > 1 and node.op != "Concat":
+        if way in (_PHASE, _COUNT, _PLACE) and len(signals) > 1 and node.op != "Concat":
             return [use for use in signals if node.inputs[use.index] in self.positions]
         return signals
 
@@ -186,8 +189,10 @@ class _Search:
 
         16 bits do for a root; a logarithm needs them in float.
         """
-        if way in (_PHASE, _COUNT):
+        if way in (_PHASE, _COUNT, _PLACE):
             self.layers.add(layer.outputs[0])
+            if way.places:
+                self.mapped.add(layer.name)
         if not way.positive:
             return
         sources = {index: layer.inputs[index] or "" for index in self._read_by(layer)}
@@ -230,6 +235,15 @@ class _Search:
             if producer is not None and producer.op in WEIGHTED:
                 self.wide_weights[producer.name] = reason
             waiting += producer.inputs if producer is not None else ()
+
+
+def _maps_coordinates(graph: Graph, layer: Node) -> bool:
+    """Whether a product gives places coordinate by coordinate: x, y and z are rows of its own, not its features.
+
+    Its constant then holds the coordinates of a grid (spatial transformers) or what they bend by (thin-plate splines).
+    """
+    shape = graph.tensors[layer.outputs[0]].shape or ()
+    return layer.op in ("Linear", "MatMul") and len(shape) > 2 and shape[-2] in (2, 3)
 
 
 def _filtered(graph: Graph, signal: Collection[str]) -> set[str]:

@@ -10,6 +10,7 @@ from onnx import helper
 
 from isobit.graph import Node
 from isobit.graph.ops import SETTINGS
+from isobit.graph.shape_inference import kept_axes
 from isobit_onnx.write.norms import NORMS
 from isobit_onnx.write.onnx_writer import Lowering, OnnxWriter
 
@@ -18,9 +19,12 @@ _PLAIN = frozenset(
     "Conv ConvTranspose Gather BatchNormalization "
     "Relu LeakyRelu Elu Selu Celu Gelu HardSwish HardSigmoid Mish Sigmoid Tanh Softplus Softsign "
     "ThresholdedRelu Exp Log Sqrt Reciprocal Neg Abs Erf Sin Cos Floor Ceil Round Sign Softmax LogSoftmax Not IsNaN "
-    "Identity Add Sub Mul Div Pow Max Min Mean Sum Where Equal Greater Less GreaterOrEqual LessOrEqual And Or Xor Mod "
+    "Identity Add Sub Mul Div Pow Max Min Mean Sum Equal Greater Less GreaterOrEqual LessOrEqual And Or Xor Mod "
     "Concat Transpose MaxPool ReduceMean ReduceSum ArgMax ArgMin DepthToSpace GatherElements".split()
 )
+
+#: What onnxruntime chooses in place of types that its Where has no kernel for.
+_CARRIERS = {"bool": "uint8", "int8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int64"}
 
 
 def _plain(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
@@ -134,6 +138,23 @@ def _cast(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     writer.node("Cast", inputs, writer.value(node.outputs[0]), node.name, {"to": int(kind)})
 
 
+def _where(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
+    """onnxruntime (1.32) chooses between no booleans, which masks of decoders are, and no short integers."""
+    dtype, output = writer.graph.tensors[node.outputs[0]].dtype, writer.value(node.outputs[0])
+    carrier = _CARRIERS.get(dtype)
+    if carrier is None:
+        writer.node("Where", inputs, output, node.name, {})
+        return
+    to = {"to": int(helper.np_dtype_to_tensor_dtype(np.dtype(carrier)))}
+    carried = [writer.free(f"{node.name}/{part}") for part in ("chosen", "otherwise")]
+    for name, source in zip(carried, inputs[1:], strict=True):
+        writer.node("Cast", [source], name, name, to)
+    result = writer.free(f"{node.name}/result")
+    writer.node("Where", [inputs[0], *carried], result, node.name, {})
+    back = int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    writer.node("Cast", [result], output, result, {"to": back})
+
+
 def _expand(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     """-1 keeps a size, which ONNX writes as 1."""
     shape = [1 if n < 0 else n for n in node.attributes["shape"]]
@@ -141,10 +162,31 @@ def _expand(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     writer.node("Expand", [inputs[0], target], writer.value(node.outputs[0]), node.name, {})
 
 
+def _unit_axes(
+    writer: OnnxWriter, node: Node, inputs: Sequence[str], source: Sequence[int], kept: Sequence[int | None]
+) -> None:
+    """Axes of size 1 removed and added, where a 0 of Reshape would keep the size of another axis."""
+    removed = [axis for axis in source if axis not in kept]
+    added = [place for place, axis in enumerate(kept) if axis is None]
+    value, output = inputs[0], writer.value(node.outputs[0])
+    if removed:
+        value = writer.free(f"{node.name}/squeezed") if added else output
+        axes = writer.constant(f"{node.name}/removed", removed, np.int64)
+        writer.node("Squeeze", [inputs[0], axes], value, f"{node.name}/squeezed" if added else node.name, {})
+    if added:
+        axes = writer.constant(f"{node.name}/added", added, np.int64)
+        writer.node("Unsqueeze", [value, axes], output, node.name, {})
+
+
 def _reshape(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     """With several unknown sizes the batch keeps its own (0), the last one is worked out (-1)."""
     shape: list[int] = list(node.attributes["shape"])
     unknown = [axis for axis, size in enumerate(shape) if size < 0]
+    source = writer.graph.tensors[node.inputs[0] or ""].shape
+    kept = kept_axes(source, shape) if source is not None else None
+    if kept is not None and any(kept[axis] != axis for axis in unknown[:-1]):
+        _unit_axes(writer, node, inputs, range(len(source or ())), kept)
+        return
     for axis in unknown[:-1]:
         shape[axis] = 0
     target = writer.constant(f"{node.name}/shape", shape, np.int64)
@@ -163,6 +205,7 @@ LOWERINGS: Mapping[str, Lowering] = {
     **NORMS,
     "PRelu": _prelu,
     "Cast": _cast,
+    "Where": _where,
     "Expand": _expand,
     "Reshape": _reshape,
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),

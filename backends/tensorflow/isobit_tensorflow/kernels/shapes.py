@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from isobit.graph import Node
+from isobit.graph.shape_inference import kept_axes
 from isobit_tensorflow.axes import first_axes, last_axes
 from isobit_tensorflow.kernels.operands import Constant, Operand, numbers
 
@@ -31,8 +32,9 @@ def _reshape(node: Node, x: Operand) -> Operand:
     if len(unknown) > 1:
         # -1 can stand for one size: those before the last unknown one, the batch first, are the operand's own
         sizes = tf.shape(value)
+        kept = kept_axes(value.shape.as_list(), shape) or range(len(shape))
         for axis in unknown[:-1]:
-            shape[axis] = sizes[axis]
+            shape[axis] = sizes[axis if kept[axis] is None else kept[axis]]
     return Operand(tf.reshape(value, shape))
 
 

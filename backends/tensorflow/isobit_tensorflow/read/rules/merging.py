@@ -173,10 +173,17 @@ def _where(call: Call) -> Value:
         condition = cast_to(call, condition, "bool", f"{call.name}/condition")
     if isinstance(a, Value) or isinstance(b, Value):
         a, b = _of_one_type(call, "Where", (a, b))
-    dtype = next((v.dtype for v in (a, b) if isinstance(v, Value)), "float32")
-    if isinstance(a, Value) or isinstance(b, Value):
+    dtype = next((v.dtype for v in (a, b) if isinstance(v, Value)), "") or _type_of_constants(a, b)
+    if isinstance(a, Value) or isinstance(b, Value) or dtype != "float32":
         a, b = (v if isinstance(v, Value) or is_parameter(v) else np.asarray(v).astype(dtype) for v in (a, b))
     return broadcast(call, "Where", [condition, a, b], dtype=dtype, constants=dtype)
+
+
+def _type_of_constants(*operands: Any) -> str:
+    """What Keras makes of two constants, variables or numbers: truths, whole numbers or float32."""
+    kinds = [getattr(operand, "dtype", type(operand)) for operand in operands]
+    kind = str(keras.backend.result_type(*(k if isinstance(k, type) else str(k) for k in kinds)))
+    return "float32" if "float" in kind else kind
 
 
 def _square(call: Call) -> Value:
