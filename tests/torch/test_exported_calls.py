@@ -119,3 +119,18 @@ def test_convolutions_without_a_bias_run_in_every_session(kind: type[nn.Module],
     batch = torch.linspace(-2, 3, 2 * 4 * 5**count).reshape(2, 4, *[5] * count)
     sim = isobit.quantize(kind(4, 6, 3, groups=groups, bias=False).eval(), [batch], recipe="basic", progress=False)
     assert not any(check.error for check in sim.export(tmp_path).checks)
+
+
+class Doubled(nn.Module):
+    """Joins a tensor with itself, and compares it, so that each place in the list has a quantizer of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(torch.cat([x, x, x], 1)) + torch.where(x > 0, x, 2 * x).sum()
+
+
+def test_a_list_that_holds_one_tensor_twice_is_exported(tmp_path: Path) -> None:
+    x = torch.linspace(-2, 3, 24).reshape(4, 6)
+    sim = isobit.QuantSim(Doubled().eval(), example_inputs=(x,), target="default")
+    sim.calibrate([x])
+    assert {f"cat[{index}]" for index in range(3)} <= {str(site) for site in sim.encodings}
+    assert sim.export(tmp_path).checks[0].equal == 1

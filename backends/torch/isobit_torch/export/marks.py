@@ -14,7 +14,7 @@ from torch import fx
 from isobit.graph import Graph, Input, Site, Tensor, Weight
 from isobit_torch.program.fx_nodes import behind, op_name
 from isobit_torch.program.program import copy_graph
-from isobit_torch.translate.sites import bind
+from isobit_torch.translate.sites import bind, read_instead
 from isobit_torch.translate.translate import Translation
 
 if TYPE_CHECKING:
@@ -144,10 +144,7 @@ def _mark_readers(graph: fx.Graph, copies: Any, translation: Translation, site: 
         node, read = copies[reader.node], copies[reader.read]
         with graph.inserting_before(node):
             marked = mark(read, site)
-        if reader.index is None or not isinstance(node.args[reader.index], fx.Node):
-            node.replace_input_with(read, marked)
-        else:
-            node.args = tuple(marked if i == reader.index else value for i, value in enumerate(node.args))
+        read_instead(node, reader.index, read, marked)
 
 
 def bind_readers(translation: Translation, site: Input) -> tuple[Any, ...]:

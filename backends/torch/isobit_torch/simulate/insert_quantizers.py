@@ -17,7 +17,7 @@ from isobit_torch.program.fx_nodes import NAME, attribute, behind, op_name
 from isobit_torch.program.program import copy_graph
 from isobit_torch.simulate.fed_observer import FedObserver
 from isobit_torch.simulate.quantizers import QUANTIZERS, Quantizer, WeightQuantizer
-from isobit_torch.translate.sites import NativeReader, NativeSite, bind, seen_through_views
+from isobit_torch.translate.sites import NativeReader, NativeSite, bind, read_instead, seen_through_views
 from isobit_torch.translate.translate import Translation
 
 #: Calls whose result is memory of its own, which nothing else sees.
@@ -102,11 +102,7 @@ def _reread(copies: Mapping[fx.Node, fx.Node], reader: NativeReader, source: fx.
     """Let one reader read `result`; views between the value and the reader are copied for it."""
     node = copies[reader.node]
     result = seen_through_views(copies[reader.read], copies[source], result, node)
-    old = copies[reader.read]
-    if reader.index is None or not isinstance(node.args[reader.index], fx.Node):
-        node.replace_input_with(old, result)
-    else:
-        node.args = tuple(result if i == reader.index else value for i, value in enumerate(node.args))
+    read_instead(node, reader.index, copies[reader.read], result)
 
 
 def _may_overwrite(node: fx.Node) -> bool:

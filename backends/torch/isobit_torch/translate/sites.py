@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -106,6 +107,19 @@ def view_chain(node: fx.Node) -> list[fx.Node]:
     while is_view(chain[-1]) and isinstance(chain[-1].args[0], fx.Node):
         chain.append(chain[-1].args[0])
     return chain
+
+
+def read_instead(node: fx.Node, index: int | None, old: fx.Node, new: fx.Node) -> None:
+    """Let a node read `new` where it reads `old`: at one place, where it has several and an index says which."""
+    listed: Any = node.args[0] if node.args else None
+    if index is None:
+        node.replace_input_with(old, new)
+    elif isinstance(listed, list | tuple) and index < len(listed) and listed[index] is old:
+        node.args = ([*listed[:index], new, *listed[index + 1 :]], *node.args[1:])
+    elif index < len(node.args) and isinstance(node.args[index], fx.Node):
+        node.args = tuple(new if i == index else value for i, value in enumerate(node.args))
+    else:
+        node.replace_input_with(old, new)
 
 
 def seen_through_views(read: fx.Node, source: fx.Node, result: fx.Node, reader: fx.Node) -> fx.Node:
