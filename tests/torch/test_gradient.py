@@ -17,6 +17,7 @@ from isobit.graph import Permute, Take, Tensor, View
 from isobit.graph import layout as reference
 from isobit_torch.backend import TorchBackend
 from isobit_torch.program.layouts import to_canonical, to_native
+from isobit_torch.simulate.cpu_gradient import cpu_backward
 from isobit_torch.simulate.quantizers import Quantizer
 
 
@@ -167,3 +168,19 @@ def test_a_learned_zero_point_is_rounded_in_every_path() -> None:
     np.testing.assert_array_equal(trained.numpy(), quantizer.encoding.fake_quantize(x.numpy()))
     assert torch.equal(fast, trained)
     assert torch.equal(quantizer._compute(x), trained)
+
+
+def test_sums_do_not_depend_on_where_arrays_lie() -> None:
+    """Steps of training have the same bits again: what an allocator gives is another address each time."""
+    generator = torch.Generator().manual_seed(0)
+    values, upstream = (torch.randn(1500, generator=generator) for _ in range(2))
+    memory = torch.zeros(8000)
+    found = set()
+    for gap in range(0, 90, 3):  # one right behind the other, and apart
+        x, gradient = memory[:1500], memory[1500 + gap : 3000 + gap]
+        x.copy_(values)
+        gradient.copy_(upstream)
+        sums = cpu_backward(x, gradient, torch.tensor(0.02), torch.tensor(128.0), 0, 255, True, True)
+        assert sums is not None
+        found.add(tuple(float(total) for total in sums[1:]))
+    assert len(found) == 1

