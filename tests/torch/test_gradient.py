@@ -17,7 +17,7 @@ from isobit.graph import Permute, Take, Tensor, View
 from isobit.graph import layout as reference
 from isobit_torch.backend import TorchBackend
 from isobit_torch.program.layouts import to_canonical, to_native
-from isobit_torch.simulate.cpu_gradient import cpu_backward
+from isobit_torch.simulate.cpu_gradient import _pass_and_sum
 from isobit_torch.simulate.quantizers import Quantizer
 
 
@@ -172,15 +172,13 @@ def test_a_learned_zero_point_is_rounded_in_every_path() -> None:
 
 def test_sums_do_not_depend_on_where_arrays_lie() -> None:
     """Steps of training have the same bits again: what an allocator gives is another address each time."""
-    generator = torch.Generator().manual_seed(0)
-    values, upstream = (torch.randn(1500, generator=generator) for _ in range(2))
-    memory = torch.zeros(8000)
-    found = set()
-    for gap in range(0, 90, 3):  # one right behind the other, and apart
-        x, gradient = memory[:1500], memory[1500 + gap : 3000 + gap]
-        x.copy_(values)
-        gradient.copy_(upstream)
-        sums = cpu_backward(x, gradient, torch.tensor(0.02), torch.tensor(128.0), 0, 255, True, True)
-        assert sums is not None
-        found.add(tuple(float(total) for total in sums[1:]))
+    rng = np.random.default_rng(0)
+    values, upstream = (rng.standard_normal(1500, np.float32) for _ in range(2))
+    memory, found = np.zeros(9000, np.float32), set()
+    for gap in (0, 8, 100, 700, 1400):  # the result behind what is read, nearer or farther than a chunk
+        x, gradient, result = (memory[start : start + 1500] for start in (0, 1500 + gap, 3000 + 2 * gap))
+        x[:], gradient[:] = values, upstream
+        sums = np.zeros(2)
+        _pass_and_sum(x, gradient, result, *map(np.float32, (0.02, 128, 0, 255, 1)), sums)
+        found.add(tuple(sums))
     assert len(found) == 1
