@@ -131,12 +131,21 @@ def trained() -> tuple[QuantSim, torch.Tensor]:
     return isobit.quantize(network(), [x], target="default", progress=False), x
 
 
-def fit(model: nn.Module, x: torch.Tensor, goal: torch.Tensor, optimizer: torch.optim.Optimizer, steps: int) -> None:
+def fit(
+    model: nn.Module,
+    x: torch.Tensor,
+    goal: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+) -> None:
     model.train()
     for _ in range(steps):
         optimizer.zero_grad()
         functional.mse_loss(model(x), goal).backward()
         optimizer.step()
+        if schedule is not None:
+            schedule.step()
     model.eval()
 
 
@@ -152,8 +161,10 @@ def test_quality_is_not_lost(trained: tuple[QuantSim, torch.Tensor], optimizer: 
     before = quality()
     model = sim.trainable()
     kind = {"adam": lambda p: torch.optim.Adam(p, 1e-3), "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)}
-    fit(model, x, goal, kind[optimizer](model.parameters()), 100)
-    assert quality() > before - 0.3  # the last bits of a processor's kernels move what is reached by a tenth
+    optimizing = kind[optimizer](model.parameters())
+    # A rate that stays hops by decibels around the best, and the last bits of a processor decide where it ends.
+    fit(model, x, goal, optimizing, 100, torch.optim.lr_scheduler.LinearLR(optimizing, 1.0, 0.0, 100))
+    assert quality() > before - 0.2
 
 
 def test_modes(trained: tuple[QuantSim, torch.Tensor]) -> None:
