@@ -227,14 +227,11 @@ class _Fitting:
     def _apart_behind(self, node: ir.Node, same: ir.Value) -> None:
         """A Reshape that changes nothing behind a node, whose result has the node's name."""
         resized = node.outputs[0]
-        behind = self._node("Reshape", [resized, same], f"{resized.name}_resized")
+        behind = self._node("Reshape", [None, same], f"{resized.name}_resized")
         kept = behind.outputs[0]
         kept.shape, kept.type = resized.shape, resized.type
-        for use in [use for use in resized.uses() if use.node is not behind]:
-            use.node.replace_input_with(use.idx, kept)
-        for position, output in enumerate(self.graph.outputs):
-            if output is resized:
-                self.graph.outputs[position] = kept
+        ir.convenience.replace_all_uses_with(resized, kept, replace_graph_outputs=True)
+        behind.replace_input_with(0, resized)
         self.graph.insert_after(node, [behind])
         resized.name, kept.name = kept.name, resized.name
 

@@ -134,8 +134,12 @@ def _prelu(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
 
 
 def _cast(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(str(node.attributes["to"])))
-    writer.node("Cast", inputs, writer.value(node.outputs[0]), node.name, {"to": int(kind)})
+    writer.node("Cast", inputs, writer.value(node.outputs[0]), node.name, _to(str(node.attributes["to"])))
+
+
+def _to(dtype: str) -> dict[str, int]:
+    """The attribute of a Cast."""
+    return {"to": int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))}
 
 
 def _where(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
@@ -145,14 +149,12 @@ def _where(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     if carrier is None:
         writer.node("Where", inputs, output, node.name, {})
         return
-    to = {"to": int(helper.np_dtype_to_tensor_dtype(np.dtype(carrier)))}
     carried = [writer.free(f"{node.name}/{part}") for part in ("chosen", "otherwise")]
     for name, source in zip(carried, inputs[1:], strict=True):
-        writer.node("Cast", [source], name, name, to)
+        writer.node("Cast", [source], name, name, _to(carrier))
     result = writer.free(f"{node.name}/result")
     writer.node("Where", [inputs[0], *carried], result, node.name, {})
-    back = int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-    writer.node("Cast", [result], output, result, {"to": back})
+    writer.node("Cast", [result], output, result, _to(dtype))
 
 
 def _expand(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
@@ -162,11 +164,9 @@ def _expand(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     writer.node("Expand", [inputs[0], target], writer.value(node.outputs[0]), node.name, {})
 
 
-def _unit_axes(
-    writer: OnnxWriter, node: Node, inputs: Sequence[str], source: Sequence[int], kept: Sequence[int | None]
-) -> None:
+def _unit_axes(writer: OnnxWriter, node: Node, inputs: Sequence[str], rank: int, kept: Sequence[int | None]) -> None:
     """Axes of size 1 removed and added, where a 0 of Reshape would keep the size of another axis."""
-    removed = [axis for axis in source if axis not in kept]
+    removed = [axis for axis in range(rank) if axis not in kept]
     added = [place for place, axis in enumerate(kept) if axis is None]
     value, output = inputs[0], writer.value(node.outputs[0])
     if removed:
@@ -184,8 +184,8 @@ def _reshape(writer: OnnxWriter, node: Node, inputs: Sequence[str]) -> None:
     unknown = [axis for axis, size in enumerate(shape) if size < 0]
     source = writer.graph.tensors[node.inputs[0] or ""].shape
     kept = kept_axes(source, shape) if source is not None else None
-    if kept is not None and any(kept[axis] != axis for axis in unknown[:-1]):
-        _unit_axes(writer, node, inputs, range(len(source or ())), kept)
+    if source is not None and kept is not None and any(kept[axis] != axis for axis in unknown[:-1]):
+        _unit_axes(writer, node, inputs, len(source), kept)
         return
     for axis in unknown[:-1]:
         shape[axis] = 0

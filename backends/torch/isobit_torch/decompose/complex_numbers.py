@@ -130,13 +130,6 @@ def _made_of_parts(p: Pairs, a: Mapping[str, Any]) -> fx.Node | None:
     return p.number(real, imaginary)
 
 
-def _made_of_polar(p: Pairs, a: Mapping[str, Any]) -> fx.Node:
-    angle = a["angle"]
-    return p.number(
-        p.times(a["abs"], p.call(aten.cos.default, angle)), p.times(a["abs"], p.call(aten.sin.default, angle))
-    )
-
-
 def _product(p: Pairs, a: Mapping[str, Any]) -> fx.Node | None:
     left, right = a["self"], a["other"]
     if not is_complex(left):
@@ -163,9 +156,13 @@ def _scaled(p: Pairs, number: fx.Node, factor: Operand) -> fx.Node | None:
 
 
 def _multiplied(p: Pairs, left: Operand, right: Operand, times: Callable[[Operand, Operand], Operand]) -> Parts:
-    """(a + bi) (c + di) by a product of real numbers."""
+    """(a + bi) (c + di) by a product of real numbers, which a plain 0 takes no part in."""
+
+    def product(x: Operand, y: Operand) -> Operand:
+        return 0.0 if is_zero(x) or is_zero(y) else times(x, y)
+
     (a, b), (c, d) = p.parts(left), p.parts(right)
-    return p.minus(times(a, c), times(b, d)), p.plus(times(a, d), times(b, c))
+    return p.minus(product(a, c), product(b, d)), p.plus(product(a, d), product(b, c))
 
 
 def _quotient(p: Pairs, a: Mapping[str, Any]) -> fx.Node | None:
@@ -213,20 +210,15 @@ def _shape(node: fx.Node) -> str:
 def _matrix_product(p: Pairs, a: Mapping[str, Any]) -> fx.Node:
     left, right = (value for name, value in a.items() if name in ("self", "mat2", "other"))
     target = p.node.target
-    return p.number(
-        *_multiplied(p, left, right, lambda x, y: 0.0 if is_zero(x) or is_zero(y) else p.call(target, x, y))
-    )
+    return p.number(*_multiplied(p, left, right, lambda x, y: p.call(target, x, y)))
 
 
 def _einsum(p: Pairs, a: Mapping[str, Any]) -> fx.Node | None:
     if a.get("path") is not None or len(a["tensors"]) != 2:
         return None
-
-    def times(x: Operand, y: Operand) -> Operand:
-        return 0.0 if is_zero(x) or is_zero(y) else p.call(aten.einsum.default, a["equation"], [x, y])
-
     left, right = a["tensors"]
-    return p.number(*_multiplied(p, left, right, times))
+    products = _multiplied(p, left, right, lambda x, y: p.call(aten.einsum.default, a["equation"], [x, y]))
+    return p.number(*products)
 
 
 def _reduced(p: Pairs, a: Mapping[str, Any]) -> fx.Node | None:
@@ -241,18 +233,14 @@ def _reduced(p: Pairs, a: Mapping[str, Any]) -> fx.Node | None:
 
 def _exponential(p: Pairs, a: Mapping[str, Any]) -> fx.Node:
     real, imaginary = p.parts(a["self"])
-    size = p.call(aten.exp.default, real)
-    return p.number(
-        p.times(size, p.call(aten.cos.default, imaginary)), p.times(size, p.call(aten.sin.default, imaginary))
-    )
+    return p.turned(p.call(aten.exp.default, real), imaginary)
 
 
 def _zeros(p: Pairs, a: Mapping[str, Any]) -> fx.Node:
     """Zeros to write a spectrum into."""
     sizes = a["size"] if "size" in a else p.sizes(a["self"])
     value = p.node.meta["val"]
-    kind = torch.empty((), dtype=value.dtype, device="meta").real.dtype
-    return p.whole(p.call(aten.zeros.default, [*sizes, 2], dtype=kind, device=value.device))
+    return p.whole(p.call(aten.zeros.default, [*sizes, 2], dtype=value.dtype.to_real(), device=value.device))
 
 
 def _scattered(p: Pairs, a: Mapping[str, Any]) -> fx.Node | None:
@@ -284,7 +272,7 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("cat", "stack"), _joined),
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "unbind"), _taken_apart),
     "complex": _made_of_parts,
-    "polar": _made_of_polar,
+    "polar": lambda p, a: p.turned(a["abs"], a["angle"]),
     **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), _zeros),
     **dict.fromkeys(("slice_scatter", "select_scatter"), _scattered),
     "copy": _overwritten,

@@ -38,6 +38,7 @@ class Pairs:
         self.graph, self.root = graph, root
         self.node: fx.Node
         self.count = 0
+        self._mode = next((v.fake_mode for v in map(_fake, graph.nodes) if v is not None), None) or FakeTensorMode()
         self._of: dict[fx.Node, fx.Node] = {}
         self._parts: dict[fx.Node, Parts] = {}
         self._conjugate: dict[fx.Node, fx.Node] = {}
@@ -47,8 +48,6 @@ class Pairs:
         node = self.graph.call_function(target, args, kwargs)
         self.count += 1
         node.meta[NAME] = self._name()
-        if "nn_module_stack" in self.node.meta:
-            node.meta["nn_module_stack"] = self.node.meta["nn_module_stack"]
         value = self.value_of(node)
         node.meta["val"], node.meta[DTYPE] = value, dtype_name(value.dtype)
         return node
@@ -59,18 +58,17 @@ class Pairs:
 
     def value_of(self, node: fx.Node) -> Any:
         """The shape and type of what a call gives, as a tensor without values."""
-        mode = next((v.fake_mode for v in map(_fake, self.graph.nodes) if v is not None), None)
-        with mode or FakeTensorMode(), torch.no_grad():
-            made = fx.node.map_arg((node.args, node.kwargs), lambda n: self._fake_of(n, mode))
+        with self._mode, torch.no_grad():
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._fake_of)
             target: Any = node.target
-            return target(*made[0], **made[1])
+            return target(*args, **kwargs)
 
-    def _fake_of(self, node: fx.Node, mode: FakeTensorMode | None) -> Any:
+    def _fake_of(self, node: fx.Node) -> Any:
         value = node.meta.get("val")
         if value is None and node.op == "get_attr":
             value = attribute(self.root, str(node.target))
-        if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor) and mode is not None:
-            return mode.from_tensor(value)
+        if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
+            return self._mode.from_tensor(value)
         return value
 
     def pair(self, number: fx.Node) -> fx.Node:
@@ -123,6 +121,12 @@ class Pairs:
         if pair.meta[NAME] == self._name():
             pair.meta[NAME] = self.node.meta[NAME]
         return self.call(aten.view_as_complex.default, pair)
+
+    def turned(self, size: Operand, angle: fx.Node) -> fx.Node:
+        """The number of a size and a phase."""
+        return self.number(
+            self.times(size, self.call(aten.cos.default, angle)), self.times(size, self.call(aten.sin.default, angle))
+        )
 
     def conjugated(self, number: fx.Node) -> fx.Node:
         """The conjugate, which is remembered as such."""

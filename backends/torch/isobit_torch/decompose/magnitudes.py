@@ -22,14 +22,8 @@ def _magnitude(e: Expander, node: fx.Node, a: dict[str, Any]) -> fx.Node | None:
         return None
     pair: Any
     if op_name(number) == "complex":
-        real, imaginary = number.args[:2]
-        if real.meta["val"].shape != imaginary.meta["val"].shape:
-            return _hypotenuse(e, real, imaginary)
-        columns = [
-            e.call(aten.unsqueeze.default, x, -1, part=part) for x, part in ((real, "real"), (imaginary, "imaginary"))
-        ]
-        pair = e.call(aten.cat.default, columns, -1, part="parts")
-    elif op_name(number) == "view_as_complex":
+        return _hypotenuse(e, *number.args[:2])  # of other shapes each: the rest is a pair (`complex_numbers`)
+    if op_name(number) == "view_as_complex":
         pair = number.args[0]
     else:
         pair = e.call(aten.view_as_real.default, number, part="parts")

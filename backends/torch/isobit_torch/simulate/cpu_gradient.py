@@ -61,9 +61,7 @@ def _pass_and_sum(
     low, high = q_min - zero, q_max - zero
     for start in range(0, x.size, _CHUNK):
         stop = min(start + _CHUNK, x.size)
-        for i in range(start, stop):
-            step = np.float32(np.rint(x[i] / scale))
-            result[i] = upstream[i] if (step >= low) & (step <= high) else np.float32(0)
+        _pass_inside(x[start:stop], upstream[start:stop], result[start:stop], scale, zero, q_min, q_max)
         # A loop of its own: beside a store, where the arrays lie in memory would decide whether a chunk is summed in
         # vectors, and so the last bits of its sums from step to step.
         by_scale, cut = np.float32(0), np.float32(0)

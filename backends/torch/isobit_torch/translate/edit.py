@@ -12,7 +12,6 @@ from torch import fx, nn
 from isobit.edits import EditPlan, Inserted, Replaced, Resized
 from isobit.errors import EditError
 from isobit.graph import Blocks, Layout, Node, Permute, Take, Tensor, View, WeightInfo, conv_transpose_layout, to_native
-from isobit.graph.free_name import free_name
 from isobit.graph.layout import compose, inverse
 from isobit_torch.program.constants import CONSTANTS
 from isobit_torch.program.convert import to_array, to_tensor
@@ -371,7 +370,7 @@ class _Editor:
 
 def _viewed(graph: fx.Graph, node: fx.Node, layout: Layout, name: str) -> fx.Node:
     """A constant through its layout, as calls; the translation folds them into the layout again."""
-    for number, step in enumerate(layout):
+    for step in layout:
         if isinstance(step, Permute):
             view = graph.call_function(aten.permute.default, (node, list(step.axes)))
         elif isinstance(step, View):
@@ -383,8 +382,7 @@ def _viewed(graph: fx.Graph, node: fx.Node, layout: Layout, name: str) -> fx.Nod
         else:
             assert isinstance(step, Take)
             view = graph.call_function(aten.select.int, (node, 0, step.index))
-        # A weight that several layers read has views for each of them.
-        own = free_name(f"{name}.view{number}", {other.meta.get(NAME) for other in graph.nodes})
-        view.meta.update({NAME: own, DTYPE: node.meta[DTYPE], SHAPE: None})
+        # A weight that several layers read has views for each of them; names of calls are unique.
+        view.meta.update({NAME: f"{name}.{view.name}", DTYPE: node.meta[DTYPE], SHAPE: None})
         node = view
     return node
